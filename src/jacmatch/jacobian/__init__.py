@@ -1,1 +1,81 @@
-"""Jacobian."""
+"""Derivatives of networks: products, probes, estimators, readouts and the doctor.
+
+Four questions, four modules: *what* is differentiated (`readouts`), *which* products are taken (`estimators`, with
+directions from `probes`), *how* they are computed (`products`, three engines), and whether that is right for a given
+module (`doctor`).
+"""
+
+from jacmatch.jacobian.diagnosis import Diagnosis, Finding
+from jacmatch.jacobian.doctor import doctor
+from jacmatch.jacobian.engines import Products, gradient_norms
+from jacmatch.jacobian.estimators import (
+    ESTIMATORS,
+    AntitheticNoise,
+    Cost,
+    DataPairs,
+    Estimator,
+    EveryRow,
+    FisherRows,
+    LabelClass,
+    RandomInputs,
+    RandomOutputs,
+    SampledRows,
+    TopClass,
+)
+from jacmatch.jacobian.features import from_embeddings, output_tensor, run
+from jacmatch.jacobian.modules import BatchNormPolicy, Module, twice_differentiable
+from jacmatch.jacobian.products import Engine, jacobian, jvp, pull, push, vjp
+from jacmatch.jacobian.readouts import (
+    READOUTS,
+    AttentionPixel,
+    Context,
+    LabelLogit,
+    Logits,
+    LogProbabilities,
+    Loss,
+    PooledFeatures,
+    Readout,
+    TopLogit,
+)
+
+__all__ = [
+    "ESTIMATORS",
+    "READOUTS",
+    "AntitheticNoise",
+    "AttentionPixel",
+    "BatchNormPolicy",
+    "Context",
+    "Cost",
+    "DataPairs",
+    "Diagnosis",
+    "Engine",
+    "Estimator",
+    "EveryRow",
+    "Finding",
+    "FisherRows",
+    "LabelClass",
+    "LabelLogit",
+    "LogProbabilities",
+    "Logits",
+    "Loss",
+    "Module",
+    "PooledFeatures",
+    "Products",
+    "RandomInputs",
+    "RandomOutputs",
+    "Readout",
+    "SampledRows",
+    "TopClass",
+    "TopLogit",
+    "doctor",
+    "from_embeddings",
+    "gradient_norms",
+    "jacobian",
+    "jvp",
+    "output_tensor",
+    "pull",
+    "push",
+    "run",
+    "twice_differentiable",
+    "vjp",
+]

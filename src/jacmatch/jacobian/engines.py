@@ -1,0 +1,235 @@
+"""The three engines that differentiate; `products` is their front door and their only caller besides the doctor.
+
+*reverse* (`torch.autograd.grad`) is the most portable and the only one for vᵀJ. *forward* (`torch.func.jvp`) takes Jv
+in one dual pass, without double backward. *differences* needs values only.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jacobian import differences
+from jacmatch.jacobian.features import run
+from jacmatch.jacobian.modules import (
+    BatchNormPolicy,
+    Module,
+    buffers_in_training,
+    is_trainable,
+    twice_differentiable,
+)
+from jacmatch.jacobian.readouts import Context, Readout
+
+Cotangents = Tensor | Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Products:
+    """What one pass with derivatives returned.
+
+    Attributes:
+        outputs: The network's outputs.
+        values: The readout's values, (B, R); the outputs themselves for the readout `Logits`.
+        products: vᵀJ (P, B, *input) of `pull`, or Jv (P, B, R) of `push`.
+        features: Features of the layers asked for.
+        engine: The engine that did it.
+    """
+
+    outputs: Tensor
+    values: Tensor
+    products: Tensor
+    features: dict[str, Tensor] = field(default_factory=dict)
+    engine: str = "reverse"
+
+
+@dataclass(frozen=True)
+class Function:
+    """The differentiated function x ↦ values, with outputs and features as by-products.
+
+    Attributes:
+        module: The network.
+        readout: What is differentiated.
+        context: What the readout may know besides.
+        layers: Dotted paths of further features to return.
+        batch_norm: Policy for BatchNorm in training mode.
+    """
+
+    module: Module
+    readout: Readout
+    context: Context
+    layers: tuple[str, ...]
+    batch_norm: BatchNormPolicy
+
+    def __call__(self, x: Tensor, buffers: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Returns values, outputs and features; `buffers` take the place of the module's own."""
+        wanted = tuple(dict.fromkeys((*self.layers, *self.readout.layers)))
+        outputs, features = run(self.module, x, wanted, buffers)
+        return self.readout(outputs, features, self.context), outputs, features
+
+
+def reverse_pull(function: Function, x: Tensor, cotangents: Cotangents) -> Products:
+    """vᵀJ for each cotangent: one forward pass, one backward pass per v."""
+    differentiable = _differentiable(function, x)
+    with torch.enable_grad(), twice_differentiable(function.module, function.batch_norm):
+        leaf = x if x.requires_grad else x.detach().requires_grad_()
+        values, outputs, features = function(leaf.clone())  # a clone, since the first operation may be in place
+        v = cotangents(values.detach()) if callable(cotangents) else cotangents
+        check_direction("cotangents", v, values.shape)
+        products = _rows(values, leaf, v, differentiable)
+    result = Products(outputs, values, products, features)
+    return result if differentiable else _detached(result)
+
+
+def _differentiable(function: Function, x: Tensor) -> bool:
+    return torch.is_grad_enabled() and (is_trainable(function.module) or x.requires_grad)
+
+
+def _rows(values: Tensor, leaf: Tensor, v: Tensor, differentiable: bool) -> Tensor:
+    rows = []
+    for number, one in enumerate(v, 1):
+        keep = differentiable or number < len(v)
+        rows.append(_gradient(values, leaf, one.to(values.dtype), create_graph=differentiable, retain_graph=keep))
+    return torch.stack(rows)
+
+
+def _gradient(values: Tensor, leaf: Tensor, v: Tensor, *, create_graph: bool, retain_graph: bool) -> Tensor:
+    if not values.requires_grad:
+        raise _cut_off()
+    try:
+        (row,) = torch.autograd.grad(
+            values, leaf, v, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
+        )
+    except (RuntimeError, NotImplementedError) as error:
+        raise _cannot("reverse", error, "'differences', or 'forward' with directions on the input side") from error
+    if row is None:
+        raise _cut_off()
+    return row
+
+
+def _cut_off() -> UnsupportedError:
+    return UnsupportedError(
+        "The values do not depend on `x` through differentiable operations (something detaches them: .detach(), "
+        ".data, numpy, argmax, no_grad). Remove it, or use engine='differences'."
+    )
+
+
+def forward_push(function: Function, x: Tensor, tangents: Tensor) -> Products:
+    """Jv for each direction in one dual pass; the values are computed once, only the tangents are batched."""
+
+    def on_copies(z: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
+        # torch.func demands that written buffers are made inside the function. A multiplication, not a clone:
+        # forward mode refuses an in-place first operation on its own input.
+        copies = _copies(function.module)
+        values, outputs, features = function(z * 1, copies)
+        return values, (outputs, features, copies)
+
+    def one(v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
+        return torch.func.jvp(on_copies, (x,), (v.to(x.dtype),), has_aux=True)  # type: ignore[return-value]
+
+    with twice_differentiable(function.module, function.batch_norm, statistics=True):
+        try:
+            if len(tangents) == 1:
+                values, single, (outputs, features, written) = one(tangents[0])
+                products = single[None]
+            else:
+                batched = torch.func.vmap(one, out_dims=(None, 0, None), randomness="same")  # type: ignore[arg-type]
+                values, products, (outputs, features, written) = batched(tangents)
+        except InputError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            raise _cannot("forward", error, "'reverse' or 'differences'") from error
+    with torch.no_grad():
+        for name, buffer in buffers_in_training(function.module).items():
+            buffer.copy_(written[name])
+    return Products(outputs, values, products, features, "forward")
+
+
+def reverse_push(function: Function, x: Tensor, tangents: Tensor) -> Products:
+    """Jv = ∂/∂u (uᵀJ) v: the pullback is linear in u, so its own pullback is the pushforward. Two backward passes."""
+    differentiable = _differentiable(function, x)
+    with torch.enable_grad(), twice_differentiable(function.module, function.batch_norm, statistics=True):
+        leaf = x if x.requires_grad else x.detach().requires_grad_()
+        values, outputs, features = function(leaf.clone())
+        u = torch.zeros_like(values, requires_grad=True)
+        row = _gradient(values, leaf, u, create_graph=True, retain_graph=True)
+        products = _rows(row, u, tangents, differentiable)
+    result = Products(outputs, values, products, features, "reverse")
+    return result if differentiable else _detached(result)
+
+
+def _copies(module: Module) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in buffers_in_training(module).items()}
+
+
+def replayed(function: Function, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """The values as a function of the input alone: the same random numbers in each call, and no buffer is written."""
+    devices = [x.device] if x.device.type == "cuda" else []
+    cpu, cuda = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
+
+    def values_at(z: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(cpu)
+            for device, state in zip(devices, cuda, strict=True):
+                torch.cuda.set_rng_state(state, device)
+            return function(z.clone(), _copies(function.module))[0]
+
+    return values_at
+
+
+def difference_push(function: Function, x: Tensor, tangents: Tensor, step: float | None) -> Products:
+    """Jv from values; every pass sees the same random numbers, and only the pass at x itself writes the buffers."""
+    with twice_differentiable(function.module, function.batch_norm, statistics=True):
+        sizes = differences.step_sizes(x, tangents) if step is None else step
+        if isinstance(sizes, Tensor) and buffers_in_training(function.module):
+            # BatchNorm couples the samples, so all of them must move by one and the same step
+            sizes = sizes.mean(1, keepdim=True).expand_as(sizes)
+        products = differences.central(replayed(function, x), x, tangents, step=sizes)
+        values, outputs, features = function(x.clone())
+    return Products(outputs, values, products, features, "differences")
+
+
+def parameter_gradients(loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor | None]:
+    """∂loss/∂θ for each parameter, None where the loss does not depend on it; the graph is kept."""
+    if not loss.requires_grad:
+        return [None] * len(parameters)
+    return list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
+
+
+def gradient_norms(terms: dict[str, Tensor], parameters: list[nn.Parameter]) -> dict[str, Tensor]:
+    """‖∂term/∂θ‖₂ of each scalar term over all parameters θ; the graph is kept for the backward pass that follows."""
+    norms = {}
+    for name, term in terms.items():
+        gradients = parameter_gradients(term, parameters)
+        squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+        norms[name] = torch.stack(squares).sum().sqrt() if squares else torch.zeros((), device=term.device)
+    return norms
+
+
+def check_direction(name: str, v: Tensor, shape: torch.Size) -> None:
+    """Refuses directions whose shape is not (probes, *shape)."""
+    if v.dim() < 1 or v.shape[1:] != shape:
+        raise InputError(
+            f"`{name}` must have the shape (probes, *{tuple(shape)}).",
+            got=f"shape {tuple(v.shape)}",
+            do="One direction for each sample.",
+        )
+
+
+def _cannot(engine: str, error: Exception, others: str) -> UnsupportedError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UnsupportedError(
+        f"Engine '{engine}' cannot differentiate this module: {reason[:300]} Use engine={others}; "
+        "`jacmatch.doctor(module, x)` tells which are right."
+    )
+
+
+def _detached(result: Products) -> Products:
+    return Products(
+        result.outputs.detach(),
+        result.values.detach(),
+        result.products.detach(),
+        {name: value.detach() for name, value in result.features.items()},
+        result.engine,
+    )

@@ -1,0 +1,247 @@
+"""Making a module differentiable twice, for the length of one pass.
+
+Matching Jacobians differentiates a derivative. Several things that are harmless in ordinary training then fail or are
+wrong: fused attention and fused recurrent kernels have no second derivative, `hardsigmoid` neither, BatchNorm writes
+its buffers. Everything here is undone when the pass ends; the module is never changed for good.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+BatchNormPolicy = Literal["batch", "frozen"]
+"""What BatchNorm layers in training mode do during a pass with derivatives.
+
+`batch`: they normalise with the statistics of the batch, as in ordinary training. The derivative then includes the path
+through these statistics, so a product belongs to the batch and not to one sample alone.
+`frozen`: they normalise with their running statistics, which are constants: every product is per sample.
+Either way the running statistics are updated exactly once by the batch.
+"""
+
+Module = Callable[..., Any]
+"""A network: an `nn.Module`, or any function of one tensor that is made of differentiable operations."""
+
+
+class _WrittenOut(TorchFunctionMode):
+    """Replaces operations whose second derivative is missing or wrong by compositions that are equal and have it.
+
+    hardsigmoid and hardswish have no double backward. Normalisation by batch or layer statistics has a wrong one once a
+    forward-mode derivative has been taken: PyTorch holds the saved statistics constant there (pytorch #196699, silent).
+    """
+
+    def __init__(self, statistics: bool) -> None:
+        super().__init__()
+        self.statistics = statistics
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.hardsigmoid:
+            return functional.relu6(args[0] + 3.0) / 6.0
+        if func is functional.hardswish:
+            return args[0] * functional.relu6(args[0] + 3.0) / 6.0
+        if func is functional.batch_norm:
+            return _batch_norm(self.statistics, *args, **kwargs)
+        if self.statistics and func in (functional.layer_norm, torch.layer_norm):
+            return _layer_norm(*args, **kwargs)
+        if self.statistics and func is functional.instance_norm:
+            return _instance_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def twice_differentiable(
+    module: Module, batch_norm: BatchNormPolicy = "batch", *, statistics: bool = False
+) -> Iterator[None]:
+    """Within the context, a call of the module can be differentiated twice and in forward mode.
+
+    Attention uses its mathematical kernel, recurrent layers leave cuDNN and oneDNN, hardsigmoid and hardswish are
+    written with ReLU6, BatchNorm in evaluation mode is written as the affine map that it is, and BatchNorm in training
+    mode follows the policy.
+
+    Args:
+        module: The network that will be called.
+        batch_norm: The policy for BatchNorm layers in training mode.
+        statistics: Also write out normalisation by statistics of the data, which a derivative of a forward-mode
+            product needs; reverse mode does not, and is faster without.
+    """
+    layers = list(module.modules()) if isinstance(module, nn.Module) else []
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(_no_fused_encoder())
+        stack.enter_context(_WrittenOut(statistics))
+        if any(isinstance(layer, nn.RNNBase | nn.RNNCellBase) for layer in layers):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            stack.enter_context(_no_fused_recurrence())
+        if batch_norm == "frozen":
+            for layer in layers:
+                if isinstance(layer, _BatchNorm) and layer.training and layer.running_mean is not None:
+                    stack.enter_context(_frozen(layer))
+        yield
+
+
+@contextmanager
+def _no_fused_encoder() -> Iterator[None]:
+    """`TransformerEncoderLayer` in evaluation mode would take a fused path without derivatives."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def _no_fused_recurrence() -> Iterator[None]:
+    """The oneDNN LSTM of the CPU has no forward-mode derivative; the unfused one has all."""
+    before: bool = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
+@contextmanager
+def _frozen(layer: _BatchNorm) -> Iterator[None]:
+    """One BatchNorm layer uses its running statistics, and updates them after the pass used them."""
+    hook = layer.register_forward_hook(_update_running_statistics)
+    layer.training = False
+    try:
+        yield
+    finally:
+        hook.remove()
+        layer.training = True
+
+
+def _batch_norm(
+    written_out: bool,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`torch.nn.functional.batch_norm`; with constant statistics as the affine map γ (x − μ) / √(σ² + ε) + β."""
+    if training and not written_out:
+        return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    if training:
+        dimensions = [d for d in range(x.dim()) if d != 1]
+        var, mean = torch.var_mean(x, dimensions, unbiased=False)
+        if running_mean is not None and running_var is not None:
+            _move_running_statistics(x, running_mean, running_var, momentum)
+    else:
+        assert running_mean is not None
+        assert running_var is not None
+        # clones, since the buffers may be written before the backward pass
+        var, mean = running_var.clone(), running_mean.clone()
+    scale = (var + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight
+    shift = -mean * scale
+    if bias is not None:
+        shift = shift + bias
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    return torch.addcmul(shift.to(x.dtype).view(shape), x, scale.to(x.dtype).view(shape))
+
+
+def _layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Tensor:
+    """`torch.nn.functional.layer_norm` by its definition."""
+    dimensions = list(range(-len(tuple(normalized_shape)), 0))
+    var, mean = torch.var_mean(x, dimensions, unbiased=False, keepdim=True)
+    y = (x - mean) * (var + eps).rsqrt()
+    if weight is not None:
+        y = y * weight
+    return y if bias is None else y + bias
+
+
+def _instance_norm(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`torch.nn.functional.instance_norm`: layer normalisation over space, one weight for each channel."""
+    if not use_input_stats:
+        return _batch_norm(True, x, running_mean, running_var, weight, bias, False, momentum, eps)
+    if running_mean is not None and running_var is not None:
+        _move_running_statistics(x, running_mean, running_var, momentum, per_sample=True)
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    y = _layer_norm(x, x.shape[2:], None, None, eps)
+    if weight is not None:
+        y = y * weight.view(shape)
+    return y if bias is None else y + bias.view(shape)
+
+
+def _move_running_statistics(
+    x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, *, per_sample: bool = False
+) -> None:
+    """The exponential average that PyTorch keeps: with the unbiased variance, over batch and space.
+
+    With `per_sample`, over space alone and then averaged over the batch, as instance normalisation does.
+    """
+    x = x.detach()
+    dimensions = [d for d in range(2 if per_sample else 0, x.dim()) if d != 1]
+    var, mean = torch.var_mean(x, dimensions, unbiased=True)
+    if per_sample:
+        var, mean = var.mean(0), mean.mean(0)
+    running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+    running_var.lerp_(var.to(running_var.dtype), momentum)
+
+
+def _update_running_statistics(layer: _BatchNorm, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """What BatchNorm's own training pass would have written into its buffers."""
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    assert layer.num_batches_tracked is not None
+    layer.num_batches_tracked.add_(1)
+    momentum = layer.momentum if layer.momentum is not None else 1.0 / float(layer.num_batches_tracked)
+    _move_running_statistics(inputs[0], layer.running_mean, layer.running_var, momentum)
+
+
+def buffers_in_training(module: Module) -> dict[str, Tensor]:
+    """The buffers a forward pass may write: all of them while any part is in training mode, else none."""
+    if not isinstance(module, nn.Module) or not any(layer.training for layer in module.modules()):
+        return {}
+    return dict(module.named_buffers())
+
+
+@contextmanager
+def preserved_buffers(module: Module) -> Iterator[None]:
+    """Within the context the module may be called freely; afterwards its buffers hold what they held before."""
+    before = {name: buffer.clone() for name, buffer in buffers_in_training(module).items()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in buffers_in_training(module).items():
+                buffer.copy_(before[name])
+
+
+def is_trainable(module: Module) -> bool:
+    """Whether a result can have a gradient: a parameter asks for one, or the module is a plain function."""
+    if not isinstance(module, nn.Module):
+        return True
+    return any(parameter.requires_grad for parameter in module.parameters())

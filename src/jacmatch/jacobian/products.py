@@ -1,0 +1,236 @@
+"""Derivative products behind one front door: vᵀJ, Jv and the full Jacobian of a network.
+
+All results can be differentiated once more, with respect to the parameters, unless the module is frozen or gradients
+are switched off. `jvp`, `vjp` and `jacobian` are for the outputs; `pull` and `push` take any readout and return everything
+that the pass has computed.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jacobian.engines import (
+    Cotangents,
+    Function,
+    Products,
+    check_direction,
+    difference_push,
+    forward_push,
+    reverse_pull,
+    reverse_push,
+)
+from jacmatch.jacobian.modules import BatchNormPolicy, Module, buffers_in_training
+from jacmatch.jacobian.readouts import Context, Logits, Readout
+
+Engine = Literal["auto", "forward", "reverse", "differences"]
+
+
+def jvp(
+    module: Module,
+    x: Float[Tensor, "batch *input"],
+    tangents: Float[Tensor, "batch *input"] | Float[Tensor, "probe batch *input"],
+    *,
+    engine: Engine = "auto",
+    batch_norm: BatchNormPolicy = "batch",
+) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, "batch *out"] | Float[Tensor, "probe batch *out"]]:
+    """Outputs y (B, K) and the product Jv (B, K), or (P, B, K) for P directions at once.
+
+    (Jv)ₙₖ = Σᵢ ∂yₙₖ/∂xₙᵢ vₙᵢ.
+
+    Args:
+        module: The network.
+        x: Its input, of a floating-point type.
+        tangents: v, one direction per sample, shaped like x, or P of them.
+        engine: `forward`, `reverse`, `differences`, or `auto`: the first of these that can do the module.
+        batch_norm: Policy for BatchNorm in training mode.
+
+    Raises:
+        InputError: x or v has the wrong type or shape.
+        UnsupportedError: the engine cannot do this module; the message names one that can.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0]])
+        >>> jvp(lambda x: x**2, x, torch.tensor([[1.0, 0.0]]))
+        (tensor([[1., 4.]]), tensor([[2., 0.]]))
+    """
+    single = tangents.dim() == x.dim()
+    result = push(module, x, tangents[None] if single else tangents, engine=engine, batch_norm=batch_norm)
+    return result.outputs, result.products[0] if single else result.products
+
+
+def vjp(
+    module: Module,
+    x: Float[Tensor, "batch *input"],
+    cotangents: Float[Tensor, "batch *out"] | Float[Tensor, "probe batch *out"],
+    *,
+    batch_norm: BatchNormPolicy = "batch",
+) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, "batch *input"] | Float[Tensor, "probe batch *input"]]:
+    """Outputs y (B, K) and the product vᵀJ (B, *input), or (P, B, *input) for P cotangents at once.
+
+    (vᵀJ)ₙᵢ = Σₖ vₙₖ ∂yₙₖ/∂xₙᵢ, always by the reverse engine.
+
+    Args:
+        module: The network.
+        x: Its input, of a floating-point type.
+        cotangents: v, one per sample, shaped like the outputs, or P of them.
+        batch_norm: Policy for BatchNorm in training mode.
+
+    Raises:
+        InputError: x or v has the wrong type or shape.
+        UnsupportedError: the outputs are not differentiable in reverse mode.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0]])
+        >>> with torch.no_grad():
+        ...     vjp(lambda x: x**2, x, torch.tensor([[1.0, 1.0]]))
+        (tensor([[1., 4.]]), tensor([[2., 4.]]))
+    """
+    result = pull(
+        module, x, lambda y: cotangents[None] if cotangents.dim() == y.dim() else cotangents, batch_norm=batch_norm
+    )
+    single = cotangents.dim() == result.outputs.dim()
+    return result.outputs, result.products[0] if single else result.products
+
+
+def jacobian(
+    module: Module, x: Float[Tensor, "batch *input"], *, chunk_size: int | None = None
+) -> tuple[Float[Tensor, "batch out"], Float[Tensor, "batch out *input"]]:
+    """Outputs y (B, K) and the full Jacobian J (B, K, *input), Jₙₖᵢ = ∂yₙₖ/∂xₙᵢ.
+
+    In evaluation mode, `chunk_size` rows are computed at once: the batch is repeated, and one backward pass gives a
+    different row for each copy. Memory beyond the result grows with `chunk_size`; time falls with it until the
+    processor is busy. A module that is partly in training mode may couple samples or draw random numbers, so there one pass per
+    row is made on the one batch.
+
+    Args:
+        module: The network.
+        x: Its input, of a floating-point type.
+        chunk_size: Rows at once, at least 1. None takes as many as make 16 samples on the CPU, 512 elsewhere.
+
+    Raises:
+        InputError: x has the wrong type, or `chunk_size` is below 1.
+        UnsupportedError: the outputs are not differentiable in reverse mode.
+
+    Example:
+        >>> jacobian(lambda x: x**2, torch.tensor([[1.0, 2.0]]))[1].detach()
+        tensor([[[2., 0.],
+                 [0., 4.]]])
+    """
+    if chunk_size is not None and chunk_size < 1:
+        raise InputError("`chunk_size` of `jacobian` must be at least 1.", got=chunk_size)
+    batch = len(x)
+    copies = chunk_size or max(1, (16 if x.device.type == "cpu" else 512) // max(1, batch))
+    training = isinstance(module, nn.Module) and any(layer.training for layer in module.modules())
+    if training or not isinstance(module, nn.Module):
+        copies = 1
+    sizes: list[int] = []
+
+    def basis(values: Tensor) -> Tensor:
+        """For each pass one cotangent: copy number c of the batch gets row number (pass · copies + c)."""
+        sizes.append(values.shape[1])
+        rows = torch.arange(-(-values.shape[1] // copies) * copies, device=values.device).view(-1, copies, 1)
+        one_hot = torch.arange(values.shape[1], device=values.device) == rows[..., None]
+        return one_hot.to(values.dtype).expand(-1, copies, batch, -1).flatten(1, 2)
+
+    repeated = x.repeat(copies, *[1] * (x.dim() - 1)) if copies > 1 else x
+    result = pull(module, repeated, basis)
+    rows = result.products.view(-1, batch, *x.shape[1:])[: sizes[0]]
+    return result.outputs[:batch], rows.transpose(0, 1)
+
+
+def pull(
+    module: Module,
+    x: Float[Tensor, "batch *input"],
+    cotangents: Cotangents,
+    *,
+    readout: Readout | None = None,
+    context: Context | None = None,
+    layers: tuple[str, ...] = (),
+    batch_norm: BatchNormPolicy = "batch",
+) -> Products:
+    """vᵀJ of the readout for each cotangent v, in one forward pass and one backward pass per v.
+
+    Args:
+        module: The network.
+        x: Its input.
+        cotangents: v of shape (P, B, R), or a function that makes them from the detached values (B, R).
+        readout: What is differentiated; the outputs if None.
+        context: What the readout may know besides.
+        layers: Further features to return.
+        batch_norm: Policy for BatchNorm in training mode.
+
+    Raises:
+        InputError: x or v has the wrong type or shape.
+        UnsupportedError: the values are not differentiable in reverse mode; the message names what can be done.
+    """
+    _check_input(x, "vjp")
+    function = Function(module, readout or Logits(), context or Context(), layers, batch_norm)
+    return reverse_pull(function, x, cotangents)
+
+
+def push(
+    module: Module,
+    x: Float[Tensor, "batch *input"],
+    tangents: Float[Tensor, "probe batch *input"],
+    *,
+    readout: Readout | None = None,
+    context: Context | None = None,
+    layers: tuple[str, ...] = (),
+    engine: Engine = "auto",
+    batch_norm: BatchNormPolicy = "batch",
+    step: float | None = None,
+) -> Products:
+    """Jv of the readout for each direction v on the input side.
+
+    Args:
+        module: The network.
+        x: Its input.
+        tangents: v of shape (P, B, *input).
+        readout: What is differentiated; the outputs if None.
+        context: What the readout may know besides.
+        layers: Further features to return.
+        engine: `forward`, `reverse` (two backward passes per v), `differences`, or `auto`: the first of them that can.
+        batch_norm: Policy for BatchNorm in training mode.
+        step: Length h of a difference; given, it implies the engine `differences`.
+
+    Raises:
+        InputError: x, v or the engine's name is wrong.
+        UnsupportedError: the engine cannot do this module; the message names one that can.
+    """
+    _check_input(x, "jvp")
+    check_direction("tangents", tangents, x.shape)
+    function = Function(module, readout or Logits(), context or Context(), layers, batch_norm)
+    if step is not None and engine not in ("auto", "differences"):
+        raise InputError("`step` of `push` is for the engine 'differences'.", got=f"engine={engine!r}")
+    if engine == "forward":
+        return forward_push(function, x, tangents)
+    if engine == "reverse":
+        return reverse_push(function, x, tangents)
+    if engine == "differences" or step is not None:
+        return difference_push(function, x, tangents, step)
+    if engine != "auto":
+        raise InputError("`engine` must be 'auto', 'forward', 'reverse' or 'differences'.", got=repr(engine))
+    for attempt in (forward_push, reverse_push):
+        before = {name: buffer.clone() for name, buffer in buffers_in_training(module).items()}
+        try:
+            return attempt(function, x, tangents)
+        except UnsupportedError:  # a failed attempt must not have counted as a training pass
+            for name, buffer in buffers_in_training(module).items():
+                buffer.copy_(before[name])
+    return difference_push(function, x, tangents, None)
+
+
+def _check_input(x: Tensor, caller: str) -> None:
+    if not x.is_floating_point():
+        raise InputError(
+            f"`x` of `{caller}` must be of a floating-point type.",
+            got=str(x.dtype),
+            do="Scale images to float; for text, differentiate with respect to embeddings (`from_embeddings`).",
+        )
+    if torch.is_inference_mode_enabled() or x.is_inference():
+        raise InputError(
+            f"`{caller}` must not run under torch.inference_mode, which drops derivatives.", do="Use torch.no_grad()."
+        )

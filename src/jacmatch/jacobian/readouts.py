@@ -1,0 +1,218 @@
+"""Readouts: what is differentiated.
+
+A network returns outputs `(B, K)`; a readout turns them, and features asked for by their dotted module path, into the
+values `(B, R)` whose Jacobian is matched. Student and teacher may use different readouts as long as R agrees. The
+features are returned from the differentiated function itself, so they are differentiable in every engine.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from torch.nn import functional
+
+from jacmatch.errors import InputError
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a readout may know besides the network's own outputs.
+
+    Attributes:
+        labels: Class of each sample, or a distribution over classes `(B, K)` where labels are mixed.
+        teacher_outputs: The teacher's outputs; the class index of `TopLogit` comes from here, never from the student.
+        pixels: Flat index of the teacher's largest attention pixel, per sample.
+    """
+
+    labels: Shaped[Tensor, "batch *out"] | None = None
+    teacher_outputs: Float[Tensor, "batch out"] | None = None
+    pixels: Int[Tensor, "batch"] | None = None
+
+
+class Readout(Protocol):
+    """A function of outputs and features, with the dotted paths of the features it needs."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Dotted module paths of the features that are needed."""
+        ...
+
+    def __call__(
+        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
+    ) -> Float[Tensor, "batch *row"]:
+        """The values whose Jacobian is taken."""
+        ...
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The outputs themselves (Srinivas & Fleuret 2018, proposition 1)."""
+
+    layers: tuple[str, ...] = ()
+
+    def __call__(
+        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
+    ) -> Float[Tensor, "batch *out"]:
+        """Returns the outputs."""
+        return outputs
+
+
+@dataclass(frozen=True)
+class LogProbabilities:
+    """Log-probabilities log softmax(y / τ); their Jacobian is the score that the Fisher loss compares.
+
+    Attributes:
+        temperature: τ > 0, divides the logits.
+    """
+
+    temperature: float = 1.0
+    layers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise InputError("`temperature` of `LogProbabilities` must be positive.", got=self.temperature)
+
+    def __call__(
+        self, outputs: Float[Tensor, "batch out"], features: Mapping[str, Tensor], context: Context
+    ) -> Float[Tensor, "batch out"]:
+        """Returns log softmax(y / τ)."""
+        return functional.log_softmax(outputs / self.temperature, dim=-1)
+
+
+@dataclass(frozen=True)
+class LabelLogit:
+    """The logit of the label, one row per sample."""
+
+    layers: tuple[str, ...] = ()
+
+    def __call__(
+        self, outputs: Float[Tensor, "batch out"], features: Mapping[str, Tensor], context: Context
+    ) -> Float[Tensor, "batch 1"]:
+        """Returns y at the label; for mixed labels, the mixture of the logits."""
+        labels = _needed(context.labels, "labels", "LabelLogit")
+        if labels.is_floating_point():
+            return (outputs * labels).sum(1, keepdim=True)
+        return outputs.gather(1, labels[:, None])
+
+
+@dataclass(frozen=True)
+class TopLogit:
+    """The logit of the teacher's top class, one row per sample: the paper's choice (precursor, section 3)."""
+
+    layers: tuple[str, ...] = ()
+
+    def __call__(
+        self, outputs: Float[Tensor, "batch out"], features: Mapping[str, Tensor], context: Context
+    ) -> Float[Tensor, "batch 1"]:
+        """Returns y at the teacher's argmax."""
+        teacher = _needed(context.teacher_outputs, "teacher_outputs", "TopLogit")
+        return outputs.gather(1, teacher.argmax(1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The cross-entropy of each sample with its label (the readout of arXiv:2110.12072)."""
+
+    layers: tuple[str, ...] = ()
+
+    def __call__(
+        self, outputs: Float[Tensor, "batch out"], features: Mapping[str, Tensor], context: Context
+    ) -> Float[Tensor, "batch 1"]:
+        """Returns −log softmax(y) at the label."""
+        labels = _needed(context.labels, "labels", "Loss")
+        return functional.cross_entropy(outputs, labels, reduction="none")[:, None]
+
+
+@dataclass(frozen=True)
+class AttentionPixel:
+    """The attention map at its largest pixel, one row per sample (paper, section on transfer).
+
+    The map is A = Σ_c |Z_c|^p, pooled to `size` pixels a side by averaging, which is linear and so commutes with the
+    derivative. The pixel is the teacher's: for the student pass `Context(pixels=...)` from `largest`.
+
+    Attributes:
+        layer: Dotted path of the layer whose features Z are `(B, C, H, W)`.
+        p: Exponent, above 1 so that the map is differentiable at 0.
+        size: Height and width of the pooled map; None keeps the layer's own.
+    """
+
+    layer: str
+    p: float = 2.0
+    size: int | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The one layer."""
+        return (self.layer,)
+
+    def _map(self, features: Mapping[str, Tensor]) -> Float[Tensor, "batch pixel"]:
+        z = _image_features(features, self.layer)
+        attention = z.abs().pow(self.p).sum(1)
+        if self.size is not None:
+            attention = functional.adaptive_avg_pool2d(attention, self.size)
+        return attention.flatten(1)
+
+    def largest(self, features: Mapping[str, Tensor]) -> Int[Tensor, "batch"]:
+        """Flat index of the largest pixel of the pooled map, per sample."""
+        return self._map(features).argmax(1)
+
+    def __call__(
+        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
+    ) -> Float[Tensor, "batch 1"]:
+        """Returns A at the teacher's pixel, or at its own largest where no teacher's pixel is given."""
+        pixels = self.largest(features) if context.pixels is None else context.pixels
+        return self._map(features).gather(1, pixels[:, None])
+
+
+@dataclass(frozen=True)
+class PooledFeatures:
+    """Features of a layer averaged over `size` × `size` windows, R = channels · size².
+
+    Attributes:
+        layer: Dotted path of the layer whose features are `(B, C, H, W)`.
+        size: Windows a side.
+    """
+
+    layer: str
+    size: int = 1
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The one layer."""
+        return (self.layer,)
+
+    def __call__(
+        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
+    ) -> Float[Tensor, "batch row"]:
+        """Returns the pooled features, flattened."""
+        return functional.adaptive_avg_pool2d(_image_features(features, self.layer), self.size).flatten(1)
+
+
+READOUTS: dict[str, Callable[..., Readout]] = {
+    "logits": Logits,
+    "log-probabilities": LogProbabilities,
+    "label-logit": LabelLogit,
+    "top-logit": TopLogit,
+    "loss": Loss,
+    "attention-pixel": AttentionPixel,
+    "pooled-features": PooledFeatures,
+}
+
+
+def _needed(value: Tensor | None, name: str, readout: str) -> Tensor:
+    if value is None:
+        raise InputError(f"`{readout}` needs `{name}` in its context.", got="None", do=f"Pass Context({name}=...).")
+    return value
+
+
+def _image_features(features: Mapping[str, Tensor], layer: str) -> Float[Tensor, "batch channel height width"]:
+    z = features[layer]
+    if z.dim() != 4:
+        raise InputError(
+            f"Layer {layer!r} must return features (batch, channel, height, width).",
+            got=f"shape {tuple(z.shape)}",
+            do="Name a convolutional layer.",
+        )
+    return z
