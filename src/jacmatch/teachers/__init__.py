@@ -1,1 +1,51 @@
-"""Teachers."""
+"""Teachers: frozen functions that answer about themselves.
+
+A teacher is asked once for each batch, and gives its outputs together with the derivative products that the objective
+needs. A network knows everything about itself, a formula its Jacobian, a black box only its values.
+"""
+
+from torch import nn
+
+from jacmatch.errors import InputError
+from jacmatch.teachers.analytic import AnalyticTeacher
+from jacmatch.teachers.base import Answer, Question, Teacher
+from jacmatch.teachers.black_box import BlackBoxTeacher
+from jacmatch.teachers.ensemble import EnsembleTeacher
+from jacmatch.teachers.module import ModuleTeacher
+
+TEACHERS = {
+    "module": ModuleTeacher,
+    "black-box": BlackBoxTeacher,
+    "analytic": AnalyticTeacher,
+    "ensemble": EnsembleTeacher,
+}
+
+
+def as_teacher(given: object) -> Teacher:
+    """The teacher itself, or an nn.Module as ModuleTeacher.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if isinstance(given, Teacher):
+        return given
+    if isinstance(given, nn.Module):
+        return ModuleTeacher(given)
+    raise InputError(
+        "`teacher` must be a Teacher or an nn.Module.",
+        got=type(given).__name__,
+        do="Wrap a function into BlackBoxTeacher, or into AnalyticTeacher if it knows its Jacobian.",
+    )
+
+
+__all__ = [
+    "TEACHERS",
+    "AnalyticTeacher",
+    "Answer",
+    "BlackBoxTeacher",
+    "EnsembleTeacher",
+    "ModuleTeacher",
+    "Question",
+    "Teacher",
+    "as_teacher",
+]

@@ -1,0 +1,107 @@
+"""What an objective returns, and weights that are given as shares of the gradient.
+
+The terms of a loss have different scales, and these change while a network learns. A weight given as a share says what
+the term is meant to contribute: the share of the norm of the parameter gradient. It is measured from time to time and
+the factor in front of the term follows.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jacobian import gradient_norms
+
+
+class Share(float):
+    """A weight as share of the gradient norm: 0 ≤ share < 1, share of term j = wⱼ‖∂ℓⱼ/∂θ‖ ÷ Σᵢ wᵢ‖∂ℓᵢ/∂θ‖.
+
+    Example:
+        >>> Share(0.3)
+        Share(0.3)
+    """
+
+    def __new__(cls, share: float) -> "Share":
+        """Checks the range."""
+        if not 0 <= share < 1:
+            raise InputError("A `Share` must be at least 0 and below 1.", got=share)
+        return super().__new__(cls, share)
+
+    def __repr__(self) -> str:
+        return f"Share({float(self)})"
+
+
+@dataclass
+class Terms:
+    """What an objective returns for a batch.
+
+    Attributes:
+        values: `loss`, and the weighted terms that add up to it. Means over the batch.
+        student_outputs: (B, K), with graph.
+        teacher_outputs: (B, K), None where the teacher was not asked.
+        unweighted: The terms before weighting.
+        shares: Share of each term in the gradient norm when it was last measured; empty before.
+    """
+
+    values: dict[str, Tensor]
+    student_outputs: Tensor
+    teacher_outputs: Tensor | None = None
+    unweighted: dict[str, Tensor] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The term of this name; zero-weighted terms are not there."""
+        return self.values[name]
+
+    def keys(self) -> list[str]:
+        """The names, `loss` first."""
+        return list(self.values)
+
+
+class Balance:
+    """Turns weights, some of them shares, into factors, and remembers the measured shares.
+
+    Args:
+        weights: Weight of each term: a number ≥ 0, or a `Share`.
+
+    Raises:
+        InputError: a weight is negative, or the shares add up to 1 or more.
+    """
+
+    def __init__(self, weights: dict[str, float]) -> None:
+        for name, weight in weights.items():
+            if not weight >= 0:
+                raise InputError(f"The weight of `{name}` must be at least 0.", got=weight)
+        if sum(weight for weight in weights.values() if isinstance(weight, Share)) >= 1:
+            raise InputError("The shares of all terms must add up to less than 1.", got=weights)
+        self.weights = weights
+        self.factors = {name: 1.0 if isinstance(weight, Share) else weight for name, weight in weights.items()}
+        self.shares: dict[str, float] = {}
+
+    def measure(self, unweighted: dict[str, Tensor], parameters: list[nn.Parameter]) -> None:
+        """Measures the gradient norm of each term and sets the factors of those given as shares.
+
+        With N the total of all weighted norms, the factor of a term with share s and norm n is s N / n.
+
+        Raises:
+            UnsupportedError: a term with a value has no gradient at all, as happens when its derivative is cut off.
+        """
+        norms = {name: float(norm) for name, norm in gradient_norms(unweighted, parameters).items()}
+        for name, norm in norms.items():
+            if norm == 0 and float(unweighted[name].detach()) > 0 and self.weights[name] > 0:
+                raise UnsupportedError(
+                    f"The term `{name}` is {float(unweighted[name].detach()):.3g} but has no gradient with respect to "
+                    "the student: something in it can be differentiated only once. Ask jacmatch.doctor(student, x)."
+                )
+        fixed = sum(self.factors[name] * norm for name, norm in norms.items() if not self._shared(name))
+        asked = sum(self.weights[name] for name in norms if self._shared(name))
+        total = fixed / (1 - asked) if fixed > 0 else 1.0
+        for name, norm in norms.items():
+            if self._shared(name) and norm > 0:
+                self.factors[name] = self.weights[name] * total / norm
+        weighted = {name: self.factors[name] * norm for name, norm in norms.items()}
+        whole = sum(weighted.values())
+        self.shares = {name: value / whole if whole > 0 else 0.0 for name, value in weighted.items()}
+
+    def _shared(self, name: str) -> bool:
+        return isinstance(self.weights[name], Share)

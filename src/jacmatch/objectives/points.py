@@ -1,0 +1,105 @@
+"""Where values and slopes are compared: at the data, at noisy data, or between two data points."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jacmatch.errors import InputError
+from jacmatch.jacobian import probes
+
+_NOISE, _MIX = 1_000_003, 1_000_033
+"""Offsets of the seed, so that noise and mixing are independent of the probes at the same sample and draw."""
+
+
+class Point(Protocol):
+    """Moves a batch; student and teacher both see the moved one."""
+
+    def move(
+        self,
+        x: Float[Tensor, "batch *input"],
+        partners: Float[Tensor, "batch *input"],
+        *,
+        ids: Int[Tensor, "batch"],
+        seed: int,
+        draw: int,
+    ) -> tuple[Float[Tensor, "batch *input"], Float[Tensor, "batch"] | None]:
+        """The moved batch, and the share of x in a mixture (None where nothing is mixed)."""
+        ...
+
+
+@dataclass(frozen=True)
+class AtData:
+    """At the data points themselves."""
+
+    def move(
+        self,
+        x: Float[Tensor, "batch *input"],
+        partners: Float[Tensor, "batch *input"],
+        *,
+        ids: Int[Tensor, "batch"],
+        seed: int,
+        draw: int,
+    ) -> tuple[Float[Tensor, "batch *input"], Float[Tensor, "batch"] | None]:
+        """Returns x."""
+        return x, None
+
+
+@dataclass(frozen=True)
+class AtNoise:
+    """At x + ξ, ξ ~ N(0, σ²I), new noise for each sample and step.
+
+    Attributes:
+        sigma: σ > 0, in units of the raw input.
+    """
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        if not self.sigma > 0:
+            raise InputError("`sigma` of `AtNoise` must be positive.", got=self.sigma)
+
+    def move(
+        self,
+        x: Float[Tensor, "batch *input"],
+        partners: Float[Tensor, "batch *input"],
+        *,
+        ids: Int[Tensor, "batch"],
+        seed: int,
+        draw: int,
+    ) -> tuple[Float[Tensor, "batch *input"], Float[Tensor, "batch"] | None]:
+        """Returns x + ξ."""
+        noise = probes.directions(
+            "gaussian", seed=seed + _NOISE, ids=ids, draw=draw, count=1, shape=tuple(x.shape[1:]), dtype=x.dtype
+        )
+        return x + self.sigma * noise[0], None
+
+
+@dataclass(frozen=True)
+class AtMixedPairs:
+    """At λx + (1 − λ)x′ with a partner x′ from the data and λ uniform on [0, 1] (mixup, arXiv:1710.09412, α = 1).
+
+    A teacher can be asked anywhere, so mixing gives it more places to speak about; labels are mixed alike.
+    """
+
+    def move(
+        self,
+        x: Float[Tensor, "batch *input"],
+        partners: Float[Tensor, "batch *input"],
+        *,
+        ids: Int[Tensor, "batch"],
+        seed: int,
+        draw: int,
+    ) -> tuple[Float[Tensor, "batch *input"], Float[Tensor, "batch"] | None]:
+        """Returns the mixture and λ."""
+        share = probes.uniform(seed + _MIX, ids, draw, 1)[:, 0].to(x.dtype)
+        weight = share.view(-1, *[1] * (x.dim() - 1))
+        return weight * x + (1 - weight) * partners, share
+
+
+POINTS: dict[str, type[AtData] | type[AtNoise] | type[AtMixedPairs]] = {
+    "data": AtData,
+    "noise": AtNoise,
+    "mixed-pairs": AtMixedPairs,
+}

@@ -1,0 +1,92 @@
+"""Any function as teacher: values only, slopes by antithetic differences."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jacobian import differences
+from jacmatch.teachers.base import Answer, Question, values_of
+
+
+class BlackBoxTeacher:
+    """A function of a batch that answers outputs, and Jv from pairs of values; it cannot answer vᵀJ.
+
+    Args:
+        function: Takes a batch (B, *input) and returns outputs (B, K).
+        batch_size: Largest batch that it takes; None for any.
+        arrays: Whether it takes and returns `torch` tensors or `numpy` arrays.
+
+    Raises:
+        InputError: a setting is wrong.
+
+    Example:
+        >>> teacher = BlackBoxTeacher(lambda x: np.sin(x), arrays="numpy")
+        >>> x = torch.zeros(1, 2, dtype=torch.float64)
+        >>> teacher.answer(x, Question(tangents=torch.ones(1, 1, 2, dtype=torch.float64))).products.round(decimals=6)
+        tensor([[[1., 1.]]], dtype=torch.float64)
+    """
+
+    answers_vjp = False
+
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        *,
+        batch_size: int | None = None,
+        arrays: Literal["torch", "numpy"] = "torch",
+    ) -> None:
+        if not callable(function):
+            raise InputError("`function` of `BlackBoxTeacher` must be callable.", got=type(function).__name__)
+        if batch_size is not None and batch_size < 1:
+            raise InputError("`batch_size` of `BlackBoxTeacher` must be at least 1.", got=batch_size)
+        if arrays not in ("torch", "numpy"):
+            raise InputError("`arrays` of `BlackBoxTeacher` must be 'torch' or 'numpy'.", got=repr(arrays))
+        self.function = function
+        self.batch_size = batch_size
+        self.arrays = arrays
+
+    def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
+        """The outputs at x, and Jv where it is asked.
+
+        Raises:
+            UnsupportedError: vᵀJ or features are asked for.
+        """
+        question = question or Question()
+        if question.cotangents is not None:
+            raise UnsupportedError(
+                "The teacher must answer vᵀJ for directions on the output side; BlackBoxTeacher has values only. "
+                "Use probe=RandomInputs(k), or AnalyticTeacher if the Jacobian is known."
+            )
+        if question.layers or question.readout.layers:
+            raise UnsupportedError(
+                "The teacher must answer features; BlackBoxTeacher has outputs only. Use a readout of the outputs."
+            )
+        with torch.no_grad():
+            outputs = self._outputs(x.detach())
+            products = None
+            if question.tangents is not None:
+                products = differences.central(
+                    lambda z: values_of(question, self._outputs(z)), x.detach(), question.tangents, step=question.step
+                )
+            return Answer(outputs, values_of(question, outputs), products)
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        parts = torch.split(x, self.batch_size) if self.batch_size else (x,)
+        return torch.cat([self._call(part) for part in parts])
+
+    def _call(self, x: Tensor) -> Tensor:
+        y = self.function(x.cpu().numpy() if self.arrays == "numpy" else x.clone())
+        outputs = torch.from_numpy(np.asarray(y)) if self.arrays == "numpy" else y
+        if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != len(x):
+            got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise InputError(
+                f"`function` of `BlackBoxTeacher` must return outputs ({len(x)}, K) for {len(x)} samples.",
+                got=got,
+                do="Add the axis of outputs, or set arrays='numpy'.",
+            )
+        return outputs.detach().to(x.device, x.dtype)

@@ -1,0 +1,75 @@
+"""Several teachers as one: the mean of their outputs, and so of their Jacobians."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jacobian import Logits
+from jacmatch.teachers.base import Answer, Question, Teacher, pull_readout, push_readout, values_of
+
+
+class EnsembleTeacher:
+    """The mean of the outputs of several teachers; its Jacobian is the mean of theirs.
+
+    With directions on the output side that depend on the outputs, the members are asked twice: the mean of the outputs
+    must be known before the directions are.
+
+    Args:
+        teachers: At least one, all with the same number of outputs.
+
+    Raises:
+        InputError: there is no teacher.
+
+    Example:
+        >>> from jacmatch.teachers.module import ModuleTeacher
+        >>> one, two = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+        >>> mean = EnsembleTeacher([ModuleTeacher(one), ModuleTeacher(two)]).answer(torch.ones(4, 3)).outputs
+        >>> torch.allclose(mean, (one(torch.ones(4, 3)) + two(torch.ones(4, 3))) / 2)
+        True
+    """
+
+    def __init__(self, teachers: Sequence[Teacher]) -> None:
+        if not teachers:
+            raise InputError("`teachers` of `EnsembleTeacher` must not be empty.")
+        self.teachers = tuple(teachers)
+
+    @property
+    def answers_vjp(self) -> bool:
+        """Whether all members answer vᵀJ."""
+        return all(teacher.answers_vjp for teacher in self.teachers)
+
+    def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
+        """The mean outputs at x, and the products asked for.
+
+        Raises:
+            InputError: the members have different numbers of outputs.
+            UnsupportedError: features are asked for, which members need not share.
+        """
+        question = question or Question()
+        if question.layers or question.readout.layers:
+            raise UnsupportedError(
+                "Features are those of one network; EnsembleTeacher has outputs only. Use a readout of the outputs."
+            )
+        plain = replace(question, readout=Logits(), cotangents=None)
+        outputs, pushed = self._mean(x, plain)
+        if question.cotangents is not None:
+            values, w, v = pull_readout(question, outputs)
+            _, rows = self._mean(x, Question(cotangents=w))
+            return Answer(outputs, values, rows, cotangents=v)
+        if pushed is not None:
+            values, products = push_readout(question, outputs, pushed)
+            return Answer(outputs, values, products)
+        return Answer(outputs, values_of(question, outputs))
+
+    def _mean(self, x: Tensor, question: Question) -> tuple[Tensor, Tensor | None]:
+        answers = [teacher.answer(x, question) for teacher in self.teachers]
+        sizes = {answer.outputs.shape[1] for answer in answers}
+        if len(sizes) > 1:
+            raise InputError("All members of `EnsembleTeacher` must have the same outputs.", got=sorted(sizes))
+        products = [answer.products for answer in answers if answer.products is not None]
+        mean = torch.stack(products).mean(0) if products else None
+        return torch.stack([answer.outputs for answer in answers]).mean(0), mean

@@ -1,0 +1,80 @@
+"""A network as teacher."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jacmatch.errors import InputError
+from jacmatch.jacobian import Context, pull, push, run
+from jacmatch.teachers.base import Answer, Own, Question, kept
+
+
+class ModuleTeacher:
+    """A frozen network that answers outputs, Jv, vᵀJ and features.
+
+    The network is frozen for good (`requires_grad_(False)`) and always runs in evaluation mode and outside autocast, in
+    its own floating-point type. It is not a submodule of anything, so no optimiser, EMA or checkpoint will meet it. It
+    follows the device of its input.
+
+    Args:
+        module: The network, with its own normalisation inside.
+        dtype: The type it shall run in; None keeps the type of its parameters.
+
+    Raises:
+        InputError: `module` is no nn.Module, or `dtype` is not a floating-point type.
+
+    Example:
+        >>> teacher = ModuleTeacher(nn.Linear(3, 2))
+        >>> answer = teacher.answer(torch.ones(4, 3), Question(cotangents=torch.ones(1, 4, 2)))
+        >>> answer.outputs.shape, answer.products.shape
+        (torch.Size([4, 2]), torch.Size([1, 4, 3]))
+    """
+
+    answers_vjp = True
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype | None = None) -> None:
+        if not isinstance(module, nn.Module):
+            raise InputError(
+                "`module` of `ModuleTeacher` must be an nn.Module.",
+                got=type(module).__name__,
+                do="For any other function use BlackBoxTeacher, or AnalyticTeacher if it knows its Jacobian.",
+            )
+        if dtype is not None and not dtype.is_floating_point:
+            raise InputError("`dtype` of `ModuleTeacher` must be a floating-point type.", got=dtype)
+        self.module = module.requires_grad_(False).eval()
+        if dtype is not None:
+            self.module.to(dtype)
+
+    def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
+        """The outputs at x, and what else is asked; in the type of x."""
+        question = question or Question()
+        module = self.module.eval()  # somebody may have called train() on a parent
+        like = next((p for p in module.parameters() if p.is_floating_point()), x)
+        if like.device != x.device:
+            module.to(x.device)
+        z = x.detach().to(like.dtype)
+        readout, context = Own(question.readout), Context(labels=question.labels)
+        used: list[Tensor] = []
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            if question.cotangents is not None:
+                v = kept(question.cotangents, used)
+                result = pull(module, z, v, readout=readout, context=context, layers=question.layers)
+            elif question.tangents is not None:
+                tangents = question.tangents.to(like.dtype)
+                result = push(
+                    module, z, tangents, readout=readout, context=context, layers=question.layers, step=question.step
+                )
+            else:
+                outputs, features = run(module, z.clone(), (*question.layers, *readout.layers))
+                return Answer(
+                    outputs.to(x.dtype),
+                    readout(outputs, features, context).to(x.dtype),
+                    features={name: value.to(x.dtype) for name, value in features.items()},
+                )
+        return Answer(
+            result.outputs.to(x.dtype),
+            result.values.to(x.dtype),
+            result.products.to(x.dtype),
+            {name: value.to(x.dtype) for name, value in result.features.items()},
+            used[0] if used else None,
+        )
