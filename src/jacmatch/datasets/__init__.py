@@ -1,1 +1,15 @@
-"""Datasets."""
+"""Data sets: every loader ends in the same checks and gives the same two records, `Data` and `Split`.
+
+Example:
+    >>> from jacmatch import datasets
+    >>> data = datasets.load("synthetic:D=3,K=2,N=16")
+    >>> len(data.train), data.shape, data.outputs, data.classes
+    (16, (3,), 2, None)
+"""
+
+from jacmatch.datasets.arrays import from_arrays
+from jacmatch.datasets.catalog import LOADERS, load
+from jacmatch.datasets.data import Data, Split
+from jacmatch.datasets.splits import per_class, split_validation
+
+__all__ = ["LOADERS", "Data", "Split", "from_arrays", "load", "per_class", "split_validation"]

@@ -280,7 +280,8 @@ class DataPairs:
 
     def directions(self, *, x: _Inputs, partners: _Inputs, **unused: object) -> _OnInputs:
         """`probes.data_pairs` of the inputs and their partners."""
-        return probes.data_pairs(_needed(x, "x", "DataPairs"), _needed(partners, "partners", "DataPairs"))[None]
+        given, others = _needed(x, "x", "DataPairs"), _needed(partners, "partners", "DataPairs")
+        return probes.data_pairs(given.detach(), others.detach())[None]
 
     def variance(self, matrix: _Matrix, **unused: object) -> float:
         """None is known.

@@ -14,7 +14,7 @@ from jacmatch.jacobian.modules import Module
 
 
 def output_tensor(output: Any) -> Tensor:
-    """The logits in what a network returned: a tensor, the first of a tuple, or `logits` or `out` of a mapping or object.
+    """The logits in what a network returned: a tensor, the first of a tuple, or `logits` of a mapping or object.
 
     Raises:
         InputError: no tensor can be told apart from the others.

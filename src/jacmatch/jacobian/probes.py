@@ -2,15 +2,15 @@
 
 Nothing is stored and no generator is advanced. A number is one output of a counter-based generator (splitmix64) with a
 key made of the seed, the draw and the sample's own id. So a sample gets the same direction wherever it stands in a
-batch, however the batch is cut, before and after a resume, and in a teacher's cache. Integers and the laws `rademacher`
-and `basis` are the same bit for bit on every device; the other laws agree between devices to float32 rounding.
+batch, however the batch is cut, before and after a resume, and in a teacher's cache: on a CPU bit for bit. Integers and
+the laws `rademacher` and `basis` are the same bit for bit on every device, the other laws to float32 rounding; on a GPU
+the last digits of `sphere` and `orthogonal` may also change with the size of the batch.
 
 Each public function draws from a stream of its own: calls of two of them with equal (seed, ids, draw) are independent.
-Two calls of the same one are equal, so give a different `draw` (or seed) to terms that must be independent.
+Two calls of one are equal, so give a different `draw` (or seed) to terms that must be independent.
 
 References:
-    Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", doi:10.1145/2660193.2660195 (the
-    generator; its mixing constants are those of Stafford's variant 13).
+    Steele, Lea & Flood 2014, doi:10.1145/2660193.2660195 (the generator; mixing constants: Stafford's variant 13).
 """
 
 import math
@@ -267,7 +267,7 @@ def _rademacher(keys: _Keys, count: int, dim: int, dtype: torch.dtype) -> _Rows:
 
 def _sphere(keys: _Keys, count: int, dim: int, dtype: torch.dtype) -> _Rows:
     g = _gaussian(keys, count, dim, dtype)
-    return g.mul_(math.sqrt(dim) / torch.linalg.vector_norm(g, dim=2, keepdim=True))
+    return g.div_(torch.linalg.vector_norm(g, dim=2, keepdim=True)).mul_(math.sqrt(dim))
 
 
 def _basis(keys: _Keys, count: int, dim: int, dtype: torch.dtype) -> _Rows:

@@ -1,7 +1,7 @@
 """Derivative products behind one front door: vᵀJ, Jv and the full Jacobian of a network.
 
 All results can be differentiated once more, with respect to the parameters, unless the module is frozen or gradients
-are switched off. `jvp`, `vjp` and `jacobian` are for the outputs; `pull` and `push` take any readout and return everything
+are switched off. `jvp`, `vjp` and `jacobian` are for the outputs; `pull` and `push` take any readout and return all
 that the pass has computed.
 """
 
@@ -102,8 +102,8 @@ def jacobian(
 
     In evaluation mode, `chunk_size` rows are computed at once: the batch is repeated, and one backward pass gives a
     different row for each copy. Memory beyond the result grows with `chunk_size`; time falls with it until the
-    processor is busy. A module that is partly in training mode may couple samples or draw random numbers, so there one pass per
-    row is made on the one batch.
+    processor is busy. A module that is partly in training mode may couple samples or draw random numbers; there one pass
+    per row is made on the one batch.
 
     Args:
         module: The network.

@@ -1,1 +1,22 @@
-"""Recipes."""
+"""Recipes: one job each, as a frozen dataclass whose fields are the flags of the command line."""
+
+from jacmatch.recipes.catalogue import List
+from jacmatch.recipes.compare import Compare
+from jacmatch.recipes.distill import Distill
+from jacmatch.recipes.evaluate import Evaluate
+from jacmatch.recipes.examine import Doctor
+from jacmatch.recipes.networks import load_student
+from jacmatch.recipes.train import Train
+from jacmatch.recipes.write_report import Report
+
+RECIPES = {
+    "distill": Distill,
+    "train": Train,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "doctor": Doctor,
+    "report": Report,
+    "list": List,
+}
+
+__all__ = ["RECIPES", "Compare", "Distill", "Doctor", "Evaluate", "List", "Report", "Train", "load_student"]

@@ -1,0 +1,183 @@
+"""The checks that every data set passes, whoever loaded it: arrays in, `Data` out."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64, Shaped, UInt8
+from torch import Tensor
+
+from jacmatch.datasets.data import Data, Split, statistics
+from jacmatch.errors import InputError, unknown_name
+
+REQUIRED = ("x_train", "y_train", "x_test", "y_test")
+OPTIONAL = ("j_train", "j_test")
+
+_Array = Shaped[np.ndarray, "..."]
+_Inputs = UInt8[Tensor, "sample *input"] | Float32[Tensor, "sample *input"]
+_Targets = Int64[Tensor, "sample"] | Float32[Tensor, "sample row"]
+
+
+def from_arrays(name: str, arrays: Mapping[str, object]) -> Data:
+    """A checked data set from numpy arrays or torch tensors.
+
+    Refused with an `InputError`: keys that are missing or unknown; a wrong type, shape, range or length; class numbers
+    that leave a gap or, in the test part, have no training rows; numbers that are not finite.
+
+    Args:
+        name: What was loaded, for messages and for `Data.name`.
+        arrays: `x_train` and `x_test`: images (N, C, H, W) or vectors (N, D), bytes (read as x/255) or floats;
+            `y_train` and `y_test`: class numbers (N,) counted from 0, or the float targets (N, K) of a regression;
+            `j_train` and `j_test`, both optional: true Jacobians (N, K, *input) with respect to the float inputs.
+
+    Example:
+        >>> x, y = np.array([[0.0, 1.0], [2.0, 3.0]]), np.array([0, 1])
+        >>> from_arrays("mine", {"x_train": x, "y_train": y, "x_test": x, "y_test": y}).mean
+        (1.0, 2.0)
+    """
+    check_keys(name, arrays)
+    train, test = _split(name, "train", arrays), _split(name, "test", arrays)
+    _check_alike(name, train, test)
+    classes = None if train.y.is_floating_point() else _count_classes(name, train.y, test.y)
+    outputs = train.y.shape[1] if classes is None else classes
+    if "j_train" in arrays:
+        train = _with_jacobians(train, arrays["j_train"], f"`j_train` of {name}", outputs)
+    if "j_test" in arrays:
+        test = _with_jacobians(test, arrays["j_test"], f"`j_test` of {name}", outputs)
+    mean, std = statistics(train)
+    return Data(name, train, test, classes, outputs, tuple(train.x.shape[1:]), mean, std)
+
+
+def check_keys(name: str, keys: Mapping[str, object] | list[str]) -> None:
+    """Nothing, if all required keys are there and no unknown one is.
+
+    Raises:
+        InputError: One is missing or unknown.
+    """
+    for key in keys:
+        if key not in REQUIRED + OPTIONAL:
+            raise unknown_name(f"Each array of {name}", str(key), REQUIRED + OPTIONAL)
+    missing = [key for key in REQUIRED if key not in keys]
+    if missing:
+        got = f"{', '.join(keys) or 'none'} (missing: {', '.join(missing)})"
+        raise InputError(f"{name} must have the arrays {', '.join(REQUIRED)}.", got=got)
+
+
+def _split(name: str, part: str, arrays: Mapping[str, object]) -> Split:
+    x = _inputs(arrays[f"x_{part}"], f"`x_{part}` of {name}")
+    y = _targets(arrays[f"y_{part}"], f"`y_{part}` of {name}")
+    if len(x) != len(y):
+        rule = f"`x_{part}` and `y_{part}` of {name} must have equal lengths."
+        raise InputError(rule, got=f"{len(x)} inputs and {len(y)} labels or targets")
+    return Split(x, y)
+
+
+def _array(value: object, what: str) -> _Array:
+    """The numbers as a numpy array of a type that numpy and torch share."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+        raise InputError(f"{what} must be a numpy array or a torch tensor.", got=type(value).__name__)
+    if value.size == 0:
+        raise InputError(f"{what} must not be empty.", got=f"shape {value.shape}")
+    return value
+
+
+def _inputs(value: object, what: str) -> _Inputs:
+    array = _array(value, what)
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        do = "Convert images 0–255 with .astype(np.uint8), other numbers with .astype(np.float32)."
+        raise InputError(f"{what} must have the type uint8 or a float type.", got=array.dtype, do=do)
+    _check_layout(array, what)
+    if array.dtype == np.uint8:
+        return torch.from_numpy(np.require(array, requirements=("C", "W")))
+    x = _floats(array, what)
+    if x.ndim == 4 and 1 < float(x.max()) <= 255 and float(x.min()) >= 0 and bool((x == x.round()).all()):
+        do = "Convert with .astype(np.uint8), or divide by 255."
+        raise InputError(f"{what}: float images must have pixels in [0, 1].", got="whole numbers up to 255", do=do)
+    return x
+
+
+def _check_layout(array: _Array, what: str) -> None:
+    """Images (N, C, H, W) or vectors (N, D); the layout of other libraries is recognised and named."""
+    rule, shape = f"{what} must be images (N, C, H, W) or vectors (N, D).", array.shape
+    if array.ndim == 3:
+        raise InputError(rule, got=f"shape {shape}", do="Give grey images a channel: x[:, None].")
+    if array.ndim not in (2, 4):
+        raise InputError(rule, got=f"shape {shape}", do="Reshape the array.")
+    if array.ndim == 4 and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4) and min(shape[1:3]) > 4:
+        got = f"shape {shape}, which looks like (N, H, W, C)"
+        raise InputError(rule, got=got, do="Put the channels first: x.transpose(0, 3, 1, 2).")
+
+
+def _floats(array: _Array, what: str) -> Float32[Tensor, "..."]:
+    """As float32, all finite."""
+    if array.dtype.kind != "f":
+        raise InputError(f"{what} must have a float type.", got=array.dtype, do="Convert with .astype(np.float32).")
+    with np.errstate(over="ignore"):  # what overflows float32 becomes infinite and is refused below
+        tensor = torch.from_numpy(np.require(array, np.float32, ("C", "W")))
+    finite = torch.isfinite(tensor).reshape(len(array) if array.ndim else 1, -1).all(1)
+    if not finite.all():
+        bad = torch.nonzero(~finite)
+        got = f"NaN or infinity in {len(bad)} of {len(finite)} rows, first in row {int(bad[0])}"
+        raise InputError(f"{what} must be finite in float32.", got=got, do="Remove or repair these rows.")
+    return tensor
+
+
+def _targets(value: object, what: str) -> _Targets:
+    array = _array(value, what)
+    rule = f"{what} must be class numbers (N,) of an integer type, or regression targets (N, K) of a float type."
+    got = f"{array.dtype} of shape {array.shape}"
+    if array.ndim == 2 and array.dtype.kind == "f":
+        return _floats(array, what)
+    if array.ndim == 1 and array.dtype.kind in "iu":
+        labels = torch.from_numpy(array.astype(np.int64))
+        if int(labels.min()) < 0:
+            rule = f"{what}: class numbers must count from 0."
+            raise InputError(rule, got=f"{array.min()} … {array.max()}", do="Renumber the classes.")
+        return labels
+    do = ""
+    if array.dtype.kind == "b":
+        do = "Convert with .astype(np.int64)."
+    elif array.ndim == 1 and array.dtype.kind == "f":
+        do = "Convert class numbers with .astype(np.int64); give one target per sample a second axis: y[:, None]."
+    elif array.ndim == 2:
+        do = "Use y[:, 0]." if array.shape[1] == 1 else "Convert one-hot rows with y.argmax(axis=1)."
+    raise InputError(rule, got=got, do=do)
+
+
+def _check_alike(name: str, train: Split, test: Split) -> None:
+    for key, a, b in (("x", train.x, test.x), ("y", train.y, test.y)):
+        if (a.dtype, a.shape[1:]) != (b.dtype, b.shape[1:]):
+            got = f"{_described(a)} and {_described(b)}"
+            raise InputError(
+                f"`{key}_train` and `{key}_test` of {name} must have one type and one shape per row.", got=got
+            )
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape[1:])}"
+
+
+def _count_classes(name: str, train: Int64[Tensor, "sample"], test: Int64[Tensor, "other"]) -> int:
+    present = torch.unique(train)
+    classes, largest = len(present), int(present[-1])
+    if largest != classes - 1:
+        rule = f"`y_train` of {name}: class numbers must be 0 … K−1 and each must occur."
+        got = f"{classes} different ones from {int(present[0])} to {largest}"
+        raise InputError(rule, got=got, do="Renumber with np.unique(y, return_inverse=True)[1].")
+    if classes < 2:
+        raise InputError(f"`y_train` of {name} must have at least two classes.", got=classes)
+    if int(test.max()) >= classes:
+        rule = f"`y_test` of {name}: class numbers must be in the range of the training set, 0 … {classes - 1}."
+        raise InputError(rule, got=int(test.max()), do="Remove such rows, or give the class training rows.")
+    return classes
+
+
+def _with_jacobians(split: Split, value: object, what: str, outputs: int) -> Split:
+    jacobians = _floats(_array(value, what), what)
+    expected = (len(split), outputs, *split.x.shape[1:])
+    if tuple(jacobians.shape) != expected:
+        raise InputError(f"{what} must have the shape (N, K, *input) = {expected}.", got=tuple(jacobians.shape))
+    return Split(split.x, split.y, jacobians)

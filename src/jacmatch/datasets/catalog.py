@@ -1,0 +1,92 @@
+"""From what the user writes after `--data` to a checked data set."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+
+from jacmatch.datasets import cifar, embedded, fashion_mnist, folders, npz, synthetic
+from jacmatch.datasets.arrays import OPTIONAL, REQUIRED, from_arrays
+from jacmatch.datasets.data import Data
+from jacmatch.datasets.files import in_one_line
+from jacmatch.errors import InputError, UnsupportedError, unknown_name
+
+# The first sentence of each docstring says what it is and how it is written.
+LOADERS: dict[str, Callable[[str, int], Data]] = {
+    "digits": embedded.load,
+    "fashion-mnist": fashion_mnist.load,
+    "cifar10": cifar.load_cifar10,
+    "cifar100": cifar.load_cifar100,
+    "npz": npz.load,
+    "folder": folders.load,
+    "synthetic": synthetic.load,
+}
+
+
+def load(spec: str, seed: int = 0) -> Data:
+    """The data set that `spec` names, checked.
+
+    What cannot be used is an `InputError`; a data set whose package is not installed is an `UnsupportedError`.
+
+    Args:
+        spec: `digits`, `fashion-mnist[:DIR]`, `cifar10:DIR`, `cifar100:DIR`, `npz:FILE`, `folder:DIR[@SIZE]`,
+            `synthetic[:D=6,K=3,N=200,T=1000]`, or `PACKAGE.MODULE:CALLABLE`: a function of your own without arguments
+            that gives a `Data`, a dictionary of the arrays that `from_arrays` names, or a tuple of them in the order
+            x_train, y_train, x_test, y_test, and optionally j_train, j_test.
+        seed: Determines the split where there is no official one, and the inputs of `synthetic`.
+
+    Example:
+        >>> data = load("synthetic:D=2,K=1,N=8")
+        >>> data.train.jacobians.shape
+        torch.Size([8, 1, 2])
+    """
+    name, colon, argument = spec.partition(":")
+    if name in LOADERS:
+        return LOADERS[name](argument, seed)
+    if colon and all(part.isidentifier() for part in name.split(".")) and ("." in name or _exists(name)):
+        return _call(spec, name, argument)
+    raise unknown_name("`--data`", spec, [*LOADERS, "PACKAGE.MODULE:CALLABLE"])
+
+
+def _exists(module_name: str) -> bool:
+    """Whether there is such a top-level module; without running it."""
+    return module_name in sys.modules or importlib.util.find_spec(module_name) is not None
+
+
+def _call(spec: str, module_name: str, attribute: str) -> Data:
+    """What a function of the user's gives; its code runs only because the user named it."""
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the module is the user's: it may fail in any way
+        rule = f"`--data {spec}` must name a module that can be imported."
+        do = "Check the name, and that the module's folder is on PYTHONPATH."
+        raise InputError(rule, got=in_one_line(error), do=do) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise unknown_name(f"`--data {spec}`: the callable of module {module_name}", attribute, known)
+    try:
+        given = function()
+    except (InputError, UnsupportedError):
+        raise
+    except Exception as error:
+        rule = f"`--data {spec}` must be callable without arguments and give a data set."
+        raise InputError(rule, got=in_one_line(error), do="Call it in Python to see where.") from error
+    return from_arrays(spec, _arrays(spec, given))
+
+
+def _arrays(spec: str, given: object) -> Mapping[str, object]:
+    if isinstance(given, Data):
+        named = {
+            f"{key}_{part}": getattr(split, field)
+            for part, split in (("train", given.train), ("test", given.test))
+            for key, field in (("x", "x"), ("y", "y"), ("j", "jacobians"))
+        }
+        return {key: value for key, value in named.items() if value is not None}
+    if isinstance(given, Mapping):
+        return given
+    if isinstance(given, tuple) and len(REQUIRED) <= len(given) <= len(REQUIRED + OPTIONAL):
+        return dict(zip(REQUIRED + OPTIONAL, given, strict=False))
+    rule = f"`--data {spec}` must give a Data, a dictionary or a tuple of arrays: {', '.join(REQUIRED)}."
+    got = f"a tuple of {len(given)}" if isinstance(given, tuple) else type(given).__name__
+    raise InputError(rule, got=got)

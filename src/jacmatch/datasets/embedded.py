@@ -1,0 +1,41 @@
+"""The data set that comes with scikit-learn, so that the first run needs no file and no network."""
+
+import numpy as np
+import torch
+
+from jacmatch.datasets.arrays import from_arrays
+from jacmatch.datasets.data import Data
+from jacmatch.datasets.splits import split_validation
+from jacmatch.errors import InputError, UnsupportedError
+
+TEST_ROWS = 500
+
+
+def load(argument: str, seed: int) -> Data:
+    """The embedded data set: `digits`, 1,797 grey images of 8 × 8 pixels in ten classes, values/16 in [0, 1].
+
+    It has no official split; 500 rows, stratified by class, are the test part and 1,297 the training part.
+
+    Args:
+        argument: Must be empty.
+        seed: Determines the split. Runs that are to be compared share it.
+
+    Raises:
+        InputError: `argument` is not empty.
+        UnsupportedError: scikit-learn is not installed.
+
+    References:
+        Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI 1998 (CC BY 4.0).
+    """
+    if argument:
+        raise InputError("`--data digits` takes no argument.", got=repr(argument), do="Write digits.")
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        way_out = "Install it with: pip install 'jacmatch[train]'."
+        raise UnsupportedError(f"`--data digits` comes with scikit-learn, which is not installed. {way_out}") from error
+    pixels, labels = load_digits(return_X_y=True)
+    x = (pixels.reshape(-1, 1, 8, 8) / 16).astype(np.float32)
+    y = labels.astype(np.int64)
+    train, test = (rows.numpy() for rows in split_validation(torch.from_numpy(y), TEST_ROWS, seed))
+    return from_arrays("digits", {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]})

@@ -1,0 +1,138 @@
+"""Fashion-MNIST from the idx files of its Debian package, or from a copy of them."""
+
+import gzip
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from jacmatch.datasets.arrays import from_arrays
+from jacmatch.datasets.data import Data
+from jacmatch.datasets.files import check_digest, existing_folder, reading
+from jacmatch.errors import InputError
+
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+_WAY_OUT = (
+    "Get the files with: apt-get install dataset-fashion-mnist; or, without root: "
+    "apt-get download dataset-fashion-mnist && dpkg-deb -x dataset-fashion-mnist_*.deb fm, and write fashion-mnist:fm."
+)
+
+
+@dataclass(frozen=True)
+class IdxFile:
+    """One file: the name without .gz, and the shape and the SHA-256 of what is in it once unpacked."""
+
+    name: str
+    shape: tuple[int, ...]
+    sha256: str
+
+
+OFFICIAL = {
+    "x_train": IdxFile(
+        "train-images-idx3-ubyte",
+        (60000, 28, 28),
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    ),
+    "y_train": IdxFile(
+        "train-labels-idx1-ubyte",
+        (60000,),
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    ),
+    "x_test": IdxFile(
+        "t10k-images-idx3-ubyte",
+        (10000, 28, 28),
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    ),
+    "y_test": IdxFile(
+        "t10k-labels-idx1-ubyte",
+        (10000,),
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
+}
+
+
+def load(argument: str, seed: int) -> Data:
+    """Fashion-MNIST, 60,000 + 10,000 grey images of 28 × 28 pixels in ten classes: `fashion-mnist[:DIR]`.
+
+    Looked for in DIR; without it in the folder that the environment variable JACMATCH_DATA names, then where the Debian
+    package installs it. Below a folder the paths `fashion-mnist` and `usr/share/datasets/fashion-mnist` are tried too.
+    A file that is missing, broken or not the official one is an `InputError`.
+
+    Args:
+        argument: DIR, or empty.
+        seed: Not used; the split is the official one.
+
+    References:
+        Xiao, Rasul & Vollgraf, "Fashion-MNIST", arXiv:1708.07747 (MIT licence).
+    """
+    return read(places(argument, os.environ.get("JACMATCH_DATA", "")))
+
+
+def places(argument: str, named: str) -> list[Path]:
+    """The folders in which `load` looks, the first one first.
+
+    Args:
+        argument: DIR, or empty.
+        named: What JACMATCH_DATA names, or empty.
+    """
+    tops = [existing_folder(argument, "fashion-mnist")] if argument else [Path(named).expanduser()] if named else []
+    below = [top / name for top in tops for name in (".", "fashion-mnist", "usr/share/datasets/fashion-mnist")]
+    return below if argument else [*below, DEBIAN_FOLDER]
+
+
+def read(folders: list[Path], files: dict[str, IdxFile] = OFFICIAL) -> Data:
+    """The data set from the first of these folders that has one of its files.
+
+    Args:
+        folders: Where to look.
+        files: What to expect, by the key of `from_arrays`.
+
+    Raises:
+        InputError: As for `load`.
+    """
+    for folder in folders:
+        found = {key: _find(folder, file.name) for key, file in files.items()}
+        missing = [files[key].name + ".gz" for key, path in found.items() if path is None]
+        if len(missing) == len(files):
+            continue
+        if missing:
+            rule = f"{folder} must have all four files of Fashion-MNIST."
+            raise InputError(rule, got=f"a folder without {', '.join(missing)}", do=_WAY_OUT)
+        arrays = {key: read_idx(path, files[key]) for key, path in found.items() if path is not None}
+        return from_arrays("fashion-mnist", {k: a[:, None] if a.ndim == 3 else a for k, a in arrays.items()})
+    looked = ", ".join(str(folder) for folder in folders)
+    raise InputError("`--data fashion-mnist` needs its four idx files.", got=f"none of them in {looked}", do=_WAY_OUT)
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+
+
+def read_idx(path: Path, file: IdxFile) -> UInt8[np.ndarray, "sample *pixel"]:
+    """The bytes of one idx file, packed or not, never more than its shape needs.
+
+    Args:
+        path: The file; packed if its name ends in .gz.
+        file: What it must hold.
+
+    Raises:
+        InputError: The file is broken, of another shape, or its checksum is wrong.
+    """
+    header = bytes([0, 0, 8, len(file.shape)]) + b"".join(size.to_bytes(4, "big") for size in file.shape)
+    length = len(header) + math.prod(file.shape)
+    unpack = gzip.open if path.suffix == ".gz" else open
+    with reading(path, "a Fashion-MNIST idx file", _WAY_OUT), unpack(path, "rb") as stream:
+        content: bytes = stream.read(length + 1)
+    if content[: len(header)] != header:
+        rule = f"{path} must be an idx file of bytes of shape {file.shape}."
+        raise InputError(
+            rule, got=f"a file that begins with {content[: len(header)].hex(' ', 4) or 'nothing'}", do=_WAY_OUT
+        )
+    if len(content) != length:
+        got = "more" if len(content) > length else f"{len(content):,}"
+        raise InputError(f"{path} must hold {length:,} bytes once unpacked.", got=got, do=_WAY_OUT)
+    check_digest(content, file.sha256, path, _WAY_OUT)
+    return np.frombuffer(content, np.uint8, offset=len(header)).reshape(file.shape)

@@ -1,0 +1,145 @@
+"""Reading files that may be missing, broken, huge or not what they should be."""
+
+import hashlib
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jacmatch.errors import InputError, UnsupportedError
+
+# What gzip, zip, numpy, json and Pillow raise on broken files.
+_BROKEN = (
+    OSError,
+    EOFError,
+    ValueError,
+    zlib.error,
+    zipfile.BadZipFile,
+    struct.error,
+    SyntaxError,
+    RuntimeError,
+    MemoryError,
+)
+
+
+def existing_folder(text: str, source: str) -> Path:
+    """The path of a folder that exists.
+
+    Args:
+        text: The path as the user gave it; `~` is the home folder.
+        source: The name of the data set that needs it, for the message.
+
+    Raises:
+        InputError: It is empty, missing or not a folder.
+    """
+    rule = f"`--data {source}:DIR` must name an existing folder."
+    if not text:
+        raise InputError(rule, got="no folder", do=f"Write for example {source}:data/{source}.")
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        raise InputError(rule, got=f"{text!r}, which {_what_is(path)}", do="Check the path.")
+    return path
+
+
+def existing_file(text: str, source: str) -> Path:
+    """The path of a file that exists; otherwise like `existing_folder`.
+
+    Raises:
+        InputError: It is empty, missing or not a file.
+    """
+    rule = f"`--data {source}:FILE` must name an existing file."
+    if not text:
+        raise InputError(rule, got="no file", do=f"Write for example {source}:data.{source}.")
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise InputError(rule, got=f"{text!r}, which {_what_is(path)}", do="Check the path.")
+    return path
+
+
+def _what_is(path: Path) -> str:
+    if path.is_dir():
+        return "is a folder"
+    return "is a file" if path.is_file() else "does not exist"
+
+
+@contextmanager
+def reading(path: Path, kind: str, do: str) -> Iterator[None]:
+    """A block in which whatever goes wrong with one file becomes one `InputError` that names the file.
+
+    Args:
+        path: The file being read.
+        kind: What it must be, for example "an image".
+        do: The way out.
+
+    Raises:
+        InputError: The block failed because of the file.
+    """
+    try:
+        yield
+    except (InputError, UnsupportedError):
+        raise
+    except _BROKEN as error:
+        raise InputError(f"{path} must be {kind}.", got=in_one_line(error), do=do) from error
+
+
+def in_one_line(error: Exception) -> str:
+    r"""The type of an error and the first line of its message.
+
+    Example:
+        >>> in_one_line(ValueError("not so\nbut so")), in_one_line(MemoryError())
+        ('ValueError: not so', 'MemoryError')
+    """
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder, in the order of the names; an `InputError` if it cannot be listed."""
+    with reading(folder, "a readable folder", "Check its permissions."):
+        return sorted(folder.iterdir(), key=lambda path: path.name)
+
+
+def check_file_size(path: Path, expected: int, do: str) -> None:
+    """Nothing, if the file has exactly this many bytes.
+
+    Raises:
+        InputError: It has another size.
+    """
+    size = path.stat().st_size
+    if size != expected:
+        raise InputError(f"{path} must have {expected:,} bytes.", got=f"{size:,}", do=do)
+
+
+def check_digest(content: bytes | memoryview, expected: str, path: Path, do: str) -> None:
+    """Nothing, if the SHA-256 of what was read is the expected one.
+
+    Raises:
+        InputError: It is another one.
+    """
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != expected:
+        rule = f"{path} must hold the data set's official content (SHA-256 {expected[:12]}…)."
+        raise InputError(rule, got=f"{digest[:12]}…", do=do)
+
+
+def check_memory(needed: int, what: str, do: str) -> None:
+    """Nothing, if this many bytes fit into the machine's memory: a file of a few MB can ask for terabytes.
+
+    Raises:
+        InputError: They do not.
+    """
+    available = _physical_memory()
+    if needed > available:
+        gib = 2**30
+        got = f"{needed / gib:,.1f} GiB on a machine with {available / gib:,.1f}"
+        raise InputError(f"{what} must fit into memory.", got=got, do=do)
+
+
+def _physical_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not every system tells
+        return 2**63

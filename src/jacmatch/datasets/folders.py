@@ -1,0 +1,133 @@
+"""The user's own pictures, one folder for each class."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from jacmatch.datasets.arrays import from_arrays
+from jacmatch.datasets.data import Data
+from jacmatch.datasets.files import check_memory, entries, existing_folder
+from jacmatch.datasets.images import decode
+from jacmatch.datasets.splits import split_validation
+from jacmatch.errors import InputError, unknown_name
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+TEST_SHARE = 0.2
+MAX_SIDE = 4096
+_LAYOUT = "Lay it out as DIR/train/CLASS/*.png and DIR/test/CLASS/*.png (png, jpg, jpeg or webp)."
+_NOT_DATA = ("Thumbs.db", "desktop.ini")
+
+
+def load(argument: str, seed: int) -> Data:
+    """Your own pictures: `folder:DIR` or `folder:DIR@SIZE`, with DIR/train/CLASS/*.png|jpg|jpeg|webp and DIR/test/….
+
+    Classes are numbered in the order of their names. All pictures must have one size; with @SIZE each is resized to
+    SIZE × SIZE (bilinear with antialiasing, the aspect ratio is not kept). If all are grey there is one channel,
+    otherwise three. Without DIR/test a fifth of each class is taken out of DIR/train for it, chosen by `seed`. Another
+    layout, a file that is not a usable image, and unequal sizes are each an `InputError`.
+
+    Args:
+        argument: DIR or DIR@SIZE.
+        seed: Determines the split where there is no test folder.
+    """
+    folder, size = _parse(argument)
+    name = f"folder:{argument}"
+    classes, train_files = _list(folder / "train")
+    if (folder / "test").is_dir():
+        test_classes, test_files = _list(folder / "test")
+        for found in test_classes:
+            if found not in classes:
+                raise unknown_name(f"Each folder in {folder / 'test'}", found, classes)
+    else:
+        _check_no_other_split(folder)
+        test_files = []
+    images = _read([path for path, _ in train_files + test_files], size, name)
+    labels = np.array([classes.index(label) for _, label in train_files + test_files], dtype=np.int64)
+    rows = np.arange(len(labels))
+    train, test = rows[: len(train_files)], rows[len(train_files) :]
+    if not test_files:
+        train, test = (part.numpy() for part in split_validation(torch.from_numpy(labels), TEST_SHARE, seed))
+    parts = {"x_train": images[train], "y_train": labels[train], "x_test": images[test], "y_test": labels[test]}
+    return from_arrays(name, parts)
+
+
+def _parse(argument: str) -> tuple[Path, int | None]:
+    """DIR@SIZE, unless a folder has that very name."""
+    path, at, size = argument.rpartition("@")
+    if not at or Path(argument).expanduser().is_dir():
+        return existing_folder(argument, "folder"), None
+    if not (size.isascii() and size.isdigit() and 1 <= int(size) <= MAX_SIDE):
+        rule = f"SIZE of `--data folder:DIR@SIZE` must be a whole number of pixels from 1 to {MAX_SIDE}."
+        raise InputError(rule, got=repr(size), do="Write for example folder:pictures@64.")
+    return existing_folder(path, "folder"), int(size)
+
+
+def _list(folder: Path) -> tuple[list[str], list[tuple[Path, str]]]:
+    """The classes and the (file, class) pairs of one part, both in the order of their names."""
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder.parent} must have a folder `{folder.name}`.", got=_some_names(folder.parent), do=_LAYOUT
+        )
+    pairs = []
+    classes = _visible(folder)
+    for entry in classes:
+        if not entry.is_dir():
+            raise InputError(f"{folder} must have one folder for each class.", got=f"the file {entry.name}", do=_LAYOUT)
+        files = _visible(entry)
+        if not files:
+            raise InputError(f"{entry} must have images.", got="an empty folder", do=_LAYOUT)
+        for path in files:
+            if path.suffix.lower() not in SUFFIXES or not path.is_file():
+                rule = f"{entry} must have only {', '.join(SUFFIXES)} files."
+                raise InputError(rule, got=path.name, do="Convert or remove it.")
+            pairs.append((path, entry.name))
+    if not pairs:
+        raise InputError(f"{folder} must have one folder for each class.", got="an empty folder", do=_LAYOUT)
+    return [entry.name for entry in classes], pairs
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What is in a folder, without what operating systems leave there."""
+    return [path for path in entries(folder) if not path.name.startswith(".") and path.name not in _NOT_DATA]
+
+
+def _some_names(folder: Path) -> str:
+    names = [path.name for path in _visible(folder)]
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "") if names else "an empty folder"
+
+
+def _check_no_other_split(folder: Path) -> None:
+    """A held-out part under another name must not be passed over in silence."""
+    others = [
+        path.name for path in _visible(folder) if path.is_dir() and path.name.lower() in ("val", "valid", "validation")
+    ]
+    if others:
+        rule = f"The held-out part of {folder} must be called `test`."
+        raise InputError(rule, got=others[0], do="Rename it, or move it away to have a fifth of `train` held out.")
+
+
+def _read(paths: list[Path], size: int | None, name: str) -> UInt8[np.ndarray, "sample channel row column"]:
+    """All images in one array, channels first."""
+    target = None if size is None else (size, size)
+    images: list[UInt8[np.ndarray, "row column channel"]] = []
+    for path in paths:
+        image = decode(path, caller=f"`--data {name}`", max_pixels=2**26, size=target)
+        if not images:
+            needed = 3 * image.shape[0] * image.shape[1] * len(paths)
+            check_memory(needed, f"The images of {name}", "Scale them down: folder:DIR@SIZE.")
+        elif image.shape[:2] != images[0].shape[:2]:
+            got = f"{_sides(images[0])} in {paths[0]} and {_sides(image)} in {path}"
+            do = f"Have them resized, for example to 64 × 64: {name}@64."
+            raise InputError(f"All images of {name} must have one size.", got=got, do=do)
+        images.append(image)
+    channels = max(image.shape[2] for image in images)
+    result = np.empty((len(images), channels, *images[0].shape[:2]), dtype=np.uint8)
+    for row, image in enumerate(images):
+        result[row] = image.transpose(2, 0, 1)  # a grey image fills all three channels of a colour set
+    return result
+
+
+def _sides(image: UInt8[np.ndarray, "row column channel"]) -> str:
+    return f"{image.shape[0]} × {image.shape[1]}"

@@ -1,0 +1,31 @@
+"""The user's own arrays in one numpy archive."""
+
+import zipfile
+
+import numpy as np
+
+from jacmatch.datasets.arrays import check_keys, from_arrays
+from jacmatch.datasets.data import Data
+from jacmatch.datasets.files import check_memory, existing_file, reading
+
+
+def load(argument: str, seed: int) -> Data:
+    """Your own arrays: `npz:FILE`, a numpy archive with the arrays that `from_arrays` names.
+
+    A file that is missing, broken or larger than the memory, pickled objects in it, and what `from_arrays` refuses are
+    each an `InputError`.
+
+    Args:
+        argument: The path of the file.
+        seed: Not used; the file has its own split.
+    """
+    path = existing_file(argument, "npz")
+    name = f"npz:{argument}"
+    with reading(path, "a numpy .npz archive of plain arrays", "Write it with np.savez, numbers only."):
+        with zipfile.ZipFile(path) as members:
+            size = sum(member.file_size for member in members.infolist())
+        check_memory(size, f"The arrays of {path}", "Choose fewer rows, or store images as uint8.")
+        with np.load(path, allow_pickle=False) as archive:
+            check_keys(name, list(archive.files))
+            arrays = {key: archive[key] for key in archive.files}
+    return from_arrays(name, arrays)

@@ -1,0 +1,95 @@
+"""A smooth function whose values and Jacobian are known in closed form."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jacmatch.datasets.arrays import from_arrays
+from jacmatch.datasets.data import Data
+from jacmatch.datasets.files import check_memory
+from jacmatch.datasets.splits import keys
+from jacmatch.errors import InputError, unknown_name
+
+# Inputs, outputs, training rows, test rows.
+DEFAULTS = {"D": 6, "K": 3, "N": 200, "T": 1000}
+
+
+def load(argument: str, seed: int) -> Data:
+    """A regression with known derivatives: `synthetic[:D=6,K=3,N=200,T=1000]`.
+
+    There are D inputs, uniform in [−1, 1], K outputs, N training rows and T test rows. The function is `values`, always
+    the same one, and the Jacobians of both parts are exact.
+
+    Args:
+        argument: Some of the four numbers, in any order, or empty; anything else is an `InputError`.
+        seed: Determines the inputs.
+    """
+    sizes = _parse(argument)
+    inputs, outputs = sizes["D"], sizes["K"]
+    needed = 12 * (sizes["N"] + sizes["T"]) * inputs * (outputs + 1)  # float64, and the float32 made of it
+    check_memory(needed, "The Jacobians of `--data synthetic`", "Choose smaller numbers.")
+    arrays: dict[str, object] = {}
+    for stream, (part, rows) in enumerate((("train", sizes["N"]), ("test", sizes["T"]))):
+        uniform = (keys(seed, rows * inputs, stream) >> 11).astype("float64") * 2.0**-53
+        x = torch.from_numpy(2 * uniform - 1).reshape(rows, inputs)
+        arrays |= {f"x_{part}": x, f"y_{part}": values(x, outputs), f"j_{part}": jacobian(x, outputs)}
+    return from_arrays("synthetic:" + ",".join(f"{key}={size}" for key, size in sizes.items()), arrays)
+
+
+def values(x: Float[Tensor, "batch input"], outputs: int) -> Float[Tensor, "batch row"]:
+    """f_k(x) = sin(2 Σ_i a_ki x_i) + ½ (Σ_i b_ki x_i)² for rows k = 1 … K, with fixed a and b.
+
+    a_ki = √(2/D) cos(k i) and b_ki = √(2/D) sin((k + 1) i) for inputs i = 1 … D; all derivatives exist, none vanishes.
+
+    Args:
+        x: The points.
+        outputs: K, at least 1.
+
+    Example:
+        >>> values(torch.zeros(1, 4), 2).tolist()
+        [[0.0, 0.0]]
+    """
+    a, b = _coefficients(x, outputs)
+    return torch.sin(2 * x @ a.T) + (x @ b.T).square() / 2
+
+
+def jacobian(x: Float[Tensor, "batch input"], outputs: int) -> Float[Tensor, "batch row input"]:
+    """∂f_k/∂x_i = 2 a_ki cos(2 Σ_j a_kj x_j) + b_ki Σ_j b_kj x_j of the function `values`.
+
+    Args:
+        x: The points.
+        outputs: K, at least 1.
+
+    Example:
+        >>> jacobian(torch.zeros(1, 1), 1).allclose(2 * torch.tensor(2.0).sqrt() * torch.tensor(1.0).cos())
+        True
+    """
+    a, b = _coefficients(x, outputs)
+    return 2 * torch.cos(2 * x @ a.T)[:, :, None] * a + (x @ b.T)[:, :, None] * b
+
+
+def _coefficients(
+    x: Float[Tensor, "batch input"], outputs: int
+) -> tuple[Float[Tensor, "row input"], Float[Tensor, "row input"]]:
+    columns = torch.arange(1, x.shape[1] + 1, dtype=torch.float64)
+    rows = torch.arange(1, outputs + 1, dtype=torch.float64)[:, None]
+    scale = math.sqrt(2 / x.shape[1])
+    return (scale * torch.cos(rows * columns)).to(x), (scale * torch.sin((rows + 1) * columns)).to(x)
+
+
+def _parse(argument: str) -> dict[str, int]:
+    sizes, given = dict(DEFAULTS), set()
+    for part in argument.split(",") if argument else []:
+        key, equals, text = part.strip().partition("=")
+        if key not in DEFAULTS:
+            raise unknown_name("Each number of `--data synthetic`", key, DEFAULTS)
+        if key in given:
+            raise InputError(f"{key} of `--data synthetic` must be given once.", got=argument)
+        if not (equals and text.isascii() and text.isdigit() and 1 <= int(text[:19]) < 2**40):
+            rule = f"{key} of `--data synthetic` must be a whole number, at least 1."
+            raise InputError(rule, got=repr(text), do=f"Write for example synthetic:{key}={DEFAULTS[key]}.")
+        given.add(key)
+        sizes[key] = int(text)
+    return sizes

@@ -1,0 +1,165 @@
+"""Losses on outputs: against labels, and against a teacher's outputs."""
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from jacmatch.errors import InputError
+
+
+def equal_shapes(caller: str, **tensors: Tensor) -> None:
+    """Refuses tensors whose shapes differ, or that have no row dimension after the batch; torch would broadcast them.
+
+    Args:
+        caller: The loss that was called, for the message.
+        **tensors: The arguments by name.
+
+    Raises:
+        InputError: The shapes differ, or a tensor has fewer than two dimensions.
+    """
+    names = " and ".join(f"`{name}`" for name in tensors)
+    shapes = [tuple(tensor.shape) for tensor in tensors.values()]
+    if any(shape != shapes[0] for shape in shapes):
+        raise InputError(
+            f"{names} of `{caller}` must have equal shapes.",
+            got=" and ".join(map(str, shapes)),
+            do="Nothing is broadcast: give both for the same samples, rows and inputs.",
+        )
+    if len(shapes[0]) < 2:
+        raise InputError(
+            f"{names} of `{caller}` must have a batch dimension and at least one more.",
+            got=shapes[0],
+            do="Reshape (batch,) to (batch, 1).",
+        )
+
+
+def expected_under(
+    caller: str, labels: Integer[Tensor, "batch"] | Float[Tensor, "batch out"], costs: Float[Tensor, "batch out"]
+) -> Float[Tensor, "batch"]:
+    """Returns Σ_i y_i c_i per sample: the cost of the label's class, or its mean under probabilities.
+
+    Args:
+        caller: The loss that was called, for the message.
+        labels: Class numbers in [0, out), which the data set has checked, or probabilities y that sum to one.
+        costs: One cost for each class.
+
+    Raises:
+        InputError: The labels are neither integers (batch,) nor floats (batch, out).
+    """
+    if labels.is_floating_point():
+        if labels.shape == costs.shape:
+            return (labels * costs).sum(1)
+    elif labels.dtype != torch.bool and not labels.is_complex() and labels.shape == costs.shape[:1]:
+        # gather, not one_hot times costs: an impossible other class (cost ∞) must not give 0·∞.
+        return costs.gather(1, labels.long().unsqueeze(1)).squeeze(1)
+    raise InputError(
+        f"`labels` of `{caller}` must be integers of shape {tuple(costs.shape[:1])} or probabilities of shape "
+        f"{tuple(costs.shape)}.",
+        got=f"{str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}",
+        do="For regression use `squared_error`.",
+    )
+
+
+def cross_entropy(
+    logits: Float[Tensor, "batch out"], labels: Integer[Tensor, "batch"] | Float[Tensor, "batch out"]
+) -> Float[Tensor, "batch"]:
+    """Returns the cross-entropy with labels, −Σ_i y_i log q_i with q = softmax(z), i = 1…K.
+
+    Args:
+        logits: z.
+        labels: Class numbers, or probabilities y, as mixing two samples gives them.
+
+    Raises:
+        InputError: The labels are neither integers (batch,) nor floats (batch, out).
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+        >>> cross_entropy(logits, torch.tensor([0, 1]))
+        tensor([0.6931, 0.6931])
+        >>> cross_entropy(logits, torch.tensor([[0.5, 0.5], [0.2, 0.8]]))
+        tensor([0.6931, 0.6931])
+    """
+    equal_shapes("cross_entropy", logits=logits)
+    return expected_under("cross_entropy", labels, -logits.log_softmax(1))
+
+
+def squared_error(
+    student: Float[Tensor, "batch row *input"], teacher: Float[Tensor, "batch row *input"]
+) -> Float[Tensor, "batch"]:
+    """Returns the squared error per sample, Σ (s − t)², summed over all rows and inputs.
+
+    It serves four things with one formula. Outputs against a teacher's: Σ_i (S_i − T_i)², the first term of the
+    paper's Prop 1. Outputs against numbers: the label loss of regression. Rows of Jacobians: Σ_r ‖∇S_r − ∇T_r‖², the
+    second term of Prop 1, where it has the weight σ²; this is the form that the paper derives and uses on CIFAR-100.
+    Products vᵀJ or Jv in random directions with E[vvᵀ] = I: an unbiased estimate of ‖J_S − J_T‖²_F.
+
+    Args:
+        student: Outputs (batch, out), or rows (batch, row, *input).
+        teacher: The same of the teacher, or the numbers to be learnt.
+
+    Raises:
+        InputError: The shapes differ.
+
+    References:
+        Srinivas & Fleuret 2018, arXiv:1803.00443, Prop 1. Its remainder is said to be O(σ⁴) and is in general O(σ²):
+        see `noise_distillation`.
+
+    Example:
+        >>> import torch
+        >>> squared_error(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]]))
+        tensor([5.])
+    """
+    equal_shapes("squared_error", student=student, teacher=teacher)
+    return (student - teacher).square().flatten(1).sum(1)
+
+
+def hinton_kl(
+    student: Float[Tensor, "batch out"], teacher: Float[Tensor, "batch out"], temperature: float = 1.0
+) -> Float[Tensor, "batch"]:
+    """Returns Hinton's distillation loss, τ² Σ_i p_i (log p_i − log q_i), p = softmax(t/τ), q = softmax(s/τ), i = 1…K.
+
+    The factor τ² keeps the size of the gradient while τ changes: for τ → ∞ the loss becomes
+    Σ_i (d_i − mean_j d_j)² / (2K), d = s − t. It does not change when a number is added to all logits of a network.
+
+    Args:
+        student: Logits s.
+        teacher: Logits t.
+        temperature: τ > 0; usually 1 to 8.
+
+    Raises:
+        InputError: The shapes differ, or the temperature is not above 0.
+
+    References:
+        Hinton, Vinyals & Dean 2015, arXiv:1503.02531, sec. 2.
+
+    Example:
+        >>> import torch
+        >>> hinton_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 0.0]]), temperature=2.0)
+        tensor([0.8724])
+    """
+    equal_shapes("hinton_kl", student=student, teacher=teacher)
+    if not temperature > 0:
+        raise InputError("`temperature` of `hinton_kl` must be above 0.", got=temperature, do="Leave it out for 1.")
+    log_q = (student / temperature).log_softmax(1)
+    log_p = (teacher / temperature).log_softmax(1)
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+def agreement(student: Float[Tensor, "batch out"], teacher: Float[Tensor, "batch out"]) -> Float[Tensor, "batch"]:
+    """Returns 1 where student and teacher choose the same class and 0 elsewhere; a measure, without gradient.
+
+    Args:
+        student: Logits or probabilities.
+        teacher: The same of the teacher.
+
+    Raises:
+        InputError: The shapes differ.
+
+    Example:
+        >>> import torch
+        >>> agreement(torch.tensor([[1.0, 2.0], [1.0, 2.0]]), torch.tensor([[0.0, 9.0], [1.0, 0.0]]))
+        tensor([1., 0.])
+    """
+    equal_shapes("agreement", student=student, teacher=teacher)
+    return (student.argmax(1) == teacher.argmax(1)).to(student.dtype)

@@ -1,0 +1,257 @@
+"""Residual networks for small images: CIFAR ResNets and Wide ResNets, as the distillation literature uses them.
+
+All have three stages `layer1`, `layer2`, `layer3` at full, half and quarter resolution, global average pooling and one
+linear layer; they take images from 5 pixels a side.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jacmatch.errors import InputError
+from jacmatch.models.mlp import Shape, Statistics, check_image, check_sizes, standardized, statistics
+
+NARROW = (16, 16, 32, 64)
+FOURFOLD = (32, 64, 128, 256)
+
+
+class ResNet(nn.Module):
+    """A CIFAR ResNet of depth 6n+2: a stem, then three stages of n basic blocks.
+
+    Where the resolution or the width changes, the shortcut is a 1×1 convolution with BatchNorm (He's option B, which
+    the distillation literature uses). Option A of the original CIFAR networks, zero padding, has 2,752 parameters less
+    at widths 16, 32, 64: 269,722 instead of 272,474 for ResNet-20 with ten outputs.
+
+    References:
+        He et al. 2015, arXiv:1512.03385, section 4.2. Stem and widths of the x4 variants: Tian et al. 2019,
+        arXiv:1910.10699.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        depth: int,
+        outputs: int,
+        shape: Shape,
+        mean: Statistics = None,
+        std: Statistics = None,
+        *,
+        widths: tuple[int, int, int, int] = NARROW,
+    ) -> None:
+        """Builds the network with He's initialisation.
+
+        Args:
+            depth: 6n+2, n ≥ 1.
+            outputs: Number of outputs, at least 1.
+            shape: (channels, height, width) of an image, at least 5 pixels a side.
+            mean: Subtracted from the raw input, per channel or one for all.
+            std: Divides the difference, above 0.
+            widths: Channels of the stem and of the three stages.
+
+        Raises:
+            InputError: If a number is out of range.
+        """
+        super().__init__()
+        caller = f"resnet{depth}"
+        if depth < 8 or depth % 6 != 2:
+            raise InputError("`depth` of `ResNet` must be 6n+2 with n ≥ 1.", got=depth, do="8, 14, 20, 26, 32 … fit.")
+        check_sizes(caller, outputs, shape)
+        check_image(caller, shape, halvings=2)
+        self.shape = tuple(shape)
+        mean_buffer, std_buffer = statistics(caller, shape, mean, std)
+        self.register_buffer("mean", mean_buffer)
+        self.register_buffer("std", std_buffer)
+        stem, first, second, third = widths
+        blocks = (depth - 2) // 6
+        self.conv1 = _conv3x3(shape[0], stem)
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.layer1 = _stage(BasicBlock, stem, first, blocks, stride=1)
+        self.layer2 = _stage(BasicBlock, first, second, blocks, stride=2)
+        self.layer3 = _stage(BasicBlock, second, third, blocks, stride=2)
+        self.linear = nn.Linear(third, outputs)
+        _initialize(self)
+
+    def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch out"]:
+        """Outputs for raw images."""
+        maps = F.relu(self.bn1(self.conv1(standardized(self, x))))
+        maps = self.layer3(self.layer2(self.layer1(maps)))
+        return self.linear(F.adaptive_avg_pool2d(maps, 1).flatten(1))  # type: ignore[no-any-return]
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions, each with BatchNorm, plus the shortcut; ReLU after the first and after the sum."""
+
+    def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
+        """Builds the block; the first convolution has the stride."""
+        super().__init__()
+        self.conv1 = _conv3x3(fan_in, fan_out, stride)
+        self.bn1 = nn.BatchNorm2d(fan_out)
+        self.conv2 = _conv3x3(fan_out, fan_out)
+        self.bn2 = nn.BatchNorm2d(fan_out)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or fan_in != fan_out:
+            projection = nn.Conv2d(fan_in, fan_out, 1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(fan_out))
+
+    def forward(
+        self, x: Float[Tensor, "batch channel height width"]
+    ) -> Float[Tensor, "batch out_channel out_height out_width"]:
+        """Feature maps after the last ReLU."""
+        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(residual + self.shortcut(x))
+
+
+class WideResNet(nn.Module):
+    """A Wide ResNet of depth 6n+4: a stem of 16 channels, then three stages of n pre-activation blocks.
+
+    References:
+        Zagoruyko & Komodakis 2016, arXiv:1605.07146.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, depth: int, factor: int, outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None
+    ) -> None:
+        """Builds the network with He's initialisation and no dropout.
+
+        Args:
+            depth: 6n+4, n ≥ 1.
+            factor: Widths of the stages as multiples of 16, 32, 64; at least 1.
+            outputs: Number of outputs, at least 1.
+            shape: (channels, height, width) of an image, at least 5 pixels a side.
+            mean: Subtracted from the raw input, per channel or one for all.
+            std: Divides the difference, above 0.
+
+        Raises:
+            InputError: If a number is out of range.
+        """
+        super().__init__()
+        caller = f"wrn-{depth}-{factor}"
+        if depth < 10 or depth % 6 != 4:
+            raise InputError("`depth` of `WideResNet` must be 6n+4 with n ≥ 1.", got=depth, do="10, 16, 22, 28 … fit.")
+        if factor < 1:
+            raise InputError("`factor` of `WideResNet` must be at least 1.", got=factor)
+        check_sizes(caller, outputs, shape)
+        check_image(caller, shape, halvings=2)
+        self.shape = tuple(shape)
+        mean_buffer, std_buffer = statistics(caller, shape, mean, std)
+        self.register_buffer("mean", mean_buffer)
+        self.register_buffer("std", std_buffer)
+        blocks = (depth - 4) // 6
+        self.conv1 = _conv3x3(shape[0], 16)
+        self.layer1 = _stage(PreactivationBlock, 16, 16 * factor, blocks, stride=1)
+        self.layer2 = _stage(PreactivationBlock, 16 * factor, 32 * factor, blocks, stride=2)
+        self.layer3 = _stage(PreactivationBlock, 32 * factor, 64 * factor, blocks, stride=2)
+        self.bn1 = nn.BatchNorm2d(64 * factor)
+        self.linear = nn.Linear(64 * factor, outputs)
+        _initialize(self)
+
+    def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch out"]:
+        """Outputs for raw images."""
+        maps = self.layer3(self.layer2(self.layer1(self.conv1(standardized(self, x)))))
+        maps = F.relu(self.bn1(maps))
+        return self.linear(F.adaptive_avg_pool2d(maps, 1).flatten(1))  # type: ignore[no-any-return]
+
+
+class PreactivationBlock(nn.Module):
+    """BatchNorm, ReLU, 3×3 convolution, twice, plus the shortcut; a shortcut that projects shares the first two."""
+
+    def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
+        """Builds the block; the first convolution has the stride."""
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(fan_in)
+        self.conv1 = _conv3x3(fan_in, fan_out, stride)
+        self.bn2 = nn.BatchNorm2d(fan_out)
+        self.conv2 = _conv3x3(fan_out, fan_out)
+        self.shortcut: nn.Conv2d | None = None
+        if stride != 1 or fan_in != fan_out:
+            self.shortcut = nn.Conv2d(fan_in, fan_out, 1, stride=stride, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "batch channel height width"]
+    ) -> Float[Tensor, "batch out_channel out_height out_width"]:
+        """Feature maps before the activation that follows."""
+        activated = F.relu(self.bn1(x))
+        residual: Tensor = self.conv2(F.relu(self.bn2(self.conv1(activated))))
+        return residual + (x if self.shortcut is None else self.shortcut(activated))
+
+
+def _stage(
+    block: type[BasicBlock] | type[PreactivationBlock], fan_in: int, fan_out: int, count: int, stride: int
+) -> nn.Sequential:
+    """Blocks of one width; the first one changes width and resolution."""
+    later = [block(fan_out, fan_out, 1) for _ in range(count - 1)]
+    return nn.Sequential(block(fan_in, fan_out, stride), *later)
+
+
+def _conv3x3(fan_in: int, fan_out: int, stride: int = 1) -> nn.Conv2d:
+    """3×3 convolution without bias that keeps the image size, up to the stride."""
+    return nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1, bias=False)
+
+
+def _initialize(model: nn.Module) -> None:
+    """He's initialisation of the convolutions, from the fan out; a linear layer starts with zero biases."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+
+def resnet8(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> ResNet:
+    """ResNet-8: one block a stage, 78,042 parameters for ten outputs of RGB images.
+
+    Example:
+        >>> sum(p.numel() for p in resnet8(10, (3, 32, 32)).parameters())
+        78042
+    """
+    return ResNet(8, outputs, shape, mean, std)
+
+
+def resnet20(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> ResNet:
+    """ResNet-20: three blocks a stage, 272,474 parameters for ten outputs of RGB images."""
+    return ResNet(20, outputs, shape, mean, std)
+
+
+def resnet32(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> ResNet:
+    """ResNet-32: five blocks a stage, 466,906 parameters for ten outputs of RGB images."""
+    return ResNet(32, outputs, shape, mean, std)
+
+
+def resnet56(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> ResNet:
+    """ResNet-56: nine blocks a stage, 855,770 parameters for ten outputs of RGB images."""
+    return ResNet(56, outputs, shape, mean, std)
+
+
+def resnet110(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> ResNet:
+    """ResNet-110: eighteen blocks a stage, 1,730,714 parameters for ten outputs of RGB images."""
+    return ResNet(110, outputs, shape, mean, std)
+
+
+def resnet8x4(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> ResNet:
+    """ResNet-8x4: one block a stage, stem of 32 and stages of 64, 128, 256 channels; 1.2 million parameters."""
+    return ResNet(8, outputs, shape, mean, std, widths=FOURFOLD)
+
+
+def resnet32x4(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> ResNet:
+    """ResNet-32x4: five blocks a stage, stem of 32 and stages of 64, 128, 256 channels; 7.4 million parameters."""
+    return ResNet(32, outputs, shape, mean, std, widths=FOURFOLD)
+
+
+def wrn_40_2(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> WideResNet:
+    """WRN-40-2: six blocks a stage, twofold width; 2.2 million parameters."""
+    return WideResNet(40, 2, outputs, shape, mean, std)
+
+
+def wrn_16_2(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> WideResNet:
+    """WRN-16-2: two blocks a stage, twofold width; 0.7 million parameters."""
+    return WideResNet(16, 2, outputs, shape, mean, std)
+
+
+def wrn_40_1(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> WideResNet:
+    """WRN-40-1: six blocks a stage, single width; 0.6 million parameters."""
+    return WideResNet(40, 1, outputs, shape, mean, std)

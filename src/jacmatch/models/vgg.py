@@ -1,0 +1,129 @@
+"""VGG networks as the paper writes them: a layout such as 64-M-128-M, global average pooling, one linear layer."""
+
+from collections import OrderedDict
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jacmatch.errors import InputError
+from jacmatch.models.mlp import Shape, Statistics, check_image, check_sizes, standardized, statistics
+
+VGG9 = "64-M-128-M-256-256-M-512-512-M-512-512-M"
+VGG4 = "64-M-128-M-512-M"
+CNN5 = "32-32-M-64-64-M"
+CNN3 = "16-M-32-M"
+
+
+class VGG(nn.Module):
+    """A plain convolutional network given by its layout.
+
+    A number is 3×3 convolution with that many channels → BatchNorm → ReLU, an M max-pooling 2×2 with stride 2. The
+    modules are named `features.conv1`, `features.pool1`, … in the order of the layout, and `classifier`.
+
+    Pooling keeps the incomplete window at the border, n → ⌈n/2⌉: at sides divisible by 2^pools, CIFAR's 32 among them,
+    this is the paper's network, and 28 pixels go 28, 14, 7, 4, 2, 1 through VGG-9 instead of to nothing.
+
+    References:
+        Srinivas & Fleuret 2018, arXiv:1803.00443; layouts from the workshop precursor "Local Affine Approximators"
+        (NIPS 2017 LLD). Simonyan & Zisserman 2014, arXiv:1409.1556.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, layout: str, outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None
+    ) -> None:
+        """Builds the network with He's initialisation.
+
+        The convolutions have no bias: BatchNorm would subtract it again (the paper does not say).
+
+        Args:
+            layout: Channel counts and M, joined by hyphens.
+            outputs: Number of outputs, at least 1.
+            shape: (channels, height, width) of an image; no 3×3 convolution may meet a single pixel.
+            mean: Subtracted from the raw input, per channel or one for all.
+            std: Divides the difference, above 0.
+        """
+        super().__init__()
+        items = parse_layout(layout)
+        caller = f"vgg:{layout}"
+        check_sizes(caller, outputs, shape)
+        last = max(position for position, item in enumerate(items) if item != "M")
+        check_image(caller, shape, items[:last].count("M"))
+        self.shape = tuple(shape)
+        mean_buffer, std_buffer = statistics(caller, shape, mean, std)
+        self.register_buffer("mean", mean_buffer)
+        self.register_buffer("std", std_buffer)
+        features: OrderedDict[str, nn.Module] = OrderedDict()
+        channels, convolutions, pools = shape[0], 0, 0
+        for item in items:
+            if item == "M":
+                pools += 1
+                features[f"pool{pools}"] = nn.MaxPool2d(2, stride=2, ceil_mode=True)
+            else:
+                convolutions += 1
+                features[f"conv{convolutions}"] = _convolution(channels, int(item))
+                channels = int(item)
+        self.features = nn.Sequential(features)
+        self.classifier = nn.Linear(channels, outputs)
+
+    def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch out"]:
+        """Outputs for raw images."""
+        maps = self.features(standardized(self, x))
+        return self.classifier(F.adaptive_avg_pool2d(maps, 1).flatten(1))  # type: ignore[no-any-return]
+
+
+def parse_layout(layout: str) -> list[str]:
+    """The items of a layout.
+
+    Raises:
+        InputError: If an item is neither M nor a channel count, or there is no convolution.
+
+    Example:
+        >>> parse_layout("64-M-128-M")
+        ['64', 'M', '128', 'M']
+    """
+    items = layout.split("-")
+    widths = [item for item in items if item != "M"]
+    if not widths or not all(item.isascii() and item.isdigit() and int(item) > 0 for item in widths):
+        raise InputError(
+            "`layout` of `vgg` must be channel counts and M for max-pooling, joined by hyphens.",
+            got=repr(layout),
+            do=f"VGG-4 is {VGG4}.",
+        )
+    return items
+
+
+def _convolution(fan_in: int, fan_out: int) -> nn.Sequential:
+    """3×3 convolution, BatchNorm, ReLU."""
+    convolution = nn.Conv2d(fan_in, fan_out, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    # Not in place: an in-place ReLU as the first operation on the input breaks forward mode.
+    return nn.Sequential(OrderedDict(conv=convolution, bn=nn.BatchNorm2d(fan_out), relu=nn.ReLU()))
+
+
+def vgg9(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> VGG:
+    """VGG-9, the paper's teacher: 64-M-128-M-256-256-M-512-512-M-512-512-M, 9.2 million parameters; from 17 pixels.
+
+    Example:
+        >>> sum(p.numel() for p in vgg9(100, (3, 32, 32)).parameters())
+        9274532
+    """
+    return VGG(VGG9, outputs, shape, mean, std)
+
+
+def vgg4(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> VGG:
+    """VGG-4, the paper's student: 64-M-128-M-512-M, 0.7 million parameters; from 5 pixels."""
+    return VGG(VGG4, outputs, shape, mean, std)
+
+
+def cnn5(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> VGG:
+    """A teacher for small grey images such as 8×8 digits: 32-32-M-64-64-M, 66 thousand parameters; not from a paper."""
+    return VGG(CNN5, outputs, shape, mean, std)
+
+
+def cnn3(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> VGG:
+    """A student for small grey images such as 8×8 digits: 16-M-32-M, 5 thousand parameters; not from a paper."""
+    return VGG(CNN3, outputs, shape, mean, std)

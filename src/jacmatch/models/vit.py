@@ -1,0 +1,173 @@
+"""Vision transformers for small images."""
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jacmatch.errors import InputError
+from jacmatch.models.mlp import Shape, Statistics, check_sizes, standardized, statistics
+
+MOST_PATCHES = 256
+
+
+class VisionTransformer(nn.Module):
+    """A vision transformer with a class token, learned positions and normalisation before each sublayer.
+
+    Parameters are named as in timm, whose weights (and DeiT's) of the same patch, width, depth and image size load.
+    Attention is `F.scaled_dot_product_attention`: its fused kernels have neither forward mode nor double backward, so
+    Jacobian terms need its math kernel around the differentiated pass, which `jacmatch.vjp` and `jacmatch.jvp` choose.
+
+    References:
+        Dosovitskiy et al. 2020, arXiv:2010.11929. Touvron et al. 2020, arXiv:2012.12877.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        outputs: int,
+        shape: Shape,
+        mean: Statistics = None,
+        std: Statistics = None,
+        *,
+        patch: int | None = None,
+        width: int = 192,
+        depth: int = 12,
+        heads: int = 3,
+    ) -> None:
+        """Builds the network; weights and positions start from a normal of standard deviation 0.02 cut at ±2, as DeiT.
+
+        Args:
+            outputs: Number of outputs, at least 1.
+            shape: (channels, height, width) of an image.
+            mean: Subtracted from the raw input, per channel or one for all.
+            std: Divides the difference, above 0.
+            patch: Pixels a side of a patch; None takes `default_patch`.
+            width: Length of a token, a multiple of `heads`.
+            depth: Number of blocks.
+            heads: Attention heads.
+
+        Raises:
+            InputError: If a number is out of range or the image cannot be cut into patches.
+        """
+        super().__init__()
+        check_sizes("vit", outputs, shape)
+        if min(width, depth, heads) < 1 or width % heads:
+            raise InputError(
+                "`width`, `depth` and `heads` of `vit` must be at least 1, and `width` a multiple of `heads`.",
+                got=f"width {width}, depth {depth}, heads {heads}",
+            )
+        patch, patches = _cut(shape, patch)
+        self.shape = tuple(shape)
+        mean_buffer, std_buffer = statistics("vit", shape, mean, std)
+        self.register_buffer("mean", mean_buffer)
+        self.register_buffer("std", std_buffer)
+        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(shape[0], width, patch, stride=patch)))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, patches + 1, width))
+        self.blocks = nn.Sequential(*[Block(width, heads) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, outputs)
+        self._initialize()
+
+    def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch out"]:
+        """Outputs for raw images."""
+        patches = self.patch_embed(standardized(self, x)).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches], dim=1) + self.pos_embed
+        return self.head(self.norm(self.blocks(tokens))[:, 0])  # type: ignore[no-any-return]
+
+    def _initialize(self) -> None:
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+
+class Block(nn.Module):
+    """Attention and a two-layer perceptron of fourfold width, each on the normalised tokens and added to them."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Builds the block for tokens of length `width`."""
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        layers = OrderedDict(fc1=nn.Linear(width, 4 * width), act=nn.GELU(), fc2=nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(layers)
+
+    def forward(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
+        """Tokens after both sublayers."""
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Builds the two linear maps."""
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
+        """Each token's weighted mean of values, all heads side by side, projected."""
+        split = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = split.unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def _cut(shape: Shape, patch: int | None) -> tuple[int, int]:
+    """The side and the number of the patches."""
+    if len(shape) != 3:
+        raise InputError("`shape` of `vit` must be (channels, height, width).", got=shape, do="For vectors use `mlp`.")
+    _, height, width = shape
+    side = default_patch(height, width) if patch is None else patch
+    if side < 1 or height % side or width % side:
+        raise InputError(
+            "`patch` of `vit` must divide the height and the width of the image.", got=f"{side} for {shape}"
+        )
+    return side, (height // side) * (width // side)
+
+
+def default_patch(height: int, width: int) -> int:
+    """The patch side for an image: the largest that divides both sides and leaves about seven patches a side or more.
+
+    max {p : p | height, p | width, p ≤ max(2, ⌊min(height, width)/7⌋)}: 2 for 8 pixels, 4 for 28 and 32, 8 for 64, 32
+    for 224.
+
+    Raises:
+        InputError: If this leaves more than 256 patches, as for a side that is a large prime.
+
+    Example:
+        >>> default_patch(8, 8), default_patch(28, 28), default_patch(32, 32)
+        (2, 4, 4)
+    """
+    limit = max(2, min(height, width) // 7)
+    patch = max(side for side in range(1, limit + 1) if height % side == 0 and width % side == 0)
+    patches = (height // patch) * (width // patch)
+    if patches > MOST_PATCHES:
+        raise InputError(
+            f"`shape` of `vit` must have sides with a common divisor that leaves at most {MOST_PATCHES} patches.",
+            got=f"{height}×{width} pixels, {patches} patches of side {patch}",
+            do="Pad or resize the images, or give `patch`.",
+        )
+    return patch
+
+
+def vit_tiny(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> VisionTransformer:
+    """ViT-Ti: tokens of 192, 12 blocks, 3 heads; 5.4 million parameters, the patch side chosen by `default_patch`.
+
+    Example:
+        >>> vit_tiny(10, (1, 8, 8))(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+    return VisionTransformer(outputs, shape, mean, std)

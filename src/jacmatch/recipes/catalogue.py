@@ -1,0 +1,26 @@
+"""`jacmatch list`: every name that the command line knows."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from jacmatch import datasets, jacobian, losses, models, objectives, teachers
+
+
+@dataclass(frozen=True)
+class List:
+    """List every name that the command line knows."""
+
+    def run(self) -> dict[str, Any]:
+        """Returns the names by axis."""
+        axes = {
+            "data": [*datasets.LOADERS, "PACKAGE.MODULE:CALLABLE"],
+            "models": [*models.CATALOG, *models.FORMS],
+            "probes": list(jacobian.ESTIMATORS),
+            "readouts": list(jacobian.READOUTS),
+            "points": list(objectives.POINTS),
+            "output losses": list(losses.OUTPUT_LOSSES),
+            "jacobian losses": list(losses.JACOBIAN_LOSSES),
+            "penalties": list(losses.PENALTIES),
+            "teachers": list(teachers.TEACHERS),
+        }
+        return {"job": "list", **axes}

@@ -1,0 +1,76 @@
+"""`jacmatch compare`: how far two models agree in value and in slope, an audit of a compressed or exported model."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from jacmatch.errors import InputError
+from jacmatch.models import count_parameters
+from jacmatch.recipes import networks
+from jacmatch.recipes.fields import JobFields
+from jacmatch.recipes.train import load
+from jacmatch.runs import Run
+from jacmatch.teachers import ModuleTeacher
+from jacmatch.training import agreement, evaluate
+from jacmatch.version import __version__
+
+
+@dataclass(frozen=True)
+class Compare(JobFields):
+    """Measure how far two models agree in value and in Jacobian: an audit of a compressed or exported model."""
+
+    first: Annotated[str, tyro.conf.Positional] = ""
+    """The reference: a run folder, or a model name with --first-weights."""
+    second: Annotated[str, tyro.conf.Positional] = ""
+    """The other: a run folder, or a model name with --second-weights."""
+    data: str = "digits"
+    """Data set; its test part is used."""
+    first_weights: Path | None = None
+    """Weights of the first, a safetensors file."""
+    second_weights: Path | None = None
+    """Weights of the second, a safetensors file."""
+    samples: int = 256
+    """Test samples whose Jacobians are compared; outputs are compared on all."""
+    allow_code: bool = False
+    """Build a network from a run folder even if that runs code outside the package."""
+
+    def run(self) -> dict[str, Any]:
+        """Measures, and returns the result."""
+        if self.samples < 1:
+            raise InputError("`--samples` of `compare` must be at least 1.", got=self.samples)
+        data = load(self.data, self.seed, self.smoke)
+        pair = []
+        for spec, path in ((self.first, self.first_weights), (self.second, self.second_weights)):
+            weights = None if path is None else networks.Weights(path)
+            pair.append(networks.network(spec, data, weights, allow_code=self.allow_code))
+        reference, other = pair
+        run = Run.create(self.folder("compare"), "compare", self.settings(), __version__)
+        start = time.perf_counter()
+        samples = min(self.samples, len(data.test))
+        with torch.no_grad():
+            x = data.test.inputs(torch.arange(samples))
+            largest = (reference.cpu()(x) - other.cpu()(x)).abs().max()
+        result = {
+            "job": "compare",
+            "version": __version__,
+            "seed": self.seed,
+            "teacher": {
+                **evaluate(reference, data.test, device=self.device),
+                "parameters": count_parameters(reference),
+            },
+            "student": {**evaluate(other, data.test, device=self.device), "parameters": count_parameters(other)},
+            "agreement": {
+                **agreement(other, ModuleTeacher(reference), data.test, samples=samples),
+                "largest_output_difference": float(largest),
+            },
+            "samples": samples,
+            "test_samples": len(data.test),
+            "seconds": time.perf_counter() - start,
+            "settings": self.settings(),
+        }
+        run.write_result(result)
+        return {**result, "out": str(run.path)}

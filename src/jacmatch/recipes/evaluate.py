@@ -1,0 +1,53 @@
+"""`jacmatch evaluate`: a trained network on the test part of a data set."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from jacmatch.models import count_parameters
+from jacmatch.recipes import networks
+from jacmatch.recipes.fields import JobFields
+from jacmatch.recipes.train import load
+from jacmatch.runs import Run
+from jacmatch.training import evaluate
+from jacmatch.version import __version__
+
+
+@dataclass(frozen=True)
+class Evaluate(JobFields):
+    """Measure a trained network on the test part of a data set."""
+
+    model: Annotated[str, tyro.conf.Positional] = ""
+    """Network: a run folder, or a model name with --weights."""
+    data: str = "digits"
+    """Data set."""
+    weights: Path | None = None
+    """Weights of the network, a safetensors file."""
+    mean: tuple[float, ...] | None = None
+    """Mean that its inputs had subtracted in training, where the file does not say."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation that they were divided by."""
+    allow_code: bool = False
+    """Build a network from a run folder even if that runs code outside the package."""
+
+    def run(self) -> dict[str, Any]:
+        """Measures, and returns the result."""
+        data = load(self.data, self.seed, self.smoke)
+        weights = None if self.weights is None else networks.Weights(self.weights, self.mean, self.std)
+        network = networks.network(self.model, data, weights, allow_code=self.allow_code)
+        run = Run.create(self.folder("evaluate"), "evaluate", self.settings(), __version__)
+        start = time.perf_counter()
+        result = {
+            "job": "evaluate",
+            "version": __version__,
+            "seed": self.seed,
+            "student": {**evaluate(network, data.test, device=self.device), "parameters": count_parameters(network)},
+            "test_samples": len(data.test),
+            "seconds": time.perf_counter() - start,
+            "settings": self.settings(),
+        }
+        run.write_result(result)
+        return {**result, "out": str(run.path)}

@@ -1,0 +1,101 @@
+"""Settings that several jobs share. Data only: a recipe takes them over and adds its own."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from jacmatch.errors import InputError
+from jacmatch.training import Training
+
+NOT_SETTINGS = ("out", "max_steps")
+"""Fields that do not decide the result, so they are not among the settings of a run."""
+
+
+@dataclass(frozen=True)
+class JobFields:
+    """Settings of every job."""
+
+    out: Path | None = None
+    """Run folder. Without it, runs/JOB-NUMBER with the next free number."""
+    seed: int = 0
+    """Seed of everything random; the same seed gives the same run."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
+    smoke: bool = False
+    """A tiny version of the job, to see that it runs; its numbers mean nothing."""
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that decide the result, as plain values for a run folder."""
+        plain = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in NOT_SETTINGS:
+                plain[field.name] = str(value) if isinstance(value, Path) else value
+        return plain
+
+    def folder(self, job: str) -> Path:
+        """The run folder of this job."""
+        if self.out is not None:
+            return self.out
+        number = 1
+        while (path := Path("runs") / f"{job}-{number:03d}").exists():
+            number += 1
+        return path
+
+
+@dataclass(frozen=True)
+class TrainingFields(JobFields):
+    """Settings of every job that trains."""
+
+    steps: int = 600
+    """Optimiser steps."""
+    batch_size: int = 128
+    """Samples in a step; a smaller training set is used whole in each step."""
+    lr: float = 1e-3
+    """Learning rate at its highest."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """Optimiser."""
+    weight_decay: float = 0.0
+    """Weight decay."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    """How the learning rate falls."""
+    milestones: tuple[float, ...] = (0.8,)
+    """Shares of the steps at which schedule=step divides the rate by ten."""
+    warmup: int = 0
+    """Steps in which the rate rises."""
+    clip: float | None = None
+    """Largest norm of the gradient; none if left out."""
+    accumulate: int = 1
+    """Batches in an optimiser step."""
+    ema: float | None = None
+    """Decay of an exponential average of the weights, which is then the student."""
+    precision: Literal["32", "bf16", "fp16"] = "32"
+    """Autocast type of the networks; Jacobian terms are summed in float32."""
+    augment: tuple[Literal["crop", "flip"], ...] = ()
+    """Augmentation of the training images."""
+    validation: float = 0.1
+    """Share (below 1) or number of training samples held out for the learning curves."""
+    validate_every: int = 100
+    """Steps between two points of the learning curve."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints."""
+    max_steps: int | None = None
+    """Stop after so many steps; the same command without it goes on."""
+
+    def training(self, **changes: Any) -> Training:
+        """The settings of the training loop; `changes` replace some of them."""
+        names = {field.name for field in fields(Training)}
+        chosen: dict[str, Any] = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        chosen.update(changes)
+        if self.smoke:
+            chosen.update(steps=min(int(chosen["steps"]), 20), batch_size=min(self.batch_size, 32), validate_every=10)
+        return Training(**chosen)
+
+
+def positive(job: str, **numbers: int) -> None:
+    """Refuses numbers below 1, naming the flag."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise InputError(f"`--{name.replace('_', '-')}` of `{job}` must be at least 1.", got=number)

@@ -1,0 +1,127 @@
+"""Networks of a job: built by name, kept in run folders, loaded from there."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from jacmatch.datasets import Data
+from jacmatch.errors import InputError
+from jacmatch.models import catalog
+from jacmatch.runs import Run
+
+WEIGHTS, DESCRIPTION = "student.safetensors", "network.json"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What must be known to build a network again."""
+
+    spec: str
+    outputs: int
+    shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, spec: str, data: Data) -> "Description":
+        """The network `spec` for this data set."""
+        return cls(spec, data.outputs, tuple(data.shape), tuple(data.mean), tuple(data.std))
+
+    def build(self) -> nn.Module:
+        """The network with new weights."""
+        return catalog.build(self.spec, self.outputs, self.shape, list(self.mean), list(self.std))
+
+
+def save(run: Run, network: nn.Module, description: Description) -> None:
+    """Keeps a network in a run folder."""
+    run.write_json(DESCRIPTION, description.__dict__)
+    catalog.save_weights(network, run.path / WEIGHTS)
+
+
+def describe(folder: Path) -> Description:
+    """The network that a run folder holds.
+
+    Raises:
+        InputError: the folder holds none, or its description is damaged.
+    """
+    Run.open(folder, finished=False)
+    file = folder / DESCRIPTION
+    if not file.is_file():
+        raise InputError(f"{folder} must hold a trained network.", got=f"a run without {DESCRIPTION}")
+    try:
+        raw: dict[str, Any] = json.loads(file.read_text())
+        return Description(
+            str(raw["spec"]),
+            int(raw["outputs"]),
+            tuple(int(size) for size in raw["shape"]),
+            tuple(float(value) for value in raw["mean"]),
+            tuple(float(value) for value in raw["std"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} must describe a network.", got=f"a damaged file ({error})") from error
+
+
+def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -> nn.Module:
+    """The trained network of a run folder, in evaluation mode, from its safetensors file.
+
+    Args:
+        run_dir: The `--out` of a job.
+        allow_code: Whether a network built by the user's own PACKAGE.MODULE:CALLABLE is built again, which runs that
+            code. A folder that somebody else made could name any.
+
+    Raises:
+        InputError: the folder holds no network, or one that needs `allow_code`.
+    """
+    folder = Path(run_dir)
+    description = describe(folder)
+    family, colon, _ = description.spec.partition(":")
+    if colon and family not in catalog.FAMILIES and not allow_code:
+        raise InputError(
+            f"The network in {folder} is built by code outside the package.",
+            got=description.spec,
+            do="If you trust it, pass allow_code=True (--allow-code).",
+        )
+    network = description.build()
+    catalog.load_weights(network, folder / WEIGHTS)
+    return network.eval()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weights file, and the statistics its network was trained with where the file does not hold them."""
+
+    path: Path
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def network(spec: str, data: Data, weights: Weights | None = None, *, allow_code: bool = False) -> nn.Module:
+    """The trained network that a flag names: a run folder, or a model with weights from a file.
+
+    Raises:
+        InputError: there is no such model or folder, weights are missing, or the network does not fit the data.
+    """
+    if is_run(spec):
+        if weights is not None:
+            raise InputError("A run folder brings its own weights.", got=str(weights.path), do="Leave them out.")
+        description = describe(Path(spec))
+        if description.outputs != data.outputs or description.shape != tuple(data.shape):
+            raise InputError(
+                f"The network in {spec} must fit the data: inputs {tuple(data.shape)}, {data.outputs} outputs.",
+                got=f"inputs {description.shape}, {description.outputs} outputs",
+            )
+        return load_student(spec, allow_code=allow_code)
+    built = Description.of(spec, data).build()
+    if weights is None:
+        raise InputError(f"The network {spec!r} must have weights here.", do="Give a run folder, or a weights file.")
+    catalog.load_weights(built, weights.path, mean=weights.mean, std=weights.std)
+    return built.eval()
+
+
+def is_run(spec: str) -> bool:
+    """Whether a flag names a folder rather than a model."""
+    return Path(spec).is_dir() or (os.sep in spec and ":" not in spec)

@@ -1,0 +1,51 @@
+"""The teacher of a job: loaded where there are weights, else trained first and kept by fingerprint."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from jacmatch.datasets import Data
+from jacmatch.recipes import networks
+from jacmatch.recipes.progress import Progress
+from jacmatch.recipes.train import Train
+from jacmatch.version import __version__
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A teacher ready to be asked.
+
+    Attributes:
+        network: The trained network.
+        source: Where it came from.
+    """
+
+    network: nn.Module
+    source: str
+
+
+def kept_folder(recipe: Train, data: Data) -> Path:
+    """Where the teacher that this recipe trains is kept: named by data, architecture and all settings.
+
+    `JACMATCH_CACHE` names the folder; else it is `jacmatch` in the user's cache.
+    """
+    identity = json.dumps({**recipe.settings(), "data": data.fingerprint, "version": __version__}, sort_keys=True)
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    cache = os.environ.get("JACMATCH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jacmatch"
+    return Path(cache).expanduser() / "teachers" / f"{recipe.model.replace(':', '-').replace('/', '-')}-{fingerprint}"
+
+
+def prepare(
+    spec: str, data: Data, weights: networks.Weights | None, recipe: Train, progress: Progress, *, allow_code: bool
+) -> Prepared:
+    """The teacher: from a run folder or a weights file, or trained by the recipe if it has not been before."""
+    if networks.is_run(spec) or weights is not None:
+        return Prepared(networks.network(spec, data, weights, allow_code=allow_code), spec)
+    folder = kept_folder(recipe, data)
+    if not (folder / "result.json").is_file():
+        replace(recipe, out=folder).train(data, progress)
+    return Prepared(networks.load_student(folder, allow_code=True), str(folder.name))

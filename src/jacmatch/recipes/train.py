@@ -1,0 +1,108 @@
+"""`jacmatch train`: one network from labels, a teacher or a baseline."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from jacmatch import datasets
+from jacmatch.datasets import Data
+from jacmatch.errors import InputError
+from jacmatch.models import count_parameters
+from jacmatch.objectives import Distillation
+from jacmatch.recipes import networks
+from jacmatch.recipes.fields import TrainingFields
+from jacmatch.recipes.progress import Progress
+from jacmatch.runs import Run
+from jacmatch.training import evaluate, fit
+from jacmatch.version import __version__
+
+
+@dataclass(frozen=True)
+class Train(TrainingFields):
+    """Train one network from labels: a teacher, or a baseline."""
+
+    data: str = "digits"
+    """Data set: digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, npz:FILE, folder:DIR, synthetic, or
+    PACKAGE.MODULE:CALLABLE."""
+    model: str = "cnn5"
+    """Network: a name from `jacmatch list`, timm:NAME, torchvision:NAME or PACKAGE.MODULE:CALLABLE."""
+    per_class: int = 0
+    """Training samples for each class; 0 for all."""
+
+    def run(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Trains, and returns the result that is written to the run folder."""
+        data = load(self.data, self.seed, self.smoke)
+        with progress or Progress() as shown:
+            return self.train(data, shown)
+
+    def train(self, data: Data, progress: Progress) -> dict[str, Any]:
+        """The same on loaded data."""
+        training = self.training()
+        description = networks.Description.of(self.model, data)
+        train, validation = parts(data, self.validation, self.per_class, self.seed)
+        torch.manual_seed(self.seed)
+        student = description.build()
+        run = Run.create(self.folder("train"), "train", self.settings(), __version__)
+        task = "classification" if data.classes else "regression"
+        fitted = fit(
+            Distillation(student, labels=1.0, task=task, seed=self.seed),
+            train,
+            training,
+            seed=self.seed,
+            device=self.device,
+            run=run,
+            validation=validation,
+            on_step=progress.training(f"{self.model} from labels", training.steps),
+        )
+        if not fitted.finished:
+            return unfinished(run, fitted.steps)
+        networks.save(run, student, description)
+        result = {
+            "job": "train",
+            "version": __version__,
+            "seed": self.seed,
+            "teacher": None,
+            "student": {**evaluate(student, data.test, device=self.device), "parameters": count_parameters(student)},
+            "agreement": dict.fromkeys(("top1", "jacobian_cosine", "jacobian_relative_error")),
+            "seconds": fitted.seconds,
+            "samples_per_second": fitted.samples_per_second,
+            "peak_memory_bytes": fitted.peak_memory_bytes,
+            "steps": fitted.steps,
+            "settings": self.settings(),
+        }
+        run.write_result(result)
+        return {**result, "out": str(run.path)}
+
+
+def load(spec: str, seed: int, smoke: bool) -> Data:
+    """The data set; in a smoke run with 200 test samples at most."""
+    data = datasets.load(spec, seed)
+    if smoke and len(data.test) > 200:
+        data = replace(data, test=data.test.subset(torch.arange(200)))
+    return data
+
+
+def parts(data: Data, validation: float, per_class: int, seed: int) -> tuple[datasets.Split, datasets.Split | None]:
+    """The training part, cut to so many samples a class, and the validation part held out before.
+
+    Raises:
+        InputError: the numbers are negative, or there are not so many samples.
+    """
+    if per_class < 0:
+        raise InputError("`--per-class` must be at least 0, where 0 takes all.", got=per_class)
+    if validation < 0:
+        raise InputError("`--validation` must be at least 0, where 0 holds nothing out.", got=validation)
+    split, held = data.train, None
+    if validation:
+        amount = validation if validation < 1 else int(validation)
+        kept, out = datasets.split_validation(split.y, amount, seed)
+        split, held = split.subset(kept), split.subset(out)
+    if per_class:
+        split = split.subset(datasets.per_class(split.y, per_class, seed))
+    return split, held
+
+
+def unfinished(run: Run, steps: int) -> dict[str, Any]:
+    """What a job returns that was stopped by `--max-steps`."""
+    return {"job": run.job, "finished": False, "steps": steps, "out": str(run.path)}

@@ -1,0 +1,21 @@
+"""`jacmatch report`: the page of a finished run, written again from its folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from jacmatch.report import write_report
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write the HTML report of a finished run."""
+
+    folder: Annotated[Path, tyro.conf.Positional] = Path()
+    """The run folder."""
+
+    def run(self) -> dict[str, Any]:
+        """Writes the page, and returns where it is."""
+        return {"job": "report", "report": str(write_report(self.folder))}

@@ -1,0 +1,147 @@
+"""Strict JSON and files that appear whole or not at all."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jacmatch.errors import InputError
+
+UNDER_WAY = ".jacmatch-part"  # ends the name of a file that is not whole yet
+_FULL = "Free some space and run the same command again, or choose another --out."
+_CLOSED = "Choose another --out, or make that one writable."
+_WAY_OUT = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EACCES: _CLOSED, errno.EPERM: _CLOSED, errno.EROFS: _CLOSED}
+
+
+@contextlib.contextmanager
+def disk(folder: Path, deed: str = "written to") -> Iterator[None]:
+    """Turns what the operating system refuses inside the block into an `InputError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        rule = f"The run folder {folder} (`--out`) must be one that can be {deed}."
+        do = _WAY_OUT.get(error.errno or 0, "Choose another --out.")
+        raise InputError(rule, got=f"'{error.strerror or error}'", do=do) from error
+
+
+@contextlib.contextmanager
+def undone_on_failure(folder: Path, name: str) -> Iterator[None]:
+    """Makes `folder` and its missing parents for the block; if the block fails, removes them and the file `name`."""
+    with disk(folder):
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            (folder / name).unlink(missing_ok=True)
+            for path in made:
+                path.rmdir()
+        raise
+
+
+def write_whole(folder: Path, name: str, data: bytes) -> Path:
+    """The path of the file, written beside its place and then renamed: readers see the old file or the new one.
+
+    Raises:
+        InputError: The disk refuses; nothing is left behind.
+    """
+    target = folder / name
+    part = folder / f".{name}.{os.getpid()}{UNDER_WAY}"
+    with disk(folder):
+        try:
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
+    return target
+
+
+def plain(value: object, where: str) -> Any:
+    """The same value in JSON's own types: dict, list, str, int, float, bool, None.
+
+    Args:
+        value: Mappings with string keys, lists and tuples of such, and scalars.
+        where: What the value is called in messages.
+
+    Raises:
+        InputError: A number is not finite, a key is no string, or a type is none of JSON's; the key's path is named.
+
+    Example:
+        >>> plain({"shape": (1, 8, 8)}, "settings")
+        {'shape': [1, 8, 8]}
+        >>> plain({"weights": [0.5, float("nan")]}, "settings")
+        Traceback (most recent call last):
+        jacmatch.errors.InputError: `settings.weights[1]` must be a finite number to be written as JSON. Got nan. ...
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            do = "Write null where there is no number."
+            raise InputError(f"`{where}` must be a finite number to be written as JSON.", got=value, do=do)
+        return float(value)
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise InputError(f"The keys of `{where}` must be strings to be written as JSON.", got=repr(key))
+        return {str(key): plain(entry, f"{where}.{key}") for key, entry in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return [plain(entry, f"{where}[{index}]") for index, entry in enumerate(value)]
+    do = "Convert it to a number, a string, a list or a dict first."
+    raise InputError(f"`{where}` must be a value that JSON has.", got=f"a {type(value).__name__}", do=do)
+
+
+def encoded(value: object, where: str) -> bytes:
+    """The bytes of a JSON file with this value. Raises as `plain` does."""
+    return (json.dumps(plain(value, where), indent=2, allow_nan=False) + "\n").encode()
+
+
+def decoded(text: bytes, where: str) -> dict[str, Any]:
+    """The JSON object that `text` is.
+
+    Raises:
+        InputError: It is torn or is no object; `where` says which text it is.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+    except ValueError as error:  # also: bytes that are no UTF-8
+        raise _damaged(where, str(error)) from error
+    if not isinstance(value, dict):
+        raise _damaged(where, f"a {type(value).__name__}")
+    return value
+
+
+def load(file: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        InputError: The file cannot be read, is torn, or holds no object.
+    """
+    with disk(file.parent, "read"):
+        text = file.read_bytes()
+    return decoded(text, str(file))
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON number")
+
+
+def _damaged(where: str, got: str) -> InputError:
+    return InputError(
+        f"{where} must be one JSON object.", got=got, do="It is damaged: copy it again or run the job anew."
+    )

@@ -1,0 +1,290 @@
+"""The folder of a run, in the order of writing.
+
+- `settings.json`: job, version and resolved settings. Written first, so a folder either is a run or is not.
+- `environment.json`: versions, machine, commit, start; one more entry under `resumed` each time the run goes on.
+- `metrics.jsonl`: one JSON object a line, appended and flushed.
+- Artefacts of the job, and runs inside the run (`seed0/labels/`), each with its own settings and result.
+- `result.json`: written last. A run is finished if and only if it is there.
+
+Every file but `metrics.jsonl` appears whole or not at all. JSON is strict: NaN and infinities are refused.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jacmatch.errors import InputError
+from jacmatch.runs.environment import environment
+from jacmatch.runs.files import UNDER_WAY, decoded, disk, encoded, load, plain, undone_on_failure, write_whole
+from jacmatch.runs.result import check
+
+_SETTINGS, _ENVIRONMENT, _METRICS, _RESULT = "settings.json", "environment.json", "metrics.jsonl", "result.json"
+_OWN = (_SETTINGS, _ENVIRONMENT, _METRICS, _RESULT)
+_LISTED = 8  # differing settings shown in a message
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder with the settings, metrics and result of one job. Made by `Run.create`, read by `Run.open`."""
+
+    path: Path
+    job: str
+    version: str
+    settings: dict[str, Any]
+    resumed: bool = False
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        job: str,
+        settings: Mapping[str, Any],
+        version: str,
+        *,
+        cuda: str | None = None,
+    ) -> "Run":
+        """A run in a new or empty folder, or the unfinished run of the same job, settings and version that is there.
+
+        Args:
+            path: The folder; missing parents are made. What creation made is removed if creation fails.
+            job: The verb of the command line.
+            settings: All that decides the result, and nothing else (no output folder, no progress bar).
+            version: The version of this package.
+            cuda: Name of the GPU, if the job uses one.
+
+        Raises:
+            InputError: The folder holds something else, a finished run or another run; a setting is not JSON; or the
+                disk refuses.
+
+        Example:
+            >>> import tempfile
+            >>> folder = tempfile.mkdtemp()
+            >>> run = Run.create(folder, "train", {"lr": 0.1}, "0.1.0")
+            >>> run.log({"step": 1, "loss": 0.5})
+            >>> run.resumed, Run.create(folder, "train", {"lr": 0.1}, "0.1.0").resumed
+            (False, True)
+            >>> run.metrics()
+            [{'step': 1, 'loss': 0.5}]
+        """
+        run = cls._enter(Path(path), job, settings, version)
+        if run.finished:
+            raise _taken(run.path, f"a finished run of `{job}`")
+        run._note_environment(cuda)
+        return run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, finished: bool = True) -> "Run":
+        """The run that a folder holds, for reading.
+
+        Args:
+            path: The folder.
+            finished: Whether an unfinished run is refused.
+
+        Raises:
+            InputError: The folder is missing or is no run, the run is unfinished, or a file of it is damaged.
+        """
+        folder = Path(path)
+        if not (folder / _SETTINGS).is_file():
+            got = f"a folder without {_SETTINGS}" if folder.is_dir() else "no folder of that name"
+            raise InputError(f"{folder} must be a run folder.", got=got, do="Give the --out of an earlier job.")
+        run = _found(folder)
+        if finished:
+            _ = run.result
+        return run
+
+    def child(self, name: str, settings: Mapping[str, Any] | None = None, job: str | None = None) -> "Run":
+        """The run `name` inside this run: begun, taken up again or, if it is `finished`, as it is.
+
+        Args:
+            name: Where it lies below this run, for instance "seed0/labels".
+            settings: Its settings; those of this run if left out.
+            job: Its job; that of this run if left out.
+
+        Raises:
+            InputError: The name leaves the folder, or another run lies there.
+        """
+        for part in name.split("/"):
+            _check_name(part)
+        chosen = self.settings if settings is None else settings
+        return Run._enter(self.path / name, self.job if job is None else job, chosen, self.version)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the result has been written."""
+        return (self.path / _RESULT).is_file()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What `write_result` wrote.
+
+        Raises:
+            InputError: The run is unfinished, or the file is damaged.
+        """
+        if not self.finished:
+            do = "Run its command again with the same --out: it goes on where it stopped."
+            raise InputError(f"{self.path} must hold a finished run.", got=f"a run without {_RESULT}", do=do)
+        return load(self.path / _RESULT)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, machine, commit and start of the run; empty for a run inside a run."""
+        file = self.path / _ENVIRONMENT
+        return load(file) if file.is_file() else {}
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Appends one line to the metrics.
+
+        Raises:
+            InputError: A value is not JSON (NaN, for instance), or the disk refuses.
+        """
+        line = json.dumps(plain(row, "metrics")) + "\n"
+        with disk(self.path), (self.path / _METRICS).open("ab") as file:
+            file.write(line.encode())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The logged rows, in order; see `read_metrics`."""
+        return read_metrics(self.path)
+
+    def rewind(self, step: int) -> None:
+        """Drops the metrics after `step`, so that a job that goes on from a checkpoint logs no step twice."""
+        rows = [row for row in self.metrics() if row.get("step", step) <= step]
+        write_whole(self.path, _METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def write_json(self, name: str, value: object) -> Path:
+        """The path of the artefact `name`, written atomically as JSON.
+
+        Raises:
+            InputError: The name belongs to the run itself or leaves it, a value is not JSON, or the disk refuses.
+        """
+        return self.write_bytes(name, encoded(value, name))
+
+    def write_bytes(self, name: str, data: bytes) -> Path:
+        """The path of the artefact `name`, written atomically.
+
+        Raises:
+            InputError: The name belongs to the run itself or leaves it, or the disk refuses.
+        """
+        _check_name(name)
+        return write_whole(self.path, name, data)
+
+    def write_result(self, result: Mapping[str, Any]) -> Path:
+        """The path of `result.json`, checked against its schema and written atomically; this finishes the run.
+
+        Every job has `job`, `version`, `seed`, `seconds`, `settings`. A training job also has `teacher` and `student`
+        (each `accuracy` in [0, 1] or `rmse`, and `parameters`; null for the one that the job does not have),
+        `agreement` (`top1`, `jacobian_cosine`, `jacobian_relative_error`, each or all null), `samples_per_second` and
+        `peak_memory_bytes`. Other keys are kept as they are.
+
+        Raises:
+            InputError: The run is finished already, a key is missing or out of range, or the disk refuses.
+        """
+        if self.finished:
+            raise InputError("`Run.write_result` must be called once a run.", got=f"a finished run in {self.path}")
+        check(plain(result, "result"), self.job, self.version, self.settings)
+        return write_whole(self.path, _RESULT, encoded(result, "result"))
+
+    @classmethod
+    def _enter(cls, folder: Path, job: str, settings: Mapping[str, Any], version: str) -> "Run":
+        """Begins the run in `folder` or finds it there; anything else that is there is refused."""
+        chosen = plain(settings, "settings")
+        others = _entries(folder)
+        if not others:
+            with undone_on_failure(folder, _SETTINGS):
+                head = {"job": job, "version": version, "settings": chosen}
+                write_whole(folder, _SETTINGS, encoded(head, _SETTINGS))
+            return cls(folder, job, version, chosen)
+        if _SETTINGS not in others:
+            raise _taken(folder, f"a folder that is no run and holds {others[0]!r}")
+        run = _found(folder)
+        if run.job != job:
+            raise _taken(folder, f"a run of `{run.job}`, not of `{job}`")
+        if run.settings != chosen:
+            raise _taken(folder, f"a run with other settings: {_differences(run.settings, chosen)}")
+        if run.version != version:
+            raise _taken(folder, f"a run of version {run.version}, not {version}")
+        _mend_metrics(folder)
+        return run
+
+    def _note_environment(self, cuda: str | None) -> None:
+        before, now = self.environment, environment(cuda)
+        whole = {**before, "resumed": [*before.get("resumed", []), now]} if before else {**now, "resumed": []}
+        write_whole(self.path, _ENVIRONMENT, encoded(whole, _ENVIRONMENT))
+
+
+def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of the `metrics.jsonl` in a folder, in order; empty without one. A last line that a kill tore is left out.
+
+    Raises:
+        InputError: Another line is damaged.
+    """
+    file = Path(folder) / _METRICS
+    with disk(file.parent, "read"):
+        lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
+    return [decoded(line, f"line {number} of {file}") for number, line in enumerate(lines, 1)]
+
+
+def _mend_metrics(folder: Path) -> None:
+    """Cuts a torn last line off: the next row would be glued to it."""
+    file = folder / _METRICS
+    if file.is_file():
+        with disk(folder), file.open("rb+") as stream:
+            stream.truncate(stream.read().rfind(b"\n") + 1)
+
+
+def _entries(folder: Path) -> list[str]:
+    """Names of what a folder holds, sorted, once what a killed writer left there is removed; empty without a folder."""
+    with disk(folder):
+        if not folder.exists():
+            return []
+        if not folder.is_dir():
+            raise _taken(folder, "a file")
+        for orphan in folder.glob(f".*{UNDER_WAY}"):
+            orphan.unlink()
+        return sorted(entry.name for entry in folder.iterdir())
+
+
+def _found(folder: Path) -> Run:
+    head = load(folder / _SETTINGS)
+    if not (
+        isinstance(head.get("settings"), dict) and all(isinstance(head.get(key), str) for key in ("job", "version"))
+    ):
+        rule = f"{folder / _SETTINGS} must have the job, version and settings of a run."
+        raise InputError(rule, got=f"the keys {sorted(head)}", do="Another program wrote it: choose another folder.")
+    return Run(folder, head["job"], head["version"], head["settings"], resumed=True)
+
+
+def _taken(folder: Path, got: str) -> InputError:
+    rule = f"The run folder {folder} (`--out`) must be new, empty, or hold this very run, unfinished."
+    return InputError(rule, got=got, do="Choose another --out, or remove that one.")
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise InputError("A name inside a run folder must be letters, digits, '.', '_', '+' and '-'.", got=repr(name))
+    if name in _OWN:
+        raise InputError("An artefact must not have the name of a file that the run writes itself.", got=repr(name))
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The differing settings by dotted name, at most eight."""
+    old, new = _flat(there), _flat(here)
+    names = [name for name in sorted(old.keys() | new.keys()) if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
+    shown = [f"{name} ({_shown(old, name)} there, {_shown(new, name)} here)" for name in names[:_LISTED]]
+    more = [f"and {len(names) - _LISTED} more"] if len(names) > _LISTED else []
+    return ", ".join(shown + more)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value})
+    return flat
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    return repr(settings[name]) if name in settings else "absent"

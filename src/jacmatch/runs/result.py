@@ -1,0 +1,105 @@
+"""What `result.json` must say."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jacmatch.errors import InputError
+
+TRAINING_JOBS = frozenset({"train", "distill", "robust", "transfer", "surrogate"})
+_GENERAL = ("job", "version", "seed", "seconds", "settings")
+_TRAINING = ("teacher", "student", "agreement", "samples_per_second", "peak_memory_bytes")
+# Lowest, highest, may it be null. An accuracy above 1 is a percentage that somebody forgot to divide.
+_RANGES = {
+    "seed": (-math.inf, math.inf, False),
+    "seconds": (0.0, math.inf, False),
+    "samples_per_second": (0.0, math.inf, True),
+    "peak_memory_bytes": (0.0, math.inf, True),
+    "accuracy": (0.0, 1.0, False),
+    "rmse": (0.0, math.inf, False),
+    "parameters": (0.0, math.inf, True),
+    "top1": (0.0, 1.0, True),
+    "jacobian_cosine": (-1.0, 1.0, True),
+    "jacobian_relative_error": (0.0, math.inf, True),
+}
+_WHOLE = ("seed", "peak_memory_bytes", "parameters")
+_ROUNDING = 1e-5  # a cosine of float32 vectors may lie this far outside its range
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation (n − 1 in the denominator; None for one value) and the values themselves.
+
+    Example:
+        >>> spread([0.5, 1.0])
+        {'mean': 0.75, 'std': 0.3535533905932738, 'values': [0.5, 1.0]}
+
+    Raises:
+        InputError: There is no value.
+    """
+    if not values:
+        raise InputError("`values` of `spread` must have at least one value.", got="none")
+    plain = [float(value) for value in values]
+    std = statistics.stdev(plain) if len(plain) > 1 else None
+    return {"mean": statistics.fmean(plain), "std": std, "values": plain}
+
+
+def check(result: Mapping[str, Any], job: str, version: str, settings: Mapping[str, Any]) -> None:
+    """Refuses a result that lacks a key of its job, has a number out of range, or belongs to another run.
+
+    Raises:
+        InputError: What is wrong and under which key.
+    """
+    training = job in TRAINING_JOBS
+    _have(result, _GENERAL + _TRAINING if training else _GENERAL, "result")
+    for key, own in (("job", job), ("version", version), ("settings", settings)):
+        if result[key] != own:
+            raise InputError(f"`result.{key}` must be the {key} of its run, {own!r}.", got=repr(result[key]))
+    for key in ("seed", "seconds", "samples_per_second", "peak_memory_bytes"):
+        if key in result:
+            _in_range(result, key, "result")
+    if not training:
+        return
+    for who in ("teacher", "student"):
+        _network(result[who], f"result.{who}")
+    if result["teacher"] is None and result["student"] is None:
+        raise InputError("`result` must have a `teacher` or a `student`.", got="null for both")
+    agreement = result["agreement"]
+    if agreement is not None:
+        keys = ("top1", "jacobian_cosine", "jacobian_relative_error")
+        _have(agreement, keys, "result.agreement")
+        for key in keys:
+            _in_range(agreement, key, "result.agreement")
+
+
+def _have(value: object, keys: Sequence[str], where: str) -> None:
+    if not isinstance(value, Mapping):
+        raise InputError(f"`{where}` must be an object.", got=repr(value))
+    missing = [key for key in keys if key not in value]
+    if missing:
+        do = f"Give all of: {', '.join(keys)}."
+        raise InputError(f"`{where}` must have every key of its schema.", got=f"none of the name '{missing[0]}'", do=do)
+
+
+def _network(network: object, where: str) -> None:
+    if network is None:
+        return
+    _have(network, ("parameters",), where)
+    assert isinstance(network, Mapping)
+    measures = [key for key in ("accuracy", "rmse") if key in network]
+    if not measures:
+        raise InputError(f"`{where}` must have `accuracy` (classes) or `rmse` (regression).", got=sorted(network))
+    for key in (*measures, "parameters"):
+        _in_range(network, key, where)
+
+
+def _in_range(values: Mapping[str, Any], key: str, where: str) -> None:
+    low, high, null = _RANGES[key]
+    value = values[key]
+    if value is None and null:
+        return
+    number = isinstance(value, int if key in _WHOLE else int | float) and not isinstance(value, bool)
+    if not number or not low - _ROUNDING <= value <= high + _ROUNDING:
+        kind = "a whole number" if key in _WHOLE else "a number"
+        span = "" if low == -math.inf else f" of at least {low:g}" if high == math.inf else f" in [{low:g}, {high:g}]"
+        raise InputError(f"`{where}.{key}` must be {kind}{span}{' or null' if null else ''}.", got=repr(value))

@@ -1,0 +1,168 @@
+"""From row numbers to batches: the order of the rows, and augmentation of images.
+
+All of it is a pure function of (seed, row number, epoch): a sample looks the same whichever others are in its batch, and
+a resumed run goes on with the batches that the interrupted one would have drawn.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+from torch.nn import functional
+
+from jacmatch.datasets import Split
+from jacmatch.errors import InputError, unknown_name
+from jacmatch.jacobian import probes
+
+_SEED = 1_000_081
+"""Offset of the seed, so that augmentation is independent of whatever else is drawn for the same sample."""
+
+
+def augment(
+    x: Float[Tensor, "batch *input"], ids: Int64[Tensor, "batch"], epoch: int, seed: int, which: Sequence[str]
+) -> Float[Tensor, "batch *input"]:
+    """The images, each one changed at random as the augmentations in `which` say, in the order of `AUGMENTATIONS`.
+
+    - `crop`: shifted by whole pixels, uniform in −p … p along each axis, p = max(1, ⌊size/8 + ½⌋), which is the usual 4
+      at 32 pixels; what comes in from outside is 0 (black).
+    - `flip`: mirrored left to right with probability ½.
+
+    The numbers of a sample do not depend on which augmentations are asked for.
+
+    Args:
+        x: Raw images (B, C, H, W).
+        ids: Number of each sample in its data set.
+        epoch: Each epoch draws anew.
+        seed: Of the run.
+        which: Names; none leaves x as it is, whatever its shape.
+
+    Raises:
+        InputError: A name is unknown, or x are no images.
+
+    Example:
+        >>> x = torch.rand(3, 1, 8, 8)
+        >>> augment(x, torch.arange(3), epoch=0, seed=0, which=("crop", "flip")).shape
+        torch.Size([3, 1, 8, 8])
+    """
+    for name in which:
+        if name not in AUGMENTATIONS:
+            raise unknown_name("`which` of `augment`", name, AUGMENTATIONS)
+    if not which:
+        return x
+    if x.ndim != 4:
+        got = f"inputs of shape {tuple(x.shape[1:])}"
+        raise InputError("Augmentation (`augment`) needs images (channel, height, width).", got=got, do="Leave it out.")
+    u = probes.uniform(seed + _SEED, ids, epoch, 3)
+    for name, change in AUGMENTATIONS.items():
+        if name in which:
+            x = change(x, u)
+    return x
+
+
+def _crop(
+    x: Float[Tensor, "batch channel height width"], u: Float[Tensor, "batch 3"]
+) -> Float[Tensor, "batch channel height width"]:
+    batch, channels, height, width = x.shape
+    tall, wide = (max(1, (size + 4) // 8) for size in (height, width))
+    padded = functional.pad(x, (wide, wide, tall, tall))
+    top, left = (u[:, 0] * (2 * tall + 1)).long(), (u[:, 1] * (2 * wide + 1)).long()
+    rows = (top[:, None] + torch.arange(height, device=x.device))[:, None, :, None]
+    columns = (left[:, None] + torch.arange(width, device=x.device))[:, None, None, :]
+    sample = torch.arange(batch, device=x.device)[:, None, None, None]
+    channel = torch.arange(channels, device=x.device)[:, None, None]
+    return padded[sample, channel, rows, columns]
+
+
+def _flip(
+    x: Float[Tensor, "batch channel height width"], u: Float[Tensor, "batch 3"]
+) -> Float[Tensor, "batch channel height width"]:
+    return torch.where((u[:, 2] < 0.5)[:, None, None, None], x.flip(3), x)
+
+
+AUGMENTATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"crop": _crop, "flip": _flip}
+"""What `augment` can do, by name; each function maps images and uniform numbers (batch, 3) to images."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What an objective is given.
+
+    Attributes:
+        x: Inputs, augmented.
+        y: Classes or targets.
+        ids: Row numbers in the training split.
+        partners: The inputs of other rows, augmented, if the objective needs them.
+        partner_labels: Their classes or targets.
+    """
+
+    x: Float[Tensor, "batch *input"]
+    y: Shaped[Tensor, "batch *row"]
+    ids: Int64[Tensor, "batch"]
+    partners: Float[Tensor, "batch *input"] | None = None
+    partner_labels: Shaped[Tensor, "batch *row"] | None = None
+
+
+class Batches:
+    """The endless sequence of training batches; `batches(number)` is batch number 0, 1, ….
+
+    Each epoch goes through a new random order of the rows and leaves out the ragged rest that fills no batch. A split
+    smaller than `batch_size` is one batch.
+
+    Args:
+        split: The training split; batches are on its device unless `device` says otherwise.
+        batch_size: Samples in a batch.
+        seed: Of the run.
+        augment: Names of augmentations.
+        partners: Whether each sample comes with another row of the split, drawn anew in each epoch.
+        device: Where the batches shall be.
+
+    Raises:
+        InputError: The split is empty.
+
+    Example:
+        >>> split = Split(torch.rand(10, 3), torch.zeros(10, dtype=torch.int64))
+        >>> batches = Batches(split, 4, seed=0)
+        >>> torch.equal(batches(0).ids, batches(1).ids), len(batches(1).x)
+        (False, 4)
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        seed: int,
+        augment: Sequence[str] = (),
+        partners: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if not len(split):
+            raise InputError("`train` of `fit` must have samples.", got="an empty split")
+        self.split, self.seed, self.augment, self.partners = split, seed, augment, partners
+        self.size = min(batch_size, len(split))
+        self.device = split.x.device if device is None else torch.device(device)
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def __call__(self, number: int) -> Batch:
+        """Batch `number`, counted from 0."""
+        epoch, place = divmod(number, len(self.split) // self.size)
+        if epoch != self._epoch:
+            key = torch.zeros(1, dtype=torch.int64, device=self.split.x.device)
+            self._order = probes.permutation(self.seed, key, epoch, len(self.split))[0]
+            self._epoch = epoch
+        rows = self._order[place * self.size : (place + 1) * self.size]
+        x, y = self._inputs(rows, epoch)
+        if not self.partners:
+            return Batch(x, y, rows.to(self.device, non_blocking=True))
+        others = probes.partners(self.seed, rows, epoch, len(self.split))
+        return Batch(x, y, rows.to(self.device, non_blocking=True), *self._inputs(others, epoch))
+
+    def _inputs(
+        self, rows: Int64[Tensor, "batch"], epoch: int
+    ) -> tuple[Float[Tensor, "batch *input"], Shaped[Tensor, "batch *row"]]:
+        x = self.split.inputs(rows).to(self.device, non_blocking=True)
+        y = self.split.y[rows].to(self.device, non_blocking=True)
+        return augment(x, rows.to(self.device, non_blocking=True), epoch, self.seed, self.augment), y

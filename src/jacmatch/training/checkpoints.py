@@ -1,0 +1,103 @@
+"""Checkpoints: one file that holds all a run needs to go on as if it had never stopped."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jacmatch.errors import InputError
+from jacmatch.runs.files import write_whole
+
+_ANEW = "Remove it to begin anew."
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes the state to a file that readers see whole or, until then, as it was before.
+
+    Args:
+        path: The file; its folder must be there.
+        state: Tensors, numbers, strings, None, and dictionaries, lists and tuples of such.
+
+    Raises:
+        InputError: The disk refuses; an earlier checkpoint is still there.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "checkpoint.pt"
+        >>> save(file, {"step": 3})
+        >>> load(file)
+        {'step': 3}
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_whole(path.parent, path.name, buffer.getvalue())
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The state that `save` wrote, on the CPU. No code in the file is run.
+
+    Raises:
+        InputError: The file cannot be read, is damaged, or is no checkpoint.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a different type for each way in which a file can be damaged
+        reason = str(error).strip().splitlines() or [""]
+        got = f"{type(error).__name__}: {reason[0][:200]}"
+        raise InputError(f"{path} must be a whole checkpoint of jacmatch.", got=got, do=_ANEW) from error
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise InputError(f"{path} must be a checkpoint of jacmatch.", got=f"a {type(state).__name__}", do=_ANEW)
+    return state
+
+
+def check_same(path: Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint of a run that was told something else.
+
+    Args:
+        path: The file, for the message.
+        saved: Names and values in the checkpoint.
+        here: Names and values of this run.
+
+    Raises:
+        InputError: They differ; the message says where.
+    """
+    names = sorted(name for name in saved.keys() | here.keys() if saved.get(name) != here.get(name))
+    if names:
+        listed = ", ".join(f"{name} ({saved.get(name)!r} there, {here.get(name)!r} here)" for name in names)
+        raise InputError(f"{path} must be a checkpoint of this run.", got=f"one that differs in {listed}", do=_ANEW)
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Any], path: Path) -> None:
+    """Puts the weights into the module, all of them or, if they do not fit, none.
+
+    Args:
+        module: The module to fill.
+        weights: The `state_dict` of a module of the same architecture.
+        path: The file they come from, for the message.
+
+    Raises:
+        InputError: They are those of another model; the message names the first tensor that does not fit.
+
+    Example:
+        >>> load_weights(nn.Linear(2, 1), nn.Linear(3, 1).state_dict(), Path("checkpoint.pt"))
+        Traceback (most recent call last):
+        jacmatch.errors.InputError: checkpoint.pt must hold weights of this model. Got 'weight' of shape (1, 3), ...
+    """
+    own = module.state_dict()
+    for name in dict.fromkeys((*own, *weights)):
+        there, here = _described(weights, name), _described(own, name)
+        if there != here:
+            rule = f"{path} must hold weights of this model."
+            got = f"{name!r} of {there}, not of {here}"
+            raise InputError(rule, got=got, do="Build the same network, or choose the right file.")
+    module.load_state_dict(dict(weights))
+
+
+def _described(weights: Mapping[str, Any], name: str) -> str:
+    if name not in weights:
+        return "nothing"
+    value = weights[name]
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else "no tensor"

@@ -1,0 +1,310 @@
+"""The training loop: batches in, steps of the optimiser, metrics and checkpoints out. There is no other in the library.
+
+Read `_loop` first, then `_train_step`. Nothing in the loop waits for a GPU except where metrics are logged (and the loss
+scaling of fp16, which decides on the host whether to skip a step).
+"""
+
+import contextlib
+import copy
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision, Precision
+from torch import Tensor, nn
+
+from jacmatch.datasets import Split
+from jacmatch.errors import InputError
+from jacmatch.runs import Run
+from jacmatch.training import checkpoints
+from jacmatch.training.augmentation import Batches
+from jacmatch.training.evaluation import evaluate, find_device
+from jacmatch.training.schedules import Training, ema_decay, factor
+
+CHECKPOINT = "checkpoint.pt"
+_EARLY = 10  # step of the first checkpoint: a full disk shows in the first minute
+_LOG_EVERY = 20
+_FREE = ("max_steps", "validate_every", "checkpoint_every")  # settings that change no weight
+
+OnStep = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `fit` did, earlier parts of a resumed run included.
+
+    Attributes:
+        steps: Steps made.
+        seconds: Wall time, with validation and checkpoints.
+        samples_per_second: Throughput of the training alone, without validation and checkpoints.
+        peak_memory_bytes: Most GPU memory allocated during the call, or on the CPU the peak of the whole process.
+        finished: Whether all `steps` of the settings were made; otherwise the run can go on.
+    """
+
+    steps: int
+    seconds: float
+    samples_per_second: float
+    peak_memory_bytes: int
+    finished: bool
+
+
+@dataclass
+class _State:
+    """What `_begin` sets up and what changes from step to step."""
+
+    settings: Training
+    place: torch.device
+    fabric: Fabric
+    precision: Precision
+    objective: nn.Module  # as given
+    model: nn.Module  # the same as Fabric runs it
+    student: nn.Module
+    average: nn.Module | None  # of the student's weights
+    optimizer: torch.optim.Optimizer
+    identity: dict[str, Any]  # what a checkpoint must agree with
+    step: int = 0
+    kept: int | None = None  # step of the last checkpoint
+    window: list[dict[str, Tensor]] = field(default_factory=list)  # terms of the steps since the last logged row
+    shares: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0  # of earlier parts of the run
+    aside: float = 0.0  # seconds of validation and checkpoints
+    began: float = field(default_factory=time.perf_counter)
+
+    def elapsed(self) -> float:
+        return self.seconds + time.perf_counter() - self.began
+
+
+def fit(
+    objective: nn.Module,
+    train: Split,
+    settings: Training,
+    *,
+    seed: int,
+    device: str | torch.device = "cpu",
+    run: Run | None = None,
+    validation: Split | None = None,
+    on_step: OnStep | None = None,
+) -> Fitted:
+    """Trains `objective.student`, going on from the run's checkpoint if there is one; how long and how fast it was.
+
+    The student ends with its trained weights, or with their running average if `settings.ema` is set. On the CPU these
+    depend bit for bit on the arguments only, however often the run was interrupted. torch's random state is seeded for
+    the time of the call and then put back.
+
+    Args:
+        objective: Has a `student`, is called as `objective(x, y, ids=, partners=, partner_labels=, progress=)` and
+            returns `objectives.Terms`. Those of its parameters that require gradients are trained.
+        train: The training split.
+        settings: All else that decides the result.
+        seed: Of the batches, the augmentation and torch's own random numbers (dropout).
+        device: Where to train; see `find_device`.
+        run: Where metrics and checkpoints go; None keeps none.
+        validation: Split to look at every `validate_every` steps; it decides nothing.
+        on_step: Called after each step with the number of steps made and the last logged row. A KeyboardInterrupt that
+            it raises counts as Ctrl-C.
+
+    Raises:
+        InputError: The device or precision is not to be had, the checkpoint is another run's, the disk refuses, or the
+            loss or a weight is no longer finite; the last good checkpoint is kept.
+        KeyboardInterrupt: On Ctrl-C, once the step is done and a checkpoint is saved; at once on the second.
+
+    Example:
+        >>> from jacmatch.objectives import Distillation
+        >>> split = Split(torch.rand(20, 3), torch.arange(20) % 2)
+        >>> fit(Distillation(nn.Linear(3, 2)), split, Training(steps=5, batch_size=10), seed=0).steps
+        5
+    """
+    place = find_device(device)
+    if place.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(place)
+    with torch.random.fork_rng([place] if place.type == "cuda" else []), _deferred_interrupt() as interrupted:
+        torch.manual_seed(seed)
+        partners = bool(getattr(objective, "needs_partners", False))
+        data = _resident(train, place)
+        batches = Batches(
+            data, settings.batch_size, seed=seed, augment=settings.augment, partners=partners, device=place
+        )
+        state = _begin(objective, settings, place, {"seed": seed, "samples": len(train)})
+        if run is not None:
+            _resume(state, run)
+        _loop(state, batches, None if validation is None else _resident(validation, place), run, on_step, interrupted)
+        _check_weights(state)
+        if state.average is not None:
+            state.student.load_state_dict(state.average.state_dict())
+    seconds = state.elapsed()
+    samples = state.step * settings.accumulate * batches.size
+    return Fitted(
+        steps=state.step,
+        seconds=seconds,
+        samples_per_second=samples / max(seconds - state.aside, 1e-9),
+        peak_memory_bytes=_peak_memory(place),
+        finished=state.step == settings.steps,
+    )
+
+
+def _loop(
+    state: _State,
+    batches: Batches,
+    validation: Split | None,
+    run: Run | None,
+    on_step: OnStep | None,
+    interrupted: Callable[[], bool],
+) -> None:
+    settings = state.settings
+    stop = min(settings.steps, settings.max_steps or settings.steps)
+    row: dict[str, float] = {}
+    while state.step < stop:
+        state.window.append(_train_step(state, batches))
+        state.step += 1
+        checkpoint = state.step in (_EARLY, stop) or state.step % settings.checkpoint_every == 0
+        validate = state.step == settings.steps or state.step % settings.validate_every == 0
+        if checkpoint or validate or state.step % _LOG_EVERY == 0:
+            row = _summary(state)
+            if validate and validation is not None:
+                row |= _validation(state, validation)
+            if run is not None:
+                run.log(row)
+        if checkpoint and run is not None:
+            _save(state, run)
+        try:
+            if on_step is not None:
+                on_step(state.step, row)
+            if interrupted():
+                raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if run is not None:
+                _save(state, run)
+            raise
+
+
+def _train_step(state: _State, batches: Batches) -> dict[str, Tensor]:
+    """One step of the optimiser. Returns the terms of the loss, still on the device."""
+    settings = state.settings
+    for group in state.optimizer.param_groups:
+        group["lr"] = settings.lr * factor(state.step, settings)
+    sums: dict[str, Tensor] = {}
+    for part in range(settings.accumulate):
+        batch = batches(state.step * settings.accumulate + part)
+        terms = state.model(
+            batch.x,
+            batch.y,
+            ids=batch.ids,
+            partners=batch.partners,
+            partner_labels=batch.partner_labels,
+            progress=state.step / settings.steps,
+        )
+        state.fabric.backward(terms.values["loss"] / settings.accumulate)
+        for name, value in terms.values.items():
+            sums[name] = sums.get(name, 0) + value.detach() / settings.accumulate
+    if settings.clip is not None:
+        state.fabric.clip_gradients(state.model, state.optimizer, max_norm=settings.clip, error_if_nonfinite=False)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    if state.average is not None and settings.ema is not None:
+        _follow(state.average, state.student, ema_decay(state.step, settings.ema))
+    state.shares = terms.shares
+    return sums
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, student: nn.Module, decay: float) -> None:
+    """Moves the average towards the student; buffers (BatchNorm's statistics are averages already) are copied."""
+    for mean, parameter in zip(average.parameters(), student.parameters(), strict=True):
+        mean.lerp_(parameter, 1 - decay)
+    for copied, buffer in zip(average.buffers(), student.buffers(), strict=True):
+        copied.copy_(buffer)
+
+
+def _begin(objective: nn.Module, settings: Training, place: torch.device, identity: dict[str, Any]) -> _State:
+    """The objective on its device, and a fresh optimiser for it."""
+    student = getattr(objective, "student", None)
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    if not isinstance(student, nn.Module) or not trained:
+        rule = "`objective` of `fit` must have a `student` with parameters that require gradients."
+        raise InputError(rule, got=type(objective).__name__, do="Do not freeze the student.")
+    precision = _precision(settings, place)
+    devices: list[int] | int = 1 if place.index is None else [place.index]
+    fabric = Fabric(accelerator=place.type, devices=devices, plugins=[precision])
+    model, optimizer = fabric.setup(objective.to(place).train(), _optimizer(trained, settings))
+    average = None if settings.ema is None else copy.deepcopy(student).requires_grad_(False)
+    told = {name: value for name, value in asdict(settings).items() if name not in _FREE}
+    return _State(
+        settings=settings,
+        place=place,
+        fabric=fabric,
+        precision=precision,
+        objective=objective,
+        model=model,
+        student=student,
+        average=average,
+        optimizer=optimizer,
+        identity=told | identity,
+    )
+
+
+def _optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
+        decay, momentum = settings.weight_decay, settings.momentum
+        return torch.optim.SGD(parameters, settings.lr, momentum=momentum, weight_decay=decay)
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, settings.lr, weight_decay=settings.weight_decay)
+
+
+class _Autocast(MixedPrecision):  # type: ignore[misc]
+    """Fabric's autocast, which however would round the batch itself to 16 bits.
+
+    Raw inputs and regression targets must stay as they are: the Jacobian's rows have the type of the input, so the
+    Jacobian term is formed in float32 as long as the input is.
+    """
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+def _precision(settings: Training, place: torch.device) -> Precision:
+    if settings.precision == "32":
+        return Precision()
+    if settings.precision == "bf16":
+        return _Autocast("bf16-mixed", place.type)
+    if place.type != "cuda":
+        rule = "`precision='fp16'` of `Training` needs a GPU."
+        raise InputError(rule, got=f"device {str(place)!r}", do="Use precision='bf16' or '32'.")
+    return _Autocast("16-mixed", place.type)
+
+
+def _resident(split: Split, place: torch.device) -> Split:
+    """The split on the device if it takes at most a quarter of its free memory, otherwise where it is."""
+    if place.type != "cuda":
+        return split.to(place)
+    return split.to(place) if 4 * split.x.nbytes <= torch.cuda.mem_get_info(place)[0] else split
+
+
+def _summary(state: _State) -> dict[str, float]:
+    """A row of metrics: terms averaged over the steps since the last one. Here the host waits for the device.
+
+    Raises:
+        InputError: A term of one of these steps is not finite.
+    """
+    names = list(dict.fromkeys(name for terms in state.window for name in terms))
+    absent = torch.zeros((), device=state.place)  # a term that is left out in some steps has the value 0 there
+    stacked = [torch.stack([terms.get(name, absent).float() for name in names]) for terms in state.window]
+    table = torch.stack(stacked).double().cpu()
+    first = state.step - len(state.window) + 1
+    for number, values in enumerate(table.tolist(), first):
+        wrong = [name for name, value in zip(names, values, strict=True) if not math.isfinite(value)]
+        if wrong:
+            name = next((name for name in wrong if name != "loss"), "loss")
+            value = values[names.index(name)]
+            raise _diverged(state, f"The term `{name}` of the loss must be finite in every step", f"{value} in step {number}")
+    state.window.clear()
+    row: dict[str, float] = {"step": state.step, **dict(zip(names, table.mean(0).tolist(), strict=True))}
+    row |= {f"share_{name}": float(share) for name, share in state.shares.items() if math.isfinite(share)}
+    return row | {"lr": state.optimizer.param_groups[0]["lr"], "seconds": state.elapsed()}

@@ -1,0 +1,205 @@
+"""How good a network is, and how far it agrees with its teacher in value and in Jacobian."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from jacmatch.datasets import Split
+from jacmatch.errors import InputError
+from jacmatch.jacobian import jacobian, output_tensor, probes
+from jacmatch.teachers import Question, Teacher
+
+_DIRECTIONS = 64  # of a teacher that has no vᵀJ; all of them where the input has fewer elements
+_NUMBERS = 2**24  # in the Jacobians of one batch: 64 MiB
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """The device of that name, with its number if it is a GPU.
+
+    Args:
+        name: `cpu`, `cuda`, `cuda:N`, or `auto`, which is the GPU if there is one.
+
+    Raises:
+        InputError: The name is unknown, or this machine has no such device.
+
+    Example:
+        >>> find_device("cpu")
+        device(type='cpu')
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    text = str(name)
+    if text == "auto":
+        text = "cuda" if gpus else "cpu"
+    if text == "cpu":
+        return torch.device("cpu")
+    kind, _, number = text.partition(":")
+    if kind != "cuda" or not (text == "cuda" or number.isdecimal()):
+        raise InputError("`device` must be 'cpu', 'cuda', 'cuda:N' or 'auto'.", got=repr(str(name)))
+    if int(number or 0) >= gpus:
+        got = f"{text!r}, and {gpus or 'no'} GPUs that torch {torch.__version__} can use"
+        raise InputError("`device` must be one that this machine has.", got=got, do="Use 'auto' or 'cpu'.")
+    return torch.device("cuda", int(number) if number else torch.cuda.current_device())
+
+
+def evaluate(
+    module: nn.Module, split: Split, *, batch_size: int = 500, device: str | torch.device
+) -> dict[str, float]:
+    """{"accuracy": share of samples whose largest output is their class}, or {"rmse": …} in a regression.
+
+    rmse = √(Σₙₖ (ŷₙₖ − yₙₖ)² / NK). The network runs in evaluation mode, without autocast; the mode of each of its parts
+    is restored.
+
+    Args:
+        module: The network; it is moved to `device` and left there.
+        split: Classes (integers) or targets (floats) decide which of the two it is.
+        batch_size: Samples at once.
+        device: Where to run; see `find_device`.
+
+    Raises:
+        InputError: The split is empty, or the outputs do not fit the labels.
+
+    Example:
+        >>> split = Split(torch.eye(3), torch.tensor([0, 1, 0]))
+        >>> evaluate(nn.Identity(), split, device="cpu")
+        {'accuracy': 0.6666666666666666}
+    """
+    if not len(split):
+        raise InputError("`split` of `evaluate` must have samples.", got="an empty split")
+    place = find_device(device)
+    parts = []  # summed on the device: one wait at the end
+    with _evaluating(module.to(place)), torch.no_grad():
+        for rows in torch.arange(len(split)).split(batch_size):
+            outputs = output_tensor(module(split.inputs(rows).to(place)))
+            y = split.y[rows.to(split.y.device)].to(place)
+            if y.is_floating_point():
+                _check_outputs(outputs, tuple(y.shape), "the targets")
+                parts.append((outputs - y).double().square().sum())
+            else:
+                parts.append((outputs.argmax(1) == y).sum())
+    total = torch.stack(parts).sum().item()
+    if split.y.is_floating_point():
+        return {"rmse": math.sqrt(total / split.y.numel())}
+    return {"accuracy": total / len(split)}
+
+
+def agreement(
+    student: nn.Module, teacher: Teacher, split: Split, *, samples: int = 256, batch_size: int = 500
+) -> dict[str, float | None]:
+    """How far the student agrees with the teacher: `top1`, `jacobian_cosine`, `jacobian_relative_error`.
+
+    - `top1`: share of all samples with the same largest output; None in a regression.
+    - `jacobian_cosine`: mean over `samples` of the cosine of the two rows of the teacher's top class; in a regression
+      the mean over all rows. A row that is zero counts as cosine 0.
+    - `jacobian_relative_error`: √(Σ‖J_S − J_T‖²_F / Σ‖J_T‖²_F), both sums over `samples`; None where J_T is zero.
+
+    Of a teacher without vᵀJ both Jacobians are compared along min(64, input elements) random orthogonal directions:
+    exact (up to its differences) if those are all, otherwise an estimate.
+
+    Args:
+        student: A network; it runs where its parameters are, in evaluation mode.
+        teacher: Anything that answers outputs and a Jacobian product.
+        split: The data.
+        samples: Of how many samples the Jacobians are compared, chosen once for a split of a given length.
+        batch_size: Samples at once where only values are needed.
+
+    Raises:
+        InputError: `samples` is below 1, the split is empty, or the two have different outputs.
+
+    References:
+        Srinivas & Fleuret 2018, arXiv:1803.00443 (the top class is the one whose Jacobian the paper matches).
+
+    Example:
+        >>> from jacmatch.teachers import ModuleTeacher
+        >>> split = Split(torch.rand(8, 3), torch.zeros(8, dtype=torch.int64))
+        >>> network = nn.Linear(3, 2)
+        >>> agreement(network, ModuleTeacher(network), split)["jacobian_relative_error"]
+        0.0
+    """
+    if samples < 1 or not len(split):
+        got = f"samples={samples}, {len(split)} rows"
+        raise InputError("`agreement` needs at least one sample.", got=got)
+    place = next((p.device for p in student.parameters()), split.x.device)
+    with _evaluating(student):
+        top1 = None if split.y.is_floating_point() else _top1(student, teacher, split, batch_size, place)
+        first = probes.permutation(0, torch.zeros(1, dtype=torch.int64), 0, len(split))[0][:samples]
+        cosine, error = _slopes(student, teacher, split, first, place)
+    return {"top1": top1, "jacobian_cosine": cosine, "jacobian_relative_error": error}
+
+
+def _top1(student: nn.Module, teacher: Teacher, split: Split, batch_size: int, place: torch.device) -> float:
+    same = []
+    for rows in torch.arange(len(split)).split(batch_size):
+        x = split.inputs(rows).to(place)
+        with torch.no_grad():
+            outputs = output_tensor(student(x))
+        wanted = teacher.answer(x, Question()).outputs
+        _check_outputs(outputs, tuple(wanted.shape), "the teacher's")
+        same.append((outputs.argmax(1) == wanted.argmax(1)).sum())
+    return torch.stack(same).sum().item() / len(split)
+
+
+def _slopes(
+    student: nn.Module, teacher: Teacher, split: Split, chosen: Int64[Tensor, "chosen"], place: torch.device
+) -> tuple[float, float | None]:
+    """Mean cosine and relative error, summed in float64: one batch may hold most of the norm."""
+    regression = split.y.is_floating_point()
+    outputs = len(teacher.answer(split.inputs(chosen[:1]).to(place), Question()).outputs[0])
+    size = max(1, _NUMBERS // (outputs * split.x[0].numel()))
+    cosines, differences, norms = [], [], []
+    for rows in chosen.split(size):
+        x = split.inputs(rows).to(place)
+        wanted, top, directions = _teacher_slopes(teacher, x, rows.to(place), outputs)
+        with torch.no_grad():
+            y, slopes = jacobian(student, x)
+        _check_outputs(y, (len(rows), outputs), "the teacher's")
+        got = slopes.flatten(2).double()
+        if directions is not None:
+            got = torch.einsum("nki,pni->nkp", got, directions)
+        differences.append((got - wanted).square().sum())
+        norms.append(wanted.square().sum())
+        similar = functional.cosine_similarity(got, wanted, dim=2)
+        cosines.append(similar.mean(1) if regression else similar.gather(1, top[:, None])[:, 0])
+    difference, norm = torch.stack(differences).sum().item(), torch.stack(norms).sum().item()
+    return torch.cat(cosines).mean().item(), math.sqrt(difference / norm) if norm > 0 else None
+
+
+def _teacher_slopes(
+    teacher: Teacher, x: Float[Tensor, "batch *input"], ids: Int64[Tensor, "batch"], outputs: int
+) -> tuple[Float[Tensor, "batch row column"], Int64[Tensor, "batch"], Float[Tensor, "probe batch element"] | None]:
+    """J_T (B, K, D), or its products with directions (B, K, P); the teacher's top class; the directions if any."""
+    if teacher.answers_vjp:
+        rows = torch.eye(outputs, dtype=x.dtype, device=x.device)[:, None].expand(-1, len(x), -1)
+        answer = teacher.answer(x, Question(cotangents=rows))
+        directions = None
+    else:
+        count = min(_DIRECTIONS, x[0].numel())
+        v = probes.directions("orthogonal", seed=0, ids=ids, draw=0, count=count, shape=tuple(x.shape[1:]))
+        answer = teacher.answer(x, Question(tangents=v.to(x.dtype)))
+        directions = v.flatten(2).double()
+    assert answer.products is not None
+    products = answer.products.flatten(2).double()
+    wanted = products.permute(1, 0, 2) if directions is None else products.permute(1, 2, 0)
+    return wanted, answer.outputs.argmax(1), directions
+
+
+def _check_outputs(outputs: Tensor, shape: tuple[int, ...], whose: str) -> None:
+    if tuple(outputs.shape) != shape:
+        rule = f"The network's outputs must have the shape of {whose}, {shape}."
+        raise InputError(rule, got=tuple(outputs.shape), do="Build it with the right number of outputs.")
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the block; then each part is in the mode that it was in."""
+    before = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in before:
+            part.training = training

@@ -1,0 +1,298 @@
+"""Each estimator's mean and variance: exactly, over all directions it can give, where they are finitely many."""
+
+import dataclasses
+import math
+import re
+
+import jaxtyping
+import pytest
+import torch
+
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jacobian import probes
+from jacmatch.jacobian.estimators import (
+    ESTIMATORS,
+    AntitheticNoise,
+    Cost,
+    DataPairs,
+    Estimator,
+    EveryRow,
+    FisherRows,
+    LabelClass,
+    RandomInputs,
+    RandomOutputs,
+    SampledRows,
+    TopClass,
+)
+
+from .reference_estimators import LIMIT, estimate, law_variance, mean_and_variance, z_scores
+
+ONE = torch.arange(1)
+
+# One of each, its cost for 5 outputs, and what it needs besides seed and draw.
+CASES = {
+    "every-row": (EveryRow(), Cost(0, 5), ["outputs"]),
+    "top-class": (TopClass(), Cost(0, 1), ["outputs"]),
+    "label-class": (LabelClass(), Cost(0, 1), ["outputs", "labels"]),
+    "random-outputs": (RandomOutputs(count=3), Cost(0, 3), ["outputs", "ids"]),
+    "random-inputs": (RandomInputs(count=3, law="sphere"), Cost(3, 0), ["x", "ids"]),
+    "sampled-rows": (SampledRows(count=2), Cost(0, 2), ["outputs", "ids"]),
+    "data-pairs": (DataPairs(), Cost(1, 0), ["x", "partners"]),
+    "fisher-rows": (FisherRows(count=3, temperature=2.0), Cost(0, 3), ["outputs", "ids"]),
+    "antithetic-noise": (AntitheticNoise(count=3, sigma=0.1), Cost(6, 0), ["x", "ids"]),
+}
+
+
+def matrix(rows, columns):
+    """Entries of unlike size, so that no two rows or columns weigh the same."""
+    generator = torch.Generator().manual_seed(100 * rows + columns)
+    entries = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    return entries * torch.arange(1, rows + 1)[:, None] / torch.arange(1, columns + 1).sqrt()
+
+
+def ask(estimator, batch=6, classes=5, shape=(2, 4), **settings):
+    generator = torch.Generator().manual_seed(1)
+    draw = {
+        "x": torch.randn(batch, *shape, generator=generator, dtype=torch.float64),
+        "outputs": torch.randn(batch, classes, generator=generator, dtype=torch.float64),
+        "labels": torch.randint(classes, (batch,), generator=generator),
+        "ids": torch.arange(batch),
+        "seed": 3,
+        "draw": 4,
+        "partners": torch.randn(batch, *shape, generator=generator, dtype=torch.float64),
+    }
+    return estimator.directions(**{**draw, **settings})
+
+
+def all_directions(estimator, dim, values=None):
+    """The different directions that many samples get, each once, after a test that all are equally likely."""
+    count = 40_000
+    values = torch.zeros(dim, dtype=torch.float64) if values is None else values
+    rows = values.expand(count, -1)
+    found = ask(estimator, x=rows, outputs=rows, ids=torch.arange(count)).transpose(0, 1)
+    support, frequency = found.unique(dim=0, return_counts=True)
+    p = 1 / len(support)
+    assert (frequency - count * p).abs().max() <= LIMIT * math.sqrt(count * p * (1 - p))
+    return list(support)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "dim", "directions"),
+    [
+        (RandomOutputs(1, "rademacher"), 1, 2),
+        (RandomOutputs(1, "rademacher"), 3, 2**3),
+        (RandomOutputs(2, "rademacher"), 3, 2**6),
+        (RandomOutputs(1, "basis"), 4, 4),
+        (RandomOutputs(2, "basis"), 4, 4**2),
+        (RandomOutputs(3, "sphere"), 1, 2**3),
+        (RandomOutputs(3, "orthogonal"), 1, 2**3),
+        (RandomInputs(1, "rademacher"), 5, 2**5),
+        (RandomInputs(2, "basis"), 3, 3**2),
+        (SampledRows(1), 1, 1),
+        (SampledRows(1), 5, 5),
+        (SampledRows(3), 5, 5 * 4 * 3),
+        (SampledRows(4), 4, 4 * 3 * 2),
+    ],
+)
+def test_mean_and_variance_over_all_directions(estimator, dim, directions):
+    m = matrix(dim, 4) if estimator.side == "output" else matrix(4, dim)
+    support = all_directions(estimator, dim)
+    assert len(support) == directions
+    mean, variance = mean_and_variance([estimate(v, m, estimator.side) for v in support])
+    assert mean == pytest.approx(m.square().sum().item(), rel=1e-12)
+    assert estimator.variance(m) == pytest.approx(variance, rel=1e-10, abs=1e-12 * mean**2)
+
+
+@pytest.mark.parametrize(("count", "temperature"), [(1, 1.0), (2, 1.0), (1, 2.5)])
+def test_fisher_rows_over_all_directions(count, temperature):
+    estimator, m = FisherRows(count, temperature), matrix(3, 4)
+    outputs = torch.tensor([0.3, -1.0, 1.7], dtype=torch.float64)
+    support = all_directions(estimator, 3, outputs)
+    assert len(support) == 2 ** (3 * count)
+    mean, variance = mean_and_variance([estimate(v, m, "output") for v in support])
+    weights = [math.exp(z / temperature) for z in outputs.tolist()]
+    rows = [sum(entry**2 for entry in row) for row in m.tolist()]
+    assert mean == pytest.approx(sum(w * r for w, r in zip(weights, rows, strict=True)) / sum(weights), rel=1e-12)
+    assert estimator.variance(m, outputs=outputs) == pytest.approx(variance, rel=1e-10)
+
+
+def test_fisher_rows_take_log_probabilities_for_outputs_as_they_are():
+    logits = torch.randn(6, 5, dtype=torch.float64)
+    at_temperature = ask(FisherRows(temperature=4.0), outputs=logits)
+    torch.testing.assert_close(ask(FisherRows(), outputs=(logits / 4).log_softmax(1)), at_temperature)
+
+
+@pytest.mark.parametrize("law", list(probes.LAWS))
+@pytest.mark.parametrize(("dim", "count"), [(1, 1), (1, 2), (3, 1), (3, 2), (3, 3), (3, 5), (2, 5)])
+def test_variance_follows_from_the_moments_of_the_law(law, dim, count):
+    for m in (matrix(dim, 2), matrix(dim, 7)):
+        expected = pytest.approx(law_variance(law, count, m), rel=1e-10, abs=1e-12 * m.square().sum().item() ** 2)
+        assert RandomOutputs(count, law).variance(m) == expected
+        assert RandomInputs(count, law).variance(m.mT) == expected
+        if law == "gaussian":
+            assert AntitheticNoise(count, sigma=0.3).variance(m.mT) == expected
+            assert RandomInputs(count, law).variance(m) == pytest.approx(RandomOutputs(count, law).variance(m))
+
+
+@pytest.mark.parametrize("law", ["gaussian", "sphere", "orthogonal"])
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("side", ["output", "input"])
+def test_mean_and_variance_over_a_fixed_sample(law, count, side):
+    estimator = RandomOutputs(count, law) if side == "output" else RandomInputs(count, law)
+    m, samples = matrix(3, 4), 40_000
+    probed = m if side == "output" else m.mT
+    rows = torch.zeros(samples, len(probed), dtype=torch.float64)
+    v = ask(estimator, x=rows, outputs=rows, ids=torch.arange(samples))
+    estimates = (v @ probed).square().sum(dim=(0, 2))
+    trace = m.square().sum().item()
+    assert estimates[7].item() == pytest.approx(estimate(v[:, 7], m, side), rel=1e-12)
+    assert z_scores(estimates, trace).abs() < LIMIT
+    assert z_scores((estimates - trace) ** 2, estimator.variance(m)).abs() < LIMIT
+
+
+@pytest.mark.parametrize("side", ["output", "input"])
+def test_as_many_orthogonal_directions_as_dimensions_are_exact(side):
+    m = matrix(5, 8)
+    count = 5 if side == "output" else 8
+    estimator = RandomOutputs(2 * count, "orthogonal") if side == "output" else RandomInputs(count, "orthogonal")
+    v = ask(estimator)
+    assert estimator.variance(m) == 0
+    for sample in range(6):
+        assert estimate(v[:, sample], m, side) == pytest.approx(m.square().sum().item(), rel=1e-12)
+
+
+def test_fixed_rows():
+    m, outputs = matrix(5, 8), torch.randn(6, 5, dtype=torch.float64)
+    labels = torch.tensor([4, 0, 1, 1, 3, 2])
+    every, top, label = (ask(e, outputs=outputs, labels=labels) for e in (EveryRow(), TopClass(), LabelClass()))
+    assert (every.shape, top.shape, label.shape) == ((5, 6, 5), (1, 6, 5), (1, 6, 5))
+    for sample in range(6):
+        row = max(range(5), key=lambda i, n=sample: outputs[n, i].item())
+        assert estimate(every[:, sample], m, "output") == pytest.approx(m.square().sum().item())
+        assert estimate(top[:, sample], m, "output") == pytest.approx(m[row].square().sum().item())
+        assert estimate(label[:, sample], m, "output") == pytest.approx(m[labels[sample]].square().sum().item())
+    assert EveryRow().variance(m) == TopClass().variance(m) == LabelClass().variance(m) == 0
+
+
+def test_label_class_takes_mixed_labels_as_weights_of_rows():
+    mixed = torch.rand(6, 5, dtype=torch.float32)
+    assert torch.equal(ask(LabelClass(), labels=mixed), mixed.double()[None])
+
+
+def test_a_label_that_is_no_output_is_loud():
+    for label in (5, -1):
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            ask(LabelClass(), labels=torch.full((6,), label))
+
+
+def test_data_pairs_are_the_scaled_differences():
+    x, partners = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(3, 2, 4, dtype=torch.float64)
+    (v,) = ask(DataPairs(), x=x, partners=partners)
+    for n in range(3):
+        difference = partners[n] - x[n]
+        torch.testing.assert_close(v[n], difference * math.sqrt(8) / difference.square().sum().sqrt())
+    with pytest.raises(UnsupportedError, match=r"`DataPairs` has no variance formula: .* use RandomInputs\(\)"):
+        DataPairs().variance(matrix(2, 3))
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_antithetic_noise_is_exact_for_quadratic_maps(count):
+    estimator, m = AntitheticNoise(count, sigma=0.1), matrix(3, 8)
+    v = ask(estimator, shape=(8,))
+    x, bend = torch.randn(6, 8, dtype=torch.float64), torch.randn(3, 8, 8, dtype=torch.float64)
+
+    def function(points):
+        return points @ m.mT + torch.einsum("...i,kij,...j->...k", points - x, bend, points - x)
+
+    differences = (function(x + estimator.step * v) - function(x - estimator.step * v)) / (2 * estimator.step)
+    torch.testing.assert_close(differences, v @ m.mT, rtol=1e-10, atol=1e-10)
+
+
+def test_antithetic_noise_moves_the_inputs_by_sigma():
+    for count in (1, 4):
+        estimator = AntitheticNoise(count, sigma=0.1)
+        noise = estimator.step * ask(estimator, batch=5000, ids=torch.arange(5000))
+        assert z_scores(noise.flatten() ** 2, 0.1**2).abs() < LIMIT
+
+
+def test_every_name_has_a_case():
+    assert {name: type(estimator) for name, (estimator, *_) in CASES.items()} == ESTIMATORS
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_contract(name):
+    estimator, cost, needed = CASES[name]
+    assert isinstance(estimator, Estimator)
+    assert estimator.passes(5) == cost
+    v = ask(estimator)
+    assert v.shape[1:] == ((6, 5) if estimator.side == "output" else (6, 2, 4))
+    assert v.shape[0] == (max(cost.forward, cost.backward) if name != "antithetic-noise" else 3)
+    assert v.dtype == torch.float64
+    assert torch.equal(ask(estimator), v)
+    for changed in ({"draw": 5}, {"seed": 4}):
+        assert torch.equal(ask(estimator, **changed), v) != ("ids" in needed)
+    single = ask(estimator, x=torch.zeros(6, 2, 4), outputs=torch.zeros(6, 5), partners=torch.ones(6, 2, 4))
+    assert single.dtype == torch.float32
+    live = {"x": torch.ones(6, 2, 4), "outputs": torch.ones(6, 5), "partners": torch.zeros(6, 2, 4)}
+    assert not ask(estimator, **{key: value.requires_grad_() for key, value in live.items()}).requires_grad
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        estimator.side = "output"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_order_and_split_of_the_batch_do_not_matter(name):
+    estimator, *_ = CASES[name]
+    batch = {"x": torch.randn(7, 2, 4), "partners": torch.randn(7, 2, 4), "outputs": torch.randn(7, 5)}
+    batch |= {"labels": torch.randint(5, (7,)), "ids": torch.randperm(100)[:7]}
+    whole = ask(estimator, **batch)
+    order = torch.tensor([6, 2, 0, 1, 5, 3, 4])
+    assert torch.equal(ask(estimator, **{key: value[order] for key, value in batch.items()}), whole[:, order])
+    parts = [ask(estimator, **{key: value[cut] for key, value in batch.items()}) for cut in (slice(0, 3), slice(3, 7))]
+    assert torch.equal(torch.cat(parts, dim=1), whole)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_needs_what_it_says(name):
+    estimator, _, needed = CASES[name]
+    others = {"x", "outputs", "labels", "ids", "partners"} - set(needed)
+    assert torch.equal(ask(estimator, **dict.fromkeys(others)), ask(estimator))
+    for missing in needed:
+        message = f"`{missing}` of `{type(estimator).__name__}.directions` must be given. Pass "
+        with pytest.raises(InputError, match=message):
+            ask(estimator, **{missing: None})
+
+
+@pytest.fixture
+def as_users_run():
+    """Without the type checks of the test suite, which would refuse a wrong type before the library does."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.mark.usefixtures("as_users_run")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RandomOutputs(0), "`count` of `RandomOutputs` must be a whole number of at least 1. Got 0."),
+        (lambda: RandomInputs(-2), "`count` of `RandomInputs` must be a whole number of at least 1. Got -2."),
+        (lambda: SampledRows(0), "`count` of `SampledRows` must be a whole number of at least 1. Got 0."),
+        (lambda: FisherRows(2.5), "`count` of `FisherRows` must be a whole number of at least 1. Got 2.5."),
+        (lambda: AntitheticNoise(0, sigma=1.0), "`count` of `AntitheticNoise` must be a whole number of at least 1."),
+        (lambda: RandomOutputs(1, "spere"), "`law` of `RandomOutputs` must be a known name. Got 'spere'. Nearest: sph"),
+        (lambda: RandomInputs(1, "Basis"), "`law` of `RandomInputs` must be a known name. Got 'Basis'. Nearest: bas"),
+        (lambda: AntitheticNoise(sigma=0.0), "`sigma` of `AntitheticNoise` must be positive and finite. Got 0.0."),
+        (lambda: AntitheticNoise(sigma=math.nan), "`sigma` of `AntitheticNoise` must be positive and finite. Got nan."),
+        (lambda: FisherRows(temperature=-1), "`temperature` of `FisherRows` must be positive and finite. Got -1."),
+        (lambda: ask(SampledRows(6)), "`count` of `SampledRows` must not exceed the number of outputs. Got 6 of 5."),
+        (lambda: SampledRows(6).passes(5), "the number of outputs. Got 6 of 5. Use EveryRow() for all rows."),
+        (lambda: SampledRows(6).variance(matrix(5, 2)), "the number of outputs. Got 6 of 5. Use EveryRow()"),
+        (lambda: FisherRows().variance(matrix(5, 2)), "`outputs` of `FisherRows.variance` must be given. Pass"),
+        (lambda: ask(RandomInputs(), ids=ONE), "`ids` of `RandomInputs.directions` must be one for each sample."),
+        (lambda: ask(SampledRows(2), ids=ONE), "must be one for each sample. Got 1 for 6 samples. Pass the number"),
+    ],
+)
+def test_bad_settings_are_refused(make, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        make()
