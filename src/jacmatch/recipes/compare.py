@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from torch import nn
 
+from jacmatch.datasets import Data
 from jacmatch.errors import InputError
 from jacmatch.models import count_parameters
 from jacmatch.recipes import networks
@@ -58,11 +60,8 @@ class Compare(JobFields):
             "job": "compare",
             "version": __version__,
             "seed": self.seed,
-            "teacher": {
-                **evaluate(reference, data.test, device=self.device),
-                "parameters": count_parameters(reference),
-            },
-            "student": {**evaluate(other, data.test, device=self.device), "parameters": count_parameters(other)},
+            "teacher": self._described(reference, data),
+            "student": self._described(other, data),
             "agreement": {
                 **agreement(other, ModuleTeacher(reference), data.test, samples=samples),
                 "largest_output_difference": float(largest),
@@ -74,3 +73,6 @@ class Compare(JobFields):
         }
         run.write_result(result)
         return {**result, "out": str(run.path)}
+
+    def _described(self, network: nn.Module, data: Data) -> dict[str, Any]:
+        return {**evaluate(network, data.test, device=self.device), "parameters": count_parameters(network)}

@@ -20,10 +20,8 @@ def write(
     """Writes `sheet.npz` for the first test image of each class; nothing where the data are no images."""
     if len(data.shape) != 3 or data.classes is None:
         return
-    rows = [
-        int((data.test.y == number).nonzero()[0]) for number in range(data.classes) if (data.test.y == number).any()
-    ]
-    chosen = torch.tensor(rows[:IMAGES])
+    of_class = [(data.test.y == number).nonzero() for number in range(data.classes)]
+    chosen = torch.tensor([int(rows[0]) for rows in of_class if len(rows)][:IMAGES])
     x = data.test.inputs(chosen).cpu()
     top = _outputs(teacher, x).argmax(1)
     wanted = _rows(teacher, x, top)

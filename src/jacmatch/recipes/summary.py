@@ -22,14 +22,10 @@ def summarized(run: Run, methods: Sequence[str], trained: Iterable[tuple[int, st
         trained: Seed and method of each student.
         measure: `accuracy` or `rmse`.
     """
-    results = {
-        method: [
-            run.child(f"seed{seed}/{name}", identity(run, seed, name)).result
-            for seed, name in trained
-            if name == method
-        ]
-        for method in methods
-    }
+    results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
+    for seed, method in trained:
+        child = run.child(f"seed{seed}/{method}", identity(run, seed, method))
+        results[method].append(child.result)
     rows = [_row(method, results[method], measure) for method in methods]
     main, last = results[methods[-1]], rows[-1]
     return {

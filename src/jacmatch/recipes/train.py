@@ -1,7 +1,7 @@
 """`jacmatch train`: one network from labels, a teacher or a baseline."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -44,7 +44,7 @@ class Train(TrainingFields):
         torch.manual_seed(self.seed)
         student = description.build()
         run = Run.create(self.folder("train"), "train", self.settings(), __version__)
-        task = "classification" if data.classes else "regression"
+        task: Literal["classification", "regression"] = "classification" if data.classes else "regression"
         fitted = fit(
             Distillation(student, labels=1.0, task=task, seed=self.seed),
             train,
