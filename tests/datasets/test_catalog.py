@@ -151,6 +151,13 @@ def test_what_is_no_name_at_all_is_refused(spec):
         datasets.load(spec)
 
 
+@pytest.mark.parametrize("name", ["npz", "folder", "cifar10", "fashion-mnist"])
+@pytest.mark.parametrize("path", ["a" * 5000, "nul\0byte", "~nobody-of-this-name/x"])
+def test_impossible_paths_are_refused(name, path):
+    with pytest.raises(InputError, match=rf"`--data {name}:(DIR|FILE)` must name an existing (folder|file)\. Got"):
+        datasets.load(f"{name}:{path}")
+
+
 def test_every_loader_says_in_its_first_sentence_how_it_is_written():
     for name, loader in datasets.LOADERS.items():
         assert f"`{name}" in loader.__doc__.splitlines()[0]

@@ -75,8 +75,8 @@ def test_statistics_do_not_depend_on_the_size_of_the_blocks():
 
 
 def test_a_constant_input_has_deviation_one():
-    constant = torch.full((4999, 2, 3, 3), 0.1)  # of so many the mean is not exactly 0.1
-    assert statistics(Split(constant, torch.arange(4999)))[1] == (1.0, 1.0)
+    for value, rows in ((0.1, 5), (0.1, 20001), (1e6 / 3, 20001), (-7e-9, 20001)):
+        assert statistics(Split(torch.full((rows, 2, 3, 3), value), torch.arange(rows)))[1] == (1.0, 1.0)
     assert statistics(Split(torch.full((5, 1, 3, 3), 7, dtype=torch.uint8), torch.arange(5)))[1] == (1.0,)
 
 

@@ -20,6 +20,8 @@ class Architecture:
         training: Whether it is differentiated in training mode.
         batch_norm: Policy for its BatchNorm layers.
         engines: The exact engines that can push through it.
+        own_mask: Whether the forward engine's dropout mask is not that of a plain pass with the same seed: the tensor
+            lies in memory in another order, and PyTorch fills masks in that order.
         seed: Of weights and inputs; chosen so that no sample lies near a kink.
     """
 
@@ -28,6 +30,7 @@ class Architecture:
     training: bool = False
     batch_norm: str = "batch"
     engines: tuple[str, ...] = EXACT
+    own_mask: bool = False
     seed: int = 0
 
 
@@ -146,7 +149,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "relu-inplace": Architecture(
         lambda: convolutional(nn.ReLU(inplace=True), nn.Conv2d(4, 2, 3), nn.ReLU(inplace=True)), IMAGE
     ),
-    "first-operation-inplace": Architecture(lambda: nn.Sequential(nn.ReLU(inplace=True), mlp(nn.Tanh())), VECTOR),
+    "first-operation-inplace": Architecture(lambda: nn.Sequential(nn.ReLU(inplace=True), mlp(nn.Tanh())), VECTOR, seed=1),
     "input-scaled-inplace": Architecture(lambda: nn.Sequential(Applied(lambda x: x.mul_(0.5)), mlp(nn.Tanh())), VECTOR),
     "groupnorm": Architecture(lambda: convolutional(nn.GroupNorm(2, 4), nn.SiLU()), IMAGE),
     "instancenorm": Architecture(lambda: convolutional(nn.InstanceNorm2d(4, affine=True), nn.Tanh()), IMAGE),
@@ -158,7 +161,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "layernorm-gelu": Architecture(lambda: mlp(nn.LayerNorm(5), nn.GELU()), VECTOR),
     "layernorm-plain": Architecture(
-        lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm((3, 4), elementwise_affine=False), nn.Linear(4, 2)), SEQUENCE
+        lambda: nn.Sequential(
+            nn.Linear(4, 4), nn.LayerNorm((3, 4), elementwise_affine=False), nn.Flatten(), nn.Linear(12, 2)
+        ),
+        SEQUENCE,
     ),
     "rmsnorm": Architecture(lambda: mlp(nn.RMSNorm(5), nn.GELU(approximate="tanh")), VECTOR),
     "softmax": Architecture(lambda: nn.Sequential(mlp(nn.Softmax(1)), nn.LogSoftmax(1)), VECTOR),
@@ -171,11 +177,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "attention-causal": Architecture(CausalAttention, SEQUENCE),
     "encoder-layer": Architecture(encoder_layer, SEQUENCE),
     "encoder-layer-norm-first": Architecture(lambda: encoder_layer(norm_first=True), SEQUENCE),
-    "encoder-layer-train": Architecture(lambda: encoder_layer(dropout=0.2), SEQUENCE, training=True),
+    "encoder-layer-train": Architecture(lambda: encoder_layer(dropout=0.2), SEQUENCE, training=True, own_mask=True),
     "hardsigmoid": Architecture(lambda: mlp(nn.Hardsigmoid()), VECTOR),
     "hardsigmoid-function": Architecture(lambda: mlp(Applied(functional.hardsigmoid)), VECTOR),
     "hardswish-inplace": Architecture(lambda: mlp(nn.Hardswish(inplace=True)), VECTOR),
     "hardswish-function": Architecture(lambda: mlp(Applied(functional.hardswish)), VECTOR),
+    "glu": Architecture(lambda: nn.Sequential(nn.Linear(4, 6), nn.GLU(), nn.Linear(3, 3)), VECTOR),
     "lstm": Architecture(lambda: Recurrent(nn.LSTM, num_layers=2, bidirectional=True), STEPS),
     "lstm-cell": Architecture(Cells, STEPS),
     "gru": Architecture(lambda: Recurrent(nn.GRU), STEPS),
@@ -185,7 +192,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "grouped-strided": Architecture(lambda: convolutional(nn.Tanh(), stride=2, groups=2), IMAGE),
     "transposed": Architecture(
-        lambda: nn.Sequential(nn.ConvTranspose2d(2, 2, 2, stride=2), nn.Tanh(), nn.Conv2d(2, 2, 3, stride=3)), (2, 3, 3)
+        lambda: nn.Sequential(
+            nn.ConvTranspose2d(2, 2, 2, stride=2), nn.Tanh(), nn.Conv2d(2, 1, 3, stride=3), nn.Flatten()
+        ),
+        (2, 3, 3),
     ),
     "max-pool": Architecture(lambda: convolutional(nn.Tanh(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 1), nn.Tanh()), IMAGE),
     "adaptive-pools": Architecture(
@@ -213,3 +223,21 @@ def made(name: str, dtype: torch.dtype = torch.float64, batch: int = 3) -> tuple
                 if buffer.is_floating_point():
                     buffer.uniform_(-0.5, 0.5) if "mean" in buffer_name else buffer.uniform_(0.5, 2.0)
     return module.to(dtype).train(architecture.training), x.to(dtype)
+
+
+def plain(name: str, engine: str = "any", batch: int = 3) -> tuple[nn.Module, Tensor]:
+    """What an engine differentiates, for the reference: the same module, with frozen layers in evaluation mode.
+
+    Where the forward engine has a dropout mask of its own, it is the values of a dual pass whose tangents are zero.
+    """
+    module, x = made(name, batch=batch)
+    architecture = ARCHITECTURES[name]
+    if architecture.batch_norm == "frozen":
+        for layer in module.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.track_running_stats:
+                layer.eval()
+    if architecture.own_mask and engine == "forward":
+        dual = Applied(lambda z: torch.func.jvp(module, (z,), (torch.zeros_like(z),))[0])
+        dual.inside = module
+        return dual, x
+    return module, x

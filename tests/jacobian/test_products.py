@@ -1,16 +1,15 @@
 """`jvp`, `vjp` and `jacobian` equal the definition, for every architecture and engine that can."""
 
-import copy
 from functools import cache
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jacmatch.jacobian import jacobian, jvp, pull, push, vjp
 
 from . import reference
-from .architectures import ARCHITECTURES, made
+from .architectures import ARCHITECTURES, made, plain
 
 each = pytest.mark.parametrize("name", ARCHITECTURES)
 each_with_engine = pytest.mark.parametrize(
@@ -22,14 +21,9 @@ WITH_ROWS = [
 
 
 @cache
-def truth(name: str) -> tuple[Tensor, Tensor]:
-    """Outputs and the batch's Jacobian of the plain module; frozen layers are in evaluation mode there."""
-    module, x = made(name)
-    if ARCHITECTURES[name].batch_norm == "frozen":
-        module = copy.deepcopy(module)
-        for layer in module.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.eval()
+def truth(name: str, engine: str = "any") -> tuple[Tensor, Tensor]:
+    """Outputs and the batch's Jacobian of the plain module."""
+    module, x = plain(name, engine)
     return reference.values(module, x), reference.batch_jacobian(module, x)
 
 
@@ -42,18 +36,18 @@ def assert_equal(got: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None
 @each
 def test_the_two_references_agree(name):
     _, full = truth(name)
-    module, x = made(name)
-    if ARCHITECTURES[name].batch_norm == "frozen":
-        module.eval()
+    module, x = plain(name)
     v = torch.randn(2, *full.shape[: full.dim() - x.dim()], dtype=x.dtype)
-    assert_equal(reference.rows_by_backward(module, x, v), reference.reverse_product(full, v))
+    # the backward pass of PyTorch's hardsigmoid takes 1/6 in float32
+    tolerance = 1e-7 if name.startswith("hardsigmoid") else 1e-9
+    assert_equal(reference.rows_by_backward(module, x, v), reference.reverse_product(full, v), tolerance)
 
 
 @each_with_engine
 def test_jvp(name, engine):
-    y, full = truth(name)
+    y, full = truth(name, engine)
     module, x = made(name)
-    v = torch.randn(3, *x.shape, dtype=x.dtype)
+    v = torch.randn(2, *x.shape, dtype=x.dtype)
     expected = reference.forward_product(full, v)
     policy = ARCHITECTURES[name].batch_norm
     torch.manual_seed(0)
@@ -80,7 +74,7 @@ def test_jvp_by_differences(name):
 
 @each
 def test_jvp_of_the_automatic_engine(name):
-    y, full = truth(name)
+    y, full = truth(name, ARCHITECTURES[name].engines[0])
     module, x = made(name)
     v = torch.randn(2, *x.shape, dtype=x.dtype)
     torch.manual_seed(0)
@@ -94,7 +88,7 @@ def test_jvp_of_the_automatic_engine(name):
 def test_vjp(name):
     y, full = truth(name)
     module, x = made(name)
-    v = torch.randn(3, *y.shape, dtype=x.dtype)
+    v = torch.randn(2, *y.shape, dtype=x.dtype)
     expected = reference.reverse_product(full, v)
     policy = ARCHITECTURES[name].batch_norm
     torch.manual_seed(0)
@@ -136,16 +130,13 @@ def test_chunks_never_change_the_jacobian(name):
 def test_samples_do_not_see_each_other_in_evaluation(name):
     module, x = made(name)
     order = torch.tensor([2, 0, 1])
-    y = module(x.clone())
-    y = reference.tensor_of(y)
+    y = reference.values(module, x)
     cotangents, tangents = torch.randn_like(y)[None], torch.randn_like(x)[None]
     whole = pull(module, x, cotangents).products, push(module, x, tangents).products
-    permuted = pull(module, x[order], cotangents[:, order]).products, push(module, x[order], tangents[:, order]).products
-    for one, other in zip(whole, permuted, strict=True):
-        assert_equal(other, one[:, order].detach(), 1e-12)
-    part = pull(module, x[1:2], cotangents[:, 1:2]).products, push(module, x[1:2], tangents[:, 1:2]).products
-    for one, other in zip(whole, part, strict=True):
-        assert_equal(other, one[:, 1:2].detach(), 1e-12)
+    for part in (order, order[1:2]):
+        again = pull(module, x[part], cotangents[:, part]).products, push(module, x[part], tangents[:, part]).products
+        for one, other in zip(whole, again, strict=True):
+            assert_equal(other, one[:, part].detach(), 1e-12)
 
 
 @pytest.mark.parametrize("engine", ["forward", "reverse"])
@@ -175,6 +166,15 @@ def test_any_function_of_a_tensor_will_do(engine):
     assert_equal(vjp(function, x, v.flatten(2))[1], reference.reverse_product(full, v.flatten(2)))
 
 
+def test_as_many_directions_as_samples():
+    """Then (P, B, K) and (B, K) can be told apart by their number of dimensions only."""
+    module, x = made("mlp-tanh")
+    _, full = truth("mlp-tanh")
+    v, u = torch.randn(3, *x.shape, dtype=x.dtype), torch.randn(3, 3, 3, dtype=x.dtype)
+    assert_equal(jvp(module, x, v)[1], reference.forward_product(full, v))
+    assert_equal(vjp(module, x, u)[1], reference.reverse_product(full, u))
+
+
 def test_cotangents_may_be_made_from_the_values():
     module, x = made("mlp-tanh")
     seen = []
@@ -195,4 +195,4 @@ def test_directions_in_another_float_type_are_taken_over():
     for engine in ("forward", "reverse", "differences"):
         products = jvp(module, x, v, engine=engine)[1]
         assert products.dtype == torch.float64
-        assert_equal(products, reference.forward_product(truth("mlp-tanh")[1], v.double()), 1e-8)
+        assert_equal(products, reference.forward_product(truth("mlp-tanh")[1], v.double()), 1e-7)

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from jacmatch.datasets.arrays import from_arrays
 from jacmatch.datasets.cifar_editions import CIFAR10, CIFAR100, Batch, Edition, Sheets
 from jacmatch.datasets.data import Data
-from jacmatch.datasets.files import check_digest, check_file_size, entries, existing_folder, reading
+from jacmatch.datasets.files import check_digest, check_file_size, entries, existing_folder, is_file, reading
 from jacmatch.datasets.images import decode
 from jacmatch.errors import InputError
 
@@ -72,9 +72,9 @@ def _find(folder: Path, edition: Edition) -> tuple[Path, Sheets | None]:
     """Where the files are, and what is known of the sheets if that is what they are."""
     first = edition.train[0].name
     for place in (folder, folder / edition.binary_folder, folder / "package"):
-        if (place / f"{first}.bin").is_file():
+        if is_file(place / f"{first}.bin"):
             return place, None
-        if edition.sheets and (place / f"{first}.png").is_file():
+        if edition.sheets and is_file(place / f"{first}.png"):
             return place, edition.sheets
     rule = f"`--data {edition.name}:DIR` must name a folder with {first}.bin"
     rule += f" or {first}.png." if edition.sheets else "."
@@ -87,7 +87,7 @@ def _find(folder: Path, edition: Edition) -> tuple[Path, Sheets | None]:
 
 
 def _present(path: Path, edition: Edition) -> Path:
-    if not path.is_file():
+    if not is_file(path):
         rule = f"`--data {edition.name}:DIR` must have all its files."
         raise InputError(rule, got=f"no file {path}", do=edition.way_out)
     return path

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from jacmatch.datasets.arrays import from_arrays
 from jacmatch.datasets.data import Data
-from jacmatch.datasets.files import check_digest, existing_folder, reading
+from jacmatch.datasets.files import check_digest, existing_folder, is_file, reading, user_path
 from jacmatch.errors import InputError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -78,7 +78,7 @@ def places(argument: str, named: str) -> list[Path]:
         argument: DIR, or empty.
         named: What JACMATCH_DATA names, or empty.
     """
-    tops = [existing_folder(argument, "fashion-mnist")] if argument else [Path(named).expanduser()] if named else []
+    tops = [existing_folder(argument, "fashion-mnist")] if argument else [user_path(named)] if named else []
     below = [top / name for top in tops for name in (".", "fashion-mnist", "usr/share/datasets/fashion-mnist")]
     return below if argument else [*below, DEBIAN_FOLDER]
 
@@ -108,7 +108,7 @@ def read(folders: list[Path], files: dict[str, IdxFile] = OFFICIAL) -> Data:
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+    return next((path for path in (folder / f"{name}.gz", folder / name) if is_file(path)), None)
 
 
 def read_idx(path: Path, file: IdxFile) -> UInt8[np.ndarray, "sample *pixel"]:

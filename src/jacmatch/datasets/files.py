@@ -25,6 +25,21 @@ _BROKEN = (
 )
 
 
+def user_path(text: str) -> Path:
+    """The path that a user wrote; `~` is the home folder, or stays what it is where nobody knows one."""
+    return Path(os.path.expanduser(text))
+
+
+def is_dir(path: Path) -> bool:
+    """Whether this is a folder that can be reached; false for impossible names, where `Path.is_dir` may raise."""
+    return os.path.isdir(path)
+
+
+def is_file(path: Path) -> bool:
+    """Whether this is a file that can be reached; false for impossible names, where `Path.is_file` may raise."""
+    return os.path.isfile(path)
+
+
 def existing_folder(text: str, source: str) -> Path:
     """The path of a folder that exists.
 
@@ -38,8 +53,8 @@ def existing_folder(text: str, source: str) -> Path:
     rule = f"`--data {source}:DIR` must name an existing folder."
     if not text:
         raise InputError(rule, got="no folder", do=f"Write for example {source}:data/{source}.")
-    path = Path(text).expanduser()
-    if not path.is_dir():
+    path = user_path(text)
+    if not is_dir(path):
         raise InputError(rule, got=f"{text!r}, which {_what_is(path)}", do="Check the path.")
     return path
 
@@ -53,16 +68,16 @@ def existing_file(text: str, source: str) -> Path:
     rule = f"`--data {source}:FILE` must name an existing file."
     if not text:
         raise InputError(rule, got="no file", do=f"Write for example {source}:data.{source}.")
-    path = Path(text).expanduser()
-    if not path.is_file():
+    path = user_path(text)
+    if not is_file(path):
         raise InputError(rule, got=f"{text!r}, which {_what_is(path)}", do="Check the path.")
     return path
 
 
 def _what_is(path: Path) -> str:
-    if path.is_dir():
+    if is_dir(path):
         return "is a folder"
-    return "is a file" if path.is_file() else "does not exist"
+    return "is a file" if is_file(path) else "does not exist"
 
 
 @contextmanager

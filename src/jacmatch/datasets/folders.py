@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 
 from jacmatch.datasets.arrays import from_arrays
 from jacmatch.datasets.data import Data
-from jacmatch.datasets.files import check_memory, entries, existing_folder
+from jacmatch.datasets.files import check_memory, entries, existing_folder, is_dir, is_file, user_path
 from jacmatch.datasets.images import decode
 from jacmatch.datasets.splits import split_validation
 from jacmatch.errors import InputError, unknown_name
@@ -35,7 +35,7 @@ def load(argument: str, seed: int) -> Data:
     folder, size = _parse(argument)
     name = f"folder:{argument}"
     classes, train_files = _list(folder / "train")
-    if (folder / "test").is_dir():
+    if is_dir(folder / "test"):
         test_classes, test_files = _list(folder / "test")
         for found in test_classes:
             if found not in classes:
@@ -56,9 +56,9 @@ def load(argument: str, seed: int) -> Data:
 def _parse(argument: str) -> tuple[Path, int | None]:
     """DIR@SIZE, unless a folder has that very name."""
     path, at, size = argument.rpartition("@")
-    if not at or Path(argument).expanduser().is_dir():
+    if not at or is_dir(user_path(argument)):
         return existing_folder(argument, "folder"), None
-    if not (size.isascii() and size.isdigit() and 1 <= int(size) <= MAX_SIDE):
+    if not (size.isascii() and size.isdigit() and 1 <= int(size[:9]) <= MAX_SIDE):
         rule = f"SIZE of `--data folder:DIR@SIZE` must be a whole number of pixels from 1 to {MAX_SIDE}."
         raise InputError(rule, got=repr(size), do="Write for example folder:pictures@64.")
     return existing_folder(path, "folder"), int(size)
@@ -66,20 +66,20 @@ def _parse(argument: str) -> tuple[Path, int | None]:
 
 def _list(folder: Path) -> tuple[list[str], list[tuple[Path, str]]]:
     """The classes and the (file, class) pairs of one part, both in the order of their names."""
-    if not folder.is_dir():
+    if not is_dir(folder):
         raise InputError(
             f"{folder.parent} must have a folder `{folder.name}`.", got=_some_names(folder.parent), do=_LAYOUT
         )
     pairs = []
     classes = _visible(folder)
     for entry in classes:
-        if not entry.is_dir():
+        if not is_dir(entry):
             raise InputError(f"{folder} must have one folder for each class.", got=f"the file {entry.name}", do=_LAYOUT)
         files = _visible(entry)
         if not files:
             raise InputError(f"{entry} must have images.", got="an empty folder", do=_LAYOUT)
         for path in files:
-            if path.suffix.lower() not in SUFFIXES or not path.is_file():
+            if path.suffix.lower() not in SUFFIXES or not is_file(path):
                 rule = f"{entry} must have only {', '.join(SUFFIXES)} files."
                 raise InputError(rule, got=path.name, do="Convert or remove it.")
             pairs.append((path, entry.name))
@@ -101,7 +101,7 @@ def _some_names(folder: Path) -> str:
 def _check_no_other_split(folder: Path) -> None:
     """A held-out part under another name must not be passed over in silence."""
     others = [
-        path.name for path in _visible(folder) if path.is_dir() and path.name.lower() in ("val", "valid", "validation")
+        path.name for path in _visible(folder) if is_dir(path) and path.name.lower() in ("val", "valid", "validation")
     ]
     if others:
         rule = f"The held-out part of {folder} must be called `test`."

@@ -137,7 +137,7 @@ def _shares(sizes: Int64[np.ndarray, "classes"], count: int) -> list[int]:
     """Largest remainders: the whole part of each share, then one more where the fraction cut off is largest."""
     rows = [int(size) for size in sizes]
     total = sum(rows)
-    shares = [min(count * size // total, size - 1) for size in rows]
+    shares = [count * size // total for size in rows]
     while sum(shares) < count:
         cut_off = [(count * size - share * total, -c) for c, (size, share) in enumerate(zip(rows, shares, strict=True))]
         _, c = max(cut_off[c] for c in range(len(rows)) if shares[c] < rows[c] - 1)

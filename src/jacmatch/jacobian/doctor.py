@@ -10,10 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.jacobian.diagnosis import Diagnosis, Finding
-from jacmatch.jacobian.engines import Function, difference_push, forward_push, replayed, reverse_pull
+from jacmatch.jacobian.engines import difference_push, forward_push, replayed, reverse_pull
 from jacmatch.jacobian.modules import Module, preserved_buffers
-from jacmatch.jacobian.readouts import Context, Logits
-from jacmatch.jacobian.trials import Reference, Trial, judge
+from jacmatch.jacobian.trials import Reference, Trial, judge, plain
 
 
 def doctor(module: Module, x: Float[Tensor, "batch *input"], *, seed: int = 0) -> Diagnosis:
@@ -49,13 +48,14 @@ def doctor(module: Module, x: Float[Tensor, "batch *input"], *, seed: int = 0) -
         }
         engines = {}
         for name, trial in trials.items():
-            engines[name], finding = judge(name, trial, module, x, reference)
-            if finding is not None:
-                findings.append(finding)
+            engines[name], seen = judge(name, trial, module, x, reference)
+            cut_off = any(finding.code in ("detached", "partly-detached") for finding in findings)
+            findings += [finding for finding in seen if not (cut_off and finding.code in _FOLLOW_FROM_DETACHING)]
     engine = next((name for name, state in engines.items() if state == "right"), "none")
-    return Diagnosis(engine, tuple(findings), engines)
+    return Diagnosis(engine, tuple(dict.fromkeys(findings)), engines)
 
 
+_FOLLOW_FROM_DETACHING = ("forward-zero", "forward-incomplete", "wrong-gradient", "detached-parameters")
 _ZERO = Finding(
     "zero-jacobian",
     "fault",
@@ -66,43 +66,59 @@ _ZERO = Finding(
 
 def _values(module: Module, x: Tensor) -> list[Finding]:
     """What can be seen from values alone: NaN, chance, writes to the input, samples that depend on each other."""
-    function = Function(module, Logits(), Context(), (), "batch")
-    findings = []
     with torch.no_grad():
-        same = replayed(function, x)
+        same = replayed(plain(module), x)
         y, again, given = same(x), same(x), x.clone()
-        torch.rand(1, device=x.device)  # moves the generator on, so that chance shows
-        fresh = function(given)[0]
-    if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
-        return [Finding("not-finite", "fault", "Input or outputs hold NaN or Inf.", "Clean the data; lower the scale.")]
-    drops = isinstance(module, nn.Module) and any(
-        layer.training and ("dropout" in type(layer).__name__.lower() or getattr(layer, "dropout", 0))
-        for layer in module.modules()
-    )
-    if not torch.equal(y, again) or (not drops and not torch.allclose(y, fresh, rtol=1e-3, atol=1e-6)):
-        what = "Two calls at the same input give different outputs, so value and slope belong to different functions."
-        findings.append(
-            Finding("non-deterministic", "fault", what, "Remove the random numbers or state, or call eval().")
-        )
-    elif drops:
-        what = "Dropout is on; value and derivative share one mask."
-        findings.append(Finding("dropout", "note", what, "Nothing to do; a teacher is always in evaluation mode."))
-    if not torch.equal(given, x):
-        what = "The module overwrites its input."
-        findings.append(
-            Finding("in-place-input", "note", what, "The engines feed it a copy; in your own calls pass x.clone().")
-        )
-    if len(x) > 1:
-        findings += _coupling(module, x, y, same)
-    return findings
+        if not torch.isfinite(x).all():
+            return [Finding("not-finite", "fault", "The input holds NaN or Inf.", "Clean the data.")]
+        if not torch.isfinite(y).all():
+            what = "The outputs hold NaN or Inf."
+            return [Finding("not-finite", "fault", what, "Look for log, division or overflow; lower the scale.")]
+        findings = []
+        if not torch.equal(y, again) or _differs(module, x):
+            if not torch.equal(y, again) or _differs_in_evaluation(module, x):
+                what = "Two calls at the same input give different outputs: value and slope are of different functions."
+                return [Finding("non-deterministic", "fault", what, "Remove the random numbers or the state.")]
+            what = "Random numbers are drawn in training mode (dropout); value and derivative share them."
+            findings.append(Finding("dropout", "note", what, "Nothing to do; a teacher is always in evaluation mode."))
+        with preserved_buffers(module):
+            module(given)
+        if not torch.equal(given, x):
+            what = "The module overwrites its input."
+            findings.append(
+                Finding("in-place-input", "note", what, "The engines feed it a copy; in your own calls pass x.clone().")
+            )
+        return findings + _coupling(module, x, y, same)
+
+
+def _differs(module: Module, x: Tensor) -> bool:
+    """Whether two ordinary calls, one after the other, give different outputs."""
+    with preserved_buffers(module):
+        first, second = (plain(module)(x.clone())[0] for _ in range(2))
+    return not torch.allclose(first, second, rtol=1e-3, atol=1e-6)
+
+
+def _differs_in_evaluation(module: Module, x: Tensor) -> bool:
+    if not isinstance(module, nn.Module):
+        return True
+    modes = [(layer, layer.training) for layer in module.modules()]
+    try:
+        for layer, _ in modes:
+            layer.training = False
+        return _differs(module, x)
+    finally:
+        for layer, training in modes:
+            layer.training = training
 
 
 def _coupling(module: Module, x: Tensor, y: Tensor, values: Callable[[Tensor], Tensor]) -> list[Finding]:
-    other = x.clone()
-    other[1:] = x[1:].flip(0) * 1.1 + 0.1 * x[1:].std()
-    with torch.no_grad():
-        moved = (values(other)[0] - y[0]).abs().max() > 1e-4 * y.abs().max() + 1e-12
-    if not moved:
+    """Whether the first sample feels a move of the others, or they feel a move of the first."""
+    if len(x) < 2:
+        return []
+    moved = x.flip(0) * 1.1 + 0.1 * (float(x.std()) or 1.0)
+    others, first = torch.cat([x[:1], moved[1:]]), torch.cat([moved[:1], x[1:]])
+    felt = torch.cat([values(others)[:1], values(first)[1:]]) - y
+    if not felt.abs().max() > 1e-4 * y.abs().max() + 1e-12:
         return []
     layers = module.modules() if isinstance(module, nn.Module) else []
     if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in layers):

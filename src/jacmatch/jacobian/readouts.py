@@ -7,7 +7,7 @@ features are returned from the differentiated function itself, so they are diffe
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
@@ -31,6 +31,7 @@ class Context:
     pixels: Int[Tensor, "batch"] | None = None
 
 
+@runtime_checkable
 class Readout(Protocol):
     """A function of outputs and features, with the dotted paths of the features it needs."""
 

@@ -1,25 +1,28 @@
-"""One engine tried against differences: its product, and the gradient of a penalty on that product.
+"""One engine tried: its product, and the gradient of a penalty on that product.
 
-The second is what training uses, and where derivatives can be silently wrong while the first is right.
+The second is what training uses, and where derivatives can be silently wrong while the first is right. Both are
+compared with differences of values, on a copy of the module in float64 where one can be had. Only float64 allows steps
+that are so small that no ReLU of a large network switches within them: at a switch the penalty jumps, and a difference
+across the jump is no derivative.
 """
 
 import copy
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import UnsupportedError
-from jacmatch.jacobian import differences
-from jacmatch.jacobian.diagnosis import Finding
+from jacmatch.jacobian import verdicts
 from jacmatch.jacobian.engines import Function, Products, parameter_gradients, replayed
 from jacmatch.jacobian.modules import Module, preserved_buffers, twice_differentiable
 from jacmatch.jacobian.readouts import Context, Logits
+from jacmatch.jacobian.verdicts import Verdict
 
 TOLERANCE = 0.02
-"""Relative error above which an engine counts as wrong. Rounding in float32 stays below 10⁻³."""
+"""Relative error above which an engine counts as wrong. Rounding in float32 mostly stays below 10⁻³."""
 
 _SEED = 0
 Trial = Callable[[Function, Tensor], Products]
@@ -31,52 +34,76 @@ class Reference:
 
     module: Module
     x: Tensor
+    fine: bool
+    """Whether the module computes in float64 all through."""
     tangents: Tensor
+    values: Tensor
     products: Tensor
     rows: Tensor
     tolerance: float
+    moves: bool
+    """Whether the outputs depend on the input, beyond rounding."""
 
     @staticmethod
     def of(module: Module, x: Tensor, generator: torch.Generator) -> "Reference":
         """The reference for this module at x, in float64 where it can be had."""
+        scale = float(x.double().square().mean().sqrt()) or 1.0
+        tangents = torch.randn((1, *x.shape), generator=generator).to(x.device, torch.float64) * scale
         exact, z = _in_float64(module, x)
-        tangents = torch.randn((1, *x.shape), generator=generator).to(z)
-        function = Function(exact, Logits(), Context(), (), "batch")
+        fine = _is_fine(exact, z, tangents)
+        if not fine and z.dtype != x.dtype:
+            exact, z = module, x
+        tangents = tangents.to(z.dtype)
         with torch.no_grad(), twice_differentiable(exact, statistics=True):
-            scale = float(z.square().mean().sqrt()) or 1.0
             torch.manual_seed(_SEED)
-            products, error = differences.with_error(replayed(function, z), z, tangents * scale)
-        rows = torch.randn(products.shape, generator=generator).to(z)
-        tolerance = min(0.5, max(TOLERANCE if z.dtype == torch.float64 else 0.1, 3 * error))
-        return Reference(exact, z, tangents * scale, products, rows, tolerance)
+            values_at = replayed(plain(exact), z)
+            values = values_at(z)
+            products, error = _along(lambda t: values_at(z + t * tangents[0]), fine, z.dtype)
+        rows = torch.randn((1, *values.shape), generator=generator).to(z)
+        moves = float(products.abs().max()) > torch.finfo(z.dtype).eps * float(values.abs().max())
+        return Reference(exact, z, fine, tangents, values, products[None], rows, _tolerance(error, fine), moves)
 
-    @property
-    def moves(self) -> bool:
-        """Whether the outputs depend on the input at all."""
-        return float(self.products.abs().max()) > 0
+    def of_the_values_of(self, trial: Trial) -> "Reference":
+        """The reference for an engine that draws other random numbers: differences of its own values."""
+        with torch.no_grad(), preserved_buffers(self.module):
+            function, v = plain(self.module), self.tangents[0]
+            products, error = _along(lambda t: trial(function, self.x + t * v).values, self.fine, self.x.dtype)
+        return replace(self, products=products[None], tolerance=_tolerance(error, self.fine))
 
     def cotangents(self, z: Tensor) -> Tensor:
-        """U of uᵀJv, in the type of z."""
-        return self.rows.to(z.dtype)
+        """U of uᵀJv, in the type of z.
 
-    def along(self, name: str, products: Tensor) -> Tensor:
-        """The number that engine and reference share: uᵀJv for the reverse engine, Jv for the others."""
-        if name == "reverse":
-            return (products.to(self.tangents.dtype) * self.tangents).sum()
-        return products.to(self.tangents.dtype)
+        They ask for a gradient, so that a backward marked `once_differentiable` leaves its mark in the graph even where
+        nothing else that it was given does.
+        """
+        return self.rows.to(z.dtype, copy=True).requires_grad_()
 
-    def truth(self, name: str) -> Tensor:
-        """What `along` should return."""
-        return (self.products * self.rows).sum() if name == "reverse" else self.products
+    def error(self, name: str, products: Tensor) -> float:
+        """How far the products are from the reference, relative to its size.
+
+        What engine and reference share is uᵀJv for the reverse engine, Jv for the others. The parts of uᵀJv may cancel,
+        so its error is measured against their size.
+        """
+        products = products.detach().to(self.tangents.dtype)
+        if name != "reverse":
+            return _relative(products, self.products)
+        parts = self.products * self.rows
+        return abs(float((products * self.tangents).sum() - parts.sum())) / _size(parts)
+
+
+def plain(module: Module) -> Function:
+    """The outputs of the module as a function."""
+    return Function(module, Logits(), Context(), (), "batch")
 
 
 def _in_float64(module: Module, x: Tensor) -> tuple[Module, Tensor]:
+    """A copy of the module in float64 and x alike; themselves where that cannot be had."""
     if x.dtype == torch.float64:
         return module, x
     try:
         exact = copy.deepcopy(module).double() if isinstance(module, nn.Module) else module
         with torch.no_grad():
-            values = replayed(Function(exact, Logits(), Context(), (), "batch"), x)(x.double())
+            values = replayed(plain(exact), x)(x.double())
         if values.dtype == torch.float64:
             return exact, x.double()
     except (RuntimeError, TypeError, NotImplementedError):
@@ -84,32 +111,70 @@ def _in_float64(module: Module, x: Tensor) -> tuple[Module, Tensor]:
     return module, x
 
 
-def judge(
-    name: str,
-    trial: Trial,
-    module: Module,
-    x: Tensor,
-    reference: Reference,
-) -> tuple[str, Finding | None]:
+def _is_fine(module: Module, x: Tensor, tangents: Tensor) -> bool:
+    """Whether values feel a move that is lost in float32, as a cast in the middle of a module would make it."""
+    if x.dtype != torch.float64:
+        return False
+    with torch.no_grad():
+        values_at = replayed(plain(module), x)
+        here, near, far = (values_at(x + t * tangents[0]) for t in (0.0, 1e-11, 1e-2))
+    return int((near != here).sum()) * 2 >= int((far != here).sum())
+
+
+def _along(values_at: Callable[[float], Tensor], fine: bool, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """d/dt of the values at t = 0, and its relative error.
+
+    Two steps are compared, first the smallest, where no kink lies between, then larger ones if rounding spoils those.
+    """
+    best, error = torch.zeros(()), math.inf
+    coarse = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) ** (1 / 3)
+    for h in (1e-9, 1e-7, 1e-5) if fine else (coarse, 4 * coarse):
+        near = (values_at(h) - values_at(-h)) / (2 * h)
+        far = (values_at(2 * h) - values_at(-2 * h)) / (4 * h)
+        change = _relative(near, far) if near.any() else 1.0
+        if change < error:
+            best, error = (4 * near - far) / 3, change
+        if error < TOLERANCE / 10:
+            break
+    return best, error
+
+
+def _tolerance(error: float, fine: bool) -> float:
+    return min(0.5, max(TOLERANCE if fine else 5 * TOLERANCE, 3 * error))
+
+
+def _relative(got: Tensor, truth: Tensor) -> float:
+    return float((got - truth).norm() / truth.norm().clamp(min=1e-30))
+
+
+def _size(parts: Tensor) -> float:
+    """The size of a sum: its own, or what it would be without cancellation."""
+    return max(float(parts.sum().abs()), float(parts.norm()), 1e-30)
+
+
+def judge(name: str, trial: Trial, module: Module, x: Tensor, reference: Reference) -> Verdict:
     """`right`, or what is wrong with one engine: first its product, then the gradient of a penalty on it."""
-    function = Function(module, Logits(), Context(), (), "batch")
+    seeded = _reseeded(trial)
     try:
         with preserved_buffers(module):
-            products = _reseeded(trial)(function, x).products
-            if not torch.isfinite(products).all():
-                what = f"Engine '{name}' returns NaN or Inf although the outputs are finite."
-                return "NaN", Finding("nan-derivative", "fault", what, "Look for sqrt, norm or division at zero.")
-            error = _relative(reference.along(name, products), reference.truth(name))
-            if error > reference.tolerance and reference.moves:
-                return _wrong(name, products, error)
-            return _judge_gradient(name, _reseeded(trial), module, x, reference)
+            own = seeded(plain(module), x)
+            if not torch.isfinite(own.products).all():
+                return verdicts.not_finite(f"Engine '{name}' returns NaN or Inf although the outputs are finite.")
+            exact = own if reference.x.dtype == x.dtype else seeded(plain(reference.module), reference.x)
+            if reference.moves and not torch.allclose(exact.values, reference.values, rtol=1e-3, atol=1e-6):
+                reference = reference.of_the_values_of(seeded)
+            verdict = _judge_product(name, own, exact, reference)
+            if verdict[0] != "right" or not reference.moves:
+                return verdict
+            state, findings = _judge_gradient(name, seeded, own, exact, module, reference)
+            return state, [*verdict[1], *findings]
     except UnsupportedError as failure:
-        return _refused(name, failure, reference)
+        return verdicts.refused(name, failure, moves=reference.moves)
     except RuntimeError as failure:
         reason = str(failure).strip().splitlines()[0][:200]
         if "once_differentiable" in reason or "not implemented" in reason:
-            return _once(reason)
-        return reason, Finding("engine-fails", "fault", f"Engine '{name}' fails: {reason}", "Use another engine.")
+            return verdicts.once(reason.rstrip("."))
+        return verdicts.fails(name, reason)
 
 
 def _reseeded(trial: Trial) -> Trial:
@@ -122,99 +187,90 @@ def _reseeded(trial: Trial) -> Trial:
     return seeded
 
 
-def _relative(got: Tensor, truth: Tensor) -> float:
-    return float((got - truth).detach().norm() / truth.detach().norm().clamp(min=1e-30))
+def _judge_product(name: str, own: Products, exact: Products, reference: Reference) -> Verdict:
+    # Dropout may have drawn another mask in the other type.
+    comparable = torch.allclose(own.values.double(), exact.values.double(), rtol=1e-2, atol=1e-4)
+    judged = own if name == "differences" and comparable else exact
+    error = reference.error(name, judged.products)
+    if reference.moves and not error <= reference.tolerance:
+        return verdicts.wrong(name, judged.products, error)
+    error = _relative(own.products.detach().double(), exact.products.detach().double())
+    if judged is own or not reference.moves or not comparable or error <= reference.tolerance:
+        return verdicts.RIGHT
+    return verdicts.rounded(f"Engine '{name}'", own.products.dtype, error)
 
 
-def _once(reason: str) -> tuple[str, Finding]:
-    what = f"A derivative in the module can be taken only once: {reason}."
-    way_out = "Write its backward in torch operations, without once_differentiable; or engine='differences'."
-    return "once only", Finding("once-differentiable", "fault", what, way_out)
+def _judge_gradient(
+    name: str, trial: Trial, own: Products, exact: Products, module: Module, reference: Reference
+) -> Verdict:
+    """Compares ∂/∂θ ‖product‖² in one random direction of θ with differences of ‖product‖² itself."""
+    if not (isinstance(module, nn.Module) and isinstance(reference.module, nn.Module)):
+        return verdicts.RIGHT
+    pairs = [(p, q) for p, q in zip(module.parameters(), reference.module.parameters(), strict=True) if p.requires_grad]
+    if not pairs:
+        return verdicts.RIGHT
+    penalty, exact_penalty = own.products.square().sum(), exact.products.square().sum()
+    if meets_once_differentiable(penalty):
+        return verdicts.once("its backward is marked once_differentiable")
+    mine = parameter_gradients(penalty, [p for p, _ in pairs])
+    sharp = mine if own is exact else parameter_gradients(exact_penalty, [q for _, q in pairs])
+    if all(g is None for g in sharp):
+        return verdicts.without_parameters(name)
+    if not all(bool(torch.isfinite(g).all()) for g in mine if g is not None):
+        return verdicts.not_finite(f"The parameter gradient of a penalty by engine '{name}' is NaN or Inf.")
+    generator = torch.Generator().manual_seed(1)
+    moves = [torch.randn(q.shape, generator=generator).to(q) * _step(q) for _, q in pairs]
+    truth, uncertainty = _penalty_slope(trial, [q for _, q in pairs], moves, reference)
+    slope, size = _slope(sharp, moves)
+    error = abs(slope - truth) / max(abs(truth), size)
+    tolerance = max(reference.tolerance, min(0.5, 3 * uncertainty)) if reference.fine else 0.5
+    if not error <= tolerance:
+        return verdicts.wrong_gradient(name, error)
+    error = abs(_slope(mine, moves)[0] - slope) / size
+    if own is exact or name == "differences" or error <= 5 * TOLERANCE:
+        return verdicts.RIGHT
+    return verdicts.rounded(f"The parameter gradient of a penalty by engine '{name}'", own.products.dtype, error)
 
 
-def _has_error_node(loss: Tensor) -> bool:
+def _step(parameter: Tensor) -> Tensor:
+    return parameter.detach().square().mean().sqrt() + 1e-3
+
+
+def _slope(gradients: list[Tensor | None], moves: list[Tensor]) -> tuple[float, float]:
+    """The derivative along the move, and its size."""
+    pairs = [(g.detach().to(m), m) for g, m in zip(gradients, moves, strict=True) if g is not None]
+    parts = torch.cat([(g * m).flatten() for g, m in pairs])
+    return float(parts.sum()), _size(parts)
+
+
+def _penalty_slope(
+    trial: Trial, parameters: list[nn.Parameter], moves: list[Tensor], reference: Reference
+) -> tuple[float, float]:
+    saved = [q.detach().clone() for q in parameters]
+
+    def at(step: float) -> Tensor:
+        for q, before, move in zip(parameters, saved, moves, strict=True):
+            q.copy_(before + step * move)
+        return trial(plain(reference.module), reference.x).products.square().sum()
+
+    with torch.no_grad():
+        try:
+            slope, uncertainty = _along(at, reference.fine, reference.x.dtype)
+        finally:
+            for q, before in zip(parameters, saved, strict=True):
+                q.copy_(before)
+    return float(slope), uncertainty
+
+
+def meets_once_differentiable(loss: Tensor) -> bool:
     """Whether a backward marked `once_differentiable` is in the graph: autograd steps over it without a word."""
     nodes, seen = [loss.grad_fn], set()
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:
             continue
-        if "Error" in node.name():
+        if node.name().endswith("autograd::Error"):
             return True
         seen.add(node)
         nodes += [following for following, _ in node.next_functions]
     return False
-
-
-def _wrong(name: str, products: Tensor, error: float) -> tuple[str, Finding]:
-    if not products.any():
-        what = f"Engine '{name}' returns zero although the outputs move: an operation has no {name}-mode rule."
-        return "silently zero", Finding(f"{name}-zero", "fault", what, "Use an engine that is right; see above.")
-    if name == "differences":
-        what = (
-            f"Differences in {products.dtype} are off by {error:.0%}: the module is too curved or too noisy for them."
-        )
-        return f"off by {error:.0%}", Finding("differences-inaccurate", "note", what, "Use an engine that is right.")
-    what = (
-        f"Engine '{name}' is off by {error:.0%}: a part of the derivative is missing (detach, .data, numpy, no_grad)."
-    )
-    return f"wrong by {error:.0%}", Finding(
-        "partly-detached", "fault", what, "Remove what cuts the graph, or engine='differences'."
-    )
-
-
-def _refused(name: str, failure: UnsupportedError, reference: Reference) -> tuple[str, Finding | None]:
-    reason = str(failure)
-    if "detaches" in reason:
-        if not reference.moves:
-            return "no derivative", None
-        what = "The outputs move with the input, but are cut off from it: something detaches them."
-        way_out = "Remove .detach(), .data, numpy or no_grad from the module, or engine='differences'."
-        return "detached", Finding("detached", "fault", what, way_out)
-    severity: Literal["fault", "note"] = "fault" if name == "reverse" else "note"
-    return reason[:160], Finding(f"{name}-unsupported", severity, reason[:300], "Use an engine that is right.")
-
-
-def _judge_gradient(
-    name: str, trial: Trial, module: Module, x: Tensor, reference: Reference
-) -> tuple[str, Finding | None]:
-    """Compares ∂/∂θ ‖product‖² in one random direction of θ with differences of ‖product‖² itself."""
-    if not (isinstance(module, nn.Module) and isinstance(reference.module, nn.Module) and reference.moves):
-        return "right", None
-    trained = [p for p in module.parameters() if p.requires_grad]
-    exact = [q for p, q in zip(module.parameters(), reference.module.parameters(), strict=True) if p.requires_grad]
-    if not trained:
-        return "right", None
-    penalty = trial(Function(module, Logits(), Context(), (), "batch"), x).products.square().sum()
-    gradients = parameter_gradients(penalty, trained)
-    generator = torch.Generator().manual_seed(1)
-    moves = [torch.randn(q.shape, generator=generator).to(q) * (q.square().mean().sqrt() + 1e-3) for q in exact]
-    if all(g is None for g in gradients) or _has_error_node(penalty):
-        return _once("its derivative does not depend on the parameters any more")
-    slope = sum(float((g.to(m) * m).sum().detach()) for g, m in zip(gradients, moves, strict=True) if g is not None)
-
-    def at(step: float) -> float:
-        with torch.no_grad():
-            for q, m in zip(exact, moves, strict=True):
-                q.add_(m, alpha=step)
-            try:
-                function = Function(reference.module, Logits(), Context(), (), "batch")
-                return float(trial(function, reference.x).products.square().sum())
-            finally:
-                for q, m in zip(exact, moves, strict=True):
-                    q.sub_(m, alpha=step)
-
-    saved = [q.detach().clone() for q in exact]
-    h = float(torch.finfo(reference.x.dtype).eps) ** (1 / 3) * 4
-    truth = (at(h) - at(-h)) / (2 * h)
-    with torch.no_grad():
-        for q, before in zip(exact, saved, strict=True):
-            q.copy_(before)
-    error = abs(slope - truth) / max(abs(truth), 1e-6 * float(penalty.detach()), 1e-30)
-    tolerance = 0.5 if name == "differences" and reference.x.dtype != torch.float64 else 5 * reference.tolerance
-    if error > tolerance:
-        what = f"The parameter gradient of a penalty by engine '{name}' is off by {error:.0%}."
-        return f"gradient wrong by {error:.0%}", Finding(
-            "wrong-gradient", "fault", what, "Report the module; use an engine that is right."
-        )
-    return "right", None

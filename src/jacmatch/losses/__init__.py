@@ -19,6 +19,8 @@ serves outputs and Jacobians alike, as the two terms of one expansion:
 
     E_ξ Σ_i δ_i(x+ξ)²  ≈  Σ_i δ_i(x)² + σ² Σ_i ‖∇δ_i(x)‖²,   δ = student − teacher, ξ ~ N(0, σ²I)
 
+(`noise_distillation` says what ≈ leaves out.) The modules:
+
 * `outputs`: labels, Hinton's distillation, squared outputs, agreement.
 * `jacobians`: relative, normalized, direction and magnitude, Fisher, the paper's cross-entropy form.
 * `penalties`: norms of the student's Jacobian alone, for robustness.

@@ -1,7 +1,7 @@
 """Where values and slopes are compared: at the data, at noisy data, or between two data points."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,6 +13,7 @@ _NOISE, _MIX = 1_000_003, 1_000_033
 """Offsets of the seed, so that noise and mixing are independent of the probes at the same sample and draw."""
 
 
+@runtime_checkable
 class Point(Protocol):
     """Moves a batch; student and teacher both see the moved one."""
 

@@ -1,1 +1,35 @@
-"""Training."""
+"""Training: one loop on Lightning Fabric, what it is told, what it draws, and how its result is judged.
+
+Example:
+    >>> import torch
+    >>> from jacmatch.datasets import Split
+    >>> from jacmatch.objectives import Distillation
+    >>> split = Split(torch.rand(20, 3), torch.arange(20) % 2)
+    >>> student, teacher = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    >>> fit(Distillation(student, teacher), split, Training(steps=20, batch_size=10), seed=0).finished
+    True
+    >>> sorted(evaluate(student, split, device="cpu"))
+    ['accuracy']
+"""
+
+from jacmatch.training.augmentation import AUGMENTATIONS, augment
+from jacmatch.training.checkpoints import CHECKPOINT
+from jacmatch.training.engine import Fitted, fit
+from jacmatch.training.evaluation import agreement, evaluate, find_device
+from jacmatch.training.schedules import OPTIMIZERS, PRECISIONS, SCHEDULES, Training, factor
+
+__all__ = [
+    "AUGMENTATIONS",
+    "CHECKPOINT",
+    "OPTIMIZERS",
+    "PRECISIONS",
+    "SCHEDULES",
+    "Fitted",
+    "Training",
+    "agreement",
+    "augment",
+    "evaluate",
+    "factor",
+    "find_device",
+    "fit",
+]

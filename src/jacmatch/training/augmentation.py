@@ -1,7 +1,7 @@
 """From row numbers to batches: the order of the rows, and augmentation of images.
 
-All of it is a pure function of (seed, row number, epoch): a sample looks the same whichever others are in its batch, and
-a resumed run goes on with the batches that the interrupted one would have drawn.
+All of it is a pure function of (seed, row number, epoch): a sample looks the same whichever others are in its batch,
+and a resumed run goes on with the batches that the interrupted one would have drawn.
 """
 
 from collections.abc import Callable, Sequence
@@ -104,6 +104,19 @@ class Batch:
     partner_labels: Shaped[Tensor, "batch *row"] | None = None
 
 
+def resident(split: Split, device: torch.device) -> Split:
+    """The split on the device, if it fills at most a quarter of the memory that is free there; otherwise as it is.
+
+    Args:
+        split: A split anywhere.
+        device: Where it shall be.
+    """
+    needed = split.x.numel() * split.x.element_size()
+    if device.type == "cuda" and split.x.device != device and 4 * needed > torch.cuda.mem_get_info(device)[0]:
+        return split
+    return split.to(device)
+
+
 class Batches:
     """The endless sequence of training batches; `batches(number)` is batch number 0, 1, ….
 
@@ -111,12 +124,12 @@ class Batches:
     smaller than `batch_size` is one batch.
 
     Args:
-        split: The training split; batches are on its device unless `device` says otherwise.
+        split: The training split.
         batch_size: Samples in a batch.
         seed: Of the run.
         augment: Names of augmentations.
         partners: Whether each sample comes with another row of the split, drawn anew in each epoch.
-        device: Where the batches shall be.
+        device: Where the batches shall be; None leaves them where the split is.
 
     Raises:
         InputError: The split is empty.
@@ -140,9 +153,10 @@ class Batches:
     ) -> None:
         if not len(split):
             raise InputError("`train` of `fit` must have samples.", got="an empty split")
-        self.split, self.seed, self.augment, self.partners = split, seed, augment, partners
-        self.size = min(batch_size, len(split))
         self.device = split.x.device if device is None else torch.device(device)
+        self.split = resident(split, self.device)
+        self.seed, self.augment, self.partners = seed, augment, partners
+        self.size = min(batch_size, len(split))
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
 

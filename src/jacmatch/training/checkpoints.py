@@ -1,17 +1,88 @@
-"""Checkpoints: one file that holds all a run needs to go on as if it had never stopped."""
+"""Checkpoints: one file that holds all a run needs to go on as if it had never stopped.
 
+And the handling of Ctrl-C, which asks for one.
+"""
+
+import contextlib
 import io
-from collections.abc import Mapping
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import Precision
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
+from jacmatch.runs import Run
 from jacmatch.runs.files import write_whole
+from jacmatch.training.schedules import Training
 
+CHECKPOINT = "checkpoint.pt"
 _ANEW = "Remove it to begin anew."
+_PARTS = (
+    *("run", "step", "seconds", "aside"),
+    *("objective", "average", "optimizer", "precision", "random", "random_cuda"),
+)
+_FREE = ("max_steps", "validate_every", "checkpoint_every")  # settings that change no weight
+
+
+@dataclass
+class State:
+    """A training run under way: what is set up once, and what changes from step to step.
+
+    Attributes:
+        settings: What the loop was told.
+        place: The device.
+        fabric: Runs the model on the device in the precision asked for.
+        precision: Fabric's plugin for it, with the loss scale of fp16.
+        objective: The objective as given.
+        model: The same as Fabric runs it.
+        student: The network that is trained.
+        average: The running average of its weights, if one is kept.
+        optimizer: As Fabric runs it.
+        identity: What else a checkpoint must agree with.
+        step: Steps made.
+        kept: The step of the last checkpoint.
+        window: Terms of the loss in the steps since the last logged row, on the device.
+        shares: Share of each term in the gradient norm, as last measured.
+        seconds: Wall time of earlier parts of the run.
+        aside: Seconds spent on validation and checkpoints, those of earlier parts included.
+        began: When this part began, on the clock of `time.perf_counter`.
+    """
+
+    settings: Training
+    place: torch.device
+    fabric: Fabric
+    precision: Precision
+    objective: nn.Module
+    model: nn.Module
+    student: nn.Module
+    average: nn.Module | None
+    optimizer: torch.optim.Optimizer
+    identity: dict[str, Any]
+    step: int = 0
+    kept: int | None = None
+    window: list[dict[str, Tensor]] = field(default_factory=list)
+    shares: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    aside: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
+
+    def elapsed(self) -> float:
+        """Wall time of the run so far, in seconds."""
+        return self.seconds + time.perf_counter() - self.began
+
+    def told(self) -> dict[str, Any]:
+        """All that decides the weights and that a checkpoint can say of itself."""
+        settings = {name: value for name, value in asdict(self.settings).items() if name not in _FREE}
+        return settings | self.identity
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -101,3 +172,111 @@ def _described(weights: Mapping[str, Any], name: str) -> str:
         return "nothing"
     value = weights[name]
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else "no tensor"
+
+
+def keep(state: State, run: Run) -> None:
+    """Saves the state as the run's checkpoint.
+
+    Args:
+        state: Between two steps.
+        run: Where to.
+
+    Raises:
+        InputError: The disk refuses; an earlier checkpoint is still there.
+    """
+    start = time.perf_counter()
+    cuda = state.place.type == "cuda"
+    parts = {
+        "run": state.told(),
+        "step": state.step,
+        "seconds": state.elapsed(),
+        "aside": state.aside,
+        "objective": state.objective.state_dict(),
+        "average": None if state.average is None else state.average.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "precision": state.precision.state_dict(),
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state(state.place) if cuda else None,
+    }
+    save(run.path / CHECKPOINT, parts)
+    state.kept = state.step
+    state.aside += time.perf_counter() - start
+
+
+def resume(state: State, run: Run) -> None:
+    """Brings the state to that of the run's checkpoint, if it has one, and drops the rows logged after it.
+
+    Args:
+        state: Of a run at its beginning, with the same settings.
+        run: Where from.
+
+    Raises:
+        InputError: The checkpoint is damaged, or of another run or model; the state is as before.
+    """
+    path = run.path / CHECKPOINT
+    if path.is_file():
+        saved = load(path)
+        missing = [part for part in _PARTS if part not in saved]
+        if missing:
+            raise InputError(f"{path} must be a checkpoint of a training run.", got=f"one without {missing}", do=_ANEW)
+        check_same(path, saved["run"], state.told())
+        load_weights(state.objective, saved["objective"], path)
+        if state.average is not None:
+            load_weights(state.average, saved["average"], path)
+        state.optimizer.load_state_dict(saved["optimizer"])
+        state.precision.load_state_dict(saved["precision"])
+        torch.set_rng_state(saved["random"])
+        if state.place.type == "cuda" and saved["random_cuda"] is not None:
+            torch.cuda.set_rng_state(saved["random_cuda"], state.place)
+        state.step = state.kept = saved["step"]
+        state.seconds, state.aside = saved["seconds"], saved["aside"]
+    if run.metrics():
+        run.rewind(state.step)
+
+
+def check_finite(module: nn.Module, do: str) -> None:
+    """Refuses a module with a parameter or buffer that is not finite.
+
+    Args:
+        module: Any module.
+        do: The way out, for the message.
+
+    Raises:
+        InputError: One is not; the message names the first.
+    """
+    weights = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    finite = torch.stack([value.isfinite().all() for value in weights.values()]).tolist()  # one wait for all of them
+    for name, good in zip(weights, finite, strict=True):
+        if not good:
+            rule = "Weights and buffers must stay finite in training."
+            raise InputError(rule, got=f"NaN or infinity in {name!r}", do=do)
+
+
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """A function that says whether Ctrl-C was pressed inside the block.
+
+    An interrupt in the middle of a step would leave a state that no checkpoint may hold: some weights new, some old.
+    So the first Ctrl-C is only noted; the second interrupts at once, as usual.
+    Outside the main thread, or where the program has a handler of its own for Ctrl-C, nothing is changed.
+
+    Raises:
+        KeyboardInterrupt: When the block ends, if Ctrl-C was pressed and the block did not raise.
+    """
+    pressed: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        pressed.append(number)
+
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ours = usual and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt

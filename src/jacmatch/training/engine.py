@@ -1,19 +1,15 @@
-"""The training loop: batches in, steps of the optimiser, metrics and checkpoints out. There is no other in the library.
+"""The training loop, the only one in the library: batches in, steps of the optimiser, metrics and checkpoints out.
 
-Read `_loop` first, then `_train_step`. Nothing in the loop waits for a GPU except where metrics are logged (and the loss
+Read `_loop` first, then `_train_step`. Nothing in them waits for a GPU except where metrics are logged (and the loss
 scaling of fp16, which decides on the host whether to skip a step).
 """
 
-import contextlib
 import copy
 import math
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from types import FrameType
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,15 +20,13 @@ from torch import Tensor, nn
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.runs import Run
-from jacmatch.training import checkpoints
-from jacmatch.training.augmentation import Batches
+from jacmatch.training.augmentation import Batches, resident
+from jacmatch.training.checkpoints import State, check_finite, deferred_interrupt, keep, resume
 from jacmatch.training.evaluation import evaluate, find_device
 from jacmatch.training.schedules import Training, ema_decay, factor
 
-CHECKPOINT = "checkpoint.pt"
 _EARLY = 10  # step of the first checkpoint: a full disk shows in the first minute
 _LOG_EVERY = 20
-_FREE = ("max_steps", "validate_every", "checkpoint_every")  # settings that change no weight
 
 OnStep = Callable[[int, dict[str, float]], None]
 
@@ -56,32 +50,6 @@ class Fitted:
     finished: bool
 
 
-@dataclass
-class _State:
-    """What `_begin` sets up and what changes from step to step."""
-
-    settings: Training
-    place: torch.device
-    fabric: Fabric
-    precision: Precision
-    objective: nn.Module  # as given
-    model: nn.Module  # the same as Fabric runs it
-    student: nn.Module
-    average: nn.Module | None  # of the student's weights
-    optimizer: torch.optim.Optimizer
-    identity: dict[str, Any]  # what a checkpoint must agree with
-    step: int = 0
-    kept: int | None = None  # step of the last checkpoint
-    window: list[dict[str, Tensor]] = field(default_factory=list)  # terms of the steps since the last logged row
-    shares: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0  # of earlier parts of the run
-    aside: float = 0.0  # seconds of validation and checkpoints
-    began: float = field(default_factory=time.perf_counter)
-
-    def elapsed(self) -> float:
-        return self.seconds + time.perf_counter() - self.began
-
-
 def fit(
     objective: nn.Module,
     train: Split,
@@ -93,7 +61,7 @@ def fit(
     validation: Split | None = None,
     on_step: OnStep | None = None,
 ) -> Fitted:
-    """Trains `objective.student`, going on from the run's checkpoint if there is one; how long and how fast it was.
+    """How far, how long and how fast `objective.student` was trained, from the run's checkpoint on if there is one.
 
     The student ends with its trained weights, or with their running average if `settings.ema` is set. On the CPU these
     depend bit for bit on the arguments only, however often the run was interrupted. torch's random state is seeded for
@@ -108,8 +76,8 @@ def fit(
         device: Where to train; see `find_device`.
         run: Where metrics and checkpoints go; None keeps none.
         validation: Split to look at every `validate_every` steps; it decides nothing.
-        on_step: Called after each step with the number of steps made and the last logged row. A KeyboardInterrupt that
-            it raises counts as Ctrl-C.
+        on_step: Called after each step with the number of steps made and the last metrics that were logged. A
+            KeyboardInterrupt that it raises counts as Ctrl-C.
 
     Raises:
         InputError: The device or precision is not to be had, the checkpoint is another run's, the disk refuses, or the
@@ -125,18 +93,20 @@ def fit(
     place = find_device(device)
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place)
-    with torch.random.fork_rng([place] if place.type == "cuda" else []), _deferred_interrupt() as interrupted:
+    with (
+        torch.random.fork_rng([place] if place.type == "cuda" else []),
+        deferred_interrupt() as interrupted,
+    ):
         torch.manual_seed(seed)
         partners = bool(getattr(objective, "needs_partners", False))
-        data = _resident(train, place)
         batches = Batches(
-            data, settings.batch_size, seed=seed, augment=settings.augment, partners=partners, device=place
+            train, settings.batch_size, seed=seed, augment=settings.augment, partners=partners, device=place
         )
         state = _begin(objective, settings, place, {"seed": seed, "samples": len(train)})
         if run is not None:
-            _resume(state, run)
-        _loop(state, batches, None if validation is None else _resident(validation, place), run, on_step, interrupted)
-        _check_weights(state)
+            resume(state, run)
+        _loop(state, batches, None if validation is None else resident(validation, place), run, on_step, interrupted)
+        check_finite(objective, _way_out(state))
         if state.average is not None:
             state.student.load_state_dict(state.average.state_dict())
     seconds = state.elapsed()
@@ -151,7 +121,7 @@ def fit(
 
 
 def _loop(
-    state: _State,
+    state: State,
     batches: Batches,
     validation: Split | None,
     run: Run | None,
@@ -171,7 +141,7 @@ def _loop(
             if validate and validation is not None:
                 row |= _validation(state, validation)
             if run is not None:
-                run.log(row)
+                run.log({"step": state.step, **row})
         if checkpoint and run is not None:
             _save(state, run)
         try:
@@ -185,7 +155,7 @@ def _loop(
             raise
 
 
-def _train_step(state: _State, batches: Batches) -> dict[str, Tensor]:
+def _train_step(state: State, batches: Batches) -> dict[str, Tensor]:
     """One step of the optimiser. Returns the terms of the loss, still on the device."""
     settings = state.settings
     for group in state.optimizer.param_groups:
@@ -223,7 +193,7 @@ def _follow(average: nn.Module, student: nn.Module, decay: float) -> None:
         copied.copy_(buffer)
 
 
-def _begin(objective: nn.Module, settings: Training, place: torch.device, identity: dict[str, Any]) -> _State:
+def _begin(objective: nn.Module, settings: Training, place: torch.device, identity: dict[str, Any]) -> State:
     """The objective on its device, and a fresh optimiser for it."""
     student = getattr(objective, "student", None)
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
@@ -235,8 +205,7 @@ def _begin(objective: nn.Module, settings: Training, place: torch.device, identi
     fabric = Fabric(accelerator=place.type, devices=devices, plugins=[precision])
     model, optimizer = fabric.setup(objective.to(place).train(), _optimizer(trained, settings))
     average = None if settings.ema is None else copy.deepcopy(student).requires_grad_(False)
-    told = {name: value for name, value in asdict(settings).items() if name not in _FREE}
-    return _State(
+    return State(
         settings=settings,
         place=place,
         fabric=fabric,
@@ -246,7 +215,7 @@ def _begin(objective: nn.Module, settings: Training, place: torch.device, identi
         student=student,
         average=average,
         optimizer=optimizer,
-        identity=told | identity,
+        identity=identity,
     )
 
 
@@ -280,31 +249,53 @@ def _precision(settings: Training, place: torch.device) -> Precision:
     return _Autocast("16-mixed", place.type)
 
 
-def _resident(split: Split, place: torch.device) -> Split:
-    """The split on the device if it takes at most a quarter of its free memory, otherwise where it is."""
-    if place.type != "cuda":
-        return split.to(place)
-    return split.to(place) if 4 * split.x.nbytes <= torch.cuda.mem_get_info(place)[0] else split
-
-
-def _summary(state: _State) -> dict[str, float]:
-    """A row of metrics: terms averaged over the steps since the last one. Here the host waits for the device.
+def _summary(state: State) -> dict[str, float]:
+    """The metrics of a row: terms averaged over the steps since the last one. Here the host waits for the device.
 
     Raises:
         InputError: A term of one of these steps is not finite.
     """
     names = list(dict.fromkeys(name for terms in state.window for name in terms))
-    absent = torch.zeros((), device=state.place)  # a term that is left out in some steps has the value 0 there
+    absent = torch.zeros((), device=state.place)  # a term that a step leaves out is 0 there
     stacked = [torch.stack([terms.get(name, absent).float() for name in names]) for terms in state.window]
-    table = torch.stack(stacked).double().cpu()
-    first = state.step - len(state.window) + 1
-    for number, values in enumerate(table.tolist(), first):
-        wrong = [name for name, value in zip(names, values, strict=True) if not math.isfinite(value)]
+    table = torch.stack(stacked).cpu().double()
+    for number, values in enumerate(table.tolist(), state.step - len(state.window) + 1):
+        wrong = {name: value for name, value in zip(names, values, strict=True) if not math.isfinite(value)}
         if wrong:
             name = next((name for name in wrong if name != "loss"), "loss")
-            value = values[names.index(name)]
-            raise _diverged(state, f"The term `{name}` of the loss must be finite in every step", f"{value} in step {number}")
+            rule = f"The term `{name}` of the loss must be finite in every step."
+            raise InputError(rule, got=f"{wrong[name]} in step {number}", do=_way_out(state))
     state.window.clear()
-    row: dict[str, float] = {"step": state.step, **dict(zip(names, table.mean(0).tolist(), strict=True))}
+    row: dict[str, float] = dict(zip(names, table.mean(0).tolist(), strict=True))
     row |= {f"share_{name}": float(share) for name, share in state.shares.items() if math.isfinite(share)}
     return row | {"lr": state.optimizer.param_groups[0]["lr"], "seconds": state.elapsed()}
+
+
+def _validation(state: State, split: Split) -> dict[str, float]:
+    start = time.perf_counter()
+    figures = evaluate(state.student if state.average is None else state.average, split, device=state.place)
+    state.aside += time.perf_counter() - start
+    return {f"validation_{name}": value for name, value in figures.items()}
+
+
+def _save(state: State, run: Run) -> None:
+    """Saves a checkpoint, unless the loss or a weight is no longer finite."""
+    if state.window:
+        _summary(state)
+    check_finite(state.objective, _way_out(state))
+    keep(state, run)
+
+
+def _way_out(state: State) -> str:
+    """What a user can do about a loss that is not finite."""
+    kept = "There is no checkpoint." if state.kept is None else f"The checkpoint of step {state.kept} is kept."
+    return f"Lower `lr`, set `clip`, or use precision='32'. {kept}"
+
+
+def _peak_memory(place: torch.device) -> int:
+    if place.type == "cuda":
+        return torch.cuda.max_memory_allocated(place)
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # everybody else counts in KiB

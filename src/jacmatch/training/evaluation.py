@@ -46,13 +46,11 @@ def find_device(name: str | torch.device) -> torch.device:
     return torch.device("cuda", int(number) if number else torch.cuda.current_device())
 
 
-def evaluate(
-    module: nn.Module, split: Split, *, batch_size: int = 500, device: str | torch.device
-) -> dict[str, float]:
+def evaluate(module: nn.Module, split: Split, *, batch_size: int = 500, device: str | torch.device) -> dict[str, float]:
     """{"accuracy": share of samples whose largest output is their class}, or {"rmse": …} in a regression.
 
-    rmse = √(Σₙₖ (ŷₙₖ − yₙₖ)² / NK). The network runs in evaluation mode, without autocast; the mode of each of its parts
-    is restored.
+    rmse = √(Σₙₖ (ŷₙₖ − yₙₖ)² / NK). The network runs in evaluation mode; then each of its parts is put back into the
+    mode that it was in.
 
     Args:
         module: The network; it is moved to `device` and left there.
@@ -73,7 +71,7 @@ def evaluate(
     place = find_device(device)
     parts = []  # summed on the device: one wait at the end
     with _evaluating(module.to(place)), torch.no_grad():
-        for rows in torch.arange(len(split)).split(batch_size):
+        for rows in torch.split(torch.arange(len(split)), batch_size):
             outputs = output_tensor(module(split.inputs(rows).to(place)))
             y = split.y[rows.to(split.y.device)].to(place)
             if y.is_floating_point():
@@ -133,7 +131,7 @@ def agreement(
 
 def _top1(student: nn.Module, teacher: Teacher, split: Split, batch_size: int, place: torch.device) -> float:
     same = []
-    for rows in torch.arange(len(split)).split(batch_size):
+    for rows in torch.split(torch.arange(len(split)), batch_size):
         x = split.inputs(rows).to(place)
         with torch.no_grad():
             outputs = output_tensor(student(x))
@@ -151,7 +149,7 @@ def _slopes(
     outputs = len(teacher.answer(split.inputs(chosen[:1]).to(place), Question()).outputs[0])
     size = max(1, _NUMBERS // (outputs * split.x[0].numel()))
     cosines, differences, norms = [], [], []
-    for rows in chosen.split(size):
+    for rows in torch.split(chosen, size):
         x = split.inputs(rows).to(place)
         wanted, top, directions = _teacher_slopes(teacher, x, rows.to(place), outputs)
         with torch.no_grad():

@@ -1,0 +1,152 @@
+"""From the words of a command line to an exit code: 0 done, 2 a mistake to mend, 1 a defect of ours, 130 Ctrl-C."""
+
+import contextlib
+import dataclasses
+import difflib
+import errno
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.version import __version__
+
+# Here, and not read from the recipes, so that `jacmatch --help` need not import torch; a test holds the two equal.
+VERBS = {
+    "distill": "teacher → student by values and slopes; with no options: the embedded digits, in about a minute",
+    "train": "one network from labels: a teacher, or a baseline",
+    "evaluate": "a trained network on the test part of a data set",
+    "compare": "how far two models agree in value and in Jacobian",
+    "doctor": "which derivative engines are right for a model, and why not the others",
+    "report": "the HTML page of a finished run, written again",
+    "list": "every name that the command line knows",
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of `jacmatch` with these words, after doing what they say.
+
+    What the user can mend is one line on stderr and 2; Ctrl-C is one line and 130; anything else that is raised is a
+    defect of ours: its traceback, and 1.
+
+    Args:
+        argv: The words after the program's name; those of this process if None.
+
+    Example:
+        >>> main(["--version"])
+        jacmatch 0.1.0
+        0
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    verb = words[0] if words else "--help"
+    if verb in ("-h", "--help"):
+        _print_help()
+        return 0
+    if verb == "--version":
+        print(f"jacmatch {__version__}")
+        return 0
+    job = _Job(f"jacmatch {verb}" if verb in VERBS else "jacmatch", "--traceback" in words)
+    try:
+        return job.run(verb, words[1:])
+    except SystemExit as stop:  # 0 after --help
+        return int(bool(stop.code))
+    except KeyboardInterrupt:
+        return job.say(f"interrupted. {job.left()}", 130)
+    except (InputError, UnsupportedError) as error:
+        job.left()
+        return job.say(str(error), 2)
+    except BrokenPipeError:  # the reader of our output has gone, as in `jacmatch list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return job.say(f"the disk is full ({error.filename}). Free some space. {job.left()}", 2)
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return job.say(f"the memory is full. Use a smaller --batch-size. {job.left()}", 2)
+        traceback.print_exc()
+        return job.say("this is a defect of jacmatch. Please report it with the lines above.", 1)
+
+
+@dataclasses.dataclass
+class _Job:
+    """What is known about a command while it runs, for the line that ends it."""
+
+    program: str
+    traceback: bool
+    out: Path | None = None
+    numbered: bool = False  # --out was left out, and a folder was chosen
+    before: Literal["absent", "empty", "filled"] = "filled"  # the run folder
+
+    def run(self, verb: str, words: Sequence[str]) -> int:
+        """Does what the words say, and prints what came of it."""
+        if verb not in VERBS:
+            near = difflib.get_close_matches(verb, VERBS, n=2, cutoff=0.5)
+            what = "flag" if verb.startswith("-") else "verb"
+            nearest = f"Nearest: {', '.join(near)}. " if near else ""
+            raise InputError(f"unknown {what} {verb}.", do=f"{nearest}Verbs: {', '.join(VERBS)}. See jacmatch --help.")
+        # These bring torch and tyro, which takes seconds: not before they are needed.
+        from jacmatch.cli import flags, settings, summary
+        from jacmatch.recipes import RECIPES
+
+        recipe: Any = RECIPES[verb]
+        path = settings.named(words)
+        config = {} if path is None else settings.read(path, verb, flags.flags(recipe))
+        job, options = flags.read(self.program, recipe, words, config)
+        if hasattr(job, "out"):
+            self.numbered = job.out is None
+            self.out = job.folder(verb)
+            if not self.out.exists():
+                self.before = "absent"
+            elif self.out.is_dir() and not any(self.out.iterdir()):
+                self.before = "empty"
+            job = dataclasses.replace(job, out=self.out)
+        with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+            result = job.run()
+        print(json.dumps(result, indent=2, allow_nan=False)) if options.json else summary.show(result)
+        sys.stdout.flush()
+        return 0
+
+    def say(self, message: str, code: int) -> int:
+        """Prints one line and returns the exit code."""
+        if self.traceback and code == 2:
+            traceback.print_exc()
+        print(f"{self.program}: {' '.join(message.split())}", file=sys.stderr)
+        return code
+
+    def left(self) -> str:
+        """What is left of a job that was cut off, and how to go on.
+
+        A folder that this command made and that holds nothing to go on from is removed: nothing is half written.
+        """
+        if self.out is None or not any(self.out.rglob("checkpoint.pt")):
+            if self.out is not None and self.before != "filled":
+                shutil.rmtree(self.out, ignore_errors=True)
+                if self.before == "empty":
+                    self.out.mkdir()
+            return "No run folder was written."
+        again = f"the same command with --out {self.out}" if self.numbered else "the same command"
+        return f"What is done is kept in {self.out}: {again} goes on."
+
+
+def _print_help() -> None:
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.table import Table
+
+    def box(title: str, rows: dict[str, str]) -> Panel:
+        table = Table.grid(padding=(0, 2))
+        for name, what in rows.items():
+            table.add_row(name, what)
+        return Panel(table, title=title, title_align="left", border_style="dim")
+
+    console = Console(highlight=False)
+    console.print("usage: [bold]jacmatch VERB[/bold] \\[OPTIONS]\n")
+    console.print("A student network learns its teacher's values and slopes. [bold]jacmatch distill[/bold] shows it.\n")
+    console.print(box("verbs", VERBS))
+    console.print(box("options", {"--help": "after a verb: what it takes", "--version": "the version of the package"}))

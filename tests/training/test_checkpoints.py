@@ -1,0 +1,158 @@
+import errno
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from jacmatch.errors import InputError
+from jacmatch.training.checkpoints import check_finite, check_same, deferred_interrupt, load, load_weights, save
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    state = {"step": 3, "rate": 0.1, "names": ("a", "b"), "none": None, "deep": {"list": [1, {"x": torch.arange(3)}]}}
+    save(tmp_path / "c.pt", state)
+    back = load(tmp_path / "c.pt")
+    assert torch.equal(back["deep"]["list"][1]["x"], torch.arange(3))
+    del back["deep"], state["deep"]
+    assert back == state
+    assert os.listdir(tmp_path) == ["c.pt"]
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    save(tmp_path / "c.pt", {"step": 1})
+
+    def full(number):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"must be one that can be written to\. Got 'No space left on device'"):
+        save(tmp_path / "c.pt", {"step": 2})
+    monkeypatch.undo()
+    assert load(tmp_path / "c.pt") == {"step": 1}
+    assert os.listdir(tmp_path) == ["c.pt"]
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 500, -1])
+def test_a_truncated_checkpoint_is_refused(tmp_path, length):
+    file = tmp_path / "c.pt"
+    save(file, {"x": torch.rand(100)})
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(InputError, match=r"c\.pt must be a whole checkpoint of jacmatch\. .*Remove it to begin anew\."):
+        load(file)
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "text.pt").write_text("not a checkpoint at all")
+    with pytest.raises(InputError, match=r"text\.pt must be a whole checkpoint"):
+        load(tmp_path / "text.pt")
+    with pytest.raises(InputError, match=r"none\.pt must be a whole checkpoint .* Got FileNotFoundError"):
+        load(tmp_path / "none.pt")
+    torch.save(torch.ones(3), tmp_path / "tensor.pt")
+    with pytest.raises(InputError, match=r"tensor\.pt must be a checkpoint of jacmatch\. Got a Tensor"):
+        load(tmp_path / "tensor.pt")
+
+
+def test_code_in_a_file_is_not_run(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"step": Harmful()}, tmp_path / "c.pt")
+    with pytest.raises(InputError, match="must be a whole checkpoint"):
+        load(tmp_path / "c.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_another_run_is_told_by_its_settings(tmp_path):
+    check_same(tmp_path / "c.pt", {"lr": 0.1, "seed": 1}, {"lr": 0.1, "seed": 1})
+    with pytest.raises(
+        InputError, match=r"of this run\. Got one that differs in lr \(0\.1 there, 0\.2 here\), seed \(1"
+    ):
+        check_same(tmp_path / "c.pt", {"lr": 0.1, "seed": 1}, {"lr": 0.2, "seed": 2})
+    with pytest.raises(InputError, match=r"clip \(None there, 1\.0 here\)"):
+        check_same(tmp_path / "c.pt", {}, {"clip": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 5)), r"'1\.weight' of shape \(5, 2\), not of shape \(4, 2\)"),
+        (nn.Sequential(nn.Linear(3, 2)), r"'1\.weight' of nothing, not of shape \(4, 2\)"),
+        (
+            nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 4), nn.Linear(4, 1)),
+            r"'2\.weight' of shape \(1, 4\), not of nothing",
+        ),
+        (nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 4, bias=False)), r"'1\.bias' of nothing"),
+    ],
+)
+def test_weights_of_another_model_are_refused_whole(tmp_path, other, message):
+    network = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 4))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(InputError, match=r"must hold weights of this model\. Got " + message):
+        load_weights(network, other.state_dict(), tmp_path / "c.pt")
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_weights_of_this_model_are_loaded(tmp_path):
+    network, other = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    other(torch.rand(4, 3))
+    load_weights(network, other.state_dict(), tmp_path / "c.pt")
+    assert torch.equal(network.running_mean, other.running_mean)
+
+
+@pytest.mark.parametrize("name", ["weight", "running_var"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(name, value):
+    network = nn.BatchNorm1d(3)
+    check_finite(network, "Do this.")
+    network.state_dict()[name][1] = value
+    with pytest.raises(InputError, match=rf"must stay finite .* Got NaN or infinity in '{name}'\. Do this\."):
+        check_finite(network, "Do this.")
+
+
+def test_ctrl_c_waits_for_the_end_of_the_step_and_its_second_press_does_not():
+    done = []
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt() as interrupted:  # noqa: PT012
+        assert not interrupted()
+        signal.raise_signal(signal.SIGINT)
+        done.append("the step")
+        assert interrupted()
+        signal.raise_signal(signal.SIGINT)
+        done.append("never")
+    assert done == ["the step"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_late_ctrl_c_is_not_lost():
+    done = []
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt():  # noqa: PT012
+        signal.raise_signal(signal.SIGINT)
+        done.append("the step")
+    assert done == ["the step"]
+
+
+def test_another_handler_of_ctrl_c_is_left_alone():
+    own = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with deferred_interrupt() as interrupted:
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            signal.raise_signal(signal.SIGINT)
+            assert not interrupted()
+    finally:
+        signal.signal(signal.SIGINT, own)
+
+
+def test_other_threads_do_not_touch_signals():
+    seen = []
+
+    def work():
+        with deferred_interrupt() as interrupted:
+            seen.append((interrupted(), signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(False, signal.default_int_handler)]

@@ -1,0 +1,359 @@
+import copy
+import math
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from jacmatch.datasets import Split
+from jacmatch.errors import InputError
+from jacmatch.objectives import Distillation, Terms
+from jacmatch.training import Training, evaluate, fit
+from jacmatch.training import engine as engine_module
+
+from . import cases, reference
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Training(steps=30, batch_size=7, lr=0.05, optimizer="sgd", weight_decay=0.1, schedule="cosine", warmup=5),
+        Training(steps=30, batch_size=7, lr=0.05, optimizer="adam", weight_decay=0.1, schedule="constant"),
+        Training(steps=30, batch_size=7, lr=0.05, optimizer="adamw", weight_decay=0.1, schedule="step"),
+        Training(steps=12, batch_size=5, lr=0.1, optimizer="sgd", momentum=0.0, accumulate=3, clip=0.3),
+        Training(steps=30, batch_size=100, lr=0.05, optimizer="sgd", ema=0.8, clip=100.0),
+    ],
+    ids=["sgd-cosine", "adam-constant", "adamw-step", "accumulate-clip", "average"],
+)
+def test_the_loop_does_what_its_settings_say(settings):
+    split, objective = cases.points(), cases.Plain()
+    weight, bias = objective.student.weight.detach().clone(), objective.student.bias.detach().clone()
+    trained, average = reference.train_linear(weight, bias, split, settings, seed=4)
+    fitted = fit(objective, split, settings, seed=4)
+    expected = average if settings.ema else trained
+    torch.testing.assert_close(objective.student.weight.double(), expected[:, :-1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(objective.student.bias.double(), expected[:, -1], rtol=1e-4, atol=1e-5)
+    assert (fitted.steps, fitted.finished) == (settings.steps, True)
+
+
+def _trained(seed=0, outer=0, settings=Training(steps=12, batch_size=16, augment=("crop",)), **given):  # noqa: B008
+    objective = cases.distillation()
+    torch.manual_seed(outer)
+    fit(objective, cases.images(), settings, seed=seed, **given)
+    return objective.student.state_dict()
+
+
+def test_the_seed_decides_every_bit_and_nothing_else_does():
+    first, again, other = _trained(), _trained(outer=1), _trained(seed=1)
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert not torch.equal(first["0.weight"], other["0.weight"])
+
+
+def test_looking_at_the_run_does_not_change_it(tmp_path):
+    often = Training(steps=12, batch_size=16, augment=("crop",), validate_every=1, checkpoint_every=1)
+    seen = _trained(settings=often, run=cases.begin(tmp_path), validation=cases.images(9), on_step=lambda *_: None)
+    assert all(torch.equal(value, seen[name]) for name, value in _trained().items())
+
+
+def test_the_random_state_of_the_caller_is_put_back():
+    objective, before = cases.Plain(), torch.get_rng_state()
+    fit(objective, cases.points(), Training(steps=2), seed=1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_average_follows_weights_and_copies_statistics():
+    objective = Distillation(cases.network())
+    plain = copy.deepcopy(objective)
+    settings = Training(steps=15, batch_size=10, lr=0.05)
+    fit(plain, cases.images(), settings, seed=0)
+    fit(objective, cases.images(), Training(steps=15, batch_size=10, lr=0.05, ema=0.9), seed=0)
+    trained, average = plain.student.state_dict(), objective.student.state_dict()
+    for name in ("1.running_mean", "1.running_var", "1.num_batches_tracked"):
+        assert torch.equal(trained[name], average[name])
+    assert not torch.equal(trained["0.weight"], average["0.weight"])
+    assert all(parameter.requires_grad for parameter in objective.student.parameters())
+
+
+def test_objectives_are_given_rows_progress_and_partners():
+    split, objective = cases.points(20), cases.Plain()
+    objective.needs_partners = True
+    fit(objective, split, Training(steps=5, batch_size=8, accumulate=2), seed=0)
+    assert [call["at"] for call in objective.calls] == [step / 5 for step in range(5) for _ in range(2)]
+    for call in objective.calls:
+        assert torch.equal(call["x"], split.x[call["ids"]])
+        assert torch.equal(call["y"], split.y[call["ids"]])
+        assert not (call["partners"] == call["x"]).all(1).any()
+        assert call["labels"].shape == (8, 2)
+
+
+def test_batchnorm_never_sees_a_single_sample():
+    objective = Distillation(cases.network())
+    assert fit(objective, cases.images(17), Training(steps=4, batch_size=16), seed=0).steps == 4
+
+
+class Slopes(nn.Module):
+    """A Jacobian term alone: biases of a linear network get no gradient at all, not zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.student = nn.Linear(4, 2)
+
+    def forward(self, x, y, **_):
+        loss = self.student.weight.square().sum()
+        return Terms({"loss": loss, "jacobians": loss}, self.student(x))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_parameters_without_gradient_are_left_alone(optimizer):
+    objective = Slopes()
+    bias, weight = objective.student.bias.detach().clone(), objective.student.weight.detach().clone()
+    settings = Training(steps=3, optimizer=optimizer, weight_decay=0.1, clip=1.0)
+    fit(objective, cases.points(), settings, seed=0)
+    assert torch.equal(objective.student.bias, bias)
+    assert not torch.equal(objective.student.weight, weight)
+
+
+def test_frozen_parameters_are_not_trained_or_decayed():
+    objective = cases.Plain()
+    objective.student.bias.requires_grad_(False)
+    before = objective.student.bias.clone()
+    fit(objective, cases.points(), Training(steps=3, weight_decay=0.5), seed=0)
+    assert torch.equal(objective.student.bias, before)
+
+
+def test_objectives_without_anything_to_train_are_refused():
+    objective = cases.Plain()
+    objective.student.requires_grad_(False)
+    with pytest.raises(InputError, match=r"must have a `student` with parameters .* Got Plain\. Do not freeze"):
+        fit(objective, cases.points(), Training(steps=1), seed=0)
+    with pytest.raises(InputError, match=r"must have a `student` .* Got Linear"):
+        fit(nn.Linear(4, 2), cases.points(), Training(steps=1), seed=0)
+
+
+def test_the_teacher_is_neither_trained_nor_kept(tmp_path):
+    objective = cases.distillation()
+    before = {name: value.clone() for name, value in objective.teacher.module.state_dict().items()}
+    fit(objective, cases.images(), Training(steps=10), seed=0, run=cases.begin(tmp_path))
+    after = objective.teacher.module.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert set(saved["objective"]) == {"_extra_state", *(f"student.{name}" for name in objective.student.state_dict())}
+
+
+def test_metrics_add_up_and_say_where_they_are(tmp_path):
+    settings = Training(steps=45, batch_size=16, validate_every=15, schedule="step", milestones=(0.5,), lr=0.01)
+    run, objective = cases.begin(tmp_path), cases.distillation()
+    fit(objective, cases.images(), settings, seed=0, run=run, validation=cases.images(9, seed=5))
+    rows = run.metrics()
+    assert [row["step"] for row in rows] == [10, 15, 20, 30, 40, 45]
+    assert [row["step"] for row in rows if "validation_accuracy" in row] == [15, 30, 45]
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["labels"] + row["outputs"] + row["jacobians"], rel=1e-5)
+        assert row["share_labels"] + row["share_outputs"] + row["share_jacobians"] == pytest.approx(1)
+        assert row["lr"] == pytest.approx(0.01 if row["step"] <= 23 else 0.001)
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds)
+    assert (
+        rows[-1]["validation_accuracy"]
+        == evaluate(objective.student, cases.images(9, seed=5), device="cpu")["accuracy"]
+    )
+
+
+def test_metrics_are_means_over_the_steps_since_the_last_row(tmp_path):
+    class Counting(cases.Plain):
+        def forward(self, x, y, **given):
+            terms = super().forward(x, y, **given)
+            number = len(self.calls)
+            terms.values = {"loss": 0 * terms["loss"] + number}
+            if number % 2:
+                terms.values["odd"] = torch.tensor(float(number))
+            return terms
+
+    run = cases.begin(tmp_path)
+    fit(Counting(), cases.points(), Training(steps=30), seed=0, run=run, validation=cases.points(9))
+    rows = run.metrics()
+    assert [row["loss"] for row in rows] == [5.5, 15.5, 25.5]
+    assert [row["odd"] for row in rows] == [2.5, 7.5, 12.5]
+    assert rows[-1]["validation_rmse"] > 0
+    assert "validation_rmse" not in rows[0]
+
+
+def test_on_step_is_called_after_each_step_with_the_last_row():
+    seen = []
+    fit(cases.Plain(), cases.points(), Training(steps=25), seed=0, on_step=lambda step, row: seen.append((step, row)))
+    assert [step for step, _ in seen] == list(range(1, 26))
+    logged = [row.get("seconds", 0.0) for _, row in seen]
+    assert [sum(value == other for other in logged) for value in logged] == [9] * 9 + [10] * 10 + [5] * 5 + [1]
+    assert logged == sorted(logged)
+    assert list(seen[-1][1]) == ["loss", "fit", "lr", "seconds"]
+
+
+def test_max_steps_stops_early():
+    seen = []
+    fitted = fit(
+        cases.Plain(),
+        cases.points(),
+        Training(steps=50, max_steps=7),
+        seed=0,
+        on_step=lambda step, _: seen.append(step),
+    )
+    assert seen[-1] == fitted.steps == 7
+    assert not fitted.finished
+
+
+class _Reads(TorchDispatchMode):
+    """Counts how often a tensor is turned into a number, or copied to be: there the host would wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function)
+        self.count += any(word in name for word in ("_local_scalar_dense", "is_nonzero", "nonzero", "equal."))
+        return function(*args, **(kwargs or {}))
+
+
+def test_steps_between_rows_wait_for_nothing():
+    settings = Training(
+        steps=19, batch_size=8, optimizer="sgd", clip=1.0, ema=0.9, accumulate=2, augment=("crop", "flip")
+    )
+    objective = Distillation(cases.network())
+    counts = []
+    with _Reads() as reads:
+        fit(objective, cases.images(), settings, seed=0, on_step=lambda *_: counts.append(reads.count))
+    # The shares are measured in the first step and rows are logged at steps 10 and 19.
+    assert counts[1:9] == [counts[1]] * 8
+    assert counts[10:18] == [counts[10]] * 8
+
+
+class Broken(cases.Plain):
+    """The loss of a step is not finite because a term is not."""
+
+    def __init__(self, step, value):
+        super().__init__()
+        self.at, self.value = step, value
+
+    def forward(self, x, y, **given):
+        terms = super().forward(x, y, **given)
+        bad = terms["loss"] * (self.value if len(self.calls) == self.at else 1.0)
+        return Terms({"loss": terms["loss"] + bad, "outputs": terms["loss"], "jacobians": bad}, terms.student_outputs)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("step", "kept"), [(13, 10), (10, None), (3, None), (47, 45)])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, value, step, kept):
+    settings = Training(steps=60, batch_size=8, checkpoint_every=15)
+    left = "There is no checkpoint" if kept is None else f"The checkpoint of step {kept} is kept"
+    with pytest.raises(InputError, match=rf"term `jacobians` .* Got {value} in step {step}\. Lower `lr`.*{left}"):
+        fit(Broken(step, value), cases.points(), settings, seed=0, run=cases.begin(tmp_path))
+    assert (tmp_path / "checkpoint.pt").exists() == (kept is not None)
+    if kept is not None:
+        saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+        assert saved["step"] == kept
+        assert saved["objective"]["student.weight"].isfinite().all()
+
+
+def test_a_loss_without_terms_is_named_itself():
+    class Alone(cases.Plain):
+        def forward(self, x, y, **given):
+            terms = super().forward(x, y, **given)
+            return Terms({"loss": terms["loss"] * math.nan}, terms.student_outputs)
+
+    with pytest.raises(InputError, match=r"The term `loss` of the loss .* Got nan in step 1\."):
+        fit(Alone(), cases.points(), Training(steps=2), seed=0)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_weights_that_are_not_finite_stop_the_run(tmp_path, ema):
+    class Root(cases.Plain):
+        """A finite loss whose gradient is not: √0."""
+
+        def forward(self, x, y, **given):
+            terms = super().forward(x, y, **given)
+            root = (0 * self.student.weight.sum()).sqrt() if len(self.calls) == 12 else 0.0
+            return Terms({"loss": terms["loss"] + root}, terms.student_outputs)
+
+    with pytest.raises(
+        InputError, match=r"must stay finite .* 'student\.weight'\. .*The checkpoint of step 10 is kept"
+    ):
+        fit(Root(), cases.points(), Training(steps=12, ema=ema), seed=0, run=cases.begin(tmp_path))
+
+
+class Watching(cases.Plain):
+    """Notes in which type it is run."""
+
+    def forward(self, x, y, **given):
+        terms = super().forward(x, y, **given)
+        self.seen = (x, y, terms.student_outputs.dtype, torch.is_autocast_enabled("cpu"))
+        terms.teacher_outputs, terms.shares = terms.student_outputs.detach(), {"fit": 1.0}
+        return terms
+
+
+def test_autocast_leaves_batch_weights_and_terms_whole():
+    objective, terms = Watching(), []
+    split = cases.points()
+    plain = engine_module._train_step
+
+    def train_step(state, batches):
+        model = state.model
+        state.model = lambda *a, **k: terms.append(model(*a, **k)) or terms[-1]
+        return plain(state, batches)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "_train_step", train_step)
+        fit(objective, split, Training(steps=1, batch_size=8, precision="bf16"), seed=0)
+    x, y, dtype, autocast = objective.seen
+    assert autocast
+    assert dtype == torch.bfloat16
+    rows = objective.calls[-1]["ids"]
+    assert torch.equal(x, split.x[rows])
+    assert torch.equal(y, split.y[rows])
+    assert isinstance(terms[0], Terms)
+    assert terms[0].keys() == ["loss", "fit"]
+    assert terms[0].student_outputs.dtype == terms[0].teacher_outputs.dtype == torch.float32
+    assert terms[0].student_outputs.requires_grad
+    assert terms[0].shares == {"fit": 1.0}
+    assert all(parameter.dtype == torch.float32 for parameter in objective.parameters())
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_bfloat16_trains_like_float32_only_less_exactly(ema):
+    half, whole = cases.distillation(), cases.distillation()
+    settings = {"steps": 10, "batch_size": 16, "lr": 0.01, "optimizer": "sgd", "ema": ema}
+    fit(half, cases.images(), Training(precision="bf16", **settings), seed=0)
+    fit(whole, cases.images(), Training(**settings), seed=0)
+    start = cases.network(1)[6].weight
+    difference = (half.student[6].weight - whole.student[6].weight).norm()
+    assert 0 < difference < 0.1 * (whole.student[6].weight - start).norm()
+
+
+def test_float16_needs_a_gpu():
+    with pytest.raises(InputError, match=r"`precision='fp16'` .* Got device 'cpu'\. Use precision='bf16' or '32'"):
+        fit(cases.Plain(), cases.points(), Training(steps=1, precision="fp16"), seed=0)
+
+
+def test_an_unknown_device_is_refused_before_anything_happens(tmp_path):
+    with pytest.raises(InputError, match="`device` must be"):
+        fit(cases.Plain(), cases.points(), Training(steps=1), seed=0, device="tpu", run=cases.begin(tmp_path))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_throughput_leaves_validation_out(monkeypatch):
+    def slow(*_, **__):
+        time.sleep(0.5)
+        return {"rmse": 1.0}
+
+    monkeypatch.setattr(engine_module, "evaluate", slow)
+    fitted = fit(cases.Plain(), cases.points(), Training(steps=20, batch_size=8), seed=0, validation=cases.points(9))
+    assert fitted.seconds > 0.5
+    assert 20 * 8 / fitted.samples_per_second == pytest.approx(fitted.seconds - 0.5, abs=0.05)
+    assert fitted.peak_memory_bytes > 10**7
+
+
+def test_a_split_without_samples_is_refused():
+    empty = Split(torch.zeros(0, 4), torch.zeros(0, 2))
+    with pytest.raises(InputError, match="`train` of `fit` must have samples"):
+        fit(cases.Plain(), empty, Training(steps=1), seed=0)
