@@ -1,1 +1,120 @@
-"""First-order knowledge transfer for PyTorch."""
+"""First-order knowledge transfer for PyTorch: a student network learns its teacher's values and slopes.
+
+A method answers four questions, and each has its package: *what* is differentiated and *which* derivatives are taken
+(`jacmatch.jacobian`), *how* they are compared (`jacmatch.losses`), and *where* (`jacmatch.objectives`). What most
+training loops need is here.
+
+Example:
+    A step of one's own loop. The teacher is asked once and the student run once; the default weighs the Jacobian term
+    so that it makes up three tenths of the gradient's norm.
+
+    >>> import torch
+    >>> student, teacher = torch.nn.Linear(8, 3), torch.nn.Linear(8, 3)
+    >>> objective = Distillation(student, teacher, probe=RandomOutputs(1))
+    >>> optimizer = torch.optim.Adam(objective.parameters())
+    >>> x, y = torch.randn(16, 8), torch.randint(3, (16,))
+    >>> terms = objective(x, y)
+    >>> terms["loss"].backward()
+    >>> optimizer.step()
+    >>> terms.keys()
+    ['loss', 'labels', 'outputs', 'jacobians']
+"""
+
+import os
+
+from torch import nn
+
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jacobian import (
+    AntitheticNoise,
+    AttentionPixel,
+    DataPairs,
+    EveryRow,
+    FisherRows,
+    LabelClass,
+    LabelLogit,
+    Logits,
+    LogProbabilities,
+    PooledFeatures,
+    RandomInputs,
+    RandomOutputs,
+    SampledRows,
+    TopClass,
+    TopLogit,
+    doctor,
+    jacobian,
+    jvp,
+    vjp,
+)
+from jacmatch.objectives import (
+    AtData,
+    AtMixedPairs,
+    AtNoise,
+    Distillation,
+    Share,
+    WeightSchedule,
+    jacobian_norm_penalty,
+)
+from jacmatch.teachers import AnalyticTeacher, Answer, BlackBoxTeacher, EnsembleTeacher, ModuleTeacher, Question
+from jacmatch.version import __version__
+
+
+def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -> nn.Module:
+    """The trained network of a run folder, in evaluation mode; see `jacmatch.recipes.load_student`.
+
+    Args:
+        run_dir: The `--out` of a job.
+        allow_code: Whether a network built by code outside the package is built again, which runs that code.
+
+    Raises:
+        InputError: the folder holds no network, or one that needs `allow_code`.
+        UnsupportedError: the extra `train`, which writes and reads run folders, is not installed.
+    """
+    try:
+        from jacmatch.recipes import load_student as load
+    except ModuleNotFoundError as error:
+        raise UnsupportedError(
+            f"`jacmatch.load_student` needs the extra train: the package {error.name} is not installed. "
+            "Run: pip install 'jacmatch[train]'."
+        ) from error
+    return load(run_dir, allow_code=allow_code)
+
+
+__all__ = [
+    "AnalyticTeacher",
+    "Answer",
+    "AntitheticNoise",
+    "AtData",
+    "AtMixedPairs",
+    "AtNoise",
+    "AttentionPixel",
+    "BlackBoxTeacher",
+    "DataPairs",
+    "Distillation",
+    "EnsembleTeacher",
+    "EveryRow",
+    "FisherRows",
+    "InputError",
+    "LabelClass",
+    "LabelLogit",
+    "LogProbabilities",
+    "Logits",
+    "ModuleTeacher",
+    "PooledFeatures",
+    "Question",
+    "RandomInputs",
+    "RandomOutputs",
+    "SampledRows",
+    "Share",
+    "TopClass",
+    "TopLogit",
+    "UnsupportedError",
+    "WeightSchedule",
+    "__version__",
+    "doctor",
+    "jacobian",
+    "jacobian_norm_penalty",
+    "jvp",
+    "load_student",
+    "vjp",
+]

@@ -133,6 +133,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "batchnorm-train-frozen": Architecture(
         lambda: convolutional(nn.BatchNorm2d(4), nn.Tanh()), IMAGE, training=True, batch_norm="frozen"
     ),
+    "batchnorm-twice-frozen": Architecture(
+        lambda: mlp(nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 5), nn.BatchNorm1d(5), nn.Tanh()),
+        VECTOR,
+        training=True,
+        batch_norm="frozen",
+    ),
     "batchnorm-1d-plain": Architecture(lambda: mlp(nn.BatchNorm1d(5, affine=False), nn.Tanh()), VECTOR, training=True),
     "batchnorm-untracked": Architecture(
         lambda: mlp(nn.BatchNorm1d(5, track_running_stats=False), nn.Tanh()), VECTOR, training=True
@@ -149,7 +155,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "relu-inplace": Architecture(
         lambda: convolutional(nn.ReLU(inplace=True), nn.Conv2d(4, 2, 3), nn.ReLU(inplace=True)), IMAGE
     ),
-    "first-operation-inplace": Architecture(lambda: nn.Sequential(nn.ReLU(inplace=True), mlp(nn.Tanh())), VECTOR, seed=1),
+    "first-operation-inplace": Architecture(
+        lambda: nn.Sequential(nn.ReLU(inplace=True), mlp(nn.Tanh())), VECTOR, seed=1
+    ),
     "input-scaled-inplace": Architecture(lambda: nn.Sequential(Applied(lambda x: x.mul_(0.5)), mlp(nn.Tanh())), VECTOR),
     "groupnorm": Architecture(lambda: convolutional(nn.GroupNorm(2, 4), nn.SiLU()), IMAGE),
     "instancenorm": Architecture(lambda: convolutional(nn.InstanceNorm2d(4, affine=True), nn.Tanh()), IMAGE),
@@ -225,18 +233,43 @@ def made(name: str, dtype: torch.dtype = torch.float64, batch: int = 3) -> tuple
     return module.to(dtype).train(architecture.training), x.to(dtype)
 
 
-def plain(name: str, engine: str = "any", batch: int = 3) -> tuple[nn.Module, Tensor]:
-    """What an engine differentiates, for the reference: the same module, with frozen layers in evaluation mode.
+class HeldStatistics(nn.Module):
+    """A network as a function of its input while BatchNorm uses the statistics of one given batch, as constants."""
 
-    Where the forward engine has a dropout mask of its own, it is the values of a dual pass whose tangents are zero.
+    def __init__(self, inside: nn.Module, batch: Tensor) -> None:
+        super().__init__()
+        self.inside, self.batch = inside, batch
+
+    def forward(self, z: Tensor) -> object:
+        layers = [layer for layer in self.inside.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+        seen: dict[nn.Module, Tensor] = {}
+        hooks = [layer.register_forward_pre_hook(lambda layer, x: seen.update({layer: x[0]})) for layer in layers]
+        with torch.no_grad():
+            self.inside(self.batch.clone())
+        for hook in hooks:
+            hook.remove()
+        own = [(layer.running_mean, layer.running_var) for layer in layers]
+        for layer in layers:
+            channels = seen[layer].transpose(0, 1).flatten(1)
+            layer.running_mean, layer.running_var = channels.mean(1), channels.var(1, unbiased=False)
+            layer.eval()
+        try:
+            return self.inside(z)
+        finally:
+            for layer, (mean, var) in zip(layers, own, strict=True):
+                layer.running_mean, layer.running_var = mean, var
+                layer.train()
+
+
+def plain(name: str, own_mask: bool = False) -> tuple[nn.Module, Tensor]:
+    """What an engine differentiates, for the reference: the same module, with statistics held if they are frozen.
+
+    With `own_mask`, it is the values of a dual pass whose tangents are zero.
     """
-    module, x = made(name, batch=batch)
-    architecture = ARCHITECTURES[name]
-    if architecture.batch_norm == "frozen":
-        for layer in module.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.track_running_stats:
-                layer.eval()
-    if architecture.own_mask and engine == "forward":
+    module, x = made(name)
+    if ARCHITECTURES[name].batch_norm == "frozen":
+        return HeldStatistics(module, x), x
+    if own_mask:
         dual = Applied(lambda z: torch.func.jvp(module, (z,), (torch.zeros_like(z),))[0])
         dual.inside = module
         return dual, x

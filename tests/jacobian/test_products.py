@@ -21,9 +21,9 @@ WITH_ROWS = [
 
 
 @cache
-def truth(name: str, engine: str = "any") -> tuple[Tensor, Tensor]:
+def truth(name: str, own_mask: bool = False) -> tuple[Tensor, Tensor]:
     """Outputs and the batch's Jacobian of the plain module."""
-    module, x = plain(name, engine)
+    module, x = plain(name, own_mask)
     return reference.values(module, x), reference.batch_jacobian(module, x)
 
 
@@ -45,7 +45,7 @@ def test_the_two_references_agree(name):
 
 @each_with_engine
 def test_jvp(name, engine):
-    y, full = truth(name, engine)
+    y, full = truth(name, ARCHITECTURES[name].own_mask and engine == "forward")
     module, x = made(name)
     v = torch.randn(2, *x.shape, dtype=x.dtype)
     expected = reference.forward_product(full, v)
@@ -74,7 +74,7 @@ def test_jvp_by_differences(name):
 
 @each
 def test_jvp_of_the_automatic_engine(name):
-    y, full = truth(name, ARCHITECTURES[name].engines[0])
+    y, full = truth(name, ARCHITECTURES[name].own_mask)
     module, x = made(name)
     v = torch.randn(2, *x.shape, dtype=x.dtype)
     torch.manual_seed(0)
@@ -196,3 +196,20 @@ def test_directions_in_another_float_type_are_taken_over():
         products = jvp(module, x, v, engine=engine)[1]
         assert products.dtype == torch.float64
         assert_equal(products, reference.forward_product(truth("mlp-tanh")[1], v.double()), 1e-7)
+
+
+@pytest.mark.parametrize(("way", "passes"), [("pull", 1), ("forward", 1), ("reverse", 1), ("auto", 1), ("jacobian", 1)])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_network_runs_once(way, passes, training):
+    """However many directions there are."""
+    module, x = made("mlp-tanh")
+    module.train(training)
+    calls = []
+    module.register_forward_hook(lambda *_: calls.append(1))
+    if way == "pull":
+        pull(module, x, torch.ones(5, 3, 3, dtype=x.dtype))
+    elif way == "jacobian":
+        jacobian(module, x, chunk_size=1)
+    else:
+        push(module, x, torch.ones(5, *x.shape, dtype=x.dtype), engine=way)
+    assert len(calls) == passes

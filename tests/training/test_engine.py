@@ -23,9 +23,10 @@ from . import cases, reference
         Training(steps=30, batch_size=7, lr=0.05, optimizer="adam", weight_decay=0.1, schedule="constant"),
         Training(steps=30, batch_size=7, lr=0.05, optimizer="adamw", weight_decay=0.1, schedule="step"),
         Training(steps=12, batch_size=5, lr=0.1, optimizer="sgd", momentum=0.0, accumulate=3, clip=0.3),
+        Training(steps=12, batch_size=5, lr=0.05, optimizer="sgd", accumulate=2),
         Training(steps=30, batch_size=100, lr=0.05, optimizer="sgd", ema=0.8, clip=100.0),
     ],
-    ids=["sgd-cosine", "adam-constant", "adamw-step", "accumulate-clip", "average"],
+    ids=["sgd-cosine", "adam-constant", "adamw-step", "accumulate-clip", "accumulate", "average"],
 )
 def test_the_loop_does_what_its_settings_say(settings):
     split, objective = cases.points(), cases.Plain()
@@ -254,6 +255,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, value, step, kept):
         saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
         assert saved["step"] == kept
         assert saved["objective"]["student.weight"].isfinite().all()
+
+
+def test_ctrl_c_saves_no_loss_that_is_not_finite(tmp_path):
+    def on_step(step, _):
+        if step == 14:
+            raise KeyboardInterrupt
+
+    with pytest.raises(InputError, match=r"Got nan in step 13\. .*The checkpoint of step 10 is kept"):
+        fit(
+            Broken(13, math.nan), cases.points(), Training(steps=60), seed=0, run=cases.begin(tmp_path), on_step=on_step
+        )
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 10
 
 
 def test_a_loss_without_terms_is_named_itself():

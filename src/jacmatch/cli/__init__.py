@@ -1,9 +1,9 @@
 """The command line: `jacmatch VERB [OPTIONS]`.
 
-`main` picks the verb, `settings` reads a `--config`, `flags` turns a recipe into flags with tyro, `values` says which
-values a field takes, and `summary` prints what a job found.
+`command` picks the verb and ends with an exit code, `flags` turns a recipe into flags with tyro, `settings` reads a
+`--config`, `values` says which values a field takes, and `summary` prints what a job found.
 """
 
-from jacmatch.cli.main import VERBS, main
+from jacmatch.cli.command import VERBS, main
 
 __all__ = ["VERBS", "main"]

@@ -7,12 +7,15 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-_MEASURES = {
-    "top1": "agreement",
-    "jacobian_cosine": "Jacobian cosine",
-    "jacobian_relative_error": "Jacobian error",
-    "largest_output_difference": "largest difference",
+_HEADINGS = {
+    "accuracy": "accuracy %",
+    "rmse": "rmse",
+    "top1": "agreement %",
+    "jacobian_cosine": "cosine of J",
+    "jacobian_relative_error": "error of J",
+    "largest_output_difference": "largest difference of outputs",
 }
+_FORMATS = {"accuracy": ".1%", "top1": ".1%", "jacobian_cosine": ".2f", "jacobian_relative_error": ".2f"}
 
 
 def show(result: Mapping[str, Any]) -> None:
@@ -30,32 +33,33 @@ def show(result: Mapping[str, Any]) -> None:
 def _students(console: Console, result: Mapping[str, Any]) -> None:
     """One row for the teacher and one for each method, mean ± standard deviation over the seeds."""
     measure = _measure(result["teacher"])
-    seeds = result["rows"][0]["seeds"]
-    table = Table(box=SIMPLE_HEAD, title=f"{result['settings']['data']}, {seeds} seed(s)", title_justify="left")
-    table.add_column("")
-    keys = [key for key in _MEASURES if key in result["rows"][0]["agreement"]]
-    for heading in (f"test {measure}", *(_MEASURES[key] for key in keys), "seconds"):
-        table.add_column(heading, justify="right")
-    table.add_row("teacher", _number(result["teacher"][measure]), *([""] * (len(keys) + 1)))
+    keys = [measure, *(key for key in _HEADINGS if key in result["rows"][0]["agreement"])]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    table.add_column("on the test part", no_wrap=True)
+    for key in keys:
+        table.add_column(_HEADINGS[key], justify="right")
+    table.add_row("teacher", _number(measure, result["teacher"][measure]))
     for row in result["rows"]:
-        spreads = [row[measure], *(row["agreement"][key] for key in keys), row["seconds"]]
-        table.add_row(row["label"], *map(_spread, spreads))
+        spreads = {measure: row[measure], **row["agreement"]}
+        table.add_row(row["label"], *(_spread(key, spreads[key]) for key in keys))
     console.print(table)
+    console.print(f"{result['settings']['data']}, {result['rows'][0]['seeds']} seed(s), {result['seconds']:.0f} s")
 
 
 def _network(console: Console, result: Mapping[str, Any]) -> None:
     measure = _measure(result["student"])
     size = f"{result['student']['parameters']:,} parameters, {result['seconds']:.1f} s"
-    console.print(f"Test {measure} {_number(result['student'][measure])} ({size})")
+    console.print(f"Test {_HEADINGS[measure]}: {_number(measure, result['student'][measure])} ({size})")
 
 
 def _pair(console: Console, result: Mapping[str, Any]) -> None:
     measure = _measure(result["teacher"])
     table = Table(box=SIMPLE_HEAD, show_header=False)
     for name, who in (("first", "teacher"), ("second", "student")):
-        table.add_row(f"test {measure} of the {name}", _number(result[who][measure]))
+        table.add_row(f"test {_HEADINGS[measure]}, {name}", _number(measure, result[who][measure]))
     for key, value in result["agreement"].items():
-        table.add_row(_MEASURES.get(key, key), "-" if value is None else _number(value))
+        if value is not None:
+            table.add_row(_HEADINGS[key], _number(key, value))
     console.print(table)
 
 
@@ -91,10 +95,10 @@ def _measure(network: Mapping[str, Any]) -> str:
     return "accuracy" if "accuracy" in network else "rmse"
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}"
+def _number(key: str, value: float) -> str:
+    return format(value, _FORMATS.get(key, ".3g")).rstrip("%")
 
 
-def _spread(spread: Mapping[str, Any]) -> str:
+def _spread(key: str, spread: Mapping[str, Any]) -> str:
     mean, std = spread["mean"], spread["std"]
-    return _number(mean) if std is None else f"{_number(mean)} ± {std:.2g}"
+    return _number(key, mean) + ("" if std is None else f" ± {_number(key, std)}")

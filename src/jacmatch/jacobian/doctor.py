@@ -3,6 +3,7 @@
 It tells which engines are right for this module, and what is wrong with the others.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -41,6 +42,8 @@ def doctor(module: Module, x: Float[Tensor, "batch *input"], *, seed: int = 0) -
         reference = Reference.of(module, x, generator)
         if not reference.moves:
             findings.append(_ZERO)
+        elif reference.tolerance == math.inf:
+            findings.append(_ROUGH)
         trials: dict[str, Trial] = {
             "reverse": lambda f, z: reverse_pull(f, z, reference.cotangents(z)),
             "forward": lambda f, z: forward_push(f, z, reference.tangents.to(z.dtype)),
@@ -56,6 +59,12 @@ def doctor(module: Module, x: Float[Tensor, "batch *input"], *, seed: int = 0) -
 
 
 _FOLLOW_FROM_DETACHING = ("forward-zero", "forward-incomplete", "wrong-gradient", "detached-parameters")
+_ROUGH = Finding(
+    "unchecked",
+    "note",
+    "The values are too rough or too curved here for a difference, so the derivatives could not be checked by one.",
+    "Try the module in float64, or at another scale of the input.",
+)
 _ZERO = Finding(
     "zero-jacobian",
     "fault",

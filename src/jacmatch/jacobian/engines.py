@@ -18,6 +18,7 @@ from jacmatch.jacobian.modules import (
     Module,
     buffers_in_training,
     is_trainable,
+    statistics_held,
     twice_differentiable,
 )
 from jacmatch.jacobian.readouts import Context, Readout
@@ -98,9 +99,10 @@ def _gradient(values: Tensor, leaf: Tensor, v: Tensor, *, create_graph: bool, re
     if not values.requires_grad:
         raise _cut_off()
     try:
-        (row,) = torch.autograd.grad(
-            values, leaf, v, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
-        )
+        with statistics_held():
+            (row,) = torch.autograd.grad(
+                values, leaf, v, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
+            )
     except (RuntimeError, NotImplementedError) as error:
         raise _cannot("reverse", error, "'differences', or 'forward' with directions on the input side") from error
     if row is None:
@@ -180,13 +182,16 @@ def replayed(function: Function, x: Tensor) -> Callable[[Tensor], Tensor]:
 
 def difference_push(function: Function, x: Tensor, tangents: Tensor, step: float | None) -> Products:
     """Jv from values; every pass sees the same random numbers, and only the pass at x itself writes the buffers."""
-    with twice_differentiable(function.module, function.batch_norm, statistics=True):
+    values_at = replayed(function, x)  # made first: the pass at x moves the generator on
+    with twice_differentiable(function.module, function.batch_norm, statistics=True) as frozen:
+        values, outputs, features = function(x.clone())
         sizes = differences.step_sizes(x, tangents) if step is None else step
         if isinstance(sizes, Tensor) and buffers_in_training(function.module):
             # BatchNorm couples the samples, so all of them must move by one and the same step
             sizes = sizes.mean(1, keepdim=True).expand_as(sizes)
-        products = differences.central(replayed(function, x), x, tangents, step=sizes)
-        values, outputs, features = function(x.clone())
+        products = differences.central(
+            values_at if frozen is None else frozen.replayed(values_at), x, tangents, step=sizes
+        )
     return Products(outputs, values, products, features, "differences")
 
 

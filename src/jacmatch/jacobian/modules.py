@@ -13,20 +13,80 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 BatchNormPolicy = Literal["batch", "frozen"]
 """What BatchNorm layers in training mode do during a pass with derivatives.
 
-`batch`: they normalise with the statistics of the batch, as in ordinary training. The derivative then includes the path
-through these statistics, so a product belongs to the batch and not to one sample alone.
-`frozen`: they normalise with their running statistics, which are constants: every product is per sample.
-Either way the running statistics are updated exactly once by the batch.
+Both normalise with the statistics of the batch, as in ordinary training, and update the running statistics once.
+`batch`: the derivative by the input includes the path through these statistics, so a product belongs to the batch: it
+adds what each sample does to all others.
+`frozen`: the statistics are constants for the derivative by the input, so that every product is per sample. They still
+depend on the parameters, and the gradient of a penalty takes that into account.
 """
 
 Module = Callable[..., Any]
 """A network: an `nn.Module`, or any function of one tensor that is made of differentiable operations."""
+
+
+class _Held(torch.autograd.Function):
+    """The identity, but a constant for derivatives by the input: no tangent, and no gradient while `holding`."""
+
+    generate_vmap_rule = True
+    holding = False
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor | None:
+        return None if _Held.holding else gradient
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return torch.zeros_like(tangent)
+
+
+@contextmanager
+def statistics_held() -> Iterator[None]:
+    """A backward pass in this context takes frozen statistics as constants: it is one by the input."""
+    before, _Held.holding = _Held.holding, True
+    try:
+        yield
+    finally:
+        _Held.holding = before
+
+
+class Statistics(list[tuple[Tensor, Tensor]]):
+    """Batch statistics in the order in which a pass computes them, for passes at moved inputs to use again."""
+
+    replaying: Iterator[tuple[Tensor, Tensor]] | None = None
+
+    def of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Variance and mean by channel: of x, or of the pass that is replayed."""
+        if self.replaying is not None:
+            return next(self.replaying)
+        dimensions = [d for d in range(x.dim()) if d != 1]
+        var, mean = torch.var_mean(_Held.apply(x), dimensions, unbiased=False)  # type: ignore[no-untyped-call]
+        self.append((var, mean))
+        return var, mean
+
+    def replayed(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The function with the statistics of the pass that came before, in each call."""
+
+        def call(x: Tensor) -> Tensor:
+            self.replaying = iter(tuple(self))
+            try:
+                return function(x)
+            finally:
+                self.replaying = None
+
+        return call
 
 
 class _WrittenOut(TorchFunctionMode):
@@ -36,9 +96,10 @@ class _WrittenOut(TorchFunctionMode):
     forward-mode derivative has been taken: PyTorch holds the saved statistics constant there (pytorch #196699, silent).
     """
 
-    def __init__(self, statistics: bool) -> None:
+    def __init__(self, statistics: bool, frozen: Statistics | None) -> None:
         super().__init__()
         self.statistics = statistics
+        self.frozen = frozen
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -49,7 +110,7 @@ class _WrittenOut(TorchFunctionMode):
         if func is functional.hardswish:
             return args[0] * functional.relu6(args[0] + 3.0) / 6.0
         if func is functional.batch_norm:
-            return _batch_norm(self.statistics, *args, **kwargs)
+            return _batch_norm(self.statistics, self.frozen, *args, **kwargs)
         if self.statistics and func in (functional.layer_norm, torch.layer_norm):
             return _layer_norm(*args, **kwargs)
         if self.statistics and func is functional.instance_norm:
@@ -60,7 +121,7 @@ class _WrittenOut(TorchFunctionMode):
 @contextmanager
 def twice_differentiable(
     module: Module, batch_norm: BatchNormPolicy = "batch", *, statistics: bool = False
-) -> Iterator[None]:
+) -> Iterator[Statistics | None]:
     """Within the context, a call of the module can be differentiated twice and in forward mode.
 
     Attention uses its mathematical kernel, recurrent layers leave cuDNN and oneDNN, hardsigmoid and hardswish are
@@ -69,7 +130,7 @@ def twice_differentiable(
 
     Args:
         module: The network that will be called.
-        batch_norm: The policy for BatchNorm layers in training mode.
+        batch_norm: The policy for BatchNorm layers in training mode. With `frozen` the context gives their statistics.
         statistics: Also write out normalisation by statistics of the data, which a derivative of a forward-mode
             product needs; reverse mode does not, and is faster without.
     """
@@ -77,15 +138,12 @@ def twice_differentiable(
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_no_fused_encoder())
-        stack.enter_context(_WrittenOut(statistics))
+        frozen = Statistics() if batch_norm == "frozen" else None
+        stack.enter_context(_WrittenOut(statistics, frozen))
         if any(isinstance(layer, nn.RNNBase | nn.RNNCellBase) for layer in layers):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             stack.enter_context(_no_fused_recurrence())
-        if batch_norm == "frozen":
-            for layer in layers:
-                if isinstance(layer, _BatchNorm) and layer.training and layer.running_mean is not None:
-                    stack.enter_context(_frozen(layer))
-        yield
+        yield frozen
 
 
 @contextmanager
@@ -110,20 +168,9 @@ def _no_fused_recurrence() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(before)
 
 
-@contextmanager
-def _frozen(layer: _BatchNorm) -> Iterator[None]:
-    """One BatchNorm layer uses its running statistics, and updates them after the pass used them."""
-    hook = layer.register_forward_hook(_update_running_statistics)
-    layer.training = False
-    try:
-        yield
-    finally:
-        hook.remove()
-        layer.training = True
-
-
 def _batch_norm(
     written_out: bool,
+    frozen: Statistics | None,
     x: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -134,11 +181,11 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """`torch.nn.functional.batch_norm`; with constant statistics as the affine map γ (x − μ) / √(σ² + ε) + β."""
-    if training and not written_out:
+    if training and not written_out and frozen is None:
         return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     if training:
         dimensions = [d for d in range(x.dim()) if d != 1]
-        var, mean = torch.var_mean(x, dimensions, unbiased=False)
+        var, mean = torch.var_mean(x, dimensions, unbiased=False) if frozen is None else frozen.of(x)
         if running_mean is not None and running_var is not None:
             _move_running_statistics(x, running_mean, running_var, momentum)
     else:
@@ -185,7 +232,7 @@ def _instance_norm(
 ) -> Tensor:
     """`torch.nn.functional.instance_norm`: layer normalisation over space, one weight for each channel."""
     if not use_input_stats:
-        return _batch_norm(True, x, running_mean, running_var, weight, bias, False, momentum, eps)
+        return _batch_norm(True, None, x, running_mean, running_var, weight, bias, False, momentum, eps)
     if running_mean is not None and running_var is not None:
         _move_running_statistics(x, running_mean, running_var, momentum, per_sample=True)
     shape = (1, -1) + (1,) * (x.dim() - 2)
@@ -209,16 +256,6 @@ def _move_running_statistics(
         var, mean = var.mean(0), mean.mean(0)
     running_mean.lerp_(mean.to(running_mean.dtype), momentum)
     running_var.lerp_(var.to(running_var.dtype), momentum)
-
-
-def _update_running_statistics(layer: _BatchNorm, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    """What BatchNorm's own training pass would have written into its buffers."""
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    assert layer.num_batches_tracked is not None
-    layer.num_batches_tracked.add_(1)
-    momentum = layer.momentum if layer.momentum is not None else 1.0 / float(layer.num_batches_tracked)
-    _move_running_statistics(inputs[0], layer.running_mean, layer.running_var, momentum)
 
 
 def buffers_in_training(module: Module) -> dict[str, Tensor]:

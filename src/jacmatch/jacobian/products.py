@@ -102,8 +102,8 @@ def jacobian(
 
     In evaluation mode, `chunk_size` rows are computed at once: the batch is repeated, and one backward pass gives a
     different row for each copy. Memory beyond the result grows with `chunk_size`; time falls with it until the
-    processor is busy. A module that is partly in training mode may couple samples or draw random numbers; there one pass
-    per row is made on the one batch.
+    processor is busy. A module that is partly in training mode may couple samples or draw random numbers; there one
+    pass per row is made on the one batch.
 
     Args:
         module: The network.

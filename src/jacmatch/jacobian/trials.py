@@ -24,6 +24,9 @@ from jacmatch.jacobian.verdicts import Verdict
 TOLERANCE = 0.02
 """Relative error above which an engine counts as wrong. Rounding in float32 mostly stays below 10⁻³."""
 
+_ROUGH = 0.2
+"""Uncertainty of a difference from which it is no reference."""
+
 _SEED = 0
 Trial = Callable[[Function, Tensor], Products]
 
@@ -40,7 +43,7 @@ class Reference:
     values: Tensor
     products: Tensor
     rows: Tensor
-    tolerance: float
+    uncertainty: float
     moves: bool
     """Whether the outputs depend on the input, beyond rounding."""
 
@@ -57,18 +60,23 @@ class Reference:
         with torch.no_grad(), twice_differentiable(exact, statistics=True):
             torch.manual_seed(_SEED)
             values_at = replayed(plain(exact), z)
-            values = values_at(z)
+            values = values_at(z).detach()
             products, error = _along(lambda t: values_at(z + t * tangents[0]), fine, z.dtype)
         rows = torch.randn((1, *values.shape), generator=generator).to(z)
-        moves = float(products.abs().max()) > torch.finfo(z.dtype).eps * float(values.abs().max())
-        return Reference(exact, z, fine, tangents, values, products[None], rows, _tolerance(error, fine), moves)
+        moves = float(products.detach().abs().max()) > torch.finfo(z.dtype).eps * float(values.abs().max())
+        return Reference(exact, z, fine, tangents, values, products[None], rows, error, moves)
 
     def of_the_values_of(self, trial: Trial) -> "Reference":
         """The reference for an engine that draws other random numbers: differences of its own values."""
         with torch.no_grad(), preserved_buffers(self.module):
             function, v = plain(self.module), self.tangents[0]
             products, error = _along(lambda t: trial(function, self.x + t * v).values, self.fine, self.x.dtype)
-        return replace(self, products=products[None], tolerance=_tolerance(error, self.fine))
+        return replace(self, products=products[None], uncertainty=error)
+
+    @property
+    def tolerance(self) -> float:
+        """The error above which an engine counts as wrong; infinite where the differences are too rough to tell."""
+        return _tolerance(self.uncertainty, self.fine)
 
     def cotangents(self, z: Tensor) -> Tensor:
         """U of uᵀJv, in the type of z.
@@ -112,13 +120,19 @@ def _in_float64(module: Module, x: Tensor) -> tuple[Module, Tensor]:
 
 
 def _is_fine(module: Module, x: Tensor, tangents: Tensor) -> bool:
-    """Whether values feel a move that is lost in float32, as a cast in the middle of a module would make it."""
+    """Whether values follow moves that are lost in float32, as a cast in the middle of a module would make it."""
     if x.dtype != torch.float64:
         return False
     with torch.no_grad():
         values_at = replayed(plain(module), x)
-        here, near, far = (values_at(x + t * tangents[0]) for t in (0.0, 1e-11, 1e-2))
-    return int((near != here).sum()) * 2 >= int((far != here).sum())
+        here = values_at(x)
+        moved = values_at(x + 1e-2 * tangents[0]) != here
+        for h, rounding in ((1e-11, 0.1), (1e-9, 0.02)):
+            once, twice = (values_at(x + t * tangents[0]) - here for t in (h, 2 * h))
+            even = (twice != 0) & ((twice - 2 * once).abs() <= rounding * twice.abs())
+            if int((even & moved).sum()) * 2 >= int(moved.sum()):
+                return True
+    return False
 
 
 def _along(values_at: Callable[[float], Tensor], fine: bool, dtype: torch.dtype) -> tuple[Tensor, float]:
@@ -140,7 +154,7 @@ def _along(values_at: Callable[[float], Tensor], fine: bool, dtype: torch.dtype)
 
 
 def _tolerance(error: float, fine: bool) -> float:
-    return min(0.5, max(TOLERANCE if fine else 5 * TOLERANCE, 3 * error))
+    return max(TOLERANCE if fine else 5 * TOLERANCE, 3 * error) if error < _ROUGH else math.inf
 
 
 def _relative(got: Tensor, truth: Tensor) -> float:
@@ -192,7 +206,7 @@ def _judge_product(name: str, own: Products, exact: Products, reference: Referen
     comparable = torch.allclose(own.values.double(), exact.values.double(), rtol=1e-2, atol=1e-4)
     judged = own if name == "differences" and comparable else exact
     error = reference.error(name, judged.products)
-    if reference.moves and not error <= reference.tolerance:
+    if reference.moves and (not error <= reference.tolerance or not judged.products.any()):
         return verdicts.wrong(name, judged.products, error)
     error = _relative(own.products.detach().double(), exact.products.detach().double())
     if judged is own or not reference.moves or not comparable or error <= reference.tolerance:
@@ -223,8 +237,7 @@ def _judge_gradient(
     truth, uncertainty = _penalty_slope(trial, [q for _, q in pairs], moves, reference)
     slope, size = _slope(sharp, moves)
     error = abs(slope - truth) / max(abs(truth), size)
-    tolerance = max(reference.tolerance, min(0.5, 3 * uncertainty)) if reference.fine else 0.5
-    if not error <= tolerance:
+    if not error <= max(reference.tolerance, _tolerance(uncertainty, reference.fine)):
         return verdicts.wrong_gradient(name, error)
     error = abs(_slope(mine, moves)[0] - slope) / size
     if own is exact or name == "differences" or error <= 5 * TOLERANCE:

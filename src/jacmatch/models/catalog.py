@@ -1,12 +1,10 @@
-"""Models by their command-line names, their weights on disk, and their size."""
+"""Models by their command-line names, and their size."""
 
 import difflib
 import importlib
 import inspect
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +12,9 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.models import resnet
-from jacmatch.models.mlp import Normalized, Shape, Statistics, check_sizes, mlp, mlp_from_layout, statistics
+from jacmatch.models.inputs import Normalized, Shape, Statistics, check_sizes
+from jacmatch.models.mlp import mlp, mlp_from_layout
+from jacmatch.models.packages import optional_package
 from jacmatch.models.vgg import VGG, cnn3, cnn5, vgg4, vgg9
 from jacmatch.models.vit import vit_tiny
 
@@ -75,7 +75,7 @@ def build(spec: str, outputs: int, shape: Shape, mean: Statistics = None, std: S
 
 def _timm(name: str, outputs: int, shape: Shape, mean: Statistics, std: Statistics) -> nn.Module:
     """A model of timm with random weights; one that has a fixed input size is built for this one."""
-    timm = _optional("timm", f"`timm:{name}`", "pip install 'jacmatch[timm]'")
+    timm = optional_package("timm", f"`timm:{name}`", "pip install 'jacmatch[timm]'")
     if not timm.is_model(name):
         raise _no_such_model("timm", name, timm.list_models())
     options: dict[str, Any] = {"pretrained": False, "num_classes": outputs, "in_chans": shape[0]}
@@ -89,7 +89,7 @@ def _timm(name: str, outputs: int, shape: Shape, mean: Statistics, std: Statisti
 
 def _torchvision(name: str, outputs: int, shape: Shape, mean: Statistics, std: Statistics) -> nn.Module:
     """A classifier of torchvision with random weights."""
-    models = _optional("torchvision.models", f"`torchvision:{name}`", "pip install torchvision")
+    models = optional_package("torchvision.models", f"`torchvision:{name}`", "pip install torchvision")
     known = models.list_models(module=models)
     if name not in known:
         raise _no_such_model("torchvision", name, known)
@@ -169,132 +169,3 @@ FORMS = ("mlp:WIDTHS", "vgg:LAYOUT", "timm:NAME", "torchvision:NAME", "PACKAGE.M
 def count_parameters(module: nn.Module) -> int:
     """The number of parameters, frozen ones included, shared ones once, buffers not."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Writes parameters and buffers to a safetensors file, all of it or nothing.
-
-    Raises:
-        InputError: If the name does not end in `.safetensors`, or the file cannot be written.
-    """
-    target = Path(path)
-    if target.suffix != ".safetensors":
-        raise InputError("`path` of `save_weights` must end in `.safetensors`.", got=f"`{target}`")
-    safetensors = _optional("safetensors.torch", "`save_weights`", "pip install 'jacmatch[train]'")
-    # Copies: safetensors refuses tensors that share memory, as tied weights do.
-    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(safetensors.save(tensors, metadata={"format": "pt"}))
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(target)
-    except OSError as error:
-        raise InputError(
-            "`path` of `save_weights` must be a file in a folder that exists and can be written.",
-            got=f"`{target}` ({error.strerror})",
-        ) from error
-    finally:
-        # Also after Ctrl-C; the folder itself may be what is missing.
-        if unfinished.exists():
-            unfinished.unlink()
-
-
-def load_weights(
-    module: nn.Module, path: str | os.PathLike[str], *, mean: Statistics = None, std: Statistics = None
-) -> None:
-    """Copies a safetensors file into the module: every parameter and buffer, or none of them.
-
-    Weights from elsewhere carry no `mean` and `std`. Under another preprocessing than they were trained with they lose
-    tens of points in accuracy without any error, so it has to be said then.
-
-    Args:
-        module: A model of the architecture the weights were trained in.
-        path: A `.safetensors` file, as `save_weights` writes it or from elsewhere with the same names.
-        mean: For a file without: the mean that was subtracted from raw inputs when these weights were trained.
-        std: Likewise, what the difference was divided by.
-
-    Raises:
-        InputError: If the file is missing, a pickle, damaged or holds other weights, or if `mean` and `std` are needed
-            and not given, or given and not needed.
-    """
-    source = Path(path)
-    weights = _read(source)
-    own = module.state_dict()
-    if {"mean", "std"} <= own.keys() and not {"mean", "std"} & weights.keys():
-        weights = _with_statistics(module, source, weights, mean, std)
-    elif mean is not None or std is not None:
-        raise InputError("`mean` and `std` of `load_weights` are for files without them.", do="Leave them out.")
-    differences = _differences(own, weights)
-    if differences:
-        raise InputError(
-            f"`{source}` must hold the weights of this {type(module).__name__}.",
-            got=differences,
-            do="Build the model they were trained in, with the same number of outputs and the same input shape.",
-        )
-    bad = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
-    if bad:
-        raise InputError(f"`{source}` must hold finite weights.", got=f"NaN or infinity in {_few(bad)}")
-    module.load_state_dict(weights)
-
-
-def _read(source: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file."""
-    if source.suffix != ".safetensors":
-        raise InputError(
-            "Weights must be a `.safetensors` file: a pickle can run any code when it is opened.",
-            got=f"`{source}`",
-            do='Convert a state dict once: python -c "import torch; from safetensors.torch import save_file; '
-            f"save_file(torch.load('{source}', weights_only=True), '{source.with_suffix('.safetensors')}')\"",
-        )
-    safetensors = _optional("safetensors.torch", "`load_weights`", "pip install 'jacmatch[train]'")
-    try:
-        weights: dict[str, Tensor] = safetensors.load(source.read_bytes())
-    except OSError as error:
-        raise InputError("Weights must be a readable file.", got=f"`{source}` ({error.strerror})") from error
-    except Exception as error:  # safetensors' own type is not documented
-        raise InputError(f"`{source}` must be a whole safetensors file.", got=f"{error}") from error
-    return weights
-
-
-def _with_statistics(
-    module: nn.Module, source: Path, weights: Mapping[str, Tensor], mean: Statistics, std: Statistics
-) -> dict[str, Tensor]:
-    """Weights from elsewhere, with the buffers and the prefix they have in our module."""
-    if mean is None or std is None:
-        raise InputError(
-            f"`{source}` must say how its weights expect the input normalised: it has neither `mean` nor `std`.",
-            do="Give both to `load_weights`: `mean=(0.0,), std=(1.0,)` if they were trained on inputs in [0, 1].",
-        )
-    prefix = "network." if isinstance(module, Normalized) else ""
-    mean_buffer, std_buffer = statistics("load_weights", tuple(module.state_dict()["mean"].shape[1:]), mean, std)
-    return {"mean": mean_buffer, "std": std_buffer, **{prefix + name: value for name, value in weights.items()}}
-
-
-def _differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
-    """What keeps the weights from fitting, in words; empty if nothing."""
-    missing = [name for name in own if name not in weights]
-    unknown = [name for name in weights if name not in own]
-    shapes = [
-        f"{name} {tuple(weights[name].shape)}, must be {tuple(value.shape)}"
-        for name, value in own.items()
-        if name in weights and weights[name].shape != value.shape
-    ]
-    found = (("missing", missing), ("not in the model", unknown), ("of another shape", shapes))
-    return "; ".join(f"{what}: {_few(names)}" for what, names in found if names)
-
-
-def _few(names: list[str], shown: int = 3) -> str:
-    """The first names and how many more there are."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
-
-
-def _optional(module: str, caller: str, install: str) -> Any:
-    """An optional package's module, or an error that says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except (ImportError, OSError, RuntimeError) as error:  # a torchvision built for another torch raises RuntimeError
-        package = module.partition(".")[0]
-        raise InputError(f"{caller} needs the package {package}.", got=f"{error}", do=f"Run: {install}.") from error

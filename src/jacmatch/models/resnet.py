@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.models.mlp import Shape, Statistics, check_image, check_sizes, standardized, statistics
+from jacmatch.models.inputs import Shape, Statistics, check_image, check_sizes, standardized, statistics
 
 NARROW = (16, 16, 32, 64)
 FOURFOLD = (32, 64, 128, 256)

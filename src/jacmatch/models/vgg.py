@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.models.mlp import Shape, Statistics, check_image, check_sizes, standardized, statistics
+from jacmatch.models.inputs import Shape, Statistics, check_image, check_sizes, standardized, statistics
 
 VGG9 = "64-M-128-M-256-256-M-512-512-M-512-512-M"
 VGG4 = "64-M-128-M-512-M"

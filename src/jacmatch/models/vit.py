@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.models.mlp import Shape, Statistics, check_sizes, standardized, statistics
+from jacmatch.models.inputs import Shape, Statistics, check_sizes, standardized, statistics
 
 MOST_PATCHES = 256
 

@@ -5,12 +5,15 @@ the term is meant to contribute: the share of the norm of the parameter gradient
 the factor in front of the term follows.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import gradient_norms
+from jacmatch.jacobian.trials import meets_once_differentiable
 
 
 class Share(float):
@@ -21,7 +24,7 @@ class Share(float):
         Share(0.3)
     """
 
-    def __new__(cls, share: float) -> "Share":
+    def __new__(cls, share: float | int) -> "Share":
         """Checks the range."""
         if not 0 <= share < 1:
             raise InputError("A `Share` must be at least 0 and below 1.", got=share)
@@ -65,28 +68,39 @@ class Balance:
         weights: Weight of each term: a number ≥ 0, or a `Share`.
 
     Raises:
-        InputError: a weight is negative, or the shares add up to 1 or more.
+        InputError: a weight is negative or not finite, or the shares add up to 1 or more.
     """
 
-    def __init__(self, weights: dict[str, float]) -> None:
+    def __init__(self, weights: dict[str, float | int]) -> None:
         for name, weight in weights.items():
-            if not weight >= 0:
-                raise InputError(f"The weight of `{name}` must be at least 0.", got=weight)
+            if not 0 <= weight < math.inf:
+                raise InputError(f"The weight of `{name}` must be at least 0 and finite.", got=weight)
         if sum(weight for weight in weights.values() if isinstance(weight, Share)) >= 1:
             raise InputError("The shares of all terms must add up to less than 1.", got=weights)
         self.weights = weights
         self.factors = {name: 1.0 if isinstance(weight, Share) else weight for name, weight in weights.items()}
         self.shares: dict[str, float] = {}
 
-    def measure(self, unweighted: dict[str, Tensor], parameters: list[nn.Parameter]) -> None:
+    def measure(
+        self,
+        unweighted: dict[str, Tensor],
+        parameters: list[nn.Parameter],
+        schedules: Mapping[str, float | int] | None = None,
+    ) -> None:
         """Measures the gradient norm of each term and sets the factors of those given as shares.
 
-        With N the total of all weighted norms, the factor of a term with share s and norm n is s N / n.
+        With N the total of all weighted norms, the factor of a term with share s and norm n is s N / n. A schedule
+        lessens a weight after that; the remembered shares have it in them.
+
+        Args:
+            unweighted: The terms.
+            parameters: θ.
+            schedules: What a schedule leaves of the weight of a term, 1 where it says nothing.
 
         Raises:
-            UnsupportedError: a term with a value has no gradient at all, as happens when its derivative is cut off.
+            UnsupportedError: a term with a value has no gradient, or not all of it, since a derivative is cut off.
         """
-        norms = {name: float(norm) for name, norm in gradient_norms(unweighted, parameters).items()}
+        norms = {name: float(norm) for name, norm in _norms(unweighted, parameters).items()}
         for name, norm in norms.items():
             if norm == 0 and float(unweighted[name].detach()) > 0 and self.weights[name] > 0:
                 raise UnsupportedError(
@@ -94,14 +108,35 @@ class Balance:
                     "the student: something in it can be differentiated only once. Ask jacmatch.doctor(student, x)."
                 )
         fixed = sum(self.factors[name] * norm for name, norm in norms.items() if not self._shared(name))
-        asked = sum(self.weights[name] for name in norms if self._shared(name))
+        asked = sum(self.weights[name] for name, norm in norms.items() if self._shared(name) and norm > 0)
         total = fixed / (1 - asked) if fixed > 0 else 1.0
         for name, norm in norms.items():
             if self._shared(name) and norm > 0:
                 self.factors[name] = self.weights[name] * total / norm
-        weighted = {name: self.factors[name] * norm for name, norm in norms.items()}
+        schedules = schedules or {}
+        weighted = {name: self.factors[name] * norm * schedules.get(name, 1.0) for name, norm in norms.items()}
         whole = sum(weighted.values())
         self.shares = {name: value / whole if whole > 0 else 0.0 for name, value in weighted.items()}
 
     def _shared(self, name: str) -> bool:
         return isinstance(self.weights[name], Share)
+
+
+def _norms(terms: dict[str, Tensor], parameters: list[nn.Parameter]) -> dict[str, Tensor]:
+    """Gradient norms of terms whose derivatives can all be taken."""
+    for name, term in terms.items():
+        if meets_once_differentiable(term):
+            raise _cut_off(name, "a backward in it is marked once_differentiable")
+    try:
+        return gradient_norms(terms, parameters)
+    except RuntimeError as error:
+        if "once_differentiable" not in str(error) and "not implemented" not in str(error):
+            raise
+        raise _cut_off(", ".join(terms), str(error).strip().splitlines()[0]) from error
+
+
+def _cut_off(name: str, reason: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"The gradient of the term `{name}` cannot be taken: {reason}. Write that backward in torch operations; "
+        "jacmatch.doctor(student, x) tells more."
+    )

@@ -1,13 +1,12 @@
 """Distillation by values and slopes: labels + outputs + Jacobians."""
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import (
     AttentionPixel,
     BatchNormPolicy,
@@ -22,33 +21,12 @@ from jacmatch.jacobian import (
     push,
     run,
 )
-from jacmatch.losses import JACOBIAN_LOSSES, OUTPUT_LOSSES
-from jacmatch.losses import outputs as output_losses
 from jacmatch.objectives import rules
 from jacmatch.objectives.base import Balance, Share, Terms
-from jacmatch.objectives.points import AtData, AtMixedPairs, Point
+from jacmatch.objectives.points import AtData, AtMixedPairs, Batch, Point
 from jacmatch.objectives.schedules import WeightSchedule
+from jacmatch.objectives.terms import jacobian_term, label_term, output_term
 from jacmatch.teachers import Answer, Question, Teacher, as_teacher
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """A batch at the points where it is compared.
-
-    Where pairs are mixed, `share` is that of the first of each pair; readouts then know no label.
-    """
-
-    x: Tensor
-    labels: Tensor | None
-    partners: Tensor
-    partner_labels: Tensor | None
-    share: Tensor | None
-    ids: Tensor
-    draw: int
-
-    @property
-    def label(self) -> Tensor | None:
-        return self.labels if self.share is None else None
 
 
 class Distillation(nn.Module):
@@ -91,18 +69,20 @@ class Distillation(nn.Module):
         ['loss', 'labels', 'outputs', 'jacobians']
     """
 
+    teacher: Teacher | None
+
     def __init__(
         self,
         student: nn.Module,
         teacher: Teacher | nn.Module | None = None,
         *,
-        labels: float = 1.0,
-        outputs: float = 1.0,
-        jacobians: float = Share(0.3),
+        labels: float | int = 1.0,
+        outputs: float | int = 1.0,
+        jacobians: float | int = Share(0.3),
         probe: Estimator | None = None,
         readout: Readout | tuple[Readout, Readout] | None = None,
         output_loss: Literal["squared", "kl"] = "squared",
-        temperature: float = 1.0,
+        temperature: float | int = 1.0,
         jacobian_loss: Literal["relative", "squared", "normalized"] = "relative",
         point: Point | None = None,
         every: int = 1,
@@ -113,8 +93,10 @@ class Distillation(nn.Module):
         measure_every: int = 100,
     ) -> None:
         super().__init__()
+        rules.separate(student, teacher)
         self.student = student
-        self.teacher = None if teacher is None else as_teacher(teacher)
+        # Not a submodule, even where somebody's teacher is an nn.Module.
+        object.__setattr__(self, "teacher", None if teacher is None else as_teacher(teacher))
         if teacher is None:
             outputs = jacobians = 0.0
         self.balance = Balance({"labels": labels, "outputs": outputs, "jacobians": jacobians})
@@ -127,20 +109,18 @@ class Distillation(nn.Module):
         self.schedule = WeightSchedule() if schedule is None else schedule
         self.batch_norm, self.task = batch_norm, task
         self.calls = 0
-        for name, known, given in (
-            ("output_loss", OUTPUT_LOSSES, output_loss),
-            ("jacobian_loss", JACOBIAN_LOSSES, jacobian_loss),
-            ("task", ("classification", "regression"), task),
-        ):
-            rules.known_setting(name, given, known)
+        rules.known_names(output_loss=output_loss, jacobian_loss=jacobian_loss, task=task, batch_norm=batch_norm)
         rules.positive_settings(every=every, measure_every=measure_every, temperature=temperature)
         rules.has_a_term(self.balance.weights)
+        readouts = (self.readout, self.teacher_readout)
+        rules.are_objects(self.probe, readouts, self.point)
+        rules.one_pixel(readouts)
+        if task == "regression":
+            rules.numeric(self.probe, readouts, output_loss)
         if isinstance(self.point, AtMixedPairs):
-            rules.mixable(self.probe, self.readout, task, self.balance.weights)
-        if self.teacher is not None:
-            rules.separate(student, self.teacher)
-            if self.balance.weights["jacobians"]:
-                rules.answerable(self.probe, self.teacher)
+            rules.mixable(self.probe, readouts, task, self.balance.weights)
+        if self.teacher is not None and self.balance.weights["jacobians"]:
+            rules.answerable(self.probe, self.teacher)
 
     @property
     def needs_partners(self) -> bool:
@@ -155,7 +135,7 @@ class Distillation(nn.Module):
         ids: Int[Tensor, "batch"] | None = None,
         partners: Float[Tensor, "batch *input"] | None = None,
         partner_labels: Shaped[Tensor, "batch *out"] | None = None,
-        progress: float = 0.0,
+        progress: float | int = 0.0,
     ) -> Terms:
         """The terms for a batch.
 
@@ -168,41 +148,51 @@ class Distillation(nn.Module):
             progress: Share of the training that is done, for the schedule.
 
         Raises:
-            InputError: labels are missing, or student and teacher do not go together.
+            InputError: labels are missing, a shape is wrong, or student and teacher do not go together.
+            UnsupportedError: the student cannot be differentiated as the Jacobian term needs.
         """
         draw = self.calls
         if self.training:
             self.calls += 1
         factor = self._jacobian_factor(draw, progress)
         batch = self._moved(x, y, ids, partners, partner_labels, draw)
+        measured = self.training and torch.is_grad_enabled() and draw % self._period == 0
         answer = self._ask(batch, slopes=factor > 0)
-        outputs, products = self._student(batch, answer)
+        outputs, products = self._student(batch, answer, measured=measured)
         unweighted = self._terms(batch, answer, outputs, products)
-        if self.training and torch.is_grad_enabled() and draw % self.measure_every == 0:
-            self.balance.measure(unweighted, [p for p in self.student.parameters() if p.requires_grad])
+        if measured:
+            trained = [p for p in self.student.parameters() if p.requires_grad]
+            self.balance.measure(unweighted, trained, {"jacobians": self.schedule(progress)})
         factors = {**self.balance.factors, "jacobians": self.balance.factors["jacobians"] * factor}
         values = {name: factors[name] * term for name, term in unweighted.items()}
-        total = torch.stack(list(values.values())).sum()
+        # Where no term is due, the loss can still be differentiated: by 0.
+        total = torch.stack(list(values.values())).sum() if values else (outputs * 0).sum()
         shares = dict(self.balance.shares)
         return Terms({"loss": total, **values}, outputs, None if answer is None else answer.outputs, unweighted, shares)
 
-    def _jacobian_factor(self, draw: int, progress: float) -> float:
+    @property
+    def _period(self) -> int:
+        """Calls between two measurements, all of them calls with a Jacobian term."""
+        return -(-self.measure_every // self.every) * self.every
+
+    def _jacobian_factor(self, draw: int, progress: float | int) -> float:
         if not self.balance.weights["jacobians"] or (self.training and draw % self.every):
             return 0.0
         return self.schedule(progress) * (self.every if self.training else 1)
 
     def _moved(
         self, x: Tensor, y: Tensor | None, ids: Tensor | None, partners: Tensor | None, other: Tensor | None, draw: int
-    ) -> _Batch:
+    ) -> Batch:
         if self.balance.weights["labels"] and y is None:
             raise InputError("`y` must be given where `labels` has a weight.", do="Set labels=0 to train without.")
+        rules.one_for_each(x, y=y, ids=ids, partners=partners, partner_labels=other)
         ids = torch.arange(len(x), device=x.device) if ids is None else ids
         if partners is None:
             partners, other = x.roll(1, 0), None if y is None else y.roll(1, 0)
         moved, share = self.point.move(x, partners, ids=ids, seed=self.seed, draw=draw)
-        return _Batch(moved, y, partners, other, share, ids, draw)
+        return Batch(moved, y, partners, other, share, ids, draw)
 
-    def _ask(self, batch: _Batch, *, slopes: bool) -> Answer | None:
+    def _ask(self, batch: Batch, *, slopes: bool) -> Answer | None:
         if self.teacher is None or not (slopes or self.balance.weights["outputs"]):
             return None
         question = Question(readout=self.teacher_readout, labels=batch.label)
@@ -218,7 +208,7 @@ class Distillation(nn.Module):
             question = Question(readout=self.teacher_readout, labels=batch.label, tangents=tangents, step=step)
         return self.teacher.answer(batch.x, question)
 
-    def _directions(self, batch: _Batch, values: Tensor | None) -> Tensor:
+    def _directions(self, batch: Batch, values: Tensor | None) -> Tensor:
         directions: Tensor = self.probe.directions(
             x=batch.x,
             outputs=values,
@@ -230,61 +220,59 @@ class Distillation(nn.Module):
         )
         return directions
 
-    def _student(self, batch: _Batch, answer: Answer | None) -> tuple[Tensor, Tensor | None]:
+    def _student(self, batch: Batch, answer: Answer | None, *, measured: bool) -> tuple[Tensor, Tensor | None]:
         if answer is None or answer.products is None:
             outputs, _ = run(self.student, batch.x)
             return outputs, None
-        pixels = None
+        pixels, readout = None, self.readout
         if isinstance(self.teacher_readout, AttentionPixel):
             pixels = self.teacher_readout.largest(answer.features)
+            if isinstance(readout, AttentionPixel):
+                readout = rules.SameMap(readout, answer.features[self.teacher_readout.layer].shape[2:])
         context = Context(batch.label, answer.outputs, pixels)
-        settings: dict[str, Any] = {"readout": self.readout, "context": context, "batch_norm": self.batch_norm}
-        result: Products
-        if self.probe.side == "output":
-            assert answer.cotangents is not None
-            result = pull(self.student, batch.x, answer.cotangents.to(batch.x.dtype), **settings)
-        else:
-            step = getattr(self.probe, "step", None)
-            result = push(self.student, batch.x, self._directions(batch, None), step=step, **settings)
+        settings: dict[str, Any] = {"readout": readout, "context": context, "batch_norm": self.batch_norm}
+        try:
+            result = self._products(batch, answer, settings, traced=measured)
+        except UnsupportedError as error:
+            raise UnsupportedError(
+                f"`student` of `Distillation` cannot be differentiated as `probe` needs: {error} Here that is "
+                "probe=AntitheticNoise(sigma=...), with values only; jacmatch.doctor(student, x) names the cause."
+            ) from error
+        rules.same_outputs(result.values, answer.values, "values of the readout")
         return result.outputs, result.products
 
+    def _products(self, batch: Batch, answer: Answer, settings: dict[str, Any], *, traced: bool) -> Products:
+        if self.probe.side == "input":
+            step = getattr(self.probe, "step", None)
+            return push(self.student, batch.x, self._directions(batch, None), step=step, **settings)
+        assert answer.cotangents is not None
+        # Directions that ask for a gradient betray a backward that can be taken only once, where nothing else would.
+        v = answer.cotangents.to(batch.x.dtype, copy=True).requires_grad_(traced)
+
+        def checked(values: Tensor) -> Tensor:
+            what = "outputs" if self.readout == Logits() else "values of the readout"
+            rules.same_outputs(values, answer.values, what)
+            return v
+
+        return pull(self.student, batch.x, checked, **settings)
+
     def _terms(
-        self, batch: _Batch, answer: Answer | None, outputs: Tensor, products: Tensor | None
+        self, batch: Batch, answer: Answer | None, outputs: Tensor, products: Tensor | None
     ) -> dict[str, Tensor]:
         terms = {}
         if self.balance.weights["labels"]:
-            terms["labels"] = self._label_term(batch, outputs.float()).mean()
+            assert batch.labels is not None
+            terms["labels"] = label_term(self.task, outputs, batch.labels, batch.partner_labels, batch.share)
         if answer is not None and self.balance.weights["outputs"]:
-            if outputs.shape != answer.outputs.shape:
-                raise InputError(
-                    "Student and teacher must have the same outputs.",
-                    got=f"{tuple(outputs.shape[1:])} and {tuple(answer.outputs.shape[1:])}",
-                    do="Build the student with the teacher's number of classes.",
-                )
-            if self.output_loss == "kl":
-                each = output_losses.hinton_kl(outputs.float(), answer.outputs.float(), self.temperature)
-            else:
-                each = output_losses.squared_error(outputs.float(), answer.outputs.float())
-            terms["outputs"] = each.mean()
+            rules.same_outputs(outputs, answer.outputs)
+            terms["outputs"] = output_term(self.output_loss, outputs, answer.outputs, self.temperature)
         if answer is not None and answer.products is not None and products is not None:
-            rows, wanted = (p.transpose(0, 1).float() for p in (products, answer.products))
-            terms["jacobians"] = JACOBIAN_LOSSES[self.jacobian_loss](rows, wanted).mean()
+            terms["jacobians"] = jacobian_term(self.jacobian_loss, products, answer.products)
         return terms
-
-    def _label_term(self, batch: _Batch, outputs: Tensor) -> Tensor:
-        """Per sample; at mixed pairs λ ℓ(y) + (1 − λ) ℓ(y′), which for cross-entropy is the loss of the mixed label."""
-        loss = output_losses.cross_entropy if self.task == "classification" else output_losses.squared_error
-        assert batch.labels is not None
-        each = loss(outputs, batch.labels)
-        if batch.share is None:
-            return each
-        if batch.partner_labels is None:
-            raise InputError("`partner_labels` must be given with `partners` where `labels` has a weight.")
-        return batch.share * each + (1 - batch.share) * loss(outputs, batch.partner_labels)
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a resumed run needs besides the student: calls, factors and shares."""
-        return {"calls": self.calls, "factors": self.balance.factors, "shares": self.balance.shares}
+        return {"calls": self.calls, "factors": dict(self.balance.factors), "shares": dict(self.balance.shares)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes up where `get_extra_state` left off."""

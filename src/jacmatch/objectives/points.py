@@ -1,5 +1,6 @@
 """Where values and slopes are compared: at the data, at noisy data, or between two data points."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -31,6 +32,27 @@ class Point(Protocol):
 
 
 @dataclass(frozen=True)
+class Batch:
+    """A batch at the points where it is compared.
+
+    Where pairs are mixed, `share` is that of the first of each pair; readouts then know no label.
+    """
+
+    x: Tensor
+    labels: Tensor | None
+    partners: Tensor
+    partner_labels: Tensor | None
+    share: Tensor | None
+    ids: Tensor
+    draw: int
+
+    @property
+    def label(self) -> Tensor | None:
+        """The labels, unless they are mixed."""
+        return self.labels if self.share is None else None
+
+
+@dataclass(frozen=True)
 class AtData:
     """At the data points themselves."""
 
@@ -55,11 +77,11 @@ class AtNoise:
         sigma: σ > 0, in units of the raw input.
     """
 
-    sigma: float
+    sigma: float | int
 
     def __post_init__(self) -> None:
-        if not self.sigma > 0:
-            raise InputError("`sigma` of `AtNoise` must be positive.", got=self.sigma)
+        if not 0 < self.sigma < math.inf:
+            raise InputError("`sigma` of `AtNoise` must be positive and finite.", got=self.sigma)
 
     def move(
         self,

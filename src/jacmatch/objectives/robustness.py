@@ -8,6 +8,7 @@ from torch.nn import functional
 from jacmatch.errors import InputError
 from jacmatch.jacobian import BatchNormPolicy, Module, RandomOutputs, pull
 from jacmatch.losses import hoffman
+from jacmatch.objectives.terms import precise
 
 
 def jacobian_norm_penalty(
@@ -54,5 +55,5 @@ def jacobian_norm_penalty(
         return functional.normalize(v, dim=2)
 
     result = pull(module, x, unit_vectors, batch_norm=batch_norm)
-    rows = result.products.transpose(0, 1).float()
+    rows = precise(result.products.transpose(0, 1))
     return result.outputs, hoffman(rows, result.outputs.shape[1]).mean()

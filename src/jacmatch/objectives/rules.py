@@ -1,55 +1,171 @@
 """Which settings of an objective are allowed, alone and together."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import get_args
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
-from jacmatch.jacobian import Estimator, LabelClass, LabelLogit, Loss, Readout
-from jacmatch.teachers import ModuleTeacher, Teacher
+from jacmatch.jacobian import (
+    AttentionPixel,
+    BatchNormPolicy,
+    Context,
+    Estimator,
+    LabelClass,
+    LabelLogit,
+    Loss,
+    Readout,
+    TopLogit,
+)
+from jacmatch.losses import JACOBIAN_LOSSES, OUTPUT_LOSSES
+from jacmatch.teachers import EnsembleTeacher, ModuleTeacher, Teacher
 
 
-def known_setting(name: str, given: str, known: Iterable[str]) -> None:
+KNOWN: dict[str, Collection[str]] = {
+    "output_loss": OUTPUT_LOSSES,
+    "jacobian_loss": JACOBIAN_LOSSES,
+    "task": ("classification", "regression"),
+    "batch_norm": get_args(BatchNormPolicy),
+}
+"""The names that a setting takes."""
+
+
+def known_names(**settings: str) -> None:
     """Refuses a name that is not among the known ones."""
-    if given not in known:
-        raise unknown_name(f"`{name}` of `Distillation`", str(given), known)
+    for name, given in settings.items():
+        if given not in KNOWN[name]:
+            raise unknown_name(f"`{name}` of `Distillation`", str(given), KNOWN[name])
 
 
-def positive_settings(*, every: int, measure_every: int, temperature: float) -> None:
-    """Refuses steps below 1, and temperatures that are not above 0."""
+def positive_settings(*, every: int, measure_every: int, temperature: float | int) -> None:
+    """Refuses steps below 1 or broken, and temperatures that are not above 0."""
     for name, given in (("every", every), ("measure_every", measure_every)):
-        if given < 1:
-            raise InputError(f"`{name}` of `Distillation` must be at least 1.", got=given)
-    if not temperature > 0:
-        raise InputError("`temperature` of `Distillation` must be positive.", got=temperature)
+        if not isinstance(given, int) or given < 1:
+            raise InputError(f"`{name}` of `Distillation` must be a whole number of at least 1.", got=given)
+    if not 0 < temperature < math.inf:
+        raise InputError("`temperature` of `Distillation` must be positive and finite.", got=temperature)
 
 
-def has_a_term(weights: dict[str, float]) -> None:
+def are_objects(probe: object, readouts: tuple[object, ...], point: object) -> None:
+    """Refuses the name or the class of a setting where an object is needed."""
+    settings = (
+        ("probe", probe, "directions", "RandomOutputs(1)"),
+        *(("readout", readout, "__call__", "Logits()") for readout in readouts),
+        ("point", point, "move", "AtData()"),
+    )
+    for name, given, method, example in settings:
+        if isinstance(given, type) or not callable(getattr(given, method, None)):
+            got = f"the class {given.__name__}" if isinstance(given, type) else repr(given)
+            raise InputError(f"`{name}` of `Distillation` must be an object such as {example}.", got=got)
+
+
+def has_a_term(weights: dict[str, float | int]) -> None:
     """Refuses an objective without any term."""
     if not any(weights.values()):
         raise InputError("`Distillation` must have a term with a weight.", got=weights)
 
 
-def mixable(probe: Estimator, readout: Readout, task: str, weights: dict[str, float]) -> None:
+def numeric(probe: Estimator, readouts: tuple[Readout, ...], output_loss: str) -> None:
+    """Refuses in regression what is for classes."""
+    classes = [
+        *(type(readout).__name__ for readout in readouts if isinstance(readout, LabelLogit | Loss | TopLogit)),
+        *(["LabelClass"] if isinstance(probe, LabelClass) else []),
+        *(["kl"] if output_loss == "kl" else []),
+    ]
+    if classes:
+        raise InputError(
+            "`Distillation(task='regression')` must not have settings that are for classes.",
+            got=", ".join(dict.fromkeys(classes)),
+            do="Use readout=Logits(), output_loss='squared' and a probe without labels.",
+        )
+
+
+def mixable(probe: Estimator, readouts: tuple[Readout, ...], task: str, weights: dict[str, float | int]) -> None:
     """Refuses at mixed pairs what needs the label of one sample."""
     if task == "regression" and weights["labels"]:
         raise InputError(
-            "`labels` of `Distillation` must be 0 at mixed pairs in regression: a mixture of labels is not the label of "
-            "the mixture.",
+            "`labels` of `Distillation` must be 0 at mixed pairs in regression: a mixture of labels is not the label "
+            "of the mixture.",
             got=weights["labels"],
         )
-    if isinstance(probe, LabelClass) or isinstance(readout, LabelLogit | Loss):
+    if isinstance(probe, LabelClass) or any(isinstance(readout, LabelLogit | Loss) for readout in readouts):
         raise InputError(
             "A mixed pair has no single label, so `probe` and `readout` of `Distillation` must not need one.",
             do="Use TopClass() or TopLogit(), whose class is the teacher's.",
         )
 
 
-def separate(student: nn.Module, teacher: Teacher) -> None:
-    """Refuses a student that shares parameters with its frozen teacher."""
-    if not isinstance(teacher, ModuleTeacher):
+def one_pixel(readouts: tuple[Readout, ...]) -> None:
+    """Refuses attention maps of two given sizes: a pixel of one is not a pixel of the other."""
+    pair = [readout for readout in readouts if isinstance(readout, AttentionPixel)]
+    if len(pair) == 2 and pair[0].size != pair[1].size:
+        raise InputError(
+            "Both `AttentionPixel` in `readout` of `Distillation` must have one `size`.",
+            got=f"{pair[0].size} and {pair[1].size}",
+            do="AttentionPixel(layer, size=4) for both.",
+        )
+
+
+@dataclass(frozen=True)
+class SameMap:
+    """The student's `AttentionPixel`, which refuses a map of another size than the teacher's."""
+
+    readout: AttentionPixel
+    size: torch.Size
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The one layer."""
+        return self.readout.layers
+
+    def __call__(self, outputs: Tensor, features: Mapping[str, Tensor], context: Context) -> Tensor:
+        """The readout's values."""
+        size = features[self.readout.layer].shape[2:]
+        if self.readout.size is None and size != self.size:
+            raise InputError(
+                "Without a `size` of `AttentionPixel`, student and teacher must have attention maps of one size.",
+                got=f"{tuple(size)} and {tuple(self.size)}",
+                do="AttentionPixel(layer, size=4) pools both.",
+            )
+        return self.readout(outputs, features, context)
+
+
+def same_outputs(student: Tensor, teacher: Tensor, what: str = "outputs") -> None:
+    """Refuses networks whose outputs, or values of the readout, differ in number."""
+    if student.shape == teacher.shape:
         return
-    frozen = set(map(id, teacher.module.parameters()))
+    raise InputError(
+        f"Student and teacher must have the same {what}.",
+        got=f"{tuple(student.shape[1:])} and {tuple(teacher.shape[1:])}",
+        do="Build the student with the teacher's number of classes."
+        if what == "outputs"
+        else "Choose `readout` as a pair (student's, teacher's) of equal sizes.",
+    )
+
+
+def one_for_each(x: Tensor, **given: Tensor | None) -> None:
+    """Refuses what is not one for each sample: torch would broadcast it."""
+    for name, tensor in given.items():
+        wanted = tuple(x.shape) if name == "partners" else (len(x),)
+        if tensor is not None and tuple(tensor.shape[: len(wanted)]) != wanted:
+            raise InputError(
+                f"`{name}` of `Distillation` must have one entry for each of the {len(x)} samples, of shape {wanted}.",
+                got=f"shape {tuple(tensor.shape)}",
+            )
+
+
+def separate(student: nn.Module, teacher: object) -> None:
+    """Refuses a student that shares parameters with its teacher, before that is frozen."""
+    if isinstance(teacher, EnsembleTeacher):
+        for member in teacher.teachers:
+            separate(student, member)
+    module = teacher.module if isinstance(teacher, ModuleTeacher) else teacher
+    if not isinstance(module, nn.Module):
+        return
+    frozen = set(map(id, module.parameters()))
     if any(id(parameter) in frozen for parameter in student.parameters()):
         raise InputError(
             "`student` and `teacher` of `Distillation` must not share parameters: the teacher is frozen.",
@@ -61,6 +177,6 @@ def answerable(probe: Estimator, teacher: Teacher) -> None:
     """Refuses directions on the output side where the teacher cannot answer vᵀJ."""
     if probe.side == "output" and not teacher.answers_vjp:
         raise UnsupportedError(
-            f"`teacher` of `Distillation(probe={type(probe).__name__}())` must answer vᵀJ; {type(teacher).__name__} has "
-            "values only. Use probe=RandomInputs(k)."
+            f"`teacher` of `Distillation(probe={type(probe).__name__}())` must answer vᵀJ; {type(teacher).__name__} "
+            "has values only. Use probe=RandomInputs(k)."
         )

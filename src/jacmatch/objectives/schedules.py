@@ -20,9 +20,9 @@ class WeightSchedule:
         fades_from: Progress in [0, 1] from which the factor falls; 1 never.
     """
 
-    samples_per_class: float | None = None
-    halves_at: float = 300.0
-    fades_from: float = 1.0
+    samples_per_class: float | int | None = None
+    halves_at: float | int = 300.0
+    fades_from: float | int = 1.0
 
     def __post_init__(self) -> None:
         if self.samples_per_class is not None and not self.samples_per_class > 0:
@@ -32,11 +32,11 @@ class WeightSchedule:
         if not 0 <= self.fades_from <= 1:
             raise InputError("`fades_from` of `WeightSchedule` must lie in [0, 1].", got=self.fades_from)
 
-    def __call__(self, progress: float) -> float:
+    def __call__(self, progress: float | int) -> float:
         """The factor at this progress.
 
         Args:
-            progress: Share of the training that is done, 0 to 1.
+            progress: Share of the training that is done, 0 to 1; more counts as 1.
 
         Example:
             >>> WeightSchedule(samples_per_class=300)(0.0)
@@ -45,4 +45,5 @@ class WeightSchedule:
         size = 1.0 if self.samples_per_class is None else 1 / (1 + (self.samples_per_class / self.halves_at) ** 2)
         if progress <= self.fades_from or self.fades_from == 1:
             return size
-        return size * 0.5 * (1 + math.cos(math.pi * (progress - self.fades_from) / (1 - self.fades_from)))
+        done = min(1.0, (progress - self.fades_from) / (1 - self.fades_from))
+        return size * 0.5 * (1 + math.cos(math.pi * done))

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from jacmatch import datasets, jacobian, losses, models, objectives, teachers
+from jacmatch import datasets, losses, models, objectives, teachers
+from jacmatch.jacobian import ESTIMATORS, READOUTS
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,8 @@ class List:
         axes = {
             "data": [*datasets.LOADERS, "PACKAGE.MODULE:CALLABLE"],
             "models": [*models.CATALOG, *models.FORMS],
-            "probes": list(jacobian.ESTIMATORS),
-            "readouts": list(jacobian.READOUTS),
+            "probes": list(ESTIMATORS),
+            "readouts": list(READOUTS),
             "points": list(objectives.POINTS),
             "output losses": list(losses.OUTPUT_LOSSES),
             "jacobian losses": list(losses.JACOBIAN_LOSSES),

@@ -86,6 +86,8 @@ class Distill(TrainingFields):
         """Does the job, and returns the result that is written to the run folder."""
         self._check()
         data = load(self.data, self.seed, self.smoke)
+        if self.probe == "sampled-rows" and self.probes > data.outputs:
+            raise InputError(f"`--probes` of sampled-rows must be at most {data.outputs}, the outputs.", got=self.probes)
         description = networks.Description.of(self.student, data)
         subset, _ = parts(data, self.validation, self.per_class, self.seed)
         for method in self.methods:  # settings that cannot go together speak before anything is trained

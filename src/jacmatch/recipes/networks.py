@@ -10,7 +10,7 @@ from torch import nn
 
 from jacmatch.datasets import Data
 from jacmatch.errors import InputError
-from jacmatch.models import catalog
+from jacmatch.models import catalog, load_weights, save_weights
 from jacmatch.runs import Run
 
 WEIGHTS, DESCRIPTION = "student.safetensors", "network.json"
@@ -39,7 +39,7 @@ class Description:
 def save(run: Run, network: nn.Module, description: Description) -> None:
     """Keeps a network in a run folder."""
     run.write_json(DESCRIPTION, description.__dict__)
-    catalog.save_weights(network, run.path / WEIGHTS)
+    save_weights(network, run.path / WEIGHTS)
 
 
 def describe(folder: Path) -> Description:
@@ -86,7 +86,7 @@ def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -
             do="If you trust it, pass allow_code=True (--allow-code).",
         )
     network = description.build()
-    catalog.load_weights(network, folder / WEIGHTS)
+    load_weights(network, folder / WEIGHTS)
     return network.eval()
 
 
@@ -118,7 +118,7 @@ def network(spec: str, data: Data, weights: Weights | None = None, *, allow_code
     built = Description.of(spec, data).build()
     if weights is None:
         raise InputError(f"The network {spec!r} must have weights here.", do="Give a run folder, or a weights file.")
-    catalog.load_weights(built, weights.path, mean=weights.mean, std=weights.std)
+    load_weights(built, weights.path, mean=weights.mean, std=weights.std)
     return built.eval()
 
 

@@ -1,5 +1,6 @@
 """Progress bars on stderr, one line for each network that is trained."""
 
+import sys
 from collections.abc import Callable
 from types import TracebackType
 
@@ -22,7 +23,7 @@ class Progress:
             TextColumn("{task.completed:>5.0f}/{task.total:.0f} {task.fields[note]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
-            disable=quiet,
+            disable=quiet or not sys.stderr.isatty(),
         )
 
     def __enter__(self) -> "Progress":

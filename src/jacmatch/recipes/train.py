@@ -77,6 +77,8 @@ class Train(TrainingFields):
 
 def load(spec: str, seed: int, smoke: bool) -> Data:
     """The data set; in a smoke run with 200 test samples at most."""
+    if not 0 <= seed < 2**63:
+        raise InputError("`--seed` must be at least 0 and below 2⁶³.", got=seed)
     data = datasets.load(spec, seed)
     if smoke and len(data.test) > 200:
         data = replace(data, test=data.test.subset(torch.arange(200)))
@@ -91,8 +93,8 @@ def parts(data: Data, validation: float, per_class: int, seed: int) -> tuple[dat
     """
     if per_class < 0:
         raise InputError("`--per-class` must be at least 0, where 0 takes all.", got=per_class)
-    if validation < 0:
-        raise InputError("`--validation` must be at least 0, where 0 holds nothing out.", got=validation)
+    if not (0 <= validation < 1 or (validation > 0 and float(validation).is_integer())):
+        raise InputError("`--validation` must be a share below 1 or a whole number.", got=validation, do="0 holds none.")
     split, held = data.train, None
     if validation:
         amount = validation if validation < 1 else int(validation)

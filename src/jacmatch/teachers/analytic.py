@@ -7,7 +7,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacmatch.errors import InputError, UnsupportedError
-from jacmatch.teachers.base import Answer, Question, pull_readout, push_readout, values_of
+from jacmatch.jacobian import differences
+from jacmatch.teachers.base import (
+    Answer,
+    Question,
+    checked_outputs,
+    fitting_tangents,
+    frozen_pass,
+    pull_readout,
+    push_readout,
+    values_of,
+)
 
 
 class AnalyticTeacher:
@@ -36,11 +46,11 @@ class AnalyticTeacher:
         self.jacobian = jacobian
 
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
-        """The outputs at x, and the products asked for.
+        """The outputs at x, and the products asked for; antithetic differences where a step is given.
 
         Raises:
-            InputError: the Jacobian has not the shape (B, K, *input).
-            UnsupportedError: features, or antithetic differences of a given step, are asked for.
+            InputError: outputs, Jacobian or directions have a wrong shape.
+            UnsupportedError: features are asked for.
         """
         question = question or Question()
         if question.layers or question.readout.layers:
@@ -48,22 +58,34 @@ class AnalyticTeacher:
                 "The teacher must answer features; AnalyticTeacher has outputs only. Use a readout of the outputs."
             )
         x = x.detach()
-        with torch.no_grad():
-            outputs = self.function(x.clone()).to(x.dtype)
-            if question.cotangents is None and question.tangents is None:
-                return Answer(outputs, values_of(question, outputs))
-            j = self.jacobian(x.clone()).to(x.dtype)
-            if j.shape != (*outputs.shape, *x.shape[1:]):
-                raise InputError(
-                    f"`jacobian` of `AnalyticTeacher` must return the shape {(*outputs.shape, *x.shape[1:])}.",
-                    got=f"shape {tuple(j.shape)}",
-                    do="The order is batch, outputs, input.",
-                )
+        with frozen_pass(x):
+            outputs = self._outputs(x)
             if question.cotangents is not None:
                 values, w, v = pull_readout(question, outputs)
-                rows = torch.einsum("pbk,bki->pbi", w, j.flatten(2))
+                rows = torch.einsum("pbk,bki->pbi", w, self._matrix(x, outputs))
                 return Answer(outputs, values, rows.view(len(w), *x.shape), cotangents=v)
-            assert question.tangents is not None
-            jv = torch.einsum("bki,pbi->pbk", j.flatten(2), question.tangents.to(x.dtype).flatten(2))
+            if question.tangents is None:
+                return Answer(outputs, values_of(question, outputs))
+            tangents = fitting_tangents(question, x)
+            if question.step is not None:
+                pairs = differences.central(
+                    lambda z: values_of(question, self._outputs(z)), x, tangents, step=question.step
+                )
+                return Answer(outputs, values_of(question, outputs), pairs)
+            jv = torch.einsum("bki,pbi->pbk", self._matrix(x, outputs), tangents.flatten(2))
             values, products = push_readout(question, outputs, jv)
             return Answer(outputs, values, products)
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        return checked_outputs("AnalyticTeacher", self.function(x.clone()), x, "Add the axis of outputs.")
+
+    def _matrix(self, x: Tensor, outputs: Tensor) -> Float[Tensor, "batch out entry"]:
+        j = self.jacobian(x.clone())
+        wanted = (*outputs.shape, *x.shape[1:])
+        if not isinstance(j, Tensor) or j.shape != wanted:
+            raise InputError(
+                f"`jacobian` of `AnalyticTeacher` must return the shape {wanted}.",
+                got=f"shape {tuple(j.shape)}" if isinstance(j, Tensor) else type(j).__name__,
+                do="The order is batch, outputs, input.",
+            )
+        return j.detach().to(x).flatten(2)

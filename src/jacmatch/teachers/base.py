@@ -1,12 +1,15 @@
 """What a teacher is: a frozen function that answers about itself, once for each batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from jacmatch.errors import InputError
 from jacmatch.jacobian import Context, Logits, Readout, pull, push
 
 Cotangents = Tensor | Callable[[Tensor], Tensor]
@@ -23,6 +26,9 @@ class Question:
         step: Length h where Jv shall be an antithetic difference.
         layers: Dotted paths of features to return.
         labels: Labels, for readouts that need them.
+
+    Raises:
+        InputError: both cotangents and tangents are given.
     """
 
     readout: Readout = field(default_factory=Logits)
@@ -31,6 +37,12 @@ class Question:
     step: float | None = None
     layers: tuple[str, ...] = ()
     labels: Shaped[Tensor, "batch *out"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.cotangents is not None and self.tangents is not None:
+            raise InputError(
+                "`Question` must have `cotangents` (for vᵀJ) or `tangents` (for Jv), not both.", do="Ask twice."
+            )
 
 
 @dataclass(frozen=True)
@@ -85,11 +97,50 @@ class Own:
         return self.readout(outputs, features, replace(context, teacher_outputs=outputs.detach()))
 
 
+@contextmanager
+def frozen_pass(x: Tensor) -> Iterator[None]:
+    """Within the context nothing is recorded, and autocast does not lower the precision of what a teacher says."""
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        yield
+
+
+def fitting_tangents(question: Question, x: Tensor) -> Tensor:
+    """The directions of a question, in the type of x.
+
+    Raises:
+        InputError: they are not shaped (P, B, *input); torch would broadcast them.
+    """
+    assert question.tangents is not None
+    tangents = question.tangents
+    if tangents.shape[1:] != x.shape:
+        raise InputError(
+            f"`tangents` of `Question` must have the shape (probes, *{tuple(x.shape)}).",
+            got=f"shape {tuple(tangents.shape)}",
+            do="One direction for each sample.",
+        )
+    return tangents.detach().to(x)
+
+
+def checked_outputs(teacher: str, given: object, x: Tensor, do: str) -> Tensor:
+    """What a teacher's function returned, with the type and on the device of x.
+
+    Raises:
+        InputError: it is no tensor (B, K).
+    """
+    if not isinstance(given, Tensor) or given.dim() != 2 or len(given) != len(x):
+        raise InputError(
+            f"`function` of `{teacher}` must return outputs ({len(x)}, K) for {len(x)} samples.",
+            got=f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__,
+            do=do,
+        )
+    return given.detach().to(x)
+
+
 def kept(cotangents: Cotangents, used: list[Tensor]) -> Callable[[Tensor], Tensor]:
     """The cotangents as a function that also puts into `used` what it returned."""
 
     def make(values: Tensor) -> Tensor:
-        used.append(cotangents(values) if callable(cotangents) else cotangents)
+        used.append((cotangents(values) if callable(cotangents) else cotangents).detach())
         return used[-1]
 
     return make

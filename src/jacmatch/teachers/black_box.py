@@ -10,7 +10,14 @@ from torch import Tensor
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import differences
-from jacmatch.teachers.base import Answer, Question, values_of
+from jacmatch.teachers.base import (
+    Answer,
+    Question,
+    checked_outputs,
+    fitting_tangents,
+    frozen_pass,
+    values_of,
+)
 
 
 class BlackBoxTeacher:
@@ -54,6 +61,7 @@ class BlackBoxTeacher:
         """The outputs at x, and Jv where it is asked.
 
         Raises:
+            InputError: outputs or directions have a wrong shape.
             UnsupportedError: vᵀJ or features are asked for.
         """
         question = question or Question()
@@ -66,12 +74,14 @@ class BlackBoxTeacher:
             raise UnsupportedError(
                 "The teacher must answer features; BlackBoxTeacher has outputs only. Use a readout of the outputs."
             )
-        with torch.no_grad():
-            outputs = self._outputs(x.detach())
+        x = x.detach()
+        with frozen_pass(x):
+            outputs = self._outputs(x)
             products = None
             if question.tangents is not None:
+                tangents = fitting_tangents(question, x)
                 products = differences.central(
-                    lambda z: values_of(question, self._outputs(z)), x.detach(), question.tangents, step=question.step
+                    lambda z: values_of(question, self._outputs(z)), x, tangents, step=question.step
                 )
             return Answer(outputs, values_of(question, outputs), products)
 
@@ -80,13 +90,9 @@ class BlackBoxTeacher:
         return torch.cat([self._call(part) for part in parts])
 
     def _call(self, x: Tensor) -> Tensor:
-        y = self.function(x.cpu().numpy() if self.arrays == "numpy" else x.clone())
-        outputs = torch.from_numpy(np.asarray(y)) if self.arrays == "numpy" else y
-        if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != len(x):
-            got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise InputError(
-                f"`function` of `BlackBoxTeacher` must return outputs ({len(x)}, K) for {len(x)} samples.",
-                got=got,
-                do="Add the axis of outputs, or set arrays='numpy'.",
-            )
-        return outputs.detach().to(x.device, x.dtype)
+        # Copies on both sides: the function may write into its argument, and torch cannot wrap every array.
+        given: object = self.function(x.clone() if self.arrays == "torch" else x.numpy(force=True).copy())
+        if self.arrays == "numpy":
+            array = np.array(given, order="C")
+            given = torch.from_numpy(array) if array.dtype.kind in "fiub" else array
+        return checked_outputs("BlackBoxTeacher", given, x, "Add the axis of outputs; arrays='numpy' is for NumPy.")

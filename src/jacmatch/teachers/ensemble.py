@@ -8,8 +8,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacmatch.errors import InputError, UnsupportedError
-from jacmatch.jacobian import Logits
-from jacmatch.teachers.base import Answer, Question, Teacher, pull_readout, push_readout, values_of
+from jacmatch.jacobian import Logits, differences
+from jacmatch.teachers.base import (
+    Answer,
+    Question,
+    Teacher,
+    fitting_tangents,
+    frozen_pass,
+    pull_readout,
+    push_readout,
+    values_of,
+)
 
 
 class EnsembleTeacher:
@@ -22,7 +31,7 @@ class EnsembleTeacher:
         teachers: At least one, all with the same number of outputs.
 
     Raises:
-        InputError: there is no teacher.
+        InputError: there is no teacher, or a member is none.
 
     Example:
         >>> from jacmatch.teachers.module import ModuleTeacher
@@ -35,6 +44,13 @@ class EnsembleTeacher:
     def __init__(self, teachers: Sequence[Teacher]) -> None:
         if not teachers:
             raise InputError("`teachers` of `EnsembleTeacher` must not be empty.")
+        for teacher in teachers:
+            if not isinstance(teacher, Teacher):
+                raise InputError(
+                    "Each of `teachers` of `EnsembleTeacher` must be a teacher.",
+                    got=type(teacher).__name__,
+                    do="Wrap a network into ModuleTeacher.",
+                )
         self.teachers = tuple(teachers)
 
     @property
@@ -54,16 +70,30 @@ class EnsembleTeacher:
             raise UnsupportedError(
                 "Features are those of one network; EnsembleTeacher has outputs only. Use a readout of the outputs."
             )
-        plain = replace(question, readout=Logits(), cotangents=None)
-        outputs, pushed = self._mean(x, plain)
-        if question.cotangents is not None:
-            values, w, v = pull_readout(question, outputs)
-            _, rows = self._mean(x, Question(cotangents=w))
-            return Answer(outputs, values, rows, cotangents=v)
-        if pushed is not None:
-            values, products = push_readout(question, outputs, pushed)
-            return Answer(outputs, values, products)
-        return Answer(outputs, values_of(question, outputs))
+        x = x.detach()
+        with frozen_pass(x):
+            if question.step is not None and question.tangents is not None:
+                return self._differences(x, question)
+            outputs, pushed = self._mean(x, replace(question, readout=Logits(), cotangents=None))
+            if question.cotangents is not None:
+                values, w, v = pull_readout(question, outputs)
+                _, rows = self._mean(x, Question(cotangents=w))
+                return Answer(outputs, values, rows, cotangents=v)
+            if pushed is not None:
+                values, products = push_readout(question, outputs, pushed)
+                return Answer(outputs, values, products)
+            return Answer(outputs, values_of(question, outputs))
+
+    def _differences(self, x: Tensor, question: Question) -> Answer:
+        """Antithetic differences of the readout of the mean; that of the members' differences is another number."""
+        outputs, _ = self._mean(x, Question())
+        products = differences.central(
+            lambda z: values_of(question, self._mean(z, Question())[0]),
+            x,
+            fitting_tangents(question, x),
+            step=question.step,
+        )
+        return Answer(outputs, values_of(question, outputs), products)
 
     def _mean(self, x: Tensor, question: Question) -> tuple[Tensor, Tensor | None]:
         answers = [teacher.answer(x, question) for teacher in self.teachers]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError
 from jacmatch.jacobian import Context, pull, push, run
-from jacmatch.teachers.base import Answer, Own, Question, kept
+from jacmatch.teachers.base import Answer, Own, Question, fitting_tangents, frozen_pass, kept
 
 
 class ModuleTeacher:
@@ -55,12 +55,12 @@ class ModuleTeacher:
         z = x.detach().to(like.dtype)
         readout, context = Own(question.readout), Context(labels=question.labels)
         used: list[Tensor] = []
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with frozen_pass(x):
             if question.cotangents is not None:
                 v = kept(question.cotangents, used)
                 result = pull(module, z, v, readout=readout, context=context, layers=question.layers)
             elif question.tangents is not None:
-                tangents = question.tangents.to(like.dtype)
+                tangents = fitting_tangents(question, z)
                 result = push(
                     module, z, tangents, readout=readout, context=context, layers=question.layers, step=question.step
                 )

@@ -11,12 +11,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.runs.files import disk
 from jacmatch.version import __version__
 
-# Here, and not read from the recipes, so that `jacmatch --help` need not import torch; a test holds the two equal.
+# Here, and not read from the recipes, whose import takes seconds (Lightning Fabric); a test holds the two equal.
 VERBS = {
     "distill": "teacher → student by values and slopes; with no options: the embedded digits, in about a minute",
     "train": "one network from labels: a teacher, or a baseline",
@@ -81,7 +82,8 @@ class _Job:
     traceback: bool
     out: Path | None = None
     numbered: bool = False  # --out was left out, and a folder was chosen
-    before: Literal["absent", "empty", "filled"] = "filled"  # the run folder
+    fresh: bool = False  # the run folder was absent or empty before
+    made: Sequence[Path] = ()  # the run folder and its parents, those that were not there before
 
     def run(self, verb: str, words: Sequence[str]) -> int:
         """Does what the words say, and prints what came of it."""
@@ -90,7 +92,7 @@ class _Job:
             what = "flag" if verb.startswith("-") else "verb"
             nearest = f"Nearest: {', '.join(near)}. " if near else ""
             raise InputError(f"unknown {what} {verb}.", do=f"{nearest}Verbs: {', '.join(VERBS)}. See jacmatch --help.")
-        # These bring torch and tyro, which takes seconds: not before they are needed.
+        # Slow to import, so not before they are needed.
         from jacmatch.cli import flags, settings, summary
         from jacmatch.recipes import RECIPES
 
@@ -101,10 +103,9 @@ class _Job:
         if hasattr(job, "out"):
             self.numbered = job.out is None
             self.out = job.folder(verb)
-            if not self.out.exists():
-                self.before = "absent"
-            elif self.out.is_dir() and not any(self.out.iterdir()):
-                self.before = "empty"
+            with disk(self.out):
+                self.made = [path for path in (self.out, *self.out.parents) if not path.exists()]
+                self.fresh = bool(self.made) or (self.out.is_dir() and not any(self.out.iterdir()))
             job = dataclasses.replace(job, out=self.out)
         with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
             result = job.run()
@@ -125,10 +126,13 @@ class _Job:
         A folder that this command made and that holds nothing to go on from is removed: nothing is half written.
         """
         if self.out is None or not any(self.out.rglob("checkpoint.pt")):
-            if self.out is not None and self.before != "filled":
-                shutil.rmtree(self.out, ignore_errors=True)
-                if self.before == "empty":
-                    self.out.mkdir()
+            if self.out is not None and self.fresh:
+                with contextlib.suppress(OSError):  # of rmdir: another job has put its run beside
+                    shutil.rmtree(self.out)
+                    if not self.made:
+                        self.out.mkdir()
+                    for parent in self.made[1:]:
+                        parent.rmdir()
             return "No run folder was written."
         again = f"the same command with --out {self.out}" if self.numbered else "the same command"
         return f"What is done is kept in {self.out}: {again} goes on."

@@ -1,0 +1,128 @@
+"""What every model of this package takes: outputs, the shape of a sample, and the scaling of its raw input.
+
+A model is built as ``f(outputs, shape, mean, std)`` and maps *raw* inputs (images in [0, 1]) to `outputs` numbers. It
+scales the raw input itself, by its buffers `mean` and `std`: two models with different preprocessing then have
+Jacobians with respect to the same input, which is what makes them comparable.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jacmatch.errors import InputError
+
+Shape = tuple[int, ...]
+"""The shape of one sample: (channels, height, width) of an image, (features,) of a vector."""
+Statistics = Sequence[float] | None
+"""One number per channel, or one for all; None leaves the input as it is."""
+
+
+class Normalized(nn.Module):
+    """A network of another library on raw inputs: outputs of `network` at (x − mean)/std."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, shape: Shape, mean: Statistics = None, std: Statistics = None) -> None:
+        """Wraps the network.
+
+        Args:
+            network: Takes normalised inputs.
+            shape: Shape of one sample.
+            mean: Subtracted from the raw input, per channel or one for all.
+            std: Divides the difference, above 0.
+        """
+        super().__init__()
+        self.shape = tuple(shape)
+        mean_buffer, std_buffer = statistics("Normalized", shape, mean, std)
+        self.register_buffer("mean", mean_buffer)
+        self.register_buffer("std", std_buffer)
+        self.network = network
+
+    def forward(self, x: Float[Tensor, "batch *input"]) -> Any:
+        """What the network returns for the normalised inputs."""
+        return self.network(standardized(self, x))
+
+
+def check_sizes(caller: str, outputs: int, shape: Shape) -> None:
+    """Nothing, if a model can have these outputs and this sample shape.
+
+    Raises:
+        InputError: If `outputs` or an entry of `shape` is below 1, or `shape` is empty.
+    """
+    if outputs < 1:
+        raise InputError(f"`outputs` of `{caller}` must be at least 1.", got=outputs)
+    if not shape or any(side < 1 for side in shape):
+        raise InputError(f"`shape` of `{caller}` must have at least one axis, each of at least 1.", got=shape)
+
+
+def statistics(
+    caller: str, shape: Shape, mean: Statistics, std: Statistics
+) -> tuple[Float[Tensor, "1 *channel"], Float[Tensor, "1 *channel"]]:
+    """The buffers `mean` and `std`, one entry per channel (first axis of `shape`), broadcastable over batch and pixels.
+
+    Raises:
+        InputError: If there is neither one number nor one per channel, one is not finite, or an `std` is not above 0.
+    """
+    channels = shape[0]
+    buffers = []
+    for name, values, neutral in (("mean", mean, 0.0), ("std", std, 1.0)):
+        entries = [neutral] if values is None else [float(value) for value in values]
+        if len(entries) not in {1, channels}:
+            raise InputError(
+                f"`{name}` of `{caller}` must have one number, or one for each of the {channels} channels of `shape`.",
+                got=f"{len(entries)} numbers",
+            )
+        if not all(math.isfinite(entry) and (name == "mean" or entry > 0) for entry in entries):
+            raise InputError(
+                f"`{name}` of `{caller}` must be finite{'' if name == 'mean' else ' and above 0'}.",
+                got=tuple(entries),
+                do="" if name == "mean" else "For a channel that never varies give 1.",
+            )
+        buffer = torch.tensor(entries).expand(channels).reshape(1, channels, *[1] * (len(shape) - 1))
+        buffers.append(buffer.contiguous())
+    return buffers[0], buffers[1]
+
+
+def standardized(model: nn.Module, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch *input"]:
+    """(x − mean)/std with the model's own buffers.
+
+    Raises:
+        InputError: If a sample has not the shape that the model was built for; a grey image would otherwise be
+            broadcast silently to the three channels of `mean`.
+    """
+    expected = model.shape
+    if tuple(x.shape[1:]) != expected:
+        raise InputError(
+            f"The input of `{type(model).__name__}` must have samples of the shape it was built for, {expected}.",
+            got=tuple(x.shape[1:]),
+            do="Build the model with the `shape` of this data.",
+        )
+    return (x - model.mean) / model.std  # type: ignore[operator]
+
+
+def check_image(caller: str, shape: Shape, halvings: int) -> None:
+    """Nothing, if a convolutional network that halves the image this often before a 3×3 convolution can take it.
+
+    The rule: every 3×3 convolution sees at least two pixels a side, n > 2^halvings with sizes rounded up. On a single
+    pixel eight of its nine weights would only ever meet the padding: counted as parameters, never trained.
+
+    Raises:
+        InputError: If `shape` is not (channels, height, width) or the image is too small.
+    """
+    if len(shape) != 3:
+        raise InputError(
+            f"`shape` of `{caller}` must be (channels, height, width).", got=shape, do="For vectors use `mlp`."
+        )
+    least = 2**halvings + 1
+    if min(shape[1:]) < least:
+        raise InputError(
+            f"`shape` of `{caller}` must have at least {least} pixels a side: it halves the image {halvings} times "
+            "before its last 3×3 convolution.",
+            got=shape,
+            do="For 8×8 images take `vgg4`, `cnn5`, `cnn3` or a ResNet, for smaller ones `vgg:LAYOUT` or `mlp`.",
+        )

@@ -1,0 +1,79 @@
+"""One file differentiates, one file trains: everything else only composes functions."""
+
+import ast
+
+import pytest
+
+from . import source
+
+DIFFERENTIATES = "src/jacmatch/jacobian/engines.py"
+TRAINS = "src/jacmatch/training/engine.py"
+DEFINES_A_RULE = "src/jacmatch/jacobian/modules.py"
+
+OF_FUNC = ("vjp", "jvp", "grad", "grad_and_value", "jacrev", "jacfwd", "hessian", "linearize", "vmap")
+
+
+def differentiations(module: ast.Module) -> list[str]:
+    """Names of torch.autograd and torch.func that take a derivative, and calls of `backward`."""
+    found = []
+    for node in ast.walk(module):
+        name = source.dotted(node) if isinstance(node, ast.Attribute) else ""
+        if name.startswith("torch.autograd") and name.count(".") == 2:
+            found.append(name)
+        if name.startswith("torch.func.") and name.split(".")[2] in OF_FUNC:
+            found.append(name)
+        if name.endswith((".backward", "forward_ad.dual_level", "forward_ad.make_dual")):
+            found.append(name)
+        if isinstance(node, ast.ImportFrom) and node.module in {
+            "torch.func",
+            "torch.autograd",
+            "torch.autograd.functional",
+        }:
+            found += [f"{node.module}.{alias.name}" for alias in node.names if alias.name != "functional_call"]
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.startswith(("torch.autograd", "torch.func"))]
+    return found
+
+
+def steps(module: ast.Module) -> list[str]:
+    """Calls of a method `step` with an optimiser, a scaler or the like before it, and optimisers that are built."""
+    calls = [source.dotted(node.func) for node in ast.walk(module) if isinstance(node, ast.Call)]
+    return [name for name in calls if name.endswith("optimizer.step") or name.startswith(("torch.optim.", "optim."))]
+
+
+def test_only_the_engines_differentiate():
+    found = {source.name(path): set(differentiations(source.tree(path))) for path in source.files("src")}
+    assert {"torch.autograd.grad", "torch.func.jvp"} <= found.pop(DIFFERENTIATES)
+    assert found.pop(TRAINS) == {"state.fabric.backward"}
+    assert found.pop(DEFINES_A_RULE) <= {"torch.autograd.Function"}
+    assert not {name: calls for name, calls in found.items() if calls}
+
+
+def test_only_the_training_loop_steps_an_optimizer():
+    assert [source.name(path) for path in source.files("src") if steps(source.tree(path))] == [TRAINS]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.autograd.grad(y, x)",
+        "(row,) = torch.autograd.grad(y, x)",
+        "torch.autograd.functional.jacobian(f, x)",
+        "torch.func.jacrev(f)(x)",
+        "loss.backward()",
+        "terms['loss'].backward()",
+        "from torch.func import vjp",
+        "from torch.autograd import grad",
+        "import torch.autograd.functional as F",
+        "torch.autograd.forward_ad.make_dual(x, v)",
+    ],
+)
+def test_the_search_finds_a_derivative(line):
+    assert differentiations(ast.parse(line))
+
+
+def test_the_search_finds_a_step():
+    assert steps(ast.parse("optimizer.step()"))
+    assert steps(ast.parse("self.optimizer.step(closure)"))
+    assert not steps(ast.parse("scheduler.step"))
+    assert not differentiations(ast.parse("from torch.func import functional_call"))

@@ -1,0 +1,262 @@
+"""Each readout is what its formula says, and its derivative is right in every engine."""
+
+import dataclasses
+import importlib
+import math
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from jacmatch.errors import InputError
+from jacmatch.jacobian import (
+    READOUTS,
+    AttentionPixel,
+    Context,
+    LabelLogit,
+    Logits,
+    LogProbabilities,
+    Loss,
+    PooledFeatures,
+    Products,
+    Readout,
+    TopLogit,
+    pull,
+    push,
+    run,
+)
+
+from . import reference
+from .ways import every_way, go
+
+LABELS = torch.tensor([2, 0, 1])
+MIXED = torch.tensor([[0.3, 0.0, 0.7], [1.0, 0.0, 0.0], [0.2, 0.5, 0.3]], dtype=torch.float64)
+TEACHER = torch.tensor([[0.1, 0.9, 0.0], [5.0, 1.0, 2.0], [-3.0, -2.0, -1.0]], dtype=torch.float64)
+PIXELS = torch.tensor([3, 0, 2])
+X = torch.randn(3, 2, 6, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def network() -> nn.Sequential:
+    """Features (B, 3, 5, 5) at layer "0", overwritten by an activation, and (B, 4, 2, 2) at "2"."""
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 2),
+        nn.Hardtanh(-100, 100, inplace=True),
+        nn.Conv2d(3, 4, 2, stride=2),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    ).double()
+
+
+CASES: dict[str, tuple[Readout, Context]] = {
+    "logits": (Logits(), Context()),
+    "log-probabilities": (LogProbabilities(), Context()),
+    "log-probabilities-warm": (LogProbabilities(temperature=3.0), Context()),
+    "label-logit": (LabelLogit(), Context(labels=LABELS)),
+    "label-logit-mixed": (LabelLogit(), Context(labels=MIXED)),
+    "top-logit": (TopLogit(), Context(teacher_outputs=TEACHER)),
+    "loss": (Loss(), Context(labels=LABELS)),
+    "loss-mixed": (Loss(), Context(labels=MIXED)),
+    "attention-pixel": (AttentionPixel("2"), Context(pixels=PIXELS)),
+    "attention-pixel-power": (AttentionPixel("0", p=4.0, size=2), Context(pixels=PIXELS)),
+    "attention-pixel-own": (AttentionPixel("0", size=2), Context()),
+    "pooled-features": (PooledFeatures("2"), Context()),
+    "pooled-features-windows": (PooledFeatures("0", size=2), Context()),
+}
+each = pytest.mark.parametrize("name", CASES)
+
+
+def softened(y: list[float], temperature: float = 1.0) -> list[float]:
+    """log softmax(y / τ)."""
+    total = math.log(math.fsum(math.exp(value / temperature) for value in y))
+    return [value / temperature - total for value in y]
+
+
+def pooled(z: Tensor, size: int) -> Tensor:
+    """The mean over size × size windows of (C, H, W), with window edges at ⌊iH/size⌋ and ⌈(i+1)H/size⌉."""
+    height, width = z.shape[1:]
+    means = torch.zeros(len(z), size, size, dtype=z.dtype)
+    for i in range(size):
+        for j in range(size):
+            rows = slice(i * height // size, math.ceil((i + 1) * height / size))
+            columns = slice(j * width // size, math.ceil((j + 1) * width / size))
+            means[:, i, j] = z[:, rows, columns].mean((1, 2))
+    return means
+
+
+def by_definition(name: str, y: Tensor, features: dict[str, Tensor], sample: int) -> list[float]:
+    """The values of one sample, by loops."""
+    outputs = y[sample].tolist()
+    mixture = MIXED[sample].tolist()
+    label = int(LABELS[sample])
+    if name.startswith("log-probabilities"):
+        return softened(outputs, 3.0 if name.endswith("warm") else 1.0)
+    if name.startswith("attention-pixel"):
+        readout = CASES[name][0]
+        z = features[readout.layer][sample]
+        attention = sum(channel.abs() ** readout.p for channel in z)
+        attention = pooled(attention[None], readout.size)[0] if readout.size else attention
+        flat = attention.flatten().tolist()
+        return [max(flat)] if name.endswith("own") else [flat[int(PIXELS[sample])]]
+    return {
+        "logits": lambda: outputs,
+        "label-logit": lambda: [outputs[label]],
+        "label-logit-mixed": lambda: [math.fsum(p * value for p, value in zip(mixture, outputs, strict=True))],
+        "top-logit": lambda: [outputs[[1, 0, 2][sample]]],
+        "loss": lambda: [-softened(outputs)[label]],
+        "loss-mixed": lambda: [-math.fsum(p * value for p, value in zip(mixture, softened(outputs), strict=True))],
+        "pooled-features": lambda: features["2"][sample].mean((1, 2)).tolist(),
+        "pooled-features-windows": lambda: pooled(features["0"][sample], 2).flatten().tolist(),
+    }[name]()
+
+
+@each
+def test_values_are_those_of_the_definition(name):
+    readout, context = CASES[name]
+    module = network()
+    with torch.no_grad():
+        outputs, features = run(module, X, ("0", "2"))
+        values = readout(outputs, features, context)
+    expected = torch.tensor([by_definition(name, outputs, features, sample) for sample in range(3)]).double()
+    torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-6)
+    assert values.shape == (3, expected.shape[1])
+    assert isinstance(readout, Readout)
+
+
+@each
+def test_derivatives_are_those_of_the_definition(name):
+    """vᵀJ and Jv in each engine, the values they come with, and the parameter gradient of a loss on each."""
+    readout, context = CASES[name]
+    module = network()
+
+    def function(x: Tensor) -> Tensor:
+        outputs, features = run(module, x, readout.layers)
+        return readout(outputs, features, context)
+
+    y = reference.values(function, X)
+    v, u = torch.randn(2, *X.shape, dtype=torch.float64), torch.randn(2, *y.shape, dtype=torch.float64)
+    weight = module[0].weight
+    moves = [reference.sketch(weight, 2, torch.Generator().manual_seed(3))]
+
+    def assert_right(result: Products, products, directions: Tensor, tolerance: float) -> None:
+        expected = products(function, X, directions)
+        assert result.products.shape == expected.shape
+        assert (result.products.detach() - expected).norm() <= tolerance * expected.norm()
+        torch.testing.assert_close(result.values.detach(), y, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(result.outputs, module(X), rtol=1e-12, atol=1e-12)
+        (gradient,) = torch.autograd.grad(result.products.square().sum(), weight)
+        (slopes,) = reference.parameter_slopes(
+            lambda: products(function, X, directions).square().sum()[None], [weight], moves
+        )
+        assert (moves[0].flatten(1) @ gradient.flatten() - slopes[:, 0]).norm() <= 1e-6 * slopes.norm()
+
+    rows = pull(module, X, u, readout=readout, context=context)
+    assert_right(rows, reference.rows_by_backward, u, 1e-9)
+    for engine, tolerance in (("forward", 1e-9), ("reverse", 1e-9), ("differences", 1e-8)):
+        columns = push(module, X, v, readout=readout, context=context, engine=engine)
+        assert_right(columns, reference.jvp, v, tolerance)
+        left, right = (rows.products * v).sum(), (u * columns.products).sum()  # uᵀ(Jv) = (uᵀJ)v
+        torch.testing.assert_close(left, right, rtol=1e-7, atol=1e-9)
+
+
+def test_the_top_class_is_the_teachers_and_never_the_students():
+    student = torch.tensor([[9.0, 1.0, 2.0]])
+    teacher = torch.tensor([[0.0, 1.0, 0.5]])
+    assert float(TopLogit()(student, {}, Context(teacher_outputs=teacher))) == 1.0
+    with pytest.raises(InputError, match="`TopLogit` needs `teacher_outputs`"):
+        TopLogit()(student, {}, Context(labels=torch.tensor([0])))
+
+
+def test_the_largest_pixel_is_that_of_the_pooled_map():
+    readout = AttentionPixel("z", p=1.5, size=2)
+    z = torch.randn(3, 4, 5, 7, generator=torch.Generator().manual_seed(0))
+    maps = [pooled((sample.abs() ** 1.5).sum(0)[None], 2).flatten().tolist() for sample in z]
+    assert readout.largest({"z": z}).tolist() == [one.index(max(one)) for one in maps]
+    torch.testing.assert_close(
+        readout(torch.zeros(3, 1), {"z": z}, Context()), torch.tensor([[max(one)] for one in maps])
+    )
+
+
+def test_pooling_commutes_with_the_derivative():
+    """The slope of the pooled map's pixel is the mean of the slopes of the pixels that it pools."""
+    readout, whole = AttentionPixel("2", size=1), AttentionPixel("2")
+    module, v = network(), torch.randn(1, *X.shape, dtype=torch.float64)
+    first = Context(pixels=torch.zeros(3, dtype=torch.int64))
+    pooled_slope = push(module, X, v, readout=readout, context=first).products
+    slopes = [
+        push(module, X, v, readout=whole, context=Context(pixels=torch.full((3,), pixel))).products
+        for pixel in range(4)
+    ]
+    torch.testing.assert_close(pooled_slope, torch.stack(slopes).mean(0), rtol=1e-12, atol=1e-12)
+
+
+def test_an_attention_map_at_zero_has_a_derivative():
+    """Dead channels are the rule after ReLU."""
+    module = nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU()).double()
+    with torch.no_grad():
+        module[0].bias.fill_(-100)
+    context = Context(pixels=torch.zeros(3, dtype=torch.int64))
+    result = pull(module, X, torch.ones(1, 3, 1, dtype=X.dtype), readout=AttentionPixel("1"), context=context)
+    assert not result.products.any()
+    (gradient,) = torch.autograd.grad(result.products.square().sum(), module[0].weight)
+    assert not gradient.any()
+
+
+def test_readout_and_extra_layers_together():
+    result = pull(network(), X, torch.ones(1, 3, 4, dtype=X.dtype), readout=PooledFeatures("2"), layers=("0", "2"))
+    assert set(result.features) == {"0", "2"}
+    torch.testing.assert_close(result.values, result.features["2"].mean((2, 3)), rtol=1e-12, atol=1e-12)
+
+
+REFUSED = {
+    "labels": (
+        LabelLogit(),
+        Context(),
+        "`LabelLogit` needs `labels` in its context. Got None. Pass Context(labels=...).",
+    ),
+    "teacher": (
+        TopLogit(),
+        Context(),
+        "`TopLogit` needs `teacher_outputs` in its context. Got None. Pass Context(teach",
+    ),
+    "loss": (Loss(), Context(), "`Loss` needs `labels` in its context. Got None."),
+    "pixel": (
+        AttentionPixel("5"),
+        Context(),
+        "Layer '5' must return features (batch, channel, height, width). Got shape",
+    ),
+    "pooled": (
+        PooledFeatures("5"),
+        Context(),
+        "(batch, channel, height, width). Got shape (3, 3). Name a convolutional",
+    ),
+    "unknown": (PooledFeatures("7"), Context(), "The layer of a readout must be a known name. Got '7'."),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@every_way
+def test_what_a_readout_lacks_is_named(name, way):
+    readout, context, message = REFUSED[name]
+    with pytest.raises(InputError, match=re.escape(message)):
+        go(way, network(), X, readout=readout, context=context)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_a_temperature_must_be_positive(temperature):
+    with pytest.raises(InputError, match=r"`temperature` of `LogProbabilities` must be positive\. Got"):
+        LogProbabilities(temperature=temperature)
+
+
+def test_the_dictionary_names_every_readout():
+    package = importlib.import_module("jacmatch.jacobian")  # `jacmatch.jacobian` is a function
+    exported = {
+        value
+        for name in package.__all__
+        if dataclasses.is_dataclass(value := getattr(package, name)) and "layers" in dir(value) and callable(value)
+    }
+    assert set(READOUTS.values()) == exported
+    for name, readout in READOUTS.items():
+        assert name == re.sub(r"(?<!^)(?=[A-Z])", "-", readout.__name__).lower()

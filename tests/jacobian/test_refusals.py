@@ -1,0 +1,266 @@
+"""What cannot be done is refused, by an error that says what can; nothing is silently zero."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jacobian import jacobian, jvp, pull, push, vjp
+
+from . import reference
+
+X = torch.linspace(-1, 1, 6).double().view(2, 3)
+V = torch.linspace(1, 2, 6).double().view(2, 3)
+
+
+def linear() -> nn.Linear:
+    return nn.Linear(3, 3).double()
+
+
+def image() -> nn.Conv2d:
+    return nn.Conv2d(1, 2, 2).double()
+
+
+BAD = {
+    "integers-jvp": (
+        lambda: jvp(linear(), X.long(), V),
+        r"`x` of `jvp` must be of a floating-point type\. Got torch.int",
+    ),
+    "integers-vjp": (lambda: vjp(linear(), X.long(), V), r"`x` of `vjp` must be .* \(`from_embeddings`\)"),
+    "integers-jacobian": (
+        lambda: jacobian(linear(), X.byte()),
+        r"floating-point type\. Got torch.uint8\. Scale images",
+    ),
+    "tangents-shape": (lambda: jvp(linear(), X, V[:, :2]), r"`tangents` must have the shape .*2, 3\)\)\. Got shape"),
+    "tangents-of-one": (lambda: jvp(linear(), X, V[0]), r"`tangents` must have the shape .* Got shape \(3,\)"),
+    "tangents-batch": (
+        lambda: push(linear(), X, V),
+        r"`tangents` .* Got shape \(2, 3\)\. One direction for each sample",
+    ),
+    "cotangents-shape": (
+        lambda: vjp(linear(), X, V[:, :2]),
+        r"`cotangents` must have the shape .* Got shape \(1, 2, 2\)",
+    ),
+    "cotangents-deep": (lambda: vjp(linear(), X, V[None, None]), r"`cotangents` .* Got shape \(1, 1, 2, 3\)"),
+    "cotangents-made": (lambda: pull(linear(), X, lambda y: y), r"`cotangents` .* Got shape \(2, 3\)"),
+    "engine-unknown": (lambda: jvp(linear(), X, V, engine="foward"), r"`engine` must be .* Got 'foward'"),
+    "chunk-zero": (lambda: jacobian(linear(), X, chunk_size=0), r"`chunk_size` of `jacobian` .* at least 1\. Got 0"),
+    "chunk-negative": (lambda: jacobian(linear(), X, chunk_size=-2), r"`chunk_size` of `jacobian` .* Got -2"),
+    "step-forward": (
+        lambda: push(linear(), X, V[None], engine="forward", step=0.1),
+        r"`step` of `push` is for the engine 'differences'\. Got engine='forward'",
+    ),
+    "step-reverse": (
+        lambda: push(linear(), X, V[None], engine="reverse", step=0.1),
+        r"`step` of `push` is for the engine 'differences'\. Got engine='reverse'",
+    ),
+    "step-zero": (lambda: push(linear(), X, V[None], step=0.0), r"`step` of a difference must be .* Got 0\.0"),
+    "step-endless": (lambda: push(linear(), X, V[None], step=float("inf")), r"must be a positive number\. Got inf"),
+    "jacobian-of-an-image": (lambda: jacobian(image(), torch.ones(2, 1, 3, 3).double()), r"`jacobian`"),
+    "jacobian-of-numbers": (lambda: jacobian(lambda x: x.sum(1), X), r"`jacobian`"),
+}
+
+
+@pytest.mark.usefixtures("as_users_run")
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments(name):
+    call, message = BAD[name]
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_inference_mode():
+    module = linear()
+    with torch.inference_mode():
+        made_there = torch.ones(2, 3, dtype=torch.float64)
+        for call in (
+            lambda: jvp(module, X, V),
+            lambda: vjp(module, X, V),
+            lambda: jacobian(module, X),
+        ):
+            with pytest.raises(InputError, match=r"must not run under torch\.inference_mode.*Use torch\.no_grad\(\)"):
+                call()
+    with pytest.raises(InputError, match=r"inference_mode"):
+        vjp(module, made_there, V)
+
+
+class WithoutForwardMode(torch.autograd.Function):
+    """sin in the style that torch.func does not take."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * x.cos()
+
+
+class WithoutJvp(torch.autograd.Function):
+    """sin in the newer style, without `jvp`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * x.cos()
+
+
+class WithJvp(WithoutJvp):
+    """sin with everything."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        (x,) = ctx.saved_tensors
+        return tangent * x.cos()
+
+
+class OnceOnly(torch.autograd.Function):
+    """sin whose derivative has none."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * x.cos()
+
+
+@torch.library.custom_op("jacmatch_tests::sine", mutates_args=())
+def sine(x: Tensor) -> Tensor:
+    """sin as an operator of its own, with a backward pass and without a forward-mode rule."""
+    return torch.from_numpy(x.numpy(force=True).copy()).sin()
+
+
+def _keep(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+sine.register_autograd(lambda ctx, gradient: gradient * ctx.saved_tensors[0].cos(), setup_context=_keep)
+
+
+class Between(nn.Module):
+    """A function between two linear layers, alone or beside an identity."""
+
+    def __init__(self, function, beside: bool = False) -> None:
+        super().__init__()
+        self.first, self.function, self.last, self.beside = linear(), function, linear(), beside
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        return self.last(self.function(hidden) + (hidden if self.beside else 0))
+
+
+def assert_right(module: nn.Module, engine: str, used: str, tolerance: float = 1e-8) -> None:
+    result = push(module, X, V[None], engine=engine)
+    expected = reference.jvp(module, X, V[None])
+    assert result.engine == used
+    assert (result.products.detach() - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"), [(WithoutForwardMode, "setup_context"), (WithoutJvp, "must implement the jvp function")]
+)
+@pytest.mark.parametrize("probes", [1, 2])
+def test_a_function_without_a_forward_mode_derivative(function, reason, probes):
+    module = Between(function.apply)
+    with pytest.raises(UnsupportedError, match=rf"Engine 'forward' cannot.*{reason}.*Use engine='reverse'"):
+        push(module, X, V.expand(probes, -1, -1), engine="forward")
+    assert_right(module, "reverse", "reverse")
+    assert_right(module, "auto", "reverse")
+    assert_right(module, "differences", "differences")
+
+
+def test_a_function_with_a_forward_mode_derivative():
+    for engine in ("forward", "reverse", "differences"):
+        assert_right(Between(WithJvp.apply), engine, engine)
+    assert_right(Between(WithJvp.apply), "auto", "forward")
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
+def test_a_custom_operator_without_a_forward_mode_rule(beside):
+    """torch.func gives it a tangent of zeros, without a word."""
+    module = Between(sine, beside)
+    assert_right(module, "reverse", "reverse")
+    assert_right(module, "differences", "differences")
+    assert_right(module, "auto", "reverse")
+    with pytest.raises(UnsupportedError, match=r"'forward'.*'reverse'"):
+        push(module, X, V[None], engine="forward")
+
+
+def test_a_function_that_is_differentiable_once():
+    """vᵀJ is right, and PyTorch refuses to differentiate it; Jv by two backward passes is refused at once."""
+    module = Between(OnceOnly.apply)
+    row = vjp(module, X, V)[1]
+    expected = reference.rows_by_backward(module, X, V[None])[0]
+    torch.testing.assert_close(row.detach(), expected, rtol=1e-12, atol=1e-12)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        row.square().sum().backward()
+    with pytest.raises(UnsupportedError, match="engine='differences'"):
+        push(module, X, V[None], engine="reverse")
+    assert_right(module, "auto", "differences")
+
+
+def test_an_operation_that_neither_exact_engine_can_do():
+    centres = torch.eye(3).double()
+    module = Between(lambda hidden: torch.cdist(hidden, centres))
+    with pytest.raises(UnsupportedError, match=r"Engine 'forward' cannot.*_cdist_forward.*'reverse' or 'differences'"):
+        push(module, X, V[None], engine="forward")
+    with pytest.raises(UnsupportedError, match=r"Engine 'reverse' cannot.*_cdist_backward.*'differences'"):
+        push(module, X, V[None], engine="reverse")
+    assert_right(module, "auto", "differences")
+    with torch.no_grad():
+        row = vjp(module, X, V)[1]
+    torch.testing.assert_close(row, reference.rows_by_backward(module, X, V[None])[0], rtol=1e-12, atol=1e-12)
+
+
+DETACHED = {
+    "input": Between(lambda hidden: hidden.detach().sin()),
+    "output": lambda x: x.sin().detach(),
+    "numpy": lambda x: torch.from_numpy(x.numpy(force=True).copy()).sin(),
+}
+
+
+@pytest.mark.parametrize("name", DETACHED)
+def test_values_that_are_cut_off_from_the_input(name):
+    module = DETACHED[name]
+    for call in (
+        lambda: vjp(module, X, V),
+        lambda: jacobian(module, X),
+        lambda: jvp(module, X, V, engine="reverse"),
+    ):
+        with pytest.raises(UnsupportedError, match=r"do not depend on `x` .*engine='differences'"):
+            call()
+    with pytest.raises(UnsupportedError, match=r"differences"):
+        jvp(module, X, V, engine="forward")
+    assert_right(module, "differences", "differences")
+    assert_right(module, "auto", "differences")
+
+
+def test_a_true_zero_is_not_refused():
+    """Dead units have a derivative, and it is zero."""
+    module = Between(lambda hidden: (hidden - 100).relu())
+    for engine in ("auto", "forward", "reverse", "differences"):
+        assert not jvp(module, X, V, engine=engine)[1].any()
+    assert not vjp(module, X, V)[1].any()
+    assert not jacobian(module, X)[1].any()

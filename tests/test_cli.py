@@ -1,0 +1,375 @@
+"""The command line on tiny real jobs: every verb, `--json`, `--config`, the help, and what must not be imported."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pytest
+import tyro
+
+import jacmatch
+from jacmatch.cli import VERBS, flags, main, settings, summary, values
+from jacmatch.errors import InputError
+from jacmatch.recipes import RECIPES
+
+# PyTorch's own first use of forward mode compiles its decompositions with the deprecated torch.jit.script.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+TRAIN = ["train", "--model", "mlp:6", "--smoke"]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    return tmp_path_factory.mktemp("here")
+
+
+@pytest.fixture(scope="module")
+def data(here):
+    """Two classes of images in an archive: ink on the left or on the right."""
+    x = np.random.default_rng(0).random((60, 1, 6, 6), dtype=np.float32) / 4
+    y = np.arange(60) % 2
+    for row, label in enumerate(y):
+        x[row, :, :, 3 * label : 3 * label + 3] += 0.5
+    np.savez(here / "two.npz", x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:])
+    return f"npz:{here}/two.npz"
+
+
+@pytest.fixture(scope="module")
+def trained(here):
+    """A run folder with a tiny network trained on digits."""
+    assert main([*TRAIN, "--out", str(here / "trained")]) == 0
+    return here / "trained"
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path, monkeypatch, here):
+    monkeypatch.setenv("JACMATCH_CACHE", str(here / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def result_of(words, capsys):
+    """What `--json` prints, after comparing it with result.json."""
+    capsys.readouterr()
+    assert main([*map(str, words), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    result = json.loads(out)
+    if "out" in result:
+        written = json.loads((Path(result["out"]) / "result.json").read_text())
+        assert {key: result[key] for key in written} == written
+        assert set(result) - set(written) <= {"out", "report"}
+    return result
+
+
+# Jobs -------------------------------------------------------------------------------------------------------------
+
+
+def test_train_on_digits(capsys):
+    result = result_of([*TRAIN, "--out", "run"], capsys)
+    assert result["job"] == "train"
+    assert result["out"] == "run"
+    assert result["student"].keys() == {"accuracy", "parameters"}
+    assert result["settings"]["smoke"] is True
+    assert (Path("run") / "student.safetensors").is_file()
+
+
+def test_train_learns_what_can_be_learnt(data, capsys):
+    words = ["train", "--data", data, "--model", "mlp:16", "--steps", "80", "--lr", "0.02", "--validation", "0"]
+    assert result_of(words, capsys)["student"]["accuracy"] == 1.0
+
+
+def test_distill_on_digits(capsys):
+    result = result_of(["distill", "--teacher", "mlp:12", "--student", "mlp:6", "--smoke"], capsys)
+    assert [row["method"] for row in result["rows"]] == ["labels", "outputs", "jacobians"]
+    assert result["out"] == "runs/distill-001"
+    assert Path(result["report"]).is_file()
+    assert set(result["agreement"]) == {"top1", "jacobian_cosine", "jacobian_relative_error"}
+
+
+def test_distill_on_arrays_with_the_teacher_of_a_run(data, capsys):
+    assert main(["train", "--data", data, "--model", "mlp:12", "--smoke", "--out", "teacher"]) == 0
+    words = ["distill", "--data", data, "--teacher", "teacher", "--student", "mlp:4", "--smoke", "--per-class", "0"]
+    result = result_of([*words, "--methods", "jacobians", "--probe", "random-inputs"], capsys)
+    assert result["teacher_source"] == "teacher"
+    assert len(result["rows"]) == 1
+
+
+def test_distill_a_regression(capsys):
+    words = ["distill", "--data", "synthetic:D=3,K=2,N=40,T=20", "--teacher", "mlp:8", "--student", "mlp:4", "--smoke"]
+    result = result_of([*words, "--per-class", "0", "--methods", "jacobians"], capsys)
+    assert "rmse" in result["student"]
+    assert result["agreement"]["top1"] is None
+
+
+def test_evaluate(trained, capsys):
+    result = result_of(["evaluate", trained, "--smoke"], capsys)
+    assert result["student"] == json.loads((trained / "result.json").read_text())["student"]
+
+
+def test_evaluate_with_weights(trained, capsys):
+    words = ["evaluate", "mlp:6", "--weights", trained / "student.safetensors", "--smoke"]
+    assert result_of(words, capsys)["student"] == json.loads((trained / "result.json").read_text())["student"]
+
+
+def test_compare_a_network_with_itself(trained, capsys):
+    result = result_of(["compare", trained, trained, "--samples", "10", "--smoke"], capsys)
+    assert result["agreement"]["top1"] == 1.0
+    assert result["agreement"]["largest_output_difference"] == 0.0
+    assert result["agreement"]["jacobian_cosine"] == pytest.approx(1.0)
+
+
+def test_doctor(capsys):
+    result = result_of(["doctor", "mlp:6", "--smoke"], capsys)
+    assert result["modes"]["training"]["ok"]
+
+
+def test_report(trained, capsys):
+    assert main(["distill", "--teacher", "mlp:12", "--student", "mlp:6", "--smoke", "--out", "run"]) == 0
+    page = Path("run") / "report.html"
+    before = page.read_text()
+    page.unlink()
+    assert result_of(["report", "run"], capsys)["report"] == str(page)
+    assert page.read_text() == before
+
+
+def test_list(capsys):
+    result = result_of(["list"], capsys)
+    assert "random-outputs" in result["probes"]
+    assert "digits" in result["data"]
+
+
+def test_what_a_person_reads(trained, data, capsys):
+    def shown(*words):
+        capsys.readouterr()
+        assert main(list(map(str, words))) == 0
+        return capsys.readouterr().out
+
+    assert "Test accuracy %: " in shown(*TRAIN, "--out", "run")
+    assert "Test accuracy %: " in shown("evaluate", trained, "--smoke")
+    assert "cosine of J" in shown("compare", trained, trained, "--samples", "4", "--smoke")
+    assert "engine: reverse" in shown("doctor", "mlp:6", "--smoke")
+    assert "antithetic-noise" in shown("list")
+    table = shown("distill", "--teacher", "mlp:12", "--student", "mlp:6", "--smoke", "--out", "comparison")
+    for name in ("teacher", "labels only", "labels + outputs + Jacobians", "Report: comparison/report.html"):
+        assert name in table
+    stopped = shown("train", "--model", "mlp:6", "--steps", "20", "--max-steps", "10", "--out", "stopped")
+    assert "Stopped after 10 steps. The same command without --max-steps goes on.\nRun folder: stopped\n" in stopped
+
+
+# Going on, and again ----------------------------------------------------------------------------------------------
+
+
+def weights(folder):
+    return (Path(folder) / "student.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("source", ["folder", "settings.json", "result.json"])
+def test_the_settings_of_a_run_give_the_same_run(source, trained, capsys):
+    config = trained if source == "folder" else trained / source
+    result = result_of(["train", "--config", config, "--out", "again"], capsys)
+    assert weights("again") == weights(trained)
+    assert result["student"] == json.loads((trained / "result.json").read_text())["student"]
+
+
+def test_a_comparison_from_its_settings(capsys):
+    words = ["distill", "--teacher", "mlp:12", "--student", "mlp:6", "--smoke", "--methods", "outputs", "jacobians"]
+    first = result_of([*words, "--seed", "3", "--lr", "0.01", "--out", "first"], capsys)
+    second = result_of(["distill", "--config", "first", "--out", "second"], capsys)
+    assert second["settings"] == first["settings"]
+    assert weights("first") == weights("second")
+
+
+def test_flags_override_the_config(capsys):
+    Path("mine.yaml").write_text("model: mlp:6\nsmoke: true\nbatch-size: 16\nlr: 1e-2\nmilestones: [0.5]\nclip: 1\n")
+    result = result_of(["train", "--config", "mine.yaml", "--batch_size", "8", "--no-smoke", "--steps", "5"], capsys)
+    chosen = result["settings"]
+    assert (chosen["model"], chosen["smoke"], chosen["batch_size"], chosen["lr"]) == ("mlp:6", False, 8, 0.01)
+    assert (chosen["milestones"], chosen["clip"]) == ([0.5], 1.0)
+
+
+def test_a_config_gives_the_words_too(trained, capsys):
+    Path("mine.json").write_text(json.dumps({"model": str(trained), "smoke": True}))
+    assert result_of(["evaluate", "--config", "mine.json"], capsys)["settings"]["model"] == str(trained)
+    capsys.readouterr()
+    assert main(["evaluate", "none", "--config", "mine.json"]) == 2
+    assert "'none'" in capsys.readouterr().err
+
+
+def test_max_steps_and_the_rest(trained, capsys):
+    words = ["train", "--config", trained, "--out", "parts"]
+    capsys.readouterr()
+    assert main([*map(str, words), "--max-steps", "10", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"job": "train", "finished": False, "steps": 10, "out": "parts"}
+    result_of(words, capsys)
+    assert weights("parts") == weights(trained)
+
+
+def test_runs_are_numbered(capsys):
+    assert [result_of(TRAIN, capsys)["out"] for _ in range(2)] == ["runs/train-001", "runs/train-002"]
+
+
+# Help and version -------------------------------------------------------------------------------------------------
+
+
+def test_every_recipe_is_a_verb():
+    assert VERBS.keys() == RECIPES.keys() == summary.SHOWN.keys()
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help(words, capsys):
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    for verb in VERBS:
+        assert f"│ {verb} " in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert not err
+    assert out.startswith(f"usage: jacmatch {verb} ")
+    for flag in flags.flags(RECIPES[verb], verb) + flags.flags(flags.Options):
+        assert flag.words[0] in out, flag
+        assert flag.help, f"the field {flag.name} of {verb} has no docstring"
+        assert flag.help.split()[0] in out
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"jacmatch {jacmatch.__version__}\n"
+
+
+def python(*words):
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def test_the_process():
+    assert json.loads(python("-m", "jacmatch", "list", "--json"))["job"] == "list"
+
+
+def test_what_needs_no_recipe_is_quick():
+    """Lightning Fabric alone takes as long to import as torch, which the package itself brings."""
+    slow = "{'jacmatch.recipes', 'lightning_fabric', 'tyro', 'matplotlib', 'sklearn'}"
+    calls = "main([]), main(['--help']), main(['--version']), main(['nonsense'])"
+    assert python(
+        "-c", f"import sys; from jacmatch.cli import main; {calls}; print({slow} & sys.modules.keys())"
+    ).endswith(f"jacmatch {jacmatch.__version__}\nset()\n")
+
+
+# Fields -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A recipe with a field of every type."""
+
+    word: Annotated[str, tyro.conf.Positional] = ""
+    """Comes first."""
+    count: int = 1
+    """A count."""
+    share: float | None = None
+    """A share."""
+    place: Path | None = None
+    """A place."""
+    kind: Literal["one", "two"] = "one"
+    """A kind."""
+    both: bool = False
+    """Both."""
+    sizes: tuple[int, ...] = ()
+    """Sizes."""
+    limits: tuple[float, float] = (0.0, 1.0)
+    """Limits."""
+
+
+def test_every_type_of_field():
+    words = ["w", "--count", "2", "--share", "3", "--place", "p", "--kind", "two", "--both", "--sizes", "4", "5"]
+    job, options = flags.read("jacmatch sample", Sample, [*words, "--limits", "-1", "2e0", "--json"], {})
+    assert job == Sample("w", 2, 3.0, Path("p"), "two", True, (4, 5), (-1.0, 2.0))
+    assert (options.json, options.traceback, options.config) == (True, False, None)
+
+
+def test_a_config_is_what_holds_without_flags():
+    given = {"word": "w", "count": 2, "share": 0.5, "both": True, "sizes": (4, 5)}
+    job, _ = flags.read("jacmatch sample", Sample, ["--no-both", "--share", "None"], given)
+    assert job == Sample("w", 2, None, both=False, sizes=(4, 5))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        (int, 3, 3),
+        (float, 3, 3.0),
+        (float | None, None, None),
+        (int | None, 3, 3),
+        (Path | None, "a", Path("a")),
+        (str, "3", "3"),
+        (bool, True, True),
+        (Literal["32", "bf16"], "32", "32"),
+        (tuple[float, ...], [1, 2.5], (1.0, 2.5)),
+        (tuple[int, int], [1, 2], (1, 2)),
+        (tuple[Literal["a", "b"], ...] | None, ["b"], ("b",)),
+    ],
+)
+def test_values_that_fit(kind, value, expected):
+    fitted = values.fitted(kind, value)
+    assert fitted == expected
+    assert type(fitted) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (int, 3.0),
+        (int, True),
+        (int, "3"),
+        (float, "3"),
+        (float, True),
+        (str, 3),
+        (bool, 1),
+        (bool, "yes"),
+        (Path, 3),
+        (Literal["32", "bf16"], 32),
+        (Literal[1, 2], True),
+        (tuple[int, ...], 3),
+        (tuple[int, ...], [1, "2"]),
+        (tuple[int, int], [1]),
+        (int | None, "none"),
+        (tuple[str, ...], "ab"),
+    ],
+)
+def test_values_that_do_not(kind, value):
+    with pytest.raises(ValueError, match="is not "):
+        values.fitted(kind, value)
+
+
+def test_numbers_in_yaml_are_numbers():
+    Path("mine.yaml").write_text("lr: 1e-3\nclip: 2E+1\nema: 5.e-1\nweight_decay: 0.5\n")
+    known = flags.flags(RECIPES["train"])
+    chosen = settings.read("mine.yaml", "train", known)
+    assert chosen == {"lr": 1e-3, "clip": 20.0, "ema": 0.5, "weight_decay": 0.5}
+
+
+def test_yaml_runs_no_code():
+    Path("mine.yaml").write_text("lr: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(InputError, match="cannot be parsed"):
+        settings.read("mine.yaml", "train", flags.flags(RECIPES["train"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        ([], None),
+        (["--config"], None),
+        (["--config", "a"], "a"),
+        (["--config=a"], "a"),
+        (["--config", "a", "--config=b"], "b"),
+    ],
+)
+def test_the_config_on_a_command_line(words, path):
+    assert settings.named(words) == path

@@ -1,0 +1,140 @@
+"""Everything that README and docs tell the reader to type works: Python runs, commands parse, targets exist."""
+
+import doctest
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from jacmatch.cli import flags
+from jacmatch.recipes import RECIPES
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[a-z]*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
+LANGUAGES = {"python", "pycon", "diff", "sh", "text", "toml", "json", "yaml"}
+OTHER_COMMANDS = {"apt-get", "cd", "git", "pip", "pre-commit", "python3", "tar", "npm"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page, and the line on which its text begins."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(match["language"], match["text"], text[: match.start("text")].count("\n") + 1)
+        for match in FENCE.finditer(text)
+    ]
+
+
+def commands(page: Path) -> list[tuple[int, list[str]]]:
+    """Line and words of each command in the shell blocks, without comments."""
+    found = []
+    for block in blocks(page):
+        if block.language == "sh":
+            joined = block.text.replace("\\\n", "  ")
+            lines = enumerate(joined.splitlines(), block.line)
+            found += [(number, words) for number, line in lines if (words := shlex.split(line, comments=True))]
+    return found
+
+
+def given() -> dict[str, object]:
+    """What the reader of a training loop has already: two networks and a loader."""
+    batches = [(torch.randn(8, 4), torch.randint(3, (8,))) for _ in range(3)]
+    return {
+        "torch": torch,
+        "student": torch.nn.Linear(4, 3),
+        "teacher": torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)),
+        "loader": batches,
+    }
+
+
+def side(diff: str, sign: str) -> str:
+    """The code before (`-`) or after (`+`) a change."""
+    return "".join(line[1:] + "\n" for line in diff.splitlines() if line[:1] in {" ", sign, ""})
+
+
+def execute(code: str, page: Path, line: int, names: dict[str, object]) -> None:
+    exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_say_what_they_are(page):
+    assert not [block.line for block in blocks(page) if block.language not in LANGUAGES]
+    assert page.read_text(encoding="utf-8").count("```") == 2 * len(blocks(page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    """The blocks of a page are one program, in their order, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JACMATCH_CACHE", str(tmp_path / "cache"))
+    names: dict[str, object] = {"__name__": page.stem}
+    for block in blocks(page):
+        if block.language == "python":
+            execute(block.text, page, block.line, names)
+        elif block.language == "pycon":
+            test = doctest.DocTestParser().get_doctest(block.text, names, page.name, str(page), block.line - 1)
+            runner = doctest.DocTestRunner(verbose=False)
+            assert not runner.run(test, clear_globs=False).failed
+            names = test.globs
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_changes_of_a_loop_run_before_and_after(page):
+    for block in blocks(page):
+        if block.language == "diff":
+            for sign in "-+":
+                names = given()
+                before = names["student"].weight.clone()
+                execute(side(block.text, sign), page, block.line, names)
+                assert not torch.equal(names["student"].weight, before)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_understood(page):
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for line, words in commands(page):
+        while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+            words = words[1:]
+        program, *rest = words
+        where = f"{page.name}:{line}"
+        if program == "make":
+            assert {word for word in rest if "=" not in word} <= targets, where
+        elif program == "jacmatch":
+            understood(rest)
+        else:
+            assert program in OTHER_COMMANDS or (ROOT / program).is_file() or program == "bash", where
+
+
+def understood(words: list[str]) -> None:
+    """Reads the words as the command line does, without doing the job."""
+    if words in (["--help"], ["--version"]):
+        return
+    verb, *rest = words
+    if rest != ["--help"]:
+        flags.read(f"jacmatch {verb}", RECIPES[verb], rest, {})
+
+
+def test_the_readme_begins_with_what_a_reader_needs():
+    """One sentence, two commands, the change of a loop and the table of numbers, in the first 60 lines."""
+    first = "\n".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:60])
+    assert [words[:2] for _, words in commands(ROOT / "README.md")][:2] == [["make", "demo"], ["make", "test"]]
+    assert (
+        first.index("make demo") < first.index("```diff") < first.index("| --- |") < first.index("jacmatch distill --")
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_lead_somewhere(page):
+    links = re.findall(r"\]\((?!#|[a-z]+:)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    assert not [link for link in links if not (page.parent / link).exists()]
