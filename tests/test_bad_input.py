@@ -319,7 +319,7 @@ CASES = {
     ),
     "more rows than outputs": (
         DISTILL + " --probe sampled-rows --probes 9",
-        r"`--probes` of sampled-rows must be at most 3, the outputs\. Got 9\.",
+        r"`--probes` of sampled-rows must be at most 3, all rows\. Got 9\.",
     ),
     "temperature of nothing": (DISTILL + " --temperature 0", r"`temperature` of .* must be positive.* Got 0"),
     "negative noise": (DISTILL + " --point noise --noise -1", r"-1.*"),

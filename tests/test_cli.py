@@ -82,8 +82,8 @@ def test_train_learns_what_can_be_learnt(data, capsys):
     assert result_of(words, capsys)["student"]["accuracy"] == 1.0
 
 
-def test_distill_on_digits(capsys):
-    result = result_of(["distill", "--teacher", "mlp:12", "--student", "mlp:6", "--smoke"], capsys)
+def test_distill_with_no_more_arguments(capsys):
+    result = result_of(["distill", "--smoke"], capsys)
     assert [row["method"] for row in result["rows"]] == ["labels", "outputs", "jacobians"]
     assert result["out"] == "runs/distill-001"
     assert Path(result["report"]).is_file()

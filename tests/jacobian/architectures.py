@@ -191,9 +191,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "hardswish-inplace": Architecture(lambda: mlp(nn.Hardswish(inplace=True)), VECTOR),
     "hardswish-function": Architecture(lambda: mlp(Applied(functional.hardswish)), VECTOR),
     "glu": Architecture(lambda: nn.Sequential(nn.Linear(4, 6), nn.GLU(), nn.Linear(3, 3)), VECTOR),
-    "lstm": Architecture(lambda: Recurrent(nn.LSTM, num_layers=2, bidirectional=True), STEPS),
+    "lstm": Architecture(lambda: Recurrent(nn.LSTM, bidirectional=True), STEPS),
     "lstm-cell": Architecture(Cells, STEPS),
-    "gru": Architecture(lambda: Recurrent(nn.GRU), STEPS),
+    "gru": Architecture(lambda: Recurrent(nn.GRU, num_layers=2), STEPS),
     "dropout": Architecture(lambda: mlp(nn.Tanh(), nn.Dropout(0.4), nn.Linear(5, 5), nn.Tanh()), VECTOR, training=True),
     "dropout-of-channels": Architecture(
         lambda: convolutional(nn.Tanh(), nn.Dropout2d(0.4), nn.Conv2d(4, 2, 3), nn.Tanh()), IMAGE, training=True

@@ -77,13 +77,11 @@ def reverse_product(full: Tensor, cotangents: Tensor) -> Tensor:
 
 
 def rows_by_backward(module, x: Tensor, cotangents: Tensor, seed: int = 0) -> Tensor:
-    """vᵀJ by one forward and one backward pass of the plain module for each cotangent (P, B, *out)."""
-    rows = []
-    for v in cotangents:
-        leaf = x.detach().clone().requires_grad_()
-        with left_as_found(module, seed), torch.enable_grad():
-            (row,) = torch.autograd.grad(tensor_of(module(leaf * 1)), leaf, v)
-        rows.append(row)
+    """vᵀJ by one forward pass of the plain module and one backward pass for each cotangent (P, B, *out)."""
+    leaf = x.detach().clone().requires_grad_()
+    with left_as_found(module, seed), torch.enable_grad():
+        y = tensor_of(module(leaf * 1))
+        rows = [torch.autograd.grad(y, leaf, v, retain_graph=True)[0] for v in cotangents]
     return torch.stack(rows)
 
 

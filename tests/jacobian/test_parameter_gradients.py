@@ -15,16 +15,16 @@ from jacmatch.jacobian import from_embeddings, jacobian, jvp, pull, push
 from jacmatch.losses import JACOBIAN_LOSSES
 
 from . import reference
-from .architectures import ARCHITECTURES, made, plain
+from .architectures import ARCHITECTURES, EXACT, made, plain
 
 WAYS = [
     (name, way) for name, one in ARCHITECTURES.items() for way in ("pull", "differences", *one.engines)
 ]  # through a network, by vᵀJ or by one of the engines for Jv
 
 
-def directions(shape: torch.Size) -> Tensor:
-    """Two fixed directions for each sample."""
-    return torch.randn((2, *shape), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def directions(shape: torch.Size, count: int = 1) -> Tensor:
+    """Fixed directions for each sample."""
+    return torch.randn((count, *shape), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def target(shape: torch.Size) -> Tensor:
@@ -93,6 +93,24 @@ def test_gradients_of_jacobian_losses(name, way):
         assert_gradients(loss, parameters, moves, [several[:, number] for several in expected])
 
 
+@pytest.mark.parametrize(("name", "engine"), [(name, way) for name, way in WAYS if way in EXACT])
+def test_gradients_through_several_directions_at_once(name, engine):
+    """They are the sum of those through each direction by itself."""
+    gradients = []
+    for chosen in (slice(0, 3), slice(0, 1), slice(1, 2), slice(2, 3)):
+        module, x = made(name)
+        torch.manual_seed(0)
+        v = directions(x.shape, 3)[chosen]
+        rows = push(module, x, v, engine=engine, batch_norm=ARCHITECTURES[name].batch_norm).products
+        loss = (rows - target(rows.shape[1:])).square().sum()
+        parameters = list(module.parameters())
+        several = torch.autograd.grad(loss, parameters, allow_unused=True)
+        gradients.append([torch.zeros_like(p) if g is None else g for g, p in zip(several, parameters, strict=True)])
+    size = torch.cat([g.flatten() for g in gradients[0]]).norm()
+    for together, *single in zip(*gradients, strict=True):
+        assert (together - sum(single)).norm() <= 1e-10 * size
+
+
 @pytest.mark.parametrize("chunk_size", [1, 2, None])
 def test_gradient_through_the_full_jacobian(chunk_size):
     module, x = made("encoder-layer")
@@ -137,7 +155,7 @@ class Classifier(nn.Module):
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
-        self.embedding, self.body, self.head = nn.Embedding(7, 3), body, nn.Linear(3, 2)
+        self.embedding, self.body, self.head = nn.Embedding(7, 4), body, nn.Linear(4, 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
         hidden = self.body(self.embedding(tokens))
@@ -145,9 +163,9 @@ class Classifier(nn.Module):
 
 
 BODIES = {
-    "linear": lambda: nn.Sequential(nn.Linear(3, 3), nn.Tanh()),
-    "lstm": lambda: nn.LSTM(3, 3, batch_first=True),
-    "attention": lambda: nn.TransformerEncoderLayer(3, 1, 4, dropout=0.0, activation="gelu", batch_first=True),
+    "linear": lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh()),
+    "lstm": lambda: nn.LSTM(4, 4, batch_first=True),
+    "attention": lambda: nn.TransformerEncoderLayer(4, 1, 4, dropout=0.0, activation="gelu", batch_first=True),
 }
 
 
@@ -172,19 +190,20 @@ def test_from_embeddings_to_logits(body, way):
         results = [push(function, embeddings, v, engine=engine) for engine in ("forward", "reverse", "differences")]
     for result in results:
         torch.testing.assert_close(result.outputs, module(tokens), rtol=1e-12, atol=1e-12)
-        assert (result.products.detach() - expected).norm() <= 1e-8 * expected.norm()
+        tolerance = 1e-7 if result.engine == "differences" else 1e-9
+        assert (result.products.detach() - expected).norm() <= tolerance * expected.norm()
         assert_gradients(losses(result.products, JACOBIAN_LOSSES)[0], rest, moves, [one[:, 0] for one in slopes])
 
 
 @pytest.mark.parametrize("engine", ["auto", "forward", "reverse"])
 def test_embeddings_of_a_float32_lstm(engine):
     """The layer that must leave oneDNN stands behind a plain function here."""
-    module = Classifier(nn.LSTM(3, 3, batch_first=True))
+    module = Classifier(nn.LSTM(4, 4, batch_first=True))
     tokens = torch.tensor([[1, 5, 2], [0, 6, 6]])
     embeddings, function = from_embeddings(module, "embedding", tokens)
     v = directions(embeddings.shape)
     result = push(function, embeddings, v.float(), engine=engine)
-    exact = Classifier(nn.LSTM(3, 3, batch_first=True)).double()
+    exact = Classifier(nn.LSTM(4, 4, batch_first=True)).double()
     exact.load_state_dict(module.state_dict())
     embeddings, function = from_embeddings(exact, "embedding", tokens)
     expected = reference.jvp(function, embeddings, v)

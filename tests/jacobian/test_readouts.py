@@ -119,8 +119,9 @@ def test_values_are_those_of_the_definition(name):
     with torch.no_grad():
         outputs, features = run(module, X, ("0", "2"))
         values = readout(outputs, features, context)
-    expected = torch.tensor([by_definition(name, outputs, features, sample) for sample in range(3)]).double()
-    torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-6)
+    expected = [by_definition(name, outputs, features, sample) for sample in range(3)]
+    expected = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-12)
     assert values.shape == (3, expected.shape[1])
     assert isinstance(readout, Readout)
 
@@ -140,23 +141,26 @@ def test_derivatives_are_those_of_the_definition(name):
     weight = module[0].weight
     moves = [reference.sketch(weight, 2, torch.Generator().manual_seed(3))]
 
-    def assert_right(result: Products, products, directions: Tensor, tolerance: float) -> None:
-        expected = products(function, X, directions)
+    def assert_right(result: Products, expected: Tensor, slopes: Tensor, tolerance: float) -> None:
         assert result.products.shape == expected.shape
         assert (result.products.detach() - expected).norm() <= tolerance * expected.norm()
         torch.testing.assert_close(result.values.detach(), y, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(result.outputs, module(X), rtol=1e-12, atol=1e-12)
-        (gradient,) = torch.autograd.grad(result.products.square().sum(), weight)
+        (gradient,) = torch.autograd.grad(result.products.square().sum(), weight, retain_graph=True)
+        assert (moves[0].flatten(1) @ gradient.flatten() - slopes).norm() <= 1e-6 * slopes.norm()
+
+    def truth(products, directions: Tensor) -> tuple[Tensor, Tensor]:
         (slopes,) = reference.parameter_slopes(
             lambda: products(function, X, directions).square().sum()[None], [weight], moves
         )
-        assert (moves[0].flatten(1) @ gradient.flatten() - slopes[:, 0]).norm() <= 1e-6 * slopes.norm()
+        return products(function, X, directions), slopes[:, 0]
 
     rows = pull(module, X, u, readout=readout, context=context)
-    assert_right(rows, reference.rows_by_backward, u, 1e-9)
+    assert_right(rows, *truth(reference.rows_by_backward, u), 1e-9)
+    columns_and_slopes = truth(reference.jvp, v)
     for engine, tolerance in (("forward", 1e-9), ("reverse", 1e-9), ("differences", 1e-8)):
         columns = push(module, X, v, readout=readout, context=context, engine=engine)
-        assert_right(columns, reference.jvp, v, tolerance)
+        assert_right(columns, *columns_and_slopes, tolerance)
         left, right = (rows.products * v).sum(), (u * columns.products).sum()  # uᵀ(Jv) = (uᵀJ)v
         torch.testing.assert_close(left, right, rtol=1e-7, atol=1e-9)
 

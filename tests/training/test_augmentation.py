@@ -125,6 +125,15 @@ def test_batches_hold_the_rows_they_name():
         assert split.y[rows[0]] == y
 
 
+def test_partners_are_drawn_anew_in_each_epoch():
+    batches = Batches(cases.images(40), 40, seed=5, partners=True)
+    partners = []
+    for epoch in range(2):
+        batch = batches(epoch)
+        partners.append(batch.partners[batch.ids.argsort()])
+    assert not torch.equal(*partners)
+
+
 def test_partners_are_augmented_as_in_their_own_place():
     split = cases.images(12)
     batch = Batches(split, 12, seed=5, augment=("crop", "flip"), partners=True)(2)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from jacmatch.errors import InputError
+from jacmatch.objectives import Distillation
 from jacmatch.training import Training, fit
 
 from . import cases
@@ -27,11 +28,13 @@ KINDS = {
     "adam": ALL,
     "average-accumulate": {**ALL, "ema": 0.9, "accumulate": 2, "optimizer": "adamw", "weight_decay": 0.01},
     "sgd-bf16": {**ALL, "optimizer": "sgd", "precision": "bf16", "schedule": "step"},
+    "labels": ALL,
 }
 
 
 def _fit(kind, folder, objective=None, on_step=None, **changes):
-    objective = cases.distillation() if objective is None else objective
+    if objective is None:
+        objective = Distillation(cases.network()) if kind == "labels" else cases.distillation()
     settings = Training(**{**KINDS[kind], **changes})
     run = None if folder is None else cases.begin(folder)
     validation = cases.images(9, seed=5)
@@ -83,23 +86,23 @@ def _raising(error, at):
 @pytest.mark.parametrize("step", [1, 9, 17])
 def test_after_an_interrupt_which_saves_a_checkpoint(tmp_path, whole, step):
     with pytest.raises(KeyboardInterrupt):
-        _fit("adam", tmp_path, on_step=_raising(KeyboardInterrupt, step))
+        _fit("labels", tmp_path, on_step=_raising(KeyboardInterrupt, step))
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == step
-    _assert_same(_fit("adam", tmp_path)[0], whole["adam"])
+    _assert_same(_fit("labels", tmp_path)[0], whole["labels"])
 
 
 @pytest.mark.parametrize(("step", "kept"), [(3, None), (11, 10), (17, 12)])
 def test_after_an_error_from_the_checkpoint_before_it(tmp_path, whole, step, kept):
     with pytest.raises(ZeroDivisionError):
-        _fit("adam", tmp_path, on_step=_raising(ZeroDivisionError, step))
+        _fit("labels", tmp_path, on_step=_raising(ZeroDivisionError, step))
     if kept is None:
         kept = 0 if not (tmp_path / "checkpoint.pt").exists() else -1
     else:
         assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == kept
     seen = []
-    objective, _ = _fit("adam", tmp_path, on_step=lambda step, _: seen.append(step))
+    objective, _ = _fit("labels", tmp_path, on_step=lambda step, _: seen.append(step))
     assert seen[0] == kept + 1
-    _assert_same(objective, whole["adam"])
+    _assert_same(objective, whole["labels"])
 
 
 class _Pressed(torch.nn.Module):
@@ -107,8 +110,8 @@ class _Pressed(torch.nn.Module):
 
     def __init__(self, at, times):
         super().__init__()
-        self.objective, self.at, self.times, self.calls = cases.distillation(), at, times, 0
-        self.student, self.needs_partners = self.objective.student, True
+        self.objective, self.at, self.times, self.calls = Distillation(cases.network()), at, times, 0
+        self.student = self.objective.student
 
     def forward(self, *given, **named):
         terms = self.objective(*given, **named)
@@ -121,17 +124,17 @@ class _Pressed(torch.nn.Module):
 
 def test_ctrl_c_in_the_middle_of_a_step_lets_it_finish(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        _fit("adam", tmp_path, objective=_Pressed(14, 1))
+        _fit("labels", tmp_path, objective=_Pressed(14, 1))
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 14
     again, straight = _Pressed(0, 0), _Pressed(0, 0)
-    _fit("adam", tmp_path, objective=again)
-    _fit("adam", None, objective=straight)
+    _fit("labels", tmp_path, objective=again)
+    _fit("labels", None, objective=straight)
     _assert_same(again.objective, straight.objective)
 
 
 def test_ctrl_c_pressed_twice_stops_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        _fit("adam", tmp_path, objective=_Pressed(14, 2))
+        _fit("labels", tmp_path, objective=_Pressed(14, 2))
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 12
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -148,13 +151,13 @@ def test_a_finished_run_only_gives_its_student_back(tmp_path, whole):
 
 def test_no_step_is_logged_twice(tmp_path):
     with pytest.raises(ZeroDivisionError):
-        _fit("adam", tmp_path, on_step=_raising(ZeroDivisionError, 23), checkpoint_every=11)
-    _fit("adam", tmp_path, checkpoint_every=11)
+        _fit("labels", tmp_path, on_step=_raising(ZeroDivisionError, 23), checkpoint_every=11)
+    _fit("labels", tmp_path, checkpoint_every=11)
     rows = cases.begin(tmp_path).metrics()
     assert [row["step"] for row in rows] == [8, 10, 11, 16, 20, 22, 24]
     straight = cases.begin(tmp_path / "straight")
     fit(
-        cases.distillation(),
+        Distillation(cases.network()),
         cases.images(),
         Training(**{**ALL, "checkpoint_every": 11}),
         seed=2,
@@ -166,16 +169,16 @@ def test_no_step_is_logged_twice(tmp_path):
 
 def test_rows_before_the_first_checkpoint_are_dropped_with_it(tmp_path):
     with pytest.raises(ZeroDivisionError):
-        _fit("adam", tmp_path, on_step=_raising(ZeroDivisionError, 9), checkpoint_every=20)
+        _fit("labels", tmp_path, on_step=_raising(ZeroDivisionError, 9), checkpoint_every=20)
     assert [row["step"] for row in cases.begin(tmp_path).metrics()] == [8]
-    _fit("adam", tmp_path, checkpoint_every=20)
+    _fit("labels", tmp_path, checkpoint_every=20)
     assert [row["step"] for row in cases.begin(tmp_path).metrics()] == [8, 10, 16, 20, 24]
 
 
 def test_how_often_one_looks_may_change(tmp_path, whole):
-    _fit("adam", tmp_path, max_steps=9)
-    objective, _ = _fit("adam", tmp_path, validate_every=5, checkpoint_every=100)
-    _assert_same(objective, whole["adam"])
+    _fit("labels", tmp_path, max_steps=9)
+    objective, _ = _fit("labels", tmp_path, validate_every=5, checkpoint_every=100)
+    _assert_same(objective, whole["labels"])
 
 
 @pytest.mark.parametrize(
@@ -187,20 +190,20 @@ def test_how_often_one_looks_may_change(tmp_path, whole):
     ],
 )
 def test_other_settings_are_refused(tmp_path, changes, message):
-    _fit("adam", tmp_path, max_steps=9)
+    _fit("labels", tmp_path, max_steps=9)
     with pytest.raises(InputError, match=message):
-        _fit("adam", tmp_path, **changes)
+        _fit("labels", tmp_path, **changes)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 9
 
 
 def test_another_seed_data_set_or_model_is_refused(tmp_path):
-    _fit("adam", tmp_path, max_steps=9)
+    _fit("labels", tmp_path, max_steps=9)
     run, settings = cases.begin(tmp_path), Training(**ALL)
     with pytest.raises(InputError, match=r"seed \(2 there, 3 here\)"):
-        fit(cases.distillation(), cases.images(), settings, seed=3, run=run)
+        fit(Distillation(cases.network()), cases.images(), settings, seed=3, run=run)
     with pytest.raises(InputError, match=r"samples \(40 there, 41 here\)"):
-        fit(cases.distillation(), cases.images(41), settings, seed=2, run=run)
-    other = cases.distillation()
+        fit(Distillation(cases.network()), cases.images(41), settings, seed=2, run=run)
+    other = Distillation(cases.network())
     other.student[6] = torch.nn.Linear(16, 4)
     with pytest.raises(
         InputError, match=r"weights of this model\. Got 'student\.6\.weight' of shape \(3, 16\), not of"
@@ -209,14 +212,14 @@ def test_another_seed_data_set_or_model_is_refused(tmp_path):
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
-    _fit("adam", tmp_path, max_steps=9)
+    _fit("labels", tmp_path, max_steps=9)
     file = tmp_path / "checkpoint.pt"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"must be a whole checkpoint .* Remove it to begin anew"):
-        _fit("adam", tmp_path)
+        _fit("labels", tmp_path)
     torch.save({"step": 3}, file)
     with pytest.raises(InputError, match=r"of a training run\. Got one without \['run', 'seconds'"):
-        _fit("adam", tmp_path)
+        _fit("labels", tmp_path)
 
 
 def test_a_full_disk_shows_at_the_first_checkpoint(tmp_path, monkeypatch, whole):
@@ -229,7 +232,7 @@ def test_a_full_disk_shows_at_the_first_checkpoint(tmp_path, monkeypatch, whole)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"can be written to\. Got 'No space left on device'\. Free some space"):
         fit(
-            cases.distillation(),
+            Distillation(cases.network()),
             cases.images(),
             Training(**{**ALL, "checkpoint_every": 1000}),
             seed=2,
@@ -239,4 +242,4 @@ def test_a_full_disk_shows_at_the_first_checkpoint(tmp_path, monkeypatch, whole)
     assert seen[-1] == 9
     assert not (tmp_path / "checkpoint.pt").exists()
     monkeypatch.undo()
-    _assert_same(_fit("adam", tmp_path)[0], whole["adam"])
+    _assert_same(_fit("labels", tmp_path)[0], whole["labels"])

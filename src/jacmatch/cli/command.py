@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import importlib.util
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ VERBS = {
     "list": "every name that the command line knows",
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_EXTRA = ("tyro", "rich", "yaml", "lightning_fabric", "safetensors", "matplotlib")  # what every verb brings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,17 +42,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after the program's name; those of this process if None.
 
     Example:
-        >>> main(["--version"])
-        jacmatch 0.1.0
+        >>> main(["--version"])  # doctest: +ELLIPSIS
+        jacmatch ...
         0
     """
     words = list(sys.argv[1:] if argv is None else argv)
     verb = words[0] if words else "--help"
-    if verb in ("-h", "--help"):
-        _print_help()
-        return 0
     if verb == "--version":
         print(f"jacmatch {__version__}")
+        return 0
+    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        rule = f"jacmatch: the command line needs the extra train; not installed: {', '.join(missing)}."
+        print(f"{rule} Run: pip install 'jacmatch[train]'.", file=sys.stderr)
+        return 2
+    if verb in ("-h", "--help"):
+        _print_help()
         return 0
     job = _Job(f"jacmatch {verb}" if verb in VERBS else "jacmatch", "--traceback" in words)
     try:

@@ -87,7 +87,7 @@ class Distillation(nn.Module):
         point: Point | None = None,
         every: int = 1,
         schedule: WeightSchedule | None = None,
-        batch_norm: BatchNormPolicy = "batch",
+        batch_norm: BatchNormPolicy = "frozen",
         task: Literal["classification", "regression"] = "classification",
         seed: int = 0,
         measure_every: int = 100,
@@ -238,7 +238,7 @@ class Distillation(nn.Module):
                 f"`student` of `Distillation` cannot be differentiated as `probe` needs: {error} Here that is "
                 "probe=AntitheticNoise(sigma=...), with values only; jacmatch.doctor(student, x) names the cause."
             ) from error
-        rules.same_outputs(result.values, answer.values, "values of the readout")
+        rules.same_outputs(result.values, answer.values, self.readout)
         return result.outputs, result.products
 
     def _products(self, batch: Batch, answer: Answer, settings: dict[str, Any], *, traced: bool) -> Products:
@@ -250,8 +250,7 @@ class Distillation(nn.Module):
         v = answer.cotangents.to(batch.x.dtype, copy=True).requires_grad_(traced)
 
         def checked(values: Tensor) -> Tensor:
-            what = "outputs" if self.readout == Logits() else "values of the readout"
-            rules.same_outputs(values, answer.values, what)
+            rules.same_outputs(values, answer.values, self.readout)
             return v
 
         return pull(self.student, batch.x, checked, **settings)

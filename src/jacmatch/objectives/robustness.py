@@ -18,7 +18,7 @@ def jacobian_norm_penalty(
     probes: int = 1,
     seed: int | None = None,
     ids: Int[Tensor, "batch"] | None = None,
-    batch_norm: BatchNormPolicy = "batch",
+    batch_norm: BatchNormPolicy = "frozen",
 ) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, ""]]:
     """Outputs y (B, K), and an unbiased estimate of ½‖J‖²_F as a mean over the batch, to be added to a loss.
 

@@ -16,13 +16,13 @@ from jacmatch.jacobian import (
     Estimator,
     LabelClass,
     LabelLogit,
+    Logits,
     Loss,
     Readout,
     TopLogit,
 )
 from jacmatch.losses import JACOBIAN_LOSSES, OUTPUT_LOSSES
 from jacmatch.teachers import EnsembleTeacher, ModuleTeacher, Teacher
-
 
 KNOWN: dict[str, Collection[str]] = {
     "output_loss": OUTPUT_LOSSES,
@@ -133,17 +133,16 @@ class SameMap:
         return self.readout(outputs, features, context)
 
 
-def same_outputs(student: Tensor, teacher: Tensor, what: str = "outputs") -> None:
+def same_outputs(student: Tensor, teacher: Tensor, readout: Readout | None = None) -> None:
     """Refuses networks whose outputs, or values of the readout, differ in number."""
     if student.shape == teacher.shape:
         return
-    raise InputError(
-        f"Student and teacher must have the same {what}.",
-        got=f"{tuple(student.shape[1:])} and {tuple(teacher.shape[1:])}",
-        do="Build the student with the teacher's number of classes."
-        if what == "outputs"
-        else "Choose `readout` as a pair (student's, teacher's) of equal sizes.",
-    )
+    got = f"{tuple(student.shape[1:])} and {tuple(teacher.shape[1:])}"
+    if readout is None or isinstance(readout, Logits):
+        way_out = "Build the student with the teacher's number of classes."
+        raise InputError("Student and teacher must have the same outputs.", got=got, do=way_out)
+    way_out = "Choose `readout` as a pair (student's, teacher's) of equal sizes."
+    raise InputError("Student and teacher must have the same number of values of the readout.", got=got, do=way_out)
 
 
 def one_for_each(x: Tensor, **given: Tensor | None) -> None:

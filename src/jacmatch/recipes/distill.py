@@ -77,8 +77,8 @@ class Distill(TrainingFields):
     """Standard deviation of point=noise and of the probe antithetic-noise, in units of the raw input."""
     every: int = 1
     """The Jacobian term is computed on each n-th step, with n times its weight."""
-    batch_norm: Literal["batch", "frozen"] = "batch"
-    """BatchNorm in training: statistics of the batch, or running statistics, which keep samples apart."""
+    batch_norm: Literal["batch", "frozen"] = "frozen"
+    """Statistics of BatchNorm in the derivative: constants, so that samples stay apart, or part of it."""
     allow_code: bool = False
     """Build a teacher from a run folder even if that runs code outside the package."""
 
@@ -87,7 +87,7 @@ class Distill(TrainingFields):
         self._check()
         data = load(self.data, self.seed, self.smoke)
         if self.probe == "sampled-rows" and self.probes > data.outputs:
-            raise InputError(f"`--probes` of sampled-rows must be at most {data.outputs}, the outputs.", got=self.probes)
+            raise InputError(f"`--probes` of sampled-rows must be at most {data.outputs}, all rows.", got=self.probes)
         description = networks.Description.of(self.student, data)
         subset, _ = parts(data, self.validation, self.per_class, self.seed)
         for method in self.methods:  # settings that cannot go together speak before anything is trained

@@ -94,7 +94,7 @@ def parts(data: Data, validation: float, per_class: int, seed: int) -> tuple[dat
     if per_class < 0:
         raise InputError("`--per-class` must be at least 0, where 0 takes all.", got=per_class)
     if not (0 <= validation < 1 or (validation > 0 and float(validation).is_integer())):
-        raise InputError("`--validation` must be a share below 1 or a whole number.", got=validation, do="0 holds none.")
+        raise InputError("`--validation` must be a share below 1 or a whole number.", got=validation)
     split, held = data.train, None
     if validation:
         amount = validation if validation < 1 else int(validation)

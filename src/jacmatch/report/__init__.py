@@ -1,1 +1,5 @@
-"""Report."""
+"""Reports: tables, figures and a page, made from run folders alone."""
+
+from jacmatch.report.page import write_report
+
+__all__ = ["write_report"]

@@ -217,7 +217,7 @@ class Run:
 
 
 def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of the `metrics.jsonl` in a folder, in order; empty without one. A last line that a kill tore is left out.
+    """The rows of the `metrics.jsonl` in a folder, in order; empty without one. A last line that is cut off is skipped.
 
     Raises:
         InputError: Another line is damaged.

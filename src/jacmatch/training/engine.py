@@ -93,10 +93,7 @@ def fit(
     place = find_device(device)
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place)
-    with (
-        torch.random.fork_rng([place] if place.type == "cuda" else []),
-        deferred_interrupt() as interrupted,
-    ):
+    with torch.random.fork_rng([place] if place.type == "cuda" else []), deferred_interrupt() as interrupted:
         torch.manual_seed(seed)
         partners = bool(getattr(objective, "needs_partners", False))
         batches = Batches(

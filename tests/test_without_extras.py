@@ -1,0 +1,36 @@
+"""What needs the extra `train` says so where it is missing; `.ci/bare` sees the same in an environment without it."""
+
+import sys
+
+import pytest
+
+import jacmatch
+from jacmatch.cli import main
+
+
+def test_the_command_line_names_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    for words in ([], ["--help"], ["list"], ["distill", "--smoke"]):
+        assert main(words) == 2
+        captured = capsys.readouterr()
+        (line,) = captured.err.splitlines()
+        assert captured.out == ""
+        assert line.startswith("jacmatch: the command line needs the extra train; not installed: tyro.")
+        assert line.endswith("Run: pip install 'jacmatch[train]'.")
+
+
+def test_the_version_needs_nothing(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"jacmatch {jacmatch.__version__}\n"
+
+
+def test_load_student_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "jacmatch.recipes", None)
+    with pytest.raises(jacmatch.UnsupportedError, match=r"needs the extra train.*pip install 'jacmatch\[train\]'"):
+        jacmatch.load_student(tmp_path)
+
+
+def test_load_student_is_that_of_the_recipes(tmp_path):
+    with pytest.raises(jacmatch.InputError, match="must be"):
+        jacmatch.load_student(tmp_path / "nowhere")
