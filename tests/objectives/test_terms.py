@@ -1,5 +1,6 @@
 """Each term equals its definition, and the parameter gradient of the whole loss equals differences, in float64."""
 
+import contextlib
 import itertools
 
 import pytest
@@ -29,6 +30,7 @@ from .cases import (
     slope,
     student,
     teacher,
+    unchecked,
 )
 
 COMBINATIONS = [
@@ -47,32 +49,33 @@ def test_every_probe_point_and_readout_of_outputs_has_a_row():
 
 @pytest.mark.parametrize(("probe", "reading", "point", "loss"), COMBINATIONS)
 def test_value_and_gradient(probe, reading, point, loss):
-    s, t, given = student(), teacher(), batch()
-    objective = Distillation(
-        s,
-        t,
-        labels=0.5,
-        outputs=0.1,
-        jacobians=2.0,
-        probe=PROBES[probe],
-        readout=READINGS[reading].readout,
-        jacobian_loss=loss,
-        point=POINTS[point],
-    ).eval()
-    terms = objective(**given)
-    moved, share = POINTS[point].move(given["x"], given["partners"], ids=given["ids"], seed=0, draw=0)
-    labels = given["y"] if share is None else None
-    truth = reference.jacobian_terms(
-        s, t, READINGS[reading], loss, PROBES[probe], moved, labels, given["ids"], 0, given["partners"]
-    )
-    torch.testing.assert_close(terms.unweighted["jacobians"], truth.mean(), rtol=1e-9, atol=1e-12)
+    with contextlib.nullcontext() if loss == "relative" else unchecked():
+        s, t, given = student(), teacher(), batch()
+        objective = Distillation(
+            s,
+            t,
+            labels=0.5,
+            outputs=0.1,
+            jacobians=2.0,
+            probe=PROBES[probe],
+            readout=READINGS[reading].readout,
+            jacobian_loss=loss,
+            point=POINTS[point],
+        ).eval()
+        terms = objective(**given)
+        moved, share = POINTS[point].move(given["x"], given["partners"], ids=given["ids"], seed=0, draw=0)
+        labels = given["y"] if share is None else None
+        truth = reference.jacobian_terms(
+            s, t, READINGS[reading], loss, PROBES[probe], moved, labels, given["ids"], 0, given["partners"]
+        )
+        torch.testing.assert_close(terms.unweighted["jacobians"], truth.mean(), rtol=1e-9, atol=1e-12)
 
-    parameters = list(s.parameters())
-    direction = direction_of(parameters)
-    of_jacobians, whole = (along(terms[name], parameters, direction) for name in ("jacobians", "loss"))
-    exact = slope(lambda: objective(**given)["loss"], parameters, direction)
-    assert whole == pytest.approx(exact, rel=1e-6, abs=1e-8)
-    assert abs(of_jacobians) > 1e-9, "the Jacobian term must have a gradient"
+        parameters = list(s.parameters())
+        direction = direction_of(parameters)
+        of_jacobians, whole = (along(terms[name], parameters, direction) for name in ("jacobians", "loss"))
+        exact = slope(lambda: objective(**given)["loss"], parameters, direction)
+        assert whole == pytest.approx(exact, rel=1e-6, abs=1e-8)
+        assert abs(of_jacobians) > 1e-9, "the Jacobian term must have a gradient"
 
 
 @pytest.mark.parametrize("output_loss", ["squared", "kl"])

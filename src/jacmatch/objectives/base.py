@@ -6,7 +6,7 @@ the factor in front of the term follows.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -59,6 +59,12 @@ class Terms:
     def keys(self) -> list[str]:
         """The names, `loss` first."""
         return list(self.values)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values)
 
 
 class Balance:

@@ -12,7 +12,7 @@ from jacmatch.datasets import Data, Split
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
 from jacmatch.jacobian import ESTIMATORS, READOUTS, Estimator, LogProbabilities, Readout, doctor
 from jacmatch.models import count_parameters
-from jacmatch.objectives import POINTS, AtNoise, Distillation, Point, Share, WeightSchedule
+from jacmatch.objectives import AtData, AtMixedPairs, AtNoise, Distillation, Point, Share, WeightSchedule
 from jacmatch.recipes import networks, sheet
 from jacmatch.recipes.fields import TrainingFields, positive
 from jacmatch.recipes.progress import Progress
@@ -22,8 +22,10 @@ from jacmatch.recipes.train import Train, load, parts, unfinished
 from jacmatch.report import write_report
 from jacmatch.runs import Run
 from jacmatch.teachers import ModuleTeacher
-from jacmatch.training import Fitted, agreement, evaluate, fit
+from jacmatch.training import CHECKPOINT, Fitted, agreement, evaluate, find_device, fit
 from jacmatch.version import __version__
+
+_SINGLE = ("every-row", "top-class", "label-class", "data-pairs")  # probes whose number is given by what they are
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Distill(TrainingFields):
     """Standard deviation that they were divided by."""
     teacher_steps: int = 600
     """Optimiser steps of a teacher that is trained first."""
-    per_class: int = 10
-    """Training samples for each class; 0 for all."""
+    per_class: int | None = None
+    """Training samples for each class, 0 for all; 10 if left out, and all in a regression."""
     seeds: int = 3
     """How many seeds: subset, initial weights and batches differ between them, and are the same for each method."""
     methods: tuple[Literal["labels", "outputs", "jacobians"], ...] = ("labels", "outputs", "jacobians")
@@ -85,11 +87,13 @@ class Distill(TrainingFields):
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
         """Does the job, and returns the result that is written to the run folder."""
         self._check()
+        find_device(self.device)
+        self.training()  # its settings speak before anything is trained
         data = load(self.data, self.seed, self.smoke)
         if self.probe == "sampled-rows" and self.probes > data.outputs:
             raise InputError(f"`--probes` of sampled-rows must be at most {data.outputs}, all rows.", got=self.probes)
         description = networks.Description.of(self.student, data)
-        subset, _ = parts(data, self.validation, self.per_class, self.seed)
+        subset, _ = parts(data, self.validation, self._per_class(data), self.seed)
         for method in self.methods:  # settings that cannot go together speak before anything is trained
             self.objective(method, description.build(), nn.Linear(1, 1), subset, data, self.seed)
         start = time.perf_counter()
@@ -110,6 +114,7 @@ class Distill(TrainingFields):
             "seed": self.seed,
             **summarized(run, self.methods, students, "accuracy" if data.classes else "rmse"),
             "seconds": time.perf_counter() - start,
+            "train_samples": len(subset),
             "test_samples": len(data.test),
             "teacher_source": teacher.source,
             "settings": self.settings(),
@@ -128,6 +133,10 @@ class Distill(TrainingFields):
         for name, known, given in (("--probe", ESTIMATORS, self.probe), ("--readout", READOUTS, self.readout)):
             if given not in known:
                 raise unknown_name(f"`{name}` of `distill`", given, known)
+        if self.probes > 1 and self.probe in _SINGLE:
+            raise InputError(f"`--probes` of `distill` must be 1 with --probe {self.probe}.", got=self.probes)
+        if self.teacher_weights is None and (self.teacher_mean or self.teacher_std):
+            raise InputError("`--teacher-mean` and `--teacher-std` of `distill` belong to --teacher-weights.")
         if not self.methods:
             raise InputError("`--methods` of `distill` must name at least one.", do=f"Known: {', '.join(METHODS)}.")
         if len(set(self.methods)) < len(self.methods):
@@ -176,7 +185,7 @@ class Distill(TrainingFields):
         child = run.child(f"seed{seed}/{method}", identity(run, seed, method))
         if child.finished:
             return networks.load_student(child.path, allow_code=True)
-        train, validation = parts(data, self.validation, self.per_class, seed)
+        train, validation = parts(data, self.validation, self._per_class(data), seed)
         torch.manual_seed(seed)
         student = description.build()
         training = self.training()
@@ -209,7 +218,11 @@ class Distill(TrainingFields):
                 "settings": child.settings,
             }
         )
+        (child.path / CHECKPOINT).unlink(missing_ok=True)
         return student
+
+    def _per_class(self, data: Data) -> int:
+        return (10 if data.classes else 0) if self.per_class is None else self.per_class
 
     def _samples(self, data: Data) -> int:
         return min(16 if self.smoke else 256, len(data.test))
@@ -244,7 +257,7 @@ class Distill(TrainingFields):
 
     def _probe(self) -> Estimator:
         settings: dict[str, Any] = {}
-        if self.probe not in ("every-row", "top-class", "label-class", "data-pairs"):
+        if self.probe not in _SINGLE:
             settings["count"] = self.probes
         if self.probe == "antithetic-noise":
             settings["sigma"] = self.noise
@@ -262,4 +275,6 @@ class Distill(TrainingFields):
         return READOUTS[self.readout]()
 
     def _point(self) -> Point:
-        return AtNoise(self.noise) if self.point == "noise" else POINTS[self.point]()
+        if self.point == "noise":
+            return AtNoise(self.noise)
+        return AtMixedPairs() if self.point == "mixed-pairs" else AtData()

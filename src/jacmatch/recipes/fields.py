@@ -90,7 +90,9 @@ class TrainingFields(JobFields):
         chosen: dict[str, Any] = {name: getattr(self, name) for name in names if hasattr(self, name)}
         chosen.update(changes)
         if self.smoke:
-            chosen.update(steps=min(int(chosen["steps"]), 20), batch_size=min(self.batch_size, 32), validate_every=10)
+            chosen.update(
+                steps=min(int(chosen["steps"]), 20), batch_size=min(self.batch_size, 32), validate_every=10, warmup=0
+            )
         return Training(**chosen)
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from jacmatch.datasets import Data
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jacobian import output_tensor
 from jacmatch.models import catalog, load_weights, save_weights
 from jacmatch.runs import Run
 
@@ -32,8 +34,26 @@ class Description:
         return cls(spec, data.outputs, tuple(data.shape), tuple(data.mean), tuple(data.std))
 
     def build(self) -> nn.Module:
-        """The network with new weights."""
-        return catalog.build(self.spec, self.outputs, self.shape, list(self.mean), list(self.std))
+        """The network with new weights, tried on one sample.
+
+        Raises:
+            InputError: there is no such model, its code fails, or it does not return the outputs the data need.
+        """
+        try:
+            network = catalog.build(self.spec, self.outputs, self.shape, list(self.mean), list(self.std))
+            with torch.no_grad():
+                outputs = output_tensor(network.eval()(torch.zeros(2, *self.shape)))
+        except (InputError, UnsupportedError):
+            raise
+        except Exception as error:  # the user's own code may raise anything
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise InputError(f"The network {self.spec!r} must run on inputs {self.shape}.", got=reason) from error
+        if outputs.shape != (2, self.outputs):
+            raise InputError(
+                f"The network {self.spec!r} must return {self.outputs} outputs for each sample of these data.",
+                got=f"shape {tuple(outputs.shape)} for 2 samples",
+            )
+        return network.train()
 
 
 def save(run: Run, network: nn.Module, description: Description) -> None:

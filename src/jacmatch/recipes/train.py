@@ -14,7 +14,7 @@ from jacmatch.recipes import networks
 from jacmatch.recipes.fields import TrainingFields
 from jacmatch.recipes.progress import Progress
 from jacmatch.runs import Run
-from jacmatch.training import evaluate, fit
+from jacmatch.training import CHECKPOINT, evaluate, find_device, fit
 from jacmatch.version import __version__
 
 
@@ -38,6 +38,7 @@ class Train(TrainingFields):
 
     def train(self, data: Data, progress: Progress) -> dict[str, Any]:
         """The same on loaded data."""
+        find_device(self.device)
         training = self.training()
         description = networks.Description.of(self.model, data)
         train, validation = parts(data, self.validation, self.per_class, self.seed)
@@ -72,6 +73,7 @@ class Train(TrainingFields):
             "settings": self.settings(),
         }
         run.write_result(result)
+        (run.path / CHECKPOINT).unlink(missing_ok=True)
         return {**result, "out": str(run.path)}
 
 

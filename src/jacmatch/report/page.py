@@ -71,12 +71,12 @@ def _page(run: Run, result: Mapping[str, Any], heads: list[str], rows: list[list
 
 
 def _summary(result: Mapping[str, Any]) -> str:
-    settings, teacher = result["settings"], result["teacher"]
+    teacher = result["teacher"]
     if "accuracy" in teacher:
         quality = f"accuracy {100 * teacher['accuracy']:.1f} %"
     else:
         quality = f"RMSE {teacher['rmse']:.4g}"
-    amount = f"{settings['per_class']} images per class" if settings.get("per_class") else "all training samples"
+    amount = f"{result['train_samples']} training samples"
     return (
         f"{amount}; teacher {teacher['parameters']:,} parameters, {quality}; "
         f"student {result['student']['parameters']:,} parameters"
