@@ -95,13 +95,16 @@ class Refusing(torch.autograd.Function):
 
 
 @every_policy
-def test_an_engine_that_fails_has_not_counted_as_a_pass(policy):
-    """`auto` tries forward first; it gets as far as the first BatchNorm layer."""
-    module = convolutional(nn.BatchNorm2d(4), Applied(Refusing.apply), nn.BatchNorm2d(4)).double().train()
+@pytest.mark.parametrize(
+    ("function", "engine"), [(Refusing.apply, "reverse"), (Tensor.detach, "differences")], ids=["forward", "both"]
+)
+def test_an_engine_that_fails_has_not_counted_as_a_pass(function, engine, policy):
+    """`auto` tries forward first, which gets as far as the first BatchNorm layer, then reverse, which sees them all."""
+    module = convolutional(nn.BatchNorm2d(4), Applied(function), nn.BatchNorm2d(4)).double().train()
     x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
     expected = copy.deepcopy(module)
-    go("reverse", expected, x, batch_norm=policy)
-    assert go("auto", module, x, batch_norm=policy).engine == "reverse"
+    expected(x)
+    assert go("auto", module, x, batch_norm=policy).engine == engine
     assert_same_buffers(buffers_of(module), buffers_of(expected))
 
 

@@ -177,20 +177,17 @@ def test_ids_are_row_numbers_where_none_are_given():
 def test_dropout_has_one_mask_for_values_and_slopes(probe):
     """The term is that of the network in which the units are taken out for good that the values lack."""
     net, given = perceptron(5, seed=3), batch()
-    terms = Distillation(
-        nn.Sequential(*net[:3], nn.Dropout(0.5), net[3]), teacher(), jacobians=1.0, probe=PROBES[probe]
-    )(**given)
-    hidden, c, bias = net[:3](given["x"]), net[3].weight, net[3].bias
-    fits = []
-    for bits in range(2**15):
-        mask = 2.0 * torch.tensor([bits >> i & 1 for i in range(15)], dtype=torch.float64).view(3, 5)
-        if torch.allclose((hidden * mask) @ c.T + bias, terms.student_outputs):
-            fits.append(mask)
-    assert len(fits) == 1
+    dropping = nn.Sequential(*net[:3], nn.Dropout(0.5), net[3])
+    terms = Distillation(dropping, teacher(), jacobians=1.0, probe=PROBES[probe])(**given)
+    masks = []
+    for hidden, outputs in zip(net[:3](given["x"]), terms.student_outputs, strict=True):
+        possible = [2.0 * torch.tensor([bits >> i & 1 for i in range(5)]).double() for bits in range(2**5)]
+        masks += [mask for mask in possible if torch.allclose(net[3](hidden * mask), outputs)]
+    assert len(masks) == len(given["x"]), "one for each sample"
 
     class Thinned(nn.Module):
         def forward(self, h):
-            return h * fits[0]
+            return h * torch.stack(masks)
 
     thinned = nn.Sequential(*net[:3], Thinned(), net[3])
     truth = Distillation(thinned, teacher(), jacobians=1.0, probe=PROBES[probe])(**given)

@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jacmatch.errors import InputError
 from jacmatch.jacobian.diagnosis import Diagnosis, Finding
 from jacmatch.jacobian.engines import difference_push, forward_push, replayed, reverse_pull
 from jacmatch.jacobian.modules import Module, preserved_buffers
-from jacmatch.jacobian.trials import Reference, Trial, judge, plain
+from jacmatch.jacobian.references import Reference, Trial, plain
+from jacmatch.jacobian.trials import judge, not_finite_at
 
 
 def doctor(module: Module, x: Float[Tensor, "batch *input"], *, seed: int = 0) -> Diagnosis:
@@ -27,11 +29,20 @@ def doctor(module: Module, x: Float[Tensor, "batch *input"], *, seed: int = 0) -
         x: A batch of at least two samples, as in training.
         seed: Seeds the directions.
 
+    Raises:
+        InputError: x is not of a floating-point type.
+
     Example:
         >>> diagnosis = doctor(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(5, 3))
         >>> diagnosis.engine, diagnosis.ok
         ('reverse', True)
     """
+    if not x.is_floating_point():
+        raise InputError(
+            "`x` of `doctor` must be of a floating-point type.",
+            got=str(x.dtype),
+            do="Scale images to float; for text, give embeddings (`from_embeddings`).",
+        )
     x = x.detach()
     device = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(device), preserved_buffers(module), torch.enable_grad():
@@ -40,8 +51,9 @@ def doctor(module: Module, x: Float[Tensor, "batch *input"], *, seed: int = 0) -
             return Diagnosis("none", tuple(findings), {})
         generator = torch.Generator().manual_seed(seed)
         # Equal pixels tie in max pooling and lie on kinks of ReLU, where no derivative exists: a step off them.
-        x = x + 1e-3 * x.std() * torch.randn(x.shape, generator=generator).to(x)
-        reference = Reference.of(module, x, generator)
+        size = x.square().mean().sqrt()
+        beside = x + 1e-3 * size * torch.randn(x.shape, generator=generator).to(x)
+        reference = Reference.of(module, beside, generator)
         if not reference.moves:
             findings.append(_ZERO)
         elif reference.tolerance == math.inf:
@@ -53,7 +65,7 @@ def doctor(module: Module, x: Float[Tensor, "batch *input"], *, seed: int = 0) -
         }
         engines = {}
         for name, trial in trials.items():
-            engines[name], seen = judge(name, trial, module, x, reference)
+            engines[name], seen = not_finite_at(name, trial, module, x) or judge(name, trial, module, beside, reference)
             cut_off = any(finding.code in ("detached", "partly-detached") for finding in findings)
             findings += [finding for finding in seen if not (cut_off and finding.code in _FOLLOW_FROM_DETACHING)]
     engine = next((name for name, state in engines.items() if state == "right"), "none")

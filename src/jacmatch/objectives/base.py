@@ -111,7 +111,7 @@ class Balance:
             if norm == 0 and float(unweighted[name].detach()) > 0 and self.weights[name] > 0:
                 raise UnsupportedError(
                     f"The term `{name}` is {float(unweighted[name].detach()):.3g} but has no gradient with respect to "
-                    "the student: something in it can be differentiated only once. Ask jacmatch.doctor(student, x)."
+                    "the student: something cuts it off (detach, no_grad). Ask jacmatch.doctor(student, x)."
                 )
         fixed = sum(self.factors[name] * norm for name, norm in norms.items() if not self._shared(name))
         asked = sum(self.weights[name] for name, norm in norms.items() if self._shared(name) and norm > 0)

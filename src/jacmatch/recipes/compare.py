@@ -15,7 +15,6 @@ from jacmatch.models import count_parameters
 from jacmatch.recipes import networks
 from jacmatch.recipes.fields import JobFields
 from jacmatch.recipes.train import load
-from jacmatch.runs import Run
 from jacmatch.teachers import ModuleTeacher
 from jacmatch.training import agreement, evaluate
 from jacmatch.version import __version__
@@ -50,7 +49,7 @@ class Compare(JobFields):
             weights = None if path is None else networks.Weights(path)
             pair.append(networks.network(spec, data, weights, allow_code=self.allow_code))
         reference, other = pair
-        run = Run.create(self.folder("compare"), "compare", self.settings(), __version__)
+        run = self.begin("compare")
         start = time.perf_counter()
         samples = min(self.samples, len(data.test))
         with torch.no_grad():

@@ -22,7 +22,7 @@ from jacmatch.recipes.train import Train, load, parts, unfinished
 from jacmatch.report import write_report
 from jacmatch.runs import Run
 from jacmatch.teachers import ModuleTeacher
-from jacmatch.training import CHECKPOINT, Fitted, agreement, evaluate, find_device, fit
+from jacmatch.training import CHECKPOINT, Fitted, agreement, evaluate, fit
 from jacmatch.version import __version__
 
 _SINGLE = ("every-row", "top-class", "label-class", "data-pairs")  # probes whose number is given by what they are
@@ -87,7 +87,6 @@ class Distill(TrainingFields):
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
         """Does the job, and returns the result that is written to the run folder."""
         self._check()
-        find_device(self.device)
         self.training()  # its settings speak before anything is trained
         data = load(self.data, self.seed, self.smoke)
         if self.probe == "sampled-rows" and self.probes > data.outputs:
@@ -98,7 +97,7 @@ class Distill(TrainingFields):
             self.objective(method, description.build(), nn.Linear(1, 1), subset, data, self.seed)
         start = time.perf_counter()
         with progress or Progress() as shown:
-            run = Run.create(self.folder("distill"), "distill", self.settings(), __version__)
+            run = self.begin("distill")
             teacher = self._teacher(data, shown)
             self._examine(run, description, data)
             students: dict[tuple[int, str], nn.Module] = {}

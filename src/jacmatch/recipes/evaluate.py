@@ -11,7 +11,6 @@ from jacmatch.models import count_parameters
 from jacmatch.recipes import networks
 from jacmatch.recipes.fields import JobFields
 from jacmatch.recipes.train import load
-from jacmatch.runs import Run
 from jacmatch.training import evaluate
 from jacmatch.version import __version__
 
@@ -38,7 +37,7 @@ class Evaluate(JobFields):
         data = load(self.data, self.seed, self.smoke)
         weights = None if self.weights is None else networks.Weights(self.weights, self.mean, self.std)
         network = networks.network(self.model, data, weights, allow_code=self.allow_code)
-        run = Run.create(self.folder("evaluate"), "evaluate", self.settings(), __version__)
+        run = self.begin("evaluate")
         start = time.perf_counter()
         result = {
             "job": "evaluate",

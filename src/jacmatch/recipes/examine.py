@@ -12,7 +12,6 @@ from jacmatch.jacobian import doctor
 from jacmatch.recipes import networks
 from jacmatch.recipes.fields import JobFields
 from jacmatch.recipes.train import load
-from jacmatch.runs import Run
 from jacmatch.version import __version__
 
 
@@ -39,7 +38,7 @@ class Doctor(JobFields):
             network = networks.network(self.model, data, allow_code=self.allow_code)
         else:
             network = networks.Description.of(self.model, data).build()
-        run = Run.create(self.folder("doctor"), "doctor", self.settings(), __version__)
+        run = self.begin("doctor")
         start = time.perf_counter()
         x = data.train.inputs(torch.arange(min(self.samples, len(data.train))))
         modes = {}

@@ -4,8 +4,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from jacmatch.errors import InputError
-from jacmatch.training import Training
+from jacmatch.runs import Run
+from jacmatch.training import Training, find_device
+from jacmatch.version import __version__
 
 NOT_SETTINGS = ("out", "max_steps")
 """Fields that do not decide the result, so they are not among the settings of a run."""
@@ -32,6 +36,12 @@ class JobFields:
             if field.name not in NOT_SETTINGS:
                 plain[field.name] = str(value) if isinstance(value, Path) else value
         return plain
+
+    def begin(self, job: str) -> Run:
+        """The run of this job: new, or taken up where it stopped."""
+        place = find_device(self.device)
+        gpu = torch.cuda.get_device_name(place) if place.type == "cuda" else None
+        return Run.create(self.folder(job), job, self.settings(), __version__, cuda=gpu)
 
     def folder(self, job: str) -> Path:
         """The run folder of this job."""

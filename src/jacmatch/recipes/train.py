@@ -14,7 +14,7 @@ from jacmatch.recipes import networks
 from jacmatch.recipes.fields import TrainingFields
 from jacmatch.recipes.progress import Progress
 from jacmatch.runs import Run
-from jacmatch.training import CHECKPOINT, evaluate, find_device, fit
+from jacmatch.training import CHECKPOINT, evaluate, fit
 from jacmatch.version import __version__
 
 
@@ -38,13 +38,12 @@ class Train(TrainingFields):
 
     def train(self, data: Data, progress: Progress) -> dict[str, Any]:
         """The same on loaded data."""
-        find_device(self.device)
         training = self.training()
         description = networks.Description.of(self.model, data)
         train, validation = parts(data, self.validation, self.per_class, self.seed)
         torch.manual_seed(self.seed)
         student = description.build()
-        run = Run.create(self.folder("train"), "train", self.settings(), __version__)
+        run = self.begin("train")
         task: Literal["classification", "regression"] = "classification" if data.classes else "regression"
         fitted = fit(
             Distillation(student, labels=1.0, task=task, seed=self.seed),

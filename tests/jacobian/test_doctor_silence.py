@@ -1,0 +1,57 @@
+"""The doctor is silent about sound modules."""
+
+import pytest
+import torch
+from torch import nn
+
+from jacmatch.jacobian import doctor
+from jacmatch.models import CATALOG, build
+
+from .sound import SOUND
+
+NOTES = {"batch-norm-couples", "dropout", "differences-inaccurate", "rounding"}
+"""What may be said of a sound module."""
+
+
+def is_sound(diagnosis):
+    assert diagnosis.ok, str(diagnosis)
+    assert diagnosis.engine == "reverse"
+    assert diagnosis.engines["forward"] == "right", str(diagnosis)
+    assert {finding.code for finding in diagnosis.findings} <= NOTES, str(diagnosis)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", SOUND)
+def test_no_false_alarm(name, training):
+    make, shape = SOUND[name]
+    diagnosis = doctor(make().train(training), torch.randn(shape))
+    is_sound(diagnosis)
+    codes = {finding.code for finding in diagnosis.findings}
+    assert ("batch-norm-couples" in codes) == (training and "BatchNorm" in name)
+    drops = "dropout" in name or name == "encoder layer"
+    assert ("dropout" in codes) == (training and drops)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_no_false_alarm_in_other_types(dtype):
+    module = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 4)).to(dtype)
+    assert doctor(module, torch.randn(6, 5).to(dtype)).ok
+    assert doctor(lambda x: x.tanh().cumsum(1), torch.randn(6, 5).to(dtype)).ok
+
+
+LARGE = {"vgg9", "resnet56", "resnet110", "resnet32x4", "wrn-40-2", "vit-tiny"}
+"""Examined in one mode only, for time."""
+
+
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [(name, training) for name in CATALOG for training in (True, False) if training or name not in LARGE],
+)
+def test_no_false_alarm_for_our_models(name, training):
+    torch.manual_seed(0)
+    side = 17 if name == "vgg9" else 8
+    model = build(name, 4, (3, side, side), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)).train(training)
+    diagnosis = doctor(model, torch.rand(2 if name in LARGE else 3, 3, side, side))
+    is_sound(diagnosis)
+    # BatchNorm over two values amplifies the rounding of float32 from layer to layer.
+    assert training or "rounding" not in {finding.code for finding in diagnosis.findings}
