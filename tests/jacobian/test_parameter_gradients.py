@@ -180,7 +180,7 @@ def test_from_embeddings_to_logits(body, way):
     products = reference.rows_by_backward if way == "pull" else reference.jvp
     expected = products(function, embeddings, v)
     rest = [parameter for name, parameter in module.named_parameters() if name != "embedding.weight"]
-    moves = [reference.sketch(parameter, 2, torch.Generator().manual_seed(3)) for parameter in rest]
+    moves = [reference.sketch(parameter, 1, torch.Generator().manual_seed(3)) for parameter in rest]
     slopes = reference.parameter_slopes(
         lambda: losses(products(function, embeddings, v), reference.LOSSES), rest, moves
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -37,7 +38,8 @@ def curves(series: Mapping[str, Sequence[Sequence[dict[str, Any]]]], measure: st
     if axes.lines:
         axes.legend(frameon=False)
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "jacmatch"}):  # the same curves, the same bytes
+        figure.savefig(text, format="svg", metadata={"Date": None})
     picture = text.getvalue()
     return picture[picture.index("<svg") :]
 
