@@ -47,7 +47,8 @@ LARGE = {"vgg9", "resnet56", "resnet110", "resnet32x4", "wrn-40-2", "vit-tiny"}
     ("name", "training"),
     [(name, training) for name in CATALOG for training in (True, False) if training or name not in LARGE],
 )
-def test_no_false_alarm_for_our_models(name, training):
+def test_no_false_alarm_for_our_models(as_users_run, name, training):
+    # without the type checks of the suite, for time
     torch.manual_seed(0)
     side = 17 if name == "vgg9" else 8
     model = build(name, 4, (3, side, side), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)).train(training)

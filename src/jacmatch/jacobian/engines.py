@@ -18,10 +18,10 @@ from jacmatch.jacobian.modules import (
     Module,
     buffers_in_training,
     is_trainable,
-    statistics_held,
     twice_differentiable,
 )
 from jacmatch.jacobian.readouts import Context, Readout
+from jacmatch.jacobian.written_out import statistics_held
 
 Cotangents = Tensor | Callable[[Tensor], Tensor]
 
@@ -128,9 +128,9 @@ def forward_push(function: Function, x: Tensor, tangents: Tensor) -> Products:
         return values, (outputs, features, copies)
 
     def one(v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
-        return torch.func.jvp(on_copies, (x,), (v.to(x.dtype),), has_aux=True)  # type: ignore[return-value]
+        return torch.func.jvp(on_copies, (x,), (v.to(x.dtype),), has_aux=True, strict=True)  # type: ignore[return-value]
 
-    with twice_differentiable(function.module, function.batch_norm, statistics=True):
+    with twice_differentiable(function.module, function.batch_norm, statistics=True, forward=True):
         try:
             if len(tangents) == 1:
                 values, single, (outputs, features, written) = one(tangents[0])
@@ -186,8 +186,8 @@ def difference_push(function: Function, x: Tensor, tangents: Tensor, step: float
     with twice_differentiable(function.module, function.batch_norm, statistics=True) as frozen:
         values, outputs, features = function(x.clone())
         sizes = differences.step_sizes(x, tangents) if step is None else step
-        if isinstance(sizes, Tensor) and buffers_in_training(function.module):
-            # BatchNorm couples the samples, so all of them must move by one and the same step
+        if isinstance(sizes, Tensor):
+            # samples may be coupled (BatchNorm), so all of them must move by one and the same step
             sizes = sizes.mean(1, keepdim=True).expand_as(sizes)
         products = differences.central(
             values_at if frozen is None else frozen.replayed(values_at), x, tangents, step=sizes

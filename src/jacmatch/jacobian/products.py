@@ -64,7 +64,7 @@ def jvp(
 def vjp(
     module: Module,
     x: Float[Tensor, "batch *input"],
-    cotangents: Float[Tensor, "batch *out"] | Float[Tensor, "probe batch *out"],
+    cotangents: Float[Tensor, "..."],
     *,
     batch_norm: BatchNormPolicy = "batch",
 ) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, "batch *input"] | Float[Tensor, "probe batch *input"]]:
@@ -124,12 +124,19 @@ def jacobian(
     batch = len(x)
     copies = chunk_size or max(1, (16 if x.device.type == "cpu" else 512) // max(1, batch))
     training = isinstance(module, nn.Module) and any(layer.training for layer in module.modules())
-    if training or not isinstance(module, nn.Module):
+    # BatchNorm without running statistics couples the samples in evaluation mode too
+    if training or not isinstance(module, nn.Module) or any(map(_is_untracked, module.modules())):
         copies = 1
     sizes: list[int] = []
 
     def basis(values: Tensor) -> Tensor:
         """For each pass one cotangent: copy number c of the batch gets row number (pass · copies + c)."""
+        if values.dim() != 2:
+            raise InputError(
+                "The network given to `jacobian` must return outputs (batch, out).",
+                got=f"shape {tuple(values.shape)}",
+                do="Flatten them in a function around the network.",
+            )
         sizes.append(values.shape[1])
         rows = torch.arange(-(-values.shape[1] // copies) * copies, device=values.device).view(-1, copies, 1)
         one_hot = torch.arange(values.shape[1], device=values.device) == rows[..., None]
@@ -139,6 +146,10 @@ def jacobian(
     result = pull(module, repeated, basis)
     rows = result.products.view(-1, batch, *x.shape[1:])[: sizes[0]]
     return result.outputs[:batch], rows.transpose(0, 1)
+
+
+def _is_untracked(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None
 
 
 def pull(

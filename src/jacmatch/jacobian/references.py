@@ -61,7 +61,8 @@ class Reference:
             values = values_at(z).detach()
             products, error = along(lambda t: values_at(z + t * tangents[0]), fine, z.dtype)
         rows = torch.randn((1, *values.shape), generator=generator).to(z)
-        moves = float(products.detach().abs().max()) > torch.finfo(z.dtype).eps * float(values.abs().max())
+        least = 1e-8 if fine else 10 * torch.finfo(z.dtype).eps
+        moves = float(products.detach().abs().max()) > least * float(values.abs().max())
         return Reference(exact, z, fine, tangents, values, products[None], rows, error, moves)
 
     def of_the_values_of(self, trial: Trial) -> "Reference":
@@ -124,7 +125,7 @@ def _is_fine(module: Module, x: Tensor, tangents: Tensor) -> bool:
     with torch.no_grad():
         values_at = replayed(plain(module), x)
         here = values_at(x)
-        moved = values_at(x + 1e-2 * tangents[0]) != here
+        moved = values_at(x + 1e-6 * tangents[0]) != here
         for h, rounding in ((1e-11, 0.1), (1e-9, 0.02)):
             once, twice = (values_at(x + t * tangents[0]) - here for t in (h, 2 * h))
             even = (twice != 0) & ((twice - 2 * once).abs() <= rounding * twice.abs())

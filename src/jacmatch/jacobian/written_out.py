@@ -1,0 +1,242 @@
+"""Operations written out by their definitions, because their own derivatives are missing or wrong where needed."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from jacmatch.errors import UnsupportedError
+
+
+class _Held(torch.autograd.Function):
+    """The identity, but a constant for derivatives by the input: no tangent, and no gradient while `holding`."""
+
+    generate_vmap_rule = True
+    holding = False
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor | None:
+        return None if _Held.holding else gradient
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return torch.zeros_like(tangent)
+
+
+@contextmanager
+def statistics_held() -> Iterator[None]:
+    """A backward pass in this context takes frozen statistics as constants: it is one by the input."""
+    before, _Held.holding = _Held.holding, True
+    try:
+        yield
+    finally:
+        _Held.holding = before
+
+
+class Statistics(list[tuple[Tensor, Tensor]]):
+    """Batch statistics in the order in which a pass computes them, for passes at moved inputs to use again."""
+
+    replaying: Iterator[tuple[Tensor, Tensor]] | None = None
+
+    def of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Variance and mean by channel: of x, or of the pass that is replayed."""
+        if self.replaying is not None:
+            return next(self.replaying)
+        dimensions = [d for d in range(x.dim()) if d != 1]
+        var, mean = torch.var_mean(_Held.apply(x), dimensions, unbiased=False)  # type: ignore[no-untyped-call]
+        self.append((var, mean))
+        return var, mean
+
+    def replayed(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The function with the statistics of the pass that came before, in each call."""
+
+        def call(x: Tensor) -> Tensor:
+            self.replaying = iter(tuple(self))
+            try:
+                return function(x)
+            finally:
+                self.replaying = None
+
+        return call
+
+
+class WrittenOut(TorchFunctionMode):
+    """Replaces operations whose second derivative is missing or wrong by compositions that are equal and have it.
+
+    hardsigmoid and hardswish have no double backward. Normalisation by batch or layer statistics has a wrong one once a
+    forward-mode derivative has been taken: PyTorch holds the saved statistics constant there (pytorch #196699, silent).
+    """
+
+    def __init__(self, statistics: bool, frozen: Statistics | None, forward: bool) -> None:
+        super().__init__()
+        self.statistics = statistics
+        self.frozen = frozen
+        self.forward = forward
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """What runs in place of `func`."""
+        kwargs = kwargs or {}
+        if self.forward and _is_foreign(func):
+            raise UnsupportedError(f"the custom operator {func} has no forward-mode rule: its tangent would be zero.")
+        if self.forward and func in _WRONG_FORWARD:
+            raise UnsupportedError(
+                f"the derivative of a forward-mode product through {func.__name__} is wrong in torch."
+            )
+        if func in (torch.lstm, torch.lstm_cell):
+            with _no_fused_recurrence():
+                return func(*args, **kwargs)
+        if func is functional.hardsigmoid:
+            return functional.relu6(args[0] + 3.0) / 6.0
+        if func is functional.hardswish:
+            return args[0] * functional.relu6(args[0] + 3.0) / 6.0
+        if func is functional.batch_norm:
+            return _batch_norm(self.statistics, self.frozen, *args, **kwargs)
+        if self.statistics and func is functional.glu:
+            return _glu(*args, **kwargs)
+        if self.statistics and func in (functional.layer_norm, torch.layer_norm):
+            return _layer_norm(*args, **kwargs)
+        if self.statistics and func is functional.instance_norm:
+            return _instance_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+_WRONG_FORWARD = frozenset(
+    {
+        torch.linalg.solve,
+        torch.linalg.solve_ex,
+        torch.linalg.tensorsolve,
+        torch.linalg.det,
+        torch.det,
+        Tensor.det,
+        torch.logdet,
+        Tensor.logdet,
+        torch.linalg.householder_product,
+    }
+)
+"""Operations whose Jv is right, but whose derivative of it with respect to parameters is silently not (torch 2.13)."""
+
+
+def _is_foreign(func: Callable[..., Any]) -> bool:
+    """Whether this operator is registered outside torch: it has no forward-mode rule, and its tangent would be 0."""
+    return isinstance(func, torch._ops.OpOverload) and func.namespace not in ("aten", "prims", "prim")
+
+
+@contextmanager
+def _no_fused_recurrence() -> Iterator[None]:
+    """The oneDNN LSTM of the CPU has no forward-mode derivative; the unfused one has all."""
+    before: bool = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
+def _glu(x: Tensor, dim: int = -1) -> Tensor:
+    """`torch.nn.functional.glu`, whose forward-mode rule cannot be differentiated."""
+    first, gate = torch.chunk(x, 2, dim)
+    return first * gate.sigmoid()
+
+
+def _batch_norm(
+    written_out: bool,
+    frozen: Statistics | None,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`torch.nn.functional.batch_norm`; with constant statistics as the affine map γ (x − μ) / √(σ² + ε) + β."""
+    if training and not written_out and frozen is None:
+        return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    if training:
+        dimensions = [d for d in range(x.dim()) if d != 1]
+        var, mean = torch.var_mean(x, dimensions, unbiased=False) if frozen is None else frozen.of(x)
+        if running_mean is not None and running_var is not None:
+            _move_running_statistics(x, running_mean, running_var, momentum)
+    else:
+        assert running_mean is not None
+        assert running_var is not None
+        # clones, since the buffers may be written before the backward pass
+        var, mean = running_var.clone(), running_mean.clone()
+    scale = (var + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight
+    shift = -mean * scale
+    if bias is not None:
+        shift = shift + bias
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    return torch.addcmul(shift.to(x.dtype).view(shape), x, scale.to(x.dtype).view(shape))
+
+
+def _layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Tensor:
+    """`torch.nn.functional.layer_norm` by its definition."""
+    dimensions = list(range(-len(tuple(normalized_shape)), 0))
+    var, mean = torch.var_mean(x, dimensions, unbiased=False, keepdim=True)
+    y = (x - mean) * (var + eps).rsqrt()
+    if weight is not None:
+        y = y * weight
+    return y if bias is None else y + bias
+
+
+def _instance_norm(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`torch.nn.functional.instance_norm`: layer normalisation over space, one weight for each channel."""
+    if not use_input_stats:
+        return _batch_norm(True, None, x, running_mean, running_var, weight, bias, False, momentum, eps)
+    if running_mean is not None and running_var is not None:
+        _move_running_statistics(x, running_mean, running_var, momentum, per_sample=True)
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    y = _layer_norm(x, x.shape[2:], None, None, eps)
+    if weight is not None:
+        y = y * weight.view(shape)
+    return y if bias is None else y + bias.view(shape)
+
+
+def _move_running_statistics(
+    x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, *, per_sample: bool = False
+) -> None:
+    """The exponential average that PyTorch keeps: with the unbiased variance, over batch and space.
+
+    With `per_sample`, over space alone and then averaged over the batch, as instance normalisation does.
+    """
+    x = x.detach()
+    dimensions = [d for d in range(2 if per_sample else 0, x.dim()) if d != 1]
+    var, mean = torch.var_mean(x, dimensions, unbiased=True)
+    if per_sample:
+        var, mean = var.mean(0), mean.mean(0)
+    running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+    running_var.lerp_(var.to(running_var.dtype), momentum)
