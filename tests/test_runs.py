@@ -101,7 +101,7 @@ def test_an_unfinished_or_torn_result_is_refused(tmp_path):
         Run.open(tmp_path)
     assert Run.open(tmp_path, finished=False).settings == SETTINGS
     (run.path / "result.json").write_text('{"job": ')
-    with pytest.raises(InputError, match="result.json"):
+    with pytest.raises(InputError, match=r"result\.json"):
         Run.open(tmp_path)
 
 

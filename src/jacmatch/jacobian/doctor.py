@@ -53,7 +53,8 @@ def doctor(module: Module, x: Float[Tensor, "batch *input"], *, seed: int = 0) -
         # Equal pixels tie in max pooling and lie on kinks of ReLU, where no derivative exists: a step off them.
         size = x.square().mean().sqrt()
         beside = x + 1e-3 * size * torch.randn(x.shape, generator=generator).to(x)
-        reference = Reference.of(module, beside, generator)
+        coupled = any(finding.code in ("couples-samples", "batch-norm-couples") for finding in findings)
+        reference = Reference.of(module, beside, generator, coupled=coupled)
         if not reference.moves:
             findings.append(_ZERO)
         elif reference.tolerance == math.inf:
@@ -72,7 +73,14 @@ def doctor(module: Module, x: Float[Tensor, "batch *input"], *, seed: int = 0) -
     return Diagnosis(engine, tuple(dict.fromkeys(findings)), engines)
 
 
-_FOLLOW_FROM_DETACHING = ("forward-zero", "forward-incomplete", "wrong-gradient", "detached-parameters")
+_FOLLOW_FROM_DETACHING = (
+    "forward-zero",
+    "forward-incomplete",
+    "forward-unsupported",
+    "wrong-gradient",
+    "detached-parameters",
+    "differences-inaccurate",
+)
 _ROUGH = Finding(
     "unchecked",
     "note",

@@ -44,9 +44,11 @@ class Reference:
     uncertainty: float
     moves: bool
     """Whether the outputs depend on the input, beyond rounding."""
+    coupled: bool
+    """Whether samples depend on each other, so that only sums over the batch can be compared."""
 
     @staticmethod
-    def of(module: Module, x: Tensor, generator: torch.Generator) -> "Reference":
+    def of(module: Module, x: Tensor, generator: torch.Generator, *, coupled: bool) -> "Reference":
         """The reference for this module at x, in float64 where it can be had."""
         scale = float(x.double().square().mean().sqrt()) or 1.0
         tangents = torch.randn((1, *x.shape), generator=generator).to(x.device, torch.float64) * scale
@@ -63,7 +65,7 @@ class Reference:
         rows = torch.randn((1, *values.shape), generator=generator).to(z)
         least = 1e-8 if fine else 10 * torch.finfo(z.dtype).eps
         moves = float(products.detach().abs().max()) > least * float(values.abs().max())
-        return Reference(exact, z, fine, tangents, values, products[None], rows, error, moves)
+        return Reference(exact, z, fine, tangents, values, products[None], rows, error, moves, coupled)
 
     def of_the_values_of(self, trial: Trial) -> "Reference":
         """The reference for an engine that draws other random numbers: differences of its own values."""
@@ -88,14 +90,17 @@ class Reference:
     def error(self, name: str, products: Tensor) -> float:
         """How far the products are from the reference, relative to its size.
 
-        What engine and reference share is uᵀJv for the reverse engine, Jv for the others. The parts of uᵀJv may cancel,
-        so its error is measured against their size.
+        What engine and reference share is Jv, and for the reverse engine uᵀJv: of each sample, or of the batch where
+        samples are coupled. The parts of uᵀJv may cancel, so its error is measured against their size.
         """
         products = products.detach().to(self.tangents.dtype)
         if name != "reverse":
             return relative_difference(products, self.products)
-        parts = self.products * self.rows
-        return abs(float((products * self.tangents).sum() - parts.sum())) / size_of_sum(parts)
+        parts = (self.products * self.rows).flatten(2)
+        difference = (products * self.tangents).flatten(2).sum(2) - parts.sum(2)
+        if self.coupled:
+            return float(difference.sum().abs()) / size_of_sum(parts)
+        return float(difference.norm()) / max(float(parts.sum(2).norm()), float(parts.norm()), 1e-30)
 
 
 def plain(module: Module) -> Function:

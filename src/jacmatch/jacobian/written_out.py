@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from jacmatch.errors import UnsupportedError
+from jacmatch.errors import InputError, UnsupportedError
 
 
 class _Held(torch.autograd.Function):
@@ -54,10 +54,8 @@ class Statistics(list[tuple[Tensor, Tensor]]):
         """Variance and mean by channel: of x, or of the pass that is replayed."""
         if self.replaying is not None:
             return next(self.replaying)
-        dimensions = [d for d in range(x.dim()) if d != 1]
-        var, mean = torch.var_mean(_Held.apply(x), dimensions, unbiased=False)  # type: ignore[no-untyped-call]
-        self.append((var, mean))
-        return var, mean
+        self.append(_moments(_Held.apply(x)))  # type: ignore[no-untyped-call]
+        return self[-1]
 
     def replayed(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """The function with the statistics of the pass that came before, in each call."""
@@ -168,10 +166,9 @@ def _batch_norm(
     if training and not written_out and frozen is None:
         return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     if training:
-        dimensions = [d for d in range(x.dim()) if d != 1]
-        var, mean = torch.var_mean(x, dimensions, unbiased=False) if frozen is None else frozen.of(x)
+        var, mean = _moments(x) if frozen is None else frozen.of(x)
         if running_mean is not None and running_var is not None:
-            _move_running_statistics(x, running_mean, running_var, momentum)
+            _move(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
     else:
         assert running_mean is not None
         assert running_var is not None
@@ -218,7 +215,8 @@ def _instance_norm(
     if not use_input_stats:
         return _batch_norm(True, None, x, running_mean, running_var, weight, bias, False, momentum, eps)
     if running_mean is not None and running_var is not None:
-        _move_running_statistics(x, running_mean, running_var, momentum, per_sample=True)
+        var, mean = (each.mean(0) for each in torch.var_mean(x.flatten(2), 2, unbiased=False))
+        _move(running_mean, running_var, mean, var, x[0, 0].numel(), momentum)
     shape = (1, -1) + (1,) * (x.dim() - 2)
     y = _layer_norm(x, x.shape[2:], None, None, eps)
     if weight is not None:
@@ -226,17 +224,19 @@ def _instance_norm(
     return y if bias is None else y + bias.view(shape)
 
 
-def _move_running_statistics(
-    x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, *, per_sample: bool = False
-) -> None:
-    """The exponential average that PyTorch keeps: with the unbiased variance, over batch and space.
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Biased variance and mean by channel. Means of means, since `torch.var_mean` over these dimensions is slow."""
 
-    With `per_sample`, over space alone and then averaged over the batch, as instance normalisation does.
-    """
-    x = x.detach()
-    dimensions = [d for d in range(2 if per_sample else 0, x.dim()) if d != 1]
-    var, mean = torch.var_mean(x, dimensions, unbiased=True)
-    if per_sample:
-        var, mean = var.mean(0), mean.mean(0)
-    running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-    running_var.lerp_(var.to(running_var.dtype), momentum)
+    def mean(z: Tensor) -> Tensor:
+        return z.flatten(2).mean(2).mean(0) if z.dim() > 2 else z.mean(0)
+
+    middle = mean(x)
+    return mean((x - middle.view(1, -1, *[1] * (x.dim() - 2))).square()), middle
+
+
+def _move(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, momentum: float) -> None:
+    """The exponential averages that PyTorch keeps, with the unbiased variance of `count` values."""
+    if count < 2:
+        raise InputError("Normalisation in training mode must see more than one value of a channel.", got=count)
+    running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
+    running_var.lerp_(var.detach().to(running_var.dtype) * (count / (count - 1)), momentum)
