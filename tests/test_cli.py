@@ -12,9 +12,6 @@ import jacmatch
 from jacmatch.cli import VERBS, flags, main, summary
 from jacmatch.recipes import RECIPES
 
-# PyTorch's own first use of forward mode compiles its decompositions with the deprecated torch.jit.script.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-
 TRAIN = ["train", "--model", "mlp:6", "--smoke"]
 
 

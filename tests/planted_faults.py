@@ -1,0 +1,176 @@
+"""Plants faults into a copy of the package, one at a time, and demands that the unit tests notice each.
+
+Run it as `python tests/planted_faults.py [NAME ...]`. A fault is an exact replacement of text in one file; if the text
+is not there exactly once, the script fails, so that it cannot go stale. The tests see the copy through PYTHONPATH.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Fault(NamedTuple):
+    """One fault: where, what becomes what, and the tests that must fail."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+FAULTS = {
+    "student's rows are detached": Fault(
+        "jacobian/engines.py",
+        "    return row\n\n\ndef _cut_off",
+        "    return row.detach()\n\n\ndef _cut_off",
+        "tests/jacobian/test_parameter_gradients.py",
+    ),
+    "no graph of the rows": Fault(
+        "jacobian/engines.py",
+        "_gradient(values, leaf, one.to(values.dtype), create_graph=differentiable, retain_graph=keep)",
+        "_gradient(values, leaf, one.to(values.dtype), create_graph=False, retain_graph=keep)",
+        "tests/jacobian/test_parameter_gradients.py",
+    ),
+    "frozen statistics leak into the rows": Fault(
+        "jacobian/written_out.py",
+        "return None if _Held.holding else gradient",
+        "return gradient",
+        "tests/jacobian/test_module_policies.py tests/jacobian/test_parameter_gradients.py",
+    ),
+    "layer norm is not written out": Fault(
+        "jacobian/written_out.py",
+        "if self.statistics and func in (functional.layer_norm, torch.layer_norm):",
+        "if False:",
+        "tests/jacobian/test_parameter_gradients.py",
+    ),
+    "random numbers are not replayed": Fault(
+        "jacobian/engines.py",
+        "            torch.set_rng_state(cpu)\n",
+        "",
+        "tests/jacobian/test_one_mask.py",
+    ),
+    "one-sided difference": Fault(
+        "jacobian/differences.py",
+        "difference = function(x + move) - function(x - move)\n        products.append(difference / (2 * ",
+        "difference = function(x + move) - function(x)\n        products.append(difference / (1 * ",
+        "tests/jacobian/test_differences.py",
+    ),
+    "buffers are written twice": Fault(
+        "jacobian/engines.py",
+        "            buffer.copy_(written[name])\n    return Products(",
+        "            buffer.copy_(written[name] + (written[name] - buffer))\n    return Products(",
+        "tests/jacobian/test_module_policies.py",
+    ),
+    "mean for sum": Fault(
+        "losses/outputs.py",
+        "return (student - teacher).square().flatten(1).sum(1)",
+        "return (student - teacher).square().flatten(1).mean(1)",
+        "tests/losses/test_contract.py",
+    ),
+    "norm for square": Fault(
+        "losses/outputs.py",
+        "return (student - teacher).square().flatten(1).sum(1)",
+        "return (student - teacher).square().flatten(1).sum(1).sqrt()",
+        "tests/losses/test_contract.py",
+    ),
+    "temperature without its square": Fault(
+        "losses/outputs.py",
+        "return temperature**2 * (log_p.exp()",
+        "return temperature * (log_p.exp()",
+        "tests/losses/test_contract.py",
+    ),
+    "the student's own top class": Fault(
+        "objectives/distillation.py",
+        "context = Context(batch.label, answer.outputs, pixels)",
+        "context = Context(batch.label, run(self.student, batch.x)[0].detach(), pixels)",
+        "tests/objectives",
+    ),
+    "teacher in training mode": Fault(
+        "teachers/module.py",
+        "self.module.eval()  # ",
+        "self.module.train()  # ",
+        "tests/teachers",
+    ),
+    "every is not rescaled": Fault(
+        "objectives/distillation.py",
+        "return self.schedule(progress) * (self.every if self.training else 1)",
+        "return self.schedule(progress)",
+        "tests/objectives",
+    ),
+    "terms do not add up": Fault(
+        "objectives/distillation.py",
+        "total = torch.stack(list(values.values())).sum() if values",
+        "total = torch.stack(list(unweighted.values())).sum() if values",
+        "tests/objectives",
+    ),
+    "probes do not depend on the sample": Fault(
+        "jacobian/probes.py",
+        "of_draw), ids)",
+        "of_draw), torch.zeros_like(ids))",
+        "tests/jacobian/test_probes.py",
+    ),
+    "two samples share their probes": Fault(
+        "jacobian/probes.py",
+        "of_draw), ids)",
+        "of_draw), ids // 2)",
+        "tests/jacobian/test_probes.py",
+    ),
+    "share of the gradient measured wrongly": Fault(
+        "jacobian/engines.py",
+        "norms[name] = torch.stack(squares).sum().sqrt()",
+        "norms[name] = torch.stack(squares).sum()",
+        "tests/objectives",
+    ),
+}
+
+
+def caught(name: str) -> tuple[str, bool, str]:
+    """Whether the tests notice this fault, and the end of what they print."""
+    fault = FAULTS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "jacmatch"
+        shutil.copytree(ROOT / "src" / "jacmatch", copy, ignore=shutil.ignore_patterns("__pycache__"))
+        file = copy / fault.file
+        text = file.read_text()
+        if text.count(fault.old) != 1:
+            return name, False, f"{fault.file} holds the text to replace {text.count(fault.old)} times, not once"
+        file.write_text(text.replace(fault.old, fault.new))
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "--tb=line",
+            "-p",
+            "no:cacheprovider",
+            *fault.tests.split(),
+        ]
+        environment = {**os.environ, "PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    # 1 is pytest's code for failed tests; anything else means that they did not run.
+    return name, done.returncode == 1, "\n".join(done.stdout.splitlines()[-3:])
+
+
+def main(names: list[str]) -> int:
+    """Plants the named faults, or all, two at a time; returns how many were missed."""
+    missed = 0
+    with ThreadPoolExecutor(2) as pool:
+        for name, noticed, end in pool.map(caught, names or list(FAULTS)):
+            print(f"{'caught' if noticed else 'MISSED'}  {name}", flush=True)
+            if not noticed:
+                missed += 1
+                print(end)
+    print(f"{len(names or FAULTS) - missed} passed, {missed} failed")
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]) > 0)
