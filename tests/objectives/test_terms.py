@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import ESTIMATORS, READOUTS, EveryRow, FisherRows, LogProbabilities, RandomInputs
+from jacmatch.jacobian import (
+    ESTIMATORS,
+    READOUTS,
+    AntitheticNoise,
+    EveryRow,
+    FisherRows,
+    LogProbabilities,
+    RandomInputs,
+)
 from jacmatch.losses import JACOBIAN_LOSSES
 from jacmatch.objectives import POINTS as POINT_TYPES
 from jacmatch.objectives import AtMixedPairs, Distillation
@@ -220,6 +228,22 @@ def test_a_float32_student_learns_from_a_float64_teacher(probe):
     exact = Distillation(student(), teacher(), jacobians=1.0, probe=PROBES[probe])(**batch())
     assert terms["loss"].dtype == torch.float32
     torch.testing.assert_close(terms["loss"].double(), exact["loss"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("probe", [*PROBES.values(), AntitheticNoise(1, sigma=1e-3)], ids=[*PROBES, "small noise"])
+def test_autocast_costs_digits_of_the_network_alone(probe):
+    """The term in 16 bits is that in 32 up to rounding of single values; a difference of rounded ones would be lost."""
+    given = {name: value.float() if value.is_floating_point() else value for name, value in batch().items()}
+    s = student().float()
+    parameters = [p for p in s.parameters() if p is not s[3].bias]
+    objective = Distillation(s, teacher().float(), jacobians=1.0, probe=probe).eval()
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            terms = objective(**given)
+        assert all(terms[name].dtype == torch.float32 for name in terms)
+        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(terms["jacobians"], parameters)]))
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < 0.03
 
 
 def test_another_number_of_classes_is_named_whatever_the_probe():

@@ -1,5 +1,6 @@
 """Distillation by values and slopes: labels + outputs + Jacobians."""
 
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -25,7 +26,7 @@ from jacmatch.objectives import rules
 from jacmatch.objectives.base import Balance, Share, Terms
 from jacmatch.objectives.points import AtData, AtMixedPairs, Batch, Point
 from jacmatch.objectives.schedules import WeightSchedule
-from jacmatch.objectives.terms import jacobian_term, label_term, output_term
+from jacmatch.objectives.terms import exact_values, jacobian_term, label_term, output_term
 from jacmatch.teachers import Answer, Question, Teacher, as_teacher
 
 
@@ -244,7 +245,8 @@ class Distillation(nn.Module):
     def _products(self, batch: Batch, answer: Answer, settings: dict[str, Any], *, traced: bool) -> Products:
         if self.probe.side == "input":
             step = getattr(self.probe, "step", None)
-            return push(self.student, batch.x, self._directions(batch, None), step=step, **settings)
+            with exact_values(batch.x) if step is not None else nullcontext():
+                return push(self.student, batch.x, self._directions(batch, None), step=step, **settings)
         assert answer.cotangents is not None
         # Directions that ask for a gradient betray a backward that can be taken only once, where nothing else would.
         v = answer.cotangents.to(batch.x.dtype, copy=True).requires_grad_(traced)

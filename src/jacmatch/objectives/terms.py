@@ -1,5 +1,7 @@
 """The terms of distillation: each a mean over the batch, in float32 at least whatever the networks computed in."""
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,11 @@ def output_term(name: str, student: Tensor, teacher: Tensor, temperature: float)
 def jacobian_term(name: str, student: Tensor, teacher: Tensor) -> Tensor:
     """The loss of products (P, B, …), which are the rows of each sample."""
     return JACOBIAN_LOSSES[name](precise(student).transpose(0, 1), precise(teacher).transpose(0, 1)).mean()
+
+
+def exact_values(x: Tensor) -> AbstractContextManager[object]:
+    """Within the context autocast is off: a difference of values in 16 bits has no digits left."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def precise(x: Tensor) -> Tensor:
