@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import differences
+from jacmatch.jacobian.batch_norm import statistics_held
 from jacmatch.jacobian.features import run
 from jacmatch.jacobian.modules import (
     BatchNormPolicy,
@@ -21,7 +22,6 @@ from jacmatch.jacobian.modules import (
     twice_differentiable,
 )
 from jacmatch.jacobian.readouts import Context, Readout
-from jacmatch.jacobian.written_out import statistics_held
 
 Cotangents = Tensor | Callable[[Tensor], Tensor]
 

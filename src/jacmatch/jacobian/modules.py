@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian.written_out import Statistics, WrittenOut
+from jacmatch.jacobian.batch_norm import Statistics
+from jacmatch.jacobian.written_out import WrittenOut
 
 BatchNormPolicy = Literal["batch", "frozen"]
 """What BatchNorm layers in training mode do during a pass with derivatives.

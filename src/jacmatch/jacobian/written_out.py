@@ -9,65 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from jacmatch.errors import InputError, UnsupportedError
-
-
-class _Held(torch.autograd.Function):
-    """The identity, but a constant for derivatives by the input: no tangent, and no gradient while `holding`."""
-
-    generate_vmap_rule = True
-    holding = False
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor | None:
-        return None if _Held.holding else gradient
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        return torch.zeros_like(tangent)
-
-
-@contextmanager
-def statistics_held() -> Iterator[None]:
-    """A backward pass in this context takes frozen statistics as constants: it is one by the input."""
-    before, _Held.holding = _Held.holding, True
-    try:
-        yield
-    finally:
-        _Held.holding = before
-
-
-class Statistics(list[tuple[Tensor, Tensor]]):
-    """Batch statistics in the order in which a pass computes them, for passes at moved inputs to use again."""
-
-    replaying: Iterator[tuple[Tensor, Tensor]] | None = None
-
-    def of(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Variance and mean by channel: of x, or of the pass that is replayed."""
-        if self.replaying is not None:
-            return next(self.replaying)
-        self.append(_moments(_Held.apply(x)))  # type: ignore[no-untyped-call]
-        return self[-1]
-
-    def replayed(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """The function with the statistics of the pass that came before, in each call."""
-
-        def call(x: Tensor) -> Tensor:
-            self.replaying = iter(tuple(self))
-            try:
-                return function(x)
-            finally:
-                self.replaying = None
-
-        return call
+from jacmatch.errors import UnsupportedError
+from jacmatch.jacobian.batch_norm import Statistics, batch_norm, move_running_statistics
 
 
 class WrittenOut(TorchFunctionMode):
@@ -102,7 +45,7 @@ class WrittenOut(TorchFunctionMode):
         if func is functional.hardswish:
             return args[0] * functional.relu6(args[0] + 3.0) / 6.0
         if func is functional.batch_norm:
-            return _batch_norm(self.statistics, self.frozen, *args, **kwargs)
+            return batch_norm(self.statistics, self.frozen, *args, **kwargs)
         if self.statistics and func is functional.glu:
             return _glu(*args, **kwargs)
         if self.statistics and func in (functional.layer_norm, torch.layer_norm):
@@ -150,40 +93,6 @@ def _glu(x: Tensor, dim: int = -1) -> Tensor:
     return first * gate.sigmoid()
 
 
-def _batch_norm(
-    written_out: bool,
-    frozen: Statistics | None,
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """`torch.nn.functional.batch_norm`; with constant statistics as the affine map γ (x − μ) / √(σ² + ε) + β."""
-    if training and not written_out and frozen is None:
-        return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    if training:
-        var, mean = _moments(x) if frozen is None else frozen.of(x)
-        if running_mean is not None and running_var is not None:
-            _move(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
-    else:
-        assert running_mean is not None
-        assert running_var is not None
-        # clones, since the buffers may be written before the backward pass
-        var, mean = running_var.clone(), running_mean.clone()
-    scale = (var + eps).rsqrt()
-    if weight is not None:
-        scale = scale * weight
-    shift = -mean * scale
-    if bias is not None:
-        shift = shift + bias
-    shape = (1, -1) + (1,) * (x.dim() - 2)
-    return torch.addcmul(shift.to(x.dtype).view(shape), x, scale.to(x.dtype).view(shape))
-
-
 def _layer_norm(
     x: Tensor,
     normalized_shape: Sequence[int],
@@ -213,30 +122,12 @@ def _instance_norm(
 ) -> Tensor:
     """`torch.nn.functional.instance_norm`: layer normalisation over space, one weight for each channel."""
     if not use_input_stats:
-        return _batch_norm(True, None, x, running_mean, running_var, weight, bias, False, momentum, eps)
+        return batch_norm(True, None, x, running_mean, running_var, weight, bias, False, momentum, eps)
     if running_mean is not None and running_var is not None:
         var, mean = (each.mean(0) for each in torch.var_mean(x.flatten(2), 2, unbiased=False))
-        _move(running_mean, running_var, mean, var, x[0, 0].numel(), momentum)
+        move_running_statistics(running_mean, running_var, mean, var, x[0, 0].numel(), momentum)
     shape = (1, -1) + (1,) * (x.dim() - 2)
     y = _layer_norm(x, x.shape[2:], None, None, eps)
     if weight is not None:
         y = y * weight.view(shape)
     return y if bias is None else y + bias.view(shape)
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Biased variance and mean by channel. Means of means, since `torch.var_mean` over these dimensions is slow."""
-
-    def mean(z: Tensor) -> Tensor:
-        return z.flatten(2).mean(2).mean(0) if z.dim() > 2 else z.mean(0)
-
-    middle = mean(x)
-    return mean((x - middle.view(1, -1, *[1] * (x.dim() - 2))).square()), middle
-
-
-def _move(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, momentum: float) -> None:
-    """The exponential averages that PyTorch keeps, with the unbiased variance of `count` values."""
-    if count < 2:
-        raise InputError("Normalisation in training mode must see more than one value of a channel.", got=count)
-    running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
-    running_var.lerp_(var.detach().to(running_var.dtype) * (count / (count - 1)), momentum)
