@@ -9,7 +9,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check install -qq --constraint constr
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format ci clean
+.PHONY: help demo test faults lint format ci clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -19,6 +19,9 @@ demo: $(VENV)/.train  ## trains a teacher on the embedded digits and distils it 
 
 test: $(VENV)/.dev  ## the tests, on two processes of one thread
 	$(RUN) -m pytest -q -n 2 $(ARGS)
+
+faults: $(VENV)/.dev  ## plants faults, one at a time, and demands that the tests notice each
+	$(RUN) tests/planted_faults.py
 
 lint: $(VENV)/.dev  ## style, types and the import contract
 	$(RUN) -m ruff check
