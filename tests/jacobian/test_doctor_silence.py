@@ -39,7 +39,7 @@ def test_no_false_alarm_in_other_types(dtype):
     assert doctor(lambda x: x.tanh().cumsum(1), torch.randn(6, 5).to(dtype)).ok
 
 
-LARGE = {"vgg9", "resnet56", "resnet110", "resnet32x4", "wrn-40-2", "vit-tiny"}
+LARGE = {"vgg9", "resnet32", "resnet56", "resnet110", "resnet8x4", "resnet32x4", "wrn-40-1", "wrn-40-2", "vit-tiny"}
 """Examined in one mode only, for time."""
 
 
