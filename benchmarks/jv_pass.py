@@ -7,10 +7,10 @@ from jacmatch.jacobian import push
 from jacmatch.models import build
 
 CASES = {
-    "VGG-4, 28×28, training": ("vgg4", (1, 28, 28), 16, True),
-    "VGG-4, 28×28, evaluation": ("vgg4", (1, 28, 28), 16, False),
-    "ResNet-20, 32×32, training": ("resnet20", (3, 32, 32), 16, True),
-    "ResNet-20, 32×32, evaluation": ("resnet20", (3, 32, 32), 16, False),
+    "VGG-4, 28×28, training": ("vgg4", (1, 28, 28), 64, True),
+    "VGG-4, 28×28, evaluation": ("vgg4", (1, 28, 28), 64, False),
+    "ResNet-20, 32×32, training": ("resnet20", (3, 32, 32), 64, True),
+    "ResNet-20, 32×32, evaluation": ("resnet20", (3, 32, 32), 64, False),
     "ViT-Tiny, 32×32": ("vit-tiny", (3, 32, 32), 4, True),
 }
 
@@ -31,7 +31,7 @@ def rows(quick):
             network.zero_grad()
             network(doubled).square().sum().backward()
 
-        found.append({"case": name, "batch": batch, **method.ratio(with_jv, plain, 3 if quick else 25)})
+        found.append({"case": name, "batch": batch, **method.ratio(with_jv, plain, 3 if quick else 11)})
     return found
 
 
