@@ -181,6 +181,38 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("written", [0, 1])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, monkeypatch, written, error):
+    """Neither when the settings nor when, after them, the environment cannot be written."""
+    real, calls = os.replace, []
+
+    def failing(*paths):
+        calls.append(paths)
+        if len(calls) > written:
+            raise error
+        real(*paths)
+
+    (tmp_path / "mine").mkdir()
+    for folder in ("a/b/new", "mine"):
+        calls.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", failing)
+            with pytest.raises((InputError, KeyboardInterrupt)):
+                begun(tmp_path / folder)
+        assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_said(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", refused)
+        with pytest.raises(InputError, match=r"Read-only file system.*Choose another --out"):
+            begun(tmp_path / "new")
+
+
 def test_names_stay_inside_the_folder(tmp_path):
     run = begun(tmp_path / "run")
     for name in ("../x", "a/../../x", "/x", "settings.json", ""):

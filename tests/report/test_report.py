@@ -1,28 +1,33 @@
 """The report says what the run folder says, escapes everything and loads nothing."""
 
+import base64
 import csv
 import html.parser
 import io
+import re
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from jacmatch.errors import InputError
-from jacmatch.report import tables, write_report
+from jacmatch.report import figures, tables, write_report
+from jacmatch.report.style import STYLE
 from jacmatch.runs import Run, spread
 
 EVIL = '<script>alert("x")</script>'
 
 
-def comparison(folder, *, label=EVIL, regression=False, sheet=True):
+def comparison(folder, *, label=EVIL, regression=False, sheet=True, size=8, scores=((0.7, 0.8), (0.75, 0.9))):
+    """A finished run of two methods over as many seeds as there are scores."""
     settings = {"teacher": "cnn5", "student": label, "data": "digits"}
     run = Run.create(folder, "distill", settings, "0.0.1")
     measure = "rmse" if regression else "accuracy"
     network = {measure: 0.75, "parameters": 1234}
     agreement = {"top1": None if regression else 0.5, "jacobian_cosine": 0.25, "jacobian_relative_error": 1.5}
     rows = []
-    for method in ("labels", "outputs"):
-        for seed in (0, 1):
+    for method, values in zip(("labels", "outputs"), scores, strict=True):
+        for seed in range(len(values)):
             child = run.child(f"seed{seed}/{method}", {**settings, "seed": seed, "method": method})
             child.log({"step": 10, f"validation_{measure}": 0.5 + 0.1 * seed})
             child.log({"step": 15, "loss": 1.0})
@@ -31,21 +36,24 @@ def comparison(folder, *, label=EVIL, regression=False, sheet=True):
             {
                 "method": method,
                 "label": f"{label} {method}",
-                "seeds": 2,
+                "seeds": len(values),
                 "steps": 20,
-                measure: spread([0.70, 0.80]),
-                "agreement": {key: spread([value, value]) for key, value in agreement.items() if value is not None},
+                measure: spread(values),
+                "agreement": {
+                    key: spread([value] * len(values)) for key, value in agreement.items() if value is not None
+                },
                 "seconds": spread([2.0, 4.0]),
             }
         )
     if sheet:
         rng = np.random.default_rng(0)
+        channels = 1 if size == 8 else 3
         file = io.BytesIO()
         np.savez(
             file,
-            images=rng.random((3, 1, 8, 8), dtype=np.float32),
-            teacher=rng.standard_normal((3, 1, 8, 8)),
-            students=rng.standard_normal((2, 3, 1, 8, 8)),
+            images=rng.random((3, channels, size, size), dtype=np.float32),
+            teacher=rng.standard_normal((3, channels, size, size)),
+            students=rng.standard_normal((2, 3, channels, size, size)),
             methods=np.array([label, "b"]),
             cosines=rng.random((2, 3)),
             labels=np.arange(3),
@@ -81,8 +89,7 @@ def test_the_page_says_what_the_run_says(tmp_path):
     page = read(write_report(run.path))
     for words in ("cnn5 → cnn3 on digits", "75.0 ± 7.1", "1,234", "over 2 seeds", "500 test samples", "100 training"):
         assert words in page.text
-    assert page.tags.count("svg") == 1
-    assert page.tags.count("img") == 1
+    assert page.tags.count("img") == 3 * 4  # images, teacher, two students
     assert (run.path / "report.html").stat().st_size < 1_500_000
 
 
@@ -99,8 +106,11 @@ def test_tables_agree_with_the_rows(tmp_path):
     run = comparison(tmp_path / "run", label="a|b,c")
     write_report(run.path)
     rows = list(csv.reader((run.path / "table.csv").read_text().splitlines()))
-    assert rows[1][0] == "a|b,c labels"
-    assert rows[1][1] == "75.0 ± 7.1"
+    named = dict(zip(*rows[:2], strict=True))
+    assert named["label"] == "a|b,c labels"
+    assert float(named["accuracy_mean"]) == pytest.approx(0.75)
+    assert float(named["accuracy_std"]) == pytest.approx(0.005**0.5)
+    assert named["accuracy_values"] == "0.7 0.8"
     lines = (run.path / "table.md").read_text().splitlines()
     assert len(lines) == 4
     assert lines[2].startswith("| a\\|b,c labels | 75.0 ± 7.1 |")
@@ -113,7 +123,7 @@ def test_a_regression_has_no_agreement_in_class(tmp_path):
     run = comparison(tmp_path / "run", label="x", regression=True, sheet=False)
     page = read(write_report(run.path))
     assert "test RMSE" in page.text
-    assert "0.750 ± 0.071" in page.text
+    assert "0.75 ± 0.07071" in page.text
     assert "agreement %" not in page.text
     assert "img" not in page.tags
 
@@ -124,17 +134,119 @@ def test_the_page_is_the_same_when_it_is_written_again(tmp_path):
     assert write_report(run.path).read_bytes() == first
 
 
+def test_no_method_is_favoured_and_gains_are_taken_seed_by_seed(tmp_path):
+    worse = comparison(tmp_path / "run", label="x", scores=((0.7, 0.8), (0.6, 0.85)))
+    text = write_report(worse.path).read_text()
+    assert "-10.0, +5.0" in text
+    assert "last-child { font-weight" not in text
+    assert "font-weight: 600" not in text
+
+
+def test_the_page_says_what_the_numbers_are(tmp_path):
+    two = read(write_report(comparison(tmp_path / "two", label="x").path)).text
+    assert "sample standard deviation over 2 seeds" in two
+    assert "Jacobians, on a fixed part of these samples" in two
+    assert "each picture has its own scale" in two
+    one = read(write_report(comparison(tmp_path / "one", label="x", scores=((0.7,), (0.8,))).path)).text
+    assert "One seed, so no spread is known" in one
+    assert "±" not in one
+    assert "Each seed" not in one
+
+
+@pytest.mark.parametrize("label", ["$\\x$", "_hidden", "a & b < c", "é 漢", "\udce9"])
+def test_any_name_can_be_shown(tmp_path, label):
+    write_report(comparison(tmp_path / "run", label=label).path)
+
+
+def test_a_page_of_large_pictures_stays_small(tmp_path):
+    page = write_report(comparison(tmp_path / "run", label="x", size=224).path)
+    assert page.stat().st_size < 1_500_000
+
+
+def test_a_row_logged_twice_counts_once_and_seeds_meet_at_common_steps():
+    first = [{"step": 1, "validation_accuracy": 0.1}, {"step": 1, "validation_accuracy": 0.3}, {"step": 2}]
+    second = [{"step": 1, "validation_accuracy": 0.5}, {"step": 2, "validation_accuracy": 0.9}]
+    steps, values = figures._by_step([first, second], "validation_accuracy")
+    assert steps.tolist() == [1]
+    assert values.tolist() == [[0.3], [0.5]]
+
+
+def test_curves_take_the_colours_and_letters_of_the_page():
+    picture = figures.curves({"a": [[{"step": step, "validation_rmse": step} for step in (1, 2, 3)]]}, "rmse")
+    assert "var(--s1)" in picture
+    assert "currentColor" in picture
+    assert "#01" not in picture
+    assert "DejaVu" not in picture
+    assert "http" not in picture.replace("http://www.w3.org/", "")
+
+
+def pixels(address):
+    return imread(io.BytesIO(base64.b64decode(address.partition(",")[2])))[..., :3]
+
+
+def test_a_jacobian_is_white_at_zero_and_symmetric_in_sign():
+    rising = pixels(figures.signed(np.array([[[0.0, 2.0], [-2.0, 1.0]]])))
+    assert rising[0, 0].min() > 0.95
+    assert rising[0, 1].argmax() == 0  # positive is red
+    assert rising[1, 0].argmax() == 2  # negative is blue
+    scaled = pixels(figures.signed(np.array([[[0.0, 20.0], [-20.0, 10.0]]])))
+    assert (rising == scaled).all()
+    assert (pixels(figures.signed(np.zeros((3, 2, 2)))) > 0.95).all()
+
+
+def test_channels_are_summed():
+    row = np.array([[[1.0, -3.0]], [[2.0, 5.0]], [[4.0, -1.0]]])
+    assert figures.signed(row) == figures.signed(row.sum(0, keepdims=True))
+
+
+def test_what_was_not_measured_is_a_dash():
+    numbers = {"mean": 0.5, "std": None, "values": [0.5]}
+    agreement = {"top1": None, "jacobian_cosine": numbers}
+    row = {"label": "a", "accuracy": numbers, "agreement": agreement, "steps": 1, "seconds": numbers}
+    assert tables.cells({"rows": [row]})[1] == [["a", "50.0", "–", "0.500", "–", "1", "0.5"]]
+
+
+def luminance(colour):
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_every_colour_stands_out_from_its_ground():
+    light, dark = STYLE.split("@media (prefers-color-scheme: dark)")
+    for scheme in (light, dark):
+        colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6}|#fff)[;\s]", scheme))
+        ground, card = (luminance(colours[name].replace("#fff", "#ffffff")) for name in ("ground", "card"))
+        names = ["text", "soft", *(f"s{number}" for number in range(1, 7))]
+        for name in names:
+            for behind in (ground, card):
+                low, high = sorted((luminance(colours[name]), behind))
+                assert (high + 0.05) / (low + 0.05) >= 4.5, name
+
+
+def misshapen():
+    """A sheet with fewer students than methods."""
+    one, file = np.zeros((3, 1, 8, 8)), io.BytesIO()
+    few = {"students": np.zeros((1, 3, 1, 8, 8)), "methods": np.array(["a", "b"]), "cosines": np.zeros((1, 3))}
+    np.savez(file, images=one, teacher=one, labels=np.arange(3), **few)
+    return file.getvalue()
+
+
 def test_folders_without_a_comparison_are_refused(tmp_path):
     Run.create(tmp_path / "open", "distill", {}, "1")
     other = Run.create(tmp_path / "other", "doctor", {}, "1")
     other.write_result({"job": "doctor", "version": "1", "seed": 0, "seconds": 1.0, "settings": {}})
-    damaged = comparison(tmp_path / "damaged", label="x", sheet=False)
-    (damaged.path / "sheet.npz").write_bytes(b"nonsense")
+    for name, cut in {"damaged": b"nonsense", "empty": b"", "torn": None, "misshapen": misshapen()}.items():
+        sheet = comparison(tmp_path / name, label="x").path / "sheet.npz"
+        sheet.write_bytes(sheet.read_bytes()[:500] if cut is None else cut)
+    result = comparison(tmp_path / "rows", label="x").path / "result.json"
+    result.write_text(result.read_text().replace('"mean"', '"average"'))
     for name, message in {
         "none": "no folder of that name",
         "open": "must hold a finished run",
         "other": "must hold a comparison",
-        "damaged": "sheet.npz",
+        **dict.fromkeys(("damaged", "empty", "torn", "misshapen"), r"sheet\.npz must be a picture sheet"),
+        "rows": "must have the rows of a comparison",
     }.items():
         with pytest.raises(InputError, match=message):
             write_report(tmp_path / name)

@@ -115,6 +115,7 @@ class Distill(TrainingFields):
             "seconds": time.perf_counter() - start,
             "train_samples": len(subset),
             "test_samples": len(data.test),
+            "jacobian_samples": self._samples(data),
             "teacher_source": teacher.source,
             "settings": self.settings(),
         }

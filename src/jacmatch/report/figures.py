@@ -1,82 +1,106 @@
-"""Learning curves and the picture sheet, as SVG and PNG for a page that loads nothing."""
+"""Learning curves as SVG and pixels as PNG, for a page that loads nothing. Words stay with the page."""
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.ticker import MaxNLocator
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito: safe for colour blindness
+DASHES = ("", "7 3", "2 2", "9 3 2 3", "4 2", "12 3")
+"""One for each colour: neither colour nor dash alone tells two methods apart."""
+_TEXT, _LINES = "#010101", ("#010201", "#010202", "#010203", "#010204", "#010205", "#010206")  # replaced by the page's
+_POINTS = 300  # drawn of one curve
+_PIXELS = 96  # on a side of a picture
 
 
-def curves(series: Mapping[str, Sequence[Sequence[dict[str, Any]]]], measure: str) -> str:
-    """Validation curves as an SVG picture: a line for each method, mean over seeds, with a band from least to largest.
+def curves(series: Mapping[str, Sequence[Sequence[dict[str, Any]]]], measure: str, *, width: float = 10.0) -> str:
+    """Validation curves as SVG: a line for each method, mean over seeds, with a band from least to largest.
+
+    Colours are the page's: `currentColor` and the variables `--s1`, `--s2`, … in the order of the methods. Method names
+    are not drawn.
 
     Args:
-        series: For each method the metrics of its seeds.
+        series: For each method the metrics of its seeds. Of a step logged twice the later row counts.
         measure: `accuracy` or `rmse`.
+        width: In inches; a letter is as large in a narrow picture as in a wide one.
     """
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    figure = Figure(figsize=(width, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    for colour, (label, seeds) in zip(COLOURS, series.items(), strict=False):
-        key = f"validation_{measure}"
-        points = [{row["step"]: row[key] for row in rows if key in row} for rows in seeds]
-        steps = sorted(set.intersection(*(set(point) for point in points))) if points else []
-        if not steps:
+    scale = 100 if measure == "accuracy" else 1
+    for index, seeds in enumerate(series.values()):
+        steps, values = _by_step(seeds, f"validation_{measure}")
+        if not len(steps):
             continue
-        values = np.array([[point[step] for step in steps] for point in points])
-        axes.plot(steps, values.mean(0), color=colour, label=label, marker="o", markersize=3)
-        axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
-    axes.set_xlabel("optimiser step")
-    axes.set_ylabel(f"validation {measure}")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.lines:
-        axes.legend(frameon=False)
+        colour, dash = _LINES[index % len(_LINES)], DASHES[index % len(DASHES)]
+        style: Any = (0, tuple(float(part) / 2 for part in dash.split())) if dash else "solid"
+        axes.plot(steps, scale * values.mean(0), color=colour, linestyle=style, linewidth=2)
+        axes.fill_between(steps, scale * values.min(0), scale * values.max(0), color=colour, alpha=0.13, linewidth=0)
+    axes.set_xlabel("optimiser step", color=_TEXT)
+    axes.set_ylabel("validation accuracy %" if measure == "accuracy" else "validation RMSE", color=_TEXT)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=max(4, int(width) - 2), integer=True, steps=[1, 2, 5, 10]))
+    axes.tick_params(color=_TEXT, labelcolor=_TEXT, length=0)
+    axes.grid(color=_TEXT, alpha=0.15, linewidth=0.8)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    return _svg(figure)
+
+
+def _by_step(seeds: Sequence[Sequence[dict[str, Any]]], key: str) -> tuple[Any, Any]:
+    """The steps at which every seed has a value, thinned out to what can be seen, and the values (seed, step)."""
+    points = [{row["step"]: row[key] for row in rows if row.get(key) is not None} for rows in seeds]
+    steps = sorted(set.intersection(*(set(point) for point in points))) if points else []
+    seen = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _POINTS)).round().astype(int))
+    steps = [steps[index] for index in seen]
+    return np.array(steps), np.array([[point[step] for step in steps] for point in points])
+
+
+def _svg(figure: Figure) -> str:
     text = io.StringIO()
-    with rc_context({"svg.hashsalt": "jacmatch"}):  # the same curves, the same bytes
-        figure.savefig(text, format="svg", metadata={"Date": None})
+    # The same curves, the same bytes; letters stay letters, in the font of the page.
+    with rc_context({"svg.hashsalt": "jacmatch", "svg.fonttype": "none", "font.size": 12}):
+        figure.set_facecolor("none")
+        for axes in figure.axes:
+            axes.set_facecolor("none")
+            for label in (axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()):
+                label.set_fontsize(12)
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     picture = text.getvalue()
-    return picture[picture.index("<svg") :]
+    picture = picture[picture.index("<svg") :]
+    picture = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", picture, flags=re.DOTALL)
+    picture = re.sub(r' (?:width|height)="[\d.]+pt"', "", picture, count=2)
+    picture = re.sub(r"font: (?:[a-z\d]+ )*([\d.]+px) [^;\"]*", r"font-size: \1", picture)
+    picture = re.sub(r"font-family: [^;\"]*;? ?", "", picture)
+    for index, colour in enumerate(_LINES, 1):
+        picture = picture.replace(colour, f"var(--s{index})")
+    return picture.replace(_TEXT, "currentColor")
 
 
-def sheet(arrays: Mapping[str, Any]) -> str:
-    """The picture sheet as a PNG in base64: image, the teacher's Jacobian of its top class, the students' beside it.
+def image(pixels: Any) -> str:
+    """A picture (1 or 3, H, W) with values in [0, 1] as a `data:` address of a PNG."""
+    grid = np.clip(np.moveaxis(np.asarray(pixels, dtype=np.float64), 0, -1), 0, 1)
+    return _png(np.repeat(grid, 3, axis=2) if grid.shape[2] == 1 else grid[..., :3])
 
-    Every Jacobian has its own scale, symmetric about zero: red raises the logit, blue lowers it. The cosine with the
-    teacher's stands under each.
+
+def signed(jacobian: Any) -> str:
+    """A Jacobian row (C, H, W), summed over channels, as a `data:` address of a PNG.
+
+    Zero is white, and the largest magnitude, of either sign, is full red (positive) or full blue (negative).
     """
-    images, teacher, students = arrays["images"], arrays["teacher"], arrays["students"]
-    methods, cosines = [str(method) for method in arrays["methods"]], arrays["cosines"]
-    rows, columns = len(images), 2 + len(methods)
-    figure = Figure(figsize=(1.55 * columns, 1.75 * rows + 0.3), layout="constrained")
-    grid = np.array(figure.subplots(rows, columns, squeeze=False))
-    for row in range(rows):
-        _image(grid[row, 0], images[row])
-        grid[row, 0].set_xlabel(f"class {arrays['labels'][row]}", fontsize=8)
-        _signed(grid[row, 1], teacher[row])
-        for column in range(len(methods)):
-            _signed(grid[row, 2 + column], students[column, row])
-            grid[row, 2 + column].set_xlabel(f"cos {cosines[column, row]:.2f}", fontsize=8)
-    for axes, head in zip(grid[0], ["image", "teacher", *methods], strict=True):
-        axes.set_title(head.replace(" + ", "\n+ "), fontsize=8)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return base64.b64encode(file.getvalue()).decode("ascii")
-
-
-def _image(axes: Axes, image: Any) -> None:
-    picture = np.moveaxis(image, 0, -1)
-    axes.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else np.clip(picture, 0, 1), cmap="gray")
-    axes.set(xticks=[], yticks=[])
-
-
-def _signed(axes: Axes, jacobian: Any) -> None:
-    flat = jacobian.sum(0)
+    flat = np.asarray(jacobian, dtype=np.float64).sum(0)
     largest = float(np.abs(flat).max()) or 1.0
-    axes.imshow(flat, cmap="RdBu_r", vmin=-largest, vmax=largest)
-    axes.set(xticks=[], yticks=[])
+    return _png(colormaps["RdBu_r"](0.5 + 0.5 * flat / largest)[..., :3])
+
+
+def _png(colours: Any) -> str:
+    every = -(-max(colours.shape[:2]) // _PIXELS)
+    file = io.BytesIO()
+    pixels = np.ascontiguousarray((255 * colours[::every, ::every]).round().astype(np.uint8))
+    nothing: dict[str, Any] = {"Software": None}  # the same pixels, the same bytes, whatever the version
+    imsave(file, pixels, format="png", metadata=nothing)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

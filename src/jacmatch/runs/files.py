@@ -29,8 +29,8 @@ def disk(folder: Path, deed: str = "written to") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def undone_on_failure(folder: Path, name: str) -> Iterator[None]:
-    """Makes `folder` and its missing parents for the block; if the block fails, removes them and the file `name`."""
+def undone_on_failure(folder: Path, names: Sequence[str]) -> Iterator[None]:
+    """Makes `folder` and its missing parents for the block; if it fails, removes them and the named files in it."""
     with disk(folder):
         made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -39,7 +39,8 @@ def undone_on_failure(folder: Path, name: str) -> Iterator[None]:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            (folder / name).unlink(missing_ok=True)
+            for name in names:
+                (folder / name).unlink(missing_ok=True)
             for path in made:
                 path.rmdir()
         raise

@@ -71,10 +71,14 @@ class Run:
             >>> run.metrics()
             [{'step': 1, 'loss': 0.5}]
         """
-        run = cls._enter(Path(path), job, settings, version)
+        now = environment(cuda)
+        run = cls._enter(Path(path), job, settings, version, now)
         if run.finished:
             raise _taken(run.path, f"a finished run of `{job}`")
-        run._note_environment(cuda)
+        if run.resumed:
+            before = run.environment
+            whole = {**before, "resumed": [*before.get("resumed", []), now]} if before else {**now, "resumed": []}
+            write_whole(run.path, _ENVIRONMENT, encoded(whole, _ENVIRONMENT))
         return run
 
     @classmethod
@@ -189,14 +193,18 @@ class Run:
         return write_whole(self.path, _RESULT, encoded(result, "result"))
 
     @classmethod
-    def _enter(cls, folder: Path, job: str, settings: Mapping[str, Any], version: str) -> "Run":
-        """Begins the run in `folder` or finds it there; anything else that is there is refused."""
+    def _enter(
+        cls, folder: Path, job: str, settings: Mapping[str, Any], version: str, now: Mapping[str, Any] | None = None
+    ) -> "Run":
+        """Begins the run in `folder`, in the environment `now`, or finds it; anything else that is there is refused."""
         chosen = plain(settings, "settings")
         others = _entries(folder)
         if not others:
-            with undone_on_failure(folder, _SETTINGS):
+            with undone_on_failure(folder, (_ENVIRONMENT, _SETTINGS)):
                 head = {"job": job, "version": version, "settings": chosen}
                 write_whole(folder, _SETTINGS, encoded(head, _SETTINGS))
+                if now is not None:
+                    write_whole(folder, _ENVIRONMENT, encoded({**now, "resumed": []}, _ENVIRONMENT))
             return cls(folder, job, version, chosen)
         if _SETTINGS not in others:
             raise _taken(folder, f"a folder that is no run and holds {others[0]!r}")
@@ -209,11 +217,6 @@ class Run:
             raise _taken(folder, f"a run of version {run.version}, not {version}")
         _mend_metrics(folder)
         return run
-
-    def _note_environment(self, cuda: str | None) -> None:
-        before, now = self.environment, environment(cuda)
-        whole = {**before, "resumed": [*before.get("resumed", []), now]} if before else {**now, "resumed": []}
-        write_whole(self.path, _ENVIRONMENT, encoded(whole, _ENVIRONMENT))
 
 
 def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
