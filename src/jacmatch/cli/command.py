@@ -25,6 +25,7 @@ VERBS = {
     "evaluate": "a trained network on the test part of a data set",
     "compare": "how far two models agree in value and in Jacobian",
     "doctor": "which derivative engines are right for a model, and why not the others",
+    "reproduce": "one table of the paper, or one claim of this project, with its seeds",
     "report": "the HTML page of a finished run, written again",
     "list": "every name that the command line knows",
 }
@@ -132,7 +133,7 @@ class _Job:
 
         A folder that this command made and that holds nothing to go on from is removed: nothing is half written.
         """
-        if self.out is None or not any(self.out.rglob("checkpoint.pt")):
+        if self.out is None or not any(any(self.out.rglob(name)) for name in ("checkpoint.pt", "result.json")):
             if self.out is not None and self.fresh:
                 with contextlib.suppress(OSError):  # of rmdir: another job has put its run beside
                     shutil.rmtree(self.out)

@@ -25,7 +25,7 @@ def show(result: Mapping[str, Any]) -> None:
         console.print(f"Stopped after {result['steps']} steps. The same command without --max-steps goes on.")
     else:
         SHOWN[result["job"]](console, result)
-    for key, what in (("out", "Run folder"), ("report", "Report")):
+    for key, what in (("out", "Run folder"), ("report", "Report"), ("figure", "Figure")):
         if key in result:
             console.print(f"{what}: {result[key]}", markup=False)
 
@@ -76,6 +76,19 @@ def _names(console: Console, result: Mapping[str, Any]) -> None:
     Console(highlight=False).print(table, markup=False)
 
 
+def _tables(console: Console, result: Mapping[str, Any]) -> None:
+    for given in result["tables"]:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False, title_justify="left")
+        for number, heading in enumerate(given["head"]):
+            table.add_column(heading, justify="right" if number else "left", no_wrap=not number)
+        for row in given["rows"]:
+            table.add_row(*row)
+        console.print(f"[bold]{given['title']}[/bold]")
+        console.print(table)
+        for note in given["notes"]:
+            console.print(note, markup=False)
+
+
 def _nothing(console: Console, result: Mapping[str, Any]) -> None:
     """The path of the report says it all."""
 
@@ -86,6 +99,7 @@ SHOWN = {
     "evaluate": _network,
     "compare": _pair,
     "doctor": _diagnosis,
+    "reproduce": _tables,
     "report": _nothing,
     "list": _names,
 }

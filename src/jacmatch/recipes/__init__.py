@@ -6,6 +6,7 @@ from jacmatch.recipes.distill import Distill
 from jacmatch.recipes.evaluate import Evaluate
 from jacmatch.recipes.examine import Doctor
 from jacmatch.recipes.networks import load_student
+from jacmatch.recipes.reproduce.command import Reproduce
 from jacmatch.recipes.train import Train
 from jacmatch.recipes.write_report import Report
 
@@ -15,8 +16,20 @@ RECIPES = {
     "evaluate": Evaluate,
     "compare": Compare,
     "doctor": Doctor,
+    "reproduce": Reproduce,
     "report": Report,
     "list": List,
 }
 
-__all__ = ["RECIPES", "Compare", "Distill", "Doctor", "Evaluate", "List", "Report", "Train", "load_student"]
+__all__ = [
+    "RECIPES",
+    "Compare",
+    "Distill",
+    "Doctor",
+    "Evaluate",
+    "List",
+    "Report",
+    "Reproduce",
+    "Train",
+    "load_student",
+]

@@ -5,6 +5,7 @@ from typing import Any
 
 from jacmatch import datasets, losses, models, objectives, teachers
 from jacmatch.jacobian import ESTIMATORS, READOUTS
+from jacmatch.recipes.reproduce import EXPERIMENTS
 
 
 @dataclass(frozen=True)
@@ -23,5 +24,6 @@ class List:
             "jacobian losses": list(losses.JACOBIAN_LOSSES),
             "penalties": list(losses.PENALTIES),
             "teachers": list(teachers.TEACHERS),
+            "experiments": list(EXPERIMENTS),
         }
         return {"job": "list", **axes}

@@ -61,6 +61,10 @@ class Distill(TrainingFields):
     """Share of the Jacobian term in the gradient norm."""
     jacobian_weight: float | None = None
     """Weight of the Jacobian term itself, in place of the share."""
+    jacobian_schedule: Literal["by-data", "constant"] = "by-data"
+    """by-data: the share or weight falls with the number of training samples for each class. constant: it does not."""
+    jacobian_fades_from: float = 1.0
+    """Progress, 0 to 1, from which the Jacobian term fades out until the end of training; 1 never."""
     output_loss: Literal["squared", "kl"] = "squared"
     """Loss of the output term."""
     temperature: float = 1.0
@@ -235,7 +239,7 @@ class Distill(TrainingFields):
     ) -> Distillation:
         """The objective of one method."""
         jacobians = Share(self.jacobian_share) if self.jacobian_weight is None else self.jacobian_weight
-        per_class = len(train) / data.classes if data.classes else None
+        per_class = len(train) / data.classes if data.classes and self.jacobian_schedule == "by-data" else None
         return Distillation(
             student,
             None if method == "labels" else teacher,
@@ -249,7 +253,7 @@ class Distill(TrainingFields):
             jacobian_loss=self.jacobian_loss,
             point=self._point(),
             every=self.every,
-            schedule=WeightSchedule(per_class),
+            schedule=WeightSchedule(per_class, fades_from=self.jacobian_fades_from),
             batch_norm=self.batch_norm,
             task="classification" if data.classes else "regression",
             seed=seed,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -11,13 +11,13 @@ from jacmatch.runs import Run
 from jacmatch.training import Training, find_device
 from jacmatch.version import __version__
 
-NOT_SETTINGS = ("out", "max_steps")
-"""Fields that do not decide the result, so they are not among the settings of a run."""
-
 
 @dataclass(frozen=True)
 class JobFields:
     """Settings of every job."""
+
+    no_settings: ClassVar[tuple[str, ...]] = ("out", "max_steps")
+    """Fields that do not decide the result, so they are not among the settings of a run."""
 
     out: Path | None = None
     """Run folder. Without it, runs/JOB-NUMBER with the next free number."""
@@ -33,7 +33,7 @@ class JobFields:
         plain = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name not in NOT_SETTINGS:
+            if field.name not in self.no_settings:
                 plain[field.name] = str(value) if isinstance(value, Path) else value
         return plain
 

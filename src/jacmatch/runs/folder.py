@@ -47,6 +47,7 @@ class Run:
         version: str,
         *,
         cuda: str | None = None,
+        again: bool = False,
     ) -> "Run":
         """A run in a new or empty folder, or the unfinished run of the same job, settings and version that is there.
 
@@ -56,6 +57,8 @@ class Run:
             settings: All that decides the result, and nothing else (no output folder, no progress bar).
             version: The version of this package.
             cuda: Name of the GPU, if the job uses one.
+            again: Whether a finished run is taken up again instead of being refused: its result is then removed, to be
+                written anew with more in it.
 
         Raises:
             InputError: The folder holds something else, a finished run or another run; a setting is not JSON; or the
@@ -73,8 +76,10 @@ class Run:
         """
         now = environment(cuda)
         run = cls._enter(Path(path), job, settings, version, now)
-        if run.finished:
+        if run.finished and not again:
             raise _taken(run.path, f"a finished run of `{job}`")
+        with disk(run.path):
+            (run.path / _RESULT).unlink(missing_ok=True)
         if run.resumed:
             before = run.environment
             whole = {**before, "resumed": [*before.get("resumed", []), now]} if before else {**now, "resumed": []}

@@ -1,0 +1,134 @@
+"""The best student from little data at equal cost: Jacobian-free recipes and recipes with slopes, side by side."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jacmatch.recipes.progress import Progress
+from jacmatch.recipes.reproduce import students
+from jacmatch.recipes.reproduce.experiment import Cell, Experiment, Measures
+from jacmatch.recipes.reproduce.request import Request
+from jacmatch.report import Document, Table
+from jacmatch.report.experiments import grid, names, origin, spreads
+from jacmatch.report.lines import Line, line_figure
+
+Settings = Mapping[str, Any]
+_ROW: Settings = {
+    "method": "jacobians",
+    "probe": "random-outputs",
+    "jacobian_share": 0.5,
+    "jacobian_schedule": "constant",
+}
+_MIXED: Settings = {"point": "mixed-pairs"}
+
+FREE: dict[str, Settings] = {
+    "labels": {"method": "labels"},
+    "outputs, squared": {"method": "outputs"},
+    "outputs, KL τ=4": {"method": "outputs", "output_loss": "kl", "temperature": 4.0},
+    "outputs at mixed pairs, squared": {"method": "outputs", **_MIXED},
+    "outputs at mixed pairs, KL τ=4": {"method": "outputs", "output_loss": "kl", "temperature": 4.0, **_MIXED},
+    "outputs at mixed pairs, no labels": {"method": "outputs", "labels_weight": 0.0, **_MIXED},
+}
+"""Recipes without slopes."""
+
+SLOPES: dict[str, Settings] = {
+    "mixed, random row, share 0.3": {**_ROW, **_MIXED, "jacobian_share": 0.3},
+    "mixed, random row, share 0.5": {**_ROW, **_MIXED},
+    "mixed, random row, share 0.7": {**_ROW, **_MIXED, "jacobian_share": 0.7},
+    "mixed, random row, share 0.85": {**_ROW, **_MIXED, "jacobian_share": 0.85},
+    "mixed, random row, no labels": {**_ROW, **_MIXED, "labels_weight": 0.0},
+    "mixed, random row, squared": {**_ROW, **_MIXED, "jacobian_loss": "squared"},
+    "mixed, random row, normalised": {**_ROW, **_MIXED, "jacobian_loss": "normalized"},
+    "mixed, 2 orthogonal rows": {**_ROW, **_MIXED, "probes": 2},
+    "mixed, top class": {**_ROW, **_MIXED, "probe": "top-class"},
+    "mixed, Fisher row": {**_ROW, **_MIXED, "probe": "fisher-rows", "readout": "log-probabilities"},
+    "mixed, random direction": {**_ROW, **_MIXED, "probe": "random-inputs"},
+    "mixed, data pair": {**_ROW, **_MIXED, "probe": "data-pairs"},
+    "mixed, antithetic pair": {**_ROW, **_MIXED, "probe": "antithetic-noise", "noise": 0.1},
+    "mixed, random row every 2nd step": {**_ROW, **_MIXED, "every": 2},
+    "data, random row": _ROW,
+    "data, top class": {**_ROW, "probe": "top-class"},
+    "noise, random row": {**_ROW, "point": "noise", "noise": 0.1},
+}
+"""Recipes with slopes: where, which derivatives, how compared."""
+
+CANDIDATES: dict[str, Settings] = {**FREE, **SLOPES}
+_BUDGET = {"smoke": 20, "cpu": 1000, "paper": 4000}  # steps of plain distillation
+
+
+def _cells(
+    request: Request, rows: Mapping[str, Settings], per_class: Sequence[int], seeds: int, first: int
+) -> list[Cell]:
+    """A cell for each row, column and seed, each with as many steps as the budget pays for."""
+    data = students.data_of(request.data, request.seed, request.smoke)
+    scale = students.scale_of(request)
+    built = students.networks.Description.of(scale.student, data).build()
+    teacher = students.networks.Description.of(scale.teacher, data).build()
+    ratio = students.multiplications(teacher, data) / students.multiplications(built, data)
+    plain = 3 + ratio
+    cells = []
+    for number in request.per_class or per_class:
+        for row, settings in rows.items():
+            steps = round(_BUDGET[request.scale] * plain / students.cost(settings, data.outputs, ratio))
+            chosen = {**settings, "per_class": number, "steps": steps, "batch_size": 50, "schedule": "cosine"}
+            for seed in range(first, first + (seeds if request.seeds is None else request.seeds)):
+                cells.append(Cell(row, str(number), seed, chosen))
+    return cells
+
+
+def _grid_cells(request: Request) -> list[Cell]:
+    few = dict(list(CANDIDATES.items())[3:8]) if request.smoke else CANDIDATES
+    return _cells(request, few, (5,), 1 if request.smoke else 2, 100)
+
+
+def _grid_tables(document: Document) -> list[Table]:
+    columns = names(document, "column")
+    rows = grid(document, "validation_accuracy", digits=1)
+    return [
+        Table(
+            "grid",
+            "Validation accuracy in %, equal cost, by images per class",
+            ("recipe", *(f"n = {column}" for column in columns)),
+            tuple(rows),
+            (origin(document),),
+        )
+    ]
+
+
+def _figure(document: Document) -> bytes:
+    found = spreads(document, "accuracy")
+    columns = sorted(names(document, "column"), key=int)
+    lines = []
+    for row in names(document, "row"):
+        have = [column for column in columns if (row, column) in found]
+        values = [found[row, column] for column in have]
+        lines.append(
+            Line(
+                row,
+                [float(column) for column in have],
+                [100 * value["mean"] for value in values],
+                [100 * (value["std"] or 0.0) for value in values],
+            )
+        )
+    ticks = [(float(column), column) for column in columns]
+    return line_figure(
+        [(document["settings"]["data"], lines)],
+        x_label="images per class", y_label="test accuracy in %", log_x=True, ticks=ticks,
+    )  # fmt: skip
+
+
+def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
+    return students.prepare(request, progress)
+
+
+def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
+    return students.measure(request, cell, facts)
+
+
+GRID = Experiment(
+    about="which recipe for little data, chosen on validation images: readout × probe × loss × point at equal cost",
+    cells=_grid_cells,
+    measure=_measure,
+    tables=_grid_tables,
+    figure=_figure,
+    prepare=_prepare,
+)

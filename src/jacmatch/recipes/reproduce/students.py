@@ -1,0 +1,195 @@
+"""What the experiments on distillation share: networks for each size, the teacher, one student, and what it is judged by."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from jacmatch import datasets
+from jacmatch.datasets import Data, Split
+from jacmatch.jacobian import ESTIMATORS
+from jacmatch.models import count_parameters
+from jacmatch.recipes import networks
+from jacmatch.recipes.distill import Distill
+from jacmatch.recipes.progress import Progress
+from jacmatch.recipes.reproduce.experiment import Cell, Measures
+from jacmatch.recipes.reproduce.request import Request
+from jacmatch.recipes.teachers import prepare as prepare_teacher
+from jacmatch.recipes.train import Train, load, parts
+from jacmatch.teachers import ModuleTeacher
+from jacmatch.training import agreement, evaluate, fit
+
+VALIDATION = 0.1
+"""Share of the training images that is held out, the same for every seed: what is selected is selected there."""
+QUARTER_VGG9 = "vgg:16-M-32-M-64-64-M-128-128-M-128-128-M"
+QUARTER_VGG4 = "vgg:16-M-32-M-128-M"
+_JUDGED, _SLOPES = 2000, 128  # test images for agreement, calibration and noise; for Jacobians
+_NOISE = 0.4  # standard deviation, in units of normalised inputs
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Networks and teacher training of a size.
+
+    Attributes:
+        teacher: Model name.
+        student: Model name.
+        training: Settings of the teacher's training.
+    """
+
+    teacher: str
+    student: str
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+def scale_of(request: Request) -> Scale:
+    """The networks for a request: VGG-9 → VGG-4 for images, small ones for the embedded digits."""
+    if request.data.partition(":")[0] in {"digits", "synthetic"}:
+        return Scale("cnn5", "cnn3", {"steps": 60 if request.smoke else 600})
+    crop_flip = {"augment": ("crop", "flip"), "precision": "bf16", "validate_every": 500}
+    if request.scale == "paper":
+        return Scale("vgg9", "vgg4", {**crop_flip, "steps": 40_000, "lr": 1e-3})
+    steps = 4000 if request.data.startswith("fashion-mnist") else 7000
+    return Scale(QUARTER_VGG9, QUARTER_VGG4, {**crop_flip, "steps": steps, "lr": 3e-3})
+
+
+@lru_cache(maxsize=1)
+def data_of(spec: str, seed: int, smoke: bool) -> Data:
+    """The data set, once in a process."""
+    return load(spec, seed, smoke)
+
+
+@dataclass(frozen=True)
+class World:
+    """What all students of a run share.
+
+    Attributes:
+        data: The data set.
+        pool: The training images that subsets are drawn from.
+        validation: Images held out from training.
+        description: How a student is built.
+        teacher: The trained teacher.
+    """
+
+    data: Data
+    pool: Split
+    validation: Split
+    description: networks.Description
+    teacher: nn.Module
+
+    def subset(self, per_class: int, seed: int) -> Split:
+        """So many training images of each class, 0 for all."""
+        return self.pool.subset(datasets.per_class(self.pool.y, per_class, seed)) if per_class else self.pool
+
+
+def world_of(request: Request, progress: Progress | None = None) -> World:
+    """Data, teacher and student of a request; a teacher without weights is trained first and kept."""
+    key = (request.data, request.seed, request.smoke, request.scale, request.teacher, request.teacher_weights)
+    return _world(key, request, progress or Progress(quiet=True))
+
+
+_WORLDS: dict[object, World] = {}
+
+
+def _world(key: object, request: Request, progress: Progress) -> World:
+    if key not in _WORLDS:
+        scale = scale_of(request)
+        data = data_of(request.data, request.seed, request.smoke)
+        pool, validation = parts(data, VALIDATION, 0, request.seed)
+        assert validation is not None
+        model = request.teacher or scale.teacher
+        recipe = Train(
+            data=request.data, model=model, seed=request.seed, device=request.device, smoke=request.smoke,
+            validation=VALIDATION, batch_size=128, **scale.training,
+        )  # fmt: skip
+        weights = networks.Weights(request.teacher_weights) if request.teacher_weights else None
+        teacher = prepare_teacher(model, data, weights, recipe, progress, allow_code=False)
+        description = networks.Description.of(scale.student, data)
+        _WORLDS.clear()
+        _WORLDS[key] = World(data, pool, validation, description, teacher.network)
+    return _WORLDS[key]
+
+
+def prepare(request: Request, progress: Progress) -> dict[str, Any]:
+    """The teacher, trained if need be: accuracy, and the size of both networks."""
+    world = world_of(request, progress)
+    accuracy = evaluate(world.teacher, world.data.test, device=request.device)
+    held = evaluate(world.teacher, world.validation, device=request.device)["accuracy"]
+    student = world.description.build()
+    scale = scale_of(request)
+    return {
+        "teacher": {
+            "model": Path(request.teacher).name or scale.teacher,
+            **accuracy,
+            "validation_accuracy": held,
+            "parameters": count_parameters(world.teacher),
+        },
+        "student": {"model": scale.student, "parameters": count_parameters(student)},
+        "forward_ratio": multiplications(world.teacher, world.data) / multiplications(student, world.data),
+    }
+
+
+def multiplications(network: nn.Module, data: Data) -> int:
+    """Floating-point operations of a forward pass on one sample, as torch's own counter counts them."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.zeros(1, *data.shape, device=next(network.parameters()).device))
+    return int(counter.get_total_flops())
+
+
+def cost(settings: Mapping[str, Any], outputs: int, forward_ratio: float) -> float:
+    """Cost of a step in forward passes of the student, for each sample of the batch.
+
+    A backward pass by the parameters counts as two forward passes, one by the input as one. Labels cost 3; the
+    teacher's outputs r more, r the teacher's forward pass over the student's; each product (a vᵀJ, a Jv, or two values
+    of a pair) passes through both once more and is differentiated: 3 + r again for each pass.
+    """
+    if settings["method"] == "labels":
+        return 3.0
+    passes = 0
+    if settings["method"] == "jacobians":
+        single = {"every-row", "top-class", "label-class", "data-pairs"}
+        count = {} if settings["probe"] in single else {"count": settings.get("probes", 1)}
+        sigma = {"sigma": 1.0} if settings["probe"] == "antithetic-noise" else {}
+        needed = ESTIMATORS[settings["probe"]](**count, **sigma).passes(outputs)
+        passes = needed.forward + needed.backward
+    return (1 + passes) * (3 + forward_ratio) / settings.get("every", 1) + (
+        (3 + forward_ratio) * (1 - 1 / settings.get("every", 1))
+    )
+
+
+def measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
+    """Trains the student of a cell and judges it; the settings are those of `jacmatch distill` with one method."""
+    world = world_of(request)
+    settings = dict(cell.settings)
+    method, per_class = settings.pop("method"), settings.pop("per_class")
+    recipe = Distill(data=request.data, student=world.description.spec, smoke=request.smoke, seed=cell.seed, **settings)
+    torch.manual_seed(cell.seed)
+    student = world.description.build()
+    train = world.subset(per_class, cell.seed)
+    objective = recipe.objective(method, student, world.teacher, train, world.data, cell.seed)
+    fitted = fit(objective, train, recipe.training(), seed=cell.seed, device=request.device)
+    return {**judged(student, world, request.device), "steps": fitted.steps, "train_seconds": fitted.seconds}
+
+
+def judged(student: nn.Module, world: World, device: str) -> Measures:
+    """Accuracy, agreement with the teacher in value and slope, and accuracy under noise.
+
+    Noise is Gaussian, with a standard deviation of 0.4 of that of the data.
+    """
+    some = world.data.test.subset(torch.arange(min(_JUDGED, len(world.data.test))))
+    generator = torch.Generator().manual_seed(0)
+    std = torch.tensor(world.data.std).view(-1, *[1] * (len(world.data.shape) - 1))
+    clean = some.inputs().cpu()
+    noisy = clean + _NOISE * std * torch.randn(clean.shape, generator=generator)
+    close = agreement(student, ModuleTeacher(world.teacher), some, samples=min(_SLOPES, len(some)))
+    return {
+        "accuracy": evaluate(student, world.data.test, device=device)["accuracy"],
+        "validation_accuracy": evaluate(student, world.validation, device=device)["accuracy"],
+        **close,
+        "noisy_accuracy": evaluate(student, Split(noisy, some.y.cpu()), device=device)["accuracy"],
+    }

@@ -1,0 +1,134 @@
+"""Tables of experiments, made from the stored results of their cells: mean ± standard deviation over seeds."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jacmatch.runs import spread
+
+Document = Mapping[str, Any]
+"""The `results.json` of an experiment: `cells` is a list of row, column, seed, `measures` and seconds."""
+Spread = Mapping[str, Any]
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        name: Stem of its files.
+        title: What it shows, in one line.
+        head: Headings; the first is that of the rows.
+        rows: As many entries as there are headings.
+        notes: What a reader must know, a sentence or two each.
+    """
+
+    name: str
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def markdown(self) -> str:
+        """The table in Markdown, with title and notes.
+
+        Example:
+            >>> print(Table("t", "Accuracy", ("row", "n = 1"), (("labels", "5.0"),)).markdown())
+            **Accuracy**
+            <BLANKLINE>
+            | row | n = 1 |
+            | --- | ---: |
+            | labels | 5.0 |
+            <BLANKLINE>
+        """
+        lines = [self.head, ("---", *["---:"] * (len(self.head) - 1)), *self.rows]
+        body = ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines]
+        notes = [f"\n{note}" for note in self.notes]
+        return "\n".join([f"**{self.title}**", "", *body, *notes, ""])
+
+    def csv(self) -> str:
+        """The table as comma-separated values, headings first."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.head, *self.rows])
+        return text.getvalue()
+
+
+def spreads(document: Document, measure: str) -> dict[tuple[str, str], Spread]:
+    """Mean, standard deviation and values over the seeds of a measure, by (row, column); in the order of the cells."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for cell in sorted(document["cells"], key=lambda cell: cell["seed"]):
+        value = cell["measures"].get(measure)
+        if value is not None:
+            values.setdefault((cell["row"], cell["column"]), []).append(value)
+    return {key: spread(each) for key, each in values.items()}
+
+
+def names(document: Document, axis: str) -> list[str]:
+    """The rows or the columns (`axis` is `row` or `column`) of a document, in the order in which they were asked for."""
+    return list(dict.fromkeys(cell[axis] for cell in document["cells"]))
+
+
+def entry(value: Spread | None, scale: float | int = 100, digits: int = 1) -> str:
+    """A mean ± standard deviation as text; a dash where nothing was measured.
+
+    Example:
+        >>> entry(spread([0.5, 0.52]))
+        '51.0 ± 1.4'
+    """
+    if value is None:
+        return NOTHING
+    mean = f"{scale * value['mean']:.{digits}f}"
+    return mean if value["std"] is None else f"{mean} ± {scale * value['std']:.{digits}f}"
+
+
+def grid(
+    document: Document,
+    measure: str,
+    *,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    scale: float | int = 100,
+    digits: int = 1,
+) -> list[tuple[str, ...]]:
+    """The rows of a table: the name of each row, and a mean ± standard deviation for each column.
+
+    Args:
+        document: The stored results.
+        measure: Which of the measures.
+        rows: Which rows, in which order; all if left out.
+        columns: Which columns, likewise.
+        scale: Factor of the numbers, 100 for per cent.
+        digits: Behind the decimal point.
+    """
+    found = spreads(document, measure)
+    across = names(document, "column") if columns is None else columns
+    down = names(document, "row") if rows is None else rows
+    return [(row, *(entry(found.get((row, column)), scale, digits) for column in across)) for row in down]
+
+
+def published(row: str, values: Mapping[str, float], columns: Sequence[str]) -> tuple[str, ...]:
+    """A row of published numbers, in the columns that they belong to."""
+    return (row, *(NOTHING if values.get(column) is None else f"{values[column]:.2f}" for column in columns))
+
+
+def seeds_of(document: Document) -> str:
+    """How many seeds the cells have, as text: `5` or `3 to 5`."""
+    counts = sorted({len(value["values"]) for value in spreads(document, _any_measure(document)).values()})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def origin(document: Document) -> str:
+    """Machine, versions and size of a document in one sentence."""
+    settings, made = document["settings"], document["environment"]
+    machine = made["cuda"] or f"CPU, one thread ({made['platform'].partition('-')[0]})"
+    return (
+        f"Data: {settings['data']}. Size: {document['size']}. Seeds: {seeds_of(document)}. "
+        f"{machine}, torch {made['torch']}, jacmatch {made['jacmatch']}."
+    )
+
+
+def _any_measure(document: Document) -> str:
+    return next(iter(document["cells"][0]["measures"]))
