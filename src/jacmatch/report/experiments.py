@@ -67,7 +67,7 @@ def spreads(document: Document, measure: str) -> dict[tuple[str, str], Spread]:
 
 
 def names(document: Document, axis: str) -> list[str]:
-    """The rows or the columns (`axis` is `row` or `column`) of a document, in the order in which they were asked for."""
+    """The rows or the columns (`axis` is `row` or `column`) of a document, in the order they were asked for."""
     return list(dict.fromkeys(cell[axis] for cell in document["cells"]))
 
 

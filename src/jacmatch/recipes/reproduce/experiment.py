@@ -1,7 +1,7 @@
 """What an experiment is: cells that are measured one by one, and tables made of what was stored.
 
-A cell is one trained network, or one number where nothing is trained. Each is stored when it is done, so that a run that
-was stopped goes on with the next one. Tables and figures are pure functions of the stored document.
+A cell is one trained network, or one number where nothing is trained. Each is stored when it is done, so that a run
+that was stopped goes on with the next one. Tables and figures are pure functions of the stored document.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What the experiments on distillation share: networks for each size, the teacher, one student, and what it is judged by."""
+"""What the experiments on distillation share: networks of each size, the teacher, a student and how it is judged."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ VALIDATION = 0.1
 QUARTER_VGG9 = "vgg:16-M-32-M-64-64-M-128-128-M-128-128-M"
 QUARTER_VGG4 = "vgg:16-M-32-M-128-M"
 _JUDGED, _SLOPES = 2000, 128  # test images for agreement, calibration and noise; for Jacobians
-_NOISE = 0.4  # standard deviation, in units of normalised inputs
+_NOISE = 0.2  # standard deviation, in units of normalised inputs
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _world(key: object, request: Request, progress: Progress) -> World:
         teacher = prepare_teacher(model, data, weights, recipe, progress, allow_code=False)
         description = networks.Description.of(scale.student, data)
         _WORLDS.clear()
-        _WORLDS[key] = World(data, pool, validation, description, teacher.network)
+        _WORLDS[key] = World(data, pool, validation, description, teacher.network.to(memory_format=torch.channels_last))
     return _WORLDS[key]
 
 
@@ -169,7 +169,7 @@ def measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
     method, per_class = settings.pop("method"), settings.pop("per_class")
     recipe = Distill(data=request.data, student=world.description.spec, smoke=request.smoke, seed=cell.seed, **settings)
     torch.manual_seed(cell.seed)
-    student = world.description.build()
+    student = world.description.build().to(memory_format=torch.channels_last)
     train = world.subset(per_class, cell.seed)
     objective = recipe.objective(method, student, world.teacher, train, world.data, cell.seed)
     fitted = fit(objective, train, recipe.training(), seed=cell.seed, device=request.device)
@@ -179,7 +179,7 @@ def measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
 def judged(student: nn.Module, world: World, device: str) -> Measures:
     """Accuracy, agreement with the teacher in value and slope, and accuracy under noise.
 
-    Noise is Gaussian, with a standard deviation of 0.4 of that of the data.
+    Noise is Gaussian, with a standard deviation of 0.2 of that of the data.
     """
     some = world.data.test.subset(torch.arange(min(_JUDGED, len(world.data.test))))
     generator = torch.Generator().manual_seed(0)
