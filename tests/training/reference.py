@@ -87,3 +87,19 @@ def cosine(a, b):
     """Of two vectors, 0 if one is zero."""
     norms = a.square().sum().sqrt() * b.square().sum().sqrt()
     return 0.0 if norms == 0 else float((a * b).sum() / norms)
+
+
+def calibration(outputs, labels, bins):
+    """The expected calibration error, bin by bin and sample by sample; Guo et al. 2017, Eq. 3."""
+    total = 0.0
+    for m in range(1, bins + 1):
+        sure, right = [], []
+        for logits, label in zip(outputs.double(), labels, strict=True):
+            probabilities = [1 / sum(math.exp(other - own) for other in logits.tolist()) for own in logits.tolist()]
+            largest = max(probabilities)
+            if (m - 1) / bins < largest <= m / bins:
+                sure.append(largest)
+                right.append(probabilities.index(largest) == int(label))
+        if sure:
+            total += len(sure) / len(outputs) * abs(sum(right) / len(right) - sum(sure) / len(sure))
+    return total

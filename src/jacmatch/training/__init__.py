@@ -15,7 +15,7 @@ Example:
 from jacmatch.training.augmentation import AUGMENTATIONS, augment
 from jacmatch.training.checkpoints import CHECKPOINT
 from jacmatch.training.engine import Fitted, fit
-from jacmatch.training.evaluation import agreement, evaluate, find_device
+from jacmatch.training.evaluation import agreement, calibration, evaluate, find_device
 from jacmatch.training.schedules import OPTIMIZERS, PRECISIONS, SCHEDULES, Training, factor
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Training",
     "agreement",
     "augment",
+    "calibration",
     "evaluate",
     "factor",
     "find_device",
