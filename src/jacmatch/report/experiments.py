@@ -80,7 +80,7 @@ def entry(value: Spread | None, scale: float | int = 100, digits: int = 1) -> st
     """
     if value is None:
         return NOTHING
-    mean = f"{scale * value['mean']:.{digits}f}"
+    mean: str = f"{scale * value['mean']:.{digits}f}"
     return mean if value["std"] is None else f"{mean} ± {scale * value['std']:.{digits}f}"
 
 
@@ -109,9 +109,58 @@ def grid(
     return [(row, *(entry(found.get((row, column)), scale, digits) for column in across)) for row in down]
 
 
-def published(row: str, values: Mapping[str, float], columns: Sequence[str]) -> tuple[str, ...]:
+def published_row(row: str, values: Mapping[str, float], columns: Sequence[str]) -> tuple[str, ...]:
     """A row of published numbers, in the columns that they belong to."""
     return (row, *(NOTHING if values.get(column) is None else f"{values[column]:.2f}" for column in columns))
+
+
+def gains(document: Document, row: str, than: str, measure: str = "accuracy") -> tuple[str, ...]:
+    """A row of the table: what one row has more than another, seed by seed, mean ± standard deviation in points."""
+    found = spreads(document, measure)
+    pairs = [(found.get((row, column)), found.get((than, column))) for column in names(document, "column")]
+    return (f"gain: {row} − {than}", *(_signed(paired(*pair)) for pair in pairs))
+
+
+def paired(one: Spread | None, other: Spread | None) -> Spread | None:
+    """The spread of the differences of two rows that share their seeds; None where one has other seeds."""
+    if one is None or other is None or len(one["values"]) != len(other["values"]):
+        return None
+    return spread([a - b for a, b in zip(one["values"], other["values"], strict=True)])
+
+
+def _signed(value: Spread | None) -> str:
+    text = entry(value)
+    return text if value is None or value["mean"] < 0 else f"+{text}"
+
+
+FIDELITY = {
+    "accuracy": ("accuracy %", 100, 1),
+    "top1": ("agreement %", 100, 1),
+    "jacobian_cosine": ("cosine of J", 1, 2),
+    "jacobian_relative_error": ("error of J", 1, 2),
+    "calibration_error": ("ECE %", 100, 1),
+    "noisy_accuracy": ("under noise %", 100, 1),
+}
+"""Measures of a student besides accuracy: heading, factor, digits."""
+
+
+def fidelity(document: Document) -> Table:
+    """What is transferred besides accuracy: every measure of every row and column, in one table."""
+    measures = [name for name in FIDELITY if any(name in cell["measures"] for cell in document["cells"])]
+    found = {name: spreads(document, name) for name in measures}
+    rows = [
+        (f"n = {column}: {row}", *(entry(found[name].get((row, column)), *FIDELITY[name][1:]) for name in measures))
+        for column in names(document, "column")
+        for row in names(document, "row")
+    ]
+    notes = (
+        "Agreement: share of test images with the teacher's largest output. Cosine: of the two Jacobian rows of the "
+        "teacher's top class; error: ‖J_S − J_T‖ / ‖J_T‖ over all rows. ECE: expected calibration error, 15 bins. "
+        "Noise: Gaussian, with a standard deviation of 0.2 of that of the data.",
+        origin(document),
+    )
+    head = ("n and row", *(FIDELITY[name][0] for name in measures))
+    return Table("fidelity", "What is transferred besides accuracy", head, tuple(rows), notes)
 
 
 def seeds_of(document: Document) -> str:

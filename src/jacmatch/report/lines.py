@@ -1,7 +1,7 @@
 """Line figures as SVG files that stand alone: mean over seeds, and a band of one standard deviation."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,19 @@ class Line:
     x: Sequence[float]
     mean: Sequence[float]
     std: Sequence[float | None] | None = None
+
+
+def by_columns(
+    found: Mapping[tuple[str, str], Mapping[str, Any]], rows: Sequence[str], columns: Sequence[str]
+) -> list[Line]:
+    """A line for each row over the columns 0, 1, 2, …, in per cent; columns that a row does not have are left out."""
+    lines = []
+    for row in rows:
+        have = [(place, found[row, column]) for place, column in enumerate(columns) if (row, column) in found]
+        means = [100 * value["mean"] for _, value in have]
+        stds = [100 * (value["std"] or 0.0) for _, value in have]
+        lines.append(Line(row, [place for place, _ in have], means, stds))
+    return lines
 
 
 def draw(axes: Axes, lines: Sequence[Line]) -> None:

@@ -1,9 +1,13 @@
 """`jacmatch reproduce`: the tables of the paper, and the claims of this project, each as one command."""
 
 from jacmatch.recipes.reproduce import low_data
+from jacmatch.recipes.reproduce.distillation import DISTILLATION
 from jacmatch.recipes.reproduce.experiment import Experiment
+from jacmatch.recipes.reproduce.weight_rule import WEIGHT_RULE
 
 EXPERIMENTS: dict[str, Experiment] = {
+    "distillation": DISTILLATION,
     "low-data-grid": low_data.GRID,
+    "weight-rule": WEIGHT_RULE,
 }
 """The experiments by name."""

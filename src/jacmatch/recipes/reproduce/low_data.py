@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jacmatch.recipes.progress import Progress
+from jacmatch.recipes.networks import Description
 from jacmatch.recipes.reproduce import students
-from jacmatch.recipes.reproduce.experiment import Cell, Experiment, Measures
+from jacmatch.recipes.reproduce.experiment import Cell, Experiment
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.report import Document, Table
 from jacmatch.report.experiments import grid, names, origin, spreads
-from jacmatch.report.lines import Line, line_figure
+from jacmatch.report.lines import by_columns, line_figure
 
 Settings = Mapping[str, Any]
 _ROW: Settings = {
@@ -59,9 +59,8 @@ def _cells(
     """A cell for each row, column and seed, each with as many steps as the budget pays for."""
     data = students.data_of(request.data, request.seed, request.smoke)
     scale = students.scale_of(request)
-    built = students.networks.Description.of(scale.student, data).build()
-    teacher = students.networks.Description.of(scale.teacher, data).build()
-    ratio = students.multiplications(teacher, data) / students.multiplications(built, data)
+    student, teacher = (Description.of(name, data).build() for name in (scale.student, scale.teacher))
+    ratio = students.operations(teacher, data) / students.operations(student, data)
     plain = 3 + ratio
     cells = []
     for number in request.per_class or per_class:
@@ -93,40 +92,21 @@ def _grid_tables(document: Document) -> list[Table]:
 
 
 def _figure(document: Document) -> bytes:
-    found = spreads(document, "accuracy")
     columns = sorted(names(document, "column"), key=int)
-    lines = []
-    for row in names(document, "row"):
-        have = [column for column in columns if (row, column) in found]
-        values = [found[row, column] for column in have]
-        lines.append(
-            Line(
-                row,
-                [float(column) for column in have],
-                [100 * value["mean"] for value in values],
-                [100 * (value["std"] or 0.0) for value in values],
-            )
-        )
-    ticks = [(float(column), column) for column in columns]
+    lines = by_columns(spreads(document, "accuracy"), names(document, "row"), columns)
     return line_figure(
         [(document["settings"]["data"], lines)],
-        x_label="images per class", y_label="test accuracy in %", log_x=True, ticks=ticks,
-    )  # fmt: skip
-
-
-def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
-    return students.prepare(request, progress)
-
-
-def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
-    return students.measure(request, cell, facts)
+        x_label="images per class",
+        y_label="test accuracy in %",
+        ticks=list(enumerate(columns)),
+    )
 
 
 GRID = Experiment(
     about="which recipe for little data, chosen on validation images: readout × probe × loss × point at equal cost",
     cells=_grid_cells,
-    measure=_measure,
+    measure=students.measure,
     tables=_grid_tables,
     figure=_figure,
-    prepare=_prepare,
+    prepare=students.prepare,
 )

@@ -22,7 +22,7 @@ from jacmatch.recipes.reproduce.request import Request
 from jacmatch.recipes.teachers import prepare as prepare_teacher
 from jacmatch.recipes.train import Train, load, parts
 from jacmatch.teachers import ModuleTeacher
-from jacmatch.training import agreement, evaluate, fit
+from jacmatch.training import agreement, calibration, evaluate, fit
 
 VALIDATION = 0.1
 """Share of the training images that is held out, the same for every seed: what is selected is selected there."""
@@ -87,32 +87,32 @@ class World:
         return self.pool.subset(datasets.per_class(self.pool.y, per_class, seed)) if per_class else self.pool
 
 
+_WORLD: dict[object, World] = {}  # the last one that was asked for: a process works on one request
+
+
 def world_of(request: Request, progress: Progress | None = None) -> World:
     """Data, teacher and student of a request; a teacher without weights is trained first and kept."""
-    key = (request.data, request.seed, request.smoke, request.scale, request.teacher, request.teacher_weights)
-    return _world(key, request, progress or Progress(quiet=True))
-
-
-_WORLDS: dict[object, World] = {}
-
-
-def _world(key: object, request: Request, progress: Progress) -> World:
-    if key not in _WORLDS:
+    key = (request.data, request.seed, request.scale, request.teacher, request.teacher_weights)
+    if key not in _WORLD:
         scale = scale_of(request)
         data = data_of(request.data, request.seed, request.smoke)
         pool, validation = parts(data, VALIDATION, 0, request.seed)
         assert validation is not None
         model = request.teacher or scale.teacher
-        recipe = Train(
-            data=request.data, model=model, seed=request.seed, device=request.device, smoke=request.smoke,
-            validation=VALIDATION, batch_size=128, **scale.training,
-        )  # fmt: skip
+        shared: dict[str, Any] = {
+            "seed": request.seed,
+            "device": request.device,
+            "smoke": request.smoke,
+            "validation": VALIDATION,
+        }
+        recipe = Train(data=request.data, model=model, batch_size=128, **shared, **scale.training)
         weights = networks.Weights(request.teacher_weights) if request.teacher_weights else None
-        teacher = prepare_teacher(model, data, weights, recipe, progress, allow_code=False)
+        quiet = Progress(quiet=True)
+        teacher = prepare_teacher(model, data, weights, recipe, progress or quiet, allow_code=False)
         description = networks.Description.of(scale.student, data)
-        _WORLDS.clear()
-        _WORLDS[key] = World(data, pool, validation, description, teacher.network.to(memory_format=torch.channels_last))
-    return _WORLDS[key]
+        _WORLD.clear()
+        _WORLD[key] = World(data, pool, validation, description, channels_last(teacher.network))
+    return _WORLD[key]
 
 
 def prepare(request: Request, progress: Progress) -> dict[str, Any]:
@@ -130,11 +130,16 @@ def prepare(request: Request, progress: Progress) -> dict[str, Any]:
             "parameters": count_parameters(world.teacher),
         },
         "student": {"model": scale.student, "parameters": count_parameters(student)},
-        "forward_ratio": multiplications(world.teacher, world.data) / multiplications(student, world.data),
+        "forward_ratio": operations(world.teacher, world.data) / operations(student, world.data),
     }
 
 
-def multiplications(network: nn.Module, data: Data) -> int:
+def channels_last(network: nn.Module) -> nn.Module:
+    """The network with its convolutions' weights laid out as oneDNN and cuDNN like them; only the speed changes."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def operations(network: nn.Module, data: Data) -> int:
     """Floating-point operations of a forward pass on one sample, as torch's own counter counts them."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(torch.zeros(1, *data.shape, device=next(network.parameters()).device))
@@ -157,9 +162,7 @@ def cost(settings: Mapping[str, Any], outputs: int, forward_ratio: float) -> flo
         sigma = {"sigma": 1.0} if settings["probe"] == "antithetic-noise" else {}
         needed = ESTIMATORS[settings["probe"]](**count, **sigma).passes(outputs)
         passes = needed.forward + needed.backward
-    return (1 + passes) * (3 + forward_ratio) / settings.get("every", 1) + (
-        (3 + forward_ratio) * (1 - 1 / settings.get("every", 1))
-    )
+    return float((1 + passes / settings.get("every", 1)) * (3 + forward_ratio))
 
 
 def measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
@@ -169,7 +172,7 @@ def measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
     method, per_class = settings.pop("method"), settings.pop("per_class")
     recipe = Distill(data=request.data, student=world.description.spec, smoke=request.smoke, seed=cell.seed, **settings)
     torch.manual_seed(cell.seed)
-    student = world.description.build().to(memory_format=torch.channels_last)
+    student = channels_last(world.description.build())
     train = world.subset(per_class, cell.seed)
     objective = recipe.objective(method, student, world.teacher, train, world.data, cell.seed)
     fitted = fit(objective, train, recipe.training(), seed=cell.seed, device=request.device)
@@ -191,5 +194,6 @@ def judged(student: nn.Module, world: World, device: str) -> Measures:
         "accuracy": evaluate(student, world.data.test, device=device)["accuracy"],
         "validation_accuracy": evaluate(student, world.validation, device=device)["accuracy"],
         **close,
+        "calibration_error": calibration(student, some, device=device),
         "noisy_accuracy": evaluate(student, Split(noisy, some.y.cpu()), device=device)["accuracy"],
     }

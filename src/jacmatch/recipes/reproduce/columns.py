@@ -1,0 +1,25 @@
+"""Columns of a table over images per class."""
+
+from collections.abc import Sequence
+
+from jacmatch.recipes.reproduce import students
+from jacmatch.recipes.reproduce.request import Request
+from jacmatch.recipes.train import parts
+
+_DIGITS = (1, 5, 10, 50, 100, 0)
+
+
+def per_class_of(request: Request, default: Sequence[int]) -> tuple[int, ...]:
+    """Images per class, 0 for all: those that were asked for, or of the default those that the data can fill."""
+    if request.per_class:
+        return request.per_class
+    data = students.data_of(request.data, request.seed, request.smoke)
+    pool, _ = parts(data, students.VALIDATION, 0, request.seed)
+    least = int(pool.y.bincount().min())
+    columns = _DIGITS if request.data == "digits" and not request.smoke else default
+    return tuple(number for number in columns if number < least)
+
+
+def column_of(per_class: int) -> str:
+    """The name of a column: images per class, or `all`."""
+    return str(per_class) if per_class else "all"

@@ -1,0 +1,79 @@
+"""A default that never hurts: the weight of the Jacobian term by data size and by progress, against values alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jacmatch.recipes.reproduce import students
+from jacmatch.recipes.reproduce.columns import column_of, per_class_of
+from jacmatch.recipes.reproduce.experiment import Cell, Experiment
+from jacmatch.recipes.reproduce.request import Request
+from jacmatch.report import Document, Table
+from jacmatch.report.experiments import fidelity, gains, grid, names, origin, spreads
+from jacmatch.report.lines import by_columns, line_figure
+
+VALUES, DEFAULT = "values alone", "values + Jacobians, default"
+_CONSTANT = {"method": "jacobians", "jacobian_schedule": "constant"}
+
+ROWS: dict[str, Mapping[str, Any]] = {
+    VALUES: {"method": "outputs"},
+    "share 0.1": {**_CONSTANT, "jacobian_share": 0.1},
+    "share 0.3": {**_CONSTANT, "jacobian_share": 0.3},
+    "share 0.5": {**_CONSTANT, "jacobian_share": 0.5},
+    "share 0.5, fades from half": {**_CONSTANT, "jacobian_share": 0.5, "jacobian_fades_from": 0.5},
+    DEFAULT: {"method": "jacobians"},
+}
+"""Settings of `jacmatch distill`; what is not named is its default."""
+
+_PER_CLASS = {"smoke": (1, 5), "cpu": (1, 5, 10, 100, 1000, 0), "paper": (1, 5, 10, 50, 100, 500, 1000, 0)}
+_STEPS = {"smoke": 20, "cpu": 300, "paper": 4000}
+_SEEDS = {"smoke": 1, "cpu": 3, "paper": 5}
+
+
+def _cells(request: Request) -> list[Cell]:
+    shared = {"batch_size": 64, "steps": _STEPS[request.scale], "lr": 2e-3}
+    seeds = request.seeds or _SEEDS[request.scale]
+    return [
+        Cell(row, column_of(n), seed, {**settings, **shared, "per_class": n})
+        for n in per_class_of(request, _PER_CLASS[request.scale])
+        for row, settings in ROWS.items()
+        for seed in range(request.seed, request.seed + seeds)
+    ]
+
+
+def _tables(document: Document) -> list[Table]:
+    columns = names(document, "column")
+    notes = ("The rule is chosen on validation images; the test accuracy only says how it did.", origin(document))
+    tables = [
+        Table(
+            name,
+            f"{what} accuracy in % by images per class, equal steps",
+            ("row", *columns),
+            (*grid(document, measure), gains(document, DEFAULT, VALUES, measure)),
+            notes,
+        )
+        for name, what, measure in (
+            ("accuracy", "Test", "accuracy"),
+            ("validation", "Validation", "validation_accuracy"),
+        )
+    ]
+    return [*tables, fidelity(document)]
+
+
+def _figure(document: Document) -> bytes:
+    columns = names(document, "column")
+    return line_figure(
+        [(document["settings"]["data"], by_columns(spreads(document, "accuracy"), names(document, "row"), columns))],
+        x_label="images per class",
+        y_label="test accuracy in %",
+        ticks=list(enumerate(columns)),
+    )
+
+
+WEIGHT_RULE = Experiment(
+    about="the default weight of the Jacobian term against values alone, from 1 image per class to all",
+    cells=_cells,
+    measure=students.measure,
+    tables=_tables,
+    figure=_figure,
+    prepare=students.prepare,
+)
