@@ -180,4 +180,5 @@ def origin(document: Document) -> str:
 
 
 def _any_measure(document: Document) -> str:
-    return next(iter(document["cells"][0]["measures"]))
+    first: str = next(iter(document["cells"][0]["measures"]))
+    return first
