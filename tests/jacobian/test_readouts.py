@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError
 from jacmatch.jacobian import (
     READOUTS,
+    AttentionMaps,
     AttentionPixel,
     Context,
     LabelLogit,
@@ -62,6 +63,8 @@ CASES: dict[str, tuple[Readout, Context]] = {
     "attention-pixel": (AttentionPixel("2"), Context(pixels=PIXELS)),
     "attention-pixel-power": (AttentionPixel("0", p=4.0, size=2), Context(pixels=PIXELS)),
     "attention-pixel-own": (AttentionPixel("0", size=2), Context()),
+    "attention-maps": (AttentionMaps(("0", "2"), ((3, 2), (2, 2))), Context()),
+    "attention-maps-power": (AttentionMaps(("2", "0"), ((1, 1), (5, 5)), p=4.0), Context()),
     "pooled-features": (PooledFeatures("2"), Context()),
     "pooled-features-windows": (PooledFeatures("0", size=2), Context()),
 }
@@ -74,14 +77,15 @@ def softened(y: list[float], temperature: float = 1.0) -> list[float]:
     return [value / temperature - total for value in y]
 
 
-def pooled(z: Tensor, size: int) -> Tensor:
-    """The mean over size × size windows of (C, H, W), with window edges at ⌊iH/size⌋ and ⌈(i+1)H/size⌉."""
+def pooled(z: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """The mean over windows of (C, H, W), with edges of a window at ⌊iH/size⌋ and ⌈(i+1)H/size⌉."""
     height, width = z.shape[1:]
-    means = torch.zeros(len(z), size, size, dtype=z.dtype)
-    for i in range(size):
-        for j in range(size):
-            rows = slice(i * height // size, math.ceil((i + 1) * height / size))
-            columns = slice(j * width // size, math.ceil((j + 1) * width / size))
+    down, across = size if isinstance(size, tuple) else (size, size)
+    means = torch.zeros(len(z), down, across, dtype=z.dtype)
+    for i in range(down):
+        for j in range(across):
+            rows = slice(i * height // down, math.ceil((i + 1) * height / down))
+            columns = slice(j * width // across, math.ceil((j + 1) * width / across))
             means[:, i, j] = z[:, rows, columns].mean((1, 2))
     return means
 
@@ -93,6 +97,11 @@ def by_definition(name: str, y: Tensor, features: dict[str, Tensor], sample: int
     label = int(LABELS[sample])
     if name.startswith("log-probabilities"):
         return softened(outputs, 3.0 if name.endswith("warm") else 1.0)
+    if name.startswith("attention-maps"):
+        readout = CASES[name][0]
+        maps = [sum(channel.abs() ** readout.p for channel in features[layer][sample]) for layer in readout.layers]
+        pairs = zip(maps, readout.sizes, strict=True)
+        return [value for one, size in pairs for value in pooled(one[None], size).flatten().tolist()]
     if name.startswith("attention-pixel"):
         readout = CASES[name][0]
         z = features[readout.layer][sample]

@@ -27,6 +27,7 @@ from jacmatch.jacobian.modules import BatchNormPolicy, Module, twice_differentia
 from jacmatch.jacobian.products import Engine, jacobian, jvp, pull, push, vjp
 from jacmatch.jacobian.readouts import (
     READOUTS,
+    AttentionMaps,
     AttentionPixel,
     Context,
     LabelLogit,
@@ -42,6 +43,7 @@ __all__ = [
     "ESTIMATORS",
     "READOUTS",
     "AntitheticNoise",
+    "AttentionMaps",
     "AttentionPixel",
     "BatchNormPolicy",
     "Context",

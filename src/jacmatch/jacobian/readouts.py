@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional
@@ -149,11 +150,7 @@ class AttentionPixel:
         return (self.layer,)
 
     def _map(self, features: Mapping[str, Tensor]) -> Float[Tensor, "batch pixel"]:
-        z = _image_features(features, self.layer)
-        attention = z.abs().pow(self.p).sum(1)
-        if self.size is not None:
-            attention = functional.adaptive_avg_pool2d(attention, self.size)
-        return attention.flatten(1)
+        return _attention(features, self.layer, self.p, self.size)
 
     def largest(self, features: Mapping[str, Tensor]) -> Int[Tensor, "batch"]:
         """Flat index of the largest pixel of the pooled map, per sample."""
@@ -165,6 +162,59 @@ class AttentionPixel:
         """Returns A at the teacher's pixel, or at its own largest where no teacher's pixel is given."""
         pixels = self.largest(features) if context.pixels is None else context.pixels
         return self._map(features).gather(1, pixels[:, None])
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """The attention maps of several layers, one after the other: R = Σ_m height_m · width_m, one forward pass for all.
+
+    Each map is A = Σ_c |Z_c|^p of its layer, pooled to its size by averaging and flattened. `largest` gives the
+    directions that pick the largest pixel of each map, so that vᵀJ has one row for each layer; a student is given those
+    of its teacher.
+
+    Attributes:
+        layers: Dotted paths of the layers whose features Z are `(B, C, H, W)`.
+        sizes: Height and width of each pooled map.
+        p: Exponent, above 1 so that the maps are differentiable at 0.
+
+    Raises:
+        InputError: there is not one size for each layer.
+
+    References:
+        Srinivas & Fleuret 2018, arXiv:1803.00443, section 5 (one layer); Zagoruyko & Komodakis 2017, arXiv:1612.03928.
+    """
+
+    layers: tuple[str, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
+    p: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.layers or len(self.layers) != len(self.sizes):
+            raise InputError(
+                "`sizes` of `AttentionMaps` must have a height and a width for each of `layers`.",
+                got=f"{len(self.layers)} layers and {len(self.sizes)} sizes",
+            )
+
+    def __call__(
+        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
+    ) -> Float[Tensor, "batch row"]:
+        """Returns the maps, flattened and one after the other."""
+        pairs = zip(self.layers, self.sizes, strict=True)
+        return torch.cat([_attention(features, layer, self.p, size) for layer, size in pairs], 1)
+
+    def maps(self, values: Float[Tensor, "batch row"]) -> tuple[Float[Tensor, "batch height width"], ...]:
+        """The values as maps again, one for each layer."""
+        flat = values.split([height * width for height, width in self.sizes], 1)
+        return tuple(part.unflatten(1, size) for part, size in zip(flat, self.sizes, strict=True))
+
+    def largest(self, values: Float[Tensor, "batch row"]) -> Float[Tensor, "map batch row"]:
+        """The directions v that pick the largest pixel of each map: a one, and zeros."""
+        picked, start = [], 0
+        for part in self.maps(values):
+            pixels = start + part.flatten(1).argmax(1)
+            picked.append(functional.one_hot(pixels, values.shape[1]).to(values.dtype))
+            start += part[0].numel()
+        return torch.stack(picked)
 
 
 @dataclass(frozen=True)
@@ -198,6 +248,7 @@ READOUTS: dict[str, Callable[..., Readout]] = {
     "top-logit": TopLogit,
     "loss": Loss,
     "attention-pixel": AttentionPixel,
+    "attention-maps": AttentionMaps,
     "pooled-features": PooledFeatures,
 }
 
@@ -206,6 +257,18 @@ def _needed(value: Tensor | None, name: str, readout: str) -> Tensor:
     if value is None:
         raise InputError(f"`{readout}` needs `{name}` in its context.", got="None", do=f"Pass Context({name}=...).")
     return value
+
+
+def _attention(
+    features: Mapping[str, Tensor], layer: str, p: float, size: int | tuple[int, int] | None
+) -> Float[Tensor, "batch pixel"]:
+    """The attention map of a layer, pooled and flattened."""
+    z = _image_features(features, layer)
+    # An even power needs no |·|, whose second derivative at 0 autograd takes to be 0 (for p = 2 it is 2).
+    attention = (z if p % 2 == 0 else z.abs()).pow(p).sum(1)
+    if size is not None:
+        attention = functional.adaptive_avg_pool2d(attention, size)
+    return attention.flatten(1)
 
 
 def _image_features(features: Mapping[str, Tensor], layer: str) -> Float[Tensor, "batch channel height width"]:

@@ -3,6 +3,7 @@
 from jacmatch.models.catalog import CATALOG, FORMS, build, count_parameters
 from jacmatch.models.inputs import Normalized
 from jacmatch.models.mlp import MLP
+from jacmatch.models.resized import FirstOutputs, Resized
 from jacmatch.models.resnet import ResNet, WideResNet
 from jacmatch.models.vgg import VGG
 from jacmatch.models.vit import VisionTransformer
@@ -13,8 +14,10 @@ __all__ = [
     "FORMS",
     "MLP",
     "VGG",
+    "FirstOutputs",
     "Normalized",
     "ResNet",
+    "Resized",
     "VisionTransformer",
     "WideResNet",
     "build",

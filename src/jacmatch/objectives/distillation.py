@@ -196,12 +196,15 @@ class Distillation(nn.Module):
     def _ask(self, batch: Batch, *, slopes: bool) -> Answer | None:
         if self.teacher is None or not (slopes or self.balance.weights["outputs"]):
             return None
-        question = Question(readout=self.teacher_readout, labels=batch.label)
+        ids = batch.ids if rules.repeatable(self.point, self.probe, slopes) else None
+        question = Question(readout=self.teacher_readout, labels=batch.label, ids=ids)
         if slopes and self.probe.side == "output":
             question = Question(
                 readout=self.teacher_readout,
                 labels=batch.label,
                 cotangents=lambda values: self._directions(batch, values.to(batch.x.dtype)).to(values.dtype),
+                ids=ids,
+                rule=self.probe,
             )
         elif slopes:
             tangents = self._directions(batch, None)

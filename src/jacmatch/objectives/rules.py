@@ -14,15 +14,18 @@ from jacmatch.jacobian import (
     BatchNormPolicy,
     Context,
     Estimator,
+    EveryRow,
     LabelClass,
     LabelLogit,
     Logits,
     Loss,
     Readout,
+    TopClass,
     TopLogit,
 )
 from jacmatch.losses import JACOBIAN_LOSSES, OUTPUT_LOSSES
-from jacmatch.teachers import EnsembleTeacher, ModuleTeacher, Teacher
+from jacmatch.objectives.points import AtData, Point
+from jacmatch.teachers import EnsembleTeacher, ModuleTeacher, RememberedTeacher, Teacher
 
 KNOWN: dict[str, Collection[str]] = {
     "output_loss": OUTPUT_LOSSES,
@@ -33,20 +36,22 @@ KNOWN: dict[str, Collection[str]] = {
 """The names that a setting takes."""
 
 
-def known_names(**settings: str) -> None:
+def known_names(caller: str = "Distillation", **settings: str) -> None:
     """Refuses a name that is not among the known ones."""
     for name, given in settings.items():
         if given not in KNOWN[name]:
-            raise unknown_name(f"`{name}` of `Distillation`", str(given), KNOWN[name])
+            raise unknown_name(f"`{name}` of `{caller}`", str(given), KNOWN[name])
 
 
-def positive_settings(*, every: int, measure_every: int, temperature: float | int) -> None:
+def positive_settings(
+    *, every: int, measure_every: int, temperature: float | int, caller: str = "Distillation"
+) -> None:
     """Refuses steps below 1 or broken, and temperatures that are not above 0."""
     for name, given in (("every", every), ("measure_every", measure_every)):
         if not isinstance(given, int) or given < 1:
-            raise InputError(f"`{name}` of `Distillation` must be a whole number of at least 1.", got=given)
+            raise InputError(f"`{name}` of `{caller}` must be a whole number of at least 1.", got=given)
     if not 0 < temperature < math.inf:
-        raise InputError("`temperature` of `Distillation` must be positive and finite.", got=temperature)
+        raise InputError(f"`temperature` of `{caller}` must be positive and finite.", got=temperature)
 
 
 def are_objects(probe: object, readouts: tuple[object, ...], point: object) -> None:
@@ -62,10 +67,10 @@ def are_objects(probe: object, readouts: tuple[object, ...], point: object) -> N
             raise InputError(f"`{name}` of `Distillation` must be an object such as {example}.", got=got)
 
 
-def has_a_term(weights: dict[str, float | int]) -> None:
+def has_a_term(weights: dict[str, float | int], caller: str = "Distillation") -> None:
     """Refuses an objective without any term."""
     if not any(weights.values()):
-        raise InputError("`Distillation` must have a term with a weight.", got=weights)
+        raise InputError(f"`{caller}` must have a term with a weight.", got=weights)
 
 
 def numeric(probe: Estimator, readouts: tuple[Readout, ...], output_loss: str) -> None:
@@ -161,6 +166,8 @@ def separate(student: nn.Module, teacher: object) -> None:
     if isinstance(teacher, EnsembleTeacher):
         for member in teacher.teachers:
             separate(student, member)
+    if isinstance(teacher, RememberedTeacher):
+        separate(student, teacher.teacher)
     module = teacher.module if isinstance(teacher, ModuleTeacher) else teacher
     if not isinstance(module, nn.Module):
         return
@@ -170,6 +177,11 @@ def separate(student: nn.Module, teacher: object) -> None:
             "`student` and `teacher` of `Distillation` must not share parameters: the teacher is frozen.",
             do="Give the student a copy (copy.deepcopy).",
         )
+
+
+def repeatable(point: Point, probe: Estimator, slopes: bool) -> bool:
+    """Whether the same sample always asks the same of a teacher: at the data, and without random directions."""
+    return isinstance(point, AtData) and (not slopes or isinstance(probe, EveryRow | LabelClass | TopClass))
 
 
 def answerable(probe: Estimator, teacher: Teacher) -> None:

@@ -272,7 +272,7 @@ class Distill(TrainingFields):
     def _readout(self) -> Readout:
         if self.readout == "log-probabilities":
             return LogProbabilities(self.temperature)
-        if self.readout in ("attention-pixel", "pooled-features"):
+        if self.readout in ("attention-pixel", "attention-maps", "pooled-features"):
             raise InputError(
                 f"`--readout {self.readout}` needs a layer of each network.", do="Use the Python class Distillation."
             )

@@ -12,12 +12,14 @@ from jacmatch.teachers.base import Answer, Question, Teacher
 from jacmatch.teachers.black_box import BlackBoxTeacher
 from jacmatch.teachers.ensemble import EnsembleTeacher
 from jacmatch.teachers.module import ModuleTeacher
+from jacmatch.teachers.remembered import RememberedTeacher
 
 TEACHERS = {
     "module": ModuleTeacher,
     "black-box": BlackBoxTeacher,
     "analytic": AnalyticTeacher,
     "ensemble": EnsembleTeacher,
+    "remembered": RememberedTeacher,
 }
 
 
@@ -46,6 +48,7 @@ __all__ = [
     "EnsembleTeacher",
     "ModuleTeacher",
     "Question",
+    "RememberedTeacher",
     "Teacher",
     "as_teacher",
 ]

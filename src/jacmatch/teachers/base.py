@@ -1,12 +1,12 @@
 """What a teacher is: a frozen function that answers about itself, once for each batch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from jacmatch.errors import InputError
@@ -26,6 +26,9 @@ class Question:
         step: Length h where Jv shall be an antithetic difference.
         layers: Dotted paths of features to return.
         labels: Labels, for readouts that need them.
+        ids: A number for each sample, where the answer is the same whenever it is asked: nothing in x or in the
+            directions is random. None otherwise. A `RememberedTeacher` goes by them.
+        rule: What makes the cotangents, where they are a function of values and labels; it tells two questions apart.
 
     Raises:
         InputError: both cotangents and tangents are given.
@@ -37,6 +40,8 @@ class Question:
     step: float | None = None
     layers: tuple[str, ...] = ()
     labels: Shaped[Tensor, "batch *out"] | None = None
+    ids: Int[Tensor, "batch"] | None = None
+    rule: Hashable | None = None
 
     def __post_init__(self) -> None:
         if self.cotangents is not None and self.tangents is not None:

@@ -1,0 +1,288 @@
+"""Transfer from a pretrained teacher of other classes: labels + outputs (LwF) + attention maps + their Jacobians."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jacobian import AttentionMaps, BatchNormPolicy, Context, Readout, pull, run
+from jacmatch.losses import attention_map, attention_transfer, match_sizes
+from jacmatch.models import FirstOutputs
+from jacmatch.objectives import rules
+from jacmatch.objectives.base import Balance, Share, Terms
+from jacmatch.objectives.schedules import WeightSchedule
+from jacmatch.objectives.terms import jacobian_term, label_term, output_term, precise
+from jacmatch.teachers import Answer, Question, Teacher, as_teacher
+
+Pair = tuple[str, str]
+"""Dotted paths of a layer of the student and of the teacher's layer that it is compared with."""
+
+
+class Transfer(nn.Module):
+    """Labels of the target, the teacher's outputs, its attention maps and their slopes: ℓ = Σⱼ wⱼ ℓⱼ.
+
+    The student has the K outputs of the target and after them as many as the teacher, in one last layer. On the
+    target's images it learns the labels by the first and the pretrained teacher's answers by the others (learning
+    without forgetting). At each pair of layers both attention maps A = Σ_c |Z_c|^p are pooled to one size; the map is
+    compared as a direction, ‖A_S/‖A_S‖ − A_T/‖A_T‖‖², and so is the gradient, by the raw image, of its pixel where the
+    teacher's pooled map is largest (`jacobian_loss`). Both terms are means over the pairs and over the batch.
+
+    The teacher is asked once and the student run once for each batch, with one vᵀJ for each pair on either side.
+    Nothing is random, so a `RememberedTeacher` is asked once for each image. `student` is the target's part of the
+    network: what is validated and kept.
+
+    Args:
+        student: The network to train, with outputs (B, K + K_T).
+        teacher: A teacher or an nn.Module with outputs (B, K_T); None for labels alone.
+        classes: K, the classes of the target.
+        pairs: Layers to compare; needed where `attention` or `jacobians` has a weight.
+        labels: Weight of the cross-entropy with the labels.
+        outputs: Weight of the output term.
+        attention: Weight of the attention term; a `Share` is the share of the gradient norm.
+        jacobians: Weight of the Jacobian term, likewise.
+        size: Height and width that all maps are pooled to; None takes the smaller of the two maps of each pair.
+        p: Exponent of the attention maps, at least 1 without and above 1 with slopes.
+        output_loss: Hinton's `kl` with τ², or `squared` logit differences (the paper's).
+        temperature: τ of `kl`; 2 is that of learning without forgetting.
+        jacobian_loss: `normalized` (the paper's: the scale of a map is arbitrary), `relative` or `squared`.
+        every: The Jacobian term is computed on each n-th call in training, with n times its weight.
+        schedule: Factor of the Jacobian weight by data size and progress.
+        batch_norm: Policy for BatchNorm of the student in training mode.
+        measure_every: Calls between two measurements of the shares.
+
+    Raises:
+        InputError: a setting is wrong, or settings do not go together.
+        UnsupportedError: the teacher cannot answer vᵀJ.
+
+    References:
+        Srinivas & Fleuret 2018, arXiv:1803.00443, section 5 and equation 10. Li & Hoiem 2016, arXiv:1606.09282 (LwF).
+        Zagoruyko & Komodakis 2017, arXiv:1612.03928 (attention maps).
+
+    Example:
+        >>> def network(outputs, width):
+        ...     return nn.Sequential(nn.Conv2d(1, width, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36 * width, outputs))
+        >>> objective = Transfer(network(2 + 5, 3), network(5, 8), classes=2, pairs=[("1", "1")])
+        >>> terms = objective(torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 1, 0]))
+        >>> terms.keys(), terms.student_outputs.shape
+        (['loss', 'labels', 'outputs', 'attention', 'jacobians'], torch.Size([4, 2]))
+    """
+
+    teacher: Teacher | None
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Teacher | nn.Module | None = None,
+        *,
+        classes: int,
+        pairs: Sequence[Pair] = (),
+        labels: float | int = 1.0,
+        outputs: float | int = 1.0,
+        attention: float | int = Share(0.2),
+        jacobians: float | int = Share(0.2),
+        size: int | None = None,
+        p: float = 2.0,
+        output_loss: Literal["squared", "kl"] = "kl",
+        temperature: float | int = 2.0,
+        jacobian_loss: Literal["relative", "squared", "normalized"] = "normalized",
+        every: int = 1,
+        schedule: WeightSchedule | None = None,
+        batch_norm: BatchNormPolicy = "frozen",
+        measure_every: int = 100,
+    ) -> None:
+        super().__init__()
+        rules.separate(student, teacher)
+        self.student = FirstOutputs(student, classes)
+        object.__setattr__(self, "teacher", None if teacher is None else as_teacher(teacher))  # no submodule
+        if teacher is None:
+            outputs = attention = jacobians = 0.0
+        weights = {"labels": labels, "outputs": outputs, "attention": attention, "jacobians": jacobians}
+        self.balance = Balance(weights)
+        self.pairs, self.size, self.p = tuple(pairs), size, p
+        self.output_loss, self.temperature, self.jacobian_loss = output_loss, temperature, jacobian_loss
+        self.every, self.measure_every = every, measure_every
+        self.schedule = WeightSchedule() if schedule is None else schedule
+        self.batch_norm = batch_norm
+        self.calls = 0
+        self._sizes: dict[tuple[int, ...], tuple[tuple[int, int], ...]] = {}
+        rules.known_names("Transfer", output_loss=output_loss, jacobian_loss=jacobian_loss, batch_norm=batch_norm)
+        rules.positive_settings(every=every, measure_every=measure_every, temperature=temperature, caller="Transfer")
+        rules.has_a_term(weights, "Transfer")
+        self._check(attention, jacobians)
+
+    def _check(self, attention: float | int, jacobians: float | int) -> None:
+        if (attention or jacobians) and not self.pairs:
+            do = 'Give for example pairs=[("features.conv4", "layer2")].'
+            raise InputError("`pairs` of `Transfer` must name layers where maps are compared.", got="none", do=do)
+        if self.size is not None and self.size < 1:
+            raise InputError("`size` of `Transfer` must be at least 1.", got=self.size)
+        if not (self.p > 1 or (self.p == 1 and not jacobians)):
+            rule = "`p` of `Transfer` must be above 1 (1 without slopes), else the maps have no slope at 0."
+            raise InputError(rule, got=self.p, do="Leave it out for 2.")
+        if jacobians and self.teacher is not None and not self.teacher.answers_vjp:
+            raise UnsupportedError(
+                f"`teacher` of `Transfer` must answer vᵀJ; {type(self.teacher).__name__} cannot. Use jacobians=0."
+            )
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch *input"],
+        y: Int[Tensor, "batch"] | None = None,
+        *,
+        ids: Int[Tensor, "batch"] | None = None,
+        partners: Float[Tensor, "batch *input"] | None = None,
+        partner_labels: Shaped[Tensor, "batch *out"] | None = None,
+        progress: float | int = 0.0,
+    ) -> Terms:
+        """The terms for a batch; `student_outputs` are those of the target.
+
+        Args:
+            x: Raw images, the same for student and teacher.
+            y: Classes of the target; None where the label term has no weight.
+            ids: A number for each image, by which a `RememberedTeacher` knows it again.
+            partners: Not used.
+            partner_labels: Not used.
+            progress: Share of the training that is done, for the schedule.
+
+        Raises:
+            InputError: labels are missing, a shape is wrong, or student and teacher do not go together.
+            UnsupportedError: the student cannot be differentiated twice.
+        """
+        if self.balance.weights["labels"] and y is None:
+            raise InputError("`y` must be given where `labels` has a weight.", do="Set labels=0 to train without.")
+        rules.one_for_each(x, y=y, ids=ids)
+        draw = self.calls
+        if self.training:
+            self.calls += 1
+        factor = self._jacobian_factor(draw, progress)
+        measured = self.training and torch.is_grad_enabled() and draw % self._period == 0
+        answer = self._ask(x, ids, slopes=factor > 0)
+        outputs, maps, products = self._student(x, answer, traced=measured)
+        unweighted = self._terms(x, y, answer, outputs, maps, products)
+        if measured:
+            trained = [p for p in self.student.parameters() if p.requires_grad]
+            self.balance.measure(unweighted, trained, {"jacobians": self.schedule(progress)})
+        factors = {**self.balance.factors, "jacobians": self.balance.factors["jacobians"] * factor}
+        values = {name: factors[name] * term for name, term in unweighted.items()}
+        total = torch.stack(list(values.values())).sum() if values else (outputs * 0).sum()
+        first = outputs[:, : self.student.outputs]
+        told = None if answer is None else answer.outputs
+        return Terms({"loss": total, **values}, first, told, unweighted, dict(self.balance.shares))
+
+    @property
+    def _period(self) -> int:
+        """Calls between two measurements, all of them calls with a Jacobian term."""
+        return -(-self.measure_every // self.every) * self.every
+
+    def _jacobian_factor(self, draw: int, progress: float | int) -> float:
+        if not self.balance.weights["jacobians"] or (self.training and draw % self.every):
+            return 0.0
+        return self.schedule(progress) * (self.every if self.training else 1)
+
+    def _ask(self, x: Tensor, ids: Tensor | None, *, slopes: bool) -> Answer | None:
+        weights = self.balance.weights
+        if self.teacher is None or not (slopes or weights["outputs"] or weights["attention"]):
+            return None
+        if not (slopes or weights["attention"]):
+            return self.teacher.answer(x, Question(ids=ids))
+        maps = self.maps(x, 1)
+        if not slopes:
+            return self.teacher.answer(x, Question(maps, ids=ids))
+        return self.teacher.answer(x, Question(maps, cotangents=maps.largest, ids=ids, rule="largest pixels"))
+
+    def maps(self, x: Float[Tensor, "batch *input"], side: Literal[0, 1]) -> AttentionMaps:
+        """The readout of the student (0) or of the teacher (1) for such inputs; both give maps of the same sizes."""
+        shape = tuple(x.shape[1:])
+        if shape not in self._sizes:
+            self._sizes[shape] = self._common_sizes(x[:1])
+        return AttentionMaps(tuple(pair[side] for pair in self.pairs), self._sizes[shape], self.p)
+
+    def _common_sizes(self, x: Tensor) -> tuple[tuple[int, int], ...]:
+        """The size of each pair's maps: as asked, but never above that of either map."""
+        assert self.teacher is not None
+        mine, theirs = (tuple(dict.fromkeys(pair[side] for pair in self.pairs)) for side in (0, 1))
+        with _evaluating(self.student), torch.no_grad():
+            _, own = run(self.student.network, x, mine)
+        other = self.teacher.answer(x, Question(layers=theirs)).features
+        sizes = []
+        for student_layer, teacher_layer in self.pairs:
+            both = match_sizes(attention_map(own[student_layer]), attention_map(other[teacher_layer]))
+            height, width = both[0].shape[1:]
+            sizes.append((height, width) if self.size is None else (min(self.size, height), min(self.size, width)))
+        return tuple(sizes)
+
+    def _student(
+        self, x: Tensor, answer: Answer | None, *, traced: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """All outputs, and as the answer has them: attention maps, and their rows."""
+        network = self.student.network
+        if answer is None or not (self.balance.weights["attention"] or answer.products is not None):
+            return run(network, x)[0], None, None
+        readout: Readout = self.maps(x, 0)
+        if answer.products is None:
+            outputs, features = run(network, x, tuple(dict.fromkeys(readout.layers)))
+            return outputs, readout(outputs, features, Context()), None
+        assert answer.cotangents is not None
+        # Directions that ask for a gradient betray a backward that can be taken only once, where nothing else would.
+        v = answer.cotangents.to(x.dtype, copy=True).requires_grad_(traced)
+        try:
+            result = pull(network, x, v, readout=readout, batch_norm=self.batch_norm)
+        except UnsupportedError as error:
+            raise UnsupportedError(
+                f"`student` of `Transfer` cannot be differentiated: {error} Ask jacmatch.doctor(student, x)."
+            ) from error
+        return result.outputs, result.values, result.products
+
+    def _terms(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        answer: Answer | None,
+        outputs: Tensor,
+        maps: Tensor | None,
+        products: Tensor | None,
+    ) -> dict[str, Tensor]:
+        weights, terms = self.balance.weights, {}
+        classes = self.student.outputs
+        if weights["labels"]:
+            assert y is not None
+            terms["labels"] = label_term("classification", outputs[:, :classes], y)
+        if answer is not None and weights["outputs"]:
+            source = outputs[:, classes:]
+            if source.shape != answer.outputs.shape:
+                told = answer.outputs.shape[1]
+                do = f"Build it with {classes} + {told} outputs: the classes of the target, then the teacher's."
+                rule = "`student` of `Transfer` must have outputs for the target and for the teacher's."
+                raise InputError(rule, got=f"{outputs.shape[1]} outputs", do=do)
+            terms["outputs"] = output_term(self.output_loss, source, answer.outputs, self.temperature)
+        if answer is not None and maps is not None and weights["attention"]:
+            pairs = zip(*(self.maps(x, 0).maps(precise(each)) for each in (maps, answer.values)), strict=True)
+            terms["attention"] = torch.stack([attention_transfer(s, t).mean() for s, t in pairs]).mean()
+        if answer is not None and answer.products is not None and products is not None:
+            terms["jacobians"] = jacobian_term(self.jacobian_loss, products, answer.products)
+        return terms
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What a resumed run needs besides the student: calls, factors and shares."""
+        return {"calls": self.calls, "factors": dict(self.balance.factors), "shares": dict(self.balance.shares)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes up where `get_extra_state` left off."""
+        self.calls = state["calls"]
+        self.balance.factors, self.balance.shares = dict(state["factors"]), dict(state["shares"])
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the block; then each part is put back into the mode that it was in."""
+    modes = {layer: layer.training for layer in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for layer, training in modes.items():
+            layer.training = training

@@ -1,0 +1,135 @@
+"""A teacher that is asked once for each sample: its answers are kept in memory."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jacmatch.errors import InputError
+from jacmatch.teachers.base import Answer, Question, Teacher
+
+_BATCH_SECOND = ("products", "cotangents")  # (P, B, …); all else in an answer is (B, …)
+
+
+@dataclass
+class _Kept:
+    """What was asked about a sample, and the answer about it."""
+
+    x: Tensor
+    labels: Tensor | None
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class RememberedTeacher:
+    """The answers of another teacher, each computed at its first use and then kept.
+
+    A question is remembered if it has `ids` and nothing in it is random: no input directions, and cotangents only with
+    a `rule`. An answer is given again only if readout, rule and layers are equal and x and the label of that id are
+    those of then, bit for bit; else the teacher itself is asked. So augmented images cost what they cost without.
+    The teacher must be frozen and treat each sample by itself, as every teacher of this package does; answers of
+    another batch can differ from those of this one by rounding.
+
+    Args:
+        teacher: Who is asked.
+        limit: Bytes to keep at most; beyond, the teacher itself is asked.
+
+    Raises:
+        InputError: `teacher` is none, or `limit` is below 0.
+
+    Example:
+        >>> from jacmatch.teachers.module import ModuleTeacher
+        >>> teacher = RememberedTeacher(ModuleTeacher(torch.nn.Linear(3, 2)))
+        >>> question = Question(ids=torch.arange(4))
+        >>> first, second = (teacher.answer(torch.ones(4, 3), question) for _ in range(2))
+        >>> torch.equal(first.outputs, second.outputs), teacher.asked, teacher.remembered
+        (True, 4, 4)
+    """
+
+    def __init__(self, teacher: Teacher, *, limit: int = 2**31) -> None:
+        if not isinstance(teacher, Teacher):
+            do = "Wrap a network into ModuleTeacher."
+            raise InputError("`teacher` of `RememberedTeacher` must be a teacher.", got=type(teacher).__name__, do=do)
+        if limit < 0:
+            raise InputError("`limit` of `RememberedTeacher` must be at least 0.", got=limit)
+        self.teacher, self.limit = teacher, limit
+        self.asked, self.remembered, self.bytes = 0, 0, 0
+        self._memory: dict[Hashable, dict[int, _Kept]] = {}
+
+    @property
+    def answers_vjp(self) -> bool:
+        """Whether the teacher answers vᵀJ."""
+        return self.teacher.answers_vjp
+
+    def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
+        """The teacher's answer; `asked` and `remembered` count the samples on either way."""
+        question = question or Question()
+        if question.ids is None or question.tangents is not None or not _is_repeatable(question):
+            self.asked += len(x)
+            return self.teacher.answer(x, question)
+        key = (question.readout, question.rule, question.cotangents is None, question.layers)
+        memory = self._memory.setdefault(key, {})
+        ids = question.ids.tolist()
+        missing = [row for row, number in enumerate(ids) if not _same(memory.get(number), x, question.labels, row)]
+        if len(missing) == len(ids):
+            self.asked += len(ids)
+            answer = self.teacher.answer(x, question)
+            self._keep(memory, ids, x, question, answer)
+            return answer
+        given: dict[int, dict[str, Tensor]] = {
+            row: memory[ids[row]].parts for row in range(len(ids)) if row not in missing
+        }
+        if missing:
+            rows = torch.tensor(missing, device=x.device)
+            part = replace(question, labels=None if question.labels is None else question.labels[rows])
+            answer = self.teacher.answer(x[rows], part)
+            self._keep(memory, [ids[row] for row in missing], x[rows], part, answer)
+            given |= {row: _parts(answer, place) for place, row in enumerate(missing)}
+        self.asked += len(missing)
+        self.remembered += len(ids) - len(missing)
+        return _joined([given[row] for row in range(len(ids))])
+
+    def _keep(self, memory: dict[int, _Kept], ids: list[int], x: Tensor, question: Question, answer: Answer) -> None:
+        """Remembers ids that are new; what is known of an id is never replaced."""
+        for row, number in enumerate(ids):
+            if number in memory:
+                continue
+            kept = _Kept(x[row].clone(), None if question.labels is None else question.labels[row].clone())
+            kept.parts = {name: part.clone() for name, part in _parts(answer, row).items()}
+            size = sum(part.numel() * part.element_size() for part in (kept.x, *kept.parts.values()))
+            if self.bytes + size > self.limit:
+                return
+            memory[number] = kept
+            self.bytes += size
+
+
+def _is_repeatable(question: Question) -> bool:
+    """Whether cotangents are none, or those of a rule."""
+    return question.cotangents is None or question.rule is not None
+
+
+def _same(kept: _Kept | None, x: Tensor, labels: Tensor | None, row: int) -> bool:
+    """Whether this sample is the one that was kept."""
+    if kept is None or (kept.labels is None) != (labels is None):
+        return False
+    if kept.x.dtype != x.dtype or kept.x.device != x.device or not torch.equal(kept.x, x[row]):
+        return False
+    return labels is None or kept.labels is None or torch.equal(kept.labels, labels[row])
+
+
+def _parts(answer: Answer, row: int) -> dict[str, Tensor]:
+    """What an answer says about one sample, by name."""
+    parts = {"outputs": answer.outputs[row], "values": answer.values[row]}
+    for name in _BATCH_SECOND:
+        whole = getattr(answer, name)
+        if whole is not None:
+            parts[name] = whole[:, row]
+    return parts | {f"feature {name}": value[row] for name, value in answer.features.items()}
+
+
+def _joined(rows: list[dict[str, Tensor]]) -> Answer:
+    """One answer about several samples."""
+    parts = {name: torch.stack([row[name] for row in rows], int(name in _BATCH_SECOND)) for name in rows[0]}
+    features = {name.removeprefix("feature "): part for name, part in parts.items() if name.startswith("feature ")}
+    return Answer(parts["outputs"], parts["values"], parts.get("products"), features, parts.get("cotangents"))
