@@ -7,8 +7,9 @@ student once for each batch, and gives both answers to the losses.
 from jacmatch.objectives.base import Balance, Share, Terms
 from jacmatch.objectives.distillation import Distillation
 from jacmatch.objectives.points import POINTS, AtData, AtMixedPairs, AtNoise, Point
-from jacmatch.objectives.robustness import jacobian_norm_penalty
+from jacmatch.objectives.robustness import Robustness, jacobian_norm_penalty
 from jacmatch.objectives.schedules import WeightSchedule
+from jacmatch.objectives.transfer import Transfer
 
 __all__ = [
     "POINTS",
@@ -18,8 +19,10 @@ __all__ = [
     "Balance",
     "Distillation",
     "Point",
+    "Robustness",
     "Share",
     "Terms",
+    "Transfer",
     "WeightSchedule",
     "jacobian_norm_penalty",
 ]

@@ -1,14 +1,194 @@
-"""Robustness without a teacher: a penalty on the norm of the network's own Jacobian."""
+"""Robustness without a teacher: a penalty on the network's own Jacobian, and noise on the input as its rival."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
 from torch.nn import functional
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import BatchNormPolicy, Module, RandomOutputs, pull
-from jacmatch.losses import hoffman
-from jacmatch.objectives.terms import precise
+from jacmatch.jacobian import BatchNormPolicy, Context, Estimator, Loss, Module, RandomOutputs, pull, push, run
+from jacmatch.losses import hoffman, squared_norm
+from jacmatch.objectives.base import Balance, Terms
+from jacmatch.objectives.penalties import FORMS, Form, go_together, known, numbers
+from jacmatch.objectives.points import AtNoise
+from jacmatch.objectives.terms import exact_values, label_term, precise
+
+
+class Robustness(nn.Module):
+    """Labels and a penalty on the network's own Jacobian J, as one loss: ℓ = labels + λ · penalty.
+
+    The penalty is a sum over rows and input elements and a mean over the batch; `form` names it:
+
+    - `hoffman`: ½‖J‖²_F.
+    - `squared-norm`: ‖J‖²_F, the paper's penalty for squared error with labels, λ in place of σ².
+    - `piecewise-linear-cross-entropy`: ½ Σᵢ qᵢ ‖∇zᵢ − Σⱼ qⱼ ∇zⱼ‖², q = softmax(z): with λ = σ² what noise of standard
+      deviation σ adds to the cross-entropy, to second order, where z is linear around the input. Corrected form.
+    - `paper-label-cross-entropy`: Σᵢ yᵢ ‖∇qᵢ‖²/qᵢ² = ‖∇ log q_y‖². Paper's form, whose coefficient is not that of the
+      noise (see `losses`); as such it is the squared gradient of the loss, or double backpropagation.
+
+    A step with one product takes about twice as long as a plain one. `noise`, at any weight λ, adds Gaussian noise to
+    the input of each training step and is the rival at no cost. `state_dict` and `parameters` are the student's.
+
+    Args:
+        student: The network to train.
+        penalty: λ, or a `Share` of the gradient norm; 0 leaves the labels alone, and costs nothing.
+        form: Which penalty.
+        probe: Which products estimate ‖J‖²_F; a random row of norm √K if None, which is unbiased. `EveryRow()` is
+            exact, `LabelClass()` and `TopClass()` (the network's own largest output) are the paper's single row.
+        noise: Standard deviation σ ≥ 0 of the noise, new for each sample and call, in units of `scale`. No clipping.
+        scale: The unit of the input, one number or one for each channel. 1 is the raw input; the standard deviation of
+            the data makes it the normalised input: the penalty is then that of J·scale, the noise σ·scale.
+        every: The penalty is computed on each n-th call in training, with n times its weight.
+        batch_norm: Policy for BatchNorm in training mode.
+        task: Whether labels are classes (cross-entropy) or numbers (squared error).
+        seed: Seeds directions and noise.
+        measure_every: Calls between two measurements of the shares of the gradient norm.
+
+    Raises:
+        InputError: a setting is wrong, or settings do not go together.
+
+    References:
+        "Local Affine Approximators", NIPS 2017 LLD, Prop 2, Eq. 3 and table 3; Drucker & LeCun 1992; Hoffman, Roberts &
+        Yaida 2019, arXiv:1908.02729.
+
+    Example:
+        >>> objective = Robustness(nn.Linear(3, 2), penalty=0.1)
+        >>> objective(torch.randn(4, 3), torch.tensor([0, 1, 1, 0])).keys()
+        ['loss', 'labels', 'penalty']
+    """
+
+    needs_partners = False
+    scale: Tensor
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        penalty: float | int = 0.1,
+        form: Form = "hoffman",
+        probe: Estimator | None = None,
+        noise: float | int = 0.0,
+        scale: float | int | Sequence[float | int] = 1.0,
+        every: int = 1,
+        batch_norm: BatchNormPolicy = "frozen",
+        task: Literal["classification", "regression"] = "classification",
+        seed: int = 0,
+        measure_every: int = 100,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.balance = Balance({"labels": 1.0, "penalty": penalty})
+        self.form, self.noise, self.every, self.batch_norm = form, noise, every, batch_norm
+        self.probe: Estimator = RandomOutputs(1, law="sphere") if probe is None else probe
+        self.task, self.seed, self.measure_every = task, seed, measure_every
+        self.calls = 0
+        known(form=form, task=task, batch_norm=batch_norm)
+        numbers(noise=noise, scale=scale, every=every, measure_every=measure_every)
+        go_together(form, self.probe, task)
+        values = [float(value) for value in (scale if isinstance(scale, Sequence) else [scale])]
+        self.register_buffer("scale", torch.tensor(values), persistent=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch *input"],
+        y: Shaped[Tensor, "batch *out"],
+        *,
+        ids: Int[Tensor, "batch"] | None = None,
+        partners: Float[Tensor, "batch *input"] | None = None,
+        partner_labels: Shaped[Tensor, "batch *out"] | None = None,
+        progress: float | int = 0.0,
+    ) -> Terms:
+        """The terms for a batch.
+
+        Args:
+            x: Raw inputs.
+            y: Labels: classes, probabilities, or numbers in regression.
+            ids: A number for each sample, the same in each epoch; seeds directions and noise. Row numbers if None.
+            partners: Not used.
+            partner_labels: Not used.
+            progress: Not used.
+
+        Raises:
+            InputError: a shape is wrong.
+            UnsupportedError: the student cannot be differentiated twice.
+        """
+        draw = self.calls
+        if self.training:
+            self.calls += 1
+        ids = torch.arange(len(x), device=x.device) if ids is None else ids
+        if not len(y) == len(ids) == len(x):
+            got = f"{len(x)} inputs, {len(y)} labels and {len(ids)} ids"
+            raise InputError("`x`, `y` and `ids` of `Robustness` must have one entry for each sample.", got=got)
+        if self.noise and self.training:
+            noise, _ = AtNoise(self.noise).move(torch.zeros_like(x), x, ids=ids, seed=self.seed, draw=draw)
+            x = x + self._unit(x) * noise
+        due = bool(self.balance.weights["penalty"]) and not (self.training and draw % self.every)
+        measured = due and self.training and torch.is_grad_enabled() and draw % self._period == 0
+        outputs, penalty = self._penalized(x, y, ids, draw, traced=measured) if due else (run(self.student, x)[0], None)
+        unweighted = {"labels": label_term(self.task, outputs, y)}
+        if penalty is not None:
+            unweighted["penalty"] = penalty
+        if measured:
+            self.balance.measure(unweighted, [p for p in self.student.parameters() if p.requires_grad])
+        times = {"penalty": self.every if self.training else 1}
+        values = {name: self.balance.factors[name] * times.get(name, 1) * term for name, term in unweighted.items()}
+        loss = torch.stack(list(values.values())).sum()
+        return Terms({"loss": loss, **values}, outputs, None, unweighted, dict(self.balance.shares))
+
+    @property
+    def _period(self) -> int:
+        """Calls between two measurements, all of them calls with a penalty."""
+        return -(-self.measure_every // self.every) * self.every
+
+    def _unit(self, x: Tensor) -> Tensor:
+        """The scale, shaped to multiply a sample."""
+        if len(self.scale) not in {1, x.shape[1]}:
+            rule = f"`scale` of `Robustness` must have one number, or one for each of the {x.shape[1]} channels."
+            raise InputError(rule, got=f"{len(self.scale)} numbers")
+        return self.scale.to(x).view(-1, *[1] * (x.dim() - 2))
+
+    def _penalized(self, x: Tensor, y: Tensor, ids: Tensor, draw: int, *, traced: bool) -> tuple[Tensor, Tensor]:
+        """Outputs and penalty from one pass."""
+        readout, factor = FORMS[self.form]
+        if isinstance(readout, Loss) and y.is_floating_point():
+            raise InputError(f"`y` of `Robustness(form={self.form!r})` must be class numbers.", got=str(y.dtype))
+
+        def directions(outputs: Tensor | None) -> Tensor:
+            v: Tensor = self.probe.directions(
+                outputs=outputs, x=x, labels=y, ids=ids, seed=self.seed, draw=draw, partners=None
+            )
+            return v
+
+        context = Context(labels=y)
+        settings: dict[str, Any] = {"readout": readout, "context": context, "batch_norm": self.batch_norm}
+        if self.probe.side == "input":
+            step = getattr(self.probe, "step", None)
+            with exact_values(x) if step is not None else nullcontext():
+                result = push(self.student, x, self._unit(x) * directions(None), step=step, **settings)
+            rows = precise(result.products)
+        else:
+            # Directions that ask for a gradient betray a backward that can be taken only once.
+            result = pull(
+                self.student,
+                x,
+                lambda values: directions(values.to(x.dtype)).to(x.dtype, copy=True).requires_grad_(traced),
+                **settings,
+            )
+            rows = precise(result.products) * precise(self._unit(x))
+        return result.outputs, factor * squared_norm(rows.transpose(0, 1)).mean()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What a resumed run needs besides the student: calls, factors and shares."""
+        return {"calls": self.calls, "factors": dict(self.balance.factors), "shares": dict(self.balance.shares)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes up where `get_extra_state` left off."""
+        self.calls = state["calls"]
+        self.balance.factors, self.balance.shares = dict(state["factors"]), dict(state["shares"])
 
 
 def jacobian_norm_penalty(
