@@ -51,7 +51,7 @@ def by_columns(
         have = [(place, found[row, column]) for place, column in enumerate(columns) if (row, column) in found]
         means = [100 * value["mean"] for _, value in have]
         stds = [100 * (value["std"] or 0.0) for _, value in have]
-        lines.append(Line(row, [place for place, _ in have], means, stds))
+        lines.append(Line(row, [float(place) for place, _ in have], means, stds))
     return lines
 
 
@@ -75,7 +75,7 @@ def line_figure(
     x_label: str,
     y_label: str,
     log_x: bool = False,
-    ticks: Sequence[tuple[float, str]] | None = None,
+    columns: Sequence[str] = (),
 ) -> bytes:
     """An SVG file with a panel beside the other for each title and its lines, and one legend below.
 
@@ -84,7 +84,7 @@ def line_figure(
         x_label: Of every panel.
         y_label: Of the first panel.
         log_x: Whether the abscissa is logarithmic.
-        ticks: Place and label of each tick of the abscissa.
+        columns: Labels of the abscissae 0, 1, 2, …; the numbers themselves if left out.
     """
     figure = Figure(figsize=(4.6 * max(len(panels), 1) + 1.0, 4.6), layout="constrained")
     grid: Any = figure.subplots(1, max(len(panels), 1), squeeze=False)
@@ -94,8 +94,8 @@ def line_figure(
         axes.set_xlabel(x_label)
         if log_x:
             axes.set_xscale("log")
-        if ticks is not None:
-            axes.set_xticks([place for place, _ in ticks], [label for _, label in ticks])
+        if columns:
+            axes.set_xticks(range(len(columns)), columns)
             axes.minorticks_off()
     grid[0][0].set_ylabel(y_label)
     handles, labels = grid[0][0].get_legend_handles_labels()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from jacmatch.errors import InputError
 from jacmatch.recipes.reproduce import students
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.recipes.train import parts
@@ -10,12 +11,23 @@ _DIGITS = (1, 5, 10, 50, 100, 0)
 
 
 def per_class_of(request: Request, default: Sequence[int]) -> tuple[int, ...]:
-    """Images per class, 0 for all: those that were asked for, or of the default those that the data can fill."""
-    if request.per_class:
-        return request.per_class
+    """Images per class, 0 for all: those that were asked for, or of the default those that the data can fill.
+
+    Raises:
+        InputError: The data are no classes, or have not so many images of each.
+    """
     data = students.data_of(request.data, request.seed, request.smoke)
+    if data.classes is None:
+        rule = f"`--data` of `reproduce {request.name}` must have classes."
+        raise InputError(rule, got=f"a regression, {data.name}")
     pool, _ = parts(data, students.VALIDATION, 0, request.seed)
     least = int(pool.y.bincount().min())
+    for number in request.per_class:
+        if not 0 <= number <= least:
+            rule = f"`--per-class` of `reproduce` must be 0 for all images, or at most {least} with these data."
+            raise InputError(rule, got=number)
+    if request.per_class:
+        return request.per_class
     columns = _DIGITS if request.data == "digits" and not request.smoke else default
     return tuple(number for number in columns if number < least)
 

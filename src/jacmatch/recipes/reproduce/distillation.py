@@ -94,7 +94,7 @@ def _figure(document: Document) -> bytes:
         [(document["settings"]["data"], by_columns(spreads(document, "accuracy"), names(document, "row"), columns))],
         x_label="images per class",
         y_label="test accuracy in %",
-        ticks=list(enumerate(columns)),
+        columns=columns,
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from jacmatch.recipes.networks import Description
 from jacmatch.recipes.reproduce import students
+from jacmatch.recipes.reproduce.columns import per_class_of
 from jacmatch.recipes.reproduce.experiment import Cell, Experiment
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.report import Document, Table
@@ -35,6 +36,9 @@ SLOPES: dict[str, Settings] = {
     "mixed: KL + row, λ=3": {**_ROW, **_MIXED, **_KL, "jacobian_weight": 3.0},
     "mixed: KL + row, λ=10": {**_ROW, **_MIXED, **_KL, "jacobian_weight": 10.0},
     "mixed: KL + row, λ=30": {**_ROW, **_MIXED, **_KL, "jacobian_weight": 30.0},
+    "mixed: KL + row, share 0.1": {**_ROW, **_MIXED, **_KL, "jacobian_share": 0.1},
+    "mixed: KL + row, share 0.3": {**_ROW, **_MIXED, **_KL, "jacobian_share": 0.3},
+    "mixed: KL + row, share 0.5": {**_ROW, **_MIXED, **_KL, "jacobian_share": 0.5},
     "mixed: squared + row, share 0.1": {**_ROW, **_MIXED, "jacobian_share": 0.1},
     "mixed: squared + row, share 0.3": {**_ROW, **_MIXED, "jacobian_share": 0.3},
 }
@@ -54,7 +58,7 @@ def _cells(
     ratio = students.operations(teacher, data) / students.operations(student, data)
     plain = 3 + ratio
     cells = []
-    for number in request.per_class or per_class:
+    for number in per_class_of(request, per_class):
         for row, settings in rows.items():
             steps = round(_BUDGET[request.scale] * plain / students.cost(settings, data.outputs, ratio))
             chosen = {**settings, "per_class": number, "steps": steps, "batch_size": 50, "lr": 2e-3}
@@ -89,7 +93,7 @@ def _figure(document: Document) -> bytes:
         [(document["settings"]["data"], lines)],
         x_label="images per class",
         y_label="test accuracy in %",
-        ticks=list(enumerate(columns)),
+        columns=columns,
     )
 
 

@@ -35,6 +35,8 @@ class Request(JobFields):
     """Teacher: a model name, or the folder of a run that trained one; the experiment's own if left out."""
     teacher_weights: Path | None = None
     """Weights of the teacher, a safetensors file."""
+    student: str = ""
+    """Student: a model name; the experiment's own if left out."""
     workers: int = 1
     """Processes that measure cells side by side, each with one thread."""
 

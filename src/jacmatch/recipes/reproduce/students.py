@@ -1,7 +1,7 @@
 """What the experiments on distillation share: networks of each size, the teacher, a student and how it is judged."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,11 @@ class Scale:
 
 def scale_of(request: Request) -> Scale:
     """The networks for a request: VGG-9 → VGG-4 for images, small ones for the embedded digits."""
+    own = _own_scale(request)
+    return replace(own, teacher=request.teacher or own.teacher, student=request.student or own.student)
+
+
+def _own_scale(request: Request) -> Scale:
     if request.data.partition(":")[0] in {"digits", "synthetic"}:
         return Scale("cnn5", "cnn3", {"steps": 60 if request.smoke else 600})
     crop_flip = {"augment": ("crop", "flip"), "precision": "bf16", "validate_every": 500}
@@ -92,13 +97,13 @@ _WORLD: dict[object, World] = {}  # the last one that was asked for: a process w
 
 def world_of(request: Request, progress: Progress | None = None) -> World:
     """Data, teacher and student of a request; a teacher without weights is trained first and kept."""
-    key = (request.data, request.seed, request.scale, request.teacher, request.teacher_weights)
+    key = (request.data, request.seed, request.scale, request.teacher, request.teacher_weights, request.student)
     if key not in _WORLD:
         scale = scale_of(request)
         data = data_of(request.data, request.seed, request.smoke)
         pool, validation = parts(data, VALIDATION, 0, request.seed)
         assert validation is not None
-        model = request.teacher or scale.teacher
+        model = scale.teacher
         shared: dict[str, Any] = {
             "seed": request.seed,
             "device": request.device,
@@ -124,7 +129,7 @@ def prepare(request: Request, progress: Progress) -> dict[str, Any]:
     scale = scale_of(request)
     return {
         "teacher": {
-            "model": Path(request.teacher).name or scale.teacher,
+            "model": Path(scale.teacher).name,
             **accuracy,
             "validation_accuracy": held,
             "parameters": count_parameters(world.teacher),
