@@ -138,3 +138,13 @@ def test_the_readme_begins_with_what_a_reader_needs():
 def test_links_to_files_lead_somewhere(page):
     links = re.findall(r"\]\((?!#|[a-z]+:)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
     assert not [link for link in links if not (page.parent / link).exists()]
+
+
+def test_tables_in_the_pages_are_those_that_were_measured():
+    """`python docs/tables.py` would change nothing."""
+    names = {"__file__": str(ROOT / "docs" / "tables.py"), "__name__": "tables"}
+    exec((ROOT / "docs" / "tables.py").read_text(encoding="utf-8"), names)
+    for page in names["pages"]():
+        text = page.read_text(encoding="utf-8")
+        assert text.count("<!-- table ") == text.count("<!-- end of table -->"), page.name
+        assert names["filled"](text) == text, page.name

@@ -21,7 +21,7 @@ from jacmatch.recipes.teachers import Prepared, prepare
 from jacmatch.recipes.train import Train, load, parts, unfinished
 from jacmatch.report import write_report
 from jacmatch.runs import Run
-from jacmatch.teachers import ModuleTeacher
+from jacmatch.teachers import ModuleTeacher, Teacher
 from jacmatch.training import CHECKPOINT, Fitted, agreement, evaluate, fit
 from jacmatch.version import __version__
 
@@ -235,7 +235,7 @@ class Distill(TrainingFields):
         return {**evaluate(network, data.test, device=self.device), "parameters": count_parameters(network)}
 
     def objective(
-        self, method: str, student: nn.Module, teacher: nn.Module, train: Split, data: Data, seed: int
+        self, method: str, student: nn.Module, teacher: nn.Module | Teacher, train: Split, data: Data, seed: int
     ) -> Distillation:
         """The objective of one method."""
         jacobians = Share(self.jacobian_share) if self.jacobian_weight is None else self.jacobian_weight

@@ -21,7 +21,7 @@ from jacmatch.recipes.reproduce.experiment import Cell, Measures
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.recipes.teachers import prepare as prepare_teacher
 from jacmatch.recipes.train import Train, load, parts
-from jacmatch.teachers import ModuleTeacher
+from jacmatch.teachers import ModuleTeacher, RememberedTeacher
 from jacmatch.training import agreement, calibration, evaluate, fit
 
 VALIDATION = 0.1
@@ -179,7 +179,8 @@ def measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
     torch.manual_seed(cell.seed)
     student = channels_last(world.description.build())
     train = world.subset(per_class, cell.seed)
-    objective = recipe.objective(method, student, world.teacher, train, world.data, cell.seed)
+    teacher = RememberedTeacher(ModuleTeacher(world.teacher))  # asked once for each image where nothing is random
+    objective = recipe.objective(method, student, teacher, train, world.data, cell.seed)
     fitted = fit(objective, train, recipe.training(), seed=cell.seed, device=request.device)
     return {**judged(student, world, request.device), "steps": fitted.steps, "train_seconds": fitted.seconds}
 

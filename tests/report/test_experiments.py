@@ -1,0 +1,87 @@
+"""Tables and figures of experiments: hand-made documents, and numbers worked out by hand."""
+
+import pytest
+
+from jacmatch.report import Table
+from jacmatch.report import experiments as made
+from jacmatch.report.lines import Line, by_columns, line_figure
+
+
+def cell(row, column, seed, **measures):
+    return {"row": row, "column": column, "seed": seed, "measures": measures, "seconds": 1.0}
+
+
+DOCUMENT = {
+    "experiment": "none",
+    "size": "cpu",
+    "settings": {"data": "digits"},
+    "environment": {"cuda": None, "platform": "Linux-6-x86", "torch": "2.13.0", "jacmatch": "0.1.0"},
+    "facts": {},
+    "cells": [
+        cell("a", "1", 1, accuracy=0.7, top1=0.5, calibration_error=0.02),
+        cell("a", "1", 0, accuracy=0.5, top1=0.5, calibration_error=0.04),
+        cell("b", "1", 0, accuracy=0.6, top1=None, calibration_error=0.04),
+        cell("b", "1", 1, accuracy=0.9, top1=None, calibration_error=0.04),
+        cell("a", "10", 0, accuracy=0.8, top1=1.0, calibration_error=0.1),
+    ],
+}
+
+
+def test_spreads_are_in_the_order_of_the_seeds():
+    found = made.spreads(DOCUMENT, "accuracy")
+    assert found["a", "1"] == {"mean": pytest.approx(0.6), "std": pytest.approx(0.02**0.5), "values": [0.5, 0.7]}
+    assert found["a", "10"]["std"] is None
+    assert ("b", "1") not in made.spreads(DOCUMENT, "top1")
+
+
+def test_a_grid_has_a_dash_where_nothing_was_measured():
+    assert made.grid(DOCUMENT, "accuracy") == [("a", "60.0 ± 14.1", "80.0"), ("b", "75.0 ± 21.2", "–")]
+    assert made.grid(DOCUMENT, "accuracy", rows=["b"], columns=["1"], scale=1, digits=2) == [("b", "0.75 ± 0.21")]
+
+
+def test_gains_are_taken_seed_by_seed():
+    """0.6 − 0.5 and 0.9 − 0.7: mean 0.15, standard deviation √(2 · 0.05²)."""
+    assert made.gains(DOCUMENT, "b", "a") == ("gain: b − a", "+15.0 ± 7.1", "–")
+    assert made.gains(DOCUMENT, "a", "b")[1] == "-15.0 ± 7.1"
+
+
+def test_rows_with_other_seeds_have_no_difference():
+    assert (
+        made.paired(made.spreads(DOCUMENT, "accuracy")["a", "10"], made.spreads(DOCUMENT, "accuracy")["a", "1"]) is None
+    )
+
+
+def test_published_numbers_stand_in_their_columns():
+    assert made.published_row("paper", {"10": 33.8}, ["1", "10"]) == ("paper", "–", "33.80")
+
+
+def test_what_is_transferred_besides_accuracy_is_one_table():
+    table = made.fidelity(DOCUMENT)
+    assert table.head == ("n and row", "accuracy %", "agreement %", "ECE %")
+    assert table.rows[0] == ("n = 1: a", "60.0 ± 14.1", "50.0 ± 0.0", "3.0 ± 1.4")
+    assert table.rows[1][2] == "–"
+
+
+def test_the_origin_says_data_seeds_and_machine():
+    assert made.origin(DOCUMENT) == (
+        "Data: digits. Size: cpu. Seeds: 1 to 2. CPU, one thread (Linux), torch 2.13.0, jacmatch 0.1.0."
+    )
+
+
+def test_a_table_as_markdown_and_csv():
+    table = Table("t", "Title", ("row", "n = 1"), (("a | b", "1,5"),), ("A note.",))
+    lines = ["**Title**", "", "| row | n = 1 |", "| --- | ---: |", "| a \\| b | 1,5 |", "", "A note.", ""]
+    assert table.markdown().splitlines() == lines[:-1]
+    assert table.csv() == 'row,n = 1\na | b,"1,5"\n'
+
+
+def test_the_same_lines_give_the_same_bytes():
+    lines = by_columns(made.spreads(DOCUMENT, "accuracy"), ["a", "b"], ["1", "10"])
+    assert [line.label for line in lines] == ["a", "b"]
+    assert lines[0].x == [0.0, 1.0]
+    assert lines[0].mean == pytest.approx([60, 80])
+    assert lines[1].x == [0.0]
+    one, two = (line_figure([("t", lines)], x_label="n", y_label="%", columns=["1", "10"]) for _ in range(2))
+    assert one == two
+    other = line_figure([("t", [Line("a", [0.0], [1.0])])], x_label="n", y_label="%")
+    assert other != one
