@@ -46,6 +46,23 @@ def _students(console: Console, result: Mapping[str, Any]) -> None:
     console.print(f"{result['settings']['data']}, {result['rows'][0]['seeds']} seed(s), {result['seconds']:.0f} s")
 
 
+def _variants(console: Console, result: Mapping[str, Any]) -> None:
+    """One row for each way of training, mean ± standard deviation over the seeds; a column for each shift."""
+    measure = _measure(result["student"])
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    table.add_column(f"{_HEADINGS[measure]} on the test part", no_wrap=True)
+    shifts = list(result["variants"][0]["under"])
+    for heading in ("steps", "clean", *(name.replace("gaussian-noise", "noise") for name in shifts)):
+        table.add_column(heading.replace("-", " "), justify="right", min_width=5)
+    for row in result["variants"]:
+        spreads = [row[measure], *(row["under"][name] for name in shifts)]
+        table.add_row(row["label"], str(row["steps"]), *(_spread(measure, spread) for spread in spreads))
+    console.print(table)
+    unit = "standard deviations of the data" if result["settings"]["unit"] == "normalized" else "units of the raw input"
+    console.print(f"{result['settings']['data']}, {result['variants'][0]['seeds']} seed(s), {result['seconds']:.0f} s")
+    console.print(f"Noise in {unit}; nothing was chosen by looking at test data.")
+
+
 def _network(console: Console, result: Mapping[str, Any]) -> None:
     measure = _measure(result["student"])
     size = f"{result['student']['parameters']:,} parameters, {result['seconds']:.1f} s"
@@ -96,6 +113,7 @@ def _nothing(console: Console, result: Mapping[str, Any]) -> None:
 SHOWN = {
     "distill": _students,
     "train": _network,
+    "robust": _variants,
     "evaluate": _network,
     "compare": _pair,
     "doctor": _diagnosis,

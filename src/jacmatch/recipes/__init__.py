@@ -7,12 +7,14 @@ from jacmatch.recipes.evaluate import Evaluate
 from jacmatch.recipes.examine import Doctor
 from jacmatch.recipes.networks import load_student
 from jacmatch.recipes.reproduce.command import Reproduce
+from jacmatch.recipes.robust import Robust
 from jacmatch.recipes.train import Train
 from jacmatch.recipes.write_report import Report
 
 RECIPES = {
     "distill": Distill,
     "train": Train,
+    "robust": Robust,
     "evaluate": Evaluate,
     "compare": Compare,
     "doctor": Doctor,
@@ -30,6 +32,7 @@ __all__ = [
     "List",
     "Report",
     "Reproduce",
+    "Robust",
     "Train",
     "load_student",
 ]

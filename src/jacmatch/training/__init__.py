@@ -17,6 +17,7 @@ from jacmatch.training.checkpoints import CHECKPOINT
 from jacmatch.training.engine import Fitted, fit
 from jacmatch.training.evaluation import agreement, calibration, evaluate, find_device
 from jacmatch.training.schedules import OPTIMIZERS, PRECISIONS, SCHEDULES, Training, factor
+from jacmatch.training.shifts import SHIFTS, evaluate_under_shifts, shifted
 
 __all__ = [
     "AUGMENTATIONS",
@@ -24,13 +25,16 @@ __all__ = [
     "OPTIMIZERS",
     "PRECISIONS",
     "SCHEDULES",
+    "SHIFTS",
     "Fitted",
     "Training",
     "agreement",
     "augment",
     "calibration",
     "evaluate",
+    "evaluate_under_shifts",
     "factor",
     "find_device",
     "fit",
+    "shifted",
 ]

@@ -3,11 +3,13 @@
 from jacmatch.recipes.reproduce import low_data
 from jacmatch.recipes.reproduce.distillation import DISTILLATION
 from jacmatch.recipes.reproduce.experiment import Experiment
+from jacmatch.recipes.reproduce.robustness import ROBUSTNESS
 from jacmatch.recipes.reproduce.weight_rule import WEIGHT_RULE
 
 EXPERIMENTS: dict[str, Experiment] = {
     "distillation": DISTILLATION,
     "low-data-grid": low_data.GRID,
+    "robustness": ROBUSTNESS,
     "weight-rule": WEIGHT_RULE,
 }
 """The experiments by name."""
