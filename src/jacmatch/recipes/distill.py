@@ -25,6 +25,7 @@ from jacmatch.teachers import ModuleTeacher, Teacher
 from jacmatch.training import CHECKPOINT, Fitted, agreement, evaluate, fit
 from jacmatch.version import __version__
 
+_LAWFUL = ("random-outputs", "random-inputs")  # probes whose directions can have one law or another
 _SINGLE = ("every-row", "top-class", "label-class", "data-pairs")  # probes whose number is given by what they are
 
 
@@ -75,6 +76,8 @@ class Distill(TrainingFields):
     """Which derivative products are compared (see `jacmatch list`)."""
     probes: int = 1
     """How many of them for each sample."""
+    probe_law: Literal["gaussian", "rademacher", "sphere", "basis", "orthogonal"] = "gaussian"
+    """Law of random-outputs and random-inputs."""
     readout: str = "logits"
     """What is differentiated (see `jacmatch list`)."""
     point: Literal["data", "noise", "mixed-pairs"] = "data"
@@ -139,6 +142,8 @@ class Distill(TrainingFields):
                 raise unknown_name(f"`{name}` of `distill`", given, known)
         if self.probes > 1 and self.probe in _SINGLE:
             raise InputError(f"`--probes` of `distill` must be 1 with --probe {self.probe}.", got=self.probes)
+        if self.probe_law != "gaussian" and self.probe not in _LAWFUL:
+            raise InputError(f"`--probe-law` of `distill` belongs to --probe {' or '.join(_LAWFUL)}.", got=self.probe)
         if self.teacher_weights is None and (self.teacher_mean or self.teacher_std):
             raise InputError("`--teacher-mean` and `--teacher-std` of `distill` belong to --teacher-weights.")
         if not self.methods:
@@ -263,6 +268,8 @@ class Distill(TrainingFields):
         settings: dict[str, Any] = {}
         if self.probe not in _SINGLE:
             settings["count"] = self.probes
+        if self.probe in _LAWFUL:
+            settings["law"] = self.probe_law
         if self.probe == "antithetic-noise":
             settings["sigma"] = self.noise
         if self.probe == "fisher-rows":

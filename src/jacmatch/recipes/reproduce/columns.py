@@ -7,8 +7,6 @@ from jacmatch.recipes.reproduce import students
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.recipes.train import parts
 
-_DIGITS = (1, 5, 10, 50, 100, 0)
-
 
 def per_class_of(request: Request, default: Sequence[int]) -> tuple[int, ...]:
     """Images per class, 0 for all: those that were asked for, or of the default those that the data can fill.
@@ -28,8 +26,7 @@ def per_class_of(request: Request, default: Sequence[int]) -> tuple[int, ...]:
             raise InputError(rule, got=number)
     if request.per_class:
         return request.per_class
-    columns = _DIGITS if request.data == "digits" and not request.smoke else default
-    return tuple(number for number in columns if number < least)
+    return tuple(number for number in default if number < least)
 
 
 def column_of(per_class: int) -> str:

@@ -15,7 +15,14 @@ from jacmatch.report.lines import by_columns, line_figure
 Settings = Mapping[str, Any]
 _MIXED: Settings = {"point": "mixed-pairs"}
 _KL: Settings = {"output_loss": "kl", "temperature": 4.0}
-_ROW: Settings = {"method": "jacobians", "jacobian_schedule": "constant", "probe": "random-outputs"}
+_BEST: Settings = {
+    "method": "jacobians",
+    "probe": "random-outputs",
+    "jacobian_share": 0.3,
+    "jacobian_schedule": "constant",
+    **_MIXED,
+    **_KL,
+}
 
 FREE: dict[str, Settings] = {
     "labels": {"method": "labels"},
@@ -28,19 +35,24 @@ FREE: dict[str, Settings] = {
 """Recipes without slopes."""
 
 SLOPES: dict[str, Settings] = {
-    "mixed: squared + row, λ=1": {**_ROW, **_MIXED, "jacobian_weight": 1.0},
-    "mixed: squared + row, λ=3": {**_ROW, **_MIXED, "jacobian_weight": 3.0},
-    "mixed: squared + row, λ=10": {**_ROW, **_MIXED, "jacobian_weight": 10.0},
-    "mixed: squared + row, λ=30": {**_ROW, **_MIXED, "jacobian_weight": 30.0},
-    "mixed: KL + row, λ=1": {**_ROW, **_MIXED, **_KL, "jacobian_weight": 1.0},
-    "mixed: KL + row, λ=3": {**_ROW, **_MIXED, **_KL, "jacobian_weight": 3.0},
-    "mixed: KL + row, λ=10": {**_ROW, **_MIXED, **_KL, "jacobian_weight": 10.0},
-    "mixed: KL + row, λ=30": {**_ROW, **_MIXED, **_KL, "jacobian_weight": 30.0},
-    "mixed: KL + row, share 0.1": {**_ROW, **_MIXED, **_KL, "jacobian_share": 0.1},
-    "mixed: KL + row, share 0.3": {**_ROW, **_MIXED, **_KL, "jacobian_share": 0.3},
-    "mixed: KL + row, share 0.5": {**_ROW, **_MIXED, **_KL, "jacobian_share": 0.5},
-    "mixed: squared + row, share 0.1": {**_ROW, **_MIXED, "jacobian_share": 0.1},
-    "mixed: squared + row, share 0.3": {**_ROW, **_MIXED, "jacobian_share": 0.3},
+    "mixed: KL + row": _BEST,
+    "mixed: KL + row, share 0.1": {**_BEST, "jacobian_share": 0.1},
+    "mixed: KL + row, share 0.5": {**_BEST, "jacobian_share": 0.5},
+    "mixed: KL + row, λ=10": {**_BEST, "jacobian_weight": 10.0},
+    "mixed: squared + row": {**_BEST, "output_loss": "squared"},
+    "mixed: KL + row, no labels": {**_BEST, "labels_weight": 0.0},
+    "mixed: KL + row, normalised": {**_BEST, "jacobian_loss": "normalized"},
+    "mixed: KL + row, squared": {**_BEST, "jacobian_loss": "squared"},
+    "mixed: KL + 2 orthogonal rows": {**_BEST, "probes": 2, "probe_law": "orthogonal"},
+    "mixed: KL + top class": {**_BEST, "probe": "top-class"},
+    "mixed: KL + Fisher row": {**_BEST, "probe": "fisher-rows", "readout": "log-probabilities"},
+    "mixed: KL + random direction": {**_BEST, "probe": "random-inputs"},
+    "mixed: KL + data pair": {**_BEST, "probe": "data-pairs"},
+    "mixed: KL + antithetic pair": {**_BEST, "probe": "antithetic-noise", "noise": 0.1},
+    "mixed: KL + row, every 2nd step": {**_BEST, "every": 2},
+    "data: KL + row": {**_BEST, "point": "data"},
+    "data: KL + top class": {**_BEST, "point": "data", "probe": "top-class"},
+    "noise: KL + row": {**_BEST, "point": "noise", "noise": 0.1},
 }
 """Recipes with slopes: where, which derivatives, how compared."""
 
