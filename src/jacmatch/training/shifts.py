@@ -98,13 +98,13 @@ def salt_and_pepper(
 
 
 def blur(
-    x: Float[Tensor, "batch channel height width"],
+    x: Float[Tensor, "batch *input"],
     severity: float | int,
     *,
     ids: Int64[Tensor, "batch"],
     seed: int = 0,
     scale: Scale = 1.0,
-) -> Float[Tensor, "batch channel height width"]:
+) -> Float[Tensor, "batch *input"]:
     """Returns the images convolved with a Gaussian of standard deviation `severity` pixels, cut off at 3 of them.
 
     x′(i, j) = Σ_{a,b = −r…r} w_a w_b x(i+a, j+b), w_a ∝ exp(−a²/2σ²), Σ w = 1, r = ⌈3σ⌉; beyond the border the image
@@ -137,13 +137,13 @@ def blur(
 
 
 def contrast(
-    x: Float[Tensor, "batch channel *side"],
+    x: Float[Tensor, "batch *input"],
     severity: float | int,
     *,
     ids: Int64[Tensor, "batch"],
     seed: int = 0,
     scale: Scale = 1.0,
-) -> Float[Tensor, "batch channel *side"]:
+) -> Float[Tensor, "batch *input"]:
     """Returns m + c·(x − m), c = `severity` ≥ 0, m the mean of each channel of the image; c = 1 changes nothing.
 
     Args:
