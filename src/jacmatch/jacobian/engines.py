@@ -21,7 +21,7 @@ from jacmatch.jacobian.modules import (
     is_trainable,
     twice_differentiable,
 )
-from jacmatch.jacobian.readouts import Context, Readout
+from jacmatch.jacobian.readouts import Context, Readout, parts_of
 
 Cotangents = Tensor | Callable[[Tensor], Tensor]
 
@@ -78,7 +78,7 @@ def reverse_pull(function: Function, x: Tensor, cotangents: Cotangents) -> Produ
         values, outputs, features = function(leaf.clone())  # a clone, since the first operation may be in place
         v = cotangents(values.detach()) if callable(cotangents) else cotangents
         check_direction("cotangents", v, values.shape)
-        products = _rows(values, leaf, v, differentiable)
+        products = _rows(parts_of(function.readout, values, features), leaf, v, differentiable)
     result = Products(outputs, values, products, features)
     return result if differentiable else _detached(result)
 
@@ -87,21 +87,28 @@ def _differentiable(function: Function, x: Tensor) -> bool:
     return torch.is_grad_enabled() and (is_trainable(function.module) or x.requires_grad)
 
 
-def _rows(values: Tensor, leaf: Tensor, v: Tensor, differentiable: bool) -> Tensor:
+def _rows(values: tuple[Tensor, ...], leaf: Tensor, v: Tensor, differentiable: bool) -> Tensor:
+    """A backward pass for each v, from those parts of the values only that it has anything to say about."""
     rows = []
+    widths = [part.shape[1] for part in values] if len(values) > 1 else []
     for number, one in enumerate(v, 1):
         keep = differentiable or number < len(v)
-        rows.append(_gradient(values, leaf, one.to(values.dtype), create_graph=differentiable, retain_graph=keep))
+        each = list(zip(values, one.split(widths, 1) if widths else (one,), strict=True))
+        said = [(part, some) for part, some in each if bool(some.any())] if widths else each
+        rows.append(_gradient(said or each, leaf, create_graph=differentiable, retain_graph=keep))
     return torch.stack(rows)
 
 
-def _gradient(values: Tensor, leaf: Tensor, v: Tensor, *, create_graph: bool, retain_graph: bool) -> Tensor:
-    if not values.requires_grad:
+def _gradient(pairs: list[tuple[Tensor, Tensor]], leaf: Tensor, *, create_graph: bool, retain_graph: bool) -> Tensor:
+    """Σ vᵀJ over pairs of values and directions v."""
+    values = [part for part, _ in pairs]
+    if not any(part.requires_grad for part in values):
         raise _cut_off()
+    directions = [v.to(part.dtype) for part, v in pairs]
     try:
         with statistics_held():
             (row,) = torch.autograd.grad(
-                values, leaf, v, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
+                values, leaf, directions, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
             )
     except (RuntimeError, NotImplementedError) as error:
         raise _cannot("reverse", error, "'differences', or 'forward' with directions on the input side") from error
@@ -155,8 +162,8 @@ def reverse_push(function: Function, x: Tensor, tangents: Tensor) -> Products:
         leaf = x if x.requires_grad else x.detach().requires_grad_()
         values, outputs, features = function(leaf.clone())
         u = torch.zeros_like(values, requires_grad=True)
-        row = _gradient(values, leaf, u, create_graph=True, retain_graph=True)
-        products = _rows(row, u, tangents, differentiable)
+        row = _gradient([(values, u)], leaf, create_graph=True, retain_graph=True)
+        products = _rows((row,), u, tangents, differentiable)
     result = Products(outputs, values, products, features, "reverse")
     return result if differentiable else _detached(result)
 

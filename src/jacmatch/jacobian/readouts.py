@@ -199,12 +199,16 @@ class AttentionMaps:
         self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
     ) -> Float[Tensor, "batch row"]:
         """Returns the maps, flattened and one after the other."""
+        return torch.cat(self.parts(features), 1)
+
+    def parts(self, features: Mapping[str, Tensor]) -> tuple[Float[Tensor, "batch pixel"], ...]:
+        """The flattened maps, one for each layer."""
         pairs = zip(self.layers, self.sizes, strict=True)
-        return torch.cat([_attention(features, layer, self.p, size) for layer, size in pairs], 1)
+        return tuple(_attention(features, layer, self.p, size) for layer, size in pairs)
 
     def maps(self, values: Float[Tensor, "batch row"]) -> tuple[Float[Tensor, "batch height width"], ...]:
         """The values as maps again, one for each layer."""
-        flat = values.split([height * width for height, width in self.sizes], 1)
+        flat = torch.split(values, [height * width for height, width in self.sizes], 1)
         return tuple(part.unflatten(1, size) for part, size in zip(flat, self.sizes, strict=True))
 
     def largest(self, values: Float[Tensor, "batch row"]) -> Float[Tensor, "map batch row"]:
@@ -251,6 +255,14 @@ READOUTS: dict[str, Callable[..., Readout]] = {
     "attention-maps": AttentionMaps,
     "pooled-features": PooledFeatures,
 }
+
+
+def parts_of(readout: Readout, values: Tensor, features: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """The values (B, R) in parts that stand side by side, where a readout has them from layers of unlike depth.
+
+    A backward pass that begins at a shallow layer need not come through the deeper ones.
+    """
+    return readout.parts(features) if isinstance(readout, AttentionMaps) else (values,)
 
 
 def _needed(value: Tensor | None, name: str, readout: str) -> Tensor:
