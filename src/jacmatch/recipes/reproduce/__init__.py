@@ -8,6 +8,7 @@ from jacmatch.recipes.reproduce.weight_rule import WEIGHT_RULE
 
 EXPERIMENTS: dict[str, Experiment] = {
     "distillation": DISTILLATION,
+    "low-data": low_data.LOW_DATA,
     "low-data-grid": low_data.GRID,
     "robustness": ROBUSTNESS,
     "weight-rule": WEIGHT_RULE,
