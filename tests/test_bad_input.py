@@ -29,6 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated
 SMALL = "--model mlp:4 --steps 12 --batch-size 8 --validation 0"
 TRAIN = f"train --data npz:{{good}}/data.npz {SMALL}"
 DISTILL = "distill --data npz:{good}/data.npz --teacher {good}/run --student mlp:3 --smoke --per-class 0"
+ROBUST = "robust --data npz:{good}/data.npz --model mlp:4 --smoke"
 REGRESS = "--data synthetic:D=3,K=2,N=30,T=10"
 
 X, Y = np.random.default_rng(0).random((30, 1, 4, 4), dtype=np.float32), np.arange(30) % 3
@@ -325,6 +326,23 @@ CASES = {
     "negative noise": (DISTILL + " --point noise --noise -1", r"-1.*"),
     "more than the whole gradient": (DISTILL + " --jacobian-share 1.5", r"[Ss]hare.*1\.5.*"),
     "negative weight": (DISTILL + " --labels-weight -1", r"`labels`.*-1.*"),
+    "law of a probe without one": (
+        DISTILL + " --probe top-class --probe-law sphere",
+        r"`--probe-law` of `distill` belongs to --probe random-outputs or random-inputs\. Got top-class",
+    ),
+    "fading after the end": (DISTILL + " --jacobian-fades-from 2", r"`fades_from` of .* must lie in \[0, 1\]\. Got 2"),
+    "no such experiment": ("reproduce tabel", r"The experiment of `reproduce`.* Got 'tabel'\. .*distillation"),
+    "no experiment": ("reproduce", r"NAME must be given\. Write jacmatch reproduce NAME"),
+    "no such row": ("reproduce distillation --rows label", r"A row .* Got 'label'\. Nearest: labels"),
+    "no workers": ("reproduce distillation --workers 0", r"`--workers` of `reproduce` must be at least 1\. Got 0"),
+    "more images than there are": (
+        "reproduce distillation --per-class 5000",
+        r"`--per-class` of `reproduce` must be 0 .* at most 113 with these data\. Got 5000",
+    ),
+    "an experiment on numbers": (
+        f"reproduce distillation {REGRESS}",
+        r"`--data` of `reproduce distillation` must have classes\. Got a regression",
+    ),
     "classes of a regression": (
         f"distill {REGRESS} --teacher mlp:4 --student mlp:3 --per-class 3",
         r"per.class.*regress",
@@ -332,6 +350,45 @@ CASES = {
     "kl of a regression": (
         f"distill {REGRESS} --teacher mlp:4 --student mlp:3 --per-class 0 --smoke --output-loss kl",
         r"regression.* Got kl\. Use .*output_loss='squared'",
+    ),
+    "no seeds of robust": (ROBUST + " --seeds 0", r"`--seeds` of `robust` must be at least 1\. Got 0\."),
+    "no draws of noise": (ROBUST + " --draws 0", r"`--draws` of `robust` must be at least 1\. Got 0\."),
+    "nothing to train": (
+        ROBUST + " --penalty-weight --noise-augment",
+        r"`--penalty-weight` or `--noise-augment` of `robust` must name at least one\.",
+    ),
+    "a weight twice": (
+        ROBUST + " --penalty-weight 0.1 0.1",
+        r"`--penalty-weight` of `robust` must differ\. Got 0\.1 0",
+    ),
+    "a negative weight of the penalty": (
+        ROBUST + " --penalty-weight -0.1",
+        r"`--penalty-weight` of `robust` must be at least 0 and finite\. Got -0\.1\.",
+    ),
+    "no noise to train with": (
+        ROBUST + " --noise-augment 0",
+        r"`--noise-augment` of `robust` must be positive and finite\. Got 0",
+    ),
+    "noise that is NaN": (
+        ROBUST + " --noise-levels nan",
+        r"`--noise-levels` of `robust` must be positive and finite\. Got nan",
+    ),
+    "unknown penalty": (ROBUST + " --penalty hofman", r"`--penalty` must be one of hoffman, .* Nearest: hoffman"),
+    "many times every row": (
+        ROBUST + " --probe every-row --probes 2",
+        r"`--probes` of `robust` must be 1 with --probe every-row\. Got 2\.",
+    ),
+    "one class of the wrong form": (
+        ROBUST + " --probe label-class --penalty piecewise-linear-cross-entropy",
+        r"must estimate the norm of all rows\. Got LabelClass",
+    ),
+    "a penalty for classes in a regression": (
+        f"robust {REGRESS} --model mlp:3 --smoke --penalty paper-label-cross-entropy",
+        r"`Robustness\(task='regression'\)` must not .* Got paper-label-cross-entropy\. Use form='squared-norm'",
+    ),
+    "the report of no comparison": (
+        "report {good}/run",
+        r"must hold a comparison\. Got a run of `train`\. Run `jacmatch distill`\.",
     ),
     # teachers and weights
     "teacher of other outputs": (

@@ -25,7 +25,7 @@ ROWS: dict[str, Mapping[str, Any]] = {
 
 _PER_CLASS = {"smoke": (1, 5), "cpu": (1, 5, 10, 50, 100, 500, 1000, 0), "paper": (1, 5, 10, 50, 100, 500, 1000, 0)}
 _EPOCHS, _BATCH = 500, 128
-_CPU_STEPS, _CPU_BATCH = 250, 64
+_CPU_STEPS, _CPU_BATCH = 200, 64
 
 
 def _training(request: Request, per_class: int) -> dict[str, Any]:
