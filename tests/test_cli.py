@@ -98,6 +98,15 @@ def test_distill_a_regression(capsys):
     assert result["agreement"]["top1"] is None
 
 
+def test_robust(capsys):
+    words = ["robust", "--model", "mlp:6", "--smoke", "--penalty-weight", "0", "0.5", "--out", "robust"]
+    result = result_of(words, capsys)
+    assert [row["method"] for row in result["variants"]] == ["penalty-0", "penalty-0.5", "noise-0.2"]
+    assert result["teacher"] is None
+    assert "student.safetensors" in {file.name for file in Path("robust").iterdir()}
+    assert result_of(["evaluate", "robust", "--smoke"], capsys)["job"] == "evaluate"
+
+
 def test_evaluate(trained, capsys):
     result = result_of(["evaluate", trained, "--smoke"], capsys)
     assert result["student"] == json.loads((trained / "result.json").read_text())["student"]
@@ -148,6 +157,9 @@ def test_what_a_person_reads(trained, data, capsys):
     assert "antithetic-noise" in shown("list")
     table = shown("distill", "--teacher", "mlp:12", "--student", "mlp:6", "--smoke", "--out", "comparison")
     for name in ("teacher", "labels only", "labels + outputs + Jacobians", "Report: comparison/report.html"):
+        assert name in table
+    table = shown("robust", "--model", "mlp:6", "--smoke", "--out", "penalties")
+    for name in ("penalty λ = 0.1", "noise 0.2 in training", "standard deviations of the data"):
         assert name in table
     stopped = shown("train", "--model", "mlp:6", "--steps", "20", "--max-steps", "10", "--out", "stopped")
     assert "Stopped after 10 steps. The same command without --max-steps goes on.\nRun folder: stopped\n" in stopped

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from jacmatch.datasets import Split
+from jacmatch.errors import InputError
 from jacmatch.models import count_parameters
 from jacmatch.recipes import networks
 from jacmatch.recipes.progress import Progress
@@ -57,7 +58,7 @@ _COLUMN = "all"
 _SEEDS = {"smoke": 1, "cpu": 3, "paper": 3}
 _STEPS = {"smoke": 8, "cpu": 200}
 _BATCH, _EPOCHS = 128, 500
-_JUDGED = 2000  # images under shifts, in the small sizes
+_JUDGED = 1000  # images under shifts, in the small sizes
 
 
 def _model(request: Request) -> str:
@@ -81,6 +82,8 @@ def _training(request: Request) -> dict[str, Any]:
 
 def _cells(request: Request) -> list[Cell]:
     """Seed by seed, so that a run that was stopped has the same seeds for each row, up to the last one."""
+    if students.data_of(request.data, request.seed, request.smoke).classes is None:
+        raise InputError("`--data` of `reproduce robustness` must have classes.", got=request.data)
     training = _training(request)
     seeds = _SEEDS[request.scale] if request.seeds is None else request.seeds
     return [
@@ -173,7 +176,7 @@ def _tables(document: Document) -> list[Table]:
     notes = (_differences(document), origin(document))
     return [
         Table(
-            "accuracy",
+            "noise",
             "Test accuracy in % by standard deviation of the noise on normalised inputs",
             ("row", *heads),
             (*_rows(document, rows, _NOISES), *published),

@@ -1,0 +1,130 @@
+"""`jacmatch reproduce robustness`: its smoke run, its cells, and its tables again from the stored numbers."""
+
+import copy
+import json
+import statistics
+
+import pytest
+
+from jacmatch import datasets
+from jacmatch.errors import InputError
+from jacmatch.recipes import Reproduce
+from jacmatch.recipes.progress import Progress
+from jacmatch.recipes.reproduce import robustness
+from jacmatch.recipes.reproduce.robustness import KINDS, LEVELS, PUBLISHED, ROBUSTNESS, ROWS, UNSEEN
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The document of a smoke run."""
+    folder = tmp_path_factory.mktemp("robustness") / "run"
+    Reproduce(name="robustness", smoke=True, out=folder).run(Progress(quiet=True))
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture
+def document(smoke):
+    """The same with a second seed, whose measures are others."""
+    whole = copy.deepcopy(smoke)
+    for number, cell in enumerate(smoke["cells"]):
+        changed = {name: 0.5 * value + 0.01 * number for name, value in cell["measures"].items()}
+        whole["cells"].append({**cell, "seed": 1, "measures": changed})
+    return whole
+
+
+def values(document, row, measure):
+    return [cell["measures"][measure] for cell in document["cells"] if cell["row"] == row]
+
+
+def text(numbers, scale=100):
+    return f"{scale * statistics.fmean(numbers):.1f} ± {scale * statistics.stdev(numbers):.1f}"
+
+
+def test_the_smoke_run_measures_every_row(smoke):
+    assert [cell["row"] for cell in smoke["cells"]] == list(ROWS)
+    assert smoke["facts"]["model"] == "cnn3"
+    steps = {cell["row"]: cell["measures"]["steps"] for cell in smoke["cells"]}
+    assert {row: 16 if "twice" in row else 8 for row in ROWS} == steps
+    for cell in smoke["cells"]:
+        for name in (
+            "accuracy",
+            "validation_accuracy",
+            "gaussian-noise 0.4",
+            "validation gaussian-noise 0.4",
+            "blur 1",
+        ):
+            assert 0 <= cell["measures"][name] <= 1
+
+
+def test_rows_of_equal_cost_have_equal_cost():
+    """A step with one product costs as many passes as two without; λ = 0 once is there as in the paper."""
+    for rows in KINDS.values():
+        for row in rows:
+            assert ("penalty" in ROWS[row]) != (ROWS[row].get("times", 1) == 2)
+    assert set().union(*KINDS.values()) == set(ROWS) - {"λ = 0"}
+
+
+def test_the_table_of_noise_is_made_of_the_stored_numbers(document):
+    table = ROBUSTNESS.tables(document)[0]
+    assert table.head == ("row", "0", "0.1", "0.2", "0.3", "0.4")
+    for row, line in zip(ROWS, table.rows, strict=False):
+        names = ["accuracy", *(f"gaussian-noise {level:g}" for level in LEVELS)]
+        assert line == (row, *(text(values(document, row, name)) for name in names))
+    theirs = table.rows[len(ROWS) :]
+    assert [line[0].rpartition(": ")[2] for line in theirs] == list(PUBLISHED)
+    assert theirs[0][1:] == ("64.78", "61.90", "47.53", "29.63", "17.69")
+    assert theirs[4][1:] == ("63.59", "62.66", "57.53", "47.48", "35.43")
+    assert "5,178 parameters" in table.notes[0]
+
+
+def test_of_each_kind_the_best_on_validation_images_is_chosen(document):
+    def score(row, seed):
+        cells = [cell for cell in document["cells"] if (cell["row"], cell["seed"]) == (row, seed)]
+        names = ["validation_accuracy", *(f"validation gaussian-noise {level:g}" for level in LEVELS)]
+        return statistics.fmean(cells[0]["measures"][name] for name in names)
+
+    best = {
+        kind: max(rows, key=lambda row: statistics.fmean([score(row, 0), score(row, 1)]))
+        for kind, rows in KINDS.items()
+    }
+    assert robustness.chosen(document) == best
+    table = ROBUSTNESS.tables(document)[1]
+    for (kind, row), line in zip(best.items(), table.rows, strict=True):
+        names = ["accuracy", *(f"gaussian-noise {level:g}" for level in LEVELS)]
+        names += [f"{name} {severity:g}" for name, severity in UNSEEN]
+        last = text([score(row, 0), score(row, 1)])
+        assert line == (f"{kind}: {row}", *(text(values(document, row, name)) for name in names), last)
+
+
+def test_the_choice_looks_at_no_test_image(document):
+    changed = copy.deepcopy(document)
+    for number, cell in enumerate(changed["cells"]):
+        for name in cell["measures"]:
+            if not name.startswith("validation"):
+                cell["measures"][name] = (7 * number % 10) / 10
+    assert robustness.chosen(changed) == robustness.chosen(document)
+
+
+def test_the_table_of_shifts_is_made_of_the_stored_numbers(document):
+    table = ROBUSTNESS.tables(document)[2]
+    assert table.head == ("row", "none", "salt-and-pepper 0.05", "blur 1", "contrast 0.5", "seconds")
+    for row, line in zip(ROWS, table.rows, strict=True):
+        names = ["accuracy", *table.head[2:5]]
+        assert line[:5] == (row, *(text(values(document, row, name)) for name in names))
+
+
+def test_some_rows_make_tables_and_a_figure_too(document):
+    few = {**document, "cells": [cell for cell in document["cells"] if cell["row"] in {"λ = 0", "λ = 1"}]}
+    assert [line[0] for line in ROBUSTNESS.tables(few)[1].rows] == ["penalty: λ = 1"]
+    assert ROBUSTNESS.figure(few).startswith(b"<?xml")
+    assert ROBUSTNESS.figure(document) == ROBUSTNESS.figure(document)
+
+
+def test_sizes():
+    cells = {size: ROBUSTNESS.cells(Reproduce(name="robustness", size=size, seeds=2)) for size in ("cpu", "paper")}
+    assert [cell.seed for cell in cells["cpu"]] == [0] * len(ROWS) + [1] * len(ROWS)
+    training = round(0.9 * len(datasets.load("digits").train))
+    assert {cell.settings["steps"] for cell in cells["paper"]} == {500 * (training // 128)}
+    assert {cell.settings["schedule"] for cell in cells["paper"]} == {"step"}
+    with pytest.raises(InputError, match=r"`--data` of `reproduce robustness` must have classes\. Got synthetic"):
+        ROBUSTNESS.cells(Reproduce(name="robustness", data="synthetic:D=2,K=1,N=9,T=3"))
