@@ -23,6 +23,7 @@ VERBS = {
     "distill": "teacher → student by values and slopes; with no options: the embedded digits, in about a minute",
     "train": "one network from labels: a teacher, or a baseline",
     "robust": "a penalty on the network's own slopes, and noise in training, against noise on the input",
+    "transfer": "a pretrained teacher → a student of another architecture on few labelled images",
     "evaluate": "a trained network on the test part of a data set",
     "compare": "how far two models agree in value and in Jacobian",
     "doctor": "which derivative engines are right for a model, and why not the others",

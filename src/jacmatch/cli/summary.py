@@ -114,6 +114,7 @@ SHOWN = {
     "distill": _students,
     "train": _network,
     "robust": _variants,
+    "transfer": _tables,
     "evaluate": _network,
     "compare": _pair,
     "doctor": _diagnosis,

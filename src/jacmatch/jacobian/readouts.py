@@ -209,7 +209,7 @@ class AttentionMaps:
     def maps(self, values: Float[Tensor, "batch row"]) -> tuple[Float[Tensor, "batch height width"], ...]:
         """The values as maps again, one for each layer."""
         flat = torch.split(values, [height * width for height, width in self.sizes], 1)
-        return tuple(part.unflatten(1, size) for part, size in zip(flat, self.sizes, strict=True))
+        return tuple(part.reshape(-1, *size) for part, size in zip(flat, self.sizes, strict=True))
 
     def largest(self, values: Float[Tensor, "batch row"]) -> Float[Tensor, "map batch row"]:
         """The directions v that pick the largest pixel of each map: a one, and zeros."""

@@ -9,12 +9,14 @@ from jacmatch.recipes.networks import load_student
 from jacmatch.recipes.reproduce.command import Reproduce
 from jacmatch.recipes.robust import Robust
 from jacmatch.recipes.train import Train
+from jacmatch.recipes.transfer import Transfer
 from jacmatch.recipes.write_report import Report
 
 RECIPES = {
     "distill": Distill,
     "train": Train,
     "robust": Robust,
+    "transfer": Transfer,
     "evaluate": Evaluate,
     "compare": Compare,
     "doctor": Doctor,
@@ -34,5 +36,6 @@ __all__ = [
     "Reproduce",
     "Robust",
     "Train",
+    "Transfer",
     "load_student",
 ]

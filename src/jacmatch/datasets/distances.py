@@ -1,0 +1,212 @@
+"""How far two sets of points lie apart, and what that says about a loss on the one set that is small on the other.
+
+Points are flattened; distances are Euclidean, in float64.
+"""
+
+from dataclasses import dataclass
+from math import lcm
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Shaped
+from torch import Tensor
+
+from jacmatch.errors import InputError, UnsupportedError
+
+_LARGEST = 4096  # points a side of an assignment; unequal sizes beyond are a linear programme
+_Matrix = Float64[Tensor, "one other"]
+
+
+def pairwise(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> _Matrix:
+    """‖aᵢ − bⱼ‖ for all pairs.
+
+    Raises:
+        InputError: A set is empty, or the points have unlike shapes.
+    """
+    for name, points in (("a", a), ("b", b)):
+        if not len(points):
+            raise InputError(f"`{name}` of a distance between sets must have points.", got="none")
+    if a.shape[1:] != b.shape[1:]:
+        got = f"{tuple(a.shape[1:])} and {tuple(b.shape[1:])}"
+        raise InputError("Two sets must have points of one shape to have a distance.", got=got)
+    mode = "donot_use_mm_for_euclid_dist"  # a difference of large squares has no digits left for near points
+    return torch.cdist(a.flatten(1).double(), b.flatten(1).double(), compute_mode=mode)
+
+
+def hausdorff(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> float:
+    """The asymmetric Hausdorff distance H_a(A, B) = max_a min_b ‖a − b‖: how far a point of A can be from B.
+
+    Raises:
+        InputError: A set is empty, or the points have unlike shapes.
+
+    Example:
+        >>> hausdorff(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [5.0]]))
+        1.0
+    """
+    return float(pairwise(a, b).min(1).values.max())
+
+
+def mean_nearest(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> float:
+    """The mean distance of a point of A to the nearest of B.
+
+    Raises:
+        InputError: A set is empty, or the points have unlike shapes.
+
+    Example:
+        >>> mean_nearest(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [5.0]]))
+        0.5
+    """
+    return float(pairwise(a, b).min(1).values.mean())
+
+
+def wasserstein(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> float:
+    """W₁(A, B), the least mean way on which the points of A, equally heavy, become those of B: exact.
+
+    Raises:
+        InputError: A set is empty, or the points have unlike shapes.
+        UnsupportedError: scipy is not installed.
+
+    Example:
+        >>> wasserstein(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [5.0]]))
+        2.0
+    """
+    return _transport(pairwise(a, b).cpu().numpy())
+
+
+def _transport(cost: Float64[np.ndarray, "one other"]) -> float:
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ModuleNotFoundError as error:
+        raise UnsupportedError("`wasserstein` needs the package scipy. Run: pip install scipy.") from error
+    rows, columns = cost.shape
+    size = lcm(rows, columns)
+    if size > _LARGEST:
+        return _programme(cost)
+    copies = np.repeat(np.repeat(cost, size // rows, 0), size // columns, 1)  # equally many points of equal weight
+    return float(copies[linear_sum_assignment(copies)].mean())
+
+
+def _programme(cost: Float64[np.ndarray, "one other"]) -> float:
+    """The transport as a linear programme over the masses that go from each point to each."""
+    from scipy.optimize import linprog
+    from scipy.sparse import eye, kron, vstack
+
+    rows, columns = cost.shape
+    leaving = kron(eye(rows), np.ones((1, columns)))
+    arriving = kron(np.ones((1, rows)), eye(columns))
+    mass = np.concatenate([np.full(rows, 1 / rows), np.full(columns, 1 / columns)])
+    return float(linprog(cost.ravel(), A_eq=vstack([leaving, arriving]), b_eq=mass, method="highs").fun)
+
+
+@dataclass(frozen=True)
+class Distances:
+    """How far a set A lies from a set B.
+
+    Attributes:
+        hausdorff: H_a(A, B).
+        mean_nearest: Mean distance of a point of A to the nearest of B.
+        wasserstein: W₁(A, B).
+    """
+
+    hausdorff: float
+    mean_nearest: float
+    wasserstein: float
+
+    @classmethod
+    def between(cls, a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> "Distances":
+        """All three, from one matrix of distances."""
+        matrix = pairwise(a, b)
+        nearest = matrix.min(1).values
+        return cls(float(nearest.max()), float(nearest.mean()), _transport(matrix.cpu().numpy()))
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a loss ρ on a set B says about its mean on a set A, with the distance of the sets and a slope K.
+
+    All three right sides follow from |ρ(x) − ρ(x′)| ≤ K‖x − x′‖, x′ the nearest point of B or its partner in the
+    transport: mean_A ρ ≤ max_B ρ + K·H_a(A, B), the loosest; ≤ the mean of ρ over B, each point weighted with its share
+    of nearest neighbours in A, + K · mean nearest distance; ≤ mean_B ρ + K·W₁(A, B).
+
+    Attributes:
+        mean: mean_A ρ, the left side.
+        largest: max_B ρ.
+        weighted: Mean of ρ over the nearest points of B.
+        average: mean_B ρ.
+        slope: K.
+        distances: Those of A from B.
+
+    References:
+        Srinivas & Fleuret 2018, arXiv:1803.00443, section 4 (the first form); Kantorovich & Rubinstein (the last).
+    """
+
+    mean: float
+    largest: float
+    weighted: float
+    average: float
+    slope: float
+    distances: Distances
+
+    @classmethod
+    def of(
+        cls,
+        a: Shaped[Tensor, "one *input"],
+        b: Shaped[Tensor, "other *input"],
+        rho_a: Float[Tensor, "one"],
+        rho_b: Float[Tensor, "other"],
+        slope: float | None = None,
+    ) -> "Bound":
+        """The bound for points and their losses.
+
+        Args:
+            a: Points of A.
+            b: Points of B.
+            rho_a: ρ at the points of A.
+            rho_b: ρ at those of B.
+            slope: K, a Lipschitz constant of ρ. None takes the largest observed ratio, a lower bound of every such
+                constant: the bound then holds on these points by construction, and its terms tell why it is loose.
+
+        Raises:
+            InputError: A set is empty, the points have unlike shapes, or K is negative.
+        """
+        if slope is not None and not slope >= 0:
+            raise InputError("`slope` of `Bound` must be at least 0.", got=slope)
+        matrix = pairwise(a, b)
+        nearest = matrix.min(1)
+        own, other = rho_a.double(), rho_b.double()
+        return cls(
+            float(own.mean()),
+            float(other.max()),
+            float(other[nearest.indices].mean()),
+            float(other.mean()),
+            observed_slope(matrix, own, other) if slope is None else slope,
+            Distances(float(nearest.values.max()), float(nearest.values.mean()), _transport(matrix.cpu().numpy())),
+        )
+
+    @property
+    def by_hausdorff(self) -> float:
+        """max_B ρ + K·H_a(A, B)."""
+        return self.largest + self.slope * self.distances.hausdorff
+
+    @property
+    def by_nearest(self) -> float:
+        """The weighted mean of ρ over B + K · mean nearest distance."""
+        return self.weighted + self.slope * self.distances.mean_nearest
+
+    @property
+    def by_transport(self) -> float:
+        """mean_B ρ + K·W₁(A, B)."""
+        return self.average + self.slope * self.distances.wasserstein
+
+
+def observed_slope(matrix: _Matrix, rho_a: Float[Tensor, "one"], rho_b: Float[Tensor, "other"]) -> float:
+    """The largest |ρ(a) − ρ(b)| / ‖a − b‖ over pairs of different points: a lower bound of the Lipschitz constant.
+
+    Args:
+        matrix: Distances of all pairs.
+        rho_a: ρ at the points of the rows.
+        rho_b: ρ at those of the columns.
+    """
+    apart = matrix > 0
+    ratios = (rho_a.double()[:, None] - rho_b.double()[None]).abs() / torch.where(apart, matrix, torch.inf)
+    return float(ratios.max())

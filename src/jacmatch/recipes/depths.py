@@ -1,0 +1,87 @@
+"""Which layers of two unlike networks are compared."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jacmatch.errors import InputError, unknown_name
+from jacmatch.objectives.transfer import Pair
+
+
+def layers_by_resolution(network: nn.Module, shape: tuple[int, ...]) -> list[str]:
+    """The last layer of each resolution of the feature maps, from large to small; single pixels do not count.
+
+    Example:
+        >>> from jacmatch.models import build
+        >>> layers_by_resolution(build("vgg4", outputs=10, shape=(3, 32, 32)), (3, 32, 32))
+        ['features.conv1', 'features.conv2', 'features.conv3', 'features']
+    """
+    last: dict[tuple[int, ...], str] = {}
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4 and min(output.shape[2:]) > 1:
+                last[tuple(output.shape[2:])] = name
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in network.named_modules() if name]
+    modes = {module: module.training for module in network.modules()}
+    like = next(network.parameters())
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(2, *shape, device=like.device, dtype=like.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    return [last[size] for size in sorted(last, key=lambda size: -size[0] * size[1])]
+
+
+def chosen_pairs(student: nn.Module, teacher: nn.Module, shape: tuple[int, ...], depths: int) -> tuple[Pair, ...]:
+    """At most `depths` pairs, the deepest: the last layers of each resolution on both sides, by relative depth.
+
+    With m and n resolutions, min(m, n) pairs are spread evenly from the first to the last of either side.
+
+    Raises:
+        InputError: A network has no feature maps.
+    """
+    sides = [layers_by_resolution(network, shape) for network in (student, teacher)]
+    for who, layers in zip(("student", "teacher"), sides, strict=True):
+        if not layers:
+            do = "Choose a convolutional network, or methods without attention maps and slopes."
+            raise InputError(f"The {who} must have feature maps with more than one pixel.", got="none", do=do)
+    count = min(map(len, sides))
+    places = [[round(k * (len(side) - 1) / max(count - 1, 1)) for k in range(count)] for side in sides]
+    if count == 1:
+        places = [[len(side) - 1] for side in sides]
+    pairs = [(sides[0][own], sides[1][other]) for own, other in zip(*places, strict=True)]
+    return tuple(pairs[-depths:])
+
+
+def named_pairs(pairs: Sequence[str], student: nn.Module, teacher: nn.Module) -> tuple[Pair, ...]:
+    """The pairs that a user wrote as STUDENT_LAYER:TEACHER_LAYER; what wraps a network may be left out of the path.
+
+    Raises:
+        InputError: A pair is not of that form, or a network has no such layer.
+    """
+    found = []
+    for pair in pairs:
+        own, colon, other = pair.partition(":")
+        if not (own and colon and other):
+            rule = "Each of `--pairs` must be STUDENT_LAYER:TEACHER_LAYER."
+            raise InputError(rule, got=repr(pair), do="Write for example features.conv4:features.6.")
+        found.append((_path("student", student, own), _path("teacher", teacher, other)))
+    return tuple(found)
+
+
+def _path(who: str, network: nn.Module, layer: str) -> str:
+    known = [name for name, _ in network.named_modules() if name]
+    for prefix in ("", "network.", "network.network."):
+        if prefix + layer in known:
+            return prefix + layer
+    shown = [name.removeprefix("network.").removeprefix("network.") for name in known]
+    raise unknown_name(f"A layer of the {who} in `--pairs`", layer, [name for name in shown if name != "network"])
