@@ -172,15 +172,20 @@ def cost(settings: Mapping[str, Any], outputs: int, forward_ratio: float) -> flo
     return float((1 + passes / settings.get("every", 1)) * (3 + forward_ratio))
 
 
+def recipe_of(request: Request, world: World, seed: int, settings: Mapping[str, Any]) -> tuple[Distill, str]:
+    """The job of `jacmatch distill` that the settings of a cell mean, and its method."""
+    fields = {name: value for name, value in settings.items() if name not in {"method", "per_class"}}
+    spec = world.description.spec
+    return Distill(data=request.data, student=spec, smoke=request.smoke, seed=seed, **fields), settings["method"]
+
+
 def measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
     """Trains the student of a cell and judges it; the settings are those of `jacmatch distill` with one method."""
     world = world_of(request)
-    settings = dict(cell.settings)
-    method, per_class = settings.pop("method"), settings.pop("per_class")
-    recipe = Distill(data=request.data, student=world.description.spec, smoke=request.smoke, seed=cell.seed, **settings)
+    recipe, method = recipe_of(request, world, cell.seed, cell.settings)
+    train = world.subset(cell.settings["per_class"], cell.seed)
     torch.manual_seed(cell.seed)
     student = channels_last(world.description.build())
-    train = world.subset(per_class, cell.seed)
     teacher = RememberedTeacher(ModuleTeacher(world.teacher))  # asked once for each image where nothing is random
     objective = recipe.objective(method, student, teacher, train, world.data, cell.seed)
     fitted = fit(objective, train, recipe.training(), seed=cell.seed, device=request.device)
