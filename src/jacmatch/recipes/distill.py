@@ -8,29 +8,26 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from jacmatch.datasets import Data, Split
-from jacmatch.errors import InputError, UnsupportedError, unknown_name
-from jacmatch.jacobian import ESTIMATORS, READOUTS, Estimator, LogProbabilities, Readout, doctor
+from jacmatch.datasets import Data
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jacobian import doctor
 from jacmatch.models import count_parameters
-from jacmatch.objectives import AtData, AtMixedPairs, AtNoise, Distillation, Point, Share, WeightSchedule
 from jacmatch.recipes import networks, sheet
-from jacmatch.recipes.fields import TrainingFields, positive
+from jacmatch.recipes.distillation_fields import DistillationFields
+from jacmatch.recipes.fields import positive
 from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.summary import METHODS, identity, summarized
 from jacmatch.recipes.teachers import Prepared, prepare
 from jacmatch.recipes.train import Train, load, parts, unfinished
 from jacmatch.report import write_report
 from jacmatch.runs import Run
-from jacmatch.teachers import ModuleTeacher, Teacher
+from jacmatch.teachers import ModuleTeacher
 from jacmatch.training import CHECKPOINT, Fitted, agreement, evaluate, fit
 from jacmatch.version import __version__
 
-_LAWFUL = ("random-outputs", "random-inputs")  # probes whose directions can have one law or another
-_SINGLE = ("every-row", "top-class", "label-class", "data-pairs")  # probes whose number is given by what they are
-
 
 @dataclass(frozen=True)
-class Distill(TrainingFields):
+class Distill(DistillationFields):
     """Distil a teacher into a student: labels only, + outputs, + outputs and Jacobians, at equal optimiser steps."""
 
     data: str = "digits"
@@ -54,40 +51,6 @@ class Distill(TrainingFields):
     """How many seeds: subset, initial weights and batches differ between them, and are the same for each method."""
     methods: tuple[Literal["labels", "outputs", "jacobians"], ...] = ("labels", "outputs", "jacobians")
     """What is compared."""
-    labels_weight: float = 1.0
-    """Weight of the label term."""
-    outputs_weight: float = 1.0
-    """Weight of the output term."""
-    jacobian_share: float = 0.3
-    """Share of the Jacobian term in the gradient norm."""
-    jacobian_weight: float | None = None
-    """Weight of the Jacobian term itself, in place of the share."""
-    jacobian_schedule: Literal["by-data", "constant"] = "by-data"
-    """by-data: the share or weight falls with the number of training samples for each class. constant: it does not."""
-    jacobian_fades_from: float = 1.0
-    """Progress, 0 to 1, from which the Jacobian term fades out until the end of training; 1 never."""
-    output_loss: Literal["squared", "kl"] = "squared"
-    """Loss of the output term."""
-    temperature: float = 1.0
-    """Temperature of kl and of log-probabilities."""
-    jacobian_loss: Literal["relative", "squared", "normalized"] = "relative"
-    """Loss of the Jacobian term."""
-    probe: str = "random-outputs"
-    """Which derivative products are compared (see `jacmatch list`)."""
-    probes: int = 1
-    """How many of them for each sample."""
-    probe_law: Literal["gaussian", "rademacher", "sphere", "basis", "orthogonal"] = "gaussian"
-    """Law of random-outputs and random-inputs."""
-    readout: str = "logits"
-    """What is differentiated (see `jacmatch list`)."""
-    point: Literal["data", "noise", "mixed-pairs"] = "data"
-    """Where student and teacher are compared."""
-    noise: float = 0.1
-    """Standard deviation of point=noise and of the probe antithetic-noise, in units of the raw input."""
-    every: int = 1
-    """The Jacobian term is computed on each n-th step, with n times its weight."""
-    batch_norm: Literal["batch", "frozen"] = "frozen"
-    """Statistics of BatchNorm in the derivative: constants, so that samples stay apart, or part of it."""
     allow_code: bool = False
     """Build a teacher from a run folder even if that runs code outside the package."""
 
@@ -96,8 +59,6 @@ class Distill(TrainingFields):
         self._check()
         self.training()  # its settings speak before anything is trained
         data = load(self.data, self.seed, self.smoke)
-        if self.probe == "sampled-rows" and self.probes > data.outputs:
-            raise InputError(f"`--probes` of sampled-rows must be at most {data.outputs}, all rows.", got=self.probes)
         description = networks.Description.of(self.student, data)
         subset, _ = parts(data, self.validation, self._per_class(data), self.seed)
         for method in self.methods:  # settings that cannot go together speak before anything is trained
@@ -136,14 +97,8 @@ class Distill(TrainingFields):
         return 1 if self.smoke else self.seeds
 
     def _check(self) -> None:
-        positive("distill", seeds=self.seeds, probes=self.probes, every=self.every, teacher_steps=self.teacher_steps)
-        for name, known, given in (("--probe", ESTIMATORS, self.probe), ("--readout", READOUTS, self.readout)):
-            if given not in known:
-                raise unknown_name(f"`{name}` of `distill`", given, known)
-        if self.probes > 1 and self.probe in _SINGLE:
-            raise InputError(f"`--probes` of `distill` must be 1 with --probe {self.probe}.", got=self.probes)
-        if self.probe_law != "gaussian" and self.probe not in _LAWFUL:
-            raise InputError(f"`--probe-law` of `distill` belongs to --probe {' or '.join(_LAWFUL)}.", got=self.probe)
+        positive("distill", seeds=self.seeds, teacher_steps=self.teacher_steps)
+        self.check_objective()
         if self.teacher_weights is None and (self.teacher_mean or self.teacher_std):
             raise InputError("`--teacher-mean` and `--teacher-std` of `distill` belong to --teacher-weights.")
         if not self.methods:
@@ -238,54 +193,3 @@ class Distill(TrainingFields):
 
     def _described(self, network: nn.Module, data: Data) -> dict[str, Any]:
         return {**evaluate(network, data.test, device=self.device), "parameters": count_parameters(network)}
-
-    def objective(
-        self, method: str, student: nn.Module, teacher: nn.Module | Teacher, train: Split, data: Data, seed: int
-    ) -> Distillation:
-        """The objective of one method."""
-        jacobians = Share(self.jacobian_share) if self.jacobian_weight is None else self.jacobian_weight
-        per_class = len(train) / data.classes if data.classes and self.jacobian_schedule == "by-data" else None
-        return Distillation(
-            student,
-            None if method == "labels" else teacher,
-            labels=self.labels_weight,
-            outputs=self.outputs_weight,
-            jacobians=jacobians if method == "jacobians" else 0.0,
-            probe=self._probe(),
-            readout=self._readout(),
-            output_loss=self.output_loss,
-            temperature=self.temperature,
-            jacobian_loss=self.jacobian_loss,
-            point=self._point(),
-            every=self.every,
-            schedule=WeightSchedule(per_class, fades_from=self.jacobian_fades_from),
-            batch_norm=self.batch_norm,
-            task="classification" if data.classes else "regression",
-            seed=seed,
-        )
-
-    def _probe(self) -> Estimator:
-        settings: dict[str, Any] = {}
-        if self.probe not in _SINGLE:
-            settings["count"] = self.probes
-        if self.probe in _LAWFUL:
-            settings["law"] = self.probe_law
-        if self.probe == "antithetic-noise":
-            settings["sigma"] = self.noise
-        if self.probe == "fisher-rows":
-            settings["temperature"] = self.temperature
-        return ESTIMATORS[self.probe](**settings)
-
-    def _readout(self) -> Readout:
-        if self.readout == "log-probabilities":
-            return LogProbabilities(self.temperature)
-        if self.readout in ("attention-pixel", "attention-maps", "pooled-features"):
-            raise InputError(
-                f"`--readout {self.readout}` needs a layer of each network.", do="Use the Python class Distillation."
-            )
-        return READOUTS[self.readout]()
-
-    def _point(self) -> Point:
-        if self.point == "noise":
-            return AtNoise(self.noise)
-        return AtMixedPairs() if self.point == "mixed-pairs" else AtData()

@@ -40,7 +40,11 @@ def _training(request: Request, per_class: int) -> dict[str, Any]:
 
 def _cells(request: Request) -> list[Cell]:
     # As in the paper: the squared loss for CIFAR-100, the normalised one for CIFAR-10, which is taken for the rest too.
-    loss = {"jacobian_loss": "squared" if request.data.startswith("cifar100") else "normalized"}
+    loss = {
+        "point": "data",
+        "output_loss": "squared",
+        "jacobian_loss": "squared" if request.data.startswith("cifar100") else "normalized",
+    }
     seeds = request.seeds or (1 if request.smoke else 3)
     return [
         Cell(row, column_of(n), seed, {**settings, **loss, **_training(request, n), "per_class": n})

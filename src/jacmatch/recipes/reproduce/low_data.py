@@ -13,7 +13,9 @@ from jacmatch.report.experiments import NOTHING, entry, fidelity, grid, names, o
 from jacmatch.report.lines import by_columns, line_figure
 
 Settings = Mapping[str, Any]
+_DATA: Settings = {"point": "data"}
 _MIXED: Settings = {"point": "mixed-pairs"}
+_SQUARED: Settings = {"output_loss": "squared"}
 _KL: Settings = {"output_loss": "kl", "temperature": 4.0}
 _BEST: Settings = {
     "method": "jacobians",
@@ -25,12 +27,12 @@ _BEST: Settings = {
 }
 
 FREE: dict[str, Settings] = {
-    "labels": {"method": "labels"},
-    "outputs, squared": {"method": "outputs"},
-    "outputs, KL": {"method": "outputs", **_KL},
-    "mixed: outputs, squared": {"method": "outputs", **_MIXED},
+    "labels": {"method": "labels", **_DATA},
+    "outputs, squared": {"method": "outputs", **_DATA, **_SQUARED},
+    "outputs, KL": {"method": "outputs", **_DATA, **_KL},
+    "mixed: outputs, squared": {"method": "outputs", **_MIXED, **_SQUARED},
     "mixed: outputs, KL": {"method": "outputs", **_MIXED, **_KL},
-    "mixed: outputs, squared, no labels": {"method": "outputs", "labels_weight": 0.0, **_MIXED},
+    "mixed: outputs, squared, no labels": {"method": "outputs", "labels_weight": 0.0, **_MIXED, **_SQUARED},
 }
 """Recipes without slopes."""
 
@@ -39,7 +41,7 @@ SLOPES: dict[str, Settings] = {
     "mixed: KL + row, share 0.1": {**_BEST, "jacobian_share": 0.1},
     "mixed: KL + row, share 0.5": {**_BEST, "jacobian_share": 0.5},
     "mixed: KL + row, λ=10": {**_BEST, "jacobian_weight": 10.0},
-    "mixed: squared + row": {**_BEST, "output_loss": "squared"},
+    "mixed: squared + row": {**_BEST, **_SQUARED},
     "mixed: KL + row, no labels": {**_BEST, "labels_weight": 0.0},
     "mixed: KL + row, normalised": {**_BEST, "jacobian_loss": "normalized"},
     "mixed: KL + row, squared": {**_BEST, "jacobian_loss": "squared"},
@@ -50,8 +52,8 @@ SLOPES: dict[str, Settings] = {
     "mixed: KL + data pair": {**_BEST, "probe": "data-pairs"},
     "mixed: KL + antithetic pair": {**_BEST, "probe": "antithetic-noise", "noise": 0.1},
     "mixed: KL + row, every 2nd step": {**_BEST, "every": 2},
-    "data: KL + row": {**_BEST, "point": "data"},
-    "data: KL + top class": {**_BEST, "point": "data", "probe": "top-class"},
+    "data: KL + row": {**_BEST, **_DATA},
+    "data: KL + top class": {**_BEST, **_DATA, "probe": "top-class"},
     "noise: KL + row": {**_BEST, "point": "noise", "noise": 0.1},
 }
 """Recipes with slopes: where, which derivatives, how compared."""

@@ -1,0 +1,139 @@
+"""What a student is taught, as settings: weights, losses, and the four questions; and the objective that they mean."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from jacmatch.datasets import Data, Split
+from jacmatch.errors import InputError, unknown_name
+from jacmatch.jacobian import ESTIMATORS, READOUTS, Estimator, LogProbabilities, Readout
+from jacmatch.objectives import AtData, AtMixedPairs, AtNoise, Distillation, Point, Share, WeightSchedule
+from jacmatch.recipes.fields import TrainingFields, positive
+from jacmatch.teachers import Teacher
+
+_LAWFUL = ("random-outputs", "random-inputs")  # probes whose directions can have one law or another
+_SINGLE = ("every-row", "top-class", "label-class", "data-pairs")  # probes whose number is given by what they are
+_OF_LABELS = ("label-class", "label-logit", "loss")  # probes and readouts that need the label of one sample
+SCARCE = 100
+"""Training samples for each class up to which `--point auto` asks between them."""
+
+
+@dataclass(frozen=True)
+class DistillationFields(TrainingFields):
+    """Settings of jobs that teach values and slopes."""
+
+    labels_weight: float = 1.0
+    """Weight of the label term."""
+    outputs_weight: float = 1.0
+    """Weight of the output term."""
+    jacobian_share: float = 0.3
+    """Share of the Jacobian term in the gradient norm."""
+    jacobian_weight: float | None = None
+    """Weight of the Jacobian term itself, in place of the share."""
+    jacobian_schedule: Literal["by-data", "constant"] = "by-data"
+    """by-data: the share or weight falls with the number of training samples for each class. constant: it does not."""
+    jacobian_fades_from: float = 1.0
+    """Progress, 0 to 1, from which the Jacobian term fades out until the end of training; 1 never."""
+    output_loss: Literal["auto", "squared", "kl"] = "auto"
+    """Loss of the output term. auto: kl in classification, squared in regression."""
+    temperature: float | None = None
+    """Temperature of kl, 4 if left out; and of log-probabilities and fisher-rows, 1 if left out."""
+    jacobian_loss: Literal["relative", "squared", "normalized"] = "relative"
+    """Loss of the Jacobian term."""
+    probe: str = "random-outputs"
+    """Which derivative products are compared (see `jacmatch list`)."""
+    probes: int = 1
+    """How many of them for each sample."""
+    probe_law: Literal["gaussian", "rademacher", "sphere", "basis", "orthogonal"] = "gaussian"
+    """Law of random-outputs and random-inputs."""
+    readout: str = "logits"
+    """What is differentiated (see `jacmatch list`)."""
+    point: Literal["auto", "data", "noise", "mixed-pairs"] = "auto"
+    """Where student and teacher are compared. auto: mixed-pairs in classification with at most 100 training samples
+    for each class, else data."""
+    noise: float = 0.1
+    """Standard deviation of point=noise and of the probe antithetic-noise, in units of the raw input."""
+    every: int = 1
+    """The Jacobian term is computed on each n-th step, with n times its weight."""
+    batch_norm: Literal["batch", "frozen"] = "frozen"
+    """Statistics of BatchNorm in the derivative: constants, so that samples stay apart, or part of it."""
+
+    def check_objective(self) -> None:
+        """Refuses what is wrong whatever the data.
+
+        Raises:
+            InputError: A name is unknown, or settings do not go together.
+        """
+        positive("distill", probes=self.probes, every=self.every)
+        for name, known, given in (("--probe", ESTIMATORS, self.probe), ("--readout", READOUTS, self.readout)):
+            if given not in known:
+                raise unknown_name(f"`{name}` of `distill`", given, known)
+        if self.probes > 1 and self.probe in _SINGLE:
+            raise InputError(f"`--probes` of `distill` must be 1 with --probe {self.probe}.", got=self.probes)
+        if self.probe_law != "gaussian" and self.probe not in _LAWFUL:
+            raise InputError(f"`--probe-law` of `distill` belongs to --probe {' or '.join(_LAWFUL)}.", got=self.probe)
+
+    def objective(
+        self, method: str, student: nn.Module, teacher: nn.Module | Teacher, train: Split, data: Data, seed: int
+    ) -> Distillation:
+        """The objective of one method: `labels`, `outputs` or `jacobians`.
+
+        Raises:
+            InputError: Settings do not go together, or not with these data.
+        """
+        if self.probe == "sampled-rows" and self.probes > data.outputs:
+            raise InputError(f"`--probes` of sampled-rows must be at most {data.outputs}, all rows.", got=self.probes)
+        jacobians = Share(self.jacobian_share) if self.jacobian_weight is None else self.jacobian_weight
+        per_class = len(train) / data.classes if data.classes else None
+        loss = self.output_loss
+        if loss == "auto":
+            loss = "kl" if data.classes else "squared"
+        return Distillation(
+            student,
+            None if method == "labels" else teacher,
+            labels=self.labels_weight,
+            outputs=self.outputs_weight,
+            jacobians=jacobians if method == "jacobians" else 0.0,
+            probe=self._probe(),
+            readout=self._readout(),
+            output_loss=loss,
+            temperature=4.0 if self.temperature is None else self.temperature,
+            jacobian_loss=self.jacobian_loss,
+            point=self._point(per_class),
+            every=self.every,
+            schedule=WeightSchedule(
+                per_class if self.jacobian_schedule == "by-data" else None, fades_from=self.jacobian_fades_from
+            ),
+            batch_norm=self.batch_norm,
+            task="classification" if data.classes else "regression",
+            seed=seed,
+        )
+
+    def _probe(self) -> Estimator:
+        settings: dict[str, Any] = {}
+        if self.probe not in _SINGLE:
+            settings["count"] = self.probes
+        if self.probe in _LAWFUL:
+            settings["law"] = self.probe_law
+        if self.probe == "antithetic-noise":
+            settings["sigma"] = self.noise
+        if self.probe == "fisher-rows":
+            settings["temperature"] = 1.0 if self.temperature is None else self.temperature
+        return ESTIMATORS[self.probe](**settings)
+
+    def _readout(self) -> Readout:
+        if self.readout == "log-probabilities":
+            return LogProbabilities(1.0 if self.temperature is None else self.temperature)
+        if self.readout in ("attention-pixel", "attention-maps", "pooled-features"):
+            raise InputError(
+                f"`--readout {self.readout}` needs a layer of each network.", do="Use the Python class Distillation."
+            )
+        return READOUTS[self.readout]()
+
+    def _point(self, per_class: float | None) -> Point:
+        if self.point == "noise":
+            return AtNoise(self.noise)
+        scarce = per_class is not None and per_class <= SCARCE
+        auto = self.point == "auto" and scarce and self.probe not in _OF_LABELS and self.readout not in _OF_LABELS
+        return AtMixedPairs() if auto or self.point == "mixed-pairs" else AtData()
