@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
 import torch
@@ -143,8 +143,7 @@ class Robust(TrainingFields):
 
     def variants(self, data: Data) -> list[Variant]:
         """The networks that are trained: those with a penalty, and their rivals."""
-        needed = self._probe().passes(data.outputs)
-        passes = 1 + needed.forward + needed.backward
+        passes = 1 + sum(astuple(self._probe().passes(data.outputs)))
         free = self.steps * passes if self.equal_cost and any(self.penalty_weight) else self.steps
         penalized = [Variant(weight, 0.0, self.steps if weight else free) for weight in self.penalty_weight]
         return penalized + [Variant(0.0, noise, free) for noise in self.noise_augment]
