@@ -4,7 +4,7 @@ import pytest
 
 from jacmatch.report import Table
 from jacmatch.report import experiments as made
-from jacmatch.report.lines import Line, by_columns, line_figure
+from jacmatch.report.lines import Line, by_columns, dot_figure, line_figure
 
 
 def cell(row, column, seed, **measures):
@@ -85,3 +85,9 @@ def test_the_same_lines_give_the_same_bytes():
     assert one == two
     other = line_figure([("t", [Line("a", [0.0], [1.0])])], x_label="n", y_label="%")
     assert other != one
+
+
+def test_dots_have_a_bar_where_there_is_a_deviation():
+    one = dot_figure([("a", 60.0, 1.0), ("b", 50.0, None)], title="t", x_label="%")
+    assert one == dot_figure([("a", 60.0, 1.0), ("b", 50.0, None)], title="t", x_label="%")
+    assert one != dot_figure([("a", 60.0, 2.0), ("b", 50.0, None)], title="t", x_label="%")

@@ -1,4 +1,4 @@
-"""Line figures as SVG files that stand alone: mean over seeds, and a band of one standard deviation."""
+"""Figures as SVG files that stand alone: means over seeds, with bands or bars of one standard deviation."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -100,6 +100,30 @@ def line_figure(
     grid[0][0].set_ylabel(y_label)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    return svg(figure)
+
+
+def dot_figure(rows: Sequence[tuple[str, float, float | None]], *, title: str, x_label: str) -> bytes:
+    """An SVG file with a dot for each row, the first on top, and a bar of one standard deviation to either side.
+
+    Args:
+        rows: Label, mean and standard deviation of each.
+        title: Of the figure.
+        x_label: Of the abscissa.
+    """
+    figure = Figure(figsize=(7.0, 1.4 + 0.27 * len(rows)), layout="constrained")
+    axes: Axes = figure.subplots()
+    places = list(range(len(rows), 0, -1))
+    means = [mean for _, mean, _ in rows]
+    axes.errorbar(
+        means, places, xerr=[std or 0.0 for _, _, std in rows], fmt="o", color=COLOURS[3], ecolor=COLOURS[0], capsize=2
+    )
+    axes.set_yticks(places, [label for label, _, _ in rows], fontsize=9)
+    axes.set_xlabel(x_label)
+    axes.set_title(title, fontsize=11)
+    axes.grid(axis="x", alpha=0.25, linewidth=0.7)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
     return svg(figure)
 
 

@@ -10,7 +10,7 @@ from jacmatch.recipes.reproduce.experiment import Cell, Experiment
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.report import Document, Table
 from jacmatch.report.experiments import NOTHING, entry, fidelity, grid, names, origin, paired, spreads
-from jacmatch.report.lines import by_columns, line_figure
+from jacmatch.report.lines import by_columns, dot_figure, line_figure
 
 Settings = Mapping[str, Any]
 _DATA: Settings = {"point": "data"}
@@ -164,12 +164,23 @@ def _figure(document: Document) -> bytes:
     )
 
 
+def _grid_figure(document: Document) -> bytes:
+    column = names(document, "column")[0]
+    found = spreads(document, "validation_accuracy")
+    rows = [(row, found[row, column]) for row in names(document, "row") if (row, column) in found]
+    return dot_figure(
+        [(row, 100 * value["mean"], 100 * value["std"] if value["std"] is not None else None) for row, value in rows],
+        title=f"{document['settings']['data']}, {column} images per class",
+        x_label="validation accuracy in %",
+    )
+
+
 GRID = Experiment(
     about="which recipe for little data, chosen on validation images: readout × probe × loss × point at equal cost",
     cells=_grid_cells,
     measure=students.measure,
     tables=_grid_tables,
-    figure=_figure,
+    figure=_grid_figure,
     prepare=students.prepare,
 )
 
