@@ -87,7 +87,9 @@ class TransferFields(TrainingFields):
     """Mean that its inputs had subtracted when it was trained; timm: and torchvision: models know theirs."""
     teacher_std: tuple[float, ...] | None = None
     """Standard deviation that they were divided by."""
-    teacher_steps: int = 600
+    steps: int = 200
+    """Optimiser steps."""
+    teacher_steps: int = 400
     """Optimiser steps of a teacher that is trained first."""
     source_classes: int = 0
     """Classes of the data that a teacher is trained on first; 0 for half of them."""

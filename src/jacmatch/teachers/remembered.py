@@ -1,7 +1,7 @@
 """A teacher that is asked once for each sample: its answers are kept in memory."""
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -27,7 +27,8 @@ class RememberedTeacher:
 
     A question is remembered if it has `ids` and nothing in it is random: no input directions, and cotangents only with
     a `rule`. An answer is given again only if readout, rule and layers are equal and x and the label of that id are
-    those of then, bit for bit; else the teacher itself is asked. So augmented images cost what they cost without.
+    those of then, bit for bit; else the teacher itself is asked, about the whole batch. So augmented images cost what
+    they cost without.
     The teacher must be frozen and treat each sample by itself, as every teacher of this package does; answers of
     another batch can differ from those of this one by rounding.
 
@@ -71,24 +72,13 @@ class RememberedTeacher:
         key = (question.readout, question.rule, question.cotangents is None, question.layers)
         memory = self._memory.setdefault(key, {})
         ids = question.ids.tolist()
-        missing = [row for row, number in enumerate(ids) if not _same(memory.get(number), x, question.labels, row)]
-        if len(missing) == len(ids):
-            self.asked += len(ids)
-            answer = self.teacher.answer(x, question)
-            self._keep(memory, ids, x, question, answer)
-            return answer
-        given: dict[int, dict[str, Tensor]] = {
-            row: memory[ids[row]].parts for row in range(len(ids)) if row not in missing
-        }
-        if missing:
-            rows = torch.tensor(missing, device=x.device)
-            part = replace(question, labels=None if question.labels is None else question.labels[rows])
-            answer = self.teacher.answer(x[rows], part)
-            self._keep(memory, [ids[row] for row in missing], x[rows], part, answer)
-            given |= {row: _parts(answer, place) for place, row in enumerate(missing)}
-        self.asked += len(missing)
-        self.remembered += len(ids) - len(missing)
-        return _joined([given[row] for row in range(len(ids))])
+        if all(_same(memory.get(number), x, question.labels, row) for row, number in enumerate(ids)):
+            self.remembered += len(ids)
+            return _joined([memory[number].parts for number in ids])
+        self.asked += len(ids)
+        answer = self.teacher.answer(x, question)  # of the whole batch: its cotangents are made for that
+        self._keep(memory, ids, x, question, answer)
+        return answer
 
     def _keep(self, memory: dict[int, _Kept], ids: list[int], x: Tensor, question: Question, answer: Answer) -> None:
         """Remembers ids that are new; what is known of an id is never replaced."""

@@ -46,7 +46,7 @@ _JUDGED, _FAR, _SHOWN = 2000, 100, 50  # test images for accuracy at the size cp
 def _own(request: Request) -> dict[str, Any]:
     """The networks and the schedule of a size."""
     if request.data == "digits" and not request.teacher:
-        return {"teacher": "cnn5", "student": "cnn3", "steps": 60 if request.smoke else 600, "oracle_steps": 60}
+        return {"teacher": "cnn5", "student": "cnn3", "steps": 200, "oracle_steps": 60}
     if not request.teacher or (request.teacher_weights is None and not Path(request.teacher).is_dir()):
         rule = "`reproduce transfer` must be given a pretrained teacher for such data."
         do = "Give --teacher torchvision:mobilenet_v2 --teacher-weights FILE.safetensors, or the folder of a run."

@@ -1,0 +1,175 @@
+"""A teacher that remembers asks once, and never gives an answer to another question."""
+
+import pytest
+import torch
+
+from jacmatch.errors import InputError
+from jacmatch.jacobian import LabelClass, RandomOutputs, TopClass, TopLogit
+from jacmatch.objectives import AtMixedPairs, Distillation
+from jacmatch.teachers import ModuleTeacher, Question, RememberedTeacher
+
+from .cases import directions, inputs, network
+
+IDS = torch.tensor([7, 3, 11])
+RULES = {"top": (lambda values: TopClass().directions(outputs=values), "top class")}
+
+
+class Counting:
+    """A teacher that counts how many samples it was asked about."""
+
+    answers_vjp = True
+
+    def __init__(self):
+        self.inner, self.samples = ModuleTeacher(network(1)), 0
+
+    def answer(self, x, question=None):
+        self.samples += len(x)
+        return self.inner.answer(x, question)
+
+
+@pytest.fixture
+def counting():
+    return Counting()
+
+
+def question(**changes):
+    cotangents, rule = RULES["top"]
+    return Question(**{"cotangents": cotangents, "rule": rule, "ids": IDS, **changes})
+
+
+def same(one, other, rows=slice(None)):
+    for name in ("outputs", "values"):
+        torch.testing.assert_close(getattr(one, name), getattr(other, name)[rows])
+    for name in ("products", "cotangents"):
+        torch.testing.assert_close(getattr(one, name), getattr(other, name)[:, rows])
+
+
+def test_the_second_answer_is_the_first(counting):
+    remembered, x = RememberedTeacher(counting), inputs()
+    first = remembered.answer(x, question())
+    second = remembered.answer(x, question())
+    assert counting.samples == 3
+    assert (remembered.asked, remembered.remembered) == (3, 3)
+    for name in ("outputs", "values", "products", "cotangents"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+
+
+def test_other_batches_of_the_same_samples(counting):
+    remembered, x = RememberedTeacher(counting), inputs()
+    whole = counting.inner.answer(x, question())
+    remembered.answer(x[:2], question(ids=IDS[:2]))
+    order = torch.tensor([2, 0, 1])
+    same(remembered.answer(x[order], question(ids=IDS[order])), whole, order)
+    assert counting.samples == 5, "one of them was new, so all were asked about"
+    same(remembered.answer(x[order[:2]], question(ids=IDS[order[:2]])), whole, order[:2])
+    assert counting.samples == 5
+
+
+@pytest.mark.parametrize("sample", range(3))
+def test_a_sample_that_differs_in_one_bit_is_asked_anew(counting, sample):
+    remembered, x = RememberedTeacher(counting), inputs()
+    remembered.answer(x, question())
+    other = x.clone()
+    other[sample, 0, 0] = torch.nextafter(other[sample, 0, 0], torch.tensor(9.0, dtype=torch.float64))
+    answer = remembered.answer(other, question())
+    assert counting.samples == 6
+    same(answer, counting.inner.answer(other, question()))
+    same(remembered.answer(x, question()), counting.inner.answer(x, question()))
+    assert counting.samples == 6, "what was known of the sample has not been replaced"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cotangents": None, "rule": None},
+        {"rule": "another rule"},
+        {"readout": TopLogit(), "cotangents": torch.ones(1, 3, 1, dtype=torch.float64)},
+        {"layers": ("1",)},
+        {"labels": torch.tensor([0, 1, 2])},
+    ],
+    ids=["no slopes", "rule", "readout", "layers", "labels"],
+)
+def test_another_question_is_asked(counting, changes):
+    remembered, x = RememberedTeacher(counting), inputs()
+    remembered.answer(x, question())
+    answer = remembered.answer(x, question(**changes))
+    assert counting.samples == 6
+    expected = counting.inner.answer(x, question(**changes))
+    torch.testing.assert_close(answer.values, expected.values)
+    assert (answer.products is None) == (expected.products is None)
+    assert answer.features.keys() == expected.features.keys()
+    again = remembered.answer(x, question(**changes))
+    torch.testing.assert_close(again.values, expected.values)
+    for name, feature in expected.features.items():
+        torch.testing.assert_close(again.features[name], feature)
+
+
+def test_labels_that_differ_are_asked_anew(counting):
+    remembered, x = RememberedTeacher(counting), inputs()
+    for labels, asked in (([0, 1, 2], 3), ([0, 1, 2], 3), ([0, 1, 3], 6)):
+        labels = torch.tensor(labels)
+        rows = lambda values, labels=labels: LabelClass().directions(outputs=values, labels=labels)  # noqa: E731
+        answer = remembered.answer(x, Question(cotangents=rows, rule="label", ids=IDS, labels=labels))
+        assert counting.samples == asked
+        torch.testing.assert_close(answer.cotangents[0].argmax(1), labels)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"ids": None}, {"rule": None}, {"cotangents": None, "tangents": directions(2, 3, 2, 3)}],
+    ids=["no ids", "no rule", "input directions"],
+)
+def test_what_may_be_random_is_never_remembered(counting, changes):
+    remembered, x = RememberedTeacher(counting), inputs()
+    for asked in (3, 6):
+        remembered.answer(x, question(**changes))
+        assert counting.samples == asked
+
+
+def test_memory_has_an_end(counting):
+    remembered, x = RememberedTeacher(counting, limit=0), inputs()
+    for asked in (3, 6):
+        same(remembered.answer(x, question()), counting.inner.answer(x, question()))
+        assert counting.samples == asked
+    assert remembered.bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("probe", "asked"), [(TopClass(), 3), (LabelClass(), 3), (RandomOutputs(1), 9)], ids=["top", "label", "random"]
+)
+def test_distillation_asks_once_where_nothing_is_random(counting, probe, asked):
+    torch.manual_seed(0)
+    student = network(2).float()
+    x, y = inputs().float(), torch.tensor([0, 1, 2])
+    plain, remembered = (
+        Distillation(student, teacher, probe=probe, jacobians=1.0)
+        for teacher in (ModuleTeacher(network(1)), RememberedTeacher(counting))
+    )
+    for step in range(3):
+        losses = []
+        for objective in (plain, remembered):
+            torch.manual_seed(step)  # dropout
+            losses.append(objective(x, y, ids=IDS)["loss"])
+        torch.testing.assert_close(*losses)
+    assert counting.samples == asked
+
+
+def test_distillation_at_mixed_pairs_is_never_remembered(counting):
+    objective = Distillation(network(2).float(), RememberedTeacher(counting), jacobians=0.0, point=AtMixedPairs())
+    for _ in range(2):
+        objective(inputs().float(), torch.tensor([0, 1, 2]), ids=IDS)
+    assert counting.samples == 6
+
+
+@pytest.mark.usefixtures("as_users_run")
+def test_refusals(counting):
+    with pytest.raises(InputError, match=r"`teacher` of `RememberedTeacher` must be a teacher\. Got Dropout"):
+        RememberedTeacher(torch.nn.Dropout())
+    with pytest.raises(InputError, match=r"`limit` of `RememberedTeacher` must be at least 0\. Got -1"):
+        RememberedTeacher(counting, limit=-1)
+
+
+def test_a_student_that_shares_parameters_is_found_through_the_memory():
+    shared = network(1)
+    with pytest.raises(InputError, match=r"must not share parameters"):
+        Distillation(shared, RememberedTeacher(ModuleTeacher(shared)))
