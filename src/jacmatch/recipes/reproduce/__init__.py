@@ -3,6 +3,7 @@
 from jacmatch.recipes.reproduce import low_data
 from jacmatch.recipes.reproduce.distillation import DISTILLATION
 from jacmatch.recipes.reproduce.experiment import Experiment
+from jacmatch.recipes.reproduce.propositions import PROPOSITIONS
 from jacmatch.recipes.reproduce.robustness import ROBUSTNESS
 from jacmatch.recipes.reproduce.weight_rule import WEIGHT_RULE
 
@@ -10,6 +11,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "distillation": DISTILLATION,
     "low-data": low_data.LOW_DATA,
     "low-data-grid": low_data.GRID,
+    "propositions": PROPOSITIONS,
     "robustness": ROBUSTNESS,
     "weight-rule": WEIGHT_RULE,
 }
