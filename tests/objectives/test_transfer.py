@@ -131,9 +131,9 @@ def test_the_terms_are_those_of_the_definitions(settings):
     terms = objective(student, teacher, **weights, **settings)(x, y)
     assert terms.keys() == ["loss", *weights]
     for name, weight in weights.items():
-        assert float(terms.unweighted[name]) == pytest.approx(expected[name], rel=1e-9), name
-        assert float(terms[name]) == pytest.approx(weight * expected[name], rel=1e-9)
-    assert float(terms["loss"]) == pytest.approx(sum(weights[name] * expected[name] for name in weights))
+        assert terms.unweighted[name].item() == pytest.approx(expected[name], rel=1e-9), name
+        assert terms[name].item() == pytest.approx(weight * expected[name], rel=1e-9)
+    assert terms["loss"].item() == pytest.approx(sum(weights[name] * expected[name] for name in weights))
     assert torch.equal(terms.student_outputs, student(x)[:, :CLASSES])
     assert torch.equal(terms.teacher_outputs, teacher(x))
 

@@ -5,6 +5,7 @@ from jacmatch.recipes.reproduce.distillation import DISTILLATION
 from jacmatch.recipes.reproduce.experiment import Experiment
 from jacmatch.recipes.reproduce.propositions import PROPOSITIONS
 from jacmatch.recipes.reproduce.robustness import ROBUSTNESS
+from jacmatch.recipes.reproduce.transfer import TRANSFER_TABLE
 from jacmatch.recipes.reproduce.weight_rule import WEIGHT_RULE
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -13,6 +14,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "low-data-grid": low_data.GRID,
     "propositions": PROPOSITIONS,
     "robustness": ROBUSTNESS,
+    "transfer": TRANSFER_TABLE,
     "weight-rule": WEIGHT_RULE,
 }
 """The experiments by name."""
