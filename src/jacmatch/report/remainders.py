@@ -11,7 +11,7 @@ from jacmatch.report.lines import svg
 
 COLOURS = ("#ad5200", "#0067ad", "#00815e", "#a8447d", "#4d5663")
 MARKERS = ("o", "s", "^", "D", "v")
-_LEFT, _RIGHT, _LOW, _HIGH = 1e-6, 2.5, 5e-13, 6.0
+_LEFT, _RIGHT, _LOW, _HIGH = 1e-6, 2.5, 5e-12, 6.0
 _GUIDES = {1: "σ", 2: "σ² (the term)", 3: "σ³", 4: "σ⁴"}
 _SPACE = 0.72  # decades between two labels
 
@@ -88,6 +88,12 @@ def _label(axes: Axes, ends: Mapping[str, tuple[int, tuple[float, float]]]) -> N
             color=COLOURS[index],
             ha="right",
             va="center",
-            arrowprops={"arrowstyle": "-", "color": COLOURS[index], "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": COLOURS[index],
+                "linewidth": 0.6,
+                "shrinkB": 3,
+                "relpos": (1.0, 0.5),
+            },
         )
         highest = place
