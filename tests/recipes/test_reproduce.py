@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from jacmatch.cli import main
 from jacmatch.errors import InputError
 from jacmatch.recipes import Reproduce
 from jacmatch.recipes.progress import Progress
@@ -74,6 +75,27 @@ def test_a_stopped_run_goes_on_with_the_next_cell(counted, tmp_path):
     measure.stop = None
     Reproduce(name="counted", out=tmp_path / "run").run()
     assert measured == [("one", 0), ("one", 1), ("two + 2", 0), ("two + 2", 1)]
+
+
+def test_ctrl_c_keeps_what_is_measured_and_the_same_command_goes_on(counted, tmp_path, capsys):
+    measured, measure = counted
+    measure.stop = ("one", 1)
+    command = ["reproduce", "counted", "--out", str(tmp_path / "run")]
+    assert main(command) == 130
+    kept = f"What is done is kept in {tmp_path / 'run'}: the same command goes on."
+    assert capsys.readouterr().err == f"jacmatch reproduce: interrupted. {kept}\n"
+    measure.stop = None
+    assert main(command) == 0
+    assert measured == [("one", 0), ("one", 1), ("two + 2", 0), ("two + 2", 1)]
+    assert "30.0 ± 7.1" in capsys.readouterr().out
+
+
+def test_ctrl_c_before_the_first_cell_leaves_nothing(counted, tmp_path, capsys):
+    _, measure = counted
+    measure.stop = ("one", 0)
+    assert main(["reproduce", "counted", "--out", str(tmp_path / "run")]) == 130
+    assert "No run folder was written." in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_seeds_are_added_to_a_finished_run_and_rows_can_be_chosen(counted, tmp_path):
