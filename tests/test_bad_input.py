@@ -29,6 +29,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated
 SMALL = "--model mlp:4 --steps 12 --batch-size 8 --validation 0"
 TRAIN = f"train --data npz:{{good}}/data.npz {SMALL}"
 DISTILL = "distill --data npz:{good}/data.npz --teacher {good}/run --student mlp:3 --smoke --per-class 0"
+TRANSFER = (
+    "transfer --data npz:{good}/data.npz --teacher {good}/run --student mlp:3 --smoke --per-class 0 --validation 0 "
+    "--methods lwf"
+)
 ROBUST = "robust --data npz:{good}/data.npz --model mlp:4 --smoke"
 REGRESS = "--data synthetic:D=3,K=2,N=30,T=10"
 
@@ -385,6 +389,53 @@ CASES = {
     "a penalty for classes in a regression": (
         f"robust {REGRESS} --model mlp:3 --smoke --penalty paper-label-cross-entropy",
         r"`Robustness\(task='regression'\)` must not .* Got paper-label-cross-entropy\. Use form='squared-norm'",
+    ),
+    "no seeds of transfer": (TRANSFER + " --seeds 0", r"`--seeds` of `transfer` must be at least 1\. Got 0\."),
+    "no method of transfer": (
+        TRANSFER.replace(" lwf", ""),
+        r"`--methods` of `transfer` must name at least one\. Known: labels, oracle, lwf, .*",
+    ),
+    "unknown method of transfer": (
+        TRANSFER + "+slopes",
+        r"`--methods` must be a list, each one of labels, oracle, lwf, .*\. Got 'lwf\+slopes'",
+    ),
+    "a method of transfer twice": (TRANSFER + " lwf", r"`--methods` of `transfer` must differ\. Got lwf lwf"),
+    "the size of no weights": (
+        TRANSFER + " --teacher-size 8",
+        r"`--teacher-size` of `transfer` must come with --teacher-weights",
+    ),
+    "a run and weights": (
+        TRANSFER + " --teacher-weights {good}/run/student.safetensors",
+        r"A run folder brings its own weights\. Got .*student\.safetensors",
+    ),
+    "weights of a transfer nowhere": (
+        TRANSFER + " --teacher cnn3 --teacher-weights none.safetensors",
+        r"Weights must be a readable file\. Got `none\.safetensors`",
+    ),
+    "transfer to a regression": (
+        f"transfer {REGRESS} --teacher {{good}}/run --smoke",
+        r"`--data` of `transfer` must have classes\. Got a regression",
+    ),
+    "no classes are left": (
+        "transfer --data npz:{good}/data.npz --teacher mlp:4 --student mlp:3 --source-classes 2",
+        r"`--source-classes` of `transfer` must leave two classes on either side\. Got 2 of 3\.",
+    ),
+    "maps of a perceptron": (
+        TRANSFER + "+attention",
+        r"The student must have feature maps with more than one pixel\. Got none\. Choose a convolutional",
+    ),
+    "half a pair": (
+        TRANSFER + "+attention --pairs features.conv1",
+        r"Each of `--pairs` must be STUDENT_LAYER:TEACHER_LAYER\. Got 'features\.conv1'",
+    ),
+    "a pair of no layer": (
+        TRANSFER + "+attention --pairs layer9:layer1",
+        r"A layer of the student in `--pairs` must be a known name\. Got 'layer9'\. Nearest: layer",
+    ),
+    "pooled to nothing": (TRANSFER + " --pool 0", r"`--pool` of `transfer` must be at least 1\. Got 0\."),
+    "shares above one": (
+        "transfer --smoke --outputs-share 0.9 --attention-share 0.2",
+        r"The shares of all terms must add up to less than 1",
     ),
     "the report of no comparison": (
         "report {good}/run",

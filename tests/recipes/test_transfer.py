@@ -121,6 +121,30 @@ def arrays(side):
     return {"x_train": x, "y_train": y, "x_test": x[:12], "y_test": y[:12]}
 
 
+def test_samples_that_are_no_images(place):
+    x, y = np.random.default_rng(0).random((30, 4), dtype=np.float32), np.arange(30) % 3
+    np.savez(place / "vectors.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    with pytest.raises(InputError, match=r"`--data` of `transfer` must be images\. Got samples of shape \(4,\)"):
+        Transfer(data=f"npz:{place}/vectors.npz", smoke=True).run()
+
+
+def test_images_of_other_channels(place):
+    network = build("cnn3", outputs=3, shape=(3, 8, 8))
+    save_weights(network, place / "colour.safetensors")
+    with pytest.raises(InputError, match=r"must hold the weights of this VGG\. Got of another shape"):
+        pretrained.from_weights("cnn3", 3, (1, 8, 8), 12, Weights(place / "colour.safetensors"))
+    with pytest.raises(InputError, match=r"must take images that can be resized from \(1, 6, 6\)\. Got .*\(1, 8, 9\)"):
+        pretrained._fitted(network, (1, 8, 9), (1, 6, 6))
+
+
+def test_a_teacher_without_a_last_layer_is_not_fine_tuned():
+    description = pretrained.Description("mlp:4", 3, (1, 8, 8), (0.0,), (1.0,))
+    other = build("mlp:5", outputs=3, shape=(1, 8, 8))
+    teacher = pretrained.Pretrained(other, description, (1, 8, 8))
+    with pytest.raises(InputError, match=r"outputs in a last linear layer to be fine-tuned\. Got \d tensors"):
+        teacher.with_outputs(2)
+
+
 def test_weights_of_a_file_keep_their_statistics(place):
     network = build("cnn3", outputs=4, shape=(1, 12, 12), mean=(0.25,), std=(0.5,))
     save_weights(network, place / "w.safetensors")
