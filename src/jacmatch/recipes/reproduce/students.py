@@ -1,7 +1,7 @@
 """What the experiments on distillation share: networks of each size, the teacher, a student and how it is judged."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from jacmatch.recipes.reproduce.request import Request
 from jacmatch.recipes.teachers import prepare as prepare_teacher
 from jacmatch.recipes.train import Train, load, parts
 from jacmatch.teachers import ModuleTeacher, RememberedTeacher
-from jacmatch.training import agreement, calibration, evaluate, fit
+from jacmatch.training import agreement, calibration, evaluate, fit, shifted
 
 VALIDATION = 0.1
 """Share of the training images that is held out, the same for every seed: what is selected is selected there."""
@@ -167,8 +167,7 @@ def cost(settings: Mapping[str, Any], outputs: int, forward_ratio: float) -> flo
         single = {"every-row", "top-class", "label-class", "data-pairs"}
         count = {} if settings["probe"] in single else {"count": settings.get("probes", 1)}
         sigma = {"sigma": 1.0} if settings["probe"] == "antithetic-noise" else {}
-        needed = ESTIMATORS[settings["probe"]](**count, **sigma).passes(outputs)
-        passes = needed.forward + needed.backward
+        passes = sum(astuple(ESTIMATORS[settings["probe"]](**count, **sigma).passes(outputs)))
     return float((1 + passes / settings.get("every", 1)) * (3 + forward_ratio))
 
 
@@ -198,15 +197,12 @@ def judged(student: nn.Module, world: World, device: str) -> Measures:
     Noise is Gaussian, with a standard deviation of 0.2 of that of the data.
     """
     some = world.data.test.subset(torch.arange(min(_JUDGED, len(world.data.test))))
-    generator = torch.Generator().manual_seed(0)
-    std = torch.tensor(world.data.std).view(-1, *[1] * (len(world.data.shape) - 1))
-    clean = some.inputs().cpu()
-    noisy = clean + _NOISE * std * torch.randn(clean.shape, generator=generator)
+    noisy = shifted(some, "gaussian-noise", _NOISE, scale=world.data.std)
     close = agreement(student, ModuleTeacher(world.teacher), some, samples=min(_SLOPES, len(some)))
     return {
         "accuracy": evaluate(student, world.data.test, device=device)["accuracy"],
         "validation_accuracy": evaluate(student, world.validation, device=device)["accuracy"],
         **close,
         "calibration_error": calibration(student, some, device=device),
-        "noisy_accuracy": evaluate(student, Split(noisy, some.y.cpu()), device=device)["accuracy"],
+        "noisy_accuracy": evaluate(student, noisy, device=device)["accuracy"],
     }
