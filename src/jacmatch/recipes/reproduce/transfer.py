@@ -36,9 +36,13 @@ ABLATIONS: dict[str, Settings] = {
     "Jacobians compared relative": {"method": FULL, "jacobian_loss": "relative"},
 }
 """Changes of the last row, which has two pairs, maps of the smaller size of each, p = 2 and the normalised loss."""
+LONGER: dict[str, Settings] = {
+    f"{METHODS[method]}, 4 × the steps": {"method": method, "longer": 4} for method in ("labels", "lwf", FULL)
+}
+"""Whether the steps suffice."""
 
 _COLUMNS = {"smoke": (5,), "cpu": (5, 10, 25, 50), "paper": (5, 10, 25, 50)}
-_ABLATED = 10  # images per class of the ablations
+_ABLATED, _LONGER = 10, 25  # images per class of the ablations, and of the longer training
 _SEEDS = {"smoke": 1, "cpu": 3, "paper": 5}
 _JUDGED, _FAR, _SHOWN = 2000, 100, 50  # test images for accuracy at the size cpu; for the bound; for agreement
 
@@ -60,10 +64,12 @@ def _own(request: Request) -> dict[str, Any]:
 
 def _recipe(request: Request, settings: Settings) -> TransferFields:
     """The settings of `jacmatch transfer` for one cell."""
-    chosen = {name: value for name, value in settings.items() if name != "method"}
+    chosen = {name: value for name, value in settings.items() if name not in ("method", "longer")}
+    own = _own(request)
+    own["steps"] *= settings.get("longer", 1)
     return TransferFields(
         data=request.data, seed=request.seed, device=request.device, smoke=request.smoke, validation=0.0,
-        lr=2e-3, batch_size=50, **_own(request), **chosen,
+        lr=2e-3, batch_size=50, **own, **chosen,
     )  # fmt: skip
 
 
@@ -105,7 +111,7 @@ def _cells(request: Request) -> list[Cell]:
     cells = []
     for seed in seeds:
         for column in columns:
-            rows = {**main, **(ABLATIONS if column == ablated else {})}
+            rows = {**main, **(ABLATIONS if column == ablated else {}), **(LONGER if column == _LONGER else {})}
             cells += [
                 Cell(row, str(column) if column else "all", seed, {**settings, "per_class": column})
                 for row, settings in rows.items()
@@ -184,7 +190,8 @@ def _tables(document: Document) -> list[Table]:
     tables = [
         Table("accuracy", title, ("row", *columns), (*grid(document, "accuracy", rows=rows), *differences, *printed),
               (_difference(document), origin(document))),
-        *_ablations(document),
+        *_changes(document, ABLATIONS, "ablations", "Depth, pooling and p", (METHODS["lwf"], METHODS[FULL])),
+        *_changes(document, LONGER, "longer", "Longer training", tuple(METHODS.values())),
         _closeness(document, rows),
     ]  # fmt: skip
     facts = document["facts"]
@@ -210,20 +217,22 @@ def _difference(document: Document) -> str:
     )
 
 
-def _ablations(document: Document) -> list[Table]:
-    """The last row, and what becomes of it when one thing is changed."""
+def _changes(
+    document: Document, changes: Mapping[str, Settings], name: str, title: str, beside: tuple[str, ...]
+) -> list[Table]:
+    """Rows in which one thing is changed, and those of the main table that they are to be compared with."""
     found = spreads(document, "accuracy")
-    changed = [row for row in names(document, "row") if row in ABLATIONS]
+    changed = [row for row in names(document, "row") if row in changes]
     if not changed:
         return []
-    column = next(column for row, column in found if row in ABLATIONS)
-    rows = [row for row in (METHODS["lwf"], METHODS[FULL], *changed) if (row, column) in found]
-    measures = {"accuracy": (100, 1), "attention_cosine": (1, 2), "jacobian_cosine": (1, 2)}
-    values = {name: spreads(document, name) for name in measures}
-    body = [(row, *(entry(values[name].get((row, column)), *measures[name]) for name in measures)) for row in rows]
-    note = "One change each of the row with attention and Jacobians; cosines are those of the maps that it compares."
-    head = ("row", "accuracy %", "cosine of maps", "cosine of slopes")
-    return [Table("ablations", f"Depth, pooling and p at {column} images per class", head, tuple(body), (note,))]
+    column = next(column for row, column in found if row in changes)
+    rows = [row for row in (*beside, *changed) if (row, column) in found]
+    measures = {"accuracy": (100, 1), "top1": (100, 1), "attention_cosine": (1, 2), "jacobian_cosine": (1, 2)}
+    values = {measure: spreads(document, measure) for measure in measures}
+    body = [(row, *(entry(values[key].get((row, column)), *measures[key]) for key in measures)) for row in rows]
+    note = "One change each; agreement and cosines on unseen images, cosines of the maps that a row compares."
+    head = ("row", "accuracy %", "agreement %", "cosine of maps", "cosine of slopes")
+    return [Table(name, f"{title}, {column} images per class", head, tuple(body), (note,))]
 
 
 def _closeness(document: Document, rows: list[str]) -> Table:
