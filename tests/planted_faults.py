@@ -34,8 +34,8 @@ FAULTS = {
     ),
     "no graph of the rows": Fault(
         "jacobian/engines.py",
-        "_gradient(values, leaf, one.to(values.dtype), create_graph=differentiable, retain_graph=keep)",
-        "_gradient(values, leaf, one.to(values.dtype), create_graph=False, retain_graph=keep)",
+        "_gradient(said or each, leaf, create_graph=differentiable, retain_graph=keep)",
+        "_gradient(said or each, leaf, create_graph=False, retain_graph=keep)",
         "tests/jacobian/test_parameter_gradients.py",
     ),
     "frozen statistics leak into the rows": Fault(
@@ -127,6 +127,36 @@ FAULTS = {
         "norms[name] = torch.stack(squares).sum().sqrt()",
         "norms[name] = torch.stack(squares).sum()",
         "tests/objectives",
+    ),
+    "the student's own largest pixel": Fault(
+        "objectives/transfer.py",
+        "result = pull(network, x, v, readout=readout, batch_norm=self.batch_norm)",
+        "result = pull(network, x, self.maps(x, 0).largest, readout=readout, batch_norm=self.batch_norm)",
+        "tests/objectives/test_transfer.py",
+    ),
+    "the heads are taken for each other": Fault(
+        "objectives/transfer.py",
+        "source = outputs[:, classes:]",
+        "source = outputs[:, : outputs.shape[1] - classes]",
+        "tests/objectives/test_transfer.py",
+    ),
+    "an answer about another image is remembered": Fault(
+        "teachers/remembered.py",
+        "or not torch.equal(kept.x, x[row]):",
+        "or kept.x.shape != x[row].shape:",
+        "tests/teachers/test_remembered.py",
+    ),
+    "an answer to another question is remembered": Fault(
+        "teachers/remembered.py",
+        "key = (question.readout, question.rule, question.cotangents is None, question.layers)",
+        "key = (question.readout, question.cotangents is None, question.layers)",
+        "tests/teachers/test_remembered.py",
+    ),
+    "the distance goes the other way": Fault(
+        "datasets/distances.py",
+        "return float(pairwise(a, b).min(1).values.max())",
+        "return float(pairwise(a, b).min(0).values.max())",
+        "tests/datasets/test_distances.py",
     ),
 }
 
