@@ -205,12 +205,13 @@ def _difference(document: Document) -> str:
     """What this is, and what the paper did otherwise."""
     facts = document["facts"]
     teacher, student = facts["teacher"], facts["student"]
+    pairs = ", ".join(" : ".join(pair) for pair in facts["pairs"]).replace("network.", "")
     known = ", ".join(f"{100 * value:.1f} at {column}" for column, value in facts["nearest_mean"].items())
     return (
         f"Teacher {teacher['model']} with {teacher['outputs']} outputs at {teacher['size']} pixels, student "
         f"{student['model']} with {student['parameters']:,} parameters, {facts['steps']} steps with batches of 50, no "
         f"augmentation, judged on {facts['judged']} test images. Nearest class mean of the teacher's outputs, in %: "
-        f"{known}. Layers: {', '.join(' : '.join(pair) for pair in facts['pairs'])}. Oracle: the teacher itself, "
+        f"{known}. Layers (student : teacher): {pairs}. Oracle: the teacher itself, "
         f"fine-tuned in {facts['oracle_steps']} steps (the paper's is a pretrained student). The paper: ImageNet → MIT "
         "Indoor Scenes (67 classes), ResNet teacher → VGG-9 of full width; other data, so its numbers are no target. "
         "Its layers, pooling, weights, schedule and seeds are not known, nor confirmed values at 5 and 10."
