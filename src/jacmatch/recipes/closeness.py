@@ -30,10 +30,9 @@ def closeness(
         split: The images.
         **maps: `size` and `p` of the maps.
     """
-    shown = {"attention": 1.0, "jacobians": 1.0} if pairs else {"attention": 0.0, "jacobians": 0.0}
-    objective = Transfer(
-        network, teacher, classes=classes, pairs=pairs, labels=0.0, outputs=1.0, **shown, **maps
-    ).eval()
+    shown = 1.0 if pairs else 0.0
+    heads: dict[str, Any] = {"classes": classes, "labels": 0.0, "outputs": 1.0}
+    objective = Transfer(network, teacher, pairs=pairs, attention=shown, jacobians=shown, **heads, **maps).eval()
     sums: dict[str, float] = dict.fromkeys(("top1", "attention", "jacobians"), 0.0)
     for rows in torch.split(torch.arange(len(split)), _BATCH):
         x = split.inputs(rows).to(next(network.parameters()).device)
@@ -93,7 +92,8 @@ def bound(
     """
 
     def rho(x: Tensor) -> Tensor:
-        student, told = network(x)[:, classes:], teacher(x)
+        student: Tensor = network(x)[:, classes:]
+        told: Tensor = teacher(x)
         if loss == "kl":
             return hinton_kl(student, told, temperature)[:, None]
         return (student - told).square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()
@@ -134,13 +134,15 @@ def nearest_mean_accuracy(teacher: nn.Module, train: Split, test: Split, classes
         classes: Of the target.
     """
     known, asked = (_outputs(teacher, split) for split in (train, test))
-    means = torch.stack([known[train.y == number].mean(0) for number in range(classes)])
-    return float((torch.cdist(asked, means).argmin(1) == test.y).double().mean())
+    means = torch.stack([known[train.y.cpu() == number].mean(0) for number in range(classes)])
+    return float((torch.cdist(asked, means).argmin(1) == test.y.cpu()).double().mean())
 
 
 def _outputs(teacher: nn.Module, split: Split) -> Tensor:
+    place = next(teacher.parameters(), torch.empty(0)).device
     with evaluating(teacher):
-        return torch.cat([teacher(split.inputs(rows)) for rows in torch.split(torch.arange(len(split)), 2 * _BATCH)])
+        parts = (split.inputs(rows).to(place) for rows in torch.split(torch.arange(len(split)), 2 * _BATCH))
+        return torch.cat([teacher(x).cpu() for x in parts])
 
 
 def _needed(outputs: Tensor | None) -> Tensor:
