@@ -15,6 +15,7 @@ _HEADINGS = {
     "jacobian_relative_error": "error of J",
     "largest_output_difference": "largest difference of outputs",
 }
+_PLACES = {"data": "at the data", "noise": "at noisy data", "mixed-pairs": "between pairs of the data"}
 _FORMATS = {"accuracy": ".1%", "top1": ".1%", "jacobian_cosine": ".2f", "jacobian_relative_error": ".2f"}
 
 
@@ -43,7 +44,9 @@ def _students(console: Console, result: Mapping[str, Any]) -> None:
         spreads = {measure: row[measure], **row["agreement"]}
         table.add_row(row["label"], *(_spread(key, spreads[key]) for key in keys))
     console.print(table)
-    console.print(f"{result['settings']['data']}, {result['rows'][0]['seeds']} seed(s), {result['seconds']:.0f} s")
+    where = _PLACES[result["resolved"]["point"]]
+    size = f"{result['rows'][0]['seeds']} seed(s), {result['seconds']:.0f} s"
+    console.print(f"{result['settings']['data']}, trained {where}, {size}")
 
 
 def _variants(console: Console, result: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Distillation by values and slopes: labels + outputs + Jacobians."""
 
+from collections.abc import Hashable
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -204,7 +205,7 @@ class Distillation(nn.Module):
                 labels=batch.label,
                 cotangents=lambda values: self._directions(batch, values.to(batch.x.dtype)).to(values.dtype),
                 ids=ids,
-                rule=self.probe,
+                rule=self.probe if isinstance(self.probe, Hashable) else None,
             )
         elif slopes:
             tangents = self._directions(batch, None)

@@ -84,6 +84,7 @@ class Distill(DistillationFields):
             "train_samples": len(subset),
             "test_samples": len(data.test),
             "jacobian_samples": self._samples(data),
+            "resolved": self.resolved(len(subset) / data.classes if data.classes else None),
             "teacher_source": teacher.source,
             "settings": self.settings(),
         }

@@ -51,7 +51,7 @@ class DistillationFields(TrainingFields):
     """What is differentiated (see `jacmatch list`)."""
     point: Literal["auto", "data", "noise", "mixed-pairs"] = "auto"
     """Where student and teacher are compared. auto: mixed-pairs in classification with at most 100 training samples
-    for each class, else data."""
+    for each class, where nothing needs the label of a single image; else data."""
     noise: float = 0.1
     """Standard deviation of point=noise and of the probe antithetic-noise, in units of the raw input."""
     every: int = 1
@@ -86,9 +86,7 @@ class DistillationFields(TrainingFields):
             raise InputError(f"`--probes` of sampled-rows must be at most {data.outputs}, all rows.", got=self.probes)
         jacobians = Share(self.jacobian_share) if self.jacobian_weight is None else self.jacobian_weight
         per_class = len(train) / data.classes if data.classes else None
-        loss = self.output_loss
-        if loss == "auto":
-            loss = "kl" if data.classes else "squared"
+        chosen = self.resolved(per_class)
         return Distillation(
             student,
             None if method == "labels" else teacher,
@@ -97,10 +95,10 @@ class DistillationFields(TrainingFields):
             jacobians=jacobians if method == "jacobians" else 0.0,
             probe=self._probe(),
             readout=self._readout(),
-            output_loss=loss,
-            temperature=4.0 if self.temperature is None else self.temperature,
+            output_loss=chosen["output_loss"],
+            temperature=chosen["temperature"],
             jacobian_loss=self.jacobian_loss,
-            point=self._point(per_class),
+            point=self._point(chosen["point"]),
             every=self.every,
             schedule=WeightSchedule(
                 per_class if self.jacobian_schedule == "by-data" else None, fades_from=self.jacobian_fades_from
@@ -131,9 +129,25 @@ class DistillationFields(TrainingFields):
             )
         return READOUTS[self.readout]()
 
-    def _point(self, per_class: float | None) -> Point:
-        if self.point == "noise":
+    def _point(self, name: str) -> Point:
+        if name == "noise":
             return AtNoise(self.noise)
-        scarce = per_class is not None and per_class <= SCARCE
-        auto = self.point == "auto" and scarce and self.probe not in _OF_LABELS and self.readout not in _OF_LABELS
-        return AtMixedPairs() if auto or self.point == "mixed-pairs" else AtData()
+        return AtMixedPairs() if name == "mixed-pairs" else AtData()
+
+    def resolved(self, per_class: float | int | None) -> dict[str, Any]:
+        """What the settings that are left to the data mean: `point`, `output_loss` and `temperature`.
+
+        Args:
+            per_class: Training samples for each class; None in a regression.
+        """
+        point, loss = self.point, self.output_loss
+        if point == "auto":
+            labels = self.probe in _OF_LABELS or self.readout in _OF_LABELS
+            point = "data" if per_class is None or per_class > SCARCE or labels else "mixed-pairs"
+        if loss == "auto":
+            loss = "squared" if per_class is None else "kl"
+        return {
+            "point": point,
+            "output_loss": loss,
+            "temperature": 4.0 if self.temperature is None else self.temperature,
+        }

@@ -6,6 +6,9 @@ from jacmatch.errors import InputError
 from jacmatch.recipes.reproduce import students
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.recipes.train import parts
+from jacmatch.report import Document
+from jacmatch.report.experiments import names, spreads
+from jacmatch.report.lines import by_columns, line_figure
 
 
 def per_class_of(request: Request, default: Sequence[int]) -> tuple[int, ...]:
@@ -25,10 +28,21 @@ def per_class_of(request: Request, default: Sequence[int]) -> tuple[int, ...]:
             rule = f"`--per-class` of `reproduce` must be 0 for all images, or at most {least} with these data."
             raise InputError(rule, got=number)
     if request.per_class:
-        return request.per_class
-    return tuple(number for number in default if number < least)
+        return tuple(dict.fromkeys(request.per_class))
+    return tuple(number for number in default if number <= least)
 
 
 def column_of(per_class: int) -> str:
     """The name of a column: images per class, or `all`."""
     return str(per_class) if per_class else "all"
+
+
+def columns_figure(document: Document) -> bytes:
+    """Test accuracy over images per class as an SVG file, a line for each row."""
+    columns = sorted(names(document, "column"), key=lambda column: float("inf") if column == "all" else int(column))
+    return line_figure(
+        [(document["settings"]["data"], by_columns(spreads(document, "accuracy"), names(document, "row"), columns))],
+        x_label="images per class",
+        y_label="test accuracy in %",
+        columns=columns,
+    )

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from jacmatch.recipes.reproduce import published, students
-from jacmatch.recipes.reproduce.columns import column_of, per_class_of
+from jacmatch.recipes.reproduce.columns import column_of, columns_figure, per_class_of
 from jacmatch.recipes.reproduce.experiment import Cell, Experiment
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.report import Document, Table
-from jacmatch.report.experiments import fidelity, gains, grid, names, origin, published_row, spreads
-from jacmatch.report.lines import by_columns, line_figure
+from jacmatch.report.experiments import fidelity, gains, grid, names, origin, published_row
 
 _JACOBIANS = {"method": "jacobians", "probe": "top-class", "jacobian_weight": 1.0, "jacobian_schedule": "constant"}
 
@@ -47,7 +46,7 @@ def _cells(request: Request) -> list[Cell]:
     }
     seeds = request.seeds or (1 if request.smoke else 3)
     return [
-        Cell(row, column_of(n), seed, {**settings, **loss, **_training(request, n), "per_class": n})
+        Cell(row, column_of(n), seed, students.settings_of(request, n, **settings, **loss, **_training(request, n)))
         for n in per_class_of(request, _PER_CLASS[request.scale])
         for row, settings in ROWS.items()
         for seed in range(request.seed, request.seed + seeds)
@@ -81,24 +80,13 @@ def _differences(document: Document) -> str:
     teacher, student = facts["teacher"], facts["student"]
     steps = "500 epochs"
     if document["size"] != "paper":
-        steps = f"{first['measures']['steps']} steps in every column (paper: 500 epochs)"
+        steps = f"{first['measures']['steps']:.0f} steps in every column (paper: 500 epochs)"
     return (
         f"Teacher {teacher['model']}, student {student['model']} with {student['parameters']:,} parameters. Adam, "
         f"10⁻³, the last fifth at 10⁻⁴, {steps}, batches of {first['settings']['batch_size']}, no augmentation of the "
-        "student's images. Not known of the paper: batch size, augmentation, subsets, seeds, and whose class the row "
-        "is; here it is that of the teacher's largest output."
-    )
-
-
-def _figure(document: Document) -> bytes:
-    columns = sorted(
-        names(document, "column"), key=lambda column: (column == "all", int(column) if column != "all" else 0)
-    )
-    return line_figure(
-        [(document["settings"]["data"], by_columns(spreads(document, "accuracy"), names(document, "row"), columns))],
-        x_label="images per class",
-        y_label="test accuracy in %",
-        columns=columns,
+        "student's images. A tenth of the training images is held out, so `all` is 90 % of them; all seeds share one "
+        "teacher. Not known of the paper: batch size, augmentation, subsets, seeds, and whose class the row is; here "
+        "it is that of the teacher's largest output."
     )
 
 
@@ -107,6 +95,6 @@ DISTILLATION = Experiment(
     cells=_cells,
     measure=students.measure,
     tables=_tables,
-    figure=_figure,
+    figure=columns_figure,
     prepare=students.prepare,
 )

@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jacmatch.recipes.networks import Description
 from jacmatch.recipes.reproduce import students
-from jacmatch.recipes.reproduce.columns import per_class_of
+from jacmatch.recipes.reproduce.columns import column_of, columns_figure, per_class_of
 from jacmatch.recipes.reproduce.experiment import Cell, Experiment
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.report import Document, Table
 from jacmatch.report.experiments import NOTHING, entry, fidelity, grid, names, origin, paired, spreads
-from jacmatch.report.lines import by_columns, dot_figure, line_figure
+from jacmatch.report.lines import dot_figure
 
 Settings = Mapping[str, Any]
 _DATA: Settings = {"point": "data"}
@@ -69,18 +68,16 @@ def _cells(
     request: Request, rows: Mapping[str, Settings], per_class: Sequence[int], seeds: int, first: int
 ) -> list[Cell]:
     """A cell for each row, column and seed, each with as many steps as the budget pays for."""
-    data = students.data_of(request.data, request.seed, request.smoke)
-    scale = students.scale_of(request)
-    student, teacher = (Description.of(name, data).build() for name in (scale.student, scale.teacher))
-    ratio = students.operations(teacher, data) / students.operations(student, data)
-    plain = 3 + ratio
+    world = students.world_of(request)
+    ratio = students.operations(world.teacher, world.data) / students.operations(world.description.build(), world.data)
+    budget = _BUDGET[request.scale] * (3 + ratio)
     cells = []
     for number in per_class_of(request, per_class):
         for row, settings in rows.items():
-            steps = round(_BUDGET[request.scale] * plain / students.cost(settings, data.outputs, ratio))
-            chosen = {**settings, "per_class": number, "steps": steps, "batch_size": 50, "lr": 2e-3}
+            chosen = students.settings_of(request, number, **settings, batch_size=50, lr=2e-3)
+            chosen["steps"] = round(budget / students.cost(chosen, world.data.outputs, ratio))
             for seed in range(first, first + (seeds if request.seeds is None else request.seeds)):
-                cells.append(Cell(row, str(number), seed, chosen))
+                cells.append(Cell(row, column_of(number), seed, chosen))
     return cells
 
 
@@ -108,11 +105,11 @@ def _grid_tables(document: Document) -> list[Table]:
     ]
 
 
-def best_free(document: Document, column: str) -> str:
-    """The recipe without slopes whose accuracy on validation images is best in this column."""
+def best_free(document: Document, column: str) -> str | None:
+    """The recipe without slopes whose accuracy on validation images is best in this column, None if there is none."""
     found = spreads(document, "validation_accuracy")
     rows = [row for row in FREE if (row, column) in found]
-    return max(rows, key=lambda row: float(found[row, column]["mean"]))
+    return max(rows, key=lambda row: float(found[row, column]["mean"])) if rows else None
 
 
 def margins(document: Document, recipe: str = "mixed: KL + row") -> list[tuple[str, ...]]:
@@ -124,8 +121,8 @@ def margins(document: Document, recipe: str = "mixed: KL + row") -> list[tuple[s
     rows: list[tuple[str, ...]] = []
     for column in names(document, "column"):
         rival = best_free(document, column)
-        gain = paired(found.get((recipe, column)), found.get((rival, column)))
-        if gain is None:
+        gain = None if rival is None else paired(found.get((recipe, column)), found.get((rival, column)))
+        if rival is None or gain is None:
             continue
         error = gain["std"] / len(gain["values"]) ** 0.5 if gain["std"] else None
         ratio = NOTHING if not error else f"{gain['mean'] / error:.1f}"
@@ -136,8 +133,10 @@ def margins(document: Document, recipe: str = "mixed: KL + row") -> list[tuple[s
 def _final_tables(document: Document) -> list[Table]:
     columns = names(document, "column")
     cost = (
-        "Each row has the same budget in forward passes of the student (a step with a row of the Jacobian costs two "
-        "plain ones, so it has half the steps); same initialisation, subset and batches per seed.",
+        "Each row has the same budget in forward passes of the student; a step with a row of the Jacobian costs two "
+        "plain ones, so it has half the steps. The teacher's forward pass is "
+        f"{document['facts']['forward_ratio']:.2f} of the student's. Initialisation, subset and batches of a seed are "
+        "the same in each row; all seeds share one teacher and one validation part.",
         origin(document),
     )
     rule = ("The best recipe without slopes is the one with the best accuracy on validation images.", *cost)
@@ -151,17 +150,6 @@ def _final_tables(document: Document) -> list[Table]:
     head = ("images per class", "best without slopes", "gain of slopes", "standard error", "gain ÷ error")
     margin = Table("margin", "Slopes against the best recipe without, in points", head, tuple(margins(document)), rule)
     return [accuracy, margin, fidelity(document)]
-
-
-def _figure(document: Document) -> bytes:
-    columns = sorted(names(document, "column"), key=int)
-    lines = by_columns(spreads(document, "accuracy"), names(document, "row"), columns)
-    return line_figure(
-        [(document["settings"]["data"], lines)],
-        x_label="images per class",
-        y_label="test accuracy in %",
-        columns=columns,
-    )
 
 
 def _grid_figure(document: Document) -> bytes:
@@ -189,6 +177,6 @@ LOW_DATA = Experiment(
     cells=_final_cells,
     measure=students.measure,
     tables=_final_tables,
-    figure=_figure,
+    figure=columns_figure,
     prepare=students.prepare,
 )

@@ -1,7 +1,7 @@
 """What the experiments on distillation share: networks of each size, the teacher, a student and how it is judged."""
 
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from jacmatch.jacobian import ESTIMATORS
 from jacmatch.models import count_parameters
 from jacmatch.recipes import networks
 from jacmatch.recipes.distill import Distill
+from jacmatch.recipes.distillation_fields import DistillationFields
+from jacmatch.recipes.fields import TrainingFields
 from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.reproduce.experiment import Cell, Measures
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.recipes.teachers import prepare as prepare_teacher
 from jacmatch.recipes.train import Train, load, parts
-from jacmatch.teachers import ModuleTeacher, RememberedTeacher
+from jacmatch.teachers import ModuleTeacher, RememberedTeacher, Teacher
 from jacmatch.training import agreement, calibration, evaluate, fit, shifted
 
 VALIDATION = 0.1
@@ -94,28 +96,24 @@ class World:
         return self.pool.subset(datasets.per_class(self.pool.y, per_class, seed)) if per_class else self.pool
 
 
-_WORLD: dict[object, World] = {}  # the last one that was asked for: a process works on one request
+_WORLD: dict[object, World] = {}  # the last one that was asked for
 
 
 def world_of(request: Request, progress: Progress | None = None) -> World:
     """Data, teacher and student of a request; a teacher without weights is trained first and kept."""
-    key = (request.data, request.seed, request.scale, request.teacher, request.teacher_weights, request.student)
+    scale = scale_of(request)
+    made = (scale.teacher, request.teacher_weights, scale.student)
+    key = (request.data, request.seed, request.scale, request.device, *made)
     if key not in _WORLD:
-        scale = scale_of(request)
         data = data_of(request.data, request.seed, request.smoke)
         pool, validation = parts(data, VALIDATION, 0, request.seed)
         assert validation is not None
-        model = scale.teacher
-        shared: dict[str, Any] = {
-            "seed": request.seed,
-            "device": request.device,
-            "smoke": request.smoke,
-            "validation": VALIDATION,
-        }
-        recipe = Train(data=request.data, model=model, batch_size=128, **shared, **scale.training)
+        shared: dict[str, Any] = {"seed": request.seed, "device": request.device, "smoke": request.smoke}
+        shared |= {"validation": VALIDATION, "batch_size": 128, **scale.training}
+        recipe = Train(data=request.data, model=scale.teacher, **shared)
         weights = networks.Weights(request.teacher_weights) if request.teacher_weights else None
         quiet = Progress(quiet=True)
-        teacher = prepare_teacher(model, data, weights, recipe, progress or quiet, allow_code=False)
+        teacher = prepare_teacher(scale.teacher, data, weights, recipe, progress or quiet, allow_code=False)
         description = networks.Description.of(scale.student, data)
         _WORLD.clear()
         _WORLD[key] = World(data, pool, validation, description, channels_last(teacher.network))
@@ -153,29 +151,50 @@ def operations(network: nn.Module, data: Data) -> int:
     return int(counter.get_total_flops())
 
 
+def settings_of(request: Request, per_class: int, **named: Any) -> dict[str, Any]:
+    """The settings of a cell: what is named, and every other field of `DistillationFields` with what it means here.
+
+    So a cell says all that decides it, whatever the defaults of `jacmatch distill` become.
+    """
+    data = data_of(request.data, request.seed, request.smoke)
+    recipe = Distill(**{name: value for name, value in named.items() if name != "method"})
+    known = {item.name: getattr(recipe, item.name) for item in fields(DistillationFields)}
+    own = {name: known[name] for name in known if name not in TrainingFields.__dataclass_fields__}
+    number = per_class or round((1 - VALIDATION) * len(data.train) / (data.classes or 1))
+    return {**own, **recipe.resolved(number), **named, "per_class": per_class}
+
+
+def still(settings: Mapping[str, Any]) -> bool:
+    """Whether the teacher is asked the same about an image in every step, so that it need be asked once only."""
+    if settings["point"] != "data" or settings.get("augment"):
+        return False
+    return settings["method"] == "outputs" or settings["probe"] in {"every-row", "top-class", "label-class"}
+
+
 def cost(settings: Mapping[str, Any], outputs: int, forward_ratio: float) -> float:
     """Cost of a step in forward passes of the student, for each sample of the batch.
 
     A backward pass by the parameters counts as two forward passes, one by the input as one. Labels cost 3; the
     teacher's outputs r more, r the teacher's forward pass over the student's; each product (a vᵀJ, a Jv, or two values
-    of a pair) passes through both once more and is differentiated: 3 + r again for each pass.
+    of a pair) passes through both once more and is differentiated: 3 + r again for each pass. A teacher that need be
+    asked once only costs nothing.
     """
     if settings["method"] == "labels":
         return 3.0
     passes = 0
     if settings["method"] == "jacobians":
         single = {"every-row", "top-class", "label-class", "data-pairs"}
-        count = {} if settings["probe"] in single else {"count": settings.get("probes", 1)}
+        count = {} if settings["probe"] in single else {"count": settings["probes"]}
         sigma = {"sigma": 1.0} if settings["probe"] == "antithetic-noise" else {}
         passes = sum(astuple(ESTIMATORS[settings["probe"]](**count, **sigma).passes(outputs)))
-    return float((1 + passes / settings.get("every", 1)) * (3 + forward_ratio))
+    return float((1 + passes / settings["every"]) * (3 if still(settings) else 3 + forward_ratio))
 
 
 def recipe_of(request: Request, world: World, seed: int, settings: Mapping[str, Any]) -> tuple[Distill, str]:
     """The job of `jacmatch distill` that the settings of a cell mean, and its method."""
-    fields = {name: value for name, value in settings.items() if name not in {"method", "per_class"}}
+    named = {name: value for name, value in settings.items() if name not in {"method", "per_class"}}
     spec = world.description.spec
-    return Distill(data=request.data, student=spec, smoke=request.smoke, seed=seed, **fields), settings["method"]
+    return Distill(data=request.data, student=spec, smoke=request.smoke, seed=seed, **named), settings["method"]
 
 
 def measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
@@ -185,18 +204,21 @@ def measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
     train = world.subset(cell.settings["per_class"], cell.seed)
     torch.manual_seed(cell.seed)
     student = channels_last(world.description.build())
-    teacher = RememberedTeacher(ModuleTeacher(world.teacher))  # asked once for each image where nothing is random
+    teacher: Teacher = ModuleTeacher(world.teacher)
+    if still(cell.settings):
+        teacher = RememberedTeacher(teacher)
     objective = recipe.objective(method, student, teacher, train, world.data, cell.seed)
     fitted = fit(objective, train, recipe.training(), seed=cell.seed, device=request.device)
-    return {**judged(student, world, request.device), "steps": fitted.steps, "train_seconds": fitted.seconds}
+    return {**judged(student, world, request.device), "steps": float(fitted.steps), "train_seconds": fitted.seconds}
 
 
 def judged(student: nn.Module, world: World, device: str) -> Measures:
-    """Accuracy, agreement with the teacher in value and slope, and accuracy under noise.
+    """Accuracy, agreement with the teacher in value and slope, calibration, and accuracy under noise.
 
-    Noise is Gaussian, with a standard deviation of 0.2 of that of the data.
+    Accuracy is that on all images of the part. The others are taken of 1,000 test images (Jacobians of 64), the same
+    for every student. Noise is Gaussian, with a standard deviation of 0.2 of that of the data.
     """
-    some = world.data.test.subset(torch.arange(min(_JUDGED, len(world.data.test))))
+    some = sample(world.data.test)
     noisy = shifted(some, "gaussian-noise", _NOISE, scale=world.data.std)
     close = agreement(student, ModuleTeacher(world.teacher), some, samples=min(_SLOPES, len(some)))
     return {
@@ -206,3 +228,9 @@ def judged(student: nn.Module, world: World, device: str) -> Measures:
         "calibration_error": calibration(student, some, device=device),
         "noisy_accuracy": evaluate(student, noisy, device=device)["accuracy"],
     }
+
+
+def sample(split: Split) -> Split:
+    """At most 1,000 images, drawn once for a part of a given length: a folder has its images ordered by class."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    return split.subset(order[:_JUDGED])
