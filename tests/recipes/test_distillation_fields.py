@@ -80,5 +80,5 @@ def test_laws_of_random_directions():
 
 
 def test_more_rows_than_outputs_are_refused():
-    with pytest.raises(InputError, match="at most 3, all rows. Got 4"):
+    with pytest.raises(InputError, match=r"at most 3, all rows\. Got 4"):
         objective(data(), probe="sampled-rows", probes=4)

@@ -50,7 +50,7 @@ def test_a_teacher_that_is_asked_once_costs_nothing():
 def test_what_is_charged_is_what_is_asked(settings, asked_again, monkeypatch):
     """The samples that the teacher is asked about in training, counted at the network itself."""
     world = students.world_of(SMOKE)
-    chosen = students.settings_of(SMOKE, 5, **settings, steps=6, batch_size=50, output_loss="squared")
+    chosen = students.settings_of(SMOKE, 5, **settings, steps=20, batch_size=50, output_loss="squared")
     seen = 0
 
     def count(module, inputs):
@@ -63,7 +63,8 @@ def test_what_is_charged_is_what_is_asked(settings, asked_again, monkeypatch):
         students.measure(SMOKE, Cell("row", "5", 0, chosen), {})
     finally:
         hook.remove()
-    assert seen == 6 * 32 if asked_again else seen <= 50  # batches of a smoke run, and all images there are
+    every_step = 20 * 32  # steps and batches of a smoke run; a batch with one new image is asked about as a whole
+    assert seen == every_step if asked_again else seen < every_step / 2
 
 
 def test_a_cell_says_all_that_decides_it():
