@@ -59,9 +59,9 @@ def distance_table(found: Mapping[str, Any], title: str = "How far from the trai
 
 
 def bound_table(bounds: Mapping[str, Any], loss: str, title: str = "Why: the bound and its terms, in pixels") -> Table:
-    """The terms of the bound by method."""
+    """The terms of the bound by method, means over the seeds."""
     rows = [
-        (label, *(NOTHING if bound is None else entry(bound[key], 1, 2) for key in _TERMS))
+        (label, *(NOTHING if bound is None else f"{bound[key]['mean']:.2f}" for key in _TERMS))
         for label, bound in bounds.items()
     ]
     what = "‖T(x) − S(x)‖ of the outputs" if loss == "squared" else "the divergence of the outputs"
