@@ -154,6 +154,18 @@ def test_the_result_is_written_once(tmp_path):
         run.write_result(result())
 
 
+def test_a_finished_run_stays_finished_until_its_result_is_replaced(tmp_path):
+    begun(tmp_path).write_result(result())
+    again = Run.create(tmp_path, "train", SETTINGS, VERSION, again=True)
+    assert again.result == result()
+    for deed in (lambda: again.write_result(result()), lambda: again.write_result(result(seconds=-1), again=True)):
+        with pytest.raises(InputError):
+            deed()
+    assert Run.open(tmp_path).result == result()
+    again.write_result(result(seconds=2.0), again=True)
+    assert Run.open(tmp_path).result == result(seconds=2.0)
+
+
 def test_a_kill_before_the_rename_leaves_no_result(tmp_path, monkeypatch):
     run = begun(tmp_path)
 

@@ -1,19 +1,21 @@
 """`jacmatch reproduce`: cells are measured once and stored; tables are made of what is stored."""
 
 import json
-import math
+from dataclasses import fields, replace
+from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 
 from jacmatch.cli import main
 from jacmatch.errors import InputError
 from jacmatch.recipes import Reproduce
-from jacmatch.recipes.progress import Progress
-from jacmatch.recipes.reproduce import EXPERIMENTS, students
-from jacmatch.recipes.reproduce.experiment import Cell, Experiment
+from jacmatch.recipes.reproduce import EXPERIMENTS, command
+from jacmatch.recipes.reproduce.experiment import STUDENTS, Cell, Experiment
+from jacmatch.recipes.reproduce.request import Request
 from jacmatch.report import Table
-from jacmatch.report.experiments import grid, spreads
+from jacmatch.report.experiments import grid, origin
+from jacmatch.runs import folder as run_folders
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +109,95 @@ def test_seeds_are_added_to_a_finished_run_and_rows_can_be_chosen(counted, tmp_p
     assert result["tables"][0]["rows"] == (("one", "35.0 ± 10.0"), ("two + 2", "55.0 ± 10.0"))
 
 
+def cells_of(run):
+    document = json.loads((run / "results.json").read_text())
+    return [(cell["row"], cell["seed"]) for cell in document["cells"]]
+
+
+def test_a_command_for_less_leaves_the_whole_in_the_tables(counted, tmp_path):
+    measured, _ = counted
+    whole = Reproduce(name="counted", out=tmp_path / "run", seeds=3).run()
+    less = Reproduce(name="counted", out=tmp_path / "run", seeds=1, rows=("two + 2",)).run()
+    assert len(measured) == len(cells_of(tmp_path / "run")) == 6
+    assert less["tables"] == whole["tables"]
+
+
+def test_cells_are_in_the_order_of_the_experiment_whatever_was_asked_first(counted, tmp_path):
+    """Then those that it does not plan, those of this command first."""
+    for settings in ({"rows": ("two + 2",), "seeds": 4}, {"rows": ("one",), "seeds": 3}):
+        Reproduce(name="counted", out=tmp_path / "run", **settings).run()
+    planned = [("one", 0), ("one", 1), ("two + 2", 0), ("two + 2", 1)]
+    assert cells_of(tmp_path / "run") == [*planned, ("one", 2), ("two + 2", 2), ("two + 2", 3)]
+
+
+def test_facts_about_cells_that_are_not_asked_for_again_stay(counted, monkeypatch, tmp_path):
+    def prepare(request, progress):
+        return {"base": 0.25, "length": {row: len(row) for row in request.rows}}
+
+    monkeypatch.setitem(EXPERIMENTS, "counted", replace(EXPERIMENTS["counted"], prepare=prepare))
+    for row in ("two + 2", "one"):
+        Reproduce(name="counted", out=tmp_path / "run", rows=(row,)).run()
+    facts = json.loads((tmp_path / "run" / "results.json").read_text())["facts"]
+    assert facts == {"base": 0.25, "length": {"two + 2": 7, "one": 3}}
+
+
+def test_what_other_code_measured_is_not_mixed_in(counted, monkeypatch, tmp_path):
+    measured, _ = counted
+    Reproduce(name="counted", out=tmp_path / "run", rows=("one",)).run()
+    experiment = EXPERIMENTS["counted"]
+
+    def other(request):
+        return [replace(cell, settings={"double": False, "new": 1}) for cell in experiment.cells(request)]
+
+    monkeypatch.setitem(EXPERIMENTS, "counted", replace(experiment, cells=other))
+    with pytest.raises(InputError, match=r"cell.new \(absent there, 1 here\)"):
+        Reproduce(name="counted", out=tmp_path / "run", rows=("two + 2",)).run()
+    assert len(measured) == 2
+
+
+@pytest.mark.parametrize("part", ["measure", "prepare", "tables", "figure"])
+def test_a_finished_run_stays_as_it_is_if_a_later_command_fails(counted, monkeypatch, part, tmp_path):
+    run = tmp_path / "run"
+    Reproduce(name="counted", out=run).run()
+    before = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
+
+    def failing(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(EXPERIMENTS, "counted", replace(EXPERIMENTS["counted"], **{part: failing}))
+    with pytest.raises(KeyboardInterrupt):
+        Reproduce(name="counted", out=run, seeds=3).run()
+    del before["environment.json"]
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def test_a_cell_that_is_asked_for_twice_is_measured_once(counted, monkeypatch, tmp_path):
+    measured, _ = counted
+    experiment = EXPERIMENTS["counted"]
+    twice = replace(experiment, cells=lambda request: 2 * experiment.cells(request))
+    monkeypatch.setitem(EXPERIMENTS, "counted", twice)
+    Reproduce(name="counted", out=tmp_path / "run").run()
+    assert len(measured) == len(cells_of(tmp_path / "run")) == 4
+
+
+def test_each_cell_says_where_it_was_measured(counted, monkeypatch, tmp_path):
+    """The first cell is of an earlier version of this package, which did not say it yet."""
+    run, real = tmp_path / "run", run_folders.environment
+    Reproduce(name="counted", out=run, rows=("one",)).run()
+    old = run / "cells" / "one" / "a-column" / "seed0" / "result.json"
+    old.write_text(json.dumps({key: value for key, value in json.loads(old.read_text()).items() if key != "made"}))
+    gpu = {"torch": "99.0", "cuda": "a GPU", "commit": "abc"}
+    monkeypatch.setattr(run_folders, "environment", lambda cuda: {**real(cuda), **gpu})
+    Reproduce(name="counted", out=run).run()
+    document = json.loads((run / "results.json").read_text())
+    first, second, *others = document["cells"]
+    here = {key: document["environment"][key] for key in ("jacmatch", "torch", "platform", "cuda", "commit")}
+    assert "made" not in first
+    assert second["made"] == here
+    assert [cell["made"] for cell in others] == 2 * [{**here, **gpu}]
+    assert f" and a GPU, torch {torch.__version__} and 99.0, jacmatch" in origin(document)
+
+
 def test_another_seed_is_another_run(counted, tmp_path):
     Reproduce(name="counted", out=tmp_path / "run").run()
     with pytest.raises(InputError, match=r"other settings: seed \(0 there, 1 here\)"):
@@ -121,7 +212,12 @@ def test_another_seed_is_another_run(counted, tmp_path):
         ({"rows": ("three",)}, "A row .`--rows`. of `reproduce counted`.*one"),
         ({"workers": 0}, "`--workers` of `reproduce` must be at least 1"),
         ({"seeds": 0}, "`--seeds` of `reproduce` must be at least 1"),
-        ({"workers": 2, "device": "cuda"}, "`--workers` of `reproduce` must be 1 on a GPU"),
+        ({"per_class": (5,)}, "`--per-class` of `reproduce` does not belong to `counted`.*: distillation, low-data"),
+        ({"name": "robustness", "per_class": (5,)}, "`--per-class` of `reproduce` does not belong to `robustness`"),
+        ({"name": "robustness", "teacher": "cnn5"}, "`--teacher` .* does not belong to `robustness`"),
+        ({"name": "transfer", "student": "cnn3"}, "`--student` .* does not belong to `transfer`.*robustness"),
+        ({"name": "propositions", "data": "cifar10"}, "`--data` .* does not belong to `propositions`"),
+        ({"name": "propositions", "teacher_weights": Path("a")}, "`--teacher-weights` .* `propositions`"),
         ({"name": "distillation", "per_class": (-1,)}, "`--per-class` of `reproduce` must be 0 for all images"),
         ({"name": "distillation", "per_class": (5000,)}, "`--per-class` of `reproduce` .* at most 113"),
         ({"name": "distillation", "data": "synthetic:D=2,K=1,N=9,T=3"}, "`--data` of .* must have classes"),
@@ -133,76 +229,33 @@ def test_what_cannot_be_is_refused_before_anything_is_written(counted, settings,
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture(scope="module")
-def distilled(tmp_path_factory):
-    """A run of the smallest real experiment."""
-    folder = tmp_path_factory.mktemp("distilled")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JACMATCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        Reproduce(name="distillation", smoke=True, out=folder / "run").run(Progress(quiet=True))
-    return folder / "run"
+def test_workers_are_for_the_cpu(counted, monkeypatch, tmp_path):
+    """Where there is no GPU, auto is the CPU."""
+    Reproduce(name="counted", out=tmp_path / "run").run()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="other settings: device"):  # so it is not the workers that are refused
+        Reproduce(name="counted", out=tmp_path / "run", workers=2, device="auto").run()
+    monkeypatch.setattr(command, "find_device", lambda name: torch.device("cuda", 0))
+    with pytest.raises(InputError, match="`--workers` of `reproduce` must be 1 on a GPU"):
+        Reproduce(name="counted", out=tmp_path / "run", workers=2, device="auto").run()
 
 
-def test_the_document_has_no_path_of_this_machine(distilled):
-    text = (distilled / "results.json").read_text()
-    assert str(distilled.parent) not in text
-    assert '"/' not in text
+def test_every_field_is_for_every_experiment_or_taken_by_one():
+    assert {field.name for field in fields(Request)} == Request.everywhere | STUDENTS
+    assert all(experiment.takes <= STUDENTS for experiment in EXPERIMENTS.values())
 
 
-def test_tables_are_means_and_deviations_of_the_stored_numbers(distilled):
-    """The arithmetic again, with numpy and from the file alone."""
-    document = json.loads((distilled / "results.json").read_text())
-    document["cells"] += [{**cell, "seed": 1, "measures": _shifted(cell)} for cell in document["cells"]]
-    table = EXPERIMENTS["distillation"].tables(document)[0]
-    for row in table.rows[:6]:
-        for column, text in zip(table.head[1:], row[1:], strict=True):
-            values = [
-                cell["measures"]["accuracy"]
-                for cell in document["cells"]
-                if (cell["row"], cell["column"]) == (row[0], column)
-            ]
-            assert len(values) == 2
-            assert text == f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"
-    found = spreads(document, "accuracy")
-    both, values = (found[row, "5"]["values"] for row in ("labels + outputs + Jacobians", "labels + outputs"))
-    gain = 100 * np.mean(np.subtract(both, values))
-    assert float(table.rows[6][2].split()[0]) == pytest.approx(gain, abs=0.051)
+def test_cells_that_workers_have_measured_are_stored_though_another_fails(counted, monkeypatch, tmp_path):
+    """The pool's place is taken: new processes know no experiment that a test makes."""
 
+    def first_then_failure(work, tasks, workers, done):
+        done(tasks[0], work(tasks[0]))
+        raise ValueError(workers)
 
-def _shifted(cell):
-    """Other numbers for a second seed, by an amount that depends on the cell."""
-    move = 0.01 + 0.003 * len(cell["row"])
-    return {name: value and value + move for name, value in cell["measures"].items()}
-
-
-def test_a_cell_measures_what_is_transferred_besides_accuracy(distilled):
-    document = json.loads((distilled / "results.json").read_text())
-    for cell in document["cells"]:
-        measures = cell["measures"]
-        assert {"accuracy", "top1", "jacobian_cosine", "calibration_error", "noisy_accuracy"} <= set(measures)
-        assert all(math.isfinite(value) for value in measures.values())
-
-
-def test_workers_measure_the_same(distilled, tmp_path):
-    rows = ("labels", "labels + outputs + Jacobians")
-    Reproduce(name="distillation", smoke=True, out=tmp_path / "run", workers=2, per_class=(5,), rows=rows).run()
-    one, two = (json.loads((run / "results.json").read_text())["cells"] for run in (distilled, tmp_path / "run"))
-    same = {(cell["row"], cell["column"]): cell["measures"] for cell in one}
-    assert len(two) == 2
-    for cell in two:
-        expected = same[cell["row"], cell["column"]]
-        assert {k: v for k, v in cell["measures"].items() if k != "train_seconds"} == {
-            k: v for k, v in expected.items() if k != "train_seconds"
-        }
-
-
-def test_cost_counts_passes():
-    """Labels 3; a teacher of r forward passes r more; one product doubles that; a pair of values triples it."""
-    row = {"method": "jacobians", "probe": "random-outputs"}
-    assert students.cost({"method": "labels"}, 10, 2.5) == 3
-    assert students.cost({"method": "outputs"}, 10, 2.5) == 5.5
-    assert students.cost(row, 10, 2.5) == 11
-    assert students.cost({**row, "every": 2}, 10, 2.5) == 8.25
-    assert students.cost({**row, "probes": 3}, 10, 2.5) == 22
-    assert students.cost({**row, "probe": "every-row"}, 10, 2.5) == 60.5
-    assert students.cost({**row, "probe": "antithetic-noise"}, 10, 2.5) == 16.5
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "side_by_side", first_then_failure)
+        with pytest.raises(ValueError, match="2"):
+            Reproduce(name="counted", out=tmp_path / "run", workers=2).run()
+    measured, _ = counted
+    Reproduce(name="counted", out=tmp_path / "run").run()
+    assert measured == [("one", 0), ("one", 1), ("two + 2", 0), ("two + 2", 1)]

@@ -29,7 +29,8 @@ DOCUMENT = {
 
 def test_spreads_are_in_the_order_of_the_seeds():
     found = made.spreads(DOCUMENT, "accuracy")
-    assert found["a", "1"] == {"mean": pytest.approx(0.6), "std": pytest.approx(0.02**0.5), "values": [0.5, 0.7]}
+    mean_and_std = {"mean": pytest.approx(0.6), "std": pytest.approx(0.02**0.5)}
+    assert found["a", "1"] == {**mean_and_std, "values": [0.5, 0.7], "seeds": [0, 1]}
     assert found["a", "10"]["std"] is None
     assert ("b", "1") not in made.spreads(DOCUMENT, "top1")
 
@@ -48,6 +49,30 @@ def test_gains_are_taken_seed_by_seed():
 def test_rows_with_other_seeds_have_no_difference():
     assert (
         made.paired(made.spreads(DOCUMENT, "accuracy")["a", "10"], made.spreads(DOCUMENT, "accuracy")["a", "1"]) is None
+    )
+
+
+def test_as_many_seeds_are_not_the_same_seeds():
+    """Seeds 0 and 2 against 0 and 1 have no difference; the order of the cells does not matter."""
+    cells = [cell("a", "1", 0, x=0.1), cell("a", "1", 2, x=0.2), cell("b", "1", 0, x=0.4), cell("b", "1", 1, x=0.5)]
+    document = {**DOCUMENT, "cells": cells}
+    assert made.gains(document, "b", "a", "x") == ("gain: b − a", "–")
+    document["cells"] = [*cells[::-1], cell("a", "1", 1, x=0.3), cell("b", "1", 2, x=0.9)]
+    found = made.spreads(document, "x")
+    assert made.paired(found["b", "1"], found["a", "1"]) == {
+        "mean": pytest.approx(0.4),
+        "std": pytest.approx((0.14 / 2) ** 0.5),
+        "values": pytest.approx([0.3, 0.2, 0.7]),
+        "seeds": [0, 1, 2],
+    }
+
+
+def test_the_origin_lists_what_the_cells_were_made_with():
+    """A cell that does not say it is one of the machine of the whole document."""
+    gpu = {"cuda": "NVIDIA H100", "platform": "Linux-6-x86", "torch": "2.14.0", "jacmatch": "0.1.0"}
+    document = {**DOCUMENT, "cells": [DOCUMENT["cells"][0], {**DOCUMENT["cells"][1], "made": gpu}]}
+    assert made.origin(document).endswith(
+        "CPU, one thread (Linux) and NVIDIA H100, torch 2.13.0 and 2.14.0, jacmatch 0.1.0."
     )
 
 

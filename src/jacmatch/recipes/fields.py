@@ -37,11 +37,11 @@ class JobFields:
                 plain[field.name] = str(value) if isinstance(value, Path) else value
         return plain
 
-    def begin(self, job: str) -> Run:
-        """The run of this job: new, or taken up where it stopped."""
+    def begin(self, job: str, again: bool = False) -> Run:
+        """The run of this job: new, or taken up where it stopped; with `again` also if it is finished."""
         place = find_device(self.device)
         gpu = torch.cuda.get_device_name(place) if place.type == "cuda" else None
-        return Run.create(self.folder(job), job, self.settings(), __version__, cuda=gpu)
+        return Run.create(self.folder(job), job, self.settings(), __version__, cuda=gpu, again=again)
 
     def folder(self, job: str) -> Path:
         """The run folder of this job."""

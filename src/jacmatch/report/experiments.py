@@ -57,13 +57,17 @@ class Table:
 
 
 def spreads(document: Document, measure: str) -> dict[tuple[str, str], Spread]:
-    """Mean, standard deviation and values over the seeds of a measure, by (row, column); in the order of the cells."""
-    values: dict[tuple[str, str], list[float]] = {}
+    """Mean, standard deviation, values and their `seeds` of a measure, by (row, column); in the order of the cells."""
+    values: dict[tuple[str, str], dict[int, float]] = {}
     for cell in sorted(document["cells"], key=lambda cell: cell["seed"]):
         value = cell["measures"].get(measure)
         if value is not None:
-            values.setdefault((cell["row"], cell["column"]), []).append(value)
-    return {key: spread(each) for key, each in values.items()}
+            values.setdefault((cell["row"], cell["column"]), {})[cell["seed"]] = value
+    return {key: _by_seed(each) for key, each in values.items()}
+
+
+def _by_seed(values: Mapping[int, float]) -> Spread:
+    return {**spread(list(values.values())), "seeds": list(values)}
 
 
 def names(document: Document, axis: str) -> list[str]:
@@ -122,10 +126,12 @@ def gains(document: Document, row: str, than: str, measure: str = "accuracy") ->
 
 
 def paired(one: Spread | None, other: Spread | None) -> Spread | None:
-    """The spread of the differences of two rows that share their seeds; None where one has other seeds."""
-    if one is None or other is None or len(one["values"]) != len(other["values"]):
+    """The spread of the differences, seed by seed, of two entries of `spreads`; None where one has other seeds."""
+    if one is None or other is None or set(one["seeds"]) != set(other["seeds"]):
         return None
-    return spread([a - b for a, b in zip(one["values"], other["values"], strict=True)])
+    subtrahend = dict(zip(other["seeds"], other["values"], strict=True))
+    minuend = zip(one["seeds"], one["values"], strict=True)
+    return _by_seed({seed: value - subtrahend[seed] for seed, value in minuend})
 
 
 def _signed(value: Spread | None) -> str:
@@ -170,13 +176,18 @@ def seeds_of(document: Document) -> str:
 
 
 def origin(document: Document) -> str:
-    """Machine, versions and size of a document in one sentence."""
-    settings, made = document["settings"], document["environment"]
-    machine = made["cuda"] or f"CPU, one thread ({made['platform'].partition('-')[0]})"
+    """Data and size of a document, and all machines and versions that its cells were measured with, as sentences."""
+    made = [cell.get("made", document["environment"]) for cell in document["cells"]] or [document["environment"]]
+    machines = [each["cuda"] or f"CPU, one thread ({each['platform'].partition('-')[0]})" for each in made]
+    versions = [f"{name} {_distinct([each[name] for each in made])}" for name in ("torch", "jacmatch")]
     return (
-        f"Data: {settings['data']}. Size: {document['size']}. Seeds: {seeds_of(document)}. "
-        f"{machine}, torch {made['torch']}, jacmatch {made['jacmatch']}."
+        f"Data: {document['settings']['data']}. Size: {document['size']}. Seeds: {seeds_of(document)}. "
+        f"{_distinct(machines)}, {', '.join(versions)}."
     )
+
+
+def _distinct(values: Sequence[str]) -> str:
+    return " and ".join(dict.fromkeys(map(str, values)))
 
 
 def _any_measure(document: Document) -> str:

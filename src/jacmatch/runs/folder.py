@@ -57,8 +57,8 @@ class Run:
             settings: All that decides the result, and nothing else (no output folder, no progress bar).
             version: The version of this package.
             cuda: Name of the GPU, if the job uses one.
-            again: Whether a finished run is taken up again instead of being refused: its result is then removed, to be
-                written anew with more in it.
+            again: Whether a finished run is taken up again instead of being refused. It stays finished, with the
+                result that it has, until `write_result` replaces that.
 
         Raises:
             InputError: The folder holds something else, a finished run or another run; a setting is not JSON; or the
@@ -78,8 +78,6 @@ class Run:
         run = cls._enter(Path(path), job, settings, version, now)
         if run.finished and not again:
             raise _taken(run.path, f"a finished run of `{job}`")
-        with disk(run.path):
-            (run.path / _RESULT).unlink(missing_ok=True)
         if run.resumed:
             before = run.environment
             whole = {**before, "resumed": [*before.get("resumed", []), now]} if before else {**now, "resumed": []}
@@ -181,18 +179,18 @@ class Run:
         _check_name(name)
         return write_whole(self.path, name, data)
 
-    def write_result(self, result: Mapping[str, Any]) -> Path:
+    def write_result(self, result: Mapping[str, Any], *, again: bool = False) -> Path:
         """The path of `result.json`, checked against its schema and written atomically; this finishes the run.
 
         Every job has `job`, `version`, `seed`, `seconds`, `settings`. A training job also has `teacher` and `student`
         (each `accuracy` in [0, 1] or `rmse`, and `parameters`; null for the one that the job does not have),
         `agreement` (`top1`, `jacobian_cosine`, `jacobian_relative_error`, each or all null), `samples_per_second` and
-        `peak_memory_bytes`. Other keys are kept as they are.
+        `peak_memory_bytes`. Other keys are kept as they are. With `again`, the result of a finished run is replaced.
 
         Raises:
-            InputError: The run is finished already, a key is missing or out of range, or the disk refuses.
+            InputError: The run is finished (without `again`), a key is missing or out of range, or the disk refuses.
         """
-        if self.finished:
+        if self.finished and not again:
             raise InputError("`Run.write_result` must be called once a run.", got=f"a finished run in {self.path}")
         check(plain(result, "result"), self.job, self.version, self.settings)
         return write_whole(self.path, _RESULT, encoded(result, "result"))

@@ -1,11 +1,11 @@
 """`jacmatch reproduce NAME`: one table of the paper, or one claim of this project."""
 
+import json
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ from jacmatch.errors import InputError, unknown_name
 from jacmatch.recipes.fields import positive
 from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.reproduce import EXPERIMENTS
-from jacmatch.recipes.reproduce.experiment import Cell, Measures
+from jacmatch.recipes.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch.recipes.reproduce.request import Request
+from jacmatch.recipes.reproduce.side_by_side import side_by_side
 from jacmatch.report import Document
 from jacmatch.runs import Run
 from jacmatch.training import find_device
 from jacmatch.version import __version__
+
+_MADE = ("jacmatch", "torch", "platform", "cuda", "commit")  # what a cell says of where it was measured
 
 
 @dataclass(frozen=True)
@@ -28,33 +31,29 @@ class Reproduce(Request):
     """Measure one table of the paper or one claim of this project, and write it beside the published numbers.
 
     A run that was stopped goes on with the next cell, and a finished one with cells that are asked for in addition
-    (`--seeds`, `--per-class`, `--rows`).
+    (`--seeds`, `--per-class`, `--rows`). The tables are made of all cells that the run has.
     """
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
         """Measures the cells that are missing; returns the tables that are written to the run folder."""
-        if self.name not in EXPERIMENTS:
-            raise unknown_name("The experiment of `reproduce`", self.name, EXPERIMENTS)
-        positive("reproduce", workers=self.workers, seeds=1 if self.seeds is None else self.seeds)
-        if self.workers > 1 and self.device != "cpu":
-            raise InputError("`--workers` of `reproduce` must be 1 on a GPU.", got=self.workers)
-        experiment = EXPERIMENTS[self.name]
-        cells = self._chosen(experiment.cells(self))
-        place = find_device(self.device)
-        gpu = torch.cuda.get_device_name(place) if place.type == "cuda" else None
-        folder = self.folder("reproduce")
-        run = Run.create(folder, "reproduce", self.settings(), __version__, cuda=gpu, again=True)
+        experiment = self._checked()
         start = time.perf_counter()
         with progress or Progress() as shown, _one_thread():
+            cells = self._chosen(experiment.cells(self))
+            whole = _unique([*experiment.cells(replace(self, rows=(), seeds=None, per_class=())), *cells])
+            run = self.begin("reproduce", again=True)
+            for cell in whole:  # what other code has measured is refused before anything is measured beside it
+                if (run.path / cell.folder / "result.json").is_file():
+                    self._child(run, cell)
             facts = experiment.prepare(self, shown)
             self._measure_all(run, cells, facts, shown)
-        document = self.document(run, cells, facts)
+        document = self._document(run, whole, facts)
+        tables, figure = experiment.tables(document), experiment.figure(document)
         run.write_json("results.json", document)
-        tables = experiment.tables(document)
         for table in tables:
             run.write_bytes(f"{table.name}.md", table.markdown().encode())
             run.write_bytes(f"{table.name}.csv", table.csv().encode())
-        figure = run.write_bytes("figure.svg", experiment.figure(document))
+        drawn = run.write_bytes("figure.svg", figure)
         result = {
             "job": "reproduce",
             "version": __version__,
@@ -63,15 +62,30 @@ class Reproduce(Request):
             "tables": [{"title": t.title, "head": t.head, "rows": t.rows, "notes": t.notes} for t in tables],
             "settings": self.settings(),
         }
-        run.write_result(result)
-        return {**result, "out": str(run.path), "figure": str(figure)}
+        run.write_result(result, again=True)
+        return {**result, "out": str(run.path), "figure": str(drawn)}
+
+    def _checked(self) -> Experiment:
+        """The experiment that is asked for, if it can be asked like this."""
+        if self.name not in EXPERIMENTS:
+            raise unknown_name("The experiment of `reproduce`", self.name, EXPERIMENTS)
+        positive("reproduce", workers=self.workers, seeds=1 if self.seeds is None else self.seeds)
+        experiment = EXPERIMENTS[self.name]
+        for name in self.given(experiment.takes):
+            others = ", ".join(other for other, each in EXPERIMENTS.items() if name in each.takes)
+            rule = f"`--{name.replace('_', '-')}` of `reproduce` does not belong to `{self.name}`."
+            raise InputError(rule, got=getattr(self, name), do=f"Leave it out; it belongs to: {others}.")
+        place = find_device(self.device)
+        if self.workers > 1 and place.type != "cpu":
+            raise InputError("`--workers` of `reproduce` must be 1 on a GPU.", got=self.workers)
+        return experiment
 
     def _chosen(self, cells: list[Cell]) -> list[Cell]:
         rows = list(dict.fromkeys(cell.row for cell in cells))
         for row in self.rows:
             if row not in rows:
                 raise unknown_name(f"A row (`--rows`) of `reproduce {self.name}`", row, rows)
-        return [cell for cell in cells if not self.rows or cell.row in self.rows]
+        return _unique([cell for cell in cells if not self.rows or cell.row in self.rows])
 
     def _measure_all(self, run: Run, cells: list[Cell], facts: dict[str, Any], progress: Progress) -> None:
         """Measures what is not stored yet, and stores each cell when it is done."""
@@ -79,76 +93,80 @@ class Reproduce(Request):
         advance = progress.training(f"{self.name}: {len(cells)} cells", len(cells))
         done = len(cells) - len(missing)
         advance(done, {})
-        for cell, measures, seconds in self._measured(missing, facts):
-            self._child(run, cell).write_result(
-                {
-                    "job": "reproduce",
-                    "version": __version__,
-                    "seed": cell.seed,
-                    "seconds": seconds,
-                    "row": cell.row,
-                    "column": cell.column,
-                    "measures": measures,
-                    "settings": self._identity(cell),
-                }
-            )
+        here = (run.environment.get("resumed") or [run.environment])[-1]
+        made = {key: here.get(key) for key in _MADE}
+
+        def store(cell: Cell, measured: tuple[Measures, float]) -> None:
+            nonlocal done
+            child = self._child(run, cell)
+            result = {"job": "reproduce", "version": __version__, "seed": cell.seed, "seconds": measured[1]}
+            result |= {"row": cell.row, "column": cell.column, "measures": measured[0], "made": made}
+            child.write_result({**result, "settings": child.settings})
             done += 1
             advance(done, {})
 
-    def _measured(self, cells: list[Cell], facts: dict[str, Any]) -> Iterator[tuple[Cell, Measures, float]]:
-        """Each cell with its measures and seconds, in the order in which they are done."""
-        if self.workers == 1:
-            for cell in cells:
-                yield (cell, *_measure(self, cell, facts))
-            return
-        pool = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"))
-        try:
-            waiting: dict[Future[tuple[Measures, float]], Cell] = {
-                pool.submit(_measure, self, cell, facts): cell for cell in cells
-            }
-            for future in as_completed(waiting):
-                yield (waiting[future], *future.result())
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _identity(self, cell: Cell) -> dict[str, Any]:
-        """What decides a cell."""
-        settings = {key: value for key, value in self.settings().items() if key != "out"}
-        return {**settings, "row": cell.row, "column": cell.column, "cell_seed": cell.seed, "cell": dict(cell.settings)}
+        work = partial(_measure, self, facts)
+        if self.workers > 1:
+            side_by_side(work, missing, self.workers, store)
+        else:
+            for cell in missing:
+                store(cell, work(cell))
 
     def _child(self, run: Run, cell: Cell) -> Run:
-        return run.child(cell.folder, self._identity(cell))
+        """The folder of a cell, with what decides it as settings."""
+        own = {"row": cell.row, "column": cell.column, "cell_seed": cell.seed, "cell": dict(cell.settings)}
+        return run.child(cell.folder, {**self.settings(), **own})
 
-    def document(self, run: Run, cells: list[Cell], facts: dict[str, Any]) -> Document:
-        """All stored results of these cells, with settings and machine; no path of this machine is in it."""
+    def _document(self, run: Run, order: list[Cell], facts: dict[str, Any]) -> Document:
+        """All that the run has, with settings and machine; no path of this machine is in it."""
         settings = {**self.settings(), "data": self.data.partition(":")[0], "teacher": Path(self.teacher).name}
         weights = settings.pop("teacher_weights")
-        results = [(cell, self._child(run, cell).result) for cell in cells]
+        file = run.path / "results.json"
+        before = json.loads(file.read_text(encoding="utf-8"))["facts"] if file.is_file() else {}
         return {
             "experiment": self.name,
             "size": self.scale,
             "settings": {**settings, "teacher_weights": weights and Path(weights).name},
             "environment": {key: value for key, value in run.environment.items() if key != "resumed"},
-            "facts": facts,
-            "cells": [
-                {
-                    "row": cell.row,
-                    "column": cell.column,
-                    "seed": cell.seed,
-                    "settings": dict(cell.settings),
-                    "measures": result["measures"],
-                    "seconds": round(result["seconds"], 2),
-                }
-                for cell, result in results
-            ],
+            "facts": _joined(before, facts),
+            "cells": _stored(run, order),
         }
 
 
-def _measure(request: Request, cell: Cell, facts: dict[str, Any]) -> tuple[Measures, float]:
+def _unique(cells: list[Cell]) -> list[Cell]:
+    """The cells without those that are asked for a second time."""
+    return list({(cell.row, cell.column, cell.seed): cell for cell in cells}.values())
+
+
+def _stored(run: Run, order: list[Cell]) -> list[dict[str, Any]]:
+    """The finished cells of a run as a document has them, in the order given, then others."""
+    place = {(cell.row, cell.column, cell.seed): number for number, cell in enumerate(order)}
+
+    def rank(entry: Mapping[str, Any]) -> tuple[int, str, str, int]:
+        name = entry["row"], entry["column"], entry["seed"]
+        return place.get(name, len(place)), *name
+
+    entries = []
+    for file in run.path.glob("cells/*/*/*/result.json"):
+        result = Run.open(file.parent).result
+        entry = {key: result[key] for key in ("row", "column", "seed")}
+        entry |= {"settings": result["settings"]["cell"], "measures": result["measures"]}
+        entry["seconds"] = round(result["seconds"], 2)
+        entries.append({**entry, "made": result["made"]} if "made" in result else entry)
+    return sorted(entries, key=rank)
+
+
+def _joined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of now, with those of an earlier command about cells that were not asked for again."""
+    both = [key for key in before if isinstance(before[key], Mapping) and isinstance(now.get(key), Mapping)]
+    return {**before, **now, **{key: _joined(before[key], now[key]) for key in both}}
+
+
+def _measure(request: Request, facts: Mapping[str, Any], cell: Cell) -> tuple[Measures, float]:
     """The measures of a cell and the seconds that they took, in any process."""
     with _one_thread():
         start = time.perf_counter()
-        measures = EXPERIMENTS[request.name].measure(replace(request, workers=1), cell, facts)
+        measures = EXPERIMENTS[request.name].measure(request, cell, facts)
         return measures, time.perf_counter() - start
 
 

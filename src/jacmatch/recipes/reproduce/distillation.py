@@ -5,7 +5,7 @@ from typing import Any
 
 from jacmatch.recipes.reproduce import published, students
 from jacmatch.recipes.reproduce.columns import column_of, columns_figure, per_class_of
-from jacmatch.recipes.reproduce.experiment import Cell, Experiment
+from jacmatch.recipes.reproduce.experiment import STUDENTS, Cell, Experiment
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.report import Document, Table
 from jacmatch.report.experiments import fidelity, gains, grid, names, origin, published_row
@@ -97,4 +97,5 @@ DISTILLATION = Experiment(
     tables=_tables,
     figure=columns_figure,
     prepare=students.prepare,
+    takes=STUDENTS,
 )

@@ -36,6 +36,9 @@ class Cell:
         return f"cells/{_slug(self.row)}/{_slug(self.column)}/seed{self.seed}"
 
 
+STUDENTS = frozenset({"data", "per_class", "teacher", "teacher_weights", "student"})
+"""What an experiment takes whose students learn from a teacher, by images per class."""
+
 Measures = dict[str, float | None]
 """What a cell measures, by name; None where a number does not exist."""
 
@@ -51,6 +54,7 @@ class Experiment:
         tables: The tables of a document, the main one first.
         figure: The figure of a document, an SVG file.
         prepare: What all cells share, as plain values without paths: trains a teacher that is kept, for instance.
+        takes: The fields of a request that it reads besides those of `Request.everywhere`; others are refused.
     """
 
     about: str
@@ -59,6 +63,7 @@ class Experiment:
     tables: Callable[[Document], list[Table]]
     figure: Callable[[Document], bytes]
     prepare: Callable[[Request, Progress], dict[str, Any]] = lambda request, progress: {}
+    takes: frozenset[str] = frozenset({"data"})
 
 
 def _slug(name: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from jacmatch.recipes.reproduce import students
 from jacmatch.recipes.reproduce.columns import column_of, columns_figure, per_class_of
-from jacmatch.recipes.reproduce.experiment import Cell, Experiment
+from jacmatch.recipes.reproduce.experiment import STUDENTS, Cell, Experiment
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.report import Document, Table
 from jacmatch.report.experiments import NOTHING, entry, fidelity, grid, names, origin, paired, spreads
@@ -170,6 +170,7 @@ GRID = Experiment(
     tables=_grid_tables,
     figure=_grid_figure,
     prepare=students.prepare,
+    takes=STUDENTS,
 )
 
 LOW_DATA = Experiment(
@@ -179,4 +180,5 @@ LOW_DATA = Experiment(
     tables=_final_tables,
     figure=columns_figure,
     prepare=students.prepare,
+    takes=STUDENTS,
 )

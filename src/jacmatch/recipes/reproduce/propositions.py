@@ -235,4 +235,5 @@ PROPOSITIONS = Experiment(
     measure=_measure,
     tables=_tables,
     figure=_figure,
+    takes=frozenset(),
 )

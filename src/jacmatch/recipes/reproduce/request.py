@@ -1,6 +1,6 @@
 """What is asked of `jacmatch reproduce`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -17,6 +17,10 @@ class Request(JobFields):
     """
 
     no_settings: ClassVar[tuple[str, ...]] = (*JobFields.no_settings, "seeds", "per_class", "rows", "workers")
+    everywhere: ClassVar[frozenset[str]] = frozenset(
+        {"name", "size", "smoke", "seed", "seeds", "rows", "workers", "device", "out"}
+    )
+    """Fields that mean something in every experiment. Of the others, each experiment says which it `takes`."""
 
     name: Annotated[str, tyro.conf.Positional] = ""
     """The experiment: a name from `jacmatch list`."""
@@ -44,3 +48,8 @@ class Request(JobFields):
     def scale(self) -> Literal["smoke", "cpu", "paper"]:
         """The size that is run."""
         return "smoke" if self.smoke else self.size
+
+    def given(self, taken: frozenset[str]) -> list[str]:
+        """The fields that are not at their default and are neither in `taken` nor for every experiment."""
+        others = [field for field in fields(self) if field.name not in self.everywhere | taken]
+        return [field.name for field in others if getattr(self, field.name) != field.default]

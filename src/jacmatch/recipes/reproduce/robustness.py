@@ -239,4 +239,5 @@ ROBUSTNESS = Experiment(
     tables=_tables,
     figure=_figure,
     prepare=_prepare,
+    takes=frozenset({"data", "student"}),
 )

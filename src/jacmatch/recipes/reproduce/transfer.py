@@ -283,4 +283,5 @@ TRANSFER_TABLE = Experiment(
     tables=_tables,
     figure=_figure,
     prepare=_prepare,
+    takes=frozenset({"data", "per_class", "teacher", "teacher_weights"}),
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 from jacmatch.recipes.reproduce import students
 from jacmatch.recipes.reproduce.columns import column_of, columns_figure, per_class_of
-from jacmatch.recipes.reproduce.experiment import Cell, Experiment
+from jacmatch.recipes.reproduce.experiment import STUDENTS, Cell, Experiment
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.report import Document, Table
 from jacmatch.report.experiments import fidelity, gains, grid, names, origin
@@ -70,4 +70,5 @@ WEIGHT_RULE = Experiment(
     tables=_tables,
     figure=columns_figure,
     prepare=students.prepare,
+    takes=STUDENTS,
 )
