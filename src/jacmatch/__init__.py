@@ -53,10 +53,19 @@ from jacmatch.objectives import (
     Distillation,
     Robustness,
     Share,
+    Transfer,
     WeightSchedule,
     jacobian_norm_penalty,
 )
-from jacmatch.teachers import AnalyticTeacher, Answer, BlackBoxTeacher, EnsembleTeacher, ModuleTeacher, Question
+from jacmatch.teachers import (
+    AnalyticTeacher,
+    Answer,
+    BlackBoxTeacher,
+    EnsembleTeacher,
+    ModuleTeacher,
+    Question,
+    RememberedTeacher,
+)
 from jacmatch.version import __version__
 
 
@@ -105,11 +114,13 @@ __all__ = [
     "Question",
     "RandomInputs",
     "RandomOutputs",
+    "RememberedTeacher",
     "Robustness",
     "SampledRows",
     "Share",
     "TopClass",
     "TopLogit",
+    "Transfer",
     "UnsupportedError",
     "WeightSchedule",
     "__version__",
