@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from jacmatch.recipes import Train
 from jacmatch.recipes.reproduce import students
 from jacmatch.recipes.reproduce.experiment import Cell
 from jacmatch.recipes.reproduce.request import Request
@@ -83,6 +84,16 @@ def test_another_student_is_another_world():
     other = students.world_of(Request(name="low-data", smoke=True, student="mlp:8"))
     assert other is not one
     assert other.description.spec == "mlp:8"
+
+
+def test_the_ratio_of_the_networks_needs_no_teacher_that_is_trained(tmp_path):
+    """By name, and of a run folder; mlp:8 has 64·8 + 8·10 multiplications, mlp:16 twice as many."""
+    request = Request(name="low-data", smoke=True, teacher="mlp:16", student="mlp:8")
+    assert students.forward_ratio(request) == pytest.approx(2)
+    Train(model="mlp:16", smoke=True, out=tmp_path / "teacher").run(students.Progress(quiet=True))
+    trained = Request(name="low-data", smoke=True, teacher=str(tmp_path / "teacher"), student="mlp:8")
+    assert students.forward_ratio(trained) == pytest.approx(2)
+    assert students.world_of(trained).description.spec == "mlp:8"
 
 
 def test_images_to_judge_by_are_of_every_class(monkeypatch):

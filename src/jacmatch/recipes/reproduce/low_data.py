@@ -68,14 +68,14 @@ def _cells(
     request: Request, rows: Mapping[str, Settings], per_class: Sequence[int], seeds: int, first: int
 ) -> list[Cell]:
     """A cell for each row, column and seed, each with as many steps as the budget pays for."""
-    world = students.world_of(request)
-    ratio = students.operations(world.teacher, world.data) / students.operations(world.description.build(), world.data)
+    outputs = students.data_of(request.data, request.seed, request.smoke).outputs
+    ratio = students.forward_ratio(request)
     budget = _BUDGET[request.scale] * (3 + ratio)
     cells = []
     for number in per_class_of(request, per_class):
         for row, settings in rows.items():
             chosen = students.settings_of(request, number, **settings, batch_size=50, lr=2e-3)
-            chosen["steps"] = round(budget / students.cost(chosen, world.data.outputs, ratio))
+            chosen["steps"] = round(budget / students.cost(chosen, outputs, ratio))
             for seed in range(first, first + (seeds if request.seeds is None else request.seeds)):
                 cells.append(Cell(row, column_of(number), seed, chosen))
     return cells

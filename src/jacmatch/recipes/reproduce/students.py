@@ -135,8 +135,17 @@ def prepare(request: Request, progress: Progress) -> dict[str, Any]:
             "parameters": count_parameters(world.teacher),
         },
         "student": {"model": scale.student, "parameters": count_parameters(student)},
-        "forward_ratio": operations(world.teacher, world.data) / operations(student, world.data),
+        "forward_ratio": forward_ratio(request),
     }
+
+
+def forward_ratio(request: Request) -> float:
+    """The teacher's forward pass over the student's, in operations; no weights are needed for that."""
+    data = data_of(request.data, request.seed, request.smoke)
+    teacher, student = scale_of(request).teacher, scale_of(request).student
+    known = networks.is_run(teacher)
+    built = (networks.describe(Path(teacher)) if known else networks.Description.of(teacher, data)).build()
+    return operations(built, data) / operations(networks.Description.of(student, data).build(), data)
 
 
 def channels_last(network: nn.Module) -> nn.Module:
