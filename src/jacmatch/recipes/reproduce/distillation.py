@@ -85,8 +85,8 @@ def _differences(document: Document) -> str:
         f"Teacher {teacher['model']}, student {student['model']} with {student['parameters']:,} parameters. Adam, "
         f"10⁻³, the last fifth at 10⁻⁴, {steps}, batches of {first['settings']['batch_size']}, no augmentation of the "
         "student's images. A tenth of the training images is held out, so `all` is 90 % of them; all seeds share one "
-        "teacher. Not known of the paper: batch size, augmentation, subsets, seeds, and whose class the row is; here "
-        "it is that of the teacher's largest output."
+        "teacher. Not known of the paper: batch size, augmentation, subsets, seeds, whether terms are sums or means "
+        "over the outputs (here sums), and whose class the row is (here that of the teacher's largest output)."
     )
 
 
