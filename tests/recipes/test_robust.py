@@ -43,6 +43,8 @@ def test_the_networks_without_a_penalty_get_the_steps_that_it_costs(run):
         ({"equal_cost": False}, 6),
         ({"probes": 3}, 24),
         ({"probe": "every-row"}, 66),
+        ({"probe": "every-row", "penalty": "paper-label-cross-entropy"}, 12),
+        ({"probe": "every-row", "penalty": "piecewise-linear-cross-entropy"}, 66),
         ({"penalty_weight": (0.0,)}, 6),
     ],
 )

@@ -10,9 +10,10 @@ from torch import nn
 
 from jacmatch.datasets import Data, Split
 from jacmatch.errors import InputError
-from jacmatch.jacobian import ESTIMATORS, Estimator
+from jacmatch.jacobian import ESTIMATORS, Estimator, Loss
 from jacmatch.models import count_parameters
 from jacmatch.objectives import Robustness
+from jacmatch.objectives.penalties import FORMS
 from jacmatch.recipes import networks
 from jacmatch.recipes.fields import TrainingFields, positive
 from jacmatch.recipes.progress import Progress
@@ -143,7 +144,9 @@ class Robust(TrainingFields):
 
     def variants(self, data: Data) -> list[Variant]:
         """The networks that are trained: those with a penalty, and their rivals."""
-        passes = 1 + sum(astuple(self._probe().passes(data.outputs)))
+        readout, _ = FORMS[self.penalty]
+        rows = 1 if isinstance(readout, Loss) else data.outputs
+        passes = 1 + sum(astuple(self._probe().passes(rows)))
         free = self.steps * passes if self.equal_cost and any(self.penalty_weight) else self.steps
         penalized = [Variant(weight, 0.0, self.steps if weight else free) for weight in self.penalty_weight]
         return penalized + [Variant(0.0, noise, free) for noise in self.noise_augment]
