@@ -145,6 +145,21 @@ def test_a_teacher_without_a_last_layer_is_not_fine_tuned():
         teacher.with_outputs(2)
 
 
+@pytest.mark.parametrize("outputs", [4, 6], ids=["as many outputs", "other outputs"])
+def test_the_last_layer_is_new_and_all_else_the_teachers(outputs):
+    description = pretrained.Description("cnn3", 4, (1, 8, 8), (0.0,), (1.0,))
+    teacher = pretrained.Pretrained(description.build(), description, (1, 8, 8))
+    torch.manual_seed(3)
+    copy, drawn = teacher.with_outputs(outputs), torch.rand(1)
+    torch.manual_seed(3)
+    fresh = pretrained.replace(description, outputs=outputs).build().state_dict()
+    assert torch.equal(torch.rand(1), drawn), "as many random numbers as one network takes"
+    for name, value in copy.state_dict().items():
+        source = fresh if name.startswith("classifier") else teacher.network.state_dict()
+        assert torch.equal(value, source[name]), name
+    assert not torch.equal(copy.classifier.bias[:4], teacher.network.classifier.bias)
+
+
 def test_weights_of_a_file_keep_their_statistics(place):
     network = build("cnn3", outputs=4, shape=(1, 12, 12), mean=(0.25,), std=(0.5,))
     save_weights(network, place / "w.safetensors")

@@ -38,16 +38,20 @@ class Pretrained:
     source: Data | None = None
 
     def with_outputs(self, outputs: int) -> nn.Module:
-        """A copy to be trained further, with a new last layer of so many outputs.
+        """A copy to be trained further, with a new last layer of so many outputs, also where the teacher has as many.
 
         Raises:
             InputError: More than a last layer depends on the number of outputs.
         """
         empty = replace(self.description, outputs=outputs).build()
+        with torch.random.fork_rng(devices=[]):  # the second network is only measured, and moves no random number
+            wider = replace(self.description, outputs=outputs + 1).build().state_dict()
         whole = _inner(self.network, self.description, self.shape).state_dict()
-        kept = {name: whole[name] for name, value in empty.state_dict().items() if whole[name].shape == value.shape}
+        shapes = {name: value.shape for name, value in empty.state_dict().items()}
+        head = {name for name, shape in shapes.items() if shape != wider[name].shape}
+        kept = {name: whole[name] for name, shape in shapes.items() if name not in head and whole[name].shape == shape}
         new = set(whole) - set(kept)
-        if len(new) > 2 or not all(whole[name].shape[0] == self.description.outputs for name in new):
+        if not 1 <= len(new) <= 2 or not all(whole[name].shape[0] == self.description.outputs for name in new):
             rule = "A teacher must have its outputs in a last linear layer to be fine-tuned."
             raise InputError(rule, got=f"{len(new)} tensors that depend on them")
         empty.load_state_dict(kept, strict=False)
