@@ -58,6 +58,7 @@ class Reproduce(Request):
             "job": "reproduce",
             "version": __version__,
             "seed": self.seed,
+            "about": experiment.about,
             "seconds": time.perf_counter() - start,
             "tables": [{"title": t.title, "head": t.head, "rows": t.rows, "notes": t.notes} for t in tables],
             "settings": self.settings(),
