@@ -9,6 +9,7 @@ from torch import nn
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import DataPairs, EveryRow, FisherRows, LabelClass, TopClass, probes
 from jacmatch.objectives import Robustness, Share
+from jacmatch.objectives.base import Balance
 
 from .cases import OUTPUTS, batch, perceptron, student
 
@@ -208,3 +209,26 @@ def test_a_student_that_is_cut_off_is_refused():
 
     with pytest.raises(UnsupportedError, match="depend on `x`"):
         Robustness(Detached())(batch()["x"], batch()["y"])
+
+
+@pytest.mark.parametrize("margin", [10, 28, 50, 100])
+def test_a_student_that_is_sure_trains_on(margin):
+    """The squared gradient of the loss falls below what the square of a float32 can hold, and then to 0."""
+    network = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        network.weight.copy_(margin / 2 * torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    objective = Robustness(network, form="paper-label-cross-entropy")
+    terms = objective(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([0, 1]))
+    size = (margin * math.exp(-margin)) ** 2  # less a factor of up to 4: in float32 the larger probability is 1
+    assert float(terms.unweighted["penalty"].detach()) == pytest.approx(0.6 * size, rel=0.7, abs=1e-37)
+    assert (terms.shares["penalty"] > 0) == (margin < 60)
+
+
+@pytest.mark.parametrize("value", [1e-25, 1.0])
+def test_a_term_without_a_gradient_is_refused(value):
+    weight = nn.Parameter(torch.ones(1))
+    balance = Balance({"labels": 1.0, "penalty": 1.0})
+    with pytest.raises(UnsupportedError, match=r"The term `penalty` is .* but has no gradient"):
+        balance.measure({"labels": weight.sum(), "penalty": torch.tensor(value)}, [weight])
+    balance.measure({"labels": weight.sum(), "penalty": torch.tensor(1e-33)}, [weight])
+    assert balance.shares == {"labels": 1.0, "penalty": 0.0}

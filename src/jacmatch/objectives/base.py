@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
@@ -104,11 +105,12 @@ class Balance:
             schedules: What a schedule leaves of the weight of a term, 1 where it says nothing.
 
         Raises:
-            UnsupportedError: a term with a value has no gradient, or not all of it, since a derivative is cut off.
+            UnsupportedError: a derivative is cut off: a term has no gradient, or not all of it, while its value is
+                large enough for one.
         """
         norms = {name: float(norm) for name, norm in _norms(unweighted, parameters).items()}
         for name, norm in norms.items():
-            if norm == 0 and float(unweighted[name].detach()) > 0 and self.weights[name] > 0:
+            if norm == 0 and _counts(unweighted[name]) and self.weights[name] > 0:
                 raise UnsupportedError(
                     f"The term `{name}` is {float(unweighted[name].detach()):.3g} but has no gradient with respect to "
                     "the student: something cuts it off (detach, no_grad). Ask jacmatch.doctor(student, x)."
@@ -126,6 +128,12 @@ class Balance:
 
     def _shared(self, name: str) -> bool:
         return isinstance(self.weights[name], Share)
+
+
+def _counts(term: Tensor) -> bool:
+    """Whether a value is so large that a gradient of 0 is no underflow: the type holds it with digits to spare."""
+    numbers = torch.finfo(term.dtype)
+    return float(term.detach()) > numbers.tiny / numbers.eps
 
 
 def _norms(terms: dict[str, Tensor], parameters: list[nn.Parameter]) -> dict[str, Tensor]:
