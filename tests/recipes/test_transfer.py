@@ -216,6 +216,21 @@ def test_the_terms_of_the_bound_are_those_of_the_networks(loss):
             assert bound["slope"] >= float((a - b).abs() / (p - q).norm()) - 1e-6
 
 
+def test_unseen_images_are_of_mixed_classes_where_the_files_are_sorted(place):
+    x, y = np.random.default_rng(0).random((60, 1, 6, 6), dtype=np.float32), np.arange(60) // 20
+    np.savez(place / "sorted.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    Train(data=f"npz:{place}/sorted.npz", model="cnn3", smoke=True, validation=0.0, out=place / "sorted").run()
+    job = Transfer(data=f"npz:{place}/sorted.npz", teacher=str(place / "sorted"), student="cnn3", methods=("lwf",))
+    data = job.ready(Progress(quiet=True)).data
+    assert set(data.test.y[:12].tolist()) == {0, 1, 2}
+    assert torch.equal(data.test.x.flatten(1).sort(0).values, torch.from_numpy(x).flatten(1).sort(0).values)
+    for split, count in ((data.train, 12), (data.train, 100)):
+        first = closeness.mixed(split, count)
+        assert len(first) == min(count, 60)
+        assert set(first.y.tolist()) == {0, 1, 2}
+        assert torch.equal(first.x, closeness.mixed(split, count).x)
+
+
 def test_nearest_means():
     train = datasets.Split(torch.tensor([[0.0], [2.0], [10.0], [12.0]]), torch.tensor([0, 0, 1, 1]))
     test = datasets.Split(torch.tensor([[5.0], [7.0], [6.5]]), torch.tensor([0, 1, 0]))

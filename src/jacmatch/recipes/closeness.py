@@ -17,6 +17,11 @@ from jacmatch.teachers import ModuleTeacher, Question
 _BATCH = 50
 
 
+def mixed(split: Split, count: int | None = None) -> Split:
+    """At most `count` samples, or all, in one fixed random order: files of a folder are sorted by class."""
+    return split.subset(torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:count])
+
+
 def closeness(
     network: nn.Module, teacher: nn.Module, classes: int, pairs: tuple[Pair, ...], split: Split, **maps: Any
 ) -> dict[str, float | None]:

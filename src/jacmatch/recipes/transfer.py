@@ -9,7 +9,7 @@ import torch
 from jacmatch.datasets import Split
 from jacmatch.models import FirstOutputs, count_parameters
 from jacmatch.recipes import networks
-from jacmatch.recipes.closeness import distances, nearest_mean_accuracy
+from jacmatch.recipes.closeness import distances, mixed, nearest_mean_accuracy
 from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.summary import identity
 from jacmatch.recipes.train import parts, unfinished
@@ -136,7 +136,7 @@ class Transfer(TransferFields):
         layer = ready.pairs[-1][1] if ready.pairs else None
         found = {"unseen": distances(teacher.network, layer, near, far)}
         if teacher.source is not None:
-            source = teacher.source.train.inputs(torch.arange(min(len(far), len(teacher.source.train))))
+            source = mixed(teacher.source.train, len(far)).inputs()
             found["source"] = distances(teacher.network, layer, near, source)
         return found
 

@@ -13,7 +13,7 @@ from jacmatch.objectives import Distillation, Share
 from jacmatch.objectives.transfer import Pair
 from jacmatch.objectives.transfer import Transfer as Objective
 from jacmatch.recipes import networks, pretrained
-from jacmatch.recipes.closeness import bound, closeness
+from jacmatch.recipes.closeness import bound, closeness, mixed
 from jacmatch.recipes.depths import chosen_pairs, named_pairs
 from jacmatch.recipes.fields import TrainingFields, positive
 from jacmatch.recipes.networks import Description
@@ -42,7 +42,7 @@ class Ready:
     """What all students of a job share.
 
     Attributes:
-        data: The target.
+        data: The target; its test images are in a fixed random order, so that the first of them are of mixed classes.
         teacher: The pretrained teacher.
         asked: The same as a teacher; one that remembers is made for each set of training images.
         description: How a student is built for the target.
@@ -170,6 +170,7 @@ class TransferFields(TrainingFields):
         if len(data.shape) != 3:
             raise InputError("`--data` of `transfer` must be images.", got=f"samples of shape {data.shape}")
         teacher, data = self._teacher(data, progress)
+        data = replace(data, test=mixed(data.test))
         description = Description.of(self.student, data)
         ready = Ready(data, teacher, ModuleTeacher(teacher.network), description, ())
         if not any("attention" in method or "jacobians" in method for method in self.methods):
@@ -277,5 +278,4 @@ class TransferFields(TrainingFields):
     def images(self, ready: Ready, train: Split, count: int = FAR) -> tuple[torch.Tensor, torch.Tensor]:
         """Training images and unseen images of the target, at most `count` of each, of mixed classes."""
         count = 50 if self.smoke else count
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-        return train.inputs(order[:count]), ready.data.test.inputs(torch.arange(min(count, len(ready.data.test))))
+        return mixed(train, count).inputs(), ready.data.test.inputs(torch.arange(min(count, len(ready.data.test))))
