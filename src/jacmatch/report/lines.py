@@ -86,7 +86,7 @@ def line_figure(
         log_x: Whether the abscissa is logarithmic.
         columns: Labels of the abscissae 0, 1, 2, …; the numbers themselves if left out.
     """
-    figure = Figure(figsize=(4.6 * max(len(panels), 1) + 1.0, 4.6), layout="constrained")
+    figure = Figure(figsize=(4.6 * max(len(panels), 1) + 1.8, 4.8), layout="constrained")
     grid: Any = figure.subplots(1, max(len(panels), 1), squeeze=False)
     for axes, (title, lines) in zip(grid[0], panels, strict=True):
         draw(axes, lines)
@@ -99,7 +99,7 @@ def line_figure(
             axes.minorticks_off()
     grid[0][0].set_ylabel(y_label)
     handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(panels) < 2 else 3, fontsize=9, frameon=False)
     return svg(figure)
 
 
