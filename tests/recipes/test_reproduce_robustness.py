@@ -5,8 +5,10 @@ import json
 import statistics
 
 import pytest
+import torch
 
 from jacmatch import datasets
+from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.recipes import Reproduce
 from jacmatch.recipes.progress import Progress
@@ -130,3 +132,49 @@ def test_sizes():
     assert {cell.settings["schedule"] for cell in cells["paper"]} == {"step"}
     with pytest.raises(InputError, match=r"`--data` of `reproduce robustness` must have classes\. Got synthetic"):
         ROBUSTNESS.cells(Reproduce(name="robustness", data="synthetic:D=2,K=1,N=9,T=3"))
+
+
+@pytest.mark.parametrize(("size", "count", "wanted"), [("cpu", 3000, 1000), ("cpu", 700, 700), ("paper", 3000, 3000)])
+def test_networks_are_judged_on_a_random_sample_of_sorted_data(size, count, wanted):
+    split = Split(torch.arange(count, dtype=torch.float32)[:, None], torch.arange(count) * 3 // count)
+    request = Reproduce(name="robustness", size=size)
+    found = robustness._some(split, request)
+    assert len(found.y.unique()) == 3
+    assert len(found) == len(found.x.unique()) == wanted
+    assert torch.equal(found.x, robustness._some(split, request).x)
+
+
+def test_every_column_is_of_the_sample(monkeypatch):
+    """With data of which the sample is a part, each accuracy is a whole number of its images."""
+    monkeypatch.setattr(robustness, "_JUDGED", 7)
+    request = Reproduce(name="robustness", smoke=True)
+    cell = ROBUSTNESS.cells(request)[0]
+    facts = ROBUSTNESS.prepare(request, Progress(quiet=True))
+    assert facts["images"]["test"][0] == facts["images"]["validation"][0] == 7
+    assert min(every for _, every in facts["images"].values()) > 7
+    found = ROBUSTNESS.measure(request, cell, facts)
+    names = ("accuracy", "validation_accuracy", "blur 1", "validation gaussian-noise 0.4")
+    assert all(7 * found[name] == pytest.approx(round(7 * found[name])) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("data", "images", "said"),
+    [
+        ("cifar10", None, "without noise or shift all, under noise and shifts the first 1,000"),
+        ("digits", None, "All columns: all test images, all validation images."),
+        ("digits", {"test": [360, 360], "validation": [144, 144]}, "All columns: all test images"),
+        (
+            "cifar10",
+            {"test": [1000, 10000], "validation": [1000, 5000]},
+            "1,000 of 10,000 test images and 1,000 of 5,000",
+        ),
+    ],
+)
+def test_every_table_says_which_images_it_is_of(document, data, images, said):
+    facts = {**document["facts"], "images": images}
+    if images is None:
+        del facts["images"]
+    changed = {**document, "facts": facts, "size": "cpu", "settings": {**document["settings"], "data": data}}
+    tables = ROBUSTNESS.tables(changed)
+    assert all(said in " ".join(table.notes) for table in tables)
+    assert "in passes" in tables[1].title

@@ -58,7 +58,7 @@ _COLUMN = "all"
 _SEEDS = {"smoke": 1, "cpu": 3, "paper": 3}
 _STEPS = {"smoke": 8, "cpu": 200}
 _BATCH, _EPOCHS = 128, 500
-_JUDGED = 1000  # images under shifts, in the small sizes
+_JUDGED = 1000  # test images, and validation images, in the small sizes
 
 
 def _model(request: Request) -> str:
@@ -94,10 +94,15 @@ def _cells(request: Request) -> list[Cell]:
 
 
 def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
-    """The network's size, and the standard deviation of the data that is the unit of penalty and noise."""
+    """The network, the standard deviation that is the unit of penalty and noise, and [judged, all] images by split."""
     data = students.data_of(request.data, request.seed, request.smoke)
     network = networks.Description.of(_model(request), data).build()
-    return {"model": _model(request), "parameters": count_parameters(network), "std": list(data.std)}
+    _, validation = parts(data, students.VALIDATION, 0, request.seed)
+    assert validation is not None
+    splits = {"test": data.test, "validation": validation}
+    images = {name: [len(_some(split, request)), len(split)] for name, split in splits.items()}
+    parameters = count_parameters(network)
+    return {"model": _model(request), "parameters": parameters, "std": list(data.std), "images": images}
 
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
@@ -122,8 +127,8 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     under = evaluate_under_shifts(network, some, shifts, **shared)
     chosen = evaluate_under_shifts(network, held, noises, draws=1, seed=1000, **shared)
     return {
-        "accuracy": evaluate(network, data.test, device=request.device)["accuracy"],
-        "validation_accuracy": evaluate(network, validation, device=request.device)["accuracy"],
+        "accuracy": evaluate(network, some, device=request.device)["accuracy"],
+        "validation_accuracy": evaluate(network, held, device=request.device)["accuracy"],
         **{_name(*shift): statistics.fmean(values) for shift, values in under.items()},
         **{f"validation {_name(*shift)}": values[0] for shift, values in chosen.items()},
         "steps": fitted.steps,
@@ -136,8 +141,11 @@ def _name(shift: str, severity: float) -> str:
 
 
 def _some(split: Split, request: Request) -> Split:
-    """The images that are judged under shifts: all in the paper's size, else the first ones."""
-    return split if request.scale == "paper" else split.subset(torch.arange(min(_JUDGED, len(split))))
+    """The images that networks are judged on: all in the paper's size, else the same random ones for each network."""
+    if request.scale == "paper" or len(split) <= _JUDGED:
+        return split
+    drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    return split.subset(drawn[:_JUDGED].sort().values)
 
 
 _NOISES = ("accuracy", *(_name("gaussian-noise", level) for level in LEVELS))
@@ -174,33 +182,56 @@ def _tables(document: Document) -> list[Table]:
         (f"paper, VGG-9 on CIFAR-100: {row}", *(f"{v:.2f}" for v in values)) for row, values in PUBLISHED.items()
     ]
     steps = {cell["row"]: str(cell["measures"]["steps"]) for cell in document["cells"]}
-    notes = (_differences(document), origin(document))
+    notes = (_images(document), origin(document))
     return [
         Table(
             "noise",
             "Test accuracy in % by standard deviation of the noise on normalised inputs",
             ("row", *heads),
             (*_rows(document, rows, _NOISES), *published),
-            notes,
+            (_differences(document), *notes),
         ),
         Table(
             "equal-cost",
-            "Equal cost: of each kind the best on validation images, test accuracy in % under noise and unseen shifts",
+            "Equal cost in passes: each kind's best on validation images, test accuracy in % under noise and shifts",
             ("kind", *heads, *measured, "validation score"),
             tuple(
                 (f"{kind}: {row}", *_rows(document, [row], everything)[0][1:], entry(found[row]))
                 for kind, row in best.items()
             ),
-            ("Score: validation accuracy averaged over the five columns of noise.", *notes[1:]),
+            (_SCORE, *notes),
         ),
         Table(
             "shifts",
             "Test accuracy in % under shifts that no training has seen",
             ("row", "steps", "none", *measured),
             tuple((row, steps[row], *line) for row, *line in _rows(document, rows, ("accuracy", *measured))),
-            ("Salt and pepper: share of the pixels. Blur: Gaussian, in pixels. Contrast: factor.", *notes[1:]),
+            ("Salt and pepper: share of the pixels. Blur: Gaussian, in pixels. Contrast: factor.", *notes),
         ),
     ]
+
+
+_SCORE = (
+    "Score: validation accuracy averaged over the five columns of noise. Equal cost is in passes through the "
+    "network: a step with penalty takes two, and two to three times the seconds of a plain one."
+)
+
+
+def _images(document: Document) -> str:
+    """Which images the numbers are of; documents without this fact are of the first images under noise and shifts."""
+    found = document["facts"].get("images")
+    if found is None and document["size"] != "paper" and document["settings"]["data"] != "digits":
+        return (
+            f"Test and validation images: without noise or shift all, under noise and shifts the first {_JUDGED:,}; "
+            "differences between the two kinds of column are also differences of the images."
+        )
+    if found is None or all(judged == every for judged, every in found.values()):
+        return "All columns: all test images, all validation images."
+    (tested, tests), (held, validation) = found["test"], found["validation"]
+    return (
+        f"All columns: the same {tested:,} of {tests:,} test images and {held:,} of {validation:,} validation images, "
+        "drawn at random."
+    )
 
 
 def _differences(document: Document) -> str:
