@@ -1,5 +1,7 @@
 """A teacher that remembers asks once, and never gives an answer to another question."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -124,6 +126,26 @@ def test_what_may_be_random_is_never_remembered(counting, changes):
     for asked in (3, 6):
         remembered.answer(x, question(**changes))
         assert counting.samples == asked
+
+
+@dataclass
+class Changeable:
+    """A readout that can change, and so has no hash."""
+
+    layers: tuple[str, ...] = ()
+
+    def __call__(self, outputs, features, context):
+        return TopLogit()(outputs, features, context)
+
+
+def test_a_readout_that_can_change_is_never_remembered(counting):
+    remembered, x = RememberedTeacher(counting), inputs()
+    ones = torch.ones(1, 3, 1, dtype=torch.float64)
+    for asked in (3, 6):
+        answer = remembered.answer(x, question(readout=Changeable(), cotangents=ones))
+        same(answer, counting.inner.answer(x, question(readout=TopLogit(), cotangents=ones)))
+        assert counting.samples == asked
+    assert (remembered.asked, remembered.remembered) == (6, 0)
 
 
 def test_memory_has_an_end(counting):

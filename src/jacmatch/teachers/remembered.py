@@ -26,9 +26,9 @@ class RememberedTeacher:
     """The answers of another teacher, each computed at its first use and then kept.
 
     A question is remembered if it has `ids` and nothing in it is random: no input directions, and cotangents only with
-    a `rule`. An answer is given again only if readout, rule and layers are equal and x and the label of that id are
-    those of then, bit for bit; else the teacher itself is asked, about the whole batch. So augmented images cost what
-    they cost without.
+    a `rule`; its readout and rule must be hashable. An answer is given again only if readout, rule and layers are equal
+    and x and the label of that id are those of then, bit for bit; else the teacher itself is asked, about the whole
+    batch. So augmented images cost what they cost without.
     The teacher must be frozen and treat each sample by itself, as every teacher of this package does; answers of
     another batch can differ from those of this one by rounding.
 
@@ -66,10 +66,10 @@ class RememberedTeacher:
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
         """The teacher's answer; `asked` and `remembered` count the samples on either way."""
         question = question or Question()
-        if question.ids is None or question.tangents is not None or not _is_repeatable(question):
+        key = (question.readout, question.rule, question.cotangents is None, question.layers)
+        if question.ids is None or not _is_repeatable(question) or not _is_hashable(key):
             self.asked += len(x)
             return self.teacher.answer(x, question)
-        key = (question.readout, question.rule, question.cotangents is None, question.layers)
         memory = self._memory.setdefault(key, {})
         ids = question.ids.tolist()
         if all(_same(memory.get(number), x, question.labels, row) for row, number in enumerate(ids)):
@@ -95,8 +95,17 @@ class RememberedTeacher:
 
 
 def _is_repeatable(question: Question) -> bool:
-    """Whether cotangents are none, or those of a rule."""
-    return question.cotangents is None or question.rule is not None
+    """Whether there are no input directions, and cotangents are none, or those of a rule."""
+    return question.tangents is None and (question.cotangents is None or question.rule is not None)
+
+
+def _is_hashable(key: Hashable) -> bool:
+    """Whether this can be looked up; a readout that is a dataclass and not frozen cannot."""
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True
 
 
 def _same(kept: _Kept | None, x: Tensor, labels: Tensor | None, row: int) -> bool:
