@@ -137,7 +137,8 @@ class Bound:
         distances: Those of A from B.
 
     References:
-        Srinivas & Fleuret 2018, arXiv:1803.00443, section 4 (the first form); Kantorovich & Rubinstein (the last).
+        Srinivas & Fleuret 2018, arXiv:1803.00443, section 4 (the first form), as re-implementations and notes report
+        it; the ICML text was not at hand. Kantorovich & Rubinstein (the last).
     """
 
     mean: float

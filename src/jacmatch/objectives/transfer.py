@@ -46,7 +46,7 @@ class Transfer(nn.Module):
         jacobians: Weight of the Jacobian term, likewise.
         size: Height and width that all maps are pooled to; None takes the smaller of the two maps of each pair.
         p: Exponent of the attention maps, at least 1 without and above 1 with slopes.
-        output_loss: Hinton's `kl` with τ², or `squared` logit differences (the paper's).
+        output_loss: Hinton's `kl` with τ², or `squared` logit differences (the precursor's).
         temperature: τ of `kl`; 2 is that of learning without forgetting.
         jacobian_loss: `normalized` (the paper's: the scale of a map is arbitrary), `relative` or `squared`.
         every: The Jacobian term is computed on each n-th call in training, with n times its weight.
@@ -59,8 +59,9 @@ class Transfer(nn.Module):
         UnsupportedError: the teacher cannot answer vᵀJ.
 
     References:
-        Srinivas & Fleuret 2018, arXiv:1803.00443, section 5 and equation 10. Li & Hoiem 2016, arXiv:1606.09282 (LwF).
-        Zagoruyko & Komodakis 2017, arXiv:1612.03928 (attention maps).
+        Srinivas & Fleuret 2018, arXiv:1803.00443, section 5 and equation 10, as re-implementations and notes report it;
+        the ICML text was not at hand. Li & Hoiem 2016, arXiv:1606.09282 (LwF). Zagoruyko & Komodakis 2017,
+        arXiv:1612.03928 (attention maps).
 
     Example:
         >>> def network(outputs, width):

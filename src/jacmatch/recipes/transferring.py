@@ -129,7 +129,7 @@ class TransferFields(TrainingFields):
     jacobian_weight: float | None = None
     """Weight of the Jacobian term, in place of the share."""
     output_loss: Literal["squared", "kl"] = "squared"
-    """Loss of the output term: squared differences of the outputs (the paper's), or Hinton's divergence."""
+    """Loss of the output term: squared differences of the outputs, or Hinton's divergence."""
     temperature: float = 2.0
     """Temperature of kl."""
     jacobian_loss: Literal["relative", "squared", "normalized"] = "normalized"
