@@ -99,7 +99,8 @@ def line_figure(
             axes.minorticks_off()
     grid[0][0].set_ylabel(y_label)
     handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(panels) < 2 else 3, fontsize=9, frameon=False)
+    across = 2 if len(panels) < 2 else 3
+    figure.legend(handles, labels, loc="outside lower center", ncols=across, fontsize=9, frameon=False)
     return svg(figure)
 
 
