@@ -45,7 +45,6 @@ _COLUMNS = {"smoke": (5,), "cpu": (5, 10, 25, 50), "paper": (5, 10, 25, 50)}
 _ABLATED, _LONGER = 10, 25  # images per class of the ablations, and of the longer training
 _SEEDS = {"smoke": 1, "cpu": 3, "paper": 5}
 _JUDGED, _FAR, _SHOWN = 2000, 100, 50  # test images for accuracy at the size cpu; for the bound; for agreement
-_FEW = f"Agreement and cosines are of {_SHOWN} unseen images, so {100 // _SHOWN} points of agreement are one image."
 
 
 def _own(request: Request) -> dict[str, Any]:
@@ -213,10 +212,11 @@ def _difference(document: Document) -> str:
         f"Teacher {teacher['model']} with {teacher['outputs']} outputs at {teacher['size']} pixels, student "
         f"{student['model']} with {student['parameters']:,} parameters, {facts['steps']} steps with batches of 50, no "
         f"augmentation, judged on {facts['judged']} test images. Nearest class mean of the teacher's outputs, in %: "
-        f"{known}. Layers (student : teacher): {pairs}. Oracle: the teacher itself, "
-        f"fine-tuned in {facts['oracle_steps']} steps (the paper's is a pretrained student). The paper: ImageNet → MIT "
-        "Indoor Scenes (67 classes), ResNet teacher → VGG-9 of full width; other data, so its numbers are no target. "
-        "Its layers, pooling, weights, schedule and seeds are not known, nor confirmed values at 5 and 10."
+        f"{known}. Layers (student : teacher): {pairs}. Oracle: the teacher itself with a new "
+        f"last layer, fine-tuned in {facts['oracle_steps']} steps (the paper's is a pretrained student). The paper: "
+        "ImageNet → MIT Indoor Scenes (67 classes), ResNet teacher → VGG-9 of full width; other data, so its numbers "
+        "are no target. Its layers, pooling, weights, schedule and seeds are not known, nor confirmed values "
+        "at 5 and 10."
     )
 
 
@@ -233,7 +233,7 @@ def _changes(
     measures = {"accuracy": (100, 1), "top1": (100, 1), "attention_cosine": (1, 2), "jacobian_cosine": (1, 2)}
     values = {measure: spreads(document, measure) for measure in measures}
     body = [(row, *(entry(values[key].get((row, column)), *measures[key]) for key in measures)) for row in rows]
-    note = f"One change each; cosines are of the maps that a row compares. {_FEW}"
+    note = f"One change each; cosines are of the maps that a row compares. {_few(document)}"
     head = ("row", "accuracy %", "agreement %", "cosine of maps", "cosine of slopes")
     return [Table(name, f"{title}, {column} images per class", head, tuple(body), (note,))]
 
@@ -249,8 +249,14 @@ def _closeness(document: Document, rows: list[str]) -> Table:
         if row != METHODS["oracle"]
     ]
     head = ("n and row", "agreement %", "cosine of maps", "cosine of slopes")
-    note = f"The second head's largest output, the attention maps, their largest pixels. {_FEW}"
+    note = f"The second head's largest output, the attention maps, their largest pixels. {_few(document)}"
     return Table("closeness", "How close the student comes to the teacher", head, tuple(body), (note,))
+
+
+def _few(document: Document) -> str:
+    """How many images agreement and cosines are of."""
+    count = min(16 if document["settings"]["smoke"] else _SHOWN, document["facts"]["judged"])
+    return f"Agreement and cosines are of {count} unseen images: one image is {100 / count:.3g} points of agreement."
 
 
 def _bounds(document: Document, rows: list[str]) -> Table:
