@@ -265,3 +265,15 @@ def test_what_needs_no_recipe_is_quick():
     assert python(
         "-c", f"import sys; from jacmatch.cli import main; {calls}; print({slow} & sys.modules.keys())"
     ).endswith(f"jacmatch {jacmatch.__version__}\nset()\n")
+
+
+def test_tables_are_printed_with_their_notes_and_with_what_an_experiment_is_about(capsys):
+    """Two jobs print tables: `reproduce` says what it is about, `transfer` has nothing of the kind."""
+    table = {"title": "Title", "head": ("row", "n = 1"), "rows": (("labels", "5.0"),), "notes": ("A note.",)}
+    summary.show({"job": "transfer", "tables": [table]})
+    plain = capsys.readouterr().out
+    assert plain.startswith("Title\n")
+    assert "labels" in plain
+    assert plain.endswith("A note.\n")
+    summary.show({"job": "reproduce", "about": "counts", "tables": [table]})
+    assert capsys.readouterr().out == "Counts.\n\n" + plain

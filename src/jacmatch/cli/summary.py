@@ -97,8 +97,9 @@ def _names(console: Console, result: Mapping[str, Any]) -> None:
 
 
 def _tables(console: Console, result: Mapping[str, Any]) -> None:
-    """What the experiment is about, and its tables."""
-    console.print(f"{result['about'][0].upper()}{result['about'][1:]}.\n", markup=False)
+    """What an experiment is about, and the tables of a job."""
+    if "about" in result:
+        console.print(f"{result['about'][0].upper()}{result['about'][1:]}.\n", markup=False)
     for given in result["tables"]:
         table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False, title_justify="left")
         for number, heading in enumerate(given["head"]):
