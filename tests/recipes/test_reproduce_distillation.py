@@ -68,6 +68,7 @@ def test_a_cell_measures_what_is_transferred_besides_accuracy(distilled):
         assert all(math.isfinite(value) for value in measures.values())
 
 
+@pytest.mark.slow  # starts two processes; test_side_by_side.py has the parts
 def test_workers_measure_the_same(distilled, tmp_path):
     rows = ("labels", "labels + outputs + Jacobians")
     Reproduce(name="distillation", smoke=True, out=tmp_path / "run", workers=2, per_class=(5,), rows=rows).run()
