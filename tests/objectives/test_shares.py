@@ -160,7 +160,7 @@ def test_a_schedule_that_has_ended_asks_for_no_slopes():
 
 @pytest.mark.parametrize("count", [1, 5, 50, 300, 500, 5000])
 def test_the_schedule_by_data_size(count):
-    assert WeightSchedule(samples_per_class=count)(0.9) == pytest.approx(1 / (1 + (count / 300) ** 2))
+    assert WeightSchedule(samples_per_class=count)(0.9) == pytest.approx(1 / (1 + (count / 300) ** 4))
     assert WeightSchedule(samples_per_class=count, halves_at=count)(0.0) == 0.5
     assert WeightSchedule(samples_per_class=count)(0.0) > WeightSchedule(samples_per_class=count + 1)(0.0)
 
