@@ -11,9 +11,9 @@ class WeightSchedule:
     """A factor in [0, 1] for the weight of the Jacobian term.
 
     By data size the factor is 1 / (1 + (n / `halves_at`)⁴), n images per class: in the paper's tables the term gains
-    most at 5 to 10 images per class and costs accuracy from about 500 on (precursor, tables 1 and 2). With the square in
-    place of the fourth power it still cost 0.6 points at 1,000 images per class of Fashion-MNIST. By progress the factor
-    is 1 until `fades_from`, then falls to 0 at the end of training along a cosine.
+    most at 5 to 10 images per class and costs accuracy from about 500 on (precursor, tables 1 and 2). With the square
+    in place of the fourth power it still cost 0.6 points at 1,000 images per class of Fashion-MNIST. By progress the
+    factor is 1 until `fades_from`, then falls to 0 at the end of training along a cosine.
 
     Attributes:
         samples_per_class: n, above 0; None counts as scarce.
