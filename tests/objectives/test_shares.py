@@ -79,6 +79,18 @@ def test_a_term_without_a_gradient_leaves_the_other_shares_alone():
     assert balance.factors["outputs"] == 1.0
 
 
+def test_a_student_whose_units_are_all_off_goes_on():
+    network = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 5)).double()
+    torch.nn.init.constant_(network[0].bias, -100.0)
+    x, y = torch.rand(8, 6, dtype=torch.float64), torch.arange(8) % 5
+    other = torch.nn.Sequential(torch.nn.Linear(6, 9), torch.nn.Tanh(), torch.nn.Linear(9, 5)).double()
+    terms = Distillation(network, other)(x, y)
+    assert terms["jacobians"] > 0
+    assert terms.shares["jacobians"] == 0
+    terms["loss"].backward()
+    assert network[2].bias.grad.abs().sum() > 0
+
+
 def test_shares_are_measured_again_and_kept_in_between():
     network, given = student(), batch()
     objective = Distillation(network, teacher(), probe=EveryRow(), measure_every=3)

@@ -212,13 +212,14 @@ def parameter_gradients(loss: Tensor, parameters: list[nn.Parameter]) -> list[Te
 def gradient_norms(terms: dict[str, Tensor], parameters: list[nn.Parameter]) -> dict[str, Tensor]:
     """‖∂term/∂θ‖₂ of each scalar term over all parameters θ, in float64, where squares of float32 are not lost.
 
-    The graph is kept for the backward pass that follows.
+    A term that depends on no parameter is left out. The graph is kept for the backward pass that follows.
     """
     norms = {}
     for name, term in terms.items():
         gradients = parameter_gradients(term, parameters)
         parts = [torch.linalg.vector_norm(each, dtype=torch.float64) for each in gradients if each is not None]
-        norms[name] = torch.linalg.vector_norm(torch.stack(parts)) if parts else term.new_zeros((), dtype=torch.float64)
+        if parts:
+            norms[name] = torch.linalg.vector_norm(torch.stack(parts))
     return norms
 
 

@@ -108,9 +108,10 @@ class Balance:
             UnsupportedError: a derivative is cut off: a term has no gradient, or not all of it, while its value is
                 large enough for one.
         """
-        norms = {name: float(norm) for name, norm in _norms(unweighted, parameters).items()}
-        for name, norm in norms.items():
-            if norm == 0 and _counts(unweighted[name]) and self.weights[name] > 0:
+        found = _norms(unweighted, parameters)
+        norms = {name: float(found.get(name, 0.0)) for name in unweighted}
+        for name in unweighted:  # a gradient that is there and 0 is true: of units that are off for the whole batch
+            if name not in found and _counts(unweighted[name]) and self.weights[name] > 0:
                 raise UnsupportedError(
                     f"The term `{name}` is {float(unweighted[name].detach()):.3g} but has no gradient with respect to "
                     "the student: something cuts it off (detach, no_grad). Ask jacmatch.doctor(student, x)."
