@@ -52,7 +52,7 @@ class Plain(nn.Module):
         self.student = nn.Linear(inputs, outputs)
         self.calls = []
 
-    def forward(self, x, y, *, ids, partners=None, partner_labels=None, progress=0.0):
+    def forward(self, x, y, *, ids, draw=None, partners=None, partner_labels=None, progress=0.0):
         outputs = self.student(x)
         loss = (outputs - y).square().sum(1).mean()
         self.calls.append({"x": x, "y": y, "ids": ids, "partners": partners, "labels": partner_labels, "at": progress})

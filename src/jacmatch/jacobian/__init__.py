@@ -23,7 +23,7 @@ from jacmatch.jacobian.estimators import (
     TopClass,
 )
 from jacmatch.jacobian.features import from_embeddings, output_tensor, run
-from jacmatch.jacobian.modules import BatchNormPolicy, Module, twice_differentiable
+from jacmatch.jacobian.modules import BatchNormPolicy, Module, preserved_buffers, twice_differentiable
 from jacmatch.jacobian.products import Engine, jacobian, jvp, pull, push, vjp
 from jacmatch.jacobian.readouts import (
     READOUTS,
@@ -75,6 +75,7 @@ __all__ = [
     "jacobian",
     "jvp",
     "output_tensor",
+    "preserved_buffers",
     "pull",
     "push",
     "run",

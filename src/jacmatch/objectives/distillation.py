@@ -1,33 +1,30 @@
 """Distillation by values and slopes: labels + outputs + Jacobians."""
 
-from collections.abc import Hashable
-from contextlib import nullcontext
+import math
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.errors import InputError
 from jacmatch.jacobian import (
-    AttentionPixel,
     BatchNormPolicy,
-    Context,
     DataPairs,
+    Engine,
     Estimator,
     Logits,
-    Products,
     RandomOutputs,
     Readout,
-    pull,
-    push,
+    preserved_buffers,
     run,
 )
 from jacmatch.objectives import rules
 from jacmatch.objectives.base import Balance, Share, Terms
 from jacmatch.objectives.points import AtData, AtMixedPairs, Batch, Point
 from jacmatch.objectives.schedules import WeightSchedule
-from jacmatch.objectives.terms import exact_values, jacobian_term, label_term, output_term
+from jacmatch.objectives.slopes import Slopes
+from jacmatch.objectives.terms import jacobian_term, label_term, output_term
 from jacmatch.teachers import Answer, Question, Teacher, as_teacher
 
 
@@ -51,6 +48,8 @@ class Distillation(nn.Module):
         jacobian_loss: `relative`, `squared` or `normalized`.
         point: Where the comparison is made.
         every: The Jacobian term is computed on each n-th call in training, with n times its weight.
+        fraction: Share of a batch, its first samples, whose slopes are compared; the term is their mean.
+        engine: How Jv is taken for directions on the input side; see `jacmatch.jvp`.
         schedule: Factor of the Jacobian weight by data size and progress.
         batch_norm: Policy for BatchNorm of the student in training mode.
         task: Whether labels are classes or numbers.
@@ -88,6 +87,8 @@ class Distillation(nn.Module):
         jacobian_loss: Literal["relative", "squared", "normalized"] = "relative",
         point: Point | None = None,
         every: int = 1,
+        fraction: float | int = 1.0,
+        engine: Engine = "auto",
         schedule: WeightSchedule | None = None,
         batch_norm: BatchNormPolicy = "frozen",
         task: Literal["classification", "regression"] = "classification",
@@ -102,32 +103,28 @@ class Distillation(nn.Module):
         if teacher is None:
             outputs = jacobians = 0.0
         self.balance = Balance({"labels": labels, "outputs": outputs, "jacobians": jacobians})
-        self.probe: Estimator = RandomOutputs(1) if probe is None else probe
-        readout = Logits() if readout is None else readout
-        self.readout, self.teacher_readout = readout if isinstance(readout, tuple) else (readout, readout)
+        readouts = readout if isinstance(readout, tuple) else (readout or Logits(), readout or Logits())
+        point = AtData() if point is None else point
+        self.slopes = Slopes(RandomOutputs(1) if probe is None else probe, *readouts, point, batch_norm, engine, seed)
         self.output_loss, self.temperature, self.jacobian_loss = output_loss, temperature, jacobian_loss
-        self.point = AtData() if point is None else point
-        self.every, self.measure_every, self.seed = every, measure_every, seed
+        self.every, self.fraction, self.measure_every = every, fraction, measure_every
         self.schedule = WeightSchedule() if schedule is None else schedule
-        self.batch_norm, self.task = batch_norm, task
+        self.task = task
         self.calls = 0
         rules.known_names(output_loss=output_loss, jacobian_loss=jacobian_loss, task=task, batch_norm=batch_norm)
         rules.positive_settings(every=every, measure_every=measure_every, temperature=temperature)
+        rules.some_of_a_batch(fraction)
         rules.has_a_term(self.balance.weights)
-        readouts = (self.readout, self.teacher_readout)
-        rules.are_objects(self.probe, readouts, self.point)
-        rules.one_pixel(readouts)
-        if task == "regression":
-            rules.numeric(self.probe, readouts, output_loss)
-        if isinstance(self.point, AtMixedPairs):
-            rules.mixable(self.probe, readouts, task, self.balance.weights)
+        rules.are_objects(self.slopes.probe, readouts, point)
+        rules.fitting_engine(self.slopes.probe, engine)
+        rules.fitting_task(self.slopes.probe, readouts, point, task, output_loss, self.balance.weights)
         if self.teacher is not None and self.balance.weights["jacobians"]:
-            rules.answerable(self.probe, self.teacher)
+            rules.answerable(self.slopes.probe, self.teacher)
 
     @property
     def needs_partners(self) -> bool:
         """Whether a batch should come with partners from the data: for mixed pairs, and for directions between data."""
-        return isinstance(self.point, AtMixedPairs) or isinstance(self.probe, DataPairs)
+        return isinstance(self.slopes.point, AtMixedPairs) or isinstance(self.slopes.probe, DataPairs)
 
     def forward(
         self,
@@ -135,6 +132,7 @@ class Distillation(nn.Module):
         y: Shaped[Tensor, "batch *out"] | None = None,
         *,
         ids: Int[Tensor, "batch"] | None = None,
+        draw: int | None = None,
         partners: Float[Tensor, "batch *input"] | None = None,
         partner_labels: Shaped[Tensor, "batch *out"] | None = None,
         progress: float | int = 0.0,
@@ -145,6 +143,7 @@ class Distillation(nn.Module):
             x: Raw inputs, the same for student and teacher.
             y: Labels: classes, probabilities, or numbers in regression. None where the label term has no weight.
             ids: A number for each sample, the same in each epoch; seeds its directions. Row numbers if None.
+            draw: Which of the independent draws of a sample's point and directions; None counts the calls.
             partners: Another data point for each sample, where `needs_partners`; the next in the batch if None.
             partner_labels: Their labels.
             progress: Share of the training that is done, for the schedule.
@@ -153,15 +152,13 @@ class Distillation(nn.Module):
             InputError: labels are missing, a shape is wrong, or student and teacher do not go together.
             UnsupportedError: the student cannot be differentiated as the Jacobian term needs.
         """
-        draw = self.calls
+        call = self.calls
         if self.training:
             self.calls += 1
-        factor = self._jacobian_factor(draw, progress)
-        batch = self._moved(x, y, ids, partners, partner_labels, draw)
-        measured = self.training and torch.is_grad_enabled() and draw % self._period == 0
-        answer = self._ask(batch, slopes=factor > 0)
-        outputs, products = self._student(batch, answer, measured=measured)
-        unweighted = self._terms(batch, answer, outputs, products)
+        factor = self._jacobian_factor(call, progress)
+        batch = self._moved(x, y, ids, partners, partner_labels, call if draw is None else draw)
+        measured = self.training and torch.is_grad_enabled() and call % self._period == 0
+        outputs, answer, unweighted = self._compared(batch, slopes=factor > 0, measured=measured)
         if measured:
             trained = [p for p in self.student.parameters() if p.requires_grad]
             self.balance.measure(unweighted, trained, {"jacobians": self.schedule(progress)})
@@ -170,15 +167,15 @@ class Distillation(nn.Module):
         # Where no term is due, the loss can still be differentiated: by 0.
         total = torch.stack(list(values.values())).sum() if values else (outputs * 0).sum()
         shares = dict(self.balance.shares)
-        return Terms({"loss": total, **values}, outputs, None if answer is None else answer.outputs, unweighted, shares)
+        return Terms({"loss": total, **values}, outputs, answer, unweighted, shares)
 
     @property
     def _period(self) -> int:
         """Calls between two measurements, all of them calls with a Jacobian term."""
         return -(-self.measure_every // self.every) * self.every
 
-    def _jacobian_factor(self, draw: int, progress: float | int) -> float:
-        if not self.balance.weights["jacobians"] or (self.training and draw % self.every):
+    def _jacobian_factor(self, call: int, progress: float | int) -> float:
+        if not self.balance.weights["jacobians"] or (self.training and call % self.every):
             return 0.0
         return self.schedule(progress) * (self.every if self.training else 1)
 
@@ -191,86 +188,71 @@ class Distillation(nn.Module):
         ids = torch.arange(len(x), device=x.device) if ids is None else ids
         if partners is None:
             partners, other = x.roll(1, 0), None if y is None else y.roll(1, 0)
-        moved, share = self.point.move(x, partners, ids=ids, seed=self.seed, draw=draw)
+        moved, share = self.slopes.point.move(x, partners, ids=ids, seed=self.slopes.seed, draw=draw)
         return Batch(moved, y, partners, other, share, ids, draw)
+
+    def question(
+        self,
+        x: Float[Tensor, "batch *input"],
+        y: Shaped[Tensor, "batch *out"] | None = None,
+        *,
+        ids: Int[Tensor, "batch"],
+        draw: int,
+        partners: Float[Tensor, "batch *input"] | None = None,
+        partner_labels: Shaped[Tensor, "batch *out"] | None = None,
+        slopes: bool = True,
+    ) -> tuple[Float[Tensor, "batch *input"], Question]:
+        """Where `forward` asks the teacher about this batch, and what; the arguments are those of `forward`.
+
+        Args:
+            x: Raw inputs.
+            y: Labels.
+            ids: A number for each sample.
+            draw: Which draw.
+            partners: Other data points, where `needs_partners`.
+            partner_labels: Their labels.
+            slopes: Whether the Jacobian term is due.
+        """
+        batch = self._moved(x, y, ids, partners, partner_labels, draw)
+        return batch.x, self.slopes.question(batch, asked=slopes)
+
+    def _compared(
+        self, batch: Batch, *, slopes: bool, measured: bool
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """The student's outputs, the teacher's, and the terms."""
+        count = math.ceil(self.fraction * len(batch.x)) if slopes else 0
+        if not 0 < count < len(batch.x):
+            answer = self._ask(batch, slopes=slopes)
+            outputs, products = self.slopes.of_student(self.student, batch, answer, traced=measured)
+            told = None if answer is None else answer.outputs
+            return outputs, told, self._terms(batch, told, outputs, answer, products)
+        first, rest = batch.part(slice(count)), batch.part(slice(count, None))
+        answer, others = self._ask(first, slopes=True), self._ask(rest, slopes=False)
+        if rules.couples(self.student):  # two parts would have two statistics, so the first is looked at again
+            outputs, _ = run(self.student, batch.x)
+            with preserved_buffers(self.student):
+                _, products = self.slopes.of_student(self.student, first, answer, traced=measured)
+        else:
+            head, products = self.slopes.of_student(self.student, first, answer, traced=measured)
+            outputs = torch.cat([head, run(self.student, rest.x)[0]])
+        told = None if answer is None or others is None else torch.cat([answer.outputs, others.outputs])
+        return outputs, told, self._terms(batch, told, outputs, answer, products)
 
     def _ask(self, batch: Batch, *, slopes: bool) -> Answer | None:
         if self.teacher is None or not (slopes or self.balance.weights["outputs"]):
             return None
-        ids = batch.ids if rules.repeatable(self.point, self.probe, slopes) else None
-        question = Question(readout=self.teacher_readout, labels=batch.label, ids=ids)
-        if slopes and self.probe.side == "output":
-            question = Question(
-                readout=self.teacher_readout,
-                labels=batch.label,
-                cotangents=lambda values: self._directions(batch, values.to(batch.x.dtype)).to(values.dtype),
-                ids=ids,
-                rule=self.probe if isinstance(self.probe, Hashable) else None,
-            )
-        elif slopes:
-            tangents = self._directions(batch, None)
-            step = getattr(self.probe, "step", None)
-            question = Question(readout=self.teacher_readout, labels=batch.label, tangents=tangents, step=step)
-        return self.teacher.answer(batch.x, question)
-
-    def _directions(self, batch: Batch, values: Tensor | None) -> Tensor:
-        directions: Tensor = self.probe.directions(
-            x=batch.x,
-            outputs=values,
-            labels=batch.label,
-            ids=batch.ids,
-            seed=self.seed,
-            draw=batch.draw,
-            partners=batch.partners,
-        )
-        return directions
-
-    def _student(self, batch: Batch, answer: Answer | None, *, measured: bool) -> tuple[Tensor, Tensor | None]:
-        if answer is None or answer.products is None:
-            outputs, _ = run(self.student, batch.x)
-            return outputs, None
-        pixels, readout = None, self.readout
-        if isinstance(self.teacher_readout, AttentionPixel):
-            pixels = self.teacher_readout.largest(answer.features)
-            if isinstance(readout, AttentionPixel):
-                readout = rules.SameMap(readout, answer.features[self.teacher_readout.layer].shape[2:])
-        context = Context(batch.label, answer.outputs, pixels)
-        settings: dict[str, Any] = {"readout": readout, "context": context, "batch_norm": self.batch_norm}
-        try:
-            result = self._products(batch, answer, settings, traced=measured)
-        except UnsupportedError as error:
-            raise UnsupportedError(
-                f"`student` of `Distillation` cannot be differentiated as `probe` needs: {error} Here that is "
-                "probe=AntitheticNoise(sigma=...), with values only; jacmatch.doctor(student, x) names the cause."
-            ) from error
-        rules.same_outputs(result.values, answer.values, self.readout)
-        return result.outputs, result.products
-
-    def _products(self, batch: Batch, answer: Answer, settings: dict[str, Any], *, traced: bool) -> Products:
-        if self.probe.side == "input":
-            step = getattr(self.probe, "step", None)
-            with exact_values(batch.x) if step is not None else nullcontext():
-                return push(self.student, batch.x, self._directions(batch, None), step=step, **settings)
-        assert answer.cotangents is not None
-        # Directions that ask for a gradient betray a backward that can be taken only once, where nothing else would.
-        v = answer.cotangents.to(batch.x.dtype, copy=True).requires_grad_(traced)
-
-        def checked(values: Tensor) -> Tensor:
-            rules.same_outputs(values, answer.values, self.readout)
-            return v
-
-        return pull(self.student, batch.x, checked, **settings)
+        return self.teacher.answer(batch.x, self.slopes.question(batch, asked=slopes))
 
     def _terms(
-        self, batch: Batch, answer: Answer | None, outputs: Tensor, products: Tensor | None
+        self, batch: Batch, told: Tensor | None, outputs: Tensor, answer: Answer | None, products: Tensor | None
     ) -> dict[str, Tensor]:
         terms = {}
         if self.balance.weights["labels"]:
             assert batch.labels is not None
             terms["labels"] = label_term(self.task, outputs, batch.labels, batch.partner_labels, batch.share)
-        if answer is not None and self.balance.weights["outputs"]:
-            rules.same_outputs(outputs, answer.outputs)
-            terms["outputs"] = output_term(self.output_loss, outputs, answer.outputs, self.temperature)
+        if told is not None and self.balance.weights["outputs"]:
+            rules.same_outputs(outputs, told)
+            terms["outputs"] = output_term(self.output_loss, outputs, told, self.temperature)
         if answer is not None and answer.products is not None and products is not None:
             terms["jacobians"] = jacobian_term(self.jacobian_loss, products, answer.products)
         return terms

@@ -1,8 +1,8 @@
 """Where values and slopes are compared: at the data, at noisy data, or between two data points."""
 
 import math
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -45,6 +45,11 @@ class Batch:
     share: Tensor | None
     ids: Tensor
     draw: int
+
+    def part(self, rows: slice) -> "Batch":
+        """Some of the samples."""
+        tensors: dict[str, Any] = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
     @property
     def label(self) -> Tensor | None:

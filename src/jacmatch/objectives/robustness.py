@@ -99,6 +99,7 @@ class Robustness(nn.Module):
         y: Shaped[Tensor, "batch *out"],
         *,
         ids: Int[Tensor, "batch"] | None = None,
+        draw: int | None = None,
         partners: Float[Tensor, "batch *input"] | None = None,
         partner_labels: Shaped[Tensor, "batch *out"] | None = None,
         progress: float | int = 0.0,
@@ -109,6 +110,7 @@ class Robustness(nn.Module):
             x: Raw inputs.
             y: Labels: classes, probabilities, or numbers in regression.
             ids: A number for each sample, the same in each epoch; seeds directions and noise. Row numbers if None.
+            draw: Which of the independent draws of directions and noise; None counts the calls.
             partners: Not used.
             partner_labels: Not used.
             progress: Not used.
@@ -117,7 +119,8 @@ class Robustness(nn.Module):
             InputError: a shape is wrong.
             UnsupportedError: the student cannot be differentiated twice.
         """
-        draw = self.calls
+        call = self.calls
+        draw = call if draw is None else draw
         if self.training:
             self.calls += 1
         ids = torch.arange(len(x), device=x.device) if ids is None else ids
@@ -127,8 +130,8 @@ class Robustness(nn.Module):
         if self.noise and self.training:
             noise, _ = AtNoise(self.noise).move(torch.zeros_like(x), x, ids=ids, seed=self.seed, draw=draw)
             x = x + self._unit(x) * noise
-        due = bool(self.balance.weights["penalty"]) and not (self.training and draw % self.every)
-        measured = due and self.training and torch.is_grad_enabled() and draw % self._period == 0
+        due = bool(self.balance.weights["penalty"]) and not (self.training and call % self.every)
+        measured = due and self.training and torch.is_grad_enabled() and call % self._period == 0
         outputs, penalty = self._penalized(x, y, ids, draw, traced=measured) if due else (run(self.student, x)[0], None)
         unweighted = {"labels": label_term(self.task, outputs, y)}
         if penalty is not None:

@@ -13,6 +13,7 @@ from jacmatch.jacobian import (
     AttentionPixel,
     BatchNormPolicy,
     Context,
+    Engine,
     Estimator,
     EveryRow,
     LabelClass,
@@ -24,7 +25,7 @@ from jacmatch.jacobian import (
     TopLogit,
 )
 from jacmatch.losses import JACOBIAN_LOSSES, OUTPUT_LOSSES
-from jacmatch.objectives.points import AtData, Point
+from jacmatch.objectives.points import AtData, AtMixedPairs, Point
 from jacmatch.teachers import EnsembleTeacher, ModuleTeacher, RememberedTeacher, Teacher
 
 KNOWN: dict[str, Collection[str]] = {
@@ -54,6 +55,28 @@ def positive_settings(
         raise InputError(f"`temperature` of `{caller}` must be positive and finite.", got=temperature)
 
 
+def some_of_a_batch(fraction: float | int) -> None:
+    """Refuses a fraction of a batch that is not in (0, 1]."""
+    if not 0 < fraction <= 1:
+        raise InputError("`fraction` of `Distillation` must be above 0 and at most 1.", got=fraction)
+
+
+def fitting_engine(probe: Estimator, engine: Engine) -> None:
+    """Refuses an engine that is unknown, or that the probe leaves no choice of."""
+    if engine not in get_args(Engine):
+        raise unknown_name("`engine` of `Distillation`", str(engine), get_args(Engine))
+    only = "reverse" if probe.side == "output" else "differences" if hasattr(probe, "step") else engine
+    if engine not in ("auto", only):
+        rule = f"`engine` of `Distillation(probe={type(probe).__name__}())` must be 'auto' or {only!r}."
+        raise InputError(rule, got=repr(engine), do="Other engines are for RandomInputs and DataPairs.")
+
+
+def couples(student: nn.Module) -> bool:
+    """Whether a sample's outputs depend on the rest of the batch: BatchNorm by the batch's own statistics."""
+    layers = (layer for layer in student.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm))
+    return any(layer.training or layer.running_mean is None for layer in layers)
+
+
 def are_objects(probe: object, readouts: tuple[object, ...], point: object) -> None:
     """Refuses the name or the class of a setting where an object is needed."""
     settings = (
@@ -71,6 +94,22 @@ def has_a_term(weights: dict[str, float | int], caller: str = "Distillation") ->
     """Refuses an objective without any term."""
     if not any(weights.values()):
         raise InputError(f"`{caller}` must have a term with a weight.", got=weights)
+
+
+def fitting_task(
+    probe: Estimator,
+    readouts: tuple[Readout, ...],
+    point: Point,
+    task: str,
+    output_loss: str,
+    weights: dict[str, float | int],
+) -> None:
+    """Refuses probes, readouts and points that do not go together, or not with the task."""
+    one_pixel(readouts)
+    if task == "regression":
+        numeric(probe, readouts, output_loss)
+    if isinstance(point, AtMixedPairs):
+        mixable(probe, readouts, task, weights)
 
 
 def numeric(probe: Estimator, readouts: tuple[Readout, ...], output_loss: str) -> None:

@@ -135,6 +135,7 @@ class Transfer(nn.Module):
         y: Int[Tensor, "batch"] | None = None,
         *,
         ids: Int[Tensor, "batch"] | None = None,
+        draw: int | None = None,
         partners: Float[Tensor, "batch *input"] | None = None,
         partner_labels: Shaped[Tensor, "batch *out"] | None = None,
         progress: float | int = 0.0,
@@ -145,6 +146,7 @@ class Transfer(nn.Module):
             x: Raw images, the same for student and teacher.
             y: Classes of the target; None where the label term has no weight.
             ids: A number for each image, by which a `RememberedTeacher` knows it again.
+            draw: Not used: nothing is random.
             partners: Not used.
             partner_labels: Not used.
             progress: Share of the training that is done, for the schedule.
@@ -156,11 +158,11 @@ class Transfer(nn.Module):
         if self.balance.weights["labels"] and y is None:
             raise InputError("`y` must be given where `labels` has a weight.", do="Set labels=0 to train without.")
         rules.one_for_each(x, y=y, ids=ids)
-        draw = self.calls
+        call = self.calls
         if self.training:
             self.calls += 1
-        factor = self._jacobian_factor(draw, progress)
-        measured = self.training and torch.is_grad_enabled() and draw % self._period == 0
+        factor = self._jacobian_factor(call, progress)
+        measured = self.training and torch.is_grad_enabled() and call % self._period == 0
         answer = self._ask(x, ids, slopes=factor > 0)
         outputs, maps, products = self._student(x, answer, traced=measured)
         unweighted = self._terms(x, y, answer, outputs, maps, products)
@@ -179,8 +181,8 @@ class Transfer(nn.Module):
         """Calls between two measurements, all of them calls with a Jacobian term."""
         return -(-self.measure_every // self.every) * self.every
 
-    def _jacobian_factor(self, draw: int, progress: float | int) -> float:
-        if not self.balance.weights["jacobians"] or (self.training and draw % self.every):
+    def _jacobian_factor(self, call: int, progress: float | int) -> float:
+        if not self.balance.weights["jacobians"] or (self.training and call % self.every):
             return 0.0
         return self.schedule(progress) * (self.every if self.training else 1)
 

@@ -56,6 +56,10 @@ class DistillationFields(TrainingFields):
     """Standard deviation of point=noise and of the probe antithetic-noise, in units of the raw input."""
     every: int = 1
     """The Jacobian term is computed on each n-th step, with n times its weight."""
+    fraction: float = 1.0
+    """Share of each batch whose slopes are compared."""
+    engine: Literal["auto", "forward", "reverse", "differences"] = "auto"
+    """How Jv is taken for directions on the input side. auto: the faster one in a timed trial on the first batch."""
     batch_norm: Literal["batch", "frozen"] = "frozen"
     """Statistics of BatchNorm in the derivative: constants, so that samples stay apart, or part of it."""
 
@@ -100,6 +104,8 @@ class DistillationFields(TrainingFields):
             jacobian_loss=self.jacobian_loss,
             point=self._point(chosen["point"]),
             every=self.every,
+            fraction=self.fraction,
+            engine=self.engine,
             schedule=WeightSchedule(
                 per_class if self.jacobian_schedule == "by-data" else None, fades_from=self.jacobian_fades_from
             ),

@@ -85,6 +85,9 @@ class TrainingFields(JobFields):
     """Autocast type of the networks; Jacobian terms are summed in float32."""
     augment: tuple[Literal["crop", "flip"], ...] = ()
     """Augmentation of the training images."""
+    views: int = 0
+    """In how many ways a sample is seen at most: augmentation, partner, point and directions return after so many
+    epochs. 0 draws anew in each."""
     validation: float = 0.1
     """Share (below 1) or number of training samples held out for the learning curves."""
     validate_every: int = 100

@@ -26,8 +26,10 @@ class Question:
         step: Length h where Jv shall be an antithetic difference.
         layers: Dotted paths of features to return.
         labels: Labels, for readouts that need them.
-        ids: A number for each sample, where the answer is the same whenever it is asked: nothing in x or in the
-            directions is random. None otherwise. A `RememberedTeacher` goes by them.
+        ids: A number for each sample, by which kept answers are found; None where there is none.
+        draw: Which of the independent draws of a sample's point and directions this is; None where nobody counts.
+        random: Whether x or the directions differ between draws. Where they do not, a `RememberedTeacher` goes by the
+            ids.
         rule: What makes the cotangents, where they are a function of values and labels; it tells two questions apart.
 
     Raises:
@@ -41,6 +43,8 @@ class Question:
     layers: tuple[str, ...] = ()
     labels: Shaped[Tensor, "batch *out"] | None = None
     ids: Int[Tensor, "batch"] | None = None
+    draw: int | None = None
+    random: bool = False
     rule: Hashable | None = None
 
     def __post_init__(self) -> None:

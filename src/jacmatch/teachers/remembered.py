@@ -25,7 +25,7 @@ class _Kept:
 class RememberedTeacher:
     """The answers of another teacher, each computed at its first use and then kept.
 
-    A question is remembered if it has `ids` and nothing in it is random: no input directions, and cotangents only with
+    A question is remembered if it has `ids` and is not `random`: no input directions, and cotangents only with
     a `rule`; its readout and rule must be hashable. An answer is given again only if readout, rule and layers are equal
     and x and the label of that id are those of then, bit for bit; else the teacher itself is asked, about the whole
     batch. So augmented images cost what they cost without.
@@ -67,7 +67,7 @@ class RememberedTeacher:
         """The teacher's answer; `asked` and `remembered` count the samples on either way."""
         question = question or Question()
         key = (question.readout, question.rule, question.cotangents is None, question.layers)
-        if question.ids is None or not _is_repeatable(question) or not _is_hashable(key):
+        if question.ids is None or question.random or not _is_repeatable(question) or not _is_hashable(key):
             self.asked += len(x)
             return self.teacher.answer(x, question)
         memory = self._memory.setdefault(key, {})

@@ -93,6 +93,7 @@ class Batch:
         x: Inputs, augmented.
         y: Classes or targets.
         ids: Row numbers in the training split.
+        view: Which of the ways to see a sample this is; augmentation and partners go by it.
         partners: The inputs of other rows, augmented, if the objective needs them.
         partner_labels: Their classes or targets.
     """
@@ -100,6 +101,7 @@ class Batch:
     x: Float[Tensor, "batch *input"]
     y: Shaped[Tensor, "batch *row"]
     ids: Int64[Tensor, "batch"]
+    view: int
     partners: Float[Tensor, "batch *input"] | None = None
     partner_labels: Shaped[Tensor, "batch *row"] | None = None
 
@@ -128,7 +130,8 @@ class Batches:
         batch_size: Samples in a batch.
         seed: Of the run.
         augment: Names of augmentations.
-        partners: Whether each sample comes with another row of the split, drawn anew in each epoch.
+        partners: Whether each sample comes with another row of the split, another one in each view.
+        views: How many views there are: epoch e has view e mod `views`; 0 makes each epoch a view of its own.
         device: Where the batches shall be; None leaves them where the split is.
 
     Raises:
@@ -149,13 +152,14 @@ class Batches:
         seed: int,
         augment: Sequence[str] = (),
         partners: bool = False,
+        views: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
         if not len(split):
             raise InputError("`train` of `fit` must have samples.", got="an empty split")
         self.device = split.x.device if device is None else torch.device(device)
         self.split = resident(split, self.device)
-        self.seed, self.augment, self.partners = seed, augment, partners
+        self.seed, self.augment, self.partners, self.views = seed, augment, partners, views
         self.size = min(batch_size, len(split))
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
@@ -167,16 +171,20 @@ class Batches:
             key = torch.zeros(1, dtype=torch.int64, device=self.split.x.device)
             self._order = probes.permutation(self.seed, key, epoch, len(self.split))[0]
             self._epoch = epoch
-        rows = self._order[place * self.size : (place + 1) * self.size]
-        x, y = self._inputs(rows, epoch)
+        rows, view = (
+            self._order[place * self.size : (place + 1) * self.size],
+            epoch % self.views if self.views else epoch,
+        )
+        x, y = self._inputs(rows, view)
+        ids = rows.to(self.device, non_blocking=True)
         if not self.partners:
-            return Batch(x, y, rows.to(self.device, non_blocking=True))
-        others = probes.partners(self.seed, rows, epoch, len(self.split))
-        return Batch(x, y, rows.to(self.device, non_blocking=True), *self._inputs(others, epoch))
+            return Batch(x, y, ids, view)
+        others = probes.partners(self.seed, rows, view, len(self.split))
+        return Batch(x, y, ids, view, *self._inputs(others, view))
 
     def _inputs(
-        self, rows: Int64[Tensor, "batch"], epoch: int
+        self, rows: Int64[Tensor, "batch"], view: int
     ) -> tuple[Float[Tensor, "batch *input"], Shaped[Tensor, "batch *row"]]:
         x = self.split.inputs(rows).to(self.device, non_blocking=True)
         y = self.split.y[rows].to(self.device, non_blocking=True)
-        return augment(x, rows.to(self.device, non_blocking=True), epoch, self.seed, self.augment), y
+        return augment(x, rows.to(self.device, non_blocking=True), view, self.seed, self.augment), y

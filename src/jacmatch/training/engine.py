@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.precision import MixedPrecision, Precision
 from torch import Tensor, nn
 
 from jacmatch.datasets import Split
@@ -23,6 +22,7 @@ from jacmatch.runs import Run
 from jacmatch.training.augmentation import Batches, resident
 from jacmatch.training.checkpoints import State, check_finite, deferred_interrupt, keep, resume
 from jacmatch.training.evaluation import evaluate, find_device
+from jacmatch.training.precision import precision
 from jacmatch.training.schedules import Training, ema_decay, factor
 
 _EARLY = 10  # step of the first checkpoint: a full disk shows in the first minute
@@ -68,8 +68,8 @@ def fit(
     the time of the call and then put back.
 
     Args:
-        objective: Has a `student`, is called as `objective(x, y, ids=, partners=, partner_labels=, progress=)` and
-            returns `objectives.Terms`. Those of its parameters that require gradients are trained.
+        objective: Has a `student`, is called as `objective(x, y, ids=, draw=, partners=, partner_labels=, progress=)`
+            and returns `objectives.Terms`. Those of its parameters that require gradients are trained.
         train: The training split.
         settings: All else that decides the result.
         seed: Of the batches, the augmentation and torch's own random numbers (dropout).
@@ -97,7 +97,13 @@ def fit(
         torch.manual_seed(seed)
         partners = bool(getattr(objective, "needs_partners", False))
         batches = Batches(
-            train, settings.batch_size, seed=seed, augment=settings.augment, partners=partners, device=place
+            train,
+            settings.batch_size,
+            seed=seed,
+            augment=settings.augment,
+            partners=partners,
+            views=settings.views,
+            device=place,
         )
         state = _begin(objective, settings, place, {"seed": seed, "samples": len(train)})
         if run is not None:
@@ -164,6 +170,7 @@ def _train_step(state: State, batches: Batches) -> dict[str, Tensor]:
             batch.x,
             batch.y,
             ids=batch.ids,
+            draw=batch.view,
             partners=batch.partners,
             partner_labels=batch.partner_labels,
             progress=state.step / settings.steps,
@@ -197,16 +204,16 @@ def _begin(objective: nn.Module, settings: Training, place: torch.device, identi
     if not isinstance(student, nn.Module) or not trained:
         rule = "`objective` of `fit` must have a `student` with parameters that require gradients."
         raise InputError(rule, got=type(objective).__name__, do="Do not freeze the student.")
-    precision = _precision(settings, place)
+    plugin = precision(settings, place)
     devices: list[int] | int = 1 if place.index is None else [place.index]
-    fabric = Fabric(accelerator=place.type, devices=devices, plugins=[precision])
+    fabric = Fabric(accelerator=place.type, devices=devices, plugins=[plugin])
     model, optimizer = fabric.setup(objective.to(place).train(), _optimizer(trained, settings))
     average = None if settings.ema is None else copy.deepcopy(student).requires_grad_(False)
     return State(
         settings=settings,
         place=place,
         fabric=fabric,
-        precision=precision,
+        precision=plugin,
         objective=objective,
         model=model,
         student=student,
@@ -222,28 +229,6 @@ def _optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.opti
         return torch.optim.SGD(parameters, settings.lr, momentum=momentum, weight_decay=decay)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, settings.lr, weight_decay=settings.weight_decay)
-
-
-class _Autocast(MixedPrecision):  # type: ignore[misc]
-    """Fabric's autocast, which however would round the batch itself to 16 bits.
-
-    Raw inputs and regression targets must stay as they are: the Jacobian's rows have the type of the input, so the
-    Jacobian term is formed in float32 as long as the input is.
-    """
-
-    def convert_input(self, data: Any) -> Any:
-        return data
-
-
-def _precision(settings: Training, place: torch.device) -> Precision:
-    if settings.precision == "32":
-        return Precision()
-    if settings.precision == "bf16":
-        return _Autocast("bf16-mixed", place.type)
-    if place.type != "cuda":
-        rule = "`precision='fp16'` of `Training` needs a GPU."
-        raise InputError(rule, got=f"device {str(place)!r}", do="Use precision='bf16' or '32'.")
-    return _Autocast("16-mixed", place.type)
 
 
 def _summary(state: State) -> dict[str, float]:

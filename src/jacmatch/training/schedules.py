@@ -33,6 +33,8 @@ class Training:
             keeps the trained weights. See `ema_decay`.
         precision: `32`, or 16-bit autocast in `bf16`, or `fp16` with loss scaling (CUDA only).
         augment: Augmentations of images.
+        views: In how many ways a sample is seen at most: its augmentation, partner, point and directions return after
+            so many epochs; 0 draws anew in each. The order of the samples is new in each epoch either way.
         validate_every: Steps between two looks at the validation split.
         checkpoint_every: Steps between two checkpoints.
         max_steps: Stop after this step, as if interrupted; None goes on to `steps`.
@@ -59,6 +61,7 @@ class Training:
     ema: float | None = None
     precision: Literal["32", "bf16", "fp16"] = "32"
     augment: tuple[Literal["crop", "flip"], ...] = ()
+    views: int = 0
     validate_every: int = 100
     checkpoint_every: int = 200
     max_steps: int | None = None
@@ -67,6 +70,7 @@ class Training:
         for name in ("steps", "batch_size", "accumulate", "validate_every", "checkpoint_every"):
             _whole(name, getattr(self, name), 1)
         _whole("warmup", self.warmup, 0)
+        _whole("views", self.views, 0)
         if self.max_steps is not None:
             _whole("max_steps", self.max_steps, 1)
         _within("lr", self.lr, "positive", self.lr > 0)
