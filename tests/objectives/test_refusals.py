@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import (
+    AntitheticNoise,
     EveryRow,
     LabelClass,
     LabelLogit,
@@ -54,6 +55,15 @@ SETTINGS = [
         {"task": "regression", "readout": (Logits(), TopLogit())},
         r"must not have .* Got TopLogit\. Use readout",
     ),
+    ({"engine": "fast"}, r"`engine` of `Distillation`.*fast"),
+    (
+        {"engine": "forward"},
+        r"`engine` of `Distillation\(probe=RandomOutputs\(\)\)` must be 'auto' or 'reverse'.*RandomInputs",
+    ),
+    ({"engine": "forward", "probe": AntitheticNoise(sigma=0.1)}, r"must be 'auto' or 'differences'"),
+    ({"fraction": 0}, r"`fraction` of `Distillation` must be above 0 and at most 1\. Got 0"),
+    ({"fraction": 1.5}, r"`fraction` of `Distillation` must be above 0 and at most 1\. Got 1\.5"),
+    ({"fraction": math.nan}, r"`fraction` of `Distillation` must be above 0 and at most 1\. Got nan"),
     ({"point": AtMixedPairs(), "probe": LabelClass()}, r"A mixed pair has no single label.* Use TopClass\(\)"),
     ({"point": AtMixedPairs(), "readout": LabelLogit()}, r"A mixed pair has no single label"),
     ({"point": AtMixedPairs(), "readout": (Logits(), Loss())}, r"A mixed pair has no single label"),

@@ -134,6 +134,19 @@ def test_partners_are_drawn_anew_in_each_epoch():
     assert not torch.equal(*partners)
 
 
+def test_views_return_while_the_order_goes_on():
+    split = cases.images(12)
+    batches = Batches(split, 12, seed=3, augment=("crop", "flip"), partners=True, views=2)
+    drawn = [batches(epoch) for epoch in range(4)]
+    assert [batch.view for batch in drawn] == [0, 1, 0, 1]
+    by_id = [{name: getattr(b, name)[b.ids.argsort()] for name in ("x", "partners", "y")} for b in drawn]
+    assert not torch.equal(drawn[0].ids, drawn[2].ids)
+    for name in ("x", "partners", "y"):
+        assert torch.equal(by_id[0][name], by_id[2][name])
+    assert not torch.equal(by_id[0]["x"], by_id[1]["x"])
+    assert not torch.equal(by_id[0]["partners"], by_id[1]["partners"])
+
+
 def test_partners_are_augmented_as_in_their_own_place():
     split = cases.images(12)
     batch = Batches(split, 12, seed=5, augment=("crop", "flip"), partners=True)(2)

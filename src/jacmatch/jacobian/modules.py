@@ -91,7 +91,8 @@ def preserved_buffers(module: Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for name, buffer in buffers_in_training(module).items():
-                buffer.copy_(before[name])
+                # `data`: a graph that was recorded within may go on, since training does not read running statistics
+                buffer.data.copy_(before[name])
 
 
 def is_trainable(module: Module) -> bool:

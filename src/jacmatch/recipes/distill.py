@@ -1,5 +1,6 @@
 """`jacmatch distill`: teacher → student, with and without slopes, at equal optimiser steps."""
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from jacmatch.datasets import Data
+from jacmatch.datasets import Data, Split
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import doctor
 from jacmatch.models import count_parameters
+from jacmatch.objectives import Distillation
 from jacmatch.recipes import networks, sheet
 from jacmatch.recipes.distillation_fields import DistillationFields
 from jacmatch.recipes.fields import positive
@@ -22,8 +24,11 @@ from jacmatch.recipes.train import Train, load, parts, unfinished
 from jacmatch.report import write_report
 from jacmatch.runs import Run
 from jacmatch.teachers import ModuleTeacher
-from jacmatch.training import CHECKPOINT, Fitted, agreement, evaluate, fit
+from jacmatch.training import CHECKPOINT, Batches, Fitted, agreement, engine_trial, evaluate, find_device, fit
 from jacmatch.version import __version__
+
+ENGINE = "engine.json"
+"""What the trial of engines found, in a run folder: the choice is made once for a run and kept when it goes on."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,20 @@ class Distill(DistillationFields):
         if diagnosis.engine == "none":
             raise UnsupportedError(f"No derivative engine is right for the student {self.student!r}: {diagnosis}")
 
+    def _choose_engine(self, run: Run, objective: Distillation, train: Split) -> None:
+        """Takes the engine of the run: of engine.json, or by a trial on the first batch that is written there."""
+        slopes = objective.slopes
+        if slopes.engine != "auto" or slopes.probe.side == "output" or hasattr(slopes.probe, "step"):
+            return
+        if not (run.path / ENGINE).exists():
+            place = find_device(self.device)
+            partners = objective.needs_partners
+            size = self.training().batch_size
+            batches = Batches(train, size, seed=self.seed, augment=self.augment, partners=partners, device=place)
+            trial = engine_trial(objective.to(place), batches(0))
+            run.write_json(ENGINE, {"engine": trial.engine, "seconds": trial.seconds, "refused": trial.refused})
+        slopes.engine = json.loads((run.path / ENGINE).read_text())["engine"]
+
     def _one(
         self,
         run: Run,
@@ -154,8 +173,11 @@ class Distill(DistillationFields):
         torch.manual_seed(seed)
         student = description.build()
         training = self.training()
+        objective = self.objective(method, student, teacher.network, train, data, seed)
+        if method == "jacobians":
+            self._choose_engine(run, objective, train)
         fitted = fit(
-            self.objective(method, student, teacher.network, train, data, seed),
+            objective,
             train,
             training,
             seed=seed,

@@ -12,12 +12,13 @@ Example:
     ['accuracy']
 """
 
-from jacmatch.training.augmentation import AUGMENTATIONS, augment
+from jacmatch.training.augmentation import AUGMENTATIONS, Batches, augment
 from jacmatch.training.checkpoints import CHECKPOINT
 from jacmatch.training.engine import Fitted, fit
 from jacmatch.training.evaluation import agreement, calibration, evaluate, find_device
 from jacmatch.training.schedules import OPTIMIZERS, PRECISIONS, SCHEDULES, Training, factor
 from jacmatch.training.shifts import SHIFTS, evaluate_under_shifts, shifted
+from jacmatch.training.trial import Trial, engine_trial
 
 __all__ = [
     "AUGMENTATIONS",
@@ -26,11 +27,14 @@ __all__ = [
     "PRECISIONS",
     "SCHEDULES",
     "SHIFTS",
+    "Batches",
     "Fitted",
     "Training",
+    "Trial",
     "agreement",
     "augment",
     "calibration",
+    "engine_trial",
     "evaluate",
     "evaluate_under_shifts",
     "factor",

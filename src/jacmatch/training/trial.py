@@ -1,0 +1,107 @@
+"""Which derivative engine is the fastest for this objective, on this machine: a timed trial on a batch."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from jacmatch.errors import UnsupportedError
+from jacmatch.jacobian import Engine, gradient_norms, preserved_buffers
+from jacmatch.objectives import Distillation
+from jacmatch.training.augmentation import Batch
+
+_ENGINES: tuple[Engine, ...] = ("forward", "reverse")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial has found.
+
+    Attributes:
+        engine: The fastest engine of those that can do the student; `differences` if none else can.
+        seconds: Median time of a step by each engine that was tried and can.
+        refused: Why the others cannot.
+    """
+
+    engine: Engine
+    seconds: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def engine_trial(objective: Distillation, batch: Batch, *, rounds: int = 5) -> Trial:
+    """The fastest engine for directions on the input side, by the time of a step: terms and gradient.
+
+    The engines take turns, each after one step that is not timed. Differences are no contestant: they are as fast, but
+    not exact. The objective, its student and torch's random numbers are afterwards as they were before.
+
+    Args:
+        objective: With a probe on the input side; on the device of the batch.
+        batch: A batch of the training.
+        rounds: Timed steps by each engine.
+    """
+    seconds: dict[str, list[float]] = {engine: [] for engine in _ENGINES}
+    refused: dict[str, str] = {}
+    with _untouched(objective, batch.x.device):
+        for number in range(rounds + 1):
+            for engine in _ENGINES:
+                if engine in refused:
+                    continue
+                try:
+                    spent = _step(objective, batch, engine)
+                except UnsupportedError as error:
+                    refused[engine] = str(error)
+                    continue
+                if number:
+                    seconds[engine].append(spent)
+    medians: dict[str, float] = {
+        engine: statistics.median(seconds[engine]) for engine in _ENGINES if engine not in refused
+    }
+    best: Engine = "differences"
+    for engine in _ENGINES:
+        if engine in medians and medians[engine] == min(medians.values()):
+            best = engine
+    return Trial(best, medians, refused)
+
+
+def _step(objective: Distillation, batch: Batch, engine: Engine) -> float:
+    """Seconds of the terms and their gradient."""
+    parameters: list[nn.Parameter] = [p for p in objective.parameters() if p.requires_grad]
+    objective.slopes.engine, objective.calls = engine, 1
+    _wait(batch.x.device)
+    start = time.perf_counter()
+    terms = objective(
+        batch.x,
+        batch.y,
+        ids=batch.ids,
+        draw=batch.view,
+        partners=batch.partners,
+        partner_labels=batch.partner_labels,
+    )
+    gradient_norms({"loss": terms["loss"]}, parameters)
+    _wait(batch.x.device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _untouched(objective: Distillation, device: torch.device) -> Iterator[None]:
+    """A training step with slopes and without measurement of shares, in each call, of which nothing remains."""
+    before = (objective.slopes.engine, objective.every, objective.measure_every, objective.training)
+    state = objective.get_extra_state()
+    objective.every, objective.measure_every = 1, 10**9
+    objective.train()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), preserved_buffers(objective.student):
+            yield
+    finally:
+        objective.slopes.engine, objective.every, objective.measure_every, training = before
+        objective.train(training)
+        objective.set_extra_state(state)

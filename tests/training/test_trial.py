@@ -1,0 +1,107 @@
+"""The trial of engines: it takes the faster one, says what the others cannot, and leaves nothing behind."""
+
+import time
+
+import torch
+from torch import nn
+from torch.autograd import Function
+
+from jacmatch.datasets import Split
+from jacmatch.jacobian import RandomInputs
+from jacmatch.objectives import Distillation
+from jacmatch.training import Batches, engine_trial
+
+
+class Slow(Function):
+    """The identity, slow in the mode that it is told."""
+
+    generate_vmap_rule = True
+    slow = ""
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if Slow.slow == "reverse":
+            time.sleep(0.02)
+        return gradient * 1
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        if Slow.slow == "forward":
+            time.sleep(0.2)
+        return tangent * 1
+
+
+class NoForwardMode(Function):
+    """The identity without a rule for forward mode."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 1
+
+
+class Layer(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function.apply(x)
+
+
+def trial(function, monkeypatch, slow=""):
+    monkeypatch.setattr(Slow, "slow", slow)
+    torch.manual_seed(0)
+    student = nn.Sequential(
+        nn.Linear(4, 8), nn.BatchNorm1d(8), Layer(function), nn.Tanh(), nn.Dropout(), nn.Linear(8, 3)
+    )
+    objective = Distillation(student, nn.Linear(4, 3), probe=RandomInputs(1), every=3)
+    objective.calls = 7
+    split = Split(torch.rand(16, 4), torch.arange(16) % 3)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    state, numbers = objective.get_extra_state(), torch.get_rng_state()
+    found = engine_trial(objective, Batches(split, 8, seed=0)(0), rounds=3)
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert objective.get_extra_state() == state
+    assert (objective.every, objective.measure_every, objective.slopes.engine) == (3, 100, "auto")
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert all(p.grad is None for p in student.parameters())
+    return found
+
+
+def test_the_faster_engine_is_taken(monkeypatch):
+    assert trial(Slow, monkeypatch, "forward").engine == "reverse"
+    found = trial(Slow, monkeypatch, "reverse")
+    assert found.engine == "forward"
+    assert found.seconds["forward"] < found.seconds["reverse"]
+
+
+def test_an_engine_that_cannot_is_no_contestant(monkeypatch):
+    found = trial(NoForwardMode, monkeypatch)
+    assert found.engine == "reverse"
+    assert set(found.seconds) == {"reverse"}
+    assert "forward" in found.refused["forward"]
+
+
+def test_differences_are_left_where_no_other_engine_can(monkeypatch):
+    class Once(NoForwardMode):
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, gradient):
+            return gradient * 1
+
+    found = trial(Once, monkeypatch)
+    assert found.engine == "differences"
+    assert set(found.refused) == {"forward", "reverse"}
