@@ -167,14 +167,19 @@ class Batches:
     def __call__(self, number: int) -> Batch:
         """Batch `number`, counted from 0."""
         epoch, place = divmod(number, len(self.split) // self.size)
+        rows = self.order(epoch)[place * self.size : (place + 1) * self.size]
+        return self.of(rows, epoch % self.views if self.views else epoch)
+
+    def order(self, epoch: int) -> Int64[Tensor, "sample"]:
+        """The row numbers in the order of an epoch, those that fill no batch last."""
         if epoch != self._epoch:
             key = torch.zeros(1, dtype=torch.int64, device=self.split.x.device)
             self._order = probes.permutation(self.seed, key, epoch, len(self.split))[0]
             self._epoch = epoch
-        rows, view = (
-            self._order[place * self.size : (place + 1) * self.size],
-            epoch % self.views if self.views else epoch,
-        )
+        return self._order
+
+    def of(self, rows: Int64[Tensor, "batch"], view: int) -> Batch:
+        """The batch of these rows as a view shows them."""
         x, y = self._inputs(rows, view)
         ids = rows.to(self.device, non_blocking=True)
         if not self.partners:
