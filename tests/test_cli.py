@@ -89,6 +89,9 @@ def test_distill_on_arrays_with_the_teacher_of_a_run(data, capsys):
     result = result_of([*words, "--methods", "jacobians", "--probe", "random-inputs"], capsys)
     assert result["teacher_source"] == "teacher"
     assert len(result["rows"]) == 1
+    trial = json.loads((Path(result["out"]) / "engine.json").read_text())
+    assert trial["engine"] == min(trial["seconds"], key=trial["seconds"].get)
+    assert set(trial["seconds"]) == {"forward", "reverse"}
 
 
 def test_distill_a_regression(capsys):

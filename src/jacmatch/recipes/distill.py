@@ -144,7 +144,8 @@ class Distill(DistillationFields):
     def _choose_engine(self, run: Run, objective: Distillation, train: Split) -> None:
         """Takes the engine of the run: of engine.json, or by a trial on the first batch that is written there."""
         slopes = objective.slopes
-        if slopes.engine != "auto" or slopes.probe.side == "output" or hasattr(slopes.probe, "step"):
+        asked = objective.balance.weights["jacobians"]
+        if not asked or slopes.engine != "auto" or slopes.probe.side == "output" or hasattr(slopes.probe, "step"):
             return
         if not (run.path / ENGINE).exists():
             place = find_device(self.device)
@@ -174,8 +175,7 @@ class Distill(DistillationFields):
         student = description.build()
         training = self.training()
         objective = self.objective(method, student, teacher.network, train, data, seed)
-        if method == "jacobians":
-            self._choose_engine(run, objective, train)
+        self._choose_engine(run, objective, train)
         fitted = fit(
             objective,
             train,
