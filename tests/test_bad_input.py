@@ -525,6 +525,10 @@ CASES = {
     ),
     "reports a torn result": ("report {bad}/torn_result", r"result\.json must be one JSON object.*damaged.*"),
     "reports no run": ("report {bad}", r"must be a run folder\. Got a folder without settings\.json\."),
+    "an unknown benchmark": (
+        "bench speed",
+        r"A benchmark of `bench` must be a known name\. Got 'speed'\..*Known: cac",
+    ),
     # configuration
     "no such config": (
         "train --config none.yaml",

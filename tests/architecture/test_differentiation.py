@@ -8,6 +8,7 @@ from . import source
 
 DIFFERENTIATES = "src/jacmatch/jacobian/engines.py"
 TRAINS = "src/jacmatch/training/engine.py"
+BENCHMARKED_AGAINST = "src/jacmatch/recipes/bench/rivals.py"  # what one would write without the package
 DEFINES_A_RULE = "src/jacmatch/jacobian/batch_norm.py"
 
 OF_FUNC = ("vjp", "jvp", "grad", "grad_and_value", "jacrev", "jacfwd", "hessian", "linearize", "vmap")
@@ -45,12 +46,16 @@ def test_only_the_engines_differentiate():
     found = {source.name(path): set(differentiations(source.tree(path))) for path in source.files("src")}
     assert {"torch.autograd.grad", "torch.func.jvp"} <= found.pop(DIFFERENTIATES)
     assert found.pop(TRAINS) == {"state.fabric.backward"}
+    assert found.pop(BENCHMARKED_AGAINST)
     assert found.pop(DEFINES_A_RULE) <= {"torch.autograd.Function"}
     assert not {name: calls for name, calls in found.items() if calls}
 
 
 def test_only_the_training_loop_steps_an_optimizer():
-    assert [source.name(path) for path in source.files("src") if steps(source.tree(path))] == [TRAINS]
+    assert [source.name(path) for path in source.files("src") if steps(source.tree(path))] == [
+        BENCHMARKED_AGAINST,
+        TRAINS,
+    ]
 
 
 @pytest.mark.parametrize(

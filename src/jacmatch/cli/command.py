@@ -28,6 +28,7 @@ VERBS = {
     "compare": "how far two models agree in value and in Jacobian",
     "doctor": "which derivative engines are right for a model, and why not the others",
     "reproduce": "one table of the paper, or one claim of this project, with its seeds",
+    "bench": "ratios of time and memory on this machine, beside what is claimed about them",
     "report": "the HTML page of a finished run, written again",
     "list": "every name that the command line knows",
 }
@@ -91,6 +92,7 @@ class _Job:
     program: str
     traceback: bool
     out: Path | None = None
+    keeps: tuple[str, ...] = ("checkpoint.pt", "result.json")  # what is worth keeping of a job that was cut off
     numbered: bool = False  # --out was left out, and a folder was chosen
     fresh: bool = False  # the run folder was absent or empty before
     made: Sequence[Path] = ()  # the run folder and its parents, those that were not there before
@@ -112,7 +114,7 @@ class _Job:
         job, options = flags.read(self.program, recipe, words, config)
         if hasattr(job, "out"):
             self.numbered = job.out is None
-            self.out = job.folder(verb)
+            self.out, self.keeps = job.folder(verb), getattr(job, "keeps", self.keeps)
             with disk(self.out):
                 self.made = [path for path in (self.out, *self.out.parents) if not path.exists()]
                 self.fresh = bool(self.made) or (self.out.is_dir() and not any(self.out.iterdir()))
@@ -135,7 +137,7 @@ class _Job:
 
         A folder that this command made and that holds nothing to go on from is removed: nothing is half written.
         """
-        if self.out is None or not any(any(self.out.rglob(name)) for name in ("checkpoint.pt", "result.json")):
+        if self.out is None or not any(any(self.out.rglob(name)) for name in self.keeps):
             if self.out is not None and self.fresh:
                 with contextlib.suppress(OSError):  # of rmdir: another job has put its run beside
                     shutil.rmtree(self.out)

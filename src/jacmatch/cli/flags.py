@@ -76,7 +76,8 @@ def flags(recipe: type[Any], verb: str = "") -> list[Flag]:
     """The fields of a recipe in the order of its help: its own, then those of the dataclasses it extends.
 
     Args:
-        recipe: A dataclass; a field annotated with `tyro.conf.Positional` has to be given, by its place.
+        recipe: A dataclass; a field annotated with `tyro.conf.Positional` has to be given, by its place, unless it is
+            a tuple: that takes any number of words.
         verb: Names the recipe's own group.
     """
     hints = get_type_hints(recipe, include_extras=True)
@@ -92,7 +93,7 @@ def flags(recipe: type[Any], verb: str = "") -> list[Flag]:
                 field, hint = defaults.pop(name), hints[name]
                 kind, *markers = get_args(hint) if get_origin(hint) is Annotated else (hint,)
                 positional = tyro.conf.Positional in markers
-                default = dataclasses.MISSING if positional else field.default
+                default = dataclasses.MISSING if positional and not values.many(kind) else field.default
                 text = " ".join((helps.get(name) or "").split())
                 listed.append(Flag(name, kind, default, positional, text, group))
     return listed
@@ -192,7 +193,7 @@ def refuse(program: str, known: Sequence[Flag], words: Sequence[str], otherwise:
     if missing:
         usage = " ".join([program, *(flag.words[0] for flag in places)])
         raise InputError(f"{' and '.join(missing)} must be given.", do=f"Write {usage}. {see}")
-    if len(loose) > len(places):
+    if len(loose) > len(places) and not any(values.many(flag.kind) for flag in places):
         raise InputError("unexpected word.", got=repr(loose[len(places)]), do=see)
     raise InputError(" ".join(otherwise.translate(_BOX).split()))
 

@@ -1,6 +1,7 @@
 """What a job found, as a person reads it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -112,6 +113,37 @@ def _tables(console: Console, result: Mapping[str, Any]) -> None:
             console.print(note, markup=False)
 
 
+def _benchmarks(console: Console, result: Mapping[str, Any]) -> None:
+    """One table for each claim, one row for each case; what could not be measured is a line below."""
+    for name, document in result["benchmarks"].items():
+        console.print(f"[bold]{name}[/bold]: {document['about']} ({document['seconds']:.0f} s)\n")
+        if document["quick"]:
+            console.print("Quick: the numbers mean nothing.\n")
+        for claim, rows in groupby(document["rows"], lambda row: row["claim"]):
+            _claim(console, claim, list(rows))
+
+
+def _claim(console: Console, claim: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    measured = [row for row in rows if row["why_empty"] is None]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    for heading in ("", "median", "quartiles", "n", "must", "aim", "floor", ""):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
+    for row in measured:
+        median, low, high, *bounds = (
+            "" if row[key] is None else f"{row[key]:.2f}" for key in ("median", "low", "high", "must", "aim", "floor")
+        )
+        verdict = {None: "", True: "met", False: "not met"}[row["met"]]
+        table.add_row(f"{row['case']}, {row['device']}", median, f"{low}–{high}", str(row["n"]), *bounds, verdict)
+    console.print(claim, markup=False)
+    if measured:
+        console.print(table)
+    for (device, reason), empty in groupby(
+        sorted((row["device"], row["why_empty"]) for row in rows if row["why_empty"] is not None)
+    ):
+        console.print(f"{device}: {len(list(empty))} row(s) empty: {reason}", markup=False)
+    console.print()
+
+
 def _nothing(console: Console, result: Mapping[str, Any]) -> None:
     """The path of the report says it all."""
 
@@ -125,6 +157,7 @@ SHOWN = {
     "compare": _pair,
     "doctor": _diagnosis,
     "reproduce": _tables,
+    "bench": _benchmarks,
     "report": _nothing,
     "list": _names,
 }

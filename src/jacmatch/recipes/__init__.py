@@ -1,5 +1,6 @@
 """Recipes: one job each, as a frozen dataclass whose fields are the flags of the command line."""
 
+from jacmatch.recipes.bench.command import Bench
 from jacmatch.recipes.catalogue import List
 from jacmatch.recipes.compare import Compare
 from jacmatch.recipes.distill import Distill
@@ -21,12 +22,14 @@ RECIPES = {
     "compare": Compare,
     "doctor": Doctor,
     "reproduce": Reproduce,
+    "bench": Bench,
     "report": Report,
     "list": List,
 }
 
 __all__ = [
     "RECIPES",
+    "Bench",
     "Compare",
     "Distill",
     "Doctor",

@@ -5,6 +5,7 @@ from typing import Any
 
 from jacmatch import datasets, losses, models, objectives, teachers
 from jacmatch.jacobian import ESTIMATORS, READOUTS
+from jacmatch.recipes.bench import BENCHMARKS
 from jacmatch.recipes.reproduce import EXPERIMENTS
 
 
@@ -25,5 +26,6 @@ class List:
             "penalties": list(losses.PENALTIES),
             "teachers": list(teachers.TEACHERS),
             "experiments": list(EXPERIMENTS),
+            "benchmarks": list(BENCHMARKS),
         }
         return {"job": "list", **axes}

@@ -45,12 +45,7 @@ class JobFields:
 
     def folder(self, job: str) -> Path:
         """The run folder of this job."""
-        if self.out is not None:
-            return self.out
-        number = 1
-        while (path := Path("runs") / f"{job}-{number:03d}").exists():
-            number += 1
-        return path
+        return self.out or next_folder(job)
 
 
 @dataclass(frozen=True)
@@ -107,6 +102,14 @@ class TrainingFields(JobFields):
                 steps=min(int(chosen["steps"]), 20), batch_size=min(self.batch_size, 32), validate_every=10, warmup=0
             )
         return Training(**chosen)
+
+
+def next_folder(job: str) -> Path:
+    """runs/JOB-NUMBER with the next free number."""
+    number = 1
+    while (path := Path("runs") / f"{job}-{number:03d}").exists():
+        number += 1
+    return path
 
 
 def positive(job: str, **numbers: int) -> None:

@@ -1,0 +1,45 @@
+"""The straightforward code that the library is compared with, and the bare training step around each contestant.
+
+Nothing outside the benchmarks uses it: it is the only other file that differentiates and steps an optimiser.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def add_gradient(loss: Tensor) -> None:
+    """Adds the gradient of a loss to the parameters."""
+    torch.autograd.backward(loss)
+
+
+def stepper(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    """A function that makes one step of Adam on the network's parameters.
+
+    Args:
+        network: What is trained.
+        loss: Gives the loss of the next step.
+    """
+    optimizer = torch.optim.Adam(network.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        add_gradient(loss())
+        optimizer.step()
+
+    return step
+
+
+def loop_jacobian(
+    network: nn.Module, x: Float[Tensor, "batch *input"], *, create_graph: bool = False
+) -> Float[Tensor, "batch output *input"]:
+    """The full Jacobian by a loop of backward passes over the outputs, which is what one writes first."""
+    leaf = x.clone().requires_grad_()
+    y = network(leaf)
+    rows = [
+        torch.autograd.grad(y[:, k].sum(), leaf, create_graph=create_graph, retain_graph=True)[0]
+        for k in range(y.shape[1])
+    ]
+    return torch.stack(rows, 1)
