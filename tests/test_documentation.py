@@ -13,7 +13,12 @@ from jacmatch.cli import flags
 from jacmatch.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[a-z]*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"python", "pycon", "diff", "sh", "text", "toml", "json", "yaml"}
 OTHER_COMMANDS = {"apt-get", "cd", "git", "pip", "pre-commit", "python3", "tar", "npm"}
