@@ -3,24 +3,22 @@
 import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from jacmatch.datasets import Data, Split
-from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian import doctor
 from jacmatch.models import count_parameters
 from jacmatch.objectives import Distillation
 from jacmatch.recipes import networks, sheet
-from jacmatch.recipes.distillation_fields import DistillationFields
-from jacmatch.recipes.fields import positive
 from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.summary import METHODS, identity, summarized
-from jacmatch.recipes.teachers import Prepared, prepare
-from jacmatch.recipes.train import Train, load, parts, unfinished
+from jacmatch.recipes.teachers import Prepared
+from jacmatch.recipes.teaching import TeachingFields
+from jacmatch.recipes.train import load, parts, unfinished
 from jacmatch.report import write_report
 from jacmatch.runs import Run
 from jacmatch.teachers import ModuleTeacher
@@ -32,49 +30,25 @@ ENGINE = "engine.json"
 
 
 @dataclass(frozen=True)
-class Distill(DistillationFields):
+class Distill(TeachingFields):
     """Distil a teacher into a student: labels only, + outputs, + outputs and Jacobians, at equal optimiser steps."""
-
-    data: str = "digits"
-    """Data set: digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, npz:FILE, folder:DIR, synthetic, or
-    PACKAGE.MODULE:CALLABLE."""
-    teacher: str = "cnn5"
-    """Teacher: a model name, or the folder of a run that trained one."""
-    student: str = "cnn3"
-    """Student: a model name."""
-    teacher_weights: Path | None = None
-    """Weights of the teacher, a safetensors file. Without, it is trained first and kept."""
-    teacher_mean: tuple[float, ...] | None = None
-    """Mean that the teacher's inputs had subtracted when it was trained, where the file does not say."""
-    teacher_std: tuple[float, ...] | None = None
-    """Standard deviation that they were divided by."""
-    teacher_steps: int = 600
-    """Optimiser steps of a teacher that is trained first."""
-    per_class: int | None = None
-    """Training samples for each class, 0 for all; 10 if left out, and all in a regression."""
-    seeds: int = 3
-    """How many seeds: subset, initial weights and batches differ between them, and are the same for each method."""
-    methods: tuple[Literal["labels", "outputs", "jacobians"], ...] = ("labels", "outputs", "jacobians")
-    """What is compared."""
-    allow_code: bool = False
-    """Build a teacher from a run folder even if that runs code outside the package."""
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
         """Does the job, and returns the result that is written to the run folder."""
-        self._check()
+        self.check_teaching()
         self.training()  # its settings speak before anything is trained
         data = load(self.data, self.seed, self.smoke)
         description = networks.Description.of(self.student, data)
-        subset, _ = parts(data, self.validation, self._per_class(data), self.seed)
+        subset, _ = parts(data, self.validation, self.samples_per_class(data), self.seed)
         for method in self.methods:  # settings that cannot go together speak before anything is trained
             self.objective(method, description.build(), nn.Linear(1, 1), subset, data, self.seed)
         start = time.perf_counter()
         with progress or Progress() as shown:
             run = self.begin("distill")
-            teacher = self._teacher(data, shown)
+            teacher = self.taught_by(data, shown)
             self._examine(run, description, data)
             students: dict[tuple[int, str], nn.Module] = {}
-            for seed in range(self.seed, self.seed + self._seeds):
+            for seed in self.runs:
                 for method in self.methods:
                     done = self._one(run, method, seed, data, description, teacher, shown)
                     if isinstance(done, Fitted):
@@ -97,38 +71,6 @@ class Distill(DistillationFields):
         sheet.write(run, data, teacher.network, {m: students[self.seed, m] for m in self.methods}, METHODS)
         run.write_result(result)
         return {**result, "out": str(run.path), "report": str(write_report(run.path))}
-
-    @property
-    def _seeds(self) -> int:
-        return 1 if self.smoke else self.seeds
-
-    def _check(self) -> None:
-        positive("distill", seeds=self.seeds, teacher_steps=self.teacher_steps)
-        self.check_objective()
-        if self.teacher_weights is None and (self.teacher_mean or self.teacher_std):
-            raise InputError("`--teacher-mean` and `--teacher-std` of `distill` belong to --teacher-weights.")
-        if not self.methods:
-            raise InputError("`--methods` of `distill` must name at least one.", do=f"Known: {', '.join(METHODS)}.")
-        if len(set(self.methods)) < len(self.methods):
-            raise InputError("`--methods` of `distill` must differ.", got=" ".join(self.methods))
-
-    def _teacher(self, data: Data, progress: Progress) -> Prepared:
-        recipe = Train(
-            data=self.data,
-            model=self.teacher,
-            seed=self.seed,
-            device=self.device,
-            smoke=self.smoke,
-            steps=self.teacher_steps,
-            batch_size=128,
-            augment=self.augment,
-            precision=self.precision,
-            validation=self.validation,
-        )
-        weights = None
-        if self.teacher_weights is not None:
-            weights = networks.Weights(self.teacher_weights, self.teacher_mean, self.teacher_std)
-        return prepare(self.teacher, data, weights, recipe, progress, allow_code=self.allow_code)
 
     def _examine(self, run: Run, description: networks.Description, data: Data) -> None:
         """The doctor looks at the student before the first step."""
@@ -170,7 +112,7 @@ class Distill(DistillationFields):
         child = run.child(f"seed{seed}/{method}", identity(run, seed, method))
         if child.finished:
             return networks.load_student(child.path, allow_code=True)
-        train, validation = parts(data, self.validation, self._per_class(data), seed)
+        train, validation = parts(data, self.validation, self.samples_per_class(data), seed)
         torch.manual_seed(seed)
         student = description.build()
         training = self.training()
@@ -207,9 +149,6 @@ class Distill(DistillationFields):
         )
         (child.path / CHECKPOINT).unlink(missing_ok=True)
         return student
-
-    def _per_class(self, data: Data) -> int:
-        return (10 if data.classes else 0) if self.per_class is None else self.per_class
 
     def _samples(self, data: Data) -> int:
         return min(16 if self.smoke else 256, len(data.test))
