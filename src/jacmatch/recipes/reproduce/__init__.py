@@ -3,6 +3,7 @@
 from jacmatch.recipes.reproduce import low_data
 from jacmatch.recipes.reproduce.distillation import DISTILLATION
 from jacmatch.recipes.reproduce.experiment import Experiment
+from jacmatch.recipes.reproduce.fewer_passes import FEWER_PASSES
 from jacmatch.recipes.reproduce.propositions import PROPOSITIONS
 from jacmatch.recipes.reproduce.robustness import ROBUSTNESS
 from jacmatch.recipes.reproduce.transfer import TRANSFER_TABLE
@@ -10,6 +11,7 @@ from jacmatch.recipes.reproduce.weight_rule import WEIGHT_RULE
 
 EXPERIMENTS: dict[str, Experiment] = {
     "distillation": DISTILLATION,
+    "fewer-passes": FEWER_PASSES,
     "low-data": low_data.LOW_DATA,
     "low-data-grid": low_data.GRID,
     "propositions": PROPOSITIONS,

@@ -190,13 +190,14 @@ def cost(settings: Mapping[str, Any], outputs: int, forward_ratio: float) -> flo
     """
     if settings["method"] == "labels":
         return 3.0
-    passes = 0
+    passes = 0.0
     if settings["method"] == "jacobians":
         single = {"every-row", "top-class", "label-class", "data-pairs"}
         count = {} if settings["probe"] in single else {"count": settings["probes"]}
         sigma = {"sigma": 1.0} if settings["probe"] == "antithetic-noise" else {}
         passes = sum(astuple(ESTIMATORS[settings["probe"]](**count, **sigma).passes(outputs)))
-    return float((1 + passes / settings["every"]) * (3 if still(settings) else 3 + forward_ratio))
+        passes *= settings.get("fraction", 1.0) / settings["every"]
+    return float((1 + passes) * (3 if still(settings) else 3 + forward_ratio))
 
 
 def recipe_of(request: Request, world: World, seed: int, settings: Mapping[str, Any]) -> tuple[Distill, str]:

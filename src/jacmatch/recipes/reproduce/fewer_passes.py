@@ -1,0 +1,83 @@
+"""What cheaper slopes cost in accuracy: fewer steps, a part of the batch, views that return, more rows at once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jacmatch.recipes.reproduce import students
+from jacmatch.recipes.reproduce.columns import column_of, columns_figure, per_class_of
+from jacmatch.recipes.reproduce.experiment import STUDENTS, Cell, Experiment
+from jacmatch.recipes.reproduce.request import Request
+from jacmatch.report import Document, Table
+from jacmatch.report.experiments import fidelity, gains, grid, names, origin
+
+VALUES, EACH = "values alone", "one row in each step"
+
+ROWS: dict[str, Mapping[str, Any]] = {
+    VALUES: {"method": "outputs"},
+    EACH: {"method": "jacobians"},
+    "every 2nd step": {"method": "jacobians", "every": 2},
+    "every 4th step": {"method": "jacobians", "every": 4},
+    "half of the batch": {"method": "jacobians", "fraction": 0.5},
+    "a quarter of the batch": {"method": "jacobians", "fraction": 0.25},
+    "4 orthogonal rows": {"method": "jacobians", "probes": 4, "probe_law": "orthogonal"},
+    "one row, 10 views": {"method": "jacobians", "views": 10},
+    "one row, 1 view": {"method": "jacobians", "views": 1},
+    "values alone, 10 views": {"method": "outputs", "views": 10},
+}
+"""Settings of `jacmatch distill`; what is not named is its default."""
+
+_STEPS = {"smoke": 20, "cpu": 300, "paper": 4000}
+_SEEDS = {"smoke": 1, "cpu": 5, "paper": 5}
+
+
+def _cells(request: Request) -> list[Cell]:
+    shared = {"batch_size": 64, "steps": _STEPS[request.scale], "lr": 2e-3}
+    seeds = request.seeds or _SEEDS[request.scale]
+    return [
+        Cell(row, column_of(n), seed, students.settings_of(request, n, **settings, **shared))
+        for n in per_class_of(request, (5,) if request.smoke else (10, 100))
+        for row, settings in ROWS.items()
+        for seed in range(request.seed, request.seed + seeds)
+    ]
+
+
+def _tables(document: Document) -> list[Table]:
+    columns = names(document, "column")
+    ratio, outputs = document["facts"]["forward_ratio"], document["facts"]["outputs"]
+    asked = {cell["row"]: cell["settings"] for cell in document["cells"]}
+    plain = students.cost({**ROWS[VALUES], "point": "mixed-pairs"}, outputs, ratio)
+    costs = {row: students.cost(settings, outputs, ratio) / plain for row, settings in asked.items()}
+    main = Table(
+        "accuracy",
+        "Test accuracy in % by images per class, equal steps",
+        ("row", "cost of a step", *columns),
+        tuple((row, f"{costs[row]:.2f}" if row in costs else "", *rest) for row, *rest in _rows(document)),
+        (
+            "Cost of a step by operations, with a live teacher, values alone = 1 "
+            f"(r = {ratio:.1f}, the teacher's forward pass over the student's).",
+            "After so many views a sample's partner, point and directions return, so that a teacher's answers can be "
+            "kept; then a step costs (3 + 3·rows)/(3 + r).",
+            origin(document),
+        ),
+    )
+    return [main, fidelity(document)]
+
+
+def _rows(document: Document) -> list[tuple[str, ...]]:
+    return [*grid(document, "accuracy"), gains(document, EACH, VALUES)]
+
+
+def _prepare(request: Request, progress: Any) -> dict[str, Any]:
+    facts = students.prepare(request, progress)
+    return {**facts, "outputs": students.data_of(request.data, request.seed, request.smoke).outputs}
+
+
+FEWER_PASSES = Experiment(
+    about="what cheaper slopes cost in accuracy: every n-th step, a part of the batch, views that return",
+    cells=_cells,
+    measure=students.measure,
+    tables=_tables,
+    figure=columns_figure,
+    prepare=_prepare,
+    takes=STUDENTS,
+)
