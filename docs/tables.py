@@ -1,27 +1,102 @@
-"""Puts the measured tables into the pages: what stands between two marks is the file that the first one names.
+"""Puts the measured tables into the pages: what stands between two marks is made of the file that the first one names.
 
 <!-- table results/distillation-cifar10-cpu/accuracy.md -->
 ...
 <!-- end of table -->
 
-Run it after an experiment was measured again: `python docs/tables.py`. A test holds that it changes nothing.
+A Markdown file is taken as it is. The result of a benchmark (`benchmarks/results/NAME.json`) becomes a table of its rows,
+the folder of them a table of the claims. Run it after something was measured again: `python docs/tables.py`. A test
+holds that it changes nothing.
 """
 
+import json
 import re
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 MARKED = re.compile(r"(<!-- table (?P<file>\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+ORDER = ("step", "products", "memory", "cache", "scale", "loop", "peers")
+Row = dict[str, Any]
 
 
 def filled(page: str) -> str:
     """The page with its tables as they are in their files."""
-    return MARKED.sub(lambda match: f"{match[1]}{(DOCS / match['file']).read_text(encoding='utf-8')}{match[3]}", page)
+    return MARKED.sub(lambda match: f"{match[1]}{_table(DOCS / match['file'])}{match[3]}", page)
 
 
 def pages() -> list[Path]:
     """README and all pages of the documentation."""
-    return [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
+    return [DOCS.parent / "README.md", DOCS.parent / "benchmarks" / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def _table(path: Path) -> str:
+    if path.is_dir():
+        return _claims([row for name in ORDER for row in _rows(path / f"{name}.json")])
+    return _cases(path) if path.suffix == ".json" else path.read_text(encoding="utf-8")
+
+
+def _rows(path: Path) -> list[Row]:
+    """The rows of a result; those of a GPU are taken from `cuda/` beside it, where they were measured elsewhere."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    other = path.parent / "cuda" / path.name
+    if other.is_file():
+        rows = [row for row in rows if row["device"] != "cuda"] + json.loads(other.read_text(encoding="utf-8"))["rows"]
+        rows.sort(key=lambda row, order=[row["claim"] for row in rows]: order.index(row["claim"]))
+    return rows
+
+
+def _claims(rows: list[Row]) -> str:
+    """A line for each claim that has a bound: the bound, and the range of the medians of its rows."""
+    lines = ["| claim | must | aim | measured (CPU) | measured (GPU) |", "| --- | ---: | ---: | ---: | ---: |"]
+    for claim, each in groupby(rows, lambda row: row["claim"]):
+        mine = list(each)
+        if any(row["must"] is not None for row in mine):
+            sign = "≤" if mine[0]["better"] == "lower" else "≥"
+            must, aim = (_range([row[key] for row in mine], sign) for key in ("must", "aim"))
+            cpu, cuda = (_summary([row for row in mine if row["device"] == kind]) for kind in ("cpu", "cuda"))
+            lines.append(f"| {claim} | {must} | {aim} | {cpu} | {cuda} |")
+    return "\n".join(lines) + "\n"
+
+
+def _range(values: list[float | None], sign: str = "") -> str:
+    """The values from smallest to largest, without those that are not there."""
+    numbers = sorted({value for value in values if value is not None})
+    ends = dict.fromkeys(f"{number:.2f}" for number in (numbers[:1] + numbers[-1:]))
+    return " ".join(filter(None, (sign, "–".join(ends)))) if ends else ""
+
+
+def _summary(rows: list[Row]) -> str:
+    measured = [row for row in rows if row["why_empty"] is None]
+    if not measured:
+        return "; ".join(dict.fromkeys(row["why_empty"] for row in rows)) or "–"
+    met = sum(bool(row["met"]) for row in measured)
+    count = "" if met == len(measured) == 1 else f" ({met} of {len(measured)} met)"
+    return f"**{_range([row['median'] for row in measured])}**{count}"
+
+
+def _cases(path: Path) -> str:
+    """A line for each row that was measured, and one for the reasons why others are empty."""
+    lines = [
+        "| ratio | median | quartiles | n | must | floor | met |",
+        "| --- | ---: | --- | ---: | ---: | ---: | --- |",
+    ]
+    empty = []
+    for claim, each in groupby(_rows(path), lambda row: row["claim"]):
+        lines.append(f"| **{claim}** | | | | | | |")
+        for row in each:
+            if row["why_empty"] is not None:
+                empty.append(f"{row['device']}: {row['why_empty']}")
+                continue
+            median, low, high, must, floor = (
+                "" if row[key] is None else f"{row[key]:.2f}" for key in ("median", "low", "high", "must", "floor")
+            )
+            met = {None: "", True: "yes", False: "no"}[row["met"]]
+            case = f"{row['case']}, {row['device']}"
+            lines.append(f"| {case} | {median} | {low}–{high} | {row['n']} | {must} | {floor} | {met} |")
+    counts = [f"{empty.count(reason)} ({reason})" for reason in dict.fromkeys(empty)]
+    return "\n".join(lines) + "\n" + (f"\nEmpty rows: {', '.join(counts)}.\n" if counts else "")
 
 
 if __name__ == "__main__":

@@ -15,18 +15,18 @@ def add_gradient(loss: Tensor) -> None:
     torch.autograd.backward(loss)
 
 
-def stepper(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+def stepper(network: nn.Module, loss: Callable[..., Tensor]) -> Callable[..., None]:
     """A function that makes one step of Adam on the network's parameters.
 
     Args:
         network: What is trained.
-        loss: Gives the loss of the next step.
+        loss: Gives the loss of the next step, from what the function is called with.
     """
     optimizer = torch.optim.Adam(network.parameters())
 
-    def step() -> None:
+    def step(*batch: Tensor) -> None:
         optimizer.zero_grad()
-        add_gradient(loss())
+        add_gradient(loss(*batch))
         optimizer.step()
 
     return step
