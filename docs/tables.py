@@ -4,9 +4,9 @@
 ...
 <!-- end of table -->
 
-A Markdown file is taken as it is. The result of a benchmark (`benchmarks/results/NAME.json`) becomes a table of its rows,
-the folder of them a table of the claims. Run it after something was measured again: `python docs/tables.py`. A test
-holds that it changes nothing.
+A Markdown file is taken as it is. The result of a benchmark (`benchmarks/results/NAME.json`) becomes a table of its
+rows, the folder of them a table of the claims. Run it after something was measured again: `python docs/tables.py`. A
+test holds that it changes nothing.
 """
 
 import json
