@@ -1,6 +1,7 @@
 """The checks that every data set passes, whoever loaded it: arrays in, `Data` out."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from jaxtyping import Float32, Int64, Shaped, UInt8
 from torch import Tensor
 
 from jacmatch.datasets.data import Data, Split, statistics
+from jacmatch.datasets.streamed import Streamed
 from jacmatch.errors import InputError, unknown_name
 
 REQUIRED = ("x_train", "y_train", "x_test", "y_test")
@@ -37,13 +39,29 @@ def from_arrays(name: str, arrays: Mapping[str, object]) -> Data:
     """
     check_keys(name, arrays)
     train, test = _split(name, "train", arrays), _split(name, "test", arrays)
+    data = from_splits(name, train, test)
+    if "j_train" in arrays:
+        what = f"`j_train` of {name}"
+        data = replace(data, train=_with_jacobians(train, arrays["j_train"], what, data.outputs))
+    if "j_test" in arrays:
+        data = replace(data, test=_with_jacobians(test, arrays["j_test"], f"`j_test` of {name}", data.outputs))
+    return data
+
+
+def from_splits(name: str, train: Split, test: Split) -> Data:
+    """The data set of two splits, each of which has been checked for itself.
+
+    Args:
+        name: What was loaded.
+        train: The training part.
+        test: The test part.
+
+    Raises:
+        InputError: The two do not go together, or class numbers leave a gap.
+    """
     _check_alike(name, train, test)
     classes = None if train.y.is_floating_point() else _count_classes(name, train.y, test.y)
     outputs = train.y.shape[1] if classes is None else classes
-    if "j_train" in arrays:
-        train = _with_jacobians(train, arrays["j_train"], f"`j_train` of {name}", outputs)
-    if "j_test" in arrays:
-        test = _with_jacobians(test, arrays["j_test"], f"`j_test` of {name}", outputs)
     mean, std = statistics(train)
     return Data(name, train, test, classes, outputs, tuple(train.x.shape[1:]), mean, std)
 
@@ -156,7 +174,7 @@ def _check_alike(name: str, train: Split, test: Split) -> None:
             )
 
 
-def _described(tensor: Tensor) -> str:
+def _described(tensor: Tensor | Streamed) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape[1:])}"
 
 

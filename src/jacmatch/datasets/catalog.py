@@ -5,10 +5,11 @@ import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 
-from jacmatch.datasets import cifar, embedded, fashion_mnist, folders, npz, synthetic
-from jacmatch.datasets.arrays import OPTIONAL, REQUIRED, from_arrays
+from jacmatch.datasets import cifar, embedded, fashion_mnist, folders, npz, shards, streamed_folders, synthetic
+from jacmatch.datasets.arrays import OPTIONAL, REQUIRED, from_arrays, from_splits
 from jacmatch.datasets.data import Data
 from jacmatch.datasets.files import in_one_line
+from jacmatch.datasets.streamed import Streamed
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
 
 # The first sentence of each docstring says what it is and how it is written.
@@ -19,6 +20,8 @@ LOADERS: dict[str, Callable[[str, int], Data]] = {
     "cifar100": cifar.load_cifar100,
     "npz": npz.load,
     "folder": folders.load,
+    "stream": streamed_folders.load,
+    "wds": shards.load,
     "synthetic": synthetic.load,
 }
 
@@ -30,6 +33,7 @@ def load(spec: str, seed: int = 0) -> Data:
 
     Args:
         spec: `digits`, `fashion-mnist[:DIR]`, `cifar10:DIR`, `cifar100:DIR`, `npz:FILE`, `folder:DIR[@SIZE]`,
+            `stream:DIR[@SIZE]`, `wds:DIR[@SIZE]`,
             `synthetic[:D=6,K=3,N=200,T=1000]`, or `PACKAGE.MODULE:CALLABLE`: a function of your own without arguments
             that gives a `Data`, a dictionary of the arrays that `from_arrays` names, or a tuple of them in the order
             x_train, y_train, x_test, y_test, and optionally j_train, j_test.
@@ -72,6 +76,8 @@ def _call(spec: str, module_name: str, attribute: str) -> Data:
     except Exception as error:
         rule = f"`--data {spec}` must be callable without arguments and give a data set."
         raise InputError(rule, got=in_one_line(error), do="Call it in Python to see where.") from error
+    if isinstance(given, Data) and isinstance(given.train.x, Streamed):
+        return from_splits(spec, given.train, given.test)
     return from_arrays(spec, _arrays(spec, given))
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,13 +10,18 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
+from jacmatch.datasets.streamed import Streamed
+
+_COUNTED = 2048  # images of a streamed split that its statistics are of
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One part (training or test) of a data set, held in memory.
+    """One part (training or test) of a data set.
 
     Attributes:
-        x: Raw inputs: bytes (images, 0–255, four times smaller in memory) or floats. Models normalise for themselves.
+        x: Raw inputs: bytes (images, 0–255, four times smaller in memory) or floats; or images that stay on disk and
+            are decoded when they are asked for. Models normalise for themselves.
         y: Class numbers from 0, or the target values of a regression.
         jacobians: ∂y_k/∂x_i of the true function at each input, with respect to what `inputs` gives; None if unknown.
 
@@ -25,7 +31,7 @@ class Split:
         [[0.20000000298023224, 0.4000000059604645]]
     """
 
-    x: UInt8[Tensor, "sample *input"] | Float32[Tensor, "sample *input"]
+    x: UInt8[Tensor, "sample *input"] | Float32[Tensor, "sample *input"] | Streamed
     y: Int64[Tensor, "sample"] | Float32[Tensor, "sample row"]
     jacobians: Float32[Tensor, "sample row *input"] | None = None
 
@@ -35,16 +41,26 @@ class Split:
 
     def inputs(self, rows: Int64[Tensor, "batch"] | None = None) -> Float32[Tensor, "batch *input"]:
         """The inputs of some rows (None: of all) as new floats: bytes become x/255 in [0, 1], floats stay."""
-        chosen = self.x.clone() if rows is None else self.x[rows.to(self.x.device)]
-        return chosen.to(torch.float32).div_(255) if chosen.dtype == torch.uint8 else chosen
+        return as_floats(self.stored(rows))
+
+    def stored(
+        self, rows: Int64[Tensor, "batch"] | None = None
+    ) -> UInt8[Tensor, "batch *input"] | Float32[Tensor, "batch *input"]:
+        """The inputs of some rows (None: of all) as they are stored, copied."""
+        if isinstance(self.x, Streamed):
+            return self.x[torch.arange(len(self)) if rows is None else rows]
+        return self.x.clone() if rows is None else self.x[rows.to(self.x.device)]
 
     def subset(self, rows: Int64[Tensor, "batch"]) -> "Split":
         """The split that has only these rows, in this order."""
         rows = rows.to(self.x.device)
-        return Split(self.x[rows], self.y[rows], None if self.jacobians is None else self.jacobians[rows])
+        x = self.x.subset(rows) if isinstance(self.x, Streamed) else self.x[rows]
+        return Split(x, self.y[rows], None if self.jacobians is None else self.jacobians[rows])
 
     def to(self, device: torch.device | str) -> "Split":
-        """The same split with its tensors on another device."""
+        """The same split with its tensors on another device; one that is streamed stays as it is."""
+        if isinstance(self.x, Streamed):
+            return self
         slopes = None if self.jacobians is None else self.jacobians.to(device)
         return Split(self.x.to(device), self.y.to(device), slopes)
 
@@ -75,12 +91,18 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the type, shape and bytes of all arrays: another order of the rows is another data set."""
+        """SHA-256 of the type, shape and bytes of all arrays: another order of the rows is another data set.
+
+        Of streamed images it has what `Streamed.digest` has: names and sizes of all, the bytes of some.
+        """
         digest = hashlib.sha256()
         for part, split in (("train", self.train), ("test", self.test)):
             for key, tensor in (("x", split.x), ("y", split.y), ("jacobians", split.jacobians)):
                 if tensor is None:
                     digest.update(f"{part}.{key}: none\n".encode())
+                    continue
+                if isinstance(tensor, Streamed):
+                    digest.update(f"{part}.{key}: {tensor.digest()}\n".encode())
                     continue
                 array = tensor.detach().cpu().contiguous().numpy()
                 array = array.astype(array.dtype.newbyteorder("<"), copy=False)
@@ -93,41 +115,57 @@ def statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the inputs, per channel of images and per feature otherwise.
 
     μ_c = Σ_n x_nc / N and s_c = √(Σ_n (x_nc − μ_c)² / N) with n over samples and pixels, in float64; s_c = 0 becomes 1.
+    Of a streamed split the sum is over 2,048 evenly spaced samples, over all if there are no more.
 
     Example:
         >>> statistics(Split(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), torch.tensor([0, 1])))
         ((2.0, 5.0), (1.0, 1.0))
     """
-    pairs = _of_bytes(split.x) if split.x.dtype == torch.uint8 and split.x.ndim > 2 else _of_numbers(split)
+    if isinstance(split.x, Streamed):
+        pairs = _of_bytes(split.x[rows] for rows in torch.split(split.x.spread(_COUNTED), 64))
+    elif split.x.dtype == torch.uint8 and split.x.ndim > 2:
+        pairs = _of_bytes([split.x])
+    else:
+        pairs = _of_numbers(split.x)
     return tuple(mean for mean, _ in pairs), tuple(std if std > 0 else 1.0 for _, std in pairs)
 
 
-def _of_bytes(x: UInt8[Tensor, "sample *input"]) -> list[tuple[float, float]]:
+def as_floats(
+    x: UInt8[Tensor, "batch *input"] | Float32[Tensor, "batch *input"],
+) -> Float32[Tensor, "batch *input"]:
+    """Stored inputs as a network is given them: bytes become x/255, floats stay."""
+    return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x
+
+
+def _of_bytes(blocks: Iterable[UInt8[Tensor, "batch *input"]]) -> list[tuple[float, float]]:
     """Exact from the 256 counts of each channel, and more than ten times faster than summing floats."""
     levels = torch.arange(256, dtype=torch.float64) / 255
+    counts = sum(
+        torch.stack([torch.bincount(channel.reshape(-1), minlength=256) for channel in x.unbind(1)]) for x in blocks
+    )
+    assert isinstance(counts, Tensor)
     pairs = []
-    for channel in x.unbind(1):
-        share = torch.bincount(channel.reshape(-1), minlength=256).double() / channel.numel()
+    for count in counts:
+        share = count.double() / int(count.sum())
         mean = (share * levels).sum()
         pairs.append((mean.item(), math.sqrt((share * (levels - mean).square()).sum().item())))
     return pairs
 
 
-def _of_numbers(split: Split) -> list[tuple[float, float]]:
+def _of_numbers(x: UInt8[Tensor, "sample *input"] | Float32[Tensor, "sample *input"]) -> list[tuple[float, float]]:
     """In two passes over blocks of rows, so that float64 copies stay small.
 
     The sum of equal float32 numbers is exact in float64, so the deviation of a constant column is exactly zero.
     """
-    blocks = [torch.arange(start, min(start + 4096, len(split))) for start in range(0, len(split), 4096)]
-    width = split.x.shape[1]
-    count = split.x.numel() // width
+    width = x.shape[1]
+    count = x.numel() // width
     mean = torch.zeros(width, dtype=torch.float64)
-    for rows in blocks:
-        mean += _columns(split.inputs(rows)).sum(1)
+    for block in torch.split(x, 4096):
+        mean += _columns(as_floats(block)).sum(1)
     mean /= count
     variance = torch.zeros(width, dtype=torch.float64)
-    for rows in blocks:
-        variance += (_columns(split.inputs(rows)) - mean[:, None]).square().sum(1)
+    for block in torch.split(x, 4096):
+        variance += (_columns(as_floats(block)) - mean[:, None]).square().sum(1)
     return list(zip(mean.tolist(), (variance / count).sqrt().tolist(), strict=True))
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -11,13 +12,14 @@ from pathlib import Path
 
 from jacmatch.errors import InputError, UnsupportedError
 
-# What gzip, zip, numpy, json and Pillow raise on broken files.
+# What gzip, zip, tar, numpy, json and Pillow raise on broken files.
 _BROKEN = (
     OSError,
     EOFError,
     ValueError,
     zlib.error,
     zipfile.BadZipFile,
+    tarfile.TarError,
     struct.error,
     SyntaxError,
     RuntimeError,
@@ -28,6 +30,12 @@ _BROKEN = (
 def user_path(text: str) -> Path:
     """The path that a user wrote; `~` is the home folder, or stays what it is where nobody knows one."""
     return Path(os.path.expanduser(text))
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: `JACMATCH_CACHE`, else `jacmatch` in the user's cache."""
+    named = os.environ.get("JACMATCH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jacmatch"
+    return user_path(str(named))
 
 
 def is_dir(path: Path) -> bool:
@@ -81,11 +89,11 @@ def _what_is(path: Path) -> str:
 
 
 @contextmanager
-def reading(path: Path, kind: str, do: str) -> Iterator[None]:
+def reading(path: Path | str, kind: str, do: str) -> Iterator[None]:
     """A block in which whatever goes wrong with one file becomes one `InputError` that names the file.
 
     Args:
-        path: The file being read.
+        path: The file being read, or a name for it.
         kind: What it must be, for example "an image".
         do: The way out.
 

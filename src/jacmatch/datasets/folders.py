@@ -32,17 +32,9 @@ def load(argument: str, seed: int) -> Data:
         argument: DIR or DIR@SIZE.
         seed: Determines the split where there is no test folder.
     """
-    folder, size = _parse(argument)
+    folder, size = parse(argument, "folder")
     name = f"folder:{argument}"
-    classes, train_files = _list(folder / "train")
-    if is_dir(folder / "test"):
-        test_classes, test_files = _list(folder / "test")
-        for found in test_classes:
-            if found not in classes:
-                raise unknown_name(f"Each folder in {folder / 'test'}", found, classes)
-    else:
-        _check_no_other_split(folder)
-        test_files = []
+    classes, train_files, test_files = listed(folder)
     images = _read([path for path, _ in train_files + test_files], size, name)
     labels = np.array([classes.index(label) for _, label in train_files + test_files], dtype=np.int64)
     rows = np.arange(len(labels))
@@ -53,15 +45,40 @@ def load(argument: str, seed: int) -> Data:
     return from_arrays(name, parts)
 
 
-def _parse(argument: str) -> tuple[Path, int | None]:
-    """DIR@SIZE, unless a folder has that very name."""
+def parse(argument: str, source: str) -> tuple[Path, int | None]:
+    """Folder and size of DIR@SIZE, unless a folder has that very name.
+
+    Args:
+        argument: What the user wrote.
+        source: Name of the data set, for messages.
+
+    Raises:
+        InputError: There is no such folder, or SIZE is no size.
+    """
     path, at, size = argument.rpartition("@")
     if not at or is_dir(user_path(argument)):
-        return existing_folder(argument, "folder"), None
+        return existing_folder(argument, source), None
     if not (size.isascii() and size.isdigit() and 1 <= int(size[:9]) <= MAX_SIDE):
-        rule = f"SIZE of `--data folder:DIR@SIZE` must be a whole number of pixels from 1 to {MAX_SIDE}."
-        raise InputError(rule, got=repr(size), do="Write for example folder:pictures@64.")
-    return existing_folder(path, "folder"), int(size)
+        rule = f"SIZE of `--data {source}:DIR@SIZE` must be a whole number of pixels from 1 to {MAX_SIDE}."
+        raise InputError(rule, got=repr(size), do=f"Write for example {source}:pictures@64.")
+    return existing_folder(path, source), int(size)
+
+
+def listed(folder: Path) -> tuple[list[str], list[tuple[Path, str]], list[tuple[Path, str]]]:
+    """The classes, and the (file, class) pairs of the training and of the test part, which may be empty.
+
+    Raises:
+        InputError: The folder has another layout.
+    """
+    classes, train_files = _list(folder / "train")
+    if not is_dir(folder / "test"):
+        _check_no_other_split(folder)
+        return classes, train_files, []
+    test_classes, test_files = _list(folder / "test")
+    for found in test_classes:
+        if found not in classes:
+            raise unknown_name(f"Each folder in {folder / 'test'}", found, classes)
+    return classes, train_files, test_files
 
 
 def _list(folder: Path) -> tuple[list[str], list[tuple[Path, str]]]:
@@ -116,7 +133,11 @@ def _read(paths: list[Path], size: int | None, name: str) -> UInt8[np.ndarray, "
         image = decode(path, caller=f"`--data {name}`", max_pixels=2**26, size=target)
         if not images:
             needed = 3 * image.shape[0] * image.shape[1] * len(paths)
-            check_memory(needed, f"The images of {name}", "Scale them down: folder:DIR@SIZE.")
+            check_memory(
+                needed,
+                f"The images of {name}",
+                "Scale them down: folder:DIR@SIZE. Or leave them on disk: stream:DIR@SIZE.",
+            )
         elif image.shape[:2] != images[0].shape[:2]:
             got = f"{_sides(images[0])} in {paths[0]} and {_sides(image)} in {path}"
             do = f"Have them resized, for example to 64 × 64: {name}@64."

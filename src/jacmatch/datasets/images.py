@@ -1,5 +1,7 @@
 """Image files to bytes with Pillow, which is optional."""
 
+import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from jacmatch.errors import InputError, UnsupportedError
 # Grey and colour modes of 8 bits a channel, with or without a palette or transparency, which is dropped.
 _GREY = ("1", "L", "LA")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+_OPENING = threading.Lock()  # Pillow's limit is global, and files are decoded in several threads
 
 
 def pillow(caller: str) -> Any:
@@ -45,29 +48,48 @@ def decode(
         max_pixels: The largest width · height that is decoded; stands in for Pillow's own global limit.
         size: (height, width) to resize to, bilinear with antialiasing; None keeps the size.
     """
+    return _decoded(path, str(path), caller, max_pixels, size)
+
+
+def decode_bytes(
+    content: bytes, what: str, *, caller: str, max_pixels: int, size: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "row column channel"]:
+    """The pixels of an image file that has been read: as `decode`, with a name for the messages instead of the path."""
+    return _decoded(io.BytesIO(content), what, caller, max_pixels, size)
+
+
+def _decoded(
+    file: Path | io.BytesIO, what: str, caller: str, max_pixels: int, size: tuple[int, int] | None
+) -> UInt8[np.ndarray, "row column channel"]:
     image_module = pillow(caller)
     from PIL import ImageOps
 
-    with reading(path, "an image", "Repair or remove the file."):
-        limit = image_module.MAX_IMAGE_PIXELS
-        image_module.MAX_IMAGE_PIXELS = None  # our own limit follows; other users of Pillow keep theirs
-        try:
-            with image_module.open(path) as image:
-                _check_header(path, image.mode, image.width * image.height, getattr(image, "n_frames", 1), max_pixels)
-                upright = ImageOps.exif_transpose(image).convert("L" if image.mode in _GREY else "RGB")
-        finally:
-            image_module.MAX_IMAGE_PIXELS = limit
+    with reading(what, "an image", "Repair or remove the file."):
+        with _opened(image_module, file) as image:
+            _check_header(what, image.mode, image.width * image.height, getattr(image, "n_frames", 1), max_pixels)
+            upright = ImageOps.exif_transpose(image).convert("L" if image.mode in _GREY else "RGB")
         if size is not None:
             upright = upright.resize((size[1], size[0]), image_module.Resampling.BILINEAR)
         pixels = np.array(upright, dtype=np.uint8)
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def _check_header(path: Path, mode: str, pixels: int, frames: int, max_pixels: int) -> None:
+def _opened(image_module: Any, file: Path | io.BytesIO) -> Any:
+    """The image, whose header alone has been read; our own limit of its size takes the place of Pillow's."""
+    with _OPENING:
+        limit = image_module.MAX_IMAGE_PIXELS
+        image_module.MAX_IMAGE_PIXELS = None
+        try:
+            return image_module.open(file)
+        finally:
+            image_module.MAX_IMAGE_PIXELS = limit  # other users of Pillow keep theirs
+
+
+def _check_header(what: str, mode: str, pixels: int, frames: int, max_pixels: int) -> None:
     """Before anything is decoded."""
     if pixels > max_pixels:
-        raise InputError(f"{path} must have at most {max_pixels:,} pixels.", got=f"{pixels:,}", do="Scale it down.")
+        raise InputError(f"{what} must have at most {max_pixels:,} pixels.", got=f"{pixels:,}", do="Scale it down.")
     if mode not in _GREY + _COLOUR:
-        raise InputError(f"{path} must have 8 bits a channel.", got=f"mode {mode}", do="Convert the file.")
+        raise InputError(f"{what} must have 8 bits a channel.", got=f"mode {mode}", do="Convert the file.")
     if frames != 1:
-        raise InputError(f"{path} must have one frame.", got=f"{frames}", do="Save the frame you mean as a file.")
+        raise InputError(f"{what} must have one frame.", got=f"{frames}", do="Save the frame you mean as a file.")

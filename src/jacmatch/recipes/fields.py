@@ -16,7 +16,7 @@ from jacmatch.version import __version__
 class JobFields:
     """Settings of every job."""
 
-    no_settings: ClassVar[tuple[str, ...]] = ("out", "max_steps")
+    no_settings: ClassVar[tuple[str, ...]] = ("out", "max_steps", "workers", "prefetch", "resident_mib")
     """Fields that do not decide the result, so they are not among the settings of a run."""
 
     out: Path | None = None
@@ -91,6 +91,13 @@ class TrainingFields(JobFields):
     """Steps between two checkpoints."""
     max_steps: int | None = None
     """Stop after so many steps; the same command without it goes on."""
+    workers: int = 2
+    """Threads that read and decode images which are not in memory; 0 reads them in the loop itself. No result depends
+    on it."""
+    prefetch: int = 2
+    """How many batches they are ahead."""
+    resident_mib: int = 256
+    """A streamed data set that decoded fills no more MiB is read into memory once."""
 
     def training(self, **changes: Any) -> Training:
         """The settings of the training loop; `changes` replace some of them."""

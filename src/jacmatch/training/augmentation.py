@@ -12,9 +12,10 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.nn import functional
 
-from jacmatch.datasets import Split
+from jacmatch.datasets import Split, Streamed, as_floats
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.jacobian import probes
+from jacmatch.training.prefetch import RESIDENT_BYTES, Ahead, resident
 
 _SEED = 1_000_081
 """Offset of the seed, so that augmentation is independent of whatever else is drawn for the same sample."""
@@ -106,17 +107,13 @@ class Batch:
     partner_labels: Shaped[Tensor, "batch *row"] | None = None
 
 
-def resident(split: Split, device: torch.device) -> Split:
-    """The split on the device, if it fills at most a quarter of the memory that is free there; otherwise as it is.
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """Which rows make a batch."""
 
-    Args:
-        split: A split anywhere.
-        device: Where it shall be.
-    """
-    needed = split.x.numel() * split.x.element_size()
-    if device.type == "cuda" and split.x.device != device and 4 * needed > torch.cuda.mem_get_info(device)[0]:
-        return split
-    return split.to(device)
+    rows: Int64[Tensor, "batch"]
+    view: int
+    others: Int64[Tensor, "batch"] | None
 
 
 class Batches:
@@ -133,6 +130,9 @@ class Batches:
         partners: Whether each sample comes with another row of the split, another one in each view.
         views: How many views there are: epoch e has view e mod `views`; 0 makes each epoch a view of its own.
         device: Where the batches shall be; None leaves them where the split is.
+        workers: Threads that read what is not on the device; with 0 it is read when a batch is asked for.
+        prefetch: How many batches they are ahead.
+        resident_bytes: Images on disk that fill no more than this are read into memory once; see `resident`.
 
     Raises:
         InputError: The split is empty.
@@ -154,42 +154,67 @@ class Batches:
         partners: bool = False,
         views: int = 0,
         device: torch.device | str | None = None,
+        workers: int = 0,
+        prefetch: int = 2,
+        resident_bytes: int = RESIDENT_BYTES,
     ) -> None:
         if not len(split):
             raise InputError("`train` of `fit` must have samples.", got="an empty split")
         self.device = split.x.device if device is None else torch.device(device)
-        self.split = resident(split, self.device)
+        self.split = resident(split, self.device, resident_bytes)
         self.seed, self.augment, self.partners, self.views = seed, augment, partners, views
         self.size = min(batch_size, len(split))
-        self._epoch = -1
-        self._order = torch.empty(0, dtype=torch.int64)
+        self._orders: dict[int, Int64[Tensor, "sample"]] = {}
+        far = isinstance(self.split.x, Streamed) or self.split.x.device != self.device
+        self._ahead = Ahead(self._plan, self._read, workers=workers if far else 0, ahead=prefetch)
 
     def __call__(self, number: int) -> Batch:
         """Batch `number`, counted from 0."""
-        epoch, place = divmod(number, len(self.split) // self.size)
-        rows = self.order(epoch)[place * self.size : (place + 1) * self.size]
-        return self.of(rows, epoch % self.views if self.views else epoch)
+        return self._finished(*self._ahead(number))
 
     def order(self, epoch: int) -> Int64[Tensor, "sample"]:
         """The row numbers in the order of an epoch, those that fill no batch last."""
-        if epoch != self._epoch:
+        if epoch not in self._orders:
             key = torch.zeros(1, dtype=torch.int64, device=self.split.x.device)
-            self._order = probes.permutation(self.seed, key, epoch, len(self.split))[0]
-            self._epoch = epoch
-        return self._order
+            self._orders = dict([*self._orders.items()][-1:])  # two are kept: reading ahead is in the next epoch first
+            self._orders[epoch] = probes.permutation(self.seed, key, epoch, len(self.split))[0]
+        return self._orders[epoch]
 
     def of(self, rows: Int64[Tensor, "batch"], view: int) -> Batch:
         """The batch of these rows as a view shows them."""
-        x, y = self._inputs(rows, view)
-        ids = rows.to(self.device, non_blocking=True)
-        if not self.partners:
-            return Batch(x, y, ids, view)
-        others = probes.partners(self.seed, rows, view, len(self.split))
-        return Batch(x, y, ids, view, *self._inputs(others, view))
+        plan = self._planned(rows, view)
+        return self._finished(plan, self._read(plan))
 
-    def _inputs(
-        self, rows: Int64[Tensor, "batch"], view: int
-    ) -> tuple[Float[Tensor, "batch *input"], Shaped[Tensor, "batch *row"]]:
-        x = self.split.inputs(rows).to(self.device, non_blocking=True)
+    def close(self) -> None:
+        """Ends the threads that read ahead."""
+        self._ahead.close()
+
+    def _plan(self, number: int) -> _Plan:
+        epoch, place = divmod(number, len(self.split) // self.size)
+        rows = self.order(epoch)[place * self.size : (place + 1) * self.size]
+        return self._planned(rows, epoch % self.views if self.views else epoch)
+
+    def _planned(self, rows: Int64[Tensor, "batch"], view: int) -> _Plan:
+        return _Plan(rows, view, probes.partners(self.seed, rows, view, len(self.split)) if self.partners else None)
+
+    def _read(self, plan: _Plan) -> list[Shaped[Tensor, "..."]]:
+        """The stored inputs of the rows, and of their partners; in memory from which a GPU can fetch them by itself."""
+        pinned = self.device.type == "cuda" and self.split.x.device.type == "cpu"
+        parts = [self.split.stored(rows) for rows in (plan.rows, plan.others) if rows is not None]
+        return [part.pin_memory() for part in parts] if pinned else parts
+
+    def _finished(self, plan: _Plan, stored: list[Shaped[Tensor, "..."]]) -> Batch:
+        x, y, ids = self._on_device(stored[0], plan.rows, plan.view)
+        if plan.others is None:
+            return Batch(x, y, ids, plan.view)
+        partners, labels, _ = self._on_device(stored[1], plan.others, plan.view)
+        return Batch(x, y, ids, plan.view, partners, labels)
+
+    def _on_device(
+        self, stored: Shaped[Tensor, "batch *input"], rows: Int64[Tensor, "batch"], view: int
+    ) -> tuple[Float[Tensor, "batch *input"], Shaped[Tensor, "batch *row"], Int64[Tensor, "batch"]]:
+        """Inputs, augmented where the device is; labels and row numbers."""
+        x = as_floats(stored.to(self.device, non_blocking=True))
         y = self.split.y[rows].to(self.device, non_blocking=True)
-        return augment(x, rows.to(self.device, non_blocking=True), view, self.seed, self.augment), y
+        ids = rows.to(self.device, non_blocking=True)
+        return augment(x, ids, view, self.seed, self.augment), y, ids

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError
 from jacmatch.runs import Run
 from jacmatch.runs.files import write_whole
+from jacmatch.training.metrics import Metrics
 from jacmatch.training.schedules import Training
 
 CHECKPOINT = "checkpoint.pt"
@@ -30,7 +31,14 @@ _PARTS = (
     *("run", "step", "seconds", "aside"),
     *("objective", "average", "optimizer", "precision", "random", "random_cuda"),
 )
-_FREE = ("max_steps", "validate_every", "checkpoint_every")  # settings that change no weight
+_FREE = (
+    "max_steps",
+    "validate_every",
+    "checkpoint_every",
+    "workers",
+    "prefetch",
+    "resident_mib",
+)  # settings that change no weight
 
 
 @dataclass
@@ -48,9 +56,9 @@ class State:
         average: The running average of its weights, if one is kept.
         optimizer: As Fabric runs it.
         identity: What else a checkpoint must agree with.
+        metrics: Terms of the loss in the steps since the last logged row, and rows on their way to the host.
         step: Steps made.
         kept: The step of the last checkpoint.
-        window: Terms of the loss in the steps since the last logged row, on the device.
         shares: Share of each term in the gradient norm, as last measured.
         seconds: Wall time of earlier parts of the run.
         aside: Seconds spent on validation and checkpoints, those of earlier parts included.
@@ -67,9 +75,9 @@ class State:
     average: nn.Module | None
     optimizer: torch.optim.Optimizer
     identity: dict[str, Any]
+    metrics: Metrics
     step: int = 0
     kept: int | None = None
-    window: list[dict[str, Tensor]] = field(default_factory=list)
     shares: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     aside: float = 0.0

@@ -13,6 +13,7 @@ from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.jacobian import jacobian, output_tensor, probes
 from jacmatch.teachers import Question, Teacher
+from jacmatch.training.prefetch import in_order
 
 _DIRECTIONS = 64  # of a teacher that has no vᵀJ; all of them where the input has fewer elements
 _NUMBERS = 2**24  # in the Jacobians of one batch: 64 MiB
@@ -71,9 +72,8 @@ def evaluate(module: nn.Module, split: Split, *, batch_size: int = 500, device: 
     place = find_device(device)
     parts = []  # summed on the device: one wait at the end
     with _evaluating(module.to(place)), torch.no_grad():
-        for rows in torch.split(torch.arange(len(split)), batch_size):
-            outputs = output_tensor(module(split.inputs(rows).to(place)))
-            y = split.y[rows.to(split.y.device)].to(place)
+        for x, y in in_order(split, batch_size, place):
+            outputs = output_tensor(module(x))
             if y.is_floating_point():
                 _check_outputs(outputs, tuple(y.shape), "the targets")
                 parts.append((outputs - y).double().square().sum())
@@ -118,16 +118,17 @@ def calibration(
         got = "the targets of a regression" if len(split) else "an empty split"
         raise InputError("`split` of `calibration` must have samples with classes.", got=got)
     place = find_device(device)
-    gaps = torch.zeros(bins, dtype=torch.float64)
+    gaps = torch.zeros(bins, dtype=torch.float64, device=place)
+    finite = torch.ones((), dtype=torch.bool, device=place)
     with _evaluating(module.to(place)), torch.no_grad():
-        for rows in torch.split(torch.arange(len(split)), batch_size):
-            outputs = output_tensor(module(split.inputs(rows).to(place))).double().cpu()
-            sure, top = outputs.softmax(1).max(1)
-            if not bool(sure.isfinite().all()):
-                rule = "The network given to `calibration` must have finite outputs."
-                raise InputError(rule, got="nan or inf", do="Train it again with a lower rate (`lr`).")
-            right = top == split.y[rows.to(split.y.device)].cpu()
-            gaps.index_add_(0, (sure * bins).ceil().long().clamp(1, bins) - 1, right.double() - sure)
+        for x, y in in_order(split, batch_size, place):
+            sure, top = output_tensor(module(x)).double().softmax(1).max(1)
+            finite &= sure.isfinite().all()
+            right = (top == y).double()
+            gaps.index_add_(0, (sure.nan_to_num() * bins).ceil().long().clamp(1, bins) - 1, right - sure)
+    if not finite:
+        rule = "The network given to `calibration` must have finite outputs."
+        raise InputError(rule, got="nan or inf", do="Train it again with a lower rate (`lr`).")
     return gaps.abs().sum().item() / len(split)
 
 
@@ -177,8 +178,7 @@ def agreement(
 
 def _top1(student: nn.Module, teacher: Teacher, split: Split, batch_size: int, place: torch.device) -> float:
     same = []
-    for rows in torch.split(torch.arange(len(split)), batch_size):
-        x = split.inputs(rows).to(place)
+    for x, _ in in_order(split, batch_size, place):
         with torch.no_grad():
             outputs = output_tensor(student(x))
         wanted = teacher.answer(x, Question()).outputs
@@ -193,7 +193,7 @@ def _slopes(
     """Mean cosine and relative error, summed in float64: one batch may hold most of the norm."""
     regression = split.y.is_floating_point()
     outputs = len(teacher.answer(split.inputs(chosen[:1]).to(place), Question()).outputs[0])
-    size = max(1, _NUMBERS // (outputs * split.x[0].numel()))
+    size = max(1, _NUMBERS // (outputs * math.prod(split.x.shape[1:])))
     cosines, differences, norms = [], [], []
     for rows in torch.split(chosen, size):
         x = split.inputs(rows).to(place)

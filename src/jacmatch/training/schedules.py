@@ -38,6 +38,9 @@ class Training:
         validate_every: Steps between two looks at the validation split.
         checkpoint_every: Steps between two checkpoints.
         max_steps: Stop after this step, as if interrupted; None goes on to `steps`.
+        workers: Threads that read and decode data which is not on the device; 0 reads in the loop itself.
+        prefetch: How many batches they are ahead. Neither changes a result.
+        resident_mib: A streamed set that decoded fills no more MiB is read into memory once.
 
     Raises:
         InputError: A setting is out of its range.
@@ -65,12 +68,15 @@ class Training:
     validate_every: int = 100
     checkpoint_every: int = 200
     max_steps: int | None = None
+    workers: int = 2
+    prefetch: int = 2
+    resident_mib: int = 256
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "validate_every", "checkpoint_every"):
             _whole(name, getattr(self, name), 1)
-        _whole("warmup", self.warmup, 0)
-        _whole("views", self.views, 0)
+        for name in ("warmup", "views", "workers", "prefetch", "resident_mib"):
+            _whole(name, getattr(self, name), 0)
         if self.max_steps is not None:
             _whole("max_steps", self.max_steps, 1)
         _within("lr", self.lr, "positive", self.lr > 0)

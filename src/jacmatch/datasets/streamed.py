@@ -1,0 +1,212 @@
+"""Images that stay on disk: they are decoded when a row is asked for.
+
+A `Streamed` stands where a `Split` otherwise has the tensor of its inputs. What differs between a folder of files and
+tar shards is a `Source`, which knows where the bytes of image number i are; all else is here.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from jacmatch.datasets.images import decode_bytes
+from jacmatch.errors import InputError
+
+MAX_BYTES = 2**26
+"""Largest encoded image, 64 MiB."""
+MAX_PIXELS = 2**26
+"""Largest image that is decoded, 64 million pixels."""
+_LOOKED_AT = 64  # images that decide whether there is one channel
+_HASHED = 1024  # images whose bytes are in the fingerprint
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Encoded images by number. Several threads may read at once."""
+
+    def name(self, number: int) -> str:
+        """What an image is called, in messages and in the fingerprint."""
+        ...
+
+    def size(self, number: int) -> int:
+        """How many bytes it has."""
+        ...
+
+    def read(self, number: int) -> bytes:
+        """Its bytes."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Streamed:
+    """Images (N, C, H, W) of bytes that are read and decoded each time a row is asked for.
+
+    Attributes:
+        source: Where the encoded images are.
+        rows: Which of them, and in which order.
+        image: Shape of one image; one that differs is an error when it is met.
+        resized: Whether images are resized to that height and width.
+        caller: What was loaded, for messages.
+    """
+
+    source: Source
+    rows: Int64[np.ndarray, "sample"]
+    image: tuple[int, int, int]
+    resized: bool
+    caller: str
+
+    dtype = torch.uint8
+    device = torch.device("cpu")
+    ndim = 4
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W)."""
+        return (len(self.rows), *self.image)
+
+    @property
+    def nbytes(self) -> int:
+        """What all of them would fill when decoded."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.rows)
+
+    def __getitem__(self, rows: Int64[Tensor, "batch"]) -> UInt8[Tensor, "batch channel height width"]:
+        """The decoded images of some rows.
+
+        Raises:
+            InputError: An image cannot be read or decoded, is too large, or has another size; the message names it.
+        """
+        pixels = np.empty((len(rows), *self.image), dtype=np.uint8)
+        for place, row in enumerate(rows.tolist()):
+            pixels[place] = self._decoded(int(self.rows[row]))
+        return torch.from_numpy(pixels)
+
+    def subset(self, rows: Int64[Tensor, "batch"]) -> "Streamed":
+        """These rows in this order; nothing is read."""
+        return replace(self, rows=self.rows[rows.cpu().numpy()])
+
+    def of(self, rows: Int64[np.ndarray, "other"]) -> "Streamed":
+        """Other images of the same source, by their numbers there."""
+        return replace(self, rows=rows)
+
+    def spread(self, count: int) -> Int64[Tensor, "batch"]:
+        """At most `count` row numbers, evenly spaced from the first to the last row."""
+        return torch.from_numpy(spread(len(self), count))
+
+    def digest(self) -> str:
+        """SHA-256 of shape, names and sizes of all images in their order, and of the bytes of 1,024 of them.
+
+        The bytes of all of them would take as long as reading the whole set. What this cannot see is an image that was
+        replaced by another one of the same name and of the very same size, and is not among those 1,024.
+        """
+        digest = hashlib.sha256(f"streamed {self.shape} {self.resized}\n".encode())
+        for row in self.rows.tolist():
+            digest.update(f"{self.source.name(row)!r} {self.source.size(row)}\n".encode())
+        for place in spread(len(self), _HASHED).tolist():
+            digest.update(self.source.read(int(self.rows[place])))
+        return digest.hexdigest()
+
+    def _decoded(self, number: int) -> UInt8[np.ndarray, "channel height width"]:
+        channels, height, width = self.image
+        pixels = _pixels(self.source, number, self.caller, (height, width) if self.resized else None)
+        name = self.source.name(number)
+        if pixels.shape[:2] != (height, width):
+            got = f"{pixels.shape[0]} × {pixels.shape[1]} in {name}"
+            do = f"Have them resized, for example to 64 × 64: {self.caller}@64."
+            raise InputError(f"All images of {self.caller} must be {height} × {width} like the first.", got=got, do=do)
+        if pixels.shape[2] > channels:
+            rule = f"All images of {self.caller} must be grey: the first ones that were looked at are."
+            raise InputError(rule, got=f"a coloured one, {name}", do="Convert them to one mode.")
+        upright: UInt8[np.ndarray, "channel height width"] = pixels.transpose(2, 0, 1)
+        return upright  # a grey image fills all three channels of a colour set
+
+
+def spread(total: int, count: int) -> Int64[np.ndarray, "chosen"]:
+    """min(total, count) different numbers, evenly spaced from 0 to total − 1.
+
+    Example:
+        >>> spread(10, 4).tolist(), spread(3, 8).tolist()
+        ([0, 3, 6, 9], [0, 1, 2])
+    """
+    if count >= total:
+        return np.arange(total)
+    return np.arange(count) * (total - 1) // max(1, count - 1)
+
+
+def streamed(source: Source, rows: Int64[np.ndarray, "sample"], size: int | None, caller: str) -> Streamed:
+    """The images of a source, once it is known what they look like.
+
+    The size is `size`, or that of the first image. There is one channel if all of up to 64 images, evenly spaced, are
+    grey, otherwise there are three.
+
+    Args:
+        source: Where the encoded images are.
+        rows: Which of them, at least one.
+        size: Height and width to resize to; None keeps the size.
+        caller: What was loaded, for messages.
+
+    Raises:
+        InputError: One of these images cannot be read.
+    """
+    target = None if size is None else (size, size)
+    looked_at = [_pixels(source, int(rows[place]), caller, target) for place in spread(len(rows), _LOOKED_AT)]
+    height, width = looked_at[0].shape[:2]
+    channels = max(pixels.shape[2] for pixels in looked_at)
+    return Streamed(source, rows, (channels, height, width), size is not None, caller)
+
+
+def _pixels(
+    source: Source, number: int, caller: str, size: tuple[int, int] | None
+) -> UInt8[np.ndarray, "row column channel"]:
+    content = source.read(number)
+    return decode_bytes(content, source.name(number), caller=f"`--data {caller}`", max_pixels=MAX_PIXELS, size=size)
+
+
+def check_size(name: str, size: int) -> None:
+    """Nothing, if an encoded image may be read.
+
+    Raises:
+        InputError: It is empty or has more than 64 MiB.
+    """
+    if not 0 < size <= MAX_BYTES:
+        rule = f"{name} must have at least 1 byte and at most {MAX_BYTES:,}."
+        raise InputError(rule, got=f"{size:,}", do="Repair, shrink or remove it.")
+
+
+class Names:
+    """Many names in little memory: one string of bytes and the places where they end.
+
+    Args:
+        blob: All names, one after the other.
+        ends: Where each ends.
+
+    Example:
+        >>> names = Names.of(["a.png", "dog/b.png"])
+        >>> names[1], len(names)
+        ('dog/b.png', 2)
+    """
+
+    def __init__(self, blob: bytes, ends: Int64[np.ndarray, "name"]) -> None:
+        self.blob, self.ends = blob, ends
+
+    @classmethod
+    def of(cls, names: list[str]) -> "Names":
+        """These names; what is no text in a file's name is kept as it is."""
+        parts = [name.encode("utf-8", "surrogateescape") for name in names]
+        return cls(b"".join(parts), np.cumsum([len(part) for part in parts], dtype=np.int64))
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.ends)
+
+    def __getitem__(self, number: int) -> str:
+        """Name `number`."""
+        start = int(self.ends[number - 1]) if number else 0
+        return self.blob[start : int(self.ends[number])].decode("utf-8", "surrogateescape")

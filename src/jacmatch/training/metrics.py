@@ -1,0 +1,109 @@
+"""Rows of metrics that no step waits for.
+
+The terms of each step stay on the device. When a row is due, their table sets out for the host behind the work that is
+queued there, and the loop goes on; the row is written once it has arrived. On the CPU that is at once.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jacmatch.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class _UnderWay:
+    """A row on its way to the host."""
+
+    step: int
+    names: list[str]
+    table: Tensor
+    arrival: torch.cuda.Event | None
+    known: dict[str, float]
+
+
+class Metrics:
+    """The terms of the steps since the last row, and the rows that are on their way.
+
+    Args:
+        place: The device.
+
+    Example:
+        >>> metrics = Metrics(torch.device("cpu"))
+        >>> for loss in (1.0, 2.0):
+        ...     metrics.add({"loss": torch.tensor(loss)})
+        >>> metrics.send(2, {"lr": 0.1})
+        >>> metrics.arrived(do="Lower `lr`.")
+        [(2, {'loss': 1.5, 'lr': 0.1})]
+    """
+
+    def __init__(self, place: torch.device) -> None:
+        self._place = place
+        self._steps: list[dict[str, Tensor]] = []
+        self._under_way: deque[_UnderWay] = deque()
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Takes the terms of one more step; they stay on the device."""
+        self._steps.append(terms)
+
+    def send(self, step: int, known: dict[str, float]) -> None:
+        """Sends a row to the host: the means of the terms since the last row.
+
+        Args:
+            step: Steps made.
+            known: What else the row shall have, which the host knows already.
+        """
+        if not self._steps:
+            return
+        names = list(dict.fromkeys(name for terms in self._steps for name in terms))
+        absent = torch.zeros((), device=self._place)  # a term that a step leaves out is 0 there
+        numbers = [terms.get(name, absent).float() for terms in self._steps for name in names]
+        table, arrival = torch.stack(numbers).view(len(self._steps), len(names)), None
+        if self._place.type == "cuda":
+            table, arrival = _sent(table)
+        self._under_way.append(_UnderWay(step, names, table, arrival, known))
+        self._steps.clear()
+
+    def arrived(self, do: str, *, wait: bool = False) -> list[tuple[int, dict[str, float]]]:
+        """The rows that have come over since this was last asked, each with its step.
+
+        Args:
+            do: What to do where a term is not finite, for the message.
+            wait: Whether to wait for those on their way.
+
+        Raises:
+            InputError: A term of one of their steps is not finite.
+        """
+        rows = []
+        while self._under_way:
+            first = self._under_way[0]
+            if first.arrival is not None:
+                if not (wait or first.arrival.query()):  # type: ignore[no-untyped-call]
+                    break
+                first.arrival.synchronize()
+            self._under_way.popleft()
+            rows.append((first.step, _row(first, do)))
+        return rows
+
+
+def _sent(table: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+    """The table in memory that the GPU can write to by itself, and the event that says that it has."""
+    target = torch.empty(table.shape, dtype=table.dtype, pin_memory=True)
+    target.copy_(table, non_blocking=True)
+    arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrival.record(torch.cuda.current_stream(table.device))
+    return target, arrival
+
+
+def _row(sent: _UnderWay, do: str) -> dict[str, float]:
+    table = sent.table.double()
+    for number, values in enumerate(table.tolist(), sent.step - len(table) + 1):
+        wrong = {name: value for name, value in zip(sent.names, values, strict=True) if not math.isfinite(value)}
+        if wrong:
+            name = next((name for name in wrong if name != "loss"), "loss")
+            rule = f"The term `{name}` of the loss must be finite in every step."
+            raise InputError(rule, got=f"{wrong[name]} in step {number}", do=do)
+    return {**dict(zip(sent.names, table.mean(0).tolist(), strict=True)), **sent.known}
