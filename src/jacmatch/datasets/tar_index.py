@@ -7,6 +7,7 @@ and what they say is kept (see `kept_index`). Nothing is ever unpacked to disk, 
 import hashlib
 import os
 import tarfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -176,7 +177,8 @@ def _save(kept: Path, index: TarIndex) -> None:
         )
         under_way.replace(kept)
     except OSError:
-        under_way.unlink(missing_ok=True)
+        with suppress(OSError):
+            under_way.unlink()
 
 
 def _load(kept: Path, file_size: int) -> TarIndex | None:
