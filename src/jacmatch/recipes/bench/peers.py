@@ -74,7 +74,7 @@ class Task:
 
     def batches(self) -> list[tuple[Tensor, Tensor]]:
         """The batches of an epoch, in the order of the samples."""
-        return list(DataLoader(TensorDataset(self.x, self.y), self.batch))
+        return [(x, y) for x, y in DataLoader(TensorDataset(self.x, self.y), self.batch)]
 
     def loader(self) -> DataLoader[Any]:
         """A shuffling loader of torch over the samples, without worker processes: they are in memory."""
@@ -148,14 +148,13 @@ def agree(first: Tensor, second: Tensor) -> None:
 def stepped(task: Task, library: Library) -> tuple[Callable[[Tensor, Tensor], None], Iterable[Any]]:
     """One step of another library on a batch, whose loss is that of this library, and its loader."""
     first = task.batches()[0]
-    expected = ours(task)(*first)["loss"]
     if library == "timm":
         their_loss, student = theirs_timm(task)
-        agree(expected, their_loss(*first))
+        agree(ours(task)(*first)["loss"], their_loss(*first))
         return rivals.stepper(student, their_loss), task.loader()
     box = torchdistill_box(task)
     box.pre_epoch_process(epoch=0)
-    agree(expected, box.forward_process(*first))
+    agree(ours(task)(*first)["loss"], box.forward_process(*first))
     return (lambda x, y: box.post_forward_process(loss=box.forward_process(x, y))), box.train_data_loader
 
 
