@@ -40,12 +40,23 @@ def test_steps_between_rows_do_not_wait_for_the_gpu(precision, optimizer):
     )  # fmt: skip
 
     def on_step(step, _):
-        torch.cuda.set_sync_debug_mode("default" if step + 1 in (10, 20, 40, 60, 61) else "error")
+        torch.cuda.set_sync_debug_mode("default" if step + 1 in (10, 60, 61) else "error")
 
     try:
         _fit(_objective(point=AtMixedPairs()), settings, validation=cases.images(9), on_step=on_step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_rows_are_those_of_the_cpu_though_no_step_waits_for_them(tmp_path):
+    rows = []
+    for device in ("cuda", "cpu"):
+        objective = Distillation(_network(1).eval(), seed=3)
+        _fit(objective, Training(steps=60, batch_size=16, optimizer="sgd"), device, run=cases.begin(tmp_path / device))
+        rows.append(cases.begin(tmp_path / device).metrics())
+    assert [row["step"] for row in rows[0]] == [10, 20, 40, 60]
+    for one, other in zip(*rows, strict=True):
+        assert {**one, "seconds": 0} == pytest.approx({**other, "seconds": 0}, rel=1e-3, abs=1e-4)
 
 
 def test_the_gpu_does_what_the_cpu_does():

@@ -7,11 +7,21 @@ queued there, and the loop goes on; the row is written once it has arrived. On t
 import math
 from collections import deque
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from jacmatch.errors import InputError
+
+
+@runtime_checkable
+class _Arrival(Protocol):
+    """An event of the device."""
+
+    def query(self) -> bool: ...
+
+    def synchronize(self) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +31,7 @@ class _UnderWay:
     step: int
     names: list[str]
     table: Tensor
-    arrival: torch.cuda.Event | None
+    arrival: _Arrival | None
     known: dict[str, float]
 
 
@@ -59,7 +69,7 @@ class Metrics:
         if not self._steps:
             return
         names = list(dict.fromkeys(name for terms in self._steps for name in terms))
-        absent = torch.zeros((), device=self._place)  # a term that a step leaves out is 0 there
+        absent = next(iter(self._steps[0].values())).new_zeros(())  # a term that a step leaves out is 0 there
         numbers = [terms.get(name, absent).float() for terms in self._steps for name in names]
         table, arrival = torch.stack(numbers).view(len(self._steps), len(names)), None
         if self._place.type == "cuda":
@@ -81,7 +91,7 @@ class Metrics:
         while self._under_way:
             first = self._under_way[0]
             if first.arrival is not None:
-                if not (wait or first.arrival.query()):  # type: ignore[no-untyped-call]
+                if not (wait or first.arrival.query()):
                     break
                 first.arrival.synchronize()
             self._under_way.popleft()
@@ -89,7 +99,7 @@ class Metrics:
         return rows
 
 
-def _sent(table: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+def _sent(table: Tensor) -> tuple[Tensor, _Arrival]:
     """The table in memory that the GPU can write to by itself, and the event that says that it has."""
     target = torch.empty(table.shape, dtype=table.dtype, pin_memory=True)
     target.copy_(table, non_blocking=True)
