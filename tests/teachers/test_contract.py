@@ -11,6 +11,7 @@ from jacmatch.teachers import (
     TEACHERS,
     AnalyticTeacher,
     BlackBoxTeacher,
+    CachedTeacher,
     EnsembleTeacher,
     ModuleTeacher,
     Question,
@@ -36,7 +37,7 @@ def tensors(answer):
 
 def test_every_teacher_has_a_row():
     built = {type(case.build()) for case in CASES}
-    assert built == set(TEACHERS.values())
+    assert built == set(TEACHERS.values()) - {CachedTeacher}, "a cache answers only what was stored: test_cached.py"
 
 
 @each

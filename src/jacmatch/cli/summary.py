@@ -144,6 +144,43 @@ def _claim(console: Console, claim: str, rows: Sequence[Mapping[str, Any]]) -> N
     console.print()
 
 
+def _cache(console: Console, result: Mapping[str, Any]) -> None:
+    """What a cache holds, or how far it is from what the teacher says now."""
+    if result["action"] == "check":
+        console.print(f"{result['entries']:,} entries asked again, all within rounding ({result['seconds']:.1f} s).")
+        for name, largest in result["absolute"].items():
+            console.print(f"  {name}: largest difference {largest:.2g}, relative {result['relative'][name]:.2g}")
+        return
+    if result["action"] == "build":
+        done = result["shards"]
+        console.print(
+            f"{done['written']} shards written, {done['found']} found whole, {done['mended']} mended, {done['left']} "
+            f"left to other processes ({result['seconds']:.1f} s)."
+        )
+    for part in result["parts"]:
+        console.print(f"\n[bold]seed {part['seed']}[/bold]: {part['entries']:,} entries, {_bytes(part['bytes'])}")
+        views = part["views"] if isinstance(part["views"], str) else f"{part['views']} views"
+        lines = {
+            "samples": f"{part['samples']:,}, {views}, {part['bytes_per_entry']:,.0f} bytes an entry",
+            "stored": ", ".join(f"{name} {what}" for name, what in part["fields"].items()),
+            "shards": f"{part['shards']:,}, {len(part['missing']):,} files missing" if part["missing"] else "all there",
+            "made with": ", ".join(f"{name} {value}" for name, value in part["made"].items()),
+            **{name: value[:12] if len(value) == 64 else value for name, value in part["fingerprint"].items()},
+        }
+        if part["reading"]:
+            lines["reading"] = ", ".join(f"{speed:,.0f}/s in {order}" for order, speed in part["reading"].items())
+        for name, value in lines.items():
+            console.print(f"  {name:<22} {value}", markup=False)
+
+
+def _bytes(count: float) -> str:
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
+        count /= 1000
+        units.pop(0)
+    return f"{count:,.3g} {units[0]}"
+
+
 def _nothing(console: Console, result: Mapping[str, Any]) -> None:
     """The path of the report says it all."""
 
@@ -153,6 +190,7 @@ SHOWN = {
     "train": _network,
     "robust": _variants,
     "transfer": _tables,
+    "cache": _cache,
     "evaluate": _network,
     "compare": _pair,
     "doctor": _diagnosis,

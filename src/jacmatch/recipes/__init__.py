@@ -1,6 +1,7 @@
 """Recipes: one job each, as a frozen dataclass whose fields are the flags of the command line."""
 
 from jacmatch.recipes.bench.command import Bench
+from jacmatch.recipes.cache.command import Cache
 from jacmatch.recipes.catalogue import List
 from jacmatch.recipes.compare import Compare
 from jacmatch.recipes.distill import Distill
@@ -18,6 +19,7 @@ RECIPES = {
     "train": Train,
     "robust": Robust,
     "transfer": Transfer,
+    "cache": Cache,
     "evaluate": Evaluate,
     "compare": Compare,
     "doctor": Doctor,
@@ -30,6 +32,7 @@ RECIPES = {
 __all__ = [
     "RECIPES",
     "Bench",
+    "Cache",
     "Compare",
     "Distill",
     "Doctor",

@@ -2,7 +2,8 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from jacmatch.jacobian import doctor
 from jacmatch.models import count_parameters
 from jacmatch.objectives import Distillation
 from jacmatch.recipes import networks, sheet
+from jacmatch.recipes.cache.opening import cached_teachers
 from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.summary import METHODS, identity, summarized
 from jacmatch.recipes.teachers import Prepared
@@ -33,6 +35,9 @@ ENGINE = "engine.json"
 class Distill(TeachingFields):
     """Distil a teacher into a student: labels only, + outputs, + outputs and Jacobians, at equal optimiser steps."""
 
+    cache: Path | None = None
+    """The teacher answers from this folder, which `jacmatch cache build` has written with the same flags."""
+
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
         """Does the job, and returns the result that is written to the run folder."""
         self.check_teaching()
@@ -47,6 +52,8 @@ class Distill(TeachingFields):
             run = self.begin("distill")
             teacher = self.taught_by(data, shown)
             self._examine(run, description, data)
+            if self.cache is not None:
+                teacher = replace(teacher, cached=cached_teachers(self, self.cache, data, teacher.network))
             students: dict[tuple[int, str], nn.Module] = {}
             for seed in self.runs:
                 for method in self.methods:
@@ -116,7 +123,7 @@ class Distill(TeachingFields):
         torch.manual_seed(seed)
         student = description.build()
         training = self.training()
-        objective = self.objective(method, student, teacher.network, train, data, seed)
+        objective = self.objective(method, student, teacher.asked(seed), train, data, seed)
         self._choose_engine(run, objective, train)
         fitted = fit(
             objective,

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
@@ -12,6 +13,7 @@ from jacmatch.datasets import Data
 from jacmatch.recipes import networks
 from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.train import Train
+from jacmatch.teachers import Teacher
 from jacmatch.version import __version__
 
 
@@ -22,10 +24,16 @@ class Prepared:
     Attributes:
         network: The trained network.
         source: Where it came from.
+        cached: What answers in its place, by the seed of the run.
     """
 
     network: nn.Module
     source: str
+    cached: Mapping[int, Teacher] = field(default_factory=dict)
+
+    def asked(self, seed: int) -> nn.Module | Teacher:
+        """Who is asked in the run with this seed."""
+        return self.cached.get(seed, self.network)
 
 
 def kept_folder(recipe: Train, data: Data) -> Path:

@@ -10,6 +10,7 @@ from jacmatch.errors import InputError
 from jacmatch.teachers.analytic import AnalyticTeacher
 from jacmatch.teachers.base import Answer, Question, Teacher
 from jacmatch.teachers.black_box import BlackBoxTeacher
+from jacmatch.teachers.cached import CachedTeacher
 from jacmatch.teachers.ensemble import EnsembleTeacher
 from jacmatch.teachers.module import ModuleTeacher
 from jacmatch.teachers.remembered import RememberedTeacher
@@ -20,6 +21,7 @@ TEACHERS = {
     "analytic": AnalyticTeacher,
     "ensemble": EnsembleTeacher,
     "remembered": RememberedTeacher,
+    "cached": CachedTeacher,
 }
 
 
@@ -45,6 +47,7 @@ __all__ = [
     "AnalyticTeacher",
     "Answer",
     "BlackBoxTeacher",
+    "CachedTeacher",
     "EnsembleTeacher",
     "ModuleTeacher",
     "Question",

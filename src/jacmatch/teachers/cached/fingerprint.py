@@ -1,0 +1,126 @@
+"""For whom a cache is: all that decides a teacher's answers, by name, in words that a person can compare."""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.teachers.base import Question, Teacher
+from jacmatch.teachers.ensemble import EnsembleTeacher
+from jacmatch.teachers.module import ModuleTeacher
+from jacmatch.teachers.remembered import RememberedTeacher
+
+_SHOWN = 8  # differing parts in a message
+_LETTERS = 12  # of a digest in a message
+
+
+def digest(*tensors: tuple[str, Tensor | None]) -> str:
+    """SHA-256 over the names, types, shapes and bytes of tensors.
+
+    Example:
+        >>> digest(("a", torch.zeros(2)))[:12]
+        '3f17cd5f3b48'
+    """
+    total = hashlib.sha256()
+    for name, tensor in tensors:
+        shape = "none" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
+        total.update(f"{name}: {shape}\n".encode())
+        if tensor is not None:
+            # A row first: a tensor without dimensions has no bytes to look at.
+            total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def of_teacher(teacher: Teacher) -> dict[str, str]:
+    """The parts of a fingerprint that the teacher decides: its weights, architecture, preprocessing and type.
+
+    Raises:
+        UnsupportedError: Nothing says what the teacher is: a function has no weights that could be compared.
+
+    Example:
+        >>> sorted(of_teacher(ModuleTeacher(nn.Linear(3, 2))))
+        ['teacher', 'teacher architecture', 'teacher preprocessing', 'teacher type', 'teacher weights']
+    """
+    if isinstance(teacher, RememberedTeacher):
+        return of_teacher(teacher.teacher)
+    if isinstance(teacher, EnsembleTeacher):
+        parts = {"teacher": f"EnsembleTeacher of {len(teacher.teachers)}"}
+        for number, member in enumerate(teacher.teachers):
+            parts |= {f"member {number} {name}": value for name, value in of_teacher(member).items()}
+        return parts
+    if not isinstance(teacher, ModuleTeacher):
+        raise UnsupportedError(
+            f"A cache must know whose answers it has, and a {type(teacher).__name__} has no weights to tell it by. "
+            "Use a network, as ModuleTeacher."
+        )
+    module, state = teacher.module, teacher.module.state_dict()
+    scaling = [name for name in state if name.rpartition(".")[2] in ("mean", "std")]
+    kinds = sorted({str(value.dtype).removeprefix("torch.") for value in state.values() if value.is_floating_point()})
+    return {
+        "teacher": f"{type(module).__module__}.{type(module).__qualname__}",
+        "teacher weights": digest(*state.items()),
+        "teacher architecture": hashlib.sha256(_architecture(module).encode()).hexdigest(),
+        "teacher preprocessing": "; ".join(f"{name} {_numbers(state[name])}" for name in scaling) or "none of its own",
+        "teacher type": ", ".join(kinds) or "no floating-point weights",
+    }
+
+
+def _architecture(module: nn.Module) -> str:
+    """The classes of all submodules with their settings, as far as they print them."""
+    lines = [
+        f"{name}: {type(each).__module__}.{type(each).__qualname__}({each.extra_repr()})"
+        for name, each in module.named_modules()
+    ]
+    return "\n".join(lines)
+
+
+def _numbers(tensor: Tensor) -> str:
+    numbers = tensor.detach().cpu().double().flatten().tolist()
+    shown = ", ".join(f"{number:.4g}" for number in numbers[:_SHOWN])
+    return f"[{shown}{', …' if len(numbers) > _SHOWN else ''}]"
+
+
+def described(question: Question) -> dict[str, str]:
+    """What a question asks, in words: its readout, the products and what makes their directions."""
+    sides = {(True, False): "vᵀJ", (False, True): "Jv", (False, False): "none"}
+    asked = sides[question.cotangents is not None, question.tangents is not None]
+    return {
+        "readout": words(question.readout, "readout"),
+        "products": asked,
+        "rule": "none" if question.rule is None else words(question.rule, "probe"),
+        "step": "none" if question.step is None else repr(question.step),
+    }
+
+
+def words(given: object, what: str) -> str:
+    """The `repr` of a setting, which must say all about it.
+
+    Raises:
+        InputError: It is the address of an object.
+    """
+    said = repr(given)
+    if " at 0x" in said:
+        rule = f"`{what}` of a cache must have a `repr` that says what it is."
+        raise InputError(rule, got=said.partition(" at 0x")[0] + " at an address>", do="Make it a dataclass.")
+    return said
+
+
+def differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """The parts in which two fingerprints differ, with both values; empty where none does.
+
+    Example:
+        >>> differences({"seed": "0", "point": "AtData()"}, {"seed": "1", "point": "AtData()"})
+        'seed (0 there, 1 here)'
+    """
+    names = [name for name in dict.fromkeys((*there, *here)) if there.get(name) != here.get(name)]
+    shown = [f"{name} ({_short(there.get(name))} there, {_short(here.get(name))} here)" for name in names[:_SHOWN]]
+    more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return ", ".join(shown + more)
+
+
+def _short(value: str | None) -> str:
+    if value is None:
+        return "nothing"
+    return value[:_LETTERS] if len(value) == 64 and value.isalnum() else value

@@ -1,0 +1,199 @@
+"""What a cache holds about each sample, and in which file: the one description that writer and reader share.
+
+    cache.json                      for whom, what, how much; written first
+    view-00000/places.memmap        where each sample stands in this view, int64
+    view-00000/shard-00000/         consecutive samples in the order of training
+        outputs.memmap, …           one file for each field, rows of equal size; a memory-mapped tensordict
+        shard.json                  size and sums of each file
+
+Names, types and sizes come from fixed lists: nothing that a file says becomes a path or is run.
+"""
+
+import contextlib
+import errno
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from jacmatch.errors import InputError
+from jacmatch.runs.files import UNDER_WAY, decoded, encoded
+
+HEAD: Final = "cache.json"
+FORMAT: Final = 1
+PLACES: Final = "places.memmap"
+TYPES: Final = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+    "int64": torch.int64,
+}
+FIELDS: Final = ("ids", "outputs", "values", "products", "outputs_alone", "input_sums", "direction_sums")
+_FULL: Final = "Free some space and run the same command again: it goes on."
+_WAYS_OUT: Final = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL}
+
+
+@contextlib.contextmanager
+def disk(folder: Path, deed: str) -> Iterator[None]:
+    """Turns what the operating system refuses inside the block into an `InputError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        rule = f"The cache {folder} (`--cache`) must be a folder that can be {deed}."
+        raise InputError(
+            rule, got=f"'{error.strerror or error}'", do=_WAYS_OUT.get(error.errno or 0, "Choose another.")
+        ) from error
+
+
+@dataclass(frozen=True)
+class Field:
+    """What is stored of each sample under one name.
+
+    Attributes:
+        name: One of `FIELDS`.
+        dtype: One of `TYPES`.
+        shape: Of one sample.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Of one sample."""
+        return TYPES[self.dtype].itemsize * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What `cache.json` says.
+
+    Attributes:
+        fingerprint: All that decides the answers, by name, in words.
+        question: What was asked, as `described` says it.
+        fields: What is stored of a sample.
+        samples: In the training split.
+        views: How many views are held: 0 … views − 1.
+        constant: Whether nothing is random, so that view 0 stands for all.
+        batch: Samples asked at once, in the order of training.
+        shard: Samples in a shard, a multiple of `batch`.
+        settings: Of the job that wrote it.
+        made: With what it was made.
+    """
+
+    fingerprint: dict[str, str]
+    question: dict[str, str]
+    fields: tuple[Field, ...]
+    samples: int
+    views: int
+    constant: bool
+    batch: int
+    shard: int
+    settings: dict[str, Any]
+    made: dict[str, Any]
+
+    @property
+    def shards(self) -> int:
+        """In a view."""
+        return -(-self.samples // self.shard)
+
+    @property
+    def size(self) -> int:
+        """Of all views, without the files that describe them."""
+        return self.views * self.samples * (8 + sum(field.size for field in self.fields))
+
+    def rows(self, shard: int) -> range:
+        """The places in the order of a view that a shard has."""
+        return range(shard * self.shard, min((shard + 1) * self.shard, self.samples))
+
+    def names(self) -> list[tuple[int, int]]:
+        """View and number of every shard."""
+        return [(view, shard) for view in range(self.views) for shard in range(self.shards)]
+
+    def text(self) -> bytes:
+        """The bytes of `cache.json`."""
+        return encoded({"format": FORMAT, **asdict(self)}, HEAD)
+
+
+def shard_name(view: int, shard: int) -> str:
+    """The folder of a shard in that of the cache."""
+    return f"view-{view:05d}/shard-{shard:05d}"
+
+
+def places_name(view: int) -> str:
+    """The file of a view's places."""
+    return f"view-{view:05d}/{PLACES}"
+
+
+def read_head(folder: Path) -> Head:
+    """What the head of a cache says.
+
+    Raises:
+        InputError: There is none, it is damaged, or it is of another format.
+    """
+    file = folder / HEAD
+    if not file.is_file():
+        got = f"a folder without {HEAD}" if folder.is_dir() else "no folder of that name"
+        raise InputError(f"{folder} must be a teacher's cache for one seed.", got=got, do="See jacmatch cache --help.")
+    with disk(folder, "read"):
+        raw = decoded(file.read_bytes(), str(file))
+    if raw.pop("format", None) != FORMAT:
+        rule = f"{file} must be of format {FORMAT}, the one that this version reads."
+        raise InputError(rule, do="Build the cache again with this version.")
+    try:
+        return _checked(raw)
+    except (KeyError, TypeError, ValueError) as error:
+        do = "It is damaged: copy it again, or build the cache anew."
+        raise InputError(f"{file} must describe a cache.", got=f"{type(error).__name__}: {error}", do=do) from error
+
+
+def _checked(raw: Mapping[str, Any]) -> Head:
+    """The head, if all in it is of the right type and in range."""
+    fields = tuple(
+        Field(str(each["name"]), str(each["dtype"]), tuple(int(size) for size in each["shape"]))
+        for each in raw["fields"]
+    )
+    names = [field.name for field in fields]
+    known = all(field.name in FIELDS and field.dtype in TYPES and min((*field.shape, 1)) > 0 for field in fields)
+    if not known or len(set(names)) < len(names) or not {"ids", "outputs", "input_sums"} <= set(names):
+        raise ValueError(f"fields {names}")
+    sizes = {name: int(raw[name]) for name in ("samples", "views", "batch", "shard")}
+    if min(sizes.values()) < 1 or sizes["shard"] % sizes["batch"]:
+        raise ValueError(f"sizes {sizes}")
+
+    def texts(name: str) -> dict[str, str]:
+        return {str(key): str(value) for key, value in dict(raw[name]).items()}
+
+    return Head(
+        texts("fingerprint"),
+        texts("question"),
+        fields,
+        sizes["samples"],
+        sizes["views"],
+        bool(raw["constant"]),
+        sizes["batch"],
+        sizes["shard"],
+        dict(raw["settings"]),
+        dict(raw["made"]),
+    )
+
+
+def write_whole(folder: Path, name: str, data: bytes) -> None:
+    """Writes a file beside its place, waits for the disk, and renames it: readers see all of it or nothing."""
+    target = folder / name
+    part = target.with_name(f".{target.name}.{os.getpid()}{UNDER_WAY}")
+    with disk(folder, "written to"):
+        try:
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)

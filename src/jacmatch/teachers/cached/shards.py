@@ -1,0 +1,256 @@
+"""The shards of a cache: written whole or not at all, read by rows, and never believed without their sums."""
+
+import hashlib
+import io
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.runs.files import UNDER_WAY, decoded, encoded
+from jacmatch.teachers.cached.layout import TYPES, disk, places_name, read_head, shard_name
+
+_SUMS = "shard.json"
+_BLOCK = 1 << 20
+_AGAIN = "The same `jacmatch cache build` writes it again."
+
+
+def write_shard(folder: Path, name: str, entries: Mapping[str, Tensor]) -> None:
+    """Writes a shard as a memory-mapped tensordict: to a folder beside its place, then to the disk, then renamed.
+
+    If another process has been faster, the shard is left as that one wrote it.
+
+    Args:
+        folder: Of the cache.
+        name: Of the shard.
+        entries: Its fields, on the CPU; a row for each sample.
+
+    Raises:
+        UnsupportedError: tensordict is not installed.
+        InputError: The disk refuses.
+    """
+    try:
+        from tensordict import TensorDict
+    except ImportError as error:
+        raise UnsupportedError("Writing a cache needs tensordict: pip install 'jacmatch[train]'.") from error
+    target = folder / name
+    part = target.with_name(f".{target.name}.{os.getpid()}{UNDER_WAY}")
+    rows = len(entries["ids"])
+    sums: dict[str, dict[str, Any]] = {}
+    with disk(folder, "written to"):
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            shard = TensorDict({}, batch_size=[rows]).memmap_(part)
+            for field, tensor in entries.items():
+                stored = shard.make_memmap(field, tensor.shape, dtype=tensor.dtype)
+                _reserve(part / f"{field}.memmap", tensor.nbytes)
+                stored.copy_(tensor)
+                sums[field] = _sums(_bytes(tensor))
+            (part / _SUMS).write_bytes(encoded({"rows": rows, "fields": sums}, _SUMS))
+            for file in (*part.iterdir(), part):
+                _to_disk(file)
+            if not target.exists():
+                part.rename(target)
+                _to_disk(target.parent)
+        except FileExistsError:
+            pass  # between the question and the renaming
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _reserve(file: Path, size: int) -> None:
+    """Takes the space from the disk at once: a full disk is then an error here, and not a signal while copying."""
+    if hasattr(os, "posix_fallocate") and size:
+        descriptor = os.open(file, os.O_RDWR)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        finally:
+            os.close(descriptor)
+
+
+def _to_disk(path: Path) -> None:
+    if os.name != "posix" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The tensor's memory, to read or to write."""
+    return memoryview(tensor.view(torch.uint8).numpy().data).cast("B")
+
+
+def _sums(data: memoryview) -> dict[str, Any]:
+    return {"bytes": len(data), "crc32": zlib.crc32(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+class Shards:
+    """A cache of one seed on disk, opened for reading. Nothing but its head is kept in memory.
+
+    Rows are read at their positions in the files, not through a mapping: the memory in use does not grow with what was
+    read, and a file that is cut off is an error, not a signal. A shard's checksums are compared when it is first read.
+
+    Args:
+        folder: Of the cache.
+
+    Raises:
+        InputError: It is no cache, or it is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.head = folder, read_head(folder)
+        self._fields = {field.name: field for field in self.head.fields}
+        self._sound: set[tuple[int, int]] = set()
+
+    def missing(self) -> list[str]:
+        """The names of shards and places that are not there; sizes are looked at, contents are not.
+
+        Raises:
+            InputError: A file has another size than the head says.
+        """
+        absent = []
+        for view in range(self.head.views):
+            if not self._has_size(places_name(view), 8 * self.head.samples):
+                absent.append(places_name(view))
+            for shard in range(self.head.shards):
+                name, rows = shard_name(view, shard), len(self.head.rows(shard))
+                if not (self.folder / name).is_dir():
+                    absent.append(name)
+                    continue
+                for field in self.head.fields:
+                    if not self._has_size(f"{name}/{field.name}.memmap", rows * field.size):
+                        raise _wrong(self.folder / name, f"no {field.name}.memmap")
+        return absent
+
+    def _has_size(self, name: str, size: int) -> bool:
+        """Whether the file is there; it must have this size then."""
+        try:
+            found = (self.folder / name).stat().st_size
+        except FileNotFoundError:
+            return False
+        if found != size:
+            raise _wrong(self.folder / name, f"{found:,} bytes instead of {size:,}")
+        return True
+
+    def verify(self, view: int, shard: int, *, strong: bool = False) -> None:
+        """Compares a shard with the checksums beside it: CRC-32, or with `strong` SHA-256.
+
+        Raises:
+            InputError: They differ, or something is missing.
+        """
+        folder, rows = self.folder / shard_name(view, shard), len(self.head.rows(shard))
+        with disk(self.folder, "read"):
+            if not (folder / _SUMS).is_file():
+                raise _wrong(folder, f"no {_SUMS}")
+            sums = decoded((folder / _SUMS).read_bytes(), str(folder / _SUMS)).get("fields")
+            for field in self.head.fields:
+                said = sums.get(field.name) if isinstance(sums, dict) else None
+                file = folder / f"{field.name}.memmap"
+                if not isinstance(said, dict) or not file.is_file() or file.stat().st_size != rows * field.size:
+                    raise _wrong(folder, f"another size or no sum of {file.name}")
+                name = "sha256" if strong else "crc32"
+                if _of_file(file, strong) != said.get(name):
+                    raise _wrong(folder, f"another {name} of {file.name}")
+        self._sound.add((view, shard))
+
+    def read(self, view: int, ids: Tensor) -> dict[str, Tensor]:
+        """The entries of samples, a row each, in the order of the ids.
+
+        Raises:
+            InputError: A shard is missing, damaged, or has another sample at that place.
+        """
+        wanted = ids.detach().to("cpu", torch.int64)
+        numbers = wanted.numpy()
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.head.samples:
+            rule = f"The ids of samples must be 0 to {self.head.samples - 1}, the rows of the training split."
+            raise InputError(rule, got=f"{numbers.min()} to {numbers.max()}")
+        places = self._places(view, numbers)
+        rows = {
+            name: torch.empty(len(numbers), *field.shape, dtype=TYPES[field.dtype])
+            for name, field in self._fields.items()
+        }
+        with disk(self.folder, "read"):
+            for shard, runs in _runs(places, self.head.shard):
+                if (view, shard) not in self._sound:
+                    self.verify(view, shard)
+                for name, tensor in rows.items():
+                    self._fill(view, shard, name, tensor, runs)
+        if not torch.equal(rows["ids"], wanted):
+            raise _wrong(self.folder / places_name(view), "places that are not those of the samples")
+        return rows
+
+    def stored(self, view: int, count: int) -> Tensor:
+        """The ids of the first `count` entries of a view, in the order in which they stand.
+
+        Args:
+            view: Of which view.
+            count: At most the number of samples.
+        """
+        found: list[Tensor] = []
+        for shard in range(-(-count // self.head.shard)):
+            rows = self.head.rows(shard)
+            part = torch.empty(min(len(rows), count - rows.start), dtype=torch.int64)
+            with disk(self.folder, "read"):
+                self._fill(view, shard, "ids", part, [(0, 0, len(part))])
+            found.append(part)
+        return torch.cat(found)
+
+    def _places(self, view: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the samples stand: usually one behind the other, as they were written."""
+        with disk(self.folder, "read"), io.FileIO(self.folder / places_name(view)) as file:
+            places = np.empty(len(ids), np.int64)
+            for number, sample in enumerate(ids.tolist()):
+                file.seek(8 * sample)
+                if file.readinto(memoryview(places[number : number + 1].data).cast("B")) != 8:
+                    raise _wrong(self.folder / places_name(view), "a file that is cut off")
+        if len(places) and not 0 <= places.min() <= places.max() < self.head.samples:
+            raise _wrong(self.folder / places_name(view), "places beyond the last")
+        return places
+
+    def _fill(self, view: int, shard: int, name: str, tensor: Tensor, runs: list[tuple[int, int, int]]) -> None:
+        """Reads runs of rows (first row of the tensor, first in the shard, how many) of one field."""
+        size, memory = self._fields[name].size, _bytes(tensor)
+        path = self.folder / shard_name(view, shard) / f"{name}.memmap"
+        with io.FileIO(path) as file:
+            for first, place, count in runs:
+                file.seek(place * size)
+                if file.readinto(memory[first * size : (first + count) * size]) != count * size:
+                    raise _wrong(path, "a file that is cut off")
+
+
+def _runs(places: NDArray[np.int64], shard: int) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
+    """The places by shard, those that follow each other as one run."""
+    found: dict[int, list[tuple[int, int, int]]] = {}
+    cuts = np.flatnonzero((np.diff(places) != 1) | (places[1:] % shard == 0)) + 1
+    for first, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(places)], strict=True):
+        if first < end:
+            number, place = divmod(int(places[first]), shard)
+            found.setdefault(number, []).append((first, place, end - first))
+    yield from found.items()
+
+
+def _of_file(file: Path, strong: bool) -> str | int:
+    digest, crc = hashlib.sha256(), 0
+    with file.open("rb", buffering=0) as stream:
+        while block := stream.read(_BLOCK):
+            if strong:
+                digest.update(block)
+            else:
+                crc = zlib.crc32(block, crc)
+    return digest.hexdigest() if strong else crc
+
+
+def _wrong(path: Path, got: str) -> InputError:
+    return InputError(f"{path} must have the size and the sums that it was written with.", got=got, do=_AGAIN)
