@@ -1,11 +1,10 @@
 """The shards of a cache: written whole or not at all, read by rows, and never believed without their sums."""
 
 import hashlib
-import io
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,13 +175,12 @@ class Shards:
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.head.samples:
             rule = f"The ids of samples must be 0 to {self.head.samples - 1}, the rows of the training split."
             raise InputError(rule, got=f"{numbers.min()} to {numbers.max()}")
-        places = self._places(view, numbers)
         rows = {
             name: torch.empty(len(numbers), *field.shape, dtype=TYPES[field.dtype])
             for name, field in self._fields.items()
         }
         with disk(self.folder, "read"):
-            for shard, runs in _runs(places, self.head.shard):
+            for shard, runs in _runs(self._places(view, numbers), self.head.shard):
                 if (view, shard) not in self._sound:
                     self.verify(view, shard)
                 for name, tensor in rows.items():
@@ -207,27 +205,51 @@ class Shards:
             found.append(part)
         return torch.cat(found)
 
+    def _fill(self, view: int, shard: int, name: str, tensor: Tensor, runs: Sequence[tuple[int, int, int]]) -> None:
+        path = f"{self.folder}/{shard_name(view, shard)}/{name}.memmap"
+        _fill(path, _bytes(tensor), self._fields[name].size, runs)
+
     def _places(self, view: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the samples stand: usually one behind the other, as they were written."""
-        with disk(self.folder, "read"), io.FileIO(self.folder / places_name(view)) as file:
-            places = np.empty(len(ids), np.int64)
-            for number, sample in enumerate(ids.tolist()):
-                file.seek(8 * sample)
-                if file.readinto(memoryview(places[number : number + 1].data).cast("B")) != 8:
-                    raise _wrong(self.folder / places_name(view), "a file that is cut off")
+        count = len(ids)
+        start = int(self._looked_up(view, ids[:1])[0]) if count else 0
+        if 0 <= start <= self.head.samples - count:
+            places, there = np.arange(start, start + count), torch.empty(count, dtype=torch.int64)
+            for shard, runs in _runs(places, self.head.shard):
+                self._fill(view, shard, "ids", there, runs)
+            if np.array_equal(there.numpy(), ids):
+                return places
+        return self._looked_up(view, ids)
+
+    def _looked_up(self, view: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The same from the file of places, one by one."""
+        places = np.empty(len(ids), np.int64)
+        runs = [(number, sample, 1) for number, sample in enumerate(ids.tolist())]
+        _fill(f"{self.folder}/{places_name(view)}", memoryview(places.data).cast("B"), 8, runs)
         if len(places) and not 0 <= places.min() <= places.max() < self.head.samples:
             raise _wrong(self.folder / places_name(view), "places beyond the last")
         return places
 
-    def _fill(self, view: int, shard: int, name: str, tensor: Tensor, runs: list[tuple[int, int, int]]) -> None:
-        """Reads runs of rows (first row of the tensor, first in the shard, how many) of one field."""
-        size, memory = self._fields[name].size, _bytes(tensor)
-        path = self.folder / shard_name(view, shard) / f"{name}.memmap"
-        with io.FileIO(path) as file:
-            for first, place, count in runs:
-                file.seek(place * size)
-                if file.readinto(memory[first * size : (first + count) * size]) != count * size:
-                    raise _wrong(path, "a file that is cut off")
+
+def _fill(path: str, memory: memoryview, size: int, runs: Sequence[tuple[int, int, int]]) -> None:
+    """Reads runs of rows of a file (first row in the memory, first in the file, how many) of so many bytes each."""
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        for first, place, count in runs:
+            if _read(file, memory[first * size : (first + count) * size], place * size) != count * size:
+                raise _wrong(Path(path), "a file that is cut off")
+    finally:
+        os.close(file)
+
+
+def _read(file: int, memory: memoryview, offset: int) -> int:
+    """How many bytes of the file at an offset came into the memory."""
+    if hasattr(os, "preadv"):
+        return os.preadv(file, [memory], offset)
+    os.lseek(file, offset, os.SEEK_SET)  # Windows
+    data = os.read(file, len(memory))
+    memory[: len(data)] = data
+    return len(data)
 
 
 def _runs(places: NDArray[np.int64], shard: int) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
