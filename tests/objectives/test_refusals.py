@@ -55,6 +55,11 @@ SETTINGS = [
         {"task": "regression", "readout": (Logits(), TopLogit())},
         r"must not have .* Got TopLogit\. Use readout",
     ),
+    ({"chunk_size": 0}, r"`chunk_size` of `Distillation` must be a whole number of at least 1, or None\. Got 0"),
+    (
+        {"chunk_size": 1, "probe": RandomInputs(2)},
+        r"`chunk_size` of `Distillation` is for probes on the output side.* Got probe=RandomInputs\(\)",
+    ),
     ({"engine": "fast"}, r"`engine` of `Distillation`.*fast"),
     (
         {"engine": "forward"},
@@ -231,6 +236,13 @@ def test_a_student_with_a_backward_that_can_be_taken_once(place):
         r"The gradient of the term `jacobians` cannot be taken: .*once_differentiable.*jacmatch\.doctor\(student, x\)"
     )
     with pytest.raises(UnsupportedError, match=match):
+        objective(**batch())
+
+
+@pytest.mark.parametrize("place", [0, 2, 5])
+def test_such_a_backward_is_seen_where_graphs_are_rebuilt(place):
+    objective = Distillation(with_layer(Once.apply, place), teacher(), probe=RandomOutputs(2), chunk_size=1)
+    with pytest.raises(UnsupportedError, match=r"cannot be differentiated as `probe` needs: .*once_differentiable"):
         objective(**batch())
 
 

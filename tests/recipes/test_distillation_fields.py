@@ -81,6 +81,10 @@ def test_laws_of_random_directions():
     assert objective(data(), probe="random-inputs", probe_law="sphere").slopes.probe.law == "sphere"
 
 
+def test_rows_can_be_taken_in_chunks():
+    assert objective(data(), probes=2, probe_chunk=1).slopes.chunk_size == 1
+
+
 def test_more_rows_than_outputs_are_refused():
     with pytest.raises(InputError, match=r"at most 3, all rows\. Got 4"):
         objective(data(), probe="sampled-rows", probes=4)

@@ -7,7 +7,7 @@ module (`doctor`).
 
 from jacmatch.jacobian.diagnosis import Diagnosis, Finding
 from jacmatch.jacobian.doctor import doctor
-from jacmatch.jacobian.engines import Products, gradient_norms
+from jacmatch.jacobian.engines import gradient_norms
 from jacmatch.jacobian.estimators import (
     ESTIMATORS,
     AntitheticNoise,
@@ -23,6 +23,7 @@ from jacmatch.jacobian.estimators import (
     TopClass,
 )
 from jacmatch.jacobian.features import from_embeddings, output_tensor, run
+from jacmatch.jacobian.function import Products
 from jacmatch.jacobian.modules import BatchNormPolicy, Module, preserved_buffers, twice_differentiable
 from jacmatch.jacobian.products import Engine, jacobian, jvp, pull, push, vjp
 from jacmatch.jacobian.readouts import (

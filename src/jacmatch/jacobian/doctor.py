@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError
 from jacmatch.jacobian.diagnosis import Diagnosis, Finding
-from jacmatch.jacobian.engines import difference_push, forward_push, replayed, reverse_pull
+from jacmatch.jacobian.engines import difference_push, forward_push, reverse_pull
+from jacmatch.jacobian.function import replayed
 from jacmatch.jacobian.modules import Module, preserved_buffers
 from jacmatch.jacobian.references import Reference, Trial, plain
 from jacmatch.jacobian.trials import judge, not_finite_at

@@ -5,82 +5,108 @@ in one dual pass, without double backward. *differences* needs values only.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import differences
 from jacmatch.jacobian.batch_norm import statistics_held
-from jacmatch.jacobian.features import run
-from jacmatch.jacobian.modules import (
-    BatchNormPolicy,
-    Module,
-    buffers_in_training,
-    is_trainable,
-    twice_differentiable,
+from jacmatch.jacobian.function import (
+    Cotangents,
+    Function,
+    Products,
+    check_direction,
+    copied_buffers,
+    replayed,
+    replaying,
+    roots_of,
 )
-from jacmatch.jacobian.readouts import Context, Readout, parts_of
-
-Cotangents = Tensor | Callable[[Tensor], Tensor]
-
-
-@dataclass
-class Products:
-    """What one pass with derivatives returned.
-
-    Attributes:
-        outputs: The network's outputs.
-        values: The readout's values, (B, R); the outputs themselves for the readout `Logits`.
-        products: vᵀJ (P, B, *input) of `pull`, or Jv (P, B, R) of `push`.
-        features: Features of the layers asked for.
-        engine: The engine that did it.
-    """
-
-    outputs: Tensor
-    values: Tensor
-    products: Tensor
-    features: dict[str, Tensor] = field(default_factory=dict)
-    engine: str = "reverse"
-
-
-@dataclass(frozen=True)
-class Function:
-    """The differentiated function x ↦ values, with outputs and features as by-products.
-
-    Attributes:
-        module: The network.
-        readout: What is differentiated.
-        context: What the readout may know besides.
-        layers: Dotted paths of further features to return.
-        batch_norm: Policy for BatchNorm in training mode.
-    """
-
-    module: Module
-    readout: Readout
-    context: Context
-    layers: tuple[str, ...]
-    batch_norm: BatchNormPolicy
-
-    def __call__(self, x: Tensor, buffers: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Returns values, outputs and features; `buffers` take the place of the module's own."""
-        wanted = tuple(dict.fromkeys((*self.layers, *self.readout.layers)))
-        outputs, features = run(self.module, x, wanted, buffers)
-        return self.readout(outputs, features, self.context), outputs, features
+from jacmatch.jacobian.modules import buffers_in_training, is_trainable, twice_differentiable
+from jacmatch.jacobian.readouts import parts_of
 
 
 def reverse_pull(function: Function, x: Tensor, cotangents: Cotangents) -> Products:
     """vᵀJ for each cotangent: one forward pass, one backward pass per v."""
     differentiable = _differentiable(function, x)
+    leaf = x if x.requires_grad else x.detach().requires_grad_()
+    result = _pulled(function, leaf, cotangents, differentiable)
+    return result if differentiable else _detached(result)
+
+
+def _pulled(
+    function: Function,
+    leaf: Tensor,
+    cotangents: Cotangents,
+    differentiable: bool,
+    buffers: dict[str, Tensor] | None = None,
+) -> Products:
+    """`reverse_pull` by `leaf`; `buffers` take the place of the module's own."""
     with torch.enable_grad(), twice_differentiable(function.module, function.batch_norm):
-        leaf = x if x.requires_grad else x.detach().requires_grad_()
-        values, outputs, features = function(leaf.clone())  # a clone, since the first operation may be in place
+        values, outputs, features = function(leaf.clone(), buffers)  # a clone: the first operation may be in place
         v = cotangents(values.detach()) if callable(cotangents) else cotangents
         check_direction("cotangents", v, values.shape)
         products = _rows(parts_of(function.readout, values, features), leaf, v, differentiable)
-    result = Products(outputs, values, products, features)
-    return result if differentiable else _detached(result)
+    return Products(outputs, values, products, features)
+
+
+def rebuilt_pull(function: Function, x: Tensor, cotangents: Cotangents, chunk_size: int) -> Products:
+    """`reverse_pull` whose graphs are made again in the backward pass, for `chunk_size` rows at a time.
+
+    Each chunk has a forward pass of its own, which is let go together with its rows: so k rows need the memory of one
+    chunk. Kept, the one forward pass would also have to hold the gradients by its activations of all chunks.
+    """
+    if not _differentiable(function, x):
+        return reverse_pull(function, x, cotangents)
+    leaf = x if x.requires_grad else x.detach().requires_grad_()
+    again = replaying(x)  # made first: the pass at x moves the generator on
+    made: list[Tensor] = []
+
+    def chosen(values: Tensor) -> Tensor:
+        made.append(cotangents(values) if callable(cotangents) else cotangents)
+        check_direction("cotangents", made[0], values.shape)
+        return made[0][:chunk_size]
+
+    def passed(number: int, differentiable: bool) -> Products:
+        v = made[0][number * chunk_size : (number + 1) * chunk_size]
+        return again(lambda: _pulled(function, leaf, v, differentiable, copied_buffers(function.module)))
+
+    first = _rebuilt(_pulled(function, leaf, chosen, False), partial(passed, 0, True), leaf, x.requires_grad)
+    rows = [first.products]
+    for number in range(1, -(-len(made[0]) // chunk_size)):
+        rows.append(_rebuilt(passed(number, False), partial(passed, number, True), leaf, x.requires_grad).products)
+    return replace(first, products=torch.cat(rows))
+
+
+def _rebuilt(result: Products, again: Callable[[], Products], leaf: Tensor, by_x: bool) -> Products:
+    """The result, whose graph `again` makes when it is needed: to the parameters, and to the leaf if that is x."""
+    roots = [root for root in roots_of(result.values, leaf) if by_x or root is not leaf]
+    found: tuple[Tensor, ...] = _Rebuilt.apply(again, tuple(each.detach() for each in result.tensors()), *roots)  # type: ignore[no-untyped-call]
+    return result.with_tensors(found)
+
+
+class _Rebuilt(torch.autograd.Function):
+    """Results of a pass, whose graph is made in the backward pass only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, again: Callable[[], Products], results: tuple[Tensor, ...], *roots: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.again, ctx.roots = again, roots
+        ctx.set_materialize_grads(False)
+        return results
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        pairs = [(y, g) for y, g in zip(ctx.again().tensors(), gradients, strict=True) if g is not None]
+        pairs = [(y, g) for y, g in pairs if y.requires_grad]
+        values, directions = [y for y, _ in pairs], [g for _, g in pairs]
+        return None, None, *torch.autograd.grad(values, ctx.roots, directions, allow_unused=True)
 
 
 def _differentiable(function: Function, x: Tensor) -> bool:
@@ -130,7 +156,7 @@ def forward_push(function: Function, x: Tensor, tangents: Tensor) -> Products:
     def on_copies(z: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
         # torch.func demands that written buffers are made inside the function. A multiplication, not a clone:
         # forward mode refuses an in-place first operation on its own input.
-        copies = _copies(function.module)
+        copies = copied_buffers(function.module)
         values, outputs, features = function(z * 1, copies)
         return values, (outputs, features, copies)
 
@@ -168,25 +194,6 @@ def reverse_push(function: Function, x: Tensor, tangents: Tensor) -> Products:
     return result if differentiable else _detached(result)
 
 
-def _copies(module: Module) -> dict[str, Tensor]:
-    return {name: buffer.clone() for name, buffer in buffers_in_training(module).items()}
-
-
-def replayed(function: Function, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """The values as a function of the input alone: the same random numbers in each call, and no buffer is written."""
-    devices = [x.device] if x.device.type == "cuda" else []
-    cpu, cuda = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
-
-    def values_at(z: Tensor) -> Tensor:
-        with torch.random.fork_rng(devices):
-            torch.set_rng_state(cpu)
-            for device, state in zip(devices, cuda, strict=True):
-                torch.cuda.set_rng_state(state, device)
-            return function(z.clone(), _copies(function.module))[0]
-
-    return values_at
-
-
 def difference_push(function: Function, x: Tensor, tangents: Tensor, step: float | None) -> Products:
     """Jv from values; every pass sees the same random numbers, and only the pass at x itself writes the buffers."""
     values_at = replayed(function, x)  # made first: the pass at x moves the generator on
@@ -221,16 +228,6 @@ def gradient_norms(terms: dict[str, Tensor], parameters: list[nn.Parameter]) -> 
         if parts:
             norms[name] = torch.linalg.vector_norm(torch.stack(parts))
     return norms
-
-
-def check_direction(name: str, v: Tensor, shape: torch.Size) -> None:
-    """Refuses directions whose shape is not (probes, *shape)."""
-    if v.dim() < 1 or v.shape[1:] != shape:
-        raise InputError(
-            f"`{name}` must have the shape (probes, *{tuple(shape)}).",
-            got=f"shape {tuple(v.shape)}",
-            do="One direction for each sample.",
-        )
 
 
 def _cannot(engine: str, error: Exception, others: str) -> UnsupportedError:

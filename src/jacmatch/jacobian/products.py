@@ -12,16 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
-from jacmatch.jacobian.engines import (
-    Cotangents,
-    Function,
-    Products,
-    check_direction,
-    difference_push,
-    forward_push,
-    reverse_pull,
-    reverse_push,
-)
+from jacmatch.jacobian.engines import difference_push, forward_push, rebuilt_pull, reverse_pull, reverse_push
+from jacmatch.jacobian.function import Cotangents, Function, Products, check_direction
 from jacmatch.jacobian.modules import BatchNormPolicy, Module, buffers_in_training
 from jacmatch.jacobian.readouts import Context, Logits, Readout
 
@@ -161,6 +153,7 @@ def pull(
     context: Context | None = None,
     layers: tuple[str, ...] = (),
     batch_norm: BatchNormPolicy = "batch",
+    chunk_size: int | None = None,
 ) -> Products:
     """vᵀJ of the readout for each cotangent v, in one forward pass and one backward pass per v.
 
@@ -172,14 +165,20 @@ def pull(
         context: What the readout may know besides.
         layers: Further features to return.
         batch_norm: Policy for BatchNorm in training mode.
+        chunk_size: Rows whose graphs are kept at once, at least 1; None keeps all. What is not kept is computed again
+            in the backward pass: k rows in chunks of 1 need the memory of one, and k more backward passes.
 
     Raises:
-        InputError: x or v has the wrong type or shape.
+        InputError: x or v has the wrong type or shape, or `chunk_size` is below 1.
         UnsupportedError: the values are not differentiable in reverse mode; the message names what can be done.
     """
     _check_input(x, "vjp")
+    if chunk_size is not None and chunk_size < 1:
+        raise InputError("`chunk_size` of `pull` must be at least 1.", got=chunk_size)
     function = Function(module, readout or Logits(), context or Context(), layers, batch_norm)
-    return reverse_pull(function, x, cotangents)
+    if chunk_size is None:
+        return reverse_pull(function, x, cotangents)
+    return rebuilt_pull(function, x, cotangents, chunk_size)
 
 
 def push(

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from jacmatch.jacobian.engines import Function, Products, replayed
+from jacmatch.jacobian.function import Function, Products, replayed
 from jacmatch.jacobian.modules import Module, preserved_buffers, twice_differentiable
 from jacmatch.jacobian.readouts import Context, Logits
 

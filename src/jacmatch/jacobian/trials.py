@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian import verdicts
-from jacmatch.jacobian.engines import Function, Products, parameter_gradients
+from jacmatch.jacobian.engines import parameter_gradients
+from jacmatch.jacobian.function import Function, Products
 from jacmatch.jacobian.modules import Module, preserved_buffers
 from jacmatch.jacobian.references import (
     SEED,

@@ -50,6 +50,8 @@ class Distillation(nn.Module):
         every: The Jacobian term is computed on each n-th call in training, with n times its weight.
         fraction: Share of a batch, its first samples, whose slopes are compared; the term is their mean.
         engine: How Jv is taken for directions on the input side; see `jacmatch.jvp`.
+        chunk_size: Rows whose graphs are kept at once, for a probe of several output directions; None keeps all. Chunks
+            of 1 need the memory of one row, and about 2½ times the time.
         schedule: Factor of the Jacobian weight by data size and progress.
         batch_norm: Policy for BatchNorm of the student in training mode.
         task: Whether labels are classes or numbers.
@@ -89,6 +91,7 @@ class Distillation(nn.Module):
         every: int = 1,
         fraction: float | int = 1.0,
         engine: Engine = "auto",
+        chunk_size: int | None = None,
         schedule: WeightSchedule | None = None,
         batch_norm: BatchNormPolicy = "frozen",
         task: Literal["classification", "regression"] = "classification",
@@ -105,7 +108,8 @@ class Distillation(nn.Module):
         self.balance = Balance({"labels": labels, "outputs": outputs, "jacobians": jacobians})
         readouts = readout if isinstance(readout, tuple) else (readout or Logits(), readout or Logits())
         point = AtData() if point is None else point
-        self.slopes = Slopes(RandomOutputs(1) if probe is None else probe, *readouts, point, batch_norm, engine, seed)
+        probe = RandomOutputs(1) if probe is None else probe
+        self.slopes = Slopes(probe, *readouts, point, batch_norm, engine, seed, chunk_size)
         self.output_loss, self.temperature, self.jacobian_loss = output_loss, temperature, jacobian_loss
         self.every, self.fraction, self.measure_every = every, fraction, measure_every
         self.schedule = WeightSchedule() if schedule is None else schedule
@@ -115,11 +119,12 @@ class Distillation(nn.Module):
         rules.positive_settings(every=every, measure_every=measure_every, temperature=temperature)
         rules.some_of_a_batch(fraction)
         rules.has_a_term(self.balance.weights)
-        rules.are_objects(self.slopes.probe, readouts, point)
-        rules.fitting_engine(self.slopes.probe, engine)
-        rules.fitting_task(self.slopes.probe, readouts, point, task, output_loss, self.balance.weights)
+        rules.are_objects(probe, readouts, point)
+        rules.fitting_engine(probe, engine)
+        rules.fitting_chunks(probe, chunk_size)
+        rules.fitting_task(probe, readouts, point, task, output_loss, self.balance.weights)
         if self.teacher is not None and self.balance.weights["jacobians"]:
-            rules.answerable(self.slopes.probe, self.teacher)
+            rules.answerable(probe, self.teacher)
 
     @property
     def needs_partners(self) -> bool:

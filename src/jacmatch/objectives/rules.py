@@ -71,6 +71,22 @@ def fitting_engine(probe: Estimator, engine: Engine) -> None:
         raise InputError(rule, got=repr(engine), do="Other engines are for RandomInputs and DataPairs.")
 
 
+def fitting_chunks(probe: Estimator, chunk_size: int | None) -> None:
+    """Refuses chunks of no rows, and chunks where there are no rows."""
+    if chunk_size is None:
+        return
+    if not isinstance(chunk_size, int) or chunk_size < 1:
+        raise InputError(
+            "`chunk_size` of `Distillation` must be a whole number of at least 1, or None.", got=chunk_size
+        )
+    if probe.side == "input":
+        raise InputError(
+            "`chunk_size` of `Distillation` is for probes on the output side, whose products are rows.",
+            got=f"probe={type(probe).__name__}()",
+            do="Leave it out.",
+        )
+
+
 def couples(student: nn.Module) -> bool:
     """Whether a sample's outputs depend on the rest of the batch: BatchNorm by the batch's own statistics."""
     layers = (layer for layer in student.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm))

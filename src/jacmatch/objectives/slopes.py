@@ -16,10 +16,12 @@ from jacmatch.jacobian import (
     Estimator,
     Products,
     Readout,
+    preserved_buffers,
     pull,
     push,
     run,
 )
+from jacmatch.jacobian.trials import meets_once_differentiable
 from jacmatch.objectives import rules
 from jacmatch.objectives.points import Batch, Point
 from jacmatch.objectives.terms import exact_values
@@ -38,6 +40,7 @@ class Slopes:
         batch_norm: Policy for BatchNorm of the student in training mode.
         engine: How Jv is taken for directions on the input side.
         seed: Seeds all directions.
+        chunk_size: Rows of the student whose graphs are kept at once; None keeps all.
     """
 
     probe: Estimator
@@ -47,6 +50,7 @@ class Slopes:
     batch_norm: BatchNormPolicy
     engine: Engine
     seed: int
+    chunk_size: int | None = None
 
     def question(self, batch: Batch, *, asked: bool) -> Question:
         """What the teacher is to say about a batch: the outputs, and the products if they are asked for."""
@@ -114,7 +118,16 @@ class Slopes:
             rules.same_outputs(values, answer.values, self.readout)
             return v
 
-        return pull(student, batch.x, checked, **settings)
+        if traced and self.chunk_size is not None:
+            self._check_one(student, batch.x, v[:1], settings)
+        return pull(student, batch.x, checked, chunk_size=self.chunk_size, **settings)
+
+    def _check_one(self, student: nn.Module, x: Tensor, v: Tensor, settings: dict[str, Any]) -> None:
+        """Refuses a student with a backward that can be taken only once, which in a rebuilt graph nobody would see."""
+        with preserved_buffers(student):
+            row = pull(student, x, v, **settings).products
+        if meets_once_differentiable(row.sum()):
+            raise UnsupportedError("a backward in it is marked once_differentiable, so it has no second derivative.")
 
     def _directions(self, batch: Batch, values: Tensor | None) -> Tensor:
         directions: Tensor = self.probe.directions(

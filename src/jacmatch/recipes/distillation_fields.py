@@ -45,6 +45,8 @@ class DistillationFields(TrainingFields):
     """Which derivative products are compared (see `jacmatch list`)."""
     probes: int = 1
     """How many of them for each sample."""
+    probe_chunk: int | None = None
+    """Rows whose graphs are kept in memory at once; all if left out. 1: the memory of a single row, more time."""
     probe_law: Literal["gaussian", "rademacher", "sphere", "basis", "orthogonal"] = "gaussian"
     """Law of random-outputs and random-inputs."""
     readout: str = "logits"
@@ -104,6 +106,7 @@ class DistillationFields(TrainingFields):
             jacobian_loss=self.jacobian_loss,
             point=self._point(chosen["point"]),
             every=self.every,
+            chunk_size=self.probe_chunk,
             fraction=self.fraction,
             engine=self.engine,
             schedule=WeightSchedule(

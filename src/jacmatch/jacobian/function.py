@@ -1,0 +1,120 @@
+"""The function that is differentiated, with what a pass through it returns."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from jacmatch.errors import InputError
+from jacmatch.jacobian.features import run
+from jacmatch.jacobian.modules import BatchNormPolicy, Module, buffers_in_training
+from jacmatch.jacobian.readouts import Context, Readout
+
+Result = TypeVar("Result")
+Cotangents = Tensor | Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Products:
+    """What one pass with derivatives returned.
+
+    Attributes:
+        outputs: The network's outputs.
+        values: The readout's values, (B, R); the outputs themselves for the readout `Logits`.
+        products: vᵀJ (P, B, *input) of `pull`, or Jv (P, B, R) of `push`.
+        features: Features of the layers asked for.
+        engine: The engine that did it.
+    """
+
+    outputs: Tensor
+    values: Tensor
+    products: Tensor
+    features: dict[str, Tensor] = field(default_factory=dict)
+    engine: str = "reverse"
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them in a row."""
+        return (self.outputs, self.values, self.products, *self.features.values())
+
+    def with_tensors(self, given: Sequence[Tensor]) -> "Products":
+        """The same with other tensors, in the order of `tensors`."""
+        outputs, values, products = given[:3]
+        return Products(outputs, values, products, dict(zip(self.features, given[3:], strict=True)), self.engine)
+
+
+@dataclass(frozen=True)
+class Function:
+    """The differentiated function x ↦ values, with outputs and features as by-products.
+
+    Attributes:
+        module: The network.
+        readout: What is differentiated.
+        context: What the readout may know besides.
+        layers: Dotted paths of further features to return.
+        batch_norm: Policy for BatchNorm in training mode.
+    """
+
+    module: Module
+    readout: Readout
+    context: Context
+    layers: tuple[str, ...]
+    batch_norm: BatchNormPolicy
+
+    def __call__(self, x: Tensor, buffers: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Returns values, outputs and features; `buffers` take the place of the module's own."""
+        wanted = tuple(dict.fromkeys((*self.layers, *self.readout.layers)))
+        outputs, features = run(self.module, x, wanted, buffers)
+        return self.readout(outputs, features, self.context), outputs, features
+
+
+def copied_buffers(module: Module) -> dict[str, Tensor]:
+    """Clones of the buffers that a forward pass may write."""
+    return {name: buffer.clone() for name, buffer in buffers_in_training(module).items()}
+
+
+def replaying(x: Tensor) -> Callable[[Callable[[], Result]], Result]:
+    """What calls a function with the random numbers that come next, as often as one likes; later ones do not change."""
+    devices = [x.device] if x.device.type == "cuda" else []
+    cpu, cuda = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
+
+    def call(function: Callable[[], Result]) -> Result:
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(cpu)
+            for device, state in zip(devices, cuda, strict=True):
+                torch.cuda.set_rng_state(state, device)
+            return function()
+
+    return call
+
+
+def replayed(function: Function, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """The values as a function of the input alone: the same random numbers in each call, and no buffer is written."""
+    call = replaying(x)
+    return lambda z: call(lambda: function(z.clone(), copied_buffers(function.module))[0])
+
+
+def roots_of(value: Tensor, x: Tensor) -> list[Tensor]:
+    """The leaves that a value depends on, the parameters above all, and x; what comes before x is left out."""
+    roots, seen, to_see = [x], {x.grad_fn}, [value.grad_fn]
+    while to_see:
+        node = to_see.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", x)  # a node that accumulates the gradient of a leaf
+        if leaf is not x:
+            roots.append(leaf)
+        to_see += [following for following, _ in node.next_functions]
+    return roots
+
+
+def check_direction(name: str, v: Tensor, shape: torch.Size) -> None:
+    """Refuses directions whose shape is not (probes, *shape)."""
+    if v.dim() < 1 or v.shape[1:] != shape:
+        raise InputError(
+            f"`{name}` must have the shape (probes, *{tuple(shape)}).",
+            got=f"shape {tuple(v.shape)}",
+            do="One direction for each sample.",
+        )

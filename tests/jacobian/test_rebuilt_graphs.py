@@ -1,0 +1,138 @@
+"""Graphs that are not kept but made again in the backward pass: rows in chunks, and checkpoints inside the network."""
+
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jacobian import pull
+
+
+def network(*more):
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.GELU(), *more, nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(24, 4),
+    )  # fmt: skip
+
+
+def gradients(module, x, v, y=None, **settings):
+    """Gradients, and buffers afterwards, of a loss of outputs and rows together."""
+    result = pull(module, x, v, **settings)
+    loss = result.outputs.square().mean() + (result.products - 0.1).square().sum()
+    roots = [*module.parameters(), *([] if y is None else [y])]
+    return torch.autograd.grad(loss, roots), {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+@pytest.mark.parametrize("policy", ["frozen", "batch"])
+@pytest.mark.parametrize("chunk_size", [1, 2, 5])
+def test_rows_in_chunks_have_the_same_gradients(policy, chunk_size):
+    torch.manual_seed(0)
+    module, x, v = network(nn.Dropout(0.3)).double(), torch.rand(5, 2, 6, 6).double(), torch.randn(5, 5, 4).double()
+    start = {name: value.clone() for name, value in module.state_dict().items()}
+    found = []
+    for settings in ({}, {"chunk_size": chunk_size}):
+        module.load_state_dict(start)
+        torch.manual_seed(1)
+        found.append((*gradients(module, x, v, batch_norm=policy, **settings), torch.rand(3)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-11, atol=1e-13)
+    assert found[0][1]["1.num_batches_tracked"] == 1
+
+
+def test_chunks_with_an_input_that_was_computed():
+    """The graph before the input is not that of the network: it is passed once, at the end."""
+    module, v = network().double().eval(), torch.randn(3, 4, 4).double()
+    start = torch.rand(4, 2, 6, 6).double().requires_grad_()
+    found = []
+    for settings in ({}, {"chunk_size": 1}):
+        found.append(gradients(module, (2 * start).sin(), v, start, **settings)[0])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-11, atol=1e-13)
+
+
+def test_chunks_of_a_plain_function():
+    weight = torch.rand(3, 3).double().requires_grad_()
+    x, v = torch.rand(4, 3).double(), torch.randn(2, 4, 3).double()
+    found = []
+    for chunk_size in (None, 1):
+        result = pull(lambda z: (z @ weight).tanh(), x, v, chunk_size=chunk_size)
+        found.append(torch.autograd.grad(result.products.square().sum() + result.values.sum(), weight))
+    torch.testing.assert_close(found[1], found[0])
+
+
+class Alive(TorchDispatchMode):
+    """The most bytes that were alive at one time, of what operations have returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.now, self.most = {}, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.sizes:
+                storage = tensor.untyped_storage()
+                self.sizes[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.forget, storage._cdata)
+        self.most = max(self.most, self.now)
+        return result
+
+    def forget(self, key):
+        self.now -= self.sizes.pop(key, 0)
+
+
+def most_alive(step):
+    with Alive() as alive:
+        step()
+    return alive.most
+
+
+def test_eight_rows_in_chunks_of_one_need_the_memory_of_one():
+    wide = nn.Sequential(nn.Conv2d(1, 48, 3, padding=1), nn.Tanh(), nn.Conv2d(48, 48, 3, padding=1), nn.Tanh(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 4))  # fmt: skip
+    x = torch.rand(24, 1, 8, 8)
+
+    def needed(rows, chunk_size):
+        v = torch.randn(rows, 24, 4)
+        return most_alive(lambda: gradients(wide, x, v, chunk_size=chunk_size))
+
+    one = needed(1, None)
+    assert needed(8, 1) <= 1.1 * one  # the eight rows themselves stay
+    assert needed(8, None) > 3 * one
+
+
+def test_chunks_below_one_are_refused():
+    with pytest.raises(InputError, match=r"`chunk_size` of `pull` must be at least 1\. Got 0"):
+        pull(network(), torch.rand(2, 2, 6, 6), torch.randn(1, 2, 4), chunk_size=0)
+
+
+class Checkpointed(nn.Module):
+    """A network whose first part is not kept."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.GELU(), nn.Conv2d(6, 6, 3, padding=1), nn.Tanh())
+        self.last = nn.Linear(6, 4)
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        features = self.first(x) if self.reentrant is None else checkpoint(self.first, x, use_reentrant=self.reentrant)
+        return self.last(functional.adaptive_avg_pool2d(features, 1).flatten(1))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_checkpoints_inside_the_network_change_no_gradient(chunk_size):
+    module, x, v = Checkpointed(None).double(), torch.rand(4, 2, 6, 6).double(), torch.randn(2, 4, 4).double()
+    plain, _ = gradients(module, x, v)
+    module.reentrant = False
+    torch.testing.assert_close(gradients(module, x, v, chunk_size=chunk_size)[0], plain, rtol=1e-11, atol=1e-13)
+
+
+def test_reentrant_checkpoints_are_refused():
+    with pytest.raises(UnsupportedError, match=r"set use_reentrant=False"):
+        gradients(Checkpointed(True), torch.rand(4, 2, 6, 6), torch.randn(1, 4, 4))
