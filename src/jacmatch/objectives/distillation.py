@@ -113,15 +113,13 @@ class Distillation(nn.Module):
         self.output_loss, self.temperature, self.jacobian_loss = output_loss, temperature, jacobian_loss
         self.every, self.fraction, self.measure_every = every, fraction, measure_every
         self.schedule = WeightSchedule() if schedule is None else schedule
-        self.task = task
-        self.calls = 0
+        self.task, self.calls = task, 0
         rules.known_names(output_loss=output_loss, jacobian_loss=jacobian_loss, task=task, batch_norm=batch_norm)
         rules.positive_settings(every=every, measure_every=measure_every, temperature=temperature)
         rules.some_of_a_batch(fraction)
         rules.has_a_term(self.balance.weights)
         rules.are_objects(probe, readouts, point)
-        rules.fitting_engine(probe, engine)
-        rules.fitting_chunks(probe, chunk_size)
+        rules.fitting_engine(probe, engine, chunk_size)
         rules.fitting_task(probe, readouts, point, task, output_loss, self.balance.weights)
         if self.teacher is not None and self.balance.weights["jacobians"]:
             rules.answerable(probe, self.teacher)

@@ -61,8 +61,9 @@ def some_of_a_batch(fraction: float | int) -> None:
         raise InputError("`fraction` of `Distillation` must be above 0 and at most 1.", got=fraction)
 
 
-def fitting_engine(probe: Estimator, engine: Engine) -> None:
-    """Refuses an engine that is unknown, or that the probe leaves no choice of."""
+def fitting_engine(probe: Estimator, engine: Engine, chunk_size: int | None = None) -> None:
+    """Refuses an engine that is unknown, or that the probe leaves no choice of, and chunks that are none."""
+    _fitting_chunks(probe, chunk_size)
     if engine not in get_args(Engine):
         raise unknown_name("`engine` of `Distillation`", str(engine), get_args(Engine))
     only = "reverse" if probe.side == "output" else "differences" if hasattr(probe, "step") else engine
@@ -71,7 +72,7 @@ def fitting_engine(probe: Estimator, engine: Engine) -> None:
         raise InputError(rule, got=repr(engine), do="Other engines are for RandomInputs and DataPairs.")
 
 
-def fitting_chunks(probe: Estimator, chunk_size: int | None) -> None:
+def _fitting_chunks(probe: Estimator, chunk_size: int | None) -> None:
     """Refuses chunks of no rows, and chunks where there are no rows."""
     if chunk_size is None:
         return
