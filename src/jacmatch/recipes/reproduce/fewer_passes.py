@@ -8,7 +8,7 @@ from jacmatch.recipes.reproduce.columns import column_of, columns_figure, per_cl
 from jacmatch.recipes.reproduce.experiment import STUDENTS, Cell, Experiment
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.report import Document, Table
-from jacmatch.report.experiments import fidelity, gains, grid, names, origin
+from jacmatch.report.experiments import NOTHING, fidelity, gains, grid, names, origin
 
 VALUES, EACH = "values alone", "one row in each step"
 
@@ -42,29 +42,35 @@ def _cells(request: Request) -> list[Cell]:
 
 
 def _tables(document: Document) -> list[Table]:
-    columns = names(document, "column")
+    columns, gain = names(document, "column"), gains(document, EACH, VALUES)
     ratio, outputs = document["facts"]["forward_ratio"], document["facts"]["outputs"]
     asked = {cell["row"]: cell["settings"] for cell in document["cells"]}
     plain = students.cost({**ROWS[VALUES], "point": "mixed-pairs"}, outputs, ratio)
-    costs = {row: students.cost(settings, outputs, ratio) / plain for row, settings in asked.items()}
+    costs = {
+        row: (students.cost(settings, outputs, ratio) / plain, students.cost(settings, outputs, 0.0) / plain)
+        for row, settings in asked.items()
+    }
+
+    def entries(row: str) -> tuple[str, str]:
+        live, kept = costs[row]
+        return f"{live:.2f}", f"{kept:.2f}" if asked[row].get("views") else NOTHING
+
     main = Table(
         "accuracy",
         "Test accuracy in % by images per class, equal steps",
-        ("row", "cost of a step", *columns),
-        tuple((row, f"{costs[row]:.2f}" if row in costs else "", *rest) for row, *rest in _rows(document)),
+        ("row", "cost of a step", "kept answers", *columns),
         (
-            "Cost of a step by operations, with a live teacher, values alone = 1 "
-            f"(r = {ratio:.1f}, the teacher's forward pass over the student's).",
-            "After so many views a sample's partner, point and directions return, so that a teacher's answers can be "
-            "kept; then a step costs (3 + 3·rows)/(3 + r).",
+            *((row, *entries(row), *rest) for row, *rest in grid(document, "accuracy")),
+            (gain[0], NOTHING, NOTHING, *gain[1:]),
+        ),
+        (
+            "Cost of a step by operations, with a live teacher and with its answers on disk; values alone with a live "
+            f"teacher = 1. r = {ratio:.1f}, the teacher's forward pass over the student's.",
+            "Views: after so many a sample's partner, point and directions return, so that the answers can be kept.",
             origin(document),
         ),
     )
     return [main, fidelity(document)]
-
-
-def _rows(document: Document) -> list[tuple[str, ...]]:
-    return [*grid(document, "accuracy"), gains(document, EACH, VALUES)]
 
 
 def _prepare(request: Request, progress: Any) -> dict[str, Any]:
