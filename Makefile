@@ -17,8 +17,8 @@ help:  ## this list
 demo: $(VENV)/.train  ## trains a teacher on the embedded digits and distils it three ways; shows table and report
 	$(RUN) -m jacmatch distill $(ARGS)
 
-test: $(VENV)/.dev  ## the tests, on two processes of one thread
-	$(RUN) -m pytest -q -n 2 $(ARGS)
+test: $(VENV)/.dev  ## the tests, on two processes of one thread; a file stays on one, for what its tests share
+	$(RUN) -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 faults: $(VENV)/.dev  ## plants faults, one at a time, and demands that the tests notice each
 	$(RUN) tests/planted_faults.py

@@ -1,5 +1,8 @@
-"""One torch thread and fixed seeds for every test."""
+"""One torch thread and fixed seeds for every test; type checks where they are wanted."""
 
+from collections.abc import Iterator
+
+import jaxtyping
 import pytest
 import torch
 
@@ -9,3 +12,19 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def _unchecked() -> Iterator[None]:
+    """Without the type checks of the test suite, which would refuse a wrong type before the library does.
+
+    They also take half the time of a test that trains: a module of such tests goes without them where what it calls is
+    called with them elsewhere.
+    """
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+as_users_run = pytest.fixture(_unchecked, name="as_users_run")
+all_as_users_run = pytest.fixture(_unchecked, name="all_as_users_run", scope="module")

@@ -24,7 +24,10 @@ from jacmatch.cli import main
 from jacmatch.recipes.progress import Progress
 
 # PyTorch's own first use of forward mode compiles its decompositions with the deprecated torch.jit.script.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+    pytest.mark.usefixtures("all_as_users_run"),
+]
 
 SMALL = "--model mlp:4 --steps 12 --batch-size 8 --validation 0"
 TRAIN = f"train --data npz:{{good}}/data.npz {SMALL}"
@@ -744,11 +747,6 @@ def test_the_process_says_one_line_and_exits_with_2(good):
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "jacmatch train: `lr` of `Training` must be finite and positive. Got nan.\n"
     assert not contents()
-
-
-def test_the_process_of_an_unknown_verb_exits_with_2():
-    ended = process("distil")
-    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
 
 
 # Our own defects --------------------------------------------------------------------------------------------------

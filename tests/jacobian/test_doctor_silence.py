@@ -39,13 +39,20 @@ def test_no_false_alarm_in_other_types(dtype):
     assert doctor(lambda x: x.tanh().cumsum(1), torch.randn(6, 5).to(dtype)).ok
 
 
-LARGE = {"vgg9", "resnet32", "resnet56", "resnet110", "resnet8x4", "resnet32x4", "wrn-40-1", "wrn-40-2", "vit-tiny"}
+DEEP = {"vgg9", "resnet32", "resnet56", "resnet110", "resnet32x4", "wrn-40-1", "wrn-40-2"}
+"""More of the layers that the smaller ones of the same family have."""
+LARGE = {*DEEP, "resnet8x4", "vit-tiny"}
 """Examined in one mode only, for time."""
 
 
 @pytest.mark.parametrize(
     ("name", "training"),
-    [(name, training) for name in CATALOG for training in (True, False) if training or name not in LARGE],
+    [
+        pytest.param(name, training, marks=[pytest.mark.slow] if name in DEEP else [])
+        for name in CATALOG
+        for training in (True, False)
+        if training or name not in LARGE
+    ],
 )
 def test_no_false_alarm_for_our_models(as_users_run, name, training):
     # without the type checks of the suite, for time

@@ -50,6 +50,11 @@ def settled(model):
 
 
 each_model = pytest.mark.parametrize("name", CATALOG)
+DEEP = {"vgg9", "resnet32", "resnet56", "resnet110", "resnet32x4", "wrn-40-1", "wrn-40-2"}
+"""More of the layers that the smaller ones of the same family have."""
+each_kind_of_model = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else []) for name in CATALOG]
+)
 
 
 def test_the_builders_have_one_signature():
@@ -130,7 +135,7 @@ def test_in_train_only_the_running_statistics_move(name):
     assert moved == set(buffers) - {"mean", "std"}
 
 
-@each_model
+@each_kind_of_model
 @pytest.mark.parametrize("training", [True, False])
 def test_gradient_of_a_jacobian_norm_is_right(name, training):
     """Double backward against a central difference along one direction of all parameters, in float64."""
@@ -160,7 +165,7 @@ def test_gradient_of_a_jacobian_norm_is_right(name, training):
 
 # PyTorch's own first use of forward mode compiles its decompositions with the deprecated torch.jit.script.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-@each_model
+@each_kind_of_model
 def test_forward_and_reverse_mode_are_adjoint(name):
     model = settled(make(name).double())
     x = images(model).double().requires_grad_()

@@ -67,7 +67,7 @@ def test_order_and_coefficient(row):
 @pytest.mark.parametrize(
     ("row", "order"), [*zip(SQUARED, (2, 3, 3, 3), strict=True), ("KL, ½ Fisher, where q = p", 3), ("closed form", 2)]
 )
-def test_kinks_within_reach_on_average(row, order):
+def test_kinks_within_reach_on_average(as_users_run, row, order):
     got = measured(row, AVERAGE, sigmas=(0.01, 0.005))
     assert got["order"] == order
     assert got["slope"] == pytest.approx(order, abs=0.25)
@@ -210,7 +210,7 @@ def test_places_are_what_their_columns_say():
         place("rough", 0, 0.01)
 
 
-def test_tables_and_figure_of_a_smoke_run(tmp_path, monkeypatch):
+def test_tables_and_figure_of_a_smoke_run(as_users_run, tmp_path, monkeypatch):
     few = {row: STATEMENTS[row] for row in ("proposition 1", "antithetic pair", "closed form")}
     monkeypatch.setattr(propositions, "STATEMENTS", few)
     result = Reproduce(name="propositions", smoke=True, out=tmp_path / "run").run()

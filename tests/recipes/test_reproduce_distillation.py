@@ -11,6 +11,9 @@ from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.reproduce import EXPERIMENTS
 from jacmatch.report.experiments import spreads
 
+# The recipes below are run with type checks in test_cli.py.
+pytestmark = pytest.mark.usefixtures("all_as_users_run")
+
 
 @pytest.fixture(autouse=True)
 def _place(tmp_path_factory, monkeypatch, tmp_path):

@@ -15,6 +15,9 @@ from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.reproduce import robustness
 from jacmatch.recipes.reproduce.robustness import KINDS, LEVELS, PUBLISHED, ROBUSTNESS, ROWS, UNSEEN
 
+# The recipes below are run with type checks in test_cli.py.
+pytestmark = pytest.mark.usefixtures("all_as_users_run")
+
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):

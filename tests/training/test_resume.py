@@ -13,6 +13,9 @@ from jacmatch.training import Training, fit
 
 from . import cases
 
+# The same objective and loop run with type checks in test_engine.py.
+pytestmark = pytest.mark.usefixtures("all_as_users_run")
+
 ALL = {
     "steps": 24,
     "batch_size": 16,
