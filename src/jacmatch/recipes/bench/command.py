@@ -1,5 +1,7 @@
 """`jacmatch bench`: ratios of costs on this machine, beside what is claimed about them."""
 
+import contextlib
+import importlib.metadata
 import os
 import platform
 import time
@@ -91,13 +93,26 @@ class Bench:
             "date": where["started"][:10],
             "commit": where["commit"],
             "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": 1, "gpu": gpu},
-            "versions": {"jacmatch": __version__, **{key: where[key] for key in ("python", "torch", "numpy")}},
+            "versions": {
+                "jacmatch": __version__,
+                **{key: where[key] for key in ("python", "torch", "numpy")},
+                **_peers(),
+            },
         }
 
     def _flags(self) -> list[str]:
         flags = ["--quick"] if self.quick else []
         flags += [f"--seed {self.seed}"] if self.seed else []
         return flags + ([f"--device {self.device}"] if self.device else [])
+
+
+def _peers() -> dict[str, str]:
+    """The versions of those libraries that are compared with and installed."""
+    found = {}
+    for name in ("timm", "torchdistill"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _processor() -> str:
