@@ -32,7 +32,7 @@ def pages() -> list[Path]:
 
 
 def _table(path: Path) -> str:
-    if path.is_dir():
+    if not path.suffix:
         return _claims([row for name in ORDER for row in _rows(path / f"{name}.json")])
     return _cases(path) if path.suffix == ".json" else path.read_text(encoding="utf-8")
 
