@@ -145,17 +145,21 @@ def agree(first: Tensor, second: Tensor) -> None:
     torch.testing.assert_close(first.detach(), second.detach(), rtol=1e-4, atol=1e-5)
 
 
-def stepped(task: Task, library: Library) -> tuple[Callable[[Tensor, Tensor], None], Iterable[Any]]:
-    """One step of another library on a batch, whose loss is that of this library, and its loader."""
+def stepped(task: Task, library: Library) -> tuple[Callable[[Tensor, Tensor], None], Iterable[Any], nn.Module]:
+    """One step of another library on a batch, whose loss is that of this library; its loader; its student."""
     first = task.batches()[0]
     if library == "timm":
         their_loss, student = theirs_timm(task)
         agree(ours(task)(*first)["loss"], their_loss(*first))
-        return rivals.stepper(student, their_loss), task.loader()
+        return rivals.stepper(student, their_loss), task.loader(), student
     box = torchdistill_box(task)
     box.pre_epoch_process(epoch=0)
     agree(ours(task)(*first)["loss"], box.forward_process(*first))
-    return (lambda x, y: box.post_forward_process(loss=box.forward_process(x, y))), box.train_data_loader
+
+    def step(x: Tensor, y: Tensor) -> None:
+        box.post_forward_process(loss=box.forward_process(x, y))
+
+    return step, box.train_data_loader, box.student_model
 
 
 def over(step: Callable[[Tensor, Tensor], None], batches: Iterable[Any]) -> None:
@@ -167,7 +171,7 @@ def over(step: Callable[[Tensor, Tensor], None], batches: Iterable[Any]) -> None
 def given_batches(conditions: Conditions, pair: str, library: Library) -> Measured:
     """Steps on batches that are there already: loss, gradient and optimiser, without loader and log."""
     task = Task.of(conditions, pair)
-    their_step, _ = stepped(task, library)
+    their_step, *_ = stepped(task, library)
     objective, batches = ours(task), task.batches()
     step = rivals.stepper(objective.student, lambda x, y: objective(x, y)["loss"])
     return measured(conditions, task, partial(over, their_step, batches), partial(over, step, batches))
@@ -176,7 +180,7 @@ def given_batches(conditions: Conditions, pair: str, library: Library) -> Measur
 def whole_loop(conditions: Conditions, pair: str, library: Library) -> Measured:
     """An epoch with a shuffling loader; ours is `fit` with all that it does around a step, and its start."""
     task = Task.of(conditions, pair)
-    their_step, loader = stepped(task, library)
+    their_step, loader, _ = stepped(task, library)
     settings = Training(steps=task.steps, batch_size=task.batch, lr=RATE, schedule="constant")
     split = Split(task.x, task.y)
     train = partial(fit, ours(task), split, settings, seed=0, device=conditions.device)
