@@ -214,7 +214,7 @@ def test_another_seed_is_another_run(counted, tmp_path):
         ({"rows": ("three",)}, "A row .`--rows`. of `reproduce counted`.*one"),
         ({"workers": 0}, "`--workers` of `reproduce` must be at least 1"),
         ({"seeds": 0}, "`--seeds` of `reproduce` must be at least 1"),
-        ({"per_class": (5,)}, "`--per-class` of `reproduce` does not belong to `counted`.*: distillation, low-data"),
+        ({"per_class": (5,)}, "`--per-class` of `reproduce` does not belong to `counted`.*: distillation, .*low-data"),
         ({"name": "robustness", "per_class": (5,)}, "`--per-class` of `reproduce` does not belong to `robustness`"),
         ({"name": "robustness", "teacher": "cnn5"}, "`--teacher` .* does not belong to `robustness`"),
         ({"name": "transfer", "student": "cnn3"}, "`--student` .* does not belong to `transfer`.*robustness"),
