@@ -63,8 +63,13 @@ def _claims(rows: list[Row]) -> str:
 def _range(values: list[float | None], sign: str = "") -> str:
     """The values from smallest to largest, without those that are not there."""
     numbers = sorted({value for value in values if value is not None})
-    ends = dict.fromkeys(f"{number:.2f}" for number in (numbers[:1] + numbers[-1:]))
+    ends = dict.fromkeys(_shown(number) for number in (numbers[:1] + numbers[-1:]))
     return " ".join(filter(None, (sign, "–".join(ends)))) if ends else ""
+
+
+def _shown(value: float) -> str:
+    """Two decimals, or two digits of a small number."""
+    return format(value, ".2f" if value >= 0.1 else ".2g")
 
 
 def _summary(rows: list[Row]) -> str:
@@ -90,7 +95,7 @@ def _cases(path: Path) -> str:
                 empty.append(f"{row['device']}: {row['why_empty']}")
                 continue
             median, low, high, must, floor = (
-                "" if row[key] is None else f"{row[key]:.2f}" for key in ("median", "low", "high", "must", "floor")
+                "" if row[key] is None else _shown(row[key]) for key in ("median", "low", "high", "must", "floor")
             )
             met = {None: "", True: "yes", False: "no"}[row["met"]]
             case = f"{row['case']}, {row['device']}"

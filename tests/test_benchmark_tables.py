@@ -52,10 +52,10 @@ def test_a_claim_is_a_line_with_the_range_of_its_cases(tables, tmp_path):
 
 
 def test_a_case_is_a_line_and_empty_rows_are_counted(tables, tmp_path):
-    store(tmp_path, "step", row(2.5, low=2.25), row(None, "cuda"), row(None, "cuda"))
+    store(tmp_path, "step", row(2.5, low=0.0123), row(None, "cuda"), row(None, "cuda"))
     assert filled(tables, "/step.json").splitlines()[2:] == [
         "| **a ÷ b** | | | | | | |",
-        "| small, cpu | 2.50 | 2.25–2.50 | 3 | 2.00 |  | no |",
+        "| small, cpu | 2.50 | 0.012–2.50 | 3 | 2.00 |  | no |",
         "",
         "Empty rows: 2 (cuda: no GPU at hand).",
         "<!-- end of table -->",

@@ -168,6 +168,7 @@ def test_a_defect_of_a_benchmark_is_no_empty_row():
 def test_a_spread_is_median_and_quartiles():
     ratios = [0.9, 1.3, 1.0, 1.1, 2.0]
     assert Spread.of(ratios) == Spread(statistics.median(ratios), 1.0, 1.3, 5)
+    assert Spread.of([0.00123456]).median == 0.001235
     assert Spread.of([1.5]) == Spread(1.5, 1.5, 1.5, 1)
 
 

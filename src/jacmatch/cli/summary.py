@@ -130,7 +130,7 @@ def _claim(console: Console, claim: str, rows: Sequence[Mapping[str, Any]]) -> N
         table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
     for row in measured:
         median, low, high, *bounds = (
-            "" if row[key] is None else f"{row[key]:.2f}" for key in ("median", "low", "high", "must", "aim", "floor")
+            "" if row[key] is None else _ratio(row[key]) for key in ("median", "low", "high", "must", "aim", "floor")
         )
         verdict = {None: "", True: "met", False: "not met"}[row["met"]]
         table.add_row(f"{row['case']}, {row['device']}", median, f"{low}–{high}", str(row["n"]), *bounds, verdict)
@@ -179,6 +179,11 @@ def _bytes(count: float) -> str:
         count /= 1000
         units.pop(0)
     return f"{count:,.3g} {units[0]}"
+
+
+def _ratio(value: float) -> str:
+    """Two decimals, or two digits of a small number."""
+    return format(value, ".2f" if value >= 0.1 else ".2g")
 
 
 def _nothing(console: Console, result: Mapping[str, Any]) -> None:

@@ -64,8 +64,8 @@ class Spread:
     def of(cls, ratios: Sequence[float]) -> "Spread":
         """The spread of these ratios; one alone is its own median and quartiles."""
         values = list(ratios) if len(ratios) > 1 else [*ratios] * 2
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(round(median, 3), round(low, 3), round(high, 3), len(ratios))
+        low, median, high = (float(f"{each:.4g}") for each in statistics.quantiles(values, n=4, method="inclusive"))
+        return cls(median, low, high, len(ratios))
 
 
 @dataclass(frozen=True)
