@@ -51,7 +51,7 @@ FAULTS = {
         "tests/jacobian/test_parameter_gradients.py",
     ),
     "random numbers are not replayed": Fault(
-        "jacobian/engines.py",
+        "jacobian/function.py",
         "            torch.set_rng_state(cpu)\n",
         "",
         "tests/jacobian/test_one_mask.py",
@@ -87,9 +87,9 @@ FAULTS = {
         "tests/losses/test_contract.py",
     ),
     "the student's own top class": Fault(
-        "objectives/distillation.py",
+        "objectives/slopes.py",
         "context = Context(batch.label, answer.outputs, pixels)",
-        "context = Context(batch.label, run(self.student, batch.x)[0].detach(), pixels)",
+        "context = Context(batch.label, run(student, batch.x)[0].detach(), pixels)",
         "tests/objectives",
     ),
     "teacher in training mode": Fault(
@@ -124,8 +124,8 @@ FAULTS = {
     ),
     "share of the gradient measured wrongly": Fault(
         "jacobian/engines.py",
-        "torch.linalg.vector_norm(torch.stack(parts)) if",
-        "torch.linalg.vector_norm(torch.stack(parts)).square() if",
+        "torch.linalg.vector_norm(torch.stack(parts))",
+        "torch.linalg.vector_norm(torch.stack(parts)).square()",
         "tests/objectives/test_shares.py",
     ),
     "the student's own largest pixel": Fault(
