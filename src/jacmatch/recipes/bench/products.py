@@ -1,14 +1,17 @@
 """`jacmatch bench products`: the exact Jacobian, one Jv and the norm penalty against straightforward code."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import Tensor, nn
 
 from jacmatch.jacobian import jacobian, push
 from jacmatch.models import build
+from jacmatch.objectives import jacobian_norm_penalty
 from jacmatch.recipes.bench import rivals
 from jacmatch.recipes.bench.claims import Benchmark, Case, Claim, Measured
-from jacmatch.recipes.bench.method import Conditions, NotMeasured, compare
+from jacmatch.recipes.bench.method import Conditions, compare
 
 FULL = Claim("full Jacobian, 100 outputs ÷ loop of backward passes", must=0.7, aim=0.4)
 JV = Claim("Jv with backward ÷ plain pass over a doubled batch", must=1.2, aim=1.05)
@@ -24,6 +27,7 @@ PASSES = {
     "ResNet-20, 32×32, evaluation": ("resnet20", (3, 32, 32), 64, False),
     "ViT-Tiny, 32×32": ("vit-tiny", (3, 32, 32), 4, True),
 }
+PENALISED = {"VGG-4, 28×28": ("vgg4", (1, 28, 28), 64), "ResNet-20, 32×32": ("resnet20", (3, 32, 32), 32)}
 
 
 def full_jacobian(conditions: Conditions, name: str, batch: int, training: bool) -> Measured:
@@ -71,9 +75,23 @@ def jv_pass(conditions: Conditions, name: str, shape: tuple[int, ...], batch: in
     return Measured(times.spread, 1.0, {"batch": batch, "baseline_seconds": times.baseline_seconds})
 
 
-def penalty(conditions: Conditions) -> Measured:
-    """Not measured yet."""
-    raise NotMeasured("not measured yet")
+def penalty(conditions: Conditions, name: str, shape: tuple[int, ...], batch: int) -> Measured:
+    """A step of cross-entropy with the penalty along one random direction, by the library ÷ written out."""
+    name, batch = ("cnn3", 2) if conditions.quick else (name, batch)
+    x = torch.rand(batch, *shape, device=conditions.device)
+    y = torch.randint(0, 10, (batch,), device=conditions.device)
+
+    def step(function: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]) -> Callable[[], None]:
+        network = build(name, 10, shape).to(conditions.device)
+
+        def loss() -> Tensor:
+            outputs, value = function(network, x)
+            return torch.nn.functional.cross_entropy(outputs, y) + 0.01 * value
+
+        return rivals.stepper(network, loss)
+
+    times = compare(conditions, step(jacobian_norm_penalty), step(rivals.norm_penalty), 15)
+    return Measured(times.spread, details={"batch": batch, "baseline_seconds": times.baseline_seconds})
 
 
 PRODUCTS = Benchmark(
@@ -88,6 +106,9 @@ PRODUCTS = Benchmark(
             Case(JV, name, partial(jv_pass, name=model, shape=shape, batch=batch, training=training))
             for name, (model, shape, batch, training) in PASSES.items()
         ),
-        Case(PENALTY, "all networks", penalty),
+        *(
+            Case(PENALTY, f"{name}, batch {batch}", partial(penalty, name=model, shape=shape, batch=batch))
+            for name, (model, shape, batch) in PENALISED.items()
+        ),
     ),
 )

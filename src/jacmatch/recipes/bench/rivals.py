@@ -43,3 +43,19 @@ def loop_jacobian(
         for k in range(y.shape[1])
     ]
     return torch.stack(rows, 1)
+
+
+def norm_penalty(
+    network: nn.Module, x: Float[Tensor, "batch *input"]
+) -> tuple[Float[Tensor, "batch output"], Float[Tensor, ""]]:
+    """Outputs and ½ K ‖vᵀJ‖², the mean over the batch, v uniform on the unit sphere: one projection, written out.
+
+    References:
+        Hoffman, Roberts & Yaida 2019, arXiv:1908.02729, algorithm 1.
+    """
+    leaf = x.clone().requires_grad_()
+    outputs = network(leaf)
+    v = torch.randn_like(outputs)
+    v = v / v.norm(dim=1, keepdim=True)
+    (row,) = torch.autograd.grad((v * outputs).sum(), leaf, create_graph=True)
+    return outputs, outputs.shape[1] * row.square().sum() / (2 * len(x))
