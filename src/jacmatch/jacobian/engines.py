@@ -28,6 +28,7 @@ from jacmatch.jacobian.function import (
 )
 from jacmatch.jacobian.modules import buffers_in_training, is_trainable, twice_differentiable
 from jacmatch.jacobian.readouts import parts_of
+from jacmatch.jacobian.tracing import Traced
 
 
 def reverse_pull(function: Function, x: Tensor, cotangents: Cotangents) -> Products:
@@ -107,6 +108,20 @@ class _Rebuilt(torch.autograd.Function):
         pairs = [(y, g) for y, g in pairs if y.requires_grad]
         values, directions = [y for y, _ in pairs], [g for _, g in pairs]
         return None, None, *torch.autograd.grad(values, ctx.roots, directions, allow_unused=True)
+
+
+def traced_pull(function: Function, x: Tensor, cotangents: Tensor) -> tuple[Products, dict[str, Tensor]]:
+    """`reverse_pull` as `torch.compile` can follow it, and the buffers as this pass of training leaves them."""
+
+    def on_copies(z: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
+        copies = copied_buffers(function.module)
+        with Traced(function.batch_norm == "frozen"):
+            values, outputs, features = function(z.clone(), copies)
+        return values, (outputs, features, copies)
+
+    values, pulled, (outputs, features, written) = torch.func.vjp(on_copies, x, has_aux=True)  # type: ignore[misc]
+    rows = torch.stack([pulled(v.to(values.dtype))[0] for v in cotangents.unbind(0)])
+    return Products(outputs, values, rows, features), written
 
 
 def _differentiable(function: Function, x: Tensor) -> bool:
@@ -209,11 +224,11 @@ def difference_push(function: Function, x: Tensor, tangents: Tensor, step: float
     return Products(outputs, values, products, features, "differences")
 
 
-def parameter_gradients(loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor | None]:
+def parameter_gradients(loss: Tensor, parameters: list[nn.Parameter], retain_graph: bool = True) -> list[Tensor | None]:
     """∂loss/∂θ for each parameter, None where the loss does not depend on it; the graph is kept."""
     if not loss.requires_grad:
         return [None] * len(parameters)
-    return list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
+    return list(torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True))
 
 
 def gradient_norms(terms: dict[str, Tensor], parameters: list[nn.Parameter]) -> dict[str, Tensor]:

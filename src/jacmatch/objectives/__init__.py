@@ -5,6 +5,7 @@ student once for each batch, and gives both answers to the losses.
 """
 
 from jacmatch.objectives.base import Balance, Share, Terms
+from jacmatch.objectives.compiled import CompiledSteps
 from jacmatch.objectives.distillation import Distillation
 from jacmatch.objectives.points import POINTS, AtData, AtMixedPairs, AtNoise, Point
 from jacmatch.objectives.robustness import Robustness, jacobian_norm_penalty
@@ -17,6 +18,7 @@ __all__ = [
     "AtMixedPairs",
     "AtNoise",
     "Balance",
+    "CompiledSteps",
     "Distillation",
     "Point",
     "Robustness",

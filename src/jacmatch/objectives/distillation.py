@@ -1,6 +1,7 @@
 """Distillation by values and slopes: labels + outputs + Jacobians."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from jacmatch.jacobian import (
 )
 from jacmatch.objectives import rules
 from jacmatch.objectives.base import Balance, Share, Terms
+from jacmatch.objectives.compiled import CompiledSteps, Found, Kinds, Step
 from jacmatch.objectives.points import AtData, AtMixedPairs, Batch, Point
 from jacmatch.objectives.schedules import WeightSchedule
 from jacmatch.objectives.slopes import Slopes
@@ -114,6 +116,7 @@ class Distillation(nn.Module):
         self.every, self.fraction, self.measure_every = every, fraction, measure_every
         self.schedule = WeightSchedule() if schedule is None else schedule
         self.task, self.calls = task, 0
+        self.compiled: CompiledSteps | None = None
         rules.known_names(output_loss=output_loss, jacobian_loss=jacobian_loss, task=task, batch_norm=batch_norm)
         rules.positive_settings(every=every, measure_every=measure_every, temperature=temperature)
         rules.some_of_a_batch(fraction)
@@ -226,9 +229,17 @@ class Distillation(nn.Module):
         count = math.ceil(self.fraction * len(batch.x)) if slopes else 0
         if not 0 < count < len(batch.x):
             answer = self._ask(batch, slopes=slopes)
-            outputs, products = self.slopes.of_student(self.student, batch, answer, traced=measured)
             told = None if answer is None else answer.outputs
-            return outputs, told, self._terms(batch, told, outputs, answer, products)
+
+            def eager() -> Found:
+                outputs, products = self.slopes.of_student(self.student, batch, answer, traced=measured)
+                return outputs, self._terms(batch, told, outputs, answer, products)
+
+            compiled = None if measured else self._compiled(batch, answer, eager)
+            outputs, terms = eager() if compiled is None else compiled
+            return outputs, told, terms
+        if self.compiled is not None:
+            self.compiled.give_up("`fraction` below 1 is not compiled.")
         first, rest = batch.part(slice(count)), batch.part(slice(count, None))
         answer, others = self._ask(first, slopes=True), self._ask(rest, slopes=False)
         if rules.couples(self.student):  # two parts would have two statistics, so the first is looked at again
@@ -240,6 +251,19 @@ class Distillation(nn.Module):
             outputs = torch.cat([head, run(self.student, rest.x)[0]])
         told = None if answer is None or others is None else torch.cat([answer.outputs, others.outputs])
         return outputs, told, self._terms(batch, told, outputs, answer, products)
+
+    def _compiled(self, batch: Batch, answer: Answer | None, eager: Callable[[], Found]) -> Found | None:
+        """The step as a compiled graph; None where it is to be run eagerly."""
+        if self.compiled is None or not (self.training and torch.is_grad_enabled()):
+            return None
+        slopes = self.slopes
+        if answer is not None and answer.products is not None and (reason := slopes.not_compiled()) is not None:
+            self.compiled.give_up(reason)
+            return None
+        step = Step.of(batch, answer, self.balance.weights)
+        losses = (self.task, self.output_loss, self.temperature, self.jacobian_loss)
+        kinds = Kinds(*losses, slopes.readout, slopes.batch_norm)
+        return self.compiled(self.student, kinds, step, eager)
 
     def _ask(self, batch: Batch, *, slopes: bool) -> Answer | None:
         if self.teacher is None or not (slopes or self.balance.weights["outputs"]):

@@ -69,6 +69,14 @@ class Slopes:
             about["step"] = getattr(self.probe, "step", None)
         return Question(**about)
 
+    def not_compiled(self) -> str | None:
+        """Why a step with these slopes is not compiled, None where it can be."""
+        if self.probe.side == "input":
+            return "Jv, for directions on the input side, is not compiled; vᵀJ is (probe=RandomOutputs(1))."
+        if self.readout.layers or self.teacher_readout.layers:
+            return "a readout of inner layers is not compiled."
+        return None if self.chunk_size is None else "rows in chunks are not compiled."
+
     def of_student(
         self, student: nn.Module, batch: Batch, answer: Answer | None, *, traced: bool
     ) -> tuple[Tensor, Tensor | None]:

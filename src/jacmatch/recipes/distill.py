@@ -150,7 +150,7 @@ class Distill(TeachingFields):
                 "seconds": fitted.seconds,
                 "samples_per_second": fitted.samples_per_second,
                 "peak_memory_bytes": fitted.peak_memory_bytes,
-                "steps": fitted.steps,
+                **{"steps": fitted.steps, "compiled": fitted.compiled},
                 "settings": child.settings,
             }
         )

@@ -83,6 +83,10 @@ class TrainingFields(JobFields):
     views: int = 0
     """In how many ways a sample is seen at most: augmentation, partner, point and directions return after so many
     epochs. 0 draws anew in each."""
+    compile: bool = False
+    """Compile the objective: student, slopes and losses as one graph. If that cannot be, a warning says why."""
+    cuda_graphs: bool = False
+    """Launch compiled steps as CUDA graphs (needs --compile and a GPU)."""
     validation: float = 0.1
     """Share (below 1) or number of training samples held out for the learning curves."""
     validate_every: int = 100

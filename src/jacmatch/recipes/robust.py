@@ -216,6 +216,7 @@ class Robust(TrainingFields):
                 "samples_per_second": fitted.samples_per_second,
                 "peak_memory_bytes": fitted.peak_memory_bytes,
                 "steps": fitted.steps,
+                "compiled": fitted.compiled,
                 "settings": child.settings,
             }
         )

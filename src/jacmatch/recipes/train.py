@@ -69,6 +69,7 @@ class Train(TrainingFields):
             "samples_per_second": fitted.samples_per_second,
             "peak_memory_bytes": fitted.peak_memory_bytes,
             "steps": fitted.steps,
+            "compiled": fitted.compiled,
             "settings": self.settings(),
         }
         run.write_result(result)

@@ -90,6 +90,7 @@ class Transfer(TransferFields):
             "samples_per_second": fitted.samples_per_second,
             "peak_memory_bytes": fitted.peak_memory_bytes,
             "steps": fitted.steps,
+            "compiled": fitted.compiled,
             "settings": child.settings,
         }
         child.write_result(result)

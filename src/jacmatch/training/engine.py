@@ -22,6 +22,7 @@ from jacmatch.errors import InputError
 from jacmatch.runs import Run
 from jacmatch.training.augmentation import Batches
 from jacmatch.training.checkpoints import State, check_finite, deferred_interrupt, keep, resume
+from jacmatch.training.compilation import compile_steps
 from jacmatch.training.evaluation import evaluate, find_device
 from jacmatch.training.metrics import Metrics
 from jacmatch.training.precision import precision
@@ -44,6 +45,7 @@ class Fitted:
         samples_per_second: Throughput of the training alone, without validation and checkpoints.
         peak_memory_bytes: Most GPU memory allocated during the call, or on the CPU the peak of the whole process.
         finished: Whether all `steps` of the settings were made; otherwise the run can go on.
+        compiled: What `CompiledSteps.report` says, where the settings ask to compile; of this call alone.
     """
 
     steps: int
@@ -51,6 +53,7 @@ class Fitted:
     samples_per_second: float
     peak_memory_bytes: int
     finished: bool
+    compiled: dict[str, Any] | None = None
 
 
 def fit(
@@ -112,6 +115,7 @@ def fit(
             resident_bytes=settings.resident_mib * 2**20,
         )
         state = _begin(objective, settings, place, {"seed": seed, "samples": len(train)})
+        compiled = compile_steps(objective, settings)
         if run is not None:
             resume(state, run)
         held_out = None if validation is None else resident(validation, place, settings.resident_mib * 2**20)
@@ -128,6 +132,7 @@ def fit(
         samples_per_second=samples / max(seconds - state.aside, 1e-9),
         peak_memory_bytes=_peak_memory(place),
         finished=state.step == settings.steps,
+        compiled=None if compiled is None else compiled.report(),
     )
 
 

@@ -41,6 +41,8 @@ class Training:
         workers: Threads that read and decode data which is not on the device; 0 reads in the loop itself.
         prefetch: How many batches they are ahead. Neither changes a result.
         resident_mib: A streamed set that decoded fills no more MiB is read into memory once.
+        compile: Compile the steps of the objective; see `objectives.CompiledSteps`.
+        cuda_graphs: Launch compiled steps as CUDA graphs.
 
     Raises:
         InputError: A setting is out of its range.
@@ -71,6 +73,8 @@ class Training:
     workers: int = 2
     prefetch: int = 2
     resident_mib: int = 256
+    compile: bool = False
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "validate_every", "checkpoint_every"):
@@ -92,6 +96,8 @@ class Training:
         if list(self.milestones) != sorted(set(self.milestones)) or not all(0 < m < 1 for m in self.milestones):
             rule = "`milestones` of `Training` must be ascending shares of the steps, each in (0, 1)."
             raise InputError(rule, got=self.milestones, do="Use for example (0.5, 0.75).")
+        if self.cuda_graphs and not self.compile:
+            raise InputError("`cuda_graphs` of `Training` must come with `compile`.", do="Set compile=True as well.")
         _known("optimizer", self.optimizer, OPTIMIZERS)
         _known("schedule", self.schedule, SCHEDULES)
         _known("precision", self.precision, PRECISIONS)

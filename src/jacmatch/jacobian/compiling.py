@@ -1,0 +1,147 @@
+"""A function of tensors compiled as one graph: counted, with any batch size, and never half.
+
+What is compiled is a whole objective, with the derivative in it: `torch.compile` of the bare network refuses the second
+derivative, or quietly runs eager.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+
+from jacmatch.errors import UnsupportedError
+
+Run = Callable[..., Any]
+
+
+class OneGraph:
+    """A function whose call runs one compiled graph; anything that would break the graph is an error.
+
+    Args:
+        function: Takes and returns tensors, networks and constants.
+        backend: `inductor`, or another backend of `torch.compile`.
+        cuda_graphs: Whether the kernels of a GPU are launched as a CUDA graph.
+
+    Attributes:
+        graphs: Graphs that were compiled: one for each kind of arguments; another batch size is no other kind.
+        runs: Calls that ran a compiled graph.
+    """
+
+    def __init__(self, function: Run, backend: str = "inductor", cuda_graphs: bool = False) -> None:
+        self.backend, self.cuda_graphs = backend, cuda_graphs
+        self.graphs, self.runs = 0, 0
+        self._compiled = torch.compile(function, backend=self._compile, fullgraph=True)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What the function returns.
+
+        Raises:
+            UnsupportedError: nothing compiled ran: the compiler is switched off.
+        """
+        before = self.runs
+        if self.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        result = self._compiled(*arguments)
+        if self.runs == before:
+            raise UnsupportedError("torch.compile ran the function eagerly (is TORCHDYNAMO_DISABLE set?).")
+        return result
+
+    def _compile(self, graph: fx.GraphModule, inputs: list[Tensor]) -> Run:
+        _refuse_own_rules(graph)
+        self.graphs += 1
+        run = self._inductor(graph, inputs) if self.backend == "inductor" else _looked_up(self.backend)(graph, inputs)
+
+        def counted(*arguments: Any) -> Any:
+            self.runs += 1
+            return run(*arguments)
+
+        return counted
+
+    def _inductor(self, graph: fx.GraphModule, inputs: list[Tensor]) -> Run:
+        from torch._inductor.compile_fx import compile_fx
+        from torch._inductor.decomposition import select_decomp_table
+
+        # Written as a scatter, the backward of max-pooling is read before it is done, where two rows need it (torch
+        # 2.13, CPU, silent): Inductor's own kernel is right.
+        table = dict(select_decomp_table())
+        table.pop(torch.ops.aten.max_pool2d_with_indices_backward.default, None)
+        options = {"joint_custom_pre_pass": _pass_for_any_batch(), "triton.cudagraphs": self.cuda_graphs}
+        return cast(Run, compile_fx(graph, inputs, decompositions=table, config_patches=options))
+
+
+def any_batch(*pairs: tuple[Tensor | None, int]) -> None:
+    """Says of tensors which of their dimensions is the batch, so that another size needs no other graph."""
+    for tensor, dimension in pairs:
+        if tensor is not None:
+            torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+
+
+def reason_of(error: Exception) -> str:
+    """What stands in the first lines of a compiler's error."""
+    inner = getattr(error, "inner_exception", None) or error
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+    return f"{type(inner).__name__}: {' '.join(lines[:3])}"[:300]
+
+
+def _looked_up(backend: str) -> Run:
+    found: Run = torch._dynamo.lookup_backend(backend)
+    return found
+
+
+def _refuse_own_rules(graph: fx.GraphModule) -> None:
+    """Refuses an `autograd.Function` of the network, whose second derivative the compiled graph would silently lack."""
+    parts = [part for part in graph.modules() if isinstance(part, fx.GraphModule)]
+    if any("autograd_function_apply" in str(node.target) for part in parts for node in part.graph.nodes):
+        raise UnsupportedError("an autograd.Function in the network loses its second derivative when compiled.")
+
+
+def _pass_for_any_batch() -> Any:
+    """Inductor's pass before the graph is cut into forward and backward."""
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+
+    class AnyBatch(CustomGraphPass):
+        """Writes the weight's second derivative as what it is, the gradient of a convolution by its weight.
+
+        Autograd writes it as a convolution whose kernel is a batch of gradients; Inductor fixes the size of kernels.
+        """
+
+        def __call__(self, graph: fx.Graph) -> None:
+            for node in graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default):
+                _, gradients, bias, _, _, _, transposed, _, groups = node.args
+                dynamic = any(isinstance(size, torch.SymInt) for size in gradients.meta["val"].shape)
+                fixed = not any(isinstance(size, torch.SymInt) for size in node.meta["val"].shape)
+                if dynamic and fixed and bias is None and not transposed and groups == 1:
+                    node.replace_all_uses_with(_weight_gradient(graph, node))
+                    graph.erase_node(node)
+
+        def uuid(self) -> str:
+            return "jacmatch any batch 1"
+
+    return AnyBatch()
+
+
+def _weight_gradient(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """Nodes for conv(imagesᵀ, gradientsᵀ), stride and dilation exchanged, by the backward of a convolution."""
+    images, gradients, _, stride, padding, dilation, _, output_padding, _ = node.args
+    result = node.meta["val"]
+    axes = [1, 0, *range(2, result.dim())]
+
+    def add(target: Any, *arguments: Any, **options: Any) -> fx.Node:
+        added = graph.call_function(target, arguments, options)
+        values = fx.node.map_arg(arguments, lambda one: one.meta["val"])
+        with result.fake_mode:
+            added.meta["val"] = target(*values, **options)
+        return added
+
+    permute = torch.ops.aten.permute.default
+    with graph.inserting_before(node):
+        shape = [result.shape[1], result.shape[0], *result.shape[2:]]
+        weight = add(torch.ops.aten.empty.memory_format, shape, dtype=result.dtype, device=result.device)
+        found = add(
+            torch.ops.aten.convolution_backward.default,
+            *(add(permute, gradients, axes), add(permute, images, axes), weight, None),
+            *(dilation, padding, stride, False, output_padding, 1, [False, True, False]),
+        )
+        return add(permute, add(operator.getitem, found, 1), axes)

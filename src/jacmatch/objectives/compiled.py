@@ -1,0 +1,205 @@
+"""The student's pass with slopes, and the losses, as one compiled graph."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jacmatch.errors import InputError
+from jacmatch.jacobian import BatchNormPolicy, Context, Readout, preserved_buffers, run
+from jacmatch.jacobian.compiling import OneGraph, any_batch, reason_of
+from jacmatch.jacobian.engines import parameter_gradients, traced_pull
+from jacmatch.jacobian.function import Function, replaying
+from jacmatch.jacobian.modules import buffers_in_training
+from jacmatch.objectives.points import Batch
+from jacmatch.objectives.terms import jacobian_term, label_term, output_term
+from jacmatch.teachers import Answer
+
+Found = tuple[Tensor, dict[str, Tensor]]
+"""The student's outputs, and the terms before weighting."""
+
+_TOLERANCE, _ROUGH = 1e-2, 0.1
+"""Relative difference of gradients that counts as wrong: in float32 (10⁻⁶ is usual, 10⁻³ with TF32), in 16 bits."""
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """What of a step is no tensor: another value means another graph."""
+
+    task: str
+    output_loss: str
+    temperature: float | int
+    jacobian_loss: str
+    readout: Readout
+    batch_norm: BatchNormPolicy
+
+
+@dataclass
+class Step:
+    """The tensors of a step; a term without its tensor is not there.
+
+    Attributes:
+        x: The inputs.
+        labels: The labels, where the label term has a weight.
+        partner_labels: Those of the partners, at mixed pairs.
+        share: Share of x, at mixed pairs.
+        told: The teacher's outputs, where the output term has a weight.
+        v: Directions on the output side.
+        rows: The teacher's vᵀJ.
+        label: Labels that a readout may know.
+        teacher_outputs: Outputs that a readout may know.
+    """
+
+    x: Tensor
+    labels: Tensor | None = None
+    partner_labels: Tensor | None = None
+    share: Tensor | None = None
+    told: Tensor | None = None
+    v: Tensor | None = None
+    rows: Tensor | None = None
+    label: Tensor | None = None
+    teacher_outputs: Tensor | None = None
+
+    @classmethod
+    def of(cls, batch: Batch, answer: Answer | None, weights: dict[str, float | int]) -> "Step":
+        """Those of a batch and of the teacher's answer about it, where their terms have weights."""
+        labels, others = (batch.labels, batch.partner_labels) if weights["labels"] else (None, None)
+        step = cls(batch.x, labels, None if batch.share is None else others, batch.share)
+        if answer is not None and weights["outputs"]:
+            step.told = answer.outputs
+        if answer is not None and answer.products is not None:
+            step.v, step.rows = answer.cotangents, answer.products
+            step.label, step.teacher_outputs = batch.label, answer.outputs
+        return step
+
+    def mark(self) -> None:
+        """Says which dimension of each is the batch."""
+        samples = (self.x, self.labels, self.partner_labels, self.share, self.told, self.label, self.teacher_outputs)
+        any_batch(*((each, 0) for each in samples), (self.v, 1), (self.rows, 1))
+
+
+class CompiledSteps:
+    """Compiles the ordinary steps of an objective: one graph from the inputs to the terms, slopes included.
+
+    The teacher's answer and the directions come from outside, the weights of the terms are applied outside: so none of
+    them asks for another graph. Steps that measure the shares of the gradient, and evaluation, run eagerly. The first
+    compiled step of each graph is compared with the eager one, in the gradient and in the running statistics. If
+    something cannot be compiled, or comes out wrong, all steps are eager from then on, and a warning says why.
+
+    Args:
+        backend: `inductor`, or another backend of `torch.compile`.
+        cuda_graphs: Launch the kernels of a GPU as a CUDA graph.
+
+    Attributes:
+        fallback: Why the steps are eager; None while they are compiled.
+        difference: Largest relative difference to an eager step so far; None before the first, and where the student
+            draws random numbers, which are then others.
+
+    Example:
+        >>> steps = CompiledSteps(backend="aot_eager")
+        >>> steps.report()["graphs"], steps.fallback
+        (0, None)
+    """
+
+    def __init__(self, *, backend: str = "inductor", cuda_graphs: bool = False) -> None:
+        if cuda_graphs and not torch.cuda.is_available():
+            do = "Leave it out on the CPU."
+            raise InputError("`cuda_graphs` of `CompiledSteps` must have a GPU.", got="no CUDA", do=do)
+        self.graph = OneGraph(_terms, backend, cuda_graphs)
+        self.fallback: str | None = None
+        self.difference: float | None = None
+        self.checked = 0
+
+    def report(self) -> dict[str, Any]:
+        """For a run folder: graphs, compiled steps (those compared included), the measured difference, and why not."""
+        graph = self.graph
+        found = {"backend": graph.backend, "cuda_graphs": graph.cuda_graphs, "graphs": graph.graphs}
+        return {**found, "steps": graph.runs, "difference": self.difference, "fallback": self.fallback}
+
+    def give_up(self, reason: str) -> None:
+        """From now on all steps are eager; said once."""
+        if self.fallback is None:
+            self.fallback = reason
+            warnings.warn(f"The steps are not compiled but run eagerly: {reason}", stacklevel=2)
+
+    def __call__(self, student: nn.Module, kinds: Kinds, step: Step, eager: Callable[[], Found]) -> Found | None:
+        """The outputs and terms of a step, None where the caller must run it eagerly.
+
+        Args:
+            student: The network.
+            kinds: What is no tensor.
+            step: The tensors.
+            eager: The same step as it runs without a compiler.
+        """
+        if self.fallback is not None:
+            return None
+        step.mark()
+        call = replaying(step.x)
+        try:
+            if self.graph.graphs == 0 or self.graph.graphs > self.checked:
+                self._check(student, kinds, step, eager, call)
+            outputs, terms = self.graph(student, kinds, step)
+        except Exception as error:  # whatever a compiler meets; what is wrong in earnest is raised by the eager step
+            self.give_up(reason_of(error))
+            return None
+        if self.fallback is not None:
+            return None
+        if self.graph.cuda_graphs:  # the next replay writes into the same memory
+            return outputs.clone(), {name: term.clone() for name, term in terms.items()}
+        return outputs, terms
+
+    def _check(
+        self, student: nn.Module, kinds: Kinds, step: Step, eager: Callable[[], Found], call: Callable[[Any], Any]
+    ) -> None:
+        """Compares gradients and buffers of the two, each from the same start."""
+
+        def of(pass_: Callable[[], Found]) -> tuple[Tensor, bool]:
+            before = _random_state(step.x)
+            with preserved_buffers(student):
+                _, terms = pass_()
+                total = torch.stack([term / term.detach().abs().clamp_min(1e-12) for term in terms.values()]).sum()
+                trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+                gradients = parameter_gradients(total, trained, retain_graph=False)
+                found = [g.flatten().double() for g in gradients if g is not None]
+                found += [b.flatten().double() for b in buffers_in_training(student).values()]
+                return torch.cat(found), not torch.equal(before, _random_state(step.x))
+
+        truth, random = call(lambda: of(eager))
+        found, _ = call(lambda: of(lambda: self.graph(student, kinds, step)))
+        self.checked = self.graph.graphs
+        if random:
+            return
+        difference = float((found - truth).norm() / truth.norm().clamp_min(1e-30)) if len(found) == len(truth) else 1.0
+        self.difference = max(difference, self.difference or 0.0)
+        if not difference <= (_ROUGH if torch.is_autocast_enabled(step.x.device.type) else _TOLERANCE):
+            self.give_up(f"the gradient of a compiled step differs by {difference:.1e} from that of an eager one.")
+
+
+def _random_state(x: Tensor) -> Tensor:
+    return torch.cuda.get_rng_state(x.device).cpu() if x.device.type == "cuda" else torch.get_rng_state()
+
+
+def _terms(student: nn.Module, kinds: Kinds, step: Step) -> Found:
+    """What is compiled."""
+    rows = None
+    if step.v is None:
+        outputs, _ = run(student, step.x)
+    else:
+        context = Context(step.label, step.teacher_outputs)
+        function = Function(student, kinds.readout, context, (), kinds.batch_norm)
+        result, written = traced_pull(function, step.x, step.v)
+        outputs, rows = result.outputs, result.products
+        with torch.no_grad():
+            for name, buffer in buffers_in_training(student).items():
+                buffer.copy_(written[name])
+    terms = {}
+    if step.labels is not None:
+        terms["labels"] = label_term(kinds.task, outputs, step.labels, step.partner_labels, step.share)
+    if step.told is not None:
+        terms["outputs"] = output_term(kinds.output_loss, outputs, step.told, kinds.temperature)
+    if rows is not None and step.rows is not None:
+        terms["jacobians"] = jacobian_term(kinds.jacobian_loss, rows, step.rows)
+    return outputs, terms
