@@ -65,7 +65,13 @@ def main(kind, policy, backend):
     report = objectives[1].compiled.report()
     print(
         json.dumps(
-            {"worst": worst, "apart": apart, "batches": batches, "said": [str(w.message) for w in said], **report}
+            {
+                "worst": worst,
+                "apart": apart,
+                "batches": batches,
+                "said": [str(w.message) for w in said if w.category is UserWarning],
+                **report,
+            }
         )
     )
 
