@@ -1,22 +1,21 @@
 """BatchNorm in passes with derivatives: statistics held constant, or written out to be differentiated."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from jacmatch.errors import InputError
+from jacmatch.jacobian.channels import affine, by_channel, dot_by_channel, sum_by_channel
+from jacmatch.jacobian.held import Toward, along_probes, applied
 
 
 class _Held(torch.autograd.Function):
-    """The identity, but a constant for derivatives by the input: no tangent, and no gradient while `holding`."""
+    """The identity, but a constant for derivatives by the input: no tangent, and no gradient towards it."""
 
     generate_vmap_rule = True
-    holding = False
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -28,21 +27,11 @@ class _Held(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor | None:
-        return None if _Held.holding else gradient
+        return None if Toward.input else gradient
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> Tensor:
         return torch.zeros_like(tangent)
-
-
-@contextmanager
-def statistics_held() -> Iterator[None]:
-    """A backward pass in this context takes frozen statistics as constants: it is one by the input."""
-    before, _Held.holding = _Held.holding, True
-    try:
-        yield
-    finally:
-        _Held.holding = before
 
 
 class Statistics(list[tuple[Tensor, Tensor]]):
@@ -54,7 +43,7 @@ class Statistics(list[tuple[Tensor, Tensor]]):
         """Variance and mean by channel: of x, or of the pass that is replayed."""
         if self.replaying is not None:
             return next(self.replaying)
-        self.append(_moments(_Held.apply(x)))  # type: ignore[no-untyped-call]
+        self.append(_moments(applied(_Held, x)))
         return self[-1]
 
     def replayed(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -83,12 +72,15 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """`torch.nn.functional.batch_norm`; with constant statistics as the affine map γ (x − μ) / √(σ² + ε) + β."""
-    if training and not written_out:
-        if frozen is None:
+    adapted = weight is not None and not weight.is_leaf  # somebody makes it, perhaps from the input
+    if training and not written_out and not adapted and x.is_floating_point():
+        if torch.compiler.is_compiling():
             return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         _check_count(x)
-        normalised: Tensor = _Normalised.apply(x, weight, bias, running_mean, running_var, momentum, eps)  # type: ignore[no-untyped-call]
-        return normalised
+        y: Tensor = applied(_Normalised, x, weight, bias, running_mean, running_var, momentum, eps, frozen is not None)[
+            0
+        ]
+        return y
     if training:
         var, mean = _moments(x) if frozen is None else frozen.of(x)
         if running_mean is not None and running_var is not None:
@@ -105,16 +97,16 @@ def batch_norm(
     shift = -mean * scale
     if bias is not None:
         shift = shift + bias
-    shape = (1, -1) + (1,) * (x.dim() - 2)
-    return torch.addcmul(shift.to(x.dtype).view(shape), x, scale.to(x.dtype).view(shape))
+    if written_out or adapted or torch.compiler.is_compiling():
+        return torch.addcmul(by_channel(shift, x), x, by_channel(scale, x))
+    return affine(x, scale, shift)
 
 
 class _Normalised(torch.autograd.Function):
-    """Batch normalisation whose statistics are constants while `holding`, by PyTorch's own fused kernels."""
+    """Batch normalisation by PyTorch's own fused kernels; `frozen` statistics are constants towards the input."""
 
     @staticmethod
     def forward(
-        ctx: Any,
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
@@ -122,51 +114,148 @@ class _Normalised(torch.autograd.Function):
         running_var: Tensor | None,
         momentum: float,
         eps: float,
-    ) -> Tensor:
-        y, mean, rstd = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
-        ctx.save_for_backward(x, weight, mean, rstd)
-        ctx.eps = eps
-        return y
+        frozen: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        x, weight, *_, ctx.eps, ctx.frozen = inputs
+        _, mean, rstd = output
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.save_for_forward(x, weight, mean, rstd)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
-        if _Held.holding:
-            return _Scaled.apply(gradient, x, weight, mean, rstd), None, None, None, None, None, None  # type: ignore[no-untyped-call]
-        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
+        if Toward.input:
+            return _moved(g, x, weight, mean, rstd, ctx.eps, ctx.frozen), *[None] * 7
+        wanted = tuple(ctx.needs_input_grad[:3])
         backward = torch.ops.aten.native_batch_norm_backward
-        found = backward(gradient, x, weight, None, None, mean, rstd, True, ctx.eps, wanted)
-        return (*(each if want else None for each, want in zip(found, wanted, strict=True)), None, None, None, None)
+        found = backward(g, x, weight, None, None, mean, rstd, True, ctx.eps, wanted)
+        return (*(each if want else None for each, want in zip(found, wanted, strict=True)), *[None] * 5)
+
+    @staticmethod
+    def jvp(
+        ctx: Any, x_t: Tensor, weight_t: Tensor | None, bias_t: Tensor | None, *_: Any
+    ) -> tuple[Tensor, None, None]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        y_t = _moved(x_t, x, weight, mean, rstd, ctx.eps, ctx.frozen)
+        if weight_t is not None:
+            y_t = y_t + affine(x, rstd, -mean * rstd) * by_channel(weight_t, x)
+        return y_t if bias_t is None else y_t + by_channel(bias_t, x), None, None
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
+        return along_probes(_Normalised, info, dims, arguments)
+
+
+def _moved(t: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, eps: float, frozen: bool) -> Tensor:
+    """The derivative by x applied to t. It is symmetric, so it serves tangents and gradients alike."""
+    weight = torch.ones_like(rstd) if weight is None else weight
+    moved: Tensor = (
+        applied(_Scaled, t, x, weight, mean, rstd, eps)
+        if frozen
+        else applied(_Projected, t, x, weight, mean, rstd, eps)[0]
+    )
+    return moved
 
 
 class _Scaled(torch.autograd.Function):
-    """g γ / √(σ² + ε), the derivative with constant statistics; its own derivative knows that σ depends on x."""
+    """γ r t with r = 1/√(σ² + ε), the derivative with constant statistics; its own one knows that σ depends on x."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor) -> Tensor:
-        ctx.save_for_backward(g, x, weight, mean, rstd)
-        return g * _by_channel(rstd if weight is None else rstd * weight, g)
+    def forward(t: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, eps: float) -> Tensor:
+        return t * by_channel(rstd * weight, t)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        g, x, weight, mean, rstd = ctx.saved_tensors
-        scale = rstd if weight is None else rstd * weight
-        product = _sum_by_channel(gradient * g).to(rstd.dtype)  # ∂/∂(γ rstd)
-        by_x = None
-        if ctx.needs_input_grad[1]:  # ∂rstd/∂x = − rstd³ (x − μ) / n
-            slope = -product * scale * rstd.square() * (x.shape[1] / x.numel())
-            by_x = torch.addcmul(_by_channel(-mean * slope, x), x, _by_channel(slope, x))
-        by_g = gradient * _by_channel(scale, g) if ctx.needs_input_grad[0] else None
-        return by_g, by_x, product * rstd if weight is not None and ctx.needs_input_grad[2] else None, None, None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *saved, ctx.eps = inputs
+        ctx.save_for_backward(*saved)
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
+        t, x, weight, mean, rstd = _saved(ctx)
+        by_t, by_x, by_weight = ctx.needs_input_grad[:3]
+        scale = rstd * weight
+        product = dot_by_channel(h, t).to(rstd.dtype) if by_x or by_weight else rstd  # ∂/∂(γ r)
+        slope = -product * scale * rstd.square() * (x.shape[1] / x.numel())  # ∂r/∂x = − r³ (x − μ) / n
+        return (
+            affine(h, scale, None) if by_t else None,
+            affine(x, slope, -mean * slope) if by_x else None,
+            (product * rstd).to(weight.dtype) if by_weight else None,
+            *[None] * 3,
+        )
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
+        t, *rest = arguments
+        if dims[0] is None or any(dim is not None for dim in dims[1:]):
+            return along_probes(_Scaled, info, dims, arguments)
+        y = applied(_Scaled, t.movedim(dims[0], 0).flatten(0, 1), *rest)
+        return y.unflatten(0, (info.batch_size, -1)), 0
 
 
-def _by_channel(values: Tensor, like: Tensor) -> Tensor:
-    return values.to(like.dtype).view(1, -1, *[1] * (like.dim() - 2))
+class _Projected(torch.autograd.Function):
+    """γ r (t − ⟨t⟩ − z ⟨z t⟩), z = r (x − μ), ⟨·⟩ the mean by channel: the derivative with all paths, symmetric."""
+
+    @staticmethod
+    def forward(
+        t: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _projected(t, x, weight, mean, rstd, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        *saved, ctx.eps = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*saved, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        t, x, weight, mean, rstd, *sums = _saved(ctx)
+        by_h, h_zh, h_sum = _projected(h, x, weight, mean, rstd, ctx.eps)
+        by_t, by_x, by_weight = ctx.needs_input_grad[:3]
+        if not by_x and not by_weight:
+            return by_h if by_t else None, *[None] * 5
+        t_zt, t_sum = sums if not torch.is_grad_enabled() else _projected(t, x, weight, mean, rstd, ctx.eps)[1:]
+        n = x.numel() / x.shape[1]
+        a, b = t_zt / n, h_zh / n  # ⟨z t⟩ and ⟨z h⟩
+        form = dot_by_channel(h, t).to(rstd.dtype) - t_sum * h_sum / n - n * a * b  # h · (t − ⟨t⟩ − z ⟨z t⟩)
+        # the pullback of γ r · form: r and z depend on x
+        scale = -weight * rstd.square()
+        slope = scale * rstd * (form / n - 2 * a * b)
+        found = affine(x, slope, -scale * (a * h_sum + b * t_sum) / n - mean * slope)
+        found = found + h * by_channel(scale * a, h) + t * by_channel(scale * b, t)
+        return by_h if by_t else None, found, (form * rstd).to(weight.dtype), *[None] * 3
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
+        return along_probes(_Projected, info, dims, arguments)
 
 
-def _sum_by_channel(x: Tensor) -> Tensor:
-    return x.flatten(2).sum(2).sum(0) if x.dim() > 2 else x.sum(0)
+def _projected(
+    t: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The projection of t, and the sums Σ z t and Σ t by channel."""
+    if torch.is_grad_enabled():
+        z = (x - by_channel(mean, x)) * by_channel(rstd, x)
+        n, sum_zt, sum_t = x.numel() / x.shape[1], sum_by_channel(z * t), sum_by_channel(t)
+        centred = t - by_channel(sum_t / n, t) - z * by_channel(sum_zt / n, t)
+        return centred * by_channel(weight * rstd, t), sum_zt, sum_t
+    return torch.ops.aten.native_batch_norm_backward(  # type: ignore[no-any-return]
+        t, x, weight, None, None, mean, rstd, True, eps, [True, True, True]
+    )
+
+
+def _saved(ctx: Any) -> tuple[Tensor, ...]:
+    """What a rule saved: t, x, γ, μ, r …; μ and r as functions of x where its result is to be differentiated."""
+    t, x, weight, mean, rstd, *more = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        var, mean = _moments(x)
+        rstd = (var + ctx.eps).rsqrt()
+    return t, x, weight, mean, rstd, *more
 
 
 def _check_count(x: Tensor) -> None:
@@ -181,7 +270,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
         return z.flatten(2).mean(2).mean(0) if z.dim() > 2 else z.mean(0)
 
     middle = mean(x)
-    return mean((x - middle.view(1, -1, *[1] * (x.dim() - 2))).square()), middle
+    return mean((x - by_channel(middle, x)).square()), middle
 
 
 def move_running_statistics(

@@ -15,7 +15,6 @@ from torch.autograd.function import once_differentiable
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import differences
-from jacmatch.jacobian.batch_norm import statistics_held
 from jacmatch.jacobian.function import (
     Cotangents,
     Function,
@@ -26,6 +25,7 @@ from jacmatch.jacobian.function import (
     replaying,
     roots_of,
 )
+from jacmatch.jacobian.held import toward_input
 from jacmatch.jacobian.modules import buffers_in_training, is_trainable, twice_differentiable
 from jacmatch.jacobian.readouts import parts_of
 from jacmatch.jacobian.tracing import Traced
@@ -47,7 +47,7 @@ def _pulled(
     buffers: dict[str, Tensor] | None = None,
 ) -> Products:
     """`reverse_pull` by `leaf`; `buffers` take the place of the module's own."""
-    with torch.enable_grad(), twice_differentiable(function.module, function.batch_norm):
+    with torch.enable_grad(), twice_differentiable(function.module, function.batch_norm, once=not differentiable):
         values, outputs, features = function(leaf.clone(), buffers)  # a clone: the first operation may be in place
         v = cotangents(values.detach()) if callable(cotangents) else cotangents
         check_direction("cotangents", v, values.shape)
@@ -147,7 +147,7 @@ def _gradient(pairs: list[tuple[Tensor, Tensor]], leaf: Tensor, *, create_graph:
         raise _cut_off()
     directions = [v.to(part.dtype) for part, v in pairs]
     try:
-        with statistics_held():
+        with toward_input():
             (row,) = torch.autograd.grad(
                 values, leaf, directions, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
             )

@@ -33,7 +33,12 @@ Module = Callable[..., Any]
 
 @contextmanager
 def twice_differentiable(
-    module: Module, batch_norm: BatchNormPolicy = "batch", *, statistics: bool = False, forward: bool = False
+    module: Module,
+    batch_norm: BatchNormPolicy = "batch",
+    *,
+    statistics: bool = False,
+    forward: bool = False,
+    once: bool = False,
 ) -> Iterator[Statistics | None]:
     """Within the context, a call of the module can be differentiated twice and in forward mode.
 
@@ -47,6 +52,8 @@ def twice_differentiable(
         statistics: Also write out normalisation by statistics of the data, which a derivative of a forward-mode
             product needs; reverse mode does not, and is faster without.
         forward: Refuse operations whose forward-mode rule is missing without a word, or wrong when differentiated.
+        once: One derivative in reverse mode is all. Of what stands above, an `nn.Module` in evaluation mode then needs
+            no more than BatchNorm as an affine map and recurrent layers without cuDNN; all else is PyTorch's fastest.
 
     Raises:
         InputError: there is no such policy.
@@ -54,11 +61,13 @@ def twice_differentiable(
     if batch_norm not in ("batch", "frozen"):
         raise InputError("`batch_norm` must be 'batch' or 'frozen'.", got=repr(batch_norm))
     layers = list(module.modules()) if isinstance(module, nn.Module) else []
+    plain = once and bool(layers) and not any(layer.training for layer in layers)
     with ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(_no_fused_encoder())
         frozen = Statistics() if batch_norm == "frozen" else None
-        stack.enter_context(WrittenOut(statistics, frozen, forward))
+        stack.enter_context(_no_fused_encoder())
+        if not plain:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(WrittenOut(statistics, frozen, forward, plain))
         if any(isinstance(layer, nn.RNNBase | nn.RNNCellBase) for layer in layers):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield frozen

@@ -10,7 +10,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from jacmatch.errors import UnsupportedError
+from jacmatch.jacobian.activation import is_relu, relu
 from jacmatch.jacobian.batch_norm import Statistics, batch_norm, move_running_statistics
+from jacmatch.jacobian.convolution import convolution, is_convolution
 
 
 class WrittenOut(TorchFunctionMode):
@@ -20,17 +22,20 @@ class WrittenOut(TorchFunctionMode):
     forward-mode derivative has been taken: PyTorch holds the saved statistics constant there (pytorch #196699, silent).
     """
 
-    def __init__(self, statistics: bool, frozen: Statistics | None, forward: bool) -> None:
+    def __init__(self, statistics: bool, frozen: Statistics | None, forward: bool, once: bool = False) -> None:
         super().__init__()
         self.statistics = statistics
         self.frozen = frozen
         self.forward = forward
+        self.once = once
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """What runs in place of `func`."""
         kwargs = kwargs or {}
+        if self.once:  # as an affine map, BatchNorm need not keep its input for the backward pass
+            return batch_norm(True, None, *args, **kwargs) if func is functional.batch_norm else func(*args, **kwargs)
         if self.forward and _is_foreign(func):
             raise UnsupportedError(f"the custom operator {func} has no forward-mode rule: its tangent would be zero.")
         if self.forward and func in _WRONG_FORWARD:
@@ -40,12 +45,16 @@ class WrittenOut(TorchFunctionMode):
         if func in (torch.lstm, torch.lstm_cell):
             with _no_fused_recurrence():
                 return func(*args, **kwargs)
+        if is_convolution(func):
+            return convolution(func, *args, **kwargs)
+        if is_relu(func, args, kwargs):
+            return relu(args[0])
         if func is functional.hardsigmoid:
             return functional.relu6(args[0] + 3.0) / 6.0
         if func is functional.hardswish:
             return args[0] * functional.relu6(args[0] + 3.0) / 6.0
         if func is functional.batch_norm:
-            return batch_norm(self.statistics, self.frozen, *args, **kwargs)
+            return batch_norm(self.statistics and not self.forward, self.frozen, *args, **kwargs)
         if self.statistics and func is functional.glu:
             return _glu(*args, **kwargs)
         if self.statistics and func in (functional.layer_norm, torch.layer_norm):

@@ -1,0 +1,81 @@
+"""ReLU with derivative rules that add no zeros."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from jacmatch.jacobian.held import applied
+
+_FORMS: frozenset[Callable[..., Any]] = frozenset({functional.relu, torch.relu, Tensor.relu})
+
+
+def is_relu(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether this call is a ReLU that `relu` replaces: one that is not in place."""
+    inplace = kwargs.get("inplace", args[1] if len(args) > 1 else False)
+    return func in _FORMS and not inplace and bool(args) and args[0].is_floating_point()
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0). PyTorch's own derivatives of its derivative are zeros as large as x, added to what is there."""
+    if torch.compiler.is_compiling():
+        return torch.relu(x)
+    y: Tensor = applied(_Rectified, x)
+    return y
+
+
+class _Rectified(torch.autograd.Function):
+    """y = max(x, 0)."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.relu(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return applied(_Passed, g, *ctx.saved_tensors)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Any:
+        return applied(_Passed, tangent, *ctx.saved_tensors)
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, x: Tensor) -> tuple[Any, Any]:
+        return applied(_Rectified, x), dims[0]
+
+
+class _Passed(torch.autograd.Function):
+    """t where y > 0, else 0: linear in t, and constant in y almost everywhere."""
+
+    @staticmethod
+    def forward(t: Tensor, y: Tensor) -> Tensor:
+        return torch.ops.aten.threshold_backward(t, y, 0)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor | None) -> tuple[Tensor | None, None]:
+        return (None if h is None else applied(_Passed, h, *ctx.saved_tensors)), None
+
+    @staticmethod
+    def jvp(ctx: Any, t_t: Tensor | None, _: Any) -> Any:
+        (y,) = ctx.saved_tensors
+        return torch.zeros_like(y) if t_t is None else applied(_Passed, t_t, y)
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, t: Tensor, y: Tensor) -> tuple[Any, Any]:
+        t, y = (each if dim is None else each.movedim(dim, 0) for each, dim in zip((t, y), dims, strict=True))
+        if dims[0] is None:
+            t = t.expand(info.batch_size, *t.shape)
+        return applied(_Passed, t, y.expand_as(t)), 0

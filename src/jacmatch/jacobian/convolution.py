@@ -1,0 +1,197 @@
+"""Convolution with derivative rules that compute nothing twice and nothing that is zero.
+
+PyTorch's forward-mode rule of a convolution makes a second one with the tangent of the weight, which is zero here. Its
+double backward takes the gradient by the weight as a convolution of transposed tensors, whose kernel is as large as an
+image. Below, every derivative is one call of the three kernels that ordinary training uses.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from jacmatch.jacobian.channels import sum_by_channel
+from jacmatch.jacobian.held import Toward, along_probes, applied
+
+
+class _Settings(NamedTuple):
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+
+_SPACE: dict[Callable[..., Any], int] = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+
+
+def is_convolution(func: Callable[..., Any]) -> bool:
+    """Whether `func` is one of the convolutions that `convolution` replaces."""
+    return func in _SPACE
+
+
+def convolution(
+    func: Callable[..., Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`func` itself, `torch.conv1d`, `conv2d` or `conv3d`, with other derivative rules.
+
+    PyTorch's own are kept for a sample without batch, padding given by name, complex numbers and empty tensors.
+    """
+    space = _SPACE[func]
+    dense = x.is_floating_point() and x.dim() == weight.dim() == space + 2 and x.numel() and x.layout == torch.strided
+    if isinstance(padding, str) or not dense or torch.compiler.is_compiling():
+        return func(x, weight, bias, stride, padding, dilation, groups)
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    settings = _Settings(_each(stride, space), _each(padding, space), _each(dilation, space), groups)
+    y: Tensor = applied(_Convolution, x, weight, bias, settings)
+    return y
+
+
+def _each(value: int | Sequence[int], space: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * space if len(values) == 1 else values
+
+
+def _by_weight(g: Tensor, x: Tensor, weight: Tensor, settings: _Settings) -> Tensor:
+    """The gradient by the weight, which has its shape."""
+    by_weight: Tensor = _backward(g, x, weight, settings, (False, True, False))[1]
+    return by_weight
+
+
+def _backward(
+    g: Tensor, x: Tensor, weight: Tensor, settings: _Settings, wanted: tuple[bool, ...]
+) -> tuple[Any, Any, Any]:
+    """The gradients by input, weight and bias, those that are wanted."""
+    stride, padding, dilation, groups = settings
+    outputs = [0] * len(stride)
+    sizes = [weight.shape[0]] if wanted[2] else None
+    found: tuple[Any, Any, Any] = torch.ops.aten.convolution_backward(
+        g, x, weight, sizes, stride, padding, dilation, False, outputs, groups, list(wanted)
+    )
+    return found
+
+
+def _sum(*parts: Tensor | None) -> Tensor | None:
+    given = [part for part in parts if part is not None]
+    return sum(given[1:], start=given[0]) if given else None
+
+
+def _wanted(ctx: Any) -> tuple[bool, bool, bool]:
+    """Whether input, weight and bias are to get gradients."""
+    by_x, by_weight, by_bias, _ = ctx.needs_input_grad
+    return (by_x, False, False) if Toward.input and ctx.is_parameter else (by_x, by_weight, by_bias)
+
+
+class _Convolution(torch.autograd.Function):
+    """y = W ∗ x + b."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, settings: _Settings) -> Tensor:
+        stride, padding, dilation, groups = settings
+        rest = (stride, padding, dilation, False, [0] * len(stride), groups)
+        if torch.is_autocast_enabled(x.device.type):  # the arguments have their types already
+            with torch.autocast(x.device.type, enabled=False):
+                return torch.convolution(x, weight, bias, *rest)
+        return torch.convolution(x, weight, bias, *rest)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, ctx.settings = inputs
+        ctx.set_materialize_grads(False)
+        ctx.shape = x.shape
+        ctx.save_for_backward(x if weight.requires_grad else None, weight)
+        ctx.save_for_forward(x, weight)
+        ctx.is_parameter = weight.is_leaf  # and so does not depend on the input
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
+        if g is None:
+            return None, None, None, None
+        x, weight = ctx.saved_tensors
+        wanted = by_x, by_weight, by_bias = _wanted(ctx)
+        x = g.new_empty(ctx.shape) if x is None else x  # frozen: only its shape is needed
+        if not torch.is_grad_enabled():
+            found = _backward(g, x, weight, ctx.settings, wanted)
+            return (*(each if want else None for each, want in zip(found, wanted, strict=True)), None)
+        return (
+            applied(_Transposed, g, weight, x, ctx.settings) if by_x else None,
+            _by_weight(g, x, weight, ctx.settings) if by_weight else None,
+            sum_by_channel(g) if by_bias else None,
+            None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, x_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, _: None) -> Tensor | None:
+        x, weight = ctx.saved_tensors
+        if x_t is None and bias_t is not None:
+            x_t = torch.zeros_like(x)
+        return _sum(
+            None if x_t is None else applied(_Convolution, x_t, weight, bias_t, ctx.settings),
+            None if weight_t is None else applied(_Convolution, x, weight_t, None, ctx.settings),
+        )
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
+        x, weight, bias, settings = arguments
+        if dims[0] is None or dims[1] is not None or dims[2] is not None:
+            return along_probes(_Convolution, info, dims, arguments)
+        y = applied(_Convolution, x.movedim(dims[0], 0).flatten(0, 1), weight, bias, settings)
+        return y.unflatten(0, (info.batch_size, -1)), 0
+
+
+class _Transposed(torch.autograd.Function):
+    """The gradient of a convolution by its input, Wᵀ ∗ g: linear in g and in W; of x it needs the shape alone."""
+
+    @staticmethod
+    def forward(g: Tensor, weight: Tensor, x: Tensor, settings: _Settings) -> Tensor:
+        by_x: Tensor = _backward(g, x, weight, settings, (True, False, False))[0]
+        return by_x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        g, weight, x, ctx.settings = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(g, weight)
+        ctx.save_for_forward(g, weight, x)
+        ctx.is_parameter = weight.is_leaf
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor | None) -> tuple[Tensor | None, ...]:
+        if h is None:
+            return None, None, None, None
+        g, weight = ctx.saved_tensors
+        by_weight = ctx.needs_input_grad[1] and not (Toward.input and ctx.is_parameter)
+        return (
+            applied(_Convolution, h, weight, None, ctx.settings) if ctx.needs_input_grad[0] else None,
+            _by_weight(g, h, weight, ctx.settings) if by_weight else None,
+            None,
+            None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, g_t: Tensor | None, weight_t: Tensor | None, *_: Any) -> Tensor | None:
+        g, weight, x = ctx.saved_tensors
+        return _sum(
+            None if g_t is None else applied(_Transposed, g_t, weight, x, ctx.settings),
+            None if weight_t is None else applied(_Transposed, g, weight_t, x, ctx.settings),
+        )
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
+        g, weight, x, settings = arguments
+        if dims[0] is None or dims[1] is not None:
+            return along_probes(_Transposed, info, dims, arguments)
+        like = x.select(dims[2], 0) if dims[2] is not None else x
+        like = like[:1].expand(info.batch_size * len(like), *like.shape[1:])
+        y = applied(_Transposed, g.movedim(dims[0], 0).flatten(0, 1), weight, like, settings)
+        return y.unflatten(0, (info.batch_size, -1)), 0

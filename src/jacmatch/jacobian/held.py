@@ -1,0 +1,50 @@
+"""Which derivative a backward pass is for: by the input only, or by everything.
+
+A product vᵀJ is a backward pass by the input. Rules of our own then leave out what only parameters would get, and take
+frozen statistics as constants. `torch.autograd.Function` does not tell a rule what was asked for, so a flag does.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.autograd_function import custom_function_call
+from torch._functorch.utils import unwrap_dead_wrappers
+
+
+class Toward:
+    """Whether the backward pass that runs is one by the input."""
+
+    input = False
+
+
+@contextmanager
+def toward_input() -> Iterator[None]:
+    """A backward pass in this context is one by the input: rules give parameters nothing."""
+    before, Toward.input = Toward.input, True
+    try:
+        yield
+    finally:
+        Toward.input = before
+
+
+def applied(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """`function.apply(*arguments)` without the search for default arguments, which takes PyTorch 0.1 ms a call."""
+    if torch._C._are_functorch_transforms_active():
+        return custom_function_call(function, *arguments)
+    return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(arguments))  # type: ignore[misc]
+
+
+def along_probes(
+    function: type[torch.autograd.Function], info: Any, dims: Any, arguments: tuple[Any, ...]
+) -> tuple[Tensor | tuple[Tensor, ...], Any]:
+    """A vmap rule that is right for any function: one call for each entry of the mapped axis, stacked."""
+    calls = [
+        applied(function, *(a if dim is None else a.select(dim, entry) for a, dim in zip(arguments, dims, strict=True)))
+        for entry in range(info.batch_size)
+    ]
+    if isinstance(calls[0], Tensor):
+        return torch.stack(calls), 0
+    return tuple(torch.stack(several) for several in zip(*calls, strict=True)), (0,) * len(calls[0])

@@ -1,0 +1,186 @@
+"""The rules of our own for convolution, BatchNorm, affine maps and ReLU: first and second derivatives by differences.
+
+That whole networks are right is shown elsewhere (`test_products`, `test_parameter_gradients`); here are the arguments
+that these networks do not use, and the transforms around them.
+"""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.nn import functional
+
+from jacmatch.jacobian import pull, push
+from jacmatch.jacobian.activation import is_relu, relu
+from jacmatch.jacobian.batch_norm import _moments, _moved, batch_norm
+from jacmatch.jacobian.channels import affine, dot_by_channel
+from jacmatch.jacobian.convolution import convolution
+
+CONVOLUTIONS = {
+    "1d": (torch.conv1d, (2, 2, 5), (3, 2, 3), {"padding": 1}),
+    "2d": (torch.conv2d, (2, 2, 4, 4), (3, 2, 3, 3), {"padding": 1}),
+    "3d": (torch.conv3d, (1, 1, 3, 3, 3), (2, 1, 2, 2, 2), {}),
+    "stride that leaves a rest": (torch.conv2d, (2, 1, 6, 5), (2, 1, 3, 2), {"stride": (2, 3)}),
+    "dilation": (torch.conv2d, (1, 2, 5, 5), (2, 2, 2, 2), {"dilation": 2, "padding": (0, 1)}),
+    "groups": (torch.conv2d, (2, 4, 3, 3), (6, 2, 2, 2), {"groups": 2}),
+    "depthwise": (torch.conv2d, (2, 3, 4, 4), (3, 1, 3, 3), {"groups": 3, "padding": 1}),
+}
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def assert_right(function, inputs: tuple[Tensor, ...]) -> None:
+    """First derivatives in both modes and over a batch of directions, and second ones in reverse, by differences."""
+    assert gradcheck(function, inputs, check_forward_ad=True, check_batched_grad=True, fast_mode=True)
+    assert gradgradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution(name, bias):
+    func, shape, kernel, settings = CONVOLUTIONS[name]
+    inputs = (randn(*shape), randn(*kernel, seed=1), *([randn(kernel[0], seed=2)] if bias else []))
+    assert torch.equal(convolution(func, *inputs, **settings), func(*inputs, **settings))
+    assert_right(lambda *given: convolution(func, *given, **settings), inputs)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_gradient_of_a_convolution_by_its_input(name):
+    """The rule that a row is made of, as a function of what comes from above and of the weight."""
+    func, shape, kernel, settings = CONVOLUTIONS[name]
+    x, weight = randn(*shape), randn(*kernel, seed=1)
+    g = randn(*func(x, weight, **settings).shape, seed=2)
+
+    def by_input(g: Tensor, weight: Tensor) -> Tensor:
+        y = convolution(func, x, weight, **settings)
+        return torch.autograd.grad(y, x, g, create_graph=True)[0]
+
+    assert gradcheck(by_input, (g, weight), fast_mode=True)
+    assert gradgradcheck(by_input, (g, weight), fast_mode=True)
+
+
+OTHERS = {
+    "padding by name": (torch.conv2d, (2, 2, 4, 4), (3, 2, 3, 3), {"padding": "same"}),
+    "one sample": (torch.conv2d, (2, 4, 4), (3, 2, 3, 3), {"padding": 1}),
+    "empty batch": (torch.conv2d, (0, 2, 4, 4), (3, 2, 3, 3), {}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_the_rules_do_not_cover_is_left_to_torch(name):
+    func, shape, kernel, settings = OTHERS[name]
+    x, weight = randn(*shape), randn(*kernel, seed=1)
+    y = convolution(func, x, weight, **settings)
+    assert torch.equal(y, func(x, weight, **settings))
+    assert "_Convolution" not in type(y.grad_fn).__name__
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (3, 2, 4), (2, 2, 2, 3)])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_derivative_of_batch_norm_in_training(shape, frozen):
+    """As a function of the direction, of x, which makes the statistics, and of γ."""
+
+    def moved(t: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        with torch.no_grad():
+            var, mean = _moments(x)
+            rstd = (var + 1e-3).rsqrt()
+        return _moved(t, x, weight, mean, rstd, 1e-3, frozen)
+
+    inputs = (randn(*shape), randn(*shape, seed=1), randn(2, seed=2))
+    assert gradcheck(moved, inputs, fast_mode=True)
+    assert gradgradcheck(moved, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_norm(training):
+    mean, var = torch.tensor([0.3, -0.2]).double(), torch.tensor([0.5, 2.0]).double()
+    inputs = (randn(3, 2, 4), randn(2, seed=1), randn(2, seed=2))
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return batch_norm(False, None, x, mean.clone(), var.clone(), weight, bias, training, 0.1, 1e-3)
+
+    expected = functional.batch_norm(inputs[0], mean.clone(), var.clone(), *inputs[1:], training, 0.1, 1e-3)
+    torch.testing.assert_close(ours(*inputs), expected, rtol=1e-12, atol=1e-12)
+    assert gradcheck(ours, inputs, check_forward_ad=True, fast_mode=True)
+    assert gradgradcheck(ours, inputs, fast_mode=True)
+
+
+def test_affine_and_relu():
+    assert_right(affine, (randn(2, 3, 4), randn(3, seed=1), randn(3, seed=2)))
+    assert_right(relu, (randn(3, 4),))
+    a, b = randn(2, 3, 4).detach(), randn(2, 3, 4, seed=1).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(dot_by_channel(a, b), (a * b).sum((0, 2)), rtol=1e-12, atol=1e-12)
+    assert not is_relu(functional.relu, (a, True), {})
+    assert not is_relu(functional.relu, (a,), {"inplace": True})
+    assert is_relu(functional.relu, (a,), {"inplace": False})
+
+
+class Hyper(nn.Module):
+    """Its convolution's weight and its BatchNorm's γ are functions of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make = nn.Linear(16, 18)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.make(x.mean((0, 1)).flatten())
+        y = functional.conv2d(x, weight.view(1, 2, 3, 3), padding=1)
+        return functional.batch_norm(y, None, None, weight[:1], None, training=True).flatten(1)
+
+
+@pytest.mark.parametrize("way", ["pull", "forward", "reverse"])
+def test_a_weight_made_from_the_input(way):
+    torch.manual_seed(0)
+    module, x = Hyper().double(), torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    v = torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    u = torch.randn(3, 16, dtype=torch.float64)
+    if way == "pull":
+        product = (pull(module, x, u[None]).products[0] * v).sum()
+    else:
+        product = (push(module, x, v[None], engine=way).products[0] * u).sum()
+    step = 1e-6
+    with torch.no_grad():
+        expected = ((module(x + step * v) - module(x - step * v)) * u).sum() / (2 * step)
+    torch.testing.assert_close(product.detach(), expected, rtol=1e-7, atol=1e-9)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 4))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("way", ["pull", "forward"])
+def test_channels_last_and_autocast(way, training):
+    module = network().train(training)
+    x, v = torch.randn(4, 3, 8, 8), torch.randn(1, 4, *((4,) if way == "pull" else (3, 8, 8)))
+
+    def gradients(x: Tensor) -> tuple[Tensor, Tensor]:
+        result = pull(module, x, v) if way == "pull" else push(module, x, v, engine="forward")
+        loss = result.products.float().square().sum()
+        flat = [g.flatten() for g in torch.autograd.grad(loss, module.parameters(), allow_unused=True) if g is not None]
+        return result.products.detach().float(), torch.cat(flat)
+
+    expected = gradients(x)
+    torch.testing.assert_close(gradients(x.to(memory_format=torch.channels_last)), expected, rtol=1e-3, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = gradients(x)
+    for mine, right in zip(rounded, expected, strict=True):
+        assert (mine - right).norm() <= 0.1 * right.norm()
+
+
+def test_transforms_of_torch_around_a_product():
+    """vmap over samples and an outer forward derivative by a parameter pass through the rules."""
+    module = network().double().eval()
+    x, v = torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    expected = push(module, x, v[None], engine="forward").products[0]
+
+    def one(x: Tensor, v: Tensor) -> Tensor:
+        return push(module, x[None], v[None, None], engine="forward").products[0, 0]
+
+    torch.testing.assert_close(torch.func.vmap(one)(x, v), expected, rtol=1e-9, atol=1e-9)
