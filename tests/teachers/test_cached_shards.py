@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from jacmatch import CachedTeacher, InputError, UnsupportedError
+from jacmatch.recipes.cache.writing import write_shard
 from jacmatch.teachers.cached.claims import Claims
 from jacmatch.teachers.cached.layout import read_head, write_whole
-from jacmatch.teachers.cached.shards import Shards, write_shard
+from jacmatch.teachers.cached.shards import Shards
 
 from .cache_folders import SAMPLES, VIEWS, inputs, make
 

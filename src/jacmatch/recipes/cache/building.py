@@ -12,12 +12,13 @@ import torch
 
 from jacmatch.errors import InputError
 from jacmatch.recipes.cache.source import Source, entries_at, first_rows, folder_of, places_of
+from jacmatch.recipes.cache.writing import write_shard
 from jacmatch.runs.files import UNDER_WAY
 from jacmatch.teachers.cached.claims import Claims
 from jacmatch.teachers.cached.entries import Storage, fields_of
 from jacmatch.teachers.cached.fingerprint import described, differences
 from jacmatch.teachers.cached.layout import HEAD, Head, disk, places_name, read_head, shard_name, write_whole
-from jacmatch.teachers.cached.shards import Shards, write_shard
+from jacmatch.teachers.cached.shards import Shards
 from jacmatch.teachers.cached.teacher import agree
 from jacmatch.version import __version__
 

@@ -20,8 +20,8 @@ def digest(*tensors: tuple[str, Tensor | None]) -> str:
     """SHA-256 over the names, types, shapes and bytes of tensors.
 
     Example:
-        >>> digest(("a", torch.zeros(2)))[:12]
-        '3f17cd5f3b48'
+        >>> digest(("a", torch.zeros(2))) == digest(("a", torch.zeros(2, 1)))
+        False
     """
     total = hashlib.sha256()
     for name, tensor in tensors:

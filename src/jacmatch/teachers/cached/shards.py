@@ -1,98 +1,28 @@
-"""The shards of a cache: written whole or not at all, read by rows, and never believed without their sums."""
+"""The shards of a cache: read by rows, and never believed without their sums."""
 
 import hashlib
 import os
-import shutil
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jacmatch.errors import InputError, UnsupportedError
-from jacmatch.runs.files import UNDER_WAY, decoded, encoded
+from jacmatch.errors import InputError
+from jacmatch.runs.files import decoded
 from jacmatch.teachers.cached.layout import TYPES, disk, places_name, read_head, shard_name
 
-_SUMS = "shard.json"
+SUMS = "shard.json"
 _BLOCK = 1 << 20
 _AGAIN = "The same `jacmatch cache build` writes it again."
 
 
-def write_shard(folder: Path, name: str, entries: Mapping[str, Tensor]) -> None:
-    """Writes a shard as a memory-mapped tensordict: to a folder beside its place, then to the disk, then renamed.
-
-    If another process has been faster, the shard is left as that one wrote it.
-
-    Args:
-        folder: Of the cache.
-        name: Of the shard.
-        entries: Its fields, on the CPU; a row for each sample.
-
-    Raises:
-        UnsupportedError: tensordict is not installed.
-        InputError: The disk refuses.
-    """
-    try:
-        from tensordict import TensorDict
-    except ImportError as error:
-        raise UnsupportedError("Writing a cache needs tensordict: pip install 'jacmatch[train]'.") from error
-    target = folder / name
-    part = target.with_name(f".{target.name}.{os.getpid()}{UNDER_WAY}")
-    rows = len(entries["ids"])
-    sums: dict[str, dict[str, Any]] = {}
-    with disk(folder, "written to"):
-        try:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            shard = TensorDict({}, batch_size=[rows]).memmap_(part)
-            for field, tensor in entries.items():
-                stored = shard.make_memmap(field, tensor.shape, dtype=tensor.dtype)
-                _reserve(part / f"{field}.memmap", tensor.nbytes)
-                stored.copy_(tensor)
-                sums[field] = _sums(_bytes(tensor))
-            (part / _SUMS).write_bytes(encoded({"rows": rows, "fields": sums}, _SUMS))
-            for file in (*part.iterdir(), part):
-                _to_disk(file)
-            if not target.exists():
-                part.rename(target)
-                _to_disk(target.parent)
-        except FileExistsError:
-            pass  # between the question and the renaming
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-
-
-def _reserve(file: Path, size: int) -> None:
-    """Takes the space from the disk at once: a full disk is then an error here, and not a signal while copying."""
-    if hasattr(os, "posix_fallocate") and size:
-        descriptor = os.open(file, os.O_RDWR)
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-        finally:
-            os.close(descriptor)
-
-
-def _to_disk(path: Path) -> None:
-    if os.name != "posix" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _bytes(tensor: Tensor) -> memoryview:
+def memory_of(tensor: Tensor) -> memoryview:
     """The tensor's memory, to read or to write."""
     return memoryview(tensor.view(torch.uint8).numpy().data).cast("B")
-
-
-def _sums(data: memoryview) -> dict[str, Any]:
-    return {"bytes": len(data), "crc32": zlib.crc32(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 class Shards:
@@ -151,9 +81,9 @@ class Shards:
         """
         folder, rows = self.folder / shard_name(view, shard), len(self.head.rows(shard))
         with disk(self.folder, "read"):
-            if not (folder / _SUMS).is_file():
-                raise _wrong(folder, f"no {_SUMS}")
-            sums = decoded((folder / _SUMS).read_bytes(), str(folder / _SUMS)).get("fields")
+            if not (folder / SUMS).is_file():
+                raise _wrong(folder, f"no {SUMS}")
+            sums = decoded((folder / SUMS).read_bytes(), str(folder / SUMS)).get("fields")
             for field in self.head.fields:
                 said = sums.get(field.name) if isinstance(sums, dict) else None
                 file = folder / f"{field.name}.memmap"
@@ -207,7 +137,7 @@ class Shards:
 
     def _fill(self, view: int, shard: int, name: str, tensor: Tensor, runs: Sequence[tuple[int, int, int]]) -> None:
         path = f"{self.folder}/{shard_name(view, shard)}/{name}.memmap"
-        _fill(path, _bytes(tensor), self._fields[name].size, runs)
+        _fill(path, memory_of(tensor), self._fields[name].size, runs)
 
     def _places(self, view: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the samples stand: usually one behind the other, as they were written."""

@@ -1,0 +1,84 @@
+"""Writing the shards of a cache: whole or not at all."""
+
+import hashlib
+import os
+import shutil
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from jacmatch.errors import UnsupportedError
+from jacmatch.runs.files import UNDER_WAY, encoded
+from jacmatch.teachers.cached.layout import disk
+from jacmatch.teachers.cached.shards import SUMS, memory_of
+
+
+def write_shard(folder: Path, name: str, entries: Mapping[str, Tensor]) -> None:
+    """Writes a shard as a memory-mapped tensordict: to a folder beside its place, then to the disk, then renamed.
+
+    If another process has been faster, the shard is left as that one wrote it.
+
+    Args:
+        folder: Of the cache.
+        name: Of the shard.
+        entries: Its fields, on the CPU; a row for each sample.
+
+    Raises:
+        UnsupportedError: tensordict is not installed.
+        InputError: The disk refuses.
+    """
+    try:
+        from tensordict import TensorDict
+    except ImportError as error:
+        raise UnsupportedError("Writing a cache needs tensordict: pip install 'jacmatch[train]'.") from error
+    target = folder / name
+    part = target.with_name(f".{target.name}.{os.getpid()}{UNDER_WAY}")
+    rows = len(entries["ids"])
+    sums: dict[str, dict[str, Any]] = {}
+    with disk(folder, "written to"):
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            shard = TensorDict({}, batch_size=[rows]).memmap_(part)
+            for field, tensor in entries.items():
+                stored = shard.make_memmap(field, tensor.shape, dtype=tensor.dtype)
+                _reserve(part / f"{field}.memmap", tensor.nbytes)
+                stored.copy_(tensor)
+                sums[field] = _sums(memory_of(tensor))
+            (part / SUMS).write_bytes(encoded({"rows": rows, "fields": sums}, SUMS))
+            for file in (*part.iterdir(), part):
+                _to_disk(file)
+            if not target.exists():
+                part.rename(target)
+                _to_disk(target.parent)
+        except FileExistsError:
+            pass  # between the question and the renaming
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _reserve(file: Path, size: int) -> None:
+    """Takes the space from the disk at once: a full disk is then an error here, and not a signal while copying."""
+    if hasattr(os, "posix_fallocate") and size:
+        descriptor = os.open(file, os.O_RDWR)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        finally:
+            os.close(descriptor)
+
+
+def _to_disk(path: Path) -> None:
+    if os.name != "posix" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sums(data: memoryview) -> dict[str, Any]:
+    return {"bytes": len(data), "crc32": zlib.crc32(data), "sha256": hashlib.sha256(data).hexdigest()}
