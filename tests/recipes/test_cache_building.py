@@ -32,7 +32,8 @@ def test_damage_is_mended_and_what_a_killed_process_left_is_removed(cache, tmp_p
     shutil.copytree(cache, folder)
     part = folder / "seed0/view-00001"
     (part / "shard-00000").rename(part / ".shard-00000.77.jacmatch-part")
-    (part / "places.memmap").unlink()
+    (part / "places.memmap").rename(part / ".places.memmap.77.jacmatch-part")
+    (folder / "seed0/.cache.json.77.jacmatch-part").write_text("{")
     file = folder / "seed0/view-00000/shard-00000/products.memmap"
     file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
     assert built(job(folder)) == Counts(mended=1, written=1)

@@ -91,9 +91,12 @@ def head_of(source: Source, storage: Storage, megabytes: float, settings: dict[s
 def settled(folder: Path, head: Head) -> Head:
     """The head of the cache in a folder, which is this one or has more views; a shorter one is made longer.
 
+    Call it from one process at a time.
+
     Raises:
         InputError: Another cache lies there.
     """
+    _remove_orphans(folder / HEAD)
     if (folder / HEAD).is_file():
         there = read_head(folder)
         found = differences(_compared(there), _compared(head))
@@ -137,6 +140,8 @@ def build(
             for place, (view, shard) in enumerate(head.names()):
                 number += 1
                 if (number - 1) % crew.world == crew.rank:
+                    with claims.alone():
+                        _write_places(source, folder, head, view)
                     with claims.on(place) as mine:
                         _one(source, folder, head, view, shard, counts if mine else None)
                         counts.left += not mine
@@ -149,11 +154,8 @@ def _one(source: Source, folder: Path, head: Head, view: int, shard: int, counts
     """One shard: found whole, or written."""
     if counts is None:
         return
-    _write_places(source, folder, head, view)
     name = shard_name(view, shard)
-    with disk(folder, "written to"):
-        for orphan in (folder / name).parent.glob(f".{Path(name).name}.*{UNDER_WAY}"):
-            shutil.rmtree(orphan)
+    _remove_orphans(folder / name)
     if (folder / name).exists():
         with contextlib.suppress(InputError):
             Shards(folder).verify(view, shard)
@@ -167,9 +169,20 @@ def _one(source: Source, folder: Path, head: Head, view: int, shard: int, counts
     write_shard(folder, name, entries_at(source, view, head.rows(shard), head.fields))
 
 
+def _remove_orphans(path: Path) -> None:
+    """Removes what a killed process left of a file or a shard; call it where no other process writes that."""
+    with disk(path.parent, "written to"):
+        for orphan in path.parent.glob(f".{path.name}.*{UNDER_WAY}"):
+            if orphan.is_dir():
+                shutil.rmtree(orphan)
+            else:
+                orphan.unlink()
+
+
 def _write_places(source: Source, folder: Path, head: Head, view: int) -> None:
-    """Writes where each sample stands in a view, once."""
+    """Writes where each sample stands in a view, once; one process at a time."""
     file = folder / places_name(view)
+    _remove_orphans(file)
     with disk(folder, "written to"):
         if file.is_file() and file.stat().st_size == 8 * head.samples:
             return
