@@ -100,7 +100,8 @@ def jacobian(
     Args:
         module: The network.
         x: Its input, of a floating-point type.
-        chunk_size: Rows at once, at least 1. None takes as many as make 16 samples on the CPU, 512 elsewhere.
+        chunk_size: Rows at once, at least 1. None takes as many as make 16 samples on the CPU, but 8 at most; 512
+            samples elsewhere.
 
     Raises:
         InputError: x has the wrong type, or `chunk_size` is below 1.
@@ -114,7 +115,8 @@ def jacobian(
     if chunk_size is not None and chunk_size < 1:
         raise InputError("`chunk_size` of `jacobian` must be at least 1.", got=chunk_size)
     batch = len(x)
-    copies = chunk_size or max(1, (16 if x.device.type == "cpu" else 512) // max(1, batch))
+    fitting = min(8, 16 // max(1, batch)) if x.device.type == "cpu" else 512 // max(1, batch)
+    copies = chunk_size or max(1, fitting)
     training = isinstance(module, nn.Module) and any(layer.training for layer in module.modules())
     # BatchNorm without running statistics couples the samples in evaluation mode too
     if training or not isinstance(module, nn.Module) or any(map(_is_untracked, module.modules())):
