@@ -32,6 +32,24 @@ FAULTS = {
         "    return row.detach()\n\n\ndef _cut_off",
         "tests/jacobian/test_parameter_gradients.py",
     ),
+    "what is read ahead is the next batch": Fault(
+        "training/prefetch.py",
+        "self._pool.submit(self._read, plan)",
+        "self._pool.submit(self._read, self._plan(one + 1))",
+        "tests/training/test_prefetch.py",
+    ),
+    "each row of metrics is waited for": Fault(
+        "training/metrics.py",
+        "if not (wait or first.arrival.query()):",
+        "if False:",
+        "tests/training/test_no_waiting.py",
+    ),
+    "the first image of a shard is sought in the one before": Fault(
+        "datasets/shards.py",
+        'side="right"',
+        'side="left"',
+        "tests/datasets/test_shards.py",
+    ),
     "no graph of the rows": Fault(
         "jacobian/engines.py",
         "_gradient(said or each, leaf, create_graph=differentiable, retain_graph=keep)",

@@ -58,7 +58,7 @@ class Robust(TrainingFields):
 
     data: str = "digits"
     """Data set: digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, npz:FILE, folder:DIR, synthetic, or
-    PACKAGE.MODULE:CALLABLE."""
+    PACKAGE.MODULE:CALLABLE; left on disk: stream:DIR (a folder), wds:DIR (tar shards)."""
     model: str = "cnn3"
     """Network: a name from `jacmatch list`, timm:NAME, torchvision:NAME or PACKAGE.MODULE:CALLABLE."""
     per_class: int = 0

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from jacmatch.datasets import Data
+from jacmatch.datasets.files import cache_folder
 from jacmatch.recipes import networks
 from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.train import Train
@@ -43,8 +43,7 @@ def kept_folder(recipe: Train, data: Data) -> Path:
     """
     identity = json.dumps({**recipe.settings(), "data": data.fingerprint, "version": __version__}, sort_keys=True)
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    cache = os.environ.get("JACMATCH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jacmatch"
-    return Path(cache).expanduser() / "teachers" / f"{recipe.model.replace(':', '-').replace('/', '-')}-{fingerprint}"
+    return cache_folder() / "teachers" / f"{recipe.model.replace(':', '-').replace('/', '-')}-{fingerprint}"
 
 
 def prepare(

@@ -21,7 +21,7 @@ class TeachingFields(DistillationFields):
 
     data: str = "digits"
     """Data set: digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, npz:FILE, folder:DIR, synthetic, or
-    PACKAGE.MODULE:CALLABLE."""
+    PACKAGE.MODULE:CALLABLE; left on disk: stream:DIR (a folder), wds:DIR (tar shards)."""
     teacher: str = "cnn5"
     """Teacher: a model name, or the folder of a run that trained one."""
     student: str = "cnn3"
@@ -81,6 +81,9 @@ class TeachingFields(DistillationFields):
             augment=self.augment,
             precision=self.precision,
             validation=self.validation,
+            workers=self.workers,
+            prefetch=self.prefetch,
+            resident_mib=self.resident_mib,
         )
         weights = None
         if self.teacher_weights is not None:

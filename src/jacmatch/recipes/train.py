@@ -24,7 +24,7 @@ class Train(TrainingFields):
 
     data: str = "digits"
     """Data set: digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, npz:FILE, folder:DIR, synthetic, or
-    PACKAGE.MODULE:CALLABLE."""
+    PACKAGE.MODULE:CALLABLE; left on disk: stream:DIR (a folder), wds:DIR (tar shards)."""
     model: str = "cnn5"
     """Network: a name from `jacmatch list`, timm:NAME, torchvision:NAME or PACKAGE.MODULE:CALLABLE."""
     per_class: int = 0

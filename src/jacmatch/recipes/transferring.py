@@ -199,7 +199,8 @@ class TransferFields(TrainingFields):
             raise InputError(rule, got=f"{count} of {classes}", do="Give a teacher that is trained already.")
         recipe = Train(
             data=self.data, model=self.teacher, seed=self.seed, device=self.device, smoke=self.smoke,
-            steps=self.teacher_steps, validation=self.validation,
+            steps=self.teacher_steps, validation=self.validation, workers=self.workers, prefetch=self.prefetch,
+            resident_mib=self.resident_mib,
         )  # fmt: skip
         source = of_classes(data, range(count))
         return pretrained.trained_first(self.teacher, source, recipe, progress), of_classes(data, range(count, classes))

@@ -1,7 +1,5 @@
 """The number type in which the networks of a training compute."""
 
-from typing import Any
-
 import torch
 from lightning_fabric.plugins.precision import MixedPrecision, Precision
 
@@ -9,19 +7,11 @@ from jacmatch.errors import InputError
 from jacmatch.training.schedules import Training
 
 
-class _Autocast(MixedPrecision):  # type: ignore[misc]
-    """Fabric's autocast, which however would round the batch itself to 16 bits.
-
-    Raw inputs and regression targets must stay as they are: the Jacobian's rows have the type of the input, so the
-    Jacobian term is formed in float32 as long as the input is.
-    """
-
-    def convert_input(self, data: Any) -> Any:
-        return data
-
-
 def precision(settings: Training, place: torch.device) -> Precision:
     """Fabric's plugin for the precision that the settings name.
+
+    The loop runs the objective within its autocast and gives it the batch as it is: raw inputs and regression targets
+    are not rounded to 16 bits, so Jacobian terms, which have the type of the input, are formed in float32.
 
     Raises:
         InputError: It is fp16 without a GPU.
@@ -29,8 +19,8 @@ def precision(settings: Training, place: torch.device) -> Precision:
     if settings.precision == "32":
         return Precision()
     if settings.precision == "bf16":
-        return _Autocast("bf16-mixed", place.type)
+        return MixedPrecision("bf16-mixed", place.type)
     if place.type != "cuda":
         rule = "`precision='fp16'` of `Training` needs a GPU."
         raise InputError(rule, got=f"device {str(place)!r}", do="Use precision='bf16' or '32'.")
-    return _Autocast("16-mixed", place.type)
+    return MixedPrecision("16-mixed", place.type)
