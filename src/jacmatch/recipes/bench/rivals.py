@@ -4,6 +4,7 @@ Nothing outside the benchmarks uses it: it is the only other file that different
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,7 +25,7 @@ def stepper(network: nn.Module, loss: Callable[..., Tensor]) -> Callable[..., No
     """
     optimizer = torch.optim.Adam(network.parameters())
 
-    def step(*batch: Tensor) -> None:
+    def step(*batch: Any) -> None:
         optimizer.zero_grad()
         add_gradient(loss(*batch))
         optimizer.step()
