@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from jacmatch.jacobian.batch_norm import move_running_statistics
+
 
 class Traced(TorchFunctionMode):
     """Within the context normalisation by statistics of the batch, attention and the hard sigmoid are written out.
@@ -65,9 +67,7 @@ def _batch_norm(
         seen = seen.to(torch.promote_types(x.dtype, torch.float32))
         var, mean = torch.var_mean(seen, dimensions, unbiased=False)
         if running_mean is not None and running_var is not None:
-            count = x.numel() // x.shape[1]
-            running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
-            running_var.lerp_(var.detach().to(running_var.dtype) * (count / (count - 1)), momentum)
+            move_running_statistics(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
     else:
         assert running_mean is not None
         assert running_var is not None
