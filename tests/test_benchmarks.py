@@ -10,7 +10,8 @@ import torch
 from jacmatch.cli import main
 from jacmatch.recipes.bench import BENCHMARKS
 from jacmatch.recipes.bench.claims import Case, Claim, Measured
-from jacmatch.recipes.bench.method import Conditions, NotMeasured, Spread, compare, one_thread, peak_memory, timed
+from jacmatch.recipes.bench.method import Conditions, NotMeasured, Spread, compare, peak_memory, timed
+from jacmatch.recipes.threads import one_thread
 
 BENCHES = Path(__file__).parent.parent / "benchmarks"
 RESULTS = sorted(BENCHES.glob("results/**/*.json"))

@@ -16,9 +16,10 @@ import tyro
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.recipes.bench import BENCHMARKS
 from jacmatch.recipes.bench.claims import Benchmark
-from jacmatch.recipes.bench.method import Conditions, one_thread
+from jacmatch.recipes.bench.method import Conditions
 from jacmatch.recipes.fields import next_folder
 from jacmatch.recipes.progress import Progress
+from jacmatch.recipes.threads import one_thread
 from jacmatch.runs import environment
 from jacmatch.runs.files import encoded, write_whole
 from jacmatch.version import __version__

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -131,14 +131,3 @@ def compare_memory(conditions: Conditions, contestant: str, baseline: str, round
     """Peak memory of one Python text ÷ that of another, each time in fresh processes."""
     turns = range(1 if conditions.quick else rounds)
     return Spread.of([peak_memory(conditions, contestant) / peak_memory(conditions, baseline) for _ in turns])
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """One torch thread for the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

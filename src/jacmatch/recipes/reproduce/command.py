@@ -2,14 +2,11 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.recipes.fields import positive
@@ -18,6 +15,7 @@ from jacmatch.recipes.reproduce import EXPERIMENTS
 from jacmatch.recipes.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.recipes.reproduce.side_by_side import side_by_side
+from jacmatch.recipes.threads import one_thread
 from jacmatch.report import Document
 from jacmatch.runs import Run
 from jacmatch.training import find_device
@@ -38,7 +36,7 @@ class Reproduce(Request):
         """Measures the cells that are missing; returns the tables that are written to the run folder."""
         experiment = self._checked()
         start = time.perf_counter()
-        with progress or Progress() as shown, _one_thread():
+        with progress or Progress() as shown, one_thread():
             cells = self._chosen(experiment.cells(self))
             whole = _unique([*experiment.cells(replace(self, rows=(), seeds=None, per_class=())), *cells])
             run = self.begin("reproduce", again=True)
@@ -165,18 +163,7 @@ def _joined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]
 
 def _measure(request: Request, facts: Mapping[str, Any], cell: Cell) -> tuple[Measures, float]:
     """The measures of a cell and the seconds that they took, in any process."""
-    with _one_thread():
+    with one_thread():
         start = time.perf_counter()
         measures = EXPERIMENTS[request.name].measure(request, cell, facts)
         return measures, time.perf_counter() - start
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One torch thread for the block: the same numbers on any number of cores, and no two processes on one core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
