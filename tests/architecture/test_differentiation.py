@@ -8,6 +8,7 @@ from . import source
 
 DIFFERENTIATES = "src/jacmatch/jacobian/engines.py"
 TRAINS = "src/jacmatch/training/engine.py"
+BUILDS_OPTIMIZER = "src/jacmatch/training/beginning.py"
 BENCHMARKED_AGAINST = "src/jacmatch/recipes/bench/rivals.py"  # what one would write without the package
 DEFINE_RULES = [
     f"src/jacmatch/jacobian/{name}.py" for name in ("activation", "batch_norm", "channels", "convolution", "held")
@@ -57,6 +58,7 @@ def test_only_the_engines_differentiate():
 def test_only_the_training_loop_steps_an_optimizer():
     assert [source.name(path) for path in source.files("src") if steps(source.tree(path))] == [
         BENCHMARKED_AGAINST,
+        BUILDS_OPTIMIZER,
         TRAINS,
     ]
 

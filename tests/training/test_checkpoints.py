@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from jacmatch.errors import InputError
-from jacmatch.training.checkpoints import check_finite, check_same, deferred_interrupt, load, load_weights, save
+from jacmatch.training.checkpoints import check_finite, check_same, load, load_weights, save
+from jacmatch.training.interruption import deferred_interrupt
 
 
 def test_what_is_saved_comes_back(tmp_path):

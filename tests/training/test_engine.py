@@ -8,8 +8,7 @@ from torch import nn
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.objectives import Distillation, Terms
-from jacmatch.training import Training, evaluate, fit
-from jacmatch.training import engine as engine_module
+from jacmatch.training import Training, evaluate, fit, recording
 
 from . import cases, reference
 
@@ -213,7 +212,7 @@ def test_throughput_leaves_validation_out(monkeypatch):
         time.sleep(0.5)
         return {"rmse": 1.0}
 
-    monkeypatch.setattr(engine_module, "evaluate", slow)
+    monkeypatch.setattr(recording, "evaluate", slow)
     fitted = fit(cases.Plain(), cases.points(), Training(steps=20, batch_size=8), seed=0, validation=cases.points(9))
     assert fitted.seconds > 0.5
     assert 20 * 8 / fitted.samples_per_second == pytest.approx(fitted.seconds - 0.5, abs=0.05)

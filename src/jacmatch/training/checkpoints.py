@@ -1,29 +1,18 @@
-"""Checkpoints: one file that holds all a run needs to go on as if it had never stopped.
+"""Checkpoints: one file that holds all a run needs to go on as if it had never stopped."""
 
-And the handling of Ctrl-C, which asks for one.
-"""
-
-import contextlib
 import io
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.precision import Precision
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
 from jacmatch.runs import Run
 from jacmatch.runs.files import write_whole
-from jacmatch.training.metrics import Metrics
-from jacmatch.training.schedules import Training
+from jacmatch.training.state import State
 
 CHECKPOINT = "checkpoint.pt"
 _ANEW = "Remove it to begin anew."
@@ -31,66 +20,6 @@ _PARTS = (
     *("run", "step", "seconds", "aside"),
     *("objective", "average", "optimizer", "precision", "random", "random_cuda"),
 )
-_FREE = (
-    "max_steps",
-    "validate_every",
-    "checkpoint_every",
-    "workers",
-    "prefetch",
-    "resident_mib",
-)  # settings that change no weight
-
-
-@dataclass
-class State:
-    """A training run under way: what is set up once, and what changes from step to step.
-
-    Attributes:
-        settings: What the loop was told.
-        place: The device.
-        fabric: Runs the model on the device in the precision asked for.
-        precision: Fabric's plugin for it, with the loss scale of fp16.
-        objective: The objective as given.
-        model: The same as Fabric runs it.
-        student: The network that is trained.
-        average: The running average of its weights, if one is kept.
-        optimizer: As Fabric runs it.
-        identity: What else a checkpoint must agree with.
-        metrics: Terms of the loss in the steps since the last logged row, and rows on their way to the host.
-        step: Steps made.
-        kept: The step of the last checkpoint.
-        shares: Share of each term in the gradient norm, as last measured.
-        seconds: Wall time of earlier parts of the run.
-        aside: Seconds spent on validation and checkpoints, those of earlier parts included.
-        began: When this part began, on the clock of `time.perf_counter`.
-    """
-
-    settings: Training
-    place: torch.device
-    fabric: Fabric
-    precision: Precision
-    objective: nn.Module
-    model: nn.Module
-    student: nn.Module
-    average: nn.Module | None
-    optimizer: torch.optim.Optimizer
-    identity: dict[str, Any]
-    metrics: Metrics
-    step: int = 0
-    kept: int | None = None
-    shares: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    aside: float = 0.0
-    began: float = field(default_factory=time.perf_counter)
-
-    def elapsed(self) -> float:
-        """Wall time of the run so far, in seconds."""
-        return self.seconds + time.perf_counter() - self.began
-
-    def told(self) -> dict[str, Any]:
-        """All that decides the weights and that a checkpoint can say of itself."""
-        settings = {name: value for name, value in asdict(self.settings).items() if name not in _FREE}
-        return settings | self.identity
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -258,33 +187,3 @@ def check_finite(module: nn.Module, do: str) -> None:
         if not good:
             rule = "Weights and buffers must stay finite in training."
             raise InputError(rule, got=f"NaN or infinity in {name!r}", do=do)
-
-
-@contextlib.contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """A function that says whether Ctrl-C was pressed inside the block.
-
-    An interrupt in the middle of a step would leave a state that no checkpoint may hold: some weights new, some old.
-    So the first Ctrl-C is only noted; the second interrupts at once, as usual.
-    Outside the main thread, or where the program has a handler of its own for Ctrl-C, nothing is changed.
-
-    Raises:
-        KeyboardInterrupt: When the block ends, if Ctrl-C was pressed and the block did not raise.
-    """
-    pressed: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        pressed.append(number)
-
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ours = usual and threading.current_thread() is threading.main_thread()
-    if ours:
-        signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-    if pressed:
-        raise KeyboardInterrupt

@@ -4,30 +4,27 @@ Read `_loop` first, then `_train_step`. Nothing in them waits for a GPU but vali
 scaling of fp16, which decides on the host whether to skip a step): metrics are logged when they have come over.
 """
 
-import copy
-import math
 import sys
-import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from jacmatch.datasets import Split
-from jacmatch.errors import InputError
 from jacmatch.runs import Run
+from jacmatch.training import recording
 from jacmatch.training.augmentation import Batches
-from jacmatch.training.checkpoints import State, check_finite, deferred_interrupt, keep, resume
+from jacmatch.training.beginning import begin
+from jacmatch.training.checkpoints import check_finite, resume
 from jacmatch.training.compilation import compile_steps
-from jacmatch.training.evaluation import evaluate, find_device
-from jacmatch.training.metrics import Metrics
-from jacmatch.training.precision import precision
+from jacmatch.training.evaluation import find_device
+from jacmatch.training.interruption import deferred_interrupt
 from jacmatch.training.prefetch import resident
 from jacmatch.training.schedules import Training, ema_decay, factor
+from jacmatch.training.state import State
 
 _EARLY = 10  # step of the first checkpoint: a full disk shows in the first minute
 _LOG_EVERY = 20
@@ -114,14 +111,14 @@ def fit(
             prefetch=settings.prefetch,
             resident_bytes=settings.resident_mib * 2**20,
         )
-        state = _begin(objective, settings, place, {"seed": seed, "samples": len(train)})
+        state = begin(objective, settings, place, {"seed": seed, "samples": len(train)})
         compiled = compile_steps(objective, settings)
         if run is not None:
             resume(state, run)
         held_out = None if validation is None else resident(validation, place, settings.resident_mib * 2**20)
         with closing(batches):
             _loop(state, batches, held_out, run, on_step, interrupted)
-        check_finite(objective, _way_out(state))
+        check_finite(objective, recording.way_out(state))
         if state.average is not None:
             state.student.load_state_dict(state.average.state_dict())
     seconds = state.elapsed()
@@ -153,13 +150,13 @@ def _loop(
         checkpoint = state.step in (_EARLY, stop) or state.step % settings.checkpoint_every == 0
         validate = state.step == settings.steps or state.step % settings.validate_every == 0
         if checkpoint or validate or state.step % _LOG_EVERY == 0:
-            known = _known(state)
+            known = recording.known(state)
             if validate and validation is not None:
-                known |= _validation(state, validation)
+                known |= recording.validation(state, validation)
             state.metrics.send(state.step, known)
-        row = _log(state, run, wait=checkpoint) or row
+        row = recording.log(state, run, wait=checkpoint) or row
         if checkpoint and run is not None:
-            _save(state, run)
+            recording.save(state, run)
         try:
             if on_step is not None:
                 on_step(state.step, row)
@@ -167,7 +164,7 @@ def _loop(
                 raise KeyboardInterrupt
         except KeyboardInterrupt:
             if run is not None:
-                _save(state, run)
+                recording.save(state, run)
             raise
 
 
@@ -213,78 +210,6 @@ def _follow(average: nn.Module, student: nn.Module, decay: float) -> None:
         mean.lerp_(parameter, 1 - decay)
     for copied, buffer in zip(average.buffers(), student.buffers(), strict=True):
         copied.copy_(buffer)
-
-
-def _begin(objective: nn.Module, settings: Training, place: torch.device, identity: dict[str, Any]) -> State:
-    """The objective on its device, and a fresh optimiser for it."""
-    student = getattr(objective, "student", None)
-    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    if not isinstance(student, nn.Module) or not trained:
-        rule = "`objective` of `fit` must have a `student` with parameters that require gradients."
-        raise InputError(rule, got=type(objective).__name__, do="Do not freeze the student.")
-    plugin = precision(settings, place)
-    devices: list[int] | int = 1 if place.index is None else [place.index]
-    fabric = Fabric(accelerator=place.type, devices=devices, plugins=[plugin])
-    model, optimizer = fabric.setup(objective.to(place).train(), _optimizer(trained, settings))
-    average = None if settings.ema is None else copy.deepcopy(student).requires_grad_(False)
-    return State(
-        settings=settings,
-        place=place,
-        fabric=fabric,
-        precision=plugin,
-        objective=objective,
-        model=model,
-        student=student,
-        average=average,
-        optimizer=optimizer,
-        identity=identity,
-        metrics=Metrics(place),
-    )
-
-
-def _optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:
-    if settings.optimizer == "sgd":
-        decay, momentum = settings.weight_decay, settings.momentum
-        return torch.optim.SGD(parameters, settings.lr, momentum=momentum, weight_decay=decay)
-    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, settings.lr, weight_decay=settings.weight_decay)
-
-
-def _known(state: State) -> dict[str, float]:
-    """What of a row of metrics the host knows without asking the device."""
-    shares = {f"share_{name}": float(share) for name, share in state.shares.items() if math.isfinite(share)}
-    return shares | {"lr": state.optimizer.param_groups[0]["lr"], "seconds": state.elapsed()}
-
-
-def _log(state: State, run: Run | None, *, wait: bool) -> dict[str, float] | None:
-    """Logs the rows that have arrived, and returns the last of them."""
-    row = None
-    for step, row in state.metrics.arrived(_way_out(state), wait=wait):
-        if run is not None:
-            run.log({"step": step, **row})
-    return row
-
-
-def _validation(state: State, split: Split) -> dict[str, float]:
-    start = time.perf_counter()
-    figures = evaluate(state.student if state.average is None else state.average, split, device=state.place)
-    state.aside += time.perf_counter() - start
-    return {f"validation_{name}": value for name, value in figures.items()}
-
-
-def _save(state: State, run: Run) -> None:
-    """Saves a checkpoint, unless the loss or a weight is no longer finite."""
-    _log(state, run, wait=True)
-    state.metrics.send(state.step, {})  # steps since the last row: only to see whether they are finite
-    state.metrics.arrived(_way_out(state), wait=True)
-    check_finite(state.objective, _way_out(state))
-    keep(state, run)
-
-
-def _way_out(state: State) -> str:
-    """What a user can do about a loss that is not finite."""
-    kept = "There is no checkpoint." if state.kept is None else f"The checkpoint of step {state.kept} is kept."
-    return f"Lower `lr`, set `clip`, or use precision='32'. {kept}"
 
 
 def _peak_memory(place: torch.device) -> int:

@@ -1,0 +1,49 @@
+"""A training run at its beginning: the objective on its device, and an optimiser for it."""
+
+import copy
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from jacmatch.errors import InputError
+from jacmatch.training.metrics import Metrics
+from jacmatch.training.precision import precision
+from jacmatch.training.schedules import Training
+from jacmatch.training.state import State
+
+
+def begin(objective: nn.Module, settings: Training, place: torch.device, identity: dict[str, Any]) -> State:
+    """The objective on its device, and a fresh optimiser for it."""
+    student = getattr(objective, "student", None)
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    if not isinstance(student, nn.Module) or not trained:
+        rule = "`objective` of `fit` must have a `student` with parameters that require gradients."
+        raise InputError(rule, got=type(objective).__name__, do="Do not freeze the student.")
+    plugin = precision(settings, place)
+    devices: list[int] | int = 1 if place.index is None else [place.index]
+    fabric = Fabric(accelerator=place.type, devices=devices, plugins=[plugin])
+    model, optimizer = fabric.setup(objective.to(place).train(), _optimizer(trained, settings))
+    average = None if settings.ema is None else copy.deepcopy(student).requires_grad_(False)
+    return State(
+        settings=settings,
+        place=place,
+        fabric=fabric,
+        precision=plugin,
+        objective=objective,
+        model=model,
+        student=student,
+        average=average,
+        optimizer=optimizer,
+        identity=identity,
+        metrics=Metrics(place),
+    )
+
+
+def _optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
+        decay, momentum = settings.weight_decay, settings.momentum
+        return torch.optim.SGD(parameters, settings.lr, momentum=momentum, weight_decay=decay)
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, settings.lr, weight_decay=settings.weight_decay)

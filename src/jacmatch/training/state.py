@@ -1,0 +1,74 @@
+"""A training run under way."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import Precision
+from torch import nn
+
+from jacmatch.training.metrics import Metrics
+from jacmatch.training.schedules import Training
+
+_FREE = (
+    "max_steps",
+    "validate_every",
+    "checkpoint_every",
+    "workers",
+    "prefetch",
+    "resident_mib",
+)  # settings that change no weight
+
+
+@dataclass
+class State:
+    """A training run under way: what is set up once, and what changes from step to step.
+
+    Attributes:
+        settings: What the loop was told.
+        place: The device.
+        fabric: Runs the model on the device in the precision asked for.
+        precision: Fabric's plugin for it, with the loss scale of fp16.
+        objective: The objective as given.
+        model: The same as Fabric runs it.
+        student: The network that is trained.
+        average: The running average of its weights, if one is kept.
+        optimizer: As Fabric runs it.
+        identity: What else a checkpoint must agree with.
+        metrics: Terms of the loss in the steps since the last logged row, and rows on their way to the host.
+        step: Steps made.
+        kept: The step of the last checkpoint.
+        shares: Share of each term in the gradient norm, as last measured.
+        seconds: Wall time of earlier parts of the run.
+        aside: Seconds spent on validation and checkpoints, those of earlier parts included.
+        began: When this part began, on the clock of `time.perf_counter`.
+    """
+
+    settings: Training
+    place: torch.device
+    fabric: Fabric
+    precision: Precision
+    objective: nn.Module
+    model: nn.Module
+    student: nn.Module
+    average: nn.Module | None
+    optimizer: torch.optim.Optimizer
+    identity: dict[str, Any]
+    metrics: Metrics
+    step: int = 0
+    kept: int | None = None
+    shares: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    aside: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
+
+    def elapsed(self) -> float:
+        """Wall time of the run so far, in seconds."""
+        return self.seconds + time.perf_counter() - self.began
+
+    def told(self) -> dict[str, Any]:
+        """All that decides the weights and that a checkpoint can say of itself."""
+        settings = {name: value for name, value in asdict(self.settings).items() if name not in _FREE}
+        return settings | self.identity
