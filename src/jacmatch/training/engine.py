@@ -119,8 +119,7 @@ def fit(
         with closing(batches):
             _loop(state, batches, held_out, run, on_step, interrupted)
         check_finite(objective, recording.way_out(state))
-        if state.average is not None:
-            state.student.load_state_dict(state.average.state_dict())
+        state.settle()
     seconds = state.elapsed()
     samples = state.step * settings.accumulate * batches.size
     return Fitted(
