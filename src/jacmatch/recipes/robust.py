@@ -16,10 +16,11 @@ from jacmatch.objectives import Robustness
 from jacmatch.objectives.penalties import FORMS
 from jacmatch.recipes import networks
 from jacmatch.recipes.fields import TrainingFields, positive
+from jacmatch.recipes.inputs import same_inputs
 from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.train import load, parts, unfinished
 from jacmatch.runs import Run, spread
-from jacmatch.training import CHECKPOINT, Fitted, evaluate, evaluate_under_shifts, fit
+from jacmatch.training import Fitted, evaluate, evaluate_under_shifts, fit
 from jacmatch.version import __version__
 
 UNSEEN: tuple[tuple[str, float], ...] = (("salt-and-pepper", 0.05), ("blur", 1.0), ("contrast", 0.5))
@@ -102,6 +103,7 @@ class Robust(TrainingFields):
             self.objective(variant, description.build(), data, self.seed)
         start = time.perf_counter()
         run = self.begin("robust")
+        same_inputs(run, data)
         trained: dict[tuple[int, str], nn.Module] = {}
         with progress or Progress() as shown:
             for seed in range(self.seed, self.seed + (1 if self.smoke else self.seeds)):
@@ -220,7 +222,6 @@ class Robust(TrainingFields):
                 "settings": child.settings,
             }
         )
-        (child.path / CHECKPOINT).unlink(missing_ok=True)
         return student
 
     def _identity(self, run: Run, seed: int, variant: Variant) -> dict[str, Any]:

@@ -14,21 +14,26 @@ from jacmatch.errors import InputError
 from jacmatch.report import figures, tables
 from jacmatch.report.style import STYLE
 from jacmatch.runs import Run, read_metrics
+from jacmatch.runs.files import plain
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _PICTURES = 900_000  # bytes of pictures on a page: a sheet of large images shows fewer rows
 
 
-def write_report(run_dir: str | Path) -> Path:
-    """The path of `report.html` in a finished run folder, written from what the folder holds.
+def write_report(run_dir: str | Path, result: Mapping[str, Any] | None = None) -> Path:
+    """The path of `report.html` in a run folder, written from what the folder holds.
 
     `table.md` and `table.csv` are written beside it.
+
+    Args:
+        run_dir: The run folder.
+        result: What will be its result; None for a finished run.
 
     Raises:
         InputError: The folder holds no finished run, or one of a job without a page.
     """
-    run = Run.open(run_dir)
-    result = run.result
+    run = Run.open(run_dir, finished=result is None)
+    result = run.result if result is None else plain(result, "result")
     if not result.get("rows"):
         do = "Run `jacmatch distill`."
         raise InputError(f"{run.path} must hold a comparison.", got=f"a run of `{run.job}`", do=do)

@@ -1,5 +1,6 @@
 """Tasks in several processes: what is finished is handed over, whatever becomes of the rest."""
 
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -35,8 +36,7 @@ def side_by_side(
             else:
                 failures.append(error)
 
-    deaf = (signal.SIGINT, signal.SIG_IGN)
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=signal.signal, initargs=deaf)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_obey)
     try:
         while under_way or (left and not failures):
             while left and not failures and len(under_way) < workers:
@@ -53,3 +53,9 @@ def side_by_side(
         pool.shutdown(cancel_futures=True)
     if failures:
         raise failures[0]
+
+
+def _obey() -> None:
+    """In a worker: Ctrl-C is not for it, and SIGTERM ends it at once, also in a training."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
