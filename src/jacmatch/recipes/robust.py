@@ -18,7 +18,9 @@ from jacmatch.recipes import networks
 from jacmatch.recipes.fields import TrainingFields, positive
 from jacmatch.recipes.inputs import same_inputs
 from jacmatch.recipes.progress import Progress
+from jacmatch.recipes.robust_tables import tables
 from jacmatch.recipes.train import load, parts, unfinished
+from jacmatch.report import write_report
 from jacmatch.runs import Run, spread
 from jacmatch.training import Fitted, evaluate, evaluate_under_shifts, fit
 from jacmatch.version import __version__
@@ -125,9 +127,11 @@ class Robust(TrainingFields):
             "batch_size": training.batch_size,
             "settings": self.settings(),
         }
+        result["tables"] = [table.plain() for table in tables(result)]
         networks.save(run, trained[self.seed, main.method], description)
+        report = write_report(run.path, result)
         run.write_result(result)
-        return {**result, "out": str(run.path)}
+        return {**result, "out": str(run.path), "report": str(report)}
 
     def _check(self) -> None:
         positive("robust", seeds=self.seeds, probes=self.probes, draws=self.draws, steps=self.steps)

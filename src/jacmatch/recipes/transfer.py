@@ -16,6 +16,7 @@ from jacmatch.recipes.summary import identity
 from jacmatch.recipes.train import parts, unfinished
 from jacmatch.recipes.transfer_tables import tables
 from jacmatch.recipes.transferring import METHODS, Method, Ready, TransferFields
+from jacmatch.report import write_report
 from jacmatch.runs import Run, spread
 from jacmatch.training import Fitted, evaluate
 from jacmatch.version import __version__
@@ -54,11 +55,10 @@ class Transfer(TransferFields):
                 "seconds": time.perf_counter() - start,
                 "settings": self.settings(),
             }
-        result["tables"] = [
-            {"title": t.title, "head": t.head, "rows": t.rows, "notes": t.notes} for t in tables(result)
-        ]
+        result["tables"] = [table.plain() for table in tables(result)]
+        report = write_report(run.path, result)
         run.write_result(result)
-        return {**result, "out": str(run.path)}
+        return {**result, "out": str(run.path), "report": str(report)}
 
     def _one(self, run: Run, method: Method, seed: int, ready: Ready, progress: Progress) -> dict[str, Any] | Fitted:
         """The result of one student: trained, or read from its folder. A `Fitted` says that it is not done yet."""
