@@ -14,7 +14,7 @@ from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.reproduce import EXPERIMENTS
 from jacmatch.recipes.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch.recipes.reproduce.request import Request
-from jacmatch.recipes.reproduce.side_by_side import side_by_side
+from jacmatch.recipes.reproduce.side_by_side import end_with_parent, side_by_side
 from jacmatch.recipes.threads import one_thread
 from jacmatch.report import Document, write_report
 from jacmatch.runs import Run
@@ -164,6 +164,7 @@ def _joined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]
 
 def _measure(request: Request, facts: Mapping[str, Any], cell: Cell) -> tuple[Measures, float]:
     """The measures of a cell and the seconds that they took, in any process."""
+    end_with_parent()
     with one_thread():
         start = time.perf_counter()
         measures = EXPERIMENTS[request.name].measure(request, cell, facts)
