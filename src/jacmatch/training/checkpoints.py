@@ -160,7 +160,7 @@ def resume(state: State, run: Run) -> None:
         run: Where from.
 
     Raises:
-        InputError: The checkpoint is damaged, or of another run or model; the state is as before.
+        InputError: The checkpoint is damaged, or of another run or model; the state is not to be used then.
     """
     path = run.path / CHECKPOINT
     if path.is_file():
@@ -168,19 +168,29 @@ def resume(state: State, run: Run) -> None:
         missing = [part for part in _PARTS if part not in saved]
         if missing:
             raise InputError(f"{path} must be a checkpoint of a training run.", got=f"one without {missing}", do=_ANEW)
-        check_same(path, saved["run"], state.told())
-        load_weights(state.objective, saved["objective"], path)
-        if state.average is not None:
-            load_weights(state.average, saved["average"], path)
-        state.optimizer.load_state_dict(saved["optimizer"])
-        state.precision.load_state_dict(saved["precision"])
-        torch.set_rng_state(saved["random"])
-        if state.place.type == "cuda" and saved["random_cuda"] is not None:
-            torch.cuda.set_rng_state(saved["random_cuda"], state.place)
-        state.step = state.kept = saved["step"]
-        state.seconds, state.aside = saved["seconds"], saved["aside"]
+        try:
+            _restore(state, saved, path)
+        except InputError:
+            raise
+        except Exception as error:  # a file with the right checksum and wrong contents: torch raises what it likes
+            got = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+            raise InputError(f"{path} must be a checkpoint of this run.", got=got, do=_ANEW) from error
     if run.metrics():
         run.rewind(state.step)
+
+
+def _restore(state: State, saved: Mapping[str, Any], path: Path) -> None:
+    check_same(path, saved["run"], state.told())
+    load_weights(state.objective, saved["objective"], path)
+    if state.average is not None:
+        load_weights(state.average, saved["average"], path)
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.precision.load_state_dict(saved["precision"])
+    torch.set_rng_state(saved["random"])
+    if state.place.type == "cuda" and saved["random_cuda"] is not None:
+        torch.cuda.set_rng_state(saved["random_cuda"], state.place)
+    state.step = state.kept = int(saved["step"])
+    state.seconds, state.aside = float(saved["seconds"]), float(saved["aside"])
 
 
 def check_finite(module: nn.Module, do: str) -> None:
