@@ -6,6 +6,7 @@ import statistics
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def test_a_thousand_runs(tmp_path, monkeypatch):
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((8, 8), 20 * number, np.uint8)).save(folder / f"{number}.png")
     splits = [images(40), load(str(tmp_path / "pictures"), 0).train]
-    errors = (None, KeyboardInterrupt, ZeroDivisionError, InputError("refused"))
+    errors = (None, KeyboardInterrupt, ZeroDivisionError, partial(InputError, "refused"))
     settings = Training(steps=2, batch_size=8, resident_mib=0, checkpoint_every=1)
 
     def one(number):
@@ -92,7 +93,7 @@ def test_a_thousand_runs(tmp_path, monkeypatch):
 
         def on_step(step, metrics):
             if error is not None and step == 1:
-                raise error
+                raise error()
 
         run = Run.create(tmp_path / "runs" / str(number), "evaluate", {}, "0")
         try:
