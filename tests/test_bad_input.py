@@ -442,7 +442,7 @@ CASES = {
     ),
     "the report of no comparison": (
         "report {good}/run",
-        r"must hold a comparison\. Got a run of `train`\. Run `jacmatch distill`\.",
+        r"must hold a comparison or tables\. Got a run of `train`\. Give a run of distill, ",
     ),
     # teachers and weights
     "teacher of other outputs": (
@@ -503,7 +503,7 @@ CASES = {
     ),
     "evaluates torn weights": (
         "evaluate {bad}/torn_weights --data npz:{good}/data.npz",
-        r"must be a whole safetensors fil",
+        r"must have the checksum that it was written with\. Got another\. It is damaged",
     ),
     "evaluates on other data": (
         "evaluate {good}/run --data npz:{good}/larger.npz",
