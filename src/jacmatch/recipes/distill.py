@@ -121,7 +121,7 @@ class Distill(TeachingFields):
         """One student: trained, or taken from its folder if that is finished. A `Fitted` says that it is not yet."""
         child = run.child(f"seed{seed}/{method}", identity(run, seed, method))
         if child.finished:
-            return networks.load_student(child.path, allow_code=True)
+            return networks.load_own(child.path, description.spec)
         train, validation = parts(data, self.validation, self.samples_per_class(data), seed)
         torch.manual_seed(seed)
         student = description.build()

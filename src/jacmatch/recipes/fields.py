@@ -16,7 +16,10 @@ from jacmatch.version import __version__
 class JobFields:
     """Settings of every job."""
 
-    no_settings: ClassVar[tuple[str, ...]] = ("out", "max_steps", "workers", "prefetch", "resident_mib")
+    no_settings: ClassVar[tuple[str, ...]] = (
+        *("out", "max_steps", "workers", "prefetch", "resident_mib"),
+        "allow_code",
+    )
     """Fields that do not decide the result, so they are not among the settings of a run."""
 
     out: Path | None = None
@@ -27,6 +30,8 @@ class JobFields:
     """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
     smoke: bool = False
     """A tiny version of the job, to see that it runs; its numbers mean nothing."""
+    allow_code: bool = False
+    """Run code outside the package, a PACKAGE.MODULE:CALLABLE, that a --config, a run folder or a cache names."""
 
     def settings(self) -> dict[str, Any]:
         """The settings that decide the result, as plain values for a run folder."""

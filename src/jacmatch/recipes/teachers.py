@@ -71,4 +71,4 @@ def prepare(
                 tidy(folder)
         finally:
             lock.release()
-    return Prepared(networks.load_student(folder, allow_code=True), str(folder.name))
+    return Prepared(networks.load_own(folder, recipe.model), str(folder.name))

@@ -143,8 +143,6 @@ class TransferFields(TrainingFields):
     """Steps of the fine-tuned teacher; as many as the students' if left out."""
     batch_norm: Literal["batch", "frozen"] = "frozen"
     """Statistics of BatchNorm in the derivative: constants, so that images stay apart, or part of it."""
-    allow_code: bool = False
-    """Build a teacher from a run folder even if that runs code outside the package."""
 
     def check(self) -> None:
         """Refuses settings that are wrong by themselves."""

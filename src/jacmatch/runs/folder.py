@@ -20,7 +20,7 @@ from typing import Any
 from jacmatch.errors import InputError
 from jacmatch.runs.differences import differences
 from jacmatch.runs.environment import environment
-from jacmatch.runs.files import UNDER_WAY, disk, encoded, load, plain, undone_on_failure, write_whole
+from jacmatch.runs.files import UNDER_WAY, disk, encoded, inside, load, plain, undone_on_failure, write_whole
 from jacmatch.runs.lock import LOCK, Lock, hold
 from jacmatch.runs.metrics import METRICS, mend, read_metrics
 from jacmatch.runs.result import check
@@ -129,7 +129,7 @@ class Run:
         for part in name.split("/"):
             _check_name(part)
         chosen = self.settings if settings is None else settings
-        return Run._enter(self.path / name, self.job if job is None else job, chosen, self.version)
+        return Run._enter(inside(self.path, self.path / name), self.job if job is None else job, chosen, self.version)
 
     @property
     def finished(self) -> bool:

@@ -6,6 +6,7 @@ It ends with the SHA-256 of all before: torch writes checksums, but compares non
 import hashlib
 import io
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,9 @@ def load(path: Path) -> dict[str, Any]:
         body, end = content[:-_END], bytes(content[-_END:])
         if end != _MARK + hashlib.sha256(body).hexdigest().encode():
             raise InputError(rule, got="a file without the checksum that it was written with", do=_ANEW)
+        with zipfile.ZipFile(io.BytesIO(body)) as parts:
+            if sum(part.file_size for part in parts.infolist()) > len(body):
+                raise InputError(rule, got="parts that are larger than the file", do=_ANEW)
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except InputError:
         raise
