@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from jacmatch.errors import InputError, UnsupportedError
 
-from . import archives, folders, single_files
+from . import archives, binaries, folders, single_files
 
 
 class Reader(NamedTuple):
@@ -28,6 +28,7 @@ class Reader(NamedTuple):
 
 READERS = {
     "arrays": Reader(archives.read_arrays, archives.arrays_seeds),
+    "binaries": Reader(binaries.read_binaries, binaries.binary_seeds),
     "cache": Reader(folders.read_cache, folders.cache_seeds),
     "checkpoint": Reader(folders.read_checkpoint, folders.checkpoint_seeds),
     "image": Reader(single_files.read_image, single_files.image_seeds),

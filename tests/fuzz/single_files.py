@@ -38,7 +38,7 @@ def read_image(data: bytes, folder: Path) -> None:
 
 def image_seeds(folder: Path) -> list[bytes]:
     seeds = []
-    for kind in ("png", "jpeg", "webp", "gif", "bmp"):
+    for kind in ("png", "jpeg", "webp"):
         for mode in ("L", "RGB", "P"):
             if (kind, mode) != ("jpeg", "P"):
                 content = io.BytesIO()

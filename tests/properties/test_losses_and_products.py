@@ -102,7 +102,9 @@ def test_a_direction_is_a_function_of_seed_id_and_draw(law, ids, seed, data):
     torch.testing.assert_close(more[:count], whole, atol=1e-5, rtol=1e-5)
     if law in ("rademacher", "sphere", "basis", "orthogonal"):
         square = whole.double().flatten(2).square().sum(2)
-        torch.testing.assert_close(square, torch.full_like(square, float(torch.tensor(shape).prod())), rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            square, torch.full_like(square, float(torch.tensor(shape).prod())), rtol=1e-5, atol=0
+        )
 
 
 @given(

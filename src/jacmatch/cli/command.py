@@ -36,6 +36,7 @@ VERBS = {
     "list": "every name that the command line knows",
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)  # of a user's path
 _EXTRA = ("tyro", "rich", "yaml", "lightning_fabric", "safetensors", "matplotlib")  # what every verb brings
 
 
@@ -83,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL:
             return job.say(f"the disk is full ({error.filename}). Free some space. {job.left()}", 2)
+        if isinstance(error, OSError) and error.errno in _PATHS and error.filename:
+            job.left()
+            return job.say(f"{error.filename} must be a path that can be used. Got '{error.strerror}'.", 2)
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return job.say(f"the memory is full. Use a smaller --batch-size. {job.left()}", 2)
         traceback.print_exc()
@@ -156,7 +160,7 @@ class _Job:
 
         A folder that this command made and that holds nothing to go on from is removed: nothing is half written.
         """
-        if self.out is None or not any(any(self.out.rglob(name)) for name in self.keeps):
+        if self.out is None or not self._has_kept():
             if self.out is not None and self.fresh:
                 with contextlib.suppress(OSError):  # of rmdir: another job has put its run beside
                     shutil.rmtree(self.out)
@@ -167,6 +171,12 @@ class _Job:
             return "No run folder was written."
         again = f"the same command with --out {self.out}" if self.numbered else "the same command"
         return f"What is done is kept in {self.out}: {again} goes on."
+
+    def _has_kept(self) -> bool:
+        assert self.out is not None
+        with contextlib.suppress(OSError):  # of a name that no folder can have
+            return any(any(self.out.rglob(name)) for name in self.keeps)
+        return False
 
 
 def _print_help() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import os
 import re
 import reprlib
 from collections.abc import Container, Mapping, Sequence
@@ -123,7 +124,7 @@ def read(path: str, verb: str, known: Sequence[Flag], flag: str = "--config") ->
             of a wrong type.
     """
     source = Path(path).expanduser()
-    source = source / "settings.json" if source.is_dir() else source
+    source = source / "settings.json" if os.path.isdir(source) else source
     settings = _mapping(source, f"`{flag} {path}`")
     if isinstance(settings.get("settings"), dict) and "job" in settings:
         if settings["job"] != verb:

@@ -203,4 +203,4 @@ def network(spec: str, data: Data, weights: Weights | None = None, *, allow_code
 
 def is_run(spec: str) -> bool:
     """Whether a flag names a folder rather than a model."""
-    return Path(spec).is_dir() or (os.sep in spec and ":" not in spec)
+    return os.path.isdir(spec) or (os.sep in spec and ":" not in spec)

@@ -48,7 +48,7 @@ def kept_folder(recipe: Train, data: Data) -> Path:
     """
     identity = json.dumps({**recipe.settings(), "data": data.fingerprint, "version": __version__}, sort_keys=True)
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    return cache_folder() / "teachers" / f"{recipe.model.replace(':', '-').replace('/', '-')}-{fingerprint}"
+    return cache_folder() / "teachers" / f"{recipe.model.replace(':', '-').replace('/', '-')[:80]}-{fingerprint}"
 
 
 def prepare(

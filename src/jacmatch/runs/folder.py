@@ -107,8 +107,8 @@ class Run:
             InputError: The folder is missing or is no run, the run is unfinished, or a file of it is damaged.
         """
         folder = Path(path)
-        if not (folder / _SETTINGS).is_file():
-            got = f"a folder without {_SETTINGS}" if folder.is_dir() else "no folder of that name"
+        if not os.path.isfile(folder / _SETTINGS):  # false also for impossible names
+            got = f"a folder without {_SETTINGS}" if os.path.isdir(folder) else "no folder of that name"
             raise InputError(f"{folder} must be a run folder.", got=got, do="Give the --out of an earlier job.")
         run = _found(folder)
         if finished:

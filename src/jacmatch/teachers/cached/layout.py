@@ -139,8 +139,8 @@ def read_head(folder: Path) -> Head:
         InputError: There is none, it is damaged, or it is of another format.
     """
     file = folder / HEAD
-    if not file.is_file():
-        got = f"a folder without {HEAD}" if folder.is_dir() else "no folder of that name"
+    if not os.path.isfile(file):  # false also for impossible names
+        got = f"a folder without {HEAD}" if os.path.isdir(folder) else "no folder of that name"
         raise InputError(f"{folder} must be a teacher's cache for one seed.", got=got, do="See jacmatch cache --help.")
     with disk(folder, "read"):
         raw = decoded(inside(folder, file, _LARGEST).read_bytes(), str(file))
