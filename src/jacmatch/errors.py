@@ -32,11 +32,11 @@ class InputError(ValueError):
 
 
 def printable(text: str) -> str:
-    """The text in one line: what a file or a name brings in of line ends and control characters is written as escapes.
+    r"""The text in one line: what a file or a name brings in of line ends and control characters is written as escapes.
 
     Example:
-        >>> print(printable("a name\\nof two lines"))
-        a name\\nof two lines
+        >>> print(printable("a name\nof two lines"))
+        a name\nof two lines
     """
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
