@@ -131,6 +131,31 @@ def test_two_jobs_with_one_teacher():
         assert again == {name: value for name, value in job.whole.items() if name.startswith("run/")}
 
 
+WORKERS = """
+import os, sys, time
+from jacmatch.recipes.reproduce.side_by_side import end_with_parent, side_by_side
+
+def work(number):
+    end_with_parent()
+    print(os.getpid(), flush=True)
+    time.sleep(300)
+
+if __name__ == "__main__":
+    side_by_side(work, [1, 2], 2, print)
+"""
+
+
+def test_workers_end_with_the_process_that_began_them(tmp_path):
+    (tmp_path / "workers.py").write_text(WORKERS)
+    with subprocess.Popen([sys.executable, tmp_path / "workers.py"], stdout=subprocess.PIPE, text=True) as parent:
+        workers = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.kill()
+    until = time.monotonic() + 20
+    while any(Path("/proc", str(worker)).exists() for worker in workers):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 def test_a_clock_that_jumps(monkeypatch):
     """Hours forth and back at each question; only the start that is written into environment.json is of that clock."""
     job, choose = Job("train", few=True), random.Random(0)
