@@ -12,7 +12,7 @@ import pytest
 from kills import JOBS, Job, commands, fresh
 from processes import Board, Moment, begun, ended, told
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_as_users_run")]
 HERE = Path(__file__).parent
 
 
@@ -47,7 +47,7 @@ def test_a_disk_that_is_full_sooner_or_later(name, tmp_path):
     """Bytes are missing in the middle of a file, not only at its end; with space, the same command goes on."""
     job, refused, log = Job(name, few=True), 0, tmp_path.with_suffix(".log")
     with small_disk(tmp_path, 1500):
-        for free in range(0, 180, 12):
+        for free in range(0, 180, 20):
             folder = tmp_path / str(free)
             folder.mkdir()
             with fresh() as made:
@@ -99,7 +99,7 @@ def test_a_disk_that_cannot_be_written_to(tmp_path):
 def test_two_processes_with_one_command(name):
     """One does the job and the other is refused; or it comes too late, and is refused for that."""
     job = Job(name, few=True)
-    for number in range(5):
+    for number in range(3):
         with fresh() as text:
             folder = Path(text)
             first = begun(folder, job.commands, Board(), Moment())
