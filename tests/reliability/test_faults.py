@@ -9,11 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from kills import JOBS, Job, commands, fresh
+from kills import JOBS, Job, commands, fresh, imported
 from processes import Board, Moment, begun, ended, told
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_as_users_run")]
 HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported():
+    imported()
 
 
 def script(*words):
