@@ -18,6 +18,7 @@ from typing import Any
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.runs.files import disk
+from jacmatch.runs.lock import hold
 from jacmatch.version import __version__
 
 # Here, and not read from the recipes, whose import takes seconds (Lightning Fabric); a test holds the two equal.
@@ -162,8 +163,11 @@ class _Job:
         """
         if self.out is None or not self._has_kept():
             if self.out is not None and self.fresh:
-                with contextlib.suppress(OSError):  # of rmdir: another job has put its run beside
+                # Another job has put its run beside (rmdir fails), or has begun in this very folder (it has the lock).
+                with contextlib.suppress(OSError, InputError):
+                    lock = hold(self.out)
                     shutil.rmtree(self.out)
+                    lock.release()
                     if not self.made:
                         self.out.mkdir()
                     for parent in self.made[1:]:
