@@ -84,7 +84,7 @@ class Distill(TeachingFields):
 
     def _examine(self, run: Run, description: networks.Description, data: Data) -> None:
         """The doctor looks at the student before the first step."""
-        if "jacobians" not in self.methods:
+        if "jacobians" not in self.methods or not self.doctor:
             return
         torch.manual_seed(self.seed)
         student = description.build()
@@ -125,7 +125,7 @@ class Distill(TeachingFields):
         train, validation = parts(data, self.validation, self.samples_per_class(data), seed)
         torch.manual_seed(seed)
         student = description.build()
-        training = self.training()
+        training = self.training(doctor=self.doctor and seed == self.seed)  # the others have the same objective
         objective = self.objective(method, student, teacher.asked(seed), train, data, seed)
         self._choose_engine(run, objective, train)
         fitted = fit(

@@ -191,7 +191,7 @@ class Robust(TrainingFields):
         train, validation = parts(data, self.validation, self.per_class, seed)
         torch.manual_seed(seed)
         student = description.build()
-        training = self.training(steps=variant.steps)
+        training = self.training(steps=variant.steps, doctor=self.doctor and seed == self.seed)
         fitted = fit(
             self.objective(variant, student, data, seed),
             train,

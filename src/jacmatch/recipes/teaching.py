@@ -83,6 +83,7 @@ class TeachingFields(DistillationFields):
             workers=self.workers,
             prefetch=self.prefetch,
             resident_mib=self.resident_mib,
+            doctor=self.doctor,
         )
         weights = None
         if self.teacher_weights is not None:

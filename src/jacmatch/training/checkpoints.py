@@ -144,6 +144,7 @@ def keep(state: State, run: Run) -> None:
         "step": state.step,
         "seconds": state.elapsed(),
         "aside": state.aside,
+        "skipped": state.skipped + len(state.metrics.skipped),
         "objective": state.objective.state_dict(),
         "average": None if state.average is None else state.average.state_dict(),
         "optimizer": state.optimizer.state_dict(),
@@ -195,6 +196,7 @@ def _restore(state: State, saved: Mapping[str, Any], path: Path) -> None:
         torch.cuda.set_rng_state(saved["random_cuda"], state.place)
     state.step = state.kept = int(saved["step"])
     state.seconds, state.aside = float(saved["seconds"]), float(saved["aside"])
+    state.skipped = int(saved.get("skipped", 0))
 
 
 def check_finite(module: nn.Module, do: str) -> None:
