@@ -23,6 +23,7 @@ from jacmatch.training.compilation import compile_steps
 from jacmatch.training.evaluation import find_device
 from jacmatch.training.identity import identity
 from jacmatch.training.interruption import deferred_interrupt
+from jacmatch.training.precision import scale_slopes
 from jacmatch.training.prefetch import resident
 from jacmatch.training.schedules import Training, ema_decay, factor
 from jacmatch.training.state import State
@@ -179,6 +180,7 @@ def _train_step(state: State, batches: Batches) -> dict[str, Tensor]:
         group["lr"] = settings.lr * factor(state.step, settings)
     sums: dict[str, Tensor] = {}
     before = not_finite.before(state)
+    scale_slopes(state.objective, state.scale())
     for part in range(settings.accumulate):
         batch = batches(state.step * settings.accumulate + part)
         # Not through Fabric's wrapper, which looks at every tensor that comes out: 0.2 ms a step, and for one device

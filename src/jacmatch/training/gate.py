@@ -122,6 +122,7 @@ def guard(state: State, batches: Batches, run: Run | None) -> None:
         return
     batch = batches(0)
     examined = examine(state.objective, batch)
+    state.aside += examined.seconds
     if run is not None:
         found = {"ok": not examined.findings, "errors": examined.errors, "exact": examined.exact}
         run.write_json("doctor.json", {**found, "findings": [vars(each) for each in examined.findings]})
