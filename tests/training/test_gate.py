@@ -237,7 +237,7 @@ WRONGS = {
 
 
 @pytest.mark.parametrize("name", WRONGS)
-def test_a_silent_wrong_is_caught(name):
+def test_a_silent_wrong_is_caught(as_users_run, name):
     torch.manual_seed(3)
     wrong = WRONGS[name]
     objective = wrong.build()
@@ -258,7 +258,7 @@ def test_a_right_objective_of_ones_own_passes(terms):
 
 
 @pytest.mark.parametrize("make", [cases.distillation, lambda: Distillation(cases.network(), cases.network(9), every=3)])
-def test_the_gate_changes_no_result(tmp_path, make):
+def test_the_gate_changes_no_result(as_users_run, tmp_path, make):
     results = []
     for doctor in (True, False):
         objective = make()

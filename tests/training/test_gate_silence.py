@@ -23,7 +23,7 @@ TIMM = (
 )
 
 
-def passes(student, shape, outputs, samples=8):
+def passes(student, shape, outputs, samples=8, sharp=True):
     """Labels, outputs and slopes of a teacher, as `distill` teaches them."""
     torch.manual_seed(1)
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(shape.numel(), outputs))
@@ -32,12 +32,23 @@ def passes(student, shape, outputs, samples=8):
     examined = examine(Distillation(student, teacher, output_loss="kl"), batch)
     print(f"{examined.seconds:6.1f} s, float64 {examined.exact}, errors {examined.errors}")
     assert examined.findings == ()
-    assert all(error is not None and error < 0.02 for error in examined.errors.values()) or not examined.exact
+    if sharp:
+        assert all(error is not None and error < 0.02 for error in examined.errors.values())
     for name, value in student.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
-@pytest.mark.parametrize("name", [name for name in SOUND if name not in ("frozen", "float32 inside")])
+FEW = ("conv and BatchNorm", "dropout", "lstm")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in FEW else [pytest.mark.slow])
+        for name in SOUND
+        if name not in ("frozen", "float32 inside")
+    ],
+)
 def test_sound_constructions_pass(as_users_run, name):
     torch.manual_seed(0)
     make, shape = SOUND[name]
@@ -62,4 +73,10 @@ def test_models_of_others_pass(as_users_run, name):
     if importlib.util.find_spec(family) is None:
         pytest.skip(f"{family} is not installed")
     torch.manual_seed(0)
-    passes(build(name, 4, (3, 32, 32), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)), torch.Size((3, 32, 32)), 4, samples=4)
+    passes(
+        build(name, 4, (3, 32, 32), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)),
+        torch.Size((3, 32, 32)),
+        4,
+        samples=4,
+        sharp=False,
+    )
