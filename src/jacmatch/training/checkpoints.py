@@ -199,7 +199,10 @@ def _restore(state: State, saved: Mapping[str, Any], path: Path) -> None:
     if state.settings.shard and isinstance(state.shared, Shared):
         scatter(state.shared, state.objective)
         memory = cut(memory, state.optimizer)
+    known = [set(group) for group in state.optimizer.param_groups]
     state.optimizer.load_state_dict(memory)
+    if [set(group) for group in state.optimizer.param_groups] != known:
+        raise ValueError("settings of another optimiser")
     state.precision.load_state_dict(saved["precision"])
     own = state.ranks.rank if state.ranks.size > 1 else ...
     torch.set_rng_state(saved["random"][own].clone())  # of a row torch reads the storage from its beginning
