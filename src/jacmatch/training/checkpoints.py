@@ -201,8 +201,7 @@ def _restore(state: State, saved: Mapping[str, Any], path: Path) -> None:
         memory = cut(memory, state.optimizer)
     known = [set(group) for group in state.optimizer.param_groups]
     state.optimizer.load_state_dict(memory)
-    if [set(group) for group in state.optimizer.param_groups] != known:
-        raise ValueError("settings of another optimiser")
+    _check_memory(state, known)
     state.precision.load_state_dict(saved["precision"])
     own = state.ranks.rank if state.ranks.size > 1 else ...
     torch.set_rng_state(saved["random"][own].clone())  # of a row torch reads the storage from its beginning
@@ -211,6 +210,20 @@ def _restore(state: State, saved: Mapping[str, Any], path: Path) -> None:
     state.step = state.kept = int(saved["step"])
     state.seconds, state.aside = float(saved["seconds"]), float(saved["aside"])
     state.skipped = int(saved.get("skipped", 0))
+
+
+def _check_memory(state: State, known: list[set[str]]) -> None:
+    """Refuses settings and averages that this optimiser, whose settings have the `known` names, would not have."""
+    if [set(group) for group in state.optimizer.param_groups] != known:
+        raise ValueError("settings of another optimiser")
+    kept = {"momentum_buffer"} if state.settings.optimizer == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
+    for parameter, entry in state.optimizer.state.items():
+        tensors = {name: value for name, value in entry.items() if value is not None}
+        if set(tensors) - kept or (tensors and set(tensors) != kept):
+            raise ValueError(f"{sorted(tensors)} of a parameter, not {sorted(kept)}")
+        shapes = {tuple(value.shape) for name, value in tensors.items() if name != "step"}
+        if not state.settings.shard and shapes - {tuple(parameter.shape)}:
+            raise ValueError("averages of another shape than the parameter's")
 
 
 def check_finite(module: nn.Module, do: str) -> None:
