@@ -244,6 +244,8 @@ def caught(name: str) -> tuple[str, bool, str]:
             "pytest",
             "-q",
             "-x",
+            "-m",
+            "not slow",
             "--tb=line",
             "-p",
             "no:cacheprovider",

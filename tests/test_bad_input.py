@@ -704,6 +704,7 @@ def test_ctrl_c_in_training_and_the_same_command_goes_on_bit_for_bit(good, monke
     assert result("cut") == result("straight")
 
 
+@pytest.mark.ci
 def test_ctrl_c_twice_in_a_comparison(good, monkeypatch, capsys):
     command = DISTILL.format(good=good) + " --methods labels jacobians --out"
     assert main(shlex.split(f"{command} straight")) == 0

@@ -52,7 +52,11 @@ def test_a_planted_fault_is_named(name):
         assert {finding.code for finding in diagnosis.findings if finding.severity == "fault"} <= {fault.code}
 
 
-@pytest.mark.parametrize("seeds", [range(12), pytest.param(range(12, 60), marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.mark.parametrize(
+    "seeds",
+    [pytest.param(range(12), marks=pytest.mark.ci), pytest.param(range(12, 60), marks=pytest.mark.slow)],
+    ids=["few", "many"],
+)
 @pytest.mark.parametrize("name", ["detached: a factor", "derivative taken once: custom_op with a cut backward"])
 def test_a_fault_is_not_missed_by_chance(as_users_run, name, seeds):
     """What is compared are a few random products: a part that is missing must not be small in all of them."""
@@ -91,7 +95,7 @@ def unusual():
     return module
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.ci)])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("make", [unusual, Attends, SOUND["lstm, dropout"][0], SOUND["conv and BatchNorm"][0]])
 def test_the_module_stays_as_it_was(make, training, dtype):

@@ -20,7 +20,7 @@ def is_sound(diagnosis):
     assert {finding.code for finding in diagnosis.findings} <= NOTES, str(diagnosis)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.ci)], ids=["train", "eval"])
 @pytest.mark.parametrize("name", SOUND)
 def test_no_false_alarm(name, training):
     make, shape = SOUND[name]
@@ -43,12 +43,18 @@ DEEP = {"vgg9", "resnet32", "resnet56", "resnet110", "resnet32x4", "wrn-40-1", "
 """More of the layers that the smaller ones of the same family have."""
 LARGE = {*DEEP, "resnet8x4", "vit-tiny"}
 """Examined in one mode only, for time."""
+QUICK = {"cnn3", "resnet8", "vgg4"}
+"""One of each family."""
+
+
+def _marks(name, training):
+    return [pytest.mark.slow] if name in DEEP else [] if name in QUICK and training else [pytest.mark.ci]
 
 
 @pytest.mark.parametrize(
     ("name", "training"),
     [
-        pytest.param(name, training, marks=[pytest.mark.slow] if name in DEEP else [])
+        pytest.param(name, training, marks=_marks(name, training))
         for name in CATALOG
         for training in (True, False)
         if training or name not in LARGE

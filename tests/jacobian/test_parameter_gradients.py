@@ -73,7 +73,9 @@ def assert_gradients(loss: Tensor, parameters: list[Tensor], moves: list[Tensor]
         assert error <= 1e-6, f"parameter {number} of shape {tuple(parameters[number].shape)}"
 
 
-@pytest.mark.parametrize(("name", "way"), WAYS)
+@pytest.mark.parametrize(
+    ("name", "way"), [pytest.param(*one, marks=pytest.mark.ci if one[1] == "differences" else []) for one in WAYS]
+)
 def test_gradients_of_jacobian_losses(name, way):
     architecture = ARCHITECTURES[name]
     module, x = made(name)

@@ -33,6 +33,7 @@ def assert_equal(got: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None
     assert error <= tolerance
 
 
+@pytest.mark.ci
 @each
 def test_the_two_references_agree(name):
     _, full = truth(name)

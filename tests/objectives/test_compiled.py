@@ -29,7 +29,7 @@ def ran(*arguments):
 @pytest.mark.parametrize(
     ("kind", "policy", "backend"),
     [
-        ("norm", "frozen", "aot_eager"),
+        pytest.param("norm", "frozen", "aot_eager", marks=pytest.mark.ci),
         pytest.param("norm", "batch", "aot_eager", marks=SLOW),
         pytest.param("plain", "frozen", "aot_eager", marks=SLOW),
         pytest.param("norm", "frozen", "inductor", marks=SLOW),

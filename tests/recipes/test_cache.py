@@ -12,16 +12,16 @@ from .cache_jobs import built, data, job, network, source, trained
 # The same student ------------------------------------------------------------------------------------------------
 
 
-slow = pytest.mark.slow
+slow, ci = pytest.mark.slow, pytest.mark.ci
 
 
 @pytest.mark.parametrize(
     ("settings", "methods"),
     [
         pytest.param({}, ("outputs", "jacobians"), id="vJ"),
-        pytest.param({"probe": "random-inputs", "probes": 2, "engine": "reverse"}, ("jacobians",), id="Jv"),
+        pytest.param({"probe": "random-inputs", "probes": 2, "engine": "reverse"}, ("jacobians",), id="Jv", marks=ci),
         pytest.param({"methods": ("outputs",)}, ("outputs",), id="outputs", marks=slow),
-        pytest.param({"every": 2, "methods": ("jacobians",)}, ("jacobians",), id="every second step"),
+        pytest.param({"every": 2, "methods": ("jacobians",)}, ("jacobians",), id="every second step", marks=ci),
         pytest.param(
             {"probe": "fisher-rows", "readout": "log-probabilities", "augment": ("crop", "flip")},
             ("outputs", "jacobians"),
@@ -45,7 +45,7 @@ def test_the_student_is_that_of_the_live_teacher_bit_for_bit(settings, methods, 
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param({"views": 1}, id="one view"),
+        pytest.param({"views": 1}, id="one view", marks=ci),
         pytest.param({"point": "data", "probe": "every-row"}, id="nothing random", marks=slow),
         pytest.param({"fraction": 0.5}, id="a part of each batch", marks=slow),
     ],
@@ -59,7 +59,7 @@ def test_answers_of_other_batches_agree_to_rounding(settings, tmp_path):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("store", [pytest.param("float16", marks=slow), "bfloat16"])
+@pytest.mark.parametrize("store", [pytest.param("float16", marks=slow), pytest.param("bfloat16", marks=ci)])
 def test_shorter_numbers_change_the_student_little(store, tmp_path):
     asked = job(tmp_path, store=store)
     built(asked)

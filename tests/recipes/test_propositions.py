@@ -41,6 +41,10 @@ ORDERS = {  # on smooth networks, on linear ones, inside a region of ReLU networ
 }
 
 
+QUICK = ("proposition 1", "antithetic pair", "proposition 2", "equation 3 with ½", "closed form")
+"""One of each kind; CI runs the others, too."""
+
+
 def measured(row, column, seed=0, sigmas=SIGMAS):
     cell = Cell(row, column, seed, {"sigmas": sigmas})
     return EXPERIMENTS["propositions"].measure(Reproduce(name="propositions"), cell, {})
@@ -50,7 +54,7 @@ def test_every_statement_is_tested():
     assert list(ORDERS) == list(STATEMENTS)
 
 
-@pytest.mark.parametrize("row", ORDERS)
+@pytest.mark.parametrize("row", [pytest.param(row, marks=[] if row in QUICK else pytest.mark.ci) for row in ORDERS])
 def test_order_and_coefficient(row):
     for column, order in zip((SMOOTH, LINEAR, INSIDE, ON_A_KINK), ORDERS[row], strict=True):
         got = measured(row, column, seed=1)
@@ -67,6 +71,7 @@ def test_order_and_coefficient(row):
 @pytest.mark.parametrize(
     ("row", "order"), [*zip(SQUARED, (2, 3, 3, 3), strict=True), ("KL, ½ Fisher, where q = p", 3), ("closed form", 2)]
 )
+@pytest.mark.ci
 def test_kinks_within_reach_on_average(as_users_run, row, order):
     got = measured(row, AVERAGE, sigmas=(0.01, 0.005))
     assert got["order"] == order

@@ -12,7 +12,7 @@ from jacmatch.recipes.reproduce import EXPERIMENTS
 from jacmatch.report.experiments import spreads
 
 # The recipes below are run with type checks in test_cli.py.
-pytestmark = pytest.mark.usefixtures("all_as_users_run")
+pytestmark = [pytest.mark.usefixtures("all_as_users_run"), pytest.mark.ci]
 
 
 @pytest.fixture(autouse=True)

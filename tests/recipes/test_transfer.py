@@ -91,6 +91,7 @@ def test_what_is_done_is_not_done_again(finished, monkeypatch):
     assert again["rows"] == result["rows"]
 
 
+@pytest.mark.ci
 def test_a_run_as_teacher_for_images_of_another_size(place):
     np.savez(place / "small.npz", **arrays(6))
     np.savez(place / "large.npz", **arrays(12))
@@ -257,6 +258,7 @@ def test_the_table_is_made_of_the_stored_numbers(measured):
     assert str(folder) not in json.dumps(document)
 
 
+@pytest.mark.ci
 def test_a_cell_is_the_same_when_it_is_measured_again(measured):
     _, document = measured
     request = Reproduce(name="transfer", smoke=True)
