@@ -144,7 +144,7 @@ def test_a_wrong_result_is_refused_and_not_written(tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         run.write_result(result(**change))
     assert not run.finished
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(".*-part"))
 
 
 def test_the_result_is_written_once(tmp_path):

@@ -6,6 +6,9 @@ import threading
 import time
 from concurrent.futures import wait
 
+import pytest
+
+from jacmatch.errors import InputError
 from jacmatch.recipes.reproduce import side_by_side
 
 
@@ -57,3 +60,16 @@ def test_what_is_finished_when_the_interrupt_comes_is_kept(monkeypatch):
 
     monkeypatch.setattr(side_by_side, "wait", interrupted)
     assert handed_over([60, 0.0]) == ([0.0], KeyboardInterrupt)
+
+
+def test_a_killed_worker_is_said_and_the_others_end(monkeypatch):
+    def killed(under_way, return_when):
+        multiprocessing.active_children()[0].kill()
+        return wait(under_way, return_when=return_when)
+
+    monkeypatch.setattr(side_by_side, "wait", killed)
+    start = time.perf_counter()
+    with pytest.raises(InputError, match=r"until its task is done\. Got one that was killed from outside"):
+        side_by_side.side_by_side(time.sleep, [60, 61, 62], 2, print)
+    assert time.perf_counter() - start < 20
+    assert multiprocessing.active_children() == []

@@ -246,7 +246,7 @@ def test_folders_without_a_comparison_are_refused(tmp_path):
         "open": "must hold a finished run",
         "other": "must hold a comparison",
         **dict.fromkeys(("damaged", "empty", "torn", "misshapen"), r"sheet\.npz must be a picture sheet"),
-        "rows": "must have the rows of a comparison",
+        "rows": "must have the rows or tables of its job",
     }.items():
         with pytest.raises(InputError, match=message):
             write_report(tmp_path / name)

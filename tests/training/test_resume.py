@@ -10,6 +10,7 @@ import torch
 from jacmatch.errors import InputError
 from jacmatch.objectives import Distillation
 from jacmatch.training import Training, fit
+from jacmatch.training.checkpoints import save
 
 from . import cases
 
@@ -111,8 +112,9 @@ def test_after_an_error_from_the_checkpoint_before_it(tmp_path, whole, step, kep
 class _Pressed(torch.nn.Module):
     """Presses Ctrl-C in the middle of a step."""
 
-    def __init__(self, at, times):
+    def __init__(self, at, times, number=signal.SIGINT):
         super().__init__()
+        self.number = number
         self.objective, self.at, self.times, self.calls = Distillation(cases.network()), at, times, 0
         self.student = self.objective.student
 
@@ -121,8 +123,29 @@ class _Pressed(torch.nn.Module):
         self.calls += 1
         if self.calls == self.at:
             for _ in range(self.times):
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(self.number)
         return terms
+
+
+def test_sigterm_in_the_middle_of_a_step_lets_it_finish_and_the_run_goes_on(tmp_path, whole):
+    with pytest.raises(KeyboardInterrupt):
+        _fit("labels", tmp_path, objective=_Pressed(14, 1, signal.SIGTERM))
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 14
+    again, _ = _fit("labels", tmp_path, objective=_Pressed(99, 1))
+    _assert_same(again.objective, whole["labels"])
+
+
+def test_another_teacher_is_refused(tmp_path):
+    _fit("adam", tmp_path, max_steps=7)
+    other = cases.distillation()
+    other.teacher.module[0].weight.data[0, 0, 0, 0] += 1e-6
+    with pytest.raises(
+        InputError, match=r"of this run\. Got one that differs in teacher \('torch.nn.*Sequential \w{16}' th"
+    ):
+        _fit("adam", tmp_path, objective=other)
+    with pytest.raises(InputError, match=r"teacher \('torch\..* there, 'none' here\)"):
+        _fit("adam", tmp_path, objective=Distillation(cases.network()))
+    assert _fit("adam", tmp_path)[1].finished
 
 
 def test_ctrl_c_in_the_middle_of_a_step_lets_it_finish(tmp_path):
@@ -220,7 +243,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"must be a whole checkpoint .* Remove it to begin anew"):
         _fit("labels", tmp_path)
-    torch.save({"step": 3}, file)
+    save(file, {"step": 3})
     with pytest.raises(InputError, match=r"of a training run\. Got one without \['run', 'seconds'"):
         _fit("labels", tmp_path)
 

@@ -1,4 +1,4 @@
-"""From the words of a command line to an exit code: 0 done, 2 a mistake to mend, 1 a defect of ours, 130 Ctrl-C."""
+"""From the words of a command line to an exit code: 0 done, 2 a mistake to mend, 1 a defect of ours, 130 stopped."""
 
 import contextlib
 import dataclasses
@@ -8,9 +8,11 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,8 @@ _EXTRA = ("tyro", "rich", "yaml", "lightning_fabric", "safetensors", "matplotlib
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of `jacmatch` with these words, after doing what they say.
 
-    What the user can mend is one line on stderr and 2; Ctrl-C is one line and 130; anything else that is raised is a
-    defect of ours: its traceback, and 1.
+    What the user can mend is one line on stderr and 2; Ctrl-C and SIGTERM are one line and 130; anything else that is
+    raised is a defect of ours: its traceback, and 1.
 
     Args:
         argv: The words after the program's name; those of this process if None.
@@ -66,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     job = _Job(f"jacmatch {verb}" if verb in VERBS else "jacmatch", "--traceback" in words)
     try:
-        return job.run(verb, words[1:])
+        with _terminated_as_interrupted():
+            return job.run(verb, words[1:])
     except SystemExit as stop:  # 0 after --help
         return int(bool(stop.code))
     except KeyboardInterrupt:
@@ -84,6 +87,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             return job.say(f"the memory is full. Use a smaller --batch-size. {job.left()}", 2)
         traceback.print_exc()
         return job.say("this is a defect of jacmatch. Please report it with the lines above.", 1)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Within the block SIGTERM, by which a cluster takes a machine back, is what Ctrl-C is."""
+    usual = threading.current_thread() is threading.main_thread()
+    usual = usual and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if usual:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if usual:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @dataclasses.dataclass
@@ -110,9 +127,10 @@ class _Job:
         from jacmatch.recipes import RECIPES
 
         recipe: Any = RECIPES[verb]
-        path = settings.named(words)
-        config = {} if path is None else settings.read(path, verb, flags.flags(recipe))
+        config = settings.chosen(words, verb, flags.flags(recipe))
         job, options = flags.read(self.program, recipe, words, config)
+        if options.resume is not None:
+            job = settings.resumed(job, options.resume)
         if hasattr(job, "out"):
             self.numbered = job.out is None
             self.out, self.keeps = job.folder(verb), getattr(job, "keeps", self.keeps)

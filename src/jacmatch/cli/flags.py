@@ -23,6 +23,8 @@ class Options:
 
     config: Path | None = None
     """JSON or YAML file with settings, or the folder of an earlier run; flags override it."""
+    resume: Path | None = None
+    """Go on with the unfinished run in this folder, with its settings; a flag that says otherwise is refused."""
     json: bool = False
     """Print the result as JSON on stdout, and nothing else there."""
     traceback: bool = False

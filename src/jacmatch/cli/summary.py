@@ -50,23 +50,6 @@ def _students(console: Console, result: Mapping[str, Any]) -> None:
     console.print(f"{result['settings']['data']}, trained {where}, {size}")
 
 
-def _variants(console: Console, result: Mapping[str, Any]) -> None:
-    """One row for each way of training, mean ± standard deviation over the seeds; a column for each shift."""
-    measure = _measure(result["student"])
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
-    table.add_column(f"{_HEADINGS[measure]} on the test part", no_wrap=True)
-    shifts = list(result["variants"][0]["under"])
-    for heading in ("steps", "clean", *(name.replace("gaussian-noise", "noise") for name in shifts)):
-        table.add_column(heading.replace("-", " "), justify="right", min_width=5)
-    for row in result["variants"]:
-        spreads = [row[measure], *(row["under"][name] for name in shifts)]
-        table.add_row(row["label"], str(row["steps"]), *(_spread(measure, spread) for spread in spreads))
-    console.print(table)
-    unit = "standard deviations of the data" if result["settings"]["unit"] == "normalized" else "units of the raw input"
-    console.print(f"{result['settings']['data']}, {result['variants'][0]['seeds']} seed(s), {result['seconds']:.0f} s")
-    console.print(f"Noise in {unit}; nothing was chosen by looking at test data.")
-
-
 def _network(console: Console, result: Mapping[str, Any]) -> None:
     measure = _measure(result["student"])
     size = f"{result['student']['parameters']:,} parameters, {result['seconds']:.1f} s"
@@ -104,7 +87,7 @@ def _tables(console: Console, result: Mapping[str, Any]) -> None:
     for given in result["tables"]:
         table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False, title_justify="left")
         for number, heading in enumerate(given["head"]):
-            table.add_column(heading, justify="right" if number else "left", no_wrap=not number)
+            table.add_column(heading, justify="right" if number else "left", no_wrap=not number, min_width=5)
         for row in given["rows"]:
             table.add_row(*row)
         console.print(f"[bold]{given['title']}[/bold]")
@@ -193,7 +176,7 @@ def _nothing(console: Console, result: Mapping[str, Any]) -> None:
 SHOWN = {
     "distill": _students,
     "train": _network,
-    "robust": _variants,
+    "robust": _tables,
     "transfer": _tables,
     "cache": _cache,
     "evaluate": _network,

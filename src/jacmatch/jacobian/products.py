@@ -15,6 +15,7 @@ from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian.engines import difference_push, forward_push, rebuilt_pull, reverse_pull, reverse_push
 from jacmatch.jacobian.function import Cotangents, Function, Products, check_direction
 from jacmatch.jacobian.modules import BatchNormPolicy, Module, buffers_in_training
+from jacmatch.jacobian.narrow import behind_the_last_layer
 from jacmatch.jacobian.readouts import Context, Logits, Readout
 
 Engine = Literal["auto", "forward", "reverse", "differences"]
@@ -95,13 +96,14 @@ def jacobian(
     In evaluation mode, `chunk_size` rows are computed at once: the batch is repeated, and one backward pass gives a
     different row for each copy. Memory beyond the result grows with `chunk_size`; time falls with it until the
     processor is busy. A module that is partly in training mode may couple samples or draw random numbers; there one
-    pass per row is made on the one batch.
+    pass per row is made on the one batch. Where the last layer is linear with F < K features, the rows are those of the
+    features, F of them, times its weight.
 
     Args:
         module: The network.
         x: Its input, of a floating-point type.
-        chunk_size: Rows at once, at least 1. None takes as many as make 16 samples on the CPU, but 8 at most; 512
-            samples elsewhere.
+        chunk_size: Rows at once, at least 1. None takes as many as make 512 samples; on the CPU 64, or with
+            convolutions 16 and 8 rows at most.
 
     Raises:
         InputError: x has the wrong type, or `chunk_size` is below 1.
@@ -114,13 +116,7 @@ def jacobian(
     """
     if chunk_size is not None and chunk_size < 1:
         raise InputError("`chunk_size` of `jacobian` must be at least 1.", got=chunk_size)
-    batch = len(x)
-    fitting = min(8, 16 // max(1, batch)) if x.device.type == "cpu" else 512 // max(1, batch)
-    copies = chunk_size or max(1, fitting)
-    training = isinstance(module, nn.Module) and any(layer.training for layer in module.modules())
-    # BatchNorm without running statistics couples the samples in evaluation mode too
-    if training or not isinstance(module, nn.Module) or any(map(_is_untracked, module.modules())):
-        copies = 1
+    batch, copies = len(x), _copies(module, x, chunk_size)
     sizes: list[int] = []
 
     def basis(values: Tensor) -> Tensor:
@@ -137,9 +133,25 @@ def jacobian(
         return one_hot.to(values.dtype).expand(-1, copies, batch, -1).flatten(1, 2)
 
     repeated = x.repeat(copies, *[1] * (x.dim() - 1)) if copies > 1 else x
-    result = pull(module, repeated, basis)
+    with behind_the_last_layer(module) as readout:
+        result = pull(module, repeated, basis, readout=readout)
     rows = result.products.view(-1, batch, *x.shape[1:])[: sizes[0]]
+    if readout.weight is not None:
+        rows = torch.tensordot(readout.weight.to(rows.dtype), rows, 1)
     return result.outputs[:batch], rows.transpose(0, 1)
+
+
+def _copies(module: Module, x: Tensor, chunk_size: int | None) -> int:
+    """How many copies of the batch make as many rows at once."""
+    if not isinstance(module, nn.Module):
+        return 1
+    layers = list(module.modules())
+    # BatchNorm without running statistics couples the samples in evaluation mode too
+    if any(layer.training for layer in layers) or any(map(_is_untracked, layers)):
+        return 1
+    convolutions = any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
+    samples, most = (512, 512) if x.device.type != "cpu" else (16, 8) if convolutions else (64, 64)
+    return chunk_size or max(1, min(most, samples // max(1, len(x))))
 
 
 def _is_untracked(layer: nn.Module) -> bool:

@@ -23,7 +23,7 @@ def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
     safetensors = optional_package("safetensors.torch", "`save_weights`", "pip install 'jacmatch[train]'")
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.jacmatch-part")
     try:
         with unfinished.open("wb") as file:
             file.write(safetensors.save(tensors, metadata={"format": "pt"}))

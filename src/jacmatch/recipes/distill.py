@@ -16,6 +16,7 @@ from jacmatch.models import count_parameters
 from jacmatch.objectives import Distillation
 from jacmatch.recipes import networks, sheet
 from jacmatch.recipes.cache.opening import cached_teachers
+from jacmatch.recipes.inputs import same_inputs
 from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.summary import METHODS, identity, summarized
 from jacmatch.recipes.teachers import Prepared
@@ -24,7 +25,7 @@ from jacmatch.recipes.train import load, parts, unfinished
 from jacmatch.report import write_report
 from jacmatch.runs import Run
 from jacmatch.teachers import ModuleTeacher
-from jacmatch.training import CHECKPOINT, Batches, Fitted, agreement, engine_trial, evaluate, find_device, fit
+from jacmatch.training import Batches, Fitted, agreement, engine_trial, evaluate, find_device, fit
 from jacmatch.version import __version__
 
 ENGINE = "engine.json"
@@ -51,6 +52,7 @@ class Distill(TeachingFields):
         with progress or Progress() as shown:
             run = self.begin("distill")
             teacher = self.taught_by(data, shown)
+            same_inputs(run, data, teacher.network)
             self._examine(run, description, data)
             if self.cache is not None:
                 teacher = replace(teacher, cached=cached_teachers(self, self.cache, data, teacher.network))
@@ -76,8 +78,9 @@ class Distill(TeachingFields):
         }
         networks.save(run, students[self.seed, self.methods[-1]], description)
         sheet.write(run, data, teacher.network, {m: students[self.seed, m] for m in self.methods}, METHODS)
+        report = write_report(run.path, result)
         run.write_result(result)
-        return {**result, "out": str(run.path), "report": str(write_report(run.path))}
+        return {**result, "out": str(run.path), "report": str(report)}
 
     def _examine(self, run: Run, description: networks.Description, data: Data) -> None:
         """The doctor looks at the student before the first step."""
@@ -154,7 +157,6 @@ class Distill(TeachingFields):
                 "settings": child.settings,
             }
         )
-        (child.path / CHECKPOINT).unlink(missing_ok=True)
         return student
 
     def _samples(self, data: Data) -> int:

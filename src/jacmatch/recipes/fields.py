@@ -87,6 +87,9 @@ class TrainingFields(JobFields):
     """Compile the objective: student, slopes and losses as one graph. If that cannot be, a warning says why."""
     cuda_graphs: bool = False
     """Launch compiled steps as CUDA graphs (needs --compile and a GPU)."""
+    channels_last: bool = False
+    """Lay images out with the channels of a pixel side by side, in student and teacher: faster for deep convolutional
+    networks, the same up to rounding."""
     validation: float = 0.1
     """Share (below 1) or number of training samples held out for the learning curves."""
     validate_every: int = 100

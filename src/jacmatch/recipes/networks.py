@@ -1,5 +1,6 @@
 """Networks of a job: built by name, kept in run folders, loaded from there."""
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import output_tensor
 from jacmatch.models import catalog, load_weights, save_weights
 from jacmatch.runs import Run
+from jacmatch.runs.files import load
 
 WEIGHTS, DESCRIPTION = "student.safetensors", "network.json"
 
@@ -57,9 +59,21 @@ class Description:
 
 
 def save(run: Run, network: nn.Module, description: Description) -> None:
-    """Keeps a network in a run folder."""
-    run.write_json(DESCRIPTION, description.__dict__)
+    """Keeps a network in a run folder: its weights, then how it is built and the SHA-256 of the file of weights."""
     save_weights(network, run.path / WEIGHTS)
+    run.write_json(DESCRIPTION, {**description.__dict__, "sha256": _digest(run.path / WEIGHTS)})
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuses weights that are not those that were written: one flipped bit would be another network."""
+    said = load(folder / DESCRIPTION).get("sha256")
+    if said is not None and (folder / WEIGHTS).is_file() and said != _digest(folder / WEIGHTS):
+        rule = f"{folder / WEIGHTS} must have the checksum that it was written with."
+        raise InputError(rule, got="another", do="It is damaged: copy it again, or run the job anew.")
 
 
 def describe(folder: Path) -> Description:
@@ -94,7 +108,7 @@ def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -
             code. A folder that somebody else made could name any.
 
     Raises:
-        InputError: the folder holds no network, or one that needs `allow_code`.
+        InputError: the folder holds no network, a damaged one, or one that needs `allow_code`.
     """
     folder = Path(run_dir)
     description = describe(folder)
@@ -105,6 +119,7 @@ def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -
             got=description.spec,
             do="If you trust it, pass allow_code=True (--allow-code).",
         )
+    _check_weights(folder)
     network = description.build()
     load_weights(network, folder / WEIGHTS)
     return network.eval()

@@ -37,6 +37,10 @@ class Progress:
         """Stops drawing."""
         self._bars.stop()
 
+    def say(self, line: str) -> None:
+        """Prints a line on stderr, above the bars."""
+        self._bars.console.print(line, highlight=False, soft_wrap=True)
+
     def training(self, name: str, steps: int) -> Callable[[int, dict[str, float]], None]:
         """A new bar, as the function that the training loop calls."""
         bar = self._bars.add_task(name, total=steps, note="")

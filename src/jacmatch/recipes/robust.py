@@ -16,10 +16,13 @@ from jacmatch.objectives import Robustness
 from jacmatch.objectives.penalties import FORMS
 from jacmatch.recipes import networks
 from jacmatch.recipes.fields import TrainingFields, positive
+from jacmatch.recipes.inputs import same_inputs
 from jacmatch.recipes.progress import Progress
+from jacmatch.recipes.robust_tables import tables
 from jacmatch.recipes.train import load, parts, unfinished
+from jacmatch.report import write_report
 from jacmatch.runs import Run, spread
-from jacmatch.training import CHECKPOINT, Fitted, evaluate, evaluate_under_shifts, fit
+from jacmatch.training import Fitted, evaluate, evaluate_under_shifts, fit
 from jacmatch.version import __version__
 
 UNSEEN: tuple[tuple[str, float], ...] = (("salt-and-pepper", 0.05), ("blur", 1.0), ("contrast", 0.5))
@@ -102,6 +105,7 @@ class Robust(TrainingFields):
             self.objective(variant, description.build(), data, self.seed)
         start = time.perf_counter()
         run = self.begin("robust")
+        same_inputs(run, data)
         trained: dict[tuple[int, str], nn.Module] = {}
         with progress or Progress() as shown:
             for seed in range(self.seed, self.seed + (1 if self.smoke else self.seeds)):
@@ -123,9 +127,11 @@ class Robust(TrainingFields):
             "batch_size": training.batch_size,
             "settings": self.settings(),
         }
+        result["tables"] = [table.plain() for table in tables(result)]
         networks.save(run, trained[self.seed, main.method], description)
+        report = write_report(run.path, result)
         run.write_result(result)
-        return {**result, "out": str(run.path)}
+        return {**result, "out": str(run.path), "report": str(report)}
 
     def _check(self) -> None:
         positive("robust", seeds=self.seeds, probes=self.probes, draws=self.draws, steps=self.steps)
@@ -220,7 +226,6 @@ class Robust(TrainingFields):
                 "settings": child.settings,
             }
         )
-        (child.path / CHECKPOINT).unlink(missing_ok=True)
         return student
 
     def _identity(self, run: Run, seed: int, variant: Variant) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -13,6 +14,9 @@ from jacmatch.datasets.files import cache_folder
 from jacmatch.recipes import networks
 from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.train import Train
+from jacmatch.runs import RESULT
+from jacmatch.runs.files import disk
+from jacmatch.runs.lock import hold
 from jacmatch.teachers import Teacher
 from jacmatch.version import __version__
 
@@ -53,6 +57,15 @@ def prepare(
     if networks.is_run(spec) or weights is not None:
         return Prepared(networks.network(spec, data, weights, allow_code=allow_code), spec)
     folder = kept_folder(recipe, data)
-    if not (folder / "result.json").is_file():
-        replace(recipe, out=folder).train(data, progress)
+    if not (folder / RESULT).is_file():
+        with disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = hold(
+            folder, wait=partial(progress.say, f"Another process trains the teacher in {folder}: waiting for it.")
+        )
+        try:
+            if not (folder / RESULT).is_file():
+                replace(recipe, out=folder).train(data, progress)
+        finally:
+            lock.release()
     return Prepared(networks.load_student(folder, allow_code=True), str(folder.name))

@@ -13,6 +13,7 @@ from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.summary import METHODS
 from jacmatch.recipes.teachers import Prepared, prepare
 from jacmatch.recipes.train import Train
+from jacmatch.training.layout import channels_last
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,10 @@ class TeachingFields(DistillationFields):
         weights = None
         if self.teacher_weights is not None:
             weights = networks.Weights(self.teacher_weights, self.teacher_mean, self.teacher_std)
-        return prepare(self.teacher, data, weights, recipe, progress, allow_code=self.allow_code)
+        prepared = prepare(self.teacher, data, weights, recipe, progress, allow_code=self.allow_code)
+        if self.channels_last:
+            channels_last(prepared.network)
+        return prepared
 
     def samples_per_class(self, data: Data) -> int:
         """How many training samples of each class are used, 0 for all."""

@@ -12,9 +12,10 @@ from jacmatch.models import count_parameters
 from jacmatch.objectives import Distillation
 from jacmatch.recipes import networks
 from jacmatch.recipes.fields import TrainingFields
+from jacmatch.recipes.inputs import same_inputs
 from jacmatch.recipes.progress import Progress
 from jacmatch.runs import Run
-from jacmatch.training import CHECKPOINT, evaluate, fit
+from jacmatch.training import evaluate, fit
 from jacmatch.version import __version__
 
 
@@ -44,6 +45,7 @@ class Train(TrainingFields):
         torch.manual_seed(self.seed)
         student = description.build()
         run = self.begin("train")
+        same_inputs(run, data)
         task: Literal["classification", "regression"] = "classification" if data.classes else "regression"
         fitted = fit(
             Distillation(student, labels=1.0, task=task, seed=self.seed),
@@ -73,7 +75,6 @@ class Train(TrainingFields):
             "settings": self.settings(),
         }
         run.write_result(result)
-        (run.path / CHECKPOINT).unlink(missing_ok=True)
         return {**result, "out": str(run.path)}
 
 

@@ -10,13 +10,15 @@ from jacmatch.datasets import Split
 from jacmatch.models import FirstOutputs, count_parameters
 from jacmatch.recipes import networks
 from jacmatch.recipes.closeness import distances, mixed, nearest_mean_accuracy
+from jacmatch.recipes.inputs import same_inputs
 from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.summary import identity
 from jacmatch.recipes.train import parts, unfinished
 from jacmatch.recipes.transfer_tables import tables
 from jacmatch.recipes.transferring import METHODS, Method, Ready, TransferFields
+from jacmatch.report import write_report
 from jacmatch.runs import Run, spread
-from jacmatch.training import CHECKPOINT, Fitted, evaluate
+from jacmatch.training import Fitted, evaluate
 from jacmatch.version import __version__
 
 _JUDGED = 2000  # test images that the teacher's own outputs are judged by
@@ -40,6 +42,7 @@ class Transfer(TransferFields):
                 self.objective(method, ready.student(), ready)
             subset, _ = parts(ready.data, self.validation, self.per_class, self.seed)
             run = self.begin("transfer")
+            same_inputs(run, ready.data, ready.teacher.network)
             results: dict[str, list[dict[str, Any]]] = {method: [] for method in self.methods}
             for seed in range(self.seed, self.seed + (1 if self.smoke else self.seeds)):
                 for method in self.methods:
@@ -52,11 +55,10 @@ class Transfer(TransferFields):
                 "seconds": time.perf_counter() - start,
                 "settings": self.settings(),
             }
-        result["tables"] = [
-            {"title": t.title, "head": t.head, "rows": t.rows, "notes": t.notes} for t in tables(result)
-        ]
+        result["tables"] = [table.plain() for table in tables(result)]
+        report = write_report(run.path, result)
         run.write_result(result)
-        return {**result, "out": str(run.path)}
+        return {**result, "out": str(run.path), "report": str(report)}
 
     def _one(self, run: Run, method: Method, seed: int, ready: Ready, progress: Progress) -> dict[str, Any] | Fitted:
         """The result of one student: trained, or read from its folder. A `Fitted` says that it is not done yet."""
@@ -94,7 +96,6 @@ class Transfer(TransferFields):
             "settings": child.settings,
         }
         child.write_result(result)
-        (child.path / CHECKPOINT).unlink(missing_ok=True)
         return result
 
     def _summary(

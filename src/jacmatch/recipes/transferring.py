@@ -22,6 +22,7 @@ from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.train import Train, load
 from jacmatch.teachers import ModuleTeacher, RememberedTeacher, Teacher
 from jacmatch.training import Fitted, fit
+from jacmatch.training.layout import channels_last
 
 Method = Literal["labels", "oracle", "lwf", "lwf+jacobians", "lwf+attention", "lwf+attention+jacobians"]
 METHODS: dict[str, str] = {
@@ -170,6 +171,8 @@ class TransferFields(TrainingFields):
         if len(data.shape) != 3:
             raise InputError("`--data` of `transfer` must be images.", got=f"samples of shape {data.shape}")
         teacher, data = self._teacher(data, progress)
+        if self.channels_last:
+            channels_last(teacher.network)
         data = replace(data, test=mixed(data.test))
         description = Description.of(self.student, data)
         ready = Ready(data, teacher, ModuleTeacher(teacher.network), description, ())

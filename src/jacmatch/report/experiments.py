@@ -49,6 +49,10 @@ class Table:
         notes = [f"\n{note}" for note in self.notes]
         return "\n".join([f"**{self.title}**", "", *body, *notes, ""])
 
+    def plain(self) -> dict[str, Any]:
+        """The table as plain values, as a result has it."""
+        return {"title": self.title, "head": self.head, "rows": self.rows, "notes": self.notes}
+
     def csv(self) -> str:
         """The table as comma-separated values, headings first."""
         text = io.StringIO()

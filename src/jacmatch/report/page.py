@@ -1,206 +1,62 @@
-"""One self-contained page for a run: what was done, the table, the curves, the pictures. It loads nothing."""
+"""The page of a run, written from what its folder holds."""
 
-import html
-import io
-import json
-import zipfile
-from collections.abc import Mapping, Sequence
+import base64
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jacmatch.errors import InputError
-from jacmatch.report import figures, tables
-from jacmatch.report.style import STYLE
-from jacmatch.runs import Run, read_metrics
+from jacmatch.report import tables
+from jacmatch.report.comparison import comparison
+from jacmatch.report.frame import page, table, text
+from jacmatch.runs import Run
+from jacmatch.runs.files import plain
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-_PICTURES = 900_000  # bytes of pictures on a page: a sheet of large images shows fewer rows
+FIGURE = "figure.svg"
 
 
-def write_report(run_dir: str | Path) -> Path:
-    """The path of `report.html` in a finished run folder, written from what the folder holds.
+def write_report(run_dir: str | Path, result: Mapping[str, Any] | None = None) -> Path:
+    """The path of `report.html` in a run folder, written from what the folder holds.
 
-    `table.md` and `table.csv` are written beside it.
+    For a run of `distill`, `table.md` and `table.csv` are written beside it.
+
+    Args:
+        run_dir: The run folder.
+        result: What will be its result; None for a finished run.
 
     Raises:
         InputError: The folder holds no finished run, or one of a job without a page.
     """
-    run = Run.open(run_dir)
-    result = run.result
-    if not result.get("rows"):
-        do = "Run `jacmatch distill`."
-        raise InputError(f"{run.path} must hold a comparison.", got=f"a run of `{run.job}`", do=do)
+    run = Run.open(run_dir, finished=result is None)
+    result = run.result if result is None else plain(result, "result")
     try:
-        page = _page(run, result)
-        table, numbers = tables.markdown(*tables.cells(result)), tables.comma_separated(result)
+        if result.get("tables"):
+            html = _of_tables(run, result)
+        elif result.get("rows"):
+            html = comparison(run, result)
+            listed, numbers = tables.markdown(*tables.cells(result)), tables.comma_separated(result)
+            run.write_bytes("table.md", (listed + "\n").encode("utf-8", "replace"))
+            run.write_bytes("table.csv", numbers.encode("utf-8", "replace"))
+        else:
+            rule = f"{run.path} must hold a comparison or tables."
+            do = "Give a run of distill, robust, transfer or reproduce."
+            raise InputError(rule, got=f"a run of `{run.job}`", do=do)
     except (KeyError, TypeError, AttributeError) as error:
-        rule = f"{run.path}/result.json must have the rows of a comparison."
+        rule = f"{run.path}/result.json must have the rows or tables of its job."
         raise InputError(rule, got=f"rows that lack {error}", do="Run the job anew.") from error
-    run.write_bytes("table.md", (table + "\n").encode("utf-8", "replace"))
-    run.write_bytes("table.csv", numbers.encode("utf-8", "replace"))
-    return run.write_bytes("report.html", page.encode("utf-8", "replace"))
+    return run.write_bytes("report.html", html.encode("utf-8", "replace"))
 
 
-def _page(run: Run, result: Mapping[str, Any]) -> str:
-    settings = run.settings
-    title = f"{settings.get('teacher')} → {settings.get('student')} on {settings.get('data')}"
-    environment = run.environment
-    times = len(environment.pop("resumed", []))
-    machine = environment | ({"interrupted and resumed": f"{times} ×"} if times else {})
-    parts = [
-        f"<header><h1>{_text(title)}</h1><p class=note>{_text(_summary(result))}</p></header>",
-        _result(result),
-        *_curves(run, result),
-        *_sheet(run),
-        "<h2>How to repeat it</h2>",
-        f"<p><code>jacmatch {_text(run.job)} --config settings.json --out NEW_FOLDER</code></p>",
-        _pairs(f"All {len(settings)} settings", settings),
-        _pairs("Machine and versions", {"jacmatch": run.version, **machine}),
-    ]
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
-    )
-
-
-def _quality(network: Mapping[str, Any]) -> str:
-    return f"{100 * network['accuracy']:.1f}" if "accuracy" in network else f"{network['rmse']:.4g}"
-
-
-def _size(network: Mapping[str, Any]) -> str:
-    count = network["parameters"]
-    return "size unknown" if count is None else f"{count:,} parameters"
-
-
-def _summary(result: Mapping[str, Any]) -> str:
-    sizes = f"Teacher {_size(result['teacher'])}, student {_size(result['student'])}"
-    seeds = result["rows"][0]["seeds"]
-    return f"{sizes}. {result['train_samples']} training samples, {seeds} seed{'s' if seeds > 1 else ''}."
-
-
-def _result(result: Mapping[str, Any]) -> str:
-    heads, rows = tables.cells(result)
-    teacher = ["the teacher itself", _quality(result["teacher"]), *["–"] * (len(heads) - 2)]
-    parts = ["<h2>Result</h2>", _table(heads, [*rows, teacher], marked=len(rows))]
-    parts.append(f"<p class=note>{_text(_legend(result))}</p>")
-    if result["rows"][0]["seeds"] > 1:
-        parts += ["<h3>Each seed</h3>", _table(*tables.seeds(result), marked=len(rows))]
-    return "".join(parts)
-
-
-def _legend(result: Mapping[str, Any]) -> str:
-    seeds = result["rows"][0]["seeds"]
-    amount = f"on {result['test_samples']:,} test samples, after the last step; nothing was chosen on the test set. "
-    if seeds > 1:
-        kind = f"Mean ± sample standard deviation over {seeds} seeds, {amount}"
-        kind += "Seeds differ in subset, initial weights and batches, and are the same for each method. "
-    else:
-        kind = f"One seed, so no spread is known: differences between rows may be chance. Measured {amount}"
-    measured = result.get("jacobian_samples")
-    where = f"{measured} of these samples" if measured else "a fixed part of these samples"
-    agreement = "Agreement: same top class as the teacher. " if tables.measure(result) == "accuracy" else ""
-    rows = "the row of the teacher's top class" if agreement else "each row"
-    return (
-        f"{kind}{agreement}Jacobians, on {where}: cosine with the teacher's of {rows}, and relative error in the "
-        "Frobenius norm of the full Jacobian. Seconds: training of one student."
-    )
-
-
-def _curves(run: Run, result: Mapping[str, Any]) -> list[str]:
-    rows, measure = result["rows"], tables.measure(result)
-    series = {
-        row["method"]: [read_metrics(folder) for folder in sorted(run.path.glob(f"seed*/{row['method']}"))]
-        for row in rows
-    }
-    key = f"validation_{measure}"
-    if not any(key in line for seeds in series.values() for lines in seeds for line in lines):
-        return []
-    legend = "".join(f"<span>{_mark(index)} {_text(row['label'])}</span>" for index, row in enumerate(rows))
-    caption = "On training samples held out from training."
-    if rows[0]["seeds"] > 1:
-        caption = "Mean over seeds, on training samples held out; the band runs from the worst seed to the best."
-    drawn = [
-        f'<div class={name} role=img aria-label="Learning curves">{figures.curves(series, measure, width=width)}</div>'
-        for name, width in (("roomy", 10.0), ("narrow", 5.2))
-    ]
-    return [
-        "<h2>Learning curves</h2>",
-        f"<figure class=curves><div class=legend>{legend}</div>{''.join(drawn)}</figure><p class=note>{caption}</p>",
-    ]
-
-
-def _sheet(run: Run) -> list[str]:
-    file = run.path / "sheet.npz"
-    if not file.is_file():
-        return []
-    try:
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
-            rows, heads = _pictures({name: arrays[name] for name in arrays.files})
-    except (ValueError, KeyError, IndexError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        got = f"a damaged file ({error})"
-        raise InputError(f"{file} must be a picture sheet.", got=got, do="Remove it, or run the job anew.") from error
-    caption = (
-        "Test images; beside each the row of the teacher's top class in the teacher's Jacobian, and the same row of "
-        "each student of the first seed, with its cosine to the teacher's. Red raises the logit, blue lowers it; "
-        "channels are summed, and each picture has its own scale."
-    )
-    top = "".join(f"<b>{_text(head)}</b>" for head in heads)
-    grid = f"<div class=sheet style='--columns: {len(heads)}'>{top}{''.join(rows)}</div>"
-    return ["<h2>Slopes</h2>", f"<div class=wide>{grid}</div><p class=note>{caption}</p>"]
-
-
-def _pictures(arrays: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The rows of the sheet as cells, as many as the page has room for, and the heads of its columns."""
-    students, cosines = arrays["students"], arrays["cosines"]
-    heads = ["image", "teacher", *(str(method) for method in arrays["methods"])]
-    rows: list[str] = []
-    for index, (pixels, teacher, label) in enumerate(
-        zip(arrays["images"], arrays["teacher"], arrays["labels"], strict=True)
-    ):
-        name = f"class {label}"
-        row = _picture(figures.image(pixels), name, name) + _picture(figures.signed(teacher), f"{name}, teacher", "")
-        for method, head in enumerate(heads[2:]):
-            picture = figures.signed(students[method, index])
-            row += _picture(picture, f"{name}, {head}", f"cos {cosines[method, index]:.2f}")
-        if rows and sum(map(len, rows)) + len(row) > _PICTURES:
-            break
-        rows.append(row)
-    return rows, heads
-
-
-def _picture(address: str, name: str, caption: str) -> str:
-    return f'<figure><img alt="{_text(name)}" src="{address}"><figcaption>{_text(caption)}</figcaption></figure>'
-
-
-def _mark(index: int) -> str:
-    """A stroke in the colour and dash of a curve."""
-    colour, dash = index % len(figures.DASHES) + 1, figures.DASHES[index % len(figures.DASHES)]
-    line = f'<path d="M0 5H28" style="stroke: var(--s{colour}); stroke-dasharray: {dash or "none"}"/>'
-    return f'<svg class=mark viewBox="0 0 28 10" aria-hidden=true>{line}</svg>'
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], marked: int) -> str:
-    """A table; its first `marked` rows have the mark of their curve."""
-    head = "".join(f"<th scope=col>{_text(cell)}</th>" for cell in heads)
-    body = ""
-    for index, (first, *rest) in enumerate(rows):
-        mark = _mark(index) if index < marked else ""
-        cells = "".join(f"<td>{_text(cell)}</td>" for cell in rest)
-        body += f"<tr><th scope=row>{mark} {_text(first)}</th>{cells}</tr>"
-    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def _pairs(title: str, values: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<div><dt>{_text(key)}</dt><dd>{_text(value if isinstance(value, str) else json.dumps(value))}</dd></div>"
-        for key, value in values.items()
-    )
-    return f"<details><summary>{_text(title)}</summary><dl>{rows}</dl></details>"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)
+def _of_tables(run: Run, result: Mapping[str, Any]) -> str:
+    """The page of a job that reports tables, and perhaps a figure."""
+    title = f"{run.settings.get('name', run.job)} on {run.settings.get('data')}"
+    summary = f"{result['about'][0].upper()}{result['about'][1:]}." if result.get("about") else f"jacmatch {run.job}"
+    parts = []
+    for given in result["tables"]:
+        parts += [f"<h2>{text(given['title'])}</h2>", table(given["head"], given["rows"])]
+        parts += [f"<p class=note>{text(note)}</p>" for note in given["notes"]]
+    figure = run.path / FIGURE
+    if figure.is_file():
+        address = f"data:image/svg+xml;base64,{base64.b64encode(figure.read_bytes()).decode()}"
+        parts += ["<h2>Figure</h2>", f'<figure class=drawn><img alt="The first table, drawn" src="{address}"></figure>']
+    return page(run, title, summary, parts)

@@ -23,7 +23,9 @@ th:first-child { text-align: left; padding-left: 0; min-width: 9rem; }
 tbody th { font-weight: 500; white-space: normal; } td:last-child, thead th:last-child { padding-right: 0; }
 .mark { width: 28px; height: 10px; margin-right: .35rem; vertical-align: middle; }
 .mark path { fill: none; stroke-width: 3; }
-figure { margin: 0; } .curves { background: var(--card); border-radius: .6rem; padding: 1rem; }
+figure { margin: 0; } .drawn { background: #fff; border-radius: .6rem; padding: 1rem; }
+.drawn img { display: block; width: 100%; height: auto; }
+.curves { background: var(--card); border-radius: .6rem; padding: 1rem; }
 .curves svg { display: block; width: 100%; height: auto; } .curves .mark { display: inline; width: 28px; height: 10px; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .85rem; margin-bottom: .5rem; }
 .narrow { display: none; }

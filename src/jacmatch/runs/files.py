@@ -46,7 +46,7 @@ def undone_on_failure(folder: Path, names: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def write_whole(folder: Path, name: str, data: bytes) -> Path:
+def write_whole(folder: Path, name: str, data: bytes | memoryview) -> Path:
     """The path of the file, written beside its place and then renamed: readers see the old file or the new one.
 
     Raises:

@@ -12,20 +12,23 @@ Every file but `metrics.jsonl` appears whole or not at all. JSON is strict: NaN 
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jacmatch.errors import InputError
+from jacmatch.runs.differences import differences
 from jacmatch.runs.environment import environment
-from jacmatch.runs.files import UNDER_WAY, decoded, disk, encoded, load, plain, undone_on_failure, write_whole
+from jacmatch.runs.files import UNDER_WAY, disk, encoded, load, plain, undone_on_failure, write_whole
+from jacmatch.runs.lock import LOCK, Lock, hold
+from jacmatch.runs.metrics import METRICS, mend, read_metrics
 from jacmatch.runs.result import check
 
-_SETTINGS, _ENVIRONMENT, _METRICS, _RESULT = "settings.json", "environment.json", "metrics.jsonl", "result.json"
-_OWN = (_SETTINGS, _ENVIRONMENT, _METRICS, _RESULT)
-_LISTED = 8  # differing settings shown in a message
-_ABSENT = object()
+_SETTINGS, _ENVIRONMENT, RESULT = "settings.json", "environment.json", "result.json"
+CHECKPOINT = "checkpoint.pt"
+"""What a job needs to go on; it goes when the result is written."""
+_OWN = (_SETTINGS, _ENVIRONMENT, METRICS, RESULT, CHECKPOINT, LOCK)
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Run:
     version: str
     settings: dict[str, Any]
     resumed: bool = False
+    lock: Lock | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def create(
@@ -51,6 +55,8 @@ class Run:
     ) -> "Run":
         """A run in a new or empty folder, or the unfinished run of the same job, settings and version that is there.
 
+        The folder belongs to this process until the result is written or the run is forgotten.
+
         Args:
             path: The folder; missing parents are made. What creation made is removed if creation fails.
             job: The verb of the command line.
@@ -61,8 +67,8 @@ class Run:
                 result that it has, until `write_result` replaces that.
 
         Raises:
-            InputError: The folder holds something else, a finished run or another run; a setting is not JSON; or the
-                disk refuses.
+            InputError: The folder holds something else, a finished run or another run, or another process is at work in
+                it; a setting is not JSON; or the disk refuses.
 
         Example:
             >>> import tempfile
@@ -74,8 +80,13 @@ class Run:
             >>> run.metrics()
             [{'step': 1, 'loss': 0.5}]
         """
-        now = environment(cuda)
-        run = cls._enter(Path(path), job, settings, version, now)
+        now, folder = environment(cuda), Path(path)
+        chosen = plain(settings, "settings")
+        if others := _entries(folder):
+            _found_in(folder, others)  # nothing is written to a folder that is no run
+        with undone_on_failure(folder, ()):
+            lock = hold(folder)
+            run = replace(cls._enter(folder, job, chosen, version, now), lock=lock)
         if run.finished and not again:
             raise _taken(run.path, f"a finished run of `{job}`")
         if run.resumed:
@@ -123,7 +134,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the result has been written."""
-        return (self.path / _RESULT).is_file()
+        return (self.path / RESULT).is_file()
 
     @property
     def result(self) -> dict[str, Any]:
@@ -134,8 +145,8 @@ class Run:
         """
         if not self.finished:
             do = "Run its command again with the same --out: it goes on where it stopped."
-            raise InputError(f"{self.path} must hold a finished run.", got=f"a run without {_RESULT}", do=do)
-        return load(self.path / _RESULT)
+            raise InputError(f"{self.path} must hold a finished run.", got=f"a run without {RESULT}", do=do)
+        return load(self.path / RESULT)
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -150,7 +161,7 @@ class Run:
             InputError: A value is not JSON (NaN, for instance), or the disk refuses.
         """
         line = json.dumps(plain(row, "metrics")) + "\n"
-        with disk(self.path), (self.path / _METRICS).open("ab") as file:
+        with disk(self.path), (self.path / METRICS).open("ab") as file:
             file.write(line.encode())
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -160,7 +171,7 @@ class Run:
     def rewind(self, step: int) -> None:
         """Drops the metrics after `step`, so that a job that goes on from a checkpoint logs no step twice."""
         rows = [row for row in self.metrics() if row.get("step", step) <= step]
-        write_whole(self.path, _METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_whole(self.path, METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def write_json(self, name: str, value: object) -> Path:
         """The path of the artefact `name`, written atomically as JSON.
@@ -193,7 +204,12 @@ class Run:
         if self.finished and not again:
             raise InputError("`Run.write_result` must be called once a run.", got=f"a finished run in {self.path}")
         check(plain(result, "result"), self.job, self.version, self.settings)
-        return write_whole(self.path, _RESULT, encoded(result, "result"))
+        file = write_whole(self.path, RESULT, encoded(result, "result"))
+        with disk(self.path):
+            (self.path / CHECKPOINT).unlink(missing_ok=True)
+        if self.lock is not None:
+            self.lock.release()
+        return file
 
     @classmethod
     def _enter(
@@ -201,57 +217,50 @@ class Run:
     ) -> "Run":
         """Begins the run in `folder`, in the environment `now`, or finds it; anything else that is there is refused."""
         chosen = plain(settings, "settings")
-        others = _entries(folder)
+        others = _entries(folder, clean=True)
         if not others:
-            with undone_on_failure(folder, (_ENVIRONMENT, _SETTINGS)):
+            with undone_on_failure(folder, (_ENVIRONMENT, _SETTINGS, LOCK)):
                 head = {"job": job, "version": version, "settings": chosen}
                 write_whole(folder, _SETTINGS, encoded(head, _SETTINGS))
                 if now is not None:
                     write_whole(folder, _ENVIRONMENT, encoded({**now, "resumed": []}, _ENVIRONMENT))
             return cls(folder, job, version, chosen)
-        if _SETTINGS not in others:
-            raise _taken(folder, f"a folder that is no run and holds {others[0]!r}")
-        run = _found(folder)
+        run = _found_in(folder, others)
         if run.job != job:
             raise _taken(folder, f"a run of `{run.job}`, not of `{job}`")
         if run.settings != chosen:
-            raise _taken(folder, f"a run with other settings: {_differences(run.settings, chosen)}")
+            raise _taken(folder, f"a run with other settings: {differences(run.settings, chosen)}")
         if run.version != version:
             raise _taken(folder, f"a run of version {run.version}, not {version}")
-        _mend_metrics(folder)
+        mend(folder)
         return run
 
 
-def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of the `metrics.jsonl` in a folder, in order; empty without one. A last line that is cut off is skipped.
+def _entries(folder: Path, *, clean: bool = False) -> list[str]:
+    """Names of what a folder holds, sorted; empty without a folder.
 
-    Raises:
-        InputError: Another line is damaged.
+    With `clean`, what a killed process left there is removed: files that are not whole, the checkpoint of a finished
+    run.
     """
-    file = Path(folder) / _METRICS
-    with disk(file.parent, "read"):
-        lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
-    return [decoded(line, f"line {number} of {file}") for number, line in enumerate(lines, 1)]
-
-
-def _mend_metrics(folder: Path) -> None:
-    """Cuts a torn last line off: the next row would be glued to it."""
-    file = folder / _METRICS
-    if file.is_file():
-        with disk(folder), file.open("rb+") as stream:
-            stream.truncate(stream.read().rfind(b"\n") + 1)
-
-
-def _entries(folder: Path) -> list[str]:
-    """Names of what a folder holds, sorted, once what a killed writer left there is removed; empty without a folder."""
     with disk(folder):
         if not folder.exists():
             return []
         if not folder.is_dir():
             raise _taken(folder, "a file")
-        for orphan in folder.glob(f".*{UNDER_WAY}"):
-            orphan.unlink()
-        return sorted(entry.name for entry in folder.iterdir())
+        names = {entry.name for entry in folder.iterdir()}
+        orphans = {name for name in names if name.startswith(".") and name.endswith(UNDER_WAY)}
+        if RESULT in names:
+            orphans |= names & {CHECKPOINT}
+        for orphan in orphans if clean else ():
+            (folder / orphan).unlink()
+        return sorted(names - orphans - {LOCK})
+
+
+def _found_in(folder: Path, names: Sequence[str]) -> Run:
+    """The run in a folder with these names in it."""
+    if _SETTINGS not in names:
+        raise _taken(folder, f"a folder that is no run and holds {names[0]!r}")
+    return _found(folder)
 
 
 def _found(folder: Path) -> Run:
@@ -274,23 +283,3 @@ def _check_name(name: str) -> None:
         raise InputError("A name inside a run folder must be letters, digits, '.', '_', '+' and '-'.", got=repr(name))
     if name in _OWN:
         raise InputError("An artefact must not have the name of a file that the run writes itself.", got=repr(name))
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """The differing settings by dotted name, at most eight."""
-    old, new = _flat(there), _flat(here)
-    names = [name for name in sorted(old.keys() | new.keys()) if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
-    shown = [f"{name} ({_shown(old, name)} there, {_shown(new, name)} here)" for name in names[:_LISTED]]
-    more = [f"and {len(names) - _LISTED} more"] if len(names) > _LISTED else []
-    return ", ".join(shown + more)
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value})
-    return flat
-
-
-def _shown(settings: Mapping[str, Any], name: str) -> str:
-    return repr(settings[name]) if name in settings else "absent"

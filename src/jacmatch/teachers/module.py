@@ -48,7 +48,9 @@ class ModuleTeacher:
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
         """The outputs at x, and what else is asked; in the type of x."""
         question = question or Question()
-        module = self.module.eval()  # somebody may have called train() on a parent
+        module = self.module
+        if any(part.training for part in module.modules()):  # somebody may have called train() on a parent
+            module.eval()
         like = next((p for p in module.parameters() if p.is_floating_point()), x)
         if like.device != x.device:
             module.to(x.device)

@@ -12,8 +12,8 @@ Example:
     ['accuracy']
 """
 
+from jacmatch.runs import CHECKPOINT
 from jacmatch.training.augmentation import AUGMENTATIONS, Batches, augment
-from jacmatch.training.checkpoints import CHECKPOINT
 from jacmatch.training.engine import Fitted, fit
 from jacmatch.training.evaluation import agreement, calibration, evaluate, find_device
 from jacmatch.training.schedules import OPTIMIZERS, PRECISIONS, SCHEDULES, Training, factor

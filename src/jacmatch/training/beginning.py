@@ -8,6 +8,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from jacmatch.errors import InputError
+from jacmatch.training.layout import channels_last
 from jacmatch.training.metrics import Metrics
 from jacmatch.training.precision import precision
 from jacmatch.training.schedules import Training
@@ -21,6 +22,8 @@ def begin(objective: nn.Module, settings: Training, place: torch.device, identit
     if not isinstance(student, nn.Module) or not trained:
         rule = "`objective` of `fit` must have a `student` with parameters that require gradients."
         raise InputError(rule, got=type(objective).__name__, do="Do not freeze the student.")
+    if settings.channels_last:
+        channels_last(objective)
     plugin = precision(settings, place)
     devices: list[int] | int = 1 if place.index is None else [place.index]
     fabric = Fabric(accelerator=place.type, devices=devices, plugins=[plugin])

@@ -1,5 +1,9 @@
-"""Checkpoints: one file that holds all a run needs to go on as if it had never stopped."""
+"""Checkpoints: one file that holds all a run needs to go on as if it had never stopped.
 
+It ends with the SHA-256 of all before: torch writes checksums, but compares none when it reads.
+"""
+
+import hashlib
 import io
 import time
 from collections.abc import Mapping
@@ -10,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.runs import Run
+from jacmatch.runs import CHECKPOINT, Run
 from jacmatch.runs.files import write_whole
 from jacmatch.training.state import State
 
-CHECKPOINT = "checkpoint.pt"
 _ANEW = "Remove it to begin anew."
+_MARK = b"\njacmatch sha256 "
+_END = len(_MARK) + 64  # letters of the digest
 _PARTS = (
     *("run", "step", "seconds", "aside"),
     *("objective", "average", "optimizer", "precision", "random", "random_cuda"),
@@ -41,7 +46,8 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    write_whole(path.parent, path.name, buffer.getvalue())
+    buffer.write(_MARK + hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
+    write_whole(path.parent, path.name, buffer.getbuffer())
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -50,12 +56,18 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file cannot be read, is damaged, or is no checkpoint.
     """
+    rule = f"{path} must be a whole checkpoint of jacmatch."
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = memoryview(path.read_bytes())
+        body, end = content[:-_END], bytes(content[-_END:])
+        if end != _MARK + hashlib.sha256(body).hexdigest().encode():
+            raise InputError(rule, got="a file without the checksum that it was written with", do=_ANEW)
+        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # torch raises a different type for each way in which a file can be damaged
         reason = str(error).strip().splitlines() or [""]
-        got = f"{type(error).__name__}: {reason[0][:200]}"
-        raise InputError(f"{path} must be a whole checkpoint of jacmatch.", got=got, do=_ANEW) from error
+        raise InputError(rule, got=f"{type(error).__name__}: {reason[0][:200]}", do=_ANEW) from error
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise InputError(f"{path} must be a checkpoint of jacmatch.", got=f"a {type(state).__name__}", do=_ANEW)
     return state

@@ -1,9 +1,9 @@
 """Whether the steps of an objective are compiled."""
 
-import torch
 from torch import nn
 
 from jacmatch.objectives import CompiledSteps
+from jacmatch.training.layout import channels_last
 from jacmatch.training.schedules import Training
 
 
@@ -23,5 +23,5 @@ def compile_steps(objective: nn.Module, settings: Training) -> CompiledSteps | N
         return steps
     setattr(objective, "compiled", steps)  # noqa: B010 - not every module has it
     if any(parameter.is_cuda for parameter in objective.parameters()):
-        objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(objective)
     return steps

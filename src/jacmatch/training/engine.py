@@ -21,6 +21,7 @@ from jacmatch.training.beginning import begin
 from jacmatch.training.checkpoints import check_finite, resume
 from jacmatch.training.compilation import compile_steps
 from jacmatch.training.evaluation import find_device
+from jacmatch.training.identity import identity
 from jacmatch.training.interruption import deferred_interrupt
 from jacmatch.training.prefetch import resident
 from jacmatch.training.schedules import Training, ema_decay, factor
@@ -85,7 +86,7 @@ def fit(
     Raises:
         InputError: The device or precision is not to be had, the checkpoint is another run's, the disk refuses, or the
             loss or a weight is no longer finite; the last good checkpoint is kept.
-        KeyboardInterrupt: On Ctrl-C, once the step is done and a checkpoint is saved; at once on the second.
+        KeyboardInterrupt: On Ctrl-C or SIGTERM, once the step is done and a checkpoint is saved; at once on the second.
 
     Example:
         >>> from jacmatch.objectives import Distillation
@@ -111,7 +112,8 @@ def fit(
             prefetch=settings.prefetch,
             resident_bytes=settings.resident_mib * 2**20,
         )
-        state = begin(objective, settings, place, {"seed": seed, "samples": len(train)})
+        known = {} if run is None else identity(objective, train, seed)
+        state = begin(objective, settings, place, known)
         compiled = compile_steps(objective, settings)
         if run is not None:
             resume(state, run)
@@ -119,8 +121,7 @@ def fit(
         with closing(batches):
             _loop(state, batches, held_out, run, on_step, interrupted)
         check_finite(objective, recording.way_out(state))
-        if state.average is not None:
-            state.student.load_state_dict(state.average.state_dict())
+        state.settle()
     seconds = state.elapsed()
     samples = state.step * settings.accumulate * batches.size
     return Fitted(

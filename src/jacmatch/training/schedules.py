@@ -43,6 +43,7 @@ class Training:
         resident_mib: A streamed set that decoded fills no more MiB is read into memory once.
         compile: Compile the steps of the objective; see `objectives.CompiledSteps`.
         cuda_graphs: Launch compiled steps as CUDA graphs.
+        channels_last: Lay the student's images out with the channels of a pixel side by side while it is trained.
 
     Raises:
         InputError: A setting is out of its range.
@@ -75,6 +76,7 @@ class Training:
     resident_mib: int = 256
     compile: bool = False
     cuda_graphs: bool = False
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "validate_every", "checkpoint_every"):

@@ -9,6 +9,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import Precision
 from torch import nn
 
+from jacmatch.training.layout import contiguous
 from jacmatch.training.metrics import Metrics
 from jacmatch.training.schedules import Training
 
@@ -67,6 +68,13 @@ class State:
     def elapsed(self) -> float:
         """Wall time of the run so far, in seconds."""
         return self.seconds + time.perf_counter() - self.began
+
+    def settle(self) -> None:
+        """Gives the student the weights that the run ends with, in torch's usual layout."""
+        if self.average is not None:
+            self.student.load_state_dict(self.average.state_dict())
+        if self.settings.channels_last:
+            contiguous(self.student)
 
     def told(self) -> dict[str, Any]:
         """All that decides the weights and that a checkpoint can say of itself."""

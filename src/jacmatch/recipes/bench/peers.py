@@ -23,6 +23,7 @@ from jacmatch.recipes.bench import rivals
 from jacmatch.recipes.bench.claims import Benchmark, Case, Claim, Measured
 from jacmatch.recipes.bench.method import Conditions, NotMeasured, compare
 from jacmatch.training import Training, fit
+from jacmatch.training.layout import channels_last
 
 TORCHDISTILL = Claim("plain distillation, samples/s ÷ torchdistill", must=1.0, aim=1.5, better="higher")
 TIMM = Claim("plain distillation, samples/s ÷ distillation task of timm", must=1.0, aim=1.5, better="higher")
@@ -81,9 +82,11 @@ class Task:
         return DataLoader(TensorDataset(self.x, self.y), self.batch, shuffle=True)
 
 
-def ours(task: Task) -> Distillation:
-    """This library's objective; half the cross-entropy, half the KL."""
+def ours(task: Task, *, apart: bool = True) -> Distillation:
+    """This library's objective, half the cross-entropy, half the KL; `apart`: channels are laid out one by one."""
     teacher, student = task.networks()
+    if not apart:
+        channels_last(teacher)
     return Distillation(
         student, teacher, labels=0.5, outputs=0.5, jacobians=0, output_loss="kl", temperature=TEMPERATURE
     )
@@ -177,13 +180,13 @@ def given_batches(conditions: Conditions, pair: str, library: Library) -> Measur
     return measured(conditions, task, partial(over, their_step, batches), partial(over, step, batches))
 
 
-def whole_loop(conditions: Conditions, pair: str, library: Library) -> Measured:
+def whole_loop(conditions: Conditions, pair: str, library: Library, *, apart: bool = True) -> Measured:
     """An epoch with a shuffling loader; ours is `fit` with all that it does around a step, and its start."""
     task = Task.of(conditions, pair)
     their_step, loader, _ = stepped(task, library)
-    settings = Training(steps=task.steps, batch_size=task.batch, lr=RATE, schedule="constant")
+    settings = Training(steps=task.steps, batch_size=task.batch, lr=RATE, schedule="constant", channels_last=not apart)
     split = Split(task.x, task.y)
-    train = partial(fit, ours(task), split, settings, seed=0, device=conditions.device)
+    train = partial(fit, ours(task, apart=apart), split, settings, seed=0, device=conditions.device)
     return measured(conditions, task, partial(over, their_step, loader), train)
 
 
@@ -201,6 +204,10 @@ PEERS = Benchmark(
         Case(claim, f"{pair}, {what}", partial(measure, pair=pair, library=library))
         for claim, library in LIBRARIES
         for pair in PAIRS
-        for what, measure in (("batches given", given_batches), ("whole loop", whole_loop))
+        for what, measure in (
+            ("batches given", given_batches),
+            ("whole loop", whole_loop),
+            ("whole loop with --channels-last", partial(whole_loop, apart=False)),
+        )
     ),
 )

@@ -14,9 +14,9 @@ from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.reproduce import EXPERIMENTS
 from jacmatch.recipes.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch.recipes.reproduce.request import Request
-from jacmatch.recipes.reproduce.side_by_side import side_by_side
+from jacmatch.recipes.reproduce.side_by_side import end_with_parent, side_by_side
 from jacmatch.recipes.threads import one_thread
-from jacmatch.report import Document
+from jacmatch.report import Document, write_report
 from jacmatch.runs import Run
 from jacmatch.training import find_device
 from jacmatch.version import __version__
@@ -58,11 +58,12 @@ class Reproduce(Request):
             "seed": self.seed,
             "about": experiment.about,
             "seconds": time.perf_counter() - start,
-            "tables": [{"title": t.title, "head": t.head, "rows": t.rows, "notes": t.notes} for t in tables],
+            "tables": [table.plain() for table in tables],
             "settings": self.settings(),
         }
+        report = write_report(run.path, result)
         run.write_result(result, again=True)
-        return {**result, "out": str(run.path), "figure": str(drawn)}
+        return {**result, "out": str(run.path), "figure": str(drawn), "report": str(report)}
 
     def _checked(self) -> Experiment:
         """The experiment that is asked for, if it can be asked like this."""
@@ -163,6 +164,7 @@ def _joined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]
 
 def _measure(request: Request, facts: Mapping[str, Any], cell: Cell) -> tuple[Measures, float]:
     """The measures of a cell and the seconds that they took, in any process."""
+    end_with_parent()
     with one_thread():
         start = time.perf_counter()
         measures = EXPERIMENTS[request.name].measure(request, cell, facts)

@@ -21,6 +21,7 @@ from jacmatch.report.experiments import Spread, entry, names, origin, spreads
 from jacmatch.report.lines import Line, line_figure
 from jacmatch.runs import spread
 from jacmatch.training import evaluate, evaluate_under_shifts, fit
+from jacmatch.training.layout import channels_last
 
 LEVELS = (0.1, 0.2, 0.3, 0.4)
 """Standard deviations of the noise, in units of normalised inputs."""
@@ -115,7 +116,7 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     assert validation is not None
     recipe = Robust(data=request.data, smoke=request.smoke, seed=cell.seed, penalty=form, **settings)
     torch.manual_seed(cell.seed)
-    network = students.channels_last(networks.Description.of(_model(request), data).build())
+    network = channels_last(networks.Description.of(_model(request), data).build())
     variant = Variant(penalty, noise, times * recipe.steps)
     objective = recipe.objective(variant, network, data, cell.seed)
     training = recipe.training(steps=variant.steps)

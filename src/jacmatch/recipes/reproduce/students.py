@@ -25,6 +25,7 @@ from jacmatch.recipes.teachers import prepare as prepare_teacher
 from jacmatch.recipes.train import Train, load, parts
 from jacmatch.teachers import ModuleTeacher, RememberedTeacher, Teacher
 from jacmatch.training import agreement, calibration, evaluate, fit, shifted
+from jacmatch.training.layout import channels_last
 
 VALIDATION = 0.1
 """Share of the training images that is held out, the same for every seed: what is selected is selected there."""
@@ -146,11 +147,6 @@ def forward_ratio(request: Request) -> float:
     known = networks.is_run(teacher)
     built = (networks.describe(Path(teacher)) if known else networks.Description.of(teacher, data)).build()
     return operations(built, data) / operations(networks.Description.of(student, data).build(), data)
-
-
-def channels_last(network: nn.Module) -> nn.Module:
-    """The network with its convolutions' weights laid out as oneDNN and cuDNN like them; only the speed changes."""
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def operations(network: nn.Module, data: Data) -> int:

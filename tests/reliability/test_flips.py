@@ -1,0 +1,112 @@
+"""Files that are damaged: each flipped bit and each cut is noticed, or changes nothing that is read."""
+
+import random
+import shlex
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jacmatch.cli import main
+from jacmatch.cli.flags import read
+from jacmatch.errors import InputError
+from jacmatch.recipes import RECIPES
+from jacmatch.recipes.cache.opening import opened
+from jacmatch.recipes.cache.source import Source
+from jacmatch.recipes.networks import load_student
+from jacmatch.recipes.train import load as load_data
+from jacmatch.teachers.cached.teacher import bits_of
+from jacmatch.training.checkpoints import load
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_as_users_run")]
+TIMES = 1000
+TRAIN = "train --data npz:data.npz --model mlp:8 --steps 40 --batch-size 16 --ema 0.9 --validation 0"
+TAUGHT = (
+    "--data npz:data.npz --teacher taught --student mlp:8 --steps 8 --batch-size 16 --views 2 --augment crop --seeds 1 "
+    "--validation 0 --per-class 0 --cache answers"
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A checkpoint, a network and a cache."""
+    folder = tmp_path_factory.mktemp("made")
+    generator = np.random.default_rng(0)
+    x, y = generator.random((48, 1, 8, 8), dtype=np.float32), np.arange(48) % 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        np.savez("data.npz", x_train=x, y_train=y, x_test=x[:9], y_test=y[:9])
+        for words in (f"{TRAIN} --out taught", f"{TRAIN} --out cut --max-steps 11", f"cache build {TAUGHT}"):
+            assert main(shlex.split(words)) == 0
+    return folder
+
+
+def damaged(content, choose, cut):
+    """The content with one bit flipped, or cut off somewhere."""
+    place = choose.randrange(len(content))
+    if cut:
+        return content[:place]
+    return content[:place] + bytes([content[place] ^ 1 << choose.randrange(8)]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_checkpoints(made, tmp_path, cut):
+    content, choose = (made / "cut" / "checkpoint.pt").read_bytes(), random.Random(1)
+    file = tmp_path / "checkpoint.pt"
+    for _ in range(TIMES):
+        file.write_bytes(damaged(content, choose, cut))
+        with pytest.raises(InputError, match="must be a whole checkpoint"):
+            load(file)
+
+
+def test_weights_of_a_run(made, tmp_path):
+    shutil.copytree(made / "taught", tmp_path / "run")
+    file, choose = tmp_path / "run" / "student.safetensors", random.Random(2)
+    content = file.read_bytes()
+    for _ in range(TIMES):
+        file.write_bytes(damaged(content, choose, cut=False))
+        with pytest.raises(InputError, match="must have the checksum that it was written with"):
+            load_student(tmp_path / "run")
+
+
+def asked(source, cache):
+    """All that a training is told, as bits."""
+    teacher, told = opened(cache, source), []
+    for view in range(source.views):
+        for rows in torch.split(source.batches.order(view), source.batches.size):
+            x, question = source.question(rows, view)
+            told += bits_of(teacher.answer(x, question))
+    return told
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_caches(made, tmp_path, cut, monkeypatch):
+    monkeypatch.chdir(made)
+    job, _ = read("jacmatch distill", RECIPES["distill"], shlex.split(TAUGHT), {})
+    data = load_data(job.data, job.seed, job.smoke)
+    source = Source.of(job, data, load_student("taught"), 0)
+    cache = tmp_path / "answers"
+    shutil.copytree(made / "answers", cache)
+    whole = asked(source, cache)
+    files = [file for file in sorted(cache.rglob("*")) if file.is_file() and file.stat().st_size]
+    sizes, choose, found = [file.stat().st_size for file in files], random.Random(3), Counter()
+    for number in range(TIMES):
+        # Every other time any byte, else any file: most bytes are products, most mistakes are possible in small files.
+        file = choose.choices(files, sizes)[0] if number % 2 else choose.choice(files)
+        content = file.read_bytes()
+        file.write_bytes(damaged(content, choose, cut))
+        try:
+            told = asked(source, cache)
+        except InputError:
+            found["noticed"] += 1
+        else:
+            same = len(told) == len(whole) and all(map(torch.equal, told, whole))
+            found["harmless" if same else f"wrong: {Path(file).relative_to(cache)}"] += 1
+            if same:
+                found[f"harmless in {file.name}"] += 1
+        file.write_bytes(content)
+    print(dict(found))  # with pytest -s
+    assert found["noticed"] + found["harmless"] == TIMES

@@ -1,0 +1,36 @@
+import base64
+
+from jacmatch.report import Table, write_report
+from jacmatch.runs import Run
+
+from .test_report import EVIL, read
+
+
+def reproduced(folder):
+    settings = {"name": "low-data", "data": EVIL}
+    run = Run.create(folder, "reproduce", settings, "1")
+    table = Table(
+        "t", f"Accuracy {EVIL}", ("row", "n = 1"), (("labels", "5.0"), (EVIL, "7.0 ± 1.2")), (f"Note {EVIL}.",)
+    )
+    result = {"job": "reproduce", "version": "1", "seed": 0, "seconds": 1.0, "settings": settings}
+    run.write_result({**result, "about": "what helps", "tables": [table.plain()]})
+    return run
+
+
+def test_the_page_has_title_rows_and_notes_escaped(tmp_path):
+    run = reproduced(tmp_path / "run")
+    page = read(write_report(run.path))
+    for words in ("low-data on <script>", "What helps.", "7.0 ± 1.2", f"Note {EVIL}.", f"Accuracy {EVIL}"):
+        assert words in page.text
+    assert not {"script", "img", "svg"} & set(page.tags)
+
+
+def test_a_figure_is_shown_and_cannot_act(tmp_path):
+    run = reproduced(tmp_path / "run")
+    drawn = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
+    run.write_bytes("figure.svg", drawn)
+    page = read(write_report(run.path))
+    kind, _, data = page.links[0].partition(",")
+    assert kind == "data:image/svg+xml;base64"  # an image: no script of it is run
+    assert base64.b64decode(data) == drawn
+    assert "script" not in page.tags

@@ -1,0 +1,112 @@
+"""One process at a time in a run folder."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from jacmatch.errors import InputError
+from jacmatch.runs import Run, lock
+
+HOLDER = """
+import fcntl, os, sys
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print(os.getpid(), file=file, end="", flush=True)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def another(folder):
+    """A process that holds the lock of a folder."""
+    command = [sys.executable, "-S", "-c", HOLDER, str(folder / lock.LOCK)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def begun(folder):
+    return Run.create(folder, "evaluate", {"lr": 0.1}, "0.0.1")
+
+
+def result():
+    return {"job": "evaluate", "version": "0.0.1", "seed": 0, "seconds": 1.0, "settings": {"lr": 0.1}}
+
+
+def test_a_second_process_is_refused_and_changes_nothing(tmp_path):
+    run = begun(tmp_path)
+    run.log({"step": 1})
+    (tmp_path / ".student.1.jacmatch-part").write_text("half of a file that the other one is writing")
+    run.lock.release()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with another(tmp_path) as process:
+        rule = rf"must be in use by one process at a time\. Got another one \(process {process.pid}\)\. Wait for it"
+        with pytest.raises(InputError, match=rule):
+            begun(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [lock.LOCK, *before]
+    assert begun(tmp_path).resumed
+
+
+def test_a_new_folder_that_another_process_begins_is_left_to_it(tmp_path, monkeypatch):
+    """Both have seen that it is not there."""
+    folder, real = tmp_path / "new", lock.hold
+
+    def late(place):
+        with another(place):
+            return real(place)
+
+    monkeypatch.setattr("jacmatch.runs.folder.hold", late)
+    with pytest.raises(InputError, match="one process at a time"):
+        begun(folder)
+    assert [path.name for path in folder.iterdir()] == [lock.LOCK]
+    monkeypatch.undo()
+    assert not begun(folder).resumed
+
+
+def test_a_lock_ends_with_its_process_and_leaves_no_file_behind(tmp_path):
+    with another(tmp_path):
+        pass
+    assert (tmp_path / lock.LOCK).exists()  # as a killed process leaves it
+    run = begun(tmp_path)
+    assert (tmp_path / lock.LOCK).read_text() == str(os.getpid())
+    run.write_result(result())
+    assert "result.json" in os.listdir(tmp_path)
+    assert lock.LOCK not in os.listdir(tmp_path)
+
+
+def test_a_run_that_is_forgotten_gives_its_folder_and_its_file_handle_back(tmp_path):
+    handles = len(os.listdir("/proc/self/fd"))
+    for number in range(20):
+        begun(tmp_path / str(number % 7)).log({"step": number})
+    assert len(os.listdir("/proc/self/fd")) == handles
+    assert list(tmp_path.rglob(lock.LOCK)) == []
+
+
+def test_one_that_waits_says_so_once_and_gets_its_turn(tmp_path):
+    said = []
+    with another(tmp_path) as process:
+        threading.Timer(0.5, process.kill).start()
+        start = time.perf_counter()
+        held = lock.hold(tmp_path, wait=lambda: said.append("waits"))
+    assert time.perf_counter() - start > 0.4
+    assert said == ["waits"]
+    held.release()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(95, "Operation not supported")
+
+    with another(tmp_path):
+        monkeypatch.setattr(lock.fcntl, "lockf", none)
+        lock.hold(tmp_path)
