@@ -74,7 +74,9 @@ def test_verlet_conserves_energy_to_second_order_and_runs_backwards():
     end = verlet(forces, start, steps=100, step=0.01, watch=lambda state: None)
     back = verlet(forces, State(end.x, -end.v), steps=100, step=0.01, watch=lambda state: None)
     torch.testing.assert_close(back.x, start.x, rtol=0, atol=1e-9)
-    with pytest.raises(InputError, match=r"`steps`, `every` and `step` of `verlet` must be positive\. Got \(0, 1, 0\.1\)"):
+    with pytest.raises(
+        InputError, match=r"`steps`, `every` and `step` of `verlet` must be positive\. Got \(0, 1, 0\.1\)"
+    ):
         verlet(forces, start, steps=0, step=0.1, watch=lambda state: None)
 
 

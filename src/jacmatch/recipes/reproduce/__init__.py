@@ -4,6 +4,7 @@ from jacmatch.recipes.reproduce import low_data
 from jacmatch.recipes.reproduce.distillation import DISTILLATION
 from jacmatch.recipes.reproduce.experiment import Experiment
 from jacmatch.recipes.reproduce.fewer_passes import FEWER_PASSES
+from jacmatch.recipes.reproduce.pricing import PRICING
 from jacmatch.recipes.reproduce.propositions import PROPOSITIONS
 from jacmatch.recipes.reproduce.robustness import ROBUSTNESS
 from jacmatch.recipes.reproduce.transfer import TRANSFER_TABLE
@@ -14,6 +15,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "fewer-passes": FEWER_PASSES,
     "low-data": low_data.LOW_DATA,
     "low-data-grid": low_data.GRID,
+    "pricing": PRICING,
     "propositions": PROPOSITIONS,
     "robustness": ROBUSTNESS,
     "transfer": TRANSFER_TABLE,

@@ -75,7 +75,7 @@ def thermal(
     step: float = 0.01,
     friction: float = 1.0,
 ) -> State:
-    """Clusters at a temperature (kT in ε, one or one for each), by Langevin dynamics from x; they neither drift nor spin.
+    """Clusters at a temperature (kT in ε, one or one for each), by Langevin dynamics from x, at rest as a whole.
 
     Each step is a half kick, a half drift, friction with its noise exactly, a half drift and a half kick (BAOAB:
     Leimkuhler & Matthews, 2013). Momentum and angular momentum are taken away at the end.

@@ -1,7 +1,7 @@
 """The potential of Lennard-Jones: energy, forces and Hessian of a cluster, written out.
 
-Everything is in the potential's own units: lengths in σ, energies in ε, masses in that of an atom, so times in √(mσ²/ε).
-`Atom` has these in SI units.
+Everything is in the potential's own units: lengths in σ, energies in ε, masses in that of an atom, hence times in
+√(mσ²/ε). `Atom` has these in SI units.
 """
 
 import math
@@ -113,5 +113,3 @@ def _pairs(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     own = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     square = apart.square().sum(-1) + own
     return apart, (1 - own) / square**3, square
-
-

@@ -23,7 +23,9 @@ class EnergyNetwork(nn.Module):
 
     centres: Tensor
 
-    def __init__(self, atoms: int, *, radial: int, hidden: Sequence[int], scale: float = 1.0, shift: float = 0.0) -> None:
+    def __init__(
+        self, atoms: int, *, radial: int, hidden: Sequence[int], scale: float = 1.0, shift: float = 0.0
+    ) -> None:
         """Builds the network with torch's initialisation.
 
         Args:

@@ -1,0 +1,63 @@
+"""The experiment `pricing`: what its tables say of stored numbers, and a run of smoke size."""
+
+import json
+
+import pytest
+
+from jacmatch.recipes import Reproduce
+from jacmatch.recipes.reproduce import EXPERIMENTS, pricing
+from jacmatch.recipes.reproduce.pricing import LONGER, METHODS, SLOPES, VALUES, crossing
+from jacmatch.recipes.systems.pricing import OPTIONS
+
+
+def document(errors):
+    """Two seeds around each error of (method, paths), for the price of every option; deltas are ten times that."""
+    cells = [
+        {
+            "row": f"{option}: {method}",
+            "column": str(paths),
+            "seed": seed,
+            "measures": {
+                "price_rmse": error * (1 + 0.1 * (2 * seed - 1)),
+                "delta_rmse": 10 * error,
+                "price_std": 0.1,
+                "delta_std": 0.2,
+                "train_seconds": 1.0,
+            },
+        }
+        for option in OPTIONS
+        for (method, paths), error in errors.items()
+        for seed in range(2)
+    ]
+    return {"cells": cells, "environment": {"torch": "2", "jacmatch": "0"}, "settings": {"data": ""}, "size": "cpu"}
+
+
+def test_paths_with_slopes_are_compared_with_the_better_of_the_rivals():
+    errors = {(method, paths): 0.1 for method in METHODS for paths in (100, 400, 1600)}
+    errors |= {(VALUES, 1600): 0.03, (LONGER, 1600): 0.02}
+    errors |= {(SLOPES, 100): 0.04, (SLOPES, 400): 0.01, (SLOPES, 1600): 0.005}
+    price, _, reached, _ = EXPERIMENTS["pricing"].tables(document(errors))
+    assert price.head == ("paths", "100", "400", "1,600")
+    assert price.rows[0] == (f"{next(iter(OPTIONS))}: {VALUES}", "1000.0 ± 141.4", "1000.0 ± 141.4", "300.0 ± 42.4")
+    assert reached.rows[0][1:] == ("200.00", "400", "25.0 %", "200 (12.5 %)")
+    worse = errors | {(SLOPES, paths): 0.5 for paths in (100, 400, 1600)}
+    assert EXPERIMENTS["pricing"].tables(document(worse))[2].rows[0][2:] == ("none", "–", "–")
+
+
+def test_crossing_of_a_curve_that_is_below_from_the_start():
+    assert crossing([(10, 0.1), (100, 0.05)], 0.2) is None
+
+
+def test_smoke_run(as_users_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(pricing.PATHS, "smoke", (128, 512))
+    result = Reproduce(name="pricing", smoke=True, out=tmp_path / "run").run()
+    assert [len(table["rows"]) for table in result["tables"]] == [6, 6, 4, 6]
+    stored = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert len(stored["cells"]) == 12
+    by_row = {(cell["row"], cell["column"]): cell["measures"] for cell in stored["cells"]}
+    for option in OPTIONS:
+        few, many = (by_row[f"{option}: {method}", "512"]["price_rmse"] for method in (VALUES, LONGER))
+        assert many < few
+        assert by_row[f"{option}: {SLOPES}", "512"]["price_rmse"] < by_row[f"{option}: {SLOPES}", "512"]["price_std"]
+        assert by_row[f"{option}: {VALUES}", "128"]["price_std"] == pytest.approx(0.155, rel=0.2)
+    assert EXPERIMENTS["pricing"].figure(stored) == (tmp_path / "run" / "figure.svg").read_bytes()
