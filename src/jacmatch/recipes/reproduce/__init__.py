@@ -4,6 +4,7 @@ from jacmatch.recipes.reproduce import low_data
 from jacmatch.recipes.reproduce.distillation import DISTILLATION
 from jacmatch.recipes.reproduce.experiment import Experiment
 from jacmatch.recipes.reproduce.fewer_passes import FEWER_PASSES
+from jacmatch.recipes.reproduce.force_field import FORCE_FIELD
 from jacmatch.recipes.reproduce.pricing import PRICING
 from jacmatch.recipes.reproduce.propositions import PROPOSITIONS
 from jacmatch.recipes.reproduce.robustness import ROBUSTNESS
@@ -13,6 +14,7 @@ from jacmatch.recipes.reproduce.weight_rule import WEIGHT_RULE
 EXPERIMENTS: dict[str, Experiment] = {
     "distillation": DISTILLATION,
     "fewer-passes": FEWER_PASSES,
+    "force-field": FORCE_FIELD,
     "low-data": low_data.LOW_DATA,
     "low-data-grid": low_data.GRID,
     "pricing": PRICING,

@@ -23,10 +23,10 @@ METHODS: dict[str, Mapping[str, Any]] = {
 }
 """Two lengths of training without slopes, the better of which is the rival."""
 
-PATHS = {"smoke": (256, 1024), "cpu": (1024, 4096, 12_288, 16_384, 65_536)}
+PATHS = {"smoke": (256, 512), "cpu": (1024, 4096, 12_288, 16_384, 65_536)}
 """12,288 paths are less than a fifth of 65,536."""
 _SHARED = {"hidden": (20, 20, 20, 20), "activation": "softplus", "batch_size": 1024, "lr": 0.02, "weight": 20.0}
-_STEPS = {"smoke": 20, "cpu": 400}
+_STEPS = {"smoke": 10, "cpu": 400}
 _TEST, _TEST_SEED = 2000, 2**20
 _OF_PATHS = 10_000  # seeds of paths are those of their states and this
 
