@@ -1,9 +1,10 @@
-"""Drawn faces with 31 landmarks, in place of photographs: no package was found that brings more than five with landmarks.
+"""Drawn faces with 31 landmarks, in place of photographs: no package was found with more than five of those.
 
 A face is a set of points in space: an elliptic jaw, brows, eyes, nose and mouth, whose sizes vary between faces
-(identity) and whose brows, lids and mouth move (expression). It is turned (yaw, pitch), projected, and drawn with soft edges under
-light from a random side, with random contrast, gaze, background and pixel noise. Landmarks are a non-linear function of
-eleven numbers, and images of some thirty: a linear model of shape or texture is an approximation, as with photographs.
+(identity) and whose brows, lids and mouth move (expression). It is turned (yaw, pitch), projected, and drawn with soft
+edges under light from a random side, with random contrast, gaze, background and pixel noise. Landmarks are a non-linear
+function of eleven numbers, and images of some thirty: a linear model of shape or texture is an approximation, as with
+photographs.
 """
 
 import itertools
