@@ -1,6 +1,7 @@
 """`jacmatch reproduce`: the tables of the paper, and the claims of this project, each as one command."""
 
 from jacmatch.recipes.reproduce import low_data
+from jacmatch.recipes.reproduce.appearance import APPEARANCE
 from jacmatch.recipes.reproduce.distillation import DISTILLATION
 from jacmatch.recipes.reproduce.experiment import Experiment
 from jacmatch.recipes.reproduce.fewer_passes import FEWER_PASSES
@@ -12,6 +13,7 @@ from jacmatch.recipes.reproduce.transfer import TRANSFER_TABLE
 from jacmatch.recipes.reproduce.weight_rule import WEIGHT_RULE
 
 EXPERIMENTS: dict[str, Experiment] = {
+    "appearance": APPEARANCE,
     "distillation": DISTILLATION,
     "fewer-passes": FEWER_PASSES,
     "force-field": FORCE_FIELD,

@@ -1,0 +1,207 @@
+"""A network that says in one look what the derivative-free fitter finds: the fitter is a black box, asked for values.
+
+Slopes are antithetic differences along directions in which windows do vary: what a small change of the pose does to a
+window. An arg min jumps where it changes its basin: a difference at half the step is compared with that at the whole.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from jacmatch.datasets import Split
+from jacmatch.jacobian import push
+from jacmatch.objectives import Share
+from jacmatch.objectives.base import Balance, Terms
+from jacmatch.objectives.terms import jacobian_term, output_term
+from jacmatch.recipes.systems.appearance.faces import Array, Faces
+from jacmatch.recipes.systems.appearance.fitting import by_newuoa
+from jacmatch.recipes.systems.appearance.model import REACH, WINDOW, Model, bilinear, composed, pose_of, windows
+from jacmatch.teachers import BlackBoxTeacher, Question
+from jacmatch.training import Training, fit
+
+SPREAD = (0.5, 0.5, 1.0, 1.0)
+"""Standard deviations of the first guess of scale, turn and place in tenths: the windows that a student learns from."""
+_STEP = 0.5  # of a slope: half of these
+_REFUSED = 1.5  # a fit that costs so many times the median has failed, and nobody learns from it
+_JUMPED = 4.0  # likewise a slope so many times the median
+
+
+class Glance(nn.Module):
+    """Parameters of a fit from one window: its texture at the mean shape, an affine map and a small perceptron."""
+
+    pixels: Tensor
+    mean: Tensor
+
+    def __init__(self, model: Model, *, hidden: int = 32, dropout: float = 0.0) -> None:
+        """Builds the network for a model of appearance.
+
+        Args:
+            model: Its mean shape says where the texture is sampled, its mean texture is taken away.
+            hidden: Width of the perceptron.
+            dropout: Share of the texture that is left out in training.
+        """
+        super().__init__()
+        places = (model.weights @ model.mean + REACH) * ((WINDOW - 1) / (2 * REACH))
+        basis = np.eye(WINDOW**2).reshape(-1, WINDOW, WINDOW)
+        sampled = bilinear(basis, np.broadcast_to(places, (len(basis), *places.shape)))
+        self.register_buffer("pixels", torch.from_numpy(sampled).float())
+        self.register_buffer("mean", torch.from_numpy(model.texture).float())
+        count = len(model.texture)
+        self.dropout = nn.Dropout(dropout)
+        self.affine = nn.Linear(count, model.parameters)
+        self.bent = nn.Sequential(nn.Linear(count, hidden), nn.SiLU(), nn.Linear(hidden, model.parameters))
+        for layer in (self.affine, self.bent[2]):
+            nn.init.zeros_(layer.weight)
+
+    def forward(self, x: Float[Tensor, "window pixel"]) -> Float[Tensor, "window parameter"]:
+        """Parameters for windows (window, WINDOW²)."""
+        g = x @ self.pixels
+        g = g - g.mean(1, keepdim=True)
+        g = self.dropout(g / (g.square().mean(1, keepdim=True).sqrt() + 1e-6) - self.mean)
+        found: Tensor = self.affine(g) + self.bent(g)
+        return found
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the fitter said.
+
+    Attributes:
+        x: Windows (window, pixel).
+        y: Parameters.
+        directions: (direction, window, pixel), none without slopes.
+        slopes: (direction, window, parameter): the differences along them.
+        fits: How often the fitter was asked, failed fits included.
+    """
+
+    x: Float[Tensor, "window pixel"]
+    y: Float[Tensor, "window parameter"]
+    directions: Float[Tensor, "direction window pixel"]
+    slopes: Float[Tensor, "direction window parameter"]
+    fits: int
+
+
+def lesson(model: Model, shown: Faces, *, directions: int, seed: int) -> Lesson:
+    """Asks the fitter about windows that lie about each face, and about an antithetic pair along each direction.
+
+    Fits that cost more than 1.5 times the median are left out, and slopes longer than 4 times the median are zero with
+    their directions: there the fitter has lost the face or has jumped.
+    """
+    random = np.random.default_rng(seed)
+    poses = displaced(model, shown, random.normal(0, SPREAD, (len(shown), 4)))
+    x = _flat(windows(shown.images, poses))
+    black_box = BlackBoxTeacher(fitter(model), arrays="numpy")
+    along = torch.zeros(0, *x.shape)
+    if directions:
+        sides = []
+        for _ in range(directions):
+            change = _STEP * random.normal(0, SPREAD, (len(shown), 4))
+            up, down = (_flat(windows(shown.images, _changed(poses, sign * change))) for sign in (1, -1))
+            sides.append((up - down) / 2)
+        along = torch.stack(sides)
+        answer = black_box.answer(x, Question(tangents=along, step=1.0))
+    else:
+        answer = black_box.answer(x)
+    y = answer.outputs
+    slopes = torch.zeros(0, *y.shape, dtype=y.dtype) if answer.products is None else answer.products
+    if directions:
+        long = slopes.norm(dim=2) > _JUMPED * slopes.norm(dim=2).median()
+        along, slopes = (each.masked_fill(long[..., None], 0.0) for each in (along, slopes))
+    cost = model.cost(x.double().numpy().reshape(-1, WINDOW, WINDOW), y.double().numpy())
+    good = torch.from_numpy(cost <= _REFUSED * np.median(cost))
+    return Lesson(x[good], y[good].float(), along[:, good], slopes[:, good].float(), len(x) * (1 + 2 * directions))
+
+
+def fitter(model: Model) -> Any:
+    """NEWUOA as a function of windows (window, pixel), batch in, batch out."""
+    return lambda x: by_newuoa(model, x.reshape(-1, WINDOW, WINDOW).astype(float)).p
+
+
+def jumps(model: Model, told: Lesson, count: int) -> float:
+    """Share of slopes that halving the step changes by more than half of their length: the fitter jumps there."""
+    x, along, whole = told.x[:count], told.directions[:, :count], told.slopes[:, :count]
+    black_box = BlackBoxTeacher(fitter(model), arrays="numpy")
+    half = black_box.answer(x, Question(tangents=along, step=0.5)).products
+    assert half is not None
+    apart = (half.float() - whole).norm(dim=2)
+    return float((apart > 0.5 * whole.norm(dim=2)).float().mean())
+
+
+def distilled(model: Model, told: Lesson, *, share: float, steps: int, seed: int) -> Glance:
+    """A student of what the fitter said; slopes make up `share` of the gradient norm where there are any."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        student = Glance(model, dropout=0.3)
+    objective = AlongDirections(student, told, share if len(told.directions) else 0.0)
+    settings = Training(steps=steps, batch_size=50, lr=1e-3, optimizer="adamw", weight_decay=1.0)
+    fit(objective, Split(told.x, told.y), settings, seed=seed)
+    return student.eval()
+
+
+class AlongDirections(nn.Module):
+    """Values and slopes along known directions: mean Σₖ(ŷₖ − yₖ)² + w·mean Σₖ((Ĵu)ₖ − sₖ)² over directions u."""
+
+    def __init__(self, student: nn.Module, told: Lesson, share: float) -> None:
+        """Takes the directions and slopes of a lesson; the ids of a batch say which.
+
+        Args:
+            student: The network to train.
+            told: Directions and slopes.
+            share: Of the slopes in the gradient norm.
+        """
+        super().__init__()
+        self.student, self.calls = student, 0
+        self.register_buffer("directions", told.directions, persistent=False)
+        self.register_buffer("slopes", told.slopes, persistent=False)
+        self.balance = Balance({"values": 1.0, "jacobians": Share(share)} if share else {"values": 1.0})
+
+    def forward(
+        self,
+        x: Float[Tensor, "window pixel"],
+        y: Float[Tensor, "window parameter"],
+        *,
+        ids: Int[Tensor, "window"],
+        **_: Any,
+    ) -> Terms:
+        """The terms of a batch."""
+        terms = {}
+        if "jacobians" in self.balance.weights:
+            found = push(self.student, x, self.directions[:, ids])
+            outputs = found.outputs
+            terms["jacobians"] = jacobian_term("squared", found.products, self.slopes[:, ids])
+        else:
+            outputs = self.student(x)
+        terms["values"] = output_term("squared", outputs, y, 1.0)
+        if self.training and self.calls % 100 == 0:
+            self.balance.measure(terms, [*self.student.parameters()])
+        self.calls += self.training
+        weighted = {name: self.balance.factors[name] * term for name, term in terms.items()}
+        total = torch.stack(list(weighted.values())).sum()
+        return Terms({"loss": total, **weighted}, outputs, y, terms, dict(self.balance.shares))
+
+
+def seen(model: Model, student: nn.Module, images: Array, poses: Array, *, looks: int) -> tuple[Array, Array]:
+    """Parameters and the poses of the windows that they are relative to, after so many looks: each moves the window."""
+    for look in range(looks):
+        if look:
+            poses = composed(p, poses)
+        with torch.no_grad():
+            p = student(_flat(windows(images, poses))).double().numpy()
+    return p, poses
+
+
+def displaced(model: Model, shown: Faces, change: Array) -> Array:
+    """Poses of faces, wrong by `change` (face, 4) in tenths of the frame of the right ones."""
+    return _changed(pose_of(model, shown.landmarks), change)
+
+
+def _changed(poses: Array, change: Array) -> Array:
+    return composed(change, poses)
+
+
+def _flat(shown: Array) -> Tensor:
+    return torch.from_numpy(shown.reshape(len(shown), -1)).float()

@@ -1,0 +1,213 @@
+"""Faces, the model of their appearance, and fits: against slow definitions and against what is known."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import Delaunay, procrustes
+
+from jacmatch.errors import UnsupportedError
+from jacmatch.jacobian import jvp
+from jacmatch.recipes import Reproduce
+from jacmatch.recipes.reproduce import EXPERIMENTS
+from jacmatch.recipes.systems.appearance import fitting, learning, model
+from jacmatch.recipes.systems.appearance.faces import LANDMARKS, SIDE, Faces, faces
+from jacmatch.recipes.systems.appearance.learning import AlongDirections, Glance, Lesson
+
+
+@pytest.fixture(scope="module")
+def train():
+    return faces(40, seed=0)
+
+
+@pytest.fixture(scope="module")
+def built(train):
+    return model.build(train)
+
+
+def poses_of(built, shown):
+    return model.pose_of(built, shown.landmarks)
+
+
+def test_faces_depend_on_seed_and_number_only(train):
+    assert train.images.shape == (40, SIDE, SIDE)
+    assert train.landmarks.shape == (40, LANDMARKS, 2)
+    again = faces(3, seed=0)
+    assert np.array_equal(again.images, train.images[:3])
+    assert not np.array_equal(faces(3, seed=1).landmarks, again.landmarks)
+    assert train.landmarks.min() > 3
+    assert train.landmarks.max() < SIDE - 1
+    assert 8 < train.eye_distance.min() < train.eye_distance.max() < 22
+
+
+def test_landmarks_are_where_things_are_drawn(train):
+    """Pupils are darker than skin between the eyes; the jaw's points lie on an edge."""
+    for image, points in zip(train.images, train.landmarks, strict=True):
+        x, y = (points[15:19].mean(0) + points[19:23].mean(0)) / 2
+        eye = points[15:19].mean(0)
+        near = image[int(eye[1]) - 2 : int(eye[1]) + 4, int(eye[0]) - 3 : int(eye[0]) + 4]
+        assert near.min() < image[int(y) - 1 : int(y) + 2, int(x) - 1 : int(x) + 2].mean() - 0.1
+
+
+def test_bilinear_interpolation_by_its_definition():
+    image = np.random.default_rng(0).random((1, 5, 6))
+    place = np.array([[[2.25, 3.5], [0.0, 0.0], [-3.0, 1.0]]])
+    expected = 0.5 * (0.75 * image[0, 3, 2] + 0.25 * image[0, 3, 3]) + 0.5 * (
+        0.75 * image[0, 4, 2] + 0.25 * image[0, 4, 3]
+    )
+    assert model.bilinear(image, place)[0] == pytest.approx([expected, image[0, 0, 0], image[0, 1, 0]])
+
+
+def test_shapes_are_aligned_as_by_scipy(train, built):
+    shapes = model._aligned(train.landmarks)
+    for shape in shapes[:5]:
+        _, _, distance = procrustes(built.mean, shape)
+        real = shape - shape.mean(0)
+        mean = built.mean - built.mean.mean(0)
+        best = (real * mean).sum() / np.square(real).sum()
+        assert np.square(mean - best * real).sum() / np.square(mean).sum() == pytest.approx(distance, abs=2e-3)
+
+
+def test_modes_hold_95_percent_of_the_variance_and_no_mode_too_many(train, built):
+    shapes = model._aligned(train.landmarks).reshape(40, -1)
+    values = np.linalg.eigvalsh(np.cov(shapes.T))[::-1]
+    count = len(built.modes)
+    assert values[: count - 1].sum() / values.sum() < 0.95 <= values[:count].sum() / values.sum()
+    assert np.square(built.modes.reshape(count, -1)).sum(1) == pytest.approx(values[:count])
+    assert built.textures @ built.textures.T == pytest.approx(np.eye(len(built.textures)), abs=1e-10)
+
+
+def test_weights_are_barycentric(built):
+    assert built.weights.sum(1) == pytest.approx(np.ones(len(built.weights)))
+    assert built.weights.min() > -1e-9
+    assert (np.count_nonzero(np.abs(built.weights) > 1e-12, axis=1) <= 3).all()
+    assert (Delaunay(built.mean).find_simplex(0.999 * (built.weights @ built.mean)) >= 0).all()
+
+
+def test_poses_compose_and_shape_numbers_invert_shapes(train, built):
+    poses = poses_of(built, train)
+    random = np.random.default_rng(0)
+    p = random.normal(0, 1, (len(train), built.parameters))
+    here = model.in_image(built.shape(p), poses)
+    own = np.concatenate((0 * p[:, :4], p[:, 4:]), 1)
+    again = model.in_image(built.shape(own), model.composed(p, poses))
+    assert again == pytest.approx(here)
+    numbers = fitting.shape_numbers(built, model.in_image(built.shape(own), poses), poses)
+    assert numbers == pytest.approx(own, abs=1e-9)
+    assert model.pose_of(built, model.in_image(built.mean[None], poses)) == pytest.approx(poses)
+
+
+def test_the_cost_is_that_of_the_residual(train, built):
+    shown = model.windows(train.images[:4], poses_of(built, train)[:4])
+    p = np.random.default_rng(1).normal(0, 0.7, (4, built.parameters))
+    residual = built.residual(shown, p)
+    assert residual @ built.textures.T == pytest.approx(np.zeros((4, len(built.textures))), abs=1e-9)
+    costs = built.cost(shown, p)
+    assert costs == pytest.approx((residual**2).mean(1) + 0.02 * (p[:, 4:] ** 2).mean(1))
+    assert [built.cost_of(window)(each) for window, each in zip(shown, p, strict=True)] == pytest.approx(costs)
+
+
+def errors(built, shown, poses, p):
+    apart = model.in_image(built.shape(p), poses) - shown.landmarks
+    return np.linalg.norm(apart, axis=-1).mean(1) / shown.eye_distance
+
+
+def test_the_fixed_jacobian_lowers_error_and_cost(train, built):
+    shown = faces(12, seed=1)
+    poses = learning.displaced(built, shown, np.array([[0.0, 0, 0.8, -0.6]] * 12))
+    window = model.windows(shown.images, poses)
+    fit = fitting.by_fixed_jacobian(built, fitting.fixed_jacobian(built, train), window)
+    nothing = np.zeros_like(fit.p)
+    assert (built.cost(window, fit.p) <= built.cost(window, nothing)).all()
+    before, after = (np.median(errors(built, shown, poses, p)) for p in (nothing, fit.p))
+    assert after < 0.7 * before
+    assert (fit.evaluations >= 2).all()
+
+
+def test_newuoa_finds_a_lower_cost_than_the_fixed_jacobian_and_repeats_itself(train, built):
+    pytest.importorskip("nlopt")
+    shown = faces(3, seed=1)
+    poses = learning.displaced(built, shown, np.array([[0.0, 0, 0.4, -0.3]] * 3))
+    window = model.windows(shown.images, poses)
+    fixed = fitting.by_fixed_jacobian(built, fitting.fixed_jacobian(built, train), window)
+    found = fitting.by_newuoa(built, window)
+    assert built.cost(window, found.p).mean() < built.cost(window, fixed.p).mean()
+    assert np.array_equal(fitting.by_newuoa(built, window[1:2]).p[0], found.p[1])
+    assert (found.evaluations <= 1000).all()
+
+
+def test_a_missing_package_is_named(built, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "nlopt", None)
+    with pytest.raises(UnsupportedError, match=r"the package nlopt is not installed\. Run: pip install 'jacmatch\[sur"):
+        fitting.by_newuoa(built, np.zeros((1, model.WINDOW, model.WINDOW)))
+
+
+def affine(built, x):
+    """A fitter that is an affine map of its window."""
+    matrix = np.random.default_rng(3).normal(0, 1e-2, (x.shape[1], built.parameters))
+    return x.astype(float) @ matrix
+
+
+def test_slopes_of_a_lesson_are_the_fitters(train, built, monkeypatch):
+    monkeypatch.setattr(learning, "fitter", lambda m: lambda x: affine(m, x))
+    monkeypatch.setattr(learning, "_REFUSED", 1e9)
+    told = learning.lesson(built, Faces(train.images[:5], train.landmarks[:5]), directions=2, seed=0)
+    assert told.fits == 25
+    expected = torch.from_numpy(np.stack([affine(built, u.numpy()) for u in told.directions])).float()
+    torch.testing.assert_close(told.slopes, expected, rtol=1e-3, atol=1e-5)
+    assert learning.jumps(built, told, 5) == 0
+
+
+def test_failed_fits_are_left_out(train, built, monkeypatch):
+    def fails_at_the_first(x):
+        p = np.zeros((len(x), built.parameters))
+        p[0, 4:] = 50.0
+        return p
+
+    monkeypatch.setattr(learning, "fitter", lambda m: fails_at_the_first)
+    shown = Faces(train.images[:6], train.landmarks[:6])
+    told = learning.lesson(built, shown, directions=0, seed=0)
+    assert len(told.x) < 6
+    assert told.fits == 6
+    assert float(told.y.abs().max()) == 0
+
+
+def test_a_student_samples_the_texture_that_the_model_does(train, built):
+    shown = model.windows(train.images[:3], poses_of(built, train)[:3])
+    student = Glance(built)
+    x = torch.from_numpy(shown.reshape(3, -1)).float()
+    g = x @ student.pixels
+    g = (g - g.mean(1, keepdim=True)) / g.std(1, unbiased=False, keepdim=True)
+    expected = built.sampled(shown, np.zeros((3, built.parameters)))
+    torch.testing.assert_close(g, torch.from_numpy(expected).float(), rtol=1e-3, atol=1e-3)
+
+
+def test_the_loss_along_directions_by_its_definition(built):
+    generator = torch.Generator().manual_seed(0)
+    x, u = (torch.rand(4, 1600, generator=generator) for _ in range(2))
+    y, s = (torch.rand(4, built.parameters, generator=generator) for _ in range(2))
+    student = Glance(built).eval()
+    torch.nn.init.normal_(student.affine.weight, std=0.1, generator=generator)
+    objective = AlongDirections(student, Lesson(x, y, u[None], s[None], 12), 0.3)
+    ids = torch.tensor([2, 0])
+    terms = objective.eval()(x[ids], y[ids], ids=ids)
+    values = (student(x[ids]) - y[ids]).square().sum(1).mean()
+    slopes = (jvp(student, x[ids], u[ids])[1] - s[ids]).square().sum(1).mean()
+    torch.testing.assert_close(terms.unweighted["values"], values)
+    torch.testing.assert_close(terms.unweighted["jacobians"], slopes)
+    assert float(slopes.detach()) > 0.1
+    terms["loss"].backward()
+    assert student.affine.weight.grad.abs().sum() > 0
+
+
+def test_smoke_run(as_users_run, tmp_path):
+    pytest.importorskip("nlopt")
+    result = Reproduce(name="appearance", smoke=True, out=tmp_path / "run").run()
+    assert [len(table["rows"]) for table in result["tables"]] == [6, 6, 6]
+    stored = json.loads((tmp_path / "run" / "results.json").read_text())
+    measured = {cell["row"]: cell["measures"] for cell in stored["cells"]}
+    assert measured["first guess"]["error 0.4"] > 3 * measured["first guess"]["error 0.05"]
+    assert measured["NEWUOA"]["error 0.1"] < measured["first guess"]["error 0.1"]
+    assert measured["student: values + slopes"]["calls"] == measured["student: values, equal calls"]["calls"] == 12
+    assert EXPERIMENTS["appearance"].figure(stored) == (tmp_path / "run" / "figure.svg").read_bytes()
