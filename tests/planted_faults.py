@@ -200,6 +200,24 @@ FAULTS = {
         "key = (question.readout, question.cotangents is None, question.layers)",
         "tests/teachers/test_remembered.py",
     ),
+    "a flipped bit in a checkpoint is read": Fault(
+        "training/checkpoints.py",
+        "if end != _MARK + hashlib.sha256(body).hexdigest().encode():",
+        "if not end.startswith(_MARK):",
+        "tests/training/test_checkpoints.py",
+    ),
+    "a run goes on with another teacher": Fault(
+        "training/identity.py",
+        '"none" if teacher is None else named(teacher)',
+        '"none"',
+        "tests/training/test_resume.py",
+    ),
+    "two processes have one run folder": Fault(
+        "runs/lock.py",
+        "fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        "tests/test_run_lock.py",
+    ),
     "the distance goes the other way": Fault(
         "datasets/distances.py",
         "return float(pairwise(a, b).min(1).values.max())",

@@ -23,6 +23,8 @@ from PIL import Image
 from jacmatch.cli import main
 from jacmatch.recipes.progress import Progress
 
+from . import bad_settings
+
 # PyTorch's own first use of forward mode compiles its decompositions with the deprecated torch.jit.script.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
@@ -113,6 +115,7 @@ def bad(tmp_path_factory, good):
     for name, text in CONFIGS.items():
         (folder / name).write_text(text)
     _pictures(folder)
+    bad_settings.shards(folder)
     torch.save({"weight": torch.ones(2)}, folder / "weights.pt")
     weights = (good / "run" / "student.safetensors").read_bytes()
     (folder / "torn.safetensors").write_bytes(weights[: len(weights) // 2])
@@ -332,7 +335,7 @@ CASES = {
     "temperature of nothing": (DISTILL + " --temperature 0", r"`temperature` of .* must be positive.* Got 0"),
     "negative noise": (DISTILL + " --point noise --noise -1", r"-1.*"),
     "more than the whole gradient": (DISTILL + " --jacobian-share 1.5", r"[Ss]hare.*1\.5.*"),
-    "negative weight": (DISTILL + " --labels-weight -1", r"`labels`.*-1.*"),
+    "negative weight": (DISTILL + " --labels-weight -1", r"`--labels-weight`.*-1.*"),
     "law of a probe without one": (
         DISTILL + " --probe top-class --probe-law sphere",
         r"`--probe-law` of `distill` belongs to --probe random-outputs or random-inputs\. Got top-class",
@@ -442,7 +445,7 @@ CASES = {
     ),
     "the report of no comparison": (
         "report {good}/run",
-        r"must hold a comparison\. Got a run of `train`\. Run `jacmatch distill`\.",
+        r"must hold a comparison or tables\. Got a run of `train`\. Give a run of distill, ",
     ),
     # teachers and weights
     "teacher of other outputs": (
@@ -503,7 +506,7 @@ CASES = {
     ),
     "evaluates torn weights": (
         "evaluate {bad}/torn_weights --data npz:{good}/data.npz",
-        r"must be a whole safetensors fil",
+        r"must have the checksum that it was written with\. Got another\. It is damaged",
     ),
     "evaluates on other data": (
         "evaluate {good}/run --data npz:{good}/larger.npz",
@@ -558,6 +561,7 @@ CASES = {
     "broken YAML": ("train --config {bad}/broken.yaml", r"Got a file that cannot be parsed \(.*line 1.*\)"),
     "broken JSON": ("train --config {bad}/broken.json", r"Got a file that cannot be parsed \(.*line 1.*\)"),
     "a key twice": ("train --config {bad}/twice.yaml", r"`per_class` must be once in .*"),
+    **bad_settings.CASES,
     "settings of another job": ("distill --config {good}/run", r"must be for `distill`\. Got the settings of `train`"),
 }
 
@@ -579,7 +583,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(name, good, bad, tmp_path, cap
 
 
 def test_there_are_many_cases():
-    assert len(CASES) >= 40
+    assert len(CASES) >= 100
 
 
 # What the machine does --------------------------------------------------------------------------------------------

@@ -5,10 +5,11 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from jacmatch.cli import main
 from jacmatch.errors import InputError
 from jacmatch.runs import Run, lock
 
@@ -110,3 +111,20 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
     with another(tmp_path):
         monkeypatch.setattr(lock.fcntl, "lockf", none)
         lock.hold(tmp_path)
+
+
+def test_a_command_leaves_a_folder_alone_in_which_another_has_begun_meanwhile(tmp_path, monkeypatch, capsys):
+    """Both found no folder. The second one is refused, and must not tidy up what it takes for its own."""
+    real = Run.create.__func__
+    with ExitStack() as processes:
+
+        def late(cls, folder, *given, **named):
+            folder.mkdir()
+            (folder / "settings.json").write_text('{"job": "doctor", "version": "0", "settings": {}}')
+            processes.enter_context(another(folder))
+            return real(cls, folder, *given, **named)
+
+        monkeypatch.setattr(Run, "create", classmethod(late))
+        assert main(["doctor", "mlp:4", "--data", "synthetic:D=3,K=2,N=30,T=10", "--out", str(tmp_path / "run")]) == 2
+        assert "must be in use by one process at a time" in capsys.readouterr().err
+        assert sorted(os.listdir(tmp_path / "run")) == [lock.LOCK, "settings.json"]

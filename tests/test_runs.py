@@ -261,3 +261,20 @@ def test_the_environment_is_plain_json_without_paths():
     text = json.dumps(environment("a GPU"))
     assert "a GPU" in text
     assert os.path.expanduser("~") not in text
+
+
+def test_what_a_process_left_that_was_killed_after_the_result_goes(tmp_path):
+    begun(tmp_path).write_result(result())
+    whole = sorted(os.listdir(tmp_path))
+    for name in ("checkpoint.pt", ".lock", ".student.safetensors.7.jacmatch-part"):
+        (tmp_path / name).write_text("left")
+    with pytest.raises(InputError, match="a finished run"):
+        begun(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == whole
+
+
+def test_the_checkpoint_goes_with_the_result(tmp_path):
+    run = begun(tmp_path)
+    (tmp_path / "checkpoint.pt").write_text("all that is needed to go on")
+    run.write_result(result())
+    assert not (tmp_path / "checkpoint.pt").exists()

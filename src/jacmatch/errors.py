@@ -28,7 +28,17 @@ class InputError(ValueError):
             parts.append(f"Got {got}.")
         if do:
             parts.append(do)
-        super().__init__(" ".join(parts))
+        super().__init__(printable(" ".join(parts)))
+
+
+def printable(text: str) -> str:
+    r"""The text in one line: what a file or a name brings in of line ends and control characters is written as escapes.
+
+    Example:
+        >>> print(printable("a name\nof two lines"))
+        a name\nof two lines
+    """
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 class UnsupportedError(RuntimeError):

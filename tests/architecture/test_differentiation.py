@@ -10,9 +10,8 @@ DIFFERENTIATES = "src/jacmatch/jacobian/engines.py"
 TRAINS = "src/jacmatch/training/engine.py"
 BUILDS_OPTIMIZER = "src/jacmatch/training/beginning.py"
 BENCHMARKED_AGAINST = "src/jacmatch/recipes/bench/rivals.py"  # what one would write without the package
-DEFINE_RULES = [
-    f"src/jacmatch/jacobian/{name}.py" for name in ("activation", "batch_norm", "channels", "convolution", "held")
-]
+RULES = ("activation", "batch_norm", "channels", "convolution", "held", "layer_norm", "linear")
+DEFINE_RULES = [f"src/jacmatch/jacobian/{name}.py" for name in RULES]
 
 OF_FUNC = ("vjp", "jvp", "grad", "grad_and_value", "jacrev", "jacfwd", "hessian", "linearize", "vmap")
 

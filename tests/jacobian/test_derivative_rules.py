@@ -1,4 +1,4 @@
-"""The rules of our own for convolution, BatchNorm, affine maps and ReLU: first and second derivatives by differences.
+"""The rules of our own, for layers and activations: first and second derivatives by differences.
 
 That whole networks are right is shown elsewhere (`test_products`, `test_parameter_gradients`); here are the arguments
 that these networks do not use, and the transforms around them.
@@ -11,10 +11,12 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional
 
 from jacmatch.jacobian import pull, push
-from jacmatch.jacobian.activation import is_relu, relu
+from jacmatch.jacobian.activation import gelu, is_gelu, is_relu, relu
 from jacmatch.jacobian.batch_norm import _moments, _moved, batch_norm
 from jacmatch.jacobian.channels import affine, dot_by_channel
 from jacmatch.jacobian.convolution import convolution
+from jacmatch.jacobian.layer_norm import layer_norm
+from jacmatch.jacobian.linear import linear
 
 CONVOLUTIONS = {
     "1d": (torch.conv1d, (2, 2, 5), (3, 2, 3), {"padding": 1}),
@@ -106,6 +108,49 @@ def test_batch_norm(training):
     torch.testing.assert_close(ours(*inputs), expected, rtol=1e-12, atol=1e-12)
     assert gradcheck(ours, inputs, check_forward_ad=True, fast_mode=True)
     assert gradgradcheck(ours, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (3, 2, 4), (2, 3, 2, 2)])
+def test_layer_norm(shape):
+    """Over the last axis, and over the last two; the derivative as a function of the direction and of x."""
+    for axes in (1, len(shape) - 1):
+        sizes = shape[-axes:]
+        inputs = (randn(*shape), randn(*sizes, seed=1), randn(*sizes, seed=2))
+
+        def ours(x: Tensor, weight: Tensor, bias: Tensor, sizes: tuple[int, ...] = sizes) -> Tensor:
+            return layer_norm(x, sizes, weight, bias, 1e-3)
+
+        expected = functional.layer_norm(inputs[0], sizes, *inputs[1:], 1e-3)
+        torch.testing.assert_close(ours(*inputs), expected, rtol=1e-12, atol=1e-12)
+        assert_right(ours, inputs)
+
+
+def test_derivative_of_layer_norm():
+    x, t = randn(3, 4), randn(3, 4, seed=1)
+
+    def moved(t: Tensor, x: Tensor) -> Tensor:
+        return torch.autograd.grad(layer_norm(x, (4,), eps=1e-3), x, t, create_graph=True)[0]
+
+    assert gradcheck(moved, (t, x))
+    assert gradgradcheck(moved, (t, x))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear(bias):
+    inputs = (randn(3, 2, 4), randn(5, 4, seed=1), *([randn(5, seed=2)] if bias else []))
+    torch.testing.assert_close(linear(*inputs), functional.linear(*inputs), rtol=1e-12, atol=1e-12)
+    assert_right(linear, inputs)
+
+
+def test_gelu():
+    x = randn(3, 4)
+    torch.testing.assert_close(gelu(x), functional.gelu(x), rtol=1e-12, atol=1e-12)
+    assert_right(gelu, (x,))
+    moved = torch.func.vmap(lambda t: torch.func.jvp(gelu, (x,), (t,))[1])(randn(2, 3, 4, seed=1))
+    expected = torch.func.vmap(lambda t: torch.func.jvp(functional.gelu, (x,), (t,))[1])(randn(2, 3, 4, seed=1))
+    torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-12)
+    assert is_gelu(functional.gelu, (x,), {})
+    assert not is_gelu(functional.gelu, (x,), {"approximate": "tanh"})
 
 
 def test_affine_and_relu():

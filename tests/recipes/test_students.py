@@ -61,7 +61,7 @@ def test_what_is_charged_is_what_is_asked(settings, asked_again, monkeypatch):
     monkeypatch.setattr(students, "judged", lambda *_: {"accuracy": 0.0})
     hook = world.teacher.register_forward_pre_hook(count)
     try:
-        students.measure(SMOKE, Cell("row", "5", 0, chosen), {})
+        students.measure(SMOKE, Cell("row", "5", 1, chosen), {})  # of seed 0 the doctor asks too
     finally:
         hook.remove()
     every_step = 20 * 32  # steps and batches of a smoke run; a batch with one new image is asked about as a whole

@@ -49,6 +49,12 @@ _IMPORTED = (
 _FEW = 12  # steps where each disk operation is tried
 
 
+def imported() -> None:
+    """Imports what jobs import, once, before the forks."""
+    for name in _IMPORTED:
+        importlib.import_module(name)
+
+
 def commands(job: str, few: bool) -> list[list[str]]:
     """The words of a job's commands, with its usual number of steps or with few."""
     steps, *texts = JOBS[job]
@@ -112,9 +118,7 @@ def main() -> int:
     parser.add_argument("--points", type=int, default=0)
     parser.add_argument("--full", action="store_true")
     given = parser.parse_args()
-    for name in _IMPORTED:  # once, before the forks
-        importlib.import_module(name)
-
+    imported()
     choose, found, start = random.Random(given.seed), [], time.perf_counter()
     jobs = [Job(name, bool(given.points)) for name in given.jobs]
     if given.points:

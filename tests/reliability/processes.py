@@ -47,15 +47,15 @@ class Board:
         return int.from_bytes(self.memory[1:5], "little")
 
 
-def begun(folder: Path, commands: list[list[str]], board: Board, moment: Moment) -> int:
+def begun(folder: Path, commands: list[list[str]], board: Board, moment: Moment, log: Path | None = None) -> int:
     """The id of a process that does the commands in a folder, one after the other."""
     process = os.fork()
     if process:
         return process
     code = 70
     try:
-        log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1), os.dup2(log, 2)
+        said = os.open(log or folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(said, 1), os.dup2(said, 2)
         os.chdir(folder)
         os.environ["JACMATCH_CACHE"] = str(folder / "kept")
         _watch_phases(board)

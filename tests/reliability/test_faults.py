@@ -9,11 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from kills import JOBS, Job, commands, fresh
+from kills import JOBS, Job, commands, fresh, imported
 from processes import Board, Moment, begun, ended, told
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_as_users_run")]
 HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported():
+    imported()
 
 
 def script(*words):
@@ -45,14 +50,14 @@ def small_disk(folder, kibibytes, *options):
 @pytest.mark.parametrize("name", ["train", "cached"])
 def test_a_disk_that_is_full_sooner_or_later(name, tmp_path):
     """Bytes are missing in the middle of a file, not only at its end; with space, the same command goes on."""
-    job, refused = Job(name, few=True), 0
+    job, refused, log = Job(name, few=True), 0, tmp_path.with_suffix(".log")
     with small_disk(tmp_path, 1500):
-        for free in range(0, 180, 12):
+        for free in range(0, 180, 20):
             folder = tmp_path / str(free)
             folder.mkdir()
             with fresh() as made:
                 (folder / "data.npz").write_bytes((Path(made) / "data.npz").read_bytes())
-            (folder / "log").write_bytes(b"\n" * 4096)
+            log.unlink(missing_ok=True)
             filler = tmp_path / "filler"
             with filler.open("wb", buffering=0) as file:
                 try:
@@ -61,16 +66,16 @@ def test_a_disk_that_is_full_sooner_or_later(name, tmp_path):
                 except OSError:
                     pass
                 file.truncate(max(0, file.tell() - free * 1024))
-            code = ended(begun(folder, job.commands, Board(), Moment()))
+            code = ended(begun(folder, job.commands, Board(), Moment(), log))
             filler.unlink()
-            said = (folder / "log").read_text().strip()
+            said = log.read_text().strip()
             assert code in (0, 2), said
             if code:
                 refused += 1
                 assert "Traceback" not in said
                 assert "No space left on device" in said, said
                 assert not list(folder.rglob("*.jacmatch-part"))
-                assert ended(begun(folder, job.commands, Board(), Moment())) == 0, (folder / "log").read_text()
+                assert ended(begun(folder, job.commands, Board(), Moment(), log)) == 0, log.read_text()
             assert told(folder) == job.whole
             subprocess.run(["rm", "-r", folder], check=True)
     assert refused >= 5
@@ -99,7 +104,7 @@ def test_a_disk_that_cannot_be_written_to(tmp_path):
 def test_two_processes_with_one_command(name):
     """One does the job and the other is refused; or it comes too late, and is refused for that."""
     job = Job(name, few=True)
-    for number in range(5):
+    for number in range(3):
         with fresh() as text:
             folder = Path(text)
             first = begun(folder, job.commands, Board(), Moment())
@@ -129,6 +134,31 @@ def test_two_jobs_with_one_teacher():
         assert {name: value for name, value in here.items() if not name.startswith("run2/")} == job.whole
         again = {name.replace("run2/", "run/"): value for name, value in here.items() if name.startswith("run2/")}
         assert again == {name: value for name, value in job.whole.items() if name.startswith("run/")}
+
+
+WORKERS = """
+import os, sys, time
+from jacmatch.recipes.reproduce.side_by_side import end_with_parent, side_by_side
+
+def work(number):
+    end_with_parent()
+    print(os.getpid(), flush=True)
+    time.sleep(300)
+
+if __name__ == "__main__":
+    side_by_side(work, [1, 2], 2, print)
+"""
+
+
+def test_workers_end_with_the_process_that_began_them(tmp_path):
+    (tmp_path / "workers.py").write_text(WORKERS)
+    with subprocess.Popen([sys.executable, tmp_path / "workers.py"], stdout=subprocess.PIPE, text=True) as parent:
+        workers = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.kill()
+    until = time.monotonic() + 20
+    while any(Path("/proc", str(worker)).exists() for worker in workers):
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def test_a_clock_that_jumps(monkeypatch):

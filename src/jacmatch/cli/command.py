@@ -18,6 +18,7 @@ from typing import Any
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.runs.files import disk
+from jacmatch.runs.lock import hold
 from jacmatch.version import __version__
 
 # Here, and not read from the recipes, whose import takes seconds (Lightning Fabric); a test holds the two equal.
@@ -36,6 +37,7 @@ VERBS = {
     "list": "every name that the command line knows",
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)  # of a user's path
 _EXTRA = ("tyro", "rich", "yaml", "lightning_fabric", "safetensors", "matplotlib")  # what every verb brings
 
 
@@ -83,6 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL:
             return job.say(f"the disk is full ({error.filename}). Free some space. {job.left()}", 2)
+        if isinstance(error, OSError) and error.errno in _PATHS and error.filename:
+            job.left()
+            return job.say(f"{error.filename} must be a path that can be used. Got '{error.strerror}'.", 2)
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return job.say(f"the memory is full. Use a smaller --batch-size. {job.left()}", 2)
         traceback.print_exc()
@@ -156,10 +161,13 @@ class _Job:
 
         A folder that this command made and that holds nothing to go on from is removed: nothing is half written.
         """
-        if self.out is None or not any(any(self.out.rglob(name)) for name in self.keeps):
+        if self.out is None or not self._has_kept():
             if self.out is not None and self.fresh:
-                with contextlib.suppress(OSError):  # of rmdir: another job has put its run beside
+                # Another job has put its run beside (rmdir fails), or has begun in this very folder (it has the lock).
+                with contextlib.suppress(OSError, InputError):
+                    lock = hold(self.out)
                     shutil.rmtree(self.out)
+                    lock.release()
                     if not self.made:
                         self.out.mkdir()
                     for parent in self.made[1:]:
@@ -167,6 +175,12 @@ class _Job:
             return "No run folder was written."
         again = f"the same command with --out {self.out}" if self.numbered else "the same command"
         return f"What is done is kept in {self.out}: {again} goes on."
+
+    def _has_kept(self) -> bool:
+        assert self.out is not None
+        with contextlib.suppress(OSError):  # of a name that no folder can have
+            return any(any(self.out.rglob(name)) for name in self.keeps)
+        return False
 
 
 def _print_help() -> None:

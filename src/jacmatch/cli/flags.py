@@ -191,6 +191,10 @@ def refuse(program: str, known: Sequence[Flag], words: Sequence[str], otherwise:
             raise InputError(
                 f"`{word}` must be {values.described(kind)}.", got=_quoted(texts), do=_nearest(kind, texts)
             )
+    for flag, word in zip(places, loose, strict=False):
+        if not values.many(flag.kind) and not values.readable(flag.kind, [word]):
+            rule = f"{flag.words[0]} must be {values.described(flag.kind)}."
+            raise InputError(rule, got=repr(word), do=_nearest(flag.kind, [word]))
     missing = [flag.words[0] for flag in places if flag.default is dataclasses.MISSING][len(loose) :]
     if missing:
         usage = " ".join([program, *(flag.words[0] for flag in places)])

@@ -3,23 +3,41 @@
 import dataclasses
 import difflib
 import json
+import os
 import re
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from jacmatch import datasets
 from jacmatch.cli import values
 from jacmatch.cli.flags import Flag
 from jacmatch.errors import InputError
+from jacmatch.models import catalog
 from jacmatch.runs import Run
 
 _JSON_NAMES = {str: "text", int: "whole number", float: "number", bool: "boolean", list: "list", dict: "mapping"}
+_LARGEST = {".json": 2**26}  # bytes; a result may have long tables
+_LARGEST_YAML = 2**20
+_NO_CODE = ("pairs", "device")  # fields whose colon is not that of PACKAGE.MODULE:CALLABLE
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's own types only, where 1e-3 is a number: PyYAML reads it as a text."""
+    """YAML's own types only, where 1e-3 is a number: PyYAML reads it as a text.
+
+    An alias is refused: a few lines of them say more than fits into memory.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next node, which must be written out."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias; write the value out")
+        return super().compose_node(parent, index)
 
 
 _Loader.add_implicit_resolver(
@@ -42,16 +60,42 @@ def chosen(words: Sequence[str], verb: str, known: Sequence[Flag]) -> dict[str, 
     """The settings that `--config` or `--resume` name on a command line, by field name.
 
     Raises:
-        InputError: As `read`; or both are there.
+        InputError: As `read`; or both are there; or a setting is the name of code, which only the command line may run.
     """
+    flag = "--config"
     config, resume = named(words), named(words, "--resume")
     if resume is not None:
         if config is not None:
             rule = "`--resume` takes the settings of its folder."
             raise InputError(rule, got=f"--config {config} too", do="Leave one of them out.")
         Run.open(Path(resume).expanduser(), finished=False)
-        return read(resume, verb, known, flag="--resume")
-    return {} if config is None else read(config, verb, known)
+        config, flag = resume, "--resume"
+    if config is None:
+        return {}
+    settings = read(config, verb, known, flag)
+    settings.pop("allow_code", None)  # is for the command line to say
+    given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    if "--allow-code" not in given:
+        _check_no_code(settings, f"`{flag} {config}`", given)
+    return settings
+
+
+def _check_no_code(settings: Mapping[str, Any], source: str, given: Container[str]) -> None:
+    """Refuses settings that name code outside the package, unless the command line says another thing."""
+    for name, value in settings.items():
+        if name in _NO_CODE or f"--{name.replace('_', '-')}" in given:
+            continue
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and _is_code(text):
+                rule = f"`{name}` in {source} must not name code outside the package, which the job would run."
+                raise InputError(rule, got=repr(text), do="If you trust it, add --allow-code.")
+
+
+def _is_code(text: str) -> bool:
+    """Whether this can be a PACKAGE.MODULE:CALLABLE."""
+    family, colon, _ = text.partition(":")
+    known = family in datasets.LOADERS or family in catalog.FAMILIES
+    return bool(colon) and not known and all(part.isidentifier() for part in family.split("."))
 
 
 def resumed(job: Any, folder: Path) -> Any:
@@ -80,7 +124,7 @@ def read(path: str, verb: str, known: Sequence[Flag], flag: str = "--config") ->
             of a wrong type.
     """
     source = Path(path).expanduser()
-    source = source / "settings.json" if source.is_dir() else source
+    source = source / "settings.json" if os.path.isdir(source) else source
     settings = _mapping(source, f"`{flag} {path}`")
     if isinstance(settings.get("settings"), dict) and "job" in settings:
         if settings["job"] != verb:
@@ -94,13 +138,15 @@ def read(path: str, verb: str, known: Sequence[Flag], flag: str = "--config") ->
             near = difflib.get_close_matches(name, fields, n=3, cutoff=0.5)
             nearest = f"Nearest: {', '.join(near)}. " if near else ""
             do = f"{nearest}See jacmatch {verb} --help."
-            raise InputError(f"`{flag} {path}` must have settings of `{verb}` only.", got=f"the key {key!r}", do=do)
+            raise InputError(
+                f"`{flag} {path}` must have settings of `{verb}` only.", got=f"the key {_SHORT.repr(key)}", do=do
+            )
         if name in chosen:
             raise InputError(f"`{name}` must be once in `{flag} {path}`.", got="two spellings of it")
         kind = fields[name].kind
         if not values.fits(kind, value):
             rule = f"`{key}` in `{flag} {path}` must be {values.described(kind)}."
-            raise InputError(rule, got=f"{value!r} ({_JSON_NAMES.get(type(value), type(value).__name__)})")
+            raise InputError(rule, got=f"{_SHORT.repr(value)} ({_JSON_NAMES.get(type(value), type(value).__name__)})")
         chosen[name] = values.fitted(kind, value)
     return chosen
 
@@ -108,12 +154,20 @@ def read(path: str, verb: str, known: Sequence[Flag], flag: str = "--config") ->
 def _mapping(source: Path, named: str) -> dict[Any, Any]:
     """What the file says."""
     rule = f"{named} must name a JSON or YAML file, or the folder of a run."
+    largest = _LARGEST.get(source.suffix, _LARGEST_YAML)
     try:
-        text = source.read_text(encoding="utf-8")
+        with source.open("rb") as file:
+            content = file.read(largest + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise InputError(
+            rule, got=f"{getattr(error, 'strerror', None) or error} ({source})", do="Check the path."
+        ) from error
+    if len(content) > largest:
+        raise InputError(rule, got=f"a file of more than {largest:,} bytes")
+    try:
+        text = content.decode()
         settings = json.loads(text) if source.suffix == ".json" else yaml.load(text, _Loader)
-    except OSError as error:
-        raise InputError(rule, got=f"{error.strerror} ({source})", do="Check the path.") from error
-    except (ValueError, yaml.YAMLError) as error:  # ValueError: also bytes that are no UTF-8
+    except Exception as error:  # PyYAML raises whatever its conversions do
         raise InputError(rule, got=f"a file that cannot be parsed ({' '.join(str(error).split())})") from error
     if not isinstance(settings, dict):
         what = "nothing" if settings is None else f"a {_JSON_NAMES.get(type(settings), type(settings).__name__)}"

@@ -42,6 +42,8 @@ def fitted(kind: Any, value: object) -> Any:
         kinds = _elements(inner, value)
         if isinstance(value, list | tuple) and len(kinds) == len(value):
             return tuple(fitted(each, element) for each, element in zip(kinds, value, strict=True))
+    elif isinstance(value, str) and "\0" in value:
+        pass  # no path or name can have it
     elif kind is float and type(value) in (int, float):
         return float(value)  # type: ignore[arg-type]
     elif kind is Path and isinstance(value, str):

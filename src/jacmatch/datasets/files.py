@@ -4,6 +4,7 @@ import hashlib
 import os
 import struct
 import tarfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -12,16 +13,18 @@ from pathlib import Path
 
 from jacmatch.errors import InputError, UnsupportedError
 
-# What gzip, zip, tar, numpy, json and Pillow raise on broken files.
+# What gzip, zip, tar, numpy (whose headers are Python), json and Pillow raise on broken files.
 _BROKEN = (
     OSError,
     EOFError,
     ValueError,
+    LookupError,
     zlib.error,
     zipfile.BadZipFile,
     tarfile.TarError,
     struct.error,
     SyntaxError,
+    tokenize.TokenError,
     RuntimeError,
     MemoryError,
 )

@@ -14,6 +14,7 @@ from jacmatch.errors import InputError, UnsupportedError
 # Grey and colour modes of 8 bits a channel, with or without a palette or transparency, which is dropped.
 _GREY = ("1", "L", "LA")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+_FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow knows forty more, some of which start other programs
 _OPENING = threading.Lock()  # Pillow's limit is global, and files are decoded in several threads
 
 
@@ -80,7 +81,7 @@ def _opened(image_module: Any, file: Path | io.BytesIO) -> Any:
         limit = image_module.MAX_IMAGE_PIXELS
         image_module.MAX_IMAGE_PIXELS = None
         try:
-            return image_module.open(file)
+            return image_module.open(file, formats=_FORMATS)
         finally:
             image_module.MAX_IMAGE_PIXELS = limit  # other users of Pillow keep theirs
 

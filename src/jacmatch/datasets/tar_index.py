@@ -167,6 +167,8 @@ def _save(kept: Path, index: TarIndex) -> None:
     under_way = kept.with_name(f"{kept.stem}-{os.getpid()}.npz")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
+        for orphan in kept.parent.glob(f"{kept.stem}-*.npz"):  # of a process that was killed, or is as far as this one
+            orphan.unlink(missing_ok=True)
         np.savez(
             under_way,
             blob=np.frombuffer(index.keys.blob, dtype=np.uint8),

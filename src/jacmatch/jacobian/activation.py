@@ -1,5 +1,6 @@
-"""ReLU with derivative rules that add no zeros."""
+"""ReLU and GELU with derivative rules that compute nothing that is zero, and each thing once."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jacmatch.jacobian.held import applied
+from jacmatch.jacobian.held import along_probes, applied
 
 _FORMS: frozenset[Callable[..., Any]] = frozenset({functional.relu, torch.relu, Tensor.relu})
 
@@ -79,3 +80,65 @@ class _Passed(torch.autograd.Function):
         if dims[0] is None:
             t = t.expand(info.batch_size, *t.shape)
         return applied(_Passed, t, y.expand_as(t)), 0
+
+
+def is_gelu(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether this call is a GELU that `gelu` replaces: the exact one, x Φ(x)."""
+    form = kwargs.get("approximate", args[1] if len(args) > 1 else "none")
+    return func is functional.gelu and form == "none" and bool(args) and args[0].is_floating_point()
+
+
+def gelu(x: Tensor) -> Tensor:
+    """X Φ(x), Φ the distribution function of the standard normal."""
+    y: Tensor = applied(_Gelu, x)
+    return y
+
+
+class _Gelu(torch.autograd.Function):
+    """y = x Φ(x)."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return functional.gelu(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return applied(_GeluMoved, g, *ctx.saved_tensors)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Any:
+        return applied(_GeluMoved, tangent, *ctx.saved_tensors)
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, x: Tensor) -> tuple[Any, Any]:
+        return applied(_Gelu, x), dims[0]
+
+
+class _GeluMoved(torch.autograd.Function):
+    """t (Φ(x) + x φ(x)), and φ(x) (2 − x²) is the second derivative."""
+
+    @staticmethod
+    def forward(t: Tensor, x: Tensor) -> Tensor:
+        return torch.ops.aten.gelu_backward(t, x)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        t, x = ctx.saved_tensors
+        by_x = None
+        if ctx.needs_input_grad[1]:
+            square = x.square()
+            by_x = (square * -0.5).exp() * (2 - square) * (h * t) / math.sqrt(2 * math.pi)
+        return (applied(_GeluMoved, h, x) if ctx.needs_input_grad[0] else None), by_x
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
+        return along_probes(_GeluMoved, info, dims, arguments)

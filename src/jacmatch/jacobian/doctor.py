@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, unknown_name
 from jacmatch.jacobian.diagnosis import Diagnosis, Finding
 from jacmatch.jacobian.engines import difference_push, forward_push, reverse_pull
 from jacmatch.jacobian.function import replayed
@@ -18,8 +18,12 @@ from jacmatch.jacobian.modules import Module, preserved_buffers
 from jacmatch.jacobian.references import Reference, Trial, plain
 from jacmatch.jacobian.trials import judge, not_finite_at
 
+ENGINES = ("reverse", "forward", "differences")
 
-def doctor(module: Module, x: Float[Tensor, "batch *input"], *, seed: int = 0) -> Diagnosis:
+
+def doctor(
+    module: Module, x: Float[Tensor, "batch *input"], *, seed: int = 0, engines: tuple[str, ...] = ENGINES
+) -> Diagnosis:
     """A diagnosis of the module at x, in the mode (training or evaluation) it is in; the module is left as it was.
 
     A copy in float64 serves as the reference where the module can be copied and runs in float64; where not, the
@@ -29,9 +33,10 @@ def doctor(module: Module, x: Float[Tensor, "batch *input"], *, seed: int = 0) -
         module: The network, or any function of one tensor.
         x: A batch of at least two samples, as in training.
         seed: Seeds the directions.
+        engines: Those that are tried.
 
     Raises:
-        InputError: x is not of a floating-point type.
+        InputError: x is not of a floating-point type, or an engine is unknown.
 
     Example:
         >>> diagnosis = doctor(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(5, 3))
@@ -44,6 +49,8 @@ def doctor(module: Module, x: Float[Tensor, "batch *input"], *, seed: int = 0) -
             got=str(x.dtype),
             do="Scale images to float; for text, give embeddings (`from_embeddings`).",
         )
+    if not set(engines) <= set(ENGINES):
+        raise unknown_name("An engine of `doctor`", next(each for each in engines if each not in ENGINES), ENGINES)
     x = x.detach()
     device = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(device), preserved_buffers(module), torch.enable_grad():
@@ -65,13 +72,14 @@ def doctor(module: Module, x: Float[Tensor, "batch *input"], *, seed: int = 0) -
             "forward": lambda f, z: forward_push(f, z, reference.tangents.to(z.dtype)),
             "differences": lambda f, z: difference_push(f, z, reference.tangents.to(z.dtype), None),
         }
-        engines = {}
-        for name, trial in trials.items():
-            engines[name], seen = not_finite_at(name, trial, module, x) or judge(name, trial, module, beside, reference)
+        states = {}
+        for name in engines:
+            trial = trials[name]
+            states[name], seen = not_finite_at(name, trial, module, x) or judge(name, trial, module, beside, reference)
             cut_off = any(finding.code in ("detached", "partly-detached") for finding in findings)
             findings += [finding for finding in seen if not (cut_off and finding.code in _FOLLOW_FROM_DETACHING)]
-    engine = next((name for name, state in engines.items() if state == "right"), "none")
-    return Diagnosis(engine, tuple(dict.fromkeys(findings)), engines)
+    engine = next((name for name, state in states.items() if state == "right"), "none")
+    return Diagnosis(engine, tuple(dict.fromkeys(findings)), states)
 
 
 _FOLLOW_FROM_DETACHING = (

@@ -193,7 +193,9 @@ def forward_push(function: Function, x: Tensor, tangents: Tensor) -> Products:
     with torch.no_grad():
         for name, buffer in buffers_in_training(function.module).items():
             buffer.copy_(written[name])
-    return Products(outputs, values, products, features, "forward")
+    result = Products(outputs, values, products, features, "forward")
+    # rules of our own are called with gradients on, whatever holds around torch.func.jvp
+    return result if torch.is_grad_enabled() else _detached(result)
 
 
 def reverse_push(function: Function, x: Tensor, tangents: Tensor) -> Products:

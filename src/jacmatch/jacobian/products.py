@@ -5,6 +5,7 @@ are switched off. `jvp`, `vjp` and `jacobian` are for the outputs; `pull` and `p
 that the pass has computed.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -168,6 +169,7 @@ def pull(
     layers: tuple[str, ...] = (),
     batch_norm: BatchNormPolicy = "batch",
     chunk_size: int | None = None,
+    scale: Tensor | None = None,
 ) -> Products:
     """vᵀJ of the readout for each cotangent v, in one forward pass and one backward pass per v.
 
@@ -181,6 +183,8 @@ def pull(
         batch_norm: Policy for BatchNorm in training mode.
         chunk_size: Rows whose graphs are kept at once, at least 1; None keeps all. What is not kept is computed again
             in the backward pass: k rows in chunks of 1 need the memory of one, and k more backward passes.
+        scale: A power of 2 that v is multiplied by before the backward pass, and vᵀJ divided by after it, in the type
+            of x: under float16 autocast small gradients on the way would be 0 without it. None is 1.
 
     Raises:
         InputError: x or v has the wrong type or shape, or `chunk_size` is below 1.
@@ -190,9 +194,13 @@ def pull(
     if chunk_size is not None and chunk_size < 1:
         raise InputError("`chunk_size` of `pull` must be at least 1.", got=chunk_size)
     function = Function(module, readout or Logits(), context or Context(), layers, batch_norm)
-    if chunk_size is None:
-        return reverse_pull(function, x, cotangents)
-    return rebuilt_pull(function, x, cotangents, chunk_size)
+
+    def scaled(values: Tensor) -> Tensor:
+        v = cotangents(values) if callable(cotangents) else cotangents
+        return v if scale is None else v * scale.to(v.dtype)
+
+    found = reverse_pull(function, x, scaled) if chunk_size is None else rebuilt_pull(function, x, scaled, chunk_size)
+    return found if scale is None else replace(found, products=found.products / scale.to(found.products.dtype))
 
 
 def push(

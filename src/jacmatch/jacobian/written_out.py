@@ -1,6 +1,6 @@
 """Operations written out by their definitions, because their own derivatives are missing or wrong where needed."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,9 +10,11 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from jacmatch.errors import UnsupportedError
-from jacmatch.jacobian.activation import is_relu, relu
+from jacmatch.jacobian.activation import gelu, is_gelu, is_relu, relu
 from jacmatch.jacobian.batch_norm import Statistics, batch_norm, move_running_statistics
 from jacmatch.jacobian.convolution import convolution, is_convolution
+from jacmatch.jacobian.layer_norm import layer_norm
+from jacmatch.jacobian.linear import linear
 
 
 class WrittenOut(TorchFunctionMode):
@@ -49,6 +51,10 @@ class WrittenOut(TorchFunctionMode):
             return convolution(func, *args, **kwargs)
         if is_relu(func, args, kwargs):
             return relu(args[0])
+        if self.forward and func is functional.linear:
+            return linear(*args, **kwargs)
+        if self.forward and is_gelu(func, args, kwargs):
+            return gelu(args[0])
         if func is functional.hardsigmoid:
             return functional.relu6(args[0] + 3.0) / 6.0
         if func is functional.hardswish:
@@ -58,7 +64,7 @@ class WrittenOut(TorchFunctionMode):
         if self.statistics and func is functional.glu:
             return _glu(*args, **kwargs)
         if self.statistics and func in (functional.layer_norm, torch.layer_norm):
-            return _layer_norm(*args, **kwargs)
+            return layer_norm(*args, **kwargs)
         if self.statistics and func is functional.instance_norm:
             return _instance_norm(*args, **kwargs)
         return func(*args, **kwargs)
@@ -102,23 +108,6 @@ def _glu(x: Tensor, dim: int = -1) -> Tensor:
     return first * gate.sigmoid()
 
 
-def _layer_norm(
-    x: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *_: Any,
-) -> Tensor:
-    """`torch.nn.functional.layer_norm` by its definition."""
-    dimensions = list(range(-len(tuple(normalized_shape)), 0))
-    var, mean = torch.var_mean(x, dimensions, unbiased=False, keepdim=True)
-    y = (x - mean) * (var + eps).rsqrt()
-    if weight is not None:
-        y = y * weight
-    return y if bias is None else y + bias
-
-
 def _instance_norm(
     x: Tensor,
     running_mean: Tensor | None = None,
@@ -136,7 +125,7 @@ def _instance_norm(
         var, mean = (each.mean(0) for each in torch.var_mean(x.flatten(2), 2, unbiased=False))
         move_running_statistics(running_mean, running_var, mean, var, x[0, 0].numel(), momentum)
     shape = (1, -1) + (1,) * (x.dim() - 2)
-    y = _layer_norm(x, x.shape[2:], None, None, eps)
+    y = layer_norm(x, x.shape[2:], None, None, eps)
     if weight is not None:
         y = y * weight.view(shape)
     return y if bias is None else y + bias.view(shape)

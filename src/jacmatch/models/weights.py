@@ -10,6 +10,8 @@ from jacmatch.errors import InputError
 from jacmatch.models.inputs import Normalized, Statistics, statistics
 from jacmatch.models.packages import optional_package
 
+_ROOM = 2**27  # bytes of a file of weights beyond four times those of the module
+
 
 def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
     """Writes parameters and buffers to a safetensors file, all of it or nothing.
@@ -56,12 +58,12 @@ def load_weights(
         std: Likewise, what the difference was divided by.
 
     Raises:
-        InputError: If the file is missing, a pickle, damaged or holds other weights, or if `mean` and `std` are needed
-            and not given, or given and not needed.
+        InputError: If the file is missing, a pickle, far larger than the module, damaged or holds other weights, or if
+            `mean` and `std` are needed and not given, or given and not needed.
     """
     source = Path(path)
-    weights = _read(source)
     own = module.state_dict()
+    weights = _read(source, _ROOM + 4 * sum(value.numel() * value.element_size() for value in own.values()))
     if {"mean", "std"} <= own.keys() and not {"mean", "std"} & weights.keys():
         weights = _with_statistics(module, source, weights, mean, std)
     elif mean is not None or std is not None:
@@ -79,8 +81,8 @@ def load_weights(
     module.load_state_dict(weights)
 
 
-def _read(source: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file."""
+def _read(source: Path, largest: int) -> dict[str, Tensor]:
+    """The tensors of a safetensors file of at most so many bytes; its header cannot claim more than the file has."""
     if source.suffix != ".safetensors":
         raise InputError(
             "Weights must be a `.safetensors` file: a pickle can run any code when it is opened.",
@@ -90,7 +92,13 @@ def _read(source: Path) -> dict[str, Tensor]:
         )
     safetensors = optional_package("safetensors.torch", "`load_weights`", "pip install 'jacmatch[train]'")
     try:
+        size = source.stat().st_size
+        if size > largest or not (source.is_file() or source.is_dir()):
+            got = f"{size:,} bytes" if source.is_file() else "a device or a pipe"
+            raise InputError(f"`{source}` must be a file of at most {largest:,} bytes.", got=got)
         weights: dict[str, Tensor] = safetensors.load(source.read_bytes())
+    except InputError:
+        raise
     except OSError as error:
         raise InputError("Weights must be a readable file.", got=f"`{source}` ({error.strerror})") from error
     except Exception as error:  # safetensors' own type is not documented

@@ -97,7 +97,7 @@ class Balance:
         """Measures the gradient norm of each term and sets the factors of those given as shares.
 
         With N the total of all weighted norms, the factor of a term with share s and norm n is s N / n. A schedule
-        lessens a weight after that; the remembered shares have it in them.
+        lessens a weight after that; the remembered shares have it in them. Norms that are not finite change nothing.
 
         Args:
             unweighted: The terms.
@@ -116,6 +116,8 @@ class Balance:
                     f"The term `{name}` is {float(unweighted[name].detach()):.3g} but has no gradient with respect to "
                     "the student: something cuts it off (detach, no_grad). Ask jacmatch.doctor(student, x)."
                 )
+        if not all(map(math.isfinite, norms.values())):  # of a bad batch: what was measured before stays
+            return
         fixed = sum(self.factors[name] * norm for name, norm in norms.items() if not self._shared(name))
         asked = sum(self.weights[name] for name, norm in norms.items() if self._shared(name) and norm > 0)
         total = fixed / (1 - asked) if fixed > 0 else 1.0

@@ -51,6 +51,7 @@ class Step:
         rows: The teacher's vᵀJ.
         label: Labels that a readout may know.
         teacher_outputs: Outputs that a readout may know.
+        scale: What fp16 multiplies v by before the backward pass, and divides the product by after it.
     """
 
     x: Tensor
@@ -62,6 +63,7 @@ class Step:
     rows: Tensor | None = None
     label: Tensor | None = None
     teacher_outputs: Tensor | None = None
+    scale: Tensor | None = None
 
     @classmethod
     def of(cls, batch: Batch, answer: Answer | None, weights: dict[str, float | int]) -> "Step":
@@ -190,8 +192,9 @@ def _terms(student: nn.Module, kinds: Kinds, step: Step) -> Found:
     else:
         context = Context(step.label, step.teacher_outputs)
         function = Function(student, kinds.readout, context, (), kinds.batch_norm)
-        result, written = traced_pull(function, step.x, step.v)
+        result, written = traced_pull(function, step.x, step.v if step.scale is None else step.v * step.scale)
         outputs, rows = result.outputs, result.products
+        rows = rows if step.scale is None else rows / step.scale
         with torch.no_grad():
             for name, buffer in buffers_in_training(student).items():
                 buffer.copy_(written[name])

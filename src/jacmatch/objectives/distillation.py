@@ -175,6 +175,10 @@ class Distillation(nn.Module):
         shares = dict(self.balance.shares)
         return Terms({"loss": total, **values}, outputs, answer, unweighted, shares)
 
+    def scale_slopes(self, scale: Tensor | None) -> None:
+        """Scales the backward pass of the student's products, as fp16 needs it; see `jacobian.products.pull`."""
+        self.slopes.scale = scale
+
     @property
     def _period(self) -> int:
         """Calls between two measurements, all of them calls with a Jacobian term."""
@@ -261,6 +265,7 @@ class Distillation(nn.Module):
             self.compiled.give_up(reason)
             return None
         step = Step.of(batch, answer, self.balance.weights)
+        step.scale = slopes.scale
         losses = (self.task, self.output_loss, self.temperature, self.jacobian_loss)
         kinds = Kinds(*losses, slopes.readout, slopes.batch_norm)
         return self.compiled(self.student, kinds, step, eager)

@@ -87,6 +87,7 @@ class Robustness(nn.Module):
         self.probe: Estimator = RandomOutputs(1, law="sphere") if probe is None else probe
         self.task, self.seed, self.measure_every = task, seed, measure_every
         self.calls = 0
+        self.slope_scale: Tensor | None = None
         known(form=form, task=task, batch_norm=batch_norm)
         numbers(noise=noise, scale=scale, every=every, measure_every=measure_every)
         go_together(form, self.probe, task)
@@ -143,6 +144,10 @@ class Robustness(nn.Module):
         loss = torch.stack(list(values.values())).sum()
         return Terms({"loss": loss, **values}, outputs, None, unweighted, dict(self.balance.shares))
 
+    def scale_slopes(self, scale: Tensor | None) -> None:
+        """Scales the backward pass of the products, as fp16 needs it; see `jacobian.products.pull`."""
+        self.slope_scale = scale
+
     @property
     def _period(self) -> int:
         """Calls between two measurements, all of them calls with a penalty."""
@@ -180,6 +185,7 @@ class Robustness(nn.Module):
                 self.student,
                 x,
                 lambda values: directions(values.to(x.dtype)).to(x.dtype, copy=True).requires_grad_(traced),
+                scale=self.slope_scale,
                 **settings,
             )
             rows = precise(result.products) * precise(self._unit(x))

@@ -41,6 +41,7 @@ class Slopes:
         engine: How Jv is taken for directions on the input side.
         seed: Seeds all directions.
         chunk_size: Rows of the student whose graphs are kept at once; None keeps all.
+        scale: What fp16 multiplies directions by before the backward pass of a student's product; None in other types.
     """
 
     probe: Estimator
@@ -51,6 +52,7 @@ class Slopes:
     engine: Engine
     seed: int
     chunk_size: int | None = None
+    scale: Tensor | None = None
 
     def question(self, batch: Batch, *, asked: bool) -> Question:
         """What the teacher is to say about a batch: the outputs, and the products if they are asked for."""
@@ -128,7 +130,7 @@ class Slopes:
 
         if traced and self.chunk_size is not None:
             self._check_one(student, batch.x, v[:1], settings)
-        return pull(student, batch.x, checked, chunk_size=self.chunk_size, **settings)
+        return pull(student, batch.x, checked, chunk_size=self.chunk_size, scale=self.scale, **settings)
 
     def _check_one(self, student: nn.Module, x: Tensor, v: Tensor, settings: dict[str, Any]) -> None:
         """Refuses a student with a backward that can be taken only once, which in a rebuilt graph nobody would see."""

@@ -109,6 +109,7 @@ class Transfer(nn.Module):
         self.schedule = WeightSchedule() if schedule is None else schedule
         self.batch_norm = batch_norm
         self.calls = 0
+        self.slope_scale: Tensor | None = None
         self._sizes: dict[tuple[int, ...], tuple[tuple[int, int], ...]] = {}
         rules.known_names("Transfer", output_loss=output_loss, jacobian_loss=jacobian_loss, batch_norm=batch_norm)
         rules.positive_settings(every=every, measure_every=measure_every, temperature=temperature, caller="Transfer")
@@ -176,6 +177,10 @@ class Transfer(nn.Module):
         told = None if answer is None else answer.outputs
         return Terms({"loss": total, **values}, first, told, unweighted, dict(self.balance.shares))
 
+    def scale_slopes(self, scale: Tensor | None) -> None:
+        """Scales the backward pass of the student's products, as fp16 needs it; see `jacobian.products.pull`."""
+        self.slope_scale = scale
+
     @property
     def _period(self) -> int:
         """Calls between two measurements, all of them calls with a Jacobian term."""
@@ -233,7 +238,7 @@ class Transfer(nn.Module):
         # Directions that ask for a gradient betray a backward that can be taken only once, where nothing else would.
         v = answer.cotangents.to(x.dtype, copy=True).requires_grad_(traced)
         try:
-            result = pull(network, x, v, readout=readout, batch_norm=self.batch_norm)
+            result = pull(network, x, v, readout=readout, batch_norm=self.batch_norm, scale=self.slope_scale)
         except UnsupportedError as error:
             raise UnsupportedError(
                 f"`student` of `Transfer` cannot be differentiated: {error} Ask jacmatch.doctor(student, x)."

@@ -36,8 +36,6 @@ class Compare(JobFields):
     """Weights of the second, a safetensors file."""
     samples: int = 256
     """Test samples whose Jacobians are compared; outputs are compared on all."""
-    allow_code: bool = False
-    """Build a network from a run folder even if that runs code outside the package."""
 
     def run(self) -> dict[str, Any]:
         """Measures, and returns the result."""

@@ -84,7 +84,7 @@ class Distill(TeachingFields):
 
     def _examine(self, run: Run, description: networks.Description, data: Data) -> None:
         """The doctor looks at the student before the first step."""
-        if "jacobians" not in self.methods:
+        if "jacobians" not in self.methods or not self.doctor:
             return
         torch.manual_seed(self.seed)
         student = description.build()
@@ -121,11 +121,11 @@ class Distill(TeachingFields):
         """One student: trained, or taken from its folder if that is finished. A `Fitted` says that it is not yet."""
         child = run.child(f"seed{seed}/{method}", identity(run, seed, method))
         if child.finished:
-            return networks.load_student(child.path, allow_code=True)
+            return networks.load_own(child.path, description.spec)
         train, validation = parts(data, self.validation, self.samples_per_class(data), seed)
         torch.manual_seed(seed)
         student = description.build()
-        training = self.training()
+        training = self.training(doctor=self.doctor and seed == self.seed)  # the others have the same objective
         objective = self.objective(method, student, teacher.asked(seed), train, data, seed)
         self._choose_engine(run, objective, train)
         fitted = fit(

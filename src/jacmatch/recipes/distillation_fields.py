@@ -1,5 +1,6 @@
 """What a student is taught, as settings: weights, losses, and the four questions; and the objective that they mean."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,6 +73,10 @@ class DistillationFields(TrainingFields):
             InputError: A name is unknown, or settings do not go together.
         """
         positive("distill", probes=self.probes, every=self.every)
+        weights = {"labels": self.labels_weight, "outputs": self.outputs_weight, "jacobian": self.jacobian_weight}
+        for name, weight in weights.items():
+            if weight is not None and not 0 <= weight < math.inf:
+                raise InputError(f"`--{name}-weight` of `distill` must be at least 0 and finite.", got=weight)
         for name, known, given in (("--probe", ESTIMATORS, self.probe), ("--readout", READOUTS, self.readout)):
             if given not in known:
                 raise unknown_name(f"`{name}` of `distill`", given, known)

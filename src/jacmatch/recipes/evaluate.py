@@ -29,8 +29,6 @@ class Evaluate(JobFields):
     """Mean that its inputs had subtracted in training, where the file does not say."""
     std: tuple[float, ...] | None = None
     """Standard deviation that they were divided by."""
-    allow_code: bool = False
-    """Build a network from a run folder even if that runs code outside the package."""
 
     def run(self) -> dict[str, Any]:
         """Measures, and returns the result."""

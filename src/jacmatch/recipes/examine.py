@@ -25,8 +25,6 @@ class Doctor(JobFields):
     """Data set that fits the model."""
     samples: int = 8
     """Samples in the batch that is tried."""
-    allow_code: bool = False
-    """Build a network from a run folder even if that runs code outside the package."""
 
     def run(self) -> dict[str, Any]:
         """Tries the model in training and in evaluation mode, and returns the result."""

@@ -16,7 +16,10 @@ from jacmatch.version import __version__
 class JobFields:
     """Settings of every job."""
 
-    no_settings: ClassVar[tuple[str, ...]] = ("out", "max_steps", "workers", "prefetch", "resident_mib")
+    no_settings: ClassVar[tuple[str, ...]] = (
+        *("out", "max_steps", "workers", "prefetch", "resident_mib"),
+        *("allow_code", "doctor"),
+    )
     """Fields that do not decide the result, so they are not among the settings of a run."""
 
     out: Path | None = None
@@ -27,6 +30,8 @@ class JobFields:
     """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
     smoke: bool = False
     """A tiny version of the job, to see that it runs; its numbers mean nothing."""
+    allow_code: bool = False
+    """Run code outside the package, a PACKAGE.MODULE:CALLABLE, that a --config, a run folder or a cache names."""
 
     def settings(self) -> dict[str, Any]:
         """The settings that decide the result, as plain values for a run folder."""
@@ -78,11 +83,17 @@ class TrainingFields(JobFields):
     """Decay of an exponential average of the weights, which is then the student."""
     precision: Literal["32", "bf16", "fp16"] = "32"
     """Autocast type of the networks; Jacobian terms are summed in float32."""
+    on_not_finite: Literal["stop", "skip"] = "stop"
+    """What comes of a step whose loss or gradient is NaN or Inf: the run stops, or goes on without that step."""
+    skip_at_most: int = 10
+    """With --on-not-finite skip, how many such steps a run may have."""
     augment: tuple[Literal["crop", "flip"], ...] = ()
     """Augmentation of the training images."""
     views: int = 0
     """In how many ways a sample is seen at most: augmentation, partner, point and directions return after so many
     epochs. 0 draws anew in each."""
+    doctor: bool = True
+    """Look for silent wrongs before the first step: gradients against differences of the loss, teacher, terms."""
     compile: bool = False
     """Compile the objective: student, slopes and losses as one graph. If that cannot be, a warning says why."""
     cuda_graphs: bool = False

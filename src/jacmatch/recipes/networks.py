@@ -1,7 +1,6 @@
 """Networks of a job: built by name, kept in run folders, loaded from there."""
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import output_tensor
 from jacmatch.models import catalog, load_weights, save_weights
 from jacmatch.runs import Run
-from jacmatch.runs.files import load
+from jacmatch.runs.files import inside, load
 
 WEIGHTS, DESCRIPTION = "student.safetensors", "network.json"
 
@@ -87,7 +86,7 @@ def describe(folder: Path) -> Description:
     if not file.is_file():
         raise InputError(f"{folder} must hold a trained network.", got=f"a run without {DESCRIPTION}")
     try:
-        raw: dict[str, Any] = json.loads(file.read_text())
+        raw: dict[str, Any] = load(file)
         return Description(
             str(raw["spec"]),
             int(raw["outputs"]),
@@ -95,7 +94,9 @@ def describe(folder: Path) -> Description:
             tuple(float(value) for value in raw["mean"]),
             tuple(float(value) for value in raw["std"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{file} must describe a network.", got=f"a damaged file ({error})") from error
 
 
@@ -111,6 +112,34 @@ def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -
         InputError: the folder holds no network, a damaged one, or one that needs `allow_code`.
     """
     folder = Path(run_dir)
+    description = described(folder, allow_code=allow_code)
+    file = inside(folder, folder / WEIGHTS)
+    _check_weights(folder)
+    _check_size(description, file)
+    network = description.build()
+    load_weights(network, file)
+    return network.eval()
+
+
+def load_own(folder: Path, spec: str) -> nn.Module:
+    """The network that a job finds in its own folder, where nothing but what the job was told may be built.
+
+    Args:
+        folder: Of the network.
+        spec: The network that the job was told to make. If it is code outside the package, the user named it.
+
+    Raises:
+        InputError: Another network is there, or it is damaged.
+    """
+    found = describe(folder).spec
+    if found != spec:
+        rule = f"The network in {folder} must be {spec!r}, which this job makes."
+        raise InputError(rule, got=repr(found), do="Somebody has changed it: remove the folder.")
+    return load_student(folder, allow_code=True)
+
+
+def described(folder: Path, *, allow_code: bool) -> Description:
+    """As `describe`, but refuses a network of code outside the package unless that is allowed."""
     description = describe(folder)
     family, colon, _ = description.spec.partition(":")
     if colon and family not in catalog.FAMILIES and not allow_code:
@@ -119,10 +148,25 @@ def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -
             got=description.spec,
             do="If you trust it, pass allow_code=True (--allow-code).",
         )
-    _check_weights(folder)
-    network = description.build()
-    load_weights(network, folder / WEIGHTS)
-    return network.eval()
+    return description
+
+
+def _check_size(description: Description, file: Path) -> None:
+    """Refuses a description of a network that is far larger than its weights, before it takes any memory."""
+    family = description.spec.partition(":")[0]
+    if not file.is_file() or not (family in ("mlp", "vgg") or family in catalog.CATALOG):
+        return  # another library may not build on a device without memory
+    try:
+        with torch.device("meta"):
+            empty = catalog.build(description.spec, description.outputs, description.shape)
+    except InputError:
+        raise
+    except Exception as error:  # of numbers that torch cannot take
+        raise InputError(f"{file.parent / DESCRIPTION} must describe a network.", got=type(error).__name__) from error
+    needed = sum(value.numel() * value.element_size() for value in empty.state_dict().values())
+    if needed > 8 * file.stat().st_size:
+        rule = f"{file} must hold the {needed:,} bytes of weights of {description.spec!r}."
+        raise InputError(rule, got=f"{file.stat().st_size:,} bytes", do="It is damaged: copy it again.")
 
 
 @dataclass(frozen=True)
@@ -159,4 +203,4 @@ def network(spec: str, data: Data, weights: Weights | None = None, *, allow_code
 
 def is_run(spec: str) -> bool:
     """Whether a flag names a folder rather than a model."""
-    return Path(spec).is_dir() or (os.sep in spec and ":" not in spec)
+    return os.path.isdir(spec) or (os.sep in spec and ":" not in spec)

@@ -187,11 +187,11 @@ class Robust(TrainingFields):
         """One network: trained, or taken from its folder if that is finished. A `Fitted` says that it is not yet."""
         child = run.child(f"seed{seed}/{variant.method}", self._identity(run, seed, variant))
         if child.finished:
-            return networks.load_student(child.path, allow_code=True)
+            return networks.load_own(child.path, description.spec)
         train, validation = parts(data, self.validation, self.per_class, seed)
         torch.manual_seed(seed)
         student = description.build()
-        training = self.training(steps=variant.steps)
+        training = self.training(steps=variant.steps, doctor=self.doctor and seed == self.seed)
         fitted = fit(
             self.objective(variant, student, data, seed),
             train,

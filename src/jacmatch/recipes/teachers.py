@@ -16,7 +16,8 @@ from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.train import Train
 from jacmatch.runs import RESULT
 from jacmatch.runs.files import disk
-from jacmatch.runs.lock import hold
+from jacmatch.runs.folder import tidy
+from jacmatch.runs.lock import LOCK, hold
 from jacmatch.teachers import Teacher
 from jacmatch.version import __version__
 
@@ -47,7 +48,7 @@ def kept_folder(recipe: Train, data: Data) -> Path:
     """
     identity = json.dumps({**recipe.settings(), "data": data.fingerprint, "version": __version__}, sort_keys=True)
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    return cache_folder() / "teachers" / f"{recipe.model.replace(':', '-').replace('/', '-')}-{fingerprint}"
+    return cache_folder() / "teachers" / f"{recipe.model.replace(':', '-').replace('/', '-')[:80]}-{fingerprint}"
 
 
 def prepare(
@@ -57,7 +58,7 @@ def prepare(
     if networks.is_run(spec) or weights is not None:
         return Prepared(networks.network(spec, data, weights, allow_code=allow_code), spec)
     folder = kept_folder(recipe, data)
-    if not (folder / RESULT).is_file():
+    if not (folder / RESULT).is_file() or (folder / LOCK).exists():
         with disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
         lock = hold(
@@ -66,6 +67,8 @@ def prepare(
         try:
             if not (folder / RESULT).is_file():
                 replace(recipe, out=folder).train(data, progress)
+            else:
+                tidy(folder)
         finally:
             lock.release()
-    return Prepared(networks.load_student(folder, allow_code=True), str(folder.name))
+    return Prepared(networks.load_own(folder, recipe.model), str(folder.name))

@@ -41,8 +41,6 @@ class TeachingFields(DistillationFields):
     """How many seeds: subset, initial weights and batches differ between them, and are the same for each method."""
     methods: tuple[Literal["labels", "outputs", "jacobians"], ...] = ("labels", "outputs", "jacobians")
     """What is compared."""
-    allow_code: bool = False
-    """Build a teacher from a run folder even if that runs code outside the package."""
 
     def check_teaching(self) -> None:
         """Refuses what is wrong whatever the data.
@@ -85,6 +83,7 @@ class TeachingFields(DistillationFields):
             workers=self.workers,
             prefetch=self.prefetch,
             resident_mib=self.resident_mib,
+            doctor=self.doctor,
         )
         weights = None
         if self.teacher_weights is not None:

@@ -109,7 +109,7 @@ class Transfer(TransferFields):
         teacher, test = ready.teacher, ready.data.test
         some = test.subset(torch.arange(min(_JUDGED, len(test))))
         if main != "oracle":
-            network = networks.load_student(run.path / f"seed{self.seed}" / main, allow_code=True)
+            network = networks.load_own(run.path / f"seed{self.seed}" / main, ready.description.spec)
             networks.save(run, network, ready.description)
         return {
             "job": "transfer",

@@ -143,8 +143,6 @@ class TransferFields(TrainingFields):
     """Steps of the fine-tuned teacher; as many as the students' if left out."""
     batch_norm: Literal["batch", "frozen"] = "frozen"
     """Statistics of BatchNorm in the derivative: constants, so that images stay apart, or part of it."""
-    allow_code: bool = False
-    """Build a teacher from a run folder even if that runs code outside the package."""
 
     def check(self) -> None:
         """Refuses settings that are wrong by themselves."""
@@ -203,7 +201,7 @@ class TransferFields(TrainingFields):
         recipe = Train(
             data=self.data, model=self.teacher, seed=self.seed, device=self.device, smoke=self.smoke,
             steps=self.teacher_steps, validation=self.validation, workers=self.workers, prefetch=self.prefetch,
-            resident_mib=self.resident_mib,
+            resident_mib=self.resident_mib, doctor=self.doctor,
         )  # fmt: skip
         source = of_classes(data, range(count))
         return pretrained.trained_first(self.teacher, source, recipe, progress), of_classes(data, range(count, classes))
@@ -253,6 +251,7 @@ class TransferFields(TrainingFields):
         network = ready.teacher.with_outputs(ready.classes) if oracle else ready.student()
         objective = self.objective(method, network, ready)
         changes = {"lr": self.oracle_lr, "steps": self.oracle_steps or self.steps} if oracle else {}
+        changes["doctor"] = self.doctor and seed == self.seed
         fitted = fit(objective, train, self.training(**changes), seed=seed, device=self.device, **fitting)
         student: Any = objective.student
         return network, student, fitted

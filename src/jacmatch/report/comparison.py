@@ -3,6 +3,7 @@
 import io
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from jacmatch.errors import InputError
 from jacmatch.report import figures, tables
 from jacmatch.report.frame import mark, page, table, text
 from jacmatch.runs import Run, read_metrics
+from jacmatch.runs.files import inside
 
+_SHEET = 2**26  # bytes of the arrays of a sheet
 _PICTURES = 900_000  # bytes of pictures on a page: a sheet of large images shows fewer rows
 
 
@@ -68,7 +71,7 @@ def _legend(result: Mapping[str, Any]) -> str:
 def _curves(run: Run, result: Mapping[str, Any]) -> list[str]:
     rows, measure = result["rows"], tables.measure(result)
     series = {
-        row["method"]: [read_metrics(folder) for folder in sorted(run.path.glob(f"seed*/{row['method']}"))]
+        row["method"]: [read_metrics(inside(run.path, folder)) for folder in _students(run, row["method"])]
         for row in rows
     }
     key = f"validation_{measure}"
@@ -88,12 +91,25 @@ def _curves(run: Run, result: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _students(run: Run, method: str) -> list[Path]:
+    """The folders of the students of a method; a name with another path in it has none."""
+    return sorted(
+        folder / method
+        for folder in run.path.glob("seed*")
+        if (folder / method).name == method and (folder / method).is_dir()
+    )
+
+
 def _sheet(run: Run) -> list[str]:
     file = run.path / "sheet.npz"
     if not file.is_file():
         return []
     try:
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
+        content = io.BytesIO(inside(run.path, file, _SHEET).read_bytes())
+        with zipfile.ZipFile(content) as members:
+            if sum(member.file_size for member in members.infolist()) > _SHEET:
+                raise ValueError("more than 64 MiB of pictures")
+        with np.load(content, allow_pickle=False) as arrays:
             rows, heads = _pictures({name: arrays[name] for name in arrays.files})
     except (ValueError, KeyError, IndexError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         got = f"a damaged file ({error})"

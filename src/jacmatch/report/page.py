@@ -10,9 +10,10 @@ from jacmatch.report import tables
 from jacmatch.report.comparison import comparison
 from jacmatch.report.frame import page, table, text
 from jacmatch.runs import Run
-from jacmatch.runs.files import plain
+from jacmatch.runs.files import inside, plain
 
 FIGURE = "figure.svg"
+_LARGEST = 2**24
 
 
 def write_report(run_dir: str | Path, result: Mapping[str, Any] | None = None) -> Path:
@@ -57,6 +58,8 @@ def _of_tables(run: Run, result: Mapping[str, Any]) -> str:
         parts += [f"<p class=note>{text(note)}</p>" for note in given["notes"]]
     figure = run.path / FIGURE
     if figure.is_file():
-        address = f"data:image/svg+xml;base64,{base64.b64encode(figure.read_bytes()).decode()}"
+        address = (
+            f"data:image/svg+xml;base64,{base64.b64encode(inside(run.path, figure, _LARGEST).read_bytes()).decode()}"
+        )
         parts += ["<h2>Figure</h2>", f'<figure class=drawn><img alt="The first table, drawn" src="{address}"></figure>']
     return page(run, title, summary, parts)

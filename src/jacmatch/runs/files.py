@@ -14,6 +14,7 @@ from jacmatch.errors import InputError
 UNDER_WAY = ".jacmatch-part"  # ends the name of a file that is not whole yet
 _FULL = "Free some space and run the same command again, or choose another --out."
 _CLOSED = "Choose another --out, or make that one writable."
+_LARGEST = 2**28  # of a JSON file that is read
 _WAY_OUT = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EACCES: _CLOSED, errno.EPERM: _CLOSED, errno.EROFS: _CLOSED}
 
 
@@ -68,6 +69,26 @@ def write_whole(folder: Path, name: str, data: bytes | memoryview) -> Path:
     return target
 
 
+def inside(folder: Path, file: Path, largest: int | None = None) -> Path:
+    """The file, which lies in the folder also when symbolic links are followed, and is not too large to be read.
+
+    Args:
+        folder: That must not be left.
+        file: A file or folder below it, which need not exist.
+        largest: In bytes; None for any size.
+
+    Raises:
+        InputError: A link leads out of the folder, or the file is larger.
+    """
+    top, place = os.path.realpath(folder), os.path.realpath(file)
+    if os.path.commonpath([top, place]) != top:
+        do = "Copy what it points to into the folder, if you trust it."
+        raise InputError(f"{file} must lie in {folder}.", got="a link that leads out of it", do=do)
+    if largest is not None and os.path.isfile(place) and os.path.getsize(place) > largest:
+        raise InputError(f"{file} must have at most {largest:,} bytes.", got=f"{os.path.getsize(place):,}")
+    return file
+
+
 def plain(value: object, where: str) -> Any:
     """The same value in JSON's own types: dict, list, str, int, float, bool, None.
 
@@ -120,7 +141,7 @@ def decoded(text: bytes, where: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(text, parse_constant=_refuse)
-    except ValueError as error:  # also: bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # also: bytes that are no UTF-8
         raise _damaged(where, str(error)) from error
     if not isinstance(value, dict):
         raise _damaged(where, f"a {type(value).__name__}")
@@ -131,10 +152,10 @@ def load(file: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        InputError: The file cannot be read, is torn, or holds no object.
+        InputError: The file cannot be read, lies elsewhere, is too large or torn, or holds no object.
     """
     with disk(file.parent, "read"):
-        text = file.read_bytes()
+        text = inside(file.parent, file, _LARGEST).read_bytes()
     return decoded(text, str(file))
 
 

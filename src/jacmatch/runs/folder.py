@@ -20,7 +20,7 @@ from typing import Any
 from jacmatch.errors import InputError
 from jacmatch.runs.differences import differences
 from jacmatch.runs.environment import environment
-from jacmatch.runs.files import UNDER_WAY, disk, encoded, load, plain, undone_on_failure, write_whole
+from jacmatch.runs.files import UNDER_WAY, disk, encoded, inside, load, plain, undone_on_failure, write_whole
 from jacmatch.runs.lock import LOCK, Lock, hold
 from jacmatch.runs.metrics import METRICS, mend, read_metrics
 from jacmatch.runs.result import check
@@ -107,8 +107,8 @@ class Run:
             InputError: The folder is missing or is no run, the run is unfinished, or a file of it is damaged.
         """
         folder = Path(path)
-        if not (folder / _SETTINGS).is_file():
-            got = f"a folder without {_SETTINGS}" if folder.is_dir() else "no folder of that name"
+        if not os.path.isfile(folder / _SETTINGS):  # false also for impossible names
+            got = f"a folder without {_SETTINGS}" if os.path.isdir(folder) else "no folder of that name"
             raise InputError(f"{folder} must be a run folder.", got=got, do="Give the --out of an earlier job.")
         run = _found(folder)
         if finished:
@@ -129,7 +129,7 @@ class Run:
         for part in name.split("/"):
             _check_name(part)
         chosen = self.settings if settings is None else settings
-        return Run._enter(self.path / name, self.job if job is None else job, chosen, self.version)
+        return Run._enter(inside(self.path, self.path / name), self.job if job is None else job, chosen, self.version)
 
     @property
     def finished(self) -> bool:
@@ -217,7 +217,8 @@ class Run:
     ) -> "Run":
         """Begins the run in `folder`, in the environment `now`, or finds it; anything else that is there is refused."""
         chosen = plain(settings, "settings")
-        others = _entries(folder, clean=True)
+        tidy(folder)
+        others = _entries(folder)
         if not others:
             with undone_on_failure(folder, (_ENVIRONMENT, _SETTINGS, LOCK)):
                 head = {"job": job, "version": version, "settings": chosen}
@@ -236,24 +237,25 @@ class Run:
         return run
 
 
-def _entries(folder: Path, *, clean: bool = False) -> list[str]:
-    """Names of what a folder holds, sorted; empty without a folder.
+def tidy(folder: Path) -> None:
+    """Removes what a killed process left of a run: files that are not whole, the checkpoint if it is finished."""
+    with disk(folder):
+        orphans = list(folder.glob(f".*{UNDER_WAY}")) if folder.is_dir() else []
+        if (folder / RESULT).is_file():
+            orphans.append(folder / CHECKPOINT)
+        for orphan in orphans:
+            orphan.unlink(missing_ok=True)
 
-    With `clean`, what a killed process left there is removed: files that are not whole, the checkpoint of a finished
-    run.
-    """
+
+def _entries(folder: Path) -> list[str]:
+    """Names of what a folder holds, sorted, without the lock and what is not whole; empty without a folder."""
     with disk(folder):
         if not folder.exists():
             return []
         if not folder.is_dir():
             raise _taken(folder, "a file")
-        names = {entry.name for entry in folder.iterdir()}
-        orphans = {name for name in names if name.startswith(".") and name.endswith(UNDER_WAY)}
-        if RESULT in names:
-            orphans |= names & {CHECKPOINT}
-        for orphan in orphans if clean else ():
-            (folder / orphan).unlink()
-        return sorted(names - orphans - {LOCK})
+        names = [entry.name for entry in folder.iterdir()]
+        return sorted(name for name in names if name != LOCK and not name.endswith(UNDER_WAY))
 
 
 def _found_in(folder: Path, names: Sequence[str]) -> Run:

@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jacmatch.runs.files import decoded, disk
+from jacmatch.runs.files import decoded, disk, inside
 
 METRICS = "metrics.jsonl"
+_LARGEST = 2**30
 
 
 def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -17,7 +18,7 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     file = Path(folder) / METRICS
     with disk(file.parent, "read"):
-        lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
+        lines = inside(file.parent, file, _LARGEST).read_bytes().split(b"\n")[:-1] if file.is_file() else []
     return [decoded(line, f"line {number} of {file}") for number, line in enumerate(lines, 1)]
 
 

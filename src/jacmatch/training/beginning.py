@@ -49,4 +49,6 @@ def _optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.opti
         decay, momentum = settings.weight_decay, settings.momentum
         return torch.optim.SGD(parameters, settings.lr, momentum=momentum, weight_decay=decay)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, settings.lr, weight_decay=settings.weight_decay)
+    # Where a step may be made undone, all that it changes must be on the GPU: fused, the number of steps is.
+    fused = True if settings.on_not_finite == "skip" and parameters[0].is_cuda else None
+    return kind(parameters, settings.lr, weight_decay=settings.weight_decay, fused=fused)

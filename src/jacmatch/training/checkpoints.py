@@ -6,6 +6,7 @@ It ends with the SHA-256 of all before: torch writes checksums, but compares non
 import hashlib
 import io
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,9 @@ def load(path: Path) -> dict[str, Any]:
         body, end = content[:-_END], bytes(content[-_END:])
         if end != _MARK + hashlib.sha256(body).hexdigest().encode():
             raise InputError(rule, got="a file without the checksum that it was written with", do=_ANEW)
+        with zipfile.ZipFile(io.BytesIO(body)) as parts:
+            if sum(part.file_size for part in parts.infolist()) > len(body):
+                raise InputError(rule, got="parts that are larger than the file", do=_ANEW)
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except InputError:
         raise
@@ -140,6 +144,7 @@ def keep(state: State, run: Run) -> None:
         "step": state.step,
         "seconds": state.elapsed(),
         "aside": state.aside,
+        "skipped": state.skipped + len(state.metrics.skipped),
         "objective": state.objective.state_dict(),
         "average": None if state.average is None else state.average.state_dict(),
         "optimizer": state.optimizer.state_dict(),
@@ -160,7 +165,7 @@ def resume(state: State, run: Run) -> None:
         run: Where from.
 
     Raises:
-        InputError: The checkpoint is damaged, or of another run or model; the state is as before.
+        InputError: The checkpoint is damaged, or of another run or model; the state is not to be used then.
     """
     path = run.path / CHECKPOINT
     if path.is_file():
@@ -168,19 +173,30 @@ def resume(state: State, run: Run) -> None:
         missing = [part for part in _PARTS if part not in saved]
         if missing:
             raise InputError(f"{path} must be a checkpoint of a training run.", got=f"one without {missing}", do=_ANEW)
-        check_same(path, saved["run"], state.told())
-        load_weights(state.objective, saved["objective"], path)
-        if state.average is not None:
-            load_weights(state.average, saved["average"], path)
-        state.optimizer.load_state_dict(saved["optimizer"])
-        state.precision.load_state_dict(saved["precision"])
-        torch.set_rng_state(saved["random"])
-        if state.place.type == "cuda" and saved["random_cuda"] is not None:
-            torch.cuda.set_rng_state(saved["random_cuda"], state.place)
-        state.step = state.kept = saved["step"]
-        state.seconds, state.aside = saved["seconds"], saved["aside"]
+        try:
+            _restore(state, saved, path)
+        except InputError:
+            raise
+        except Exception as error:  # a file with the right checksum and wrong contents: torch raises what it likes
+            got = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+            raise InputError(f"{path} must be a checkpoint of this run.", got=got, do=_ANEW) from error
     if run.metrics():
         run.rewind(state.step)
+
+
+def _restore(state: State, saved: Mapping[str, Any], path: Path) -> None:
+    check_same(path, saved["run"], state.told())
+    load_weights(state.objective, saved["objective"], path)
+    if state.average is not None:
+        load_weights(state.average, saved["average"], path)
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.precision.load_state_dict(saved["precision"])
+    torch.set_rng_state(saved["random"])
+    if state.place.type == "cuda" and saved["random_cuda"] is not None:
+        torch.cuda.set_rng_state(saved["random_cuda"], state.place)
+    state.step = state.kept = int(saved["step"])
+    state.seconds, state.aside = float(saved["seconds"]), float(saved["aside"])
+    state.skipped = int(saved.get("skipped", 0))
 
 
 def check_finite(module: nn.Module, do: str) -> None:

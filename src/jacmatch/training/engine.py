@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from jacmatch.datasets import Split
 from jacmatch.runs import Run
-from jacmatch.training import recording
+from jacmatch.training import gate, not_finite, recording
 from jacmatch.training.augmentation import Batches
 from jacmatch.training.beginning import begin
 from jacmatch.training.checkpoints import check_finite, resume
@@ -23,6 +23,7 @@ from jacmatch.training.compilation import compile_steps
 from jacmatch.training.evaluation import find_device
 from jacmatch.training.identity import identity
 from jacmatch.training.interruption import deferred_interrupt
+from jacmatch.training.precision import scale_slopes
 from jacmatch.training.prefetch import resident
 from jacmatch.training.schedules import Training, ema_decay, factor
 from jacmatch.training.state import State
@@ -86,6 +87,7 @@ def fit(
     Raises:
         InputError: The device or precision is not to be had, the checkpoint is another run's, the disk refuses, or the
             loss or a weight is no longer finite; the last good checkpoint is kept.
+        UnsupportedError: The doctor has found a fault before the first step.
         KeyboardInterrupt: On Ctrl-C or SIGTERM, once the step is done and a checkpoint is saved; at once on the second.
 
     Example:
@@ -118,7 +120,8 @@ def fit(
         if run is not None:
             resume(state, run)
         held_out = None if validation is None else resident(validation, place, settings.resident_mib * 2**20)
-        with closing(batches):
+        gate.guard(state, batches, run)
+        with closing(batches), not_finite.named(state, batches, run):
             _loop(state, batches, held_out, run, on_step, interrupted)
         check_finite(objective, recording.way_out(state))
         state.settle()
@@ -156,6 +159,7 @@ def _loop(
                 known |= recording.validation(state, validation)
             state.metrics.send(state.step, known)
         row = recording.log(state, run, wait=checkpoint) or row
+        not_finite.account(state, batches, run)
         if checkpoint and run is not None:
             recording.save(state, run)
         try:
@@ -175,6 +179,8 @@ def _train_step(state: State, batches: Batches) -> dict[str, Tensor]:
     for group in state.optimizer.param_groups:
         group["lr"] = settings.lr * factor(state.step, settings)
     sums: dict[str, Tensor] = {}
+    before = not_finite.before(state)
+    scale_slopes(state.objective, state.scale())
     for part in range(settings.accumulate):
         batch = batches(state.step * settings.accumulate + part)
         # Not through Fabric's wrapper, which looks at every tensor that comes out: 0.2 ms a step, and for one device
@@ -194,12 +200,15 @@ def _train_step(state: State, batches: Batches) -> dict[str, Tensor]:
         for name, value in terms.values.items():
             share = value.detach() if settings.accumulate == 1 else value.detach() / settings.accumulate
             sums[name] = sums[name] + share if name in sums else share
+    gate.agree(state)
+    sums |= not_finite.watched(state, sums)
     if settings.clip is not None:
         state.fabric.clip_gradients(state.model, state.optimizer, max_norm=settings.clip, error_if_nonfinite=False)
     state.optimizer.step()
     state.optimizer.zero_grad()
     if state.average is not None and settings.ema is not None:
         _follow(state.average, state.student, ema_decay(state.step, settings.ema))
+    not_finite.undo(state, before, sums)
     state.shares = terms.shares
     return sums
 

@@ -14,6 +14,35 @@ from torch import Tensor
 
 from jacmatch.errors import InputError
 
+GRADIENT, SKIPPED = "_gradient", "_skipped"
+"""Columns of the table that no row shows: the norm of the gradient, and whether the step was made undone."""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A step with a number that is not finite.
+
+    Attributes:
+        step: Counted from 1.
+        what: The term, or the gradient.
+        value: The number.
+    """
+
+    step: int
+    what: str
+    value: float
+
+
+class NotFinite(InputError):
+    """A term or the gradient of a step is not finite."""
+
+    def __init__(self, bad: Bad, do: str) -> None:
+        """Composes the message."""
+        self.bad, self.do = bad, do
+        self.rule = f"{bad.what[0].upper()}{bad.what[1:]} must be finite in every step."
+        self.got = f"{bad.value} in step {bad.step}"
+        super().__init__(self.rule, got=self.got, do=do)
+
 
 @runtime_checkable
 class _Arrival(Protocol):
@@ -41,6 +70,9 @@ class Metrics:
     Args:
         place: The device.
 
+    Attributes:
+        skipped: Bad steps that were made undone, and of which nobody has taken notice yet.
+
     Example:
         >>> metrics = Metrics(torch.device("cpu"))
         >>> for loss in (1.0, 2.0):
@@ -54,6 +86,7 @@ class Metrics:
         self._place = place
         self._steps: list[dict[str, Tensor]] = []
         self._under_way: deque[_UnderWay] = deque()
+        self.skipped: list[Bad] = []
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Takes the terms of one more step; they stay on the device."""
@@ -85,7 +118,7 @@ class Metrics:
             wait: Whether to wait for those on their way.
 
         Raises:
-            InputError: A term of one of their steps is not finite.
+            NotFinite: A term or the gradient of one of their steps is not finite, and the step was not made undone.
         """
         rows = []
         while self._under_way:
@@ -95,8 +128,28 @@ class Metrics:
                     break
                 first.arrival.synchronize()
             self._under_way.popleft()
-            rows.append((first.step, _row(first, do)))
+            rows.append((first.step, self._row(first, do)))
         return rows
+
+    def _row(self, sent: _UnderWay, do: str) -> dict[str, float]:
+        """The means over the steps that were not made undone."""
+        table, good = sent.table.double(), []
+        for number, values in enumerate(table.tolist(), sent.step - len(table) + 1):
+            step = dict(zip(sent.names, values, strict=True))
+            wrong = {name: value for name, value in step.items() if not math.isfinite(value)}
+            if wrong:
+                first = min(wrong, key=lambda name: (name == GRADIENT, name == "loss"))
+                what = "the gradient" if first == GRADIENT else f"the term `{first}` of the loss"
+                bad = Bad(number, what, wrong[first])
+                if not step.get(SKIPPED):
+                    raise NotFinite(bad, do)
+                self.skipped.append(bad)
+            else:
+                good.append(number - sent.step - 1)
+        means = dict(zip(sent.names, table[good].mean(0).tolist(), strict=True)) if good else {}
+        shown = {name: value for name, value in means.items() if name not in (GRADIENT, SKIPPED)}
+        lost = {"skipped": float(len(table) - len(good))} if len(good) < len(table) else {}
+        return {**shown, **lost, **sent.known}
 
 
 def _sent(table: Tensor) -> tuple[Tensor, _Arrival]:
@@ -106,14 +159,3 @@ def _sent(table: Tensor) -> tuple[Tensor, _Arrival]:
     arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrival.record(torch.cuda.current_stream(table.device))
     return target, arrival
-
-
-def _row(sent: _UnderWay, do: str) -> dict[str, float]:
-    table = sent.table.double()
-    for number, values in enumerate(table.tolist(), sent.step - len(table) + 1):
-        wrong = {name: value for name, value in zip(sent.names, values, strict=True) if not math.isfinite(value)}
-        if wrong:
-            name = next((name for name in wrong if name != "loss"), "loss")
-            rule = f"The term `{name}` of the loss must be finite in every step."
-            raise InputError(rule, got=f"{wrong[name]} in step {number}", do=do)
-    return {**dict(zip(sent.names, table.mean(0).tolist(), strict=True)), **sent.known}

@@ -32,6 +32,9 @@ class Training:
         ema: Decay of a running average of the weights, in (0, 1), which is then what is validated and returned; None
             keeps the trained weights. See `ema_decay`.
         precision: `32`, or 16-bit autocast in `bf16`, or `fp16` with loss scaling (CUDA only).
+        on_not_finite: What comes of a step with a term or gradient that is not finite: `stop` ends the run, and the
+            last checkpoint is kept; `skip` puts all back as it was before that step.
+        skip_at_most: With `skip`, how many such steps a run may have; at one more it stops.
         augment: Augmentations of images.
         views: In how many ways a sample is seen at most: its augmentation, partner, point and directions return after
             so many epochs; 0 draws anew in each. The order of the samples is new in each epoch either way.
@@ -41,6 +44,7 @@ class Training:
         workers: Threads that read and decode data which is not on the device; 0 reads in the loop itself.
         prefetch: How many batches they are ahead. Neither changes a result.
         resident_mib: A streamed set that decoded fills no more MiB is read into memory once.
+        doctor: Examine objective and student before the first step; see `training.gate`. It changes no result.
         compile: Compile the steps of the objective; see `objectives.CompiledSteps`.
         cuda_graphs: Launch compiled steps as CUDA graphs.
         channels_last: Lay the student's images out with the channels of a pixel side by side while it is trained.
@@ -66,6 +70,8 @@ class Training:
     accumulate: int = 1
     ema: float | None = None
     precision: Literal["32", "bf16", "fp16"] = "32"
+    on_not_finite: Literal["stop", "skip"] = "stop"
+    skip_at_most: int = 10
     augment: tuple[Literal["crop", "flip"], ...] = ()
     views: int = 0
     validate_every: int = 100
@@ -74,6 +80,7 @@ class Training:
     workers: int = 2
     prefetch: int = 2
     resident_mib: int = 256
+    doctor: bool = False
     compile: bool = False
     cuda_graphs: bool = False
     channels_last: bool = False
@@ -81,7 +88,7 @@ class Training:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "validate_every", "checkpoint_every"):
             _whole(name, getattr(self, name), 1)
-        for name in ("warmup", "views", "workers", "prefetch", "resident_mib"):
+        for name in ("warmup", "views", "skip_at_most", "workers", "prefetch", "resident_mib"):
             _whole(name, getattr(self, name), 0)
         if self.max_steps is not None:
             _whole("max_steps", self.max_steps, 1)
@@ -103,6 +110,7 @@ class Training:
         _known("optimizer", self.optimizer, OPTIMIZERS)
         _known("schedule", self.schedule, SCHEDULES)
         _known("precision", self.precision, PRECISIONS)
+        _known("on_not_finite", self.on_not_finite, ("stop", "skip"))
         for name in self.augment:
             _known("augment", name, AUGMENTATIONS)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import Precision
-from torch import nn
+from torch import Tensor, nn
 
 from jacmatch.training.layout import contiguous
 from jacmatch.training.metrics import Metrics
@@ -20,6 +20,8 @@ _FREE = (
     "workers",
     "prefetch",
     "resident_mib",
+    "skip_at_most",
+    "doctor",
 )  # settings that change no weight
 
 
@@ -40,6 +42,8 @@ class State:
         identity: What else a checkpoint must agree with.
         metrics: Terms of the loss in the steps since the last logged row, and rows on their way to the host.
         step: Steps made.
+        skipped: Steps made undone, as far as they were accounted for.
+        bad: What `not_finite.json` says.
         kept: The step of the last checkpoint.
         shares: Share of each term in the gradient norm, as last measured.
         seconds: Wall time of earlier parts of the run.
@@ -59,6 +63,8 @@ class State:
     identity: dict[str, Any]
     metrics: Metrics
     step: int = 0
+    skipped: int = 0
+    bad: list[dict[str, Any]] = field(default_factory=list)
     kept: int | None = None
     shares: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -68,6 +74,11 @@ class State:
     def elapsed(self) -> float:
         """Wall time of the run so far, in seconds."""
         return self.seconds + time.perf_counter() - self.began
+
+    def scale(self) -> Tensor | None:
+        """The loss scale of fp16, on the device; None in other precisions."""
+        scaler = getattr(self.precision, "scaler", None)
+        return None if scaler is None else scaler.scale(torch.ones((), device=self.place))
 
     def settle(self) -> None:
         """Gives the student the weights that the run ends with, in torch's usual layout."""

@@ -26,7 +26,7 @@ PASSES = {
     "VGG-4, 28×28, evaluation": ("vgg4", (1, 28, 28), 64, False),
     "ResNet-20, 32×32, training": ("resnet20", (3, 32, 32), 64, True),
     "ResNet-20, 32×32, evaluation": ("resnet20", (3, 32, 32), 64, False),
-    "ViT-Tiny, 32×32": ("vit-tiny", (3, 32, 32), 4, True),
+    "ViT-Tiny, 32×32, batch 16": ("vit-tiny", (3, 32, 32), 16, True),
 }
 PENALISED = {"VGG-4, 28×28": ("vgg4", (1, 28, 28), 64), "ResNet-20, 32×32": ("resnet20", (3, 32, 32), 32)}
 

@@ -39,7 +39,7 @@ class Cache(TeachingFields):
 
     keeps: ClassVar[tuple[str, ...]] = (HEAD,)
     """What is worth keeping of a job that was stopped."""
-    no_settings: ClassVar[tuple[str, ...]] = (*TeachingFields.no_settings, "action", "cache", "samples", "allow_code")
+    no_settings: ClassVar[tuple[str, ...]] = (*TeachingFields.no_settings, "action", "cache", "samples")
 
     action: Annotated[Literal["build", "check", "info"], tyro.conf.Positional] = "info"
     """build, check or info."""

@@ -44,8 +44,8 @@ def write_shard(folder: Path, name: str, entries: Mapping[str, Tensor]) -> None:
             part.mkdir(parents=True)
             shard = TensorDict({}, batch_size=[rows]).memmap_(part)
             for field, tensor in entries.items():
-                stored = shard.make_memmap(field, tensor.shape, dtype=tensor.dtype)
                 _reserve(part / f"{field}.memmap", tensor.nbytes)
+                stored = shard.make_memmap(field, tensor.shape, dtype=tensor.dtype)
                 stored.copy_(tensor)
                 sums[field] = _sums(memory_of(tensor))
             (part / SUMS).write_bytes(encoded({"rows": rows, "fields": sums}, SUMS))
@@ -61,9 +61,12 @@ def write_shard(folder: Path, name: str, entries: Mapping[str, Tensor]) -> None:
 
 
 def _reserve(file: Path, size: int) -> None:
-    """Takes the space from the disk at once: a full disk is then an error here, and not a signal while copying."""
+    """Takes the space from the disk at once: a full disk is then an error here, and not a signal while copying.
+
+    Nor one of torch, which maps the file and says it in a way of its own.
+    """
     if hasattr(os, "posix_fallocate") and size:
-        descriptor = os.open(file, os.O_RDWR)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             os.posix_fallocate(descriptor, 0, size)
         finally:

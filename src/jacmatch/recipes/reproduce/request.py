@@ -18,7 +18,7 @@ class Request(JobFields):
 
     no_settings: ClassVar[tuple[str, ...]] = (*JobFields.no_settings, "seeds", "per_class", "rows", "workers")
     everywhere: ClassVar[frozenset[str]] = frozenset(
-        {"name", "size", "smoke", "seed", "seeds", "rows", "workers", "device", "out"}
+        {"name", "size", "smoke", "seed", "seeds", "rows", "workers", "device", "out", "allow_code"}
     )
     """Fields that mean something in every experiment. Of the others, each experiment says which it `takes`."""
 

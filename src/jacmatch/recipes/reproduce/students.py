@@ -114,7 +114,9 @@ def world_of(request: Request, progress: Progress | None = None) -> World:
         recipe = Train(data=request.data, model=scale.teacher, **shared)
         weights = networks.Weights(request.teacher_weights) if request.teacher_weights else None
         quiet = Progress(quiet=True)
-        teacher = prepare_teacher(scale.teacher, data, weights, recipe, progress or quiet, allow_code=False)
+        teacher = prepare_teacher(
+            scale.teacher, data, weights, recipe, progress or quiet, allow_code=request.allow_code
+        )
         description = networks.Description.of(scale.student, data)
         _WORLD.clear()
         _WORLD[key] = World(data, pool, validation, description, channels_last(teacher.network))
@@ -144,9 +146,11 @@ def forward_ratio(request: Request) -> float:
     """The teacher's forward pass over the student's, in operations; no weights are needed for that."""
     data = data_of(request.data, request.seed, request.smoke)
     teacher, student = scale_of(request).teacher, scale_of(request).student
-    known = networks.is_run(teacher)
-    built = (networks.describe(Path(teacher)) if known else networks.Description.of(teacher, data)).build()
-    return operations(built, data) / operations(networks.Description.of(student, data).build(), data)
+    if networks.is_run(teacher):
+        description = networks.described(Path(teacher), allow_code=request.allow_code)
+    else:
+        description = networks.Description.of(teacher, data)
+    return operations(description.build(), data) / operations(networks.Description.of(student, data).build(), data)
 
 
 def operations(network: nn.Module, data: Data) -> int:
@@ -214,7 +218,8 @@ def measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
     if still(cell.settings):
         teacher = RememberedTeacher(teacher)
     objective = recipe.objective(method, student, teacher, train, world.data, cell.seed)
-    fitted = fit(objective, train, recipe.training(), seed=cell.seed, device=request.device)
+    training = recipe.training(doctor=cell.seed == 0)  # the other seeds have the same objective
+    fitted = fit(objective, train, training, seed=cell.seed, device=request.device)
     return {**judged(student, world, request.device), "steps": float(fitted.steps), "train_seconds": fitted.seconds}
 
 

@@ -21,10 +21,11 @@ from typing import Any, Final
 import torch
 
 from jacmatch.errors import InputError
-from jacmatch.runs.files import UNDER_WAY, decoded, encoded
+from jacmatch.runs.files import UNDER_WAY, decoded, encoded, inside
 
 HEAD: Final = "cache.json"
 FORMAT: Final = 1
+_LARGEST: Final = 2**24  # bytes of the head
 PLACES: Final = "places.memmap"
 TYPES: Final = {
     "float32": torch.float32,
@@ -138,17 +139,19 @@ def read_head(folder: Path) -> Head:
         InputError: There is none, it is damaged, or it is of another format.
     """
     file = folder / HEAD
-    if not file.is_file():
-        got = f"a folder without {HEAD}" if folder.is_dir() else "no folder of that name"
+    if not os.path.isfile(file):  # false also for impossible names
+        got = f"a folder without {HEAD}" if os.path.isdir(folder) else "no folder of that name"
         raise InputError(f"{folder} must be a teacher's cache for one seed.", got=got, do="See jacmatch cache --help.")
     with disk(folder, "read"):
-        raw = decoded(file.read_bytes(), str(file))
+        raw = decoded(inside(folder, file, _LARGEST).read_bytes(), str(file))
     if raw.pop("format", None) != FORMAT:
         rule = f"{file} must be of format {FORMAT}, the one that this version reads."
         raise InputError(rule, do="Build the cache again with this version.")
     try:
         return _checked(raw)
-    except (KeyError, TypeError, ValueError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         do = "It is damaged: copy it again, or build the cache anew."
         raise InputError(f"{file} must describe a cache.", got=f"{type(error).__name__}: {error}", do=do) from error
 

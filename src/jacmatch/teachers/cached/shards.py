@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jacmatch.errors import InputError
-from jacmatch.runs.files import decoded
+from jacmatch.runs.files import decoded, inside
 from jacmatch.teachers.cached.layout import TYPES, disk, places_name, read_head, shard_name
 
 SUMS = "shard.json"
@@ -66,7 +66,7 @@ class Shards:
     def _has_size(self, name: str, size: int) -> bool:
         """Whether the file is there; it must have this size then."""
         try:
-            found = (self.folder / name).stat().st_size
+            found = inside(self.folder, self.folder / name).stat().st_size
         except FileNotFoundError:
             return False
         if found != size:
@@ -83,10 +83,10 @@ class Shards:
         with disk(self.folder, "read"):
             if not (folder / SUMS).is_file():
                 raise _wrong(folder, f"no {SUMS}")
-            sums = decoded((folder / SUMS).read_bytes(), str(folder / SUMS)).get("fields")
+            sums = decoded(inside(self.folder, folder / SUMS, _BLOCK).read_bytes(), str(folder / SUMS)).get("fields")
             for field in self.head.fields:
                 said = sums.get(field.name) if isinstance(sums, dict) else None
-                file = folder / f"{field.name}.memmap"
+                file = inside(self.folder, folder / f"{field.name}.memmap")
                 if not isinstance(said, dict) or not file.is_file() or file.stat().st_size != rows * field.size:
                     raise _wrong(folder, f"another size or no sum of {file.name}")
                 name = "sha256" if strong else "crc32"
@@ -105,14 +105,16 @@ class Shards:
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.head.samples:
             rule = f"The ids of samples must be 0 to {self.head.samples - 1}, the rows of the training split."
             raise InputError(rule, got=f"{numbers.min()} to {numbers.max()}")
-        rows = {
-            name: torch.empty(len(numbers), *field.shape, dtype=TYPES[field.dtype])
-            for name, field in self._fields.items()
-        }
         with disk(self.folder, "read"):
-            for shard, runs in _runs(self._places(view, numbers), self.head.shard):
+            found = list(_runs(self._places(view, numbers), self.head.shard))
+            for shard, _ in found:
                 if (view, shard) not in self._sound:
                     self.verify(view, shard)
+            rows = {  # only now: what the head says of their sizes is true of the files
+                name: torch.empty(len(numbers), *field.shape, dtype=TYPES[field.dtype])
+                for name, field in self._fields.items()
+            }
+            for shard, runs in found:
                 for name, tensor in rows.items():
                     self._fill(view, shard, name, tensor, runs)
         if not torch.equal(rows["ids"], wanted):

@@ -1,0 +1,115 @@
+"""Layer normalisation with derivative rules by PyTorch's fused kernels.
+
+Its own derivative of a forward-mode product holds the statistics constant (pytorch #196699), and the definition written
+out takes eight times as long as the rules below.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jacmatch.jacobian.held import along_probes, applied
+
+
+def layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Tensor:
+    """`torch.nn.functional.layer_norm`: z = r (x − μ) with r = 1/√(σ² + ε) over the last axes, then γ z + β."""
+    kept = x.dim() - len(tuple(normalized_shape))
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        x = x.float()  # as autocast does
+    rows = x.reshape(x.shape[:kept].numel(), -1)
+    z: Tensor = applied(_Normalised, rows, eps)[0].view(x.shape)
+    if weight is None:
+        return z if bias is None else z + bias
+    return z * weight if bias is None else torch.addcmul(bias, z, weight)
+
+
+class _Normalised(torch.autograd.Function):
+    """Z of each row, its mean, and r."""
+
+    @staticmethod
+    def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.native_layer_norm(x, x.shape[1:], None, None, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        x, ctx.eps = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(x, *output[1:])
+        ctx.save_for_forward(x, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor, None]:
+        return applied(_Projected, g, *ctx.saved_tensors, ctx.eps), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Any) -> tuple[Tensor, None, None]:
+        return applied(_Projected, tangent, *ctx.saved_tensors, ctx.eps), None, None
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
+        return along_probes(_Normalised, info, dims, arguments)
+
+
+class _Projected(torch.autograd.Function):
+    """P t = r (t − ⟨t⟩ − z ⟨z t⟩), ⟨·⟩ the mean of a row: the derivative of z; symmetric, so for gradients as well."""
+
+    @staticmethod
+    def forward(t: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, eps: float) -> Tensor:
+        return _projected(t, x, mean, rstd)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *saved, ctx.eps = inputs
+        ctx.save_for_backward(*saved)
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
+        t, x, mean, rstd = ctx.saved_tensors
+        by_t = by_x = None
+        if ctx.needs_input_grad[0]:
+            by_t = applied(_Projected, h, x, mean, rstd, ctx.eps)
+        if ctx.needs_input_grad[1]:
+            by_x = _curvature(t, h, x, mean, rstd, ctx.eps)
+        return by_t, by_x, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
+        return along_probes(_Projected, info, dims, arguments)
+
+
+def _projected(t: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    found: Tensor = torch.ops.aten.native_layer_norm_backward(
+        t, x, x.shape[1:], mean, rstd, None, None, [True, False, False]
+    )[0]
+    return found
+
+
+def _curvature(t: Tensor, h: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, eps: float) -> Tensor:
+    """∂(h · P t)/∂x = −r² (z (c − 2 a b) + a (h − ⟨h⟩) + b (t − ⟨t⟩)).
+
+    With a = ⟨z t⟩, b = ⟨z h⟩, c = ⟨h t⟩ − ⟨h⟩⟨t⟩ − a b.
+    """
+    if torch.is_grad_enabled():  # to be differentiated once more: the statistics as functions of x
+        var, mean = torch.var_mean(x, 1, unbiased=False, keepdim=True)
+        rstd = (var + eps).rsqrt()
+    z = (x - mean) * rstd
+    t_mean, h_mean = t.mean(1, keepdim=True), h.mean(1, keepdim=True)
+    a, b = _dot(z, t), _dot(z, h)
+    c = _dot(h, t) - h_mean * t_mean - a * b
+    scale = -rstd.square()
+    found = torch.addcmul(-scale * (a * h_mean + b * t_mean), z, scale * (c - 2 * a * b))
+    return torch.addcmul(torch.addcmul(found, h, scale * a), t, scale * b)
+
+
+def _dot(u: Tensor, v: Tensor) -> Tensor:
+    """⟨u v⟩ of each row, (rows, 1)."""
+    return torch.bmm(u.unsqueeze(1), v.unsqueeze(2)).squeeze(2) / u.shape[1]

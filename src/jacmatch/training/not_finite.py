@@ -1,0 +1,213 @@
+"""Numbers gone bad: which term in which step, by which samples; and steps that are made undone because of them.
+
+That a term or the gradient is not finite is seen on the device and told with the rows of metrics, so no step waits for
+it. Only then the batch of that step, which is a function of its number, is looked at again, sample by sample: the data,
+the teacher's answer, the terms, the gradient; in evaluation mode, and with the weights that there are: those of now if
+they are finite (of a run that skips such steps they always are), else those of the last checkpoint.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from jacmatch.errors import InputError
+from jacmatch.jacobian.engines import parameter_gradients
+from jacmatch.runs import CHECKPOINT, Run
+from jacmatch.training import checkpoints
+from jacmatch.training.augmentation import Batch, Batches
+from jacmatch.training.metrics import GRADIENT, SKIPPED, Bad, NotFinite
+from jacmatch.training.state import State
+
+_SHOWN = 10  # samples that a message names
+_TEACHER, _DATA = "the teacher's answer", "the data"
+_WAYS = {
+    _DATA: "Clean the data, or leave these samples out.",
+    _TEACHER: "Look at the teacher there, or leave these samples out.",
+}
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a step changes, as it was before."""
+
+    tensors: list[tuple[Tensor, Tensor]]
+    known: set[int]
+
+
+@torch.no_grad()
+def before(state: State) -> Before | None:
+    """A copy of all that a step changes where bad steps are skipped, else None."""
+    if state.settings.on_not_finite != "skip":
+        return None
+    changed = _changed(state)
+    return Before([(tensor, tensor.clone()) for tensor in changed], {id(tensor) for tensor in changed})
+
+
+def watched(state: State, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is told about a step besides its terms, between backward and the step of the optimiser.
+
+    The norm of the gradient; and, where bad steps are skipped, whether this is one. In fp16 a gradient that the loss
+    scale makes infinite is nothing bad: the scale is lowered, and that step of the optimiser left out.
+    """
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    norm: Any = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP
+    scale = state.scale()
+    if scale is not None:
+        norm = torch.where(scale > 1, torch.zeros_like(norm), norm)
+    found = {GRADIENT: norm.detach()}
+    if state.settings.on_not_finite == "skip":
+        bad = ~(torch.stack([value.detach().float() for value in terms.values()]).isfinite().all() & norm.isfinite())
+        bad = bad.float()
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(bad, distributed.ReduceOp.MAX)
+        found[SKIPPED] = bad
+    return found
+
+
+@torch.no_grad()
+def undo(state: State, saved: Before | None, terms: dict[str, Tensor]) -> None:
+    """Puts back what was before the step, if it was a bad one; the device decides, and nothing waits for it."""
+    if saved is None:
+        return
+    bad = terms[SKIPPED] > 0
+    for tensor, value in saved.tensors:
+        tensor.copy_(torch.where(bad.to(tensor.device), value, tensor))
+    for tensor in _changed(state):  # the optimiser makes its state, which begins as zeros, in its first step
+        if id(tensor) not in saved.known:
+            tensor.copy_(torch.where(bad.to(tensor.device), torch.zeros_like(tensor), tensor))
+
+
+def _changed(state: State) -> list[Tensor]:
+    optimizer = state.optimizer.state.values()
+    inner = [value for values in optimizer for value in values.values() if isinstance(value, Tensor)]
+    average = [] if state.average is None else [*state.average.parameters(), *state.average.buffers()]
+    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+    return [*trained, *state.objective.buffers(), *average, *inner]
+
+
+@contextmanager
+def named(state: State, batches: Batches, run: Run | None) -> Iterator[None]:
+    """In the block, an error about a number that is not finite gets the samples that it comes from.
+
+    Raises:
+        InputError: A term or the gradient is not finite, or more steps than `skip_at_most` were skipped.
+    """
+    try:
+        yield
+        account(state, batches, run)
+    except NotFinite as error:
+        said = told(state, batches, run, error.bad)
+        raise InputError(error.rule, got=error.got, do=f"{said} {error.do}") from None
+
+
+def account(state: State, batches: Batches, run: Run | None) -> None:
+    """Says which steps were skipped since this was last asked, and why.
+
+    Raises:
+        NotFinite: They are too many.
+    """
+    skipped, most = state.metrics.skipped, state.settings.skip_at_most
+    while skipped:
+        bad = skipped.pop(0)
+        state.skipped += 1
+        if state.skipped > most:
+            do = f"More than `skip_at_most`, {most}, steps were skipped."
+            raise NotFinite(
+                bad, f"{do} {'' if state.kept is None else f'The checkpoint of step {state.kept} is kept.'}"
+            )
+        said = told(state, batches, run, bad)
+        warnings.warn(f"Step {bad.step} is skipped: {bad.what} is {bad.value}. {said}", stacklevel=2)
+
+
+def told(state: State, batches: Batches, run: Run | None, bad: Bad) -> str:
+    """Which samples of the step are not finite, and in what; kept in `not_finite.json` of the run as well."""
+    try:
+        found, where = _found(state, batches, run, bad.step - 1)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:  # the first error is what counts
+        return f"Its samples could not be looked at again: {str(error).strip().splitlines()[0][:200]}."
+    if run is not None:
+        row = {"step": bad.step, "what": bad.what, "value": str(bad.value), "samples": found, "weights": where}
+        state.bad.append(row)
+        run.write_json("not_finite.json", state.bad)
+    parts = []
+    for what, ids in found.items():
+        listed = ", ".join(map(str, ids[:_SHOWN])) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
+        parts.append(f"Not finite: {what} of sample{'s' * (len(ids) > 1)} {listed}. {_WAYS.get(what, '')}".strip())
+    if where is None and not parts:
+        return "No weights are left that are finite, to ask about its samples."
+    return " ".join(parts) or f"With {where} each of its samples is finite by itself."
+
+
+def _found(state: State, batches: Batches, run: Run | None, step: int) -> tuple[dict[str, list[int]], str | None]:
+    """The ids by what of them is not finite first, and whose weights were asked."""
+    count, objective = state.settings.accumulate, state.objective
+    where = _sound_weights(state, run)
+    modes = [(module, module.training) for module in objective.modules()]
+    found: dict[str, list[int]] = {}
+    devices = [state.place] if state.place.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        objective.eval()
+        try:
+            for number in range(step * count, (step + 1) * count):
+                batch = batches(number)
+                for row, sample in enumerate(batch.ids.tolist()):
+                    what = _wrong(state, _one(batch, row), step / state.settings.steps, where is not None)
+                    if what is not None:
+                        found.setdefault(what, []).append(sample)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+    return found, where
+
+
+def _sound_weights(state: State, run: Run | None) -> str | None:
+    """Sees to it that the objective has finite weights if there are any, and says which."""
+    if _finite(*state.objective.state_dict().values()):
+        return "the weights of now"
+    if run is None or state.kept is None:
+        return None
+    saved = checkpoints.load(run.path / CHECKPOINT)
+    state.objective.load_state_dict(saved["objective"])
+    return f"the weights of step {saved['step']}"
+
+
+def _one(batch: Batch, row: int) -> Batch:
+    rows = {name: value[row : row + 1] for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    return Batch(**{**vars(batch), **rows})
+
+
+def _wrong(state: State, batch: Batch, progress: float, weighted: bool) -> str | None:
+    """What of one sample is not finite first; the student is asked only if its weights are."""
+    objective: Any = state.objective
+    if not _finite(batch.x, batch.y, batch.partners, batch.partner_labels):
+        return _DATA
+    given: dict[str, Any] = {"ids": batch.ids, "draw": batch.view}
+    given |= {"partners": batch.partners, "partner_labels": batch.partner_labels}
+    with state.fabric.autocast():
+        if getattr(objective, "teacher", None) is not None and hasattr(objective, "question"):
+            answer = objective.teacher.answer(*objective.question(batch.x, batch.y, **given))
+            if not _finite(answer.outputs, answer.products):
+                return _TEACHER
+        if not weighted:
+            return None
+        with torch.enable_grad():
+            terms = objective(batch.x, batch.y, **given, progress=progress)
+    if not _finite(terms.teacher_outputs):
+        return _TEACHER
+    for name in sorted(
+        terms.values, key=lambda name: name == "loss"
+    ):  # which is not finite if any of the others is not
+        if not _finite(terms.values[name]):
+            return f"the term `{name}`"
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    return None if _finite(*parameter_gradients(terms.values["loss"], trained)) else "the gradient"
+
+
+def _finite(*values: object) -> bool:
+    return all(bool(value.isfinite().all()) for value in values if isinstance(value, Tensor))

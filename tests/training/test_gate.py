@@ -1,0 +1,311 @@
+"""Planted silent wrongs do not get past the gate: each is named with its way out, before the first step."""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tests.jacobian.faults import Applied, Counts, Once, WithoutTangent, cut_square, linear, side_by_side, square
+from torch import nn
+from torch.nn import functional
+
+from jacmatch.errors import UnsupportedError
+from jacmatch.jacobian import RandomInputs
+from jacmatch.objectives import Distillation, Terms
+from jacmatch.teachers import Answer, ModuleTeacher
+from jacmatch.training import Training, fit
+from jacmatch.training.augmentation import Batch
+from jacmatch.training.gate import agree, examine, refuse
+
+from . import cases
+
+
+def batch(count=12):
+    x = torch.randn(count, 5, generator=torch.Generator().manual_seed(7))
+    return Batch(x, torch.arange(count) % 4, torch.arange(count), 0)
+
+
+def taught(make, **settings) -> Callable[[], nn.Module]:
+    """Distillation of a sound teacher into what `make` makes."""
+    return lambda: Distillation(make(), nn.Linear(5, 4), **settings)
+
+
+def of_layers(function, layers=2):
+    return lambda: Applied(function, *(linear(4 if number else 5) for number in range(layers)))
+
+
+class Remembers(nn.Module):
+    """Keeps what it computed first: a result, or a weight."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.layer, self.scale, self.what, self.kept = linear(), nn.Parameter(torch.ones(1)), what, None
+
+    def forward(self, x):
+        if self.kept is None:
+            new = self.layer(x) if self.what == "result" else self.scale * self.layer.weight
+            self.kept = new.detach() if self.what == "detached weight" else new
+        if self.what == "result":
+            return self.kept[: len(x)].repeat(-(-len(x) // len(self.kept)), 1) + self.scale
+        return functional.linear(x, self.kept.to(x.dtype), self.layer.bias)
+
+
+class MadeOnce(nn.Module):
+    """Its weight is a function of a parameter, computed when it was built."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = linear()
+        self.weight = 2 * self.layer.weight
+
+    def forward(self, x):
+        return functional.linear(x, self.weight.to(x.dtype), self.layer.bias)
+
+
+class Unregistered(nn.Module):
+    def __init__(self, tensor):
+        super().__init__()
+        self.layer, self.more = linear(), torch.randn(4, requires_grad=True) if tensor else [linear(4)]
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y * self.more.to(y.dtype) if isinstance(self.more, torch.Tensor) else self.more[0](y)
+
+
+class HalfDetachedNorm(nn.Module):
+    """BatchNorm that takes its statistics for constants."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = linear()
+
+    def forward(self, x):
+        y = self.layer(x)
+        return (y - y.mean(0).detach()) / (y.var(0, unbiased=False) + 1e-5).sqrt().detach()
+
+
+class HookedLinear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = linear(), linear(4)
+
+    def forward(self, x):
+        hidden = self.first(x).tanh()
+        if hidden.requires_grad:
+            hidden.register_hook(lambda gradient: 0.5 * gradient)
+        return self.second(hidden)
+
+
+class AsIs:
+    """A teacher that runs its network as it is."""
+
+    answers_vjp = False
+
+    def __init__(self, network, tracked=False):
+        self.network, self.tracked = network, tracked
+
+    def answer(self, x, question):
+        with torch.set_grad_enabled(self.tracked):
+            y = self.network(x)
+        return Answer(y, y)
+
+
+def told_by(network, tracked=False):
+    return lambda: Distillation(linear(), AsIs(network().train(), tracked), jacobians=0.0)
+
+
+class Own(nn.Module):
+    """An objective of somebody's own: cross-entropy and the norm of the slopes, put together by `terms`."""
+
+    needs_partners = False
+
+    def __init__(self, terms, create_graph=True):
+        super().__init__()
+        self.student, self.terms, self.create_graph = nn.Sequential(linear(), nn.Tanh(), linear(4)), terms, create_graph
+
+    def forward(self, x, y, *, ids, draw=None, partners=None, partner_labels=None, progress=0.0):
+        with torch.enable_grad():
+            x = x.clone().requires_grad_()
+            outputs = self.student(x)
+            slopes = torch.autograd.grad(outputs.square().sum(), x, create_graph=self.create_graph, retain_graph=True)[
+                0
+            ]
+        return Terms(self.terms(functional.cross_entropy(outputs, y, reduction="none"), slopes), outputs)
+
+
+def summed(labels, slopes):
+    return {"loss": labels + slopes, "labels": labels, "slopes": slopes}
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """An objective with a silent wrong, the code of what is found, and words of the way out."""
+
+    build: Callable[[], nn.Module]
+    code: str
+    way_out: str
+
+
+GRADIENT = ("wrong-gradient", "what is detached")
+WRONGS = {
+    "student detached, labels alone": Wrong(
+        taught(of_layers(lambda x, a, b: b(a(x)).detach()), jacobians=0.0), "no gradient", "jacmatch.doctor"
+    ),
+    "student detached, slopes": Wrong(
+        taught(of_layers(lambda x, a, b: b(a(x)).detach())), "detaches", "jacmatch.doctor"
+    ),
+    "features detached": Wrong(taught(of_layers(lambda x, a, b: b(a(x).detach())), jacobians=0.0), *GRADIENT),
+    "a factor detached": Wrong(
+        taught(of_layers(lambda x, a, b: b(a(x)) * (1 + a(x).detach().square())), jacobians=0.0), *GRADIENT
+    ),
+    "a weight detached": Wrong(
+        taught(of_layers(lambda x, a, b: functional.linear(a(x), b.weight.detach())), jacobians=0.0), *GRADIENT
+    ),
+    "input detached, slopes": Wrong(
+        taught(side_by_side(lambda x, a, b: a(x) * b(x.detach()).sigmoid())), "partly-detached", "what cuts the graph"
+    ),
+    "a part by numpy": Wrong(
+        taught(side_by_side(lambda x, a, b: a(x) + torch.from_numpy(b(x).detach().numpy())), jacobians=0.0), *GRADIENT
+    ),
+    "a part without grad": Wrong(
+        taught(side_by_side(lambda x, a, b: a(x) + torch.no_grad()(b)(x)), jacobians=0.0), *GRADIENT
+    ),
+    "statistics detached": Wrong(taught(HalfDetachedNorm, jacobians=0.0), *GRADIENT),
+    "gradient changed by a hook": Wrong(taught(HookedLinear, jacobians=0.0), *GRADIENT),
+    "custom_op with a cut backward": Wrong(
+        taught(of_layers(lambda x, a, b: b(cut_square(a(x))))), "wrong-gradient", "custom backward"
+    ),
+    "once differentiable": Wrong(
+        taught(of_layers(lambda x, a, b: b(Once.apply(a(x))))), "once_differentiable", "in torch operations"
+    ),
+    "a jvp of zero, on one branch": Wrong(
+        taught(
+            side_by_side(lambda x, a, b: a(x) + WithoutTangent.apply(b(x))), probe=RandomInputs(1), engine="forward"
+        ),
+        "forward-incomplete",
+        "an engine that is right",
+    ),
+    "custom_op without a jvp": Wrong(
+        taught(of_layers(lambda x, a, b: b(square(a(x)))), probe=RandomInputs(1), engine="forward"),
+        "jacmatch_tests.square",
+        "engine=",
+    ),
+    "samples coupled": Wrong(
+        taught(of_layers(lambda x, a, b: b(a(x - x.mean(0))))), "couples-samples", "statistics over the batch"
+    ),
+    "counts its calls": Wrong(taught(lambda: Counts(as_buffer=False)), "non-deterministic", "Remove the state"),
+    "counts in a buffer": Wrong(taught(lambda: Counts(as_buffer=True)), "writes-in-evaluation", "self.training"),
+    "another generator": Wrong(
+        taught(of_layers(lambda x, a, b: b(a(x)) * random.random())), "non-deterministic", "draw with torch"
+    ),
+    "dropout in evaluation": Wrong(
+        taught(of_layers(lambda x, a, b: b(functional.dropout(a(x), 0.5)))), "random-in-evaluation", "nn.Dropout"
+    ),
+    "result kept": Wrong(taught(lambda: Remembers("result"), jacobians=0.0), "keeps-results", "anew"),
+    "weight kept": Wrong(taught(lambda: Remembers("weight"), jacobians=0.0), "keeps-results", "anew"),
+    "weight kept, detached": Wrong(
+        taught(lambda: Remembers("detached weight"), jacobians=0.0), "keeps-results", "anew"
+    ),
+    "weight computed at the beginning": Wrong(taught(MadeOnce, jacobians=0.0), "wrong-gradient", "earlier call"),
+    "modules in a list": Wrong(taught(lambda: Unregistered(tensor=False)), "unregistered", "nn.ModuleList"),
+    "a tensor for a parameter": Wrong(taught(lambda: Unregistered(tensor=True)), "unregistered", "nn.Parameter"),
+    "student compiled by itself": Wrong(
+        taught(lambda: torch.compile(linear(), backend="eager")), "compiled-student", "compile=True"
+    ),
+    "teacher with dropout on": Wrong(
+        told_by(lambda: nn.Sequential(linear(), nn.Dropout(0.5))), "teacher-changes", "evaluation mode"
+    ),
+    "teacher's BatchNorm in training": Wrong(
+        told_by(lambda: nn.Sequential(linear(), nn.BatchNorm1d(4))), "teacher-couples", "running statistics"
+    ),
+    "teacher with a graph": Wrong(told_by(linear, tracked=True), "teacher-with-gradient", "Detach"),
+    "sum for mean": Wrong(lambda: Own(lambda c, s: summed(c.mean(), s.square().sum())), "not-a-mean", "take the mean"),
+    "norm over the batch": Wrong(
+        lambda: Own(lambda c, s: summed(c.mean(), s.square().sum().sqrt())), "not-a-mean", "take the mean"
+    ),
+    "a term left out of the loss": Wrong(
+        lambda: Own(lambda c, s: summed(c.mean(), s.square().sum(1).mean()) | {"loss": c.mean()}),
+        "not-a-sum",
+        "the sum of",
+    ),
+    "slopes without create_graph": Wrong(
+        lambda: Own(lambda c, s: summed(c.mean(), s.square().sum(1).mean()), create_graph=False), *GRADIENT
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONGS)
+def test_a_silent_wrong_is_caught(as_users_run, name):
+    torch.manual_seed(3)
+    wrong = WRONGS[name]
+    objective = wrong.build()
+    with pytest.raises(UnsupportedError) as caught:
+        refuse(examine(objective, batch()), objective, batch())
+    said = str(caught.value)
+    assert wrong.code in said, said
+    assert wrong.way_out in said, said
+
+
+@pytest.mark.parametrize(
+    "terms", [lambda c, s: summed(c.mean(), s.square().sum(1).mean()), lambda c, s: {"loss": c.mean()}]
+)
+def test_a_right_objective_of_ones_own_passes(terms):
+    examined = examine(Own(terms), batch())
+    assert examined.findings == ()
+    assert max(examined.errors.values()) < 1e-3
+
+
+@pytest.mark.parametrize("make", [cases.distillation, lambda: Distillation(cases.network(), cases.network(9), every=3)])
+def test_the_gate_changes_no_result(as_users_run, tmp_path, make):
+    results = []
+    for doctor in (True, False):
+        objective = make()
+        run = cases.begin(tmp_path / str(doctor))
+        fit(objective, cases.images(), Training(steps=4, batch_size=16, doctor=doctor), seed=0, run=run)
+        results.append(objective.state_dict())
+    for name, value in results[0].items():
+        assert torch.equal(value, results[1][name]) if isinstance(value, torch.Tensor) else value == results[1][name]
+    assert json.loads((tmp_path / "True" / "doctor.json").read_text())["ok"]
+    assert not (tmp_path / "False" / "doctor.json").exists()
+
+
+def test_a_training_with_a_fault_does_not_begin_unless_told_to():
+    def fitted(doctor):
+        objective = taught(of_layers(lambda x, a, b: b(a(x).detach())), jacobians=0.0)()
+        split = cases.Split(batch().x, batch().y)
+        return fit(objective, split, Training(steps=2, doctor=doctor), seed=0)
+
+    with pytest.raises(UnsupportedError, match=r"Before the first step: \[wrong-gradient\].*--no-doctor"):
+        fitted(doctor=True)
+    assert fitted(doctor=False).finished
+
+
+def test_a_module_with_float32_inside_is_no_false_alarm():
+    student = Applied(lambda x, a, b: b(a(x).tanh().float().to(x.dtype)), linear(), linear(4))
+    assert examine(Distillation(student, ModuleTeacher(linear())), batch()).findings == ()
+
+
+def _one_of_two(rank, file, apart, said):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    objective = cases.Plain()
+    objective.student.weight.grad = torch.full_like(objective.student.weight, 1.0 + apart * rank)
+    state = SimpleNamespace(settings=Training(doctor=True), step=0, objective=objective)
+    try:
+        agree(state)
+    except UnsupportedError as error:
+        said.put(str(error))
+    else:
+        said.put("agreed")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("apart", "says"), [(0.0, "agreed"), (0.01, "[ranks-differ]")])
+def test_processes_that_differ_are_found(tmp_path, apart, says):
+    context = torch.multiprocessing.get_context("spawn")
+    said = context.SimpleQueue()
+    torch.multiprocessing.spawn(_one_of_two, (tmp_path / "store", apart, said), nprocs=2)
+    assert all(says in said.get() for _ in range(2))

@@ -1,0 +1,82 @@
+"""The doctor at the gate lets sound networks pass: all of the catalogue, and families of timm and torchvision."""
+
+import importlib.util
+
+import pytest
+import torch
+from tests.jacobian.sound import SOUND
+from torch import nn
+
+from jacmatch.models import CATALOG, build
+from jacmatch.objectives import Distillation
+from jacmatch.training.augmentation import Batch
+from jacmatch.training.gate import examine
+
+TORCHVISION = (
+    *("mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5", "squeezenet1_1", "mobilenet_v2", "regnet_x_400mf"),
+    *("regnet_y_400mf", "resnet18", "densenet121", "efficientnet_b0", "vgg11_bn", "convnext_tiny"),
+)
+TIMM = (
+    *("lcnet_050", "mobilenetv3_small_050", "tinynet_e", "resnet10t", "ghostnet_050", "semnasnet_075", "fbnetc_100"),
+    *("mobilenetv4_conv_small_050", "efficientnet_lite0", "hardcorenas_a", "regnetz_005", "dla46_c", "convnext_atto"),
+    *("convnextv2_atto", "edgenext_xx_small", "repvgg_a0", "mobileone_s0", "seresnet18", "resnetv2_18", "starnet_s1"),
+)
+
+
+def passes(student, shape, outputs, samples=8, sharp=True):
+    """Labels, outputs and slopes of a teacher, as `distill` teaches them."""
+    torch.manual_seed(1)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(shape.numel(), outputs))
+    batch = Batch(torch.rand(samples, *shape), torch.arange(samples) % outputs, torch.arange(samples), 0)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    examined = examine(Distillation(student, teacher, output_loss="kl"), batch)
+    print(f"{examined.seconds:6.1f} s, float64 {examined.exact}, errors {examined.errors}")
+    assert examined.findings == ()
+    if sharp:
+        assert all(error is not None and error < 0.02 for error in examined.errors.values())
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+FEW = ("conv and BatchNorm", "dropout", "lstm")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in FEW else [pytest.mark.slow])
+        for name in SOUND
+        if name not in ("frozen", "float32 inside")
+    ],
+)
+def test_sound_constructions_pass(as_users_run, name):
+    torch.manual_seed(0)
+    make, shape = SOUND[name]
+    student = make()
+    passes(student, torch.Size(shape[1:]), student(torch.randn(shape)).shape[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CATALOG)
+def test_our_models_pass(as_users_run, name):
+    torch.manual_seed(0)
+    side = 32 if name == "vgg9" else 8
+    passes(
+        build(name, 4, (3, side, side), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)), torch.Size((3, side, side)), 4, samples=4
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*(f"torchvision:{name}" for name in TORCHVISION), *(f"timm:{name}" for name in TIMM)])
+def test_models_of_others_pass(as_users_run, name):
+    family = name.partition(":")[0]
+    if importlib.util.find_spec(family) is None:
+        pytest.skip(f"{family} is not installed")
+    torch.manual_seed(0)
+    passes(
+        build(name, 4, (3, 32, 32), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)),
+        torch.Size((3, 32, 32)),
+        4,
+        samples=4,
+        sharp=False,
+    )
