@@ -116,7 +116,7 @@ class Regression(nn.Module):
         x: Float[Tensor, "batch *input"],
         y: Float[Tensor, "batch out"] | None = None,
         *,
-        j: Float[Tensor, "batch out *input"] | None = None,
+        j: Float[Tensor, "batch row *entry"] | None = None,
         ids: Int[Tensor, "batch"] | None = None,
         draw: int | None = None,
         partners: Float[Tensor, "batch *input"] | None = None,

@@ -19,7 +19,6 @@ SLOPES = ("none", "jacobian", "jv", "rows")
 """Nothing; the whole Jacobian; products with random input directions; rows, sampled anew in each step."""
 _LOOKED_AT = 256  # samples that a weight by scale is taken from
 
-Slopes = Literal["none", "jacobian", "jv", "rows"]
 Weight = float | int | Literal["scale"]
 """A number; a `Share` of the gradient norm; or `scale`, where zero slopes would cost as much as the mean value does."""
 
@@ -30,7 +29,7 @@ def fit_surrogate(
     *,
     jacobian: Float[Tensor, "sample out *input"] | None = None,
     teacher: Teacher | nn.Module | None = None,
-    slopes: Slopes = "jacobian",
+    slopes: str = "jacobian",
     probes: int = 1,
     weight: Weight = "scale",
     hidden: tuple[int, ...] = (64, 64),
@@ -115,7 +114,7 @@ def regression(
     *,
     jacobian: Float[Tensor, "sample out *input"] | None = None,
     teacher: Teacher | nn.Module | None = None,
-    slopes: Slopes = "jacobian",
+    slopes: str = "jacobian",
     probes: int = 1,
     weight: Weight = "scale",
     x_scale: Float[Tensor, "*input"] | None = None,

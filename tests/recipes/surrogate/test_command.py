@@ -1,0 +1,258 @@
+"""The job `surrogate`, on the command line and from Python."""
+
+import importlib.util
+import json
+import shlex
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import jacmatch
+from jacmatch.cli import main
+from jacmatch.errors import InputError
+from jacmatch.recipes.surrogate.asking import Asked, kept
+from jacmatch.recipes.surrogate.exporting import difference, to_onnx
+from jacmatch.recipes.surrogate.fitting import fit_surrogate, regression
+from jacmatch.recipes.surrogate.tables import reached
+from jacmatch.runs import Run
+
+MODULE = """
+import numpy as np
+calls = []
+def smooth(x):
+    calls.append(len(x))
+    x = np.asarray(x)
+    return np.stack([np.sin(x[:, 0]) * x[:, 1], x.sum(1)], 1)
+def still(x):
+    return np.stack([np.asarray(x)[:, 0], np.ones(len(x))], 1)
+def slopes(x):
+    return np.stack([np.stack([np.cos(x[:, 0]) * x[:, 1], np.sin(x[:, 0])], 1), np.ones_like(x)], 1)
+def kink(x):
+    return np.abs(np.asarray(x) - 0.5)[:, :1]
+"""
+BOX = "--low 0 1 --high 3 2"
+SMALL = "--smoke --hidden 8 --onnx never"
+GRID = np.random.default_rng(0).uniform((0, 1), (1, 2), (40, 2))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "simulator.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    np.save("grid.npy", GRID)
+    yield tmp_path
+    sys.modules.pop("simulator", None)
+
+
+def does(command, code=0):
+    assert main(shlex.split(f"surrogate {command}")) == code
+
+
+def result(path):
+    return json.loads((path / "result.json").read_text())
+
+
+def test_a_black_box_becomes_a_network(folder):
+    does(f"--teacher simulator:smooth {BOX} {SMALL} --out run")
+    found = result(folder / "run")
+    assert found["function"]["way"] == "differences"
+    assert found["student"]["rmse"] > 0
+    assert found["teacher"] == {"rmse": 0.0, "parameters": None}
+    assert [(row["samples"], row["method"]) for row in found["curves"]] == [
+        (8, "values"),
+        (8, "slopes"),
+        (16, "values"),
+        (16, "slopes"),
+    ]
+    # values once for themselves and once with the differences, and two for each input
+    assert found["costs"]["training_calls"] == 16 * (2 + 2 * 2)
+    assert found["costs"]["speed"]["batch"]["speed_up"] > 0
+    assert "none known; antithetic differences" in (folder / "run" / "report.html").read_text()
+    student = jacmatch.load_student(folder / "run")
+    test = np.load(folder / "run" / "points-test.npz")
+    x, y = torch.from_numpy(test["x"]), torch.from_numpy(test["y"])
+    error = (student(x.float()).detach().double() - y).square().mean().sqrt()
+    assert float(error) == pytest.approx(found["student"]["rmse"], rel=1e-6)
+    assert ((x[:, 0] >= 0) & (x[:, 0] <= 3) & (x[:, 1] >= 1)).all()
+
+
+def test_the_settings_of_a_run_make_it_again_and_a_stopped_one_goes_on(folder, monkeypatch):
+    command = f"--teacher simulator:smooth --jacobian simulator:slopes {BOX} {SMALL} --methods slopes"
+    does(f"{command} --out first")
+    does(f"{command} --out second --max-steps 5")
+    assert not (folder / "second" / "result.json").exists()
+    calls = sys.modules["simulator"].calls
+    before = len(calls)
+    does(f"{command} --out second")
+    assert 16 not in calls[before + 4 :][-2:]  # its points are there already; only what is tried first is asked again
+    first, second = result(folder / "first"), result(folder / "second")
+    assert first["student"] == second["student"]
+    assert first["function"]["way"] == "own"
+    does("--config first --out third", code=2)  # it would run code that a file names
+    does("--config first --allow-code --out third")
+    assert result(folder / "third")["curves"][0]["errors"] == first["curves"][0]["errors"]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        "active",
+        "given --points grid.npy",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("box", "latin-hypercube")),
+    ],
+)
+def test_every_way_of_sampling_runs(folder, sampling):
+    box = "" if "given" in sampling else BOX
+    how = f"--sampling {sampling} --slopes jv --jacobian-share 0.3 --methods slopes"
+    does(f"--teacher simulator:smooth {box} {SMALL} {how} --out run")
+    found = result(folder / "run")
+    assert found["curves"][-1]["samples"] == 16
+    if "given" in sampling:
+        parts = [np.load(folder / "run" / f"points-{name}.npz")["x"] for name in ("seed0", "test")]
+        assert all((part[:, None] == GRID[None]).all(2).any(1).all() for part in parts)
+        assert not (parts[0][:, None] == parts[1][None]).all(2).any()  # held out
+
+
+def test_a_file_has_points_values_and_slopes(folder):
+    x = GRID.astype(np.float32)
+    module = importlib.util.spec_from_file_location("simulator", folder / "simulator.py")
+    simulator = importlib.util.module_from_spec(module)
+    module.loader.exec_module(simulator)
+    y, j = simulator.smooth(x), simulator.slopes(x)
+    arrays = {"x_train": x[:30], "y_train": y[:30], "x_test": x[30:], "y_test": y[30:], "j_train": j[:30]}
+    np.savez("mine.npz", **arrays)
+    np.savez("bare.npz", **{key: value for key, value in arrays.items() if key != "j_train"})
+    does(f"--teacher npz:mine.npz {SMALL} --out run")
+    found = result(folder / "run")
+    assert found["teacher"] is None
+    assert found["test_points"] == 10
+    assert found["curves"][0]["errors"]["slopes"] is None  # no j_test
+    does(f"--teacher npz:bare.npz {SMALL} --out bare", code=2)
+    does(f"--teacher npz:bare.npz {SMALL} --methods values --out bare")
+    does(f"--teacher npz:mine.npz {SMALL} --low 0 --out third", code=2)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("--teacher simulator:smooth", "--low` of `surrogate` must have a bound"),
+        ("--teacher simulator:smooth --low 0 --high 1", "must take a batch"),
+        (
+            "--teacher simulator:still --low 0 0 --high 1 1",
+            "must be given where an output never varies",
+        ),
+        (f"--teacher simulator:smooth {BOX} --input-units 1 2 3", "must be one for each of the 2 inputs"),
+        (f"--teacher simulator:smooth {BOX} --input-units -1", "--input-units` of `surrogate` must be positive"),
+        (
+            f"--teacher simulator:smooth {BOX} --output-units 1 2 3",
+            "must be one for each of the 2 outputs",
+        ),
+        (f"--teacher simulator:smooth {BOX} --jacobian autograd", "must be differentiable by autograd"),
+        (f"--teacher simulator:smoth {BOX}", "Nearest: smooth"),
+        (f"--teacher simulator:smooth {BOX} --sampling given", "must come together"),
+        ("--teacher simulator:smooth --sampling given --points none.npy", "must be an .npy file"),
+        (f"--teacher simulator:smooth {BOX} --jacobian-weight 1 --jacobian-share 0.2", "must not both be given"),
+        (f"--teacher simulator:smooth {BOX} --samples 16 8", "must be ascending numbers"),
+        (f"--teacher simulator:smooth {BOX} --probes 0", "--probes` of `surrogate` must be at least 1"),
+        (f"--teacher simulator:smooth {BOX} --jacobian simulator:still", "The Jacobian of simulator:smooth must"),
+        ("--teacher npz:missing.npz", "missing.npz"),
+        (f"--teacher simulator:smooth {BOX} --onnx always", "needs the package onnx"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_leaves_nothing(folder, capsys, command, message):
+    if "always" in command and importlib.util.find_spec("onnx"):
+        pytest.skip("the extra onnx is installed")
+    does(f"{command} --smoke --hidden 4 --out run", code=2)
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (folder / "run" / "result.json").exists()
+
+
+def test_a_kink_at_the_step_is_reported(folder):
+    does(f"--teacher simulator:kink --low 0 --high 1 --inputs 1 --step 0.2 {SMALL} --methods slopes --out run")
+    assert any("not smooth at the step of differences" in note for note in result(folder / "run")["notes"])
+
+
+def test_an_output_that_never_varies_can_be_learned_in_given_units(folder):
+    does(f"--teacher simulator:still --low 0 0 --high 1 1 --output-units 1 0.1 {SMALL} --methods slopes --out run")
+    assert result(folder / "run")["student"]["rmse"] < 1
+
+
+def test_points_in_a_damaged_file_are_refused(tmp_path):
+    run = Run.create(tmp_path / "run", "surrogate", {}, "0")
+    told = Asked(torch.rand(3, 2).double(), torch.rand(3, 1).double(), None, 3, 0.5)
+    assert kept(run, "points", lambda: told) is told
+    again = kept(run, "points", lambda: pytest.fail("asked twice"))
+    assert torch.equal(again.x, told.x)
+    assert (again.calls, again.seconds, again.j) == (3, 0.5, None)
+    (tmp_path / "run" / "points.npz").write_text("torn")
+    with pytest.raises(InputError, match="must hold the points of this run"):
+        kept(run, "points", lambda: told)
+
+
+def test_slopes_say_more_than_values():
+    """The same points and steps: the error at other points is less than half."""
+    x = torch.rand(8, 2, generator=torch.Generator().manual_seed(0)) * 3
+    y, other = torch.sin(x).prod(1, keepdim=True), torch.rand(200, 2, generator=torch.Generator().manual_seed(1)) * 3
+    j = torch.stack([x[:, 0].cos() * x[:, 1].sin(), x[:, 0].sin() * x[:, 1].cos()], 1)[:, None]
+    rmse = {}
+    for slopes in ("none", "jacobian"):
+        net = fit_surrogate(x, y, jacobian=j, slopes=slopes, hidden=(32, 32), steps=150, lr=0.01)
+        rmse[slopes] = float((net(other) - torch.sin(other).prod(1, keepdim=True)).detach().square().mean().sqrt())
+    assert rmse["jacobian"] < 0.5 * rmse["none"]
+
+
+def test_a_weight_by_scale_makes_both_terms_equal_for_the_mean():
+    x = torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
+    y, j = 100 * x.prod(1, keepdim=True), 100 * x.flip(1)[:, None]
+
+    class Mean(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean = torch.nn.Parameter(y.mean(0))
+
+        def forward(self, x):
+            return self.mean + 0 * x.sum(1, keepdim=True)
+
+    terms = regression(Mean(), x, y, jacobian=j).eval()(x, y, ids=torch.arange(50))
+    assert float(terms["jacobians"].detach()) == pytest.approx(float(terms["values"].detach()), rel=1e-4)
+    assert float(terms["values"].detach()) == pytest.approx(1.0, rel=1e-4)
+    with pytest.raises(InputError, match="`slopes` of `fit_surrogate`"):
+        regression(Mean(), x, y, jacobian=j, slopes="all")
+    with pytest.raises(InputError, match="`jacobian` or `teacher` of `fit_surrogate` must be given"):
+        regression(Mean(), x, y)
+
+
+def test_what_slopes_save_is_read_off_the_curves():
+    def row(method, samples, mean):
+        return {"method": method, "samples": samples, "errors": {"values": {"mean": mean}}}
+
+    curves = [row("values", 8, 3.0), row("values", 64, 1.0), row("slopes", 8, 0.9), row("slopes", 64, 0.5)]
+    assert "at 64 points with 8" in reached({"methods": ["values", "slopes"], "curves": curves})
+    curves = [row("values", 8, 3.0), row("slopes", 8, 4.0)]
+    assert "nowhere" in reached({"methods": ["values", "slopes"], "curves": curves})
+    assert reached({"methods": ["values"], "curves": curves[:1]}) is None
+
+
+def test_a_file_that_differs_from_the_network_is_refused():
+    net, x, t = torch.nn.Linear(2, 1), torch.rand(5, 2), torch.ones(1, dtype=torch.float64)
+    assert difference(net, net, x, t, "it") == 0
+    with pytest.raises(InputError, match="it must give what the network gives"):
+        difference(lambda z: net(z) + 0.01, net, x, t, "it")
+
+
+@pytest.mark.slow
+def test_onnx_has_the_scalers_inside(tmp_path):
+    """The extra onnx; the exporter takes seconds."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    for activation in ("softplus", "silu", "tanh", "gelu", "relu"):
+        x = 1000 + torch.rand(30, 3)
+        net = fit_surrogate(x, x.prod(1, keepdim=True), slopes="none", activation=activation, steps=5)
+        found = to_onnx(net, tmp_path, x, torch.ones(1, dtype=torch.float64), "always")
+        assert (tmp_path / "student.onnx").is_file()
+        assert found["largest_difference"] < 1e-5
