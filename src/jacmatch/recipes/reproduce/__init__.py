@@ -9,6 +9,7 @@ from jacmatch.recipes.reproduce.force_field import FORCE_FIELD
 from jacmatch.recipes.reproduce.pricing import PRICING
 from jacmatch.recipes.reproduce.propositions import PROPOSITIONS
 from jacmatch.recipes.reproduce.robustness import ROBUSTNESS
+from jacmatch.recipes.reproduce.steering import STEERING
 from jacmatch.recipes.reproduce.transfer import TRANSFER_TABLE
 from jacmatch.recipes.reproduce.weight_rule import WEIGHT_RULE
 
@@ -22,6 +23,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "pricing": PRICING,
     "propositions": PROPOSITIONS,
     "robustness": ROBUSTNESS,
+    "steering": STEERING,
     "transfer": TRANSFER_TABLE,
     "weight-rule": WEIGHT_RULE,
 }
