@@ -16,6 +16,7 @@ from jacmatch.recipes.systems.grasp.manipulator import (
     regularity,
     rotation,
     slopes,
+    toward_singular,
     twist_of,
 )
 
@@ -118,20 +119,20 @@ def test_twists_of_rotation_vectors_are_scipys():
     assert (turning[:, :3, 3:] == 0).all()
 
 
-def test_regularity_is_zero_at_a_singular_grasp_and_not_elsewhere():
-    """Turned about the vertical until the legs' six lines are dependent: the determinant of A changes its sign."""
-    angles = torch.linspace(0, 1.2, 60, dtype=torch.float64)
-    vertical = torch.stack((0 * angles, 0 * angles, angles), 1)
-    place = Place(HAND.rest().p.expand(60, 3), rotation(vertical))
-    q = HAND.joints(place)
-    reachable = ~q.isnan().flatten(1).any(1)
-    place, driven = Place(place.p[reachable], place.r[reachable]), q[reachable][..., :2].flatten(1)
-    assert regularity(HAND, place, driven)[0] > 0.5
-    determinants = torch.linalg.det(matrices(HAND, place, driven)[0])
-    flips = (determinants.sign().diff() != 0).nonzero()[:, 0]
-    least = regularity(HAND, place, driven)
-    assert len(flips) == 0 or least[flips].min() < 0.1
-    assert (regularity(HAND, place, driven) >= 0).all()
+def test_on_the_way_to_a_singular_grasp_slopes_grow_as_regularity_falls_and_both_formalisms_agree():
+    shares = (0.0, 0.99, 0.9999)
+    place, driven = toward_singular(HAND, 4, seed=0, shares=shares)
+    assert constraints(HAND, place, driven).abs().max() < 1e-14
+    least = regularity(HAND, place, driven).view(4, 3)
+    whole = by_manipulator(HAND, place, driven)
+    size = torch.linalg.matrix_norm(whole, 2).view(4, 3)
+    assert (least[:, 0] > 0.5).all()
+    torch.testing.assert_close(least[:, 1] / least[:, 2], torch.full((4,), 100.0).double(), rtol=0.1, atol=0)
+    torch.testing.assert_close(size[:, 2] / size[:, 1], torch.full((4,), 100.0).double(), rtol=0.1, atol=0)
+    apart = (by_hand(HAND, place, HAND.joints(place)) - whole).norm(dim=(1, 2)) / whole.norm(dim=(1, 2))
+    assert apart.max() < 1e-10
+    with pytest.raises(InputError, match=r"`count` of `toward_singular` is more than the directions found\. Got 3\."):
+        toward_singular(Hand(palm=0.2), 3, seed=0, shares=(0.5,))
 
 
 def test_lengths_must_be_above_zero():

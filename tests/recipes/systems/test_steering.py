@@ -9,6 +9,7 @@ from jacmatch.errors import InputError
 from jacmatch.recipes.systems.steering.control import (
     ACCEPTED,
     LARGEST,
+    Linear,
     Lqr,
     Scheduled,
     drive,
@@ -73,7 +74,7 @@ def test_no_gain_nearby_costs_less(wheels):
     for _ in range(20):
         assert cost(gain * (1 + 0.1 * random.normal(size=(2, 4)))) > cost(gain)
     assert (gain[wheels // 2 :] == 0).all()
-    driven = drive(CAR, lambda z, _: -z @ gain.T, start, np.full(4, 20.0), seconds=3, step=0.001)
+    driven = drive(CAR, Linear(gain), start, np.full(4, 20.0), seconds=3, step=0.001)
     assert driven.cost.sum() == pytest.approx(cost(gain), rel=0.01)
 
 
@@ -93,7 +94,7 @@ def test_a_drive_is_the_exponential_of_the_closed_loop():
     gain, _ = Lqr().solution(15.0)
     a, b = CAR.matrices(15.0)
     start = np.array([[0.4, 0.05, 0.2, -0.1]])
-    found = drive(CAR, lambda z, _: -z @ gain.T, start, np.array([15.0]), seconds=1, step=0.001)
+    found = drive(CAR, Linear(gain), start, np.array([15.0]), seconds=1, step=0.001)
     np.testing.assert_allclose(found.states[-1, 0], expm((a - b @ gain) * 0.999) @ start[0], atol=2e-3)
     assert found.inputs.shape == (1000, 1, 2)
     summary = found.summary(15.0)
@@ -124,16 +125,16 @@ def test_a_network_that_is_the_controller_has_no_regret():
     """The teacher's gain at one speed as a network: exact there, stable, and worse elsewhere."""
     gain = Lqr().solution(float(GRID[8]))[0]
 
-    class Linear(torch.nn.Module):
+    class OneGain(torch.nn.Module):
         def forward(self, x):
             limit = torch.from_numpy(LARGEST).float()
             return torch.clamp(-x[:, :4] @ torch.from_numpy(gain).float().T, -limit, limit)
 
-    parts, error = loops(Linear())
+    parts, error = loops(OneGain())
     assert error[8] == pytest.approx(0, abs=1e-6)
     assert error[0] > 0.05
     assert parts[8] == pytest.approx(largest_real_part(CAR, -gain, GRID[8]), abs=1e-4)
-    more = regret(Linear())
+    more = regret(OneGain())
     assert (more > -0.05).all()
     assert np.median(more) < 0.1
 

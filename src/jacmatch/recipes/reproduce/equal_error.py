@@ -32,7 +32,7 @@ def reached(document: Document, measures: Sequence[Measure]) -> list[tuple[str, 
     The error without slopes is the smaller of the means of `VALUES` and `LONGER`. Between two columns the number is
     that of a straight line through logarithms.
     """
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, heading, scale in measures:
         found = spreads(document, name)
         curve = [
@@ -79,11 +79,12 @@ def by_measure(
 
 
 def curves(document: Document, measure: str, scale: float | int, rows: Sequence[str] = tuple(METHODS)) -> list[Line]:
-    """A line for each row over the numbers of samples, those without the measure left out."""
+    """A line for each row over the numbers of samples, above 0, for a logarithmic axis."""
     lines = []
     found = spreads(document, measure)
     for row in rows:
-        have = [(int(column), found[row, column]) for column in columns_of(document, row) if (row, column) in found]
+        points = [(int(column), found.get((row, column))) for column in columns_of(document, row)]
+        have = [(samples, value) for samples, value in points if value is not None and value["mean"] > 0]
         if have:
             means = [scale * value["mean"] for _, value in have]
             stds = [scale * (value["std"] or 0.0) for _, value in have]

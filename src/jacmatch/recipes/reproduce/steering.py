@@ -19,8 +19,8 @@ from jacmatch.recipes.reproduce.equal_error import (
 from jacmatch.recipes.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.recipes.surrogate.fitting import fit_surrogate
-from jacmatch.recipes.systems.steering.control import Lqr, drive, lane_change
-from jacmatch.recipes.systems.steering.learning import CARS, GRID, gain_error, loops, regret, taught
+from jacmatch.recipes.systems.steering.control import Linear, Lqr, drive, lane_change
+from jacmatch.recipes.systems.steering.learning import CARS, GRID, answers, gain_error, loops, regret, taught
 from jacmatch.report import Document, Table
 from jacmatch.report.experiments import seeds_of, spreads
 from jacmatch.report.lines import line_figure
@@ -77,7 +77,7 @@ def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
                 gain, _ = lqr.solution(speed)
                 asked: dict[str, Any] = {} if wanted is None else {"wanted": wanted}
                 states = np.array([[start, 0.0, 0.0, 0.0]])
-                found = drive(lqr.vehicle, lambda z, _, k=gain: -z @ k.T, states, np.array([speed]), **asked)
+                found = drive(lqr.vehicle, Linear(gain), states, np.array([speed]), **asked)
                 summary = {key: round(value, 7) for key, value in found.summary(speed).items()}
                 largest = np.abs(found.inputs).max((0, 1)).round(5).tolist()
                 cost = round(float(found.cost[0]), 5)
@@ -112,7 +112,7 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
         device=request.device,
     ).cpu()
     seconds = time.perf_counter() - start
-    at, told, _ = taught(_TEST, _TEST_SEED)
+    at, told = answers(_TEST, _TEST_SEED)
     with torch.no_grad():
         error = float((student(at) - told).square().mean().sqrt())
     parts, gains = loops(student)

@@ -4,14 +4,18 @@ Of leg i, with contact c, knuckle b, knee k and the normal n of its plane: n·(c
 nothing of tips, forces or the knee's angle, and share with `hand` only the places of the joints.
 """
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from jacmatch.errors import InputError
 from jacmatch.recipes.systems.grasp.hand import FINGERS, Hand, Place
 from jacmatch.recipes.systems.kinematics.chain import rotation_vector, skew
 
 _HOMOTOPY, _NEWTON, _CLOSED = 16, 5, 1e-12
+_FARTHEST, _LOOKS, _HALVINGS = 1.5, 200, 50
 
 
 def constraints(hand: Hand, place: Place, driven: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6"]:
@@ -134,3 +138,49 @@ def _legs(hand: Hand, driven: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     q = driven.reshape(-1, FINGERS, 2)
     at = hand.points(torch.cat((q, torch.zeros_like(q[..., :1])), -1))
     return at.base, at.knee, at.aside, at.bend
+
+
+def toward_singular(
+    hand: Hand, count: int, seed: int, shares: tuple[float, ...]
+) -> tuple[Place, Float[Tensor, "grasp 6"]]:
+    """Grasps on the way to singular ones: poses and driven joints, (direction, share) flattened.
+
+    The object leaves rest in random directions (with the grip's radius for a radian) until det A changes its sign, by
+    bisection; directions in which it leaves the fingers' reach before that are left out. Shares are those of the way,
+    below 1.
+
+    Raises:
+        InputError: too few directions end at a singular grasp.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    direction = torch.randn(20 * count, 6, generator=generator, dtype=torch.float64)
+    direction = direction / direction.norm(dim=1, keepdim=True)
+    side = _side(hand, 0 * direction)
+    ways = torch.linspace(0, _FARTHEST, _LOOKS, dtype=torch.float64)
+    sides = torch.stack([_side(hand, way * direction) for way in ways])
+    first = (sides != side).double().argmax(0)  # NaN where out of reach, which is neither side
+    ends = (first > 0) & (sides.gather(0, first[None])[0] == -side)
+    if int(ends.sum()) < count:
+        raise InputError("`count` of `toward_singular` is more than the directions found.", got=count)
+    direction, first = direction[ends][:count], first[ends][:count]
+    near, far = ways[first - 1], ways[first]
+    for _ in range(_HALVINGS):
+        middle = (near + far) / 2
+        before = _side(hand, middle[:, None] * direction) == side[0]
+        near, far = torch.where(before, middle, near), torch.where(before, far, middle)
+    offsets = torch.stack([share * near[:, None] * direction for share in shares], 1).flatten(0, 1)
+    place = _moved(hand, offsets)
+    return place, hand.joints(place)[..., :2].flatten(1)
+
+
+def _moved(hand: Hand, offsets: Tensor) -> Place:
+    """Rest moved by offsets whose rotations are in units of the grip's radius."""
+    return Place(hand.rest().p + hand.grip * offsets[:, :3], rotation(offsets[:, 3:]))
+
+
+def _side(hand: Hand, offsets: Tensor) -> Tensor:
+    """The sign of det A, NaN where the object is out of reach."""
+    place = _moved(hand, offsets)
+    q = hand.joints(place)
+    sign = torch.linalg.det(matrices(hand, place, q[..., :2].flatten(1).nan_to_num())[0]).sign()
+    return torch.where(q.isnan().flatten(1).any(1), math.nan, sign)

@@ -46,6 +46,7 @@ def animate(
     cold: Float[Tensor, "joint"] | None = None,
     share: float | int = 1.0,
     frames: int = FRAMES,
+    iterations: int = 60,
 ) -> Motion:
     """Moves from key 0 to key 1 by joints, on to the pose of key 2 by inverse kinematics, and to key 3 by joints.
 
@@ -58,6 +59,7 @@ def animate(
         cold: Where each frame of the inverse part is solved from; the frame before it if None.
         share: Of the joint ranges that may be used.
         frames: Of each of the three parts.
+        iterations: Of inverse kinematics for a frame, at most.
     """
     first = eased(keys[0], keys[1], frames)
     path = torch.cat((keys[1][None], eased(keys[1], keys[2], frames)))
@@ -66,7 +68,7 @@ def animate(
     for frame in path:
         target = chain.pose(frame)
         start = solved[-1] if cold is None else cold.expand_as(solved[-1])
-        solved.append(solve(known, target, start, limits).q)
+        solved.append(solve(known, target, start, limits, iterations=iterations).q)
         off.append(errors(chain.pose(solved[-1]), target)[:, :3].norm(dim=1))
     inverse = torch.stack(solved)
     last = torch.cat((inverse[-1:], eased(inverse[-1], keys[3], frames)))

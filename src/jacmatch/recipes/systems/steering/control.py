@@ -89,6 +89,21 @@ def _solution(lqr: Lqr, speed: float) -> tuple[Array, Array]:
 
 
 @dataclass(frozen=True)
+class Linear:
+    """The controller u = −K z, whatever the speed and however large.
+
+    Attributes:
+        gain: K (2, 4).
+    """
+
+    gain: Array
+
+    def __call__(self, z: Array, speed: Array) -> Array:
+        """Steering angles (car, 2)."""
+        return -z @ self.gain.T
+
+
+@dataclass(frozen=True)
 class Scheduled:
     """The teacher: u = −K(V) z, cut off where the steering ends, with its slopes by z and by V."""
 

@@ -36,11 +36,15 @@ def taught(
     count: int, seed: int
 ) -> tuple[Float[Tensor, "sample 5"], Float[Tensor, "sample 2"], Float[Tensor, "sample 2 5"]]:
     """States with speeds, steering angles, and their slopes."""
-    teacher = Scheduled()
+    slopes = Scheduled().slopes(*samples(count, seed))
+    return *answers(count, seed), torch.from_numpy(slopes).float()
+
+
+def answers(count: int, seed: int) -> tuple[Float[Tensor, "sample 5"], Float[Tensor, "sample 2"]]:
+    """States with speeds, and steering angles."""
     z, speed = samples(count, seed)
-    asked = (np.concatenate((z, speed[:, None]), 1), teacher(z, speed), teacher.slopes(z, speed))
-    x, y, slopes = (torch.from_numpy(each).float() for each in asked)
-    return x, y, slopes
+    x = torch.from_numpy(np.concatenate((z, speed[:, None]), 1)).float()
+    return x, torch.from_numpy(Scheduled()(z, speed)).float()
 
 
 def gain_error(speed: float | int, states: int, *, slopes: bool, steps: int, seed: int) -> float:
