@@ -15,13 +15,15 @@ from jacmatch.report import Document, Table
 from jacmatch.report.experiments import NOTHING, Spread, grid, names, seeds_of, spreads
 from jacmatch.report.lines import Line, line_figure
 
-VALUES, LONGER, SLOPES = "values", "values, 4 × steps", "values + slopes"
+VALUES, LONGER, LONGEST, SLOPES = "values", "values, 4 × steps", "values, 16 × steps", "values + slopes"
+RIVALS = (VALUES, LONGER, LONGEST)
 METHODS: dict[str, Mapping[str, Any]] = {
     VALUES: {"slopes": "none", "longer": 1},
     LONGER: {"slopes": "none", "longer": 4},
+    LONGEST: {"slopes": "none", "longer": 16},
     SLOPES: {"slopes": "jacobian", "longer": 1},
 }
-"""Two lengths of training without slopes, the better of which is the rival."""
+"""Three lengths of training without slopes, the best of which is the rival; the longest at the most paths only."""
 
 PATHS = {"smoke": (256, 512), "cpu": (1024, 4096, 12_288, 16_384, 65_536)}
 """12,288 paths are less than a fifth of 65,536."""
@@ -51,6 +53,7 @@ def _cells(request: Request) -> list[Cell]:
         for paths in PATHS[size]
         for method, how in METHODS.items()
         for seed in range(request.seed, request.seed + seeds)
+        if method != LONGEST or paths == PATHS[size][-1]
     ]
 
 
@@ -119,7 +122,7 @@ def _tables(document: Document) -> list[Table]:
             ("option and error", "values alone, best", "reached with", "share", "between columns"),
             tuple(_reached(document, option, error) for option in OPTIONS for error in ("price", "delta")),
             (
-                "Values alone: the better of the two lengths of training by this error. Between columns: by a straight "
+                "Values alone: the best of the lengths of training by this error. Between columns: by a straight "
                 "line through the logarithms.",
             ),
         ),
@@ -137,7 +140,7 @@ def _reached(document: Document, option: str, error: str) -> tuple[str, ...]:
     """The smallest number of paths whose mean error with slopes is not above that of values alone at the largest."""
     found = spreads(document, f"{error}_rmse")
     columns = sorted(names(document, "column"), key=int)
-    rivals = [found.get((f"{option}: {method}", columns[-1])) for method in (VALUES, LONGER)]
+    rivals = [found.get((f"{option}: {method}", columns[-1])) for method in RIVALS]
     curve = [(int(column), found.get((f"{option}: {SLOPES}", column))) for column in columns]
     label, scale = f"{option}: {error}", {"price": 1e4, "delta": 100.0}[error]
     bound = min((each["mean"] for each in rivals if each is not None), default=None)
