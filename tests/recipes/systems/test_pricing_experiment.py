@@ -71,9 +71,9 @@ def test_crossing_of_a_curve_that_is_below_from_the_start():
 def test_smoke_run(as_users_run, tmp_path, monkeypatch):
     monkeypatch.setitem(pricing.PATHS, "smoke", (128, 512))
     result = Reproduce(name="pricing", smoke=True, out=tmp_path / "run").run()
-    assert [len(table["rows"]) for table in result["tables"]] == [8, 8, 4, 8]
+    assert [len(table["rows"]) for table in result["tables"]] == [10, 10, 4, 10]
     stored = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert len(stored["cells"]) == 14
+    assert len(stored["cells"]) == 18
     by_row = {(cell["row"], cell["column"]): cell["measures"] for cell in stored["cells"]}
     for option in OPTIONS:
         few, many = (by_row[f"{option}: {method}", "512"]["price_rmse"] for method in (VALUES, LONGER))
