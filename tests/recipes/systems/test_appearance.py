@@ -175,30 +175,58 @@ def test_failed_fits_are_left_out(train, built, monkeypatch):
 
 def test_a_student_samples_the_texture_that_the_model_does(train, built):
     shown = model.windows(train.images[:3], poses_of(built, train)[:3])
-    student = Glance(built)
+    p = np.random.default_rng(2).normal(0, 0.7, (3, built.parameters))
     x = torch.from_numpy(shown.reshape(3, -1)).float()
-    g = x @ student.pixels
-    g = (g - g.mean(1, keepdim=True)) / g.std(1, unbiased=False, keepdim=True)
-    expected = built.sampled(shown, np.zeros((3, built.parameters)))
-    torch.testing.assert_close(g, torch.from_numpy(expected).float(), rtol=1e-3, atol=1e-3)
+    got = Glance(built).sampled(x, torch.from_numpy(p).float())
+    torch.testing.assert_close(got, torch.from_numpy(built.sampled(shown, p)).float(), rtol=1e-3, atol=2e-3)
+
+
+def restless(built):
+    """A student that has not the answer 0."""
+    torch.manual_seed(0)
+    student = Glance(built).eval()
+    for each in student.maps:
+        torch.nn.init.normal_(each.weight, std=0.02)
+    return student
+
+
+def test_each_look_is_where_the_one_before_says(train, built):
+    shown = model.windows(train.images[:2], poses_of(built, train)[:2])
+    student = restless(built)
+    p = np.zeros((2, built.parameters))
+    for each in student.maps:
+        g = torch.from_numpy(built.sampled(shown, p) - built.texture).float()
+        p = p + each(g).detach().double().numpy()
+    got = student(torch.from_numpy(shown.reshape(2, -1)).float()).detach().numpy()
+    assert np.abs(p).max() > 0.3
+    assert got == pytest.approx(p, rel=1e-3, abs=2e-3)
 
 
 def test_the_loss_along_directions_by_its_definition(built):
     generator = torch.Generator().manual_seed(0)
     x, u = (torch.rand(4, 1600, generator=generator) for _ in range(2))
     y, s = (torch.rand(4, built.parameters, generator=generator) for _ in range(2))
-    student = Glance(built).eval()
-    torch.nn.init.normal_(student.affine.weight, std=0.1, generator=generator)
+    student = restless(built)
     objective = AlongDirections(student, Lesson(x, y, u[None], s[None], 12), 0.3)
     ids = torch.tensor([2, 0])
     terms = objective.eval()(x[ids], y[ids], ids=ids)
-    values = (student(x[ids]) - y[ids]).square().sum(1).mean()
-    slopes = (jvp(student, x[ids], u[ids])[1] - s[ids]).square().sum(1).mean()
+    last = student.after_each(x[ids])[:, -built.parameters :]
+    torch.testing.assert_close(student(x[ids]), last)
+    answers, moved = student.after_each(x[ids]), jvp(student.after_each, x[ids], u[ids])[1]
+    values = (answers - torch.cat([y[ids]] * 3, 1)).square().sum(1).mean()
+    slopes = (moved - torch.cat([s[ids]] * 3, 1)).square().sum(1).mean()
     torch.testing.assert_close(terms.unweighted["values"], values)
     torch.testing.assert_close(terms.unweighted["jacobians"], slopes)
-    assert float(slopes.detach()) > 0.1
     terms["loss"].backward()
-    assert student.affine.weight.grad.abs().sum() > 0
+    assert student.maps[0].weight.grad.abs().sum() > 0
+
+
+def test_slopes_of_a_student_are_those_of_its_answers(built):
+    student, generator = restless(built).double(), torch.Generator().manual_seed(1)
+    x, u = (torch.rand(2, 1600, generator=generator, dtype=torch.float64) for _ in range(2))
+    h = 1e-6
+    difference = (student(x + h * u) - student(x - h * u)) / (2 * h)
+    torch.testing.assert_close(jvp(student, x, u)[1], difference, rtol=1e-4, atol=1e-6)
 
 
 def test_smoke_run(as_users_run, tmp_path):

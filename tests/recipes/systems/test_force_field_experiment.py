@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jacmatch.recipes import Reproduce
-from jacmatch.recipes.reproduce import EXPERIMENTS
+from jacmatch.recipes.reproduce import EXPERIMENTS, force_field
 from jacmatch.recipes.reproduce.force_field import FORCES, METHODS, ROW
 from jacmatch.recipes.systems.force_field import learning
 from jacmatch.recipes.systems.force_field.lennard_jones import ARGON, energy, forces
@@ -55,6 +55,13 @@ def test_targets_are_energy_and_forces():
     assert torch.equal(learning.targets(x), expected)
     assert torch.equal(learning.configurations(3, seed=1), x)
     assert not torch.equal(learning.configurations(3, seed=2), x)
+
+
+def test_a_lost_cluster_is_counted_and_not_averaged():
+    value = {"mean": 1e9, "std": 1e9, "values": [1.0, 2.0, 3e9]}
+    assert force_field._entry(value, "drift", 1) == "1.5 ± 0.7, 1 lost"
+    assert force_field._entry({"mean": 3e9, "std": None, "values": [3e9]}, "drift", 1) == "1 lost"
+    assert force_field._entry({"mean": 1.5, "std": None, "values": [1.5]}, "force", 1) == "1.5"
 
 
 def test_smoke_run(as_users_run, tmp_path):

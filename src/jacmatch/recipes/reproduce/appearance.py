@@ -11,7 +11,7 @@ from jacmatch.recipes.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.recipes.systems.appearance.faces import Array, Faces, faces
 from jacmatch.recipes.systems.appearance.fitting import by_fixed_jacobian, by_newuoa, fixed_jacobian
-from jacmatch.recipes.systems.appearance.learning import displaced, distilled, jumps, lesson, seen
+from jacmatch.recipes.systems.appearance.learning import Glance, displaced, distilled, jumps, lesson, seen
 from jacmatch.recipes.systems.appearance.model import Model, build, in_image, windows
 from jacmatch.report import Document, Table
 from jacmatch.report.experiments import NOTHING, Spread, entry, names, seeds_of, spreads
@@ -36,7 +36,7 @@ CONVERGED = 7.5
 """A fit has converged if its mean landmark error is below so many per cent of the distance of the eyes."""
 _SIZES = {
     "smoke": {"model": 40, "faces": 4, "tested": 3, "steps": 5, "most": 60},
-    "cpu": {"model": 150, "faces": 150, "tested": 25, "steps": 300, "most": 1000},
+    "cpu": {"model": 150, "faces": 400, "tested": 40, "steps": 400, "most": 1000},
 }
 _LESSON, _TEST = 10_000, 20_000  # seeds of the faces: those of the cell and this
 
@@ -45,7 +45,7 @@ def _cells(request: Request) -> list[Cell]:
     size = _SIZES["smoke" if request.smoke else "cpu"]
     seeds = request.seeds or (1 if request.smoke else 5)
     return [
-        Cell(method, "all", seed, {**size, **how, "share": 0.3, "looks": 1})
+        Cell(method, "all", seed, {**size, **how, "share": 0.1})
         for seed in range(request.seed, request.seed + seeds)
         for method, how in METHODS.items()
     ]
@@ -69,7 +69,7 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
             found["jumps"] = jumps(model, told, max(1, len(told.x) // 5))
         found["lesson_seconds"] = time.perf_counter() - start
         student = distilled(model, told, share=asked["share"], steps=asked["steps"], seed=cell.seed)
-        fit = _student(model, student, asked["looks"])
+        fit = _student(model, student)
     else:
         fit = _fitter(cell.row, model, asked)
     shown = faces(asked["tested"], cell.seed + _TEST)
@@ -117,10 +117,10 @@ def _fitter(method: str, model: Model, asked: Mapping[str, Any]) -> Fitted:
     return fit
 
 
-def _student(model: Model, student: Any, looks: int) -> Fitted:
+def _student(model: Model, student: Glance) -> Fitted:
     def fit(shown: Faces, poses: Array) -> tuple[Array, Array]:
-        p, last = seen(model, student, shown.images, poses, looks=looks)
-        return in_image(model.shape(p), last), np.full(len(shown), looks)
+        p = seen(student, shown.images, poses)
+        return in_image(model.shape(p), poses), np.full(len(shown), len(student.maps))
 
     return fit
 

@@ -17,8 +17,9 @@ from jacmatch.recipes.systems.force_field.learning import (
 )
 from jacmatch.recipes.systems.force_field.lennard_jones import ARGON
 from jacmatch.report import Document, Table
-from jacmatch.report.experiments import NOTHING, entry, names, paired, seeds_of, spreads
+from jacmatch.report.experiments import NOTHING, Spread, entry, names, paired, seeds_of, spreads
 from jacmatch.report.lines import dot_figure
+from jacmatch.runs import spread
 
 ENERGIES, FORCES, TWICE = "energies", "+ forces", "+ forces, 2 × steps"
 ROW, ROWS = "+ forces + 1 Hessian row", "+ forces + 4 Hessian rows"
@@ -51,6 +52,8 @@ _SIZES: dict[str, dict[str, int]] = {
         "teaching": 2000,
     },
 }
+LOST = 1000
+"""A drift in meV that no bound cluster can have: its binding energy is 170."""
 MEASURES = {
     "force": ("forces, meV/Å", 3),
     "hessian": ("Hessian, meV/Å²", 2),
@@ -121,7 +124,7 @@ def _tables(document: Document) -> list[Table]:
     own, made = document["facts"]["teacher"], document["environment"]
     asked = document["cells"][0]["settings"]
     rows = [
-        (row, *(entry(found[name].get((row, column)), 1, digits) for name, (_, digits) in MEASURES.items()))
+        (row, *(_entry(found[name].get((row, column)), name, digits) for name, (_, digits) in MEASURES.items()))
         for row in names(document, "row")
     ]
     told = ("the teacher", *(f"{own[n]:.{d}f}" if n in own else NOTHING for n, (_, d) in MEASURES.items()))
@@ -131,7 +134,8 @@ def _tables(document: Document) -> list[Table]:
         f"Errors against the potential at {asked['tested']} fresh configurations, where the forces have a standard "
         f"deviation of {own['force_std']:.2f} meV/Å.",
         f"Drift: root mean square of H(t) − H(0), H with the potential's energy, over {asked['simulated']:,} steps of "
-        f"{time_step:.1f} fs in {asked['clusters']} clusters; own energy: the same with the network's.",
+        f"{time_step:.1f} fs in {asked['clusters']} clusters; own energy: the same with the network's. Lost: seeds in "
+        f"which H left by more than {LOST} meV, atoms having fallen into each other; they are not in the mean.",
         f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",
     )
     head = ("matched", *(heading for heading, _ in MEASURES.values()))
@@ -155,12 +159,27 @@ def _tables(document: Document) -> list[Table]:
     return [Table("force-field", "Errors of students at equal steps", head, (*rows, told), notes), gains]
 
 
+def _entry(value: Spread | None, name: str, digits: int) -> str:
+    """A mean ± standard deviation; of a drift over the seeds that kept the cluster, and how many did not."""
+    if value is None or name != "drift":
+        return entry(value, 1, digits)
+    kept, lost = _kept(value)
+    said = [entry(kept, 1, digits)] * (kept is not None) + [f"{lost} lost"] * (lost > 0)
+    return ", ".join(said)
+
+
+def _kept(value: Spread) -> tuple[Spread | None, int]:
+    """A drift over the seeds that kept the cluster, and the number of the others."""
+    values = [each for each in value["values"] if each <= LOST]
+    return (spread(values) if values else None), len(value["values"]) - len(values)
+
+
 def _figure(document: Document) -> bytes:
-    """Drift of each row of the table."""
+    """Drift of each row of the table, over the seeds that kept the cluster."""
     found, (column,) = spreads(document, "drift"), names(document, "column")
-    rows = [(row, found[row, column]) for row in names(document, "row")]
+    kept = [(row, _kept(found[row, column])[0]) for row in names(document, "row")]
     return dot_figure(
-        [(row, value["mean"], value["std"]) for row, value in rows],
+        [(row, value["mean"], value["std"]) for row, value in kept if value is not None],
         title="Energy lost or won in a simulation that the student drives",
         x_label="root mean square of H(t) − H(0), meV",
     )

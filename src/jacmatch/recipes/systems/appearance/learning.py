@@ -19,7 +19,7 @@ from jacmatch.objectives.base import Balance, Terms
 from jacmatch.objectives.terms import jacobian_term, output_term
 from jacmatch.recipes.systems.appearance.faces import Array, Faces
 from jacmatch.recipes.systems.appearance.fitting import by_newuoa
-from jacmatch.recipes.systems.appearance.model import REACH, WINDOW, Model, bilinear, composed, pose_of, windows
+from jacmatch.recipes.systems.appearance.model import REACH, UNIT, WINDOW, Model, composed, pose_of, windows
 from jacmatch.teachers import BlackBoxTeacher, Question
 from jacmatch.training import Training, fit
 
@@ -31,39 +31,64 @@ _JUMPED = 4.0  # likewise a slope so many times the median
 
 
 class Glance(nn.Module):
-    """Parameters of a fit from one window: its texture at the mean shape, an affine map and a small perceptron."""
+    """Parameters of a fit after a few looks at a window: p₀ = 0 and pₖ₊₁ = pₖ + Aₖ g(pₖ), affine maps A.
 
-    pixels: Tensor
+    g(p) is the texture at p less the mean texture. Later looks are where earlier ones say that the face is, so that the
+    whole is far from affine; it can be differentiated by the window.
+    """
+
     mean: Tensor
+    modes: Tensor
+    texture: Tensor
 
-    def __init__(self, model: Model, *, hidden: int = 32, dropout: float = 0.0) -> None:
-        """Builds the network for a model of appearance.
+    def __init__(self, model: Model, *, looks: int = 3, dropout: float = 0.0) -> None:
+        """Builds the network for a model of appearance; it begins with the answer 0.
 
         Args:
-            model: Its mean shape says where the texture is sampled, its mean texture is taken away.
-            hidden: Width of the perceptron.
+            model: Its shapes say where the texture is sampled.
+            looks: How often a window is sampled.
             dropout: Share of the texture that is left out in training.
         """
         super().__init__()
-        places = (model.weights @ model.mean + REACH) * ((WINDOW - 1) / (2 * REACH))
-        basis = np.eye(WINDOW**2).reshape(-1, WINDOW, WINDOW)
-        sampled = bilinear(basis, np.broadcast_to(places, (len(basis), *places.shape)))
-        self.register_buffer("pixels", torch.from_numpy(sampled).float())
-        self.register_buffer("mean", torch.from_numpy(model.texture).float())
-        count = len(model.texture)
+        self.register_buffer("mean", torch.from_numpy(model.weights @ model.mean).float())
+        self.register_buffer("modes", torch.from_numpy(model.weights @ model.modes).float())
+        self.register_buffer("texture", torch.from_numpy(model.texture).float())
         self.dropout = nn.Dropout(dropout)
-        self.affine = nn.Linear(count, model.parameters)
-        self.bent = nn.Sequential(nn.Linear(count, hidden), nn.SiLU(), nn.Linear(hidden, model.parameters))
-        for layer in (self.affine, self.bent[2]):
-            nn.init.zeros_(layer.weight)
+        self.parameters_of_fit = model.parameters
+        self.maps = nn.ModuleList(nn.Linear(len(model.texture), model.parameters) for _ in range(looks))
+        for weight in self.maps.parameters():
+            nn.init.zeros_(weight)
 
     def forward(self, x: Float[Tensor, "window pixel"]) -> Float[Tensor, "window parameter"]:
         """Parameters for windows (window, WINDOW²)."""
-        g = x @ self.pixels
+        return self.after_each(x)[:, -self.parameters_of_fit :]
+
+    def after_each(self, x: Float[Tensor, "window pixel"]) -> Float[Tensor, "window answer"]:
+        """The parameters after each look, side by side."""
+        p = x.new_zeros(len(x), self.parameters_of_fit)
+        answers = []
+        for each in self.maps:
+            p = p + each(self.dropout(self.sampled(x, p) - self.texture))
+            answers.append(p)
+        return torch.cat(answers, 1)
+
+    def sampled(self, x: Float[Tensor, "window pixel"], p: Float[Tensor, "window parameter"]) -> Tensor:
+        """The texture (window, pixel) at parameters p, as `Model.sampled` has it."""
+        plain = self.mean + torch.tensordot(p[:, 4:], self.modes, 1)
+        real, turned, right, down = (UNIT * p[:, :4]).T[..., None]
+        across = (1 + real) * plain[..., 0] - turned * plain[..., 1] + right
+        along = turned * plain[..., 0] + (1 + real) * plain[..., 1] + down
+        scale, last = (WINDOW - 1) / (2 * REACH), WINDOW - 1.001
+        u, v = (((each + REACH) * scale).clamp(0, last) for each in (across, along))
+        left, top = u.detach().floor(), v.detach().floor()
+        at = (top * WINDOW + left).long()
+        corners = [x.gather(1, at + step) for step in (0, 1, WINDOW, WINDOW + 1)]
+        u, v = u - left, v - top
+        upper, lower = (one + u * (other - one) for one, other in (corners[:2], corners[2:]))
+        g = upper + v * (lower - upper)
         g = g - g.mean(1, keepdim=True)
-        g = self.dropout(g / (g.square().mean(1, keepdim=True).sqrt() + 1e-6) - self.mean)
-        found: Tensor = self.affine(g) + self.bent(g)
-        return found
+        scaled: Tensor = g / (g.square().mean(1, keepdim=True) + 1e-8).sqrt()
+        return scaled
 
 
 @dataclass(frozen=True)
@@ -135,7 +160,7 @@ def distilled(model: Model, told: Lesson, *, share: float, steps: int, seed: int
     """A student of what the fitter said; slopes make up `share` of the gradient norm where there are any."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        student = Glance(model, dropout=0.3)
+        student = Glance(model, dropout=0.5)
     objective = AlongDirections(student, told, share if len(told.directions) else 0.0)
     settings = Training(steps=steps, batch_size=50, lr=1e-3, optimizer="adamw", weight_decay=1.0)
     fit(objective, Split(told.x, told.y), settings, seed=seed)
@@ -143,9 +168,9 @@ def distilled(model: Model, told: Lesson, *, share: float, steps: int, seed: int
 
 
 class AlongDirections(nn.Module):
-    """Values and slopes along known directions: mean Σₖ(ŷₖ − yₖ)² + w·mean Σₖ((Ĵu)ₖ − sₖ)² over directions u."""
+    """Values and slopes along known directions u, after each look: means of Σₖ(ŷₖ − yₖ)² + w Σₖ((Ĵu)ₖ − sₖ)²."""
 
-    def __init__(self, student: nn.Module, told: Lesson, share: float) -> None:
+    def __init__(self, student: Glance, told: Lesson, share: float) -> None:
         """Takes the directions and slopes of a lesson; the ids of a batch say which.
 
         Args:
@@ -155,8 +180,7 @@ class AlongDirections(nn.Module):
         """
         super().__init__()
         self.student, self.calls = student, 0
-        self.register_buffer("directions", told.directions, persistent=False)
-        self.register_buffer("slopes", told.slopes, persistent=False)
+        self.known = (told.directions, told.slopes)
         self.balance = Balance({"values": 1.0, "jacobians": Share(share)} if share else {"values": 1.0})
 
     def forward(
@@ -169,13 +193,15 @@ class AlongDirections(nn.Module):
     ) -> Terms:
         """The terms of a batch."""
         terms = {}
+        looks = len(self.student.maps)
         if "jacobians" in self.balance.weights:
-            found = push(self.student, x, self.directions[:, ids])
+            directions, slopes = (each[:, ids] for each in self.known)
+            found = push(self.student.after_each, x, directions, engine="forward")
             outputs = found.outputs
-            terms["jacobians"] = jacobian_term("squared", found.products, self.slopes[:, ids])
+            terms["jacobians"] = jacobian_term("squared", found.products, slopes.repeat(1, 1, looks))
         else:
-            outputs = self.student(x)
-        terms["values"] = output_term("squared", outputs, y, 1.0)
+            outputs = self.student.after_each(x)
+        terms["values"] = output_term("squared", outputs, y.repeat(1, looks), 1.0)
         if self.training and self.calls % 100 == 0:
             self.balance.measure(terms, [*self.student.parameters()])
         self.calls += self.training
@@ -184,14 +210,11 @@ class AlongDirections(nn.Module):
         return Terms({"loss": total, **weighted}, outputs, y, terms, dict(self.balance.shares))
 
 
-def seen(model: Model, student: nn.Module, images: Array, poses: Array, *, looks: int) -> tuple[Array, Array]:
-    """Parameters and the poses of the windows that they are relative to, after so many looks: each moves the window."""
-    for look in range(looks):
-        if look:
-            poses = composed(p, poses)
-        with torch.no_grad():
-            p = student(_flat(windows(images, poses))).double().numpy()
-    return p, poses
+def seen(student: nn.Module, images: Array, poses: Array) -> Array:
+    """What a student says of images: parameters relative to the poses of the windows that it is shown."""
+    with torch.no_grad():
+        found: Array = student(_flat(windows(images, poses))).double().numpy()
+    return found
 
 
 def displaced(model: Model, shown: Faces, change: Array) -> Array:

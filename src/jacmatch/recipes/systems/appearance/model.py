@@ -14,7 +14,8 @@ WINDOW = 40
 """Side of a window, in its own pixels."""
 REACH = 1.9
 """Half the side of a window in units of the mean shape, in which the eyes are about 0.84 apart."""
-_POSE = 0.1  # the unit of the four numbers of a pose: a tenth
+UNIT = 0.1
+"""Of the four numbers of a pose: a tenth."""
 _KEPT = 0.95  # of the variance, by shape modes and by texture modes
 _TEXTURE_SIDE = 22  # the texture's grid has so many points across a face
 _PRIOR = 0.02  # of the squared shape numbers in units of their standard deviations
@@ -49,7 +50,7 @@ class Model:
     def shape(self, p: Array) -> Array:
         """Landmarks (…, landmark, 2) in the frame of the mean shape for parameters (…, parameter)."""
         plain = self.mean + np.tensordot(p[..., 4:], self.modes, 1)
-        return _moved(plain, _POSE * p[..., :4] + (1.0, 0, 0, 0))
+        return _moved(plain, UNIT * p[..., :4] + (1.0, 0, 0, 0))
 
     def residual(self, windows: Array, p: Array) -> Array:
         """What the texture modes cannot explain of the texture (face, pixel) at parameters (face, parameter)."""
@@ -78,8 +79,8 @@ class Model:
         modes, explained = np.ascontiguousarray(modes), np.ascontiguousarray(self.textures)
 
         def cost(p: Array) -> float:
-            own = unit * (1 + _POSE * complex(p[0], p[1]))
-            z = own * (mean + p[4:] @ modes) + (unit * _POSE * complex(p[2], p[3]) + complex(centre, centre))
+            own = unit * (1 + UNIT * complex(p[0], p[1]))
+            z = own * (mean + p[4:] @ modes) + (unit * UNIT * complex(p[2], p[3]) + complex(centre, centre))
             x, y = np.minimum(np.maximum(z.real, 0), last), np.minimum(np.maximum(z.imag, 0), last)
             left, top = x.astype(int), y.astype(int)
             u, v, at = x - left, y - top, top * WINDOW + left
@@ -146,7 +147,7 @@ def in_image(shape: Array, poses: Array) -> Array:
 
 def composed(p: Array, poses: Array) -> Array:
     """The poses that parameters p relative to poses have in the image."""
-    own = _POSE * p[..., :4] + (1.0, 0, 0, 0)
+    own = UNIT * p[..., :4] + (1.0, 0, 0, 0)
     moved = _moved(own[..., None, 2:], poses)[..., 0, :]
     real = own[..., 0] * poses[..., 0] - own[..., 1] * poses[..., 1]
     turned = own[..., 0] * poses[..., 1] + own[..., 1] * poses[..., 0]

@@ -1,0 +1,247 @@
+"""A hand as a hand and as a parallel manipulator, and networks for the pose of what it holds."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jacmatch.jacobian import jacobian, jvp, vjp
+from jacmatch.recipes.progress import Progress
+from jacmatch.recipes.reproduce.equal_error import (
+    LONGER,
+    METHODS,
+    REACHED_HEAD,
+    SLOPES,
+    VALUES,
+    by_measure,
+    curves,
+    reached,
+)
+from jacmatch.recipes.reproduce.experiment import Cell, Experiment, Measures
+from jacmatch.recipes.reproduce.request import Request
+from jacmatch.recipes.surrogate.fitting import fit_surrogate
+from jacmatch.recipes.systems.grasp.hand import Hand, Place, by_hand, torques_by_hand
+from jacmatch.recipes.systems.grasp.manipulator import (
+    by_manipulator,
+    coordinates,
+    drawn,
+    pose,
+    regularity,
+    slopes,
+    toward_singular,
+    twist_of,
+)
+from jacmatch.report import Document, Table
+from jacmatch.report.experiments import seeds_of
+from jacmatch.report.lines import line_figure
+
+KEPT = "values + slopes, nearly singular grasps too"
+ROWS: dict[str, Mapping[str, Any]] = {**METHODS, KEPT: {"slopes": "rows", "longer": 1}}
+SAMPLES = {"smoke": (20, 60), "cpu": (50, 100, 200, 500)}
+_STEPS = {"smoke": 60, "cpu": 3000}
+_SHARED = {"hidden": (64, 64), "activation": "silu", "probes": 2, "batch_size": 128, "lr": 0.01}
+_REACH, _REGULAR, _LEAST = 0.15, 0.2, 0.02
+_TEST, _TEST_SEED, _DIRECTIONS = 2000, 2**20, 24
+BINS = ((0.02, 0.1), (0.1, 0.2), (0.2, 0.4), (0.4, 2.0))
+SHARES = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999)
+"""Of the ways to singular grasps."""
+MEASURES = (
+    ("place", "place, mm", 1e3, 3),
+    ("turn", "rotation, mrad", 1e3, 2),
+    ("slope", "slopes, %", 100, 2),
+    ("torque", "torques, %", 100, 2),
+)
+
+
+def _cells(request: Request) -> list[Cell]:
+    size = "smoke" if request.smoke else "cpu"
+    return [
+        Cell(
+            row,
+            str(samples),
+            seed,
+            {
+                **_SHARED,
+                "samples": samples,
+                "slopes": how["slopes"],
+                "least": _LEAST if row == KEPT else _REGULAR,
+                "steps": how["longer"] * _STEPS[size],
+            },
+        )
+        for samples in SAMPLES[size]
+        for row, how in ROWS.items()
+        for seed in range(request.seed, request.seed + (request.seeds or (1 if request.smoke else 5)))
+    ]
+
+
+def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
+    """How far the two formalisms agree, on the grasps of the test and on the way to singular ones."""
+    hand = Hand()
+    driven = drawn(hand, _TEST, _TEST_SEED, _REACH, _REGULAR)
+    facts = {"regular": _agreement(hand, pose(hand, driven)[0], driven)}
+    place, driven = toward_singular(hand, _DIRECTIONS, 0, SHARES)
+    for k, share in enumerate(SHARES):
+        part = slice(k, None, len(SHARES))
+        facts[f"{share:g}"] = _agreement(hand, Place(place.p[part], place.r[part]), driven[part])
+    return {"agreement": facts}
+
+
+def _agreement(hand: Hand, place: Place, driven: Tensor) -> dict[str, float]:
+    """Largest relative differences of velocities and torques between the formalisms, and how regular the grasps are."""
+    q = hand.joints(place)
+    one, other = by_manipulator(hand, place, driven), by_hand(hand, place, q)
+    wrench = torch.randn(len(q), 6, generator=torch.Generator().manual_seed(0), dtype=q.dtype)
+    by_duality = torch.einsum("gij,gi->gj", one, wrench)
+    torques, _ = torques_by_hand(hand, place, q, wrench)
+    numbers = {
+        "regularity": regularity(hand, place, driven).median(),
+        "slopes": torch.linalg.matrix_norm(one, 2).median(),
+        "velocities": ((one - other).norm(dim=(1, 2)) / one.norm(dim=(1, 2))).max(),
+        "torques": ((torques - by_duality).norm(dim=1) / by_duality.norm(dim=1)).max(),
+    }
+    return {name: float(f"{float(value):.3g}") for name, value in numbers.items()}
+
+
+def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
+    """Errors of pose, slopes and torques at fresh grasps, also by how near to singular these are."""
+    asked, hand = cell.settings, Hand()
+    q = drawn(hand, asked["samples"], cell.seed, _REACH, asked["least"])
+    place, _ = pose(hand, q)
+    start = time.perf_counter()
+    student = fit_surrogate(
+        q.float(),
+        coordinates(hand, place).float(),
+        jacobian=slopes(hand, place, q).float(),
+        slopes=asked["slopes"],
+        probes=asked["probes"],
+        hidden=tuple(asked["hidden"]),
+        activation=asked["activation"],
+        steps=asked["steps"],
+        batch_size=asked["batch_size"],
+        lr=asked["lr"],
+        seed=cell.seed,
+        device=request.device,
+    ).cpu()
+    seconds = time.perf_counter() - start
+    return {**_errors(hand, student), "train_seconds": seconds}
+
+
+def _errors(hand: Hand, student: nn.Module) -> dict[str, float]:
+    """What a student gets wrong; slopes and wrenches with the grip's radius for a radian.
+
+    Torques are the student's vᵀJ with v = Tᵀw, for a random wrench w at each grasp. `power` is the largest difference
+    between τ·q̇ of the student and w·ẋ of its Jv, over |w·ẋ| on average: what duality promises to be 0.
+    """
+    q = drawn(hand, _TEST, _TEST_SEED, _REACH, _LEAST)
+    place, _ = pose(hand, q)
+    y, near = coordinates(hand, place), regularity(hand, place, q)
+    unit = torch.tensor([1.0] * 3 + [hand.grip] * 3, dtype=q.dtype)
+    generator = torch.Generator().manual_seed(_TEST_SEED)
+    wrench = torch.randn(len(q), 6, generator=generator, dtype=q.dtype) * unit
+    known = by_manipulator(hand, place, q)
+    said, by_joint = (each.detach().double() for each in jacobian(student, q.float()))
+    pushed = torch.einsum("gij,gi->gj", twist_of(y), wrench).float()
+    torques = vjp(student, q.float(), pushed)[1].detach().double()
+    motion = torch.randn(len(q), 6, generator=generator, dtype=q.dtype).float()
+    moved = jvp(student, q.float(), motion)[1].detach()
+    power = ((torques.float() * motion).sum(1) - (pushed * moved).sum(1)).abs().max()
+    wrong = (said - y).square()
+    slope = ((twist_of(y) @ by_joint - known) * unit[:, None]).square().sum((1, 2))
+    torque = (torques - torch.einsum("gij,gi->gj", known, wrench)).square().sum(1)
+    slope_size = (known * unit[:, None]).square().sum((1, 2))
+    torque_size = torch.einsum("gij,gi->gj", known, wrench).square().sum(1)
+    found = {"power": float(power / (pushed * moved).sum(1).abs().mean())}
+    for low, high in (*BINS, (_REGULAR, 2.0)):
+        name = "" if (low, high) == (_REGULAR, 2.0) else f"_{low:g}"
+        part = (near >= low) & (near < high)
+        if not part.any():
+            continue
+        found |= {
+            f"place{name}": float(wrong[part, :3].sum(1).mean().sqrt()),
+            f"turn{name}": float(wrong[part, 3:].sum(1).mean().sqrt()),
+            f"slope{name}": float((slope[part].sum() / slope_size[part].sum()).sqrt()),
+            f"torque{name}": float((torque[part].sum() / torque_size[part].sum()).sqrt()),
+        }
+    return found
+
+
+def _tables(document: Document) -> list[Table]:
+    made = document["environment"]
+    notes = (
+        f"At those of {_TEST} fresh grasps whose smallest singular value of A is at least {_REGULAR}; mean ± standard "
+        f"deviation over seeds (of grasps, weights and batches): {seeds_of(document)}. Slopes and torques relative to "
+        "their root mean square; a radian counts as the radius of the grip. Torques: vᵀJ of the student for random "
+        "wrenches. Power: largest |τ·q̇ − w·ẋ| of the student in float32, over the mean of |w·ẋ|.",
+        f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",
+    )
+    head = ("grasps", *(heading for _, heading, *_ in MEASURES), "power, 10⁻⁶")
+    compared = [("place", "place, mm", 1e3), ("turn", "rotation, mrad", 1e3), ("torque", "torques, %", 100)]
+    return [
+        Table(
+            "grasp",
+            "Networks for the pose of the object",
+            head,
+            tuple(by_measure(document, (*MEASURES, ("power", "", 1e6, 1)), tuple(ROWS))),
+            notes,
+        ),
+        Table(
+            "samples",
+            "Grasps with slopes that are as good as values alone",
+            REACHED_HEAD,
+            tuple(reached(document, compared)),
+            ("Values alone: the better of the two lengths of training.",),
+        ),
+        _singular_table(document),
+        _agreement_table(document),
+    ]
+
+
+def _singular_table(document: Document) -> Table:
+    head = ("error of torques, %, by smallest singular value of A", *(f"{low:g} to {high:g}" for low, high in BINS))
+    measures = tuple((f"torque_{low:g}", "", 100, 1) for low, _ in BINS)
+    note = f"Grasps to learn from have at least {_REGULAR}, those of the rows that keep nearly singular ones {_LEAST}."
+    rows = by_measure(document, measures, (VALUES, LONGER, SLOPES, KEPT))
+    return Table("singular", "Torques near singular grasps", head, tuple(rows), (note,))
+
+
+def _agreement_table(document: Document) -> Table:
+    facts = document["facts"]["agreement"]
+    rows = [
+        (
+            "grasps of the test" if name == "regular" else f"{float(name):.4g} of the way to a singular one",
+            f"{each['regularity']:.2g}",
+            f"{each['slopes']:.3g}",
+            f"{each['velocities']:.0e}",
+            f"{each['torques']:.0e}",
+        )
+        for name, each in facts.items()
+    ]
+    head = ("where", "smallest singular value of A", "‖A⁻¹B‖, rad⁻¹", "velocities", "torques")
+    note = (
+        f"Largest relative differences in float64; medians of the other two. {_DIRECTIONS} random directions of the "
+        "object from rest until det A changes its sign."
+    )
+    return Table("agreement", "Hand against parallel manipulator", head, tuple(rows), (note,))
+
+
+def _figure(document: Document) -> bytes:
+    """Errors over the number of grasps."""
+    panels = [
+        (f"{heading}", curves(document, name, scale, tuple(ROWS)))
+        for name, heading, scale, _ in MEASURES
+        if name != "slope"
+    ]
+    return line_figure(panels, x_label="grasps", y_label="error", log_x=True, log_y=True)
+
+
+GRASP = Experiment(
+    about="a hand as a parallel manipulator: the pose of the object by values and slopes, torques by duality",
+    cells=_cells,
+    measure=_measure,
+    tables=_tables,
+    figure=_figure,
+    prepare=_prepare,
+    takes=frozenset(),
+)
