@@ -88,8 +88,8 @@ FAULTS = {
     ),
     "buffers are written twice": Fault(
         "jacobian/engines.py",
-        "            buffer.copy_(written[name])\n    return Products(",
-        "            buffer.copy_(written[name] + (written[name] - buffer))\n    return Products(",
+        "            buffer.copy_(written[name])\n    result = Products(",
+        "            buffer.copy_(written[name] + (written[name] - buffer))\n    result = Products(",
         "tests/jacobian/test_module_policies.py",
     ),
     "mean for sum": Fault(
@@ -178,8 +178,8 @@ FAULTS = {
     ),
     "the student's own largest pixel": Fault(
         "objectives/transfer.py",
-        "result = pull(network, x, v, readout=readout, batch_norm=self.batch_norm)",
-        "result = pull(network, x, self.maps(x, 0).largest, readout=readout, batch_norm=self.batch_norm)",
+        "result = pull(network, x, v, readout=readout,",
+        "result = pull(network, x, self.maps(x, 0).largest, readout=readout,",
         "tests/objectives/test_transfer.py",
     ),
     "the heads are taken for each other": Fault(

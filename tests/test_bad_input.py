@@ -615,7 +615,9 @@ def test_a_disk_that_fills_up_in_training_keeps_the_checkpoint(good, monkeypatch
 
     def later(descriptor):
         calls.append(descriptor)
-        full() if len(calls) == 5 else fsync(descriptor)  # settings, environment, inputs, checkpoint of step 10, next
+        full() if len(calls) == 6 else fsync(
+            descriptor
+        )  # settings, environment, inputs, doctor, checkpoint of step 10, next
 
     monkeypatch.setattr(os, "fsync", later)
     err = run(TRAIN + " --out run", capsys, 2, good=good)

@@ -45,6 +45,19 @@ class UnsupportedError(RuntimeError):
     """What was asked is sensible, but this engine, teacher or module cannot do it; the message names one that can."""
 
 
+class ElsewhereError(RuntimeError):
+    """Another process of the same job has failed.
+
+    Attributes:
+        code: What the job exits with.
+        says: What there is to say; empty where the other process says it.
+    """
+
+    def __init__(self, code: int, says: str = "") -> None:
+        super().__init__(says or "Another process of this job has failed.")
+        self.code, self.says = code, says
+
+
 def unknown_name(what: str, got: str, known: Iterable[str]) -> InputError:
     """An error for a name that is not in a list, with the nearest known names.
 

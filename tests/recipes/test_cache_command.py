@@ -47,7 +47,7 @@ def test_build_check_and_info_say_what_there_is(command):
 def test_distill_takes_its_answers_from_there(command, tmp_path):
     folder, _ = command
     live, cached = (
-        Distill(out=tmp_path / name, methods=("outputs", "jacobians"), **settings, **COMMAND)
+        Distill(out=tmp_path / name, methods=("outputs", "jacobians"), doctor=False, **settings, **COMMAND)
         for name, settings in (("live", {}), ("cached", {"cache": folder / "answers"}))
     )
     live.run(Progress(quiet=True))

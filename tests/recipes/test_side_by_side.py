@@ -26,9 +26,9 @@ def handed_over(tasks, workers=2):
 def test_every_task_is_handed_over_and_no_more_than_the_workers_are_under_way(monkeypatch):
     most = []
 
-    def counting(under_way, return_when):
+    def counting(under_way, **how):
         most.append(len(under_way))
-        return wait(under_way, return_when=return_when)
+        return wait(under_way, **how)
 
     monkeypatch.setattr(side_by_side, "wait", counting)
     done, error = handed_over([0.0, 0.01, 0.02, 0.03, 0.04])
@@ -54,8 +54,8 @@ def test_an_interrupt_does_not_wait_for_the_workers():
 
 
 def test_what_is_finished_when_the_interrupt_comes_is_kept(monkeypatch):
-    def interrupted(under_way, return_when):
-        wait(under_way, return_when=return_when)
+    def interrupted(under_way, **how):
+        wait(under_way, **how)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(side_by_side, "wait", interrupted)
@@ -63,9 +63,13 @@ def test_what_is_finished_when_the_interrupt_comes_is_kept(monkeypatch):
 
 
 def test_a_killed_worker_is_said_and_the_others_end(monkeypatch):
-    def killed(under_way, return_when):
-        multiprocessing.active_children()[0].kill()
-        return wait(under_way, return_when=return_when)
+    """The one that was begun last: the pool of the standard library does not watch it until something else happens."""
+    kill = [lambda: max(multiprocessing.active_children(), key=lambda process: process.pid).kill()]
+
+    def killed(under_way, **how):
+        while kill:
+            kill.pop()()
+        return wait(under_way, **how)
 
     monkeypatch.setattr(side_by_side, "wait", killed)
     start = time.perf_counter()

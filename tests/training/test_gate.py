@@ -4,7 +4,6 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from jacmatch.objectives import Distillation, Terms
 from jacmatch.teachers import Answer, ModuleTeacher
 from jacmatch.training import Training, fit
 from jacmatch.training.augmentation import Batch
-from jacmatch.training.gate import agree, examine, refuse
+from jacmatch.training.gate import examine, refuse
 
 from . import cases
 
@@ -286,26 +285,3 @@ def test_a_training_with_a_fault_does_not_begin_unless_told_to():
 def test_a_module_with_float32_inside_is_no_false_alarm():
     student = Applied(lambda x, a, b: b(a(x).tanh().float().to(x.dtype)), linear(), linear(4))
     assert examine(Distillation(student, ModuleTeacher(linear())), batch()).findings == ()
-
-
-def _one_of_two(rank, file, apart, said):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    objective = cases.Plain()
-    objective.student.weight.grad = torch.full_like(objective.student.weight, 1.0 + apart * rank)
-    state = SimpleNamespace(settings=Training(doctor=True), step=0, objective=objective)
-    try:
-        agree(state)
-    except UnsupportedError as error:
-        said.put(str(error))
-    else:
-        said.put("agreed")
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("apart", "says"), [(0.0, "agreed"), (0.01, "[ranks-differ]")])
-def test_processes_that_differ_are_found(tmp_path, apart, says):
-    context = torch.multiprocessing.get_context("spawn")
-    said = context.SimpleQueue()
-    torch.multiprocessing.spawn(_one_of_two, (tmp_path / "store", apart, said), nprocs=2)
-    assert all(says in said.get() for _ in range(2))

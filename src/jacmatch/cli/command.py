@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.errors import ElsewhereError, InputError, UnsupportedError
 from jacmatch.runs.files import disk
 from jacmatch.runs.lock import hold
 from jacmatch.version import __version__
@@ -77,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(bool(stop.code))
     except KeyboardInterrupt:
         return job.say(f"interrupted. {job.left()}", 130)
+    except ElsewhereError as error:
+        left = job.left()
+        return job.say(f"{error.says} {left}", error.code) if error.says else error.code
     except (InputError, UnsupportedError) as error:
         job.left()
         return job.say(str(error), 2)
@@ -120,6 +123,7 @@ class _Job:
     numbered: bool = False  # --out was left out, and a folder was chosen
     fresh: bool = False  # the run folder was absent or empty before
     made: Sequence[Path] = ()  # the run folder and its parents, those that were not there before
+    met: bool = False  # a mistake is that of one of several processes, and not that of each
 
     def run(self, verb: str, words: Sequence[str]) -> int:
         """Does what the words say, and prints what came of it."""
@@ -131,30 +135,49 @@ class _Job:
         # Slow to import, so not before they are needed.
         from jacmatch.cli import flags, settings, summary
         from jacmatch.recipes import RECIPES
+        from jacmatch.training import joining
+        from jacmatch.training.distributed import Ranks
 
         recipe: Any = RECIPES[verb]
         config = settings.chosen(words, verb, flags.flags(recipe))
         job, options = flags.read(self.program, recipe, words, config)
         if options.resume is not None:
             job = settings.resumed(job, options.resume)
-        if hasattr(job, "out"):
-            self.numbered = job.out is None
-            self.out, self.keeps = job.folder(verb), getattr(job, "keeps", self.keeps)
-            with disk(self.out):
+        together = getattr(job, "together", False)
+        if together and job.devices > 1 and joining.expected() == 1:
+            from jacmatch.cli.launch import launch
+
+            self.numbered, self.out = job.out is None, job.folder(verb)  # for what is said if one is killed
+            return launch([verb, *words], job.devices)
+        self.met = not together
+        with joining.joined(job.device) if together else contextlib.nullcontext(Ranks()) as ranks:
+            self.met = True
+            if hasattr(job, "out"):
+                job = self._begun(job, verb, ranks)
+            with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+                result = job.run()
+        if ranks.first:
+            print(json.dumps(result, indent=2, allow_nan=False)) if options.json else summary.show(result)
+            sys.stdout.flush()
+        return 0
+
+    def _begun(self, job: Any, verb: str, ranks: Any) -> Any:
+        """The job with its folder, about which is noted what was there before."""
+        self.numbered, self.keeps = job.out is None, getattr(job, "keeps", self.keeps)
+        self.out = Path(ranks.told(str(job.folder(verb))))
+        with disk(self.out):
+            if ranks.first:  # who alone makes it, and removes it
                 self.made = [path for path in (self.out, *self.out.parents) if not path.exists()]
                 self.fresh = bool(self.made) or (self.out.is_dir() and not any(self.out.iterdir()))
-            job = dataclasses.replace(job, out=self.out)
-        with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
-            result = job.run()
-        print(json.dumps(result, indent=2, allow_nan=False)) if options.json else summary.show(result)
-        sys.stdout.flush()
-        return 0
+        ranks.wait()
+        return dataclasses.replace(job, out=self.out)
 
     def say(self, message: str, code: int) -> int:
         """Prints one line and returns the exit code."""
         if self.traceback and code == 2:
             traceback.print_exc()
-        print(f"{self.program}: {' '.join(message.split())}", file=sys.stderr)
+        if self.met or os.environ.get("RANK", "0") == "0":
+            print(f"{self.program}: {' '.join(message.split())}", file=sys.stderr)
         return code
 
     def left(self) -> str:

@@ -217,7 +217,7 @@ def difference_push(function: Function, x: Tensor, tangents: Tensor, step: float
     with twice_differentiable(function.module, function.batch_norm, statistics=True) as frozen:
         values, outputs, features = function(x.clone())
         sizes = differences.step_sizes(x, tangents) if step is None else step
-        if isinstance(sizes, Tensor):
+        if isinstance(sizes, Tensor) and frozen is None:
             # samples may be coupled (BatchNorm), so all of them must move by one and the same step
             sizes = sizes.mean(1, keepdim=True).expand_as(sizes)
         products = differences.central(
@@ -233,14 +233,21 @@ def parameter_gradients(loss: Tensor, parameters: list[nn.Parameter], retain_gra
     return list(torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True))
 
 
-def gradient_norms(terms: dict[str, Tensor], parameters: list[nn.Parameter]) -> dict[str, Tensor]:
+def gradient_norms(
+    terms: dict[str, Tensor],
+    parameters: list[nn.Parameter],
+    whole: Callable[[str, list[Tensor | None]], list[Tensor | None]] | None = None,
+) -> dict[str, Tensor]:
     """‖∂term/∂θ‖₂ of each scalar term over all parameters θ, in float64, where squares of float32 are not lost.
 
-    A term that depends on no parameter is left out. The graph is kept for the backward pass that follows.
+    A term that depends on no parameter is left out. The graph is kept for the backward pass that follows. Where a term
+    is over a part of the batch, `whole` makes gradients of the whole from its name and its gradients.
     """
     norms = {}
     for name, term in terms.items():
         gradients = parameter_gradients(term, parameters)
+        if whole is not None:
+            gradients = whole(name, gradients)
         parts = [torch.linalg.vector_norm(each, dtype=torch.float64) for each in gradients if each is not None]
         if parts:
             norms[name] = torch.linalg.vector_norm(torch.stack(parts))

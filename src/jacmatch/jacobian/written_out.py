@@ -88,7 +88,8 @@ _WRONG_FORWARD = frozenset(
 
 def _is_foreign(func: Callable[..., Any]) -> bool:
     """Whether this operator is registered outside torch: it has no forward-mode rule, and its tangent would be 0."""
-    return isinstance(func, torch._ops.OpOverload) and func.namespace not in ("aten", "prims", "prim")
+    # The profiler's mark a span of time, and have no value; the hooks of FSDP2 call them.
+    return isinstance(func, torch._ops.OpOverload) and func.namespace not in ("aten", "prims", "prim", "profiler")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ the factor in front of the term follows.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import gradient_norms
 from jacmatch.jacobian.trials import meets_once_differentiable
+from jacmatch.objectives.parts import Part
+
+Whole = Callable[[str, list[Tensor | None]], list[Tensor | None]]
 
 
 class Share(float):
@@ -45,6 +48,7 @@ class Terms:
         teacher_outputs: (B, K), None where the teacher was not asked.
         unweighted: The terms before weighting.
         shares: Share of each term in the gradient norm when it was last measured; empty before.
+        firsts: Over how many samples, the first ones of the whole batch, a term is the mean, where not over all.
     """
 
     values: dict[str, Tensor]
@@ -52,6 +56,7 @@ class Terms:
     teacher_outputs: Tensor | None = None
     unweighted: dict[str, Tensor] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
+    firsts: dict[str, int] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
         """The term of this name; zero-weighted terms are not there."""
@@ -74,6 +79,9 @@ class Balance:
     Args:
         weights: Weight of each term: a number ≥ 0, or a `Share`.
 
+    Attributes:
+        part: Which part of each batch this process has, where several processes train together.
+
     Raises:
         InputError: a weight is negative or not finite, or the shares add up to 1 or more.
     """
@@ -87,12 +95,14 @@ class Balance:
         self.weights = weights
         self.factors = {name: 1.0 if isinstance(weight, Share) else weight for name, weight in weights.items()}
         self.shares: dict[str, float] = {}
+        self.part: Part | None = None
 
     def measure(
         self,
         unweighted: dict[str, Tensor],
         parameters: list[nn.Parameter],
         schedules: Mapping[str, float | int] | None = None,
+        firsts: Mapping[str, int] | None = None,
     ) -> None:
         """Measures the gradient norm of each term and sets the factors of those given as shares.
 
@@ -103,12 +113,15 @@ class Balance:
             unweighted: The terms.
             parameters: θ.
             schedules: What a schedule leaves of the weight of a term, 1 where it says nothing.
+            firsts: See `Terms`.
 
         Raises:
             UnsupportedError: a derivative is cut off: a term has no gradient, or not all of it, while its value is
                 large enough for one.
         """
-        found = _norms(unweighted, parameters)
+        if self.part is not None and not self.part.measured:
+            return
+        found = _norms(unweighted, parameters, self._whole(parameters, firsts or {}))
         norms = {name: float(found.get(name, 0.0)) for name in unweighted}
         for name in unweighted:  # a gradient that is there and 0 is true: of units that are off for the whole batch
             if name not in found and _counts(unweighted[name]) and self.weights[name] > 0:
@@ -129,6 +142,20 @@ class Balance:
         whole = sum(weighted.values())
         self.shares = {name: value / whole if whole > 0 else 0.0 for name, value in weighted.items()}
 
+    def whole(self, here: int) -> int:
+        """Samples of the whole batch, of which so many are here."""
+        return here if self.part is None else self.part.samples
+
+    def own(self, first: int) -> int:
+        """How many of the first so many samples of the whole batch are here."""
+        return first if self.part is None else self.part.own(first)
+
+    def _whole(self, parameters: list[nn.Parameter], firsts: Mapping[str, int]) -> Whole | None:
+        """What makes gradients over the whole batch from those over the samples that are here."""
+        if (part := self.part) is None:
+            return None
+        return lambda name, gradients: part.whole(gradients, parameters, firsts.get(name, part.samples))
+
     def _shared(self, name: str) -> bool:
         return isinstance(self.weights[name], Share)
 
@@ -139,13 +166,13 @@ def _counts(term: Tensor) -> bool:
     return float(term.detach()) > numbers.tiny / numbers.eps
 
 
-def _norms(terms: dict[str, Tensor], parameters: list[nn.Parameter]) -> dict[str, Tensor]:
+def _norms(terms: dict[str, Tensor], parameters: list[nn.Parameter], whole: Whole | None) -> dict[str, Tensor]:
     """Gradient norms of terms whose derivatives can all be taken."""
     for name, term in terms.items():
         if meets_once_differentiable(term):
             raise _cut_off(name, "a backward in it is marked once_differentiable")
     try:
-        return gradient_norms(terms, parameters)
+        return gradient_norms(terms, parameters, whole)
     except RuntimeError as error:
         if "once_differentiable" not in str(error) and "not implemented" not in str(error):
             raise

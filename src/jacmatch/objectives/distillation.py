@@ -164,16 +164,19 @@ class Distillation(nn.Module):
         factor = self._jacobian_factor(call, progress)
         batch = self._moved(x, y, ids, partners, partner_labels, call if draw is None else draw)
         measured = self.training and torch.is_grad_enabled() and call % self._period == 0
-        outputs, answer, unweighted = self._compared(batch, slopes=factor > 0, measured=measured)
+        first = math.ceil(self.fraction * self.balance.whole(len(batch.x))) if factor > 0 else 0
+        firsts = {"jacobians": first} if first and self.fraction < 1 else {}
+        outputs, answer, unweighted = self._compared(batch, self.balance.own(first), measured=measured)
+        if first and "jacobians" not in unweighted:  # all of the first samples are with other processes
+            unweighted["jacobians"] = (outputs * 0).sum()
         if measured:
             trained = [p for p in self.student.parameters() if p.requires_grad]
-            self.balance.measure(unweighted, trained, {"jacobians": self.schedule(progress)})
+            self.balance.measure(unweighted, trained, {"jacobians": self.schedule(progress)}, firsts)
         factors = {**self.balance.factors, "jacobians": self.balance.factors["jacobians"] * factor}
         values = {name: factors[name] * term for name, term in unweighted.items()}
         # Where no term is due, the loss can still be differentiated: by 0.
         total = torch.stack(list(values.values())).sum() if values else (outputs * 0).sum()
-        shares = dict(self.balance.shares)
-        return Terms({"loss": total, **values}, outputs, answer, unweighted, shares)
+        return Terms({"loss": total, **values}, outputs, answer, unweighted, dict(self.balance.shares), firsts)
 
     def scale_slopes(self, scale: Tensor | None) -> None:
         """Scales the backward pass of the student's products, as fp16 needs it; see `jacobian.products.pull`."""
@@ -226,13 +229,10 @@ class Distillation(nn.Module):
         batch = self._moved(x, y, ids, partners, partner_labels, draw)
         return batch.x, self.slopes.question(batch, asked=slopes)
 
-    def _compared(
-        self, batch: Batch, *, slopes: bool, measured: bool
-    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """The student's outputs, the teacher's, and the terms."""
-        count = math.ceil(self.fraction * len(batch.x)) if slopes else 0
+    def _compared(self, batch: Batch, count: int, *, measured: bool) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """The student's outputs, the teacher's, and the terms, that of the slopes over the first `count` samples."""
         if not 0 < count < len(batch.x):
-            answer = self._ask(batch, slopes=slopes)
+            answer = self._ask(batch, slopes=count > 0)
             told = None if answer is None else answer.outputs
 
             def eager() -> Found:

@@ -26,6 +26,7 @@ from jacmatch.report import write_report
 from jacmatch.runs import Run
 from jacmatch.teachers import ModuleTeacher
 from jacmatch.training import Batches, Fitted, agreement, engine_trial, evaluate, find_device, fit
+from jacmatch.training.distributed import Ranks
 from jacmatch.version import __version__
 
 ENGINE = "engine.json"
@@ -63,6 +64,8 @@ class Distill(TeachingFields):
                     if isinstance(done, Fitted):
                         return unfinished(run, done.steps)
                     students[seed, method] = done
+        if run.follows:
+            return unfinished(run, self.training().steps)
         result = {
             "job": "distill",
             "version": __version__,
@@ -84,7 +87,7 @@ class Distill(TeachingFields):
 
     def _examine(self, run: Run, description: networks.Description, data: Data) -> None:
         """The doctor looks at the student before the first step."""
-        if "jacobians" not in self.methods or not self.doctor:
+        if "jacobians" not in self.methods or not self.doctor or run.follows:
             return
         torch.manual_seed(self.seed)
         student = description.build()
@@ -99,14 +102,16 @@ class Distill(TeachingFields):
         asked = objective.balance.weights["jacobians"]
         if not asked or slopes.engine != "auto" or slopes.probe.side == "output" or hasattr(slopes.probe, "step"):
             return
-        if not (run.path / ENGINE).exists():
+        if not run.follows and not (run.path / ENGINE).exists():
             place = find_device(self.device)
             partners = objective.needs_partners
             size = self.training().batch_size
             batches = Batches(train, size, seed=self.seed, augment=self.augment, partners=partners, device=place)
             trial = engine_trial(objective.to(place), batches(0))
             run.write_json(ENGINE, {"engine": trial.engine, "seconds": trial.seconds, "refused": trial.refused})
-        slopes.engine = json.loads((run.path / ENGINE).read_text())["engine"]
+        slopes.engine = Ranks.here().told(
+            None if run.follows else json.loads((run.path / ENGINE).read_text())["engine"]
+        )
 
     def _one(
         self,
@@ -138,8 +143,8 @@ class Distill(TeachingFields):
             validation=validation,
             on_step=progress.training(f"{METHODS[method]}, seed {seed}", training.steps),
         )
-        if not fitted.finished:
-            return fitted
+        if not fitted.finished or child.follows:
+            return student if fitted.finished else fitted
         networks.save(child, student, description)
         child.write_result(
             {

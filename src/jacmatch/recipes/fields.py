@@ -1,6 +1,6 @@
 """Settings that several jobs share. Data only: a recipe takes them over and adds its own."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -9,6 +9,7 @@ import torch
 from jacmatch.errors import InputError
 from jacmatch.runs import Run
 from jacmatch.training import Training, find_device
+from jacmatch.training.distributed import Ranks
 from jacmatch.version import __version__
 
 
@@ -17,7 +18,7 @@ class JobFields:
     """Settings of every job."""
 
     no_settings: ClassVar[tuple[str, ...]] = (
-        *("out", "max_steps", "workers", "prefetch", "resident_mib"),
+        *("out", "devices", "max_steps", "workers", "prefetch", "resident_mib"),
         *("allow_code", "doctor"),
     )
     """Fields that do not decide the result, so they are not among the settings of a run."""
@@ -46,7 +47,20 @@ class JobFields:
         """The run of this job: new, or taken up where it stopped; with `again` also if it is finished."""
         place = find_device(self.device)
         gpu = torch.cuda.get_device_name(place) if place.type == "cuda" else None
-        return Run.create(self.folder(job), job, self.settings(), __version__, cuda=gpu, again=again)
+        ranks, told = Ranks.here(), self.settings()
+        if getattr(self, "devices", 1) not in (1, ranks.size):
+            rule = f"`devices` of `{job}` must be the number of processes that were started."
+            do = (
+                "The command line starts them; in Python start torchrun, and call torch.distributed.init_process_group."
+            )
+            raise InputError(rule, got=f"{getattr(self, 'devices', 1)}, and {ranks.size} process(es)", do=do)
+        folder = self.out or Path(ranks.told(str(next_folder(job))))
+        if ranks.first:
+            run = Run.create(folder, job, told, __version__, cuda=gpu, again=again)
+        ranks.wait()
+        if not ranks.first:
+            run = replace(Run.open(folder, finished=False), follows=True)
+        return run
 
     def folder(self, job: str) -> Path:
         """The run folder of this job."""
@@ -57,6 +71,15 @@ class JobFields:
 class TrainingFields(JobFields):
     """Settings of every job that trains."""
 
+    together: ClassVar[bool] = True
+    """Whether several processes can do the job together."""
+
+    devices: int = 1
+    """Processes on this machine that train together, each on its part of every batch: on GPUs as many of them, else on
+    the CPU. The result is the same up to rounding. Leave it out under torchrun, which starts processes itself."""
+    shard: bool = False
+    """Each process keeps a part of the weights, their gradients and the optimiser's state (FSDP2); for slopes of
+    --probe random-inputs."""
     steps: int = 600
     """Optimiser steps."""
     batch_size: int = 128

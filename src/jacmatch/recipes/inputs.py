@@ -8,6 +8,7 @@ from jacmatch.runs import Run
 from jacmatch.runs.differences import differences
 from jacmatch.runs.files import load
 from jacmatch.teachers import ModuleTeacher
+from jacmatch.training.distributed import Ranks
 from jacmatch.training.identity import named
 
 INPUTS = "inputs.json"
@@ -25,7 +26,10 @@ def same_inputs(run: Run, data: Data, teacher: nn.Module | None = None) -> None:
         InputError: The run was begun with others.
     """
     here = {"data": data.fingerprint, "teacher": None if teacher is None else named(ModuleTeacher(teacher))}
-    file = run.path / INPUTS
+    file, ranks = run.path / INPUTS, Ranks.here()
+    ranks.same("data and teacher", str(here))
+    if run.follows:
+        return
     if not file.is_file():
         run.write_json(INPUTS, here)
     elif (there := load(file)) != here:

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from jacmatch.training.distributed import Ranks
+
 
 class Progress:
     """A context that shows the trainings of a job.
@@ -23,7 +25,7 @@ class Progress:
             TextColumn("{task.completed:>5.0f}/{task.total:.0f} {task.fields[note]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
-            disable=quiet or not sys.stderr.isatty(),
+            disable=quiet or not sys.stderr.isatty() or not Ranks.here().first,
         )
 
     def __enter__(self) -> "Progress":
@@ -39,7 +41,8 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Prints a line on stderr, above the bars."""
-        self._bars.console.print(line, highlight=False, soft_wrap=True)
+        if Ranks.here().first:
+            self._bars.console.print(line, highlight=False, soft_wrap=True)
 
     def training(self, name: str, steps: int) -> Callable[[int, dict[str, float]], None]:
         """A new bar, as the function that the training loop calls."""

@@ -114,6 +114,8 @@ class Robust(TrainingFields):
                     if isinstance(done, Fitted):
                         return unfinished(run, done.steps)
                     trained[seed, variant.method] = done
+        if run.follows:
+            return unfinished(run, training.steps)
         main = variants[max(len(self.penalty_weight), 1) - 1]
         result = {
             "job": "robust",
@@ -202,8 +204,8 @@ class Robust(TrainingFields):
             validation=validation,
             on_step=progress.training(f"{variant.label}, seed {seed}", training.steps),
         )
-        if not fitted.finished:
-            return fitted
+        if not fitted.finished or child.follows:
+            return student if fitted.finished else fitted
         networks.save(child, student, description)
         child.write_result(
             {

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from jacmatch.runs.files import disk
 from jacmatch.runs.folder import tidy
 from jacmatch.runs.lock import LOCK, hold
 from jacmatch.teachers import Teacher
+from jacmatch.training.distributed import Ranks
 from jacmatch.version import __version__
 
 
@@ -57,18 +59,24 @@ def prepare(
     """The teacher: from a run folder or a weights file, or trained by the recipe if it has not been before."""
     if networks.is_run(spec) or weights is not None:
         return Prepared(networks.network(spec, data, weights, allow_code=allow_code), spec)
-    folder = kept_folder(recipe, data)
-    if not (folder / RESULT).is_file() or (folder / LOCK).exists():
-        with disk(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        lock = hold(
-            folder, wait=partial(progress.say, f"Another process trains the teacher in {folder}: waiting for it.")
-        )
-        try:
-            if not (folder / RESULT).is_file():
+    folder, ranks = kept_folder(recipe, data), Ranks.here()
+    if not ranks.told((folder / RESULT).is_file() and not (folder / LOCK).exists()):
+        with _held(folder, progress) if ranks.first else nullcontext():
+            if not ranks.told((folder / RESULT).is_file()):
                 replace(recipe, out=folder).train(data, progress)
-            else:
+            elif ranks.first:
                 tidy(folder)
-        finally:
-            lock.release()
+        ranks.wait()
     return Prepared(networks.load_own(folder, recipe.model), str(folder.name))
+
+
+@contextmanager
+def _held(folder: Path, progress: Progress) -> Iterator[None]:
+    """The folder belongs to this job within the block."""
+    with disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = hold(folder, wait=partial(progress.say, f"Another process trains the teacher in {folder}: waiting for it."))
+    try:
+        yield
+    finally:
+        lock.release()

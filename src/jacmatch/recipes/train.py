@@ -57,7 +57,7 @@ class Train(TrainingFields):
             validation=validation,
             on_step=progress.training(f"{self.model} from labels", training.steps),
         )
-        if not fitted.finished:
+        if not fitted.finished or run.follows:
             return unfinished(run, fitted.steps)
         networks.save(run, student, description)
         result = {

@@ -50,6 +50,8 @@ class Transfer(TransferFields):
                     if isinstance(done, Fitted):
                         return unfinished(run, done.steps)
                     results[method].append(done)
+            if run.follows:
+                return unfinished(run, self.training().steps)
             result = {
                 **self._summary(run, results, ready, subset),
                 "seconds": time.perf_counter() - start,
@@ -70,8 +72,8 @@ class Transfer(TransferFields):
         network, student, fitted = self.trained(
             method, seed, ready, train, run=child, validation=validation, on_step=on_step
         )
-        if not fitted.finished:
-            return fitted
+        if not fitted.finished or child.follows:
+            return {} if fitted.finished else fitted
         if isinstance(student, FirstOutputs):
             kept = student.cut(
                 ready.description.build(), train.inputs(torch.arange(2)).to(next(student.parameters()).device)

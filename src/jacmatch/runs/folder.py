@@ -41,6 +41,8 @@ class Run:
     settings: dict[str, Any]
     resumed: bool = False
     lock: Lock | None = field(default=None, compare=False, repr=False)
+    follows: bool = False
+    """Whether this is one of several processes of the job, and another one writes: then all writing is left out."""
 
     @classmethod
     def create(
@@ -129,7 +131,10 @@ class Run:
         for part in name.split("/"):
             _check_name(part)
         chosen = self.settings if settings is None else settings
-        return Run._enter(inside(self.path, self.path / name), self.job if job is None else job, chosen, self.version)
+        folder = inside(self.path, self.path / name)
+        if self.follows:
+            return replace(self, path=folder, settings=plain(chosen, "settings"), job=job or self.job)
+        return Run._enter(folder, self.job if job is None else job, chosen, self.version)
 
     @property
     def finished(self) -> bool:
@@ -188,7 +193,7 @@ class Run:
             InputError: The name belongs to the run itself or leaves it, or the disk refuses.
         """
         _check_name(name)
-        return write_whole(self.path, name, data)
+        return self.path / name if self.follows else write_whole(self.path, name, data)
 
     def write_result(self, result: Mapping[str, Any], *, again: bool = False) -> Path:
         """The path of `result.json`, checked against its schema and written atomically; this finishes the run.
@@ -201,6 +206,8 @@ class Run:
         Raises:
             InputError: The run is finished (without `again`), a key is missing or out of range, or the disk refuses.
         """
+        if self.follows:
+            return self.path / RESULT
         if self.finished and not again:
             raise InputError("`Run.write_result` must be called once a run.", got=f"a finished run in {self.path}")
         check(plain(result, "result"), self.job, self.version, self.settings)

@@ -133,9 +133,11 @@ class Batches:
         workers: Threads that read what is not on the device; with 0 it is read when a batch is asked for.
         prefetch: How many batches they are ahead.
         resident_bytes: Images on disk that fill no more than this are read into memory once; see `resident`.
+        rank: Which of several processes this is: it has samples rank, rank + ranks, … of each batch.
+        ranks: How many there are.
 
     Raises:
-        InputError: The split is empty.
+        InputError: The split is empty, or a batch has no sample for one of the processes.
 
     Example:
         >>> split = Split(torch.rand(10, 3), torch.zeros(10, dtype=torch.int64))
@@ -157,13 +159,19 @@ class Batches:
         workers: int = 0,
         prefetch: int = 2,
         resident_bytes: int = RESIDENT_BYTES,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         if not len(split):
             raise InputError("`train` of `fit` must have samples.", got="an empty split")
+        if min(batch_size, len(split)) < ranks:
+            rule = f"A batch must have a sample for each of the {ranks} processes (`batch_size` is that of all)."
+            raise InputError(rule, got=f"{min(batch_size, len(split))} samples", do="Start fewer processes.")
         self.device = split.x.device if device is None else torch.device(device)
         self.split = resident(split, self.device, resident_bytes)
         self.seed, self.augment, self.partners, self.views = seed, augment, partners, views
         self.size = min(batch_size, len(split))
+        self._rank, self._ranks = rank, ranks
         self._orders: dict[int, Int64[Tensor, "sample"]] = {}
         far = isinstance(self.split.x, Streamed) or self.split.x.device != self.device
         self._ahead = Ahead(self._plan, self._read, workers=workers if far else 0, ahead=prefetch)
@@ -189,10 +197,19 @@ class Batches:
         """Ends the threads that read ahead."""
         self._ahead.close()
 
-    def _plan(self, number: int) -> _Plan:
+    def whole(self, number: int) -> Batch:
+        """Batch `number` with the samples of all processes."""
+        return self.of(*self._rows(number))
+
+    def _rows(self, number: int) -> tuple[Int64[Tensor, "batch"], int]:
+        """Rows and view of a batch."""
         epoch, place = divmod(number, len(self.split) // self.size)
         rows = self.order(epoch)[place * self.size : (place + 1) * self.size]
-        return self._planned(rows, epoch % self.views if self.views else epoch)
+        return rows, epoch % self.views if self.views else epoch
+
+    def _plan(self, number: int) -> _Plan:
+        rows, view = self._rows(number)
+        return self._planned(rows[self._rank :: self._ranks], view)
 
     def _planned(self, rows: Int64[Tensor, "batch"], view: int) -> _Plan:
         return _Plan(rows, view, probes.partners(self.seed, rows, view, len(self.split)) if self.partners else None)

@@ -7,16 +7,22 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from jacmatch.datasets import Split
 from jacmatch.errors import InputError
+from jacmatch.training.augmentation import Batches
+from jacmatch.training.distributed import Ranks, distribute
 from jacmatch.training.layout import channels_last
 from jacmatch.training.metrics import Metrics
 from jacmatch.training.precision import precision
 from jacmatch.training.schedules import Training
+from jacmatch.training.sharding import check_shardable, sharded
 from jacmatch.training.state import State
 
 
-def begin(objective: nn.Module, settings: Training, place: torch.device, identity: dict[str, Any]) -> State:
-    """The objective on its device, and a fresh optimiser for it."""
+def begin(
+    objective: nn.Module, settings: Training, place: torch.device, identity: dict[str, Any], ranks: Ranks
+) -> State:
+    """The objective on its device, distributed where there are several processes, and a fresh optimiser for it."""
     student = getattr(objective, "student", None)
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     if not isinstance(student, nn.Module) or not trained:
@@ -27,7 +33,15 @@ def begin(objective: nn.Module, settings: Training, place: torch.device, identit
     plugin = precision(settings, place)
     devices: list[int] | int = 1 if place.index is None else [place.index]
     fabric = Fabric(accelerator=place.type, devices=devices, plugins=[plugin])
-    model, optimizer = fabric.setup(objective.to(place).train(), _optimizer(trained, settings))
+    unit: nn.Module | None = None
+    if settings.shard:
+        check_shardable(settings)
+        unit = sharded(objective, ranks, place)
+        model: nn.Module = unit
+        optimizer = _optimizer([each for each in unit.parameters() if each.requires_grad], settings)
+    else:
+        model, optimizer = fabric.setup(objective.to(place).train(), _optimizer(trained, settings))
+        unit = distribute(objective, ranks, place) if ranks.size > 1 else None
     average = None if settings.ema is None else copy.deepcopy(student).requires_grad_(False)
     return State(
         settings=settings,
@@ -40,7 +54,29 @@ def begin(objective: nn.Module, settings: Training, place: torch.device, identit
         average=average,
         optimizer=optimizer,
         identity=identity,
-        metrics=Metrics(place),
+        metrics=Metrics(place, ranks),
+        ranks=ranks,
+        shared=unit,
+    )
+
+
+def dealt(
+    objective: nn.Module, train: Split, settings: Training, seed: int, place: torch.device, ranks: Ranks
+) -> Batches:
+    """The batches of the objective, or of each the part that this process has."""
+    return Batches(
+        train,
+        settings.batch_size,
+        seed=seed,
+        augment=settings.augment,
+        partners=bool(getattr(objective, "needs_partners", False)),
+        views=settings.views,
+        device=place,
+        workers=settings.workers,
+        prefetch=settings.prefetch,
+        resident_bytes=settings.resident_mib * 2**20,
+        rank=ranks.rank,
+        ranks=ranks.size,
     )
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError
 from jacmatch.runs import CHECKPOINT, Run
 from jacmatch.runs.files import write_whole
+from jacmatch.training.distributed import Shared
+from jacmatch.training.sharding import cut, scatter, whole
 from jacmatch.training.state import State
 
 _ANEW = "Remove it to begin anew."
@@ -139,6 +141,8 @@ def keep(state: State, run: Run) -> None:
     """
     start = time.perf_counter()
     cuda = state.place.type == "cuda"
+    random = state.ranks.gathered(torch.get_rng_state())
+    random_cuda = state.ranks.gathered(torch.cuda.get_rng_state(state.place)) if cuda else None
     parts = {
         "run": state.told(),
         "step": state.step,
@@ -147,12 +151,13 @@ def keep(state: State, run: Run) -> None:
         "skipped": state.skipped + len(state.metrics.skipped),
         "objective": state.objective.state_dict(),
         "average": None if state.average is None else state.average.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
+        "optimizer": whole(state.optimizer.state_dict()) if state.settings.shard else state.optimizer.state_dict(),
         "precision": state.precision.state_dict(),
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state(state.place) if cuda else None,
+        "random": random,
+        "random_cuda": random_cuda,
     }
-    save(run.path / CHECKPOINT, parts)
+    if state.ranks.first:
+        save(run.path / CHECKPOINT, parts)
     state.kept = state.step
     state.aside += time.perf_counter() - start
 
@@ -180,7 +185,8 @@ def resume(state: State, run: Run) -> None:
         except Exception as error:  # a file with the right checksum and wrong contents: torch raises what it likes
             got = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
             raise InputError(f"{path} must be a checkpoint of this run.", got=got, do=_ANEW) from error
-    if run.metrics():
+    state.ranks.same("checkpoint", state.step)
+    if state.ranks.first and run.metrics():
         run.rewind(state.step)
 
 
@@ -189,14 +195,35 @@ def _restore(state: State, saved: Mapping[str, Any], path: Path) -> None:
     load_weights(state.objective, saved["objective"], path)
     if state.average is not None:
         load_weights(state.average, saved["average"], path)
-    state.optimizer.load_state_dict(saved["optimizer"])
+    memory = saved["optimizer"]
+    if state.settings.shard and isinstance(state.shared, Shared):
+        scatter(state.shared, state.objective)
+        memory = cut(memory, state.optimizer)
+    known = [set(group) for group in state.optimizer.param_groups]
+    state.optimizer.load_state_dict(memory)
+    _check_memory(state, known)
     state.precision.load_state_dict(saved["precision"])
-    torch.set_rng_state(saved["random"])
+    own = state.ranks.rank if state.ranks.size > 1 else ...
+    torch.set_rng_state(saved["random"][own].clone())  # of a row torch reads the storage from its beginning
     if state.place.type == "cuda" and saved["random_cuda"] is not None:
-        torch.cuda.set_rng_state(saved["random_cuda"], state.place)
+        torch.cuda.set_rng_state(saved["random_cuda"][own].clone(), state.place)
     state.step = state.kept = int(saved["step"])
     state.seconds, state.aside = float(saved["seconds"]), float(saved["aside"])
     state.skipped = int(saved.get("skipped", 0))
+
+
+def _check_memory(state: State, known: list[set[str]]) -> None:
+    """Refuses settings and averages that this optimiser, whose settings have the `known` names, would not have."""
+    if [set(group) for group in state.optimizer.param_groups] != known:
+        raise ValueError("settings of another optimiser")
+    kept = {"momentum_buffer"} if state.settings.optimizer == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
+    for parameter, entry in state.optimizer.state.items():
+        tensors = {name: value for name, value in entry.items() if value is not None}
+        if set(tensors) - kept or (tensors and set(tensors) != kept):
+            raise ValueError(f"{sorted(tensors)} of a parameter, not {sorted(kept)}")
+        shapes = {tuple(value.shape) for name, value in tensors.items() if name != "step"}
+        if not state.settings.shard and shapes - {tuple(parameter.shape)}:
+            raise ValueError("averages of another shape than the parameter's")
 
 
 def check_finite(module: nn.Module, do: str) -> None:

@@ -7,7 +7,7 @@ scaling of fp16, which decides on the host whether to skip a step): metrics are 
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,9 +17,10 @@ from jacmatch.datasets import Split
 from jacmatch.runs import Run
 from jacmatch.training import gate, not_finite, recording
 from jacmatch.training.augmentation import Batches
-from jacmatch.training.beginning import begin
+from jacmatch.training.beginning import begin, dealt
 from jacmatch.training.checkpoints import check_finite, resume
 from jacmatch.training.compilation import compile_steps
+from jacmatch.training.distributed import Ranks, unsynced
 from jacmatch.training.evaluation import find_device
 from jacmatch.training.identity import identity
 from jacmatch.training.interruption import deferred_interrupt
@@ -28,6 +29,7 @@ from jacmatch.training.prefetch import resident
 from jacmatch.training.schedules import Training, ema_decay, factor
 from jacmatch.training.state import State
 
+_RANKS_APART = 7_919  # between the seeds of two processes
 _EARLY = 10  # step of the first checkpoint: a full disk shows in the first minute
 _LOG_EVERY = 20
 
@@ -100,22 +102,12 @@ def fit(
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place)
     with torch.random.fork_rng([place] if place.type == "cuda" else []), deferred_interrupt() as interrupted:
-        torch.manual_seed(seed)
-        partners = bool(getattr(objective, "needs_partners", False))
-        batches = Batches(
-            train,
-            settings.batch_size,
-            seed=seed,
-            augment=settings.augment,
-            partners=partners,
-            views=settings.views,
-            device=place,
-            workers=settings.workers,
-            prefetch=settings.prefetch,
-            resident_bytes=settings.resident_mib * 2**20,
-        )
+        ranks = Ranks.here()
+        torch.manual_seed((seed + _RANKS_APART * ranks.rank) % 2**63)
+        batches = dealt(objective, train, settings, seed, place, ranks)
+        run = run if run is None or ranks.first else replace(run, follows=True)
         known = {} if run is None else identity(objective, train, seed)
-        state = begin(objective, settings, place, known)
+        state = begin(objective, settings, place, known, ranks)
         compiled = compile_steps(objective, settings)
         if run is not None:
             resume(state, run)
@@ -123,6 +115,7 @@ def fit(
         gate.guard(state, batches, run)
         with closing(batches), not_finite.named(state, batches, run):
             _loop(state, batches, held_out, run, on_step, interrupted)
+        state.gather()
         check_finite(objective, recording.way_out(state))
         state.settle()
     seconds = state.elapsed()
@@ -165,12 +158,13 @@ def _loop(
         try:
             if on_step is not None:
                 on_step(state.step, row)
-            if interrupted():
-                raise KeyboardInterrupt
+            stopped = interrupted()
         except KeyboardInterrupt:
+            stopped = True
+        if state.ranks.any(stopped):
             if run is not None:
                 recording.save(state, run)
-            raise
+            raise KeyboardInterrupt
 
 
 def _train_step(state: State, batches: Batches) -> dict[str, Tensor]:
@@ -183,21 +177,13 @@ def _train_step(state: State, batches: Batches) -> dict[str, Tensor]:
     scale_slopes(state.objective, state.scale())
     for part in range(settings.accumulate):
         batch = batches(state.step * settings.accumulate + part)
-        # Not through Fabric's wrapper, which looks at every tensor that comes out: 0.2 ms a step, and for one device
-        # nothing comes of it.
-        with state.fabric.autocast():
-            terms = state.objective(
-                batch.x,
-                batch.y,
-                ids=batch.ids,
-                draw=batch.view,
-                partners=batch.partners,
-                partner_labels=batch.partner_labels,
-                progress=state.step / settings.steps,
-            )
-        loss = terms.values["loss"]
-        state.fabric.backward(loss if settings.accumulate == 1 else loss / settings.accumulate)
-        for name, value in terms.values.items():
+        with unsynced(state.shared, last=part == settings.accumulate - 1):
+            # Not through Fabric's wrapper, which looks at every tensor that comes out: 0.2 ms a step.
+            with state.fabric.autocast():
+                values, state.shares = state.compared(batch, batches.size)
+            loss = values["loss"]
+            state.fabric.backward(loss if settings.accumulate == 1 else loss / settings.accumulate)
+        for name, value in values.items():
             share = value.detach() if settings.accumulate == 1 else value.detach() / settings.accumulate
             sums[name] = sums[name] + share if name in sums else share
     gate.agree(state)
@@ -209,7 +195,6 @@ def _train_step(state: State, batches: Batches) -> dict[str, Tensor]:
     if state.average is not None and settings.ema is not None:
         _follow(state.average, state.student, ema_decay(state.step, settings.ema))
     not_finite.undo(state, before, sums)
-    state.shares = terms.shares
     return sums
 
 

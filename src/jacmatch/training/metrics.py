@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from jacmatch.errors import InputError
+from jacmatch.training.distributed import Ranks
 
 GRADIENT, SKIPPED = "_gradient", "_skipped"
 """Columns of the table that no row shows: the norm of the gradient, and whether the step was made undone."""
@@ -69,6 +70,7 @@ class Metrics:
 
     Args:
         place: The device.
+        ranks: The processes whose means are averaged.
 
     Attributes:
         skipped: Bad steps that were made undone, and of which nobody has taken notice yet.
@@ -82,8 +84,8 @@ class Metrics:
         [(2, {'loss': 1.5, 'lr': 0.1})]
     """
 
-    def __init__(self, place: torch.device) -> None:
-        self._place = place
+    def __init__(self, place: torch.device, ranks: Ranks = Ranks()) -> None:  # noqa: B008 - frozen
+        self._place, self._ranks = place, ranks
         self._steps: list[dict[str, Tensor]] = []
         self._under_way: deque[_UnderWay] = deque()
         self.skipped: list[Bad] = []
@@ -105,6 +107,8 @@ class Metrics:
         absent = next(iter(self._steps[0].values())).new_zeros(())  # a term that a step leaves out is 0 there
         numbers = [terms.get(name, absent).float() for terms in self._steps for name in names]
         table, arrival = torch.stack(numbers).view(len(self._steps), len(names)), None
+        if self._ranks.size > 1:
+            table = self._ranks.total(table) / self._ranks.size
         if self._place.type == "cuda":
             table, arrival = _sent(table)
         self._under_way.append(_UnderWay(step, names, table, arrival, known))

@@ -155,7 +155,7 @@ def _found(state: State, batches: Batches, run: Run | None, step: int) -> tuple[
         objective.eval()
         try:
             for number in range(step * count, (step + 1) * count):
-                batch = batches(number)
+                batch = batches.whole(number)
                 for row, sample in enumerate(batch.ids.tolist()):
                     what = _wrong(state, _one(batch, row), step / state.settings.steps, where is not None)
                     if what is not None:

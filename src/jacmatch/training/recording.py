@@ -3,6 +3,8 @@
 import math
 import time
 
+import torch
+
 from jacmatch.datasets import Split
 from jacmatch.runs import Run
 from jacmatch.training.checkpoints import check_finite, keep
@@ -20,7 +22,7 @@ def log(state: State, run: Run | None, *, wait: bool) -> dict[str, float] | None
     """Logs the rows that have arrived, and returns the last of them."""
     row = None
     for step, row in state.metrics.arrived(way_out(state), wait=wait):
-        if run is not None:
+        if run is not None and state.ranks.first:
             run.log({"step": step, **row})
     return row
 
@@ -28,7 +30,17 @@ def log(state: State, run: Run | None, *, wait: bool) -> dict[str, float] | None
 def validation(state: State, split: Split) -> dict[str, float]:
     """Figures of the network that the run will end with (the average if one is kept), for the next row."""
     start = time.perf_counter()
-    figures = evaluate(state.student if state.average is None else state.average, split, device=state.place)
+    state.gather()
+    student, ranks = state.student if state.average is None else state.average, state.ranks
+    if ranks.size > 1 and len(split) >= ranks.size:  # each a part; means of unequal parts are weighted
+        rows = torch.arange(ranks.rank, len(split), ranks.size)
+        figures = evaluate(student, split.subset(rows), device=state.place)
+        powers = {name: 2 if name == "rmse" else 1 for name in figures}
+        sums = torch.tensor([figures[name] ** powers[name] * len(rows) for name in figures], dtype=torch.float64)
+        means = (ranks.total(sums) / len(split)).tolist()
+        figures = {name: mean ** (1 / powers[name]) for name, mean in zip(figures, means, strict=True)}
+    else:
+        figures = evaluate(student, split, device=state.place)
     state.aside += time.perf_counter() - start
     return {f"validation_{name}": value for name, value in figures.items()}
 
@@ -38,6 +50,7 @@ def save(state: State, run: Run) -> None:
     log(state, run, wait=True)
     state.metrics.send(state.step, {})  # steps since the last row: only to see whether they are finite
     state.metrics.arrived(way_out(state), wait=True)
+    state.gather()
     check_finite(state.objective, way_out(state))
     keep(state, run)
 

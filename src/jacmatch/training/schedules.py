@@ -47,6 +47,7 @@ class Training:
         doctor: Examine objective and student before the first step; see `training.gate`. It changes no result.
         compile: Compile the steps of the objective; see `objectives.CompiledSteps`.
         cuda_graphs: Launch compiled steps as CUDA graphs.
+        shard: Of several processes each keeps a part of weights, gradients and the optimiser's state (FSDP2).
         channels_last: Lay the student's images out with the channels of a pixel side by side while it is trained.
 
     Raises:
@@ -84,6 +85,7 @@ class Training:
     compile: bool = False
     cuda_graphs: bool = False
     channels_last: bool = False
+    shard: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "validate_every", "checkpoint_every"):

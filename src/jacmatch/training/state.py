@@ -9,9 +9,12 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import Precision
 from torch import Tensor, nn
 
+from jacmatch.training.augmentation import Batch
+from jacmatch.training.distributed import Ranks, Shared, called
 from jacmatch.training.layout import contiguous
 from jacmatch.training.metrics import Metrics
 from jacmatch.training.schedules import Training
+from jacmatch.training.sharding import gather
 
 _FREE = (
     "max_steps",
@@ -41,6 +44,8 @@ class State:
         optimizer: As Fabric runs it.
         identity: What else a checkpoint must agree with.
         metrics: Terms of the loss in the steps since the last logged row, and rows on their way to the host.
+        ranks: The processes that train together.
+        shared: The objective as they run it; None where there is one.
         step: Steps made.
         skipped: Steps made undone, as far as they were accounted for.
         bad: What `not_finite.json` says.
@@ -62,6 +67,8 @@ class State:
     optimizer: torch.optim.Optimizer
     identity: dict[str, Any]
     metrics: Metrics
+    ranks: Ranks = field(default_factory=Ranks)
+    shared: nn.Module | None = None
     step: int = 0
     skipped: int = 0
     bad: list[dict[str, Any]] = field(default_factory=list)
@@ -80,6 +87,22 @@ class State:
         scaler = getattr(self.precision, "scaler", None)
         return None if scaler is None else scaler.scale(torch.ones((), device=self.place))
 
+    def compared(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The loss and its terms for the part of a batch of so many samples that is here; shares of the gradient."""
+        progress = self.step / self.settings.steps
+        if self.shared is None:
+            terms = called(self.objective, batch, progress)
+            return terms.values, terms.shares
+        values: dict[str, Tensor] = self.shared(batch, samples, progress)
+        shared: Any = self.shared
+        return values, getattr(shared, "module", shared).shares
+
+    def gather(self) -> None:
+        """Brings objective and average to what was trained, where several processes did. All of them call it."""
+        if self.settings.shard and isinstance(self.shared, Shared):
+            gather(self.shared, self.objective)
+        self.ranks.level((self.objective, self.average))
+
     def settle(self) -> None:
         """Gives the student the weights that the run ends with, in torch's usual layout."""
         if self.average is not None:
@@ -90,4 +113,4 @@ class State:
     def told(self) -> dict[str, Any]:
         """All that decides the weights and that a checkpoint can say of itself."""
         settings = {name: value for name, value in asdict(self.settings).items() if name not in _FREE}
-        return settings | self.identity
+        return settings | self.identity | {"processes": self.ranks.size}

@@ -37,6 +37,7 @@ class Cache(TeachingFields):
     about a sample of the entries. `info` says what is there.
     """
 
+    together: ClassVar[bool] = False
     keeps: ClassVar[tuple[str, ...]] = (HEAD,)
     """What is worth keeping of a job that was stopped."""
     no_settings: ClassVar[tuple[str, ...]] = (*TeachingFields.no_settings, "action", "cache", "samples")
@@ -57,6 +58,9 @@ class Cache(TeachingFields):
         if self.cache is None:
             rule = "`--cache` of `cache` must be given."
             raise InputError(rule, do=f"jacmatch cache {self.action} --cache DIR, and for build the flags of distill.")
+        if self.devices != 1:
+            rule = "`--devices` of `cache` must be left out: its processes need not know each other."
+            raise InputError(rule, got=self.devices, do="Start torchrun, or several of the same command.")
         if self.out not in (None, self.cache):
             raise InputError("`--out` of `cache` must be left out: it writes to --cache.", got=str(self.out))
         object.__setattr__(self, "out", self.cache)

@@ -13,6 +13,8 @@ from typing import TypeVar
 
 from jacmatch.errors import InputError
 
+_LOOK = 2.0  # seconds between two looks at the processes
+
 Task = TypeVar("Task")
 Made = TypeVar("Made")
 
@@ -52,8 +54,12 @@ def side_by_side(
             while left and not failures and len(under_way) < workers:
                 task = left.popleft()
                 under_way[pool.submit(work, task)] = task
-            wait(under_way, return_when=FIRST_COMPLETED)
+            wait(under_way, timeout=_LOOK, return_when=FIRST_COMPLETED)
             hand_over()
+            # The pool does not watch a process that it began last until something else happens.
+            if under_way and any(process.exitcode is not None for process in list((pool._processes or {}).values())):
+                failures.append(BrokenProcessPool())
+                break
     except KeyboardInterrupt:
         hand_over()
         raise

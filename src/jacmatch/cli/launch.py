@@ -1,0 +1,99 @@
+"""`--devices N`: the same command in N processes of this machine, which train one network together."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from torch import distributed
+
+from jacmatch.errors import ElsewhereError
+from jacmatch.training.joining import ERROR, STORE
+
+_GRACE = 20.0  # seconds in which the others end by themselves, once one has failed
+_FORCE = 10.0  # and after SIGTERM
+
+
+def launch(words: Sequence[str], count: int) -> int:
+    """The exit code of the command in so many processes.
+
+    SIGTERM and Ctrl-C are passed on, once each: the processes save a checkpoint and end. If one fails, the others are
+    ended as well.
+
+    Args:
+        words: The command line after the program's name.
+        count: How many processes.
+
+    Raises:
+        ElsewhereError: One was killed.
+    """
+    store = distributed.TCPStore("127.0.0.1", 0, None, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    threads = max(1, (os.cpu_count() or 1) // count)
+    about = {
+        STORE: f"127.0.0.1:{store.port}",
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # a warning of DDP that is none here
+    }
+    processes: list[subprocess.Popen[bytes]] = []
+    with _passed_on(processes):
+        for rank in range(count):
+            own = {**os.environ, **about, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            # A session of its own: Ctrl-C reaches it through this process alone, and so only once.
+            command = [sys.executable, "-m", "jacmatch", *words]
+            processes.append(subprocess.Popen(command, env=own, start_new_session=True))
+        try:
+            return _codes(processes, store)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+
+
+def _codes(processes: list[subprocess.Popen[bytes]], store: distributed.Store) -> int:
+    """The exit code of the first that failed, 0 if none did; then the others have ended too."""
+    failed, since, told = None, 0.0, False
+    while any(process.poll() is None for process in processes):
+        time.sleep(0.05)
+        wrong = [rank for rank, process in enumerate(processes) if process.poll()]
+        if wrong and failed is None:
+            failed, since = wrong[0], time.monotonic()
+            if (processes[failed].returncode or 0) < 0:  # it could not say so itself
+                store.compare_set(ERROR, "", json.dumps({"rank": failed, "code": 1}))
+        waited = time.monotonic() - since
+        if failed is not None and waited > _GRACE:
+            for process in processes:
+                if process.poll() is None and (not told or waited > _GRACE + _FORCE):
+                    process.send_signal(signal.SIGKILL if told else signal.SIGTERM)
+            told = True
+    codes = [process.returncode for process in processes]
+    failed = next((rank for rank, code in enumerate(codes) if code), None) if failed is None else failed
+    if failed is None or codes[failed] > 0:
+        return 0 if failed is None else codes[failed]
+    name = signal.Signals(-codes[failed]).name
+    says = f"process {failed} of {len(codes)} was ended by {name}, for want of memory perhaps; so the others were too."
+    raise ElsewhereError(1, says)
+
+
+@contextlib.contextmanager
+def _passed_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Within the block SIGTERM and Ctrl-C go to the processes."""
+
+    def send(number: int, frame: FrameType | None) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    before = {number: signal.signal(number, send) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,192 @@
+"""Two processes train what one trains on the whole batch, to rounding."""
+
+import copy
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jacobian import RandomInputs, RandomOutputs
+from jacmatch.objectives import AtMixedPairs, Distillation, Robustness, Share
+from jacmatch.runs import Run
+from jacmatch.training import Training, fit
+from jacmatch.training.distributed import Ranks
+
+from . import cases
+from .processes import both
+
+pytestmark = pytest.mark.usefixtures("as_users_run")
+SPLIT, HELD = cases.images(17), cases.images(9, seed=1)
+
+
+def network(seed):
+    """No BatchNorm and no dropout, which see who else is there."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(144, 3))
+
+
+class Exact(nn.Module):
+    """In float64: a difference of values divided by a small step makes the rounding of float32 visible."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.inner = network(seed).double()
+
+    def forward(self, x):
+        return self.inner(x.double())
+
+
+def objective(**given):
+    kind = Exact if given.get("engine") == "differences" else network
+    return Distillation(kind(1), kind(2).eval(), seed=3, **given)
+
+
+FIVE = Training(steps=5, batch_size=6, optimizer="sgd", lr=0.02)
+UNEVEN = Training(
+    steps=5, batch_size=7, optimizer="sgd", lr=0.02, accumulate=2, augment=("crop", "flip"), clip=1.0, ema=0.5
+)
+INPUTS = {"reverse": RandomInputs(2), "forward": RandomInputs(2), "differences": RandomInputs(2)}
+JOBS = {
+    **{
+        f"{engine}, {name}": (objective(probe=probe, engine=engine, jacobians=1.0), settings)
+        for engine, probe in {"auto": RandomOutputs(2), **INPUTS}.items()
+        for name, settings in {"even": FIVE, "uneven and accumulated": UNEVEN}.items()
+    },
+    "shares of the gradient": (objective(measure_every=2, point=AtMixedPairs(), jacobians=Share(0.4)), UNEVEN),
+    "some of a batch": (objective(fraction=0.3, measure_every=2, jacobians=Share(0.4)), UNEVEN),
+    "one sample of a batch": (objective(fraction=0.1, measure_every=2), FIVE),
+    "slopes now and then": (objective(labels=0.0, outputs=0.0, jacobians=1.0, every=2), FIVE),
+    "without a gradient for biases": (objective(labels=0.0, outputs=0.0, jacobians=1.0), FIVE),
+    "penalty": (Robustness(network(1), penalty=Share(0.3), noise=0.1, measure_every=2), UNEVEN),
+    "labels": (Distillation(network(1)), UNEVEN),
+}
+
+
+SHARDED = {
+    name: (given, replace(settings, shard=True, ema=None))
+    for name, (given, settings) in JOBS.items()
+    if name.startswith(("forward", "differences", "labels"))
+}
+ONE_SHARDED = {name: SHARDED[name] for name in ("forward, even",)}
+COMPILED = {
+    f"compiled, {name}": (objective(labels=0.5), replace(settings, compile=True))
+    for name, settings in {"even": FIVE, "uneven and accumulated": UNEVEN}.items()
+}
+
+
+def trained(jobs):
+    """Of each job the state and the last row of metrics."""
+    found = {}
+    for name, (given, settings) in jobs.items():
+        each, rows = copy.deepcopy(given), []
+        fit(each, SPLIT, settings, seed=2, validation=HELD, on_step=lambda _, row, rows=rows: rows.append(row))
+        found[name] = each.state_dict(), {key: value for key, value in rows[-1].items() if key != "seconds"}
+    return found
+
+
+def apart(one, other):
+    """Largest difference of two states."""
+    tensors = [name for name, value in one.items() if isinstance(value, torch.Tensor)]
+    return max(float((one[name] - other[name]).abs().max()) for name in tensors)
+
+
+def refusal(given, settings):
+    """What `fit` says."""
+    try:
+        fit(copy.deepcopy(given), SPLIT, settings, seed=2)
+    except (InputError, UnsupportedError) as error:
+        return str(error)
+
+
+def in_two(folder):
+    """What is tried in two processes at each run of the tests."""
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(cases.network())
+    refused = {
+        "reverse": (JOBS["auto, even"][0], replace(FIVE, shard=True)),
+        "share": (objective(probe=RandomInputs(1)), replace(FIVE, shard=True)),
+        "average": (JOBS["labels"][0], replace(FIVE, shard=True, ema=0.9)),
+        "synchronised": (Distillation(synchronised, cases.network(2).eval()), FIVE),
+        "few": (JOBS["labels"][0], Training(batch_size=1)),
+    }
+    told = {name: refusal(*job) for name, job in refused.items()}
+    try:
+        Ranks.here().same("data", str(Ranks.here().rank))
+    except InputError as error:
+        told["data"] = str(error)
+    normalised = Distillation(cases.network(), cases.network(2).eval())
+    fit(normalised, SPLIT, FIVE, seed=0)
+    return trained({**JOBS, **ONE_SHARDED}), resumed(folder, {"dropout": FIVE}), told, normalised.state_dict()
+
+
+def more_in_two(folder):
+    """What takes longer."""
+    return trained({**SHARDED, **COMPILED}), resumed(folder, {"sharded": replace(FIVE, shard=True, optimizer="adam")})
+
+
+def resumed(folder, jobs):
+    """How far a run that stopped after three steps and went on ends from one that did not; dropout and all."""
+    far = {}
+    for name, settings in jobs.items():
+        states = []
+        for stops in ((None,), (3, None)):
+            run = Stopped(folder / name) if len(stops) > 1 else None
+            for stop in stops:
+                each = Distillation(cases.network(), seed=3)
+                fit(each, SPLIT, replace(settings, max_steps=stop), seed=2, run=run and run.begun())
+            states.append(each.state_dict())
+        far[name] = apart(*states)
+    return far
+
+
+@dataclass
+class Stopped:
+    """The run in a folder that two processes train."""
+
+    folder: Path
+
+    def begun(self):
+        run = cases.begin(self.folder) if Ranks.here().first else None
+        Ranks.here().wait()
+        return run or replace(Run.open(self.folder, finished=False), follows=True)
+
+
+def agree(jobs, *found):
+    """Compares with one process on the whole batch."""
+    alone = trained({name: (given, replace(settings, shard=False)) for name, (given, settings) in jobs.items()})
+    for got in found:
+        for name, (state, row) in alone.items():
+            there, row_there = got[name]
+            assert apart(state, there) <= 1e-6, f"{name} differs by {apart(state, there):.1e}"
+            shown = {key for key in row if not key.startswith("share_")} if jobs[name][1].shard else row.keys()
+            assert {key: row_there[key] for key in shown} == pytest.approx({key: row[key] for key in shown}, rel=1e-5)
+
+
+def test_two_processes_train_what_one_does(tmp_path):
+    first, second = both(in_two, tmp_path)
+    agree({**JOBS, **ONE_SHARDED}, first[0], second[0])
+    assert first[1] == second[1] == {"dropout": 0.0}
+    for name, said in {
+        "reverse": "cannot go with slopes by the reverse engine: FSDP2 frees the weights",
+        "share": "cannot go with a weight that is a `Share`",
+        "average": "cannot go with `ema`=0.9",
+        "synchronised": "must not have SyncBatchNorm .'student.1'. where its slopes are compared",
+        "few": "A batch must have a sample for each of the 2 processes",
+        "data": "All 2 processes of a job must have the same data",
+    }.items():
+        assert re.search(said, first[2][name] or "nothing"), first[2][name]
+    assert apart(first[3], second[3]) == 0.0  # BatchNorm: each normalises its part, and all end with one network
+    with pytest.raises(InputError, match=re.escape("processes (2 there, 1 here)")):
+        fit(Distillation(cases.network(), seed=3), SPLIT, FIVE, seed=2, run=cases.begin(tmp_path / "dropout"))
+    with pytest.raises(InputError, match="`shard` of `Training` must have several processes"):
+        fit(JOBS["labels"][0], SPLIT, replace(FIVE, shard=True), seed=2)
+
+
+@pytest.mark.slow
+def test_shards_and_compiled_steps_train_what_one_process_does(tmp_path):
+    first, second = both(more_in_two, tmp_path, timeout=500)
+    agree({**SHARDED, **COMPILED}, first[0], second[0])
+    assert first[1] == second[1] == {"sharded": 0.0}

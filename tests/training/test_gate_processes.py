@@ -1,0 +1,35 @@
+"""Processes whose gradients differ are found after the first backward pass."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from jacmatch.errors import UnsupportedError
+from jacmatch.training import Training
+from jacmatch.training.gate import agree
+
+from . import cases
+
+
+def _one_of_two(rank, file, apart, said):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    objective = cases.Plain()
+    objective.student.weight.grad = torch.full_like(objective.student.weight, 1.0 + apart * rank)
+    state = SimpleNamespace(settings=Training(doctor=True), step=0, objective=objective)
+    try:
+        agree(state)
+    except UnsupportedError as error:
+        said.put(str(error))
+    else:
+        said.put("agreed")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("apart", "says"), [(0.0, "agreed"), (0.01, "[ranks-differ]")])
+def test_processes_that_differ_are_found(tmp_path, apart, says):
+    context = torch.multiprocessing.get_context("spawn")
+    said = context.SimpleQueue()
+    torch.multiprocessing.spawn(_one_of_two, (tmp_path / "store", apart, said), nprocs=2)
+    assert all(says in said.get() for _ in range(2))
