@@ -1,24 +1,76 @@
 """Surrogates over numbers of samples: the methods that the systems share, and how many samples an error takes."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
 from jacmatch.recipes.reproduce.pricing import crossing
+from jacmatch.recipes.surrogate.fitting import deviation, fit_surrogate
 from jacmatch.report import Document
 from jacmatch.report.experiments import NOTHING, entry, names, spreads
 from jacmatch.report.lines import Line
 
-VALUES, LONGER, SLOPES = "values", "values, 4 × steps", "values + slopes"
-METHODS: dict[str, Mapping[str, Any]] = {
-    VALUES: {"slopes": "none", "longer": 1},
-    LONGER: {"slopes": "none", "longer": 4},
-    SLOPES: {"slopes": "rows", "longer": 1},
-}
-"""A step with two sampled rows of the Jacobian costs about three to four without; the rival is the better of the two
-lengths of training."""
+VALUES, SLOPES = "values", "values + slopes"
+METHODS = {VALUES: "none", SLOPES: "rows"}
+"""Rows, and the `slopes` of `fit_surrogate`."""
 
 Measure = tuple[str, str, float | int]
 """Name of a measure, its heading, and the factor of its numbers."""
+
+
+Points = tuple[Float[Tensor, "sample input"], Float[Tensor, "sample out"]]
+"""Inputs and values."""
+
+
+def best_of_lengths(
+    points: Points,
+    jacobian: Float[Tensor, "sample out input"],
+    held: Points,
+    asked: Mapping[str, Any],
+    seed: int,
+    device: str = "cpu",
+) -> tuple[nn.Module, dict[str, float]]:
+    """Of the networks trained for each of the `lengths`, the one whose values are best at points that were held out.
+
+    Args:
+        points: To learn from.
+        jacobian: Slopes at these points.
+        held: Points that choose the length, which both methods have alike.
+        asked: The settings of a cell: `lengths`, and what `fit_surrogate` takes.
+        seed: Of weights, batches and rows.
+        device: Where to train.
+
+    Returns:
+        The network, and measures: its steps, its error at the held points in units of the values' standard deviation,
+        and the seconds of all lengths.
+    """
+    found: list[tuple[float, int, nn.Module]] = []
+    start = time.perf_counter()
+    for steps in asked["lengths"]:
+        network = fit_surrogate(
+            *points,
+            jacobian=jacobian,
+            slopes=asked["slopes"],
+            probes=asked["probes"],
+            weight=asked["weight"],
+            hidden=tuple(asked["hidden"]),
+            activation=asked["activation"],
+            steps=steps,
+            batch_size=asked["batch_size"],
+            lr=asked["lr"],
+            seed=seed,
+            device=device,
+        ).cpu()
+        with torch.no_grad():
+            wrong = (network(held[0]) - held[1]) / deviation(held[1])
+        found.append((float(wrong.square().mean().sqrt()), steps, network))
+    seconds = time.perf_counter() - start
+    error, steps, network = min(found, key=lambda each: each[0])
+    return network, {"steps": float(steps), "held_error": error, "train_seconds": seconds}
 
 
 def columns_of(document: Document, row: str) -> list[str]:
@@ -29,8 +81,7 @@ def columns_of(document: Document, row: str) -> list[str]:
 def reached(document: Document, measures: Sequence[Measure]) -> list[tuple[str, ...]]:
     """For each measure and number of samples without slopes: the error, and the samples with slopes that reach it.
 
-    The error without slopes is the smaller of the means of `VALUES` and `LONGER`. Between two columns the number is
-    that of a straight line through logarithms.
+    Between two columns the number is that of a straight line through logarithms.
     """
     rows: list[tuple[str, ...]] = []
     for name, heading, scale in measures:
@@ -41,10 +92,9 @@ def reached(document: Document, measures: Sequence[Measure]) -> list[tuple[str, 
             if (SLOPES, column) in found
         ]
         for column in columns_of(document, VALUES):
-            rivals = [found[row, column]["mean"] for row in (VALUES, LONGER) if (row, column) in found]
-            if not rivals or not curve:
+            if (VALUES, column) not in found or not curve:
                 continue
-            bound = min(rivals)
+            bound = found[VALUES, column]["mean"]
             good = [samples for samples, mean in curve if mean <= bound]
             between = crossing(curve, bound)
             rows.append(
