@@ -38,7 +38,7 @@ from jacmatch.report.lines import line_figure
 SHARE = 0.5
 """Of each joint's range about its middle: what is learned, and where inverse kinematics may go."""
 SAMPLES = {"smoke": (40,), "cpu": (100, 200, 500, 1000)}
-LENGTHS = {"smoke": (40,), "cpu": (3000, 12000)}
+LENGTHS = {"smoke": (15,), "cpu": (3000, 12000)}
 """Steps of the optimiser to choose from."""
 LARGEST = 1000
 """Samples for values alone, which may then be trained four times as long again; slopes are to need fewer."""
