@@ -1,6 +1,7 @@
 """A hand as a hand and as a parallel manipulator, and networks for the pose of what it holds."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -42,8 +43,10 @@ LENGTHS = {"smoke": {"none": (30,), "rows": (30,)}, "cpu": {"none": (2000, 8000)
 """Steps of the optimiser to choose from, by what is compared: about as many seconds on both sides."""
 _SHARED = {"hidden": (64, 64), "activation": "silu", "probes": 2, "batch_size": 64, "lr": 0.02, "weight": 2.0}
 _REACH, _REGULAR, _LEAST = 0.15, 0.2, 0.02
-_TEST, _TEST_SEED, _DIRECTIONS = 2000, 2**20, 24
-_HELD, _HELD_SEED = 500, 2**21
+TESTED, _TEST_SEED = {"smoke": 200, "cpu": 2000}, 2**20
+HELD, _HELD_SEED = {"smoke": 50, "cpu": 500}, 2**21
+DIRECTIONS = {"smoke": 3, "cpu": 24}
+"""Grasps that errors are measured at, that choose the length of training, and ways to singular ones."""
 BINS = ((0.02, 0.1), (0.1, 0.2), (0.2, 0.4), (0.4, 2.0))
 SHARES = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999)
 """Of the ways to singular grasps."""
@@ -78,10 +81,10 @@ def _cells(request: Request) -> list[Cell]:
 
 def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
     """How far the two formalisms agree, on the grasps of the test and on the way to singular ones."""
-    hand = Hand()
-    driven = drawn(hand, _TEST, _TEST_SEED, _REACH, _REGULAR)
-    facts = {"regular": _agreement(hand, pose(hand, driven)[0], driven)}
-    place, driven = toward_singular(hand, _DIRECTIONS, 0, SHARES)
+    hand, size = Hand(), "smoke" if request.smoke else "cpu"
+    driven, place = _grasps(hand, TESTED[size], _TEST_SEED, _REGULAR)
+    facts = {"regular": _agreement(hand, place, driven)}
+    place, driven = toward_singular(hand, DIRECTIONS[size], 0, SHARES)
     for k, share in enumerate(SHARES):
         part = slice(k, None, len(SHARES))
         facts[f"{share:g}"] = _agreement(hand, Place(place.p[part], place.r[part]), driven[part])
@@ -106,25 +109,23 @@ def _agreement(hand: Hand, place: Place, driven: Tensor) -> dict[str, float]:
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
     """Errors of pose, slopes and torques at fresh grasps, also by how near to singular these are."""
-    asked, hand = cell.settings, Hand()
-    q = drawn(hand, asked["samples"], cell.seed, _REACH, asked["least"])
-    place, _ = pose(hand, q)
-    others = drawn(hand, _HELD, _HELD_SEED, _REACH, asked["least"])
-    held = others.float(), coordinates(hand, pose(hand, others)[0]).float()
+    asked, hand, size = cell.settings, Hand(), "smoke" if request.smoke else "cpu"
+    q, place = _grasps(hand, asked["samples"], cell.seed, asked["least"])
+    others, there = _grasps(hand, HELD[size], _HELD_SEED, asked["least"])
+    held = others.float(), coordinates(hand, there).float()
     points = q.float(), coordinates(hand, place).float()
     known = by_joints(hand, place, q).float()
     student, training = best_of_lengths(points, known, held, asked, cell.seed, device=request.device)
-    return {**_errors(hand, student), **training}
+    return {**_errors(hand, student, TESTED[size]), **training}
 
 
-def _errors(hand: Hand, student: nn.Module) -> dict[str, float]:
+def _errors(hand: Hand, student: nn.Module, count: int) -> dict[str, float]:
     """What a student gets wrong; slopes and wrenches with the grip's radius for a radian.
 
     Torques are the student's vᵀJ with v = Tᵀw, for a random wrench w at each grasp. `power` is the largest difference
     between τ·q̇ of the student and w·ẋ of its Jv, over |w·ẋ| on average: what duality promises to be 0.
     """
-    q = drawn(hand, _TEST, _TEST_SEED, _REACH, _LEAST)
-    place, _ = pose(hand, q)
+    q, place = _grasps(hand, count, _TEST_SEED, _LEAST)
     y, near = coordinates(hand, place), regularity(hand, place, q)
     unit = torch.tensor([1.0] * 3 + [hand.grip] * 3, dtype=q.dtype)
     generator = torch.Generator().manual_seed(_TEST_SEED)
@@ -156,14 +157,21 @@ def _errors(hand: Hand, student: nn.Module) -> dict[str, float]:
     return found
 
 
+@lru_cache(maxsize=8)
+def _grasps(hand: Hand, count: int, seed: int, least: float) -> tuple[Tensor, Place]:
+    """Driven joints, and where the object is."""
+    q = drawn(hand, count, seed, _REACH, least)
+    return q, pose(hand, q)[0]
+
+
 def _tables(document: Document) -> list[Table]:
-    made = document["environment"]
+    made, size = document["environment"], document["size"]
     notes = (
-        f"At those of {_TEST} fresh grasps whose smallest singular value of A is at least {_REGULAR}; mean ± standard "
-        f"deviation over seeds (of grasps, weights and batches): {seeds_of(document)}. Of the lengths of training the "
-        f"one that is best at {_HELD} other grasps. Slopes and torques relative to "
-        "their root mean square; a radian counts as the radius of the grip. Torques: vᵀJ of the student for random "
-        "wrenches. Power: largest |τ·q̇ − w·ẋ| of the student in float32, over the mean of |w·ẋ|.",
+        f"At those of {TESTED[size]} fresh grasps whose smallest singular value of A is at least {_REGULAR}; mean ± "
+        f"standard deviation over seeds (of grasps, weights and batches): {seeds_of(document)}. Of the lengths of "
+        f"training the one that is best at {HELD[size]} other grasps. Slopes and torques relative to their root mean "
+        "square; a radian counts as the radius of the grip. Torques: vᵀJ of the student for random wrenches. Power: "
+        "largest |τ·q̇ − w·ẋ| of the student in float32, over the mean of |w·ẋ|.",
         f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",
     )
     head = ("grasps", *(heading for _, heading, *_ in MEASURES), "power, 10⁻⁶")
@@ -209,8 +217,8 @@ def _agreement_table(document: Document) -> Table:
     ]
     head = ("where", "smallest singular value of A", "‖A⁻¹B‖, rad⁻¹", "velocities", "torques")
     note = (
-        f"Largest relative differences in float64; medians of the other two. {_DIRECTIONS} random directions of the "
-        "object from rest until det A changes its sign."
+        f"Largest relative differences in float64; medians of the other two. {DIRECTIONS[document['size']]} random "
+        "directions of the object from rest until det A changes its sign."
     )
     return Table("agreement", "Hand against parallel manipulator", head, tuple(rows), (note,))
 

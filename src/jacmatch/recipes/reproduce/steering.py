@@ -31,8 +31,9 @@ LENGTHS = {"smoke": {"none": (20,), "rows": (20,)}, "cpu": {"none": (500, 6000),
 """Steps of the optimiser to choose from, by what is compared: about as many seconds on both sides."""
 _GAIN_STEPS = {"smoke": 60, "cpu": 1500}
 _SHARED = {"hidden": (32, 32), "activation": "silu", "probes": 2, "batch_size": 64, "lr": 0.02, "weight": "scale"}
-_TEST, _TEST_SEED = 2000, 2**20
-_HELD, _HELD_SEED = 500, 2**21
+TESTED, _TEST_SEED = {"smoke": 60, "cpu": 2000}, 2**20
+HELD, _HELD_SEED = {"smoke": 40, "cpu": 500}, 2**21
+"""States that errors are measured at, and that choose the length of training."""
 _DRIVEN = (10.0, 20.0, 35.0)
 _SPEED = 20.0
 MEASURES = (
@@ -90,16 +91,16 @@ def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
     """The error of a gain, or of a network: its angles, closed loops and regret."""
-    asked = cell.settings
+    asked, size = cell.settings, "smoke" if request.smoke else "cpu"
     if "states" in asked:
         error = gain_error(
             asked["speed"], asked["states"], slopes=asked["slopes"], steps=asked["steps"], seed=cell.seed
         )
         return {"gain_error": error}
     x, y, slopes = taught(asked["samples"], cell.seed)
-    held = answers(_HELD, _HELD_SEED)
+    held = answers(HELD[size], _HELD_SEED)
     student, training = best_of_lengths((x, y), slopes, held, asked, cell.seed, device=request.device)
-    at, told = answers(_TEST, _TEST_SEED)
+    at, told = answers(TESTED[size], _TEST_SEED)
     with torch.no_grad():
         error = float((student(at) - told).square().mean().sqrt())
     parts, gains = loops(student)
@@ -116,11 +117,11 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
 
 
 def _tables(document: Document) -> list[Table]:
-    made = document["environment"]
+    made, size = document["environment"], document["size"]
     notes = (
         f"Mean ± standard deviation over seeds (of states, weights and batches): {seeds_of(document)}. Of the "
-        f"lengths of training the one that is best at {_HELD} other states. Angles at {_TEST} fresh states. "
-        "Gain: ‖J + K‖/‖K‖ at z = 0, in units of what is acceptable. Loops: the eigenvalues of "
+        f"lengths of training the one that is best at {HELD[size]} other states. Angles at {TESTED[size]} fresh "
+        "states. Gain: ‖J + K‖/‖K‖ at z = 0, in units of what is acceptable. Loops: the eigenvalues of "
         f"A + BJ at {len(GRID)} speeds from {GRID[0]:.0f} to {GRID[-1]:.0f} m/s. Regret: cost of {CARS} drives of 6 s "
         "above that of the teacher, which is cut off at the same angles.",
         f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",

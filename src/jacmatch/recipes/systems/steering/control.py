@@ -88,6 +88,12 @@ def _solution(lqr: Lqr, speed: float) -> tuple[Array, Array]:
     return lqr._solved(speed)
 
 
+@lru_cache(maxsize=16)
+def _gains(lqr: Lqr, speeds: tuple[float, ...]) -> Array:
+    """K at each speed; cars keep theirs for a whole drive."""
+    return np.stack([lqr.solution(each)[0] for each in speeds])
+
+
 @dataclass(frozen=True)
 class Linear:
     """The controller u = −K z, whatever the speed and however large.
@@ -122,8 +128,7 @@ class Scheduled:
         return whole * free[..., None]
 
     def _wanted(self, z: Array, speed: Array) -> Array:
-        gains = np.stack([self.lqr.solution(each)[0] for each in speed])
-        return -np.einsum("nij,nj->ni", gains, z)
+        return -np.einsum("nij,nj->ni", _gains(self.lqr, tuple(speed.tolist())), z)
 
 
 @dataclass(frozen=True)
