@@ -99,11 +99,11 @@ def test_the_pose_is_followed_back_from_its_joints():
 
 
 def test_slopes_of_the_implicit_pose_are_those_of_differences(grasps):
-    driven, place = grasps[0][:8], Place(grasps[1].p[:8], grasps[1].r[:8])
-    whole = slopes(HAND, place, driven)
-    for joint, step in enumerate(STEP * torch.eye(6, dtype=driven.dtype)):
-        ends = [coordinates(HAND, pose(HAND, driven + sign * step)[0]) for sign in (1, -1)]
-        torch.testing.assert_close(whole[..., joint], (ends[0] - ends[1]) / (2 * STEP), atol=1e-6, rtol=1e-6)
+    driven, place = grasps[0][:4], Place(grasps[1].p[:4], grasps[1].r[:4])
+    steps = STEP * torch.cat((torch.eye(6), -torch.eye(6))).to(driven.dtype)
+    ends = coordinates(HAND, pose(HAND, (driven[:, None] + steps).flatten(0, 1))[0]).view(4, 2, 6, 6)
+    difference = (ends[:, 0] - ends[:, 1]).mT / (2 * STEP)
+    torch.testing.assert_close(slopes(HAND, place, driven), difference, atol=1e-6, rtol=1e-6)
 
 
 def test_twists_of_rotation_vectors_are_scipys():
@@ -121,14 +121,14 @@ def test_twists_of_rotation_vectors_are_scipys():
 
 def test_on_the_way_to_a_singular_grasp_slopes_grow_as_regularity_falls_and_both_formalisms_agree():
     shares = (0.0, 0.99, 0.9999)
-    place, driven = toward_singular(HAND, 4, seed=0, shares=shares)
+    place, driven = toward_singular(HAND, 2, seed=0, shares=shares)
     assert constraints(HAND, place, driven).abs().max() < 1e-14
-    least = regularity(HAND, place, driven).view(4, 3)
+    least = regularity(HAND, place, driven).view(2, 3)
     whole = by_manipulator(HAND, place, driven)
-    size = torch.linalg.matrix_norm(whole, 2).view(4, 3)
+    size = torch.linalg.matrix_norm(whole, 2).view(2, 3)
     assert (least[:, 0] > 0.5).all()
-    torch.testing.assert_close(least[:, 1] / least[:, 2], torch.full((4,), 100.0).double(), rtol=0.1, atol=0)
-    torch.testing.assert_close(size[:, 2] / size[:, 1], torch.full((4,), 100.0).double(), rtol=0.1, atol=0)
+    torch.testing.assert_close(least[:, 1] / least[:, 2], torch.full((2,), 100.0).double(), rtol=0.1, atol=0)
+    torch.testing.assert_close(size[:, 2] / size[:, 1], torch.full((2,), 100.0).double(), rtol=0.1, atol=0)
     apart = (by_hand(HAND, place, HAND.joints(place)) - whole).norm(dim=(1, 2)) / whole.norm(dim=(1, 2))
     assert apart.max() < 1e-10
     with pytest.raises(InputError, match=r"`count` of `toward_singular` is more than the directions found\. Got 3\."):

@@ -3,10 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from jacmatch.recipes import Reproduce
-from jacmatch.recipes.reproduce import EXPERIMENTS, grasp, kinematics, steering
-from jacmatch.recipes.reproduce.equal_error import LONGER, METHODS, SLOPES, VALUES, curves, reached
+from jacmatch.recipes.reproduce import EXPERIMENTS, steering
+from jacmatch.recipes.reproduce.equal_error import METHODS, SLOPES, VALUES, best_of_lengths, curves, reached
 
 
 def document(errors):
@@ -18,16 +19,29 @@ def document(errors):
     return {"cells": cells}
 
 
-def test_samples_with_slopes_are_compared_with_the_better_rival_at_each_number():
-    errors = {(VALUES, 100): 0.4, (LONGER, 100): 0.5, (SLOPES, 100): 0.08}
-    errors |= {(VALUES, 400): 0.2, (LONGER, 400): 0.04, (SLOPES, 400): 0.02}
+def test_samples_with_slopes_are_compared_with_values_alone_at_each_number():
+    errors = {(VALUES, 100): 0.4, (SLOPES, 100): 0.08, (VALUES, 400): 0.04, (SLOPES, 400): 0.02}
     rows = reached(document(errors), [("error", "e, mm", 1e3)])
     assert rows == [
         ("e, mm, n = 100", "400", "100", "100 %", "–"),
         ("e, mm, n = 400", "40", "400", "100 %", "200 (50 %)"),
     ]
-    rows = reached(document({**errors, (LONGER, 400): 0.001}), [("error", "e", 1)])
+    rows = reached(document({**errors, (VALUES, 400): 0.001}), [("error", "e", 1)])
     assert rows[1] == ("e, n = 400", "0.001", "none", "–", "–")
+
+
+def test_of_the_lengths_the_one_whose_values_are_best_at_held_out_points_is_kept():
+    """The held-out points contradict those to learn from: the less is learned, the better."""
+    x = torch.linspace(-1, 1, 8)[:, None]
+    points, held = (x, x), (x, -x)
+    asked = {"slopes": "none", "probes": 1, "weight": 0.0, "hidden": (4,), "activation": "tanh", "batch_size": 8}
+    asked |= {"lr": 0.05, "lengths": (40, 1)}
+    network, found = best_of_lengths(points, torch.zeros(8, 1, 1), held, asked, seed=0)
+    assert found["steps"] == 1
+    wrong = (network(held[0]) - held[1]).detach()
+    assert found["held_error"] == pytest.approx(float(wrong.square().mean().sqrt() / held[1].std(correction=0)))
+    _, other = best_of_lengths(points, torch.zeros(8, 1, 1), points, asked, seed=0)
+    assert other["steps"] == 40
 
 
 def test_curves_leave_out_what_a_logarithm_cannot_show():
@@ -36,10 +50,9 @@ def test_curves_leave_out_what_a_logarithm_cannot_show():
     assert lines[0].mean == pytest.approx([3.0])
 
 
-def test_smoke_run_of_kinematics(as_users_run, tmp_path, monkeypatch):
-    monkeypatch.setitem(kinematics._STEPS, "smoke", 15)
+def test_smoke_run_of_kinematics(as_users_run, tmp_path):
     result = Reproduce(name="kinematics", smoke=True, out=tmp_path / "run").run()
-    assert [len(table["rows"]) for table in result["tables"]] == [3, 3, 4, 5]
+    assert [len(table["rows"]) for table in result["tables"]] == [2, 3, 3, 4]
     stored = json.loads((tmp_path / "run" / "results.json").read_text())
     by_row = {cell["row"]: cell["measures"] for cell in stored["cells"]}
     assert by_row[SLOPES]["slope"] < by_row[VALUES]["slope"]
@@ -51,12 +64,9 @@ def test_smoke_run_of_kinematics(as_users_run, tmp_path, monkeypatch):
     assert EXPERIMENTS["kinematics"].figure(stored) == (tmp_path / "run" / "figure.svg").read_bytes()
 
 
-def test_smoke_run_of_grasp(as_users_run, tmp_path, monkeypatch):
-    monkeypatch.setitem(grasp._STEPS, "smoke", 30)
-    monkeypatch.setitem(grasp.SAMPLES, "smoke", (40,))
-    monkeypatch.setattr(grasp, "_TEST", 600)
+def test_smoke_run_of_grasp(as_users_run, tmp_path):
     result = Reproduce(name="grasp", smoke=True, out=tmp_path / "run").run()
-    assert [len(table["rows"]) for table in result["tables"]] == [4, 3, 4, 7]
+    assert [len(table["rows"]) for table in result["tables"]] == [3, 3, 3, 7]
     stored = json.loads((tmp_path / "run" / "results.json").read_text())
     for cell in stored["cells"]:
         assert cell["measures"]["power"] < 1e-4
@@ -69,13 +79,9 @@ def test_smoke_run_of_grasp(as_users_run, tmp_path, monkeypatch):
     assert agreed["0.9999"]["slopes"] > 1e3 * agreed["0"]["slopes"]
 
 
-def test_smoke_run_of_steering(as_users_run, tmp_path, monkeypatch):
-    monkeypatch.setitem(steering._STEPS, "smoke", 20)
-    monkeypatch.setitem(steering._GAIN_STEPS, "smoke", 40)
-    monkeypatch.setattr(steering, "_TEST", 300)
-    monkeypatch.setitem(steering.SAMPLES, "smoke", (30,))
+def test_smoke_run_of_steering(as_users_run, tmp_path):
     result = Reproduce(name="steering", smoke=True, out=tmp_path / "run").run()
-    assert [len(table["rows"]) for table in result["tables"]] == [3, 3, 2, 12]
+    assert [len(table["rows"]) for table in result["tables"]] == [2, 3, 2, 4]
     stored = json.loads((tmp_path / "run" / "results.json").read_text())
     by_row = {cell["row"]: cell["measures"] for cell in stored["cells"]}
     assert by_row[steering.ONE_SLOPES]["gain_error"] < by_row[steering.ONE_VALUES]["gain_error"]

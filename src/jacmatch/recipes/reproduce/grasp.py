@@ -39,7 +39,10 @@ from jacmatch.report.lines import line_figure
 KEPT = "values + slopes, nearly singular grasps too"
 ROWS = {**METHODS, KEPT: "rows"}
 SAMPLES = {"smoke": (40,), "cpu": (100, 200, 500)}
-LENGTHS = {"smoke": {"none": (30,), "rows": (30,)}, "cpu": {"none": (2000, 8000), "rows": (1000, 3000)}}
+LENGTHS: dict[str, dict[str, tuple[int, ...]]] = {
+    "smoke": {"none": (20,), "rows": (20,)},
+    "cpu": {"none": (2000, 8000), "rows": (1000, 3000)},
+}
 """Steps of the optimiser to choose from, by what is compared: about as many seconds on both sides."""
 _SHARED = {"hidden": (64, 64), "activation": "silu", "probes": 2, "batch_size": 64, "lr": 0.02, "weight": 2.0}
 _REACH, _REGULAR, _LEAST = 0.15, 0.2, 0.02

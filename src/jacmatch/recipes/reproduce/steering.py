@@ -27,14 +27,17 @@ from jacmatch.report.lines import line_figure
 ONE_VALUES, ONE_SLOPES = "gain: values", "gain: values + slopes"
 SAMPLES = {"smoke": (30,), "cpu": (5, 10, 20, 50, 100, 200)}
 _STATES = {"smoke": (1,), "cpu": (1, 2, 4, 5)}
-LENGTHS = {"smoke": {"none": (20,), "rows": (20,)}, "cpu": {"none": (500, 6000), "rows": (500, 2000)}}
+LENGTHS: dict[str, dict[str, tuple[int, ...]]] = {
+    "smoke": {"none": (20,), "rows": (20,)},
+    "cpu": {"none": (500, 6000), "rows": (500, 2000)},
+}
 """Steps of the optimiser to choose from, by what is compared: about as many seconds on both sides."""
-_GAIN_STEPS = {"smoke": 60, "cpu": 1500}
+_GAIN_STEPS = {"smoke": 30, "cpu": 1500}
 _SHARED = {"hidden": (32, 32), "activation": "silu", "probes": 2, "batch_size": 64, "lr": 0.02, "weight": "scale"}
 TESTED, _TEST_SEED = {"smoke": 60, "cpu": 2000}, 2**20
 HELD, _HELD_SEED = {"smoke": 40, "cpu": 500}, 2**21
 """States that errors are measured at, and that choose the length of training."""
-_DRIVEN = (10.0, 20.0, 35.0)
+_DRIVEN = {"smoke": (20.0,), "cpu": (10.0, 20.0, 35.0)}
 _SPEED = 20.0
 MEASURES = (
     ("rmse", "angles, mrad", 1e3, 1),
@@ -73,7 +76,7 @@ def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
     """Drives with two and with four wheels, which need no seed."""
     rows = []
     for name, wanted, start in (("lane change of 3.5 m", lane_change(), 0.0), ("step of 1 m", None, 1.0)):
-        for speed in _DRIVEN:
+        for speed in _DRIVEN["smoke" if request.smoke else "cpu"]:
             for wheels in (2, 4):
                 lqr = Lqr(wheels=wheels)
                 gain, _ = lqr.solution(speed)
