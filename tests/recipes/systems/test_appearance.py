@@ -11,6 +11,7 @@ from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian import jvp
 from jacmatch.recipes import Reproduce
 from jacmatch.recipes.reproduce import EXPERIMENTS
+from jacmatch.recipes.reproduce.appearance import DISTANCES
 from jacmatch.recipes.systems.appearance import fitting, learning, model
 from jacmatch.recipes.systems.appearance.faces import LANDMARKS, SIDE, Faces, faces
 from jacmatch.recipes.systems.appearance.learning import AlongDirections, Glance, Lesson
@@ -202,6 +203,33 @@ def test_each_look_is_where_the_one_before_says(train, built):
     assert got == pytest.approx(p, rel=1e-3, abs=2e-3)
 
 
+def test_a_student_begins_with_the_steps_of_the_fixed_jacobian(train, built):
+    shown = model.windows(train.images[:3], poses_of(built, train)[:3] * 1.02)
+    update = fitting.fixed_jacobian(built, train)
+    p = np.zeros((3, built.parameters))
+    for _ in range(2):
+        p = p - built.residual(shown, p) @ update.T
+    got = Glance(built, looks=2, update=update)(torch.from_numpy(shown.reshape(3, -1)).float()).detach().numpy()
+    assert np.abs(p).max() > 0.3
+    assert got == pytest.approx(p, rel=1e-3, abs=5e-3)
+
+
+def test_the_aim_is_judged_by_error_and_evaluations():
+    def cell(row, error, evaluations):
+        measures = {f"{name} {d:g}": 1.0 for d in DISTANCES for name in ("error", "median", "converged")}
+        measures |= {f"{name} {d:g}": evaluations for d in DISTANCES for name in ("evaluations", "milliseconds")}
+        return {"row": row, "column": "all", "seed": 0, "measures": measures | {"error 0.1": error}}
+
+    cells = [cell("NEWUOA", 5.0, 400.0), cell("near", 5.4, 3.0), cell("far", 5.6, 3.0), cell("slow", 5.0, 5.0)]
+    made = {"cells": cells, "environment": {"torch": "2", "jacmatch": "0"}}
+    aim = EXPERIMENTS["appearance"].tables(made)[1]
+    assert aim.rows == (
+        ("near", "108", "100", "0.75", "0.75", "yes"),
+        ("far", "112", "100", "0.75", "0.75", "no"),
+        ("slow", "100", "100", "1.25", "1.25", "no"),
+    )
+
+
 def test_the_loss_along_directions_by_its_definition(built):
     generator = torch.Generator().manual_seed(0)
     x, u = (torch.rand(4, 1600, generator=generator) for _ in range(2))
@@ -232,7 +260,7 @@ def test_slopes_of_a_student_are_those_of_its_answers(built):
 def test_smoke_run(as_users_run, tmp_path):
     pytest.importorskip("nlopt")
     result = Reproduce(name="appearance", smoke=True, out=tmp_path / "run").run()
-    assert [len(table["rows"]) for table in result["tables"]] == [6, 6, 6]
+    assert [len(table["rows"]) for table in result["tables"]] == [7, 5, 7, 7]
     stored = json.loads((tmp_path / "run" / "results.json").read_text())
     measured = {cell["row"]: cell["measures"] for cell in stored["cells"]}
     assert measured["first guess"]["error 0.4"] > 3 * measured["first guess"]["error 0.05"]

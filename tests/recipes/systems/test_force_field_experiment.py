@@ -1,7 +1,10 @@
 """The experiment `force-field`: learning from the larger network, the drift of a motion, and a run of smoke size."""
 
+import csv
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,3 +76,19 @@ def test_smoke_run(as_users_run, tmp_path):
     assert gains["rows"][0][:2] == (f"{ROW} − {FORCES}", f"{force[ROW] - force[FORCES]:.3f}")
     assert len(set(force.values())) == len(METHODS)
     assert EXPERIMENTS["force-field"].figure(stored) == (tmp_path / "run" / "figure.svg").read_bytes()
+
+
+def test_committed_entries_are_means_over_seeds_and_rows_lower_the_error_of_forces():
+    """With numpy, from the files alone."""
+    folder = Path(__file__).resolve().parents[3] / "docs" / "results" / "force-field-cpu"
+    cells = json.loads((folder / "results.json").read_text(encoding="utf-8"))["cells"]
+    head, *body = csv.reader((folder / "force-field.csv").read_text(encoding="utf-8").splitlines())
+    force = {}
+    for row, entry, *_ in body[:-1]:
+        force[row] = np.array(
+            [c["measures"]["force"] for c in sorted(cells, key=lambda c: c["seed"]) if c["row"] == row]
+        )
+        assert len(force[row]) >= 5
+        assert entry == f"{force[row].mean():.3f} ± {force[row].std(ddof=1):.3f}"
+    assert head[1] == "forces, meV/Å"
+    assert (force[ROW] < force[FORCES]).all()

@@ -14,6 +14,7 @@ from jacmatch.models import scaled_mlp
 from jacmatch.objectives import Regression
 from jacmatch.teachers import Teacher
 from jacmatch.training import Training, fit
+from jacmatch.training.engine import OnStep
 
 SLOPES = ("none", "jacobian", "jv", "rows")
 """Nothing; the whole Jacobian; products with random input directions; rows, sampled anew in each step."""
@@ -42,6 +43,7 @@ def fit_surrogate(
     lr: float = 3e-3,
     seed: int = 0,
     device: str = "cpu",
+    on_step: OnStep | None = None,
     **training: Any,
 ) -> nn.Module:
     """A network that was trained on values and slopes; raw units in, raw units out, in evaluation mode.
@@ -66,6 +68,7 @@ def fit_surrogate(
         lr: Learning rate at its highest.
         seed: Of the weights, the batches and the directions.
         device: Where to train.
+        on_step: Called after each step; see `training.fit`.
         **training: Other fields of `Training`.
 
     Raises:
@@ -95,7 +98,7 @@ def fit_surrogate(
         seed=seed,
     )
     settings = Training(steps=steps, batch_size=batch_size, lr=lr, **training)
-    fit(objective, Split(x, y), settings, seed=seed, device=device)
+    fit(objective, Split(x, y), settings, seed=seed, device=device, on_step=on_step)
     return network.eval()
 
 

@@ -41,13 +41,15 @@ class Glance(nn.Module):
     modes: Tensor
     texture: Tensor
 
-    def __init__(self, model: Model, *, looks: int = 3, dropout: float = 0.0) -> None:
-        """Builds the network for a model of appearance; it begins with the answer 0.
+    def __init__(self, model: Model, *, looks: int = 3, dropout: float = 0.0, update: Array | None = None) -> None:
+        """Builds the network for a model of appearance.
 
         Args:
             model: Its shapes say where the texture is sampled.
             looks: How often a window is sampled.
             dropout: Share of the texture that is left out in training.
+            update: R (parameter, pixel) of a fixed Jacobian, whose steps p ← p − R r(p) the maps then begin with; with
+                None they begin with the answer 0.
         """
         super().__init__()
         self.register_buffer("mean", torch.from_numpy(model.weights @ model.mean).float())
@@ -58,6 +60,12 @@ class Glance(nn.Module):
         self.maps = nn.ModuleList(nn.Linear(len(model.texture), model.parameters) for _ in range(looks))
         for weight in self.maps.parameters():
             nn.init.zeros_(weight)
+        if update is not None:
+            unexplained = update - (update @ model.textures.T) @ model.textures
+            with torch.no_grad():
+                for weight in self.maps.parameters():
+                    if weight.ndim == 2:
+                        weight.copy_(torch.from_numpy(-unexplained))
 
     def forward(self, x: Float[Tensor, "window pixel"]) -> Float[Tensor, "window parameter"]:
         """Parameters for windows (window, WINDOW²)."""
@@ -156,11 +164,13 @@ def jumps(model: Model, told: Lesson, count: int) -> float:
     return float((apart > 0.5 * whole.norm(dim=2)).float().mean())
 
 
-def distilled(model: Model, told: Lesson, *, share: float, steps: int, seed: int) -> Glance:
+def distilled(
+    model: Model, told: Lesson, *, share: float, steps: int, seed: int, update: Array | None = None
+) -> Glance:
     """A student of what the fitter said; slopes make up `share` of the gradient norm where there are any."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        student = Glance(model, dropout=0.5)
+        student = Glance(model, dropout=0.5, update=update)
     objective = AlongDirections(student, told, share if len(told.directions) else 0.0)
     settings = Training(steps=steps, batch_size=50, lr=1e-3, optimizer="adamw", weight_decay=1.0)
     fit(objective, Split(told.x, told.y), settings, seed=seed)
