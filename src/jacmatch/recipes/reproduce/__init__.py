@@ -12,6 +12,7 @@ from jacmatch.recipes.reproduce.pricing import PRICING
 from jacmatch.recipes.reproduce.propositions import PROPOSITIONS
 from jacmatch.recipes.reproduce.robustness import ROBUSTNESS
 from jacmatch.recipes.reproduce.steering import STEERING
+from jacmatch.recipes.reproduce.surrogate import SURROGATE_TABLE
 from jacmatch.recipes.reproduce.transfer import TRANSFER_TABLE
 from jacmatch.recipes.reproduce.weight_rule import WEIGHT_RULE
 
@@ -28,6 +29,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "propositions": PROPOSITIONS,
     "robustness": ROBUSTNESS,
     "steering": STEERING,
+    "surrogate": SURROGATE_TABLE,
     "transfer": TRANSFER_TABLE,
     "weight-rule": WEIGHT_RULE,
 }

@@ -13,8 +13,9 @@ from jacmatch import datasets
 from jacmatch.datasets import Data
 from jacmatch.datasets.files import in_one_line
 from jacmatch.errors import InputError
-from jacmatch.recipes.surrogate import borehole, sampling
+from jacmatch.recipes.surrogate import sampling
 from jacmatch.recipes.surrogate.asking import Asked, actively, ask, kept
+from jacmatch.recipes.surrogate.examples import EXAMPLES
 from jacmatch.recipes.surrogate.fields import SurrogateFields
 from jacmatch.recipes.surrogate.functions import WAYS, Function, found, opened
 from jacmatch.recipes.surrogate.trying import Tried, tried
@@ -23,9 +24,6 @@ from jacmatch.runs import Run
 _TRIED = 16  # points
 _TEST_SEED = 2**20  # seeds of held-out points begin here
 _SIZES = (32, 64, 128, 256)
-
-EXAMPLES: dict[str, Callable[[Tensor], Tensor]] = {"borehole": borehole.flow}
-"""Functions that have a name."""
 
 
 @dataclass(frozen=True, eq=False)
