@@ -12,6 +12,7 @@ import torch
 import jacmatch
 from jacmatch.cli import main
 from jacmatch.errors import InputError
+from jacmatch.recipes.surrogate import command as command_module
 from jacmatch.recipes.surrogate.asking import Asked, kept
 from jacmatch.recipes.surrogate.exporting import difference, to_onnx
 from jacmatch.recipes.surrogate.fitting import fit_surrogate, regression
@@ -33,7 +34,7 @@ def kink(x):
     return np.abs(np.asarray(x) - 0.5)[:, :1]
 """
 BOX = "--low 0 1 --high 3 2"
-SMALL = "--smoke --hidden 8 --onnx never"
+SMALL = "--smoke --steps 2 --samples 8 --hidden 4 --onnx never --no-doctor"
 GRID = np.random.default_rng(0).uniform((0, 1), (1, 2), (40, 2))
 
 
@@ -47,6 +48,12 @@ def folder(tmp_path, monkeypatch):
     sys.modules.pop("simulator", None)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """The figure takes longer than all the rest of a small job; one test looks at it."""
+    monkeypatch.setattr(command_module, "figure", lambda result: b"<svg xmlns='http://www.w3.org/2000/svg'/>")
+
+
 def does(command, code=0):
     assert main(shlex.split(f"surrogate {command}")) == code
 
@@ -56,7 +63,7 @@ def result(path):
 
 
 def test_a_black_box_becomes_a_network(folder):
-    does(f"--teacher simulator:smooth {BOX} {SMALL} --out run")
+    does(f"--teacher simulator:smooth {BOX} {SMALL} --samples 8 16 --steps 10 --out run")
     found = result(folder / "run")
     assert found["function"]["way"] == "differences"
     assert found["student"]["rmse"] > 0
@@ -70,7 +77,12 @@ def test_a_black_box_becomes_a_network(folder):
     # values once for themselves and once with the differences, and two for each input
     assert found["costs"]["training_calls"] == 16 * (2 + 2 * 2)
     assert found["costs"]["speed"]["batch"]["speed_up"] > 0
-    assert "none known; antithetic differences" in (folder / "run" / "report.html").read_text()
+    page = (folder / "run" / "report.html").read_text()
+    assert "none known; antithetic differences" in page
+    assert "data:image/svg+xml;base64" in page
+    for said in ("points asked for training, a seed", "speed-up, a single point", "safetensors: largest difference"):
+        assert said in page
+    assert found["export"]["safetensors"]["largest_difference"] < 1e-5
     student = jacmatch.load_student(folder / "run")
     test = np.load(folder / "run" / "points-test.npz")
     x, y = torch.from_numpy(test["x"]), torch.from_numpy(test["y"])
@@ -79,15 +91,15 @@ def test_a_black_box_becomes_a_network(folder):
     assert ((x[:, 0] >= 0) & (x[:, 0] <= 3) & (x[:, 1] >= 1)).all()
 
 
-def test_the_settings_of_a_run_make_it_again_and_a_stopped_one_goes_on(folder, monkeypatch):
+def test_the_settings_of_a_run_make_it_again_and_a_stopped_one_goes_on(folder, undrawn):
     command = f"--teacher simulator:smooth --jacobian simulator:slopes {BOX} {SMALL} --methods slopes"
     does(f"{command} --out first")
-    does(f"{command} --out second --max-steps 5")
+    does(f"{command} --out second --max-steps 1")
     assert not (folder / "second" / "result.json").exists()
     calls = sys.modules["simulator"].calls
     before = len(calls)
     does(f"{command} --out second")
-    assert 16 not in calls[before + 4 :][-2:]  # its points are there already; only what is tried first is asked again
+    assert 8 not in calls[before + 4 :][-2:]  # its points are there already; only what is tried first is asked again
     first, second = result(folder / "first"), result(folder / "second")
     assert first["student"] == second["student"]
     assert first["function"]["way"] == "own"
@@ -101,22 +113,23 @@ def test_the_settings_of_a_run_make_it_again_and_a_stopped_one_goes_on(folder, m
     [
         "active",
         "given --points grid.npy",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("box", "latin-hypercube")),
+        "latin-hypercube",
+        "box",
     ],
 )
-def test_every_way_of_sampling_runs(folder, sampling):
+def test_every_way_of_sampling_runs(folder, undrawn, sampling):
     box = "" if "given" in sampling else BOX
     how = f"--sampling {sampling} --slopes jv --jacobian-share 0.3 --methods slopes"
     does(f"--teacher simulator:smooth {box} {SMALL} {how} --out run")
     found = result(folder / "run")
-    assert found["curves"][-1]["samples"] == 16
+    assert found["curves"][-1]["samples"] == 8
     if "given" in sampling:
         parts = [np.load(folder / "run" / f"points-{name}.npz")["x"] for name in ("seed0", "test")]
         assert all((part[:, None] == GRID[None]).all(2).any(1).all() for part in parts)
         assert not (parts[0][:, None] == parts[1][None]).all(2).any()  # held out
 
 
-def test_a_file_has_points_values_and_slopes(folder):
+def test_a_file_has_points_values_and_slopes(folder, undrawn):
     x = GRID.astype(np.float32)
     module = importlib.util.spec_from_file_location("simulator", folder / "simulator.py")
     simulator = importlib.util.module_from_spec(module)
@@ -165,20 +178,21 @@ def test_a_file_has_points_values_and_slopes(folder):
 def test_what_is_wrong_is_one_line_and_leaves_nothing(folder, capsys, command, message):
     if "always" in command and importlib.util.find_spec("onnx"):
         pytest.skip("the extra onnx is installed")
-    does(f"{command} --smoke --hidden 4 --out run", code=2)
+    does(f"--smoke --steps 2 --hidden 4 --no-doctor {command} --out run", code=2)
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
     assert not (folder / "run" / "result.json").exists()
 
 
-def test_a_kink_at_the_step_is_reported(folder):
+def test_a_kink_at_the_step_is_reported(folder, undrawn):
     does(f"--teacher simulator:kink --low 0 --high 1 --inputs 1 --step 0.2 {SMALL} --methods slopes --out run")
     assert any("not smooth at the step of differences" in note for note in result(folder / "run")["notes"])
 
 
-def test_an_output_that_never_varies_can_be_learned_in_given_units(folder):
-    does(f"--teacher simulator:still --low 0 0 --high 1 1 --output-units 1 0.1 {SMALL} --methods slopes --out run")
+def test_an_output_that_never_varies_can_be_learned_in_given_units(folder, undrawn):
+    units = "--output-units 1 0.1 --methods slopes"
+    does(f"--teacher simulator:still --low 0 0 --high 1 1 {units} {SMALL} --steps 20 --out run")
     assert result(folder / "run")["student"]["rmse"] < 1
 
 

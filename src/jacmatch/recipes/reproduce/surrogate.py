@@ -19,10 +19,12 @@ from jacmatch.report import Document, Table
 from jacmatch.report.experiments import entry, grid, names, seeds_of, spreads
 from jacmatch.report.lines import line_figure
 
+SLOPES_LONGER = "values + slopes, 4 × steps"
 METHODS: dict[str, Mapping[str, Any]] = {
     VALUES: {"slopes": "none", "longer": 1},
     LONGER: {"slopes": "none", "longer": 4},
     SLOPES: {"slopes": "jacobian", "longer": 1},
+    SLOPES_LONGER: {"slopes": "jacobian", "longer": 4},
 }
 STANDARD = "softplus, Sobol, weight by scale"
 _DEFAULT = {"activation": "softplus", "sampling": "sobol", "weight": 1.0, "share": None}
@@ -148,11 +150,28 @@ def _trained(asked: Mapping[str, Any], told: Asked, units: Tensor, seed: int, st
     ).cpu()
 
 
-def _lines_of(document: Document, function: str, name: str) -> Document:
-    """The cells of a function and a setting, whose rows are the methods."""
-    start = f"{function}: {name}: "
+def _lines_of(document: Document, function: str, *, tried: str = SLOPES) -> Document:
+    """The cells of a function with the standard settings: rows are the methods, and `tried` is the one with slopes."""
+    start = f"{function}: {STANDARD}: "
     cells = [{**cell, "row": cell["row"][len(start) :]} for cell in document["cells"] if cell["row"].startswith(start)]
+    if tried != SLOPES:
+        cells = [
+            {**cell, "row": SLOPES if cell["row"] == tried else cell["row"]} for cell in cells if cell["row"] != SLOPES
+        ]
     return {**document, "cells": cells}
+
+
+def _saved(document: Document) -> list[tuple[str, ...]]:
+    """How many points with slopes are as good as values alone at the most points, for both lengths of training."""
+    both = [("values", "values, %", 100), ("slopes", "slopes, %", 100)]
+    most = f"n = {max(map(int, names(document, 'column'))):,}"
+    return [
+        (f"{function}: {first}; by {tried}", *rest)
+        for function in _functions(document)
+        for tried in (SLOPES, SLOPES_LONGER)
+        for first, *rest in reached(_lines_of(document, function, tried=tried), both)
+        if first.endswith(most)
+    ]
 
 
 def _functions(document: Document) -> list[str]:
@@ -170,12 +189,6 @@ def _tables(document: Document) -> list[Table]:
     standard = [f"{function}: {STANDARD}: {method}" for function in _functions(document) for method in METHODS]
     columns = sorted(names(document, "column"), key=int)
     head = ("points", *columns)
-    both = [("values", "values, %", 100), ("slopes", "slopes, %", 100)]
-    saved = [
-        (f"{function}: {first}", *rest)
-        for function in _functions(document)
-        for first, *rest in reached(_lines_of(document, function, STANDARD), both)
-    ]
     return [
         Table("values", "Error of the values", head, tuple(grid(document, "values", rows=standard)), notes),
         Table("slopes", "Error of the slopes", head, tuple(grid(document, "slopes", rows=standard)), notes[:1]),
@@ -183,7 +196,7 @@ def _tables(document: Document) -> list[Table]:
             "samples",
             "Points with slopes that are as good as values alone",
             REACHED_HEAD,
-            tuple(saved),
+            tuple(_saved(document)),
             ("Values alone: the better of the two lengths of training. A step with slopes takes twice the time.",),
         ),
         _beside(document, "activation", "Activations", (STANDARD, *ACTIVATIONS), notes[:1]),
@@ -221,7 +234,7 @@ def _count(value: Mapping[str, Any] | None) -> str:
 def _figure(document: Document) -> bytes:
     """Both errors over the number of points, for each function."""
     panels = [
-        (f"{function}, {measure}", curves(_lines_of(document, function, STANDARD), measure, 100, tuple(METHODS)))
+        (f"{function}, {measure}", curves(_lines_of(document, function), measure, 100, tuple(METHODS)))
         for function in _functions(document)
         for measure in ("values", "slopes")
     ]

@@ -31,9 +31,9 @@ class Asked:
         seconds: Time spent in it.
     """
 
-    x: Float[Tensor, "sample input"]
+    x: Float[Tensor, "sample *input"]
     y: Float[Tensor, "sample out"]
-    j: Float[Tensor, "sample out input"] | None
+    j: Float[Tensor, "sample out *input"] | None
     calls: int = 0
     seconds: float = 0.0
 
@@ -146,14 +146,14 @@ def disagreement(
     far = ((values - told.y) / t).square().sum(1)
     if told.j is None or slopes is None:
         return far
-    size = (told.j * s / t[:, None]).square().sum((1, 2))
+    size = _in_units(told.j, s, t).square().sum((1, 2))
     weight = float(((told.y - told.y.mean(0)) / t).square().sum(1).mean() / size.mean().clamp_min(1e-300))
-    return far + weight * ((slopes - told.j) * s / t[:, None]).square().sum((1, 2))
+    return far + weight * _in_units(slopes - told.j, s, t).square().sum((1, 2))
 
 
 def said(
-    student: nn.Module, x: Float[Tensor, "sample input"], *, slopes: bool
-) -> tuple[Float[Tensor, "sample out"], Float[Tensor, "sample out input"] | None]:
+    student: nn.Module, x: Float[Tensor, "sample *input"], *, slopes: bool
+) -> tuple[Float[Tensor, "sample out"], Float[Tensor, "sample out *input"] | None]:
     """Values and slopes of a student in float64, whatever its own type and device."""
     like = next(student.parameters())
     values, rows = [], []
@@ -170,7 +170,7 @@ def said(
 
 
 def errors(
-    student: nn.Module, test: Asked, s: Float[Tensor, "input"], t: Float[Tensor, "out"]
+    student: nn.Module, test: Asked, s: Float[Tensor, "*input"], t: Float[Tensor, "out"]
 ) -> dict[str, float | None]:
     """How good a student is at held-out points.
 
@@ -187,13 +187,18 @@ def errors(
         "jacobian_cosine": None,
     }
     if test.j is not None and slopes is not None:
-        true, mine = (each * s / t[:, None] for each in (test.j, slopes))
+        true, mine = (_in_units(each, s, t) for each in (test.j, slopes))
         size = float(true.norm())
         found["slopes"] = _rms(mine - true)
         found["jacobian_relative_error"] = float((mine - true).norm()) / size if size else None
         cosine = nn.functional.cosine_similarity(mine.flatten(1), true.flatten(1), dim=1).mean()
         found["jacobian_cosine"] = float(cosine)
     return found
+
+
+def _in_units(j: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    """Slopes (N, K, D) in units t/s, whatever the shape of the inputs."""
+    return (j * s).flatten(2) / t[:, None]
 
 
 def _rms(off: Tensor) -> float:

@@ -78,7 +78,7 @@ class Surrogate(SurrogateFields):
                 activation=self.activation,
                 x_scale=asked.units.float(),
                 y_scale=output_units(self, told.y).float(),
-                steps=20 if self.smoke else max(1, self.steps // 2),
+                steps=max(1, self.training().steps // 2),
                 batch_size=self.batch_size,
                 lr=self.lr,
                 seed=seed,
@@ -264,7 +264,7 @@ _WAYS = {
 }
 
 
-def _speed(asked: Source, student: nn.Module, x: Float[Tensor, "sample input"]) -> dict[str, Any]:
+def _speed(asked: Source, student: nn.Module, x: Float[Tensor, "sample *input"]) -> dict[str, Any]:
     """Seconds a point of function and student on the CPU, medians; a batch, and one point alone."""
     function = None if asked.function is None else replace(asked.function)  # a copy: the counts stay
     found: dict[str, Any] = {}

@@ -23,9 +23,9 @@ _NEEDED = ("onnx", "onnxscript")
 
 
 def difference(
-    mine: Callable[[Float[Tensor, "sample input"]], Tensor],
+    mine: Callable[[Float[Tensor, "sample *input"]], Tensor],
     module: nn.Module,
-    x: Float[Tensor, "sample input"],
+    x: Float[Tensor, "sample *input"],
     t: Float[Tensor, "out"],
     what: str,
 ) -> float:
@@ -46,7 +46,7 @@ def difference(
 def to_onnx(
     module: nn.Module,
     folder: Path,
-    x: Float[Tensor, "sample input"],
+    x: Float[Tensor, "sample *input"],
     t: Float[Tensor, "out"],
     when: Literal["auto", "always", "never"] = "auto",
 ) -> dict[str, Any]:

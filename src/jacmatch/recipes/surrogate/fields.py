@@ -15,8 +15,9 @@ class SurrogateFields(TrainingFields):
     """What a surrogate learns, from where, and how."""
 
     teacher: str = "borehole"
-    """The function, PACKAGE.MODULE:CALLABLE: a batch (N, D) of tensors or arrays in, values (N, K) out; borehole, an
-    example; or npz:FILE with x_train, y_train, x_test, y_test and perhaps j_train, j_test (N, K, D)."""
+    """The function, PACKAGE.MODULE:CALLABLE: a batch (N, D) of tensors or arrays in, values (N, K) out; borehole or
+    ishigami, examples; or npz:FILE with x_train, y_train, perhaps j_train (N, K, *input), and x_test, y_test, j_test:
+    without them a fifth of the points is held out."""
     jacobian: str = "auto"
     """Slopes of the function: own (its attribute `jacobian`), autograd, differences, or PACKAGE.MODULE:CALLABLE; auto
     takes the first of these that is there."""
@@ -85,6 +86,9 @@ class SurrogateFields(TrainingFields):
         if (self.sampling == "given") != (self.points is not None):
             rule = "`--sampling given` and `--points FILE.npy` of `surrogate` must come together."
             raise InputError(rule, got=f"--sampling {self.sampling}, --points {self.points}")
+        if self.points is not None and (self.low or self.high or self.inputs):
+            rule = "`--low`, `--high` and `--inputs` of `surrogate` must be left out with `--points`."
+            raise InputError(rule, got=f"--points {self.points}", do="The points say where the function is asked.")
         if self.jacobian_weight is not None and self.jacobian_share is not None:
             raise InputError("`--jacobian-weight` and `--jacobian-share` of `surrogate` must not both be given.")
         for name in ("input_units", "output_units"):

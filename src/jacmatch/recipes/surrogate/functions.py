@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from jacmatch.datasets.files import in_one_line
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
@@ -18,6 +18,7 @@ from jacmatch.jacobian import differences, products
 Way = Literal["own", "autograd", "differences"]
 WAYS: tuple[Way, ...] = ("own", "autograd", "differences")
 BENDS = 0.1  # change of a slope within one step, of the largest slope, that is reported
+_TYPES = "must return float32 or float64."
 _TENSORS_OF_OURS = "It is called with float64 tensors or arrays on the CPU, and returns the same."
 
 
@@ -67,9 +68,8 @@ class Function:
             rule = f"{self.name} must return values ({len(x)}, K) for a batch ({len(x)}, {x.shape[1]})."
             do = "Add the axis of outputs: y[:, None]." if y.dim() == 1 else "One row for each point."
             raise InputError(rule, got=f"shape {tuple(y.shape)}", do=do)
-        self.precision = float(torch.finfo(given.dtype if isinstance(given, Tensor) else y.dtype).eps)
-        if isinstance(given, np.ndarray) and given.dtype.kind == "f":
-            self.precision = float(np.finfo(given.dtype).eps)
+        single = isinstance(given, np.ndarray) and given.dtype == np.float32
+        self.precision = float(torch.finfo(torch.float32 if single else y.dtype).eps)
         return y.double()
 
     def slopes(self, x: Float[Tensor, "sample input"]) -> Float[Tensor, "sample out input"]:
@@ -181,7 +181,7 @@ def opened(
     """The function, once it is known what it takes and how its slopes are found.
 
     It is called with tensors that ask for gradients; if that gives no such tensor, with plain tensors, and if those are
-    refused, with arrays.
+    refused, with arrays. A module is put into evaluation mode.
 
     Args:
         name: As the user wrote it.
@@ -196,6 +196,8 @@ def opened(
         InputError: it takes neither tensors nor arrays, or has no slopes of the way that is asked.
     """
     own = getattr(call, "jacobian", None) if own is None else own
+    if isinstance(call, nn.Module):
+        call.eval()
     if step is not None and not 0 < step < float("inf"):
         raise InputError("`--step` of `surrogate` must be positive and finite.", got=step)
     arrays, dtype, traced = _taken(name, call, x)
@@ -242,13 +244,13 @@ def _checked(function: Function, what: str, given: Any, x: Tensor) -> Tensor:
     rule = f"{(what + function.name)[0].upper() + (what + function.name)[1:]}" if what else function.name
     if isinstance(given, np.ndarray) or np.isscalar(given) or isinstance(given, list | tuple):
         array = np.asarray(given)
-        if array.dtype.kind != "f":
-            raise InputError(f"{rule} must return floats.", got=f"{array.dtype}", do=".astype(float) makes them.")
+        if array.dtype.kind != "f" or array.dtype == np.float16:
+            raise InputError(f"{rule} {_TYPES}", got=f"{array.dtype}", do=".astype(float) makes them.")
         given = torch.from_numpy(np.array(array, np.float64, order="C"))
     if not isinstance(given, Tensor):
         raise InputError(f"{rule} must return a tensor or an array.", got=type(given).__name__, do=_TENSORS_OF_OURS)
-    if not given.is_floating_point():
-        raise InputError(f"{rule} must return floats.", got=given.dtype, do=".double() makes them.")
+    if given.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"{rule} {_TYPES}", got=given.dtype, do=".double() makes them.")
     if given.device != x.device:
         raise InputError(f"{rule} must return a tensor on the {x.device}.", got=given.device, do=_TENSORS_OF_OURS)
     if given.dim() == 0 or len(given) != len(x):

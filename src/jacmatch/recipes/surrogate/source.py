@@ -1,7 +1,7 @@
 """Where a surrogate learns from: a function that can be asked anywhere, or a file that holds what was asked before."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacmatch import datasets
-from jacmatch.datasets import Data
+from jacmatch.datasets import Data, from_arrays, npz, split_validation
 from jacmatch.datasets.files import in_one_line
 from jacmatch.errors import InputError
 from jacmatch.recipes.surrogate import sampling
@@ -43,16 +42,16 @@ class Source:
     function: Function | None
     tried: Tried | None
     data: Data | None
-    place: Float[Tensor, "corner input"]
-    units: Float[Tensor, "input"]
+    place: Float[Tensor, "corner *input"]
+    units: Float[Tensor, "*input"]
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Numbers of training points."""
-        if self.job.smoke:
-            return (8, 16)
         if self.job.samples:
             return self.job.samples
+        if self.job.smoke:
+            return (8, 16)
         if self.function is not None and self.job.sampling != "given":
             return _SIZES
         total = len(self.data.train) if self.data is not None else len(self.place) - len(self.place) // 5
@@ -165,16 +164,16 @@ def _units(kind: str, given: tuple[float, ...], spread: Tensor | None) -> Tensor
     """The units that are given, one for all or one for each; the spread if none are."""
     flag = f"`--{kind}-units` of `surrogate`"
     if given:
-        if spread is not None and len(given) not in (1, len(spread)):
+        if spread is not None and len(given) not in (1, spread.numel()):
             raise InputError(
-                f"{flag} must be one for each of the {len(spread)} {kind}s, or one for all.", got=len(given)
+                f"{flag} must be one for each of the {spread.numel()} {kind}s, or one for all.", got=len(given)
             )
         units = torch.tensor(given, dtype=torch.float64)
-        return units if spread is None else units.expand(len(spread))
+        return units if spread is None else units.expand(spread.numel()).reshape(spread.shape)
     if spread is None:
         return None
     if not bool((spread > 0).all()):
-        still = ", ".join(str(number) for number in torch.nonzero(spread <= 0)[:8, 0].tolist())
+        still = ", ".join(str(number) for number in torch.nonzero(spread.flatten() <= 0)[:8, 0].tolist())
         rule = f"{flag} must be given where an {kind} never varies: its unit cannot be seen."
         raise InputError(
             rule, got=f"{kind} {still}", do=f"Give a typical change of each {kind}, or leave that one out."
@@ -191,10 +190,9 @@ def _file(job: SurrogateFields) -> Source:
     if job.sampling != "sobol" or job.jacobian != "auto":
         rule = "`--sampling` and `--jacobian` of `surrogate` are for a function that can be asked."
         raise InputError(rule, got=job.teacher, do="Leave them out: the file has its points, and j_train its slopes.")
-    data = datasets.load(job.teacher, job.seed)
-    if data.classes is not None or len(data.shape) != 1:
-        rule = f"{job.teacher} must have inputs (N, D) and targets (N, K) of a float type."
-        raise InputError(rule, got="classes" if data.classes is not None else f"inputs {data.shape}")
+    data = _arrays(job)
+    if data.classes is not None:
+        raise InputError(f"{job.teacher} must have targets (N, K) of a float type.", got="classes")
     if data.train.jacobians is None and "slopes" in job.methods:
         rule = f"{job.teacher} must have `j_train` (N, K, D) for `--methods slopes`."
         raise InputError(rule, got="values alone", do="Add the slopes, or use --methods values.")
@@ -205,6 +203,17 @@ def _file(job: SurrogateFields) -> Source:
     return Source(job, None, None, data, data.train.inputs().double(), units)
 
 
+def _arrays(job: SurrogateFields) -> Data:
+    """The arrays of the file; a fifth of its points is held out where it has no others to test with."""
+    arrays = npz.arrays(job.teacher.removeprefix("npz:"), ("x_train", "y_train"))
+    if "x_test" in arrays or "y_test" in arrays:
+        return from_arrays(job.teacher, arrays)
+    same = {key.replace("train", "test"): array for key, array in arrays.items()}
+    data = from_arrays(job.teacher, {**arrays, **same})
+    kept, held = split_validation(data.train.y, 0.2, job.seed)
+    return replace(data, train=data.train.subset(kept), test=data.train.subset(held))
+
+
 def _of(data: Data, *, train: bool) -> Asked:
     split = data.train if train else data.test
     slopes = None if split.jacobians is None else split.jacobians.double()
@@ -212,7 +221,7 @@ def _of(data: Data, *, train: bool) -> Asked:
 
 
 def _enough(job: SurrogateFields, there: int | None) -> None:
-    most = 16 if job.smoke else max(job.samples, default=4)
+    most = max(job.samples, default=16 if job.smoke else 4)
     if there is not None and most > there:
         rule = f"`--samples` of `surrogate` must be at most the {there} training points there are."
         raise InputError(rule, got=most)
