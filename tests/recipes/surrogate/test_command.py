@@ -44,6 +44,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     np.save("grid.npy", GRID)
+    claim = (tmp_path / "grid.npy").read_bytes()
+    (tmp_path / "huge.npy").write_bytes(claim.replace(b"(40, 2), }          ", b"(40000000000000, 2)}"))
     yield tmp_path
     sys.modules.pop("simulator", None)
 
@@ -148,6 +150,17 @@ def test_a_file_has_points_values_and_slopes(folder, undrawn):
     does(f"--teacher npz:mine.npz {SMALL} --low 0 --out third", code=2)
 
 
+def test_a_fifth_of_a_file_without_a_test_part_is_held_out_and_inputs_may_have_any_shape(folder, undrawn):
+    x = np.random.default_rng(0).random((40, 1, 2, 3)).astype(np.float32)
+    np.savez("pixels.npz", x_train=x, y_train=(x**2).sum((1, 2, 3))[:, None], j_train=2 * x[:, None])
+    does(f"--teacher npz:pixels.npz {SMALL} --out run")
+    found = result(folder / "run")
+    assert found["test_points"] == 8
+    assert found["curves"][-1]["errors"]["slopes"]["mean"] > 0
+    assert jacmatch.load_student(folder / "run")(torch.from_numpy(x)).shape == (40, 1)
+    does(f"--teacher npz:pixels.npz {SMALL} --samples 33 --out second", code=2)
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -167,6 +180,8 @@ def test_a_file_has_points_values_and_slopes(folder, undrawn):
         (f"--teacher simulator:smoth {BOX}", "Nearest: smooth"),
         (f"--teacher simulator:smooth {BOX} --sampling given", "must come together"),
         ("--teacher simulator:smooth --sampling given --points none.npy", "must be an .npy file"),
+        ("--teacher simulator:smooth --sampling given --points huge.npy", "must be an .npy file"),
+        ("--teacher simulator:smooth --sampling given --points grid.npy --low 0", "must be left out with `--points`"),
         (f"--teacher simulator:smooth {BOX} --jacobian-weight 1 --jacobian-share 0.2", "must not both be given"),
         (f"--teacher simulator:smooth {BOX} --samples 16 8", "must be ascending numbers"),
         (f"--teacher simulator:smooth {BOX} --probes 0", "--probes` of `surrogate` must be at least 1"),
@@ -203,9 +218,13 @@ def test_points_in_a_damaged_file_are_refused(tmp_path):
     again = kept(run, "points", lambda: pytest.fail("asked twice"))
     assert torch.equal(again.x, told.x)
     assert (again.calls, again.seconds, again.j) == (3, 0.5, None)
-    (tmp_path / "run" / "points.npz").write_text("torn")
-    with pytest.raises(InputError, match="must hold the points of this run"):
-        kept(run, "points", lambda: told)
+    for name, write in {
+        "points": lambda file: file.write_text("torn"),
+        "others": lambda file: np.savez(file, x=GRID, y=GRID[:5], calls=1, seconds=1.0),
+    }.items():
+        write(tmp_path / "run" / f"{name}.npz")
+        with pytest.raises(InputError, match="must hold the points of this run"):
+            kept(run, name, lambda: told)
 
 
 def test_slopes_say_more_than_values():

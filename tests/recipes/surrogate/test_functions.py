@@ -71,6 +71,13 @@ def test_a_network_in_float32_is_asked_in_float32():
     assert result.disagreement < 1e-3
 
 
+def test_a_network_is_asked_in_evaluation_mode():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 2)).double()
+    function, _ = look(net)
+    assert torch.equal(function.values(X), net.eval()(X).detach())
+
+
 def test_calls_are_counted():
     function = opened("f", arrays, X, UNITS)
     function.values(X)
@@ -85,7 +92,10 @@ def test_calls_are_counted():
         (lambda x: x.prod(1), r"must return values \(8, K\).*Got shape \(8,\)"),
         (lambda x: x.sum(), "must return one row for each of the 8 points"),
         (lambda x: x[:1] ** 2, "must return one row for each of the 8 points"),
-        (lambda x: x > 0.5, "must return floats"),
+        (lambda x: x > 0.5, "must return float32 or float64"),
+        (lambda x: np.asarray(x).astype(int), "must return float32 or float64. Got int64"),
+        (lambda x: np.asarray(x).astype("f2"), "must return float32 or float64. Got float16"),
+        (lambda x: x.half(), "must return float32 or float64. Got torch.float16"),
         (lambda x: {}, "must return a tensor or an array"),
         (lambda x: x.to("meta") if isinstance(x, torch.Tensor) else 1 / 0, "must return a tensor on the cpu. Got meta"),
         (lambda x: x * np.where(np.asarray(x)[:, :1] > 1, np.nan, 1.0), "must be finite.*NaN or infinity at"),
@@ -132,7 +142,7 @@ def test_a_kink_and_a_jump_at_the_step_are_reported(call):
 
 def test_names_that_lead_nowhere_are_refused():
     assert found("numpy:sin") is np.sin
-    for spec in ("numpy", "no-module:f", "nowhere.at.all:f"):
+    for spec in ("numpy", "no-module:f", "nowhere.at.all:f", "torchvision:models", "digits:f"):
         with pytest.raises(InputError, match=r"must be PACKAGE.MODULE:CALLABLE or npz:FILE"):
             found(spec)
     with pytest.raises(InputError, match="the callable of module numpy"):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from jacmatch.objectives import Share
-from jacmatch.recipes.reproduce.equal_error import LONGER, REACHED_HEAD, SLOPES, VALUES, curves, reached
+from jacmatch.recipes.reproduce.equal_error import REACHED_HEAD, SLOPES, VALUES, curves, reached
 from jacmatch.recipes.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.recipes.surrogate import sampling
@@ -19,7 +19,7 @@ from jacmatch.report import Document, Table
 from jacmatch.report.experiments import entry, grid, names, seeds_of, spreads
 from jacmatch.report.lines import line_figure
 
-SLOPES_LONGER = "values + slopes, 4 × steps"
+LONGER, SLOPES_LONGER = "values, 4 × steps", "values + slopes, 4 × steps"
 METHODS: dict[str, Mapping[str, Any]] = {
     VALUES: {"slopes": "none", "longer": 1},
     LONGER: {"slopes": "none", "longer": 4},
@@ -150,28 +150,32 @@ def _trained(asked: Mapping[str, Any], told: Asked, units: Tensor, seed: int, st
     ).cpu()
 
 
-def _lines_of(document: Document, function: str, *, tried: str = SLOPES) -> Document:
-    """The cells of a function with the standard settings: rows are the methods, and `tried` is the one with slopes."""
+def _lines_of(document: Document, function: str) -> Document:
+    """The cells of a function with the standard settings, whose rows are the methods."""
     start = f"{function}: {STANDARD}: "
     cells = [{**cell, "row": cell["row"][len(start) :]} for cell in document["cells"] if cell["row"].startswith(start)]
-    if tried != SLOPES:
-        cells = [
-            {**cell, "row": SLOPES if cell["row"] == tried else cell["row"]} for cell in cells if cell["row"] != SLOPES
-        ]
     return {**document, "cells": cells}
 
 
 def _saved(document: Document) -> list[tuple[str, ...]]:
-    """How many points with slopes are as good as values alone at the most points, for both lengths of training."""
+    """How many points with slopes are as good as values alone at the most points, by lengths of training."""
     both = [("values", "values, %", 100), ("slopes", "slopes, %", 100)]
     most = f"n = {max(map(int, names(document, 'column'))):,}"
-    return [
-        (f"{function}: {first}; by {tried}", *rest)
-        for function in _functions(document)
-        for tried in (SLOPES, SLOPES_LONGER)
-        for first, *rest in reached(_lines_of(document, function, tried=tried), both)
-        if first.endswith(most)
-    ]
+    rows = []
+    for function in _functions(document):
+        for rival, tried in ((VALUES, SLOPES), (LONGER, SLOPES), (LONGER, SLOPES_LONGER)):
+            called = {rival: VALUES, tried: SLOPES}
+            cells = [
+                {**cell, "row": called[cell["row"]]}
+                for cell in _lines_of(document, function)["cells"]
+                if cell["row"] in called
+            ]
+            rows += [
+                (f"{function}: {first}; {rival} ← {tried}", *rest)
+                for first, *rest in reached({**document, "cells": cells}, both)
+                if first.endswith(most)
+            ]
+    return rows
 
 
 def _functions(document: Document) -> list[str]:
@@ -197,7 +201,10 @@ def _tables(document: Document) -> list[Table]:
             "Points with slopes that are as good as values alone",
             REACHED_HEAD,
             tuple(_saved(document)),
-            ("Values alone: the better of the two lengths of training. A step with slopes takes twice the time.",),
+            (
+                "The error of what stands before ←, and how many points what stands behind it needs for that. A step with "
+                "slopes takes twice the time.",
+            ),
         ),
         _beside(document, "activation", "Activations", (STANDARD, *ACTIVATIONS), notes[:1]),
         _beside(document, "weight", "Weight of the slopes", (STANDARD, *WEIGHTS, *SHARES), notes[:1]),

@@ -11,9 +11,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from jacmatch import datasets
 from jacmatch.datasets.files import in_one_line
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
 from jacmatch.jacobian import differences, products
+from jacmatch.models import catalog
 
 Way = Literal["own", "autograd", "differences"]
 WAYS: tuple[Way, ...] = ("own", "autograd", "differences")
@@ -154,7 +156,10 @@ def found(spec: str, flag: str = "--teacher") -> Any:
     """
     module_name, _, attribute = spec.partition(":")
     rule = f"`{flag} {spec}` must be PACKAGE.MODULE:CALLABLE or npz:FILE."
-    if not attribute or not all(part.isidentifier() for part in module_name.split(".")):
+    taken = (
+        module_name in datasets.LOADERS or module_name in catalog.FAMILIES
+    )  # names of other things, in a --config too
+    if not attribute or taken or not all(part.isidentifier() for part in module_name.split(".")):
         raise InputError(rule, got=repr(spec))
     try:
         module = importlib.import_module(module_name)

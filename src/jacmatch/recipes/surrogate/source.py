@@ -231,8 +231,8 @@ def _points(path: Path) -> Float[Tensor, "sample input"]:
     """The array of an .npy file."""
     rule = f"`--points {path}` of `surrogate` must be an .npy file with an array (N, D) of finite floats, N ≥ 10."
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # a header cannot ask for more than the file has
+    except (OSError, ValueError, EOFError, OverflowError) as error:
         raise InputError(rule, got=in_one_line(error), do="Write it with np.save.") from error
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f" or len(array) < 10:
         got = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "an archive"
