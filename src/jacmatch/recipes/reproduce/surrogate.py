@@ -202,8 +202,8 @@ def _tables(document: Document) -> list[Table]:
             REACHED_HEAD,
             tuple(_saved(document)),
             (
-                "The error of what stands before ←, and how many points what stands behind it needs for that. A step with "
-                "slopes takes twice the time.",
+                "The error of what stands before ←, and how many points what stands behind it needs for that. A step "
+                "with slopes takes twice the time.",
             ),
         ),
         _beside(document, "activation", "Activations", (STANDARD, *ACTIVATIONS), notes[:1]),

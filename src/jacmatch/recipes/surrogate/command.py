@@ -97,7 +97,7 @@ class Surrogate(SurrogateFields):
         x, y, _ = _floats(told)
         train, held = self._parts(y, seed)
         torch.manual_seed(seed)
-        student = new_student(x, y, self.hidden, self.activation)
+        student = new_student(x, y, self.hidden, self.activation, output_units(self, told.y).float())
         objective = self._objective(asked, told, train, student, method, seed)
         training = self.training()
         fitted = fit(

@@ -83,7 +83,7 @@ def fit_surrogate(
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        network = new_student(x, y, hidden, activation) if student is None else student
+        network = new_student(x, y, hidden, activation, y_scale) if student is None else student
     objective = regression(
         network,
         x,
@@ -103,11 +103,19 @@ def fit_surrogate(
 
 
 def new_student(
-    x: Float[Tensor, "sample *input"], y: Float[Tensor, "sample out"], hidden: tuple[int, ...], activation: str
+    x: Float[Tensor, "sample *input"],
+    y: Float[Tensor, "sample out"],
+    hidden: tuple[int, ...],
+    activation: str,
+    y_scale: Float[Tensor, "out"] | None = None,
 ) -> nn.Module:
-    """A new perceptron whose scalers are the means and the standard deviations of these points."""
+    """A new perceptron whose scalers are the means and the standard deviations of these points.
+
+    An output that never varies is scaled by its unit, `y_scale`.
+    """
     mean, std = statistics(Split(x, y))
-    return scaled_mlp(tuple(x.shape[1:]), y.shape[1], hidden, activation, mean, std, y.mean(0), deviation(y))
+    scale = deviation(y) if y_scale is None else torch.where(y.std(0, unbiased=False) > 0, deviation(y), y_scale)
+    return scaled_mlp(tuple(x.shape[1:]), y.shape[1], hidden, activation, mean, std, y.mean(0), scale)
 
 
 def regression(
