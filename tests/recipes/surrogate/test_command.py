@@ -15,8 +15,6 @@ from jacmatch.cli import main
 from jacmatch.errors import InputError
 from jacmatch.recipes.surrogate import command as command_module
 from jacmatch.recipes.surrogate.asking import Asked, kept
-from jacmatch.recipes.surrogate.exporting import difference, to_onnx
-from jacmatch.recipes.surrogate.fitting import fit_surrogate, regression
 from jacmatch.recipes.surrogate.tables import reached
 from jacmatch.runs import Run
 
@@ -233,40 +231,6 @@ def test_points_in_a_damaged_file_are_refused(tmp_path):
             kept(run, name, lambda: told)
 
 
-@pytest.mark.usefixtures("as_users_run")
-def test_slopes_say_more_than_values():
-    """The same points and steps: the error at other points is less than half."""
-    x = torch.rand(8, 2, generator=torch.Generator().manual_seed(0)) * 3
-    y, other = torch.sin(x).prod(1, keepdim=True), torch.rand(200, 2, generator=torch.Generator().manual_seed(1)) * 3
-    j = torch.stack([x[:, 0].cos() * x[:, 1].sin(), x[:, 0].sin() * x[:, 1].cos()], 1)[:, None]
-    rmse = {}
-    for slopes in ("none", "jacobian"):
-        net = fit_surrogate(x, y, jacobian=j, slopes=slopes, hidden=(32, 32), activation="silu", steps=50, lr=0.03)
-        rmse[slopes] = float((net(other) - torch.sin(other).prod(1, keepdim=True)).detach().square().mean().sqrt())
-    assert rmse["jacobian"] < 0.5 * rmse["none"]
-
-
-def test_a_weight_by_scale_makes_both_terms_equal_for_the_mean():
-    x = torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
-    y, j = 100 * x.prod(1, keepdim=True), 100 * x.flip(1)[:, None]
-
-    class Mean(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.mean = torch.nn.Parameter(y.mean(0))
-
-        def forward(self, x):
-            return self.mean + 0 * x.sum(1, keepdim=True)
-
-    terms = regression(Mean(), x, y, jacobian=j).eval()(x, y, ids=torch.arange(50))
-    assert float(terms["jacobians"].detach()) == pytest.approx(float(terms["values"].detach()), rel=1e-4)
-    assert float(terms["values"].detach()) == pytest.approx(1.0, rel=1e-4)
-    with pytest.raises(InputError, match="`slopes` of `fit_surrogate`"):
-        regression(Mean(), x, y, jacobian=j, slopes="all")
-    with pytest.raises(InputError, match="`jacobian` or `teacher` of `fit_surrogate` must be given"):
-        regression(Mean(), x, y)
-
-
 def test_what_slopes_save_is_read_off_the_curves():
     def row(method, samples, mean):
         return {"method": method, "samples": samples, "errors": {"values": {"mean": mean}}}
@@ -276,37 +240,3 @@ def test_what_slopes_save_is_read_off_the_curves():
     curves = [row("values", 8, 3.0), row("slopes", 8, 4.0)]
     assert "nowhere" in reached({"methods": ["values", "slopes"], "curves": curves})
     assert reached({"methods": ["values"], "curves": curves[:1]}) is None
-
-
-def test_a_file_that_differs_from_the_network_is_refused():
-    net, x, t = torch.nn.Linear(2, 1), torch.rand(5, 2), torch.ones(1, dtype=torch.float64)
-    assert difference(net, net, x, t, "it") == 0
-    with pytest.raises(InputError, match="it must give what the network gives"):
-        difference(lambda z: net(z) + 0.01, net, x, t, "it")
-
-
-@pytest.mark.parametrize(
-    "activation",
-    ["softplus", *(pytest.param(name, marks=pytest.mark.slow) for name in ("silu", "tanh", "gelu", "relu"))],
-)
-def test_onnx_has_the_scalers_inside(tmp_path, monkeypatch, as_users_run, activation):
-    """Far from 0, where a network without scalers would be far off; read by onnx itself, for any size of a batch."""
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    x = 1000 + torch.rand(30, 3)
-    net = fit_surrogate(x, x.prod(1, keepdim=True), slopes="none", hidden=(8,), activation=activation, steps=2)
-    found = to_onnx(net, tmp_path, x, torch.ones(1, dtype=torch.float64), "always")
-    assert (tmp_path / "student.onnx").is_file()
-    assert found["checked_by"] == "onnx.reference"
-    assert found["largest_difference"] < 1e-5
-    monkeypatch.delitem(sys.modules, "onnxruntime")
-    if importlib.util.find_spec("onnxruntime"):
-        assert to_onnx(net, tmp_path, x, torch.ones(1, dtype=torch.float64))["checked_by"] == "onnxruntime"
-
-
-def test_without_the_extra_there_is_no_onnx(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    found = to_onnx(torch.nn.Linear(2, 1), tmp_path, torch.rand(4, 2), torch.ones(1, dtype=torch.float64))
-    assert found == {"file": None, "why": "the extra onnx is not installed (onnxscript)"}
-    assert to_onnx(torch.nn.Linear(2, 1), tmp_path, torch.rand(4, 2), torch.ones(1), "never")["file"] is None

@@ -63,6 +63,16 @@ def test_the_way_can_be_chosen():
     assert look(arrays, own=lambda x: exact(torch.from_numpy(x)).numpy())[0].way == "own"
 
 
+def test_a_function_that_takes_both_is_asked_with_arrays_where_its_jacobian_needs_them():
+    def function(x):
+        return x**2
+
+    function.jacobian = lambda x: np.stack([np.diag(2 * row) for row in x.copy()])  # a tensor cannot be copied so
+    assert look(function)[0].arrays == "numpy"
+    function.jacobian = lambda x: torch.diag_embed(2 * x)
+    assert look(function)[0].arrays == "torch"
+
+
 def test_a_network_in_float32_is_asked_in_float32():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))

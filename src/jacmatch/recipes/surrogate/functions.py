@@ -186,7 +186,8 @@ def opened(
     """The function, once it is known what it takes and how its slopes are found.
 
     It is called with tensors that ask for gradients; if that gives no such tensor, with plain tensors, and if those are
-    refused, with arrays. A module is put into evaluation mode.
+    refused, with arrays; with arrays at once where it and its own Jacobian take them. A module is put
+    into evaluation mode.
 
     Args:
         name: As the user wrote it.
@@ -205,7 +206,7 @@ def opened(
         call.eval()
     if step is not None and not 0 < step < float("inf"):
         raise InputError("`--step` of `surrogate` must be positive and finite.", got=step)
-    arrays, dtype, traced = _taken(name, call, x)
+    arrays, dtype, traced = _taken(name, call, own, x)
     chosen: Way = "own" if own is not None else "autograd" if traced else "differences"
     if way != "auto":
         chosen = way
@@ -219,8 +220,20 @@ def opened(
     return Function(name, call, arrays, own, chosen, units, step, dtype)
 
 
-def _taken(name: str, call: Callable[[Any], Any], x: Tensor) -> tuple[Literal["torch", "numpy"], torch.dtype, bool]:
+def _of_arrays(call: Callable[[Any], Any], own: Callable[[Any], Any] | None, x: Tensor) -> bool:
+    """Whether function and Jacobian both take arrays and return no tensors: they are not tried with tensors then."""
+    try:
+        return own is not None and not any(isinstance(each(x.numpy().copy()), Tensor) for each in (call, own))
+    except Exception:  # the user's code may raise anything
+        return False
+
+
+def _taken(
+    name: str, call: Callable[[Any], Any], own: Callable[[Any], Any] | None, x: Tensor
+) -> tuple[Literal["torch", "numpy"], torch.dtype, bool]:
     """What the function takes: tensors or arrays, in which type, and whether autograd can differentiate it."""
+    if _of_arrays(call, own, x):
+        return "numpy", torch.float64, False
     said = []
     for dtype in (torch.float64, torch.float32):
         try:
