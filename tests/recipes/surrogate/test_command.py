@@ -186,6 +186,7 @@ def test_a_fifth_of_a_file_without_a_test_part_is_held_out_and_inputs_may_have_a
         ("--teacher simulator:smooth --sampling given --points grid.npy --low 0", "must be left out with `--points`"),
         (f"--teacher simulator:smooth {BOX} --jacobian-weight 1 --jacobian-share 0.2", "must not both be given"),
         (f"--teacher simulator:smooth {BOX} --samples 16 8", "must be ascending numbers"),
+        (f"--teacher simulator:smooth {BOX} --test-samples 1", "--test-samples` of `surrogate` must be at least 2"),
         (f"--teacher simulator:smooth {BOX} --probes 0", "--probes` of `surrogate` must be at least 1"),
         (f"--teacher simulator:smooth {BOX} --jacobian simulator:still", "The Jacobian of simulator:smooth must"),
         ("--teacher npz:missing.npz", "missing.npz"),

@@ -107,6 +107,8 @@ def test_calls_are_counted():
         (lambda x: np.asarray(x).astype("f2"), "must return float32 or float64. Got float16"),
         (lambda x: x.half(), "must return float32 or float64. Got torch.float16"),
         (lambda x: {}, "must return a tensor or an array"),
+        (lambda x: [[1.0], [1.0, 2.0]] * 4, "must return an array.*inhomogeneous"),
+        (lambda x: np.asarray(x)[:, :0], r"must return values \(8, K\).*Got shape \(8, 0\)"),
         (lambda x: x.to("meta") if isinstance(x, torch.Tensor) else 1 / 0, "must return a tensor on the cpu. Got meta"),
         (lambda x: x * np.where(np.asarray(x)[:, :1] > 1, np.nan, 1.0), "must be finite.*NaN or infinity at"),
         (lambda x: 1 / 0, r"must take a batch \(8, 3\) of tensors or arrays.*division by zero"),
@@ -134,6 +136,8 @@ def test_slopes_that_are_not_there_are_refused():
         look(arrays, way="autograd")
     with pytest.raises(InputError, match="`--step` of `surrogate` must be positive"):
         look(arrays, step=0.0)
+    with pytest.raises(InputError, match=r"must move each input of f in float64\. Got 1e-30"):
+        look(arrays, step=1e-30)
 
 
 def test_autograd_through_a_detached_part_disagrees():

@@ -38,6 +38,8 @@ def test_bounds_that_are_no_box_are_refused():
     assert box((0.0,), (1.0,), 3).shape == (2, 3)
     with pytest.raises(InputError, match="`--sampling` of `surrogate`"):
         cube("halton", 4, 2, 0)
+    with pytest.raises(InputError, match="must have at most 21201 inputs"):
+        cube("sobol", 4, 30_000, 0)
     with pytest.raises(InputError, match="must be at least 1"):
         cube("box", 0, 2, 0)
 

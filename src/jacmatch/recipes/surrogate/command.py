@@ -47,6 +47,7 @@ class Surrogate(SurrogateFields):
             same_inputs(run, asked.data)
         seeds = range(self.seed, self.seed + (1 if self.smoke else self.seeds))
         test = asked.test(run)
+        output_units(self, test.y)  # refused now, not after the training
         points: dict[int, dict[int, Asked]] = {}
         with progress or Progress() as shown:
             for seed in seeds:

@@ -75,7 +75,9 @@ class SurrogateFields(TrainingFields):
         Raises:
             InputError: settings are out of range or do not go together.
         """
-        positive("surrogate", probes=self.probes, seeds=self.seeds, rounds=self.rounds, test_samples=self.test_samples)
+        positive("surrogate", probes=self.probes, seeds=self.seeds, rounds=self.rounds)
+        if self.test_samples < 2:
+            raise InputError("`--test-samples` of `surrogate` must be at least 2.", got=self.test_samples)
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise InputError("`--methods` of `surrogate` must name each method once.", got=" ".join(self.methods))
         if not 0 <= self.seed < 2**31:

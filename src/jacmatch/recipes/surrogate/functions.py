@@ -16,12 +16,11 @@ from jacmatch.datasets.files import in_one_line
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
 from jacmatch.jacobian import differences, products
 from jacmatch.models import catalog
+from jacmatch.recipes.surrogate.answers import OURS, checked, finite
 
 Way = Literal["own", "autograd", "differences"]
 WAYS: tuple[Way, ...] = ("own", "autograd", "differences")
 BENDS = 0.1  # change of a slope within one step, of the largest slope, that is reported
-_TYPES = "must return float32 or float64."
-_TENSORS_OF_OURS = "It is called with float64 tensors or arrays on the CPU, and returns the same."
 
 
 @dataclass
@@ -65,8 +64,8 @@ class Function:
             InputError: what the function returns is no batch of finite numbers on the device of x.
         """
         given = self._timed(self.call, x)
-        y = _checked(self, "", given, x)
-        if y.dim() != 2:
+        y = checked(self.name, given, x)
+        if y.dim() != 2 or not y.shape[1]:
             rule = f"{self.name} must return values ({len(x)}, K) for a batch ({len(x)}, {x.shape[1]})."
             do = "Add the axis of outputs: y[:, None]." if y.dim() == 1 else "One row for each point."
             raise InputError(rule, got=f"shape {tuple(y.shape)}", do=do)
@@ -78,7 +77,7 @@ class Function:
         """The Jacobians at x, in the way that was chosen."""
         if self.way == "own":
             assert self.own is not None
-            j = _checked(self, "the Jacobian of ", self._timed(self.own, x), x)
+            j = checked(f"The Jacobian of {self.name}", self._timed(self.own, x), x)
             wanted = f"({len(x)}, K, {x.shape[1]})"
             if j.dim() != 3 or j.shape[2] != x.shape[1]:
                 rule = f"The Jacobian of {self.name} must have the shape {wanted}."
@@ -105,6 +104,10 @@ class Function:
         y = self.values(x)
         step = self.step if step is None else step
         h = self.precision ** (1 / 3) if step is None else step
+        moved = (x + h * self.units).to(self.dtype) != (x - h * self.units).to(self.dtype)
+        if not moved.all():
+            rule = f"`--step` of `surrogate` must move each input of {self.name} in {str(self.dtype)[6:]}."
+            raise InputError(rule, got=f"{h:g} of a unit", do="Give a larger one, or other --input-units.")
         said: list[Tensor] = []
 
         def ask(z: Tensor) -> Tensor:
@@ -130,7 +133,7 @@ class Function:
             ) from error
         self.seconds += time.perf_counter() - start
         self.points += len(x)
-        return _finite(f"The Jacobian of {self.name} by autograd", j.detach().double(), x)
+        return finite(f"The Jacobian of {self.name} by autograd", j.detach().double(), x)
 
     def _timed(self, call: Callable[[Any], Any], x: Tensor) -> Any:
         start = time.perf_counter()
@@ -142,7 +145,7 @@ class Function:
             raise
         except Exception as error:  # the user's code may raise anything
             rule = f"{self.name} must take a batch of {len(x)} points with {x.shape[1]} inputs."
-            raise InputError(rule, got=in_one_line(error), do=_TENSORS_OF_OURS) from error
+            raise InputError(rule, got=in_one_line(error), do=OURS) from error
         self.seconds += time.perf_counter() - start
         self.points += len(x) if call is self.call else 0
         return given
@@ -255,43 +258,3 @@ def _taken(
             continue
     rule = f"{name} must take a batch ({len(x)}, {x.shape[1]}) of tensors or arrays."
     raise InputError(rule, got="; ".join(said), do="Call it in Python to see where.")
-
-
-def _checked(function: Function, what: str, given: Any, x: Tensor) -> Tensor:
-    """What was returned, as a tensor of finite numbers, one row for each point."""
-    rule = f"{(what + function.name)[0].upper() + (what + function.name)[1:]}" if what else function.name
-    if isinstance(given, np.ndarray) or np.isscalar(given) or isinstance(given, list | tuple):
-        array = np.asarray(given)
-        if array.dtype.kind != "f" or array.dtype == np.float16:
-            raise InputError(f"{rule} {_TYPES}", got=f"{array.dtype}", do=".astype(float) makes them.")
-        given = torch.from_numpy(np.array(array, np.float64, order="C"))
-    if not isinstance(given, Tensor):
-        raise InputError(f"{rule} must return a tensor or an array.", got=type(given).__name__, do=_TENSORS_OF_OURS)
-    if given.dtype not in (torch.float32, torch.float64):
-        raise InputError(f"{rule} {_TYPES}", got=given.dtype, do=".double() makes them.")
-    if given.device != x.device:
-        raise InputError(f"{rule} must return a tensor on the {x.device}.", got=given.device, do=_TENSORS_OF_OURS)
-    if given.dim() == 0 or len(given) != len(x):
-        raise InputError(
-            f"{rule} must return one row for each of the {len(x)} points.",
-            got=f"shape {tuple(given.shape)}",
-            do="If it takes one point at a time, wrap it: lambda x: np.stack([f(each) for each in x]).",
-        )
-    return _finite(rule, given.detach(), x)
-
-
-def _finite(rule: str, given: Tensor, x: Tensor) -> Tensor:
-    bad = torch.nonzero(~given.reshape(len(x), -1).isfinite().all(1))
-    if len(bad):
-        raise InputError(
-            f"{rule} must be finite.",
-            got=f"NaN or infinity at {len(bad)} of {len(x)} points, first at x = {place(x[int(bad[0])])}",
-            do="Sample where it is defined (--low, --high), or give the points.",
-        )
-    return given
-
-
-def place(x: Float[Tensor, "input"]) -> str:
-    """A point in words, its first eight numbers."""
-    shown = ", ".join(f"{value:.6g}" for value in x[:8].tolist())
-    return f"({shown}{', …' if len(x) > 8 else ''})"

@@ -42,6 +42,10 @@ def cube(kind: str, count: int, inputs: int, seed: int) -> Points:
     if kind == "box":
         return torch.rand(count, inputs, generator=generator, dtype=torch.float64)
     if kind in ("sobol", "active"):
+        if inputs > torch.quasirandom.SobolEngine.MAXDIM:
+            most = torch.quasirandom.SobolEngine.MAXDIM
+            rule = f"`--sampling sobol` and `active` of `surrogate` must have at most {most} inputs."
+            raise InputError(rule, got=inputs, do="Use --sampling box or latin-hypercube.")
         engine = torch.quasirandom.SobolEngine(inputs, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
         return engine.draw(count, dtype=torch.float64)
     if kind == "latin-hypercube":

@@ -233,7 +233,8 @@ def _points(path: Path) -> Float[Tensor, "sample input"]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)  # a header cannot ask for more than the file has
     except (OSError, ValueError, EOFError, OverflowError) as error:
-        raise InputError(rule, got=in_one_line(error), do="Write it with np.save.") from error
+        got = in_one_line(error) if isinstance(error, OSError) else "no array, or a damaged one"
+        raise InputError(rule, got=got, do="Write it with np.save.") from error
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f" or len(array) < 10:
         got = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "an archive"
         raise InputError(rule, got=got, do="Write it with np.save.")

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacmatch.errors import InputError
-from jacmatch.recipes.surrogate.functions import Function, place
+from jacmatch.recipes.surrogate.answers import place
+from jacmatch.recipes.surrogate.functions import Function
 
 _REPEATS = 1e-9  # largest relative difference between two calls
 _ALONE = 1e-5  # between a point in a batch and the same point alone: float32 adds up in another order
