@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.datasets import Data, from_arrays, npz, split_validation
-from jacmatch.datasets.files import in_one_line
+from jacmatch.datasets.files import is_file
 from jacmatch.errors import InputError
 from jacmatch.recipes.surrogate import sampling
 from jacmatch.recipes.surrogate.asking import Asked, actively, ask, kept
@@ -130,7 +130,7 @@ def source(job: SurrogateFields) -> Source:
         return _file(job)
     call = EXAMPLES[job.teacher] if job.teacher in EXAMPLES else found(job.teacher)
     if job.points is not None:
-        place = _points(job.points)
+        place = read_points(job.points)
         units = _units("input", job.input_units, place.std(0, unbiased=False))
         some = place[torch.linspace(0, len(place) - 1, min(_TRIED, len(place))).long()]
     else:
@@ -227,17 +227,17 @@ def _enough(job: SurrogateFields, there: int | None) -> None:
         raise InputError(rule, got=most)
 
 
-def _points(path: Path) -> Float[Tensor, "sample input"]:
+def read_points(path: Path) -> Float[Tensor, "sample input"]:
     """The array of an .npy file."""
     rule = f"`--points {path}` of `surrogate` must be an .npy file with an array (N, D) of finite floats, N ≥ 10."
+    if not is_file(path):
+        raise InputError(rule, got="no such file", do="Check the path.")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)  # a header cannot ask for more than the file has
-    except (OSError, ValueError, EOFError, OverflowError) as error:
-        got = in_one_line(error) if isinstance(error, OSError) else "no array, or a damaged one"
-        raise InputError(rule, got=got, do="Write it with np.save.") from error
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f" or len(array) < 10:
-        got = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "an archive"
-        raise InputError(rule, got=got, do="Write it with np.save.")
+        array = np.lib.format.open_memmap(path, mode="r")  # so that a header cannot ask for more than the file has
+    except Exception as error:  # numpy has many
+        raise InputError(rule, got="no array, or a damaged one", do="Write it with np.save.") from error
+    if array.ndim != 2 or array.dtype.kind != "f" or len(array) < 10:
+        raise InputError(rule, got=f"{array.dtype} of shape {array.shape}", do="Write it with np.save.")
     if not np.isfinite(array).all():
         raise InputError(rule, got="NaN or infinity", do="Remove these rows.")
     return torch.from_numpy(array.astype(np.float64))
