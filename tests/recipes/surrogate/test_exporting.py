@@ -39,7 +39,8 @@ def test_onnx_has_the_scalers_inside(tmp_path, monkeypatch, as_users_run, activa
 
 
 def test_without_the_extra_there_is_no_onnx(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    for name in ("onnx", "onnxscript"):
+        monkeypatch.setitem(sys.modules, name, None)
     found = to_onnx(torch.nn.Linear(2, 1), tmp_path, torch.rand(4, 2), torch.ones(1, dtype=torch.float64))
-    assert found == {"file": None, "why": "the extra onnx is not installed (onnxscript)"}
+    assert found == {"file": None, "why": "the extra onnx is not installed (onnx, onnxscript)"}
     assert to_onnx(torch.nn.Linear(2, 1), tmp_path, torch.rand(4, 2), torch.ones(1), "never")["file"] is None
