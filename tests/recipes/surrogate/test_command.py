@@ -40,6 +40,7 @@ GRID = np.random.default_rng(0).uniform((0, 1), (1, 2), (40, 2))
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     (tmp_path / "simulator.py").write_text(MODULE)
+    sys.modules.pop("simulator", None)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     np.save("grid.npy", GRID)
