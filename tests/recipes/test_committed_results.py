@@ -43,7 +43,7 @@ HEADS = {
 """Measures that the tables with a column for each measure have under another name."""
 
 
-OTHERS = {"propositions", "pricing", "force-field", "appearance", "surrogate"}
+OTHERS = {"propositions", "kinematics", "grasp", "steering", "pricing", "force-field", "appearance", "surrogate"}
 """Experiments whose tables show no accuracy."""
 
 

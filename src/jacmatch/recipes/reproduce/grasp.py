@@ -38,7 +38,7 @@ from jacmatch.report.lines import line_figure
 
 KEPT = "values + slopes, nearly singular grasps too"
 ROWS = {**METHODS, KEPT: "rows"}
-SAMPLES = {"smoke": (40,), "cpu": (100, 200, 500)}
+SAMPLES = {"smoke": (40,), "cpu": (100, 500)}
 LENGTHS: dict[str, dict[str, tuple[int, ...]]] = {
     "smoke": {"none": (20,), "rows": (20,)},
     "cpu": {"none": (2000, 8000), "rows": (1000, 3000)},
