@@ -156,7 +156,7 @@ def _tables(document: Document) -> list[Table]:
 
 
 def _capped(document: Document) -> Document:
-    """The same with no regret above `CAP`: a car that is lost costs without bound, and a mean would say nothing else."""
+    """The same with no regret above `CAP`: a lost car costs without bound, and would be all that a mean says."""
     cells = [dict(cell, measures=dict(cell["measures"])) for cell in document["cells"]]
     for cell in cells:
         if "regret" in cell["measures"]:
