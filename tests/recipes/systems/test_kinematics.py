@@ -131,6 +131,10 @@ def test_an_animation_goes_over_without_a_jump_where_frames_are_solved_from_each
     assert (warm.back <= warm.usual).all()
     cold = animate(PUMA_560, exact(PUMA_560), keys[:, :1], share=0.5, frames=4, cold=PUMA_560.drawn(1, 2, 1.0)[0])
     assert (cold.into > 0.3).any()
+    keys[1, :, 4] = 1e-3  # the wrist is nearly straight where inverse kinematics takes over
+    folded = animate(PUMA_560, exact(PUMA_560), keys, share=0.5, frames=3)
+    assert (folded.fold < 1e-3).all()
+    assert (folded.into == 0).all()
     end = eased(keys[0], keys[1], 8)
     assert end.shape == (8, 3, 6)
     torch.testing.assert_close(end[-1], keys[1])

@@ -71,11 +71,10 @@ SWITCHED = (
     ("into", "into, mrad", 1e3, 2),
     ("inside", "inside, mrad", 1e3, 0),
     ("off", "off the path, mm", 1e3, 2),
-    ("straight_into", "wrist straight: into, mrad", 1e3, 2),
+    ("straight_into", "through straight: into, mrad", 1e3, 2),
     ("straight_inside", "inside, mrad", 1e3, 0),
     ("straight_off", "off the path, mm", 1e3, 2),
     ("alone_into", "alone: into, mrad", 1e3, 1),
-    ("alone_straight_into", "wrist straight, mrad", 1e3, 1),
     ("alone_off", "off the path, mm", 1e3, 1),
 )
 
