@@ -151,7 +151,7 @@ def affine(built, x):
 
 
 def test_slopes_of_a_lesson_are_the_fitters(train, built, monkeypatch):
-    monkeypatch.setattr(learning, "fitter", lambda m: lambda x: affine(m, x))
+    monkeypatch.setattr(learning, "fitter", lambda m, known=None: lambda x: affine(m, x))
     monkeypatch.setattr(learning, "_REFUSED", 1e9)
     told = learning.lesson(built, Faces(train.images[:5], train.landmarks[:5]), directions=2, seed=0)
     assert told.fits == 25
@@ -160,13 +160,29 @@ def test_slopes_of_a_lesson_are_the_fitters(train, built, monkeypatch):
     assert learning.jumps(built, told, 5) == 0
 
 
+def test_the_fitter_is_not_asked_twice_about_a_window(train, built, monkeypatch):
+    asked = []
+
+    def newuoa(m, shown):
+        asked.append(len(shown))
+        return fitting.Fit(affine(m, shown.reshape(len(shown), -1)), np.ones(len(shown), int))
+
+    monkeypatch.setattr(learning, "by_newuoa", newuoa)
+    few, known = Faces(train.images[:4], train.landmarks[:4]), {}
+    one = learning.lesson(built, few, directions=0, seed=0, known=known)
+    two = learning.lesson(built, Faces(train.images[:6], train.landmarks[:6]), directions=0, seed=0, known=known)
+    assert sum(asked) == 6
+    assert (one.fits, two.fits) == (4, 6)
+    assert {tuple(row) for row in one.y.tolist()} <= {tuple(row) for row in two.y.tolist()}
+
+
 def test_failed_fits_are_left_out(train, built, monkeypatch):
     def fails_at_the_first(x):
         p = np.zeros((len(x), built.parameters))
         p[0, 4:] = 50.0
         return p
 
-    monkeypatch.setattr(learning, "fitter", lambda m: fails_at_the_first)
+    monkeypatch.setattr(learning, "fitter", lambda m, known=None: fails_at_the_first)
     shown = Faces(train.images[:6], train.landmarks[:6])
     told = learning.lesson(built, shown, directions=0, seed=0)
     assert len(told.x) < 6

@@ -27,7 +27,7 @@ def test_the_potential_itself_has_no_error_and_no_drift():
     found = learning.errors(exact, 5)
     assert max(found[name] for name in ("energy", "force", "hessian")) < 1e-9
     assert found["force_std"] == pytest.approx(10, rel=0.4)
-    motion = learning.simulated(exact, clusters=2, steps=100, seed=0)
+    motion = learning.simulated(exact, clusters=2, steps=50, seed=0)
     assert motion["drift"] == pytest.approx(motion["own"])
     assert motion["drift"] < 0.03
 
@@ -47,7 +47,7 @@ def test_errors_and_drift_of_a_potential_that_is_a_little_weaker():
     x = learning.configurations(5, seed=2**20 + 1)
     mean = float(energy(x.reshape(-1, 7, 3)).square().mean().sqrt())
     assert found["energy"] == pytest.approx(ARGON.millielectronvolts * mean / 100, rel=1e-6)
-    motion = learning.simulated(field, clusters=2, steps=100, seed=0)
+    motion = learning.simulated(field, clusters=2, steps=50, seed=0)
     assert 10 * motion["own"] < motion["drift"]
 
 

@@ -118,16 +118,25 @@ class Lesson:
     fits: int
 
 
-def lesson(model: Model, shown: Faces, *, directions: int, seed: int) -> Lesson:
+def lesson(
+    model: Model, shown: Faces, *, directions: int, seed: int, known: dict[bytes, Array] | None = None
+) -> Lesson:
     """Asks the fitter about windows that lie about each face, and about an antithetic pair along each direction.
 
     Fits that cost more than 1.5 times the median are left out, and slopes longer than 4 times the median are zero with
     their directions: there the fitter has lost the face or has jumped.
+
+    Args:
+        model: The model of appearance.
+        shown: Faces with landmarks.
+        directions: Antithetic pairs for each face.
+        seed: Of the windows' places and of the directions; a face's window does not depend on the number of faces.
+        known: Answers of the fitter, which are added to.
     """
     random = np.random.default_rng(seed)
     poses = displaced(model, shown, random.normal(0, SPREAD, (len(shown), 4)))
     x = _flat(windows(shown.images, poses))
-    black_box = BlackBoxTeacher(fitter(model), arrays="numpy")
+    black_box = BlackBoxTeacher(fitter(model, known), arrays="numpy")
     along = torch.zeros(0, *x.shape)
     if directions:
         sides = []
@@ -149,9 +158,17 @@ def lesson(model: Model, shown: Faces, *, directions: int, seed: int) -> Lesson:
     return Lesson(x[good], y[good].float(), along[:, good], slopes[:, good].float(), len(x) * (1 + 2 * directions))
 
 
-def fitter(model: Model) -> Any:
-    """NEWUOA as a function of windows (window, pixel), batch in, batch out."""
-    return lambda x: by_newuoa(model, x.reshape(-1, WINDOW, WINDOW).astype(float)).p
+def fitter(model: Model, known: dict[bytes, Array] | None = None) -> Any:
+    """NEWUOA as a function of windows (window, pixel), batch in, batch out; what is `known` is not computed again."""
+    known = {} if known is None else known
+
+    def answer(x: Array) -> Array:
+        for window in x:
+            if (key := window.tobytes()) not in known:
+                known[key] = by_newuoa(model, window.reshape(1, WINDOW, WINDOW).astype(float)).p[0]
+        return np.stack([known[window.tobytes()] for window in x])
+
+    return answer
 
 
 def jumps(model: Model, told: Lesson, count: int) -> float:

@@ -130,7 +130,7 @@ def simulated(field: ForceField, *, clusters: int, steps: int, seed: int) -> dic
     end, `own` the same as `drift` with the network's energy in place of the potential's, which any gradient conserves
     up to the square of the step.
     """
-    start = thermal(forces, bipyramid().expand(clusters, -1, -1), SIMULATED, seed=2**21 + seed, steps=400)
+    start = _started(clusters, seed)
     field = field.double()
     true: list[Tensor] = []
     own: list[Tensor] = []
@@ -153,6 +153,11 @@ def simulated(field: ForceField, *, clusters: int, steps: int, seed: int) -> dic
         "end": unit * float(away[-1].abs().mean()),
         "own": unit * float(away_own.square().mean().sqrt()),
     }
+
+
+@lru_cache(maxsize=8)
+def _started(clusters: int, seed: int) -> State:
+    return thermal(forces, bipyramid().expand(clusters, -1, -1), SIMULATED, seed=2**21 + seed, steps=400)
 
 
 def _new(y: Tensor, *, radial: int, hidden: tuple[int, ...], seed: int) -> EnergyNetwork:
