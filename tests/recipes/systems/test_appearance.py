@@ -1,6 +1,8 @@
 """Faces, the model of their appearance, and fits: against slow definitions and against what is known."""
 
+import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -283,3 +285,19 @@ def test_smoke_run(as_users_run, tmp_path):
     assert measured["NEWUOA"]["error 0.1"] < measured["first guess"]["error 0.1"]
     assert measured["student: values + slopes"]["calls"] == measured["student: values, equal calls"]["calls"] == 12
     assert EXPERIMENTS["appearance"].figure(stored) == (tmp_path / "run" / "figure.svg").read_bytes()
+
+
+def test_committed_entries_are_means_over_seeds_and_the_student_reaches_the_fitter():
+    """With numpy, from the files alone."""
+    folder = Path(__file__).resolve().parents[3] / "docs" / "results" / "appearance-cpu"
+    cells = json.loads((folder / "results.json").read_text(encoding="utf-8"))["cells"]
+    _, *body = csv.reader((folder / "error.csv").read_text(encoding="utf-8").splitlines())
+    found = {}
+    for row, *entries in body:
+        for distance, text in zip(DISTANCES, entries, strict=True):
+            values = [cell["measures"][f"error {distance:g}"] for cell in cells if cell["row"] == row]
+            assert len(values) >= 5
+            assert text == f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+            found[row, distance] = np.mean(values)
+    for student in ("student: values", "student: values + slopes"):
+        assert found[student, 0.1] <= 1.1 * found["NEWUOA", 0.1]
