@@ -10,6 +10,7 @@ IMPORTS_BY_NAME = {
     "src/jacmatch/datasets/catalog.py": "--data PACKAGE.MODULE:CALLABLE",
     "src/jacmatch/models/catalog.py": "--model PACKAGE.MODULE:CALLABLE",
     "src/jacmatch/models/packages.py": "optional packages, by names that stand in the code",
+    "src/jacmatch/recipes/surrogate/functions.py": "surrogate --teacher PACKAGE.MODULE:CALLABLE",
 }
 """Where text becomes code, and what it is for."""
 

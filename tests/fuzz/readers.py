@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from jacmatch.errors import InputError, UnsupportedError
 
-from . import archives, binaries, folders, single_files
+from . import archives, binaries, folders, points, single_files
 
 
 class Reader(NamedTuple):
@@ -33,6 +33,7 @@ READERS = {
     "checkpoint": Reader(folders.read_checkpoint, folders.checkpoint_seeds),
     "image": Reader(single_files.read_image, single_files.image_seeds),
     "npz": Reader(archives.read_npz, archives.npz_seeds),
+    "points": Reader(points.read, points.seeds),
     "run": Reader(folders.read_run, folders.run_seeds),
     "settings": Reader(single_files.read_settings, single_files.settings_seeds),
     "tar": Reader(archives.read_tar, archives.tar_seeds),

@@ -266,7 +266,7 @@ def test_what_is_no_builder_is_refused(own, name, message):
 
 
 @pytest.mark.parametrize(
-    "spec", ["my_models.nots:make", "nobody_has_this.nets:make", "onnx:file", "my_models.nets.deep:x"]
+    "spec", ["my_models.nots:make", "nobody_has_this.nets:make", "coreml:file", "my_models.nets.deep:x"]
 )
 def test_modules_that_are_not_there_are_refused(own, spec):
     with pytest.raises(

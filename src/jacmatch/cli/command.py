@@ -27,6 +27,7 @@ VERBS = {
     "train": "one network from labels: a teacher, or a baseline",
     "robust": "a penalty on the network's own slopes, and noise in training, against noise on the input",
     "transfer": "a pretrained teacher → a student of another architecture on few labelled images",
+    "surrogate": "a known or black-box function, with or without known slopes → a network",
     "cache": "a teacher's answers on disk, for any number of students: build, check, info",
     "evaluate": "a trained network on the test part of a data set",
     "compare": "how far two models agree in value and in Jacobian",

@@ -178,6 +178,7 @@ SHOWN = {
     "train": _network,
     "robust": _tables,
     "transfer": _tables,
+    "surrogate": _tables,
     "cache": _cache,
     "evaluate": _network,
     "compare": _pair,

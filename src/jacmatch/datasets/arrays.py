@@ -66,8 +66,8 @@ def from_splits(name: str, train: Split, test: Split) -> Data:
     return Data(name, train, test, classes, outputs, tuple(train.x.shape[1:]), mean, std)
 
 
-def check_keys(name: str, keys: Mapping[str, object] | list[str]) -> None:
-    """Nothing, if all required keys are there and no unknown one is.
+def check_keys(name: str, keys: Mapping[str, object] | list[str], needed: tuple[str, ...] = REQUIRED) -> None:
+    """Nothing, if all needed keys are there and no unknown one is.
 
     Raises:
         InputError: One is missing or unknown.
@@ -75,10 +75,10 @@ def check_keys(name: str, keys: Mapping[str, object] | list[str]) -> None:
     for key in keys:
         if key not in REQUIRED + OPTIONAL:
             raise unknown_name(f"Each array of {name}", str(key), REQUIRED + OPTIONAL)
-    missing = [key for key in REQUIRED if key not in keys]
+    missing = [key for key in needed if key not in keys]
     if missing:
         got = f"{', '.join(keys) or 'none'} (missing: {', '.join(missing)})"
-        raise InputError(f"{name} must have the arrays {', '.join(REQUIRED)}.", got=got)
+        raise InputError(f"{name} must have the arrays {', '.join(needed)}.", got=got)
 
 
 def _split(name: str, part: str, arrays: Mapping[str, object]) -> Split:

@@ -1,10 +1,11 @@
 """The user's own arrays in one numpy archive."""
 
 import zipfile
+from pathlib import Path
 
 import numpy as np
 
-from jacmatch.datasets.arrays import check_keys, from_arrays
+from jacmatch.datasets.arrays import REQUIRED, check_keys, from_arrays
 from jacmatch.datasets.data import Data
 from jacmatch.datasets.files import check_memory, existing_file, reading
 
@@ -19,13 +20,29 @@ def load(argument: str, seed: int) -> Data:
         argument: The path of the file.
         seed: Not used; the file has its own split.
     """
+    return from_arrays(f"npz:{argument}", arrays(argument))
+
+
+def arrays(argument: str, needed: tuple[str, ...] = REQUIRED) -> dict[str, object]:
+    """The arrays of a file as they are; only their names are checked.
+
+    Args:
+        argument: The path of the file.
+        needed: Names that must be there.
+
+    Raises:
+        InputError: the file is missing, broken or larger than the memory, or has other names.
+    """
     path = existing_file(argument, "npz")
-    name = f"npz:{argument}"
     with reading(path, "a numpy .npz archive of plain arrays", "Write it with np.savez, numbers only."):
-        with zipfile.ZipFile(path) as members:
-            size = sum(member.file_size for member in members.infolist())
-        check_memory(size, f"The arrays of {path}", "Choose fewer rows, or store images as uint8.")
+        check_sizes(path)
         with np.load(path, allow_pickle=False) as archive:
-            check_keys(name, list(archive.files))
-            arrays = {key: archive[key] for key in archive.files}
-    return from_arrays(name, arrays)
+            check_keys(f"npz:{argument}", list(archive.files), needed)
+            return {key: archive[key] for key in archive.files}
+
+
+def check_sizes(path: Path) -> None:
+    """Nothing, if the arrays of the archive fit into memory together."""
+    with zipfile.ZipFile(path) as members:
+        size = sum(member.file_size for member in members.infolist())
+    check_memory(size, f"The arrays of {path}", "Choose fewer rows, or store images as uint8.")

@@ -5,6 +5,7 @@ from jacmatch.models.inputs import Normalized
 from jacmatch.models.mlp import MLP
 from jacmatch.models.resized import FirstOutputs, Resized
 from jacmatch.models.resnet import ResNet, WideResNet
+from jacmatch.models.scaled import ScaledMLP, scaled_mlp
 from jacmatch.models.vgg import VGG
 from jacmatch.models.vit import VisionTransformer
 from jacmatch.models.weights import load_weights, save_weights
@@ -18,10 +19,12 @@ __all__ = [
     "Normalized",
     "ResNet",
     "Resized",
+    "ScaledMLP",
     "VisionTransformer",
     "WideResNet",
     "build",
     "count_parameters",
     "load_weights",
     "save_weights",
+    "scaled_mlp",
 ]

@@ -15,6 +15,7 @@ from jacmatch.models import resnet
 from jacmatch.models.inputs import Normalized, Shape, Statistics, check_sizes
 from jacmatch.models.mlp import mlp, mlp_from_layout
 from jacmatch.models.packages import optional_package
+from jacmatch.models.scaled import scaled_mlp_from_layout
 from jacmatch.models.vgg import VGG, cnn3, cnn5, vgg4, vgg9
 from jacmatch.models.vit import vit_tiny
 
@@ -49,9 +50,10 @@ def build(spec: str, outputs: int, shape: Shape, mean: Statistics = None, std: S
 
     Args:
         spec: A name in `CATALOG`; `vgg:64-M-128-M`, a layout as in `VGG`; `mlp:64-64` or `mlp:64-64-tanh`, widths of
-            the hidden layers and the activation; `timm:NAME` or `torchvision:NAME`, wrapped in `Normalized`; or
-            `PACKAGE.MODULE:CALLABLE`, which is called with those of `outputs` (or `classes`), `shape`, `mean`, `std`
-            that it has as parameters, and must normalise the raw input itself.
+            the hidden layers and the activation; `scaled-mlp:64-64-softplus`, which scales its outputs as well;
+            `timm:NAME` or `torchvision:NAME`, wrapped in `Normalized`; or `PACKAGE.MODULE:CALLABLE`, which is called
+            with those of `outputs` (or `classes`), `shape`, `mean`, `std` that it has as parameters, and must
+            normalise the raw input itself.
         outputs: Number of outputs, at least 1.
         shape: Shape of one sample.
         mean: Subtracted from the raw input, per channel or one for all.
@@ -159,11 +161,12 @@ def _from_callable(spec: str, outputs: int, shape: Shape, mean: Statistics, std:
 
 FAMILIES: dict[str, Callable[[str, int, Shape, Statistics, Statistics], nn.Module]] = {
     "mlp": mlp_from_layout,
+    "scaled-mlp": scaled_mlp_from_layout,
     "vgg": VGG,
     "timm": _timm,
     "torchvision": _torchvision,
 }
-FORMS = ("mlp:WIDTHS", "vgg:LAYOUT", "timm:NAME", "torchvision:NAME", "PACKAGE.MODULE:CALLABLE")
+FORMS = ("mlp:WIDTHS", "scaled-mlp:WIDTHS", "vgg:LAYOUT", "timm:NAME", "torchvision:NAME", "PACKAGE.MODULE:CALLABLE")
 
 
 def count_parameters(module: nn.Module) -> int:

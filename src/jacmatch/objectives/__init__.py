@@ -8,6 +8,7 @@ from jacmatch.objectives.base import Balance, Share, Terms
 from jacmatch.objectives.compiled import CompiledSteps
 from jacmatch.objectives.distillation import Distillation
 from jacmatch.objectives.points import POINTS, AtData, AtMixedPairs, AtNoise, Point
+from jacmatch.objectives.regression import Regression
 from jacmatch.objectives.robustness import Robustness, jacobian_norm_penalty
 from jacmatch.objectives.schedules import WeightSchedule
 from jacmatch.objectives.transfer import Transfer
@@ -21,6 +22,7 @@ __all__ = [
     "CompiledSteps",
     "Distillation",
     "Point",
+    "Regression",
     "Robustness",
     "Share",
     "Terms",

@@ -10,6 +10,7 @@ from jacmatch.recipes.examine import Doctor
 from jacmatch.recipes.networks import load_student
 from jacmatch.recipes.reproduce.command import Reproduce
 from jacmatch.recipes.robust import Robust
+from jacmatch.recipes.surrogate.command import Surrogate
 from jacmatch.recipes.train import Train
 from jacmatch.recipes.transfer import Transfer
 from jacmatch.recipes.write_report import Report
@@ -19,6 +20,7 @@ RECIPES = {
     "train": Train,
     "robust": Robust,
     "transfer": Transfer,
+    "surrogate": Surrogate,
     "cache": Cache,
     "evaluate": Evaluate,
     "compare": Compare,
@@ -41,6 +43,7 @@ __all__ = [
     "Report",
     "Reproduce",
     "Robust",
+    "Surrogate",
     "Train",
     "Transfer",
     "load_student",

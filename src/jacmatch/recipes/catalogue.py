@@ -7,6 +7,7 @@ from jacmatch import datasets, losses, models, objectives, teachers
 from jacmatch.jacobian import ESTIMATORS, READOUTS
 from jacmatch.recipes.bench import BENCHMARKS
 from jacmatch.recipes.reproduce import EXPERIMENTS
+from jacmatch.recipes.surrogate.examples import EXAMPLES
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class List:
             "jacobian losses": list(losses.JACOBIAN_LOSSES),
             "penalties": list(losses.PENALTIES),
             "teachers": list(teachers.TEACHERS),
+            "functions": [*EXAMPLES, "npz:FILE", "PACKAGE.MODULE:CALLABLE"],
             "experiments": list(EXPERIMENTS),
             "benchmarks": list(BENCHMARKS),
         }

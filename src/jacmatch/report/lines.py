@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 COLOURS = ("#4d5663", "#ad5200", "#00815e", "#0067ad", "#a8447d", "#7a6a00", "#c0392b", "#2e3a87", "#5f9ea0", "#b8860b")
 STYLES = (
@@ -75,6 +76,7 @@ def line_figure(
     x_label: str,
     y_label: str,
     log_x: bool = False,
+    log_y: bool = False,
     columns: Sequence[str] = (),
 ) -> bytes:
     """An SVG file with a panel beside the other for each title and its lines, and one legend below.
@@ -84,6 +86,7 @@ def line_figure(
         x_label: Of every panel.
         y_label: Of the first panel.
         log_x: Whether the abscissa is logarithmic.
+        log_y: Whether the ordinate is.
         columns: Labels of the abscissae 0, 1, 2, …; the numbers themselves if left out.
     """
     figure = Figure(figsize=(4.6 * max(len(panels), 1) + 1.8, 4.8), layout="constrained")
@@ -94,6 +97,10 @@ def line_figure(
         axes.set_xlabel(x_label)
         if log_x:
             axes.set_xscale("log")
+            _plain(axes.xaxis)
+        if log_y:
+            axes.set_yscale("log")
+            _plain(axes.yaxis)
         if columns:
             axes.set_xticks(range(len(columns)), columns)
             axes.minorticks_off()
@@ -102,6 +109,12 @@ def line_figure(
     across = 2 if len(panels) < 2 else 3
     figure.legend(handles, labels, loc="outside lower center", ncols=across, fontsize=9, frameon=False)
     return svg(figure)
+
+
+def _plain(axis: Any) -> None:
+    """Numbers at a logarithmic axis as they are said, 200 and not 2·10²."""
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.0, 0.4)))
 
 
 def dot_figure(rows: Sequence[tuple[str, float, float | None]], *, title: str, x_label: str) -> bytes:

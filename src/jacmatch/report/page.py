@@ -40,7 +40,7 @@ def write_report(run_dir: str | Path, result: Mapping[str, Any] | None = None) -
             run.write_bytes("table.csv", numbers.encode("utf-8", "replace"))
         else:
             rule = f"{run.path} must hold a comparison or tables."
-            do = "Give a run of distill, robust, transfer or reproduce."
+            do = "Give a run of distill, robust, transfer, surrogate or reproduce."
             raise InputError(rule, got=f"a run of `{run.job}`", do=do)
     except (KeyError, TypeError, AttributeError) as error:
         rule = f"{run.path}/result.json must have the rows or tables of its job."
@@ -50,7 +50,8 @@ def write_report(run_dir: str | Path, result: Mapping[str, Any] | None = None) -
 
 def _of_tables(run: Run, result: Mapping[str, Any]) -> str:
     """The page of a job that reports tables, and perhaps a figure."""
-    title = f"{run.settings.get('name', run.job)} on {run.settings.get('data')}"
+    about = f"of {run.settings.get('teacher')}" if run.job == "surrogate" else f"on {run.settings.get('data')}"
+    title = f"{run.settings.get('name', run.job)} {about}"
     summary = f"{result['about'][0].upper()}{result['about'][1:]}." if result.get("about") else f"jacmatch {run.job}"
     parts = []
     for given in result["tables"]:

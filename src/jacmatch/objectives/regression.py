@@ -1,0 +1,222 @@
+"""Regression by values and slopes: targets, and Jacobians that are given or that a teacher answers."""
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from jacmatch.errors import InputError
+from jacmatch.jacobian import BatchNormPolicy, DataPairs, Engine, Estimator, EveryRow
+from jacmatch.objectives import rules
+from jacmatch.objectives.base import Balance, Share, Terms
+from jacmatch.objectives.points import AtData, Batch
+from jacmatch.objectives.schedules import WeightSchedule
+from jacmatch.objectives.slopes import Slopes
+from jacmatch.objectives.terms import jacobian_term, output_term
+from jacmatch.objectives.units import InUnits, ScaledOutputs, as_scale
+from jacmatch.teachers import AnalyticTeacher, Answer, Teacher, as_teacher
+
+
+class Regression(nn.Module):
+    """Values and slopes of a function as one loss, in units of inputs and outputs: ℓ = w ℓ_values + w′ ℓ_jacobians.
+
+    With units s of the inputs and t of the outputs, ℓ_values is the mean over the batch of Σₖ ((ŷₖ − yₖ)/tₖ)², and the
+    slopes are compared as Σₖᵢ ((Ĵₖᵢ − Jₖᵢ) sᵢ/tₖ)², or by as many products as the probe takes. Metres and radians then
+    weigh alike, and nothing changes when one is given in millimetres.
+
+    Args:
+        student: The network to train: raw inputs (B, *input) in, raw outputs (B, K) out.
+        teacher: Answers what is not given in a call; None where both values and slopes are.
+        values: Weight of the values.
+        jacobians: Weight of the slopes: a number, or a `Share` of the gradient norm; 0 for values alone.
+        inputs: s, a number for each input element or one for all; 1 if None.
+        outputs: t, a number for each output or one for all; 1 if None.
+        table: Known Jacobians (N, K, *input) of all samples; the `ids` of a batch say which.
+        probe: Which products of the slopes are compared; None takes all rows.
+        jacobian_loss: `squared`, `relative` or `normalized`.
+        engine: How Jv is taken for directions on the input side; see `jacmatch.jvp`.
+        chunk_size: Rows whose graphs are kept at once; None keeps all.
+        batch_norm: Policy for BatchNorm of the student in training mode.
+        every: The slopes are compared on each n-th call in training, with n times their weight.
+        schedule: Factor of the weight of the slopes by progress.
+        seed: Seeds the directions.
+        measure_every: Calls between two measurements of the shares.
+
+    Raises:
+        InputError: a setting is wrong, or settings do not go together.
+        UnsupportedError: the teacher cannot answer what the probe asks.
+
+    References:
+        Czarnecki et al. 2017, arXiv:1706.04859 (Sobolev training); Huge & Savine 2020, arXiv:2005.02347 (slopes as
+        labels, in units of the data).
+
+    Example:
+        >>> x = torch.linspace(0, 3, 8)[:, None]
+        >>> objective = Regression(nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1)))
+        >>> objective(x, x.sin(), j=x.cos()[:, :, None]).keys()
+        ['loss', 'values', 'jacobians']
+    """
+
+    teacher: Teacher | None
+    table: Tensor | None
+    input_scale: Tensor
+    output_scale: Tensor
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Teacher | nn.Module | None = None,
+        *,
+        values: float | int = 1.0,
+        jacobians: float | int = Share(0.5),
+        inputs: Float[Tensor, "*input"] | float | int | None = None,
+        outputs: Float[Tensor, "*out"] | float | int | None = None,
+        table: Float[Tensor, "sample out *input"] | None = None,
+        probe: Estimator | None = None,
+        jacobian_loss: Literal["squared", "relative", "normalized"] = "squared",
+        engine: Engine = "auto",
+        chunk_size: int | None = None,
+        batch_norm: BatchNormPolicy = "frozen",
+        every: int = 1,
+        schedule: WeightSchedule | None = None,
+        seed: int = 0,
+        measure_every: int = 100,
+    ) -> None:
+        super().__init__()
+        rules.separate(student, teacher)
+        self.student = student
+        # Not a submodule, even where somebody's teacher is an nn.Module.
+        object.__setattr__(self, "teacher", None if teacher is None else as_teacher(teacher))
+        self.balance = Balance({"values": values, "jacobians": jacobians})
+        probe = EveryRow() if probe is None else probe
+        rules.known_names("Regression", jacobian_loss=jacobian_loss, batch_norm=batch_norm)
+        rules.positive_settings(every=every, measure_every=measure_every, temperature=1, caller="Regression")
+        rules.has_a_term(self.balance.weights, "Regression")
+        rules.are_objects(probe, (), AtData())
+        rules.fitting_engine(probe, engine, chunk_size)
+        rules.numeric(probe, (), "squared")
+        if self.teacher is not None and table is None and jacobians:
+            rules.answerable(probe, self.teacher)
+        self.register_buffer("input_scale", as_scale("inputs", inputs), persistent=False)
+        self.register_buffer("output_scale", as_scale("outputs", outputs), persistent=False)
+        self.register_buffer("table", table, persistent=False)
+        self.probe, self.jacobian_loss = probe, jacobian_loss
+        self.engine, self.chunk_size, self.batch_norm = engine, chunk_size, batch_norm
+        self.every, self.measure_every, self.seed, self.calls = every, measure_every, seed, 0
+        self.schedule = WeightSchedule() if schedule is None else schedule
+
+    @property
+    def needs_partners(self) -> bool:
+        """Whether a batch should come with partners from the data: for directions between data."""
+        return isinstance(self.probe, DataPairs)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch *input"],
+        y: Float[Tensor, "batch out"] | None = None,
+        *,
+        j: Float[Tensor, "batch row *entry"] | None = None,
+        ids: Int[Tensor, "batch"] | None = None,
+        draw: int | None = None,
+        partners: Float[Tensor, "batch *input"] | None = None,
+        partner_labels: Float[Tensor, "batch out"] | None = None,
+        progress: float | int = 0.0,
+    ) -> Terms:
+        """The terms for a batch.
+
+        Args:
+            x: Raw inputs.
+            y: Values; the teacher's if None.
+            j: Slopes ∂yₖ/∂xᵢ; those of the `table`, or the teacher's, if None.
+            ids: A number for each sample, the same in each epoch; row numbers if None.
+            draw: Which of the independent draws of directions; None counts the calls.
+            partners: Another data point for each sample, where `needs_partners`; the next in the batch if None.
+            partner_labels: Not used.
+            progress: Share of the training that is done, for the schedule.
+
+        Raises:
+            InputError: there is neither a target nor a teacher, or a shape is wrong.
+            UnsupportedError: the student cannot be differentiated as the probe needs.
+        """
+        call = self.calls
+        if self.training:
+            self.calls += 1
+        rules.one_for_each(x, y=y, j=j, ids=ids, partners=partners)
+        due = bool(self.balance.weights["jacobians"]) and not (self.training and call % self.every)
+        factor = self.schedule(progress) * (self.every if self.training else 1) if due else 0.0
+        ids = torch.arange(len(x), device=x.device) if ids is None else ids
+        batch = Batch(
+            x, y, x.roll(1, 0) if partners is None else partners, None, None, ids, call if draw is None else draw
+        )
+        measured = self.training and torch.is_grad_enabled() and call % (-(-self.measure_every // self.every)) == 0
+        outputs, told, unweighted = self._compared(batch, j, slopes=factor > 0, measured=measured)
+        if measured:
+            trained = [p for p in self.student.parameters() if p.requires_grad]
+            self.balance.measure(unweighted, trained, {"jacobians": self.schedule(progress)})
+        factors = {**self.balance.factors, "jacobians": self.balance.factors["jacobians"] * factor}
+        values = {name: factors[name] * term for name, term in unweighted.items()}
+        total = torch.stack(list(values.values())).sum() if values else (outputs * 0).sum()
+        return Terms({"loss": total, **values}, outputs, told, unweighted, dict(self.balance.shares))
+
+    def _compared(
+        self, batch: Batch, j: Tensor | None, *, slopes: bool, measured: bool
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The student's outputs, the values they are compared with, and the terms."""
+        readout = ScaledOutputs(self.output_scale)
+        input_side = self.probe.side == "input"
+        probe: Any = InUnits(self.probe, self.input_scale) if input_side else self.probe
+        how = Slopes(
+            probe, readout, readout, AtData(), self.batch_norm, self.engine, self.seed, chunk_size=self.chunk_size
+        )
+        answer = self._ask(how, batch, j, slopes=slopes)
+        told = batch.labels if answer is None else answer.outputs
+        assert told is not None
+        outputs, products = how.of_student(self.student, batch, answer, traced=measured)
+        target = told if batch.labels is None else batch.labels
+        rules.same_outputs(outputs, target)
+        terms = {}
+        if self.balance.weights["values"]:
+            t = self.output_scale.to(outputs)
+            terms["values"] = output_term("squared", outputs / t, target / t, 1.0)
+        if products is not None and answer is not None and answer.products is not None:
+            s = 1.0 if input_side else self.input_scale.to(outputs)
+            terms["jacobians"] = jacobian_term(self.jacobian_loss, products * s, answer.products * s)
+        return outputs, target, terms
+
+    def _ask(self, how: Slopes, batch: Batch, j: Tensor | None, *, slopes: bool) -> Answer | None:
+        """What is known about the batch; None where its targets are all that is needed."""
+        if j is None and self.table is not None:
+            j = self.table[batch.ids.to(self.table.device)]
+        if j is not None and slopes:
+            if hasattr(self.probe, "step"):
+                raise InputError(
+                    f"`probe` of `Regression` must not be {type(self.probe).__name__}() where slopes are given: it "
+                    "compares values at pairs of points.",
+                    do="Use RandomInputs(k) or EveryRow().",
+                )
+            known, slope = batch.labels, j
+            if known is None:
+                known = self._teacher("y").answer(batch.x, how.question(batch, asked=False)).outputs
+            given = AnalyticTeacher(lambda _: known, lambda _: slope)
+            return given.answer(batch.x, how.question(batch, asked=True))
+        if not slopes and batch.labels is not None:
+            return None
+        return self._teacher("j" if slopes else "y").answer(batch.x, how.question(batch, asked=slopes))
+
+    def _teacher(self, missing: str) -> Teacher:
+        if self.teacher is None:
+            raise InputError(
+                f"`{missing}` of `Regression` must be given where there is no teacher.",
+                do="Give both y and j, a table of Jacobians, or a teacher; jacobians=0 needs no slopes.",
+            )
+        return self.teacher
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What a resumed run needs besides the student: calls, factors and shares."""
+        return {"calls": self.calls, "factors": dict(self.balance.factors), "shares": dict(self.balance.shares)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes up where `get_extra_state` left off."""
+        self.calls = state["calls"]
+        self.balance.factors, self.balance.shares = dict(state["factors"]), dict(state["shares"])

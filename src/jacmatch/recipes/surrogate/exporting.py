@@ -1,0 +1,115 @@
+"""The finished surrogate as files that need nothing of this package: safetensors, and ONNX with its scalers inside."""
+
+import contextlib
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jacmatch.errors import InputError
+from jacmatch.models.packages import optional_package
+
+ONNX = "student.onnx"
+CLOSE = 1e-5  # largest difference that is allowed, as a share of t + |y|
+_NEEDED = ("onnx", "onnxscript")
+
+
+def difference(
+    mine: Callable[[Float[Tensor, "sample *input"]], Tensor],
+    module: nn.Module,
+    x: Float[Tensor, "sample *input"],
+    t: Float[Tensor, "out"],
+    what: str,
+) -> float:
+    """The largest difference of a saved network from the module, as a share of t + |y|: of units, and of rounding.
+
+    Raises:
+        InputError: it is above `CLOSE`.
+    """
+    with torch.no_grad():
+        y = module(x)
+        off = float(((mine(x) - y).abs().double() / (t + y.abs())).max())
+    if not off <= CLOSE:
+        rule = f"{what} must give what the network gives, to {CLOSE:g} of the unit and of the value of each output."
+        raise InputError(rule, got=f"a difference of {off:.2g}", do="Report it with the versions of torch and onnx.")
+    return off
+
+
+def to_onnx(
+    module: nn.Module,
+    folder: Path,
+    x: Float[Tensor, "sample *input"],
+    t: Float[Tensor, "out"],
+    when: Literal["auto", "always", "never"] = "auto",
+) -> dict[str, Any]:
+    """Writes the network as `student.onnx` (inputs `x`, outputs `y`, any batch), reads it back and compares.
+
+    Args:
+        module: The network, raw units on both sides.
+        folder: Where to.
+        x: Points at which both are compared.
+        t: Units of the outputs.
+        when: Whether it is written: `auto` where the extra `onnx` is installed.
+
+    Returns:
+        `file`, `largest_difference` and `checked_by`, or why there is none.
+
+    Raises:
+        InputError: the extra is missing with `always`, or the file differs from the network by more than `CLOSE`.
+    """
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if when == "never" or (when == "auto" and missing):
+        why = f"the extra onnx is not installed ({', '.join(missing)})" if missing else "not asked for"
+        return {"file": None, "why": why}
+    for name in _NEEDED:
+        optional_package(name, "`--onnx always` of `surrogate`", "pip install 'jacmatch[onnx]'")
+    module, x = module.eval().cpu(), x.float().cpu()
+    path = folder / ONNX
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            (x[:2],),
+            input_names=["x"],
+            output_names=["y"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        program.save(str(path), external_data=False)
+    run, by = _reader(path)
+    off = difference(lambda z: torch.from_numpy(run(z.numpy())), module, x, t, str(path))
+    return {"file": ONNX, "largest_difference": off, "checked_by": by, "bytes": path.stat().st_size}
+
+
+def _reader(path: Path) -> tuple[Callable[[Any], Any], str]:
+    """What runs the file: onnxruntime, or the reference of onnx itself."""
+    if importlib.util.find_spec("onnxruntime") is not None:
+        runtime = optional_package("onnxruntime", str(path), "pip install 'jacmatch[onnx]'")
+        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return lambda x: np.asarray(session.run(None, {"x": x})[0]), "onnxruntime"
+    reference = optional_package("onnx.reference", str(path), "pip install 'jacmatch[onnx]'")
+    evaluator = reference.ReferenceEvaluator(str(path))
+    return lambda x: np.asarray(evaluator.run(None, {"x": x})[0]), "onnx.reference"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter tells of its own parts on every channel there is."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,191 @@
+"""From points, values and slopes to a trained network: what the job `surrogate` and the worked systems share."""
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jacmatch.datasets import Split
+from jacmatch.datasets.data import statistics
+from jacmatch.errors import InputError, unknown_name
+from jacmatch.jacobian import Estimator, EveryRow, RandomInputs, SampledRows
+from jacmatch.models import scaled_mlp
+from jacmatch.objectives import Regression
+from jacmatch.teachers import Teacher
+from jacmatch.training import Training, fit
+from jacmatch.training.engine import OnStep
+
+SLOPES = ("none", "jacobian", "jv", "rows")
+"""Nothing; the whole Jacobian; products with random input directions; rows, sampled anew in each step."""
+_LOOKED_AT = 256  # samples that a weight by scale is taken from
+
+Weight = float | int | Literal["scale"]
+"""A number; a `Share` of the gradient norm; or `scale`, where zero slopes would cost as much as the mean value does."""
+
+
+def fit_surrogate(
+    x: Float[Tensor, "sample *input"],
+    y: Float[Tensor, "sample out"],
+    *,
+    jacobian: Float[Tensor, "sample out *input"] | None = None,
+    teacher: Teacher | nn.Module | None = None,
+    slopes: str = "jacobian",
+    probes: int = 1,
+    weight: Weight = "scale",
+    hidden: tuple[int, ...] = (64, 64),
+    activation: str = "softplus",
+    student: nn.Module | None = None,
+    x_scale: Float[Tensor, "*input"] | None = None,
+    y_scale: Float[Tensor, "out"] | None = None,
+    steps: int = 2000,
+    batch_size: int = 128,
+    lr: float = 3e-3,
+    seed: int = 0,
+    device: str = "cpu",
+    on_step: OnStep | None = None,
+    **training: Any,
+) -> nn.Module:
+    """A network that was trained on values and slopes; raw units in, raw units out, in evaluation mode.
+
+    Inputs, outputs and slopes are compared in units of `x_scale` and `y_scale`; see `objectives.Regression`.
+
+    Args:
+        x: Inputs.
+        y: Values.
+        jacobian: Slopes ∂yₖ/∂xᵢ at the inputs; or give a teacher, which is then asked in each step.
+        teacher: Answers slopes where none are given.
+        slopes: Which slopes are compared; see `SLOPES`.
+        probes: How many products or rows in a step.
+        weight: Of the slopes beside values of weight 1.
+        hidden: Widths of the hidden layers of a new network.
+        activation: Of a new network.
+        student: A network to train instead of a new one; raw units on both sides.
+        x_scale: Units of the inputs; their standard deviation if None.
+        y_scale: Units of the outputs; their standard deviation if None.
+        steps: Steps of the optimiser.
+        batch_size: Samples in a step; all, if there are no more.
+        lr: Learning rate at its highest.
+        seed: Of the weights, the batches and the directions.
+        device: Where to train.
+        on_step: Called after each step; see `training.fit`.
+        **training: Other fields of `Training`.
+
+    Raises:
+        InputError: a setting is wrong, or there are no slopes to be had.
+        UnsupportedError: the teacher cannot answer what is asked.
+
+    Example:
+        >>> x = torch.linspace(0, 3, 16)[:, None]
+        >>> net = fit_surrogate(x, x.sin(), jacobian=x.cos()[:, :, None], hidden=(16,), steps=20)
+        >>> net(x).shape
+        torch.Size([16, 1])
+    """
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        network = new_student(x, y, hidden, activation, y_scale) if student is None else student
+    objective = regression(
+        network,
+        x,
+        y,
+        jacobian=jacobian,
+        teacher=teacher,
+        slopes=slopes,
+        probes=probes,
+        weight=weight,
+        x_scale=x_scale,
+        y_scale=y_scale,
+        seed=seed,
+    )
+    settings = Training(steps=steps, batch_size=batch_size, lr=lr, **training)
+    fit(objective, Split(x, y), settings, seed=seed, device=device, on_step=on_step)
+    return network.eval()
+
+
+def new_student(
+    x: Float[Tensor, "sample *input"],
+    y: Float[Tensor, "sample out"],
+    hidden: tuple[int, ...],
+    activation: str,
+    y_scale: Float[Tensor, "out"] | None = None,
+) -> nn.Module:
+    """A new perceptron whose scalers are the means and the standard deviations of these points.
+
+    An output that never varies is scaled by its unit, `y_scale`.
+    """
+    mean, std = statistics(Split(x, y))
+    scale = deviation(y) if y_scale is None else torch.where(y.std(0, unbiased=False) > 0, deviation(y), y_scale)
+    return scaled_mlp(tuple(x.shape[1:]), y.shape[1], hidden, activation, mean, std, y.mean(0), scale)
+
+
+def regression(
+    student: nn.Module,
+    x: Float[Tensor, "sample *input"],
+    y: Float[Tensor, "sample out"],
+    *,
+    jacobian: Float[Tensor, "sample out *input"] | None = None,
+    teacher: Teacher | nn.Module | None = None,
+    slopes: str = "jacobian",
+    probes: int = 1,
+    weight: Weight = "scale",
+    x_scale: Float[Tensor, "*input"] | None = None,
+    y_scale: Float[Tensor, "out"] | None = None,
+    seed: int = 0,
+) -> Regression:
+    """The objective of `fit_surrogate`, for a loop of one's own; the arguments are the same.
+
+    Raises:
+        InputError: a setting is unknown, or there are neither slopes nor a teacher.
+        UnsupportedError: the teacher cannot answer what is asked.
+    """
+    if slopes not in SLOPES:
+        raise unknown_name("`slopes` of `fit_surrogate`", slopes, SLOPES)
+    if slopes != "none" and jacobian is None and teacher is None:
+        rule = "`jacobian` or `teacher` of `fit_surrogate` must be given where slopes are compared."
+        raise InputError(rule, do='Set slopes="none" for values alone.')
+    units: dict[str, Any] = {
+        "inputs": x.std(0, unbiased=False) if x_scale is None else x_scale,
+        "outputs": deviation(y) if y_scale is None else y_scale,
+    }
+    units = {name: torch.where(unit > 0, unit, 1.0) for name, unit in units.items()}
+    if slopes == "none":
+        return Regression(student, jacobians=0.0, seed=seed, **units)
+    probe: Estimator = EveryRow()
+    if slopes == "jv":
+        probe = RandomInputs(probes)
+    elif slopes == "rows":
+        probe = SampledRows(min(probes, y.shape[1]))
+    if jacobian is not None:
+        units["table"] = jacobian
+    told = teacher if jacobian is None else None
+    factor = _by_scale(x, y, told, probe, seed, units) if weight == "scale" else weight
+    return Regression(student, told, jacobians=factor, probe=probe, seed=seed, **units)
+
+
+def deviation(y: Float[Tensor, "sample *entry"]) -> Float[Tensor, "*entry"]:
+    """The standard deviation of each entry, 1 where it never varies."""
+    std = y.std(0, unbiased=False)
+    return torch.where(std > 0, std, torch.ones_like(std))
+
+
+def _by_scale(
+    x: Tensor, y: Tensor, teacher: Teacher | nn.Module | None, probe: Estimator, seed: int, units: dict[str, Any]
+) -> float:
+    """The weight at which a student without slopes loses as much by them as by its values if it says their mean."""
+    mean = _Constant(y.mean(0))
+    part = slice(min(len(x), _LOOKED_AT))
+    with torch.no_grad():
+        terms = Regression(mean, teacher, jacobians=1.0, probe=probe, seed=seed, **units).eval()(x[part], y[part])
+    values, slopes = (float(terms[name]) for name in ("values", "jacobians"))
+    return values / slopes if values > 0 and slopes > 0 else 1.0
+
+
+class _Constant(nn.Module):
+    """A network that says the same everywhere, and still can be differentiated."""
+
+    def __init__(self, outputs: Tensor) -> None:
+        super().__init__()
+        self.outputs = nn.Parameter(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outputs + 0 * x.flatten(1).sum(1, keepdim=True)

@@ -1,0 +1,107 @@
+"""The tables and the figure of a surrogate, made of its result."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jacmatch.report import Table
+from jacmatch.report.experiments import NOTHING
+from jacmatch.report.lines import Line, line_figure
+
+LABELS = {"values": "values", "slopes": "values + slopes"}
+Result = Mapping[str, Any]
+
+
+def tables(result: Result) -> list[Table]:
+    """Errors over the number of training points, and what function and student cost."""
+    return [_errors(result), _costs(result)]
+
+
+def figure(result: Result) -> bytes:
+    """Both errors over the number of training points, an SVG file."""
+    panels = []
+    for measure, title in (("values", "values"), ("slopes", "slopes")):
+        lines = []
+        for method in result["methods"]:
+            found = [(row["samples"], row["errors"][measure]) for row in result["curves"] if row["method"] == method]
+            points = [(float(n), error) for n, error in found if error is not None and error["mean"] > 0]
+            if points:
+                means, stds = ([error[key] for _, error in points] for key in ("mean", "std"))
+                lines.append(Line(LABELS[method], [n for n, _ in points], means, _bands(means, stds)))
+        if lines:
+            panels.append((f"RMSE of {title} in units", lines))
+    return line_figure(panels, x_label="training points", y_label="RMSE in units", log_x=True, log_y=True)
+
+
+def _bands(means: list[float], stds: list[float | None]) -> list[float | None]:
+    """A band that goes below zero cannot be drawn on a logarithmic axis."""
+    return [None if std is None else min(std, 0.9 * mean) for mean, std in zip(means, stds, strict=True)]
+
+
+def reached(result: Result) -> str | None:
+    """With how many points slopes reach the error of values alone with most points."""
+    if set(result["methods"]) != {"values", "slopes"}:
+        return None
+    means = {(row["method"], row["samples"]): row["errors"]["values"]["mean"] for row in result["curves"]}
+    most = max(samples for _, samples in means)
+    for samples in sorted({samples for _, samples in means}):
+        if means["slopes", samples] <= means["values", most]:
+            return f"Values + slopes reach the RMSE of values alone at {most} points with {samples}."
+    return f"Values + slopes nowhere reach the RMSE of values alone at {most} points."
+
+
+def _errors(result: Result) -> Table:
+    head = ["training points"]
+    for what in ("values", "slopes"):
+        head += [f"{what}, from {LABELS[method]}" for method in result["methods"]]
+    sizes = dict.fromkeys(row["samples"] for row in result["curves"])
+    found = {(row["samples"], row["method"]): row["errors"] for row in result["curves"]}
+    rows = []
+    for size in sizes:
+        cells = [
+            _plus_minus(found[size, method][what]) for what in ("values", "slopes") for method in result["methods"]
+        ]
+        rows.append((str(size), *cells))
+    notes = [
+        "In units: of each output, and of output over input for slopes. "
+        f"{result['test_points']} held-out points, {result['seeds']} seed(s), {result['seconds']:.0f} s.",
+        *filter(None, [reached(result)]),
+        *result["notes"],
+    ]
+    return Table(
+        "errors",
+        f"Held-out error of surrogates of {result['settings']['teacher']}",
+        tuple(head),
+        tuple(rows),
+        tuple(notes),
+    )
+
+
+def _costs(result: Result) -> Table:
+    costs = result["costs"]
+    rows = [
+        ("points asked for training, a seed", f"{costs['training_calls']:,}"),
+        ("seconds spent in the function for that", f"{costs['training_seconds']:.3g}"),
+        ("points asked for the held-out ones", f"{costs['test_calls']:,}"),
+        ("seconds of a training", f"{costs['fit_seconds']:.3g}"),
+    ]
+    for name, what in (("batch", "a batch of the held-out points"), ("single", "a single point")):
+        speed = costs["speed"].get(name)
+        if speed is not None:
+            told = NOTHING if speed["teacher"] is None else f"{1e6 * speed['teacher']:.3g}"
+            ratio = NOTHING if speed["speed_up"] is None else f"{speed['speed_up']:.3g} ×"
+            rows.append((f"µs a point, {what}: function", told))
+            rows.append((f"µs a point, {what}: student", f"{1e6 * speed['student']:.3g}"))
+            rows.append((f"speed-up, {what}", ratio))
+    exported = result["export"]
+    rows.append(("safetensors: largest difference, in units", f"{exported['safetensors']['largest_difference']:.2g}"))
+    onnx = exported["onnx"]
+    said = f"{onnx['largest_difference']:.2g} ({onnx['checked_by']})" if onnx["file"] else f"none: {onnx['why']}"
+    rows.append(("ONNX: largest difference, in units", said))
+    return Table("costs", "What it cost", ("", "measured"), tuple(rows))
+
+
+def _plus_minus(error: Mapping[str, Any] | None) -> str:
+    if error is None:
+        return NOTHING
+    mean = f"{error['mean']:.3g}"
+    return mean if error["std"] is None else f"{mean} ± {error['std']:.2g}"
