@@ -201,6 +201,7 @@ def test_slope_and_limit():
     assert slope(SIGMAS, [1e-10 * s**2 for s in SIGMAS], 1.0) is None
 
 
+@pytest.mark.ci
 def test_places_are_what_their_columns_say():
     inside, kink, line = (place(column, 0, 0.01) for column in (INSIDE, ON_A_KINK, AVERAGE))
     for network in (inside.student, inside.teacher):
