@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian import RandomInputs
-from jacmatch.objectives import Distillation, Terms
+from jacmatch.objectives import CompiledSteps, Distillation, Terms
 from jacmatch.teachers import Answer, ModuleTeacher
 from jacmatch.training import Training, fit
 from jacmatch.training.augmentation import Batch
@@ -34,6 +34,17 @@ def taught(make, **settings) -> Callable[[], nn.Module]:
 
 def of_layers(function, layers=2):
     return lambda: Applied(function, *(linear(4 if number else 5) for number in range(layers)))
+
+
+class NeverCompiled(CompiledSteps):
+    def __call__(self, *_):
+        return None
+
+
+def never_compiled():
+    objective = Distillation(linear(), nn.Linear(5, 4), jacobians=1.0)
+    objective.compiled = NeverCompiled()
+    return objective
 
 
 class Remembers(nn.Module):
@@ -214,6 +225,7 @@ WRONGS = {
     "student compiled by itself": Wrong(
         taught(lambda: torch.compile(linear(), backend="eager")), "compiled-student", "compile=True"
     ),
+    "compiled steps that never run": Wrong(never_compiled, "not-compiled", "report()"),
     "teacher with dropout on": Wrong(
         told_by(lambda: nn.Sequential(linear(), nn.Dropout(0.5))), "teacher-changes", "evaluation mode"
     ),

@@ -2,8 +2,10 @@
 
 import errno
 import os
+import random
 import signal
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,6 +72,32 @@ def test_after_max_steps(tmp_path, whole, kind, step):
     _assert_same(objective, whole[kind])
     assert (second.steps, second.finished) == (24, True)
     assert second.seconds > first.seconds
+
+
+class Drawn(torch.nn.Module):
+    """A network of a user's that draws from Python and from NumPy."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = cases.network()
+
+    def forward(self, x):
+        return self.network(x) * (1 + 0.1 * random.random() + 0.1 * np.random.standard_normal())
+
+
+def test_the_random_states_of_python_and_numpy_go_on(tmp_path):
+    ended = []
+    for folder, stops in ((None, (24,)), (tmp_path, (7, 24))):
+        for stop in stops:
+            random.seed(stop)  # another process has another state
+            np.random.seed(stop)
+            if stop == stops[0]:
+                random.seed(0)
+                np.random.seed(0)
+            objective, _ = _fit("labels", folder, Distillation(Drawn()), max_steps=stop, doctor=False)
+        ended.append((objective, random.random(), np.random.standard_normal()))
+    _assert_same(ended[1][0], ended[0][0])
+    assert ended[0][1:] == ended[1][1:]
 
 
 def test_after_max_steps_again_and_again(tmp_path, whole):

@@ -6,6 +6,7 @@ and a resumed run goes on with the batches that the interrupted one would have d
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -105,6 +106,15 @@ class Batch:
     view: int
     partners: Float[Tensor, "batch *input"] | None = None
     partner_labels: Shaped[Tensor, "batch *row"] | None = None
+
+    def keywords(self) -> dict[str, Any]:
+        """What an objective takes besides x and y, by the names that it has there."""
+        return {
+            "ids": self.ids,
+            "draw": self.view,
+            "partners": self.partners,
+            "partner_labels": self.partner_labels,
+        }
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from jacmatch.errors import InputError
 from jacmatch.runs import CHECKPOINT, Run
 from jacmatch.runs.files import write_whole
 from jacmatch.training.distributed import Shared
+from jacmatch.training.randomness import host_state, set_host_state
 from jacmatch.training.sharding import cut, scatter, whole
 from jacmatch.training.state import State
 
@@ -26,7 +27,7 @@ _MARK = b"\njacmatch sha256 "
 _END = len(_MARK) + 64  # letters of the digest
 _PARTS = (
     *("run", "step", "seconds", "aside"),
-    *("objective", "average", "optimizer", "precision", "random", "random_cuda"),
+    *("objective", "average", "optimizer", "precision", "random", "random_cuda", "random_host"),
 )
 
 
@@ -155,6 +156,7 @@ def keep(state: State, run: Run) -> None:
         "precision": state.precision.state_dict(),
         "random": random,
         "random_cuda": random_cuda,
+        "random_host": state.ranks.gathered(host_state()),
     }
     if state.ranks.first:
         save(run.path / CHECKPOINT, parts)
@@ -207,6 +209,7 @@ def _restore(state: State, saved: Mapping[str, Any], path: Path) -> None:
     torch.set_rng_state(saved["random"][own].clone())  # of a row torch reads the storage from its beginning
     if state.place.type == "cuda" and saved["random_cuda"] is not None:
         torch.cuda.set_rng_state(saved["random_cuda"][own].clone(), state.place)
+    set_host_state(saved["random_host"][own].clone())
     state.step = state.kept = int(saved["step"])
     state.seconds, state.aside = float(saved["seconds"]), float(saved["aside"])
     state.skipped = int(saved.get("skipped", 0))

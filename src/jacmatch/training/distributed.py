@@ -146,7 +146,7 @@ class Shared(nn.Module):
         if balance is not None:
             balance.part = part
         try:
-            terms = called(self.objective, batch, progress)
+            terms = self.objective(batch.x, batch.y, **batch.keywords(), progress=progress)
         finally:
             if balance is not None:
                 balance.part = None
@@ -159,19 +159,6 @@ class Shared(nn.Module):
             loss = whole * terms.values["loss"]
         values = {name: scale * terms.values[name].detach() for name, scale in scales.items()}
         return {"loss": loss, **values}
-
-
-def called(objective: nn.Module, batch: Batch, progress: float) -> Any:
-    """The terms of the objective for a batch."""
-    return objective(
-        batch.x,
-        batch.y,
-        ids=batch.ids,
-        draw=batch.view,
-        partners=batch.partners,
-        partner_labels=batch.partner_labels,
-        progress=progress,
-    )
 
 
 def distribute(objective: nn.Module, ranks: Ranks, place: torch.device) -> DistributedDataParallel:

@@ -21,6 +21,7 @@ from jacmatch.runs import CHECKPOINT, Run
 from jacmatch.training import checkpoints
 from jacmatch.training.augmentation import Batch, Batches
 from jacmatch.training.metrics import GRADIENT, SKIPPED, Bad, NotFinite
+from jacmatch.training.rehearsal import rows_of
 from jacmatch.training.state import State
 
 _SHOWN = 10  # samples that a message names
@@ -157,7 +158,9 @@ def _found(state: State, batches: Batches, run: Run | None, step: int) -> tuple[
             for number in range(step * count, (step + 1) * count):
                 batch = batches.whole(number)
                 for row, sample in enumerate(batch.ids.tolist()):
-                    what = _wrong(state, _one(batch, row), step / state.settings.steps, where is not None)
+                    what = _wrong(
+                        state, rows_of(batch, torch.tensor([row])), step / state.settings.steps, where is not None
+                    )
                     if what is not None:
                         found.setdefault(what, []).append(sample)
         finally:
@@ -177,27 +180,20 @@ def _sound_weights(state: State, run: Run | None) -> str | None:
     return f"the weights of step {saved['step']}"
 
 
-def _one(batch: Batch, row: int) -> Batch:
-    rows = {name: value[row : row + 1] for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    return Batch(**{**vars(batch), **rows})
-
-
 def _wrong(state: State, batch: Batch, progress: float, weighted: bool) -> str | None:
     """What of one sample is not finite first; the student is asked only if its weights are."""
     objective: Any = state.objective
     if not _finite(batch.x, batch.y, batch.partners, batch.partner_labels):
         return _DATA
-    given: dict[str, Any] = {"ids": batch.ids, "draw": batch.view}
-    given |= {"partners": batch.partners, "partner_labels": batch.partner_labels}
     with state.fabric.autocast():
         if getattr(objective, "teacher", None) is not None and hasattr(objective, "question"):
-            answer = objective.teacher.answer(*objective.question(batch.x, batch.y, **given))
+            answer = objective.teacher.answer(*objective.question(batch.x, batch.y, **batch.keywords()))
             if not _finite(answer.outputs, answer.products):
                 return _TEACHER
         if not weighted:
             return None
         with torch.enable_grad():
-            terms = objective(batch.x, batch.y, **given, progress=progress)
+            terms = objective(batch.x, batch.y, **batch.keywords(), progress=progress)
     if not _finite(terms.teacher_outputs):
         return _TEACHER
     for name in sorted(

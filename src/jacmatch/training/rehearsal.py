@@ -106,9 +106,7 @@ class Rehearsal:
             self.objective.teacher.turn = 0
         torch.manual_seed(0)
         before = torch.get_rng_state()
-        given: dict[str, Any] = {"ids": batch.ids, "draw": batch.view}
-        given |= {"partners": batch.partners, "partner_labels": batch.partner_labels}
-        found = self.objective(batch.x, batch.y, **given, progress=self.progress)
+        found = self.objective(batch.x, batch.y, **batch.keywords(), progress=self.progress)
         self.draws = self.draws or not torch.equal(before, torch.get_rng_state())
         self.weighted = found.values
         parts = {name: value for name, value in found.values.items() if name != "loss"}

@@ -10,7 +10,7 @@ from lightning_fabric.plugins.precision import Precision
 from torch import Tensor, nn
 
 from jacmatch.training.augmentation import Batch
-from jacmatch.training.distributed import Ranks, Shared, called
+from jacmatch.training.distributed import Ranks, Shared
 from jacmatch.training.layout import contiguous
 from jacmatch.training.metrics import Metrics
 from jacmatch.training.schedules import Training
@@ -91,7 +91,7 @@ class State:
         """The loss and its terms for the part of a batch of so many samples that is here; shares of the gradient."""
         progress = self.step / self.settings.steps
         if self.shared is None:
-            terms = called(self.objective, batch, progress)
+            terms = self.objective(batch.x, batch.y, **batch.keywords(), progress=progress)
             return terms.values, terms.shares
         values: dict[str, Tensor] = self.shared(batch, samples, progress)
         shared: Any = self.shared

@@ -73,14 +73,7 @@ def _step(objective: Distillation, batch: Batch, engine: Engine) -> float:
     objective.slopes.engine, objective.calls = engine, 1
     _wait(batch.x.device)
     start = time.perf_counter()
-    terms = objective(
-        batch.x,
-        batch.y,
-        ids=batch.ids,
-        draw=batch.view,
-        partners=batch.partners,
-        partner_labels=batch.partner_labels,
-    )
+    terms = objective(batch.x, batch.y, **batch.keywords())
     gradient_norms({"loss": terms["loss"]}, parameters)
     _wait(batch.x.device)
     return time.perf_counter() - start
