@@ -2,6 +2,8 @@
 
 import copy
 import re
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from . import cases
 from .processes import both
 
 pytestmark = pytest.mark.usefixtures("as_users_run")
+ROOT = Path(__file__).parents[2]
 SPLIT, HELD = cases.images(17), cases.images(9, seed=1)
 
 
@@ -185,8 +188,18 @@ def test_two_processes_train_what_one_does(tmp_path):
         fit(JOBS["labels"][0], SPLIT, replace(FIVE, shard=True), seed=2)
 
 
-@pytest.mark.slow
-def test_shards_and_compiled_steps_train_what_one_process_does(tmp_path):
-    first, second = both(more_in_two, tmp_path, timeout=500)
+def compared(folder):
+    """Shards and compiled steps in two processes against one."""
+    first, second = both(more_in_two, folder, timeout=500)
     agree({**SHARDED, **COMPILED}, first[0], second[0])
     assert first[1] == second[1] == {"sharded": 0.0}
+
+
+@pytest.mark.ci
+def test_shards_and_compiled_steps_train_what_one_process_does(tmp_path):
+    """In a process of its own: the type checks of the suite cannot be compiled."""
+    program = f"from pathlib import Path; from {__name__} import compared; compared(Path({str(tmp_path)!r}))"
+    said = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 0, said.stderr
