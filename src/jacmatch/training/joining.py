@@ -8,6 +8,8 @@ import contextlib
 import json
 import os
 import re
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -24,6 +26,7 @@ STORE = "JACMATCH_STORE"
 ERROR = "jacmatch-error"
 """Key of the store under which the first error of the job stands."""
 _PATIENCE = timedelta(minutes=10)  # of a step with the other processes: one of them may still compile
+_BETWEEN, _FORCE = 1.0, 30.0  # seconds between two looks at the launcher, and until an end without saving
 _TOLD_WITHIN = 5.0  # seconds in which the error of another process is in the store, if it is to come
 _OF_CONNECTIONS = re.compile(r"gloo|nccl|connection|broken pipe|tim(ed|e) ?out|store", re.IGNORECASE)
 _GONE = (
@@ -64,6 +67,8 @@ def joined(device: str) -> Iterator[Ranks]:
     cuda = _own_gpu(device)
     rank, size = int(os.environ["RANK"]), expected()
     store = _store(rank, size)
+    if STORE in os.environ:
+        _end_with_launcher()
     kind = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     try:
         distributed.init_process_group(kind, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
@@ -73,6 +78,20 @@ def joined(device: str) -> Iterator[Ranks]:
     finally:
         with contextlib.suppress(Exception):  # what is broken cannot be taken down in order
             distributed.destroy_process_group()
+
+
+def _end_with_launcher() -> None:
+    """Once the command that began this process has gone without a word, it saves and ends as with SIGTERM."""
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(_BETWEEN)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_FORCE)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="jacmatch-launcher").start()
 
 
 def _own_gpu(device: str) -> bool:
