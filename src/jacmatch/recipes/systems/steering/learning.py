@@ -12,6 +12,7 @@ from jacmatch.recipes.surrogate.fitting import fit_surrogate
 from jacmatch.recipes.systems.steering.arrays import Array
 from jacmatch.recipes.systems.steering.control import (
     ACCEPTED,
+    LARGEST,
     SPEEDS,
     Lqr,
     Scheduled,
@@ -76,7 +77,7 @@ def gain_error(speed: float | int, states: int, *, slopes: bool, steps: int, see
 
 
 def as_controller(student: nn.Module) -> "_Student":
-    """A network of (z, V) as a controller."""
+    """A network of (z, V) as a controller of a car, whose steering ends where the teacher's does."""
     return _Student(student)
 
 
@@ -87,7 +88,7 @@ class _Student:
     def __call__(self, z: Array, speed: Array) -> Array:
         x = torch.from_numpy(np.concatenate((z, speed[:, None]), 1)).float()
         with torch.no_grad():
-            return self.student(x).double().numpy()
+            return np.clip(self.student(x).double().numpy(), -LARGEST, LARGEST)
 
 
 def loops(student: nn.Module) -> tuple[Array, Array]:
