@@ -122,6 +122,20 @@ def test_shares_are_measured_and_slopes_can_wait(points):
     assert torch.equal(objective(points, y, j=j)["loss"], other(points, y, j=j)["loss"])
 
 
+def test_shares_are_measured_where_there_are_slopes(points):
+    objective = Regression(student(), jacobians=Share(0.25), every=3, measure_every=4)
+    y, j = function(points), slopes(points)
+    measured = []
+    for call in range(13):
+        before = dict(objective.balance.factors)
+        assert set(objective(points, y, j=j).shares) == {"values", "jacobians"}
+        with torch.no_grad():
+            objective.student[0].weight.mul_(1.3)
+        if objective.balance.factors != before:
+            measured.append(call)
+    assert measured == [0, 6, 12]
+
+
 def test_what_is_wrong_is_refused(points):
     y, j = function(points), slopes(points)
     with pytest.raises(InputError, match="`y` of `Regression` must be given where there is no teacher"):

@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ def begun(folder: Path, commands: list[list[str]], board: Board, moment: Moment,
     try:
         said = os.open(log or folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(said, 1), os.dup2(said, 2)
+        sys.stdout, sys.stderr = (os.fdopen(each, "w", buffering=1, closefd=False) for each in (1, 2))  # not pytest's
         os.chdir(folder)
         os.environ["JACMATCH_CACHE"] = str(folder / "kept")
         _watch_phases(board)

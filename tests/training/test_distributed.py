@@ -199,7 +199,6 @@ def compared(folder):
 def test_shards_and_compiled_steps_train_what_one_process_does(tmp_path):
     """In a process of its own: the type checks of the suite cannot be compiled."""
     program = f"from pathlib import Path; from {__name__} import compared; compared(Path({str(tmp_path)!r}))"
-    said = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-W", "error::UserWarning", "-c", program]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr

@@ -149,7 +149,8 @@ class Regression(nn.Module):
         batch = Batch(
             x, y, x.roll(1, 0) if partners is None else partners, None, None, ids, call if draw is None else draw
         )
-        measured = self.training and torch.is_grad_enabled() and call % (-(-self.measure_every // self.every)) == 0
+        period = -(-self.measure_every // self.every) * self.every  # all of them calls with slopes
+        measured = self.training and torch.is_grad_enabled() and call % period == 0
         outputs, told, unweighted = self._compared(batch, j, slopes=factor > 0, measured=measured)
         if measured:
             trained = [p for p in self.student.parameters() if p.requires_grad]

@@ -116,7 +116,7 @@ def test_four_wheels_cost_no_more_than_two():
         assert (four <= two + 1e-9).all()
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_one_state_with_its_slopes_gives_the_gain():
     assert gain_error(20.0, 1, slopes=True, steps=300, seed=0) <= 1e-6
 
