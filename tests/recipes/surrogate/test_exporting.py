@@ -20,7 +20,7 @@ def test_a_file_that_differs_from_the_network_is_refused():
 
 @pytest.mark.parametrize(
     "activation",
-    ["softplus", *(pytest.param(name, marks=pytest.mark.slow) for name in ("silu", "tanh", "gelu", "relu"))],
+    ["softplus", *(pytest.param(name, marks=pytest.mark.ci) for name in ("silu", "tanh", "gelu", "relu"))],
 )
 def test_onnx_has_the_scalers_inside(tmp_path, monkeypatch, as_users_run, activation):
     """Far from 0, where a network without scalers would be far off; read by onnx itself, for any size of a batch."""
