@@ -1,5 +1,6 @@
 """One process at a time in a run folder."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -128,3 +129,14 @@ def test_a_command_leaves_a_folder_alone_in_which_another_has_begun_meanwhile(tm
         assert main(["doctor", "mlp:4", "--data", "synthetic:D=3,K=2,N=30,T=10", "--out", str(tmp_path / "run")]) == 2
         assert "must be in use by one process at a time" in capsys.readouterr().err
         assert sorted(os.listdir(tmp_path / "run")) == [lock.LOCK, "settings.json"]
+
+
+def test_a_full_disk_leaves_no_lock_behind(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    held = lock.hold(tmp_path)
+    assert (tmp_path / lock.LOCK).read_bytes() == b""
+    held.release()
+    assert list(tmp_path.iterdir()) == []

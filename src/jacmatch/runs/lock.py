@@ -92,8 +92,9 @@ def _try(folder: Path) -> int | None:
             except FileNotFoundError:
                 pass
             os.close(descriptor)  # its owner has removed the file between the two lines: once more
-        os.truncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
+        with contextlib.suppress(OSError):  # a full disk: who has the folder is not said, and it is held all the same
+            os.truncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
     return descriptor
 
 
