@@ -128,6 +128,7 @@ def test_every_way_of_sampling_runs(folder, undrawn, sampling):
     does(f"--teacher simulator:smooth {box} {SMALL} {how} --out run")
     found = result(folder / "run")
     assert found["curves"][-1]["samples"] == 8
+    assert found["costs"]["trial_calls"] == found["function"]["calls"] > 0
     if "given" in sampling:
         parts = [np.load(folder / "run" / f"points-{name}.npz")["x"] for name in ("seed0", "test")]
         assert all((part[:, None] == GRID[None]).all(2).any(1).all() for part in parts)

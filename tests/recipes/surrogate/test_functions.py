@@ -88,6 +88,30 @@ def test_a_network_is_asked_in_evaluation_mode():
     assert torch.equal(function.values(X), net.eval()(X).detach())
 
 
+def noisy(size, sign=1.0):
+    """Values with noise of a solver, fixed by the point; an own Jacobian, right or of the wrong sign."""
+
+    def call(x):
+        return tensors(x) + size * torch.sin(1e7 * x.sum(1, keepdim=True))
+
+    call.jacobian = lambda x: sign * exact(x)
+    return call
+
+
+def test_a_jacobian_of_noisy_values_is_held_against_the_step_that_is_given():
+    with pytest.raises(InputError, match="where the values are noisy, give a longer --step"):
+        look(noisy(1e-7))
+    assert look(noisy(1e-7), step=0.02)[1].disagreement < 1e-3
+    for size in (1e-7, 1e-4):
+        with pytest.raises(InputError, match="must agree with differences of its values"):
+            look(noisy(size, sign=-1.0), step=0.02)
+
+
+def test_a_jacobian_that_could_not_be_checked_is_not_said_to_agree():
+    _, result = look(noisy(1e-2))
+    assert (result.disagreement, result.bent) == (None, 1.0)
+
+
 def test_calls_are_counted():
     function = opened("f", arrays, X, UNITS)
     function.values(X)

@@ -202,6 +202,7 @@ class Surrogate(SurrogateFields):
             "notes": _notes(asked),
             "export": self._export(run, student, test),
             "costs": {
+                "trial_calls": 0 if asked.tried is None else asked.tried.calls,
                 "training_calls": most.calls,
                 "training_seconds": most.seconds,
                 "test_calls": test.calls,
@@ -247,7 +248,12 @@ def _notes(asked: Source) -> list[str]:
     if function is None or tried is None:
         return []
     bent = function.bent
-    notes = [f"Slopes of the function: {_WAYS[function.way]}."]
+    way = _WAYS[function.way]
+    if function.way != "differences":
+        way += _UNCHECKED if tried.disagreement is None else ", which agrees with differences"
+    else:
+        way += f", which ask it at {2 * asked.units.numel() + 1} more points for each"
+    notes = [f"Slopes of the function: {way}."]
     if bent or tried.bent:
         where = f", for instance at x = {tried.place}" if tried.place else ""
         share = f"{bent} of {function.asked} points" if function.asked else f"{tried.bent:.0%} of the points tried"
@@ -259,10 +265,11 @@ def _notes(asked: Source) -> list[str]:
 
 
 _WAYS = {
-    "own": "its own Jacobian, which agrees with differences",
-    "autograd": "by autograd, which agrees with differences",
+    "own": "its own Jacobian",
+    "autograd": "by autograd",
     "differences": "none known; antithetic differences of its values",
 }
+_UNCHECKED = ", which was not checked: the function is not smooth at the step of differences"
 
 
 def _speed(asked: Source, student: nn.Module, x: Float[Tensor, "sample *input"]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Source:
             order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(seed))
             whole = _of(self.data, train=True)
             return {size: whole.rows(order[:size]) for size in self.sizes}
-        if self.job.sampling == "latin-hypercube":
+        if self.job.sampling in ("latin-hypercube", "active"):  # of these a part is no such set
             return {size: self._kept(run, f"points-seed{seed}-n{size}", size, seed, learn) for size in self.sizes}
         asked = self._kept(run, f"points-seed{seed}", most, seed, learn)
         return {size: asked.rows(slice(size)) for size in self.sizes}
@@ -142,8 +142,9 @@ def source(job: SurrogateFields) -> Source:
     own, way = None, job.jacobian
     if way not in ("auto", *WAYS):
         own, way = found(way, "--jacobian"), "own"
+    _resolved(place, units)
     function = opened(job.teacher, call, some, units, own=own, way=way, step=job.step)  # type: ignore[arg-type]
-    found_out = tried(function, some)
+    found_out = replace(tried(function, some), calls=function.points)
     _units("output", job.output_units, torch.ones(found_out.outputs))
     _enough(job, len(place) - len(place) // 5 if job.points is not None else None)
     return Source(job, function, found_out, None, place, units)
@@ -181,6 +182,17 @@ def _units(kind: str, given: tuple[float, ...], spread: Tensor | None) -> Tensor
     return spread
 
 
+def _resolved(x: Tensor, units: Tensor) -> None:
+    """Refuses inputs whose change is lost in float32, in which networks are trained."""
+    lost = x.abs().amax(0) * torch.finfo(torch.float32).eps >= 1e-3 * units
+    if bool(lost.any()):
+        number = int(lost.flatten().int().argmax())
+        rule = "Inputs of `surrogate` must change by more than float32 can tell."
+        got = f"input {number}: up to {float(x.abs().amax(0).flatten()[number]):.9g}, in units of "
+        do = "Give the function an input that begins near 0, and add the rest inside it."
+        raise InputError(rule, got=f"{got}{float(units.flatten()[number]):.3g}", do=do)
+
+
 def _file(job: SurrogateFields) -> Source:
     """The arrays of a file."""
     for name in ("points", "low", "high", "step", "inputs"):
@@ -198,6 +210,7 @@ def _file(job: SurrogateFields) -> Source:
         raise InputError(rule, got="values alone", do="Add the slopes, or use --methods values.")
     units = _units("input", job.input_units, data.train.inputs().double().std(0, unbiased=False))
     assert units is not None
+    _resolved(data.train.inputs().double(), units)
     output_units(job, data.train.y.double())
     _enough(job, len(data.train))
     return Source(job, None, None, data, data.train.inputs().double(), units)
