@@ -167,6 +167,7 @@ def _tables(document: Document) -> list[Table]:
         (
             f"Mean ± standard deviation over seeds: {seeds_of(document)}. Landmark error: mean distance in per cent of "
             f"that of the eyes; converged: below {CONVERGED} %. Evaluations: how often an image is sampled for a face.",
+            "Cutting the window is not counted.",
             "Calls: of the fitter, for what the student learns from; kept: those that did not fail; jumps: slopes that "
             "half the step changes by more than half their length.",
             f"CPU, one thread beside other work, torch {document['environment']['torch']}, "

@@ -241,8 +241,9 @@ def _notes(asked: Mapping[str, Any], own: Mapping[str, float]) -> tuple[str, str
     """What a reader of the tables of inverse kinematics and of switches must know."""
     inverse = (
         f"{asked['targets']} targets, starts up to {_AWAY} rad from a solution in each joint, at most "
-        f"{asked['iterations']} damped steps within the learned range. Reached: 1 mm and 2 mrad. First four columns: "
-        f"poses of the arm, slopes of the network; wrists are straight within {_STRAIGHT} rad. Alone: poses are the "
+        f"{asked['iterations']} damped steps within the learned range. Reached: 1 mm and 2 mrad; iterations are of "
+        f"reached targets only. First four columns: poses of the arm, slopes of the network; wrists are straight "
+        f"within {_STRAIGHT} rad. Alone: poses are the "
         "network's too, and what is given is the median error of the arm."
     )
     switch = (
