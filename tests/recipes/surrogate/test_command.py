@@ -128,6 +128,9 @@ def test_every_way_of_sampling_runs(folder, undrawn, sampling):
     does(f"--teacher simulator:smooth {box} {SMALL} {how} --out run")
     found = result(folder / "run")
     assert found["curves"][-1]["samples"] == 8
+    sizes = {path.name for path in (folder / "run").glob("points-seed0*")}
+    whole = sampling.partition(" ")[0] in ("latin-hypercube", "active")  # of which a part is no such set
+    assert sizes == ({"points-seed0-n8.npz"} if whole else {"points-seed0.npz"})
     assert found["costs"]["trial_calls"] == found["function"]["calls"] > 0
     if "given" in sampling:
         parts = [np.load(folder / "run" / f"points-{name}.npz")["x"] for name in ("seed0", "test")]
@@ -180,6 +183,7 @@ def test_a_fifth_of_a_file_without_a_test_part_is_held_out_and_inputs_may_have_a
             f"--teacher simulator:smooth {BOX} --output-units 1 2 3",
             "must be one for each of the 2 outputs",
         ),
+        ("--teacher simulator:smooth --low 0 1e9 --high 1 1000000010", "input 1: up to 1.00000001e+09, in units of 2.89"),
         (f"--teacher simulator:smooth {BOX} --jacobian autograd", "must be differentiable by autograd"),
         (f"--teacher simulator:smoth {BOX}", "Nearest: smooth"),
         (f"--teacher simulator:smooth {BOX} --sampling given", "must come together"),

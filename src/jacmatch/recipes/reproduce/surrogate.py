@@ -203,7 +203,7 @@ def _tables(document: Document) -> list[Table]:
             tuple(_saved(document)),
             (
                 "The error of what stands before ←, and how many points what stands behind it needs for that. A step "
-                "with slopes takes twice the time.",
+                "with slopes takes two to three times the time.",
             ),
         ),
         _beside(document, "activation", "Activations", (STANDARD, *ACTIVATIONS), notes[:1]),
