@@ -749,6 +749,7 @@ def process(*words, **more):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **more)
 
 
+@pytest.mark.ci
 def test_the_process_says_one_line_and_exits_with_2(good):
     ended = process(*shlex.split((TRAIN + " --lr nan").format(good=good)))
     assert (ended.returncode, ended.stdout) == (2, "")

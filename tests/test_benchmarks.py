@@ -94,6 +94,7 @@ def test_rows_of_a_gpu_stay_empty_without_one_and_say_so(quick):
     assert {row["why_empty"] for row in rows} == {"no GPU at hand"}
 
 
+@pytest.mark.ci
 def test_what_a_person_reads(tmp_path, monkeypatch, capsys):
     """Claims, numbers and bounds of what is measured; one line for what is not."""
     monkeypatch.chdir(tmp_path)

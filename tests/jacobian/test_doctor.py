@@ -118,6 +118,7 @@ def test_the_module_stays_as_it_was(make, training, dtype):
     assert {**after, "state": None} == {**before, "state": None}
 
 
+@pytest.mark.ci
 @each
 def test_a_faulty_module_stays_as_it_was_too(name):
     module, x = planted(name)

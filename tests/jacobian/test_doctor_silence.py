@@ -20,6 +20,7 @@ def is_sound(diagnosis):
     assert {finding.code for finding in diagnosis.findings} <= NOTES, str(diagnosis)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.ci)], ids=["train", "eval"])
 @pytest.mark.parametrize("name", SOUND)
 def test_no_false_alarm(name, training):

@@ -95,6 +95,7 @@ def test_gradients_of_jacobian_losses(name, way):
         assert_gradients(loss, parameters, moves, [several[:, number] for several in expected])
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("name", "engine"), [(name, way) for name, way in WAYS if way in EXACT])
 def test_gradients_through_several_directions_at_once(name, engine):
     """They are the sum of those through each direction by itself."""

@@ -62,6 +62,7 @@ def test_jvp(name, engine):
     assert_equal(single, expected[1])
 
 
+@pytest.mark.ci
 @each
 def test_jvp_by_differences(name):
     y, full = truth(name)

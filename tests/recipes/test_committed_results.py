@@ -18,6 +18,7 @@ def document(folder):
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_tables_and_figure_are_made_of_the_stored_numbers(folder):
     stored = document(folder)

@@ -16,7 +16,7 @@ from jacmatch.recipes.reproduce import robustness
 from jacmatch.recipes.reproduce.robustness import KINDS, LEVELS, PUBLISHED, ROBUSTNESS, ROWS, UNSEEN
 
 # The recipes below are run with type checks in test_cli.py.
-pytestmark = pytest.mark.usefixtures("all_as_users_run")
+pytestmark = [pytest.mark.usefixtures("all_as_users_run"), pytest.mark.ci]
 
 
 @pytest.fixture(scope="module")

@@ -41,6 +41,7 @@ def test_if_a_task_fails_those_under_way_are_kept_and_no_other_begins():
     assert handed_over([1.0, -1, 0.0]) == ([1.0], ValueError)
 
 
+@pytest.mark.ci
 def test_an_interrupt_does_not_wait_for_the_workers():
     def interrupt():
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
@@ -62,6 +63,7 @@ def test_what_is_finished_when_the_interrupt_comes_is_kept(monkeypatch):
     assert handed_over([60, 0.0]) == ([0.0], KeyboardInterrupt)
 
 
+@pytest.mark.ci
 def test_a_killed_worker_is_said_and_the_others_end(monkeypatch):
     """The one that was begun last: the pool of the standard library does not watch it until something else happens."""
     kill = [lambda: max(multiprocessing.active_children(), key=lambda process: process.pid).kill()]

@@ -183,7 +183,10 @@ def test_a_fifth_of_a_file_without_a_test_part_is_held_out_and_inputs_may_have_a
             f"--teacher simulator:smooth {BOX} --output-units 1 2 3",
             "must be one for each of the 2 outputs",
         ),
-        ("--teacher simulator:smooth --low 0 1e9 --high 1 1000000010", "input 1: up to 1.00000001e+09, in units of 2.89"),
+        (
+            "--teacher simulator:smooth --low 0 1e9 --high 1 1000000010",
+            "input 1: up to 1.00000001e+09, in units of 2.89",
+        ),
         (f"--teacher simulator:smooth {BOX} --jacobian autograd", "must be differentiable by autograd"),
         (f"--teacher simulator:smoth {BOX}", "Nearest: smooth"),
         (f"--teacher simulator:smooth {BOX} --sampling given", "must come together"),
