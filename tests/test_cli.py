@@ -183,6 +183,7 @@ def test_the_settings_of_a_run_give_the_same_run(source, trained, capsys):
     assert result["student"] == json.loads((trained / "result.json").read_text())["student"]
 
 
+@pytest.mark.ci
 def test_a_comparison_from_its_settings(as_users_run, capsys):
     words = ["distill", "--teacher", "mlp:12", "--student", "mlp:6", "--smoke", "--methods", "outputs", "jacobians"]
     first = result_of([*words, "--seed", "3", "--lr", "0.01", "--out", "first"], capsys)

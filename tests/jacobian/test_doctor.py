@@ -95,6 +95,7 @@ def unusual():
     return module
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.ci)])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("make", [unusual, Attends, SOUND["lstm, dropout"][0], SOUND["conv and BatchNorm"][0]])

@@ -177,6 +177,7 @@ def test_orthogonal_columns_have_the_moments_of_haar():
         assert z_scores(products, reference.cross_moment(3, i, j, k, m)).abs() < LIMIT
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("count", [1, 3, 7])
 @pytest.mark.parametrize("shape", [(), (3,), (5,), (17,), (3, 7, 7), (3, 32, 32)])

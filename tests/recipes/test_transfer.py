@@ -238,6 +238,7 @@ def test_nearest_means():
     assert closeness.nearest_mean_accuracy(nn.Identity(), train, test, 2) == pytest.approx(2 / 3)
 
 
+@pytest.mark.ci
 def test_the_table_is_made_of_the_stored_numbers(measured):
     folder, document = measured
     experiment = EXPERIMENTS["transfer"]
