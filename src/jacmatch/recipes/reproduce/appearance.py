@@ -45,10 +45,9 @@ _LESSON, _TEST = 10_000, 20_000  # seeds of the faces: those of the cell and thi
 
 def _cells(request: Request) -> list[Cell]:
     size = _SIZES["smoke" if request.smoke else "cpu"]
-    seeds = request.seeds or (1 if request.smoke else 5)
     return [
         Cell(method, "all", seed, {**size, **how, "share": 0.1})
-        for seed in range(request.seed, request.seed + seeds)
+        for seed in request.seed_numbers(5)
         for method, how in METHODS.items()
     ]
 

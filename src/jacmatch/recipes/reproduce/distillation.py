@@ -44,12 +44,11 @@ def _cells(request: Request) -> list[Cell]:
         "output_loss": "squared",
         "jacobian_loss": "squared" if request.data.startswith("cifar100") else "normalized",
     }
-    seeds = request.seeds or (1 if request.smoke else 3)
     return [
         Cell(row, column_of(n), seed, students.settings_of(request, n, **settings, **loss, **_training(request, n)))
         for n in per_class_of(request, _PER_CLASS[request.scale])
         for row, settings in ROWS.items()
-        for seed in range(request.seed, request.seed + seeds)
+        for seed in request.seed_numbers(3)
     ]
 
 

@@ -27,17 +27,15 @@ ROWS: dict[str, Mapping[str, Any]] = {
 """Settings of `jacmatch distill`; what is not named is its default."""
 
 _STEPS = {"smoke": 20, "cpu": 300, "paper": 4000}
-_SEEDS = {"smoke": 1, "cpu": 5, "paper": 5}
 
 
 def _cells(request: Request) -> list[Cell]:
     shared = {"batch_size": 64, "steps": _STEPS[request.scale], "lr": 2e-3}
-    seeds = request.seeds or _SEEDS[request.scale]
     return [
         Cell(row, column_of(n), seed, students.settings_of(request, n, **settings, **shared))
         for n in per_class_of(request, (5,) if request.smoke else (10, 100))
         for row, settings in ROWS.items()
-        for seed in range(request.seed, request.seed + seeds)
+        for seed in request.seed_numbers(5)
     ]
 
 

@@ -71,7 +71,6 @@ def _size(request: Request) -> dict[str, int]:
 
 def _cells(request: Request) -> list[Cell]:
     size = _size(request)
-    seeds = request.seeds or (1 if request.smoke else 5)
     return [
         Cell(
             method,
@@ -86,7 +85,7 @@ def _cells(request: Request) -> list[Cell]:
             },
         )
         for method, how in METHODS.items()
-        for seed in range(request.seed, request.seed + seeds)
+        for seed in request.seed_numbers(5)
     ]
 
 

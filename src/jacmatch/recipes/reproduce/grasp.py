@@ -76,7 +76,7 @@ def _cells(request: Request) -> list[Cell]:
                 "lengths": LENGTHS[size][slopes],
             },
         )
-        for seed in range(request.seed, request.seed + (request.seeds or (1 if request.smoke else 5)))
+        for seed in request.seed_numbers(5)
         for samples in SAMPLES[size]
         for row, slopes in ROWS.items()
     ]

@@ -88,7 +88,7 @@ def _cells(request: Request) -> list[Cell]:
             seed,
             {**_SHARED, **_HOW[slopes], "samples": samples, "slopes": slopes, "lengths": lengths, **_SIZES[size]},
         )
-        for seed in range(request.seed, request.seed + (request.seeds or (1 if request.smoke else 5)))
+        for seed in request.seed_numbers(5)
         for samples in SAMPLES[size]
         for method, slopes in METHODS.items()
         if (lengths := _lengths(LENGTHS[size], samples, method))

@@ -50,7 +50,6 @@ _SCALES = {"price": 1e4, "delta": 100.0}
 
 def _cells(request: Request) -> list[Cell]:
     size = "smoke" if request.smoke else "cpu"
-    seeds = request.seeds or (1 if request.smoke else 5)
     return [
         Cell(
             f"{option}: {method}",
@@ -67,7 +66,7 @@ def _cells(request: Request) -> list[Cell]:
         for option in OPTIONS
         for paths in PATHS[size]
         for method, how in METHODS.items()
-        for seed in range(request.seed, request.seed + seeds)
+        for seed in request.seed_numbers(5)
         if method != LONGEST or paths == PATHS[size][-1]
     ]
 

@@ -92,12 +92,11 @@ _REMAINDER = "remainder {:g}"
 
 def _cells(request: Request) -> list[Cell]:
     columns = [column for column in COLUMNS if not request.smoke or column != AVERAGE]
-    seeds = request.seeds or (1 if request.smoke else 3)
     return [
         Cell(row, column, seed, {"sigmas": SIGMAS})
         for row in STATEMENTS
         for column in columns
-        for seed in range(request.seed, request.seed + seeds)
+        for seed in request.seed_numbers(3)
     ]
 
 

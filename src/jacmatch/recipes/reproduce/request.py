@@ -49,6 +49,10 @@ class Request(JobFields):
         """The size that is run."""
         return "smoke" if self.smoke else self.size
 
+    def seed_numbers(self, own: int) -> range:
+        """The seeds that are measured: as many as were asked for, else `own`, or 1 in a smoke run."""
+        return range(self.seed, self.seed + (self.seeds or (1 if self.smoke else own)))
+
     def given(self, taken: frozenset[str]) -> list[str]:
         """The fields that are not at their default and are neither in `taken` nor for every experiment."""
         others = [field for field in fields(self) if field.name not in self.everywhere | taken]

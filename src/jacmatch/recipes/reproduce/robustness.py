@@ -56,7 +56,6 @@ KINDS = {
 """Rows of equal cost; of each kind the best on validation images is chosen."""
 
 _COLUMN = "all"
-_SEEDS = {"smoke": 1, "cpu": 3, "paper": 3}
 _STEPS = {"smoke": 8, "cpu": 200}
 _BATCH, _EPOCHS = 128, 500
 _JUDGED = 1000  # test images, and validation images, in the small sizes
@@ -86,10 +85,9 @@ def _cells(request: Request) -> list[Cell]:
     if students.data_of(request.data, request.seed, request.smoke).classes is None:
         raise InputError("`--data` of `reproduce robustness` must have classes.", got=request.data)
     training = _training(request)
-    seeds = _SEEDS[request.scale] if request.seeds is None else request.seeds
     return [
         Cell(row, _COLUMN, seed, {"form": "squared-norm", **settings, **training})
-        for seed in range(request.seed, request.seed + seeds)
+        for seed in request.seed_numbers(3)
         for row, settings in ROWS.items()
     ]
 

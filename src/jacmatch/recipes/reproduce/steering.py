@@ -53,7 +53,7 @@ MEASURES = (
 
 def _cells(request: Request) -> list[Cell]:
     size = "smoke" if request.smoke else "cpu"
-    seeds = range(request.seed, request.seed + (request.seeds or (1 if request.smoke else 5)))
+    seeds = request.seed_numbers(5)
     shared = {"steps": _GAIN_STEPS[size], "speed": _SPEED}
     gains = [
         Cell(row, str(states), seed, {**shared, "states": states, "slopes": row == ONE_SLOPES})

@@ -73,7 +73,7 @@ def _cells(request: Request) -> list[Cell]:
         for name, how, methods, numbers in _settings(size)
         for samples in numbers
         for method in methods
-        for seed in range(request.seed, request.seed + (request.seeds or (1 if request.smoke else 5)))
+        for seed in request.seed_numbers(5)
     ]
 
 

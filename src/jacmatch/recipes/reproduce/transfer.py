@@ -105,7 +105,7 @@ def _cells(request: Request) -> list[Cell]:
     """Seed by seed, so that a part of them is a table with fewer seeds."""
     _own(request)
     columns = request.per_class or _COLUMNS[request.scale]
-    seeds = range(request.seed, request.seed + (request.seeds or _SEEDS[request.scale]))
+    seeds = request.seed_numbers(_SEEDS[request.scale])
     main = {label: {"method": method} for method, label in METHODS.items()}
     ablated = columns[0] if _ABLATED not in columns else _ABLATED
     cells = []
