@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jacmatch.jacobian.channels import sum_by_channel
-from jacmatch.jacobian.held import Toward, along_probes, applied
+from jacmatch.jacobian.held import Toward, along_probes, applied, as_autocast
 
 
 class _Settings(NamedTuple):
@@ -48,10 +48,7 @@ def convolution(
     dense = x.is_floating_point() and x.dim() == weight.dim() == space + 2 and x.numel() and x.layout == torch.strided
     if isinstance(padding, str) or not dense or torch.compiler.is_compiling():
         return func(x, weight, bias, stride, padding, dilation, groups)
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    x, weight, bias = as_autocast(x, weight, bias)
     settings = _Settings(_each(stride, space), _each(padding, space), _each(dilation, space), groups)
     y: Tensor = applied(_Convolution, x, weight, bias, settings)
     return y

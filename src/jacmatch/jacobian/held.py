@@ -37,6 +37,15 @@ def applied(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(arguments))  # type: ignore[misc]
 
 
+def as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The arguments in the type that autocast gives a product of matrices; as they are where it is off."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+        return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    return x, weight, bias
+
+
 def along_probes(
     function: type[torch.autograd.Function], info: Any, dims: Any, arguments: tuple[Any, ...]
 ) -> tuple[Tensor | tuple[Tensor, ...], Any]:

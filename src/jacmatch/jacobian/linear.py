@@ -6,17 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jacmatch.jacobian.held import Toward, along_probes, applied
+from jacmatch.jacobian.held import Toward, along_probes, applied, as_autocast
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, x Wᵀ + b over the last axis of x."""
     if not x.is_floating_point() or x.dim() < 2 or weight.dim() != 2 or torch.compiler.is_compiling():
         return functional.linear(x, weight, bias)
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    x, weight, bias = as_autocast(x, weight, bias)
     y: Tensor = applied(_Linear, x, weight, bias)
     return y
 

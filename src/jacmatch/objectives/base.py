@@ -73,6 +73,16 @@ class Terms:
         return iter(self.values)
 
 
+def between_measurements(measure_every: int, every: int) -> int:
+    """Calls between two measurements of shares: at least as many as asked for, and each a call with slopes.
+
+    Example:
+        >>> between_measurements(100, 3)
+        102
+    """
+    return -(-measure_every // every) * every
+
+
 class Balance:
     """Turns weights, some of them shares, into factors, and remembers the measured shares.
 

@@ -21,7 +21,7 @@ from jacmatch.jacobian import (
     run,
 )
 from jacmatch.objectives import rules
-from jacmatch.objectives.base import Balance, Share, Terms
+from jacmatch.objectives.base import Balance, Share, Terms, between_measurements
 from jacmatch.objectives.compiled import CompiledSteps, Found, Kinds, Step
 from jacmatch.objectives.points import AtData, AtMixedPairs, Batch, Point
 from jacmatch.objectives.schedules import WeightSchedule
@@ -185,7 +185,7 @@ class Distillation(nn.Module):
     @property
     def _period(self) -> int:
         """Calls between two measurements, all of them calls with a Jacobian term."""
-        return -(-self.measure_every // self.every) * self.every
+        return between_measurements(self.measure_every, self.every)
 
     def _jacobian_factor(self, call: int, progress: float | int) -> float:
         if not self.balance.weights["jacobians"] or (self.training and call % self.every):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError
 from jacmatch.jacobian import BatchNormPolicy, DataPairs, Engine, Estimator, EveryRow
 from jacmatch.objectives import rules
-from jacmatch.objectives.base import Balance, Share, Terms
+from jacmatch.objectives.base import Balance, Share, Terms, between_measurements
 from jacmatch.objectives.points import AtData, Batch
 from jacmatch.objectives.schedules import WeightSchedule
 from jacmatch.objectives.slopes import Slopes
@@ -149,7 +149,7 @@ class Regression(nn.Module):
         batch = Batch(
             x, y, x.roll(1, 0) if partners is None else partners, None, None, ids, call if draw is None else draw
         )
-        period = -(-self.measure_every // self.every) * self.every  # all of them calls with slopes
+        period = between_measurements(self.measure_every, self.every)
         measured = self.training and torch.is_grad_enabled() and call % period == 0
         outputs, told, unweighted = self._compared(batch, j, slopes=factor > 0, measured=measured)
         if measured:

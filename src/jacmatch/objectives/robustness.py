@@ -12,7 +12,7 @@ from torch.nn import functional
 from jacmatch.errors import InputError
 from jacmatch.jacobian import BatchNormPolicy, Context, Estimator, Loss, Module, RandomOutputs, pull, push, run
 from jacmatch.losses import hoffman, squared_norm
-from jacmatch.objectives.base import Balance, Terms
+from jacmatch.objectives.base import Balance, Terms, between_measurements
 from jacmatch.objectives.penalties import FORMS, Form, go_together, known, numbers
 from jacmatch.objectives.points import AtNoise
 from jacmatch.objectives.terms import exact_values, label_term, precise
@@ -151,7 +151,7 @@ class Robustness(nn.Module):
     @property
     def _period(self) -> int:
         """Calls between two measurements, all of them calls with a penalty."""
-        return -(-self.measure_every // self.every) * self.every
+        return between_measurements(self.measure_every, self.every)
 
     def _unit(self, x: Tensor) -> Tensor:
         """The scale, shaped to multiply a sample."""

@@ -13,7 +13,7 @@ from jacmatch.jacobian import AttentionMaps, BatchNormPolicy, Context, Readout, 
 from jacmatch.losses import attention_map, attention_transfer, match_sizes
 from jacmatch.models import FirstOutputs
 from jacmatch.objectives import rules
-from jacmatch.objectives.base import Balance, Share, Terms
+from jacmatch.objectives.base import Balance, Share, Terms, between_measurements
 from jacmatch.objectives.schedules import WeightSchedule
 from jacmatch.objectives.terms import jacobian_term, label_term, output_term, precise
 from jacmatch.teachers import Answer, Question, Teacher, as_teacher
@@ -184,7 +184,7 @@ class Transfer(nn.Module):
     @property
     def _period(self) -> int:
         """Calls between two measurements, all of them calls with a Jacobian term."""
-        return -(-self.measure_every // self.every) * self.every
+        return between_measurements(self.measure_every, self.every)
 
     def _jacobian_factor(self, call: int, progress: float | int) -> float:
         if not self.balance.weights["jacobians"] or (self.training and call % self.every):

@@ -9,7 +9,8 @@ import pytest
 
 from jacmatch.recipes import Reproduce
 from jacmatch.recipes.reproduce import EXPERIMENTS
-from jacmatch.recipes.reproduce.pricing import HINDSIGHT, LONGER, LONGEST, METHODS, SLOPES, VALUES, crossing
+from jacmatch.recipes.reproduce.equal_error import crossing
+from jacmatch.recipes.reproduce.pricing import HINDSIGHT, LONGER, LONGEST, METHODS, SLOPES, VALUES
 from jacmatch.recipes.systems.pricing import OPTIONS
 
 

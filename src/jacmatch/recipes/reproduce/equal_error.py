@@ -1,5 +1,7 @@
 """Surrogates over numbers of samples: the methods that the systems share, and how many samples an error takes."""
 
+import itertools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacmatch.recipes.reproduce.pricing import crossing
 from jacmatch.recipes.surrogate.fitting import deviation, fit_surrogate
 from jacmatch.report import Document
 from jacmatch.report.experiments import NOTHING, entry, names, spreads
@@ -76,6 +77,20 @@ def best_of_lengths(
 def columns_of(document: Document, row: str) -> list[str]:
     """The numbers of samples that a row has, from few to many."""
     return sorted({cell["column"] for cell in document["cells"] if cell["row"] == row}, key=int)
+
+
+def crossing(curve: list[tuple[int, float]], bound: float) -> float | None:
+    """Where a falling curve crosses a bound, on straight lines through logarithms; None if it is never above or below.
+
+    Example:
+        >>> round(crossing([(100, 0.1), (10_000, 0.01)], 0.05))
+        400
+    """
+    for (fewer, high), (more, low) in itertools.pairwise(curve):
+        if high > bound >= low:
+            share = math.log(high / bound) / math.log(high / low)
+            return float(fewer * (more / fewer) ** share)
+    return None
 
 
 def reached(document: Document, measures: Sequence[Measure]) -> list[tuple[str, ...]]:

@@ -1,7 +1,5 @@
 """Options learned from single paths: values alone against values and slopes, at equal numbers of paths."""
 
-import itertools
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.jacobian import jacobian
+from jacmatch.recipes.reproduce.equal_error import crossing
 from jacmatch.recipes.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.recipes.surrogate.fitting import fit_surrogate, new_student
@@ -255,20 +254,6 @@ def _against(bound: float | None, known: list[tuple[int, float]], scale: float) 
     where = crossing(known, bound)
     between = NOTHING if where is None else f"{where:,.0f} ({100 * where / most:.1f} %)"
     return f"{scale * bound:.2f}", *reached, between
-
-
-def crossing(curve: list[tuple[int, float]], bound: float) -> float | None:
-    """Where a falling curve crosses a bound, on straight lines through logarithms; None if it is never above or below.
-
-    Example:
-        >>> round(crossing([(100, 0.1), (10_000, 0.01)], 0.05))
-        400
-    """
-    for (fewer, high), (more, low) in itertools.pairwise(curve):
-        if high > bound >= low:
-            share = math.log(high / bound) / math.log(high / low)
-            return float(fewer * (more / fewer) ** share)
-    return None
 
 
 def _figure(document: Document) -> bytes:

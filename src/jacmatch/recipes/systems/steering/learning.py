@@ -14,6 +14,7 @@ from jacmatch.recipes.systems.steering.control import (
     ACCEPTED,
     LARGEST,
     SPEEDS,
+    Controller,
     Lqr,
     Scheduled,
     drive,
@@ -76,19 +77,15 @@ def gain_error(speed: float | int, states: int, *, slopes: bool, steps: int, see
     return float((student.weight.detach() - known).abs().max() / known.abs().max())
 
 
-def as_controller(student: nn.Module) -> "_Student":
+def as_controller(student: nn.Module) -> Controller:
     """A network of (z, V) as a controller of a car, whose steering ends where the teacher's does."""
-    return _Student(student)
 
-
-class _Student:
-    def __init__(self, student: nn.Module) -> None:
-        self.student = student
-
-    def __call__(self, z: Array, speed: Array) -> Array:
+    def steered(z: Array, speed: Array) -> Array:
         x = torch.from_numpy(np.concatenate((z, speed[:, None]), 1)).float()
         with torch.no_grad():
-            return np.clip(self.student(x).double().numpy(), -LARGEST, LARGEST)
+            return np.clip(student(x).double().numpy(), -LARGEST, LARGEST)
+
+    return steered
 
 
 def loops(student: nn.Module) -> tuple[Array, Array]:
