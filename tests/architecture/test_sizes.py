@@ -1,10 +1,10 @@
-"""Small files, small functions, and no module that is named after nothing."""
+"""A file holds one concept in at most 600 lines, functions are short, and no module is named after nothing."""
 
 import ast
 
 from . import source
 
-FILE_LINES, FUNCTION_LINES = 300, 50
+FILE_LINES, FUNCTION_LINES = 600, 50
 
 LONGER_FILES: dict[str, str] = {
     "tests/test_bad_input.py": "a table with a row for each mistake",
