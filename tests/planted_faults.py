@@ -75,19 +75,19 @@ FAULTS = {
         "tests/jacobian/test_parameter_gradients.py",
     ),
     "frozen statistics leak into the rows": Fault(
-        "jacobian/batch_norm.py",
+        "jacobian/rules/batch_norm.py",
         "        if frozen\n        else applied(_Projected",
         "        if False\n        else applied(_Projected",
         "tests/jacobian/test_module_policies.py tests/jacobian/test_parameter_gradients.py",
     ),
     "the weight's part of a row's derivative is lost": Fault(
-        "jacobian/convolution.py",
+        "jacobian/rules/convolution.py",
         "by_weight = ctx.needs_input_grad[1] and not (Toward.input and ctx.is_parameter)",
         "by_weight = False",
         "tests/jacobian/test_derivative_rules.py",
     ),
     "layer norm is not written out": Fault(
-        "jacobian/written_out.py",
+        "jacobian/rules/op_replacements.py",
         "if self.statistics and func in (functional.layer_norm, torch.layer_norm):",
         "if False:",
         "tests/jacobian/test_parameter_gradients.py",

@@ -11,12 +11,12 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional
 
 from jacmatch.jacobian import pull, push
-from jacmatch.jacobian.activation import gelu, is_gelu, is_relu, relu
-from jacmatch.jacobian.batch_norm import _moments, _moved, batch_norm
-from jacmatch.jacobian.channels import affine, dot_by_channel
-from jacmatch.jacobian.convolution import convolution
-from jacmatch.jacobian.layer_norm import layer_norm
-from jacmatch.jacobian.linear import linear
+from jacmatch.jacobian.rules.activation import gelu, is_gelu, is_relu, relu
+from jacmatch.jacobian.rules.batch_norm import _moments, _moved, batch_norm
+from jacmatch.jacobian.rules.channels import affine, dot_by_channel
+from jacmatch.jacobian.rules.convolution import convolution
+from jacmatch.jacobian.rules.layer_norm import layer_norm
+from jacmatch.jacobian.rules.linear import linear
 
 CONVOLUTIONS = {
     "1d": (torch.conv1d, (2, 2, 5), (3, 2, 3), {"padding": 1}),

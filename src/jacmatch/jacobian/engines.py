@@ -25,10 +25,10 @@ from jacmatch.jacobian.function import (
     replaying,
     roots_of,
 )
-from jacmatch.jacobian.held import toward_input
 from jacmatch.jacobian.modules import buffers_in_training, is_trainable, twice_differentiable
 from jacmatch.jacobian.readouts import parts_of
-from jacmatch.jacobian.tracing import Traced
+from jacmatch.jacobian.rules.backward_mode import toward_input
+from jacmatch.jacobian.rules.traced import Traced
 
 
 def reverse_pull(function: Function, x: Tensor, cotangents: Cotangents) -> Products:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian.batch_norm import Statistics
-from jacmatch.jacobian.written_out import WrittenOut
+from jacmatch.jacobian.rules.batch_norm import Statistics
+from jacmatch.jacobian.rules.op_replacements import WrittenOut
 
 BatchNormPolicy = Literal["batch", "frozen"]
 """What BatchNorm layers in training mode do during a pass with derivatives.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from jacmatch.jacobian.batch_norm import move_running_statistics
+from jacmatch.jacobian.rules.batch_norm import move_running_statistics
 
 
 class Traced(TorchFunctionMode):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jacmatch.jacobian.held import Toward, along_probes, applied, as_autocast
+from jacmatch.jacobian.rules.backward_mode import Toward, along_probes, applied, as_autocast
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

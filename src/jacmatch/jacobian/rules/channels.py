@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jacmatch.jacobian.held import Toward, along_probes, applied
+from jacmatch.jacobian.rules.backward_mode import Toward, along_probes, applied
 
 
 def by_channel(values: Tensor, like: Tensor) -> Tensor:

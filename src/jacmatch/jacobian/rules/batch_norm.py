@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian.channels import affine, by_channel, dot_by_channel, sum_by_channel
-from jacmatch.jacobian.held import Toward, along_probes, applied
+from jacmatch.jacobian.rules.backward_mode import Toward, along_probes, applied
+from jacmatch.jacobian.rules.channels import affine, by_channel, dot_by_channel, sum_by_channel
 
 
 class _Held(torch.autograd.Function):

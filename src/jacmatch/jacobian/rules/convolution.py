@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jacmatch.jacobian.channels import sum_by_channel
-from jacmatch.jacobian.held import Toward, along_probes, applied, as_autocast
+from jacmatch.jacobian.rules.backward_mode import Toward, along_probes, applied, as_autocast
+from jacmatch.jacobian.rules.channels import sum_by_channel
 
 
 class _Settings(NamedTuple):

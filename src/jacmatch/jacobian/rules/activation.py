@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jacmatch.jacobian.held import along_probes, applied
+from jacmatch.jacobian.rules.backward_mode import along_probes, applied
 
 _FORMS: frozenset[Callable[..., Any]] = frozenset({functional.relu, torch.relu, Tensor.relu})
 

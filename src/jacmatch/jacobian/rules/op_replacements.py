@@ -10,11 +10,11 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from jacmatch.errors import UnsupportedError
-from jacmatch.jacobian.activation import gelu, is_gelu, is_relu, relu
-from jacmatch.jacobian.batch_norm import Statistics, batch_norm, move_running_statistics
-from jacmatch.jacobian.convolution import convolution, is_convolution
-from jacmatch.jacobian.layer_norm import layer_norm
-from jacmatch.jacobian.linear import linear
+from jacmatch.jacobian.rules.activation import gelu, is_gelu, is_relu, relu
+from jacmatch.jacobian.rules.batch_norm import Statistics, batch_norm, move_running_statistics
+from jacmatch.jacobian.rules.convolution import convolution, is_convolution
+from jacmatch.jacobian.rules.layer_norm import layer_norm
+from jacmatch.jacobian.rules.linear import linear
 
 
 class WrittenOut(TorchFunctionMode):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jacmatch.jacobian.held import along_probes, applied
+from jacmatch.jacobian.rules.backward_mode import along_probes, applied
 
 
 def layer_norm(
