@@ -21,7 +21,7 @@ from jacmatch.jacobian import (
     TopClass,
     TopLogit,
 )
-from jacmatch.objectives import AtData, AtMixedPairs, AtNoise, Distillation, Share, WeightSchedule
+from jacmatch.objectives import AtMixedPairs, AtNoise, Distillation, Share, WeightSchedule
 from jacmatch.teachers import BlackBoxTeacher, EnsembleTeacher, ModuleTeacher
 
 from .cases import batch, perceptron, student, teacher
@@ -106,9 +106,9 @@ def test_a_black_box_cannot_answer_for_outputs(probe):
     name = type(probe or RandomOutputs()).__name__
     match = rf"`Distillation\(probe={name}\(\)\)` must answer vᵀJ; BlackBoxTeacher has values only\. Use probe="
     with pytest.raises(UnsupportedError, match=match):
-        Distillation(student(), BlackBoxTeacher(teacher()), probe=probe)
+        Distillation(student(), BlackBoxTeacher(teacher()), probe=probe, samples_per_class=5)
     with pytest.raises(UnsupportedError, match=r"EnsembleTeacher\s+has values only"):
-        Distillation(student(), EnsembleTeacher([BlackBoxTeacher(teacher())]), probe=probe)
+        Distillation(student(), EnsembleTeacher([BlackBoxTeacher(teacher())]), probe=probe, samples_per_class=5)
     Distillation(student(), BlackBoxTeacher(teacher()), probe=probe, jacobians=0)
 
 
@@ -128,7 +128,7 @@ def test_a_refused_student_stays_trainable():
     with pytest.raises(InputError):
         Distillation(net, net)
     assert all(parameter.requires_grad for parameter in net.parameters())
-    Distillation(net, copy.deepcopy(net))(**batch())["loss"].backward()
+    Distillation(net, copy.deepcopy(net), jacobians=Share(0.3))(**batch())["loss"].backward()
     assert net[1].weight.grad is not None
 
 
@@ -154,7 +154,7 @@ def test_a_refused_student_stays_trainable():
 )
 def test_batches(as_users_run, change, settings, match):
     with pytest.raises(InputError, match=match):
-        Distillation(student(), teacher(), **settings)(**{**batch(), **change})
+        Distillation(student(), teacher(), **{"jacobians": Share(0.3), **settings})(**{**batch(), **change})
 
 
 class Applied(nn.Module):
@@ -214,7 +214,7 @@ def test_a_detached_student(place):
         r"probe=AntitheticNoise\(sigma=\.\.\.\), with values only; jacmatch\.doctor\(student, x\) names the cause"
     )
     with pytest.raises(UnsupportedError, match=match):
-        Distillation(with_layer(torch.Tensor.detach, place), teacher())(**batch())
+        Distillation(with_layer(torch.Tensor.detach, place), teacher(), jacobians=Share(0.3))(**batch())
 
 
 def test_a_detached_student_with_directions_on_the_input_side():
@@ -231,7 +231,7 @@ def test_a_detached_student_with_directions_on_the_input_side():
 @pytest.mark.parametrize("place", [0, 2, 4, 5])
 def test_a_student_with_a_backward_that_can_be_taken_once(place):
     """At the end nothing in the graph asks for the gradient of that backward: only traced directions betray it."""
-    objective = Distillation(with_layer(Once.apply, place), teacher())
+    objective = Distillation(with_layer(Once.apply, place), teacher(), jacobians=Share(0.3))
     match = (
         r"The gradient of the term `jacobians` cannot be taken: .*once_differentiable.*jacmatch\.doctor\(student, x\)"
     )
@@ -247,7 +247,7 @@ def test_such_a_backward_is_seen_where_graphs_are_rebuilt(place):
 
 
 def test_a_student_whose_second_derivative_is_missing():
-    objective = Distillation(with_layer(lambda x: Missing.apply(x).sin(), 2), teacher())
+    objective = Distillation(with_layer(lambda x: Missing.apply(x).sin(), 2), teacher(), jacobians=Share(0.3))
     with pytest.raises(
         UnsupportedError, match=r"cannot be taken: derivative for missing_backward is not implemented\."
     ):
@@ -259,7 +259,7 @@ def test_other_errors_of_the_student_are_its_own():
         raise RuntimeError("out of coffee")
 
     with pytest.raises(RuntimeError, match="out of coffee"):
-        Distillation(with_layer(fail, 2), teacher(), point=AtData())(**batch())
+        Distillation(with_layer(fail, 2), teacher(), jacobians=Share(0.3))(**batch())
 
 
 def test_values_alone_need_no_derivatives():

@@ -84,7 +84,7 @@ def test_a_student_whose_units_are_all_off_goes_on():
     torch.nn.init.constant_(network[0].bias, -100.0)
     x, y = torch.rand(8, 6, dtype=torch.float64), torch.arange(8) % 5
     other = torch.nn.Sequential(torch.nn.Linear(6, 9), torch.nn.Tanh(), torch.nn.Linear(9, 5)).double()
-    terms = Distillation(network, other)(x, y)
+    terms = Distillation(network, other, jacobians=Share(0.3))(x, y)
     assert terms["jacobians"] > 0
     assert terms.shares["jacobians"] == 0
     terms["loss"].backward()
@@ -138,7 +138,7 @@ def test_every_third_step_has_three_times_the_weight():
 @pytest.mark.parametrize(("every", "measure_every", "measured"), [(3, 4, [0, 6]), (4, 3, [0, 4, 8]), (1, 5, [0, 5])])
 def test_shares_are_measured_when_all_terms_are_there(every, measure_every, measured):
     network, given = student(), batch()
-    objective = Distillation(network, teacher(), every=every, measure_every=measure_every)
+    objective = Distillation(network, teacher(), jacobians=Share(0.3), every=every, measure_every=measure_every)
     factors, changed = None, []
     for call in range(9):
         terms = objective(**given)
@@ -217,7 +217,7 @@ def test_a_run_goes_on_where_it_stopped():
 
 
 def test_a_state_is_a_snapshot(tmp_path):
-    objective = Distillation(student(), teacher(), measure_every=1)
+    objective = Distillation(student(), teacher(), jacobians=Share(0.3), measure_every=1)
     objective(**batch())
     state = objective.state_dict()
     seen = copy.deepcopy(state["_extra_state"])
@@ -227,7 +227,7 @@ def test_a_state_is_a_snapshot(tmp_path):
     assert state["_extra_state"] == seen
     assert objective.get_extra_state() != seen
     torch.save(state, tmp_path / "state.pt")
-    other = Distillation(student(), teacher(), measure_every=1)
+    other = Distillation(student(), teacher(), jacobians=Share(0.3), measure_every=1)
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert other.get_extra_state() == seen
     assert seen["calls"] == 1

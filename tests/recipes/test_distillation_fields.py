@@ -56,7 +56,13 @@ def test_every_method_is_compared_at_the_same_points():
 
 @pytest.mark.parametrize(
     ("settings", "loss", "temperature"),
-    [({}, "kl", 4.0), ({"temperature": 2.0}, "kl", 2.0), ({"output_loss": "squared"}, "squared", 4.0)],
+    [
+        ({}, "kl", 4.0),
+        ({"temperature": 2.0}, "kl", 2.0),
+        ({"output_loss": "kl"}, "kl", 1.0),
+        ({"output_loss": "kl", "temperature": 3.0}, "kl", 3.0),
+        ({"output_loss": "squared"}, "squared", 1.0),
+    ],
 )
 def test_outputs_of_classes_are_compared_by_kl(settings, loss, temperature):
     made = objective(data(), **settings)

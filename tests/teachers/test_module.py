@@ -49,7 +49,7 @@ def test_it_is_frozen_and_stays_in_evaluation_mode():
 
 def test_an_objective_does_not_own_it():
     net, student = convolutional(), convolutional()
-    objective = Distillation(student, net)
+    objective = Distillation(student, net, jacobians=1.0)
     objective.train()
     assert not net.training
     assert objective.teacher.module is net
@@ -74,7 +74,7 @@ def test_not_even_one_that_is_a_network_itself():
             return ModuleTeacher(self.inner).answer(x, question)
 
     teacher = Both()
-    objective = Distillation(convolutional(), teacher)
+    objective = Distillation(convolutional(), teacher, jacobians=1.0)
     assert objective.teacher is teacher
     assert all(name.startswith(("student.", "_extra_state")) for name in objective.state_dict())
     assert len(list(objective.parameters())) == len(list(convolutional().parameters()))

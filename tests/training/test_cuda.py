@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from jacmatch.objectives import AtMixedPairs, Distillation
+from jacmatch.objectives import AtMixedPairs, Distillation, Share
 from jacmatch.teachers import BlackBoxTeacher, ModuleTeacher
 from jacmatch.training import Training, agreement, evaluate, find_device, fit
 
@@ -23,7 +23,9 @@ def _network(seed):
 
 
 def _objective(**given):
-    return Distillation(_network(1), _network(2).eval(), seed=3, measure_every=1000, **given)
+    return Distillation(
+        _network(1), _network(2).eval(), seed=3, measure_every=1000, **{"jacobians": Share(0.3), **given}
+    )
 
 
 def _fit(objective, settings, device="cuda", **given):

@@ -45,7 +45,7 @@ class Exact(nn.Module):
 
 def objective(**given):
     kind = Exact if given.get("engine") == "differences" else network
-    return Distillation(kind(1), kind(2).eval(), seed=3, **given)
+    return Distillation(kind(1), kind(2).eval(), seed=3, **{"jacobians": Share(0.3), **given})
 
 
 FIVE = Training(steps=5, batch_size=6, optimizer="sgd", lr=0.02)
@@ -112,7 +112,7 @@ def in_two(folder):
         "reverse": (JOBS["auto, even"][0], replace(FIVE, shard=True)),
         "share": (objective(probe=RandomInputs(1)), replace(FIVE, shard=True)),
         "average": (JOBS["labels"][0], replace(FIVE, shard=True, ema=0.9)),
-        "synchronised": (Distillation(synchronised, cases.network(2).eval()), FIVE),
+        "synchronised": (Distillation(synchronised, cases.network(2).eval(), jacobians=Share(0.3)), FIVE),
         "few": (JOBS["labels"][0], Training(batch_size=1)),
     }
     told = {name: refusal(*job) for name, job in refused.items()}
@@ -120,7 +120,7 @@ def in_two(folder):
         Ranks.here().same("data", str(Ranks.here().rank))
     except InputError as error:
         told["data"] = str(error)
-    normalised = Distillation(cases.network(), cases.network(2).eval())
+    normalised = Distillation(cases.network(), cases.network(2).eval(), jacobians=Share(0.3))
     fit(normalised, SPLIT, FIVE, seed=0)
     return trained({**JOBS, **ONE_SHARDED}), resumed(folder, {"dropout": FIVE}), told, normalised.state_dict()
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian import RandomInputs
-from jacmatch.objectives import CompiledSteps, Distillation, Terms
+from jacmatch.objectives import CompiledSteps, Distillation, Share, Terms
 from jacmatch.teachers import Answer, ModuleTeacher
 from jacmatch.training import Training, fit
 from jacmatch.training.augmentation import Batch
@@ -29,7 +29,7 @@ def batch(count=12):
 
 def taught(make, **settings) -> Callable[[], nn.Module]:
     """Distillation of a sound teacher into what `make` makes."""
-    return lambda: Distillation(make(), nn.Linear(5, 4), **settings)
+    return lambda: Distillation(make(), nn.Linear(5, 4), **{"jacobians": Share(0.3), **settings})
 
 
 def of_layers(function, layers=2):
@@ -296,4 +296,4 @@ def test_a_training_with_a_fault_does_not_begin_unless_told_to():
 
 def test_a_module_with_float32_inside_is_no_false_alarm():
     student = Applied(lambda x, a, b: b(a(x).tanh().float().to(x.dtype)), linear(), linear(4))
-    assert examine(Distillation(student, ModuleTeacher(linear())), batch()).findings == ()
+    assert examine(Distillation(student, ModuleTeacher(linear()), jacobians=Share(0.3)), batch()).findings == ()

@@ -124,7 +124,7 @@ def with_seven():
 
 @pytest.mark.parametrize(("slopes", "term"), [(False, "outputs"), (True, "jacobians")])
 def test_samples_that_the_teacher_answers_with_nan_are_named(tmp_path, slopes, term):
-    objective = Distillation(nn.Linear(4, 3), Broken7(slopes))
+    objective = Distillation(nn.Linear(4, 3), Broken7(slopes), jacobians=Share(0.3))
     with pytest.raises(
         InputError, match=rf"`{term}` .* Got nan in step 1\. Not finite: the teacher's answer of sample 11"
     ):

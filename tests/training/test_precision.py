@@ -76,7 +76,7 @@ def test_a_power_of_two_changes_nothing_in_float32(chunk_size):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: Distillation(faint(), nn.Linear(4, 3)), lambda: Robustness(faint(), penalty=1.0)]
+    "make", [lambda: Distillation(faint(), nn.Linear(4, 3), jacobians=1.0), lambda: Robustness(faint(), penalty=1.0)]
 )
 def test_objectives_scale_their_products_by_the_loss_scale_up_to_a_bound(make):
     x, y, losses = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]), []

@@ -41,6 +41,7 @@ Example:
 """
 
 from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 from torch import Tensor
 
@@ -62,6 +63,12 @@ from jacmatch.losses.penalties import (
     piecewise_linear_cross_entropy,
     squared_norm,
 )
+
+OutputLoss: TypeAlias = Literal["squared", "kl"]
+"""The names in `OUTPUT_LOSSES`."""
+
+JacobianLoss: TypeAlias = Literal["relative", "squared", "normalized"]
+"""The names in `JACOBIAN_LOSSES`."""
 
 OUTPUT_LOSSES: dict[str, Callable[..., Tensor]] = {
     "kl": hinton_kl,
@@ -87,6 +94,8 @@ __all__ = [
     "JACOBIAN_LOSSES",
     "OUTPUT_LOSSES",
     "PENALTIES",
+    "JacobianLoss",
+    "OutputLoss",
     "agreement",
     "antithetic",
     "attention_map",

@@ -1,8 +1,9 @@
 """Distillation by values and slopes: labels + outputs + Jacobians."""
 
 import math
+import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -20,14 +21,23 @@ from jacmatch.jacobian import (
     preserved_buffers,
     run,
 )
+from jacmatch.losses import JacobianLoss, OutputLoss
 from jacmatch.objectives import rules
-from jacmatch.objectives.base import Balance, Share, Terms, between_measurements
+from jacmatch.objectives.base import Balance, Terms, between_measurements
 from jacmatch.objectives.compiled import CompiledSteps, Found, Kinds, Step
-from jacmatch.objectives.points import AtData, AtMixedPairs, Batch, Point
+from jacmatch.objectives.label_counts import describe_labels, labels_of
+from jacmatch.objectives.points import AtMixedPairs, Batch, Point
+from jacmatch.objectives.recipe import Task, needs_single_label, recipe
 from jacmatch.objectives.schedules import WeightSchedule
 from jacmatch.objectives.slopes import Slopes
 from jacmatch.objectives.terms import jacobian_term, label_term, output_term
 from jacmatch.teachers import Answer, Question, Teacher, as_teacher
+
+_NOT_KNOWN: Final = (
+    "`Distillation` compares outputs alone: whether Jacobians pay depends on the amount of data, and "
+    "`samples_per_class` is not given. Pass samples_per_class=..., use Distillation.for_dataset(student, teacher, "
+    "training_set), or pass jacobians=0 to keep it so."
+)
 
 
 class Distillation(nn.Module):
@@ -40,14 +50,19 @@ class Distillation(nn.Module):
     Args:
         student: The network to train; any nn.Module with outputs (B, K).
         teacher: A teacher or an nn.Module; None for labels alone.
+        samples_per_class: Training samples for each class. The defaults of `output_loss`, `temperature`, `point`,
+            `jacobians` and `schedule` follow from it and `task`, see `objectives.recipe`; `for_dataset` counts it. With
+            None nothing is assumed to be scarce: a classification has no Jacobian term unless `jacobians` or another
+            setting of that term is given.
         labels: Weight of the label term: cross-entropy, or squared error in regression.
         outputs: Weight of the output term.
-        jacobians: Weight of the Jacobian term. A `Share` (the default) is the share of the gradient norm.
-        probe: Which derivative products are compared.
+        jacobians: Weight of the Jacobian term. A `Share` is the share of the gradient norm; 0 computes no derivative.
+        probe: Which derivative products are compared; None is RandomOutputs(1).
         readout: What is differentiated; a pair (student's, teacher's) where they differ.
-        output_loss: `squared` logit differences (the paper's choice), or Hinton's `kl` with τ².
-        temperature: τ of `kl`.
-        jacobian_loss: `relative`, `squared` or `normalized`.
+        output_loss: `squared` logit differences (the paper's choice), or Hinton's `kl` with τ². None is `kl` at τ = 4
+            in classification, `squared` in regression.
+        temperature: τ of `kl`; None is 1 where `output_loss` is given.
+        jacobian_loss: `relative` (None), `squared` or `normalized`.
         point: Where the comparison is made.
         every: The Jacobian term is computed on each n-th call in training, with n times its weight.
         fraction: Share of a batch, its first samples, whose slopes are compared; the term is their mean.
@@ -64,12 +79,16 @@ class Distillation(nn.Module):
         InputError: a setting is wrong, or settings do not go together.
         UnsupportedError: the teacher cannot answer what the probe asks.
 
+    Warns:
+        UserWarning: there is a teacher but no Jacobian term, as the samples per class are not known.
+
     References:
         Srinivas & Fleuret 2018, arXiv:1803.00443; the total loss is that of the precursor (section 3).
 
     Example:
         >>> student, teacher = nn.Linear(3, 2), nn.Linear(3, 2)
-        >>> terms = Distillation(student, teacher)(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+        >>> objective = Distillation(student, teacher, samples_per_class=10)
+        >>> terms = objective(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
         >>> terms.keys()
         ['loss', 'labels', 'outputs', 'jacobians']
     """
@@ -81,14 +100,15 @@ class Distillation(nn.Module):
         student: nn.Module,
         teacher: Teacher | nn.Module | None = None,
         *,
+        samples_per_class: float | int | None = None,
         labels: float | int = 1.0,
         outputs: float | int = 1.0,
-        jacobians: float | int = Share(0.3),
+        jacobians: float | int | None = None,
         probe: Estimator | None = None,
         readout: Readout | tuple[Readout, Readout] | None = None,
-        output_loss: Literal["squared", "kl"] = "squared",
-        temperature: float | int = 1.0,
-        jacobian_loss: Literal["relative", "squared", "normalized"] = "relative",
+        output_loss: OutputLoss | None = None,
+        temperature: float | int | None = None,
+        jacobian_loss: JacobianLoss | None = None,
         point: Point | None = None,
         every: int = 1,
         fraction: float | int = 1.0,
@@ -96,7 +116,7 @@ class Distillation(nn.Module):
         chunk_size: int | None = None,
         schedule: WeightSchedule | None = None,
         batch_norm: BatchNormPolicy = "frozen",
-        task: Literal["classification", "regression"] = "classification",
+        task: Task = "classification",
         seed: int = 0,
         measure_every: int = 100,
     ) -> None:
@@ -105,27 +125,80 @@ class Distillation(nn.Module):
         self.student = student
         # Not a submodule, even where somebody's teacher is an nn.Module.
         object.__setattr__(self, "teacher", None if teacher is None else as_teacher(teacher))
+        rules.known_names(task=task, batch_norm=batch_norm)
+        readouts = readout if isinstance(readout, tuple) else (readout or Logits(), readout or Logits())
+        settings = (probe, readout, jacobian_loss, chunk_size, schedule)
+        derivatives = any(given is not None for given in settings) or (every, fraction, engine) != (1, 1, "auto")
         if teacher is None:
             outputs = jacobians = 0.0
-        self.balance = Balance({"labels": labels, "outputs": outputs, "jacobians": jacobians})
-        readouts = readout if isinstance(readout, tuple) else (readout or Logits(), readout or Logits())
-        point = AtData() if point is None else point
+        losses: dict[str, Any] = {"output_loss": output_loss, "temperature": temperature, "point": point}
+        asked: dict[str, Any] = {"single_label": needs_single_label(probe, *readouts), "derivatives": derivatives}
+        chosen = recipe(task, samples_per_class, jacobians=jacobians, schedule=schedule, **losses, **asked)
+        self.balance = Balance({"labels": labels, "outputs": outputs, "jacobians": chosen.jacobians})
         probe = RandomOutputs(1) if probe is None else probe
-        self.slopes = Slopes(probe, *readouts, point, batch_norm, engine, seed, chunk_size)
-        self.output_loss, self.temperature, self.jacobian_loss = output_loss, temperature, jacobian_loss
+        self.slopes = Slopes(probe, *readouts, chosen.point, batch_norm, engine, seed, chunk_size)
+        self.output_loss, self.temperature = chosen.output_loss, chosen.temperature
+        self.jacobian_loss: JacobianLoss = "relative" if jacobian_loss is None else jacobian_loss
         self.every, self.fraction, self.measure_every = every, fraction, measure_every
-        self.schedule = WeightSchedule() if schedule is None else schedule
-        self.task, self.calls = task, 0
+        self.schedule, self.task, self.calls = chosen.schedule, task, 0
         self.compiled: CompiledSteps | None = None
-        rules.known_names(output_loss=output_loss, jacobian_loss=jacobian_loss, task=task, batch_norm=batch_norm)
-        rules.positive_settings(every=every, measure_every=measure_every, temperature=temperature)
-        rules.some_of_a_batch(fraction)
-        rules.has_a_term(self.balance.weights)
-        rules.are_objects(probe, readouts, point)
-        rules.fitting_engine(probe, engine, chunk_size)
-        rules.fitting_task(probe, readouts, point, task, output_loss, self.balance.weights)
-        if self.teacher is not None and self.balance.weights["jacobians"]:
-            rules.answerable(probe, self.teacher)
+        self._check(readouts)
+        if jacobians is None and not chosen.jacobians and samples_per_class is None:
+            warnings.warn(_NOT_KNOWN, stacklevel=2)
+
+    def _check(self, readouts: tuple[Readout, Readout]) -> None:
+        """Refuses settings that are wrong, or do not go together."""
+        slopes, weights = self.slopes, self.balance.weights
+        rules.known_names(output_loss=self.output_loss, jacobian_loss=self.jacobian_loss)
+        rules.positive_settings(every=self.every, measure_every=self.measure_every, temperature=self.temperature)
+        rules.some_of_a_batch(self.fraction)
+        rules.has_a_term(weights)
+        rules.are_objects(slopes.probe, readouts, slopes.point)
+        rules.fitting_engine(slopes.probe, slopes.engine, slopes.chunk_size)
+        rules.fitting_task(slopes.probe, readouts, slopes.point, self.task, self.output_loss, weights)
+        if self.teacher is not None and weights["jacobians"]:
+            rules.answerable(slopes.probe, self.teacher)
+
+    @classmethod
+    def for_dataset(
+        cls,
+        student: nn.Module,
+        teacher: Teacher | nn.Module | None,
+        dataset: object = None,
+        *,
+        samples_per_class: float | int | None = None,
+        task: Task | None = None,
+        **settings: Any,
+    ) -> "Distillation":
+        """Return the objective with the defaults for a training set, whose labels say the task and samples per class.
+
+        Integer labels are classes and float labels numbers; one-hot rows are taken as classes, with a warning. No input
+        is loaded.
+
+        Args:
+            student: The network to train.
+            teacher: A teacher or an nn.Module.
+            dataset: The training set, its `DataLoader`, or all of its labels (N,) or (N, K).
+            samples_per_class: Instead of counting.
+            task: Instead of inferring it.
+            **settings: Those of `Distillation`.
+
+        Raises:
+            InputError: neither a data set nor `samples_per_class` is given, or the labels do not say what they are.
+
+        Example:
+            >>> labels = torch.arange(10).repeat(20)
+            >>> objective = Distillation.for_dataset(nn.Linear(4, 10), nn.Linear(4, 10), labels)
+            >>> objective.schedule.samples_per_class, objective.output_loss
+            (20.0, 'kl')
+        """
+        if dataset is not None:
+            task, counted = describe_labels(labels_of(dataset), task)
+            samples_per_class = counted if samples_per_class is None else samples_per_class
+        elif samples_per_class is None and task != "regression":
+            rule = "`dataset` or `samples_per_class` of `Distillation.for_dataset` must be given."
+            raise InputError(rule, do="Pass the training set, its labels, or samples_per_class=...")
+        return cls(student, teacher, samples_per_class=samples_per_class, task=task or "classification", **settings)
 
     @property
     def needs_partners(self) -> bool:

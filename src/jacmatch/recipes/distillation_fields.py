@@ -9,15 +9,18 @@ from torch import nn
 from jacmatch.datasets import Data, Split
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.jacobian import ESTIMATORS, READOUTS, Estimator, LogProbabilities, Readout
-from jacmatch.objectives import AtData, AtMixedPairs, AtNoise, Distillation, Point, Share, WeightSchedule
+from jacmatch.objectives import POINTS, AtData, AtMixedPairs, AtNoise, Distillation, Point, Share, WeightSchedule
+from jacmatch.objectives.recipe import Recipe, recipe
 from jacmatch.recipes.fields import TrainingFields, positive
 from jacmatch.teachers import Teacher
 
 _LAWFUL = ("random-outputs", "random-inputs")  # probes whose directions can have one law or another
 _SINGLE = ("every-row", "top-class", "label-class", "data-pairs")  # probes whose number is given by what they are
 _OF_LABELS = ("label-class", "label-logit", "loss")  # probes and readouts that need the label of one sample
-SCARCE = 100
-"""Training samples for each class up to which `--point auto` asks between them."""
+_DERIVATIVES = (  # settings that ask for a Jacobian term at any amount of data
+    *("probe", "probes", "probe_chunk", "probe_law", "readout", "jacobian_loss", "every", "fraction", "engine"),
+    *("jacobian_schedule", "jacobian_fades_from"),
+)
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,9 @@ class DistillationFields(TrainingFields):
     """Weight of the label term."""
     outputs_weight: float = 1.0
     """Weight of the output term."""
-    jacobian_share: float = 0.3
-    """Share of the Jacobian term in the gradient norm."""
+    jacobian_share: float | None = None
+    """Share of the Jacobian term in the gradient norm. If left out 0.3 in regression, and in classification up to 626
+    training samples for each class or where a setting of the Jacobian term is given; else 0."""
     jacobian_weight: float | None = None
     """Weight of the Jacobian term itself, in place of the share."""
     jacobian_schedule: Literal["by-data", "constant"] = "by-data"
@@ -39,7 +43,8 @@ class DistillationFields(TrainingFields):
     output_loss: Literal["auto", "squared", "kl"] = "auto"
     """Loss of the output term. auto: kl in classification, squared in regression."""
     temperature: float | None = None
-    """Temperature of kl, 4 if left out; and of log-probabilities and fisher-rows, 1 if left out."""
+    """Temperature of kl, if left out 4 with --output-loss auto and 1 with kl; and of log-probabilities and fisher-rows,
+    1 if left out."""
     jacobian_loss: Literal["relative", "squared", "normalized"] = "relative"
     """Loss of the Jacobian term."""
     probe: str = "random-outputs"
@@ -95,28 +100,25 @@ class DistillationFields(TrainingFields):
         """
         if self.probe == "sampled-rows" and self.probes > data.outputs:
             raise InputError(f"`--probes` of sampled-rows must be at most {data.outputs}, all rows.", got=self.probes)
-        jacobians = Share(self.jacobian_share) if self.jacobian_weight is None else self.jacobian_weight
         per_class = len(train) / data.classes if data.classes else None
-        chosen = self.resolved(per_class)
+        chosen = self.recipe(per_class)
         return Distillation(
             student,
             None if method == "labels" else teacher,
             labels=self.labels_weight,
             outputs=self.outputs_weight,
-            jacobians=jacobians if method == "jacobians" else 0.0,
+            jacobians=chosen.jacobians if method == "jacobians" else 0.0,
             probe=self._probe(),
             readout=self._readout(),
-            output_loss=chosen["output_loss"],
-            temperature=chosen["temperature"],
+            output_loss=chosen.output_loss,
+            temperature=chosen.temperature,
             jacobian_loss=self.jacobian_loss,
-            point=self._point(chosen["point"]),
+            point=chosen.point,
             every=self.every,
             chunk_size=self.probe_chunk,
             fraction=self.fraction,
             engine=self.engine,
-            schedule=WeightSchedule(
-                per_class if self.jacobian_schedule == "by-data" else None, fades_from=self.jacobian_fades_from
-            ),
+            schedule=chosen.schedule,
             batch_norm=self.batch_norm,
             task="classification" if data.classes else "regression",
             seed=seed,
@@ -143,25 +145,42 @@ class DistillationFields(TrainingFields):
             )
         return READOUTS[self.readout]()
 
-    def _point(self, name: str) -> Point:
-        if name == "noise":
-            return AtNoise(self.noise)
-        return AtMixedPairs() if name == "mixed-pairs" else AtData()
-
-    def resolved(self, per_class: float | int | None) -> dict[str, Any]:
-        """What the settings that are left to the data mean: `point`, `output_loss` and `temperature`.
+    def recipe(self, per_class: float | int | None) -> Recipe:
+        """What is left to the data, as `Distillation` itself chooses it.
 
         Args:
             per_class: Training samples for each class; None in a regression.
         """
-        point, loss = self.point, self.output_loss
-        if point == "auto":
-            labels = self.probe in _OF_LABELS or self.readout in _OF_LABELS
-            point = "data" if per_class is None or per_class > SCARCE or labels else "mixed-pairs"
-        if loss == "auto":
-            loss = "squared" if per_class is None else "kl"
+        point: Point | None = None if self.point == "auto" else AtData()
+        if self.point in ("noise", "mixed-pairs"):
+            point = AtNoise(self.noise) if self.point == "noise" else AtMixedPairs()
+        weight = self.jacobian_weight
+        if weight is None and self.jacobian_share is not None:
+            weight = Share(self.jacobian_share)
+        by_data = per_class if self.jacobian_schedule == "by-data" else None
+        return recipe(
+            "regression" if per_class is None else "classification",
+            per_class,
+            single_label=self.probe in _OF_LABELS or self.readout in _OF_LABELS,
+            derivatives=any(getattr(self, name) != getattr(DistillationFields, name) for name in _DERIVATIVES),
+            output_loss=None if self.output_loss == "auto" else self.output_loss,
+            temperature=self.temperature,
+            point=point,
+            jacobians=weight,
+            schedule=WeightSchedule(by_data, fades_from=self.jacobian_fades_from),
+        )
+
+    def resolved(self, per_class: float | int | None) -> dict[str, Any]:
+        """The settings that the data decide, as numbers and names for a result.
+
+        Args:
+            per_class: Training samples for each class; None in a regression.
+        """
+        chosen = self.recipe(per_class)
+        share = chosen.jacobians if isinstance(chosen.jacobians, Share) or not chosen.jacobians else self.jacobian_share
         return {
-            "point": point,
-            "output_loss": loss,
-            "temperature": 4.0 if self.temperature is None else self.temperature,
+            "point": next(name for name, kind in POINTS.items() if isinstance(chosen.point, kind)),
+            "output_loss": chosen.output_loss,
+            "temperature": chosen.temperature,
+            "jacobian_share": None if share is None else float(share),
         }

@@ -6,7 +6,8 @@ Example:
     >>> from jacmatch.objectives import Distillation
     >>> split = Split(torch.rand(20, 3), torch.arange(20) % 2)
     >>> student, teacher = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
-    >>> fit(Distillation(student, teacher), split, Training(steps=20, batch_size=10), seed=0).finished
+    >>> objective = Distillation(student, teacher, samples_per_class=10)
+    >>> fit(objective, split, Training(steps=20, batch_size=10), seed=0).finished
     True
     >>> sorted(evaluate(student, split, device="cpu"))
     ['accuracy']
