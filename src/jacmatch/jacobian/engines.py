@@ -15,17 +15,17 @@ from torch.autograd.function import once_differentiable
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import differences
+from jacmatch.jacobian.buffers import buffers_in_training, copies_of, write_buffers
 from jacmatch.jacobian.function import (
     Cotangents,
     Function,
     Products,
     check_direction,
-    copied_buffers,
     replayed,
     replaying,
     roots_of,
 )
-from jacmatch.jacobian.modules import buffers_in_training, is_trainable, twice_differentiable
+from jacmatch.jacobian.modules import is_trainable, twice_differentiable
 from jacmatch.jacobian.readouts import parts_of
 from jacmatch.jacobian.rules.backward_mode import toward_input
 from jacmatch.jacobian.rules.traced import Traced
@@ -33,9 +33,8 @@ from jacmatch.jacobian.rules.traced import Traced
 
 def reverse_pull(function: Function, x: Tensor, cotangents: Cotangents) -> Products:
     """vᵀJ for each cotangent: one forward pass, one backward pass per v."""
-    differentiable = _differentiable(function, x)
     leaf = x if x.requires_grad else x.detach().requires_grad_()
-    result = _pulled(function, leaf, cotangents, differentiable)
+    result, differentiable = _pulled(function, leaf, cotangents, torch.is_grad_enabled(), by_leaf=leaf is x)
     return result if differentiable else _detached(result)
 
 
@@ -45,14 +44,21 @@ def _pulled(
     cotangents: Cotangents,
     differentiable: bool,
     buffers: dict[str, Tensor] | None = None,
-) -> Products:
-    """`reverse_pull` by `leaf`; `buffers` take the place of the module's own."""
+    *,
+    by_leaf: bool = False,
+) -> tuple[Products, bool]:
+    """`reverse_pull` by `leaf`, and whether the rows have a graph; `buffers` take the place of the module's own.
+
+    They have one where that is asked for and there is something to differentiate by: the leaf, or what the values'
+    graph ends in, registered parameter or not.
+    """
     with torch.enable_grad(), twice_differentiable(function.module, function.batch_norm, once=not differentiable):
         values, outputs, features = function(leaf.clone(), buffers)  # a clone: the first operation may be in place
+        differentiable = differentiable and (by_leaf or _is_trained(function, values, leaf))
         v = cotangents(values.detach()) if callable(cotangents) else cotangents
         check_direction("cotangents", v, values.shape)
         products = _rows(parts_of(function.readout, values, features), leaf, v, differentiable)
-    return Products(outputs, values, products, features)
+    return Products(outputs, values, products, features), differentiable
 
 
 def rebuilt_pull(function: Function, x: Tensor, cotangents: Cotangents, chunk_size: int) -> Products:
@@ -61,10 +67,11 @@ def rebuilt_pull(function: Function, x: Tensor, cotangents: Cotangents, chunk_si
     Each chunk has a forward pass of its own, which is let go together with its rows: so k rows need the memory of one
     chunk. Kept, the one forward pass would also have to hold the gradients by its activations of all chunks.
     """
-    if not _differentiable(function, x):
+    if not torch.is_grad_enabled() or not (x.requires_grad or is_trainable(function.module)):
         return reverse_pull(function, x, cotangents)
     leaf = x if x.requires_grad else x.detach().requires_grad_()
-    again = replaying(x)  # made first: the pass at x moves the generator on
+    # made first: the pass at x moves the generator on, and writes the buffers
+    again, start = replaying(x), copies_of(buffers_in_training(function.module))
     made: list[Tensor] = []
 
     def chosen(values: Tensor) -> Tensor:
@@ -74,9 +81,9 @@ def rebuilt_pull(function: Function, x: Tensor, cotangents: Cotangents, chunk_si
 
     def passed(number: int, differentiable: bool) -> Products:
         v = made[0][number * chunk_size : (number + 1) * chunk_size]
-        return again(lambda: _pulled(function, leaf, v, differentiable, copied_buffers(function.module)))
+        return again(lambda: _pulled(function, leaf, v, differentiable, copies_of(start), by_leaf=True)[0])
 
-    first = _rebuilt(_pulled(function, leaf, chosen, False), partial(passed, 0, True), leaf, x.requires_grad)
+    first = _rebuilt(_pulled(function, leaf, chosen, False)[0], partial(passed, 0, True), leaf, x.requires_grad)
     rows = [first.products]
     for number in range(1, -(-len(made[0]) // chunk_size)):
         rows.append(_rebuilt(passed(number, False), partial(passed, number, True), leaf, x.requires_grad).products)
@@ -114,7 +121,7 @@ def traced_pull(function: Function, x: Tensor, cotangents: Tensor) -> tuple[Prod
     """`reverse_pull` as `torch.compile` can follow it, and the buffers as this pass of training leaves them."""
 
     def on_copies(z: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
-        copies = copied_buffers(function.module)
+        copies = copies_of(buffers_in_training(function.module))
         with Traced(function.batch_norm == "frozen"):
             values, outputs, features = function(z.clone(), copies)
         return values, (outputs, features, copies)
@@ -124,8 +131,11 @@ def traced_pull(function: Function, x: Tensor, cotangents: Tensor) -> tuple[Prod
     return Products(outputs, values, rows, features), written
 
 
-def _differentiable(function: Function, x: Tensor) -> bool:
-    return torch.is_grad_enabled() and (is_trainable(function.module) or x.requires_grad)
+def _is_trained(function: Function, values: Tensor, leaf: Tensor) -> bool:
+    """Whether the values can have a gradient by anything but the leaf."""
+    if isinstance(function.module, nn.Module) and is_trainable(function.module):
+        return True
+    return len(roots_of(values, leaf)) > 1  # a plain function, or tensors that are trained and not registered
 
 
 def _rows(values: tuple[Tensor, ...], leaf: Tensor, v: Tensor, differentiable: bool) -> Tensor:
@@ -171,7 +181,7 @@ def forward_push(function: Function, x: Tensor, tangents: Tensor) -> Products:
     def on_copies(z: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
         # torch.func demands that written buffers are made inside the function. A multiplication, not a clone:
         # forward mode refuses an in-place first operation on its own input.
-        copies = copied_buffers(function.module)
+        copies = copies_of(buffers_in_training(function.module))
         values, outputs, features = function(z * 1, copies)
         return values, (outputs, features, copies)
 
@@ -190,9 +200,7 @@ def forward_push(function: Function, x: Tensor, tangents: Tensor) -> Products:
             raise
         except (RuntimeError, ValueError) as error:
             raise _cannot("forward", error, "'reverse' or 'differences'") from error
-    with torch.no_grad():
-        for name, buffer in buffers_in_training(function.module).items():
-            buffer.copy_(written[name])
+    write_buffers(function.module, written)
     result = Products(outputs, values, products, features, "forward")
     # rules of our own are called with gradients on, whatever holds around torch.func.jvp
     return result if torch.is_grad_enabled() else _detached(result)
@@ -200,10 +208,11 @@ def forward_push(function: Function, x: Tensor, tangents: Tensor) -> Products:
 
 def reverse_push(function: Function, x: Tensor, tangents: Tensor) -> Products:
     """Jv = ∂/∂u (uᵀJ) v: the pullback is linear in u, so its own pullback is the pushforward. Two backward passes."""
-    differentiable = _differentiable(function, x)
+    differentiable = torch.is_grad_enabled()
     with torch.enable_grad(), twice_differentiable(function.module, function.batch_norm, statistics=True):
         leaf = x if x.requires_grad else x.detach().requires_grad_()
         values, outputs, features = function(leaf.clone())
+        differentiable = differentiable and (leaf is x or _is_trained(function, values, leaf))
         u = torch.zeros_like(values, requires_grad=True)
         row = _gradient([(values, u)], leaf, create_graph=True, retain_graph=True)
         products = _rows((row,), u, tangents, differentiable)

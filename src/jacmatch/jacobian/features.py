@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
+from jacmatch.jacobian.buffers import replaced_buffers
 from jacmatch.jacobian.modules import Module
 
 
@@ -59,13 +60,20 @@ def run(
     features: dict[str, Tensor] = {}
     with _caught(module, layers, features):
         if buffers and isinstance(module, nn.Module):
-            outputs = output_tensor(functional_call(module, buffers, (x,)))
+            outputs = output_tensor(_with_buffers(module, x, buffers))
         else:
             outputs = output_tensor(module(x))
     missing = [layer for layer in layers if layer not in features]
     if missing:
         raise InputError("Every layer of a readout must run once in a forward pass.", got=f"never ran: {missing}")
     return outputs, features
+
+
+def _with_buffers(module: nn.Module, x: Tensor, buffers: dict[str, Tensor]) -> Any:
+    if torch.compiler.is_compiling():  # the compiler follows this one; ties by name would write a shared layer twice
+        return functional_call(module, buffers, (x,), tie_weights=False)
+    with replaced_buffers(module, buffers):
+        return module(x)
 
 
 @contextmanager

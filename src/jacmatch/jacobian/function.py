@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from jacmatch.errors import InputError
+from jacmatch.jacobian.buffers import all_buffers, copies_of
 from jacmatch.jacobian.features import run
-from jacmatch.jacobian.modules import BatchNormPolicy, Module, buffers_in_training
+from jacmatch.jacobian.modules import BatchNormPolicy, Module
 from jacmatch.jacobian.readouts import Context, Readout
 
 Result = TypeVar("Result")
@@ -69,11 +70,6 @@ class Function:
         return self.readout(outputs, features, self.context), outputs, features
 
 
-def copied_buffers(module: Module) -> dict[str, Tensor]:
-    """Clones of the buffers that a forward pass may write."""
-    return {name: buffer.clone() for name, buffer in buffers_in_training(module).items()}
-
-
 def replaying(x: Tensor) -> Callable[[Callable[[], Result]], Result]:
     """What calls a function with the random numbers that come next, as often as one likes; later ones do not change."""
     devices = [x.device] if x.device.type == "cuda" else []
@@ -90,9 +86,12 @@ def replaying(x: Tensor) -> Callable[[Callable[[], Result]], Result]:
 
 
 def replayed(function: Function, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """The values as a function of the input alone: the same random numbers in each call, and no buffer is written."""
-    call = replaying(x)
-    return lambda z: call(lambda: function(z.clone(), copied_buffers(function.module))[0])
+    """The values as a function of the input alone.
+
+    Each call starts from the buffers and the random numbers that were there when this was made, and writes no buffer.
+    """
+    call, start = replaying(x), copies_of(all_buffers(function.module))
+    return lambda z: call(lambda: function(z.clone(), copies_of(start))[0])
 
 
 def roots_of(value: Tensor, x: Tensor) -> list[Tensor]:

@@ -10,12 +10,22 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jacmatch.errors import InputError
+from jacmatch.jacobian.buffers import buffers_in_training, preserved_buffers
 from jacmatch.jacobian.rules.batch_norm import Statistics
 from jacmatch.jacobian.rules.op_replacements import WrittenOut
+
+__all__ = [
+    "BatchNormPolicy",
+    "Module",
+    "buffers_in_training",
+    "is_trainable",
+    "preserved_buffers",
+    "twice_differentiable",
+]
 
 BatchNormPolicy = Literal["batch", "frozen"]
 """What BatchNorm layers in training mode do during a pass with derivatives.
@@ -82,26 +92,6 @@ def _no_fused_encoder() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-def buffers_in_training(module: Module) -> dict[str, Tensor]:
-    """The buffers a forward pass may write: all of them while any part is in training mode, else none."""
-    if not isinstance(module, nn.Module) or not any(layer.training for layer in module.modules()):
-        return {}
-    return dict(module.named_buffers())
-
-
-@contextmanager
-def preserved_buffers(module: Module) -> Iterator[None]:
-    """Within the context the module may be called freely; afterwards its buffers hold what they held before."""
-    before = {name: buffer.clone() for name, buffer in buffers_in_training(module).items()}
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, buffer in buffers_in_training(module).items():
-                # `data`: a graph that was recorded within may go on, since training does not read running statistics
-                buffer.data.copy_(before[name])
 
 
 def is_trainable(module: Module) -> bool:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian.engines import difference_push, forward_push, rebuilt_pull, reverse_pull, reverse_push
 from jacmatch.jacobian.function import Cotangents, Function, Products, check_direction
+from jacmatch.jacobian.last_layer_factorization import features_of_last_layer
 from jacmatch.jacobian.modules import BatchNormPolicy, Module, buffers_in_training
-from jacmatch.jacobian.narrow import behind_the_last_layer
 from jacmatch.jacobian.readouts import Context, Logits, Readout
 
 Engine = Literal["auto", "forward", "reverse", "differences"]
@@ -134,7 +134,7 @@ def jacobian(
         return one_hot.to(values.dtype).expand(-1, copies, batch, -1).flatten(1, 2)
 
     repeated = x.repeat(copies, *[1] * (x.dim() - 1)) if copies > 1 else x
-    with behind_the_last_layer(module) as readout:
+    with features_of_last_layer(module) as readout:
         result = pull(module, repeated, basis, readout=readout)
     rows = result.products.view(-1, batch, *x.shape[1:])[: sizes[0]]
     if readout.weight is not None:

@@ -1,4 +1,4 @@
-"""The full Jacobian of a network whose last layer is narrow: fewer passes, the same numbers."""
+"""The full Jacobian of a network whose last layer has few features: fewer passes, the same numbers."""
 
 import pytest
 import torch
@@ -90,6 +90,62 @@ class OfTwo(nn.Module):
     def forward(self, x):
         outputs = self.last(x)
         return outputs + 0 * self.aside(x) if self.training else (self.aside(x), outputs)[1]
+
+
+class Followed(nn.Module):
+    """Something is done in place to the result of the last layer, or to its features after it has run."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.inner, self.skip, self.how = network(), nn.Linear(4, OUTPUTS).double(), how
+
+    def forward(self, x):
+        h = self.inner[:-1](x)
+        y = self.inner[-1](h)
+        if self.how == "temperature":
+            y /= 4.0
+        elif self.how == "skip connection":
+            y += self.skip(x)
+        elif self.how == "a view":
+            y[:, ::2].mul_(3)
+        else:
+            y.register_hook(lambda gradient: gradient * 2)
+        return y
+
+
+class Adapted(nn.Module):
+    """The weight of the last layer is computed from the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.scale = network(), nn.Linear(4, 1).double()
+
+    def forward(self, x):
+        last = self.inner[-1]
+        weight = last.weight * (1 + self.scale(x).mean())
+        return torch.func.functional_call(last, {"weight": weight}, (self.inner[:-1](x),))
+
+
+ONE = X[:1]
+
+
+@pytest.mark.parametrize("how", ["temperature", "skip connection", "a view"])
+def test_what_follows_in_place_is_in_the_jacobian(how):
+    module = Followed(how).eval()
+    torch.testing.assert_close(jacobian(module, X)[1], by_definition(module, X), rtol=1e-12, atol=1e-14)
+
+
+def test_a_gradient_hook_on_the_outputs_is_obeyed():
+    module, plain = Followed("a hook").eval(), network()
+    plain.load_state_dict(module.inner.state_dict())
+    torch.testing.assert_close(jacobian(module, X)[1], 2 * by_definition(plain, X))
+
+
+def test_a_weight_that_depends_on_the_input_is_differentiated():
+    module = Adapted().eval()
+    torch.testing.assert_close(
+        jacobian(module, ONE, chunk_size=1)[1], by_definition(module, ONE), rtol=1e-12, atol=1e-14
+    )
 
 
 @pytest.mark.parametrize("made", [Scaled, hooked, parametrized, OfTwo])

@@ -1,0 +1,74 @@
+"""Buffers of a network during a pass: copies in their place, and the same tensors with the same values afterwards.
+
+Buffers are told apart by identity and not by name: a BatchNorm layer that is reached by two names has one running mean.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def all_buffers(module: Callable[..., Any]) -> dict[str, Tensor]:
+    """The buffers of a network by one name each; a plain function has none."""
+    return dict(module.named_buffers()) if isinstance(module, nn.Module) else {}
+
+
+def buffers_in_training(module: Callable[..., Any]) -> dict[str, Tensor]:
+    """The buffers a forward pass may write: all of them while any part is in training mode, else none."""
+    if not isinstance(module, nn.Module) or not any(layer.training for layer in module.modules()):
+        return {}
+    return all_buffers(module)
+
+
+def copies_of(buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A clone of each."""
+    return {name: buffer.clone() for name, buffer in buffers.items()}
+
+
+@contextmanager
+def replaced_buffers(module: nn.Module, buffers: dict[str, Tensor]) -> Iterator[None]:
+    """Within the context these tensors are the buffers; what the module assigned in their place is then in the dict."""
+    name_of = {id(buffer): name for name, buffer in module.named_buffers() if name in buffers}
+    given = dict(buffers)
+    slots = _slots(module)
+    try:
+        for layer, key, own in slots:
+            if id(own) in name_of:
+                layer._buffers[key] = given[name_of[id(own)]]
+        yield
+    finally:
+        for layer, key, own in slots:
+            if id(own) in name_of and (now := layer._buffers[key]) is not given[name_of[id(own)]] and now is not None:
+                buffers[name_of[id(own)]] = now
+            layer._buffers[key] = own
+
+
+def write_buffers(module: Callable[..., Any], written: dict[str, Tensor]) -> None:
+    """Gives the buffers these values; each remains the tensor that it is, and `written` may hold some of them only."""
+    with torch.no_grad():
+        for name, buffer in all_buffers(module).items():
+            if name in written:
+                buffer.copy_(written[name])
+
+
+@contextmanager
+def preserved_buffers(module: Callable[..., Any]) -> Iterator[None]:
+    """Within the context the module may be called freely; afterwards its buffers hold what they held before."""
+    slots = _slots(module) if isinstance(module, nn.Module) else []
+    before = {id(own): own.detach().clone() for _, _, own in slots}
+    try:
+        yield
+    finally:
+        for layer, key, own in slots:
+            if layer._buffers[key] is not own:
+                layer._buffers[key] = own
+            # `data`: a graph that was recorded within may go on, since training does not read running statistics
+            own.data.copy_(before[id(own)])
+
+
+def _slots(module: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
+    """Each place where a layer keeps a buffer."""
+    return [(layer, key, own) for layer in module.modules() for key, own in layer._buffers.items() if own is not None]
