@@ -232,7 +232,7 @@ FAULTS = {
     ),
     "two processes have one run folder": Fault(
         "runs/lock.py",
-        "fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "lock.acquire(timeout=_RETRY, poll_interval=_RETRY / 5)",
         "pass",
         "tests/test_run_lock.py",
     ),

@@ -1,6 +1,7 @@
 """One process at a time in a run folder."""
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from jacmatch.runs import Run, lock
 HOLDER = """
 import fcntl, os, sys
 file = open(sys.argv[1], "w")
-fcntl.lockf(file, fcntl.LOCK_EX)
+fcntl.flock(file, fcntl.LOCK_EX)
 print(os.getpid(), file=file, end="", flush=True)
 print("held", flush=True)
 sys.stdin.read()
@@ -110,7 +111,7 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
         raise OSError(95, "Operation not supported")
 
     with another(tmp_path):
-        monkeypatch.setattr(lock.fcntl, "lockf", none)
+        monkeypatch.setattr(fcntl, "flock", none)
         lock.hold(tmp_path)
 
 

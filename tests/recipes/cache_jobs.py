@@ -73,9 +73,5 @@ def trained(asked: Cache, method: str, cached: bool) -> list[Tensor]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """What lies in a folder, apart from the file of locks."""
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != ".claims"
-    }
+    """What lies in a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}

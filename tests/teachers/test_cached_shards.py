@@ -217,12 +217,14 @@ def test_without_tensordict_writing_says_what_to_install(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs two processes at once")
 def test_a_claim_holds_against_another_process_and_ends_with_it(tmp_path):
-    with Claims(tmp_path) as claims, claims.on(3) as mine:
+    with Claims(tmp_path).on(3) as mine:
         assert mine
         child = os.fork()
         if not child:  # the child's answer is its exit code; no test framework beyond this line
-            with Claims(tmp_path) as others, others.on(3) as theirs, others.on(4) as free:
+            others = Claims(tmp_path)
+            with others.on(3) as theirs, others.on(4) as free:
                 os._exit(10 * theirs + free)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
-    with Claims(tmp_path) as claims, claims.on(4) as mine:
+    with Claims(tmp_path).on(4) as mine:
         assert mine
+    assert not list(tmp_path.iterdir())

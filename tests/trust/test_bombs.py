@@ -16,11 +16,11 @@ from torch import nn
 from jacmatch.cli import flags, settings
 from jacmatch.datasets.images import decode_bytes
 from jacmatch.errors import InputError
+from jacmatch.files import inside
 from jacmatch.models import load_weights, save_weights
 from jacmatch.recipes import RECIPES, networks
 from jacmatch.report import comparison, write_report
 from jacmatch.runs import Run
-from jacmatch.runs.files import inside
 from jacmatch.training import checkpoints
 
 pytestmark = pytest.mark.usefixtures("all_as_users_run")

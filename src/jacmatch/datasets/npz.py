@@ -1,5 +1,6 @@
 """The user's own arrays in one numpy archive."""
 
+import io
 import zipfile
 from pathlib import Path
 
@@ -35,14 +36,14 @@ def arrays(argument: str, needed: tuple[str, ...] = REQUIRED) -> dict[str, objec
     """
     path = existing_file(argument, "npz")
     with reading(path, "a numpy .npz archive of plain arrays", "Write it with np.savez, numbers only."):
-        check_sizes(path)
+        check_sizes(path, str(path))
         with np.load(path, allow_pickle=False) as archive:
             check_keys(f"npz:{argument}", list(archive.files), needed)
             return {key: archive[key] for key in archive.files}
 
 
-def check_sizes(path: Path) -> None:
-    """Nothing, if the arrays of the archive fit into memory together."""
-    with zipfile.ZipFile(path) as members:
+def check_sizes(archive: Path | io.BytesIO, name: str) -> None:
+    """Nothing, if the arrays of the archive, called `name` in messages, fit into memory together."""
+    with zipfile.ZipFile(archive) as members:
         size = sum(member.file_size for member in members.infolist())
-    check_memory(size, f"The arrays of {path}", "Choose fewer rows, or store images as uint8.")
+    check_memory(size, f"The arrays of {name}", "Choose fewer rows, or store images as uint8.")

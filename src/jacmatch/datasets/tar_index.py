@@ -5,6 +5,7 @@ and what they say is kept (see `kept_index`). Nothing is ever unpacked to disk, 
 """
 
 import hashlib
+import io
 import os
 import tarfile
 from contextlib import suppress
@@ -18,6 +19,7 @@ from jaxtyping import Int64
 from jacmatch.datasets.files import cache_folder, reading
 from jacmatch.datasets.streamed import MAX_BYTES, Names, check_size
 from jacmatch.errors import InputError
+from jacmatch.files import UNFINISHED, read, replace
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 LABEL = "cls"
@@ -164,29 +166,26 @@ def _wrong(path: Path, name: str, rule: str, got: str) -> InputError:
 
 def _save(kept: Path, index: TarIndex) -> None:
     """Under a name of its own first: readers see it whole or not at all."""
-    under_way = kept.with_name(f"{kept.stem}-{os.getpid()}.npz")
-    try:
+    content = io.BytesIO()
+    np.savez(
+        content,
+        blob=np.frombuffer(index.keys.blob, dtype=np.uint8),
+        ends=index.keys.ends,
+        offsets=index.offsets,
+        sizes=index.sizes,
+        labels=index.labels,
+    )
+    with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
-        for orphan in kept.parent.glob(f"{kept.stem}-*.npz"):  # of a process that was killed, or is as far as this one
+        for orphan in kept.parent.glob(f".{kept.name}.*{UNFINISHED}"):  # of a process that was killed
             orphan.unlink(missing_ok=True)
-        np.savez(
-            under_way,
-            blob=np.frombuffer(index.keys.blob, dtype=np.uint8),
-            ends=index.keys.ends,
-            offsets=index.offsets,
-            sizes=index.sizes,
-            labels=index.labels,
-        )
-        under_way.replace(kept)
-    except OSError:
-        with suppress(OSError):
-            under_way.unlink()
+        replace(kept, content.getbuffer())
 
 
 def _load(kept: Path, file_size: int) -> TarIndex | None:
     """The kept index, if it is there, whole, and fits a file of this size."""
     try:
-        with np.load(kept, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(read(kept.parent, kept)), allow_pickle=False) as arrays:
             blob, parts = arrays["blob"], [arrays[name] for name in ("ends", "offsets", "sizes", "labels")]
     except Exception:  # numpy raises a different type for each way in which a file can be damaged
         return None

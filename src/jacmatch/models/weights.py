@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
+from jacmatch.files import replace
 from jacmatch.models.inputs import Normalized, Statistics, statistics
 from jacmatch.models.packages import optional_package
 
@@ -25,22 +26,13 @@ def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
     safetensors = optional_package("safetensors.torch", "`save_weights`", "pip install 'jacmatch[train]'")
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.jacmatch-part")
     try:
-        with unfinished.open("wb") as file:
-            file.write(safetensors.save(tensors, metadata={"format": "pt"}))
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(target)
+        replace(target, safetensors.save(tensors, metadata={"format": "pt"}))
     except OSError as error:
         raise InputError(
             "`path` of `save_weights` must be a file in a folder that exists and can be written.",
             got=f"`{target}` ({error.strerror})",
         ) from error
-    finally:
-        # Also after Ctrl-C; the folder itself may be what is missing.
-        if unfinished.exists():
-            unfinished.unlink()
 
 
 def load_weights(

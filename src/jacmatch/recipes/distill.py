@@ -1,6 +1,5 @@
 """`jacmatch distill`: teacher → student, with and without slopes, at equal optimiser steps."""
 
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from jacmatch.recipes.teaching import TeachingFields
 from jacmatch.recipes.train import load, parts, unfinished
 from jacmatch.report import write_report
 from jacmatch.runs import Run
+from jacmatch.runs.files import load as load_json
 from jacmatch.teachers import ModuleTeacher
 from jacmatch.training import Batches, Fitted, agreement, engine_trial, evaluate, find_device, fit
 from jacmatch.training.distributed import Ranks
@@ -109,9 +109,7 @@ class Distill(TeachingFields):
             batches = Batches(train, size, seed=self.seed, augment=self.augment, partners=partners, device=place)
             trial = engine_trial(objective.to(place), batches(0))
             run.write_json(ENGINE, {"engine": trial.engine, "seconds": trial.seconds, "refused": trial.refused})
-        slopes.engine = Ranks.here().told(
-            None if run.follows else json.loads((run.path / ENGINE).read_text())["engine"]
-        )
+        slopes.engine = Ranks.here().told(None if run.follows else load_json(run.path / ENGINE)["engine"])
 
     def _one(
         self,

@@ -11,10 +11,11 @@ from torch import nn
 
 from jacmatch.datasets import Data
 from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.files import inside, read
 from jacmatch.jacobian import output_tensor
 from jacmatch.models import catalog, load_weights, save_weights
 from jacmatch.runs import Run
-from jacmatch.runs.files import inside, load
+from jacmatch.runs.files import load
 
 WEIGHTS, DESCRIPTION = "student.safetensors", "network.json"
 
@@ -64,7 +65,7 @@ def save(run: Run, network: nn.Module, description: Description) -> None:
 
 
 def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashlib.sha256(read(file.parent, file)).hexdigest()
 
 
 def _check_weights(folder: Path) -> None:

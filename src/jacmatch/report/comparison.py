@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from jacmatch.errors import InputError
+from jacmatch.files import inside, read
 from jacmatch.report import figures, tables
 from jacmatch.report.frame import mark, page, table, text
 from jacmatch.runs import Run, read_metrics
-from jacmatch.runs.files import inside
 
 _SHEET = 2**26  # bytes of the arrays of a sheet
 _PICTURES = 900_000  # bytes of pictures on a page: a sheet of large images shows fewer rows
@@ -105,7 +105,7 @@ def _sheet(run: Run) -> list[str]:
     if not file.is_file():
         return []
     try:
-        content = io.BytesIO(inside(run.path, file, _SHEET).read_bytes())
+        content = io.BytesIO(read(run.path, file, _SHEET))
         with zipfile.ZipFile(content) as members:
             if sum(member.file_size for member in members.infolist()) > _SHEET:
                 raise ValueError("more than 64 MiB of pictures")

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from jacmatch.errors import InputError
+from jacmatch.files import read
 from jacmatch.report import tables
 from jacmatch.report.comparison import comparison
 from jacmatch.report.frame import page, table, text
 from jacmatch.runs import Run
-from jacmatch.runs.files import inside, plain
+from jacmatch.runs.files import plain
 
 FIGURE = "figure.svg"
 _LARGEST = 2**24
@@ -59,8 +60,6 @@ def _of_tables(run: Run, result: Mapping[str, Any]) -> str:
         parts += [f"<p class=note>{text(note)}</p>" for note in given["notes"]]
     figure = run.path / FIGURE
     if figure.is_file():
-        address = (
-            f"data:image/svg+xml;base64,{base64.b64encode(inside(run.path, figure, _LARGEST).read_bytes()).decode()}"
-        )
+        address = f"data:image/svg+xml;base64,{base64.b64encode(read(run.path, figure, _LARGEST)).decode()}"
         parts += ["<h2>Figure</h2>", f'<figure class=drawn><img alt="The first table, drawn" src="{address}"></figure>']
     return page(run, title, summary, parts)

@@ -1,17 +1,16 @@
-"""Strict JSON and files that appear whole or not at all."""
+"""Strict JSON, and what the operating system refuses in a run folder."""
 
 import contextlib
 import errno
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jacmatch.errors import InputError
+from jacmatch.files import inside, read, replace
 
-UNDER_WAY = ".jacmatch-part"  # ends the name of a file that is not whole yet
 _FULL = "Free some space and run the same command again, or choose another --out."
 _CLOSED = "Choose another --out, or make that one writable."
 _LARGEST = 2**28  # of a JSON file that is read
@@ -48,45 +47,16 @@ def undone_on_failure(folder: Path, names: Sequence[str]) -> Iterator[None]:
 
 
 def write_whole(folder: Path, name: str, data: bytes | memoryview) -> Path:
-    """The path of the file, written beside its place and then renamed: readers see the old file or the new one.
+    """Return the path of the file, written as `jacmatch.files.replace` does.
 
     Raises:
-        InputError: The disk refuses; nothing is left behind.
+        InputError: The disk refuses, or the name leads out of the folder; nothing is left behind.
     """
     target = folder / name
-    part = folder / f".{name}.{os.getpid()}{UNDER_WAY}"
     with disk(folder):
-        try:
-            with part.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                part.unlink()
-            raise
+        inside(folder, target.parent)
+        replace(target, data)
     return target
-
-
-def inside(folder: Path, file: Path, largest: int | None = None) -> Path:
-    """The file, which lies in the folder also when symbolic links are followed, and is not too large to be read.
-
-    Args:
-        folder: That must not be left.
-        file: A file or folder below it, which need not exist.
-        largest: In bytes; None for any size.
-
-    Raises:
-        InputError: A link leads out of the folder, or the file is larger.
-    """
-    top, place = os.path.realpath(folder), os.path.realpath(file)
-    if os.path.commonpath([top, place]) != top:
-        do = "Copy what it points to into the folder, if you trust it."
-        raise InputError(f"{file} must lie in {folder}.", got="a link that leads out of it", do=do)
-    if largest is not None and os.path.isfile(place) and os.path.getsize(place) > largest:
-        raise InputError(f"{file} must have at most {largest:,} bytes.", got=f"{os.path.getsize(place):,}")
-    return file
 
 
 def plain(value: object, where: str) -> Any:
@@ -155,7 +125,7 @@ def load(file: Path) -> dict[str, Any]:
         InputError: The file cannot be read, lies elsewhere, is too large or torn, or holds no object.
     """
     with disk(file.parent, "read"):
-        text = inside(file.parent, file, _LARGEST).read_bytes()
+        text = read(file.parent, file, _LARGEST)
     return decoded(text, str(file))
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from jacmatch.errors import InputError
+from jacmatch.files import UNFINISHED, append, check_entry, inside
 from jacmatch.runs.differences import differences
 from jacmatch.runs.environment import environment
-from jacmatch.runs.files import UNDER_WAY, disk, encoded, inside, load, plain, undone_on_failure, write_whole
+from jacmatch.runs.files import disk, encoded, load, plain, undone_on_failure, write_whole
 from jacmatch.runs.lock import LOCK, Lock, hold
 from jacmatch.runs.metrics import METRICS, mend, read_metrics
 from jacmatch.runs.result import check
@@ -166,8 +167,8 @@ class Run:
             InputError: A value is not JSON (NaN, for instance), or the disk refuses.
         """
         line = json.dumps(plain(row, "metrics")) + "\n"
-        with disk(self.path), (self.path / METRICS).open("ab") as file:
-            file.write(line.encode())
+        with disk(self.path):
+            append(self.path / METRICS, line.encode())
 
     def metrics(self) -> list[dict[str, Any]]:
         """The logged rows, in order; see `read_metrics`."""
@@ -247,7 +248,7 @@ class Run:
 def tidy(folder: Path) -> None:
     """Removes what a killed process left of a run: files that are not whole, the checkpoint if it is finished."""
     with disk(folder):
-        orphans = list(folder.glob(f".*{UNDER_WAY}")) if folder.is_dir() else []
+        orphans = list(folder.glob(f".*{UNFINISHED}")) if folder.is_dir() else []
         if (folder / RESULT).is_file():
             orphans.append(folder / CHECKPOINT)
         for orphan in orphans:
@@ -262,13 +263,16 @@ def _entries(folder: Path) -> list[str]:
         if not folder.is_dir():
             raise _taken(folder, "a file")
         names = [entry.name for entry in folder.iterdir()]
-        return sorted(name for name in names if name != LOCK and not name.endswith(UNDER_WAY))
+        return sorted(name for name in names if name != LOCK and not name.endswith(UNFINISHED))
 
 
 def _found_in(folder: Path, names: Sequence[str]) -> Run:
-    """The run in a folder with these names in it."""
+    """The run in a folder with these names in it, none of which leads elsewhere."""
     if _SETTINGS not in names:
         raise _taken(folder, f"a folder that is no run and holds {names[0]!r}")
+    with disk(folder, "read"):
+        for name in _OWN:
+            check_entry(folder, folder / name)
     return _found(folder)
 
 

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jacmatch.runs.files import decoded, disk, inside
+from jacmatch.files import check_entry, read
+from jacmatch.runs.files import decoded, disk, write_whole
 
 METRICS = "metrics.jsonl"
 _LARGEST = 2**30
@@ -18,13 +19,21 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     file = Path(folder) / METRICS
     with disk(file.parent, "read"):
-        lines = inside(file.parent, file, _LARGEST).read_bytes().split(b"\n")[:-1] if file.is_file() else []
+        check_entry(file.parent, file)
+        lines = read(file.parent, file, _LARGEST).split(b"\n")[:-1] if file.is_file() else []
     return [decoded(line, f"line {number} of {file}") for number, line in enumerate(lines, 1)]
 
 
 def mend(folder: Path) -> None:
-    """Cuts a torn last line off: the next row would be glued to it."""
+    """Cut a torn last line off: the next row would be glued to it.
+
+    A file that has another name elsewhere, as in a copy of the folder made of hard links, becomes one of its own: the
+    rows that follow belong to this folder alone.
+    """
     file = folder / METRICS
-    if file.is_file():
-        with disk(folder), file.open("rb+") as stream:
-            stream.truncate(stream.read().rfind(b"\n") + 1)
+    with disk(folder):
+        if file.is_file():
+            content = read(folder, file, _LARGEST)
+            end = content.rfind(b"\n") + 1
+            if end < len(content) or file.is_symlink() or file.stat().st_nlink > 1:
+                write_whole(folder, METRICS, content[:end])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
+from jacmatch.files import read
 from jacmatch.runs import CHECKPOINT, Run
 from jacmatch.runs.files import write_whole
 from jacmatch.training.distributed import Shared
@@ -62,7 +63,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     rule = f"{path} must be a whole checkpoint of jacmatch."
     try:
-        content = memoryview(path.read_bytes())
+        content = memoryview(read(path.parent, path))
         body, end = content[:-_END], bytes(content[-_END:])
         if end != _MARK + hashlib.sha256(body).hexdigest().encode():
             raise InputError(rule, got="a file without the checksum that it was written with", do=_ANEW)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from jacmatch.errors import InputError
+from jacmatch.files import UNFINISHED, inside
 from jacmatch.recipes.cache.source import Source, entries_at, first_rows, folder_of, places_of
 from jacmatch.recipes.cache.writing import write_shard
-from jacmatch.runs.files import UNDER_WAY
 from jacmatch.teachers.cached.claims import Claims
 from jacmatch.teachers.cached.entries import Storage, fields_of
 from jacmatch.teachers.cached.fingerprint import described, differences
@@ -136,17 +136,17 @@ def build(
     counts, number = Counts(), 0
     for source, head in sources:
         folder = folder_of(cache, source.seed)
-        with Claims(folder) as claims:
-            for place, (view, shard) in enumerate(head.names()):
-                number += 1
-                if (number - 1) % crew.world == crew.rank:
-                    with claims.alone():
-                        _write_places(source, folder, head, view)
-                    with claims.on(place) as mine:
-                        _one(source, folder, head, view, shard, counts if mine else None)
-                        counts.left += not mine
-                    if on_shard is not None:
-                        on_shard(sum(asdict(counts).values()))
+        claims = Claims(folder)
+        for place, (view, shard) in enumerate(head.names()):
+            number += 1
+            if (number - 1) % crew.world == crew.rank:
+                with claims.alone():
+                    _write_places(source, folder, head, view)
+                with claims.on(place) as mine:
+                    _one(source, folder, head, view, shard, counts if mine else None)
+                    counts.left += not mine
+                if on_shard is not None:
+                    on_shard(sum(asdict(counts).values()))
     return counts
 
 
@@ -155,6 +155,7 @@ def _one(source: Source, folder: Path, head: Head, view: int, shard: int, counts
     if counts is None:
         return
     name = shard_name(view, shard)
+    inside(folder, folder / name)
     _remove_orphans(folder / name)
     if (folder / name).exists():
         with contextlib.suppress(InputError):
@@ -172,8 +173,8 @@ def _one(source: Source, folder: Path, head: Head, view: int, shard: int, counts
 def _remove_orphans(path: Path) -> None:
     """Removes what a killed process left of a file or a shard; call it where no other process writes that."""
     with disk(path.parent, "written to"):
-        for orphan in path.parent.glob(f".{path.name}.*{UNDER_WAY}"):
-            if orphan.is_dir():
+        for orphan in path.parent.glob(f".{path.name}.*{UNFINISHED}"):
+            if orphan.is_dir() and not orphan.is_symlink():
                 shutil.rmtree(orphan)
             else:
                 orphan.unlink()
@@ -181,7 +182,7 @@ def _remove_orphans(path: Path) -> None:
 
 def _write_places(source: Source, folder: Path, head: Head, view: int) -> None:
     """Writes where each sample stands in a view, once; one process at a time."""
-    file = folder / places_name(view)
+    file = inside(folder, folder / places_name(view))
     _remove_orphans(file)
     with disk(folder, "written to"):
         if file.is_file() and file.stat().st_size == 8 * head.samples:

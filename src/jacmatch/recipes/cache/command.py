@@ -85,7 +85,7 @@ class Cache(TeachingFields):
             raise InputError("`--shard-megabytes` of `cache` must be above 0.", got=self.shard_megabytes)
         self.check_teaching()
         crew, data = Crew.here(), load(self.data, self.seed, self.smoke)
-        with Claims(self.place) as claims, claims.alone():  # one process trains the teacher, the others wait for it
+        with Claims(self.place).alone():  # one process trains the teacher, the others wait for it
             sources = self._sources(data, progress)
             heads = [head_of(source, self.store, self.shard_megabytes, self.settings()) for source in sources]
             heads = [

@@ -1,5 +1,6 @@
 """Writing the shards of a cache: whole or not at all."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -11,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from jacmatch.errors import UnsupportedError
-from jacmatch.runs.files import UNDER_WAY, encoded
+from jacmatch.files import inside, replace, unfinished_name
+from jacmatch.runs.files import encoded
 from jacmatch.teachers.cached.layout import disk
 from jacmatch.teachers.cached.shards import SUMS, memory_of
 
@@ -35,12 +37,12 @@ def write_shard(folder: Path, name: str, entries: Mapping[str, Tensor]) -> None:
     except ImportError as error:
         raise UnsupportedError("Writing a cache needs tensordict: pip install 'jacmatch[train]'.") from error
     target = folder / name
-    part = target.with_name(f".{target.name}.{os.getpid()}{UNDER_WAY}")
+    part = target.with_name(unfinished_name(target.name))
     rows = len(entries["ids"])
     sums: dict[str, dict[str, Any]] = {}
     with disk(folder, "written to"):
+        inside(folder, target)
         try:
-            shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
             shard = TensorDict({}, batch_size=[rows]).memmap_(part)
             for field, tensor in entries.items():
@@ -48,16 +50,23 @@ def write_shard(folder: Path, name: str, entries: Mapping[str, Tensor]) -> None:
                 stored = shard.make_memmap(field, tensor.shape, dtype=tensor.dtype)
                 stored.copy_(tensor)
                 sums[field] = _sums(memory_of(tensor))
-            (part / SUMS).write_bytes(encoded({"rows": rows, "fields": sums}, SUMS))
+            replace(part / SUMS, encoded({"rows": rows, "fields": sums}, SUMS))
             for file in (*part.iterdir(), part):
                 _to_disk(file)
             if not target.exists():
-                part.rename(target)
+                _rename(part, target)
                 _to_disk(target.parent)
-        except FileExistsError:
-            pass  # between the question and the renaming
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _rename(part: Path, target: Path) -> None:
+    """Gives the folder its name, unless another process has been faster since it was looked for."""
+    try:
+        part.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
 
 
 def _reserve(file: Path, size: int) -> None:

@@ -1,6 +1,5 @@
 """`jacmatch reproduce NAME`: one table of the paper, or one claim of this project."""
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jacmatch.errors import InputError, unknown_name
+from jacmatch.files import inside
 from jacmatch.recipes.fields import positive
 from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.reproduce import EXPERIMENTS
@@ -18,6 +18,7 @@ from jacmatch.recipes.reproduce.side_by_side import end_with_parent, side_by_sid
 from jacmatch.recipes.threads import one_thread
 from jacmatch.report import Document, write_report
 from jacmatch.runs import Run
+from jacmatch.runs.files import load
 from jacmatch.training import find_device
 from jacmatch.version import __version__
 
@@ -122,7 +123,7 @@ class Reproduce(Request):
         settings = {**self.settings(), "data": self.data.partition(":")[0], "teacher": Path(self.teacher).name}
         weights = settings.pop("teacher_weights")
         file = run.path / "results.json"
-        before = json.loads(file.read_text(encoding="utf-8"))["facts"] if file.is_file() else {}
+        before = load(file)["facts"] if file.is_file() else {}
         return {
             "experiment": self.name,
             "size": self.scale,
@@ -148,7 +149,7 @@ def _stored(run: Run, order: list[Cell]) -> list[dict[str, Any]]:
 
     entries = []
     for file in run.path.glob("cells/*/*/*/result.json"):
-        result = Run.open(file.parent).result
+        result = Run.open(inside(run.path, file.parent)).result
         entry = {key: result[key] for key in ("row", "column", "seed")}
         entry |= {"settings": result["settings"]["cell"], "measures": result["measures"]}
         entry["seconds"] = round(result["seconds"], 2)

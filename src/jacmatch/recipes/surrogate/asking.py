@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jacmatch.datasets import npz
 from jacmatch.errors import InputError
+from jacmatch.files import read
 from jacmatch.jacobian import jacobian
 from jacmatch.recipes.surrogate.functions import Function
 from jacmatch.recipes.surrogate.sampling import shares, worst
@@ -89,14 +90,17 @@ def kept(run: Run, name: str, make: Callable[[], Asked]) -> Asked:
         run.write_bytes(file.name, stream.getvalue())
         return made
     try:
-        npz.check_sizes(file)
-        with np.load(file, allow_pickle=False) as held:
+        content = io.BytesIO(read(run.path, file))
+        npz.check_sizes(content, str(file))
+        with np.load(content, allow_pickle=False) as held:
             x, y = (torch.from_numpy(held[key]) for key in ("x", "y"))
             j = torch.from_numpy(held["j"]) if "j" in held.files else None
             shapes = [tuple(each.shape) for each in (x, y, *(() if j is None else (j,)))]
             if shapes[1:] != [(len(x), y.shape[1]), (len(x), y.shape[1], *x.shape[1:])][: len(shapes) - 1]:
                 raise ValueError(f"shapes {shapes}")
             return Asked(x, y, j, int(held["calls"]), float(held["seconds"]))
+    except InputError:
+        raise
     except Exception as error:  # numpy and zipfile have many
         raise InputError(f"{file} must hold the points of this run.", got=f"{error}", do="Remove it.") from error
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError
 from jacmatch.models.packages import optional_package
+from jacmatch.runs.files import write_whole
 
 ONNX = "student.onnx"
 CLOSE = 1e-5  # largest difference that is allowed, as a share of t + |y|
@@ -84,20 +85,21 @@ def to_onnx(
             verbose=False,
         )
         assert program is not None
-        program.save(str(path), external_data=False)
-    run, by = _reader(path)
+        data = program.model_proto.SerializeToString()
+    write_whole(folder, ONNX, data)
+    run, by = _reader(data, path)
     off = difference(lambda z: torch.from_numpy(run(z.numpy())), module, x, t, str(path))
-    return {"file": ONNX, "largest_difference": off, "checked_by": by, "bytes": path.stat().st_size}
+    return {"file": ONNX, "largest_difference": off, "checked_by": by, "bytes": len(data)}
 
 
-def _reader(path: Path) -> tuple[Callable[[Any], Any], str]:
+def _reader(data: bytes, path: Path) -> tuple[Callable[[Any], Any], str]:
     """What runs the file: onnxruntime, or the reference of onnx itself."""
     if importlib.util.find_spec("onnxruntime") is not None:
         runtime = optional_package("onnxruntime", str(path), "pip install 'jacmatch[onnx]'")
-        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
         return lambda x: np.asarray(session.run(None, {"x": x})[0]), "onnxruntime"
     reference = optional_package("onnx.reference", str(path), "pip install 'jacmatch[onnx]'")
-    evaluator = reference.ReferenceEvaluator(str(path))
+    evaluator = reference.ReferenceEvaluator(data)
     return lambda x: np.asarray(evaluator.run(None, {"x": x})[0]), "onnx.reference"
 
 

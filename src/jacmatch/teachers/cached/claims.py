@@ -1,44 +1,28 @@
 """Which process writes which shard, where several write one cache: locks that end with the process that holds them."""
 
-import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
+from jacmatch.runs.lock import Lock, try_lock
 from jacmatch.teachers.cached.layout import disk
 
-try:
-    import fcntl
-except ImportError:  # not on Windows: there two processes may do the same work, and the slower one drops its own
-    fcntl = None  # type: ignore[assignment]
-
-_FILE = ".claims"
-_ALONE = 1 << 40  # a lock that is no shard's
+_NAME = ".claim"
+_BETWEEN = 0.02  # seconds between two attempts to be alone
 
 
 class Claims:
-    """Locks on numbers in a folder, one byte of a file each; a context that makes the folder and opens the file.
+    """Locks on numbers in a folder: a file each, for as long as it is held.
 
     Args:
-        folder: Of the cache.
+        folder: Of the cache; it is made.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-
-    def __enter__(self) -> "Claims":
-        """Opens the file."""
-        with disk(self.folder, "written to"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.folder / _FILE, os.O_RDWR | os.O_CREAT, 0o666)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Gives all locks back."""
-        os.close(self._file)
+        with disk(folder, "written to"):
+            folder.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
     def on(self, number: int) -> Iterator[bool]:
@@ -47,26 +31,23 @@ class Claims:
         Args:
             number: At least 0.
         """
-        if fcntl is None:
-            yield True
-            return
+        lock = self._try(f"{_NAME}-{number:05d}")
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
-        except OSError:
-            yield False
-            return
-        try:
-            yield True
+            yield lock is not None
         finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, number)
+            if lock is not None:
+                lock.release()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Within the block no other process is in such a block; this one waits for its turn."""
-        if fcntl is not None:
-            fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _ALONE)
+        while (lock := self._try(_NAME)) is None:
+            time.sleep(_BETWEEN)
         try:
             yield
         finally:
-            if fcntl is not None:
-                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _ALONE)
+            lock.release()
+
+    def _try(self, name: str) -> Lock | None:
+        with disk(self.folder, "written to"):
+            return try_lock(self.folder / name)

@@ -21,7 +21,8 @@ from typing import Any, Final
 import torch
 
 from jacmatch.errors import InputError
-from jacmatch.runs.files import UNDER_WAY, decoded, encoded, inside
+from jacmatch.files import inside, read, replace
+from jacmatch.runs.files import decoded, encoded
 
 HEAD: Final = "cache.json"
 FORMAT: Final = 1
@@ -143,7 +144,7 @@ def read_head(folder: Path) -> Head:
         got = f"a folder without {HEAD}" if os.path.isdir(folder) else "no folder of that name"
         raise InputError(f"{folder} must be a teacher's cache for one seed.", got=got, do="See jacmatch cache --help.")
     with disk(folder, "read"):
-        raw = decoded(inside(folder, file, _LARGEST).read_bytes(), str(file))
+        raw = decoded(read(folder, file, _LARGEST), str(file))
     if raw.pop("format", None) != FORMAT:
         rule = f"{file} must be of format {FORMAT}, the one that this version reads."
         raise InputError(rule, do="Build the cache again with this version.")
@@ -188,15 +189,12 @@ def _checked(raw: Mapping[str, Any]) -> Head:
 
 
 def write_whole(folder: Path, name: str, data: bytes) -> None:
-    """Writes a file beside its place, waits for the disk, and renames it: readers see all of it or nothing."""
+    """Write a file of a cache as `jacmatch.files.replace` does: readers see all of it or nothing.
+
+    Raises:
+        InputError: The disk refuses, or a link leads out of the folder.
+    """
     target = folder / name
-    part = target.with_name(f".{target.name}.{os.getpid()}{UNDER_WAY}")
     with disk(folder, "written to"):
-        try:
-            with part.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
+        inside(folder, target.parent)
+        replace(target, data)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jacmatch.errors import InputError
-from jacmatch.runs.files import decoded, inside
+from jacmatch.files import inside, open_regular, read
+from jacmatch.runs.files import decoded
 from jacmatch.teachers.cached.layout import TYPES, disk, places_name, read_head, shard_name
 
 SUMS = "shard.json"
@@ -83,7 +84,7 @@ class Shards:
         with disk(self.folder, "read"):
             if not (folder / SUMS).is_file():
                 raise _wrong(folder, f"no {SUMS}")
-            sums = decoded(inside(self.folder, folder / SUMS, _BLOCK).read_bytes(), str(folder / SUMS)).get("fields")
+            sums = decoded(read(self.folder, folder / SUMS, _BLOCK), str(folder / SUMS)).get("fields")
             for field in self.head.fields:
                 said = sums.get(field.name) if isinstance(sums, dict) else None
                 file = inside(self.folder, folder / f"{field.name}.memmap")
@@ -165,7 +166,7 @@ class Shards:
 
 def _fill(path: str, memory: memoryview, size: int, runs: Sequence[tuple[int, int, int]]) -> None:
     """Reads runs of rows of a file (first row in the memory, first in the file, how many) of so many bytes each."""
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    file = open_regular(os.path.realpath(path), os.O_RDONLY)
     try:
         for first, place, count in runs:
             if _read(file, memory[first * size : (first + count) * size], place * size) != count * size:
@@ -197,7 +198,7 @@ def _runs(places: NDArray[np.int64], shard: int) -> Iterator[tuple[int, list[tup
 
 def _of_file(file: Path, strong: bool) -> str | int:
     digest, crc = hashlib.sha256(), 0
-    with file.open("rb", buffering=0) as stream:
+    with os.fdopen(open_regular(os.path.realpath(file), os.O_RDONLY), "rb", buffering=0) as stream:
         while block := stream.read(_BLOCK):
             if strong:
                 digest.update(block)

@@ -1,0 +1,155 @@
+"""Files in folders that may be somebody else's: opened without following links, written whole or not at all.
+
+Below a run folder, a cache or a kept teacher, any name can be a symbolic link, a hard link, a named pipe or a folder
+that somebody has put there. Whatever the library reads or writes in such a folder goes through this module, so that no
+file outside is emptied, cut, overwritten or read. It needs the standard library only.
+"""
+
+import contextlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from jacmatch.errors import InputError
+
+UNFINISHED = ".jacmatch-part"
+"""Ends the name of a file that is not whole yet."""
+# Windows has neither flag of the first two; there the look at the name before it is opened has to do.
+_CAREFUL = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def inside(folder: Path, file: Path, largest: int | None = None) -> Path:
+    """Return the file, which lies in the folder also when symbolic links are followed, and is not too large to read.
+
+    Args:
+        folder: That must not be left.
+        file: A file or folder below it, which need not exist.
+        largest: In bytes; None for any size.
+
+    Raises:
+        InputError: A link leads out of the folder, or the file is larger.
+    """
+    top, real = os.path.realpath(folder), os.path.realpath(file)
+    if os.path.commonpath([top, real]) != top:
+        do = "Copy what it points to into the folder, if you trust it."
+        raise InputError(f"{file} must lie in {folder}.", got="a link that leads out of it", do=do)
+    if largest is not None and os.path.isfile(real) and os.path.getsize(real) > largest:
+        raise InputError(f"{file} must have at most {largest:,} bytes.", got=f"{os.path.getsize(real):,}")
+    return file
+
+
+def open_regular(path: str | os.PathLike[str], flags: int, *, single: bool = False) -> int:
+    """Return a descriptor of a regular file; no link is followed, and nothing that is no file is opened.
+
+    Args:
+        path: The file.
+        flags: Of `os.open`. Do not truncate with them: that would happen before the file is looked at.
+        single: Whether a file with a second name (a hard link) is refused, because it is to be changed in place.
+
+    Raises:
+        InputError: It is a link, a folder, a pipe, a device or a socket.
+        OSError: The operating system refuses.
+    """
+    with contextlib.suppress(FileNotFoundError):  # first by name: to open a pipe or a device can have effects
+        _check_regular(path, os.lstat(path), single)
+    descriptor = os.open(path, flags | _CAREFUL, 0o666)
+    try:
+        _check_regular(path, os.fstat(descriptor), single)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_regular(path: str | os.PathLike[str], found: os.stat_result, single: bool) -> None:
+    got = None
+    if not stat.S_ISREG(found.st_mode):
+        got = _KINDS.get(stat.S_IFMT(found.st_mode), "a device")
+    elif single and found.st_nlink > 1:
+        got = "a file that has another name elsewhere (a hard link)"
+    if got is not None:
+        do = "Remove it; copy what it stands for into its place first, if you trust that."
+        raise InputError(f"{path} must be a regular file.", got=got, do=do)
+
+
+def check_single(file: Path) -> None:
+    """Refuse what is there under a name, unless it is a regular file that has no other name.
+
+    Raises:
+        InputError: It is a link, a hard link too, a folder, a pipe, a device or a socket.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        _check_regular(file, os.lstat(file), single=True)
+
+
+def check_entry(folder: Path, file: Path) -> None:
+    """Refuse what is there under a name, unless it is a regular file or a link to one in the same folder.
+
+    Raises:
+        InputError: It is something else; a link that leads nowhere too.
+    """
+    if os.path.lexists(file):
+        real = os.path.realpath(inside(folder, file))
+        _check_regular(file, os.lstat(real if os.path.lexists(real) else file), single=False)
+
+
+def read(folder: Path, file: Path, largest: int | None = None) -> bytes:
+    """Return the content of a file below a folder. A link is followed if it stays in the folder.
+
+    Args:
+        folder: That must not be left.
+        file: The file.
+        largest: In bytes; None for any size.
+
+    Raises:
+        InputError: A link leads out of the folder, or the file is larger or not regular.
+        OSError: The operating system refuses.
+    """
+    real = os.path.realpath(inside(folder, file, largest))
+    with os.fdopen(open_regular(real, os.O_RDONLY), "rb") as stream:
+        return stream.read()
+
+
+def append(file: Path, data: bytes) -> None:
+    """Write behind what the file holds; it is made if it is not there.
+
+    Raises:
+        InputError: It is a link or no regular file.
+        OSError: The operating system refuses.
+    """
+    with os.fdopen(open_regular(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, single=True), "ab") as stream:
+        stream.write(data)
+
+
+def unfinished_name(name: str) -> str:
+    """Return a name beside `name` that nobody can know before: no link can wait there."""
+    return f".{name}.{secrets.token_hex(8)}{UNFINISHED}"
+
+
+def replace(target: Path, data: bytes | memoryview) -> None:
+    """Write a file beside its place, wait for the disk, and rename it: readers see the old file or the new one.
+
+    What had this name, a link too, is replaced and not written through. On failure nothing is left behind.
+
+    Raises:
+        OSError: The operating system refuses.
+    """
+    unfinished = target.with_name(unfinished_name(target.name))
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CAREFUL, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(unfinished, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
