@@ -27,8 +27,8 @@ from jacmatch.jacobian.function import (
 )
 from jacmatch.jacobian.modules import is_trainable, twice_differentiable
 from jacmatch.jacobian.readouts import parts_of
+from jacmatch.jacobian.rules import op_replacements
 from jacmatch.jacobian.rules.backward_mode import toward_input
-from jacmatch.jacobian.rules.traced import Traced
 
 
 def reverse_pull(function: Function, x: Tensor, cotangents: Cotangents) -> Products:
@@ -122,7 +122,7 @@ def traced_pull(function: Function, x: Tensor, cotangents: Tensor) -> tuple[Prod
 
     def on_copies(z: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
         copies = copies_of(buffers_in_training(function.module))
-        with Traced(function.batch_norm == "frozen"):
+        with op_replacements.compiled(frozen=function.batch_norm == "frozen"):
             values, outputs, features = function(z.clone(), copies)
         return values, (outputs, features, copies)
 

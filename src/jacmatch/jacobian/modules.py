@@ -5,6 +5,7 @@ wrong: fused attention and fused recurrent kernels have no second derivative, `h
 its buffers. Everything here is undone when the pass ends; the module is never changed for good.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
@@ -15,8 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jacmatch.errors import InputError
 from jacmatch.jacobian.buffers import buffers_in_training, preserved_buffers
+from jacmatch.jacobian.rules import op_replacements
+from jacmatch.jacobian.rules.aten_kernels import right_derivatives
 from jacmatch.jacobian.rules.batch_norm import Statistics
-from jacmatch.jacobian.rules.op_replacements import WrittenOut
 
 __all__ = [
     "BatchNormPolicy",
@@ -77,10 +79,29 @@ def twice_differentiable(
         stack.enter_context(_no_fused_encoder())
         if not plain:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(WrittenOut(statistics, frozen, forward, plain))
+        stack.enter_context(right_derivatives(frozen, first_order=plain))
+        stack.enter_context(
+            op_replacements.once()
+            if plain
+            else op_replacements.differentiated(written_out=statistics, frozen=frozen, forward=forward)
+        )
+        # The optimizing executor of TorchScript differentiates what it has fused by formulas of its own.
+        stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
+        # What was compiled has no second derivative.
+        stack.enter_context(_uncompiled())
         if any(isinstance(layer, nn.RNNBase | nn.RNNCellBase) for layer in layers):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield frozen
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Compiled parts run as they were written."""
+    if not torch.compiler.is_compiling() and "torch._dynamo" in sys.modules:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
 
 
 @contextmanager

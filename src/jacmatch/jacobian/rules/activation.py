@@ -1,7 +1,6 @@
 """ReLU and GELU with derivative rules that compute nothing that is zero, and each thing once."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,14 +8,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from jacmatch.jacobian.rules.backward_mode import along_probes, applied
-
-_FORMS: frozenset[Callable[..., Any]] = frozenset({functional.relu, torch.relu, Tensor.relu})
-
-
-def is_relu(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether this call is a ReLU that `relu` replaces: one that is not in place."""
-    inplace = kwargs.get("inplace", args[1] if len(args) > 1 else False)
-    return func in _FORMS and not inplace and bool(args) and args[0].is_floating_point()
 
 
 def relu(x: Tensor) -> Tensor:
@@ -80,12 +71,6 @@ class _Passed(torch.autograd.Function):
         if dims[0] is None:
             t = t.expand(info.batch_size, *t.shape)
         return applied(_Passed, t, y.expand_as(t)), 0
-
-
-def is_gelu(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether this call is a GELU that `gelu` replaces: the exact one, x Φ(x)."""
-    form = kwargs.get("approximate", args[1] if len(args) > 1 else "none")
-    return func is functional.gelu and form == "none" and bool(args) and args[0].is_floating_point()
 
 
 def gelu(x: Tensor) -> Tensor:

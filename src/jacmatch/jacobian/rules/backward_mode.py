@@ -37,6 +37,12 @@ def applied(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(arguments))  # type: ignore[misc]
 
 
+def may_depend_on_input(*tensors: Tensor | None) -> bool:
+    """Whether any of these is computed, perhaps from the input: no leaf, or a tensor of a `torch.func` transform."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return any(each is not None and (wrapped(each) or not each.is_leaf) for each in tensors)
+
+
 def as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """The arguments in the type that autocast gives a product of matrices; as they are where it is off."""
     kind = x.device.type
@@ -51,7 +57,13 @@ def along_probes(
 ) -> tuple[Tensor | tuple[Tensor, ...], Any]:
     """A vmap rule that is right for any function: one call for each entry of the mapped axis, stacked."""
     calls = [
-        applied(function, *(a if dim is None else a.select(dim, entry) for a, dim in zip(arguments, dims, strict=True)))
+        applied(
+            function,
+            *(
+                a.select(dim, entry) if isinstance(a, Tensor) and dim is not None else a
+                for a, dim in zip(arguments, dims, strict=True)
+            ),
+        )
         for entry in range(info.batch_size)
     ]
     if isinstance(calls[0], Tensor):

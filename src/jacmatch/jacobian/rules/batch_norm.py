@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian.rules.backward_mode import Toward, along_probes, applied
+from jacmatch.jacobian.rules.backward_mode import Toward, along_probes, applied, may_depend_on_input
 from jacmatch.jacobian.rules.channels import affine, by_channel, dot_by_channel, sum_by_channel
 
 
@@ -39,11 +40,20 @@ class Statistics(list[tuple[Tensor, Tensor]]):
 
     replaying: Iterator[tuple[Tensor, Tensor]] | None = None
 
-    def of(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Variance and mean by channel: of x, or of the pass that is replayed."""
+    def of(self, x: Tensor, *, in_kernel: bool = False) -> tuple[Tensor, Tensor]:
+        """Variance and mean by channel: of x, or of the pass that is replayed.
+
+        Args:
+            x: The values that are normalised.
+            in_kernel: Whether a kernel of `aten_kernels` calls, where x is what one transform of `torch.func` sees.
+        """
         if self.replaying is not None:
             return next(self.replaying)
-        self.append(_moments(applied(_Held, x)))
+        if in_kernel and torch._C._are_functorch_transforms_active():
+            held = forward_ad.unpack_dual(x, level=0).primal  # type: ignore[no-untyped-call]
+        else:
+            held = applied(_Held, x)
+        self.append(moments(held))
         return self[-1]
 
     def replayed(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -72,7 +82,7 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """`torch.nn.functional.batch_norm`; with constant statistics as the affine map γ (x − μ) / √(σ² + ε) + β."""
-    adapted = weight is not None and not weight.is_leaf  # somebody makes it, perhaps from the input
+    adapted = may_depend_on_input(weight, bias, running_mean, running_var)
     if training and not written_out and not adapted and x.is_floating_point():
         if torch.compiler.is_compiling():
             return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
@@ -82,7 +92,7 @@ def batch_norm(
         ]
         return y
     if training:
-        var, mean = _moments(x) if frozen is None else frozen.of(x)
+        var, mean = moments(x) if frozen is None else frozen.of(x)
         if running_mean is not None and running_var is not None:
             _check_count(x)
             move_running_statistics(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
@@ -253,7 +263,7 @@ def _saved(ctx: Any) -> tuple[Tensor, ...]:
     """What a rule saved: t, x, γ, μ, r …; μ and r as functions of x where its result is to be differentiated."""
     t, x, weight, mean, rstd, *more = ctx.saved_tensors
     if torch.is_grad_enabled():
-        var, mean = _moments(x)
+        var, mean = moments(x)
         rstd = (var + ctx.eps).rsqrt()
     return t, x, weight, mean, rstd, *more
 
@@ -263,7 +273,7 @@ def _check_count(x: Tensor) -> None:
         raise InputError("BatchNorm in training mode must see more than one value of a channel.", got=tuple(x.shape))
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Biased variance and mean by channel. Means of means, since `torch.var_mean` over these dimensions is slow."""
 
     def mean(z: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jacmatch.jacobian.rules.backward_mode import Toward, along_probes, applied, as_autocast
+from jacmatch.jacobian.rules.backward_mode import Toward, along_probes, applied, as_autocast, may_depend_on_input
 from jacmatch.jacobian.rules.channels import sum_by_channel
 
 
@@ -23,11 +23,6 @@ class _Settings(NamedTuple):
 
 
 _SPACE: dict[Callable[..., Any], int] = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
-
-
-def is_convolution(func: Callable[..., Any]) -> bool:
-    """Whether `func` is one of the convolutions that `convolution` replaces."""
-    return func in _SPACE
 
 
 def convolution(
@@ -86,7 +81,7 @@ def _sum(*parts: Tensor | None) -> Tensor | None:
 def _wanted(ctx: Any) -> tuple[bool, bool, bool]:
     """Whether input, weight and bias are to get gradients."""
     by_x, by_weight, by_bias, _ = ctx.needs_input_grad
-    return (by_x, False, False) if Toward.input and ctx.is_parameter else (by_x, by_weight, by_bias)
+    return (by_x, False, False) if Toward.input and ctx.are_parameters else (by_x, by_weight, by_bias)
 
 
 class _Convolution(torch.autograd.Function):
@@ -103,12 +98,12 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, ctx.settings = inputs
+        x, weight, bias, ctx.settings = inputs
         ctx.set_materialize_grads(False)
         ctx.shape = x.shape
         ctx.save_for_backward(x if weight.requires_grad else None, weight)
         ctx.save_for_forward(x, weight)
-        ctx.is_parameter = weight.is_leaf  # and so does not depend on the input
+        ctx.are_parameters = not may_depend_on_input(weight, bias)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -160,14 +155,14 @@ class _Transposed(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(g, weight)
         ctx.save_for_forward(g, weight, x)
-        ctx.is_parameter = weight.is_leaf
+        ctx.are_parameters = not may_depend_on_input(weight)
 
     @staticmethod
     def backward(ctx: Any, h: Tensor | None) -> tuple[Tensor | None, ...]:
         if h is None:
             return None, None, None, None
         g, weight = ctx.saved_tensors
-        by_weight = ctx.needs_input_grad[1] and not (Toward.input and ctx.is_parameter)
+        by_weight = ctx.needs_input_grad[1] and not (Toward.input and ctx.are_parameters)
         return (
             applied(_Convolution, h, weight, None, ctx.settings) if ctx.needs_input_grad[0] else None,
             _by_weight(g, h, weight, ctx.settings) if by_weight else None,

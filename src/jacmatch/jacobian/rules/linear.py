@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jacmatch.jacobian.rules.backward_mode import Toward, along_probes, applied, as_autocast
+from jacmatch.jacobian.rules.backward_mode import Toward, along_probes, applied, as_autocast, may_depend_on_input
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -28,11 +28,11 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _ = inputs
+        x, weight, bias = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x if weight.requires_grad else None, weight)
         ctx.save_for_forward(x, weight)
-        ctx.is_parameter = weight.is_leaf  # and so does not depend on the input
+        ctx.are_parameters = not may_depend_on_input(weight, bias)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -40,7 +40,7 @@ class _Linear(torch.autograd.Function):
             return None, None, None
         x, weight = ctx.saved_tensors
         by_x, by_weight, by_bias = ctx.needs_input_grad
-        if Toward.input and ctx.is_parameter:
+        if Toward.input and ctx.are_parameters:
             by_weight = by_bias = False
         rows = g.reshape(-1, g.shape[-1])
         return (

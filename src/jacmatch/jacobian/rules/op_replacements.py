@@ -1,7 +1,12 @@
-"""Operations written out by their definitions, because their own derivatives are missing or wrong where needed."""
+"""Which operations are replaced in a pass with derivatives, and by what: the one mechanism.
 
-from collections.abc import Callable, Iterable, Iterator
+What Python code calls is looked up in a table of faster rules, or of forms that `torch.compile` can follow. What is
+wrong or missing in PyTorch is replaced below, in ATen's dispatcher (`aten_kernels`), however it is called.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,103 +15,74 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from jacmatch.errors import UnsupportedError
-from jacmatch.jacobian.rules.activation import gelu, is_gelu, is_relu, relu
+from jacmatch.jacobian.rules import aten_kernels, traced
+from jacmatch.jacobian.rules.activation import gelu, relu
 from jacmatch.jacobian.rules.batch_norm import Statistics, batch_norm, move_running_statistics
-from jacmatch.jacobian.rules.convolution import convolution, is_convolution
+from jacmatch.jacobian.rules.convolution import convolution
 from jacmatch.jacobian.rules.layer_norm import layer_norm
 from jacmatch.jacobian.rules.linear import linear
 
+Rule = Callable[..., Any]
 
-class WrittenOut(TorchFunctionMode):
-    """Replaces operations whose second derivative is missing or wrong by compositions that are equal and have it.
 
-    hardsigmoid and hardswish have no double backward. Normalisation by batch or layer statistics has a wrong one once a
-    forward-mode derivative has been taken: PyTorch holds the saved statistics constant there (pytorch #196699, silent).
+class Replacements(TorchFunctionMode):
+    """Within the context, what the table names is done by its rule.
+
+    Args:
+        table: The rules, by what they replace.
+        forward: Whether to refuse operators from outside PyTorch: without a forward-mode rule their tangent is 0.
     """
 
-    def __init__(self, statistics: bool, frozen: Statistics | None, forward: bool, once: bool = False) -> None:
+    def __init__(self, table: Mapping[Callable[..., Any], Rule], *, forward: bool = False) -> None:
         super().__init__()
-        self.statistics = statistics
-        self.frozen = frozen
-        self.forward = forward
-        self.once = once
+        self.table, self.forward = table, forward
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """What runs in place of `func`."""
-        kwargs = kwargs or {}
-        if self.once:  # as an affine map, BatchNorm need not keep its input for the backward pass
-            return batch_norm(True, None, *args, **kwargs) if func is functional.batch_norm else func(*args, **kwargs)
         if self.forward and _is_foreign(func):
             raise UnsupportedError(f"the custom operator {func} has no forward-mode rule: its tangent would be zero.")
-        if self.forward and func in _WRONG_FORWARD:
-            raise UnsupportedError(
-                f"the derivative of a forward-mode product through {func.__name__} is wrong in torch."
-            )
-        if func in (torch.lstm, torch.lstm_cell):
-            with _no_fused_recurrence():
-                return func(*args, **kwargs)
-        if is_convolution(func):
-            return convolution(func, *args, **kwargs)
-        if is_relu(func, args, kwargs):
-            return relu(args[0])
-        if self.forward and func is functional.linear:
-            return linear(*args, **kwargs)
-        if self.forward and is_gelu(func, args, kwargs):
-            return gelu(args[0])
-        if func is functional.hardsigmoid:
-            return functional.relu6(args[0] + 3.0) / 6.0
-        if func is functional.hardswish:
-            return args[0] * functional.relu6(args[0] + 3.0) / 6.0
-        if func is functional.batch_norm:
-            return batch_norm(self.statistics and not self.forward, self.frozen, *args, **kwargs)
-        if self.statistics and func is functional.glu:
-            return _glu(*args, **kwargs)
-        if self.statistics and func in (functional.layer_norm, torch.layer_norm):
-            return layer_norm(*args, **kwargs)
-        if self.statistics and func is functional.instance_norm:
-            return _instance_norm(*args, **kwargs)
-        return func(*args, **kwargs)
+        return self.table.get(func, func)(*args, **(kwargs or {}))
 
 
-_WRONG_FORWARD = frozenset(
-    {
-        torch.linalg.solve,
-        torch.linalg.solve_ex,
-        torch.linalg.tensorsolve,
-        torch.linalg.det,
-        torch.det,
-        Tensor.det,
-        torch.logdet,
-        Tensor.logdet,
-        torch.linalg.householder_product,
+def differentiated(*, written_out: bool, frozen: Statistics | None, forward: bool) -> Replacements:
+    """For a pass whose products are differentiated.
+
+    Args:
+        written_out: Whether BatchNorm in training mode is a composition of its statistics.
+        frozen: Where statistics that are constants for derivatives by the input are kept; None where none are.
+        forward: Whether the pass is in forward mode.
+    """
+    table: dict[Callable[..., Any], Rule] = {
+        **_RULES,
+        functional.batch_norm: partial(batch_norm, written_out and not forward, frozen),
+        **(_FORWARD_RULES if forward else {}),
     }
-)
-"""Operations whose Jv is right, but whose derivative of it with respect to parameters is silently not (torch 2.13)."""
+    return Replacements(table, forward=forward)
 
 
-def _is_foreign(func: Callable[..., Any]) -> bool:
-    """Whether this operator is registered outside torch: it has no forward-mode rule, and its tangent would be 0."""
-    # The profiler's mark a span of time, and have no value; the hooks of FSDP2 call them.
-    return isinstance(func, torch._ops.OpOverload) and func.namespace not in ("aten", "prims", "prim", "profiler")
+def once() -> Replacements:
+    """For a pass of one derivative in reverse mode: as an affine map, BatchNorm need not keep its input."""
+    return Replacements(_ONCE)
 
 
-@contextmanager
-def _no_fused_recurrence() -> Iterator[None]:
-    """The oneDNN LSTM of the CPU has no forward-mode derivative; the unfused one has all."""
-    before: bool = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(before)
+def compiled(*, frozen: bool) -> Replacements:
+    """For a pass that `torch.compile` follows: forms in plain operations."""
+    return Replacements({**_COMPILED, functional.batch_norm: partial(traced.batch_norm, frozen)})
 
 
-def _glu(x: Tensor, dim: int = -1) -> Tensor:
-    """`torch.nn.functional.glu`, whose forward-mode rule cannot be differentiated."""
-    first, gate = torch.chunk(x, 2, dim)
-    return first * gate.sigmoid()
+def _multiplied_in_place(x: Tensor, other: Any) -> Tensor:
+    """`x *= other`; where both are one tensor, forward mode would take its new value for the old one."""
+    return x.mul_(x.clone() if other is x else other)
+
+
+def _relu(x: Tensor, inplace: bool = False) -> Tensor:
+    return functional.relu(x, inplace) if inplace or not x.is_floating_point() else relu(x)
+
+
+def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    return gelu(x) if approximate == "none" and x.is_floating_point() else functional.gelu(x, approximate=approximate)
 
 
 def _instance_norm(
@@ -119,7 +95,7 @@ def _instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`torch.nn.functional.instance_norm`: layer normalisation over space, one weight for each channel."""
+    """`torch.nn.functional.instance_norm`: layer normalization over space, one weight for each channel."""
     if not use_input_stats:
         return batch_norm(True, None, x, running_mean, running_var, weight, bias, False, momentum, eps)
     if running_mean is not None and running_var is not None:
@@ -130,3 +106,46 @@ def _instance_norm(
     if weight is not None:
         y = y * weight.view(shape)
     return y if bias is None else y + bias.view(shape)
+
+
+def _unfused(func: Rule) -> Rule:
+    """The recurrent layer without oneDNN, whose LSTM has no forward-mode derivative."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _no_onednn():
+            return func(*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def _no_onednn() -> Iterator[None]:
+    before: bool = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
+_RULES: dict[Callable[..., Any], Rule] = {
+    **{func: partial(convolution, func) for func in (torch.conv1d, torch.conv2d, torch.conv3d)},
+    **dict.fromkeys((functional.relu, torch.relu, Tensor.relu), _relu),
+    **dict.fromkeys((Tensor.mul_, Tensor.__imul__), _multiplied_in_place),
+    **dict.fromkeys((functional.layer_norm, torch.layer_norm), layer_norm),
+    **{func: _unfused(func) for func in (torch.lstm, torch.lstm_cell)},
+    functional.instance_norm: _instance_norm,
+}
+_FORWARD_RULES: dict[Callable[..., Any], Rule] = {functional.linear: linear, functional.gelu: _gelu}
+_ONCE: dict[Callable[..., Any], Rule] = {functional.batch_norm: partial(batch_norm, True, None)}
+_COMPILED: dict[Callable[..., Any], Rule] = {
+    functional.hardsigmoid: lambda x, inplace=False: aten_kernels.hardsigmoid(x),
+    functional.hardswish: lambda x, inplace=False: aten_kernels.hardswish(x),
+    functional.scaled_dot_product_attention: traced.attention,
+}
+
+
+def _is_foreign(func: Callable[..., Any]) -> bool:
+    """Whether this operator is registered outside torch."""
+    # The profiler's mark a span of time, and have no value; the hooks of FSDP2 call them.
+    return isinstance(func, torch._ops.OpOverload) and func.namespace not in ("aten", "prims", "prim", "profiler")

@@ -5,42 +5,12 @@ their second derivative there without a word, so what has none, or needs another
 """
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from jacmatch.jacobian.rules.batch_norm import move_running_statistics
-
-
-class Traced(TorchFunctionMode):
-    """Within the context normalisation by statistics of the batch, attention and the hard sigmoid are written out.
-
-    Args:
-        frozen: Whether the statistics of BatchNorm in training mode are constants for the derivative by the input.
-    """
-
-    def __init__(self, frozen: bool) -> None:
-        super().__init__()
-        self.frozen = frozen
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """What runs in place of `func`."""
-        kwargs = kwargs or {}
-        if func is functional.batch_norm:
-            return _batch_norm(self.frozen, *args, **kwargs)
-        if func is functional.hardsigmoid:
-            return functional.relu6(args[0] + 3.0) / 6.0
-        if func is functional.hardswish:
-            return args[0] * functional.relu6(args[0] + 3.0) / 6.0
-        if func is functional.scaled_dot_product_attention:
-            return _attention(*args, **kwargs)
-        return func(*args, **kwargs)
 
 
 def _below(x: Tensor) -> Tensor:
@@ -49,7 +19,7 @@ def _below(x: Tensor) -> Tensor:
     return below
 
 
-def _batch_norm(
+def batch_norm(
     frozen: bool,
     x: Tensor,
     running_mean: Tensor | None,
@@ -82,7 +52,7 @@ def _batch_norm(
     return x * scale.to(x.dtype).view(shape) + shift.to(x.dtype).view(shape)
 
 
-def _attention(
+def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,

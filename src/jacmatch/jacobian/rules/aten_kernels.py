@@ -1,0 +1,365 @@
+"""Operators whose derivative is missing or wrong in PyTorch, as compositions of operators whose derivatives are right.
+
+The compositions are registered with ATen's dispatcher, under the key at which autograd records an operator, for as long
+as a pass with derivatives lasts. So they are found however an operator is called: as `torch.nn.functional.layer_norm`,
+`torch.native_layer_norm`, `torch.ops.aten.native_layer_norm`, in a TorchScript interpreter or in an exported graph.
+What Python code calls most is replaced before it gets there, by the faster rules of `op_replacements`.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jacmatch.jacobian.rules.batch_norm import Statistics, moments, move_running_statistics
+
+Kernel = Callable[..., Any]
+
+
+class Policy(threading.local):
+    """What holds for the batch statistics in this thread: None, or the statistics that are constants for the input."""
+
+    frozen: Statistics | None = None
+
+
+_policy = Policy()
+
+
+def native_layer_norm(
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`torch.native_layer_norm`: (x − μ) r, μ and r = 1/√(σ² + ε) over the last axes, then scaled and shifted."""
+    dims = list(range(x.dim() - len(normalized_shape), x.dim()))
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    mean = wide.mean(dims, keepdim=True)
+    centered = wide - mean
+    rstd = (centered.square().mean(dims, keepdim=True) + eps).rsqrt()
+    y = centered * rstd
+    if weight is not None:
+        y = y * weight
+    if bias is not None:
+        y = y + bias
+    return y.to(x.dtype), mean, rstd
+
+
+def native_batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`torch.native_batch_norm`, with batch statistics that follow the policy of the pass."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    if training or running_mean is None or running_var is None:
+        var, mean = moments(wide) if _policy.frozen is None else _policy.frozen.of(wide, in_kernel=True)
+        if running_mean is not None and running_var is not None:
+            move_running_statistics(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
+    else:
+        # clones, since the buffers may be written before the backward pass
+        var, mean = running_var.clone(), running_mean.clone()
+    rstd = (var + eps).rsqrt()
+    scale = rstd if weight is None else rstd * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    y = wide * scale.view(shape) + shift.view(shape)
+    return y.to(x.dtype), mean if training else x.new_empty(0), rstd if training else x.new_empty(0)
+
+
+def instance_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    _: bool,
+) -> Tensor:
+    """`torch.instance_norm`: each channel of each sample by its own statistics, which no policy holds constant."""
+    if not use_input_stats:
+        return native_batch_norm(x, weight, bias, running_mean, running_var, False, momentum, eps)[0]
+    if running_mean is not None and running_var is not None:
+        var, mean = (each.mean(0) for each in torch.var_mean(x.flatten(2), 2, unbiased=False))
+        move_running_statistics(running_mean, running_var, mean, var, x[0, 0].numel(), momentum)
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    y = native_layer_norm(x, x.shape[2:], None, None, eps)[0]
+    if weight is not None:
+        y = y * weight.view(shape)
+    return y if bias is None else y + bias.view(shape)
+
+
+def cholesky_inverse(factor: Tensor, upper: bool = False) -> Tensor:
+    """`torch.cholesky_inverse`, (L Lᵀ)⁻¹ or (UᵀU)⁻¹, by a triangular solve."""
+    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand_as(factor)
+    inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=upper)
+    return inverse @ inverse.mH if upper else inverse.mH @ inverse
+
+
+def cholesky_solve(right: Tensor, factor: Tensor, upper: bool = False) -> Tensor:
+    """`torch.cholesky_solve`, by two triangular solves."""
+    lower = factor.mH if upper else factor
+    half = torch.linalg.solve_triangular(lower, right, upper=False)
+    whole: Tensor = torch.linalg.solve_triangular(lower.mH, half, upper=True)
+    return whole
+
+
+def logcumsumexp(x: Tensor, dim: int) -> Tensor:
+    """`torch.logcumsumexp`, by logarithmically many sums of two."""
+    return _scan(x, dim, _log_sum)
+
+
+def cumprod(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """`torch.cumprod`, by logarithmically many products of two, so that nothing is divided by a factor of zero."""
+    return _scan(x if dtype is None else x.to(dtype), dim, torch.mul)
+
+
+def _scan(x: Tensor, dim: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """All prefixes of an associative operation along an axis."""
+    if x.dim() == 0:
+        return x.clone()
+    size, step = x.shape[dim], 1
+    while step < size:
+        moved = combine(x.narrow(dim, step, size - step), x.narrow(dim, 0, size - step))
+        x = torch.cat([x.narrow(dim, 0, step), moved], dim)
+        step *= 2
+    return x.clone() if step == 1 else x
+
+
+def _log_sum(a: Tensor, b: Tensor) -> Tensor:
+    """Log(eᵃ + eᵇ) with finite derivatives of every order, also where the two are far apart or −∞."""
+    empty = b == -math.inf
+    known = torch.where(empty, torch.zeros_like(b), b)
+    return torch.where(empty, a, known - torch.nn.functional.logsigmoid(known - a))
+
+
+def hardsigmoid(x: Tensor) -> Tensor:
+    """`torch.nn.functional.hardsigmoid`, min(max(x + 3, 0), 6) / 6."""
+    return torch.nn.functional.hardtanh(x + 3.0, 0.0, 6.0) / 6.0
+
+
+def hardswish(x: Tensor) -> Tensor:
+    """`torch.nn.functional.hardswish`, x · hardsigmoid(x)."""
+    return x * hardsigmoid(x)
+
+
+def glu(x: Tensor, dim: int = -1) -> Tensor:
+    """`torch.nn.functional.glu`, a · sigmoid(b) of two halves."""
+    first, second = torch.chunk(x, 2, dim)
+    return first * second.sigmoid()
+
+
+def cdist_forward(x1: Tensor, x2: Tensor, p: float, compute_mode: int | None) -> Tensor:
+    """`torch.cdist`: distances of all pairs of rows by the p-norm; at distance 0 its derivatives are 0."""
+    return _norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p)
+
+
+def euclidean_dist(x1: Tensor, x2: Tensor) -> Tensor:
+    """`torch.cdist` for many rows, by a product of matrices."""
+    square = x1.square().sum(-1, keepdim=True) + x2.square().sum(-1).unsqueeze(-2) - 2 * x1 @ x2.mT
+    return _root(square.clamp_min(0))
+
+
+def pdist_forward(x: Tensor, p: float = 2.0) -> Tensor:
+    """`torch.nn.functional.pdist`: distances of all pairs of rows i < j."""
+    i, j = torch.triu_indices(len(x), len(x), 1, device=x.device)
+    return _norm(x[i] - x[j], p)
+
+
+def _norm(difference: Tensor, p: float) -> Tensor:
+    size = difference.abs()
+    if p == 0:
+        return (difference != 0).to(difference.dtype).sum(-1)
+    if p == 1:
+        return size.sum(-1)
+    if math.isinf(p):
+        return size.amax(-1)
+    if p == 2:
+        return _root(difference.square().sum(-1))
+    zero = size == 0
+    powers = torch.where(zero, 0.0, torch.where(zero, 1.0, size).pow(p)).sum(-1)
+    return torch.where(powers == 0, 0.0, torch.where(powers == 0, 1.0, powers).pow(1 / p))
+
+
+def _root(square: Tensor) -> Tensor:
+    return torch.where(square == 0, 0.0, torch.where(square == 0, 1.0, square).sqrt())
+
+
+def linalg_det(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`torch.linalg.det`, the product of the diagonal of U in P A = L U."""
+    factors, pivots = torch.linalg.lu_factor(a)
+    diagonal = factors.diagonal(dim1=-2, dim2=-1)
+    return diagonal.prod(-1) * _parity(pivots).to(a.dtype), factors, pivots
+
+
+def linalg_slogdet(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`torch.linalg.slogdet`: sign and logarithm of the absolute value of the determinant."""
+    factors, pivots = torch.linalg.lu_factor(a)
+    diagonal = factors.diagonal(dim1=-2, dim2=-1)
+    sign = torch.sgn(diagonal).prod(-1) * _parity(pivots).to(a.dtype)
+    return sign, diagonal.abs().log().sum(-1), factors, pivots
+
+
+def _parity(pivots: Tensor) -> Tensor:
+    """1 for an even number of exchanges of rows, −1 for an odd one."""
+    rows = torch.arange(1, pivots.shape[-1] + 1, device=pivots.device)
+    return 1 - 2 * ((pivots != rows).sum(-1) % 2)
+
+
+def linalg_solve_ex(
+    a: Tensor, b: Tensor, *, left: bool = True, check_errors: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`torch.linalg.solve_ex`, by the factors of P A = L U."""
+    factors, pivots, info = torch.linalg.lu_factor_ex(a)
+    if check_errors:
+        torch._linalg_check_errors(info, "torch.linalg.solve_ex", is_matrix=a.dim() == 2)
+    vector = b.dim() == 1 or (b.dim() == a.dim() - 1 and b.shape == a.shape[:-1])
+    solution = torch.linalg.lu_solve(factors, pivots, b.unsqueeze(-1) if vector else b, left=left)
+    return solution.squeeze(-1) if vector else solution, factors, pivots, info
+
+
+def householder_product(vectors: Tensor, tau: Tensor) -> Tensor:
+    """`torch.linalg.householder_product`: the first columns of Π (I − τᵢ vᵢ vᵢᴴ), vᵢ below a 1 on the diagonal."""
+    rows, columns = vectors.shape[-2:]
+    unit = torch.eye(rows, columns, dtype=vectors.dtype, device=vectors.device)
+    reflectors = vectors.tril(-1) + unit
+    product = unit.expand_as(vectors)
+    for i in reversed(range(tau.shape[-1])):
+        v = reflectors[..., i : i + 1]
+        product = product - tau[..., i, None, None] * v @ (v.mH @ product)
+    return product
+
+
+def _in_place(composition: Kernel) -> Kernel:
+    return lambda x, *rest: x.copy_(composition(x.clone(), *rest))  # its derivative needs what x was
+
+
+def _legit(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return native_batch_norm(x, weight, bias, mean, var, *rest)
+
+
+def _no_stats(x: Tensor, weight: Any, bias: Any, training: bool, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return native_batch_norm(x, weight, bias, None, None, training, *rest)
+
+
+def _functional(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    mean, var = mean.clone(), var.clone()
+    return (*native_batch_norm(x, weight, bias, mean, var, *rest), mean, var)
+
+
+def _with_update(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return (*native_batch_norm(x, weight, bias, mean, var, True, *rest), x.new_empty(0, dtype=torch.uint8))
+
+
+def _cudnn(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any) -> tuple[Tensor, ...]:
+    return (*native_batch_norm(x, weight, bias, mean, var, *rest), x.new_empty(0, dtype=torch.uint8))
+
+
+FIRST_ORDER: dict[str, Kernel] = {"cholesky_inverse": cholesky_inverse, "cholesky_solve": cholesky_solve}
+"""Operators whose first derivative is wrong already."""
+
+KERNELS: dict[str, Kernel] = {
+    **FIRST_ORDER,
+    "native_layer_norm": native_layer_norm,
+    "native_batch_norm": native_batch_norm,
+    "_native_batch_norm_legit": _legit,
+    "_native_batch_norm_legit.no_stats": _no_stats,
+    "_native_batch_norm_legit_functional": _functional,
+    "_batch_norm_with_update": _with_update,
+    "cudnn_batch_norm": _cudnn,
+    "instance_norm": instance_norm,
+    "logcumsumexp": logcumsumexp,
+    "cumprod": cumprod,
+    "hardsigmoid": hardsigmoid,
+    "hardsigmoid_": _in_place(hardsigmoid),
+    "hardswish": hardswish,
+    "hardswish_": _in_place(hardswish),
+    "glu": glu,
+    "_cdist_forward": cdist_forward,
+    "_euclidean_dist": euclidean_dist,
+    "_pdist_forward": pdist_forward,
+    "_linalg_det": linalg_det,
+    "_linalg_slogdet": linalg_slogdet,
+    "_linalg_solve_ex": linalg_solve_ex,
+    "linalg_householder_product": householder_product,
+}
+"""All operators whose derivatives, up to the third, are missing or wrong (torch 2.13)."""
+
+
+def _operator(name: str) -> Any:
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.aten, packet), overload or "default")
+
+
+def _kernel(name: str, composition: Kernel) -> Kernel:
+    operator = _operator(name)
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        # Neither derivative is recorded: the forward pass of a rule of our own, say. PyTorch's own kernel is faster.
+        if not torch.is_grad_enabled() and not torch._C._is_fwd_grad_enabled():
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator(*args, **kwargs)
+        return composition(*args, **kwargs)
+
+    return kernel
+
+
+_WRAPPED = {name: _kernel(name, composition) for name, composition in KERNELS.items()}
+_lock = threading.RLock()
+_registered: dict[tuple[str, bool], tuple[int, Any]] = {}
+"""How many passes use a group of kernels under a dispatch key now, and their registration."""
+
+
+@contextmanager
+def right_derivatives(frozen: Statistics | None, *, first_order: bool = False) -> Iterator[None]:
+    """Within the context the operators of `KERNELS` are compositions, in all threads.
+
+    Args:
+        frozen: The batch statistics that are constants for derivatives by the input; None where none are.
+        first_order: Only a first derivative in reverse mode is taken, so that the operators of `FIRST_ORDER` suffice.
+    """
+    before, _policy.frozen = _policy.frozen, frozen
+    keys = [
+        "AutogradCPU",
+        *(
+            ["AutogradCUDA"] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+        ),
+    ]
+    groups = [(key, first) for key in keys for first in ((True,) if first_order else (True, False))]
+    for group in groups:
+        _register(group)
+    try:
+        yield
+    finally:
+        for group in groups:
+            _release(group)
+        _policy.frozen = before
+
+
+def _register(group: tuple[str, bool]) -> None:
+    key, first = group
+    with _lock:
+        count, library = _registered.get(group, (0, None))
+        if library is None:
+            library = torch._C._dispatch_library("IMPL", "aten", "")
+            for name, kernel in _WRAPPED.items():
+                if (name in FIRST_ORDER) == first:
+                    library.impl(name, key, kernel, False)  # type: ignore[call-arg]
+        _registered[group] = count + 1, library
+
+
+def _release(group: tuple[str, bool]) -> None:
+    with _lock:
+        count, library = _registered.pop(group)
+        if count > 1:
+            _registered[group] = count - 1, library
+        else:
+            library.reset()
