@@ -91,7 +91,7 @@ def test_another_run_is_told_by_its_settings(tmp_path):
         InputError, match=r"of this run\. Got one that differs in lr \(0\.1 there, 0\.2 here\), seed \(1"
     ):
         check_same(tmp_path / "c.pt", {"lr": 0.1, "seed": 1}, {"lr": 0.2, "seed": 2})
-    with pytest.raises(InputError, match=r"clip \(None there, 1\.0 here\)"):
+    with pytest.raises(InputError, match=r"clip \(nothing there, 1\.0 here\)"):
         check_same(tmp_path / "c.pt", {}, {"clip": 1.0})
 
 

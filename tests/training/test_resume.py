@@ -142,16 +142,16 @@ class _Pressed(torch.nn.Module):
 
     def __init__(self, at, times, number=signal.SIGINT):
         super().__init__()
-        self.number = number
-        self.objective, self.at, self.times, self.calls = Distillation(cases.network()), at, times, 0
+        self.objective = Distillation(cases.network())
+        self._number, self._at, self._times, self._calls = number, at, times, 0  # no settings of the objective
         self.student = self.objective.student
 
     def forward(self, *given, **named):
         terms = self.objective(*given, **named)
-        self.calls += 1
-        if self.calls == self.at:
-            for _ in range(self.times):
-                signal.raise_signal(self.number)
+        self._calls += 1
+        if self._calls == self._at:
+            for _ in range(self._times):
+                signal.raise_signal(self._number)
         return terms
 
 
@@ -272,7 +272,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"must be a whole checkpoint .* Remove it to begin anew"):
         _fit("labels", tmp_path)
     save(file, {"step": 3})
-    with pytest.raises(InputError, match=r"of a training run\. Got one without \['run', 'seconds'"):
+    with pytest.raises(InputError, match=r"of a training run\. Got one without \['run', 'student', 'seconds'"):
         _fit("labels", tmp_path)
 
 

@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Float32, Int64, UInt8
@@ -64,6 +63,26 @@ class Split:
         slopes = None if self.jacobians is None else self.jacobians.to(device)
         return Split(self.x.to(device), self.y.to(device), slopes)
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of type, shape and bytes of the inputs (`x`), targets (`y`) and, where known, Jacobians (`j`).
+
+        Of streamed images it has what `Streamed.digest` has.
+        """
+        arrays = {"x": self.x, "y": self.y, "j": self.jacobians}
+        return {name: _digest(each) for name, each in arrays.items() if each is not None}
+
+
+def _digest(given: Tensor | Streamed) -> str:
+    """SHA-256 of type, shape and bytes, the same on machines of either byte order."""
+    if isinstance(given, Streamed):
+        return given.digest()
+    array = given.detach().cpu().contiguous().numpy()
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}\n".encode())
+    digest.update(array.data)
+    return digest.hexdigest()
+
 
 @dataclass(frozen=True, eq=False)
 class Data:
@@ -89,26 +108,19 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the type, shape and bytes of all arrays: another order of the rows is another data set.
+    @property
+    def digests(self) -> dict[str, str]:
+        """`Split.digests` of both parts, by the names that the arrays have in an npz file: `x_train`, `y_test`, …."""
+        return {
+            f"{name}_{part}": digest
+            for part, split in (("train", self.train), ("test", self.test))
+            for name, digest in split.digests.items()
+        }
 
-        Of streamed images it has what `Streamed.digest` has: names and sizes of all, the bytes of some.
-        """
-        digest = hashlib.sha256()
-        for part, split in (("train", self.train), ("test", self.test)):
-            for key, tensor in (("x", split.x), ("y", split.y), ("jacobians", split.jacobians)):
-                if tensor is None:
-                    digest.update(f"{part}.{key}: none\n".encode())
-                    continue
-                if isinstance(tensor, Streamed):
-                    digest.update(f"{part}.{key}: {tensor.digest()}\n".encode())
-                    continue
-                array = tensor.detach().cpu().contiguous().numpy()
-                array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-                digest.update(f"{part}.{key}: {array.dtype.str} {array.shape}\n".encode())
-                digest.update(array.data)
-        return digest.hexdigest()
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all arrays: another order of the rows is another data set."""
+        return hashlib.sha256(repr(sorted(self.digests.items())).encode()).hexdigest()
 
 
 def statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -52,6 +52,7 @@ class Distill(TeachingFields):
         start = time.perf_counter()
         with progress or Progress() as shown:
             run = self.begin("distill")
+            same_inputs(run, data, networks=(description,))
             teacher = self.taught_by(data, shown)
             same_inputs(run, data, teacher.network)
             self._examine(run, description, data)

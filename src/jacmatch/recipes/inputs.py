@@ -1,38 +1,91 @@
-"""What a run was begun with besides its settings: the contents behind the names of its data and its teacher."""
+"""What a job was begun with besides its settings: the contents behind the names of data, networks and teacher."""
 
-from torch import nn
+import importlib.metadata
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
 
 from jacmatch.datasets import Data
-from jacmatch.errors import InputError
+from jacmatch.models import catalog
+from jacmatch.recipes.networks import Description
 from jacmatch.runs import Run
-from jacmatch.runs.differences import differences
-from jacmatch.runs.files import load
-from jacmatch.teachers import ModuleTeacher
+from jacmatch.runs.identity import Fingerprint, Fingerprints, code_of
 from jacmatch.training.distributed import Ranks
-from jacmatch.training.identity import named
+from jacmatch.training.identity import SAMPLES, named, outputs_of, undisturbed
 
-INPUTS = "inputs.json"
+_PACKAGES = ("timm", "torchvision")  # families of networks that other packages build
 
 
-def same_inputs(run: Run, data: Data, teacher: nn.Module | None = None) -> None:
-    """Writes the fingerprints of data and teacher into the run, or compares them if it goes on.
+def same_inputs(
+    run: Run, data: Data | None = None, teacher: nn.Module | None = None, networks: tuple[Description, ...] = ()
+) -> None:
+    """Writes the fingerprints of what a job is given into the run, or compares them if it goes on.
 
     Args:
         run: The run.
         data: Its data.
-        teacher: Its teacher, if it has one.
+        teacher: Its teacher, asked at some of the data.
+        networks: What is built by name.
 
     Raises:
-        InputError: The run was begun with others.
+        InputError: The run was begun with others; the message names them.
     """
-    here = {"data": data.fingerprint, "teacher": None if teacher is None else named(ModuleTeacher(teacher))}
-    file, ranks = run.path / INPUTS, Ranks.here()
-    ranks.same("data and teacher", str(here))
-    if run.follows:
-        return
-    if not file.is_file():
-        run.write_json(INPUTS, here)
-    elif (there := load(file)) != here:
-        rule = f"The run in {run.path} must go on with the data and the teacher that it was begun with."
-        do = "Bring them back, or choose another --out."
-        raise InputError(rule, got=f"others: {differences(there, here)}", do=do)
+    for part, here in inputs_of(data, teacher, networks).items():
+        matches(run, part, here)
+
+
+def inputs_of(
+    data: Data | None = None, teacher: nn.Module | None = None, networks: tuple[Description, ...] = ()
+) -> dict[str, Fingerprints]:
+    """The fingerprints of what a job is given, by part; the arguments are those of `same_inputs`."""
+    found: dict[str, Fingerprints] = {}
+    if data is not None:
+        found["data"] = dict(data.digests)
+    for description in networks:
+        if here := of_network(description):
+            found[f"network {description.spec}"] = here
+    if teacher is not None and data is not None:
+        x = data.train.inputs(torch.arange(min(SAMPLES, len(data.train))))
+        found["teacher"] = of_teacher(teacher, x)
+    return found
+
+
+def matches(run: Run, part: str, here: Mapping[str, Fingerprint]) -> None:
+    """As `Run.check_inputs`, in all processes of a job, which must be given the same."""
+    exact = {name: value for name, value in here.items() if isinstance(value, str)}
+    Ranks.here().same(part, str(exact))
+    run.check_inputs(part, here)
+
+
+def of_teacher(teacher: nn.Module, x: Tensor) -> Fingerprints:
+    """Weights, architecture and code of a trained network, and what it says at x."""
+    place = next((parameter.device for parameter in teacher.parameters()), x.device)
+    return {"weights and code": named(teacher), "outputs": outputs_of(teacher, x.to(place))}
+
+
+def code_of_model(spec: str) -> Fingerprints:
+    """What builds a network: nothing for one of this package, whose version a run says; the version of another package.
+
+    Of a PACKAGE.MODULE:CALLABLE the source of its module and of those that this one imports.
+    """
+    family, colon, _ = spec.partition(":")
+    if family in _PACKAGES:
+        return {family: importlib.metadata.version(family)}
+    return code_of(family) if colon and family not in catalog.FAMILIES else {}
+
+
+def of_network(description: Description) -> Fingerprints:
+    """What builds a new network; and, of the user's code, what one says at fixed inputs: files that it reads show."""
+    found = code_of_model(description.spec)
+    if not found or description.spec.partition(":")[0] in _PACKAGES:
+        return found
+    shape = (2, *description.shape)
+    x = torch.linspace(0, 1, math.prod(shape)).reshape(shape)
+    said = []
+    for _ in range(2):
+        with undisturbed():
+            torch.manual_seed(0)
+            said.append(outputs_of(description.build(), x))
+    return {**found, "outputs of a new network": said[0] if said[0] == said[1] else "another at each call"}

@@ -68,10 +68,16 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(read(file.parent, file)).hexdigest()
 
 
-def _check_weights(folder: Path) -> None:
-    """Refuses weights that are not those that were written: one flipped bit would be another network."""
+def check_saved(folder: Path) -> None:
+    """Refuses weights that are not those that were written: one flipped bit would be another network.
+
+    Raises:
+        InputError: They are missing, or have another checksum than the description says.
+    """
     said = load(folder / DESCRIPTION).get("sha256")
-    if said is not None and (folder / WEIGHTS).is_file() and said != _digest(folder / WEIGHTS):
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder} must hold the weights of its network.", got=f"no {WEIGHTS}", do="Run the job anew.")
+    if said is not None and said != _digest(folder / WEIGHTS):
         rule = f"{folder / WEIGHTS} must have the checksum that it was written with."
         raise InputError(rule, got="another", do="It is damaged: copy it again, or run the job anew.")
 
@@ -115,7 +121,7 @@ def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -
     folder = Path(run_dir)
     description = described(folder, allow_code=allow_code)
     file = inside(folder, folder / WEIGHTS)
-    _check_weights(folder)
+    check_saved(folder)
     _check_size(description, file)
     network = description.build()
     load_weights(network, file)

@@ -105,7 +105,7 @@ class Robust(TrainingFields):
             self.objective(variant, description.build(), data, self.seed)
         start = time.perf_counter()
         run = self.begin("robust")
-        same_inputs(run, data)
+        same_inputs(run, data, networks=(description,))
         trained: dict[tuple[int, str], nn.Module] = {}
         with progress or Progress() as shown:
             for seed in range(self.seed, self.seed + (1 if self.smoke else self.seeds)):

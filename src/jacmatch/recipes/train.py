@@ -45,7 +45,7 @@ class Train(TrainingFields):
         torch.manual_seed(self.seed)
         student = description.build()
         run = self.begin("train")
-        same_inputs(run, data)
+        same_inputs(run, data, networks=(description,))
         task: Literal["classification", "regression"] = "classification" if data.classes else "regression"
         fitted = fit(
             Distillation(student, labels=1.0, task=task, seed=self.seed),

@@ -42,7 +42,7 @@ class Transfer(TransferFields):
                 self.objective(method, ready.student(), ready)
             subset, _ = parts(ready.data, self.validation, self.per_class, self.seed)
             run = self.begin("transfer")
-            same_inputs(run, ready.data, ready.teacher.network)
+            same_inputs(run, ready.data, ready.teacher.network, (ready.description,))
             results: dict[str, list[dict[str, Any]]] = {method: [] for method in self.methods}
             for seed in range(self.seed, self.seed + (1 if self.smoke else self.seeds)):
                 for method in self.methods:

@@ -2,6 +2,7 @@
 
 - `settings.json`: job, version and resolved settings. Written first, so a folder either is a run or is not.
 - `environment.json`: versions, machine, commit, start; one more entry under `resumed` each time the run goes on.
+- `inputs.json`: fingerprints of what else decides the result, by content; see `runs.identity`.
 - `metrics.jsonl`: one JSON object a line, appended and flushed.
 - Artefacts of the job, and runs inside the run (`seed0/labels/`), each with its own settings and result.
 - `result.json`: written last. A run is finished if and only if it is there.
@@ -22,6 +23,7 @@ from jacmatch.files import UNFINISHED, append, check_entry, inside
 from jacmatch.runs.differences import differences
 from jacmatch.runs.environment import environment
 from jacmatch.runs.files import disk, encoded, load, plain, undone_on_failure, write_whole
+from jacmatch.runs.identity import INPUTS, Fingerprint, changed, digest_of
 from jacmatch.runs.lock import LOCK, Lock, hold
 from jacmatch.runs.metrics import METRICS, mend, read_metrics
 from jacmatch.runs.result import check
@@ -29,7 +31,7 @@ from jacmatch.runs.result import check
 _SETTINGS, _ENVIRONMENT, RESULT = "settings.json", "environment.json", "result.json"
 CHECKPOINT = "checkpoint.pt"
 """What a job needs to go on; it goes when the result is written."""
-_OWN = (_SETTINGS, _ENVIRONMENT, METRICS, RESULT, CHECKPOINT, LOCK)
+_OWN = (_SETTINGS, _ENVIRONMENT, INPUTS, METRICS, RESULT, CHECKPOINT, LOCK)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Run:
     lock: Lock | None = field(default=None, compare=False, repr=False)
     follows: bool = False
     """Whether this is one of several processes of the job, and another one writes: then all writing is left out."""
+    identity: str | None = None
+    """Of a run inside a run: a digest of the inputs of that one."""
 
     @classmethod
     def create(
@@ -135,7 +139,43 @@ class Run:
         folder = inside(self.path, self.path / name)
         if self.follows:
             return replace(self, path=folder, settings=plain(chosen, "settings"), job=job or self.job)
-        return Run._enter(folder, self.job if job is None else job, chosen, self.version)
+        identity = self.inputs_digest
+        run = Run._enter(folder, self.job if job is None else job, chosen, self.version, identity=identity)
+        if run.identity != identity:
+            raise _taken(folder, "a run with other inputs (data, code, teacher) than the run that it lies in")
+        return run
+
+    def check_inputs(self, part: str, here: Mapping[str, Fingerprint]) -> None:
+        """Writes what decides the result besides the settings or, if the run goes on, compares it.
+
+        Args:
+            part: What it is, for instance "data".
+            here: Fingerprints by name; see `runs.identity`.
+
+        Raises:
+            InputError: The run was begun with others; the message names them.
+        """
+        if self.follows:
+            return
+        there = self.inputs
+        if part not in there:
+            write_whole(self.path, INPUTS, encoded({**there, part: dict(here)}, INPUTS))
+        elif found := changed(there[part], here):
+            rule = f"The run in {self.path} must go on with the {part} that it was begun with."
+            do = "Bring back what it was begun with, or choose another --out."
+            raise InputError(rule, got=f"another {part}: {found}", do=do)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The fingerprints of what decides the result, by part and name; empty where nothing is known."""
+        file = self.path / INPUTS
+        return load(file) if file.is_file() else {}
+
+    @property
+    def inputs_digest(self) -> str | None:
+        """A digest of them, None where nothing is known."""
+        inputs = self.inputs
+        return digest_of(inputs) if inputs else None
 
     @property
     def finished(self) -> bool:
@@ -221,7 +261,13 @@ class Run:
 
     @classmethod
     def _enter(
-        cls, folder: Path, job: str, settings: Mapping[str, Any], version: str, now: Mapping[str, Any] | None = None
+        cls,
+        folder: Path,
+        job: str,
+        settings: Mapping[str, Any],
+        version: str,
+        now: Mapping[str, Any] | None = None,
+        identity: str | None = None,
     ) -> "Run":
         """Begins the run in `folder`, in the environment `now`, or finds it; anything else that is there is refused."""
         chosen = plain(settings, "settings")
@@ -230,10 +276,11 @@ class Run:
         if not others:
             with undone_on_failure(folder, (_ENVIRONMENT, _SETTINGS, LOCK)):
                 head = {"job": job, "version": version, "settings": chosen}
+                head |= {} if identity is None else {"inputs": identity}
                 write_whole(folder, _SETTINGS, encoded(head, _SETTINGS))
                 if now is not None:
                     write_whole(folder, _ENVIRONMENT, encoded({**now, "resumed": []}, _ENVIRONMENT))
-            return cls(folder, job, version, chosen)
+            return cls(folder, job, version, chosen, identity=identity)
         run = _found_in(folder, others)
         if run.job != job:
             raise _taken(folder, f"a run of `{run.job}`, not of `{job}`")
@@ -283,7 +330,7 @@ def _found(folder: Path) -> Run:
     ):
         rule = f"{folder / _SETTINGS} must have the job, version and settings of a run."
         raise InputError(rule, got=f"the keys {sorted(head)}", do="Another program wrote it: choose another folder.")
-    return Run(folder, head["job"], head["version"], head["settings"], resumed=True)
+    return Run(folder, head["job"], head["version"], head["settings"], resumed=True, identity=head.get("inputs"))
 
 
 def _taken(folder: Path, got: str) -> InputError:

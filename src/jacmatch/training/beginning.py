@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
@@ -20,7 +20,12 @@ from jacmatch.training.state import State
 
 
 def begin(
-    objective: nn.Module, settings: Training, place: torch.device, identity: dict[str, Any], ranks: Ranks
+    objective: nn.Module,
+    settings: Training,
+    place: torch.device,
+    identity: dict[str, Any],
+    shown: Tensor,
+    ranks: Ranks,
 ) -> State:
     """The objective on its device, distributed where there are several processes, and a fresh optimiser for it."""
     student = getattr(objective, "student", None)
@@ -54,6 +59,7 @@ def begin(
         average=average,
         optimizer=optimizer,
         identity=identity,
+        shown=shown.to(place),
         metrics=Metrics(place, ranks),
         ranks=ranks,
         shared=unit,

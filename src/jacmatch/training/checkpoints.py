@@ -18,16 +18,19 @@ from jacmatch.errors import InputError
 from jacmatch.files import read
 from jacmatch.runs import CHECKPOINT, Run
 from jacmatch.runs.files import write_whole
+from jacmatch.runs.identity import changed
 from jacmatch.training.distributed import Shared
+from jacmatch.training.identity import student_identity
 from jacmatch.training.randomness import host_state, set_host_state
 from jacmatch.training.sharding import cut, scatter, whole
 from jacmatch.training.state import State
 
 _ANEW = "Remove it to begin anew."
+_OTHER = "Bring back what it was begun with, or give the run another folder."
 _MARK = b"\njacmatch sha256 "
 _END = len(_MARK) + 64  # letters of the digest
 _PARTS = (
-    *("run", "step", "seconds", "aside"),
+    *("run", "student", "step", "seconds", "aside"),
     *("objective", "average", "optimizer", "precision", "random", "random_cuda", "random_host"),
 )
 
@@ -96,10 +99,8 @@ def check_same(path: Path, saved: Mapping[str, Any], here: Mapping[str, Any]) ->
     Raises:
         InputError: They differ; the message says where.
     """
-    names = sorted(name for name in saved.keys() | here.keys() if saved.get(name) != here.get(name))
-    if names:
-        listed = ", ".join(f"{name} ({saved.get(name)!r} there, {here.get(name)!r} here)" for name in names)
-        raise InputError(f"{path} must be a checkpoint of this run.", got=f"one that differs in {listed}", do=_ANEW)
+    if found := changed(saved, here):
+        raise InputError(f"{path} must be a checkpoint of this run.", got=f"one that differs in {found}", do=_OTHER)
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Any], path: Path) -> None:
@@ -151,6 +152,7 @@ def keep(state: State, run: Run) -> None:
     random_cuda = state.ranks.gathered(torch.cuda.get_rng_state(state.place)) if cuda else None
     parts = {
         "run": state.told(),
+        "student": _student(state),
         "step": state.step,
         "seconds": state.elapsed(),
         "aside": state.aside,
@@ -205,6 +207,8 @@ def _restore(state: State, saved: Mapping[str, Any], path: Path) -> None:
     if state.settings.shard and isinstance(state.shared, Shared):
         scatter(state.shared, state.objective)
         memory = cut(memory, state.optimizer)
+    if not state.settings.shard:
+        check_same(path, saved["student"], _student(state))
     known = [set(group) for group in state.optimizer.param_groups]
     state.optimizer.load_state_dict(memory)
     _check_memory(state, known)
@@ -217,6 +221,11 @@ def _restore(state: State, saved: Mapping[str, Any], path: Path) -> None:
     state.step = state.kept = int(saved["step"])
     state.seconds, state.aside = float(saved["seconds"]), float(saved["aside"])
     state.skipped = int(saved.get("skipped", 0))
+
+
+def _student(state: State) -> dict[str, Any]:
+    """What the student is, with its weights; of a part of it nobody could say."""
+    return student_identity(state.student, state.shown, probed=not state.settings.shard)
 
 
 def _check_memory(state: State, known: list[set[str]]) -> None:

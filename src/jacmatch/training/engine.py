@@ -22,7 +22,7 @@ from jacmatch.training.checkpoints import check_finite, resume
 from jacmatch.training.compilation import compile_steps
 from jacmatch.training.distributed import Ranks, unsynced
 from jacmatch.training.evaluation import find_device
-from jacmatch.training.identity import identity
+from jacmatch.training.identity import SAMPLES, identity
 from jacmatch.training.interruption import deferred_interrupt
 from jacmatch.training.precision import scale_slopes
 from jacmatch.training.prefetch import resident
@@ -107,7 +107,8 @@ def fit(
         batches = dealt(objective, train, settings, seed, place, ranks)
         run = run if run is None or ranks.first else replace(run, follows=True)
         known = {} if run is None else identity(objective, train, seed)
-        state = begin(objective, settings, place, known, ranks)
+        shown = train.inputs(torch.arange(min(SAMPLES, len(train))))
+        state = begin(objective, settings, place, known, shown, ranks)
         compiled = compile_steps(objective, settings)
         if run is not None:
             resume(state, run)

@@ -1,21 +1,44 @@
-"""What a checkpoint says of whose training it is, besides the settings."""
+"""Whose training this is, besides the settings: fingerprints of data, student, teacher and objective by content.
 
+`runs.identity` says what a fingerprint is and compares two of them.
+"""
+
+import dataclasses
 import hashlib
 import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from jacmatch.datasets import Split
-from jacmatch.errors import UnsupportedError
-from jacmatch.teachers import CachedTeacher, Teacher
-from jacmatch.teachers.cached.fingerprint import of_teacher
+from jacmatch.jacobian import run as outputs_and_features
+from jacmatch.runs.identity import Fingerprint, probe, source_of
+from jacmatch.teachers import (
+    AnalyticTeacher,
+    BlackBoxTeacher,
+    CachedTeacher,
+    EnsembleTeacher,
+    ModuleTeacher,
+    Question,
+    RememberedTeacher,
+    Teacher,
+)
+from jacmatch.teachers.cached.fingerprint import architecture_of, digest, of_teacher
+from jacmatch.training.randomness import host_state, set_host_state
 
+SAMPLES = 4
+"""At how many samples, the first ones of the training split, teacher and student are probed."""
 _LETTERS = 16  # of a digest
+_MEMORY = {"training", "student", "teacher", "calls", "compiled", "slope_scale"}  # of an objective: no settings
+_CPU = torch.device("cpu")
+_DEPTH = 4  # how far settings inside settings are followed
 
 
 def identity(objective: nn.Module, train: Split, seed: int) -> dict[str, Any]:
-    """Seed, number of samples, and which teacher: its type, and a digest of weights, architecture and preprocessing.
+    """Seed, data, teacher and the settings of the objective; the student is `student_identity`.
 
     Args:
         objective: What is trained.
@@ -23,25 +46,159 @@ def identity(objective: nn.Module, train: Split, seed: int) -> dict[str, Any]:
         seed: Of the run.
 
     Example:
-        >>> import torch
         >>> from jacmatch.objectives import Distillation
         >>> split = Split(torch.rand(20, 3), torch.arange(20) % 2)
-        >>> identity(Distillation(nn.Linear(3, 2)), split, 0)
-        {'seed': 0, 'samples': 20, 'teacher': 'none'}
+        >>> found = identity(Distillation(nn.Linear(3, 2)), split, 0)
+        >>> found["seed"], found["samples"], found["teacher"], found["objective.temperature"]
+        (0, 20, 'none', '1.0')
     """
     teacher = getattr(objective, "teacher", None)
-    return {"seed": seed, "samples": len(train), "teacher": "none" if teacher is None else named(teacher)}
+    found: dict[str, Any] = {
+        "seed": seed,
+        "samples": len(train),
+        "teacher": "none" if teacher is None else named(teacher),
+        **{f"data {name}": value for name, value in train.digests.items()},
+        **_of_objective(objective),
+    }
+    if teacher is not None:
+        found["teacher outputs"] = outputs_of(teacher, train.inputs(torch.arange(min(SAMPLES, len(train)))))
+    return found
 
 
-def named(teacher: Teacher) -> str:
-    """The teacher in a line. One that is read from a cache has the name of the live one.
+def student_identity(student: nn.Module, x: Tensor, *, probed: bool = True) -> dict[str, Fingerprint]:
+    """The architecture of a student, with the code of its classes, and what it says at x with the weights it has."""
+    return {"student": architecture_of(student), "student outputs": outputs_of(student, x) if probed else "not probed"}
 
-    A function, a black box for instance, has no weights: of such a teacher the line says the type only.
+
+def named(teacher: Teacher | nn.Module) -> str:
+    """The teacher in a line: its type, and a digest of all that can be seen of it without asking it.
+
+    Of a network these are weights, architecture, preprocessing and the code of its classes, of a function its source.
+    One that is read from a cache has the name of the live one.
     """
-    try:
+    kind, parts = _parts_of(teacher)
+    return f"{kind} {hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:_LETTERS]}"
+
+
+def _parts_of(teacher: Any) -> tuple[str, Any]:
+    """What a teacher is called, and what can be seen of it."""
+    kind = type(teacher).__name__
+    if isinstance(teacher, RememberedTeacher):
+        return _parts_of(teacher.teacher)
+    if isinstance(teacher, CachedTeacher | ModuleTeacher):
         whole = teacher.head.fingerprint if isinstance(teacher, CachedTeacher) else of_teacher(teacher)
-    except UnsupportedError:
-        return type(teacher).__name__
-    parts = {name: value for name, value in whole.items() if name.startswith(("teacher", "member"))}
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return f"{parts['teacher']} {digest[:_LETTERS]}"
+        parts = {name: value for name, value in whole.items() if name.startswith(("teacher", "member"))}
+        return parts["teacher"], parts
+    if isinstance(teacher, EnsembleTeacher):
+        members = [_parts_of(member) for member in teacher.teachers]
+        return f"{kind} of {len(members)}", members
+    if isinstance(teacher, nn.Module):
+        return kind, [digest(*teacher.state_dict().items()), architecture_of(teacher)]
+    functions: tuple[Any, ...] = ()
+    if isinstance(teacher, BlackBoxTeacher | AnalyticTeacher):
+        functions = (teacher.function, getattr(teacher, "jacobian", None))
+    return kind, [source_of(type(teacher)), *map(_described, functions)]
+
+
+def outputs_of(given: Teacher | nn.Module, x: Tensor) -> Fingerprint:
+    """The outputs of a teacher, or of a network in evaluation mode, at x as a probe; nothing is changed by the call.
+
+    Where it says another thing at the second time, or fails, there is no probe: whoever asks it next will notice.
+    """
+    if isinstance(given, RememberedTeacher):
+        return outputs_of(given.teacher, x)
+    if isinstance(given, CachedTeacher):
+        return "cached"
+    module = given if isinstance(given, nn.Module) else None
+    with undisturbed(module, x.device):
+        try:
+            first, second = (_asked(given, x).double().flatten().cpu() for _ in range(2))
+        except Exception:  # the user's code may raise anything; the training itself will, and says what
+            return "not probed"
+    same = first.shape == second.shape and torch.allclose(first, second, 1e-3, 1e-6, equal_nan=True)
+    return probe(first.tolist()) if same else "another at each call"
+
+
+def _asked(given: Any, x: Tensor) -> Tensor:
+    if isinstance(given, nn.Module):
+        return outputs_and_features(given, x.clone())[0]
+    outputs: Tensor = given.answer(x.clone(), Question(ids=torch.arange(len(x), device=x.device))).outputs
+    return outputs
+
+
+@contextmanager
+def undisturbed(module: nn.Module | None = None, device: torch.device = _CPU) -> Iterator[None]:
+    """Within the block a module is in evaluation mode; afterwards modes, buffers and random states are as before."""
+    modes = [] if module is None else [(each, each.training) for each in module.modules()]
+    buffers = [] if module is None else [(each, each.clone()) for each in module.buffers()]
+    random = host_state()
+    devices = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        try:
+            for each, _ in modes:
+                each.training = False
+            yield
+        finally:
+            for each, mode in modes:
+                each.training = mode
+            for buffer, before in buffers:
+                buffer.data.copy_(before)
+            set_host_state(random)
+
+
+def _of_objective(objective: nn.Module) -> dict[str, str]:
+    """The settings of an objective and of the modules in it, and the user's code among them.
+
+    A setting is a public attribute; what begins with an underscore, and what a checkpoint brings back, is memory.
+    """
+    networks = (getattr(objective, "student", None), getattr(objective, "teacher", None))
+    inner = {id(each) for network in networks if isinstance(network, nn.Module) for each in network.modules()}
+    found = {}
+    for path, module in objective.named_modules(prefix="objective"):
+        if id(module) in inner:
+            continue
+        found[path] = f"{type(module).__qualname__} {_digest_of_text(source_of(type(module)))}".strip()
+        loose = module._non_persistent_buffers_set
+        settings = {name: value for name, value in module._buffers.items() if name in loose}
+        settings |= {name: value for name, value in vars(module).items() if not name.startswith("_")}
+        for name, value in settings.items():
+            if name not in _MEMORY:
+                found[f"{path}.{name}"] = _described(value)
+    return found
+
+
+def _described(value: Any, depth: int = _DEPTH) -> str:
+    """A setting in words that are the same in another process."""
+    if value is None or isinstance(value, bool | int | float | complex | str):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return f"a tensor {digest(('', value))[:_LETTERS]}"
+    if depth == 0:
+        return type(value).__qualname__
+    if isinstance(value, list | tuple | set | frozenset):
+        parts = [_described(each, depth - 1) for each in value]
+        return f"({', '.join(sorted(parts) if isinstance(value, set | frozenset) else parts)})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_described(each, depth - 1)}' for key, each in value.items())}}}"
+    if isinstance(value, nn.Module):
+        return f"{type(value).__qualname__} {digest(*value.state_dict().items())[:_LETTERS]}"
+    if isinstance(value, type) or (isinstance(value, Callable) and not dataclasses.is_dataclass(value)):  # type: ignore[arg-type]
+        return f"{getattr(value, '__qualname__', type(value).__qualname__)} {_digest_of_text(source_of(value))}".strip()
+    inner = vars(value) if hasattr(value, "__dict__") else {}
+    if isinstance(inner.get("weights"), Mapping):  # factors and shares beside them are measured
+        inner = {"weights": inner["weights"]}
+    changing = dataclasses.is_dataclass(value) and not value.__dataclass_params__.frozen  # type: ignore[union-attr]
+    named = [
+        f"{name}={_described(each, depth - 1)}"
+        for name, each in inner.items()
+        if not name.startswith("_") and not (changing and isinstance(each, Tensor | None) and name == "scale")
+    ]
+    return f"{type(value).__qualname__}({', '.join(named)})"
+
+
+def _digest_of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:_LETTERS] if text else ""

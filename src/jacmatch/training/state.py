@@ -43,6 +43,7 @@ class State:
         average: The running average of its weights, if one is kept.
         optimizer: As Fabric runs it.
         identity: What else a checkpoint must agree with.
+        shown: Samples at which the student is asked, to know it again.
         metrics: Terms of the loss in the steps since the last logged row, and rows on their way to the host.
         ranks: The processes that train together.
         shared: The objective as they run it; None where there is one.
@@ -66,6 +67,7 @@ class State:
     average: nn.Module | None
     optimizer: torch.optim.Optimizer
     identity: dict[str, Any]
+    shown: Tensor
     metrics: Metrics
     ranks: Ranks = field(default_factory=Ranks)
     shared: nn.Module | None = None

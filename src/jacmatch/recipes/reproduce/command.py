@@ -10,8 +10,10 @@ from typing import Any
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.files import inside
 from jacmatch.recipes.fields import positive
+from jacmatch.recipes.inputs import same_inputs
+from jacmatch.recipes.networks import Description
 from jacmatch.recipes.progress import Progress
-from jacmatch.recipes.reproduce import EXPERIMENTS
+from jacmatch.recipes.reproduce import EXPERIMENTS, students, transfer
 from jacmatch.recipes.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.recipes.reproduce.side_by_side import end_with_parent, side_by_side
@@ -38,13 +40,12 @@ class Reproduce(Request):
         experiment = self._checked()
         start = time.perf_counter()
         with progress or Progress() as shown, one_thread():
+            students.forget()
+            transfer.forget()
             cells = self._chosen(experiment.cells(self))
             whole = _unique([*experiment.cells(replace(self, rows=(), seeds=None, per_class=())), *cells])
             run = self.begin("reproduce", again=True)
-            for cell in whole:  # what other code has measured is refused before anything is measured beside it
-                if (run.path / cell.folder / "result.json").is_file():
-                    self._child(run, cell)
-            facts = experiment.prepare(self, shown)
+            facts = self._prepared(experiment, run, whole, shown)
             self._measure_all(run, cells, facts, shown)
         document = self._document(run, whole, facts)
         tables, figure = experiment.tables(document), experiment.figure(document)
@@ -65,6 +66,18 @@ class Reproduce(Request):
         report = write_report(run.path, result)
         run.write_result(result, again=True)
         return {**result, "out": str(run.path), "figure": str(drawn), "report": str(report)}
+
+    def _prepared(self, experiment: Experiment, run: Run, cells: list[Cell], progress: Progress) -> dict[str, Any]:
+        """What all cells share, once it is known that those that are there have the same data, code and teacher."""
+        data = students.data_of(self.data, self.seed, self.smoke) if "data" in experiment.takes else None
+        same_inputs(run, data, networks=(Description.of(self.student, data),) if data and self.student else ())
+        for cell in cells:  # what other code has measured is refused before anything is measured beside it
+            if (run.path / cell.folder / "result.json").is_file():
+                self._child(run, cell)
+        facts = experiment.prepare(self, progress)
+        if experiment.teacher is not None:
+            same_inputs(run, data, experiment.teacher(self))
+        return facts
 
     def _checked(self) -> Experiment:
         """The experiment that is asked for, if it can be asked like this."""
@@ -149,7 +162,11 @@ def _stored(run: Run, order: list[Cell]) -> list[dict[str, Any]]:
 
     entries = []
     for file in run.path.glob("cells/*/*/*/result.json"):
-        result = Run.open(inside(run.path, file.parent)).result
+        cell = Run.open(inside(run.path, file.parent))
+        if cell.identity != run.inputs_digest:
+            rule = f"The cells of {run.path} must all be of the data, the code and the teacher that it was begun with."
+            raise InputError(rule, got=f"others in {file.parent}", do="Remove that cell, or choose another --out.")
+        result = cell.result
         entry = {key: result[key] for key in ("row", "column", "seed")}
         entry |= {"settings": result["settings"]["cell"], "measures": result["measures"]}
         entry["seconds"] = round(result["seconds"], 2)

@@ -96,5 +96,6 @@ DISTILLATION = Experiment(
     tables=_tables,
     figure=columns_figure,
     prepare=students.prepare,
+    teacher=students.teacher_of,
     takes=STUDENTS,
 )

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.report import Document, Table
@@ -54,6 +56,7 @@ class Experiment:
         tables: The tables of a document, the main one first.
         figure: The figure of a document, an SVG file.
         prepare: What all cells share, as plain values without paths: trains a teacher that is kept, for instance.
+        teacher: The teacher that `prepare` has loaded or trained, where students learn from one.
         takes: The fields of a request that it reads besides those of `Request.everywhere`; others are refused.
     """
 
@@ -63,6 +66,7 @@ class Experiment:
     tables: Callable[[Document], list[Table]]
     figure: Callable[[Document], bytes]
     prepare: Callable[[Request, Progress], dict[str, Any]] = lambda request, progress: {}
+    teacher: Callable[[Request], nn.Module] | None = None
     takes: frozenset[str] = frozenset({"data"})
 
 

@@ -83,5 +83,6 @@ FEWER_PASSES = Experiment(
     tables=_tables,
     figure=columns_figure,
     prepare=_prepare,
+    teacher=students.teacher_of,
     takes=STUDENTS,
 )

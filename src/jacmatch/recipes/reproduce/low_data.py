@@ -170,6 +170,7 @@ GRID = Experiment(
     tables=_grid_tables,
     figure=_grid_figure,
     prepare=students.prepare,
+    teacher=students.teacher_of,
     takes=STUDENTS,
 )
 
@@ -180,5 +181,6 @@ LOW_DATA = Experiment(
     tables=_final_tables,
     figure=columns_figure,
     prepare=students.prepare,
+    teacher=students.teacher_of,
     takes=STUDENTS,
 )

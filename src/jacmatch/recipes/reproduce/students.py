@@ -123,6 +123,17 @@ def world_of(request: Request, progress: Progress | None = None) -> World:
     return _WORLD[key]
 
 
+def teacher_of(request: Request) -> nn.Module:
+    """The teacher of a request."""
+    return world_of(request).teacher
+
+
+def forget() -> None:
+    """Forgets what this process has loaded: there may be other contents under the same names by now."""
+    data_of.cache_clear()
+    _WORLD.clear()
+
+
 def prepare(request: Request, progress: Progress) -> dict[str, Any]:
     """The teacher, trained if need be: accuracy, and the size of both networks."""
     world = world_of(request, progress)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from jacmatch.datasets import per_class
 from jacmatch.errors import InputError
@@ -101,6 +102,12 @@ def _asked(ready: Ready, column: int, seed: int) -> RememberedTeacher:
     return _ASKED[key]
 
 
+def forget() -> None:
+    """Forgets what this process has loaded: there may be other contents under the same names by now."""
+    _READY.clear()
+    _ASKED.clear()
+
+
 def _cells(request: Request) -> list[Cell]:
     """Seed by seed, so that a part of them is a table with fewer seeds."""
     _own(request)
@@ -150,6 +157,10 @@ def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
         facts["distances"][str(column)] = found
         facts["nearest_mean"][str(column)] = nearest_mean_accuracy(teacher.network, train, some, ready.classes)
     return facts
+
+
+def _teacher(request: Request) -> nn.Module:
+    return _ready(request, _recipe(request, {})).teacher.network
 
 
 def _subset(ready: Ready, column: int, seed: int) -> Any:
@@ -291,5 +302,6 @@ TRANSFER_TABLE = Experiment(
     tables=_tables,
     figure=_figure,
     prepare=_prepare,
+    teacher=_teacher,
     takes=frozenset({"data", "per_class", "teacher", "teacher_weights"}),
 )

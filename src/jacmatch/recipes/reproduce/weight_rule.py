@@ -69,5 +69,6 @@ WEIGHT_RULE = Experiment(
     tables=_tables,
     figure=columns_figure,
     prepare=students.prepare,
+    teacher=students.teacher_of,
     takes=STUDENTS,
 )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.runs.identity import source_of
 from jacmatch.teachers.base import Question, Teacher
 from jacmatch.teachers.ensemble import EnsembleTeacher
 from jacmatch.teachers.module import ModuleTeacher
@@ -61,19 +62,22 @@ def of_teacher(teacher: Teacher) -> dict[str, str]:
     return {
         "teacher": f"{type(module).__module__}.{type(module).__qualname__}",
         "teacher weights": digest(*state.items()),
-        "teacher architecture": hashlib.sha256(_architecture(module).encode()).hexdigest(),
+        "teacher architecture": architecture_of(module),
         "teacher preprocessing": "; ".join(f"{name} {_numbers(state[name])}" for name in scaling) or "none of its own",
         "teacher type": ", ".join(kinds) or "no floating-point weights",
     }
 
 
-def _architecture(module: nn.Module) -> str:
-    """The classes of all submodules with their settings, as far as they print them."""
+def architecture_of(module: nn.Module) -> str:
+    """SHA-256 of the classes of all submodules with their settings, as far as they print them, and the user's code."""
     lines = [
         f"{name}: {type(each).__module__}.{type(each).__qualname__}({each.extra_repr()})"
         for name, each in module.named_modules()
     ]
-    return "\n".join(lines)
+    own = {type(each) for each in module.modules()}
+    lines += sorted(filter(None, map(source_of, own)))
+    lines += [source_of(each.forward) for each in module.modules() if "forward" in vars(each)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _numbers(tensor: Tensor) -> str:

@@ -1,0 +1,251 @@
+"""What decides a result besides its settings, fingerprinted by content: data, code, teachers, functions, points.
+
+A run folder keeps these fingerprints in `inputs.json`, by part (`data`, `teacher`, …) and name. When the run goes on
+they are compared, and a run inside the run carries a digest of them, so that no table mixes two experiments. A
+fingerprint is a text, most often a SHA-256, which must be equal; or a `probe`, numbers that must agree up to rounding.
+"""
+
+import ast
+import functools
+import hashlib
+import inspect
+import json
+import math
+import re
+import sys
+import sysconfig
+import textwrap
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+Fingerprint = str | dict[str, Any]
+Fingerprints = dict[str, Fingerprint]
+
+INPUTS = "inputs.json"
+"""The file in a run folder."""
+SINGLE, DOUBLE = 1e-4, 1e-9
+"""Up to which share of the largest number two probes agree: outputs of networks in float32, of functions in float64."""
+_SHOWN, _LETTERS = 8, 12  # differing names, and letters of a digest, in a message
+_LARGEST = 64  # numbers in a probe
+_INSTALLED = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib"))
+_ABSENT = object()
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def probe(values: Sequence[float], tolerance: float = SINGLE) -> Fingerprint:
+    """Numbers that must agree up to `tolerance` times the largest of them.
+
+    Example:
+        >>> probe([1.0, 2.0])
+        {'values': [1.0, 2.0], 'tolerance': 0.0001}
+        >>> probe([float("nan")])
+        'not finite'
+    """
+    if not all(map(math.isfinite, values)):
+        return "not finite"
+    return {"values": [float(value) for value in values[:_LARGEST]], "tolerance": tolerance}
+
+
+def changed(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Names whose values differ, with what is known of both; empty where none does.
+
+    Args:
+        there: What a run was begun with: fingerprints, or other values that JSON has.
+        here: What it shall go on with.
+
+    Example:
+        >>> changed({"x_train": "a", "outputs": probe([2.0])}, {"x_train": "b", "outputs": probe([2.00001])})
+        "x_train ('a' there, 'b' here)"
+    """
+    pairs = {name: (there.get(name, _ABSENT), here.get(name, _ABSENT)) for name in dict.fromkeys((*there, *here))}
+    shown = [f"{name} {_difference(*pair)}" for name, pair in pairs.items() if not _agree(*pair)]
+    return ", ".join(shown[:_SHOWN] + ([f"and {len(shown) - _SHOWN} more"] if len(shown) > _SHOWN else []))
+
+
+def _agree(there: Any, here: Any) -> bool:
+    if not (isinstance(there, Mapping) and isinstance(here, Mapping) and "values" in there):
+        return bool(there == here)
+    return _gap(there, here) <= float(here.get("tolerance", 0.0))
+
+
+def _gap(there: Mapping[str, Any], here: Mapping[str, Any]) -> float:
+    """The largest difference of two probes, as a share of the largest number; infinite if one has more numbers."""
+    first, second = there.get("values", ()), here.get("values", ())
+    if len(first) != len(second):
+        return math.inf
+    largest = max((abs(value) for value in (*first, *second)), default=0.0)
+    return max((abs(a - b) for a, b in zip(first, second, strict=True)), default=0.0) / (largest or 1.0)
+
+
+def _difference(there: Any, here: Any) -> str:
+    if isinstance(there, Mapping) and isinstance(here, Mapping) and "values" in there:
+        return f"(off by {_gap(there, here):.1%} of the largest)"
+    return f"({_short(there)} there, {_short(here)} here)"
+
+
+def _short(value: Any) -> str:
+    if value is _ABSENT:
+        return "nothing"
+    if isinstance(value, Mapping) and "values" in value:
+        return "values"
+    return value[:_LETTERS] if isinstance(value, str) and _DIGEST.fullmatch(value) else repr(value)
+
+
+def digest_of(value: object) -> str:
+    """SHA-256 of a value that JSON has; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def code_of(module: str) -> Fingerprints:
+    """SHA-256 of the source of a module and of all modules that it imports, one by one, as far as they are the user's.
+
+    Those of Python, of installed packages and of this package are left out: a run says their versions. Comments and
+    layout do not count. Nothing is imported.
+
+    Args:
+        module: Its dotted name.
+
+    Example:
+        >>> code_of("json")
+        {}
+    """
+    found: Fingerprints = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        file = None if f"code {name}" in found else _file_of(name)
+        if file is None:
+            continue
+        content = file.read_bytes()
+        text, imports = _parsed(content, name, file.name == "__init__.py")
+        found[f"code {name}"] = hashlib.sha256(content if text is None else text.encode()).hexdigest()
+        waiting += imports
+    return dict(sorted(found.items()))
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(content: bytes, name: str, package: bool) -> tuple[str | None, list[str]]:
+    """The source of a module without comments and layout, None if it is none; and all names that it may import."""
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError):
+        return None, []
+    names = [name]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = name.split(".")[: len(name.split(".")) - node.level + package] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            names += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+    parts = [each.split(".") for each in names]
+    return ast.unparse(tree), [".".join(each[:count]) for each in parts for count in range(1, len(each) + 1)]
+
+
+def _file_of(name: str) -> Path | None:
+    """The file of one of the user's modules; None for others, and where there is no such module."""
+    top = name.partition(".")[0]
+    if not name or top in sys.stdlib_module_names or top == __name__.partition(".")[0]:
+        return None
+    loaded = sys.modules.get(name)
+    origin = getattr(loaded, "__file__", None) if loaded is not None else _found_on_path(name)
+    if not origin or str(origin).startswith(tuple(f"{each}/" for each in _INSTALLED if each)):
+        return None
+    file = Path(origin)
+    return None if {"site-packages", "dist-packages"} & set(file.parts) or not file.is_file() else file
+
+
+def _found_on_path(name: str) -> str | None:
+    """Where a module would be imported from."""
+    places, spec = None, None
+    try:
+        for count in range(1, name.count(".") + 2):
+            spec = PathFinder.find_spec(".".join(name.split(".")[:count]), places)
+            if spec is None:
+                return None
+            places = list(spec.submodule_search_locations or ())
+    except (ImportError, ValueError, OSError):
+        return None
+    return spec.origin if spec is not None and spec.has_location else None
+
+
+def source_of(given: object, depth: int = 3) -> str:
+    """A text that says what a function or a class does, as far as its own source tells; empty for what is installed.
+
+    Of a function also its default values and the numbers, texts and functions around it that it uses; of a class also
+    the user's classes that it extends. Where there is no source, as at a prompt, the compiled code stands for it.
+
+    Args:
+        given: A function, class or callable object.
+        depth: How far functions around functions are followed.
+
+    Example:
+        >>> one, two, again = (eval(f"lambda x: {text}") for text in ("2 * x", "3 * x", "2 * x"))
+        >>> source_of(one) == source_of(again), source_of(one) == source_of(two)
+        (True, False)
+    """
+    if isinstance(given, type):
+        return "\n".join(_of_class(each) for each in given.__mro__ if _is_users(each))
+    if isinstance(given, functools.partial):
+        parts = (given.func, *given.args, *given.keywords.items())
+        return "\n".join(_said(part, depth) for part in parts)
+    function = inspect.unwrap(given) if callable(given) else given
+    function = getattr(function, "__func__", function)
+    if not isinstance(function, types.FunctionType):
+        return "" if isinstance(function, types.BuiltinFunctionType) else source_of(type(function))
+    if not _is_users(function):
+        return ""
+    inner = [cell.cell_contents for cell in function.__closure__ or () if _is_full(cell)]
+    around = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *inner)
+    return "\n".join([_text_of(function, function.__code__), *(_said(value, depth) for value in around)])
+
+
+def _of_class(given: type) -> str:
+    codes = [member.__code__ for _, member in sorted(vars(given).items()) if isinstance(member, types.FunctionType)]
+    return f"{given.__qualname__}\n{_text_of(given, *codes)}"
+
+
+def _text_of(given: Any, *codes: types.CodeType) -> str:
+    """The source, or the compiled code; the latter also of a lambda, which shares its line with others."""
+    try:
+        if getattr(given, "__name__", "") == "<lambda>":
+            raise OSError
+        return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(given))))
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return "\n".join(line for code in codes for line in _of_code(code))
+
+
+def _of_code(code: types.CodeType) -> Iterator[str]:
+    yield f"{code.co_code.hex()} {code.co_names} {code.co_varnames}"
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _of_code(constant)
+        else:
+            yield repr(constant)
+
+
+def _is_users(given: Any) -> bool:
+    """Whether a class or function is none of Python's, of an installed package or of this one."""
+    name = getattr(given, "__module__", None) or "__main__"
+    return name == "__main__" or name not in sys.modules or _file_of(name) is not None
+
+
+def _is_full(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _said(value: object, depth: int) -> str:
+    """A value that a function uses: plain values as they are, functions by their source, others by their type."""
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return repr(value)
+    if isinstance(value, tuple):
+        return f"({', '.join(_said(each, depth) for each in value)})"
+    if callable(value) and depth:
+        return f"{getattr(value, '__qualname__', type(value).__qualname__)} {source_of(value, depth - 1)}"
+    return type(value).__qualname__
