@@ -2,6 +2,7 @@
 
 from jacmatch.recipes.reproduce import low_data
 from jacmatch.recipes.reproduce.appearance import APPEARANCE
+from jacmatch.recipes.reproduce.defaults import DEFAULTS, DEFAULTS_GRID
 from jacmatch.recipes.reproduce.distillation import DISTILLATION
 from jacmatch.recipes.reproduce.experiment import Experiment
 from jacmatch.recipes.reproduce.fewer_passes import FEWER_PASSES
@@ -18,6 +19,8 @@ from jacmatch.recipes.reproduce.weight_rule import WEIGHT_RULE
 
 EXPERIMENTS: dict[str, Experiment] = {
     "appearance": APPEARANCE,
+    "defaults": DEFAULTS,
+    "defaults-grid": DEFAULTS_GRID,
     "distillation": DISTILLATION,
     "fewer-passes": FEWER_PASSES,
     "force-field": FORCE_FIELD,
