@@ -4,6 +4,7 @@ The plan, the settings and the criterion are in docs/methods/default-recipe.md; 
 Networks, optimizer and loop are a user's own: plain torch, no argument of `Distillation` but the size of the data.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -229,7 +230,7 @@ def optimizer_of(name: str, student: nn.Module, lr: float) -> torch.optim.Optimi
 def _step(loss: Loss, student: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Tensor, Tensor], None]:
     def step(x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad()
-        loss(x, y).backward()
+        loss(x, y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     student.train()
@@ -247,7 +248,8 @@ def trained(pair: Pair, cell: Cell, device: str) -> nn.Module:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, chosen["steps"])
     step, generator, done = _step(loss, student, optimizer), torch.Generator().manual_seed(cell.seed), 0
     while done < chosen["steps"]:
-        for rows in torch.randperm(len(train), generator=generator).split(_BATCH)[: chosen["steps"] - done]:
+        order = torch.randperm(len(train), generator=generator)
+        for rows in torch.split(order, _BATCH)[: chosen["steps"] - done]:
             step(train.inputs(rows), train.y[rows.to(train.y.device)])
             schedule.step()
             done += 1
@@ -325,7 +327,7 @@ class Margin:
     @property
     def error(self) -> float:
         """Standard error of the mean gain; 0 for a single seed."""
-        return float(self.gain["std"] or 0.0) / float(len(self.gain["values"])) ** 0.5
+        return float(self.gain["std"] or 0.0) / math.sqrt(len(self.gain["values"]))
 
     @property
     def holds(self) -> bool:
