@@ -53,7 +53,7 @@ def test_the_backward_passes_are_those_of_the_estimator():
     for probe, wanted in ((EveryRow(), OUTPUTS), (PROBES["random-outputs"], 2), (PROBES["top-class"], 1)):
         s, seen = student(), []
         s[3].register_full_backward_hook(lambda layer, inner, outer, seen=seen: seen.append(1))
-        Distillation(s, teacher(), probe=probe).eval()(**batch())
+        Distillation(s, teacher(), jacobians=1.0, probe=probe).eval()(**batch())
         assert probe.passes(OUTPUTS) == Cost(forward=0, backward=wanted)
         assert len(seen) == wanted
 

@@ -228,7 +228,7 @@ def test_a_student_that_is_sure_trains_on(margin):
 def test_a_term_without_a_gradient_is_refused(value):
     weight = nn.Parameter(torch.ones(1))
     balance = Balance({"labels": 1.0, "penalty": 1.0})
-    with pytest.raises(UnsupportedError, match=r"The term `penalty` is .* but has no gradient"):
+    with pytest.raises(UnsupportedError, match=r"The term `penalty` has no gradient"):
         balance.measure({"labels": weight.sum(), "penalty": torch.tensor(value)}, [weight])
     balance.measure({"labels": weight.sum(), "penalty": torch.tensor(1e-33)}, [weight])
     assert balance.shares == {"labels": 1.0, "penalty": 0.0}

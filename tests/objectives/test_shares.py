@@ -76,7 +76,8 @@ def test_a_term_without_a_gradient_leaves_the_other_shares_alone():
     balance.measure(terms, list(network.parameters()))
     assert balance.shares["jacobians"] == pytest.approx(0.3)
     assert balance.shares["outputs"] == 0
-    assert balance.factors["outputs"] == 1.0
+    assert balance.unmeasured == {"outputs"}
+    assert balance.weigh(terms).keys() == {"labels", "jacobians"}
 
 
 def test_a_student_whose_units_are_all_off_goes_on():
@@ -85,8 +86,9 @@ def test_a_student_whose_units_are_all_off_goes_on():
     x, y = torch.rand(8, 6, dtype=torch.float64), torch.arange(8) % 5
     other = torch.nn.Sequential(torch.nn.Linear(6, 9), torch.nn.Tanh(), torch.nn.Linear(9, 5)).double()
     terms = Distillation(network, other, jacobians=Share(0.3))(x, y)
-    assert terms["jacobians"] > 0
+    assert terms.unweighted["jacobians"] > 0
     assert terms.shares["jacobians"] == 0
+    assert "jacobians" not in terms
     terms["loss"].backward()
     assert network[2].bias.grad.abs().sum() > 0
 
@@ -94,8 +96,6 @@ def test_a_student_whose_units_are_all_off_goes_on():
 def test_shares_are_measured_again_and_kept_in_between():
     network, given = student(), batch()
     objective = Distillation(network, teacher(), probe=EveryRow(), measure_every=3)
-    assert objective.eval()(**given).shares == {}
-    objective.train()
     first = objective(**given)
     with torch.no_grad():
         for p in network.parameters():
@@ -146,6 +146,8 @@ def test_shares_are_measured_when_all_terms_are_there(every, measure_every, meas
             changed.append(call)
             factors = dict(objective.balance.factors)
         assert set(terms.shares) == {"labels", "outputs", "jacobians"}
+        if call % every == 0 and changed[-1] == call:
+            assert shares(terms, network)["jacobians"] == pytest.approx(0.3, rel=1e-6)
         with torch.no_grad():
             for p in network.parameters():
                 p.mul_(1.1)

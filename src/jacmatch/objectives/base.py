@@ -1,4 +1,4 @@
-"""What an objective returns, and weights that are given as shares of the gradient.
+"""What all objectives share: terms, weights that are given as shares of the gradient, and the state of calls.
 
 The terms of a loss have different scales, and these change while a network learns. A weight given as a share says what
 the term is meant to contribute: the share of the norm of the parameter gradient. It is measured from time to time and
@@ -6,8 +6,10 @@ the factor in front of the term follows.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +17,19 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import gradient_norms
 from jacmatch.jacobian.trials import meets_once_differentiable
+from jacmatch.objectives import rules
 from jacmatch.objectives.parts import Part
+from jacmatch.objectives.schedules import WeightSchedule
+from jacmatch.teachers import Teacher, as_teacher
 
 Whole = Callable[[str, list[Tensor | None]], list[Tensor | None]]
 
 
 class Share(float):
     """A weight as share of the gradient norm: 0 ≤ share < 1, share of term j = wⱼ‖∂ℓⱼ/∂θ‖ ÷ Σᵢ wᵢ‖∂ℓᵢ/∂θ‖.
+
+    It is the share in each call that has the term: with `every=4` three of four calls have none of it. A term whose
+    share has not been measured yet is not part of the loss.
 
     Example:
         >>> Share(0.3)
@@ -38,7 +46,7 @@ class Share(float):
         return f"Share({float(self)})"
 
 
-@dataclass
+@dataclass(repr=False)
 class Terms:
     """What an objective returns for a batch.
 
@@ -60,7 +68,23 @@ class Terms:
 
     def __getitem__(self, name: str) -> Tensor:
         """The term of this name; zero-weighted terms are not there."""
+        if name not in self.values:
+            message = f"no term {name!r} in this call, which has {', '.join(self.values)}"
+            raise KeyError(f"{message}; its share is not measured yet" if name in self.unweighted else message)
         return self.values[name]
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name}={float(value.detach()):.4g}" for name, value in self.values.items())
+        return f"Terms({numbers})"
+
+    @property
+    def loss(self) -> Tensor:
+        """The sum of the weighted terms, to call `backward()` on."""
+        return self.values["loss"]
+
+    def items(self) -> ItemsView[str, Tensor]:
+        """The names with the weighted terms, `loss` first."""
+        return self.values.items()
 
     def keys(self) -> list[str]:
         """The names, `loss` first."""
@@ -73,16 +97,6 @@ class Terms:
         return iter(self.values)
 
 
-def between_measurements(measure_every: int, every: int) -> int:
-    """Calls between two measurements of shares: at least as many as asked for, and each a call with slopes.
-
-    Example:
-        >>> between_measurements(100, 3)
-        102
-    """
-    return -(-measure_every // every) * every
-
-
 class Balance:
     """Turns weights, some of them shares, into factors, and remembers the measured shares.
 
@@ -90,6 +104,8 @@ class Balance:
         weights: Weight of each term: a number ≥ 0, or a `Share`.
 
     Attributes:
+        factors: Factor of each term, `every` and schedules left out; a `Share` is not in it before it was measured.
+        shares: Share of each term in the gradient norm when it was last measured.
         part: Which part of each batch this process has, where several processes train together.
 
     Raises:
@@ -103,26 +119,46 @@ class Balance:
         if sum(weight for weight in weights.values() if isinstance(weight, Share)) >= 1:
             raise InputError("The shares of all terms must add up to less than 1.", got=weights)
         self.weights = weights
-        self.factors = {name: 1.0 if isinstance(weight, Share) else weight for name, weight in weights.items()}
+        self.factors = {name: weight for name, weight in weights.items() if not isinstance(weight, Share)}
         self.shares: dict[str, float] = {}
         self.part: Part | None = None
+
+    @property
+    def unmeasured(self) -> set[str]:
+        """Terms whose share is still to be measured."""
+        return {name for name, weight in self.weights.items() if weight and name not in self.factors}
+
+    def weigh(self, unweighted: Mapping[str, Tensor], times: Mapping[str, float] | None = None) -> dict[str, Tensor]:
+        """Return the weighted terms; one whose share was never measured is left out.
+
+        Args:
+            unweighted: The terms.
+            times: Further factors, of schedules and of `every`; 1 where nothing is given.
+        """
+        times = times or {}
+        return {
+            name: self.factors[name] * times.get(name, 1) * term
+            for name, term in unweighted.items()
+            if name in self.factors
+        }
 
     def measure(
         self,
         unweighted: dict[str, Tensor],
         parameters: list[nn.Parameter],
-        schedules: Mapping[str, float | int] | None = None,
+        times: Mapping[str, float | int] | None = None,
         firsts: Mapping[str, int] | None = None,
-    ) -> None:
-        """Measures the gradient norm of each term and sets the factors of those given as shares.
+    ) -> bool:
+        """Measure the gradient norm of each term, set the factors of those given as shares, and say whether it could.
 
         With N the total of all weighted norms, the factor of a term with share s and norm n is s N / n. A schedule
-        lessens a weight after that; the remembered shares have it in them. Norms that are not finite change nothing.
+        lessens a weight after that; the measured shares have it in them. Norms that are not finite change nothing, and
+        a share without a norm stays as it was.
 
         Args:
             unweighted: The terms.
             parameters: θ.
-            schedules: What a schedule leaves of the weight of a term, 1 where it says nothing.
+            times: Further factors of the terms, as of `weigh`.
             firsts: See `Terms`.
 
         Raises:
@@ -130,27 +166,30 @@ class Balance:
                 large enough for one.
         """
         if self.part is not None and not self.part.measured:
-            return
-        found = _norms(unweighted, parameters, self._whole(parameters, firsts or {}))
-        norms = {name: float(found.get(name, 0.0)) for name in unweighted}
+            return True
+        measured = _norms(unweighted, parameters, self._whole(parameters, firsts or {}))
+        norms = {name: float(measured.get(name, 0.0)) for name in unweighted}
         for name in unweighted:  # a gradient that is there and 0 is true: of units that are off for the whole batch
-            if name not in found and _counts(unweighted[name]) and self.weights[name] > 0:
+            if name not in measured and _counts(unweighted[name]) and self.weights[name] > 0:
                 raise UnsupportedError(
-                    f"The term `{name}` is {float(unweighted[name].detach()):.3g} but has no gradient with respect to "
-                    "the student: something cuts it off (detach, no_grad). Ask jacmatch.doctor(student, x)."
+                    f"The term `{name}` has no gradient with respect to the student: something cuts it off (detach, "
+                    "no_grad). Ask jacmatch.doctor(student, x)."
                 )
         if not all(map(math.isfinite, norms.values())):  # of a bad batch: what was measured before stays
-            return
-        fixed = sum(self.factors[name] * norm for name, norm in norms.items() if not self._shared(name))
-        asked = sum(self.weights[name] for name, norm in norms.items() if self._shared(name) and norm > 0)
-        total = fixed / (1 - asked) if fixed > 0 else 1.0
+            return False
+        times = times or {}
+        fixed = sum(
+            self.factors[name] * times.get(name, 1) * norm for name, norm in norms.items() if not self._shared(name)
+        )
+        given = sum(self.weights[name] for name, norm in norms.items() if self._shared(name) and norm > 0)
+        total = fixed / (1 - given) if fixed > 0 else 1.0
         for name, norm in norms.items():
             if self._shared(name) and norm > 0:
                 self.factors[name] = self.weights[name] * total / norm
-        schedules = schedules or {}
-        weighted = {name: self.factors[name] * norm * schedules.get(name, 1.0) for name, norm in norms.items()}
+        weighted = {name: self.factors.get(name, 0.0) * times.get(name, 1) * norm for name, norm in norms.items()}
         whole = sum(weighted.values())
         self.shares = {name: value / whole if whole > 0 else 0.0 for name, value in weighted.items()}
+        return True
 
     def whole(self, here: int) -> int:
         """Samples of the whole batch, of which so many are here."""
@@ -194,3 +233,128 @@ def _cut_off(name: str, reason: str) -> UnsupportedError:
         f"The gradient of the term `{name}` cannot be taken: {reason}. Write that backward in torch operations; "
         "jacmatch.doctor(student, x) tells more."
     )
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one call of an objective computes.
+
+    Attributes:
+        number: How many calls came before.
+        factor: What schedule and `every` leave of the derivative term; 0 where it is not computed.
+        measured: Whether the shares are measured.
+    """
+
+    number: int
+    factor: float
+    measured: bool
+
+
+class Objective(nn.Module):
+    """What all objectives share: a student, a frozen teacher, weights, and the state of calls.
+
+    The state (`calls`, factors, shares) changes only at the end of a call that succeeded with gradients: one that fails
+    or runs under `torch.no_grad()` uses up neither a draw nor a measurement of shares. `state_dict` and `parameters`
+    are those of the student, and this state; the teacher is not part of the module.
+
+    Args:
+        student: The network to train.
+        teacher: A teacher or an nn.Module; None where there is none.
+        weights: Weight of each term.
+        every: The derivative term is computed on each n-th call in training, with n times its weight; a
+            `Share` is that of such a call.
+        schedule: Factor of its weight by data size and progress.
+        measure_every: Calls between two measurements of the shares, rounded up to a call that has the term.
+    """
+
+    teacher: Teacher | None
+    derivative_term: ClassVar[str] = "jacobians"
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Teacher | nn.Module | None,
+        weights: dict[str, float | int],
+        *,
+        every: int,
+        schedule: WeightSchedule | None,
+        measure_every: int,
+    ) -> None:
+        super().__init__()
+        rules.separate(student, teacher)
+        self.student = student
+        # Not a submodule, even where somebody's teacher is an nn.Module.
+        object.__setattr__(self, "teacher", None if teacher is None else as_teacher(teacher))
+        self.balance = Balance(weights)
+        self.every, self.measure_every = every, measure_every
+        self.schedule = WeightSchedule() if schedule is None else schedule
+        self.calls = 0
+        self.measured_at: int | None = None
+
+    def _call(self, progress: float | int) -> Call:
+        """What is due in this call; nothing is counted yet."""
+        name, weights = self.derivative_term, self.balance.weights
+        due = bool(weights[name]) and not (self.training and self.calls % self.every)
+        factor = self.schedule(progress) if due else 0.0
+        measured = False
+        if torch.is_grad_enabled():
+            last = self.measured_at
+            again = self.training and (last is None or self.calls - last >= self.measure_every)
+            measured = again and (due or not weights[name])
+            measured = measured or bool(self.balance.unmeasured - ({name} if factor == 0 else set()))
+        if self.training and not isinstance(weights[name], Share):
+            factor *= self.every
+        return Call(self.calls, factor, measured)
+
+    @contextmanager
+    def unmeasured_calls(self) -> Iterator[None]:
+        """Calls in the block measure no shares, and one that was never measured counts as a weight of 1.
+
+        For comparisons of steps; afterwards the state is as before.
+        """
+        state, measure_every = self.get_extra_state(), self.measure_every
+        self.balance.factors |= dict.fromkeys(self.balance.unmeasured, 1.0)
+        self.measured_at, self.measure_every = self.calls, 10**9
+        try:
+            yield
+        finally:
+            self.measure_every = measure_every
+            self.set_extra_state(state)
+
+    def _result(
+        self,
+        call: Call,
+        unweighted: dict[str, Tensor],
+        outputs: Tensor,
+        teacher_outputs: Tensor | None,
+        firsts: dict[str, int] | None = None,
+    ) -> Terms:
+        """The terms with their weights; from here on the call counts."""
+        times, firsts, finite = {self.derivative_term: call.factor}, firsts or {}, True
+        if call.measured:
+            trained = [p for p in self.student.parameters() if p.requires_grad]
+            finite = self.balance.measure(unweighted, trained, times, firsts)
+        values = self.balance.weigh(unweighted, times)
+        if not finite:  # what is not finite must show in the loss, whatever its weight would be
+            values = {**unweighted, **values}
+        # Where no term is due, the loss can still be differentiated: by 0.
+        total = torch.stack(list(values.values())).sum() if values else (outputs * 0).sum()
+        if self.training and torch.is_grad_enabled() and finite:
+            self.measured_at = self.calls if call.measured else self.measured_at
+            self.calls += 1
+        return Terms({"loss": total, **values}, outputs, teacher_outputs, unweighted, dict(self.balance.shares), firsts)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What a resumed run needs besides the student: calls, factors and shares."""
+        state = {"calls": self.calls, "measured_at": self.measured_at}
+        return {**state, "factors": dict(self.balance.factors), "shares": dict(self.balance.shares)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take up where `get_extra_state` left off; states of earlier versions say less and can be loaded."""
+        self.calls = state["calls"]
+        before = 0 if state["calls"] and state["shares"] else None  # version 0.1 measured in its first call
+        self.measured_at = state.get("measured_at", before)
+        self.balance.shares = dict(state["shares"])
+        shared = {name for name, weight in self.balance.weights.items() if isinstance(weight, Share)}
+        kept = shared & set(self.balance.shares) | set(self.balance.weights) - shared
+        self.balance.factors = {name: factor for name, factor in state["factors"].items() if name in kept}

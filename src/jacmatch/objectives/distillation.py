@@ -23,7 +23,7 @@ from jacmatch.jacobian import (
 )
 from jacmatch.losses import JacobianLoss, OutputLoss
 from jacmatch.objectives import rules
-from jacmatch.objectives.base import Balance, Terms, between_measurements
+from jacmatch.objectives.base import Objective, Terms
 from jacmatch.objectives.compiled import CompiledSteps, Found, Kinds, Step
 from jacmatch.objectives.label_counts import describe_labels, labels_of
 from jacmatch.objectives.points import AtMixedPairs, Batch, Point
@@ -31,7 +31,7 @@ from jacmatch.objectives.recipe import Task, needs_single_label, recipe
 from jacmatch.objectives.schedules import WeightSchedule
 from jacmatch.objectives.slopes import Slopes
 from jacmatch.objectives.terms import jacobian_term, label_term, output_term
-from jacmatch.teachers import Answer, Question, Teacher, as_teacher
+from jacmatch.teachers import Answer, Question, Teacher
 
 _NOT_KNOWN: Final = (
     "`Distillation` compares outputs alone: whether Jacobians pay depends on the amount of data, and "
@@ -40,7 +40,7 @@ _NOT_KNOWN: Final = (
 )
 
 
-class Distillation(nn.Module):
+class Distillation(Objective):
     """Labels, the teacher's outputs and the teacher's Jacobian, as one loss: ℓ = Σⱼ wⱼ ℓⱼ.
 
     Each term is a sum over outputs, rows and input elements and a mean over the batch. The teacher is asked once and
@@ -64,7 +64,8 @@ class Distillation(nn.Module):
         temperature: τ of `kl`; None is 1 where `output_loss` is given.
         jacobian_loss: `relative` (None), `squared` or `normalized`.
         point: Where the comparison is made.
-        every: The Jacobian term is computed on each n-th call in training, with n times its weight.
+        every: The Jacobian term is computed on each n-th call in training, with n times its weight; a
+            `Share` is that of such a call.
         fraction: Share of a batch, its first samples, whose slopes are compared; the term is their mean.
         engine: How Jv is taken for directions on the input side; see `jacmatch.jvp`.
         chunk_size: Rows whose graphs are kept at once, for a probe of several output directions; None keeps all. Chunks
@@ -93,8 +94,6 @@ class Distillation(nn.Module):
         ['loss', 'labels', 'outputs', 'jacobians']
     """
 
-    teacher: Teacher | None
-
     def __init__(
         self,
         student: nn.Module,
@@ -120,11 +119,6 @@ class Distillation(nn.Module):
         seed: int = 0,
         measure_every: int = 100,
     ) -> None:
-        super().__init__()
-        rules.separate(student, teacher)
-        self.student = student
-        # Not a submodule, even where somebody's teacher is an nn.Module.
-        object.__setattr__(self, "teacher", None if teacher is None else as_teacher(teacher))
         rules.known_names(task=task, batch_norm=batch_norm)
         readouts = readout if isinstance(readout, tuple) else (readout or Logits(), readout or Logits())
         settings = (probe, readout, jacobian_loss, chunk_size, schedule)
@@ -132,15 +126,16 @@ class Distillation(nn.Module):
         if teacher is None:
             outputs = jacobians = 0.0
         losses: dict[str, Any] = {"output_loss": output_loss, "temperature": temperature, "point": point}
-        asked: dict[str, Any] = {"single_label": needs_single_label(probe, *readouts), "derivatives": derivatives}
-        chosen = recipe(task, samples_per_class, jacobians=jacobians, schedule=schedule, **losses, **asked)
-        self.balance = Balance({"labels": labels, "outputs": outputs, "jacobians": chosen.jacobians})
+        needs: dict[str, Any] = {"single_label": needs_single_label(probe, *readouts), "derivatives": derivatives}
+        chosen = recipe(task, samples_per_class, jacobians=jacobians, schedule=schedule, **losses, **needs)
+        weights = {"labels": labels, "outputs": outputs, "jacobians": chosen.jacobians}
+        calls: dict[str, Any] = {"every": every, "schedule": chosen.schedule, "measure_every": measure_every}
+        super().__init__(student, teacher, weights, **calls)
         probe = RandomOutputs(1) if probe is None else probe
         self.slopes = Slopes(probe, *readouts, chosen.point, batch_norm, engine, seed, chunk_size)
         self.output_loss, self.temperature = chosen.output_loss, chosen.temperature
         self.jacobian_loss: JacobianLoss = "relative" if jacobian_loss is None else jacobian_loss
-        self.every, self.fraction, self.measure_every = every, fraction, measure_every
-        self.schedule, self.task, self.calls = chosen.schedule, task, 0
+        self.fraction, self.task = fraction, task
         self.compiled: CompiledSteps | None = None
         self._check(readouts)
         if jacobians is None and not chosen.jacobians and samples_per_class is None:
@@ -231,39 +226,18 @@ class Distillation(nn.Module):
             InputError: labels are missing, a shape is wrong, or student and teacher do not go together.
             UnsupportedError: the student cannot be differentiated as the Jacobian term needs.
         """
-        call = self.calls
-        if self.training:
-            self.calls += 1
-        factor = self._jacobian_factor(call, progress)
-        batch = self._moved(x, y, ids, partners, partner_labels, call if draw is None else draw)
-        measured = self.training and torch.is_grad_enabled() and call % self._period == 0
-        first = math.ceil(self.fraction * self.balance.whole(len(batch.x))) if factor > 0 else 0
+        call = self._call(progress)
+        batch = self._moved(x, y, ids, partners, partner_labels, call.number if draw is None else draw)
+        first = math.ceil(self.fraction * self.balance.whole(len(batch.x))) if call.factor > 0 else 0
         firsts = {"jacobians": first} if first and self.fraction < 1 else {}
-        outputs, answer, unweighted = self._compared(batch, self.balance.own(first), measured=measured)
+        outputs, answer, unweighted = self._compared(batch, self.balance.own(first), measured=call.measured)
         if first and "jacobians" not in unweighted:  # all of the first samples are with other processes
             unweighted["jacobians"] = (outputs * 0).sum()
-        if measured:
-            trained = [p for p in self.student.parameters() if p.requires_grad]
-            self.balance.measure(unweighted, trained, {"jacobians": self.schedule(progress)}, firsts)
-        factors = {**self.balance.factors, "jacobians": self.balance.factors["jacobians"] * factor}
-        values = {name: factors[name] * term for name, term in unweighted.items()}
-        # Where no term is due, the loss can still be differentiated: by 0.
-        total = torch.stack(list(values.values())).sum() if values else (outputs * 0).sum()
-        return Terms({"loss": total, **values}, outputs, answer, unweighted, dict(self.balance.shares), firsts)
+        return self._result(call, unweighted, outputs, answer, firsts)
 
     def scale_slopes(self, scale: Tensor | None) -> None:
         """Scales the backward pass of the student's products, as fp16 needs it; see `jacobian.products.pull`."""
         self.slopes.scale = scale
-
-    @property
-    def _period(self) -> int:
-        """Calls between two measurements, all of them calls with a Jacobian term."""
-        return between_measurements(self.measure_every, self.every)
-
-    def _jacobian_factor(self, call: int, progress: float | int) -> float:
-        if not self.balance.weights["jacobians"] or (self.training and call % self.every):
-            return 0.0
-        return self.schedule(progress) * (self.every if self.training else 1)
 
     def _moved(
         self, x: Tensor, y: Tensor | None, ids: Tensor | None, partners: Tensor | None, other: Tensor | None, draw: int
@@ -361,12 +335,3 @@ class Distillation(nn.Module):
         if answer is not None and answer.products is not None and products is not None:
             terms["jacobians"] = jacobian_term(self.jacobian_loss, products, answer.products)
         return terms
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """What a resumed run needs besides the student: calls, factors and shares."""
-        return {"calls": self.calls, "factors": dict(self.balance.factors), "shares": dict(self.balance.shares)}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes up where `get_extra_state` left off."""
-        self.calls = state["calls"]
-        self.balance.factors, self.balance.shares = dict(state["factors"]), dict(state["shares"])

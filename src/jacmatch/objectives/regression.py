@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError
 from jacmatch.jacobian import BatchNormPolicy, DataPairs, Engine, Estimator, EveryRow
 from jacmatch.objectives import rules
-from jacmatch.objectives.base import Balance, Share, Terms, between_measurements
+from jacmatch.objectives.base import Objective, Share, Terms
 from jacmatch.objectives.points import AtData, Batch
 from jacmatch.objectives.schedules import WeightSchedule
 from jacmatch.objectives.slopes import Slopes
 from jacmatch.objectives.terms import jacobian_term, output_term
 from jacmatch.objectives.units import InUnits, ScaledOutputs, as_scale
-from jacmatch.teachers import AnalyticTeacher, Answer, Teacher, as_teacher
+from jacmatch.teachers import AnalyticTeacher, Answer, Teacher
 
 
-class Regression(nn.Module):
+class Regression(Objective):
     """Values and slopes of a function as one loss, in units of inputs and outputs: ℓ = w ℓ_values + w′ ℓ_jacobians.
 
     With units s of the inputs and t of the outputs, ℓ_values is the mean over the batch of Σₖ ((ŷₖ − yₖ)/tₖ)², and the
@@ -38,7 +38,8 @@ class Regression(nn.Module):
         engine: How Jv is taken for directions on the input side; see `jacmatch.jvp`.
         chunk_size: Rows whose graphs are kept at once; None keeps all.
         batch_norm: Policy for BatchNorm of the student in training mode.
-        every: The slopes are compared on each n-th call in training, with n times their weight.
+        every: The slopes are compared on each n-th call in training, with n times their weight; a
+            `Share` is that of such a call.
         schedule: Factor of the weight of the slopes by progress.
         seed: Seeds the directions.
         measure_every: Calls between two measurements of the shares.
@@ -58,7 +59,6 @@ class Regression(nn.Module):
         ['loss', 'values', 'jacobians']
     """
 
-    teacher: Teacher | None
     table: Tensor | None
     input_scale: Tensor
     output_scale: Tensor
@@ -83,12 +83,8 @@ class Regression(nn.Module):
         seed: int = 0,
         measure_every: int = 100,
     ) -> None:
-        super().__init__()
-        rules.separate(student, teacher)
-        self.student = student
-        # Not a submodule, even where somebody's teacher is an nn.Module.
-        object.__setattr__(self, "teacher", None if teacher is None else as_teacher(teacher))
-        self.balance = Balance({"values": values, "jacobians": jacobians})
+        weights = {"values": values, "jacobians": jacobians}
+        super().__init__(student, teacher, weights, every=every, schedule=schedule, measure_every=measure_every)
         probe = EveryRow() if probe is None else probe
         rules.known_names("Regression", jacobian_loss=jacobian_loss, batch_norm=batch_norm)
         rules.positive_settings(every=every, measure_every=measure_every, temperature=1, caller="Regression")
@@ -103,8 +99,7 @@ class Regression(nn.Module):
         self.register_buffer("table", table, persistent=False)
         self.probe, self.jacobian_loss = probe, jacobian_loss
         self.engine, self.chunk_size, self.batch_norm = engine, chunk_size, batch_norm
-        self.every, self.measure_every, self.seed, self.calls = every, measure_every, seed, 0
-        self.schedule = WeightSchedule() if schedule is None else schedule
+        self.seed = seed
 
     @property
     def needs_partners(self) -> bool:
@@ -139,26 +134,13 @@ class Regression(nn.Module):
             InputError: there is neither a target nor a teacher, or a shape is wrong.
             UnsupportedError: the student cannot be differentiated as the probe needs.
         """
-        call = self.calls
-        if self.training:
-            self.calls += 1
+        call = self._call(progress)
         rules.one_for_each(x, y=y, j=j, ids=ids, partners=partners)
-        due = bool(self.balance.weights["jacobians"]) and not (self.training and call % self.every)
-        factor = self.schedule(progress) * (self.every if self.training else 1) if due else 0.0
         ids = torch.arange(len(x), device=x.device) if ids is None else ids
-        batch = Batch(
-            x, y, x.roll(1, 0) if partners is None else partners, None, None, ids, call if draw is None else draw
-        )
-        period = between_measurements(self.measure_every, self.every)
-        measured = self.training and torch.is_grad_enabled() and call % period == 0
-        outputs, told, unweighted = self._compared(batch, j, slopes=factor > 0, measured=measured)
-        if measured:
-            trained = [p for p in self.student.parameters() if p.requires_grad]
-            self.balance.measure(unweighted, trained, {"jacobians": self.schedule(progress)})
-        factors = {**self.balance.factors, "jacobians": self.balance.factors["jacobians"] * factor}
-        values = {name: factors[name] * term for name, term in unweighted.items()}
-        total = torch.stack(list(values.values())).sum() if values else (outputs * 0).sum()
-        return Terms({"loss": total, **values}, outputs, told, unweighted, dict(self.balance.shares))
+        partners = x.roll(1, 0) if partners is None else partners
+        batch = Batch(x, y, partners, None, None, ids, call.number if draw is None else draw)
+        outputs, targets, unweighted = self._compared(batch, j, slopes=call.factor > 0, measured=call.measured)
+        return self._result(call, unweighted, outputs, targets)
 
     def _compared(
         self, batch: Batch, j: Tensor | None, *, slopes: bool, measured: bool
@@ -212,12 +194,3 @@ class Regression(nn.Module):
                 do="Give both y and j, a table of Jacobians, or a teacher; jacobians=0 needs no slopes.",
             )
         return self.teacher
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """What a resumed run needs besides the student: calls, factors and shares."""
-        return {"calls": self.calls, "factors": dict(self.balance.factors), "shares": dict(self.balance.shares)}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes up where `get_extra_state` left off."""
-        self.calls = state["calls"]
-        self.balance.factors, self.balance.shares = dict(state["factors"]), dict(state["shares"])

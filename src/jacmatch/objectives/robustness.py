@@ -12,13 +12,13 @@ from torch.nn import functional
 from jacmatch.errors import InputError
 from jacmatch.jacobian import BatchNormPolicy, Context, Estimator, Loss, Module, RandomOutputs, pull, push, run
 from jacmatch.losses import hoffman, squared_norm
-from jacmatch.objectives.base import Balance, Terms, between_measurements
+from jacmatch.objectives.base import Objective, Terms
 from jacmatch.objectives.penalties import FORMS, Form, go_together, known, numbers
 from jacmatch.objectives.points import AtNoise
 from jacmatch.objectives.terms import exact_values, label_term, precise
 
 
-class Robustness(nn.Module):
+class Robustness(Objective):
     """Labels and a penalty on the network's own Jacobian J, as one loss: ℓ = labels + λ · penalty.
 
     The penalty is a sum over rows and input elements and a mean over the batch; `form` names it:
@@ -43,7 +43,8 @@ class Robustness(nn.Module):
         noise: Standard deviation σ ≥ 0 of the noise, new for each sample and call, in units of `scale`. No clipping.
         scale: The unit of the input, one number or one for each channel. 1 is the raw input; the standard deviation of
             the data makes it the normalised input: the penalty is then that of J·scale, the noise σ·scale.
-        every: The penalty is computed on each n-th call in training, with n times its weight.
+        every: The penalty is computed on each n-th call in training, with n times its weight; a
+            `Share` is that of such a call.
         batch_norm: Policy for BatchNorm in training mode.
         task: Whether labels are classes (cross-entropy) or numbers (squared error).
         seed: Seeds directions and noise.
@@ -63,6 +64,7 @@ class Robustness(nn.Module):
     """
 
     needs_partners = False
+    derivative_term = "penalty"
     scale: Tensor
 
     def __init__(
@@ -80,13 +82,11 @@ class Robustness(nn.Module):
         seed: int = 0,
         measure_every: int = 100,
     ) -> None:
-        super().__init__()
-        self.student = student
-        self.balance = Balance({"labels": 1.0, "penalty": penalty})
-        self.form, self.noise, self.every, self.batch_norm = form, noise, every, batch_norm
+        weights = {"labels": 1.0, "penalty": penalty}
+        super().__init__(student, None, weights, every=every, schedule=None, measure_every=measure_every)
+        self.form, self.noise, self.batch_norm = form, noise, batch_norm
         self.probe: Estimator = RandomOutputs(1, law="sphere") if probe is None else probe
-        self.task, self.seed, self.measure_every = task, seed, measure_every
-        self.calls = 0
+        self.task, self.seed = task, seed
         self.slope_scale: Tensor | None = None
         known(form=form, task=task, batch_norm=batch_norm)
         numbers(noise=noise, scale=scale, every=every, measure_every=measure_every)
@@ -120,10 +120,8 @@ class Robustness(nn.Module):
             InputError: a shape is wrong.
             UnsupportedError: the student cannot be differentiated twice.
         """
-        call = self.calls
-        draw = call if draw is None else draw
-        if self.training:
-            self.calls += 1
+        call = self._call(progress)
+        draw = call.number if draw is None else draw
         ids = torch.arange(len(x), device=x.device) if ids is None else ids
         if not len(y) == len(ids) == len(x):
             got = f"{len(x)} inputs, {len(y)} labels and {len(ids)} ids"
@@ -131,27 +129,17 @@ class Robustness(nn.Module):
         if self.noise and self.training:
             noise, _ = AtNoise(self.noise).move(torch.zeros_like(x), x, ids=ids, seed=self.seed, draw=draw)
             x = x + self._unit(x) * noise
-        due = bool(self.balance.weights["penalty"]) and not (self.training and call % self.every)
-        measured = due and self.training and torch.is_grad_enabled() and call % self._period == 0
-        outputs, penalty = self._penalized(x, y, ids, draw, traced=measured) if due else (run(self.student, x)[0], None)
-        unweighted = {"labels": label_term(self.task, outputs, y)}
-        if penalty is not None:
-            unweighted["penalty"] = penalty
-        if measured:
-            self.balance.measure(unweighted, [p for p in self.student.parameters() if p.requires_grad])
-        times = {"penalty": self.every if self.training else 1}
-        values = {name: self.balance.factors[name] * times.get(name, 1) * term for name, term in unweighted.items()}
-        loss = torch.stack(list(values.values())).sum()
-        return Terms({"loss": loss, **values}, outputs, None, unweighted, dict(self.balance.shares))
+        if call.factor > 0:
+            outputs, penalty = self._penalized(x, y, ids, draw, traced=call.measured)
+            unweighted = {"labels": label_term(self.task, outputs, y), "penalty": penalty}
+        else:
+            outputs, _ = run(self.student, x)
+            unweighted = {"labels": label_term(self.task, outputs, y)}
+        return self._result(call, unweighted, outputs, None)
 
     def scale_slopes(self, scale: Tensor | None) -> None:
         """Scales the backward pass of the products, as fp16 needs it; see `jacobian.products.pull`."""
         self.slope_scale = scale
-
-    @property
-    def _period(self) -> int:
-        """Calls between two measurements, all of them calls with a penalty."""
-        return between_measurements(self.measure_every, self.every)
 
     def _unit(self, x: Tensor) -> Tensor:
         """The scale, shaped to multiply a sample."""
@@ -190,15 +178,6 @@ class Robustness(nn.Module):
             )
             rows = precise(result.products) * precise(self._unit(x))
         return result.outputs, factor * squared_norm(rows.transpose(0, 1)).mean()
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """What a resumed run needs besides the student: calls, factors and shares."""
-        return {"calls": self.calls, "factors": dict(self.balance.factors), "shares": dict(self.balance.shares)}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes up where `get_extra_state` left off."""
-        self.calls = state["calls"]
-        self.balance.factors, self.balance.shares = dict(state["factors"]), dict(state["shares"])
 
 
 def jacobian_norm_penalty(

@@ -13,16 +13,16 @@ from jacmatch.jacobian import AttentionMaps, BatchNormPolicy, Context, Readout, 
 from jacmatch.losses import attention_map, attention_transfer, match_sizes
 from jacmatch.models import FirstOutputs
 from jacmatch.objectives import rules
-from jacmatch.objectives.base import Balance, Share, Terms, between_measurements
+from jacmatch.objectives.base import Objective, Share, Terms
 from jacmatch.objectives.schedules import WeightSchedule
 from jacmatch.objectives.terms import jacobian_term, label_term, output_term, precise
-from jacmatch.teachers import Answer, Question, Teacher, as_teacher
+from jacmatch.teachers import Answer, Question, Teacher
 
 Pair = tuple[str, str]
 """Dotted paths of a layer of the student and of the teacher's layer that it is compared with."""
 
 
-class Transfer(nn.Module):
+class Transfer(Objective):
     """Labels of the target, the teacher's outputs, its attention maps and their slopes: ℓ = Σⱼ wⱼ ℓⱼ.
 
     The student has the K outputs of the target and after them as many as the teacher, in one last layer. On the
@@ -49,7 +49,8 @@ class Transfer(nn.Module):
         output_loss: Hinton's `kl` with τ², or `squared` logit differences (the precursor's).
         temperature: τ of `kl`; 2 is that of learning without forgetting.
         jacobian_loss: `normalized` (the paper's: the scale of a map is arbitrary), `relative` or `squared`.
-        every: The Jacobian term is computed on each n-th call in training, with n times its weight.
+        every: The Jacobian term is computed on each n-th call in training, with n times its weight; a
+            `Share` is that of such a call.
         schedule: Factor of the Jacobian weight by data size and progress.
         batch_norm: Policy for BatchNorm of the student in training mode.
         measure_every: Calls between two measurements of the shares.
@@ -72,7 +73,7 @@ class Transfer(nn.Module):
         (['loss', 'labels', 'outputs', 'attention', 'jacobians'], torch.Size([4, 2]))
     """
 
-    teacher: Teacher | None
+    student: FirstOutputs
 
     def __init__(
         self,
@@ -95,20 +96,14 @@ class Transfer(nn.Module):
         batch_norm: BatchNormPolicy = "frozen",
         measure_every: int = 100,
     ) -> None:
-        super().__init__()
-        rules.separate(student, teacher)
-        self.student = FirstOutputs(student, classes)
-        object.__setattr__(self, "teacher", None if teacher is None else as_teacher(teacher))  # no submodule
         if teacher is None:
             outputs = attention = jacobians = 0.0
         weights = {"labels": labels, "outputs": outputs, "attention": attention, "jacobians": jacobians}
-        self.balance = Balance(weights)
+        calls: dict[str, Any] = {"every": every, "schedule": schedule, "measure_every": measure_every}
+        super().__init__(FirstOutputs(student, classes), teacher, weights, **calls)
         self.pairs, self.size, self.p = tuple(pairs), size, p
         self.output_loss, self.temperature, self.jacobian_loss = output_loss, temperature, jacobian_loss
-        self.every, self.measure_every = every, measure_every
-        self.schedule = WeightSchedule() if schedule is None else schedule
         self.batch_norm = batch_norm
-        self.calls = 0
         self.slope_scale: Tensor | None = None
         self._sizes: dict[tuple[int, ...], tuple[tuple[int, int], ...]] = {}
         rules.known_names("Transfer", output_loss=output_loss, jacobian_loss=jacobian_loss, batch_norm=batch_norm)
@@ -159,37 +154,16 @@ class Transfer(nn.Module):
         if self.balance.weights["labels"] and y is None:
             raise InputError("`y` must be given where `labels` has a weight.", do="Set labels=0 to train without.")
         rules.one_for_each(x, y=y, ids=ids)
-        call = self.calls
-        if self.training:
-            self.calls += 1
-        factor = self._jacobian_factor(call, progress)
-        measured = self.training and torch.is_grad_enabled() and call % self._period == 0
-        answer = self._ask(x, ids, slopes=factor > 0)
-        outputs, maps, products = self._student(x, answer, traced=measured)
+        call = self._call(progress)
+        answer = self._ask(x, ids, slopes=call.factor > 0)
+        outputs, maps, products = self._student(x, answer, traced=call.measured)
         unweighted = self._terms(x, y, answer, outputs, maps, products)
-        if measured:
-            trained = [p for p in self.student.parameters() if p.requires_grad]
-            self.balance.measure(unweighted, trained, {"jacobians": self.schedule(progress)})
-        factors = {**self.balance.factors, "jacobians": self.balance.factors["jacobians"] * factor}
-        values = {name: factors[name] * term for name, term in unweighted.items()}
-        total = torch.stack(list(values.values())).sum() if values else (outputs * 0).sum()
-        first = outputs[:, : self.student.outputs]
-        told = None if answer is None else answer.outputs
-        return Terms({"loss": total, **values}, first, told, unweighted, dict(self.balance.shares))
+        teacher_outputs = None if answer is None else answer.outputs
+        return self._result(call, unweighted, outputs[:, : self.student.outputs], teacher_outputs)
 
     def scale_slopes(self, scale: Tensor | None) -> None:
         """Scales the backward pass of the student's products, as fp16 needs it; see `jacobian.products.pull`."""
         self.slope_scale = scale
-
-    @property
-    def _period(self) -> int:
-        """Calls between two measurements, all of them calls with a Jacobian term."""
-        return between_measurements(self.measure_every, self.every)
-
-    def _jacobian_factor(self, call: int, progress: float | int) -> float:
-        if not self.balance.weights["jacobians"] or (self.training and call % self.every):
-            return 0.0
-        return self.schedule(progress) * (self.every if self.training else 1)
 
     def _ask(self, x: Tensor, ids: Tensor | None, *, slopes: bool) -> Answer | None:
         weights = self.balance.weights
@@ -273,15 +247,6 @@ class Transfer(nn.Module):
         if answer is not None and answer.products is not None and products is not None:
             terms["jacobians"] = jacobian_term(self.jacobian_loss, products, answer.products)
         return terms
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """What a resumed run needs besides the student: calls, factors and shares."""
-        return {"calls": self.calls, "factors": dict(self.balance.factors), "shares": dict(self.balance.shares)}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes up where `get_extra_state` left off."""
-        self.calls = state["calls"]
-        self.balance.factors, self.balance.shares = dict(state["factors"]), dict(state["shares"])
 
 
 @contextmanager

@@ -19,10 +19,11 @@ from jacmatch.jacobian import run as outputs_of
 from jacmatch.jacobian.diagnosis import Finding
 from jacmatch.jacobian.engines import parameter_gradients
 from jacmatch.jacobian.modules import preserved_buffers
+from jacmatch.objectives.base import Objective
 from jacmatch.runs import Run
 from jacmatch.training.augmentation import Batch, Batches
 from jacmatch.training.refusals import FAULTS, fault
-from jacmatch.training.rehearsal import Rehearsal, borrowed, errors_of, exact, is_stale, rows_of, state_of
+from jacmatch.training.rehearsal import Rehearsal, borrowed, errors_of, exact, is_stale, rows_of
 from jacmatch.training.state import State
 
 SAMPLES = 8
@@ -194,13 +195,12 @@ def _of_student(objective: nn.Module, batch: Batch) -> list[str]:
 def _not_compiled(objective: nn.Module, batch: Batch, progress: float) -> list[str]:
     """Compiles the first graph where steps are to be compiled, and counts it."""
     compiled, every = getattr(objective, "compiled", None), getattr(objective, "every", 1)
-    state = state_of(objective)
-    if compiled is None or compiled.fallback is not None or state is None or not every % objective._period:  # type: ignore[operator]
+    if compiled is None or compiled.fallback is not None or not isinstance(objective, Objective):
         return []
-    trial = Rehearsal(objective, batch, progress, exact=False)
-    with preserved_buffers(objective):
-        trial.terms(calls=every)  # a step that measures nothing
-    objective.set_extra_state(state)
+    if objective.measure_every <= every:  # no step is compiled: each one that has all terms measures
+        return []
+    with objective.unmeasured_calls(), preserved_buffers(objective):
+        Rehearsal(objective, batch, progress, exact=False).terms(calls=every)
     return [] if compiled.graph.graphs or compiled.fallback is not None else ["not-compiled"]
 
 

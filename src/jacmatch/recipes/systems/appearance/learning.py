@@ -232,7 +232,7 @@ class AlongDirections(nn.Module):
         if self.training and self.calls % 100 == 0:
             self.balance.measure(terms, [*self.student.parameters()])
         self.calls += self.training
-        weighted = {name: self.balance.factors[name] * term for name, term in terms.items()}
+        weighted = self.balance.weigh(terms)
         total = torch.stack(list(weighted.values())).sum()
         return Terms({"loss": total, **weighted}, outputs, y, terms, dict(self.balance.shares))
 
