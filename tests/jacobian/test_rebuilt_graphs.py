@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
+from jacmatch import jvp, vjp
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import pull
 
@@ -136,3 +137,69 @@ def test_checkpoints_inside_the_network_change_no_gradient(chunk_size):
 def test_reentrant_checkpoints_are_refused():
     with pytest.raises(UnsupportedError, match=r"set use_reentrant=False"):
         gradients(Checkpointed(True), torch.rand(4, 2, 6, 6), torch.randn(1, 4, 4))
+
+
+class Attention(nn.Module):
+    """Attention by the fused operator of PyTorch."""
+
+    def forward(self, x):
+        tokens = x.view(len(x), 1, 2, 3)
+        return functional.scaled_dot_product_attention(tokens, tokens, tokens).flatten(1)
+
+
+class CheckpointedMiddle(nn.Module):
+    """A perceptron whose middle may be computed again."""
+
+    def __init__(self, layer, checkpointed):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.middle = nn.Sequential(nn.Linear(6, 6), layer, nn.Tanh())
+        self.checkpointed = checkpointed
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last(checkpoint(self.middle, h, use_reentrant=False) if self.checkpointed else self.middle(h))
+
+
+@pytest.mark.parametrize("way", ["rows", "reverse", "auto", "differences"])
+@pytest.mark.parametrize("layer", [nn.LayerNorm(6), Attention(), nn.Hardswish(), nn.BatchNorm1d(6), nn.ReLU()])
+def test_what_is_computed_again_is_computed_as_it_was(layer, way):
+    """The user's backward pass comes after the pass with derivatives, whose operators it needs all the same."""
+    torch.manual_seed(0)
+    x, v, u = torch.randn(5, 4).double(), torch.randn(5, 4).double(), torch.randn(5, 3).double()
+    module = CheckpointedMiddle(layer, False).double()
+    found = []
+    for module.checkpointed in (False, True):
+        products = vjp(module, x, u)[1] if way == "rows" else jvp(module, x, v, engine=way)[1]
+        found.append((products, torch.autograd.grad(products.square().sum(), module.first.weight)[0]))
+    for plain, again in zip(*found, strict=True):
+        torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-8)  # `auto` may take another engine
+
+
+def test_forward_mode_refuses_what_is_computed_again():
+    x = torch.randn(5, 4)
+    with pytest.raises(UnsupportedError, match=r"Engine 'forward'.*checkpoint.*'reverse'"):
+        jvp(CheckpointedMiddle(nn.ReLU(), True), x, x, engine="forward")
+
+
+def test_a_user_s_own_contexts_of_a_checkpoint_are_entered():
+    entered = []
+
+    class Noted:
+        def __init__(self, name):
+            self.name = name
+
+        def __enter__(self):
+            entered.append(self.name)
+
+        def __exit__(self, *_):
+            return None
+
+    layer, x = nn.Sequential(nn.Linear(3, 3), nn.Tanh()), torch.randn(2, 3)
+
+    def module(z):
+        return checkpoint(layer, z, use_reentrant=False, context_fn=lambda: (Noted("forward"), Noted("again")))
+
+    vjp(module, x, x)[1].square().sum().backward()
+    assert entered[0] == "forward"
+    assert set(entered[1:]) == {"again"}

@@ -8,6 +8,7 @@ its buffers. Everything here is undone when the pass ends; the module is never c
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from jacmatch.jacobian.buffers import buffers_in_training, preserved_buffers
 from jacmatch.jacobian.rules import op_replacements
 from jacmatch.jacobian.rules.aten_kernels import right_derivatives
 from jacmatch.jacobian.rules.batch_norm import Statistics
+from jacmatch.jacobian.rules.recomputation import recomputed_in
 
 __all__ = [
     "BatchNormPolicy",
@@ -74,8 +76,10 @@ def twice_differentiable(
         raise InputError("`batch_norm` must be 'batch' or 'frozen'.", got=repr(batch_norm))
     layers = list(module.modules()) if isinstance(module, nn.Module) else []
     plain = once and bool(layers) and not any(layer.training for layer in layers)
+    again = partial(twice_differentiable, module, batch_norm, statistics=statistics, forward=forward, once=once)
     with ExitStack() as stack:
         frozen = Statistics() if batch_norm == "frozen" else None
+        stack.enter_context(recomputed_in(again, forward=forward))
         stack.enter_context(_no_fused_encoder())
         if not plain:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
