@@ -107,7 +107,7 @@ def test_a_run_goes_on_with_what_it_was_begun_with(tmp_path):
     run.check_inputs("teacher", {"outputs": probe([1.0])})
     assert run.inputs_digest == digest_of({"teacher": {"outputs": probe([1.0])}, "data": {"x_train": "a"}})
     message = (
-        r"run must go on with the data that it was begun with\. Got another data: x_train \('a' there, 'b' here\)\. "
+        r"run must go on with the data that it was begun with\. Got changes in x_train \('a' there, 'b' here\)\. "
         r"Bring back what it was begun with, or choose another --out"
     )
     with pytest.raises(InputError, match=message):

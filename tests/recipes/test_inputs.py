@@ -61,12 +61,12 @@ def test_other_data_and_another_teacher_are_named(tmp_path):
     same_inputs(Run.create(tmp_path / "run", "distill", {}, "0"), data(), teacher)
     run = Run.create(tmp_path / "run", "distill", {}, "0")
     same_inputs(run, data(), teacher)
-    with pytest.raises(InputError, match=r"Got another data: x_train \(\w{12} there, \w{12} here\), x_test \("):
+    with pytest.raises(InputError, match=r"Got changes in x_train \(\w{12} there, \w{12} here\), x_test \("):
         same_inputs(run, data(0.25), teacher)
-    with pytest.raises(InputError, match=r"Got another data: y_train \(\w{12} there, \w{12} here\), y_test \("):
+    with pytest.raises(InputError, match=r"Got changes in y_train \(\w{12} there, \w{12} here\), y_test \("):
         same_inputs(run, data(label=1), teacher)
     teacher.weight.data[0, 0] += 1e-6
-    with pytest.raises(InputError, match=r"another teacher: weights and code \('Linear \w{16}' there, .*Bring back"):
+    with pytest.raises(InputError, match=r"changes in weights and code \('Linear \w{16}' there, .*Bring back"):
         same_inputs(run, data(), teacher)
 
 
@@ -77,7 +77,7 @@ def test_a_teacher_whose_forward_has_changed_is_another(tmp_path):
     run = Run.create(tmp_path / "run", "distill", {}, "0")
     same_inputs(run, data(), teacher)
     teacher[0].forward = lambda x: torch.nn.functional.linear(x, teacher[0].weight) + 2 * teacher[0].bias
-    with pytest.raises(InputError, match=r"another teacher: weights and code .*, outputs \(off by \d+\.\d% of"):
+    with pytest.raises(InputError, match=r"changes in weights and code .*, outputs \(off by \d+\.\d% of"):
         same_inputs(run, data(), teacher)
 
 
@@ -90,7 +90,7 @@ def test_the_code_of_a_network_and_what_it_reads_are_compared(write, tmp_path):
     run = Run.create(tmp_path / "run", "train", {}, "0")
     same_inputs(run, networks=(Description.of("usersnet:read", data()),))
     (tmp_path / "start.txt").write_text("0.25")
-    with pytest.raises(InputError, match=r"Got another network usersnet:read: outputs of a new network \(off by \d"):
+    with pytest.raises(InputError, match=r"Got changes in outputs of a new network \(off by \d"):
         same_inputs(run, networks=(Description.of("usersnet:read", data()),))
     assert inputs_of(networks=(Description.of("mlp:4", data()),)) == {}
 
@@ -103,7 +103,7 @@ def test_a_job_does_not_go_on_with_other_code(job, write, capsys):
     write("Tanh")
     assert main(command) == 2
     said = capsys.readouterr().err
-    assert "run must go on with the network usersnet:net that it was begun with. Got another network" in said
+    assert "run must go on with the network usersnet:net that it was begun with. Got changes in" in said
     assert "code usersnet (" in said
     write("ReLU")
     assert main(command) == 0
@@ -202,7 +202,7 @@ def test_no_table_of_reproduce_mixes_two_experiments(write):
     _reproduce(seeds=2)
     document = json.loads(Path("rep/results.json").read_text())
     _arrays(label=1)
-    with pytest.raises(InputError, match=r"rep must go on with the data .* another data: y_train \(.*, y_test \("):
+    with pytest.raises(InputError, match=r"rep must go on with the data .* changes in y_train \(.*, y_test \("):
         _reproduce(seeds=3)
     _reproduce("other", seeds=3)
     _arrays()
@@ -226,6 +226,6 @@ def test_reproduce_names_a_teacher_that_has_changed_in_its_folder(write):
         Train(data="npz:d.npz", model="mlp:4", smoke=True, seed=seed, out=Path("teacher")).run(Progress(quiet=True))
         if not seed:
             _reproduce(teacher="./teacher")
-    with pytest.raises(InputError, match=r"rep must go on with the teacher .* Got another teacher: weights and"):
+    with pytest.raises(InputError, match=r"rep must go on with the teacher .* Got changes in weights and"):
         _reproduce(teacher="./teacher", seeds=2)
     assert len(json.loads(Path("rep/results.json").read_text())["cells"]) == 1

@@ -163,7 +163,7 @@ class Run:
         elif found := changed(there[part], here):
             rule = f"The run in {self.path} must go on with the {part} that it was begun with."
             do = "Bring back what it was begun with, or choose another --out."
-            raise InputError(rule, got=f"another {part}: {found}", do=do)
+            raise InputError(rule, got=f"changes in {found}", do=do)
 
     @property
     def inputs(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ import jacmatch
 from jacmatch.cli import main
 from jacmatch.errors import InputError
 from jacmatch.recipes.surrogate import command as command_module
-from jacmatch.recipes.surrogate.asking import Asked, kept
+from jacmatch.recipes.surrogate.asking import Asked, ask, kept
+from jacmatch.recipes.surrogate.functions import opened
 from jacmatch.recipes.surrogate.tables import reached
 from jacmatch.runs import Run
 
@@ -250,3 +252,74 @@ def test_what_slopes_save_is_read_off_the_curves():
     curves = [row("values", 8, 3.0), row("slopes", 8, 4.0)]
     assert "nowhere" in reached({"methods": ["values", "slopes"], "curves": curves})
     assert reached({"methods": ["values"], "curves": curves[:1]}) is None
+
+
+FUNCTION = """
+import numpy as np
+from other import scale
+def mine(x):
+    return np.asarray(x).sum(1, keepdims=True) * {factor} + scale
+def slopes(x):
+    return {factor} * np.ones((len(x), 1, 2))
+"""
+
+
+@pytest.fixture
+def changing(folder, monkeypatch):
+    """Writes the user's function anew, as for a new process."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(factor=2.0, scale=0.5):
+        for name in ("changing", "other"):
+            sys.modules.pop(name, None)
+        (folder / "changing.py").write_text(FUNCTION.format(factor=factor))
+        (folder / "other.py").write_text(f"scale = {scale}\n")
+
+    write()
+    yield write
+    for name in ("changing", "other"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"factor": 2.001},
+            r"with the function that .* code changing \(.* values \(off by \d+\.\d% of the largest\)",
+        ),
+        (
+            {"scale": 0.6},
+            r"the function that .* Got changes in code other \(\w{12} there, \w{12} here\), values",
+        ),
+    ],
+)
+def test_a_stopped_run_does_not_go_on_with_another_function(changing, undrawn, capsys, change, message):
+    command = f"--teacher changing:mine {BOX} {SMALL} --methods values --out run"
+    does(f"{command} --max-steps 1")
+    changing(**change)
+    does(command, code=2)
+    assert re.search(message, capsys.readouterr().err)
+    changing()
+    does(command)
+
+
+def test_a_stopped_run_does_not_go_on_with_other_points(changing, undrawn, capsys):
+    command = f"--teacher changing:mine --sampling given --points grid.npy {SMALL} --methods values --out run"
+    does(f"{command} --max-steps 1")
+    np.save("grid.npy", GRID[::-1])
+    does(command, code=2)
+    assert "must go on with the points that it was begun with. Got changes in x (" in capsys.readouterr().err
+
+
+def test_points_that_another_function_was_asked_about_are_not_taken(folder, tmp_path):
+    run = Run.create(tmp_path / "points", "surrogate", {}, "0.1.0")
+    x = torch.rand(8, 2, dtype=torch.float64)
+    function = opened("mine", lambda z: z.sum(1, keepdim=True), x, torch.ones(2))
+    first = kept(run, "points", lambda: ask(function, x, slopes=False), function)
+    calls = function.points
+    assert torch.equal(kept(run, "points", lambda: pytest.fail("asked twice"), function).y, first.y)
+    assert function.points == calls
+    other = opened("mine", lambda z: z.sum(1, keepdim=True) * (1 + 1e-6), x, torch.ones(2))
+    with pytest.raises(InputError, match=r"mine must say what it said when .*points\.npz was .* off by 1e-06 of"):
+        kept(run, "points", lambda: first, other)

@@ -3,7 +3,8 @@
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from jacmatch.jacobian import jacobian
 from jacmatch.recipes.surrogate.functions import Function
 from jacmatch.recipes.surrogate.sampling import shares, worst
 from jacmatch.runs import Run
+from jacmatch.runs.identity import DOUBLE
 
+_AGAIN = 3  # points of a file that are asked again when a run goes on
 _CHUNK = 256  # points whose Jacobians are taken at once
 
 
@@ -70,11 +73,17 @@ def ask(function: Function, x: Float[Tensor, "sample input"], *, slopes: bool) -
     return Asked(x, y, j, function.points - calls, function.seconds - seconds)
 
 
-def kept(run: Run, name: str, make: Callable[[], Asked]) -> Asked:
+def kept(run: Run, name: str, make: Callable[[], Asked], function: Function | None = None) -> Asked:
     """What the run folder holds under this name; made and kept, if it is not there yet.
 
+    Args:
+        run: The run.
+        name: Of the file, without its ending.
+        make: Asks for what is not there.
+        function: What is asked again at some of the points that are there; it counts no calls.
+
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged, or the function says something else now.
     """
     file = run.path / f"{name}.npz"
     if not file.is_file():
@@ -98,11 +107,27 @@ def kept(run: Run, name: str, make: Callable[[], Asked]) -> Asked:
             shapes = [tuple(each.shape) for each in (x, y, *(() if j is None else (j,)))]
             if shapes[1:] != [(len(x), y.shape[1]), (len(x), y.shape[1], *x.shape[1:])][: len(shapes) - 1]:
                 raise ValueError(f"shapes {shapes}")
-            return Asked(x, y, j, int(held["calls"]), float(held["seconds"]))
+            found = Asked(x, y, j, int(held["calls"]), float(held["seconds"]))
     except InputError:
         raise
     except Exception as error:  # numpy and zipfile have many
         raise InputError(f"{file} must hold the points of this run.", got=f"{error}", do="Remove it.") from error
+    if function is not None and len(found):
+        _says_the_same(file, found, replace(function))
+    return found
+
+
+def _says_the_same(file: Path, told: Asked, function: Function) -> None:
+    """Refuses points that another function was asked about."""
+    rows = torch.linspace(0, len(told) - 1, min(_AGAIN, len(told))).long()
+    stored, now = told.y[rows], function.values(told.x[rows])
+    off = math.inf
+    if stored.shape == now.shape:
+        off = float((stored - now).abs().max() / torch.maximum(stored.abs(), now.abs()).max().clamp_min(1e-300))
+    if off > max(DOUBLE, 1e3 * function.precision):
+        rule = f"{function.name} must say what it said when {file} was written."
+        do = "Bring that function back, or choose another --out."
+        raise InputError(rule, got=f"values that are off by {off:.2g} of the largest", do=do)
 
 
 def actively(

@@ -15,7 +15,7 @@ from jacmatch.errors import InputError
 from jacmatch.models import count_parameters
 from jacmatch.objectives import Regression
 from jacmatch.recipes import networks
-from jacmatch.recipes.inputs import same_inputs
+from jacmatch.recipes.inputs import matches
 from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.surrogate.asking import Asked, errors
 from jacmatch.recipes.surrogate.exporting import difference, to_onnx
@@ -43,8 +43,8 @@ class Surrogate(SurrogateFields):
         start = time.perf_counter()
         asked = source(self)
         run = self.begin("surrogate")
-        if asked.data is not None:
-            same_inputs(run, asked.data)
+        for part, here in asked.inputs.items():
+            matches(run, part, here)
         seeds = range(self.seed, self.seed + (1 if self.smoke else self.seeds))
         test = asked.test(run)
         output_units(self, test.y)  # refused now, not after the training

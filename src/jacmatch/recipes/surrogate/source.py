@@ -19,6 +19,8 @@ from jacmatch.recipes.surrogate.fields import SurrogateFields
 from jacmatch.recipes.surrogate.functions import WAYS, Function, found, opened
 from jacmatch.recipes.surrogate.trying import Tried, tried
 from jacmatch.runs import Run
+from jacmatch.runs.identity import DOUBLE, Fingerprints, code_of, digest_of, probe, source_of
+from jacmatch.teachers.cached.fingerprint import digest
 
 _TRIED = 16  # points
 _TEST_SEED = 2**20  # seeds of held-out points begin here
@@ -62,6 +64,22 @@ class Source:
         """Whether slopes are known."""
         return self.function is not None or (self.data is not None and self.data.train.jacobians is not None)
 
+    @property
+    def inputs(self) -> dict[str, Fingerprints]:
+        """What the run is made of besides its settings: the arrays of the file, or points, code and values."""
+        if self.data is not None:
+            return {"data": dict(self.data.digests)}
+        assert self.tried is not None
+        function: Fingerprints = {**code_behind(self.job.teacher), **code_behind(self.job.jacobian)}
+        function |= {"call": digest_of(source_of(self._function.call)), "slopes by": self._function.way}
+        tolerance = max(DOUBLE, 1e3 * self._function.precision)
+        for name in ("values", "jacobians"):
+            said = getattr(self.tried, name)
+            if said is not None:
+                function[name] = probe(said.flatten().tolist(), tolerance)
+        given = "points" if self.job.sampling == "given" else "box"
+        return {given: {"x": digest(("x", self.place))}, "function": function}
+
     def training(self, run: Run, seed: int, learn: Callable[[Asked], nn.Module]) -> dict[int, Asked]:
         """Training points of a seed for each size, kept in the run. `learn` trains a student, for active sampling."""
         most = self.sizes[-1]
@@ -83,10 +101,10 @@ class Source:
             x = self._given(self.job.seed)[1][:count]
         else:
             x = sampling.inside(sampling.cube("box", count, len(self.units), _TEST_SEED + self.job.seed), self.place)
-        return kept(run, "points-test", lambda: ask(self._function, x, slopes=True))
+        return kept(run, "points-test", lambda: ask(self._function, x, slopes=True), self.function)
 
     def _kept(self, run: Run, name: str, count: int, seed: int, learn: Callable[[Asked], nn.Module]) -> Asked:
-        return kept(run, name, lambda: self._asked(count, seed, learn))
+        return kept(run, name, lambda: self._asked(count, seed, learn), self.function)
 
     def _asked(self, count: int, seed: int, learn: Callable[[Asked], nn.Module]) -> Asked:
         kind, slopes = self.job.sampling, "slopes" in self.job.methods
@@ -148,6 +166,12 @@ def source(job: SurrogateFields) -> Source:
     _units("output", job.output_units, torch.ones(found_out.outputs))
     _enough(job, len(place) - len(place) // 5 if job.points is not None else None)
     return Source(job, function, found_out, None, place, units)
+
+
+def code_behind(spec: str) -> Fingerprints:
+    """The source of the module in a PACKAGE.MODULE:CALLABLE and of those that it imports; nothing for other names."""
+    module, colon, _ = spec.partition(":")
+    return code_of(module) if colon else {}
 
 
 def output_units(job: SurrogateFields, y: Float[Tensor, "sample out"]) -> Float[Tensor, "out"]:

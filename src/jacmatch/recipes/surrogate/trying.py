@@ -28,6 +28,8 @@ class Tried:
         bent: Share of the points where the function is not smooth at the step of differences.
         place: One of these points.
         calls: Points that were asked to find this out.
+        values: What the function says at the points.
+        jacobians: Its Jacobian there, where that is not by differences.
     """
 
     outputs: int
@@ -36,10 +38,12 @@ class Tried:
     bent: float
     place: str | None
     calls: int = 0
+    values: Float[Tensor, "sample out"] | None = None
+    jacobians: Float[Tensor, "sample out input"] | None = None
 
     def plain(self) -> dict[str, Any]:
         """As it stands in a result."""
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if name not in ("values", "jacobians")}
 
 
 def tried(function: Function, x: Float[Tensor, "sample input"], *, slopes: bool = True) -> Tried:
@@ -71,7 +75,7 @@ def tried(function: Function, x: Float[Tensor, "sample input"], *, slopes: bool 
             do="If it takes one point at a time, wrap it: lambda x: np.stack([f(each) for each in x]).",
         )
     if not slopes:
-        return Tried(y.shape[1], "none", None, 0.0, None)
+        return Tried(y.shape[1], "none", None, 0.0, None, values=y)
     return _slopes(function, x, y)
 
 
@@ -81,7 +85,7 @@ def _slopes(function: Function, x: Tensor, y: Tensor) -> Tried:
     share = float(bent.double().mean())
     worst = place(x[int(bent.int().argmax())]) if share else None
     if function.way == "differences":
-        return Tried(y.shape[1], function.way, None, share, worst)
+        return Tried(y.shape[1], function.way, None, share, worst, values=y)
     j = function.slopes(x)
     if j.shape != rough.shape:
         rule = f"The Jacobian of {function.name} must have the shape {tuple(rough.shape)}."
@@ -91,7 +95,7 @@ def _slopes(function: Function, x: Tensor, y: Tensor) -> Tried:
         found.append(_compared(function, y, j, *function.by_differences(x, function.precision ** (1 / 3))))
     told = [each for each in found if each is not None]
     if not told:
-        return Tried(y.shape[1], function.way, None, share, worst)
+        return Tried(y.shape[1], function.way, None, share, worst, values=y, jacobians=j)
     best = min(told, key=lambda each: float(each.beyond.max()))
     if float(best.beyond.max()) > _AGREES:
         n, k, i = (int(each) for each in torch.unravel_index(best.beyond.argmax(), best.beyond.shape))
@@ -101,7 +105,7 @@ def _slopes(function: Function, x: Tensor, y: Tensor) -> Tried:
             f"{float(best.rough[n, k, i]):.6g} by differences",
             do="Mend the Jacobian, or use --jacobian differences; where the values are noisy, give a longer --step.",
         )
-    return Tried(y.shape[1], function.way, best.off, share, worst)
+    return Tried(y.shape[1], function.way, best.off, share, worst, values=y, jacobians=j)
 
 
 @dataclass(frozen=True)
