@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from jacmatch import datasets
 from jacmatch.errors import InputError
 from jacmatch.recipes import networks
 from jacmatch.runs import Run
@@ -28,3 +29,11 @@ def test_one_flipped_bit_in_the_weights_is_refused(tmp_path):
     del written["sha256"]  # of an older version, or put together by hand
     (tmp_path / networks.DESCRIPTION).write_text(json.dumps(written))
     networks.load_student(tmp_path)
+
+
+def test_a_checkpoint_that_the_user_names_is_read(tmp_path):
+    data = datasets.load("synthetic:D=5,K=3,N=8")
+    net = networks.Description.of("mlp:4", data).build().eval()
+    torch.save({"epoch": 3, "model": {f"module.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "last.pth")
+    again = networks.network("mlp:4", data, networks.Weights(tmp_path / "last.pth"))
+    assert torch.equal(again(data.test.inputs()), net(data.test.inputs()))

@@ -56,7 +56,7 @@ def test_weights_far_larger_than_the_module_are_not_read(tmp_path):
 
 def test_weights_are_no_pipe(tmp_path):
     os.mkfifo(tmp_path / "a.safetensors")
-    with pytest.raises(InputError, match=r"must be a file of at most .*\. Got a device or a pipe"):
+    with pytest.raises(InputError, match=r"must be a file of weights\. Got a device or a pipe"):
         load_weights(nn.Linear(3, 2), tmp_path / "a.safetensors")
 
 

@@ -8,7 +8,7 @@ from jacmatch.models.resnet import ResNet, WideResNet
 from jacmatch.models.scaled import ScaledMLP, scaled_mlp
 from jacmatch.models.vgg import VGG
 from jacmatch.models.vit import VisionTransformer
-from jacmatch.models.weights import load_weights, save_weights
+from jacmatch.models.weights import convert_weights, load_weights, save_weights
 
 __all__ = [
     "CATALOG",
@@ -23,6 +23,7 @@ __all__ = [
     "VisionTransformer",
     "WideResNet",
     "build",
+    "convert_weights",
     "count_parameters",
     "load_weights",
     "save_weights",

@@ -1,17 +1,23 @@
-"""Weights on disk: safetensors files, which hold tensors and nothing that could run."""
+"""Weights on disk: written as safetensors, and read from what other libraries and training scripts leave."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
 from jacmatch.files import replace
-from jacmatch.models.inputs import Normalized, Statistics, statistics
+from jacmatch.models import weight_files, weight_names
+from jacmatch.models.inputs import Statistics, statistics
 from jacmatch.models.packages import optional_package
+from jacmatch.models.weight_names import Fit, Names
 
-_ROOM = 2**27  # bytes of a file of weights beyond four times those of the module
+_SPACE = 2**27  # bytes that a file of weights may have beyond four times those of the module
+_LARGEST = 2**36  # bytes of a file that is converted without a module to compare with
 
 
 def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -24,8 +30,12 @@ def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
     if target.suffix != ".safetensors":
         raise InputError("`path` of `save_weights` must end in `.safetensors`.", got=f"`{target}`")
     safetensors = optional_package("safetensors.torch", "`save_weights`", "pip install 'jacmatch[train]'")
+    _write(target, module.state_dict(), safetensors)
+
+
+def _write(target: Path, state: Mapping[str, Tensor], safetensors: Any) -> None:
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
-    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
     try:
         replace(target, safetensors.save(tensors, metadata={"format": "pt"}))
     except OSError as error:
@@ -35,94 +45,282 @@ def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
         ) from error
 
 
-def load_weights(
-    module: nn.Module, path: str | os.PathLike[str], *, mean: Statistics = None, std: Statistics = None
-) -> None:
-    """Copies a safetensors file into the module: every parameter and buffer, or none of them.
+def convert_weights(source: str | os.PathLike[str], target: str | os.PathLike[str], *, key: str | None = None) -> None:
+    """Writes the weights of any file that `load_weights` reads as a safetensors file; no code in it is run.
 
-    Weights from elsewhere carry no `mean` and `std`. Under another preprocessing than they were trained with they lose
-    tens of points in accuracy without any error, so it has to be said then.
+    Args:
+        source: A checkpoint of torch, an index of several files, a folder of Hugging Face …
+        target: The file to write; its name ends in `.safetensors`.
+        key: Which set of tensors, if the file has several: `model`, `ema` …
+
+    Raises:
+        InputError: The source cannot be read, has several sets of weights and `key` does not name one, or the target
+            cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> torch.save({"epoch": 240, "model": nn.Linear(3, 2).state_dict()}, folder / "last.pth")
+        >>> convert_weights(folder / "last.pth", folder / "last.safetensors")
+        >>> load_weights(nn.Linear(3, 2), folder / "last.safetensors")
+    """
+    path, goal = Path(source), Path(target)
+    if goal.suffix != ".safetensors":
+        raise InputError("`target` of `convert_weights` must end in `.safetensors`.", got=f"`{goal}`")
+    safetensors = optional_package("safetensors.torch", "`convert_weights`", "pip install 'jacmatch[train]'")
+    sets = weight_files.read(path, _LARGEST, allow_pickle=True)
+    if not sets:
+        raise InputError(f"`{path}` must hold named tensors.", got="none")
+    if key is not None:
+        chosen = key
+    else:
+        most = max(len(tensors) for tensors in sets.values())
+        large = [Fit({}, each) for each, tensors in sets.items() if 2 * len(tensors) >= most]
+        chosen = _one_of(path, large, "convert_weights").key
+    if chosen not in sets:
+        raise InputError(f"`key` of `convert_weights` must be a set in `{path}`.", got=repr(key), do=_known(sets))
+    _check_plain(path, sets[chosen])
+    _write(goal, sets[chosen], safetensors)
+
+
+def load_weights(
+    module: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    mean: Statistics = None,
+    std: Statistics = None,
+    allow_pickle: bool = False,
+    key: str | None = None,
+) -> None:
+    """Copies weights from a file into the module: every parameter and buffer, or none of them.
+
+    The file may have been written by another library. Prefixes of wrappers and of training scripts (`module.`,
+    `_orig_mod.`, `model.`, `ema_model.` …) are left out, tied weights may be there once, counters of BatchNorm may be
+    missing. If the names are others, the layers are matched by structure where there is only one way to do that
+    (`weight_names.by_structure`), and a warning says which. Weights from elsewhere carry no `mean` and `std`. Under
+    another preprocessing than they were trained with they lose tens of points in accuracy without any error, so both
+    must be given then.
 
     Args:
         module: A model of the architecture the weights were trained in.
-        path: A `.safetensors` file, as `save_weights` writes it or from elsewhere with the same names.
+        path: A `.safetensors` file, an index of several (`model.safetensors.index.json`), a folder that has one of
+            these, an `.npz` archive, or a checkpoint of torch (`allow_pickle`).
         mean: For a file without: the mean that was subtracted from raw inputs when these weights were trained.
         std: Likewise, what the difference was divided by.
+        allow_pickle: Reads checkpoints of torch (`.pt`, `.pth`, `.bin`, `.ckpt`, `.pth.tar`) by
+            `torch.load(weights_only=True)`: tensors are read, no code in the file is run.
+        key: Which set of weights, if the file has several that fit: `model`, `ema`, `state_dict.student` …
 
     Raises:
-        InputError: If the file is missing, a pickle, far larger than the module, damaged or holds other weights, or if
-            `mean` and `std` are needed and not given, or given and not needed.
+        InputError: If the file is missing, needs code to be read, is far larger than the module, damaged or holds other
+            weights; if it leaves open which tensor is which; or if `mean` and `std` are needed and not given, or given
+            and not needed.
+
+    Warns:
+        UserWarning: Layers were matched by structure, one of several sets was chosen, or tensors were not used.
     """
     source = Path(path)
-    own = module.state_dict()
-    weights = _read(source, _ROOM + 4 * sum(value.numel() * value.element_size() for value in own.values()))
-    if {"mean", "std"} <= own.keys() and not {"mean", "std"} & weights.keys():
-        weights = _with_statistics(module, source, weights, mean, std)
+    own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    largest = _SPACE + 4 * sum(value.numel() * value.element_size() for value in own.values())
+    sets = weight_files.read(source, largest, allow_pickle=allow_pickle)
+    scaled = {"mean", "std"} <= Names(own).raw.keys()
+    fit, scaling = _fit(module, own, sets, source, key, scaled=scaled), {}
+    if scaled and not any(Names({name: own[name]}).raw.keys() & {"mean", "std"} for name in fit.names):
+        scaling = _scaling(module, own, source, mean, std)
     elif mean is not None or std is not None:
         raise InputError("`mean` and `std` of `load_weights` are for files without them.", do="Leave them out.")
-    differences = _differences(own, weights)
-    if differences:
-        raise InputError(
-            f"`{source}` must hold the weights of this {type(module).__name__}.",
-            got=differences,
-            do="Build the model they were trained in, with the same number of outputs and the same input shape.",
+    tensors = _tensors(fit, sets)
+    weights = {name: _converted(source, name, tensors[given], own[name]) for name, given in fit.names.items()}
+    _check_tied(module, source, weights)
+    module.load_state_dict({**module.state_dict(), **scaling, **weights})
+    _warn(source, fit, [tensors[name].dtype for name in fit.names.values()])
+
+
+def _tensors(fit: Fit, sets: weight_files.Sets) -> dict[str, Tensor]:
+    """The set that a fit is of; its key begins with that of the set."""
+    keys = [key for key, tensors in sets.items() if f"{fit.key}.".startswith(f"{key}." if key else "")]
+    fitting = [key for key in keys if set(fit.names.values()) <= sets[key].keys()]
+    return sets[max(fitting, key=len)]
+
+
+def _fit(
+    module: nn.Module,
+    own: Mapping[str, Tensor],
+    sets: weight_files.Sets,
+    source: Path,
+    key: str | None,
+    *,
+    scaled: bool,
+) -> Fit:
+    """How the file fits the module: with `mean` and `std` or without them, by names before structure."""
+    tied = weight_names.tied_names(module)
+    names = [Names(own)]
+    if scaled:
+        names.append(Names({raw: own[raw] for name, raw in names[0].raw.items() if name not in ("mean", "std")}))
+    for match in (weight_names.by_name, weight_names.by_structure):
+        for view in names:
+            view = view.without(view.common_prefix())
+            fits = [fit for each, tensors in sets.items() for fit in match(view, tied, Names(tensors), each)]
+            if key is not None:
+                fits = [fit for fit in fits if fit.key == key]
+            if fits:
+                return _one_of(source, fits, "load_weights")
+    if key is not None and key not in sets:
+        known = _known(sets) if sets else ""
+        raise InputError(f"`key` of `load_weights` must be a set of weights in `{source}`.", got=repr(key), do=known)
+    chosen = {key: sets[key]} if key is not None else sets
+    raise _differences(module, names, chosen, source)
+
+
+def _known(sets: Mapping[str, object]) -> str:
+    return f"Known: {_few([repr(key) for key in sets], 8)}."
+
+
+def _one_of(source: Path, fits: list[Fit], caller: str) -> Fit:
+    """The only fit, or the only one that is no running average."""
+    plain = [fit for fit in fits if not fit.average] if len(fits) > 1 else fits
+    if len(plain) != 1:
+        rule = f"`{source}` must hold one set of weights, or `key` of `{caller}` say which."
+        names = [repr(fit.key) for fit in fits]
+        raise InputError(rule, got=_few(names, 8), do=f"Give for example key={names[0]}.")
+    others = [repr(fit.key) for fit in fits if fit is not plain[0]]
+    if others:
+        warnings.warn(
+            f"`{source}` has several sets of weights: {plain[0].key!r} is taken, not {_few(others)}. "
+            f"`key` of `{caller}` chooses another.",
+            stacklevel=4,
         )
-    bad = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
-    if bad:
-        raise InputError(f"`{source}` must hold finite weights.", got=f"NaN or infinity in {_few(bad)}")
-    module.load_state_dict(weights)
+    return plain[0]
 
 
-def _read(source: Path, largest: int) -> dict[str, Tensor]:
-    """The tensors of a safetensors file of at most so many bytes; its header cannot claim more than the file has."""
-    if source.suffix != ".safetensors":
-        raise InputError(
-            "Weights must be a `.safetensors` file: a pickle can run any code when it is opened.",
-            got=f"`{source}`",
-            do='Convert a state dict once: python -c "import torch; from safetensors.torch import save_file; '
-            f"save_file(torch.load('{source}', weights_only=True), '{source.with_suffix('.safetensors')}')\"",
-        )
-    safetensors = optional_package("safetensors.torch", "`load_weights`", "pip install 'jacmatch[train]'")
-    try:
-        size = source.stat().st_size
-        if size > largest or not (source.is_file() or source.is_dir()):
-            got = f"{size:,} bytes" if source.is_file() else "a device or a pipe"
-            raise InputError(f"`{source}` must be a file of at most {largest:,} bytes.", got=got)
-        weights: dict[str, Tensor] = safetensors.load(source.read_bytes())
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError("Weights must be a readable file.", got=f"`{source}` ({error.strerror})") from error
-    except Exception as error:  # safetensors' own type is not documented
-        raise InputError(f"`{source}` must be a whole safetensors file.", got=f"{error}") from error
-    return weights
-
-
-def _with_statistics(
-    module: nn.Module, source: Path, weights: Mapping[str, Tensor], mean: Statistics, std: Statistics
+def _scaling(
+    module: nn.Module, own: Mapping[str, Tensor], source: Path, mean: Statistics, std: Statistics
 ) -> dict[str, Tensor]:
-    """Weights from elsewhere, with the buffers and the prefix they have in our module."""
+    """The buffers `mean` and `std` for weights that have none."""
     if mean is None or std is None:
         raise InputError(
-            f"`{source}` must say how its weights expect the input normalised: it has neither `mean` nor `std`.",
+            f"`{source}` must say how its weights expect the input normalized: it has neither `mean` nor `std`.",
             do="Give both to `load_weights`: `mean=(0.0,), std=(1.0,)` if they were trained on inputs in [0, 1].",
         )
-    prefix = "network." if isinstance(module, Normalized) else ""
-    mean_buffer, std_buffer = statistics("load_weights", tuple(module.state_dict()["mean"].shape[1:]), mean, std)
-    return {"mean": mean_buffer, "std": std_buffer, **{prefix + name: value for name, value in weights.items()}}
+    raw = Names(own).raw
+    buffers = statistics("load_weights", tuple(own[raw["mean"]].shape[1:]), mean, std)
+    return {raw["mean"]: buffers[0], raw["std"]: buffers[1]}
 
 
-def _differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
-    """What keeps the weights from fitting, in words; empty if nothing."""
-    missing = [name for name in own if name not in weights]
-    unknown = [name for name in weights if name not in own]
-    shapes = [
-        f"{name} {tuple(weights[name].shape)}, must be {tuple(value.shape)}"
-        for name, value in own.items()
-        if name in weights and weights[name].shape != value.shape
+def _check_plain(source: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuses what is not an ordinary tensor in memory."""
+    odd = [
+        name
+        for name, value in tensors.items()
+        if type(value) not in (Tensor, nn.Parameter)
+        or (value.layout, value.device.type, value.is_quantized) != (torch.strided, "cpu", False)
     ]
-    found = (("missing", missing), ("not in the model", unknown), ("of another shape", shapes))
-    return "; ".join(f"{what}: {_few(names)}" for what, names in found if names)
+    if odd:
+        rule = f"`{source}` must hold ordinary tensors."
+        raise InputError(rule, got=f"sparse, quantized or empty ones: {_few(odd)}", do="Convert it to floats first.")
+
+
+def _converted(source: Path, name: str, given: Tensor, own: Tensor) -> Tensor:
+    """The tensor in the type of the module's, which must be able to hold it."""
+    _check_plain(source, {name: given})
+    try:
+        floats = own.is_floating_point() or own.is_complex()
+        if floats and not (given.is_floating_point() or (own.is_complex() and given.is_complex())):
+            rule = f"`{source}` must hold weights of a float type."
+            got = f"{str(given.dtype).removeprefix('torch.')} in {name}"
+            raise InputError(rule, got=got, do="Quantized weights must be converted to floats first.")
+        wide = given.float() if given.is_floating_point() and given.element_size() == 1 else given
+        if (wide.is_floating_point() or wide.is_complex()) and not wide.isfinite().all():
+            raise InputError(f"`{source}` must hold finite weights.", got=f"NaN or infinity in {name}")
+        value = wide.to(own.dtype)
+    except (NotImplementedError, RuntimeError) as error:  # types of 4 bits, which torch only stores
+        got = f"{str(given.dtype).removeprefix('torch.')} in {name}"
+        raise InputError(f"`{source}` must hold weights that can be converted.", got=got) from error
+    exact = value.isfinite().all() if floats else torch.equal(value.to(wide.dtype), wide)
+    if not exact:
+        rule = f"`{source}` must hold values that {str(own.dtype).removeprefix('torch.')} can hold."
+        raise InputError(rule, got=f"larger ones in {name}" if floats else f"others in {name}")
+    return value
+
+
+def _check_tied(module: nn.Module, source: Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuses two values for one tensor of the module."""
+    for name, first in weight_names.tied_names(module).items():
+        if name != first and name in weights and not torch.equal(weights[name], weights[first]):
+            rule = f"`{source}` must hold equal tensors {first} and {name}, which are one in this module."
+            raise InputError(rule, got="different ones", do="Build the model without tied weights.")
+
+
+def _warn(source: Path, fit: Fit, types: list[torch.dtype]) -> None:
+    """Says what was inferred, and what the file does not have."""
+    small = sorted(
+        {str(each).removeprefix("torch.") for each in types if each.is_floating_point and each.itemsize == 1}
+    )
+    if small:
+        warnings.warn(f"`{source}` has weights in {', '.join(small)}: rounded to 2 or 3 bits.", stacklevel=3)
+    if fit.renamed:
+        pairs = [f"{theirs} → {ours}" for ours, theirs in fit.renamed.items()]
+        warnings.warn(
+            f"`{source}` names its layers otherwise; they were matched by structure: {_few(pairs)}. Measure the "
+            "accuracy (`jacmatch evaluate`) before you rely on it.",
+            stacklevel=3,
+        )
+    if fit.unused:
+        warnings.warn(f"`{source}` has tensors that are not used: {_few(list(fit.unused))}.", stacklevel=3)
+
+
+def _differences(module: nn.Module, names: list[Names], sets: weight_files.Sets, source: Path) -> InputError:
+    """An error that says what keeps the nearest set of weights from fitting."""
+    rule = f"`{source}` must hold the weights of this {type(module).__name__}."
+    if not sets:
+        return InputError(rule, got="no named tensors")
+    options = []
+    for tensors in sets.values():
+        given = Names(tensors)
+        for view in names:
+            own = view.without(view.common_prefix())
+            for prefix in dict.fromkeys(["", given.common_prefix(), *weight_names.prefixes(own, given)]):
+                part = given.without(prefix)
+                options.append(
+                    (len(own.raw.keys() & part.raw.keys()) - len(own.raw.keys() ^ part.raw.keys()), own, part)
+                )
+    _, own, part = max(options, key=lambda option: option[0])
+    missing = [name for name in own.raw if name not in part.raw and not weight_names.counts_calls(name)]
+    unknown = [name for name in part.raw if name not in own.raw and not weight_names.counts_calls(name)]
+    other = [name for name in own.raw if name in part.raw and part.tensors[name].shape != own.tensors[name].shape]
+    shapes = [f"{name} {tuple(part.tensors[name].shape)}, must be {tuple(own.tensors[name].shape)}" for name in other]
+    lists = (("missing", missing), ("not in the model", unknown), ("of another shape", shapes))
+    got = "; ".join(f"{what}: {_few(each)}" for what, each in lists if each) or "tensors that fit in several ways"
+    return InputError(rule, got=got, do=_remedy(source, own, part, missing + unknown, other))
+
+
+def _remedy(source: Path, own: Names, part: Names, names: list[str], other: list[str]) -> str:
+    """What to do about weights that do not fit."""
+    if weight_files.shard_of_several(source):
+        return "The name says that it is one file of several: name their index, or the folder."
+    heads = {(part.tensors[name].shape[:1], own.tensors[name].shape[:1]) for name in other}
+    rest = all(part.tensors[name].shape[1:] == own.tensors[name].shape[1:] for name in other)
+    if not names and len(heads) == 1 and rest and len(other) <= 2 and all(heads):
+        theirs, ours = (int(shape[0]) for shape in next(iter(heads)) if shape)
+        return (
+            f"These weights have {theirs} outputs and the model {ours}: build it with as many as they have. A teacher "
+            "of other classes is for `jacmatch transfer`."
+        )
+    if names and not other and _alike(own, part):
+        return (
+            "As many tensors have the same shapes, but their names leave open which is which: rename them to those of "
+            "the model."
+        )
+    return "Build the model they were trained in, with the same number of outputs and the same input shape."
+
+
+def _alike(own: Names, part: Names) -> bool:
+    """Whether both have as many tensors of each shape."""
+    ours, theirs = (
+        sorted(tuple(value.shape) for name, value in each.tensors.items() if not weight_names.counts_calls(name))
+        for each in (own, part)
+    )
+    return ours == theirs
 
 
 def _few(names: list[str], shown: int = 3) -> str:

@@ -31,9 +31,9 @@ class Compare(JobFields):
     data: str = "digits"
     """Data set; its test part is used."""
     first_weights: Path | None = None
-    """Weights of the first, a safetensors file."""
+    """Weights of the first: safetensors, a checkpoint of torch, or a folder of either."""
     second_weights: Path | None = None
-    """Weights of the second, a safetensors file."""
+    """Weights of the second, likewise."""
     samples: int = 256
     """Test samples whose Jacobians are compared; outputs are compared on all."""
 

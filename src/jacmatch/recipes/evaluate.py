@@ -24,7 +24,7 @@ class Evaluate(JobFields):
     data: str = "digits"
     """Data set."""
     weights: Path | None = None
-    """Weights of the network, a safetensors file."""
+    """Weights of the network: safetensors, a checkpoint of torch (.pth), or a folder of either."""
     mean: tuple[float, ...] | None = None
     """Mean that its inputs had subtracted in training, where the file does not say."""
     std: tuple[float, ...] | None = None

@@ -204,7 +204,7 @@ def network(spec: str, data: Data, weights: Weights | None = None, *, allow_code
     built = Description.of(spec, data).build()
     if weights is None:
         raise InputError(f"The network {spec!r} must have weights here.", do="Give a run folder, or a weights file.")
-    load_weights(built, weights.path, mean=weights.mean, std=weights.std)
+    load_weights(built, weights.path, mean=weights.mean, std=weights.std, allow_pickle=True)
     return built.eval()
 
 

@@ -97,7 +97,7 @@ def from_weights(
     built: Any = catalog.build(spec, outputs, own, mean, std)
     if constants and mean is None and std is None:
         mean, std = (tuple(each.flatten().tolist()) for each in (built.mean, built.std))
-    load_weights(built, weights.path, mean=mean, std=std)
+    load_weights(built, weights.path, mean=mean, std=std, allow_pickle=True)
     kept = tuple(built.mean.flatten().tolist()), tuple(built.std.flatten().tolist())
     return Pretrained(_fitted(built.eval(), own, shape), Description(spec, outputs, own, *kept), shape)
 

@@ -28,7 +28,8 @@ class TeachingFields(DistillationFields):
     student: str = "cnn3"
     """Student: a model name."""
     teacher_weights: Path | None = None
-    """Weights of the teacher, a safetensors file. Without, it is trained first and kept."""
+    """Weights of the teacher: safetensors, a checkpoint of torch (.pth), or a folder of either. Without, it is trained
+    first and kept."""
     teacher_mean: tuple[float, ...] | None = None
     """Mean that the teacher's inputs had subtracted when it was trained, where the file does not say."""
     teacher_std: tuple[float, ...] | None = None

@@ -79,7 +79,7 @@ class TransferFields(TrainingFields):
     student: str = "cnn3"
     """Student: a model name."""
     teacher_weights: Path | None = None
-    """Weights of the teacher, a safetensors file."""
+    """Weights of the teacher: safetensors, a checkpoint of torch (.pth), or a folder of either."""
     teacher_outputs: int = 1000
     """Its number of outputs, with --teacher-weights."""
     teacher_size: int | None = None

@@ -38,7 +38,7 @@ class Request(JobFields):
     teacher: str = ""
     """Teacher: a model name, or the folder of a run that trained one; the experiment's own if left out."""
     teacher_weights: Path | None = None
-    """Weights of the teacher, a safetensors file."""
+    """Weights of the teacher: safetensors, a checkpoint of torch (.pth), or a folder of either."""
     student: str = ""
     """Student: a model name; the experiment's own if left out."""
     workers: int = 1
