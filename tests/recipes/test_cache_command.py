@@ -68,7 +68,7 @@ def test_code_of_a_cache_runs_only_where_it_is_allowed(command, tmp_path):
     head = tmp_path / "answers/seed0/cache.json"
     head.write_text(head.read_text().replace('"data": "digits"', '"data": "os:getcwd"'))
     with pytest.raises(
-        InputError, match=r"code outside the package.* Got os:getcwd\. If you trust it, add --allow-code"
+        InputError, match=r"code outside the package.* Got 'os:getcwd'\. If you trust it, add --allow-code"
     ):
         Cache(action="check", cache=tmp_path / "answers").run(Progress(quiet=True))
     head.write_text(head.read_text().replace('"data": "os:getcwd"', '"data": "digits", "lr": "fast"'))

@@ -1,15 +1,22 @@
 """Code outside the package runs because the user named it, never because a file did."""
 
+import importlib
 import json
 import shutil
 import sys
+from typing import get_args
 
 import pytest
 from torch import nn
 
-from jacmatch.cli import main
+from jacmatch import datasets
+from jacmatch.cli import flags, main, settings
+from jacmatch.datasets import LOADERS
 from jacmatch.errors import InputError
-from jacmatch.recipes import networks
+from jacmatch.models import catalog
+from jacmatch.models.catalog import FAMILIES
+from jacmatch.recipes import RECIPES, code, networks
+from jacmatch.recipes.surrogate import functions
 
 pytestmark = pytest.mark.usefixtures("all_as_users_run")
 MODULE = """
@@ -21,6 +28,7 @@ def data():
 def network(outputs):
     return torch.nn.Linear(4, outputs)
 """
+NAMES = sorted({*LOADERS, *FAMILIES, "somebodys", "os", "package.module"})
 FEW = "--steps 2 --batch-size 4 --validation 0"
 
 
@@ -82,3 +90,70 @@ def test_a_job_builds_only_its_own_network(trained, tmp_path):
     with pytest.raises(InputError, match=r"must be 'mlp:3', which this job makes\. Got 'somebodys:network'"):
         networks.load_own(file.parent, "mlp:3")
     assert not (tmp_path / "here" / "ran").exists()
+
+
+class Imported(Exception):
+    """Code outside the package would run."""
+
+
+def texts(recipe):
+    """The fields of a job that hold texts, or several."""
+    return [flag for flag in flags.flags(recipe) if str in (flag.kind, *get_args(flag.kind))]
+
+
+def load(job, field, spec):
+    """What the job does with the value of a field, as far as the import of a module."""
+    if job == "surrogate":
+        functions.found(spec)
+    elif field == "data":
+        datasets.load(spec)
+    else:
+        catalog.build(spec, 2, (1, 8, 8))
+
+
+@pytest.mark.parametrize("job", RECIPES)
+def test_no_field_of_any_job_takes_code_from_a_file_under_any_name(job, tmp_path, monkeypatch):
+    """Whatever the loader of the field would import is refused in a --config."""
+
+    def refuse(name, *_):
+        raise Imported(name)
+
+    monkeypatch.setattr(datasets.catalog, "_exists", lambda name: True)
+    known = flags.flags(RECIPES[job])
+    for flag in texts(RECIPES[job]):
+        if flag.name in code._NEVER:
+            continue
+        assert flag.name in code._FIELDS or flag.name in code._OF_JOB.get(job, {}), "decide what this field may name"
+        for name in NAMES:
+            file = tmp_path / "config.json"
+            file.write_text(json.dumps({flag.name.replace("_", "-"): f"{name}:make"}))
+            with monkeypatch.context() as patched:
+                patched.setattr(importlib, "import_module", refuse)
+                try:
+                    load(job, flag.name, f"{name}:make")
+                    runs = False
+                except Exception as error:
+                    cause = error.__cause__ or error
+                    library = name in FAMILIES and code._FIELDS.get(flag.name) is catalog.is_code  # timm itself
+                    runs = isinstance(cause, Imported) and str(cause) == name and not library
+            try:
+                settings.chosen(["--config", str(file)], job, known)
+                refused = False
+            except InputError as error:
+                refused = "must not name code outside the package" in str(error)
+            assert refused or not runs, (flag.name, name)
+            assert refused == code.names_code(job, flag.name, f"{name}:make")
+    assert code.names_code(job, "a field of tomorrow", {"deep": ["somebodys:network"]})
+
+
+@pytest.mark.usefixtures("_code")
+@pytest.mark.parametrize(("key", "family"), [("model", "npz"), ("data", "mlp"), ("model", "digits"), ("data", "timm")])
+def test_a_name_that_is_another_fields_family_runs_no_code(key, family, tmp_path, monkeypatch, capsys):
+    (tmp_path / "code" / f"{family}.py").write_text(MODULE)
+    monkeypatch.delitem(sys.modules, family, raising=False)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({key: f"{family}:network"}))
+    for words in ("", "--devices 2", "--smoke"):
+        assert main(f"train --config {file} {FEW} {words} --out run".split()) == 2
+        assert f"`{key}` in `--config {file}` must not name code" in capsys.readouterr().err
+    assert not list((tmp_path / "here").iterdir())

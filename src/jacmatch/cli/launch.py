@@ -4,8 +4,9 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
@@ -13,14 +14,20 @@ from types import FrameType
 from torch import distributed
 
 from jacmatch.errors import ElsewhereError
+from jacmatch.recipes.processes import python
 from jacmatch.training.joining import ERROR, STORE
 
 _GRACE = 20.0  # seconds in which the others end by themselves, once one has failed
 _FORCE = 10.0  # and after SIGTERM
+_INTERFACE = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+_PROGRAM = "from jacmatch.cli import main; sys.exit(main())"
 
 
 def launch(words: Sequence[str], count: int) -> int:
     """The exit code of the command in so many processes.
+
+    They meet in a file of a folder that only this user can enter, and talk by the loopback interface: nothing listens
+    where another machine could reach it. A TCPStore of torch listens on all interfaces, without a password.
 
     SIGTERM and Ctrl-C are passed on, once each: the processes save a checkpoint and end. If one fails, the others are
     ended as well.
@@ -32,10 +39,17 @@ def launch(words: Sequence[str], count: int) -> int:
     Raises:
         ElsewhereError: One was killed.
     """
-    store = distributed.TCPStore("127.0.0.1", 0, None, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory(prefix="jacmatch-", ignore_cleanup_errors=True) as folder:
+        return _run(words, count, os.path.join(folder, "store"))
+
+
+def _run(words: Sequence[str], count: int, meeting: str) -> int:
+    """The same, with the file in which the processes meet."""
+    store = distributed.FileStore(meeting, -1)  # type: ignore[attr-defined]
     threads = max(1, (os.cpu_count() or 1) // count)
     about = {
-        STORE: f"127.0.0.1:{store.port}",
+        **_loopback(),
+        STORE: meeting,
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
@@ -46,8 +60,7 @@ def launch(words: Sequence[str], count: int) -> int:
         for rank in range(count):
             own = {**os.environ, **about, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             # A session of its own: Ctrl-C reaches it through this process alone, and so only once.
-            command = [sys.executable, "-m", "jacmatch", *words]
-            processes.append(subprocess.Popen(command, env=own, start_new_session=True))
+            processes.append(subprocess.Popen([*python(_PROGRAM), *words], env=own, start_new_session=True))
         try:
             return _codes(processes, store)
         finally:
@@ -55,6 +68,15 @@ def launch(words: Sequence[str], count: int) -> int:
                 if process.poll() is None:
                     process.kill()
                 process.wait()
+
+
+def _loopback() -> dict[str, str]:
+    """What makes gloo and NCCL talk by the loopback interface, unless the user has chosen another one."""
+    try:
+        names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    except OSError:
+        names = []
+    return {key: name for key in _INTERFACE if key not in os.environ for name in names[:1]}
 
 
 def _codes(processes: list[subprocess.Popen[bytes]], store: distributed.Store) -> int:

@@ -6,23 +6,21 @@ import json
 import os
 import re
 import reprlib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from jacmatch import datasets
 from jacmatch.cli import values
 from jacmatch.cli.flags import Flag
 from jacmatch.errors import InputError
-from jacmatch.models import catalog
+from jacmatch.recipes.code import check_no_code
 from jacmatch.runs import Run
 
 _JSON_NAMES = {str: "text", int: "whole number", float: "number", bool: "boolean", list: "list", dict: "mapping"}
 _LARGEST = {".json": 2**26}  # bytes; a result may have long tables
 _LARGEST_YAML = 2**20
-_NO_CODE = ("pairs", "device")  # fields whose colon is not that of PACKAGE.MODULE:CALLABLE
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 120
 
@@ -76,26 +74,9 @@ def chosen(words: Sequence[str], verb: str, known: Sequence[Flag]) -> dict[str, 
     settings.pop("allow_code", None)  # is for the command line to say
     given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
     if "--allow-code" not in given:
-        _check_no_code(settings, f"`{flag} {config}`", given)
+        untold = {name: value for name, value in settings.items() if f"--{name.replace('_', '-')}" not in given}
+        check_no_code(verb, untold, f"`{flag} {config}`")
     return settings
-
-
-def _check_no_code(settings: Mapping[str, Any], source: str, given: Container[str]) -> None:
-    """Refuses settings that name code outside the package, unless the command line says another thing."""
-    for name, value in settings.items():
-        if name in _NO_CODE or f"--{name.replace('_', '-')}" in given:
-            continue
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and _is_code(text):
-                rule = f"`{name}` in {source} must not name code outside the package, which the job would run."
-                raise InputError(rule, got=repr(text), do="If you trust it, add --allow-code.")
-
-
-def _is_code(text: str) -> bool:
-    """Whether this can be a PACKAGE.MODULE:CALLABLE."""
-    family, colon, _ = text.partition(":")
-    known = family in datasets.LOADERS or family in catalog.FAMILIES
-    return bool(colon) and not known and all(part.isidentifier() for part in family.split("."))
 
 
 def resumed(job: Any, folder: Path) -> Any:

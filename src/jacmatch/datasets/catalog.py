@@ -26,6 +26,17 @@ LOADERS: dict[str, Callable[[str, int], Data]] = {
 }
 
 
+def is_code(spec: str) -> bool:
+    """Return whether `load` would take the text for a PACKAGE.MODULE:CALLABLE, which it imports and calls.
+
+    Example:
+        >>> is_code("npz:data.npz"), is_code("mlp:data")
+        (False, True)
+    """
+    name, colon, _ = spec.partition(":")
+    return bool(colon) and name not in LOADERS and all(part.isidentifier() for part in name.split("."))
+
+
 def load(spec: str, seed: int = 0) -> Data:
     """The data set that `spec` names, checked.
 
@@ -44,10 +55,10 @@ def load(spec: str, seed: int = 0) -> Data:
         >>> data.train.jacobians.shape
         torch.Size([8, 1, 2])
     """
-    name, colon, argument = spec.partition(":")
+    name, _, argument = spec.partition(":")
     if name in LOADERS:
         return LOADERS[name](argument, seed)
-    if colon and all(part.isidentifier() for part in name.split(".")) and ("." in name or _exists(name)):
+    if is_code(spec) and ("." in name or _exists(name)):
         return _call(spec, name, argument)
     raise unknown_name("`--data`", spec, [*LOADERS, "PACKAGE.MODULE:CALLABLE"])
 

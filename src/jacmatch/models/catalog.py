@@ -43,6 +43,18 @@ CATALOG: dict[str, Builder] = {
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def is_code(spec: str) -> bool:
+    """Return whether `build` would take the text for a PACKAGE.MODULE:CALLABLE, which it imports and calls.
+
+    Example:
+        >>> is_code("mlp:64-64"), is_code("npz:network")
+        (False, True)
+    """
+    family, colon, rest = spec.partition(":")
+    drive = len(family) == 1 and rest[:1] in ("\\", "/")  # the path of a run folder on Windows
+    return bool(colon) and not drive and family not in FAMILIES and all(map(str.isidentifier, family.split(".")))
+
+
 def build(spec: str, outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> nn.Module:
     """A new, untrained model on raw inputs; its weights are drawn from torch's global generator.
 
@@ -128,7 +140,7 @@ def _from_callable(spec: str, outputs: int, shape: Shape, mean: Statistics, std:
     """What the user's own function builds; exceptions of that code keep their traceback."""
     path, _, attribute = spec.partition(":")
     form = f"A model `PACKAGE.MODULE:CALLABLE` must be importable; other forms: {', '.join(FORMS[:-1])}."
-    if not all(part.isidentifier() for part in path.split(".")):
+    if not is_code(spec):
         raise InputError(form, got=f"'{spec}'")
     try:
         module = importlib.import_module(path)

@@ -148,8 +148,7 @@ def load_own(folder: Path, spec: str) -> nn.Module:
 def described(folder: Path, *, allow_code: bool) -> Description:
     """As `describe`, but refuses a network of code outside the package unless that is allowed."""
     description = describe(folder)
-    family, colon, _ = description.spec.partition(":")
-    if colon and family not in catalog.FAMILIES and not allow_code:
+    if catalog.is_code(description.spec) and not allow_code:
         raise InputError(
             f"The network in {folder} is built by code outside the package.",
             got=description.spec,

@@ -22,7 +22,7 @@ from jacmatch.training.distributed import Ranks
 from jacmatch.training.evaluation import find_device
 
 STORE = "JACMATCH_STORE"
-"""Names the store of a job that the command line has started, as HOST:PORT; torchrun says it in its own way."""
+"""Names the file of the store of a job that the command line has started; torchrun says it in its own way."""
 ERROR = "jacmatch-error"
 """Key of the store under which the first error of the job stands."""
 _PATIENCE = timedelta(minutes=10)  # of a step with the other processes: one of them may still compile
@@ -112,8 +112,7 @@ def _store(rank: int, size: int) -> distributed.Store:
     """The store of the job: of the command line, of torchrun's agent, or of the first process."""
     try:
         if STORE in os.environ:
-            host, port = os.environ[STORE].rsplit(":", 1)
-            return distributed.TCPStore(host, int(port), None, is_master=False)  # type: ignore[attr-defined]
+            return distributed.FileStore(os.environ[STORE], -1)  # type: ignore[attr-defined]
         host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
         ours = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         store = distributed.TCPStore(host, int(port), size, is_master=ours)  # type: ignore[attr-defined]

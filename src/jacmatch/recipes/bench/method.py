@@ -8,12 +8,13 @@ import contextlib
 import io
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+
+from jacmatch.recipes.processes import python
 
 
 class NotMeasured(Exception):
@@ -122,8 +123,7 @@ def peak_memory(conditions: Conditions, script: str) -> int:
         with contextlib.redirect_stdout(io.StringIO()) as said:
             exec(text, {"__name__": "__main__"})
         return int(said.getvalue().split()[-1]) * 1024
-    command = [sys.executable, "-W", "ignore", "-c", text]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(python(text, "-W", "ignore"), capture_output=True, text=True, check=True).stdout
     return int(printed.split()[-1]) * 1024
 
 

@@ -8,14 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 import tyro
 
-from jacmatch import datasets
 from jacmatch.datasets import Data
 from jacmatch.errors import InputError
-from jacmatch.models import catalog
 from jacmatch.recipes.cache.building import Crew, build, head_of, settled
 from jacmatch.recipes.cache.checking import Found, check
 from jacmatch.recipes.cache.opening import opened
 from jacmatch.recipes.cache.source import Source, folder_of
+from jacmatch.recipes.code import check_no_code
 from jacmatch.recipes.fields import positive
 from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.teaching import TeachingFields
@@ -136,11 +135,8 @@ class Cache(TeachingFields):
         except (TypeError, ValueError) as error:
             rule = f"The settings in {self._parts()[0] / HEAD} must be those of a cache."
             raise InputError(rule, got=str(error), do="Build it again with this version.") from error
-        for spec, families in ((job.data, datasets.LOADERS), (job.teacher, catalog.FAMILIES)):
-            family, colon, _ = spec.partition(":")
-            if colon and family not in families and not self.allow_code:
-                rule = f"The cache {self.place} was built with code outside the package, which `check` would run."
-                raise InputError(rule, got=spec, do="If you trust it, add --allow-code.")
+        if not self.allow_code:
+            check_no_code("cache", known, f"the cache {self.place}")
         return job
 
     def _parts(self) -> list[Path]:

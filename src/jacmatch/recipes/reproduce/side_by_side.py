@@ -12,6 +12,7 @@ from multiprocessing import connection, get_context, parent_process
 from typing import TypeVar
 
 from jacmatch.errors import InputError
+from jacmatch.recipes.processes import safe_path
 
 _LOOK = 2.0  # seconds between two looks at the processes
 
@@ -53,7 +54,8 @@ def side_by_side(
         while under_way or (left and not failures):
             while left and not failures and len(under_way) < workers:
                 task = left.popleft()
-                under_way[pool.submit(work, task)] = task
+                with safe_path():  # a process is begun when there is something to do
+                    under_way[pool.submit(work, task)] = task
             wait(under_way, timeout=_LOOK, return_when=FIRST_COMPLETED)
             hand_over()
             # The pool does not watch a process that it began last until something else happens.

@@ -151,6 +151,17 @@ class Function:
         return given
 
 
+def is_code(spec: str) -> bool:
+    """Return whether a function is one of a PACKAGE.MODULE:CALLABLE, which is imported and called.
+
+    Example:
+        >>> is_code("npz:answers.npz"), is_code("physics.flow:pressure")
+        (False, True)
+    """
+    module_name, _, attribute = spec.partition(":")
+    return bool(attribute) and module_name != "npz" and all(map(str.isidentifier, module_name.split(".")))
+
+
 def found(spec: str, flag: str = "--teacher") -> Any:
     """What `PACKAGE.MODULE:CALLABLE` names; its code runs only because the user named it.
 
@@ -162,7 +173,7 @@ def found(spec: str, flag: str = "--teacher") -> Any:
     taken = (
         module_name in datasets.LOADERS or module_name in catalog.FAMILIES
     )  # names of other things, in a --config too
-    if not attribute or taken or not all(part.isidentifier() for part in module_name.split(".")):
+    if taken or not is_code(spec):
         raise InputError(rule, got=repr(spec))
     try:
         module = importlib.import_module(module_name)
