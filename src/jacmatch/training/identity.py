@@ -32,7 +32,7 @@ from jacmatch.training.randomness import host_state, set_host_state
 SAMPLES = 4
 """At how many samples, the first ones of the training split, teacher and student are probed."""
 _LETTERS = 16  # of a digest
-_MEMORY = {"training", "student", "teacher", "calls", "compiled", "slope_scale"}  # of an objective: no settings
+_MEMORY = {"training", "student", "teacher", "compiled", "slope_scale"}  # of an objective: no settings
 _CPU = torch.device("cpu")
 _DEPTH = 4  # how far settings inside settings are followed
 
@@ -166,9 +166,17 @@ def _of_objective(objective: nn.Module) -> dict[str, str]:
         settings = {name: value for name, value in module._buffers.items() if name in loose}
         settings |= {name: value for name, value in vars(module).items() if not name.startswith("_")}
         for name, value in settings.items():
-            if name not in _MEMORY:
+            if name not in _MEMORY | _extra_state(module):
                 found[f"{path}.{name}"] = _described(value)
     return found
+
+
+def _extra_state(module: nn.Module) -> set[str]:
+    """The names under which a module itself keeps what it remembers."""
+    if type(module).get_extra_state is nn.Module.get_extra_state:
+        return set()
+    state = module.get_extra_state()
+    return set(state) if isinstance(state, Mapping) else set()
 
 
 def _described(value: Any, depth: int = _DEPTH) -> str:
