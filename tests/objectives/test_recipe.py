@@ -36,7 +36,7 @@ def test_python_and_the_command_line_share_them(number):
 
 
 @pytest.mark.parametrize(
-    ("number", "point", "share"), [(5, AtMixedPairs(), 0.3), (100, AtMixedPairs(), 0.3), (101, AtData(), 0.3)]
+    ("number", "point", "share"), [(5, AtMixedPairs(), 0.3), (30, AtMixedPairs(), 0.3), (31, AtData(), 0.3)]
 )
 def test_classification_of_few_samples(number, point, share):
     found = recipe("classification", number)

@@ -20,8 +20,11 @@ TEMPERATURE: Final = 4.0
 """τ of the KL divergence that is the output loss of a classification."""
 SHARE: Final = 0.3
 """Share of the Jacobian term in the gradient norm, where there is such a term."""
-SCARCE: Final = 100
-"""Samples per class up to which networks are compared between data points (`AtMixedPairs`)."""
+SCARCE: Final = 30
+"""Samples per class up to which networks are compared between data points (`AtMixedPairs`).
+
+At 100 per class mixing still helps networks without normalization and already costs those with BatchNorm accuracy, on
+validation images: docs/methods/default-recipe.md."""
 WORTHWHILE: Final = 0.05
 """The factor of `WeightSchedule` below which the Jacobian term is left out: 0.05 is that of 626 samples per class."""
 
@@ -62,7 +65,7 @@ def recipe(
     | | classification | regression |
     |---|---|---|
     | `output_loss` | `kl` at τ = 4; an explicit `kl` without a temperature has τ = 1 | `squared` |
-    | `point` | mixed pairs up to 100 samples per class, unless `single_label`; else the data | the data |
+    | `point` | mixed pairs up to 30 samples per class, unless `single_label`; else the data | the data |
     | `jacobians` | `Share(0.3)` while the by-data schedule is at least 0.05 (626 samples per class); else 0 | \
 `Share(0.3)` |
 

@@ -58,7 +58,7 @@ class DistillationFields(TrainingFields):
     readout: str = "logits"
     """What is differentiated (see `jacmatch list`)."""
     point: Literal["auto", "data", "noise", "mixed-pairs"] = "auto"
-    """Where student and teacher are compared. auto: mixed-pairs in classification with at most 100 training samples
+    """Where student and teacher are compared. auto: mixed-pairs in classification with at most 30 training samples
     for each class, where nothing needs the label of a single image; else data."""
     noise: float = 0.1
     """Standard deviation of point=noise and of the probe antithetic-noise, in units of the raw input."""
