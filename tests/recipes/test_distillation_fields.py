@@ -27,8 +27,8 @@ def objective(given, method="jacobians", **settings):
 @pytest.mark.parametrize(
     ("settings", "per_class", "point"),
     [
-        ({}, 100, AtMixedPairs),
-        ({}, 101, AtData),
+        ({}, 30, AtMixedPairs),
+        ({}, 31, AtData),
         ({"point": "data"}, 5, AtData),
         ({"point": "noise"}, 5, AtNoise),
         ({"point": "mixed-pairs"}, 500, AtMixedPairs),
