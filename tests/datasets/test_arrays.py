@@ -153,7 +153,14 @@ VECTOR_CASES = {
         lambda a: {"j_train": a["j_train"].astype(int)},
         r"`j_train` of mine must have a float type\. Got int64",
     ),
-    "NaN Jacobian": (lambda a: {"j_train": spoiled(a["j_train"], (8, 0, 0), np.nan)}, "first in row 8"),
+    "infinite Jacobian": (
+        lambda a: {"j_train": spoiled(a["j_train"], (8, 0, 0), np.inf)},
+        "Got infinity in 1 of 9 rows, first in row 8",
+    ),
+    "Jacobian of which nothing is known": (
+        lambda a: {"j_train": np.full_like(a["j_train"], np.nan)},
+        r"`j_train` of mine must have an entry that is known\. Got NaN alone\. Leave the array out",
+    ),
     "misspelt key": (
         lambda a: {"jtrain": a["j_train"]},
         r"Each array of mine must be a known name\. Got 'jtrain'\. Nearest: j_train",
@@ -181,3 +188,33 @@ def test_a_missing_array_is_named(images):
         InputError, match=r"must have the arrays x_train.*Got x_train, y_train \(missing: x_test, y_test\)"
     ):
         from_arrays("mine", images)
+
+
+# lululxvi/deepxde #780: a gauge measures one derivative
+def test_entries_of_a_jacobian_may_be_unknown(vectors):
+    j = spoiled(vectors["j_train"], (8, 0, 0), np.nan)
+    jacobians = from_arrays("mine", vectors | {"j_train": j}).train.jacobians
+    np.testing.assert_array_equal(jacobians.numpy(), j.astype(np.float32))
+
+
+def test_one_hot_rows_of_floats_are_classes_with_a_warning(images):
+    rows = {key: np.eye(3, dtype=np.float32)[images[key]] for key in ("y_train", "y_test")}
+    expected = from_arrays("mine", images)
+    with pytest.warns(UserWarning, match=r"`y_train` of mine has one-hot rows of floats: they are taken as classes"):
+        data = from_arrays("mine", images | rows)
+    assert (data.classes, data.fingerprint) == (expected.classes, expected.fingerprint)
+    with pytest.raises(InputError, match=r"`y_test` of mine must have one-hot rows, as `y_train` has"):
+        from_arrays("mine", images | rows | {"y_test": rows["y_test"] + 0.5})
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (lambda y: np.eye(3)[y] * 0.9 + 0.1 / 3, "has rows that sum to 1: they are taken as numbers; give y.argmax"),
+        (lambda y: y[:, None].astype(float), r"has whole numbers: they are taken as numbers; give y\[:, 0\]"),
+    ],
+)
+def test_targets_that_may_be_classes_are_numbers_with_a_warning(images, targets, message):
+    with pytest.warns(UserWarning, match=message):
+        data = from_arrays("mine", images | {key: targets(images[key]) for key in ("y_train", "y_test")})
+    assert data.classes is None

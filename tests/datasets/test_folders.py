@@ -1,5 +1,6 @@
 """Folders of pictures, and the decoding of single files."""
 
+import io
 import sys
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 
 from jacmatch import datasets
 from jacmatch.datasets import files
-from jacmatch.datasets.images import decode
+from jacmatch.datasets.images import decode, decode_bytes
 from jacmatch.errors import InputError, UnsupportedError
 
 
@@ -262,3 +263,48 @@ def test_missing_pillow_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(UnsupportedError, match=r"`--data folder:.*` reads images with Pillow.*pip install pillow"):
         datasets.load(f"folder:{folder}")
+
+
+# pytorch/vision #2831, open-mmlab/mmpretrain #507
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train/.ipynb_checkpoints/0-checkpoint.png",
+        "train/cat/.ipynb_checkpoints/0.png",
+        "train/cat/._0.png",
+        "train/cat/thumbs.db",
+        "train/cat/Desktop.ini",
+        "train/cat/Icon\r",
+        "train/cat/@eaDir/x.png",
+        "train/__MACOSX/._cat",
+        "test/$RECYCLE.BIN/0.png",
+    ],
+)
+@pytest.mark.parametrize("source", ["folder", "stream"])
+def test_what_systems_leave_is_no_class_and_no_image(folder, name, source):
+    before = datasets.load(f"{source}:{folder}")
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).touch()
+    after = datasets.load(f"{source}:{folder}")
+    assert (after.classes, after.fingerprint) == (before.classes, before.fingerprint)
+
+
+# python-pillow/Pillow #1138 and #4603: a JPEG of a telephone that holds a second picture
+def test_the_first_picture_of_a_jpeg_with_several_is_taken(folder):
+    first, second = (Image.fromarray(np.full((5, 6, 3), value, np.uint8)) for value in (40, 200))
+    file = io.BytesIO()
+    first.save(file, "MPO", save_all=True, append_images=[second])
+    assert Image.open(io.BytesIO(file.getvalue())).n_frames == 2
+    pixels = decode_bytes(file.getvalue(), "a.jpg", caller="the test", max_pixels=100)
+    assert abs(pixels.astype(int) - 40).max() <= 2
+
+
+def test_sixteen_bits_are_refused_with_a_conversion_that_works(folder):
+    file = io.BytesIO()
+    image = Image.fromarray((np.arange(30).reshape(5, 6) * 2000).astype(np.uint16))
+    image.save(file, "PNG")
+    with pytest.raises(InputError, match=r"must have 8 bits a channel\. Got mode I;16\. Convert it") as caught:
+        decode_bytes(file.getvalue(), "a.png", caller="the test", max_pixels=100)
+    code = str(caught.value).partition("16 bits: ")[2].removesuffix(".")
+    converted = eval(code, {"Image": Image, "np": np, "image": image})
+    assert (np.asarray(converted) == np.arange(30).reshape(5, 6) * 2000 // 257).all()

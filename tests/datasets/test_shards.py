@@ -166,9 +166,12 @@ WRONG_MEMBERS = {
     "no label": ([("a.png", encoded(0))], r"must have a class in each sample, as a file KEY\.cls\. Got none, at 'a'"),
     "two images": (
         [("a.png", encoded(0)), ("a.jpg", b"x")],
-        r"must have one image in each sample\. Got a second one, at 'a\.jpg'",
+        r"must have one image in each sample\. Got a second one \(png and jpg\), at 'a\.jpg'",
     ),
-    "two classes": ([("a.cls", b"0"), ("a.cls", b"1")], r"one class in each sample\. Got a second one, at 'a\.cls'"),
+    "two classes": (
+        [("a.cls", b"0"), ("a.cls", b"1")],
+        r"one class in each sample\. Got a second one \(cls and cls\), at 'a\.cls'",
+    ),
     "a key again": (
         [*members(2), ("0000.png", b"x")],
         r"different names\. Got a name that came before, at '0000\.png'",
@@ -261,3 +264,45 @@ def test_any_number_of_shards_is_searched(folder):
         "0090",
         "0091",
     ]
+
+
+# webdataset/webdataset #237 and #288, huggingface/datasets #7150: dots in the names of folders and files.
+@pytest.mark.parametrize("key", ["train.v1/22.0/{:03}", "s{:03}.5", "./{:03}", "Track {:03}.0", "a/b.c/{:03}.left"])
+def test_dots_in_names(tmp_path, monkeypatch, key):
+    monkeypatch.setenv("JACMATCH_CACHE", str(tmp_path / "cache"))
+    pairs = [(key.format(int(name[:4])) + name[4:], content) for name, content in members(10)]
+    write(tmp_path / "data" / "train.tar", pairs)
+    data = datasets.load(f"wds:{tmp_path / 'data'}")
+    assert (len(data.train) + len(data.test), data.classes) == (10, 2)
+
+
+DOTTED = {
+    "two of one key": [("a.1.png", 0), ("a.1.cls", b"0"), ("a.2.png", 1), ("a.2.cls", b"1")],
+    "one within another": [("a.png", 0), ("a.cls", b"0"), ("a.2.png", 1), ("a.2.cls", b"1")],
+    "classes alone": [("a.png", 0), ("a.1.cls", b"0"), ("a.2.cls", b"1")],
+}
+
+
+@pytest.mark.parametrize("name", DOTTED)
+def test_samples_that_a_dot_makes_one_are_refused(tmp_path, name):
+    write(tmp_path / "a.tar", [(file, encoded(x) if isinstance(x, int) else x) for file, x in DOTTED[name]])
+    with pytest.raises(InputError, match=r"All after the first dot of a file's name is its extension"):
+        tar_index.make_index(tmp_path / "a.tar")
+
+
+def test_a_plain_extension_goes_before_one_with_dots(tmp_path):
+    image, mask = encoded(0), encoded(1)
+    for pairs in ([("a.mask.png", mask), ("a.png", image)], [("a.png", image), ("a.mask.png", mask)]):
+        write(tmp_path / "a.tar", [*pairs, ("a.old.cls", b"7"), ("a.cls", b"1")])
+        index = tar_index.make_index(tmp_path / "a.tar")
+        content = (tmp_path / "a.tar").read_bytes()[index.offsets[0] :][: index.sizes[0]]
+        assert (content, index.labels.tolist()) == (image, [1])
+
+
+# libarchive/libarchive #3334 (AppleDouble); folders of notebooks, Synology and macOS; metadata of webdataset
+@pytest.mark.parametrize(
+    "hidden", ["._0000.png", "__MACOSX/._0000.png", "__MACOSX/0000.png", ".ipynb_checkpoints/0.png", "__info__/0.json"]
+)
+def test_hidden_members_are_passed_over(tmp_path, hidden):
+    write(tmp_path / "a.tar", [(hidden, b"x"), *members(2)])
+    assert len(tar_index.make_index(tmp_path / "a.tar").labels) == 2

@@ -1,5 +1,6 @@
 """The checks that every data set passes, whoever loaded it: arrays in, `Data` out."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -30,7 +31,8 @@ def from_arrays(name: str, arrays: Mapping[str, object]) -> Data:
         name: What was loaded, for messages and for `Data.name`.
         arrays: `x_train` and `x_test`: images (N, C, H, W) or vectors (N, D), bytes (read as x/255) or floats;
             `y_train` and `y_test`: class numbers (N,) counted from 0, or the float targets (N, K) of a regression;
-            `j_train` and `j_test`, both optional: true Jacobians (N, K, *input) with respect to the float inputs.
+            `j_train` and `j_test`, both optional: true Jacobians (N, K, *input) with respect to the float inputs, NaN
+            where an entry is not known. Float rows with one 1 and zeros are taken as classes, with a warning.
 
     Example:
         >>> x, y = np.array([[0.0, 1.0], [2.0, 3.0]]), np.array([0, 1])
@@ -38,7 +40,7 @@ def from_arrays(name: str, arrays: Mapping[str, object]) -> Data:
         (1.0, 2.0)
     """
     check_keys(name, arrays)
-    train, test = _split(name, "train", arrays), _split(name, "test", arrays)
+    train, test = _as_classes(name, _split(name, "train", arrays), _split(name, "test", arrays))
     data = from_splits(name, train, test)
     if "j_train" in arrays:
         what = f"`j_train` of {name}"
@@ -90,6 +92,39 @@ def _split(name: str, part: str, arrays: Mapping[str, object]) -> Split:
     return Split(x, y)
 
 
+def _as_classes(name: str, train: Split, test: Split) -> tuple[Split, Split]:
+    """Both parts with class numbers, where float targets are one-hot rows; else as they are.
+
+    Rows that look like classes in another way are a regression, with a warning: they could be one.
+    """
+    y = train.y
+    if not y.is_floating_point():
+        return train, test
+    what = f"`y_train` of {name}"
+    if _one_hot(y) and len(torch.unique(y.argmax(1))) > 1:
+        if test.y.shape[1:] != y.shape[1:] or not _one_hot(test.y):
+            do = "Give class numbers in both: y.argmax(axis=1)."
+            raise InputError(f"`y_test` of {name} must have one-hot rows, as `y_train` has.", got="others", do=do)
+        warnings.warn(
+            f"{what} has one-hot rows of floats: they are taken as classes, y.argmax(axis=1). For a regression on "
+            "such numbers scale them, for example by 2.",
+            stacklevel=4,
+        )
+        return Split(train.x, y.argmax(1)), Split(test.x, test.y.argmax(1))
+    if y.shape[1] > 1 and bool((y >= 0).all()) and bool(((y.sum(1) - 1).abs() < 1e-3).all()):
+        do = "give y.argmax(axis=1) if they are probabilities of classes"
+        warnings.warn(f"{what} has rows that sum to 1: they are taken as numbers; {do}.", stacklevel=4)
+    elif y.shape[1] == 1 and bool((y == y.round()).all()) and len(torch.unique(y)) <= len(y) / 2:
+        do = "give y[:, 0].astype(np.int64) if they are classes"
+        warnings.warn(f"{what} has whole numbers: they are taken as numbers; {do}.", stacklevel=4)
+    return train, test
+
+
+def _one_hot(y: Float32[Tensor, "sample row"]) -> bool:
+    """Whether each row has a single 1 and zeros, of at least two entries."""
+    return y.shape[1] > 1 and bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all())
+
+
 def _array(value: object, what: str) -> _Array:
     """The numbers as a numpy array of a type that numpy and torch share."""
     if isinstance(value, Tensor):
@@ -129,16 +164,18 @@ def _check_layout(array: _Array, what: str) -> None:
         raise InputError(rule, got=got, do="Put the channels first: x.transpose(0, 3, 1, 2).")
 
 
-def _floats(array: _Array, what: str) -> Float32[Tensor, "..."]:
-    """As float32, all finite."""
+def _floats(array: _Array, what: str, *, gaps: bool = False) -> Float32[Tensor, "..."]:
+    """As float32, all finite; with `gaps` some may be NaN."""
     if array.dtype.kind != "f":
         raise InputError(f"{what} must have a float type.", got=array.dtype, do="Convert with .astype(np.float32).")
     with np.errstate(over="ignore"):  # what overflows float32 becomes infinite and is refused below
         tensor = torch.from_numpy(np.require(array, np.float32, ("C", "W")))
-    finite = torch.isfinite(tensor).reshape(len(array) if array.ndim else 1, -1).all(1)
+    allowed = torch.isfinite(tensor) | torch.from_numpy(np.isnan(array)) if gaps else torch.isfinite(tensor)
+    finite = allowed.reshape(len(array) if array.ndim else 1, -1).all(1)
     if not finite.all():
         bad = torch.nonzero(~finite)
-        got = f"NaN or infinity in {len(bad)} of {len(finite)} rows, first in row {int(bad[0])}"
+        kind = "infinity" if gaps else "NaN or infinity"
+        got = f"{kind} in {len(bad)} of {len(finite)} rows, first in row {int(bad[0])}"
         raise InputError(f"{what} must be finite in float32.", got=got, do="Remove or repair these rows.")
     return tensor
 
@@ -194,7 +231,9 @@ def _count_classes(name: str, train: Int64[Tensor, "sample"], test: Int64[Tensor
 
 
 def _with_jacobians(split: Split, value: object, what: str, outputs: int) -> Split:
-    jacobians = _floats(_array(value, what), what)
+    jacobians = _floats(_array(value, what), what, gaps=True)
+    if bool(jacobians.isnan().all()):
+        raise InputError(f"{what} must have an entry that is known.", got="NaN alone", do="Leave the array out.")
     expected = (len(split), outputs, *split.x.shape[1:])
     if tuple(jacobians.shape) != expected:
         raise InputError(f"{what} must have the shape (N, K, *input) = {expected}.", got=tuple(jacobians.shape))

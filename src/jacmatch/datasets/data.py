@@ -22,7 +22,8 @@ class Split:
         x: Raw inputs: bytes (images, 0–255, four times smaller in memory) or floats; or images that stay on disk and
             are decoded when they are asked for. Models normalise for themselves.
         y: Class numbers from 0, or the target values of a regression.
-        jacobians: ∂y_k/∂x_i of the true function at each input, with respect to what `inputs` gives; None if unknown.
+        jacobians: ∂y_k/∂x_i of the true function at each input, with respect to what `inputs` gives; NaN where an entry
+            is not known, None if none is.
 
     Example:
         >>> split = Split(torch.tensor([[0, 255], [51, 102]], dtype=torch.uint8), torch.tensor([0, 1]))

@@ -17,7 +17,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TEST_SHARE = 0.2
 MAX_SIDE = 4096
 _LAYOUT = "Lay it out as DIR/train/CLASS/*.png and DIR/test/CLASS/*.png (png, jpg, jpeg or webp)."
-_NOT_DATA = ("Thumbs.db", "desktop.ini")
+_NOT_DATA = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin"}
 
 
 def load(argument: str, seed: int) -> Data:
@@ -106,8 +106,18 @@ def _list(folder: Path) -> tuple[list[str], list[tuple[Path, str]]]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What is in a folder, without what operating systems leave there."""
-    return [path for path in entries(folder) if not path.name.startswith(".") and path.name not in _NOT_DATA]
+    """What is in a folder, without what operating systems and notebooks leave there."""
+    return [path for path in entries(folder) if not is_hidden(path.name)]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is no data: it begins with a dot, or an operating system makes it.
+
+    Example:
+        >>> is_hidden("._0.png"), is_hidden("Thumbs.db"), is_hidden("0.png")
+        (True, True, False)
+    """
+    return name.startswith(".") or name.lower() in _NOT_DATA
 
 
 def _some_names(folder: Path) -> str:

@@ -40,8 +40,9 @@ def decode(
 ) -> UInt8[np.ndarray, "row column channel"]:
     """The pixels of one image file: one channel if the file is grey, otherwise red, green and blue.
 
-    The orientation that a camera noted in the file is applied. Transparency is dropped. A file that is not an image of
-    8 bits a channel with one frame, or is too large, is an `InputError`.
+    The orientation that a camera noted in the file is applied. Transparency is dropped. Of a JPEG with several pictures
+    (MPO, as telephones write it: a depth map, a smaller copy) the first is taken, as by every viewer. A file that is
+    not an image of 8 bits a channel with one frame, or is too large, is an `InputError`.
 
     Args:
         path: The file.
@@ -67,7 +68,8 @@ def _decoded(
 
     with reading(what, "an image", "Repair or remove the file."):
         with _opened(image_module, file) as image:
-            _check_header(what, image.mode, image.width * image.height, getattr(image, "n_frames", 1), max_pixels)
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            _check_header(what, image.mode, image.width * image.height, frames, max_pixels)
             upright = ImageOps.exif_transpose(image).convert("L" if image.mode in _GREY else "RGB")
         if size is not None:
             upright = upright.resize((size[1], size[0]), image_module.Resampling.BILINEAR)
@@ -91,6 +93,7 @@ def _check_header(what: str, mode: str, pixels: int, frames: int, max_pixels: in
     if pixels > max_pixels:
         raise InputError(f"{what} must have at most {max_pixels:,} pixels.", got=f"{pixels:,}", do="Scale it down.")
     if mode not in _GREY + _COLOUR:
-        raise InputError(f"{what} must have 8 bits a channel.", got=f"mode {mode}", do="Convert the file.")
+        do = "Convert it, for example of 16 bits: Image.fromarray((np.asarray(image) // 257).astype(np.uint8))."
+        raise InputError(f"{what} must have 8 bits a channel.", got=f"mode {mode}", do=do)
     if frames != 1:
         raise InputError(f"{what} must have one frame.", got=f"{frames}", do="Save the frame you mean as a file.")

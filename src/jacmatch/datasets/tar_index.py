@@ -7,9 +7,10 @@ and what they say is kept (see `kept_index`). Nothing is ever unpacked to disk, 
 import hashlib
 import io
 import os
+import re
 import tarfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +18,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from jacmatch.datasets.files import cache_folder, reading
+from jacmatch.datasets.folders import is_hidden
 from jacmatch.datasets.streamed import MAX_BYTES, Names, check_size
 from jacmatch.errors import InputError
 from jacmatch.files import UNFINISHED, read, replace
@@ -24,7 +26,8 @@ from jacmatch.files import UNFINISHED, read, replace
 IMAGES = ("jpg", "jpeg", "png", "webp")
 LABEL = "cls"
 _LABEL_BYTES = 32
-_FORMAT = 1  # of the kept index
+_FORMAT = 2  # of the kept index
+_FIRST_DOT = "All after the first dot of a file's name is its extension: write names without other dots."
 _WAY_OUT = "Write it again, uncompressed, for example with webdataset.TarWriter."
 
 
@@ -81,8 +84,8 @@ def make_index(path: Path) -> TarIndex:
     ):
         for member in tar:
             key, extension = _split(member.name)
-            if member.isdir() or not key.rpartition("/")[2]:
-                continue  # a name that begins with a dot is hidden: some systems add such files
+            if member.isdir() or _no_sample(member.name):
+                continue
             _check_member(path, member)
             if key != last and key in samples:
                 raise _wrong(path, member.name, "samples of different names", "a name that came before")
@@ -96,6 +99,21 @@ def make_index(path: Path) -> TarIndex:
 class _Sample:
     image: tuple[int, int] | None = None
     label: int | None = None
+    image_extension: str = ""
+    label_extension: str = ""
+    dotted: set[tuple[str, str]] = field(default_factory=set)  # what is before the last dot of extensions, and of what
+
+    def two_in_one(self) -> bool:
+        """Whether a second sample is in it, as `a.2.png` and `a.2.cls` beside `a.png` and `a.cls`."""
+        used = {self.image_extension.rpartition(".")[0], self.label_extension.rpartition(".")[0]}
+        stems = [{stem for stem, kind in self.dotted if kind == each} for each in ("image", "class")]
+        return bool(stems[0] & stems[1] - used)
+
+
+def _no_sample(name: str) -> bool:
+    """Whether a member is hidden, in a hidden folder, or metadata of webdataset."""
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    return any(is_hidden(part) for part in parts) or re.match(r"__[^/]*__($|/)", name) is not None
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -113,21 +131,36 @@ def _check_member(path: Path, member: tarfile.TarInfo) -> None:
 
 
 def _take(path: Path, sample: _Sample, member: tarfile.TarInfo, extension: str, raw: BinaryIO) -> None:
-    """Notes what a member says about its sample; what is neither image nor class is passed over."""
-    what = f"{path}: {member.name!r}"
-    if extension in IMAGES:
-        if sample.image is not None:
-            raise _wrong(path, member.name, "one image in each sample", "a second one")
+    """Notes what a member says about its sample; what is neither image nor class is passed over.
+
+    As in webdataset all after the first dot is the extension, and its last part says what is in the file. A sample with
+    `png` and `mask.png` has one image, `png`; with `1.png` and `2.png` it would have two.
+    """
+    what, kind = f"{path}: {member.name!r}", extension.rpartition(".")[2]
+    if "." in extension and kind in (*IMAGES, LABEL):
+        sample.dotted.add((extension.rpartition(".")[0], "class" if kind == LABEL else "image"))
+    if kind in IMAGES:
+        if not _first(path, sample.image_extension, member, extension, "image"):
+            return
         check_size(what, member.size)
-        sample.image = member.offset_data, member.size
-    elif extension == LABEL:
-        if sample.label is not None:
-            raise _wrong(path, member.name, "one class in each sample", "a second one")
+        sample.image, sample.image_extension = (member.offset_data, member.size), extension
+    elif kind == LABEL:
+        if not _first(path, sample.label_extension, member, extension, "class"):
+            return
         text = _text(raw, member) if member.size <= _LABEL_BYTES else b""
         if not (text.isdigit() and len(text) < 10):
             rule = f"{what} must be a class number, counted from 0, in digits."
             raise InputError(rule, got=repr(text.decode("ascii", "replace")), do="Number the classes.")
-        sample.label = int(text)
+        sample.label, sample.label_extension = int(text), extension
+
+
+def _first(path: Path, taken: str, member: tarfile.TarInfo, extension: str, what: str) -> bool:
+    """Whether a file is used, where the sample may have one of its kind already."""
+    plain, other = "." not in extension, "." not in taken
+    if taken and plain == other:
+        do = _WAY_OUT if plain else _FIRST_DOT
+        raise _wrong(path, member.name, f"one {what} in each sample", f"a second one ({taken} and {extension})", do)
+    return not taken or plain
 
 
 def _text(raw: BinaryIO, member: tarfile.TarInfo) -> bytes:
@@ -154,14 +187,16 @@ def _index(path: Path, samples: dict[str, _Sample]) -> TarIndex:
             raise _wrong(path, key, f"an image ({', '.join(IMAGES)}) in each sample", "none")
         if sample.label is None:
             raise _wrong(path, key, f"a class in each sample, as a file KEY.{LABEL}", "none")
+        if sample.two_in_one():
+            raise _wrong(path, key, "one sample of each name", "a second image and class", _FIRST_DOT)
     places = [sample.image for sample in samples.values() if sample.image is not None]
     labels = [sample.label for sample in samples.values() if sample.label is not None]
     offsets, sizes = np.array(places, dtype=np.int64).T.copy()
     return TarIndex(Names.of(list(samples)), offsets, sizes, np.array(labels, dtype=np.int64))
 
 
-def _wrong(path: Path, name: str, rule: str, got: str) -> InputError:
-    return InputError(f"{path} must have {rule}.", got=f"{got}, at {name!r}", do=_WAY_OUT)
+def _wrong(path: Path, name: str, rule: str, got: str, do: str = _WAY_OUT) -> InputError:
+    return InputError(f"{path} must have {rule}.", got=f"{got}, at {name!r}", do=do)
 
 
 def _save(kept: Path, index: TarIndex) -> None:
