@@ -4,7 +4,8 @@
 ...
 <!-- end of table -->
 
-A Markdown file is taken as it is. The result of a benchmark (`benchmarks/results/NAME.json`) becomes a table of its
+A Markdown file is taken as it is; of several (`results/defaults-*-cpu/settings.md`) the rows stand below each other and
+the notes are joined. The result of a benchmark (`benchmarks/results/NAME.json`) becomes a table of its
 rows, the folder of them a table of the claims. Run it after something was measured again: `python docs/tables.py`. A
 test holds that it changes nothing.
 """
@@ -32,9 +33,20 @@ def pages() -> list[Path]:
 
 
 def _table(path: Path) -> str:
+    if "*" in str(path):
+        return _one_below_the_other(sorted(DOCS.glob(str(path.relative_to(DOCS)))))
     if not path.suffix:
         return _claims([row for name in ORDER for row in _rows(path / f"{name}.json")])
     return _cases(path) if path.suffix == ".json" else path.read_text(encoding="utf-8")
+
+
+def _one_below_the_other(files: list[Path]) -> str:
+    """One table of those in several Markdown files, which have the same title and head."""
+    pages = [file.read_text(encoding="utf-8").splitlines() for file in files]
+    body = [line for page in pages for line in [line for line in page if line.startswith("|")][2:]]
+    first = next(number for number, line in enumerate(pages[0]) if line.startswith("|"))
+    notes = dict.fromkeys(line for page in pages for line in page[first:] if line and not line.startswith("|"))
+    return "\n".join([*pages[0][: first + 2], *body, *(f"\n{note}" for note in notes), ""])
 
 
 def _rows(path: Path) -> list[Row]:

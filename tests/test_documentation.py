@@ -54,12 +54,12 @@ def commands(page: Path) -> list[tuple[int, list[str]]]:
 
 def given() -> dict[str, object]:
     """What the reader of a training loop has already: two networks and a loader."""
-    batches = [(torch.randn(8, 4), torch.randint(3, (8,))) for _ in range(3)]
+    samples = torch.utils.data.TensorDataset(torch.randn(24, 4), torch.arange(24) % 3)
     return {
         "torch": torch,
         "student": torch.nn.Linear(4, 3),
         "teacher": torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)),
-        "loader": batches,
+        "loader": torch.utils.data.DataLoader(samples, batch_size=8, shuffle=True),
     }
 
 

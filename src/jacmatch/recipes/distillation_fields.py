@@ -32,7 +32,7 @@ class DistillationFields(TrainingFields):
     outputs_weight: float = 1.0
     """Weight of the output term."""
     jacobian_share: float | None = None
-    """Share of the Jacobian term in the gradient norm. If left out 0.3 in regression, and in classification up to 626
+    """Share of the Jacobian term in the gradient norm. If left out 0.3 in regression, and in classification up to 200
     training samples for each class or where a setting of the Jacobian term is given; else 0."""
     jacobian_weight: float | None = None
     """Weight of the Jacobian term itself, in place of the share."""

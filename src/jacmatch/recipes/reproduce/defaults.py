@@ -157,7 +157,7 @@ def step_times(request: Request, pair: Pair, rounds: int) -> list[float]:
     steps = []
     for row in (CROSS_ENTROPY, PLAIN_KL, DEFAULT):
         student = pair.student.build().to(request.device)
-        loss = loss_of(row, student, pair.teacher, PER_CLASS[0], 0)
+        loss = loss_of(row, student, pair.teacher, torch.arange(pair.data.outputs).repeat(PER_CLASS[0]), 0)
         steps.append(_step(loss, student, optimizer_of("SGD", student, 0.0)))
     x, y = pair.pool.inputs(torch.arange(_BATCH)).to(request.device), pair.pool.y[:_BATCH].to(request.device)
     taken: list[list[float]] = [[] for _ in steps]
@@ -176,12 +176,12 @@ def step_times(request: Request, pair: Pair, rounds: int) -> list[float]:
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def loss_of(row: str, student: nn.Module, teacher: nn.Module, per_class: int, seed: int) -> Loss:
-    """What the loop calls in place of cross-entropy."""
+def loss_of(row: str, student: nn.Module, teacher: nn.Module, labels: Tensor, seed: int) -> Loss:
+    """What the loop calls in place of cross-entropy; `labels` are those of the training set."""
     if row in (CROSS_ENTROPY, EQUAL_TIME[CROSS_ENTROPY]):
         return lambda x, y: nn.functional.cross_entropy(student(x), y)
     if row == DEFAULT:
-        objective = Distillation(student, teacher, samples_per_class=per_class, seed=seed)
+        objective = Distillation.for_dataset(student, teacher, labels)
     else:
         recipe = RECIPES["data: KL" if row in (PLAIN_KL, EQUAL_TIME[PLAIN_KL]) else row]
         objective = recipe.objective(student, teacher, seed)
@@ -243,7 +243,7 @@ def trained(pair: Pair, cell: Cell, device: str) -> nn.Module:
     train = pair.pool.subset(datasets.per_class(pair.pool.y, chosen["per_class"], cell.seed)).to(device)
     torch.manual_seed(cell.seed)
     student = pair.student.build().to(device)
-    loss = loss_of(cell.row, student, pair.teacher.to(device), chosen["per_class"], cell.seed)
+    loss = loss_of(cell.row, student, pair.teacher.to(device), train.y, cell.seed)
     optimizer = optimizer_of(chosen["optimizer"], student, chosen["lr"])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, chosen["steps"])
     step, generator, done = _step(loss, student, optimizer), torch.Generator().manual_seed(cell.seed), 0
