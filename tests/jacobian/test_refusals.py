@@ -264,3 +264,10 @@ def test_a_true_zero_is_not_refused():
         assert not jvp(module, X, V, engine=engine)[1].any()
     assert not vjp(module, X, V)[1].any()
     assert not jacobian(module, X)[1].any()
+
+
+def test_replicas_in_threads_are_refused():
+    module = nn.DataParallel(linear())
+    module.device_ids = [0, 1]
+    with pytest.raises(UnsupportedError, match=r"DataParallel.*DistributedDataParallel around the objective"):
+        vjp(module, X, V)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian.buffers import buffers_in_training, preserved_buffers
 from jacmatch.jacobian.rules import op_replacements
 from jacmatch.jacobian.rules.aten_kernels import right_derivatives
@@ -71,10 +71,16 @@ def twice_differentiable(
 
     Raises:
         InputError: there is no such policy.
+        UnsupportedError: parts of the module run in other threads, which know nothing of the context.
     """
     if batch_norm not in ("batch", "frozen"):
         raise InputError("`batch_norm` must be 'batch' or 'frozen'.", got=repr(batch_norm))
     layers = list(module.modules()) if isinstance(module, nn.Module) else []
+    if any(isinstance(layer, nn.DataParallel) and len(layer.device_ids) > 1 for layer in layers):
+        raise UnsupportedError(
+            "No engine can differentiate `torch.nn.DataParallel`: its replicas run in threads of their own. Use "
+            "DistributedDataParallel around the objective, one process for each device."
+        )
     plain = once and bool(layers) and not any(layer.training for layer in layers)
     again = partial(twice_differentiable, module, batch_norm, statistics=statistics, forward=forward, once=once)
     with ExitStack() as stack:

@@ -82,7 +82,7 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """`torch.nn.functional.batch_norm`; with constant statistics as the affine map γ (x − μ) / √(σ² + ε) + β."""
-    adapted = may_depend_on_input(weight, bias, running_mean, running_var)
+    adapted = may_depend_on_input(weight, bias) or (not training and may_depend_on_input(running_mean, running_var))
     if training and not written_out and not adapted and x.is_floating_point():
         if torch.compiler.is_compiling():
             return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
