@@ -5,7 +5,7 @@ exit code 2. Anything else that is raised is a defect of ours and keeps its trac
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class InputError(ValueError):
@@ -29,6 +29,50 @@ class InputError(ValueError):
         if do:
             parts.append(do)
         super().__init__(printable(" ".join(parts)))
+
+
+class ClassDimensionError(InputError):
+    """Outputs have more than two dimensions, and nobody said which one is that of the classes."""
+
+
+def class_axis(caller: str, shape: Sequence[int], class_dim: int | None) -> int:
+    """Return the dimension of the classes in outputs of this shape: 1 for (B, K); of more dimensions it is not guessed.
+
+    Args:
+        caller: The function that needs it, for the message.
+        shape: Of the logits.
+        class_dim: As given.
+
+    Raises:
+        ClassDimensionError: there are more than two dimensions, and `class_dim` is None.
+        InputError: there is no such dimension, or it is the batch.
+
+    Example:
+        >>> class_axis("hinton_kl", (8, 10), None), class_axis("hinton_kl", (8, 5, 10), -1)
+        (1, 2)
+    """
+    remedy = "Pass class_dim=1 for images (B, K, H, W), class_dim=-1 for tokens (B, T, K)."
+    if class_dim is None and len(shape) > 2:
+        rule = f"`class_dim` of `{caller}` must be given for outputs of more than two dimensions."
+        raise ClassDimensionError(rule, got=f"shape {tuple(shape)}", do=remedy)
+    given = 1 if class_dim is None else class_dim
+    axis = given + len(shape) if given < 0 else given
+    if not 0 < axis < len(shape):
+        rule = f"`class_dim` of `{caller}` must be a dimension after the batch."
+        raise InputError(rule, got=f"{given} for shape {tuple(shape)}", do=remedy)
+    return axis
+
+
+def one_row_of_classes(caller: str, shape: Sequence[int]) -> None:
+    """Refuse dense outputs where one row of classes per sample is needed.
+
+    Raises:
+        InputError: the shape is not (B, K).
+    """
+    if len(shape) != 2:
+        rule = f"`{caller}` must have outputs (batch, out)."
+        do = "For dense outputs use RandomOutputs(k) or RandomInputs(k), or select one position by output=."
+        raise InputError(rule, got=f"shape {tuple(shape)}", do=do)
 
 
 def printable(text: str) -> str:

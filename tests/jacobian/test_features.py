@@ -29,10 +29,11 @@ class Output:
 
 OUTPUTS = {
     "tensor": Y,
-    "tuple": (Y, OTHER),
-    "list": [Y, OTHER],
+    "tuple": (Y,),
+    "list": [Y],
     "tuple-with-none": (Y, None),
-    "named-tuple": Named(Y, OTHER),
+    "none-first": (None, Y),
+    "only-one-attribute": SimpleNamespace(scores=Y, loss=None),
     "logits": {"hidden": OTHER, "logits": Y},
     "out": {"aux": OTHER, "out": Y},
     "logits-before-out": {"out": OTHER, "logits": Y},
@@ -42,13 +43,15 @@ OUTPUTS = {
     "object-with-out": SimpleNamespace(aux=OTHER, out=Y),
 }
 UNCLEAR = {
-    "none": (None, "Got NoneType"),
-    "number": (1.0, "Got float"),
-    "empty": ((), "Got tuple"),
-    "tuple-without": ((None, Y), "Got tuple"),
-    "two-keys": ({"b": Y, "a": OTHER}, "Got keys ['a', 'b']. Wrap it in a function"),
-    "no-tensor": ({"loss": None}, "Got dict"),
-    "object": (SimpleNamespace(scores=Y), "Got SimpleNamespace. Wrap it in a function"),
+    "none": (None, "Got a NoneType without a tensor"),
+    "number": (1.0, "Got a float without a tensor"),
+    "empty": ((), "Got a tuple without a tensor"),
+    "tuple": ((Y, OTHER), f"Got a tuple of 2 tensors, [0] {tuple(Y.shape)}, [1] {tuple(OTHER.shape)}. Select one: "),
+    "named-tuple": (Named(Y, OTHER), "Got a Named of 2 tensors, [0] "),
+    "inner": ((Y, (OTHER, None)), "Got a tuple of 2 tensors, [0] "),
+    "two-keys": ({"b": Y, "a": OTHER}, "Got a dictionary of 2 tensors, ['b'] "),
+    "no-tensor": ({"loss": None}, "Got a dictionary without a tensor"),
+    "object": (SimpleNamespace(scores=Y, hidden=OTHER), "Got a SimpleNamespace of 2 tensors, .scores "),
 }
 
 
@@ -67,9 +70,12 @@ def test_unclear_outputs_are_refused(name):
 @pytest.mark.parametrize("engine", ["forward", "reverse", "differences", "auto"])
 def test_unclear_outputs_are_refused_by_every_engine(engine):
     x = torch.ones(2, 3)
-    with pytest.raises(InputError, match="must return a tensor, a tuple that begins with one"):
+    with pytest.raises(InputError, match="must return one tensor, or a dictionary or object with `logits`"):
         jvp(lambda x: {"loss": None, "scores": 1}, x, x, engine=engine)
-    with pytest.raises(InputError, match="must have `logits` or `out` in it"):
+    with pytest.raises(
+        InputError,
+        match=r"output=lambda out: out\['a'\] of an objective .* lambda x: module\(x\)\['a'\]",
+    ):
         vjp(lambda x: {"a": x, "b": x}, x, x)
 
 

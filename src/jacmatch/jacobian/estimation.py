@@ -17,11 +17,11 @@ from jacmatch.jacobian import probes
 
 Side = Literal["output", "input"]
 Inputs: TypeAlias = Float[Tensor, "batch *input"] | None
-Outputs: TypeAlias = Float[Tensor, "batch out"] | None
-Labels: TypeAlias = Int[Tensor, "batch"] | Float[Tensor, "batch out"] | None
+Outputs: TypeAlias = Float[Tensor, "batch *out"] | None
+Labels: TypeAlias = Int[Tensor, "batch *position"] | Float[Tensor, "batch *out"] | None
 Ids: TypeAlias = Int[Tensor, "batch"] | None
 Matrix: TypeAlias = Float[Tensor, "row column"]
-OnOutputs: TypeAlias = Float[Tensor, "probe batch out"]
+OnOutputs: TypeAlias = Float[Tensor, "probe batch *out"]
 OnInputs: TypeAlias = Float[Tensor, "probe batch *input"]
 
 

@@ -11,17 +11,20 @@ from torch.func import functional_call
 
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
 from jacmatch.jacobian.buffers import replaced_buffers
-from jacmatch.jacobian.modules import Module
+from jacmatch.jacobian.modules import Module, preserved_buffers
+
+Select = Callable[[Any], Tensor]
+"""What picks the outputs out of what a network returned, for example `lambda out: out.logits`."""
 
 
 def output_tensor(output: Any) -> Tensor:
-    """The logits in what a network returned: a tensor, the first of a tuple, or `logits` of a mapping or object.
+    """Return the outputs in what a network returned: a tensor, the only one of a tuple or dictionary, or `logits`.
 
     Raises:
-        InputError: no tensor can be told apart from the others.
+        InputError: there are several tensors and none is called `logits` or `out`, or there is none.
 
     Example:
-        >>> output_tensor({"logits": torch.ones(2, 3), "loss": None}).shape
+        >>> output_tensor({"logits": torch.ones(2, 3), "loss": torch.ones(())}).shape
         torch.Size([2, 3])
     """
     if isinstance(output, Tensor):
@@ -30,20 +33,124 @@ def output_tensor(output: Any) -> Tensor:
         value = output.get(key) if isinstance(output, Mapping) else getattr(output, key, None)
         if isinstance(value, Tensor):
             return value
-    candidates = list(output.values()) if isinstance(output, Mapping) else output
-    if isinstance(candidates, list | tuple) and candidates and isinstance(candidates[0], Tensor):
-        if isinstance(output, Mapping) and sum(isinstance(value, Tensor) for value in candidates) > 1:
-            raise InputError(
-                "A network that returns a dictionary must have `logits` or `out` in it, or one tensor only.",
-                got=f"keys {sorted(output)}",
-                do="Wrap it in a function that returns the tensor to differentiate.",
-            )
-        return candidates[0]
+    parts = _parts(output)
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    first = next(iter(parts), "[0]")
     raise InputError(
-        "A network must return a tensor, a tuple that begins with one, or a dictionary or object with `logits`.",
-        got=type(output).__name__,
-        do="Wrap it in a function that returns the tensor to differentiate.",
+        "A network must return one tensor, or a dictionary or object with `logits`.",
+        got=_described(output, parts),
+        do=f"Select one: output=lambda out: out{first} of an objective or ModuleTeacher; for jvp, vjp, jacobian and "
+        f"doctor a function such as lambda x: module(x){first}.",
     )
+
+
+def _parts(output: Any) -> dict[str, Tensor]:
+    """The tensors in a tuple, list, dictionary or dataclass, by what selects them; those inside of such parts too."""
+    if isinstance(output, Mapping):
+        pairs = [(f"[{key!r}]", value) for key, value in output.items()]
+    elif isinstance(output, list | tuple):
+        pairs = [(f"[{number}]", value) for number, value in enumerate(output)]
+    elif hasattr(output, "__dict__") and not isinstance(output, type | nn.Module):
+        pairs = [(f".{name}", value) for name, value in vars(output).items()]
+    else:
+        return {}
+    parts: dict[str, Tensor] = {}
+    for select, value in pairs:
+        inner = {"": value} if isinstance(value, Tensor) else _parts(value) if isinstance(value, _NESTED) else {}
+        parts |= {f"{select}{rest}": tensor for rest, tensor in inner.items()}
+    return parts
+
+
+_NESTED = (list, tuple, Mapping)
+
+
+def _described(output: Any, parts: Mapping[str, Tensor]) -> str:
+    """The type of an output and the shapes of its tensors, never what is in them."""
+    kind = "a dictionary" if isinstance(output, Mapping) else f"a {type(output).__name__}"
+    if not parts:
+        return f"{kind} without a tensor"
+    shapes = [f"{select} {tuple(tensor.shape)}" for select, tensor in list(parts.items())[:6]]
+    more = f" and {len(parts) - 6} more" if len(parts) > 6 else ""
+    return f"{kind} of {len(parts)} tensors, {', '.join(shapes)}{more}"
+
+
+@contextmanager
+def selecting(module: Module, output: Select | None) -> Iterator[None]:
+    """Within the context the module returns what `output` selects from its outputs.
+
+    Raises:
+        InputError: on a call of the module, if that is no tensor.
+    """
+    if output is None or not isinstance(module, nn.Module):
+        yield
+        return
+
+    def select(module: nn.Module, inputs: Any, returned: Any) -> Tensor:
+        try:
+            selected = output(returned)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            got = f"{type(error).__name__} ({error}) for {_described(returned, _parts(returned))}"
+            raise InputError("`output` must select a tensor from what the network returns.", got=got) from error
+        if not isinstance(selected, Tensor):
+            got = _described(selected, _parts(selected))
+            raise InputError("`output` must select one tensor from what the network returns.", got=got)
+        return selected
+
+    handle = module.register_forward_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def class_dimension(module: Module, x: Tensor) -> int | None:
+    """Return the dimension of the classes if the layer that makes the outputs says it with certainty, else None.
+
+    It is the last one where the returned tensor is the very output of an `nn.Linear`, and 1 where it is that of a
+    convolution; nothing has been written into it since. The module is run once, without gradients; its buffers and
+    torch's random numbers are as before.
+
+    Args:
+        module: The network.
+        x: Its input.
+
+    Example:
+        >>> tokens = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 7))
+        >>> class_dimension(tokens, torch.rand(2, 5, 4)), class_dimension(nn.Conv2d(1, 3, 1), torch.rand(2, 1, 4, 4))
+        (-1, 1)
+    """
+    hooked = bool(nn.modules.module._global_forward_hooks)
+    if not isinstance(module, nn.Module) or hooked or torch.compiler.is_compiling() or x.is_inference():
+        return None
+    made: list[tuple[Tensor, int, int]] = []
+
+    def note(dimension: int) -> Callable[[nn.Module, Any, Any], None]:
+        def catch(layer: nn.Module, inputs: Any, output: Any) -> None:
+            made.append((output, output._version, dimension))
+
+        return catch
+
+    handles = []
+    for layer in module.modules():
+        forward = type(layer).forward
+        dimension = -1 if forward is nn.Linear.forward else 1 if forward in _CONVOLUTIONS else None
+        if dimension is not None and not layer._forward_hooks:
+            handles.append(layer.register_forward_hook(note(dimension)))
+    devices = [x.device] if x.device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices), preserved_buffers(module):
+            outputs = output_tensor(module(x))
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = {dimension for tensor, version, dimension in made if tensor is outputs and version == outputs._version}
+    return found.pop() if len(found) == 1 else None
+
+
+_CONVOLUTIONS = tuple(
+    getattr(nn, f"Conv{kind}{dimensions}d").forward for kind in ("", "Transpose") for dimensions in (1, 2, 3)
+)
 
 
 def run(
@@ -102,7 +209,9 @@ def _caught(module: Module, layers: tuple[str, ...], features: dict[str, Tensor]
 def _catcher(layer: str, features: dict[str, Tensor]) -> Callable[[nn.Module, Any, Any], None]:
     def catch(module: nn.Module, inputs: Any, output: Any) -> None:
         # An in-place activation may follow and overwrite what was returned here.
-        features[layer] = output_tensor(output).clone()
+        # Of several tensors that a layer returns, its features are the first.
+        first = output[0] if isinstance(output, list | tuple) and output else output
+        features[layer] = output_tensor(first).clone()
 
     return catch
 

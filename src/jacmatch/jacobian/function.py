@@ -7,11 +7,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from jacmatch.errors import InputError
+from jacmatch.errors import ClassDimensionError, InputError
 from jacmatch.jacobian.buffers import all_buffers, copies_of
-from jacmatch.jacobian.features import run
+from jacmatch.jacobian.features import class_dimension, run
 from jacmatch.jacobian.modules import BatchNormPolicy, Module
-from jacmatch.jacobian.readouts import Context, Readout
+from jacmatch.jacobian.readouts import Context, Readout, with_class_dim
 
 Result = TypeVar("Result")
 Cotangents = Tensor | Callable[[Tensor], Tensor]
@@ -67,7 +67,14 @@ class Function:
         """Returns values, outputs and features; `buffers` take the place of the module's own."""
         wanted = tuple(dict.fromkeys((*self.layers, *self.readout.layers)))
         outputs, features = run(self.module, x, wanted, buffers)
-        return self.readout(outputs, features, self.context), outputs, features
+        try:
+            values = self.readout(outputs, features, self.context)
+        except ClassDimensionError:
+            dimension = class_dimension(self.module, x)
+            if dimension is None:
+                raise
+            values = with_class_dim(self.readout, dimension)(outputs, features, self.context)
+        return values, outputs, features
 
 
 def replaying(x: Tensor) -> Callable[[Callable[[], Result]], Result]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, class_axis, one_row_of_classes
 from jacmatch.jacobian import probes
 from jacmatch.jacobian.estimation import (
     Cost,
@@ -36,6 +36,7 @@ class EveryRow:
     def directions(self, *, outputs: Outputs, **unused: object) -> OnOutputs:
         """The unit vectors, the same for all samples."""
         values = needed(outputs, "outputs", "EveryRow")
+        one_row_of_classes("EveryRow", values.shape)
         unit = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
         return unit[:, None, :].expand(-1, values.shape[0], -1)
 
@@ -64,6 +65,7 @@ class TopClass:
     def directions(self, *, outputs: Outputs, **unused: object) -> OnOutputs:
         """The unit vector of the teacher's largest output."""
         values = needed(outputs, "outputs", "TopClass")
+        one_row_of_classes("TopClass", values.shape)
         return _weighted_unit(values.argmax(dim=1)[:, None], values, 1.0)
 
     def variance(self, matrix: Matrix, **unused: object) -> float:
@@ -87,6 +89,7 @@ class LabelClass:
     def directions(self, *, outputs: Outputs, labels: Labels, **unused: object) -> OnOutputs:
         """The unit vector of the label."""
         values, given = needed(outputs, "outputs", "LabelClass"), needed(labels, "labels", "LabelClass")
+        one_row_of_classes("LabelClass", values.shape)
         if given.is_floating_point():
             return given.to(values.dtype)[None]
         return _weighted_unit(given.long()[:, None], values, 1.0)
@@ -158,6 +161,7 @@ class SampledRows:
     def directions(self, *, outputs: Outputs, ids: Ids, seed: int, draw: int, **unused: object) -> OnOutputs:
         """√(K/n)·e_i for n different i."""
         values = needed(outputs, "outputs", "SampledRows")
+        one_row_of_classes("SampledRows", values.shape)
         total = values.shape[1]
         self._check_total(total)
         order = probes.permutation(seed, ids_of(ids, values, "SampledRows"), draw, total)
@@ -187,11 +191,13 @@ class FisherRows:
 
     Mean Σᵢ pᵢ ‖Mᵢ‖²: with M the difference of two log-probability Jacobians, the Fisher distance that belongs to soft
     targets. With B = diag(√p)·A·diag(√p) the variance is 2(‖B‖²_F − Σᵢ Bᵢᵢ²)/P. Leave τ = 1 where the readout is
-    log-probabilities, at whatever temperature: softmax gives back the probabilities.
+    log-probabilities, at whatever temperature: softmax gives back the probabilities. For dense outputs the Fisher
+    distance is summed over the positions; `class_dim` is their dimension of the classes.
     """
 
     count: int = 1
     temperature: float = 1.0
+    class_dim: int | None = None
     side: ClassVar[Side] = "output"
 
     def __post_init__(self) -> None:
@@ -202,7 +208,8 @@ class FisherRows:
         """√p ⊙ s/√P."""
         values = needed(outputs, "outputs", "FisherRows").detach()
         signs = random_directions("FisherRows", "rademacher", self.count, values, ids, seed, draw)
-        return signs * (values / self.temperature).softmax(dim=1).sqrt()
+        axis = class_axis("FisherRows", values.shape, self.class_dim)
+        return signs * (values / self.temperature).softmax(dim=axis).sqrt()
 
     def variance(self, matrix: Matrix, *, outputs: Float[Tensor, "row"] | None = None) -> float:
         """2(‖B‖²_F − Σᵢ Bᵢᵢ²)/P, with the p of `outputs`."""

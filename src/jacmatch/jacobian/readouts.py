@@ -6,15 +6,15 @@ features are returned from the differentiated function itself, so they are diffe
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional
 
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, class_axis, one_row_of_classes
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Context:
         pixels: Flat index of the teacher's largest attention pixel, per sample.
     """
 
-    labels: Shaped[Tensor, "batch *out"] | None = None
-    teacher_outputs: Float[Tensor, "batch out"] | None = None
+    labels: Shaped[Tensor, "batch *label"] | None = None
+    teacher_outputs: Float[Tensor, "batch *out"] | None = None
     pixels: Int[Tensor, "batch"] | None = None
 
 
@@ -67,20 +67,24 @@ class LogProbabilities:
 
     Attributes:
         temperature: τ > 0, divides the logits.
+        class_dim: The dimension of the classes; needed for outputs of more than two dimensions, unless the layer that
+            makes them says it (`features.class_dimension`).
     """
 
     temperature: float = 1.0
     layers: tuple[str, ...] = ()
+    class_dim: int | None = None
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise InputError("`temperature` of `LogProbabilities` must be positive.", got=self.temperature)
 
     def __call__(
-        self, outputs: Float[Tensor, "batch out"], features: Mapping[str, Tensor], context: Context
-    ) -> Float[Tensor, "batch out"]:
+        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
+    ) -> Float[Tensor, "batch *out"]:
         """Returns log softmax(y / τ)."""
-        return functional.log_softmax(outputs / self.temperature, dim=-1)
+        axis = class_axis("LogProbabilities", outputs.shape, self.class_dim)
+        return functional.log_softmax(outputs / self.temperature, dim=axis)
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,11 @@ class LabelLogit:
     layers: tuple[str, ...] = ()
 
     def __call__(
-        self, outputs: Float[Tensor, "batch out"], features: Mapping[str, Tensor], context: Context
+        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
     ) -> Float[Tensor, "batch 1"]:
         """Returns y at the label; for mixed labels, the mixture of the logits."""
         labels = _needed(context.labels, "labels", "LabelLogit")
+        one_row_of_classes("LabelLogit", outputs.shape)
         if labels.is_floating_point():
             return (outputs * labels).sum(1, keepdim=True)
         return outputs.gather(1, labels[:, None])
@@ -106,10 +111,11 @@ class TopLogit:
     layers: tuple[str, ...] = ()
 
     def __call__(
-        self, outputs: Float[Tensor, "batch out"], features: Mapping[str, Tensor], context: Context
+        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
     ) -> Float[Tensor, "batch 1"]:
         """Returns y at the teacher's argmax."""
         teacher = _needed(context.teacher_outputs, "teacher_outputs", "TopLogit")
+        one_row_of_classes("TopLogit", outputs.shape)
         return outputs.gather(1, teacher.argmax(1, keepdim=True))
 
 
@@ -120,10 +126,11 @@ class Loss:
     layers: tuple[str, ...] = ()
 
     def __call__(
-        self, outputs: Float[Tensor, "batch out"], features: Mapping[str, Tensor], context: Context
+        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
     ) -> Float[Tensor, "batch 1"]:
         """Returns −log softmax(y) at the label."""
         labels = _needed(context.labels, "labels", "Loss")
+        one_row_of_classes("Loss", outputs.shape)
         return functional.cross_entropy(outputs, labels, reduction="none")[:, None]
 
 
@@ -264,6 +271,13 @@ def parts_of(readout: Readout, values: Tensor, features: Mapping[str, Tensor]) -
     A backward pass that begins at a shallow layer need not come through the deeper ones.
     """
     return readout.parts(features) if isinstance(readout, AttentionMaps) else (values,)
+
+
+def with_class_dim(part: Any, dimension: int) -> Any:
+    """The same readout or probe with this dimension of the classes, where it has none yet."""
+    if isinstance(inner := getattr(part, "readout", None), Readout):
+        return replace(part, readout=with_class_dim(inner, dimension))
+    return replace(part, class_dim=dimension) if getattr(part, "class_dim", 0) is None else part
 
 
 def _needed(value: Tensor | None, name: str, readout: str) -> Tensor:

@@ -94,8 +94,6 @@ __all__ = [
     "JACOBIAN_LOSSES",
     "OUTPUT_LOSSES",
     "PENALTIES",
-    "JacobianLoss",
-    "OutputLoss",
     "agreement",
     "antithetic",
     "attention_map",

@@ -4,7 +4,10 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, class_axis
+
+IGNORED = -100
+"""The label of a position that a dense cross-entropy leaves out, as in torch."""
 
 
 def equal_shapes(caller: str, **tensors: Tensor) -> None:
@@ -34,26 +37,36 @@ def equal_shapes(caller: str, **tensors: Tensor) -> None:
 
 
 def expected_under(
-    caller: str, labels: Integer[Tensor, "batch"] | Float[Tensor, "batch out"], costs: Float[Tensor, "batch out"]
+    caller: str,
+    labels: Integer[Tensor, "batch *position"] | Float[Tensor, "batch *out"],
+    costs: Float[Tensor, "batch *out"],
+    axis: int = 1,
 ) -> Float[Tensor, "batch"]:
     """Returns Σ_i y_i c_i per sample: the cost of the label's class, or its mean under probabilities.
+
+    For dense outputs it is summed over the positions; a label of −100 costs nothing.
 
     Args:
         caller: The loss that was called, for the message.
         labels: Class numbers in [0, out), which the data set has checked, or probabilities y that sum to one.
         costs: One cost for each class.
+        axis: The dimension of the classes.
 
     Raises:
-        InputError: The labels are neither integers (batch,) nor floats (batch, out).
+        InputError: The labels are neither integers, with the shape of the costs without classes, nor floats like them.
     """
+    positions = costs.shape[:axis] + costs.shape[axis + 1 :]
     if labels.is_floating_point():
         if labels.shape == costs.shape:
-            return (labels * costs).sum(1)
-    elif labels.dtype != torch.bool and not labels.is_complex() and labels.shape == costs.shape[:1]:
+            return (labels * costs).flatten(1).sum(1)
+    elif labels.dtype != torch.bool and not labels.is_complex() and labels.shape == positions:
         # gather, not one_hot times costs: an impossible other class (cost ∞) must not give 0·∞.
-        return costs.gather(1, labels.long().unsqueeze(1)).squeeze(1)
+        ignored = labels == IGNORED if costs.dim() > 2 else None
+        index = labels.long() if ignored is None else labels.long().masked_fill(ignored, 0)
+        picked = costs.gather(axis, index.unsqueeze(axis)).squeeze(axis)
+        return picked if ignored is None else picked.masked_fill(ignored, 0.0).flatten(1).sum(1)
     raise InputError(
-        f"`labels` of `{caller}` must be integers of shape {tuple(costs.shape[:1])} or probabilities of shape "
+        f"`labels` of `{caller}` must be integers of shape {tuple(positions)} or probabilities of shape "
         f"{tuple(costs.shape)}.",
         got=f"{str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}",
         do="For regression use `squared_error`.",
@@ -61,16 +74,22 @@ def expected_under(
 
 
 def cross_entropy(
-    logits: Float[Tensor, "batch out"], labels: Integer[Tensor, "batch"] | Float[Tensor, "batch out"]
+    logits: Float[Tensor, "batch *out"],
+    labels: Integer[Tensor, "batch *position"] | Float[Tensor, "batch *out"],
+    class_dim: int | None = None,
 ) -> Float[Tensor, "batch"]:
     """Returns the cross-entropy with labels, −Σ_i y_i log q_i with q = softmax(z), i = 1…K.
+
+    For dense outputs it is summed over the positions; a label of −100 is left out, as in `torch.nn.CrossEntropyLoss`.
 
     Args:
         logits: z.
         labels: Class numbers, or probabilities y, as mixing two samples gives them.
+        class_dim: The dimension of the K classes; needed for more than two.
 
     Raises:
-        InputError: The labels are neither integers (batch,) nor floats (batch, out).
+        InputError: The labels are neither integers (batch, *position) nor floats (batch, *out), or `class_dim` is
+            missing or wrong.
 
     Example:
         >>> import torch
@@ -79,9 +98,12 @@ def cross_entropy(
         tensor([0.6931, 0.6931])
         >>> cross_entropy(logits, torch.tensor([[0.5, 0.5], [0.2, 0.8]]))
         tensor([0.6931, 0.6931])
+        >>> cross_entropy(torch.zeros(1, 3, 2), torch.tensor([[0, 1, -100]]), class_dim=-1)
+        tensor([1.3863])
     """
     equal_shapes("cross_entropy", logits=logits)
-    return expected_under("cross_entropy", labels, -logits.log_softmax(1))
+    axis = class_axis("cross_entropy", logits.shape, class_dim)
+    return expected_under("cross_entropy", labels, -logits.log_softmax(axis), axis)
 
 
 def squared_error(
@@ -115,20 +137,25 @@ def squared_error(
 
 
 def hinton_kl(
-    student: Float[Tensor, "batch out"], teacher: Float[Tensor, "batch out"], temperature: float = 1.0
+    student: Float[Tensor, "batch *out"],
+    teacher: Float[Tensor, "batch *out"],
+    temperature: float = 1.0,
+    class_dim: int | None = None,
 ) -> Float[Tensor, "batch"]:
     """Returns Hinton's distillation loss, τ² Σ_i p_i (log p_i − log q_i), p = softmax(t/τ), q = softmax(s/τ), i = 1…K.
 
     The factor τ² keeps the size of the gradient while τ changes: for τ → ∞ the loss becomes
     Σ_i (d_i − mean_j d_j)² / (2K), d = s − t. It does not change when a number is added to all logits of a network.
+    For dense outputs it is summed over the positions.
 
     Args:
         student: Logits s.
         teacher: Logits t.
         temperature: τ > 0; usually 1 to 8.
+        class_dim: The dimension of the K classes; needed for more than two.
 
     Raises:
-        InputError: The shapes differ, or the temperature is not above 0.
+        InputError: The shapes differ, the temperature is not above 0, or `class_dim` is missing or wrong.
 
     References:
         Hinton, Vinyals & Dean 2015, arXiv:1503.02531, sec. 2.
@@ -141,20 +168,26 @@ def hinton_kl(
     equal_shapes("hinton_kl", student=student, teacher=teacher)
     if not temperature > 0:
         raise InputError("`temperature` of `hinton_kl` must be above 0.", got=temperature, do="Leave it out for 1.")
-    log_q = (student / temperature).log_softmax(1)
-    log_p = (teacher / temperature).log_softmax(1)
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(1)
+    axis = class_axis("hinton_kl", student.shape, class_dim)
+    log_q = (student / temperature).log_softmax(axis)
+    log_p = (teacher / temperature).log_softmax(axis)
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).flatten(1).sum(1)
 
 
-def agreement(student: Float[Tensor, "batch out"], teacher: Float[Tensor, "batch out"]) -> Float[Tensor, "batch"]:
+def agreement(
+    student: Float[Tensor, "batch *out"], teacher: Float[Tensor, "batch *out"], class_dim: int | None = None
+) -> Float[Tensor, "batch"]:
     """Returns 1 where student and teacher choose the same class and 0 elsewhere; a measure, without gradient.
+
+    For dense outputs it is the mean over the positions.
 
     Args:
         student: Logits or probabilities.
         teacher: The same of the teacher.
+        class_dim: The dimension of the classes; needed for more than two.
 
     Raises:
-        InputError: The shapes differ.
+        InputError: The shapes differ, or `class_dim` is missing or wrong.
 
     Example:
         >>> import torch
@@ -162,4 +195,6 @@ def agreement(student: Float[Tensor, "batch out"], teacher: Float[Tensor, "batch
         tensor([1., 0.])
     """
     equal_shapes("agreement", student=student, teacher=teacher)
-    return (student.argmax(1) == teacher.argmax(1)).to(student.dtype)
+    axis = class_axis("agreement", student.shape, class_dim)
+    same = (student.argmax(axis) == teacher.argmax(axis)).to(student.dtype)
+    return same if same.dim() == 1 else same.flatten(1).mean(1)

@@ -7,7 +7,7 @@ the factor in front of the term follows.
 
 import math
 from collections.abc import Callable, ItemsView, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,12 +16,15 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import gradient_norms
+from jacmatch.jacobian.features import Select, selecting
 from jacmatch.jacobian.trials import meets_once_differentiable
 from jacmatch.objectives import rules
 from jacmatch.objectives.parts import Part
 from jacmatch.objectives.schedules import WeightSchedule
 from jacmatch.teachers import Teacher, as_teacher
 
+Output = Select | tuple[Select | None, Select | None] | None
+"""What selects the outputs of student and teacher, or a pair of such."""
 Whole = Callable[[str, list[Tensor | None]], list[Tensor | None]]
 
 
@@ -261,6 +264,7 @@ class Objective(nn.Module):
         student: The network to train.
         teacher: A teacher or an nn.Module; None where there is none.
         weights: Weight of each term.
+        output: Selects the outputs where a network returns more than one tensor; a pair (student's, teacher's).
         every: The derivative term is computed on each n-th call in training, with n times its weight; a
             `Share` is that of such a call.
         schedule: Factor of its weight by data size and progress.
@@ -279,17 +283,29 @@ class Objective(nn.Module):
         every: int,
         schedule: WeightSchedule | None,
         measure_every: int,
+        output: Output = None,
     ) -> None:
         super().__init__()
         rules.separate(student, teacher)
         self.student = student
+        self.output, of_teacher = rules.selections(output, teacher, type(self).__name__)
         # Not a submodule, even where somebody's teacher is an nn.Module.
-        object.__setattr__(self, "teacher", None if teacher is None else as_teacher(teacher))
+        object.__setattr__(self, "teacher", None if teacher is None else as_teacher(teacher, of_teacher))
         self.balance = Balance(weights)
         self.every, self.measure_every = every, measure_every
         self.schedule = WeightSchedule() if schedule is None else schedule
         self.calls = 0
         self.measured_at: int | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Terms:
+        """The terms for a batch, see `forward`."""
+        with self.selected_outputs():
+            terms: Terms = super().__call__(*args, **kwargs)
+            return terms
+
+    def selected_outputs(self) -> AbstractContextManager[None]:
+        """Within the context the student returns what `output` selects."""
+        return selecting(self.student, self.output)
 
     def _call(self, progress: float | int) -> Call:
         """What is due in this call; nothing is counted yet."""

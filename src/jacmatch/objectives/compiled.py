@@ -35,6 +35,7 @@ class Kinds:
     jacobian_loss: str
     readout: Readout
     batch_norm: BatchNormPolicy
+    class_dim: int | None = None
 
 
 @dataclass
@@ -200,9 +201,10 @@ def _terms(student: nn.Module, kinds: Kinds, step: Step) -> Found:
                 buffer.copy_(written[name])
     terms = {}
     if step.labels is not None:
-        terms["labels"] = label_term(kinds.task, outputs, step.labels, step.partner_labels, step.share)
+        mixed = (step.partner_labels, step.share)
+        terms["labels"] = label_term(kinds.task, outputs, step.labels, *mixed, class_dim=kinds.class_dim)
     if step.told is not None:
-        terms["outputs"] = output_term(kinds.output_loss, outputs, step.told, kinds.temperature)
+        terms["outputs"] = output_term(kinds.output_loss, outputs, step.told, kinds.temperature, kinds.class_dim)
     if rows is not None and step.rows is not None:
         terms["jacobians"] = jacobian_term(kinds.jacobian_loss, rows, step.rows)
     return outputs, terms

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from jacmatch.errors import InputError
+from jacmatch.errors import ClassDimensionError, InputError
 from jacmatch.jacobian import (
     BatchNormPolicy,
     DataPairs,
@@ -21,9 +21,10 @@ from jacmatch.jacobian import (
     preserved_buffers,
     run,
 )
+from jacmatch.jacobian.features import class_dimension
 from jacmatch.losses import JacobianLoss, OutputLoss
 from jacmatch.objectives import rules
-from jacmatch.objectives.base import Objective, Terms
+from jacmatch.objectives.base import Objective, Output, Terms
 from jacmatch.objectives.compiled import CompiledSteps, Found, Kinds, Step
 from jacmatch.objectives.label_counts import describe_labels, labels_of
 from jacmatch.objectives.points import AtMixedPairs, Batch, Point
@@ -75,6 +76,13 @@ class Distillation(Objective):
         task: Whether labels are classes or numbers.
         seed: Seeds all directions.
         measure_every: Calls between two measurements of the shares.
+        output: Selects the outputs where a network returns more than one tensor, for example `lambda out: out[0]`; a
+            pair (student's, teacher's) where they differ.
+        class_dim: The dimension of the classes of dense outputs, (B, K, H, W) or (B, T, K). None reads it off the layer
+            that makes the student's outputs, where a linear layer or a convolution is the last operation.
+
+    Dense outputs are compared position by position: all terms are sums over positions and means over the batch, and
+    labels (B, H, W) or (B, T) of −100 are left out.
 
     Raises:
         InputError: a setting is wrong, or settings do not go together.
@@ -118,6 +126,8 @@ class Distillation(Objective):
         task: Task = "classification",
         seed: int = 0,
         measure_every: int = 100,
+        output: Output = None,
+        class_dim: int | None = None,
     ) -> None:
         rules.known_names(task=task, batch_norm=batch_norm)
         readouts = readout if isinstance(readout, tuple) else (readout or Logits(), readout or Logits())
@@ -130,12 +140,14 @@ class Distillation(Objective):
         chosen = recipe(task, samples_per_class, jacobians=jacobians, schedule=schedule, **losses, **needs)
         weights = {"labels": labels, "outputs": outputs, "jacobians": chosen.jacobians}
         calls: dict[str, Any] = {"every": every, "schedule": chosen.schedule, "measure_every": measure_every}
-        super().__init__(student, teacher, weights, **calls)
+        super().__init__(student, teacher, weights, output=output, **calls)
         probe = RandomOutputs(1) if probe is None else probe
         self.slopes = Slopes(probe, *readouts, chosen.point, batch_norm, engine, seed, chunk_size)
         self.output_loss, self.temperature = chosen.output_loss, chosen.temperature
         self.jacobian_loss: JacobianLoss = "relative" if jacobian_loss is None else jacobian_loss
-        self.fraction, self.task = fraction, task
+        self.fraction, self.task, self.class_dim = fraction, task, class_dim
+        if class_dim is not None:
+            self.slopes.set_class_dim(class_dim)
         self.compiled: CompiledSteps | None = None
         self._check(readouts)
         if jacobians is None and not chosen.jacobians and samples_per_class is None:
@@ -314,13 +326,36 @@ class Distillation(Objective):
         step = Step.of(batch, answer, self.balance.weights)
         step.scale = slopes.scale
         losses = (self.task, self.output_loss, self.temperature, self.jacobian_loss)
-        kinds = Kinds(*losses, slopes.readout, slopes.batch_norm)
+        kinds = Kinds(*losses, slopes.readout, slopes.batch_norm, self.class_dim)
         return self.compiled(self.student, kinds, step, eager)
 
     def _ask(self, batch: Batch, *, slopes: bool) -> Answer | None:
         if self.teacher is None or not (slopes or self.balance.weights["outputs"]):
             return None
-        return self.teacher.answer(batch.x, self.slopes.question(batch, asked=slopes))
+        try:
+            answer = self.teacher.answer(batch.x, self.slopes.question(batch, asked=slopes))
+        except ClassDimensionError:
+            self._read_class_dim(batch.x)
+            answer = self.teacher.answer(batch.x, self.slopes.question(batch, asked=slopes))
+        classes = self.task == "classification" and (self.output_loss == "kl" or self.balance.weights["labels"])
+        if answer.outputs.dim() > 2 and self.class_dim is None and classes:
+            self._read_class_dim(batch.x)
+        return answer
+
+    def _read_class_dim(self, x: Tensor) -> None:
+        """Reads the dimension of the classes off the student's last layer.
+
+        Raises:
+            ClassDimensionError: it does not say it.
+        """
+        self.class_dim = class_dimension(self.student, x)
+        if self.class_dim is None:
+            raise ClassDimensionError(
+                "`class_dim` of `Distillation` must be given for outputs of more than two dimensions whose last layer "
+                "is neither a linear layer nor a convolution.",
+                do="Pass class_dim=1 for images (B, K, H, W), class_dim=-1 for tokens (B, T, K).",
+            )
+        self.slopes.set_class_dim(self.class_dim)
 
     def _terms(
         self, batch: Batch, told: Tensor | None, outputs: Tensor, answer: Answer | None, products: Tensor | None
@@ -328,10 +363,13 @@ class Distillation(Objective):
         terms = {}
         if self.balance.weights["labels"]:
             assert batch.labels is not None
-            terms["labels"] = label_term(self.task, outputs, batch.labels, batch.partner_labels, batch.share)
+            mixed = (batch.partner_labels, batch.share)
+            if outputs.dim() > 2 and self.class_dim is None and self.task == "classification":
+                self._read_class_dim(batch.x)
+            terms["labels"] = label_term(self.task, outputs, batch.labels, *mixed, class_dim=self.class_dim)
         if told is not None and self.balance.weights["outputs"]:
             rules.same_outputs(outputs, told)
-            terms["outputs"] = output_term(self.output_loss, outputs, told, self.temperature)
+            terms["outputs"] = output_term(self.output_loss, outputs, told, self.temperature, self.class_dim)
         if answer is not None and answer.products is not None and products is not None:
             terms["jacobians"] = jacobian_term(self.jacobian_loss, products, answer.products)
         return terms

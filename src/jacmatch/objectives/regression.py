@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError
 from jacmatch.jacobian import BatchNormPolicy, DataPairs, Engine, Estimator, EveryRow
 from jacmatch.objectives import rules
-from jacmatch.objectives.base import Objective, Share, Terms
+from jacmatch.objectives.base import Objective, Output, Share, Terms
 from jacmatch.objectives.points import AtData, Batch
 from jacmatch.objectives.schedules import WeightSchedule
 from jacmatch.objectives.slopes import Slopes
@@ -43,6 +43,7 @@ class Regression(Objective):
         schedule: Factor of the weight of the slopes by progress.
         seed: Seeds the directions.
         measure_every: Calls between two measurements of the shares.
+        output: Selects the outputs where a network returns more than one tensor; a pair (student's, teacher's).
 
     Raises:
         InputError: a setting is wrong, or settings do not go together.
@@ -82,9 +83,11 @@ class Regression(Objective):
         schedule: WeightSchedule | None = None,
         seed: int = 0,
         measure_every: int = 100,
+        output: Output = None,
     ) -> None:
         weights = {"values": values, "jacobians": jacobians}
-        super().__init__(student, teacher, weights, every=every, schedule=schedule, measure_every=measure_every)
+        calls: dict[str, Any] = {"every": every, "schedule": schedule, "measure_every": measure_every}
+        super().__init__(student, teacher, weights, output=output, **calls)
         probe = EveryRow() if probe is None else probe
         rules.known_names("Regression", jacobian_loss=jacobian_loss, batch_norm=batch_norm)
         rules.positive_settings(every=every, measure_every=measure_every, temperature=1, caller="Regression")

@@ -12,7 +12,7 @@ from torch.nn import functional
 from jacmatch.errors import InputError
 from jacmatch.jacobian import BatchNormPolicy, Context, Estimator, Loss, Module, RandomOutputs, pull, push, run
 from jacmatch.losses import hoffman, squared_norm
-from jacmatch.objectives.base import Objective, Terms
+from jacmatch.objectives.base import Objective, Output, Terms
 from jacmatch.objectives.penalties import FORMS, Form, go_together, known, numbers
 from jacmatch.objectives.points import AtNoise
 from jacmatch.objectives.terms import exact_values, label_term, precise
@@ -49,6 +49,7 @@ class Robustness(Objective):
         task: Whether labels are classes (cross-entropy) or numbers (squared error).
         seed: Seeds directions and noise.
         measure_every: Calls between two measurements of the shares of the gradient norm.
+        output: Selects the outputs where the network returns more than one tensor.
 
     Raises:
         InputError: a setting is wrong, or settings do not go together.
@@ -81,9 +82,10 @@ class Robustness(Objective):
         task: Literal["classification", "regression"] = "classification",
         seed: int = 0,
         measure_every: int = 100,
+        output: Output = None,
     ) -> None:
         weights = {"labels": 1.0, "penalty": penalty}
-        super().__init__(student, None, weights, every=every, schedule=None, measure_every=measure_every)
+        super().__init__(student, None, weights, every=every, schedule=None, measure_every=measure_every, output=output)
         self.form, self.noise, self.batch_norm = form, noise, batch_norm
         self.probe: Estimator = RandomOutputs(1, law="sphere") if probe is None else probe
         self.task, self.seed = task, seed

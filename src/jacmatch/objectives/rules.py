@@ -24,6 +24,7 @@ from jacmatch.jacobian import (
     TopClass,
     TopLogit,
 )
+from jacmatch.jacobian.features import Select
 from jacmatch.losses import JACOBIAN_LOSSES, OUTPUT_LOSSES
 from jacmatch.objectives.points import AtData, AtMixedPairs, Point
 from jacmatch.teachers import EnsembleTeacher, ModuleTeacher, RememberedTeacher, Teacher
@@ -215,6 +216,21 @@ def one_for_each(x: Tensor, **given: Tensor | None) -> None:
                 f"`{name}` of `Distillation` must have one entry for each of the {len(x)} samples, of shape {wanted}.",
                 got=f"shape {tuple(tensor.shape)}",
             )
+
+
+def selections(
+    output: Select | tuple[Select | None, Select | None] | None, teacher: object, caller: str
+) -> tuple[Select | None, Select | None]:
+    """What selects the outputs of the student and of the teacher; refuses what is not callable, or has no effect."""
+    pair = output if isinstance(output, tuple) and len(output) == 2 else (output, output)
+    for each in pair:
+        if each is not None and not callable(each):
+            rule = f"`output` of `{caller}` must be callable, or a pair of such (student's, teacher's)."
+            raise InputError(rule, got=type(each).__name__, do="For example output=lambda out: out[0].")
+    if isinstance(output, tuple) and pair[1] is not None and not isinstance(teacher, nn.Module):
+        rule = f"`output` of `{caller}` can select from what a teacher returns only where that is an nn.Module."
+        raise InputError(rule, got=type(teacher).__name__, do="Use ModuleTeacher(network, output=...).")
+    return pair
 
 
 def separate(student: nn.Module, teacher: object) -> None:

@@ -21,6 +21,7 @@ from jacmatch.jacobian import (
     push,
     run,
 )
+from jacmatch.jacobian.readouts import with_class_dim
 from jacmatch.jacobian.trials import meets_once_differentiable
 from jacmatch.objectives import rules
 from jacmatch.objectives.points import Batch, Point
@@ -70,6 +71,12 @@ class Slopes:
             about["tangents"] = self._directions(batch, None)
             about["step"] = getattr(self.probe, "step", None)
         return Question(**about)
+
+    def set_class_dim(self, dimension: int) -> None:
+        """Sets the dimension of the classes of probe and readouts, where they have none of their own."""
+        self.probe, self.readout, self.teacher_readout = (
+            with_class_dim(each, dimension) for each in (self.probe, self.readout, self.teacher_readout)
+        )
 
     def not_compiled(self) -> str | None:
         """Why a step with these slopes is not compiled, None where it can be."""

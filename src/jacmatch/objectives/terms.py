@@ -1,6 +1,8 @@
 """The terms of distillation: each a mean over the batch, in float32 at least whatever the networks computed in."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,13 +13,20 @@ from jacmatch.losses import outputs as output_losses
 
 
 def label_term(
-    task: str, outputs: Tensor, labels: Tensor, partner_labels: Tensor | None = None, share: Tensor | None = None
+    task: str,
+    outputs: Tensor,
+    labels: Tensor,
+    partner_labels: Tensor | None = None,
+    share: Tensor | None = None,
+    class_dim: int | None = None,
 ) -> Tensor:
-    """Cross-entropy or squared error.
+    """Cross-entropy or squared error; of dense outputs the sum over positions.
 
     At mixed pairs it is λ ℓ(y) + (1 − λ) ℓ(y′), which for cross-entropy is the loss of the mixed label.
     """
-    loss = output_losses.cross_entropy if task == "classification" else output_losses.squared_error
+    loss: Callable[[Tensor, Tensor], Tensor] = output_losses.squared_error
+    if task == "classification":
+        loss = partial(output_losses.cross_entropy, class_dim=class_dim)
     outputs = precise(outputs)
     each = loss(outputs, labels)
     if share is None:
@@ -27,11 +36,13 @@ def label_term(
     return (share * each + (1 - share) * loss(outputs, partner_labels)).mean()
 
 
-def output_term(name: str, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Squared differences of the outputs, or Hinton's KL."""
+def output_term(
+    name: str, student: Tensor, teacher: Tensor, temperature: float, class_dim: int | None = None
+) -> Tensor:
+    """Squared differences of the outputs, or Hinton's KL; of dense outputs the sum over positions."""
     student, teacher = precise(student), precise(teacher)
     if name == "kl":
-        return output_losses.hinton_kl(student, teacher, temperature).mean()
+        return output_losses.hinton_kl(student, teacher, temperature, class_dim).mean()
     return output_losses.squared_error(student, teacher).mean()
 
 

@@ -1,7 +1,7 @@
 """Transfer from a pretrained teacher of other classes: labels + outputs (LwF) + attention maps + their Jacobians."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import AttentionMaps, BatchNormPolicy, Context, Readout, pull, run
+from jacmatch.jacobian.features import selecting
 from jacmatch.losses import attention_map, attention_transfer, match_sizes
 from jacmatch.models import FirstOutputs
 from jacmatch.objectives import rules
-from jacmatch.objectives.base import Objective, Share, Terms
+from jacmatch.objectives.base import Objective, Output, Share, Terms
 from jacmatch.objectives.schedules import WeightSchedule
 from jacmatch.objectives.terms import jacobian_term, label_term, output_term, precise
 from jacmatch.teachers import Answer, Question, Teacher
@@ -54,6 +55,7 @@ class Transfer(Objective):
         schedule: Factor of the Jacobian weight by data size and progress.
         batch_norm: Policy for BatchNorm of the student in training mode.
         measure_every: Calls between two measurements of the shares.
+        output: Selects the outputs where a network returns more than one tensor; a pair (student's, teacher's).
 
     Raises:
         InputError: a setting is wrong, or settings do not go together.
@@ -95,12 +97,13 @@ class Transfer(Objective):
         schedule: WeightSchedule | None = None,
         batch_norm: BatchNormPolicy = "frozen",
         measure_every: int = 100,
+        output: Output = None,
     ) -> None:
         if teacher is None:
             outputs = attention = jacobians = 0.0
         weights = {"labels": labels, "outputs": outputs, "attention": attention, "jacobians": jacobians}
         calls: dict[str, Any] = {"every": every, "schedule": schedule, "measure_every": measure_every}
-        super().__init__(FirstOutputs(student, classes), teacher, weights, **calls)
+        super().__init__(FirstOutputs(student, classes), teacher, weights, output=output, **calls)
         self.pairs, self.size, self.p = tuple(pairs), size, p
         self.output_loss, self.temperature, self.jacobian_loss = output_loss, temperature, jacobian_loss
         self.batch_norm = batch_norm
@@ -160,6 +163,10 @@ class Transfer(Objective):
         unweighted = self._terms(x, y, answer, outputs, maps, products)
         teacher_outputs = None if answer is None else answer.outputs
         return self._result(call, unweighted, outputs[:, : self.student.outputs], teacher_outputs)
+
+    def selected_outputs(self) -> AbstractContextManager[None]:
+        """Within the context the network with both heads returns what `output` selects."""
+        return selecting(self.student.network, self.output)
 
     def scale_slopes(self, scale: Tensor | None) -> None:
         """Scales the backward pass of the student's products, as fp16 needs it; see `jacobian.products.pull`."""

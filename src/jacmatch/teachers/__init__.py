@@ -7,6 +7,7 @@ needs. A network knows everything about itself, a formula its Jacobian, a black 
 from torch import nn
 
 from jacmatch.errors import InputError
+from jacmatch.jacobian.features import Select
 from jacmatch.teachers.analytic import AnalyticTeacher
 from jacmatch.teachers.base import Answer, Question, Teacher
 from jacmatch.teachers.black_box import BlackBoxTeacher
@@ -25,8 +26,12 @@ TEACHERS = {
 }
 
 
-def as_teacher(given: object) -> Teacher:
+def as_teacher(given: object, output: Select | None = None) -> Teacher:
     """The teacher itself, or an nn.Module as ModuleTeacher.
+
+    Args:
+        given: Either.
+        output: What selects the outputs of an nn.Module.
 
     Raises:
         InputError: it is neither.
@@ -34,7 +39,7 @@ def as_teacher(given: object) -> Teacher:
     if isinstance(given, Teacher):
         return given
     if isinstance(given, nn.Module):
-        return ModuleTeacher(given)
+        return ModuleTeacher(given, output=output)
     raise InputError(
         "`teacher` must be a Teacher or an nn.Module.",
         got=type(given).__name__,

@@ -5,7 +5,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import Context, pull, push, run
+from jacmatch.jacobian import Context, pull, push
+from jacmatch.jacobian.features import Select, selecting
+from jacmatch.jacobian.function import Function
 from jacmatch.teachers.base import Answer, Own, Question, fitting_tangents, frozen_pass, kept
 
 
@@ -19,6 +21,7 @@ class ModuleTeacher:
     Args:
         module: The network, with its own normalisation inside.
         dtype: The type it shall run in; None keeps the type of its parameters.
+        output: Selects the outputs from what the network returns, where that is more than one tensor.
 
     Raises:
         InputError: `module` is no nn.Module, or `dtype` is not a floating-point type.
@@ -32,7 +35,7 @@ class ModuleTeacher:
 
     answers_vjp = True
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype | None = None, *, output: Select | None = None) -> None:
         if not isinstance(module, nn.Module):
             raise InputError(
                 "`module` of `ModuleTeacher` must be an nn.Module.",
@@ -41,7 +44,10 @@ class ModuleTeacher:
             )
         if dtype is not None and not dtype.is_floating_point:
             raise InputError("`dtype` of `ModuleTeacher` must be a floating-point type.", got=dtype)
-        self.module = module.requires_grad_(False).eval()
+        if output is not None and not callable(output):
+            do = "For example output=lambda out: out[0]."
+            raise InputError("`output` of `ModuleTeacher` must be callable.", got=type(output).__name__, do=do)
+        self.module, self.output = module.requires_grad_(False).eval(), output
         if dtype is not None:
             self.module.to(dtype)
 
@@ -57,7 +63,7 @@ class ModuleTeacher:
         z = x.detach().to(like.dtype)
         readout, context = Own(question.readout), Context(labels=question.labels)
         used: list[Tensor] = []
-        with frozen_pass(x):
+        with frozen_pass(x), selecting(module, self.output):
             if question.cotangents is not None:
                 v = kept(question.cotangents, used)
                 result = pull(module, z, v, readout=readout, context=context, layers=question.layers)
@@ -67,10 +73,11 @@ class ModuleTeacher:
                     module, z, tangents, readout=readout, context=context, layers=question.layers, step=question.step
                 )
             else:
-                outputs, features = run(module, z.clone(), (*question.layers, *readout.layers))
+                function = Function(module, readout, context, question.layers, "frozen")
+                values, outputs, features = function(z.clone())
                 return Answer(
                     outputs.to(x.dtype),
-                    readout(outputs, features, context).to(x.dtype),
+                    values.to(x.dtype),
                     features={name: value.to(x.dtype) for name, value in features.items()},
                 )
         return Answer(
