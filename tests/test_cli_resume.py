@@ -82,5 +82,5 @@ def test_a_run_goes_on_with_the_same_data_only(capsys, here):
     np.savez(here / "data.npz", **arrays)
     code, said = run(f"{TRAIN} --out run", capsys)
     assert code == 2
-    assert "The run in run must go on with the data and the teacher that it was begun with. Got others: data ('" in said
+    assert "The run in run must go on with the data that it was begun with. Got changes in x_train (" in said
     assert "result.json" not in json.dumps([path.name for path in Path("run").iterdir()])

@@ -3,11 +3,14 @@
 import errno
 import json
 import os
+import warnings
 
 import pytest
+import torch
 
 from jacmatch.errors import InputError
 from jacmatch.runs import Run, environment, read_metrics, spread
+from jacmatch.runs.environment import warn_of_changes
 
 VERSION = "0.0.1"
 SETTINGS = {"lr": 0.1, "layers": [1, 2], "nested": {"a": 1}}
@@ -261,6 +264,22 @@ def test_the_environment_is_plain_json_without_paths():
     text = json.dumps(environment("a GPU"))
     assert "a GPU" in text
     assert os.path.expanduser("~") not in text
+
+
+def test_another_number_of_threads_or_version_is_recorded_and_warned_of(tmp_path, monkeypatch):
+    assert begun(tmp_path).environment["threads"] == torch.get_num_threads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        begun(tmp_path)
+    before = (
+        rf"made with threads {torch.get_num_threads()}; it goes on with threads 7\. The result is that of a run with"
+    )
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    with pytest.warns(UserWarning, match=before):
+        run = begun(tmp_path)
+    assert run.environment["resumed"][-1]["threads"] == 7
+    with pytest.warns(UserWarning, match=r"made with torch 1\.0, cuda None; it goes on with torch 2\.0, cuda a GPU\."):
+        warn_of_changes({"torch": "1.0", "cuda": None}, {"torch": "2.0", "cuda": "a GPU", "threads": 3})
 
 
 def test_what_a_process_left_that_was_killed_after_the_result_goes(tmp_path):

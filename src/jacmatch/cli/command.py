@@ -95,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return job.say(f"the memory is full. Use a smaller --batch-size. {job.left()}", 2)
         traceback.print_exc()
+        job.left()
         return job.say("this is a defect of jacmatch. Please report it with the lines above.", 1)
 
 
@@ -147,8 +148,12 @@ class _Job:
         if together and job.devices > 1 and joining.expected() == 1:
             from jacmatch.cli.launch import launch
 
-            self.numbered, self.out = job.out is None, job.folder(verb)  # for what is said if one is killed
-            return launch([verb, *words], job.devices)
+            words = [*words] if job.out is not None else [*words, "--out", str(self._chosen(job, verb))]
+            self.out = job.out or self.out  # for what is said if one is killed
+            code = launch([verb, *words], job.devices, numbered=self.numbered)
+            if code:
+                self.left()
+            return code
         self.met = not together
         with joining.joined(job.device) if together else contextlib.nullcontext(Ranks()) as ranks:
             self.met = True
@@ -163,14 +168,22 @@ class _Job:
 
     def _begun(self, job: Any, verb: str, ranks: Any) -> Any:
         """The job with its folder, about which is noted what was there before."""
-        self.numbered, self.keeps = job.out is None, getattr(job, "keeps", self.keeps)
-        self.out = Path(ranks.told(str(job.folder(verb))))
-        with disk(self.out):
-            if ranks.first:  # who alone makes it, and removes it
-                self.made = [path for path in (self.out, *self.out.parents) if not path.exists()]
-                self.fresh = bool(self.made) or (self.out.is_dir() and not any(self.out.iterdir()))
+        self.keeps = getattr(job, "keeps", self.keeps)
+        self.out = Path(ranks.told(str(self._chosen(job, verb)) if ranks.first else ""))  # the first alone makes it
         ranks.wait()
         return dataclasses.replace(job, out=self.out)
+
+    def _chosen(self, job: Any, verb: str) -> Path:
+        """The folder of the job, made if the job did not name one; what was there before is noted."""
+        self.numbered = job.out is None or "JACMATCH_NUMBERED" in os.environ
+        above = [path for path in (Path("runs"),) if job.out is None and not path.exists()]
+        out: Path = job.folder(verb)
+        with disk(out):
+            missing = [path for path in (out, *out.parents) if not path.exists()]
+            self.made = [out, *above] if job.out is None else missing
+            self.fresh = bool(self.made) or (out.is_dir() and not any(out.iterdir()))
+        self.out = out
+        return out
 
     def say(self, message: str, code: int) -> int:
         """Prints one line and returns the exit code."""

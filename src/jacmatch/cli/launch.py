@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
 from torch import distributed
@@ -23,7 +23,7 @@ _INTERFACE = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _PROGRAM = "from jacmatch.cli import main; sys.exit(main())"
 
 
-def launch(words: Sequence[str], count: int) -> int:
+def launch(words: Sequence[str], count: int, *, numbered: bool = False) -> int:
     """The exit code of the command in so many processes.
 
     They meet in a file of a folder that only this user can enter, and talk by the loopback interface: nothing listens
@@ -35,20 +35,22 @@ def launch(words: Sequence[str], count: int) -> int:
     Args:
         words: The command line after the program's name.
         count: How many processes.
+        numbered: Whether `--out` among the words is not the user's but the next free number.
 
     Raises:
         ElsewhereError: One was killed.
     """
     with tempfile.TemporaryDirectory(prefix="jacmatch-", ignore_cleanup_errors=True) as folder:
-        return _run(words, count, os.path.join(folder, "store"))
+        return _run(words, count, os.path.join(folder, "store"), {"JACMATCH_NUMBERED": "1"} if numbered else {})
 
 
-def _run(words: Sequence[str], count: int, meeting: str) -> int:
-    """The same, with the file in which the processes meet."""
+def _run(words: Sequence[str], count: int, meeting: str, more: Mapping[str, str]) -> int:
+    """The same, with the file in which the processes meet, and more for their environment."""
     store = distributed.FileStore(meeting, -1)  # type: ignore[attr-defined]
     threads = max(1, (os.cpu_count() or 1) // count)
     about = {
         **_loopback(),
+        **more,
         STORE: meeting,
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),

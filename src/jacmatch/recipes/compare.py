@@ -14,7 +14,8 @@ from jacmatch.errors import InputError
 from jacmatch.models import count_parameters
 from jacmatch.recipes import networks
 from jacmatch.recipes.fields import JobFields
-from jacmatch.recipes.train import load
+from jacmatch.recipes.own_data import data_for
+from jacmatch.runs import threads
 from jacmatch.teachers import ModuleTeacher
 from jacmatch.training import agreement, evaluate
 from jacmatch.version import __version__
@@ -28,8 +29,8 @@ class Compare(JobFields):
     """The reference: a run folder, or a model name with --first-weights."""
     second: Annotated[str, tyro.conf.Positional] = ""
     """The other: a run folder, or a model name with --second-weights."""
-    data: str = "digits"
-    """Data set; its test part is used."""
+    data: str | None = None
+    """Data set, of which the test part is used; if left out, that of the runs, or digits for two model names."""
     first_weights: Path | None = None
     """Weights of the first: safetensors, a checkpoint of torch, or a folder of either."""
     second_weights: Path | None = None
@@ -41,7 +42,8 @@ class Compare(JobFields):
         """Measures, and returns the result."""
         if self.samples < 1:
             raise InputError("`--samples` of `compare` must be at least 1.", got=self.samples)
-        data = load(self.data, self.seed, self.smoke)
+        given: dict[str, Any] = {"seed": self.seed, "smoke": self.smoke, "allow_code": self.allow_code}
+        data = data_for("compare", (self.first, self.second), self.data, **given)
         pair = []
         for spec, path in ((self.first, self.first_weights), (self.second, self.second_weights)):
             weights = None if path is None else networks.Weights(path)
@@ -56,6 +58,7 @@ class Compare(JobFields):
         result = {
             "job": "compare",
             "version": __version__,
+            "threads": threads(),
             "seed": self.seed,
             "teacher": self._described(reference, data),
             "student": self._described(other, data),
@@ -64,6 +67,7 @@ class Compare(JobFields):
                 "largest_output_difference": float(largest),
             },
             "samples": samples,
+            "data": data.name,
             "test_samples": len(data.test),
             "seconds": time.perf_counter() - start,
             "settings": self.settings(),

@@ -22,7 +22,7 @@ from jacmatch.recipes.teachers import Prepared
 from jacmatch.recipes.teaching import TeachingFields
 from jacmatch.recipes.train import load, parts, unfinished
 from jacmatch.report import write_report
-from jacmatch.runs import Run
+from jacmatch.runs import Run, threads
 from jacmatch.runs.files import load as load_json
 from jacmatch.teachers import ModuleTeacher
 from jacmatch.training import Batches, Fitted, agreement, engine_trial, evaluate, find_device, fit
@@ -70,6 +70,7 @@ class Distill(TeachingFields):
         result = {
             "job": "distill",
             "version": __version__,
+            "threads": threads(),
             "seed": self.seed,
             **summarized(run, self.methods, students, "accuracy" if data.classes else "rmse"),
             "seconds": time.perf_counter() - start,
@@ -149,6 +150,7 @@ class Distill(TeachingFields):
             {
                 "job": "distill",
                 "version": __version__,
+                "threads": threads(),
                 "seed": seed,
                 "method": method,
                 "teacher": self._described(teacher.network, data),

@@ -10,7 +10,8 @@ import tyro
 from jacmatch.models import count_parameters
 from jacmatch.recipes import networks
 from jacmatch.recipes.fields import JobFields
-from jacmatch.recipes.train import load
+from jacmatch.recipes.own_data import data_for
+from jacmatch.runs import threads
 from jacmatch.training import evaluate
 from jacmatch.version import __version__
 
@@ -21,8 +22,8 @@ class Evaluate(JobFields):
 
     model: Annotated[str, tyro.conf.Positional] = ""
     """Network: a run folder, or a model name with --weights."""
-    data: str = "digits"
-    """Data set."""
+    data: str | None = None
+    """Data set; if left out, that of the run, or digits for a model name."""
     weights: Path | None = None
     """Weights of the network: safetensors, a checkpoint of torch (.pth), or a folder of either."""
     mean: tuple[float, ...] | None = None
@@ -32,7 +33,8 @@ class Evaluate(JobFields):
 
     def run(self) -> dict[str, Any]:
         """Measures, and returns the result."""
-        data = load(self.data, self.seed, self.smoke)
+        given: dict[str, Any] = {"seed": self.seed, "smoke": self.smoke, "allow_code": self.allow_code}
+        data = data_for("evaluate", (self.model,), self.data, **given)
         weights = None if self.weights is None else networks.Weights(self.weights, self.mean, self.std)
         network = networks.network(self.model, data, weights, allow_code=self.allow_code)
         run = self.begin("evaluate")
@@ -40,8 +42,10 @@ class Evaluate(JobFields):
         result = {
             "job": "evaluate",
             "version": __version__,
+            "threads": threads(),
             "seed": self.seed,
             "student": {**evaluate(network, data.test, device=self.device), "parameters": count_parameters(network)},
+            "data": data.name,
             "test_samples": len(data.test),
             "seconds": time.perf_counter() - start,
             "settings": self.settings(),

@@ -11,7 +11,8 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian import doctor
 from jacmatch.recipes import networks
 from jacmatch.recipes.fields import JobFields
-from jacmatch.recipes.train import load
+from jacmatch.recipes.own_data import data_for
+from jacmatch.runs import threads
 from jacmatch.version import __version__
 
 
@@ -21,8 +22,8 @@ class Doctor(JobFields):
 
     model: Annotated[str, tyro.conf.Positional] = ""
     """A run folder, or a model name (random weights will do)."""
-    data: str = "digits"
-    """Data set that fits the model."""
+    data: str | None = None
+    """Data set that fits the model; if left out, that of the run, or digits for a model name."""
     samples: int = 8
     """Samples in the batch that is tried."""
 
@@ -30,7 +31,8 @@ class Doctor(JobFields):
         """Tries the model in training and in evaluation mode, and returns the result."""
         if self.samples < 2:
             raise InputError("`--samples` of `doctor` must be at least 2.", got=self.samples)
-        data = load(self.data, self.seed, self.smoke)
+        given: dict[str, Any] = {"seed": self.seed, "smoke": self.smoke, "allow_code": self.allow_code}
+        data = data_for("doctor", (self.model,), self.data, **given)
         torch.manual_seed(self.seed)
         if networks.is_run(self.model):
             network = networks.network(self.model, data, allow_code=self.allow_code)
@@ -53,7 +55,9 @@ class Doctor(JobFields):
         result = {
             "job": "doctor",
             "version": __version__,
+            "threads": threads(),
             "seed": self.seed,
+            "data": data.name,
             "modes": modes,
             "seconds": time.perf_counter() - start,
             "settings": self.settings(),

@@ -8,6 +8,7 @@ import torch
 
 from jacmatch.errors import InputError
 from jacmatch.runs import Run
+from jacmatch.runs.files import disk
 from jacmatch.training import Training, find_device
 from jacmatch.training.distributed import Ranks
 from jacmatch.version import __version__
@@ -54,7 +55,7 @@ class JobFields:
                 "The command line starts them; in Python start torchrun, and call torch.distributed.init_process_group."
             )
             raise InputError(rule, got=f"{getattr(self, 'devices', 1)}, and {ranks.size} process(es)", do=do)
-        folder = self.out or Path(ranks.told(str(next_folder(job))))
+        folder = self.out or Path(ranks.told(str(claimed_folder(job)) if ranks.first else ""))
         if ranks.first:
             run = Run.create(folder, job, told, __version__, cuda=gpu, again=again)
         ranks.wait()
@@ -63,8 +64,8 @@ class JobFields:
         return run
 
     def folder(self, job: str) -> Path:
-        """The run folder of this job."""
-        return self.out or next_folder(job)
+        """The run folder of this job; without `out` one that is made now, and is nobody else's."""
+        return self.out or claimed_folder(job)
 
 
 @dataclass(frozen=True)
@@ -152,12 +153,25 @@ class TrainingFields(JobFields):
         return Training(**chosen)
 
 
-def next_folder(job: str) -> Path:
-    """runs/JOB-NUMBER with the next free number."""
-    number = 1
-    while (path := Path("runs") / f"{job}-{number:03d}").exists():
-        number += 1
-    return path
+def claimed_folder(job: str) -> Path:
+    """Make runs/JOB-NUMBER with the next free number. Of several processes that ask at once each gets another one.
+
+    Raises:
+        InputError: The operating system refuses.
+    """
+    number, place = 1, Path("runs")
+    with disk(place):
+        while True:
+            place.mkdir(exist_ok=True)
+            path = place / f"{job}-{number:03d}"
+            try:
+                path.mkdir()
+            except FileExistsError:
+                number += 1
+            except FileNotFoundError:  # a process that has begun nothing has removed `runs` again
+                continue
+            else:
+                return path
 
 
 def positive(job: str, **numbers: int) -> None:

@@ -21,7 +21,7 @@ from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.robust_tables import tables
 from jacmatch.recipes.train import load, parts, unfinished
 from jacmatch.report import write_report
-from jacmatch.runs import Run, spread
+from jacmatch.runs import Run, spread, threads
 from jacmatch.training import Fitted, evaluate, evaluate_under_shifts, fit
 from jacmatch.version import __version__
 
@@ -120,6 +120,7 @@ class Robust(TrainingFields):
         result = {
             "job": "robust",
             "version": __version__,
+            "threads": threads(),
             "seed": self.seed,
             "teacher": None,
             **self._summary(run, variants, main, trained),
@@ -211,6 +212,7 @@ class Robust(TrainingFields):
             {
                 "job": "robust",
                 "version": __version__,
+                "threads": threads(),
                 "seed": seed,
                 "method": variant.method,
                 "teacher": None,

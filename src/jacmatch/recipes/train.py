@@ -14,7 +14,7 @@ from jacmatch.recipes import networks
 from jacmatch.recipes.fields import TrainingFields
 from jacmatch.recipes.inputs import same_inputs
 from jacmatch.recipes.progress import Progress
-from jacmatch.runs import Run
+from jacmatch.runs import Run, threads
 from jacmatch.training import evaluate, fit
 from jacmatch.version import __version__
 
@@ -63,6 +63,7 @@ class Train(TrainingFields):
         result = {
             "job": "train",
             "version": __version__,
+            "threads": threads(),
             "seed": self.seed,
             "teacher": None,
             "student": {**evaluate(student, data.test, device=self.device), "parameters": count_parameters(student)},

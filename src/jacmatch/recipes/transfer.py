@@ -17,7 +17,7 @@ from jacmatch.recipes.train import parts, unfinished
 from jacmatch.recipes.transfer_tables import tables
 from jacmatch.recipes.transferring import METHODS, Method, Ready, TransferFields
 from jacmatch.report import write_report
-from jacmatch.runs import Run, spread
+from jacmatch.runs import Run, spread, threads
 from jacmatch.training import Fitted, evaluate
 from jacmatch.version import __version__
 
@@ -82,6 +82,7 @@ class Transfer(TransferFields):
         result = {
             "job": "transfer",
             "version": __version__,
+            "threads": threads(),
             "seed": seed,
             "method": method,
             "teacher": None,
@@ -116,6 +117,7 @@ class Transfer(TransferFields):
         return {
             "job": "transfer",
             "version": __version__,
+            "threads": threads(),
             "seed": self.seed,
             "teacher": {
                 "accuracy": nearest_mean_accuracy(teacher.network, subset, some, ready.classes),

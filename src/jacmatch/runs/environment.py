@@ -4,9 +4,15 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+_DECIDING = ("jacmatch", "torch", "numpy", "threads", "cuda", "commit")
+"""Parts of an environment on which the bits of a result depend."""
 
 
 def environment(cuda: str | None = None) -> dict[str, Any]:
@@ -17,7 +23,7 @@ def environment(cuda: str | None = None) -> dict[str, Any]:
 
     Example:
         >>> sorted(environment())
-        ['commit', 'cpus', 'cuda', 'jacmatch', 'numpy', 'platform', 'python', 'started', 'torch']
+        ['commit', 'cpus', 'cuda', 'jacmatch', 'numpy', 'platform', 'python', 'started', 'threads', 'torch']
     """
     return {
         "jacmatch": _version("jacmatch"),
@@ -26,10 +32,36 @@ def environment(cuda: str | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        "threads": threads(),
         "cuda": cuda,
         "commit": commit(Path(__file__)),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def threads() -> int | None:
+    """How many threads torch uses on the CPU, None where nobody has imported it.
+
+    The order of sums, and so the last digits of all that is trained, depends on it.
+    """
+    torch = sys.modules.get("torch")
+    return None if torch is None else int(torch.get_num_threads())
+
+
+def warn_of_changes(before: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Warns in one line if what is done was made in another environment than that in which it goes on.
+
+    Args:
+        before: Of what is done, as `environment` says it, or a part of that.
+        here: In which it goes on.
+    """
+    names = [name for name in _DECIDING if name in before and before[name] != here.get(name)]
+    if names:
+        there, now = (", ".join(f"{name} {given.get(name)}" for name in names) for given in (before, here))
+        said = f"What is done so far was made with {there}; it goes on with {now}."
+        warnings.warn(
+            f"{said} The result is that of a run without a stop up to rounding, not bit for bit.", stacklevel=1
+        )
 
 
 def commit(file: Path) -> str | None:

@@ -21,7 +21,7 @@ from typing import Any
 from jacmatch.errors import InputError
 from jacmatch.files import UNFINISHED, append, check_entry, inside
 from jacmatch.runs.differences import differences
-from jacmatch.runs.environment import environment
+from jacmatch.runs.environment import environment, warn_of_changes
 from jacmatch.runs.files import disk, encoded, load, plain, undone_on_failure, write_whole
 from jacmatch.runs.identity import INPUTS, Fingerprint, changed, digest_of
 from jacmatch.runs.lock import LOCK, Lock, hold
@@ -98,6 +98,7 @@ class Run:
             raise _taken(run.path, f"a finished run of `{job}`")
         if run.resumed:
             before = run.environment
+            warn_of_changes((before.get("resumed") or [before])[-1], now)
             whole = {**before, "resumed": [*before.get("resumed", []), now]} if before else {**now, "resumed": []}
             write_whole(run.path, _ENVIRONMENT, encoded(whole, _ENVIRONMENT))
         return run

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError
 from jacmatch.files import read
 from jacmatch.runs import CHECKPOINT, Run
+from jacmatch.runs.environment import warn_of_changes
 from jacmatch.runs.files import write_whole
 from jacmatch.runs.identity import changed
 from jacmatch.training.distributed import Shared
@@ -153,6 +154,7 @@ def keep(state: State, run: Run) -> None:
     parts = {
         "run": state.told(),
         "student": _student(state),
+        "environment": _environment(),
         "step": state.step,
         "seconds": state.elapsed(),
         "aside": state.aside,
@@ -200,6 +202,7 @@ def resume(state: State, run: Run) -> None:
 
 def _restore(state: State, saved: Mapping[str, Any], path: Path) -> None:
     check_same(path, saved["run"], state.told())
+    warn_of_changes(saved.get("environment", {}), _environment())
     load_weights(state.objective, saved["objective"], path)
     if state.average is not None:
         load_weights(state.average, saved["average"], path)
@@ -221,6 +224,11 @@ def _restore(state: State, saved: Mapping[str, Any], path: Path) -> None:
     state.step = state.kept = int(saved["step"])
     state.seconds, state.aside = float(saved["seconds"]), float(saved["aside"])
     state.skipped = int(saved.get("skipped", 0))
+
+
+def _environment() -> dict[str, Any]:
+    """What a checkpoint says of where it was made: on this the bits of the next step depend."""
+    return {"torch": str(torch.__version__), "threads": torch.get_num_threads()}
 
 
 def _student(state: State) -> dict[str, Any]:

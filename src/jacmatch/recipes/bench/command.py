@@ -17,7 +17,7 @@ from jacmatch.errors import InputError, unknown_name
 from jacmatch.recipes.bench import BENCHMARKS
 from jacmatch.recipes.bench.claims import Benchmark
 from jacmatch.recipes.bench.method import Conditions
-from jacmatch.recipes.fields import next_folder
+from jacmatch.recipes.fields import claimed_folder
 from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.threads import one_thread
 from jacmatch.runs import environment
@@ -68,7 +68,7 @@ class Bench:
 
     def folder(self, job: str) -> Path:
         """Where the results are written."""
-        return self.out or next_folder(job)
+        return self.out or claimed_folder(job)
 
     def _plan(self, benchmark: Benchmark) -> list[tuple[Any, str]]:
         kinds = ("cpu", "cuda") if self.device is None else (self.device,)

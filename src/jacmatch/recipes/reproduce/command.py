@@ -19,7 +19,7 @@ from jacmatch.recipes.reproduce.request import Request
 from jacmatch.recipes.reproduce.side_by_side import end_with_parent, side_by_side
 from jacmatch.recipes.threads import one_thread
 from jacmatch.report import Document, write_report
-from jacmatch.runs import Run
+from jacmatch.runs import Run, threads
 from jacmatch.runs.files import load
 from jacmatch.training import find_device
 from jacmatch.version import __version__
@@ -57,6 +57,7 @@ class Reproduce(Request):
         result = {
             "job": "reproduce",
             "version": __version__,
+            "threads": threads(),
             "seed": self.seed,
             "about": experiment.about,
             "seconds": time.perf_counter() - start,

@@ -25,7 +25,7 @@ from jacmatch.recipes.surrogate.source import Source, output_units, source
 from jacmatch.recipes.surrogate.tables import LABELS, figure, tables
 from jacmatch.recipes.train import unfinished
 from jacmatch.report import write_report
-from jacmatch.runs import Run, spread
+from jacmatch.runs import Run, spread, threads
 from jacmatch.training import Fitted, fit
 from jacmatch.version import __version__
 
@@ -120,6 +120,7 @@ class Surrogate(SurrogateFields):
             {
                 "job": "surrogate",
                 "version": __version__,
+                "threads": threads(),
                 "seed": seed,
                 "method": method,
                 "samples": len(told),
@@ -187,6 +188,7 @@ class Surrogate(SurrogateFields):
         result = {
             "job": "surrogate",
             "version": __version__,
+            "threads": threads(),
             "about": f"a network that stands for {self.teacher}",
             "seed": self.seed,
             "teacher": None if asked.function is None else {"rmse": 0.0, "parameters": None},

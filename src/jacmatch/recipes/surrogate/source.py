@@ -226,7 +226,7 @@ def _file(job: SurrogateFields) -> Source:
     if job.sampling != "sobol" or job.jacobian != "auto":
         rule = "`--sampling` and `--jacobian` of `surrogate` are for a function that can be asked."
         raise InputError(rule, got=job.teacher, do="Leave them out: the file has its points, and j_train its slopes.")
-    data = _arrays(job)
+    data = arrays_of(job)
     if data.classes is not None:
         raise InputError(f"{job.teacher} must have targets (N, K) of a float type.", got="classes")
     if data.train.jacobians is None and "slopes" in job.methods:
@@ -240,7 +240,7 @@ def _file(job: SurrogateFields) -> Source:
     return Source(job, None, None, data, data.train.inputs().double(), units)
 
 
-def _arrays(job: SurrogateFields) -> Data:
+def arrays_of(job: SurrogateFields) -> Data:
     """The arrays of the file; a fifth of its points is held out where it has no others to test with."""
     arrays = npz.arrays(job.teacher.removeprefix("npz:"), ("x_train", "y_train"))
     if "x_test" in arrays or "y_test" in arrays:
