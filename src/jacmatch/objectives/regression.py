@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import BatchNormPolicy, DataPairs, Engine, Estimator, EveryRow
+from jacmatch.jacobian import BatchNormPolicy, DataPairs, Engine, Estimator, EveryRow, SampledRows
 from jacmatch.objectives import rules
 from jacmatch.objectives.base import Objective, Output, Share, Terms
 from jacmatch.objectives.points import AtData, Batch
@@ -23,7 +23,8 @@ class Regression(Objective):
 
     With units s of the inputs and t of the outputs, ℓ_values is the mean over the batch of Σₖ ((ŷₖ − yₖ)/tₖ)², and the
     slopes are compared as Σₖᵢ ((Ĵₖᵢ − Jₖᵢ) sᵢ/tₖ)², or by as many products as the probe takes. Metres and radians then
-    weigh alike, and nothing changes when one is given in millimetres.
+    weigh alike, and nothing changes when one is given in millimetres. Entries of given Jacobians that are NaN are not
+    known: they are left out of the sum.
 
     Args:
         student: The network to train: raw inputs (B, *input) in, raw outputs (B, K) out.
@@ -126,7 +127,7 @@ class Regression(Objective):
         Args:
             x: Raw inputs.
             y: Values; the teacher's if None.
-            j: Slopes ∂yₖ/∂xᵢ; those of the `table`, or the teacher's, if None.
+            j: Slopes ∂yₖ/∂xᵢ, NaN where one is not known; those of the `table`, or the teacher's, if None.
             ids: A number for each sample, the same in each epoch; row numbers if None.
             draw: Which of the independent draws of directions; None counts the calls.
             partners: Another data point for each sample, where `needs_partners`; the next in the batch if None.
@@ -134,7 +135,8 @@ class Regression(Objective):
             progress: Share of the training that is done, for the schedule.
 
         Raises:
-            InputError: there is neither a target nor a teacher, or a shape is wrong.
+            InputError: there is neither a target nor a teacher, a shape is wrong, or no product that the probe asks
+                for is known.
             UnsupportedError: the student cannot be differentiated as the probe needs.
         """
         call = self._call(progress)
@@ -167,8 +169,23 @@ class Regression(Objective):
             terms["values"] = output_term("squared", outputs / t, target / t, 1.0)
         if products is not None and answer is not None and answer.products is not None:
             s = 1.0 if input_side else self.input_scale.to(outputs)
-            terms["jacobians"] = jacobian_term(self.jacobian_loss, products * s, answer.products * s)
+            given = self.table is not None if j is None else True
+            mine, theirs = self._where_known(products, answer.products) if given else (products, answer.products)
+            terms["jacobians"] = jacobian_term(self.jacobian_loss, mine * s, theirs * s)
         return outputs, target, terms
+
+    def _where_known(self, student: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        """Both products (P, B, …), 0 in both where that of the given Jacobians is unknown."""
+        unknown = given.isnan()
+        if bool(unknown.any()):
+            if self.jacobian_loss == "normalized":
+                rule = "`jacobian_loss` of `Regression` must be 'squared' or 'relative' where Jacobians have NaN."
+                raise InputError(rule, got="'normalized'", do="No direction is known of a row that is known in part.")
+            if bool(unknown.all()) and not isinstance(self.probe, EveryRow | SampledRows):
+                rule = "`probe` of `Regression` must compare entries that are known where Jacobians have NaN."
+                got = f"{type(self.probe).__name__}(), all products of which have unknown entries"
+                raise InputError(rule, got=got, do="Use EveryRow(), the default.")
+        return student.masked_fill(unknown, 0.0), given.masked_fill(unknown, 0.0)
 
     def _ask(self, how: Slopes, batch: Batch, j: Tensor | None, *, slopes: bool) -> Answer | None:
         """What is known about the batch; None where its targets are all that is needed."""

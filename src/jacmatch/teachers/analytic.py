@@ -62,7 +62,7 @@ class AnalyticTeacher:
             outputs = self._outputs(x)
             if question.cotangents is not None:
                 values, w, v = pull_readout(question, outputs)
-                rows = torch.einsum("pbk,bki->pbi", w, self._matrix(x, outputs))
+                rows = _product("pbk,bki->pbi", w, self._matrix(x, outputs))
                 return Answer(outputs, values, rows.view(len(w), *x.shape), cotangents=v)
             if question.tangents is None:
                 return Answer(outputs, values_of(question, outputs))
@@ -72,7 +72,7 @@ class AnalyticTeacher:
                     lambda z: values_of(question, self._outputs(z)), x, tangents, step=question.step
                 )
                 return Answer(outputs, values_of(question, outputs), pairs)
-            jv = torch.einsum("bki,pbi->pbk", self._matrix(x, outputs), tangents.flatten(2))
+            jv = _product("pbi,bki->pbk", tangents.flatten(2), self._matrix(x, outputs))
             values, products = push_readout(question, outputs, jv)
             return Answer(outputs, values, products)
 
@@ -89,3 +89,13 @@ class AnalyticTeacher:
                 do="The order is batch, outputs, input.",
             )
         return j.detach().to(x).flatten(2)
+
+
+def _product(equation: str, directions: Tensor, matrix: Float[Tensor, "batch out entry"]) -> Tensor:
+    """The products of a Jacobian of which entries may be unknown (NaN): NaN where such an entry has a weight."""
+    unknown = matrix.isnan()
+    if not bool(unknown.any()):
+        return torch.einsum(equation, directions, matrix)
+    products = torch.einsum(equation, directions, matrix.masked_fill(unknown, 0.0))
+    weights = torch.einsum(equation, (directions != 0).to(matrix), unknown.to(matrix))
+    return products.masked_fill(weights > 0, float("nan"))

@@ -159,6 +159,17 @@ def test_a_file_has_points_values_and_slopes(folder, undrawn):
     does(f"--teacher npz:mine.npz {SMALL} --low 0 --out third", code=2)
 
 
+def test_derivatives_of_a_file_may_be_known_in_part(folder, undrawn):
+    x = np.random.default_rng(0).random((40, 2)).astype(np.float32)
+    y, j = np.stack([x.prod(1), x.sum(1)], 1), np.full((40, 2, 2), np.nan, np.float32)
+    j[:20, 1] = 1
+    np.savez("part.npz", x_train=x, y_train=y, x_test=x, y_test=y, j_train=j, j_test=j)
+    does(f"--teacher npz:part.npz {SMALL} --out run")
+    found = result(folder / "run")
+    assert "Derivatives are known at 40 of 160 entries; the others are left out." in found["notes"]
+    assert all(np.isfinite(curve["errors"]["slopes"]["mean"]) for curve in found["curves"])
+
+
 def test_a_fifth_of_a_file_without_a_test_part_is_held_out_and_inputs_may_have_any_shape(folder, undrawn):
     x = np.random.default_rng(0).random((40, 1, 2, 3)).astype(np.float32)
     np.savez("pixels.npz", x_train=x, y_train=(x**2).sum((1, 2, 3))[:, None], j_train=2 * x[:, None])

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacmatch.datasets import Split, split_validation
+from jacmatch.datasets import Data, Split, split_validation
 from jacmatch.errors import InputError
 from jacmatch.models import count_parameters
 from jacmatch.objectives import Regression
@@ -248,7 +248,7 @@ def _notes(asked: Source) -> list[str]:
     """What a reader must know about the function."""
     function, tried = asked.function, asked.tried
     if function is None or tried is None:
-        return []
+        return _known_share(asked.data)
     bent = function.bent
     way = _WAYS[function.way]
     if function.way != "differences":
@@ -264,6 +264,16 @@ def _notes(asked: Source) -> list[str]:
             "within it, and differences say little there. Try another --step."
         )
     return notes
+
+
+def _known_share(data: Data | None) -> list[str]:
+    """How much of the derivatives in a file is known, where not all are."""
+    if data is None or data.train.jacobians is None:
+        return []
+    known = ~data.train.jacobians.isnan()
+    if bool(known.all()):
+        return []
+    return [f"Derivatives are known at {int(known.sum()):,} of {known.numel():,} entries; the others are left out."]
 
 
 _WAYS = {
