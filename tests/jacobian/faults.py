@@ -207,7 +207,7 @@ IN_PLACE = {
 }
 
 COUPLED = {
-    name: Fault(layered(function), "couples-samples", "statistics over the batch", "reverse")
+    name: Fault(layered(function), "couples-samples", "take `jacobian`", "reverse")
     for name, function in {
         "by the mean": lambda x, a: a(x - x.mean(0, keepdim=True)),
         "by softmax": lambda x, a: a(x).softmax(0),

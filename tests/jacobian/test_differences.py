@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError
 from jacmatch.jacobian import jvp, push
 from jacmatch.jacobian.differences import central, step_sizes, with_error
+from jacmatch.jacobian.verification import unverified
 
 from . import reference
 from .architectures import made
@@ -165,5 +166,6 @@ def test_it_takes_two_passes_for_each_direction_and_one_at_the_point():
         calls.append(x.requires_grad)
         return smooth(x)
 
-    jvp(counted, X, V, engine="differences")
+    with unverified():
+        jvp(counted, X, V, engine="differences")
     assert len(calls) == 2 * len(V) + 1

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import jacobian, jvp, pull, push, vjp
+from jacmatch.jacobian.verification import unverified
 
 from . import reference
 
@@ -209,11 +210,16 @@ def test_a_custom_operator_without_a_forward_mode_rule(beside):
 
 
 def test_a_function_that_is_differentiable_once():
-    """vᵀJ is right, and PyTorch refuses to differentiate it; Jv by two backward passes is refused at once."""
+    """vᵀJ is right, and PyTorch refuses to differentiate it: so do we, before anybody has built a loss on it."""
     module = Between(OnceOnly.apply)
-    row = vjp(module, X, V)[1]
+    with torch.no_grad():
+        row = vjp(module, X, V)[1]
     expected = reference.rows_by_backward(module, X, V[None])[0]
-    torch.testing.assert_close(row.detach(), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(row, expected, rtol=1e-12, atol=1e-12)
+    with pytest.raises(UnsupportedError, match=r"taken only once.*engine='differences'.*torch.no_grad\(\)"):
+        vjp(module, X, V)
+    with unverified():
+        row = vjp(module, X, V)[1]
     with pytest.raises(RuntimeError, match="once_differentiable"):
         row.square().sum().backward()
     with pytest.raises(UnsupportedError, match="engine='differences'"):

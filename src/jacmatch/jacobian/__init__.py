@@ -39,6 +39,7 @@ from jacmatch.jacobian.readouts import (
     Readout,
     TopLogit,
 )
+from jacmatch.jacobian.verification import unverified
 
 __all__ = [
     "ESTIMATORS",
@@ -81,5 +82,6 @@ __all__ = [
     "push",
     "run",
     "twice_differentiable",
+    "unverified",
     "vjp",
 ]

@@ -10,17 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jacmatch.jacobian.callables import modules_of
+
 
 def all_buffers(module: Callable[..., Any]) -> dict[str, Tensor]:
-    """The buffers of a network by one name each; a plain function has none."""
-    return dict(module.named_buffers()) if isinstance(module, nn.Module) else {}
+    """The buffers of a network by one name each; of a plain function those of the networks that it uses."""
+    if isinstance(module, nn.Module):
+        return dict(module.named_buffers())
+    named = [(f"{number}.", each.named_buffers()) for number, each in enumerate(modules_of(module))]
+    return {prefix + name: buffer for prefix, each in named for name, buffer in each}
 
 
 def buffers_in_training(module: Callable[..., Any]) -> dict[str, Tensor]:
     """The buffers a forward pass may write: all of them while any part is in training mode, else none."""
-    if not isinstance(module, nn.Module) or not any(layer.training for layer in module.modules()):
-        return {}
-    return all_buffers(module)
+    networks = [module] if isinstance(module, nn.Module) else modules_of(module)
+    return all_buffers(module) if any(layer.training for each in networks for layer in each.modules()) else {}
 
 
 def copies_of(buffers: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -29,9 +33,9 @@ def copies_of(buffers: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def replaced_buffers(module: nn.Module, buffers: dict[str, Tensor]) -> Iterator[None]:
+def replaced_buffers(module: Callable[..., Any], buffers: dict[str, Tensor]) -> Iterator[None]:
     """Within the context these tensors are the buffers; what the module assigned in their place is then in the dict."""
-    name_of = {id(buffer): name for name, buffer in module.named_buffers() if name in buffers}
+    name_of = {id(buffer): name for name, buffer in all_buffers(module).items() if name in buffers}
     given = dict(buffers)
     slots = _slots(module)
     try:
@@ -57,7 +61,7 @@ def write_buffers(module: Callable[..., Any], written: dict[str, Tensor]) -> Non
 @contextmanager
 def preserved_buffers(module: Callable[..., Any]) -> Iterator[None]:
     """Within the context the module may be called freely; afterwards its buffers hold what they held before."""
-    slots = _slots(module) if isinstance(module, nn.Module) else []
+    slots = _slots(module)
     before = {id(own): own.detach().clone() for _, _, own in slots}
     try:
         yield
@@ -69,6 +73,26 @@ def preserved_buffers(module: Callable[..., Any]) -> Iterator[None]:
             own.data.copy_(before[id(own)])
 
 
-def _slots(module: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
+@contextmanager
+def preserved_state(module: Callable[..., Any]) -> Iterator[None]:
+    """Like `preserved_buffers`; what the layers keep as plain attributes, counts for example, comes back as well."""
+    layers = [layer for each in modules_of(module) for layer in each.modules()]
+    layers = [layer for layer in layers if not isinstance(layer, torch.jit.ScriptModule)]  # these have no attributes
+    before = [(layer, dict(vars(layer)), dict(layer._parameters)) for layer in layers]
+    try:
+        with preserved_buffers(module):
+            yield
+    finally:
+        for layer, attributes, parameters in before:
+            for name in [name for name in vars(layer) if name not in attributes]:
+                del layer.__dict__[name]
+            layer.__dict__.update(attributes)
+            for name, parameter in parameters.items():
+                if layer._parameters.get(name) is not parameter:
+                    layer._parameters[name] = parameter
+
+
+def _slots(module: Callable[..., Any]) -> list[tuple[nn.Module, str, Tensor]]:
     """Each place where a layer keeps a buffer."""
-    return [(layer, key, own) for layer in module.modules() for key, own in layer._buffers.items() if own is not None]
+    layers = [layer for each in modules_of(module) for layer in each.modules()]
+    return [(layer, key, own) for layer in layers for key, own in layer._buffers.items() if own is not None]

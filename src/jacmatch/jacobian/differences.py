@@ -27,8 +27,8 @@ def step_sizes(
         tensor([[0.0049, 0.0049]])
     """
     relative = torch.finfo(x.dtype).eps ** (1 / 3)
-    scale = x.flatten(1).square().mean(1).sqrt()
-    length = tangents.flatten(2).square().mean(2).sqrt()
+    scale = x.reshape(len(x), -1).square().mean(1).sqrt()
+    length = tangents.reshape(*tangents.shape[:2], -1).square().mean(2).sqrt()
     one = torch.ones((), dtype=x.dtype, device=x.device)
     steps: Tensor = relative * torch.where(scale > 0, scale, one) / torch.where(length > 0, length, one)
     return steps

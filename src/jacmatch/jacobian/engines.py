@@ -4,7 +4,7 @@
 in one dual pass, without double backward. *differences* needs values only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -59,6 +59,23 @@ def _pulled(
         check_direction("cotangents", v, values.shape)
         products = _rows(parts_of(function.readout, values, features), leaf, v, differentiable)
     return Products(outputs, values, products, features), differentiable
+
+
+def own_rows(function: Function, x: Tensor, check: Callable[[Tensor], None]) -> Products:
+    """∂yₙₖ/∂xₙ for each output k (K, B, *input): one forward pass, and a backward pass for each sample and output."""
+    leaf = x if x.requires_grad else x.detach().requires_grad_()
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad(), twice_differentiable(function.module, function.batch_norm, once=not differentiable):
+        values, outputs, features = function(leaf.clone())
+        check(values)
+        differentiable = differentiable and (leaf is x or _is_trained(function, values, leaf))
+        rows = [
+            _gradient([(y, torch.ones_like(y))], leaf, create_graph=differentiable, retain_graph=True)[sample]
+            for each in values.unbind(1)
+            for sample, y in enumerate(each.unbind(0))
+        ]
+    result = Products(outputs, values, torch.stack(rows).view(values.shape[1], *x.shape), features)
+    return result if differentiable else _detached(result)
 
 
 def rebuilt_pull(function: Function, x: Tensor, cotangents: Cotangents, chunk_size: int) -> Products:
@@ -235,7 +252,7 @@ def difference_push(function: Function, x: Tensor, tangents: Tensor, step: float
     return Products(outputs, values, products, features, "differences")
 
 
-def parameter_gradients(loss: Tensor, parameters: list[nn.Parameter], retain_graph: bool = True) -> list[Tensor | None]:
+def parameter_gradients(loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool = True) -> list[Tensor | None]:
     """∂loss/∂θ for each parameter, None where the loss does not depend on it; the graph is kept."""
     if not loss.requires_grad:
         return [None] * len(parameters)

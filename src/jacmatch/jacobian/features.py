@@ -166,7 +166,7 @@ def run(
     """
     features: dict[str, Tensor] = {}
     with _caught(module, layers, features):
-        if buffers and isinstance(module, nn.Module):
+        if buffers:
             outputs = output_tensor(_with_buffers(module, x, buffers))
         else:
             outputs = output_tensor(module(x))
@@ -176,8 +176,10 @@ def run(
     return outputs, features
 
 
-def _with_buffers(module: nn.Module, x: Tensor, buffers: dict[str, Tensor]) -> Any:
-    if torch.compiler.is_compiling():  # the compiler follows this one; ties by name would write a shared layer twice
+def _with_buffers(module: Module, x: Tensor, buffers: dict[str, Tensor]) -> Any:
+    if torch.compiler.is_compiling() and isinstance(
+        module, nn.Module
+    ):  # the compiler follows this one; ties by name would write a shared layer twice
         return functional_call(module, buffers, (x,), tie_weights=False)
     with replaced_buffers(module, buffers):
         return module(x)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -67,6 +67,9 @@ class Function:
         """Returns values, outputs and features; `buffers` take the place of the module's own."""
         wanted = tuple(dict.fromkeys((*self.layers, *self.readout.layers)))
         outputs, features = run(self.module, x, wanted, buffers)
+        if outputs.is_complex():
+            rule = "A network must return real outputs to be differentiated."
+            raise InputError(rule, got=str(outputs.dtype), do="Return torch.view_as_real of them, or their magnitude.")
         try:
             values = self.readout(outputs, features, self.context)
         except ClassDimensionError:
@@ -123,4 +126,28 @@ def check_direction(name: str, v: Tensor, shape: torch.Size) -> None:
             f"`{name}` must have the shape (probes, *{tuple(shape)}).",
             got=f"shape {tuple(v.shape)}",
             do="One direction for each sample.",
+        )
+
+
+def check_input(x: Any, caller: str) -> None:
+    """Refuses what is no tensor of samples of a floating-point type."""
+    if not isinstance(x, Tensor):
+        raise InputError(
+            f"`x` of `{caller}` must be one tensor.",
+            got=type(x).__name__,
+            do="Differentiate by one part: give a function of that tensor which holds the other parts.",
+        )
+    if not x.is_floating_point():
+        raise InputError(
+            f"`x` of `{caller}` must be of a floating-point type.",
+            got=str(x.dtype),
+            do="Scale images to float; for text, differentiate with respect to embeddings (`from_embeddings`).",
+        )
+    if x.dim() == 0 or not len(x):
+        raise InputError(
+            f"`x` of `{caller}` must have a dimension of samples, and one sample at least.", got=tuple(x.shape)
+        )
+    if torch.is_inference_mode_enabled() or x.is_inference():
+        raise InputError(
+            f"`{caller}` must not run under torch.inference_mode, which drops derivatives.", do="Use torch.no_grad()."
         )

@@ -6,6 +6,7 @@ that the pass has computed.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,11 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
-from jacmatch.jacobian.engines import difference_push, forward_push, rebuilt_pull, reverse_pull, reverse_push
-from jacmatch.jacobian.function import Cotangents, Function, Products, check_direction
+from jacmatch.jacobian.buffers import buffers_in_training, copies_of, write_buffers
+from jacmatch.jacobian.engines import difference_push, forward_push, own_rows, rebuilt_pull, reverse_pull, reverse_push
+from jacmatch.jacobian.function import Cotangents, Function, Products, check_direction, check_input
 from jacmatch.jacobian.last_layer_factorization import features_of_last_layer
-from jacmatch.jacobian.modules import BatchNormPolicy, Module, buffers_in_training
+from jacmatch.jacobian.modules import BatchNormPolicy, Module
 from jacmatch.jacobian.readouts import Context, Logits, Readout
+from jacmatch.jacobian.verification import PUSHES, check_vjp, engines_for_jvp, repeats, samples_couple
 
 Engine = Literal["auto", "forward", "reverse", "differences"]
 
@@ -96,63 +99,78 @@ def jacobian(
 
     In evaluation mode, `chunk_size` rows are computed at once: the batch is repeated, and one backward pass gives a
     different row for each copy. Memory beyond the result grows with `chunk_size`; time falls with it until the
-    processor is busy. A module that is partly in training mode may couple samples or draw random numbers; there one
-    pass per row is made on the one batch. Where the last layer is linear with F < K features, the rows are those of the
-    features, F of them, times its weight.
+    processor is busy. Where a module draws random numbers in training mode, or holds a tensor for each row of the
+    batch, one pass per row is made on the one batch. Where the last layer is linear with F < K features, the rows are
+    those of the features, F of them, times its weight.
+
+    Where samples depend on each other (BatchNorm in training mode or without running statistics, centering over the
+    batch), J still holds the derivative by each sample's own input only: the blocks on the diagonal of the Jacobian of
+    the batch. That takes B·K backward passes instead of K. Whether they do is found out in the first call, by moving
+    some samples and looking at the others.
 
     Args:
         module: The network.
         x: Its input, of a floating-point type.
         chunk_size: Rows at once, at least 1. None takes as many as make 512 samples; on the CPU 64, or with
-            convolutions 16 and 8 rows at most.
+            convolutions 16 and 8 rows at most. The result does not depend on it.
 
     Raises:
         InputError: x has the wrong type, or `chunk_size` is below 1.
-        UnsupportedError: the outputs are not differentiable in reverse mode.
+        UnsupportedError: the outputs are not differentiable in reverse mode, or known to be wrong there.
 
     Example:
         >>> jacobian(lambda x: x**2, torch.tensor([[1.0, 2.0]]))[1].detach()
         tensor([[[2., 0.],
                  [0., 4.]]])
     """
+    check_input(x, "jacobian")
     if chunk_size is not None and chunk_size < 1:
         raise InputError("`chunk_size` of `jacobian` must be at least 1.", got=chunk_size)
-    batch, copies = len(x), _copies(module, x, chunk_size)
-    sizes: list[int] = []
-
-    def basis(values: Tensor) -> Tensor:
-        """For each pass one cotangent: copy number c of the batch gets row number (pass · copies + c)."""
-        if values.dim() != 2:
-            raise InputError(
-                "The network given to `jacobian` must return outputs (batch, out).",
-                got=f"shape {tuple(values.shape)}",
-                do="Flatten them in a function around the network.",
-            )
-        sizes.append(values.shape[1])
-        rows = torch.arange(-(-values.shape[1] // copies) * copies, device=values.device).view(-1, copies, 1)
-        one_hot = torch.arange(values.shape[1], device=values.device) == rows[..., None]
-        return one_hot.to(values.dtype).expand(-1, copies, batch, -1).flatten(1, 2)
-
+    function = Function(module, Logits(), Context(), (), "batch")
+    check_vjp(function, x)
+    coupled = samples_couple(function, x)
+    if coupled and len(x) > 1:
+        result = own_rows(function, x, _check_matrix)
+        return result.outputs, result.products.transpose(0, 1)
+    copies = 1 if coupled else _copies(function, x, chunk_size)
     repeated = x.repeat(copies, *[1] * (x.dim() - 1)) if copies > 1 else x
     with features_of_last_layer(module) as readout:
-        result = pull(module, repeated, basis, readout=readout)
-    rows = result.products.view(-1, batch, *x.shape[1:])[: sizes[0]]
+        result = reverse_pull(replace(function, readout=readout), repeated, partial(_basis, len(x), copies))
+    rows = result.products.view(-1, *x.shape)[: result.values.shape[1]]
     if readout.weight is not None:
         rows = torch.tensordot(readout.weight.to(rows.dtype), rows, 1)
-    return result.outputs[:batch], rows.transpose(0, 1)
+    return result.outputs[: len(x)], rows.transpose(0, 1)
 
 
-def _copies(module: Module, x: Tensor, chunk_size: int | None) -> int:
+def _basis(batch: int, copies: int, values: Tensor) -> Tensor:
+    """For each pass one cotangent: copy number c of the batch gets row number (pass · copies + c)."""
+    _check_matrix(values)
+    rows = torch.arange(-(-values.shape[1] // copies) * copies, device=values.device).view(-1, copies, 1)
+    one_hot = torch.arange(values.shape[1], device=values.device) == rows[..., None]
+    return one_hot.to(values.dtype).expand(-1, copies, batch, -1).flatten(1, 2)
+
+
+def _check_matrix(values: Tensor) -> None:
+    if values.dim() != 2:
+        raise InputError(
+            "The network given to `jacobian` must return outputs (batch, out).",
+            got=f"shape {tuple(values.shape)}",
+            do="Flatten them in a function around the network.",
+        )
+
+
+def _copies(function: Function, x: Tensor, chunk_size: int | None) -> int:
     """How many copies of the batch make as many rows at once."""
-    if not isinstance(module, nn.Module):
+    if not isinstance(function.module, nn.Module):
         return 1
-    layers = list(module.modules())
-    # BatchNorm without running statistics couples the samples in evaluation mode too
-    if any(layer.training for layer in layers) or any(map(_is_untracked, layers)):
+    layers = list(function.module.modules())
+    # where nothing is verified, BatchNorm without running statistics is known to couple the samples all the same
+    if any(layer.training for layer in layers) or any(map(_is_untracked, layers)) or chunk_size == 1:
         return 1
     convolutions = any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
     samples, most = (512, 512) if x.device.type != "cpu" else (16, 8) if convolutions else (64, 64)
-    return chunk_size or max(1, min(most, samples // max(1, len(x))))
+    copies = chunk_size or max(1, min(most, samples // max(1, len(x))))
+    return copies if copies > 1 and repeats(function, x) else 1
 
 
 def _is_untracked(layer: nn.Module) -> bool:
@@ -190,10 +208,11 @@ def pull(
         InputError: x or v has the wrong type or shape, or `chunk_size` is below 1.
         UnsupportedError: the values are not differentiable in reverse mode; the message names what can be done.
     """
-    _check_input(x, "vjp")
+    check_input(x, "vjp")
     if chunk_size is not None and chunk_size < 1:
         raise InputError("`chunk_size` of `pull` must be at least 1.", got=chunk_size)
     function = Function(module, readout or Logits(), context or Context(), layers, batch_norm)
+    check_vjp(function, x)
 
     def scaled(values: Tensor) -> Tensor:
         v = cotangents(values) if callable(cotangents) else cotangents
@@ -232,37 +251,28 @@ def push(
         InputError: x, v or the engine's name is wrong.
         UnsupportedError: the engine cannot do this module; the message names one that can.
     """
-    _check_input(x, "jvp")
+    check_input(x, "jvp")
     check_direction("tangents", tangents, x.shape)
     function = Function(module, readout or Logits(), context or Context(), layers, batch_norm)
     if step is not None and engine not in ("auto", "differences"):
         raise InputError("`step` of `push` is for the engine 'differences'.", got=f"engine={engine!r}")
+    if engine not in ("auto", *PUSHES):
+        raise InputError("`engine` must be 'auto', 'forward', 'reverse' or 'differences'.", got=repr(engine))
+    if step is not None:
+        return difference_push(function, x, tangents, step)
+    names = engines_for_jvp(function, x, engine, len(tangents))
+    for name in names[:-1]:
+        before = copies_of(buffers_in_training(module))
+        try:
+            return _push(name, function, x, tangents)
+        except UnsupportedError:  # a failed attempt must not have counted as a training pass
+            write_buffers(module, before)
+    return _push(names[-1], function, x, tangents)
+
+
+def _push(engine: str, function: Function, x: Tensor, tangents: Tensor) -> Products:
     if engine == "forward":
         return forward_push(function, x, tangents)
     if engine == "reverse":
         return reverse_push(function, x, tangents)
-    if engine == "differences" or step is not None:
-        return difference_push(function, x, tangents, step)
-    if engine != "auto":
-        raise InputError("`engine` must be 'auto', 'forward', 'reverse' or 'differences'.", got=repr(engine))
-    for attempt in (forward_push, reverse_push):
-        before = {name: buffer.clone() for name, buffer in buffers_in_training(module).items()}
-        try:
-            return attempt(function, x, tangents)
-        except UnsupportedError:  # a failed attempt must not have counted as a training pass
-            for name, buffer in buffers_in_training(module).items():
-                buffer.copy_(before[name])
     return difference_push(function, x, tangents, None)
-
-
-def _check_input(x: Tensor, caller: str) -> None:
-    if not x.is_floating_point():
-        raise InputError(
-            f"`x` of `{caller}` must be of a floating-point type.",
-            got=str(x.dtype),
-            do="Scale images to float; for text, differentiate with respect to embeddings (`from_embeddings`).",
-        )
-    if torch.is_inference_mode_enabled() or x.is_inference():
-        raise InputError(
-            f"`{caller}` must not run under torch.inference_mode, which drops derivatives.", do="Use torch.no_grad()."
-        )

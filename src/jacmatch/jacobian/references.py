@@ -1,20 +1,22 @@
 """What an engine is compared with: differences of values, in float64 where that can be had.
 
-Only float64 allows steps that are so small that no ReLU of a large network switches within them: at a switch the slope
-jumps, and a difference across the jump is no derivative.
+Only float64 allows steps that are so small that no ReLU of a large network switches within them: at a switch the
+derivative jumps, and a difference across the jump is no derivative.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from jacmatch.jacobian.buffers import preserved_state
+from jacmatch.jacobian.callables import copy_in, modules_of, tensors_of
 from jacmatch.jacobian.function import Function, Products, replayed
-from jacmatch.jacobian.modules import Module, preserved_buffers, twice_differentiable
+from jacmatch.jacobian.modules import Module, twice_differentiable
 from jacmatch.jacobian.readouts import Context, Logits
 
 Trial: TypeAlias = Callable[[Function, Tensor], Products]
@@ -28,51 +30,63 @@ _ROUGH = 0.2
 
 SEED = 0
 
+_LARGE = 50_000_000
+"""Numbers in parameters, buffers and captured tensors from which no copy in float64 is made."""
+
 
 @dataclass(frozen=True)
 class Reference:
-    """Jv by differences, the module it was taken from, and how far it can be trusted."""
+    """Jv by differences, the function it was taken from, and how far it can be trusted."""
 
-    module: Module
+    function: Function
+    """A copy, in float64 where that can be had."""
     x: Tensor
     fine: bool
-    """Whether the module computes in float64 all through."""
+    """Whether the function computes in float64 all through."""
     tangents: Tensor
     values: Tensor
     products: Tensor
     rows: Tensor
     uncertainty: float
     moves: bool
-    """Whether the outputs depend on the input, beyond rounding."""
-    coupled: bool
-    """Whether samples depend on each other, so that only sums over the batch can be compared."""
+    """Whether the values depend on the input, beyond rounding."""
 
     @staticmethod
-    def of(module: Module, x: Tensor, generator: torch.Generator, *, coupled: bool) -> "Reference":
-        """The reference for this module at x, in float64 where it can be had."""
+    def of(function: Function, x: Tensor, generator: torch.Generator, count: int = 1) -> "Reference":
+        """The reference for this function at x, in float64 where it can be had, for `count` directions.
+
+        These are multiples of one, so that each has its product without a further difference.
+        """
         scale = float(x.double().square().mean().sqrt()) or 1.0
-        tangents = torch.randn((1, *x.shape), generator=generator).to(x.device, torch.float64) * scale
-        exact, z = _in_float64(module, x)
-        fine = _is_fine(exact, z, tangents)
-        if not fine and z.dtype != x.dtype:
-            exact, z = module, x
-        tangents = tangents.to(z.dtype)
-        with torch.no_grad(), twice_differentiable(exact, statistics=True):
-            torch.manual_seed(SEED)
-            values_at = replayed(plain(exact), z)
-            values = values_at(z).detach()
-            products, error = along(lambda t: values_at(z + t * tangents[0]), fine, z.dtype)
+        direction = torch.randn(x.shape, generator=generator).to(x.device, torch.float64) * scale
+        with torch.no_grad():
+            exact, z, values_at, values = evaluated(function, x)
+            fine = _is_fine(values_at, z, values, direction)
+            if not fine and z.dtype != x.dtype:
+                exact, z, values_at, values = evaluated(function, x, exactly=False)
+            direction = direction.to(z.dtype)
+            products, error = along(lambda t: values_at(z + t * direction), fine, z.dtype)
         rows = torch.randn((1, *values.shape), generator=generator).to(z)
+        factors = torch.tensor([1.0, -0.5], dtype=z.dtype, device=z.device)[: min(count, 2)]
+        tangents, several = (factors.view(-1, *[1] * y.dim()) * y for y in (direction, products))
         least = 1e-8 if fine else 10 * torch.finfo(z.dtype).eps
         moves = float(products.detach().abs().max()) > least * float(values.abs().max())
-        return Reference(exact, z, fine, tangents, values, products[None], rows, error, moves, coupled)
+        return Reference(exact, z, fine, tangents, values, several, rows, error, moves)
 
     def of_the_values_of(self, trial: Trial) -> "Reference":
         """The reference for an engine that draws other random numbers: differences of its own values."""
-        with torch.no_grad(), preserved_buffers(self.module):
-            function, v = plain(self.module), self.tangents[0]
-            products, error = along(lambda t: trial(function, self.x + t * v).values, self.fine, self.x.dtype)
-        return replace(self, products=products[None], uncertainty=error)
+        with torch.no_grad(), preserved_state(self.function.module):
+            v = self.tangents[0]
+            products, error = along(lambda t: trial(self.function, self.x + t * v).values, self.fine, self.x.dtype)
+        factors = torch.tensor([1.0, -0.5], dtype=v.dtype, device=v.device)[: len(self.tangents)]
+        return replace(self, products=factors.view(-1, *[1] * products.dim()) * products, uncertainty=error)
+
+    @cached_property
+    def coupled(self) -> bool:
+        """Whether samples depend on each other, so that only sums over the batch can be compared."""
+        with torch.no_grad():
+            torch.manual_seed(SEED)
+            return couples(replayed_values(self.function, self.x), self.x, self.values, 1e-9 if self.fine else 1e-4)
 
     @property
     def tolerance(self) -> float:
@@ -87,20 +101,21 @@ class Reference:
         """
         return self.rows.to(z.dtype, copy=True).requires_grad_()
 
-    def error(self, name: str, products: Tensor) -> float:
+    def error(self, products: Tensor, *, of_rows: bool) -> float:
         """How far the products are from the reference, relative to its size.
 
-        What engine and reference share is Jv, and for the reverse engine uᵀJv: of each sample, or of the batch where
+        What engine and reference share is Jv, and for vᵀJ, the rows, uᵀJv: of each sample, or of the batch where
         samples are coupled. The parts of uᵀJv may cancel, so its error is measured against their size.
         """
         products = products.detach().to(self.tangents.dtype)
-        if name != "reverse":
+        if not of_rows:
             return relative_difference(products, self.products)
-        parts = (self.products * self.rows).flatten(2)
-        difference = (products * self.tangents).flatten(2).sum(2) - parts.sum(2)
-        if self.coupled:
-            return float(difference.sum().abs()) / size_of_sum(parts)
-        return float(difference.norm()) / max(float(parts.sum(2).norm()), float(parts.norm()), 1e-30)
+        parts = (self.products[:1] * self.rows).flatten(1).view(1, len(self.rows[0]), -1)
+        difference = (products * self.tangents[:1]).view(1, len(self.x), -1).sum(2) - parts.sum(2)
+        error = float(difference.norm()) / max(float(parts.sum(2).norm()), float(parts.norm()), 1e-30)
+        if error <= self.tolerance or not self.coupled:
+            return error
+        return float(difference.sum().abs()) / size_of_sum(parts)
 
 
 def plain(module: Module) -> Function:
@@ -108,34 +123,106 @@ def plain(module: Module) -> Function:
     return Function(module, Logits(), Context(), (), "batch")
 
 
-def _in_float64(module: Module, x: Tensor) -> tuple[Module, Tensor]:
-    """A copy of the module in float64 and x alike; themselves where that cannot be had."""
-    if x.dtype == torch.float64:
-        return module, x
+def replayed_values(function: Function, z: Tensor) -> Callable[[Tensor], Tensor]:
+    """The values as a function of the input: the same random numbers, buffers and frozen statistics in each call."""
+
+    def values_at(x: Tensor) -> Tensor:
+        with twice_differentiable(function.module, function.batch_norm, statistics=True):
+            return plainly(x).detach()
+
+    plainly = replayed(function, z)
+    if function.batch_norm != "frozen":
+        return values_at
+    with twice_differentiable(function.module, "frozen", statistics=True) as of_z:
+        plainly(z)
+
+    def frozen_values_at(x: Tensor) -> Tensor:
+        with twice_differentiable(function.module, "frozen", statistics=True) as frozen:
+            assert frozen is not None
+            frozen.extend(of_z or ())
+            return frozen.replayed(plainly)(x).detach()
+
+    return frozen_values_at
+
+
+def exact_copy(function: Function, x: Tensor) -> tuple[Function, Tensor]:
+    """A copy of the function in float64 and x alike; a copy in the own type where it cannot be had."""
+    if _size(function) > _LARGE:
+        return function, x
     try:
-        exact = copy.deepcopy(module).double() if isinstance(module, nn.Module) else module
-        with torch.no_grad():
-            values = replayed(plain(exact), x)(x.double())
-        if values.dtype == torch.float64:
-            return exact, x.double()
-    except (RuntimeError, TypeError, NotImplementedError):
-        pass  # the module has float32 built in, or cannot be copied
-    return module, x
+        exact = replace(
+            function,
+            module=copy_in(function.module, torch.float64),
+            readout=copy_in(function.readout, torch.float64),
+            context=_in_type(function.context, torch.float64),
+        )
+    except Exception:  # `deepcopy` raises whatever the contents raise
+        return own_copy(function), x
+    return exact, x.double()
 
 
-def _is_fine(module: Module, x: Tensor, tangents: Tensor) -> bool:
+def evaluated(
+    function: Function, x: Tensor, *, exactly: bool = True
+) -> tuple[Function, Tensor, Callable[[Tensor], Tensor], Tensor]:
+    """A copy of the function, exact where it runs, its x, its values as a function of the input, and those at x."""
+    copied, z = exact_copy(function, x) if exactly else (own_copy(function), x)
+    torch.manual_seed(SEED)
+    try:
+        values_at = replayed_values(copied, z)
+        values = values_at(z)
+        if not exactly or values.dtype == z.dtype:
+            return copied, z, values_at, values
+    except Exception:  # the module has float32 built in, and may raise anything
+        if not exactly:
+            raise
+    return evaluated(function, x, exactly=False)
+
+
+def own_copy(function: Function) -> Function:
+    """A copy in the own type; the function itself where it cannot be copied or is very large."""
+    if _size(function) > _LARGE:
+        return function
+    try:
+        return replace(function, module=copy_in(function.module, None), readout=copy_in(function.readout, None))
+    except Exception:  # as above
+        return function
+
+
+def couples(values_at: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, tolerance: float) -> bool:
+    """Whether the first sample feels a move of the others, or they feel a move of the first; y are the values at x."""
+    if len(x) < 2:
+        return False
+    moved = x.flip(0) * 1.1 + 0.1 * (float(x.std()) or 1.0)
+    others, first = torch.cat([x[:1], moved[1:]]), torch.cat([moved[:1], x[1:]])
+    felt = torch.cat([values_at(others)[:1], values_at(first)[1:]]) - y
+    return bool(felt.abs().max() > tolerance * y.abs().max() + 1e-12)
+
+
+def _size(function: Function) -> int:
+    layers = [layer for each in modules_of(function.module) for layer in each.modules()]
+    own = [each for layer in layers for each in (*layer._parameters.values(), *layer._buffers.values())]
+    return sum(each.numel() for each in (*own, *tensors_of(function.module)) if each is not None)
+
+
+def _in_type(context: Context, dtype: torch.dtype) -> Context:
+    changed: dict[str, Any] = {
+        name: each.to(dtype)
+        for name, each in vars(context).items()
+        if isinstance(each, Tensor) and each.is_floating_point()
+    }
+    return replace(context, **changed)
+
+
+def _is_fine(values_at: Callable[[Tensor], Tensor], x: Tensor, here: Tensor, direction: Tensor) -> bool:
     """Whether values follow moves that are lost in float32, as a cast in the middle of a module would make it."""
     if x.dtype != torch.float64:
         return False
-    with torch.no_grad():
-        values_at = replayed(plain(module), x)
-        here = values_at(x)
-        moved = values_at(x + 1e-6 * tangents[0]) != here
-        for h, rounding in ((1e-11, 0.1), (1e-9, 0.02)):
-            once, twice = (values_at(x + t * tangents[0]) - here for t in (h, 2 * h))
-            even = (twice != 0) & ((twice - 2 * once).abs() <= rounding * twice.abs())
-            if int((even & moved).sum()) * 2 >= int(moved.sum()):
-                return True
+    moved = values_at(x + 1e-6 * direction) != here
+    for h, rounding in ((1e-11, 0.1), (1e-9, 0.02)):
+        once, twice = (values_at(x + t * direction) - here for t in (h, 2 * h))
+        even = (twice != 0) & ((twice - 2 * once).abs() <= rounding * twice.abs())
+        if int((even & moved).sum()) * 2 >= int(moved.sum()):
+            return True
     return False
 
 

@@ -1,17 +1,23 @@
 """One engine tried: its product, and the gradient of a penalty on that product.
 
 The second is what training uses, and where derivatives can be silently wrong while the first is right: a penalty on
-slopes jumps where a ReLU switches, so its differences need the small steps of a reference in float64.
+derivatives jumps where a ReLU switches, so its differences need the small steps of a reference in float64.
 """
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian import verdicts
+from jacmatch.jacobian.buffers import preserved_buffers, preserved_state
+from jacmatch.jacobian.callables import modules_of, tensors_of
 from jacmatch.jacobian.engines import parameter_gradients
-from jacmatch.jacobian.function import Function, Products
-from jacmatch.jacobian.modules import Module, preserved_buffers
+from jacmatch.jacobian.function import Function, Products, replayed, roots_of
+from jacmatch.jacobian.modules import Module
 from jacmatch.jacobian.references import (
     SEED,
     TOLERANCE,
@@ -20,10 +26,17 @@ from jacmatch.jacobian.references import (
     along,
     plain,
     relative_difference,
+    replayed_values,
     size_of_sum,
     tolerance_for,
 )
 from jacmatch.jacobian.verdicts import Verdict
+
+MANY_PARAMETERS = 2_000_000
+"""From here on a network is large, and its engines are compared on fewer samples and directions."""
+
+_CERTAIN_IN_OWN_TYPE = 0.5
+"""Error from which an engine is wrong for certain where float64 cannot be had."""
 
 
 def not_finite_at(name: str, trial: Trial, module: Module, x: Tensor) -> Verdict | None:
@@ -38,85 +51,176 @@ def not_finite_at(name: str, trial: Trial, module: Module, x: Tensor) -> Verdict
             gradients = parameter_gradients(products.square().sum(), trained) if trained else []
     except (RuntimeError, UnsupportedError):
         return None  # `judge` says what that is
-    if all(bool(torch.isfinite(gradient).all()) for gradient in gradients if gradient is not None):
+    if _all_finite(gradients):
         return None
     return verdicts.not_finite(f"The parameter gradient of a penalty by engine '{name}' is NaN or Inf.")
 
 
-def judge(name: str, trial: Trial, module: Module, x: Tensor, reference: Reference) -> Verdict:
-    """`right`, or what is wrong with one engine: first its product, then the gradient of a penalty on it."""
+def judge(
+    name: str,
+    trial: Trial,
+    function: Function,
+    x: Tensor,
+    reference: Reference,
+    *,
+    of_rows: bool = False,
+    rounding: bool = True,
+) -> Verdict:
+    """Whether one engine is right: first its product, then, with gradients on, the gradient of a penalty on it.
+
+    Args:
+        name: Of the engine.
+        trial: The engine with the directions of the reference.
+        function: What is differentiated.
+        x: Where.
+        reference: What it is compared with.
+        of_rows: Whether the products are vᵀJ.
+        rounding: Whether to look at the module's own type too.
+    """
     seeded = _reseeded(trial)
     try:
-        with preserved_buffers(module):
-            own = seeded(plain(module), x)
-            exact = own if reference.x.dtype == x.dtype else seeded(plain(reference.module), reference.x)
+        with preserved_state(reference.function.module), preserved_buffers(function.module):
+            z = reference.x.detach().requires_grad_(torch.is_grad_enabled())
+            exact = seeded(reference.function, z)
+            own = seeded(function, x) if rounding and reference.x.dtype != x.dtype else exact
+            if (changed := _other_outputs(reference)) is not None:
+                return changed
             if reference.moves and not torch.allclose(exact.values, reference.values, rtol=1e-3, atol=1e-6):
                 reference = reference.of_the_values_of(seeded)
-            verdict = _judge_product(name, own, exact, reference)
-            if verdict[0] != "right" or not reference.moves:
+            verdict = _judge_product(name, own, exact, reference, of_rows)
+            if verdict.state != "right" or not reference.moves or not torch.is_grad_enabled():
                 return verdict
-            state, findings = _judge_gradient(name, seeded, own, exact, module, reference)
-            return state, [*verdict[1], *findings]
+            second = _judge_gradient(name, seeded, own, exact, function, reference, z)
+            return replace(second, findings=(*verdict.findings, *second.findings))
     except UnsupportedError as failure:
         return verdicts.refused(name, failure, moves=reference.moves)
-    except RuntimeError as failure:
-        reason = str(failure).strip().splitlines()[0][:200]
+    except (RuntimeError, NotImplementedError, AssertionError) as failure:
+        reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0][:200]
         if "once_differentiable" in reason or "not implemented" in reason:
             return verdicts.once(reason.rstrip("."))
         return verdicts.fails(name, reason)
 
 
 def _reseeded(trial: Trial) -> Trial:
-    """The trial with the random numbers that the reference saw, so that dropout has one mask everywhere."""
+    """The trial with the random numbers and the buffers that the reference saw: dropout has one mask everywhere."""
 
     def seeded(function: Function, x: Tensor) -> Products:
         torch.manual_seed(SEED)
-        return trial(function, x)
+        with preserved_buffers(function.module):
+            return trial(function, x)
 
     return seeded
 
 
-def _judge_product(name: str, own: Products, exact: Products, reference: Reference) -> Verdict:
+def _other_outputs(reference: Reference) -> Verdict | None:
+    """Whether the values in a pass with derivatives are not those of an ordinary call, random numbers apart."""
+
+    def ordinary(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        with torch.enable_grad():  # without, an encoder in evaluation mode skips what is padded
+            return replayed(reference.function, reference.x)(reference.x.detach().requires_grad_()).detach()
+
+    error = relative_difference(reference.values, values := ordinary(SEED))
+    if not error > (1e-6 if reference.fine else 0.05) or float(values.norm()) == 0:
+        return None
+    return None if relative_difference(ordinary(SEED + 1), values) > 1e-9 else verdicts.other_outputs(error)
+
+
+def _judge_product(name: str, own: Products, exact: Products, reference: Reference, of_rows: bool) -> Verdict:
     # Dropout may have drawn another mask in the other type.
     comparable = torch.allclose(own.values.double(), exact.values.double(), rtol=1e-2, atol=1e-4)
     judged = own if name == "differences" and comparable else exact
-    error = reference.error(name, judged.products)
+    if not torch.isfinite(judged.products).all():
+        return verdicts.not_finite(f"Engine '{name}' returns NaN or Inf although the outputs are finite.")
+    error = reference.error(judged.products, of_rows=of_rows)
     if reference.moves and (not error <= reference.tolerance or not judged.products.any()):
-        return verdicts.wrong(name, judged.products, error)
+        return verdicts.wrong(name, judged.products, error, certain=_is_certain(reference, error))
+    if judged is own or not reference.moves or not comparable:
+        return _right(reference)
     error = relative_difference(own.products.detach().double(), exact.products.detach().double())
-    if judged is own or not reference.moves or not comparable or error <= reference.tolerance:
-        return verdicts.RIGHT
+    if error <= reference.tolerance:
+        return _right(reference)
     return verdicts.rounded(f"Engine '{name}'", own.products.dtype, error)
 
 
+def _right(reference: Reference) -> Verdict:
+    return verdicts.RIGHT if reference.moves and reference.tolerance < 1 else verdicts.UNKNOWN
+
+
+def _is_certain(reference: Reference, error: float) -> bool:
+    """Whether a difference by a far larger step says the same, as it does not where float32 hides in the function."""
+    if not reference.fine:
+        return error > _CERTAIN_IN_OWN_TYPE and reference.uncertainty < TOLERANCE
+    with torch.no_grad():
+        torch.manual_seed(SEED)
+        values_at, v, h = replayed_values(reference.function, reference.x), reference.tangents[0], 1e-5
+        far = (values_at(reference.x + h * v) - values_at(reference.x - h * v)) / (2 * h)
+    return relative_difference(far, reference.products[0]) < error / 3
+
+
 def _judge_gradient(
-    name: str, trial: Trial, own: Products, exact: Products, module: Module, reference: Reference
+    name: str, trial: Trial, own: Products, exact: Products, function: Function, reference: Reference, x: Tensor
 ) -> Verdict:
     """Compares ∂/∂θ ‖product‖² in random directions of θ with differences of ‖product‖² itself."""
-    if not (isinstance(module, nn.Module) and isinstance(reference.module, nn.Module)):
-        return verdicts.RIGHT
-    pairs = [(p, q) for p, q in zip(module.parameters(), reference.module.parameters(), strict=True) if p.requires_grad]
-    if not pairs:
-        return verdicts.RIGHT
-    penalty, exact_penalty = own.products.square().sum(), exact.products.square().sum()
+    parameters = _trained(reference.function, exact.values, x)
+    if not parameters:
+        return _right(reference)
+    penalty = exact.products.square().sum()
     if meets_once_differentiable(penalty):
         return verdicts.once("its backward is marked once_differentiable")
-    mine = parameter_gradients(penalty, [p for p, _ in pairs])
-    sharp = mine if own is exact else parameter_gradients(exact_penalty, [q for _, q in pairs])
-    if all(g is None for g in sharp):
-        return verdicts.without_parameters(name)
-    generator, rounding = torch.Generator().manual_seed(1), 0.0
-    for _ in range(2):  # a part that is missing may happen to be small in one direction
-        moves = [torch.randn(q.shape, generator=generator).to(q) * _step(q) for _, q in pairs]
-        slope, size = _slope(sharp, moves)
-        truth, uncertainty = _penalty_slope(trial, [q for _, q in pairs], moves, reference, slope)
-        error = abs(slope - truth) / max(abs(truth), size)
-        if not error <= max(reference.tolerance, tolerance_for(uncertainty, reference.fine)):
-            return verdicts.wrong_gradient(name, error)
-        rounding = max(rounding, abs(_slope(mine, moves)[0] - slope) / size)
-    if own is exact or name == "differences" or rounding <= 5 * TOLERANCE:
-        return verdicts.RIGHT
-    return verdicts.rounded(f"The parameter gradient of a penalty by engine '{name}'", own.products.dtype, rounding)
+    gradients = parameter_gradients(penalty, parameters)
+    if not _all_finite(gradients):
+        return verdicts.not_finite(f"The parameter gradient of a penalty by engine '{name}' is NaN or Inf.")
+    generator, state = torch.Generator().manual_seed(1), _right(reference)
+    least = (1e-6 if reference.fine else 1e-2) * float(penalty.detach())
+    # a part that is missing may happen to be small in one direction; for a large network two take too long
+    for _ in range(2 if sum(q.numel() for q in parameters) <= MANY_PARAMETERS else 1):
+        moves = [torch.randn(q.shape, generator=generator).to(q) * _step(q) for q in parameters]
+        expected, size = _slope(gradients, moves)
+        penalty_at = _penalties(trial, parameters, moves, reference)
+        with torch.no_grad():
+            truth, uncertainty = along(penalty_at, reference.fine, reference.x.dtype, expected)
+        error = abs(expected - float(truth)) / max(abs(float(truth)), size, least)
+        if max(reference.tolerance, tolerance_for(uncertainty, reference.fine)) > 1:
+            state = verdicts.UNKNOWN
+        elif not error <= max(reference.tolerance, tolerance_for(uncertainty, reference.fine)):
+            if not _ordinary_gradient_is_right(exact, parameters, moves, reference):
+                return verdicts.HELD
+            certain = _steps_agree(penalty_at, float(truth), expected) if reference.fine else False
+            if all(gradient is None for gradient in gradients):
+                return verdicts.without_parameters(name, certain=certain)
+            return verdicts.wrong_gradient(name, error, certain=certain)
+    return state if own is exact or name == "differences" else _rounding(name, own, function, gradients, state)
+
+
+def _trained(function: Function, values: Tensor, x: Tensor) -> list[Tensor]:
+    """What is trained: parameters, and what else the graph of the values ends in besides x."""
+    used = [*modules_of(function.module), *modules_of(function.readout)]
+    registered = [p for module in used for p in module.parameters()] + tensors_of(function.module)
+    leaves = roots_of(values, x) if values.grad_fn is not None else []
+    every = {id(each): each for each in (*registered, *leaves) if each.requires_grad and each.is_leaf and each is not x}
+    return [each for each in every.values() if each.is_floating_point()]
+
+
+def _rounding(name: str, own: Products, function: Function, exact: list[Tensor | None], right: Verdict) -> Verdict:
+    """How far the gradient in the module's own type is from that in float64; that of a penalty as a whole."""
+    if not isinstance(function.module, nn.Module):
+        return right
+    trained = [p for p in function.module.parameters() if p.requires_grad]
+    if len(trained) > len(exact):
+        return right
+    pairs = [
+        (mine.detach().double(), sharp.detach().double())
+        for mine, sharp in zip(parameter_gradients(own.products.square().sum(), trained), exact, strict=False)
+        if mine is not None and sharp is not None
+    ]
+    if not pairs:
+        return right
+    mine, sharp = (torch.cat([each.flatten() for each in several]) for several in zip(*pairs, strict=True))
+    error = relative_difference(mine, sharp)
+    if error <= 5 * TOLERANCE:
+        return right
+    return verdicts.rounded(f"The parameter gradient of a penalty by engine '{name}'", own.products.dtype, error)
 
 
 def _step(parameter: Tensor) -> Tensor:
@@ -125,28 +229,70 @@ def _step(parameter: Tensor) -> Tensor:
 
 def _slope(gradients: list[Tensor | None], moves: list[Tensor]) -> tuple[float, float]:
     """The derivative along the move, and its size."""
-    pairs = [(g.detach().to(m), m) for g, m in zip(gradients, moves, strict=True) if g is not None]
-    parts = torch.cat([(g * m).flatten() for g, m in pairs])
-    return float(parts.sum()), size_of_sum(parts)
+    parts = [(g.detach().to(m) * m).flatten() for g, m in zip(gradients, moves, strict=True) if g is not None]
+    products = torch.cat(parts) if parts else torch.zeros(1)
+    return float(products.sum()), size_of_sum(products)
 
 
-def _penalty_slope(
-    trial: Trial, parameters: list[nn.Parameter], moves: list[Tensor], reference: Reference, expected: float
-) -> tuple[float, float]:
-    saved = [q.detach().clone() for q in parameters]
+def _penalties(
+    trial: Trial, parameters: list[Tensor], moves: list[Tensor], reference: Reference
+) -> Callable[[float], Tensor]:
+    """The penalty as a function of the step along a move of the parameters, which come back after each call."""
 
     def at(step: float) -> Tensor:
-        for q, before, move in zip(parameters, saved, moves, strict=True):
-            q.copy_(before + step * move)
-        return trial(plain(reference.module), reference.x).products.square().sum()
+        with _moved(parameters, moves, step):
+            return trial(reference.function, reference.x).products.square().sum()
 
+    return at
+
+
+@contextmanager
+def _moved(parameters: list[Tensor], moves: list[Tensor], step: float) -> Iterator[None]:
+    """Within the context the parameters are elsewhere."""
+    saved = [q.detach().clone() for q in parameters]
+    try:
+        for q, before, move in zip(parameters, saved, moves, strict=True):
+            q.data.copy_(before + step * move)  # `data`: graphs that hold the parameter remain valid
+        yield
+    finally:
+        for q, before in zip(parameters, saved, strict=True):
+            q.data.copy_(before)
+
+
+def _ordinary_gradient_is_right(
+    exact: Products, parameters: list[Tensor], moves: list[Tensor], reference: Reference
+) -> bool:
+    """Whether the parameter gradient of the values themselves is that of their differences.
+
+    Where it is not, the module means to hold something constant, as spectral normalization holds its singular vectors.
+    """
+    loss = (exact.values * reference.rows[0]).sum()
+    expected, size = _slope(parameter_gradients(loss, parameters), moves)
     with torch.no_grad():
-        try:
-            slope, uncertainty = along(at, reference.fine, reference.x.dtype, expected)
-        finally:
-            for q, before in zip(parameters, saved, strict=True):
-                q.copy_(before)
-    return float(slope), uncertainty
+        torch.manual_seed(SEED)
+        values_at = replayed_values(reference.function, reference.x)
+
+        def at(step: float) -> Tensor:
+            with _moved(parameters, moves, step):
+                return (values_at(reference.x) * reference.rows[0]).sum()
+
+        truth, uncertainty = along(at, reference.fine, reference.x.dtype, expected)
+    error = abs(expected - float(truth)) / max(abs(float(truth)), size)
+    return error <= tolerance_for(uncertainty, reference.fine) or uncertainty > TOLERANCE
+
+
+def _steps_agree(penalty_at: Callable[[float], Tensor], truth: float, expected: float) -> bool:
+    """Whether differences by steps of very different sizes agree that the derivative is another one than expected.
+
+    They do not at a kink, and where a function is so steep that each step is too long.
+    """
+    with torch.no_grad():
+        found = [float(penalty_at(h) - penalty_at(-h)) / (2 * h) for h in (1e-9, 1e-8, 1e-7)]
+    return max(abs(each - truth) for each in found) < abs(truth - expected) / 3
+
+
+def _all_finite(gradients: list[Tensor | None]) -> bool:
+    return all(bool(torch.isfinite(gradient).all()) for gradient in gradients if gradient is not None)
 
 
 def meets_once_differentiable(loss: Tensor) -> bool:

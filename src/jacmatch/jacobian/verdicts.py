@@ -1,4 +1,7 @@
-"""What is said of one engine: its state in a word or two, and findings with their way out."""
+"""What is said of one engine: its state, that in a word or two, and findings with their remedy."""
+
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -6,66 +9,119 @@ from torch import Tensor
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian.diagnosis import Finding
 
-Verdict = tuple[str, list[Finding]]
+State = Literal["right", "wrong", "refused", "not finite", "unknown"]
 
-RIGHT: Verdict = ("right", [])
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a comparison with differences says of one engine.
+
+    Attributes:
+        state: `right`; `wrong`, a product or its gradient; `refused`, it raises an error, now or in the backward pass
+            of a penalty; `not finite`; `unknown`, where differences are too rough to tell.
+        label: The same in a word or two.
+        findings: What was seen.
+        certain: Whether another outcome is out of the question, so that the engine must not be used.
+    """
+
+    state: State
+    label: str
+    findings: tuple[Finding, ...] = ()
+    certain: bool = False
+
+    @property
+    def is_right(self) -> bool:
+        """Whether nothing was seen against the engine."""
+        return self.state in ("right", "unknown")
+
+
+RIGHT = Verdict("right", "right")
+UNKNOWN = Verdict("unknown", "right")
+"""Nothing was seen against it, and nothing could be compared."""
+
+HELD = Verdict(
+    "unknown",
+    "right",
+    (
+        Finding(
+            "held-constant",
+            "note",
+            "The module holds something constant in its ordinary parameter gradient (detach, no_grad, spectral norm).",
+            "Nothing to do if that is meant: a gradient of derivatives holds it constant too.",
+        ),
+    ),
+)
+"""The gradient of a penalty is not that of differences, and neither is the gradient of the values themselves."""
 
 
 def once(reason: str) -> Verdict:
     """A derivative that cannot be differentiated."""
     what = f"A derivative in the module can be taken only once: {reason}."
-    way_out = "Write its backward in torch operations, without once_differentiable; or engine='differences'."
-    return "once only", [Finding("once-differentiable", "fault", what, way_out)]
+    remedy = "Write its backward in torch operations, without once_differentiable; or engine='differences'."
+    return Verdict("refused", "once only", (Finding("once-differentiable", "fault", what, remedy),), certain=True)
 
 
 def not_finite(what: str) -> Verdict:
     """NaN or infinity that is not in the values."""
-    return "NaN", [Finding("nan-derivative", "fault", what, "Look for sqrt, powers, norm or division at zero.")]
+    remedy = "Look for sqrt, powers, norm or division at zero."
+    return Verdict("not finite", "NaN", (Finding("nan-derivative", "fault", what, remedy),))
 
 
 def rounded(what: str, dtype: torch.dtype, error: float) -> Verdict:
     """Right in float64, and `error` away from it in the module's own type."""
-    state = "right" if error <= 0.5 else f"off by {error:.0%} in {dtype}"
-    said = f"{what} in {dtype} is {error:.0%} away from float64."
-    way_out = "Use a larger batch where statistics of few values are divided by, or float64."
-    return state, [Finding("rounding", "note" if error <= 0.5 else "fault", said, way_out)]
+    small = error <= 0.5
+    label = "right" if small else f"off by {error:.0%} in {dtype}"
+    what = f"{what} in {dtype} is {error:.0%} away from float64."
+    remedy = "Use a larger batch where statistics of few values are divided by, or float64."
+    finding = Finding("rounding", "note" if small else "fault", what, remedy)
+    return Verdict("right" if small else "wrong", label, (finding,))
 
 
-def without_parameters(name: str) -> Verdict:
+def other_outputs(error: float) -> Verdict:
+    """Outputs that change because the pass is one with derivatives."""
+    what = f"The outputs of a pass with derivatives are {error:.0%} away from those of an ordinary call."
+    remedy = "Call the module without the derivative, and report the layer: its replacement by jacmatch is not equal."
+    return Verdict("wrong", "other outputs", (Finding("other-outputs", "fault", what, remedy),), certain=True)
+
+
+def without_parameters(name: str, *, certain: bool) -> Verdict:
     """Products that no parameter can change, as far as autograd knows."""
     what = f"A penalty on the products of engine '{name}' has no gradient with respect to any parameter."
-    way_out = "Remove what detaches the parameters or their results."
-    return "no gradient", [Finding("detached-parameters", "fault", what, way_out)]
+    remedy = "Remove what detaches the parameters or their results."
+    return Verdict("wrong", "no gradient", (Finding("detached-parameters", "fault", what, remedy),), certain)
 
 
-def wrong(name: str, products: Tensor, error: float) -> Verdict:
+def wrong(name: str, products: Tensor, error: float, *, certain: bool) -> Verdict:
     """Products that differ from the reference."""
     if not products.any():
         what = f"Engine '{name}' returns zero although the outputs move: an operation has no {name}-mode rule."
-        way_out = "Use an engine that is right, or write the operation in torch operations."
-        return "silently zero", [Finding(f"{name}-zero", "fault", what, way_out)]
+        remedy = "Use an engine that is right, or write the operation in torch operations."
+        return Verdict("wrong", "silently zero", (Finding(f"{name}-zero", "fault", what, remedy),), certain)
     if name == "differences":
         return wrong_differences(f"Differences in {products.dtype} are off by {error:.0%}", error)
     cause = "detach, .data, numpy, no_grad" + (", or an operation without forward mode" if name == "forward" else "")
     what = f"Engine '{name}' is off by {error:.0%}: a part of the derivative is missing ({cause})."
     code = "partly-detached" if name == "reverse" else "forward-incomplete"
-    way_out = "Remove what cuts the graph, or use an engine that is right."
-    return f"off by {error:.0%}", [Finding(code, "fault", what, way_out)]
+    remedy = "Remove what cuts the graph, or use an engine that is right."
+    return Verdict("wrong", f"off by {error:.0%}", (Finding(code, "fault", what, remedy),), certain)
 
 
 def wrong_differences(what: str, error: float) -> Verdict:
     """Differences that are off because of the module, not because of a mistake."""
     what = f"{what}: the module is too curved or too noisy."
-    return f"off by {error:.0%}", [Finding("differences-inaccurate", "note", what, "Use an engine that is right.")]
+    finding = Finding("differences-inaccurate", "note", what, "Use an engine that is right.")
+    return Verdict("wrong", f"off by {error:.0%}", (finding,))
 
 
-def wrong_gradient(name: str, error: float) -> Verdict:
+def wrong_gradient(name: str, error: float, *, certain: bool) -> Verdict:
     """A parameter gradient that differs from the reference; differences that span a kink are off by a little."""
     if name == "differences" and error <= 0.5:
         return wrong_differences(f"The parameter gradient of a penalty on differences is off by {error:.0%}", error)
     what = f"The parameter gradient of a penalty by engine '{name}' is off by {error:.0%}."
-    way_out = "Look for a derivative that is cut off inside a custom backward; use an engine that is right."
-    return f"gradient off by {error:.0%}", [Finding("wrong-gradient", "fault", what, way_out)]
+    remedy = "Look for a derivative that is cut off inside a custom backward; use an engine that is right."
+    return Verdict(
+        "wrong", f"gradient off by {error:.0%}", (Finding("wrong-gradient", "fault", what, remedy),), certain
+    )
 
 
 def refused(name: str, failure: UnsupportedError, *, moves: bool) -> Verdict:
@@ -73,15 +129,17 @@ def refused(name: str, failure: UnsupportedError, *, moves: bool) -> Verdict:
     reason = str(failure).partition(" Use engine=")[0]
     if "detaches" in reason:
         if not moves:
-            return "no derivative", []
+            return Verdict("refused", "no derivative")
         what = "The outputs move with the input, but are cut off from it: something detaches them."
-        way_out = "Remove .detach(), .data, numpy or no_grad from the module, or engine='differences'."
-        return "detached", [Finding("detached", "fault", what, way_out)]
-    way_out = "Use an engine that is right, or write the operation in torch operations."
-    return "cannot", [Finding(f"{name}-unsupported", "fault" if name == "reverse" else "note", reason[:300], way_out)]
+        remedy = "Remove .detach(), .data, numpy or no_grad from the module, or engine='differences'."
+        return Verdict("refused", "detached", (Finding("detached", "fault", what, remedy),))
+    remedy = "Use an engine that is right, or write the operation in torch operations."
+    severity: Literal["fault", "note"] = "fault" if name == "reverse" else "note"
+    return Verdict("refused", "cannot", (Finding(f"{name}-unsupported", severity, reason[:300], remedy),))
 
 
 def fails(name: str, reason: str) -> Verdict:
     """What only went wrong when the products were differentiated."""
-    way_out = "Write the operation in torch operations, or register its backward."
-    return "fails", [Finding("engine-fails", "fault", f"Engine '{name}' fails: {reason}", way_out)]
+    remedy = "Write the operation in torch operations, or register its backward."
+    what = f"Engine '{name}' fails: {reason}"
+    return Verdict("refused", "fails", (Finding("engine-fails", "fault", what, remedy),), certain=True)

@@ -1,0 +1,161 @@
+"""What a function is made of: the modules and tensors that it uses, a key that outlives it, a copy in another type.
+
+A user's training step often makes the function anew, `lambda x: network(x, mask)`. Two such functions are the same one
+for us when their code is, the modules that they use are, and all else that they hold is of the same kind.
+"""
+
+import copy
+import types
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+_DEPTH = 4
+"""Functions in functions that are looked into."""
+
+_ITEMS = 64
+"""Items of a container or an object that are looked at: a function may hold a data set."""
+
+
+def modules_of(function: Any) -> list[nn.Module]:
+    """The networks that a function uses: itself, or those in its closure, arguments, object and global names."""
+    found: dict[int, nn.Module] = {}
+    for each in _walk(function, _DEPTH):
+        if isinstance(each, nn.Module):
+            found.setdefault(id(each), each)
+    return list(found.values())
+
+
+def tensors_of(function: Any) -> list[Tensor]:
+    """The tensors that a function holds besides those of its networks."""
+    found = {id(each): each for each in _walk(function, _DEPTH) if isinstance(each, Tensor)}
+    return list(found.values())
+
+
+def key_of(function: Any, depth: int = _DEPTH) -> Hashable:
+    """What stays the same when the same function is made again: code, networks, kinds of everything else."""
+    if isinstance(function, nn.Module):
+        return "module", id(function)
+    if isinstance(function, Tensor):
+        return "tensor", tuple(function.shape), function.dtype, function.device, function.requires_grad
+    if function is None or isinstance(function, str | bool | bytes | torch.dtype | torch.device | type):
+        return cast(Hashable, function)
+    if depth == 0 or isinstance(function, int | float | complex):  # a count or a temperature may change in each step
+        return str(type(function))
+    contents = tuple(key_of(each, depth - 1) for each in _held_by(function))
+    if isinstance(function, types.FunctionType):
+        return function.__code__, contents
+    if isinstance(function, partial | types.MethodType):
+        return type(function), contents
+    return function if isinstance(function, types.BuiltinFunctionType) else (type(function), contents)
+
+
+def copy_in(function: Any, dtype: torch.dtype | None) -> Any:
+    """A copy that shares no parameter and no buffer with the function, in this type if one is given.
+
+    Raises:
+        Exception: whatever the contents raise where they cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    for module in modules_of(function):
+        for layer in module.modules():
+            for value in vars(layer).values():  # a result that a hook left behind, which deepcopy refuses
+                if isinstance(value, Tensor) and not value.is_leaf:
+                    memo[id(value)] = value.detach().clone()
+    return _copied(function, dtype, memo, _DEPTH)
+
+
+def _copied(value: Any, dtype: torch.dtype | None, memo: dict[int, Any], depth: int) -> Any:
+    if isinstance(value, nn.Module):
+        network = copy.deepcopy(value, memo)
+        return network if dtype is None else network.to(dtype)
+    if isinstance(value, Tensor):
+        copied = memo.get(id(value))
+        if copied is None:
+            to = value.dtype if dtype is None or not value.is_floating_point() else dtype
+            copied = value.detach().to(to, copy=True).requires_grad_(value.requires_grad)
+            memo[id(value)] = copied
+        return copied
+    if depth == 0 or not (modules_of(value) or tensors_of(value)):
+        return value
+
+    def again(each: Any) -> Any:
+        return _copied(each, dtype, memo, depth - 1)
+
+    if isinstance(value, dict):
+        return {name: again(each) for name, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(again(each) for each in value)
+    if isinstance(value, partial):
+        return partial(again(value.func), *map(again, value.args), **{k: again(v) for k, v in value.keywords.items()})
+    if isinstance(value, types.MethodType):
+        return types.MethodType(value.__func__, again(value.__self__))
+    if isinstance(value, types.FunctionType):
+        return _function(value, again)
+    made = copy.copy(value)  # an object: another one, with copies of the networks and tensors among its attributes
+    for name, each in vars(value).items():
+        object.__setattr__(made, name, again(each))
+    return made
+
+
+def _function(function: types.FunctionType, again: Callable[[Any], Any]) -> types.FunctionType:
+    """The same code around copies."""
+    cells = tuple(types.CellType(again(each)) if _filled(cell) else types.CellType() for cell, each in _cells(function))
+    names = {name: again(each) for name, each in _globals(function)}
+    space = {**function.__globals__, **names} if names else function.__globals__
+    made = types.FunctionType(function.__code__, space, function.__name__, None, cells)
+    made.__defaults__ = tuple(map(again, function.__defaults__)) if function.__defaults__ else None
+    made.__kwdefaults__ = {k: again(v) for k, v in function.__kwdefaults__.items()} if function.__kwdefaults__ else None
+    return made
+
+
+def _walk(value: Any, depth: int) -> Iterator[Any]:
+    yield value
+    if depth and not isinstance(value, nn.Module | Tensor):
+        for each in _held_by(value):
+            yield from _walk(each, depth - 1)
+
+
+def _held_by(value: Any) -> list[Any]:
+    """What a function, a container or an object with attributes holds."""
+    if isinstance(value, types.FunctionType):
+        closure = [each for _, each in _cells(value)]
+        defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        return [*closure, *defaults, *(each for _, each in _globals(value))]
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, types.MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, dict):
+        return list(islice(value.values(), _ITEMS))
+    if isinstance(value, list | tuple):
+        return list(value[:_ITEMS])
+    if isinstance(value, type | types.ModuleType) or not hasattr(value, "__dict__"):
+        return []
+    return list(islice(vars(value).values(), _ITEMS))
+
+
+def _cells(function: types.FunctionType) -> list[tuple[types.CellType, Any]]:
+    return [(cell, cell.cell_contents if _filled(cell) else None) for cell in function.__closure__ or ()]
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _globals(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """Networks, tensors and functions of the same file that the code names."""
+    space, kinds = function.__globals__, (nn.Module, Tensor, types.FunctionType)
+    if str(space.get("__name__")).partition(".")[0] == "torch":
+        return []
+    named = [(name, space[name]) for name in function.__code__.co_names if isinstance(space.get(name), kinds)]
+    own = [each for each in named if not isinstance(each[1], types.FunctionType) or each[1].__globals__ is space]
+    return [each for each in own if each[1] is not function]

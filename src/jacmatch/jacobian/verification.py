@@ -1,0 +1,336 @@
+"""Which engine may be used for a function: decided once for each kind of call, by a comparison with differences.
+
+A product that comes out of an engine may be wrong, and one that is right may have no derivative, or a wrong one, which
+shows in the backward pass of a user's loss at best. So an engine is tried on a few samples before its first use: its
+product against differences of the values, and the parameter gradient of a penalty on it against differences of the
+penalty (`trials`). What was seen is remembered for as long as the network lives.
+
+A verdict holds for one signature: the networks that the function uses with all their layers and modes, what is trained,
+readout, BatchNorm policy, shape of a sample, type, device, and whether gradients are on.
+"""
+
+import sys
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jacmatch.errors import UnsupportedError
+from jacmatch.jacobian.callables import key_of, modules_of
+from jacmatch.jacobian.engines import difference_push, forward_push, reverse_pull, reverse_push
+from jacmatch.jacobian.function import Function
+from jacmatch.jacobian.readouts import Context
+from jacmatch.jacobian.references import Reference, Trial, couples, evaluated, own_copy, replayed_values
+from jacmatch.jacobian.trials import MANY_PARAMETERS, judge, not_finite_at
+from jacmatch.jacobian.verdicts import UNKNOWN, Verdict
+
+PUSHES = ("forward", "reverse", "differences")
+"""The engines for Jv in the order in which `auto` takes them."""
+
+_SAMPLES, _SIGNATURES = 4, 256
+_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel", "SyncBatchNorm")
+
+
+class Comparison:
+    """A function and a few samples on which its engines are compared with differences, all with the same.
+
+    Args:
+        function: What is differentiated.
+        x: Its input, of which some samples are taken.
+        seed: Seeds the directions.
+        count: Directions for Jv at once; more than two are as two.
+        few: Whether a few samples are taken, or all.
+    """
+
+    def __init__(self, function: Function, x: Tensor, *, seed: int = 0, count: int = 1, few: bool = True) -> None:
+        self.function, self.x = sampled(function, x.detach()) if few else (function, x.detach())
+        generator = torch.Generator().manual_seed(seed)
+        # Equal pixels tie in max pooling and lie on kinks of ReLU, where no derivative exists: a step off them.
+        size = self.x.square().mean().sqrt()
+        self.x = self.x + 1e-3 * size * torch.randn(self.x.shape, generator=generator).to(self.x)
+        self.reference = Reference.of(self.function, self.x, generator, count)
+
+    def verdict(self, name: str, *, rounding: bool = False) -> Verdict:
+        """What is to be said of `vjp`, or of an engine for Jv; `rounding` looks at the function's own type too."""
+        reference = self.reference
+
+        def tangents(z: Tensor) -> Tensor:
+            return reference.tangents.to(z.dtype)
+
+        products: dict[str, Trial] = {
+            "vjp": lambda f, z: reverse_pull(f, z, reference.cotangents(z)),
+            "forward": lambda f, z: forward_push(f, z, tangents(z)),
+            "reverse": lambda f, z: reverse_push(f, z, tangents(z)),
+            "differences": lambda f, z: difference_push(f, z, tangents(z), None),
+        }
+        engine, of_rows = ("reverse", True) if name == "vjp" else (name, False)
+        return judge(engine, products[name], self.function, self.x, reference, of_rows=of_rows, rounding=rounding)
+
+    def not_finite(self, name: str, x: Tensor) -> Verdict | None:
+        """NaN or infinity in what an engine makes of the whole batch, if there is any."""
+        products: dict[str, Trial] = {
+            "vjp": lambda f, z: reverse_pull(f, z, lambda y: torch.randn_like(y)[None]),
+            "forward": lambda f, z: forward_push(f, z, torch.randn_like(z)[None]),
+            "differences": lambda f, z: difference_push(f, z, torch.randn_like(z)[None], None),
+        }
+        module = self.function.module
+        return not_finite_at("reverse" if name == "vjp" else name, products[name], module, x)
+
+
+_enabled: ContextVar[bool] = ContextVar("jacmatch_verification", default=True)
+
+
+class _Memory:
+    """What was seen so far, by the object whose life it shares and by signature."""
+
+    def __init__(self) -> None:
+        self.entries: dict[int, tuple[weakref.ref[Any], OrderedDict[Hashable, dict[Any, Any]]]] = {}
+
+    def of(self, function: Function, signature: Hashable) -> dict[Any, Any]:
+        """What is known under this signature; empty at first."""
+        networks = modules_of(function.module)
+        owner = networks[0] if networks else getattr(function.module, "__code__", function.module)
+        held = self.entries.get(id(owner))
+        if held is None or held[0]() is not owner:
+            number, entries = id(owner), self.entries
+            try:
+                reference = weakref.ref(owner, lambda _: entries.pop(number, None))
+            except TypeError:  # an object that cannot say when it is gone
+                return {}
+            held = entries[number] = (reference, OrderedDict())
+        if signature not in held[1] and len(held[1]) >= _SIGNATURES:
+            held[1].popitem(last=False)
+        return held[1].setdefault(signature, {})
+
+
+_memory = _Memory()
+
+
+@contextmanager
+def unverified() -> Iterator[None]:
+    """Within the context no call is verified: engines are used as they are, whatever they return.
+
+    For functions whose derivative is meant to be another one than that of their values, for example a straight-through
+    estimator, and for those who count each operation.
+
+    Example:
+        >>> with unverified():
+        ...     y, jv = jacmatch.jvp(lambda x: x.detach() * x, torch.ones(1, 2), torch.ones(1, 2))
+        >>> jv
+        tensor([[1., 1.]])
+    """
+    token = _enabled.set(False)
+    try:
+        yield
+    finally:
+        _enabled.reset(token)
+
+
+def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -> tuple[str, ...]:
+    """The engines to try for Jv in turn; one only where it was requested, or found to be right.
+
+    Raises:
+        UnsupportedError: what was requested, or each of them, is known to be wrong or not to be differentiable.
+    """
+    wanted = PUSHES if requested == "auto" else (requested,)
+    verdicts = _verdicts(function, x, wanted, count)
+    right = [name for name, verdict in verdicts.items() if verdict.state == "right"]
+    if right:
+        return (right[0],)
+    if requested != "auto":
+        if verdicts[requested].certain:
+            raise _wrong(f"Jv by engine '{requested}'", verdicts[requested], _remedy(function, x, requested, count))
+        return wanted
+    possible = [name for name in wanted if verdicts[name].state == "unknown"]
+    possible += [name for name in wanted if name not in possible and not verdicts[name].certain]
+    if not possible:
+        first = next((each for each in verdicts.values() if each.state == "wrong"), verdicts["forward"])
+        raise _wrong("Jv, by each engine,", first, "")
+    return tuple(possible)
+
+
+def check_vjp(function: Function, x: Tensor) -> None:
+    """Refuses vᵀJ that is known to be wrong, or not to be differentiable where gradients are on.
+
+    Raises:
+        UnsupportedError: It is.
+    """
+    verdict = _verdicts(function, x, ("vjp",), 1)["vjp"]
+    if verdict.certain:
+        raise _wrong("vᵀJ", verdict, _remedy(function, x, "vjp", 1))
+
+
+def samples_couple(function: Function, x: Tensor) -> bool | None:
+    """Whether the values of one sample depend on others in the batch; None where that could not be found out."""
+
+    def find() -> bool:
+        few, z = sampled(function, x.detach())
+        if len(z) == 1:
+            z = torch.cat([z, z.flip(-1) * 1.1 + 0.1])
+            few = replace(few, context=Context())
+        with torch.no_grad():
+            _, z, values_at, values = evaluated(few, z)
+            return couples(values_at, z, values, 1e-9 if z.dtype == torch.float64 else 1e-4)
+
+    return _remembered(function, x, "couples", find)
+
+
+def repeats(function: Function, x: Tensor) -> bool:
+    """Whether a repeated batch gives its values again; where a module holds a tensor for each row it does not."""
+
+    def find() -> bool:
+        with torch.no_grad():
+            values_at = replayed_values(own_copy(function), x)
+            values = values_at(x)
+            try:
+                twice = values_at(torch.cat([x, x]))
+            except Exception:  # whatever a function says of a batch that is too large for it
+                return False
+            return bool(torch.allclose(twice, values.repeat(2, *[1] * (values.dim() - 1)), rtol=1e-3, atol=1e-5))
+
+    return _remembered(function, x, ("repeats", len(x)), find) is not False
+
+
+def sampled(function: Function, x: Tensor) -> tuple[Function, Tensor]:
+    """The function for a few samples, spread over the batch, and these: as many as verification is done on."""
+    size = sum(p.numel() for module in modules_of(function.module) for p in module.parameters())
+    number = _SAMPLES if size <= MANY_PARAMETERS else _SAMPLES // 2
+    if len(x) <= number:
+        return function, x
+    rows = torch.linspace(0, len(x) - 1, number, device=x.device).long()
+    context = {
+        name: each[rows] if isinstance(each, Tensor) and len(each) == len(x) else each
+        for name, each in vars(function.context).items()
+    }
+    return replace(function, context=Context(**context)), x[rows]
+
+
+def _verdicts(function: Function, x: Tensor, names: tuple[str, ...], count: int) -> dict[str, Verdict]:
+    """Verdicts in this order, up to the first that is right."""
+    if not _enabled.get() or not _can_be_verified(function, x):
+        return dict.fromkeys(names, UNKNOWN)
+    known = _memory.of(function, _signature(function, x, min(count, 2)))
+    found: dict[str, Verdict] = {}
+    comparison: Comparison | None = None
+    for name in names:
+        if name not in known:
+            known[name] = UNKNOWN
+            with set_aside(x), suppress(Exception):  # a function may raise anything on inputs that are not the user's
+                comparison = comparison or comparison_of(function, x, count=count)
+                known[name] = comparison.verdict(name)
+        found[name] = known[name]
+        if known[name].state == "right":
+            break
+    return found
+
+
+def comparison_of(function: Function, x: Tensor, *, seed: int = 0, count: int = 1) -> Comparison:
+    """The comparison on a few samples, or on all where the module holds something for each sample of the batch."""
+    if _is_distributed(function):
+        raise UnsupportedError("Other processes would have to take part.")
+    try:
+        return Comparison(function, x, seed=seed, count=count)
+    except (RuntimeError, ValueError, IndexError):
+        return Comparison(function, x, seed=seed, count=count, few=False)
+
+
+def _remembered(function: Function, x: Tensor, name: Any, find: Callable[[], bool]) -> bool | None:
+    """What is known under this name, found out now if nothing is; None where it cannot be found out."""
+    if not _enabled.get() or not _can_be_verified(function, x):
+        return None
+    known = _memory.of(function, _signature(function, x, 1))
+    if name not in known:
+        known[name] = None
+        if not _is_distributed(function):
+            with set_aside(x), suppress(Exception):  # as above
+                known[name] = find()
+    value: bool | None = known[name]
+    return value
+
+
+@contextmanager
+def set_aside(x: Tensor) -> Iterator[None]:
+    """What runs within draws no random numbers of the user's, warns of nothing and is not verified itself."""
+    devices = [x.device] if x.device.type == "cuda" else []
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices))
+        stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(unverified())
+        stack.enter_context(torch.autocast(x.device.type, enabled=False))
+        if "torch._dynamo" in sys.modules:  # parts that are compiled run as they were written
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _can_be_verified(function: Function, x: Tensor) -> bool:
+    """Whether the function may be called again, here and now, without a consequence for others."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing():
+        return False
+    if type(x) not in (Tensor, nn.Parameter) or x.device.type == "meta" or x.dim() == 0 or not len(x):
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._autograd._top_saved_tensors_default_hooks(True):
+        return False  # somebody counts operations, or writes down what the pass saves
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _is_distributed(function: Function) -> bool:
+    """Whether a call of the function involves other processes."""
+    layers = [layer for each in modules_of(function.module) for layer in each.modules()]
+    if any(base.__name__ in _WRAPPERS for layer in layers for base in type(layer).__mro__):
+        return True
+    return any(hasattr(p, "full_tensor") for layer in layers for p in layer._parameters.values())
+
+
+def _signature(function: Function, x: Tensor, count: int) -> Hashable:
+    layers: list[Any] = []
+    waiting: list[nn.Module | None] = [*modules_of(function.module)]
+    seen: set[int] = set()
+    while waiting:
+        layer = waiting.pop()
+        if layer is None or id(layer) in seen:
+            continue
+        seen.add(id(layer))
+        trained = [p is not None and p.requires_grad for p in layer._parameters.values()]
+        hooks = len(layer._forward_hooks) + len(layer._forward_pre_hooks)
+        layers += (id(layer), layer.training, hooks, *trained)
+        waiting += layer._modules.values()
+    context = tuple(None if each is None else (each.shape[1:], each.dtype) for each in vars(function.context).values())
+    kind = x.device.type
+    return (
+        tuple(layers),
+        key_of(function.module),
+        key_of(function.readout),
+        context,
+        function.batch_norm,
+        (x.shape[1:], x.dtype, x.device, len(x) > 1, count),
+        (torch.is_grad_enabled(), torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)),
+    )
+
+
+def _remedy(function: Function, x: Tensor, failed: str, count: int) -> str:
+    """The engine that is right, as the way to go on."""
+    others = tuple(name for name in PUSHES if name != failed)
+    right = [name for name, each in _verdicts(function, x, others, count).items() if each.state == "right"]
+    if not right:
+        return ""
+    jv = "Jv is right by" if failed == "vjp" else "Use"
+    return f"{jv} engine={right[0]!r}{', a probe of input directions' if failed == 'vjp' else ''}."
+
+
+def _wrong(what: str, verdict: Verdict, remedy: str) -> UnsupportedError:
+    reason = " ".join(each.what for each in verdict.findings[-1:])
+    if verdict.state == "refused":
+        what += " of this module cannot be differentiated again"
+        remedy += " Under torch.no_grad() the product itself can be had."
+    else:
+        what += " of this module is wrong"
+    parts = [f"{what}:", reason, remedy.strip(), "`jacmatch.doctor(module, x)` tells more; within"]
+    return UnsupportedError(" ".join([*filter(None, parts), "`jacmatch.unverified()` nothing is checked."]))
