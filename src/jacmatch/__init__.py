@@ -44,6 +44,7 @@ from jacmatch.jacobian import (
     doctor,
     jacobian,
     jvp,
+    unverified,
     vjp,
 )
 from jacmatch.objectives import (
@@ -133,5 +134,6 @@ __all__ = [
     "jacobian_norm_penalty",
     "jvp",
     "load_student",
+    "unverified",
     "vjp",
 ]

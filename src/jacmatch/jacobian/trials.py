@@ -184,10 +184,12 @@ def _judge_gradient(
         if max(reference.tolerance, tolerance_for(uncertainty, reference.fine)) > 1:
             state = verdicts.UNKNOWN
         elif not error <= max(reference.tolerance, tolerance_for(uncertainty, reference.fine)):
-            if not _ordinary_gradient_is_right(exact, parameters, moves, reference):
+            ordinary = _ordinary_gradient_is_right(exact, parameters, moves, reference)
+            none = all(gradient is None for gradient in gradients)
+            if not ordinary and not none and name != "differences":
                 return verdicts.HELD
-            certain = _steps_agree(penalty_at, float(truth), expected) if reference.fine else False
-            if all(gradient is None for gradient in gradients):
+            certain = ordinary and reference.fine and _steps_agree(penalty_at, float(truth), expected)
+            if none:
                 return verdicts.without_parameters(name, certain=certain)
             return verdicts.wrong_gradient(name, error, certain=certain)
     return state if own is exact or name == "differences" else _rounding(name, own, function, gradients, state)
