@@ -81,6 +81,11 @@ def relative_error(student, teacher, eps=1e-6):
     return answer(totals)
 
 
+def bounded_error(student, teacher, eps=1e-6):
+    relative = relative_error(student, teacher, eps)
+    return relative / (1 + relative)
+
+
 def normalized_error(student, teacher, eps=1e-8):
     totals = []
     for s_rows, t_rows in zip(vectors(student), vectors(teacher), strict=True):

@@ -205,6 +205,7 @@ def test_every_exported_function_has_a_row():
         (lambda x: losses.hinton_kl(x, x, temperature=0.0), "`temperature` of `hinton_kl` must be above 0. Got 0.0"),
         (lambda x: losses.hinton_kl(x, x, temperature=float("nan")), "`temperature` of `hinton_kl` .* Got nan"),
         (lambda x: losses.relative_error(x, x, eps=0.0), "`eps` of `relative_error` must be above 0"),
+        (lambda x: losses.bounded_error(x, x, eps=0.0), "`eps` of `bounded_error` must be above 0"),
         (lambda x: losses.normalized_error(x, x, eps=-1.0), "`eps` of `normalized_error` must be above 0"),
         (lambda x: losses.direction_and_magnitude(x, x, eps=0.0), "`eps` of `direction_and_magnitude` must be above"),
         (lambda x: losses.attention_transfer(x[None], x[None], eps=0.0), "`eps` of .* must be above 0"),

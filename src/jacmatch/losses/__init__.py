@@ -47,6 +47,7 @@ from torch import Tensor
 
 from jacmatch.losses.attention import attention_map, attention_transfer, match_sizes
 from jacmatch.losses.jacobians import (
+    bounded_error,
     direction_and_magnitude,
     fisher,
     normalized_error,
@@ -67,7 +68,7 @@ from jacmatch.losses.penalties import (
 OutputLoss: TypeAlias = Literal["squared", "kl"]
 """The names in `OUTPUT_LOSSES`."""
 
-JacobianLoss: TypeAlias = Literal["relative", "squared", "normalized"]
+JacobianLoss: TypeAlias = Literal["bounded", "relative", "squared", "normalized"]
 """The names in `JACOBIAN_LOSSES`."""
 
 OUTPUT_LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -77,6 +78,7 @@ OUTPUT_LOSSES: dict[str, Callable[..., Tensor]] = {
 
 JACOBIAN_LOSSES: dict[str, Callable[..., Tensor]] = {
     "squared": squared_error,
+    "bounded": bounded_error,
     "relative": relative_error,
     "normalized": normalized_error,
 }
@@ -98,6 +100,7 @@ __all__ = [
     "antithetic",
     "attention_map",
     "attention_transfer",
+    "bounded_error",
     "centered_variance",
     "cross_entropy",
     "direction_and_magnitude",

@@ -98,6 +98,38 @@ def relative_error(
     return squared_row_norms(student - teacher).sum(1) / (squared_row_norms(teacher).sum(1) + eps)
 
 
+def bounded_error(
+    student: Float[Tensor, "batch row *input"], teacher: Float[Tensor, "batch row *input"], eps: float = 1e-6
+) -> Float[Tensor, "batch"]:
+    """Return the bounded relative error r / (1 + r) = d / (d + t) per sample, in [0, 1).
+
+    r is `relative_error`, d = Σ_r‖S_r − T_r‖² and t = Σ_r‖T_r‖² + eps. Near the teacher it is the relative error; a
+    student without derivatives gets ½; and no sample costs more than 1, however small the teacher's derivatives are or
+    large the student's, as they are in a last batch of few samples under BatchNorm. The gradient of r is multiplied by
+    1 / (1 + r)², so such samples have nearly none.
+
+    Args:
+        student: Rows of the student's Jacobian.
+        teacher: The same rows of the teacher's.
+        eps: Added to the teacher's squared norm, in its unit.
+
+    Raises:
+        InputError: The shapes differ, or eps is not above 0.
+
+    References:
+        The bounded function is that of Geman and McClure, "Bayesian image analysis", 1985.
+
+    Example:
+        >>> import torch
+        >>> bounded_error(torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[2.0, 0.0]]]))
+        tensor([0.2000])
+    """
+    equal_shapes("bounded_error", student=student, teacher=teacher)
+    positive_eps("bounded_error", eps)
+    error = squared_row_norms(student - teacher).sum(1)
+    return error / (error + squared_row_norms(teacher).sum(1) + eps)
+
+
 def normalized_error(
     student: Float[Tensor, "batch row *input"], teacher: Float[Tensor, "batch row *input"], eps: float = 1e-8
 ) -> Float[Tensor, "batch"]:

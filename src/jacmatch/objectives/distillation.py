@@ -63,7 +63,7 @@ class Distillation(Objective):
         output_loss: `squared` logit differences (the paper's choice), or Hinton's `kl` with τ². None is `kl` at τ = 4
             in classification, `squared` in regression.
         temperature: τ of `kl`; None is 1 where `output_loss` is given.
-        jacobian_loss: `relative` (None), `squared` or `normalized`.
+        jacobian_loss: `bounded` (None), `relative`, `squared` or `normalized`.
         point: Where the comparison is made.
         every: The Jacobian term is computed on each n-th call in training, with n times its weight; a
             `Share` is that of such a call.
@@ -144,7 +144,7 @@ class Distillation(Objective):
         probe = RandomOutputs(1) if probe is None else probe
         self.slopes = Slopes(probe, *readouts, chosen.point, batch_norm, engine, seed, chunk_size)
         self.output_loss, self.temperature = chosen.output_loss, chosen.temperature
-        self.jacobian_loss: JacobianLoss = "relative" if jacobian_loss is None else jacobian_loss
+        self.jacobian_loss: JacobianLoss = "bounded" if jacobian_loss is None else jacobian_loss
         self.fraction, self.task, self.class_dim = fraction, task, class_dim
         if class_dim is not None:
             self.slopes.set_class_dim(class_dim)

@@ -9,6 +9,7 @@ from torch import nn
 from jacmatch.datasets import Data, Split
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.jacobian import ESTIMATORS, READOUTS, Estimator, LogProbabilities, Readout
+from jacmatch.losses import JacobianLoss
 from jacmatch.objectives import POINTS, AtData, AtMixedPairs, AtNoise, Distillation, Point, Share, WeightSchedule
 from jacmatch.objectives.recipe import Recipe, recipe
 from jacmatch.recipes.fields import TrainingFields, positive
@@ -45,7 +46,7 @@ class DistillationFields(TrainingFields):
     temperature: float | None = None
     """Temperature of kl, if left out 4 with --output-loss auto and 1 with kl; and of log-probabilities and fisher-rows,
     1 if left out."""
-    jacobian_loss: Literal["relative", "squared", "normalized"] = "relative"
+    jacobian_loss: JacobianLoss = "bounded"
     """Loss of the Jacobian term."""
     probe: str = "random-outputs"
     """Which derivative products are compared (see `jacmatch list`)."""
