@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from jacmatch.cli import main
 from jacmatch.errors import InputError
 from jacmatch.recipes import Cache, Distill
 from jacmatch.recipes.progress import Progress
@@ -145,3 +146,20 @@ def test_several_processes_write_one_cache(crew, tmp_path, monkeypatch):
     assert [process.wait() for process in several] == [0] * len(several)
     assert start(tmp_path / "alone").wait() == 0
     assert contents(tmp_path / "several") == contents(tmp_path / "alone")
+
+
+def test_a_check_is_of_the_teacher_that_is_named(command, capsys, monkeypatch):
+    folder, _ = command
+    monkeypatch.setenv("JACMATCH_CACHE", str(folder / "teachers"))
+    check = ["cache", "check", "--cache", str(folder / "answers"), "--samples", "4"]
+    assert main([*check, "--teacher", "mlp:6"]) == 0
+    assert main([*check, "--teacher", "mlp:5", "--doctor"]) == 2
+    said = capsys.readouterr().err
+    assert "answers/seed0 must be of this job. Got teacher weights (" in said
+    assert main([*check, "--probe", "every-row"]) == 2
+    assert "Got probe (RandomOutputs(count=1, law='gaussian') on the output side there" in capsys.readouterr().err
+    assert main([*check, "--teacher-steps", "600"]) == 2, "a default that is given counts"
+    assert "Got teacher weights (" in capsys.readouterr().err
+    for changes in ({"teacher": "mlp:5"}, {"data": "synthetic:D=4,K=2,N=40,T=20"}):
+        with pytest.raises(InputError):
+            Cache(action="check", cache=folder / "answers", **changes).run(Progress(quiet=True))

@@ -1,6 +1,6 @@
 """A teacher that remembers asks once, and never gives an answer to another question."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -29,6 +29,13 @@ class Counting:
         return self.inner.answer(x, question)
 
 
+def unchecked(teacher, **limits):
+    """Without the calls in which the teacher is asked again to compare."""
+    remembered = RememberedTeacher(teacher, **limits)
+    remembered._next_check = 0
+    return remembered
+
+
 @pytest.fixture
 def counting():
     return Counting()
@@ -47,7 +54,7 @@ def same(one, other, rows=slice(None)):
 
 
 def test_the_second_answer_is_the_first(counting):
-    remembered, x = RememberedTeacher(counting), inputs()
+    remembered, x = unchecked(counting), inputs()
     first = remembered.answer(x, question())
     second = remembered.answer(x, question())
     assert counting.samples == 3
@@ -57,7 +64,7 @@ def test_the_second_answer_is_the_first(counting):
 
 
 def test_other_batches_of_the_same_samples(counting):
-    remembered, x = RememberedTeacher(counting), inputs()
+    remembered, x = unchecked(counting), inputs()
     whole = counting.inner.answer(x, question())
     remembered.answer(x[:2], question(ids=IDS[:2]))
     order = torch.tensor([2, 0, 1])
@@ -69,7 +76,7 @@ def test_other_batches_of_the_same_samples(counting):
 
 @pytest.mark.parametrize("sample", range(3))
 def test_a_sample_that_differs_in_one_bit_is_asked_anew(counting, sample):
-    remembered, x = RememberedTeacher(counting), inputs()
+    remembered, x = unchecked(counting), inputs()
     remembered.answer(x, question())
     other = x.clone()
     other[sample, 0, 0] = torch.nextafter(other[sample, 0, 0], torch.tensor(9.0, dtype=torch.float64))
@@ -92,7 +99,7 @@ def test_a_sample_that_differs_in_one_bit_is_asked_anew(counting, sample):
     ids=["no slopes", "rule", "readout", "layers", "labels"],
 )
 def test_another_question_is_asked(counting, changes):
-    remembered, x = RememberedTeacher(counting), inputs()
+    remembered, x = unchecked(counting), inputs()
     remembered.answer(x, question())
     answer = remembered.answer(x, question(**changes))
     assert counting.samples == 6
@@ -107,7 +114,7 @@ def test_another_question_is_asked(counting, changes):
 
 
 def test_labels_that_differ_are_asked_anew(counting):
-    remembered, x = RememberedTeacher(counting), inputs()
+    remembered, x = unchecked(counting), inputs()
     for labels, asked in (([0, 1, 2], 3), ([0, 1, 2], 3), ([0, 1, 3], 6)):
         labels = torch.tensor(labels)
         rows = lambda values, labels=labels: LabelClass().directions(outputs=values, labels=labels)  # noqa: E731
@@ -122,7 +129,7 @@ def test_labels_that_differ_are_asked_anew(counting):
     ids=["no ids", "no rule", "input directions"],
 )
 def test_what_may_be_random_is_never_remembered(counting, changes):
-    remembered, x = RememberedTeacher(counting), inputs()
+    remembered, x = unchecked(counting), inputs()
     for asked in (3, 6):
         remembered.answer(x, question(**changes))
         assert counting.samples == asked
@@ -139,7 +146,7 @@ class Changeable:
 
 
 def test_a_readout_that_can_change_is_never_remembered(counting):
-    remembered, x = RememberedTeacher(counting), inputs()
+    remembered, x = unchecked(counting), inputs()
     ones = torch.ones(1, 3, 1, dtype=torch.float64)
     for asked in (3, 6):
         answer = remembered.answer(x, question(readout=Changeable(), cotangents=ones))
@@ -149,7 +156,7 @@ def test_a_readout_that_can_change_is_never_remembered(counting):
 
 
 def test_memory_has_an_end(counting):
-    remembered, x = RememberedTeacher(counting, limit=0), inputs()
+    remembered, x = unchecked(counting, limit=0), inputs()
     for asked in (3, 6):
         same(remembered.answer(x, question()), counting.inner.answer(x, question()))
         assert counting.samples == asked
@@ -165,7 +172,7 @@ def test_distillation_asks_once_where_nothing_is_random(counting, probe, asked):
     x, y = inputs().float(), torch.tensor([0, 1, 2])
     plain, remembered = (
         Distillation(student, teacher, probe=probe, jacobians=1.0)
-        for teacher in (ModuleTeacher(network(1)), RememberedTeacher(counting))
+        for teacher in (ModuleTeacher(network(1)), unchecked(counting))
     )
     for step in range(3):
         losses = []
@@ -177,7 +184,7 @@ def test_distillation_asks_once_where_nothing_is_random(counting, probe, asked):
 
 
 def test_distillation_at_mixed_pairs_is_never_remembered(counting):
-    objective = Distillation(network(2).float(), RememberedTeacher(counting), jacobians=0.0, point=AtMixedPairs())
+    objective = Distillation(network(2).float(), unchecked(counting), jacobians=0.0, point=AtMixedPairs())
     for _ in range(2):
         objective(inputs().float(), torch.tensor([0, 1, 2]), ids=IDS)
     assert counting.samples == 6
@@ -188,10 +195,51 @@ def test_refusals(counting):
     with pytest.raises(InputError, match=r"`teacher` of `RememberedTeacher` must be a teacher\. Got Dropout"):
         RememberedTeacher(torch.nn.Dropout())
     with pytest.raises(InputError, match=r"`limit` of `RememberedTeacher` must be at least 0\. Got -1"):
-        RememberedTeacher(counting, limit=-1)
+        unchecked(counting, limit=-1)
 
 
 def test_a_student_that_shares_parameters_is_found_through_the_memory():
     shared = network(1)
     with pytest.raises(InputError, match=r"must not share parameters"):
         Distillation(shared, RememberedTeacher(ModuleTeacher(shared)))
+
+
+class Changing:
+    """A teacher that adds something to its outputs in later calls."""
+
+    answers_vjp = True
+
+    def __init__(self, *added):
+        self.inner, self.added = ModuleTeacher(network(1)), list(added)
+
+    def answer(self, x, question=None):
+        answer = self.inner.answer(x, question)
+        more = self.added.pop(0) if self.added else 0.0
+        return replace(answer, outputs=answer.outputs + more)
+
+
+def test_a_teacher_that_changes_is_noticed_at_the_first_repetition():
+    x = inputs()
+    remembered = RememberedTeacher(Changing(0.0, 5.0))
+    remembered.answer(x, question())
+    with pytest.raises(
+        InputError, match=r"same answer to the same question each .* Got another answer about 3 of 3 samp"
+    ):
+        remembered.answer(x, question())
+
+
+def test_a_teacher_that_changes_later_is_noticed_later():
+    x = inputs()
+    remembered = RememberedTeacher(Changing(0.0, 1e-9, 5.0))
+    for _ in range(16):
+        remembered.answer(x, question())
+    assert (remembered.asked, remembered.remembered) == (3, 15 * 3)
+    with pytest.raises(InputError, match="Freeze it: evaluation mode, fixed weights, no noise"):
+        remembered.answer(x, question())
+
+
+def test_a_jump_at_one_of_many_samples_is_rounding():
+    x = inputs()
+    remembered = RememberedTeacher(Changing(0.0, torch.tensor([[1.0], [0.0], [0.0]], dtype=torch.float64)))
+    for _ in range(2):
+        remembered.answer(x, question())

@@ -159,6 +159,8 @@ class _Job:
             self.met = True
             if hasattr(job, "out"):
                 job = self._begun(job, verb, ranks)
+            if hasattr(job, "named"):
+                job.named({*config, *flags.given(recipe, words)})
             with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
                 result = job.run()
         if ranks.first:

@@ -101,6 +101,12 @@ def flags(recipe: type[Any], verb: str = "") -> list[Flag]:
     return listed
 
 
+def given(recipe: type[Any], words: Sequence[str]) -> set[str]:
+    """The fields of a recipe whose flags are among the words."""
+    said = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    return {flag.name for flag in flags(recipe) if said & set(flag.words)}
+
+
 def read(program: str, recipe: type[Any], words: Sequence[str], config: Mapping[str, Any]) -> tuple[Any, Options]:
     """The job that a command line asks for, and the options around it.
 

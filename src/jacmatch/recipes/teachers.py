@@ -64,10 +64,10 @@ def prepare(
         return Prepared(networks.network(spec, data, weights, allow_code=allow_code), spec)
     folder, ranks = kept_folder(recipe, data), Ranks.here()
     inputs = inputs_of(data, networks=(networks.Description.of(recipe.model, data),))
-    ready = (folder / RESULT).is_file() and not (folder / LOCK).exists() and not _damage(folder, inputs)
+    ready = (folder / RESULT).is_file() and not (folder / LOCK).exists() and not _damage(folder, recipe.model, inputs)
     if not ranks.told(ready):
         with _held(folder, progress) if ranks.first else nullcontext():
-            if ranks.first and (damage := _damage(folder, inputs)):
+            if ranks.first and (damage := _damage(folder, recipe.model, inputs)):
                 aside = _put_aside(folder)
                 progress.say(f"The teacher in {folder} is trained again; what was there is in {aside.name}: {damage}")
             if not ranks.told((folder / RESULT).is_file()):
@@ -78,7 +78,7 @@ def prepare(
     return Prepared(networks.load_own(folder, recipe.model), str(folder.name))
 
 
-def _damage(folder: Path, inputs: Mapping[str, Fingerprints]) -> str:
+def _damage(folder: Path, model: str, inputs: Mapping[str, Fingerprints]) -> str:
     """What is wrong with a teacher that is kept or half trained; empty if it can be used or gone on with."""
     if all(entry.name == LOCK for entry in folder.iterdir()):
         return ""
@@ -88,7 +88,7 @@ def _damage(folder: Path, inputs: Mapping[str, Fingerprints]) -> str:
             if found := changed(run.inputs.get(part, {}), here):
                 return f"its {part} is another: {found}."
         if run.finished:
-            networks.check_saved(folder)
+            networks.load_own(folder, model)
         elif (folder / CHECKPOINT).is_file():
             load(folder / CHECKPOINT)
     except InputError as error:

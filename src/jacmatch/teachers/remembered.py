@@ -10,6 +10,7 @@ from torch import Tensor
 from jacmatch.errors import InputError
 from jacmatch.teachers.base import Answer, Question, Teacher
 
+_ROUNDING = (1e-3, 1e-2)  # of the largest output, on a CPU and on a GPU: sums in another order, shorter products
 _BATCH_SECOND = ("products", "cotangents")  # (P, B, …); all else in an answer is (B, …)
 
 
@@ -30,7 +31,8 @@ class RememberedTeacher:
     and x and the label of that id are those of then, bit for bit; else the teacher itself is asked, about the whole
     batch. So augmented images cost what they cost without.
     The teacher must be frozen and treat each sample by itself, as every teacher of this package does; answers of
-    another batch can differ from those of this one by rounding.
+    another batch can differ from those of this one by rounding. The first time that a batch could be answered from
+    memory, and then the 16th, the 256th, …, the teacher is asked all the same, and its answer is compared.
 
     Args:
         teacher: Who is asked.
@@ -56,6 +58,7 @@ class RememberedTeacher:
             raise InputError("`limit` of `RememberedTeacher` must be at least 0.", got=limit)
         self.teacher, self.limit = teacher, limit
         self.asked, self.remembered, self.bytes = 0, 0, 0
+        self._repeats, self._next_check = 0, 1
         self._memory: dict[Hashable, dict[int, _Kept]] = {}
 
     @property
@@ -64,7 +67,11 @@ class RememberedTeacher:
         return self.teacher.answers_vjp
 
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
-        """The teacher's answer; `asked` and `remembered` count the samples on either way."""
+        """The teacher's answer; `asked` and `remembered` count the samples on either way.
+
+        Raises:
+            InputError: The teacher does not say any more what it said before.
+        """
         question = question or Question()
         key = (question.readout, question.rule, question.cotangents is None, question.layers)
         if question.ids is None or question.random or not _is_repeatable(question) or not _is_hashable(key):
@@ -74,11 +81,27 @@ class RememberedTeacher:
         ids = question.ids.tolist()
         if all(_same(memory.get(number), x, question.labels, row) for row, number in enumerate(ids)):
             self.remembered += len(ids)
-            return _joined([memory[number].parts for number in ids])
+            known = _joined([memory[number].parts for number in ids])
+            self._repeats += 1
+            if self._repeats == self._next_check:
+                self._next_check *= 16
+                self._check(x, question, known)
+            return known
         self.asked += len(ids)
         answer = self.teacher.answer(x, question)  # of the whole batch: its cotangents are made for that
         self._keep(memory, ids, x, question, answer)
         return answer
+
+    def _check(self, x: Tensor, question: Question, known: Answer) -> None:
+        """Refuses a teacher that says something else now about most of these samples: memory would hide it."""
+        now = self.teacher.answer(x, question).outputs
+        far = (now - known.outputs).abs().flatten(1).amax(1)
+        tolerance = _ROUNDING[x.device.type == "cuda"] * torch.maximum(now.abs().max(), known.outputs.abs().max())
+        changed = int((far > tolerance).sum())
+        if 2 * changed > len(x):
+            rule = "`teacher` of `RememberedTeacher` must give the same answer to the same question each time."
+            do = "Freeze it: evaluation mode, fixed weights, no noise; or pass the teacher itself, which is then asked."
+            raise InputError(rule, got=f"another answer about {changed} of {len(x)} samples", do=do)
 
     def _keep(self, memory: dict[int, _Kept], ids: list[int], x: Tensor, question: Question, answer: Answer) -> None:
         """Remembers ids that are new; what is known of an id is never replaced."""

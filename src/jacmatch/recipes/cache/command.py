@@ -1,6 +1,7 @@
 """`jacmatch cache`: a teacher's answers on disk, for any number of students."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -25,6 +26,7 @@ from jacmatch.teachers.cached.shards import Shards
 
 _READ = 2048  # entries read to measure the speed
 _BATCH = 128
+_FREE = {*TeachingFields.no_settings, "action", "cache", "samples", "seed", "device"}  # of a check: no part of a cache
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Cache(TeachingFields):
 
     `build` takes the flags of the `distill` that shall use the cache, and writes what that would ask; any number of
     processes may do it together, and the same command goes on where it was stopped. `check` asks the teacher again
-    about a sample of the entries. `info` says what is there.
+    about a sample of the entries; with flags of `distill` it refuses a cache of another teacher, other data or another
+    probe than they name. `info` says what is there.
     """
 
     together: ClassVar[bool] = False
@@ -69,6 +72,20 @@ class Cache(TeachingFields):
         """The folder of the cache."""
         assert self.cache is not None
         return self.cache
+
+    def named(self, names: Iterable[str]) -> None:
+        """Says which fields were given. If nobody does, they are those that differ from their defaults."""
+        object.__setattr__(self, "_given", frozenset(names))
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields that were given and that decide what a cache holds."""
+        chosen = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _FREE}
+        defaults = {field.name: field.default for field in fields(self)}
+        names = getattr(self, "_given", None)
+        if names is None:
+            names = {name for name, value in chosen.items() if value != defaults[name]}
+        return {name: value for name, value in chosen.items() if name in names}
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
         """Does the job and returns what it found."""
@@ -114,7 +131,7 @@ class Cache(TeachingFields):
         return {"entries": found.entries, "absolute": found.absolute, "relative": found.relative}
 
     def as_built(self) -> "Cache":
-        """The job that wrote the cache, from its settings.
+        """The job that wrote the cache, from its settings; what this one is given takes their place.
 
         Raises:
             InputError: There is no cache, its settings are none, or they would run code.
@@ -129,14 +146,15 @@ class Cache(TeachingFields):
             }
             if known.get("teacher_weights") is not None:
                 known["teacher_weights"] = Path(known["teacher_weights"])
-            known["device"] = self.device
+            named = {name: value for name, value in known.items() if name not in self.given}
+            known |= {**self.given, "device": self.device}
             job = Cache(**known, action="check", cache=self.cache, allow_code=self.allow_code)
             job.check_teaching()
         except (TypeError, ValueError) as error:
             rule = f"The settings in {self._parts()[0] / HEAD} must be those of a cache."
             raise InputError(rule, got=str(error), do="Build it again with this version.") from error
         if not self.allow_code:
-            check_no_code("cache", known, f"the cache {self.place}")
+            check_no_code("cache", named, f"the cache {self.place}")
         return job
 
     def _parts(self) -> list[Path]:

@@ -13,7 +13,7 @@ from jacmatch.recipes.fields import positive
 from jacmatch.recipes.inputs import same_inputs
 from jacmatch.recipes.networks import Description
 from jacmatch.recipes.progress import Progress
-from jacmatch.recipes.reproduce import EXPERIMENTS, students, transfer
+from jacmatch.recipes.reproduce import EXPERIMENTS, defaults, students, transfer
 from jacmatch.recipes.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch.recipes.reproduce.request import Request
 from jacmatch.recipes.reproduce.side_by_side import end_with_parent, side_by_side
@@ -40,8 +40,8 @@ class Reproduce(Request):
         experiment = self._checked()
         start = time.perf_counter()
         with progress or Progress() as shown, one_thread():
-            students.forget()
-            transfer.forget()
+            for forget in (students.forget, transfer.forget, defaults.pair_of.cache_clear):
+                forget()  # there may be other contents under the same names by now
             cells = self._chosen(experiment.cells(self))
             whole = _unique([*experiment.cells(replace(self, rows=(), seeds=None, per_class=())), *cells])
             run = self.begin("reproduce", again=True)

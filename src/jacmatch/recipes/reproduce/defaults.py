@@ -138,6 +138,11 @@ def _pair(request: Request, pair: str) -> Pair:
     return pair_of(request.data, request.seed, request.device, request.smoke, pair)
 
 
+def teachers(request: Request) -> nn.Module:
+    """The teachers of all pairs."""
+    return nn.ModuleDict({name: _pair(request, name).teacher for name in PAIRS})
+
+
 def prepare(request: Request, progress: Progress) -> dict[str, Any]:
     """Accuracy and size of the networks, and what a step costs on this machine."""
     facts: dict[str, Any] = {"teachers": {}, "parameters": {}, "step_times": {}}
@@ -405,6 +410,7 @@ DEFAULTS = Experiment(
     tables=_tables,
     figure=_figure,
     prepare=prepare,
+    teacher=teachers,
     takes=frozenset({"data", "per_class"}),
 )
 
@@ -415,5 +421,6 @@ DEFAULTS_GRID = Experiment(
     tables=_grid_tables,
     figure=lambda document: _figure(document, "validation_accuracy"),
     prepare=prepare,
+    teacher=teachers,
     takes=frozenset({"data", "per_class"}),
 )

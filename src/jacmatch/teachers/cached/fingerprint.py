@@ -76,7 +76,10 @@ def architecture_of(module: nn.Module) -> str:
     ]
     own = {type(each) for each in module.modules()}
     lines += sorted(filter(None, map(source_of, own)))
-    lines += [source_of(each.forward) for each in module.modules() if "forward" in vars(each)]
+    replaced = {name: each.forward for name, each in module.named_modules() if "forward" in vars(each)}
+    lines += [
+        f"{name}.forward: {getattr(call, '__qualname__', '')} {source_of(call)}" for name, call in replaced.items()
+    ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
