@@ -132,3 +132,16 @@ def test_check_reads_the_strong_sums(cache, tmp_path):
         file.write_bytes(b"\x7f" + file.read_bytes()[1:])
     with pytest.raises(InputError, match="another sha256 of products"):
         check(source(job(cache)), folder, 5, Found())
+
+
+def test_a_build_does_not_go_on_with_a_teacher_that_says_something_else(tmp_path):
+    """A hook leaves no trace in weights, architecture or code."""
+    asked = job(tmp_path / "answers")
+    built(asked)
+    before = contents(asked.place)
+    teacher = network()
+    teacher[2].register_forward_hook(lambda module, given, outputs: given[0].tanh())
+    with pytest.raises(InputError, match=r"this very cache\. Got one that differs in teacher outputs \(off by \d+"):
+        built(asked, teacher)
+    assert contents(asked.place) == before
+    built(asked)

@@ -22,6 +22,7 @@ MAX_PIXELS = 2**26
 """Largest image that is decoded, 64 million pixels."""
 _LOOKED_AT = 64  # images that decide whether there is one channel
 _HASHED = 1024  # images whose bytes are in the fingerprint
+_WHOLE = 2**27  # bytes of a set of which all are hashed
 
 
 @runtime_checkable
@@ -101,15 +102,18 @@ class Streamed:
         return torch.from_numpy(spread(len(self), count))
 
     def digest(self) -> str:
-        """SHA-256 of shape, names and sizes of all images in their order, and of the bytes of 1,024 of them.
+        """SHA-256 of shape, names and sizes of all images in their order, and of their bytes.
 
-        The bytes of all of them would take as long as reading the whole set. What this cannot see is an image that was
-        replaced by another one of the same name and of the very same size, and is not among those 1,024.
+        Of a set of more than 128 MiB it has the bytes of 1,024 images: those of all would take as long as reading the
+        whole set. What this cannot see is an image that was replaced by another one of the same name and of the very
+        same size, and is not among those 1,024.
         """
         digest = hashlib.sha256(f"streamed {self.shape} {self.resized}\n".encode())
+        whole = 0
         for row in self.rows.tolist():
+            whole += self.source.size(row)
             digest.update(f"{self.source.name(row)!r} {self.source.size(row)}\n".encode())
-        for place in spread(len(self), _HASHED).tolist():
+        for place in spread(len(self), len(self) if whole <= _WHOLE else _HASHED).tolist():
             digest.update(self.source.read(int(self.rows[place])))
         return digest.hexdigest()
 

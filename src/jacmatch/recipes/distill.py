@@ -15,7 +15,7 @@ from jacmatch.models import count_parameters
 from jacmatch.objectives import Distillation
 from jacmatch.recipes import networks, sheet
 from jacmatch.recipes.cache.opening import cached_teachers
-from jacmatch.recipes.inputs import same_inputs
+from jacmatch.recipes.inputs import same_inputs, same_teacher
 from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.summary import METHODS, identity, summarized
 from jacmatch.recipes.teachers import Prepared
@@ -54,7 +54,7 @@ class Distill(TeachingFields):
             run = self.begin("distill")
             same_inputs(run, data, networks=(description,))
             teacher = self.taught_by(data, shown)
-            same_inputs(run, data, teacher.network)
+            same_teacher(run, data, teacher.network)
             self._examine(run, description, data)
             if self.cache is not None:
                 teacher = replace(teacher, cached=cached_teachers(self, self.cache, data, teacher.network))

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from jacmatch.datasets import Data
 from jacmatch.models import catalog
@@ -47,8 +47,7 @@ def inputs_of(
         if here := of_network(description):
             found[f"network {description.spec}"] = here
     if teacher is not None and data is not None:
-        x = data.train.inputs(torch.arange(min(SAMPLES, len(data.train))))
-        found["teacher"] = of_teacher(teacher, x)
+        found["teacher"] = of_teacher(teacher, data)
     return found
 
 
@@ -59,8 +58,14 @@ def matches(run: Run, part: str, here: Mapping[str, Fingerprint]) -> None:
     run.check_inputs(part, here)
 
 
-def of_teacher(teacher: nn.Module, x: Tensor) -> Fingerprints:
-    """Weights, architecture and code of a trained network, and what it says at x."""
+def same_teacher(run: Run, data: Data, teacher: nn.Module) -> None:
+    """As `same_inputs`, for the teacher alone: of a job that knows its data before it has a teacher."""
+    matches(run, "teacher", of_teacher(teacher, data))
+
+
+def of_teacher(teacher: nn.Module, data: Data) -> Fingerprints:
+    """Weights, architecture and code of a trained network, and what it says about some samples."""
+    x = data.train.inputs(torch.arange(min(SAMPLES, len(data.train))))
     place = next((parameter.device for parameter in teacher.parameters()), x.device)
     return {"weights and code": named(teacher), "outputs": outputs_of(teacher, x.to(place))}
 

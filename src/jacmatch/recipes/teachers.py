@@ -64,8 +64,8 @@ def prepare(
         return Prepared(networks.network(spec, data, weights, allow_code=allow_code), spec)
     folder, ranks = kept_folder(recipe, data), Ranks.here()
     inputs = inputs_of(data, networks=(networks.Description.of(recipe.model, data),))
-    ready = (folder / RESULT).is_file() and not (folder / LOCK).exists() and not _damage(folder, recipe.model, inputs)
-    if not ranks.told(ready):
+    ready = ranks.first and (folder / RESULT).is_file() and not (folder / LOCK).exists()
+    if not ranks.told(ready and not _damage(folder, recipe.model, inputs)):
         with _held(folder, progress) if ranks.first else nullcontext():
             if ranks.first and (damage := _damage(folder, recipe.model, inputs)):
                 aside = _put_aside(folder)

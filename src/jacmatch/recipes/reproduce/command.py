@@ -10,7 +10,7 @@ from typing import Any
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.files import inside
 from jacmatch.recipes.fields import positive
-from jacmatch.recipes.inputs import same_inputs
+from jacmatch.recipes.inputs import same_inputs, same_teacher
 from jacmatch.recipes.networks import Description
 from jacmatch.recipes.progress import Progress
 from jacmatch.recipes.reproduce import EXPERIMENTS, defaults, students, transfer
@@ -76,8 +76,8 @@ class Reproduce(Request):
             if (run.path / cell.folder / "result.json").is_file():
                 self._child(run, cell)
         facts = experiment.prepare(self, progress)
-        if experiment.teacher is not None:
-            same_inputs(run, data, experiment.teacher(self))
+        if experiment.teacher is not None and data is not None:
+            same_teacher(run, data, experiment.teacher(self))
         return facts
 
     def _checked(self) -> Experiment:
