@@ -15,6 +15,7 @@ from jacmatch.jacobian.buffers import preserved_buffers, preserved_state
 from jacmatch.jacobian.callables import modules_of
 from jacmatch.jacobian.diagnosis import Diagnosis, Finding
 from jacmatch.jacobian.function import check_input, replayed
+from jacmatch.jacobian.modes import call
 from jacmatch.jacobian.modules import Module
 from jacmatch.jacobian.references import couples, plain
 from jacmatch.jacobian.verdicts import Verdict
@@ -128,7 +129,7 @@ def _values(module: Module, x: Tensor) -> list[Finding]:
             what = "Random numbers are drawn in training mode (dropout); value and derivative share them."
             findings.append(Finding("dropout", "note", what, "Nothing to do; a teacher is always in evaluation mode."))
         with preserved_buffers(module):
-            module(given)
+            call(module, given)
         if not torch.equal(given, x):
             what = "The module overwrites its input."
             findings.append(

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
 from jacmatch.jacobian.buffers import replaced_buffers
+from jacmatch.jacobian.modes import call
 from jacmatch.jacobian.modules import Module, preserved_buffers
 
 Select = Callable[[Any], Tensor]
@@ -140,7 +141,7 @@ def class_dimension(module: Module, x: Tensor) -> int | None:
     devices = [x.device] if x.device.type == "cuda" else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices), preserved_buffers(module):
-            outputs = output_tensor(module(x))
+            outputs = output_tensor(call(module, x))
     finally:
         for handle in handles:
             handle.remove()
@@ -169,7 +170,7 @@ def run(
         if buffers:
             outputs = output_tensor(_with_buffers(module, x, buffers))
         else:
-            outputs = output_tensor(module(x))
+            outputs = output_tensor(call(module, x))
     missing = [layer for layer in layers if layer not in features]
     if missing:
         raise InputError("Every layer of a readout must run once in a forward pass.", got=f"never ran: {missing}")
@@ -182,7 +183,7 @@ def _with_buffers(module: Module, x: Tensor, buffers: dict[str, Tensor]) -> Any:
     ):  # the compiler follows this one; ties by name would write a shared layer twice
         return functional_call(module, buffers, (x,), tie_weights=False)
     with replaced_buffers(module, buffers):
-        return module(x)
+        return call(module, x)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import gradient_norms
 from jacmatch.jacobian.features import Select, selecting
+from jacmatch.jacobian.modes import set_mode
 from jacmatch.jacobian.trials import meets_once_differentiable
 from jacmatch.objectives import rules
 from jacmatch.objectives.parts import Part
@@ -25,6 +26,7 @@ from jacmatch.teachers import Teacher, as_teacher
 
 Output = Select | tuple[Select | None, Select | None] | None
 """What selects the outputs of student and teacher, or a pair of such."""
+Same = TypeVar("Same", bound="Objective")
 Whole = Callable[[str, list[Tensor | None]], list[Tensor | None]]
 
 
@@ -302,6 +304,13 @@ class Objective(nn.Module):
         with self.selected_outputs():
             terms: Terms = super().__call__(*args, **kwargs)
             return terms
+
+    def train(self: Same, mode: bool = True) -> Same:
+        """Put objective and student into training or evaluation mode; an exported student stays in its own."""
+        self.training = mode
+        for child in self.children():
+            set_mode(child, training=mode)
+        return self
 
     def selected_outputs(self) -> AbstractContextManager[None]:
         """Within the context the student returns what `output` selects."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import AttentionMaps, BatchNormPolicy, Context, Readout, pull, run
 from jacmatch.jacobian.features import selecting
+from jacmatch.jacobian.modes import set_mode
 from jacmatch.losses import attention_map, attention_transfer, match_sizes
 from jacmatch.models import FirstOutputs
 from jacmatch.objectives import rules
@@ -260,7 +261,7 @@ class Transfer(Objective):
 def _evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode for the block; then each part is put back into the mode that it was in."""
     modes = {layer: layer.training for layer in network.modules()}
-    network.eval()
+    set_mode(network, training=False)
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from jacmatch.datasets import Data
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.files import inside, read
 from jacmatch.jacobian import output_tensor
+from jacmatch.jacobian.modes import call
 from jacmatch.models import catalog, load_weights, save_weights
 from jacmatch.runs import Run
 from jacmatch.runs.files import load
@@ -44,7 +45,7 @@ class Description:
         try:
             network = catalog.build(self.spec, self.outputs, self.shape, list(self.mean), list(self.std))
             with torch.no_grad():
-                outputs = output_tensor(network.eval()(torch.zeros(2, *self.shape)))
+                outputs = output_tensor(call(network.eval(), torch.zeros(2, *self.shape)))
         except (InputError, UnsupportedError):
             raise
         except Exception as error:  # the user's own code may raise anything

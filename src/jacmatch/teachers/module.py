@@ -8,6 +8,7 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian import Context, pull, push
 from jacmatch.jacobian.features import Select, selecting
 from jacmatch.jacobian.function import Function
+from jacmatch.jacobian.modes import check_evaluates, set_mode
 from jacmatch.teachers.base import Answer, Own, Question, fitting_tangents, frozen_pass, kept
 
 
@@ -47,7 +48,8 @@ class ModuleTeacher:
         if output is not None and not callable(output):
             do = "For example output=lambda out: out[0]."
             raise InputError("`output` of `ModuleTeacher` must be callable.", got=type(output).__name__, do=do)
-        self.module, self.output = module.requires_grad_(False).eval(), output
+        check_evaluates(module, "ModuleTeacher")
+        self.module, self.output = set_mode(module.requires_grad_(False), training=False), output
         if dtype is not None:
             self.module.to(dtype)
 
@@ -56,7 +58,7 @@ class ModuleTeacher:
         question = question or Question()
         module = self.module
         if any(part.training for part in module.modules()):  # somebody may have called train() on a parent
-            module.eval()
+            set_mode(module, training=False)
         like = next((p for p in module.parameters() if p.is_floating_point()), x)
         if like.device != x.device:
             module.to(x.device)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.jacobian import jacobian, output_tensor, probes
+from jacmatch.jacobian.modes import call, set_mode
 from jacmatch.teachers import Question, Teacher
 from jacmatch.training.prefetch import in_order
 
@@ -73,7 +74,7 @@ def evaluate(module: nn.Module, split: Split, *, batch_size: int = 500, device: 
     parts = []  # summed on the device: one wait at the end
     with _evaluating(module.to(place)), torch.no_grad():
         for x, y in in_order(split, batch_size, place):
-            outputs = output_tensor(module(x))
+            outputs = output_tensor(call(module, x))
             if y.is_floating_point():
                 _check_outputs(outputs, tuple(y.shape), "the targets")
                 parts.append((outputs - y).double().square().sum())
@@ -122,7 +123,7 @@ def calibration(
     finite = torch.ones((), dtype=torch.bool, device=place)
     with _evaluating(module.to(place)), torch.no_grad():
         for x, y in in_order(split, batch_size, place):
-            sure, top = output_tensor(module(x)).double().softmax(1).max(1)
+            sure, top = output_tensor(call(module, x)).double().softmax(1).max(1)
             finite &= sure.isfinite().all()
             right = (top == y).double()
             gaps.index_add_(0, (sure.nan_to_num() * bins).ceil().long().clamp(1, bins) - 1, right - sure)
@@ -180,7 +181,7 @@ def _top1(student: nn.Module, teacher: Teacher, split: Split, batch_size: int, p
     same = []
     for x, _ in in_order(split, batch_size, place):
         with torch.no_grad():
-            outputs = output_tensor(student(x))
+            outputs = output_tensor(call(student, x))
         wanted = teacher.answer(x, Question()).outputs
         _check_outputs(outputs, tuple(wanted.shape), "the teacher's")
         same.append((outputs.argmax(1) == wanted.argmax(1)).sum())
@@ -241,7 +242,7 @@ def _check_outputs(outputs: Tensor, shape: tuple[int, ...], whose: str) -> None:
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode for the block; then each part is in the mode that it was in."""
     before = [(part, part.training) for part in module.modules()]
-    module.eval()
+    set_mode(module, training=False)
     try:
         yield
     finally:

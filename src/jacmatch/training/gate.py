@@ -18,6 +18,7 @@ from jacmatch.jacobian import doctor
 from jacmatch.jacobian import run as outputs_of
 from jacmatch.jacobian.diagnosis import Finding
 from jacmatch.jacobian.engines import parameter_gradients
+from jacmatch.jacobian.modes import set_mode
 from jacmatch.jacobian.modules import preserved_buffers
 from jacmatch.objectives.base import Objective
 from jacmatch.runs import Run
@@ -173,7 +174,7 @@ def _of_student(objective: nn.Module, batch: Batch) -> list[str]:
     student = getattr(objective, "student", None)
     if not isinstance(student, nn.Module):
         return []
-    student.eval()
+    set_mode(student, training=False)
     stale = ["keeps-results"] * is_stale(student, batch.x)
     before = {name: buffer.clone() for name, buffer in student.named_buffers()}
     try:

@@ -1,0 +1,65 @@
+"""Modules of torch.export, which have the mode that they were exported in (pytorch #151726)."""
+
+import pytest
+import torch
+from torch import nn
+
+from jacmatch import Distillation, InputError, ModuleTeacher
+from jacmatch.datasets import Split
+from jacmatch.teachers import Question
+from jacmatch.training import evaluate
+
+X, Y = torch.rand(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 3))
+
+
+def exported(training=False):
+    return torch.export.export(network().train(training), (X,)).module()
+
+
+def within(module):
+    return nn.Sequential(nn.Identity(), module)
+
+
+@pytest.mark.parametrize("wrap", [lambda module: module, within])
+def test_an_exported_teacher_answers_as_the_network_it_is_of(wrap):
+    question = Question(cotangents=torch.ones(1, 6, 3))
+    expected = ModuleTeacher(network()).answer(X, question)
+    teacher = ModuleTeacher(wrap(exported()))
+    for _ in range(2):
+        answer = teacher.answer(X, question)
+        torch.testing.assert_close(answer.outputs, expected.outputs)
+        torch.testing.assert_close(answer.products, expected.products)
+
+
+def test_a_teacher_that_was_exported_in_training_mode_is_refused():
+    message = r"`module` of `ModuleTeacher` must be exported in evaluation mode.*Export it again"
+    for wrap in (lambda module: module, within):
+        with pytest.raises(InputError, match=message):
+            ModuleTeacher(wrap(exported(training=True)))
+
+
+def test_an_exported_student_is_trained_and_evaluated():
+    student = exported()
+    objective = Distillation(student, network(), samples_per_class=2)
+    assert objective.train().training
+    objective(X, Y)["loss"].backward()
+    assert all(parameter.grad.isfinite().all() for parameter in student.parameters())
+    found = evaluate(student, Split(X, Y), device="cpu")
+    expected = evaluate(network(), Split(X, Y), device="cpu")
+    assert found == expected
+    assert not objective.eval().training
+
+
+def test_other_students_are_trained_by_their_own_train():
+    class Frozen(nn.BatchNorm1d):
+        def train(self, mode=True):
+            return super().train(False)
+
+    student = nn.Sequential(nn.Linear(4, 3), Frozen(3))
+    assert Distillation(student, network(), samples_per_class=2).train().student[0].training
+    assert not student[1].training
