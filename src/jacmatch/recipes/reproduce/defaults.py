@@ -145,6 +145,7 @@ def teachers(request: Request) -> nn.Module:
 
 def prepare(request: Request, progress: Progress) -> dict[str, Any]:
     """Accuracy and size of the networks, and what a step costs on this machine."""
+    pair_of.cache_clear()  # other data or teachers may be under the same names by now
     facts: dict[str, Any] = {"teachers": {}, "parameters": {}, "step_times": {}}
     for name in PAIRS:
         pair = _pair(request, name)
