@@ -13,6 +13,7 @@ from typing import Any
 
 _DECIDING = ("jacmatch", "torch", "numpy", "threads", "cuda", "commit")
 """Parts of an environment on which the bits of a result depend."""
+_WARNED: dict[Any, Any] = {}  # where warnings keeps what it has shown
 
 
 def environment(cuda: str | None = None) -> dict[str, Any]:
@@ -59,9 +60,8 @@ def warn_of_changes(before: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     if names:
         there, now = (", ".join(f"{name} {given.get(name)}" for name in names) for given in (before, here))
         said = f"What is done so far was made with {there}; it goes on with {now}."
-        warnings.warn(
-            f"{said} The result is that of a run without a stop up to rounding, not bit for bit.", stacklevel=1
-        )
+        said = f"{said} The result is that of a run without a stop up to rounding, not bit for bit."
+        warnings.warn_explicit(said, UserWarning, "jacmatch", 0, registry=_WARNED)  # one line, once, and no source line
 
 
 def commit(file: Path) -> str | None:
