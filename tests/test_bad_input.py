@@ -761,13 +761,10 @@ def test_the_process_says_one_line_and_exits_with_2(good):
 
 
 def test_a_defect_of_ours_keeps_its_traceback(monkeypatch, capsys):
-    def broken(*_):
-        raise ZeroDivisionError("ours")
-
-    monkeypatch.setattr("jacmatch.datasets.load", broken)
+    monkeypatch.setattr("jacmatch.datasets.load", int)  # no line of the test, which is no part of the package either
     err = run("train", capsys, 1)
     assert err.startswith("Traceback")
-    assert "ZeroDivisionError: ours\njacmatch train: this is a defect of jacmatch. Please report it" in err
+    assert ": 'digits'\njacmatch train: this is a defect of jacmatch. Please report it" in err
 
 
 def test_traceback_shows_where_a_mistake_was_found(capsys):

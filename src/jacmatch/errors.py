@@ -75,6 +75,10 @@ def one_row_of_classes(caller: str, shape: Sequence[int]) -> None:
         raise InputError(rule, got=f"shape {tuple(shape)}", do=do)
 
 
+class Stopped(InputError):
+    """A job was cut off by what the user can mend; what it had done is kept."""
+
+
 def printable(text: str) -> str:
     r"""The text in one line: what a file or a name brings in of line ends and control characters is written as escapes.
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jacmatch.errors import ElsewhereError, InputError, UnsupportedError
+from jacmatch.errors import ElsewhereError, InputError, Stopped, UnsupportedError
 from jacmatch.runs.files import disk
 from jacmatch.runs.lock import hold
 from jacmatch.version import __version__
@@ -73,16 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _terminated_as_interrupted():
             return job.run(verb, words[1:])
-    except SystemExit as stop:  # 0 after --help
-        return int(bool(stop.code))
     except KeyboardInterrupt:
         return job.say(f"interrupted. {job.left()}", 130)
     except ElsewhereError as error:
         left = job.left()
         return job.say(f"{error.says} {left}", error.code) if error.says else error.code
     except (InputError, UnsupportedError) as error:
-        job.left()
-        return job.say(str(error), 2)
+        left = job.left()
+        return job.say(f"{error} {left}" if isinstance(error, Stopped) else str(error), 2)
     except BrokenPipeError:  # the reader of our output has gone, as in `jacmatch list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -92,8 +90,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno in _PATHS and error.filename:
             job.left()
             return job.say(f"{error.filename} must be a path that can be used. Got '{error.strerror}'.", 2)
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            return job.say(f"the memory is full. Use a smaller --batch-size. {job.left()}", 2)
         traceback.print_exc()
         job.left()
         return job.say("this is a defect of jacmatch. Please report it with the lines above.", 1)
@@ -135,13 +131,17 @@ class _Job:
             raise InputError(f"unknown {what} {verb}.", do=f"{nearest}Verbs: {', '.join(VERBS)}. See jacmatch --help.")
         # Slow to import, so not before they are needed.
         from jacmatch.cli import flags, settings, summary
+        from jacmatch.cli.failures import translated
         from jacmatch.recipes import RECIPES
         from jacmatch.training import joining
         from jacmatch.training.distributed import Ranks
 
         recipe: Any = RECIPES[verb]
         config = settings.chosen(words, verb, flags.flags(recipe))
-        job, options = flags.read(self.program, recipe, words, config)
+        try:
+            job, options = flags.read(self.program, recipe, words, config)
+        except SystemExit:  # after --help; else it is an InputError
+            return 0
         if options.resume is not None:
             job = settings.resumed(job, options.resume)
         together = getattr(job, "together", False)
@@ -161,7 +161,7 @@ class _Job:
                 job = self._begun(job, verb, ranks)
             if hasattr(job, "named"):
                 job.named({*config, *flags.given(recipe, words)})
-            with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+            with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext(), translated():
                 result = job.run()
         if ranks.first:
             print(json.dumps(result, indent=2, allow_nan=False)) if options.json else summary.show(result)

@@ -22,12 +22,24 @@ def output_tensor(output: Any) -> Tensor:
     """Return the outputs in what a network returned: a tensor, the only one of a tuple or dictionary, or `logits`.
 
     Raises:
-        InputError: there are several tensors and none is called `logits` or `out`, or there is none.
+        InputError: there are several tensors and none is called `logits` or `out`, there is none, or it is complex
+            or of integers.
 
     Example:
         >>> output_tensor({"logits": torch.ones(2, 3), "loss": torch.ones(())}).shape
         torch.Size([2, 3])
     """
+    found = _tensor_in(output)
+    if not found.is_floating_point():
+        rule = "A network must return real floating-point outputs."
+        raise InputError(
+            rule, got=str(found.dtype).removeprefix("torch."), do="Return .real, .imag, .abs() or .float()."
+        )
+    return found
+
+
+def _tensor_in(output: Any) -> Tensor:
+    """The tensor that `output_tensor` takes, of whatever type."""
     if isinstance(output, Tensor):
         return output
     for key in ("logits", "out"):

@@ -43,9 +43,11 @@ def write_report(run_dir: str | Path, result: Mapping[str, Any] | None = None) -
             rule = f"{run.path} must hold a comparison or tables."
             do = "Give a run of distill, robust, transfer, surrogate or reproduce."
             raise InputError(rule, got=f"a run of `{run.job}`", do=do)
-    except (KeyError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         rule = f"{run.path}/result.json must have the rows or tables of its job."
-        raise InputError(rule, got=f"rows that lack {error}", do="Run the job anew.") from error
+        raise InputError(rule, got=f"{type(error).__name__}: {error}", do="Run the job anew.") from error
     return run.write_bytes("report.html", html.encode("utf-8", "replace"))
 
 

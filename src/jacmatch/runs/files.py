@@ -110,7 +110,7 @@ def decoded(text: bytes, where: str) -> dict[str, Any]:
         InputError: It is torn or is no object; `where` says which text it is.
     """
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse, parse_float=_float, parse_int=_int)
     except (ValueError, RecursionError) as error:  # also: bytes that are no UTF-8
         raise _damaged(where, str(error)) from error
     if not isinstance(value, dict):
@@ -131,6 +131,18 @@ def load(file: Path) -> dict[str, Any]:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON number")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is beyond the largest number")
+    return value
+
+
+def _int(text: str) -> int:
+    _float(text)
+    return int(text)
 
 
 def _damaged(where: str, got: str) -> InputError:

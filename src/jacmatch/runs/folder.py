@@ -193,7 +193,13 @@ class Run:
         if not self.finished:
             do = "Run its command again with the same --out: it goes on where it stopped."
             raise InputError(f"{self.path} must hold a finished run.", got=f"a run without {RESULT}", do=do)
-        return load(self.path / RESULT)
+        found = load(self.path / RESULT)
+        try:
+            check(found, self.job, self.version, self.settings)
+        except InputError as error:
+            rule = f"{self.path / RESULT} must be what its job has written. {error}"
+            raise InputError(rule, do="It is damaged, or somebody has changed it: run the job anew.") from error
+        return found
 
     @property
     def environment(self) -> dict[str, Any]:

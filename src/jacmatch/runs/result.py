@@ -24,6 +24,7 @@ _RANGES = {
     "jacobian_relative_error": (0.0, math.inf, True),
 }
 _WHOLE = ("seed", "peak_memory_bytes", "parameters")
+_SHOWN = 120  # letters of a value in a message
 _ROUNDING = 1e-5  # a cosine of float32 vectors may lie this far outside its range
 
 
@@ -54,7 +55,7 @@ def check(result: Mapping[str, Any], job: str, version: str, settings: Mapping[s
     _have(result, _GENERAL + _TRAINING if training else _GENERAL, "result")
     for key, own in (("job", job), ("version", version), ("settings", settings)):
         if result[key] != own:
-            raise InputError(f"`result.{key}` must be the {key} of its run, {own!r}.", got=repr(result[key]))
+            raise InputError(f"`result.{key}` must be the {key} of its run, {own!r}.", got=repr(result[key])[:_SHOWN])
     for key in ("seed", "seconds", "samples_per_second", "peak_memory_bytes"):
         if key in result:
             _in_range(result, key, "result")
@@ -64,6 +65,9 @@ def check(result: Mapping[str, Any], job: str, version: str, settings: Mapping[s
         _network(result[who], f"result.{who}")
     if result["teacher"] is None and result["student"] is None:
         raise InputError("`result` must have a `teacher` or a `student`.", got="null for both")
+    rows = result.get("rows")
+    for number, row in enumerate(rows if isinstance(rows, list) else ()):
+        _row(row, f"result.rows[{number}]")
     agreement = result["agreement"]
     if agreement is not None:
         keys = ("top1", "jacobian_cosine", "jacobian_relative_error")
@@ -74,11 +78,27 @@ def check(result: Mapping[str, Any], job: str, version: str, settings: Mapping[s
 
 def _have(value: object, keys: Sequence[str], where: str) -> None:
     if not isinstance(value, Mapping):
-        raise InputError(f"`{where}` must be an object.", got=repr(value))
+        raise InputError(f"`{where}` must be an object.", got=repr(value)[:_SHOWN])
     missing = [key for key in keys if key not in value]
     if missing:
         do = f"Give all of: {', '.join(keys)}."
         raise InputError(f"`{where}` must have every key of its schema.", got=f"none of the name '{missing[0]}'", do=do)
+
+
+def _row(row: object, where: str) -> None:
+    """Refuses a row of a comparison in which a mean, a deviation or a value is no number or out of range."""
+    if not isinstance(row, Mapping):
+        raise InputError(f"`{where}` must be an object.", got=repr(row)[:_SHOWN])
+    inner = row.get("agreement")
+    for values in (row, inner if isinstance(inner, Mapping) else {}):
+        for key in _RANGES.keys() & values.keys():
+            numbers = values[key]
+            if isinstance(numbers, Mapping):
+                _have(numbers, ("mean", "std", "values"), f"{where}.{key}")
+                listed = numbers["values"] if isinstance(numbers["values"], list) else [numbers["values"]]
+                for value in (numbers["mean"], *listed):
+                    _in_range({key: value}, key, f"{where}.{key}", whole=False)
+                _in_range({"seconds": numbers["std"] or 0.0}, "seconds", f"{where}.{key}.std")
 
 
 def _network(network: object, where: str) -> None:
@@ -88,18 +108,21 @@ def _network(network: object, where: str) -> None:
     assert isinstance(network, Mapping)
     measures = [key for key in ("accuracy", "rmse") if key in network]
     if not measures:
-        raise InputError(f"`{where}` must have `accuracy` (classes) or `rmse` (regression).", got=sorted(network))
+        raise InputError(
+            f"`{where}` must have `accuracy` (classes) or `rmse` (regression).", got=repr(sorted(network))[:_SHOWN]
+        )
     for key in (*measures, "parameters"):
         _in_range(network, key, where)
 
 
-def _in_range(values: Mapping[str, Any], key: str, where: str) -> None:
+def _in_range(values: Mapping[str, Any], key: str, where: str, *, whole: bool = True) -> None:
     low, high, null = _RANGES[key]
     value = values[key]
     if value is None and null:
         return
-    number = isinstance(value, int if key in _WHOLE else int | float) and not isinstance(value, bool)
+    whole = whole and key in _WHOLE
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not number or not low - _ROUNDING <= value <= high + _ROUNDING:
-        kind = "a whole number" if key in _WHOLE else "a number"
+        kind = "a whole number" if whole else "a number"
         span = "" if low == -math.inf else f" of at least {low:g}" if high == math.inf else f" in [{low:g}, {high:g}]"
-        raise InputError(f"`{where}.{key}` must be {kind}{span}{' or null' if null else ''}.", got=repr(value))
+        raise InputError(f"`{where}.{key}` must be {kind}{span}{' or null' if null else ''}.", got=repr(value)[:_SHOWN])

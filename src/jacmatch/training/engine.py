@@ -113,8 +113,8 @@ def fit(
         if run is not None:
             resume(state, run)
         held_out = None if validation is None else resident(validation, place, settings.resident_mib * 2**20)
-        gate.guard(state, batches, run)
         with closing(batches), not_finite.named(state, batches, run):
+            gate.guard(state, batches, run)
             _loop(state, batches, held_out, run, on_step, interrupted)
         state.gather()
         check_finite(objective, recording.way_out(state))

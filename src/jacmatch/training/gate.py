@@ -23,6 +23,7 @@ from jacmatch.jacobian.modules import preserved_buffers
 from jacmatch.objectives.base import Objective
 from jacmatch.runs import Run
 from jacmatch.training.augmentation import Batch, Batches
+from jacmatch.training.metrics import Bad, NotFinite
 from jacmatch.training.refusals import FAULTS, fault
 from jacmatch.training.rehearsal import Rehearsal, borrowed, errors_of, exact, is_stale, rows_of
 from jacmatch.training.state import State
@@ -119,11 +120,17 @@ def guard(state: State, batches: Batches, run: Run | None) -> None:
 
     Raises:
         UnsupportedError: There is a fault.
+        NotFinite: A term is NaN or infinite.
     """
     if not state.settings.doctor or state.step:
         return
     batch = batches(0)
-    examined = examine(state.objective, batch)
+    try:
+        examined = examine(state.objective, batch)
+    except NotFinite:
+        if state.settings.on_not_finite == "stop":
+            raise
+        return  # such steps are left out, so there is nothing to compare in this one
     state.aside += examined.seconds
     if run is not None:
         found = {"ok": not examined.findings, "errors": examined.errors, "exact": examined.exact}
@@ -208,6 +215,9 @@ def _not_compiled(objective: nn.Module, batch: Batch, progress: float) -> list[s
 def _seen(trial: Rehearsal) -> tuple[list[Finding], dict[str, float | None]]:
     """The faults, and the error of the gradient of each term."""
     first = trial.first
+    for name, value in first.items():
+        if not math.isfinite(value):  # NaN differs from itself: what draws numbers is not the question
+            raise NotFinite(Bad(1, f"the term `{name}`", value), "Look at the network's outputs for these samples.")
     codes = list(getattr(getattr(trial.objective, "teacher", None), "faults", ()))
     if not _same(first, trial.numbers(), trial.exact):
         return [FAULTS[code] for code in (*codes, "non-deterministic")], {}

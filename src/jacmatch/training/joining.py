@@ -35,6 +35,12 @@ _GONE = (
 )
 
 
+def is_of_connections(error: BaseException) -> bool:
+    """Return whether an error may be that another process of the job has gone."""
+    several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return several and isinstance(error, RuntimeError) and bool(_OF_CONNECTIONS.search(str(error)))
+
+
 def expected() -> int:
     """How many processes the environment says there are, 1 without torchrun.
 

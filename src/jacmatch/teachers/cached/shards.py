@@ -66,10 +66,11 @@ class Shards:
 
     def _has_size(self, name: str, size: int) -> bool:
         """Whether the file is there; it must have this size then."""
-        try:
-            found = inside(self.folder, self.folder / name).stat().st_size
-        except FileNotFoundError:
-            return False
+        with disk(self.folder, "read"):
+            try:
+                found = inside(self.folder, self.folder / name).stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return False
         if found != size:
             raise _wrong(self.folder / name, f"{found:,} bytes instead of {size:,}")
         return True

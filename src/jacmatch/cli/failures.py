@@ -1,0 +1,61 @@
+"""What ends a job besides mistakes that it finds itself: the user's own code, and memory that is not there."""
+
+import contextlib
+import errno
+import re
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from jacmatch.errors import ElsewhereError, InputError, Stopped, UnsupportedError
+from jacmatch.training.joining import is_of_connections
+
+_OURS = Path(__file__).resolve().parents[1]
+_LIBRARIES = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+_NO_MEMORY = re.compile(r"DefaultCPUAllocator|alloc_cpu|not enough memory|out of memory|can.{1,2}t allocate", re.I)
+_MEND = "Mend it there; --traceback shows the lines."
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Turn what the user's code raises within the block, and memory that is not there, into `Stopped`.
+
+    Raises:
+        Stopped: The code called `sys.exit`, also with 0, or raised anything but an error of this package; or memory
+            could not be allocated.
+    """
+    try:
+        yield
+    except (InputError, UnsupportedError, ElsewhereError, KeyboardInterrupt):
+        raise
+    except SystemExit as stop:
+        who = _place(stop) or "Code that the job runs"
+        raise Stopped(f"{who} called sys.exit({stop.code!r}): it must return. {_MEND}") from stop
+    except BaseException as error:
+        if _is_of_memory(error):
+            raise Stopped("the memory is full. Use a smaller --batch-size.") from error
+        place = None if is_of_connections(error) else _place(error)
+        if place is None:
+            raise
+        says = " ".join(str(error).split())[:300]
+        raise Stopped(f"{place} raised {type(error).__name__}{f': {says}' if says else ''}. {_MEND}") from error
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
+
+
+def _place(error: BaseException) -> str | None:
+    """The last line of the user's code on the way to an error; None if there is none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if frame.filename.startswith("<") or not file.is_absolute():
+            continue
+        above = {file, *file.parents}
+        if _OURS not in above and not above & _LIBRARIES and not {"site-packages", "dist-packages"} & set(file.parts):
+            return f"{file.name}, line {frame.lineno}, in {frame.name}"
+    return None
