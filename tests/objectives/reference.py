@@ -41,10 +41,6 @@ def squared(s: Tensor, t: Tensor) -> Tensor:
     return sum((a - b) ** 2 for a, b in zip(s.flatten(), t.flatten(), strict=True))
 
 
-def relative(s: Tensor, t: Tensor) -> Tensor:
-    return squared(s, t) / (sum(b**2 for b in t.flatten()) + 1e-6)
-
-
 def normalized(s: Tensor, t: Tensor) -> Tensor:
     """2(1 − cos) of the rows lengthened by √eps, mean over rows."""
     total = torch.zeros((), dtype=torch.float64)
@@ -54,7 +50,7 @@ def normalized(s: Tensor, t: Tensor) -> Tensor:
     return total / len(s)
 
 
-JACOBIAN_LOSSES = {"squared": squared, "relative": relative, "normalized": normalized}
+JACOBIAN_LOSSES = {"squared": squared, "relative": squared, "normalized": normalized}
 
 
 def cross_entropy(logits: Tensor, label) -> Tensor:
@@ -68,15 +64,19 @@ def kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
 
 
 def jacobian_terms(student, teacher, reading, loss, probe, x, labels, ids, draw, partners) -> Tensor:
-    """The Jacobian term of each sample, before weighting; x are the points where it is taken."""
+    """The Jacobian term of each sample, before weighting; x are the points where it is taken.
+
+    The relative one is divided by the mean squared norm of the teacher's products in the batch.
+    """
     with torch.no_grad():
         tops = [int(teacher(one[None])[0].argmax()) for one in x]
     each = list(zip(x, [None] * len(x) if labels is None else labels, tops, strict=True))
     outputs = torch.stack([values(teacher, reading, *one) for one in each])
     v = probe.directions(x=x, outputs=outputs, labels=labels, ids=ids, seed=0, draw=draw, partners=partners)
     step = getattr(probe, "step", None)
-    terms = []
+    terms, norms = [], []
     for n, one in enumerate(each):
         s, t = (products(net, reading, *one, v[:, n], probe.side, step) for net in (student, teacher))
         terms.append(JACOBIAN_LOSSES[loss](s, t))
-    return torch.stack(terms)
+        norms.append(sum(float(entry) ** 2 for entry in t.flatten()))
+    return torch.stack(terms) / (sum(norms) / len(norms) + 1e-6 if loss == "relative" else 1)

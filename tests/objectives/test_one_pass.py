@@ -126,7 +126,13 @@ def test_a_sample_gets_the_same_wherever_it_stands(probe, point):
         return
     given = batch(count=5)
     objective = Distillation(
-        student(), teacher(), jacobians=1.0, probe=PROBES[probe], point=POINTS[point], seed=5
+        student(),
+        teacher(),
+        jacobians=1.0,
+        jacobian_loss="squared",
+        probe=PROBES[probe],
+        point=POINTS[point],
+        seed=5,
     ).eval()
     whole = per_sample(objective, given, torch.arange(5))
     permuted = per_sample(objective, given, torch.tensor([3, 0, 4, 2, 1]))

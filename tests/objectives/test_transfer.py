@@ -94,7 +94,7 @@ def row_of(network, x, name, size, p, place):
 
 def by_definition(student, teacher, x, y, *, p, pool, output_loss, temperature, jacobian_loss):
     """All terms, before weighting."""
-    sums = {"labels": 0.0, "outputs": 0.0, "attention": 0.0, "jacobians": 0.0}
+    sums, norm = {"labels": 0.0, "outputs": 0.0, "attention": 0.0, "jacobians": 0.0}, 0.0
     for one, label in zip(x, y, strict=True):
         both, told = student(one[None])[0].detach(), teacher(one[None])[0].detach()
         sums["labels"] += reference.cross_entropy(both[:CLASSES], label)
@@ -110,6 +110,9 @@ def by_definition(student, teacher, x, y, *, p, pool, output_loss, temperature, 
                 rows.append(row_of(network, one, name, size, p, place))
         loss = reference.JACOBIAN_LOSSES[jacobian_loss]
         sums["jacobians"] += loss(torch.stack(own_rows), torch.stack(other_rows))
+        norm += float(torch.stack(other_rows).square().sum()) / len(x)
+    if jacobian_loss == "relative":
+        sums["jacobians"] /= norm + 1e-6
     return {name: float(total) / len(x) for name, total in sums.items()}
 
 

@@ -19,6 +19,7 @@ from jacmatch.jacobian import gradient_norms
 from jacmatch.jacobian.features import Select, selecting
 from jacmatch.jacobian.modes import set_mode
 from jacmatch.jacobian.trials import meets_once_differentiable
+from jacmatch.losses import JacobianLoss
 from jacmatch.objectives import rules
 from jacmatch.objectives.parts import Part
 from jacmatch.objectives.schedules import WeightSchedule
@@ -26,6 +27,7 @@ from jacmatch.teachers import Teacher, as_teacher
 
 Output = Select | tuple[Select | None, Select | None] | None
 """What selects the outputs of student and teacher, or a pair of such."""
+_FLAT = 1e-6  # what a relative term is divided by where the teacher is flat, in the unit of its squared products
 Same = TypeVar("Same", bound="Objective")
 Whole = Callable[[str, list[Tensor | None]], list[Tensor | None]]
 
@@ -240,6 +242,44 @@ def _cut_off(name: str, reason: str) -> UnsupportedError:
     )
 
 
+@dataclass
+class TeacherNorm:
+    """The mean squared norm of the teacher's products, by which a `relative` Jacobian term is divided.
+
+    The ratio of two squared products of one random direction has a heavy tail: where the teacher's product happens to
+    be small, it is large without bound, and its mean is not the relative error. The mean squared norm does not depend
+    on the directions of a sample, so that the mean over directions is exactly E‖J_S − J_T‖² ÷ E‖J_T‖².
+
+    Attributes:
+        mean: Over the samples of all calls that measured it; None before the first.
+        calls: How many calls that were.
+    """
+
+    mean: float | None = None
+    calls: int = 0
+
+    def measured(self, products: Tensor | None, like: Tensor, part: Part | None, *, counts: bool) -> "TeacherNorm":
+        """Return it with the products of one more call in it; of all processes where the call counts.
+
+        Args:
+            products: (P, B, …) of the teacher; None where none of their samples is here.
+            like: A tensor on the device of the batch.
+            part: Which part of the batch this is.
+            counts: Whether the call measures; otherwise only what is not known yet is taken from it.
+        """
+        if not counts and self.mean is not None:
+            return self
+        table = torch.zeros(2, dtype=torch.float64, device=like.device)
+        if products is not None:
+            norm = products.detach().double().square().sum()
+            table = torch.stack([norm, norm.new_tensor(products.shape[1])])
+        if counts and part is not None and part.ranks > 1:
+            torch.distributed.all_reduce(table)
+        here = float(table[0] / table[1].clamp_min(1))
+        calls = self.calls + 1
+        return TeacherNorm(here if self.mean is None else self.mean + (here - self.mean) / calls, calls)
+
+
 @dataclass(frozen=True)
 class Call:
     """What one call of an objective computes.
@@ -275,6 +315,7 @@ class Objective(nn.Module):
 
     teacher: Teacher | None
     derivative_term: ClassVar[str] = "jacobians"
+    jacobian_loss: JacobianLoss = "squared"
 
     def __init__(
         self,
@@ -298,6 +339,7 @@ class Objective(nn.Module):
         self.schedule = WeightSchedule() if schedule is None else schedule
         self.calls = 0
         self.measured_at: int | None = None
+        self.teacher_norm = TeacherNorm()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Terms:
         """The terms for a batch, see `forward`."""
@@ -352,10 +394,25 @@ class Objective(nn.Module):
         unweighted: dict[str, Tensor],
         outputs: Tensor,
         teacher_outputs: Tensor | None,
+        products: Tensor | None = None,
         firsts: dict[str, int] | None = None,
     ) -> Terms:
-        """The terms with their weights; from here on the call counts."""
+        """The terms with their weights; from here on the call counts.
+
+        Args:
+            call: What was due.
+            unweighted: The terms.
+            outputs: The student's.
+            teacher_outputs: The teacher's.
+            products: The teacher's, which a `relative` term is compared with.
+            firsts: See `Terms`.
+        """
         times, firsts, finite = {self.derivative_term: call.factor}, firsts or {}, True
+        norm, name = self.teacher_norm, self.derivative_term
+        if self.jacobian_loss == "relative" and name in unweighted:
+            norm = norm.measured(products, outputs, self.balance.part, counts=call.measured)
+            assert norm.mean is not None
+            unweighted = {**unweighted, name: unweighted[name] / (norm.mean + _FLAT)}
         if call.measured:
             trained = [p for p in self.student.parameters() if p.requires_grad]
             finite = self.balance.measure(unweighted, trained, times, firsts)
@@ -364,6 +421,8 @@ class Objective(nn.Module):
             values = {**unweighted, **values}
         # Where no term is due, the loss can still be differentiated: by 0.
         total = torch.stack(list(values.values())).sum() if values else (outputs * 0).sum()
+        if call.measured and finite:
+            self.teacher_norm = norm
         if self.training and torch.is_grad_enabled() and finite:
             self.measured_at = self.calls if call.measured else self.measured_at
             self.calls += 1
@@ -371,7 +430,8 @@ class Objective(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a resumed run needs besides the student: calls, factors and shares."""
-        state = {"calls": self.calls, "measured_at": self.measured_at}
+        norm = [self.teacher_norm.mean, self.teacher_norm.calls]
+        state = {"calls": self.calls, "measured_at": self.measured_at, "teacher_norm": norm}
         return {**state, "factors": dict(self.balance.factors), "shares": dict(self.balance.shares)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -379,6 +439,7 @@ class Objective(nn.Module):
         self.calls = state["calls"]
         before = 0 if state["calls"] and state["shares"] else None  # version 0.1 measured in its first call
         self.measured_at = state.get("measured_at", before)
+        self.teacher_norm = TeacherNorm(*state.get("teacher_norm", ()))
         self.balance.shares = dict(state["shares"])
         shared = {name for name, weight in self.balance.weights.items() if isinstance(weight, Share)}
         kept = shared & set(self.balance.shares) | set(self.balance.weights) - shared

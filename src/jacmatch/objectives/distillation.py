@@ -63,7 +63,9 @@ class Distillation(Objective):
         output_loss: `squared` logit differences (the paper's choice), or Hinton's `kl` with τ². None is `kl` at τ = 4
             in classification, `squared` in regression.
         temperature: τ of `kl`; None is 1 where `output_loss` is given.
-        jacobian_loss: `bounded` (None), `relative`, `squared` or `normalized`.
+        jacobian_loss: `bounded` (None), the error of each sample over the sum of it and the teacher's squared norm;
+            `relative`, the squared error over the mean squared norm of the teacher's products, so that a student
+            without derivatives gets 1; `squared`; or `normalized`, row by row, directions alone.
         point: Where the comparison is made.
         every: The Jacobian term is computed on each n-th call in training, with n times its weight; a
             `Share` is that of such a call.
@@ -242,10 +244,10 @@ class Distillation(Objective):
         batch = self._moved(x, y, ids, partners, partner_labels, call.number if draw is None else draw)
         first = math.ceil(self.fraction * self.balance.whole(len(batch.x))) if call.factor > 0 else 0
         firsts = {"jacobians": first} if first and self.fraction < 1 else {}
-        outputs, answer, unweighted = self._compared(batch, self.balance.own(first), measured=call.measured)
+        outputs, answer, unweighted, products = self._compared(batch, self.balance.own(first), measured=call.measured)
         if first and "jacobians" not in unweighted:  # all of the first samples are with other processes
             unweighted["jacobians"] = (outputs * 0).sum()
-        return self._result(call, unweighted, outputs, answer, firsts)
+        return self._result(call, unweighted, outputs, answer, products, firsts)
 
     def scale_slopes(self, scale: Tensor | None) -> None:
         """Scales the backward pass of the student's products, as fp16 needs it; see `jacobian.products.pull`."""
@@ -288,8 +290,10 @@ class Distillation(Objective):
         batch = self._moved(x, y, ids, partners, partner_labels, draw)
         return batch.x, self.slopes.question(batch, asked=slopes)
 
-    def _compared(self, batch: Batch, count: int, *, measured: bool) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """The student's outputs, the teacher's, and the terms, that of the slopes over the first `count` samples."""
+    def _compared(
+        self, batch: Batch, count: int, *, measured: bool
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor], Tensor | None]:
+        """The student's outputs, the teacher's, the terms, and the teacher's products for the first `count` samples."""
         if not 0 < count < len(batch.x):
             answer = self._ask(batch, slopes=count > 0)
             told = None if answer is None else answer.outputs
@@ -300,7 +304,7 @@ class Distillation(Objective):
 
             compiled = None if measured else self._compiled(batch, answer, eager)
             outputs, terms = eager() if compiled is None else compiled
-            return outputs, told, terms
+            return outputs, told, terms, None if answer is None else answer.products
         if self.compiled is not None:
             self.compiled.give_up("`fraction` below 1 is not compiled.")
         first, rest = batch.part(slice(count)), batch.part(slice(count, None))
@@ -313,7 +317,8 @@ class Distillation(Objective):
             head, products = self.slopes.of_student(self.student, first, answer, traced=measured)
             outputs = torch.cat([head, run(self.student, rest.x)[0]])
         told = None if answer is None or others is None else torch.cat([answer.outputs, others.outputs])
-        return outputs, told, self._terms(batch, told, outputs, answer, products)
+        terms = self._terms(batch, told, outputs, answer, products)
+        return outputs, told, terms, None if answer is None else answer.products
 
     def _compiled(self, batch: Batch, answer: Answer | None, eager: Callable[[], Found]) -> Found | None:
         """The step as a compiled graph; None where it is to be run eagerly."""

@@ -1,6 +1,6 @@
 """Regression by values and slopes: targets, and Jacobians that are given or that a teacher answers."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError
 from jacmatch.jacobian import BatchNormPolicy, DataPairs, Engine, Estimator, EveryRow, SampledRows
+from jacmatch.losses import JacobianLoss
 from jacmatch.objectives import rules
 from jacmatch.objectives.base import Objective, Output, Share, Terms
 from jacmatch.objectives.points import AtData, Batch
@@ -76,7 +77,7 @@ class Regression(Objective):
         outputs: Float[Tensor, "*out"] | float | int | None = None,
         table: Float[Tensor, "sample out *input"] | None = None,
         probe: Estimator | None = None,
-        jacobian_loss: Literal["squared", "relative", "normalized"] = "squared",
+        jacobian_loss: JacobianLoss = "squared",
         engine: Engine = "auto",
         chunk_size: int | None = None,
         batch_norm: BatchNormPolicy = "frozen",
@@ -144,13 +145,15 @@ class Regression(Objective):
         ids = torch.arange(len(x), device=x.device) if ids is None else ids
         partners = x.roll(1, 0) if partners is None else partners
         batch = Batch(x, y, partners, None, None, ids, call.number if draw is None else draw)
-        outputs, targets, unweighted = self._compared(batch, j, slopes=call.factor > 0, measured=call.measured)
-        return self._result(call, unweighted, outputs, targets)
+        outputs, targets, unweighted, products = self._compared(
+            batch, j, slopes=call.factor > 0, measured=call.measured
+        )
+        return self._result(call, unweighted, outputs, targets, products)
 
     def _compared(
         self, batch: Batch, j: Tensor | None, *, slopes: bool, measured: bool
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The student's outputs, the values they are compared with, and the terms."""
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor | None]:
+        """The student's outputs, the values they are compared with, the terms, and the products compared with."""
         readout = ScaledOutputs(self.output_scale)
         input_side = self.probe.side == "input"
         probe: Any = InUnits(self.probe, self.input_scale) if input_side else self.probe
@@ -172,7 +175,8 @@ class Regression(Objective):
             given = self.table is not None if j is None else True
             mine, theirs = self._where_known(products, answer.products) if given else (products, answer.products)
             terms["jacobians"] = jacobian_term(self.jacobian_loss, mine * s, theirs * s)
-        return outputs, target, terms
+            return outputs, target, terms, theirs * s
+        return outputs, target, terms, None
 
     def _where_known(self, student: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         """Both products (P, B, …), 0 in both where that of the given Jacobians is unknown."""

@@ -47,7 +47,11 @@ def output_term(
 
 
 def jacobian_term(name: str, student: Tensor, teacher: Tensor) -> Tensor:
-    """The loss of products (P, B, …), which are the rows of each sample."""
+    """The loss of products (P, B, …), which are the rows of each sample.
+
+    `relative` is the squared one here: `TeacherNorm` divides it, by a number that does not depend on the directions.
+    """
+    name = "squared" if name == "relative" else name
     return JACOBIAN_LOSSES[name](precise(student).transpose(0, 1), precise(teacher).transpose(0, 1)).mean()
 
 

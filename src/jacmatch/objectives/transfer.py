@@ -12,7 +12,7 @@ from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import AttentionMaps, BatchNormPolicy, Context, Readout, pull, run
 from jacmatch.jacobian.features import selecting
 from jacmatch.jacobian.modes import set_mode
-from jacmatch.losses import attention_map, attention_transfer, match_sizes
+from jacmatch.losses import JacobianLoss, attention_map, attention_transfer, match_sizes
 from jacmatch.models import FirstOutputs
 from jacmatch.objectives import rules
 from jacmatch.objectives.base import Objective, Output, Share, Terms
@@ -93,7 +93,7 @@ class Transfer(Objective):
         p: float = 2.0,
         output_loss: Literal["squared", "kl"] = "kl",
         temperature: float | int = 2.0,
-        jacobian_loss: Literal["relative", "squared", "normalized"] = "normalized",
+        jacobian_loss: JacobianLoss = "normalized",
         every: int = 1,
         schedule: WeightSchedule | None = None,
         batch_norm: BatchNormPolicy = "frozen",
@@ -163,7 +163,8 @@ class Transfer(Objective):
         outputs, maps, products = self._student(x, answer, traced=call.measured)
         unweighted = self._terms(x, y, answer, outputs, maps, products)
         teacher_outputs = None if answer is None else answer.outputs
-        return self._result(call, unweighted, outputs[:, : self.student.outputs], teacher_outputs)
+        products = None if answer is None else answer.products
+        return self._result(call, unweighted, outputs[:, : self.student.outputs], teacher_outputs, products)
 
     def selected_outputs(self) -> AbstractContextManager[None]:
         """Within the context the network with both heads returns what `output` selects."""
