@@ -50,7 +50,11 @@ def normalized(s: Tensor, t: Tensor) -> Tensor:
     return total / len(s)
 
 
-JACOBIAN_LOSSES = {"squared": squared, "relative": squared, "normalized": normalized}
+def bounded(s: Tensor, t: Tensor) -> Tensor:
+    return squared(s, t) / (squared(s, t) + squared(t, torch.zeros_like(t)) + 1e-6)
+
+
+JACOBIAN_LOSSES = {"squared": squared, "bounded": bounded, "relative": squared, "normalized": normalized}
 
 
 def cross_entropy(logits: Tensor, label) -> Tensor:

@@ -343,9 +343,17 @@ class Objective(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Terms:
         """The terms for a batch, see `forward`."""
-        with self.selected_outputs():
+        x, y = (args[n] if len(args) > n else kwargs.get(name) for n, name in enumerate("xy"))
+        caller = type(self).__name__
+        x = rules.batch_of_tensors(caller, x, y, floating=self._differentiable)
+        with self.selected_outputs(), rules.explained(caller, x, y, self.student):
             terms: Terms = super().__call__(*args, **kwargs)
             return terms
+
+    @property
+    def _differentiable(self) -> bool:
+        """Whether the inputs must be of a floating-point type."""
+        return bool(self.balance.weights[self.derivative_term])
 
     def train(self: Same, mode: bool = True) -> Same:
         """Put objective and student into training or evaluation mode; an exported student stays in its own."""

@@ -27,7 +27,7 @@ from jacmatch.objectives import rules
 from jacmatch.objectives.base import Objective, Output, Terms
 from jacmatch.objectives.compiled import CompiledSteps, Found, Kinds, Step
 from jacmatch.objectives.label_counts import describe_labels, labels_of
-from jacmatch.objectives.points import AtMixedPairs, Batch, Point
+from jacmatch.objectives.points import AtData, AtMixedPairs, Batch, Point
 from jacmatch.objectives.recipe import Task, needs_single_label, recipe
 from jacmatch.objectives.schedules import WeightSchedule
 from jacmatch.objectives.slopes import Slopes
@@ -249,6 +249,11 @@ class Distillation(Objective):
             unweighted["jacobians"] = (outputs * 0).sum()
         return self._result(call, unweighted, outputs, answer, products, firsts)
 
+    @property
+    def _differentiable(self) -> bool:
+        """For derivatives, and to mix inputs or add noise to them."""
+        return super()._differentiable or not isinstance(self.slopes.point, AtData)
+
     def scale_slopes(self, scale: Tensor | None) -> None:
         """Scales the backward pass of the student's products, as fp16 needs it; see `jacobian.products.pull`."""
         self.slopes.scale = scale
@@ -366,6 +371,7 @@ class Distillation(Objective):
         self, batch: Batch, told: Tensor | None, outputs: Tensor, answer: Answer | None, products: Tensor | None
     ) -> dict[str, Tensor]:
         terms = {}
+        rules.one_output_for_each("Distillation", outputs, batch.x)
         if self.balance.weights["labels"]:
             assert batch.labels is not None
             mixed = (batch.partner_labels, batch.share)

@@ -165,6 +165,7 @@ class Regression(Objective):
         assert told is not None
         outputs, products = how.of_student(self.student, batch, answer, traced=measured)
         target = told if batch.labels is None else batch.labels
+        rules.one_output_for_each("Regression", outputs, batch.x)
         rules.same_outputs(outputs, target)
         terms = {}
         if self.balance.weights["values"]:

@@ -139,6 +139,11 @@ class Robustness(Objective):
             unweighted = {"labels": label_term(self.task, outputs, y)}
         return self._result(call, unweighted, outputs, None)
 
+    @property
+    def _differentiable(self) -> bool:
+        """For derivatives, and to add noise to the inputs."""
+        return super()._differentiable or bool(self.noise)
+
     def scale_slopes(self, scale: Tensor | None) -> None:
         """Scales the backward pass of the products, as fp16 needs it; see `jacobian.products.pull`."""
         self.slope_scale = scale

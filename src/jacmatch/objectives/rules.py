@@ -1,7 +1,8 @@
 """Which settings of an objective are allowed, alone and together."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import get_args
 
@@ -205,6 +206,66 @@ def same_outputs(student: Tensor, teacher: Tensor, readout: Readout | None = Non
         raise InputError("Student and teacher must have the same outputs.", got=got, do=way_out)
     way_out = "Choose `readout` as a pair (student's, teacher's) of equal sizes."
     raise InputError("Student and teacher must have the same number of values of the readout.", got=got, do=way_out)
+
+
+def batch_of_tensors(caller: str, x: object, y: object, *, floating: bool) -> Tensor:
+    """Return x; refuses a batch that is no tensor, has no sample, or cannot be differentiated.
+
+    Args:
+        caller: The objective.
+        x: Its inputs.
+        y: Its labels.
+        floating: Whether the inputs must be of a floating-point type.
+    """
+    for name, given in (("x", x), ("y", y)):
+        if isinstance(given, Mapping):
+            got = f"a dictionary with {', '.join(map(repr, given))}"
+            do = "Pass the tensors in it: objective(batch[...], batch[...])."
+            raise InputError(f"`{name}` of `{caller}` must be a tensor.", got=got, do=do)
+        if not isinstance(given, Tensor) and (name == "x" or given is not None):
+            do = "Unpack a batch: objective(*batch); torch.as_tensor makes tensors of arrays."
+            raise InputError(f"`{name}` of `{caller}` must be a tensor.", got=type(given).__name__, do=do)
+    assert isinstance(x, Tensor)
+    if x.dim() == 0 or len(x) == 0:
+        rule = f"`x` of `{caller}` must have at least one sample."
+        raise InputError(rule, got=f"shape {tuple(x.shape)}", do="Leave such batches out.")
+    if floating and not x.is_floating_point():
+        raise InputError(
+            f"`x` of `{caller}` must be of a floating-point type where derivatives, noise or mixtures are taken.",
+            got=str(x.dtype),
+            do="For images x.float() / 255, with the networks trained so; for tokens differentiate with respect to "
+            "embeddings (jacmatch.from_embeddings), or leave that term out.",
+        )
+    return x
+
+
+@contextmanager
+def explained(caller: str, x: Tensor, y: Tensor | None, student: nn.Module) -> Iterator[None]:
+    """Within the context torch's errors about types of inputs and ranges of labels name the argument that is wrong."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        like = next((p for p in student.parameters() if p.is_floating_point()), x)
+        if x.dtype != like.dtype and "type" in str(error) and not torch.is_autocast_enabled(x.device.type):
+            kind = str(like.dtype)
+            rule = f"`x` of `{caller}` must have the type of the student's parameters."
+            do = f"Convert one of them: x.to({kind}) (bytes of images: x.to({kind}) / 255), or student.to(x.dtype)."
+            raise InputError(rule, got=f"{x.dtype} and {kind}", do=do) from error
+        if y is not None and not y.is_floating_point() and "out of bounds" in str(error):
+            raise InputError(
+                f"`y` of `{caller}` must be classes from 0 to K − 1, for K outputs.",
+                got="labels out of this range",
+                do="Number the classes from 0, and give the student an output for each.",
+            ) from error
+        raise
+
+
+def one_output_for_each(caller: str, outputs: Tensor, x: Tensor) -> None:
+    """Refuses outputs without a dimension after the batch, or of another number of samples."""
+    if outputs.dim() < 2 or len(outputs) != len(x):
+        rule = f"`student` of `{caller}` must return outputs (batch, out), here ({len(x)}, out)."
+        do = "A single output keeps its dimension: output=lambda out: out[:, None]."
+        raise InputError(rule, got=f"shape {tuple(outputs.shape)}", do=do)
 
 
 def one_for_each(x: Tensor, **given: Tensor | None) -> None:

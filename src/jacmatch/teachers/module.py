@@ -62,7 +62,8 @@ class ModuleTeacher:
         like = next((p for p in module.parameters() if p.is_floating_point()), x)
         if like.device != x.device:
             module.to(x.device)
-        z = x.detach().to(like.dtype)
+        kind = x.dtype if x.is_floating_point() else like.dtype
+        z = x.detach().to(like.dtype) if x.is_floating_point() else x.detach()  # tokens stay numbers
         readout, context = Own(question.readout), Context(labels=question.labels)
         used: list[Tensor] = []
         with frozen_pass(x), selecting(module, self.output):
@@ -78,14 +79,14 @@ class ModuleTeacher:
                 function = Function(module, readout, context, question.layers, "frozen")
                 values, outputs, features = function(z.clone())
                 return Answer(
-                    outputs.to(x.dtype),
-                    values.to(x.dtype),
-                    features={name: value.to(x.dtype) for name, value in features.items()},
+                    outputs.to(kind),
+                    values.to(kind),
+                    features={name: value.to(kind) for name, value in features.items()},
                 )
         return Answer(
-            result.outputs.to(x.dtype),
-            result.values.to(x.dtype),
-            result.products.to(x.dtype),
-            {name: value.to(x.dtype) for name, value in result.features.items()},
+            result.outputs.to(kind),
+            result.values.to(kind),
+            result.products.to(kind),
+            {name: value.to(kind) for name, value in result.features.items()},
             used[0] if used else None,
         )
