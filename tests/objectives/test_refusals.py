@@ -232,10 +232,7 @@ def test_a_detached_student_with_directions_on_the_input_side():
 def test_a_student_with_a_backward_that_can_be_taken_once(place):
     """At the end nothing in the graph asks for the gradient of that backward: only traced directions betray it."""
     objective = Distillation(with_layer(Once.apply, place), teacher(), jacobians=Share(0.3))
-    match = (
-        r"The gradient of the term `jacobians` cannot be taken: .*once_differentiable.*jacmatch\.doctor\(student, x\)"
-    )
-    with pytest.raises(UnsupportedError, match=match):
+    with pytest.raises(UnsupportedError, match=r"once_differentiable.*jacmatch\.doctor\(student, x\)"):
         objective(**batch())
 
 
@@ -248,9 +245,7 @@ def test_such_a_backward_is_seen_where_graphs_are_rebuilt(place):
 
 def test_a_student_whose_second_derivative_is_missing():
     objective = Distillation(with_layer(lambda x: Missing.apply(x).sin(), 2), teacher(), jacobians=Share(0.3))
-    with pytest.raises(
-        UnsupportedError, match=r"cannot be taken: derivative for missing_backward is not implemented\."
-    ):
+    with pytest.raises(UnsupportedError, match=r"derivative for missing_backward is not implemented\."):
         objective(**batch())
 
 
