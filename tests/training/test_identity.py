@@ -177,6 +177,12 @@ def test_a_probe_changes_nothing():
     assert (network.training, network.linear.training) == (True, False)
 
 
+def test_networks_in_16_bits_are_known_again_less_exactly():
+    x = torch.ones(2, 4)
+    assert outputs_of(nn.Linear(4, 2), x)["tolerance"] == 1e-4
+    assert outputs_of(ModuleTeacher(nn.Linear(4, 2), torch.bfloat16), x)["tolerance"] == 2e-2
+
+
 def test_what_cannot_be_probed_is_said():
     assert outputs_of(BlackBoxTeacher(lambda x: torch.randn(len(x), 2)), torch.ones(2, 4)) == "another at each call"
     assert outputs_of(nn.Linear(3, 2), torch.ones(2, 4)) == "not probed"

@@ -28,6 +28,8 @@ INPUTS = "inputs.json"
 """The file in a run folder."""
 SINGLE, DOUBLE = 1e-4, 1e-9
 """Up to which share of the largest number two probes agree: outputs of networks in float32, of functions in float64."""
+COARSE = 2e-2
+"""The same on a GPU, which may round to shorter types, and for networks in 16 bits."""
 _SHOWN, _LETTERS = 8, 12  # differing names, and letters of a digest, in a message
 _LARGEST = 64  # numbers in a probe
 _INSTALLED = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib"))
@@ -68,7 +70,7 @@ def changed(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 def _agree(there: Any, here: Any) -> bool:
     if not (isinstance(there, Mapping) and isinstance(here, Mapping) and "values" in there):
         return bool(there == here)
-    return _gap(there, here) <= float(here.get("tolerance", 0.0))
+    return _gap(there, here) <= max(float(each.get("tolerance", 0.0)) for each in (there, here))
 
 
 def _gap(there: Mapping[str, Any], here: Mapping[str, Any]) -> float:

@@ -14,7 +14,7 @@ from jacmatch.errors import InputError
 from jacmatch.files import UNFINISHED, inside
 from jacmatch.recipes.cache.source import Source, entries_at, first_rows, folder_of, places_of
 from jacmatch.recipes.cache.writing import write_shard
-from jacmatch.runs.identity import SINGLE, changed, probe
+from jacmatch.runs.identity import COARSE, SINGLE, changed, probe
 from jacmatch.teachers.cached.claims import Claims
 from jacmatch.teachers.cached.entries import Storage, fields_of
 from jacmatch.teachers.cached.fingerprint import described, differences
@@ -75,7 +75,7 @@ def head_of(source: Source, storage: Storage, megabytes: float, settings: dict[s
     each = sum(field.size for field in fields)
     batches = max(1, int(megabytes * _MEGABYTE) // (size * each))
     made = {"jacmatch": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
-    loose = SINGLE if device.type == "cpu" else 1e-2
+    loose = SINGLE if device.type == "cpu" else COARSE
     made["outputs"] = probe(first.answer.outputs.double().flatten().tolist(), loose)  # of the first samples
     return Head(
         fingerprint=source.fingerprint,
