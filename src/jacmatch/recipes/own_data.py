@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from jacmatch import datasets
 from jacmatch.datasets import Data, from_arrays, of_classes
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.recipes import networks
 from jacmatch.recipes.closeness import mixed
+from jacmatch.recipes.code import names_code
 from jacmatch.recipes.surrogate.asking import Asked, kept
 from jacmatch.recipes.surrogate.fields import SurrogateFields
 from jacmatch.recipes.surrogate.source import arrays_of
@@ -69,8 +69,7 @@ def data_of_run(folder: Path, *, allow_code: bool = False) -> Data:
     rule = f"`--data` must be given: the data of the run in {folder} cannot be had."
     if not isinstance(spec, str):
         raise InputError(rule, got=f"a run of `{run.job}` that names none", do=_DO)
-    family, colon, _ = spec.partition(":")
-    if run.job != "surrogate" and colon and family not in datasets.LOADERS and not allow_code:
+    if run.job != "surrogate" and names_code(run.job, "data", spec) and not allow_code:
         do = "If you trust it, add --allow-code, or name other data: --data."
         raise InputError(f"The data of the run in {folder} are made by code outside the package.", got=spec, do=do)
     try:
