@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from jacmatch import Distillation, InputError, ModuleTeacher
+from jacmatch import Distillation, InputError, ModuleTeacher, doctor
 from jacmatch.datasets import Split
 from jacmatch.teachers import Question
 from jacmatch.training import evaluate
@@ -63,3 +63,7 @@ def test_other_students_are_trained_by_their_own_train():
     student = nn.Sequential(nn.Linear(4, 3), Frozen(3))
     assert Distillation(student, network(), samples_per_class=2).train().student[0].training
     assert not student[1].training
+
+
+def test_the_doctor_takes_a_graph_of_one_batch_size():
+    assert doctor(exported(), X).ok
