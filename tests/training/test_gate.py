@@ -203,9 +203,6 @@ WRONGS = {
         "jacmatch_tests.square",
         "engine=",
     ),
-    "samples coupled": Wrong(
-        taught(of_layers(lambda x, a, b: b(a(x - x.mean(0))))), "couples-samples", "statistics over the batch"
-    ),
     "counts its calls": Wrong(taught(lambda: Counts(as_buffer=False)), "non-deterministic", "Remove the state"),
     "counts in a buffer": Wrong(taught(lambda: Counts(as_buffer=True)), "writes-in-evaluation", "self.training"),
     "another generator": Wrong(

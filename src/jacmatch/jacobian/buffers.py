@@ -74,14 +74,13 @@ def preserved_buffers(module: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextmanager
-def preserved_state(module: Callable[..., Any]) -> Iterator[None]:
-    """Like `preserved_buffers`; what the layers keep as plain attributes, counts for example, comes back as well."""
+def preserved_attributes(module: Callable[..., Any]) -> Iterator[None]:
+    """Within the context the layers may set plain attributes, counts for example; afterwards these are as before."""
     layers = [layer for each in modules_of(module) for layer in each.modules()]
     layers = [layer for layer in layers if not isinstance(layer, torch.jit.ScriptModule)]  # these have no attributes
     before = [(layer, dict(vars(layer)), dict(layer._parameters)) for layer in layers]
     try:
-        with preserved_buffers(module):
-            yield
+        yield
     finally:
         for layer, attributes, parameters in before:
             for name in [name for name in vars(layer) if name not in attributes]:
@@ -90,6 +89,13 @@ def preserved_state(module: Callable[..., Any]) -> Iterator[None]:
             for name, parameter in parameters.items():
                 if layer._parameters.get(name) is not parameter:
                     layer._parameters[name] = parameter
+
+
+@contextmanager
+def preserved_state(module: Callable[..., Any]) -> Iterator[None]:
+    """`preserved_buffers` and `preserved_attributes`."""
+    with preserved_attributes(module), preserved_buffers(module):
+        yield
 
 
 def _slots(module: Callable[..., Any]) -> list[tuple[nn.Module, str, Tensor]]:

@@ -144,9 +144,8 @@ def check_input(x: Any, caller: str) -> None:
             do="Scale images to float; for text, differentiate with respect to embeddings (`from_embeddings`).",
         )
     if x.dim() == 0 or not len(x):
-        raise InputError(
-            f"`x` of `{caller}` must have a dimension of samples, and one sample at least.", got=tuple(x.shape)
-        )
+        rule = f"`x` of `{caller}` must have a dimension of samples, and at least one sample."
+        raise InputError(rule, got=f"shape {tuple(x.shape)}", do="Leave empty batches out.")
     if torch.is_inference_mode_enabled() or x.is_inference():
         raise InputError(
             f"`{caller}` must not run under torch.inference_mode, which drops derivatives.", do="Use torch.no_grad()."

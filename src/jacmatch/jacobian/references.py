@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from jacmatch.jacobian.buffers import preserved_state
+from jacmatch.jacobian.buffers import preserved_attributes, preserved_state
 from jacmatch.jacobian.callables import copy_in, modules_of, tensors_of
 from jacmatch.jacobian.function import Function, Products, replayed
 from jacmatch.jacobian.modules import Module, twice_differentiable
@@ -125,24 +125,26 @@ def plain(module: Module) -> Function:
 
 def replayed_values(function: Function, z: Tensor) -> Callable[[Tensor], Tensor]:
     """The values as a function of the input: the same random numbers, buffers and frozen statistics in each call."""
+    values_at = replayed(function, z)
+    statistics: list[tuple[Tensor, Tensor]] = []
 
-    def values_at(x: Tensor) -> Tensor:
-        with twice_differentiable(function.module, function.batch_norm, statistics=True):
-            return plainly(x).detach()
+    def called(x: Tensor) -> Tensor:
+        with (
+            preserved_attributes(function.module),
+            twice_differentiable(function.module, function.batch_norm, statistics=True) as frozen,
+        ):
+            if frozen is None:
+                return values_at(x).detach()
+            if not statistics:
+                values = values_at(x).detach()
+                statistics.extend(frozen)
+                return values
+            frozen.extend(statistics)
+            return frozen.replayed(values_at)(x).detach()
 
-    plainly = replayed(function, z)
-    if function.batch_norm != "frozen":
-        return values_at
-    with twice_differentiable(function.module, "frozen", statistics=True) as of_z:
-        plainly(z)
-
-    def frozen_values_at(x: Tensor) -> Tensor:
-        with twice_differentiable(function.module, "frozen", statistics=True) as frozen:
-            assert frozen is not None
-            frozen.extend(of_z or ())
-            return frozen.replayed(plainly)(x).detach()
-
-    return frozen_values_at
+    if function.batch_norm == "frozen":
+        called(z)
+    return called
 
 
 def exact_copy(function: Function, x: Tensor) -> tuple[Function, Tensor]:

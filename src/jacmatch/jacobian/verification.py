@@ -9,6 +9,7 @@ A verdict holds for one signature: the networks that the function uses with all 
 readout, BatchNorm policy, shape of a sample, type, device, and whether gradients are on.
 """
 
+import random
 import sys
 import warnings
 import weakref
@@ -19,6 +20,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -85,6 +87,7 @@ class Comparison:
 
 
 _enabled: ContextVar[bool] = ContextVar("jacmatch_verification", default=True)
+_refuses: ContextVar[bool] = ContextVar("jacmatch_refusal", default=True)
 
 
 class _Memory:
@@ -133,6 +136,19 @@ def unverified() -> Iterator[None]:
         _enabled.reset(token)
 
 
+@contextmanager
+def warnings_for_errors() -> Iterator[None]:
+    """Within the context a product that is wrong is warned of and returned: a teacher's, which a user may only look at.
+
+    The pre-flight check of a training refuses it.
+    """
+    token = _refuses.set(False)
+    try:
+        yield
+    finally:
+        _refuses.reset(token)
+
+
 def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -> tuple[str, ...]:
     """The engines to try for Jv in turn; one only where it was requested, or found to be right.
 
@@ -152,7 +168,10 @@ def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -
     possible += [name for name in wanted if name not in possible and not verdicts[name].certain]
     if not possible:
         first = next((each for each in verdicts.values() if each.state == "wrong"), verdicts["forward"])
-        raise _wrong("Jv, by each engine,", first, "")
+        if _refuses.get():
+            raise _wrong("Jv, by each engine,", first, "")
+        warnings.warn(str(_wrong("Jv, by each engine,", first, "")), stacklevel=2)
+        return wanted
     return tuple(possible)
 
 
@@ -164,7 +183,10 @@ def check_vjp(function: Function, x: Tensor) -> None:
     """
     verdict = _verdicts(function, x, ("vjp",), 1)["vjp"]
     if verdict.certain:
-        raise _wrong("vᵀJ", verdict, _remedy(function, x, "vjp", 1))
+        error = _wrong("vᵀJ", verdict, _remedy(function, x, "vjp", 1))
+        if _refuses.get():
+            raise error
+        warnings.warn(str(error), stacklevel=2)
 
 
 def samples_couple(function: Function, x: Tensor) -> bool | None:
@@ -267,6 +289,9 @@ def set_aside(x: Tensor) -> Iterator[None]:
         if "torch._dynamo" in sys.modules:  # parts that are compiled run as they were written
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         warnings.simplefilter("ignore")
+        python, numbers = random.getstate(), numpy.random.get_state()
+        stack.callback(random.setstate, python)
+        stack.callback(numpy.random.set_state, numbers)
         yield
 
 

@@ -8,20 +8,25 @@ whether all that is trained is registered. Nothing of the training is changed by
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
-from jacmatch.errors import UnsupportedError
+from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import doctor
 from jacmatch.jacobian import run as outputs_of
 from jacmatch.jacobian.diagnosis import Finding
 from jacmatch.jacobian.engines import parameter_gradients
+from jacmatch.jacobian.function import Function
 from jacmatch.jacobian.modes import set_mode
 from jacmatch.jacobian.modules import preserved_buffers
+from jacmatch.jacobian.references import along, plain, relative_difference
+from jacmatch.jacobian.verification import PUSHES, comparison_of, set_aside, unverified
 from jacmatch.objectives.base import Objective
 from jacmatch.runs import Run
+from jacmatch.teachers import EnsembleTeacher, ModuleTeacher, Question, RememberedTeacher, Teacher
 from jacmatch.training.augmentation import Batch, Batches
 from jacmatch.training.metrics import Bad, NotFinite
 from jacmatch.training.refusals import FAULTS, fault
@@ -29,10 +34,15 @@ from jacmatch.training.rehearsal import Rehearsal, borrowed, errors_of, exact, i
 from jacmatch.training.state import State
 
 SAMPLES = 8
-_OF_SLOPES = (
-    *("detached", "partly-detached", "once-differentiable", "couples-samples", "wrong-gradient", "detached-parameters"),
-    *("reverse-zero", "forward-zero", "forward-incomplete", "nan-derivative"),
+_OF_DERIVATIVES = (
+    *("detached", "partly-detached", "once-differentiable", "wrong-gradient", "detached-parameters", "engine-fails"),
+    *("reverse-zero", "forward-zero", "forward-incomplete", "nan-derivative", "other-outputs"),
 )
+_LOOSE, _SURE = 0.3, 0.05
+"""Error from which a teacher's own products are wrong, and error of differences up to which these can tell."""
+
+_LATER = 20
+"""Step after which the teacher is queried again about the first batch."""
 
 
 @dataclass(frozen=True)
@@ -79,23 +89,23 @@ def examine(objective: nn.Module, batch: Batch, *, progress: float = 0.0) -> Exa
         torch.random.fork_rng([place] if place.type == "cuda" else []),
         torch.enable_grad(),
         torch.autocast(place.type, enabled=False),
+        unverified(),  # what is wrong is found here, by name
     ):
         try:
             codes = _of_student(objective, few)
             objective.train()
+            wrong = _of_derivatives(objective, few)
             trial = exact(objective, few, progress)
             if trial is None:
                 with borrowed(objective, few, progress) as own:
                     findings, errors = _seen(own)
-                    findings += _of_slopes(own)
             else:
                 findings, errors = _seen(trial)
-                findings += _of_slopes(trial)
             codes += _not_compiled(objective, batch, progress)
         finally:
             for module, mode in modes:
                 module.training = mode
-    found = (*(FAULTS[code] for code in codes), *findings)
+    found = tuple(dict.fromkeys((*(FAULTS[code] for code in codes), *findings, *wrong)))
     return Examined(found, errors, trial is not None, time.perf_counter() - start)
 
 
@@ -136,15 +146,48 @@ def guard(state: State, batches: Batches, run: Run | None) -> None:
         found = {"ok": not examined.findings, "errors": examined.errors, "exact": examined.exact}
         run.write_json("doctor.json", {**found, "findings": [vars(each) for each in examined.findings]})
     refuse(examined, state.objective, batch)
+    state.teacher_outputs = _teacher_outputs(state.objective, batch)
+
+
+def _teacher_outputs(objective: nn.Module, batch: Batch) -> tuple[Batch, Tensor] | None:
+    """What the teacher says of a few samples, to be compared with what it says later; None where it cannot be asked."""
+    teacher = getattr(objective, "teacher", None)
+    teacher = teacher.teacher if isinstance(teacher, RememberedTeacher) else teacher
+    few = rows_of(batch, torch.arange(min(SAMPLES, len(batch.x)), device=batch.x.device))
+    if teacher is None:
+        return None
+    try:
+        with torch.no_grad(), torch.random.fork_rng([few.x.device] if few.x.is_cuda else []):
+            return few, teacher.answer(few.x, Question(ids=few.ids)).outputs
+    except (InputError, UnsupportedError):
+        return None
+
+
+def check_teacher_again(state: State) -> None:
+    """Compares what the teacher says of the first samples with what it said before the first step, once.
+
+    Raises:
+        UnsupportedError: It says something else.
+    """
+    if state.teacher_outputs is None or state.step < _LATER:
+        return
+    (few, before), state.teacher_outputs = state.teacher_outputs, None
+    now = _teacher_outputs(state.objective, few)
+    if now is not None and not torch.allclose(now[1], before, rtol=1e-3, atol=1e-3 * float(before.abs().max())):
+        it = FAULTS["teacher-changes"]
+        raise UnsupportedError(f"After {state.step} steps: [{it.code}] {it.what} Remedy: {it.way_out}")
 
 
 def agree(state: State) -> None:
-    """Compares weights and gradients of all processes in the first step; with one process it does nothing.
+    """Compares weights and gradients of all processes in the first step, and the teacher with itself once later.
 
     Raises:
         UnsupportedError: They differ.
     """
-    if not state.settings.doctor or state.step:
+    if not state.settings.doctor:
+        return
+    check_teacher_again(state)
+    if state.step:
         return
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return
@@ -161,19 +204,77 @@ def agree(state: State) -> None:
         raise UnsupportedError(f"After the first backward: [{it.code}] {it.what} Way out: {it.way_out}")
 
 
-def _of_slopes(trial: Rehearsal) -> list[Finding]:
-    """What is wrong with the products that the terms are made of, by the engine that makes them."""
-    weights = getattr(getattr(trial.objective, "balance", None), "weights", {})
-    if not any(weights.get(name) for name in ("jacobians", "penalty")):
+def _of_derivatives(objective: Any, batch: Batch) -> list[Finding]:
+    """What is wrong with the products that the terms are made of: the student's and the teacher's, as they are used."""
+    weights = getattr(getattr(objective, "balance", None), "weights", {})
+    student = getattr(objective, "student", None)
+    slopes = getattr(objective, "slopes", objective)
+    probe = getattr(slopes, "probe", None)
+    if not any(weights.get(name) for name in ("jacobians", "penalty")) or not isinstance(student, nn.Module):
         return []
-    slopes = getattr(trial.objective, "slopes", trial.objective)
-    probe, engine = getattr(slopes, "probe", None), getattr(slopes, "engine", "auto")
     if getattr(probe, "step", None) is not None:
         return []  # values alone
-    if getattr(probe, "side", "output") == "output":
-        engine = "reverse"
-    diagnosis = doctor(trial.objective.student, trial.batch.x, engines=("forward" if engine == "auto" else engine,))
-    return [each for each in diagnosis.findings if each.severity == "fault" and each.code in _OF_SLOPES]
+    by_output = getattr(probe, "side", "output") == "output"
+    function = replace(plain(student), batch_norm=getattr(slopes, "batch_norm", "batch"))
+    findings = _of_function(function, batch.x, "vjp" if by_output else getattr(slopes, "engine", "auto"))
+    teacher = getattr(objective, "teacher", None)
+    if teacher is not None and weights.get("jacobians"):
+        with torch.no_grad():
+            seen = _of_teacher(teacher, batch, by_output=by_output)
+        findings += [
+            fault("teacher-derivatives", f"The teacher's derivatives: {each.what}", each.way_out) for each in seen
+        ]
+    return findings
+
+
+def _of_function(function: Function, x: Tensor, product: str) -> list[Finding]:
+    """Faults of vᵀJ, or of Jv by an engine; of `auto` where it has none that is right."""
+    with set_aside(x):
+        try:
+            comparison = comparison_of(function, x)
+            verdicts = [comparison.verdict(name) for name in (PUSHES if product == "auto" else (product,))]
+        except Exception:  # what cannot be compared raises its own error in the first step
+            return []
+    if any(each.is_right for each in verdicts):
+        return []
+    return [each for each in verdicts[0].findings if each.severity == "fault" and each.code in _OF_DERIVATIVES]
+
+
+def _of_teacher(teacher: Any, batch: Batch, *, by_output: bool) -> list[Finding]:
+    if isinstance(teacher, RememberedTeacher):
+        return _of_teacher(teacher.teacher, batch, by_output=by_output)
+    if isinstance(teacher, EnsembleTeacher):
+        return [each for one in teacher.teachers for each in _of_teacher(one, batch, by_output=by_output)]
+    if isinstance(teacher, ModuleTeacher):
+        like = next((p for p in teacher.module.parameters() if p.is_floating_point()), batch.x)
+        x = batch.x.to(like.dtype)
+        return _of_function(plain(teacher.module), x, "vjp" if by_output else "auto")
+    try:
+        error = _error_of_answers(teacher, batch.x, by_output=by_output)
+    except (InputError, UnsupportedError):
+        return []  # one that knows the data only
+    if error is None or error <= _LOOSE:
+        return []
+    what = f"the products that it gives are {error:.0%} away from differences of its own outputs."
+    return [fault("teacher-derivatives", what, "Compare its Jacobian with differences at a few points, and mend it.")]
+
+
+def _error_of_answers(teacher: Teacher, x: Tensor, *, by_output: bool) -> float | None:
+    """How far a teacher's own products are from differences of its outputs; None where these are too rough."""
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(x.shape, generator=generator).to(x)
+    jv, error = along(lambda t: teacher.answer(x + t * v, Question()).outputs, False, x.dtype)
+    if error > _SURE:
+        return None
+    if not by_output:
+        products = teacher.answer(x, Question(tangents=v[None])).products
+        return None if products is None else relative_difference(products[0], jv)
+    u = torch.randn(jv.shape, generator=generator).to(jv)
+    products = teacher.answer(x, Question(cotangents=u[None])).products
+    if products is None:
+        return None
+    parts = (jv * u).flatten(1).sum(1)
+    return relative_difference((products[0] * v).flatten(1).sum(1), parts) if parts.any() else None
 
 
 def _of_student(objective: nn.Module, batch: Batch) -> list[str]:

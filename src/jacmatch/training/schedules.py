@@ -44,7 +44,7 @@ class Training:
         workers: Threads that read and decode data which is not on the device; 0 reads in the loop itself.
         prefetch: How many batches they are ahead. Neither changes a result.
         resident_mib: A streamed set that decoded fills no more MiB is read into memory once.
-        doctor: Examine objective and student before the first step; see `training.gate`. It changes no result.
+        doctor: Check objective, student and teacher before the first step; see `training.gate`. It changes no result.
         compile: Compile the steps of the objective; see `objectives.CompiledSteps`.
         cuda_graphs: Launch compiled steps as CUDA graphs.
         shard: Of several processes each keeps a part of weights, gradients and the optimiser's state (FSDP2).
@@ -81,7 +81,7 @@ class Training:
     workers: int = 2
     prefetch: int = 2
     resident_mib: int = 256
-    doctor: bool = False
+    doctor: bool = True
     compile: bool = False
     cuda_graphs: bool = False
     channels_last: bool = False

@@ -52,6 +52,7 @@ class State:
         bad: What `not_finite.json` says.
         kept: The step of the last checkpoint.
         shares: Share of each term in the gradient norm, as last measured.
+        teacher_outputs: A few samples, and what the teacher said of them before the first step.
         seconds: Wall time of earlier parts of the run.
         aside: Seconds spent on validation and checkpoints, those of earlier parts included.
         began: When this part began, on the clock of `time.perf_counter`.
@@ -76,6 +77,7 @@ class State:
     bad: list[dict[str, Any]] = field(default_factory=list)
     kept: int | None = None
     shares: dict[str, float] = field(default_factory=dict)
+    teacher_outputs: tuple[Batch, Tensor] | None = None
     seconds: float = 0.0
     aside: float = 0.0
     began: float = field(default_factory=time.perf_counter)

@@ -1,0 +1,317 @@
+"""What decides which engine is used: compared with differences once, remembered, and nothing of the module changed."""
+
+import copy
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import jacmatch
+from jacmatch import UnsupportedError, doctor, jacobian, jvp, unverified, vjp
+from jacmatch.jacobian import verification
+from jacmatch.jacobian.products import push
+from jacmatch.jacobian.references import plain
+from jacmatch.jacobian.verification import warnings_for_errors
+
+from .faults import Applied, Once, WithoutTangent, cut_square, linear
+from .sound import SOUND
+
+X = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def comparisons(monkeypatch):
+    """Counts the comparisons with differences that are made."""
+    made, true = [], verification.Comparison
+    monkeypatch.setattr(verification, "Comparison", lambda *a, **k: made.append(1) or true(*a, **k))
+    return made
+
+
+def of_layers(function):
+    torch.manual_seed(3)
+    return Applied(function, linear(), linear(4))
+
+
+ZERO_TANGENT = of_layers(lambda x, a, b: b(WithoutTangent.apply(a(x))))
+DETACHED = of_layers(lambda x, a, b: b(a(x) * (1 + x.detach().norm(dim=1, keepdim=True))))
+ONCE = of_layers(lambda x, a, b: b(Once.apply(a(x))))
+CUT = of_layers(lambda x, a, b: b(cut_square(a(x))))
+
+
+@pytest.mark.parametrize(
+    ("module", "engine"),
+    [(ZERO_TANGENT, "reverse"), (DETACHED, "differences"), (ONCE, "differences"), (CUT, "differences")],
+)
+def test_auto_takes_the_first_engine_that_is_right(module, engine):
+    assert push(module, X, X[None]).engine == engine
+    assert doctor(module, X).engines[engine] == "right"
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: jvp(ZERO_TANGENT, X, X, engine="forward"), r"returns zero.*Use engine='reverse'"),
+        (lambda: vjp(DETACHED, X, X[:, :4]), r"vᵀJ of this module is wrong.*Jv is right by engine='differences'"),
+        (lambda: jacobian(DETACHED, X), r"vᵀJ of this module is wrong"),
+        (lambda: vjp(ONCE, X, X[:, :4]), r"taken only once.*torch\.no_grad\(\)"),
+        (lambda: vjp(CUT, X, X[:, :4]), r"gradient of a penalty by engine 'reverse' is off"),
+    ],
+)
+def test_what_is_wrong_for_certain_is_refused(call, said):
+    for _ in range(2):
+        with pytest.raises(UnsupportedError, match=said):
+            call()
+    with unverified():
+        call()
+
+
+def test_where_gradients_are_off_only_the_product_counts():
+    with torch.no_grad():
+        vjp(CUT, X, X[:, :4])
+        vjp(ONCE, X, X[:, :4])
+        with pytest.raises(UnsupportedError, match="is wrong"):
+            vjp(DETACHED, X, X[:, :4])
+
+
+def test_a_teacher_warns_and_answers():
+    with warnings_for_errors(), pytest.warns(UserWarning, match="vᵀJ of this module is wrong"):
+        vjp(DETACHED, X, X[:, :4])
+    teacher = jacmatch.ModuleTeacher(copy.deepcopy(DETACHED))
+    with pytest.warns(UserWarning, match="vᵀJ of this module is wrong"):
+        teacher.answer(X, jacmatch.Question(cotangents=X[None, :, :4]))
+
+
+def test_a_kind_of_call_is_verified_once(comparisons):
+    net = nn.Sequential(linear(), nn.Tanh(), nn.Dropout(0.5), linear(4))
+    for step in range(3):
+        jvp(net, X + step, X)
+        vjp(net, X, X[:, :4])
+    assert len(comparisons) == 2
+    jvp(net.eval(), X, X)
+    assert len(comparisons) == 3
+    net[0].weight.requires_grad_(False)
+    jvp(net, X, X)
+    jvp(net, X[:, :5].double().float(), X)
+    assert len(comparisons) == 4
+
+
+def test_a_function_that_is_made_in_each_step_is_verified_once(comparisons):
+    net = linear(4, 3)
+    for step in range(3):
+        mask = torch.rand(6, 1) + step
+        vjp(lambda x, mask=mask, step=step: net(torch.tanh(x[:, :4]) * mask) * (1 + step), X, X[:, :3])
+    assert len(comparisons) == 2  # the second one for all samples: the mask is for six of them
+
+
+def test_the_memory_goes_with_the_network():
+    net = linear()
+    vjp(net, X, X[:, :4])
+    number = id(net)
+    assert number in verification._memory.entries
+    del net
+    assert number not in verification._memory.entries
+
+
+def state(net):
+    """All that a verification could change."""
+    return {
+        "state": {name: each.clone() for name, each in net.state_dict().items()},
+        "ids": [id(each) for each in (*net.parameters(), *net.buffers())],
+        "versions": [each._version for each in (*net.parameters(), *net.buffers())],
+        "modes": [layer.training for layer in net.modules()],
+        "hooks": [(len(layer._forward_hooks), len(layer._backward_hooks)) for layer in net.modules()],
+        "gradients": [each.grad for each in net.parameters()],
+        "attributes": [sorted(vars(layer)) for layer in net.modules()],
+        "numbers": (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()),
+    }
+
+
+class Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls, self.layer, self.norm = 0, linear(), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        self.calls += 1
+        return self.norm(self.layer(x)) * (1 + self.calls) * random.random()
+
+
+def test_nothing_of_the_network_changes(as_users_run):
+    net = Counts()
+    net.layer.weight.grad = torch.ones(4, 5)
+    before = state(net)
+    verification.engines_for_jvp(plain(net), X, "auto", 1)
+    verification.samples_couple(plain(net), X)
+    after = state(net)
+    assert net.calls == 0
+    numbers, others = before.pop("numbers"), after.pop("numbers")
+    assert torch.equal(numbers[0], others[0])
+    assert numbers[1:] == others[1:]
+    for name, value in before.pop("state").items():
+        assert torch.equal(after["state"][name], value)
+    del after["state"]
+    assert after == before
+
+
+def test_a_graph_that_was_made_before_goes_on():
+    net = nn.Sequential(linear(), nn.Tanh(), linear(4))
+    loss = net(X).square().sum()
+    (loss + jvp(net, X, X)[1].square().sum()).backward()
+    assert net[0].weight.grad is not None
+
+
+STRANGE = {
+    "dead": lambda: nn.Sequential(linear(), nn.Threshold(50, 0), linear(4)),
+    "zero weights": lambda: nn.Sequential(linear(), nn.ReLU(), linear(4).requires_grad_()).apply(
+        lambda layer: nn.init.zeros_(layer.weight) if isinstance(layer, nn.Linear) else None
+    ),
+    "saturated": lambda: nn.Sequential(linear(), nn.Sigmoid()).apply(
+        lambda layer: nn.init.constant_(layer.weight, 1e4) if isinstance(layer, nn.Linear) else None
+    ),
+    "frozen": lambda: linear().requires_grad_(False),
+    "only a bias is trained": lambda: nn.Sequential(
+        linear().requires_grad_(False), nn.Tanh(), linear(4).requires_grad_(False)
+    ),
+    "draws numbers in evaluation": lambda: Applied(lambda x, a: a(functional.dropout(x)), linear()),
+    "counts its calls": Counts,
+    "noise of another generator": lambda: Applied(lambda x, a: a(x) + 0.1 * float(np.random.rand()), linear()),
+    "straight through": lambda: Applied(lambda x, a: a(x) + (a(x).round() - a(x)).detach(), linear()),
+    "float32 inside": lambda: Applied(lambda x, a, b: b(a(x).tanh().float().to(x.dtype)), linear(), linear(4)),
+    "float32 beside": lambda: Applied(
+        lambda x, a, b: a(x) + functional.linear(x.float(), b.weight.float()).to(x.dtype), linear(), linear()
+    ),
+    "spectral norm": lambda: nn.Sequential(nn.utils.spectral_norm(linear()), nn.Tanh(), linear(4)),
+    "weights held constant": lambda: Applied(
+        lambda x, a, b: b(a(x).tanh()) * a.weight.detach().norm(), linear(), linear(4)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_there_is_no_false_alarm(name):
+    torch.manual_seed(1)
+    net = STRANGE[name]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vjp(net, X, X[:, :4])
+        jvp(net, X, X)
+        for engine in ("forward", "reverse", "differences"):
+            jvp(net, X, X, engine=engine)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_networks_use_the_first_engine(name, training):
+    make, shape = SOUND[name]
+    net, x = make().train(training), torch.randn(shape)
+    assert push(net, x, x[None]).engine == "forward"
+    vjp(net, x, net(x).detach())
+
+
+class OfABatch(nn.Module):
+    """Holds a number for each row of a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = linear(), torch.arange(1.0, 13.0)
+
+    def forward(self, x):
+        return self.layer(x).tanh() * self.scale[: len(x), None].to(x.dtype)
+
+
+def test_the_jacobian_of_a_module_that_holds_a_number_for_each_row():
+    net = OfABatch().eval()
+    full = torch.autograd.functional.jacobian(net, X)
+    own = torch.stack([full[n, :, n] for n in range(len(X))])
+    for chunk_size in (None, 1, 3):
+        torch.testing.assert_close(jacobian(net, X, chunk_size=chunk_size)[1].detach(), own)
+    net.scale = net.scale[: len(X)]
+    torch.testing.assert_close(jacobian(net, X)[1].detach(), own)
+
+
+COUPLED = {
+    "BatchNorm in training": lambda: nn.Sequential(linear(), nn.BatchNorm1d(4), nn.Tanh(), linear(4)),
+    "BatchNorm without statistics": lambda: nn.Sequential(
+        linear(), nn.BatchNorm1d(4, track_running_stats=False), nn.Tanh(), linear(4)
+    ).eval(),
+    "centering": lambda: Applied(lambda x, a, b: b(torch.tanh(a(x) - a(x).mean(0))), linear(), linear(4)).eval(),
+    "softmax over the batch": lambda: Applied(lambda x, a: a(x).softmax(0), linear()).eval(),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_the_jacobian_holds_derivatives_by_the_own_sample(name):
+    net, x = COUPLED[name]().double(), X.double()
+    full = torch.autograd.functional.jacobian(copy.deepcopy(net), x)
+    own = torch.stack([full[n, :, n] for n in range(len(x))])
+    for chunk_size in (None, 1, 2):
+        torch.testing.assert_close(jacobian(net, x, chunk_size=chunk_size)[1].detach(), own)
+    if name == "BatchNorm without statistics":
+        return  # it refuses one sample
+    one = torch.autograd.functional.jacobian(copy.deepcopy(net).eval(), x[:1])[:, :, 0]
+    torch.testing.assert_close(jacobian(net.eval(), x[:1])[1].detach(), one)
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        ((X, X), "must be one tensor. Got tuple"),
+        ({"x": X}, "must be one tensor. Got dict"),
+        (X[:0], r"at least one sample. Got shape \(0, 5\). Leave empty batches out"),
+        (torch.tensor(1.0), r"a dimension of samples"),
+    ],
+)
+def test_what_is_no_tensor_of_samples_is_refused(as_users_run, x, said):
+    for call in (lambda: doctor(linear(), x), lambda: vjp(linear(), x, X), lambda: jacobian(linear(), x)):
+        with pytest.raises(jacmatch.InputError, match=said):
+            call()
+
+
+def test_complex_outputs_are_refused():
+    for call in (lambda: doctor(torch.fft.fft, X), lambda: vjp(torch.fft.fft, X, X)):
+        with pytest.raises(jacmatch.InputError, match=r"real outputs.*complex64.*view_as_real"):
+            call()
+
+
+@pytest.mark.parametrize("engine", ["auto", "forward", "reverse", "differences"])
+def test_samples_that_are_numbers(engine):
+    x = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(jvp(torch.sin, x, torch.ones_like(x), engine=engine)[1], x.cos(), rtol=1e-7, atol=1e-9)
+    assert doctor(torch.sin, x).ok
+
+
+def test_reverse_mode_is_tried_as_both_products():
+    """log Σ exp as torch has it: vᵀJ is right, Jv by two backward passes is not a number."""
+
+    class NotTwice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.sin()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return Twisted.apply(gradient, *ctx.saved_tensors)
+
+    class Twisted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, gradient, x):
+            ctx.save_for_backward(gradient, x)
+            return gradient * x.cos()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            first, x = ctx.saved_tensors
+            return 2 * gradient * x.cos(), -gradient * first * x.sin()  # the first is twice what it should be
+
+    diagnosis = doctor(lambda x: NotTwice.apply(x) * 2, X)
+    assert diagnosis.engines["reverse"].startswith("right for vjp; for jvp off by")
+    assert diagnosis.engine == "differences"
+    (note,) = [each for each in diagnosis.findings if each.code == "reverse-wrong-for-jvp"]
+    assert note.severity == "note"
+    assert push(lambda x: NotTwice.apply(x) * 2, X, X[None]).engine == "differences"
