@@ -347,6 +347,8 @@ def _seen(trial: Rehearsal) -> tuple[list[Finding], dict[str, float | None]]:
 
 def _same(first: dict[str, float], second: dict[str, float], exact: bool) -> bool:
     most = 1e-6 if exact else 2e-3
+    if first.keys() != second.keys():
+        return False
     return all(math.isclose(value, second[name], rel_tol=most, abs_tol=1e-6 * most) for name, value in first.items())
 
 
