@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import LabelClass, LabelLogit, RandomInputs
 from jacmatch.objectives import AtMixedPairs, Distillation, Regression, Robustness
 
@@ -90,3 +90,21 @@ def test_other_errors_are_as_they_were():
     objective = made()
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
         objective(torch.rand(6, 5), Y)
+
+
+class Wrapped(nn.parallel.DistributedDataParallel):
+    """The wrapper without a process group."""
+
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x)
+
+
+def test_a_student_wrapped_by_itself_is_refused_where_derivatives_are_taken():
+    student = Wrapped(nn.Linear(4, 3))
+    with pytest.raises(UnsupportedError, match=r"must not be wrapped in DistributedDataParallel.* Wrap the objective"):
+        Distillation(student, nn.Linear(4, 3), jacobians=1.0)(X, Y)
+    assert Distillation(student, nn.Linear(4, 3), jacobians=0)(X, Y).loss.isfinite()

@@ -369,6 +369,12 @@ class Objective(nn.Module):
     def _call(self, progress: float | int) -> Call:
         """What is due in this call; nothing is counted yet."""
         name, weights = self.derivative_term, self.balance.weights
+        if weights[name] and isinstance(self.student, nn.parallel.DistributedDataParallel):
+            raise UnsupportedError(
+                f"`student` of `{type(self).__name__}` must not be wrapped in DistributedDataParallel: a derivative of "
+                "its derivatives is not reduced over the processes. Wrap the objective: "
+                "DistributedDataParallel(objective)."
+            )
         due = bool(weights[name]) and not (self.training and self.calls % self.every)
         factor = self.schedule(progress) if due else 0.0
         measured = False
