@@ -19,6 +19,7 @@ from jacmatch.jacobian import gradient_norms
 from jacmatch.jacobian.features import Select, selecting
 from jacmatch.jacobian.modes import set_mode
 from jacmatch.jacobian.trials import meets_once_differentiable
+from jacmatch.jacobian.wrappers import check_wrapping
 from jacmatch.losses import JacobianLoss
 from jacmatch.objectives import rules
 from jacmatch.objectives.parts import Part
@@ -338,11 +339,15 @@ class Objective(nn.Module):
         self.every, self.measure_every = every, measure_every
         self.schedule = WeightSchedule() if schedule is None else schedule
         self.calls = 0
+        self._wrapping_checked = False
         self.measured_at: int | None = None
         self.teacher_norm = TeacherNorm()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Terms:
         """The terms for a batch, see `forward`."""
+        if not self._wrapping_checked:
+            check_wrapping(self, self.student)
+            self._wrapping_checked = True
         x, y = (args[n] if len(args) > n else kwargs.get(name) for n, name in enumerate("xy"))
         caller = type(self).__name__
         x = rules.batch_of_tensors(caller, x, y, floating=self._differentiable)

@@ -1,0 +1,34 @@
+"""Wrappers for several processes that stand in the wrong place: around the student instead of the objective."""
+
+import gc
+
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from jacmatch.errors import UnsupportedError
+
+
+def check_wrapping(objective: nn.Module, student: nn.Module) -> None:
+    """Refuses a student that other processes average the gradients of, apart from the objective; costs a search once.
+
+    The passes of an objective do not go through such a wrapper, so it would average a part of the gradient at most.
+
+    Raises:
+        UnsupportedError: Several processes train, and a DistributedDataParallel holds parameters of the student without
+            the objective.
+    """
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    if wraps_apart(objective, student):
+        raise UnsupportedError(
+            "DistributedDataParallel is around the student, not the objective: gradients of derivatives would not "
+            "be averaged. Wrap the objective: DistributedDataParallel(objective), and call that."
+        )
+
+
+def wraps_apart(objective: nn.Module, student: nn.Module) -> bool:
+    """Whether a DistributedDataParallel holds parameters of the student without the objective."""
+    own = {id(parameter) for parameter in student.parameters() if parameter.requires_grad}
+    wrappers = [each for each in gc.get_objects() if type(each) is DistributedDataParallel]
+    held = [wrapper for wrapper in wrappers if any(id(parameter) in own for parameter in wrapper.parameters())]
+    return bool(held) and not any(objective is module for wrapper in held for module in wrapper.modules())

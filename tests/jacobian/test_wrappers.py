@@ -1,0 +1,36 @@
+"""A wrapper for several processes around the student is found; around the objective it is right."""
+
+import pytest
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from jacmatch.errors import UnsupportedError
+from jacmatch.jacobian import wrappers
+from jacmatch.objectives import Distillation
+
+
+@pytest.fixture
+def group(tmp_path):
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_where_the_wrapper_stands(group, monkeypatch):
+    student, x = nn.Linear(3, 2), torch.randn(4, 3)
+    objective = Distillation(student, nn.Linear(3, 2), labels=0, jacobians=0.3)
+    monkeypatch.setattr(distributed, "get_world_size", lambda *_: 2)
+    wrappers.check_wrapping(objective, student)
+    monkeypatch.undo()
+    apart = DistributedDataParallel(student)
+    assert wrappers.wraps_apart(objective, student)
+    monkeypatch.setattr(distributed, "get_world_size", lambda *_: 2)
+    with pytest.raises(UnsupportedError, match=r"around the student.*Wrap the objective"):
+        objective(x)
+    monkeypatch.undo()
+    whole = DistributedDataParallel(objective)
+    del apart
+    assert not wrappers.wraps_apart(objective, student)
+    whole(x)["loss"].backward()
