@@ -165,7 +165,8 @@ def agree(jobs, *found):
             there, row_there = got[name]
             assert apart(state, there) <= 1e-6, f"{name} differs by {apart(state, there):.1e}"
             shown = {key for key in row if not key.startswith("share_")} if jobs[name][1].shard else row.keys()
-            assert {key: row_there[key] for key in shown} == pytest.approx({key: row[key] for key in shown}, rel=1e-5)
+            wanted = {key: row[key] for key in shown}  # the KL divergence is a difference of numbers near 1, times τ²
+            assert {key: row_there[key] for key in shown} == pytest.approx(wanted, rel=1e-5, abs=1e-6)
 
 
 def test_two_processes_train_what_one_does(tmp_path):
