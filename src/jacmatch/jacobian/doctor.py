@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacmatch.errors import unknown_name
+from jacmatch.errors import UnsupportedError, unknown_name
 from jacmatch.jacobian.buffers import preserved_buffers, preserved_state
 from jacmatch.jacobian.callables import modules_of
 from jacmatch.jacobian.diagnosis import Diagnosis, Finding
@@ -160,8 +160,11 @@ def _differs_in_evaluation(module: Module, x: Tensor) -> bool:
 
 def _coupling(module: Module, x: Tensor, y: Tensor, values: Callable[[Tensor], Tensor]) -> list[Finding]:
     """Whether the first sample feels a move of the others, or they feel a move of the first."""
-    if not couples(values, x, y, 1e-4):
-        return []
+    try:
+        if not couples(values, x, y, 1e-4):
+            return []
+    except UnsupportedError as unknown:
+        return [Finding("unchecked", "note", str(unknown), "Try another batch.")]
     layers = [layer for network in modules_of(module) for layer in network.modules()]
     if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in layers):
         what = "BatchNorm in training mode couples the samples: a product belongs to the batch."

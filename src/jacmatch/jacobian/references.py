@@ -6,6 +6,7 @@ derivative jumps, and a difference across the jump is no derivative.
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -13,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian.buffers import preserved_attributes, preserved_state
 from jacmatch.jacobian.callables import copy_in, modules_of, tensors_of
 from jacmatch.jacobian.function import Function, Products, replayed
@@ -191,13 +193,29 @@ def own_copy(function: Function) -> Function:
 
 
 def couples(values_at: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, tolerance: float) -> bool:
-    """Whether the first sample feels a move of the others, or they feel a move of the first; y are the values at x."""
+    """Whether a sample feels a move of another; y are the values at x.
+
+    Half of the samples are moved and the others looked at, by each digit of their binary numbers in turn: any two of
+    them are on different sides once.
+
+    Raises:
+        UnsupportedError: The function is not defined where the samples are moved to.
+    """
     if len(x) < 2:
         return False
-    moved = x.flip(0) * 1.1 + 0.1 * (float(x.std()) or 1.0)
-    others, first = torch.cat([x[:1], moved[1:]]), torch.cat([moved[:1], x[1:]])
-    felt = torch.cat([values_at(others)[:1], values_at(first)[1:]]) - y
-    return bool(felt.abs().max() > tolerance * y.abs().max() + 1e-12)
+    number = torch.arange(len(x), device=x.device)
+    ones = [number.bitwise_right_shift(digit) % 2 == 1 for digit in range((len(x) - 1).bit_length())]
+    # values in another order stay in an interval, and a matrix that is multiplied by a number stays positive definite
+    for elsewhere in (x.flip(0) * 1.1 + 0.1 * (float(x.std()) or 1.0), x.flip(0), x * 1.01):
+        with suppress(RuntimeError, ValueError):
+            felt = [
+                (values_at(torch.where(moved.view(-1, *[1] * (x.dim() - 1)), elsewhere, x)) - y)[~moved]
+                for each in ones
+                for moved in (each, ~each)
+            ]
+            if torch.isfinite(torch.cat(felt)).all():
+                return bool(torch.cat(felt).abs().max() > tolerance * y.abs().max() + 1e-12)
+    raise UnsupportedError("The function is not defined beside x: whether samples depend on each other is not known.")
 
 
 def _size(function: Function) -> int:
@@ -229,16 +247,20 @@ def _is_fine(values_at: Callable[[Tensor], Tensor], x: Tensor, here: Tensor, dir
 
 
 def along(
-    values_at: Callable[[float], Tensor], fine: bool, dtype: torch.dtype, expected: float | None = None
+    values_at: Callable[[float], Tensor],
+    fine: bool,
+    dtype: torch.dtype,
+    expected: float | None = None,
+    steps: tuple[float, ...] = (1e-9, 1e-7, 1e-5),
 ) -> tuple[Tensor, float]:
     """d/dt of the values at t = 0, and its relative error.
 
     Two steps are compared, first the smallest, where no kink lies between, then larger ones if rounding spoils those.
-    The first that is as expected is enough.
+    The first that is as expected is enough. `steps` are those of float64.
     """
     best, error = torch.zeros(()), math.inf
     coarse = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) ** (1 / 3)
-    for h in (1e-9, 1e-7, 1e-5) if fine else (coarse, 4 * coarse):
+    for h in steps if fine else (coarse, 4 * coarse):
         near = (values_at(h) - values_at(-h)) / (2 * h)
         if expected is not None and abs(float(near) - expected) < TOLERANCE / 10 * abs(expected):
             return near, TOLERANCE / 10

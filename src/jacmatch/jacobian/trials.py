@@ -15,7 +15,7 @@ from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian import verdicts
 from jacmatch.jacobian.buffers import preserved_attributes, preserved_buffers, preserved_state
 from jacmatch.jacobian.callables import modules_of, tensors_of
-from jacmatch.jacobian.engines import parameter_gradients
+from jacmatch.jacobian.engines import parameter_gradients, reverse_pull
 from jacmatch.jacobian.function import Function, Products, replayed, roots_of
 from jacmatch.jacobian.modules import Module
 from jacmatch.jacobian.references import (
@@ -34,6 +34,9 @@ from jacmatch.jacobian.verdicts import Verdict
 
 MANY_PARAMETERS = 2_000_000
 """From here on a network is large, and its engines are compared on fewer samples and directions."""
+
+_STEPS, _STEPS_OF_DIFFERENCES = (1e-9, 1e-8, 1e-7), (1e-6, 1e-5, 1e-4)
+"""Steps of the parameters, in float64; products by differences are rounded to 10⁻¹⁰, which shorter steps would show."""
 
 _CERTAIN_IN_OWN_TYPE = 0.5
 """Error from which an engine is wrong for certain where float64 cannot be had."""
@@ -191,6 +194,7 @@ def _judge_gradient(
     gradients = parameter_gradients(penalty, parameters)
     if not _all_finite(gradients):
         return verdicts.not_finite(f"The parameter gradient of a penalty by engine '{name}' is NaN or Inf.")
+    steps = _STEPS_OF_DIFFERENCES if name == "differences" else _STEPS
     generator, state = torch.Generator().manual_seed(1), _right(reference)
     least = (1e-6 if reference.fine else 1e-2) * float(penalty.detach())
     # a part that is missing may happen to be small in one direction; for a large network two take too long
@@ -199,16 +203,17 @@ def _judge_gradient(
         expected, size = _slope(gradients, moves)
         penalty_at = _penalties(trial, parameters, moves, reference)
         with torch.no_grad():
-            truth, uncertainty = along(penalty_at, reference.fine, reference.x.dtype, expected)
+            truth, uncertainty = along(penalty_at, reference.fine, reference.x.dtype, expected, steps)
         error = abs(expected - float(truth)) / max(abs(float(truth)), size, least)
-        if max(reference.tolerance, tolerance_for(uncertainty, reference.fine)) > 1:
+        tolerance = _gradient_tolerance(reference, uncertainty)
+        if tolerance > 1:
             state = verdicts.UNKNOWN
-        elif not error <= max(reference.tolerance, tolerance_for(uncertainty, reference.fine)):
-            ordinary = _ordinary_gradient_is_right(exact, parameters, moves, reference)
+        elif not error <= tolerance:
+            held = not _ordinary_gradient_is_right(exact, parameters, moves, reference) and _rows_are_right(reference)
             none = all(gradient is None for gradient in gradients)
-            if not ordinary and not none and name != "differences":
+            if held and not none and name != "differences":
                 return verdicts.HELD
-            certain = ordinary and reference.fine and _steps_agree(penalty_at, float(truth), expected)
+            certain = not held and reference.fine and _steps_agree(penalty_at, float(truth), expected, steps)
             if none:
                 return verdicts.without_parameters(name, certain=certain)
             return verdicts.wrong_gradient(name, error, certain=certain)
@@ -303,13 +308,32 @@ def _ordinary_gradient_is_right(
     return error <= (max(1e-5, 3 * uncertainty) if reference.fine else tolerance_for(uncertainty, False))
 
 
-def _steps_agree(penalty_at: Callable[[float], Tensor], truth: float, expected: float) -> bool:
+def _rows_are_right(reference: Reference) -> bool:
+    """Whether vᵀJ is right. Where it is not, the formula of an operator is wrong, and nothing is held by intent."""
+    try:
+        with torch.enable_grad():
+            x = reference.x.detach()
+            rows = reverse_pull(reference.function, x, reference.cotangents(x)).products
+    except (UnsupportedError, RuntimeError):
+        return False
+    return reference.error(rows, of_rows=True) <= reference.tolerance
+
+
+def _gradient_tolerance(reference: Reference, uncertainty: float) -> float:
+    """The relative error above which a gradient is wrong: in float64 nothing is rounded that would excuse per cents."""
+    tolerance = max(reference.tolerance, tolerance_for(uncertainty, reference.fine))
+    return max(TOLERANCE / 4, 3 * reference.uncertainty, 3 * uncertainty) if tolerance == TOLERANCE else tolerance
+
+
+def _steps_agree(
+    penalty_at: Callable[[float], Tensor], truth: float, expected: float, steps: tuple[float, ...]
+) -> bool:
     """Whether differences by steps of very different sizes agree that the derivative is another one than expected.
 
     They do not at a kink, and where a function is so steep that each step is too long.
     """
     with torch.no_grad():
-        found = [float(penalty_at(h) - penalty_at(-h)) / (2 * h) for h in (1e-9, 1e-8, 1e-7)]
+        found = [float(penalty_at(h) - penalty_at(-h)) / (2 * h) for h in steps]
     return max(abs(each - truth) for each in found) < abs(truth - expected) / 3
 
 

@@ -115,7 +115,7 @@ def wrong_differences(what: str, error: float) -> Verdict:
 
 def wrong_gradient(name: str, error: float, *, certain: bool) -> Verdict:
     """A parameter gradient that differs from the reference; differences that span a kink are off by a little."""
-    if name == "differences" and error <= 0.5:
+    if name == "differences" and error <= 0.5 and not certain:
         return wrong_differences(f"The parameter gradient of a penalty on differences is off by {error:.0%}", error)
     what = f"The parameter gradient of a penalty by engine '{name}' is off by {error:.0%}."
     remedy = "Look for a derivative that is cut off inside a custom backward; use an engine that is right."

@@ -193,15 +193,22 @@ def samples_couple(function: Function, x: Tensor) -> bool | None:
     """Whether the values of one sample depend on others in the batch; None where that could not be found out."""
 
     def find() -> bool:
-        few, z = sampled(function, x.detach())
+        few, z = (function, x.detach()) if len(x) <= 4 * _SAMPLES else sampled(function, x.detach())
         if len(z) == 1:
             z = torch.cat([z, z.flip(-1) * 1.1 + 0.1])
             few = replace(few, context=Context())
-        with torch.no_grad():
-            _, z, values_at, values = evaluated(few, z)
-            return couples(values_at, z, values, 1e-9 if z.dtype == torch.float64 else 1e-4)
+        try:
+            return _couple(few, z)
+        except Exception:  # the module works on the whole batch only, as on a square matrix
+            return _couple(function, x.detach())
 
     return _remembered(function, x, "couples", find)
+
+
+def _couple(function: Function, x: Tensor) -> bool:
+    with torch.no_grad():
+        _, z, values_at, values = evaluated(function, x)
+        return couples(values_at, z, values, 1e-9 if z.dtype == torch.float64 else 1e-4)
 
 
 def repeats(function: Function, x: Tensor) -> bool:
@@ -212,10 +219,10 @@ def repeats(function: Function, x: Tensor) -> bool:
             values_at = replayed_values(own_copy(function), x)
             values = values_at(x)
             try:
-                twice = values_at(torch.cat([x, x]))
+                twice, again = values_at(torch.cat([x, x])), values.repeat(2, *[1] * (values.dim() - 1))
             except Exception:  # whatever a function says of a batch that is too large for it
                 return False
-            return bool(torch.allclose(twice, values.repeat(2, *[1] * (values.dim() - 1)), rtol=1e-3, atol=1e-5))
+            return twice.shape == again.shape and torch.allclose(twice, again, rtol=1e-3, atol=1e-5)
 
     return _remembered(function, x, ("repeats", len(x)), find) is not False
 
