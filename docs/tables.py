@@ -5,13 +5,15 @@
 <!-- end of table -->
 
 A Markdown file is taken as it is; of several (`results/defaults-*-cpu/settings.md`) the rows stand below each other and
-the notes are joined. The result of a benchmark (`benchmarks/results/NAME.json`) becomes a table of its
-rows, the folder of them a table of the claims. Run it after something was measured again: `python docs/tables.py`. A
-test holds that it changes nothing.
+the notes are joined. The result of a benchmark (`benchmarks/results/NAME.json`) becomes a table of its rows, the folder
+of them a table of the claims; the table of the sweep (`tests/sweep/table.csv`) is counted. Run it after something was
+measured again: `python docs/tables.py`. A test holds that it changes nothing.
 """
 
+import csv
 import json
 import re
+from collections import Counter
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,8 @@ def _table(path: Path) -> str:
         return _one_below_the_other(sorted(DOCS.glob(str(path.relative_to(DOCS)))))
     if not path.suffix:
         return _claims([row for name in ORDER for row in _rows(path / f"{name}.json")])
+    if path.suffix == ".csv":
+        return _sweep(path)
     return _cases(path) if path.suffix == ".json" else path.read_text(encoding="utf-8")
 
 
@@ -119,3 +123,59 @@ def _cases(path: Path) -> str:
 if __name__ == "__main__":
     for path in pages():
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+VERDICTS = ("right", "refused", "wrong", "raw", "none")
+DERIVATIVES = {
+    "vjp": "`vjp`",
+    "auto": "`jvp`, `auto`",
+    "forward": "`jvp`, `forward`",
+    "reverse": "`jvp`, `reverse`",
+    "differences": "`jvp`, `differences`",
+    "jacobian": "`jacobian`",
+    "torch vjp": "plain torch: `autograd.grad` twice",
+    "torch jvp": "plain torch: `torch.func.jvp`, then `grad`",
+}
+
+
+def _sweep(path: Path) -> str:
+    """How often each derivative was right, in two tables; and how often the doctor said so, in a third."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    parts = {
+        "Modules of `torch.nn`": [row for row in rows if row["configuration"].startswith("nn.")],
+        "Operators": [row for row in rows if not row["configuration"].startswith("nn.")],
+    }
+    counted = [_counted(f"{title}: {len(some)} configurations", some) for title, some in parts.items()]
+    return "\n".join([*counted, _confusion(rows)])
+
+
+def _counted(title: str, rows: list[dict[str, str]]) -> str:
+    lines = [
+        f"| {title} | right | refused | wrong | raw error | no reference |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for column, name in DERIVATIVES.items():
+        counts = Counter(row[column] for row in rows)
+        lines.append(f"| {name} | " + " | ".join(str(counts[verdict]) for verdict in VERDICTS) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _confusion(rows: list[dict[str, str]]) -> str:
+    """What the doctor says of an engine, and what the sweep found; what has no reference is left out."""
+    counts: dict[str, Counter[tuple[bool, bool]]] = {}
+    for row in rows:
+        for engine, _, state in (each.partition("=") for each in row["doctor"].split() if "=" in each):
+            if row[engine] != "none":
+                counts.setdefault(engine, Counter())[state == "right", row[engine] == "right"] += 1
+    lines = [
+        "| the doctor on an engine | says right, is right | says fault, is not right | miss | false alarm |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for engine, found in counts.items():
+        numbers = [found[True, True], found[False, False], found[True, False], found[False, True]]
+        lines.append(f"| {DERIVATIVES[engine]} | " + " | ".join(map(str, numbers)) + " |")
+    right = [row for row in rows if {row[name] for name in list(DERIVATIVES)[:6]} == {"right"}]
+    codes = Counter(code for row in right for code in row["faults"].split())
+    listed = ", ".join(f"`{code}` {count}" for code, count in codes.most_common()) or "none"
+    return "\n".join(lines) + f"\n\nFaults reported of the {len(right)} networks of which all is right: {listed}.\n"

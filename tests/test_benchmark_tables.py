@@ -97,3 +97,33 @@ def test_libraries_that_are_compared_make_the_same_students(library):
         mine(x, y)
     for ours, other in zip(objective.student.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-5)
+
+
+def test_the_sweep_is_counted_by_derivative_and_by_what_the_doctor_says(tables, tmp_path):
+    """Two modules and an operator: jvp by `forward` is wrong once, and the doctor misses it; one alarm is false."""
+    columns = list(tables["DERIVATIVES"])
+    rows = [
+        ["nn.A eval 0 batch", *["right"] * len(columns), "vjp=right forward=right", ""],
+        ["nn.B eval 0 loop", *["wrong" if name == "forward" else "right" for name in columns], "forward=right", ""],
+        [
+            "torch.c 0 loop",
+            *["refused" if name == "vjp" else "right" for name in columns],
+            "vjp=fault forward=fault",
+            "",
+        ],
+    ]
+    path = tmp_path / "benchmarks" / "results" / "table.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join(",".join(row) for row in [["configuration", *columns, "doctor", "faults"], *rows]))
+    lines = filled(tables, "/table.csv").splitlines()
+    assert (
+        lines[0] == "| Modules of `torch.nn`: 2 configurations | right | refused | wrong | raw error | no reference |"
+    )
+    assert "| `jvp`, `forward` | 1 | 0 | 1 | 0 | 0 |" in lines
+    assert "| `vjp` | 0 | 1 | 0 | 0 | 0 |" in lines
+    assert lines[-5:-1] == [
+        "| `vjp` | 1 | 1 | 0 | 0 |",
+        "| `jvp`, `forward` | 1 | 0 | 1 | 1 |",
+        "",
+        "Faults reported of the 1 networks of which all is right: none.",
+    ]

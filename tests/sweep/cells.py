@@ -19,7 +19,9 @@ from .table import BASELINES, DERIVATIVES, ENGINES
 TOLERANCE = 1e-4
 """Relative error above which a derivative is wrong; more where the differences are less certain."""
 ENGINE_TOLERANCE = 1e-2
-"""The same for the engine `differences`, which is an approximation."""
+"""The same for the engine `differences`, which is an approximation, and for `auto`, which may take it."""
+FLOOR = 1e-9
+"""A derivative below this part of the outputs counts as zero; a thousand times more where it is an approximation."""
 Cells = dict[str, str]
 
 
@@ -52,7 +54,8 @@ Way = Callable[[nn.Module], tuple[Tensor, Tensor, Tensor]]
 def diagnose(configuration: Configuration) -> str:
     """What the doctor says of each product, as `engine=state, ... | codes of its faults`.
 
-    It gives one state for reverse mode, which makes two products: `right for vjp; ...` is right for vᵀJ only.
+    It gives one state for reverse mode, which makes two products: `right for vjp; ...` is right for vᵀJ only. Where the
+    Jacobian is zero it looks at vᵀJ only.
     """
     try:
         with _left_alone(configuration.network), warnings.catch_warnings():
@@ -66,7 +69,7 @@ def diagnose(configuration: Configuration) -> str:
     reverse = states.pop("reverse", "")
     if reverse:
         states = {"vjp": "right" if reverse.startswith("right") else reverse} | states
-    if reverse.startswith("right"):
+    if reverse.startswith("right") and not any(finding.code == "zero-jacobian" for finding in diagnosis.findings):
         states["reverse"] = reverse
     said = ", ".join(f"{name}={state}" for name, state in states.items())
     codes = dict.fromkeys(finding.code for finding in diagnosis.findings if finding.severity == "fault")
@@ -89,7 +92,7 @@ def _ways(configuration: Configuration, expected: Reference) -> dict[str, Way]:
 
     def jacobian(network: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         y, rows = jacmatch.jacobian(network, x.clone())
-        product = (rows * w[:, None]).flatten(2).sum(2)
+        product = (rows.flatten(2) @ w.flatten(1)[..., None])[..., 0] if x.dim() > 1 else rows * w[:, None]
         return y, product, (product * u).sum()
 
     def torch_vjp(network: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,9 +138,9 @@ def _cell(way: Way, network: nn.Module, expected: Reference, name: str) -> str:
         return f"wrong: outputs: off by {_off(y, expected.outputs, 0.0):.0e}"
     if not product.known:
         return "none: no difference"
-    approximate = name == "differences"
+    approximate = name in ("auto", "differences")  # auto may take differences
     tolerance = ENGINE_TOLERANCE if approximate else TOLERANCE
-    floor = (1e-6 if approximate else 1e-9) * float(expected.outputs.abs().max() + 1e-30)
+    floor = FLOOR * (1e3 if approximate else 1) * float(expected.outputs.abs().max() + 1e-30)
     error = _off(value, product.value, max(size, floor))
     if not error <= max(tolerance, 10 * product.uncertainty):
         return f"wrong: value: off by {error:.0e}"

@@ -27,7 +27,9 @@ def row(name: str, cells: dict[str, str]) -> Row:
 
 
 def read() -> dict[str, Row]:
-    """The lines of the committed table by configuration."""
+    """The lines of the committed table by configuration; none before it is written."""
+    if not TABLE.exists():
+        return {}
     with TABLE.open(encoding="utf-8", newline="") as file:
         return {line["configuration"]: line for line in csv.DictReader(file)}
 
