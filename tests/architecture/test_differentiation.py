@@ -9,6 +9,7 @@ from . import source
 DIFFERENTIATES = "src/jacmatch/jacobian/engines.py"
 TRAINS = "src/jacmatch/training/engine.py"
 BUILDS_OPTIMIZER = "src/jacmatch/training/beginning.py"
+A_USER_S_LOOP = "src/jacmatch/recipes/reproduce/defaults.py"  # the README's, written out
 BENCHMARKED_AGAINST = "src/jacmatch/recipes/bench/rivals.py"  # what one would write without the package
 DEFINES_RULES = "src/jacmatch/jacobian/rules/"
 
@@ -48,6 +49,7 @@ def test_only_the_engines_differentiate():
     assert {"torch.autograd.grad", "torch.func.jvp"} <= found.pop(DIFFERENTIATES)
     assert found.pop(TRAINS) == {"state.fabric.backward"}
     assert found.pop(BENCHMARKED_AGAINST)
+    assert found.pop(A_USER_S_LOOP) == {"loss().backward"}
     in_rules = {name: calls for name, calls in found.items() if name.startswith(DEFINES_RULES) and calls}
     # a rule looks whether a tensor has a tangent; it takes no derivative
     assert set().union(*in_rules.values()) == {"torch.autograd.Function", "torch.autograd.forward_ad"}
@@ -57,6 +59,7 @@ def test_only_the_engines_differentiate():
 def test_only_the_training_loop_steps_an_optimizer():
     assert [source.name(path) for path in source.files("src") if steps(source.tree(path))] == [
         BENCHMARKED_AGAINST,
+        A_USER_S_LOOP,
         BUILDS_OPTIMIZER,
         TRAINS,
     ]
