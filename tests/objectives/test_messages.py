@@ -76,7 +76,7 @@ def test_a_mistake_is_named(as_users_run, name):
     assert "0." not in str(caught.value).replace("0.5", ""), "values of tensors are not printed"
 
 
-def test_tokens_are_inputs_where_nothing_is_differentiated():
+def test_tokens_are_inputs_where_nothing_is_differentiated(as_users_run):
     torch.manual_seed(0)
     nets = [nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 3)) for _ in range(2)]
     assert made_from(nets)(torch.randint(9, (6, 2)), Y).loss.isfinite()

@@ -54,7 +54,8 @@ def test_the_backward_passes_are_those_of_the_estimator():
     for probe, wanted in ((EveryRow(), OUTPUTS), (PROBES["random-outputs"], 2), (PROBES["top-class"], 1)):
         s, seen = student(), []
         s[3].register_full_backward_hook(lambda layer, inner, outer, seen=seen: seen.append(1))
-        Distillation(s, teacher(), jacobians=1.0, probe=probe).eval()(**batch())
+        with unverified():
+            Distillation(s, teacher(), jacobians=1.0, probe=probe).eval()(**batch())
         assert probe.passes(OUTPUTS) == Cost(forward=0, backward=wanted)
         assert len(seen) == wanted
 
@@ -95,7 +96,8 @@ def test_members_of_an_ensemble_are_asked_once_for_directions_that_are_known():
 def test_a_penalty_takes_one_pass():
     s = student()
     seen = passes(s)
-    jacobian_norm_penalty(s, batch()["x"], probes=3)
+    with unverified():
+        jacobian_norm_penalty(s, batch()["x"], probes=3)
     assert seen == [3]
 
 
