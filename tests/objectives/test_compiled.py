@@ -116,3 +116,22 @@ def test_cuda_graphs_need_a_compiled_step_and_a_gpu():
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match=r"`cuda_graphs` of `CompiledSteps` must have a GPU\. Got no CUDA"):
             CompiledSteps(cuda_graphs=True)
+
+
+@pytest.mark.parametrize("how", ["torch.compile", "method"])
+def test_a_compiled_objective_computes_what_it_does_without(how, as_users_run):
+    """torch.compile cannot follow a derivative of a derivative, so the objective runs as it was written."""
+    gradients = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        student = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+        objective = Distillation(student, nn.Linear(4, 3), jacobians=1.0)
+        call = objective
+        if compiled and how == "method":
+            with pytest.warns(UserWarning, match=r"runs uncompiled.*Training\(compile=True\)"):
+                objective.compile(backend="aot_eager")
+        elif compiled:
+            call = torch.compile(objective, backend="aot_eager")
+        call(torch.rand(6, 4), torch.arange(6) % 3)["loss"].backward()
+        gradients.append(student[0].weight.grad)
+    torch.testing.assert_close(*gradients)

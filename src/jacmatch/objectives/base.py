@@ -6,6 +6,7 @@ the factor in front of the term follows.
 """
 
 import math
+import warnings
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -296,6 +297,12 @@ class Call:
     measured: bool
 
 
+_NOT_COMPILED = (
+    "An objective runs uncompiled: torch.compile cannot follow a derivative of a derivative. To compile whole steps, "
+    "use fit(..., Training(compile=True)), or --compile on the command line."
+)
+
+
 class Objective(nn.Module):
     """What all objectives share: a student, a frozen teacher, weights, and the state of calls.
 
@@ -344,7 +351,20 @@ class Objective(nn.Module):
         self.teacher_norm = TeacherNorm()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Terms:
-        """The terms for a batch, see `forward`."""
+        """The terms for a batch, see `forward`; within `torch.compile` they are computed as without it."""
+        if torch.compiler.is_compiling():
+            uncompiled: Callable[..., Terms] = torch.compiler.disable(self._terms_of_call)
+            return uncompiled(*args, **kwargs)
+        return self._terms_of_call(*args, **kwargs)
+
+    def compile(self, *_: Any, **__: Any) -> None:
+        """Warn that the objective stays as it is: `torch.compile` cannot follow a derivative of a derivative.
+
+        What is compiled is a whole step, by the training loop: `fit(..., Training(compile=True))`.
+        """
+        warnings.warn(_NOT_COMPILED, stacklevel=2)
+
+    def _terms_of_call(self, *args: Any, **kwargs: Any) -> Terms:
         if not self._wrapping_checked:
             check_wrapping(self, self.student)
             self._wrapping_checked = True
