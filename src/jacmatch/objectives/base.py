@@ -353,7 +353,7 @@ class Objective(nn.Module):
     def __call__(self, *args: Any, **kwargs: Any) -> Terms:
         """The terms for a batch, see `forward`; within `torch.compile` they are computed as without it."""
         if torch.compiler.is_compiling():
-            uncompiled: Callable[..., Terms] = torch.compiler.disable(self._terms_of_call)
+            uncompiled: Callable[..., Terms] = torch.compiler.disable(self._terms_of_call)  # type: ignore[no-untyped-call]
             return uncompiled(*args, **kwargs)
         return self._terms_of_call(*args, **kwargs)
 
