@@ -179,7 +179,6 @@ STRANGE = {
     "draws numbers in evaluation": lambda: Applied(lambda x, a: a(functional.dropout(x)), linear()),
     "counts its calls": Counts,
     "noise of another generator": lambda: Applied(lambda x, a: a(x) + 0.1 * float(np.random.rand()), linear()),
-    "straight through": lambda: Applied(lambda x, a: a(x) + (a(x).round() - a(x)).detach(), linear()),
     "float32 inside": lambda: Applied(lambda x, a, b: b(a(x).tanh().float().to(x.dtype)), linear(), linear(4)),
     "float32 beside": lambda: Applied(
         lambda x, a, b: a(x) + functional.linear(x.float(), b.weight.float()).to(x.dtype), linear(), linear()
@@ -274,7 +273,7 @@ def test_what_is_no_tensor_of_samples_is_refused(as_users_run, x, said):
 
 def test_complex_outputs_are_refused():
     for call in (lambda: doctor(torch.fft.fft, X), lambda: vjp(torch.fft.fft, X, X)):
-        with pytest.raises(jacmatch.InputError, match=r"real outputs.*complex64.*view_as_real"):
+        with pytest.raises(jacmatch.InputError, match=r"real floating-point outputs.*complex64.*Return .real"):
             call()
 
 
@@ -315,3 +314,24 @@ def test_reverse_mode_is_tried_as_both_products():
     (note,) = [each for each in diagnosis.findings if each.code == "reverse-wrong-for-jvp"]
     assert note.severity == "note"
     assert push(lambda x: NotTwice.apply(x) * 2, X, X[None]).engine == "differences"
+
+
+def test_a_straight_through_estimator_asks_for_unverified():
+    """Its derivative is meant to be another one than that of its values, which do not move."""
+    module = Applied(lambda x, a: a(x) + (a(x).round() - a(x)).detach(), linear())
+    x, u = X, torch.randn_like(module(X))
+    with pytest.raises(UnsupportedError, match=r"outputs do not move.*unverified"):
+        jacmatch.vjp(module, x, u)
+    with jacmatch.unverified():
+        assert jacmatch.vjp(module, x, u)[1].any()
+
+
+def test_a_last_layer_of_zeros_is_right():
+    """Its outputs do not move, and its Jacobian has a parameter gradient all the same."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    nn.init.zeros_(module[2].weight)
+    x, u = torch.randn(4, 3).double(), torch.randn(4, 2).double()
+    row = jacmatch.vjp(module, x, u)[1]
+    assert not row.any()
+    row.sum().backward()
+    assert module[2].weight.grad.any()

@@ -38,6 +38,9 @@ MANY_PARAMETERS = 2_000_000
 _STEPS, _STEPS_OF_DIFFERENCES = (1e-9, 1e-8, 1e-7), (1e-6, 1e-5, 1e-4)
 """Steps of the parameters, in float64; products by differences are rounded to 10⁻¹⁰, which shorter steps would show."""
 
+_STILL = 1e-6
+"""Size of a product, beside that of the values, from which it is not the rounding of zero."""
+
 _CERTAIN_IN_OWN_TYPE = 0.5
 """Error from which an engine is wrong for certain where float64 cannot be had."""
 
@@ -91,7 +94,11 @@ def judge(
             if reference.moves and not torch.allclose(exact.values, reference.values, rtol=1e-3, atol=1e-6):
                 reference = reference.of_the_values_of(seeded)
             verdict = _judge_product(name, own, exact, reference, of_rows)
-            if verdict.state != "right" or not reference.moves or not torch.is_grad_enabled():
+            if not verdict.is_right or not torch.is_grad_enabled():
+                return verdict
+            if not reference.moves:
+                return _judge_gradient_of_zero(name, seeded, exact, reference, z) or verdict
+            if verdict.state != "right":
                 return verdict
             try:
                 second = _judge_gradient(name, seeded, own, exact, function, reference, z)
@@ -155,6 +162,8 @@ def _judge_product(name: str, own: Products, exact: Products, reference: Referen
     judged = own if name == "differences" and comparable else exact
     if not torch.isfinite(judged.products).all():
         return verdicts.not_finite(f"Engine '{name}' returns NaN or Inf although the outputs are finite.")
+    if not reference.moves and reference.fine and float(judged.products.detach().abs().max()) > _STILL * _scale(own):
+        return verdicts.not_zero(name)
     error = reference.error(judged.products, of_rows=of_rows)
     if reference.moves and (not error <= reference.tolerance or not judged.products.any()):
         return verdicts.wrong(name, judged.products, error, certain=_is_certain(reference, error))
@@ -164,6 +173,10 @@ def _judge_product(name: str, own: Products, exact: Products, reference: Referen
     if error <= reference.tolerance:
         return _right(reference)
     return verdicts.rounded(f"Engine '{name}'", own.products.dtype, error)
+
+
+def _scale(products: Products) -> float:
+    return float(products.values.detach().abs().max()) + 1e-12
 
 
 def _right(reference: Reference) -> Verdict:
@@ -218,6 +231,34 @@ def _judge_gradient(
                 return verdicts.without_parameters(name, certain=certain)
             return verdicts.wrong_gradient(name, error, certain=certain)
     return state if own is exact or name == "differences" else _rounding(name, own, function, gradients, state)
+
+
+def _judge_gradient_of_zero(
+    name: str, trial: Trial, exact: Products, reference: Reference, x: Tensor
+) -> Verdict | None:
+    """Whether products that are zero here have a parameter gradient that is not that of their differences.
+
+    It may be other than zero: the outputs do not move at a last layer that is zero, and do once it is trained.
+    """
+    parameters = _trained(reference.function, exact.values, x)
+    if not parameters:
+        return None
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(exact.products.shape, generator=generator).to(exact.products)
+    moves = [torch.randn(q.shape, generator=generator).to(q) * _step(q) for q in parameters]
+    expected, _ = _slope(parameter_gradients((exact.products * weights).sum(), parameters), moves)
+    if not reference.fine or abs(expected) <= _STILL * _scale(exact):
+        return None
+    found = []
+    with torch.no_grad():
+        for h in (1e-5, 1e-3):
+            sums = []
+            for step in (h, -h):
+                with _moved(parameters, moves, step):
+                    sums.append(float((trial(reference.function, reference.x).products * weights).sum()))
+            found.append((sums[0] - sums[1]) / (2 * h))
+    apart = min(abs(each - expected) for each in found)
+    return verdicts.wrong_gradient(name, apart / abs(expected), certain=True) if apart > abs(expected) / 3 else None
 
 
 def _trained(function: Function, values: Tensor, x: Tensor) -> list[Tensor]:

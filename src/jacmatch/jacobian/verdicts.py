@@ -106,6 +106,13 @@ def wrong(name: str, products: Tensor, error: float, *, certain: bool) -> Verdic
     return Verdict("wrong", f"off by {error:.0%}", (Finding(code, "fault", what, remedy),), certain)
 
 
+def not_zero(name: str) -> Verdict:
+    """Products of a function whose values do not move with its input."""
+    what = f"Engine '{name}' returns a derivative although the outputs do not move when the input does."
+    remedy = "Write the operation in torch operations; a straight-through estimator needs jacmatch.unverified()."
+    return Verdict("wrong", "not zero", (Finding("not-zero", "fault", what, remedy),), certain=True)
+
+
 def wrong_differences(what: str, error: float) -> Verdict:
     """Differences that are off because of the module, not because of a mistake."""
     what = f"{what}: the module is too curved or too noisy."

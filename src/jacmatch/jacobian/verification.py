@@ -182,7 +182,8 @@ def check_vjp(function: Function, x: Tensor) -> None:
         UnsupportedError: It is.
     """
     verdict = _verdicts(function, x, ("vjp",), 1)["vjp"]
-    if verdict.certain:
+    # What fails for directions that ask for a gradient has none to give, though a product may come out of it.
+    if verdict.certain or (verdict.label == "cannot" and torch.is_grad_enabled()):
         error = _wrong("vᵀJ", verdict, _remedy(function, x, "vjp", 1))
         if _refuses.get():
             raise error
