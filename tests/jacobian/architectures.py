@@ -98,7 +98,7 @@ class Cells(nn.Module):
 
 
 class Heads(nn.Module):
-    """A network whose output is a dictionary, a tuple or an object."""
+    """A network with two outputs, in a dictionary or a tuple."""
 
     def __init__(self, wrap: Callable[[Tensor, Tensor], object]) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         lambda: convolutional(nn.AdaptiveMaxPool2d(3), nn.Tanh(), nn.AdaptiveAvgPool2d(2)), IMAGE
     ),
     "dictionary": Architecture(lambda: Heads(lambda y, hidden: {"hidden": hidden, "logits": y}), VECTOR),
-    "tuple": Architecture(lambda: Heads(lambda y, hidden: (y, hidden)), VECTOR),
+    "tuple": Architecture(lambda: nn.Sequential(Heads(lambda y, hidden: (y, hidden)), Applied(lambda y: y[0])), VECTOR),
     "image-to-image": Architecture(
         lambda: nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 2, 2)), (2, 3, 3)
     ),

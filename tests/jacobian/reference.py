@@ -38,10 +38,8 @@ def left_as_found(module, seed: int = 0):
 
 
 def tensor_of(output) -> Tensor:
-    """The logits of a dictionary, the first tensor of a tuple."""
-    if isinstance(output, dict):
-        return output["logits"]
-    return output if isinstance(output, Tensor) else output[0]
+    """The logits of a dictionary."""
+    return output["logits"] if isinstance(output, dict) else output
 
 
 def values(module, x: Tensor, seed: int = 0) -> Tensor:
@@ -64,6 +62,11 @@ def batch_jacobian(module, x: Tensor) -> Tensor:
         columns.append(slope(lambda t, move=move: values(module, x + t * move.view(x.shape))))
     columns = torch.stack(columns, dim=-1)
     return columns.view(*columns.shape[:-1], *x.shape)
+
+
+def own_rows(full: Tensor) -> Tensor:
+    """Jₙₖᵢ = ∂yₙₖ/∂xₙᵢ (B, K, *input): the blocks m = n of the batch's Jacobian (B, K, B, *input)."""
+    return torch.stack([full[n, :, n] for n in range(len(full))])
 
 
 def forward_product(full: Tensor, tangents: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jacmatch.jacobian import jacobian, jvp, pull, push, vjp
+from jacmatch.jacobian import jacobian, jvp, pull, push, unverified, vjp
 
 from . import reference
 from .architectures import ARCHITECTURES, made, plain
@@ -108,11 +108,10 @@ def test_vjp(name):
 def test_jacobian(name):
     y, full = truth(name)
     module, x = made(name)
-    expected = full.sum(0).movedim(0, 1)  # Jₙₖᵢ = Σₘ ∂yₘₖ/∂xₙᵢ, where only m = n is not zero unless samples are coupled
     torch.manual_seed(0)
     outputs, rows = jacobian(module, x)
     assert_equal(outputs, y, 1e-12)
-    assert_equal(rows, expected)
+    assert_equal(rows, reference.own_rows(full))
 
 
 @pytest.mark.parametrize("name", WITH_ROWS)
@@ -123,7 +122,7 @@ def test_chunks_never_change_the_jacobian(name):
         outputs, rows = jacobian(module, x, chunk_size=chunk_size)
         y, full = truth(name)
         assert_equal(outputs, y, 1e-12)
-        assert_equal(rows, full.sum(0).movedim(0, 1))
+        assert_equal(rows, reference.own_rows(full))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +149,7 @@ def test_the_lstm_in_float32(engine):
     assert_equal(jvp(module, x, v, engine=engine)[1].double(), reference.forward_product(full, v.double()), 1e-5)
     u = torch.randn(2, 3, 2)
     assert_equal(vjp(module, x, u)[1].double(), reference.reverse_product(full, u.double()), 1e-5)
-    assert_equal(jacobian(module, x)[1].double(), full.sum(0).movedim(0, 1), 1e-5)
+    assert_equal(jacobian(module, x)[1].double(), reference.own_rows(full), 1e-5)
 
 
 @pytest.mark.parametrize("engine", ["auto", "forward", "reverse", "differences"])
@@ -164,7 +163,7 @@ def test_any_function_of_a_tensor_will_do(engine):
     outputs, products = jvp(function, x, v, engine=engine)
     assert_equal(outputs, function(x))
     assert_equal(products, reference.forward_product(full, v), 1e-8 if engine == "differences" else 1e-9)
-    assert_equal(jacobian(function, x)[1], full.sum(0).movedim(0, 1))
+    assert_equal(jacobian(function, x)[1], reference.own_rows(full))
     assert_equal(vjp(function, x, v.flatten(2))[1], reference.reverse_product(full, v.flatten(2)))
 
 
@@ -208,10 +207,11 @@ def test_the_network_runs_once(way, passes, training):
     module.train(training)
     calls = []
     module.register_forward_hook(lambda *_: calls.append(1))
-    if way == "pull":
-        pull(module, x, torch.ones(5, 3, 3, dtype=x.dtype))
-    elif way == "jacobian":
-        jacobian(module, x, chunk_size=1)
-    else:
-        push(module, x, torch.ones(5, *x.shape, dtype=x.dtype), engine=way)
+    with unverified():  # the check of an engine before its first use has passes of its own
+        if way == "pull":
+            pull(module, x, torch.ones(5, 3, 3, dtype=x.dtype))
+        elif way == "jacobian":
+            jacobian(module, x, chunk_size=1)
+        else:
+            push(module, x, torch.ones(5, *x.shape, dtype=x.dtype), engine=way)
     assert len(calls) == passes

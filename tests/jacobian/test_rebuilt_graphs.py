@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from jacmatch import jvp, vjp
+from jacmatch import jvp, unverified, vjp
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import pull
 
@@ -200,6 +200,7 @@ def test_a_user_s_own_contexts_of_a_checkpoint_are_entered():
     def module(z):
         return checkpoint(layer, z, use_reentrant=False, context_fn=lambda: (Noted("forward"), Noted("again")))
 
-    vjp(module, x, x)[1].square().sum().backward()
+    with unverified():  # the check of an engine before its first use has passes of its own
+        vjp(module, x, x)[1].square().sum().backward()
     assert entered[0] == "forward"
     assert set(entered[1:]) == {"again"}
