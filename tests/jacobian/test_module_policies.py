@@ -1,13 +1,14 @@
 """What a pass with derivatives does to a module: its buffers once, its random numbers once, and a graph or none."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import jacobian, jvp, pull, push, vjp
+from jacmatch.jacobian import jacobian, jvp, pull, push, unverified, vjp
 
 from .architectures import ARCHITECTURES, EXACT, Applied, convolutional, made
 from .ways import WAYS, every_policy, every_way, go
@@ -98,13 +99,16 @@ class Refusing(torch.autograd.Function):
 @pytest.mark.parametrize(
     ("function", "engine"), [(Refusing.apply, "reverse"), (Tensor.detach, "differences")], ids=["forward", "both"]
 )
-def test_an_engine_that_fails_has_not_counted_as_a_pass(function, engine, policy):
+@pytest.mark.parametrize("context", [nullcontext, unverified], ids=["verified", "unverified"])
+def test_an_engine_that_fails_has_not_counted_as_a_pass(function, engine, policy, context):
     """`auto` tries forward first, which gets as far as the first BatchNorm layer, then reverse, which sees them all."""
     module = convolutional(nn.BatchNorm2d(4), Applied(function), nn.BatchNorm2d(4)).double().train()
+    module[:2].requires_grad_(False)  # what is detached has no gradient that could be right
     x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
     expected = copy.deepcopy(module)
     expected(x)
-    assert go("auto", module, x, batch_norm=policy).engine == engine
+    with context():
+        assert go("auto", module, x, batch_norm=policy).engine == engine
     assert_same_buffers(buffers_of(module), buffers_of(expected))
 
 

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from jacmatch import jvp, unverified, vjp
 from jacmatch.errors import InputError, UnsupportedError
-from jacmatch.jacobian import pull
+from jacmatch.jacobian import pull, push
 
 
 def network(*more):
@@ -174,6 +174,17 @@ def test_what_is_computed_again_is_computed_as_it_was(layer, way):
         found.append((products, torch.autograd.grad(products.square().sum(), module.first.weight)[0]))
     for plain, again in zip(*found, strict=True):
         torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-8)  # `auto` may take another engine
+
+
+def test_checkpoints_that_are_turned_on_later():
+    """Forward mode was found to be right before; the pass that it then refuses counts once all the same."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.BatchNorm1d(4), CheckpointedMiddle(nn.Tanh(), False)).double()
+    x = torch.randn(5, 4).double()
+    assert push(module, x, x[None]).engine == "forward"
+    module[1].checkpointed = True
+    assert push(module, x, x[None]).engine == "reverse"
+    assert module[0].num_batches_tracked == 2
 
 
 def test_forward_mode_refuses_what_is_computed_again():

@@ -20,7 +20,7 @@ from jacmatch.jacobian.function import Cotangents, Function, Products, check_dir
 from jacmatch.jacobian.last_layer_factorization import features_of_last_layer
 from jacmatch.jacobian.modules import BatchNormPolicy, Module
 from jacmatch.jacobian.readouts import Context, Logits, Readout
-from jacmatch.jacobian.verification import PUSHES, check_vjp, engines_for_jvp, repeats, samples_couple
+from jacmatch.jacobian.verification import PUSHES, check_vjp, engines_for_jvp, repeats, revoked, samples_couple
 
 Engine = Literal["auto", "forward", "reverse", "differences"]
 
@@ -260,14 +260,26 @@ def push(
         raise InputError("`engine` must be 'auto', 'forward', 'reverse' or 'differences'.", got=repr(engine))
     if step is not None:
         return difference_push(function, x, tangents, step)
-    names = engines_for_jvp(function, x, engine, len(tangents))
-    for name in names[:-1]:
-        before = copies_of(buffers_in_training(module))
+    if engine != "auto":
+        engines_for_jvp(function, x, engine, len(tangents))
+        return _push(engine, function, x, tangents)
+    return _push_by_any(function, x, tangents)
+
+
+def _push_by_any(function: Function, x: Tensor, tangents: Tensor) -> Products:
+    """Jv by the first engine that can, of those that may be used."""
+    before = copies_of(buffers_in_training(function.module))
+    names = engines_for_jvp(function, x, "auto", len(tangents))
+    for name in names:
         try:
             return _push(name, function, x, tangents)
-        except UnsupportedError:  # a failed attempt must not have counted as a training pass
-            write_buffers(module, before)
-    return _push(names[-1], function, x, tangents)
+        except UnsupportedError as failure:
+            write_buffers(function.module, before)  # a failed attempt must not have counted as a training pass
+            if revoked(function, x, name, len(tangents), failure):
+                break  # others have to be verified
+            if name == names[-1]:
+                raise
+    return _push_by_any(function, x, tangents)
 
 
 def _push(engine: str, function: Function, x: Tensor, tangents: Tensor) -> Products:

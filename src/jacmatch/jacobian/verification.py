@@ -31,7 +31,7 @@ from jacmatch.jacobian.function import Function
 from jacmatch.jacobian.readouts import Context
 from jacmatch.jacobian.references import Reference, Trial, couples, evaluated, own_copy, replayed_values
 from jacmatch.jacobian.trials import MANY_PARAMETERS, judge, not_finite_at
-from jacmatch.jacobian.verdicts import UNKNOWN, Verdict
+from jacmatch.jacobian.verdicts import UNKNOWN, Verdict, refused
 
 PUSHES = ("forward", "reverse", "differences")
 """The engines for Jv in the order in which `auto` takes them."""
@@ -173,6 +173,20 @@ def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -
         warnings.warn(str(_wrong("Jv, by each engine,", first, "")), stacklevel=2)
         return wanted
     return tuple(possible)
+
+
+def revoked(function: Function, x: Tensor, name: str, count: int, failure: UnsupportedError) -> bool:
+    """Notes that an engine that was found to be right refuses the function after all; False where it was not found so.
+
+    The network has changed since, as by a switch that turns checkpoints on, or the whole batch is unlike a few samples.
+    """
+    if not _enabled.get() or not _can_be_verified(function, x):
+        return False
+    known = _memory.of(function, _signature(function, x, min(count, 2)))
+    if known.get(name, UNKNOWN).state != "right":
+        return False
+    known[name] = refused(name, failure, moves=True)
+    return True
 
 
 def check_vjp(function: Function, x: Tensor) -> None:
