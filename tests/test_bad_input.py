@@ -456,7 +456,7 @@ CASES = {
     "teacher nowhere": (DISTILL + " --teacher runs/none", r"runs/none must .*folder.*"),
     "pickled weights": (
         DISTILL + " --teacher mlp:4 --teacher-weights {bad}/weights.pt",
-        r"must be a `\.safetensors` file: a pickle can run any code.* Got `.*weights\.pt`\. Convert.*",
+        r"weights\.pt` must hold the weights of this MLP\. Got missing: .*; not in the model: weight",
     ),
     "weights nowhere": (
         DISTILL + " --teacher mlp:4 --teacher-weights no.safetensors",

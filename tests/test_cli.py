@@ -75,6 +75,7 @@ def test_train_learns_what_can_be_learnt(data, capsys):
     assert result_of(words, capsys)["student"]["accuracy"] == 1.0
 
 
+@pytest.mark.ci
 def test_distill_with_no_more_arguments(capsys):
     result = result_of(["distill", "--smoke"], capsys)
     assert [row["method"] for row in result["rows"]] == ["labels", "outputs", "jacobians"]
@@ -94,6 +95,7 @@ def test_distill_on_arrays_with_the_teacher_of_a_run(as_users_run, data, capsys)
     assert set(trial["seconds"]) == {"forward", "reverse"}
 
 
+@pytest.mark.ci
 def test_distill_a_regression(capsys):
     words = ["distill", "--data", "synthetic:D=3,K=2,N=40,T=20", "--teacher", "mlp:8", "--student", "mlp:4", "--smoke"]
     result = result_of([*words, "--per-class", "0", "--methods", "jacobians"], capsys)

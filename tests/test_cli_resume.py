@@ -75,6 +75,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(capsys, monkeypatch):
     assert steps == list(range(1, 21))
 
 
+@pytest.mark.ci
 def test_a_run_goes_on_with_the_same_data_only(capsys, here):
     assert run(f"{TRAIN} --out run --max-steps 3", capsys) == (0, "")
     arrays = dict(np.load(here / "data.npz"))

@@ -55,6 +55,7 @@ def trained(data, folder, *more):
     return load_file(folder / "student.safetensors") if (folder / "student.safetensors").is_file() else None
 
 
+@pytest.mark.ci
 def test_networks_are_the_same_from_memory_folders_and_shards(pictures, capsys):
     expected = trained(f"folder:{pictures}", pictures / "memory")
     stream = ("--resident-mib", "0", "--workers", "2")

@@ -195,7 +195,7 @@ WITHOUT_RULE = {
         "reverse",
     ),
     "custom_op without backward": Fault(
-        layered(lambda x, a, b: b(bare_square(a(x))), 2), "reverse-unsupported", "torch operations", "differences"
+        layered(lambda x, a, b: b(bare_square(a(x))), 2), "reverse-unsupported", "torch operations"
     ),
 }
 

@@ -17,6 +17,7 @@ def group(tmp_path):
     distributed.destroy_process_group()
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("ignore")
 def test_where_the_wrapper_stands(group, monkeypatch):
     student, x = nn.Linear(3, 2), torch.randn(4, 3)

@@ -54,6 +54,7 @@ def test_one_known_derivative_is_learned_and_nothing_else(given):
     assert net.weight.grad[0, 0].item() == pytest.approx(2 * (before[0, 0].item() - 0.7))
 
 
+@pytest.mark.ci
 def test_sampled_rows_are_those_of_every_row_on_average(given):
     x, y, j = given
     every = Regression(student(), values=0.0, jacobians=1.0)(x, y, j=j)["loss"]

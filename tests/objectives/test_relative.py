@@ -62,6 +62,7 @@ def test_the_mean_over_directions_is_the_relative_error():
     assert float(ratios.mean()) > 10 * exact()
 
 
+@pytest.mark.ci
 def test_no_direction_has_a_gradient_without_bound():
     """At most |v|² times as large as by all rows, up to how the rows add; |v|² is below 40 in 500 draws."""
     network = student()

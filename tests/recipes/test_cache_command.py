@@ -148,6 +148,7 @@ def test_several_processes_write_one_cache(crew, tmp_path, monkeypatch):
     assert contents(tmp_path / "several") == contents(tmp_path / "alone")
 
 
+@pytest.mark.ci
 def test_a_check_is_of_the_teacher_that_is_named(command, capsys, monkeypatch):
     folder, _ = command
     monkeypatch.setenv("JACMATCH_CACHE", str(folder / "teachers"))

@@ -216,6 +216,7 @@ def test_places_are_what_their_columns_say():
         place("rough", 0, 0.01)
 
 
+@pytest.mark.ci
 def test_tables_and_figure_of_a_smoke_run(as_users_run, tmp_path, monkeypatch):
     few = {row: STATEMENTS[row] for row in ("proposition 1", "antithetic pair", "closed form")}
     monkeypatch.setattr(propositions, "STATEMENTS", few)

@@ -123,6 +123,7 @@ def test_the_objective_is_what_the_settings_say():
     assert (raw.probe.count, raw.probe.law) == (2, "sphere")
 
 
+@pytest.mark.ci
 def test_a_regression(tmp_path):
     settings = {**SMALL, "model": "mlp:4", "seeds": 1, "data": "synthetic:D=3,K=2,N=40,T=20"}
     result = Robust(**settings, penalty="squared-norm", probe="random-inputs", out=tmp_path / "run").run(

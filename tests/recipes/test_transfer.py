@@ -46,6 +46,7 @@ def measured(place):
     return place / "table", json.loads((place / "table" / "results.json").read_text())
 
 
+@pytest.mark.ci
 def test_every_method_has_a_row(finished):
     folder, result = finished
     assert [row["method"] for row in result["rows"]] == list(METHODS)
@@ -60,6 +61,7 @@ def test_every_method_has_a_row(finished):
     assert printed == list(METHODS.values())
 
 
+@pytest.mark.ci
 def test_the_bound_of_the_result_holds_and_its_terms_add_up(finished):
     _, result = finished
     apart = result["distances"]["unseen"]["pixels"]
@@ -71,6 +73,7 @@ def test_the_bound_of_the_result_holds_and_its_terms_add_up(finished):
             assert bound["by_transport"] == pytest.approx(bound["rho_average"] + bound["slope"] * apart["wasserstein"])
 
 
+@pytest.mark.ci
 def test_the_student_that_is_kept_has_the_outputs_of_the_target(finished):
     folder, _ = finished
     student = jacmatch.load_student(folder)
@@ -83,6 +86,7 @@ def test_the_student_that_is_kept_has_the_outputs_of_the_target(finished):
     assert float(right) == pytest.approx(accuracy)
 
 
+@pytest.mark.ci
 def test_what_is_done_is_not_done_again(finished, monkeypatch):
     folder, result = finished
     (folder / "result.json").unlink()
@@ -122,6 +126,7 @@ def arrays(side):
     return {"x_train": x, "y_train": y, "x_test": x[:12], "y_test": y[:12]}
 
 
+@pytest.mark.ci
 def test_samples_that_are_no_images(place):
     x, y = np.random.default_rng(0).random((30, 4), dtype=np.float32), np.arange(30) % 3
     np.savez(place / "vectors.npz", x_train=x, y_train=y, x_test=x, y_test=y)
@@ -129,6 +134,7 @@ def test_samples_that_are_no_images(place):
         Transfer(data=f"npz:{place}/vectors.npz", smoke=True).run()
 
 
+@pytest.mark.ci
 def test_images_of_other_channels(place):
     network = build("cnn3", outputs=3, shape=(3, 8, 8))
     save_weights(network, place / "colour.safetensors")
@@ -138,6 +144,7 @@ def test_images_of_other_channels(place):
         pretrained._fitted(network, (1, 8, 9), (1, 6, 6))
 
 
+@pytest.mark.ci
 def test_a_teacher_without_a_last_layer_is_not_fine_tuned():
     description = pretrained.Description("mlp:4", 3, (1, 8, 8), (0.0,), (1.0,))
     other = build("mlp:5", outputs=3, shape=(1, 8, 8))
@@ -146,6 +153,7 @@ def test_a_teacher_without_a_last_layer_is_not_fine_tuned():
         teacher.with_outputs(2)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("outputs", [4, 6], ids=["as many outputs", "other outputs"])
 def test_the_last_layer_is_new_and_all_else_the_teachers(outputs):
     description = pretrained.Description("cnn3", 4, (1, 8, 8), (0.0,), (1.0,))
@@ -161,6 +169,7 @@ def test_the_last_layer_is_new_and_all_else_the_teachers(outputs):
     assert not torch.equal(copy.classifier.bias[:4], teacher.network.classifier.bias)
 
 
+@pytest.mark.ci
 def test_weights_of_a_file_keep_their_statistics(place):
     network = build("cnn3", outputs=4, shape=(1, 12, 12), mean=(0.25,), std=(0.5,))
     save_weights(network, place / "w.safetensors")
@@ -174,6 +183,7 @@ def test_weights_of_a_file_keep_their_statistics(place):
     assert all(torch.equal(own[name], new[name]) for name in own if not name.startswith("classifier"))
 
 
+@pytest.mark.ci
 def test_layers_are_the_last_of_each_resolution():
     student, teacher = (build(spec, outputs=3, shape=(1, 8, 8)) for spec in ("cnn3", "cnn5"))
     assert layers_by_resolution(student, (1, 8, 8)) == ["features.conv1", "features.conv2", "features"]
@@ -194,6 +204,7 @@ def test_layers_are_the_last_of_each_resolution():
         named_pairs(["features"], student, wrapped)
 
 
+@pytest.mark.ci
 def test_features_are_the_pooled_means():
     teacher = build("cnn3", outputs=3, shape=(1, 8, 8)).eval()
     found = closeness.features(teacher, "features.conv1", X)
@@ -202,6 +213,7 @@ def test_features_are_the_pooled_means():
     assert PooledFeatures("features.conv1").size == 1
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("loss", ["squared", "kl"])
 def test_the_terms_of_the_bound_are_those_of_the_networks(loss):
     student, teacher = (build("mlp:5-tanh", outputs=count, shape=(1, 8, 8)).eval() for count in (2 + 3, 3))
@@ -217,6 +229,7 @@ def test_the_terms_of_the_bound_are_those_of_the_networks(loss):
             assert bound["slope"] >= float((a - b).abs() / (p - q).norm()) - 1e-6
 
 
+@pytest.mark.ci
 def test_unseen_images_are_of_mixed_classes_where_the_files_are_sorted(place):
     x, y = np.random.default_rng(0).random((60, 1, 6, 6), dtype=np.float32), np.arange(60) // 20
     np.savez(place / "sorted.npz", x_train=x, y_train=y, x_test=x, y_test=y)
@@ -232,6 +245,7 @@ def test_unseen_images_are_of_mixed_classes_where_the_files_are_sorted(place):
         assert torch.equal(first.x, closeness.mixed(split, count).x)
 
 
+@pytest.mark.ci
 def test_nearest_means():
     train = datasets.Split(torch.tensor([[0.0], [2.0], [10.0], [12.0]]), torch.tensor([0, 0, 1, 1]))
     test = datasets.Split(torch.tensor([[5.0], [7.0], [6.5]]), torch.tensor([0, 1, 0]))
@@ -269,11 +283,13 @@ def test_a_cell_is_the_same_when_it_is_measured_again(measured):
     assert {**again, "train_seconds": 0} == {**stored, "train_seconds": 0}
 
 
+@pytest.mark.ci
 def test_published_numbers_stand_in_their_columns_and_unconfirmed_ones_nowhere():
     assert table.TRANSFER["lwf+attention+jacobians"] == {"25": 47.31, "50": 58.35, "all": 67.31}
     assert {column for values in table.TRANSFER.values() for column in values} == {"25", "50", "all"}
 
 
+@pytest.mark.ci
 def test_other_data_need_a_pretrained_teacher():
     with pytest.raises(InputError, match=r"`reproduce transfer` must be given a pretrained teacher for such data"):
         Reproduce(name="transfer", data="synthetic").run()

@@ -5,10 +5,10 @@ Rules, so that the same configurations come out again:
 - *Modules*: each entry of `module_db`, in evaluation mode and, where the database says that they differ, in training
   mode; of its inputs in float64 at most `MODULE_INPUTS`, evenly spaced.
 - *Operators*: each entry of `op_db` that has float64 on the CPU; of its inputs with at most `SMALL` elements (or the
-  smallest) at most `OPERATOR_INPUTS`, evenly spaced. `x` is the first tensor; all other tensors that the database
-  differentiates are parameters. Further entries, with one input each: the in-place variant (`in-place`), all tensors
-  computed from `x` (`all`), and the operator inside the wrapper that the database uses for checks of gradients, if it
-  has one (`symmetric`).
+  smallest) at most `OPERATOR_INPUTS`, evenly spaced. `x` is the first tensor, and finite; all other tensors that the
+  database differentiates are parameters, unless they hold -1, 0 and 1 only, as labels do. Further entries, with one
+  input each: the in-place variant (`in-place`), all tensors computed from `x` (`all`), and the operator inside the
+  wrapper that the database uses for checks of gradients, if it has one (`symmetric`).
 - *Parameters*: x goes through an elementwise scale and shift first, both trained, so that each network has parameters.
 - *Batch*: where the first dimension of the outputs is that of x, x is the batch (`batch`); otherwise, and where that
   couples the samples of a module in evaluation mode, there are two samples, and their outputs are computed one by one
@@ -72,7 +72,7 @@ class Operator(nn.Module):
         self._leaves = list(leaves)
         self._shapes = [leaves[place].shape for place in places]
         for number, leaf in enumerate(leaves):
-            if number not in places and isinstance(leaf, Tensor) and leaf.requires_grad:
+            if number not in places and isinstance(leaf, Tensor) and leaf.requires_grad and not _is_label(leaf):
                 setattr(self, f"tensor{number}", nn.Parameter(leaf.detach().clone()))
                 self._leaves[number] = None
 
@@ -87,6 +87,10 @@ class Operator(nn.Module):
                 leaves[place] = part.reshape(shape)
         (first, *args), kwargs = tree_unflatten(leaves, self._spec)
         return self._function(first, *args, **kwargs)
+
+
+def _is_label(leaf: Tensor) -> bool:
+    return leaf.dtype == DTYPE and bool(torch.isin(leaf.detach(), torch.tensor([-1.0, 0.0, 1.0], dtype=DTYPE)).all())
 
 
 def _flat(result: Any, batch: int) -> Tensor:
@@ -150,7 +154,7 @@ class _Call:
 def _of_operator(name: str, info: Any) -> Iterator[Configuration]:
     torch.manual_seed(0)
     samples = [_Sample.of(each) for each in info.sample_inputs("cpu", DTYPE, requires_grad=info.supports_autograd)]
-    samples = [each for each in samples if each is not None]
+    samples = [each for each in samples if each is not None and bool(each.leaves[each.places[0]].isfinite().all())]
     small = [each for each in samples if each.size <= SMALL] or sorted(samples, key=lambda each: each.size)[:1]
     function = info.get_op()
     for number in _spaced(len(small), OPERATOR_INPUTS):

@@ -169,6 +169,7 @@ def agree(jobs, *found):
             assert {key: row_there[key] for key in shown} == pytest.approx(wanted, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.ci
 def test_two_processes_train_what_one_does(tmp_path):
     first, second = both(in_two, tmp_path)
     agree({**JOBS, **ONE_SHARDED}, first[0], second[0])

@@ -123,6 +123,7 @@ def equal(one, other):
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.mark.ci
 def test_students_are_the_same_from_memory_and_from_disk_with_any_workers(memory, disk, tmp_path):
     expected = trained(memory.train, 0)
     assert equal(expected, trained(disk.train, 0))

@@ -100,12 +100,7 @@ def judge(
                 return _judge_gradient_of_zero(name, seeded, exact, reference, z) or verdict
             if verdict.state != "right":
                 return verdict
-            try:
-                second = _judge_gradient(name, seeded, own, exact, function, reference, z)
-            except RuntimeError:
-                if not _is_untrainable(reference):
-                    raise
-                return verdicts.UNKNOWN
+            second = _judge_gradient(name, seeded, own, exact, function, reference, z)
             return replace(second, findings=(*verdict.findings, *second.findings))
     except UnsupportedError as failure:
         return verdicts.refused(name, failure, moves=reference.moves)
@@ -142,18 +137,6 @@ def _other_outputs(reference: Reference) -> Verdict | None:
     if relative_difference(ordinary(SEED + 1), values) > 1e-9 or relative_difference(ordinary(SEED), values) > 1e-9:
         return None  # the masks of a fused operator are others, or nothing is the same twice
     return verdicts.other_outputs(error)
-
-
-def _is_untrainable(reference: Reference) -> bool:
-    """Whether ordinary training cannot differentiate the values by their parameters either."""
-    x = reference.x.detach()
-    try:
-        values = reference.function(x.clone())[0]
-        parameters = _trained(reference.function, values, x)
-        parameter_gradients(values.sum(), parameters)
-    except RuntimeError:
-        return True
-    return False
 
 
 def _judge_product(name: str, own: Products, exact: Products, reference: Reference, of_rows: bool) -> Verdict:

@@ -161,8 +161,11 @@ def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -
     if right:
         return (right[0],)
     if requested != "auto":
-        if verdicts[requested].certain:
-            raise _wrong(f"Jv by engine '{requested}'", verdicts[requested], _remedy(function, x, requested, count))
+        verdict = verdicts[requested]
+        if verdict.certain or verdict.state == "not finite":
+            remedy = _remedy(function, x, requested, count)
+            if verdict.certain or remedy:  # NaN that no engine avoids is the function's own
+                raise _wrong(f"Jv by engine '{requested}'", verdict, remedy)
         return wanted
     possible = [name for name in wanted if verdicts[name].state == "unknown"]
     possible += [name for name in wanted if name not in possible and not verdicts[name].certain]

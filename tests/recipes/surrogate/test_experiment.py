@@ -59,6 +59,7 @@ def test_committed_entries_are_means_over_seeds():
     assert checked > 200
 
 
+@pytest.mark.ci
 @pytest.mark.usefixtures("as_users_run")
 def test_smoke_run(tmp_path):
     result = Reproduce(name="surrogate", smoke=True, out=tmp_path / "run").run()

@@ -67,6 +67,7 @@ def test_a_lost_cluster_is_counted_and_not_averaged():
     assert force_field._entry({"mean": 1.5, "std": None, "values": [1.5]}, "force", 1) == "1.5"
 
 
+@pytest.mark.ci
 def test_smoke_run(as_users_run, tmp_path):
     result = Reproduce(name="force-field", smoke=True, out=tmp_path / "run").run()
     errors, gains = result["tables"]

@@ -50,6 +50,7 @@ def test_curves_leave_out_what_a_logarithm_cannot_show():
     assert lines[0].mean == pytest.approx([3.0])
 
 
+@pytest.mark.ci
 def test_smoke_run_of_kinematics(as_users_run, tmp_path):
     result = Reproduce(name="kinematics", smoke=True, out=tmp_path / "run").run()
     assert [len(table["rows"]) for table in result["tables"]] == [2, 3, 3, 4]
@@ -64,6 +65,7 @@ def test_smoke_run_of_kinematics(as_users_run, tmp_path):
     assert EXPERIMENTS["kinematics"].figure(stored) == (tmp_path / "run" / "figure.svg").read_bytes()
 
 
+@pytest.mark.ci
 def test_smoke_run_of_grasp(as_users_run, tmp_path):
     result = Reproduce(name="grasp", smoke=True, out=tmp_path / "run").run()
     assert [len(table["rows"]) for table in result["tables"]] == [3, 3, 3, 7]
@@ -79,6 +81,7 @@ def test_smoke_run_of_grasp(as_users_run, tmp_path):
     assert agreed["0.9999"]["slopes"] > 1e3 * agreed["0"]["slopes"]
 
 
+@pytest.mark.ci
 def test_smoke_run_of_steering(as_users_run, tmp_path):
     result = Reproduce(name="steering", smoke=True, out=tmp_path / "run").run()
     assert [len(table["rows"]) for table in result["tables"]] == [2, 3, 2, 4]

@@ -101,6 +101,7 @@ def test_crossing_of_a_curve_that_is_below_from_the_start():
     assert crossing([(10, 0.1), (100, 0.05)], 0.2) is None
 
 
+@pytest.mark.ci
 def test_smoke_run(as_users_run, tmp_path):
     result = Reproduce(name="pricing", smoke=True, out=tmp_path / "run").run()
     assert [len(table["rows"]) for table in result["tables"]] == [16, 16, 12, 10]

@@ -224,7 +224,7 @@ def errors(
         unknown = test.j.isnan()
         true, mine = (_in_units(each.masked_fill(unknown, 0.0), s, t) for each in (test.j, slopes))
         size = float(true.norm())
-        found["slopes"] = _rms((mine - true)[~unknown])
+        found["slopes"] = _rms((mine - true)[~unknown.flatten(2)])
         found["jacobian_relative_error"] = float((mine - true).norm()) / size if size else None
         some = ~unknown.flatten(1).all(1)
         cosine = nn.functional.cosine_similarity(mine[some].flatten(1), true[some].flatten(1), dim=1).mean()
