@@ -120,11 +120,6 @@ def _cases(path: Path) -> str:
     return "\n".join(lines) + "\n" + (f"\nEmpty rows: {', '.join(counts)}.\n" if counts else "")
 
 
-if __name__ == "__main__":
-    for path in pages():
-        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
-
-
 VERDICTS = ("right", "refused", "wrong", "raw", "none")
 DERIVATIVES = {
     "vjp": "`vjp`",
@@ -179,3 +174,8 @@ def _confusion(rows: list[dict[str, str]]) -> str:
     codes = Counter(code for row in right for code in row["faults"].split())
     listed = ", ".join(f"`{code}` {count}" for code, count in codes.most_common()) or "none"
     return "\n".join(lines) + f"\n\nFaults reported of the {len(right)} networks of which all is right: {listed}.\n"
+
+
+if __name__ == "__main__":
+    for path in pages():
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -90,7 +90,7 @@ class Operator(nn.Module):
 
 
 def _is_label(leaf: Tensor) -> bool:
-    return leaf.dtype == DTYPE and bool(torch.isin(leaf.detach(), torch.tensor([-1.0, 0.0, 1.0], dtype=DTYPE)).all())
+    return _is_input(leaf) and bool(torch.isin(leaf.detach(), torch.tensor([-1.0, 0.0, 1.0], dtype=DTYPE)).all())
 
 
 def _flat(result: Any, batch: int) -> Tensor:

@@ -170,7 +170,7 @@ def test_metrics_are_means_over_the_steps_since_the_last_row(tmp_path):
             return terms
 
     run = cases.begin(tmp_path)
-    fit(Counting(), cases.points(), Training(steps=30), seed=0, run=run, validation=cases.points(9))
+    fit(Counting(), cases.points(), Training(steps=30, doctor=False), seed=0, run=run, validation=cases.points(9))
     rows = run.metrics()
     assert [row["loss"] for row in rows] == [5.5, 15.5, 25.5]
     assert [row["odd"] for row in rows] == [2.5, 7.5, 12.5]
@@ -213,7 +213,13 @@ def test_throughput_leaves_validation_out(monkeypatch):
         return {"rmse": 1.0}
 
     monkeypatch.setattr(recording, "evaluate", slow)
-    fitted = fit(cases.Plain(), cases.points(), Training(steps=20, batch_size=8), seed=0, validation=cases.points(9))
+    fitted = fit(
+        cases.Plain(),
+        cases.points(),
+        Training(steps=20, batch_size=8, doctor=False),
+        seed=0,
+        validation=cases.points(9),
+    )
     assert fitted.seconds > 0.5
     assert 20 * 8 / fitted.samples_per_second == pytest.approx(fitted.seconds - 0.5, abs=0.05)
     assert fitted.peak_memory_bytes > 10**7

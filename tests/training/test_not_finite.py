@@ -32,7 +32,7 @@ class Broken(cases.Plain):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize(("step", "kept"), [(13, 10), (10, None), (3, None), (47, 45)])
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, value, step, kept):
-    settings = Training(steps=60, batch_size=8, checkpoint_every=15)
+    settings = Training(steps=60, batch_size=8, checkpoint_every=15, doctor=False)
     left = "There is no checkpoint" if kept is None else f"The checkpoint of step {kept} is kept"
     with pytest.raises(InputError, match=rf"term `jacobians` .* Got {value} in step {step}\. .*Lower `lr`.*{left}"):
         fit(Broken(step, value), cases.points(), settings, seed=0, run=cases.begin(tmp_path))
@@ -62,7 +62,7 @@ def test_a_loss_without_terms_is_named_itself():
             return Terms({"loss": terms["loss"] * math.nan}, terms.student_outputs)
 
     with pytest.raises(InputError, match=r"The term `loss` of the loss .* Got nan in step 1\."):
-        fit(Alone(), cases.points(), Training(steps=2), seed=0)
+        fit(Alone(), cases.points(), Training(steps=2, doctor=False), seed=0)
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])

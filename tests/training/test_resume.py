@@ -288,7 +288,7 @@ def test_a_full_disk_shows_at_the_first_checkpoint(tmp_path, monkeypatch, whole)
         fit(
             Distillation(cases.network()),
             cases.images(),
-            Training(**{**ALL, "checkpoint_every": 1000}),
+            Training(**{**ALL, "checkpoint_every": 1000, "doctor": False}),
             seed=2,
             run=run,
             on_step=lambda step, _: seen.append(step),

@@ -81,7 +81,7 @@ class Training:
     workers: int = 2
     prefetch: int = 2
     resident_mib: int = 256
-    doctor: bool = False
+    doctor: bool = True
     compile: bool = False
     cuda_graphs: bool = False
     channels_last: bool = False
