@@ -19,6 +19,7 @@ PAGES = [
     ROOT / "benchmarks" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
+SLOW_PAGES = ("surrogates.md", "index.md", "transfer.md")
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[a-z]*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"python", "pycon", "diff", "sh", "text", "toml", "json", "yaml"}
 OTHER_COMMANDS = {"apt-get", "cd", "git", "pip", "pre-commit", "python3", "tar", "npm"}
@@ -78,7 +79,11 @@ def test_blocks_say_what_they_are(page):
     assert page.read_text(encoding="utf-8").count("```") == 2 * len(blocks(page))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.ci if page.name in SLOW_PAGES else ()) for page in PAGES],
+    ids=lambda page: page.name,
+)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """The blocks of a page are one program, in their order, in an empty folder."""
     monkeypatch.chdir(tmp_path)

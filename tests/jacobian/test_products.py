@@ -114,6 +114,7 @@ def test_jacobian(name):
     assert_equal(rows, reference.own_rows(full))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", WITH_ROWS)
 def test_chunks_never_change_the_jacobian(name):
     for chunk_size in (1, 2, 3, 4, 100):
@@ -125,6 +126,7 @@ def test_chunks_never_change_the_jacobian(name):
         assert_equal(rows, reference.own_rows(full))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "name", [name for name, one in ARCHITECTURES.items() if not one.training and name != "batchnorm-untracked-eval"]
 )

@@ -97,15 +97,17 @@ def data():
 
 def test_code_that_makes_the_data_runs_only_where_it_is_allowed(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(tmp_path))
-    Path("somebodys.py").write_text(CODE)
-    train(data="somebodys:data")
+    Path("sets_of_a_run.py").write_text(CODE)
+    train(data="sets_of_a_run:data")
     Path("ran").unlink()
     assert main(["evaluate", "run", "--out", "evaluated"]) == 2
-    assert "are made by code outside the package. Got somebodys:data. If you trust it, add" in capsys.readouterr().err
+    assert (
+        "are made by code outside the package. Got sets_of_a_run:data. If you trust it, add" in capsys.readouterr().err
+    )
     assert not Path("ran").exists()
     assert main(["evaluate", "run", "--out", "evaluated", "--allow-code"]) == 0
     assert Path("ran").exists()
-    sys.modules.pop("somebodys")
+    sys.modules.pop("sets_of_a_run")
 
 
 def test_a_folder_that_names_no_data_says_so():

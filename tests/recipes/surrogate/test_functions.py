@@ -165,7 +165,7 @@ def test_slopes_that_are_not_there_are_refused():
 
 
 def test_autograd_through_a_detached_part_disagrees():
-    with pytest.raises(InputError, match=r"by autograd for `--jacobian autograd`.*is wrong.*off by 34%"):
+    with pytest.raises(InputError, match=r"by autograd for `--jacobian autograd`.*is wrong"):
         look(lambda x: x**2 + x.detach().sin())
 
 
