@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from jacmatch import files
 from jacmatch.cli import values
 from jacmatch.cli.flags import Flag
 from jacmatch.errors import InputError
@@ -105,7 +106,6 @@ def read(path: str, verb: str, known: Sequence[Flag], flag: str = "--config") ->
             of a wrong type.
     """
     source = Path(path).expanduser()
-    source = source / "settings.json" if os.path.isdir(source) else source
     settings = _mapping(source, f"`{flag} {path}`")
     if isinstance(settings.get("settings"), dict) and "job" in settings:
         if settings["job"] != verb:
@@ -133,12 +133,17 @@ def read(path: str, verb: str, known: Sequence[Flag], flag: str = "--config") ->
 
 
 def _mapping(source: Path, named: str) -> dict[Any, Any]:
-    """What the file says."""
+    """What the file says, or the settings in a folder, out of which no link is followed."""
+    folder = source if os.path.isdir(source) else None
+    source = source / "settings.json" if folder else source
     rule = f"{named} must name a JSON or YAML file, or the folder of a run."
     largest = _LARGEST.get(source.suffix, _LARGEST_YAML)
     try:
-        with source.open("rb") as file:
-            content = file.read(largest + 1)
+        if folder:
+            content = files.read(folder, source, largest)
+        else:  # the user's own, and perhaps a pipe of the shell
+            with source.open("rb") as file:
+                content = file.read(largest + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise InputError(
             rule, got=f"{getattr(error, 'strerror', None) or error} ({source})", do="Check the path."
