@@ -74,7 +74,6 @@ def quick(tmp_path_factory):
     return folder
 
 
-@pytest.mark.skip(reason="failed in CI at afacb03; the cause is not known yet")
 @pytest.mark.ci
 def test_every_benchmark_runs_and_keeps_the_schema(quick):
     assert {path.stem for path in quick.iterdir()} == BENCHMARKS.keys()
@@ -87,7 +86,6 @@ def test_every_benchmark_runs_and_keeps_the_schema(quick):
         assert len(result["rows"]) == sum(len(case.devices) for case in benchmark.cases)
 
 
-@pytest.mark.skip(reason="failed in CI at afacb03; the cause is not known yet")
 @pytest.mark.ci
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
 def test_rows_of_a_gpu_stay_empty_without_one_and_say_so(quick):

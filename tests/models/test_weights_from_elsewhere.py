@@ -170,7 +170,6 @@ def test_the_conversion_of_the_refusal_works(tmp_path, name):
     loads(net, path.with_suffix(".safetensors"))
 
 
-@pytest.mark.skip(reason="failed in CI at afacb03; the cause is not known yet")
 @pytest.mark.ci
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.parametrize("kind", ["old", "pickle", "script", "program"])

@@ -197,7 +197,6 @@ def compared(folder):
     assert first[1] == second[1] == {"sharded": 0.0}
 
 
-@pytest.mark.skip(reason="failed in CI at afacb03; the cause is not known yet")
 @pytest.mark.ci
 def test_shards_and_compiled_steps_train_what_one_process_does(tmp_path):
     """In a process of its own: the type checks of the suite cannot be compiled."""

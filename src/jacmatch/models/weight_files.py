@@ -286,8 +286,6 @@ def _check_archive(source: Path, size: int) -> None:
             damaged = None if large else parts.testzip()
     except Exception as error:  # zipfile has many
         raise InputError(rule, got=_reason(error), do="Copy it again.") from error
-    if large:
-        raise InputError(rule, got="parts that are larger than the file")
     if damaged is not None:
         raise InputError(rule, got="a part with another checksum than it was written with", do="Copy it again.")
     programs = {
@@ -301,6 +299,8 @@ def _check_archive(source: Path, size: int) -> None:
             )
             do = f"If you trust it, take its weights out: {command}"
             raise InputError(f"`{source}` must be weights, not a program.", got=what, do=do)
+    if large:  # of a program that is so, too: its text is compressed
+        raise InputError(rule, got="parts that are larger than the file")
 
 
 def _unknown_classes(source: Path) -> list[str]:

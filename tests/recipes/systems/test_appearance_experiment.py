@@ -28,7 +28,6 @@ def test_the_aim_is_judged_by_error_and_evaluations():
     )
 
 
-@pytest.mark.skip(reason="failed in CI at afacb03; the cause is not known yet")
 @pytest.mark.ci
 def test_smoke_run(as_users_run, tmp_path):
     pytest.importorskip("nlopt")

@@ -229,9 +229,10 @@ class AlongDirections(nn.Module):
         else:
             outputs = self.student.after_each(x)
         terms["values"] = output_term("squared", outputs, y.repeat(1, looks), 1.0)
-        if self.training and self.calls % 100 == 0:
+        learns = self.training and torch.is_grad_enabled()  # a call without gradients uses up no measurement
+        if learns and self.calls % 100 == 0:
             self.balance.measure(terms, [*self.student.parameters()])
-        self.calls += self.training
+        self.calls += learns
         weighted = self.balance.weigh(terms)
         total = torch.stack(list(weighted.values())).sum()
         return Terms({"loss": total, **weighted}, outputs, y, terms, dict(self.balance.shares))
