@@ -166,3 +166,15 @@ def test_terms_are_a_mapping_with_a_short_description():
     assert [name for name, _ in terms.items()] == terms.keys() == ["loss", "labels", "outputs", "jacobians"]
     numbers = [f"{name}={float(term.detach()):.4g}" for name, term in terms.items()]
     assert repr(terms) == f"Terms({', '.join(numbers)})"
+
+
+def test_a_state_that_is_set_in_unmeasured_calls_measures_nothing():
+    """The pre-flight check does, to compile a step; measured, it would not be compiled."""
+    objective = Distillation(nn.Linear(3, 2), nn.Linear(3, 2), jacobians=Share(0.3))
+    with objective.unmeasured_calls():
+        objective.set_extra_state(objective.get_extra_state())
+        terms = objective(torch.rand(4, 3), torch.arange(4) % 2)
+        assert "jacobians" in terms
+        assert objective.balance.shares == {"jacobians": 0.0}
+    assert objective.balance.unmeasured == {"jacobians"}
+    assert not objective.balance.shares

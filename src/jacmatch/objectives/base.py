@@ -419,7 +419,9 @@ class Objective(nn.Module):
         For comparisons of steps; afterwards the state is as before.
         """
         state, measure_every = self.get_extra_state(), self.measure_every
-        self.balance.factors |= dict.fromkeys(self.balance.unmeasured, 1.0)
+        missing = self.balance.unmeasured
+        self.balance.factors |= dict.fromkeys(missing, 1.0)
+        self.balance.shares |= dict.fromkeys(missing, 0.0)  # or a state that is set in the block drops the factor
         self.measured_at, self.measure_every = self.calls, 10**9
         try:
             yield
