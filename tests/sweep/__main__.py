@@ -1,4 +1,4 @@
-"""Writes the table of the sweep again: `python tests/sweep`, about ten minutes on one core."""
+"""Writes the table of the sweep again: `PYTHONHASHSEED=0 python tests/sweep`, about ten minutes on one core."""
 
 import sys
 import warnings

@@ -4,11 +4,12 @@ Rules, so that the same configurations come out again:
 
 - *Modules*: each entry of `module_db`, in evaluation mode and, where the database says that they differ, in training
   mode; of its inputs in float64 at most `MODULE_INPUTS`, evenly spaced.
-- *Operators*: each entry of `op_db` that has float64 on the CPU; of its inputs with at most `SMALL` elements (or the
-  smallest) at most `OPERATOR_INPUTS`, evenly spaced. `x` is the first tensor, and finite; all other tensors that the
-  database differentiates are parameters, unless they hold -1, 0 and 1 only, as labels do. Further entries, with one
-  input each: the in-place variant (`in-place`), all tensors computed from `x` (`all`), and the operator inside the
-  wrapper that the database uses for checks of gradients, if it has one (`symmetric`).
+- *Operators*: each entry of `op_db` that has float64 on the CPU, but for `UNDEFINED`; of its inputs with at most
+  `SMALL` elements (or the smallest) at most `OPERATOR_INPUTS`, evenly spaced. `x` is the first tensor, and finite; all
+  other tensors that the database differentiates are parameters, unless they hold -1, 0 and 1 only, as labels do.
+  Further entries, with one input each: the in-place variant (`in-place`), all tensors computed from `x` (`all`), and
+  the operator inside the wrapper that the database uses for checks of gradients, if it has one (`symmetric`).
+- *Seeds*: of torch, Python and NumPy for each entry; and PYTHONHASHSEED=0, since the databases iterate over sets.
 - *Parameters*: x goes through an elementwise scale and shift first, both trained, so that each network has parameters.
 - *Batch*: where the first dimension of the outputs is that of x, x is the batch (`batch`); otherwise, and where that
   couples the samples of a module in evaluation mode, there are two samples, and their outputs are computed one by one
@@ -18,12 +19,14 @@ Rules, so that the same configurations come out again:
 """
 
 import contextlib
+import random
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -33,6 +36,8 @@ OPERATOR_INPUTS = 2
 SMALL = 128
 LARGE = 2500
 DTYPE = torch.float64
+UNDEFINED = ("empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided")
+"""Operators whose results are memory as it is."""
 FACTORS = (1.01, 0.99, 1.0)
 """What the second sample of a loop is a multiple by: the first with finite outputs."""
 
@@ -116,15 +121,21 @@ def families() -> dict[str, Callable[[], Iterator[Configuration]]]:
     for info in module_db:
         made[info.name] = partial(_of_module, info)
     for info in op_db:
-        if DTYPE in info.supported_dtypes("cpu"):
+        if DTYPE in info.supported_dtypes("cpu") and info.name not in UNDEFINED:
             variant = f" ({info.variant_test_name})" if info.variant_test_name else ""
             made[f"torch.{info.name}{variant}"] = partial(_of_operator, f"torch.{info.name}{variant}", info)
     return made
 
 
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)  # the databases draw from it
+    torch.manual_seed(0)
+
+
 def _of_module(info: Any) -> Iterator[Configuration]:
     for training in (False, True) if info.train_and_eval_differ else (False,):
-        torch.manual_seed(0)
+        _seed()
         inputs = info.module_inputs_func(info, device="cpu", dtype=DTYPE, requires_grad=False, training=training)
         for number in _spaced(len(inputs), MODULE_INPUTS):
             torch.manual_seed(0)
@@ -152,7 +163,7 @@ class _Call:
 
 
 def _of_operator(name: str, info: Any) -> Iterator[Configuration]:
-    torch.manual_seed(0)
+    _seed()
     samples = [_Sample.of(each) for each in info.sample_inputs("cpu", DTYPE, requires_grad=info.supports_autograd)]
     samples = [each for each in samples if each is not None and bool(each.leaves[each.places[0]].isfinite().all())]
     small = [each for each in samples if each.size <= SMALL] or sorted(samples, key=lambda each: each.size)[:1]

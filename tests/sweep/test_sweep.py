@@ -1,9 +1,10 @@
 """Each module and operator of PyTorch's own test databases: derivatives are right, or refused clearly.
 
-Not part of `make test`: `pytest -q -n 2 -m sweep tests/sweep`. After a change, `python tests/sweep` writes the table
-again.
+Not part of `make test`: `PYTHONHASHSEED=0 pytest -q -n 2 -m sweep tests/sweep`. After a change,
+`PYTHONHASHSEED=0 python tests/sweep` writes the table again.
 """
 
+import os
 from functools import cache
 
 import pytest
@@ -20,6 +21,7 @@ KNOWN = {
 
 @cache
 def families():
+    assert os.environ.get("PYTHONHASHSEED") == "0", "the databases iterate over sets: set PYTHONHASHSEED=0"
     from .configurations import families  # reads PyTorch's databases, which takes seconds
 
     return families()

@@ -124,8 +124,9 @@ def unverified() -> Iterator[None]:
     estimator, and for those who count each operation.
 
     Example:
+        >>> from jacmatch.jacobian import jvp
         >>> with unverified():
-        ...     y, jv = jacmatch.jvp(lambda x: x.detach() * x, torch.ones(1, 2), torch.ones(1, 2))
+        ...     y, jv = jvp(lambda x: x.detach() * x, torch.ones(1, 2), torch.ones(1, 2))
         >>> jv
         tensor([[1., 1.]])
     """

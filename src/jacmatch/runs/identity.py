@@ -185,7 +185,7 @@ def source_of(given: object, depth: int = 3) -> str:
         depth: How far functions around functions are followed.
 
     Example:
-        >>> one, two, again = (eval(f"lambda x: {text}") for text in ("2 * x", "3 * x", "2 * x"))
+        >>> one, two, again = (eval(f"lambda x: {text}", {}) for text in ("2 * x", "3 * x", "2 * x"))
         >>> source_of(one) == source_of(again), source_of(one) == source_of(two)
         (True, False)
     """

@@ -50,7 +50,7 @@ def identity(objective: nn.Module, train: Split, seed: int) -> dict[str, Any]:
         >>> split = Split(torch.rand(20, 3), torch.arange(20) % 2)
         >>> found = identity(Distillation(nn.Linear(3, 2)), split, 0)
         >>> found["seed"], found["samples"], found["teacher"], found["objective.temperature"]
-        (0, 20, 'none', '1.0')
+        (0, 20, 'none', '4.0')
     """
     teacher = getattr(objective, "teacher", None)
     found: dict[str, Any] = {

@@ -82,16 +82,22 @@ def instance_norm(
     use_input_stats: bool,
     momentum: float,
     eps: float,
-    _: bool,
+    _: bool = True,
+    *,
+    by: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """`torch.instance_norm`: each channel of each sample by its own statistics, which no policy holds constant."""
+    """`torch.instance_norm`: each channel of each sample by its own statistics, which no policy holds constant.
+
+    `by` is a layer normalization that takes the place of the composition.
+    """
     if not use_input_stats:
         return native_batch_norm(x, weight, bias, running_mean, running_var, False, momentum, eps)[0]
     if running_mean is not None and running_var is not None:
         var, mean = (each.mean(0) for each in torch.var_mean(x.flatten(2), 2, unbiased=False))
         move_running_statistics(running_mean, running_var, mean, var, x[0, 0].numel(), momentum)
     shape = (1, -1) + (1,) * (x.dim() - 2)
-    y = native_layer_norm(x, x.shape[2:], None, None, eps)[0]
+    normalized = (x, x.shape[2:], None, None, eps)
+    y = native_layer_norm(*normalized)[0] if by is None else by(*normalized)
     if weight is not None:
         y = y * weight.view(shape)
     return y if bias is None else y + bias.view(shape)

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian.rules import aten_kernels, traced
 from jacmatch.jacobian.rules.activation import gelu, relu
-from jacmatch.jacobian.rules.batch_norm import Statistics, batch_norm, move_running_statistics
+from jacmatch.jacobian.rules.batch_norm import Statistics, batch_norm
 from jacmatch.jacobian.rules.convolution import convolution
 from jacmatch.jacobian.rules.layer_norm import layer_norm
 from jacmatch.jacobian.rules.linear import linear
@@ -95,17 +95,9 @@ def _instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`torch.nn.functional.instance_norm`: layer normalization over space, one weight for each channel."""
-    if not use_input_stats:
-        return batch_norm(True, None, x, running_mean, running_var, weight, bias, False, momentum, eps)
-    if running_mean is not None and running_var is not None:
-        var, mean = (each.mean(0) for each in torch.var_mean(x.flatten(2), 2, unbiased=False))
-        move_running_statistics(running_mean, running_var, mean, var, x[0, 0].numel(), momentum)
-    shape = (1, -1) + (1,) * (x.dim() - 2)
-    y = layer_norm(x, x.shape[2:], None, None, eps)
-    if weight is not None:
-        y = y * weight.view(shape)
-    return y if bias is None else y + bias.view(shape)
+    """`torch.nn.functional.instance_norm` by the faster rule of layer normalization."""
+    settings = (weight, bias, running_mean, running_var, use_input_stats, momentum, eps)
+    return aten_kernels.instance_norm(x, *settings, by=layer_norm)
 
 
 def _unfused(func: Rule) -> Rule:
