@@ -264,15 +264,6 @@ def test_the_process():
     assert python("-m", "jacmatch", "--version") == f"jacmatch {jacmatch.__version__}\n"
 
 
-def test_what_needs_no_recipe_is_quick():
-    """Lightning Fabric alone takes as long to import as torch, which the package itself brings."""
-    slow = "{'jacmatch.recipes', 'lightning_fabric', 'tyro', 'matplotlib', 'sklearn'}"
-    calls = "main([]), main(['--help']), main(['--version']), main(['nonsense'])"
-    assert python(
-        "-c", f"import sys; from jacmatch.cli import main; {calls}; print({slow} & sys.modules.keys())"
-    ).endswith(f"jacmatch {jacmatch.__version__}\nset()\n")
-
-
 def test_tables_are_printed_with_their_notes_and_with_what_an_experiment_is_about(capsys):
     """Two jobs print tables: `reproduce` says what it is about, `transfer` has nothing of the kind."""
     table = {"title": "Title", "head": ("row", "n = 1"), "rows": (("labels", "5.0"),), "notes": ("A note.",)}

@@ -9,6 +9,7 @@ Example:
     so that it makes up three tenths of the gradient's norm.
 
     >>> import torch
+    >>> from jacmatch import Distillation, RandomOutputs
     >>> student, teacher = torch.nn.Linear(8, 3), torch.nn.Linear(8, 3)
     >>> objective = Distillation(student, teacher, probe=RandomOutputs(1))
     >>> optimizer = torch.optim.Adam(objective.parameters())
@@ -20,78 +21,63 @@ Example:
     ['loss', 'labels', 'outputs', 'jacobians']
 """
 
+import importlib
 import os
-
-from torch import nn
+import sys
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from jacmatch.errors import InputError, UnsupportedError
-from jacmatch.jacobian import (
-    AntitheticNoise,
-    AttentionPixel,
-    DataPairs,
-    EveryRow,
-    FisherRows,
-    LabelClass,
-    LabelLogit,
-    Logits,
-    LogProbabilities,
-    PooledFeatures,
-    RandomInputs,
-    RandomOutputs,
-    SampledRows,
-    TopClass,
-    TopLogit,
-    doctor,
-    jacobian,
-    jvp,
-    unverified,
-    vjp,
-)
-from jacmatch.objectives import (
-    AtData,
-    AtMixedPairs,
-    AtNoise,
-    Distillation,
-    Regression,
-    Robustness,
-    Share,
-    Transfer,
-    WeightSchedule,
-    jacobian_norm_penalty,
-)
-from jacmatch.teachers import (
-    AnalyticTeacher,
-    Answer,
-    BlackBoxTeacher,
-    CachedTeacher,
-    EnsembleTeacher,
-    ModuleTeacher,
-    Question,
-    RememberedTeacher,
-)
 from jacmatch.version import __version__
 
+if TYPE_CHECKING:
+    import torch
 
-def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -> nn.Module:
-    """The trained network of a run folder, in evaluation mode; see `jacmatch.recipes.load_student`.
-
-    Args:
-        run_dir: The `--out` of a job.
-        allow_code: Whether a network built by code outside the package is built again, which runs that code.
-
-    Raises:
-        InputError: the folder holds no network, or one that needs `allow_code`.
-        UnsupportedError: the extra `train`, which writes and reads run folders, is not installed.
-    """
-    try:
-        from jacmatch.recipes import load_student as load
-    except ModuleNotFoundError as error:
-        raise UnsupportedError(
-            f"`jacmatch.load_student` needs the extra train: the package {error.name} is not installed. "
-            "Run: pip install 'jacmatch[train]'."
-        ) from error
-    return load(run_dir, allow_code=allow_code)
-
+    from jacmatch.jacobian import (
+        AntitheticNoise,
+        AttentionPixel,
+        DataPairs,
+        EveryRow,
+        FisherRows,
+        LabelClass,
+        LabelLogit,
+        Logits,
+        LogProbabilities,
+        PooledFeatures,
+        RandomInputs,
+        RandomOutputs,
+        SampledRows,
+        TopClass,
+        TopLogit,
+        doctor,
+        jacobian,
+        jvp,
+        unverified,
+        vjp,
+    )
+    from jacmatch.objectives import (
+        AtData,
+        AtMixedPairs,
+        AtNoise,
+        Distillation,
+        Regression,
+        Robustness,
+        Share,
+        Transfer,
+        WeightSchedule,
+        jacobian_norm_penalty,
+    )
+    from jacmatch.teachers import (
+        AnalyticTeacher,
+        Answer,
+        BlackBoxTeacher,
+        CachedTeacher,
+        EnsembleTeacher,
+        ModuleTeacher,
+        Question,
+        RememberedTeacher,
+    )
 
 __all__ = [
     "AnalyticTeacher",
@@ -137,3 +123,58 @@ __all__ = [
     "unverified",
     "vjp",
 ]
+
+_PACKAGES = ("jacobian", "objectives", "teachers")  # which export the names above
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name or a subpackage at its first use (PEP 562): `import jacmatch` alone imports no torch."""
+    if name in __all__:
+        for package in _PACKAGES:
+            module = importlib.import_module(f"{__name__}.{package}")
+            if name in module.__all__:
+                return globals().setdefault(name, getattr(module, name))
+    elif not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """This package, whose attribute `jacobian` is the function: importing the subpackage would set it to that."""
+
+    @property
+    def jacobian(self) -> Any:
+        """Return `jacmatch.jacobian.jacobian`."""
+        return importlib.import_module(f"{__name__}.jacobian").jacobian
+
+    @jacobian.setter
+    def jacobian(self, subpackage: ModuleType) -> None:
+        """Leave the attribute as it is."""
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -> "torch.nn.Module":
+    """The trained network of a run folder, in evaluation mode; see `jacmatch.recipes.load_student`.
+
+    Args:
+        run_dir: The `--out` of a job.
+        allow_code: Whether a network built by code outside the package is built again, which runs that code.
+
+    Raises:
+        InputError: the folder holds no network, or one that needs `allow_code`.
+        UnsupportedError: the extra `train`, which writes and reads run folders, is not installed.
+    """
+    try:
+        from jacmatch.recipes import load_student as load
+    except ModuleNotFoundError as error:
+        raise UnsupportedError(
+            f"`jacmatch.load_student` needs the extra train: the package {error.name} is not installed. "
+            "Run: pip install 'jacmatch[train]'."
+        ) from error
+    return load(run_dir, allow_code=allow_code)

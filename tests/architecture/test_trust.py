@@ -7,6 +7,7 @@ from . import source
 FORBIDDEN = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "urllib", "requests", "http")
 RUNS_TEXT = {"src/jacmatch/recipes/bench/method.py": "a measurement in a fresh process runs a text of our own"}
 IMPORTS_BY_NAME = {
+    "src/jacmatch/__init__.py": "the public names, when they are used",
     "src/jacmatch/datasets/catalog.py": "--data PACKAGE.MODULE:CALLABLE",
     "src/jacmatch/models/catalog.py": "--model PACKAGE.MODULE:CALLABLE",
     "src/jacmatch/models/packages.py": "optional packages, by names that stand in the code",

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from jacmatch.errors import ElsewhereError, InputError, Stopped, UnsupportedError
-from jacmatch.runs.files import disk
-from jacmatch.runs.lock import hold
 from jacmatch.version import __version__
 
 # Here, and not read from the recipes, whose import takes seconds (Lightning Fabric); a test holds the two equal.
@@ -179,6 +177,8 @@ class _Job:
         """The folder of the job, made if the job did not name one; what was there before is noted."""
         self.numbered = job.out is None or "JACMATCH_NUMBERED" in os.environ
         above = [path for path in (Path("runs"),) if job.out is None and not path.exists()]
+        from jacmatch.runs.files import disk
+
         out: Path = job.folder(verb)
         with disk(out):
             missing = [path for path in (out, *out.parents) if not path.exists()]
@@ -203,6 +203,8 @@ class _Job:
         if self.out is None or not self._has_kept():
             if self.out is not None and self.fresh:
                 # Another job has put its run beside (rmdir fails), or has begun in this very folder (it has the lock).
+                from jacmatch.runs.lock import hold
+
                 with contextlib.suppress(OSError, InputError):
                     lock = hold(self.out)
                     shutil.rmtree(self.out)

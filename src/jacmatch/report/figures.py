@@ -7,10 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps, rc_context
-from matplotlib.figure import Figure
-from matplotlib.image import imsave
-from matplotlib.ticker import MaxNLocator
 
 DASHES = ("", "7 3", "2 2", "9 3 2 3", "4 2", "12 3")
 """One for each colour: neither colour nor dash alone tells two methods apart."""
@@ -30,6 +26,9 @@ def curves(series: Mapping[str, Sequence[Sequence[dict[str, Any]]]], measure: st
         measure: `accuracy` or `rmse`.
         width: In inches; a letter is as large in a narrow picture as in a wide one.
     """
+    from matplotlib.figure import Figure  # takes half a second, so not before something is drawn
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(width, 4.0), layout="constrained")
     axes = figure.add_subplot()
     scale = 100 if measure == "accuracy" else 1
@@ -60,7 +59,9 @@ def _by_step(seeds: Sequence[Sequence[dict[str, Any]]], key: str) -> tuple[Any, 
     return np.array(steps), np.array([[point[step] for step in steps] for point in points])
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Any) -> str:
+    from matplotlib import rc_context
+
     text = io.StringIO()
     # The same curves, the same bytes; letters stay letters, in the font of the page.
     with rc_context({"svg.hashsalt": "jacmatch", "svg.fonttype": "none", "font.size": 12}):
@@ -92,12 +93,16 @@ def signed(jacobian: Any) -> str:
 
     Zero is white, and the largest magnitude, of either sign, is full red (positive) or full blue (negative).
     """
+    from matplotlib import colormaps
+
     flat = np.asarray(jacobian, dtype=np.float64).sum(0)
     largest = float(np.abs(flat).max()) or 1.0
     return _png(colormaps["RdBu_r"](0.5 + 0.5 * flat / largest)[..., :3])
 
 
 def _png(colours: Any) -> str:
+    from matplotlib.image import imsave
+
     every = -(-max(colours.shape[:2]) // _PIXELS)
     file = io.BytesIO()
     pixels = np.ascontiguousarray((255 * colours[::every, ::every]).round().astype(np.uint8))

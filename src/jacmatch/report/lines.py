@@ -5,11 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
-
 COLOURS = ("#4d5663", "#ad5200", "#00815e", "#0067ad", "#a8447d", "#7a6a00", "#c0392b", "#2e3a87", "#5f9ea0", "#b8860b")
 STYLES = (
     "-",
@@ -56,7 +51,7 @@ def by_columns(
     return lines
 
 
-def draw(axes: Axes, lines: Sequence[Line]) -> None:
+def draw(axes: Any, lines: Sequence[Line]) -> None:
     """Draws lines with their bands into axes, each with colour and dash of its own."""
     for index, line in enumerate(lines):
         colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
@@ -89,6 +84,8 @@ def line_figure(
         log_y: Whether the ordinate is.
         columns: Labels of the abscissae 0, 1, 2, …; the numbers themselves if left out.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.6 * max(len(panels), 1) + 1.8, 4.8), layout="constrained")
     grid: Any = figure.subplots(1, max(len(panels), 1), squeeze=False)
     for axes, (title, lines) in zip(grid[0], panels, strict=True):
@@ -113,6 +110,8 @@ def line_figure(
 
 def _plain(axis: Any) -> None:
     """Numbers at a logarithmic axis as they are said, 200 and not 2·10²."""
+    from matplotlib.ticker import LogFormatter
+
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.0, 0.4)))
 
@@ -125,8 +124,10 @@ def dot_figure(rows: Sequence[tuple[str, float, float | None]], *, title: str, x
         title: Of the figure.
         x_label: Of the abscissa.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7.0, 1.4 + 0.27 * len(rows)), layout="constrained")
-    axes: Axes = figure.subplots()
+    axes: Any = figure.subplots()
     places = list(range(len(rows), 0, -1))
     means = [mean for _, mean, _ in rows]
     axes.errorbar(
@@ -141,8 +142,10 @@ def dot_figure(rows: Sequence[tuple[str, float, float | None]], *, title: str, x
     return svg(figure)
 
 
-def svg(figure: Figure) -> bytes:
+def svg(figure: Any) -> bytes:
     """A figure as the bytes of an SVG file; the same figure, the same bytes."""
+    from matplotlib import rc_context
+
     file = io.BytesIO()
     with rc_context({"svg.hashsalt": "jacmatch", "svg.fonttype": "path"}):
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))

@@ -4,9 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from jacmatch.report.lines import svg
 
 COLOURS = ("#ad5200", "#0067ad", "#00815e", "#a8447d", "#4d5663")
@@ -35,6 +32,8 @@ def remainder_figure(panels: Sequence[Remainders]) -> bytes:
     """An SVG file with a panel for each row and column of titles; each line has its name at its left end."""
     rows = list(dict.fromkeys(panel.row for panel in panels))
     columns = list(dict.fromkeys(panel.column for panel in panels))
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.0 * len(columns) + 0.4, 3.2 * len(rows) + 0.4), layout="constrained")
     grid: Any = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
     for panel in panels:
@@ -49,7 +48,7 @@ def remainder_figure(panels: Sequence[Remainders]) -> bytes:
     return svg(figure)
 
 
-def _draw(axes: Axes, panel: Remainders) -> None:
+def _draw(axes: Any, panel: Remainders) -> None:
     axes.set(xscale="log", yscale="log", xlim=(_LEFT, _RIGHT), ylim=(_LOW, _HIGH))
     axes.set_xticks([0.01, 0.1], ["0.01", "0.1"])
     axes.minorticks_off()
@@ -75,7 +74,7 @@ def _draw(axes: Axes, panel: Remainders) -> None:
         axes.text(0.03, 0.97, text, fontsize=8, color="#1b1e23", transform=axes.transAxes, va="top", linespacing=1.3)
 
 
-def _label(axes: Axes, ends: Mapping[str, tuple[int, tuple[float, float]]]) -> None:
+def _label(axes: Any, ends: Mapping[str, tuple[int, tuple[float, float]]]) -> None:
     """Names at the left ends of their lines, moved apart so that none covers another."""
     highest = float("inf")
     for name, (index, (x, y)) in sorted(ends.items(), key=lambda item: -item[1][1][1]):

@@ -4,7 +4,6 @@ import copy
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from jacmatch.datasets import Split
@@ -28,6 +27,8 @@ def begin(
     ranks: Ranks,
 ) -> State:
     """The objective on its device, distributed where there are several processes, and a fresh optimiser for it."""
+    from lightning_fabric import Fabric  # takes a second, so not before something is trained
+
     student = getattr(objective, "student", None)
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     if not isinstance(student, nn.Module) or not trained:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from lightning_fabric.plugins.precision import MixedPrecision, Precision
 from torch import Tensor
 
 from jacmatch.errors import InputError
@@ -26,7 +25,7 @@ def scale_slopes(objective: Any, scale: Tensor | None) -> None:
         objective.scale_slopes(scale.clamp(max=_LARGEST))
 
 
-def precision(settings: Training, place: torch.device) -> Precision:
+def precision(settings: Training, place: torch.device) -> Any:
     """Fabric's plugin for the precision that the settings name.
 
     The loop runs the objective within its autocast and gives it the batch as it is: raw inputs and regression targets
@@ -35,6 +34,8 @@ def precision(settings: Training, place: torch.device) -> Precision:
     Raises:
         InputError: It is fp16 without a GPU.
     """
+    from lightning_fabric.plugins.precision import MixedPrecision, Precision  # takes a second
+
     if settings.precision == "32":
         return Precision()
     if settings.precision == "bf16":

@@ -10,9 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.objectives.base import Share
@@ -29,6 +26,9 @@ def sharded(objective: nn.Module, ranks: Ranks, place: torch.device) -> Shared:
         InputError: There is one process only.
         UnsupportedError: Its slopes are taken by the reverse engine, or a weight is a share of the gradient norm.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard  # takes as long as half of torch
+
     if ranks.size == 1:
         rule = "`shard` of `Training` must have several processes to share the weights between."
         raise InputError(rule, got="one", do="Start more (--devices N, or torchrun).")
@@ -98,6 +98,8 @@ def scatter(unit: Shared, objective: nn.Module) -> None:
 
 def whole(state: Any) -> Any:
     """The same state with all its tensors put together. Every process has to call this."""
+    from torch.distributed.tensor import DTensor
+
     if isinstance(state, DTensor):
         return state.full_tensor()
     if isinstance(state, Mapping):
@@ -117,6 +119,8 @@ def cut(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str,
 
 def _like(value: Any, own: Any) -> Any:
     """The value, cut up if it is a tensor of the shape of one that is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if isinstance(own, DTensor) and isinstance(value, Tensor) and value.shape == own.shape:
         return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
     return value

@@ -5,8 +5,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.precision import Precision
 from torch import Tensor, nn
 
 from jacmatch.training.augmentation import Batch
@@ -60,8 +58,8 @@ class State:
 
     settings: Training
     place: torch.device
-    fabric: Fabric
-    precision: Precision
+    fabric: Any
+    precision: Any
     objective: nn.Module
     model: nn.Module
     student: nn.Module
