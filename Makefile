@@ -37,7 +37,7 @@ ci: ## all that must hold before a change lands
 	bash .ci/run
 
 clean:  ## removes .venv and what the tools keep
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache src/*.egg-info
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache src/*.egg-info research/src/*.egg-info
 
 # The stamps: a step is done again only when what it read has changed.
 
@@ -54,12 +54,12 @@ $(VENV)/.torch: $(VENV)/.made constraints.txt
 	@$(PIP) torch
 	@touch $@
 
-$(VENV)/.train: $(VENV)/.torch pyproject.toml
+$(VENV)/.train: $(VENV)/.torch pyproject.toml research/pyproject.toml
 	@echo "Installing jacmatch and what training needs ..."
-	@$(PIP) --editable '.[train]'
+	@$(PIP) --editable '.[train]' --editable research
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml research/pyproject.toml
 	@echo "Installing jacmatch and what its tests need ..."
-	@$(PIP) --editable '.[dev]'
+	@$(PIP) --editable '.[dev]' --editable research
 	@touch $@ $(VENV)/.train

@@ -57,16 +57,16 @@ FAULTS = {
         "tests/objectives/test_regression.py",
     ),
     "kinks within a step are not seen": Fault(
-        "recipes/surrogate/functions.py",
+        "jobs/surrogate/functions.py",
         "(sides.abs() > BENDS * slopes",
         "(sides.abs() > 1e6 * slopes",
-        "tests/recipes/surrogate/test_functions.py",
+        "tests/jobs/surrogate/test_functions.py",
     ),
     "active points lie where student and teacher agree": Fault(
-        "recipes/surrogate/sampling.py",
+        "jobs/surrogate/sampling.py",
         "weights = disagreement.double().clamp_min(0)",
         "weights = 1 / (disagreement.double() + 1e-9)",
-        "tests/recipes/surrogate/test_sampling.py",
+        "tests/jobs/surrogate/test_sampling.py",
     ),
     "no graph of the rows": Fault(
         "jacobian/engines.py",
@@ -150,7 +150,7 @@ FAULTS = {
         "teachers/cached/teacher.py",
         "        found = differences(there, expected)\n",
         "        found = None\n",
-        "tests/teachers/test_cached.py tests/recipes/test_cache.py",
+        "tests/teachers/test_cached.py tests/jobs/test_cache.py",
     ),
     "other inputs than those of the cache": Fault(
         "teachers/cached/teacher.py",

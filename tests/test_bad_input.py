@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from jacmatch.cli import main
-from jacmatch.recipes.progress import Progress
+from jacmatch.jobs.progress import Progress
 
 from . import bad_settings
 

@@ -10,7 +10,7 @@ import pytest
 
 import jacmatch
 from jacmatch.cli import VERBS, flags, main, summary
-from jacmatch.recipes import RECIPES
+from jacmatch.jobs import JOBS
 
 TRAIN = ["train", "--model", "mlp:6", "--smoke"]
 
@@ -227,7 +227,7 @@ def test_runs_are_numbered(capsys):
 
 
 def test_every_recipe_is_a_verb():
-    assert VERBS.keys() == RECIPES.keys() == summary.SHOWN.keys()
+    assert VERBS.keys() == JOBS.keys() == summary.SHOWN.keys()
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
@@ -245,7 +245,7 @@ def test_help_of_a_verb(verb, capsys):
     out, err = capsys.readouterr()
     assert not err
     assert out.startswith(f"usage: jacmatch {verb} ")
-    for flag in flags.flags(RECIPES[verb], verb) + flags.flags(flags.Options):
+    for flag in flags.flags(JOBS[verb], verb) + flags.flags(flags.Options):
         assert flag.words[0] in out, flag
         assert flag.help, f"the field {flag.name} of {verb} has no docstring"
         assert flag.help.split()[0] in out

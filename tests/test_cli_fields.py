@@ -9,7 +9,7 @@ import tyro
 
 from jacmatch.cli import flags, settings, values
 from jacmatch.errors import InputError
-from jacmatch.recipes import RECIPES
+from jacmatch.jobs import JOBS
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def test_values_that_do_not(kind, value):
 
 def test_numbers_in_yaml_are_numbers():
     Path("mine.yaml").write_text("lr: 1e-3\nclip: 2E+1\nema: 5.e-1\nweight_decay: 0.5\n")
-    known = flags.flags(RECIPES["train"])
+    known = flags.flags(JOBS["train"])
     chosen = settings.read("mine.yaml", "train", known)
     assert chosen == {"lr": 1e-3, "clip": 20.0, "ema": 0.5, "weight_decay": 0.5}
 
@@ -110,7 +110,7 @@ def test_numbers_in_yaml_are_numbers():
 def test_yaml_runs_no_code():
     Path("mine.yaml").write_text("lr: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(InputError, match="cannot be parsed"):
-        settings.read("mine.yaml", "train", flags.flags(RECIPES["train"]))
+        settings.read("mine.yaml", "train", flags.flags(JOBS["train"]))
 
 
 @pytest.mark.parametrize(

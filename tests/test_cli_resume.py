@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jacmatch.cli import main
-from jacmatch.recipes.progress import Progress
+from jacmatch.jobs.progress import Progress
 
 TRAIN = "train --data npz:data.npz --model mlp:4 --smoke --validation 0.2"
 MESSAGES = {

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from jacmatch import plugins
 from jacmatch.cli import flags
-from jacmatch.recipes import RECIPES
+from jacmatch.jobs import JOBS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -134,7 +135,8 @@ def understood(words: list[str]) -> None:
         return
     verb, *rest = words
     if rest != ["--help"]:
-        flags.read(f"jacmatch {verb}", RECIPES[verb], rest, {})
+        job = JOBS[verb] if verb in JOBS else plugins.load(plugins.verbs()[verb].job)
+        flags.read(f"jacmatch {verb}", job, rest, {})
 
 
 def test_the_readme_begins_with_what_a_reader_needs():

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 import jacmatch
+from jacmatch import plugins
 from jacmatch.cli import main
 
 
@@ -26,11 +27,27 @@ def test_the_version_needs_nothing(monkeypatch, capsys):
 
 
 def test_load_student_names_the_extra(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "jacmatch.recipes", None)
+    monkeypatch.setitem(sys.modules, "jacmatch.jobs", None)
     with pytest.raises(jacmatch.UnsupportedError, match=r"needs the extra train.*pip install 'jacmatch\[train\]'"):
         jacmatch.load_student(tmp_path)
 
 
-def test_load_student_is_that_of_the_recipes(tmp_path):
+def test_load_student_is_that_of_the_jobs(tmp_path):
     with pytest.raises(jacmatch.InputError, match="must be"):
         jacmatch.load_student(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("words", [["reproduce", "distillation"], ["bench", "--help"]])
+def test_a_verb_of_the_studies_names_their_package(words, monkeypatch, capsys):
+    monkeypatch.setattr(plugins, "verbs", dict)
+    assert main(words) == 2
+    rule = f"jacmatch: `{words[0]}` is a verb of jacmatch-research, which is not installed."
+    assert capsys.readouterr().err == f"{rule} Run: pip install jacmatch-research.\n"
+
+
+def test_the_former_name_of_the_jobs_is_deprecated():
+    from jacmatch import jobs
+
+    with pytest.warns(DeprecationWarning, match=r"`jacmatch\.recipes` is `jacmatch\.jobs` now"):
+        from jacmatch.recipes import Train
+    assert Train is jobs.Train

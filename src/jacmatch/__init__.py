@@ -160,7 +160,7 @@ sys.modules[__name__].__class__ = _Package
 
 
 def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -> "torch.nn.Module":
-    """The trained network of a run folder, in evaluation mode; see `jacmatch.recipes.load_student`.
+    """The trained network of a run folder, in evaluation mode; see `jacmatch.jobs.load_student`.
 
     Args:
         run_dir: The `--out` of a job.
@@ -171,7 +171,7 @@ def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -
         UnsupportedError: the extra `train`, which writes and reads run folders, is not installed.
     """
     try:
-        from jacmatch.recipes import load_student as load
+        from jacmatch.jobs import load_student as load
     except ModuleNotFoundError as error:
         raise UnsupportedError(
             f"`jacmatch.load_student` needs the extra train: the package {error.name} is not installed. "

@@ -9,10 +9,11 @@ from . import source
 DIFFERENTIATES = "src/jacmatch/jacobian/engines.py"
 TRAINS = "src/jacmatch/training/engine.py"
 BUILDS_OPTIMIZER = "src/jacmatch/training/beginning.py"
-A_USER_S_LOOP = "src/jacmatch/recipes/reproduce/defaults.py"  # the README's, written out
-BENCHMARKED_AGAINST = "src/jacmatch/recipes/bench/rivals.py"  # what one would write without the package
+A_USER_S_LOOP = "research/src/jacmatch_research/reproduce/defaults.py"  # the README's, written out
+BENCHMARKED_AGAINST = "research/src/jacmatch_research/bench/rivals.py"  # what one would write without the package
 DEFINES_RULES = "src/jacmatch/jacobian/rules/"
 
+FILES = source.files("src", "research/src")
 OF_FUNC = ("vjp", "jvp", "grad", "grad_and_value", "jacrev", "jacfwd", "hessian", "linearize", "vmap")
 
 
@@ -45,7 +46,9 @@ def steps(module: ast.Module) -> list[str]:
 
 
 def test_only_the_engines_differentiate():
-    found = {source.name(path): set(differentiations(source.tree(path))) for path in source.files("src")}
+    found = {
+        source.name(path): set(differentiations(source.tree(path))) for path in source.files("src", "research/src")
+    }
     assert {"torch.autograd.grad", "torch.func.jvp"} <= found.pop(DIFFERENTIATES)
     assert found.pop(TRAINS) == {"state.fabric.backward"}
     assert found.pop(BENCHMARKED_AGAINST)
@@ -57,7 +60,7 @@ def test_only_the_engines_differentiate():
 
 
 def test_only_the_training_loop_steps_an_optimizer():
-    assert [source.name(path) for path in source.files("src") if steps(source.tree(path))] == [
+    assert [source.name(path) for path in FILES if steps(source.tree(path))] == [
         BENCHMARKED_AGAINST,
         A_USER_S_LOOP,
         BUILDS_OPTIMIZER,

@@ -7,7 +7,7 @@ import re
 from importlib import resources
 
 import jacmatch
-from jacmatch import cli, datasets, losses, models, objectives, recipes, teachers
+from jacmatch import cli, datasets, jobs, losses, models, objectives, teachers
 from jacmatch.datasets import cifar, embedded, fashion_mnist, folders, npz, shards, streamed_folders, synthetic
 from jacmatch.losses import penalties
 from jacmatch.models import mlp, resnet, vgg, vit
@@ -85,9 +85,9 @@ def test_every_data_set_has_a_name():
 
 
 def test_every_recipe_has_a_verb():
-    classes = {kind for name, kind in inspect.getmembers(recipes, inspect.isclass) if name in recipes.__all__}
-    assert set(recipes.RECIPES.values()) == classes
-    assert list(recipes.RECIPES) == list(cli.VERBS)
+    classes = {kind for name, kind in inspect.getmembers(jobs, inspect.isclass) if name in jobs.__all__}
+    assert set(jobs.JOBS.values()) == classes
+    assert list(jobs.JOBS) == list(cli.VERBS)
 
 
 def test_types_are_shipped():

@@ -13,7 +13,7 @@ LONGER_FILES: dict[str, str] = {
 
 NAMES_OF_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc", "core"}
 
-FILES = source.files("src", "tests", "benchmarks")
+FILES = source.files("src", "research", "tests", "benchmarks")
 
 
 def long_files() -> dict[str, int]:

@@ -5,13 +5,14 @@ import ast
 from . import source
 
 FORBIDDEN = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "urllib", "requests", "http")
-RUNS_TEXT = {"src/jacmatch/recipes/bench/method.py": "a measurement in a fresh process runs a text of our own"}
+RUNS_TEXT = {"research/src/jacmatch_research/bench/method.py": "a fresh process runs a text of our own"}
 IMPORTS_BY_NAME = {
     "src/jacmatch/__init__.py": "the public names, when they are used",
     "src/jacmatch/datasets/catalog.py": "--data PACKAGE.MODULE:CALLABLE",
     "src/jacmatch/models/catalog.py": "--model PACKAGE.MODULE:CALLABLE",
+    "src/jacmatch/plugins.py": "verbs of installed distributions",
     "src/jacmatch/models/packages.py": "optional packages, by names that stand in the code",
-    "src/jacmatch/recipes/surrogate/functions.py": "surrogate --teacher PACKAGE.MODULE:CALLABLE",
+    "src/jacmatch/jobs/surrogate/functions.py": "surrogate --teacher PACKAGE.MODULE:CALLABLE",
 }
 """Where text becomes code, and what it is for."""
 
@@ -20,7 +21,7 @@ SAFE = {
     "numpy.load": ("allow_pickle", False),
     "torch.load": ("weights_only", True),
 }
-FILES = source.files("src")
+FILES = source.files("src", "research/src")
 
 
 def calls(tree):

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from jacmatch.recipes.surrogate.asking import kept
-from jacmatch.recipes.surrogate.source import read_points
+from jacmatch.jobs.surrogate.asking import kept
+from jacmatch.jobs.surrogate.source import read_points
 
 
 def _nothing() -> None:

@@ -12,10 +12,10 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.jacobian import AntitheticNoise, LabelLogit, RandomInputs, TopClass
+from jacmatch.jobs.distillation_fields import DistillationFields
 from jacmatch.objectives import AtData, AtMixedPairs, AtNoise, Distillation, Share, WeightSchedule
 from jacmatch.objectives.label_counts import describe_labels, labels_of
 from jacmatch.objectives.recipe import SCARCE, WORTHWHILE, recipe
-from jacmatch.recipes.distillation_fields import DistillationFields
 from jacmatch.teachers import ModuleTeacher
 
 

@@ -43,7 +43,7 @@ JOBS = {
 }
 """Steps, and the commands."""
 _IMPORTED = (
-    *("jacmatch.cli.flags", "jacmatch.cli.summary", "jacmatch.recipes"),
+    *("jacmatch.cli.flags", "jacmatch.cli.summary", "jacmatch.jobs"),
     *("matplotlib.pyplot", "safetensors.torch", "tensordict"),
 )
 _FEW = 12  # steps where each disk operation is tried

@@ -94,8 +94,8 @@ def ended(process: int, *, kill_after: float | None = None) -> int:
 
 
 def _watch_phases(board: Board) -> None:
-    from jacmatch.recipes import distill, networks
-    from jacmatch.recipes.cache import building
+    from jacmatch.jobs import distill, networks
+    from jacmatch.jobs.cache import building
     from jacmatch.runs import Run
     from jacmatch.training import engine, recording
 

@@ -138,7 +138,7 @@ def test_two_jobs_with_one_teacher():
 
 WORKERS = """
 import os, sys, time
-from jacmatch.recipes.reproduce.side_by_side import end_with_parent, side_by_side
+from jacmatch_research.reproduce.side_by_side import end_with_parent, side_by_side
 
 def work(number):
     end_with_parent()

@@ -13,11 +13,11 @@ import torch
 from jacmatch.cli import main
 from jacmatch.cli.flags import read
 from jacmatch.errors import InputError
-from jacmatch.recipes import RECIPES
-from jacmatch.recipes.cache.opening import opened
-from jacmatch.recipes.cache.source import Source
-from jacmatch.recipes.networks import load_student
-from jacmatch.recipes.train import load as load_data
+from jacmatch.jobs import JOBS
+from jacmatch.jobs.cache.opening import opened
+from jacmatch.jobs.cache.source import Source
+from jacmatch.jobs.networks import load_student
+from jacmatch.jobs.train import load as load_data
 from jacmatch.teachers.cached.teacher import bits_of
 from jacmatch.training.checkpoints import load
 
@@ -85,7 +85,7 @@ def asked(source, cache):
 @pytest.mark.parametrize("cut", [False, True])
 def test_caches(made, tmp_path, cut, monkeypatch):
     monkeypatch.chdir(made)
-    job, _ = read("jacmatch distill", RECIPES["distill"], shlex.split(TAUGHT), {})
+    job, _ = read("jacmatch distill", JOBS["distill"], shlex.split(TAUGHT), {})
     data = load_data(job.data, job.seed, job.smoke)
     source = Source.of(job, data, load_student("taught"), 0)
     cache = tmp_path / "answers"

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from jacmatch.recipes.cache.writing import write_shard
+from jacmatch.jobs.cache.writing import write_shard
 from jacmatch.teachers import Answer, ModuleTeacher, Question
 from jacmatch.teachers.cached.entries import fields_of, rows_of
 from jacmatch.teachers.cached.fingerprint import described, of_teacher

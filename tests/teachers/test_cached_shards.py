@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jacmatch import CachedTeacher, InputError, UnsupportedError
-from jacmatch.recipes.cache.writing import write_shard
+from jacmatch.jobs.cache.writing import write_shard
 from jacmatch.teachers.cached.claims import Claims
 from jacmatch.teachers.cached.layout import read_head, write_whole
 from jacmatch.teachers.cached.shards import Shards

@@ -17,8 +17,8 @@ from jacmatch.cli import flags, settings
 from jacmatch.datasets.images import decode_bytes
 from jacmatch.errors import InputError
 from jacmatch.files import inside
+from jacmatch.jobs import JOBS, networks
 from jacmatch.models import load_weights, save_weights
-from jacmatch.recipes import RECIPES, networks
 from jacmatch.report import comparison, write_report
 from jacmatch.runs import Run
 from jacmatch.training import checkpoints
@@ -126,7 +126,7 @@ def test_settings_that_do_harm_are_one_short_line(name, tmp_path):
     text, rule = TEXTS[name]
     (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=rule) as caught:
-        settings.read(str(tmp_path / name), "distill", flags.flags(RECIPES["distill"]))
+        settings.read(str(tmp_path / name), "distill", flags.flags(JOBS["distill"]))
     assert len(str(caught.value)) < 600
 
 

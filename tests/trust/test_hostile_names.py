@@ -18,11 +18,10 @@ from jacmatch.cli import main
 from jacmatch.datasets import tar_index
 from jacmatch.errors import InputError
 from jacmatch.files import append, inside, open_regular, read, replace
+from jacmatch.jobs.cache.building import build, settled
+from jacmatch.jobs.cache.writing import write_shard
+from jacmatch.jobs.surrogate import asking, exporting
 from jacmatch.models import load_weights, save_weights
-from jacmatch.recipes.cache.building import build, settled
-from jacmatch.recipes.cache.writing import write_shard
-from jacmatch.recipes.reproduce import command
-from jacmatch.recipes.surrogate import asking, exporting
 from jacmatch.report import write_report
 from jacmatch.runs import Run
 from jacmatch.runs.files import load
@@ -31,6 +30,7 @@ from jacmatch.teachers import CachedTeacher
 from jacmatch.teachers.cached.claims import Claims
 from jacmatch.teachers.cached.layout import write_whole as write_of_cache
 from jacmatch.training import checkpoints
+from jacmatch_research.reproduce import command
 
 pytestmark = [
     pytest.mark.usefixtures("all_as_users_run"),

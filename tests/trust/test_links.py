@@ -10,7 +10,7 @@ from tests.report.test_report import read as page_of
 from tests.teachers import cache_folders
 
 from jacmatch.errors import InputError
-from jacmatch.recipes import networks
+from jacmatch.jobs import networks
 from jacmatch.report import comparison, write_report
 from jacmatch.runs import Run
 from jacmatch.teachers import CachedTeacher

@@ -12,14 +12,15 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jacmatch import plugins
 from jacmatch.errors import ElsewhereError, InputError, Stopped, UnsupportedError
 from jacmatch.version import __version__
 
-# Here, and not read from the recipes, whose import takes seconds (Lightning Fabric); a test holds the two equal.
+# Here, and not read from the jobs, whose import takes seconds (Lightning Fabric); a test holds the two equal.
 VERBS = {
     "distill": "teacher → student by values and slopes; with no options: the embedded digits, in about a minute",
     "train": "one network from labels: a teacher, or a baseline",
@@ -30,8 +31,6 @@ VERBS = {
     "evaluate": "a trained network on the test part of a data set",
     "compare": "how far two models agree in value and in Jacobian",
     "doctor": "which derivative engines are right for a model, and why not the others",
-    "reproduce": "one table of the paper, or one claim of this project, with its seeds",
-    "bench": "ratios of time and memory on this machine, beside what is claimed about them",
     "report": "the HTML page of a finished run, written again",
     "list": "every name that the command line knows",
 }
@@ -67,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb in ("-h", "--help"):
         _print_help()
         return 0
-    job = _Job(f"jacmatch {verb}" if verb in VERBS else "jacmatch", "--traceback" in words)
+    job = _Job(f"jacmatch {verb}" if verb in VERBS or verb in plugins.verbs() else "jacmatch", "--traceback" in words)
     try:
         with _terminated_as_interrupted():
             return job.run(verb, words[1:])
@@ -122,19 +121,17 @@ class _Job:
 
     def run(self, verb: str, words: Sequence[str]) -> int:
         """Does what the words say, and prints what came of it."""
-        if verb not in VERBS:
-            near = difflib.get_close_matches(verb, VERBS, n=2, cutoff=0.5)
-            what = "flag" if verb.startswith("-") else "verb"
-            nearest = f"Nearest: {', '.join(near)}. " if near else ""
-            raise InputError(f"unknown {what} {verb}.", do=f"{nearest}Verbs: {', '.join(VERBS)}. See jacmatch --help.")
+        known = _verbs()
+        if verb not in known:
+            raise _unknown(verb, known)
         # Slow to import, so not before they are needed.
         from jacmatch.cli import flags, settings, summary
         from jacmatch.cli.failures import translated
-        from jacmatch.recipes import RECIPES
+        from jacmatch.jobs import JOBS
         from jacmatch.training import joining
         from jacmatch.training.distributed import Ranks
 
-        recipe: Any = RECIPES[verb]
+        recipe: Any = JOBS[verb] if verb in JOBS else plugins.load(plugins.verbs()[verb].job)
         config = settings.chosen(words, verb, flags.flags(recipe))
         try:
             job, options = flags.read(self.program, recipe, words, config)
@@ -224,6 +221,22 @@ class _Job:
         return False
 
 
+def _verbs() -> dict[str, str]:
+    """The verbs of this package and of others that are installed, each with its line of help."""
+    return {**VERBS, **{name: verb.help for name, verb in plugins.verbs().items() if name not in VERBS}}
+
+
+def _unknown(verb: str, known: Mapping[str, str]) -> InputError:
+    """An error for a verb that is not there, with the nearest that is, or with the package that has it."""
+    if verb in plugins.RESEARCH:
+        rule = f"`{verb}` is a verb of jacmatch-research, which is not installed."
+        return InputError(rule, do="Run: pip install jacmatch-research.")
+    near = difflib.get_close_matches(verb, known, n=2, cutoff=0.5)
+    what = "flag" if verb.startswith("-") else "verb"
+    nearest = f"Nearest: {', '.join(near)}. " if near else ""
+    return InputError(f"unknown {what} {verb}.", do=f"{nearest}Verbs: {', '.join(known)}. See jacmatch --help.")
+
+
 def _print_help() -> None:
     from rich.console import Console
     from rich.panel import Panel
@@ -238,5 +251,5 @@ def _print_help() -> None:
     console = Console(highlight=False)
     console.print("usage: [bold]jacmatch VERB[/bold] \\[OPTIONS]\n")
     console.print("A student network learns its teacher's values and slopes. [bold]jacmatch distill[/bold] shows it.\n")
-    console.print(box("verbs", VERBS))
+    console.print(box("verbs", _verbs()))
     console.print(box("options", {"--help": "after a verb: what it takes", "--version": "the version of the package"}))

@@ -14,7 +14,7 @@ from types import FrameType
 from torch import distributed
 
 from jacmatch.errors import ElsewhereError
-from jacmatch.recipes.processes import python
+from jacmatch.jobs.processes import python
 from jacmatch.training.joining import ERROR, STORE
 
 _GRACE = 20.0  # seconds in which the others end by themselves, once one has failed

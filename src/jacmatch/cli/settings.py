@@ -16,7 +16,7 @@ from jacmatch import files
 from jacmatch.cli import values
 from jacmatch.cli.flags import Flag
 from jacmatch.errors import InputError
-from jacmatch.recipes.code import check_no_code
+from jacmatch.jobs.code import check_no_code
 from jacmatch.runs import Run
 
 _JSON_NAMES = {str: "text", int: "whole number", float: "number", bool: "boolean", list: "list", dict: "mapping"}

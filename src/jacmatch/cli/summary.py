@@ -1,12 +1,13 @@
 """What a job found, as a person reads it."""
 
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from jacmatch import plugins
 
 _HEADINGS = {
     "accuracy": "accuracy %",
@@ -26,7 +27,9 @@ def show(result: Mapping[str, Any]) -> None:
     if result.get("finished") is False:
         console.print(f"Stopped after {result['steps']} steps. The same command without --max-steps goes on.")
     else:
-        SHOWN[result["job"]](console, result)
+        job = result["job"]
+        display = SHOWN[job] if job in SHOWN else plugins.load(plugins.verbs()[job].show)
+        display(console, result)
     for key, what in (("out", "Run folder"), ("report", "Report"), ("figure", "Figure")):
         if key in result:
             console.print(f"{what}: {result[key]}", markup=False)
@@ -80,7 +83,7 @@ def _names(console: Console, result: Mapping[str, Any]) -> None:
     Console(highlight=False).print(table, markup=False)
 
 
-def _tables(console: Console, result: Mapping[str, Any]) -> None:
+def tables(console: Console, result: Mapping[str, Any]) -> None:
     """What an experiment is about, and the tables of a job."""
     if "about" in result:
         console.print(f"{result['about'][0].upper()}{result['about'][1:]}.\n", markup=False)
@@ -94,37 +97,6 @@ def _tables(console: Console, result: Mapping[str, Any]) -> None:
         console.print(table)
         for note in given["notes"]:
             console.print(note, markup=False)
-
-
-def _benchmarks(console: Console, result: Mapping[str, Any]) -> None:
-    """One table for each claim, one row for each case; what could not be measured is a line below."""
-    for name, document in result["benchmarks"].items():
-        console.print(f"[bold]{name}[/bold]: {document['about']} ({document['seconds']:.0f} s)\n")
-        if document["quick"]:
-            console.print("Quick: the numbers mean nothing.\n")
-        for claim, rows in groupby(document["rows"], lambda row: row["claim"]):
-            _claim(console, claim, list(rows))
-
-
-def _claim(console: Console, claim: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    measured = [row for row in rows if row["why_empty"] is None]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
-    for heading in ("", "median", "quartiles", "n", "must", "aim", "floor", ""):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
-    for row in measured:
-        median, low, high, *bounds = (
-            "" if row[key] is None else _ratio(row[key]) for key in ("median", "low", "high", "must", "aim", "floor")
-        )
-        verdict = {None: "", True: "met", False: "not met"}[row["met"]]
-        table.add_row(f"{row['case']}, {row['device']}", median, f"{low}–{high}", str(row["n"]), *bounds, verdict)
-    console.print(claim, markup=False)
-    if measured:
-        console.print(table)
-    for (device, reason), empty in groupby(
-        sorted((row["device"], row["why_empty"]) for row in rows if row["why_empty"] is not None)
-    ):
-        console.print(f"{device}: {len(list(empty))} row(s) empty: {reason}", markup=False)
-    console.print()
 
 
 def _cache(console: Console, result: Mapping[str, Any]) -> None:
@@ -164,11 +136,6 @@ def _bytes(count: float) -> str:
     return f"{count:,.3g} {units[0]}"
 
 
-def _ratio(value: float) -> str:
-    """Two decimals, or two digits of a small number."""
-    return format(value, ".2f" if value >= 0.1 else ".2g")
-
-
 def _nothing(console: Console, result: Mapping[str, Any]) -> None:
     """The path of the report says it all."""
 
@@ -176,15 +143,13 @@ def _nothing(console: Console, result: Mapping[str, Any]) -> None:
 SHOWN = {
     "distill": _students,
     "train": _network,
-    "robust": _tables,
-    "transfer": _tables,
-    "surrogate": _tables,
+    "robust": tables,
+    "transfer": tables,
+    "surrogate": tables,
     "cache": _cache,
     "evaluate": _network,
     "compare": _pair,
     "doctor": _diagnosis,
-    "reproduce": _tables,
-    "bench": _benchmarks,
     "report": _nothing,
     "list": _names,
 }

@@ -33,6 +33,7 @@ COARSE = 2e-2
 _SHOWN, _LETTERS = 8, 12  # differing names, and letters of a digest, in a message
 _LARGEST = 64  # numbers in a probe
 _INSTALLED = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib"))
+_PROJECT = ("jacmatch", "jacmatch_research")  # whose versions a run says
 _ABSENT = object()
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -150,7 +151,7 @@ def _parsed(content: bytes, name: str, package: bool) -> tuple[str | None, list[
 def _file_of(name: str) -> Path | None:
     """The file of one of the user's modules; None for others, and where there is no such module."""
     top = name.partition(".")[0]
-    if not name or top in sys.stdlib_module_names or top == __name__.partition(".")[0]:
+    if not name or top in sys.stdlib_module_names or top in _PROJECT:
         return None
     loaded = sys.modules.get(name)
     origin = getattr(loaded, "__file__", None) if loaded is not None else _found_on_path(name)

@@ -1,0 +1,21 @@
+"""`jacmatch bench`: what is claimed about speed and memory, measured; one file for each benchmark."""
+
+from jacmatch_research.bench.cache import CACHE
+from jacmatch_research.bench.claims import Benchmark
+from jacmatch_research.bench.loop import LOOP
+from jacmatch_research.bench.memory import MEMORY
+from jacmatch_research.bench.peers import PEERS
+from jacmatch_research.bench.products import PRODUCTS
+from jacmatch_research.bench.scale import SCALE
+from jacmatch_research.bench.step import STEP
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "products": PRODUCTS,
+    "step": STEP,
+    "cache": CACHE,
+    "loop": LOOP,
+    "memory": MEMORY,
+    "scale": SCALE,
+    "peers": PEERS,
+}
+"""The benchmarks by name."""

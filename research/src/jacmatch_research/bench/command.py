@@ -1,0 +1,124 @@
+"""`jacmatch bench`: ratios of costs on this machine, beside what is claimed about them."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import tyro
+
+from jacmatch.errors import InputError, unknown_name
+from jacmatch.jobs.fields import claimed_folder
+from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.threads import one_thread
+from jacmatch.runs import environment
+from jacmatch.runs.files import encoded, write_whole
+from jacmatch.version import __version__
+from jacmatch_research.bench import BENCHMARKS
+from jacmatch_research.bench.claims import Benchmark
+from jacmatch_research.bench.method import Conditions
+
+_NO_GPU = "no GPU at hand"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure ratios of time and memory on this machine, and write them beside what is claimed.
+
+    Contestants take turns in one process of one thread; memory is that of fresh processes. Each benchmark writes
+    OUT/NAME.json when it is done. A row that cannot be measured here stays empty and says why.
+    """
+
+    keeps: ClassVar[tuple[str, ...]] = ("*.json",)
+    """What is worth keeping of a job that was stopped."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """The benchmarks (see `jacmatch list`); all of them if left out."""
+    out: Path | None = None
+    """Folder of the results. Without it, runs/bench-NUMBER with the next free number."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: Literal["cpu", "cuda"] | None = None
+    """Only the rows of this device; if left out, those of the CPU, and those of a GPU, empty if there is none."""
+    quick: bool = False
+    """A few rounds on tiny networks, to see that it runs; its numbers mean nothing."""
+
+    def run(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Measures, writes and returns the results."""
+        for name in self.names:
+            if name not in BENCHMARKS:
+                raise unknown_name("A benchmark of `bench`", name, BENCHMARKS)
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("`--device cuda` of `bench` needs a GPU.", do="Leave it out: its rows are then empty.")
+        folder, done = self.folder("bench"), {}
+        folder.mkdir(parents=True, exist_ok=True)
+        with progress or Progress() as shown, one_thread():
+            for name in dict.fromkeys(self.names or BENCHMARKS):
+                count = len(self._plan(BENCHMARKS[name]))
+                document = self._measure(name, shown.training(f"bench {name}", count))
+                write_whole(folder, f"{name}.json", encoded(document, name))
+                done[name] = document
+        return {"job": "bench", "benchmarks": done, "out": str(folder)}
+
+    def folder(self, job: str) -> Path:
+        """Where the results are written."""
+        return self.out or claimed_folder(job)
+
+    def _plan(self, benchmark: Benchmark) -> list[tuple[Any, str]]:
+        kinds = ("cpu", "cuda") if self.device is None else (self.device,)
+        return [(case, kind) for case in benchmark.cases for kind in kinds if kind in case.devices]
+
+    def _measure(self, name: str, advance: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
+        """The document of one benchmark."""
+        benchmark, start, rows = BENCHMARKS[name], time.perf_counter(), []
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() and self.device != "cpu" else None
+        for case, kind in self._plan(benchmark):
+            torch.manual_seed(self.seed)
+            missing = _NO_GPU if kind == "cuda" and gpu is None else ""
+            rows.append(case.row(Conditions(kind, self.quick, self.seed, missing)))
+            advance(len(rows), {})
+        where = environment(gpu)
+        return {
+            "name": name,
+            "about": benchmark.about,
+            "rows": rows,
+            "quick": self.quick,
+            "command": " ".join(["jacmatch bench", name, *self._flags()]),
+            "seconds": round(time.perf_counter() - start, 1),
+            "date": where["started"][:10],
+            "commit": where["commit"],
+            "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": 1, "gpu": gpu},
+            "versions": {
+                "jacmatch": __version__,
+                **{key: where[key] for key in ("python", "torch", "numpy")},
+                **_peers(),
+            },
+        }
+
+    def _flags(self) -> list[str]:
+        flags = ["--quick"] if self.quick else []
+        flags += [f"--seed {self.seed}"] if self.seed else []
+        return flags + ([f"--device {self.device}"] if self.device else [])
+
+
+def _peers() -> dict[str, str]:
+    """The versions of those libraries that are compared with and installed."""
+    found = {}
+    for name in ("timm", "torchdistill"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _processor() -> str:
+    """The name of the processor, as Linux has it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,77 @@
+"""`jacmatch bench memory`: peak memory in fresh processes."""
+
+from functools import partial
+
+from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
+from jacmatch_research.bench.method import Conditions, compare_memory
+
+ROW = Claim("peak memory of one row ÷ plain distillation", must=2.0, aim=1.6)
+CHUNKS = Claim("peak memory of k = 8 rows in chunks of 1 ÷ k = 1", must=1.05)
+FULL = Claim("peak memory of a full Jacobian of 100 outputs ÷ the same with chunk_size=1")
+
+PAIRS = {
+    "VGG-9 → VGG-4, 28×28": ("vgg9", "vgg4", (1, 28, 28), 64),
+    "ResNet-56 → ResNet-20, 32×32": ("resnet56", "resnet20", (3, 32, 32), 32),
+}
+STEPS = """
+from jacmatch.jacobian import RandomOutputs
+from jacmatch.models import build
+from jacmatch.objectives import Distillation
+from jacmatch_research.bench.rivals import stepper
+teacher, student = (build(name, 10, {shape}).to(device) for name in ({teacher!r}, {student!r}))
+x, y = torch.rand({batch}, *{shape}, device=device), torch.randint(0, 10, ({batch},), device=device)
+objective = Distillation(
+    student, teacher, jacobians={weight}, probe=RandomOutputs({rows}), chunk_size={chunk}, measure_every=10**9
+)
+objective.measured_at = 0  # the shares are not measured
+step = stepper(student, lambda: objective(x, y)["loss"])
+for _ in range(3):
+    step()
+"""
+FULL_JACOBIAN = """
+from jacmatch import jacobian
+from jacmatch.models import build
+network = build("{}", 100, (3, 32, 32)).eval().requires_grad_(False).to(device)
+jacobian(network, torch.rand(2, 3, 32, 32, device=device), chunk_size={})
+"""
+
+
+def steps(conditions: Conditions, pair: str, weight: float, rows: int, chunk: int | None) -> str:
+    """A few training steps as the text of a program."""
+    teacher, student, shape, batch = PAIRS[pair]
+    if conditions.quick:
+        teacher, student, batch = "cnn5", "cnn3", 4
+    given = {"teacher": teacher, "student": student, "shape": shape, "batch": batch}
+    return STEPS.format(weight=weight, rows=rows, chunk=chunk, **given)
+
+
+def one_row(conditions: Conditions, pair: str) -> Measured:
+    """Three steps with one row each ÷ three plain ones; Python, torch and the networks are on both sides."""
+    mine, plain = (steps(conditions, pair, weight, 1, None) for weight in (1.0, 0.0))
+    return Measured(compare_memory(conditions, mine, plain), details={"batch": PAIRS[pair][3]})
+
+
+def chunks(conditions: Conditions, pair: str) -> Measured:
+    """Eight rows, one after the other ÷ one row."""
+    eight, one = (steps(conditions, pair, 1.0, rows, chunk) for rows, chunk in ((8, 1), (1, None)))
+    return Measured(compare_memory(conditions, eight, one), details={"batch": PAIRS[pair][3]})
+
+
+def full_jacobian(conditions: Conditions, chunk: int) -> Measured:
+    """How the memory of an exact Jacobian grows with the rows that are taken at once."""
+    network = "mlp" if conditions.quick else "resnet20"
+    these, one = (FULL_JACOBIAN.format(network, size) for size in (chunk, 1))
+    return Measured(compare_memory(conditions, these, one), details={"batch": 2})
+
+
+MEMORY = Benchmark(
+    "peak memory in fresh processes",
+    (
+        *(Case(ROW, pair, partial(one_row, pair=pair)) for pair in PAIRS),
+        *(Case(CHUNKS, pair, partial(chunks, pair=pair)) for pair in PAIRS),
+        *(
+            Case(FULL, f"ResNet-20, 32×32, chunk_size={chunk}", partial(full_jacobian, chunk=chunk))
+            for chunk in (2, 4, 8, 16, 32)
+        ),
+    ),
+)

@@ -1,0 +1,128 @@
+"""`jacmatch bench products`: the exact Jacobian, one Jv and the norm penalty against straightforward code."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from jacmatch.jacobian import BatchNormPolicy, jacobian, push
+from jacmatch.models import build
+from jacmatch.objectives import jacobian_norm_penalty
+from jacmatch_research.bench import rivals
+from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
+from jacmatch_research.bench.method import Conditions, compare
+
+FULL = Claim("full Jacobian, 100 outputs ÷ loop of backward passes", must=0.7, aim=0.4)
+JV = Claim("Jv with backward ÷ plain pass over a doubled batch", must=1.2, aim=1.05)
+PENALTY = Claim("Jacobian-norm penalty ÷ straightforward `autograd.grad` (Hoffman et al.)", must=1.0, aim=0.9)
+
+OUTPUTS = 100
+SHAPES = {"mlp": (784,), "resnet20": (3, 32, 32), "vgg4": (3, 32, 32)}
+FULL_CASES = ((1, "values", False), (2, "values", False), (8, "values", False), (2, "training", True))
+PASSES = {
+    "VGG-4, 28×28, training": ("vgg4", (1, 28, 28), 64, True),
+    "VGG-4, 28×28, evaluation": ("vgg4", (1, 28, 28), 64, False),
+    "ResNet-20, 32×32, training": ("resnet20", (3, 32, 32), 64, True),
+    "ResNet-20, 32×32, evaluation": ("resnet20", (3, 32, 32), 64, False),
+    "ViT-Tiny, 32×32, batch 16": ("vit-tiny", (3, 32, 32), 16, True),
+}
+PENALISED = {"VGG-4, 28×28": ("vgg4", (1, 28, 28), 64), "ResNet-20, 32×32": ("resnet20", (3, 32, 32), 32)}
+
+
+def full_jacobian(conditions: Conditions, name: str, batch: int, training: bool) -> Measured:
+    """The library's Jacobian ÷ a loop: values alone, or with the gradient by the parameters, as in training."""
+    shape = SHAPES[name]
+    name, outputs = ("mlp", 10) if conditions.quick else (name, OUTPUTS)
+    network = build(name, outputs, shape).eval().to(conditions.device)
+    network.requires_grad_(training)
+    x = torch.rand(batch, *shape, device=conditions.device)
+
+    def ours() -> None:
+        network.zero_grad()
+        _, product = jacobian(network, x)
+        if training:
+            rivals.add_gradient(product.square().sum())
+
+    def theirs() -> None:
+        network.zero_grad()
+        product = rivals.loop_jacobian(network, x, create_graph=training)
+        if training:
+            rivals.add_gradient(product.square().sum())
+
+    times = compare(conditions, ours, theirs, 9)
+    return Measured(times.spread, details={"batch": batch, "baseline_seconds": times.baseline_seconds})
+
+
+def jv_pass(conditions: Conditions, name: str, shape: tuple[int, ...], batch: int, training: bool) -> Measured:
+    """A pass with one Jv, and back ÷ a plain pass over a doubled batch, and back."""
+    name, batch = ("cnn3", 2) if conditions.quick else (name, batch)
+    network = build(name, 10, shape).train(training).to(conditions.device)
+    x = torch.rand(batch, *shape, device=conditions.device)
+    v = torch.randn(1, batch, *shape, device=conditions.device)
+    doubled = torch.cat([x, x + 0.1])
+
+    def ours() -> None:
+        network.zero_grad()
+        result = push(network, x, v, engine="forward")
+        rivals.add_gradient(result.outputs.square().sum() + result.products.square().sum())
+
+    def plain() -> None:
+        network.zero_grad()
+        rivals.add_gradient(network(doubled).square().sum())
+
+    times = compare(conditions, ours, plain, 11)
+    return Measured(times.spread, 1.0, {"batch": batch, "baseline_seconds": times.baseline_seconds})
+
+
+def penalty(
+    conditions: Conditions, name: str, shape: tuple[int, ...], batch: int, batch_norm: BatchNormPolicy
+) -> Measured:
+    """A step of cross-entropy with the penalty along one random direction, by the library ÷ written out.
+
+    Written out, the row goes through the statistics of the batch: the same quantity is that of the policy `batch`. The
+    default, `frozen`, has less to compute.
+    """
+    name, batch = ("cnn3", 2) if conditions.quick else (name, batch)
+    x = torch.rand(batch, *shape, device=conditions.device)
+    y = torch.randint(0, 10, (batch,), device=conditions.device)
+
+    def step(function: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]) -> Callable[[], None]:
+        network = build(name, 10, shape).to(conditions.device)
+
+        def loss() -> Tensor:
+            outputs, value = function(network, x)
+            return torch.nn.functional.cross_entropy(outputs, y) + 0.01 * value
+
+        return rivals.stepper(network, loss)
+
+    times = compare(
+        conditions, step(partial(jacobian_norm_penalty, batch_norm=batch_norm)), step(rivals.norm_penalty), 15
+    )
+    return Measured(times.spread, details={"batch": batch, "baseline_seconds": times.baseline_seconds})
+
+
+PRODUCTS = Benchmark(
+    "exact Jacobians, one Jv, and the norm penalty, against straightforward code",
+    (
+        *(
+            Case(FULL, f"{name}, batch {batch}, {mode}", partial(full_jacobian, name=name, batch=batch, training=train))
+            for name in SHAPES
+            for batch, mode, train in FULL_CASES
+        ),
+        *(
+            Case(JV, name, partial(jv_pass, name=model, shape=shape, batch=batch, training=training))
+            for name, (model, shape, batch, training) in PASSES.items()
+        ),
+        *(
+            Case(
+                PENALTY,
+                f"{name}, batch {batch}, BatchNorm {policy}",
+                partial(penalty, name=model, shape=shape, batch=batch, batch_norm=policy),
+            )
+            for name, (model, shape, batch) in PENALISED.items()
+            for policy in get_args(BatchNormPolicy)
+        ),
+    ),
+)

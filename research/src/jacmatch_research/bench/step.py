@@ -1,0 +1,173 @@
+"""`jacmatch bench step`: what a training step with slopes costs, in steps of plain distillation of the same pair.
+
+r is the teacher's forward pass ÷ the student's. In units of the latter a plain step costs r + 3 and one with slopes
+2r + 6: a pass costs 1, the gradient of it 2, and both are taken of the row as well, which is a pass backwards.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from jacmatch.jacobian import RandomInputs, RandomOutputs
+from jacmatch.models import build
+from jacmatch.objectives import Distillation, Share
+from jacmatch.teachers import Answer, ModuleTeacher, Question, Teacher
+from jacmatch_research.bench import rivals
+from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
+from jacmatch_research.bench.method import Conditions, NotMeasured, compare
+
+ROW = Claim("step with one random row, live teacher ÷ plain distillation, live teacher", must=2.1, aim=1.9)
+CACHED = Claim(
+    "step with one row or Jv, cached teacher ÷ plain distillation, live teacher", must=1.15, aim=1.05, of_floor=True
+)
+ROW_SELDOM = Claim("step with one row and `every=4`, live teacher ÷ plain distillation", must=1.35, aim=1.3)
+CACHED_SELDOM = Claim(
+    "step with one row and `every=4`, cached teacher ÷ plain distillation, live teacher", must=0.65, aim=0.6
+)
+COMPILED = Claim("compiled ÷ eager step (bf16)", must=0.8, aim=0.5)
+
+PAIRS = {
+    "VGG-9 → VGG-4, 28×28": ("vgg9", "vgg4", (1, 28, 28), 64),
+    "ResNet-56 → ResNet-20, 32×32": ("resnet56", "resnet20", (3, 32, 32), 32),
+}
+LARGER = "ResNet-110 → ResNet-20, 32×32"
+CACHED_PAIRS = {**PAIRS, LARGER: ("resnet110", "resnet20", (3, 32, 32), 32)}
+BatchNorm = Literal["batch", "frozen"]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A teacher whose answers lie in memory, as those of a cache do once they are read (`bench cache`).
+
+    Attributes:
+        teacher: Answers each kind of question once.
+        known: Its answers by whether products were asked.
+    """
+
+    teacher: ModuleTeacher
+    known: dict[bool, Answer] = field(default_factory=dict)
+    answers_vjp: bool = True
+
+    def answer(self, x: Tensor, question: Question) -> Answer:
+        """The same answer each time."""
+        asked = question.cotangents is not None or question.tangents is not None
+        if asked not in self.known:
+            self.known[asked] = self.teacher.answer(x, question)
+        return self.known[asked]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Networks by name, and a batch."""
+
+    teacher: str
+    student: str
+    x: Tensor
+    y: Tensor
+
+    @classmethod
+    def of(cls, conditions: Conditions, name: str) -> "Pair":
+        """The pair of this name; quick, the smallest networks."""
+        teacher, student, shape, batch = CACHED_PAIRS[name]
+        if conditions.quick:
+            teacher, student, batch = "cnn5", "cnn3", 4
+        x = torch.rand(batch, *shape, device=conditions.device)
+        return cls(teacher, student, x, torch.randint(0, 10, (batch,), device=x.device))
+
+    def network(self, name: str) -> nn.Module:
+        """A new network for the batch."""
+        return build(name, 10, tuple(self.x.shape[1:])).to(self.x.device)
+
+    def ratio(self, conditions: Conditions) -> float:
+        """r, with the teacher in evaluation and the student in training mode."""
+        teacher, student = self.network(self.teacher).eval(), self.network(self.student).train()
+        with torch.no_grad():
+            return compare(conditions, partial(teacher, self.x), partial(student, self.x), 21).spread.median
+
+    def steps(
+        self,
+        slopes: Literal["row", "Jv"] | None,
+        batch_norm: BatchNorm,
+        *,
+        every: int = 1,
+        cached: bool = False,
+        count: int = 1,
+    ) -> Callable[[], None]:
+        """So many steps, with or without slopes."""
+        live, student = self.network(self.teacher), self.network(self.student)
+        teacher: Teacher | nn.Module = Stored(ModuleTeacher(live)) if cached else live
+        objective = Distillation(
+            student,
+            teacher,
+            jacobians=Share(0.3) if slopes else 0.0,
+            probe=RandomInputs(1) if slopes == "Jv" else RandomOutputs(1),
+            every=every,
+            batch_norm=batch_norm,
+        )
+        # The measurement of the gradient shares is a separate cost: 1 / measure_every of a few backward passes.
+        objective.measure_every = 10**9
+        step = rivals.stepper(student, lambda: objective(self.x, self.y)["loss"])
+
+        def run() -> None:
+            for _ in range(count):
+                step()
+
+        for _ in range(every):  # the first step measures the shares, and a stored teacher learns its answers
+            step()
+        return run
+
+
+def every_step(
+    conditions: Conditions, pair: str, batch_norm: BatchNorm, slopes: Literal["row", "Jv"] = "row", cached: bool = False
+) -> Measured:
+    """Slopes in every step; the floor is (2r + 6) ÷ (r + 3), and 6 ÷ (r + 3) where the teacher's answers are stored."""
+    chosen = Pair.of(conditions, pair)
+    r = chosen.ratio(conditions)
+    mine, plain = chosen.steps(slopes, batch_norm, cached=cached), chosen.steps(None, batch_norm)
+    times = compare(conditions, mine, plain, 15)
+    details = {"batch": len(chosen.x), "r": r, "baseline_seconds": times.baseline_seconds}
+    return Measured(times.spread, (6 if cached else 2 * r + 6) / (r + 3), details)
+
+
+def every_fourth(conditions: Conditions, pair: str, cached: bool) -> Measured:
+    """Slopes in every fourth step; of four, a plain step has the floor 1, or 3 ÷ (r + 3) with stored answers."""
+    chosen = Pair.of(conditions, pair)
+    r = chosen.ratio(conditions)
+    mine, plain = chosen.steps("row", "frozen", every=4, cached=cached, count=4), chosen.steps(None, "frozen", count=4)
+    times = compare(conditions, mine, plain, 9)
+    details = {"batch": len(chosen.x), "r": r, "baseline_seconds": times.baseline_seconds}
+    with_slopes, without = (6, 3) if cached else (2 * r + 6, r + 3)
+    return Measured(times.spread, (with_slopes + 3 * without) / (4 * (r + 3)), details)
+
+
+def later(conditions: Conditions) -> Measured:
+    """Not measured yet."""
+    raise NotMeasured("not measured yet")
+
+
+STEP = Benchmark(
+    "a training step with slopes, in steps of plain distillation of the same pair",
+    (
+        *(
+            Case(ROW, f"{pair}, BatchNorm {policy}", partial(every_step, pair=pair, batch_norm=policy))
+            for pair in PAIRS
+            for policy in ("frozen", "batch")
+        ),
+        *(
+            Case(
+                CACHED,
+                f"{pair}, {slopes}",
+                partial(every_step, pair=pair, batch_norm="frozen", slopes=slopes, cached=True),
+            )
+            for pair in CACHED_PAIRS
+            for slopes in ("row", "Jv")
+        ),
+        *(Case(ROW_SELDOM, pair, partial(every_fourth, pair=pair, cached=False)) for pair in PAIRS),
+        Case(CACHED_SELDOM, LARGER, partial(every_fourth, pair=LARGER, cached=True)),
+        Case(COMPILED, "batch 128 and 1024", later, devices=("cuda",)),
+    ),
+)

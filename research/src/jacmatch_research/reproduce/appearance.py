@@ -1,0 +1,231 @@
+"""Fitting an appearance model three ways: one fixed Jacobian, no derivatives, and a student of the latter."""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from jacmatch.report import Document, Table
+from jacmatch.report.experiments import NOTHING, Spread, entry, names, seeds_of, spreads
+from jacmatch.report.lines import Line, line_figure
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
+from jacmatch_research.reproduce.request import Request
+from jacmatch_research.systems.appearance.faces import Array, Faces, faces
+from jacmatch_research.systems.appearance.fitting import by_fixed_jacobian, by_newuoa, fixed_jacobian
+from jacmatch_research.systems.appearance.learning import Glance, displaced, distilled, jumps, lesson, seen
+from jacmatch_research.systems.appearance.model import Model, build, in_image, windows
+
+GUESS, FIXED, NEWUOA = "first guess", "fixed Jacobian", "NEWUOA"
+UNTAUGHT = "student: not taught"
+VALUES, CALLS, SLOPES = "student: values", "student: values, equal calls", "student: values + slopes"
+METHODS: dict[str, Mapping[str, Any]] = {
+    GUESS: {},
+    FIXED: {},
+    NEWUOA: {},
+    UNTAUGHT: {},
+    VALUES: {"directions": 0, "times": 1},
+    CALLS: {"directions": 0, "times": 3},
+    SLOPES: {"directions": 1, "times": 1},
+}
+"""A slope costs two calls of the fitter: three times the faces without slopes are as many calls."""
+DISTANCES = (0.05, 0.1, 0.2, 0.3, 0.4)
+"""Of the first guess from the face's true place, in half widths of a face."""
+NEAR = 0.1
+"""The distance of the main column."""
+CONVERGED = 7.5
+"""A fit has converged if its mean landmark error is below so many per cent of the distance of the eyes."""
+_SIZES = {
+    "smoke": {"model": 40, "faces": 4, "tested": 3, "steps": 5, "most": 60},
+    "cpu": {"model": 150, "faces": 800, "tested": 40, "steps": 400, "most": 1000},
+}
+_LESSON, _TEST = 10_000, 20_000  # seeds of the faces: those of the cell and this
+
+
+def _cells(request: Request) -> list[Cell]:
+    size = _SIZES["smoke" if request.smoke else "cpu"]
+    return [
+        Cell(method, "all", seed, {**size, **how, "share": 0.1})
+        for seed in request.seed_numbers(5)
+        for method, how in METHODS.items()
+    ]
+
+
+def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
+    """Landmark error, share of converged fits, evaluations and milliseconds, at each distance."""
+    asked = cell.settings
+    model, update = _model(asked["model"])
+    found: Measures = {}
+    if cell.row in (VALUES, CALLS, SLOPES):
+        told = lesson(
+            model,
+            faces(asked["times"] * asked["faces"], cell.seed + _LESSON),
+            directions=asked["directions"],
+            seed=cell.seed,
+            known=_known(asked["model"], cell.seed),
+        )
+        found |= {"calls": float(told.fits), "kept": len(told.x) * (1 + 2 * asked["directions"]) / told.fits}
+        if cell.row == SLOPES:
+            found["jumps"] = jumps(model, told, max(1, len(told.x) // 5))
+        student = distilled(model, told, share=asked["share"], steps=asked["steps"], seed=cell.seed, update=update)
+        fit = _student(model, student)
+    elif cell.row == UNTAUGHT:
+        fit = _student(model, Glance(model, update=update).eval())
+    else:
+        fit = _fitter(cell.row, model, asked)
+    shown = faces(asked["tested"], cell.seed + _TEST)
+    for distance in DISTANCES:
+        found |= _tried(fit, shown, model, distance, cell.seed)
+    return found
+
+
+Fitted = Callable[[Faces, Array], tuple[Array, Array]]
+"""Faces and first poses to landmarks (face, landmark, 2) in the image, and the evaluations of each."""
+
+
+def _tried(fit: Fitted, shown: Faces, model: Model, distance: float, seed: int) -> Measures:
+    """What a way to fit does from first guesses that are wrong by `distance`, each in a direction of its own."""
+    angle = np.random.default_rng((seed, int(1000 * distance))).uniform(0, 2 * np.pi, len(shown))
+    change = 10 * distance * np.stack((0 * angle, 0 * angle, np.cos(angle), np.sin(angle)), 1)
+    poses = displaced(model, shown, change)
+    start = time.perf_counter()
+    landmarks, evaluations = fit(shown, poses)
+    seconds = time.perf_counter() - start
+    errors = 100 * np.linalg.norm(landmarks - shown.landmarks, axis=-1).mean(1) / shown.eye_distance
+    return {
+        f"error {distance:g}": float(errors.mean()),
+        f"median {distance:g}": float(np.median(errors)),
+        f"converged {distance:g}": float((errors < CONVERGED).mean()),
+        f"evaluations {distance:g}": float(np.mean(evaluations)),
+        f"milliseconds {distance:g}": 1000 * seconds / len(shown),
+    }
+
+
+def _fitter(method: str, model: Model, asked: Mapping[str, Any]) -> Fitted:
+    update = _model(asked["model"])[1]
+
+    def fit(shown: Faces, poses: Array) -> tuple[Array, Array]:
+        if method == GUESS:
+            return in_image(np.broadcast_to(model.mean, shown.landmarks.shape), poses), np.zeros(len(shown))
+        window = windows(shown.images, poses)
+        found = (
+            by_fixed_jacobian(model, update, window)
+            if method == FIXED
+            else by_newuoa(model, window, most=asked["most"])
+        )
+        return in_image(model.shape(found.p), poses), found.evaluations
+
+    return fit
+
+
+def _student(model: Model, student: Glance) -> Fitted:
+    def fit(shown: Faces, poses: Array) -> tuple[Array, Array]:
+        p = seen(student, shown.images, poses)
+        return in_image(model.shape(p), poses), np.full(len(shown), len(student.maps))
+
+    return fit
+
+
+@lru_cache(maxsize=1)
+def _known(count: int, seed: int) -> dict[bytes, Array]:
+    """What the fitter has said with the model of so many faces: lessons of the same seed have windows in common."""
+    return {}
+
+
+@lru_cache(maxsize=1)
+def _model(count: int) -> tuple[Model, Array]:
+    """The model of so many faces with their true landmarks, and its fixed Jacobian."""
+    shown = faces(count, seed=0)
+    model = build(shown)
+    return model, fixed_jacobian(model, shown)
+
+
+def _tables(document: Document) -> list[Table]:
+    """The main one, shares of NEWUOA's errors and evaluations, and both measures over the distance."""
+    rows = names(document, "row")
+    shown = {
+        "landmark error %": (f"error {NEAR:g}", 1, 1),
+        "median %": (f"median {NEAR:g}", 1, 1),
+        "converged %": (f"converged {NEAR:g}", 100, 0),
+        "evaluations": (f"evaluations {NEAR:g}", 1, 0),
+        "ms": (f"milliseconds {NEAR:g}", 1, 2),
+        "calls to learn": ("calls", 1, 0),
+        "kept %": ("kept", 100, 0),
+        "jumps %": ("jumps", 100, 0),
+    }
+    found = {head: spreads(document, name) for head, (name, _, _) in shown.items()}
+    main = Table(
+        "appearance",
+        f"Fits from a first guess that is wrong by {NEAR:g} half widths of a face",
+        ("way to fit", *shown),
+        tuple(
+            (row, *(_said(found[head].get((row, "all")), scale, digits) for head, (_, scale, digits) in shown.items()))
+            for row in rows
+        ),
+        (
+            f"Mean ± standard deviation over seeds: {seeds_of(document)}. Landmark error: mean distance in per cent of "
+            f"that of the eyes; converged: below {CONVERGED} %. Evaluations: how often an image is sampled for a face.",
+            "Cutting the window is not counted.",
+            "Calls: of the fitter, for what the student learns from; kept: those that did not fail; jumps: slopes that "
+            "half the step changes by more than half their length.",
+            f"CPU, one thread beside other work, torch {document['environment']['torch']}, "
+            f"jacmatch {document['environment']['jacmatch']}.",
+        ),
+    )
+    tables = [main, _aim(document)]
+    for name, title, scale, digits in (
+        ("error", "Landmark error in per cent, by the distance of the first guess", 1, 1),
+        ("converged", "Basin of convergence: share of converged fits in per cent, by that distance", 100, 0),
+    ):
+        parts = {distance: spreads(document, f"{name} {distance:g}") for distance in DISTANCES}
+        lines = tuple((row, *(_said(parts[d].get((row, "all")), scale, digits) for d in DISTANCES)) for row in rows)
+        tables.append(Table(name, title, ("way to fit", *map(str, DISTANCES)), lines))
+    return tables
+
+
+def _aim(document: Document) -> Table:
+    """Errors and evaluations of all ways to fit as shares of the derivative-free fitter's."""
+    measures = (f"error {NEAR:g}", f"median {NEAR:g}", f"evaluations {NEAR:g}", f"milliseconds {NEAR:g}")
+    found = [spreads(document, name) for name in measures]
+    rows = []
+    for row in names(document, "row"):
+        if row not in (GUESS, NEWUOA) and (NEWUOA, "all") in found[0]:
+            shares = [100 * each[row, "all"]["mean"] / each[NEWUOA, "all"]["mean"] for each in found]
+            holds = shares[0] <= 110 and shares[2] <= 1
+            texts = [f"{share:.{digits}f}" for share, digits in zip(shares, (0, 0, 2, 2), strict=True)]
+            rows.append((row, *texts, "yes" if holds else "no"))
+    return Table(
+        "aim",
+        f"In per cent of NEWUOA's, from a first guess that is wrong by {NEAR:g}",
+        ("way to fit", "landmark error", "median", "evaluations", "time", "≤ 110 and ≤ 1"),
+        tuple(rows),
+    )
+
+
+def _said(value: Spread | None, scale: float | int, digits: int) -> str:
+    return NOTHING if value is None else entry(value, scale, digits)
+
+
+def _figure(document: Document) -> bytes:
+    """Error and share of converged fits over the distance of the first guess."""
+    panels = []
+    for name, title, scale in (("error", "landmark error, %", 1.0), ("converged", "converged fits, %", 100.0)):
+        parts = [spreads(document, f"{name} {distance:g}") for distance in DISTANCES]
+        lines = []
+        for row in names(document, "row"):
+            values = [part[row, "all"] for part in parts]
+            stds = [scale * (value["std"] or 0.0) for value in values]
+            lines.append(Line(row, list(DISTANCES), [scale * value["mean"] for value in values], stds))
+        panels.append((title, lines))
+    return line_figure(panels, x_label="distance of the first guess, half widths of a face", y_label="")
+
+
+APPEARANCE = Experiment(
+    about="an active appearance model, fitted by a fixed Jacobian, without derivatives, and by a student of that",
+    cells=_cells,
+    measure=_measure,
+    tables=_tables,
+    figure=_figure,
+    takes=frozenset(),
+)

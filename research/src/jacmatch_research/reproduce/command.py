@@ -1,0 +1,190 @@
+"""`jacmatch reproduce NAME`: one table of the paper, or one claim of this project."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jacmatch.errors import InputError, unknown_name
+from jacmatch.files import inside
+from jacmatch.jobs.fields import positive
+from jacmatch.jobs.inputs import same_inputs, same_teacher
+from jacmatch.jobs.networks import Description
+from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.threads import one_thread
+from jacmatch.report import Document, write_report
+from jacmatch.runs import Run, threads
+from jacmatch.runs.files import load
+from jacmatch.training import find_device
+from jacmatch.version import __version__
+from jacmatch_research.reproduce import EXPERIMENTS, defaults, students, transfer
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
+from jacmatch_research.reproduce.request import Request
+from jacmatch_research.reproduce.side_by_side import end_with_parent, side_by_side
+
+_MADE = ("jacmatch", "torch", "platform", "cuda", "commit")  # what a cell says of where it was measured
+
+
+@dataclass(frozen=True)
+class Reproduce(Request):
+    """Measure one table of the paper or one claim of this project, and write it beside the published numbers.
+
+    A run that was stopped goes on with the next cell, and a finished one with cells that are asked for in addition
+    (`--seeds`, `--per-class`, `--rows`). The tables are made of all cells that the run has.
+    """
+
+    def run(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Measures the cells that are missing; returns the tables that are written to the run folder."""
+        experiment = self._checked()
+        start = time.perf_counter()
+        with progress or Progress() as shown, one_thread():
+            for forget in (students.forget, transfer.forget, defaults.pair_of.cache_clear):
+                forget()  # there may be other contents under the same names by now
+            cells = self._chosen(experiment.cells(self))
+            whole = _unique([*experiment.cells(replace(self, rows=(), seeds=None, per_class=())), *cells])
+            run = self.begin("reproduce", again=True)
+            facts = self._prepared(experiment, run, whole, shown)
+            self._measure_all(run, cells, facts, shown)
+        document = self._document(run, whole, facts)
+        tables, figure = experiment.tables(document), experiment.figure(document)
+        run.write_json("results.json", document)
+        for table in tables:
+            run.write_bytes(f"{table.name}.md", table.markdown().encode())
+            run.write_bytes(f"{table.name}.csv", table.csv().encode())
+        drawn = run.write_bytes("figure.svg", figure)
+        result = {
+            "job": "reproduce",
+            "version": __version__,
+            "threads": threads(),
+            "seed": self.seed,
+            "about": experiment.about,
+            "seconds": time.perf_counter() - start,
+            "tables": [table.plain() for table in tables],
+            "settings": self.settings(),
+        }
+        report = write_report(run.path, result)
+        run.write_result(result, again=True)
+        return {**result, "out": str(run.path), "figure": str(drawn), "report": str(report)}
+
+    def _prepared(self, experiment: Experiment, run: Run, cells: list[Cell], progress: Progress) -> dict[str, Any]:
+        """What all cells share, once it is known that those that are there have the same data, code and teacher."""
+        data = students.data_of(self.data, self.seed, self.smoke) if "data" in experiment.takes else None
+        same_inputs(run, data, networks=(Description.of(self.student, data),) if data and self.student else ())
+        for cell in cells:  # what other code has measured is refused before anything is measured beside it
+            if (run.path / cell.folder / "result.json").is_file():
+                self._child(run, cell)
+        facts = experiment.prepare(self, progress)
+        if experiment.teacher is not None and data is not None:
+            same_teacher(run, data, experiment.teacher(self))
+        return facts
+
+    def _checked(self) -> Experiment:
+        """The experiment that is asked for, if it can be asked like this."""
+        if self.name not in EXPERIMENTS:
+            raise unknown_name("The experiment of `reproduce`", self.name, EXPERIMENTS)
+        positive("reproduce", workers=self.workers, seeds=1 if self.seeds is None else self.seeds)
+        experiment = EXPERIMENTS[self.name]
+        for name in self.given(experiment.takes):
+            others = ", ".join(other for other, each in EXPERIMENTS.items() if name in each.takes)
+            rule = f"`--{name.replace('_', '-')}` of `reproduce` does not belong to `{self.name}`."
+            raise InputError(rule, got=getattr(self, name), do=f"Leave it out; it belongs to: {others}.")
+        place = find_device(self.device)
+        if self.workers > 1 and place.type != "cpu":
+            raise InputError("`--workers` of `reproduce` must be 1 on a GPU.", got=self.workers)
+        return experiment
+
+    def _chosen(self, cells: list[Cell]) -> list[Cell]:
+        rows = list(dict.fromkeys(cell.row for cell in cells))
+        for row in self.rows:
+            if row not in rows:
+                raise unknown_name(f"A row (`--rows`) of `reproduce {self.name}`", row, rows)
+        return _unique([cell for cell in cells if not self.rows or cell.row in self.rows])
+
+    def _measure_all(self, run: Run, cells: list[Cell], facts: dict[str, Any], progress: Progress) -> None:
+        """Measures what is not stored yet, and stores each cell when it is done."""
+        missing = [cell for cell in cells if not self._child(run, cell).finished]
+        advance = progress.training(f"{self.name}: {len(cells)} cells", len(cells))
+        done = len(cells) - len(missing)
+        advance(done, {})
+        here = (run.environment.get("resumed") or [run.environment])[-1]
+        made = {key: here.get(key) for key in _MADE}
+
+        def store(cell: Cell, measured: tuple[Measures, float]) -> None:
+            nonlocal done
+            child = self._child(run, cell)
+            result = {"job": "reproduce", "version": __version__, "seed": cell.seed, "seconds": measured[1]}
+            result |= {"row": cell.row, "column": cell.column, "measures": measured[0], "made": made}
+            child.write_result({**result, "settings": child.settings})
+            done += 1
+            advance(done, {})
+
+        work = partial(_measure, self, facts)
+        if self.workers > 1:
+            side_by_side(work, missing, self.workers, store)
+        else:
+            for cell in missing:
+                store(cell, work(cell))
+
+    def _child(self, run: Run, cell: Cell) -> Run:
+        """The folder of a cell, with what decides it as settings."""
+        own = {"row": cell.row, "column": cell.column, "cell_seed": cell.seed, "cell": dict(cell.settings)}
+        return run.child(cell.folder, {**self.settings(), **own})
+
+    def _document(self, run: Run, order: list[Cell], facts: dict[str, Any]) -> Document:
+        """All that the run has, with settings and machine; no path of this machine is in it."""
+        settings = {**self.settings(), "data": self.data.partition(":")[0], "teacher": Path(self.teacher).name}
+        weights = settings.pop("teacher_weights")
+        file = run.path / "results.json"
+        before = load(file)["facts"] if file.is_file() else {}
+        return {
+            "experiment": self.name,
+            "size": self.scale,
+            "settings": {**settings, "teacher_weights": weights and Path(weights).name},
+            "environment": {key: value for key, value in run.environment.items() if key != "resumed"},
+            "facts": _joined(before, facts),
+            "cells": _stored(run, order),
+        }
+
+
+def _unique(cells: list[Cell]) -> list[Cell]:
+    """The cells without those that are asked for a second time."""
+    return list({(cell.row, cell.column, cell.seed): cell for cell in cells}.values())
+
+
+def _stored(run: Run, order: list[Cell]) -> list[dict[str, Any]]:
+    """The finished cells of a run as a document has them, in the order given, then others."""
+    place = {(cell.row, cell.column, cell.seed): number for number, cell in enumerate(order)}
+
+    def rank(entry: Mapping[str, Any]) -> tuple[int, str, str, int]:
+        name = entry["row"], entry["column"], entry["seed"]
+        return place.get(name, len(place)), *name
+
+    entries = []
+    for file in run.path.glob("cells/*/*/*/result.json"):
+        cell = Run.open(inside(run.path, file.parent))
+        if cell.identity != run.inputs_digest:
+            rule = f"The cells of {run.path} must all be of the data, the code and the teacher that it was begun with."
+            raise InputError(rule, got=f"others in {file.parent}", do="Remove that cell, or choose another --out.")
+        result = cell.result
+        entry = {key: result[key] for key in ("row", "column", "seed")}
+        entry |= {"settings": result["settings"]["cell"], "measures": result["measures"]}
+        entry["seconds"] = round(result["seconds"], 2)
+        entries.append({**entry, "made": result["made"]} if "made" in result else entry)
+    return sorted(entries, key=rank)
+
+
+def _joined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of now, with those of an earlier command about cells that were not asked for again."""
+    both = [key for key in before if isinstance(before[key], Mapping) and isinstance(now.get(key), Mapping)]
+    return {**before, **now, **{key: _joined(before[key], now[key]) for key in both}}
+
+
+def _measure(request: Request, facts: Mapping[str, Any], cell: Cell) -> tuple[Measures, float]:
+    """The measures of a cell and the seconds that they took, in any process."""
+    end_with_parent()
+    with one_thread():
+        start = time.perf_counter()
+        measures = EXPERIMENTS[request.name].measure(request, cell, facts)
+        return measures, time.perf_counter() - start

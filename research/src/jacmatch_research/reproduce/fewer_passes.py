@@ -1,0 +1,88 @@
+"""What cheaper slopes cost in accuracy: fewer steps, a part of the batch, views that return, more rows at once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jacmatch.report import Document, Table
+from jacmatch.report.experiments import NOTHING, fidelity, gains, grid, names, origin
+from jacmatch_research.reproduce import students
+from jacmatch_research.reproduce.columns import column_of, columns_figure, per_class_of
+from jacmatch_research.reproduce.experiment import STUDENTS, Cell, Experiment
+from jacmatch_research.reproduce.request import Request
+
+VALUES, EACH = "values alone", "one row in each step"
+
+ROWS: dict[str, Mapping[str, Any]] = {
+    VALUES: {"method": "outputs"},
+    EACH: {"method": "jacobians"},
+    "every 2nd step": {"method": "jacobians", "every": 2},
+    "every 4th step": {"method": "jacobians", "every": 4},
+    "half of the batch": {"method": "jacobians", "fraction": 0.5},
+    "a quarter of the batch": {"method": "jacobians", "fraction": 0.25},
+    "4 orthogonal rows": {"method": "jacobians", "probes": 4, "probe_law": "orthogonal"},
+    "one row, 10 views": {"method": "jacobians", "views": 10},
+    "one row, 1 view": {"method": "jacobians", "views": 1},
+    "values alone, 10 views": {"method": "outputs", "views": 10},
+}
+"""Settings of `jacmatch distill`; what is not named is its default."""
+
+_STEPS = {"smoke": 20, "cpu": 300, "paper": 4000}
+
+
+def _cells(request: Request) -> list[Cell]:
+    shared = {"batch_size": 64, "steps": _STEPS[request.scale], "lr": 2e-3}
+    return [
+        Cell(row, column_of(n), seed, students.settings_of(request, n, **settings, **shared))
+        for n in per_class_of(request, (5,) if request.smoke else (10, 100))
+        for row, settings in ROWS.items()
+        for seed in request.seed_numbers(5)
+    ]
+
+
+def _tables(document: Document) -> list[Table]:
+    columns, gain = names(document, "column"), gains(document, EACH, VALUES)
+    ratio, outputs = document["facts"]["forward_ratio"], document["facts"]["outputs"]
+    asked = {cell["row"]: cell["settings"] for cell in document["cells"]}
+    plain = students.cost({**ROWS[VALUES], "point": "mixed-pairs"}, outputs, ratio)
+    costs = {
+        row: (students.cost(settings, outputs, ratio) / plain, students.cost(settings, outputs, 0.0) / plain)
+        for row, settings in asked.items()
+    }
+
+    def entries(row: str) -> tuple[str, str]:
+        live, kept = costs[row]
+        return f"{live:.2f}", f"{kept:.2f}" if asked[row].get("views") else NOTHING
+
+    main = Table(
+        "accuracy",
+        "Test accuracy in % by images per class, equal steps",
+        ("row", "cost of a step", "kept answers", *columns),
+        (
+            *((row, *entries(row), *rest) for row, *rest in grid(document, "accuracy")),
+            (gain[0], NOTHING, NOTHING, *gain[1:]),
+        ),
+        (
+            "Cost of a step by operations, with a live teacher and with its answers on disk; values alone with a live "
+            f"teacher = 1. r = {ratio:.1f}, the teacher's forward pass over the student's.",
+            "Views: after so many a sample's partner, point and directions return, so that the answers can be kept.",
+            origin(document),
+        ),
+    )
+    return [main, fidelity(document)]
+
+
+def _prepare(request: Request, progress: Any) -> dict[str, Any]:
+    facts = students.prepare(request, progress)
+    return {**facts, "outputs": students.data_of(request.data, request.seed, request.smoke).outputs}
+
+
+FEWER_PASSES = Experiment(
+    about="what cheaper slopes cost in accuracy: every n-th step, a part of the batch, views that return",
+    cells=_cells,
+    measure=students.measure,
+    tables=_tables,
+    figure=columns_figure,
+    prepare=_prepare,
+    teacher=students.teacher_of,
+    takes=STUDENTS,
+)

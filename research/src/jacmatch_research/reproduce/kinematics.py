@@ -1,0 +1,286 @@
+"""An arm of six joints: how many samples its kinematics take, and inverse kinematics driven by a network's slopes."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jacmatch.jacobian import jacobian
+from jacmatch.jobs.progress import Progress
+from jacmatch.report import Document, Table
+from jacmatch.report.experiments import NOTHING, entry, seeds_of
+from jacmatch.report.lines import line_figure
+from jacmatch_research.reproduce.equal_error import (
+    METHODS,
+    REACHED_HEAD,
+    SLOPES,
+    best_of_lengths,
+    by_measure,
+    curves,
+    reached,
+)
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
+from jacmatch_research.reproduce.request import Request
+from jacmatch_research.systems.kinematics.chain import PUMA_560, rotation_vector
+from jacmatch_research.systems.kinematics.inverse import (
+    Known,
+    errors,
+    exact,
+    exact_poses,
+    nearest_rotation,
+    of_student,
+    solve,
+)
+from jacmatch_research.systems.kinematics.switching import animate
+
+SHARE = 0.5
+"""Of each joint's range about its middle: what is learned, and where inverse kinematics may go."""
+SAMPLES = {"smoke": (40,), "cpu": (100, 200, 500, 1000)}
+LENGTHS = {"smoke": (15,), "cpu": (3000, 12000)}
+"""Steps of the optimiser to choose from."""
+LARGEST = 1000
+"""Samples for values alone, which may then be trained four times as long again; slopes are to need fewer."""
+_SIZES: dict[str, dict[str, int]] = {
+    "smoke": {"targets": 8, "animations": 1, "frames": 3, "iterations": 6, "frame": 6},
+    "cpu": {"targets": 200, "animations": 8, "frames": 20, "iterations": 60, "frame": 15},
+}
+"""Targets; animations, and frames of each of their parts; steps of inverse kinematics, and those for a frame."""
+_SHARED = {"hidden": (128, 128), "activation": "silu", "probes": 2, "batch_size": 64}
+_HOW = {"none": {"lr": 0.01, "weight": 0.0}, "rows": {"lr": 0.02, "weight": 2.0}}
+"""The better of what was tried with a seed that no table has."""
+_TEST, _TEST_SEED = 2000, 2**20
+_HELD, _HELD_SEED = 500, 2**21
+_AWAY, _STRAIGHT = 0.6, 0.05  # radians: starts from their targets; wrists that count as nearly straight
+LEARNED = (
+    ("place", "place, mm", 1e3, 1),
+    ("turn", "rotation, mrad", 1e3, 1),
+    ("slope", "slopes, %", 100, 1),
+    ("steps", "steps, 1,000", 1e-3, 0),
+)
+DRIVEN = (
+    ("reached", "reached, %", 100, 1),
+    ("iterations", "iterations", 1, 1),
+    ("straight_reached", "wrist straight: reached, %", 100, 1),
+    ("straight_iterations", "iterations", 1, 1),
+    ("alone_place", "alone: place, mm", 1e3, 2),
+    ("alone_turn", "rotation, mrad", 1e3, 2),
+)
+SWITCHED = (
+    ("into", "into, mrad", 1e3, 2),
+    ("inside", "inside, mrad", 1e3, 0),
+    ("off", "off the path, mm", 1e3, 2),
+    ("straight_into", "through straight: into, mrad", 1e3, 2),
+    ("straight_inside", "inside, mrad", 1e3, 0),
+    ("straight_off", "off the path, mm", 1e3, 2),
+    ("alone_into", "alone: into, mrad", 1e3, 1),
+    ("alone_off", "off the path, mm", 1e3, 1),
+)
+
+
+def _cells(request: Request) -> list[Cell]:
+    size = "smoke" if request.smoke else "cpu"
+    cells = [
+        Cell(
+            method,
+            str(samples),
+            seed,
+            {**_SHARED, **_HOW[slopes], "samples": samples, "slopes": slopes, "lengths": lengths, **_SIZES[size]},
+        )
+        for seed in request.seed_numbers(5)
+        for samples in SAMPLES[size]
+        for method, slopes in METHODS.items()
+        if (lengths := _lengths(LENGTHS[size], samples, method))
+    ]
+    return sorted(cells, key=_last)
+
+
+def _last(cell: Cell) -> bool:
+    """What says nothing about a fifth of the samples is measured last."""
+    samples = int(cell.column)
+    return 5 * samples > LARGEST if cell.row == SLOPES else 2 * samples < LARGEST
+
+
+def _lengths(lengths: tuple[int, ...], samples: int, method: str) -> tuple[int, ...]:
+    if samples < LARGEST:
+        return lengths
+    return () if method == SLOPES else (*lengths, 4 * lengths[-1])
+
+
+def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
+    """What the arm's own poses and Jacobians do with the same targets, animations and starts."""
+    size = _SIZES["smoke" if request.smoke else "cpu"]
+    own = exact(PUMA_560)
+    found = {**_inverse(own, own, size), **_switches(own, size)}
+    cold = {f"cold_{name}": value for name, value in _switches(own, size, cold=True).items()}
+    return {"exact": {name: float(f"{value:.6g}") for name, value in (found | cold).items()}}
+
+
+def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
+    """Errors of a student, and what it drives."""
+    asked = cell.settings
+    q, held = PUMA_560.drawn(asked["samples"], cell.seed, SHARE), PUMA_560.drawn(_HELD, _HELD_SEED, SHARE)
+    points, others = ((each.float(), PUMA_560.outputs(each).float()) for each in (q, held))
+    student, training = best_of_lengths(
+        points, PUMA_560.slopes(q).float(), others, asked, cell.seed, device=request.device
+    )
+    at = PUMA_560.drawn(_TEST, _TEST_SEED, SHARE)
+    said, slopes = (each.detach().double() for each in jacobian(student, at.float()))
+    place, rotation = PUMA_560.pose(at)
+    turned = rotation_vector(nearest_rotation(said[:, 3:].reshape(-1, 3, 3)) @ rotation.mT)
+    known = PUMA_560.slopes(at)
+    own = of_student(student)
+    measured = exact_poses(PUMA_560, own)
+    return {
+        "place": float((said[:, :3] - place).square().sum(1).mean().sqrt()),
+        "turn": float(turned.square().sum(1).mean().sqrt()),
+        "slope": float((slopes - known).norm() / known.norm()),
+        **_inverse(measured, own, asked),
+        **_switches(measured, asked),
+        **{f"alone_{name}": value for name, value in _switches(own, asked).items()},
+        **training,
+    }
+
+
+@lru_cache(maxsize=4)
+def _problems(targets: int, *, straight: bool) -> tuple[Tensor, Tensor]:
+    """Joint angles whose poses are the targets, and starts within `_AWAY` of them; wrists nearly straight if asked."""
+    q = PUMA_560.drawn(targets, _TEST_SEED + 1, SHARE)
+    if straight:
+        q[:, 4] *= _STRAIGHT / float(q[:, 4].abs().max())
+    generator = torch.Generator().manual_seed(_TEST_SEED)
+    away = _AWAY * (2 * torch.rand(q.shape, generator=generator, dtype=q.dtype) - 1)
+    return q, torch.clamp(q + away, *PUMA_560.limits(SHARE))
+
+
+def _inverse(measured: Known, alone: Known, size: Mapping[str, Any]) -> dict[str, float]:
+    """Inverse kinematics with measured poses, and with poses and slopes from the same source.
+
+    Measured: the share that is reached, and iterations of those. Alone: median errors of the arm's own pose.
+    """
+    found, limits = {}, PUMA_560.limits(SHARE)
+    for straight in (False, True):
+        q, start = _problems(size["targets"], straight=straight)
+        target, name = PUMA_560.pose(q), "straight_" if straight else ""
+        solved = solve(measured, target, start, limits, iterations=size["iterations"])
+        found[f"{name}reached"] = float(solved.reached.double().mean())
+        found[f"{name}iterations"] = float(solved.iterations[solved.reached].double().mean().nan_to_num())
+        if not straight:
+            solved = solve(alone, target, start, limits, iterations=size["iterations"])
+            missing = errors(PUMA_560.pose(solved.q), target)
+            found["alone_place"] = float(missing[:, :3].norm(dim=1).median())
+            found["alone_turn"] = float(missing[:, 3:].norm(dim=1).median())
+    return found
+
+
+def _switches(known: Known, size: Mapping[str, Any], *, cold: bool = False) -> dict[str, float]:
+    """Animations without and with a wrist that goes through straight in the inverse part; the worst of them.
+
+    Cold: each frame is solved from the middle of the joint ranges, not from the frame before.
+    """
+    keys = torch.stack([PUMA_560.drawn(size["animations"], _TEST_SEED + 10 + k, 0.6 * SHARE) for k in range(4)])
+    keys[:, :, 4] = keys[:, :, 4].abs() + 0.2
+    through = keys.clone()
+    through[2, :, 4] *= -1
+    low, high = PUMA_560.limits(SHARE)
+    start = (low + high) / 2 if cold else None
+    often = {"frames": size["frames"], "iterations": size["frame"]}
+    motion = animate(PUMA_560, known, torch.cat((keys, through), 1), cold=start, share=SHARE, **often)
+    found = {}
+    for name, part in (("", slice(len(keys[0]))), ("straight_", slice(len(keys[0]), None))):
+        for measure in ("into", "back", "usual", "inside", "off"):
+            found[f"{name}{measure}"] = float(getattr(motion, measure)[part].max())
+        found[f"{name}fold"] = float(motion.fold[part].min())
+    return found
+
+
+def _tables(document: Document) -> list[Table]:
+    made, asked = document["environment"], document["cells"][0]["settings"]
+    own = document["facts"]["exact"]
+    notes = (
+        f"PUMA 560, the middle {100 * SHARE:.0f} % of each joint's range; errors at {_TEST} fresh points, mean ± "
+        f"standard deviation over seeds (of points, weights and batches): {seeds_of(document)}. Of the lengths of "
+        f"training the one that is best at {_HELD} other points.",
+        f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",
+    )
+    inverse_note, switch_note = _notes(asked, own)
+    cold = {name.removeprefix("cold_"): value for name, value in own.items() if name.startswith("cold_")}
+    compared = [(name, heading, scale) for name, heading, scale, _ in LEARNED[:3]]
+    head = [("samples", *(heading for _, heading, *_ in each)) for each in (LEARNED, DRIVEN, SWITCHED)]
+    return [
+        Table("kinematics", "Networks for the arm's pose", head[0], tuple(by_measure(document, LEARNED)), notes),
+        Table(
+            "samples",
+            "Samples with slopes that are as good as values alone",
+            REACHED_HEAD,
+            tuple(reached(document, compared)),
+        ),
+        Table(
+            "inverse",
+            "Inverse kinematics driven by a network",
+            head[1],
+            (*by_measure(document, DRIVEN), _exact_row("the arm's own Jacobian", DRIVEN, own)),
+            (inverse_note,),
+        ),
+        Table(
+            "switching",
+            "From forward to inverse kinematics and back",
+            head[2],
+            (
+                *by_measure(document, SWITCHED),
+                _exact_row("the arm's own", SWITCHED, own),
+                _exact_row("the arm's own, cold", SWITCHED, cold),
+            ),
+            (switch_note,),
+        ),
+    ]
+
+
+def _notes(asked: Mapping[str, Any], own: Mapping[str, float]) -> tuple[str, str]:
+    """What a reader of the tables of inverse kinematics and of switches must know."""
+    inverse = (
+        f"{asked['targets']} targets, starts up to {_AWAY} rad from a solution in each joint, at most "
+        f"{asked['iterations']} damped steps within the learned range. Reached: 1 mm and 2 mrad; iterations are of "
+        f"reached targets only. First four columns: poses of the arm, slopes of the network; wrists are straight "
+        f"within {_STRAIGHT} rad. Alone: poses are the "
+        "network's too, and what is given is the median error of the arm."
+    )
+    switch = (
+        f"{asked['animations']} animations of three parts with {asked['frames']} frames, the largest joint step of "
+        "all: where inverse kinematics takes over from the joints' own motion, and between its frames. Poses are the "
+        "arm's and slopes the network's; alone, both are the network's. The joints' own motion has steps up to "
+        f"{1e3 * own['usual']:.0f} mrad, and goes on from where inverse kinematics ended with a step of at most "
+        f"{1e3 * own['back']:.0f} mrad. Cold: frames are solved from the middle of the ranges. Smallest singular value "
+        f"on the way: {own['fold']:.2g}; with a straight wrist {own['straight_fold']:.1g}."
+    )
+    return inverse, switch
+
+
+def _exact_row(
+    label: str, measures: tuple[tuple[str, str, float | int, int], ...], own: Mapping[str, float]
+) -> tuple[str, ...]:
+    known = [(own.get(name), scale, digits) for name, _, scale, digits in measures]
+    return (label, *(NOTHING if v is None else entry({"mean": v, "std": None}, s, d) for v, s, d in known))
+
+
+def _figure(document: Document) -> bytes:
+    """Errors and success over the number of samples."""
+    panels = [
+        ("place, RMSE in mm", curves(document, "place", 1e3)),
+        ("rotation, RMSE in mrad", curves(document, "turn", 1e3)),
+        ("inverse kinematics: reached, %", curves(document, "reached", 100)),
+        ("alone: jump into inverse kinematics, mrad", curves(document, "alone_into", 1e3)),
+    ]
+    return line_figure([panel for panel in panels if panel[1]], x_label="samples", y_label="", log_x=True, log_y=True)
+
+
+KINEMATICS = Experiment(
+    about="an arm of six joints by values and slopes: samples, inverse kinematics, and switching without a jump",
+    cells=_cells,
+    measure=_measure,
+    tables=_tables,
+    figure=_figure,
+    prepare=_prepare,
+    takes=frozenset(),
+)

@@ -1,0 +1,282 @@
+"""The statements about noise and Jacobians: what grows under noise, and the term that is said to be its second order.
+
+Each says that a mean over noise ξ ~ N(0, σ²I) is a value without noise, plus σ² times a term of derivatives, plus a
+remainder. The losses are those of `jacmatch.losses`, the derivatives those of `jacmatch.jacobian`; second derivatives,
+where a statement needs them, are Jacobians of Jacobians.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jacmatch import losses
+from jacmatch.jacobian import jacobian
+from jacmatch_research.reproduce.noise_quadrature import Nodes
+from jacmatch_research.reproduce.shallow_pairs import Function, Place
+
+LABEL = 0
+"""The class of every point."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Two networks at points, and their derivatives there.
+
+    Attributes:
+        student: The student; it is given points, or for each point several places around it.
+        teacher: The teacher.
+        x: The points.
+        side: As in `Place`.
+    """
+
+    student: Function
+    teacher: Function
+    x: Float[Tensor, "point 2"]
+    side: Float[Tensor, "point 2"] | None = None
+
+    @staticmethod
+    def at(place: Place, x: Float[Tensor, "point 2"]) -> "Setting":
+        """The pair of a place, at some of its points."""
+        return Setting(place.student, place.teacher, x, place.side)
+
+    def agreeing(self) -> "Setting":
+        """The student moved by a constant at each point, onto the teacher's values there."""
+        shift = (self.teacher(self.x) - self.student(self.x)).detach()
+        student = self.student
+
+        def moved(y: Tensor) -> Tensor:
+            return student(y) + shift.view(len(shift), *[1] * (y.dim() - 2), -1)
+
+        return replace(self, student=moved)
+
+    def rows(self, function: Function) -> Float[Tensor, "point row 2"]:
+        """The Jacobian; on a kink the mean of both sides."""
+        return self._of_sides(lambda x: jacobian(function, x)[1])
+
+    def laplacians(self, function: Function) -> Float[Tensor, "point row"]:
+        """Traces of the second derivatives, which do not see kinks; on a kink the mean of both sides."""
+        return self._of_sides(laplacian_of(function))
+
+    def _of_sides(self, derivative: Function) -> Tensor:
+        if self.side is None:
+            return derivative(self.x).detach()
+        return (derivative(self.x + self.side) + derivative(self.x - self.side)).detach() / 2
+
+    @property
+    def p(self) -> Function:
+        """The teacher's probabilities."""
+        return lambda y: self.teacher(y).softmax(-1)
+
+    @property
+    def q(self) -> Function:
+        """The student's probabilities."""
+        return lambda y: self.student(y).softmax(-1)
+
+
+Loss = Callable[[Setting, Tensor], Tensor]
+"""A loss at places around each point, (point, place, 2) → (point, place)."""
+
+
+def euclidean(at: Setting, jump: Float[Tensor, "point out"]) -> Float[Tensor, "point"]:
+    """Σ_k κ_k²."""
+    return jump.square().sum(1)
+
+
+def half_variance(at: Setting, jump: Float[Tensor, "point out"]) -> Float[Tensor, "point"]:
+    """½ Σ_k p_k (κ_k − Σ_j p_j κ_j)², the second order of KL in the logits."""
+    p = at.p(at.x)
+    return 0.5 * (p * (jump - (p * jump).sum(1, keepdim=True)).square()).sum(1)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement.
+
+    Attributes:
+        name: As the table has it.
+        family: What the student learns from.
+        printed: The order of the remainder in print.
+        increase: What noise adds, from the setting, the noise and its weights.
+        term: What is said to be the coefficient of σ².
+        loss: What is averaged, None where it is not a mean of one loss.
+        agreeing: Whether the student has the teacher's values at each point.
+        at_kinks: Where the loss itself has no kink, what a kink leaves, as multiples of ‖κ‖², κ the jump of the slopes
+            of the logits: of σ³ times the density of kinks in an average over points, and of σ² on the kink itself.
+        metric: ‖κ‖², as the loss measures it.
+        fourth: The coefficient of σ⁴, where there is no loss.
+    """
+
+    name: str
+    family: str
+    printed: str
+    increase: Callable[[Setting, Nodes, float], Tensor]
+    term: Callable[[Setting], Tensor]
+    loss: Loss | None = None
+    agreeing: bool = False
+    at_kinks: tuple[float, float] | None = None
+    metric: Callable[[Setting, Tensor], Tensor] = euclidean
+    fourth: Callable[[Setting], Tensor] | None = None
+
+
+def slopes_of(function: Function) -> Function:
+    """The rows of the function's Jacobian as a function, (batch, 2) → (batch, row · 2).
+
+    Zero times a power joins what the slopes of a linear function lack: a way back to the input.
+    """
+    return lambda x: jacobian(function, x)[1].flatten(1) + 0 * x.pow(4).sum(1, keepdim=True)
+
+
+def laplacian_of(function: Function) -> Function:
+    """The function's Laplacian as a function, (batch, 2) → (batch, row)."""
+
+    def laplacian(x: Tensor) -> Tensor:
+        second = jacobian(slopes_of(function), x)[1]
+        return second.view(len(x), -1, 2, 2).diagonal(dim1=2, dim2=3).sum(2)
+
+    return laplacian
+
+
+def _around(at: Setting, nodes: Nodes, sigma: float, sign: int = 1) -> Float[Tensor, "point node 2"]:
+    return at.x[:, None] + sign * sigma * nodes.z
+
+
+def _flat(values: Float[Tensor, "point place out"]) -> Float[Tensor, "sample out"]:
+    return values.flatten(0, 1)
+
+
+def squared_outputs(at: Setting, y: Float[Tensor, "point place 2"]) -> Float[Tensor, "point place"]:
+    """The paper's loss at noisy inputs, one draw for each place."""
+    student, teacher = (_flat(f(y))[None] for f in (at.student, at.teacher))
+    return losses.noise_distillation(student, teacher).view(y.shape[:2])
+
+
+def squared_labels(at: Setting, y: Float[Tensor, "point place 2"]) -> Float[Tensor, "point place"]:
+    """Squared error with the one-hot label."""
+    student = _flat(at.student(y))
+    return losses.squared_error(student, one_hot(student)).view(y.shape[:2])
+
+
+def soft_cross_entropy(at: Setting, y: Float[Tensor, "point place 2"]) -> Float[Tensor, "point place"]:
+    """Cross-entropy with the teacher's probabilities at the same place."""
+    return losses.cross_entropy(_flat(at.student(y)), _flat(at.p(y))).view(y.shape[:2])
+
+
+def kl(at: Setting, y: Float[Tensor, "point place 2"]) -> Float[Tensor, "point place"]:
+    """KL(p‖q) at the same place."""
+    return losses.hinton_kl(_flat(at.student(y)), _flat(at.teacher(y))).view(y.shape[:2])
+
+
+def label_cross_entropy(at: Setting, y: Float[Tensor, "point place 2"]) -> Float[Tensor, "point place"]:
+    """Cross-entropy with the label."""
+    student = _flat(at.student(y))
+    return losses.cross_entropy(student, labels(student)).view(y.shape[:2])
+
+
+def labels(outputs: Float[Tensor, "sample out"]) -> Tensor:
+    """The class of each sample."""
+    return torch.full((len(outputs),), LABEL)
+
+
+def one_hot(outputs: Float[Tensor, "sample out"]) -> Float[Tensor, "sample out"]:
+    """The classes as vectors."""
+    return torch.nn.functional.one_hot(labels(outputs), outputs.shape[1]).to(outputs)
+
+
+def of_loss(loss: Loss) -> Callable[[Setting, Nodes, float], Tensor]:
+    """E loss(x + ξ) − loss(x)."""
+
+    def increase(at: Setting, nodes: Nodes, sigma: float) -> Tensor:
+        return (nodes.weights * (loss(at, _around(at, nodes, sigma)) - loss(at, at.x[:, None]))).sum(1)
+
+    return increase
+
+
+def variance(at: Setting, nodes: Nodes, sigma: float) -> Float[Tensor, "point"]:
+    """The mean of `centered_variance` over all pairs of draws.
+
+    Of two independent draws the mean is twice that of a draw and the mean of all draws.
+    """
+    y = _around(at, nodes, sigma)
+    pairs = []
+    for function in (at.student, at.teacher):
+        values = function(y)
+        mean = (nodes.weights[..., None] * values).sum(1, keepdim=True)
+        pairs.append(torch.stack((_flat(values), _flat(mean.expand_as(values)))))
+    return 2 * (nodes.weights * losses.centered_variance(pairs[0], pairs[1]).view(y.shape[:2])).sum(1)
+
+
+def antithetic(at: Setting, nodes: Nodes, sigma: float) -> Float[Tensor, "point"]:
+    """The mean of `antithetic` over draws."""
+    plus, minus = _around(at, nodes, sigma), _around(at, nodes, sigma, -1)
+    values = [_flat(f(y))[None] for y in (plus, minus) for f in (at.student, at.teacher)]
+    return (nodes.weights * losses.antithetic(*values).view(plus.shape[:2])).sum(1)
+
+
+def jacobian_distance(at: Setting) -> Float[Tensor, "point"]:
+    """Σ_i ‖∇S_i − ∇T_i‖²."""
+    return losses.squared_error(at.rows(at.student), at.rows(at.teacher))
+
+
+def gradient_times_third(at: Setting) -> Float[Tensor, "point"]:
+    """Σ_i ∇δ_i·∇Δδ_i, the antithetic pair's coefficient of σ⁴."""
+    difference = _difference(at)
+    return (at.rows(difference) * at.rows(laplacian_of(difference))).sum((1, 2))
+
+
+def variance_fourth(at: Setting) -> Float[Tensor, "point"]:
+    """Σ_i (½ ‖H_i‖²_F + ∇δ_i·∇Δδ_i), the variance's coefficient of σ⁴."""
+    second = at.rows(slopes_of(_difference(at)))
+    return 0.5 * second.square().sum((1, 2)) + gradient_times_third(at)
+
+
+def _difference(at: Setting) -> Function:
+    return lambda y: at.student(y) - at.teacher(y)
+
+
+def equation_2(at: Setting) -> Float[Tensor, "point"]:
+    """−Σ_i ∇p_i·∇q_i / q_i."""
+    return losses.paper_cross_entropy(at.rows(at.q), at.rows(at.p), at.q(at.x))
+
+
+def lost_square(at: Setting) -> Float[Tensor, "point"]:
+    """½ Σ_i p_i ‖∇q_i‖² / q_i²."""
+    q = at.q(at.x)
+    return losses.label_cross_entropy(at.rows(at.q), q, torch.zeros_like(q), at.p(at.x), 1.0)
+
+
+def whole_soft_term(at: Setting) -> Float[Tensor, "point"]:
+    """Equation 2, the lost square, and −½ Σ_i (Δp_i log q_i + p_i Δq_i / q_i)."""
+    q, p = at.q(at.x), at.p(at.x)
+    curvature = -0.5 * (at.laplacians(at.p) * q.log() + p * at.laplacians(at.q) / q).sum(1)
+    return equation_2(at) + lost_square(at) + curvature
+
+
+def half_fisher(at: Setting) -> Float[Tensor, "point"]:
+    """½ Σ_i p_i ‖∇log q_i − ∇log p_i‖²."""
+    student, teacher = at.rows(lambda y: at.q(y).log()), at.rows(lambda y: at.p(y).log())
+    return 0.5 * losses.fisher(student, teacher, at.p(at.x))
+
+
+def label_norm(at: Setting) -> Float[Tensor, "point"]:
+    """Σ_i ‖∇S_i‖²."""
+    return losses.paper_label_squared(at.rows(at.student), 1.0)
+
+
+def equation_3(at: Setting) -> Float[Tensor, "point"]:
+    """Σ_i y_i ‖∇q_i‖² / q_i²."""
+    q = at.q(at.x)
+    return losses.paper_label_cross_entropy(at.rows(at.q), q, labels(q), 1.0)
+
+
+def whole_label_term(at: Setting) -> Float[Tensor, "point"]:
+    """½ Σ_i y_i (‖∇q_i‖² / q_i² − Δq_i / q_i)."""
+    q = at.q(at.x)
+    return losses.label_cross_entropy(at.rows(at.q), q, at.laplacians(at.q), labels(q), 1.0)
+
+
+def closed_form(at: Setting) -> Float[Tensor, "point"]:
+    """½ Σ_i q_i ‖∇z_i − Σ_j q_j ∇z_j‖²."""
+    return losses.piecewise_linear_cross_entropy(at.rows(at.student), at.q(at.x), 1.0)

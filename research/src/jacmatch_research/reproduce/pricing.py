@@ -1,0 +1,283 @@
+"""Options learned from single paths: values alone against values and slopes, at equal numbers of paths."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jacmatch.jacobian import jacobian
+from jacmatch.jobs.surrogate.fitting import fit_surrogate, new_student
+from jacmatch.report import Document, Table
+from jacmatch.report.experiments import NOTHING, Spread, grid, names, seeds_of, spreads
+from jacmatch.report.lines import Line, line_figure
+from jacmatch_research.reproduce.equal_error import crossing
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
+from jacmatch_research.reproduce.request import Request
+from jacmatch_research.systems.pricing import OPTIONS, Basket, WorstOf
+
+VALUES, LONGER, LONGEST, SLOPES = "values", "values, 4 × steps", "values, 16 × steps", "values + slopes"
+SLOPES_LONGER = "values + slopes, 4 × steps"
+RIVALS, TRIED = (VALUES, LONGER, LONGEST), (SLOPES, SLOPES_LONGER)
+METHODS: dict[str, Mapping[str, Any]] = {
+    VALUES: {"slopes": "none", "longer": 1},
+    LONGER: {"slopes": "none", "longer": 4},
+    LONGEST: {"slopes": "none", "longer": 16},
+    SLOPES: {"slopes": "jacobian", "longer": 1},
+    SLOPES_LONGER: {"slopes": "jacobian", "longer": 4},
+}
+"""Three lengths of training without slopes, the longest at the most paths only, and two with them."""
+CHOSEN = {f"{VALUES}, length held out": RIVALS, f"{SLOPES}, length held out": TRIED}
+"""Of these lengths, for each seed, the one whose own loss is lowest on paths that were held out."""
+EARLY = f"{LONGEST}, stopped early"
+HINDSIGHT = "best length in hindsight"
+
+PATHS = {"smoke": (512,), "cpu": (1024, 4096, 12_288, 16_384, 65_536)}
+"""12,288 paths are less than a fifth of 65,536."""
+_SHARED = {"hidden": (20, 20, 20, 20), "activation": "softplus", "batch_size": 1024, "lr": 0.02, "weight": 20.0}
+_STEPS = {"smoke": 5, "cpu": 400}
+_TEST = {"smoke": 200, "cpu": 2000}
+_TEST_SEED = 2**20
+_OF_PATHS = 10_000  # seeds of paths are those of their states and this
+_HELD_OUT = 2**19  # seeds of states that are held out are those of the cell and this
+_LOOK = 50  # steps between two looks at them
+_SCALES = {"price": 1e4, "delta": 100.0}
+
+
+def _cells(request: Request) -> list[Cell]:
+    size = "smoke" if request.smoke else "cpu"
+    return [
+        Cell(
+            f"{option}: {method}",
+            str(paths),
+            seed,
+            {
+                **_SHARED,
+                "option": option,
+                "paths": paths,
+                "slopes": how["slopes"],
+                "steps": how["longer"] * _STEPS[size],
+            },
+        )
+        for option in OPTIONS
+        for paths in PATHS[size]
+        for method, how in METHODS.items()
+        for seed in request.seed_numbers(5)
+        if method != LONGEST or paths == PATHS[size][-1]
+    ]
+
+
+def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
+    """RMSE of price and deltas at fresh states, loss on held-out paths, and the seconds of the training.
+
+    A quarter as many paths as are learned from are held out. `early_` are the errors of the network as it was when its
+    loss on them was lowest.
+    """
+    asked = cell.settings
+    option = OPTIONS[asked["option"]]
+    x, y, slopes = _labelled(option, asked["paths"], cell.seed)
+    each = float((slopes * x.std(0) / y.std(0)).square().sum((1, 2)).mean())
+    weight = asked["weight"] / each
+    with torch.random.fork_rng([]):
+        torch.manual_seed(cell.seed)
+        student = new_student(x, y, tuple(asked["hidden"]), asked["activation"])
+    held_out = _labelled(option, asked["paths"] // 4, cell.seed + _HELD_OUT)
+    loss = _Loss(held_out, weight if asked["slopes"] == "jacobian" else 0.0, x.std(0), y.std(0))
+    lowest, early = float("inf"), student.state_dict()
+
+    def look(step: int, _: Mapping[str, float]) -> None:
+        nonlocal lowest, early
+        if step % _LOOK == 0 and (found := loss(student)) < lowest:
+            lowest, early = found, {name: value.clone() for name, value in student.state_dict().items()}
+
+    start = time.perf_counter()
+    fit_surrogate(
+        x,
+        y,
+        jacobian=slopes,
+        slopes=asked["slopes"],
+        weight=weight,
+        student=student,
+        steps=asked["steps"],
+        batch_size=asked["batch_size"],
+        lr=asked["lr"],
+        seed=cell.seed,
+        device=request.device,
+        on_step=look,
+    )
+    found: Measures = {"train_seconds": time.perf_counter() - start, "held_out": loss(student)}
+    test = asked["option"], _TEST["smoke" if request.smoke else "cpu"]
+    found |= _errors(*test, student)
+    student.load_state_dict(early)
+    stopped = _errors(*test, student)
+    return found | {f"early_{name}": stopped[name] for name in ("price_rmse", "delta_rmse")}
+
+
+Labelled = tuple[Tensor, Tensor, Tensor]
+"""States, payoffs or prices, and their slopes."""
+
+
+def _labelled(option: Basket | WorstOf, paths: int, seed: int) -> Labelled:
+    x = option.states(paths, seed)
+    y, slopes = option.paths(x, seed + _OF_PATHS)
+    return x.float(), y.float(), slopes.float()
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """The loss that a student is trained by, on other paths."""
+
+    paths: Labelled
+    weight: float
+    inputs: Tensor
+    outputs: Tensor
+
+    def __call__(self, student: nn.Module) -> float:
+        x, y, slopes = self.paths
+        if not self.weight:
+            with torch.no_grad():
+                return float(((student(x) - y) / self.outputs).square().mean())
+        said, slopes_said = (each.detach() for each in jacobian(student, x))
+        apart = ((slopes_said - slopes) * self.inputs / self.outputs).square().sum((1, 2)).mean()
+        return float(((said - y) / self.outputs).square().mean() + self.weight * apart)
+
+
+@lru_cache(maxsize=4)
+def _exact(option: str, count: int) -> Labelled:
+    """Fresh states with their exact prices and deltas."""
+    points = OPTIONS[option].states(count, _TEST_SEED)
+    return points, *OPTIONS[option].exact(points)
+
+
+def _errors(option: str, count: int, student: nn.Module) -> dict[str, float]:
+    points, price, deltas = _exact(option, count)
+    said, slopes_said = (each.detach().double() for each in jacobian(student, points.float()))
+    return {
+        "price_rmse": float((said - price).square().mean().sqrt()),
+        "delta_rmse": float((slopes_said - deltas).square().mean().sqrt()),
+        "price_worst": float((said - price).abs().max()),
+        "price_std": float(price.std()),
+        "delta_std": float(deltas.std(0).square().mean().sqrt()),
+    }
+
+
+def with_chosen(document: Document) -> Document:
+    """The document with further rows: lengths of training that held-out paths have chosen, and stopping early.
+
+    Neither sees an exact price.
+    """
+    by = {(cell["row"], cell["column"], cell["seed"]): cell for cell in document["cells"]}
+    more = []
+    for option in OPTIONS:
+        for name, lengths in CHOSEN.items():
+            for column in names(document, "column"):
+                for seed in sorted({cell["seed"] for cell in document["cells"]}):
+                    have = [by[key] for each in lengths if (key := (f"{option}: {each}", column, seed)) in by]
+                    if have:
+                        best = min(have, key=lambda cell: cell["measures"]["held_out"])
+                        more.append({**best, "row": f"{option}: {name}"})
+        for cell in document["cells"]:
+            if cell["row"] == f"{option}: {LONGEST}":
+                early = {name: cell["measures"][f"early_{name}"] for name in ("price_rmse", "delta_rmse")}
+                more.append({**cell, "row": f"{option}: {EARLY}", "measures": cell["measures"] | early})
+    return {**document, "cells": [*document["cells"], *more]}
+
+
+def _tables(document: Document) -> list[Table]:
+    columns, whole = names(document, "column"), with_chosen(document)
+    stds = {name: spreads(document, f"{name}_std") for name in ("price", "delta")}
+    of_option = {option: f"{option}: {SLOPES}" for option in OPTIONS}
+    scales = "; ".join(
+        f"{option} {1e4 * stds['price'][row, columns[0]]['mean']:.0f} and "
+        f"{100 * stds['delta'][row, columns[0]]['mean']:.1f}"
+        for option, row in of_option.items()
+        if (row, columns[0]) in stds["price"]
+    )
+    made = document["environment"]
+    notes = (
+        f"Errors at {_TEST[document['size']]} fresh states against exact prices, mean ± standard deviation over seeds "
+        f"(of paths, weights and batches): {seeds_of(document)}. A spot is 1. Length held out: of the lengths above, "
+        "for each seed, the one with the lowest loss on a quarter as many other paths.",
+        f"Standard deviation of the exact prices (10⁻⁴) and of the deltas (10⁻²): {scales}.",
+        f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",
+    )
+    head = ("paths", *(f"{int(column):,}" for column in columns))
+    return [
+        Table("price", "RMSE of the price, 10⁻⁴", head, tuple(grid(whole, "price_rmse", scale=1e4)), notes),
+        Table("delta", "RMSE of the deltas, 10⁻²", head, tuple(grid(whole, "delta_rmse", digits=2)), notes[:1]),
+        Table(
+            "paths",
+            "Paths with slopes that reach the error of values alone at the largest number of paths",
+            ("option and error", "values alone", "error", "reached with", "share", "between columns"),
+            tuple(
+                line for option in OPTIONS for error in ("price", "delta") for line in _reached(whole, option, error)
+            ),
+            (
+                "With slopes the length is always the held-out one. Hindsight: the length with the lowest mean error, "
+                "which nobody knows without exact prices. Between columns: by a straight line through the logarithms.",
+            ),
+        ),
+        Table(
+            "seconds",
+            "Seconds of training",
+            head,
+            tuple(grid(document, "train_seconds", scale=1, digits=1)),
+            ("One thread, beside other work on the machine: neither the numbers nor their ratios are exact.",),
+        ),
+    ]
+
+
+def _reached(document: Document, option: str, error: str) -> list[tuple[str, ...]]:
+    """The smallest number of paths whose mean error with slopes is not above that of each rival at the largest."""
+    found = spreads(document, f"{error}_rmse")
+    columns = sorted(names(document, "column"), key=int)
+    chosen, tried = CHOSEN
+    at_most = {name: found.get((f"{option}: {name}", columns[-1])) for name in (chosen, EARLY, *RIVALS)}
+    bounds = {name: value["mean"] for name, value in at_most.items() if value is not None}
+    rivals = {"length held out": bounds.get(chosen), "stopped early": bounds.get(EARLY)}
+    rivals[HINDSIGHT] = min((bounds[name] for name in RIVALS if name in bounds), default=None)
+    row = f"{option}: {tried}"
+    known = [(int(column), found[row, column]["mean"]) for column in columns if (row, column) in found]
+    return [(f"{option}: {error}", name, *_against(bound, known, _SCALES[error])) for name, bound in rivals.items()]
+
+
+def _against(bound: float | None, known: list[tuple[int, float]], scale: float) -> tuple[str, ...]:
+    """A bound, the first number of paths that is not above it with its share of the largest, and the crossing."""
+    if bound is None or not known:
+        return (NOTHING,) * 4
+    most = known[-1][0]
+    good = [paths for paths, mean in known if mean <= bound]
+    reached = (f"{good[0]:,}", f"{100 * good[0] / most:.1f} %") if good else ("none", NOTHING)
+    where = crossing(known, bound)
+    between = NOTHING if where is None else f"{where:,.0f} ({100 * where / most:.1f} %)"
+    return f"{scale * bound:.2f}", *reached, between
+
+
+def _figure(document: Document) -> bytes:
+    """Errors over the number of paths: a panel for each option and error."""
+    panels, document = [], with_chosen(document)
+    for option in OPTIONS:
+        for error, scale, unit in (("price", 1e4, "10⁻⁴"), ("delta", 100.0, "10⁻²")):
+            found = spreads(document, f"{error}_rmse")
+            lines = [_line(found, f"{option}: {method}", method, scale) for method in (*METHODS, *CHOSEN)]
+            panels.append((f"{option}\n{error}, {unit}", [line for line in lines if line.x]))
+    return line_figure(panels, x_label="paths", y_label="RMSE", log_x=True, log_y=True)
+
+
+def _line(found: Mapping[tuple[str, str], Spread], row: str, label: str, scale: float) -> Line:
+    have = sorted((int(column), value) for (name, column), value in found.items() if name == row)
+    means = [scale * value["mean"] for _, value in have]
+    return Line(label, [float(paths) for paths, _ in have], means, [scale * (v["std"] or 0.0) for _, v in have])
+
+
+PRICING = Experiment(
+    about="options from noisy paths and their pathwise slopes: errors of price and delta against exact ones",
+    cells=_cells,
+    measure=_measure,
+    tables=_tables,
+    figure=_figure,
+    takes=frozenset(),
+)

@@ -1,0 +1,199 @@
+"""Pairs of small networks on the plane and the points at which a statement about them is measured."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from jacmatch.errors import unknown_name
+from jacmatch_research.reproduce.noise_quadrature import Nodes, hermite, kinked, segments
+
+Function = Callable[[Tensor], Tensor]
+OUTPUTS, FAR, LENGTH = 3, 2.2, 3.0
+_GAP = 0.3  # between two kinks on the line over which is averaged
+
+
+@dataclass(frozen=True)
+class Shallow:
+    """A network with one hidden layer, y ↦ V a(Wy + b) + c, on points of any number of leading dimensions."""
+
+    w: Float[Tensor, "unit 2"]
+    b: Float[Tensor, "unit"]
+    v: Float[Tensor, "out unit"]
+    c: Float[Tensor, "out"]
+    activation: Function
+
+    def __call__(self, y: Float[Tensor, "*point 2"]) -> Float[Tensor, "*point out"]:
+        """The outputs."""
+        return self.activation(y @ self.w.T + self.b) @ self.v.T + self.c
+
+    @staticmethod
+    def draw(units: int, activation: Function, generator: torch.Generator) -> "Shallow":
+        """A random network in float64."""
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        w, b, v, c = normal(units, 2), normal(units), normal(OUTPUTS, units), normal(OUTPUTS)
+        return Shallow(w, b, v / units**0.5, c / 2, activation)
+
+
+@dataclass(frozen=True)
+class Kinks:
+    """Kinks that noise reaches.
+
+    Attributes:
+        points: A point on each; of an average over a line, where the line crosses it.
+        normals: The unit vector across it.
+        density: Of the points over which is averaged, there, per unit of distance from the kink.
+    """
+
+    points: Float[Tensor, "kink 2"]
+    normals: Float[Tensor, "kink 2"]
+    density: Float[Tensor, "kink"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a pair is looked at: points with weights, and the kinks around them.
+
+    Attributes:
+        student: The student.
+        teacher: The teacher.
+        x: The points.
+        weights: What each counts for; the sum is 1.
+        kinks: None where noise reaches none.
+        side: From a point on a kink a little across it; None elsewhere. There derivatives are means of both sides.
+    """
+
+    student: Shallow
+    teacher: Shallow
+    x: Float[Tensor, "point 2"]
+    weights: Float[Tensor, "point"]
+    kinks: Kinks | None = None
+    side: Float[Tensor, "point 2"] | None = None
+
+    def nodes(self, x: Float[Tensor, "point 2"], sigma: float, *, fine: bool = False) -> Nodes:
+        """The noise, in standard deviations, for some of the points; `fine` takes more nodes."""
+        if self.kinks is None:
+            return hermite(40 if fine else 32)
+        w = torch.cat((self.student.w, self.teacher.w))
+        size = w.norm(dim=1)
+        offsets = (x @ w.T + torch.cat((self.student.b, self.teacher.b))) / size / sigma
+        count = 7 if self.side is None else 12  # many points, or one
+        return kinked(offsets, w / size[:, None], count + 2 * fine)
+
+
+def place(column: str, seed: int, sigma: float) -> Place:
+    """The pair and the points of a column; only an average over points depends on σ, through where its points lie."""
+    if column not in COLUMNS:
+        raise unknown_name("A column of `reproduce propositions`", column, COLUMNS)
+    return COLUMNS[column](torch.Generator().manual_seed(1000 + seed), sigma)
+
+
+def _smooth(generator: torch.Generator, sigma: float) -> Place:
+    student = Shallow.draw(6, functional.softplus, generator)
+    return _at_a_point(student, Shallow.draw(6, torch.tanh, generator), generator)
+
+
+def _linear(generator: torch.Generator, sigma: float) -> Place:
+    student, teacher = (Shallow.draw(3, lambda y: y, generator) for _ in range(2))
+    return _at_a_point(student, teacher, generator)
+
+
+def _inside(generator: torch.Generator, sigma: float) -> Place:
+    """ReLU networks, every kink at least `FAR` away."""
+    student, teacher = (Shallow.draw(units, torch.relu, generator) for units in (4, 5))
+    at = _at_a_point(student, teacher, generator)
+    return replace(at, student=_moved(student, at.x), teacher=_moved(teacher, at.x))
+
+
+def _on_a_kink(generator: torch.Generator, sigma: float) -> Place:
+    """The same, but the point lies on one kink of the student, a large one."""
+    at = _inside(generator, sigma)
+    w, b, v = at.student.w, at.student.b.clone(), at.student.v.clone()
+    b[0] = -(at.x[0] @ w[0])
+    v[:, 0] *= 3
+    normal = w[:1] / w[0].norm()
+    kinks = Kinks(at.x, normal, torch.ones(1, dtype=torch.float64))
+    return replace(at, student=replace(at.student, b=b, v=v), kinks=kinks, side=1e-7 * normal)
+
+
+def _at_a_point(student: Shallow, teacher: Shallow, generator: torch.Generator) -> Place:
+    x = torch.randn(1, 2, generator=generator, dtype=torch.float64)
+    return Place(student, teacher, x, torch.ones(1, dtype=torch.float64))
+
+
+def _moved(network: Shallow, x: Float[Tensor, "point 2"]) -> Shallow:
+    """The network with other biases, so that no kink is nearer to x than `FAR`; the constant is moved along."""
+    pre, size = (x @ network.w.T + network.b)[0], network.w.norm(dim=1)
+    moved = replace(network, b=network.b + pre.sign() * FAR * size)
+    return replace(moved, c=moved.c + (network(x) - moved(x))[0])
+
+
+def _average(generator: torch.Generator, sigma: float) -> Place:
+    """ReLU networks, all points of a line of length `LENGTH` that crosses three kinks, one at a time."""
+    student, teacher, start, e = _line(generator.initial_seed())
+    w = torch.cat((student.w, teacher.w))
+    size, speed = w.norm(dim=1), w @ e
+    at = -(w @ start + torch.cat((student.b, teacher.b))) / speed
+    crossed = (at > 0) & (at < LENGTH)
+    slant = (speed / size)[crossed].abs()
+    t, weights = segments(_cuts(at[crossed], slant, sigma), 5)
+    kinks = Kinks(start + at[crossed, None] * e, (w / size[:, None])[crossed], 1 / (LENGTH * slant))
+    return Place(student, teacher, start + t[:, None] * e, weights / LENGTH, kinks)
+
+
+@lru_cache(maxsize=16)
+def _line(seed: int) -> tuple[Shallow, Shallow, Tensor, Tensor]:
+    """Student, teacher, start and direction of the line: the first that are clear."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        student, teacher = (Shallow.draw(units, torch.relu, generator) for units in (4, 5))
+        e = torch.randn(2, generator=generator, dtype=torch.float64)
+        e = e / e.norm()
+        start = -e * LENGTH / 2 + 0.3 * torch.randn(2, generator=generator, dtype=torch.float64)
+        if _is_clear(torch.cat((student.w, teacher.w)), torch.cat((student.b, teacher.b)), start, e):
+            return student, teacher, start, e
+
+
+def _is_clear(
+    w: Float[Tensor, "unit 2"], b: Float[Tensor, "unit"], start: Float[Tensor, "2"], e: Float[Tensor, "2"]
+) -> bool:
+    """Whether three kinks are crossed, none at a small angle, near another or near an end of the line."""
+    size, speed = w.norm(dim=1), w @ e
+    offsets = w @ start + b
+    ends = torch.minimum(offsets.abs(), (offsets + LENGTH * speed).abs()) / size
+    at = -offsets / speed
+    crossed = (at > 0) & (at < LENGTH)
+    return (
+        int(crossed.sum()) == 3
+        and float((speed / size)[crossed].abs().min()) > 0.4
+        and float(at[crossed].sort().values.diff().min()) > _GAP
+        and float(ends.min()) > _GAP
+    )
+
+
+def _cuts(at: Float[Tensor, "crossing"], slant: Float[Tensor, "crossing"], sigma: float) -> Float[Tensor, "cut"]:
+    """Where to cut the line: at kinks, closely around them, and otherwise each quarter."""
+    steps = torch.tensor([0.0, 0.7, 1.5, 2.5, 4.0, 7.5], dtype=torch.float64)
+    around = at[:, None] + torch.cat((-steps, steps)) * sigma / slant[:, None]
+    even = torch.linspace(0, LENGTH, 13, dtype=torch.float64)
+    return torch.cat((around.flatten().clamp(0, LENGTH), even)).sort().values
+
+
+SMOOTH, LINEAR, INSIDE = "smooth", "linear", "ReLU, inside a region"
+AVERAGE, ON_A_KINK = "ReLU, average over points", "ReLU, at a kink"
+
+COLUMNS: dict[str, Callable[[torch.Generator, float], Place]] = {
+    SMOOTH: _smooth,
+    LINEAR: _linear,
+    INSIDE: _inside,
+    AVERAGE: _average,
+    ON_A_KINK: _on_a_kink,
+}
+"""The columns by name."""

@@ -1,0 +1,235 @@
+"""Four wheels against two, and networks in place of the controller: from one state, and over numbers of samples."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from jacmatch.jobs.progress import Progress
+from jacmatch.report import Document, Table
+from jacmatch.report.experiments import seeds_of, spreads
+from jacmatch.report.lines import line_figure
+from jacmatch_research.reproduce.equal_error import (
+    METHODS,
+    REACHED_HEAD,
+    best_of_lengths,
+    by_measure,
+    columns_of,
+    curves,
+    reached,
+)
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
+from jacmatch_research.reproduce.request import Request
+from jacmatch_research.systems.steering.control import Linear, Lqr, drive, lane_change
+from jacmatch_research.systems.steering.learning import CARS, GRID, answers, gain_error, loops, regret, taught
+
+ONE_VALUES, ONE_SLOPES = "gain: values", "gain: values + slopes"
+SAMPLES = {"smoke": (30,), "cpu": (5, 10, 20, 50, 100)}
+_STATES = {"smoke": (1,), "cpu": (1, 2, 4, 5)}
+LENGTHS: dict[str, dict[str, tuple[int, ...]]] = {
+    "smoke": {"none": (20,), "rows": (20,)},
+    "cpu": {"none": (500, 6000), "rows": (500, 2000)},
+}
+"""Steps of the optimiser to choose from, by what is compared: about as many seconds on both sides."""
+_GAIN_STEPS = {"smoke": 30, "cpu": 1500}
+_SHARED = {"hidden": (32, 32), "activation": "silu", "probes": 2, "batch_size": 64, "lr": 0.02, "weight": "scale"}
+TESTED, _TEST_SEED = {"smoke": 60, "cpu": 2000}, 2**20
+HELD, _HELD_SEED = {"smoke": 40, "cpu": 500}, 2**21
+"""States that errors are measured at, and that choose the length of training."""
+_DRIVEN = {"smoke": (20.0,), "cpu": (10.0, 20.0, 35.0)}
+_SPEED = 20.0
+CAP = 10.0
+"""Regret that counts at most, a number of times the teacher's cost."""
+MEASURES = (
+    ("rmse", "angles, mrad", 1e3, 1),
+    ("gain", "gain, %", 100, 0),
+    ("stable", "stable loops, %", 100, 1),
+    ("part", "largest real part, 1/s", 1, 2),
+    ("regret", "regret, median %", 100, 1),
+    ("good", "drives below 10 % regret, %", 100, 0),
+)
+
+
+def _cells(request: Request) -> list[Cell]:
+    size = "smoke" if request.smoke else "cpu"
+    seeds = request.seed_numbers(5)
+    shared = {"steps": _GAIN_STEPS[size], "speed": _SPEED}
+    gains = [
+        Cell(row, str(states), seed, {**shared, "states": states, "slopes": row == ONE_SLOPES})
+        for states in _STATES[size]
+        for row in (ONE_VALUES, ONE_SLOPES)
+        for seed in seeds
+    ]
+    return gains + [
+        Cell(
+            method,
+            str(samples),
+            seed,
+            {**_SHARED, "samples": samples, "slopes": slopes, "lengths": LENGTHS[size][slopes]},
+        )
+        for seed in seeds
+        for samples in SAMPLES[size]
+        for method, slopes in METHODS.items()
+    ]
+
+
+def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
+    """Drives with two and with four wheels, which need no seed."""
+    rows = []
+    for name, wanted, start in (("lane change of 3.5 m", lane_change(), 0.0), ("step of 1 m", None, 1.0)):
+        for speed in _DRIVEN["smoke" if request.smoke else "cpu"]:
+            for wheels in (2, 4):
+                lqr = Lqr(wheels=wheels)
+                gain, _ = lqr.solution(speed)
+                asked: dict[str, Any] = {} if wanted is None else {"wanted": wanted}
+                states = np.array([[start, 0.0, 0.0, 0.0]])
+                found = drive(lqr.vehicle, Linear(gain), states, np.array([speed]), **asked)
+                summary = {key: round(value, 7) for key, value in found.summary(speed).items()}
+                largest = np.abs(found.inputs).max((0, 1)).round(5).tolist()
+                cost = round(float(found.cost[0]), 5)
+                rows.append(
+                    {"task": name, "speed": speed, "wheels": wheels, **summary, "angles": largest, "cost": cost}
+                )
+    return {"drives": rows}
+
+
+def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
+    """The error of a gain, or of a network: its angles, closed loops and regret."""
+    asked, size = cell.settings, "smoke" if request.smoke else "cpu"
+    if "states" in asked:
+        error = gain_error(
+            asked["speed"], asked["states"], slopes=asked["slopes"], steps=asked["steps"], seed=cell.seed
+        )
+        return {"gain_error": error}
+    x, y, slopes = taught(asked["samples"], cell.seed)
+    held = answers(HELD[size], _HELD_SEED)
+    student, training = best_of_lengths((x, y), slopes, held, asked, cell.seed, device=request.device)
+    at, told = answers(TESTED[size], _TEST_SEED)
+    with torch.no_grad():
+        error = float((student(at) - told).square().mean().sqrt())
+    parts, gains = loops(student)
+    more = regret(student)
+    return {
+        "rmse": error,
+        "gain": float(gains.mean()),
+        "stable": float((parts < 0).mean()),
+        "part": float(parts.max()),
+        "regret": float(np.median(more)),
+        "good": float((more < 0.1).mean()),
+        **training,
+    }
+
+
+def _tables(document: Document) -> list[Table]:
+    document = _capped(document)
+    made, size = document["environment"], document["size"]
+    notes = (
+        f"Mean ± standard deviation over seeds (of states, weights and batches): {seeds_of(document)}. Of the "
+        f"lengths of training the one that is best at {HELD[size]} other states. Angles at {TESTED[size]} fresh "
+        "states. Gain: ‖J + K‖/‖K‖ at z = 0, in units of what is acceptable. Loops: the eigenvalues of "
+        f"A + BJ at {len(GRID)} speeds from {GRID[0]:.0f} to {GRID[-1]:.0f} m/s. Regret: cost of {CARS} drives of 6 s "
+        f"above that of the teacher, which is cut off at the same angles; more than {100 * CAP:,.0f} % counts as that.",
+        f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",
+    )
+    return [
+        Table(
+            "controllers",
+            "Networks in place of the scheduled, saturated controller",
+            ("samples", *(heading for _, heading, *_ in MEASURES)),
+            tuple(by_measure(document, MEASURES)),
+            notes,
+        ),
+        Table(
+            "samples",
+            "Samples with slopes that are as good as values alone",
+            REACHED_HEAD,
+            tuple(
+                reached(
+                    document, [("rmse", "angles, mrad", 1e3), ("gain", "gain, %", 100), ("regret", "regret, %", 100)]
+                )
+            ),
+        ),
+        _gain_table(document),
+        _drive_table(document),
+    ]
+
+
+def _capped(document: Document) -> Document:
+    """The same with no regret above `CAP`: a lost car costs without bound, and would be all that a mean says."""
+    cells = [dict(cell, measures=dict(cell["measures"])) for cell in document["cells"]]
+    for cell in cells:
+        if "regret" in cell["measures"]:
+            cell["measures"]["regret"] = min(cell["measures"]["regret"], CAP)
+    return {**document, "cells": cells}
+
+
+def _gain_table(document: Document) -> Table:
+    found = spreads(document, "gain_error")
+    columns = columns_of(document, ONE_VALUES)
+    rows = [
+        (row, *(f"{max(found[row, column]['values']):.1e}" for column in columns if (row, column) in found))
+        for row in (ONE_VALUES, ONE_SLOPES)
+    ]
+    return Table(
+        "gain",
+        f"Largest error of the gain of u = −Kz at {_SPEED:.0f} m/s, relative to its largest entry, by number of states",
+        ("learned from", *columns),
+        tuple(rows),
+        ("A linear network with an offset, in float32; the worst of the seeds. Values alone need five states.",),
+    )
+
+
+def _drive_table(document: Document) -> Table:
+    rows = [
+        (
+            f"{row['task']}, {row['speed']:.0f} m/s: {row['wheels']} wheels",
+            f"{100 * row['offset_largest']:.1f}",
+            f"{100 * row['offset_rms']:.1f}",
+            f"{row['settled']:.2f}",
+            f"{1e3 * row['slip_largest']:.1f}",
+            " / ".join(f"{1e3 * angle:.0f}" for angle in row["angles"]),
+            f"{1e3 * row['effort']:.2f}",
+            f"{row['cost']:.2f}",
+        )
+        for row in document["facts"]["drives"]
+    ]
+    head = (
+        "drive of 6 s",
+        "largest offset, cm",
+        "rms offset, cm",
+        "below 5 cm after, s",
+        "side slip, mrad",
+        "angles front / rear, mrad",
+        "effort, 10⁻³ rad² s",
+        "cost",
+    )
+    return Table("wheels", "Four-wheel against two-wheel steering, unsaturated", head, tuple(rows))
+
+
+def _figure(document: Document) -> bytes:
+    """Angles, stable loops and regret over the number of samples."""
+    document = _capped(document)
+    panels = [
+        ("angles, RMSE in mrad", curves(document, "rmse", 1e3)),
+        ("error of the gain, %", curves(document, "gain", 100)),
+        ("loops that are not stable + 0.1, %", _unstable(document)),
+        ("regret, median in %", curves(document, "regret", 100)),
+    ]
+    return line_figure(panels, x_label="samples", y_label="", log_x=True, log_y=True)
+
+
+def _unstable(document: Document) -> list[Any]:
+    lines = curves(document, "stable", 100)
+    return [type(line)(line.label, line.x, [100.1 - mean for mean in line.mean]) for line in lines]
+
+
+STEERING = Experiment(
+    about="four-wheel against two-wheel steering by LQR, and networks that stand in for the controller",
+    cells=_cells,
+    measure=_measure,
+    tables=_tables,
+    figure=_figure,
+    prepare=_prepare,
+    takes=frozenset(),
+)

@@ -1,0 +1,258 @@
+"""What the experiments on distillation share: networks of each size, the teacher, a student and how it is judged."""
+
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from jacmatch import datasets
+from jacmatch.datasets import Data, Split
+from jacmatch.jacobian import ESTIMATORS
+from jacmatch.jobs import networks
+from jacmatch.jobs.distill import Distill
+from jacmatch.jobs.distillation_fields import DistillationFields
+from jacmatch.jobs.fields import TrainingFields
+from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.teachers import prepare as prepare_teacher
+from jacmatch.jobs.train import Train, load, parts
+from jacmatch.models import count_parameters
+from jacmatch.teachers import ModuleTeacher, RememberedTeacher, Teacher
+from jacmatch.training import agreement, calibration, evaluate, fit, shifted
+from jacmatch.training.layout import channels_last
+from jacmatch_research.reproduce.experiment import Cell, Measures
+from jacmatch_research.reproduce.request import Request
+
+VALIDATION = 0.1
+"""Share of the training images that is held out, the same for every seed: what is selected is selected there."""
+QUARTER_VGG9 = "vgg:16-M-32-M-64-64-M-128-128-M-128-128-M"
+QUARTER_VGG4, HALF_VGG4 = "vgg:16-M-32-M-128-M", "vgg:32-M-64-M-256-M"
+_JUDGED, _SLOPES = 1000, 64  # test images for agreement, calibration and noise; for Jacobians
+_NOISE = 0.2  # standard deviation, in units of normalised inputs
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Networks and teacher training of a size.
+
+    Attributes:
+        teacher: Model name.
+        student: Model name.
+        training: Settings of the teacher's training.
+    """
+
+    teacher: str
+    student: str
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+def scale_of(request: Request) -> Scale:
+    """The networks for a request: VGG-9 → VGG-4 for images, small ones for the embedded digits."""
+    own = _own_scale(request)
+    return replace(own, teacher=request.teacher or own.teacher, student=request.student or own.student)
+
+
+def _own_scale(request: Request) -> Scale:
+    if request.data.partition(":")[0] in {"digits", "synthetic"}:
+        return Scale("cnn5", "cnn3", {"steps": 60 if request.smoke else 600})
+    crop_flip = {"augment": ("crop", "flip"), "precision": "bf16", "validate_every": 500}
+    if request.scale == "paper":
+        return Scale("vgg9", "vgg4", {**crop_flip, "steps": 40_000, "lr": 1e-3})
+    steps = 4000 if request.data.startswith("fashion-mnist") else 7000
+    # Six rows by eight columns are many students, so they are narrow; little data means few, so they can be wider.
+    student = QUARTER_VGG4 if request.name == "distillation" else HALF_VGG4
+    return Scale(QUARTER_VGG9, student, {**crop_flip, "steps": steps, "lr": 3e-3})
+
+
+@lru_cache(maxsize=1)
+def data_of(spec: str, seed: int, smoke: bool) -> Data:
+    """The data set, once in a process."""
+    return load(spec, seed, smoke)
+
+
+@dataclass(frozen=True)
+class World:
+    """What all students of a run share.
+
+    Attributes:
+        data: The data set.
+        pool: The training images that subsets are drawn from.
+        validation: Images held out from training.
+        description: How a student is built.
+        teacher: The trained teacher.
+    """
+
+    data: Data
+    pool: Split
+    validation: Split
+    description: networks.Description
+    teacher: nn.Module
+
+    def subset(self, per_class: int, seed: int) -> Split:
+        """So many training images of each class, 0 for all."""
+        return self.pool.subset(datasets.per_class(self.pool.y, per_class, seed)) if per_class else self.pool
+
+
+_WORLD: dict[object, World] = {}  # the last one that was asked for
+
+
+def world_of(request: Request, progress: Progress | None = None) -> World:
+    """Data, teacher and student of a request; a teacher without weights is trained first and kept."""
+    scale = scale_of(request)
+    made = (scale.teacher, request.teacher_weights, scale.student)
+    key = (request.data, request.seed, request.scale, request.device, *made)
+    if key not in _WORLD:
+        data = data_of(request.data, request.seed, request.smoke)
+        pool, validation = parts(data, VALIDATION, 0, request.seed)
+        assert validation is not None
+        shared: dict[str, Any] = {"seed": request.seed, "device": request.device, "smoke": request.smoke}
+        shared |= {"validation": VALIDATION, "batch_size": 128, **scale.training}
+        recipe = Train(data=request.data, model=scale.teacher, **shared)
+        weights = networks.Weights(request.teacher_weights) if request.teacher_weights else None
+        quiet = Progress(quiet=True)
+        teacher = prepare_teacher(
+            scale.teacher, data, weights, recipe, progress or quiet, allow_code=request.allow_code
+        )
+        description = networks.Description.of(scale.student, data)
+        _WORLD.clear()
+        _WORLD[key] = World(data, pool, validation, description, channels_last(teacher.network))
+    return _WORLD[key]
+
+
+def teacher_of(request: Request) -> nn.Module:
+    """The teacher of a request."""
+    return world_of(request).teacher
+
+
+def forget() -> None:
+    """Forgets what this process has loaded: there may be other contents under the same names by now."""
+    data_of.cache_clear()
+    _WORLD.clear()
+
+
+def prepare(request: Request, progress: Progress) -> dict[str, Any]:
+    """The teacher, trained if need be: accuracy, and the size of both networks."""
+    world = world_of(request, progress)
+    accuracy = evaluate(world.teacher, world.data.test, device=request.device)
+    held = evaluate(world.teacher, world.validation, device=request.device)["accuracy"]
+    student = world.description.build()
+    scale = scale_of(request)
+    return {
+        "teacher": {
+            "model": Path(scale.teacher).name,
+            **accuracy,
+            "validation_accuracy": held,
+            "parameters": count_parameters(world.teacher),
+        },
+        "student": {"model": scale.student, "parameters": count_parameters(student)},
+        "forward_ratio": forward_ratio(request),
+    }
+
+
+def forward_ratio(request: Request) -> float:
+    """The teacher's forward pass over the student's, in operations; no weights are needed for that."""
+    data = data_of(request.data, request.seed, request.smoke)
+    teacher, student = scale_of(request).teacher, scale_of(request).student
+    if networks.is_run(teacher):
+        description = networks.described(Path(teacher), allow_code=request.allow_code)
+    else:
+        description = networks.Description.of(teacher, data)
+    return operations(description.build(), data) / operations(networks.Description.of(student, data).build(), data)
+
+
+def operations(network: nn.Module, data: Data) -> int:
+    """Floating-point operations of a forward pass on one sample, as torch's own counter counts them."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.zeros(1, *data.shape, device=next(network.parameters()).device))
+    return int(counter.get_total_flops())
+
+
+def settings_of(request: Request, per_class: int, **named: Any) -> dict[str, Any]:
+    """The settings of a cell: what is named, and every other field of `DistillationFields` with what it means here.
+
+    So a cell says all that decides it, whatever the defaults of `jacmatch distill` become.
+    """
+    data = data_of(request.data, request.seed, request.smoke)
+    recipe = Distill(**{name: value for name, value in named.items() if name != "method"})
+    known = {item.name: getattr(recipe, item.name) for item in fields(DistillationFields)}
+    own = {name: known[name] for name in known if name not in TrainingFields.__dataclass_fields__}
+    number = per_class or round((1 - VALIDATION) * len(data.train) / (data.classes or 1))
+    return {**own, **recipe.resolved(number), **named, "per_class": per_class}
+
+
+def still(settings: Mapping[str, Any]) -> bool:
+    """Whether the teacher is asked the same about an image in every step, so that it need be asked once only."""
+    if settings["point"] != "data" or settings.get("augment"):
+        return False
+    return settings["method"] == "outputs" or settings["probe"] in {"every-row", "top-class", "label-class"}
+
+
+def cost(settings: Mapping[str, Any], outputs: int, forward_ratio: float) -> float:
+    """Cost of a step in forward passes of the student, for each sample of the batch.
+
+    A backward pass by the parameters counts as two forward passes, one by the input as one. Labels cost 3; the
+    teacher's outputs r more, r the teacher's forward pass over the student's; each product (a vᵀJ, a Jv, or two values
+    of a pair) passes through both once more and is differentiated: 3 + r again for each pass. A teacher that need be
+    asked once only costs nothing.
+    """
+    if settings["method"] == "labels":
+        return 3.0
+    passes = 0.0
+    if settings["method"] == "jacobians":
+        single = {"every-row", "top-class", "label-class", "data-pairs"}
+        count = {} if settings["probe"] in single else {"count": settings["probes"]}
+        sigma = {"sigma": 1.0} if settings["probe"] == "antithetic-noise" else {}
+        passes = sum(astuple(ESTIMATORS[settings["probe"]](**count, **sigma).passes(outputs)))
+        passes *= settings.get("fraction", 1.0) / settings["every"]
+    return float((1 + passes) * (3 if still(settings) else 3 + forward_ratio))
+
+
+def recipe_of(request: Request, world: World, seed: int, settings: Mapping[str, Any]) -> tuple[Distill, str]:
+    """The job of `jacmatch distill` that the settings of a cell mean, and its method."""
+    named = {name: value for name, value in settings.items() if name not in {"method", "per_class"}}
+    spec = world.description.spec
+    return Distill(data=request.data, student=spec, smoke=request.smoke, seed=seed, **named), settings["method"]
+
+
+def measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
+    """Trains the student of a cell and judges it; the settings are those of `jacmatch distill` with one method."""
+    world = world_of(request)
+    recipe, method = recipe_of(request, world, cell.seed, cell.settings)
+    train = world.subset(cell.settings["per_class"], cell.seed)
+    torch.manual_seed(cell.seed)
+    student = channels_last(world.description.build())
+    teacher: Teacher = ModuleTeacher(world.teacher)
+    if still(cell.settings):
+        teacher = RememberedTeacher(teacher)
+    objective = recipe.objective(method, student, teacher, train, world.data, cell.seed)
+    training = recipe.training(doctor=cell.seed == 0)  # the other seeds have the same objective
+    fitted = fit(objective, train, training, seed=cell.seed, device=request.device)
+    return {**judged(student, world, request.device), "steps": float(fitted.steps), "train_seconds": fitted.seconds}
+
+
+def judged(student: nn.Module, world: World, device: str) -> Measures:
+    """Accuracy, agreement with the teacher in value and slope, calibration, and accuracy under noise.
+
+    Accuracy is that on all images of the part. The others are taken of 1,000 test images (Jacobians of 64), the same
+    for every student. Noise is Gaussian, with a standard deviation of 0.2 of that of the data.
+    """
+    some = sample(world.data.test)
+    noisy = shifted(some, "gaussian-noise", _NOISE, scale=world.data.std)
+    close = agreement(student, ModuleTeacher(world.teacher), some, samples=min(_SLOPES, len(some)))
+    return {
+        "accuracy": evaluate(student, world.data.test, device=device)["accuracy"],
+        "validation_accuracy": evaluate(student, world.validation, device=device)["accuracy"],
+        **close,
+        "calibration_error": calibration(student, some, device=device),
+        "noisy_accuracy": evaluate(student, noisy, device=device)["accuracy"],
+    }
+
+
+def sample(split: Split) -> Split:
+    """At most 1,000 images, drawn once for a part of a given length: a folder has its images ordered by class."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    return split.subset(order[:_JUDGED])

@@ -1,0 +1,258 @@
+"""What the settings of the job `surrogate` do: activation, weight and points, with and without slopes."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from jacmatch.jobs.surrogate import sampling
+from jacmatch.jobs.surrogate.asking import Asked, actively, ask, errors
+from jacmatch.jobs.surrogate.examples import EXAMPLES
+from jacmatch.jobs.surrogate.fitting import Weight, fit_surrogate, new_student, regression
+from jacmatch.jobs.surrogate.functions import Function, opened
+from jacmatch.objectives import Share
+from jacmatch.report import Document, Table
+from jacmatch.report.experiments import entry, grid, names, seeds_of, spreads
+from jacmatch.report.lines import line_figure
+from jacmatch_research.reproduce.equal_error import REACHED_HEAD, SLOPES, VALUES, curves, reached
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
+from jacmatch_research.reproduce.request import Request
+
+LONGER, SLOPES_LONGER = "values, 4 × steps", "values + slopes, 4 × steps"
+METHODS: dict[str, Mapping[str, Any]] = {
+    VALUES: {"slopes": "none", "longer": 1},
+    LONGER: {"slopes": "none", "longer": 4},
+    SLOPES: {"slopes": "jacobian", "longer": 1},
+    SLOPES_LONGER: {"slopes": "jacobian", "longer": 4},
+}
+STANDARD = "softplus, Sobol, weight by scale"
+_DEFAULT = {"activation": "softplus", "sampling": "sobol", "weight": 1.0, "share": None}
+ACTIVATIONS = ("silu", "tanh", "gelu", "relu")
+WEIGHTS = {f"{factor:g} × the scale": {"weight": factor} for factor in (0.01, 0.1, 10.0, 100.0)}
+SHARES = {f"share {share:g}": {"share": share} for share in (0.1, 0.3, 0.5, 0.7, 0.9)}
+SAMPLINGS = ("box", "latin-hypercube", "active")
+SAMPLES = {"smoke": (12,), "cpu": (32, 64, 128, 256)}
+BESIDE = {"smoke": (12,), "cpu": (64, 256)}
+"""Numbers of points at which other settings than the standard ones are measured."""
+_SHARED = {"hidden": (64, 64), "batch_size": 128, "lr": 3e-3, "rounds": 3}
+_STEPS = {"smoke": 5, "cpu": 1000}
+_TEST, _TEST_SEED = 1000, 2**20
+
+
+def _settings(size: str) -> list[tuple[str, dict[str, Any], tuple[str, ...], tuple[int, ...]]]:
+    """Name, settings, methods and numbers of points of each line; in smoke size one of each kind."""
+    both, beside, some = (VALUES, SLOPES), BESIDE[size], slice(1) if size == "smoke" else slice(None)
+    return [
+        (STANDARD, {}, tuple(METHODS), SAMPLES[size]),
+        *((name, {"activation": name}, both, beside) for name in ACTIVATIONS[some]),
+        *((name, how, (SLOPES,), beside) for name, how in list(WEIGHTS.items())[some]),
+        *((name, how, (SLOPES,), beside) for name, how in list(SHARES.items())[some]),
+        *((name, {"sampling": name}, both, beside) for name in SAMPLINGS[2 if size == "smoke" else 0 :]),
+    ]
+
+
+def _cells(request: Request) -> list[Cell]:
+    size = "smoke" if request.smoke else "cpu"
+    return [
+        Cell(
+            f"{function}: {name}: {method}",
+            str(samples),
+            seed,
+            {
+                **_SHARED,
+                **_DEFAULT,
+                **how,
+                "function": function,
+                "samples": samples,
+                "slopes": METHODS[method]["slopes"],
+                "steps": METHODS[method]["longer"] * _STEPS[size],
+            },
+        )
+        for function in list(EXAMPLES)[: 1 if request.smoke else None]
+        for name, how, methods, numbers in _settings(size)
+        for samples in numbers
+        for method in methods
+        for seed in request.seed_numbers(5)
+    ]
+
+
+def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
+    """Errors of values and slopes at fresh points, in units; points asked, and the seconds of the training."""
+    asked = cell.settings
+    call = EXAMPLES[asked["function"]]
+    corners = sampling.box(call.low, call.high, None)  # type: ignore[attr-defined]
+    units = (corners[1] - corners[0]) / 12**0.5
+    test_x = sampling.inside(sampling.cube("box", _TEST, len(units), _TEST_SEED), corners)
+    function = opened(asked["function"], call, test_x[:4], units)
+    told = _points(cell, function, corners)
+    start = time.perf_counter()
+    student = _trained(asked, told, units, cell.seed, asked["steps"], request.device)
+    seconds = time.perf_counter() - start
+    test = ask(function, test_x, slopes=True)
+    found = errors(student, test, units, test.y.std(0))
+    return {
+        "values": found["values"],
+        "slopes": found["slopes"],
+        "points_asked": float(told.calls),
+        "train_seconds": seconds,
+    }
+
+
+def _points(cell: Cell, function: Function, corners: Tensor) -> Asked:
+    """The training points of a cell and what the function says there."""
+    asked, units = cell.settings, function.units
+
+    def place(number: int, seed: int) -> Tensor:
+        return sampling.inside(sampling.cube(asked["sampling"], number, len(units), seed), corners)
+
+    def answer(x: Tensor) -> Asked:
+        return ask(function, x, slopes=asked["slopes"] != "none")
+
+    def learn(told: Asked) -> nn.Module:
+        return _trained(asked, told, units, cell.seed, max(1, asked["steps"] // 2), "cpu")
+
+    first = place(asked["samples"], cell.seed)
+    if asked["sampling"] != "active":
+        return answer(first)
+    return actively(
+        first,
+        place,
+        answer,
+        learn,
+        (units, None),
+        asked["samples"],
+        rounds=asked["rounds"],
+        seed=2**16 * (cell.seed + 1),
+    )
+
+
+def _trained(asked: Mapping[str, Any], told: Asked, units: Tensor, seed: int, steps: int, device: str) -> nn.Module:
+    """A student of these points."""
+    x, y = told.x.float(), told.y.float()
+    j = None if told.j is None else told.j.float()
+    known: dict[str, Any] = {"jacobian": j, "slopes": asked["slopes"], "x_scale": units.float(), "seed": seed}
+    weight: Weight = "scale" if asked["share"] is None else Share(asked["share"])
+    if asked["weight"] != 1:
+        mean = regression(new_student(x, y, (1,), "tanh"), x, y, **known)
+        weight = asked["weight"] * mean.balance.weights["jacobians"]
+    return fit_surrogate(
+        x,
+        y,
+        **known,
+        weight=weight,
+        hidden=tuple(asked["hidden"]),
+        activation=asked["activation"],
+        steps=steps,
+        batch_size=asked["batch_size"],
+        lr=asked["lr"],
+        device=device,
+    ).cpu()
+
+
+def _lines_of(document: Document, function: str) -> Document:
+    """The cells of a function with the standard settings, whose rows are the methods."""
+    start = f"{function}: {STANDARD}: "
+    cells = [{**cell, "row": cell["row"][len(start) :]} for cell in document["cells"] if cell["row"].startswith(start)]
+    return {**document, "cells": cells}
+
+
+def _saved(document: Document) -> list[tuple[str, ...]]:
+    """How many points with slopes are as good as values alone at the most points, by lengths of training."""
+    both = [("values", "values, %", 100), ("slopes", "slopes, %", 100)]
+    most = f"n = {max(map(int, names(document, 'column'))):,}"
+    rows = []
+    for function in _functions(document):
+        for rival, tried in ((VALUES, SLOPES), (LONGER, SLOPES), (LONGER, SLOPES_LONGER)):
+            called = {rival: VALUES, tried: SLOPES}
+            cells = [
+                {**cell, "row": called[cell["row"]]}
+                for cell in _lines_of(document, function)["cells"]
+                if cell["row"] in called
+            ]
+            rows += [
+                (f"{function}: {first}; {rival} ← {tried}", *rest)
+                for first, *rest in reached({**document, "cells": cells}, both)
+                if first.endswith(most)
+            ]
+    return rows
+
+
+def _functions(document: Document) -> list[str]:
+    return list(dict.fromkeys(row.partition(": ")[0] for row in names(document, "row")))
+
+
+def _tables(document: Document) -> list[Table]:
+    made = document["environment"]
+    notes = (
+        f"RMSE at {_TEST} fresh points of the box, in % of the unit: of the standard deviation of the values, and for "
+        "slopes of that over the standard deviation of the input. Mean ± standard deviation over seeds (of points, "
+        f"weights and batches): {seeds_of(document)}.",
+        f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",
+    )
+    standard = [f"{function}: {STANDARD}: {method}" for function in _functions(document) for method in METHODS]
+    columns = sorted(names(document, "column"), key=int)
+    head = ("points", *columns)
+    return [
+        Table("values", "Error of the values", head, tuple(grid(document, "values", rows=standard)), notes),
+        Table("slopes", "Error of the slopes", head, tuple(grid(document, "slopes", rows=standard)), notes[:1]),
+        Table(
+            "samples",
+            "Points with slopes that are as good as values alone",
+            REACHED_HEAD,
+            tuple(_saved(document)),
+            (
+                "The error of what stands before ←, and how many points what stands behind it needs for that. A step "
+                "with slopes takes two to three times the time.",
+            ),
+        ),
+        _beside(document, "activation", "Activations", (STANDARD, *ACTIVATIONS), notes[:1]),
+        _beside(document, "weight", "Weight of the slopes", (STANDARD, *WEIGHTS, *SHARES), notes[:1]),
+        _beside(document, "sampling", "Where the function is asked", (STANDARD, *SAMPLINGS), notes[:1]),
+    ]
+
+
+def _beside(document: Document, name: str, title: str, settings: tuple[str, ...], notes: tuple[str, ...]) -> Table:
+    """Both errors of other settings beside the standard ones, at the numbers of points that all have."""
+    found = {measure: spreads(document, measure) for measure in ("values", "slopes")}
+    sizes = {size: [str(n) for n in numbers] for size, numbers in BESIDE.items()}
+    columns = [column for column in names(document, "column") if column in sizes[document["size"]]]
+    methods = [SLOPES] if name == "weight" else [VALUES, SLOPES]
+    head = [f"{measure}, n = {column}" for column in columns for measure in ("values", "slopes")]
+    rows = []
+    for function in _functions(document):
+        for setting in settings:
+            for method in methods:
+                row = f"{function}: {setting}: {method}"
+                if (row, columns[0]) in found["values"]:
+                    cells = (found[m].get((row, column)) for column in columns for m in ("values", "slopes"))
+                    rows.append((row, *(entry(cell) for cell in cells)))
+    if name == "sampling":
+        asked = spreads(document, "points_asked")
+        rows = [(row, *rest, *(_count(asked.get((row, column))) for column in columns)) for row, *rest in rows]
+        head += [f"points asked, n = {column}" for column in columns]
+    return Table(name, title, ("function and setting", *head), tuple(rows), notes)
+
+
+def _count(value: Mapping[str, Any] | None) -> str:
+    return entry(value, 1, 0).partition(" ")[0]
+
+
+def _figure(document: Document) -> bytes:
+    """Both errors over the number of points, for each function."""
+    panels = [
+        (f"{function}, {measure}", curves(_lines_of(document, function), measure, 100, tuple(METHODS)))
+        for function in _functions(document)
+        for measure in ("values", "slopes")
+    ]
+    return line_figure(panels, x_label="points", y_label="RMSE, % of the unit", log_x=True, log_y=True)
+
+
+SURROGATE_TABLE = Experiment(
+    about="what activation, weight and choice of points do to a surrogate, with and without slopes",
+    cells=_cells,
+    measure=_measure,
+    tables=_tables,
+    figure=_figure,
+    takes=frozenset(),
+)

@@ -1,0 +1,307 @@
+"""The paper's transfer table: a pretrained teacher → another architecture, from 5 to 50 images per class."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from jacmatch.datasets import per_class
+from jacmatch.errors import InputError
+from jacmatch.jobs.closeness import distances, mixed, nearest_mean_accuracy
+from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.transfer_tables import bound_table, distance_table
+from jacmatch.jobs.transferring import METHODS, Ready, TransferFields
+from jacmatch.models import count_parameters
+from jacmatch.report import Document, Table
+from jacmatch.report.experiments import NOTHING, entry, gains, grid, names, origin, published_row, spreads
+from jacmatch.report.lines import by_columns, line_figure
+from jacmatch.teachers import RememberedTeacher
+from jacmatch.training import evaluate
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
+from jacmatch_research.reproduce.published import TRANSFER
+from jacmatch_research.reproduce.request import Request
+from jacmatch_research.reproduce.students import QUARTER_VGG9
+
+Settings = Mapping[str, Any]
+FULL = "lwf+attention+jacobians"
+ABLATIONS: dict[str, Settings] = {
+    "depth: the deepest pair alone": {"method": FULL, "depths": 1},
+    "depth: three pairs": {"method": FULL, "depths": 3},
+    "pooling: to 2 × 2": {"method": FULL, "pool": 2},
+    "pooling: to one pixel": {"method": FULL, "pool": 1},
+    "p = 1.5": {"method": FULL, "p": 1.5},
+    "p = 4": {"method": FULL, "p": 4.0},
+    "Jacobians compared relative": {"method": FULL, "jacobian_loss": "relative"},
+}
+"""Changes of the last row, which has two pairs, maps of the smaller size of each, p = 2 and the normalised loss."""
+LONGER: dict[str, Settings] = {
+    f"{METHODS[method]}, 4 × the steps": {"method": method, "longer": 4} for method in ("labels", "lwf", FULL)
+}
+"""Whether the steps suffice."""
+
+_COLUMNS = {"smoke": (5,), "cpu": (5, 10, 25, 50), "paper": (5, 10, 25, 50)}
+_ABLATED, _LONGER = 10, 25  # images per class of the ablations, and of the longer training
+_SEEDS = {"smoke": 1, "cpu": 3, "paper": 5}
+_JUDGED, _FAR, _SHOWN = 2000, 100, 50  # test images for accuracy at the size cpu; for the bound; for agreement
+
+
+def _own(request: Request) -> dict[str, Any]:
+    """The networks and the schedule of a size."""
+    if request.data == "digits" and not request.teacher:
+        return {"teacher": "cnn5", "student": "cnn3", "steps": 200, "oracle_steps": 60}
+    if not request.teacher or (request.teacher_weights is None and not Path(request.teacher).is_dir()):
+        rule = "`reproduce transfer` must be given a pretrained teacher for such data."
+        do = "Give --teacher torchvision:mobilenet_v2 --teacher-weights FILE.safetensors, or the folder of a run."
+        raise InputError(rule, got=f"--data {request.data}, --teacher {request.teacher or 'none'}", do=do)
+    shared = {"teacher": request.teacher, "teacher_weights": request.teacher_weights}
+    size = None if request.teacher_weights is None else 224 if request.scale == "paper" else 96
+    if request.scale == "paper":
+        return {**shared, "student": "vgg9", "steps": 4000, "oracle_steps": 1000, "teacher_size": size}
+    return {**shared, "student": QUARTER_VGG9, "steps": 150, "oracle_steps": 30, "teacher_size": size}
+
+
+def _recipe(request: Request, settings: Settings) -> TransferFields:
+    """The settings of `jacmatch transfer` for one cell."""
+    chosen = {name: value for name, value in settings.items() if name not in ("method", "longer")}
+    own = _own(request)
+    own["steps"] *= settings.get("longer", 1)
+    return TransferFields(
+        data=request.data, seed=request.seed, device=request.device, smoke=request.smoke, validation=0.0,
+        lr=2e-3, batch_size=50, **own, **chosen,
+    )  # fmt: skip
+
+
+_READY: dict[object, Ready] = {}  # the last one: a process works on one request
+
+
+def _ready(request: Request, recipe: TransferFields, progress: Progress | None = None) -> Ready:
+    """Target, teacher and the pairs of a cell; data and teacher are loaded once in a process."""
+    key = (request.data, request.seed, request.scale, request.teacher, request.teacher_weights, request.device)
+    if key not in _READY:
+        _READY.clear()
+        _READY[key] = recipe.ready(progress or Progress(quiet=True))
+        if request.scale == "cpu":
+            data = _READY[key].data
+            some = data.test.subset(torch.arange(min(_JUDGED, len(data.test))))
+            _READY[key] = replace(_READY[key], data=replace(data, test=some))
+    ready = _READY[key]
+    return replace(ready, pairs=recipe.layers(ready))
+
+
+_ASKED: dict[object, RememberedTeacher] = {}  # the same images are asked about by several rows
+
+
+def _asked(ready: Ready, column: int, seed: int) -> RememberedTeacher:
+    key = (id(ready.teacher), column, seed)
+    if key not in _ASKED:
+        _ASKED.clear()
+        _ASKED[key] = RememberedTeacher(ready.asked)
+    return _ASKED[key]
+
+
+def forget() -> None:
+    """Forgets what this process has loaded: there may be other contents under the same names by now."""
+    _READY.clear()
+    _ASKED.clear()
+
+
+def _cells(request: Request) -> list[Cell]:
+    """Seed by seed, so that a part of them is a table with fewer seeds."""
+    _own(request)
+    columns = request.per_class or _COLUMNS[request.scale]
+    seeds = request.seed_numbers(_SEEDS[request.scale])
+    main = {label: {"method": method} for method, label in METHODS.items()}
+    ablated = columns[0] if _ABLATED not in columns else _ABLATED
+    cells = []
+    for seed in seeds:
+        for column in columns:
+            rows = {**main, **(ABLATIONS if column == ablated else {}), **(LONGER if column == _LONGER else {})}
+            cells += [
+                Cell(row, str(column) if column else "all", seed, {**settings, "per_class": column})
+                for row, settings in rows.items()
+            ]
+    return cells
+
+
+def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
+    """Teacher and student, what the teacher's outputs say about the target, and distances by images per class."""
+    recipe = _recipe(request, {})
+    ready = _ready(request, recipe, progress)
+    student, teacher = ready.student(), ready.teacher
+    some = ready.data.test.subset(torch.arange(min(500, len(ready.data.test))))
+    facts: dict[str, Any] = {
+        "teacher": {
+            "model": teacher.description.spec,
+            "outputs": teacher.description.outputs,
+            "size": teacher.description.shape[-1],
+            "parameters": count_parameters(teacher.network),
+        },
+        "student": {"model": recipe.student, "parameters": count_parameters(student)},
+        "pairs": [list(pair) for pair in ready.pairs],
+        "judged": len(ready.data.test),
+        "steps": recipe.steps,
+        "oracle_steps": recipe.oracle_steps,
+        "nearest_mean": {},
+        "distances": {},
+    }
+    for column in request.per_class or _COLUMNS[request.scale]:
+        train = _subset(ready, column, request.seed)
+        near, far = recipe.images(ready, train, _FAR)
+        found = {"unseen": distances(teacher.network, ready.pairs[-1][1], near, far)}
+        if teacher.source is not None:
+            source = mixed(teacher.source.train, len(far)).inputs()
+            found["source"] = distances(teacher.network, ready.pairs[-1][1], near, source)
+        facts["distances"][str(column)] = found
+        facts["nearest_mean"][str(column)] = nearest_mean_accuracy(teacher.network, train, some, ready.classes)
+    return facts
+
+
+def _teacher(request: Request) -> nn.Module:
+    return _ready(request, _recipe(request, {})).teacher.network
+
+
+def _subset(ready: Ready, column: int, seed: int) -> Any:
+    train = ready.data.train
+    return train.subset(per_class(train.y, column, seed)) if column else train
+
+
+def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
+    """Trains and judges one network."""
+    recipe = _recipe(request, cell.settings)
+    ready = _ready(request, recipe)
+    method = cell.settings["method"]
+    column = cell.settings["per_class"]
+    train = _subset(ready, column, cell.seed)
+    ready = replace(ready, asked=_asked(ready, column, cell.seed))
+    network, student, fitted = recipe.trained(method, cell.seed, ready, train)
+    accuracy = evaluate(student, ready.data.test, device=request.device)["accuracy"]
+    judged = recipe.judged(method, network, ready, train, some=_SHOWN, far=_FAR)
+    return {
+        "accuracy": accuracy,
+        **judged["agreement"],
+        **(judged["bound"] or {}),
+        "steps": fitted.steps,
+        "train_seconds": fitted.seconds,
+    }
+
+
+def _tables(document: Document) -> list[Table]:
+    columns = names(document, "column")
+    rows = [row for row in names(document, "row") if row in METHODS.values()]
+    lwf, full = METHODS["lwf"], METHODS[FULL]
+    pairs = [
+        (METHODS["lwf+jacobians"], lwf), (full, METHODS["lwf+attention"]), (full, lwf), (lwf, METHODS["labels"])
+    ]  # fmt: skip
+    differences = [gains(document, *pair) for pair in pairs if set(pair) <= set(rows)]
+    called = {**METHODS, "oracle": "pretrained student fine-tuned (oracle)"}
+    printed = [published_row(f"paper: {called[row]}", values, columns) for row, values in TRANSFER.items()]
+    title = "Test accuracy in % by images per class"
+    tables = [
+        Table("accuracy", title, ("row", *columns), (*grid(document, "accuracy", rows=rows), *differences, *printed),
+              (_difference(document), origin(document))),
+        *_changes(document, ABLATIONS, "ablations", "Depth, pooling and p", (METHODS["lwf"], METHODS[FULL])),
+        *_changes(document, LONGER, "longer", "Longer training", tuple(METHODS.values())),
+        _closeness(document, rows),
+    ]  # fmt: skip
+    facts = document["facts"]
+    sets = {f"n = {column}: ": found for column, found in facts["distances"].items()}
+    apart = [(label + row[0], *row[1:]) for label, found in sets.items() for row in distance_table(found).rows]
+    tables.append(replace(distance_table({}), rows=tuple(apart), notes=(f"Euclidean, at most {_FAR} images a set.",)))
+    return [*tables, _bounds(document, rows)]
+
+
+def _difference(document: Document) -> str:
+    """What this is, and what the paper did otherwise."""
+    facts = document["facts"]
+    teacher, student = facts["teacher"], facts["student"]
+    pairs = ", ".join(" : ".join(pair) for pair in facts["pairs"]).replace("network.", "")
+    known = ", ".join(f"{100 * value:.1f} at {column}" for column, value in facts["nearest_mean"].items())
+    return (
+        f"Teacher {teacher['model']} with {teacher['outputs']} outputs at {teacher['size']} pixels, student "
+        f"{student['model']} with {student['parameters']:,} parameters, {facts['steps']} steps with batches of 50, no "
+        f"augmentation, judged on {facts['judged']} test images. Nearest class mean of the teacher's outputs, in %: "
+        f"{known}. Layers (student : teacher): {pairs}. Oracle: the teacher itself with a new "
+        f"last layer, fine-tuned in {facts['oracle_steps']} steps (the paper's is a pretrained student). The paper: "
+        "ImageNet → MIT Indoor Scenes (67 classes), ResNet teacher → VGG-9 of full width; other data, so its numbers "
+        "are no target. Its layers, pooling, weights, schedule and seeds are not known, nor confirmed values "
+        "at 5 and 10."
+    )
+
+
+def _changes(
+    document: Document, changes: Mapping[str, Settings], name: str, title: str, beside: tuple[str, ...]
+) -> list[Table]:
+    """Rows in which one thing is changed, and those of the main table that they are to be compared with."""
+    found = spreads(document, "accuracy")
+    changed = [row for row in names(document, "row") if row in changes]
+    if not changed:
+        return []
+    column = next(column for row, column in found if row in changes)
+    rows = [row for row in (*beside, *changed) if (row, column) in found]
+    measures = {"accuracy": (100, 1), "top1": (100, 1), "attention_cosine": (1, 2), "jacobian_cosine": (1, 2)}
+    values = {measure: spreads(document, measure) for measure in measures}
+    body = [(row, *(entry(values[key].get((row, column)), *measures[key]) for key in measures)) for row in rows]
+    note = f"One change each; cosines are of the maps that a row compares. {_few(document)}"
+    head = ("row", "accuracy %", "agreement %", "cosine of maps", "cosine of slopes")
+    return [Table(name, f"{title}, {column} images per class", head, tuple(body), (note,))]
+
+
+def _closeness(document: Document, rows: list[str]) -> Table:
+    """Agreement and cosines on unseen images."""
+    measures = {"top1": (100, 1), "attention_cosine": (1, 2), "jacobian_cosine": (1, 2)}
+    values = {name: spreads(document, name) for name in measures}
+    body = [
+        (f"n = {column}: {row}", *(entry(values[name].get((row, column)), *measures[name]) for name in measures))
+        for column in names(document, "column")
+        for row in rows
+        if row != METHODS["oracle"]
+    ]
+    head = ("n and row", "agreement %", "cosine of maps", "cosine of slopes")
+    note = f"The second head's largest output, the attention maps, their largest pixels. {_few(document)}"
+    return Table("closeness", "How close the student comes to the teacher", head, tuple(body), (note,))
+
+
+def _few(document: Document) -> str:
+    """How many images agreement and cosines are of."""
+    count = min(16 if document["settings"]["smoke"] else _SHOWN, document["facts"]["judged"])
+    return f"Agreement and cosines are of {count} unseen images: one image is {100 / count:.3g} points of agreement."
+
+
+def _bounds(document: Document, rows: list[str]) -> Table:
+    """The bound of each row and column that has one."""
+    keys = ("rho_unseen", "rho_average", "rho_largest", "slope", "by_hausdorff", "by_nearest", "by_transport")
+    values = {key: spreads(document, key) for key in keys}
+    bounds = {
+        f"n = {column}: {row}": {key: values[key][row, column] for key in keys}
+        for column in names(document, "column")
+        for row in rows
+        if (row, column) in values["slope"]
+    }
+    table = bound_table(bounds, "squared")
+    return replace(table, head=("n and row", *table.head[1:]), rows=table.rows or ((NOTHING,) * len(table.head),))
+
+
+def _figure(document: Document) -> bytes:
+    columns = names(document, "column")
+    rows = [row for row in names(document, "row") if row in METHODS.values()]
+    return line_figure(
+        [(document["settings"]["data"], by_columns(spreads(document, "accuracy"), rows, columns))],
+        x_label="images per class",
+        y_label="test accuracy in %",
+        columns=columns,
+    )
+
+
+TRANSFER_TABLE = Experiment(
+    about="pretrained teacher → another architecture, 5 to 50 images per class, six rows, ablations (section 2.3)",
+    cells=_cells,
+    measure=_measure,
+    tables=_tables,
+    figure=_figure,
+    prepare=_prepare,
+    teacher=_teacher,
+    takes=frozenset({"data", "per_class", "teacher", "teacher_weights"}),
+)

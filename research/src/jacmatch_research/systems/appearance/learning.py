@@ -1,0 +1,258 @@
+"""A network that says in one look what the derivative-free fitter finds: the fitter is a black box, asked for values.
+
+Slopes are antithetic differences along directions in which windows do vary: what a small change of the pose does to a
+window. An arg min jumps where it changes its basin: a difference at half the step is compared with that at the whole.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from jacmatch.datasets import Split
+from jacmatch.jacobian import push
+from jacmatch.objectives import Share
+from jacmatch.objectives.base import Balance, Terms
+from jacmatch.objectives.terms import jacobian_term, output_term
+from jacmatch.teachers import BlackBoxTeacher, Question
+from jacmatch.training import Training, fit
+from jacmatch_research.systems.appearance.faces import Array, Faces
+from jacmatch_research.systems.appearance.fitting import by_newuoa
+from jacmatch_research.systems.appearance.model import REACH, UNIT, WINDOW, Model, composed, pose_of, windows
+
+SPREAD = (0.5, 0.5, 1.0, 1.0)
+"""Standard deviations of the first guess of scale, turn and place in tenths: the windows that a student learns from."""
+_STEP = 0.5  # of a slope: half of these
+_REFUSED = 1.5  # a fit that costs so many times the median has failed, and nobody learns from it
+_JUMPED = 4.0  # likewise a slope so many times the median
+
+
+class Glance(nn.Module):
+    """Parameters of a fit after a few looks at a window: p₀ = 0 and pₖ₊₁ = pₖ + Aₖ g(pₖ), affine maps A.
+
+    g(p) is the texture at p less the mean texture. Later looks are where earlier ones say that the face is, so that the
+    whole is far from affine; it can be differentiated by the window.
+    """
+
+    mean: Tensor
+    modes: Tensor
+    texture: Tensor
+
+    def __init__(self, model: Model, *, looks: int = 3, dropout: float = 0.0, update: Array | None = None) -> None:
+        """Builds the network for a model of appearance.
+
+        Args:
+            model: Its shapes say where the texture is sampled.
+            looks: How often a window is sampled.
+            dropout: Share of the texture that is left out in training.
+            update: R (parameter, pixel) of a fixed Jacobian, whose steps p ← p − R r(p) the maps then begin with; with
+                None they begin with the answer 0.
+        """
+        super().__init__()
+        self.register_buffer("mean", torch.from_numpy(model.weights @ model.mean).float())
+        self.register_buffer("modes", torch.from_numpy(model.weights @ model.modes).float())
+        self.register_buffer("texture", torch.from_numpy(model.texture).float())
+        self.dropout = nn.Dropout(dropout)
+        self.parameters_of_fit = model.parameters
+        self.maps = nn.ModuleList(nn.Linear(len(model.texture), model.parameters) for _ in range(looks))
+        for weight in self.maps.parameters():
+            nn.init.zeros_(weight)
+        if update is not None:
+            unexplained = update - (update @ model.textures.T) @ model.textures
+            with torch.no_grad():
+                for weight in self.maps.parameters():
+                    if weight.ndim == 2:
+                        weight.copy_(torch.from_numpy(-unexplained))
+
+    def forward(self, x: Float[Tensor, "window pixel"]) -> Float[Tensor, "window parameter"]:
+        """Parameters for windows (window, WINDOW²)."""
+        return self.after_each(x)[:, -self.parameters_of_fit :]
+
+    def after_each(self, x: Float[Tensor, "window pixel"]) -> Float[Tensor, "window answer"]:
+        """The parameters after each look, side by side."""
+        p = x.new_zeros(len(x), self.parameters_of_fit)
+        answers = []
+        for each in self.maps:
+            p = p + each(self.dropout(self.sampled(x, p) - self.texture))
+            answers.append(p)
+        return torch.cat(answers, 1)
+
+    def sampled(self, x: Float[Tensor, "window pixel"], p: Float[Tensor, "window parameter"]) -> Tensor:
+        """The texture (window, pixel) at parameters p, as `Model.sampled` has it."""
+        plain = self.mean + torch.tensordot(p[:, 4:], self.modes, 1)
+        real, turned, right, down = (UNIT * p[:, :4]).T[..., None]
+        across = (1 + real) * plain[..., 0] - turned * plain[..., 1] + right
+        along = turned * plain[..., 0] + (1 + real) * plain[..., 1] + down
+        scale, last = (WINDOW - 1) / (2 * REACH), WINDOW - 1.001
+        u, v = (((each + REACH) * scale).clamp(0, last) for each in (across, along))
+        left, top = u.detach().floor(), v.detach().floor()
+        at = (top * WINDOW + left).long()
+        corners = [x.gather(1, at + step) for step in (0, 1, WINDOW, WINDOW + 1)]
+        u, v = u - left, v - top
+        upper, lower = (one + u * (other - one) for one, other in (corners[:2], corners[2:]))
+        g = upper + v * (lower - upper)
+        g = g - g.mean(1, keepdim=True)
+        scaled: Tensor = g / (g.square().mean(1, keepdim=True) + 1e-8).sqrt()
+        return scaled
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the fitter said.
+
+    Attributes:
+        x: Windows (window, pixel).
+        y: Parameters.
+        directions: (direction, window, pixel), none without slopes.
+        slopes: (direction, window, parameter): the differences along them.
+        fits: How often the fitter was asked, failed fits included.
+    """
+
+    x: Float[Tensor, "window pixel"]
+    y: Float[Tensor, "window parameter"]
+    directions: Float[Tensor, "direction window pixel"]
+    slopes: Float[Tensor, "direction window parameter"]
+    fits: int
+
+
+def lesson(
+    model: Model, shown: Faces, *, directions: int, seed: int, known: dict[bytes, Array] | None = None
+) -> Lesson:
+    """Asks the fitter about windows that lie about each face, and about an antithetic pair along each direction.
+
+    Fits that cost more than 1.5 times the median are left out, and slopes longer than 4 times the median are zero with
+    their directions: there the fitter has lost the face or has jumped.
+
+    Args:
+        model: The model of appearance.
+        shown: Faces with landmarks.
+        directions: Antithetic pairs for each face.
+        seed: Of the windows' places and of the directions; a face's window does not depend on the number of faces.
+        known: Answers of the fitter, which are added to.
+    """
+    random = np.random.default_rng(seed)
+    poses = displaced(model, shown, random.normal(0, SPREAD, (len(shown), 4)))
+    x = _flat(windows(shown.images, poses))
+    black_box = BlackBoxTeacher(fitter(model, known), arrays="numpy")
+    along = torch.zeros(0, *x.shape)
+    if directions:
+        sides = []
+        for _ in range(directions):
+            change = _STEP * random.normal(0, SPREAD, (len(shown), 4))
+            up, down = (_flat(windows(shown.images, _changed(poses, sign * change))) for sign in (1, -1))
+            sides.append((up - down) / 2)
+        along = torch.stack(sides)
+        answer = black_box.answer(x, Question(tangents=along, step=1.0))
+    else:
+        answer = black_box.answer(x)
+    y = answer.outputs
+    slopes = torch.zeros(0, *y.shape, dtype=y.dtype) if answer.products is None else answer.products
+    if directions:
+        long = slopes.norm(dim=2) > _JUMPED * slopes.norm(dim=2).median()
+        along, slopes = (each.masked_fill(long[..., None], 0.0) for each in (along, slopes))
+    cost = model.cost(x.double().numpy().reshape(-1, WINDOW, WINDOW), y.double().numpy())
+    good = torch.from_numpy(cost <= _REFUSED * np.median(cost))
+    return Lesson(x[good], y[good].float(), along[:, good], slopes[:, good].float(), len(x) * (1 + 2 * directions))
+
+
+def fitter(model: Model, known: dict[bytes, Array] | None = None) -> Any:
+    """NEWUOA as a function of windows (window, pixel), batch in, batch out; what is `known` is not computed again."""
+    known = {} if known is None else known
+
+    def answer(x: Array) -> Array:
+        for window in x:
+            if (key := window.tobytes()) not in known:
+                known[key] = by_newuoa(model, window.reshape(1, WINDOW, WINDOW).astype(float)).p[0]
+        return np.stack([known[window.tobytes()] for window in x])
+
+    return answer
+
+
+def jumps(model: Model, told: Lesson, count: int) -> float:
+    """Share of slopes that halving the step changes by more than half of their length: the fitter jumps there."""
+    x, along, whole = told.x[:count], told.directions[:, :count], told.slopes[:, :count]
+    black_box = BlackBoxTeacher(fitter(model), arrays="numpy")
+    half = black_box.answer(x, Question(tangents=along, step=0.5)).products
+    assert half is not None
+    apart = (half.float() - whole).norm(dim=2)
+    return float((apart > 0.5 * whole.norm(dim=2)).float().mean())
+
+
+def distilled(
+    model: Model, told: Lesson, *, share: float, steps: int, seed: int, update: Array | None = None
+) -> Glance:
+    """A student of what the fitter said; slopes make up `share` of the gradient norm where there are any."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        student = Glance(model, dropout=0.5, update=update)
+    objective = AlongDirections(student, told, share if len(told.directions) else 0.0)
+    settings = Training(steps=steps, batch_size=50, lr=1e-3, optimizer="adamw", weight_decay=1.0)
+    fit(objective, Split(told.x, told.y), settings, seed=seed)
+    return student.eval()
+
+
+class AlongDirections(nn.Module):
+    """Values and slopes along known directions u, after each look: means of Σₖ(ŷₖ − yₖ)² + w Σₖ((Ĵu)ₖ − sₖ)²."""
+
+    def __init__(self, student: Glance, told: Lesson, share: float) -> None:
+        """Takes the directions and slopes of a lesson; the ids of a batch say which.
+
+        Args:
+            student: The network to train.
+            told: Directions and slopes.
+            share: Of the slopes in the gradient norm.
+        """
+        super().__init__()
+        self.student, self.calls = student, 0
+        self.known = (told.directions, told.slopes)
+        self.balance = Balance({"values": 1.0, "jacobians": Share(share)} if share else {"values": 1.0})
+
+    def forward(
+        self,
+        x: Float[Tensor, "window pixel"],
+        y: Float[Tensor, "window parameter"],
+        *,
+        ids: Int[Tensor, "window"],
+        **_: Any,
+    ) -> Terms:
+        """The terms of a batch."""
+        terms = {}
+        looks = len(self.student.maps)
+        if "jacobians" in self.balance.weights:
+            directions, slopes = (each[:, ids] for each in self.known)
+            found = push(self.student.after_each, x, directions, engine="forward")
+            outputs = found.outputs
+            terms["jacobians"] = jacobian_term("squared", found.products, slopes.repeat(1, 1, looks))
+        else:
+            outputs = self.student.after_each(x)
+        terms["values"] = output_term("squared", outputs, y.repeat(1, looks), 1.0)
+        learns = self.training and torch.is_grad_enabled()  # a call without gradients uses up no measurement
+        if learns and self.calls % 100 == 0:
+            self.balance.measure(terms, [*self.student.parameters()])
+        self.calls += learns
+        weighted = self.balance.weigh(terms)
+        total = torch.stack(list(weighted.values())).sum()
+        return Terms({"loss": total, **weighted}, outputs, y, terms, dict(self.balance.shares))
+
+
+def seen(student: nn.Module, images: Array, poses: Array) -> Array:
+    """What a student says of images: parameters relative to the poses of the windows that it is shown."""
+    with torch.no_grad():
+        found: Array = student(_flat(windows(images, poses))).double().numpy()
+    return found
+
+
+def displaced(model: Model, shown: Faces, change: Array) -> Array:
+    """Poses of faces, wrong by `change` (face, 4) in tenths of the frame of the right ones."""
+    return _changed(pose_of(model, shown.landmarks), change)
+
+
+def _changed(poses: Array, change: Array) -> Array:
+    return composed(change, poses)
+
+
+def _flat(shown: Array) -> Tensor:
+    return torch.from_numpy(shown.reshape(len(shown), -1)).float()

@@ -1,0 +1,186 @@
+"""The same as a parallel manipulator: two equations for each leg without its knee, A ẋ = B q̇, and the implicit pose.
+
+Of leg i, with contact c, knuckle b, knee k and the normal n of its plane: n·(c − b) = 0, and |c − k|² = l². They say
+nothing of tips, forces or the knee's angle, and share with `hand` only the places of the joints.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from jacmatch.errors import InputError
+from jacmatch_research.systems.grasp.hand import FINGERS, Hand, Place
+from jacmatch_research.systems.kinematics.chain import rotation_vector, skew
+
+_HOMOTOPY, _NEWTON, _CLOSED = 16, 5, 1e-12
+_FARTHEST, _LOOKS, _HALVINGS = 1.5, 200, 50
+
+
+def constraints(hand: Hand, place: Place, driven: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6"]:
+    """F(x, q), in units of a length: n·(c − b) and (|c − k|² − l²)/2l for each leg; 0 where the legs are closed."""
+    base, knee, _, normal = _legs(hand, driven)
+    contact = hand.contacts(place)
+    plane = (normal * (contact - base)).sum(-1)
+    length = ((contact - knee).square().sum(-1) - hand.distal**2) / (2 * hand.distal)
+    return torch.stack((plane, length), -1).flatten(1)
+
+
+def matrices(
+    hand: Hand, place: Place, driven: Float[Tensor, "grasp 6"]
+) -> tuple[Float[Tensor, "grasp 6 6"], Float[Tensor, "grasp 6 6"]]:
+    """A and B of A ẋ = B q̇: the derivatives of F by the object's twist, and those by the joints with a minus."""
+    base, knee, aside, normal = _legs(hand, driven)
+    contact = hand.contacts(place)
+    arm, leg = contact - place.p[:, None], (contact - knee) / hand.distal
+    lines = torch.stack((normal, leg), 2)
+    moments = torch.linalg.cross(arm[:, :, None].expand_as(lines), lines)
+    a = torch.cat((lines, moments), -1).flatten(1, 2)
+    b = torch.zeros(len(driven), FINGERS, 2, FINGERS, 2, dtype=driven.dtype)
+    first = torch.linalg.cross(aside, knee - base)
+    second = torch.linalg.cross(normal, knee - base)
+    for i in range(FINGERS):
+        b[:, i, 0, i, 0] = -(torch.linalg.cross(aside, normal) * (contact - base)).sum(-1)[:, i]
+        b[:, i, 1, i, 0] = (leg * first).sum(-1)[:, i]
+        b[:, i, 1, i, 1] = (leg * second).sum(-1)[:, i]
+    return a, b.flatten(3, 4).flatten(1, 2)
+
+
+def by_manipulator(hand: Hand, place: Place, driven: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6 6"]:
+    """A⁻¹B: twists of the object by the velocities of the driven joints; τ = (A⁻¹B)ᵀw by duality.
+
+    Raises:
+        torch.linalg.LinAlgError: a grasp is exactly singular.
+    """
+    a, b = matrices(hand, place, driven)
+    twists: Tensor = torch.linalg.solve(a, b)
+    return twists
+
+
+def regularity(hand: Hand, place: Place, driven: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp"]:
+    """The smallest singular value of A, its moments in units of the grip's radius; 0 at a singular grasp."""
+    a, _ = matrices(hand, place, driven)
+    unit = torch.tensor([1.0] * 3 + [1 / hand.grip] * 3, dtype=a.dtype)
+    values: Tensor = torch.linalg.svdvals(a * unit)
+    return values[:, -1]
+
+
+def pose(hand: Hand, driven: Float[Tensor, "grasp 6"]) -> tuple[Place, Bool[Tensor, "grasp"]]:
+    """Where the object goes when the joints move from rest in a straight line, by Newton, and whether it gets there.
+
+    The equations have several solutions (assembly modes). The one that is followed from rest is lost where A becomes
+    singular on the way: its determinant then changes sign, or the legs no longer close.
+    """
+    rest = hand.rest()
+    start = hand.joints(rest)[..., :2].flatten(1)
+    p, r = rest.p.expand(len(driven), 3), rest.r.expand(len(driven), 3, 3)
+    kept = torch.ones(len(driven), dtype=torch.bool)
+    side = torch.linalg.det(matrices(hand, rest, start)[0]).sign()
+    for step in range(1, _HOMOTOPY + 1):
+        q = start + step / _HOMOTOPY * (driven - start)
+        for _ in range(_NEWTON):
+            a, _ = matrices(hand, Place(p, r), q)
+            twist, _ = torch.linalg.solve_ex(a, -constraints(hand, Place(p, r), q)[..., None])
+            twist = torch.where(kept[:, None], torch.nan_to_num(twist[..., 0], posinf=0.0, neginf=0.0), 0.0)
+            p, r = p + twist[:, :3], rotation(twist[:, 3:]) @ r
+        closed = constraints(hand, Place(p, r), q).abs().amax(1) <= _CLOSED
+        kept = kept & closed & (torch.linalg.det(matrices(hand, Place(p, r), q)[0]).sign() == side)
+    return Place(p, r), kept
+
+
+def coordinates(hand: Hand, place: Place) -> Float[Tensor, "grasp 6"]:
+    """What a student learns: the centre relative to rest in metres, and the rotation vector φ of the object."""
+    return torch.cat((place.p - hand.rest().p, rotation_vector(place.r)), 1)
+
+
+def twist_of(y: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6 6"]:
+    """T(y) with (v, ω) = T ẏ: 1 for the centre, the left Jacobian of SO(3) at φ for the rotation vector.
+
+    L(φ) = 1 + (1 − cos|φ|)/|φ|² [φ]ₓ + (|φ| − sin|φ|)/|φ|³ [φ]ₓ².
+    """
+    phi = y[:, 3:]
+    angle = phi.norm(dim=1)[:, None, None].clamp_min(1e-4)  # below, the coefficients are constant to 1e-9
+    k = skew(phi)
+    left = torch.eye(3, dtype=y.dtype) + (1 - angle.cos()) / angle**2 * k + (angle - angle.sin()) / angle**3 * (k @ k)
+    whole = torch.eye(6, dtype=y.dtype).repeat(len(y), 1, 1)
+    whole[:, 3:, 3:] = left
+    return whole
+
+
+def slopes(hand: Hand, place: Place, driven: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6 6"]:
+    """The slopes of `coordinates` by the driven joints: T⁻¹ A⁻¹ B, without differentiating Newton's iteration."""
+    found: Tensor = torch.linalg.solve(twist_of(coordinates(hand, place)), by_manipulator(hand, place, driven))
+    return found
+
+
+def rotation(vector: Float[Tensor, "grasp 3"]) -> Float[Tensor, "grasp 3 3"]:
+    """The rotation about each vector, by its length (Rodrigues)."""
+    matrices: Tensor = torch.linalg.matrix_exp(skew(vector))
+    return matrices
+
+
+def drawn(hand: Hand, count: int, seed: int, reach: float | int, least: float | int = 0.0) -> Float[Tensor, "grasp 6"]:
+    """Driven joints within ±reach radians of rest, uniform, that close the legs, `regularity` at least so."""
+    generator = torch.Generator().manual_seed(seed)
+    rest = hand.joints(hand.rest())[..., :2].flatten(1)
+    found: list[Tensor] = []
+    while sum(map(len, found)) < count:
+        q = rest + reach * (2 * torch.rand(count, 6, generator=generator, dtype=torch.float64) - 1)
+        place, closed = pose(hand, q)
+        bent = (hand.joints(place)[..., :2].flatten(1) - q).abs().amax(1) < 1e-6  # outwards, as at rest
+        found.append(q[closed & bent & (regularity(hand, place, q) >= least)])
+    return torch.cat(found)[:count]
+
+
+def _legs(hand: Hand, driven: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Knuckles, knees, first axes and normals of the legs."""
+    q = driven.reshape(-1, FINGERS, 2)
+    at = hand.points(torch.cat((q, torch.zeros_like(q[..., :1])), -1))
+    return at.base, at.knee, at.aside, at.bend
+
+
+def toward_singular(
+    hand: Hand, count: int, seed: int, shares: tuple[float, ...]
+) -> tuple[Place, Float[Tensor, "grasp 6"]]:
+    """Grasps on the way to singular ones: poses and driven joints, (direction, share) flattened.
+
+    The object leaves rest in random directions (with the grip's radius for a radian) until det A changes its sign, by
+    bisection; directions in which it leaves the fingers' reach before that are left out. Shares are those of the way,
+    below 1.
+
+    Raises:
+        InputError: too few directions end at a singular grasp.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    direction = torch.randn(20 * count, 6, generator=generator, dtype=torch.float64)
+    direction = direction / direction.norm(dim=1, keepdim=True)
+    side = _side(hand, 0 * direction)
+    ways = torch.linspace(0, _FARTHEST, _LOOKS, dtype=torch.float64)
+    sides = torch.stack([_side(hand, way * direction) for way in ways])
+    first = (sides != side).double().argmax(0)  # NaN where out of reach, which is neither side
+    ends = (first > 0) & (sides.gather(0, first[None])[0] == -side)
+    if int(ends.sum()) < count:
+        raise InputError("`count` of `toward_singular` is more than the directions found.", got=count)
+    direction, first = direction[ends][:count], first[ends][:count]
+    near, far = ways[first - 1], ways[first]
+    for _ in range(_HALVINGS):
+        middle = (near + far) / 2
+        before = _side(hand, middle[:, None] * direction) == side[0]
+        near, far = torch.where(before, middle, near), torch.where(before, far, middle)
+    offsets = torch.stack([share * near[:, None] * direction for share in shares], 1).flatten(0, 1)
+    place = _moved(hand, offsets)
+    return place, hand.joints(place)[..., :2].flatten(1)
+
+
+def _moved(hand: Hand, offsets: Tensor) -> Place:
+    """Rest moved by offsets whose rotations are in units of the grip's radius."""
+    return Place(hand.rest().p + hand.grip * offsets[:, :3], rotation(offsets[:, 3:]))
+
+
+def _side(hand: Hand, offsets: Tensor) -> Tensor:
+    """The sign of det A, NaN where the object is out of reach."""
+    place = _moved(hand, offsets)
+    q = hand.joints(place)
+    sign = torch.linalg.det(matrices(hand, place, q[..., :2].flatten(1).nan_to_num())[0]).sign()
+    return torch.where(q.isnan().flatten(1).any(1), math.nan, sign)

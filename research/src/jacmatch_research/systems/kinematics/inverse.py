@@ -1,0 +1,135 @@
+"""Inverse kinematics by damped least squares, driven by whichever poses and Jacobians it is given."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from jacmatch.jacobian import jacobian
+from jacmatch_research.systems.kinematics.chain import Chain, rotation_vector
+
+Pose = tuple[Tensor, Tensor]
+"""Places (pose, 3) and rotations (pose, 3, 3)."""
+Known = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Joint angles to places, rotations and geometric Jacobians (pose, 6, joint)."""
+LENGTH = 0.5
+"""Metres that weigh as much as a radian."""
+NEAR = (1e-3, 2e-3)
+"""What counts as reached: a millimetre, and two milliradians."""
+_SHORTEST, _LONGEST = 1e-3, 0.3  # damping where the error is 0, and the largest step of a joint in radians
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Where an inverse kinematics ended.
+
+    Attributes:
+        q: Joint angles, within the limits.
+        iterations: Steps taken.
+        reached: Whether the driving poses are as near as `NEAR` asks.
+    """
+
+    q: Float[Tensor, "pose joint"]
+    iterations: Int[Tensor, "pose"]
+    reached: Bool[Tensor, "pose"]
+
+
+def exact(chain: Chain) -> Known:
+    """The chain's own poses and Jacobians."""
+    return lambda q: (*chain.pose(q), chain.jacobian(q))
+
+
+def of_student(student: nn.Module) -> Known:
+    """Poses and Jacobians of a network with the outputs of `Chain.outputs`.
+
+    Its nine entries of R are brought to the nearest rotation; ω of joint i is the skew part of ∂R/∂qᵢ Rᵀ.
+    """
+
+    def known(q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        said, slopes = (each.detach().double() for each in jacobian(student, q.float()))
+        rotation = nearest_rotation(said[:, 3:].reshape(-1, 3, 3))
+        turned = torch.einsum("baci,bdc->biad", slopes[:, 3:].reshape(len(q), 3, 3, -1), rotation)
+        odd = (turned - turned.mT) / 2
+        omega = torch.stack((odd[..., 2, 1], odd[..., 0, 2], odd[..., 1, 0]), 1)
+        return said[:, :3], rotation, torch.cat((slopes[:, :3], omega), 1)
+
+    return known
+
+
+def exact_poses(chain: Chain, driving: Known) -> Known:
+    """The chain's poses, as a sensor would tell them, with another's Jacobians."""
+    return lambda q: (*chain.pose(q), driving(q)[2])
+
+
+def nearest_rotation(matrix: Float[Tensor, "pose 3 3"]) -> Float[Tensor, "pose 3 3"]:
+    """The rotation nearest to each matrix (polar decomposition)."""
+    u, _, vt = torch.linalg.svd(matrix)
+    sign = torch.det(u @ vt)
+    nearest: Tensor = torch.cat((u[..., :2], u[..., 2:] * sign[..., None, None]), -1) @ vt
+    return nearest
+
+
+def errors(pose: Pose, target: Pose) -> Float[Tensor, "pose 6"]:
+    """What is missing to the target: p* − p, and the rotation vector of R* Rᵀ."""
+    return torch.cat((target[0] - pose[0], rotation_vector(target[1] @ pose[1].mT)), 1)
+
+
+def is_near(missing: Float[Tensor, "pose 6"]) -> Bool[Tensor, "pose"]:
+    """Whether errors are as small as `NEAR` asks."""
+    near: Tensor = (missing[:, :3].norm(dim=1) <= NEAR[0]) & (missing[:, 3:].norm(dim=1) <= NEAR[1])
+    return near
+
+
+def damped_step(slopes: Float[Tensor, "pose 6 joint"], missing: Float[Tensor, "pose 6"]) -> Float[Tensor, "pose joint"]:
+    """The step Jᵀ(JJᵀ + λ²)⁻¹ e in units of `LENGTH` and radians, no joint by more than 0.3.
+
+    λ² = 10⁻³·½eᵀe + 10⁻⁶: little near the target, more where the Jacobian at hand says less.
+
+    References:
+        Sugihara 2011, IEEE Trans. Robotics 27(5), 984-991 (damping by the error).
+    """
+    unit = torch.tensor([1 / LENGTH] * 3 + [1.0] * 3, dtype=slopes.dtype)
+    j, e = slopes * unit[:, None], missing * unit
+    damping = 1e-3 * e.square().sum(1) / 2 + _SHORTEST**2
+    normal = j @ j.mT + damping[:, None, None] * torch.eye(6, dtype=j.dtype)
+    step: Tensor = (j.mT @ torch.linalg.solve(normal, e[..., None]))[..., 0]
+    step = step * (_LONGEST / step.abs().amax(1, keepdim=True).clamp_min(_LONGEST))
+    return step
+
+
+def solve(
+    known: Known,
+    target: Pose,
+    start: Float[Tensor, "pose joint"],
+    limits: tuple[Float[Tensor, "joint"], Float[Tensor, "joint"]],
+    *,
+    iterations: int = 60,
+) -> Solved:
+    """Joint angles at which the driving poses are at the target, from a start, within limits.
+
+    Args:
+        known: What drives the steps.
+        target: Places and rotations to reach.
+        start: Joint angles to begin with.
+        limits: Lower and upper; what a step does beyond them is cut off.
+        iterations: At most so many steps.
+    """
+    q = start.clone()
+    count = torch.zeros(len(q), dtype=torch.int64)
+    running = torch.ones(len(q), dtype=torch.bool)
+    for step in range(iterations + 1):
+        rows = running.nonzero()[:, 0]
+        if not len(rows):
+            break
+        place, rotation, slopes = known(q[rows])
+        missing = errors((place, rotation), (target[0][rows], target[1][rows]))
+        near = is_near(missing)
+        running[rows[near]] = False
+        if step == iterations:
+            break
+        rows, slopes, missing = rows[~near], slopes[~near], missing[~near]
+        q[rows] = torch.clamp(q[rows] + damped_step(slopes, missing), *limits)
+        count[rows] += 1
+    return Solved(q, count, ~running)

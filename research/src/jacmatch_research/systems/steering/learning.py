@@ -1,0 +1,116 @@
+"""Networks in place of the controller: what they learn from, and how a car drives with them."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jacmatch.jacobian import jacobian
+from jacmatch.jobs.surrogate.fitting import fit_surrogate
+from jacmatch_research.systems.steering.arrays import Array
+from jacmatch_research.systems.steering.control import (
+    ACCEPTED,
+    LARGEST,
+    SPEEDS,
+    Controller,
+    Lqr,
+    Scheduled,
+    drive,
+    largest_real_part,
+)
+
+WIDTH = 1.5
+"""States are uniform within so many times `ACCEPTED`."""
+CARS, _CAR_SEED = 64, 2**20
+GRID = np.linspace(*SPEEDS, 33)
+"""Speeds at which the loops are looked at."""
+
+
+def samples(count: int, seed: int) -> tuple[Array, Array]:
+    """States (sample, 4) and speeds (sample,), uniform."""
+    random = np.random.default_rng(seed)
+    return random.uniform(-1, 1, (count, 4)) * WIDTH * np.array(ACCEPTED), random.uniform(*SPEEDS, count)
+
+
+def taught(
+    count: int, seed: int
+) -> tuple[Float[Tensor, "sample 5"], Float[Tensor, "sample 2"], Float[Tensor, "sample 2 5"]]:
+    """States with speeds, steering angles, and their slopes."""
+    slopes = Scheduled().slopes(*samples(count, seed))
+    return *answers(count, seed), torch.from_numpy(slopes).float()
+
+
+def answers(count: int, seed: int) -> tuple[Float[Tensor, "sample 5"], Float[Tensor, "sample 2"]]:
+    """States with speeds, and steering angles."""
+    z, speed = samples(count, seed)
+    x = torch.from_numpy(np.concatenate((z, speed[:, None]), 1)).float()
+    return x, torch.from_numpy(Scheduled()(z, speed)).float()
+
+
+def gain_error(speed: float | int, states: int, *, slopes: bool, steps: int, seed: int) -> float:
+    """The largest error of a gain that a linear network u = W z + c learned from so many states, relative to max |K|.
+
+    The teacher is u = −K z at one speed, without an end of the steering.
+    """
+    gain, _ = Lqr().solution(speed)
+    z, _ = samples(states, seed)
+    x, known = torch.from_numpy(z).float(), torch.from_numpy(-gain).float()
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        student = nn.Linear(4, 2)
+    unit = torch.tensor(ACCEPTED)
+    fit_surrogate(
+        x,
+        x @ known.T,
+        jacobian=known.expand(states, 2, 4),
+        slopes="jacobian" if slopes else "none",
+        weight=1.0,
+        student=student,
+        x_scale=unit,
+        y_scale=torch.full((2,), float((known.abs() * unit).max())),
+        steps=steps,
+        lr=0.2,
+        seed=seed,
+    )
+    return float((student.weight.detach() - known).abs().max() / known.abs().max())
+
+
+def as_controller(student: nn.Module) -> Controller:
+    """A network of (z, V) as a controller of a car, whose steering ends where the teacher's does."""
+
+    def steered(z: Array, speed: Array) -> Array:
+        x = torch.from_numpy(np.concatenate((z, speed[:, None]), 1)).float()
+        with torch.no_grad():
+            return np.clip(student(x).double().numpy(), -LARGEST, LARGEST)
+
+    return steered
+
+
+def loops(student: nn.Module) -> tuple[Array, Array]:
+    """At each speed of `GRID`: the largest real part of the closed loop's eigenvalues, and the error of the gain.
+
+    Both by the network's Jacobian at z = 0; the error is ‖J + K‖/‖K‖ with the columns in units of `ACCEPTED`.
+    """
+    x = torch.zeros(len(GRID), 5)
+    x[:, 4] = torch.from_numpy(GRID)
+    slopes = jacobian(student, x)[1].detach().double().numpy()[..., :4]
+    teacher, unit = Scheduled().lqr, np.array(ACCEPTED)
+    parts = [largest_real_part(teacher.vehicle, each, speed) for each, speed in zip(slopes, GRID, strict=True)]
+    gains = np.stack([teacher.solution(speed)[0] for speed in GRID])
+    error = np.linalg.norm((slopes + gains) * unit, axis=(1, 2)) / np.linalg.norm(gains * unit, axis=(1, 2))
+    return np.array(parts), error
+
+
+def regret(student: nn.Module) -> Array:
+    """For each of `CARS` drives: by how much the cost is above the teacher's, relative to it."""
+    z, speed = samples(CARS, _CAR_SEED)
+    cost = drive(Scheduled().lqr.vehicle, as_controller(student), z, speed).cost
+    return cost / _teachers_costs() - 1
+
+
+@lru_cache(maxsize=1)
+def _teachers_costs() -> Array:
+    z, speed = samples(CARS, _CAR_SEED)
+    return drive(Scheduled().lqr.vehicle, Scheduled(), z, speed).cost

@@ -1,0 +1,95 @@
+"""The experiment `force-field`: learning from the larger network, the drift of a motion, and a run of smoke size."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jacmatch_research.reproduce import EXPERIMENTS, force_field
+from jacmatch_research.reproduce.command import Reproduce
+from jacmatch_research.reproduce.force_field import FORCES, METHODS, ROW
+from jacmatch_research.systems.force_field import learning
+from jacmatch_research.systems.force_field.lennard_jones import ARGON, energy, forces
+
+
+class Potential(torch.nn.Module):
+    """The potential itself as a network for the energy."""
+
+    def forward(self, x):
+        return energy(x.reshape(len(x), -1, 3))[:, None]
+
+
+def test_the_potential_itself_has_no_error_and_no_drift():
+    exact = learning.ForceField(Potential())
+    found = learning.errors(exact, 5)
+    assert max(found[name] for name in ("energy", "force", "hessian")) < 1e-9
+    assert found["force_std"] == pytest.approx(10, rel=0.4)
+    motion = learning.simulated(exact, clusters=2, steps=50, seed=0)
+    assert motion["drift"] == pytest.approx(motion["own"])
+    assert motion["drift"] < 0.03
+
+
+class Weaker(torch.nn.Module):
+    """Ninety-nine hundredths of the potential."""
+
+    def forward(self, x):
+        return 0.99 * energy(x.reshape(len(x), -1, 3))[:, None]
+
+
+def test_errors_and_drift_of_a_potential_that_is_a_little_weaker():
+    """H − H(0) is a hundredth of what the potential's energy changes, and its forces are wrong by a hundredth."""
+    field = learning.ForceField(Weaker())
+    found = learning.errors(field, 5)
+    assert found["force"] == pytest.approx(found["force_std"] / 100, rel=1e-6)
+    x = learning.configurations(5, seed=2**20 + 1)
+    mean = float(energy(x.reshape(-1, 7, 3)).square().mean().sqrt())
+    assert found["energy"] == pytest.approx(ARGON.millielectronvolts * mean / 100, rel=1e-6)
+    motion = learning.simulated(field, clusters=2, steps=50, seed=0)
+    assert 10 * motion["own"] < motion["drift"]
+
+
+def test_targets_are_energy_and_forces():
+    x = learning.configurations(3, seed=1)
+    places = x.reshape(3, 7, 3)
+    expected = torch.cat((energy(places)[:, None], forces(places).flatten(1)), 1)
+    assert torch.equal(learning.targets(x), expected)
+    assert torch.equal(learning.configurations(3, seed=1), x)
+    assert not torch.equal(learning.configurations(3, seed=2), x)
+
+
+def test_a_lost_cluster_is_counted_and_not_averaged():
+    value = {"mean": 1e9, "std": 1e9, "values": [1.0, 2.0, 3e9]}
+    assert force_field._entry(value, "drift", 1) == "1.5 ± 0.7, 1 lost"
+    assert force_field._entry({"mean": 3e9, "std": None, "values": [3e9]}, "drift", 1) == "1 lost"
+    assert force_field._entry({"mean": 1.5, "std": None, "values": [1.5]}, "force", 1) == "1.5"
+
+
+@pytest.mark.ci
+def test_smoke_run(as_users_run, tmp_path):
+    result = Reproduce(name="force-field", smoke=True, out=tmp_path / "run").run()
+    errors, gains = result["tables"]
+    assert [row[0] for row in errors["rows"]] == [*METHODS, "the teacher"]
+    stored = json.loads((tmp_path / "run" / "results.json").read_text())
+    force = {cell["row"]: cell["measures"]["force"] for cell in stored["cells"]}
+    assert gains["rows"][0][:2] == (f"{ROW} − {FORCES}", f"{force[ROW] - force[FORCES]:.3f}")
+    assert len(set(force.values())) == len(METHODS)
+    assert EXPERIMENTS["force-field"].figure(stored) == (tmp_path / "run" / "figure.svg").read_bytes()
+
+
+def test_committed_entries_are_means_over_seeds_and_rows_lower_the_error_of_forces():
+    """With numpy, from the files alone."""
+    folder = Path(__file__).resolve().parents[3] / "docs" / "results" / "force-field-cpu"
+    cells = json.loads((folder / "results.json").read_text(encoding="utf-8"))["cells"]
+    head, *body = csv.reader((folder / "force-field.csv").read_text(encoding="utf-8").splitlines())
+    force = {}
+    for row, entry, *_ in body[:-1]:
+        force[row] = np.array(
+            [c["measures"]["force"] for c in sorted(cells, key=lambda c: c["seed"]) if c["row"] == row]
+        )
+        assert len(force[row]) >= 5
+        assert entry == f"{force[row].mean():.3f} ± {force[row].std(ddof=1):.3f}"
+    assert head[1] == "forces, meV/Å"
+    assert (force[ROW] < force[FORCES]).all()

@@ -1,0 +1,31 @@
+"""`jacmatch list`: every name that the command line knows."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from jacmatch import datasets, losses, models, objectives, plugins, teachers
+from jacmatch.jacobian import ESTIMATORS, READOUTS
+from jacmatch.jobs.surrogate.examples import EXAMPLES
+
+
+@dataclass(frozen=True)
+class List:
+    """List every name that the command line knows."""
+
+    def run(self) -> dict[str, Any]:
+        """Returns the names by axis."""
+        axes = {
+            "data": [*datasets.LOADERS, "PACKAGE.MODULE:CALLABLE"],
+            "models": [*models.CATALOG, *models.FORMS],
+            "probes": list(ESTIMATORS),
+            "readouts": list(READOUTS),
+            "points": list(objectives.POINTS),
+            "output losses": list(losses.OUTPUT_LOSSES),
+            "jacobian losses": list(losses.JACOBIAN_LOSSES),
+            "penalties": list(losses.PENALTIES),
+            "teachers": list(teachers.TEACHERS),
+            "functions": [*EXAMPLES, "npz:FILE", "PACKAGE.MODULE:CALLABLE"],
+        }
+        for verb in plugins.verbs().values():
+            axes |= {heading: list(plugins.load(name)) for heading, name in verb.names.items()}
+        return {"job": "list", **axes}

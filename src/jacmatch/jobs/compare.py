@@ -1,0 +1,79 @@
+"""`jacmatch compare`: how far two models agree in value and in slope, an audit of a compressed or exported model."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from torch import nn
+
+from jacmatch.datasets import Data
+from jacmatch.errors import InputError
+from jacmatch.jobs import networks
+from jacmatch.jobs.fields import JobFields
+from jacmatch.jobs.own_data import data_for
+from jacmatch.models import count_parameters
+from jacmatch.runs import threads
+from jacmatch.teachers import ModuleTeacher
+from jacmatch.training import agreement, evaluate
+from jacmatch.version import __version__
+
+
+@dataclass(frozen=True)
+class Compare(JobFields):
+    """Measure how far two models agree in value and in Jacobian: an audit of a compressed or exported model."""
+
+    first: Annotated[str, tyro.conf.Positional] = ""
+    """The reference: a run folder, or a model name with --first-weights."""
+    second: Annotated[str, tyro.conf.Positional] = ""
+    """The other: a run folder, or a model name with --second-weights."""
+    data: str | None = None
+    """Data set, of which the test part is used; if left out, that of the runs, or digits for two model names."""
+    first_weights: Path | None = None
+    """Weights of the first: safetensors, a checkpoint of torch, or a folder of either."""
+    second_weights: Path | None = None
+    """Weights of the second, likewise."""
+    samples: int = 256
+    """Test samples whose Jacobians are compared; outputs are compared on all."""
+
+    def run(self) -> dict[str, Any]:
+        """Measures, and returns the result."""
+        if self.samples < 1:
+            raise InputError("`--samples` of `compare` must be at least 1.", got=self.samples)
+        given: dict[str, Any] = {"seed": self.seed, "smoke": self.smoke, "allow_code": self.allow_code}
+        data = data_for("compare", (self.first, self.second), self.data, **given)
+        pair = []
+        for spec, path in ((self.first, self.first_weights), (self.second, self.second_weights)):
+            weights = None if path is None else networks.Weights(path)
+            pair.append(networks.network(spec, data, weights, allow_code=self.allow_code))
+        reference, other = pair
+        run = self.begin("compare")
+        start = time.perf_counter()
+        samples = min(self.samples, len(data.test))
+        with torch.no_grad():
+            x = data.test.inputs(torch.arange(samples))
+            largest = (reference.cpu()(x) - other.cpu()(x)).abs().max()
+        result = {
+            "job": "compare",
+            "version": __version__,
+            "threads": threads(),
+            "seed": self.seed,
+            "teacher": self._described(reference, data),
+            "student": self._described(other, data),
+            "agreement": {
+                **agreement(other, ModuleTeacher(reference), data.test, samples=samples),
+                "largest_output_difference": float(largest),
+            },
+            "samples": samples,
+            "data": data.name,
+            "test_samples": len(data.test),
+            "seconds": time.perf_counter() - start,
+            "settings": self.settings(),
+        }
+        run.write_result(result)
+        return {**result, "out": str(run.path)}
+
+    def _described(self, network: nn.Module, data: Data) -> dict[str, Any]:
+        return {**evaluate(network, data.test, device=self.device), "parameters": count_parameters(network)}

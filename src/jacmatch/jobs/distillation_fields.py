@@ -1,0 +1,187 @@
+"""What a student is taught, as settings: weights, losses, and the four questions; and the objective that they mean."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from jacmatch.datasets import Data, Split
+from jacmatch.errors import InputError, unknown_name
+from jacmatch.jacobian import ESTIMATORS, READOUTS, Estimator, LogProbabilities, Readout
+from jacmatch.jobs.fields import TrainingFields, positive
+from jacmatch.losses import JacobianLoss
+from jacmatch.objectives import POINTS, AtData, AtMixedPairs, AtNoise, Distillation, Point, Share, WeightSchedule
+from jacmatch.objectives.recipe import Recipe, recipe
+from jacmatch.teachers import Teacher
+
+_LAWFUL = ("random-outputs", "random-inputs")  # probes whose directions can have one law or another
+_SINGLE = ("every-row", "top-class", "label-class", "data-pairs")  # probes whose number is given by what they are
+_OF_LABELS = ("label-class", "label-logit", "loss")  # probes and readouts that need the label of one sample
+_DERIVATIVES = (  # settings that ask for a Jacobian term at any amount of data
+    *("probe", "probes", "probe_chunk", "probe_law", "readout", "jacobian_loss", "every", "fraction", "engine"),
+    *("jacobian_schedule", "jacobian_fades_from"),
+)
+
+
+@dataclass(frozen=True)
+class DistillationFields(TrainingFields):
+    """Settings of jobs that teach values and slopes."""
+
+    labels_weight: float = 1.0
+    """Weight of the label term."""
+    outputs_weight: float = 1.0
+    """Weight of the output term."""
+    jacobian_share: float | None = None
+    """Share of the Jacobian term in the gradient norm. If left out 0.3 in regression, and in classification up to 200
+    training samples for each class or where a setting of the Jacobian term is given; else 0."""
+    jacobian_weight: float | None = None
+    """Weight of the Jacobian term itself, in place of the share."""
+    jacobian_schedule: Literal["by-data", "constant"] = "by-data"
+    """by-data: the share or weight falls with the number of training samples for each class. constant: it does not."""
+    jacobian_fades_from: float = 1.0
+    """Progress, 0 to 1, from which the Jacobian term fades out until the end of training; 1 never."""
+    output_loss: Literal["auto", "squared", "kl"] = "auto"
+    """Loss of the output term. auto: kl in classification, squared in regression."""
+    temperature: float | None = None
+    """Temperature of kl, if left out 4 with --output-loss auto and 1 with kl; and of log-probabilities and fisher-rows,
+    1 if left out."""
+    jacobian_loss: JacobianLoss = "bounded"
+    """Loss of the Jacobian term."""
+    probe: str = "random-outputs"
+    """Which derivative products are compared (see `jacmatch list`)."""
+    probes: int = 1
+    """How many of them for each sample."""
+    probe_chunk: int | None = None
+    """Rows whose graphs are kept in memory at once; all if left out. 1: the memory of a single row, more time."""
+    probe_law: Literal["gaussian", "rademacher", "sphere", "basis", "orthogonal"] = "gaussian"
+    """Law of random-outputs and random-inputs."""
+    readout: str = "logits"
+    """What is differentiated (see `jacmatch list`)."""
+    point: Literal["auto", "data", "noise", "mixed-pairs"] = "auto"
+    """Where student and teacher are compared. auto: mixed-pairs in classification with at most 30 training samples
+    for each class, where nothing needs the label of a single image; else data."""
+    noise: float = 0.1
+    """Standard deviation of point=noise and of the probe antithetic-noise, in units of the raw input."""
+    every: int = 1
+    """The Jacobian term is computed on each n-th step, with n times its weight."""
+    fraction: float = 1.0
+    """Share of each batch whose slopes are compared."""
+    engine: Literal["auto", "forward", "reverse", "differences"] = "auto"
+    """How Jv is taken for directions on the input side. auto: the faster one in a timed trial on the first batch."""
+    batch_norm: Literal["batch", "frozen"] = "frozen"
+    """Statistics of BatchNorm in the derivative: constants, so that samples stay apart, or part of it."""
+
+    def check_objective(self) -> None:
+        """Refuses what is wrong whatever the data.
+
+        Raises:
+            InputError: A name is unknown, or settings do not go together.
+        """
+        positive("distill", probes=self.probes, every=self.every)
+        weights = {"labels": self.labels_weight, "outputs": self.outputs_weight, "jacobian": self.jacobian_weight}
+        for name, weight in weights.items():
+            if weight is not None and not 0 <= weight < math.inf:
+                raise InputError(f"`--{name}-weight` of `distill` must be at least 0 and finite.", got=weight)
+        for name, known, given in (("--probe", ESTIMATORS, self.probe), ("--readout", READOUTS, self.readout)):
+            if given not in known:
+                raise unknown_name(f"`{name}` of `distill`", given, known)
+        if self.probes > 1 and self.probe in _SINGLE:
+            raise InputError(f"`--probes` of `distill` must be 1 with --probe {self.probe}.", got=self.probes)
+        if self.probe_law != "gaussian" and self.probe not in _LAWFUL:
+            raise InputError(f"`--probe-law` of `distill` belongs to --probe {' or '.join(_LAWFUL)}.", got=self.probe)
+
+    def objective(
+        self, method: str, student: nn.Module, teacher: nn.Module | Teacher, train: Split, data: Data, seed: int
+    ) -> Distillation:
+        """The objective of one method: `labels`, `outputs` or `jacobians`.
+
+        Raises:
+            InputError: Settings do not go together, or not with these data.
+        """
+        if self.probe == "sampled-rows" and self.probes > data.outputs:
+            raise InputError(f"`--probes` of sampled-rows must be at most {data.outputs}, all rows.", got=self.probes)
+        per_class = len(train) / data.classes if data.classes else None
+        chosen = self.recipe(per_class)
+        return Distillation(
+            student,
+            None if method == "labels" else teacher,
+            labels=self.labels_weight,
+            outputs=self.outputs_weight,
+            jacobians=chosen.jacobians if method == "jacobians" else 0.0,
+            probe=self._probe(),
+            readout=self._readout(),
+            output_loss=chosen.output_loss,
+            temperature=chosen.temperature,
+            jacobian_loss=self.jacobian_loss,
+            point=chosen.point,
+            every=self.every,
+            chunk_size=self.probe_chunk,
+            fraction=self.fraction,
+            engine=self.engine,
+            schedule=chosen.schedule,
+            batch_norm=self.batch_norm,
+            task="classification" if data.classes else "regression",
+            seed=seed,
+        )
+
+    def _probe(self) -> Estimator:
+        settings: dict[str, Any] = {}
+        if self.probe not in _SINGLE:
+            settings["count"] = self.probes
+        if self.probe in _LAWFUL:
+            settings["law"] = self.probe_law
+        if self.probe == "antithetic-noise":
+            settings["sigma"] = self.noise
+        if self.probe == "fisher-rows":
+            settings["temperature"] = 1.0 if self.temperature is None else self.temperature
+        return ESTIMATORS[self.probe](**settings)
+
+    def _readout(self) -> Readout:
+        if self.readout == "log-probabilities":
+            return LogProbabilities(1.0 if self.temperature is None else self.temperature)
+        if self.readout in ("attention-pixel", "attention-maps", "pooled-features"):
+            raise InputError(
+                f"`--readout {self.readout}` needs a layer of each network.", do="Use the Python class Distillation."
+            )
+        return READOUTS[self.readout]()
+
+    def recipe(self, per_class: float | int | None) -> Recipe:
+        """What is left to the data, as `Distillation` itself chooses it.
+
+        Args:
+            per_class: Training samples for each class; None in a regression.
+        """
+        point: Point | None = None if self.point == "auto" else AtData()
+        if self.point in ("noise", "mixed-pairs"):
+            point = AtNoise(self.noise) if self.point == "noise" else AtMixedPairs()
+        weight = self.jacobian_weight
+        if weight is None and self.jacobian_share is not None:
+            weight = Share(self.jacobian_share)
+        by_data = per_class if self.jacobian_schedule == "by-data" else None
+        return recipe(
+            "regression" if per_class is None else "classification",
+            per_class,
+            single_label=self.probe in _OF_LABELS or self.readout in _OF_LABELS,
+            derivatives=any(getattr(self, name) != getattr(DistillationFields, name) for name in _DERIVATIVES),
+            output_loss=None if self.output_loss == "auto" else self.output_loss,
+            temperature=self.temperature,
+            point=point,
+            jacobians=weight,
+            schedule=WeightSchedule(by_data, fades_from=self.jacobian_fades_from),
+        )
+
+    def resolved(self, per_class: float | int | None) -> dict[str, Any]:
+        """The settings that the data decide, as numbers and names for a result.
+
+        Args:
+            per_class: Training samples for each class; None in a regression.
+        """
+        chosen = self.recipe(per_class)
+        share = chosen.jacobians if isinstance(chosen.jacobians, Share) or not chosen.jacobians else self.jacobian_share
+        return {
+            "point": next(name for name, kind in POINTS.items() if isinstance(chosen.point, kind)),
+            "output_loss": chosen.output_loss,
+            "temperature": chosen.temperature,
+            "jacobian_share": None if share is None else float(share),
+        }

@@ -1,0 +1,66 @@
+"""`jacmatch doctor`: which derivative engines are right for a model, and why not the others."""
+
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from jacmatch.errors import InputError
+from jacmatch.jacobian import doctor
+from jacmatch.jobs import networks
+from jacmatch.jobs.fields import JobFields
+from jacmatch.jobs.own_data import data_for
+from jacmatch.runs import threads
+from jacmatch.version import __version__
+
+
+@dataclass(frozen=True)
+class Doctor(JobFields):
+    """Find out which derivative engines are right for a model, and why not the others."""
+
+    model: Annotated[str, tyro.conf.Positional] = ""
+    """A run folder, or a model name (random weights will do)."""
+    data: str | None = None
+    """Data set that fits the model; if left out, that of the run, or digits for a model name."""
+    samples: int = 8
+    """Samples in the batch that is tried."""
+
+    def run(self) -> dict[str, Any]:
+        """Tries the model in training and in evaluation mode, and returns the result."""
+        if self.samples < 2:
+            raise InputError("`--samples` of `doctor` must be at least 2.", got=self.samples)
+        given: dict[str, Any] = {"seed": self.seed, "smoke": self.smoke, "allow_code": self.allow_code}
+        data = data_for("doctor", (self.model,), self.data, **given)
+        torch.manual_seed(self.seed)
+        if networks.is_run(self.model):
+            network = networks.network(self.model, data, allow_code=self.allow_code)
+        else:
+            network = networks.Description.of(self.model, data).build()
+        run = self.begin("doctor")
+        start = time.perf_counter()
+        x = data.train.inputs(torch.arange(min(self.samples, len(data.train))))
+        modes = {}
+        for mode in ("training", "evaluation"):
+            network.train(mode == "training").requires_grad_(True)
+            diagnosis = doctor(network, x, seed=self.seed)
+            modes[mode] = {
+                "engine": diagnosis.engine,
+                "ok": diagnosis.ok,
+                "engines": diagnosis.engines,
+                "findings": [finding.__dict__ for finding in diagnosis.findings],
+                "says": str(diagnosis),
+            }
+        result = {
+            "job": "doctor",
+            "version": __version__,
+            "threads": threads(),
+            "seed": self.seed,
+            "data": data.name,
+            "modes": modes,
+            "seconds": time.perf_counter() - start,
+            "settings": self.settings(),
+        }
+        run.write_result(result)
+        return {**result, "out": str(run.path)}

@@ -1,0 +1,96 @@
+"""What a job was begun with besides its settings: the contents behind the names of data, networks and teacher."""
+
+import importlib.metadata
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from jacmatch.datasets import Data
+from jacmatch.jobs.networks import Description
+from jacmatch.models import catalog
+from jacmatch.runs import Run
+from jacmatch.runs.identity import Fingerprint, Fingerprints, code_of
+from jacmatch.training.distributed import Ranks
+from jacmatch.training.identity import SAMPLES, named, outputs_of, undisturbed
+
+_PACKAGES = ("timm", "torchvision")  # families of networks that other packages build
+
+
+def same_inputs(
+    run: Run, data: Data | None = None, teacher: nn.Module | None = None, networks: tuple[Description, ...] = ()
+) -> None:
+    """Writes the fingerprints of what a job is given into the run, or compares them if it goes on.
+
+    Args:
+        run: The run.
+        data: Its data.
+        teacher: Its teacher, asked at some of the data.
+        networks: What is built by name.
+
+    Raises:
+        InputError: The run was begun with others; the message names them.
+    """
+    for part, here in inputs_of(data, teacher, networks).items():
+        matches(run, part, here)
+
+
+def inputs_of(
+    data: Data | None = None, teacher: nn.Module | None = None, networks: tuple[Description, ...] = ()
+) -> dict[str, Fingerprints]:
+    """The fingerprints of what a job is given, by part; the arguments are those of `same_inputs`."""
+    found: dict[str, Fingerprints] = {}
+    if data is not None:
+        found["data"] = dict(data.digests)
+    for description in networks:
+        if here := of_network(description):
+            found[f"network {description.spec}"] = here
+    if teacher is not None and data is not None:
+        found["teacher"] = of_teacher(teacher, data)
+    return found
+
+
+def matches(run: Run, part: str, here: Mapping[str, Fingerprint]) -> None:
+    """As `Run.check_inputs`, in all processes of a job, which must be given the same."""
+    exact = {name: value for name, value in here.items() if isinstance(value, str)}
+    Ranks.here().same(part, str(exact))
+    run.check_inputs(part, here)
+
+
+def same_teacher(run: Run, data: Data, teacher: nn.Module) -> None:
+    """As `same_inputs`, for the teacher alone: of a job that knows its data before it has a teacher."""
+    matches(run, "teacher", of_teacher(teacher, data))
+
+
+def of_teacher(teacher: nn.Module, data: Data) -> Fingerprints:
+    """Weights, architecture and code of a trained network, and what it says about some samples."""
+    x = data.train.inputs(torch.arange(min(SAMPLES, len(data.train))))
+    place = next((parameter.device for parameter in teacher.parameters()), x.device)
+    return {"weights and code": named(teacher), "outputs": outputs_of(teacher, x.to(place))}
+
+
+def code_of_model(spec: str) -> Fingerprints:
+    """What builds a network: nothing for one of this package, whose version a run says; the version of another package.
+
+    Of a PACKAGE.MODULE:CALLABLE the source of its module and of those that this one imports.
+    """
+    family, colon, _ = spec.partition(":")
+    if family in _PACKAGES:
+        return {family: importlib.metadata.version(family)}
+    return code_of(family) if colon and family not in catalog.FAMILIES else {}
+
+
+def of_network(description: Description) -> Fingerprints:
+    """What builds a new network; and, of the user's code, what one says at fixed inputs: files that it reads show."""
+    found = code_of_model(description.spec)
+    if not found or description.spec.partition(":")[0] in _PACKAGES:
+        return found
+    shape = (2, *description.shape)
+    x = torch.linspace(0, 1, math.prod(shape)).reshape(shape)
+    said = []
+    for _ in range(2):
+        with undisturbed():
+            torch.manual_seed(0)
+            said.append(outputs_of(description.build(), x))
+    return {**found, "outputs of a new network": said[0] if said[0] == said[1] else "another at each call"}

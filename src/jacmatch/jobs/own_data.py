@@ -1,0 +1,137 @@
+"""The data that a run folder was made with: what `evaluate`, `compare` and `doctor` take where no others are named."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from jacmatch.datasets import Data, from_arrays, of_classes
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jobs import networks
+from jacmatch.jobs.closeness import mixed
+from jacmatch.jobs.code import names_code
+from jacmatch.jobs.surrogate.asking import Asked, kept
+from jacmatch.jobs.surrogate.fields import SurrogateFields
+from jacmatch.jobs.surrogate.source import arrays_of
+from jacmatch.jobs.train import load
+from jacmatch.runs import Run
+from jacmatch.runs.identity import changed
+
+_LEVELS = 4  # a network of surrogate lies three folders below its run
+_SMOKE = 200  # test samples of a smoke run
+_DO = "Name the data: --data."
+
+
+def data_for(verb: str, models: tuple[str, ...], data: str | None, *, seed: int, smoke: bool, allow_code: bool) -> Data:
+    """The data that are named, or those of the run folders among the models; the digits where none is one.
+
+    Data of a run have the split of that run, whatever the seed: on another one its network has seen the test part.
+
+    Args:
+        verb: The job, for messages.
+        models: Run folders and names of models.
+        data: What `--data` says; None if it was left out.
+        seed: Of the split of other data.
+        smoke: Whether 200 test samples are enough.
+        allow_code: Whether code may be run that a run folder names.
+
+    Raises:
+        InputError: The data of a run are not to be had or have changed, or those of two runs differ.
+    """
+    runs = [Path(spec) for spec in models if networks.is_run(spec)]
+    if data is not None:
+        own = [run for run in map(_whole, runs) if run.settings.get("data") == data]
+        return load(data, _number(own[0], "seed") if own else seed, smoke)
+    found = [data_of_run(folder, allow_code=allow_code) for folder in runs]
+    if not found:
+        return load("digits", seed, smoke)
+    if len(found) > 1 and (difference := changed(*map(_of_test, found))):
+        rule = f"`--data` of `{verb}` must be given for two runs that were tested on different data."
+        raise InputError(rule, got=f"{found[0].name} and {found[1].name}: {difference}", do=_DO)
+    first = found[0]
+    if smoke and len(first.test) > _SMOKE:
+        return replace(first, test=first.test.subset(torch.arange(_SMOKE)))
+    return first
+
+
+def data_of_run(folder: Path, *, allow_code: bool = False) -> Data:
+    """The data of a run, or of a network inside a run, as they were when it was begun.
+
+    Args:
+        folder: Of the run.
+        allow_code: Whether a PACKAGE.MODULE:CALLABLE that it names may be run.
+
+    Raises:
+        InputError: The folder does not say which data, they are not there, or they have changed.
+    """
+    run = _whole(folder)
+    spec = run.settings.get("teacher" if run.job == "surrogate" else "data")
+    rule = f"`--data` must be given: the data of the run in {folder} cannot be had."
+    if not isinstance(spec, str):
+        raise InputError(rule, got=f"a run of `{run.job}` that names none", do=_DO)
+    if run.job != "surrogate" and names_code(run.job, "data", spec) and not allow_code:
+        do = "If you trust it, add --allow-code, or name other data: --data."
+        raise InputError(f"The data of the run in {folder} are made by code outside the package.", got=spec, do=do)
+    try:
+        candidates = _candidates(run, spec)
+    except (InputError, UnsupportedError) as error:
+        raise InputError(rule, got=f"'{spec}': {error}", do=_DO) from error
+    there = run.inputs.get("data")
+    differences = [changed(there, data.digests) if there else "" for data in candidates]
+    for data, difference in zip(candidates, differences, strict=True):
+        if not difference:
+            return data
+    rule = f"The data of the run in {folder} must be those that it was begun with."
+    do = f"To use them as they are now, name them: --data {spec}."
+    raise InputError(rule, got=f"changes in {differences[0]}", do=do)
+
+
+def _candidates(run: Run, spec: str) -> list[Data]:
+    """What the data of a run can be; its fingerprints say which."""
+    if run.job == "surrogate":
+        seed = _number(run, "seed")
+        return [arrays_of(SurrogateFields(teacher=spec, seed=seed)) if spec.startswith("npz:") else _points(run)]
+    data = load(spec, _number(run, "seed"), bool(run.settings.get("smoke")))
+    if run.job != "transfer" or data.classes is None:
+        return [data]
+    source = _number(run, "source_classes") or data.outputs // 2  # a teacher that was trained first has had these
+    parts = [of_classes(data, range(source, data.classes)), data]
+    outputs = networks.describe(run.path).outputs
+    return [replace(part, test=mixed(part.test)) for part in parts if part.outputs == outputs] or [data]
+
+
+def _points(run: Run) -> Data:
+    """The points at which a function was asked for a surrogate, as the run folder holds them."""
+    found: dict[str, object] = {}
+    seed = _number(run, "seed")
+    for part, pattern in (("test", "points-test.npz"), ("train", f"points-seed{seed}*.npz")):
+        files = sorted(run.path.glob(pattern), key=lambda file: (len(file.name), file.name))
+        if not files:
+            raise InputError(f"{run.path} must hold the points of its function.", got=f"no {pattern}")
+        asked = kept(run, files[-1].stem, _none)
+        found |= {f"x_{part}": asked.x.float(), f"y_{part}": asked.y.float()}
+        if asked.j is not None:
+            found[f"j_{part}"] = asked.j.float()
+    return from_arrays(f"the points of {run.path}", found)
+
+
+def _none() -> Asked:
+    raise InputError("The points of a run must be there.")
+
+
+def _of_test(data: Data) -> dict[str, str]:
+    return {name: digest for name, digest in data.digests.items() if name in ("x_test", "y_test")}
+
+
+def _whole(folder: Path) -> Run:
+    """The run of which a folder is, or is a part."""
+    run = Run.open(folder, finished=False)
+    for parent in list(folder.absolute().parents)[:_LEVELS]:
+        if (parent / "settings.json").is_file() and (above := Run.open(parent, finished=False)).job == run.job:
+            run = above
+    return run
+
+
+def _number(run: Run, name: str) -> int:
+    value = run.settings.get(name)
+    return value if isinstance(value, int) else 0

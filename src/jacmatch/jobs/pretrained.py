@@ -1,0 +1,129 @@
+"""A pretrained teacher of other classes, for images of another size."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from jacmatch.datasets import Data
+from jacmatch.errors import InputError
+from jacmatch.jobs import networks
+from jacmatch.jobs.networks import Description
+from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.teachers import prepare
+from jacmatch.jobs.train import Train
+from jacmatch.models import Resized, catalog, load_weights
+
+CONSTANTS_OF_ITS_OWN = ("timm", "torchvision")  # families that know the statistics of their published weights
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A frozen teacher, and what is needed to build its architecture again with other outputs.
+
+    Attributes:
+        network: The network on images as the target has them.
+        description: How it is built, at its own image size.
+        shape: Of the target's images.
+        source: The data it was trained on, where they are known.
+    """
+
+    network: nn.Module
+    description: Description
+    shape: tuple[int, ...]
+    source: Data | None = None
+
+    def with_outputs(self, outputs: int) -> nn.Module:
+        """A copy to be trained further, with a new last layer of so many outputs, also where the teacher has as many.
+
+        Raises:
+            InputError: More than a last layer depends on the number of outputs.
+        """
+        empty = replace(self.description, outputs=outputs).build()
+        with torch.random.fork_rng(devices=[]):  # the second network is only measured, and moves no random number
+            wider = replace(self.description, outputs=outputs + 1).build().state_dict()
+        whole = _inner(self.network, self.description, self.shape).state_dict()
+        shapes = {name: value.shape for name, value in empty.state_dict().items()}
+        head = {name for name, shape in shapes.items() if shape != wider[name].shape}
+        kept = {name: whole[name] for name, shape in shapes.items() if name not in head and whole[name].shape == shape}
+        new = set(whole) - set(kept)
+        if not 1 <= len(new) <= 2 or not all(whole[name].shape[0] == self.description.outputs for name in new):
+            rule = "A teacher must have its outputs in a last linear layer to be fine-tuned."
+            raise InputError(rule, got=f"{len(new)} tensors that depend on them")
+        empty.load_state_dict(kept, strict=False)
+        return _fitted(empty, self.description.shape, self.shape)
+
+
+def trained_first(model: str, source: Data, recipe: Train, progress: Progress) -> Pretrained:
+    """A teacher that is trained on the source classes, and kept for the next time."""
+    network = prepare(model, source, None, recipe, progress, allow_code=True).network
+    return Pretrained(network, Description.of(model, source), tuple(source.shape), source)
+
+
+def from_run(folder: str, shape: tuple[int, ...], *, allow_code: bool = False) -> Pretrained:
+    """The network of a run folder; it sees the target's images resized to those that it was trained on.
+
+    Raises:
+        InputError: The images have other channels, or are no square images while their size differs.
+    """
+    description = networks.describe(Path(folder))
+    network = networks.load_student(folder, allow_code=allow_code)
+    return Pretrained(_fitted(network, description.shape, shape).eval(), description, shape)
+
+
+def from_weights(
+    spec: str, outputs: int, shape: tuple[int, ...], size: int | None, weights: networks.Weights
+) -> Pretrained:
+    """A model with weights of a file.
+
+    Args:
+        spec: Its name.
+        outputs: Its number of outputs.
+        shape: Of the target's images.
+        size: Pixels a side that they are resized to for it; None leaves them as they are.
+        weights: The file. Where neither it nor the call says with which mean and deviation it was trained, `timm:` and
+            `torchvision:` models take those of their published weights.
+
+    Raises:
+        InputError: There is no such model or file, or they do not go together.
+    """
+    own = shape if size is None else (shape[0], size, size)
+    constants = spec.partition(":")[0] in CONSTANTS_OF_ITS_OWN
+    mean, std = weights.mean, weights.std
+    built: Any = catalog.build(spec, outputs, own, mean, std)
+    if constants and mean is None and std is None:
+        mean, std = (tuple(each.flatten().tolist()) for each in (built.mean, built.std))
+    load_weights(built, weights.path, mean=mean, std=std, allow_pickle=True)
+    kept = tuple(built.mean.flatten().tolist()), tuple(built.std.flatten().tolist())
+    return Pretrained(_fitted(built.eval(), own, shape), Description(spec, outputs, own, *kept), shape)
+
+
+def _fitted(network: nn.Module, own: tuple[int, ...], shape: tuple[int, ...]) -> nn.Module:
+    """The network on images of this shape."""
+    if tuple(own) == tuple(shape):
+        return network
+    if len(own) != 3 or len(shape) != 3 or own[0] != shape[0] or own[1] != own[2]:
+        rule = f"The teacher must take images that can be resized from {shape}."
+        raise InputError(rule, got=f"samples of shape {own}", do="Give images with as many channels.")
+    return Resized(network, shape, own[1])
+
+
+def _inner(network: nn.Module, description: Description, shape: tuple[int, ...]) -> nn.Module:
+    """The network without what resizes its images."""
+    return network.network if isinstance(network, Resized) and tuple(description.shape) != tuple(shape) else network
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients for the block."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(training)

@@ -1,0 +1,283 @@
+"""`jacmatch robust`: a penalty on the network's own Jacobian, and its rival noise, against noise on the input."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from jacmatch.datasets import Data, Split
+from jacmatch.errors import InputError
+from jacmatch.jacobian import ESTIMATORS, Estimator, Loss
+from jacmatch.jobs import networks
+from jacmatch.jobs.fields import TrainingFields, positive
+from jacmatch.jobs.inputs import same_inputs
+from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.robust_tables import tables
+from jacmatch.jobs.train import load, parts, unfinished
+from jacmatch.models import count_parameters
+from jacmatch.objectives import Robustness
+from jacmatch.objectives.penalties import FORMS
+from jacmatch.report import write_report
+from jacmatch.runs import Run, spread, threads
+from jacmatch.training import Fitted, evaluate, evaluate_under_shifts, fit
+from jacmatch.version import __version__
+
+UNSEEN: tuple[tuple[str, float], ...] = (("salt-and-pepper", 0.05), ("blur", 1.0), ("contrast", 0.5))
+"""Shifts of images that no training of this recipe has seen, with their severity."""
+_ONE_PASS = {"label-class", "top-class"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train the network.
+
+    Attributes:
+        penalty: Weight of the penalty.
+        noise: Standard deviation of the noise in training.
+        steps: Steps of the optimiser.
+    """
+
+    penalty: float
+    noise: float
+    steps: int
+
+    @property
+    def method(self) -> str:
+        """The name of its folder."""
+        return f"noise-{self.noise:g}" if self.noise else f"penalty-{self.penalty:g}"
+
+    @property
+    def label(self) -> str:
+        """Its name in a table."""
+        return f"noise {self.noise:g} in training" if self.noise else f"penalty λ = {self.penalty:g}"
+
+
+@dataclass(frozen=True)
+class Robust(TrainingFields):
+    """Train with a penalty on the network's own Jacobian, or with noise, and measure accuracy against input noise."""
+
+    data: str = "digits"
+    """Data set: digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, npz:FILE, folder:DIR, synthetic, or
+    PACKAGE.MODULE:CALLABLE; left on disk: stream:DIR (a folder), wds:DIR (tar shards)."""
+    model: str = "cnn3"
+    """Network: a name from `jacmatch list`, timm:NAME, torchvision:NAME or PACKAGE.MODULE:CALLABLE."""
+    per_class: int = 0
+    """Training samples for each class; 0 for all."""
+    steps: int = 300
+    """Optimiser steps of a network with a penalty."""
+    seeds: int = 3
+    """How many seeds: subset, initial weights and batches differ between them, and are the same for each variant."""
+    penalty_weight: tuple[float, ...] = (0.0, 0.01, 0.1)
+    """Weights λ of the penalty, a network for each; the last one stands for the run."""
+    penalty: Literal["hoffman", "squared-norm", "piecewise-linear-cross-entropy", "paper-label-cross-entropy"] = (
+        "hoffman"
+    )
+    """Form of the penalty: hoffman is ½‖J‖², squared-norm ‖J‖², the others belong to the cross-entropy."""
+    probe: Literal["random-outputs", "random-inputs", "every-row", "label-class", "top-class"] = "random-outputs"
+    """Which products estimate the norm."""
+    probes: int = 1
+    """How many of them for each sample."""
+    noise_augment: tuple[float, ...] = (0.2,)
+    """Standard deviations of Gaussian noise in training, a network without penalty for each."""
+    equal_cost: bool = True
+    """Networks without penalty get as many more steps as the penalty takes passes: two times with one product."""
+    unit: Literal["normalized", "raw"] = "normalized"
+    """Unit of penalty and noise: inputs divided by the standard deviation of the training data, or as they are."""
+    noise_levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4)
+    """Standard deviations of the noise under which the networks are measured."""
+    draws: int = 3
+    """Draws of that noise."""
+    batch_norm: Literal["batch", "frozen"] = "frozen"
+    """Statistics of BatchNorm in the derivative: constants, so that samples stay apart, or part of it."""
+
+    def run(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Trains and measures, and returns the result that is written to the run folder."""
+        self._check()
+        training = self.training()
+        data = load(self.data, self.seed, self.smoke)
+        description = networks.Description.of(self.model, data)
+        subset, _ = parts(data, self.validation, self.per_class, self.seed)
+        variants = self.variants(data)
+        for variant in variants:  # settings that cannot go together speak before anything is trained
+            self.objective(variant, description.build(), data, self.seed)
+        start = time.perf_counter()
+        run = self.begin("robust")
+        same_inputs(run, data, networks=(description,))
+        trained: dict[tuple[int, str], nn.Module] = {}
+        with progress or Progress() as shown:
+            for seed in range(self.seed, self.seed + (1 if self.smoke else self.seeds)):
+                for variant in variants:
+                    done = self._one(run, variant, seed, data, description, shown)
+                    if isinstance(done, Fitted):
+                        return unfinished(run, done.steps)
+                    trained[seed, variant.method] = done
+        if run.follows:
+            return unfinished(run, training.steps)
+        main = variants[max(len(self.penalty_weight), 1) - 1]
+        result = {
+            "job": "robust",
+            "version": __version__,
+            "threads": threads(),
+            "seed": self.seed,
+            "teacher": None,
+            **self._summary(run, variants, main, trained),
+            "seconds": time.perf_counter() - start,
+            "train_samples": len(subset),
+            "test_samples": len(data.test),
+            "batch_size": training.batch_size,
+            "settings": self.settings(),
+        }
+        result["tables"] = [table.plain() for table in tables(result)]
+        networks.save(run, trained[self.seed, main.method], description)
+        report = write_report(run.path, result)
+        run.write_result(result)
+        return {**result, "out": str(run.path), "report": str(report)}
+
+    def _check(self) -> None:
+        positive("robust", seeds=self.seeds, probes=self.probes, draws=self.draws, steps=self.steps)
+        if not (self.penalty_weight or self.noise_augment):
+            raise InputError("`--penalty-weight` or `--noise-augment` of `robust` must name at least one.")
+        if self.probes > 1 and self.probe in {"every-row", *_ONE_PASS}:
+            raise InputError(f"`--probes` of `robust` must be 1 with --probe {self.probe}.", got=self.probes)
+        for name in ("penalty_weight", "noise_augment", "noise_levels"):
+            given, flag = getattr(self, name), f"`--{name.replace('_', '-')}` of `robust`"
+            if len(set(given)) < len(given):
+                raise InputError(f"{flag} must differ.", got=" ".join(map(str, given)))
+            least = 0 if name == "penalty_weight" else 1e-12
+            if not all(least <= value < float("inf") for value in given):
+                rule = f"{flag} must be {'at least 0' if not least else 'positive'} and finite."
+                raise InputError(rule, got=" ".join(map(str, given)))
+
+    def variants(self, data: Data) -> list[Variant]:
+        """The networks that are trained: those with a penalty, and their rivals."""
+        readout, _ = FORMS[self.penalty]
+        rows = 1 if isinstance(readout, Loss) else data.outputs
+        passes = 1 + sum(astuple(self._probe().passes(rows)))
+        free = self.steps * passes if self.equal_cost and any(self.penalty_weight) else self.steps
+        penalized = [Variant(weight, 0.0, self.steps if weight else free) for weight in self.penalty_weight]
+        return penalized + [Variant(0.0, noise, free) for noise in self.noise_augment]
+
+    def objective(self, variant: Variant, student: nn.Module, data: Data, seed: int) -> Robustness:
+        """The objective of a variant."""
+        return Robustness(
+            student,
+            penalty=variant.penalty,
+            form=self.penalty,
+            probe=self._probe(),
+            noise=variant.noise,
+            scale=self.scale(data),
+            batch_norm=self.batch_norm,
+            task="classification" if data.classes else "regression",
+            seed=seed,
+        )
+
+    def scale(self, data: Data) -> tuple[float, ...] | float:
+        """The unit of penalty and noise."""
+        return tuple(data.std) if self.unit == "normalized" else 1.0
+
+    def _probe(self) -> Estimator:
+        if self.probe in {"every-row", *_ONE_PASS}:
+            return ESTIMATORS[self.probe]()
+        law = "sphere" if self.probe == "random-outputs" else "gaussian"
+        return ESTIMATORS[self.probe](count=self.probes, law=law)  # type: ignore[call-arg]
+
+    def _one(
+        self, run: Run, variant: Variant, seed: int, data: Data, description: networks.Description, progress: Progress
+    ) -> nn.Module | Fitted:
+        """One network: trained, or taken from its folder if that is finished. A `Fitted` says that it is not yet."""
+        child = run.child(f"seed{seed}/{variant.method}", self._identity(run, seed, variant))
+        if child.finished:
+            return networks.load_own(child.path, description.spec)
+        train, validation = parts(data, self.validation, self.per_class, seed)
+        torch.manual_seed(seed)
+        student = description.build()
+        training = self.training(steps=variant.steps, doctor=self.doctor and seed == self.seed)
+        fitted = fit(
+            self.objective(variant, student, data, seed),
+            train,
+            training,
+            seed=seed,
+            device=self.device,
+            run=child,
+            validation=validation,
+            on_step=progress.training(f"{variant.label}, seed {seed}", training.steps),
+        )
+        if not fitted.finished or child.follows:
+            return student if fitted.finished else fitted
+        networks.save(child, student, description)
+        child.write_result(
+            {
+                "job": "robust",
+                "version": __version__,
+                "threads": threads(),
+                "seed": seed,
+                "method": variant.method,
+                "teacher": None,
+                "student": {
+                    **evaluate(student, data.test, device=self.device),
+                    "parameters": count_parameters(student),
+                },
+                "agreement": dict.fromkeys(("top1", "jacobian_cosine", "jacobian_relative_error")),
+                "under": self.measured(student, data.test, data),
+                "seconds": fitted.seconds,
+                "samples_per_second": fitted.samples_per_second,
+                "peak_memory_bytes": fitted.peak_memory_bytes,
+                "steps": fitted.steps,
+                "compiled": fitted.compiled,
+                "settings": child.settings,
+            }
+        )
+        return student
+
+    def _identity(self, run: Run, seed: int, variant: Variant) -> dict[str, Any]:
+        return {**run.settings, "seed": seed, "method": variant.method, "steps": variant.steps}
+
+    def measured(self, student: nn.Module, split: Split, data: Data) -> dict[str, dict[str, Any]]:
+        """Accuracy (in a regression rmse) under each noise and, for images, each shift: a spread over the draws."""
+        shifts = [("gaussian-noise", level) for level in self.noise_levels]
+        shifts += UNSEEN if len(data.shape) == 3 else ()
+        found = evaluate_under_shifts(
+            student, split, shifts, draws=self.draws, scale=self.scale(data), device=self.device
+        )
+        return {f"{name} {severity:g}": spread(values) for (name, severity), values in found.items()}
+
+    def _summary(
+        self, run: Run, variants: Sequence[Variant], main: Variant, trained: Iterable[tuple[int, str]]
+    ) -> dict[str, Any]:
+        """The part of the result that its networks decide."""
+        results: dict[str, list[dict[str, Any]]] = {variant.method: [] for variant in variants}
+        named = {variant.method: variant for variant in variants}
+        for seed, method in trained:
+            results[method].append(run.child(f"seed{seed}/{method}", self._identity(run, seed, named[method])).result)
+        rows = [_row(variant, results[variant.method]) for variant in variants]
+        first = results[main.method][0]
+        measure = _measure(first)
+        chosen = rows[variants.index(main)]
+        return {
+            "student": {**first["student"], measure: chosen[measure]["mean"]},
+            "agreement": dict.fromkeys(("top1", "jacobian_cosine", "jacobian_relative_error")),
+            "samples_per_second": spread([each["samples_per_second"] for each in results[main.method]])["mean"],
+            "peak_memory_bytes": max(each["peak_memory_bytes"] for each in results[main.method]),
+            "variants": rows,
+        }
+
+
+def _row(variant: Variant, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A row of the table: spreads over the seeds; of a random shift each seed's mean over the draws."""
+    measure = _measure(results[0])
+    return {
+        "method": variant.method,
+        "label": variant.label,
+        "seeds": len(results),
+        "steps": results[0]["steps"],
+        measure: spread([result["student"][measure] for result in results]),
+        "under": {name: spread([result["under"][name]["mean"] for result in results]) for name in results[0]["under"]},
+        "seconds": spread([result["seconds"] for result in results]),
+    }
+
+
+def _measure(result: Mapping[str, Any]) -> str:
+    return "accuracy" if "accuracy" in result["student"] else "rmse"

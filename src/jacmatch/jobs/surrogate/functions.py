@@ -1,0 +1,271 @@
+"""The function that a surrogate stands for: how it is called, how its slopes are found, and what it has cost so far."""
+
+import importlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from jacmatch import datasets
+from jacmatch.datasets.files import in_one_line
+from jacmatch.errors import InputError, UnsupportedError, unknown_name
+from jacmatch.jacobian import differences, products
+from jacmatch.jobs.surrogate.answers import OURS, checked, finite
+from jacmatch.models import catalog
+
+Way = Literal["own", "autograd", "differences"]
+WAYS: tuple[Way, ...] = ("own", "autograd", "differences")
+BENDS = 0.1  # change of a slope within one step, of the largest slope, that is reported
+
+
+@dataclass
+class Function:
+    """A function of a batch (N, D) with values (N, K), asked in float64; see `opened`.
+
+    Attributes:
+        name: As the user wrote it.
+        call: The function itself.
+        arrays: What it takes and returns.
+        own: Its Jacobian, (N, K, D) for the same batch, where it brings one.
+        way: How slopes are found.
+        units: A typical change of each input; steps of differences are shares of it.
+        step: The share; None takes ε^⅓, ε the precision of what the function returns.
+        dtype: What a torch function is called with.
+        points: How many points were asked so far, those of differences included.
+        seconds: Time spent in it.
+        asked: At how many points slopes were taken by differences.
+        bent: At how many of these the function was not smooth at the step.
+        precision: ε of the type that it returns.
+    """
+
+    name: str
+    call: Callable[[Any], Any]
+    arrays: Literal["torch", "numpy"]
+    own: Callable[[Any], Any] | None
+    way: Way
+    units: Float[Tensor, "input"]
+    step: float | None = None
+    dtype: torch.dtype = torch.float64
+    points: int = 0
+    seconds: float = 0.0
+    asked: int = 0
+    bent: int = 0
+    precision: float = field(default=float(torch.finfo(torch.float64).eps))
+
+    def values(self, x: Float[Tensor, "sample input"]) -> Float[Tensor, "sample out"]:
+        """The values at x.
+
+        Raises:
+            InputError: what the function returns is no batch of finite numbers on the device of x.
+        """
+        given = self._timed(self.call, x)
+        y = checked(self.name, given, x)
+        if y.dim() != 2 or not y.shape[1]:
+            rule = f"{self.name} must return values ({len(x)}, K) for a batch ({len(x)}, {x.shape[1]})."
+            do = "Add the axis of outputs: y[:, None]." if y.dim() == 1 else "One row for each point."
+            raise InputError(rule, got=f"shape {tuple(y.shape)}", do=do)
+        single = isinstance(given, np.ndarray) and given.dtype == np.float32
+        self.precision = float(torch.finfo(torch.float32 if single else y.dtype).eps)
+        return y.double()
+
+    def slopes(self, x: Float[Tensor, "sample input"]) -> Float[Tensor, "sample out input"]:
+        """The Jacobians at x, in the way that was chosen."""
+        if self.way == "own":
+            assert self.own is not None
+            j = checked(f"The Jacobian of {self.name}", self._timed(self.own, x), x)
+            wanted = f"({len(x)}, K, {x.shape[1]})"
+            if j.dim() != 3 or j.shape[2] != x.shape[1]:
+                rule = f"The Jacobian of {self.name} must have the shape {wanted}."
+                raise InputError(rule, got=f"shape {tuple(j.shape)}", do="The order is batch, outputs, inputs.")
+            return j.double()
+        if self.way == "autograd":
+            return self._by_autograd(x)
+        j, bent = self.by_differences(x)
+        self.asked, self.bent = self.asked + len(x), self.bent + int(bent.sum())
+        return j
+
+    def by_differences(
+        self, x: Float[Tensor, "sample input"], step: float | None = None
+    ) -> tuple[Float[Tensor, "sample out input"], Bool[Tensor, "sample"]]:
+        """The Jacobians by antithetic differences, and where the function is not smooth at the step.
+
+        There its slopes to either side, (f(x + h) − f(x))/h and (f(x) − f(x − h))/h, differ by more than `BENDS` of the
+        largest slope of that output: a jump, a kink or noise within the step.
+
+        Args:
+            x: The points.
+            step: Share of the units; that of the function if None.
+        """
+        y = self.values(x)
+        step = self.step if step is None else step
+        h = self.precision ** (1 / 3) if step is None else step
+        moved = (x + h * self.units).to(self.dtype) != (x - h * self.units).to(self.dtype)
+        if not moved.all():
+            rule = f"`--step` of `surrogate` must move each input of {self.name} in {str(self.dtype)[6:]}."
+            raise InputError(rule, got=f"{h:g} of a unit", do="Give a larger one, or other --input-units.")
+        said: list[Tensor] = []
+
+        def ask(z: Tensor) -> Tensor:
+            said.append(self.values(z))
+            return said[-1]
+
+        v = torch.diag(self.units)[:, None, :].expand(-1, len(x), -1)
+        slopes = differences.central(ask, x, v, step=h)  # by unit of each input; first x + hv, then x − hv
+        sides = torch.stack([plus - 2 * y + minus for plus, minus in zip(said[::2], said[1::2], strict=True)]) / h
+        rounding = 8 * self.precision * y.abs().amax(0) / h
+        bent = (sides.abs() > BENDS * slopes.abs().amax((0, 1)) + rounding).any(2).any(0)
+        return (slopes / self.units.view(-1, 1, 1)).permute(1, 2, 0), bent
+
+    def _by_autograd(self, x: Tensor) -> Tensor:
+        start = time.perf_counter()
+        try:
+            j = products.jacobian(self.call, x.to(self.dtype))[1]
+        except (RuntimeError, UnsupportedError) as error:
+            raise InputError(
+                f"{self.name} must be differentiable by autograd for `--jacobian autograd`.",
+                got=in_one_line(error),
+                do="Use --jacobian differences, or bring its own Jacobian.",
+            ) from error
+        self.seconds += time.perf_counter() - start
+        self.points += len(x)
+        return finite(f"The Jacobian of {self.name} by autograd", j.detach().double(), x)
+
+    def _timed(self, call: Callable[[Any], Any], x: Tensor) -> Any:
+        start = time.perf_counter()
+        argument: Any = x.clone().to(self.dtype) if self.arrays == "torch" else x.numpy(force=True).copy()
+        try:
+            with torch.no_grad():
+                given = call(argument)
+        except (InputError, UnsupportedError):
+            raise
+        except Exception as error:  # the user's code may raise anything
+            rule = f"{self.name} must take a batch of {len(x)} points with {x.shape[1]} inputs."
+            raise InputError(rule, got=in_one_line(error), do=OURS) from error
+        self.seconds += time.perf_counter() - start
+        self.points += len(x) if call is self.call else 0
+        return given
+
+
+def is_code(spec: str) -> bool:
+    """Return whether a function is one of a PACKAGE.MODULE:CALLABLE, which is imported and called.
+
+    Example:
+        >>> is_code("npz:answers.npz"), is_code("physics.flow:pressure")
+        (False, True)
+    """
+    module_name, _, attribute = spec.partition(":")
+    return bool(attribute) and module_name != "npz" and all(map(str.isidentifier, module_name.split(".")))
+
+
+def found(spec: str, flag: str = "--teacher") -> Any:
+    """What `PACKAGE.MODULE:CALLABLE` names; its code runs only because the user named it.
+
+    Raises:
+        InputError: there is no such module, or nothing that can be called in it.
+    """
+    module_name, _, attribute = spec.partition(":")
+    rule = f"`{flag} {spec}` must be PACKAGE.MODULE:CALLABLE or npz:FILE."
+    taken = (
+        module_name in datasets.LOADERS or module_name in catalog.FAMILIES
+    )  # names of other things, in a --config too
+    if taken or not is_code(spec):
+        raise InputError(rule, got=repr(spec))
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the module is the user's: it may fail in any way
+        do = "Check the name, and that the module's folder is on PYTHONPATH."
+        raise InputError(rule, got=in_one_line(error), do=do) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise unknown_name(f"`{flag} {spec}`: the callable of module {module_name}", attribute, known)
+    return function
+
+
+def opened(
+    name: str,
+    call: Callable[[Any], Any],
+    x: Float[Tensor, "sample input"],
+    units: Float[Tensor, "input"],
+    *,
+    own: Callable[[Any], Any] | None = None,
+    way: Way | Literal["auto"] = "auto",
+    step: float | None = None,
+) -> Function:
+    """The function, once it is known what it takes and how its slopes are found.
+
+    It is called with tensors that ask for gradients; if that gives no such tensor, with plain tensors, and if those are
+    refused, with arrays; with arrays at once where it and its own Jacobian take them. A module is put
+    into evaluation mode.
+
+    Args:
+        name: As the user wrote it.
+        call: The function.
+        x: Some points.
+        units: A typical change of each input.
+        own: Its Jacobian; its attribute `jacobian` if None.
+        way: How slopes are found; `auto` takes the first that is there of its own, autograd and differences.
+        step: Of differences, as a share of the units.
+
+    Raises:
+        InputError: it takes neither tensors nor arrays, or has no slopes of the way that is asked.
+    """
+    own = getattr(call, "jacobian", None) if own is None else own
+    if isinstance(call, nn.Module):
+        call.eval()
+    if step is not None and not 0 < step < float("inf"):
+        raise InputError("`--step` of `surrogate` must be positive and finite.", got=step)
+    arrays, dtype, traced = _taken(name, call, own, x)
+    chosen: Way = "own" if own is not None else "autograd" if traced else "differences"
+    if way != "auto":
+        chosen = way
+        if way == "own" and own is None:
+            do = "Give it an attribute `jacobian`, or name one with --jacobian PACKAGE.MODULE:CALLABLE."
+            raise InputError(f"{name} must have a Jacobian of its own for `--jacobian own`.", got="none", do=do)
+        if way == "autograd" and not traced:
+            rule = f"{name} must be differentiable by autograd for `--jacobian autograd`."
+            got = "values without a gradient" if arrays == "torch" else "a NumPy function"
+            raise InputError(rule, got=got, do="Use --jacobian differences, or bring its own Jacobian.")
+    return Function(name, call, arrays, own, chosen, units, step, dtype)
+
+
+def _of_arrays(call: Callable[[Any], Any], own: Callable[[Any], Any] | None, x: Tensor) -> bool:
+    """Whether function and Jacobian both take arrays and return no tensors: they are not tried with tensors then."""
+    try:
+        return own is not None and not any(isinstance(each(x.numpy().copy()), Tensor) for each in (call, own))
+    except Exception:  # the user's code may raise anything
+        return False
+
+
+def _taken(
+    name: str, call: Callable[[Any], Any], own: Callable[[Any], Any] | None, x: Tensor
+) -> tuple[Literal["torch", "numpy"], torch.dtype, bool]:
+    """What the function takes: tensors or arrays, in which type, and whether autograd can differentiate it."""
+    if _of_arrays(call, own, x):
+        return "numpy", torch.float64, False
+    said = []
+    for dtype in (torch.float64, torch.float32):
+        try:
+            y = call(x.to(dtype, copy=True).requires_grad_())
+            if isinstance(y, Tensor) and y.requires_grad:
+                return "torch", dtype, True
+        except Exception as error:  # the user's code may raise anything
+            said.append(f"tensors of {str(dtype).removeprefix('torch.')}: {in_one_line(error)}")
+    try:
+        if not isinstance(call(x.numpy().copy()), Tensor):
+            return "numpy", torch.float64, False
+    except Exception as error:
+        said.append(f"arrays: {in_one_line(error)}")
+    for dtype in (torch.float64, torch.float32):
+        try:
+            call(x.to(dtype, copy=True))
+            return "torch", dtype, False
+        except Exception:  # said above
+            continue
+    rule = f"{name} must take a batch ({len(x)}, {x.shape[1]}) of tensors or arrays."
+    raise InputError(rule, got="; ".join(said), do="Call it in Python to see where.")

@@ -1,0 +1,119 @@
+"""The teacher of a job: loaded where there are weights, else trained first and kept by fingerprint."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from jacmatch.datasets import Data
+from jacmatch.datasets.files import cache_folder
+from jacmatch.errors import InputError
+from jacmatch.jobs import networks
+from jacmatch.jobs.inputs import code_of_model, inputs_of
+from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.train import Train
+from jacmatch.runs import CHECKPOINT, RESULT, Run
+from jacmatch.runs.files import disk
+from jacmatch.runs.folder import tidy
+from jacmatch.runs.identity import Fingerprints, changed, digest_of
+from jacmatch.runs.lock import LOCK, hold
+from jacmatch.teachers import Teacher
+from jacmatch.training.checkpoints import load
+from jacmatch.training.distributed import Ranks
+from jacmatch.version import __version__
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A teacher ready to be asked.
+
+    Attributes:
+        network: The trained network.
+        source: Where it came from.
+        cached: What answers in its place, by the seed of the run.
+    """
+
+    network: nn.Module
+    source: str
+    cached: Mapping[int, Teacher] = field(default_factory=dict)
+
+    def asked(self, seed: int) -> nn.Module | Teacher:
+        """Who is asked in the run with this seed."""
+        return self.cached.get(seed, self.network)
+
+
+def kept_folder(recipe: Train, data: Data) -> Path:
+    """Where the teacher that this recipe trains is kept: named by data, architecture, code and all settings.
+
+    `JACMATCH_CACHE` names the folder; else it is `jacmatch` in the user's cache.
+    """
+    inputs = {"data": data.fingerprint, "version": __version__, **code_of_model(recipe.model)}
+    fingerprint = digest_of({**recipe.settings(), **inputs})[:16]
+    return cache_folder() / "teachers" / f"{recipe.model.replace(':', '-').replace('/', '-')[:80]}-{fingerprint}"
+
+
+def prepare(
+    spec: str, data: Data, weights: networks.Weights | None, recipe: Train, progress: Progress, *, allow_code: bool
+) -> Prepared:
+    """The teacher: from a run folder or a weights file, or trained by the recipe if it has not been before."""
+    if networks.is_run(spec) or weights is not None:
+        return Prepared(networks.network(spec, data, weights, allow_code=allow_code), spec)
+    folder, ranks = kept_folder(recipe, data), Ranks.here()
+    inputs = inputs_of(data, networks=(networks.Description.of(recipe.model, data),))
+    ready = ranks.first and (folder / RESULT).is_file() and not (folder / LOCK).exists()
+    if not ranks.told(ready and not _damage(folder, recipe.model, inputs)):
+        with _held(folder, progress) if ranks.first else nullcontext():
+            if ranks.first and (damage := _damage(folder, recipe.model, inputs)):
+                aside = _put_aside(folder)
+                progress.say(f"The teacher in {folder} is trained again; what was there is in {aside.name}: {damage}")
+            if not ranks.told((folder / RESULT).is_file()):
+                replace(recipe, out=folder).train(data, progress)
+            elif ranks.first:
+                tidy(folder)
+        ranks.wait()
+    return Prepared(networks.load_own(folder, recipe.model), str(folder.name))
+
+
+def _damage(folder: Path, model: str, inputs: Mapping[str, Fingerprints]) -> str:
+    """What is wrong with a teacher that is kept or half trained; empty if it can be used or gone on with."""
+    if all(entry.name == LOCK for entry in folder.iterdir()):
+        return ""
+    try:
+        run = Run.open(folder, finished=(folder / RESULT).is_file())
+        for part, here in inputs.items():
+            if found := changed(run.inputs.get(part, {}), here):
+                return f"its {part} is another: {found}."
+        if run.finished:
+            networks.load_own(folder, model)
+        elif (folder / CHECKPOINT).is_file():
+            load(folder / CHECKPOINT)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _put_aside(folder: Path) -> Path:
+    """Moves all that a folder holds, but the lock of this process, to one beside it: nothing is deleted."""
+    if folder.is_symlink():
+        raise InputError(f"The kept teacher {folder} must be a folder.", got="a symbolic link", do="Remove the link.")
+    with disk(folder):
+        aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}-damaged-", dir=folder.parent))
+        for entry in [entry for entry in folder.iterdir() if entry.name != LOCK]:
+            entry.rename(aside / entry.name)
+    return aside
+
+
+@contextmanager
+def _held(folder: Path, progress: Progress) -> Iterator[None]:
+    """The folder belongs to this job within the block."""
+    with disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = hold(folder, wait=partial(progress.say, f"Another process trains the teacher in {folder}: waiting for it."))
+    try:
+        yield
+    finally:
+        lock.release()

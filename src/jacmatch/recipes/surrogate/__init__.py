@@ -1,5 +1,0 @@
-"""Surrogates: networks that learn a known or black-box function by its values and slopes."""
-
-from jacmatch.recipes.surrogate.fitting import fit_surrogate
-
-__all__ = ["fit_surrogate"]

@@ -1,0 +1,77 @@
+"""Small jobs with a cache: images with classes, a convolutional teacher, and what a student becomes."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from jacmatch.datasets import Data, Split
+from jacmatch.jobs import Cache
+from jacmatch.jobs.cache.building import Crew, build, head_of, settled
+from jacmatch.jobs.cache.opening import opened
+from jacmatch.jobs.cache.source import Source, folder_of
+from jacmatch.jobs.train import parts
+from jacmatch.training import fit
+
+SETTINGS = {"steps": 5, "batch_size": 8, "per_class": 10, "validation": 0.0, "seeds": 1, "probe_law": "gaussian"}
+
+
+def data(seed=0, pixel=0, label=0) -> Data:
+    """Thirty images of three classes."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 256, (30, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    x[0, 0, 0, 0] += pixel
+    y = torch.arange(30) % 3
+    y[:3] = y[:3].roll(label)
+    split = Split(x, y)
+    return Data("images", split, split, 3, 3, (1, 8, 8), (0.5,), (0.3,))
+
+
+def network(seed=0, width=6) -> nn.Module:
+    """With BatchNorm, whose evaluation mode has other kernels where derivatives are taken."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(3),
+        nn.Flatten(),
+        nn.Linear(9 * width, 3),
+    )
+    with torch.no_grad():
+        net[1].running_mean.uniform_(-0.3, 0.3)
+        net[1].running_var.uniform_(0.2, 2.0)
+    return net
+
+
+def job(cache: Path, **changes) -> Cache:
+    return Cache(action="build", cache=cache, **{**SETTINGS, **changes})
+
+
+def source(asked: Cache, given: Data | None = None, teacher: nn.Module | None = None, seed: int = 0) -> Source:
+    return Source.of(asked, data() if given is None else given, network() if teacher is None else teacher, seed)
+
+
+def built(asked: Cache, teacher: nn.Module | None = None, crew: Crew | None = None):
+    """Builds the cache of a job; what the process did."""
+    sources = [source(asked, teacher=teacher, seed=seed) for seed in asked.runs]
+    pairs = [
+        (each, settled(folder_of(asked.place, each.seed), head_of(each, asked.store, asked.shard_megabytes, {})))
+        for each in sources
+    ]
+    return build(pairs, asked.place, crew or Crew())
+
+
+def trained(asked: Cache, method: str, cached: bool) -> list[Tensor]:
+    """The weights of a student that the live teacher or the cache has taught."""
+    teacher = opened(asked.place, source(asked)) if cached else network()
+    student, given = network(5, 4), data()
+    train, _ = parts(given, asked.validation, asked.samples_per_class(given), 0)
+    objective = asked.objective(method, student, teacher, train, given, 0)
+    fit(objective, train, asked.training(), seed=0)
+    return list(student.state_dict().values())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What lies in a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}

@@ -1,0 +1,336 @@
+"""The job `surrogate`, on the command line and from Python."""
+
+import importlib.util
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import jacmatch
+from jacmatch.cli import main
+from jacmatch.errors import InputError
+from jacmatch.jobs.surrogate import command as command_module
+from jacmatch.jobs.surrogate.asking import Asked, ask, kept
+from jacmatch.jobs.surrogate.functions import opened
+from jacmatch.jobs.surrogate.tables import reached
+from jacmatch.runs import Run
+
+MODULE = """
+import numpy as np
+calls = []
+def smooth(x):
+    calls.append(len(x))
+    x = np.asarray(x)
+    return np.stack([np.sin(x[:, 0]) * x[:, 1], x.sum(1)], 1)
+def still(x):
+    return np.stack([np.asarray(x)[:, 0], np.ones(len(x))], 1)
+def slopes(x):
+    return np.stack([np.stack([np.cos(x[:, 0]) * x[:, 1], np.sin(x[:, 0])], 1), np.ones_like(x)], 1)
+def kink(x):
+    return np.abs(np.asarray(x) - 0.5)[:, :1]
+"""
+BOX = "--low 0 1 --high 3 2"
+SMALL = "--smoke --steps 2 --samples 8 --hidden 4 --onnx never --no-doctor"
+GRID = np.random.default_rng(0).uniform((0, 1), (1, 2), (40, 2))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "simulator.py").write_text(MODULE)
+    sys.modules.pop("simulator", None)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    np.save("grid.npy", GRID)
+    claim = (tmp_path / "grid.npy").read_bytes()
+    (tmp_path / "huge.npy").write_bytes(claim.replace(b"(40, 2), }          ", b"(40000000000000, 2)}"))
+    yield tmp_path
+    sys.modules.pop("simulator", None)
+
+
+@pytest.fixture
+def undrawn(monkeypatch, as_users_run):
+    """Figure and type checks take longer than all the rest of a small job; one test has them."""
+    monkeypatch.setattr(command_module, "figure", lambda result: b"<svg xmlns='http://www.w3.org/2000/svg'/>")
+
+
+def does(command, code=0):
+    assert main(shlex.split(f"surrogate {command}")) == code
+
+
+def result(path):
+    return json.loads((path / "result.json").read_text())
+
+
+def test_a_black_box_becomes_a_network(folder):
+    does(f"--teacher simulator:smooth {BOX} {SMALL} --samples 8 16 --steps 10 --out run")
+    found = result(folder / "run")
+    assert found["function"]["way"] == "differences"
+    assert found["student"]["rmse"] > 0
+    assert found["teacher"] == {"rmse": 0.0, "parameters": None}
+    assert [(row["samples"], row["method"]) for row in found["curves"]] == [
+        (8, "values"),
+        (8, "slopes"),
+        (16, "values"),
+        (16, "slopes"),
+    ]
+    # values once for themselves and once with the differences, and two for each input
+    assert found["costs"]["training_calls"] == 16 * (2 + 2 * 2)
+    assert found["costs"]["speed"]["batch"]["speed_up"] > 0
+    page = (folder / "run" / "report.html").read_text()
+    assert "none known; antithetic differences" in page
+    assert "data:image/svg+xml;base64" in page
+    for said in ("points asked for training, a seed", "speed-up, a single point", "safetensors: largest difference"):
+        assert said in page
+    assert found["export"]["safetensors"]["largest_difference"] < 1e-5
+    student = jacmatch.load_student(folder / "run")
+    test = np.load(folder / "run" / "points-test.npz")
+    x, y = torch.from_numpy(test["x"]), torch.from_numpy(test["y"])
+    error = (student(x.float()).detach().double() - y).square().mean().sqrt()
+    assert float(error) == pytest.approx(found["student"]["rmse"], rel=1e-6)
+    assert ((x[:, 0] >= 0) & (x[:, 0] <= 3) & (x[:, 1] >= 1)).all()
+
+
+def test_the_settings_of_a_run_make_it_again_and_a_stopped_one_goes_on(folder, undrawn):
+    command = f"--teacher simulator:smooth --jacobian simulator:slopes {BOX} {SMALL} --methods slopes"
+    does(f"{command} --out first")
+    does(f"{command} --out second --max-steps 1")
+    assert not (folder / "second" / "result.json").exists()
+    calls = sys.modules["simulator"].calls
+    before = len(calls)
+    does(f"{command} --out second")
+    assert 8 not in calls[before + 4 :][-2:]  # its points are there already; only what is tried first is asked again
+    first, second = result(folder / "first"), result(folder / "second")
+    assert first["student"] == second["student"]
+    assert first["function"]["way"] == "own"
+    does("--config first --out third", code=2)  # it would run code that a file names
+    Path("other.json").write_text(json.dumps({"jacobian": "simulator:slopes"}))
+    does("--config other.json --out third", code=2)
+    assert not (folder / "third").exists()
+    does("--config first --allow-code --out third")
+    assert result(folder / "third")["curves"][0]["errors"] == first["curves"][0]["errors"]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        "active",
+        "given --points grid.npy",
+        "latin-hypercube",
+        "box",
+    ],
+)
+def test_every_way_of_sampling_runs(folder, undrawn, sampling):
+    box = "" if "given" in sampling else BOX
+    how = f"--sampling {sampling} --slopes jv --jacobian-share 0.3 --methods slopes"
+    does(f"--teacher simulator:smooth {box} {SMALL} {how} --out run")
+    found = result(folder / "run")
+    assert found["curves"][-1]["samples"] == 8
+    sizes = {path.name for path in (folder / "run").glob("points-seed0*")}
+    whole = sampling.partition(" ")[0] in ("latin-hypercube", "active")  # of which a part is no such set
+    assert sizes == ({"points-seed0-n8.npz"} if whole else {"points-seed0.npz"})
+    assert found["costs"]["trial_calls"] == found["function"]["calls"] > 0
+    if "given" in sampling:
+        parts = [np.load(folder / "run" / f"points-{name}.npz")["x"] for name in ("seed0", "test")]
+        assert all((part[:, None] == GRID[None]).all(2).any(1).all() for part in parts)
+        assert not (parts[0][:, None] == parts[1][None]).all(2).any()  # held out
+
+
+def test_a_file_has_points_values_and_slopes(folder, undrawn):
+    x = GRID.astype(np.float32)
+    module = importlib.util.spec_from_file_location("simulator", folder / "simulator.py")
+    simulator = importlib.util.module_from_spec(module)
+    module.loader.exec_module(simulator)
+    y, j = simulator.smooth(x), simulator.slopes(x)
+    arrays = {"x_train": x[:30], "y_train": y[:30], "x_test": x[30:], "y_test": y[30:], "j_train": j[:30]}
+    np.savez("mine.npz", **arrays)
+    np.savez("bare.npz", **{key: value for key, value in arrays.items() if key != "j_train"})
+    does(f"--teacher npz:mine.npz {SMALL} --out run")
+    found = result(folder / "run")
+    assert found["teacher"] is None
+    assert found["test_points"] == 10
+    assert found["curves"][0]["errors"]["slopes"] is None  # no j_test
+    does(f"--teacher npz:bare.npz {SMALL} --out bare", code=2)
+    does(f"--teacher npz:bare.npz {SMALL} --methods values --out bare")
+    does(f"--teacher npz:mine.npz {SMALL} --low 0 --out third", code=2)
+
+
+def test_derivatives_of_a_file_may_be_known_in_part(folder, undrawn):
+    x = np.random.default_rng(0).random((40, 2)).astype(np.float32)
+    y, j = np.stack([x.prod(1), x.sum(1)], 1), np.full((40, 2, 2), np.nan, np.float32)
+    j[:20, 1] = 1
+    np.savez("part.npz", x_train=x, y_train=y, x_test=x, y_test=y, j_train=j, j_test=j)
+    does(f"--teacher npz:part.npz {SMALL} --out run")
+    found = result(folder / "run")
+    assert "Derivatives are known at 40 of 160 entries; the others are left out." in found["notes"]
+    assert all(np.isfinite(curve["errors"]["slopes"]["mean"]) for curve in found["curves"])
+
+
+def test_a_fifth_of_a_file_without_a_test_part_is_held_out_and_inputs_may_have_any_shape(folder, undrawn):
+    x = np.random.default_rng(0).random((40, 1, 2, 3)).astype(np.float32)
+    np.savez("pixels.npz", x_train=x, y_train=(x**2).sum((1, 2, 3))[:, None], j_train=2 * x[:, None])
+    does(f"--teacher npz:pixels.npz {SMALL} --out run")
+    found = result(folder / "run")
+    assert found["test_points"] == 8
+    assert found["curves"][-1]["errors"]["slopes"]["mean"] > 0
+    assert jacmatch.load_student(folder / "run")(torch.from_numpy(x)).shape == (40, 1)
+    does(f"--teacher npz:pixels.npz {SMALL} --samples 33 --out second", code=2)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("--teacher simulator:smooth", "--low` of `surrogate` must have a bound"),
+        ("--teacher simulator:smooth --low 0 --high 1", "must take a batch"),
+        (
+            "--teacher simulator:still --low 0 0 --high 1 1",
+            "must be given where an output never varies",
+        ),
+        (f"--teacher simulator:smooth {BOX} --input-units 1 2 3", "must be one for each of the 2 inputs"),
+        (f"--teacher simulator:smooth {BOX} --input-units -1", "--input-units` of `surrogate` must be positive"),
+        (
+            f"--teacher simulator:smooth {BOX} --output-units 1 2 3",
+            "must be one for each of the 2 outputs",
+        ),
+        (
+            "--teacher simulator:smooth --low 0 1e9 --high 1 1000000010",
+            "input 1: up to 1.00000001e+09, in units of 2.89",
+        ),
+        (f"--teacher simulator:smooth {BOX} --jacobian autograd", "must be differentiable by autograd"),
+        (f"--teacher simulator:smoth {BOX}", "Nearest: smooth"),
+        (f"--teacher simulator:smooth {BOX} --sampling given", "must come together"),
+        ("--teacher simulator:smooth --sampling given --points none.npy", "must be an .npy file"),
+        ("--teacher simulator:smooth --sampling given --points huge.npy", "must be an .npy file"),
+        ("--teacher simulator:smooth --sampling given --points grid.npy --low 0", "must be left out with `--points`"),
+        (f"--teacher simulator:smooth {BOX} --jacobian-weight 1 --jacobian-share 0.2", "must not both be given"),
+        (f"--teacher simulator:smooth {BOX} --samples 16 8", "must be ascending numbers"),
+        (f"--teacher simulator:smooth {BOX} --test-samples 1", "--test-samples` of `surrogate` must be at least 2"),
+        (f"--teacher simulator:smooth {BOX} --probes 0", "--probes` of `surrogate` must be at least 1"),
+        (f"--teacher simulator:smooth {BOX} --jacobian simulator:still", "The Jacobian of simulator:smooth must"),
+        ("--teacher npz:missing.npz", "missing.npz"),
+        (f"--teacher simulator:smooth {BOX} --onnx always", "needs the package onnx"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_leaves_nothing(folder, capsys, monkeypatch, undrawn, command, message):
+    monkeypatch.setitem(sys.modules, "onnx", None)  # as if it were not installed
+    does(f"--smoke --steps 2 --hidden 4 --no-doctor {command} --out run", code=2)
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (folder / "run" / "result.json").exists()
+
+
+def test_a_kink_at_the_step_is_reported(folder, undrawn):
+    does(f"--teacher simulator:kink --low 0 --high 1 --inputs 1 --step 0.2 {SMALL} --methods slopes --out run")
+    assert any("not smooth at the step of differences" in note for note in result(folder / "run")["notes"])
+
+
+def test_an_output_that_never_varies_can_be_learned_in_given_units(folder, undrawn):
+    units = "--output-units 1 0.1 --methods slopes"
+    does(f"--teacher simulator:still --low 0 0 --high 1 1 {units} {SMALL} --out run")
+    assert result(folder / "run")["student"]["rmse"] < 1
+    student = jacmatch.load_student(folder / "run")
+    assert student.y_scale[1] == pytest.approx(0.1)
+    assert student.y_mean[1] == 1
+
+
+def test_points_in_a_damaged_file_are_refused(tmp_path):
+    run = Run.create(tmp_path / "run", "surrogate", {}, "0")
+    told = Asked(torch.rand(3, 2).double(), torch.rand(3, 1).double(), None, 3, 0.5)
+    assert kept(run, "points", lambda: told) is told
+    again = kept(run, "points", lambda: pytest.fail("asked twice"))
+    assert torch.equal(again.x, told.x)
+    assert (again.calls, again.seconds, again.j) == (3, 0.5, None)
+    for name, write in {
+        "points": lambda file: file.write_text("torn"),
+        "others": lambda file: np.savez(file, x=GRID, y=GRID[:5], calls=1, seconds=1.0),
+    }.items():
+        write(tmp_path / "run" / f"{name}.npz")
+        with pytest.raises(InputError, match="must hold the points of this run"):
+            kept(run, name, lambda: told)
+
+
+def test_what_slopes_save_is_read_off_the_curves():
+    def row(method, samples, mean):
+        return {"method": method, "samples": samples, "errors": {"values": {"mean": mean}}}
+
+    curves = [row("values", 8, 3.0), row("values", 64, 1.0), row("slopes", 8, 0.9), row("slopes", 64, 0.5)]
+    assert "at 64 points with 8" in reached({"methods": ["values", "slopes"], "curves": curves})
+    curves = [row("values", 8, 3.0), row("slopes", 8, 4.0)]
+    assert "nowhere" in reached({"methods": ["values", "slopes"], "curves": curves})
+    assert reached({"methods": ["values"], "curves": curves[:1]}) is None
+
+
+FUNCTION = """
+import numpy as np
+from other import scale
+def mine(x):
+    return np.asarray(x).sum(1, keepdims=True) * {factor} + scale
+def slopes(x):
+    return {factor} * np.ones((len(x), 1, 2))
+"""
+
+
+@pytest.fixture
+def changing(folder, monkeypatch):
+    """Writes the user's function anew, as for a new process."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(factor=2.0, scale=0.5):
+        for name in ("changing", "other"):
+            sys.modules.pop(name, None)
+        (folder / "changing.py").write_text(FUNCTION.format(factor=factor))
+        (folder / "other.py").write_text(f"scale = {scale}\n")
+
+    write()
+    yield write
+    for name in ("changing", "other"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"factor": 2.001},
+            r"with the function that .* code changing \(.* values \(off by \d+\.\d% of the largest\)",
+        ),
+        (
+            {"scale": 0.6},
+            r"the function that .* Got changes in code other \(\w{12} there, \w{12} here\), values",
+        ),
+    ],
+)
+def test_a_stopped_run_does_not_go_on_with_another_function(changing, undrawn, capsys, change, message):
+    command = f"--teacher changing:mine {BOX} {SMALL} --methods values --out run"
+    does(f"{command} --max-steps 1")
+    changing(**change)
+    does(command, code=2)
+    assert re.search(message, capsys.readouterr().err)
+    changing()
+    does(command)
+
+
+def test_a_stopped_run_does_not_go_on_with_other_points(changing, undrawn, capsys):
+    command = f"--teacher changing:mine --sampling given --points grid.npy {SMALL} --methods values --out run"
+    does(f"{command} --max-steps 1")
+    np.save("grid.npy", GRID[::-1])
+    does(command, code=2)
+    assert "must go on with the points that it was begun with. Got changes in x (" in capsys.readouterr().err
+
+
+def test_points_that_another_function_was_asked_about_are_not_taken(folder, tmp_path):
+    run = Run.create(tmp_path / "points", "surrogate", {}, "0.1.0")
+    x = torch.rand(8, 2, dtype=torch.float64)
+    function = opened("mine", lambda z: z.sum(1, keepdim=True), x, torch.ones(2))
+    first = kept(run, "points", lambda: ask(function, x, slopes=False), function)
+    calls = function.points
+    assert torch.equal(kept(run, "points", lambda: pytest.fail("asked twice"), function).y, first.y)
+    assert function.points == calls
+    other = opened("mine", lambda z: z.sum(1, keepdim=True) * (1 + 1e-6), x, torch.ones(2))
+    with pytest.raises(InputError, match=r"mine must say what it said when .*points\.npz was .* off by 1e-06 of"):
+        kept(run, "points", lambda: first, other)
