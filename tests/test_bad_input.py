@@ -341,18 +341,6 @@ CASES = {
         r"`--probe-law` of `distill` belongs to --probe random-outputs or random-inputs\. Got top-class",
     ),
     "fading after the end": (DISTILL + " --jacobian-fades-from 2", r"`fades_from` of .* must lie in \[0, 1\]\. Got 2"),
-    "no such experiment": ("reproduce tabel", r"The experiment of `reproduce`.* Got 'tabel'\. .*distillation"),
-    "no experiment": ("reproduce", r"NAME must be given\. Write jacmatch reproduce NAME"),
-    "no such row": ("reproduce distillation --rows label", r"A row .* Got 'label'\. Nearest: labels"),
-    "no workers": ("reproduce distillation --workers 0", r"`--workers` of `reproduce` must be at least 1\. Got 0"),
-    "more images than there are": (
-        "reproduce distillation --per-class 5000",
-        r"`--per-class` of `reproduce` must be 0 .* at most 113 with these data\. Got 5000",
-    ),
-    "an experiment on numbers": (
-        f"reproduce distillation {REGRESS}",
-        r"`--data` of `reproduce distillation` must have classes\. Got a regression",
-    ),
     "classes of a regression": (
         f"distill {REGRESS} --teacher mlp:4 --student mlp:3 --per-class 3",
         r"per.class.*regress",
@@ -531,10 +519,6 @@ CASES = {
     ),
     "reports a torn result": ("report {bad}/torn_result", r"result\.json must be one JSON object.*damaged.*"),
     "reports no run": ("report {bad}", r"must be a run folder\. Got a folder without settings\.json\."),
-    "an unknown benchmark": (
-        "bench speed",
-        r"A benchmark of `bench` must be a known name\. Got 'speed'\..*Known: cac",
-    ),
     # configuration
     "no such config": (
         "train --config none.yaml",

@@ -1,10 +1,7 @@
 """A job goes on with the data, the code and the teacher that it was begun with."""
 
-import json
 import re
-import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +16,6 @@ from jacmatch.jobs.networks import Description
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.teachers import kept_folder, prepare
 from jacmatch.runs import Run
-from jacmatch_research.reproduce.command import Reproduce
 
 MODULE = """
 import torch
@@ -183,50 +179,3 @@ def test_a_half_trained_kept_teacher_with_a_damaged_checkpoint_begins_anew(write
     _, healed, said = _teacher(data(), "mlp:6")
     assert "must be a whole checkpoint" in said[0]
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), healed.parameters(), strict=True))
-
-
-def _arrays(label=0):
-    x, y = np.random.default_rng(0).random((60, 1, 2, 2), dtype=np.float32), (np.arange(60) + label) % 3
-    np.savez("d.npz", x_train=x, y_train=y, x_test=x, y_test=y)
-
-
-def _reproduce(out="rep", **changes):
-    asked = {"name": "distillation", "smoke": True, "per_class": (5,), "rows": ("labels",), "data": "npz:d.npz"}
-    asked |= {"teacher": "mlp:4", "student": "usersnet:net", "out": Path(out), **changes}
-    return Reproduce(**asked).run(Progress(quiet=True))
-
-
-@pytest.mark.ci
-def test_no_table_of_reproduce_mixes_two_experiments(write):
-    _arrays()
-    _reproduce()
-    _reproduce(seeds=2)
-    document = json.loads(Path("rep/results.json").read_text())
-    _arrays(label=1)
-    with pytest.raises(InputError, match=r"rep must go on with the data .* changes in y_train \(.*, y_test \("):
-        _reproduce(seeds=3)
-    _reproduce("other", seeds=3)
-    _arrays()
-    write("Tanh")
-    with pytest.raises(InputError, match=r"rep must go on with the network usersnet:net .* code usersnet \("):
-        _reproduce(seeds=3)
-    write("ReLU")
-    assert json.loads(Path("rep/results.json").read_text()) == document
-    shutil.copytree("other/cells/labels/5/seed2", "rep/cells/labels/5/seed2")
-    with pytest.raises(InputError, match=r"seed2 \(`--out`\) must be .* Got a run with other inputs"):
-        _reproduce(seeds=3)
-    with pytest.raises(InputError, match=r"cells of rep must all be .* Got others in rep.*seed2\. Remove that cell"):
-        _reproduce()
-
-
-@pytest.mark.ci
-def test_reproduce_names_a_teacher_that_has_changed_in_its_folder(write):
-    _arrays()
-    for seed in (0, 1):
-        shutil.rmtree("teacher", ignore_errors=True)
-        Train(data="npz:d.npz", model="mlp:4", smoke=True, seed=seed, out=Path("teacher")).run(Progress(quiet=True))
-        if not seed:
-            _reproduce(teacher="./teacher")
-    with pytest.raises(InputError, match=r"rep must go on with the teacher .* Got changes in weights and"):
-        _reproduce(teacher="./teacher", seeds=2)
-    assert len(json.loads(Path("rep/results.json").read_text())["cells"]) == 1

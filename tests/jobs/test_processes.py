@@ -31,21 +31,6 @@ def test_a_fresh_python_has_the_search_path_of_this_one(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="-P is from Python 3.11")
-@pytest.mark.usefixtures("_hostile")
-def test_workers_begin_without_the_working_folder(tmp_path, monkeypatch):
-    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
-    with processes.safe_path():
-        text = "import json, pickle, socket, runpy, multiprocessing"
-        subprocess.run([sys.executable, "-S", "-c", text], check=True)
-    assert "PYTHONSAFEPATH" not in os.environ
-    assert not (tmp_path / "ran").exists()
-    monkeypatch.setenv("PYTHONSAFEPATH", "x")
-    with processes.safe_path():
-        pass
-    assert os.environ["PYTHONSAFEPATH"] == "x"
-
-
 def listening(process):
     """Addresses at which a process listens, as the kernel writes them."""
     sockets = set()

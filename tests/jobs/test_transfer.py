@@ -1,4 +1,4 @@
-"""`jacmatch transfer` and its table: what they write, what can be loaded again, and what the tables are made of."""
+"""`jacmatch transfer`: what they write, what can be loaded again."""
 
 import json
 
@@ -18,9 +18,6 @@ from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.transferring import METHODS
 from jacmatch.losses import hinton_kl
 from jacmatch.models import Resized, build, save_weights
-from jacmatch_research.reproduce import EXPERIMENTS
-from jacmatch_research.reproduce import transfer as table
-from jacmatch_research.reproduce.command import Reproduce
 
 X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -38,13 +35,6 @@ def place(tmp_path_factory):
 def finished(place):
     result = Transfer(smoke=True, out=place / "run").run()
     return place / "run", result
-
-
-@pytest.fixture(scope="module")
-def measured(place):
-    rows = ("labels only", "LwF: labels + outputs", "LwF + attention + Jacobians", "depth: the deepest pair alone")
-    Reproduce(name="transfer", smoke=True, rows=rows, out=place / "table").run()
-    return place / "table", json.loads((place / "table" / "results.json").read_text())
 
 
 @pytest.mark.ci
@@ -251,46 +241,3 @@ def test_nearest_means():
     train = datasets.Split(torch.tensor([[0.0], [2.0], [10.0], [12.0]]), torch.tensor([0, 0, 1, 1]))
     test = datasets.Split(torch.tensor([[5.0], [7.0], [6.5]]), torch.tensor([0, 1, 0]))
     assert closeness.nearest_mean_accuracy(nn.Identity(), train, test, 2) == pytest.approx(2 / 3)
-
-
-@pytest.mark.ci
-def test_the_table_is_made_of_the_stored_numbers(measured):
-    folder, document = measured
-    experiment = EXPERIMENTS["transfer"]
-    cells = {cell["row"]: cell["measures"] for cell in document["cells"]}
-    accuracy, ablations, closeness_table, apart, bounds = experiment.tables(document)
-    for row, text in accuracy.rows[:3]:
-        assert text == f"{100 * cells[row]['accuracy']:.1f}"
-    gain = cells["LwF: labels + outputs"]["accuracy"] - cells["labels only"]["accuracy"]
-    assert dict(accuracy.rows)["gain: LwF: labels + outputs − labels only"] == f"{100 * gain:+.1f}"
-    assert ablations.rows[-1][:2] == (
-        "depth: the deepest pair alone",
-        f"{100 * cells['depth: the deepest pair alone']['accuracy']:.1f}",
-    )
-    assert [row[0] for row in bounds.rows] == ["n = 5: LwF: labels + outputs", "n = 5: LwF + attention + Jacobians"]
-    assert len(closeness_table.rows) == 3
-    assert len(apart.rows) == 4
-    assert (folder / "figure.svg").read_bytes() == experiment.figure(document)
-    assert str(folder) not in json.dumps(document)
-
-
-@pytest.mark.ci
-def test_a_cell_is_the_same_when_it_is_measured_again(measured):
-    _, document = measured
-    request = Reproduce(name="transfer", smoke=True)
-    (cell,) = [each for each in table.TRANSFER_TABLE.cells(request) if each.row == "LwF + attention + Jacobians"]
-    again = table.TRANSFER_TABLE.measure(request, cell, document["facts"])
-    (stored,) = [each["measures"] for each in document["cells"] if each["row"] == cell.row]
-    assert {**again, "train_seconds": 0} == {**stored, "train_seconds": 0}
-
-
-@pytest.mark.ci
-def test_published_numbers_stand_in_their_columns_and_unconfirmed_ones_nowhere():
-    assert table.TRANSFER["lwf+attention+jacobians"] == {"25": 47.31, "50": 58.35, "all": 67.31}
-    assert {column for values in table.TRANSFER.values() for column in values} == {"25", "50", "all"}
-
-
-@pytest.mark.ci
-def test_other_data_need_a_pretrained_teacher():
-    with pytest.raises(InputError, match=r"`reproduce transfer` must be given a pretrained teacher for such data"):
-        Reproduce(name="transfer", data="synthetic").run()

@@ -1,96 +1,7 @@
-"""Tables and figures of experiments: hand-made documents, and numbers worked out by hand."""
-
-import pytest
+"""Tables and figures of jobs."""
 
 from jacmatch.report import Table
-from jacmatch.report import experiments as made
-from jacmatch.report.lines import Line, by_columns, dot_figure, line_figure
-
-
-def cell(row, column, seed, **measures):
-    return {"row": row, "column": column, "seed": seed, "measures": measures, "seconds": 1.0}
-
-
-DOCUMENT = {
-    "experiment": "none",
-    "size": "cpu",
-    "settings": {"data": "digits"},
-    "environment": {"cuda": None, "platform": "Linux-6-x86", "torch": "2.13.0", "jacmatch": "0.1.0"},
-    "facts": {},
-    "cells": [
-        cell("a", "1", 1, accuracy=0.7, top1=0.5, calibration_error=0.02),
-        cell("a", "1", 0, accuracy=0.5, top1=0.5, calibration_error=0.04),
-        cell("b", "1", 0, accuracy=0.6, top1=None, calibration_error=0.04),
-        cell("b", "1", 1, accuracy=0.9, top1=None, calibration_error=0.04),
-        cell("a", "10", 0, accuracy=0.8, top1=1.0, calibration_error=0.1),
-    ],
-}
-
-
-def test_spreads_are_in_the_order_of_the_seeds():
-    found = made.spreads(DOCUMENT, "accuracy")
-    mean_and_std = {"mean": pytest.approx(0.6), "std": pytest.approx(0.02**0.5)}
-    assert found["a", "1"] == {**mean_and_std, "values": [0.5, 0.7], "seeds": [0, 1]}
-    assert found["a", "10"]["std"] is None
-    assert ("b", "1") not in made.spreads(DOCUMENT, "top1")
-
-
-def test_a_grid_has_a_dash_where_nothing_was_measured():
-    assert made.grid(DOCUMENT, "accuracy") == [("a", "60.0 ± 14.1", "80.0"), ("b", "75.0 ± 21.2", "–")]
-    assert made.grid(DOCUMENT, "accuracy", rows=["b"], columns=["1"], scale=1, digits=2) == [("b", "0.75 ± 0.21")]
-
-
-def test_gains_are_taken_seed_by_seed():
-    """0.6 − 0.5 and 0.9 − 0.7: mean 0.15, standard deviation √(2 · 0.05²)."""
-    assert made.gains(DOCUMENT, "b", "a") == ("gain: b − a", "+15.0 ± 7.1", "–")
-    assert made.gains(DOCUMENT, "a", "b")[1] == "-15.0 ± 7.1"
-
-
-def test_rows_with_other_seeds_have_no_difference():
-    assert (
-        made.paired(made.spreads(DOCUMENT, "accuracy")["a", "10"], made.spreads(DOCUMENT, "accuracy")["a", "1"]) is None
-    )
-
-
-def test_as_many_seeds_are_not_the_same_seeds():
-    """Seeds 0 and 2 against 0 and 1 have no difference; the order of the cells does not matter."""
-    cells = [cell("a", "1", 0, x=0.1), cell("a", "1", 2, x=0.2), cell("b", "1", 0, x=0.4), cell("b", "1", 1, x=0.5)]
-    document = {**DOCUMENT, "cells": cells}
-    assert made.gains(document, "b", "a", "x") == ("gain: b − a", "–")
-    document["cells"] = [*cells[::-1], cell("a", "1", 1, x=0.3), cell("b", "1", 2, x=0.9)]
-    found = made.spreads(document, "x")
-    assert made.paired(found["b", "1"], found["a", "1"]) == {
-        "mean": pytest.approx(0.4),
-        "std": pytest.approx((0.14 / 2) ** 0.5),
-        "values": pytest.approx([0.3, 0.2, 0.7]),
-        "seeds": [0, 1, 2],
-    }
-
-
-def test_the_origin_lists_what_the_cells_were_made_with():
-    """A cell that does not say it is one of the machine of the whole document."""
-    gpu = {"cuda": "NVIDIA H100", "platform": "Linux-6-x86", "torch": "2.14.0", "jacmatch": "0.1.0"}
-    document = {**DOCUMENT, "cells": [DOCUMENT["cells"][0], {**DOCUMENT["cells"][1], "made": gpu}]}
-    assert made.origin(document).endswith(
-        "CPU, one thread (Linux) and NVIDIA H100, torch 2.13.0 and 2.14.0, jacmatch 0.1.0."
-    )
-
-
-def test_published_numbers_stand_in_their_columns():
-    assert made.published_row("paper", {"10": 33.8}, ["1", "10"]) == ("paper", "–", "33.80")
-
-
-def test_what_is_transferred_besides_accuracy_is_one_table():
-    table = made.fidelity(DOCUMENT)
-    assert table.head == ("n and row", "accuracy %", "agreement %", "ECE %")
-    assert table.rows[0] == ("n = 1: a", "60.0 ± 14.1", "50.0 ± 0.0", "3.0 ± 1.4")
-    assert table.rows[1][2] == "–"
-
-
-def test_the_origin_says_data_seeds_and_machine():
-    assert made.origin(DOCUMENT) == (
-        "Data: digits. Size: cpu. Seeds: 1 to 2. CPU, one thread (Linux), torch 2.13.0, jacmatch 0.1.0."
-    )
+from jacmatch.report.lines import Line, line_figure
 
 
 def test_a_table_as_markdown_and_csv():
@@ -101,18 +12,7 @@ def test_a_table_as_markdown_and_csv():
 
 
 def test_the_same_lines_give_the_same_bytes():
-    lines = by_columns(made.spreads(DOCUMENT, "accuracy"), ["a", "b"], ["1", "10"])
-    assert [line.label for line in lines] == ["a", "b"]
-    assert lines[0].x == [0.0, 1.0]
-    assert lines[0].mean == pytest.approx([60, 80])
-    assert lines[1].x == [0.0]
+    lines = [Line("a", [0.0, 1.0], [60.0, 80.0], [None, 2.0]), Line("b", [0.0], [70.0])]
     one, two = (line_figure([("t", lines)], x_label="n", y_label="%", columns=["1", "10"]) for _ in range(2))
     assert one == two
-    other = line_figure([("t", [Line("a", [0.0], [1.0])])], x_label="n", y_label="%")
-    assert other != one
-
-
-def test_dots_have_a_bar_where_there_is_a_deviation():
-    one = dot_figure([("a", 60.0, 1.0), ("b", 50.0, None)], title="t", x_label="%")
-    assert one == dot_figure([("a", 60.0, 1.0), ("b", 50.0, None)], title="t", x_label="%")
-    assert one != dot_figure([("a", 60.0, 2.0), ("b", 50.0, None)], title="t", x_label="%")
+    assert line_figure([("t", lines[:1])], x_label="n", y_label="%", columns=["1", "10"]) != one

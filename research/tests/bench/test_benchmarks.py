@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from jacmatch.cli import main
-from jacmatch.jobs.threads import one_thread
 from jacmatch_research.bench import BENCHMARKS
 from jacmatch_research.bench.claims import Case, Claim, Measured
 from jacmatch_research.bench.method import Conditions, NotMeasured, Spread, compare, peak_memory, timed
+from jacmatch_research.processes import one_thread
 
 BENCHES = Path(__file__).parents[3] / "benchmarks"
 RESULTS = sorted(BENCHES.glob("results/**/*.json"))

@@ -10,12 +10,12 @@ import torch
 from jacmatch.cli import main
 from jacmatch.errors import InputError
 from jacmatch.report import Table
-from jacmatch.report.experiments import grid, origin
 from jacmatch.runs import folder as run_folders
 from jacmatch_research.reproduce import EXPERIMENTS, command
 from jacmatch_research.reproduce.command import Reproduce
 from jacmatch_research.reproduce.experiment import STUDENTS, Cell, Experiment
 from jacmatch_research.reproduce.request import Request
+from jacmatch_research.tables import grid, origin
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from jacmatch.jobs.progress import Progress
-from jacmatch.report.experiments import spreads
 from jacmatch_research.reproduce import EXPERIMENTS
 from jacmatch_research.reproduce.command import Reproduce
+from jacmatch_research.tables import spreads
 
 # The recipes below are run with type checks in test_cli.py.
 pytestmark = [pytest.mark.usefixtures("all_as_users_run"), pytest.mark.ci]

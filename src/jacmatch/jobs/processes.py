@@ -4,10 +4,7 @@
 process that is started here has the search path of the one that starts it.
 """
 
-import contextlib
-import os
 import sys
-from collections.abc import Iterator
 
 
 def python(program: str, *options: str) -> list[str]:
@@ -21,17 +18,3 @@ def python(program: str, *options: str) -> list[str]:
         'ran'
     """
     return [sys.executable, *options, "-c", f"import sys; sys.path[:] = {list(map(str, sys.path))!r}\n{program}"]
-
-
-@contextlib.contextmanager
-def safe_path() -> Iterator[None]:
-    """Within the block, processes of `multiprocessing` begin without the working folder; from Python 3.11 on."""
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = before

@@ -1,7 +1,7 @@
 """Figures as SVG files that stand alone: means over seeds, with bands or bars of one standard deviation."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,19 +36,6 @@ class Line:
     x: Sequence[float]
     mean: Sequence[float]
     std: Sequence[float | None] | None = None
-
-
-def by_columns(
-    found: Mapping[tuple[str, str], Mapping[str, Any]], rows: Sequence[str], columns: Sequence[str]
-) -> list[Line]:
-    """A line for each row over the columns 0, 1, 2, …, in per cent; columns that a row does not have are left out."""
-    lines = []
-    for row in rows:
-        have = [(place, found[row, column]) for place, column in enumerate(columns) if (row, column) in found]
-        means = [100 * value["mean"] for _, value in have]
-        stds = [100 * (value["std"] or 0.0) for _, value in have]
-        lines.append(Line(row, [float(place) for place, _ in have], means, stds))
-    return lines
 
 
 def draw(axes: Any, lines: Sequence[Line]) -> None:
@@ -114,32 +101,6 @@ def _plain(axis: Any) -> None:
 
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.0, 0.4)))
-
-
-def dot_figure(rows: Sequence[tuple[str, float, float | None]], *, title: str, x_label: str) -> bytes:
-    """An SVG file with a dot for each row, the first on top, and a bar of one standard deviation to either side.
-
-    Args:
-        rows: Label, mean and standard deviation of each.
-        title: Of the figure.
-        x_label: Of the abscissa.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.0, 1.4 + 0.27 * len(rows)), layout="constrained")
-    axes: Any = figure.subplots()
-    places = list(range(len(rows), 0, -1))
-    means = [mean for _, mean, _ in rows]
-    axes.errorbar(
-        means, places, xerr=[std or 0.0 for _, _, std in rows], fmt="o", color=COLOURS[3], ecolor=COLOURS[0], capsize=2
-    )
-    axes.set_yticks(places, [label for label, _, _ in rows], fontsize=9)
-    axes.set_xlabel(x_label)
-    axes.set_title(title, fontsize=11)
-    axes.grid(axis="x", alpha=0.25, linewidth=0.7)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return svg(figure)
 
 
 def svg(figure: Any) -> bytes:

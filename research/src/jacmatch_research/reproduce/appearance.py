@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from jacmatch.report import Document, Table
-from jacmatch.report.experiments import NOTHING, Spread, entry, names, seeds_of, spreads
+from jacmatch.report import Table
+from jacmatch.report.experiments import NOTHING, Spread, entry
 from jacmatch.report.lines import Line, line_figure
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request
@@ -16,6 +16,7 @@ from jacmatch_research.systems.appearance.faces import Array, Faces, faces
 from jacmatch_research.systems.appearance.fitting import by_fixed_jacobian, by_newuoa, fixed_jacobian
 from jacmatch_research.systems.appearance.learning import Glance, displaced, distilled, jumps, lesson, seen
 from jacmatch_research.systems.appearance.model import Model, build, in_image, windows
+from jacmatch_research.tables import Document, names, seeds_of, spreads
 
 GUESS, FIXED, NEWUOA = "first guess", "fixed Jacobian", "NEWUOA"
 UNTAUGHT = "student: not taught"

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from jacmatch.errors import InputError
 from jacmatch.jobs.train import parts
-from jacmatch.report import Document
-from jacmatch.report.experiments import names, spreads
-from jacmatch.report.lines import by_columns, line_figure
+from jacmatch.report.lines import line_figure
+from jacmatch_research.figures import by_columns
 from jacmatch_research.reproduce import students
 from jacmatch_research.reproduce.request import Request
+from jacmatch_research.tables import Document, names, spreads
 
 
 def per_class_of(request: Request, default: Sequence[int]) -> tuple[int, ...]:

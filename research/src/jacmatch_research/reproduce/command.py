@@ -13,16 +13,17 @@ from jacmatch.jobs.fields import positive
 from jacmatch.jobs.inputs import same_inputs, same_teacher
 from jacmatch.jobs.networks import Description
 from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.threads import one_thread
-from jacmatch.report import Document, write_report
+from jacmatch.report import write_report
 from jacmatch.runs import Run, threads
 from jacmatch.runs.files import load
 from jacmatch.training import find_device
 from jacmatch.version import __version__
+from jacmatch_research.processes import one_thread
 from jacmatch_research.reproduce import EXPERIMENTS, defaults, students, transfer
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request
 from jacmatch_research.reproduce.side_by_side import end_with_parent, side_by_side
+from jacmatch_research.tables import Document
 
 _MADE = ("jacmatch", "torch", "platform", "cuda", "commit")  # what a cell says of where it was measured
 

@@ -23,14 +23,16 @@ from jacmatch.jobs.teachers import prepare as prepare_teacher
 from jacmatch.jobs.train import Train, parts
 from jacmatch.models import count_parameters
 from jacmatch.objectives import AtData, AtMixedPairs, Distillation, Point, Share
-from jacmatch.report import Document, Table
-from jacmatch.report.experiments import NOTHING, Spread, entry, grid, names, origin, paired, spreads
-from jacmatch.report.lines import by_columns, line_figure
+from jacmatch.report import Table
+from jacmatch.report.experiments import NOTHING, Spread, entry
+from jacmatch.report.lines import line_figure
 from jacmatch.training import evaluate
+from jacmatch_research.figures import by_columns
 from jacmatch_research.reproduce import students
 from jacmatch_research.reproduce.columns import per_class_of
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request
+from jacmatch_research.tables import Document, grid, names, origin, paired, spreads
 
 PAIRS = ("convolutional", "residual")
 OPTIMIZERS = ("Adam", "SGD")

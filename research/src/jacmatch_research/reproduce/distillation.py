@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jacmatch.report import Document, Table
-from jacmatch.report.experiments import fidelity, gains, grid, names, origin, published_row
+from jacmatch.report import Table
 from jacmatch_research.reproduce import published, students
 from jacmatch_research.reproduce.columns import column_of, columns_figure, per_class_of
 from jacmatch_research.reproduce.experiment import STUDENTS, Cell, Experiment
 from jacmatch_research.reproduce.request import Request
+from jacmatch_research.tables import Document, fidelity, gains, grid, names, origin, published_row
 
 _JACOBIANS = {"method": "jacobians", "probe": "top-class", "jacobian_weight": 1.0, "jacobian_schedule": "constant"}
 

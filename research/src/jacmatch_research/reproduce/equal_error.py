@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.jobs.surrogate.fitting import deviation, fit_surrogate
-from jacmatch.report import Document
-from jacmatch.report.experiments import NOTHING, entry, names, spreads
+from jacmatch.report.experiments import NOTHING, entry
 from jacmatch.report.lines import Line
+from jacmatch_research.tables import Document, names, spreads
 
 VALUES, SLOPES = "values", "values + slopes"
 METHODS = {VALUES: "none", SLOPES: "rows"}

@@ -12,8 +12,9 @@ from typing import Any
 from torch import nn
 
 from jacmatch.jobs.progress import Progress
-from jacmatch.report import Document, Table
+from jacmatch.report import Table
 from jacmatch_research.reproduce.request import Request
+from jacmatch_research.tables import Document
 
 
 @dataclass(frozen=True)

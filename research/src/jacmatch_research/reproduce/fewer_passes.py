@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jacmatch.report import Document, Table
-from jacmatch.report.experiments import NOTHING, fidelity, gains, grid, names, origin
+from jacmatch.report import Table
+from jacmatch.report.experiments import NOTHING
 from jacmatch_research.reproduce import students
 from jacmatch_research.reproduce.columns import column_of, columns_figure, per_class_of
 from jacmatch_research.reproduce.experiment import STUDENTS, Cell, Experiment
 from jacmatch_research.reproduce.request import Request
+from jacmatch_research.tables import Document, fidelity, gains, grid, names, origin
 
 VALUES, EACH = "values alone", "one row in each step"
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from jacmatch.jobs.progress import Progress
-from jacmatch.report import Document, Table
-from jacmatch.report.experiments import NOTHING, Spread, entry, names, paired, seeds_of, spreads
-from jacmatch.report.lines import dot_figure
+from jacmatch.report import Table
+from jacmatch.report.experiments import NOTHING, Spread, entry
 from jacmatch.runs import spread
+from jacmatch_research.figures import dot_figure
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request
 from jacmatch_research.systems.force_field.learning import (
@@ -20,6 +20,7 @@ from jacmatch_research.systems.force_field.learning import (
     teacher,
 )
 from jacmatch_research.systems.force_field.lennard_jones import ARGON
+from jacmatch_research.tables import Document, names, paired, seeds_of, spreads
 
 ENERGIES, FORCES, LONGER = "energies", "+ forces", "+ forces, 4 × steps"
 ROW, ROWS = "+ forces + 1 Hessian row", "+ forces + 4 Hessian rows"

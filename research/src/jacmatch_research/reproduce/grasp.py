@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from jacmatch.jacobian import jacobian, jvp, vjp
 from jacmatch.jobs.progress import Progress
-from jacmatch.report import Document, Table
-from jacmatch.report.experiments import seeds_of
+from jacmatch.report import Table
 from jacmatch.report.lines import line_figure
 from jacmatch_research.reproduce.equal_error import (
     METHODS,
@@ -35,6 +34,7 @@ from jacmatch_research.systems.grasp.manipulator import (
     twist_of,
 )
 from jacmatch_research.systems.grasp.manipulator import slopes as by_joints
+from jacmatch_research.tables import Document, seeds_of
 
 KEPT = "values + slopes, nearly singular grasps too"
 ROWS = {**METHODS, KEPT: "rows"}

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from jacmatch.jacobian import jacobian
 from jacmatch.jobs.progress import Progress
-from jacmatch.report import Document, Table
-from jacmatch.report.experiments import NOTHING, entry, seeds_of
+from jacmatch.report import Table
+from jacmatch.report.experiments import NOTHING, entry
 from jacmatch.report.lines import line_figure
 from jacmatch_research.reproduce.equal_error import (
     METHODS,
@@ -34,6 +34,7 @@ from jacmatch_research.systems.kinematics.inverse import (
     solve,
 )
 from jacmatch_research.systems.kinematics.switching import animate
+from jacmatch_research.tables import Document, seeds_of
 
 SHARE = 0.5
 """Of each joint's range about its middle: what is learned, and where inverse kinematics may go."""

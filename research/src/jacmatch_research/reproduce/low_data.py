@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jacmatch.report import Document, Table
-from jacmatch.report.experiments import NOTHING, entry, fidelity, grid, names, origin, paired, spreads
-from jacmatch.report.lines import dot_figure
+from jacmatch.report import Table
+from jacmatch.report.experiments import NOTHING, entry
+from jacmatch_research.figures import dot_figure
 from jacmatch_research.reproduce import students
 from jacmatch_research.reproduce.columns import column_of, columns_figure, per_class_of
 from jacmatch_research.reproduce.experiment import STUDENTS, Cell, Experiment
 from jacmatch_research.reproduce.request import Request
+from jacmatch_research.tables import Document, fidelity, grid, names, origin, paired, spreads
 
 Settings = Mapping[str, Any]
 _DATA: Settings = {"point": "data"}

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from jacmatch.jacobian import jacobian
 from jacmatch.jobs.surrogate.fitting import fit_surrogate, new_student
-from jacmatch.report import Document, Table
-from jacmatch.report.experiments import NOTHING, Spread, grid, names, seeds_of, spreads
+from jacmatch.report import Table
+from jacmatch.report.experiments import NOTHING, Spread
 from jacmatch.report.lines import Line, line_figure
 from jacmatch_research.reproduce.equal_error import crossing
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request
 from jacmatch_research.systems.pricing import OPTIONS, Basket, WorstOf
+from jacmatch_research.tables import Document, grid, names, seeds_of, spreads
 
 VALUES, LONGER, LONGEST, SLOPES = "values", "values, 4 × steps", "values, 16 × steps", "values + slopes"
 SLOPES_LONGER = "values + slopes, 4 × steps"

@@ -4,15 +4,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jacmatch.report import Document, Table
-from jacmatch.report.experiments import NOTHING, names, seeds_of
-from jacmatch.report.remainders import Remainders, remainder_figure
+from jacmatch.report import Table
+from jacmatch.report.experiments import NOTHING
 from jacmatch_research.reproduce import noise_statements as say
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.noise_remainders import leading, limit, remainder, size_of_term, slope
 from jacmatch_research.reproduce.noise_statements import Statement
+from jacmatch_research.reproduce.remainder_figure import Remainders, remainder_figure
 from jacmatch_research.reproduce.request import Request
 from jacmatch_research.reproduce.shallow_pairs import AVERAGE, COLUMNS, INSIDE, ON_A_KINK, SMOOTH, place
+from jacmatch_research.tables import Document, names, seeds_of
 
 TEACHER, SOFT, LABELS = "teacher, squared error", "teacher, cross-entropy", "labels"
 _PAPER, _ROOT = "paper", 1 / math.sqrt(2 * math.pi)

@@ -13,8 +13,8 @@ from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.robust import UNSEEN, Robust, Variant
 from jacmatch.jobs.train import parts
 from jacmatch.models import count_parameters
-from jacmatch.report import Document, Table
-from jacmatch.report.experiments import Spread, entry, names, origin, spreads
+from jacmatch.report import Table
+from jacmatch.report.experiments import Spread, entry
 from jacmatch.report.lines import Line, line_figure
 from jacmatch.runs import spread
 from jacmatch.training import evaluate, evaluate_under_shifts, fit
@@ -22,6 +22,7 @@ from jacmatch.training.layout import channels_last
 from jacmatch_research.reproduce import students
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request
+from jacmatch_research.tables import Document, names, origin, spreads
 
 LEVELS = (0.1, 0.2, 0.3, 0.4)
 """Standard deviations of the noise, in units of normalised inputs."""

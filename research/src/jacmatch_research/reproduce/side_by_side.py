@@ -12,7 +12,7 @@ from multiprocessing import connection, get_context, parent_process
 from typing import TypeVar
 
 from jacmatch.errors import InputError
-from jacmatch.jobs.processes import safe_path
+from jacmatch_research.processes import safe_path
 
 _LOOK = 2.0  # seconds between two looks at the processes
 

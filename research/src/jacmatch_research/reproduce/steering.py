@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from jacmatch.jobs.progress import Progress
-from jacmatch.report import Document, Table
-from jacmatch.report.experiments import seeds_of, spreads
+from jacmatch.report import Table
 from jacmatch.report.lines import line_figure
 from jacmatch_research.reproduce.equal_error import (
     METHODS,
@@ -23,6 +22,7 @@ from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request
 from jacmatch_research.systems.steering.control import Linear, Lqr, drive, lane_change
 from jacmatch_research.systems.steering.learning import CARS, GRID, answers, gain_error, loops, regret, taught
+from jacmatch_research.tables import Document, seeds_of, spreads
 
 ONE_VALUES, ONE_SLOPES = "gain: values", "gain: values + slopes"
 SAMPLES = {"smoke": (30,), "cpu": (5, 10, 20, 50, 100)}

@@ -12,12 +12,13 @@ from jacmatch.jobs.surrogate.examples import EXAMPLES
 from jacmatch.jobs.surrogate.fitting import Weight, fit_surrogate, new_student, regression
 from jacmatch.jobs.surrogate.functions import Function, opened
 from jacmatch.objectives import Share
-from jacmatch.report import Document, Table
-from jacmatch.report.experiments import entry, grid, names, seeds_of, spreads
+from jacmatch.report import Table
+from jacmatch.report.experiments import entry
 from jacmatch.report.lines import line_figure
 from jacmatch_research.reproduce.equal_error import REACHED_HEAD, SLOPES, VALUES, curves, reached
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request
+from jacmatch_research.tables import Document, grid, names, seeds_of, spreads
 
 LONGER, SLOPES_LONGER = "values, 4 × steps", "values + slopes, 4 × steps"
 METHODS: dict[str, Mapping[str, Any]] = {

@@ -15,15 +15,17 @@ from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.transfer_tables import bound_table, distance_table
 from jacmatch.jobs.transferring import METHODS, Ready, TransferFields
 from jacmatch.models import count_parameters
-from jacmatch.report import Document, Table
-from jacmatch.report.experiments import NOTHING, entry, gains, grid, names, origin, published_row, spreads
-from jacmatch.report.lines import by_columns, line_figure
+from jacmatch.report import Table
+from jacmatch.report.experiments import NOTHING, entry
+from jacmatch.report.lines import line_figure
 from jacmatch.teachers import RememberedTeacher
 from jacmatch.training import evaluate
+from jacmatch_research.figures import by_columns
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.published import TRANSFER
 from jacmatch_research.reproduce.request import Request
 from jacmatch_research.reproduce.students import QUARTER_VGG9
+from jacmatch_research.tables import Document, gains, grid, names, origin, published_row, spreads
 
 Settings = Mapping[str, Any]
 FULL = "lwf+attention+jacobians"
