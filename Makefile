@@ -9,7 +9,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check install -qq --constraint constr
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults lint format ci clean
+.PHONY: help demo test faults lint size format ci clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,9 @@ lint: $(VENV)/.dev  ## style, types and the import contract
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports --no-logo
+
+size: $(VENV)/.dev  ## lines, files and bytes of the wheel that users install
+	$(RUN) tests/architecture/wheel.py
 
 format: $(VENV)/.dev  ## mends what ruff can mend
 	$(RUN) -m ruff check --fix
