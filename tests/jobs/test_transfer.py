@@ -15,7 +15,7 @@ from jacmatch.jobs import Train, Transfer, closeness, pretrained
 from jacmatch.jobs.depths import chosen_pairs, layers_by_resolution, named_pairs
 from jacmatch.jobs.networks import Weights
 from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.transferring import METHODS
+from jacmatch.jobs.transfer import METHODS
 from jacmatch.losses import hinton_kl
 from jacmatch.models import Resized, build, save_weights
 
@@ -81,7 +81,7 @@ def test_the_student_that_is_kept_has_the_outputs_of_the_target(finished):
 def test_what_is_done_is_not_done_again(finished, monkeypatch):
     folder, result = finished
     (folder / "result.json").unlink()
-    monkeypatch.setattr("jacmatch.jobs.transferring.fit", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("jacmatch.jobs.study.fit", lambda *_, **__: pytest.fail("trained again"))
     again = Transfer(smoke=True, out=folder).run()
     assert again["rows"] == result["rows"]
 

@@ -7,18 +7,14 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from torch import nn
 
-from jacmatch.datasets import Data
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks
 from jacmatch.jobs.fields import JobFields
 from jacmatch.jobs.own_data import data_for
-from jacmatch.models import count_parameters
-from jacmatch.runs import threads
+from jacmatch.jobs.study import head, measured
 from jacmatch.teachers import ModuleTeacher
-from jacmatch.training import agreement, evaluate
-from jacmatch.version import __version__
+from jacmatch.training import agreement
 
 
 @dataclass(frozen=True)
@@ -56,12 +52,9 @@ class Compare(JobFields):
             x = data.test.inputs(torch.arange(samples))
             largest = (reference.cpu()(x) - other.cpu()(x)).abs().max()
         result = {
-            "job": "compare",
-            "version": __version__,
-            "threads": threads(),
-            "seed": self.seed,
-            "teacher": self._described(reference, data),
-            "student": self._described(other, data),
+            **head(run, self.seed),
+            "teacher": measured(reference, data.test, self.device),
+            "student": measured(other, data.test, self.device),
             "agreement": {
                 **agreement(other, ModuleTeacher(reference), data.test, samples=samples),
                 "largest_output_difference": float(largest),
@@ -74,6 +67,3 @@ class Compare(JobFields):
         }
         run.write_result(result)
         return {**result, "out": str(run.path)}
-
-    def _described(self, network: nn.Module, data: Data) -> dict[str, Any]:
-        return {**evaluate(network, data.test, device=self.device), "parameters": count_parameters(network)}

@@ -1,7 +1,9 @@
 """`jacmatch distill`: teacher → student, with and without slopes, at equal optimiser steps."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,18 @@ from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian import doctor
 from jacmatch.jobs import networks, sheet
 from jacmatch.jobs.cache.opening import cached_teachers
+from jacmatch.jobs.distillation_fields import METHODS, TeachingFields
 from jacmatch.jobs.inputs import same_inputs, same_teacher
 from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.summary import METHODS, identity, summarized
+from jacmatch.jobs.study import Cell, Result, Task, head, main_fields, measured, of_method, row, run_cells, save_main
 from jacmatch.jobs.teachers import Prepared
-from jacmatch.jobs.teaching import TeachingFields
-from jacmatch.jobs.train import load, parts, unfinished
-from jacmatch.models import count_parameters
+from jacmatch.jobs.train import load, parts
 from jacmatch.objectives import Distillation
-from jacmatch.report import write_report
-from jacmatch.runs import Run, threads
+from jacmatch.runs import Run, spread
 from jacmatch.runs.files import load as load_json
 from jacmatch.teachers import ModuleTeacher
-from jacmatch.training import Batches, Fitted, agreement, engine_trial, evaluate, find_device, fit
+from jacmatch.training import Batches, agreement, engine_trial, find_device
 from jacmatch.training.distributed import Ranks
-from jacmatch.version import __version__
 
 ENGINE = "engine.json"
 """What the trial of engines found, in a run folder: the choice is made once for a run and kept when it goes on."""
@@ -40,14 +39,14 @@ class Distill(TeachingFields):
     cache: Path | None = None
     """The teacher answers from this folder, which `jacmatch cache build` has written with the same flags."""
 
-    def run(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Does the job, and returns the result that is written to the run folder."""
+    def run(self, progress: Progress | None = None) -> Result:
+        """Train and measure, and return the result that is written to the run folder."""
         self.check_teaching()
-        self.training()  # its settings speak before anything is trained
+        self.training()  # refuses wrong settings before anything is trained
         data = load(self.data, self.seed, self.smoke)
         description = networks.Description.of(self.student, data)
         subset, _ = parts(data, self.validation, self.samples_per_class(data), self.seed)
-        for method in self.methods:  # settings that cannot go together speak before anything is trained
+        for method in self.methods:  # settings that do not go together are refused before anything is trained
             self.objective(method, description.build(), nn.Linear(1, 1), subset, data, self.seed)
         start = time.perf_counter()
         with progress or Progress() as shown:
@@ -58,34 +57,72 @@ class Distill(TeachingFields):
             self._examine(run, description, data)
             if self.cache is not None:
                 teacher = replace(teacher, cached=cached_teachers(self, self.cache, data, teacher.network))
-            students: dict[tuple[int, str], nn.Module] = {}
-            for seed in self.runs:
-                for method in self.methods:
-                    done = self._one(run, method, seed, data, description, teacher, shown)
-                    if isinstance(done, Fitted):
-                        return unfinished(run, done.steps)
-                    students[seed, method] = done
-        if run.follows:
-            return unfinished(run, self.training().steps)
-        result = {
-            "job": "distill",
-            "version": __version__,
-            "threads": threads(),
-            "seed": self.seed,
-            **summarized(run, self.methods, students, "accuracy" if data.classes else "rmse"),
+            cells = [
+                Cell(
+                    seed=seed,
+                    method=method,
+                    label=METHODS[method],
+                    training=self.training(doctor=self.doctor and seed == self.seed),  # the others have its objective
+                    network=description,
+                )
+                for seed in self.runs
+                for method in self.methods
+            ]
+            return run_cells(
+                run,
+                cells,
+                partial(self._prepare, run, data, description, teacher),
+                partial(self._conclude, run, data, len(subset), teacher, start),
+                device=self.device,
+                progress=shown,
+            )
+
+    def _prepare(self, run: Run, data: Data, description: networks.Description, teacher: Prepared, cell: Cell) -> Task:
+        train, validation = parts(data, self.validation, self.samples_per_class(data), cell.seed)
+        torch.manual_seed(cell.seed)
+        student = description.build()
+        objective = self.objective(cell.method, student, teacher.asked(cell.seed), train, data, cell.seed)
+        self._choose_engine(run, objective, train)
+
+        def finish() -> tuple[nn.Module, dict[str, Any]]:
+            reference = ModuleTeacher(teacher.network)
+            return student, {
+                "teacher": measured(teacher.network, data.test, self.device),
+                "student": measured(student, data.test, self.device),
+                "agreement": agreement(student, reference, data.test, samples=self._samples(data)),
+            }
+
+        return Task(objective, train, validation, finish)
+
+    def _conclude(
+        self,
+        run: Run,
+        data: Data,
+        train_samples: int,
+        teacher: Prepared,
+        start: float,
+        done: Sequence[tuple[Cell, Result]],
+    ) -> Result:
+        """The result; the last method represents the run."""
+        rows = [_row(of_method(done, method)) for method in self.methods]
+        main = of_method(done, self.methods[-1])
+        first = {cell.method: cell for cell, _ in done if cell.seed == self.seed}
+        save_main(run, first[self.methods[-1]])
+        students = {method: cell.load(run) for method, cell in first.items()}
+        sheet.write(run, data, teacher.network, students, METHODS)
+        return {
+            **head(run, self.seed),
+            "teacher": main[0]["teacher"],
+            **main_fields(main, rows[-1]),
+            "rows": rows,
             "seconds": time.perf_counter() - start,
-            "train_samples": len(subset),
+            "train_samples": train_samples,
             "test_samples": len(data.test),
             "jacobian_samples": self._samples(data),
-            "resolved": self.resolved(len(subset) / data.classes if data.classes else None),
+            "resolved": self.resolved(train_samples / data.classes if data.classes else None),
             "teacher_source": teacher.source,
             "settings": self.settings(),
         }
-        networks.save(run, students[self.seed, self.methods[-1]], description)
-        sheet.write(run, data, teacher.network, {m: students[self.seed, m] for m in self.methods}, METHODS)
-        report = write_report(run.path, result)
-        run.write_result(result)
-        return {**result, "out": str(run.path), "report": str(report)}
 
     def _examine(self, run: Run, description: networks.Description, data: Data) -> None:
         """The doctor looks at the student before the first step."""
@@ -113,60 +150,12 @@ class Distill(TeachingFields):
             run.write_json(ENGINE, {"engine": trial.engine, "seconds": trial.seconds, "refused": trial.refused})
         slopes.engine = Ranks.here().told(None if run.follows else load_json(run.path / ENGINE)["engine"])
 
-    def _one(
-        self,
-        run: Run,
-        method: str,
-        seed: int,
-        data: Data,
-        description: networks.Description,
-        teacher: Prepared,
-        progress: Progress,
-    ) -> nn.Module | Fitted:
-        """One student: trained, or taken from its folder if that is finished. A `Fitted` says that it is not yet."""
-        child = run.child(f"seed{seed}/{method}", identity(run, seed, method))
-        if child.finished:
-            return networks.load_own(child.path, description.spec)
-        train, validation = parts(data, self.validation, self.samples_per_class(data), seed)
-        torch.manual_seed(seed)
-        student = description.build()
-        training = self.training(doctor=self.doctor and seed == self.seed)  # the others have the same objective
-        objective = self.objective(method, student, teacher.asked(seed), train, data, seed)
-        self._choose_engine(run, objective, train)
-        fitted = fit(
-            objective,
-            train,
-            training,
-            seed=seed,
-            device=self.device,
-            run=child,
-            validation=validation,
-            on_step=progress.training(f"{METHODS[method]}, seed {seed}", training.steps),
-        )
-        if not fitted.finished or child.follows:
-            return student if fitted.finished else fitted
-        networks.save(child, student, description)
-        child.write_result(
-            {
-                "job": "distill",
-                "version": __version__,
-                "threads": threads(),
-                "seed": seed,
-                "method": method,
-                "teacher": self._described(teacher.network, data),
-                "student": self._described(student, data),
-                "agreement": agreement(student, ModuleTeacher(teacher.network), data.test, samples=self._samples(data)),
-                "seconds": fitted.seconds,
-                "samples_per_second": fitted.samples_per_second,
-                "peak_memory_bytes": fitted.peak_memory_bytes,
-                **{"steps": fitted.steps, "compiled": fitted.compiled},
-                "settings": child.settings,
-            }
-        )
-        return student
-
     def _samples(self, data: Data) -> int:
         return min(16 if self.smoke else 256, len(data.test))
 
-    def _described(self, network: nn.Module, data: Data) -> dict[str, Any]:
-        return {**evaluate(network, data.test, device=self.device), "parameters": count_parameters(network)}
+
+def _row(results: Sequence[Result]) -> Result:
+    """The row of a method, with the agreement that was measured."""
+    known = [key for key, value in results[0]["agreement"].items() if value is not None]
+    agreement = {key: spread([result["agreement"][key] for result in results]) for key in known}
+    return row(METHODS[results[0]["method"]], results, agreement=agreement)

@@ -10,10 +10,7 @@ import tyro
 from jacmatch.jobs import networks
 from jacmatch.jobs.fields import JobFields
 from jacmatch.jobs.own_data import data_for
-from jacmatch.models import count_parameters
-from jacmatch.runs import threads
-from jacmatch.training import evaluate
-from jacmatch.version import __version__
+from jacmatch.jobs.study import head, measured
 
 
 @dataclass(frozen=True)
@@ -40,11 +37,8 @@ class Evaluate(JobFields):
         run = self.begin("evaluate")
         start = time.perf_counter()
         result = {
-            "job": "evaluate",
-            "version": __version__,
-            "threads": threads(),
-            "seed": self.seed,
-            "student": {**evaluate(network, data.test, device=self.device), "parameters": count_parameters(network)},
+            **head(run, self.seed),
+            "student": measured(network, data.test, self.device),
             "data": data.name,
             "test_samples": len(data.test),
             "seconds": time.perf_counter() - start,

@@ -1,8 +1,9 @@
 """`jacmatch robust`: a penalty on the network's own Jacobian, and its rival noise, against noise on the input."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,15 +16,27 @@ from jacmatch.jobs import networks
 from jacmatch.jobs.fields import TrainingFields, positive
 from jacmatch.jobs.inputs import same_inputs
 from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.robust_tables import tables
-from jacmatch.jobs.train import load, parts, unfinished
-from jacmatch.models import count_parameters
+from jacmatch.jobs.study import (
+    NO_AGREEMENT,
+    Cell,
+    Result,
+    Task,
+    head,
+    main_fields,
+    measured,
+    of_method,
+    quality,
+    row,
+    run_cells,
+    save_main,
+)
+from jacmatch.jobs.train import load, parts
 from jacmatch.objectives import Robustness
 from jacmatch.objectives.penalties import FORMS
-from jacmatch.report import write_report
-from jacmatch.runs import Run, spread, threads
-from jacmatch.training import Fitted, evaluate, evaluate_under_shifts, fit
-from jacmatch.version import __version__
+from jacmatch.report import Table
+from jacmatch.report.experiments import entry
+from jacmatch.runs import Run, spread
+from jacmatch.training import evaluate_under_shifts
 
 UNSEEN: tuple[tuple[str, float], ...] = (("salt-and-pepper", 0.05), ("blur", 1.0), ("contrast", 0.5))
 """Shifts of images that no training of this recipe has seen, with their severity."""
@@ -96,7 +109,7 @@ class Robust(TrainingFields):
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
         """Trains and measures, and returns the result that is written to the run folder."""
         self._check()
-        training = self.training()
+        self.training()  # refuses wrong settings before anything is trained
         data = load(self.data, self.seed, self.smoke)
         description = networks.Description.of(self.model, data)
         subset, _ = parts(data, self.validation, self.per_class, self.seed)
@@ -106,35 +119,71 @@ class Robust(TrainingFields):
         start = time.perf_counter()
         run = self.begin("robust")
         same_inputs(run, data, networks=(description,))
-        trained: dict[tuple[int, str], nn.Module] = {}
+        cells = [
+            Cell(
+                seed=seed,
+                method=variant.method,
+                label=variant.label,
+                training=self.training(steps=variant.steps, doctor=self.doctor and seed == self.seed),
+                network=description,
+                settings={"steps": variant.steps},
+            )
+            for seed in range(self.seed, self.seed + (1 if self.smoke else self.seeds))
+            for variant in variants
+        ]
         with progress or Progress() as shown:
-            for seed in range(self.seed, self.seed + (1 if self.smoke else self.seeds)):
-                for variant in variants:
-                    done = self._one(run, variant, seed, data, description, shown)
-                    if isinstance(done, Fitted):
-                        return unfinished(run, done.steps)
-                    trained[seed, variant.method] = done
-        if run.follows:
-            return unfinished(run, training.steps)
-        main = variants[max(len(self.penalty_weight), 1) - 1]
+            return run_cells(
+                run,
+                cells,
+                partial(self._prepare, data, description, {variant.method: variant for variant in variants}),
+                partial(self._conclude, run, data, len(subset), variants, start),
+                device=self.device,
+                progress=shown,
+            )
+
+    def _prepare(
+        self, data: Data, description: networks.Description, variants: Mapping[str, Variant], cell: Cell
+    ) -> Task:
+        train, validation = parts(data, self.validation, self.per_class, cell.seed)
+        torch.manual_seed(cell.seed)
+        student = description.build()
+        objective = self.objective(variants[cell.method], student, data, cell.seed)
+
+        def finish() -> tuple[nn.Module, dict[str, Any]]:
+            return student, {
+                "teacher": None,
+                "student": measured(student, data.test, self.device),
+                "agreement": NO_AGREEMENT,
+                "under": self.measured(student, data.test, data),
+            }
+
+        return Task(objective, train, validation, finish)
+
+    def _conclude(
+        self,
+        run: Run,
+        data: Data,
+        train_samples: int,
+        variants: Sequence[Variant],
+        start: float,
+        done: Sequence[tuple[Cell, Result]],
+    ) -> Result:
+        rows = {variant.method: _row(variant, of_method(done, variant.method)) for variant in variants}
+        main = variants[max(len(self.penalty_weight), 1) - 1].method
         result = {
-            "job": "robust",
-            "version": __version__,
-            "threads": threads(),
-            "seed": self.seed,
+            **head(run, self.seed),
             "teacher": None,
-            **self._summary(run, variants, main, trained),
+            **main_fields(of_method(done, main), rows[main]),
+            "variants": list(rows.values()),
             "seconds": time.perf_counter() - start,
-            "train_samples": len(subset),
+            "train_samples": train_samples,
             "test_samples": len(data.test),
-            "batch_size": training.batch_size,
+            "batch_size": self.training().batch_size,
             "settings": self.settings(),
         }
         result["tables"] = [table.plain() for table in tables(result)]
-        networks.save(run, trained[self.seed, main.method], description)
-        report = write_report(run.path, result)
-        run.write_result(result)
-        return {**result, "out": str(run.path), "report": str(report)}
+        save_main(run, next(cell for cell, _ in done if cell.method == main))
+        return result
 
     def _check(self) -> None:
         positive("robust", seeds=self.seeds, probes=self.probes, draws=self.draws, steps=self.steps)
@@ -184,57 +233,6 @@ class Robust(TrainingFields):
         law = "sphere" if self.probe == "random-outputs" else "gaussian"
         return ESTIMATORS[self.probe](count=self.probes, law=law)  # type: ignore[call-arg]
 
-    def _one(
-        self, run: Run, variant: Variant, seed: int, data: Data, description: networks.Description, progress: Progress
-    ) -> nn.Module | Fitted:
-        """One network: trained, or taken from its folder if that is finished. A `Fitted` says that it is not yet."""
-        child = run.child(f"seed{seed}/{variant.method}", self._identity(run, seed, variant))
-        if child.finished:
-            return networks.load_own(child.path, description.spec)
-        train, validation = parts(data, self.validation, self.per_class, seed)
-        torch.manual_seed(seed)
-        student = description.build()
-        training = self.training(steps=variant.steps, doctor=self.doctor and seed == self.seed)
-        fitted = fit(
-            self.objective(variant, student, data, seed),
-            train,
-            training,
-            seed=seed,
-            device=self.device,
-            run=child,
-            validation=validation,
-            on_step=progress.training(f"{variant.label}, seed {seed}", training.steps),
-        )
-        if not fitted.finished or child.follows:
-            return student if fitted.finished else fitted
-        networks.save(child, student, description)
-        child.write_result(
-            {
-                "job": "robust",
-                "version": __version__,
-                "threads": threads(),
-                "seed": seed,
-                "method": variant.method,
-                "teacher": None,
-                "student": {
-                    **evaluate(student, data.test, device=self.device),
-                    "parameters": count_parameters(student),
-                },
-                "agreement": dict.fromkeys(("top1", "jacobian_cosine", "jacobian_relative_error")),
-                "under": self.measured(student, data.test, data),
-                "seconds": fitted.seconds,
-                "samples_per_second": fitted.samples_per_second,
-                "peak_memory_bytes": fitted.peak_memory_bytes,
-                "steps": fitted.steps,
-                "compiled": fitted.compiled,
-                "settings": child.settings,
-            }
-        )
-        return student
-
-    def _identity(self, run: Run, seed: int, variant: Variant) -> dict[str, Any]:
-        return {**run.settings, "seed": seed, "method": variant.method, "steps": variant.steps}
-
     def measured(self, student: nn.Module, split: Split, data: Data) -> dict[str, dict[str, Any]]:
         """Accuracy (in a regression rmse) under each noise and, for images, each shift: a spread over the draws."""
         shifts = [("gaussian-noise", level) for level in self.noise_levels]
@@ -244,40 +242,27 @@ class Robust(TrainingFields):
         )
         return {f"{name} {severity:g}": spread(values) for (name, severity), values in found.items()}
 
-    def _summary(
-        self, run: Run, variants: Sequence[Variant], main: Variant, trained: Iterable[tuple[int, str]]
-    ) -> dict[str, Any]:
-        """The part of the result that its networks decide."""
-        results: dict[str, list[dict[str, Any]]] = {variant.method: [] for variant in variants}
-        named = {variant.method: variant for variant in variants}
-        for seed, method in trained:
-            results[method].append(run.child(f"seed{seed}/{method}", self._identity(run, seed, named[method])).result)
-        rows = [_row(variant, results[variant.method]) for variant in variants]
-        first = results[main.method][0]
-        measure = _measure(first)
-        chosen = rows[variants.index(main)]
-        return {
-            "student": {**first["student"], measure: chosen[measure]["mean"]},
-            "agreement": dict.fromkeys(("top1", "jacobian_cosine", "jacobian_relative_error")),
-            "samples_per_second": spread([each["samples_per_second"] for each in results[main.method]])["mean"],
-            "peak_memory_bytes": max(each["peak_memory_bytes"] for each in results[main.method]),
-            "variants": rows,
-        }
+
+def _row(variant: Variant, results: Sequence[Result]) -> Result:
+    """The row of a variant; of a random shift the mean over the draws of each seed counts."""
+    under = {name: spread([result["under"][name]["mean"] for result in results]) for name in results[0]["under"]}
+    return row(variant.label, results, under=under)
 
 
-def _row(variant: Variant, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A row of the table: spreads over the seeds; of a random shift each seed's mean over the draws."""
-    measure = _measure(results[0])
-    return {
-        "method": variant.method,
-        "label": variant.label,
-        "seeds": len(results),
-        "steps": results[0]["steps"],
-        measure: spread([result["student"][measure] for result in results]),
-        "under": {name: spread([result["under"][name]["mean"] for result in results]) for name in results[0]["under"]},
-        "seconds": spread([result["seconds"] for result in results]),
-    }
-
-
-def _measure(result: Mapping[str, Any]) -> str:
-    return "accuracy" if "accuracy" in result["student"] else "rmse"
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    """Return the table of a result of `jacmatch robust`: a row for each variant, a column for each shift."""
+    variants, settings = result["variants"], result["settings"]
+    measure = quality(result["student"])
+    form = (100, 1) if measure == "accuracy" else (1, 4)
+    rows = [
+        (row["label"], str(row["steps"]), *(entry(each, *form) for each in (row[measure], *row["under"].values())))
+        for row in variants
+    ]
+    named = [name.replace("gaussian-noise", "noise").replace("-", " ") for name in variants[0]["under"]]
+    head = (f"{'accuracy %' if measure == 'accuracy' else 'rmse'} on the test part", "steps", "clean", *named)
+    unit = "standard deviations of the data" if settings["unit"] == "normalized" else "units of the raw input"
+    notes = (
+        f"{settings['data']}, {variants[0]['seeds']} seed(s), {result['seconds']:.0f} s.",
+        f"Noise in {unit}; nothing was chosen by looking at test data.",
+    )
+    return [Table("robust", "Under noise and shifts", head, tuple(rows), notes)]

@@ -1,7 +1,7 @@
 """`jacmatch train`: one network from labels, a teacher or a baseline."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -12,11 +12,9 @@ from jacmatch.jobs import networks
 from jacmatch.jobs.fields import TrainingFields
 from jacmatch.jobs.inputs import same_inputs
 from jacmatch.jobs.progress import Progress
-from jacmatch.models import count_parameters
+from jacmatch.jobs.study import NO_AGREEMENT, Result, head, measured, unfinished
 from jacmatch.objectives import Distillation
-from jacmatch.runs import Run, threads
-from jacmatch.training import evaluate, fit
-from jacmatch.version import __version__
+from jacmatch.training import fit
 
 
 @dataclass(frozen=True)
@@ -31,13 +29,13 @@ class Train(TrainingFields):
     per_class: int = 0
     """Training samples for each class; 0 for all."""
 
-    def run(self, progress: Progress | None = None) -> dict[str, Any]:
+    def run(self, progress: Progress | None = None) -> Result:
         """Trains, and returns the result that is written to the run folder."""
         data = load(self.data, self.seed, self.smoke)
         with progress or Progress() as shown:
             return self.train(data, shown)
 
-    def train(self, data: Data, progress: Progress) -> dict[str, Any]:
+    def train(self, data: Data, progress: Progress) -> Result:
         """The same on loaded data."""
         training = self.training()
         description = networks.Description.of(self.model, data)
@@ -61,13 +59,10 @@ class Train(TrainingFields):
             return unfinished(run, fitted.steps)
         networks.save(run, student, description)
         result = {
-            "job": "train",
-            "version": __version__,
-            "threads": threads(),
-            "seed": self.seed,
+            **head(run, self.seed),
             "teacher": None,
-            "student": {**evaluate(student, data.test, device=self.device), "parameters": count_parameters(student)},
-            "agreement": dict.fromkeys(("top1", "jacobian_cosine", "jacobian_relative_error")),
+            "student": measured(student, data.test, self.device),
+            "agreement": NO_AGREEMENT,
             "seconds": fitted.seconds,
             "samples_per_second": fitted.samples_per_second,
             "peak_memory_bytes": fitted.peak_memory_bytes,
@@ -107,8 +102,3 @@ def parts(data: Data, validation: float, per_class: int, seed: int) -> tuple[dat
     if per_class:
         split = split.subset(datasets.per_class(split.y, per_class, seed))
     return split, held
-
-
-def unfinished(run: Run, steps: int) -> dict[str, Any]:
-    """What a job returns that was stopped by `--max-steps`."""
-    return {"job": run.job, "finished": False, "steps": steps, "out": str(run.path)}

@@ -12,14 +12,13 @@ from jacmatch.datasets import per_class
 from jacmatch.errors import InputError
 from jacmatch.jobs.closeness import distances, mixed, nearest_mean_accuracy
 from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.transfer_tables import bound_table, distance_table
-from jacmatch.jobs.transferring import METHODS, Ready, TransferFields
+from jacmatch.jobs.transfer import METHODS, Ready, Transfer, bound_table, distance_table
 from jacmatch.models import count_parameters
 from jacmatch.report import Table
 from jacmatch.report.experiments import NOTHING, entry
 from jacmatch.report.lines import line_figure
 from jacmatch.teachers import RememberedTeacher
-from jacmatch.training import evaluate
+from jacmatch.training import evaluate, fit
 from jacmatch_research.figures import by_columns
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.published import TRANSFER
@@ -65,12 +64,12 @@ def _own(request: Request) -> dict[str, Any]:
     return {**shared, "student": QUARTER_VGG9, "steps": 150, "oracle_steps": 30, "teacher_size": size}
 
 
-def _recipe(request: Request, settings: Settings) -> TransferFields:
+def _recipe(request: Request, settings: Settings) -> Transfer:
     """The settings of `jacmatch transfer` for one cell."""
     chosen = {name: value for name, value in settings.items() if name not in ("method", "longer")}
     own = _own(request)
     own["steps"] *= settings.get("longer", 1)
-    return TransferFields(
+    return Transfer(
         data=request.data, seed=request.seed, device=request.device, smoke=request.smoke, validation=0.0,
         lr=2e-3, batch_size=50, **own, **chosen,
     )  # fmt: skip
@@ -79,7 +78,7 @@ def _recipe(request: Request, settings: Settings) -> TransferFields:
 _READY: dict[object, Ready] = {}  # the last one: a process works on one request
 
 
-def _ready(request: Request, recipe: TransferFields, progress: Progress | None = None) -> Ready:
+def _ready(request: Request, recipe: Transfer, progress: Progress | None = None) -> Ready:
     """Target, teacher and the pairs of a cell; data and teacher are loaded once in a process."""
     key = (request.data, request.seed, request.scale, request.teacher, request.teacher_weights, request.device)
     if key not in _READY:
@@ -178,8 +177,9 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     column = cell.settings["per_class"]
     train = _subset(ready, column, cell.seed)
     ready = replace(ready, asked=_asked(ready, column, cell.seed))
-    network, student, fitted = recipe.trained(method, cell.seed, ready, train)
-    accuracy = evaluate(student, ready.data.test, device=request.device)["accuracy"]
+    network, objective = recipe.network_and_objective(method, cell.seed, ready)
+    fitted = fit(objective, train, recipe.training_of(method, cell.seed), seed=cell.seed, device=request.device)
+    accuracy = evaluate(objective.student, ready.data.test, device=request.device)["accuracy"]
     judged = recipe.judged(method, network, ready, train, some=_SHOWN, far=_FAR)
     return {
         "accuracy": accuracy,

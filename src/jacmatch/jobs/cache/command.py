@@ -16,9 +16,9 @@ from jacmatch.jobs.cache.checking import Found, check
 from jacmatch.jobs.cache.opening import opened
 from jacmatch.jobs.cache.source import Source, folder_of
 from jacmatch.jobs.code import check_no_code
+from jacmatch.jobs.distillation_fields import TeachingFields
 from jacmatch.jobs.fields import positive
 from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.teaching import TeachingFields
 from jacmatch.jobs.train import load
 from jacmatch.teachers.cached.claims import Claims
 from jacmatch.teachers.cached.layout import HEAD, Head, read_head

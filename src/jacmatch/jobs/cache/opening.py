@@ -7,7 +7,7 @@ from torch import nn
 from jacmatch.datasets import Data
 from jacmatch.jobs.cache.checking import Found, check
 from jacmatch.jobs.cache.source import Source, folder_of
-from jacmatch.jobs.teaching import TeachingFields
+from jacmatch.jobs.distillation_fields import TeachingFields
 from jacmatch.teachers import CachedTeacher
 
 _TRIED = 4

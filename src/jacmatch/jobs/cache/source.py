@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from jacmatch.datasets import Data, Split
 from jacmatch.datasets.streamed import Streamed
 from jacmatch.errors import InputError
-from jacmatch.jobs.teaching import TeachingFields
+from jacmatch.jobs.distillation_fields import TeachingFields
 from jacmatch.jobs.train import parts
 from jacmatch.objectives import Distillation
 from jacmatch.teachers import Answer, ModuleTeacher, Question, Teacher

@@ -15,13 +15,13 @@ from jacmatch.errors import InputError
 from jacmatch.jobs import networks
 from jacmatch.jobs.inputs import matches
 from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.study import unfinished
 from jacmatch.jobs.surrogate.asking import Asked, errors
 from jacmatch.jobs.surrogate.exporting import difference, to_onnx
 from jacmatch.jobs.surrogate.fields import SurrogateFields
 from jacmatch.jobs.surrogate.fitting import fit_surrogate, new_student, regression
 from jacmatch.jobs.surrogate.source import Source, output_units, source
 from jacmatch.jobs.surrogate.tables import LABELS, figure, tables
-from jacmatch.jobs.train import unfinished
 from jacmatch.models import count_parameters
 from jacmatch.objectives import Regression
 from jacmatch.report import write_report

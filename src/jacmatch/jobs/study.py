@@ -1,0 +1,235 @@
+"""The loop of every job that trains several networks, and the schema of what it writes.
+
+A cell is one trained network: one method with one seed. It has a run folder inside the run of the job, and is finished
+when its `result.json` exists. A job that was stopped skips the finished cells and resumes the next one from its
+checkpoint.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from jacmatch.datasets import Split
+from jacmatch.jobs import networks
+from jacmatch.jobs.progress import Progress
+from jacmatch.models import count_parameters
+from jacmatch.report import write_report
+from jacmatch.runs import Run, spread, threads
+from jacmatch.training import Training, evaluate, fit
+from jacmatch.version import __version__
+
+Result = dict[str, Any]
+NO_AGREEMENT: Mapping[str, None] = dict.fromkeys(("top1", "jacobian_cosine", "jacobian_relative_error"))
+"""The agreement of a network that has no teacher."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One network of a study.
+
+    Attributes:
+        seed: Seed of subset, initial weights and batches.
+        method: Name of the method in folders and results.
+        label: Name of the method in tables and progress bars.
+        training: Settings of the training loop.
+        network: How the network is built; None if the cell saves no network.
+        settings: What decides the cell besides the settings of the run, the seed and the method.
+        size: Folder between those of seed and method, where there are several sizes.
+    """
+
+    seed: int
+    method: str
+    label: str
+    training: Training
+    network: networks.Description | None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    size: str = ""
+
+    def folder(self, run: Run) -> Run:
+        """Return the run folder of the cell: new, unfinished or finished."""
+        name = "/".join(filter(None, (f"seed{self.seed}", self.size, self.method)))
+        return run.child(name, {**run.settings, "seed": self.seed, "method": self.method, **self.settings})
+
+    def load(self, run: Run) -> nn.Module:
+        """Return the trained network of the cell.
+
+        Raises:
+            InputError: It is damaged, or another one than the cell's.
+        """
+        assert self.network is not None
+        return networks.load_own(self.folder(run).path, self.network.spec)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained in a cell, and what is done with the trained network.
+
+    Attributes:
+        objective: The objective; its `student` is trained.
+        train: The training samples.
+        validation: The samples of the learning curve.
+        finish: Return the network to save and the fields of the result that differ between jobs. Called after the last
+            step, in the process that writes.
+    """
+
+    objective: nn.Module
+    train: Split
+    validation: Split | None
+    finish: Callable[[], tuple[nn.Module, Mapping[str, Any]]]
+
+
+def run_cells(
+    run: Run,
+    cells: Iterable[Cell],
+    prepare: Callable[[Cell], Task],
+    conclude: Callable[[Sequence[tuple[Cell, Result]]], Result],
+    *,
+    device: str,
+    progress: Progress,
+) -> Result:
+    """Train all cells that are not finished, then write the result and the report of the run.
+
+    Args:
+        run: The run of the job.
+        cells: The cells in order; each is taken when the ones before it are finished.
+        prepare: Builds what a cell trains.
+        conclude: Builds the result of the run from the results of its cells, and writes the other files of the run.
+        device: Device of the training.
+        progress: Shows one bar for each network that is trained.
+
+    Returns:
+        The result with the paths of run folder and report. If `--max-steps` stopped a training, or if another process
+        writes the result, only what `unfinished` returns.
+
+    Raises:
+        InputError: The saved network of a finished cell is damaged or another one.
+    """
+    done, steps = [], 0
+    for cell in cells:
+        child, steps = cell.folder(run), cell.training.steps
+        if not child.finished:
+            reached = _train(cell, child, prepare(cell), device, progress)
+            if reached is not None:
+                return unfinished(run, reached)
+        elif cell.network is not None:
+            cell.load(run)  # a damaged network stops the job before it trains others
+        if not run.follows:
+            done.append((cell, child.result))
+    if run.follows:
+        return unfinished(run, steps)
+    result = conclude(done)
+    report = write_report(run.path, result)
+    run.write_result(result)
+    return {**result, "out": str(run.path), "report": str(report)}
+
+
+def _train(cell: Cell, child: Run, task: Task, device: str, progress: Progress) -> int | None:
+    """Train one cell and write its result; return the steps so far if it stopped before the last one."""
+    fitted = fit(
+        task.objective,
+        task.train,
+        cell.training,
+        seed=cell.seed,
+        device=device,
+        run=child,
+        validation=task.validation,
+        on_step=progress.training(f"{cell.label}, seed {cell.seed}", cell.training.steps),
+    )
+    if not fitted.finished or child.follows:
+        return None if fitted.finished else fitted.steps
+    network, fields = task.finish()
+    if cell.network is not None:
+        networks.save(child, network, cell.network)
+    child.write_result(
+        {
+            **head(child, cell.seed),
+            "method": cell.method,
+            **fields,
+            "seconds": fitted.seconds,
+            "samples_per_second": fitted.samples_per_second,
+            "peak_memory_bytes": fitted.peak_memory_bytes,
+            "steps": fitted.steps,
+            "compiled": fitted.compiled,
+            "settings": child.settings,
+        }
+    )
+    return None
+
+
+def unfinished(run: Run, steps: int) -> Result:
+    """Return what a job returns that stopped at `--max-steps`."""
+    return {"job": run.job, "finished": False, "steps": steps, "out": str(run.path)}
+
+
+def head(run: Run, seed: int) -> Result:
+    """Return the fields that begin every result."""
+    return {"job": run.job, "version": __version__, "threads": threads(), "seed": seed}
+
+
+def measured(network: nn.Module, test: Split, device: str | torch.device) -> Result:
+    """Return accuracy or RMSE of a network on test samples, and its number of parameters."""
+    return {**evaluate(network, test, device=device), "parameters": count_parameters(network)}
+
+
+def quality(network: Mapping[str, Any]) -> str:
+    """Return the name of a network's quality: `accuracy`, or `rmse` in a regression."""
+    return "accuracy" if "accuracy" in network else "rmse"
+
+
+def save_main(run: Run, cell: Cell) -> nn.Module:
+    """Save the network of a cell as the network of the run, and return it."""
+    network = cell.load(run)
+    assert cell.network is not None
+    networks.save(run, network, cell.network)
+    return network
+
+
+def of_method(done: Sequence[tuple[Cell, Result]], method: str) -> list[Result]:
+    """Return the results of one method, in the order of the seeds."""
+    return [result for cell, result in done if cell.method == method]
+
+
+def over_seeds(values: Sequence[float | None]) -> Result | None:
+    """Return mean and standard deviation of the values that exist; None if none does."""
+    known = [value for value in values if value is not None]
+    return spread(known) if known else None
+
+
+def row(label: str, results: Sequence[Result], **fields: Any) -> Result:
+    """Return the row of one method: means and standard deviations over the seeds.
+
+    Args:
+        label: Name of the method in tables.
+        results: The results of its cells.
+        **fields: Further fields of the row.
+    """
+    measure = quality(results[0]["student"])
+    return {
+        "method": results[0]["method"],
+        "label": label,
+        "seeds": len(results),
+        "steps": results[0]["steps"],
+        measure: spread([result["student"][measure] for result in results]),
+        **fields,
+        "seconds": spread([result["seconds"] for result in results]),
+    }
+
+
+def main_fields(results: Sequence[Result], main: Mapping[str, Any]) -> Result:
+    """Return the fields of a run's result that one method decides, the one that represents the run.
+
+    Args:
+        results: The results of its cells.
+        main: Its row.
+    """
+    measure = quality(results[0]["student"])
+    agreement = main.get("agreement", {})
+    return {
+        "student": {**results[0]["student"], measure: main[measure]["mean"]},
+        "agreement": {key: (agreement.get(key) or {"mean": None})["mean"] for key in results[0]["agreement"]},
+        "samples_per_second": sum(result["samples_per_second"] for result in results) / len(results),
+        "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results),
+    }
