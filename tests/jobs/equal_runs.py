@@ -26,7 +26,7 @@ JOBS = {
 }
 """Each with two seeds, at least two methods, and several checkpoints and points of the learning curve."""
 
-MEASURED = re.compile(r"seconds|samples_per_second|memory|commit|^started$|^cpu|^threads$|^speed$")
+MEASURED = re.compile(r"seconds|samples_per_second|memory|commit|^started$|^resumed$|^cpu|^threads$|^speed$")
 """Keys whose values differ between two runs of the same command."""
 TIMES = re.compile(r"\b\d+(\.\d+)? s\b")
 TIMED_ROWS = ("seconds", "µs", "speed-up", "slow-down")

@@ -2,8 +2,9 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from jacmatch.errors import InputError
 from jacmatch.jobs import networks
 from jacmatch.jobs.inputs import matches
 from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.study import unfinished
+from jacmatch.jobs.study import NO_AGREEMENT, Cell, Result, Task, head, run_cells, save_main
 from jacmatch.jobs.surrogate.asking import Asked, errors
 from jacmatch.jobs.surrogate.exporting import difference, to_onnx
 from jacmatch.jobs.surrogate.fields import SurrogateFields
@@ -24,10 +25,7 @@ from jacmatch.jobs.surrogate.source import Source, output_units, source
 from jacmatch.jobs.surrogate.tables import LABELS, figure, tables
 from jacmatch.models import count_parameters
 from jacmatch.objectives import Regression
-from jacmatch.report import write_report
-from jacmatch.runs import Run, spread, threads
-from jacmatch.training import Fitted, fit
-from jacmatch.version import __version__
+from jacmatch.runs import Run, spread
 
 _REPEATS = 5  # of a timing
 _AT_ONCE = 256  # points of a timing
@@ -37,31 +35,42 @@ _AT_ONCE = 256  # points of a timing
 class Surrogate(SurrogateFields):
     """Learn a function, known or a black box, by its values and slopes; with no options: flow through a borehole."""
 
-    def run(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Asks, trains and measures, and returns the result that is written to the run folder."""
+    def run(self, progress: Progress | None = None) -> Result:
+        """Query, train and measure, and return the result that is written to the run folder."""
         self.check()
         start = time.perf_counter()
         asked = source(self)
         run = self.begin("surrogate")
         for part, here in asked.inputs.items():
             matches(run, part, here)
-        seeds = range(self.seed, self.seed + (1 if self.smoke else self.seeds))
         test = asked.test(run)
-        output_units(self, test.y)  # refused now, not after the training
+        output_units(self, test.y)  # refuses wrong units before anything is trained
         points: dict[int, dict[int, Asked]] = {}
         with progress or Progress() as shown:
-            for seed in seeds:
-                points[seed] = asked.training(run, seed, self._learner(asked, seed))
-                for told in points[seed].values():
-                    for method in self.methods:
-                        done = self._one(run, asked, told, test, method, seed, shown)
-                        if done is not None:
-                            return unfinished(run, done.steps)
-        result = self._result(run, asked, points, test, start)
-        run.write_bytes("figure.svg", figure(result))
-        report = write_report(run.path, result)
-        run.write_result(result)
-        return {**result, "out": str(run.path), "report": str(report)}
+            return run_cells(
+                run,
+                self._cells(run, asked, points),
+                partial(self._prepare, asked, points, test),
+                partial(self._conclude, run, asked, points, test, start),
+                device=self.device,
+                progress=shown,
+            )
+
+    def _cells(self, run: Run, asked: Source, points: dict[int, dict[int, Asked]]) -> Iterator[Cell]:
+        """The cells, seed by seed; the training points of a seed are added to `points` before its first cell."""
+        for seed in range(self.seed, self.seed + (1 if self.smoke else self.seeds)):
+            points[seed] = asked.training(run, seed, self._learner(asked, seed))
+            for size, told in points[seed].items():
+                for method in self.methods:
+                    yield Cell(
+                        seed=seed,
+                        method=method,
+                        label=f"{LABELS[method]}, {size} points",
+                        training=self.training(),
+                        network=self._description(told.x, told.y),
+                        settings={"size": size},
+                        size=f"n{size}",
+                    )
 
     def _learner(self, asked: Source, seed: int) -> Callable[[Asked], nn.Module]:
         """Trains a student on the points so far, for active sampling: half the steps."""
@@ -88,58 +97,26 @@ class Surrogate(SurrogateFields):
 
         return learn
 
-    def _one(
-        self, run: Run, asked: Source, told: Asked, test: Asked, method: str, seed: int, progress: Progress
-    ) -> Fitted | None:
-        """One network: trained, or there already. A `Fitted` says that it is not finished yet."""
-        child = run.child(**self._identity(run, seed, len(told), method))
-        if child.finished:
-            return None
+    def _prepare(self, asked: Source, points: Mapping[int, Mapping[int, Asked]], test: Asked, cell: Cell) -> Task:
+        told = points[cell.seed][cell.settings["size"]]
         x, y, _ = _floats(told)
-        train, held = self._parts(y, seed)
-        torch.manual_seed(seed)
+        train, held = self._parts(y, cell.seed)
+        torch.manual_seed(cell.seed)
         student = new_student(x, y, self.hidden, self.activation, output_units(self, told.y).float())
-        objective = self._objective(asked, told, train, student, method, seed)
-        training = self.training()
-        fitted = fit(
-            objective,
-            Split(x[train], y[train]),
-            training,
-            seed=seed,
-            device=self.device,
-            run=child,
-            validation=Split(x[held], y[held]) if len(held) else None,
-            on_step=progress.training(f"{LABELS[method]}, {len(told)} points, seed {seed}", training.steps),
-        )
-        if not fitted.finished:
-            return fitted
-        student.cpu().eval()
-        networks.save(child, student, self._description(x, y))
-        measured = errors(student, test, asked.units, output_units(self, test.y))
-        child.write_result(
-            {
-                "job": "surrogate",
-                "version": __version__,
-                "threads": threads(),
-                "seed": seed,
-                "method": method,
+        objective = self._objective(asked, told, train, student, cell.method, cell.seed)
+
+        def finish() -> tuple[nn.Module, dict[str, Any]]:
+            student.cpu().eval()
+            found = errors(student, test, asked.units, output_units(self, test.y))
+            return student, {
                 "samples": len(told),
                 "teacher": None,
-                "student": {"rmse": measured["rmse"], "parameters": count_parameters(student)},
-                "agreement": _agreement(measured),
-                "errors": measured,
-                "seconds": fitted.seconds,
-                "samples_per_second": fitted.samples_per_second,
-                "peak_memory_bytes": fitted.peak_memory_bytes,
-                "steps": fitted.steps,
-                "settings": child.settings,
+                "student": {"rmse": found["rmse"], "parameters": count_parameters(student)},
+                "agreement": {key: found.get(key) for key in NO_AGREEMENT},
+                "errors": found,
             }
-        )
-        return None
 
-    def _identity(self, run: Run, seed: int, samples: int, method: str) -> dict[str, Any]:
-        settings = {**run.settings, "seed": seed, "method": method, "size": samples}
-        return {"name": f"seed{seed}/n{samples}/{method}", "settings": settings}
+        return Task(objective, Split(x[train], y[train]), Split(x[held], y[held]) if len(held) else None, finish)
 
     def _description(self, x: Tensor, y: Tensor) -> networks.Description:
         """How the student is built again; what scales its outputs is in its weights."""
@@ -172,25 +149,30 @@ class Surrogate(SurrogateFields):
             return torch.arange(len(y)), torch.arange(0)
         return split_validation(y, self.validation if self.validation < 1 else int(self.validation), seed)
 
-    def _result(
-        self, run: Run, asked: Source, points: Mapping[int, Mapping[int, Asked]], test: Asked, start: float
-    ) -> dict[str, Any]:
-        """What is written to the run folder; the network that stands for the run is saved there."""
-        curves = []
-        for size in points[self.seed]:
-            for method in self.methods:
-                found = [run.child(**self._identity(run, seed, size, method)) for seed in points]
-                curves.append(_curve(size, method, [each.result for each in found]))
-        main = run.child(**self._identity(run, self.seed, max(points[self.seed]), self.methods[-1]))
-        student = networks.load_student(main.path)
-        networks.save(run, student, networks.describe(main.path))
-        best, most = main.result, points[self.seed][max(points[self.seed])]
+    def _conclude(
+        self,
+        run: Run,
+        asked: Source,
+        points: Mapping[int, Mapping[int, Asked]],
+        test: Asked,
+        start: float,
+        done: Sequence[tuple[Cell, Result]],
+    ) -> Result:
+        """The result; the last method with most points represents the run."""
+        found: dict[tuple[int, str], list[Result]] = {}
+        for cell, each in done:
+            found.setdefault((cell.settings["size"], cell.method), []).append(each)
+        curves = [_curve(size, method, each) for (size, method), each in found.items()]
+        most = points[self.seed][max(points[self.seed])]
+        main, best = next(
+            (cell, result)
+            for cell, result in reversed(done)
+            if cell.seed == self.seed and cell.method == self.methods[-1]
+        )
+        student = save_main(run, main)
         result = {
-            "job": "surrogate",
-            "version": __version__,
-            "threads": threads(),
+            **head(run, self.seed),
             "about": f"a network that stands for {self.teacher}",
-            "seed": self.seed,
             "teacher": None if asked.function is None else {"rmse": 0.0, "parameters": None},
             "student": best["student"],
             "agreement": best["agreement"],
@@ -215,6 +197,7 @@ class Surrogate(SurrogateFields):
             "settings": self.settings(),
         }
         result["tables"] = [table.plain() for table in tables(result)]
+        run.write_bytes("figure.svg", figure(result))
         return result
 
     def _export(self, run: Run, student: nn.Module, test: Asked) -> dict[str, Any]:
@@ -229,10 +212,6 @@ class Surrogate(SurrogateFields):
 
 def _floats(told: Asked) -> tuple[Tensor, Tensor, Tensor | None]:
     return told.x.float(), told.y.float(), None if told.j is None else told.j.float()
-
-
-def _agreement(measured: Mapping[str, float | None]) -> dict[str, float | None]:
-    return {"top1": None, **{key: measured[key] for key in ("jacobian_cosine", "jacobian_relative_error")}}
 
 
 def _curve(size: int, method: str, results: list[dict[str, Any]]) -> dict[str, Any]:
