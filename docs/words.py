@@ -1,0 +1,206 @@
+"""Counts the words that this project does not use, by directory; exit code 1 if there is one.
+
+    python docs/words.py                            # counts in src, research, docs, tests and the pages beside them
+    python docs/words.py src/jacmatch/objectives    # each line with such a word in this directory, then the counts
+    python docs/words.py --lines                    # each line, everywhere
+
+A reader who knows PyTorch should meet the standard term only. `TERMS` gives for each word the standard term and where
+the word counts: as a part of a *name* (`_asked_rows`, `AskedRows`), in *text* (docstrings, comments, messages, pages),
+or in both. Many of the words are ordinary English in a sentence ("the file is kept") and confusing as the name of a
+variable (`kept`): these count as names only. `ORDINARY` lists the phrases that do not count, and `EXCEPTIONS` the files
+in which a word is somebody else's name.
+"""
+
+import argparse
+import io
+import re
+import sys
+import tokenize
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("src", "research", "docs", "tests", "benchmarks", "README.md", "CONTRIBUTING.md")
+SUFFIXES = {".py", ".md"}
+SKIPPED = ("docs/words.py", "docs/results/*", "docs/changelog.md", "tests/architecture/test_language.py")
+
+BOTH, NAME, TEXT = "name or text", "name", "text"
+
+
+@dataclass(frozen=True)
+class Term:
+    """A word (a regular expression of one or two words), what to write in its stead, and where it counts."""
+
+    word: str
+    instead: str
+    where: str = BOTH
+
+
+TERMS = (
+    Term("slopes?", "Jacobian, derivatives, gradient; partials in surrogates"),
+    Term("told", "teacher_outputs, reported"),
+    Term("asked", "query, requested"),
+    Term("asks|asking", "query, request", NAME),
+    Term("found", "result", NAME),
+    Term("kept", "cached", NAME),
+    Term("settled", "resolve, converged"),
+    Term("said", "message, reported"),
+    Term("dealt", "make_batches"),
+    Term("gates?", "pre-flight check"),
+    Term("rehears(al|als|e|es|ed)", "side-effect-free evaluation"),
+    Term("trials?", "engine benchmark, measurement"),
+    Term("examin(e|es|ed|ing)", "check, validate, diagnose"),
+    Term("guard(s|ed)?", "check, validate"),
+    Term("strangers?", "unregistered parameters"),
+    Term("places?", "device", NAME),
+    Term("rooms?", "space, tolerance"),
+    Term("ways? out", "remedy"),
+    Term("mild(ly)?", "loose"),
+    Term("bent", "non-smooth"),
+    Term("pull(s|ed)?", "vjp_products", NAME),
+    Term("push(es|ed)?", "jvp_products", NAME),
+    Term("closeness", "teacher_distance"),
+    Term("depths", "layer_pairs"),
+    Term("sheets?", "jacobian_figure"),
+    Term("remainders?", "expansion_error"),
+    Term("narrow", "last_layer_factorization, small", NAME),
+    Term("held", "held_out, stored", NAME),
+    Term("written out", "op_replacements"),
+    Term("remembered", "memoized", NAME),
+    Term("houses?", "rules, style"),
+)
+# Classes that were renamed. Their words ("share", "ranks") are ordinary, so the whole name is compared.
+CLASSES = {
+    "Share": "GradientShare",
+    "Balance": "LossWeights",
+    "Ranks": "ProcessGroup",
+    "Crew": "ProcessGroup",
+    "RememberedTeacher": "MemoizedTeacher",
+}
+
+# Phrases in which a word is what everybody calls the thing. They are taken out before a line is searched.
+ORDINARY = re.compile(
+    r"""negative[_ ]slope          # torch.nn.LeakyReLU
+    | held[_ -]out                 # data kept back for validation
+    | torch\.narrow | \.narrow\b | \bnarrow_copy\b | as_strided
+    | data[ _]sheets? | read[_ ]excel
+    | placeholders?
+    | (forget|input|output|update|reset)[ ]gates? | gated | gates[ ]of[ ]an[ ]LSTM
+    | torch\._guards
+    | (fitted|log[-–]log)[ ]slope | slope[ ]of[ ]the[ ](fit|line)
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+EXCEPTIONS: dict[str, tuple[str, ...]] = {}  # glob of paths: the words that may stand there
+
+_PIECES = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
+_WORDS = re.compile(r"\w+")
+_CODE = re.compile(r"``?[^`\n]+``?")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A word of the list: the file, the line, the word as it is written there, and the term it belongs to."""
+
+    path: Path
+    line: int
+    word: str
+    term: str
+    text: str
+
+
+def pieces(name: str) -> str:
+    """The words of an identifier, in lower case and with spaces between them.
+
+    >>> pieces("_askedRows"), pieces("WRITTEN_OUT"), pieces("JVPPush")
+    ('asked rows', 'written out', 'jvp push')
+    """
+    return " ".join(_PIECES.findall(name)).lower()
+
+
+def _fragments(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line, kind (name or text) and content of everything in a file that has words."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        block = False
+        for number, line in enumerate(source.splitlines(), 1):
+            block ^= line.lstrip().startswith("```")
+            yield from ((number, NAME, code) for code in ([line] if block else _CODE.findall(line)))
+            yield number, TEXT, line
+        return
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        kind = tokenize.tok_name[token.type]
+        if kind == "NAME":
+            before = token.line[: token.start[1]].rstrip()
+            yield token.start[0], NAME, f".{token.string}" if before.endswith(".") else token.string
+        elif kind in {"STRING", "COMMENT", "FSTRING_MIDDLE"}:
+            for offset, line in enumerate(token.string.splitlines()):
+                yield token.start[0] + offset, TEXT, line
+
+
+def _pattern(kind: str) -> re.Pattern[str]:
+    """All terms that count in names, or in text, as one expression with a group for each."""
+    return re.compile("|".join(rf"\b(?P<t{i}>{t.word})\b" for i, t in enumerate(TERMS) if t.where in (BOTH, kind)))
+
+
+_PATTERNS = {kind: _pattern(kind) for kind in (NAME, TEXT)}
+
+
+def hits(path: Path) -> Iterator[Hit]:
+    """The words of the list in one file; a word that counts in names and in text is counted once where it is both."""
+    where = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()
+    allowed = {word for glob, words in EXCEPTIONS.items() if fnmatch(where, glob) for word in words}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    seen: set[tuple[int, str, str]] = set()
+    for number, kind, content in _fragments(path):
+        names = _WORDS.findall(ORDINARY.sub(" ", content))
+        matches = [(name, name) for name in names if name in CLASSES and (kind == NAME or f"`{name}" in content)]
+        for match in _PATTERNS[kind].finditer(pieces(" ".join(names))):
+            matches.append((match[0], TERMS[int(str(match.lastgroup)[1:])].word))
+        for word, term in matches:
+            if word in allowed or (path.suffix == ".md" and (number, word, kind) in seen):
+                continue
+            seen |= {(number, word, TEXT)} if path.suffix == ".md" and kind == NAME else set()
+            yield Hit(path, number, word, term, lines[number - 1].strip())
+
+
+def files(parts: list[Path]) -> Iterator[Path]:
+    """The Python files and pages of these directories."""
+    for part in parts:
+        for path in [part] if part.is_file() else sorted(part.rglob("*")):
+            where = path.resolve().relative_to(ROOT).as_posix() if path.resolve().is_relative_to(ROOT) else str(path)
+            if path.suffix in SUFFIXES and not any(fnmatch(where, each) for each in SKIPPED):
+                yield path.resolve()
+
+
+def main() -> int:
+    """Prints the counts, and the lines if directories are named."""
+    parser = argparse.ArgumentParser(description="Counts the words that this project does not use.")
+    parser.add_argument("paths", nargs="*", type=Path, help="files and directories; without one, all counts")
+    parser.add_argument("--lines", action="store_true", help="print each line, also without paths")
+    arguments = parser.parse_args()
+    parts = arguments.paths or [ROOT / part for part in PARTS if (ROOT / part).exists()]
+    counts: dict[str, Counter[str]] = {}
+    for part in parts:
+        for path in files([part]):
+            for hit in hits(path):
+                counts.setdefault(hit.term, Counter())[str(part)] += 1
+                if arguments.paths or arguments.lines:
+                    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+                    print(f"{shown}:{hit.line}: {hit.word}: {hit.text}")
+    instead = {term.word: term.instead for term in TERMS} | CLASSES
+    heads = [part.name if part.is_relative_to(ROOT) else str(part) for part in parts]
+    print(f"\n{'word':28}" + "".join(f"{head[:14]:>15}" for head in heads) + "   write")
+    for term, each in sorted(counts.items(), key=lambda pair: -pair[1].total()):
+        numbers = "".join(f"{each[str(part)]:15}" for part in parts)
+        print(f"{term:28}{numbers}   {instead[term]}")
+    total = sum(each.total() for each in counts.values())
+    print(f"{total} words of the list")
+    return 1 if total else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
