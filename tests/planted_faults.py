@@ -33,7 +33,7 @@ FAULTS = {
         "tests/jacobian/test_parameter_gradients.py",
     ),
     "what is read ahead is the next batch": Fault(
-        "training/prefetch.py",
+        "training/data.py",
         "self._pool.submit(self._read, plan)",
         "self._pool.submit(self._read, self._plan(one + 1))",
         "tests/training/test_prefetch.py",
@@ -159,7 +159,7 @@ FAULTS = {
         "tests/teachers/test_cached.py",
     ),
     "the convolutions are laid out as ever": Fault(
-        "training/beginning.py",
+        "training/state.py",
         "        channels_last(objective)\n",
         "        pass\n",
         "tests/training/test_layout.py",

@@ -7,8 +7,8 @@ import pytest
 from . import source
 
 DIFFERENTIATES = "src/jacmatch/jacobian/engines.py"
-TRAINS = "src/jacmatch/training/engine.py"
-BUILDS_OPTIMIZER = "src/jacmatch/training/beginning.py"
+TRAINS = "src/jacmatch/training/loop.py"
+BUILDS_OPTIMIZER = "src/jacmatch/training/state.py"
 A_USER_S_LOOP = "research/src/jacmatch_research/reproduce/defaults.py"  # the README's, written out
 BENCHMARKED_AGAINST = "research/src/jacmatch_research/bench/rivals.py"  # what one would write without the package
 DEFINES_RULES = "src/jacmatch/jacobian/rules/"
@@ -63,8 +63,8 @@ def test_only_the_training_loop_steps_an_optimizer():
     assert [source.name(path) for path in FILES if steps(source.tree(path))] == [
         BENCHMARKED_AGAINST,
         A_USER_S_LOOP,
-        BUILDS_OPTIMIZER,
         TRAINS,
+        BUILDS_OPTIMIZER,
     ]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from jacmatch.cli import launch
 from jacmatch.jobs import processes
-from jacmatch.training import joining
+from jacmatch.training import distributed
 
 NAMES = ("json.py", "os.py", "yaml.py", "pickle.py", "socket.py", "multiprocessing.py", "runpy.py", "torch.py")
 
@@ -58,7 +58,7 @@ def test_the_processes_of_a_job_meet_in_a_private_file(monkeypatch):
 
         def __init__(self, command, env, start_new_session):
             started.append((command, env))
-            folder = Path(env[joining.STORE]).parent
+            folder = Path(env[distributed.STORE]).parent
             assert stat.S_IMODE(folder.stat().st_mode) == 0o700
             assert not listening(os.getpid())
 
@@ -77,14 +77,14 @@ def test_the_processes_of_a_job_meet_in_a_private_file(monkeypatch):
         assert (env["RANK"], env["GLOO_SOCKET_IFNAME"], env["NCCL_SOCKET_IFNAME"]) == (str(rank), "chosen", "lo")
         assert command[1] == "-c"
         assert command[-1] == "train"
-        assert not Path(env[joining.STORE]).parent.exists()
+        assert not Path(env[distributed.STORE]).parent.exists()
 
 
 TWO = """
 from torch import distributed
-from jacmatch.training.joining import joined
+from jacmatch.training.distributed import joined
 with joined("cpu") as ranks:
-    ranks.wait()
+    ranks.barrier()
     print("here", flush=True)
     sys.stdin.read()
 """
@@ -93,7 +93,7 @@ with joined("cpu") as ranks:
 @pytest.mark.ci
 @pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="reads Linux's tables")
 def test_processes_that_train_together_listen_to_this_machine_alone(tmp_path):
-    about = {**os.environ, **launch._loopback(), joining.STORE: str(tmp_path / "store"), "WORLD_SIZE": "2"}
+    about = {**os.environ, **launch._loopback(), distributed.STORE: str(tmp_path / "store"), "WORLD_SIZE": "2"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     both = [subprocess.Popen(processes.python(TWO), env={**about, "RANK": str(rank)}, **pipes) for rank in range(2)]
     try:

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from jacmatch.datasets import Split, npz
 from jacmatch.datasets.arrays import from_arrays
 from jacmatch.errors import InputError
-from jacmatch.training.augmentation import Batches
+from jacmatch.training.data import Batches
 
 from .tensors import seeds
 

@@ -97,7 +97,7 @@ def _watch_phases(board: Board) -> None:
     from jacmatch.jobs import distill, networks
     from jacmatch.jobs.cache import building
     from jacmatch.runs import Run
-    from jacmatch.training import engine, recording
+    from jacmatch.training import checkpoints, loop
 
     def told(owner: object, name: str, phase: str) -> None:
         real = getattr(owner, name)
@@ -111,8 +111,8 @@ def _watch_phases(board: Board) -> None:
 
         setattr(owner, name, inside)
 
-    told(engine, "_train_step", "a step")
-    told(recording, "keep", "a checkpoint")
+    told(loop, "_train_step", "a step")
+    told(checkpoints, "keep", "a checkpoint")
     told(building, "write_shard", "a shard of a cache")
     told(building, "write_whole", "a shard of a cache")
     told(networks, "save", "the final write")

@@ -4,7 +4,7 @@ import torch
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.training import AUGMENTATIONS, Training, augment
-from jacmatch.training.augmentation import Batches, resident
+from jacmatch.training.data import Batches, resident
 
 from . import cases, reference
 

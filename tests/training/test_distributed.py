@@ -16,7 +16,7 @@ from jacmatch.jacobian import RandomInputs, RandomOutputs
 from jacmatch.objectives import AtMixedPairs, Distillation, Robustness, Share
 from jacmatch.runs import Run
 from jacmatch.training import Training, fit
-from jacmatch.training.distributed import Ranks
+from jacmatch.training.distributed import ProcessGroup
 
 from . import cases
 from .processes import both
@@ -117,7 +117,7 @@ def in_two(folder):
     }
     told = {name: refusal(*job) for name, job in refused.items()}
     try:
-        Ranks.here().same("data", str(Ranks.here().rank))
+        ProcessGroup.current().same("data", str(ProcessGroup.current().rank))
     except InputError as error:
         told["data"] = str(error)
     normalised = Distillation(cases.network(), cases.network(2).eval(), jacobians=Share(0.3))
@@ -152,8 +152,8 @@ class Stopped:
     folder: Path
 
     def begun(self):
-        run = cases.begin(self.folder) if Ranks.here().first else None
-        Ranks.here().wait()
+        run = cases.begin(self.folder) if ProcessGroup.current().first else None
+        ProcessGroup.current().barrier()
         return run or replace(Run.open(self.folder, finished=False), follows=True)
 
 

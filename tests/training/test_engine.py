@@ -8,7 +8,7 @@ from torch import nn
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.objectives import Distillation, Terms
-from jacmatch.training import Training, evaluate, fit, recording
+from jacmatch.training import Training, checkpoints, evaluate, fit
 
 from . import cases, reference
 
@@ -212,7 +212,7 @@ def test_throughput_leaves_validation_out(monkeypatch):
         time.sleep(0.5)
         return {"rmse": 1.0}
 
-    monkeypatch.setattr(recording, "evaluate", slow)
+    monkeypatch.setattr(checkpoints, "evaluate", slow)
     fitted = fit(
         cases.Plain(),
         cases.points(),

@@ -16,7 +16,7 @@ from jacmatch.jacobian import RandomInputs
 from jacmatch.objectives import CompiledSteps, Distillation, Share, Terms
 from jacmatch.teachers import Answer, ModuleTeacher
 from jacmatch.training import Training, fit
-from jacmatch.training.augmentation import Batch
+from jacmatch.training.data import Batch
 from jacmatch.training.gate import examine, refuse
 
 from . import cases

@@ -9,7 +9,7 @@ from torch import nn
 
 from jacmatch.models import CATALOG, build
 from jacmatch.objectives import Distillation, Share
-from jacmatch.training.augmentation import Batch
+from jacmatch.training.data import Batch
 from jacmatch.training.gate import examine
 
 TORCHVISION = (

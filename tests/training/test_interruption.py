@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from jacmatch.training.interruption import SIGNALS, deferred_interrupt
+from jacmatch.training.loop import SIGNALS, deferred_interrupt
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from jacmatch.training import Training, fit
-from jacmatch.training.layout import channels_last
+from jacmatch.training.state import channels_last
 
 from . import cases
 

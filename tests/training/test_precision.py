@@ -6,7 +6,7 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian import pull
 from jacmatch.objectives import Distillation, Robustness
 from jacmatch.training import Training, fit
-from jacmatch.training.precision import scale_slopes
+from jacmatch.training.state import scale_slopes
 
 from . import cases
 

@@ -13,8 +13,7 @@ from jacmatch.errors import InputError
 from jacmatch.objectives import Distillation
 from jacmatch.teachers import ModuleTeacher
 from jacmatch.training import Training, agreement, calibration, evaluate, fit
-from jacmatch.training.augmentation import Batches
-from jacmatch.training.prefetch import Ahead, in_order, resident
+from jacmatch.training.data import Ahead, Batches, in_order, resident
 
 from . import cases
 

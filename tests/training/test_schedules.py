@@ -6,7 +6,7 @@ import pytest
 
 from jacmatch.errors import InputError
 from jacmatch.training import Training, factor
-from jacmatch.training.schedules import ema_decay
+from jacmatch.training.configuration import ema_decay
 
 from . import reference
 

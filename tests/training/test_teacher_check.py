@@ -10,7 +10,7 @@ from jacmatch.jacobian import RandomInputs, RandomOutputs
 from jacmatch.objectives import Distillation
 from jacmatch.teachers import AnalyticTeacher, BlackBoxTeacher, EnsembleTeacher, ModuleTeacher, RememberedTeacher
 from jacmatch.training import Training, fit
-from jacmatch.training.augmentation import Batch
+from jacmatch.training.data import Batch
 from jacmatch.training.gate import examine
 
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))

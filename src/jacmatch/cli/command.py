@@ -128,8 +128,8 @@ class _Job:
         from jacmatch.cli import flags, settings, summary
         from jacmatch.cli.failures import translated
         from jacmatch.jobs import JOBS
-        from jacmatch.training import joining
-        from jacmatch.training.distributed import Ranks
+        from jacmatch.training import distributed
+        from jacmatch.training.distributed import ProcessGroup
 
         recipe: Any = JOBS[verb] if verb in JOBS else plugins.load(plugins.verbs()[verb].job)
         config = settings.chosen(words, verb, flags.flags(recipe))
@@ -140,7 +140,7 @@ class _Job:
         if options.resume is not None:
             job = settings.resumed(job, options.resume)
         together = getattr(job, "together", False)
-        if together and job.devices > 1 and joining.expected() == 1:
+        if together and job.devices > 1 and distributed.expected() == 1:
             from jacmatch.cli.launch import launch
 
             words = [*words] if job.out is not None else [*words, "--out", str(self._chosen(job, verb))]
@@ -150,7 +150,7 @@ class _Job:
                 self.left()
             return code
         self.met = not together
-        with joining.joined(job.device) if together else contextlib.nullcontext(Ranks()) as ranks:
+        with distributed.joined(job.device) if together else contextlib.nullcontext(ProcessGroup()) as ranks:
             self.met = True
             if hasattr(job, "out"):
                 job = self._begun(job, verb, ranks)
@@ -166,8 +166,8 @@ class _Job:
     def _begun(self, job: Any, verb: str, ranks: Any) -> Any:
         """The job with its folder, about which is noted what was there before."""
         self.keeps = getattr(job, "keeps", self.keeps)
-        self.out = Path(ranks.told(str(self._chosen(job, verb)) if ranks.first else ""))  # the first alone makes it
-        ranks.wait()
+        self.out = Path(ranks.broadcast(str(self._chosen(job, verb)) if ranks.first else ""))  # the first makes it
+        ranks.barrier()
         return dataclasses.replace(job, out=self.out)
 
     def _chosen(self, job: Any, verb: str) -> Path:

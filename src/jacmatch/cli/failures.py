@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jacmatch.errors import ElsewhereError, InputError, Stopped, UnsupportedError
-from jacmatch.training.joining import is_of_connections
+from jacmatch.training.distributed import is_of_connections
 
 _OURS = Path(__file__).resolve().parents[1]
 _LIBRARIES = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}

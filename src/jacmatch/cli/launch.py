@@ -15,7 +15,7 @@ from torch import distributed
 
 from jacmatch.errors import ElsewhereError
 from jacmatch.jobs.processes import python
-from jacmatch.training.joining import ERROR, STORE
+from jacmatch.training.distributed import ERROR, STORE
 
 _GRACE = 20.0  # seconds in which the others end by themselves, once one has failed
 _FORCE = 10.0  # and after SIGTERM

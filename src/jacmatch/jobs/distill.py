@@ -26,7 +26,7 @@ from jacmatch.runs import Run, spread
 from jacmatch.runs.files import load as load_json
 from jacmatch.teachers import ModuleTeacher
 from jacmatch.training import Batches, agreement, engine_trial, find_device
-from jacmatch.training.distributed import Ranks
+from jacmatch.training.distributed import ProcessGroup
 
 ENGINE = "engine.json"
 """What the trial of engines found, in a run folder: the choice is made once for a run and kept when it goes on."""
@@ -148,7 +148,8 @@ class Distill(TeachingFields):
             batches = Batches(train, size, seed=self.seed, augment=self.augment, partners=partners, device=place)
             trial = engine_trial(objective.to(place), batches(0))
             run.write_json(ENGINE, {"engine": trial.engine, "seconds": trial.seconds, "refused": trial.refused})
-        slopes.engine = Ranks.here().told(None if run.follows else load_json(run.path / ENGINE)["engine"])
+        chosen = None if run.follows else load_json(run.path / ENGINE)["engine"]
+        slopes.engine = ProcessGroup.current().broadcast(chosen)
 
     def _samples(self, data: Data) -> int:
         return min(16 if self.smoke else 256, len(data.test))

@@ -19,7 +19,7 @@ from jacmatch.losses import JacobianLoss
 from jacmatch.objectives import POINTS, AtData, AtMixedPairs, AtNoise, Distillation, Point, Share, WeightSchedule
 from jacmatch.objectives.recipe import Recipe, recipe
 from jacmatch.teachers import Teacher
-from jacmatch.training.layout import channels_last
+from jacmatch.training.state import channels_last
 
 METHODS = {
     "labels": "labels only",

@@ -10,7 +10,7 @@ from jacmatch.errors import InputError
 from jacmatch.runs import Run
 from jacmatch.runs.files import disk
 from jacmatch.training import Training, find_device
-from jacmatch.training.distributed import Ranks
+from jacmatch.training.distributed import ProcessGroup
 from jacmatch.version import __version__
 
 
@@ -48,17 +48,17 @@ class JobFields:
         """The run of this job: new, or taken up where it stopped; with `again` also if it is finished."""
         place = find_device(self.device)
         gpu = torch.cuda.get_device_name(place) if place.type == "cuda" else None
-        ranks, told = Ranks.here(), self.settings()
+        ranks, told = ProcessGroup.current(), self.settings()
         if getattr(self, "devices", 1) not in (1, ranks.size):
             rule = f"`devices` of `{job}` must be the number of processes that were started."
             do = (
                 "The command line starts them; in Python start torchrun, and call torch.distributed.init_process_group."
             )
             raise InputError(rule, got=f"{getattr(self, 'devices', 1)}, and {ranks.size} process(es)", do=do)
-        folder = self.out or Path(ranks.told(str(claimed_folder(job)) if ranks.first else ""))
+        folder = self.out or Path(ranks.broadcast(str(claimed_folder(job)) if ranks.first else ""))
         if ranks.first:
             run = Run.create(folder, job, told, __version__, cuda=gpu, again=again)
-        ranks.wait()
+        ranks.barrier()
         if not ranks.first:
             run = replace(Run.open(folder, finished=False), follows=True)
         return run

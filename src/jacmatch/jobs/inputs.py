@@ -12,7 +12,7 @@ from jacmatch.jobs.networks import Description
 from jacmatch.models import catalog
 from jacmatch.runs import Run
 from jacmatch.runs.identity import Fingerprint, Fingerprints, code_of
-from jacmatch.training.distributed import Ranks
+from jacmatch.training.distributed import ProcessGroup
 from jacmatch.training.identity import SAMPLES, named, outputs_of, undisturbed
 
 _PACKAGES = ("timm", "torchvision")  # families of networks that other packages build
@@ -54,7 +54,7 @@ def inputs_of(
 def matches(run: Run, part: str, here: Mapping[str, Fingerprint]) -> None:
     """As `Run.check_inputs`, in all processes of a job, which must be given the same."""
     exact = {name: value for name, value in here.items() if isinstance(value, str)}
-    Ranks.here().same(part, str(exact))
+    ProcessGroup.current().same(part, str(exact))
     run.check_inputs(part, here)
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from jacmatch.training.distributed import Ranks
+from jacmatch.training.distributed import ProcessGroup
 
 
 class Progress:
@@ -25,7 +25,7 @@ class Progress:
             TextColumn("{task.completed:>5.0f}/{task.total:.0f} {task.fields[note]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
-            disable=quiet or not sys.stderr.isatty() or not Ranks.here().first,
+            disable=quiet or not sys.stderr.isatty() or not ProcessGroup.current().first,
         )
 
     def __enter__(self) -> "Progress":
@@ -41,7 +41,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Prints a line on stderr, above the bars."""
-        if Ranks.here().first:
+        if ProcessGroup.current().first:
             self._bars.console.print(line, highlight=False, soft_wrap=True)
 
     def training(self, name: str, steps: int) -> Callable[[int, dict[str, float]], None]:

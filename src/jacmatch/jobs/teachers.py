@@ -23,7 +23,7 @@ from jacmatch.runs.identity import Fingerprints, changed, digest_of
 from jacmatch.runs.lock import LOCK, hold
 from jacmatch.teachers import Teacher
 from jacmatch.training.checkpoints import load
-from jacmatch.training.distributed import Ranks
+from jacmatch.training.distributed import ProcessGroup
 from jacmatch.version import __version__
 
 
@@ -62,19 +62,19 @@ def prepare(
     """The teacher: from a run folder or a weights file, or trained by the recipe if it has not been before."""
     if networks.is_run(spec) or weights is not None:
         return Prepared(networks.network(spec, data, weights, allow_code=allow_code), spec)
-    folder, ranks = kept_folder(recipe, data), Ranks.here()
+    folder, ranks = kept_folder(recipe, data), ProcessGroup.current()
     inputs = inputs_of(data, networks=(networks.Description.of(recipe.model, data),))
     ready = ranks.first and (folder / RESULT).is_file() and not (folder / LOCK).exists()
-    if not ranks.told(ready and not _damage(folder, recipe.model, inputs)):
+    if not ranks.broadcast(ready and not _damage(folder, recipe.model, inputs)):
         with _held(folder, progress) if ranks.first else nullcontext():
             if ranks.first and (damage := _damage(folder, recipe.model, inputs)):
                 aside = _put_aside(folder)
                 progress.say(f"The teacher in {folder} is trained again; what was there is in {aside.name}: {damage}")
-            if not ranks.told((folder / RESULT).is_file()):
+            if not ranks.broadcast((folder / RESULT).is_file()):
                 replace(recipe, out=folder).train(data, progress)
             elif ranks.first:
                 tidy(folder)
-        ranks.wait()
+        ranks.barrier()
     return Prepared(networks.load_own(folder, recipe.model), str(folder.name))
 
 

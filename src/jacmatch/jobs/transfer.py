@@ -43,7 +43,7 @@ from jacmatch.report.experiments import NOTHING, entry
 from jacmatch.runs import Run, spread
 from jacmatch.teachers import ModuleTeacher, RememberedTeacher, Teacher
 from jacmatch.training import Training
-from jacmatch.training.layout import channels_last
+from jacmatch.training.state import channels_last
 
 Method = Literal["labels", "oracle", "lwf", "lwf+jacobians", "lwf+attention", "lwf+attention+jacobians"]
 METHODS: dict[str, str] = {

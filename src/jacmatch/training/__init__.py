@@ -14,10 +14,10 @@ Example:
 """
 
 from jacmatch.runs import CHECKPOINT
-from jacmatch.training.augmentation import AUGMENTATIONS, Batches, augment
-from jacmatch.training.engine import Fitted, fit
+from jacmatch.training.configuration import OPTIMIZERS, PRECISIONS, SCHEDULES, Training, factor
+from jacmatch.training.data import AUGMENTATIONS, Batches, augment
 from jacmatch.training.evaluation import agreement, calibration, evaluate, find_device
-from jacmatch.training.schedules import OPTIMIZERS, PRECISIONS, SCHEDULES, Training, factor
+from jacmatch.training.loop import Fitted, fit
 from jacmatch.training.shifts import SHIFTS, evaluate_under_shifts, shifted
 from jacmatch.training.trial import Trial, engine_trial
 

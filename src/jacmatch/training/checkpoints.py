@@ -1,10 +1,12 @@
-"""Checkpoints: one file that holds all a run needs to go on as if it had never stopped.
+"""What a training writes while it runs: checkpoints, rows of metrics, figures of the validation split.
 
-It ends with the SHA-256 of all before: torch writes checksums, but compares none when it reads.
+A checkpoint is one file that holds all a run needs to go on as if it had never stopped. It ends with the SHA-256 of all
+before: torch writes checksums, but compares none when it reads.
 """
 
 import hashlib
 import io
+import math
 import time
 import zipfile
 from collections.abc import Mapping
@@ -14,16 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.files import read
 from jacmatch.runs import CHECKPOINT, Run
 from jacmatch.runs.environment import warn_of_changes
 from jacmatch.runs.files import write_whole
 from jacmatch.runs.identity import changed
-from jacmatch.training.distributed import Shared
+from jacmatch.training.distributed import Shared, cut, scatter, whole
+from jacmatch.training.evaluation import evaluate
 from jacmatch.training.identity import student_identity
 from jacmatch.training.randomness import host_state, set_host_state
-from jacmatch.training.sharding import cut, scatter, whole
 from jacmatch.training.state import State
 
 _ANEW = "Remove it to begin anew."
@@ -149,8 +152,8 @@ def keep(state: State, run: Run) -> None:
     """
     start = time.perf_counter()
     cuda = state.place.type == "cuda"
-    random = state.ranks.gathered(torch.get_rng_state())
-    random_cuda = state.ranks.gathered(torch.cuda.get_rng_state(state.place)) if cuda else None
+    random = state.ranks.all_gather(torch.get_rng_state())
+    random_cuda = state.ranks.all_gather(torch.cuda.get_rng_state(state.place)) if cuda else None
     parts = {
         "run": state.told(),
         "student": _student(state),
@@ -165,7 +168,7 @@ def keep(state: State, run: Run) -> None:
         "precision": state.precision.state_dict(),
         "random": random,
         "random_cuda": random_cuda,
-        "random_host": state.ranks.gathered(host_state()),
+        "random_host": state.ranks.all_gather(host_state()),
     }
     if state.ranks.first:
         save(run.path / CHECKPOINT, parts)
@@ -266,3 +269,52 @@ def check_finite(module: nn.Module, do: str) -> None:
         if not good:
             rule = "Weights and buffers must stay finite in training."
             raise InputError(rule, got=f"NaN or infinity in {name!r}", do=do)
+
+
+def host_figures(state: State) -> dict[str, float]:
+    """What of a row of metrics the host knows without asking the device."""
+    shares = {f"share_{name}": float(share) for name, share in state.shares.items() if math.isfinite(share)}
+    return shares | {"lr": state.optimizer.param_groups[0]["lr"], "seconds": state.elapsed()}
+
+
+def log_rows(state: State, run: Run | None, *, wait: bool) -> dict[str, float] | None:
+    """Logs the rows that have arrived, and returns the last of them."""
+    row = None
+    for step, row in state.metrics.arrived(remedy(state), wait=wait):
+        if run is not None and state.ranks.first:
+            run.log({"step": step, **row})
+    return row
+
+
+def validate(state: State, split: Split) -> dict[str, float]:
+    """Figures of the network that the run will end with (the average if one is kept), for the next row."""
+    start = time.perf_counter()
+    state.gather()
+    student, ranks = state.student if state.average is None else state.average, state.ranks
+    if ranks.size > 1 and len(split) >= ranks.size:  # each a part; means of unequal parts are weighted
+        rows = torch.arange(ranks.rank, len(split), ranks.size)
+        figures = evaluate(student, split.subset(rows), device=state.place)
+        powers = {name: 2 if name == "rmse" else 1 for name in figures}
+        sums = torch.tensor([figures[name] ** powers[name] * len(rows) for name in figures], dtype=torch.float64)
+        means = (ranks.all_reduce(sums) / len(split)).tolist()
+        figures = {name: mean ** (1 / powers[name]) for name, mean in zip(figures, means, strict=True)}
+    else:
+        figures = evaluate(student, split, device=state.place)
+    state.aside += time.perf_counter() - start
+    return {f"validation_{name}": value for name, value in figures.items()}
+
+
+def save_checked(state: State, run: Run) -> None:
+    """Saves a checkpoint, unless the loss or a weight is no longer finite."""
+    log_rows(state, run, wait=True)
+    state.metrics.send(state.step, {})  # steps since the last row: only to see whether they are finite
+    state.metrics.arrived(remedy(state), wait=True)
+    state.gather()
+    check_finite(state.objective, remedy(state))
+    keep(state, run)
+
+
+def remedy(state: State) -> str:
+    """What a user can do about a loss that is not finite."""
+    kept = "There is no checkpoint." if state.kept is None else f"The checkpoint of step {state.kept} is kept."
+    return f"Lower `lr`, set `clip`, or use precision='32'. {kept}"

@@ -1,14 +1,24 @@
-"""Several processes that train one network: who they are, and the objective as the unit that is distributed.
+"""Several processes that train one network: how they find each other, what they share, and DDP and FSDP2.
 
-Each process has every n-th sample of each batch. PyTorch's DDP averages the gradients; the terms are scaled so that
-the average is the gradient of the whole batch, however unevenly it was dealt. What is random about a sample is a
-function of its number, so it does not depend on how many processes there are.
+Each process has every n-th sample of each batch. PyTorch averages the gradients; the terms are scaled so that the
+average is the gradient of the whole batch, however unevenly it was split. What is random about a sample is a function
+of its number, so it does not depend on how many processes there are.
+
+A process that fails leaves its error in the store of the job and ends. The others, which then wait for it in vain, lose
+the connection, look into the store, and end with the same exit code without repeating the error.
 """
 
+import contextlib
+import copy
 import hashlib
 import json
+import os
+import re
+import signal
+import threading
+import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,16 +28,19 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.errors import ElsewhereError, InputError, UnsupportedError
+from jacmatch.objectives.base import Share
 from jacmatch.objectives.parts import Part
-from jacmatch.training.augmentation import Batch
+from jacmatch.training.configuration import Training
+from jacmatch.training.data import Batch
+from jacmatch.training.evaluation import find_device
 
 _LONG = timedelta(days=1)  # one process may evaluate, or train nothing, for hours while the others wait for it
 _control: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """Which of the processes of a job this is.
 
     Attributes:
@@ -36,8 +49,8 @@ class Ranks:
         group: What they talk by on the host, without a word to the GPUs; None where there is one.
 
     Example:
-        >>> ranks = Ranks.here()
-        >>> ranks.first, ranks.any(True), ranks.told({"lr": 0.1})
+        >>> ranks = ProcessGroup.current()
+        >>> ranks.first, ranks.any(True), ranks.broadcast({"lr": 0.1})
         (True, True, {'lr': 0.1})
     """
 
@@ -46,7 +59,7 @@ class Ranks:
     group: Any = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def here(cls) -> "Ranks":
+    def current(cls) -> "ProcessGroup":
         """This process, as `torch.distributed` has been told. The first call in a job is one for all processes."""
         if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
             return cls()
@@ -64,7 +77,7 @@ class Ranks:
         """Whether the flag is set in any process."""
         return bool(self._reduced(int(flag), distributed.ReduceOp.MAX)) if self.size > 1 else flag
 
-    def told(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What the first process says, a value that JSON has; the value of the others does not matter."""
         if self.size == 1:
             return value
@@ -77,7 +90,7 @@ class Ranks:
         distributed.broadcast(told, 0, group=self.group)
         return json.loads(bytes(told.tolist()))
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Returns once all processes are here."""
         self.any(False)
 
@@ -101,13 +114,13 @@ class Ranks:
             do = "Give them the same files: --out, data and caches on a file system that all nodes share."
             raise InputError(rule, got=f"{found[0]} and {found[1]}", do=do)
 
-    def total(self, table: Tensor) -> Tensor:
+    def all_reduce(self, table: Tensor) -> Tensor:
         """The sum over the processes, where the table is."""
         if self.size > 1:
             distributed.all_reduce(table, group=self.group if table.device.type == "cpu" else None)
         return table
 
-    def gathered(self, row: Tensor) -> Tensor:
+    def all_gather(self, row: Tensor) -> Tensor:
         """One row on the host for each process; with one process that row itself."""
         if self.size == 1:
             return row
@@ -115,7 +128,7 @@ class Ranks:
         distributed.all_gather(rows, row, group=self.group)
         return torch.stack(rows)
 
-    def level(self, modules: Iterable[nn.Module | None]) -> None:
+    def broadcast_buffers(self, modules: Iterable[nn.Module | None]) -> None:
         """Gives the buffers of the modules (BatchNorm's running statistics) the values of the first process."""
         for module in modules if self.size > 1 else ():
             for buffer in [] if module is None else module.buffers():
@@ -134,7 +147,7 @@ class Shared(nn.Module):
     the processes must not wait for one.
     """
 
-    def __init__(self, objective: nn.Module, ranks: Ranks, measured: bool) -> None:
+    def __init__(self, objective: nn.Module, ranks: ProcessGroup, measured: bool) -> None:
         super().__init__()
         self.objective, self.ranks, self.measured = objective, ranks, measured
         self.shares: dict[str, float] = {}
@@ -161,7 +174,7 @@ class Shared(nn.Module):
         return {"loss": loss, **values}
 
 
-def distribute(objective: nn.Module, ranks: Ranks, place: torch.device) -> DistributedDataParallel:
+def distribute(objective: nn.Module, ranks: ProcessGroup, place: torch.device) -> DistributedDataParallel:
     """The objective as DDP runs it, on its device.
 
     Raises:
@@ -202,3 +215,246 @@ def _values_alone(objective: nn.Module) -> bool:
     slopes = getattr(objective, "slopes", None)
     probe = getattr(slopes, "probe", getattr(objective, "probe", None))
     return hasattr(probe, "step") or getattr(slopes, "engine", None) == "differences"
+
+
+_SLOPES = ("jacobians", "penalty")
+
+
+def sharded(objective: nn.Module, ranks: ProcessGroup, place: torch.device) -> Shared:
+    """A copy of the objective, cut up: one unit for each child of the student, and one for the rest.
+
+    Raises:
+        InputError: There is one process only.
+        UnsupportedError: Its slopes are taken by the reverse engine, or a weight is a share of the gradient norm.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard  # takes as long as half of torch
+
+    if ranks.size == 1:
+        rule = "`shard` of `Training` must have several processes to share the weights between."
+        raise InputError(rule, got="one", do="Start more (--devices N, or torchrun).")
+    without_synchronised_statistics(objective)
+    slopes, weights = getattr(objective, "slopes", None), getattr(getattr(objective, "balance", None), "weights", {})
+    asked = any(weights.get(name) for name in _SLOPES)
+    if asked and _reverse(objective):
+        raise UnsupportedError(
+            "`shard` of `Training` cannot go with slopes by the reverse engine: FSDP2 frees the weights of a layer "
+            "after its backward pass, and the second derivative needs them again. Use --probe random-inputs, whose "
+            "engine is then forward (or --engine differences), or leave `shard` out."
+        )
+    if any(isinstance(weight, Share) and weight for weight in weights.values()):
+        raise UnsupportedError(
+            "`shard` of `Training` cannot go with a weight that is a `Share`: to measure it, the gradient of each term "
+            "is needed whole. Give the weight itself (--jacobian-weight)."
+        )
+    teacher = getattr(objective, "teacher", None)
+    trained: Any = copy.deepcopy(objective, {id(teacher): teacher})
+    trained = trained.to(place).train()
+    if slopes is not None and slopes.engine == "auto":
+        trained.slopes.engine = "forward"
+    mesh = init_device_mesh(place.type, (ranks.size,))
+    for child in trained.student.children():
+        if any(parameter.requires_grad for parameter in child.parameters()):
+            fully_shard(child, mesh=mesh)
+    unit = Shared(trained, ranks, measured=False)
+    fully_shard(unit, mesh=mesh)
+    return unit
+
+
+def check_shardable(settings: Training) -> None:
+    """Refuses settings that FSDP2 does not go with.
+
+    Raises:
+        UnsupportedError: One of them is set.
+    """
+    for name, wrong in {
+        "ema": settings.ema,
+        "compile": settings.compile,
+        "precision": settings.precision == "fp16",
+        "on_not_finite": settings.on_not_finite == "skip",
+    }.items():
+        if wrong:
+            raise UnsupportedError(f"`shard` of `Training` cannot go with `{name}`={getattr(settings, name)!r}.")
+
+
+def _reverse(objective: nn.Module) -> bool:
+    """Whether the slopes of the student are taken by reverse mode, or might be."""
+    slopes = getattr(objective, "slopes", None)
+    probe = getattr(slopes, "probe", getattr(objective, "probe", None))
+    if hasattr(probe, "step"):
+        return False
+    return slopes is None or slopes.engine == "reverse" or getattr(probe, "side", "output") == "output"
+
+
+def gather(unit: Shared, objective: nn.Module) -> None:
+    """Puts the weights and the state of what is cut up into the whole objective. Every process has to call this."""
+    objective.load_state_dict(whole(unit.objective.state_dict()))
+
+
+def scatter(unit: Shared, objective: nn.Module) -> None:
+    """Cuts up the weights and the state of the whole objective."""
+    own = unit.objective.state_dict()
+    unit.objective.load_state_dict({name: _like(value, own[name]) for name, value in objective.state_dict().items()})
+
+
+def whole(state: Any) -> Any:
+    """The same state with all its tensors put together. Every process has to call this."""
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(state, DTensor):
+        return state.full_tensor()
+    if isinstance(state, Mapping):
+        return {name: whole(value) for name, value in state.items()}
+    return [whole(value) for value in state] if isinstance(state, list) else state
+
+
+def cut(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state of an optimiser that `whole` made, cut up as the parameters of this one are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parts = {
+        number: {name: _like(value, parameters[number]) for name, value in values.items()}
+        for number, values in state["state"].items()
+    }
+    return {**state, "state": parts}
+
+
+def _like(value: Any, own: Any) -> Any:
+    """The value, cut up if it is a tensor of the shape of one that is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(own, DTensor) and isinstance(value, Tensor) and value.shape == own.shape:
+        return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
+    return value
+
+
+STORE = "JACMATCH_STORE"
+"""Names the file of the store of a job that the command line has started; torchrun says it in its own way."""
+ERROR = "jacmatch-error"
+"""Key of the store under which the first error of the job stands."""
+_PATIENCE = timedelta(minutes=10)  # of a step with the other processes: one of them may still compile
+_BETWEEN, _FORCE = 1.0, 30.0  # seconds between two looks at the launcher, and until an end without saving
+_TOLD_WITHIN = 5.0  # seconds in which the error of another process is in the store, if it is to come
+_OF_CONNECTIONS = re.compile(r"gloo|nccl|connection|broken pipe|tim(ed|e) ?out|store", re.IGNORECASE)
+_GONE = (
+    "a process of this job has ended, or cannot be reached any more ({reason}). Look at what it said last; the system "
+    "may have ended it for want of memory."
+)
+
+
+def is_of_connections(error: BaseException) -> bool:
+    """Return whether an error may be that another process of the job has gone."""
+    several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return several and isinstance(error, RuntimeError) and bool(_OF_CONNECTIONS.search(str(error)))
+
+
+def expected() -> int:
+    """How many processes the environment says there are, 1 without torchrun.
+
+    Raises:
+        InputError: RANK and WORLD_SIZE are no numbers that go together.
+    """
+    given = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (all(each.isdecimal() for each in given) and int(given[0]) < int(given[1])):
+        rule = "The environment's RANK must be a whole number below WORLD_SIZE."
+        raise InputError(rule, got=f"{given[0]!r} and {given[1]!r}", do="torchrun sets both; else unset them.")
+    return int(given[1])
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[ProcessGroup]:
+    """Within the block this process is one of those that torchrun or the command line has started.
+
+    On GPUs they talk by NCCL, process n of a machine with GPU n; on the CPU by gloo.
+
+    Args:
+        device: `cpu`, `cuda` or `auto`.
+
+    Raises:
+        InputError: The device is a single GPU, the machine has too few, or the environment does not say who is who.
+        ElsewhereError: Another process has failed.
+    """
+    if expected() == 1 or distributed.is_initialized():
+        yield ProcessGroup.current()
+        return
+    cuda = _own_gpu(device)
+    rank, size = int(os.environ["RANK"]), expected()
+    store = _store(rank, size)
+    if STORE in os.environ:
+        _end_with_launcher()
+    kind = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    try:
+        distributed.init_process_group(kind, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+        yield ProcessGroup.current()
+    except BaseException as error:
+        raise _first(store, rank, error) from error
+    finally:
+        with contextlib.suppress(Exception):  # what is broken cannot be taken down in order
+            distributed.destroy_process_group()
+
+
+def _end_with_launcher() -> None:
+    """Once the command that began this process has gone without a word, it saves and ends as with SIGTERM."""
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(_BETWEEN)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_FORCE)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="jacmatch-launcher").start()
+
+
+def _own_gpu(device: str) -> bool:
+    """Takes the GPU of this process, if the job is to run on GPUs."""
+    if find_device(device).type == "cpu":
+        return False
+    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if ":" in device:
+        raise InputError("`device` must name no single GPU for several processes.", got=device, do="Use --device cuda.")
+    if local >= gpus:
+        rule = "There must be a GPU for each process of a machine."
+        raise InputError(rule, got=f"{gpus} for {os.environ.get('LOCAL_WORLD_SIZE', local + 1)}", do="Start fewer.")
+    torch.cuda.set_device(local)
+    return True
+
+
+def _store(rank: int, size: int) -> distributed.Store:
+    """The store of the job: of the command line, of torchrun's agent, or of the first process."""
+    try:
+        if STORE in os.environ:
+            return distributed.FileStore(os.environ[STORE], -1)  # type: ignore[attr-defined]
+        host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+        ours = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        store = distributed.TCPStore(host, int(port), size, is_master=ours)  # type: ignore[attr-defined]
+        return distributed.PrefixStore(f"jacmatch-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # type: ignore[attr-defined]
+    except (KeyError, ValueError, RuntimeError) as error:
+        rule = "MASTER_ADDR and MASTER_PORT of the environment must say where the processes of this job meet."
+        raise InputError(rule, got=f"{error}", do="Start them with torchrun.") from error
+
+
+def _first(store: distributed.Store, rank: int, error: BaseException) -> BaseException:
+    """What this process ends with, given its own error: that error if it is the first of the job."""
+    if isinstance(error, ElsewhereError):
+        return error
+    meant = isinstance(error, InputError | UnsupportedError)
+    code = 2 if meant else 130 if isinstance(error, KeyboardInterrupt) else 1
+    lost = isinstance(error, RuntimeError) and not meant and bool(_OF_CONNECTIONS.search(str(error)))
+    own = json.dumps({"rank": rank, "code": code})
+    try:
+        until = time.monotonic() + _TOLD_WITHIN
+        while lost and time.monotonic() < until and not store.check([ERROR]):
+            time.sleep(0.05)
+        found = store.compare_set(ERROR, "", own).decode()
+    except RuntimeError:  # the store has gone with the process that held it
+        found = own
+    told = json.loads(found)
+    if (told["code"] == 130 and rank == 0) or (found == own and code == 130):
+        return KeyboardInterrupt() if rank == 0 else ElsewhereError(130)
+    if found != own:
+        return ElsewhereError(told["code"])
+    if lost:
+        reason = " ".join(str(error).split())[:200]
+        return ElsewhereError(code, _GONE.format(reason=reason))
+    return error

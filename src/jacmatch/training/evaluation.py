@@ -14,7 +14,7 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian import jacobian, output_tensor, probes
 from jacmatch.jacobian.modes import call, set_mode
 from jacmatch.teachers import Question, Teacher
-from jacmatch.training.prefetch import in_order
+from jacmatch.training.data import in_order
 
 _DIRECTIONS = 64  # of a teacher that has no vᵀJ; all of them where the input has fewer elements
 _NUMBERS = 2**24  # in the Jacobians of one batch: 64 MiB

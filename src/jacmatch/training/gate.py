@@ -27,7 +27,7 @@ from jacmatch.jacobian.verification import PUSHES, comparison_of, set_aside, unv
 from jacmatch.objectives.base import Objective
 from jacmatch.runs import Run
 from jacmatch.teachers import EnsembleTeacher, ModuleTeacher, Question, RememberedTeacher, Teacher
-from jacmatch.training.augmentation import Batch, Batches
+from jacmatch.training.data import Batch, Batches
 from jacmatch.training.metrics import Bad, NotFinite
 from jacmatch.training.refusals import FAULTS, fault
 from jacmatch.training.rehearsal import Rehearsal, borrowed, errors_of, exact, is_stale, rows_of

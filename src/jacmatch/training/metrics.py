@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jacmatch.errors import InputError
-from jacmatch.training.distributed import Ranks
+from jacmatch.training.distributed import ProcessGroup
 
 GRADIENT, SKIPPED = "_gradient", "_skipped"
 """Columns of the table that no row shows: the norm of the gradient, and whether the step was made undone."""
@@ -84,7 +84,7 @@ class Metrics:
         [(2, {'loss': 1.5, 'lr': 0.1})]
     """
 
-    def __init__(self, place: torch.device, ranks: Ranks = Ranks()) -> None:  # noqa: B008 - frozen
+    def __init__(self, place: torch.device, ranks: ProcessGroup = ProcessGroup()) -> None:  # noqa: B008 - frozen
         self._place, self._ranks = place, ranks
         self._steps: list[dict[str, Tensor]] = []
         self._under_way: deque[_UnderWay] = deque()
@@ -108,7 +108,7 @@ class Metrics:
         numbers = [terms.get(name, absent).float() for terms in self._steps for name in names]
         table, arrival = torch.stack(numbers).view(len(self._steps), len(names)), None
         if self._ranks.size > 1:
-            table = self._ranks.total(table) / self._ranks.size
+            table = self._ranks.all_reduce(table) / self._ranks.size
         if self._place.type == "cuda":
             table, arrival = _sent(table)
         self._under_way.append(_UnderWay(step, names, table, arrival, known))

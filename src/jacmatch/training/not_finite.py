@@ -19,7 +19,7 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian.engines import parameter_gradients
 from jacmatch.runs import CHECKPOINT, Run
 from jacmatch.training import checkpoints
-from jacmatch.training.augmentation import Batch, Batches
+from jacmatch.training.data import Batch, Batches
 from jacmatch.training.metrics import GRADIENT, SKIPPED, Bad, NotFinite
 from jacmatch.training.rehearsal import rows_of
 from jacmatch.training.state import State

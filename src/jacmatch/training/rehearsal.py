@@ -15,7 +15,7 @@ from jacmatch.jacobian import run as outputs_of
 from jacmatch.jacobian.modules import preserved_buffers
 from jacmatch.jacobian.references import along, size_of_sum, tolerance_for
 from jacmatch.teachers import Answer, Question, RememberedTeacher, Teacher
-from jacmatch.training.augmentation import Batch
+from jacmatch.training.data import Batch
 
 _MILD = 0.3  # relative error from which a gradient is wrong where float64 cannot be had
 _DIRECTIONS = 2

@@ -1,18 +1,73 @@
-"""A training run under way."""
+"""A training run: the objective on its device, its optimizer, and what changes from step to step."""
 
+import copy
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from jacmatch.training.augmentation import Batch
-from jacmatch.training.distributed import Ranks, Shared
-from jacmatch.training.layout import contiguous
+from jacmatch.datasets import Split
+from jacmatch.errors import InputError
+from jacmatch.training.configuration import Training
+from jacmatch.training.data import Batch, Batches
+from jacmatch.training.distributed import ProcessGroup, Shared, check_shardable, distribute, gather, sharded
 from jacmatch.training.metrics import Metrics
-from jacmatch.training.schedules import Training
-from jacmatch.training.sharding import gather
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def channels_last(network: Network) -> Network:
+    """The network, its images laid out with the channels of a pixel side by side, as oneDNN and cuDNN like them.
+
+    Results are the same up to rounding.
+    """
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def contiguous(network: Network) -> Network:
+    """The network in torch's usual layout."""
+    return network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload,no-any-return]
+
+
+_LARGEST = 1024.0
+"""A direction is about 1 for each sample, not 1 ÷ batch as a loss is, and float16 ends at 65504."""
+
+
+def scale_slopes(objective: Any, scale: Tensor | None) -> None:
+    """Scales the inner backward pass of an objective by the loss scale, up to 2¹⁰, and its products back in float32.
+
+    A product that overflows all the same makes a gradient that is not finite: the scaler leaves that step out, and
+    lowers its scale until the product fits, as in PyTorch's recipe for gradient penalties.
+
+    References:
+        PyTorch, "Automatic Mixed Precision examples", section on gradient penalty.
+    """
+    if scale is not None and hasattr(objective, "scale_slopes"):
+        objective.scale_slopes(scale.clamp(max=_LARGEST))
+
+
+def precision(settings: Training, place: torch.device) -> Any:
+    """Fabric's plugin for the precision that the settings name.
+
+    The loop runs the objective within its autocast and gives it the batch as it is: raw inputs and regression targets
+    are not rounded to 16 bits, so Jacobian terms, which have the type of the input, are formed in float32.
+
+    Raises:
+        InputError: It is fp16 without a GPU.
+    """
+    from lightning_fabric.plugins.precision import MixedPrecision, Precision  # takes a second
+
+    if settings.precision == "32":
+        return Precision()
+    if settings.precision == "bf16":
+        return MixedPrecision("bf16-mixed", place.type)
+    if place.type != "cuda":
+        rule = "`precision='fp16'` of `Training` needs a GPU."
+        raise InputError(rule, got=f"device {str(place)!r}", do="Use precision='bf16' or '32'.")
+    return MixedPrecision("16-mixed", place.type)
+
 
 _FREE = (
     "max_steps",
@@ -68,7 +123,7 @@ class State:
     identity: dict[str, Any]
     shown: Tensor
     metrics: Metrics
-    ranks: Ranks = field(default_factory=Ranks)
+    ranks: ProcessGroup = field(default_factory=ProcessGroup)
     shared: nn.Module | None = None
     step: int = 0
     skipped: int = 0
@@ -103,7 +158,7 @@ class State:
         """Brings objective and average to what was trained, where several processes did. All of them call it."""
         if self.settings.shard and isinstance(self.shared, Shared):
             gather(self.shared, self.objective)
-        self.ranks.level((self.objective, self.average))
+        self.ranks.broadcast_buffers((self.objective, self.average))
 
     def settle(self) -> None:
         """Gives the student the weights that the run ends with, in torch's usual layout."""
@@ -116,3 +171,82 @@ class State:
         """All that decides the weights and that a checkpoint can say of itself."""
         settings = {name: value for name, value in asdict(self.settings).items() if name not in _FREE}
         return settings | self.identity | {"processes": self.ranks.size}
+
+
+def begin(
+    objective: nn.Module,
+    settings: Training,
+    place: torch.device,
+    identity: dict[str, Any],
+    shown: Tensor,
+    ranks: ProcessGroup,
+) -> State:
+    """The objective on its device, distributed where there are several processes, and a fresh optimiser for it."""
+    from lightning_fabric import Fabric  # takes a second, so not before something is trained
+
+    student = getattr(objective, "student", None)
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    if not isinstance(student, nn.Module) or not trained:
+        rule = "`objective` of `fit` must have a `student` with parameters that require gradients."
+        raise InputError(rule, got=type(objective).__name__, do="Do not freeze the student.")
+    if settings.channels_last:
+        channels_last(objective)
+    plugin = precision(settings, place)
+    devices: list[int] | int = 1 if place.index is None else [place.index]
+    fabric = Fabric(accelerator=place.type, devices=devices, plugins=[plugin])
+    unit: nn.Module | None = None
+    if settings.shard:
+        check_shardable(settings)
+        unit = sharded(objective, ranks, place)
+        model: nn.Module = unit
+        optimizer = _optimizer([each for each in unit.parameters() if each.requires_grad], settings)
+    else:
+        model, optimizer = fabric.setup(objective.to(place).train(), _optimizer(trained, settings))
+        unit = distribute(objective, ranks, place) if ranks.size > 1 else None
+    average = None if settings.ema is None else copy.deepcopy(student).requires_grad_(False)
+    return State(
+        settings=settings,
+        place=place,
+        fabric=fabric,
+        precision=plugin,
+        objective=objective,
+        model=model,
+        student=student,
+        average=average,
+        optimizer=optimizer,
+        identity=identity,
+        shown=shown.to(place),
+        metrics=Metrics(place, ranks),
+        ranks=ranks,
+        shared=unit,
+    )
+
+
+def dealt(
+    objective: nn.Module, train: Split, settings: Training, seed: int, place: torch.device, ranks: ProcessGroup
+) -> Batches:
+    """The batches of the objective, or of each the part that this process has."""
+    return Batches(
+        train,
+        settings.batch_size,
+        seed=seed,
+        augment=settings.augment,
+        partners=bool(getattr(objective, "needs_partners", False)),
+        views=settings.views,
+        device=place,
+        workers=settings.workers,
+        prefetch=settings.prefetch,
+        resident_bytes=settings.resident_mib * 2**20,
+        rank=ranks.rank,
+        ranks=ranks.size,
+    )
+
+
+def _optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
+        decay, momentum = settings.weight_decay, settings.momentum
+        return torch.optim.SGD(parameters, settings.lr, momentum=momentum, weight_decay=decay)
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    # Where a step may be made undone, all that it changes must be on the GPU: fused, the number of steps is.
+    fused = True if settings.on_not_finite == "skip" and parameters[0].is_cuda else None
+    return kind(parameters, settings.lr, weight_decay=settings.weight_decay, fused=fused)

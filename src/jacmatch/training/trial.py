@@ -12,7 +12,7 @@ from torch import nn
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian import Engine, gradient_norms, preserved_buffers
 from jacmatch.objectives import Distillation
-from jacmatch.training.augmentation import Batch
+from jacmatch.training.data import Batch
 
 _ENGINES: tuple[Engine, ...] = ("forward", "reverse")
 

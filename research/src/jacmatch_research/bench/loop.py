@@ -22,7 +22,7 @@ from jacmatch.models import build
 from jacmatch.objectives import Distillation
 from jacmatch.runs import Run
 from jacmatch.training import Training, fit
-from jacmatch.training.augmentation import Batch, Batches
+from jacmatch.training.data import Batch, Batches
 from jacmatch.version import __version__
 from jacmatch_research.bench import rivals
 from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured

@@ -20,7 +20,7 @@ from jacmatch.datasets import Split
 from jacmatch.models import build
 from jacmatch.objectives import Distillation
 from jacmatch.training import Training, fit
-from jacmatch.training.layout import channels_last
+from jacmatch.training.state import channels_last
 from jacmatch_research.bench import rivals
 from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
 from jacmatch_research.bench.method import Conditions, NotMeasured, compare

@@ -18,7 +18,7 @@ from jacmatch.report.experiments import Spread, entry
 from jacmatch.report.lines import Line, line_figure
 from jacmatch.runs import spread
 from jacmatch.training import evaluate, evaluate_under_shifts, fit
-from jacmatch.training.layout import channels_last
+from jacmatch.training.state import channels_last
 from jacmatch_research.reproduce import students
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request

@@ -23,7 +23,7 @@ from jacmatch.jobs.train import Train, load, parts
 from jacmatch.models import count_parameters
 from jacmatch.teachers import ModuleTeacher, RememberedTeacher, Teacher
 from jacmatch.training import agreement, calibration, evaluate, fit, shifted
-from jacmatch.training.layout import channels_last
+from jacmatch.training.state import channels_last
 from jacmatch_research.reproduce.experiment import Cell, Measures
 from jacmatch_research.reproduce.request import Request
 

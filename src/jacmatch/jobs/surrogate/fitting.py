@@ -14,7 +14,7 @@ from jacmatch.models import scaled_mlp
 from jacmatch.objectives import Regression
 from jacmatch.teachers import Teacher
 from jacmatch.training import Training, fit
-from jacmatch.training.engine import OnStep
+from jacmatch.training.loop import OnStep
 
 SLOPES = ("none", "jacobian", "jv", "rows")
 """Nothing; the whole Jacobian; products with random input directions; rows, sampled anew in each step."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jacmatch.errors import InputError, unknown_name
-from jacmatch.training.augmentation import AUGMENTATIONS
+from jacmatch.training.data import AUGMENTATIONS
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "step")

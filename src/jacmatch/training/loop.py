@@ -1,33 +1,89 @@
-"""The training loop, the only one in the library: batches in, steps of the optimiser, metrics and checkpoints out.
+"""The training loop, the only one in the library: batches in, steps of the optimizer, metrics and checkpoints out.
 
 Read `_loop` first, then `_train_step`. Nothing in them waits for a GPU but validation and checkpoints (and the loss
-scaling of fp16, which decides on the host whether to skip a step): metrics are logged when they have come over.
+scaling of fp16, which decides on the host whether to skip a step): metrics are logged when they have arrived.
 """
 
+import contextlib
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from jacmatch.datasets import Split
+from jacmatch.objectives import CompiledSteps
 from jacmatch.runs import Run
-from jacmatch.training import gate, not_finite, recording
-from jacmatch.training.augmentation import Batches
-from jacmatch.training.beginning import begin, dealt
+from jacmatch.training import checkpoints, gate, not_finite
 from jacmatch.training.checkpoints import check_finite, resume
-from jacmatch.training.compilation import compile_steps
-from jacmatch.training.distributed import Ranks, unsynced
+from jacmatch.training.configuration import Training, ema_decay, factor
+from jacmatch.training.data import Batches, resident
+from jacmatch.training.distributed import ProcessGroup, unsynced
 from jacmatch.training.evaluation import find_device
 from jacmatch.training.identity import SAMPLES, identity
-from jacmatch.training.interruption import deferred_interrupt
-from jacmatch.training.precision import scale_slopes
-from jacmatch.training.prefetch import resident
-from jacmatch.training.schedules import Training, ema_decay, factor
-from jacmatch.training.state import State
+from jacmatch.training.state import State, begin, channels_last, dealt, scale_slopes
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_USUAL = {signal.SIGINT: (signal.default_int_handler,), signal.SIGTERM: (signal.default_int_handler, signal.SIG_DFL)}
+
+
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """A function that says whether Ctrl-C was pressed, or SIGTERM was sent, inside the block.
+
+    An interrupt in the middle of a step would leave a state that no checkpoint may hold: some weights new, some old.
+    So the first one is only noted; the second interrupts at once.
+    Outside the main thread nothing is changed, nor is a signal for which the program has a handler of its own.
+
+    Raises:
+        KeyboardInterrupt: When the block ends, if there was such a signal and the block did not raise.
+    """
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        for each in usual:
+            signal.signal(each, signal.default_int_handler)
+        noted.append(number)
+
+    here = threading.current_thread() is threading.main_thread()
+    before = {each: signal.getsignal(each) for each in SIGNALS} if here else {}
+    usual = {each: handler for each, handler in before.items() if handler in _USUAL[each]}
+    for each in usual:
+        signal.signal(each, note)
+    try:
+        yield lambda: bool(noted)
+    finally:
+        for each, handler in usual.items():
+            signal.signal(each, handler)
+    if noted:
+        raise KeyboardInterrupt
+
+
+def compile_steps(objective: nn.Module, settings: Training) -> CompiledSteps | None:
+    """What compiles the steps of this objective, None where the settings do not ask for it.
+
+    An objective that cannot be compiled says so in a warning, and in the report. In a compiled training the student's
+    convolutions are laid out channels-last on a GPU, where they are faster so.
+    """
+    if hasattr(objective, "compiled"):
+        setattr(objective, "compiled", None)  # noqa: B010 - not every module has it
+    if not settings.compile:
+        return None
+    steps = CompiledSteps(cuda_graphs=settings.cuda_graphs)
+    if not hasattr(objective, "compiled"):
+        steps.give_up(f"{type(objective).__name__} is not compiled; Distillation is.")
+        return steps
+    setattr(objective, "compiled", steps)  # noqa: B010 - not every module has it
+    if any(parameter.is_cuda for parameter in objective.parameters()):
+        channels_last(objective)
+    return steps
+
 
 _RANKS_APART = 7_919  # between the seeds of two processes
 _EARLY = 10  # step of the first checkpoint: a full disk shows in the first minute
@@ -102,7 +158,7 @@ def fit(
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place)
     with torch.random.fork_rng([place] if place.type == "cuda" else []), deferred_interrupt() as interrupted:
-        ranks = Ranks.here()
+        ranks = ProcessGroup.current()
         torch.manual_seed((seed + _RANKS_APART * ranks.rank) % 2**63)
         batches = dealt(objective, train, settings, seed, place, ranks)
         run = run if run is None or ranks.first else replace(run, follows=True)
@@ -117,7 +173,7 @@ def fit(
             gate.guard(state, batches, run)
             _loop(state, batches, held_out, run, on_step, interrupted)
         state.gather()
-        check_finite(objective, recording.way_out(state))
+        check_finite(objective, checkpoints.remedy(state))
         state.settle()
     seconds = state.elapsed()
     samples = state.step * settings.accumulate * batches.size
@@ -148,14 +204,14 @@ def _loop(
         checkpoint = state.step in (_EARLY, stop) or state.step % settings.checkpoint_every == 0
         validate = state.step == settings.steps or state.step % settings.validate_every == 0
         if checkpoint or validate or state.step % _LOG_EVERY == 0:
-            known = recording.known(state)
+            known = checkpoints.host_figures(state)
             if validate and validation is not None:
-                known |= recording.validation(state, validation)
+                known |= checkpoints.validate(state, validation)
             state.metrics.send(state.step, known)
-        row = recording.log(state, run, wait=checkpoint) or row
+        row = checkpoints.log_rows(state, run, wait=checkpoint) or row
         not_finite.account(state, batches, run)
         if checkpoint and run is not None:
-            recording.save(state, run)
+            checkpoints.save_checked(state, run)
         try:
             if on_step is not None:
                 on_step(state.step, row)
@@ -164,7 +220,7 @@ def _loop(
             stopped = True
         if state.ranks.any(stopped):
             if run is not None:
-                recording.save(state, run)
+                checkpoints.save_checked(state, run)
             raise KeyboardInterrupt
 
 
