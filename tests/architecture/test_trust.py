@@ -9,9 +9,8 @@ RUNS_TEXT = {"research/src/jacmatch_research/bench/method.py": "a fresh process 
 IMPORTS_BY_NAME = {
     "src/jacmatch/__init__.py": "the public names, when they are used",
     "src/jacmatch/datasets/catalog.py": "--data PACKAGE.MODULE:CALLABLE",
-    "src/jacmatch/models/catalog.py": "--model PACKAGE.MODULE:CALLABLE",
     "src/jacmatch/plugins.py": "verbs of installed distributions",
-    "src/jacmatch/models/packages.py": "optional packages, by names that stand in the code",
+    "src/jacmatch/models/catalog.py": "--model PACKAGE.MODULE:CALLABLE, optional packages by names in the code",
     "src/jacmatch/jobs/surrogate/functions.py": "surrogate --teacher PACKAGE.MODULE:CALLABLE",
 }
 """Where text becomes code, and what it is for."""

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from jacmatch import datasets
-from jacmatch.datasets.cifar import read
-from jacmatch.datasets.cifar_editions import CIFAR10, CIFAR100, Batch
+from jacmatch.datasets.cifar import CIFAR10, CIFAR100, Batch, read
 from jacmatch.errors import InputError
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from jacmatch import datasets
-from jacmatch.datasets import shards, tar_index
+from jacmatch.datasets import shards
 from jacmatch.errors import InputError
 
 
@@ -115,9 +115,7 @@ def test_long_names_and_other_members_are_no_hindrance(folder, style):
 def test_an_index_is_made_once_and_again_when_the_shard_has_changed(folder, monkeypatch):
     first = datasets.load(f"wds:{folder}")
     made = []
-    monkeypatch.setattr(
-        tar_index, "make_index", lambda path, plain=tar_index.make_index: made.append(path) or plain(path)
-    )
+    monkeypatch.setattr(shards, "make_index", lambda path, plain=shards.make_index: made.append(path) or plain(path))
     again = datasets.load(f"wds:{folder}")
     assert not made
     assert again.fingerprint == first.fingerprint
@@ -287,14 +285,14 @@ DOTTED = {
 def test_samples_that_a_dot_makes_one_are_refused(tmp_path, name):
     write(tmp_path / "a.tar", [(file, encoded(x) if isinstance(x, int) else x) for file, x in DOTTED[name]])
     with pytest.raises(InputError, match=r"All after the first dot of a file's name is its extension"):
-        tar_index.make_index(tmp_path / "a.tar")
+        shards.make_index(tmp_path / "a.tar")
 
 
 def test_a_plain_extension_goes_before_one_with_dots(tmp_path):
     image, mask = encoded(0), encoded(1)
     for pairs in ([("a.mask.png", mask), ("a.png", image)], [("a.png", image), ("a.mask.png", mask)]):
         write(tmp_path / "a.tar", [*pairs, ("a.old.cls", b"7"), ("a.cls", b"1")])
-        index = tar_index.make_index(tmp_path / "a.tar")
+        index = shards.make_index(tmp_path / "a.tar")
         content = (tmp_path / "a.tar").read_bytes()[index.offsets[0] :][: index.sizes[0]]
         assert (content, index.labels.tolist()) == (image, [1])
 
@@ -305,4 +303,4 @@ def test_a_plain_extension_goes_before_one_with_dots(tmp_path):
 )
 def test_hidden_members_are_passed_over(tmp_path, hidden):
     write(tmp_path / "a.tar", [(hidden, b"x"), *members(2)])
-    assert len(tar_index.make_index(tmp_path / "a.tar").labels) == 2
+    assert len(shards.make_index(tmp_path / "a.tar").labels) == 2

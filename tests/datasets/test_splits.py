@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from jacmatch.datasets import per_class, split_validation
-from jacmatch.datasets.splits import keys, splitmix64
+from jacmatch.datasets.data import keys, splitmix64
 from jacmatch.errors import InputError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jacmatch.datasets import cifar, fashion_mnist
-from jacmatch.datasets.cifar_editions import Batch, Edition, Sheets
+from jacmatch.datasets.cifar import Batch, Edition, Sheets
 
 _WIDTH = 1 + 32 * 32 * 3
 

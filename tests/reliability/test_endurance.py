@@ -16,7 +16,7 @@ from PIL import Image
 
 from jacmatch.cli import main
 from jacmatch.datasets import Split
-from jacmatch.datasets.streamed_folders import load
+from jacmatch.datasets.folders import load
 from jacmatch.errors import InputError
 from jacmatch.models.mlp import mlp
 from jacmatch.objectives import AtMixedPairs, Distillation

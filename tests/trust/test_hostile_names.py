@@ -15,7 +15,7 @@ from tests.teachers import cache_folders
 from torch import nn
 
 from jacmatch.cli import main
-from jacmatch.datasets import tar_index
+from jacmatch.datasets import shards
 from jacmatch.errors import InputError
 from jacmatch.files import append, inside, open_regular, read, replace
 from jacmatch.jobs.cache.building import build, settled
@@ -246,11 +246,11 @@ def test_points_of_a_surrogate_cells_of_an_experiment_and_files_of_a_job(kind, o
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_index_of_a_tar_file(kind, outside, tmp_path):
     """It lies in the user's own cache; a link there is replaced, and nothing is written through it."""
-    index = tar_index.TarIndex(tar_index.Names.of(["a"]), *(np.ones(1, np.int64) for _ in range(3)))
+    index = shards.TarIndex(shards.Names.of(["a"]), *(np.ones(1, np.int64) for _ in range(3)))
     kept = tmp_path / "indices" / "0123.npz"
     plant(kind, kept, outside)
     plant(kind, kept.with_name(".0123.npz.1.jacmatch-part"), outside)
-    attempt(lambda: tar_index._save(kept, index), lambda: tar_index._load(kept, 10))
+    attempt(lambda: shards._save(kept, index), lambda: shards._load(kept, 10))
     without_secret(kept.parent, kind)
 
 

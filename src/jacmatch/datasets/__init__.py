@@ -9,9 +9,7 @@ Example:
 
 from jacmatch.datasets.arrays import from_arrays
 from jacmatch.datasets.catalog import LOADERS, load
-from jacmatch.datasets.classes import of_classes
-from jacmatch.datasets.data import Data, Split, as_floats
-from jacmatch.datasets.splits import per_class, split_validation
+from jacmatch.datasets.data import Data, Split, as_floats, of_classes, per_class, split_validation
 from jacmatch.datasets.streamed import Streamed
 
 __all__ = [

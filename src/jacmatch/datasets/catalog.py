@@ -5,7 +5,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 
-from jacmatch.datasets import cifar, embedded, fashion_mnist, folders, npz, shards, streamed_folders, synthetic
+from jacmatch.datasets import cifar, embedded, fashion_mnist, folders, npz, shards, synthetic
 from jacmatch.datasets.arrays import OPTIONAL, REQUIRED, from_arrays, from_splits
 from jacmatch.datasets.data import Data
 from jacmatch.datasets.files import in_one_line
@@ -20,7 +20,7 @@ LOADERS: dict[str, Callable[[str, int], Data]] = {
     "cifar100": cifar.load_cifar100,
     "npz": npz.load,
     "folder": folders.load,
-    "stream": streamed_folders.load,
+    "stream": folders.load_streamed,
     "wds": shards.load,
     "synthetic": synthetic.load,
 }

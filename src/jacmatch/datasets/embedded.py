@@ -4,8 +4,7 @@ import numpy as np
 import torch
 
 from jacmatch.datasets.arrays import from_arrays
-from jacmatch.datasets.data import Data
-from jacmatch.datasets.splits import split_validation
+from jacmatch.datasets.data import Data, split_validation
 from jacmatch.errors import InputError, UnsupportedError
 
 TEST_ROWS = 500

@@ -7,9 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacmatch.datasets.arrays import from_arrays
-from jacmatch.datasets.data import Data
+from jacmatch.datasets.data import Data, keys
 from jacmatch.datasets.files import check_memory
-from jacmatch.datasets.splits import keys
 from jacmatch.errors import InputError, unknown_name
 
 # Inputs, outputs, training rows, test rows.

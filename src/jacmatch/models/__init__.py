@@ -1,11 +1,9 @@
 """Networks that take raw inputs and normalise them inside, by name: `build("vgg4", outputs, shape, mean, std)`."""
 
 from jacmatch.models.catalog import CATALOG, FORMS, build, count_parameters
-from jacmatch.models.inputs import Normalized
-from jacmatch.models.mlp import MLP
-from jacmatch.models.resized import FirstOutputs, Resized
+from jacmatch.models.inputs import FirstOutputs, Normalized, Resized
+from jacmatch.models.mlp import MLP, ScaledMLP, scaled_mlp
 from jacmatch.models.resnet import ResNet, WideResNet
-from jacmatch.models.scaled import ScaledMLP, scaled_mlp
 from jacmatch.models.vgg import VGG
 from jacmatch.models.vit import VisionTransformer
 from jacmatch.models.weights import convert_weights, load_weights, save_weights

@@ -13,11 +13,23 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.models import resnet
 from jacmatch.models.inputs import Normalized, Shape, Statistics, check_sizes
-from jacmatch.models.mlp import mlp, mlp_from_layout
-from jacmatch.models.packages import optional_package
-from jacmatch.models.scaled import scaled_mlp_from_layout
+from jacmatch.models.mlp import mlp, mlp_from_layout, scaled_mlp_from_layout
 from jacmatch.models.vgg import VGG, cnn3, cnn5, vgg4, vgg9
 from jacmatch.models.vit import vit_tiny
+
+
+def optional_package(module: str, caller: str, install: str) -> Any:
+    """The module of an optional package.
+
+    Raises:
+        InputError: it is not installed, or does not go with what is; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:  # a torchvision built for another torch raises RuntimeError
+        package = module.partition(".")[0]
+        raise InputError(f"{caller} needs the package {package}.", got=f"{error}", do=f"Run: {install}.") from error
+
 
 Builder = Callable[[int, Shape, Statistics, Statistics], nn.Module]
 

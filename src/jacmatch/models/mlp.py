@@ -1,9 +1,10 @@
-"""Fully connected networks on flattened inputs."""
+"""Fully connected networks on flattened inputs; with the scaling of inputs and outputs inside, in raw units."""
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -116,3 +117,101 @@ def mlp_from_layout(layout: str, outputs: int, shape: Shape, mean: Statistics = 
             do="Two layers of 64 are 64-64, with tanh 64-64-tanh.",
         )
     return mlp(outputs, shape, mean, std, hidden=tuple(int(item) for item in items), activation=activation)
+
+
+class ScaledMLP(nn.Module):
+    """A perceptron with raw units on both sides: y = m + t · net((x − mean)/std).
+
+    Its scalers are buffers, saved with its weights and exported with it.
+    """
+
+    y_mean: Tensor
+    y_scale: Tensor
+
+    def __init__(self, network: MLP, y_mean: Statistics = None, y_scale: Statistics = None) -> None:
+        """Wraps a perceptron, which scales its inputs itself.
+
+        Args:
+            network: Gives outputs of order 1.
+            y_mean: Added to the outputs, one number for each or one for all.
+            y_scale: Multiplies them, above 0.
+
+        Raises:
+            InputError: the numbers do not fit the outputs, are not finite, or a scale is not above 0.
+        """
+        super().__init__()
+        last = network.layers[-1]
+        assert isinstance(last, nn.Linear)
+        self.shape = network.shape
+        self.network = network
+        self.register_buffer("y_mean", _output_scaler("y_mean", last.out_features, y_mean, 0.0))
+        self.register_buffer("y_scale", _output_scaler("y_scale", last.out_features, y_scale, 1.0))
+
+    def forward(self, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch out"]:
+        """Raw outputs for raw inputs."""
+        return self.y_mean + self.y_scale * self.network(x)  # type: ignore[no-any-return]
+
+
+def scaled_mlp(
+    inputs: int | Shape,
+    outputs: int,
+    hidden: Sequence[int] = (64, 64),
+    activation: str = "softplus",
+    x_mean: Statistics | Tensor = None,
+    x_scale: Statistics | Tensor = None,
+    y_mean: Statistics | Tensor = None,
+    y_scale: Statistics | Tensor = None,
+) -> ScaledMLP:
+    """A perceptron with raw units on both sides; see `ScaledMLP`.
+
+    Args:
+        inputs: Number of input elements, or the shape of a sample.
+        outputs: Number of outputs.
+        hidden: Widths of the hidden layers.
+        activation: A name in `ACTIVATIONS`. All but "relu" are smooth: slopes of a ReLU network are constant in pieces.
+        x_mean: Subtracted from the raw inputs: a number for each entry of the first axis, or one for all.
+        x_scale: Divides the difference, above 0.
+        y_mean: Added to the outputs.
+        y_scale: Multiplies them, above 0.
+
+    Example:
+        >>> scaled_mlp(2, 1, y_mean=[5.0], y_scale=[0.1])(torch.zeros(3, 2)).shape
+        torch.Size([3, 1])
+    """
+    shape = (inputs,) if isinstance(inputs, int) else tuple(inputs)
+    network = MLP(outputs, shape, _numbers(x_mean), _numbers(x_scale), hidden=hidden, activation=activation)
+    return ScaledMLP(network, _numbers(y_mean), _numbers(y_scale))
+
+
+def scaled_mlp_from_layout(
+    layout: str, outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None
+) -> ScaledMLP:
+    """The network of a layout such as "64-64-softplus" as in `mlp_from_layout`; its outputs are not scaled yet.
+
+    Example:
+        >>> scaled_mlp_from_layout("8-softplus", 1, (2,)).y_scale
+        tensor([1.])
+    """
+    return ScaledMLP(mlp_from_layout(layout, outputs, shape, mean, std))
+
+
+def _numbers(given: Statistics | Tensor) -> Statistics:
+    if isinstance(given, Tensor):
+        return [float(value) for value in given.detach().flatten().tolist()]
+    return given
+
+
+def _output_scaler(name: str, outputs: int, given: Statistics, neutral: float) -> Tensor:
+    entries = [neutral] if given is None else [float(value) for value in given]
+    if len(entries) not in {1, outputs}:
+        raise InputError(
+            f"`{name}` of `scaled_mlp` must have one number, or one for each of the {outputs} outputs.",
+            got=f"{len(entries)} numbers",
+        )
+    if not all(math.isfinite(entry) and (name == "y_mean" or entry > 0) for entry in entries):
+        raise InputError(
+            f"`{name}` of `scaled_mlp` must be finite{'' if name == 'y_mean' else ' and above 0'}.",
+            got=tuple(entries),
+            do="" if name == "y_mean" else "For an output that never varies give 1.",
+        )
+    return torch.tensor(entries).expand(outputs).clone()

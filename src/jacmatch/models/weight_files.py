@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.models.packages import optional_package
+from jacmatch.models.catalog import optional_package
 
 Sets = dict[str, dict[str, Tensor]]
 

@@ -1,8 +1,7 @@
 """Run folders: what a job leaves behind, written as it goes and checked when it is opened. Needs no torch."""
 
 from jacmatch.runs.environment import environment, threads
-from jacmatch.runs.folder import CHECKPOINT, RESULT, Run
-from jacmatch.runs.metrics import read_metrics
+from jacmatch.runs.folder import CHECKPOINT, RESULT, Run, read_metrics
 from jacmatch.runs.result import TRAINING_JOBS, spread
 
 __all__ = ["CHECKPOINT", "RESULT", "TRAINING_JOBS", "Run", "environment", "read_metrics", "spread", "threads"]

@@ -19,14 +19,68 @@ from pathlib import Path
 from typing import Any
 
 from jacmatch.errors import InputError
-from jacmatch.files import UNFINISHED, append, check_entry, inside
-from jacmatch.runs.differences import differences
+from jacmatch.files import UNFINISHED, append, check_entry, inside, read
 from jacmatch.runs.environment import environment, warn_of_changes
-from jacmatch.runs.files import disk, encoded, load, plain, undone_on_failure, write_whole
+from jacmatch.runs.files import decoded, disk, encoded, load, plain, undone_on_failure, write_whole
 from jacmatch.runs.identity import INPUTS, Fingerprint, changed, digest_of
 from jacmatch.runs.lock import LOCK, Lock, hold
-from jacmatch.runs.metrics import METRICS, mend, read_metrics
 from jacmatch.runs.result import check
+
+_LISTED = 8
+_ABSENT = object()
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The differing settings by dotted name, at most eight."""
+    old, new = _flat(there), _flat(here)
+    names = [name for name in sorted(old.keys() | new.keys()) if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
+    shown = [f"{name} ({_shown(old, name)} there, {_shown(new, name)} here)" for name in names[:_LISTED]]
+    more = [f"and {len(names) - _LISTED} more"] if len(names) > _LISTED else []
+    return ", ".join(shown + more)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value})
+    return flat
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    return repr(settings[name]) if name in settings else "absent"
+
+
+METRICS = "metrics.jsonl"
+_LARGEST = 2**30
+
+
+def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of the `metrics.jsonl` in a folder, in order; empty without one. A last line that is cut off is skipped.
+
+    Raises:
+        InputError: Another line is damaged.
+    """
+    file = Path(folder) / METRICS
+    with disk(file.parent, "read"):
+        check_entry(file.parent, file)
+        lines = read(file.parent, file, _LARGEST).split(b"\n")[:-1] if file.is_file() else []
+    return [decoded(line, f"line {number} of {file}") for number, line in enumerate(lines, 1)]
+
+
+def mend(folder: Path) -> None:
+    """Cut a torn last line off: the next row would be glued to it.
+
+    A file that has another name elsewhere, as in a copy of the folder made of hard links, becomes one of its own: the
+    rows that follow belong to this folder alone.
+    """
+    file = folder / METRICS
+    with disk(folder):
+        if file.is_file():
+            content = read(folder, file, _LARGEST)
+            end = content.rfind(b"\n") + 1
+            if end < len(content) or file.is_symlink() or file.stat().st_nlink > 1:
+                write_whole(folder, METRICS, content[:end])
+
 
 _SETTINGS, _ENVIRONMENT, RESULT = "settings.json", "environment.json", "result.json"
 CHECKPOINT = "checkpoint.pt"

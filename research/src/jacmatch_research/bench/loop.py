@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from jacmatch.datasets import Split, Streamed, load
-from jacmatch.datasets.shards import Shards
-from jacmatch.datasets.tar_index import make_index
+from jacmatch.datasets.shards import Shards, make_index
 from jacmatch.jacobian import RandomOutputs
 from jacmatch.models import build
 from jacmatch.objectives import Distillation

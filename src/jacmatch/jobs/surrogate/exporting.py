@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.models.packages import optional_package
+from jacmatch.models.catalog import optional_package
 from jacmatch.runs.files import write_whole
 
 ONNX = "student.onnx"
