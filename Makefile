@@ -29,8 +29,8 @@ lint: $(VENV)/.dev  ## style, types and the import contract
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports --no-logo
 
-size: $(VENV)/.dev  ## lines, files and bytes of the wheel that users install
-	$(RUN) tests/architecture/wheel.py
+size: $(VENV)/.dev  ## lines, files and bytes of the wheel that users install; long files and functions
+	$(RUN) tests/architecture/sizes.py
 
 format: $(VENV)/.dev  ## mends what ruff can mend
 	$(RUN) -m ruff check --fix
