@@ -80,7 +80,7 @@ IMAGE_CASES = {
         "must be a numpy array or a torch tensor. Got MaskedArray",
     ),
     "no samples": (lambda a: {"x_train": a["x_train"][:0]}, r"`x_train` of mine must not be empty\. Got shape \(0, 1"),
-    "no channel": (lambda a: {"x_train": a["x_train"][:, 0]}, r"Got shape \(12, 6, 5\)\. Give grey images a channel"),
+    "no channel": (lambda a: {"x_train": a["x_train"][:, 0]}, r"Got shape \(12, 6, 5\)\. Give gray images a channel"),
     "one axis": (lambda a: {"x_train": a["x_train"].ravel()}, r"must be images \(N, C, H, W\) or vectors \(N, D\)"),
     "channels last": (
         lambda a: {"x_train": np.zeros((12, 6, 5, 3), np.uint8)},

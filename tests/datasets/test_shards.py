@@ -125,7 +125,7 @@ def test_an_index_is_made_once_and_again_when_the_shard_has_changed(folder, monk
 
 
 @pytest.mark.parametrize("damage", [b"", b"no zip", None])
-def test_a_kept_index_that_is_damaged_or_does_not_fit_is_made_again(folder, damage):
+def test_a_cached_index_that_is_damaged_or_does_not_fit_is_made_again(folder, damage):
     expected = datasets.load(f"wds:{folder}").train.stored()
     for path in (folder.parent / "cache" / "indices").iterdir():
         if damage is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jacmatch.datasets import cifar, fashion_mnist
-from jacmatch.datasets.cifar import Batch, Edition, Sheets
+from jacmatch.datasets.cifar import Batch, Edition, ImageGrids
 
 _WIDTH = 1 + 32 * 32 * 3
 
@@ -29,8 +29,8 @@ def read_binaries(data: bytes, folder: Path) -> None:
         (folder / "data_batch_1.png").write_bytes(content)
         (folder / "labels.json").write_bytes(content)
         batch = Batch("data_batch_1", 2, "", "")
-        sheets = Sheets(("labels.json", "labels.json"), ("", ""))
-        edition = Edition("cifar10", "x", (), (batch,), (batch,), 1, sheets, "Get it again.")
+        image_grids = ImageGrids(("labels.json", "labels.json"), ("", ""))
+        edition = Edition("cifar10", "x", (), (batch,), (batch,), 1, image_grids, "Get it again.")
         cifar._read_labels(folder / "labels.json", 3, _sum(bytes([0, 1, 2])), edition)
     else:
         unpacked = content

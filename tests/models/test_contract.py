@@ -1,4 +1,4 @@
-"""What every row of the catalogue must do, on grey and on RGB images and, for the perceptron, on vectors."""
+"""What every row of the catalogue must do, on gray and on RGB images and, for the perceptron, on vectors."""
 
 import copy
 import functools
@@ -94,7 +94,7 @@ def test_one_step_lowers_the_loss_and_reaches_every_parameter(name):
 
 @each_model
 @pytest.mark.parametrize("channels", [1, 3])
-def test_normalisation_is_inside(name, channels):
+def test_normalization_is_inside(name, channels):
     model = make(name, channels).eval()
     bare = build(name, 4, model.shape).eval()
     bare.load_state_dict({**model.state_dict(), "mean": bare.mean, "std": bare.std})
@@ -193,7 +193,7 @@ def test_weights_survive_the_file(name, tmp_path):
 
 
 @each_model
-@pytest.mark.parametrize("wrong", [(1, 0), (0, 2)], ids=["grey for RGB", "wider"])
+@pytest.mark.parametrize("wrong", [(1, 0), (0, 2)], ids=["gray for RGB", "wider"])
 def test_a_sample_of_another_shape_is_refused(name, wrong):
     model = make(name)
     channels, side, _ = model.shape

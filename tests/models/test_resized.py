@@ -26,7 +26,7 @@ def test_resizing_is_linear_and_the_derivative_is_by_the_raw_image():
     torch.testing.assert_close(row.flatten(1), v @ weight)
 
 
-def test_a_pixel_of_a_doubled_image_is_a_mean_of_its_neighbours():
+def test_a_pixel_of_a_doubled_image_is_a_mean_of_its_neighbors():
     """One row 0, 4 becomes 0, 1, 3, 4: weights ¾ and ¼ inside, the border repeated."""
     wide = Resized(nn.Identity(), (1, 2, 2), 4)(torch.tensor([[[[0.0, 4.0], [0.0, 4.0]]]]))
     assert wide[0, 0, 1].tolist() == [0, 1, 3, 4]
@@ -79,7 +79,7 @@ def test_refusals(call, message):
         call()
 
 
-def test_normalisation_stays_inside():
+def test_normalization_stays_inside():
     inner = Normalized(nn.Flatten(), (1, 2, 2), (0.5,), (0.5,))
     x = torch.full((1, 1, 4, 4), 0.75)
     assert Resized(inner, (1, 4, 4), 2)(x).tolist() == [[0.5] * 4]

@@ -133,7 +133,7 @@ def test_weights_that_are_not_finite_are_refused(saved, value):
     refused(path, "must hold finite weights. Got NaN or infinity in classifier.bias")
 
 
-def test_weights_from_elsewhere_must_say_their_normalisation(saved):
+def test_weights_from_elsewhere_must_say_their_normalization(saved):
     path = edited(saved, mean=None, std=None)
     message = "must say how its weights expect the input normalized.*`mean=.0.0,., std=.1.0,.` if they were trained"
     refused(path, message)
@@ -145,11 +145,11 @@ def test_weights_from_elsewhere_must_say_their_normalisation(saved):
     assert torch.equal(model.classifier.weight, small().classifier.weight)
 
 
-def test_half_a_normalisation_is_a_missing_tensor(saved):
+def test_half_a_normalization_is_a_missing_tensor(saved):
     refused(edited(saved, std=None), "Got missing: std. Build")
 
 
-def test_a_normalisation_beside_the_files_own_is_refused(saved):
+def test_a_normalization_beside_the_files_own_is_refused(saved):
     refused(
         saved, "`mean` and `std` of `load_weights` are for files without them. Leave them out", mean=(0.0,), std=(1.0,)
     )

@@ -107,12 +107,12 @@ def refusal(given, settings):
 
 def in_two(folder):
     """What is tried in two processes at each run of the tests."""
-    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(cases.network())
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(cases.network())
     refused = {
         "reverse": (JOBS["auto, even"][0], replace(FIVE, shard=True)),
         "share": (objective(probe=RandomInputs(1)), replace(FIVE, shard=True)),
         "average": (JOBS["labels"][0], replace(FIVE, shard=True, ema=0.9)),
-        "synchronised": (Distillation(synchronised, cases.network(2).eval(), jacobians=Share(0.3)), FIVE),
+        "synchronized": (Distillation(synchronized, cases.network(2).eval(), jacobians=Share(0.3)), FIVE),
         "few": (JOBS["labels"][0], Training(batch_size=1)),
     }
     told = {name: refusal(*job) for name, job in refused.items()}
@@ -120,9 +120,9 @@ def in_two(folder):
         ProcessGroup.current().same("data", str(ProcessGroup.current().rank))
     except InputError as error:
         told["data"] = str(error)
-    normalised = Distillation(cases.network(), cases.network(2).eval(), jacobians=Share(0.3))
-    fit(normalised, SPLIT, FIVE, seed=0)
-    return trained({**JOBS, **ONE_SHARDED}), resumed(folder, {"dropout": FIVE}), told, normalised.state_dict()
+    normalized = Distillation(cases.network(), cases.network(2).eval(), jacobians=Share(0.3))
+    fit(normalized, SPLIT, FIVE, seed=0)
+    return trained({**JOBS, **ONE_SHARDED}), resumed(folder, {"dropout": FIVE}), told, normalized.state_dict()
 
 
 def more_in_two(folder):
@@ -178,12 +178,12 @@ def test_two_processes_train_what_one_does(tmp_path):
         "reverse": "cannot go with slopes by the reverse engine: FSDP2 frees the weights",
         "share": "cannot go with a weight that is a `Share`",
         "average": "cannot go with `ema`=0.9",
-        "synchronised": "must not have SyncBatchNorm .'student.1'. where its slopes are compared",
+        "synchronized": "must not have SyncBatchNorm .'student.1'. where its slopes are compared",
         "few": "A batch must have a sample for each of the 2 processes",
         "data": "All 2 processes of a job must have the same data",
     }.items():
         assert re.search(said, first[2][name] or "nothing"), first[2][name]
-    assert apart(first[3], second[3]) == 0.0  # BatchNorm: each normalises its part, and all end with one network
+    assert apart(first[3], second[3]) == 0.0  # BatchNorm: each normalizes its part, and all end with one network
     with pytest.raises(InputError, match=re.escape("processes (2 there, 1 here)")):
         fit(Distillation(cases.network(), seed=3), SPLIT, FIVE, seed=2, run=cases.begin(tmp_path / "dropout"))
     with pytest.raises(InputError, match="`shard` of `Training` must have several processes"):

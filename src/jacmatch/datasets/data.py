@@ -22,7 +22,7 @@ class Split:
 
     Attributes:
         x: Raw inputs: bytes (images, 0–255, four times smaller in memory) or floats; or images that stay on disk and
-            are decoded when they are asked for. Models normalise for themselves.
+            are decoded on access. Models normalize their own inputs.
         y: Class numbers from 0, or the target values of a regression.
         jacobians: ∂y_k/∂x_i of the true function at each input, with respect to what `inputs` gives; NaN where an entry
             is not known, None if none is.
@@ -63,8 +63,8 @@ class Split:
         """The same split with its tensors on another device; one that is streamed stays as it is."""
         if isinstance(self.x, Streamed):
             return self
-        slopes = None if self.jacobians is None else self.jacobians.to(device)
-        return Split(self.x.to(device), self.y.to(device), slopes)
+        jacobians = None if self.jacobians is None else self.jacobians.to(device)
+        return Split(self.x.to(device), self.y.to(device), jacobians)
 
     @property
     def digests(self) -> dict[str, str]:
@@ -259,8 +259,8 @@ def per_class(labels: Shaped[Tensor, "sample *row"], count: int, seed: int) -> I
 
 def split_validation(
     labels: Shaped[Tensor, "sample *row"], amount: int | float, seed: int
-) -> tuple[Int64[Tensor, "kept"], Int64[Tensor, "held"]]:
-    """Row numbers (kept for training, held out for validation), each ascending, disjoint, together all rows.
+) -> tuple[Int64[Tensor, "train"], Int64[Tensor, "validation"]]:
+    """Split rows into training and validation: their numbers, ascending, disjoint, together all rows.
 
     Class numbers (integers) are stratified: class c with n_c of N rows gives amount·n_c/N of them, rounded so that the
     total is exact, and always keeps a training row. Targets of a regression (floats) are split at random.
@@ -275,12 +275,12 @@ def split_validation(
 
     Example:
         >>> labels = torch.tensor([0, 1, 0, 1, 1, 0])
-        >>> kept, held = split_validation(labels, 2, seed=0)
-        >>> labels[kept].bincount().tolist(), labels[held].bincount().tolist()
+        >>> train, validation = split_validation(labels, 2, seed=0)
+        >>> labels[train].bincount().tolist(), labels[validation].bincount().tolist()
         ([2, 2], [1, 1])
     """
     total = len(labels)
-    count = _held_count(amount, total)
+    count = _validation_count(amount, total)
     rank = keys(seed, total, stream=1)
     order = np.argsort(rank, kind="stable")
     if labels.is_floating_point():
@@ -294,12 +294,12 @@ def split_validation(
         shares = _shares(sizes, count)
         parts = [order[classes[order] == number][:share] for number, share in zip(numbers, shares, strict=True)]
         chosen = np.concatenate(parts)
-    held = np.zeros(total, dtype=bool)
-    held[chosen] = True
-    return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
+    validation_rows = np.zeros(total, dtype=bool)
+    validation_rows[chosen] = True
+    return torch.from_numpy(np.flatnonzero(~validation_rows)), torch.from_numpy(np.flatnonzero(validation_rows))
 
 
-def _held_count(amount: int | float, total: int) -> int:
+def _validation_count(amount: int | float, total: int) -> int:
     if isinstance(amount, float) and 0 < amount < 1:
         count = max(1, round(amount * total))
     elif isinstance(amount, int) and not isinstance(amount, bool) and amount >= 1:
@@ -316,7 +316,7 @@ def _held_count(amount: int | float, total: int) -> int:
 
 
 def _shares(sizes: Int64[np.ndarray, "classes"], count: int) -> list[int]:
-    """Largest remainders: the whole part of each share, then one more where the fraction cut off is largest."""
+    """Largest-remainder method: the whole part of each share, then one more where the fraction cut off is largest."""
     rows = [int(size) for size in sizes]
     total = sum(rows)
     shares = [count * size // total for size in rows]
@@ -353,8 +353,7 @@ def of_classes(data: Data, classes: Sequence[int]) -> Data:
     number[chosen] = torch.arange(len(chosen))
 
     def part(split: Split) -> Split:
-        kept = (number.to(split.y.device)[split.y] >= 0).nonzero()[:, 0]
-        some = split.subset(kept)
+        some = split.subset((number.to(split.y.device)[split.y] >= 0).nonzero()[:, 0])
         return Split(some.x, number.to(some.y.device)[some.y])
 
     train, test = part(data.train), part(data.test)

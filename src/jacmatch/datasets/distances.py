@@ -122,11 +122,11 @@ class Distances:
 
 @dataclass(frozen=True)
 class Bound:
-    """What a loss ρ on a set B says about its mean on a set A, with the distance of the sets and a slope K.
+    """Bounds of the mean of a loss ρ on a set A by its values on a set B, the distance of the sets and a slope K.
 
     All three right sides follow from |ρ(x) − ρ(x′)| ≤ K‖x − x′‖, x′ the nearest point of B or its partner in the
     transport: mean_A ρ ≤ max_B ρ + K·H_a(A, B), the loosest; ≤ the mean of ρ over B, each point weighted with its share
-    of nearest neighbours in A, + K · mean nearest distance; ≤ mean_B ρ + K·W₁(A, B).
+    of nearest neighbors in A, + K · mean nearest distance; ≤ mean_B ρ + K·W₁(A, B).
 
     Attributes:
         mean: mean_A ρ, the left side.

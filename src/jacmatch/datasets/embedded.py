@@ -11,7 +11,7 @@ TEST_ROWS = 500
 
 
 def load(argument: str, seed: int) -> Data:
-    """The embedded data set: `digits`, 1,797 grey images of 8 × 8 pixels in ten classes, values/16 in [0, 1].
+    """The embedded data set: `digits`, 1,797 gray images of 8 × 8 pixels in ten classes, values/16 in [0, 1].
 
     It has no official split; 500 rows, stratified by class, are the test part and 1,297 the training part.
 
@@ -31,8 +31,8 @@ def load(argument: str, seed: int) -> Data:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        way_out = "Install it with: pip install 'jacmatch[train]'."
-        raise UnsupportedError(f"`--data digits` comes with scikit-learn, which is not installed. {way_out}") from error
+        install = "Install it with: pip install 'jacmatch[train]'."
+        raise UnsupportedError(f"`--data digits` comes with scikit-learn, which is not installed. {install}") from error
     pixels, labels = load_digits(return_X_y=True)
     x = (pixels.reshape(-1, 1, 8, 8) / 16).astype(np.float32)
     y = labels.astype(np.int64)

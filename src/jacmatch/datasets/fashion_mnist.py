@@ -15,7 +15,7 @@ from jacmatch.datasets.files import check_digest, existing_folder, is_file, read
 from jacmatch.errors import InputError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-_WAY_OUT = (
+_REMEDY = (
     "Get the files with: apt-get install dataset-fashion-mnist; or, without root: "
     "apt-get download dataset-fashion-mnist && dpkg-deb -x dataset-fashion-mnist_*.deb fm, and write fashion-mnist:fm."
 )
@@ -55,7 +55,7 @@ OFFICIAL = {
 
 
 def load(argument: str, seed: int) -> Data:
-    """Fashion-MNIST, 60,000 + 10,000 grey images of 28 × 28 pixels in ten classes: `fashion-mnist[:DIR]`.
+    """Fashion-MNIST, 60,000 + 10,000 gray images of 28 × 28 pixels in ten classes: `fashion-mnist[:DIR]`.
 
     Looked for in DIR; without it in the folder that the environment variable JACMATCH_DATA names, then where the Debian
     package installs it. Below a folder the paths `fashion-mnist` and `usr/share/datasets/fashion-mnist` are tried too.
@@ -66,12 +66,12 @@ def load(argument: str, seed: int) -> Data:
         seed: Not used; the split is the official one.
 
     References:
-        Xiao, Rasul & Vollgraf, "Fashion-MNIST", arXiv:1708.07747 (MIT licence).
+        Xiao, Rasul & Vollgraf, "Fashion-MNIST", arXiv:1708.07747 (MIT license).
     """
-    return read(places(argument, os.environ.get("JACMATCH_DATA", "")))
+    return read(candidate_folders(argument, os.environ.get("JACMATCH_DATA", "")))
 
 
-def places(argument: str, named: str) -> list[Path]:
+def candidate_folders(argument: str, named: str) -> list[Path]:
     """The folders in which `load` looks, the first one first.
 
     Args:
@@ -94,17 +94,17 @@ def read(folders: list[Path], files: dict[str, IdxFile] = OFFICIAL) -> Data:
         InputError: As for `load`.
     """
     for folder in folders:
-        found = {key: _find(folder, file.name) for key, file in files.items()}
-        missing = [files[key].name + ".gz" for key, path in found.items() if path is None]
+        paths = {key: _find(folder, file.name) for key, file in files.items()}
+        missing = [files[key].name + ".gz" for key, path in paths.items() if path is None]
         if len(missing) == len(files):
             continue
         if missing:
             rule = f"{folder} must have all four files of Fashion-MNIST."
-            raise InputError(rule, got=f"a folder without {', '.join(missing)}", do=_WAY_OUT)
-        arrays = {key: read_idx(path, files[key]) for key, path in found.items() if path is not None}
+            raise InputError(rule, got=f"a folder without {', '.join(missing)}", do=_REMEDY)
+        arrays = {key: read_idx(path, files[key]) for key, path in paths.items() if path is not None}
         return from_arrays("fashion-mnist", {k: a[:, None] if a.ndim == 3 else a for k, a in arrays.items()})
     looked = ", ".join(str(folder) for folder in folders)
-    raise InputError("`--data fashion-mnist` needs its four idx files.", got=f"none of them in {looked}", do=_WAY_OUT)
+    raise InputError("`--data fashion-mnist` needs its four idx files.", got=f"none of them in {looked}", do=_REMEDY)
 
 
 def _find(folder: Path, name: str) -> Path | None:
@@ -124,15 +124,15 @@ def read_idx(path: Path, file: IdxFile) -> UInt8[np.ndarray, "sample *pixel"]:
     header = bytes([0, 0, 8, len(file.shape)]) + b"".join(size.to_bytes(4, "big") for size in file.shape)
     length = len(header) + math.prod(file.shape)
     unpack = gzip.open if path.suffix == ".gz" else open
-    with reading(path, "a Fashion-MNIST idx file", _WAY_OUT), unpack(path, "rb") as stream:
+    with reading(path, "a Fashion-MNIST idx file", _REMEDY), unpack(path, "rb") as stream:
         content: bytes = stream.read(length + 1)
     if content[: len(header)] != header:
         rule = f"{path} must be an idx file of bytes of shape {file.shape}."
         raise InputError(
-            rule, got=f"a file that begins with {content[: len(header)].hex(' ', 4) or 'nothing'}", do=_WAY_OUT
+            rule, got=f"a file that begins with {content[: len(header)].hex(' ', 4) or 'nothing'}", do=_REMEDY
         )
     if len(content) != length:
         got = "more" if len(content) > length else f"{len(content):,}"
-        raise InputError(f"{path} must hold {length:,} bytes once unpacked.", got=got, do=_WAY_OUT)
-    check_digest(content, file.sha256, path, _WAY_OUT)
+        raise InputError(f"{path} must hold {length:,} bytes once unpacked.", got=got, do=_REMEDY)
+    check_digest(content, file.sha256, path, _REMEDY)
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(file.shape)

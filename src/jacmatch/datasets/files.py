@@ -36,7 +36,7 @@ def user_path(text: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: `JACMATCH_CACHE`, else `jacmatch` in the user's cache."""
+    """Return the cache folder: `JACMATCH_CACHE`, else `jacmatch` in the user's cache."""
     named = os.environ.get("JACMATCH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jacmatch"
     return user_path(str(named))
 
@@ -98,7 +98,7 @@ def reading(path: Path | str, kind: str, do: str) -> Iterator[None]:
     Args:
         path: The file being read, or a name for it.
         kind: What it must be, for example "an image".
-        do: The way out.
+        do: The remedy.
 
     Raises:
         InputError: The block failed because of the file.
@@ -152,7 +152,7 @@ def check_digest(content: bytes | memoryview, expected: str, path: Path, do: str
 
 
 def check_memory(needed: int, what: str, do: str) -> None:
-    """Nothing, if this many bytes fit into the machine's memory: a file of a few MB can ask for terabytes.
+    """Check that this many bytes fit into the machine's memory: a file of a few MB can claim terabytes.
 
     Raises:
         InputError: They do not.

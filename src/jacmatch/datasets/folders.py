@@ -25,7 +25,7 @@ def load(argument: str, seed: int) -> Data:
     """Your own pictures: `folder:DIR` or `folder:DIR@SIZE`, with DIR/train/CLASS/*.png|jpg|jpeg|webp and DIR/test/….
 
     Classes are numbered in the order of their names. All pictures must have one size; with @SIZE each is resized to
-    SIZE × SIZE (bilinear with antialiasing, the aspect ratio is not kept). If all are grey there is one channel,
+    SIZE × SIZE (bilinear with antialiasing, the aspect ratio is not preserved). If all are gray there is one channel,
     otherwise three. Without DIR/test a fifth of each class is taken out of DIR/train for it, chosen by `seed`. Another
     layout, a file that is not a usable image, and unequal sizes are each an `InputError`.
 
@@ -76,9 +76,9 @@ def listed(folder: Path) -> tuple[list[str], list[tuple[Path, str]], list[tuple[
         _check_no_other_split(folder)
         return classes, train_files, []
     test_classes, test_files = _list(folder / "test")
-    for found in test_classes:
-        if found not in classes:
-            raise unknown_name(f"Each folder in {folder / 'test'}", found, classes)
+    for name in test_classes:
+        if name not in classes:
+            raise unknown_name(f"Each folder in {folder / 'test'}", name, classes)
     return classes, train_files, test_files
 
 
@@ -127,7 +127,7 @@ def _some_names(folder: Path) -> str:
 
 
 def _check_no_other_split(folder: Path) -> None:
-    """A held-out part under another name must not be passed over in silence."""
+    """Refuse a held-out part under another name."""
     others = [
         path.name for path in _visible(folder) if is_dir(path) and path.name.lower() in ("val", "valid", "validation")
     ]
@@ -157,7 +157,7 @@ def _read(paths: list[Path], size: int | None, name: str) -> UInt8[np.ndarray, "
     channels = max(image.shape[2] for image in images)
     result = np.empty((len(images), channels, *images[0].shape[:2]), dtype=np.uint8)
     for row, image in enumerate(images):
-        result[row] = image.transpose(2, 0, 1)  # a grey image fills all three channels of a colour set
+        result[row] = image.transpose(2, 0, 1)  # a gray image fills all three channels of a colour set
     return result
 
 
@@ -224,12 +224,12 @@ def load_streamed(argument: str, seed: int) -> Data:
         np.array([_size(path) for path, _ in pairs], dtype=np.int64),
     )
     rows = torch.arange(len(pairs))
-    kept, held = rows[: len(train)], rows[len(train) :]
-    if not len(held):
-        kept, held = split_validation(labels, TEST_SHARE, seed)
-    x = streamed(files, kept.numpy(), size, name)
+    train_rows, test_rows = rows[: len(train)], rows[len(train) :]
+    if not len(test_rows):
+        train_rows, test_rows = split_validation(labels, TEST_SHARE, seed)
+    x = streamed(files, train_rows.numpy(), size, name)
     whole = Split(x.of(rows.numpy()), labels)
-    return from_splits(name, whole.subset(kept), whole.subset(held))
+    return from_splits(name, whole.subset(train_rows), whole.subset(test_rows))
 
 
 def _size(path: Path) -> int:

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from jacmatch.datasets.files import reading
 from jacmatch.errors import InputError, UnsupportedError
 
-# Grey and colour modes of 8 bits a channel, with or without a palette or transparency, which is dropped.
+# Gray and colour modes of 8 bits a channel, with or without a palette or transparency, which is dropped.
 _GREY = ("1", "L", "LA")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow knows forty more, some of which start other programs
@@ -30,15 +30,15 @@ def pillow(caller: str) -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        way_out = "Install it with: pip install pillow."
-        raise UnsupportedError(f"{caller} reads images with Pillow, which is not installed. {way_out}") from error
+        install = "Install it with: pip install pillow."
+        raise UnsupportedError(f"{caller} reads images with Pillow, which is not installed. {install}") from error
     return Image
 
 
 def decode(
     path: Path, *, caller: str, max_pixels: int, size: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "row column channel"]:
-    """The pixels of one image file: one channel if the file is grey, otherwise red, green and blue.
+    """The pixels of one image file: one channel if the file is gray, otherwise red, green and blue.
 
     The orientation that a camera noted in the file is applied. Transparency is dropped. Of a JPEG with several pictures
     (MPO, as telephones write it: a depth map, a smaller copy) the first is taken, as by every viewer. A file that is
@@ -78,7 +78,7 @@ def _decoded(
 
 
 def _opened(image_module: Any, file: Path | io.BytesIO) -> Any:
-    """The image, whose header alone has been read; our own limit of its size takes the place of Pillow's."""
+    """Return the image with its header read; our size limit replaces Pillow's."""
     with _OPENING:
         limit = image_module.MAX_IMAGE_PIXELS
         image_module.MAX_IMAGE_PIXELS = None

@@ -25,9 +25,9 @@ from jacmatch.files import UNFINISHED, read, replace
 IMAGES = ("jpg", "jpeg", "png", "webp")
 LABEL = "cls"
 _LABEL_BYTES = 32
-_FORMAT = 2  # of the kept index
+_FORMAT = 2  # of the cached index
 _FIRST_DOT = "All after the first dot of a file's name is its extension: write names without other dots."
-_WAY_OUT = "Write it again, uncompressed, for example with webdataset.TarWriter."
+_REMEDY = "Write it again, uncompressed, for example with webdataset.TarWriter."
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +47,11 @@ class TarIndex:
     labels: Int64[np.ndarray, "sample"]
 
 
-def kept_index(path: Path) -> TarIndex:
+def cached_index(path: Path) -> TarIndex:
     """The index of a tar file, from the user's cache if it was made before.
 
-    It is found again by path, size and time of change of the file. A cache that cannot be written or is damaged is made
-    again and is no error.
+    The key is the file's path, size and modification time. A cache that cannot be written or is damaged is built again
+    and is no error.
 
     Raises:
         InputError: The file is no tar file of samples.
@@ -59,11 +59,11 @@ def kept_index(path: Path) -> TarIndex:
     with reading(path, "a readable file", "Check its permissions."):
         state = path.stat()
     identity = f"{_FORMAT} {path.resolve()} {state.st_size} {state.st_mtime_ns}"
-    kept = cache_folder() / "indices" / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]}.npz"
-    index = _load(kept, state.st_size)
+    file = cache_folder() / "indices" / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]}.npz"
+    index = _load(file, state.st_size)
     if index is None:
         index = make_index(path)
-        _save(kept, index)
+        _save(file, index)
     return index
 
 
@@ -77,7 +77,7 @@ def make_index(path: Path) -> TarIndex:
     samples: dict[str, _Sample] = {}
     last = ""
     with (
-        reading(path, "an uncompressed tar file", _WAY_OUT),
+        reading(path, "an uncompressed tar file", _REMEDY),
         path.open("rb") as raw,
         tarfile.open(fileobj=raw, mode="r:") as tar,
     ):
@@ -157,16 +157,16 @@ def _first(path: Path, taken: str, member: tarfile.TarInfo, extension: str, what
     """Whether a file is used, where the sample may have one of its kind already."""
     plain, other = "." not in extension, "." not in taken
     if taken and plain == other:
-        do = _WAY_OUT if plain else _FIRST_DOT
+        do = _REMEDY if plain else _FIRST_DOT
         raise _wrong(path, member.name, f"one {what} in each sample", f"a second one ({taken} and {extension})", do)
     return not taken or plain
 
 
 def _text(raw: BinaryIO, member: tarfile.TarInfo) -> bytes:
-    place = raw.tell()
+    position = raw.tell()
     raw.seek(member.offset_data)
     text: bytes = raw.read(member.size).strip()
-    raw.seek(place)
+    raw.seek(position)
     return text
 
 
@@ -175,12 +175,12 @@ def _check_end(path: Path, raw: BinaryIO, end: int) -> None:
     raw.seek(end)
     block = raw.read(tarfile.BLOCKSIZE)
     if block.strip(b"\0"):
-        raise InputError(f"{path} must be a whole tar file.", got=f"a damaged header at byte {end:,}", do=_WAY_OUT)
+        raise InputError(f"{path} must be a whole tar file.", got=f"a damaged header at byte {end:,}", do=_REMEDY)
 
 
 def _index(path: Path, samples: dict[str, _Sample]) -> TarIndex:
     if not samples:
-        raise InputError(f"{path} must have samples.", got="none", do=_WAY_OUT)
+        raise InputError(f"{path} must have samples.", got="none", do=_REMEDY)
     for key, sample in samples.items():
         if sample.image is None:
             raise _wrong(path, key, f"an image ({', '.join(IMAGES)}) in each sample", "none")
@@ -194,12 +194,12 @@ def _index(path: Path, samples: dict[str, _Sample]) -> TarIndex:
     return TarIndex(Names.of(list(samples)), offsets, sizes, np.array(labels, dtype=np.int64))
 
 
-def _wrong(path: Path, name: str, rule: str, got: str, do: str = _WAY_OUT) -> InputError:
+def _wrong(path: Path, name: str, rule: str, got: str, do: str = _REMEDY) -> InputError:
     return InputError(f"{path} must have {rule}.", got=f"{got}, at {name!r}", do=do)
 
 
-def _save(kept: Path, index: TarIndex) -> None:
-    """Under a name of its own first: readers see it whole or not at all."""
+def _save(file: Path, index: TarIndex) -> None:
+    """Write the index atomically: readers see a complete file or none."""
     content = io.BytesIO()
     np.savez(
         content,
@@ -210,16 +210,16 @@ def _save(kept: Path, index: TarIndex) -> None:
         labels=index.labels,
     )
     with suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        for orphan in kept.parent.glob(f".{kept.name}.*{UNFINISHED}"):  # of a process that was killed
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for orphan in file.parent.glob(f".{file.name}.*{UNFINISHED}"):  # of a process that was killed
             orphan.unlink(missing_ok=True)
-        replace(kept, content.getbuffer())
+        replace(file, content.getbuffer())
 
 
-def _load(kept: Path, file_size: int) -> TarIndex | None:
-    """The kept index, if it is there, whole, and fits a file of this size."""
+def _load(file: Path, file_size: int) -> TarIndex | None:
+    """Return the cached index if it is complete and fits a file of this size."""
     try:
-        with np.load(io.BytesIO(read(kept.parent, kept)), allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(read(file.parent, file)), allow_pickle=False) as arrays:
             blob, parts = arrays["blob"], [arrays[name] for name in ("ends", "offsets", "sizes", "labels")]
     except Exception:  # numpy raises a different type for each way in which a file can be damaged
         return None
@@ -255,13 +255,13 @@ class Shards:
 
     def name(self, number: int) -> str:
         """SHARD: KEY, the shard as a path from the folder."""
-        shard, place = self._place(number)
-        return f"{self.paths[shard].relative_to(self.folder).as_posix()}: {self.indices[shard].keys[place]}"
+        shard, position = self._position(number)
+        return f"{self.paths[shard].relative_to(self.folder).as_posix()}: {self.indices[shard].keys[position]}"
 
     def size(self, number: int) -> int:
         """Its size in bytes."""
-        shard, place = self._place(number)
-        return int(self.indices[shard].sizes[place])
+        shard, position = self._position(number)
+        return int(self.indices[shard].sizes[position])
 
     def read(self, number: int) -> bytes:
         """Its bytes.
@@ -269,17 +269,17 @@ class Shards:
         Raises:
             InputError: They cannot be read.
         """
-        shard, place = self._place(number)
+        shard, position = self._position(number)
         path, size = self.paths[shard], self.size(number)
         with reading(path, "a readable file", "Check that it is still there."), path.open("rb") as file:
-            file.seek(int(self.indices[shard].offsets[place]))
+            file.seek(int(self.indices[shard].offsets[position]))
             content = file.read(size)
         if len(content) != size:
             rule = f"{path} must stay as it was when its index was made."
             raise InputError(rule, got="a shorter file", do="Leave the data alone while a job runs.")
         return content
 
-    def _place(self, number: int) -> tuple[int, int]:
+    def _position(self, number: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self.starts, number, side="right")) - 1
         return shard, number - int(self.starts[shard])
 
@@ -298,30 +298,30 @@ def load(argument: str, seed: int) -> Data:
     """
     folder, size = parse(argument, "wds")
     name = f"wds:{argument}"
-    train, test = (_found(folder, part) for part in _PARTS)
-    _check_found(folder, train, test)
+    train, test = (_shards_of(folder, part) for part in _PARTS)
+    _check_test_folder(folder, train, test)
     paths = train + test
-    indices = [kept_index(path) for path in paths]
+    indices = [cached_index(path) for path in paths]
     counts = [len(index.labels) for index in indices]
     labels = torch.from_numpy(np.concatenate([index.labels for index in indices]))
     shards = Shards(folder, paths, indices, np.cumsum([0, *counts[:-1]], dtype=np.int64))
     rows = torch.arange(len(labels))
-    kept, held = rows[: sum(counts[: len(train)])], rows[sum(counts[: len(train)]) :]
-    if not len(held):
-        kept, held = split_validation(labels, TEST_SHARE, seed)
-    x = streamed(shards, kept.numpy(), size, name)
+    train_rows, test_rows = rows[: sum(counts[: len(train)])], rows[sum(counts[: len(train)]) :]
+    if not len(test_rows):
+        train_rows, test_rows = split_validation(labels, TEST_SHARE, seed)
+    x = streamed(shards, train_rows.numpy(), size, name)
     whole = Split(x.of(rows.numpy()), labels)
-    return from_splits(name, whole.subset(kept), whole.subset(held))
+    return from_splits(name, whole.subset(train_rows), whole.subset(test_rows))
 
 
-def _found(folder: Path, part: str) -> list[Path]:
+def _shards_of(folder: Path, part: str) -> list[Path]:
     """The tar files of one part, in the order of their names."""
     below = entries(folder / part) if is_dir(folder / part) else []
     beside = [path for path in entries(folder) if path.name.startswith(part)]
     return [path for path in (*beside, *below) if path.name.endswith(".tar") and not is_dir(path)]
 
 
-def _check_found(folder: Path, train: list[Path], test: list[Path]) -> None:
+def _check_test_folder(folder: Path, train: list[Path], test: list[Path]) -> None:
     names = [path.name for path in entries(folder)]
     if not train:
         got = ", ".join(names[:5]) or "an empty folder"

@@ -1,4 +1,4 @@
-"""Images that stay on disk: they are decoded when a row is asked for.
+"""Images that stay on disk: they are decoded when a row is read.
 
 A `Streamed` stands where a `Split` otherwise has the tensor of its inputs. What differs between a folder of files and
 tar shards is a `Source`, which knows where the bytes of image number i are; all else is here.
@@ -44,7 +44,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Streamed:
-    """Images (N, C, H, W) of bytes that are read and decoded each time a row is asked for.
+    """Images (N, C, H, W) of bytes that are read and decoded each time a row is read.
 
     Attributes:
         source: Where the encoded images are.
@@ -85,8 +85,8 @@ class Streamed:
             InputError: An image cannot be read or decoded, is too large, or has another size; the message names it.
         """
         pixels = np.empty((len(rows), *self.image), dtype=np.uint8)
-        for place, row in enumerate(rows.tolist()):
-            pixels[place] = self._decoded(int(self.rows[row]))
+        for position, row in enumerate(rows.tolist()):
+            pixels[position] = self._decoded(int(self.rows[row]))
         return torch.from_numpy(pixels)
 
     def subset(self, rows: Int64[Tensor, "batch"]) -> "Streamed":
@@ -113,8 +113,8 @@ class Streamed:
         for row in self.rows.tolist():
             whole += self.source.size(row)
             digest.update(f"{self.source.name(row)!r} {self.source.size(row)}\n".encode())
-        for place in spread(len(self), len(self) if whole <= _WHOLE else _HASHED).tolist():
-            digest.update(self.source.read(int(self.rows[place])))
+        for position in spread(len(self), len(self) if whole <= _WHOLE else _HASHED).tolist():
+            digest.update(self.source.read(int(self.rows[position])))
         return digest.hexdigest()
 
     def _decoded(self, number: int) -> UInt8[np.ndarray, "channel height width"]:
@@ -126,10 +126,10 @@ class Streamed:
             do = f"Have them resized, for example to 64 × 64: {self.caller}@64."
             raise InputError(f"All images of {self.caller} must be {height} × {width} like the first.", got=got, do=do)
         if pixels.shape[2] > channels:
-            rule = f"All images of {self.caller} must be grey: the first ones that were looked at are."
+            rule = f"All images of {self.caller} must be gray: the first ones that were looked at are."
             raise InputError(rule, got=f"a coloured one, {name}", do="Convert them to one mode.")
         upright: UInt8[np.ndarray, "channel height width"] = pixels.transpose(2, 0, 1)
-        return upright  # a grey image fills all three channels of a colour set
+        return upright  # a gray image fills all three channels of a colour set
 
 
 def spread(total: int, count: int) -> Int64[np.ndarray, "chosen"]:
@@ -148,7 +148,7 @@ def streamed(source: Source, rows: Int64[np.ndarray, "sample"], size: int | None
     """The images of a source, once it is known what they look like.
 
     The size is `size`, or that of the first image. There is one channel if all of up to 64 images, evenly spaced, are
-    grey, otherwise there are three.
+    gray, otherwise there are three.
 
     Args:
         source: Where the encoded images are.
@@ -160,7 +160,7 @@ def streamed(source: Source, rows: Int64[np.ndarray, "sample"], size: int | None
         InputError: One of these images cannot be read.
     """
     target = None if size is None else (size, size)
-    looked_at = [_pixels(source, int(rows[place]), caller, target) for place in spread(len(rows), _LOOKED_AT)]
+    looked_at = [_pixels(source, int(rows[position]), caller, target) for position in spread(len(rows), _LOOKED_AT)]
     height, width = looked_at[0].shape[:2]
     channels = max(pixels.shape[2] for pixels in looked_at)
     return Streamed(source, rows, (channels, height, width), size is not None, caller)
@@ -185,7 +185,7 @@ def check_size(name: str, size: int) -> None:
 
 
 class Names:
-    """Many names in little memory: one string of bytes and the places where they end.
+    """Many names in little memory: one byte string and the offsets where they end.
 
     Args:
         blob: All names, one after the other.
@@ -202,7 +202,7 @@ class Names:
 
     @classmethod
     def of(cls, names: list[str]) -> "Names":
-        """These names; what is no text in a file's name is kept as it is."""
+        """Pack these names; bytes that are not text are preserved."""
         parts = [name.encode("utf-8", "surrogateescape") for name in names]
         return cls(b"".join(parts), np.cumsum([len(part) for part in parts], dtype=np.int64))
 

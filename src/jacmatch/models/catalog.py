@@ -77,7 +77,7 @@ def build(spec: str, outputs: int, shape: Shape, mean: Statistics = None, std: S
             the hidden layers and the activation; `scaled-mlp:64-64-softplus`, which scales its outputs as well;
             `timm:NAME` or `torchvision:NAME`, wrapped in `Normalized`; or `PACKAGE.MODULE:CALLABLE`, which is called
             with those of `outputs` (or `classes`), `shape`, `mean`, `std` that it has as parameters, and must
-            normalise the raw input itself.
+            normalize the raw input itself.
         outputs: Number of outputs, at least 1.
         shape: Shape of one sample.
         mean: Subtracted from the raw input, per channel or one for all.
@@ -128,7 +128,7 @@ def _torchvision(name: str, outputs: int, shape: Shape, mean: Statistics, std: S
 def _wrapped(
     spec: str, create: Callable[[], nn.Module], outputs: int, shape: Shape, mean: Statistics, std: Statistics
 ) -> nn.Module:
-    """A network of another library that normalises inside and is known to take one such sample."""
+    """A network of another library that normalizes inside and is known to take one such sample."""
     try:
         model = Normalized(create(), shape, mean, std)
         with torch.no_grad():

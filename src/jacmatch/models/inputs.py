@@ -32,7 +32,7 @@ class Normalized(nn.Module):
         """Wraps the network.
 
         Args:
-            network: Takes normalised inputs.
+            network: Takes normalized inputs.
             shape: Shape of one sample.
             mean: Subtracted from the raw input, per channel or one for all.
             std: Divides the difference, above 0.
@@ -45,7 +45,7 @@ class Normalized(nn.Module):
         self.network = network
 
     def forward(self, x: Float[Tensor, "batch *input"]) -> Any:
-        """What the network returns for the normalised inputs."""
+        """What the network returns for the normalized inputs."""
         return self.network(standardized(self, x))
 
 
@@ -93,7 +93,7 @@ def standardized(model: nn.Module, x: Float[Tensor, "batch *input"]) -> Float[Te
     """(x − mean)/std with the model's own buffers.
 
     Raises:
-        InputError: If a sample has not the shape that the model was built for; a grey image would otherwise be
+        InputError: If a sample has not the shape that the model was built for; a gray image would otherwise be
             broadcast silently to the three channels of `mean`.
     """
     expected = model.shape

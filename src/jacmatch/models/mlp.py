@@ -36,7 +36,7 @@ class MLP(nn.Module):
         hidden: Sequence[int] = (128, 128),
         activation: str = "silu",
     ) -> None:
-        """Builds the network with He's initialisation (gain 5/3 for tanh) and zero biases.
+        """Builds the network with He's initialization (gain 5/3 for tanh) and zero biases.
 
         Args:
             outputs: Number of outputs, at least 1.
@@ -83,7 +83,7 @@ def mlp(
     hidden: Sequence[int] = (128, 128),
     activation: str = "silu",
 ) -> MLP:
-    """A fully connected network with two hidden layers of 128 and a smooth activation, or as asked; see `MLP`.
+    """A fully connected network with two hidden layers of 128 and a smooth activation; see `MLP`.
 
     Example:
         >>> import torch
@@ -168,7 +168,7 @@ def scaled_mlp(
         inputs: Number of input elements, or the shape of a sample.
         outputs: Number of outputs.
         hidden: Widths of the hidden layers.
-        activation: A name in `ACTIVATIONS`. All but "relu" are smooth: slopes of a ReLU network are constant in pieces.
+        activation: A name in `ACTIVATIONS`. All are smooth but "relu", whose Jacobian is piecewise constant.
         x_mean: Subtracted from the raw inputs: a number for each entry of the first axis, or one for all.
         x_scale: Divides the difference, above 0.
         y_mean: Added to the outputs.

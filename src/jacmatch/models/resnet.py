@@ -40,7 +40,7 @@ class ResNet(nn.Module):
         *,
         widths: tuple[int, int, int, int] = NARROW,
     ) -> None:
-        """Builds the network with He's initialisation.
+        """Builds the network with He's initialization.
 
         Args:
             depth: 6n+2, n ≥ 1.
@@ -116,7 +116,7 @@ class WideResNet(nn.Module):
     def __init__(
         self, depth: int, factor: int, outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None
     ) -> None:
-        """Builds the network with He's initialisation and no dropout.
+        """Builds the network with He's initialization and no dropout.
 
         Args:
             depth: 6n+4, n ≥ 1.
@@ -194,7 +194,7 @@ def _conv3x3(fan_in: int, fan_out: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _initialize(model: nn.Module) -> None:
-    """He's initialisation of the convolutions, from the fan out; a linear layer starts with zero biases."""
+    """He's initialization of the convolutions, from the fan out; a linear layer starts with zero biases."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -35,7 +35,7 @@ class VGG(nn.Module):
     def __init__(
         self, layout: str, outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None
     ) -> None:
-        """Builds the network with He's initialisation.
+        """Builds the network with He's initialization.
 
         The convolutions have no bias: BatchNorm would subtract it again (the paper does not say).
 
@@ -120,10 +120,10 @@ def vgg4(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = 
 
 
 def cnn5(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> VGG:
-    """A teacher for small grey images such as 8×8 digits: 32-32-M-64-64-M, 66 thousand parameters; not from a paper."""
+    """A teacher for small gray images such as 8×8 digits: 32-32-M-64-64-M, 66 thousand parameters; not from a paper."""
     return VGG(CNN5, outputs, shape, mean, std)
 
 
 def cnn3(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> VGG:
-    """A student for small grey images such as 8×8 digits: 16-M-32-M, 5 thousand parameters; not from a paper."""
+    """A student for small gray images such as 8×8 digits: 16-M-32-M, 5 thousand parameters; not from a paper."""
     return VGG(CNN3, outputs, shape, mean, std)

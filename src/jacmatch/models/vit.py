@@ -14,7 +14,7 @@ MOST_PATCHES = 256
 
 
 class VisionTransformer(nn.Module):
-    """A vision transformer with a class token, learned positions and normalisation before each sublayer.
+    """A vision transformer with a class token, learned positions and normalization before each sublayer.
 
     Parameters are named as in timm, whose weights (and DeiT's) of the same patch, width, depth and image size load.
     Attention is `F.scaled_dot_product_attention`: its fused kernels have neither forward mode nor double backward, so
@@ -90,7 +90,7 @@ class VisionTransformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron of fourfold width, each on the normalised tokens and added to them."""
+    """Attention and a two-layer perceptron of fourfold width, each on the normalized tokens and added to them."""
 
     def __init__(self, width: int, heads: int) -> None:
         """Builds the block for tokens of length `width`."""

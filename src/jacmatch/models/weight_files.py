@@ -271,7 +271,7 @@ def _checkpoint(source: Path, head: bytes, size: int) -> Sets:
 
 
 def _unpickled(source: Path, stands: Mapping[str, type]) -> object:
-    """The content, with these classes in the place of those of the names."""
+    """The content, with these classes instead of those named."""
     with torch.serialization.safe_globals([(stand, name) for name, stand in stands.items()]):
         return torch.load(source, map_location="cpu", weights_only=True)
 
@@ -307,7 +307,7 @@ def _unknown_classes(source: Path) -> list[str]:
     """Names of the classes and functions that the restricted unpickler does not know."""
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(source)
-    except Exception:  # said better when the file is read
+    except Exception:  # the reader gives a better message
         return []
 
 

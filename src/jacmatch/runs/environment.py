@@ -1,4 +1,4 @@
-"""Where and with what a run was made."""
+"""The environment of a run: versions, machine, commit."""
 
 import importlib.metadata
 import os
@@ -13,7 +13,7 @@ from typing import Any
 
 _DECIDING = ("jacmatch", "torch", "numpy", "threads", "cuda", "commit")
 """Parts of an environment on which the bits of a result depend."""
-_WARNED: dict[Any, Any] = {}  # where warnings keeps what it has shown
+_WARNED: dict[Any, Any] = {}  # registry of the warnings shown
 
 
 def environment(cuda: str | None = None) -> dict[str, Any]:
@@ -41,31 +41,33 @@ def environment(cuda: str | None = None) -> dict[str, Any]:
 
 
 def threads() -> int | None:
-    """How many threads torch uses on the CPU, None where nobody has imported it.
+    """Return the number of CPU threads of torch; None if torch is not imported.
 
-    The order of sums, and so the last digits of all that is trained, depends on it.
+    The order of summation, and so the last digits of a trained network, depend on it.
     """
     torch = sys.modules.get("torch")
     return None if torch is None else int(torch.get_num_threads())
 
 
 def warn_of_changes(before: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Warns in one line if what is done was made in another environment than that in which it goes on.
+    """Warn in one line if a run goes on in another environment than it was begun in.
 
     Args:
-        before: Of what is done, as `environment` says it, or a part of that.
-        here: In which it goes on.
+        before: The earlier environment, as `environment` returns it, or a part of it.
+        here: The current environment.
     """
     names = [name for name in _DECIDING if name in before and before[name] != here.get(name)]
     if names:
         there, now = (", ".join(f"{name} {given.get(name)}" for name in names) for given in (before, here))
-        said = f"What is done so far was made with {there}; it goes on with {now}."
-        said = f"{said} The result is that of a run without a stop up to rounding, not bit for bit."
-        warnings.warn_explicit(said, UserWarning, "jacmatch", 0, registry=_WARNED)  # one line, once, and no source line
+        message = f"What is done so far was made with {there}; it goes on with {now}."
+        message = f"{message} The result is that of a run without a stop up to rounding, not bit for bit."
+        warnings.warn_explicit(
+            message, UserWarning, "jacmatch", 0, registry=_WARNED
+        )  # one line, once, and no source line
 
 
 def commit(file: Path) -> str | None:
-    """The commit of the checkout that tracks `file`, with "-dirty" if the checkout has changes; None if none does.
+    """Return the commit of the checkout that tracks `file`, with "-dirty" if it has changes; None without one.
 
     A package installed into a project's virtual environment lies inside that project's checkout without being part
     of it, so the file must be tracked.

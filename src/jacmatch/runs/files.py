@@ -14,7 +14,7 @@ from jacmatch.files import inside, read, replace
 _FULL = "Free some space and run the same command again, or choose another --out."
 _CLOSED = "Choose another --out, or make that one writable."
 _LARGEST = 2**28  # of a JSON file that is read
-_WAY_OUT = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EACCES: _CLOSED, errno.EPERM: _CLOSED, errno.EROFS: _CLOSED}
+_REMEDY = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EACCES: _CLOSED, errno.EPERM: _CLOSED, errno.EROFS: _CLOSED}
 
 
 @contextlib.contextmanager
@@ -24,7 +24,7 @@ def disk(folder: Path, deed: str = "written to") -> Iterator[None]:
         yield
     except OSError as error:
         rule = f"The run folder {folder} (`--out`) must be one that can be {deed}."
-        do = _WAY_OUT.get(error.errno or 0, "Choose another --out.")
+        do = _REMEDY.get(error.errno or 0, "Choose another --out.")
         raise InputError(rule, got=f"'{error.strerror or error}'", do=do) from error
 
 

@@ -4,7 +4,7 @@
 - `environment.json`: versions, machine, commit, start; one more entry under `resumed` each time the run goes on.
 - `inputs.json`: fingerprints of what else decides the result, by content; see `runs.identity`.
 - `metrics.jsonl`: one JSON object a line, appended and flushed.
-- Artefacts of the job, and runs inside the run (`seed0/labels/`), each with its own settings and result.
+- Artifacts of the job, and runs inside the run (`seed0/labels/`), each with its own settings and result.
 - `result.json`: written last. A run is finished if and only if it is there.
 
 Every file but `metrics.jsonl` appears whole or not at all. JSON is strict: NaN and infinities are refused.
@@ -172,7 +172,7 @@ class Run:
         if not os.path.isfile(folder / _SETTINGS):  # false also for impossible names
             got = f"a folder without {_SETTINGS}" if os.path.isdir(folder) else "no folder of that name"
             raise InputError(f"{folder} must be a run folder.", got=got, do="Give the --out of an earlier job.")
-        run = _found(folder)
+        run = _stored_run(folder)
         if finished:
             _ = run.result
         return run
@@ -215,10 +215,10 @@ class Run:
         there = self.inputs
         if part not in there:
             write_whole(self.path, INPUTS, encoded({**there, part: dict(here)}, INPUTS))
-        elif found := changed(there[part], here):
+        elif changes := changed(there[part], here):
             rule = f"The run in {self.path} must go on with the {part} that it was begun with."
             do = "Bring back what it was begun with, or choose another --out."
-            raise InputError(rule, got=f"changes in {found}", do=do)
+            raise InputError(rule, got=f"changes in {changes}", do=do)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -247,13 +247,13 @@ class Run:
         if not self.finished:
             do = "Run its command again with the same --out: it goes on where it stopped."
             raise InputError(f"{self.path} must hold a finished run.", got=f"a run without {RESULT}", do=do)
-        found = load(self.path / RESULT)
+        result = load(self.path / RESULT)
         try:
-            check(found, self.job, self.version, self.settings)
+            check(result, self.job, self.version, self.settings)
         except InputError as error:
             rule = f"{self.path / RESULT} must be what its job has written. {error}"
             raise InputError(rule, do="It is damaged, or somebody has changed it: run the job anew.") from error
-        return found
+        return result
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -281,7 +281,7 @@ class Run:
         write_whole(self.path, METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def write_json(self, name: str, value: object) -> Path:
-        """The path of the artefact `name`, written atomically as JSON.
+        """The path of the artifact `name`, written atomically as JSON.
 
         Raises:
             InputError: The name belongs to the run itself or leaves it, a value is not JSON, or the disk refuses.
@@ -289,7 +289,7 @@ class Run:
         return self.write_bytes(name, encoded(value, name))
 
     def write_bytes(self, name: str, data: bytes) -> Path:
-        """The path of the artefact `name`, written atomically.
+        """The path of the artifact `name`, written atomically.
 
         Raises:
             InputError: The name belongs to the run itself or leaves it, or the disk refuses.
@@ -303,7 +303,7 @@ class Run:
         Every job has `job`, `version`, `seed`, `seconds`, `settings`. A training job also has `teacher` and `student`
         (each `accuracy` in [0, 1] or `rmse`, and `parameters`; null for the one that the job does not have),
         `agreement` (`top1`, `jacobian_cosine`, `jacobian_relative_error`, each or all null), `samples_per_second` and
-        `peak_memory_bytes`. Other keys are kept as they are. With `again`, the result of a finished run is replaced.
+        `peak_memory_bytes`. Other keys are stored as they are. With `again`, the result of a finished run is replaced.
 
         Raises:
             InputError: The run is finished (without `again`), a key is missing or out of range, or the disk refuses.
@@ -381,10 +381,10 @@ def _found_in(folder: Path, names: Sequence[str]) -> Run:
     with disk(folder, "read"):
         for name in _OWN:
             check_entry(folder, folder / name)
-    return _found(folder)
+    return _stored_run(folder)
 
 
-def _found(folder: Path) -> Run:
+def _stored_run(folder: Path) -> Run:
     head = load(folder / _SETTINGS)
     if not (
         isinstance(head.get("settings"), dict) and all(isinstance(head.get(key), str) for key in ("job", "version"))
@@ -403,4 +403,4 @@ def _check_name(name: str) -> None:
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise InputError("A name inside a run folder must be letters, digits, '.', '_', '+' and '-'.", got=repr(name))
     if name in _OWN:
-        raise InputError("An artefact must not have the name of a file that the run writes itself.", got=repr(name))
+        raise InputError("An artifact must not have the name of a file that the run writes itself.", got=repr(name))

@@ -194,7 +194,7 @@ def source_of(given: object, depth: int = 3) -> str:
         return "\n".join(_of_class(each) for each in given.__mro__ if _is_users(each))
     if isinstance(given, functools.partial):
         parts = (given.func, *given.args, *given.keywords.items())
-        return "\n".join(_said(part, depth) for part in parts)
+        return "\n".join(_described(part, depth) for part in parts)
     function = inspect.unwrap(given) if callable(given) else given
     function = getattr(function, "__func__", function)
     if not isinstance(function, types.FunctionType):
@@ -203,7 +203,7 @@ def source_of(given: object, depth: int = 3) -> str:
         return ""
     inner = [cell.cell_contents for cell in function.__closure__ or () if _is_full(cell)]
     around = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *inner)
-    return "\n".join([_text_of(function, function.__code__), *(_said(value, depth) for value in around)])
+    return "\n".join([_text_of(function, function.__code__), *(_described(value, depth) for value in around)])
 
 
 def _of_class(given: type) -> str:
@@ -243,12 +243,12 @@ def _is_full(cell: types.CellType) -> bool:
         return False
 
 
-def _said(value: object, depth: int) -> str:
+def _described(value: object, depth: int) -> str:
     """A value that a function uses: plain values as they are, functions by their source, others by their type."""
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return repr(value)
     if isinstance(value, tuple):
-        return f"({', '.join(_said(each, depth) for each in value)})"
+        return f"({', '.join(_described(each, depth) for each in value)})"
     if callable(value) and depth:
         return f"{getattr(value, '__qualname__', type(value).__qualname__)} {source_of(value, depth - 1)}"
     return type(value).__qualname__

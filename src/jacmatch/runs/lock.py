@@ -1,4 +1,4 @@
-"""One process at a time in a run folder: a lock that ends with the process that holds it, however that ends."""
+"""A lock for run folders: one process at a time, released when that process ends for whatever reason."""
 
 import contextlib
 import errno
@@ -14,29 +14,29 @@ from jacmatch.files import check_single, open_regular
 from jacmatch.runs.files import disk
 
 LOCK = ".lock"
-"""The file in the folder; it goes when the lock is given back, and a lock that was left by a killed process is free."""
-_BETWEEN = 0.2  # seconds between two questions whether a folder is free
-_RETRY = 0.05  # seconds for one question: the holder may remove the file in the middle of it
+"""The lock file; it is removed on release, and one left by a killed process is free."""
+_BETWEEN = 0.2  # seconds between two attempts
+_RETRY = 0.05  # seconds of one attempt: the owner may remove the file meanwhile
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)  # of a file system without locks
 
-_held: "weakref.WeakValueDictionary[tuple[str, int], Lock]" = weakref.WeakValueDictionary()
+_locks: "weakref.WeakValueDictionary[tuple[str, int], Lock]" = weakref.WeakValueDictionary()
 
 
 class Lock:
-    """A file that is locked for this process for as long as the object lives; see `try_lock` and `hold`."""
+    """A file that is locked by this process as long as the object lives; see `try_lock` and `hold`."""
 
     def __init__(self, file: Path, lock: Any) -> None:
         self.release = weakref.finalize(self, _release, file, lock, os.getpid())
 
 
 def try_lock(file: Path) -> Lock | None:
-    """Return the lock on a file, which is made if it is not there; None if another process has it.
+    """Lock a file, creating it if needed; return None if another process has the lock.
 
-    `filelock` opens a file that is already there, so it is looked at before: a link, a hard link too, and what is no
-    file are refused. A file system without locks gives a lock that keeps nobody out.
+    `filelock` opens an existing file, so it is checked first: symbolic links, hard links and non-files are refused. On
+    a file system without locks, the lock excludes nobody.
 
     Raises:
-        InputError: The file is one of these.
+        InputError: The file is one of those.
         OSError: The operating system refuses.
     """
     from filelock import FileLock, Timeout  # torch brings it
@@ -54,11 +54,11 @@ def try_lock(file: Path) -> Lock | None:
 
 
 def hold(folder: Path, *, wait: Callable[[], None] | None = None) -> Lock:
-    """The lock of a folder. Within one process it is the same object however often it is asked for.
+    """Acquire the lock of a folder. Within one process it is the same object at every call.
 
     Args:
         folder: An existing folder.
-        wait: Called once if another process has it, before this one waits for its turn; None: that is an error.
+        wait: Called once if another process has the lock, before this one waits; None makes that an error.
 
     Raises:
         InputError: Another process has it, something else has its name, or the disk refuses.
@@ -74,7 +74,7 @@ def hold(folder: Path, *, wait: Callable[[], None] | None = None) -> Lock:
         []
     """
     name = os.path.realpath(folder), os.getpid()
-    before = _held.get(name)
+    before = _locks.get(name)
     if before is not None and before.release.alive:
         return before
     with disk(folder):
@@ -85,9 +85,9 @@ def hold(folder: Path, *, wait: Callable[[], None] | None = None) -> Lock:
             wait()
             wait = _nothing
             time.sleep(_BETWEEN)
-        with contextlib.suppress(OSError):  # a full disk, or Windows, where a locked file is closed to all: who has the
-            _sign(folder / LOCK)  # folder is not said, and it is held all the same
-    _held[name] = lock
+        with contextlib.suppress(OSError):  # on a full disk, or on Windows, where a locked file cannot be written:
+            _sign(folder / LOCK)  # the owner is not recorded, and the lock is valid all the same
+    _locks[name] = lock
     return lock
 
 
@@ -96,7 +96,7 @@ def _nothing() -> None:
 
 
 def _sign(file: Path) -> None:
-    """Writes into the lock who has it."""
+    """Write the process id into the lock file."""
     descriptor = open_regular(file, os.O_WRONLY, single=True)
     try:
         os.ftruncate(descriptor, 0)
@@ -106,7 +106,7 @@ def _sign(file: Path) -> None:
 
 
 def _owner(folder: Path) -> str:
-    """Who says to have the folder."""
+    """The process id in the lock file, for a message."""
     try:
         descriptor = open_regular(folder / LOCK, os.O_RDONLY)
     except OSError:
@@ -117,8 +117,8 @@ def _owner(folder: Path) -> str:
 
 
 def _release(file: Path, lock: Any, process: int) -> None:
-    if os.getpid() != process:  # a copy in a forked process, which never had the lock
+    if os.getpid() != process:  # a forked copy, which never had the lock
         return
     with contextlib.suppress(OSError):
-        file.unlink(missing_ok=True)  # while it is held: a process that has opened it meanwhile opens it anew
+        file.unlink(missing_ok=True)  # while it is locked: a process that has opened it meanwhile opens it again
     lock.release()

@@ -240,9 +240,9 @@ def _student(state: State) -> dict[str, Any]:
 
 
 def _check_memory(state: State, known: list[set[str]]) -> None:
-    """Refuses settings and averages that this optimiser, whose settings have the `known` names, would not have."""
+    """Refuses settings and averages that this optimizer, whose settings have the `known` names, would not have."""
     if [set(group) for group in state.optimizer.param_groups] != known:
-        raise ValueError("settings of another optimiser")
+        raise ValueError("settings of another optimizer")
     kept = {"momentum_buffer"} if state.settings.optimizer == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
     for parameter, entry in state.optimizer.state.items():
         tensors = {name: value for name, value in entry.items() if value is not None}

@@ -18,7 +18,7 @@ class Training:
     """Settings of the training loop.
 
     Attributes:
-        steps: Steps of the optimiser.
+        steps: Steps of the optimizer.
         batch_size: Samples in a batch.
         lr: Learning rate after the warm-up.
         optimizer: `adam` (weight decay as L2 penalty), `adamw` (decoupled weight decay) or `sgd`.
@@ -47,7 +47,7 @@ class Training:
         doctor: Check objective, student and teacher before the first step; see `training.gate`. It changes no result.
         compile: Compile the steps of the objective; see `objectives.CompiledSteps`.
         cuda_graphs: Launch compiled steps as CUDA graphs.
-        shard: Of several processes each keeps a part of weights, gradients and the optimiser's state (FSDP2).
+        shard: Of several processes each keeps a part of weights, gradients and the optimizer's state (FSDP2).
         channels_last: Lay the student's images out with the channels of a pixel side by side while it is trained.
 
     Raises:

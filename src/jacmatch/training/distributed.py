@@ -178,9 +178,9 @@ def distribute(objective: nn.Module, ranks: ProcessGroup, place: torch.device) -
     """The objective as DDP runs it, on its device.
 
     Raises:
-        UnsupportedError: It has BatchNorm that is synchronised between processes, and derivatives by the input.
+        UnsupportedError: It has BatchNorm that is synchronized between processes, and derivatives by the input.
     """
-    without_synchronised_statistics(objective)
+    without_synchronized_statistics(objective)
     with warnings.catch_warnings():
         return DistributedDataParallel(
             Shared(objective, ranks, measured=True),
@@ -194,7 +194,7 @@ def unsynced(model: nn.Module | None, last: bool) -> AbstractContextManager[obje
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
 
 
-def without_synchronised_statistics(objective: nn.Module) -> None:
+def without_synchronized_statistics(objective: nn.Module) -> None:
     """Refuses SyncBatchNorm under slopes.
 
     Raises:
@@ -233,7 +233,7 @@ def sharded(objective: nn.Module, ranks: ProcessGroup, place: torch.device) -> S
     if ranks.size == 1:
         rule = "`shard` of `Training` must have several processes to share the weights between."
         raise InputError(rule, got="one", do="Start more (--devices N, or torchrun).")
-    without_synchronised_statistics(objective)
+    without_synchronized_statistics(objective)
     slopes, weights = getattr(objective, "slopes", None), getattr(getattr(objective, "balance", None), "weights", {})
     asked = any(weights.get(name) for name in _SLOPES)
     if asked and _reverse(objective):
@@ -309,7 +309,7 @@ def whole(state: Any) -> Any:
 
 
 def cut(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of an optimiser that `whole` made, cut up as the parameters of this one are."""
+    """The state of an optimizer that `whole` made, cut up as the parameters of this one are."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     parts = {
         number: {name: _like(value, parameters[number]) for name, value in values.items()}

@@ -1,6 +1,6 @@
 """The doctor at the gate: before its first step, a training is held against its own definition.
 
-The gradient that the optimiser will get is compared, term by term, with central differences of the objective in random
+The gradient that the optimizer will get is compared, term by term, with central differences of the objective in random
 directions of the parameters, on a few samples and in float64 where a copy can be had. Besides: whether the same batch
 gives the same terms twice, whether they are means over the batch that add up, whether the teacher stands still, and
 whether all that is trained is registered. Nothing of the training is changed by it, bit for bit.

@@ -225,7 +225,7 @@ def _loop(
 
 
 def _train_step(state: State, batches: Batches) -> dict[str, Tensor]:
-    """One step of the optimiser. Returns the terms of the loss, still on the device."""
+    """One step of the optimizer. Returns the terms of the loss, still on the device."""
     settings = state.settings
     for group in state.optimizer.param_groups:
         group["lr"] = settings.lr * factor(state.step, settings)

@@ -50,10 +50,10 @@ def before(state: State) -> Before | None:
 
 
 def watched(state: State, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What is told about a step besides its terms, between backward and the step of the optimiser.
+    """What is told about a step besides its terms, between backward and the step of the optimizer.
 
     The norm of the gradient; and, where bad steps are skipped, whether this is one. In fp16 a gradient that the loss
-    scale makes infinite is nothing bad: the scale is lowered, and that step of the optimiser left out.
+    scale makes infinite is nothing bad: the scale is lowered, and that step of the optimizer left out.
     """
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     norm: Any = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -79,7 +79,7 @@ def undo(state: State, saved: Before | None, terms: dict[str, Tensor]) -> None:
     bad = terms[SKIPPED] > 0
     for tensor, value in saved.tensors:
         tensor.copy_(torch.where(bad.to(tensor.device), value, tensor))
-    for tensor in _changed(state):  # the optimiser makes its state, which begins as zeros, in its first step
+    for tensor in _changed(state):  # the optimizer makes its state, which begins as zeros, in its first step
         if id(tensor) not in saved.known:
             tensor.copy_(torch.where(bad.to(tensor.device), torch.zeros_like(tensor), tensor))
 

@@ -44,7 +44,7 @@ FAULTS = {
         ),
         fault(
             "unregistered",
-            "The loss depends on parameters of which the objective does not know; no optimiser moves them.",
+            "The loss depends on parameters of which the objective does not know; no optimizer moves them.",
             "Keep modules in nn.ModuleList or nn.ModuleDict, and tensors in nn.Parameter.",
         ),
         fault(

@@ -40,7 +40,7 @@ def gaussian_noise(
         ids: Number of each sample in its data set.
         seed: Of the draw; the same noise, scaled, for every severity.
         scale: The unit, one number or one for each channel. The standard deviation of the data makes it the noise on
-            normalised inputs.
+            normalized inputs.
 
     Raises:
         InputError: the severity is out of range, or the scales are not one for each channel.

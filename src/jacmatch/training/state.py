@@ -181,7 +181,7 @@ def begin(
     shown: Tensor,
     ranks: ProcessGroup,
 ) -> State:
-    """The objective on its device, distributed where there are several processes, and a fresh optimiser for it."""
+    """The objective on its device, distributed where there are several processes, and a fresh optimizer for it."""
     from lightning_fabric import Fabric  # takes a second, so not before something is trained
 
     student = getattr(objective, "student", None)
