@@ -84,6 +84,7 @@ def test_distill_with_no_more_arguments(capsys):
     assert set(result["agreement"]) == {"top1", "jacobian_cosine", "jacobian_relative_error"}
 
 
+@pytest.mark.ci
 def test_distill_on_arrays_with_the_teacher_of_a_run(as_users_run, data, capsys):
     assert main(["train", "--data", data, "--model", "mlp:12", "--smoke", "--out", "teacher"]) == 0
     words = ["distill", "--data", data, "--teacher", "teacher", "--student", "mlp:4", "--smoke", "--per-class", "0"]
@@ -134,6 +135,7 @@ def test_doctor(capsys):
     assert result["modes"]["training"]["ok"]
 
 
+@pytest.mark.ci
 def test_report(as_users_run, trained, capsys):
     assert main(["distill", "--teacher", "mlp:12", "--student", "mlp:6", "--smoke", "--out", "run"]) == 0
     page = Path("run") / "report.html"
@@ -149,6 +151,7 @@ def test_list(capsys):
     assert "digits" in result["data"]
 
 
+@pytest.mark.ci
 def test_what_a_person_reads(as_users_run, trained, data, capsys):
     def shown(*words):
         capsys.readouterr()

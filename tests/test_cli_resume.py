@@ -34,6 +34,7 @@ def run(words, capsys):
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.ci
 def test_a_run_goes_on_with_the_settings_of_its_folder_and_with_no_others(capsys):
     assert run(f"{TRAIN} --out whole", capsys) == (0, "")
     assert run(f"{TRAIN} --out run --max-steps 3", capsys) == (0, "")
@@ -52,6 +53,7 @@ def test_a_run_goes_on_with_the_settings_of_its_folder_and_with_no_others(capsys
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.ci
 def test_sigterm_saves_and_the_same_command_goes_on(capsys, monkeypatch):
     shown, steps = Progress.training, []
 

@@ -33,6 +33,7 @@ slow, ci = pytest.mark.slow, pytest.mark.ci
         ),
     ],
 )
+@pytest.mark.ci
 def test_the_student_is_that_of_the_live_teacher_bit_for_bit(settings, methods, tmp_path):
     asked = job(tmp_path, **settings)
     built(asked)

@@ -45,6 +45,7 @@ def test_build_check_and_info_say_what_there_is(command):
     assert Cache(action="info", cache=folder / "answers").run()["parts"][0]["fields"] == part["fields"]
 
 
+@pytest.mark.ci
 def test_distill_takes_its_answers_from_there(command, tmp_path):
     folder, _ = command
     live, cached = (

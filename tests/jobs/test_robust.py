@@ -25,6 +25,7 @@ def run(tmp_path_factory):
     return job, folder, job.run(Progress(quiet=True))
 
 
+@pytest.mark.ci
 def test_the_networks_without_a_penalty_get_the_steps_that_it_costs(run):
     _, _, result = run
     steps = {row["method"]: row["steps"] for row in result["variants"]}
@@ -93,6 +94,7 @@ def test_the_network_of_the_run_is_the_first_seed_of_the_last_weight(run):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.ci
 def test_a_stopped_run_goes_on_bit_for_bit(run, tmp_path):
     job, folder, _ = run
     settings = {name: getattr(job, name) for name in SMALL} | {

@@ -247,6 +247,7 @@ def test_shares_out_of_range_are_refused(share):
         Share(share)
 
 
+@pytest.mark.ci
 def test_the_mean_gradient_of_a_random_probe_is_that_of_all_rows():
     """Along the exact gradient, within five standard errors of the mean."""
     network, given = student(), batch()

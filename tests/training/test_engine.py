@@ -43,12 +43,14 @@ def _trained(seed=0, outer=0, settings=Training(steps=12, batch_size=16, augment
     return objective.student.state_dict()
 
 
+@pytest.mark.ci
 def test_the_seed_decides_every_bit_and_nothing_else_does():
     first, again, other = _trained(), _trained(outer=1), _trained(seed=1)
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     assert not torch.equal(first["0.weight"], other["0.weight"])
 
 
+@pytest.mark.ci
 def test_looking_at_the_run_does_not_change_it(tmp_path):
     often = Training(steps=12, batch_size=16, augment=("crop",), validate_every=1, checkpoint_every=1)
     seen = _trained(settings=often, run=cases.begin(tmp_path), validation=cases.images(9), on_step=lambda *_: None)

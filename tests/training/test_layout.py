@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -29,6 +30,7 @@ class Seen(nn.Module):
         return self.network(x)
 
 
+@pytest.mark.ci
 def test_channels_last_is_the_same_training_in_another_layout():
     trained = {}
     for layout in (False, True):

@@ -80,6 +80,7 @@ def test_verlet_conserves_energy_to_second_order_and_runs_backwards():
         verlet(forces, start, steps=0, step=0.1, watch=lambda state: None)
 
 
+@pytest.mark.ci
 def test_samples_have_their_temperature_and_do_not_drift_or_spin():
     temperatures = torch.tensor([0.05, 0.1], dtype=torch.float64).repeat_interleave(300)
     state = thermal(forces, bipyramid().expand(600, -1, -1), temperatures, seed=1, steps=400)

@@ -124,6 +124,7 @@ def test_the_settings_of_a_run_make_it_again_and_a_stopped_one_goes_on(folder, u
         "box",
     ],
 )
+@pytest.mark.ci
 def test_every_way_of_sampling_runs(folder, undrawn, sampling):
     box = "" if "given" in sampling else BOX
     how = f"--sampling {sampling} --slopes jv --jacobian-share 0.3 --methods slopes"

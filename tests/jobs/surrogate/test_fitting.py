@@ -8,6 +8,7 @@ from jacmatch.jobs.surrogate.fitting import fit_surrogate, regression
 
 
 @pytest.mark.usefixtures("as_users_run")
+@pytest.mark.ci
 def test_slopes_say_more_than_values():
     """The same points and steps: the error at other points is less than half."""
     x = torch.rand(8, 2, generator=torch.Generator().manual_seed(0)) * 3
