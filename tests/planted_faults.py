@@ -99,7 +99,7 @@ FAULTS = {
         "tests/jacobian/test_one_mask.py",
     ),
     "one-sided difference": Fault(
-        "jacobian/differences.py",
+        "jacobian/finite_differences.py",
         "difference = function(x + move) - function(x - move)\n        products.append(difference / (2 * ",
         "difference = function(x + move) - function(x)\n        products.append(difference / (1 * ",
         "tests/jacobian/test_differences.py",

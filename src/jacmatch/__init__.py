@@ -34,6 +34,7 @@ from jacmatch.version import __version__
 if TYPE_CHECKING:
     import torch
 
+    from jacmatch.diagnostics import doctor
     from jacmatch.jacobian import (
         AntitheticNoise,
         AttentionPixel,
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
         SampledRows,
         TopClass,
         TopLogit,
-        doctor,
         jacobian,
         jvp,
         unverified,
@@ -124,7 +124,7 @@ __all__ = [
     "vjp",
 ]
 
-_PACKAGES = ("jacobian", "objectives", "teachers")  # which export the names above
+_PACKAGES = ("jacobian", "objectives", "teachers", "diagnostics")  # which export the names above
 
 
 def __getattr__(name: str) -> Any:

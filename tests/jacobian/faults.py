@@ -126,14 +126,14 @@ class Fault:
     Attributes:
         build: Makes the module.
         code: Of the finding. It is a note, not a fault, where the library deals with the matter by itself.
-        way_out: Words in its way out.
+        remedy: Words in its remedy.
         engine: The engine that is right all the same.
         batch: Makes the input.
     """
 
     build: Callable[[], nn.Module]
     code: str
-    way_out: str
+    remedy: str
     engine: str = "none"
     batch: Callable[[], Tensor] = plain
 
@@ -207,7 +207,7 @@ IN_PLACE = {
 }
 
 COUPLED = {
-    name: Fault(layered(function), "couples-samples", "take `jacobian`", "reverse")
+    name: Fault(layered(function), "couples-samples", "use `jacobian`", "reverse")
     for name, function in {
         "by the mean": lambda x, a: a(x - x.mean(0, keepdim=True)),
         "by softmax": lambda x, a: a(x).softmax(0),

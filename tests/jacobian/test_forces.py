@@ -69,7 +69,7 @@ def test_an_error_of_another_kind_is_that_of_the_module():
     def broken(x):
         raise RuntimeError("of its own")
 
-    from jacmatch.jacobian.modes import call
+    from jacmatch.jacobian.modules import call
 
     with torch.no_grad(), pytest.raises(RuntimeError, match="of its own"):
         call(broken, torch.ones(1))

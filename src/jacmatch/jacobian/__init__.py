@@ -1,12 +1,14 @@
-"""Derivatives of networks: products, probes, estimators, readouts and the doctor.
+"""Derivatives of networks: products, probes, estimators and readouts.
 
 Four questions, four modules: *what* is differentiated (`readouts`), *which* products are taken (`estimators`, with
-directions from `probes`), *how* they are computed (`products`, three engines), and whether that is right for a given
-module (`doctor`).
+directions from `probes`), *how* they are computed (`products`, three engines), and whether an engine is right for a
+given module (`verification`; `jacmatch.diagnostics` has the checks of whole networks and objectives).
 """
 
-from jacmatch.jacobian.diagnosis import Diagnosis, Finding
-from jacmatch.jacobian.doctor import doctor
+import importlib
+import warnings
+from typing import Any
+
 from jacmatch.jacobian.engines import gradient_norms
 from jacmatch.jacobian.estimators import (
     ESTIMATORS,
@@ -51,11 +53,9 @@ __all__ = [
     "Context",
     "Cost",
     "DataPairs",
-    "Diagnosis",
     "Engine",
     "Estimator",
     "EveryRow",
-    "Finding",
     "FisherRows",
     "LabelClass",
     "LabelLogit",
@@ -71,7 +71,6 @@ __all__ = [
     "SampledRows",
     "TopClass",
     "TopLogit",
-    "doctor",
     "from_embeddings",
     "gradient_norms",
     "jacobian",
@@ -85,3 +84,13 @@ __all__ = [
     "unverified",
     "vjp",
 ]
+
+_MOVED = ("Diagnosis", "Finding", "doctor")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MOVED:
+        message = f"`jacmatch.jacobian.{name}` is now `jacmatch.diagnostics.{name}`."
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module("jacmatch.diagnostics"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

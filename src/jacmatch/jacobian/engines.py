@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from jacmatch.errors import InputError, UnsupportedError
-from jacmatch.jacobian import differences
+from jacmatch.jacobian import finite_differences
 from jacmatch.jacobian.buffers import buffers_in_training, copies_of, write_buffers
 from jacmatch.jacobian.function import (
     Cotangents,
@@ -23,8 +23,8 @@ from jacmatch.jacobian.function import (
     check_direction,
     replayed,
     replaying,
-    roots_of,
 )
+from jacmatch.jacobian.graph import graph_leaves
 from jacmatch.jacobian.modules import is_trainable, twice_differentiable
 from jacmatch.jacobian.readouts import parts_of
 from jacmatch.jacobian.rules import op_replacements
@@ -109,7 +109,7 @@ def rebuilt_pull(function: Function, x: Tensor, cotangents: Cotangents, chunk_si
 
 def _rebuilt(result: Products, again: Callable[[], Products], leaf: Tensor, by_x: bool) -> Products:
     """The result, whose graph `again` makes when it is needed: to the parameters, and to the leaf if that is x."""
-    roots = [root for root in roots_of(result.values, leaf) if by_x or root is not leaf]
+    roots = [leaf] * by_x + graph_leaves(result.values, before=leaf)
     found: tuple[Tensor, ...] = _Rebuilt.apply(again, tuple(each.detach() for each in result.tensors()), *roots)  # type: ignore[no-untyped-call]
     return result.with_tensors(found)
 
@@ -152,7 +152,7 @@ def _is_trained(function: Function, values: Tensor, leaf: Tensor) -> bool:
     """Whether the values can have a gradient by anything but the leaf."""
     if isinstance(function.module, nn.Module) and is_trainable(function.module):
         return True
-    return len(roots_of(values, leaf)) > 1  # a plain function, or tensors that are trained and not registered
+    return bool(graph_leaves(values, before=leaf))  # a plain function, or tensors that are trained and not registered
 
 
 def _rows(values: tuple[Tensor, ...], leaf: Tensor, v: Tensor, differentiable: bool) -> Tensor:
@@ -242,11 +242,11 @@ def difference_push(function: Function, x: Tensor, tangents: Tensor, step: float
     values_at = replayed(function, x)  # made first: the pass at x moves the generator on
     with twice_differentiable(function.module, function.batch_norm, statistics=True) as frozen:
         values, outputs, features = function(x.clone())
-        sizes = differences.step_sizes(x, tangents) if step is None else step
+        sizes = finite_differences.step_sizes(x, tangents) if step is None else step
         if isinstance(sizes, Tensor) and frozen is None:
             # samples may be coupled (BatchNorm), so all of them must move by one and the same step
             sizes = sizes.mean(1, keepdim=True).expand_as(sizes)
-        products = differences.central(
+        products = finite_differences.central(
             values_at if frozen is None else frozen.replayed(values_at), x, tangents, step=sizes
         )
     return Products(outputs, values, products, features, "differences")

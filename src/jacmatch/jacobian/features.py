@@ -11,8 +11,7 @@ from torch.func import functional_call
 
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
 from jacmatch.jacobian.buffers import replaced_buffers
-from jacmatch.jacobian.modes import call
-from jacmatch.jacobian.modules import Module, preserved_buffers
+from jacmatch.jacobian.modules import Module, call, preserved_buffers
 
 Select = Callable[[Any], Tensor]
 """What picks the outputs out of what a network returned, for example `lambda out: out.logits`."""

@@ -104,21 +104,6 @@ def replayed(function: Function, x: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda z: call(lambda: function(z.clone(), copies_of(start))[0])
 
 
-def roots_of(value: Tensor, x: Tensor) -> list[Tensor]:
-    """The leaves that a value depends on, the parameters above all, and x; what comes before x is left out."""
-    roots, seen, to_see = [x], {x.grad_fn}, [value.grad_fn]
-    while to_see:
-        node = to_see.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", x)  # a node that accumulates the gradient of a leaf
-        if leaf is not x:
-            roots.append(leaf)
-        to_see += [following for following, _ in node.next_functions]
-    return roots
-
-
 def check_direction(name: str, v: Tensor, shape: torch.Size) -> None:
     """Refuses directions whose shape is not (probes, *shape)."""
     if v.dim() < 1 or v.shape[1:] != shape:

@@ -4,7 +4,6 @@ Only float64 allows steps that are so small that no ReLU of a large network swit
 derivative jumps, and a difference across the jump is no derivative.
 """
 
-import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,18 +16,18 @@ from torch import Tensor
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian.buffers import preserved_attributes, preserved_state
 from jacmatch.jacobian.callables import copy_in, modules_of, tensors_of
+from jacmatch.jacobian.finite_differences import (
+    derivative_along,
+    relative_difference,
+    size_of_sum,
+    tolerance_for,
+)
 from jacmatch.jacobian.function import Function, Products, replayed
 from jacmatch.jacobian.modules import Module, twice_differentiable
 from jacmatch.jacobian.readouts import Context, Logits
 
-Trial: TypeAlias = Callable[[Function, Tensor], Products]
+EngineRun: TypeAlias = Callable[[Function, Tensor], Products]
 """One engine with its directions."""
-
-TOLERANCE = 0.02
-"""Relative error above which an engine counts as wrong. Rounding in float32 mostly stays below 10⁻³."""
-
-_ROUGH = 0.2
-"""Uncertainty of a difference from which it is no reference."""
 
 SEED = 0
 
@@ -67,7 +66,7 @@ class Reference:
             if not fine and z.dtype != x.dtype:
                 exact, z, values_at, values = evaluated(function, x, exactly=False)
             direction = direction.to(z.dtype)
-            products, error = along(lambda t: values_at(z + t * direction), fine, z.dtype)
+            products, error = derivative_along(lambda t: values_at(z + t * direction), fine, z.dtype)
         rows = torch.randn((1, *values.shape), generator=generator).to(z)
         factors = torch.tensor([1.0, -0.5], dtype=z.dtype, device=z.device)[: min(count, 2)]
         tangents, several = (factors.view(-1, *[1] * y.dim()) * y for y in (direction, products))
@@ -75,11 +74,13 @@ class Reference:
         moves = float(products.detach().abs().max()) > least * float(values.abs().max())
         return Reference(exact, z, fine, tangents, values, several, rows, error, moves)
 
-    def of_the_values_of(self, trial: Trial) -> "Reference":
+    def of_the_values_of(self, trial: EngineRun) -> "Reference":
         """The reference for an engine that draws other random numbers: differences of its own values."""
         with torch.no_grad(), preserved_state(self.function.module):
             v = self.tangents[0]
-            products, error = along(lambda t: trial(self.function, self.x + t * v).values, self.fine, self.x.dtype)
+            products, error = derivative_along(
+                lambda t: trial(self.function, self.x + t * v).values, self.fine, self.x.dtype
+            )
         factors = torch.tensor([1.0, -0.5], dtype=v.dtype, device=v.device)[: len(self.tangents)]
         return replace(self, products=factors.view(-1, *[1] * products.dim()) * products, uncertainty=error)
 
@@ -115,9 +116,9 @@ class Reference:
         parts = (self.products[:1] * self.rows).flatten(1).view(1, len(self.rows[0]), -1)
         difference = (products * self.tangents[:1]).view(1, len(self.x), -1).sum(2) - parts.sum(2)
         error = float(difference.norm()) / max(float(parts.sum(2).norm()), float(parts.norm()), 1e-30)
-        if error <= self.tolerance or not self.coupled:
-            return error
-        return float(difference.sum().abs()) / size_of_sum(parts)
+        if error > self.tolerance and self.coupled:
+            error = float(difference.sum().abs()) / size_of_sum(parts)
+        return error
 
 
 def plain(module: Module) -> Function:
@@ -244,45 +245,3 @@ def _is_fine(values_at: Callable[[Tensor], Tensor], x: Tensor, here: Tensor, dir
         if int((even & moved).sum()) * 2 >= int(moved.sum()):
             return True
     return False
-
-
-def along(
-    values_at: Callable[[float], Tensor],
-    fine: bool,
-    dtype: torch.dtype,
-    expected: float | None = None,
-    steps: tuple[float, ...] = (1e-9, 1e-7, 1e-5),
-) -> tuple[Tensor, float]:
-    """d/dt of the values at t = 0, and its relative error.
-
-    Two steps are compared, first the smallest, where no kink lies between, then larger ones if rounding spoils those.
-    The first that is as expected is enough. `steps` are those of float64.
-    """
-    best, error = torch.zeros(()), math.inf
-    coarse = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) ** (1 / 3)
-    for h in steps if fine else (coarse, 4 * coarse):
-        near = (values_at(h) - values_at(-h)) / (2 * h)
-        if expected is not None and abs(float(near) - expected) < TOLERANCE / 10 * abs(expected):
-            return near, TOLERANCE / 10
-        far = (values_at(2 * h) - values_at(-2 * h)) / (4 * h)
-        change = relative_difference(near, far) if near.any() else 1.0
-        if change < error:
-            best, error = (4 * near - far) / 3, change
-        if error < TOLERANCE / 10:
-            break
-    return best, error
-
-
-def tolerance_for(error: float, fine: bool) -> float:
-    """The relative error above which something counts as wrong, for a reference with this error; infinite for none."""
-    return max(TOLERANCE if fine else 5 * TOLERANCE, 3 * error) if error < _ROUGH else math.inf
-
-
-def relative_difference(got: Tensor, truth: Tensor) -> float:
-    """‖got − truth‖ ÷ ‖truth‖."""
-    return float((got - truth).norm() / truth.norm().clamp(min=1e-30))
-
-
-def size_of_sum(parts: Tensor) -> float:
-    """The size of a sum: its own, or what it would be without cancellation."""
-    return max(float(parts.sum().abs()), float(parts.norm()), 1e-30)

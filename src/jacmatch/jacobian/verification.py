@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian.callables import key_of, modules_of
+from jacmatch.jacobian.engine_checks import MANY_PARAMETERS, judge, not_finite_at
 from jacmatch.jacobian.engines import difference_push, forward_push, reverse_pull, reverse_push
+from jacmatch.jacobian.findings import UNKNOWN, Verdict, refused
 from jacmatch.jacobian.function import Function
 from jacmatch.jacobian.readouts import Context
-from jacmatch.jacobian.references import Reference, Trial, couples, evaluated, own_copy, replayed_values
-from jacmatch.jacobian.trials import MANY_PARAMETERS, judge, not_finite_at
-from jacmatch.jacobian.verdicts import UNKNOWN, Verdict, refused
+from jacmatch.jacobian.references import EngineRun, Reference, couples, evaluated, own_copy, replayed_values
 
 PUSHES = ("forward", "reverse", "differences")
 """The engines for Jv in the order in which `auto` takes them."""
@@ -66,7 +66,7 @@ class Comparison:
         def tangents(z: Tensor) -> Tensor:
             return reference.tangents.to(z.dtype)
 
-        products: dict[str, Trial] = {
+        products: dict[str, EngineRun] = {
             "vjp": lambda f, z: reverse_pull(f, z, reference.cotangents(z)),
             "forward": lambda f, z: forward_push(f, z, tangents(z)),
             "reverse": lambda f, z: reverse_push(f, z, tangents(z)),
@@ -77,7 +77,7 @@ class Comparison:
 
     def not_finite(self, name: str, x: Tensor) -> Verdict | None:
         """NaN or infinity in what an engine makes of the whole batch, if there is any."""
-        products: dict[str, Trial] = {
+        products: dict[str, EngineRun] = {
             "vjp": lambda f, z: reverse_pull(f, z, lambda y: torch.randn_like(y)[None]),
             "forward": lambda f, z: forward_push(f, z, torch.randn_like(z)[None]),
             "differences": lambda f, z: difference_push(f, z, torch.randn_like(z)[None], None),

@@ -4,8 +4,8 @@ from jacmatch.jobs.cache.command import Cache
 from jacmatch.jobs.catalogue import List
 from jacmatch.jobs.compare import Compare
 from jacmatch.jobs.distill import Distill
+from jacmatch.jobs.doctor import Doctor
 from jacmatch.jobs.evaluate import Evaluate
-from jacmatch.jobs.examine import Doctor
 from jacmatch.jobs.networks import load_student
 from jacmatch.jobs.robust import Robust
 from jacmatch.jobs.surrogate.command import Surrogate

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from jacmatch.datasets import Data, Split
+from jacmatch.diagnostics import benchmark_engines, doctor, report
+from jacmatch.diagnostics.report import FILE
 from jacmatch.errors import UnsupportedError
-from jacmatch.jacobian import doctor
 from jacmatch.jobs import networks, sheet
 from jacmatch.jobs.cache.opening import cached_teachers
 from jacmatch.jobs.distillation_fields import METHODS, TeachingFields
@@ -25,7 +26,7 @@ from jacmatch.objectives import Distillation
 from jacmatch.runs import Run, spread
 from jacmatch.runs.files import load as load_json
 from jacmatch.teachers import ModuleTeacher
-from jacmatch.training import Batches, agreement, engine_trial, find_device
+from jacmatch.training import Batches, agreement, find_device
 from jacmatch.training.distributed import ProcessGroup
 
 ENGINE = "engine.json"
@@ -131,7 +132,7 @@ class Distill(TeachingFields):
         torch.manual_seed(self.seed)
         student = description.build()
         diagnosis = doctor(student.train(), data.train.inputs(torch.arange(min(8, len(data.train)))))
-        run.write_json("doctor.json", {"engine": diagnosis.engine, "ok": diagnosis.ok, "says": str(diagnosis)})
+        run.write_json(FILE, report(diagnosis))
         if diagnosis.engine == "none":
             raise UnsupportedError(f"No derivative engine is right for the student {self.student!r}: {diagnosis}")
 
@@ -146,8 +147,8 @@ class Distill(TeachingFields):
             partners = objective.needs_partners
             size = self.training().batch_size
             batches = Batches(train, size, seed=self.seed, augment=self.augment, partners=partners, device=place)
-            trial = engine_trial(objective.to(place), batches(0))
-            run.write_json(ENGINE, {"engine": trial.engine, "seconds": trial.seconds, "refused": trial.refused})
+            measured = benchmark_engines(objective.to(place), batches(0))
+            run.write_json(ENGINE, vars(measured))
         chosen = None if run.follows else load_json(run.path / ENGINE)["engine"]
         slopes.engine = ProcessGroup.current().broadcast(chosen)
 

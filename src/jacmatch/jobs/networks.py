@@ -13,7 +13,7 @@ from jacmatch.datasets import Data
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.files import inside, read
 from jacmatch.jacobian import output_tensor
-from jacmatch.jacobian.modes import call
+from jacmatch.jacobian.modules import call
 from jacmatch.models import catalog, load_weights, save_weights
 from jacmatch.runs import Run
 from jacmatch.runs.files import load

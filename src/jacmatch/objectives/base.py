@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import gradient_norms
 from jacmatch.jacobian.features import Select, selecting
-from jacmatch.jacobian.modes import set_mode
-from jacmatch.jacobian.trials import meets_once_differentiable
+from jacmatch.jacobian.graph import meets_once_differentiable
+from jacmatch.jacobian.modules import set_mode
 from jacmatch.jacobian.wrappers import check_wrapping
 from jacmatch.losses import JacobianLoss
 from jacmatch.objectives import rules

@@ -21,8 +21,8 @@ from jacmatch.jacobian import (
     push,
     run,
 )
+from jacmatch.jacobian.graph import meets_once_differentiable
 from jacmatch.jacobian.readouts import with_class_dim
-from jacmatch.jacobian.trials import meets_once_differentiable
 from jacmatch.objectives import rules
 from jacmatch.objectives.points import Batch, Point
 from jacmatch.objectives.terms import exact_values

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import AttentionMaps, BatchNormPolicy, Context, Readout, pull, run
 from jacmatch.jacobian.features import selecting
-from jacmatch.jacobian.modes import set_mode
+from jacmatch.jacobian.modules import set_mode
 from jacmatch.losses import JacobianLoss, attention_map, attention_transfer, match_sizes
 from jacmatch.models import FirstOutputs
 from jacmatch.objectives import rules

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacmatch.errors import InputError, UnsupportedError
-from jacmatch.jacobian import differences
+from jacmatch.jacobian import finite_differences
 from jacmatch.teachers.base import (
     Answer,
     Question,
@@ -68,7 +68,7 @@ class AnalyticTeacher:
                 return Answer(outputs, values_of(question, outputs))
             tangents = fitting_tangents(question, x)
             if question.step is not None:
-                pairs = differences.central(
+                pairs = finite_differences.central(
                     lambda z: values_of(question, self._outputs(z)), x, tangents, step=question.step
                 )
                 return Answer(outputs, values_of(question, outputs), pairs)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacmatch.errors import InputError, UnsupportedError
-from jacmatch.jacobian import differences
+from jacmatch.jacobian import finite_differences
 from jacmatch.teachers.base import (
     Answer,
     Question,
@@ -80,7 +80,7 @@ class BlackBoxTeacher:
             products = None
             if question.tangents is not None:
                 tangents = fitting_tangents(question, x)
-                products = differences.central(
+                products = finite_differences.central(
                     lambda z: values_of(question, self._outputs(z)), x, tangents, step=question.step
                 )
             return Answer(outputs, values_of(question, outputs), products)

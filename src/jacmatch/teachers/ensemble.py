@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacmatch.errors import InputError, UnsupportedError
-from jacmatch.jacobian import Logits, differences
+from jacmatch.jacobian import Logits, finite_differences
 from jacmatch.teachers.base import (
     Answer,
     Question,
@@ -87,7 +87,7 @@ class EnsembleTeacher:
     def _differences(self, x: Tensor, question: Question) -> Answer:
         """Antithetic differences of the readout of the mean; that of the members' differences is another number."""
         outputs, _ = self._mean(x, Question())
-        products = differences.central(
+        products = finite_differences.central(
             lambda z: values_of(question, self._mean(z, Question())[0]),
             x,
             fitting_tangents(question, x),

@@ -8,7 +8,7 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian import Context, pull, push
 from jacmatch.jacobian.features import Select, selecting
 from jacmatch.jacobian.function import Function
-from jacmatch.jacobian.modes import check_evaluates, set_mode
+from jacmatch.jacobian.modules import check_evaluates, set_mode
 from jacmatch.jacobian.verification import warnings_for_errors
 from jacmatch.teachers.base import Answer, Own, Question, fitting_tangents, frozen_pass, kept
 

@@ -19,7 +19,6 @@ from jacmatch.training.data import AUGMENTATIONS, Batches, augment
 from jacmatch.training.evaluation import agreement, calibration, evaluate, find_device
 from jacmatch.training.loop import Fitted, fit
 from jacmatch.training.shifts import SHIFTS, evaluate_under_shifts, shifted
-from jacmatch.training.trial import Trial, engine_trial
 
 __all__ = [
     "AUGMENTATIONS",
@@ -31,11 +30,9 @@ __all__ = [
     "Batches",
     "Fitted",
     "Training",
-    "Trial",
     "agreement",
     "augment",
     "calibration",
-    "engine_trial",
     "evaluate",
     "evaluate_under_shifts",
     "factor",

@@ -44,7 +44,7 @@ class Training:
         workers: Threads that read and decode data which is not on the device; 0 reads in the loop itself.
         prefetch: How many batches they are ahead. Neither changes a result.
         resident_mib: A streamed set that decoded fills no more MiB is read into memory once.
-        doctor: Check objective, student and teacher before the first step; see `training.gate`. It changes no result.
+        doctor: Run `jacmatch.diagnostics.preflight_check` before the first step. It changes no result.
         compile: Compile the steps of the objective; see `objectives.CompiledSteps`.
         cuda_graphs: Launch compiled steps as CUDA graphs.
         shard: Of several processes each keeps a part of weights, gradients and the optimizer's state (FSDP2).

@@ -1,8 +1,6 @@
 """How good a network is, how well it knows that, and how far it agrees with its teacher in value and in Jacobian."""
 
-import contextlib
 import math
-from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int64
@@ -12,7 +10,7 @@ from torch.nn import functional
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.jacobian import jacobian, output_tensor, probes
-from jacmatch.jacobian.modes import call, set_mode
+from jacmatch.jacobian.modules import call, in_mode
 from jacmatch.teachers import Question, Teacher
 from jacmatch.training.data import in_order
 
@@ -72,7 +70,7 @@ def evaluate(module: nn.Module, split: Split, *, batch_size: int = 500, device: 
         raise InputError("`split` of `evaluate` must have samples.", got="an empty split")
     place = find_device(device)
     parts = []  # summed on the device: one wait at the end
-    with _evaluating(module.to(place)), torch.no_grad():
+    with in_mode(module.to(place), training=False), torch.no_grad():
         for x, y in in_order(split, batch_size, place):
             outputs = output_tensor(call(module, x))
             if y.is_floating_point():
@@ -121,7 +119,7 @@ def calibration(
     place = find_device(device)
     gaps = torch.zeros(bins, dtype=torch.float64, device=place)
     finite = torch.ones((), dtype=torch.bool, device=place)
-    with _evaluating(module.to(place)), torch.no_grad():
+    with in_mode(module.to(place), training=False), torch.no_grad():
         for x, y in in_order(split, batch_size, place):
             sure, top = output_tensor(call(module, x)).double().softmax(1).max(1)
             finite &= sure.isfinite().all()
@@ -170,7 +168,7 @@ def agreement(
         got = f"samples={samples}, {len(split)} rows"
         raise InputError("`agreement` needs at least one sample.", got=got)
     place = next((p.device for p in student.parameters()), split.x.device)
-    with _evaluating(student):
+    with in_mode(student, training=False):
         top1 = None if split.y.is_floating_point() else _top1(student, teacher, split, batch_size, place)
         first = probes.permutation(0, torch.zeros(1, dtype=torch.int64), 0, len(split))[0][:samples]
         cosine, error = _slopes(student, teacher, split, first, place)
@@ -236,15 +234,3 @@ def _check_outputs(outputs: Tensor, shape: tuple[int, ...], whose: str) -> None:
     if tuple(outputs.shape) != shape:
         rule = f"The network's outputs must have the shape of {whose}, {shape}."
         raise InputError(rule, got=tuple(outputs.shape), do="Build it with the right number of outputs.")
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the block; then each part is in the mode that it was in."""
-    before = [(part, part.training) for part in module.modules()]
-    set_mode(module, training=False)
-    try:
-        yield
-    finally:
-        for part, training in before:
-            part.training = training

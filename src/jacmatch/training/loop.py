@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from jacmatch.datasets import Split
 from jacmatch.objectives import CompiledSteps
 from jacmatch.runs import Run
-from jacmatch.training import checkpoints, gate, not_finite
+from jacmatch.training import checkpoints, checks, not_finite
 from jacmatch.training.checkpoints import check_finite, resume
 from jacmatch.training.configuration import Training, ema_decay, factor
 from jacmatch.training.data import Batches, resident
@@ -145,7 +145,7 @@ def fit(
     Raises:
         InputError: The device or precision is not to be had, the checkpoint is another run's, the disk refuses, or the
             loss or a weight is no longer finite; the last good checkpoint is kept.
-        UnsupportedError: The doctor has found a fault before the first step.
+        UnsupportedError: The pre-flight check found a fault.
         KeyboardInterrupt: On Ctrl-C or SIGTERM, once the step is done and a checkpoint is saved; at once on the second.
 
     Example:
@@ -170,7 +170,7 @@ def fit(
             resume(state, run)
         held_out = None if validation is None else resident(validation, place, settings.resident_mib * 2**20)
         with closing(batches), not_finite.named(state, batches, run):
-            gate.guard(state, batches, run)
+            checks.check_before_training(state, batches, run)
             _loop(state, batches, held_out, run, on_step, interrupted)
         state.gather()
         check_finite(objective, checkpoints.remedy(state))
@@ -243,7 +243,7 @@ def _train_step(state: State, batches: Batches) -> dict[str, Tensor]:
         for name, value in values.items():
             share = value.detach() if settings.accumulate == 1 else value.detach() / settings.accumulate
             sums[name] = sums[name] + share if name in sums else share
-    gate.agree(state)
+    checks.check_after_backward(state)
     sums |= not_finite.watched(state, sums)
     if settings.clip is not None:
         state.fabric.clip_gradients(state.model, state.optimizer, max_norm=settings.clip, error_if_nonfinite=False)

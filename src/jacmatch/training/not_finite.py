@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from jacmatch.diagnostics.isolation import rows_of
 from jacmatch.errors import InputError
 from jacmatch.jacobian.engines import parameter_gradients
 from jacmatch.runs import CHECKPOINT, Run
 from jacmatch.training import checkpoints
 from jacmatch.training.data import Batch, Batches
 from jacmatch.training.metrics import GRADIENT, SKIPPED, Bad, NotFinite
-from jacmatch.training.rehearsal import rows_of
 from jacmatch.training.state import State
 
 _SHOWN = 10  # samples that a message names

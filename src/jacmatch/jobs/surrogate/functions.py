@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from jacmatch import datasets
 from jacmatch.datasets.files import in_one_line
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
-from jacmatch.jacobian import differences, products
+from jacmatch.jacobian import finite_differences, products
 from jacmatch.jobs.surrogate.answers import OURS, checked, finite
 from jacmatch.models import catalog
 
@@ -115,7 +115,7 @@ class Function:
             return said[-1]
 
         v = torch.diag(self.units)[:, None, :].expand(-1, len(x), -1)
-        slopes = differences.central(ask, x, v, step=h)  # by unit of each input; first x + hv, then x − hv
+        slopes = finite_differences.central(ask, x, v, step=h)  # by unit of each input; first x + hv, then x − hv
         sides = torch.stack([plus - 2 * y + minus for plus, minus in zip(said[::2], said[1::2], strict=True)]) / h
         rounding = 8 * self.precision * y.abs().amax(0) / h
         bent = (sides.abs() > BENDS * slopes.abs().amax((0, 1)) + rounding).any(2).any(0)

@@ -7,7 +7,7 @@ import torch
 
 from jacmatch.errors import UnsupportedError
 from jacmatch.training import Training
-from jacmatch.training.gate import agree
+from jacmatch.training.checks import check_after_backward
 
 from . import cases
 
@@ -18,7 +18,7 @@ def _one_of_two(rank, file, apart, said):
     objective.student.weight.grad = torch.full_like(objective.student.weight, 1.0 + apart * rank)
     state = SimpleNamespace(settings=Training(doctor=True), step=0, objective=objective)
     try:
-        agree(state)
+        check_after_backward(state)
     except UnsupportedError as error:
         said.put(str(error))
     else:

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from tests.jacobian.sound import SOUND
 from torch import nn
 
-from jacmatch.jacobian import doctor
+from jacmatch.diagnostics import doctor
 from jacmatch.models import CATALOG, build
-
-from .sound import SOUND
 
 NOTES = {"batch-norm-couples", "dropout", "differences-inaccurate", "rounding"}
 """What may be said of a sound module."""

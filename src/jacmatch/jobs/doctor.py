@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from jacmatch.diagnostics import doctor, report
 from jacmatch.errors import InputError
-from jacmatch.jacobian import doctor
 from jacmatch.jobs import networks
 from jacmatch.jobs.fields import JobFields
 from jacmatch.jobs.own_data import data_for
@@ -45,13 +45,7 @@ class Doctor(JobFields):
         for mode in ("training", "evaluation"):
             network.train(mode == "training").requires_grad_(True)
             diagnosis = doctor(network, x, seed=self.seed)
-            modes[mode] = {
-                "engine": diagnosis.engine,
-                "ok": diagnosis.ok,
-                "engines": diagnosis.engines,
-                "findings": [finding.__dict__ for finding in diagnosis.findings],
-                "says": str(diagnosis),
-            }
+            modes[mode] = report(diagnosis)
         result = {
             "job": "doctor",
             "version": __version__,

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from jacmatch.diagnostics.isolation import Batch
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian import Engine, gradient_norms, preserved_buffers
 from jacmatch.objectives import Distillation
-from jacmatch.training.data import Batch
 
 _ENGINES: tuple[Engine, ...] = ("forward", "reverse")
 
 
 @dataclass(frozen=True)
-class Trial:
+class EngineBenchmark:
     """What a trial has found.
 
     Attributes:
@@ -32,7 +32,7 @@ class Trial:
     refused: dict[str, str] = field(default_factory=dict)
 
 
-def engine_trial(objective: Distillation, batch: Batch, *, rounds: int = 5) -> Trial:
+def benchmark_engines(objective: Distillation, batch: Batch, *, rounds: int = 5) -> EngineBenchmark:
     """The fastest engine for directions on the input side, by the time of a step: terms and gradient.
 
     The engines take turns, each after one step that is not timed. Differences are no contestant: they are as fast, but
@@ -64,7 +64,7 @@ def engine_trial(objective: Distillation, batch: Batch, *, rounds: int = 5) -> T
     for engine in _ENGINES:
         if engine in medians and medians[engine] == min(medians.values()):
             best = engine
-    return Trial(best, medians, refused)
+    return EngineBenchmark(best, medians, refused)
 
 
 def _step(objective: Distillation, batch: Batch, engine: Engine) -> float:

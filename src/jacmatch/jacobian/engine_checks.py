@@ -12,25 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import UnsupportedError
-from jacmatch.jacobian import verdicts
+from jacmatch.jacobian import findings
 from jacmatch.jacobian.buffers import preserved_attributes, preserved_buffers, preserved_state
 from jacmatch.jacobian.callables import modules_of, tensors_of
 from jacmatch.jacobian.engines import parameter_gradients, reverse_pull
-from jacmatch.jacobian.function import Function, Products, replayed, roots_of
-from jacmatch.jacobian.modules import Module
-from jacmatch.jacobian.references import (
-    SEED,
+from jacmatch.jacobian.findings import Verdict
+from jacmatch.jacobian.finite_differences import (
     TOLERANCE,
-    Reference,
-    Trial,
-    along,
-    plain,
+    derivative_along,
     relative_difference,
-    replayed_values,
     size_of_sum,
     tolerance_for,
 )
-from jacmatch.jacobian.verdicts import Verdict
+from jacmatch.jacobian.function import Function, Products, replayed
+from jacmatch.jacobian.graph import graph_leaves, meets_once_differentiable
+from jacmatch.jacobian.modules import Module
+from jacmatch.jacobian.references import SEED, EngineRun, Reference, plain, replayed_values
 
 MANY_PARAMETERS = 2_000_000
 """From here on a network is large, and its engines are compared on fewer samples and directions."""
@@ -45,13 +42,13 @@ _CERTAIN_IN_OWN_TYPE = 0.5
 """Error from which an engine is wrong for certain where float64 cannot be had."""
 
 
-def not_finite_at(name: str, trial: Trial, module: Module, x: Tensor) -> Verdict | None:
+def not_finite_at(name: str, trial: EngineRun, module: Module, x: Tensor) -> Verdict | None:
     """NaN or infinity in what an engine makes of finite values, if there is any: at zeros, mostly."""
     try:
         with preserved_buffers(module):
             products = _reseeded(trial)(plain(module), x).products
             if not torch.isfinite(products).all():
-                return verdicts.not_finite(f"Engine '{name}' returns NaN or Inf although the outputs are finite.")
+                return findings.not_finite(f"Engine '{name}' returns NaN or Inf although the outputs are finite.")
             parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
             trained = [parameter for parameter in parameters if parameter.requires_grad]
             gradients = parameter_gradients(products.square().sum(), trained) if trained else []
@@ -59,12 +56,12 @@ def not_finite_at(name: str, trial: Trial, module: Module, x: Tensor) -> Verdict
         return None  # `judge` says what that is
     if _all_finite(gradients):
         return None
-    return verdicts.not_finite(f"The parameter gradient of a penalty by engine '{name}' is NaN or Inf.")
+    return findings.not_finite(f"The parameter gradient of a penalty by engine '{name}' is NaN or Inf.")
 
 
 def judge(
     name: str,
-    trial: Trial,
+    trial: EngineRun,
     function: Function,
     x: Tensor,
     reference: Reference,
@@ -103,15 +100,15 @@ def judge(
             second = _judge_gradient(name, seeded, own, exact, function, reference, z)
             return replace(second, findings=(*verdict.findings, *second.findings))
     except UnsupportedError as failure:
-        return verdicts.refused(name, failure, moves=reference.moves)
+        return findings.refused(name, failure, moves=reference.moves)
     except (RuntimeError, NotImplementedError, AssertionError) as failure:
         reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0][:200]
         if "once_differentiable" in reason or "not implemented" in reason:
-            return verdicts.once(reason.rstrip("."))
-        return verdicts.fails(name, reason)
+            return findings.once(reason.rstrip("."))
+        return findings.fails(name, reason)
 
 
-def _reseeded(trial: Trial) -> Trial:
+def _reseeded(trial: EngineRun) -> EngineRun:
     """The trial with the random numbers and the buffers that the reference saw: dropout has one mask everywhere."""
 
     def seeded(function: Function, x: Tensor) -> Products:
@@ -136,7 +133,7 @@ def _other_outputs(reference: Reference) -> Verdict | None:
         return None
     if relative_difference(ordinary(SEED + 1), values) > 1e-9 or relative_difference(ordinary(SEED), values) > 1e-9:
         return None  # the masks of a fused operator are others, or nothing is the same twice
-    return verdicts.other_outputs(error)
+    return findings.other_outputs(error)
 
 
 def _judge_product(name: str, own: Products, exact: Products, reference: Reference, of_rows: bool) -> Verdict:
@@ -144,18 +141,18 @@ def _judge_product(name: str, own: Products, exact: Products, reference: Referen
     comparable = torch.allclose(own.values.double(), exact.values.double(), rtol=1e-2, atol=1e-4)
     judged = own if name == "differences" and comparable else exact
     if not torch.isfinite(judged.products).all():
-        return verdicts.not_finite(f"Engine '{name}' returns NaN or Inf although the outputs are finite.")
+        return findings.not_finite(f"Engine '{name}' returns NaN or Inf although the outputs are finite.")
     if not reference.moves and reference.fine and float(judged.products.detach().abs().max()) > _STILL * _scale(own):
-        return verdicts.not_zero(name)
+        return findings.not_zero(name)
     error = reference.error(judged.products, of_rows=of_rows)
     if reference.moves and (not error <= reference.tolerance or not judged.products.any()):
-        return verdicts.wrong(name, judged.products, error, certain=_is_certain(reference, error))
+        return findings.wrong(name, judged.products, error, certain=_is_certain(reference, error))
     if judged is own or not reference.moves or not comparable:
         return _right(reference)
     error = relative_difference(own.products.detach().double(), exact.products.detach().double())
     if error <= reference.tolerance:
         return _right(reference)
-    return verdicts.rounded(f"Engine '{name}'", own.products.dtype, error)
+    return findings.rounded(f"Engine '{name}'", own.products.dtype, error)
 
 
 def _scale(products: Products) -> float:
@@ -163,7 +160,7 @@ def _scale(products: Products) -> float:
 
 
 def _right(reference: Reference) -> Verdict:
-    return verdicts.RIGHT if reference.moves and reference.tolerance < 1 else verdicts.UNKNOWN
+    return findings.RIGHT if reference.moves and reference.tolerance < 1 else findings.UNKNOWN
 
 
 def _is_certain(reference: Reference, error: float) -> bool:
@@ -178,7 +175,7 @@ def _is_certain(reference: Reference, error: float) -> bool:
 
 
 def _judge_gradient(
-    name: str, trial: Trial, own: Products, exact: Products, function: Function, reference: Reference, x: Tensor
+    name: str, trial: EngineRun, own: Products, exact: Products, function: Function, reference: Reference, x: Tensor
 ) -> Verdict:
     """Compares ∂/∂θ ‖product‖² in random directions of θ with differences of ‖product‖² itself."""
     parameters = _trained(reference.function, exact.values, x)
@@ -186,10 +183,10 @@ def _judge_gradient(
         return _right(reference)
     penalty = exact.products.square().sum()
     if meets_once_differentiable(penalty):
-        return verdicts.once("its backward is marked once_differentiable")
+        return findings.once("its backward is marked once_differentiable")
     gradients = parameter_gradients(penalty, parameters)
     if not _all_finite(gradients):
-        return verdicts.not_finite(f"The parameter gradient of a penalty by engine '{name}' is NaN or Inf.")
+        return findings.not_finite(f"The parameter gradient of a penalty by engine '{name}' is NaN or Inf.")
     steps = _STEPS_OF_DIFFERENCES if name == "differences" else _STEPS
     generator, state = torch.Generator().manual_seed(1), _right(reference)
     least = (1e-6 if reference.fine else 1e-2) * float(penalty.detach())
@@ -199,25 +196,25 @@ def _judge_gradient(
         expected, size = _slope(gradients, moves)
         penalty_at = _penalties(trial, parameters, moves, reference)
         with torch.no_grad():
-            truth, uncertainty = along(penalty_at, reference.fine, reference.x.dtype, expected, steps)
+            truth, uncertainty = derivative_along(penalty_at, reference.fine, reference.x.dtype, expected, steps)
         error = abs(expected - float(truth)) / max(abs(float(truth)), size, least)
         tolerance = _gradient_tolerance(reference, uncertainty)
         if tolerance > 1:
-            state = verdicts.UNKNOWN
+            state = findings.UNKNOWN
         elif not error <= tolerance:
             held = not _ordinary_gradient_is_right(exact, parameters, moves, reference) and _rows_are_right(reference)
             none = all(gradient is None for gradient in gradients)
             if held and not none and name != "differences":
-                return verdicts.HELD
+                return findings.HELD
             certain = not held and reference.fine and _steps_agree(penalty_at, float(truth), expected, steps)
             if none:
-                return verdicts.without_parameters(name, certain=certain)
-            return verdicts.wrong_gradient(name, error, certain=certain)
+                return findings.without_parameters(name, certain=certain)
+            return findings.wrong_gradient(name, error, certain=certain)
     return state if own is exact or name == "differences" else _rounding(name, own, function, gradients, state)
 
 
 def _judge_gradient_of_zero(
-    name: str, trial: Trial, exact: Products, reference: Reference, x: Tensor
+    name: str, trial: EngineRun, exact: Products, reference: Reference, x: Tensor
 ) -> Verdict | None:
     """Whether products that are zero here have a parameter gradient that is not that of their differences.
 
@@ -241,14 +238,14 @@ def _judge_gradient_of_zero(
                     sums.append(float((trial(reference.function, reference.x).products * weights).sum()))
             found.append((sums[0] - sums[1]) / (2 * h))
     apart = min(abs(each - expected) for each in found)
-    return verdicts.wrong_gradient(name, apart / abs(expected), certain=True) if apart > abs(expected) / 3 else None
+    return findings.wrong_gradient(name, apart / abs(expected), certain=True) if apart > abs(expected) / 3 else None
 
 
 def _trained(function: Function, values: Tensor, x: Tensor) -> list[Tensor]:
     """What is trained: parameters, and what else the graph of the values ends in besides x."""
     used = [*modules_of(function.module), *modules_of(function.readout)]
     registered = [p for module in used for p in module.parameters()] + tensors_of(function.module)
-    leaves = roots_of(values, x) if values.grad_fn is not None else []
+    leaves = graph_leaves(values, before=x)
     every = {id(each): each for each in (*registered, *leaves) if each.requires_grad and each.is_leaf and each is not x}
     return [each for each in every.values() if each.is_floating_point()]
 
@@ -271,7 +268,7 @@ def _rounding(name: str, own: Products, function: Function, exact: list[Tensor |
     error = relative_difference(mine, sharp)
     if error <= 5 * TOLERANCE:
         return right
-    return verdicts.rounded(f"The parameter gradient of a penalty by engine '{name}'", own.products.dtype, error)
+    return findings.rounded(f"The parameter gradient of a penalty by engine '{name}'", own.products.dtype, error)
 
 
 def _step(parameter: Tensor) -> Tensor:
@@ -286,7 +283,7 @@ def _slope(gradients: list[Tensor | None], moves: list[Tensor]) -> tuple[float, 
 
 
 def _penalties(
-    trial: Trial, parameters: list[Tensor], moves: list[Tensor], reference: Reference
+    trial: EngineRun, parameters: list[Tensor], moves: list[Tensor], reference: Reference
 ) -> Callable[[float], Tensor]:
     """The penalty as a function of the step along a move of the parameters, which come back after each call."""
 
@@ -327,7 +324,7 @@ def _ordinary_gradient_is_right(
             with _moved(parameters, moves, step):
                 return (values_at(reference.x) * reference.rows[0]).sum()
 
-        truth, uncertainty = along(at, reference.fine, reference.x.dtype)
+        truth, uncertainty = derivative_along(at, reference.fine, reference.x.dtype)
     error = abs(expected - float(truth)) / max(abs(float(truth)), size)
     return error <= (max(1e-5, 3 * uncertainty) if reference.fine else tolerance_for(uncertainty, False))
 
@@ -363,17 +360,3 @@ def _steps_agree(
 
 def _all_finite(gradients: list[Tensor | None]) -> bool:
     return all(bool(torch.isfinite(gradient).all()) for gradient in gradients if gradient is not None)
-
-
-def meets_once_differentiable(loss: Tensor) -> bool:
-    """Whether a backward marked `once_differentiable` is in the graph: autograd steps over it without a word."""
-    nodes, seen = [loss.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        if node.name().endswith("autograd::Error"):
-            return True
-        seen.add(node)
-        nodes += [following for following, _ in node.next_functions]
-    return False

@@ -5,9 +5,10 @@ from torch import nn
 from torch.autograd import Function
 
 from jacmatch.datasets import Split
+from jacmatch.diagnostics import benchmark_engines
 from jacmatch.jacobian import RandomInputs
 from jacmatch.objectives import Distillation
-from jacmatch.training import Batches, engine_trial
+from jacmatch.training import Batches
 
 
 class Slow(Function):
@@ -60,7 +61,7 @@ class Layer(nn.Module):
 
 def trial(function, monkeypatch, slow=""):
     monkeypatch.setattr(Slow, "slow", slow)
-    monkeypatch.setattr("jacmatch.training.trial.time.perf_counter", lambda: Slow.clock)
+    monkeypatch.setattr("jacmatch.diagnostics.engine_benchmark.time.perf_counter", lambda: Slow.clock)
     torch.manual_seed(0)
     student = nn.Sequential(
         nn.Linear(4, 8), nn.BatchNorm1d(8), Layer(function), nn.Tanh(), nn.Dropout(), nn.Linear(8, 3)
@@ -70,7 +71,7 @@ def trial(function, monkeypatch, slow=""):
     split = Split(torch.rand(16, 4), torch.arange(16) % 3)
     before = {name: value.clone() for name, value in student.state_dict().items()}
     state, numbers = objective.get_extra_state(), torch.get_rng_state()
-    found = engine_trial(objective, Batches(split, 8, seed=0)(0), rounds=3)
+    found = benchmark_engines(objective, Batches(split, 8, seed=0)(0), rounds=3)
     assert torch.equal(torch.get_rng_state(), numbers)
     assert objective.get_extra_state() == state
     assert (objective.every, objective.measure_every, objective.slopes.engine) == (3, 100, "auto")

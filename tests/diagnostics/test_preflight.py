@@ -8,18 +8,17 @@ from dataclasses import dataclass
 import pytest
 import torch
 from tests.jacobian.faults import Applied, Counts, Once, WithoutTangent, cut_square, linear, side_by_side, square
+from tests.training import cases
 from torch import nn
 from torch.nn import functional
 
+from jacmatch.diagnostics import preflight_check, raise_for_faults
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian import RandomInputs
 from jacmatch.objectives import CompiledSteps, Distillation, Share, Terms
 from jacmatch.teachers import Answer, ModuleTeacher
 from jacmatch.training import Training, fit
 from jacmatch.training.data import Batch
-from jacmatch.training.gate import examine, refuse
-
-from . import cases
 
 
 def batch(count=12):
@@ -156,7 +155,7 @@ class Wrong:
 
     build: Callable[[], nn.Module]
     code: str
-    way_out: str
+    remedy: str
 
 
 GRADIENT = ("wrong-gradient", "what is detached")
@@ -251,17 +250,17 @@ def test_a_silent_wrong_is_caught(as_users_run, name):
     wrong = WRONGS[name]
     objective = wrong.build()
     with pytest.raises(UnsupportedError) as caught:
-        refuse(examine(objective, batch()), objective, batch())
+        raise_for_faults(preflight_check(objective, batch()), objective, batch())
     said = str(caught.value)
     assert wrong.code in said, said
-    assert wrong.way_out in said, said
+    assert wrong.remedy in said, said
 
 
 @pytest.mark.parametrize(
     "terms", [lambda c, s: summed(c.mean(), s.square().sum(1).mean()), lambda c, s: {"loss": c.mean()}]
 )
 def test_a_right_objective_of_ones_own_passes(terms):
-    examined = examine(Own(terms), batch())
+    examined = preflight_check(Own(terms), batch())
     assert examined.findings == ()
     assert max(examined.errors.values()) < 1e-3
 
@@ -293,4 +292,4 @@ def test_a_training_with_a_fault_does_not_begin_unless_told_to():
 
 def test_a_module_with_float32_inside_is_no_false_alarm():
     student = Applied(lambda x, a, b: b(a(x).tanh().float().to(x.dtype)), linear(), linear(4))
-    assert examine(Distillation(student, ModuleTeacher(linear()), jacobians=Share(0.3)), batch()).findings == ()
+    assert preflight_check(Distillation(student, ModuleTeacher(linear()), jacobians=Share(0.3)), batch()).findings == ()

@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from jacmatch.datasets import Split
+from jacmatch.diagnostics import preflight_check
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian import RandomInputs, RandomOutputs
 from jacmatch.objectives import Distillation
 from jacmatch.teachers import AnalyticTeacher, BlackBoxTeacher, EnsembleTeacher, ModuleTeacher, RememberedTeacher
 from jacmatch.training import Training, fit
 from jacmatch.training.data import Batch
-from jacmatch.training.gate import examine
 
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
 
@@ -30,7 +30,9 @@ class Detached(nn.Module):
 
 def codes(teacher, probe):
     objective = Distillation(nn.Linear(4, 4), teacher, labels=0, jacobians=0.3, probe=probe)
-    return [each.code for each in examine(objective, Batch(X, torch.arange(8) % 4, torch.arange(8), 0)).findings]
+    return [
+        each.code for each in preflight_check(objective, Batch(X, torch.arange(8) % 4, torch.arange(8), 0)).findings
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:vᵀJ of this module is wrong")

@@ -4,13 +4,12 @@ import copy
 
 import pytest
 import torch
+from tests.jacobian.faults import FAULTS, linear, plain
+from tests.jacobian.sound import IMAGES, SEQUENCE, SOUND, Attends, First
 from torch import nn
 
+from jacmatch.diagnostics import doctor
 from jacmatch.errors import InputError
-from jacmatch.jacobian import doctor
-
-from .faults import FAULTS, linear, plain
-from .sound import IMAGES, SEQUENCE, SOUND, Attends, First
 
 ALONE = {
     "couples-samples",
@@ -40,13 +39,13 @@ def test_a_planted_fault_is_named(name):
     diagnosis = doctor(*planted(name))
     (finding, *_) = [finding for finding in diagnosis.findings if finding.code == fault.code]
     dealt_with = fault.code in ("in-place-input", "forward-unsupported", "couples-samples")
-    assert fault.way_out in finding.way_out
+    assert fault.remedy in finding.remedy
     assert finding.severity == ("note" if dealt_with else "fault")
     assert diagnosis.ok == dealt_with
     assert diagnosis.engine == fault.engine
     text = str(diagnosis)
     assert text.startswith(f"engine: {fault.engine}\n")
-    assert f"{finding.severity} [{fault.code}] {finding.what} Way out: {finding.way_out}" in text
+    assert f"{finding.severity} [{fault.code}] {finding.what} Remedy: {finding.remedy}" in text
     assert len(set(diagnosis.findings)) == len(diagnosis.findings)
     if fault.code in ALONE:
         assert {finding.code for finding in diagnosis.findings if finding.severity == "fault"} <= {fault.code}

@@ -5,23 +5,48 @@ It tells which engines are right for this module, and what is wrong with the oth
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jacmatch.diagnostics.findings import DOCTOR, fault, note
 from jacmatch.errors import UnsupportedError, unknown_name
 from jacmatch.jacobian.buffers import preserved_buffers, preserved_state
 from jacmatch.jacobian.callables import modules_of
-from jacmatch.jacobian.diagnosis import Diagnosis, Finding
+from jacmatch.jacobian.findings import Finding, Verdict
 from jacmatch.jacobian.function import check_input, replayed
-from jacmatch.jacobian.modes import call
-from jacmatch.jacobian.modules import Module
+from jacmatch.jacobian.modules import Module, call, in_mode
 from jacmatch.jacobian.references import couples, plain
-from jacmatch.jacobian.verdicts import Verdict
 from jacmatch.jacobian.verification import Comparison, comparison_of, set_aside
 
 ENGINES = ("reverse", "forward", "differences")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The result of `doctor`.
+
+    Attributes:
+        engine: The first of reverse, forward, differences that is right; `none` where no engine is.
+        findings: What was found.
+        engines: For each engine `right`, or what is wrong with it.
+    """
+
+    engine: str
+    findings: tuple[Finding, ...]
+    engines: dict[str, str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no fault."""
+        return not any(finding.severity == "fault" for finding in self.findings)
+
+    def __str__(self) -> str:
+        lines = [f"engine: {self.engine}", *(f"  {name:<12} {state}" for name, state in self.engines.items())]
+        lines += [f"{finding.severity} {finding}" for finding in self.findings]
+        return "\n".join(lines if self.findings else [*lines, "no fault found"])
 
 
 def doctor(
@@ -60,9 +85,9 @@ def doctor(
         comparison = comparison_of(plain(module), x, seed=seed)
         reference = comparison.reference
         if not reference.moves:
-            findings.append(_ZERO)
+            findings.append(DOCTOR["zero-jacobian"])
         elif reference.tolerance == math.inf:
-            findings.append(_ROUGH)
+            findings.append(DOCTOR["unchecked"])
         states = {}
         for name in engines:
             verdict = _both_products(comparison, x, name)
@@ -83,8 +108,8 @@ def _both_products(comparison: Comparison, x: Tensor, name: str) -> Verdict:
     if other.is_right:
         return verdict
     what = f"Jv by engine 'reverse' is not right: {other.label}. {' '.join(each.what for each in other.findings)}"
-    note = Finding("reverse-wrong-for-jvp", "note", what, "Take Jv by another engine; engine='auto' does.")
-    return Verdict(other.state, f"right for vjp; for jvp {other.label}", (*verdict.findings, note))
+    finding = note("reverse-wrong-for-jvp", what, "Take Jv by another engine; engine='auto' does.")
+    return Verdict(other.state, f"right for vjp; for jvp {other.label}", (*verdict.findings, finding))
 
 
 _FOLLOW_FROM_DETACHING = (
@@ -95,46 +120,31 @@ _FOLLOW_FROM_DETACHING = (
     "detached-parameters",
     "differences-inaccurate",
 )
-_ROUGH = Finding(
-    "unchecked",
-    "note",
-    "The values are too rough or too curved here for a difference, so the derivatives could not be checked by one.",
-    "Try the module in float64, or at another scale of the input.",
-)
-_ZERO = Finding(
-    "zero-jacobian",
-    "fault",
-    "The outputs do not move when the input does: the Jacobian is zero here.",
-    "Look for dead or saturated units, rounding or argmax in the module, and at the scale of the input.",
-)
 
 
 def _values(module: Module, x: Tensor) -> list[Finding]:
-    """What can be seen from values alone: NaN, chance, writes to the input, samples that depend on each other."""
+    """Return what values alone show: NaN, random numbers, writes to the input, samples that depend on each other."""
     with torch.no_grad():
         if not torch.isfinite(x).all():
-            return [Finding("not-finite", "fault", "The input holds NaN or Inf.", "Clean the data.")]
+            return [fault("not-finite", "The input holds NaN or Inf.", "Clean the data.")]
         same = replayed(plain(module), x)
         y, again, given = same(x), same(x), x.clone()
         if not torch.isfinite(y).all():
-            what = "The outputs hold NaN or Inf."
-            return [Finding("not-finite", "fault", what, "Look for log, division or overflow; lower the scale.")]
+            remedy = "Look for log, division or overflow; lower the scale."
+            return [fault("not-finite", "The outputs hold NaN or Inf.", remedy)]
         findings = []
-        if not torch.equal(y, again) or _differs(module, x):
-            if not torch.equal(y, again) or _differs_in_evaluation(module, x):
-                what = (
-                    "Two calls at the same input give different outputs: value and derivative belong to two functions."
-                )
-                return [Finding("non-deterministic", "fault", what, "Remove the random numbers or the state.")]
-            what = "Random numbers are drawn in training mode (dropout); value and derivative share them."
-            findings.append(Finding("dropout", "note", what, "Nothing to do; a teacher is always in evaluation mode."))
+        repeats = torch.equal(y, again)
+        if not repeats or _differs(module, x):
+            if not repeats or not isinstance(module, nn.Module):
+                return [DOCTOR["non-deterministic"]]
+            with in_mode(module, training=False):
+                if _differs(module, x):
+                    return [DOCTOR["non-deterministic"]]
+            findings.append(DOCTOR["dropout"])
         with preserved_buffers(module):
             call(module, given)
         if not torch.equal(given, x):
-            what = "The module overwrites its input."
-            findings.append(
-                Finding("in-place-input", "note", what, "The engines feed it a copy; in your own calls pass x.clone().")
-            )
+            findings.append(DOCTOR["in-place-input"])
         return findings + _coupling(module, x, y, same)
 
 
@@ -145,30 +155,13 @@ def _differs(module: Module, x: Tensor) -> bool:
     return not torch.allclose(first, second, rtol=1e-3, atol=1e-6)
 
 
-def _differs_in_evaluation(module: Module, x: Tensor) -> bool:
-    if not isinstance(module, nn.Module):
-        return True
-    modes = [(layer, layer.training) for layer in module.modules()]
-    try:
-        for layer, _ in modes:
-            layer.training = False
-        return _differs(module, x)
-    finally:
-        for layer, training in modes:
-            layer.training = training
-
-
 def _coupling(module: Module, x: Tensor, y: Tensor, values: Callable[[Tensor], Tensor]) -> list[Finding]:
     """Whether the first sample feels a move of the others, or they feel a move of the first."""
     try:
         if not couples(values, x, y, 1e-4):
             return []
     except UnsupportedError as unknown:
-        return [Finding("unchecked", "note", str(unknown), "Try another batch.")]
+        return [note("unchecked", str(unknown), "Try another batch.")]
     layers = [layer for network in modules_of(module) for layer in network.modules()]
-    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in layers):
-        what = "BatchNorm in training mode couples the samples: a product belongs to the batch."
-        return [Finding("batch-norm-couples", "note", what, "batch_norm='frozen' makes it per sample.")]
-    what = "The output of one sample depends on the others: a product vᵀJ or Jv belongs to the batch."
-    remedy = "For derivatives of each sample by itself take `jacobian`, or remove statistics over the batch."
-    return [Finding("couples-samples", "note", what, remedy)]
+    normalized = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in layers)
+    return [DOCTOR["batch-norm-couples" if normalized else "couples-samples"]]

@@ -1,7 +1,7 @@
 """Derivatives from values alone: antithetic differences, for black boxes and for operators without derivatives.
 
 Jv ≈ (f(x + hv) − f(x − hv)) / 2h. The two errors pull in opposite directions: truncation h² f‴/6 and rounding ε|f|/h.
-The step rule balances them; `with_error` measures what is left.
+`relative_step` balances them; `derivative_along` compares two steps to measure what is left.
 """
 
 import math
@@ -12,6 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacmatch.errors import InputError
+
+TOLERANCE = 0.02
+"""Relative error above which an engine counts as wrong. Rounding in float32 mostly stays below 10⁻³."""
+
+_UNCERTAIN = 0.2
+"""Relative error of a difference from which it is no reference."""
+
+
+def relative_step(dtype: torch.dtype) -> float:
+    """ε^⅓, the step relative to the size of the input that balances truncation against rounding in this type."""
+    return float(torch.finfo(dtype).eps ** (1 / 3))
 
 
 def step_sizes(
@@ -26,11 +37,10 @@ def step_sizes(
         >>> step_sizes(torch.ones(2, 3), torch.ones(1, 2, 3)).round(decimals=4)
         tensor([[0.0049, 0.0049]])
     """
-    relative = torch.finfo(x.dtype).eps ** (1 / 3)
     scale = x.reshape(len(x), -1).square().mean(1).sqrt()
     length = tangents.reshape(*tangents.shape[:2], -1).square().mean(2).sqrt()
     one = torch.ones((), dtype=x.dtype, device=x.device)
-    steps: Tensor = relative * torch.where(scale > 0, scale, one) / torch.where(length > 0, length, one)
+    steps: Tensor = relative_step(x.dtype) * torch.where(scale > 0, scale, one) / torch.where(length > 0, length, one)
     return steps
 
 
@@ -77,27 +87,46 @@ def central(
     return torch.stack(products)
 
 
-def with_error(
-    function: Callable[[Tensor], Tensor],
-    x: Float[Tensor, "batch *input"],
-    tangents: Float[Tensor, "probe batch *input"],
-) -> tuple[Float[Tensor, "probe batch *row"], float]:
-    """Jv by Richardson extrapolation of two steps, and an estimate of its relative error (0 = exact, 1 = useless).
+def derivative_along(
+    values_at: Callable[[float], Tensor],
+    fine: bool,
+    dtype: torch.dtype,
+    expected: float | None = None,
+    steps: tuple[float, ...] = (1e-9, 1e-7, 1e-5),
+) -> tuple[Tensor, float]:
+    """d/dt of the values at t = 0, and its relative error.
 
-    Steps 4h and 8h give D₄ and D₈; (4 D₄ − D₈) / 3 has no h² error left. What the extrapolation still changes,
-    ‖D₄ − D₈‖/3 ÷ ‖result‖, bounds the truncation from above for a smooth function; it grows to the order of 1 where a
-    kink lies within the step. All samples move by one and the same step, so that it holds for coupled samples too.
+    Two steps are compared, first the smallest, where no kink lies between, then larger ones if rounding spoils those.
+    The first that is as expected is enough. `steps` are those of float64.
     """
-    h = step_sizes(x, tangents)
-    h = h.mean(1, keepdim=True).expand_as(h)
-    near = central(function, x, tangents, step=4 * h)
-    far = central(function, x, tangents, step=8 * h)
-    best = (4 * near - far) / 3
-    size = float(best.detach().norm())
-    change = float((near - far).detach().norm()) / 3
-    if size > 0:
-        return best, change / size
-    return best, 0.0 if change == 0 else math.inf
+    best, error = torch.zeros(()), math.inf
+    coarse = max(relative_step(dtype), relative_step(torch.float32))
+    for h in steps if fine else (coarse, 4 * coarse):
+        near = (values_at(h) - values_at(-h)) / (2 * h)
+        if expected is not None and abs(float(near) - expected) < TOLERANCE / 10 * abs(expected):
+            return near, TOLERANCE / 10
+        far = (values_at(2 * h) - values_at(-2 * h)) / (4 * h)
+        change = relative_difference(near, far) if near.any() else 1.0
+        if change < error:
+            best, error = (4 * near - far) / 3, change
+        if error < TOLERANCE / 10:
+            break
+    return best, error
+
+
+def tolerance_for(error: float, fine: bool) -> float:
+    """The relative error above which something counts as wrong, for a reference with this error; infinite for none."""
+    return max(TOLERANCE if fine else 5 * TOLERANCE, 3 * error) if error < _UNCERTAIN else math.inf
+
+
+def relative_difference(got: Tensor, truth: Tensor) -> float:
+    """‖got − truth‖ ÷ ‖truth‖."""
+    return float((got - truth).norm() / truth.norm().clamp(min=1e-30))
+
+
+def size_of_sum(parts: Tensor) -> float:
+    """The size of a sum: its own, or what it would be without cancellation."""
+    return max(float(parts.sum().abs()), float(parts.norm()), 1e-30)
 
 
 def _like(size: Float[Tensor, "batch"], x: Float[Tensor, "batch *any"]) -> Tensor:

@@ -1,5 +1,6 @@
-"""What is said of one engine: its state, that in a word or two, and findings with their remedy."""
+"""Findings, and the verdict on one engine: its state and what was found, each finding with its code and its remedy."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,7 +8,33 @@ import torch
 from torch import Tensor
 
 from jacmatch.errors import UnsupportedError
-from jacmatch.jacobian.diagnosis import Finding
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One result of a check.
+
+    Attributes:
+        code: A short name, stable across versions.
+        severity: `fault` where results would be wrong or cannot be computed; `note` where the library handles it.
+        what: What was found.
+        remedy: What to do.
+    """
+
+    code: str
+    severity: Literal["fault", "note"]
+    what: str
+    remedy: str
+
+    @property
+    def way_out(self) -> str:
+        """The former name of `remedy`."""
+        warnings.warn("`Finding.way_out` is now `Finding.remedy`.", DeprecationWarning, stacklevel=2)
+        return self.remedy
+
+    def __str__(self) -> str:
+        return f"[{self.code}] {self.what} Remedy: {self.remedy}"
+
 
 State = Literal["right", "wrong", "refused", "not finite", "unknown"]
 

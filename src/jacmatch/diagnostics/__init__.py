@@ -1,0 +1,29 @@
+"""Checks of networks, objectives and teachers, each against differences of its own values.
+
+`doctor` examines the derivative engines of one network; `preflight_check` the objective of a training before its first
+step; `benchmark_engines` measures which engine is the fastest. A `Finding` has a code that is stable across versions;
+`report` gives the JSON document of a result.
+
+The engines check themselves at their first use in `jacmatch.jacobian.verification`.
+"""
+
+from jacmatch.diagnostics.doctor import Diagnosis, doctor
+from jacmatch.diagnostics.engine_benchmark import EngineBenchmark, benchmark_engines
+from jacmatch.diagnostics.findings import CODES, FINDINGS
+from jacmatch.diagnostics.preflight import PreflightReport, preflight_check, raise_for_faults
+from jacmatch.diagnostics.report import report
+from jacmatch.jacobian.findings import Finding
+
+__all__ = [
+    "CODES",
+    "FINDINGS",
+    "Diagnosis",
+    "EngineBenchmark",
+    "Finding",
+    "PreflightReport",
+    "benchmark_engines",
+    "doctor",
+    "preflight_check",
+    "raise_for_faults",
+    "report",
+]

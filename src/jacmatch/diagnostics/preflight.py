@@ -1,0 +1,305 @@
+"""The pre-flight check: before its first step, an objective is compared with its own definition.
+
+The gradient that the optimizer will get is compared, term by term, with central differences of the objective in random
+directions of the parameters, on a few samples and in float64 where a copy can be made. Besides: whether the same batch
+gives the same terms twice, whether they are means over the batch that add up, whether the teacher is constant and its
+derivatives are right, and whether all that is trained is registered. Nothing of the training changes, bit for bit.
+"""
+
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jacmatch.diagnostics.doctor import doctor
+from jacmatch.diagnostics.findings import PREFLIGHT, fault
+from jacmatch.diagnostics.isolation import (
+    AnyBatch,
+    Batch,
+    IsolatedObjective,
+    float64_copy,
+    gradient_errors,
+    isolated_in_place,
+    keeps_results,
+    rows_of,
+)
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jacobian import run
+from jacmatch.jacobian.engines import parameter_gradients
+from jacmatch.jacobian.findings import Finding
+from jacmatch.jacobian.finite_differences import derivative_along, relative_difference
+from jacmatch.jacobian.function import Function
+from jacmatch.jacobian.graph import graph_leaves
+from jacmatch.jacobian.modules import in_mode, preserved_buffers
+from jacmatch.jacobian.references import plain
+from jacmatch.jacobian.verification import PUSHES, comparison_of, set_aside, unverified
+from jacmatch.objectives.base import Objective
+from jacmatch.teachers import EnsembleTeacher, ModuleTeacher, Question, RememberedTeacher, Teacher
+
+SAMPLES = 8
+_OF_DERIVATIVES = (
+    *("detached", "partly-detached", "once-differentiable", "wrong-gradient", "detached-parameters", "engine-fails"),
+    *("reverse-zero", "forward-zero", "forward-incomplete", "nan-derivative", "other-outputs"),
+)
+_LOOSE, _SURE = 0.3, 0.05
+"""Error above which a teacher's own products are wrong, and error of differences up to which these can tell."""
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """The result of `preflight_check`.
+
+    Attributes:
+        findings: Faults; empty if there is none.
+        errors: Relative error of the gradient of each term; None where no difference is exact enough to tell.
+        exact: Whether it was compared in float64.
+        seconds: Duration.
+        not_finite: Name and value of a term that is NaN or infinite; nothing else is checked then.
+    """
+
+    findings: tuple[Finding, ...]
+    errors: dict[str, float | None]
+    exact: bool
+    seconds: float
+    not_finite: tuple[str, float] | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no fault."""
+        return not self.findings
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.findings)) or "no fault found"
+
+
+def preflight_check(objective: nn.Module, batch: Batch, *, progress: float = 0.0) -> PreflightReport:
+    """Check an objective in its first step on this batch; it is left as it was.
+
+    Args:
+        objective: As for `jacmatch.training.fit`.
+        batch: Its first samples are used.
+        progress: Part of the training that is done, 0 to 1.
+
+    Raises:
+        UnsupportedError: The objective itself raises it.
+
+    Example:
+        >>> from jacmatch.objectives import Distillation
+        >>> from jacmatch.training.data import Batch
+        >>> batch = Batch(torch.rand(8, 3), torch.arange(8) % 2, torch.arange(8), 0)
+        >>> preflight_check(Distillation(nn.Linear(3, 2)), batch).findings
+        ()
+    """
+    start = time.perf_counter()
+
+    def elapsed() -> float:
+        return time.perf_counter() - start
+
+    if any(type(module).__name__ == "OptimizedModule" for module in objective.modules()):
+        return PreflightReport((PREFLIGHT["compiled-student"],), {}, False, elapsed())
+    device = batch.x.device
+    few = rows_of(batch, torch.arange(min(SAMPLES, len(batch.x)), device=device))
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+        unverified(),  # what is wrong is found here, by name
+    ):
+        codes = _of_student(objective, few)
+        with in_mode(objective, training=True):
+            derivatives = _of_derivatives(objective, few)
+            copied = float64_copy(objective, few, progress)
+            exact = copied is not None
+            with isolated_in_place(objective, few, progress) if copied is None else nullcontext(copied) as isolated:
+                for name, value in isolated.first.items():
+                    if not math.isfinite(value):  # NaN differs from itself: what draws numbers is not the question
+                        return PreflightReport((), {}, exact, elapsed(), (name, value))
+                findings, errors = _of_terms(isolated)
+            codes += _of_compilation(objective, batch, progress)
+    every = tuple(dict.fromkeys((*(PREFLIGHT[code] for code in codes), *findings, *derivatives)))
+    return PreflightReport(every, errors, exact, elapsed())
+
+
+def raise_for_faults(report: PreflightReport, objective: nn.Module, batch: Batch) -> None:
+    """Raise an error with the faults; where a gradient is wrong, those that `doctor` finds in the student come too.
+
+    Raises:
+        UnsupportedError: There is a fault.
+    """
+    if report.ok:
+        return
+    findings = list(report.findings)
+    student = getattr(objective, "student", None)
+    if isinstance(student, nn.Module) and any(each.code == "wrong-gradient" for each in findings):
+        findings += [each for each in doctor(student, batch.x[:SAMPLES]).findings if each.severity == "fault"]
+    lines = " ".join(map(str, dict.fromkeys(findings)))
+    raise UnsupportedError(f"Before the first step: {lines} To train all the same: doctor=False, or --no-doctor.")
+
+
+def teacher_outputs(objective: nn.Module, batch: AnyBatch) -> tuple[AnyBatch, Tensor] | None:
+    """Return a few samples and the teacher's outputs for them, to be compared later; None where there are none."""
+    teacher = getattr(objective, "teacher", None)
+    teacher = teacher.teacher if isinstance(teacher, RememberedTeacher) else teacher
+    few = rows_of(batch, torch.arange(min(SAMPLES, len(batch.x)), device=batch.x.device))
+    if teacher is None:
+        return None
+    try:
+        with torch.no_grad(), torch.random.fork_rng([few.x.device] if few.x.is_cuda else []):
+            return few, teacher.answer(few.x, Question(ids=few.ids)).outputs
+    except (InputError, UnsupportedError):
+        return None
+
+
+def _of_student(objective: nn.Module, batch: Batch) -> list[str]:
+    """Return codes of what the student keeps from call to call, and of what it must not do in evaluation mode."""
+    student = getattr(objective, "student", None)
+    if not isinstance(student, nn.Module):
+        return []
+    with in_mode(student, training=False), torch.no_grad():
+        stale = keeps_results(student, batch.x)
+        before = {name: buffer.clone() for name, buffer in student.named_buffers()}
+        with preserved_buffers(student):
+            outputs = []
+            for seed in range(2):
+                torch.manual_seed(seed)
+                state = torch.get_rng_state()
+                outputs.append(run(student, batch.x)[0])
+                if torch.equal(state, torch.get_rng_state()):
+                    break
+            written = any(not torch.equal(buffer, before[name]) for name, buffer in student.named_buffers())
+        drawn = len(outputs) == 2 and not torch.allclose(outputs[0], outputs[1], 1e-3, 1e-6)
+    return ["keeps-results"] * stale + ["writes-in-evaluation"] * written + ["random-in-evaluation"] * drawn
+
+
+def _of_derivatives(objective: Any, batch: Batch) -> list[Finding]:
+    """Return what is wrong with the products that the terms use: the student's and the teacher's."""
+    weights = getattr(getattr(objective, "balance", None), "weights", {})
+    student = getattr(objective, "student", None)
+    slopes = getattr(objective, "slopes", objective)
+    probe = getattr(slopes, "probe", None)
+    if not any(weights.get(name) for name in ("jacobians", "penalty")) or not isinstance(student, nn.Module):
+        return []
+    if getattr(probe, "step", None) is not None:
+        return []  # values alone
+    by_output = getattr(probe, "side", "output") == "output"
+    function = replace(plain(student), batch_norm=getattr(slopes, "batch_norm", "batch"))
+    findings = _of_function(function, batch.x, "vjp" if by_output else getattr(slopes, "engine", "auto"))
+    teacher = getattr(objective, "teacher", None)
+    if teacher is not None and weights.get("jacobians"):
+        with torch.no_grad():
+            of_teacher = _of_teacher(teacher, batch, by_output=by_output)
+        findings += [
+            fault("teacher-derivatives", f"The teacher's derivatives: {each.what}", each.remedy) for each in of_teacher
+        ]
+    return findings
+
+
+def _of_function(function: Function, x: Tensor, product: str) -> list[Finding]:
+    """Return the faults of vᵀJ, or of Jv by an engine; of `auto` where no engine is right."""
+    with set_aside(x):
+        try:
+            comparison = comparison_of(function, x)
+            verdicts = [comparison.verdict(name) for name in (PUSHES if product == "auto" else (product,))]
+        except Exception:  # what cannot be compared raises its own error in the first step
+            return []
+    if any(each.is_right for each in verdicts):
+        return []
+    return [each for each in verdicts[0].findings if each.severity == "fault" and each.code in _OF_DERIVATIVES]
+
+
+def _of_teacher(teacher: Any, batch: Batch, *, by_output: bool) -> list[Finding]:
+    if isinstance(teacher, RememberedTeacher):
+        return _of_teacher(teacher.teacher, batch, by_output=by_output)
+    if isinstance(teacher, EnsembleTeacher):
+        return [each for one in teacher.teachers for each in _of_teacher(one, batch, by_output=by_output)]
+    if isinstance(teacher, ModuleTeacher):
+        like = next((p for p in teacher.module.parameters() if p.is_floating_point()), batch.x)
+        x = batch.x.to(like.dtype)
+        return _of_function(plain(teacher.module), x, "vjp" if by_output else "auto")
+    try:
+        error = _error_of_products(teacher, batch.x, by_output=by_output)
+    except (InputError, UnsupportedError):
+        return []  # a cached teacher, which knows the inputs of its data only
+    if error is None or error <= _LOOSE:
+        return []
+    what = f"the products that it returns are {error:.0%} away from differences of its own outputs."
+    return [fault("teacher-derivatives", what, "Compare its Jacobian with differences at a few points, and mend it.")]
+
+
+def _error_of_products(teacher: Teacher, x: Tensor, *, by_output: bool) -> float | None:
+    """Return the relative error of a teacher's own products; None where differences of its outputs are too rough."""
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(x.shape, generator=generator).to(x)
+    jv, error = derivative_along(lambda t: teacher.answer(x + t * v, Question()).outputs, False, x.dtype)
+    if error > _SURE:
+        return None
+    if not by_output:
+        products = teacher.answer(x, Question(tangents=v[None])).products
+        return None if products is None else relative_difference(products[0], jv)
+    u = torch.randn(jv.shape, generator=generator).to(jv)
+    products = teacher.answer(x, Question(cotangents=u[None])).products
+    if products is None:
+        return None
+    parts = (jv * u).flatten(1).sum(1)
+    return relative_difference((products[0] * v).flatten(1).sum(1), parts) if parts.any() else None
+
+
+def _of_compilation(objective: nn.Module, batch: Batch, progress: float) -> list[str]:
+    """Compile the first graph where steps are to be compiled, and return a code if there is none."""
+    compiled, every = getattr(objective, "compiled", None), getattr(objective, "every", 1)
+    if compiled is None or compiled.fallback is not None or not isinstance(objective, Objective):
+        return []
+    if objective.measure_every <= every:  # no step is compiled: each one that has all terms measures
+        return []
+    with objective.unmeasured_calls(), preserved_buffers(objective):
+        IsolatedObjective(objective, batch, progress, exact=False).terms(calls=every)
+    return [] if compiled.graph.graphs or compiled.fallback is not None else ["not-compiled"]
+
+
+def _of_terms(isolated: IsolatedObjective) -> tuple[list[Finding], dict[str, float | None]]:
+    """Return the faults, and the error of the gradient of each term."""
+    first = isolated.first
+    codes = list(getattr(getattr(isolated.objective, "teacher", None), "faults", ()))
+    if not _same(first, isolated.numbers(), isolated.exact):
+        return [PREFLIGHT[code] for code in (*codes, "non-deterministic")], {}
+    with preserved_buffers(isolated.objective):
+        terms = isolated.terms()
+        whole = {name: float(value.detach()) for name, value in isolated.weighted.items()}
+        codes += ["unregistered"] * _has_unregistered(isolated.objective, list(terms.values()))
+        gradients = {name: parameter_gradients(value, isolated.parameters) for name, value in terms.items()}
+    loss = whole.pop("loss")
+    codes += ["not-a-sum"] * bool(whole and not _same({"loss": loss}, {"loss": sum(whole.values())}, exact=False))
+    if not isolated.draws and getattr(isolated.objective, "fraction", 1) == 1:
+        rows = torch.arange(len(isolated.batch.x), device=isolated.batch.x.device)
+        twice = isolated.numbers(rows_of(isolated.batch, torch.cat([rows, rows])))
+        codes += ["not-a-mean"] * (not _same(first, twice, exact=False))
+    findings = [PREFLIGHT[code] for code in codes]
+    errors: dict[str, float | None] = {}
+    for name, (error, wrong) in gradient_errors(isolated, gradients).items():
+        errors[name] = error
+        if wrong:
+            missing = "has no gradient" if all(g is None for g in gradients[name]) else f"is off by {error:.0%}"
+            what = f"The gradient of the term `{name}` {missing} from differences of the term itself."
+            remedy = "Look for what is detached, kept from an earlier call, or taken twice where once is allowed."
+            findings.append(fault("wrong-gradient", what, remedy))
+    return findings, errors
+
+
+def _same(first: dict[str, float], second: dict[str, float], exact: bool) -> bool:
+    most = 1e-6 if exact else 2e-3
+    if first.keys() != second.keys():
+        return False
+    return all(math.isclose(value, second[name], rel_tol=most, abs_tol=1e-6 * most) for name, value in first.items())
+
+
+def _has_unregistered(objective: nn.Module, terms: list[Tensor]) -> bool:
+    """Return whether the graph ends in parameters that are not registered with the objective."""
+    known = {id(p) for p in objective.parameters()}
+    if any(isinstance(leaf, nn.Parameter) and id(leaf) not in known for leaf in graph_leaves(*terms)):
+        return True
+    loose = (each for module in objective.modules() for each in vars(module).values())
+    return any(isinstance(each, Tensor) and each.is_leaf and each.requires_grad for each in loose)
