@@ -217,7 +217,7 @@ CASES = {
         "train --data npz:{bad}/integers.npz",
         r"`x_train` .* uint8 or a float type\. Got int64\. Con",
     ),
-    "no channel": ("train --data npz:{bad}/three_axes.npz", r"\(N, C, H, W\).*Got shape \(30, 4, 4\)\. Give grey"),
+    "no channel": ("train --data npz:{bad}/three_axes.npz", r"\(N, C, H, W\).*Got shape \(30, 4, 4\)\. Give gray"),
     "channels last": (
         "train --data npz:{bad}/channels_last.npz",
         r"looks like \(N, H, W, C\)\. Put the channels first.*",

@@ -1,4 +1,4 @@
-"""The command line on tiny real jobs: every verb, `--json`, `--config`, the help, and what must not be imported."""
+"""The command line on tiny real jobs: every verb, `--json`, `--config`."""
 
 import json
 import subprocess
@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import jacmatch
-from jacmatch.cli import VERBS, flags, main, summary
-from jacmatch.jobs import JOBS
+from jacmatch.cli import main, summary
 
 TRAIN = ["train", "--model", "mlp:6", "--smoke"]
 
@@ -170,7 +169,9 @@ def test_what_a_person_reads(as_users_run, trained, data, capsys):
     for name in ("penalty λ = 0.1", "noise 0.2 in training", "standard deviations of the data"):
         assert name in table
     stopped = shown("train", "--model", "mlp:6", "--steps", "20", "--max-steps", "10", "--out", "stopped")
-    assert "Stopped after 10 steps. The same command without --max-steps goes on.\nRun folder: stopped\n" in stopped
+    assert (
+        "Stopped after 10 steps. Run the same command without --max-steps to resume.\nRun folder: stopped\n" in stopped
+    )
 
 
 # Going on, and again ----------------------------------------------------------------------------------------------
@@ -226,32 +227,7 @@ def test_runs_are_numbered(capsys):
     assert [result_of(TRAIN, capsys)["out"] for _ in range(2)] == ["runs/train-001", "runs/train-002"]
 
 
-# Help and version -------------------------------------------------------------------------------------------------
-
-
-def test_every_recipe_is_a_verb():
-    assert VERBS.keys() == JOBS.keys() == summary.SHOWN.keys()
-
-
-@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
-def test_help(words, capsys):
-    assert main(words) == 0
-    out = capsys.readouterr().out
-    for verb in VERBS:
-        assert f"│ {verb} " in out
-    assert max(map(len, out.splitlines())) <= 80
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb(verb, capsys):
-    assert main([verb, "--help"]) == 0
-    out, err = capsys.readouterr()
-    assert not err
-    assert out.startswith(f"usage: jacmatch {verb} ")
-    for flag in flags.flags(JOBS[verb], verb) + flags.flags(flags.Options):
-        assert flag.words[0] in out, flag
-        assert flag.help, f"the field {flag.name} of {verb} has no docstring"
-        assert flag.help.split()[0] in out
+# Version and tables -----------------------------------------------------------------------------------------------
 
 
 def test_version(capsys):

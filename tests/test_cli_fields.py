@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 import pytest
 import tyro
 
-from jacmatch.cli import flags, settings, values
+from jacmatch.cli import VERBS, flags, settings, values
 from jacmatch.errors import InputError
-from jacmatch.jobs import JOBS
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +101,7 @@ def test_values_that_do_not(kind, value):
 
 def test_numbers_in_yaml_are_numbers():
     Path("mine.yaml").write_text("lr: 1e-3\nclip: 2E+1\nema: 5.e-1\nweight_decay: 0.5\n")
-    known = flags.flags(JOBS["train"])
+    known = flags.flags(VERBS["train"].load())
     chosen = settings.read("mine.yaml", "train", known)
     assert chosen == {"lr": 1e-3, "clip": 20.0, "ema": 0.5, "weight_decay": 0.5}
 
@@ -110,7 +109,7 @@ def test_numbers_in_yaml_are_numbers():
 def test_yaml_runs_no_code():
     Path("mine.yaml").write_text("lr: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(InputError, match="cannot be parsed"):
-        settings.read("mine.yaml", "train", flags.flags(JOBS["train"]))
+        settings.read("mine.yaml", "train", flags.flags(VERBS["train"].load()))
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from jacmatch import plugins
 from jacmatch.cli import flags
-from jacmatch.jobs import JOBS
+from jacmatch.cli.verbs import verbs
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -134,8 +133,8 @@ def understood(words: list[str]) -> None:
     if words in (["--help"], ["--version"]):
         return
     verb, *rest = words
-    if rest != ["--help"]:
-        job = JOBS[verb] if verb in JOBS else plugins.load(plugins.verbs()[verb].job)
+    if rest not in (["--help"], ["--help-all"]):
+        job = verbs()[verb].load()
         flags.read(f"jacmatch {verb}", job, rest, {})
 
 

@@ -7,6 +7,7 @@ the help asks for it, and a verb of this package cannot be replaced.
 import functools
 import importlib
 import importlib.metadata
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ RESEARCH = ("reproduce", "bench")
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb of the command line as another distribution describes it; the module of a `Verb` should import quickly.
+    """A verb of the command line; the module in which another distribution defines one should import quickly.
 
     Attributes:
         job: Where its job is, as MODULE:CLASS; a frozen dataclass like those of `jacmatch.jobs`.
@@ -32,6 +33,11 @@ class Verb:
     help: str
     names: Mapping[str, str] = field(default_factory=dict)
 
+    def load(self) -> type[Any]:
+        """Import the job."""
+        job: type[Any] = load(self.job)
+        return job
+
 
 @functools.cache
 def verbs() -> dict[str, Verb]:
@@ -41,7 +47,14 @@ def verbs() -> dict[str, Verb]:
         >>> sorted(verbs()) in ([], ["bench", "reproduce"])
         True
     """
-    return {point.name: point.load() for point in sorted(importlib.metadata.entry_points(group=GROUP))}
+    found = {}
+    for point in sorted(importlib.metadata.entry_points(group=GROUP)):
+        try:
+            found[point.name] = point.load()
+        except Exception as error:  # of the code of another distribution: the other verbs must still run
+            text = f"The verb `{point.name}` of {point.value} cannot be loaded: {type(error).__name__}: {error}"
+            warnings.warn(text, stacklevel=2)
+    return found
 
 
 def load(name: str) -> Any:

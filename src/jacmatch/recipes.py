@@ -10,4 +10,4 @@ def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
     warnings.warn("`jacmatch.recipes` is `jacmatch.jobs` now.", DeprecationWarning, stacklevel=2)
-    return getattr(jobs, "JOBS" if name == "RECIPES" else name)
+    return getattr(jobs, name)

@@ -9,7 +9,8 @@ RUNS_TEXT = {"research/src/jacmatch_research/bench/method.py": "a fresh process 
 IMPORTS_BY_NAME = {
     "src/jacmatch/__init__.py": "the public names, when they are used",
     "src/jacmatch/datasets/catalog.py": "--data PACKAGE.MODULE:CALLABLE",
-    "src/jacmatch/plugins.py": "verbs of installed distributions",
+    "src/jacmatch/jobs/__init__.py": "the jobs, when they are used",
+    "src/jacmatch/plugins.py": "verbs of this package and of installed distributions",
     "src/jacmatch/models/catalog.py": "--model PACKAGE.MODULE:CALLABLE, optional packages by names in the code",
     "src/jacmatch/jacobian/__init__.py": "former names, for one release",
     "src/jacmatch/jobs/surrogate/functions.py": "surrogate --teacher PACKAGE.MODULE:CALLABLE",

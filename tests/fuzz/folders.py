@@ -12,15 +12,15 @@ import torch
 from tests.teachers import cache_folders
 from tests.training import cases
 
-from jacmatch.cli import flags, settings
-from jacmatch.jobs import JOBS, networks
+from jacmatch.cli import VERBS, flags, settings
+from jacmatch.jobs import networks
 from jacmatch.report import write_report
 from jacmatch.runs import Run
 from jacmatch.teachers import CachedTeacher
 from jacmatch.training import Training, fit
 from jacmatch.training.checkpoints import CHECKPOINT, save
 
-KNOWN = flags.flags(JOBS["distill"])
+KNOWN = flags.flags(VERBS["distill"].load())
 _MADE: dict[str, Path] = {}
 
 
@@ -38,7 +38,7 @@ def trained(folder: Path) -> None:
     x, y = np.random.default_rng(0).random((12, 1, 2, 2), dtype=np.float32), np.arange(12) % 2
     np.savez(data, x_train=x, y_train=y, x_test=x, y_test=y)
     few = {"validation": 2, "per_class": 0, "steps": 3, "teacher_steps": 2, "seeds": 1, "methods": ("jacobians",)}
-    JOBS["distill"](data=f"npz:{data}", teacher="mlp:2", student="mlp:2", out=folder, **few).run()
+    VERBS["distill"].load()(data=f"npz:{data}", teacher="mlp:2", student="mlp:2", out=folder, **few).run()
 
 
 def files_of(folder: Path) -> list[Path]:

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from jacmatch.cli import main
+from jacmatch.cli import VERBS, main
 from jacmatch.cli.flags import read
 from jacmatch.errors import InputError
-from jacmatch.jobs import JOBS
 from jacmatch.jobs.cache.opening import opened
 from jacmatch.jobs.cache.source import Source
 from jacmatch.jobs.networks import load_student
@@ -85,7 +84,7 @@ def asked(source, cache):
 @pytest.mark.parametrize("cut", [False, True])
 def test_caches(made, tmp_path, cut, monkeypatch):
     monkeypatch.chdir(made)
-    job, _ = read("jacmatch distill", JOBS["distill"], shlex.split(TAUGHT), {})
+    job, _ = read("jacmatch distill", VERBS["distill"].load(), shlex.split(TAUGHT), {})
     data = load_data(job.data, job.seed, job.smoke)
     source = Source.of(job, data, load_student("taught"), 0)
     cache = tmp_path / "answers"

@@ -13,11 +13,11 @@ from PIL import Image
 from tests.report.test_report import comparison as compared
 from torch import nn
 
-from jacmatch.cli import flags, settings
+from jacmatch.cli import VERBS, flags, settings
 from jacmatch.datasets.images import decode_bytes
 from jacmatch.errors import InputError
 from jacmatch.files import inside
-from jacmatch.jobs import JOBS, networks
+from jacmatch.jobs import networks
 from jacmatch.models import load_weights, save_weights
 from jacmatch.report import comparison, write_report
 from jacmatch.runs import Run
@@ -126,7 +126,7 @@ def test_settings_that_do_harm_are_one_short_line(name, tmp_path):
     text, rule = TEXTS[name]
     (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=rule) as caught:
-        settings.read(str(tmp_path / name), "distill", flags.flags(JOBS["distill"]))
+        settings.read(str(tmp_path / name), "distill", flags.flags(VERBS["distill"].load()))
     assert len(str(caught.value)) < 600
 
 

@@ -10,10 +10,10 @@ import pytest
 from torch import nn
 
 from jacmatch import datasets
-from jacmatch.cli import flags, main, settings
+from jacmatch.cli import VERBS, flags, main, settings
 from jacmatch.datasets import LOADERS
 from jacmatch.errors import InputError
-from jacmatch.jobs import JOBS, code, networks
+from jacmatch.jobs import code, networks
 from jacmatch.jobs.surrogate import functions
 from jacmatch.models import catalog
 from jacmatch.models.catalog import FAMILIES
@@ -111,7 +111,7 @@ def load(job, field, spec):
         catalog.build(spec, 2, (1, 8, 8))
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", VERBS)
 def test_no_field_of_any_job_takes_code_from_a_file_under_any_name(job, tmp_path, monkeypatch):
     """Whatever the loader of the field would import is refused in a --config."""
 
@@ -119,8 +119,8 @@ def test_no_field_of_any_job_takes_code_from_a_file_under_any_name(job, tmp_path
         raise Imported(name)
 
     monkeypatch.setattr(datasets.catalog, "_exists", lambda name: True)
-    known = flags.flags(JOBS[job])
-    for flag in texts(JOBS[job]):
+    known = flags.flags(VERBS[job].load())
+    for flag in texts(VERBS[job].load()):
         if flag.name in code._NEVER:
             continue
         assert flag.name in code._FIELDS or flag.name in code._OF_JOB.get(job, {}), "decide what this field may name"

@@ -1,9 +1,10 @@
 """The command line: `jacmatch VERB [OPTIONS]`.
 
-`command` picks the verb and ends with an exit code, `flags` turns a recipe into flags with tyro, `settings` reads a
-`--config`, `values` says which values a field takes, and `summary` prints what a job found.
+`verbs` is the table of verbs, `command` runs one and returns an exit code, `flags` turns the fields of a job into flags
+with tyro, `settings` reads a `--config`, `values` defines which values a field takes, and `summary` prints results.
 """
 
-from jacmatch.cli.command import VERBS, main
+from jacmatch.cli.command import main
+from jacmatch.cli.verbs import VERBS
 
 __all__ = ["VERBS", "main"]

@@ -17,25 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from jacmatch import plugins
+from jacmatch.cli.verbs import verbs
 from jacmatch.errors import ElsewhereError, InputError, Stopped, UnsupportedError
 from jacmatch.version import __version__
 
-# Here, and not read from the jobs, whose import takes seconds (Lightning Fabric); a test holds the two equal.
-VERBS = {
-    "distill": "teacher → student by values and slopes; with no options: the embedded digits, in about a minute",
-    "train": "one network from labels: a teacher, or a baseline",
-    "robust": "a penalty on the network's own slopes, and noise in training, against noise on the input",
-    "transfer": "a pretrained teacher → a student of another architecture on few labelled images",
-    "surrogate": "a known or black-box function, with or without known slopes → a network",
-    "cache": "a teacher's answers on disk, for any number of students: build, check, info",
-    "evaluate": "a trained network on the test part of a data set",
-    "compare": "how far two models agree in value and in Jacobian",
-    "doctor": "which derivative engines are right for a model, and why not the others",
-    "report": "the HTML page of a finished run, written again",
-    "list": "every name that the command line knows",
-}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)  # of a user's path
+_HELP = ("-h", "--help", "--help-all")
 _EXTRA = ("tyro", "rich", "yaml", "lightning_fabric", "safetensors", "matplotlib")  # what every verb brings
 
 
@@ -54,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     verb = words[0] if words else "--help"
     if verb == "--version":
         print(f"jacmatch {__version__}")
@@ -63,10 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         rule = f"jacmatch: the command line needs the extra train; not installed: {', '.join(missing)}."
         print(f"{rule} Run: pip install 'jacmatch[train]'.", file=sys.stderr)
         return 2
-    if verb in ("-h", "--help"):
+    if verb in _HELP:
         _print_help()
         return 0
-    job = _Job(f"jacmatch {verb}" if verb in VERBS or verb in plugins.verbs() else "jacmatch", "--traceback" in words)
+    job = _Job(f"jacmatch {verb}" if verb in verbs() else "jacmatch", "--traceback" in words)
     try:
         with _terminated_as_interrupted():
             return job.run(verb, words[1:])
@@ -121,22 +111,23 @@ class _Job:
 
     def run(self, verb: str, words: Sequence[str]) -> int:
         """Does what the words say, and prints what came of it."""
-        known = _verbs()
+        known = verbs()
         if verb not in known:
             raise _unknown(verb, known)
         # Slow to import, so not before they are needed.
-        from jacmatch.cli import flags, settings, summary
+        from jacmatch.cli import flags
+
+        kind = known[verb].load()
+        if asked := [word for word in words if word in _HELP]:
+            flags.print_help(self.program, kind, everything="--help-all" in asked)
+            return 0
+        from jacmatch.cli import settings, summary
         from jacmatch.cli.failures import translated
-        from jacmatch.jobs import JOBS
         from jacmatch.training import distributed
         from jacmatch.training.distributed import ProcessGroup
 
-        recipe: Any = JOBS[verb] if verb in JOBS else plugins.load(plugins.verbs()[verb].job)
-        config = settings.chosen(words, verb, flags.flags(recipe))
-        try:
-            job, options = flags.read(self.program, recipe, words, config)
-        except SystemExit:  # after --help; else it is an InputError
-            return 0
+        config = settings.chosen(words, verb, flags.flags(kind))
+        job, options = flags.read(self.program, kind, words, config)
         if options.resume is not None:
             job = settings.resumed(job, options.resume)
         together = getattr(job, "together", False)
@@ -155,7 +146,7 @@ class _Job:
             if hasattr(job, "out"):
                 job = self._begun(job, verb, ranks)
             if hasattr(job, "named"):
-                job.named({*config, *flags.given(recipe, words)})
+                job.named({*config, *flags.given(kind, words)})
             with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext(), translated():
                 result = job.run()
         if ranks.first:
@@ -221,12 +212,7 @@ class _Job:
         return False
 
 
-def _verbs() -> dict[str, str]:
-    """The verbs of this package and of others that are installed, each with its line of help."""
-    return {**VERBS, **{name: verb.help for name, verb in plugins.verbs().items() if name not in VERBS}}
-
-
-def _unknown(verb: str, known: Mapping[str, str]) -> InputError:
+def _unknown(verb: str, known: Mapping[str, plugins.Verb]) -> InputError:
     """An error for a verb that is not there, with the nearest that is, or with the package that has it."""
     if verb in plugins.RESEARCH:
         rule = f"`{verb}` is a verb of jacmatch-research, which is not installed."
@@ -242,14 +228,15 @@ def _print_help() -> None:
     from rich.panel import Panel
     from rich.table import Table
 
-    def box(title: str, rows: dict[str, str]) -> Panel:
+    def box(title: str, rows: Mapping[str, str]) -> Panel:
         table = Table.grid(padding=(0, 2))
-        for name, what in rows.items():
-            table.add_row(name, what)
+        for name, text in rows.items():
+            table.add_row(name, text)
         return Panel(table, title=title, title_align="left", border_style="dim")
 
-    console = Console(highlight=False)
-    console.print("usage: [bold]jacmatch VERB[/bold] \\[OPTIONS]\n")
-    console.print("A student network learns its teacher's values and slopes. [bold]jacmatch distill[/bold] shows it.\n")
-    console.print(box("verbs", _verbs()))
-    console.print(box("options", {"--help": "after a verb: what it takes", "--version": "the version of the package"}))
+    console = Console(highlight=False, markup=False)
+    console.print("usage: jacmatch VERB [OPTIONS]\n")
+    console.print("Train a student network on its teacher's values and derivatives.")
+    console.print("Begin with `jacmatch distill`.\n")
+    console.print(box("verbs", {name: verb.help for name, verb in verbs().items()}))
+    console.print(box("options", {"VERB --help": "options and examples of a verb", "--version": "print the version"}))

@@ -1,10 +1,12 @@
-"""From a recipe to its flags, and from the words of a command line to a recipe. tyro parses and writes the help."""
+"""The fields of a job as flags, and the words of a command line as a job. tyro parses, and lays out the help."""
 
 import contextlib
 import dataclasses
 import difflib
 import inspect
 import io
+import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from jacmatch.errors import InputError
 
 @dataclass(frozen=True)
 class Options:
-    """What every verb takes besides the fields of its recipe."""
+    """What every verb takes besides the fields of its job."""
 
     config: Path | None = None
     """JSON or YAML file with settings, or the folder of an earlier run; flags override it."""
@@ -33,15 +35,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Flag:
-    """A field of a recipe as the command line sees it.
+    """A field of a job as a flag.
 
     Attributes:
         name: Of the field.
         kind: Its type.
-        default: What holds without the flag; `dataclasses.MISSING` where there is none.
-        positional: Whether it is given by its place instead of a flag.
+        default: The value without the flag; `dataclasses.MISSING` if the flag is required.
+        positional: Whether it is given by its position instead of a flag.
         help: The field's docstring.
-        group: The heading it is listed under; empty for what every job takes.
+        group: The heading in the help; empty for what every job takes.
     """
 
     name: str
@@ -53,14 +55,14 @@ class Flag:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """How it is written; also its opposite, where it holds without."""
+        """How it is written; of a switch that is on by default also its opposite."""
         if self.positional:
             return (self.name.upper(),)
         word = self.name.replace("_", "-")
         return (f"--{word}", f"--no-{word}") if self.default is True else (f"--{word}",)
 
     def annotation(self) -> Any:
-        """The type with what tyro shall show."""
+        """The type, with what tyro shows in the help."""
         shown = self.name.upper() if self.positional else values.metavar(self.kind)
         silent = any(self.default is each for each in (None, (), False, dataclasses.MISSING))
         argument = tyro.conf.arg(
@@ -74,22 +76,22 @@ class Flag:
         return annotated[parts]
 
 
-def flags(recipe: type[Any], verb: str = "") -> list[Flag]:
-    """The fields of a recipe in the order of its help: its own, then those of the dataclasses it extends.
+def flags(job: type[Any], verb: str = "") -> list[Flag]:
+    """Return the fields of a job in the order of its help: its own, then those of the dataclasses it extends.
+
+    A dataclass in between names the group of its fields by a class variable `group`.
 
     Args:
-        recipe: A dataclass; a field annotated with `tyro.conf.Positional` has to be given, by its place, unless it is
-            a tuple: that takes any number of words.
-        verb: Names the recipe's own group.
+        job: A dataclass; a field annotated with `tyro.conf.Positional` is required, by its position, unless it is a
+            tuple: that takes any number of words.
+        verb: The group of the job's own fields.
     """
-    hints = get_type_hints(recipe, include_extras=True)
-    defaults = {field.name: field for field in dataclasses.fields(recipe)}
-    owners = [each for each in recipe.__mro__ if dataclasses.is_dataclass(each)]
+    hints = get_type_hints(job, include_extras=True)
+    defaults = {field.name: field for field in dataclasses.fields(job)}
     listed: list[Flag] = []
-    for owner in owners:
+    for owner in filter(dataclasses.is_dataclass, job.__mro__):
         helps = {each.arg_name: each.description for each in docstring_parser.parse_from_object(owner).params}
-        base = owner is owners[-1] or owner is Options
-        group = "" if base else verb if owner is recipe else owner.__name__.removesuffix("Fields").lower()
+        group = vars(owner).get("group", "" if owner is Options else verb)
         for name in inspect.get_annotations(owner):
             if name in defaults:
                 field, hint = defaults.pop(name), hints[name]
@@ -101,50 +103,69 @@ def flags(recipe: type[Any], verb: str = "") -> list[Flag]:
     return listed
 
 
-def given(recipe: type[Any], words: Sequence[str]) -> set[str]:
-    """The fields of a recipe whose flags are among the words."""
-    said = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
-    return {flag.name for flag in flags(recipe) if said & set(flag.words)}
+def given(job: type[Any], words: Sequence[str]) -> set[str]:
+    """Return the fields of a job whose flags are among the words."""
+    given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    return {flag.name for flag in flags(job) if given & set(flag.words)}
 
 
-def read(program: str, recipe: type[Any], words: Sequence[str], config: Mapping[str, Any]) -> tuple[Any, Options]:
-    """The job that a command line asks for, and the options around it.
+def read(program: str, job: type[Any], words: Sequence[str], config: Mapping[str, Any]) -> tuple[Any, Options]:
+    """Return the job that a command line describes, and the options around it.
 
     Args:
         program: What comes before the words, for messages.
-        recipe: The dataclass of the verb.
+        job: The dataclass of the verb.
         words: What follows the verb.
-        config: Settings that take the place of defaults.
+        config: Settings that replace defaults.
 
     Raises:
         InputError: The words are not flags of this verb with values of their types.
-        SystemExit: The words ask for help, which has been printed.
     """
-    known = [
-        dataclasses.replace(flag, default=config.get(flag.name, flag.default))
-        for flag in flags(recipe, program.rpartition(" ")[2]) + flags(Options)
-    ]
+    known = [dataclasses.replace(flag, default=config.get(flag.name, flag.default)) for flag in _all(program, job)]
     complaints = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaints):
-            parsed = tyro.cli(
-                _shape(known),
-                prog=program,
-                description=inspect.cleandoc(recipe.__doc__ or ""),
-                args=list(words),
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
+            parsed = tyro.cli(_shape(known), prog=program, args=list(words), config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit:
         refuse(program, known, words, complaints.getvalue())
     given = {flag.name: getattr(getattr(parsed, flag.group) if flag.group else parsed, flag.name) for flag in known}
     options = Options(*(given.pop(field.name) for field in dataclasses.fields(Options)))
-    return recipe(**given), options
+    return job(**given), options
+
+
+def print_help(program: str, job: type[Any], *, everything: bool) -> None:
+    """Print the options of a verb and its examples.
+
+    Args:
+        program: What comes before the options.
+        job: The dataclass of the verb; its class variables `main` and `examples` are the names of the fields to show
+            first, separated by spaces, and the words of its examples.
+        everything: Whether all options are shown, or those of `main`.
+    """
+    known = _all(program, job)
+    main = set(getattr(job, "main", "").split()) or {flag.name for flag in known[:_SHOWN]}
+    shown = [flag for flag in known if everything or flag.positional or flag.name in main]
+    if len(shown) < len(known):
+        text = f"Show all {len(known)} options."
+        shown.append(Flag("help_all", bool, False, False, text, ""))
+    width = shutil.get_terminal_size().columns
+    for paragraph in inspect.cleandoc(job.__doc__ or "").split("\n\n"):
+        print(textwrap.fill(paragraph, width), end="\n\n")
+    with contextlib.suppress(SystemExit):  # tyro ends like a program that has printed its help
+        tyro.cli(_shape(shown), prog=program, description="", args=["--help"], config=(tyro.conf.OmitArgPrefixes,))
+    if examples := getattr(job, "examples", ()):
+        print("\nexamples:", *(f"  {program} {words}".rstrip() for words in examples), sep="\n")
+
+
+_SHOWN = 10
+
+
+def _all(program: str, job: type[Any]) -> list[Flag]:
+    return flags(job, program.rpartition(" ")[2]) + flags(Options)
 
 
 def _shape(known: Sequence[Flag]) -> type[Any]:
-    """A dataclass for tyro with one dataclass inside for each group of flags."""
+    """Return a dataclass for tyro that nests one dataclass for each group of flags."""
 
     def fields(group: str) -> list[tuple[str, Any, Any]]:
         return [
@@ -159,19 +180,19 @@ def _shape(known: Sequence[Flag]) -> type[Any]:
 
 
 def refuse(program: str, known: Sequence[Flag], words: Sequence[str], otherwise: str) -> NoReturn:
-    """Says in one line what is wrong with words that tyro refused.
+    """Report in one line what is wrong with words that tyro refused.
 
     Args:
         program: What comes before the words.
         known: The flags.
         words: The words.
-        otherwise: What tyro said, for a fault that is not found here.
+        otherwise: The message of tyro, for a mistake that is not identified here.
 
     Raises:
         InputError: Always.
     """
     named = {word: flag for flag in known if not flag.positional for word in flag.words}
-    places = [flag for flag in known if flag.positional]
+    positional = [flag for flag in known if flag.positional]
     see = f"See {program} --help."
     given: dict[str, list[str]] = {}
     loose: list[str] = []
@@ -197,21 +218,21 @@ def refuse(program: str, known: Sequence[Flag], words: Sequence[str], otherwise:
             raise InputError(
                 f"`{word}` must be {values.described(kind)}.", got=_quoted(texts), do=_nearest(kind, texts)
             )
-    for flag, word in zip(places, loose, strict=False):
+    for flag, word in zip(positional, loose, strict=False):
         if not values.many(flag.kind) and not values.readable(flag.kind, [word]):
             rule = f"{flag.words[0]} must be {values.described(flag.kind)}."
             raise InputError(rule, got=repr(word), do=_nearest(flag.kind, [word]))
-    missing = [flag.words[0] for flag in places if flag.default is dataclasses.MISSING][len(loose) :]
+    missing = [flag.words[0] for flag in positional if flag.default is dataclasses.MISSING][len(loose) :]
     if missing:
-        usage = " ".join([program, *(flag.words[0] for flag in places)])
+        usage = " ".join([program, *(flag.words[0] for flag in positional)])
         raise InputError(f"{' and '.join(missing)} must be given.", do=f"Write {usage}. {see}")
-    if len(loose) > len(places) and not any(values.many(flag.kind) for flag in places):
-        raise InputError("unexpected word.", got=repr(loose[len(places)]), do=see)
+    if len(loose) > len(positional) and not any(values.many(flag.kind) for flag in positional):
+        raise InputError("unexpected word.", got=repr(loose[len(positional)]), do=see)
     raise InputError(" ".join(otherwise.translate(_BOX).split()))
 
 
 def unknown_flag(name: str, known: Sequence[str] | Mapping[str, Any], see: str) -> InputError:
-    """An error for a flag that is not there, with the nearest that is."""
+    """Return an error for an unknown flag, with the nearest known ones."""
     near = difflib.get_close_matches(name.replace("_", "-"), list(known), n=3, cutoff=0.5)
     return InputError(f"unknown flag {name}.", do=f"Nearest: {', '.join(near)}. {see}" if near else see)
 
@@ -224,7 +245,7 @@ def _quoted(texts: Sequence[str]) -> str:
 
 
 def _nearest(kind: Any, texts: Sequence[str]) -> str:
-    """The nearest of a list of names, where the type is one."""
+    """Return the nearest names, if the type is a list of names."""
     names = [str(name) for each in (kind, *get_args(kind)) for name in get_args(each) if isinstance(name, str)]
     near = [each for text in texts if text not in names for each in difflib.get_close_matches(text, names, n=1)]
     return f"Nearest: {', '.join(near)}." if near else ""

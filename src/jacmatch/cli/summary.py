@@ -1,14 +1,18 @@
-"""What a job found, as a person reads it."""
+"""The result of a job, printed for a person: tables that fit the terminal, and where the files are."""
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
 from jacmatch import plugins
+from jacmatch.cli.verbs import verbs
 
+SMOKE = "Smoke run: the numbers mean nothing."
 _HEADINGS = {
     "accuracy": "accuracy %",
     "rmse": "rmse",
@@ -17,103 +21,135 @@ _HEADINGS = {
     "jacobian_relative_error": "error of J",
     "largest_output_difference": "largest difference of outputs",
 }
-_PLACES = {"data": "at the data", "noise": "at noisy data", "mixed-pairs": "between pairs of the data"}
+_POINTS = {"data": "at the data", "noise": "at noisy data", "mixed-pairs": "between pairs of the data"}
 _FORMATS = {"accuracy": ".1%", "top1": ".1%", "jacobian_cosine": ".2f", "jacobian_relative_error": ".2f"}
+_GAP = 2  # characters between two columns
 
 
 def show(result: Mapping[str, Any]) -> None:
-    """Prints the result of a job on stdout."""
-    console = Console(highlight=False, soft_wrap=True)
+    """Print the result of a job on stdout."""
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     if result.get("finished") is False:
-        console.print(f"Stopped after {result['steps']} steps. The same command without --max-steps goes on.")
+        console.print(f"Stopped after {result['steps']} steps. Run the same command without --max-steps to resume.")
     else:
-        job = result["job"]
-        display = SHOWN[job] if job in SHOWN else plugins.load(plugins.verbs()[job].show)
-        display(console, result)
-    for key, what in (("out", "Run folder"), ("report", "Report"), ("figure", "Figure")):
+        plugins.load(verbs()[result["job"]].show)(console, result)
+        if result.get("settings", {}).get("smoke"):
+            console.print(SMOKE)
+    for key, label in (("out", "Run folder"), ("report", "Report"), ("figure", "Figure")):
         if key in result:
-            console.print(f"{what}: {result[key]}", markup=False)
+            console.print(f"{label}: {result[key]}")
 
 
-def _students(console: Console, result: Mapping[str, Any]) -> None:
-    """One row for the teacher and one for each method, mean ± standard deviation over the seeds."""
+def print_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose headings and cells are whole at any width of the terminal.
+
+    Headings are broken between words. Columns that do not fit beside the first one follow in a table of their own
+    below, as pandas prints a wide frame.
+
+    Args:
+        console: Where to print; its width counts.
+        head: The heading of each column. The first column holds labels, aligned left; the others numbers.
+        rows: As many cells in each.
+    """
+    columns = [[str(row[index]) for row in rows] for index in range(len(head))]
+    label = max(map(cell_len, [*head[0].split(), *columns[0], ""]))
+    label = min(label, max(console.width // 2, *(cell_len(word) for text in columns[0] for word in text.split()), 0))
+    widths = [max(map(cell_len, [*heading.split(), *cells, ""])) for heading, cells in zip(head, columns, strict=True)]
+    blocks: list[list[int]] = [[]]
+    left = console.width - label
+    for index in range(1, len(head)):
+        if blocks[-1] and widths[index] + _GAP > left:
+            blocks.append([])
+            left = console.width - label
+        blocks[-1].append(index)
+        left -= widths[index] + _GAP
+    for number, block in enumerate(blocks):
+        if number:
+            console.print()
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+        table.add_column(head[0], width=label)
+        for index in block:
+            table.add_column(head[index], justify="right", min_width=widths[index])
+        for row in rows:
+            table.add_row(str(row[0]), *(str(row[index]) for index in block))
+        console.print(table, soft_wrap=False)
+
+
+def students(console: Console, result: Mapping[str, Any]) -> None:
+    """Print one row for the teacher and one for each method, mean ± standard deviation over the seeds."""
     measure = _measure(result["teacher"])
     keys = [measure, *(key for key in _HEADINGS if key in result["rows"][0]["agreement"])]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
-    table.add_column("on the test part", no_wrap=True)
-    for key in keys:
-        table.add_column(_HEADINGS[key], justify="right")
-    table.add_row("teacher", _number(measure, result["teacher"][measure]))
+    rows = [["teacher", _number(measure, result["teacher"][measure]), *[""] * (len(keys) - 1)]]
     for row in result["rows"]:
         spreads = {measure: row[measure], **row["agreement"]}
-        table.add_row(row["label"], *(_spread(key, spreads[key]) for key in keys))
-    console.print(table)
-    where = _PLACES[result["resolved"]["point"]]
+        rows.append([row["label"], *(_spread(key, spreads[key]) for key in keys)])
+    print_table(console, ["on the test part", *(_HEADINGS[key] for key in keys)], rows)
+    point = _POINTS[result["resolved"]["point"]]
     size = f"{result['rows'][0]['seeds']} seed(s), {result['seconds']:.0f} s"
-    console.print(f"{result['settings']['data']}, trained {where}, {size}")
+    console.print(f"{result['settings']['data']}, trained {point}, {size}")
 
 
-def _network(console: Console, result: Mapping[str, Any]) -> None:
+def network(console: Console, result: Mapping[str, Any]) -> None:
+    """Print the accuracy, or the error, of one network."""
     measure = _measure(result["student"])
     size = f"{result['student']['parameters']:,} parameters, {result['seconds']:.1f} s"
     console.print(f"Test {_HEADINGS[measure]}: {_number(measure, result['student'][measure])} ({size})")
 
 
-def _pair(console: Console, result: Mapping[str, Any]) -> None:
+def pair(console: Console, result: Mapping[str, Any]) -> None:
+    """Print how well two networks do, and how far they agree."""
     measure = _measure(result["teacher"])
-    table = Table(box=SIMPLE_HEAD, show_header=False)
-    for name, who in (("first", "teacher"), ("second", "student")):
-        table.add_row(f"test {_HEADINGS[measure]}, {name}", _number(measure, result[who][measure]))
-    for key, value in result["agreement"].items():
-        if value is not None:
-            table.add_row(_HEADINGS[key], _number(key, value))
-    console.print(table)
+    networks = (("first", "teacher"), ("second", "student"))
+    lines = {f"test {_HEADINGS[measure]}, {name}": _number(measure, result[key][measure]) for name, key in networks}
+    agreement = {key: value for key, value in result["agreement"].items() if value is not None}
+    lines |= {_HEADINGS[key]: _number(key, value) for key, value in agreement.items()}
+    width = max(map(len, lines))
+    for label, text in lines.items():
+        console.print(f"{label:<{width}}  {text}")
 
 
-def _diagnosis(console: Console, result: Mapping[str, Any]) -> None:
+def diagnosis(console: Console, result: Mapping[str, Any]) -> None:
+    """Print the doctor's findings in training and in evaluation mode."""
     for mode, found in result["modes"].items():
-        console.print(f"In {mode} mode: {found['says']}", markup=False)
+        console.print(f"In {mode} mode: {found['says']}")
 
 
-def _names(console: Console, result: Mapping[str, Any]) -> None:
-    table = Table(box=SIMPLE_HEAD, show_header=False)
-    for axis, names in result.items():
-        if axis != "job":
-            table.add_row(axis, ", ".join(names))
-    Console(highlight=False).print(table, markup=False)
+def names(console: Console, result: Mapping[str, Any]) -> None:
+    """Print the names of each axis."""
+    axes = {axis: ", ".join(names) for axis, names in result.items() if axis != "job"}
+    indent = max(map(len, axes)) + _GAP
+    for axis, text in axes.items():
+        lines = textwrap.wrap(text, max(console.width - indent, 20), break_long_words=False, break_on_hyphens=False)
+        for number, line in enumerate(lines or [""]):
+            console.print(f"{'' if number else axis:<{indent}}{line}")
 
 
 def tables(console: Console, result: Mapping[str, Any]) -> None:
-    """What an experiment is about, and the tables of a job."""
+    """Print what an experiment is about, and the tables of a job."""
     if "about" in result:
-        console.print(f"{result['about'][0].upper()}{result['about'][1:]}.\n", markup=False)
+        console.print(f"{result['about'][0].upper()}{result['about'][1:]}.\n")
     for given in result["tables"]:
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False, title_justify="left")
-        for number, heading in enumerate(given["head"]):
-            table.add_column(heading, justify="right" if number else "left", no_wrap=not number, min_width=5)
-        for row in given["rows"]:
-            table.add_row(*row)
-        console.print(f"[bold]{given['title']}[/bold]")
-        console.print(table)
+        console.print(given["title"], style="bold")
+        print_table(console, given["head"], given["rows"])
         for note in given["notes"]:
-            console.print(note, markup=False)
+            console.print(note)
 
 
-def _cache(console: Console, result: Mapping[str, Any]) -> None:
-    """What a cache holds, or how far it is from what the teacher says now."""
+def cache(console: Console, result: Mapping[str, Any]) -> None:
+    """Print what a cache holds, or how far it is from the teacher's outputs now."""
     if result["action"] == "check":
-        console.print(f"{result['entries']:,} entries asked again, all within rounding ({result['seconds']:.1f} s).")
+        console.print(f"{result['entries']:,} entries queried again, all within rounding ({result['seconds']:.1f} s).")
         for name, largest in result["absolute"].items():
             console.print(f"  {name}: largest difference {largest:.2g}, relative {result['relative'][name]:.2g}")
         return
     if result["action"] == "build":
         done = result["shards"]
         console.print(
-            f"{done['written']} shards written, {done['found']} found whole, {done['mended']} mended, {done['left']} "
-            f"left to other processes ({result['seconds']:.1f} s)."
+            f"{done['written']} shards written, {done['found']} complete already, {done['mended']} repaired, "
+            f"{done['left']} left to other processes ({result['seconds']:.1f} s)."
         )
     for part in result["parts"]:
-        console.print(f"\n[bold]seed {part['seed']}[/bold]: {part['entries']:,} entries, {_bytes(part['bytes'])}")
+        console.print(f"\nseed {part['seed']}: {part['entries']:,} entries, {_bytes(part['bytes'])}")
         views = part["views"] if isinstance(part["views"], str) else f"{part['views']} views"
         lines = {
             "samples": f"{part['samples']:,}, {views}, {part['bytes_per_entry']:,.0f} bytes an entry",
@@ -125,7 +161,7 @@ def _cache(console: Console, result: Mapping[str, Any]) -> None:
         if part["reading"]:
             lines["reading"] = ", ".join(f"{speed:,.0f}/s in {order}" for order, speed in part["reading"].items())
         for name, value in lines.items():
-            console.print(f"  {name:<22} {value}", markup=False)
+            console.print(f"  {name:<22} {value}")
 
 
 def _bytes(count: float) -> str:
@@ -136,23 +172,8 @@ def _bytes(count: float) -> str:
     return f"{count:,.3g} {units[0]}"
 
 
-def _nothing(console: Console, result: Mapping[str, Any]) -> None:
-    """The path of the report says it all."""
-
-
-SHOWN = {
-    "distill": _students,
-    "train": _network,
-    "robust": tables,
-    "transfer": tables,
-    "surrogate": tables,
-    "cache": _cache,
-    "evaluate": _network,
-    "compare": _pair,
-    "doctor": _diagnosis,
-    "report": _nothing,
-    "list": _names,
-}
+def nothing(console: Console, result: Mapping[str, Any]) -> None:
+    """Print nothing: `show` prints the path of the report."""
 
 
 def _measure(network: Mapping[str, Any]) -> str:

@@ -1,34 +1,23 @@
 """Jobs: one verb each, as a frozen dataclass whose fields are the flags of the command line."""
 
-from jacmatch.jobs.cache.command import Cache
-from jacmatch.jobs.catalogue import List
-from jacmatch.jobs.compare import Compare
-from jacmatch.jobs.distill import Distill
-from jacmatch.jobs.doctor import Doctor
-from jacmatch.jobs.evaluate import Evaluate
-from jacmatch.jobs.networks import load_student
-from jacmatch.jobs.robust import Robust
-from jacmatch.jobs.surrogate.command import Surrogate
-from jacmatch.jobs.train import Train
-from jacmatch.jobs.transfer import Transfer
-from jacmatch.jobs.write_report import Report
+import importlib
+from typing import TYPE_CHECKING, Any
 
-JOBS = {
-    "distill": Distill,
-    "train": Train,
-    "robust": Robust,
-    "transfer": Transfer,
-    "surrogate": Surrogate,
-    "cache": Cache,
-    "evaluate": Evaluate,
-    "compare": Compare,
-    "doctor": Doctor,
-    "report": Report,
-    "list": List,
-}
+if TYPE_CHECKING:
+    from jacmatch.jobs.cache.command import Cache
+    from jacmatch.jobs.compare import Compare
+    from jacmatch.jobs.distill import Distill
+    from jacmatch.jobs.doctor import Doctor
+    from jacmatch.jobs.evaluate import Evaluate
+    from jacmatch.jobs.list import List
+    from jacmatch.jobs.networks import load_student
+    from jacmatch.jobs.report import Report
+    from jacmatch.jobs.robust import Robust
+    from jacmatch.jobs.surrogate.command import Surrogate
+    from jacmatch.jobs.train import Train
+    from jacmatch.jobs.transfer import Transfer
 
 __all__ = [
-    "JOBS",
     "Cache",
     "Compare",
     "Distill",
@@ -42,3 +31,13 @@ __all__ = [
     "Transfer",
     "load_student",
 ]
+
+_ELSEWHERE = {"Cache": "cache.command", "Surrogate": "surrogate.command", "load_student": "networks"}
+"""The modules that are not named like what they export."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a job at its first use (PEP 562): a verb imports its own job only."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_ELSEWHERE.get(name, name.lower())}"), name)

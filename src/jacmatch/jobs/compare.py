@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import tyro
@@ -20,6 +20,12 @@ from jacmatch.training import agreement
 @dataclass(frozen=True)
 class Compare(JobFields):
     """Measure how far two models agree in value and in Jacobian: an audit of a compressed or exported model."""
+
+    main: ClassVar[str] = "data first_weights second_weights samples seed device out smoke allow_code json"
+    examples: ClassVar[tuple[str, ...]] = (
+        "runs/teacher runs/student",
+        "runs/teacher runs/student --data npz:my.npz --samples 64",
+    )
 
     first: Annotated[str, tyro.conf.Positional] = ""
     """The reference: a run folder, or a model name with --first-weights."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -36,6 +36,9 @@ ENGINE = "engine.json"
 @dataclass(frozen=True)
 class Distill(TeachingFields):
     """Distil a teacher into a student: labels only, + outputs, + outputs and Jacobians, at equal optimiser steps."""
+
+    main: ClassVar[str] = "data teacher student per_class methods seeds steps device out smoke"
+    examples: ClassVar[tuple[str, ...]] = ("", "--data npz:my.npz --teacher runs/teacher --student mlp:16")
 
     cache: Path | None = None
     """The teacher answers from this folder, which `jacmatch cache build` has written with the same flags."""

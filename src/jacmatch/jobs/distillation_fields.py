@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -40,6 +40,8 @@ _DERIVATIVES = (  # settings that ask for a Jacobian term at any amount of data
 @dataclass(frozen=True)
 class DistillationFields(TrainingFields):
     """Settings of jobs that teach values and slopes."""
+
+    group: ClassVar[str] = "objective"
 
     labels_weight: float = 1.0
     """Weight of the label term."""
@@ -203,6 +205,8 @@ class DistillationFields(TrainingFields):
 @dataclass(frozen=True)
 class TeachingFields(DistillationFields):
     """Settings of `distill`, and of a cache for it: whose answers, about which data, in which runs."""
+
+    group: ClassVar[str] = "task"
 
     data: str = "digits"
     """Data set: digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, npz:FILE, folder:DIR, synthetic, or

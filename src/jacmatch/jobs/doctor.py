@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import tyro
@@ -19,6 +19,8 @@ from jacmatch.version import __version__
 @dataclass(frozen=True)
 class Doctor(JobFields):
     """Find out which derivative engines are right for a model, and why not the others."""
+
+    examples: ClassVar[tuple[str, ...]] = ("vit-tiny --data cifar10:DIR", "runs/teacher --samples 16")
 
     model: Annotated[str, tyro.conf.Positional] = ""
     """A run folder, or a model name (random weights will do)."""

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -16,6 +16,9 @@ from jacmatch.jobs.study import head, measured
 @dataclass(frozen=True)
 class Evaluate(JobFields):
     """Measure a trained network on the test part of a data set."""
+
+    main: ClassVar[str] = "data weights mean std seed device out smoke allow_code json"
+    examples: ClassVar[tuple[str, ...]] = ("runs/teacher", "resnet20 --weights resnet20.pth --data cifar10:DIR")
 
     model: Annotated[str, tyro.conf.Positional] = ""
     """Network: a run folder, or a model name with --weights."""

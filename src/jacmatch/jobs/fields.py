@@ -18,6 +18,9 @@ from jacmatch.version import __version__
 class JobFields:
     """Settings of every job."""
 
+    group: ClassVar[str] = "run"
+    """The heading of these fields in the help."""
+
     no_settings: ClassVar[tuple[str, ...]] = (
         *("out", "devices", "max_steps", "workers", "prefetch", "resident_mib"),
         *("allow_code", "doctor"),
@@ -71,6 +74,8 @@ class JobFields:
 @dataclass(frozen=True)
 class TrainingFields(JobFields):
     """Settings of every job that trains."""
+
+    group: ClassVar[str] = "training"
 
     together: ClassVar[bool] = True
     """Whether several processes can do the job together."""

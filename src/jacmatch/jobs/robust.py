@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -71,6 +71,12 @@ class Variant:
 @dataclass(frozen=True)
 class Robust(TrainingFields):
     """Train with a penalty on the network's own Jacobian, or with noise, and measure accuracy against input noise."""
+
+    main: ClassVar[str] = "data model penalty_weight noise_augment noise_levels seeds steps device out smoke"
+    examples: ClassVar[tuple[str, ...]] = (
+        "--model cnn3 --penalty-weight 0 0.01 0.1 --noise-augment 0.2",
+        "--data npz:my.npz --model mlp:64 --unit raw",
+    )
 
     data: str = "digits"
     """Data set: digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, npz:FILE, folder:DIR, synthetic, or

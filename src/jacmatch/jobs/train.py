@@ -1,7 +1,7 @@
 """`jacmatch train`: one network from labels, a teacher or a baseline."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -20,6 +20,12 @@ from jacmatch.training import fit
 @dataclass(frozen=True)
 class Train(TrainingFields):
     """Train one network from labels: a teacher, or a baseline."""
+
+    main: ClassVar[str] = "data model per_class steps batch_size lr augment device out smoke"
+    examples: ClassVar[tuple[str, ...]] = (
+        "--data cifar10:DIR --model resnet20 --augment crop flip",
+        "--data npz:my.npz --model mlp:64,64 --out runs/teacher",
+    )
 
     data: str = "digits"
     """Data set: digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, npz:FILE, folder:DIR, synthetic, or

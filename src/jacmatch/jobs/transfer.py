@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -109,6 +109,12 @@ class Transfer(TrainingFields):
     Six rows at equal steps: labels; the teacher fine-tuned; labels and the teacher's outputs (learning without
     forgetting); the same with attention maps, with their Jacobians, with both.
     """
+
+    main: ClassVar[str] = "data teacher teacher_weights student per_class methods seeds device out smoke"
+    examples: ClassVar[tuple[str, ...]] = (
+        "--data digits --methods labels lwf lwf+jacobians",
+        "--data folder:photos@64 --teacher runs/teacher",
+    )
 
     data: str = "digits"
     """Target: digits, cifar10:DIR, folder:DIR[@SIZE], npz:FILE, … (see `jacmatch distill --help`)."""

@@ -39,6 +39,12 @@ class Cache(TeachingFields):
     probe than they name. `info` says what is there.
     """
 
+    main: ClassVar[str] = "cache data teacher student per_class seeds views store device smoke"
+    examples: ClassVar[tuple[str, ...]] = (
+        "build --cache answers --data npz:my.npz --teacher runs/teacher",
+        "check --cache answers --samples 64",
+    )
+
     together: ClassVar[bool] = False
     keeps: ClassVar[tuple[str, ...]] = (HEAD,)
     """What is worth keeping of a job that was stopped."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -34,6 +34,12 @@ _AT_ONCE = 256  # points of a timing
 @dataclass(frozen=True)
 class Surrogate(SurrogateFields):
     """Learn a function, known or a black box, by its values and slopes; with no options: flow through a borehole."""
+
+    main: ClassVar[str] = "teacher jacobian low high samples methods hidden seeds out smoke"
+    examples: ClassVar[tuple[str, ...]] = (
+        "--teacher simulator:pressure --low 0 0 --high 1 2",
+        "--teacher npz:measured.npz --out runs/fit",
+    )
 
     def run(self, progress: Progress | None = None) -> Result:
         """Query, train and measure, and return the result that is written to the run folder."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -12,6 +12,9 @@ from jacmatch.report import write_report
 @dataclass(frozen=True)
 class Report:
     """Write the HTML report of a finished run."""
+
+    main: ClassVar[str] = "json"
+    examples: ClassVar[tuple[str, ...]] = ("runs/distill-001", "runs/distill-001 --json")
 
     folder: Annotated[Path, tyro.conf.Positional] = Path()
     """The run folder."""

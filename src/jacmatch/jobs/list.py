@@ -1,7 +1,7 @@
 """`jacmatch list`: every name that the command line knows."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from jacmatch import datasets, losses, models, objectives, plugins, teachers
 from jacmatch.jacobian import ESTIMATORS, READOUTS
@@ -11,6 +11,9 @@ from jacmatch.jobs.surrogate.examples import EXAMPLES
 @dataclass(frozen=True)
 class List:
     """List every name that the command line knows."""
+
+    main: ClassVar[str] = "json"
+    examples: ClassVar[tuple[str, ...]] = ("", "--json")
 
     def run(self) -> dict[str, Any]:
         """Returns the names by axis."""
