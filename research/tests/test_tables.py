@@ -2,7 +2,7 @@
 
 import pytest
 
-from jacmatch.report.lines import Line, line_figure
+from jacmatch.report.figures import Line, line_figure
 from jacmatch_research import tables as made
 from jacmatch_research.figures import by_columns, dot_figure
 

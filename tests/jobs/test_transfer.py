@@ -11,8 +11,8 @@ import jacmatch
 from jacmatch import datasets
 from jacmatch.errors import InputError
 from jacmatch.jacobian import PooledFeatures, run
-from jacmatch.jobs import Train, Transfer, closeness, pretrained
-from jacmatch.jobs.depths import chosen_pairs, layers_by_resolution, named_pairs
+from jacmatch.jobs import Train, Transfer, pretrained, teacher_distance
+from jacmatch.jobs.layer_pairs import chosen_pairs, layers_by_resolution, named_pairs
 from jacmatch.jobs.networks import Weights
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.transfer import METHODS
@@ -198,7 +198,7 @@ def test_layers_are_the_last_of_each_resolution():
 @pytest.mark.ci
 def test_features_are_the_pooled_means():
     teacher = build("cnn3", outputs=3, shape=(1, 8, 8)).eval()
-    found = closeness.features(teacher, "features.conv1", X)
+    found = teacher_distance.features(teacher, "features.conv1", X)
     _, features = run(teacher, X, ("features.conv1",))
     torch.testing.assert_close(found, features["features.conv1"].mean((2, 3)).detach())
     assert PooledFeatures("features.conv1").size == 1
@@ -209,7 +209,7 @@ def test_features_are_the_pooled_means():
 def test_the_terms_of_the_bound_are_those_of_the_networks(loss):
     student, teacher = (build("mlp:5-tanh", outputs=count, shape=(1, 8, 8)).eval() for count in (2 + 3, 3))
     near, far = X[:2], X[2:]
-    bound = closeness.bound(student, teacher, 2, loss, 2.0, near, far)
+    bound = teacher_distance.bound(student, teacher, 2, loss, 2.0, near, far)
     with torch.no_grad():
         pairs = [(student(x)[:, 2:], teacher(x)) for x in (far, near)]
         rho = [hinton_kl(s, t, 2.0) if loss == "kl" else (s - t).norm(dim=1) for s, t in pairs]
@@ -230,14 +230,14 @@ def test_unseen_images_are_of_mixed_classes_where_the_files_are_sorted(place):
     assert set(data.test.y[:12].tolist()) == {0, 1, 2}
     assert torch.equal(data.test.x.flatten(1).sort(0).values, torch.from_numpy(x).flatten(1).sort(0).values)
     for split, count in ((data.train, 12), (data.train, 100)):
-        first = closeness.mixed(split, count)
+        first = teacher_distance.mixed(split, count)
         assert len(first) == min(count, 60)
         assert set(first.y.tolist()) == {0, 1, 2}
-        assert torch.equal(first.x, closeness.mixed(split, count).x)
+        assert torch.equal(first.x, teacher_distance.mixed(split, count).x)
 
 
 @pytest.mark.ci
 def test_nearest_means():
     train = datasets.Split(torch.tensor([[0.0], [2.0], [10.0], [12.0]]), torch.tensor([0, 0, 1, 1]))
     test = datasets.Split(torch.tensor([[5.0], [7.0], [6.5]]), torch.tensor([0, 1, 0]))
-    assert closeness.nearest_mean_accuracy(nn.Identity(), train, test, 2) == pytest.approx(2 / 3)
+    assert teacher_distance.nearest_mean_accuracy(nn.Identity(), train, test, 2) == pytest.approx(2 / 3)

@@ -12,15 +12,19 @@ from matplotlib.image import imread
 
 from jacmatch.errors import InputError
 from jacmatch.report import figures, tables, write_report
-from jacmatch.report.style import STYLE
+from jacmatch.report.style import METHODS, PALETTE, STYLE, styles
 from jacmatch.runs import Run, spread
 
 EVIL = '<script>alert("x")</script>'
 
 
-def comparison(folder, *, label=EVIL, regression=False, sheet=True, size=8, scores=((0.7, 0.8), (0.75, 0.9))):
+SCORES = ((0.7, 0.8), (0.75, 0.9))
+
+
+def comparison(folder, *, label=EVIL, regression=False, images=True, size=8, scores=SCORES, smoke=False):
     """A finished run of two methods over as many seeds as there are scores."""
     settings = {"teacher": "cnn5", "student": label, "data": "digits"}
+    settings |= {"smoke": True} if smoke else {}
     run = Run.create(folder, "distill", settings, "0.0.1")
     measure = "rmse" if regression else "accuracy"
     network = {measure: 0.75, "parameters": 1234}
@@ -45,7 +49,7 @@ def comparison(folder, *, label=EVIL, regression=False, sheet=True, size=8, scor
                 "seconds": spread([2.0, 4.0]),
             }
         )
-    if sheet:
+    if images:
         rng = np.random.default_rng(0)
         channels = 1 if size == 8 else 3
         file = io.BytesIO()
@@ -58,7 +62,7 @@ def comparison(folder, *, label=EVIL, regression=False, sheet=True, size=8, scor
             cosines=rng.random((2, 3)),
             labels=np.arange(3),
         )
-        run.write_bytes("sheet.npz", file.getvalue())
+        run.write_bytes("jacobian_figure.npz", file.getvalue())
     whole = {"job": "distill", "version": "0.0.1", "seed": 0, "teacher": network, "student": network}
     whole |= {"agreement": agreement, "seconds": 1.0, "samples_per_second": 1.0, "peak_memory_bytes": 1}
     run.write_result({**whole, "rows": rows, "train_samples": 100, "test_samples": 500, "settings": settings})
@@ -114,18 +118,51 @@ def test_tables_agree_with_the_rows(tmp_path):
     lines = (run.path / "table.md").read_text().splitlines()
     assert len(lines) == 4
     assert lines[2].startswith("| a\\|b,c labels | 75.0 ± 7.1 |")
-    heads, cells = tables.cells(run.result)
-    text = tables.aligned(heads, cells).splitlines()
-    assert len({len(line) for line in text}) == 1
 
 
 def test_a_regression_has_no_agreement_in_class(tmp_path):
-    run = comparison(tmp_path / "run", label="x", regression=True, sheet=False)
+    run = comparison(tmp_path / "run", label="x", regression=True, images=False)
     page = read(write_report(run.path))
     assert "test RMSE" in page.text
     assert "0.75 ± 0.07071" in page.text
     assert "agreement %" not in page.text
     assert "img" not in page.tags
+
+
+def subtitle(path):
+    return re.search(r"</h1><p class=note>(.*?)</p>", path.read_text())[1]
+
+
+def test_the_subtitle_says_what_was_run(tmp_path):
+    assert subtitle(write_report(comparison(tmp_path / "run", label="cnn3").path)) == (
+        "Teacher cnn5: 1,234 parameters. Student cnn3: 1,234 parameters. "
+        "Data: digits, 100 training samples and 500 test samples. 20 optimizer steps. 2 seeds."
+    )
+
+
+def test_a_smoke_run_says_that_its_numbers_mean_nothing(tmp_path):
+    whole = read(write_report(comparison(tmp_path / "whole", label="x").path)).text
+    assert "mean nothing" not in whole
+    smoke = read(write_report(comparison(tmp_path / "smoke", label="x", smoke=True).path)).text
+    assert "A smoke run" in smoke
+    assert "its numbers mean nothing" in smoke
+
+
+def test_the_figure_of_jacobians_of_an_older_version_is_shown(tmp_path):
+    run = comparison(tmp_path / "run", label="x")
+    page = write_report(run.path).read_text()
+    (run.path / "jacobian_figure.npz").rename(run.path / "sheet.npz")
+    assert write_report(run.path).read_text() == page
+
+
+def test_the_page_fits_a_phone_and_no_heading_is_cut(tmp_path):
+    page = write_report(comparison(tmp_path / "run", label="x").path).read_text()
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    assert page.count("<table>") == page.count("<div class=wide><table>") > 0
+    assert re.search(r"\.wide {[^}]*overflow-x: auto", STYLE)
+    breaking = re.search(r"([^}]*){ overflow-wrap: anywhere; }", STYLE)[1]
+    assert "thead" not in breaking  # a heading that breaks anywhere becomes a column of letters
+    assert "tbody th" in breaking
 
 
 def test_the_page_is_the_same_when_it_is_written_again(tmp_path):
@@ -146,9 +183,9 @@ def test_the_page_says_what_the_numbers_are(tmp_path):
     two = read(write_report(comparison(tmp_path / "two", label="x").path)).text
     assert "sample standard deviation over 2 seeds" in two
     assert "Jacobians, on a fixed part of these samples" in two
-    assert "each picture has its own scale" in two
+    assert "each image has its own scale" in two
     one = read(write_report(comparison(tmp_path / "one", label="x", scores=((0.7,), (0.8,))).path)).text
-    assert "One seed, so no spread is known" in one
+    assert "One seed, so the spread is not known" in one
     assert "±" not in one
     assert "Each seed" not in one
 
@@ -171,9 +208,9 @@ def test_a_row_logged_twice_counts_once_and_seeds_meet_at_common_steps():
     assert values.tolist() == [[0.3], [0.5]]
 
 
-def test_curves_take_the_colours_and_letters_of_the_page():
-    picture = figures.curves({"a": [[{"step": step, "validation_rmse": step} for step in (1, 2, 3)]]}, "rmse")
-    assert "var(--s1)" in picture
+def test_curves_take_the_colors_and_letters_of_the_page():
+    picture = figures.curves({"labels": [[{"step": step, "validation_rmse": step} for step in (1, 2, 3)]]}, "rmse")
+    assert "var(--grey)" in picture
     assert "currentColor" in picture
     assert "#01" not in picture
     assert "DejaVu" not in picture
@@ -206,21 +243,21 @@ def test_what_was_not_measured_is_a_dash():
     assert tables.cells({"rows": [row]})[1] == [["a", "50.0", "–", "0.500", "–", "1", "0.5"]]
 
 
-def luminance(colour):
-    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+def luminance(color):
+    parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def test_every_colour_stands_out_from_its_ground():
+def test_every_color_stands_out_from_its_background():
     light, dark = STYLE.split("@media (prefers-color-scheme: dark)")
     for scheme in (light, dark):
-        colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6}|#fff)[;\s]", scheme))
-        ground, card = (luminance(colours[name].replace("#fff", "#ffffff")) for name in ("ground", "card"))
-        names = ["text", "soft", *(f"s{number}" for number in range(1, 7))]
+        colors = dict(re.findall(r"--(\w+): (#[0-9a-f]{6}|#fff)[;\s]", scheme))
+        ground, card = (luminance(colors[name].replace("#fff", "#ffffff")) for name in ("ground", "card"))
+        names = ["text", "soft", *PALETTE]
         for name in names:
             for behind in (ground, card):
-                low, high = sorted((luminance(colours[name]), behind))
+                low, high = sorted((luminance(colors[name]), behind))
                 assert (high + 0.05) / (low + 0.05) >= 4.5, name
 
 
@@ -237,7 +274,7 @@ def test_folders_without_a_comparison_are_refused(tmp_path):
     other = Run.create(tmp_path / "other", "doctor", {}, "1")
     other.write_result({"job": "doctor", "version": "1", "seed": 0, "seconds": 1.0, "settings": {}})
     for name, cut in {"damaged": b"nonsense", "empty": b"", "torn": None, "misshapen": misshapen()}.items():
-        sheet = comparison(tmp_path / name, label="x").path / "sheet.npz"
+        sheet = comparison(tmp_path / name, label="x").path / "jacobian_figure.npz"
         sheet.write_bytes(sheet.read_bytes()[:500] if cut is None else cut)
     result = comparison(tmp_path / "rows", label="x").path / "result.json"
     result.write_text(result.read_text().replace('"mean"', '"average"'))
@@ -245,9 +282,53 @@ def test_folders_without_a_comparison_are_refused(tmp_path):
         "none": "no folder of that name",
         "open": "must hold a finished run",
         "other": "must hold a comparison",
-        **dict.fromkeys(("damaged", "empty", "torn", "misshapen"), r"sheet\.npz must be a picture sheet"),
+        **dict.fromkeys(
+            ("damaged", "empty", "torn", "misshapen"),
+            r"must hold the arrays of the figure of Jacobians",
+        ),
         "rows": "result.json must (be what its job has written|have the rows or tables)",
     }.items():
         with pytest.raises(InputError, match=message):
             write_report(tmp_path / name)
         assert not (tmp_path / name / "report.html").exists()
+
+
+def color_blind(color, missing):
+    """A color in linear RGB as somebody sees it who lacks a cone (Viénot, Brettel and Mollon, 1999)."""
+    parts = np.array([int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]) ** 2.2
+    to_lms = np.array([[17.8824, 43.5161, 4.11935], [3.45565, 27.1554, 3.86714], [0.0299566, 0.184309, 1.46709]])
+    seen = {
+        "red": [[0, 2.02344, -2.52581], [0, 1, 0], [0, 0, 1]],
+        "green": [[1, 0, 0], [0.494207, 0, 1.24827], [0, 0, 1]],
+    }
+    return np.linalg.inv(to_lms) @ np.array(seen[missing]) @ to_lms @ parts
+
+
+@pytest.mark.parametrize("missing", ["red", "green"])
+def test_the_main_colors_are_told_apart_without_a_cone(missing):
+    """Grey, orange and blue carry the comparison that every table makes."""
+    for scheme in (0, 1):
+        seen = [color_blind(PALETTE[name][scheme], missing) for name in ("grey", "orange", "blue")]
+        for first, second in ((0, 1), (0, 2), (1, 2)):
+            assert np.abs(seen[first] - seen[second]).max() > 0.1
+
+
+def test_a_method_has_one_color_whatever_is_shown_beside_it():
+    names = [name for methods in METHODS.values() for name in methods]
+    assert len(set(names)) == len(names)
+    for color, methods in METHODS.items():
+        for name in methods:
+            assert styles(["unknown", name])[1] == styles([name])[0]
+            assert styles([name])[0].color == color
+    assert [style.color for style in styles(["labels", "outputs", "jacobians"])] == ["grey", "orange", "blue"]
+    labels = ["labels only", "labels + outputs", "labels + outputs + Jacobians"]
+    assert styles(labels) == styles(["labels", "outputs", "jacobians"])
+
+
+def test_lines_shown_together_differ_in_color_or_dash():
+    names = ["values", "values, 4 × steps", "values, 16 × steps", *(f"other {number}" for number in range(7))]
+    chosen = styles(names)
+    assert len({(style.color, style.dash) for style in chosen}) == len(names)
+    assert len({style.dash for style in chosen[:3]}) == 3
+    assert {style.color for style in chosen[:3]} == {"orange"}
+    assert "orange" not in {style.color for style in chosen[3:]}

@@ -19,7 +19,7 @@ from jacmatch.errors import InputError
 from jacmatch.files import inside
 from jacmatch.jobs import networks
 from jacmatch.models import load_weights, save_weights
-from jacmatch.report import comparison, write_report
+from jacmatch.report import page, write_report
 from jacmatch.runs import Run
 from jacmatch.training import checkpoints
 
@@ -94,9 +94,9 @@ def test_a_checkpoint_has_no_parts_larger_than_itself(tmp_path):
 
 def test_pictures_of_a_report_and_files_of_a_run_are_bounded(tmp_path, monkeypatch):
     run = compared(tmp_path / "run")
-    monkeypatch.setattr(comparison, "_SHEET", 4000)
-    np.savez_compressed(run.path / "sheet.npz", images=np.zeros(10_000))
-    with pytest.raises(InputError, match=r"sheet\.npz must be a picture sheet\. Got a damaged file \(more than 64 MiB"):
+    monkeypatch.setattr(page, "_LARGEST_ARRAYS", 4000)
+    np.savez_compressed(run.path / "jacobian_figure.npz", images=np.zeros(10_000))
+    with pytest.raises(InputError, match=r"arrays of the figure of Jacobians\. Got a damaged file \(more than 64 MiB"):
         write_report(run.path)
     with pytest.raises(InputError, match=r"result\.json must have at most 10 bytes\. Got [\d,]+\."):
         inside(run.path, run.path / "result.json", 10)

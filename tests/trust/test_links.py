@@ -11,7 +11,7 @@ from tests.teachers import cache_folders
 
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks
-from jacmatch.report import comparison, write_report
+from jacmatch.report import page, write_report
 from jacmatch.runs import Run
 from jacmatch.teachers import CachedTeacher
 
@@ -52,7 +52,7 @@ def test_a_link_within_the_folder_and_a_link_to_it_are_followed(trained, tmp_pat
     use(tmp_path / "link")
 
 
-@pytest.mark.parametrize("name", ["sheet.npz", "seed0/labels", "figure.svg"])
+@pytest.mark.parametrize("name", ["jacobian_figure.npz", "seed0/labels", "figure.svg"])
 def test_a_report_shows_nothing_from_elsewhere(name, tmp_path):
     run = compared(tmp_path / "run")
     if name == "figure.svg":
@@ -73,7 +73,7 @@ def test_a_name_in_a_result_is_no_path(tmp_path):
     result = run.result
     for method in ("../../secret", str(tmp_path / "secret"), "*", "\0"):
         result["rows"][0]["method"] = method
-        assert not comparison._students(run, method)
+        assert not page._students(run, method)
     result["rows"][0]["method"] = "../../secret"
     (run.path / "result.json").write_text(json.dumps(result))
     assert "script" not in page_of(write_report(run.path)).tags

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jacmatch.report.lines import COLOURS, Line, svg
+from jacmatch.report.figures import Line, svg
+from jacmatch.report.style import PALETTE
 
 
 def by_columns(
@@ -34,7 +35,13 @@ def dot_figure(rows: Sequence[tuple[str, float, float | None]], *, title: str, x
     places = list(range(len(rows), 0, -1))
     means = [mean for _, mean, _ in rows]
     axes.errorbar(
-        means, places, xerr=[std or 0.0 for _, _, std in rows], fmt="o", color=COLOURS[3], ecolor=COLOURS[0], capsize=2
+        means,
+        places,
+        xerr=[std or 0.0 for _, _, std in rows],
+        fmt="o",
+        color=PALETTE["blue"][0],
+        ecolor=PALETTE["grey"][0],
+        capsize=2,
     )
     axes.set_yticks(places, [label for label, _, _ in rows], fontsize=9)
     axes.set_xlabel(x_label)

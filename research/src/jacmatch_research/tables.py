@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jacmatch.report import Table
-from jacmatch.report.experiments import NOTHING, Spread, entry
+from jacmatch.report.tables import NOTHING, Spread, entry
 from jacmatch.runs import spread
 
 Document = Mapping[str, Any]

@@ -14,7 +14,7 @@ from jacmatch.datasets import Data, Split
 from jacmatch.diagnostics import benchmark_engines, doctor, report
 from jacmatch.diagnostics.report import FILE
 from jacmatch.errors import UnsupportedError
-from jacmatch.jobs import networks, sheet
+from jacmatch.jobs import jacobian_figure, networks
 from jacmatch.jobs.cache.opening import cached_teachers
 from jacmatch.jobs.distillation_fields import METHODS, TeachingFields
 from jacmatch.jobs.inputs import same_inputs, same_teacher
@@ -113,7 +113,7 @@ class Distill(TeachingFields):
         first = {cell.method: cell for cell, _ in done if cell.seed == self.seed}
         save_main(run, first[self.methods[-1]])
         students = {method: cell.load(run) for method, cell in first.items()}
-        sheet.write(run, data, teacher.network, students, METHODS)
+        jacobian_figure.write(run, data, teacher.network, students, METHODS)
         return {
             **head(run, self.seed),
             "teacher": main[0]["teacher"],

@@ -8,11 +8,11 @@ import torch
 from jacmatch.datasets import Data, from_arrays, of_classes
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jobs import networks
-from jacmatch.jobs.closeness import mixed
 from jacmatch.jobs.code import names_code
 from jacmatch.jobs.surrogate.asking import Asked, kept
 from jacmatch.jobs.surrogate.fields import SurrogateFields
 from jacmatch.jobs.surrogate.source import arrays_of
+from jacmatch.jobs.teacher_distance import mixed
 from jacmatch.jobs.train import load
 from jacmatch.runs import Run
 from jacmatch.runs.identity import changed

@@ -34,7 +34,7 @@ from jacmatch.jobs.train import load, parts
 from jacmatch.objectives import Robustness
 from jacmatch.objectives.penalties import FORMS
 from jacmatch.report import Table
-from jacmatch.report.experiments import entry
+from jacmatch.report.tables import entry
 from jacmatch.runs import Run, spread
 from jacmatch.training import evaluate_under_shifts
 

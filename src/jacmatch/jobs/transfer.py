@@ -13,10 +13,9 @@ from torch import nn
 from jacmatch.datasets import Data, Split, of_classes
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks, pretrained
-from jacmatch.jobs.closeness import bound, closeness, distances, mixed, nearest_mean_accuracy
-from jacmatch.jobs.depths import chosen_pairs, named_pairs
 from jacmatch.jobs.fields import TrainingFields, positive
 from jacmatch.jobs.inputs import same_inputs
+from jacmatch.jobs.layer_pairs import chosen_pairs, named_pairs
 from jacmatch.jobs.networks import Description
 from jacmatch.jobs.pretrained import Pretrained
 from jacmatch.jobs.progress import Progress
@@ -33,13 +32,14 @@ from jacmatch.jobs.study import (
     run_cells,
     save_main,
 )
+from jacmatch.jobs.teacher_distance import bound, distances, head_agreement, mixed, nearest_mean_accuracy
 from jacmatch.jobs.train import Train, load, parts
 from jacmatch.models import FirstOutputs, count_parameters
 from jacmatch.objectives import Distillation, Share
 from jacmatch.objectives.transfer import Pair
 from jacmatch.objectives.transfer import Transfer as Objective
 from jacmatch.report import Table
-from jacmatch.report.experiments import NOTHING, entry
+from jacmatch.report.tables import NOTHING, entry
 from jacmatch.runs import Run, spread
 from jacmatch.teachers import ModuleTeacher, RememberedTeacher, Teacher
 from jacmatch.training import Training
@@ -397,7 +397,7 @@ class Transfer(TrainingFields):
         place = next(network.parameters()).device
         shown = test.subset(torch.arange(min(16 if self.smoke else some, len(test))))
         maps = {"size": self.pool, "p": self.p}
-        found["agreement"] = closeness(network, teacher, ready.classes, ready.pairs, shown, **maps)
+        found["agreement"] = head_agreement(network, teacher, ready.classes, ready.pairs, shown, **maps)
         if method != "labels":
             near, unseen = (each.to(place) for each in self.images(ready, train, far))
             loss = (self.output_loss, self.temperature)

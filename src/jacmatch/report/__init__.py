@@ -1,6 +1,6 @@
-"""Reports: tables, figures and a page, made from run folders alone."""
+"""Reports: tables, figures and HTML pages, made from run folders alone."""
 
-from jacmatch.report.experiments import Table
 from jacmatch.report.page import write_report
+from jacmatch.report.tables import Table
 
 __all__ = ["Table", "write_report"]

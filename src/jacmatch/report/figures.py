@@ -1,30 +1,37 @@
-"""Learning curves as SVG and pixels as PNG, for a page that loads nothing. Words stay with the page."""
+"""Figures as SVG and PNG: learning curves and Jacobians for a page, and figures in files of their own.
+
+Every figure shows means over seeds, and takes the color of a method from `report.style`.
+"""
 
 import base64
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-DASHES = ("", "7 3", "2 2", "9 3 2 3", "4 2", "12 3")
-"""One for each colour: neither colour nor dash alone tells two methods apart."""
-_TEXT, _LINES = "#010101", ("#010201", "#010202", "#010203", "#010204", "#010205", "#010206")  # replaced by the page's
+from jacmatch.report.style import PALETTE, Style, styles
+
+_TEXT = "#010101"  # stands for the text color of the page until the picture is in it
+_STANDS_FOR = {f"#0102{number:02x}": name for number, name in enumerate(PALETTE)}
 _POINTS = 300  # drawn of one curve
-_PIXELS = 96  # on a side of a picture
+_PIXELS = 96  # on a side of an image
+_BANDS, _LINES = 3, 5  # most lines of a panel with bands, and in one panel without direct labels
+_PALE = "#c4c9cf"
 
 
 def curves(series: Mapping[str, Sequence[Sequence[dict[str, Any]]]], measure: str, *, width: float = 10.0) -> str:
-    """Validation curves as SVG: a line for each method, mean over seeds, with a band from least to largest.
+    """Return validation curves as SVG: a line for each method, mean over seeds, with a band from least to greatest.
 
-    Colours are the page's: `currentColor` and the variables `--s1`, `--s2`, … in the order of the methods. Method names
-    are not drawn.
+    Colors are those of the page: `currentColor` and the variables of `style.PALETTE`. Method names are not drawn.
 
     Args:
         series: For each method the metrics of its seeds. Of a step logged twice the later row counts.
         measure: `accuracy` or `rmse`.
-        width: In inches; a letter is as large in a narrow picture as in a wide one.
+        width: In inches; letters have the same size in a narrow picture as in a wide one.
     """
     from matplotlib.figure import Figure  # takes half a second, so not before something is drawn
     from matplotlib.ticker import MaxNLocator
@@ -32,22 +39,26 @@ def curves(series: Mapping[str, Sequence[Sequence[dict[str, Any]]]], measure: st
     figure = Figure(figsize=(width, 4.0), layout="constrained")
     axes = figure.add_subplot()
     scale = 100 if measure == "accuracy" else 1
-    for index, seeds in enumerate(series.values()):
+    names = {name: color for color, name in _STANDS_FOR.items()}
+    for style, seeds in zip(styles(list(series)), series.values(), strict=True):
         steps, values = _by_step(seeds, f"validation_{measure}")
         if not len(steps):
             continue
-        colour, dash = _LINES[index % len(_LINES)], DASHES[index % len(DASHES)]
-        style: Any = (0, tuple(float(part) / 2 for part in dash.split())) if dash else "solid"
-        axes.plot(steps, scale * values.mean(0), color=colour, linestyle=style, linewidth=2)
-        axes.fill_between(steps, scale * values.min(0), scale * values.max(0), color=colour, alpha=0.13, linewidth=0)
-    axes.set_xlabel("optimiser step", color=_TEXT)
+        color = names[style.color]
+        axes.plot(steps, scale * values.mean(0), color=color, linestyle=_dashes(style), linewidth=2)
+        axes.fill_between(steps, scale * values.min(0), scale * values.max(0), color=color, alpha=0.13, linewidth=0)
+    axes.set_xlabel("optimizer step", color=_TEXT)
     axes.set_ylabel("validation accuracy %" if measure == "accuracy" else "validation RMSE", color=_TEXT)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=max(4, int(width) - 2), integer=True, steps=[1, 2, 5, 10]))
     axes.tick_params(color=_TEXT, labelcolor=_TEXT, length=0)
     axes.grid(color=_TEXT, alpha=0.15, linewidth=0.8)
     for side in axes.spines.values():
         side.set_visible(False)
-    return _svg(figure)
+    return _inline(figure)
+
+
+def _dashes(style: Style) -> Any:
+    return (0, tuple(float(part) / 2 for part in style.dash.split())) if style.dash else "solid"
 
 
 def _by_step(seeds: Sequence[Sequence[dict[str, Any]]], key: str) -> tuple[Any, Any]:
@@ -59,11 +70,11 @@ def _by_step(seeds: Sequence[Sequence[dict[str, Any]]], key: str) -> tuple[Any, 
     return np.array(steps), np.array([[point[step] for step in steps] for point in points])
 
 
-def _svg(figure: Any) -> str:
+def _inline(figure: Any) -> str:
+    """The figure as SVG within a page, with the letters and colors of the page."""
     from matplotlib import rc_context
 
     text = io.StringIO()
-    # The same curves, the same bytes; letters stay letters, in the font of the page.
     with rc_context({"svg.hashsalt": "jacmatch", "svg.fonttype": "none", "font.size": 12}):
         figure.set_facecolor("none")
         for axes in figure.axes:
@@ -77,21 +88,21 @@ def _svg(figure: Any) -> str:
     picture = re.sub(r' (?:width|height)="[\d.]+pt"', "", picture, count=2)
     picture = re.sub(r"font: (?:[a-z\d]+ )*([\d.]+px) [^;\"]*", r"font-size: \1", picture)
     picture = re.sub(r"font-family: [^;\"]*;? ?", "", picture)
-    for index, colour in enumerate(_LINES, 1):
-        picture = picture.replace(colour, f"var(--s{index})")
+    for color, name in _STANDS_FOR.items():
+        picture = picture.replace(color, f"var(--{name})")
     return picture.replace(_TEXT, "currentColor")
 
 
 def image(pixels: Any) -> str:
-    """A picture (1 or 3, H, W) with values in [0, 1] as a `data:` address of a PNG."""
+    """Return an image (1 or 3, H, W) with values in [0, 1] as a `data:` address of a PNG."""
     grid = np.clip(np.moveaxis(np.asarray(pixels, dtype=np.float64), 0, -1), 0, 1)
     return _png(np.repeat(grid, 3, axis=2) if grid.shape[2] == 1 else grid[..., :3])
 
 
 def signed(jacobian: Any) -> str:
-    """A Jacobian row (C, H, W), summed over channels, as a `data:` address of a PNG.
+    """Return a row of a Jacobian (C, H, W), summed over channels, as a `data:` address of a PNG.
 
-    Zero is white, and the largest magnitude, of either sign, is full red (positive) or full blue (negative).
+    Zero is white, and the greatest magnitude, of either sign, is full red (positive) or full blue (negative).
     """
     from matplotlib import colormaps
 
@@ -100,12 +111,161 @@ def signed(jacobian: Any) -> str:
     return _png(colormaps["RdBu_r"](0.5 + 0.5 * flat / largest)[..., :3])
 
 
-def _png(colours: Any) -> str:
+def _png(colors: Any) -> str:
     from matplotlib.image import imsave
 
-    every = -(-max(colours.shape[:2]) // _PIXELS)
+    every = -(-max(colors.shape[:2]) // _PIXELS)
     file = io.BytesIO()
-    pixels = np.ascontiguousarray((255 * colours[::every, ::every]).round().astype(np.uint8))
+    pixels = np.ascontiguousarray((255 * colors[::every, ::every]).round().astype(np.uint8))
     nothing: dict[str, Any] = {"Software": None}  # the same pixels, the same bytes, whatever the version
     imsave(file, pixels, format="png", metadata=nothing)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a figure.
+
+    Attributes:
+        label: Name of the method, as in the legend.
+        x: Abscissae.
+        mean: Mean of each point.
+        std: Standard deviation of each point; None without error bars.
+    """
+
+    label: str
+    x: Sequence[float]
+    mean: Sequence[float]
+    std: Sequence[float | None] | None = None
+
+
+def line_figure(
+    panels: Sequence[tuple[str, Sequence[Line]]],
+    *,
+    x_label: str,
+    y_label: str,
+    log_x: bool = False,
+    log_y: bool = False,
+    columns: Sequence[str] = (),
+    narrow: bool = False,
+) -> bytes:
+    """Return an SVG file with a panel for each title and its lines; bars are one standard deviation to either side.
+
+    Up to three lines have bands, more have error bars. A panel of more than five lines has their names at their ends; a
+    single one becomes a panel for each line, with the others in grey behind it.
+
+    Args:
+        panels: Title and lines of each.
+        x_label: Of every panel.
+        y_label: Of the first panel of each row.
+        log_x: Whether the abscissa is logarithmic.
+        log_y: Whether the ordinate is.
+        columns: Labels of the abscissae 0, 1, 2, …; the numbers themselves if left out.
+        narrow: Whether the figure is for a page of 400 pixels.
+    """
+    from matplotlib.figure import Figure
+
+    crowded = max((len(lines) for _, lines in panels), default=0) > _LINES
+    multiples = crowded and len(panels) == 1
+    shown = [(line.label, panels[0][1]) for line in panels[0][1]] if multiples else list(panels)
+    across = max(1, min(len(shown), (2 if narrow else 3) if multiples else 1 if narrow or crowded else 2))
+    down = -(-max(len(shown), 1) // across)
+    size = (2.2 if narrow else 3.1, 2.2) if multiples else (4.4 if narrow else 8.4 if crowded else 4.9, 3.7)
+    figure = Figure(figsize=(size[0] * across, size[1] * down + 0.5), layout="constrained")
+    grid: Any = figure.subplots(down, across, squeeze=False, sharex=multiples, sharey=multiples)
+    for index, axes in enumerate(grid.flat):
+        if index >= len(shown):
+            axes.set_visible(False)
+            continue
+        title, lines = shown[index]
+        axes.set_xscale("log" if log_x else "linear")
+        axes.set_yscale("log" if log_y else "linear")
+        _draw(axes, lines, title if multiples else None)
+        axes.set_title(textwrap.fill(title, 30) if multiples else title, fontsize=10 if multiples else 11)
+        _scales(axes, log_x, log_y, columns)
+        if index + across >= len(shown):
+            axes.set_xlabel(x_label)
+            axes.tick_params(labelbottom=True)
+        if index % across == 0:
+            axes.set_ylabel(y_label)
+        if crowded and not multiples:
+            _name_ends(axes, lines)
+    if multiples and panels[0][0]:
+        figure.suptitle(panels[0][0], fontsize=11)
+    if not crowded and panels:
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        ncols = 1 if narrow else 2 if across < 2 else 3
+        figure.legend(handles, labels, loc="outside lower center", ncols=ncols, fontsize=9, frameon=False)
+    return svg(figure)
+
+
+def _draw(axes: Any, lines: Sequence[Line], only: str | None) -> None:
+    """Draw lines, each with its color and dash; with `only`, the line of that label in front of the others in grey."""
+    for style, line in zip(styles([line.label for line in lines]), lines, strict=True):
+        if only is not None and line.label != only:
+            axes.plot(line.x, line.mean, color=_PALE, linewidth=0.9, zorder=1)
+            continue
+        color = PALETTE[style.color][0]
+        drawn = {"color": color, "linestyle": _dashes(style), "linewidth": 1.8, "marker": "o", "ms": 3.5}
+        deviations = None if line.std is None else [std or 0.0 for std in line.std]
+        if deviations is None or (only is None and len(lines) <= _BANDS):
+            axes.plot(line.x, line.mean, label=line.label, **drawn)
+        if deviations is not None and only is None and len(lines) <= _BANDS:
+            low, high = (np.add(line.mean, np.multiply(sign, deviations)) for sign in (-1, 1))
+            axes.fill_between(line.x, low, high, color=color, alpha=0.12, linewidth=0)
+        elif deviations is not None:
+            axes.errorbar(line.x, line.mean, deviations, label=line.label, elinewidth=1, capsize=2, **drawn)
+    axes.grid(alpha=0.25, linewidth=0.7)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _scales(axes: Any, log_x: bool, log_y: bool, columns: Sequence[str]) -> None:
+    """Numbers at a logarithmic axis as people write them, 200 and not 2·10²; names at an axis of columns."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    for axis in [axes.xaxis] * log_x + [axes.yaxis] * log_y:
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(Plain(minor_thresholds=(1.0, 0.4)))
+    if columns:
+        axes.set_xticks(range(len(columns)), columns)
+        axes.minorticks_off()
+
+
+def _name_ends(axes: Any, lines: Sequence[Line]) -> None:
+    """Write the name of each line beside its right end, moved apart so that no name covers another."""
+    axes.get_ylim()  # computes the limits, which the transform needs
+    to_share = axes.transData + axes.transAxes.inverted()  # from data to shares of the panel
+    ends = []
+    for style, line in zip(styles([line.label for line in lines]), lines, strict=True):
+        ends.append((float(to_share.transform((line.x[-1], line.mean[-1]))[1]), line, PALETTE[style.color][0]))
+    ends.sort(key=lambda end: end[0])
+    gap, places = 0.075, list[float]()
+    for height, _, _ in ends:
+        places.append(max(height, places[-1] + gap) if places else height)
+    over = max(0.0, places[-1] - 1.0)
+    for place, (_, line, color) in zip(places, ends, strict=True):
+        axes.annotate(
+            line.label,
+            (line.x[-1], line.mean[-1]),
+            (1.04, place - over),
+            textcoords="axes fraction",
+            fontsize=9,
+            color=color,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkB": 3, "relpos": (0.0, 0.5)},
+        )
+
+
+def svg(figure: Any) -> bytes:
+    """Return a figure as the bytes of an SVG file; the same figure gives the same bytes."""
+    from matplotlib import rc_context
+
+    file = io.BytesIO()
+    with rc_context({"svg.hashsalt": "jacmatch", "svg.fonttype": "path"}):
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return file.getvalue()

@@ -1,36 +1,121 @@
-"""The rows of a result as tables: Markdown, CSV and aligned text."""
+"""Tables of results as text, Markdown and CSV: means ± standard deviations over seeds."""
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+Spread = Mapping[str, Any]
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        name: Stem of its files.
+        title: What it shows, in one line.
+        head: Headings; the first is that of the rows.
+        rows: As many entries as there are headings.
+        notes: Remarks below the table, a sentence or two each.
+    """
+
+    name: str
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def markdown(self) -> str:
+        """Return the table in Markdown, with title and notes.
+
+        Example:
+            >>> print(Table("t", "Accuracy", ("row", "n = 1"), (("labels", "5.0"),)).markdown())
+            **Accuracy**
+            <BLANKLINE>
+            | row | n = 1 |
+            | --- | ---: |
+            | labels | 5.0 |
+            <BLANKLINE>
+        """
+        lines = [self.head, ("---", *["---:"] * (len(self.head) - 1)), *self.rows]
+        body = ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines]
+        notes = [f"\n{note}" for note in self.notes]
+        return "\n".join([f"**{self.title}**", "", *body, *notes, ""])
+
+    def plain(self) -> dict[str, Any]:
+        """Return the table as plain values, as in a result."""
+        return {"title": self.title, "head": self.head, "rows": self.rows, "notes": self.notes}
+
+    def csv(self) -> str:
+        """Return the table as comma-separated values, headings first."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.head, *self.rows])
+        return text.getvalue()
+
+
+def entry(value: Spread | None, scale: float | int = 100, digits: int | None = 1) -> str:
+    """Return a mean ± standard deviation as text; a dash where nothing was measured.
+
+    Args:
+        value: Mean and standard deviation; the latter is None for a single value.
+        scale: Factor of both numbers; 100 for shares in %.
+        digits: Decimals; None for four significant digits.
+
+    Example:
+        >>> entry({"mean": 0.51, "std": 0.014}), entry({"mean": 0.5, "std": None}, 1, 3)
+        ('51.0 ± 1.4', '0.500')
+        >>> entry({"mean": 0.00042, "std": 0.00003}, 1, None)
+        '0.00042 ± 3e-05'
+    """
+    if value is None:
+        return NOTHING
+    mean = _number(scale * value["mean"], digits)
+    return mean if value["std"] is None else f"{mean} ± {_number(scale * value['std'], digits)}"
+
+
+def _number(value: float, digits: int | None, sign: str = "") -> str:
+    return f"{value:{sign}.4g}" if digits is None else f"{value:{sign}.{digits}f}"
+
+
+def speed(ratio: float) -> tuple[str, str]:
+    """Return how a ratio of times is called, and its number: below 1 it is a slow-down.
+
+    Example:
+        >>> speed(12.5), speed(0.5)
+        (('speed-up', '12.5 ×'), ('slow-down', '2 ×'))
+    """
+    return ("speed-up", f"{ratio:.3g} ×") if ratio >= 1 else ("slow-down", f"{1 / ratio:.3g} ×")
+
 
 _JACOBIAN = ("jacobian_cosine", "jacobian_relative_error")
 
 
 def cells(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table of a comparison: accuracies in percent, mean ± standard deviation over the seeds.
+    """Return headings and rows of the table of a comparison: accuracies in %, mean ± standard deviation over the seeds.
 
     Args:
         result: The result of `jacmatch distill`, with `rows`.
     """
     rows = result["rows"]
     accuracy = measure(result) == "accuracy"
-    heads = ["student learns from", "test accuracy %" if accuracy else "test RMSE"]
-    heads += ["agreement %"] if accuracy else []
-    heads += ["Jacobian cosine", "Jacobian error", "steps", "seconds"]
+    headings = ["student learns from", "test accuracy %" if accuracy else "test RMSE"]
+    headings += ["agreement %"] if accuracy else []
+    headings += ["Jacobian cosine", "Jacobian error", "steps", "seconds"]
     body = []
     for row in rows:
         agreement = row["agreement"]
-        line = [str(row["label"]), percent(row["accuracy"]) if accuracy else significant(row["rmse"])]
-        line += [percent(agreement.get("top1"))] if accuracy else []
-        line += [spread(agreement.get(key)) for key in _JACOBIAN]
+        line = [str(row["label"]), entry(row["accuracy"]) if accuracy else entry(row["rmse"], 1, None)]
+        line += [entry(agreement.get("top1"))] if accuracy else []
+        line += [entry(agreement.get(key), 1, 3) for key in _JACOBIAN]
         body.append([*line, str(row["steps"]), f"{row['seconds']['mean']:.1f}"])
-    return heads, body
+    return headings, body
 
 
 def seeds(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table of each seed, with the difference to the row above, taken seed by seed.
+    """Return headings and rows of the table of each seed, with the difference to the row above, seed by seed.
 
     Seeds share subset, initial weights and batches between methods, so the differences spread less than the values.
 
@@ -40,65 +125,24 @@ def seeds(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     key = measure(result)
     scale, digits = (100.0, 1) if key == "accuracy" else (1.0, None)
     values = [[scale * value for value in row[key]["values"]] for row in result["rows"]]
-    heads = ["student learns from", *(f"seed {result['seed'] + index}" for index in range(len(values[0])))]
+    headings = ["student learns from", *(f"seed {result['seed'] + index}" for index in range(len(values[0])))]
     body = [
         [str(row["label"]), *(_number(value, digits) for value in own)]
         for row, own in zip(result["rows"], values, strict=True)
     ]
     for line, own, above in zip(body, values, [None, *values], strict=False):
         gains = [] if above is None else [a - b for a, b in zip(own, above, strict=True)]
-        line.append(", ".join(_number(gain, digits, "+") for gain in gains) if gains else "–")
-    return [*heads, "difference to the row above"], body
+        line.append(", ".join(_number(gain, digits, "+") for gain in gains) if gains else NOTHING)
+    return [*headings, "difference to the row above"], body
 
 
 def measure(result: Mapping[str, Any]) -> str:
-    """`accuracy`, or `rmse` in a regression."""
+    """Return the quality that is compared: `accuracy`, or `rmse` in a regression."""
     return "accuracy" if "accuracy" in result["rows"][0] else "rmse"
 
 
-def percent(numbers: Mapping[str, Any] | None) -> str:
-    """Mean ± standard deviation of shares, in percent; a dash for what was not measured.
-
-    Example:
-        >>> percent({"mean": 0.9123, "std": 0.004, "values": [0.9, 0.92]})
-        '91.2 ± 0.4'
-    """
-    return _plus_minus(numbers, 100.0, 1)
-
-
-def spread(numbers: Mapping[str, Any] | None) -> str:
-    """Mean ± standard deviation with three decimals; without the latter for a single seed.
-
-    Example:
-        >>> spread({"mean": 0.5, "std": None, "values": [0.5]})
-        '0.500'
-    """
-    return _plus_minus(numbers, 1.0, 3)
-
-
-def significant(numbers: Mapping[str, Any] | None) -> str:
-    """Mean ± standard deviation of values of any magnitude, with four significant digits.
-
-    Example:
-        >>> significant({"mean": 0.00042, "std": 0.00003, "values": []})
-        '0.00042 ± 3e-05'
-    """
-    return _plus_minus(numbers, 1.0, None)
-
-
-def _plus_minus(numbers: Mapping[str, Any] | None, scale: float, digits: int | None) -> str:
-    if numbers is None:
-        return "–"
-    mean = _number(scale * numbers["mean"], digits)
-    return mean if numbers["std"] is None else f"{mean} ± {_number(scale * numbers['std'], digits)}"
-
-
-def _number(value: float, digits: int | None, sign: str = "") -> str:
-    return f"{value:{sign}.4g}" if digits is None else f"{value:{sign}.{digits}f}"
-
-
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table.
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table.
 
     Example:
         >>> print(markdown(["a", "b"], [["1", "2"]]))
@@ -106,7 +150,7 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         | --- | --- |
         | 1 | 2 |
     """
-    lines = [heads, ["---"] * len(heads), *rows]
+    lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join("| " + " | ".join(_literal(cell) for cell in line) + " |" for line in lines)
 
 
@@ -116,36 +160,21 @@ def _literal(cell: str) -> str:
 
 
 def comma_separated(result: Mapping[str, Any]) -> str:
-    """The rows as CSV for a program: plain numbers at full precision, shares not in percent, empty if not measured.
+    """Return the rows as CSV for a program: numbers at full precision, shares not in %, empty if not measured.
 
     Args:
         result: The result of `jacmatch distill`, with `rows`.
     """
     key = measure(result)
-    heads = ["method", "label", "seeds", "steps"]
+    headings = ["method", "label", "seeds", "steps"]
     columns = (key, "top1", *_JACOBIAN, "seconds")
-    heads += [f"{column}_{part}" for column in columns for part in ("mean", "std")]
-    lines: list[list[Any]] = [[*heads, f"{key}_values"]]
+    headings += [f"{column}_{part}" for column in columns for part in ("mean", "std")]
+    lines: list[list[Any]] = [[*headings, f"{key}_values"]]
     for row in result["rows"]:
         found = [row.get(column) or row["agreement"].get(column) or {} for column in columns]
-        numbers = [entry.get(part) for entry in found for part in ("mean", "std")]
-        whole = [row[head] for head in ("method", "label", "seeds", "steps")]
+        numbers = [each.get(part) for each in found for part in ("mean", "std")]
+        whole = [row[name] for name in ("method", "label", "seeds", "steps")]
         lines.append([*whole, *numbers, " ".join(str(value) for value in row[key]["values"])])
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
-
-
-def aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The table as text of a fixed width: the first column left, the others right.
-
-    Example:
-        >>> print(aligned(["a", "b"], [["long", "2"]]))
-        a     b
-        long  2
-    """
-    widths = [max(len(line[column]) for line in [heads, *rows]) for column in range(len(heads))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(pairs))
-        for pairs in (list(zip(line, widths, strict=True)) for line in [heads, *rows])
-    )

@@ -55,7 +55,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def undrawn(monkeypatch, as_users_run):
     """Figure and type checks take longer than all the rest of a small job; one test has them."""
-    monkeypatch.setattr(command_module, "figure", lambda result: b"<svg xmlns='http://www.w3.org/2000/svg'/>")
+    monkeypatch.setattr(command_module, "figure", lambda *_, **__: b"<svg xmlns='http://www.w3.org/2000/svg'/>")
 
 
 def does(command, code=0):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from jacmatch.report import Table
-from jacmatch.report.experiments import NOTHING, Spread, entry
-from jacmatch.report.lines import Line, line_figure
+from jacmatch.report.figures import Line, line_figure
+from jacmatch.report.tables import NOTHING, Spread, entry
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request
 from jacmatch_research.systems.appearance.faces import Array, Faces, faces

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from jacmatch.errors import InputError
 from jacmatch.jobs.train import parts
-from jacmatch.report.lines import line_figure
+from jacmatch.report.figures import line_figure
 from jacmatch_research.figures import by_columns
 from jacmatch_research.reproduce import students
 from jacmatch_research.reproduce.request import Request

@@ -24,8 +24,8 @@ from jacmatch.jobs.train import Train, parts
 from jacmatch.models import count_parameters
 from jacmatch.objectives import AtData, AtMixedPairs, Distillation, Point, Share
 from jacmatch.report import Table
-from jacmatch.report.experiments import NOTHING, Spread, entry
-from jacmatch.report.lines import line_figure
+from jacmatch.report.figures import line_figure
+from jacmatch.report.tables import NOTHING, Spread, entry
 from jacmatch.training import evaluate
 from jacmatch_research.figures import by_columns
 from jacmatch_research.reproduce import students

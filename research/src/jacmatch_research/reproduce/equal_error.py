@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.jobs.surrogate.fitting import deviation, fit_surrogate
-from jacmatch.report.experiments import NOTHING, entry
-from jacmatch.report.lines import Line
+from jacmatch.report.figures import Line
+from jacmatch.report.tables import NOTHING, entry
 from jacmatch_research.tables import Document, names, spreads
 
 VALUES, SLOPES = "values", "values + slopes"

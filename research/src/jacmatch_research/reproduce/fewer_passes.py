@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jacmatch.report import Table
-from jacmatch.report.experiments import NOTHING
+from jacmatch.report.tables import NOTHING
 from jacmatch_research.reproduce import students
 from jacmatch_research.reproduce.columns import column_of, columns_figure, per_class_of
 from jacmatch_research.reproduce.experiment import STUDENTS, Cell, Experiment

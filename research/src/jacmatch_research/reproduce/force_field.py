@@ -6,7 +6,7 @@ from typing import Any
 
 from jacmatch.jobs.progress import Progress
 from jacmatch.report import Table
-from jacmatch.report.experiments import NOTHING, Spread, entry
+from jacmatch.report.tables import NOTHING, Spread, entry
 from jacmatch.runs import spread
 from jacmatch_research.figures import dot_figure
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures

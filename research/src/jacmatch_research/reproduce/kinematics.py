@@ -10,8 +10,8 @@ from torch import Tensor
 from jacmatch.jacobian import jacobian
 from jacmatch.jobs.progress import Progress
 from jacmatch.report import Table
-from jacmatch.report.experiments import NOTHING, entry
-from jacmatch.report.lines import line_figure
+from jacmatch.report.figures import line_figure
+from jacmatch.report.tables import NOTHING, entry
 from jacmatch_research.reproduce.equal_error import (
     METHODS,
     REACHED_HEAD,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jacmatch.report import Table
-from jacmatch.report.experiments import NOTHING, entry
+from jacmatch.report.tables import NOTHING, entry
 from jacmatch_research.figures import dot_figure
 from jacmatch_research.reproduce import students
 from jacmatch_research.reproduce.columns import column_of, columns_figure, per_class_of

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jacmatch.report import Table
-from jacmatch.report.experiments import NOTHING
+from jacmatch.report.tables import NOTHING
 from jacmatch_research.reproduce import noise_statements as say
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.noise_remainders import leading, limit, remainder, size_of_term, slope

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jacmatch.report.lines import svg
+from jacmatch.report.figures import svg
 
 COLOURS = ("#ad5200", "#0067ad", "#00815e", "#a8447d", "#4d5663")
 MARKERS = ("o", "s", "^", "D", "v")

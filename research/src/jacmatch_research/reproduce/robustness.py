@@ -14,8 +14,8 @@ from jacmatch.jobs.robust import UNSEEN, Robust, Variant
 from jacmatch.jobs.train import parts
 from jacmatch.models import count_parameters
 from jacmatch.report import Table
-from jacmatch.report.experiments import Spread, entry
-from jacmatch.report.lines import Line, line_figure
+from jacmatch.report.figures import Line, line_figure
+from jacmatch.report.tables import Spread, entry
 from jacmatch.runs import spread
 from jacmatch.training import evaluate, evaluate_under_shifts, fit
 from jacmatch.training.state import channels_last

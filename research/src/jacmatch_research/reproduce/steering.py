@@ -8,7 +8,7 @@ import torch
 
 from jacmatch.jobs.progress import Progress
 from jacmatch.report import Table
-from jacmatch.report.lines import line_figure
+from jacmatch.report.figures import line_figure
 from jacmatch_research.reproduce.equal_error import (
     METHODS,
     REACHED_HEAD,

@@ -13,8 +13,8 @@ from jacmatch.jobs.surrogate.fitting import Weight, fit_surrogate, new_student, 
 from jacmatch.jobs.surrogate.functions import Function, opened
 from jacmatch.objectives import Share
 from jacmatch.report import Table
-from jacmatch.report.experiments import entry
-from jacmatch.report.lines import line_figure
+from jacmatch.report.figures import line_figure
+from jacmatch.report.tables import entry
 from jacmatch_research.reproduce.equal_error import REACHED_HEAD, SLOPES, VALUES, curves, reached
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request

@@ -10,13 +10,13 @@ from torch import nn
 
 from jacmatch.datasets import per_class
 from jacmatch.errors import InputError
-from jacmatch.jobs.closeness import distances, mixed, nearest_mean_accuracy
 from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.teacher_distance import distances, mixed, nearest_mean_accuracy
 from jacmatch.jobs.transfer import METHODS, Ready, Transfer, bound_table, distance_table
 from jacmatch.models import count_parameters
 from jacmatch.report import Table
-from jacmatch.report.experiments import NOTHING, entry
-from jacmatch.report.lines import line_figure
+from jacmatch.report.figures import line_figure
+from jacmatch.report.tables import NOTHING, entry
 from jacmatch.teachers import RememberedTeacher
 from jacmatch.training import evaluate, fit
 from jacmatch_research.figures import by_columns

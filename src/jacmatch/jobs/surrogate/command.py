@@ -25,6 +25,7 @@ from jacmatch.jobs.surrogate.source import Source, output_units, source
 from jacmatch.jobs.surrogate.tables import LABELS, figure, tables
 from jacmatch.models import count_parameters
 from jacmatch.objectives import Regression
+from jacmatch.report.page import FIGURE, NARROW_FIGURE
 from jacmatch.runs import Run, spread
 
 _REPEATS = 5  # of a timing
@@ -203,7 +204,8 @@ class Surrogate(SurrogateFields):
             "settings": self.settings(),
         }
         result["tables"] = [table.plain() for table in tables(result)]
-        run.write_bytes("figure.svg", figure(result))
+        run.write_bytes(FIGURE, figure(result))
+        run.write_bytes(NARROW_FIGURE, figure(result, narrow=True))
         return result
 
     def _export(self, run: Run, student: nn.Module, test: Asked) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jacmatch.report import Table
-from jacmatch.report.experiments import NOTHING
-from jacmatch.report.lines import Line, line_figure
+from jacmatch.report.figures import Line, line_figure
+from jacmatch.report.tables import NOTHING, speed
 
 LABELS = {"values": "values", "slopes": "values + slopes"}
 Result = Mapping[str, Any]
@@ -16,8 +16,8 @@ def tables(result: Result) -> list[Table]:
     return [_errors(result), _costs(result)]
 
 
-def figure(result: Result) -> bytes:
-    """Both errors over the number of training points, an SVG file."""
+def figure(result: Result, *, narrow: bool = False) -> bytes:
+    """Return both errors over the number of training points as an SVG file, wide or for a page of 400 pixels."""
     panels = []
     for measure, title in (("values", "values"), ("slopes", "slopes")):
         lines = []
@@ -29,7 +29,9 @@ def figure(result: Result) -> bytes:
                 lines.append(Line(LABELS[method], [n for n, _ in points], means, _bands(means, stds)))
         if lines:
             panels.append((f"RMSE of {title} in units", lines))
-    return line_figure(panels, x_label="training points", y_label="RMSE in units", log_x=True, log_y=True)
+    return line_figure(
+        panels, x_label="training points", y_label="RMSE in units", log_x=True, log_y=True, narrow=narrow
+    )
 
 
 def _bands(means: list[float], stds: list[float | None]) -> list[float | None]:
@@ -85,13 +87,13 @@ def _costs(result: Result) -> Table:
         ("seconds of a training", f"{costs['fit_seconds']:.3g}"),
     ]
     for name, what in (("batch", "a batch of the held-out points"), ("single", "a single point")):
-        speed = costs["speed"].get(name)
-        if speed is not None:
-            told = NOTHING if speed["teacher"] is None else f"{1e6 * speed['teacher']:.3g}"
-            ratio = NOTHING if speed["speed_up"] is None else f"{speed['speed_up']:.3g} ×"
+        timed = costs["speed"].get(name)
+        if timed is not None:
+            told = NOTHING if timed["teacher"] is None else f"{1e6 * timed['teacher']:.3g}"
+            name, ratio = ("speed-up", NOTHING) if timed["speed_up"] is None else speed(timed["speed_up"])
             rows.append((f"µs a point, {what}: function", told))
-            rows.append((f"µs a point, {what}: student", f"{1e6 * speed['student']:.3g}"))
-            rows.append((f"speed-up, {what}", ratio))
+            rows.append((f"µs a point, {what}: student", f"{1e6 * timed['student']:.3g}"))
+            rows.append((f"{name}, {what}", ratio))
     exported = result["export"]
     rows.append(("safetensors: largest difference, in units", f"{exported['safetensors']['largest_difference']:.2g}"))
     onnx = exported["onnx"]

@@ -1,4 +1,4 @@
-"""The picture sheet of a run: images, the teacher's Jacobian of its top class, and the students' beside it."""
+"""The figure of Jacobians of a run: images, the row of the teacher's top class, and the same row of the students."""
 
 import io
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ IMAGES = 8
 def write(
     run: Run, data: Data, teacher: nn.Module, students: Mapping[str, nn.Module], labels: Mapping[str, str]
 ) -> None:
-    """Writes `sheet.npz` for the first test image of each class; nothing where the data are no images."""
+    """Write `jacobian_figure.npz` for the first test image of each class; nothing where the data are no images."""
     if len(data.shape) != 3 or data.classes is None:
         return
     of_class = [(data.test.y == number).nonzero() for number in range(data.classes)]
@@ -37,7 +37,7 @@ def write(
         cosines=cosines.numpy(),
         labels=data.test.y[chosen].cpu().numpy(),
     )
-    run.write_bytes("sheet.npz", file.getvalue())
+    run.write_bytes("jacobian_figure.npz", file.getvalue())
 
 
 def _outputs(network: nn.Module, x: Tensor) -> Tensor:

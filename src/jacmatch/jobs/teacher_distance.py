@@ -22,10 +22,10 @@ def mixed(split: Split, count: int | None = None) -> Split:
     return split.subset(torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:count])
 
 
-def closeness(
+def head_agreement(
     network: nn.Module, teacher: nn.Module, classes: int, pairs: tuple[Pair, ...], split: Split, **maps: Any
 ) -> dict[str, float | None]:
-    """Agreement of the second head with the teacher, and mean cosines of attention maps and of their slopes.
+    """Agreement of the second head with the teacher, and mean cosines of attention maps and of their Jacobians.
 
     Args:
         network: The student with both heads.
