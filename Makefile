@@ -9,7 +9,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check install -qq --constraint constr
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults lint size format ci clean
+.PHONY: help demo test faults docs lint size format ci clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,10 @@ lint: $(VENV)/.dev  ## style, types and the import contract
 size: $(VENV)/.dev  ## lines, files and bytes of the wheel that users install; long files and functions
 	$(RUN) tests/architecture/sizes.py
 
+docs: $(VENV)/.docs  ## builds the documentation site into site/ and checks it; needs no network
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	$(RUN) -m pytest -q tests/test_site.py
+
 format: $(VENV)/.dev  ## mends what ruff can mend
 	$(RUN) -m ruff check --fix
 	$(RUN) -m ruff format
@@ -40,7 +44,7 @@ ci: ## all that must hold before a change lands
 	bash .ci/run
 
 clean:  ## removes .venv and what the tools keep
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache src/*.egg-info research/src/*.egg-info
+	rm -rf $(VENV) build site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache src/*.egg-info research/src/*.egg-info
 
 # The stamps: a step is done again only when what it read has changed.
 
@@ -66,3 +70,8 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml research/pyproject.toml
 	@echo "Installing jacmatch and what its tests need ..."
 	@$(PIP) --editable '.[dev]' --editable research
 	@touch $@ $(VENV)/.train
+
+$(VENV)/.docs: $(VENV)/.dev
+	@echo "Installing what builds the documentation ..."
+	@$(PIP) --editable '.[docs]'
+	@touch $@

@@ -24,7 +24,7 @@ SCARCE: Final = 30
 """Samples per class up to which networks are compared between data points (`AtMixedPairs`).
 
 At 100 per class mixing still helps networks without normalization and already costs those with BatchNorm accuracy, on
-validation images: docs/methods/default-recipe.md."""
+validation images: docs/results/default-recipe.md."""
 WORTHWHILE: Final = 200
 """Samples per class up to which there is a Jacobian term.
 

@@ -82,7 +82,9 @@ def mend(folder: Path) -> None:
                 write_whole(folder, METRICS, content[:end])
 
 
-_SETTINGS, _ENVIRONMENT, RESULT = "settings.json", "environment.json", "result.json"
+_SETTINGS, _ENVIRONMENT = "settings.json", "environment.json"
+RESULT = "result.json"
+"""The file that a job writes last: a run is finished if and only if it exists."""
 CHECKPOINT = "checkpoint.pt"
 """What a job needs to go on; it goes when the result is written."""
 _OWN = (_SETTINGS, _ENVIRONMENT, INPUTS, METRICS, RESULT, CHECKPOINT, LOCK)

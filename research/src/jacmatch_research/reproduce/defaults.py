@@ -1,6 +1,6 @@
 """Is the default of `Distillation` at least as good as a loop without it? The two lines of the README, as printed.
 
-The plan, the settings and the criterion are in docs/methods/default-recipe.md; they were written before the first cell.
+The plan, the settings and the criterion are in docs/results/default-recipe.md; they were written before the first cell.
 Networks, optimizer and loop are a user's own: plain torch, no argument of `Distillation` but the size of the data.
 """
 
