@@ -1,0 +1,236 @@
+"""Samples of a function: checked, standardized and weighted."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from jacmatch.errors import InputError
+from jacmatch.surrogates.perceptron import Inputs, Values
+from jacmatch.surrogates.solver import Standardized
+
+_NEIGHBORS = 3
+_DISAGREES = 0.7  # median error of the change between neighbors, as a share of the median change
+_OUTLIER = 10  # error of a sample over the median of all
+_ALONE = 3  # error of a sample, as a share of the median change
+_ENOUGH = 20  # samples
+
+Jacobian = Float[ndarray, "sample out input"]
+
+
+class DataWarning(UserWarning):
+    """Samples can be learned from, and something about them looks wrong."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scaler:
+    """Means and scales of inputs and outputs: standardized = (raw − mean) / scale.
+
+    Attributes:
+        x_mean: Of each input.
+        x_scale: Standard deviation of each input, 1 where it never varies.
+        y_mean: Of each output.
+        y_scale: Standard deviation of each output, 1 where it never varies.
+    """
+
+    x_mean: Float[ndarray, "input"]
+    x_scale: Float[ndarray, "input"]
+    y_mean: Float[ndarray, "out"]
+    y_scale: Float[ndarray, "out"]
+
+    def inputs(self, x: Inputs) -> Inputs:
+        """Return standardized inputs."""
+        return np.asarray((x - self.x_mean) / self.x_scale)
+
+    def outputs(self, y: Values) -> Values:
+        """Return raw outputs of standardized ones."""
+        return np.asarray(self.y_mean + y * self.y_scale)
+
+    def jacobian(self, j: Jacobian) -> Jacobian:
+        """Return the raw Jacobian of a standardized one."""
+        return np.asarray(j * self.y_scale[:, None] / self.x_scale)
+
+
+def check_jacobian(jacobian: Any, samples: int, outputs: int, inputs: int) -> Jacobian:
+    """Return partials as an array (N, K, D), NaN where they are not known.
+
+    Args:
+        jacobian: (N, K, D); (N, D) for one output; or (N, K·D), all partials of the first output first, as in a table.
+        samples: N.
+        outputs: K.
+        inputs: D.
+
+    Raises:
+        InputError: Its shape is another one, or it has infinite or no known entries.
+    """
+    try:
+        given = np.asarray(jacobian, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        rule = "`jacobian` of `fit` must be an array of floats."
+        raise InputError(rule, got=type(jacobian).__name__, do="NaN stands for a partial that is not known.") from error
+    shape = (samples, outputs, inputs)
+    if given.shape not in (shape, (samples, outputs * inputs)):
+        rule = f"`jacobian` of `fit` must have the shape {shape}: samples, outputs, inputs."
+        raise InputError(rule, got=f"shape {given.shape}", do="A table (N, K·D) has the partials of output 0 first.")
+    given = given.reshape(shape)
+    bad = np.isinf(given).any((1, 2))
+    if bad.any():
+        rule = "`jacobian` of `fit` must be finite, or NaN where a partial is not known."
+        raise InputError(rule, got=f"infinity in {int(bad.sum())} of {samples} rows, first in row {int(bad.argmax())}")
+    return given
+
+
+def standardize(
+    x: Inputs,
+    y: Values,
+    jacobian: Jacobian | None = None,
+    *,
+    sample_weight: Any = None,
+    output_weights: Any = None,
+    partial_weights: Any = None,
+    jacobian_weight: float | str = "auto",
+    x_scale: Float[ndarray, "input"] | None = None,
+    y_scale: Float[ndarray, "out"] | None = None,
+) -> tuple[Standardized, Scaler]:
+    """Return samples in standardized units, and the scaler.
+
+    Args:
+        x: Inputs.
+        y: Values.
+        jacobian: Partials, NaN where not known.
+        sample_weight: Weight of each sample.
+        output_weights: Weight of each output's squared error; it applies to its partials as well.
+        partial_weights: Weight of each partial's squared error, broadcast to (N, K, D).
+        jacobian_weight: λ; "auto" takes the weight at which a constant function loses as much by its partials as by its
+            values.
+        x_scale: Units of the inputs; their standard deviation if None.
+        y_scale: Units of the outputs; their standard deviation if None.
+
+    Raises:
+        InputError: A weight is negative or not finite, or all are 0.
+    """
+    n, k, d = len(x), y.shape[1], x.shape[1]
+    weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+    weight = _weights("sample_weight", weight, (n,))
+    some = weight > 0
+    scaler = Scaler(
+        np.average(x, axis=0, weights=weight),
+        _deviation(x[some]) if x_scale is None else np.asarray(x_scale, np.float64),
+        np.average(y, axis=0, weights=weight),
+        _deviation(y[some]) if y_scale is None else np.asarray(y_scale, np.float64),
+    )
+    of_output = _weights("output_weights", 1.0 if output_weights is None else output_weights, (k,))
+    y_weights = weight[:, None] * of_output
+    scaled = (y - scaler.y_mean) / scaler.y_scale
+    t = t_weights = None
+    if jacobian is not None:
+        known = ~np.isnan(jacobian)
+        of_partial = _weights("partial_weights", 1.0 if partial_weights is None else partial_weights, (n, k, d))
+        w = y_weights[:, :, None] * of_partial * known
+        if w.any():
+            w = w * d / w.sum()
+            j = np.where(known, jacobian, 0.0) * scaler.x_scale / scaler.y_scale[:, None]
+            size = float((w * j * j).sum())
+            factor = 1 / size if jacobian_weight == "auto" and size > 0 else jacobian_weight
+            factor = 1.0 if factor == "auto" else float(factor)
+            t, t_weights = j.transpose(2, 0, 1).copy(), factor * w.transpose(2, 0, 1)
+            if not factor:
+                t = t_weights = None
+    return Standardized(scaler.inputs(x), scaled, t, y_weights / y_weights.sum(), t_weights), scaler
+
+
+def _deviation(columns: Float[ndarray, "sample column"]) -> Float[ndarray, "column"]:
+    """Return standard deviations, 1 where a column never varies beyond rounding."""
+    std = columns.std(0)
+    return np.where(std > 1e-14 * np.abs(columns).max(0, initial=0.0), std, 1.0)
+
+
+def _weights(name: str, given: Any, shape: tuple[int, ...]) -> ndarray:
+    """Return weights broadcast to the shape."""
+    rule = f"`{name}` of `JacobianRegressor` must be finite, at least 0, and not all 0"
+    try:
+        weights = np.broadcast_to(np.asarray(given, dtype=np.float64), shape)
+    except ValueError as error:
+        got = f"shape {np.shape(given)}"
+        raise InputError(f"{rule}, and fit the shape {shape}.", got=got) from error
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+        raise InputError(f"{rule}.", got="NaN, infinity, a negative weight or zeros")
+    return weights
+
+
+def warn_about(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
+    """Return, and issue as a `DataWarning`, one line for each thing about the samples that looks wrong.
+
+    Constant inputs or outputs, samples that contradict each other, partials that disagree with the values.
+    """
+    lines = []
+    for name, columns in (("input", x), ("output", y)):
+        still = np.flatnonzero(np.ptp(columns, axis=0) == 0)
+        if len(still) and len(x) > 1:
+            numbers = ", ".join(map(str, still[:8]))
+            lines.append(f"{name} {numbers} never varies in these {len(x)} samples: leave it out.")
+    lines += _contradictions(x, y)
+    lines += _disagreement(x, y, jacobian)
+    for line in lines:
+        warnings.warn(f"`fit` of `JacobianRegressor`: {line}", DataWarning, stacklevel=3)
+    return lines
+
+
+def _contradictions(x: Inputs, y: Values) -> list[str]:
+    """Return a line about samples with equal inputs and different outputs."""
+    _, groups, counts = np.unique(x, axis=0, return_inverse=True, return_counts=True)
+    if (counts < 2).all():
+        return []
+    groups = groups.reshape(-1)
+    high, low = (np.full((len(counts), y.shape[1]), sign * np.inf) for sign in (-1, 1))
+    np.maximum.at(high, groups, y)
+    np.minimum.at(low, groups, y)
+    far = ((high - low) / _deviation(y)).max(1)
+    worst = int(far.argmax())
+    if far[worst] < 1e-6:
+        return []
+    rows = ", ".join(map(str, np.flatnonzero(groups == worst)[:4]))
+    number = int((far >= 1e-6).sum())
+    return [
+        f"{number} input(s) occur more than once with different outputs; the largest difference, {far[worst]:.2g} "
+        f"standard deviations, is in rows {rows}. They are averaged."
+    ]
+
+
+def _disagreement(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
+    """Return a line about partials that do not explain how the values change between neighbors.
+
+    Between close samples the change of a value is the mean of both Jacobians times the step, up to third order. A
+    sample disagrees if that fails towards each of its nearest neighbors.
+    """
+    n = len(x)
+    if jacobian is None or not _ENOUGH <= n <= 5000 or np.isnan(jacobian).any():
+        return []
+    from sklearn.neighbors import NearestNeighbors
+
+    z, values = x / _deviation(x), y / _deviation(y)
+    j = jacobian * _deviation(x) / _deviation(y)[:, None]
+    near = NearestNeighbors(n_neighbors=_NEIGHBORS + 1).fit(z).kneighbors(z, return_distance=False)[:, 1:]
+    step = z[near] - z[:, None]
+    change = values[near] - values[:, None]
+    mean = 0.5 * (j[near] + j[:, None])
+    off = np.abs(change - np.einsum("nmkd,nmd->nmk", mean, step))
+    typical = np.maximum(np.median(np.abs(change), (0, 1)), 1e-9)
+    share = off.min(1) / typical  # (N, K)
+    usual = np.median(off, (0, 1)) / typical
+    if (usual > _DISAGREES).any():
+        output = int(usual.argmax())
+        return [
+            f"the partials of output {output} do not explain how it changes between neighboring samples, the least in "
+            f"row {int(share[:, output].argmax())}: check their units, signs and order (samples, outputs, inputs)."
+        ]
+    row, output = divmod(int(share.argmax()), share.shape[1])
+    if share[row, output] > max(_ALONE, _OUTLIER * float(np.median(share[:, output]))):
+        return [
+            f"the partials of output {output} in row {row} disagree with the values of its neighbors by "
+            f"{share[row, output]:.1f} times a usual change: the largest disagreement of all."
+        ]
+    return []

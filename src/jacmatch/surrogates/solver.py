@@ -1,0 +1,261 @@
+"""Second-order fit of a small network to values and partials: L-BFGS in float64 over the whole data set.
+
+The loss is ½ (mean squared error of the values + λ · mean over samples of the summed squared error of the partials)
++ ½ α ‖weights‖², everything in standardized units. α and the activation are selected on held-out samples by their
+values *and* partials; the network that was selected is then fitted to all samples.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+from scipy.optimize import minimize
+
+from jacmatch.surrogates.perceptron import Inputs, Parameters, Perceptron, Tangents, Values
+
+DECAYS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+"""Weight decays that are tried."""
+_BEGINS = 1e-5  # the decay tried first
+_HISTORY = 50  # pairs of L-BFGS
+_WORK = 6e10  # floating-point operations of a whole fit: about 6 s on one core
+_MOST, _FEWEST = 4000, 200  # evaluations of the last fit
+_WORSE = 1.2  # held-out loss over the best one at which a path of decays ends
+_VISITED = 4  # weight decays that a start usually visits
+
+OnProgress = Callable[[int, int, float], None]
+"""Called with the evaluations so far, those planned and the loss."""
+
+
+@dataclass(frozen=True, eq=False)
+class Standardized:
+    """Samples in standardized units, with a weight for each value and partial.
+
+    Attributes:
+        x: Inputs.
+        y: Values.
+        t: Partials, 0 where unknown; None where none are known.
+        y_weights: Weights of the squared errors of the values, which sum to 1.
+        t_weights: Weights of the squared errors of the partials, 0 where unknown.
+    """
+
+    x: Inputs
+    y: Values
+    t: Tangents | None
+    y_weights: Values
+    t_weights: Tangents | None
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.x)
+
+    def rows(self, which: Int[ndarray, "chosen"]) -> "Standardized":
+        """Return some of the samples, their weights scaled up by what is left out."""
+        part = self.y_weights[which]
+        scale = 1 / max(float(part.sum()), 1e-300)
+        t, weights = self.t, self.t_weights
+        if t is not None and weights is not None:
+            t, weights = t[:, which], weights[:, which] * scale
+        return Standardized(self.x[which], self.y[which], t, part * scale, weights)
+
+    def loss(self, net: Perceptron, theta: Parameters) -> float:
+        """Return the loss without weight decay."""
+        y, t, _ = net.forward(theta, self.x, jacobian=self.t is not None)
+        value = 0.5 * float((self.y_weights * (y - self.y) ** 2).sum())
+        if self.t is not None:
+            value += 0.5 * float((self.t_weights * (t - self.t) ** 2).sum())
+        return value
+
+    def loss_and_gradient(self, net: Perceptron, theta: Parameters) -> tuple[float, Parameters]:
+        """Return the loss without weight decay, and its gradient."""
+        y, t, steps = net.forward(theta, self.x, jacobian=self.t is not None)
+        off = y - self.y
+        dy, dt = self.y_weights * off, None
+        value = 0.5 * float((dy * off).sum())
+        if self.t is not None:
+            off = t - self.t
+            dt = self.t_weights * off
+            value += 0.5 * float((dt * off).sum())
+        return value, net.parameter_gradient(theta, steps, dy, dt)
+
+
+def minimize_loss(
+    data: Standardized,
+    net: Perceptron,
+    theta: Parameters,
+    decay: float,
+    evaluations: int,
+    on_evaluation: Callable[[float], None] | None = None,
+) -> tuple[Parameters, float, int]:
+    """Run L-BFGS.
+
+    Args:
+        data: The samples.
+        net: The network's layout.
+        theta: Where to start.
+        decay: Weight decay α.
+        evaluations: At most so many evaluations of loss and gradient, up to one line search more.
+        on_evaluation: Called with the loss of each evaluation.
+
+    Returns:
+        Parameters, loss with its decay, and evaluations.
+    """
+    decays = decay * net.is_weight
+
+    def evaluate(parameters: Parameters) -> tuple[float, Parameters]:
+        loss, gradient = data.loss_and_gradient(net, parameters)
+        loss += 0.5 * float(decays @ (parameters * parameters))
+        if on_evaluation is not None:
+            on_evaluation(loss)
+        return loss, gradient + decays * parameters
+
+    options = {"maxcor": _HISTORY, "maxfun": evaluations, "maxiter": evaluations, "ftol": 1e-15, "gtol": 1e-11}
+    result = minimize(evaluate, theta, jac=True, method="L-BFGS-B", options=options)
+    return result.x, float(result.fun), int(result.nfev)
+
+
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """A network on its path of weight decays: the parameters with the lowest held-out loss."""
+
+    net: Perceptron
+    theta: Parameters
+    decay: float
+    loss: float
+    held_out: float
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted network.
+
+    Attributes:
+        net: Its layout.
+        theta: Its parameters.
+        decay: The weight decay that was selected.
+        loss: Loss over all samples, decay included.
+        held_out: The loss on held-out samples by which it was selected; None where nothing was held out.
+        evaluations: Evaluations of loss and gradient in all.
+        candidates: Held-out loss of each start and activation.
+    """
+
+    net: Perceptron
+    theta: Parameters
+    decay: float
+    loss: float
+    held_out: float | None
+    evaluations: int
+    candidates: list[dict[str, object]]
+
+
+def planned_evaluations(data: Standardized, net: Perceptron) -> int:
+    """Return how many evaluations the last fit may take: about half of the work of a fit, and the same on each machine.
+
+    One evaluation costs about 6 operations for each parameter, sample and tangent.
+    """
+    tangents = 1 + (0 if data.t is None else len(data.t))
+    operations = 6 * net.count * len(data) * tangents + 1e5  # and the overhead of a call
+    return int(np.clip(0.5 * _WORK / operations, _FEWEST, _MOST))
+
+
+def select(
+    data: Standardized,
+    held: Standardized,
+    net: Perceptron,
+    theta: Parameters,
+    decays: Sequence[float],
+    evaluations: int,
+    on_evaluation: Callable[[float], None] | None = None,
+) -> tuple[Selected, int]:
+    """Follow a path of weight decays, and return the parameters with the lowest held-out loss.
+
+    The path begins at a medium decay and goes on from there in both directions, each decay from the parameters of the
+    one before, until the held-out loss is clearly worse than the best.
+    """
+    middle = min(decays, key=lambda decay: abs(np.log(max(decay, 1e-30) / _BEGINS)))
+    theta, loss, total = minimize_loss(data, net, theta, middle, evaluations, on_evaluation)
+    first, best = theta, Selected(net, theta, middle, loss, held.loss(net, theta))
+    weaker = [decay for decay in decays if decay < middle]
+    stronger = [decay for decay in decays[::-1] if decay > middle]
+    for path in (weaker, stronger):
+        theta = first
+        for decay in path:
+            found, loss, count = minimize_loss(data, net, theta, decay, evaluations, on_evaluation)
+            total, theta = total + count, found
+            score = held.loss(net, found)
+            if score < best.held_out:
+                best = Selected(net, found, decay, loss, score)
+            elif not score < _WORSE * best.held_out:
+                break
+    return best, total
+
+
+def fit_network(
+    data: Standardized,
+    hidden: tuple[int, ...],
+    *,
+    activations: Sequence[str],
+    starts: int,
+    decays: Sequence[float] = DECAYS,
+    seed: int = 0,
+    evaluations: int | None = None,
+    initial: Parameters | None = None,
+    on_progress: OnProgress | None = None,
+) -> Fit:
+    """Select a network on held-out samples, and fit it to all.
+
+    A fifth of the samples is held out. Each start with each activation follows the path of weight decays with a share
+    of the evaluations; the one with the lowest held-out loss goes on with all samples.
+
+    Args:
+        data: The samples, in standardized units.
+        hidden: Widths of the hidden layers.
+        activations: Names in `perceptron.ACTIVATIONS`.
+        starts: Random starts for each activation.
+        decays: Weight decays, from strong to weak.
+        seed: Of the starts and of the samples that are held out.
+        evaluations: Of the last fit; by the work of one evaluation if None.
+        initial: Parameters to go on from, instead of random starts.
+        on_progress: Called after each evaluation.
+    """
+    widths = (data.x.shape[1], *hidden, data.y.shape[1])
+    nets = [Perceptron(widths, name) for name in activations]
+    last = planned_evaluations(data, nets[0]) if evaluations is None else evaluations
+    beginnings = [
+        (net, net.initial(seed + start) if initial is None else initial) for start in range(starts) for net in nets
+    ]
+    visited = min(len(decays), _VISITED)
+    each = max(10, last // (len(beginnings) * visited))
+    counter = _Counter(last + each * len(beginnings) * visited, on_progress)
+    order = np.random.default_rng(seed).permutation(len(data))
+    count = len(data) // 5
+    if count < 2:  # too few samples to select on
+        net, theta = beginnings[0]
+        decay = decays[len(decays) // 2]
+        theta, loss, total = minimize_loss(data, net, theta, decay, last, counter)
+        return Fit(net, theta, decay, loss, None, total, [])
+    held, rest = data.rows(order[:count]), data.rows(order[count:])
+    found, total = [], 0
+    for net, theta in beginnings:
+        selected, used = select(rest, held, net, theta, decays, each, counter)
+        found.append(selected)
+        total += used
+    best = min(found, key=lambda one: one.held_out)
+    theta, loss, used = minimize_loss(data, best.net, best.theta, best.decay, last, counter)
+    candidates: list[dict[str, object]] = [
+        {"activation": one.net.activation, "weight_decay": one.decay, "held_out": one.held_out} for one in found
+    ]
+    return Fit(best.net, theta, best.decay, loss, best.held_out, total + used, candidates)
+
+
+class _Counter:
+    """Counts evaluations for a progress bar."""
+
+    def __init__(self, planned: int, on_progress: OnProgress | None) -> None:
+        self.planned, self.done, self.on_progress = planned, 0, on_progress
+
+    def __call__(self, loss: float) -> None:
+        self.done += 1
+        if self.on_progress is not None:
+            self.on_progress(min(self.done, self.planned), self.planned, loss)

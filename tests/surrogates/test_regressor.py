@@ -1,0 +1,167 @@
+"""The scikit-learn estimator: what it learns, what it refuses, and scikit-learn's own checks."""
+
+import pickle
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+from jacmatch.errors import InputError
+from jacmatch.surrogates import DataWarning, JacobianRegressor
+
+FAST = {"hidden": (8, 8), "starts": 1, "max_evaluations": 150}
+EXPECTED_TO_FAIL = {
+    # A weight of 0 keeps a sample among those that may be held out, and 2 is no second sample there.
+    "check_sample_weight_equivalence_on_dense_data": "samples are held out at random",
+}
+
+
+def wave(count, seed=0):
+    x = np.random.default_rng(seed).uniform(-2, 2, (count, 2))
+    y = np.sin(x[:, 0]) * np.cos(x[:, 1])
+    j = np.stack([np.cos(x[:, 0]) * np.cos(x[:, 1]), -np.sin(x[:, 0]) * np.sin(x[:, 1])], 1)
+    return x, y, j
+
+
+def rmse(model, seed=9):
+    x, y, _ = wave(500, seed)
+    return float(np.sqrt(np.mean((model.predict(x) - y) ** 2)) / y.std())
+
+
+def test_partials_say_more_than_values():
+    x, y, j = wave(24)
+    with_partials = JacobianRegressor(**FAST).fit(x, y, jacobian=j)
+    assert rmse(with_partials) < 0.5 * rmse(JacobianRegressor(**FAST).fit(x, y))
+    xt, _, jt = wave(200, seed=5)
+    predicted = with_partials.predict_jacobian(xt)
+    assert predicted.shape == jt.shape
+    step = 1e-5 * np.array([1.0, 0.0])
+    differences = (with_partials.predict(xt + step) - with_partials.predict(xt - step)) / 2e-5
+    np.testing.assert_allclose(predicted[:, 0], differences, atol=1e-6)
+
+
+def test_units_do_not_matter():
+    """Units that are powers of two change no rounding, so the same network is fitted."""
+    x, y, j = wave(20)
+    a, b = np.array([2.0**10, 2.0**-13]), 2.0**17
+    plain = JacobianRegressor(**FAST).fit(x, y, jacobian=j)
+    scaled = JacobianRegressor(**FAST).fit(x * a, y * b, jacobian=j * b / a)
+    np.testing.assert_array_equal(scaled.predict(x * a) / b, plain.predict(x))
+    np.testing.assert_array_equal(scaled.predict_jacobian(x * a) * a / b, plain.predict_jacobian(x))
+
+
+def test_what_is_missing_is_not_learned():
+    """Any pattern of NaN: what is known is fitted, and what would stand in its place does not matter."""
+    x, y, j = wave(20)
+    known = np.random.default_rng(0).random(j.shape) < 0.5
+    model = JacobianRegressor(**FAST).fit(x, y, jacobian=np.where(known, j, np.nan))
+    assert rmse(model) < rmse(JacobianRegressor(**FAST).fit(x, y))
+    none = JacobianRegressor(**FAST).fit(x, y, jacobian=np.full_like(j, np.nan))
+    np.testing.assert_array_equal(none.predict(x), JacobianRegressor(**FAST).fit(x, y).predict(x))
+
+
+def test_weights():
+    x, y, j = wave(30)
+    wrong = j.copy()
+    wrong[:, 1] = 5.0
+    with pytest.warns(DataWarning, match="partials of output 0 do not explain"):
+        ignored = JacobianRegressor(partial_weights=[1.0, 0.0], **FAST).fit(x, y, jacobian=wrong)
+    with pytest.warns(DataWarning, match="partials of output 0 do not explain"):
+        believed = JacobianRegressor(**FAST).fit(x, y, jacobian=wrong)
+    assert rmse(ignored) < 0.2 * rmse(believed)
+    both = np.stack([y, np.random.default_rng(0).normal(size=30)], 1)
+    first = JacobianRegressor(output_weights=[1.0, 1e-6], **FAST).fit(x, both)
+    second = JacobianRegressor(output_weights=[1e-6, 1.0], **FAST).fit(x, both)
+    assert np.square(first.predict(x) - both)[:, 0].mean() < np.square(second.predict(x) - both)[:, 0].mean()
+
+
+def test_several_outputs_have_their_shape():
+    x, y, j = wave(20)
+    model = JacobianRegressor(**FAST).fit(x, np.stack([y, 2 * y, -y], 1), jacobian=np.stack([j, 2 * j, -j], 1))
+    assert model.predict(x).shape == (20, 3)
+    assert model.predict_jacobian(x).shape == (20, 3, 2)
+    table = np.stack([j, 2 * j, -j], 1).reshape(20, 6)
+    same = JacobianRegressor(**FAST).fit(x, np.stack([y, 2 * y, -y], 1), jacobian=table)
+    np.testing.assert_array_equal(same.predict(x), model.predict(x))
+
+
+def test_an_ensemble_has_a_standard_deviation():
+    x, y, j = wave(20)
+    model = JacobianRegressor(ensemble=3, **FAST).fit(x, y, jacobian=j)
+    _, near = model.predict(x, return_std=True)
+    _, far = model.predict(x + 5, return_std=True)
+    assert near.shape == (20,)
+    assert near.mean() < far.mean()
+    with pytest.raises(InputError, match="needs an ensemble"):
+        JacobianRegressor(**FAST).fit(x, y).predict(x, return_std=True)
+
+
+def test_warm_start_goes_on():
+    x, y, j = wave(30)
+    model = JacobianRegressor(warm_start=True, **FAST).fit(x, y, jacobian=j)
+    first = model.fits_[0].loss
+    assert model.fit(x, y, jacobian=j).fits_[0].loss < first
+
+
+def test_it_works_with_the_rest_of_scikit_learn():
+    x, y, j = wave(24)
+    model = make_pipeline(StandardScaler(), JacobianRegressor(**FAST)).fit(x, y)
+    assert model.score(x, y) > 0.9
+    search = GridSearchCV(JacobianRegressor(**FAST), {"activation": ["silu", "tanh"]}, cv=2).fit(x, y, jacobian=j)
+    assert search.best_params_["activation"] in {"silu", "tanh"}
+    copy = pickle.loads(pickle.dumps(search.best_estimator_))
+    np.testing.assert_array_equal(copy.predict(x), search.best_estimator_.predict(x))
+    assert clone(copy).get_params()["hidden"] == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "jacobian", "message"),
+    [
+        ({}, np.zeros((20, 3)), r"`jacobian` of `fit` must have the shape \(20, 1, 2\).*Got shape \(20, 3\)"),
+        ({}, np.full((20, 2), np.inf), "`jacobian` of `fit` must be finite.*20 of 20 rows, first in row 0"),
+        ({}, "text", "`jacobian` of `fit` must be an array of floats"),
+        ({"starts": 0}, None, "`starts` of `JacobianRegressor` must be at least 1"),
+        ({"ensemble": 0}, None, "`ensemble` of `JacobianRegressor` must be at least 1"),
+        ({"weight_decay": -1.0}, None, "`weight_decay` of `JacobianRegressor` must be"),
+        ({"jacobian_weight": "much"}, None, "`jacobian_weight` of `JacobianRegressor` must be"),
+        ({"activation": "relu"}, None, "`activation` of `JacobianRegressor`"),
+        ({"output_weights": [1.0, 2.0, 3.0]}, None, r"`output_weights` .* fit the shape \(1,\). Got shape \(3,\)"),
+        ({"output_weights": -1.0}, None, "`output_weights` of `JacobianRegressor` must be finite, at least 0"),
+    ],
+)
+def test_what_it_refuses(settings, jacobian, message):
+    x, y, _ = wave(20)
+    with pytest.raises(InputError, match=message):
+        JacobianRegressor(**{**FAST, **settings}).fit(x, y, jacobian=jacobian)
+
+
+def test_what_it_warns_of():
+    x, y, j = wave(20)
+    with pytest.warns(DataWarning, match="input 1 never varies"):
+        JacobianRegressor(**FAST).fit(np.stack([x[:, 0], np.ones(20)], 1), y)
+    twice = np.concatenate([x, x[3:5]])
+    with pytest.warns(DataWarning, match=r"1 input\(s\) occur more than once .* is in rows 4, 21"):
+        JacobianRegressor(**FAST).fit(twice, np.concatenate([y, y[3:4], y[4:5] + 1]))
+    x, y, j = wave(60)
+    j[17] *= -30
+    with pytest.warns(DataWarning, match="partials of output 0 in row 17 disagree"):
+        JacobianRegressor(**FAST).fit(x, y, jacobian=j)
+    with pytest.warns(DataWarning, match="do not explain how it changes"):
+        model = JacobianRegressor(**FAST).fit(x, y, jacobian=1000 * j)
+    assert len(model.warnings_) == 1
+
+
+@pytest.mark.ci
+@pytest.mark.usefixtures("as_users_run")
+@pytest.mark.filterwarnings("default")  # scikit-learn's own samples are contradictory, constant or skipped
+def test_scikit_learn_s_own_checks():
+    model = JacobianRegressor(starts=1, max_evaluations=150)
+    results = check_estimator(model, on_fail=None, expected_failed_checks=EXPECTED_TO_FAIL)
+    wrong = {result["check_name"]: result["status"] for result in results if result["status"] == "failed"}
+    assert not wrong
+    xfailed = {result["check_name"] for result in results if result["status"] == "xfail"}
+    assert xfailed == set(EXPECTED_TO_FAIL)
