@@ -28,7 +28,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.errors import InputError, UnsupportedError, renamed
 from jacmatch.version import __version__
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ if TYPE_CHECKING:
         AtMixedPairs,
         AtNoise,
         Distillation,
+        GradientShare,
         Regression,
         Robustness,
-        Share,
         Transfer,
         WeightSchedule,
         jacobian_norm_penalty,
@@ -94,6 +94,7 @@ __all__ = [
     "EnsembleTeacher",
     "EveryRow",
     "FisherRows",
+    "GradientShare",
     "InputError",
     "LabelClass",
     "LabelLogit",
@@ -108,7 +109,6 @@ __all__ = [
     "RememberedTeacher",
     "Robustness",
     "SampledRows",
-    "Share",
     "TopClass",
     "TopLogit",
     "Transfer",
@@ -125,6 +125,7 @@ __all__ = [
 ]
 
 _PACKAGES = ("jacobian", "objectives", "teachers", "diagnostics")  # which export the names above
+_RENAMED = {"Share": "GradientShare"}  # old names, which go with the next release
 
 
 def __getattr__(name: str) -> Any:
@@ -134,6 +135,8 @@ def __getattr__(name: str) -> Any:
             module = importlib.import_module(f"{__name__}.{package}")
             if name in module.__all__:
                 return globals().setdefault(name, getattr(module, name))
+    elif name in _RENAMED:
+        return renamed(__name__, name, _RENAMED)
     elif not name.startswith("_") and find_spec(f"{__name__}.{name}"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,10 @@ exit code 2. Anything else that is raised is a defect of ours and keeps its trac
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 class InputError(ValueError):
@@ -104,6 +107,24 @@ class ElsewhereError(RuntimeError):
     def __init__(self, code: int, says: str = "") -> None:
         super().__init__(says or "Another process of this job has failed.")
         self.code, self.says = code, says
+
+
+def renamed(module: str, name: str, names: Mapping[str, str]) -> Any:
+    """Return what an old name of a module stands for, and warn; for the `__getattr__` of the module.
+
+    Args:
+        module: Its dotted name.
+        name: The name that it does not have.
+        names: New names by old ones.
+
+    Raises:
+        AttributeError: it is no old name.
+    """
+    if name not in names:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    message = f"`{module}.{name}` has a new name, `{names[name]}`; the old one goes with the next release."
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
+    return getattr(sys.modules[module], names[name])
 
 
 def unknown_name(what: str, got: str, known: Iterable[str]) -> InputError:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from jacmatch.diagnostics import preflight_check, raise_for_faults
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian import RandomInputs
-from jacmatch.objectives import CompiledSteps, Distillation, Share, Terms
+from jacmatch.objectives import CompiledSteps, Distillation, GradientShare, Terms
 from jacmatch.teachers import Answer, ModuleTeacher
 from jacmatch.training import Training, fit
 from jacmatch.training.data import Batch
@@ -28,7 +28,7 @@ def batch(count=12):
 
 def taught(make, **settings) -> Callable[[], nn.Module]:
     """Distillation of a sound teacher into what `make` makes."""
-    return lambda: Distillation(make(), nn.Linear(5, 4), **{"jacobians": Share(0.3), **settings})
+    return lambda: Distillation(make(), nn.Linear(5, 4), **{"jacobians": GradientShare(0.3), **settings})
 
 
 def of_layers(function, layers=2):
@@ -292,4 +292,7 @@ def test_a_training_with_a_fault_does_not_begin_unless_told_to():
 
 def test_a_module_with_float32_inside_is_no_false_alarm():
     student = Applied(lambda x, a, b: b(a(x).tanh().float().to(x.dtype)), linear(), linear(4))
-    assert preflight_check(Distillation(student, ModuleTeacher(linear()), jacobians=Share(0.3)), batch()).findings == ()
+    assert (
+        preflight_check(Distillation(student, ModuleTeacher(linear()), jacobians=GradientShare(0.3)), batch()).findings
+        == ()
+    )

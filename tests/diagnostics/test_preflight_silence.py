@@ -9,7 +9,7 @@ from torch import nn
 
 from jacmatch.diagnostics import preflight_check
 from jacmatch.models import CATALOG, build
-from jacmatch.objectives import Distillation, Share
+from jacmatch.objectives import Distillation, GradientShare
 from jacmatch.training.data import Batch
 
 TORCHVISION = (
@@ -29,7 +29,7 @@ def passes(student, shape, outputs, samples=8, sharp=True):
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(shape.numel(), outputs))
     batch = Batch(torch.rand(samples, *shape), torch.arange(samples) % outputs, torch.arange(samples), 0)
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    examined = preflight_check(Distillation(student, teacher, output_loss="kl", jacobians=Share(0.3)), batch)
+    examined = preflight_check(Distillation(student, teacher, output_loss="kl", jacobians=GradientShare(0.3)), batch)
     print(f"{examined.seconds:6.1f} s, float64 {examined.exact}, errors {examined.errors}")
     assert examined.findings == ()
     if sharp:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from jacmatch import jvp, unverified, vjp
 from jacmatch.errors import InputError, UnsupportedError
-from jacmatch.jacobian import pull, push
+from jacmatch.jacobian import PooledFeatures, pull, push
 
 
 def network(*more):
@@ -215,3 +215,15 @@ def test_a_user_s_own_contexts_of_a_checkpoint_are_entered():
         vjp(module, x, x)[1].square().sum().backward()
     assert entered[0] == "forward"
     assert set(entered[1:]) == {"again"}
+
+
+def test_chunks_behind_an_inner_layer_keep_the_gradients_of_the_layers_after_it():
+    """The readout's values do not depend on the last layer, and the outputs do."""
+    module, x, v = network().double().eval(), torch.rand(3, 2, 6, 6).double(), torch.randn(4, 3, 6).double()
+    found = []
+    for settings in ({}, {"chunk_size": 1}):
+        result = pull(module, x, v, readout=PooledFeatures("2"), **settings)
+        loss = result.outputs.square().mean() + result.products.square().sum()
+        found.append(torch.autograd.grad(loss, [*module.parameters()], allow_unused=True))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-11, atol=1e-13)

@@ -39,17 +39,17 @@ def objective(given, method="jacobians", **settings):
     ],
 )
 def test_scarce_data_are_asked_between(settings, per_class, point):
-    assert type(objective(data(per_class), **settings).slopes.point) is point
+    assert type(objective(data(per_class), **settings).differentiation.point) is point
 
 
 def test_a_regression_is_asked_at_its_data_by_squared_errors():
     made = objective(data(classes=None))
-    assert type(made.slopes.point) is AtData
+    assert type(made.differentiation.point) is AtData
     assert made.output_loss == "squared"
 
 
 def test_every_method_is_compared_at_the_same_points():
-    assert {type(objective(data(), method).slopes.point) for method in ("labels", "outputs", "jacobians")} == {
+    assert {type(objective(data(), method).differentiation.point) for method in ("labels", "outputs", "jacobians")} == {
         AtMixedPairs
     }
 
@@ -70,9 +70,9 @@ def test_outputs_of_classes_are_compared_by_kl(settings, loss, temperature):
 
 
 def test_temperature_of_log_probabilities_is_one_unless_it_is_given():
-    assert objective(data(), readout="log-probabilities").slopes.readout.temperature == 1
-    assert objective(data(), readout="log-probabilities", temperature=3.0).slopes.readout.temperature == 3
-    assert objective(data(), probe="fisher-rows").slopes.probe.temperature == 1
+    assert objective(data(), readout="log-probabilities").differentiation.readout.temperature == 1
+    assert objective(data(), readout="log-probabilities", temperature=3.0).differentiation.readout.temperature == 3
+    assert objective(data(), probe="fisher-rows").differentiation.probe.temperature == 1
 
 
 def test_the_weight_falls_with_the_data_unless_it_is_constant():
@@ -83,12 +83,12 @@ def test_the_weight_falls_with_the_data_unless_it_is_constant():
 
 
 def test_laws_of_random_directions():
-    assert objective(data(), probe_law="orthogonal", probes=2).slopes.probe.law == "orthogonal"
-    assert objective(data(), probe="random-inputs", probe_law="sphere").slopes.probe.law == "sphere"
+    assert objective(data(), probe_law="orthogonal", probes=2).differentiation.probe.law == "orthogonal"
+    assert objective(data(), probe="random-inputs", probe_law="sphere").differentiation.probe.law == "sphere"
 
 
 def test_rows_can_be_taken_in_chunks():
-    assert objective(data(), probes=2, probe_chunk=1).slopes.chunk_size == 1
+    assert objective(data(), probes=2, probe_chunk=1).differentiation.chunk_size == 1
 
 
 def test_more_rows_than_outputs_are_refused():

@@ -116,13 +116,14 @@ def test_the_objective_is_what_the_settings_say():
     network = torch.nn.Linear(1, 1)
     job = Robust(penalty="squared-norm", probe="every-row", unit="normalized")
     objective = job.objective(Variant(0.5, 0.2, 10), network, data, seed=7)
-    assert (objective.form, objective.noise, objective.seed) == ("squared-norm", 0.2, 7)
-    assert isinstance(objective.probe, EveryRow)
-    assert objective.balance.weights["penalty"] == 0.5
+    assert (objective.form, objective.noise, objective.differentiation.seed) == ("squared-norm", 0.2, 7)
+    assert isinstance(objective.differentiation.probe, EveryRow)
+    assert objective.loss_weights.weights["penalty"] == 0.5
     assert objective.scale.tolist() == pytest.approx(list(data.std))
     raw = Robust(unit="raw", probes=2).objective(Variant(0.5, 0.0, 10), network, data, seed=7)
     assert raw.scale.tolist() == [1.0]
-    assert (raw.probe.count, raw.probe.law) == (2, "sphere")
+    probe = raw.differentiation.probe
+    assert (probe.count, probe.law) == (2, "sphere")
 
 
 @pytest.mark.ci

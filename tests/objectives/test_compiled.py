@@ -11,14 +11,14 @@ from torch import nn
 
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
-from jacmatch.jacobian import Logits, RandomInputs, RandomOutputs
+from jacmatch.jacobian import Logits, RandomInputs, RandomOutputs, TopClass
 from jacmatch.objectives import CompiledSteps, Distillation, Robustness
 from jacmatch.objectives.compiled import Kinds, Step
 from jacmatch.training import Training, fit
 
 SCRIPT = Path(__file__).with_name("compiled_steps.py")
 SLOW = pytest.mark.slow
-KINDS = Kinds("classification", "kl", 1.0, "relative", Logits(), "frozen")
+KINDS = Kinds(lambda outputs, values, rows, step: {}, Logits(), "frozen")
 
 
 def ran(*arguments):
@@ -104,9 +104,9 @@ def test_a_failing_compiler_is_reported():
 def test_the_training_reports_what_was_compiled():
     split = Split(torch.rand(8, 3), torch.arange(8) % 2)
     settings = Training(steps=2, batch_size=4, compile=True)
-    with pytest.warns(UserWarning, match=r"Robustness is not compiled; Distillation is"):
-        fitted = fit(Robustness(nn.Linear(3, 2)), split, settings, seed=0)
-    assert fitted.compiled["fallback"] == "Robustness is not compiled; Distillation is."
+    with pytest.warns(UserWarning, match=r"TopClass is not compiled: its row depends on the outputs"):
+        fitted = fit(Robustness(nn.Linear(3, 2), probe=TopClass()), split, settings, seed=0)
+    assert fitted.compiled["fallback"] == "TopClass is not compiled: its row depends on the outputs of the same pass."
     assert fit(Distillation(nn.Linear(3, 2)), split, Training(steps=1, batch_size=4), seed=0).compiled is None
 
 

@@ -23,7 +23,7 @@ from jacmatch.jacobian import (
 )
 from jacmatch.jacobian.features import class_dimension
 from jacmatch.losses import agreement, cross_entropy, hinton_kl
-from jacmatch.objectives import Distillation, Robustness, Share
+from jacmatch.objectives import Distillation, GradientShare, Robustness
 from jacmatch.teachers import ModuleTeacher
 
 D = torch.float64
@@ -262,8 +262,8 @@ X, Y = torch.randn(6, 4, dtype=D), torch.arange(6) % 3
 def test_one_of_several_outputs_is_selected(name):
     wrap, output, _ = FORMS[name]
     student, teacher = Several(wrap, 1), Several(wrap, 2)
-    plain = Distillation(student.layer, teacher.layer, jacobians=Share(0.3))(X, Y)
-    objective = Distillation(student, teacher, jacobians=Share(0.3), output=output)
+    plain = Distillation(student.layer, teacher.layer, jacobians=GradientShare(0.3))(X, Y)
+    objective = Distillation(student, teacher, jacobians=GradientShare(0.3), output=output)
     found = objective(X, Y)
     for each, term in plain.items():
         torch.testing.assert_close(found[each], term)
@@ -274,12 +274,12 @@ def test_one_of_several_outputs_is_selected(name):
 def test_student_and_teacher_may_differ():
     wrap, output, _ = FORMS["tuple"]
     student, teacher = Several(wrap, 1), Several(wrap, 2)
-    plain = Distillation(student.layer, teacher.layer, jacobians=Share(0.3))(X, Y).loss
+    plain = Distillation(student.layer, teacher.layer, jacobians=GradientShare(0.3))(X, Y).loss
     torch.testing.assert_close(
-        Distillation(student, teacher.layer, jacobians=Share(0.3), output=(output, None))(X, Y).loss, plain
+        Distillation(student, teacher.layer, jacobians=GradientShare(0.3), output=(output, None))(X, Y).loss, plain
     )
     torch.testing.assert_close(
-        Distillation(student.layer, teacher, jacobians=Share(0.3), output=(None, output))(X, Y).loss, plain
+        Distillation(student.layer, teacher, jacobians=GradientShare(0.3), output=(None, output))(X, Y).loss, plain
     )
     torch.testing.assert_close(Robustness(student, output=output)(X, Y).loss, Robustness(student.layer)(X, Y).loss)
 

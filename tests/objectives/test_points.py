@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from jacmatch.jacobian import DataPairs, EveryRow, RandomInputs, probes
 from jacmatch.losses import cross_entropy
-from jacmatch.objectives import AtData, AtMixedPairs, AtNoise, Distillation, Share
+from jacmatch.objectives import AtData, AtMixedPairs, AtNoise, Distillation, GradientShare
 
 from .cases import OUTPUTS, POINTS, SHAPE, batch, student, teacher
 
@@ -102,10 +102,10 @@ def test_the_next_in_the_batch_is_the_partner_where_none_is_given():
     alone = {name: given[name] for name in ("x", "y", "ids")}
     rolled = {"partners": given["x"].roll(1, 0), "partner_labels": given["y"].roll(1, 0)}
     for settings in ({"point": AtMixedPairs()}, {"probe": DataPairs()}):
-        a = Distillation(student(), teacher(), **{"jacobians": Share(0.3), **settings})(**alone)
-        b = Distillation(student(), teacher(), **{"jacobians": Share(0.3), **settings})(**alone, **rolled)
+        a = Distillation(student(), teacher(), **{"jacobians": GradientShare(0.3), **settings})(**alone)
+        b = Distillation(student(), teacher(), **{"jacobians": GradientShare(0.3), **settings})(**alone, **rolled)
         assert torch.equal(a["loss"], b["loss"])
-    objective = Distillation(student(), teacher(), point=AtMixedPairs(), labels=0, jacobians=Share(0.3))
+    objective = Distillation(student(), teacher(), point=AtMixedPairs(), labels=0, jacobians=GradientShare(0.3))
     assert objective(given["x"], ids=given["ids"]).keys() == ["loss", "outputs", "jacobians"]
 
 
@@ -120,4 +120,4 @@ def test_the_next_in_the_batch_is_the_partner_where_none_is_given():
     ],
 )
 def test_it_says_whether_it_needs_partners(settings, wanted):
-    assert Distillation(student(), teacher(), **{"jacobians": Share(0.3), **settings}).needs_partners is wanted
+    assert Distillation(student(), teacher(), **{"jacobians": GradientShare(0.3), **settings}).needs_partners is wanted

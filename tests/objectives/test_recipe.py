@@ -13,9 +13,8 @@ from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.jacobian import AntitheticNoise, LabelLogit, RandomInputs, TopClass
 from jacmatch.jobs.distillation_fields import DistillationFields
-from jacmatch.objectives import AtData, AtMixedPairs, AtNoise, Distillation, Share, WeightSchedule
-from jacmatch.objectives.label_counts import describe_labels, labels_of
-from jacmatch.objectives.recipe import SCARCE, WORTHWHILE, recipe
+from jacmatch.objectives import AtData, AtMixedPairs, AtNoise, Distillation, GradientShare, WeightSchedule
+from jacmatch.objectives.recipe import SCARCE, WORTHWHILE, describe_labels, labels_of, recipe
 from jacmatch.teachers import ModuleTeacher
 
 
@@ -30,8 +29,8 @@ def test_python_and_the_command_line_share_them(number):
     mine = Distillation(*pair(), samples_per_class=number, task=task)
     theirs = DistillationFields().resolved(number)
     assert (mine.output_loss, mine.temperature) == (theirs["output_loss"], theirs["temperature"])
-    assert isinstance(mine.slopes.point, AtMixedPairs) == (theirs["point"] == "mixed-pairs")
-    assert mine.balance.weights["jacobians"] == theirs["jacobian_share"]
+    assert isinstance(mine.differentiation.point, AtMixedPairs) == (theirs["point"] == "mixed-pairs")
+    assert mine.loss_weights.weights["jacobians"] == theirs["jacobian_share"]
     assert mine.schedule == DistillationFields().recipe(number).schedule
 
 
@@ -41,19 +40,19 @@ def test_python_and_the_command_line_share_them(number):
 def test_classification_of_few_samples(number, point, share):
     found = recipe("classification", number)
     assert (found.output_loss, found.temperature, found.point) == ("kl", 4.0, point)
-    assert found.jacobians == Share(share)
+    assert found.jacobians == GradientShare(share)
     assert found.schedule(0.0) == pytest.approx(1 / (1 + (number / 300) ** 4))
 
 
 def test_no_derivative_where_jacobians_do_not_pay():
-    assert recipe("classification", WORTHWHILE).jacobians == Share(0.3)
+    assert recipe("classification", WORTHWHILE).jacobians == GradientShare(0.3)
     assert recipe("classification", WORTHWHILE + 1).jacobians == 0
     assert recipe("classification", None).jacobians == 0
 
 
 def test_regression_has_squared_outputs_and_jacobians_at_the_data():
     found = recipe("regression")
-    assert (found.output_loss, found.point, found.jacobians) == ("squared", AtData(), Share(0.3))
+    assert (found.output_loss, found.point, found.jacobians) == ("squared", AtData(), GradientShare(0.3))
     assert found.schedule(0.0) == 1
 
 
@@ -73,13 +72,13 @@ def test_an_explicit_loss_has_temperature_1(given, loss, temperature):
 
 
 def test_what_is_given_stays():
-    made = Distillation(*pair(), samples_per_class=10_000, jacobians=Share(0.2), point=AtNoise(0.1))
-    assert made.balance.weights["jacobians"] == Share(0.2)
+    made = Distillation(*pair(), samples_per_class=10_000, jacobians=GradientShare(0.2), point=AtNoise(0.1))
+    assert made.loss_weights.weights["jacobians"] == GradientShare(0.2)
     assert made.schedule(0.0) == 1
-    assert made.slopes.point == AtNoise(0.1)
+    assert made.differentiation.point == AtNoise(0.1)
     schedule = WeightSchedule(fades_from=0.5)
     assert Distillation(*pair(), samples_per_class=10, jacobians=1.0, schedule=schedule).schedule is schedule
-    assert Distillation(*pair(), samples_per_class=10, jacobians=0).balance.weights["jacobians"] == 0
+    assert Distillation(*pair(), samples_per_class=10, jacobians=0).loss_weights.weights["jacobians"] == 0
 
 
 @pytest.mark.parametrize(
@@ -88,19 +87,19 @@ def test_what_is_given_stays():
 )
 def test_a_setting_of_the_jacobian_term_asks_for_it(setting):
     """It would be ignored without a word otherwise."""
-    assert Distillation(*pair(), **setting).balance.weights["jacobians"] == Share(0.3)
+    assert Distillation(*pair(), **setting).loss_weights.weights["jacobians"] == GradientShare(0.3)
 
 
 def test_mixed_pairs_are_not_chosen_where_a_single_label_is_needed():
-    assert Distillation(*pair(), samples_per_class=5, readout=LabelLogit()).slopes.point == AtData()
-    assert Distillation(*pair(), samples_per_class=5, probe=TopClass()).slopes.point == AtMixedPairs()
+    assert Distillation(*pair(), samples_per_class=5, readout=LabelLogit()).differentiation.point == AtData()
+    assert Distillation(*pair(), samples_per_class=5, probe=TopClass()).differentiation.point == AtMixedPairs()
 
 
 def test_unknown_amount_of_data_is_said_once_and_nothing_is_assumed():
     with pytest.warns(UserWarning, match=r"`samples_per_class` is not given\. Pass samples_per_class=\.\.\."):
         made = Distillation(*pair())
-    assert made.balance.weights["jacobians"] == 0
-    assert made.slopes.point == AtData()
+    assert made.loss_weights.weights["jacobians"] == 0
+    assert made.differentiation.point == AtData()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Distillation(nn.Linear(4, 3))
@@ -168,7 +167,7 @@ def test_labels_are_counted_without_loading_an_input(name):
     assert torch.equal(labels_of(SETS[name]), LABELS)
     made = Distillation.for_dataset(*pair(), SETS[name], seed=3)
     assert made.schedule.samples_per_class == 4
-    assert (made.task, made.slopes.point, made.slopes.seed) == ("classification", AtMixedPairs(), 3)
+    assert (made.task, made.differentiation.point, made.differentiation.seed) == ("classification", AtMixedPairs(), 3)
 
 
 def test_numbers_are_a_regression():

@@ -22,7 +22,7 @@ from jacmatch.jacobian import (
     TopLogit,
     unverified,
 )
-from jacmatch.objectives import AtMixedPairs, AtNoise, Distillation, Share, WeightSchedule
+from jacmatch.objectives import AtMixedPairs, AtNoise, Distillation, GradientShare, WeightSchedule
 from jacmatch.teachers import BlackBoxTeacher, EnsembleTeacher, ModuleTeacher
 
 from .cases import batch, perceptron, student, teacher
@@ -31,7 +31,10 @@ SETTINGS = [
     ({"labels": -1.0}, r"The weight of `labels` must be at least 0 and finite\. Got -1\.0"),
     ({"outputs": math.nan}, r"The weight of `outputs` must be at least 0 and finite\. Got nan"),
     ({"jacobians": math.inf}, r"The weight of `jacobians` must be at least 0 and finite\. Got inf"),
-    ({"outputs": Share(0.5), "jacobians": Share(0.5)}, r"The shares of all terms must add up to less than 1\. Got"),
+    (
+        {"outputs": GradientShare(0.5), "jacobians": GradientShare(0.5)},
+        r"The shares of all terms must add up to less than 1\. Got",
+    ),
     ({"labels": 0, "outputs": 0, "jacobians": 0}, r"`Distillation` must have a term with a weight\. Got"),
     ({"output_loss": "l2"}, r"`output_loss` of `Distillation` must be a known name\. Got 'l2'\. .*Known: kl, squared"),
     ({"jacobian_loss": "relativ"}, r"`jacobian_loss` of `Distillation` .* Got 'relativ'\. Nearest: relative\."),
@@ -129,7 +132,7 @@ def test_a_refused_student_stays_trainable():
     with pytest.raises(InputError):
         Distillation(net, net)
     assert all(parameter.requires_grad for parameter in net.parameters())
-    Distillation(net, copy.deepcopy(net), jacobians=Share(0.3))(**batch())["loss"].backward()
+    Distillation(net, copy.deepcopy(net), jacobians=GradientShare(0.3))(**batch())["loss"].backward()
     assert net[1].weight.grad is not None
 
 
@@ -155,7 +158,7 @@ def test_a_refused_student_stays_trainable():
 )
 def test_batches(as_users_run, change, settings, match):
     with pytest.raises(InputError, match=match):
-        Distillation(student(), teacher(), **{"jacobians": Share(0.3), **settings})(**{**batch(), **change})
+        Distillation(student(), teacher(), **{"jacobians": GradientShare(0.3), **settings})(**{**batch(), **change})
 
 
 class Applied(nn.Module):
@@ -215,7 +218,7 @@ def test_a_detached_student(place):
         r"probe=AntitheticNoise\(sigma=\.\.\.\), with values only; jacmatch\.doctor\(student, x\) names the cause"
     )
     with pytest.raises(UnsupportedError, match=match):
-        Distillation(with_layer(torch.Tensor.detach, place), teacher(), jacobians=Share(0.3))(**batch())
+        Distillation(with_layer(torch.Tensor.detach, place), teacher(), jacobians=GradientShare(0.3))(**batch())
 
 
 def test_a_detached_student_with_directions_on_the_input_side():
@@ -234,7 +237,7 @@ def test_a_detached_student_with_directions_on_the_input_side():
 @pytest.mark.parametrize("place", [0, 2, 4, 5])
 def test_a_student_with_a_backward_that_can_be_taken_once(place):
     """At the end nothing in the graph asks for the gradient of that backward: only traced directions betray it."""
-    objective = Distillation(with_layer(Once.apply, place), teacher(), jacobians=Share(0.3))
+    objective = Distillation(with_layer(Once.apply, place), teacher(), jacobians=GradientShare(0.3))
     with pytest.raises(UnsupportedError, match=r"once_differentiable.*jacmatch\.doctor\(student, x\)"):
         objective(**batch())
 
@@ -247,7 +250,7 @@ def test_such_a_backward_is_seen_where_graphs_are_rebuilt(place):
 
 
 def test_a_student_whose_second_derivative_is_missing():
-    objective = Distillation(with_layer(lambda x: Missing.apply(x).sin(), 2), teacher(), jacobians=Share(0.3))
+    objective = Distillation(with_layer(lambda x: Missing.apply(x).sin(), 2), teacher(), jacobians=GradientShare(0.3))
     with pytest.raises(UnsupportedError, match=r"derivative for missing_backward is not implemented\."):
         objective(**batch())
 
@@ -257,7 +260,7 @@ def test_other_errors_of_the_student_are_its_own():
         raise RuntimeError("out of coffee")
 
     with pytest.raises(RuntimeError, match="out of coffee"):
-        Distillation(with_layer(fail, 2), teacher(), jacobians=Share(0.3))(**batch())
+        Distillation(with_layer(fail, 2), teacher(), jacobians=GradientShare(0.3))(**batch())
 
 
 def test_values_alone_need_no_derivatives():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from jacmatch import AntitheticNoise, InputError, RandomInputs, Regression, SampledRows, Share, UnsupportedError
+from jacmatch import AntitheticNoise, GradientShare, InputError, RandomInputs, Regression, SampledRows, UnsupportedError
 from jacmatch.jacobian import DataPairs, EveryRow, jacobian
 from jacmatch.teachers import AnalyticTeacher, BlackBoxTeacher
 
@@ -111,27 +111,27 @@ def test_the_loss_is_zero_for_the_function_itself_and_slopes_train_the_student(p
 
 
 def test_shares_are_measured_and_slopes_can_wait(points):
-    objective = Regression(student(), jacobians=Share(0.25), every=2)
+    objective = Regression(student(), jacobians=GradientShare(0.25), every=2)
     y, j = function(points), slopes(points)
     terms = objective(points, y, j=j)
     assert terms.shares["jacobians"] == pytest.approx(0.25)
     assert "jacobians" not in objective(points, y, j=j)
     state = objective.get_extra_state()
-    other = Regression(student(), jacobians=Share(0.25), every=2)
+    other = Regression(student(), jacobians=GradientShare(0.25), every=2)
     other.set_extra_state(state)
     assert torch.equal(objective(points, y, j=j)["loss"], other(points, y, j=j)["loss"])
 
 
 def test_shares_are_measured_where_there_are_slopes(points):
-    objective = Regression(student(), jacobians=Share(0.25), every=3, measure_every=4)
+    objective = Regression(student(), jacobians=GradientShare(0.25), every=3, measure_every=4)
     y, j = function(points), slopes(points)
     measured = []
     for call in range(13):
-        before = dict(objective.balance.factors)
+        before = dict(objective.loss_weights.factors)
         assert set(objective(points, y, j=j).shares) == {"values", "jacobians"}
         with torch.no_grad():
             objective.student[0].weight.mul_(1.3)
-        if objective.balance.factors != before:
+        if objective.loss_weights.factors != before:
             measured.append(call)
     assert measured == [0, 6, 12]
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import DataPairs, EveryRow, FisherRows, LabelClass, TopClass, probes
-from jacmatch.objectives import Robustness, Share
-from jacmatch.objectives.base import Balance
+from jacmatch.objectives import GradientShare, Robustness
+from jacmatch.objectives.weights import LossWeights
 
 from .cases import OUTPUTS, batch, perceptron, student
 
@@ -92,7 +92,7 @@ def test_every_second_call_with_twice_the_weight():
 
 def test_a_share_is_a_share_of_the_gradient():
     network, given = student(), batch()
-    terms = Robustness(network, penalty=Share(0.3), probe=EveryRow())(given["x"], given["y"])
+    terms = Robustness(network, penalty=GradientShare(0.3), probe=EveryRow())(given["x"], given["y"])
     norms = {}
     for name in ("labels", "penalty"):
         gradients = torch.autograd.grad(terms[name], list(network.parameters()), retain_graph=True, allow_unused=True)
@@ -227,7 +227,7 @@ def test_a_student_that_is_sure_trains_on(margin):
 @pytest.mark.parametrize("value", [1e-25, 1.0])
 def test_a_term_without_a_gradient_is_refused(value):
     weight = nn.Parameter(torch.ones(1))
-    balance = Balance({"labels": 1.0, "penalty": 1.0})
+    balance = LossWeights({"labels": 1.0, "penalty": 1.0})
     with pytest.raises(UnsupportedError, match=r"The term `penalty` has no gradient"):
         balance.measure({"labels": weight.sum(), "penalty": torch.tensor(value)}, [weight])
     balance.measure({"labels": weight.sum(), "penalty": torch.tensor(1e-33)}, [weight])

@@ -19,7 +19,7 @@ from jacmatch.jacobian import (
     TopClass,
 )
 from jacmatch.objectives import Robustness, jacobian_norm_penalty
-from jacmatch.objectives.penalties import FORMS
+from jacmatch.objectives.robustness import FORMS
 
 from .cases import OUTPUTS, along, batch, direction_of, slope, student
 

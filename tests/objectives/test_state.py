@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from jacmatch.errors import InputError
-from jacmatch.objectives import Distillation, Regression, Robustness, Share, Transfer
+from jacmatch.objectives import Distillation, GradientShare, Regression, Robustness, Transfer
 
 CLASSES = 3
 
@@ -31,11 +31,11 @@ class Fails(nn.Module):
 
 
 OBJECTIVES = {
-    "distillation": lambda s, **more: Distillation(s, network(seed=1), jacobians=Share(0.3), **more),
-    "regression": lambda s, **more: Regression(s, network(seed=1), jacobians=Share(0.3), **more),
-    "robustness": lambda s, **more: Robustness(s, penalty=Share(0.3), **more),
+    "distillation": lambda s, **more: Distillation(s, network(seed=1), jacobians=GradientShare(0.3), **more),
+    "regression": lambda s, **more: Regression(s, network(seed=1), jacobians=GradientShare(0.3), **more),
+    "robustness": lambda s, **more: Robustness(s, penalty=GradientShare(0.3), **more),
     "transfer": lambda s, **more: Transfer(
-        s, network(5, seed=1), classes=CLASSES, pairs=[("inner.0", "0")], jacobians=Share(0.3), **more
+        s, network(5, seed=1), classes=CLASSES, pairs=[("inner.0", "0")], jacobians=GradientShare(0.3), **more
     ),
 }
 
@@ -88,7 +88,7 @@ def test_a_call_that_does_not_succeed_leaves_no_trace(as_users_run, kind, how):
     before = objective.get_extra_state()
     for _ in range(3):
         fail(how, objective, student, x, y)
-    assert objective.get_extra_state() == before
+    assert torch.equal(objective.get_extra_state(), before)
     terms, wanted = objective(x, y), untouched(x, y)
     assert share_of(objective, terms) == pytest.approx(0.3, rel=1e-6)
     for name, term in wanted.items():
@@ -152,9 +152,9 @@ def test_states_of_earlier_versions_are_loaded():
     objective, _ = made("distillation")
     old = {"calls": 7, "factors": {"labels": 1.0, "outputs": 1.0, "jacobians": 0.2}, "shares": {}}
     objective.set_extra_state(old)  # version 0.1: a factor of 1 before it was measured, or what a failed call left
-    assert objective.balance.unmeasured == {"jacobians"}
+    assert objective.loss_weights.unmeasured == {"jacobians"}
     objective.set_extra_state({**old, "shares": {"labels": 0.5, "outputs": 0.2, "jacobians": 0.3}})
-    assert objective.balance.factors["jacobians"] == 0.2
+    assert objective.loss_weights.factors["jacobians"] == 0.2
     assert (objective.calls, objective.measured_at) == (7, 0)
 
 
@@ -170,11 +170,11 @@ def test_terms_are_a_mapping_with_a_short_description():
 
 def test_a_state_that_is_set_in_unmeasured_calls_measures_nothing():
     """The pre-flight check does, to compile a step; measured, it would not be compiled."""
-    objective = Distillation(nn.Linear(3, 2), nn.Linear(3, 2), jacobians=Share(0.3))
+    objective = Distillation(nn.Linear(3, 2), nn.Linear(3, 2), jacobians=GradientShare(0.3))
     with objective.unmeasured_calls():
         objective.set_extra_state(objective.get_extra_state())
         terms = objective(torch.rand(4, 3), torch.arange(4) % 2)
         assert "jacobians" in terms
-        assert objective.balance.shares == {"jacobians": 0.0}
-    assert objective.balance.unmeasured == {"jacobians"}
-    assert not objective.balance.shares
+        assert objective.loss_weights.shares == {"jacobians": 0.0}
+    assert objective.loss_weights.unmeasured == {"jacobians"}
+    assert not objective.loss_weights.shares

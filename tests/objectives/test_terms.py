@@ -18,7 +18,7 @@ from jacmatch.jacobian import (
 )
 from jacmatch.losses import JACOBIAN_LOSSES
 from jacmatch.objectives import POINTS as POINT_TYPES
-from jacmatch.objectives import AtMixedPairs, Distillation, Share
+from jacmatch.objectives import AtMixedPairs, Distillation, GradientShare
 from jacmatch.teachers import AnalyticTeacher, BlackBoxTeacher, EnsembleTeacher, ModuleTeacher
 
 from . import reference
@@ -135,7 +135,7 @@ def test_terms_of_weight_zero_are_not_there():
     given = batch()
     assert Distillation(student(), teacher(), outputs=0, jacobians=0)(**given).keys() == ["loss", "labels"]
     assert Distillation(student())(**given).keys() == ["loss", "labels"]
-    terms = Distillation(student(), teacher(), labels=0, jacobians=Share(0.3))(given["x"])
+    terms = Distillation(student(), teacher(), labels=0, jacobians=GradientShare(0.3))(given["x"])
     assert terms.keys() == ["loss", "outputs", "jacobians"]
     with pytest.raises(KeyError, match="labels"):
         terms["labels"]

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import unverified
-from jacmatch.objectives import Share, WeightSchedule
+from jacmatch.objectives import GradientShare, WeightSchedule
 from jacmatch.objectives.transfer import Transfer
 from jacmatch.teachers import BlackBoxTeacher, ModuleTeacher, Question, RememberedTeacher
 
@@ -231,10 +231,10 @@ def test_every_and_schedule():
 
 
 def test_shares_are_reached_and_kept_in_the_state():
-    made = objective(outputs=Share(0.3), attention=Share(0.2), jacobians=Share(0.1)).train()
+    made = objective(outputs=GradientShare(0.3), attention=GradientShare(0.2), jacobians=GradientShare(0.1)).train()
     terms = made(*batch())
     assert terms.shares == pytest.approx({"labels": 0.4, "outputs": 0.3, "attention": 0.2, "jacobians": 0.1})
-    other = objective(outputs=Share(0.3), attention=Share(0.2), jacobians=Share(0.1)).train()
+    other = objective(outputs=GradientShare(0.3), attention=GradientShare(0.2), jacobians=GradientShare(0.1)).train()
     other.load_state_dict(made.state_dict())
     torch.testing.assert_close(other(*batch())["loss"], made(*batch())["loss"])
     assert other.calls == 2
@@ -269,7 +269,10 @@ REFUSED = {
     "rows": ({"jacobian_loss": "l2"}, r"`jacobian_loss` of `Transfer` must be a known name"),
     "every": ({"every": 0}, r"`every` of `Transfer` must be a whole number of at least 1\. Got 0"),
     "temperature": ({"temperature": 0}, r"`temperature` of `Transfer` must be positive"),
-    "shares": ({"attention": Share(0.6), "jacobians": Share(0.5)}, r"shares of all terms must add up to less than 1"),
+    "shares": (
+        {"attention": GradientShare(0.6), "jacobians": GradientShare(0.5)},
+        r"shares of all terms must add up to less than 1",
+    ),
     "classes": ({"classes": 0}, r"`outputs` of `FirstOutputs` must be at least 1"),
 }
 

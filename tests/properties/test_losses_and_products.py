@@ -10,7 +10,7 @@ import jacmatch
 from jacmatch.errors import InputError
 from jacmatch.jacobian import probes
 from jacmatch.losses import JACOBIAN_LOSSES, OUTPUT_LOSSES
-from jacmatch.objectives.base import Balance, Share
+from jacmatch.objectives.weights import GradientShare, LossWeights
 
 from .tensors import laid_out, layouts, numbers, seeds, shapes, sizes
 
@@ -114,11 +114,11 @@ def test_a_direction_is_a_function_of_seed_id_and_draw(law, ids, seed, data):
     seeds,
 )
 def test_shares_of_the_gradient_are_those_that_were_asked_for(weights, shares, scale, seed):
-    asked = {f"share{number}": Share(value) for number, value in enumerate(shares)}
+    asked = {f"share{number}": GradientShare(value) for number, value in enumerate(shares)}
     theta = nn.Parameter(numbers(seed, 4))
     names = [*weights, *asked]
     sizes_of = numbers(seed + 1, len(names)).abs() + 0.1
-    balance = Balance({**weights, **asked})
+    balance = LossWeights({**weights, **asked})
     terms = {name: size * scale * theta.square().sum() for name, size in zip(names, sizes_of, strict=True)}
     balance.measure(terms, [theta])
     assert sum(balance.shares.values()) == pytest.approx(1)

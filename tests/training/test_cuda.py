@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from jacmatch.objectives import AtMixedPairs, Distillation, Share
+from jacmatch.objectives import AtMixedPairs, Distillation, GradientShare
 from jacmatch.teachers import BlackBoxTeacher, ModuleTeacher
 from jacmatch.training import Training, agreement, evaluate, find_device, fit
 
@@ -24,7 +24,7 @@ def _network(seed):
 
 def _objective(**given):
     return Distillation(
-        _network(1), _network(2).eval(), seed=3, measure_every=1000, **{"jacobians": Share(0.3), **given}
+        _network(1), _network(2).eval(), seed=3, measure_every=1000, **{"jacobians": GradientShare(0.3), **given}
     )
 
 

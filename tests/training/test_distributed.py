@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from jacmatch.datasets import Split
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import RandomInputs, RandomOutputs
-from jacmatch.objectives import AtMixedPairs, Distillation, Robustness, Share
+from jacmatch.objectives import AtMixedPairs, Distillation, GradientShare, Regression, Robustness
 from jacmatch.runs import Run
 from jacmatch.training import Training, fit
 from jacmatch.training.distributed import ProcessGroup
@@ -45,7 +46,7 @@ class Exact(nn.Module):
 
 def objective(**given):
     kind = Exact if given.get("engine") == "differences" else network
-    return Distillation(kind(1), kind(2).eval(), seed=3, **{"jacobians": Share(0.3), **given})
+    return Distillation(kind(1), kind(2).eval(), seed=3, **{"jacobians": GradientShare(0.3), **given})
 
 
 FIVE = Training(steps=5, batch_size=6, optimizer="sgd", lr=0.02)
@@ -59,12 +60,12 @@ JOBS = {
         for engine, probe in {"auto": RandomOutputs(2), **INPUTS}.items()
         for name, settings in {"even": FIVE, "uneven and accumulated": UNEVEN}.items()
     },
-    "shares of the gradient": (objective(measure_every=2, point=AtMixedPairs(), jacobians=Share(0.4)), UNEVEN),
-    "some of a batch": (objective(fraction=0.3, measure_every=2, jacobians=Share(0.4)), UNEVEN),
+    "shares of the gradient": (objective(measure_every=2, point=AtMixedPairs(), jacobians=GradientShare(0.4)), UNEVEN),
+    "some of a batch": (objective(fraction=0.3, measure_every=2, jacobians=GradientShare(0.4)), UNEVEN),
     "one sample of a batch": (objective(fraction=0.1, measure_every=2), FIVE),
     "slopes now and then": (objective(labels=0.0, outputs=0.0, jacobians=1.0, every=2), FIVE),
     "without a gradient for biases": (objective(labels=0.0, outputs=0.0, jacobians=1.0), FIVE),
-    "penalty": (Robustness(network(1), penalty=Share(0.3), noise=0.1, measure_every=2), UNEVEN),
+    "penalty": (Robustness(network(1), penalty=GradientShare(0.3), noise=0.1, measure_every=2), UNEVEN),
     "labels": (Distillation(network(1)), UNEVEN),
 }
 
@@ -93,7 +94,7 @@ def trained(jobs):
 
 def apart(one, other):
     """Largest difference of two states."""
-    tensors = [name for name, value in one.items() if isinstance(value, torch.Tensor)]
+    tensors = [name for name in one if name != "_extra_state"]
     return max(float((one[name] - other[name]).abs().max()) for name in tensors)
 
 
@@ -112,7 +113,7 @@ def in_two(folder):
         "reverse": (JOBS["auto, even"][0], replace(FIVE, shard=True)),
         "share": (objective(probe=RandomInputs(1)), replace(FIVE, shard=True)),
         "average": (JOBS["labels"][0], replace(FIVE, shard=True, ema=0.9)),
-        "synchronized": (Distillation(synchronized, cases.network(2).eval(), jacobians=Share(0.3)), FIVE),
+        "synchronized": (Distillation(synchronized, cases.network(2).eval(), jacobians=GradientShare(0.3)), FIVE),
         "few": (JOBS["labels"][0], Training(batch_size=1)),
     }
     told = {name: refusal(*job) for name, job in refused.items()}
@@ -120,7 +121,7 @@ def in_two(folder):
         ProcessGroup.current().same("data", str(ProcessGroup.current().rank))
     except InputError as error:
         told["data"] = str(error)
-    normalized = Distillation(cases.network(), cases.network(2).eval(), jacobians=Share(0.3))
+    normalized = Distillation(cases.network(), cases.network(2).eval(), jacobians=GradientShare(0.3))
     fit(normalized, SPLIT, FIVE, seed=0)
     return trained({**JOBS, **ONE_SHARDED}), resumed(folder, {"dropout": FIVE}), told, normalized.state_dict()
 
@@ -169,16 +170,69 @@ def agree(jobs, *found):
             assert {key: row_there[key] for key in shown} == pytest.approx(wanted, rel=1e-5, abs=1e-6)
 
 
+def regression():
+    """Derivatives on the input side of a regression, by the engine that is named."""
+    how = {"probe": RandomInputs(1), "engine": "forward", "jacobians": 1.0}
+    return Regression(network(1), network(2).eval(), seed=3, **how)
+
+
+NUMBERS = Split(SPLIT.x, torch.randn(len(SPLIT.x), 3, generator=torch.Generator().manual_seed(5)))
+
+
+def wrapped_by_a_user():
+    """DistributedDataParallel as PyTorch gives it, around a term that gives the biases no gradient."""
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Linear(4, 3), nn.Softplus(), nn.Linear(3, 2))
+    model = nn.parallel.DistributedDataParallel(
+        Distillation(student, nn.Linear(4, 2), labels=0, outputs=0, jacobians=1.0)
+    )
+    x = torch.rand(4, 4, generator=torch.Generator().manual_seed(ProcessGroup.current().rank))
+    for _ in range(3):
+        student.zero_grad()
+        model(x)["loss"].backward()
+    return [None if p.grad is None else p.grad.clone() for p in student.parameters()]
+
+
+def two_more(folder):
+    trained = regression()
+    fit(trained, NUMBERS, replace(FIVE, shard=True), seed=2)
+    return trained.state_dict(), wrapped_by_a_user()
+
+
+@pytest.mark.ci
+def test_a_regression_is_sharded_and_a_bias_without_gradient_does_not_stop_ddp(tmp_path):
+    first, second = both(two_more, tmp_path)
+    alone = regression()
+    fit(alone, NUMBERS, FIVE, seed=2)
+    assert apart(first[0], alone.state_dict()) <= 1e-6
+    for one, other in zip(first[1], second[1], strict=True):
+        assert torch.equal(one, other)
+    weight, bias = first[1][0], first[1][3]
+    assert weight.abs().max() > 0
+    assert not bias.any()
+
+
+@pytest.mark.parametrize("engine", ["auto", "forward", "reverse", "differences"])
+def test_synchronized_statistics_go_with_differences_alone(engine):
+    student = nn.SyncBatchNorm.convert_sync_batchnorm(cases.network())
+    made = Regression(student, cases.network(2), probe=RandomInputs(1), engine=engine)
+    if engine == "differences":
+        without_synchronized_statistics(made)
+    else:
+        with pytest.raises(UnsupportedError, match=r"must not have SyncBatchNorm .* or --engine differences"):
+            without_synchronized_statistics(made)
+
+
 @pytest.mark.ci
 def test_two_processes_train_what_one_does(tmp_path):
     first, second = both(in_two, tmp_path)
     agree({**JOBS, **ONE_SHARDED}, first[0], second[0])
     assert first[1] == second[1] == {"dropout": 0.0}
     for name, said in {
-        "reverse": "cannot go with slopes by the reverse engine: FSDP2 frees the weights",
-        "share": "cannot go with a weight that is a `Share`",
+        "reverse": "cannot go with derivatives by the reverse engine: FSDP2 frees the weights",
+        "share": "cannot go with a weight that is a `GradientShare`",
         "average": "cannot go with `ema`=0.9",
-        "synchronized": "must not have SyncBatchNorm .'student.1'. where its slopes are compared",
+        "synchronized": "must not have SyncBatchNorm .'student.1'. where its derivatives are compared",
         "few": "A batch must have a sample for each of the 2 processes",
         "data": "All 2 processes of a job must have the same data",
     }.items():

@@ -10,10 +10,10 @@ from torch import nn
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.jacobian import RandomInputs, RandomOutputs
-from jacmatch.objectives import Distillation, Regression, Share, Terms
+from jacmatch.objectives import Distillation, GradientShare, Regression, Robustness, Terms
 from jacmatch.teachers import AnalyticTeacher, BlackBoxTeacher, EnsembleTeacher, ModuleTeacher, RememberedTeacher
 from jacmatch.training import Training, fit
-from jacmatch.training.identity import identity, named, outputs_of, student_identity
+from jacmatch.training.identity import as_before, identity, named, outputs_of, student_identity
 
 from . import cases
 
@@ -36,7 +36,7 @@ def goes_on(folder, objective, train=None, **changes):
 
 def taught(teacher=None, **settings):
     teacher = AnalyticTeacher(function, jacobian) if teacher is None else teacher
-    return Regression(student(), teacher, jacobians=Share(0.3), **settings)
+    return Regression(student(), teacher, jacobians=GradientShare(0.3), **settings)
 
 
 def function(x):
@@ -77,7 +77,7 @@ def test_other_data_are_refused_also_in_the_same_object(tmp_path, change, name):
     [
         ({"probe": RandomOutputs(2)}, r"objective\.probe \(.RandomOutputs\(count=1.*RandomOutputs\(count=2"),
         ({"jacobian_loss": "normalized"}, r"objective\.jacobian_loss \(\"'squared'\" there"),
-        ({"values": 0.5}, r"objective\.balance"),
+        ({"values": 0.5}, r"objective\.loss_weights"),
         ({"inputs": torch.full((4,), 2.0)}, r"objective\.input_scale"),
         ({"seed": 1}, r"objective\.seed"),
     ],
@@ -231,7 +231,9 @@ def test_the_distillation_of_a_network_is_known_again_in_another_process():
     found = [
         {
             **identity(
-                Distillation(student(), ModuleTeacher(nn.Linear(4, 2).eval()), jacobians=Share(0.3)), cases.points(), 0
+                Distillation(student(), ModuleTeacher(nn.Linear(4, 2).eval()), jacobians=GradientShare(0.3)),
+                cases.points(),
+                0,
             ),
             "teacher": "",
         }
@@ -241,3 +243,47 @@ def test_the_distillation_of_a_network_is_known_again_in_another_process():
         del one["teacher outputs"]
         assert " at 0x" not in str(one)
     assert found[0] == found[1]
+
+
+def test_a_checkpoint_of_version_0_1_is_of_the_same_run():
+    """That version wrote the settings of the derivatives as `Slopes`, or as the objective's own."""
+    schedule = "WeightSchedule(samples_per_class=None, halves_at=300.0, fades_from=1.0)"
+    common = {"objective.output": "None", "objective.every": "1", "objective.measure_every": "100"}
+    slopes = (
+        "Slopes(probe=RandomOutputs(count=2, law='gaussian'), readout=Logits(layers=()), "
+        "teacher_readout=Logits(layers=()), point=AtData(), batch_norm='frozen', engine='auto', seed=0, "
+        "chunk_size=None)"
+    )
+    distillation = {
+        **common,
+        "objective": "Distillation",
+        "objective.balance": "Balance(weights={labels: 1.0, outputs: 1.0, jacobians: Share(0.3)})",
+        "objective.schedule": schedule,
+        "objective.slopes": slopes,
+        "objective.output_loss": "'kl'",
+        "objective.temperature": "4.0",
+        "objective.jacobian_loss": "'bounded'",
+        "objective.fraction": "1.0",
+        "objective.task": "'classification'",
+        "objective.class_dim": "None",
+    }
+    robustness = {
+        **common,
+        "objective": "Robustness",
+        "objective.balance": "Balance(weights={labels: 1.0, penalty: 0.5})",
+        "objective.schedule": schedule,
+        "objective.form": "'hoffman'",
+        "objective.noise": "0.0",
+        "objective.batch_norm": "'frozen'",
+        "objective.probe": "RandomOutputs(count=1, law='sphere')",
+        "objective.task": "'classification'",
+        "objective.seed": "0",
+    }
+    made = Distillation(student(), nn.Linear(4, 2), probe=RandomOutputs(2), jacobians=GradientShare(0.3))
+    for objective, saved in ((made, distillation), (Robustness(student(), penalty=0.5), robustness)):
+        now = as_before(identity(objective, cases.points(), 0), saved)
+        here = {name: value for name, value in now.items() if name.startswith("objective") and name in saved}
+        assert here == saved
+        assert {name for name in now if name.startswith("objective")} - set(saved) <= {"objective.scale"}
+    other = as_before(identity(Robustness(student(), penalty=0.4), cases.points(), 0), robustness)
+    assert other["objective.balance"] != robustness["objective.balance"]

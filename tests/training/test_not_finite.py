@@ -10,7 +10,7 @@ from torch import nn
 
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
-from jacmatch.objectives import Balance, Distillation, Share, Terms
+from jacmatch.objectives import Distillation, GradientShare, LossWeights, Terms
 from jacmatch.training import Training, fit
 
 from . import cases
@@ -124,7 +124,7 @@ def with_seven():
 
 @pytest.mark.parametrize(("slopes", "term"), [(False, "outputs"), (True, "jacobians")])
 def test_samples_that_the_teacher_answers_with_nan_are_named(tmp_path, slopes, term):
-    objective = Distillation(nn.Linear(4, 3), Broken7(slopes), jacobians=Share(0.3))
+    objective = Distillation(nn.Linear(4, 3), Broken7(slopes), jacobians=GradientShare(0.3))
     with pytest.raises(
         InputError, match=rf"`{term}` .* Got nan in step 1\. Not finite: the teacher's answer of sample 11"
     ):
@@ -220,7 +220,7 @@ def test_more_skipped_steps_than_allowed_stop_the_run(tmp_path):
 
 def test_shares_measured_on_a_bad_batch_are_not_taken_over():
     weight = nn.Parameter(torch.ones(2))
-    balance = Balance({"labels": 1.0, "jacobians": Share(0.3)})
+    balance = LossWeights({"labels": 1.0, "jacobians": GradientShare(0.3)})
     balance.measure({"labels": weight.sum(), "jacobians": 2 * weight.sum()}, [weight])
     factors, shares = dict(balance.factors), dict(balance.shares)
     balance.measure({"labels": weight.sum(), "jacobians": math.inf * weight.sum()}, [weight])

@@ -6,7 +6,7 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian import pull
 from jacmatch.objectives import Distillation, Robustness
 from jacmatch.training import Training, fit
-from jacmatch.training.state import scale_slopes
+from jacmatch.training.state import scale_derivatives
 
 from . import cases
 
@@ -83,11 +83,10 @@ def test_objectives_scale_their_products_by_the_loss_scale_up_to_a_bound(make):
     for scale in (None, 64.0, 2.0**16):
         torch.manual_seed(0)
         objective = make()
-        scale_slopes(objective, None if scale is None else torch.tensor(scale))
+        scale_derivatives(objective, None if scale is None else torch.tensor(scale))
         losses.append(objective(x, y)["loss"])
     assert losses[0] == losses[1] == losses[2]
-    found = objective.slopes.scale if isinstance(objective, Distillation) else objective.slope_scale
-    assert found == 1024
+    assert objective.differentiation.scale == 1024
 
 
 def test_a_product_that_overflows_is_left_out_by_the_scaler_and_fits_later():

@@ -59,7 +59,7 @@ def _assert_same(objective, expected):
     state, wanted = objective.student.state_dict(), expected.student.state_dict()
     assert list(state) == list(wanted)
     assert [name for name in state if not torch.equal(state[name], wanted[name])] == []
-    assert objective.get_extra_state() == expected.get_extra_state()
+    assert torch.equal(objective.get_extra_state(), expected.get_extra_state())
 
 
 @pytest.mark.parametrize(

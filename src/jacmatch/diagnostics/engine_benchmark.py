@@ -70,7 +70,7 @@ def benchmark_engines(objective: Distillation, batch: Batch, *, rounds: int = 5)
 def _step(objective: Distillation, batch: Batch, engine: Engine) -> float:
     """Seconds of the terms and their gradient."""
     parameters: list[nn.Parameter] = [p for p in objective.parameters() if p.requires_grad]
-    objective.slopes.engine, objective.calls = engine, 1  # the same directions for each engine
+    objective.differentiation.engine, objective.calls = engine, 1  # the same directions for each engine
     _wait(batch.x.device)
     start = time.perf_counter()
     terms = objective(batch.x, batch.y, **batch.keywords())
@@ -87,7 +87,7 @@ def _wait(device: torch.device) -> None:
 @contextmanager
 def _untouched(objective: Distillation, device: torch.device) -> Iterator[None]:
     """A training step with slopes and without measurement of shares, in each call, of which nothing remains."""
-    before = (objective.slopes.engine, objective.every, objective.training)
+    before = (objective.differentiation.engine, objective.every, objective.training)
     objective.every = 1
     objective.train()
     devices = [device] if device.type == "cuda" else []
@@ -95,5 +95,5 @@ def _untouched(objective: Distillation, device: torch.device) -> Iterator[None]:
         with objective.unmeasured_calls(), torch.random.fork_rng(devices), preserved_buffers(objective.student):
             yield
     finally:
-        objective.slopes.engine, objective.every, training = before
+        objective.differentiation.engine, objective.every, training = before
         objective.train(training)

@@ -14,6 +14,7 @@ from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import run
 from jacmatch.jacobian.finite_differences import derivative_along, size_of_sum, tolerance_for
 from jacmatch.jacobian.modules import preserved_buffers
+from jacmatch.objectives.base import Objective, networks_of
 from jacmatch.teachers import Answer, Question, RememberedTeacher, Teacher
 
 _LOOSE = 0.3  # relative error above which a gradient is wrong where there is no copy in float64
@@ -122,13 +123,16 @@ class IsolatedObjective:
             self._first = self.numbers()
         return self._first
 
-    def terms(self, batch: Batch | None = None, **changes: Any) -> dict[str, Tensor]:
-        """Return the terms before weighting, with their graph; `changes` are of the objective's extra state."""
+    def terms(self, batch: Batch | None = None, *, calls: int | None = None) -> dict[str, Tensor]:
+        """Return the terms before weighting, with their graph; `calls` replaces the number of calls before."""
         batch = batch or self.batch
         if self._state is not None:
-            self.objective.set_extra_state(copy.deepcopy(self._state) | changes)
-        if isinstance(getattr(self.objective, "teacher", None), ReplayedTeacher):
-            self.objective.teacher.turn = 0
+            self.objective.set_extra_state(copy.deepcopy(self._state))
+        if calls is not None:
+            self.objective.calls = calls
+        teacher = networks_of(self.objective)[1]
+        if isinstance(teacher, ReplayedTeacher):
+            teacher.turn = 0
         torch.manual_seed(0)
         before = torch.get_rng_state()
         result = self.objective(batch.x, batch.y, **batch.keywords(), progress=self.progress)
@@ -157,7 +161,8 @@ class IsolatedObjective:
 
 def float64_copy(objective: nn.Module, batch: Batch, progress: float) -> IsolatedObjective | None:
     """Return a copy in float64, its weights moved off the kinks that zeros lie on; None where there can be none."""
-    teacher, compiled = getattr(objective, "teacher", None), getattr(objective, "compiled", None)
+    teacher = networks_of(objective)[1]
+    compiled = objective.compiled if isinstance(objective, Objective) else None
     try:
         shared = {id(each): each for each in (teacher, compiled) if each is not None}
         copied: Any = copy.deepcopy(objective, shared).double()
@@ -176,10 +181,10 @@ def float64_copy(objective: nn.Module, batch: Batch, progress: float) -> Isolate
 @contextmanager
 def isolated_in_place(objective: Any, batch: Batch, progress: float) -> Iterator[IsolatedObjective]:
     """Within the context the objective itself is evaluated; afterwards all is as before."""
-    state, teacher, compiled = _extra_state(objective), getattr(objective, "teacher", None), None
+    state, teacher, compiled = _extra_state(objective), networks_of(objective)[1], None
     if teacher is not None:
         object.__setattr__(objective, "teacher", ReplayedTeacher(teacher, batch.x.dtype))
-    if hasattr(objective, "compiled"):
+    if isinstance(objective, Objective):
         compiled, objective.compiled = objective.compiled, None
     try:
         yield IsolatedObjective(objective, batch, progress, exact=False)
@@ -188,7 +193,7 @@ def isolated_in_place(objective: Any, batch: Batch, progress: float) -> Iterator
             objective.set_extra_state(state)
         if teacher is not None:
             object.__setattr__(objective, "teacher", teacher)
-        if hasattr(objective, "compiled"):
+        if isinstance(objective, Objective):
             objective.compiled = compiled
 
 

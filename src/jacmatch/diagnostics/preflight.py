@@ -21,6 +21,7 @@ from jacmatch.diagnostics.isolation import (
     AnyBatch,
     Batch,
     IsolatedObjective,
+    ReplayedTeacher,
     float64_copy,
     gradient_errors,
     isolated_in_place,
@@ -37,7 +38,7 @@ from jacmatch.jacobian.graph import graph_leaves
 from jacmatch.jacobian.modules import in_mode, preserved_buffers
 from jacmatch.jacobian.references import plain
 from jacmatch.jacobian.verification import PUSHES, comparison_of, set_aside, unverified
-from jacmatch.objectives.base import Objective
+from jacmatch.objectives.base import Objective, networks_of
 from jacmatch.teachers import EnsembleTeacher, ModuleTeacher, Question, RememberedTeacher, Teacher
 
 SAMPLES = 8
@@ -133,7 +134,7 @@ def raise_for_faults(report: PreflightReport, objective: nn.Module, batch: Batch
     if report.ok:
         return
     findings = list(report.findings)
-    student = getattr(objective, "student", None)
+    student, _ = networks_of(objective)
     if isinstance(student, nn.Module) and any(each.code == "wrong-gradient" for each in findings):
         findings += [each for each in doctor(student, batch.x[:SAMPLES]).findings if each.severity == "fault"]
     lines = " ".join(map(str, dict.fromkeys(findings)))
@@ -142,7 +143,7 @@ def raise_for_faults(report: PreflightReport, objective: nn.Module, batch: Batch
 
 def teacher_outputs(objective: nn.Module, batch: AnyBatch) -> tuple[AnyBatch, Tensor] | None:
     """Return a few samples and the teacher's outputs for them, to be compared later; None where there are none."""
-    teacher = getattr(objective, "teacher", None)
+    _, teacher = networks_of(objective)
     teacher = teacher.teacher if isinstance(teacher, RememberedTeacher) else teacher
     few = rows_of(batch, torch.arange(min(SAMPLES, len(batch.x)), device=batch.x.device))
     if teacher is None:
@@ -156,7 +157,7 @@ def teacher_outputs(objective: nn.Module, batch: AnyBatch) -> tuple[AnyBatch, Te
 
 def _of_student(objective: nn.Module, batch: Batch) -> list[str]:
     """Return codes of what the student keeps from call to call, and of what it must not do in evaluation mode."""
-    student = getattr(objective, "student", None)
+    student, _ = networks_of(objective)
     if not isinstance(student, nn.Module):
         return []
     with in_mode(student, training=False), torch.no_grad():
@@ -177,18 +178,15 @@ def _of_student(objective: nn.Module, batch: Batch) -> list[str]:
 
 def _of_derivatives(objective: Any, batch: Batch) -> list[Finding]:
     """Return what is wrong with the products that the terms use: the student's and the teacher's."""
-    weights = getattr(getattr(objective, "balance", None), "weights", {})
-    student = getattr(objective, "student", None)
-    slopes = getattr(objective, "slopes", objective)
-    probe = getattr(slopes, "probe", None)
-    if not any(weights.get(name) for name in ("jacobians", "penalty")) or not isinstance(student, nn.Module):
+    if not isinstance(objective, Objective) or (engine := objective.resolved_engine()) is None:
         return []
-    if getattr(probe, "step", None) is not None:
+    how = objective.differentiation
+    if how.step is not None:
         return []  # values alone
-    by_output = getattr(probe, "side", "output") == "output"
-    function = replace(plain(student), batch_norm=getattr(slopes, "batch_norm", "batch"))
-    findings = _of_function(function, batch.x, "vjp" if by_output else getattr(slopes, "engine", "auto"))
-    teacher = getattr(objective, "teacher", None)
+    by_output = how.side == "output"
+    function = replace(plain(objective.student), batch_norm=how.batch_norm)
+    findings = _of_function(function, batch.x, "vjp" if by_output else engine)
+    teacher, weights = objective.teacher, objective.loss_weights.weights
     if teacher is not None and weights.get("jacobians"):
         with torch.no_grad():
             of_teacher = _of_teacher(teacher, batch, by_output=by_output)
@@ -250,8 +248,10 @@ def _error_of_products(teacher: Teacher, x: Tensor, *, by_output: bool) -> float
 
 def _of_compilation(objective: nn.Module, batch: Batch, progress: float) -> list[str]:
     """Compile the first graph where steps are to be compiled, and return a code if there is none."""
-    compiled, every = getattr(objective, "compiled", None), getattr(objective, "every", 1)
-    if compiled is None or compiled.fallback is not None or not isinstance(objective, Objective):
+    if not isinstance(objective, Objective):
+        return []
+    compiled, every = objective.compiled, objective.every
+    if compiled is None or compiled.fallback is not None:
         return []
     if objective.measure_every <= every:  # no step is compiled: each one that has all terms measures
         return []
@@ -263,7 +263,8 @@ def _of_compilation(objective: nn.Module, batch: Batch, progress: float) -> list
 def _of_terms(isolated: IsolatedObjective) -> tuple[list[Finding], dict[str, float | None]]:
     """Return the faults, and the error of the gradient of each term."""
     first = isolated.first
-    codes = list(getattr(getattr(isolated.objective, "teacher", None), "faults", ()))
+    teacher = networks_of(isolated.objective)[1]
+    codes = list(teacher.faults) if isinstance(teacher, ReplayedTeacher) else []
     if not _same(first, isolated.numbers(), isolated.exact):
         return [PREFLIGHT[code] for code in (*codes, "non-deterministic")], {}
     with preserved_buffers(isolated.objective):
@@ -273,7 +274,9 @@ def _of_terms(isolated: IsolatedObjective) -> tuple[list[Finding], dict[str, flo
         gradients = {name: parameter_gradients(value, isolated.parameters) for name, value in terms.items()}
     loss = whole.pop("loss")
     codes += ["not-a-sum"] * bool(whole and not _same({"loss": loss}, {"loss": sum(whole.values())}, exact=False))
-    if not isolated.draws and getattr(isolated.objective, "fraction", 1) == 1:
+    objective = isolated.objective
+    parts = isinstance(objective, Objective) and objective.differentiation.fraction < 1
+    if not isolated.draws and not parts:
         rows = torch.arange(len(isolated.batch.x), device=isolated.batch.x.device)
         twice = isolated.numbers(rows_of(isolated.batch, torch.cat([rows, rows])))
         codes += ["not-a-mean"] * (not _same(first, twice, exact=False))

@@ -109,7 +109,8 @@ def rebuilt_pull(function: Function, x: Tensor, cotangents: Cotangents, chunk_si
 
 def _rebuilt(result: Products, again: Callable[[], Products], leaf: Tensor, by_x: bool) -> Products:
     """The result, whose graph `again` makes when it is needed: to the parameters, and to the leaf if that is x."""
-    roots = [leaf] * by_x + graph_leaves(result.values, before=leaf)
+    # Of all that is returned: behind a readout of an inner layer, the outputs have parameters that its values lack.
+    roots = [leaf] * by_x + graph_leaves(*result.tensors(), before=leaf)
     found: tuple[Tensor, ...] = _Rebuilt.apply(again, tuple(each.detach() for each in result.tensors()), *roots)  # type: ignore[no-untyped-call]
     return result.with_tensors(found)
 
@@ -257,6 +258,25 @@ def parameter_gradients(loss: Tensor, parameters: Sequence[Tensor], retain_graph
     if not loss.requires_grad:
         return [None] * len(parameters)
     return list(torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True))
+
+
+class _Connected(torch.autograd.Function):
+    """The identity of a loss, with an edge without gradient to each parameter."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.count = len(parameters)
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return (*gradients, *[None] * ctx.count)
+
+
+def connected(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Return the loss, in whose backward pass each of these parameters is reached, if only without a gradient."""
+    connected: Tensor = _Connected.apply(loss, *parameters)  # type: ignore[no-untyped-call]
+    return connected
 
 
 def gradient_norms(

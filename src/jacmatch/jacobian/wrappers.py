@@ -8,6 +8,11 @@ from torch.nn.parallel import DistributedDataParallel
 from jacmatch.errors import UnsupportedError
 
 
+def in_several_processes() -> bool:
+    """Return whether this is one of several processes of `torch.distributed`."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
 def check_wrapping(objective: nn.Module, student: nn.Module) -> None:
     """Refuses a student that other processes average the gradients of, apart from the objective; costs a search once.
 
@@ -17,9 +22,7 @@ def check_wrapping(objective: nn.Module, student: nn.Module) -> None:
         UnsupportedError: Several processes train, and a DistributedDataParallel holds parameters of the student without
             the objective.
     """
-    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return
-    if wraps_apart(objective, student):
+    if in_several_processes() and wraps_apart(objective, student):
         raise UnsupportedError(
             "DistributedDataParallel is around the student, not the objective: gradients of derivatives would not "
             "be averaged. Wrap the objective: DistributedDataParallel(objective), and call that."

@@ -141,9 +141,9 @@ class Distill(TeachingFields):
 
     def _choose_engine(self, run: Run, objective: Distillation, train: Split) -> None:
         """Takes the engine of the run: of engine.json, or by a trial on the first batch that is written there."""
-        slopes = objective.slopes
-        asked = objective.balance.weights["jacobians"]
-        if not asked or slopes.engine != "auto" or slopes.probe.side == "output" or hasattr(slopes.probe, "step"):
+        slopes = objective.differentiation
+        asked = objective.loss_weights.weights["jacobians"]
+        if not asked or slopes.engine != "auto" or slopes.side == "output" or slopes.step is not None:
             return
         if not run.follows and not (run.path / ENGINE).exists():
             place = find_device(self.device)

@@ -16,7 +16,16 @@ from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.teachers import Prepared, prepare
 from jacmatch.jobs.train import Train
 from jacmatch.losses import JacobianLoss
-from jacmatch.objectives import POINTS, AtData, AtMixedPairs, AtNoise, Distillation, Point, Share, WeightSchedule
+from jacmatch.objectives import (
+    POINTS,
+    AtData,
+    AtMixedPairs,
+    AtNoise,
+    Distillation,
+    GradientShare,
+    Point,
+    WeightSchedule,
+)
 from jacmatch.objectives.recipe import Recipe, recipe
 from jacmatch.teachers import Teacher
 from jacmatch.training.state import channels_last
@@ -172,7 +181,7 @@ class DistillationFields(TrainingFields):
             point = AtNoise(self.noise) if self.point == "noise" else AtMixedPairs()
         weight = self.jacobian_weight
         if weight is None and self.jacobian_share is not None:
-            weight = Share(self.jacobian_share)
+            weight = GradientShare(self.jacobian_share)
         by_data = per_class if self.jacobian_schedule == "by-data" else None
         return recipe(
             "regression" if per_class is None else "classification",
@@ -193,7 +202,11 @@ class DistillationFields(TrainingFields):
             per_class: Training samples for each class; None in a regression.
         """
         chosen = self.recipe(per_class)
-        share = chosen.jacobians if isinstance(chosen.jacobians, Share) or not chosen.jacobians else self.jacobian_share
+        share = (
+            chosen.jacobians
+            if isinstance(chosen.jacobians, GradientShare) or not chosen.jacobians
+            else self.jacobian_share
+        )
         return {
             "point": next(name for name, kind in POINTS.items() if isinstance(chosen.point, kind)),
             "output_loss": chosen.output_loss,

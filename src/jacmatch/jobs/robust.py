@@ -32,7 +32,7 @@ from jacmatch.jobs.study import (
 )
 from jacmatch.jobs.train import load, parts
 from jacmatch.objectives import Robustness
-from jacmatch.objectives.penalties import FORMS
+from jacmatch.objectives.robustness import FORMS
 from jacmatch.report import Table
 from jacmatch.report.tables import entry
 from jacmatch.runs import Run, spread

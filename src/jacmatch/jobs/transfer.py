@@ -35,7 +35,7 @@ from jacmatch.jobs.study import (
 from jacmatch.jobs.teacher_distance import bound, distances, head_agreement, mixed, nearest_mean_accuracy
 from jacmatch.jobs.train import Train, load, parts
 from jacmatch.models import FirstOutputs, count_parameters
-from jacmatch.objectives import Distillation, Share
+from jacmatch.objectives import Distillation, GradientShare
 from jacmatch.objectives.transfer import Pair
 from jacmatch.objectives.transfer import Transfer as Objective
 from jacmatch.report import Table
@@ -349,7 +349,7 @@ class Transfer(TrainingFields):
             return Distillation(student, labels=1.0)
 
         def weight(name: str, share: float, given: float | None) -> float:
-            return 0.0 if name not in method else Share(share) if given is None else given
+            return 0.0 if name not in method else GradientShare(share) if given is None else given
 
         return Objective(
             student,

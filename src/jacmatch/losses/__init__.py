@@ -65,23 +65,28 @@ from jacmatch.losses.penalties import (
     squared_norm,
 )
 
-OutputLoss: TypeAlias = Literal["squared", "kl"]
-"""The names in `OUTPUT_LOSSES`."""
+# A loss of an objective has its name here, twice: in the type, which the command line, the validation and type checkers
+# read, and in the dictionary of that type. A test compares the two.
 
-JacobianLoss: TypeAlias = Literal["bounded", "relative", "squared", "normalized"]
-"""The names in `JACOBIAN_LOSSES`."""
+OutputLoss: TypeAlias = Literal["squared", "kl"]
+"""Names of the losses of outputs."""
 
 OUTPUT_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "kl": hinton_kl,
     "squared": squared_error,
+    "kl": hinton_kl,
 }
+"""Losses of outputs, called as (student, teacher)."""
+
+JacobianLoss: TypeAlias = Literal["bounded", "relative", "squared", "normalized"]
+"""Names of the losses of Jacobians."""
 
 JACOBIAN_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "squared": squared_error,
     "bounded": bounded_error,
     "relative": relative_error,
+    "squared": squared_error,
     "normalized": normalized_error,
 }
+"""Losses of rows of Jacobians, called as (student, teacher)."""
 
 PENALTIES: dict[str, Callable[..., Tensor]] = {
     "squared-norm": squared_norm,
@@ -91,11 +96,18 @@ PENALTIES: dict[str, Callable[..., Tensor]] = {
     "label-cross-entropy": label_cross_entropy,
     "piecewise-linear-cross-entropy": piecewise_linear_cross_entropy,
 }
+"""Penalties on the rows of one Jacobian."""
+
+Task: TypeAlias = Literal["classification", "regression"]
+"""Whether labels are classes or numbers."""
 
 __all__ = [
     "JACOBIAN_LOSSES",
     "OUTPUT_LOSSES",
     "PENALTIES",
+    "JacobianLoss",
+    "OutputLoss",
+    "Task",
     "agreement",
     "antithetic",
     "attention_map",

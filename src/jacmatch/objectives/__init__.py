@@ -4,29 +4,44 @@ An objective is an nn.Module, so it is the unit that is compiled and distributed
 student once for each batch, and gives both answers to the losses.
 """
 
-from jacmatch.objectives.base import Balance, Share, Terms
+from typing import TYPE_CHECKING, Any
+
+from jacmatch.errors import renamed
+from jacmatch.objectives.base import Objective
 from jacmatch.objectives.compiled import CompiledSteps
+from jacmatch.objectives.differentiation import Differentiation
 from jacmatch.objectives.distillation import Distillation
 from jacmatch.objectives.points import POINTS, AtData, AtMixedPairs, AtNoise, Point
 from jacmatch.objectives.regression import Regression
 from jacmatch.objectives.robustness import Robustness, jacobian_norm_penalty
-from jacmatch.objectives.schedules import WeightSchedule
+from jacmatch.objectives.terms import Terms
 from jacmatch.objectives.transfer import Transfer
+from jacmatch.objectives.weights import GradientShare, LossWeights, WeightSchedule
 
 __all__ = [
     "POINTS",
     "AtData",
     "AtMixedPairs",
     "AtNoise",
-    "Balance",
     "CompiledSteps",
+    "Differentiation",
     "Distillation",
+    "GradientShare",
+    "LossWeights",
+    "Objective",
     "Point",
     "Regression",
     "Robustness",
-    "Share",
     "Terms",
     "Transfer",
     "WeightSchedule",
     "jacobian_norm_penalty",
 ]
+
+_RENAMED = {"Share": "GradientShare", "Balance": "LossWeights"}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Return what a name of the last release stands for, with a DeprecationWarning."""
+        return renamed(__name__, name, _RENAMED)

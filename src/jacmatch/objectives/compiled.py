@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +14,36 @@ from jacmatch.jacobian.compiling import OneGraph, any_batch, reason_of
 from jacmatch.jacobian.engines import parameter_gradients, traced_pull
 from jacmatch.jacobian.function import Function, replaying
 from jacmatch.jacobian.modules import buffers_in_training
-from jacmatch.objectives.points import Batch
-from jacmatch.objectives.terms import jacobian_term, label_term, output_term
-from jacmatch.teachers import Answer
 
-Found = tuple[Tensor, dict[str, Tensor]]
+Compared = tuple[Tensor, dict[str, Tensor]]
 """The student's outputs, and the terms before weighting."""
-
 _TOLERANCE, _ROUGH = 1e-2, 0.1
 """Relative difference of gradients that counts as wrong: in float32 (10⁻⁶ is usual, 10⁻³ with TF32), in 16 bits."""
+
+
+@runtime_checkable
+class Comparison(Protocol):
+    """The losses of an objective, as a frozen dataclass: another value means another graph."""
+
+    def __call__(self, outputs: Tensor, values: Tensor, rows: Tensor | None, step: "Step") -> dict[str, Tensor]:
+        """Return the terms before weighting.
+
+        Args:
+            outputs: The student's.
+            values: Its values of the readout; the outputs where nothing is differentiated.
+            rows: Its products; None where nothing is differentiated.
+            step: What they are compared with.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Kinds:
     """What of a step is no tensor: another value means another graph."""
 
-    task: str
-    output_loss: str
-    temperature: float | int
-    jacobian_loss: str
+    comparison: Comparison
     readout: Readout
     batch_norm: BatchNormPolicy
-    class_dim: int | None = None
 
 
 @dataclass
@@ -47,9 +55,11 @@ class Step:
         labels: The labels, where the label term has a weight.
         partner_labels: Those of the partners, at mixed pairs.
         share: Share of x, at mixed pairs.
-        told: The teacher's outputs, where the output term has a weight.
+        targets: The outputs to compare with, where the output term has a weight.
         v: Directions on the output side.
-        rows: The teacher's vᵀJ.
+        rows: The products to compare with.
+        unit: What the student's products are multiplied by; 1 where None.
+        unknown: Which products are unknown, and 0 in `rows`; none where None.
         label: Labels that a readout may know.
         teacher_outputs: Outputs that a readout may know.
         scale: What fp16 multiplies v by before the backward pass, and divides the product by after it.
@@ -59,29 +69,19 @@ class Step:
     labels: Tensor | None = None
     partner_labels: Tensor | None = None
     share: Tensor | None = None
-    told: Tensor | None = None
+    targets: Tensor | None = None
     v: Tensor | None = None
     rows: Tensor | None = None
+    unit: Tensor | None = None
+    unknown: Tensor | None = None
     label: Tensor | None = None
     teacher_outputs: Tensor | None = None
     scale: Tensor | None = None
 
-    @classmethod
-    def of(cls, batch: Batch, answer: Answer | None, weights: dict[str, float | int]) -> "Step":
-        """Those of a batch and of the teacher's answer about it, where their terms have weights."""
-        labels, others = (batch.labels, batch.partner_labels) if weights["labels"] else (None, None)
-        step = cls(batch.x, labels, None if batch.share is None else others, batch.share)
-        if answer is not None and weights["outputs"]:
-            step.told = answer.outputs
-        if answer is not None and answer.products is not None:
-            step.v, step.rows = answer.cotangents, answer.products
-            step.label, step.teacher_outputs = batch.label, answer.outputs
-        return step
-
     def mark(self) -> None:
-        """Says which dimension of each is the batch."""
-        samples = (self.x, self.labels, self.partner_labels, self.share, self.told, self.label, self.teacher_outputs)
-        any_batch(*((each, 0) for each in samples), (self.v, 1), (self.rows, 1))
+        """Mark the dimension of each tensor that is the batch."""
+        samples = (self.x, self.labels, self.partner_labels, self.share, self.targets, self.label, self.teacher_outputs)
+        any_batch(*((each, 0) for each in samples), (self.v, 1), (self.rows, 1), (self.unknown, 1))
 
 
 class CompiledSteps:
@@ -128,7 +128,7 @@ class CompiledSteps:
             self.fallback = reason
             warnings.warn(f"The steps are not compiled but run eagerly: {reason}", stacklevel=2)
 
-    def __call__(self, student: nn.Module, kinds: Kinds, step: Step, eager: Callable[[], Found]) -> Found | None:
+    def __call__(self, student: nn.Module, kinds: Kinds, step: Step, eager: Callable[[], Compared]) -> Compared | None:
         """The outputs and terms of a step, None where the caller must run it eagerly.
 
         Args:
@@ -155,11 +155,11 @@ class CompiledSteps:
         return outputs, terms
 
     def _check(
-        self, student: nn.Module, kinds: Kinds, step: Step, eager: Callable[[], Found], call: Callable[[Any], Any]
+        self, student: nn.Module, kinds: Kinds, step: Step, eager: Callable[[], Compared], call: Callable[[Any], Any]
     ) -> None:
         """Compares gradients and buffers of the two, each from the same start."""
 
-        def of(pass_: Callable[[], Found]) -> tuple[Tensor, bool]:
+        def of(pass_: Callable[[], Compared]) -> tuple[Tensor, bool]:
             before = _random_state(step.x)
             with preserved_buffers(student):
                 _, terms = pass_()
@@ -185,26 +185,16 @@ def _random_state(x: Tensor) -> Tensor:
     return torch.cuda.get_rng_state(x.device).cpu() if x.device.type == "cuda" else torch.get_rng_state()
 
 
-def _terms(student: nn.Module, kinds: Kinds, step: Step) -> Found:
+def _terms(student: nn.Module, kinds: Kinds, step: Step) -> Compared:
     """What is compiled."""
-    rows = None
     if step.v is None:
         outputs, _ = run(student, step.x)
-    else:
-        context = Context(step.label, step.teacher_outputs)
-        function = Function(student, kinds.readout, context, (), kinds.batch_norm)
-        result, written = traced_pull(function, step.x, step.v if step.scale is None else step.v * step.scale)
-        outputs, rows = result.outputs, result.products
-        rows = rows if step.scale is None else rows / step.scale
-        with torch.no_grad():
-            for name, buffer in buffers_in_training(student).items():
-                buffer.copy_(written[name])
-    terms = {}
-    if step.labels is not None:
-        mixed = (step.partner_labels, step.share)
-        terms["labels"] = label_term(kinds.task, outputs, step.labels, *mixed, class_dim=kinds.class_dim)
-    if step.told is not None:
-        terms["outputs"] = output_term(kinds.output_loss, outputs, step.told, kinds.temperature, kinds.class_dim)
-    if rows is not None and step.rows is not None:
-        terms["jacobians"] = jacobian_term(kinds.jacobian_loss, rows, step.rows)
-    return outputs, terms
+        return outputs, kinds.comparison(outputs, outputs, None, step)
+    context = Context(step.label, step.teacher_outputs)
+    function = Function(student, kinds.readout, context, (), kinds.batch_norm)
+    result, written = traced_pull(function, step.x, step.v if step.scale is None else step.v * step.scale)
+    rows = result.products if step.scale is None else result.products / step.scale
+    with torch.no_grad():
+        for name, buffer in buffers_in_training(student).items():
+            buffer.copy_(written[name])
+    return result.outputs, kinds.comparison(result.outputs, result.values, rows, step)

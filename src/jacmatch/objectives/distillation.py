@@ -1,8 +1,7 @@
 """Distillation by values and slopes: labels + outputs + Jacobians."""
 
-import math
 import warnings
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -12,26 +11,21 @@ from torch import Tensor, nn
 from jacmatch.errors import ClassDimensionError, InputError
 from jacmatch.jacobian import (
     BatchNormPolicy,
-    DataPairs,
     Engine,
     Estimator,
     Logits,
     RandomOutputs,
     Readout,
-    preserved_buffers,
-    run,
 )
-from jacmatch.jacobian.features import class_dimension
-from jacmatch.losses import JacobianLoss, OutputLoss
-from jacmatch.objectives import rules
-from jacmatch.objectives.base import Objective, Output, Terms
-from jacmatch.objectives.compiled import CompiledSteps, Found, Kinds, Step
-from jacmatch.objectives.label_counts import describe_labels, labels_of
-from jacmatch.objectives.points import AtData, AtMixedPairs, Batch, Point
-from jacmatch.objectives.recipe import Task, needs_single_label, recipe
-from jacmatch.objectives.schedules import WeightSchedule
-from jacmatch.objectives.slopes import Slopes
-from jacmatch.objectives.terms import jacobian_term, label_term, output_term
+from jacmatch.losses import JacobianLoss, OutputLoss, Task
+from jacmatch.objectives import validation
+from jacmatch.objectives.base import Objective, Output
+from jacmatch.objectives.compiled import Compared, Step
+from jacmatch.objectives.differentiation import Differentiation
+from jacmatch.objectives.points import AtData, Batch, Point
+from jacmatch.objectives.recipe import describe_labels, labels_of, needs_single_label, recipe
+from jacmatch.objectives.terms import Terms, jacobian_term, label_term, output_term
+from jacmatch.objectives.weights import WeightSchedule
 from jacmatch.teachers import Answer, Question, Teacher
 
 _NOT_KNOWN: Final = (
@@ -39,6 +33,29 @@ _NOT_KNOWN: Final = (
     "`samples_per_class` is not given. Pass samples_per_class=..., use Distillation.for_dataset(student, teacher, "
     "training_set), or pass jacobians=0 to keep it so."
 )
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """The losses of `Distillation`."""
+
+    task: Task
+    output_loss: OutputLoss
+    temperature: float | int
+    jacobian_loss: JacobianLoss
+    class_dim: int | None
+
+    def __call__(self, outputs: Tensor, values: Tensor, rows: Tensor | None, step: Step) -> dict[str, Tensor]:
+        """Return the terms that the step has the tensors of."""
+        terms = {}
+        if step.labels is not None:
+            mixed = (step.partner_labels, step.share)
+            terms["labels"] = label_term(self.task, outputs, step.labels, *mixed, class_dim=self.class_dim)
+        if step.targets is not None:
+            terms["outputs"] = output_term(self.output_loss, outputs, step.targets, self.temperature, self.class_dim)
+        if rows is not None and step.rows is not None:
+            terms["jacobians"] = jacobian_term(self.jacobian_loss, rows, step.rows)
+        return terms
 
 
 class Distillation(Objective):
@@ -57,7 +74,8 @@ class Distillation(Objective):
             setting of that term is given.
         labels: Weight of the label term: cross-entropy, or squared error in regression.
         outputs: Weight of the output term.
-        jacobians: Weight of the Jacobian term. A `Share` is the share of the gradient norm; 0 computes no derivative.
+        jacobians: Weight of the Jacobian term. A `GradientShare` is the share of the gradient norm; 0 computes no
+            derivative.
         probe: Which derivative products are compared; None is RandomOutputs(1).
         readout: What is differentiated; a pair (student's, teacher's) where they differ.
         output_loss: `squared` logit differences (the paper's choice), or Hinton's `kl` with τ². None is `kl` at τ = 4
@@ -68,7 +86,7 @@ class Distillation(Objective):
             without derivatives gets 1; `squared`; or `normalized`, row by row, directions alone.
         point: Where the comparison is made.
         every: The Jacobian term is computed on each n-th call in training, with n times its weight; a
-            `Share` is that of such a call.
+            `GradientShare` is that of such a call.
         fraction: Share of a batch, its first samples, whose slopes are compared; the term is their mean.
         engine: How Jv is taken for directions on the input side; see `jacmatch.jvp`.
         chunk_size: Rows whose graphs are kept at once, for a probe of several output directions; None keeps all. Chunks
@@ -131,7 +149,7 @@ class Distillation(Objective):
         output: Output = None,
         class_dim: int | None = None,
     ) -> None:
-        rules.known_names(task=task, batch_norm=batch_norm)
+        validation.known_names("Distillation", task=task)
         readouts = readout if isinstance(readout, tuple) else (readout or Logits(), readout or Logits())
         settings = (probe, readout, jacobian_loss, chunk_size, schedule)
         derivatives = any(given is not None for given in settings) or (every, fraction, engine) != (1, 1, "auto")
@@ -142,31 +160,26 @@ class Distillation(Objective):
         chosen = recipe(task, samples_per_class, jacobians=jacobians, schedule=schedule, **losses, **needs)
         weights = {"labels": labels, "outputs": outputs, "jacobians": chosen.jacobians}
         calls: dict[str, Any] = {"every": every, "schedule": chosen.schedule, "measure_every": measure_every}
-        super().__init__(student, teacher, weights, output=output, **calls)
         probe = RandomOutputs(1) if probe is None else probe
-        self.slopes = Slopes(probe, *readouts, chosen.point, batch_norm, engine, seed, chunk_size)
+        how = Differentiation(probe, *readouts, chosen.point, batch_norm, engine, seed, chunk_size, fraction)
+        super().__init__(student, teacher, weights, how, output=output, class_dim=class_dim, **calls)
         self.output_loss, self.temperature = chosen.output_loss, chosen.temperature
         self.jacobian_loss: JacobianLoss = "bounded" if jacobian_loss is None else jacobian_loss
-        self.fraction, self.task, self.class_dim = fraction, task, class_dim
-        if class_dim is not None:
-            self.slopes.set_class_dim(class_dim)
-        self.compiled: CompiledSteps | None = None
-        self._check(readouts)
+        self.task = task
+        self._check()
         if jacobians is None and not chosen.jacobians and samples_per_class is None:
             warnings.warn(_NOT_KNOWN, stacklevel=2)
 
-    def _check(self, readouts: tuple[Readout, Readout]) -> None:
-        """Refuses settings that are wrong, or do not go together."""
-        slopes, weights = self.slopes, self.balance.weights
-        rules.known_names(output_loss=self.output_loss, jacobian_loss=self.jacobian_loss)
-        rules.positive_settings(every=self.every, measure_every=self.measure_every, temperature=self.temperature)
-        rules.some_of_a_batch(self.fraction)
-        rules.has_a_term(weights)
-        rules.are_objects(slopes.probe, readouts, slopes.point)
-        rules.fitting_engine(slopes.probe, slopes.engine, slopes.chunk_size)
-        rules.fitting_task(slopes.probe, readouts, slopes.point, self.task, self.output_loss, weights)
+    def _check(self) -> None:
+        """Refuse settings that are wrong, or do not go together."""
+        how, weights = self.differentiation, self.loss_weights.weights
+        names = {"output_loss": self.output_loss, "jacobian_loss": self.jacobian_loss}
+        validation.known_names("Distillation", **names)
+        validation.positive_settings("Distillation", temperature=self.temperature)
+        readouts = (how.readout, how.teacher_readout)
+        validation.fitting_task(how.probe, readouts, how.point, self.task, self.output_loss, weights)
         if self.teacher is not None and weights["jacobians"]:
-            rules.answerable(slopes.probe, self.teacher)
+            validation.answerable("Distillation", how.probe, self.teacher)
 
     @classmethod
     def for_dataset(
@@ -209,11 +222,6 @@ class Distillation(Objective):
             raise InputError(rule, do="Pass the training set, its labels, or samples_per_class=...")
         return cls(student, teacher, samples_per_class=samples_per_class, task=task or "classification", **settings)
 
-    @property
-    def needs_partners(self) -> bool:
-        """Whether a batch should come with partners from the data: for mixed pairs, and for directions between data."""
-        return isinstance(self.slopes.point, AtMixedPairs) or isinstance(self.slopes.probe, DataPairs)
-
     def forward(
         self,
         x: Float[Tensor, "batch *input"],
@@ -242,32 +250,27 @@ class Distillation(Objective):
         """
         call = self._call(progress)
         batch = self._moved(x, y, ids, partners, partner_labels, call.number if draw is None else draw)
-        first = math.ceil(self.fraction * self.balance.whole(len(batch.x))) if call.factor > 0 else 0
-        firsts = {"jacobians": first} if first and self.fraction < 1 else {}
-        outputs, answer, unweighted, products = self._compared(batch, self.balance.own(first), measured=call.measured)
-        if first and "jacobians" not in unweighted:  # all of the first samples are with other processes
+        count, firsts = self._first(call, len(batch.x))
+        outputs, answer, unweighted, products = self._compared(batch, count, measured=call.measured)
+        if call.factor > 0 and "jacobians" not in unweighted:  # all of the first samples are with other processes
             unweighted["jacobians"] = (outputs * 0).sum()
         return self._result(call, unweighted, outputs, answer, products, firsts)
 
     @property
     def _differentiable(self) -> bool:
         """For derivatives, and to mix inputs or add noise to them."""
-        return super()._differentiable or not isinstance(self.slopes.point, AtData)
-
-    def scale_slopes(self, scale: Tensor | None) -> None:
-        """Scales the backward pass of the student's products, as fp16 needs it; see `jacobian.products.pull`."""
-        self.slopes.scale = scale
+        return super()._differentiable or not isinstance(self.differentiation.point, AtData)
 
     def _moved(
         self, x: Tensor, y: Tensor | None, ids: Tensor | None, partners: Tensor | None, other: Tensor | None, draw: int
     ) -> Batch:
-        if self.balance.weights["labels"] and y is None:
+        if self.loss_weights.weights["labels"] and y is None:
             raise InputError("`y` must be given where `labels` has a weight.", do="Set labels=0 to train without.")
-        rules.one_for_each(x, y=y, ids=ids, partners=partners, partner_labels=other)
+        validation.one_for_each(x, y=y, ids=ids, partners=partners, partner_labels=other)
         ids = torch.arange(len(x), device=x.device) if ids is None else ids
         if partners is None:
             partners, other = x.roll(1, 0), None if y is None else y.roll(1, 0)
-        moved, share = self.slopes.point.move(x, partners, ids=ids, seed=self.slopes.seed, draw=draw)
+        moved, share = self.differentiation.point.move(x, partners, ids=ids, seed=self.differentiation.seed, draw=draw)
         return Batch(moved, y, partners, other, share, ids, draw)
 
     def question(
@@ -279,7 +282,7 @@ class Distillation(Objective):
         draw: int,
         partners: Float[Tensor, "batch *input"] | None = None,
         partner_labels: Shaped[Tensor, "batch *out"] | None = None,
-        slopes: bool = True,
+        products: bool = True,
     ) -> tuple[Float[Tensor, "batch *input"], Question]:
         """Where `forward` asks the teacher about this batch, and what; the arguments are those of `forward`.
 
@@ -290,97 +293,71 @@ class Distillation(Objective):
             draw: Which draw.
             partners: Other data points, where `needs_partners`.
             partner_labels: Their labels.
-            slopes: Whether the Jacobian term is due.
+            products: Whether the Jacobian term is due.
         """
         batch = self._moved(x, y, ids, partners, partner_labels, draw)
-        return batch.x, self.slopes.question(batch, asked=slopes)
+        return batch.x, self.differentiation.question(batch, products=products)
 
     def _compared(
         self, batch: Batch, count: int, *, measured: bool
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor], Tensor | None]:
         """The student's outputs, the teacher's, the terms, and the teacher's products for the first `count` samples."""
-        if not 0 < count < len(batch.x):
-            answer = self._ask(batch, slopes=count > 0)
-            told = None if answer is None else answer.outputs
-
-            def eager() -> Found:
-                outputs, products = self.slopes.of_student(self.student, batch, answer, traced=measured)
-                return outputs, self._terms(batch, told, outputs, answer, products)
-
-            compiled = None if measured else self._compiled(batch, answer, eager)
-            outputs, terms = eager() if compiled is None else compiled
-            return outputs, told, terms, None if answer is None else answer.products
-        if self.compiled is not None:
-            self.compiled.give_up("`fraction` below 1 is not compiled.")
         first, rest = batch.part(slice(count)), batch.part(slice(count, None))
-        answer, others = self._ask(first, slopes=True), self._ask(rest, slopes=False)
-        if rules.couples(self.student):  # two parts would have two statistics, so the first is looked at again
-            outputs, _ = run(self.student, batch.x)
-            with preserved_buffers(self.student):
-                _, products = self.slopes.of_student(self.student, first, answer, traced=measured)
-        else:
-            head, products = self.slopes.of_student(self.student, first, answer, traced=measured)
-            outputs = torch.cat([head, run(self.student, rest.x)[0]])
-        told = None if answer is None or others is None else torch.cat([answer.outputs, others.outputs])
-        terms = self._terms(batch, told, outputs, answer, products)
-        return outputs, told, terms, None if answer is None else answer.products
+        answer = self._query(first, products=True) if count else None
+        answers = [answer] if count else []
+        if count < len(batch.x):
+            answers.append(self._query(rest, products=False))
+        outputs_of = [each.outputs for each in answers if each is not None]
+        teacher_outputs = torch.cat(outputs_of) if len(outputs_of) == len(answers) else None
 
-    def _compiled(self, batch: Batch, answer: Answer | None, eager: Callable[[], Found]) -> Found | None:
-        """The step as a compiled graph; None where it is to be run eagerly."""
-        if self.compiled is None or not (self.training and torch.is_grad_enabled()):
-            return None
-        slopes = self.slopes
-        if answer is not None and answer.products is not None and (reason := slopes.not_compiled()) is not None:
-            self.compiled.give_up(reason)
-            return None
-        step = Step.of(batch, answer, self.balance.weights)
-        step.scale = slopes.scale
-        losses = (self.task, self.output_loss, self.temperature, self.jacobian_loss)
-        kinds = Kinds(*losses, slopes.readout, slopes.batch_norm, self.class_dim)
-        return self.compiled(self.student, kinds, step, eager)
+        step, how = self._step(batch, answer, teacher_outputs), self.differentiation
 
-    def _ask(self, batch: Batch, *, slopes: bool) -> Answer | None:
-        if self.teacher is None or not (slopes or self.balance.weights["outputs"]):
+        def eager() -> Compared:
+            first_or_all = first if count else batch
+            outputs, products = self._in_parts(
+                self.student,
+                batch.x,
+                len(first_or_all.x),
+                lambda: how.of_student(self.student, first_or_all, answer, traced=measured),
+            )
+            validation.one_output_for_each("Distillation", outputs, batch.x)
+            if step.targets is not None:
+                validation.same_outputs(outputs, step.targets)
+            if step.labels is not None and outputs.dim() > 2 and self.class_dim is None and self._classes:
+                self._read_class_dim(batch.x)
+            return outputs, self._comparison(outputs, outputs, products, step)
+
+        outputs, terms = self._compiled_step(step, self._comparison, how.readout, eager, count > 0, measured)
+        return outputs, teacher_outputs, terms, step.rows
+
+    def _step(self, batch: Batch, answer: Answer | None, teacher_outputs: Tensor | None) -> Step:
+        """Return the tensors that the terms with a weight need."""
+        weights = self.loss_weights.weights
+        labels, others = (batch.labels, batch.partner_labels) if weights["labels"] else (None, None)
+        step = Step(batch.x, labels, None if batch.share is None else others, batch.share)
+        step.targets = teacher_outputs if weights["outputs"] else None
+        if answer is not None and answer.products is not None:
+            step.v, step.rows = answer.cotangents, answer.products
+            step.label, step.teacher_outputs = batch.label, answer.outputs
+        return step
+
+    @property
+    def _comparison(self) -> "_Comparison":
+        return _Comparison(self.task, self.output_loss, self.temperature, self.jacobian_loss, self.class_dim)
+
+    @property
+    def _classes(self) -> bool:
+        return self.task == "classification"
+
+    def _query(self, batch: Batch, *, products: bool) -> Answer | None:
+        if self.teacher is None or not (products or self.loss_weights.weights["outputs"]):
             return None
         try:
-            answer = self.teacher.answer(batch.x, self.slopes.question(batch, asked=slopes))
+            answer = self.teacher.answer(batch.x, self.differentiation.question(batch, products=products))
         except ClassDimensionError:
             self._read_class_dim(batch.x)
-            answer = self.teacher.answer(batch.x, self.slopes.question(batch, asked=slopes))
-        classes = self.task == "classification" and (self.output_loss == "kl" or self.balance.weights["labels"])
+            answer = self.teacher.answer(batch.x, self.differentiation.question(batch, products=products))
+        classes = self._classes and (self.output_loss == "kl" or self.loss_weights.weights["labels"])
         if answer.outputs.dim() > 2 and self.class_dim is None and classes:
             self._read_class_dim(batch.x)
         return answer
-
-    def _read_class_dim(self, x: Tensor) -> None:
-        """Reads the dimension of the classes off the student's last layer.
-
-        Raises:
-            ClassDimensionError: it does not say it.
-        """
-        self.class_dim = class_dimension(self.student, x)
-        if self.class_dim is None:
-            raise ClassDimensionError(
-                "`class_dim` of `Distillation` must be given for outputs of more than two dimensions whose last layer "
-                "is neither a linear layer nor a convolution.",
-                do="Pass class_dim=1 for images (B, K, H, W), class_dim=-1 for tokens (B, T, K).",
-            )
-        self.slopes.set_class_dim(self.class_dim)
-
-    def _terms(
-        self, batch: Batch, told: Tensor | None, outputs: Tensor, answer: Answer | None, products: Tensor | None
-    ) -> dict[str, Tensor]:
-        terms = {}
-        rules.one_output_for_each("Distillation", outputs, batch.x)
-        if self.balance.weights["labels"]:
-            assert batch.labels is not None
-            mixed = (batch.partner_labels, batch.share)
-            if outputs.dim() > 2 and self.class_dim is None and self.task == "classification":
-                self._read_class_dim(batch.x)
-            terms["labels"] = label_term(self.task, outputs, batch.labels, *mixed, class_dim=self.class_dim)
-        if told is not None and self.balance.weights["outputs"]:
-            rules.same_outputs(outputs, told)
-            terms["outputs"] = output_term(self.output_loss, outputs, told, self.temperature, self.class_dim)
-        if answer is not None and answer.products is not None and products is not None:
-            terms["jacobians"] = jacobian_term(self.jacobian_loss, products, answer.products)
-        return terms

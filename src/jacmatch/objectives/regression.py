@@ -1,5 +1,12 @@
-"""Regression by values and slopes: targets, and Jacobians that are given or that a teacher answers."""
+"""Regression of values and derivatives: targets, and Jacobians that are given or that a teacher computes.
 
+In units s of the inputs and t of the outputs, with η = y/t and ξ = x/s, the derivatives are
+∂η/∂ξ = diag(1/t) J diag(s). The readout divides the outputs by t; a probe on the input side gives s v instead of v, and
+products on the output side are multiplied by s.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -7,20 +14,39 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import BatchNormPolicy, DataPairs, Engine, Estimator, EveryRow, SampledRows
+from jacmatch.jacobian import BatchNormPolicy, Context, Cost, Engine, Estimator, EveryRow, SampledRows
 from jacmatch.losses import JacobianLoss
-from jacmatch.objectives import rules
-from jacmatch.objectives.base import Objective, Output, Share, Terms
-from jacmatch.objectives.points import AtData, Batch
-from jacmatch.objectives.schedules import WeightSchedule
-from jacmatch.objectives.slopes import Slopes
-from jacmatch.objectives.terms import jacobian_term, output_term
-from jacmatch.objectives.units import InUnits, ScaledOutputs, as_scale
+from jacmatch.objectives import validation
+from jacmatch.objectives.base import Objective, Output
+from jacmatch.objectives.compiled import Compared, Step
+from jacmatch.objectives.differentiation import Differentiation
+from jacmatch.objectives.points import Batch
+from jacmatch.objectives.terms import Terms, jacobian_term, output_term
+from jacmatch.objectives.weights import GradientShare, WeightSchedule
 from jacmatch.teachers import AnalyticTeacher, Answer, Teacher
 
 
+@dataclass(frozen=True)
+class _Comparison:
+    """The losses of `Regression`."""
+
+    jacobian_loss: JacobianLoss
+
+    def __call__(self, outputs: Tensor, values: Tensor, rows: Tensor | None, step: Step) -> dict[str, Tensor]:
+        """Return the terms that the step has the tensors of; `values` are the outputs in units."""
+        terms = {}
+        if step.targets is not None:
+            terms["values"] = output_term("squared", values, step.targets, 1.0)
+        if rows is not None and step.rows is not None:
+            rows = rows if step.unit is None else rows * step.unit
+            if step.unknown is not None:
+                rows = rows.masked_fill(step.unknown, 0.0)
+            terms["jacobians"] = jacobian_term(self.jacobian_loss, rows, step.rows)
+        return terms
+
+
 class Regression(Objective):
-    """Values and slopes of a function as one loss, in units of inputs and outputs: ℓ = w ℓ_values + w′ ℓ_jacobians.
+    """Values and derivatives of a function as one loss, in their units: ℓ = w ℓ_values + w′ ℓ_jacobians.
 
     With units s of the inputs and t of the outputs, ℓ_values is the mean over the batch of Σₖ ((ŷₖ − yₖ)/tₖ)², and the
     slopes are compared as Σₖᵢ ((Ĵₖᵢ − Jₖᵢ) sᵢ/tₖ)², or by as many products as the probe takes. Metres and radians then
@@ -31,7 +57,7 @@ class Regression(Objective):
         student: The network to train: raw inputs (B, *input) in, raw outputs (B, K) out.
         teacher: Answers what is not given in a call; None where both values and slopes are.
         values: Weight of the values.
-        jacobians: Weight of the slopes: a number, or a `Share` of the gradient norm; 0 for values alone.
+        jacobians: Weight of the slopes: a number, or a `GradientShare` of the gradient norm; 0 for values alone.
         inputs: s, a number for each input element or one for all; 1 if None.
         outputs: t, a number for each output or one for all; 1 if None.
         table: Known Jacobians (N, K, *input) of all samples; the `ids` of a batch say which.
@@ -39,9 +65,10 @@ class Regression(Objective):
         jacobian_loss: `squared`, `relative` or `normalized`.
         engine: How Jv is taken for directions on the input side; see `jacmatch.jvp`.
         chunk_size: Rows whose graphs are kept at once; None keeps all.
+        fraction: Share of a batch, its first samples, whose derivatives are compared; the term is their mean.
         batch_norm: Policy for BatchNorm of the student in training mode.
         every: The slopes are compared on each n-th call in training, with n times their weight; a
-            `Share` is that of such a call.
+            `GradientShare` is that of such a call.
         schedule: Factor of the weight of the slopes by progress.
         seed: Seeds the directions.
         measure_every: Calls between two measurements of the shares.
@@ -72,7 +99,7 @@ class Regression(Objective):
         teacher: Teacher | nn.Module | None = None,
         *,
         values: float | int = 1.0,
-        jacobians: float | int = Share(0.5),
+        jacobians: float | int = GradientShare(0.5),
         inputs: Float[Tensor, "*input"] | float | int | None = None,
         outputs: Float[Tensor, "*out"] | float | int | None = None,
         table: Float[Tensor, "sample out *input"] | None = None,
@@ -80,6 +107,7 @@ class Regression(Objective):
         jacobian_loss: JacobianLoss = "squared",
         engine: Engine = "auto",
         chunk_size: int | None = None,
+        fraction: float | int = 1.0,
         batch_norm: BatchNormPolicy = "frozen",
         every: int = 1,
         schedule: WeightSchedule | None = None,
@@ -88,28 +116,26 @@ class Regression(Objective):
         output: Output = None,
     ) -> None:
         weights = {"values": values, "jacobians": jacobians}
-        calls: dict[str, Any] = {"every": every, "schedule": schedule, "measure_every": measure_every}
-        super().__init__(student, teacher, weights, output=output, **calls)
         probe = EveryRow() if probe is None else probe
-        rules.known_names("Regression", jacobian_loss=jacobian_loss, batch_norm=batch_norm)
-        rules.positive_settings(every=every, measure_every=measure_every, temperature=1, caller="Regression")
-        rules.has_a_term(self.balance.weights, "Regression")
-        rules.are_objects(probe, (), AtData())
-        rules.fitting_engine(probe, engine, chunk_size)
-        rules.numeric(probe, (), "squared")
+        how = Differentiation(
+            probe,
+            batch_norm=batch_norm,
+            engine=engine,
+            seed=seed,
+            chunk_size=chunk_size,
+            fraction=fraction,
+            caller="Regression",
+        )
+        calls: dict[str, Any] = {"every": every, "schedule": schedule, "measure_every": measure_every}
+        super().__init__(student, teacher, weights, how, output=output, **calls)
+        validation.known_names("Regression", jacobian_loss=jacobian_loss)
+        validation.numeric("Regression", probe, (), "squared")
         if self.teacher is not None and table is None and jacobians:
-            rules.answerable(probe, self.teacher)
-        self.register_buffer("input_scale", as_scale("inputs", inputs), persistent=False)
-        self.register_buffer("output_scale", as_scale("outputs", outputs), persistent=False)
+            validation.answerable("Regression", probe, self.teacher)
+        self.register_buffer("input_scale", _as_scale("inputs", inputs), persistent=False)
+        self.register_buffer("output_scale", _as_scale("outputs", outputs), persistent=False)
         self.register_buffer("table", table, persistent=False)
-        self.probe, self.jacobian_loss = probe, jacobian_loss
-        self.engine, self.chunk_size, self.batch_norm = engine, chunk_size, batch_norm
-        self.seed = seed
-
-    @property
-    def needs_partners(self) -> bool:
-        """Whether a batch should come with partners from the data: for directions between data."""
-        return isinstance(self.probe, DataPairs)
+        self.jacobian_loss = jacobian_loss
 
     def forward(
         self,
@@ -141,81 +167,178 @@ class Regression(Objective):
             UnsupportedError: the student cannot be differentiated as the probe needs.
         """
         call = self._call(progress)
-        rules.one_for_each(x, y=y, j=j, ids=ids, partners=partners)
+        validation.one_for_each(x, y=y, j=j, ids=ids, partners=partners)
         ids = torch.arange(len(x), device=x.device) if ids is None else ids
         partners = x.roll(1, 0) if partners is None else partners
         batch = Batch(x, y, partners, None, None, ids, call.number if draw is None else draw)
-        outputs, targets, unweighted, products = self._compared(
-            batch, j, slopes=call.factor > 0, measured=call.measured
-        )
-        return self._result(call, unweighted, outputs, targets, products)
+        count, firsts = self._first(call, len(x))
+        outputs, targets, unweighted, rows = self._compared(batch, j, count, measured=call.measured)
+        if call.factor > 0 and "jacobians" not in unweighted:  # all of the first samples are with other processes
+            unweighted["jacobians"] = (outputs * 0).sum()
+        return self._result(call, unweighted, outputs, targets, rows, firsts)
 
     def _compared(
-        self, batch: Batch, j: Tensor | None, *, slopes: bool, measured: bool
+        self, batch: Batch, j: Tensor | None, count: int, *, measured: bool
     ) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor | None]:
-        """The student's outputs, the values they are compared with, the terms, and the products compared with."""
-        readout = ScaledOutputs(self.output_scale)
-        input_side = self.probe.side == "input"
-        probe: Any = InUnits(self.probe, self.input_scale) if input_side else self.probe
-        how = Slopes(
-            probe, readout, readout, AtData(), self.batch_norm, self.engine, self.seed, chunk_size=self.chunk_size
-        )
-        answer = self._ask(how, batch, j, slopes=slopes)
-        told = batch.labels if answer is None else answer.outputs
-        assert told is not None
-        outputs, products = how.of_student(self.student, batch, answer, traced=measured)
-        target = told if batch.labels is None else batch.labels
-        rules.one_output_for_each("Regression", outputs, batch.x)
-        rules.same_outputs(outputs, target)
-        terms = {}
-        if self.balance.weights["values"]:
-            t = self.output_scale.to(outputs)
-            terms["values"] = output_term("squared", outputs / t, target / t, 1.0)
-        if products is not None and answer is not None and answer.products is not None:
-            s = 1.0 if input_side else self.input_scale.to(outputs)
-            given = self.table is not None if j is None else True
-            mine, theirs = self._where_known(products, answer.products) if given else (products, answer.products)
-            terms["jacobians"] = jacobian_term(self.jacobian_loss, mine * s, theirs * s)
-            return outputs, target, terms, theirs * s
-        return outputs, target, terms, None
+        """Return the student's outputs, their targets, the terms, and the products of the first `count` samples."""
+        how, first = self._in_units(), batch.part(slice(count)) if count else batch
+        answer = self._query(how, first, None if j is None else j[: len(first.x)], products=count > 0)
+        target = batch.labels
+        if target is None and answer is not None:
+            rest = batch.part(slice(len(first.x), None))
+            others = self._query(how, rest, None, products=False) if len(rest.x) else None
+            target = answer.outputs if others is None else torch.cat([answer.outputs, others.outputs])
+        assert target is not None
+        step = self._step(batch, answer, target, given=j is not None or self.table is not None)
 
-    def _where_known(self, student: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
-        """Both products (P, B, …), 0 in both where that of the given Jacobians is unknown."""
+        def eager() -> Compared:
+            outputs, rows = self._in_parts(
+                self.student,
+                batch.x,
+                len(first.x),
+                lambda: how.of_student(self.student, first, answer, traced=measured),
+            )
+            validation.one_output_for_each("Regression", outputs, batch.x)
+            validation.same_outputs(outputs, target)
+            return outputs, self._comparison(outputs, how.readout(outputs, {}, Context()), rows, step)
+
+        outputs, terms = self._compiled_step(step, self._comparison, how.readout, eager, count > 0, measured)
+        return outputs, target, terms, step.rows
+
+    @property
+    def _comparison(self) -> _Comparison:
+        return _Comparison(self.jacobian_loss)
+
+    def _in_units(self) -> Differentiation:
+        """The settings with the probe in units of the inputs and the readout in units of the outputs."""
+        readout = _ScaledOutputs(self.output_scale)
+        probe: Any = self.differentiation.probe
+        probe = _InUnits(probe, self.input_scale) if self.differentiation.side == "input" else probe
+        return replace(self.differentiation, probe=probe, readout=readout, teacher_readout=readout)
+
+    def _step(self, batch: Batch, answer: Answer | None, target: Tensor, *, given: bool) -> Step:
+        """Return the tensors that the terms with a weight need.
+
+        Args:
+            batch: The batch.
+            answer: The products to compare with, and their directions.
+            target: The values to compare with.
+            given: Whether the Jacobians are given, and can have unknown entries.
+        """
+        step = Step(batch.x)
+        if self.loss_weights.weights["values"]:
+            step.targets = target / self.output_scale.to(target)
+        if answer is not None and answer.products is not None:
+            step.v, step.rows = answer.cotangents, answer.products
+            if given:
+                step.rows, step.unknown = self._known(answer.products)
+            if self.differentiation.side == "output":
+                step.unit = self.input_scale.to(step.rows)
+                step.rows = step.rows * step.unit
+        return step
+
+    def _known(self, given: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the products (P, B, …) with 0 where they are unknown, and where that is; None if nowhere."""
         unknown = given.isnan()
-        if bool(unknown.any()):
-            if self.jacobian_loss == "normalized":
-                rule = "`jacobian_loss` of `Regression` must be 'squared' or 'relative' where Jacobians have NaN."
-                raise InputError(rule, got="'normalized'", do="No direction is known of a row that is known in part.")
-            if bool(unknown.all()) and not isinstance(self.probe, EveryRow | SampledRows):
-                rule = "`probe` of `Regression` must compare entries that are known where Jacobians have NaN."
-                got = f"{type(self.probe).__name__}(), all products of which have unknown entries"
-                raise InputError(rule, got=got, do="Use EveryRow(), the default.")
-        return student.masked_fill(unknown, 0.0), given.masked_fill(unknown, 0.0)
+        if not bool(unknown.any()):
+            return given, None
+        if self.jacobian_loss == "normalized":
+            rule = "`jacobian_loss` of `Regression` must be 'squared' or 'relative' where Jacobians have NaN."
+            raise InputError(rule, got="'normalized'", do="A row that is known in part has no known direction.")
+        if bool(unknown.all()) and not isinstance(self.differentiation.probe, EveryRow | SampledRows):
+            rule = "`probe` of `Regression` must compare entries that are known where Jacobians have NaN."
+            got = f"{type(self.differentiation.probe).__name__}(), all products of which have unknown entries"
+            raise InputError(rule, got=got, do="Use EveryRow(), the default.")
+        return given.masked_fill(unknown, 0.0), unknown
 
-    def _ask(self, how: Slopes, batch: Batch, j: Tensor | None, *, slopes: bool) -> Answer | None:
-        """What is known about the batch; None where its targets are all that is needed."""
+    def _query(self, how: Differentiation, batch: Batch, j: Tensor | None, *, products: bool) -> Answer | None:
+        """Return what is known about the batch; None where its targets are all that is needed."""
         if j is None and self.table is not None:
             j = self.table[batch.ids.to(self.table.device)]
-        if j is not None and slopes:
-            if hasattr(self.probe, "step"):
+        if j is not None and products:
+            if how.step is not None:
+                name = type(self.differentiation.probe).__name__
                 raise InputError(
-                    f"`probe` of `Regression` must not be {type(self.probe).__name__}() where slopes are given: it "
-                    "compares values at pairs of points.",
+                    f"`probe` of `Regression` must not be {name}() where Jacobians are given: it compares values at "
+                    "pairs of points.",
                     do="Use RandomInputs(k) or EveryRow().",
                 )
-            known, slope = batch.labels, j
-            if known is None:
-                known = self._teacher("y").answer(batch.x, how.question(batch, asked=False)).outputs
-            given = AnalyticTeacher(lambda _: known, lambda _: slope)
-            return given.answer(batch.x, how.question(batch, asked=True))
-        if not slopes and batch.labels is not None:
+            values, matrix = batch.labels, j
+            if values is None:
+                values = self._teacher("y").answer(batch.x, how.question(batch, products=False)).outputs
+            known = AnalyticTeacher(lambda _: values, lambda _: matrix)
+            return known.answer(batch.x, how.question(batch, products=True))
+        if not products and batch.labels is not None:
             return None
-        return self._teacher("j" if slopes else "y").answer(batch.x, how.question(batch, asked=slopes))
+        return self._teacher("j" if products else "y").answer(batch.x, how.question(batch, products=products))
 
     def _teacher(self, missing: str) -> Teacher:
         if self.teacher is None:
             raise InputError(
                 f"`{missing}` of `Regression` must be given where there is no teacher.",
-                do="Give both y and j, a table of Jacobians, or a teacher; jacobians=0 needs no slopes.",
+                do="Give both y and j, a table of Jacobians, or a teacher; jacobians=0 needs no Jacobian.",
             )
         return self.teacher
+
+
+def _as_scale(name: str, given: Tensor | float | int | None) -> Tensor:
+    """The scale as a tensor that is detached; 1 if None.
+
+    Raises:
+        InputError: a number is not positive and finite.
+    """
+    scale = torch.as_tensor(1.0 if given is None else given).detach().clone()
+    scale = scale if scale.is_floating_point() else scale.float()
+    if not bool(((scale > 0) & scale.isfinite()).all()):
+        raise InputError(
+            f"`{name}` of `Regression` must be positive and finite.",
+            got=scale.tolist(),
+            do="Give 1 for what never varies.",
+        )
+    return scale
+
+
+@dataclass(frozen=True, eq=False)
+class _ScaledOutputs:
+    """The outputs in units: yₖ/tₖ."""
+
+    scale: Tensor
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def __call__(
+        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
+    ) -> Float[Tensor, "batch *out"]:
+        """Return the outputs, divided."""
+        return outputs / self.scale.to(outputs)
+
+
+@dataclass(frozen=True, eq=False)
+class _InUnits:
+    """A probe on the input side whose directions are in units of the inputs: s v."""
+
+    probe: Estimator
+    scale: Tensor
+    side = "input"
+
+    def __getattr__(self, name: str) -> Any:
+        """A `step` where the probe has one: it then is in units as well."""
+        if name == "step":
+            return self.probe.step  # type: ignore[attr-defined]
+        raise AttributeError(name)
+
+    def directions(self, **about: Any) -> Tensor:
+        """The directions of the probe in units of the inputs, turned into those of x."""
+        v = self.probe.directions(**about)
+        return v * self.scale.to(v)
+
+    def variance(self, matrix: Tensor, **more: Any) -> float:
+        """That of the probe, for a matrix in units."""
+        return self.probe.variance(matrix, **more)
+
+    def passes(self, outputs: int) -> Cost:
+        """Those of the probe."""
+        return self.probe.passes(outputs)

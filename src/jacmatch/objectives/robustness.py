@@ -1,21 +1,92 @@
 """Robustness without a teacher: a penalty on the network's own Jacobian, and noise on the input as its rival."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any, Literal
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jacmatch.errors import InputError
-from jacmatch.jacobian import BatchNormPolicy, Context, Estimator, Loss, Module, RandomOutputs, pull, push, run
-from jacmatch.losses import hoffman, squared_norm
-from jacmatch.objectives.base import Objective, Output, Terms
-from jacmatch.objectives.penalties import FORMS, Form, go_together, known, numbers
-from jacmatch.objectives.points import AtNoise
-from jacmatch.objectives.terms import exact_values, label_term, precise
+from jacmatch.errors import InputError, class_axis, unknown_name
+from jacmatch.jacobian import (
+    BatchNormPolicy,
+    Context,
+    DataPairs,
+    Engine,
+    Estimator,
+    FisherRows,
+    LabelClass,
+    Logits,
+    Loss,
+    Module,
+    RandomOutputs,
+    Readout,
+    TopClass,
+    pull,
+    run,
+)
+from jacmatch.jacobian.features import class_dimension
+from jacmatch.losses import Task, hoffman, squared_norm
+from jacmatch.objectives import validation
+from jacmatch.objectives.base import Objective, Output
+from jacmatch.objectives.compiled import Compared, Step
+from jacmatch.objectives.differentiation import Differentiation
+from jacmatch.objectives.points import AtNoise, Batch
+from jacmatch.objectives.terms import Terms, label_term, precise
+
+
+@dataclass(frozen=True)
+class RootProbabilities:
+    """The readout rᵢ = 2√qᵢ, q = softmax of the outputs: ‖J_r‖²_F = Σᵢ qᵢ ‖∇log qᵢ‖², without a 1/q.
+
+    Its squared norm is twice `losses.piecewise_linear_cross_entropy`, and a random row estimates it without bias.
+
+    Attributes:
+        class_dim: The dimension of the classes; needed for outputs of more than two dimensions.
+    """
+
+    class_dim: int | None = None
+    layers: tuple[str, ...] = ()
+
+    def __call__(
+        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
+    ) -> Float[Tensor, "batch *out"]:
+        """Return 2√q."""
+        axis = class_axis("RootProbabilities", outputs.shape, self.class_dim)
+        return 2 * (functional.log_softmax(outputs, dim=axis) / 2).exp()
+
+
+Form: TypeAlias = Literal["hoffman", "squared-norm", "piecewise-linear-cross-entropy", "paper-label-cross-entropy"]
+
+
+FORMS: dict[str, tuple[Readout, float]] = {
+    "hoffman": (Logits(), 0.5),
+    "squared-norm": (Logits(), 1.0),
+    "piecewise-linear-cross-entropy": (RootProbabilities(), 0.5),
+    "paper-label-cross-entropy": (Loss(), 1.0),
+}
+"""The penalties of `Robustness` by the names of `losses.PENALTIES`: a factor times ‖J‖²_F of a readout."""
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """The losses of `Robustness`: `factor` times the squared norm of the rows."""
+
+    task: Task
+    factor: float
+    class_dim: int | None
+
+    def __call__(self, outputs: Tensor, values: Tensor, rows: Tensor | None, step: Step) -> dict[str, Tensor]:
+        """Return the terms that the step has the tensors of."""
+        assert step.labels is not None
+        terms = {"labels": label_term(self.task, outputs, step.labels, class_dim=self.class_dim)}
+        if rows is not None:
+            rows = precise(rows) if step.unit is None else precise(rows) * precise(step.unit)
+            terms["penalty"] = self.factor * squared_norm(rows.transpose(0, 1)).mean()
+        return terms
 
 
 class Robustness(Objective):
@@ -36,20 +107,26 @@ class Robustness(Objective):
 
     Args:
         student: The network to train.
-        penalty: λ, or a `Share` of the gradient norm; 0 leaves the labels alone, and costs nothing.
+        penalty: λ, or a `GradientShare` of the gradient norm; 0 leaves the labels alone, and costs nothing.
         form: Which penalty.
         probe: Which products estimate ‖J‖²_F; a random row of norm √K if None, which is unbiased. `EveryRow()` is
             exact, `LabelClass()` and `TopClass()` (the network's own largest output) are the paper's single row.
         noise: Standard deviation σ ≥ 0 of the noise, new for each sample and call, in units of `scale`. No clipping.
         scale: The unit of the input, one number or one for each channel. 1 is the raw input; the standard deviation of
-            the data makes it the normalised input: the penalty is then that of J·scale, the noise σ·scale.
+            the data makes it the normalized input: the penalty is then that of J·scale, the noise σ·scale.
         every: The penalty is computed on each n-th call in training, with n times its weight; a
-            `Share` is that of such a call.
+            `GradientShare` is that of such a call.
+        fraction: Share of a batch, its first samples, whose penalty is computed; the term is their mean.
+        engine: Engine of Jv, for directions on the input side; see `jacmatch.jvp`.
+        chunk_size: Rows whose graphs are in memory at the same time, for a probe of several output directions; None for
+            all rows.
         batch_norm: Policy for BatchNorm in training mode.
         task: Whether labels are classes (cross-entropy) or numbers (squared error).
         seed: Seeds directions and noise.
         measure_every: Calls between two measurements of the shares of the gradient norm.
         output: Selects the outputs where the network returns more than one tensor.
+        class_dim: The dimension of the classes of dense outputs, (B, K, H, W) or (B, T, K). None reads it off the
+            layer that makes the outputs, where a linear layer or a convolution is the last operation.
 
     Raises:
         InputError: a setting is wrong, or settings do not go together.
@@ -64,7 +141,6 @@ class Robustness(Objective):
         ['loss', 'labels', 'penalty']
     """
 
-    needs_partners = False
     derivative_term = "penalty"
     scale: Tensor
 
@@ -78,23 +154,38 @@ class Robustness(Objective):
         noise: float | int = 0.0,
         scale: float | int | Sequence[float | int] = 1.0,
         every: int = 1,
+        fraction: float | int = 1.0,
+        engine: Engine = "auto",
+        chunk_size: int | None = None,
         batch_norm: BatchNormPolicy = "frozen",
-        task: Literal["classification", "regression"] = "classification",
+        task: Task = "classification",
         seed: int = 0,
         measure_every: int = 100,
         output: Output = None,
+        class_dim: int | None = None,
     ) -> None:
-        weights = {"labels": 1.0, "penalty": penalty}
-        super().__init__(student, None, weights, every=every, schedule=None, measure_every=measure_every, output=output)
-        self.form, self.noise, self.batch_norm = form, noise, batch_norm
-        self.probe: Estimator = RandomOutputs(1, law="sphere") if probe is None else probe
-        self.task, self.seed = task, seed
-        self.slope_scale: Tensor | None = None
-        known(form=form, task=task, batch_norm=batch_norm)
-        numbers(noise=noise, scale=scale, every=every, measure_every=measure_every)
-        go_together(form, self.probe, task)
+        if form not in FORMS:
+            raise unknown_name("`form` of `Robustness`", str(form), FORMS)
+        validation.known_names("Robustness", task=task)
+        _check_numbers(noise=noise, scale=scale)
+        probe = RandomOutputs(1, law="sphere") if probe is None else probe
+        how = Differentiation(
+            probe,
+            FORMS[form][0],
+            batch_norm=batch_norm,
+            engine=engine,
+            seed=seed,
+            chunk_size=chunk_size,
+            fraction=fraction,
+            caller="Robustness",
+        )
+        calls: dict[str, Any] = {"every": every, "measure_every": measure_every, "class_dim": class_dim}
+        super().__init__(student, None, {"labels": 1.0, "penalty": penalty}, how, output=output, **calls)
+        _check_probe(form, probe, task)
+        self.form, self.noise, self.task = form, noise, task
         values = [float(value) for value in (scale if isinstance(scale, Sequence) else [scale])]
         self.register_buffer("scale", torch.tensor(values), persistent=False)
+        self._values_like: Tensor | None = None
 
     def forward(
         self,
@@ -129,24 +220,25 @@ class Robustness(Objective):
             got = f"{len(x)} inputs, {len(y)} labels and {len(ids)} ids"
             raise InputError("`x`, `y` and `ids` of `Robustness` must have one entry for each sample.", got=got)
         if self.noise and self.training:
-            noise, _ = AtNoise(self.noise).move(torch.zeros_like(x), x, ids=ids, seed=self.seed, draw=draw)
+            seed = self.differentiation.seed
+            noise, _ = AtNoise(self.noise).move(torch.zeros_like(x), x, ids=ids, seed=seed, draw=draw)
             x = x + self._unit(x) * noise
-        if call.factor > 0:
-            outputs, penalty = self._penalized(x, y, ids, draw, traced=call.measured)
-            unweighted = {"labels": label_term(self.task, outputs, y), "penalty": penalty}
-        else:
-            outputs, _ = run(self.student, x)
-            unweighted = {"labels": label_term(self.task, outputs, y)}
-        return self._result(call, unweighted, outputs, None)
+        count, firsts = self._first(call, len(x))
+        outputs, unweighted = self._compared(Batch(x, y, x, None, None, ids, draw), count, measured=call.measured)
+        if call.factor > 0 and "penalty" not in unweighted:  # all of the first samples are with other processes
+            unweighted["penalty"] = (outputs * 0).sum()
+        return self._result(call, unweighted, outputs, None, firsts=firsts)
 
     @property
     def _differentiable(self) -> bool:
         """For derivatives, and to add noise to the inputs."""
         return super()._differentiable or bool(self.noise)
 
-    def scale_slopes(self, scale: Tensor | None) -> None:
-        """Scales the backward pass of the products, as fp16 needs it; see `jacobian.products.pull`."""
-        self.slope_scale = scale
+    def not_compiled(self) -> str | None:
+        """Return why the steps of this objective are not compiled; None where they are."""
+        if self.takes_derivatives and isinstance(self.differentiation.probe, TopClass):
+            return "TopClass is not compiled: its row depends on the outputs of the same pass."
+        return super().not_compiled()
 
     def _unit(self, x: Tensor) -> Tensor:
         """The scale, shaped to multiply a sample."""
@@ -155,36 +247,47 @@ class Robustness(Objective):
             raise InputError(rule, got=f"{len(self.scale)} numbers")
         return self.scale.to(x).view(-1, *[1] * (x.dim() - 2))
 
-    def _penalized(self, x: Tensor, y: Tensor, ids: Tensor, draw: int, *, traced: bool) -> tuple[Tensor, Tensor]:
-        """Outputs and penalty from one pass."""
-        readout, factor = FORMS[self.form]
-        if isinstance(readout, Loss) and y.is_floating_point():
-            raise InputError(f"`y` of `Robustness(form={self.form!r})` must be class numbers.", got=str(y.dtype))
+    def _compared(self, batch: Batch, count: int, *, measured: bool) -> Compared:
+        """Return the outputs and the terms, the penalty of the first `count` samples."""
+        how, first = self.differentiation, batch.part(slice(count)) if count else batch
+        assert batch.labels is not None
+        if count and isinstance(FORMS[self.form][0], Loss) and batch.labels.is_floating_point():
+            got = str(batch.labels.dtype)
+            raise InputError(f"`y` of `Robustness(form={self.form!r})` must be class numbers.", got=got)
+        if self.class_dim is None and isinstance(how.readout, RootProbabilities):
+            self.class_dim = class_dimension(self.student, batch.x)
+            how.readout = replace(how.readout, class_dim=self.class_dim)
+        step = Step(batch.x, batch.labels, label=batch.labels)
+        if count and how.side == "output":
+            step.unit = self._unit(batch.x)
 
-        def directions(outputs: Tensor | None) -> Tensor:
-            v: Tensor = self.probe.directions(
-                outputs=outputs, x=x, labels=y, ids=ids, seed=self.seed, draw=draw, partners=None
-            )
-            return v
+        def directions(values: Tensor) -> Tensor:
+            return how.directions(first, values.to(first.x.dtype))
 
-        context = Context(labels=y)
-        settings: dict[str, Any] = {"readout": readout, "context": context, "batch_norm": self.batch_norm}
-        if self.probe.side == "input":
-            step = getattr(self.probe, "step", None)
-            with exact_values(x) if step is not None else nullcontext():
-                result = push(self.student, x, self._unit(x) * directions(None), step=step, **settings)
-            rows = precise(result.products)
-        else:
-            # Directions that ask for a gradient betray a backward that can be taken only once.
-            result = pull(
-                self.student,
-                x,
-                lambda values: directions(values.to(x.dtype)).to(x.dtype, copy=True).requires_grad_(traced),
-                scale=self.slope_scale,
-                **settings,
-            )
-            rows = precise(result.products) * precise(self._unit(x))
-        return result.outputs, factor * squared_norm(rows.transpose(0, 1)).mean()
+        def derive() -> tuple[Tensor, Tensor | None]:
+            if not count:
+                return run(self.student, batch.x)[0], None
+            v = self._unit(first.x) * how.directions(first, None) if how.side == "input" else directions
+            result = how.products(self.student, first.x, v, how.readout, Context(first.label), traced=measured)
+            self._values_like = result.values.detach()[:1]
+            return result.outputs, result.products
+
+        def eager() -> Compared:
+            outputs, rows = self._in_parts(self.student, batch.x, len(first.x), derive)
+            if outputs.dim() > 2 and self.class_dim is None and self.task == "classification":
+                self._read_class_dim(batch.x)
+            return outputs, self._comparison(outputs, outputs, rows, step)
+
+        if count and self.compiled is not None and self.not_compiled() is None:
+            if self._values_like is None:  # nothing says yet how many outputs there are
+                return eager()
+            like = torch.zeros_like(self._values_like).expand(len(first.x), *self._values_like.shape[1:])
+            step.v = directions(like)
+        return self._compiled_step(step, self._comparison, how.readout, eager, count > 0, measured)
+
+    @property
+    def _comparison(self) -> _Comparison:
+        return _Comparison(self.task, FORMS[self.form][1], self.class_dim)
 
 
 def jacobian_norm_penalty(
@@ -233,3 +336,25 @@ def jacobian_norm_penalty(
     result = pull(module, x, unit_vectors, batch_norm=batch_norm)
     rows = precise(result.products.transpose(0, 1))
     return result.outputs, hoffman(rows, result.outputs.shape[1]).mean()
+
+
+def _check_numbers(*, noise: float, scale: float | int | Sequence[float | int]) -> None:
+    """Validate noise, at least 0, and scales, above 0."""
+    if not 0 <= noise < math.inf:
+        raise InputError("`noise` of `Robustness` must be at least 0 and finite.", got=noise)
+    scales = scale if isinstance(scale, Sequence) else [scale]
+    if not scales or not all(0 < value < math.inf for value in scales):
+        raise InputError("`scale` of `Robustness` must be positive and finite.", got=scale)
+
+
+def _check_probe(form: str, probe: Estimator, task: str) -> None:
+    """Refuse a probe that does not estimate what the form is, and classes in a regression."""
+    classes = [form] if form.endswith("cross-entropy") else ["LabelClass"] if isinstance(probe, LabelClass) else []
+    if task == "regression" and classes:
+        do = "Use form='squared-norm' or 'hoffman', and a probe without labels."
+        raise InputError("`Robustness(task='regression')` must not have settings for classes.", got=classes[0], do=do)
+    single = isinstance(probe, LabelClass | TopClass) and not isinstance(FORMS[form][0], Logits)
+    if single or isinstance(probe, DataPairs | FisherRows):
+        rule = f"`probe` of `Robustness(form={form!r})` must estimate the norm of all rows."
+        do = "Use RandomOutputs(k), RandomInputs(k), SampledRows(k), AntitheticNoise(k, sigma=...) or EveryRow()."
+        raise InputError(rule, got=type(probe).__name__, do=do)

@@ -1,7 +1,11 @@
-"""The terms of distillation: each a mean over the batch, in float32 at least whatever the networks computed in."""
+"""The terms of a loss: what an objective returns, and how each term is computed.
 
-from collections.abc import Callable
+A term is a mean over the batch, in float32 at least whatever type the networks compute in.
+"""
+
+from collections.abc import Callable, ItemsView, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -10,6 +14,96 @@ from torch import Tensor
 from jacmatch.errors import InputError
 from jacmatch.losses import JACOBIAN_LOSSES
 from jacmatch.losses import outputs as output_losses
+from jacmatch.objectives.weights import Part
+
+
+@dataclass(repr=False)
+class Terms:
+    """What an objective returns for a batch.
+
+    Attributes:
+        values: `loss`, and the weighted terms that add up to it. Means over the batch.
+        student_outputs: (B, K), with graph.
+        teacher_outputs: (B, K), None where the teacher was not asked.
+        unweighted: The terms before weighting.
+        shares: Share of each term in the gradient norm when it was last measured; empty before.
+        firsts: Over how many samples, the first ones of the whole batch, a term is the mean, where not over all.
+    """
+
+    values: dict[str, Tensor]
+    student_outputs: Tensor
+    teacher_outputs: Tensor | None = None
+    unweighted: dict[str, Tensor] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+    firsts: dict[str, int] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The term of this name; zero-weighted terms are not there."""
+        if name not in self.values:
+            message = f"no term {name!r} in this call, which has {', '.join(self.values)}"
+            raise KeyError(f"{message}; its share is not measured yet" if name in self.unweighted else message)
+        return self.values[name]
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name}={float(value.detach()):.4g}" for name, value in self.values.items())
+        return f"Terms({numbers})"
+
+    @property
+    def loss(self) -> Tensor:
+        """The sum of the weighted terms, to call `backward()` on."""
+        return self.values["loss"]
+
+    def items(self) -> ItemsView[str, Tensor]:
+        """The names with the weighted terms, `loss` first."""
+        return self.values.items()
+
+    def keys(self) -> list[str]:
+        """The names, `loss` first."""
+        return list(self.values)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values)
+
+
+@dataclass
+class TeacherNorm:
+    """The mean squared norm of the teacher's products, by which a `relative` Jacobian term is divided.
+
+    The ratio of two squared products of one random direction has a heavy tail: where the teacher's product happens to
+    be small, it is large without bound, and its mean is not the relative error. The mean squared norm does not depend
+    on the directions of a sample, so that the mean over directions is exactly E‖J_S − J_T‖² ÷ E‖J_T‖².
+
+    Attributes:
+        mean: Over the samples of all calls that measured it; None before the first.
+        calls: How many calls that were.
+    """
+
+    mean: float | None = None
+    calls: int = 0
+
+    def measured(self, products: Tensor | None, like: Tensor, part: Part | None, *, counts: bool) -> "TeacherNorm":
+        """Return it with the products of one more call in it; of all processes where the call counts.
+
+        Args:
+            products: (P, B, …) of the teacher; None where none of their samples is here.
+            like: A tensor on the device of the batch.
+            part: Which part of the batch this is.
+            counts: Whether the call measures; otherwise only what is not known yet is taken from it.
+        """
+        if not counts and self.mean is not None:
+            return self
+        table = torch.zeros(2, dtype=torch.float64, device=like.device)
+        if products is not None:
+            norm = products.detach().double().square().sum()
+            table = torch.stack([norm, norm.new_tensor(products.shape[1])])
+        if counts and part is not None and part.ranks > 1:
+            torch.distributed.all_reduce(table)
+        here = float(table[0] / table[1].clamp_min(1))
+        calls = self.calls + 1
+        return TeacherNorm(here if self.mean is None else self.mean + (here - self.mean) / calls, calls)
 
 
 def label_term(

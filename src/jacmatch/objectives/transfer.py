@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -9,15 +10,17 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
-from jacmatch.jacobian import AttentionMaps, BatchNormPolicy, Context, Readout, pull, run
+from jacmatch.jacobian import AttentionMaps, BatchNormPolicy, Context, Engine, Readout, run
+from jacmatch.jacobian.buffers import buffers_in_training, copies_of, replaced_buffers
 from jacmatch.jacobian.features import selecting
 from jacmatch.jacobian.modules import set_mode
-from jacmatch.losses import JacobianLoss, attention_map, attention_transfer, match_sizes
+from jacmatch.losses import JacobianLoss, OutputLoss, attention_map, attention_transfer, match_sizes
 from jacmatch.models import FirstOutputs
-from jacmatch.objectives import rules
-from jacmatch.objectives.base import Objective, Output, Share, Terms
-from jacmatch.objectives.schedules import WeightSchedule
-from jacmatch.objectives.terms import jacobian_term, label_term, output_term, precise
+from jacmatch.objectives import validation
+from jacmatch.objectives.base import Objective, Output
+from jacmatch.objectives.differentiation import Differentiation
+from jacmatch.objectives.terms import Terms, jacobian_term, label_term, output_term, precise
+from jacmatch.objectives.weights import GradientShare, WeightSchedule
 from jacmatch.teachers import Answer, Question, Teacher
 
 Pair = tuple[str, str]
@@ -44,7 +47,7 @@ class Transfer(Objective):
         pairs: Layers to compare; needed where `attention` or `jacobians` has a weight.
         labels: Weight of the cross-entropy with the labels.
         outputs: Weight of the output term.
-        attention: Weight of the attention term; a `Share` is the share of the gradient norm.
+        attention: Weight of the attention term; a `GradientShare` is the share of the gradient norm.
         jacobians: Weight of the Jacobian term, likewise.
         size: Height and width that all maps are pooled to; None takes the smaller of the two maps of each pair.
         p: Exponent of the attention maps, at least 1 without and above 1 with slopes.
@@ -52,7 +55,10 @@ class Transfer(Objective):
         temperature: τ of `kl`; 2 is that of learning without forgetting.
         jacobian_loss: `normalized` (the paper's: the scale of a map is arbitrary), `relative` or `squared`.
         every: The Jacobian term is computed on each n-th call in training, with n times its weight; a
-            `Share` is that of such a call.
+            `GradientShare` is that of such a call.
+        fraction: Share of a batch, its first samples, whose Jacobian term is computed; the term is their mean.
+        engine: `auto` or `reverse`: a pixel of a map is a row, and rows vᵀJ have no other engine.
+        chunk_size: Rows, one for each pair, whose graphs are in memory at the same time; None for all rows.
         schedule: Factor of the Jacobian weight by data size and progress.
         batch_norm: Policy for BatchNorm of the student in training mode.
         measure_every: Calls between two measurements of the shares.
@@ -87,14 +93,17 @@ class Transfer(Objective):
         pairs: Sequence[Pair] = (),
         labels: float | int = 1.0,
         outputs: float | int = 1.0,
-        attention: float | int = Share(0.2),
-        jacobians: float | int = Share(0.2),
+        attention: float | int = GradientShare(0.2),
+        jacobians: float | int = GradientShare(0.2),
         size: int | None = None,
         p: float = 2.0,
-        output_loss: Literal["squared", "kl"] = "kl",
+        output_loss: OutputLoss = "kl",
         temperature: float | int = 2.0,
         jacobian_loss: JacobianLoss = "normalized",
         every: int = 1,
+        fraction: float | int = 1.0,
+        engine: Engine = "auto",
+        chunk_size: int | None = None,
         schedule: WeightSchedule | None = None,
         batch_norm: BatchNormPolicy = "frozen",
         measure_every: int = 100,
@@ -104,15 +113,20 @@ class Transfer(Objective):
             outputs = attention = jacobians = 0.0
         weights = {"labels": labels, "outputs": outputs, "attention": attention, "jacobians": jacobians}
         calls: dict[str, Any] = {"every": every, "schedule": schedule, "measure_every": measure_every}
-        super().__init__(FirstOutputs(student, classes), teacher, weights, output=output, **calls)
+        how = Differentiation(
+            None,  # the rows are those of the largest pixels
+            batch_norm=batch_norm,
+            engine=engine,
+            chunk_size=chunk_size,
+            fraction=fraction,
+            caller="Transfer",
+        )
+        super().__init__(FirstOutputs(student, classes), teacher, weights, how, output=output, **calls)
         self.pairs, self.size, self.p = tuple(pairs), size, p
         self.output_loss, self.temperature, self.jacobian_loss = output_loss, temperature, jacobian_loss
-        self.batch_norm = batch_norm
-        self.slope_scale: Tensor | None = None
         self._sizes: dict[tuple[int, ...], tuple[tuple[int, int], ...]] = {}
-        rules.known_names("Transfer", output_loss=output_loss, jacobian_loss=jacobian_loss, batch_norm=batch_norm)
-        rules.positive_settings(every=every, measure_every=measure_every, temperature=temperature, caller="Transfer")
-        rules.has_a_term(weights, "Transfer")
+        validation.known_names("Transfer", output_loss=output_loss, jacobian_loss=jacobian_loss)
+        validation.positive_settings("Transfer", temperature=temperature)
         self._check(attention, jacobians)
 
     def _check(self, attention: float | int, jacobians: float | int) -> None:
@@ -155,35 +169,56 @@ class Transfer(Objective):
             InputError: labels are missing, a shape is wrong, or student and teacher do not go together.
             UnsupportedError: the student cannot be differentiated twice.
         """
-        if self.balance.weights["labels"] and y is None:
+        if self.loss_weights.weights["labels"] and y is None:
             raise InputError("`y` must be given where `labels` has a weight.", do="Set labels=0 to train without.")
-        rules.one_for_each(x, y=y, ids=ids)
+        validation.one_for_each(x, y=y, ids=ids)
         call = self._call(progress)
-        answer = self._ask(x, ids, slopes=call.factor > 0)
-        outputs, maps, products = self._student(x, answer, traced=call.measured)
-        unweighted = self._terms(x, y, answer, outputs, maps, products)
-        teacher_outputs = None if answer is None else answer.outputs
-        products = None if answer is None else answer.products
-        return self._result(call, unweighted, outputs[:, : self.student.outputs], teacher_outputs, products)
+        count, firsts = self._first(call, len(x))
+        answer, answers = self._query(x, ids, count)
+        outputs, maps, products = self._student(x, answer, count, traced=call.measured)
+        unweighted = self._terms(x, y, answers, outputs, maps)
+        rows = None if answer is None else answer.products
+        if rows is not None and products is not None:
+            unweighted["jacobians"] = jacobian_term(self.jacobian_loss, products, rows)
+        elif call.factor > 0:  # all of the first samples are with other processes
+            unweighted["jacobians"] = (outputs * 0).sum()
+        teacher_outputs = None if answers is None else answers.outputs
+        return self._result(call, unweighted, outputs[:, : self.student.outputs], teacher_outputs, rows, firsts)
+
+    def not_compiled(self) -> str | None:
+        """Return why the steps of this objective are not compiled."""
+        return "Transfer is not compiled: it reads layers inside of the networks."
 
     def selected_outputs(self) -> AbstractContextManager[None]:
         """Within the context the network with both heads returns what `output` selects."""
         return selecting(self.student.network, self.output)
 
-    def scale_slopes(self, scale: Tensor | None) -> None:
-        """Scales the backward pass of the student's products, as fp16 needs it; see `jacobian.products.pull`."""
-        self.slope_scale = scale
+    def _query(self, x: Tensor, ids: Tensor | None, count: int) -> tuple[Answer | None, Answer | None]:
+        """Return the teacher's answer about the first `count` samples, with products, and that about all of them.
 
-    def _ask(self, x: Tensor, ids: Tensor | None, *, slopes: bool) -> Answer | None:
-        weights = self.balance.weights
-        if self.teacher is None or not (slopes or weights["outputs"] or weights["attention"]):
-            return None
-        if not (slopes or weights["attention"]):
-            return self.teacher.answer(x, Question(ids=ids))
+        The first is None where no products are due, both are None where nothing of the teacher is.
+        """
+        weights = self.loss_weights.weights
+        if self.teacher is None or not (count or weights["outputs"] or weights["attention"]):
+            return None, None
+        if not (count or weights["attention"]):
+            return None, self.teacher.answer(x, Question(ids=ids))
         maps = self.maps(x, 1)
-        if not slopes:
-            return self.teacher.answer(x, Question(maps, ids=ids))
-        return self.teacher.answer(x, Question(maps, cotangents=maps.largest, ids=ids, rule="largest pixels"))
+        first = None
+        if count:
+            own = None if ids is None else ids[:count]
+            first = self.teacher.answer(
+                x[:count], Question(maps, cotangents=maps.largest, ids=own, rule="largest pixels")
+            )
+        if first is not None and count == len(x):
+            return first, first
+        if not (weights["outputs"] or weights["attention"]):
+            return first, None
+        rest = self.teacher.answer(x[count:], Question(maps, ids=None if ids is None else ids[count:]))
+        if first is None:
+            return None, rest
+        both = (torch.cat([first.outputs, rest.outputs]), torch.cat([first.values, rest.values]))
+        return first, Answer(*both)
 
     def maps(self, x: Float[Tensor, "batch *input"], side: Literal[0, 1]) -> AttentionMaps:
         """The readout of the student (0) or of the teacher (1) for such inputs; both give maps of the same sizes."""
@@ -207,37 +242,39 @@ class Transfer(Objective):
         return tuple(sizes)
 
     def _student(
-        self, x: Tensor, answer: Answer | None, *, traced: bool
+        self, x: Tensor, answer: Answer | None, count: int, *, traced: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """All outputs, and as the answer has them: attention maps, and their rows."""
-        network = self.student.network
-        if answer is None or not (self.balance.weights["attention"] or answer.products is not None):
-            return run(network, x)[0], None, None
-        readout: Readout = self.maps(x, 0)
-        if answer.products is None:
+        """Return all outputs, the attention maps, and the rows of the first `count` samples, each where needed."""
+        network, attention = self.student.network, bool(self.loss_weights.weights["attention"])
+
+        def plain(x: Tensor) -> tuple[Tensor, Tensor | None]:
+            if not attention:
+                return run(network, x)[0], None
+            readout: Readout = self.maps(x, 0)
             outputs, features = run(network, x, tuple(dict.fromkeys(readout.layers)))
-            return outputs, readout(outputs, features, Context()), None
+            return outputs, readout(outputs, features, Context())
+
+        if answer is None or answer.products is None:
+            return *plain(x), None
         assert answer.cotangents is not None
-        # Directions that ask for a gradient betray a backward that can be taken only once, where nothing else would.
-        v = answer.cotangents.to(x.dtype, copy=True).requires_grad_(traced)
-        try:
-            result = pull(network, x, v, readout=readout, batch_norm=self.batch_norm, scale=self.slope_scale)
-        except UnsupportedError as error:
-            raise UnsupportedError(
-                f"`student` of `Transfer` cannot be differentiated: {error} Ask jacmatch.doctor(student, x)."
-            ) from error
-        return result.outputs, result.values, result.products
+        readout, v = self.maps(x, 0), answer.cotangents
+        result = partial(self.differentiation.products, network, x[:count], v, readout, Context(), traced=traced)
+        if count == len(x):
+            whole = result()
+            return whole.outputs, whole.values, whole.products
+        if validation.couples(network):
+            outputs, maps = plain(x)
+            with replaced_buffers(network, copies_of(buffers_in_training(network))):
+                return outputs, maps, result().products
+        head = result()
+        outputs, maps = plain(x[count:])
+        maps = None if maps is None else torch.cat([head.values, maps])
+        return torch.cat([head.outputs, outputs]), maps, head.products
 
     def _terms(
-        self,
-        x: Tensor,
-        y: Tensor | None,
-        answer: Answer | None,
-        outputs: Tensor,
-        maps: Tensor | None,
-        products: Tensor | None,
+        self, x: Tensor, y: Tensor | None, answer: Answer | None, outputs: Tensor, maps: Tensor | None
     ) -> dict[str, Tensor]:
-        weights, terms = self.balance.weights, {}
+        weights, terms = self.loss_weights.weights, {}
         classes = self.student.outputs
         if weights["labels"]:
             assert y is not None
@@ -245,16 +282,14 @@ class Transfer(Objective):
         if answer is not None and weights["outputs"]:
             source = outputs[:, classes:]
             if source.shape != answer.outputs.shape:
-                told = answer.outputs.shape[1]
-                do = f"Build it with {classes} + {told} outputs: the classes of the target, then the teacher's."
+                both = f"{classes} + {answer.outputs.shape[1]}"
+                do = f"Build it with {both} outputs: the classes of the target, then the teacher's."
                 rule = "`student` of `Transfer` must have outputs for the target and for the teacher's."
                 raise InputError(rule, got=f"{outputs.shape[1]} outputs", do=do)
             terms["outputs"] = output_term(self.output_loss, source, answer.outputs, self.temperature)
         if answer is not None and maps is not None and weights["attention"]:
             pairs = zip(*(self.maps(x, 0).maps(precise(each)) for each in (maps, answer.values)), strict=True)
             terms["attention"] = torch.stack([attention_transfer(s, t).mean() for s, t in pairs]).mean()
-        if answer is not None and answer.products is not None and products is not None:
-            terms["jacobians"] = jacobian_term(self.jacobian_loss, products, answer.products)
         return terms
 
 

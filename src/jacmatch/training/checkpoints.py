@@ -25,10 +25,11 @@ from jacmatch.runs.files import write_whole
 from jacmatch.runs.identity import changed
 from jacmatch.training.distributed import Shared, cut, scatter, whole
 from jacmatch.training.evaluation import evaluate
-from jacmatch.training.identity import student_identity
+from jacmatch.training.identity import as_before, student_identity
 from jacmatch.training.randomness import host_state, set_host_state
 from jacmatch.training.state import State
 
+_STATE = "_extra_state"  # of an objective, on the CPU: no weight
 _ANEW = "Remove it to begin anew."
 _OTHER = "Bring back what it was begun with, or give the run another folder."
 _MARK = b"\njacmatch sha256 "
@@ -125,6 +126,8 @@ def load_weights(module: nn.Module, weights: Mapping[str, Any], path: Path) -> N
     """
     own = module.state_dict()
     for name in dict.fromkeys((*own, *weights)):
+        if name.endswith(_STATE):  # of another kind in other versions: the module itself reads it
+            continue
         there, here = _described(weights, name), _described(own, name)
         if there != here:
             rule = f"{path} must hold weights of this model."
@@ -204,7 +207,10 @@ def resume(state: State, run: Run) -> None:
 
 
 def _restore(state: State, saved: Mapping[str, Any], path: Path) -> None:
-    check_same(path, saved["run"], state.told())
+    here = state.told()
+    if "objective.balance" in saved["run"] and "objective.loss_weights" in here:
+        here = as_before(here, saved["run"])
+    check_same(path, saved["run"], here)
     warn_of_changes(saved.get("environment", {}), _environment())
     load_weights(state.objective, saved["objective"], path)
     if state.average is not None:
@@ -263,7 +269,8 @@ def check_finite(module: nn.Module, do: str) -> None:
     Raises:
         InputError: One is not; the message names the first.
     """
-    weights = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    state = {name: value for name, value in module.state_dict().items() if not name.endswith(_STATE)}
+    weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     finite = torch.stack([value.isfinite().all() for value in weights.values()]).tolist()  # one wait for all of them
     for name, good in zip(weights, finite, strict=True):
         if not good:

@@ -29,8 +29,9 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jacmatch.errors import ElsewhereError, InputError, UnsupportedError
-from jacmatch.objectives.base import Share
-from jacmatch.objectives.parts import Part
+from jacmatch.objectives import GradientShare, Objective, Terms
+from jacmatch.objectives.base import networks_of
+from jacmatch.objectives.weights import Part
 from jacmatch.training.configuration import Training
 from jacmatch.training.data import Batch
 from jacmatch.training.evaluation import find_device
@@ -155,15 +156,15 @@ class Shared(nn.Module):
     def forward(self, batch: Batch, samples: int, progress: float) -> dict[str, Tensor]:
         """The terms: their mean over the processes is that over the batch, of `samples` samples."""
         part = Part(self.ranks.rank, self.ranks.size, samples, self.measured)
-        balance = getattr(self.objective, "balance", None)
-        if balance is not None:
-            balance.part = part
+        weights = self.objective.loss_weights if isinstance(self.objective, Objective) else None
+        if weights is not None:
+            weights.part = part
         try:
-            terms = self.objective(batch.x, batch.y, **batch.keywords(), progress=progress)
+            terms: Terms = self.objective(batch.x, batch.y, **batch.keywords(), progress=progress)
         finally:
-            if balance is not None:
-                balance.part = None
-        self.shares, firsts = terms.shares, getattr(terms, "firsts", {})
+            if weights is not None:
+                weights.part = None
+        self.shares, firsts = terms.shares, terms.firsts
         whole = part.scale(samples)
         scales = {name: part.scale(firsts.get(name, samples)) for name in terms.values if name != "loss"}
         if any(scale != whole for scale in scales.values()):
@@ -195,29 +196,19 @@ def unsynced(model: nn.Module | None, last: bool) -> AbstractContextManager[obje
 
 
 def without_synchronized_statistics(objective: nn.Module) -> None:
-    """Refuses SyncBatchNorm under slopes.
+    """Refuse SyncBatchNorm under derivatives by the input.
 
     Raises:
         UnsupportedError: There is one, and the objective takes derivatives by the input.
     """
     names = [name for name, layer in objective.named_modules() if isinstance(layer, nn.SyncBatchNorm)]
-    weights = getattr(getattr(objective, "balance", None), "weights", {})
-    if names and any(weights.get(term) for term in ("jacobians", "penalty")) and not _values_alone(objective):
+    engine = objective.resolved_engine() if isinstance(objective, Objective) else None
+    if names and engine not in (None, "differences"):
         raise UnsupportedError(
-            f"`student` must not have SyncBatchNorm ({names[0]!r}) where its slopes are compared: it has no second "
-            "derivative and no forward-mode rule. Use nn.BatchNorm2d, whose statistics are then those of each "
+            f"`student` must not have SyncBatchNorm ({names[0]!r}) where its derivatives are compared: it has no "
+            "second derivative and no forward-mode rule. Use nn.BatchNorm2d, whose statistics are then those of each "
             "process's part, a network without BatchNorm, or --engine differences."
         )
-
-
-def _values_alone(objective: nn.Module) -> bool:
-    """Whether the slopes are differences of values."""
-    slopes = getattr(objective, "slopes", None)
-    probe = getattr(slopes, "probe", getattr(objective, "probe", None))
-    return hasattr(probe, "step") or getattr(slopes, "engine", None) == "differences"
-
-
-_SLOPES = ("jacobians", "penalty")
 
 
 def sharded(objective: nn.Module, ranks: ProcessGroup, place: torch.device) -> Shared:
@@ -225,7 +216,7 @@ def sharded(objective: nn.Module, ranks: ProcessGroup, place: torch.device) -> S
 
     Raises:
         InputError: There is one process only.
-        UnsupportedError: Its slopes are taken by the reverse engine, or a weight is a share of the gradient norm.
+        UnsupportedError: Its derivatives are taken by the reverse engine, or a weight is a share of the gradient norm.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard  # takes as long as half of torch
@@ -234,24 +225,25 @@ def sharded(objective: nn.Module, ranks: ProcessGroup, place: torch.device) -> S
         rule = "`shard` of `Training` must have several processes to share the weights between."
         raise InputError(rule, got="one", do="Start more (--devices N, or torchrun).")
     without_synchronized_statistics(objective)
-    slopes, weights = getattr(objective, "slopes", None), getattr(getattr(objective, "balance", None), "weights", {})
-    asked = any(weights.get(name) for name in _SLOPES)
-    if asked and _reverse(objective):
+    known = objective if isinstance(objective, Objective) else None
+    engine = None if known is None else known.resolved_engine()
+    if engine == "reverse":
         raise UnsupportedError(
-            "`shard` of `Training` cannot go with slopes by the reverse engine: FSDP2 frees the weights of a layer "
-            "after its backward pass, and the second derivative needs them again. Use --probe random-inputs, whose "
-            "engine is then forward (or --engine differences), or leave `shard` out."
+            "`shard` of `Training` cannot go with derivatives by the reverse engine: FSDP2 frees the weights of a "
+            "layer after its backward pass, and the second derivative needs them again. Use --probe random-inputs, "
+            "whose engine is then forward (or --engine differences), or leave `shard` out."
         )
-    if any(isinstance(weight, Share) and weight for weight in weights.values()):
+    weights = {} if known is None else known.loss_weights.weights
+    if any(isinstance(weight, GradientShare) and weight for weight in weights.values()):
         raise UnsupportedError(
-            "`shard` of `Training` cannot go with a weight that is a `Share`: to measure it, the gradient of each term "
-            "is needed whole. Give the weight itself (--jacobian-weight)."
+            "`shard` of `Training` cannot go with a weight that is a `GradientShare`: to measure it, the gradient of "
+            "each term is needed whole. Give the weight itself (--jacobian-weight)."
         )
-    teacher = getattr(objective, "teacher", None)
+    _, teacher = networks_of(objective)
     trained: Any = copy.deepcopy(objective, {id(teacher): teacher})
     trained = trained.to(place).train()
-    if slopes is not None and slopes.engine == "auto":
-        trained.slopes.engine = "forward"
+    if engine == "auto":
+        trained.differentiation.engine = "forward"
     mesh = init_device_mesh(place.type, (ranks.size,))
     for child in trained.student.children():
         if any(parameter.requires_grad for parameter in child.parameters()):
@@ -275,15 +267,6 @@ def check_shardable(settings: Training) -> None:
     }.items():
         if wrong:
             raise UnsupportedError(f"`shard` of `Training` cannot go with `{name}`={getattr(settings, name)!r}.")
-
-
-def _reverse(objective: nn.Module) -> bool:
-    """Whether the slopes of the student are taken by reverse mode, or might be."""
-    slopes = getattr(objective, "slopes", None)
-    probe = getattr(slopes, "probe", getattr(objective, "probe", None))
-    if hasattr(probe, "step"):
-        return False
-    return slopes is None or slopes.engine == "reverse" or getattr(probe, "side", "output") == "output"
 
 
 def gather(unit: Shared, objective: nn.Module) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from jacmatch.datasets import Split
 from jacmatch.jacobian import run as outputs_and_features
+from jacmatch.objectives import Objective
+from jacmatch.objectives.base import networks_of
 from jacmatch.runs.identity import COARSE, SINGLE, Fingerprint, probe, source_of
 from jacmatch.teachers import (
     AnalyticTeacher,
@@ -32,7 +34,13 @@ from jacmatch.training.randomness import host_state, set_host_state
 SAMPLES = 4
 """At how many samples, the first ones of the training split, teacher and student are probed."""
 _LETTERS = 16  # of a digest
-_MEMORY = {"training", "student", "teacher", "compiled", "slope_scale"}  # of an objective: no settings
+_MEMORY = {"training", "student", "teacher", "compiled", "calls", "measured_at", "teacher_norm"}
+"""Attributes of an objective that are no settings."""
+_DERIVATIVES = (
+    *("probe", "readout", "teacher_readout", "point"),
+    *("batch_norm", "engine", "seed", "chunk_size"),
+)
+"""Settings of `Differentiation` that objectives of version 0.1 had themselves, or as `Slopes`."""
 _CPU = torch.device("cpu")
 _DEPTH = 4  # how far settings inside settings are followed
 
@@ -52,7 +60,7 @@ def identity(objective: nn.Module, train: Split, seed: int) -> dict[str, Any]:
         >>> found["seed"], found["samples"], found["teacher"], found["objective.temperature"]
         (0, 20, 'none', '4.0')
     """
-    teacher = getattr(objective, "teacher", None)
+    _, teacher = networks_of(objective)
     found: dict[str, Any] = {
         "seed": seed,
         "samples": len(train),
@@ -163,8 +171,8 @@ def _of_objective(objective: nn.Module) -> dict[str, str]:
 
     A setting is a public attribute; what begins with an underscore, and what a checkpoint brings back, is memory.
     """
-    networks = (getattr(objective, "student", None), getattr(objective, "teacher", None))
-    inner = {id(each) for network in networks if isinstance(network, nn.Module) for each in network.modules()}
+    networks = [network for network in networks_of(objective) if isinstance(network, nn.Module)]
+    inner = {id(each) for network in networks for each in network.modules()}
     found = {}
     for path, module in objective.named_modules(prefix="objective"):
         if id(module) in inner:
@@ -173,10 +181,30 @@ def _of_objective(objective: nn.Module) -> dict[str, str]:
         loose = module._non_persistent_buffers_set
         settings = {name: value for name, value in module._buffers.items() if name in loose}
         settings |= {name: value for name, value in vars(module).items() if not name.startswith("_")}
+        if isinstance(module, Objective):
+            how = settings.pop("differentiation")
+            names = [each.name for each in dataclasses.fields(how) if each.name not in ("scale", "caller")]
+            settings |= {name: vars(how)[name] for name in names}
         for name, value in settings.items():
             if name not in _MEMORY | _extra_state(module):
                 found[f"{path}.{name}"] = _described(value)
     return found
+
+
+def as_before(found: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity as version 0.1 wrote it, under the names that a checkpoint of that version has.
+
+    Args:
+        found: What `identity` returned.
+        saved: The identity in the checkpoint.
+    """
+    weights = found["objective.loss_weights"].replace("LossWeights(", "Balance(").replace("GradientShare(", "Share(")
+    old = {**found, "objective.balance": weights}
+    if "objective.slopes" in saved:
+        settings = [f"{name}={found[f'objective.{name}']}" for name in _DERIVATIVES]
+        old["objective.slopes"] = f"Slopes({', '.join(settings)})"
+    new = {f"objective.{name}" for name in (*_DERIVATIVES, "fraction", "class_dim", "loss_weights")}
+    return {name: value for name, value in old.items() if name not in new or name in saved}
 
 
 def _extra_state(module: nn.Module) -> set[str]:

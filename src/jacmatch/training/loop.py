@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.datasets import Split
-from jacmatch.objectives import CompiledSteps
+from jacmatch.objectives import CompiledSteps, Objective
 from jacmatch.runs import Run
 from jacmatch.training import checkpoints, checks, not_finite
 from jacmatch.training.checkpoints import check_finite, resume
@@ -27,7 +27,7 @@ from jacmatch.training.data import Batches, resident
 from jacmatch.training.distributed import ProcessGroup, unsynced
 from jacmatch.training.evaluation import find_device
 from jacmatch.training.identity import SAMPLES, identity
-from jacmatch.training.state import State, begin, channels_last, dealt, scale_slopes
+from jacmatch.training.state import State, begin, channels_last, dealt, scale_derivatives
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _USUAL = {signal.SIGINT: (signal.default_int_handler,), signal.SIGTERM: (signal.default_int_handler, signal.SIG_DFL)}
@@ -71,15 +71,15 @@ def compile_steps(objective: nn.Module, settings: Training) -> CompiledSteps | N
     An objective that cannot be compiled says so in a warning, and in the report. In a compiled training the student's
     convolutions are laid out channels-last on a GPU, where they are faster so.
     """
-    if hasattr(objective, "compiled"):
-        setattr(objective, "compiled", None)  # noqa: B010 - not every module has it
+    if isinstance(objective, Objective):
+        objective.compiled = None
     if not settings.compile:
         return None
     steps = CompiledSteps(cuda_graphs=settings.cuda_graphs)
-    if not hasattr(objective, "compiled"):
-        steps.give_up(f"{type(objective).__name__} is not compiled; Distillation is.")
+    if not isinstance(objective, Objective):
+        steps.give_up(f"{type(objective).__name__} is not compiled; the objectives of jacmatch are.")
         return steps
-    setattr(objective, "compiled", steps)  # noqa: B010 - not every module has it
+    objective.compiled = steps
     if any(parameter.is_cuda for parameter in objective.parameters()):
         channels_last(objective)
     return steps
@@ -231,7 +231,7 @@ def _train_step(state: State, batches: Batches) -> dict[str, Tensor]:
         group["lr"] = settings.lr * factor(state.step, settings)
     sums: dict[str, Tensor] = {}
     before = not_finite.before(state)
-    scale_slopes(state.objective, state.scale())
+    scale_derivatives(state.objective, state.scale())
     for part in range(settings.accumulate):
         batch = batches(state.step * settings.accumulate + part)
         with unsynced(state.shared, last=part == settings.accumulate - 1):

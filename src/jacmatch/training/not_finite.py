@@ -18,6 +18,7 @@ from torch import Tensor, distributed, nn
 from jacmatch.diagnostics.isolation import rows_of
 from jacmatch.errors import InputError
 from jacmatch.jacobian.engines import parameter_gradients
+from jacmatch.objectives import Distillation
 from jacmatch.runs import CHECKPOINT, Run
 from jacmatch.training import checkpoints
 from jacmatch.training.data import Batch, Batches
@@ -186,7 +187,7 @@ def _wrong(state: State, batch: Batch, progress: float, weighted: bool) -> str |
     if not _finite(batch.x, batch.y, batch.partners, batch.partner_labels):
         return _DATA
     with state.fabric.autocast():
-        if getattr(objective, "teacher", None) is not None and hasattr(objective, "question"):
+        if isinstance(objective, Distillation) and objective.teacher is not None:
             answer = objective.teacher.answer(*objective.question(batch.x, batch.y, **batch.keywords()))
             if not _finite(answer.outputs, answer.products):
                 return _TEACHER

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
+from jacmatch.objectives import Objective
+from jacmatch.objectives.base import needs_partners, networks_of
 from jacmatch.training.configuration import Training
 from jacmatch.training.data import Batch, Batches
 from jacmatch.training.distributed import ProcessGroup, Shared, check_shardable, distribute, gather, sharded
@@ -35,7 +37,7 @@ _LARGEST = 1024.0
 """A direction is about 1 for each sample, not 1 ÷ batch as a loss is, and float16 ends at 65504."""
 
 
-def scale_slopes(objective: Any, scale: Tensor | None) -> None:
+def scale_derivatives(objective: nn.Module, scale: Tensor | None) -> None:
     """Scales the inner backward pass of an objective by the loss scale, up to 2¹⁰, and its products back in float32.
 
     A product that overflows all the same makes a gradient that is not finite: the scaler leaves that step out, and
@@ -44,8 +46,8 @@ def scale_slopes(objective: Any, scale: Tensor | None) -> None:
     References:
         PyTorch, "Automatic Mixed Precision examples", section on gradient penalty.
     """
-    if scale is not None and hasattr(objective, "scale_slopes"):
-        objective.scale_slopes(scale.clamp(max=_LARGEST))
+    if scale is not None and isinstance(objective, Objective):
+        objective.scale_derivatives(scale.clamp(max=_LARGEST))
 
 
 def precision(settings: Training, place: torch.device) -> Any:
@@ -184,7 +186,7 @@ def begin(
     """The objective on its device, distributed where there are several processes, and a fresh optimizer for it."""
     from lightning_fabric import Fabric  # takes a second, so not before something is trained
 
-    student = getattr(objective, "student", None)
+    student, _ = networks_of(objective)
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     if not isinstance(student, nn.Module) or not trained:
         rule = "`objective` of `fit` must have a `student` with parameters that require gradients."
@@ -231,7 +233,7 @@ def dealt(
         settings.batch_size,
         seed=seed,
         augment=settings.augment,
-        partners=bool(getattr(objective, "needs_partners", False)),
+        partners=needs_partners(objective),
         views=settings.views,
         device=place,
         workers=settings.workers,

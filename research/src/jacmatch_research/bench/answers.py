@@ -52,7 +52,7 @@ class Answers:
         x = probes.uniform(7, ids, 0, math.prod(self.shape)).view(-1, *self.shape)
         jacobians = 0.0 if probe is None else 1.0
         objective = Distillation(nn.Linear(1, 1), self.network, labels=0.0, jacobians=jacobians, probe=probe)
-        return objective.question(x, ids=ids, draw=0, slopes=probe is not None)
+        return objective.question(x, ids=ids, draw=0, products=probe is not None)
 
     def write(self, batch: int = _ASKED, megabytes: float = 8.0) -> None:
         """Writes the cache.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from jacmatch.jacobian import RandomInputs, RandomOutputs
 from jacmatch.models import build
-from jacmatch.objectives import Distillation, Share
+from jacmatch.objectives import Distillation, GradientShare
 from jacmatch.teachers import Answer, ModuleTeacher, Question, Teacher
 from jacmatch_research.bench import rivals
 from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
@@ -103,7 +103,7 @@ class Pair:
         objective = Distillation(
             student,
             teacher,
-            jacobians=Share(0.3) if slopes else 0.0,
+            jacobians=GradientShare(0.3) if slopes else 0.0,
             probe=RandomInputs(1) if slopes == "Jv" else RandomOutputs(1),
             every=every,
             batch_norm=batch_norm,

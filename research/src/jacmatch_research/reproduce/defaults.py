@@ -22,7 +22,7 @@ from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.teachers import prepare as prepare_teacher
 from jacmatch.jobs.train import Train, parts
 from jacmatch.models import count_parameters
-from jacmatch.objectives import AtData, AtMixedPairs, Distillation, Point, Share
+from jacmatch.objectives import AtData, AtMixedPairs, Distillation, GradientShare, Point
 from jacmatch.report import Table
 from jacmatch.report.figures import line_figure
 from jacmatch.report.tables import NOTHING, Spread, entry
@@ -209,7 +209,7 @@ class Recipe:
         return Distillation(
             student,
             teacher,
-            jacobians=Share(self.share) if self.share else 0.0,
+            jacobians=GradientShare(self.share) if self.share else 0.0,
             point=self.point,
             output_loss="kl",
             temperature=4.0,
@@ -293,7 +293,7 @@ def _cells(request: Request) -> list[Cell]:
 def jacobians_pay(per_class: int) -> bool:
     """Whether the default takes derivatives with so many images of each class."""
     net = nn.Linear(1, 1)
-    return bool(Distillation(net, nn.Linear(1, 1), samples_per_class=per_class).balance.weights["jacobians"])
+    return bool(Distillation(net, nn.Linear(1, 1), samples_per_class=per_class).loss_weights.weights["jacobians"])
 
 
 def _grid_cells(request: Request) -> list[Cell]:

@@ -11,7 +11,7 @@ from jacmatch.jobs.surrogate.asking import Asked, actively, ask, errors
 from jacmatch.jobs.surrogate.examples import EXAMPLES
 from jacmatch.jobs.surrogate.fitting import Weight, fit_surrogate, new_student, regression
 from jacmatch.jobs.surrogate.functions import Function, opened
-from jacmatch.objectives import Share
+from jacmatch.objectives import GradientShare
 from jacmatch.report import Table
 from jacmatch.report.figures import line_figure
 from jacmatch.report.tables import entry
@@ -133,10 +133,10 @@ def _trained(asked: Mapping[str, Any], told: Asked, units: Tensor, seed: int, st
     x, y = told.x.float(), told.y.float()
     j = None if told.j is None else told.j.float()
     known: dict[str, Any] = {"jacobian": j, "slopes": asked["slopes"], "x_scale": units.float(), "seed": seed}
-    weight: Weight = "scale" if asked["share"] is None else Share(asked["share"])
+    weight: Weight = "scale" if asked["share"] is None else GradientShare(asked["share"])
     if asked["weight"] != 1:
         mean = regression(new_student(x, y, (1,), "tanh"), x, y, **known)
-        weight = asked["weight"] * mean.balance.weights["jacobians"]
+        weight = asked["weight"] * mean.loss_weights.weights["jacobians"]
     return fit_surrogate(
         x,
         y,

@@ -98,7 +98,7 @@ class Source:
             draw=view,
             partners=batch.partners,
             partner_labels=batch.partner_labels,
-            slopes=self.slopes,
+            products=self.slopes,
         )
 
     def answers(self, rows: Tensor, view: int) -> "Answers":
@@ -133,7 +133,7 @@ class Source:
     @cached_property
     def fingerprint(self) -> dict[str, str]:
         """All that decides the answers, by name, in words."""
-        slopes = self.objective.slopes
+        slopes = self.objective.differentiation
         return {
             **of_teacher(self.teacher),
             "data": _of_split(self.train),
@@ -143,7 +143,7 @@ class Source:
             "seed": str(self.seed),
             "point": words(slopes.point, "point"),
             "readout": words(slopes.teacher_readout, "readout"),
-            "probe": f"{words(slopes.probe, 'probe')} on the {slopes.probe.side} side" if self.slopes else "none",
+            "probe": f"{words(slopes.probe, 'probe')} on the {slopes.side} side" if self.slopes else "none",
         }
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from jacmatch.errors import InputError
 from jacmatch.jobs.fields import TrainingFields, positive
 from jacmatch.jobs.surrogate.fitting import Weight
-from jacmatch.objectives import Share
+from jacmatch.objectives import GradientShare
 
 
 @dataclass(frozen=True)
@@ -102,5 +102,5 @@ class SurrogateFields(TrainingFields):
     def weight(self) -> Weight:
         """Of the slopes."""
         if self.jacobian_share is not None:
-            return Share(self.jacobian_share)
+            return GradientShare(self.jacobian_share)
         return "scale" if self.jacobian_weight is None else self.jacobian_weight

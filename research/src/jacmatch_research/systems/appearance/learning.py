@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from jacmatch.datasets import Split
 from jacmatch.jacobian import push
-from jacmatch.objectives import Share
-from jacmatch.objectives.base import Balance, Terms
+from jacmatch.objectives import GradientShare, LossWeights, Terms
 from jacmatch.objectives.terms import jacobian_term, output_term
 from jacmatch.teachers import BlackBoxTeacher, Question
 from jacmatch.training import Training, fit
@@ -208,7 +207,9 @@ class AlongDirections(nn.Module):
         super().__init__()
         self.student, self.calls = student, 0
         self.known = (told.directions, told.slopes)
-        self.balance = Balance({"values": 1.0, "jacobians": Share(share)} if share else {"values": 1.0})
+        self.loss_weights = LossWeights(
+            {"values": 1.0, "jacobians": GradientShare(share)} if share else {"values": 1.0}
+        )
 
     def forward(
         self,
@@ -221,7 +222,7 @@ class AlongDirections(nn.Module):
         """The terms of a batch."""
         terms = {}
         looks = len(self.student.maps)
-        if "jacobians" in self.balance.weights:
+        if "jacobians" in self.loss_weights.weights:
             directions, slopes = (each[:, ids] for each in self.known)
             found = push(self.student.after_each, x, directions, engine="forward")
             outputs = found.outputs
@@ -231,11 +232,11 @@ class AlongDirections(nn.Module):
         terms["values"] = output_term("squared", outputs, y.repeat(1, looks), 1.0)
         learns = self.training and torch.is_grad_enabled()  # a call without gradients uses up no measurement
         if learns and self.calls % 100 == 0:
-            self.balance.measure(terms, [*self.student.parameters()])
+            self.loss_weights.measure(terms, [*self.student.parameters()])
         self.calls += learns
-        weighted = self.balance.weigh(terms)
+        weighted = self.loss_weights.weigh(terms)
         total = torch.stack(list(weighted.values())).sum()
-        return Terms({"loss": total, **weighted}, outputs, y, terms, dict(self.balance.shares))
+        return Terms({"loss": total, **weighted}, outputs, y, terms, dict(self.loss_weights.shares))
 
 
 def seen(student: nn.Module, images: Array, poses: Array) -> Array:

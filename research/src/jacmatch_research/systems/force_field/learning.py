@@ -8,7 +8,7 @@ from torch import Tensor
 
 from jacmatch.jacobian import jacobian
 from jacmatch.jobs.surrogate.fitting import fit_surrogate
-from jacmatch.objectives import Share
+from jacmatch.objectives import GradientShare
 from jacmatch_research.systems.force_field.dynamics import State, thermal, verlet
 from jacmatch_research.systems.force_field.lennard_jones import ARGON, bipyramid, energy, forces, hessian
 from jacmatch_research.systems.force_field.networks import EnergyNetwork, ForceField
@@ -89,7 +89,7 @@ def taught(
         teacher=by if rows else None,
         slopes="rows" if rows else "none",
         probes=max(rows, 1),
-        weight=Share(share),
+        weight=GradientShare(share),
         student=field if forces else network,
         x_scale=torch.ones(points.shape[1]),
         y_scale=wide,

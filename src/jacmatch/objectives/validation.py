@@ -26,68 +26,71 @@ from jacmatch.jacobian import (
     TopLogit,
 )
 from jacmatch.jacobian.features import Select
-from jacmatch.losses import JACOBIAN_LOSSES, OUTPUT_LOSSES
+from jacmatch.losses import JACOBIAN_LOSSES, OUTPUT_LOSSES, Task
 from jacmatch.objectives.points import AtData, AtMixedPairs, Point
 from jacmatch.teachers import EnsembleTeacher, ModuleTeacher, RememberedTeacher, Teacher
 
 KNOWN: dict[str, Collection[str]] = {
     "output_loss": OUTPUT_LOSSES,
     "jacobian_loss": JACOBIAN_LOSSES,
-    "task": ("classification", "regression"),
+    "task": get_args(Task),
     "batch_norm": get_args(BatchNormPolicy),
 }
 """The names that a setting takes."""
 
 
-def known_names(caller: str = "Distillation", **settings: str) -> None:
-    """Refuses a name that is not among the known ones."""
+def known_names(caller: str, **settings: str) -> None:
+    """Refuse a name that is not among the known ones."""
     for name, given in settings.items():
         if given not in KNOWN[name]:
             raise unknown_name(f"`{name}` of `{caller}`", str(given), KNOWN[name])
 
 
-def positive_settings(
-    *, every: int, measure_every: int, temperature: float | int, caller: str = "Distillation"
-) -> None:
-    """Refuses steps below 1 or broken, and temperatures that are not above 0."""
-    for name, given in (("every", every), ("measure_every", measure_every)):
+def positive_settings(caller: str, *, temperature: float | int | None = None, **counts: int) -> None:
+    """Validate counts of calls, whole numbers from 1, and a temperature, above 0 and finite."""
+    for name, given in counts.items():
         if not isinstance(given, int) or given < 1:
             raise InputError(f"`{name}` of `{caller}` must be a whole number of at least 1.", got=given)
-    if not 0 < temperature < math.inf:
+    if temperature is not None and not 0 < temperature < math.inf:
         raise InputError(f"`temperature` of `{caller}` must be positive and finite.", got=temperature)
 
 
-def some_of_a_batch(fraction: float | int) -> None:
-    """Refuses a fraction of a batch that is not in (0, 1]."""
+def fraction_of_a_batch(caller: str, fraction: float | int) -> None:
+    """Validate a share of a batch: in (0, 1]."""
     if not 0 < fraction <= 1:
-        raise InputError("`fraction` of `Distillation` must be above 0 and at most 1.", got=fraction)
+        raise InputError(f"`fraction` of `{caller}` must be above 0 and at most 1.", got=fraction)
 
 
-def fitting_engine(probe: Estimator, engine: Engine, chunk_size: int | None = None) -> None:
-    """Refuses an engine that is unknown, or that the probe leaves no choice of, and chunks that are none."""
-    _fitting_chunks(probe, chunk_size)
-    if engine not in get_args(Engine):
-        raise unknown_name("`engine` of `Distillation`", str(engine), get_args(Engine))
-    only = "reverse" if probe.side == "output" else "differences" if hasattr(probe, "step") else engine
-    if engine not in ("auto", only):
-        rule = f"`engine` of `Distillation(probe={type(probe).__name__}())` must be 'auto' or {only!r}."
-        raise InputError(rule, got=repr(engine), do="Other engines are for RandomInputs and DataPairs.")
+def engine(caller: str, probe: Estimator | None, given: Engine, only: str | None) -> None:
+    """Validate the name of an engine, and that the probe can use this engine.
+
+    Args:
+        caller: The objective.
+        probe: Its probe.
+        given: The engine.
+        only: The one engine of the probe; None where any engine can be chosen.
+    """
+    if given not in get_args(Engine):
+        raise unknown_name(f"`engine` of `{caller}`", str(given), get_args(Engine))
+    if only is not None and given not in ("auto", only):
+        rule = f"`engine` of `{caller}{_with_probe(probe)}` must be 'auto' or {only!r}."
+        do = "Other engines are for RandomInputs and DataPairs." if probe is not None else "It compares rows vᵀJ."
+        raise InputError(rule, got=repr(given), do=do)
 
 
-def _fitting_chunks(probe: Estimator, chunk_size: int | None) -> None:
-    """Refuses chunks of no rows, and chunks where there are no rows."""
-    if chunk_size is None:
+def chunk_size(caller: str, probe: Estimator | None, side: str, given: int | None) -> None:
+    """Validate the number of rows in a chunk, and that there are rows."""
+    if given is None:
         return
-    if not isinstance(chunk_size, int) or chunk_size < 1:
-        raise InputError(
-            "`chunk_size` of `Distillation` must be a whole number of at least 1, or None.", got=chunk_size
-        )
-    if probe.side == "input":
-        raise InputError(
-            "`chunk_size` of `Distillation` is for probes on the output side, whose products are rows.",
-            got=f"probe={type(probe).__name__}()",
-            do="Leave it out.",
-        )
+    if not isinstance(given, int) or given < 1:
+        raise InputError(f"`chunk_size` of `{caller}` must be a whole number of at least 1, or None.", got=given)
+    if side == "input":
+        rule = f"`chunk_size` of `{caller}` is for probes on the output side, whose products are rows."
+        raise InputError(rule, got=f"probe={type(probe).__name__}()", do="Leave it out.")
+
+
+def _with_probe(probe: Estimator | None) -> str:
+    return "" if probe is None else f"(probe={type(probe).__name__}())"
 
 
 def couples(student: nn.Module) -> bool:
@@ -96,27 +99,27 @@ def couples(student: nn.Module) -> bool:
     return any(layer.training or layer.running_mean is None for layer in layers)
 
 
-def are_objects(probe: object, readouts: tuple[object, ...], point: object) -> None:
-    """Refuses the name or the class of a setting where an object is needed."""
+def are_objects(caller: str, probe: object, readouts: tuple[object, ...], point: object) -> None:
+    """Refuse the name or the class of a setting where an object is needed."""
     settings = (
-        ("probe", probe, "directions", "RandomOutputs(1)"),
+        *([("probe", probe, "directions", "RandomOutputs(1)")] if probe is not None else []),
         *(("readout", readout, "__call__", "Logits()") for readout in readouts),
         ("point", point, "move", "AtData()"),
     )
     for name, given, method, example in settings:
         if isinstance(given, type) or not callable(getattr(given, method, None)):
             got = f"the class {given.__name__}" if isinstance(given, type) else repr(given)
-            raise InputError(f"`{name}` of `Distillation` must be an object such as {example}.", got=got)
+            raise InputError(f"`{name}` of `{caller}` must be an object such as {example}.", got=got)
 
 
-def has_a_term(weights: dict[str, float | int], caller: str = "Distillation") -> None:
-    """Refuses an objective without any term."""
+def has_a_term(caller: str, weights: dict[str, float | int]) -> None:
+    """Refuse an objective without any term."""
     if not any(weights.values()):
         raise InputError(f"`{caller}` must have a term with a weight.", got=weights)
 
 
 def fitting_task(
-    probe: Estimator,
+    probe: Estimator | None,
     readouts: tuple[Readout, ...],
     point: Point,
     task: str,
@@ -126,12 +129,12 @@ def fitting_task(
     """Refuses probes, readouts and points that do not go together, or not with the task."""
     one_pixel(readouts)
     if task == "regression":
-        numeric(probe, readouts, output_loss)
+        numeric("Distillation(task='regression')", probe, readouts, output_loss)
     if isinstance(point, AtMixedPairs):
         mixable(probe, readouts, task, weights)
 
 
-def numeric(probe: Estimator, readouts: tuple[Readout, ...], output_loss: str) -> None:
+def numeric(caller: str, probe: Estimator | None, readouts: tuple[Readout, ...], output_loss: str) -> None:
     """Refuses in regression what is for classes."""
     classes = [
         *(type(readout).__name__ for readout in readouts if isinstance(readout, LabelLogit | Loss | TopLogit)),
@@ -140,13 +143,13 @@ def numeric(probe: Estimator, readouts: tuple[Readout, ...], output_loss: str) -
     ]
     if classes:
         raise InputError(
-            "`Distillation(task='regression')` must not have settings that are for classes.",
+            f"`{caller}` must not have settings that are for classes.",
             got=", ".join(dict.fromkeys(classes)),
             do="Use readout=Logits(), output_loss='squared' and a probe without labels.",
         )
 
 
-def mixable(probe: Estimator, readouts: tuple[Readout, ...], task: str, weights: dict[str, float | int]) -> None:
+def mixable(probe: Estimator | None, readouts: tuple[Readout, ...], task: str, weights: dict[str, float | int]) -> None:
     """Refuses at mixed pairs what needs the label of one sample."""
     if task == "regression" and weights["labels"]:
         raise InputError(
@@ -312,15 +315,15 @@ def separate(student: nn.Module, teacher: object) -> None:
         )
 
 
-def repeatable(point: Point, probe: Estimator, slopes: bool) -> bool:
-    """Whether the same sample always asks the same of a teacher: at the data, and without random directions."""
-    return isinstance(point, AtData) and (not slopes or isinstance(probe, EveryRow | LabelClass | TopClass))
+def repeatable(point: Point, probe: Estimator | None, products: bool) -> bool:
+    """Return whether the query about a sample is the same in each draw: at the data, without random directions."""
+    return isinstance(point, AtData) and (not products or isinstance(probe, EveryRow | LabelClass | TopClass))
 
 
-def answerable(probe: Estimator, teacher: Teacher) -> None:
+def answerable(caller: str, probe: Estimator | None, teacher: Teacher) -> None:
     """Refuses directions on the output side where the teacher cannot answer vᵀJ."""
-    if probe.side == "output" and not teacher.answers_vjp:
+    if (probe is None or probe.side == "output") and not teacher.answers_vjp:
         raise UnsupportedError(
-            f"`teacher` of `Distillation(probe={type(probe).__name__}())` must answer vᵀJ; {type(teacher).__name__} "
+            f"`teacher` of `{caller}{_with_probe(probe)}` must answer vᵀJ; {type(teacher).__name__} "
             "has values only. Use probe=RandomInputs(k)."
         )

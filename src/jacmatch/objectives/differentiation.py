@@ -1,0 +1,247 @@
+"""How an objective differentiates: its settings, the query to the teacher, and the products of the student."""
+
+from collections.abc import Callable, Hashable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from jacmatch.errors import UnsupportedError
+from jacmatch.jacobian import (
+    AttentionPixel,
+    BatchNormPolicy,
+    Context,
+    DataPairs,
+    Engine,
+    Estimator,
+    Logits,
+    Products,
+    Readout,
+    preserved_buffers,
+    pull,
+    push,
+    run,
+)
+from jacmatch.jacobian.graph import meets_once_differentiable
+from jacmatch.jacobian.readouts import with_class_dim
+from jacmatch.objectives import validation
+from jacmatch.objectives.points import AtData, AtMixedPairs, Batch, Point
+from jacmatch.objectives.terms import exact_values
+from jacmatch.teachers import Answer, Question
+
+
+@runtime_checkable
+class _WithStep(Protocol):
+    """A probe that fixes the step of a difference of values."""
+
+    step: float
+
+
+@dataclass
+class Differentiation:
+    """What an objective differentiates, which products it takes, at which points, and by which engine.
+
+    Attributes:
+        probe: The estimator that draws the directions; None where the objective chooses the rows itself.
+        readout: What is differentiated of the student.
+        teacher_readout: What is differentiated of the teacher.
+        point: Where student and teacher are compared.
+        batch_norm: Policy for BatchNorm of the student in training mode.
+        engine: Engine of Jv, for directions on the input side; see `jacmatch.jvp`.
+        seed: Seeds all directions.
+        chunk_size: Rows of the student whose graphs are in memory at the same time; None for all rows.
+        fraction: Share of a batch, its first samples, whose derivatives are taken.
+        caller: Name of the objective, for error messages.
+        scale: Factor of fp16 for the backward pass of a product of the student; None in other types.
+    """
+
+    probe: Estimator | None
+    readout: Readout = field(default_factory=Logits)
+    teacher_readout: Readout = field(default_factory=Logits)
+    point: Point = field(default_factory=AtData)
+    batch_norm: BatchNormPolicy = "frozen"
+    engine: Engine = "auto"
+    seed: int = 0
+    chunk_size: int | None = None
+    fraction: float | int = 1.0
+    caller: str = "Distillation"
+    scale: Tensor | None = None
+
+    def check(self) -> None:
+        """Validate the settings alone and together.
+
+        Raises:
+            InputError: a setting is wrong, or settings do not go together.
+        """
+        validation.known_names(self.caller, batch_norm=self.batch_norm)
+        validation.fraction_of_a_batch(self.caller, self.fraction)
+        validation.are_objects(self.caller, self.probe, (self.readout, self.teacher_readout), self.point)
+        validation.chunk_size(self.caller, self.probe, self.side, self.chunk_size)
+        only = "reverse" if self.side == "output" else None if self.step is None else "differences"
+        validation.engine(self.caller, self.probe, self.engine, only)
+
+    @property
+    def side(self) -> Literal["output", "input"]:
+        """The side of the directions: `output` for vᵀJ, `input` for Jv."""
+        return "output" if self.probe is None else self.probe.side
+
+    @property
+    def step(self) -> float | None:
+        """The step of the differences that the probe prescribes; None where it prescribes none."""
+        return self.probe.step if isinstance(self.probe, _WithStep) else None
+
+    @property
+    def needs_partners(self) -> bool:
+        """Whether a batch needs partners from the data: for mixed pairs, and for directions between data points."""
+        return isinstance(self.point, AtMixedPairs) or isinstance(self.probe, DataPairs)
+
+    def resolved_engine(self) -> Engine:
+        """Return the engine of the student's derivatives, whatever the settings leave open.
+
+        Rows vᵀJ need `reverse`, and a probe with a step needs `differences`. `auto` stays where `jacmatch.jvp` chooses
+        the engine at the first call, after it has verified the engines on the module.
+        """
+        if self.side == "output":
+            return "reverse"
+        return self.engine if self.step is None else "differences"
+
+    def set_class_dim(self, dimension: int) -> None:
+        """Set the dimension of the classes of probe and readouts, where they have none of their own."""
+        self.probe, self.readout, self.teacher_readout = (
+            with_class_dim(each, dimension) for each in (self.probe, self.readout, self.teacher_readout)
+        )
+
+    def not_compiled(self) -> str | None:
+        """Return why a step with these derivatives is not compiled; None where it is."""
+        if self.side == "input":
+            return "Jv, for directions on the input side, is not compiled; vᵀJ is (probe=RandomOutputs(1))."
+        if self.readout.layers or self.teacher_readout.layers:
+            return "a readout of inner layers is not compiled."
+        if self.fraction < 1:
+            return "`fraction` below 1 is not compiled."
+        return None if self.chunk_size is None else "rows in chunks are not compiled."
+
+    def question(self, batch: Batch, *, products: bool) -> Question:
+        """Return the query to the teacher about a batch: its outputs, and its products if `products`."""
+        about: dict[str, Any] = {
+            "readout": self.teacher_readout,
+            "labels": batch.label,
+            "ids": batch.ids,
+            "draw": batch.draw,
+            "random": not validation.repeatable(self.point, self.probe, products),
+        }
+        if products and self.side == "output":
+            about["cotangents"] = lambda values: self.directions(batch, values.to(batch.x.dtype)).to(values.dtype)
+            about["rule"] = self.probe if isinstance(self.probe, Hashable) else None
+        elif products:
+            about["tangents"] = self.directions(batch, None)
+            about["step"] = self.step
+        return Question(**about)
+
+    def directions(self, batch: Batch, values: Tensor | None) -> Tensor:
+        """Draw the directions of the probe for a batch.
+
+        Args:
+            batch: Inputs, labels, ids and partners.
+            values: The readout's values, for directions on the output side.
+        """
+        assert self.probe is not None
+        directions: Tensor = self.probe.directions(
+            x=batch.x,
+            outputs=values,
+            labels=batch.label,
+            ids=batch.ids,
+            seed=self.seed,
+            draw=batch.draw,
+            partners=batch.partners,
+        )
+        return directions
+
+    def of_student(
+        self, student: nn.Module, batch: Batch, answer: Answer | None, *, traced: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the student's outputs, and its products for the directions of the teacher's answer, if it has any.
+
+        Args:
+            student: The network.
+            batch: The inputs.
+            answer: The teacher's.
+            traced: Whether to look for a backward in the student that can be taken only once.
+
+        Raises:
+            UnsupportedError: the student cannot be differentiated as the probe needs.
+        """
+        if answer is None or answer.products is None:
+            return run(student, batch.x)[0], None
+        pixels, readout = None, self.readout
+        if isinstance(self.teacher_readout, AttentionPixel):
+            pixels = self.teacher_readout.largest(answer.features)
+            if isinstance(readout, AttentionPixel):
+                readout = validation.SameMap(readout, answer.features[self.teacher_readout.layer].shape[2:])
+        context = Context(batch.label, answer.outputs, pixels)
+        if self.side == "input":
+            v: Tensor | Callable[[Tensor], Tensor] = self.directions(batch, None)
+        else:
+
+            def v(values: Tensor) -> Tensor:
+                validation.same_outputs(values, answer.values, self.readout)
+                assert answer.cotangents is not None
+                return answer.cotangents
+
+        result = self.products(student, batch.x, v, readout, context, traced=traced)
+        validation.same_outputs(result.values, answer.values, self.readout)
+        return result.outputs, result.products
+
+    def products(
+        self,
+        student: nn.Module,
+        x: Tensor,
+        v: Tensor | Callable[[Tensor], Tensor],
+        readout: Readout,
+        context: Context,
+        *,
+        traced: bool,
+    ) -> Products:
+        """Return vᵀJ or Jv of the student, as the side of the probe says.
+
+        Args:
+            student: The network.
+            x: Its input.
+            v: The directions; on the output side also a function that makes them of the readout's values.
+            readout: What is differentiated.
+            context: Labels and outputs of the teacher, for the readout.
+            traced: Whether to look for a backward in the student that can be taken only once.
+
+        Raises:
+            UnsupportedError: the student cannot be differentiated so.
+        """
+        settings: dict[str, Any] = {"readout": readout, "context": context, "batch_norm": self.batch_norm}
+        try:
+            if self.side == "input":
+                assert isinstance(v, Tensor)
+                with nullcontext() if self.step is None else exact_values(x):
+                    return push(student, x, v, step=self.step, engine=self.engine, **settings)
+
+            # Directions that require a gradient reveal a backward that can be taken only once.
+            def directions(values: Tensor) -> Tensor:
+                given = v(values) if callable(v) else v
+                return given.to(x.dtype, copy=True).requires_grad_(traced)
+
+            if traced and self.chunk_size is not None:
+                self._check_one_row(student, x, directions, settings)
+            return pull(student, x, directions, chunk_size=self.chunk_size, scale=self.scale, **settings)
+        except UnsupportedError as error:
+            raise UnsupportedError(
+                f"`student` of `{self.caller}` cannot be differentiated as `probe` needs: {error} Here that is "
+                "probe=AntitheticNoise(sigma=...), with values only; jacmatch.doctor(student, x) names the cause."
+            ) from error
+
+    def _check_one_row(
+        self, student: nn.Module, x: Tensor, v: Callable[[Tensor], Tensor], settings: dict[str, Any]
+    ) -> None:
+        """Refuse a student with a backward that can be taken only once; a rebuilt graph does not show it."""
+        with preserved_buffers(student):
+            row = pull(student, x, lambda values: v(values)[:1], **settings).products
+        if meets_once_differentiable(row.sum()):
+            raise UnsupportedError("a backward in it is marked once_differentiable, so it has no second derivative.")
