@@ -16,5 +16,6 @@ optional_package("sklearn", "`jacmatch.surrogates`", "pip install 'jacmatch[trai
 
 from jacmatch.surrogates.regressor import JacobianRegressor  # noqa: E402
 from jacmatch.surrogates.samples import DataWarning  # noqa: E402
+from jacmatch.surrogates.tables import split_frame  # noqa: E402
 
-__all__ = ["DataWarning", "JacobianRegressor"]
+__all__ = ["DataWarning", "JacobianRegressor", "split_frame"]

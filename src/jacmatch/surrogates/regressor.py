@@ -10,6 +10,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from jacmatch.errors import InputError
+from jacmatch.models.catalog import optional_package
 from jacmatch.surrogates import samples
 from jacmatch.surrogates.perceptron import ACTIVATIONS, Values
 from jacmatch.surrogates.solver import DECAYS, OnProgress, fit_network
@@ -98,6 +99,8 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         x, values = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
         values = values.astype(np.float64)
         self._flat = values.ndim == 1
+        named = getattr(y, "columns", None)
+        self._outputs = [getattr(y, "name", None) or "y"] if named is None else [str(name) for name in named]
         values = values.reshape(len(x), -1)
         j = None if jacobian is None else samples.check_jacobian(jacobian, len(x), values.shape[1], x.shape[1])
         self._check()
@@ -149,6 +152,28 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         *_, j = self._evaluate(X, jacobian=True, std=False)
         assert j is not None
         return np.asarray(j[:, 0] if self._flat else j)
+
+    def predict_frame(self, X: Any, *, jacobian: bool = False, return_std: bool = False) -> Any:
+        """Return predictions as a pandas frame with the index of X.
+
+        Args:
+            X: Inputs, a frame.
+            jacobian: Whether the partials follow, in columns "dy/dx".
+            return_std: Whether standard deviations follow, in columns "y_std".
+
+        Raises:
+            InputError: pandas is not installed, or a standard deviation is wanted of a single network.
+        """
+        pandas = optional_package("pandas", "`predict_frame`", "pip install pandas")
+        y, std, j = self._evaluate(X, jacobian=jacobian, std=return_std)
+        outputs = self._outputs if len(self._outputs) == y.shape[1] else [f"y{k}" for k in range(y.shape[1])]
+        inputs = getattr(self, "feature_names_in_", [f"x{i}" for i in range(self.n_features_in_)])
+        columns = {name: y[:, k] for k, name in enumerate(outputs)}
+        if std is not None:
+            columns |= {f"{name}_std": std[:, k] for k, name in enumerate(outputs)}
+        if j is not None:
+            columns |= {f"d{o}/d{i}": j[:, k, d] for k, o in enumerate(outputs) for d, i in enumerate(inputs)}
+        return pandas.DataFrame(columns, index=getattr(X, "index", None))
 
     def _evaluate(self, X: Any, *, jacobian: bool, std: bool) -> tuple[Values, Values | None, samples.Jacobian | None]:
         check_is_fitted(self)

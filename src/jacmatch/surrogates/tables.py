@@ -1,0 +1,165 @@
+"""Samples in a table: columns of inputs, outputs and partials in a frame, a CSV file or a Parquet file."""
+
+import csv
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from jacmatch.datasets.files import check_memory, existing_file, reading
+from jacmatch.errors import InputError
+from jacmatch.models.catalog import optional_package
+
+_PARTIAL = re.compile(r"d(.+)/d(.+)")
+_ONE_HOT = "Turn text into one column of 0 and 1 for each value: pandas.get_dummies(frame, dtype=float)."
+
+
+def split_frame(frame: Any, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> tuple[Any, Any, ndarray | None]:
+    """Return the inputs, the outputs and the partials of a pandas frame.
+
+    A column "dy/dx" holds the partial of output y by input x; any may be missing, as a column or as NaN in it.
+
+    Args:
+        frame: The samples, a row each.
+        inputs: Names of the input columns; if left out, those that begin with "x", or all that are neither outputs nor
+            partials where outputs are named.
+        outputs: Names of the output columns; likewise, those that begin with "y".
+
+    Returns:
+        Inputs (N, D) and outputs (N, K) as frames, partials (N, K, D) as an array, or None where there are none.
+
+    Raises:
+        InputError: Columns are missing or not numbers, inputs or outputs have NaN, or a partial is of columns that are
+            not there.
+
+    Example:
+        >>> import pandas
+        >>> frame = pandas.DataFrame({"x1": [0.0, 1.0], "x2": [2.0, 3.0], "y": [0.0, 3.0], "dy/dx1": [2.0, 3.0]})
+        >>> x, y, j = split_frame(frame)
+        >>> list(x.columns), j.shape
+        (['x1', 'x2'], (2, 1, 2))
+    """
+    names = [str(name) for name in frame.columns]
+    found, targets = _roles("the frame", names, inputs, outputs)
+    columns = dict(zip(names, (frame.iloc[:, i].to_numpy() for i in range(len(names))), strict=True))
+    _, _, j = _arrays("the frame", columns, found, targets)
+    return frame[found], frame[targets], j
+
+
+def load_table(spec: str, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> dict[str, object]:
+    """Return `x_train`, `y_train` and perhaps `j_train` of `csv:FILE` or `parquet:FILE`.
+
+    Columns as in `split_frame`. Empty cells are NaN.
+
+    Raises:
+        InputError: The file cannot be read, or `split_frame` would refuse it.
+    """
+    kind, _, argument = spec.partition(":")
+    path = existing_file(argument, kind)
+    check_memory(path.stat().st_size, f"The table {path}", "Choose fewer rows.")
+    columns = _csv(path) if kind == "csv" else _parquet(path)
+    x, y, j = _arrays(spec, columns, *_roles(spec, list(columns), inputs, outputs))
+    return {"x_train": x, "y_train": y, **({} if j is None else {"j_train": j})}
+
+
+def _csv(path: Path) -> dict[str, ndarray]:
+    """Return the columns of a file with a header; text stays text."""
+    how = "Write it with frame.to_csv(FILE, index=False)."
+    with reading(path, "a CSV file with a header", how), path.open(newline="", encoding="utf-8-sig") as file:
+        rows = [row for row in csv.reader(file) if row]
+    if len(rows) < 2:
+        raise InputError(f"{path} must have a header and at least one row.", got=f"{len(rows)} line(s)")
+    header = [name.strip() for name in rows[0]]
+    _distinct(str(path), header)
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != len(header):
+            rule = f"Each line of {path} must have {len(header)} cells, as its header."
+            raise InputError(rule, got=f"{len(row)} in line {number}")
+    return {name: _numbers([row[i] for row in rows[1:]]) for i, name in enumerate(header)}
+
+
+def _numbers(cells: Iterable[str]) -> ndarray:
+    """Return floats, or the text where it is none."""
+    cells = list(cells)
+    try:
+        return np.array([float(cell) if cell.strip() else np.nan for cell in cells])
+    except ValueError:
+        return np.array(cells)
+
+
+def _parquet(path: Path) -> dict[str, ndarray]:
+    """Return the columns of a Parquet file."""
+    install = "pip install pandas pyarrow"
+    pandas = optional_package("pandas", f"parquet:{path}", install)
+    optional_package("pyarrow", f"parquet:{path}", install)
+    with reading(path, "a Parquet file", "Write it with frame.to_parquet(FILE)."):
+        frame = pandas.read_parquet(path)
+    return {str(name): frame[name].to_numpy() for name in frame.columns}
+
+
+def _roles(source: str, names: list[str], inputs: Sequence[str], outputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the names of the input and the output columns."""
+    _distinct(source, names)
+    for name in (*inputs, *outputs):
+        if name not in names:
+            raise InputError(f"{source} must have the column {name!r} that is named.", got=", ".join(names[:20]))
+    plain = [name for name in names if not _PARTIAL.fullmatch(name)]
+    found, targets = list(inputs), list(outputs)
+    if not found:
+        rest = [name for name in plain if name not in targets]
+        found = rest if targets else [name for name in plain if name.lower().startswith("x")]
+    if not targets:
+        rest = [name for name in plain if name not in found]
+        targets = rest if inputs else [name for name in plain if name.lower().startswith("y")]
+    if not found or not targets or set(found) & set(targets):
+        rule = f"{source} must have columns of inputs (x…) and of outputs (y…), or they must be named."
+        raise InputError(rule, got=", ".join(names[:20]), do="Name them: inputs and outputs, --inputs and --outputs.")
+    return found, targets
+
+
+def _distinct(source: str, names: list[str]) -> None:
+    """Refuse columns of the same name."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"Each column of {source} must have a name of its own.", got=", ".join(twice[:8]))
+
+
+def _arrays(
+    source: str, columns: Mapping[str, ndarray], inputs: list[str], outputs: list[str]
+) -> tuple[ndarray, ndarray, ndarray | None]:
+    """Return inputs (N, D), outputs (N, K) and partials (N, K, D)."""
+    x = _matrix(source, columns, inputs, missing=False)
+    y = _matrix(source, columns, outputs, missing=False)
+    partials = [name for name in columns if _PARTIAL.fullmatch(name) and name not in (*inputs, *outputs)]
+    if not partials:
+        return x, y, None
+    places = {f"d{output}/d{name}": (k, i) for k, output in enumerate(outputs) for i, name in enumerate(inputs)}
+    j = np.full((len(x), len(outputs), len(inputs)), np.nan)
+    for name in partials:
+        if name not in places:
+            rule = f"The column {name!r} of {source} must be dOUTPUT/dINPUT of columns that are there."
+            raise InputError(rule, got=f"outputs {', '.join(outputs[:8])}; inputs {', '.join(inputs[:8])}")
+        k, i = places[name]
+        j[:, k, i] = _matrix(source, columns, [name], missing=True)[:, 0]
+    return x, y, j
+
+
+def _matrix(source: str, columns: Mapping[str, ndarray], names: list[str], *, missing: bool) -> ndarray:
+    """Return some columns as floats; NaN only where `missing` allows it."""
+    for name in names:
+        if columns[name].dtype.kind not in "fiub":
+            rule = f"The column {name!r} of {source} must be numbers."
+            raise InputError(rule, got=str(columns[name].dtype), do=_ONE_HOT)
+    matrix = np.stack([columns[name].astype(np.float64) for name in names], 1)
+    bad = ~np.isfinite(matrix)
+    if missing:
+        bad &= ~np.isnan(matrix)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        rule = f"The columns of inputs and outputs of {source} must be finite" + ("." if not missing else ", or NaN.")
+        got = f"NaN or infinity in {int(bad.any(1).sum())} rows, first in row {row}, column {names[column]!r}"
+        raise InputError(rule, got=got, do="Remove these rows; only a partial may be missing.")
+    return matrix
