@@ -65,7 +65,7 @@ TERMS = (
     Term("closeness", "teacher_distance"),
     Term("depths", "layer_pairs"),
     Term("sheets?", "jacobian_figure"),
-    Term("remainders?", "expansion_error"),
+    Term("remainders?", "expansion_error", NAME),
     Term("narrow", "last_layer_factorization, small", NAME),
     Term("held", "held_out, stored", NAME),
     Term("written out", "op_replacements"),
@@ -90,7 +90,8 @@ ORDINARY = re.compile(
     | placeholders?
     | (forget|input|output|update|reset)[ ]gates? | gated | gates[ ]of[ ]an[ ]LSTM
     | torch\._guards
-    | (fitted|log[-–]log)[ ]slope | slope[ ]of[ ]the[ ](fit|line)
+    | (fitted|log[-–]log)[ ]slopes? | slopes?[ ]of[ ](the[ ](fit|line)|log) | slopes[ ]over[ ]the[ ]three[ ]smallest
+    | --trial\b                   # an option of RepDistiller
     """,
     re.VERBOSE | re.IGNORECASE,
 )
