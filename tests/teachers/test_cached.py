@@ -1,14 +1,17 @@
 """A teacher that answers from disk gives what was stored, and refuses every question that is another one."""
 
+import hashlib
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from jacmatch import CachedTeacher, InputError, LogProbabilities, PooledFeatures, Question, UnsupportedError
+from jacmatch.models import FirstOutputs
 from jacmatch.teachers import AnalyticTeacher, BlackBoxTeacher, EnsembleTeacher, ModuleTeacher, RememberedTeacher
 from jacmatch.teachers.cached.entries import fields_of, rows_of, sums, unlike
-from jacmatch.teachers.cached.fingerprint import of_teacher, words
+from jacmatch.teachers.cached.fingerprint import architecture_of, of_teacher, words
 
 from .cache_folders import OUTPUTS, SAMPLES, SHAPE, VIEWS, directions, inputs, make
 
@@ -262,3 +265,14 @@ def test_shapes_are_those_of_the_cache(rows):
     answer = ask(rows)
     assert answer.products.shape == (2, len(IDS), *SHAPE)
     assert answer.outputs.shape == (len(IDS), OUTPUTS)
+
+
+def test_a_class_that_moved_within_the_package_keeps_its_fingerprint():
+    """Caches and checkpoints of the same version stay valid."""
+    inner = nn.Linear(3, 4)
+    lines = [
+        ": jacmatch.models.resized.FirstOutputs()",
+        "network: torch.nn.modules.linear.Linear(in_features=3, out_features=4, bias=True)",
+    ]
+    expected = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    assert architecture_of(FirstOutputs(inner, 2)) == expected

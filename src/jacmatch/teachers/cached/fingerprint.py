@@ -70,10 +70,7 @@ def of_teacher(teacher: Teacher) -> dict[str, str]:
 
 def architecture_of(module: nn.Module) -> str:
     """SHA-256 of the classes of all submodules with their settings, as far as they print them, and the user's code."""
-    lines = [
-        f"{name}: {type(each).__module__}.{type(each).__qualname__}({each.extra_repr()})"
-        for name, each in module.named_modules()
-    ]
+    lines = [f"{name}: {_name_of(type(each))}({each.extra_repr()})" for name, each in module.named_modules()]
     own = {type(each) for each in module.modules()}
     lines += sorted(filter(None, map(source_of, own)))
     replaced = {name: each.forward for name, each in module.named_modules() if "forward" in vars(each)}
@@ -81,6 +78,19 @@ def architecture_of(module: nn.Module) -> str:
         f"{name}.forward: {getattr(call, '__qualname__', '')} {source_of(call)}" for name, call in replaced.items()
     ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+_FORMER_MODULES = {
+    "jacmatch.models.inputs.FirstOutputs": "jacmatch.models.resized.FirstOutputs",
+    "jacmatch.models.inputs.Resized": "jacmatch.models.resized.Resized",
+    "jacmatch.models.mlp.ScaledMLP": "jacmatch.models.scaled.ScaledMLP",
+}
+"""Classes that have moved. Caches and checkpoints name them by the module that they were in."""
+
+
+def _name_of(kind: type) -> str:
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    return _FORMER_MODULES.get(name, name)
 
 
 def _numbers(tensor: Tensor) -> str:
