@@ -10,6 +10,7 @@ IMPORTS_BY_NAME = {
     "src/jacmatch/__init__.py": "the public names, when they are used",
     "src/jacmatch/datasets/catalog.py": "--data PACKAGE.MODULE:CALLABLE",
     "src/jacmatch/jobs/__init__.py": "the jobs, when they are used",
+    "src/jacmatch/integrations/__init__.py": "adapters and their frameworks, when they are used",
     "src/jacmatch/plugins.py": "verbs of this package and of installed distributions",
     "src/jacmatch/models/catalog.py": "--model PACKAGE.MODULE:CALLABLE, optional packages by names in the code",
     "src/jacmatch/jacobian/__init__.py": "former names, for one release",

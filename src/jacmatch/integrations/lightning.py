@@ -1,0 +1,81 @@
+"""An objective as a LightningModule."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jacmatch.integrations import require
+from jacmatch.integrations.unit import TrainingUnit
+from jacmatch.objectives import Objective
+
+require("lightning", "lightning")
+
+from lightning.pytorch import LightningModule  # noqa: E402
+
+__all__ = ["DistillationModule"]
+
+
+class DistillationModule(LightningModule):  # type: ignore[misc]
+    """An objective that a Lightning Trainer trains, with its terms and gradient shares in the log.
+
+    A batch is (inputs, labels). `train_loss`, `train_TERM` and `share_TERM` are logged in training, `val_loss` and
+    `val_TERM` in validation; `self.student` is the trained network. A checkpoint has the student and the state of the
+    objective, which one tensor holds; the teacher is not stored.
+
+    Args:
+        objective: The objective, with student and teacher.
+        optimizer: Makes the optimizer from the trained parameters, or what else `configure_optimizers` may return.
+            None is `torch.optim.Adam` with its defaults.
+
+    Raises:
+        InputError: `objective` is no objective.
+
+    Example:
+        >>> from jacmatch import Distillation
+        >>> objective = Distillation(nn.Linear(3, 2), nn.Linear(3, 2), samples_per_class=10)
+        >>> module = DistillationModule(objective, lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+        >>> module.student is objective.student
+        True
+    """
+
+    def __init__(self, objective: Objective, optimizer: Callable[[Iterable[nn.Parameter]], Any] | None = None) -> None:
+        super().__init__()
+        self.unit = TrainingUnit(objective)
+        self.make_optimizer = torch.optim.Adam if optimizer is None else optimizer
+
+    @property
+    def student(self) -> nn.Module:
+        """The network that is trained."""
+        return self.unit.student
+
+    def forward(self, x: Tensor) -> Any:
+        """Return what the student returns."""
+        return self.student(x)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch, and log its terms."""
+        steps = self.trainer.estimated_stepping_batches  # infinite where neither epochs nor steps are limited
+        returned = self._logged("train", batch, progress=min(1.0, self.global_step / max(steps, 1)))
+        self.log_dict({f"share_{name}": share for name, share in self.unit.shares.items()})
+        return returned["loss"]
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log the terms of a batch.
+
+        Lightning evaluates in inference mode, whose tensors have no derivatives: the batch is copied out of it.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            self._logged("val", (batch[0].clone(), batch[1].clone()))
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer of the trained parameters."""
+        return self.make_optimizer([parameter for parameter in self.student.parameters() if parameter.requires_grad])
+
+    def _logged(self, stage: str, batch: tuple[Tensor, Tensor], **settings: float) -> dict[str, Tensor]:
+        x, y = batch
+        returned: dict[str, Tensor] = self.unit(x, y, **settings)
+        means = {f"{stage}_{name}": value.detach() for name, value in returned.items() if name != "student_outputs"}
+        self.log_dict(means, batch_size=len(x), sync_dist=self.trainer.world_size > 1)
+        return returned

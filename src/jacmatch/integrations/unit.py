@@ -1,0 +1,103 @@
+"""An objective as the module that a framework moves, wraps for several processes, and calls with a batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from jacmatch.errors import InputError
+from jacmatch.jacobian.engines import connected
+from jacmatch.jacobian.wrappers import in_several_processes
+from jacmatch.objectives import Objective, Terms
+from jacmatch.objectives.weights import Part
+
+
+class TrainingUnit(nn.Module):
+    """An objective whose `forward` returns tensors alone: what DistributedDataParallel wraps.
+
+    In one process it returns what the objective does. In several processes, each with its own part of a batch:
+
+    - gradient shares are measured on the mean gradient of all processes, so that all of them weigh the terms alike;
+    - sample i of process r of n has the id r + n i where no `ids` are given, so that directions differ;
+    - the loss reaches all trained parameters: a bias gets no gradient from a Jacobian term, and
+      DistributedDataParallel would wait for one.
+
+    All processes must have equally many samples, as samplers that drop or repeat the last ones provide.
+
+    Args:
+        objective: The objective. Its student has the only parameters; the teacher is not part of the module.
+
+    Attributes:
+        shares: Share of each term in the gradient norm, when it was last measured.
+
+    Raises:
+        InputError: `objective` is no objective.
+
+    Example:
+        >>> from jacmatch import Distillation
+        >>> unit = TrainingUnit(Distillation(nn.Linear(3, 2), nn.Linear(3, 2), samples_per_class=10))
+        >>> returned = unit(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+        >>> list(returned)
+        ['loss', 'student_outputs', 'labels', 'outputs', 'jacobians']
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        if not isinstance(objective, Objective):
+            do = "Pass Distillation(student, teacher, ...), Regression(...), Robustness(...) or Transfer(...)."
+            name = type(self).__name__
+            raise InputError(f"`objective` of `{name}` must be an objective.", got=type(objective).__name__, do=do)
+        self.objective = objective
+        self.shares: dict[str, float] = {}
+
+    @property
+    def student(self) -> nn.Module:
+        """The network that is trained."""
+        return self.objective.student
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        with_outputs: Callable[[Tensor], Tensor] | None = None,
+        **settings: Any,
+    ) -> dict[str, Tensor]:
+        """Return the loss, the student's outputs (B, K) without their graph, and the weighted terms, detached.
+
+        Args:
+            x: Raw inputs (B, …), the same for student and teacher.
+            y: Labels.
+            with_outputs: A loss of the student's outputs that the framework adds, returned as `of_outputs`.
+            **settings: Other arguments of the objective's `forward`, such as `ids` and `progress`.
+        """
+        part, weights = _part(len(x)), self.objective.loss_weights
+        if part is not None and settings.get("ids") is None:
+            settings["ids"] = part.rank + part.ranks * torch.arange(len(x), device=x.device)
+        weights.part = part
+        try:
+            terms: Terms = self.objective(x, y, **settings)
+        finally:
+            weights.part = None
+        self.shares = terms.shares
+        values, loss = {name: value for name, value in terms.items() if name != "loss"}, terms.loss
+        if part is not None:
+            if terms.firsts:  # of a term over the first samples of the batch, this process may have one more or less
+                scales = {name: part.scale(terms.firsts.get(name, part.samples)) for name in values}
+                values = {name: scales[name] * value for name, value in values.items()}
+                loss = torch.stack(list(values.values())).sum() if values else loss
+            trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+            loss = connected(loss, trained) if loss.requires_grad else loss
+        detached = {name: value.detach() for name, value in values.items()}
+        more = {} if with_outputs is None else {"of_outputs": with_outputs(terms.student_outputs)}
+        return {"loss": loss, "student_outputs": terms.student_outputs.detach(), **more, **detached}
+
+
+def _part(samples: int) -> Part | None:
+    """Return the part of a batch that this process has, where all have so many samples; None in one process."""
+    if not in_several_processes():
+        return None
+    ranks = distributed.get_world_size()
+    return Part(distributed.get_rank(), ranks, ranks * samples)
