@@ -130,6 +130,26 @@ def state(net):
     }
 
 
+def squares_in_place(x, a, b):
+    h = a(x).relu()
+    h *= h
+    return b(h)
+
+
+def test_a_network_that_cannot_be_trained_has_derivatives_which_cannot_be_differentiated():
+    module, x = of_layers(squares_in_place).double(), X.double()
+    step = 1e-6 * torch.ones_like(x)
+    expected = (module(x + step) - module(x - step)) / 2e-6
+    for engine in ("auto", "forward", "differences"):
+        products = jvp(module, x, torch.ones_like(x), engine=engine)[1]
+        assert torch.allclose(products, expected, rtol=1e-5)
+        with pytest.raises(UnsupportedError, match=r"cannot be differentiated.*outputs fails.*in place"):
+            products.sum().backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        module(x).sum().backward()
+    assert "untrainable" in {each.code for each in doctor(module, x).findings}
+
+
 class Counts(nn.Module):
     def __init__(self):
         super().__init__()

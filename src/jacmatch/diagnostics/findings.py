@@ -156,6 +156,7 @@ CODES: Final[dict[str, str]] = {
     "reverse-unsupported": "Reverse mode cannot differentiate the module.",
     "forward-unsupported": "Forward mode cannot differentiate the module.",
     "differences-unsupported": "Differences cannot be taken of the module.",
+    "untrainable": "The network cannot be trained, with or without derivatives.",
     "engine-fails": "An engine fails when its products are differentiated.",
     "not-zero": "An engine returns a derivative although the outputs do not change.",
     "wrong-gradient": "The parameter gradient of a term or of a penalty differs from its differences.",

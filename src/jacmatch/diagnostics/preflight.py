@@ -44,7 +44,7 @@ from jacmatch.teachers import EnsembleTeacher, ModuleTeacher, Question, Remember
 SAMPLES = 8
 _OF_DERIVATIVES = (
     *("detached", "partly-detached", "once-differentiable", "wrong-gradient", "detached-parameters", "engine-fails"),
-    *("reverse-zero", "forward-zero", "forward-incomplete", "nan-derivative", "other-outputs"),
+    *("untrainable", "reverse-zero", "forward-zero", "forward-incomplete", "nan-derivative", "other-outputs"),
 )
 _LOOSE, _SURE = 0.3, 0.05
 """Error above which a teacher's own products are wrong, and error of differences up to which these can tell."""

@@ -97,15 +97,32 @@ def judge(
                 return _judge_gradient_of_zero(name, seeded, exact, reference, z) or verdict
             if verdict.state != "right":
                 return verdict
-            second = _judge_gradient(name, seeded, own, exact, function, reference, z)
+            try:
+                second = _judge_gradient(name, seeded, own, exact, function, reference, z)
+            except (RuntimeError, UnsupportedError):
+                if (reason := _why_untrainable(reference)) is None:
+                    raise
+                return findings.untrainable(reason)
             return replace(second, findings=(*verdict.findings, *second.findings))
     except UnsupportedError as failure:
         return findings.refused(name, failure, moves=reference.moves)
     except (RuntimeError, NotImplementedError, AssertionError) as failure:
-        reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0][:200]
+        reason = findings.first_line(failure)
         if "once_differentiable" in reason or "not implemented" in reason:
             return findings.once(reason.rstrip("."))
         return findings.fails(name, reason)
+
+
+def _why_untrainable(reference: Reference) -> str | None:
+    """The error of ordinary training because a tensor was changed in place; None where it has none."""
+    x = reference.x.detach()
+    try:
+        values = reference.function(x.clone())[0]
+        parameter_gradients(values.sum(), _trained(reference.function, values, x))
+    except RuntimeError as failure:
+        reason = findings.first_line(failure)
+        return reason if "inplace" in reason else None
+    return None
 
 
 def _reseeded(trial: EngineRun) -> EngineRun:

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import finite_differences
 from jacmatch.jacobian.buffers import buffers_in_training, copies_of, write_buffers
+from jacmatch.jacobian.findings import first_line
 from jacmatch.jacobian.function import (
     Cotangents,
     Function,
@@ -28,7 +29,30 @@ from jacmatch.jacobian.graph import graph_leaves
 from jacmatch.jacobian.modules import is_trainable, twice_differentiable
 from jacmatch.jacobian.readouts import parts_of
 from jacmatch.jacobian.rules import op_replacements
-from jacmatch.jacobian.rules.backward_mode import toward_input
+from jacmatch.jacobian.rules.backward_mode import applied, toward_input
+
+
+class _Refused(torch.autograd.Function):
+    """The same tensor, whose backward pass raises an error."""
+
+    @staticmethod
+    def forward(products: Tensor, reason: str) -> Tensor:
+        return products.view_as(products)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.reason = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise UnsupportedError(f"A derivative of this network cannot be differentiated. {ctx.reason}")
+
+
+def undifferentiable(result: Products, reason: str) -> Products:
+    """The products, which raise an error with this reason when they are differentiated; as they are without one."""
+    if not reason or not result.products.requires_grad:
+        return result
+    return replace(result, products=applied(_Refused, result.products, reason))
 
 
 def reverse_pull(function: Function, x: Tensor, cotangents: Cotangents) -> Products:
@@ -301,9 +325,8 @@ def gradient_norms(
 
 
 def _cannot(engine: str, error: Exception, others: str) -> UnsupportedError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return UnsupportedError(
-        f"Engine '{engine}' cannot differentiate this module: {reason[:300]} Use engine={others}; "
+        f"Engine '{engine}' cannot differentiate this module: {first_line(error)} Use engine={others}; "
         "`jacmatch.doctor(module, x)` tells which are right."
     )
 

@@ -172,6 +172,19 @@ def refused(name: str, failure: UnsupportedError, *, moves: bool) -> Verdict:
     return Verdict("refused", "cannot", (Finding(f"{name}-unsupported", severity, reason[:300], remedy),))
 
 
+def first_line(failure: Exception) -> str:
+    """The first line of an error of torch, without its hints."""
+    line = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+    return line.partition("; expected version")[0].partition(" Hint: ")[0][:300]
+
+
+def untrainable(reason: str) -> Verdict:
+    """The product is right, and the network cannot be trained, with or without derivatives."""
+    what = f"The parameter gradient of the network's own outputs fails: {reason}."
+    remedy = "Change no tensor in place that a backward pass needs."
+    return Verdict("unknown", "right", (Finding("untrainable", "fault", what, remedy),))
+
+
 def fails(name: str, reason: str) -> Verdict:
     """What only went wrong when the products were differentiated."""
     remedy = "Write the operation in torch operations, or register its backward."

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian.buffers import buffers_in_training, copies_of, write_buffers
-from jacmatch.jacobian.engines import difference_push, forward_push, own_rows, rebuilt_pull, reverse_pull, reverse_push
+from jacmatch.jacobian.engines import (
+    difference_push,
+    forward_push,
+    own_rows,
+    rebuilt_pull,
+    reverse_pull,
+    reverse_push,
+    undifferentiable,
+)
 from jacmatch.jacobian.function import Cotangents, Function, Products, check_direction, check_input
 from jacmatch.jacobian.last_layer_factorization import features_of_last_layer
 from jacmatch.jacobian.modules import BatchNormPolicy, Module
@@ -127,15 +135,16 @@ def jacobian(
     if chunk_size is not None and chunk_size < 1:
         raise InputError("`chunk_size` of `jacobian` must be at least 1.", got=chunk_size)
     function = Function(module, Logits(), Context(), (), "batch")
-    check_vjp(function, x)
+    reason = check_vjp(function, x)
     coupled = samples_couple(function, x)
     if coupled and len(x) > 1:
-        result = own_rows(function, x, _check_matrix)
+        result = undifferentiable(own_rows(function, x, _check_matrix), reason)
         return result.outputs, result.products.transpose(0, 1)
     copies = 1 if coupled else _copies(function, x, chunk_size)
     repeated = x.repeat(copies, *[1] * (x.dim() - 1)) if copies > 1 else x
     with features_of_last_layer(module) as readout:
         result = reverse_pull(replace(function, readout=readout), repeated, partial(_basis, len(x), copies))
+    result = undifferentiable(result, reason)
     rows = result.products.view(-1, *x.shape)[: result.values.shape[1]]
     if readout.weight is not None:
         rows = torch.tensordot(readout.weight.to(rows.dtype), rows, 1)
@@ -212,13 +221,14 @@ def pull(
     if chunk_size is not None and chunk_size < 1:
         raise InputError("`chunk_size` of `pull` must be at least 1.", got=chunk_size)
     function = Function(module, readout or Logits(), context or Context(), layers, batch_norm)
-    check_vjp(function, x)
+    reason = check_vjp(function, x)
 
     def scaled(values: Tensor) -> Tensor:
         v = cotangents(values) if callable(cotangents) else cotangents
         return v if scale is None else v * scale.to(v.dtype)
 
     found = reverse_pull(function, x, scaled) if chunk_size is None else rebuilt_pull(function, x, scaled, chunk_size)
+    found = undifferentiable(found, reason)
     return found if scale is None else replace(found, products=found.products / scale.to(found.products.dtype))
 
 
@@ -261,18 +271,18 @@ def push(
     if step is not None:
         return difference_push(function, x, tangents, step)
     if engine != "auto":
-        engines_for_jvp(function, x, engine, len(tangents))
-        return _push(engine, function, x, tangents)
+        _, reason = engines_for_jvp(function, x, engine, len(tangents))
+        return undifferentiable(_push(engine, function, x, tangents), reason)
     return _push_by_any(function, x, tangents)
 
 
 def _push_by_any(function: Function, x: Tensor, tangents: Tensor) -> Products:
     """Jv by the first engine that can, of those that may be used."""
     before = copies_of(buffers_in_training(function.module))
-    names = engines_for_jvp(function, x, "auto", len(tangents))
+    names, reason = engines_for_jvp(function, x, "auto", len(tangents))
     for name in names:
         try:
-            return _push(name, function, x, tangents)
+            return undifferentiable(_push(name, function, x, tangents), reason)
         except UnsupportedError as failure:
             write_buffers(function.module, before)  # a failed attempt must not have counted as a training pass
             if revoked(function, x, name, len(tangents), failure):

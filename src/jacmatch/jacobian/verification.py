@@ -150,8 +150,10 @@ def warnings_for_errors() -> Iterator[None]:
         _refuses.reset(token)
 
 
-def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -> tuple[str, ...]:
-    """The engines to try for Jv in turn; one only where it was requested, or found to be right.
+def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -> tuple[tuple[str, ...], str]:
+    """The engines to try for Jv in turn, and why their product cannot be differentiated ("" where it can).
+
+    There is one only where it was requested, or found to be right.
 
     Raises:
         UnsupportedError: what was requested, or each of them, is known to be wrong or not to be differentiable.
@@ -160,14 +162,14 @@ def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -
     verdicts = _verdicts(function, x, wanted, count)
     right = [name for name, verdict in verdicts.items() if verdict.state == "right"]
     if right:
-        return (right[0],)
+        return (right[0],), ""
     if requested != "auto":
         verdict = verdicts[requested]
         if verdict.certain or verdict.state == "not finite":
             remedy = _remedy(function, x, requested, count)
             if verdict.certain or remedy:  # NaN that no engine avoids is the function's own
                 raise _wrong(f"Jv by engine '{requested}'", verdict, remedy)
-        return wanted
+        return wanted, _untrainable(verdict)
     possible = [name for name in wanted if verdicts[name].state == "unknown"]
     possible += [name for name in wanted if name not in possible and not verdicts[name].certain]
     if not possible:
@@ -175,8 +177,12 @@ def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -
         if _refuses.get():
             raise _wrong("Jv, by each engine,", first, "")
         warnings.warn(str(_wrong("Jv, by each engine,", first, "")), stacklevel=2)
-        return wanted
-    return tuple(possible)
+        return wanted, ""
+    return tuple(possible), _untrainable(verdicts[possible[0]])
+
+
+def _untrainable(verdict: Verdict) -> str:
+    return next((f"{each.what} {each.remedy}" for each in verdict.findings if each.code == "untrainable"), "")
 
 
 def revoked(function: Function, x: Tensor, name: str, count: int, failure: UnsupportedError) -> bool:
@@ -193,8 +199,10 @@ def revoked(function: Function, x: Tensor, name: str, count: int, failure: Unsup
     return True
 
 
-def check_vjp(function: Function, x: Tensor) -> None:
-    """Refuses vᵀJ that is known to be wrong, or not to be differentiable where gradients are on.
+def check_vjp(function: Function, x: Tensor) -> str:
+    """Why the product cannot be differentiated; "" where it can, or where that is not known.
+
+    vᵀJ is refused that is known to be wrong, or not to be differentiable where gradients are on.
 
     Raises:
         UnsupportedError: It is.
@@ -206,6 +214,7 @@ def check_vjp(function: Function, x: Tensor) -> None:
         if _refuses.get():
             raise error
         warnings.warn(str(error), stacklevel=2)
+    return _untrainable(verdict)
 
 
 def samples_couple(function: Function, x: Tensor) -> bool | None:
