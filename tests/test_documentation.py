@@ -177,6 +177,13 @@ def test_the_readme_begins_with_what_a_reader_needs():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_tests_that_a_page_names_exist(page):
+    """Pages name the tests that show a claim, so they move with them."""
+    named = re.findall(r"(?:research/)?tests/[\w/]+\.\w+", page.read_text(encoding="utf-8"))
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_to_files_lead_somewhere(page):
     links = re.findall(r"\]\((?!#|[a-z]+:)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
     assert not [link for link in links if not (page.parent / link).exists()]
