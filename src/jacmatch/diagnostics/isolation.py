@@ -2,9 +2,10 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -12,13 +13,13 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import run
-from jacmatch.jacobian.finite_differences import derivative_along, size_of_sum, tolerance_for
+from jacmatch.jacobian.engine_checks import is_small
+from jacmatch.jacobian.finite_differences import derivative_along, tolerance_for
 from jacmatch.jacobian.modules import preserved_buffers
 from jacmatch.objectives.base import Objective, networks_of
 from jacmatch.teachers import Answer, Question, RememberedTeacher, Teacher
 
 _LOOSE = 0.3  # relative error above which a gradient is wrong where there is no copy in float64
-_DIRECTIONS = 2
 _TENSORS = ("outputs", "values", "products", "cotangents")
 
 
@@ -91,10 +92,10 @@ class ReplayedTeacher:
             self.faults.append("teacher-changes")
             return
         try:  # a cached teacher knows the inputs of its data only
-            alone = self.teacher.answer(x[:1].expand_as(x).clone(), Question()).outputs[:1]
+            alone = self.teacher.answer(x[:1].expand_as(x).clone(), Question()).outputs[:1].detach()
         except (InputError, UnsupportedError):
             return
-        if not torch.allclose(answer.outputs[:1], alone, rtol=1e-2, atol=1e-3 * float(alone.abs().max())):
+        if not torch.allclose(answer.outputs[:1].detach(), alone, rtol=1e-2, atol=1e-3 * float(alone.abs().max())):
             self.faults.append("teacher-couples")
 
 
@@ -106,22 +107,35 @@ class IsolatedObjective:
         exact: Whether it is that copy.
         parameters: What is trained.
         draws: Whether a call drew random numbers of torch.
-        weighted: The terms of the last call, with their weights.
     """
 
     def __init__(self, objective: nn.Module, batch: Batch, progress: float, *, exact: bool) -> None:
         self.objective: Any = objective
         self.batch, self.progress, self.exact = batch, progress, exact
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
-        self.draws, self.weighted = False, dict[str, Tensor]()
-        self._state, self._first = _extra_state(objective), dict[str, float]()
+        self.draws, self._weighted = False, dict[str, Tensor]()
+        self._state = _extra_state(objective)
 
     @property
-    def first(self) -> dict[str, float]:
+    def first(self) -> dict[str, Tensor]:
+        """The terms of the first call, before weighting, with their graph."""
+        return self._first[0]
+
+    @property
+    def first_numbers(self) -> dict[str, float]:
         """The terms of the first call as numbers."""
-        if not self._first:
-            self._first = self.numbers()
-        return self._first
+        return self._first[1]
+
+    @property
+    def first_weighted(self) -> dict[str, float]:
+        """The terms of the first call with their weights, as numbers."""
+        return self._first[2]
+
+    @cached_property
+    def _first(self) -> tuple[dict[str, Tensor], dict[str, float], dict[str, float]]:
+        with preserved_buffers(self.objective):
+            terms = self.terms()
+        return terms, _numbers(terms), _numbers(self._weighted)
 
     def terms(self, batch: Batch | None = None, *, calls: int | None = None) -> dict[str, Tensor]:
         """Return the terms before weighting, with their graph; `calls` replaces the number of calls before."""
@@ -137,14 +151,14 @@ class IsolatedObjective:
         before = torch.get_rng_state()
         result = self.objective(batch.x, batch.y, **batch.keywords(), progress=self.progress)
         self.draws = self.draws or not torch.equal(before, torch.get_rng_state())
-        self.weighted = result.values
+        self._weighted = result.values
         parts = {name: value for name, value in result.values.items() if name != "loss"}
         return result.unweighted or parts or {"loss": result.values["loss"]}
 
     def numbers(self, batch: Batch | None = None) -> dict[str, float]:
         """Return the terms as numbers."""
         with torch.no_grad(), preserved_buffers(self.objective):
-            return {name: float(value) for name, value in self.terms(batch).items()}
+            return _numbers(self.terms(batch))
 
     def numbers_at(self, moves: list[Tensor], step: float) -> dict[str, float]:
         """Return the terms at θ + step · moves."""
@@ -157,6 +171,10 @@ class IsolatedObjective:
             finally:
                 for p, value in zip(self.parameters, saved, strict=True):
                     p.copy_(value)
+
+
+def _numbers(terms: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: float(value.detach()) for name, value in terms.items()}
 
 
 def float64_copy(objective: nn.Module, batch: Batch, progress: float) -> IsolatedObjective | None:
@@ -172,7 +190,7 @@ def float64_copy(objective: nn.Module, batch: Batch, progress: float) -> Isolate
             object.__setattr__(copied, "teacher", ReplayedTeacher(teacher, batch.x.dtype))
         exact = _changed(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
         isolated = IsolatedObjective(copied, exact, progress, exact=True)
-        _move_randomly(isolated.parameters)
+        _move_randomly(copied)
         return isolated if isolated.first else None
     except (RuntimeError, TypeError, NotImplementedError, AttributeError):
         return None  # it cannot be copied, or contains float32, or is wrong: the objective itself will show that
@@ -205,8 +223,7 @@ def keeps_results(student: nn.Module, x: Tensor) -> bool:
         return False
     with torch.no_grad():
         run(called, x)
-        for network in (fresh, called):
-            _move_randomly(list(network.parameters()))
+        _move_randomly(fresh, called)
         torch.manual_seed(0)
         first = run(fresh, x)[0]
         torch.manual_seed(0)
@@ -226,7 +243,7 @@ def gradient_errors(
     The error is None where no difference is exact enough to tell.
     """
     generator = torch.Generator().manual_seed(1)
-    lines = [_Line(isolated, generator) for _ in range(_DIRECTIONS)]
+    lines = [_Line(isolated, generator) for _ in range(2 if is_small(isolated.objective) else 1)]
     result: dict[str, tuple[float | None, bool]] = {}
     for name, each in gradients.items():
         errors = [error for line in lines if (error := line.error(name, each)) is not None]
@@ -240,7 +257,7 @@ class _Line:
     def __init__(self, isolated: IsolatedObjective, generator: torch.Generator) -> None:
         self.isolated = isolated
         self.moves = [_random_move(p, generator) for p in isolated.parameters]
-        self.known = {0.0: isolated.first}
+        self.known = {0.0: isolated.first_numbers}
 
     def error(self, name: str, gradients: list[Tensor | None]) -> tuple[float, bool] | None:
         """Return the relative error of the gradient of a term, and whether that is a fault; None if unknown."""
@@ -250,16 +267,15 @@ class _Line:
                 self.known[step] = self.isolated.numbers_at(self.moves, step)
             return torch.tensor(self.known[step][name], dtype=torch.float64)
 
-        parts = [(g.detach() * m).flatten() for g, m in zip(gradients, self.moves, strict=True) if g is not None]
-        products = torch.cat(parts).double() if parts else torch.zeros(1, dtype=torch.float64)
-        gradient, exact = float(products.sum()), self.isolated.exact
-        difference, uncertainty = derivative_along(at, exact, self.isolated.batch.x.dtype, gradient)
+        parts = [(g.detach() * m).double() for g, m in zip(gradients, self.moves, strict=True) if g is not None]
+        gradient, exact = sum(float(part.sum()) for part in parts), self.isolated.exact
+        difference, uncertainty = derivative_along(at, exact, self.isolated.batch.x.dtype, gradient, here=at(0.0))
         truth, here = float(difference), at(0.0)
         constant = truth == 0 and bool(at(1e-2) == here) and bool(at(-1e-2) == here)
         allowed = 0.0 if constant else tolerance_for(uncertainty, exact)
         if math.isinf(allowed):
             return None
-        whole = max(abs(truth), size_of_sum(products))
+        whole = max(abs(truth), abs(gradient), math.hypot(*(float(part.norm()) for part in parts)), 1e-30)
         error = abs(gradient - truth) / whole if whole > 1e-12 * abs(float(here)) + 1e-30 else 0.0
         if error <= (allowed if exact else max(allowed, _LOOSE)):
             return error, False
@@ -300,12 +316,14 @@ def _extra_state(objective: Any) -> Any:
         return None
 
 
-def _move_randomly(parameters: list[nn.Parameter]) -> None:
-    """Move each parameter by a twentieth of its size, the same way each time."""
+def _move_randomly(*networks: nn.Module) -> None:
+    """Move the parameters of equal networks by the same twentieth of their size."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for p in parameters:
-            p.add_(0.05 * _random_move(p, generator))
+        for equal in zip(*(network.parameters() for network in networks), strict=True):
+            move = 0.05 * _random_move(equal[0], generator)
+            for p in equal:
+                p.add_(move)
 
 
 def _random_move(parameter: Tensor, generator: torch.Generator) -> Tensor:

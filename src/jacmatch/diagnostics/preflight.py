@@ -8,7 +8,7 @@ derivatives are right, and whether all that is trained is registered. Nothing of
 
 import math
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from jacmatch.diagnostics.isolation import (
 )
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import run
+from jacmatch.jacobian.engine_checks import is_small
 from jacmatch.jacobian.engines import parameter_gradients
 from jacmatch.jacobian.findings import Finding
 from jacmatch.jacobian.finite_differences import derivative_along, relative_difference
@@ -41,7 +42,9 @@ from jacmatch.jacobian.verification import PUSHES, comparison_of, set_aside, unv
 from jacmatch.objectives.base import Objective, networks_of
 from jacmatch.teachers import EnsembleTeacher, ModuleTeacher, Question, RememberedTeacher, Teacher
 
-SAMPLES = 8
+SAMPLES, _SAMPLES_OF_LARGE = 8, 2
+"""Samples that are used, and those for a large network."""
+
 _OF_DERIVATIVES = (
     *("detached", "partly-detached", "once-differentiable", "wrong-gradient", "detached-parameters", "engine-fails"),
     *("untrainable", "reverse-zero", "forward-zero", "forward-incomplete", "nan-derivative", "other-outputs"),
@@ -103,7 +106,8 @@ def preflight_check(objective: nn.Module, batch: Batch, *, progress: float = 0.0
     if any(type(module).__name__ == "OptimizedModule" for module in objective.modules()):
         return PreflightReport((PREFLIGHT["compiled-student"],), {}, False, elapsed())
     device = batch.x.device
-    few = rows_of(batch, torch.arange(min(SAMPLES, len(batch.x)), device=device))
+    samples = SAMPLES if is_small(objective) else _SAMPLES_OF_LARGE
+    few = rows_of(batch, torch.arange(min(samples, len(batch.x)), device=device))
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         torch.enable_grad(),
@@ -111,18 +115,25 @@ def preflight_check(objective: nn.Module, batch: Batch, *, progress: float = 0.0
         unverified(),  # what is wrong is found here, by name
     ):
         codes = _of_student(objective, few)
-        with in_mode(objective, training=True):
+        with in_mode(objective, training=True), _cheap_calls(objective):
             derivatives = _of_derivatives(objective, few)
             copied = float64_copy(objective, few, progress)
             exact = copied is not None
             with isolated_in_place(objective, few, progress) if copied is None else nullcontext(copied) as isolated:
-                for name, value in isolated.first.items():
+                for name, value in isolated.first_numbers.items():
                     if not math.isfinite(value):  # NaN differs from itself: what draws numbers is not the question
                         return PreflightReport((), {}, exact, elapsed(), (name, value))
                 findings, errors = _of_terms(isolated)
             codes += _of_compilation(objective, batch, progress)
     every = tuple(dict.fromkeys((*(PREFLIGHT[code] for code in codes), *findings, *derivatives)))
     return PreflightReport(every, errors, exact, elapsed())
+
+
+def _cheap_calls(objective: nn.Module) -> AbstractContextManager[None]:
+    """Measure no gradient shares of a large network: that takes as long as the gradients that are compared."""
+    if isinstance(objective, Objective) and not is_small(objective):
+        return objective.unmeasured_calls()
+    return nullcontext()
 
 
 def raise_for_faults(report: PreflightReport, objective: nn.Module, batch: Batch) -> None:
@@ -185,7 +196,9 @@ def _of_derivatives(objective: Any, batch: Batch) -> list[Finding]:
         return []  # values alone
     by_output = how.side == "output"
     function = replace(plain(objective.student), batch_norm=how.batch_norm)
-    findings = _of_function(function, batch.x, "vjp" if by_output else engine)
+    # the parameter gradient is that of the term, which is compared with differences below
+    with torch.set_grad_enabled(is_small(objective.student)):
+        findings = _of_function(function, batch.x, "vjp" if by_output else engine)
     teacher, weights = objective.teacher, objective.loss_weights.weights
     if teacher is not None and weights.get("jacobians"):
         with torch.no_grad():
@@ -262,24 +275,17 @@ def _of_compilation(objective: nn.Module, batch: Batch, progress: float) -> list
 
 def _of_terms(isolated: IsolatedObjective) -> tuple[list[Finding], dict[str, float | None]]:
     """Return the faults, and the error of the gradient of each term."""
-    first = isolated.first
+    terms, weighted = isolated.first, dict(isolated.first_weighted)
     teacher = networks_of(isolated.objective)[1]
     codes = list(teacher.faults) if isinstance(teacher, ReplayedTeacher) else []
-    if not _same(first, isolated.numbers(), isolated.exact):
-        return [PREFLIGHT[code] for code in (*codes, "non-deterministic")], {}
-    with preserved_buffers(isolated.objective):
-        terms = isolated.terms()
-        whole = {name: float(value.detach()) for name, value in isolated.weighted.items()}
-        codes += ["unregistered"] * _has_unregistered(isolated.objective, list(terms.values()))
-        gradients = {name: parameter_gradients(value, isolated.parameters) for name, value in terms.items()}
-    loss = whole.pop("loss")
-    codes += ["not-a-sum"] * bool(whole and not _same({"loss": loss}, {"loss": sum(whole.values())}, exact=False))
-    objective = isolated.objective
-    parts = isinstance(objective, Objective) and objective.differentiation.fraction < 1
-    if not isolated.draws and not parts:
-        rows = torch.arange(len(isolated.batch.x), device=isolated.batch.x.device)
-        twice = isolated.numbers(rows_of(isolated.batch, torch.cat([rows, rows])))
-        codes += ["not-a-mean"] * (not _same(first, twice, exact=False))
+    changes = _change_when_repeated(isolated)
+    if changes == "non-deterministic":
+        return [PREFLIGHT[code] for code in (*codes, changes)], {}
+    codes += ["unregistered"] * _has_unregistered(isolated.objective, list(terms.values()))
+    loss = weighted.pop("loss")
+    codes += ["not-a-sum"] * bool(weighted and not _same({"loss": loss}, {"loss": sum(weighted.values())}, exact=False))
+    codes += [changes] * bool(changes)
+    gradients = {name: parameter_gradients(value, isolated.parameters) for name, value in terms.items()}
     findings = [PREFLIGHT[code] for code in codes]
     errors: dict[str, float | None] = {}
     for name, (error, wrong) in gradient_errors(isolated, gradients).items():
@@ -290,6 +296,26 @@ def _of_terms(isolated: IsolatedObjective) -> tuple[list[Finding], dict[str, flo
             remedy = "Look for what is detached, kept from an earlier call, or taken twice where once is allowed."
             findings.append(fault("wrong-gradient", what, remedy))
     return findings, errors
+
+
+def _change_when_repeated(isolated: IsolatedObjective) -> str:
+    """Return the code of terms that differ in a second call, or where each sample comes twice; "" if neither.
+
+    One call with each sample twice shows both, unless random numbers are drawn for each sample.
+    """
+    first = isolated.first_numbers
+    objective = isolated.objective
+    parts = isinstance(objective, Objective) and objective.differentiation.fraction < 1
+    if not isolated.draws and not parts:
+        rows = torch.arange(len(isolated.batch.x), device=isolated.batch.x.device)
+        twice = isolated.numbers(rows_of(isolated.batch, torch.cat([rows, rows])))
+        if _same(first, twice, isolated.exact):
+            return ""
+    else:
+        twice = first
+    if not _same(first, isolated.numbers(), isolated.exact):
+        return "non-deterministic"
+    return "" if _same(first, twice, exact=False) else "not-a-mean"
 
 
 def _same(first: dict[str, float], second: dict[str, float], exact: bool) -> bool:

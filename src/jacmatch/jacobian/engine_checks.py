@@ -18,6 +18,8 @@ from jacmatch.jacobian.callables import modules_of, tensors_of
 from jacmatch.jacobian.engines import parameter_gradients, reverse_pull
 from jacmatch.jacobian.findings import Verdict
 from jacmatch.jacobian.finite_differences import (
+    SMALLEST_STEP,
+    STRICT,
     TOLERANCE,
     derivative_along,
     relative_difference,
@@ -40,6 +42,11 @@ _STILL = 1e-6
 
 _CERTAIN_IN_OWN_TYPE = 0.5
 """Error from which an engine is wrong for certain where float64 cannot be had."""
+
+
+def is_small(*modules: nn.Module) -> bool:
+    """Return whether there are so few parameters that checks may use more samples and directions."""
+    return sum(p.numel() for module in modules for p in module.parameters()) <= MANY_PARAMETERS
 
 
 def not_finite_at(name: str, trial: EngineRun, module: Module, x: Tensor) -> Verdict | None:
@@ -89,6 +96,8 @@ def judge(
             if (changed := _other_outputs(reference)) is not None:
                 return changed
             if reference.moves and not torch.allclose(exact.values, reference.values, rtol=1e-3, atol=1e-6):
+                if reference.single:
+                    return findings.UNKNOWN
                 reference = reference.of_the_values_of(seeded)
             verdict = _judge_product(name, own, exact, reference, of_rows)
             if not verdict.is_right or not torch.is_grad_enabled():
@@ -162,12 +171,14 @@ def _judge_product(name: str, own: Products, exact: Products, reference: Referen
     if not reference.moves and reference.fine and float(judged.products.detach().abs().max()) > _STILL * _scale(own):
         return findings.not_zero(name)
     error = reference.error(judged.products, of_rows=of_rows)
+    if reference.single and not error <= reference.tolerance:
+        return findings.UNKNOWN
     if reference.moves and (not error <= reference.tolerance or not judged.products.any()):
         return findings.wrong(name, judged.products, error, certain=_is_certain(reference, error))
     if judged is own or not reference.moves or not comparable:
         return _right(reference)
     error = relative_difference(own.products.detach().double(), exact.products.detach().double())
-    if error <= reference.tolerance:
+    if error <= TOLERANCE:
         return _right(reference)
     return findings.rounded(f"Engine '{name}'", own.products.dtype, error)
 
@@ -204,14 +215,23 @@ def _judge_gradient(
     gradients = parameter_gradients(penalty, parameters)
     if not _all_finite(gradients):
         return findings.not_finite(f"The parameter gradient of a penalty by engine '{name}' is NaN or Inf.")
+    if reference.single and name == "differences":
+        return findings.UNKNOWN
     steps = _STEPS_OF_DIFFERENCES if name == "differences" else _STEPS
     generator, state = torch.Generator().manual_seed(1), _right(reference)
     least = (1e-6 if reference.fine else 1e-2) * float(penalty.detach())
     # a part that is missing may happen to be small in one direction; for a large network two take too long
-    for _ in range(2 if sum(q.numel() for q in parameters) <= MANY_PARAMETERS else 1):
+    several = not reference.single and sum(q.numel() for q in parameters) <= MANY_PARAMETERS
+    for _ in range(1 + several):
         moves = [torch.randn(q.shape, generator=generator).to(q) * _step(q) for q in parameters]
         expected, size = _slope(gradients, moves)
         penalty_at = _penalties(trial, parameters, moves, reference)
+        if reference.single:
+            with torch.no_grad():
+                truth = (penalty_at(SMALLEST_STEP) - penalty.detach()) / SMALLEST_STEP
+            if not abs(expected - float(truth)) <= STRICT * max(abs(float(truth)), size, least):
+                return findings.UNKNOWN
+            continue
         with torch.no_grad():
             truth, uncertainty = derivative_along(penalty_at, reference.fine, reference.x.dtype, expected, steps)
         error = abs(expected - float(truth)) / max(abs(float(truth)), size, least)

@@ -17,6 +17,8 @@ from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian.buffers import preserved_attributes, preserved_state
 from jacmatch.jacobian.callables import copy_in, modules_of, tensors_of
 from jacmatch.jacobian.finite_differences import (
+    SMALLEST_STEP,
+    STRICT,
     derivative_along,
     relative_difference,
     size_of_sum,
@@ -51,28 +53,43 @@ class Reference:
     uncertainty: float
     moves: bool
     """Whether the values depend on the input, beyond rounding."""
+    single: bool = False
+    """Whether it is one difference by the smallest step, which can show that an engine is right and nothing else."""
 
     @staticmethod
-    def of(function: Function, x: Tensor, generator: torch.Generator, count: int = 1) -> "Reference":
-        """The reference for this function at x, in float64 where it can be had, for `count` directions.
+    def of(
+        function: Function, x: Tensor, generator: torch.Generator, *, count: int = 1, single: bool = False
+    ) -> "Reference":
+        """Return the reference for this function at x, in float64 where possible, for `count` directions.
 
         These are multiples of one, so that each has its product without a further difference.
+
+        Args:
+            function: The function.
+            x: Where.
+            generator: Draws the directions; its state is as before.
+            count: Directions; more than two are as two.
+            single: Take one one-sided difference, and do not examine how exact it is.
         """
+        generator = generator.clone_state()
         scale = float(x.double().square().mean().sqrt()) or 1.0
         direction = torch.randn(x.shape, generator=generator).to(x.device, torch.float64) * scale
         with torch.no_grad():
             exact, z, values_at, values = evaluated(function, x)
-            fine = _is_fine(values_at, z, values, direction)
+            fine = single or _is_fine(values_at, z, values, direction)
             if not fine and z.dtype != x.dtype:
                 exact, z, values_at, values = evaluated(function, x, exactly=False)
             direction = direction.to(z.dtype)
-            products, error = derivative_along(lambda t: values_at(z + t * direction), fine, z.dtype)
+            if single:
+                products, error = (values_at(z + SMALLEST_STEP * direction) - values) / SMALLEST_STEP, 0.0
+            else:
+                products, error = derivative_along(lambda t: values_at(z + t * direction), fine, z.dtype)
         rows = torch.randn((1, *values.shape), generator=generator).to(z)
         factors = torch.tensor([1.0, -0.5], dtype=z.dtype, device=z.device)[: min(count, 2)]
         tangents, several = (factors.view(-1, *[1] * y.dim()) * y for y in (direction, products))
         least = 1e-8 if fine else 10 * torch.finfo(z.dtype).eps
         moves = float(products.detach().abs().max()) > least * float(values.abs().max())
-        return Reference(exact, z, fine, tangents, values, several, rows, error, moves)
+        return Reference(exact, z, fine, tangents, values, several, rows, error, moves, single)
 
     def of_the_values_of(self, trial: EngineRun) -> "Reference":
         """The reference for an engine that draws other random numbers: differences of its own values."""
@@ -94,7 +111,7 @@ class Reference:
     @property
     def tolerance(self) -> float:
         """The error above which an engine counts as wrong; infinite where the differences are too rough to tell."""
-        return tolerance_for(self.uncertainty, self.fine)
+        return STRICT if self.single else tolerance_for(self.uncertainty, self.fine)
 
     def cotangents(self, z: Tensor) -> Tensor:
         """U of uᵀJv, in the type of z.
@@ -116,7 +133,7 @@ class Reference:
         parts = (self.products[:1] * self.rows).flatten(1).view(1, len(self.rows[0]), -1)
         difference = (products * self.tangents[:1]).view(1, len(self.x), -1).sum(2) - parts.sum(2)
         error = float(difference.norm()) / max(float(parts.sum(2).norm()), float(parts.norm()), 1e-30)
-        if error > self.tolerance and self.coupled:
+        if error > self.tolerance and (self.single or self.coupled):
             error = float(difference.sum().abs()) / size_of_sum(parts)
         return error
 
