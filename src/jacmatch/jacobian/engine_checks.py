@@ -173,7 +173,8 @@ def _judge_product(name: str, own: Products, exact: Products, reference: Referen
     error = reference.error(judged.products, of_rows=of_rows)
     if reference.single and not error <= reference.tolerance:
         return findings.UNKNOWN
-    if reference.moves and (not error <= reference.tolerance or not judged.products.any()):
+    tolerance = max(reference.tolerance, TOLERANCE) if name == "differences" else reference.tolerance
+    if reference.moves and (not error <= tolerance or not judged.products.any()):
         return findings.wrong(name, judged.products, error, certain=_is_certain(reference, error))
     if judged is own or not reference.moves or not comparable:
         return _right(reference)
@@ -235,7 +236,9 @@ def _judge_gradient(
         with torch.no_grad():
             truth, uncertainty = derivative_along(penalty_at, reference.fine, reference.x.dtype, expected, steps)
         error = abs(expected - float(truth)) / max(abs(float(truth)), size, least)
-        tolerance = _gradient_tolerance(reference, uncertainty)
+        tolerance = max(reference.tolerance, tolerance_for(uncertainty, reference.fine))
+        if name == "differences":
+            tolerance = max(tolerance, TOLERANCE)
         if tolerance > 1:
             state = findings.UNKNOWN
         elif not error <= tolerance:
@@ -375,12 +378,6 @@ def _rows_are_right(reference: Reference) -> bool:
     except (UnsupportedError, RuntimeError):
         return False
     return reference.error(rows, of_rows=True) <= reference.tolerance
-
-
-def _gradient_tolerance(reference: Reference, uncertainty: float) -> float:
-    """The relative error above which a gradient is wrong: in float64 nothing is rounded that would excuse per cents."""
-    tolerance = max(reference.tolerance, tolerance_for(uncertainty, reference.fine))
-    return max(TOLERANCE / 4, 3 * reference.uncertainty, 3 * uncertainty) if tolerance == TOLERANCE else tolerance
 
 
 def _steps_agree(

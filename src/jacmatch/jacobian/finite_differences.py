@@ -115,30 +115,34 @@ def derivative_along(
     """
 
     def agrees(difference: Tensor) -> bool:
-        return expected is not None and abs(float(difference) - expected) < TOLERANCE / 10 * abs(expected)
+        return expected is not None and abs(float(difference) - expected) < STRICT * abs(expected)
 
     if here is not None and fine:
         one_sided = (values_at(steps[0]) - here) / steps[0]
         if agrees(one_sided):
-            return one_sided, TOLERANCE / 10
+            return one_sided, STRICT / 10
     best, error = torch.zeros(()), math.inf
     coarse = max(relative_step(dtype), relative_step(torch.float32))
     for h in steps if fine else (coarse, 4 * coarse):
         near = (values_at(h) - values_at(-h)) / (2 * h)
         if agrees(near):
-            return near, TOLERANCE / 10
+            return near, STRICT / 10
         far = (values_at(2 * h) - values_at(-2 * h)) / (4 * h)
         change = relative_difference(near, far) if near.any() else 1.0
         if change < error:
             best, error = (4 * near - far) / 3, change
-        if error < TOLERANCE / 10:
+        if error < (STRICT if fine else TOLERANCE) / 10:
             break
     return best, error
 
 
 def tolerance_for(error: float, fine: bool) -> float:
-    """The relative error above which something counts as wrong, for a reference with this error; infinite for none."""
-    return max(TOLERANCE if fine else 5 * TOLERANCE, 3 * error) if error < _UNCERTAIN else math.inf
+    """Return the relative error above which something is wrong, for a reference with this error; infinite for none."""
+    if error >= _UNCERTAIN:
+        return math.inf
+    if not fine:
+        return max(5 * TOLERANCE, 3 * error)
+    return max(STRICT, min(10 * error, TOLERANCE), 3 * error)
 
 
 def relative_difference(got: Tensor, truth: Tensor) -> float:
