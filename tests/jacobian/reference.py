@@ -29,7 +29,7 @@ def left_as_found(module, seed: int = 0):
     buffers = list(module.buffers()) if isinstance(module, nn.Module) else []
     before = [buffer.clone() for buffer in buffers]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed queues a call for CUDA, with a trace of the stack
         try:
             yield
         finally:

@@ -34,7 +34,7 @@ from jacmatch.jacobian.engine_checks import is_small
 from jacmatch.jacobian.engines import parameter_gradients
 from jacmatch.jacobian.findings import Finding
 from jacmatch.jacobian.finite_differences import derivative_along, relative_difference
-from jacmatch.jacobian.function import Function
+from jacmatch.jacobian.function import Function, seed_generators
 from jacmatch.jacobian.graph import graph_leaves
 from jacmatch.jacobian.modules import in_mode, preserved_buffers
 from jacmatch.jacobian.references import plain
@@ -177,7 +177,7 @@ def _of_student(objective: nn.Module, batch: Batch) -> list[str]:
         with preserved_buffers(student):
             outputs = []
             for seed in range(2):
-                torch.manual_seed(seed)
+                seed_generators(seed, batch.x.device)
                 state = torch.get_rng_state()
                 outputs.append(run(student, batch.x)[0])
                 if torch.equal(state, torch.get_rng_state()):

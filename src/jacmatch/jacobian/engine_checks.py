@@ -26,7 +26,7 @@ from jacmatch.jacobian.finite_differences import (
     size_of_sum,
     tolerance_for,
 )
-from jacmatch.jacobian.function import Function, Products, replayed
+from jacmatch.jacobian.function import Function, Products, replayed, seed_generators
 from jacmatch.jacobian.graph import graph_leaves, meets_once_differentiable
 from jacmatch.jacobian.modules import Module
 from jacmatch.jacobian.references import SEED, EngineRun, Reference, plain, replayed_values
@@ -138,7 +138,7 @@ def _reseeded(trial: EngineRun) -> EngineRun:
     """The trial with the random numbers and the buffers that the reference saw: dropout has one mask everywhere."""
 
     def seeded(function: Function, x: Tensor) -> Products:
-        torch.manual_seed(SEED)
+        seed_generators(SEED, x.device)
         with preserved_state(function.module):
             return trial(function, x)
 
@@ -149,7 +149,7 @@ def _other_outputs(reference: Reference) -> Verdict | None:
     """Whether the values in a pass with derivatives are not those of an ordinary call, random numbers apart."""
 
     def ordinary(seed: int) -> Tensor:
-        torch.manual_seed(seed)
+        seed_generators(seed, reference.x.device)
         # without gradients, an encoder in evaluation mode skips what is padded
         with torch.enable_grad(), preserved_attributes(reference.function.module):
             return replayed(reference.function, reference.x)(reference.x.detach().requires_grad_()).detach()
@@ -197,7 +197,7 @@ def _is_certain(reference: Reference, error: float) -> bool:
     if not reference.fine:
         return error > _CERTAIN_IN_OWN_TYPE and reference.uncertainty < TOLERANCE
     with torch.no_grad():
-        torch.manual_seed(SEED)
+        seed_generators(SEED, reference.x.device)
         values_at, v, h = replayed_values(reference.function, reference.x), reference.tangents[0], 1e-5
         far = (values_at(reference.x + h * v) - values_at(reference.x - h * v)) / (2 * h)
     return relative_difference(far, reference.products[0]) < error / 3
@@ -357,7 +357,7 @@ def _ordinary_gradient_is_right(
     loss = (exact.values * reference.rows[0]).sum()
     expected, size = _slope(parameter_gradients(loss, parameters), moves)
     with torch.no_grad():
-        torch.manual_seed(SEED)
+        seed_generators(SEED, reference.x.device)
         values_at = replayed_values(reference.function, reference.x)
 
         def at(step: float) -> Tensor:

@@ -95,6 +95,17 @@ def replaying(x: Tensor) -> Callable[[Callable[[], Result]], Result]:
     return call
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the CPU's generator and that of the device.
+
+    Where CUDA is not in use, `torch.manual_seed` queues a call for it together with a trace of the stack, each time.
+    """
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def replayed(function: Function, x: Tensor) -> Callable[[Tensor], Tensor]:
     """The values as a function of the input alone.
 

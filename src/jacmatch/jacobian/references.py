@@ -24,7 +24,7 @@ from jacmatch.jacobian.finite_differences import (
     size_of_sum,
     tolerance_for,
 )
-from jacmatch.jacobian.function import Function, Products, replayed
+from jacmatch.jacobian.function import Function, Products, replayed, seed_generators
 from jacmatch.jacobian.modules import Module, twice_differentiable
 from jacmatch.jacobian.readouts import Context, Logits
 
@@ -105,7 +105,7 @@ class Reference:
     def coupled(self) -> bool:
         """Whether samples depend on each other, so that only sums over the batch can be compared."""
         with torch.no_grad():
-            torch.manual_seed(SEED)
+            seed_generators(SEED, self.x.device)
             return couples(replayed_values(self.function, self.x), self.x, self.values, 1e-9 if self.fine else 1e-4)
 
     @property
@@ -188,7 +188,7 @@ def evaluated(
 ) -> tuple[Function, Tensor, Callable[[Tensor], Tensor], Tensor]:
     """A copy of the function, exact where it runs, its x, its values as a function of the input, and those at x."""
     copied, z = exact_copy(function, x) if exactly else (own_copy(function), x)
-    torch.manual_seed(SEED)
+    seed_generators(SEED, x.device)
     try:
         values_at = replayed_values(copied, z)
         values = values_at(z)
