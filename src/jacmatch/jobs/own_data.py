@@ -11,7 +11,7 @@ from jacmatch.jobs import networks
 from jacmatch.jobs.code import names_code
 from jacmatch.jobs.surrogate.asking import Asked, kept
 from jacmatch.jobs.surrogate.fields import SurrogateFields
-from jacmatch.jobs.surrogate.source import arrays_of
+from jacmatch.jobs.surrogate.source import FILES, arrays_of
 from jacmatch.jobs.teacher_distance import mixed
 from jacmatch.jobs.train import load
 from jacmatch.runs import Run
@@ -90,7 +90,10 @@ def _candidates(run: Run, spec: str) -> list[Data]:
     """What the data of a run can be; its fingerprints say which."""
     if run.job == "surrogate":
         seed = _number(run, "seed")
-        return [arrays_of(SurrogateFields(teacher=spec, seed=seed)) if spec.startswith("npz:") else _points(run)]
+        if not spec.startswith(FILES):
+            return [_points(run)]
+        x_columns, y_columns = (tuple(run.settings.get(name) or ()) for name in ("x_columns", "y_columns"))
+        return [arrays_of(SurrogateFields(teacher=spec, seed=seed, x_columns=x_columns, y_columns=y_columns))]
     data = load(spec, _number(run, "seed"), bool(run.settings.get("smoke")))
     if run.job != "transfer" or data.classes is None:
         return [data]

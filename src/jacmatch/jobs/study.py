@@ -18,7 +18,8 @@ from jacmatch.jobs.progress import Progress
 from jacmatch.models import count_parameters
 from jacmatch.report import write_report
 from jacmatch.runs import Run, spread, threads
-from jacmatch.training import Training, evaluate, fit
+from jacmatch.training import Fitted, Training, evaluate, fit
+from jacmatch.training.loop import OnStep
 from jacmatch.version import __version__
 
 Result = dict[str, Any]
@@ -73,12 +74,14 @@ class Task:
         validation: The samples of the learning curve.
         finish: Return the network to save and the fields of the result that differ between jobs. Called after the last
             step, in the process that writes.
+        solve: What fits the network instead of the training loop; it begins again where it was stopped.
     """
 
     objective: nn.Module
     train: Split
     validation: Split | None
     finish: Callable[[], tuple[nn.Module, Mapping[str, Any]]]
+    solve: Callable[[OnStep], Fitted] | None = None
 
 
 def run_cells(
@@ -128,16 +131,20 @@ def run_cells(
 
 def _train(cell: Cell, child: Run, task: Task, device: str, progress: Progress) -> int | None:
     """Train one cell and write its result; return the steps so far if it stopped before the last one."""
-    fitted = fit(
-        task.objective,
-        task.train,
-        cell.training,
-        seed=cell.seed,
-        device=device,
-        run=child,
-        validation=task.validation,
-        on_step=progress.training(f"{cell.label}, seed {cell.seed}", cell.training.steps),
-    )
+    on_step = progress.training(f"{cell.label}, seed {cell.seed}", cell.training.steps)
+    if task.solve is not None:
+        fitted = task.solve(on_step)
+    else:
+        fitted = fit(
+            task.objective,
+            task.train,
+            cell.training,
+            seed=cell.seed,
+            device=device,
+            run=child,
+            validation=task.validation,
+            on_step=on_step,
+        )
     if not fitted.finished or child.follows:
         return None if fitted.finished else fitted.steps
     network, fields = task.finish()

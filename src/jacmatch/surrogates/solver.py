@@ -21,7 +21,10 @@ _BEGINS = 1e-5  # the decay tried first
 _HISTORY = 50  # pairs of L-BFGS
 _WORK = 6e10  # floating-point operations of a whole fit: about 6 s on one core
 _MOST, _FEWEST = 4000, 200  # evaluations of the last fit
-_WORSE = 1.2  # held-out loss over the best one at which a path of decays ends
+_CLEARLY = 0.8  # ratio of held-out losses by which a stronger decay must be better
+_NOISY = 1e-3  # held-out loss above which the samples are taken to have noise
+_FEW = 300  # evaluations for a decay below which there is one start only
+_WORSE = 1.5  # held-out loss over the best one at which a path of decays ends
 _VISITED = 4  # weight decays that a start usually visits
 
 OnProgress = Callable[[int, int, float], None]
@@ -159,6 +162,11 @@ def planned_evaluations(data: Standardized, net: Perceptron) -> int:
     return int(np.clip(0.5 * _WORK / operations, _FEWEST, _MOST))
 
 
+def too_large(samples: int, tangents: int, net: Perceptron) -> bool:
+    """Return whether the fewest evaluations of L-BFGS would take more than about 30 s."""
+    return _FEWEST * 6 * net.count * samples * (1 + tangents) > 5 * _WORK
+
+
 def select(
     data: Standardized,
     held: Standardized,
@@ -171,7 +179,8 @@ def select(
     """Follow a path of weight decays, and return the parameters with the lowest held-out loss.
 
     The path begins at a medium decay and goes on from there in both directions, each decay from the parameters of the
-    one before, until the held-out loss is clearly worse than the best.
+    one before, until the held-out loss is clearly worse than the best. Without noise a stronger decay must be clearly
+    better, and a weaker one not clearly worse: the last fit converges further, and is then off by the decay.
     """
     middle = min(decays, key=lambda decay: abs(np.log(max(decay, 1e-30) / _BEGINS)))
     theta, loss, total = minimize_loss(data, net, theta, middle, evaluations, on_evaluation)
@@ -184,7 +193,8 @@ def select(
             found, loss, count = minimize_loss(data, net, theta, decay, evaluations, on_evaluation)
             total, theta = total + count, found
             score = held.loss(net, found)
-            if score < best.held_out:
+            clearly = 1.0 if best.held_out > _NOISY else _CLEARLY if decay > middle else 1 / _CLEARLY
+            if score < clearly * best.held_out:
                 best = Selected(net, found, decay, loss, score)
             elif not score < _WORSE * best.held_out:
                 break
@@ -222,10 +232,12 @@ def fit_network(
     widths = (data.x.shape[1], *hidden, data.y.shape[1])
     nets = [Perceptron(widths, name) for name in activations]
     last = planned_evaluations(data, nets[0]) if evaluations is None else evaluations
+    visited = min(len(decays), _VISITED)
+    if last < _FEW * visited * starts * len(nets):
+        starts = 1
     beginnings = [
         (net, net.initial(seed + start) if initial is None else initial) for start in range(starts) for net in nets
     ]
-    visited = min(len(decays), _VISITED)
     each = max(10, last // (len(beginnings) * visited))
     counter = _Counter(last + each * len(beginnings) * visited, on_progress)
     order = np.random.default_rng(seed).permutation(len(data))

@@ -181,7 +181,7 @@ def fit(
         steps=state.step,
         seconds=seconds,
         samples_per_second=samples / max(seconds - state.aside, 1e-9),
-        peak_memory_bytes=_peak_memory(place),
+        peak_memory_bytes=peak_memory(place),
         finished=state.step == settings.steps,
         compiled=None if compiled is None else compiled.report(),
     )
@@ -264,7 +264,8 @@ def _follow(average: nn.Module, student: nn.Module, decay: float) -> None:
         copied.copy_(buffer)
 
 
-def _peak_memory(place: torch.device) -> int:
+def peak_memory(place: torch.device) -> int:
+    """Return the most GPU memory allocated, or on the CPU the peak of the whole process, in bytes."""
     if place.type == "cuda":
         return torch.cuda.max_memory_allocated(place)
     import resource  # not on Windows

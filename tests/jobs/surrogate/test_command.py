@@ -155,8 +155,10 @@ def test_a_file_has_points_values_and_slopes(folder, undrawn):
     assert found["teacher"] is None
     assert found["test_points"] == 10
     assert found["curves"][0]["errors"]["slopes"] is None  # no j_test
-    does(f"--teacher npz:bare.npz {SMALL} --out bare", code=2)
-    does(f"--teacher npz:bare.npz {SMALL} --methods values --out bare")
+    does(f"--teacher npz:bare.npz {SMALL} --methods slopes --out bare", code=2)
+    does(f"--teacher npz:bare.npz {SMALL} --out bare")
+    assert result(folder / "bare")["methods"] == ["values"]
+    assert result(folder / "bare")["notes"] == ["No partials are known: values alone were learned."]
     does(f"--teacher npz:mine.npz {SMALL} --low 0 --out third", code=2)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from jacmatch.errors import InputError
 from jacmatch.jobs.surrogate.exporting import difference, to_onnx
-from jacmatch.jobs.surrogate.fitting import fit_surrogate
+from jacmatch.surrogates.modules import fit_surrogate
 
 
 def test_a_file_that_differs_from_the_network_is_refused():

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacmatch.jobs.surrogate.fitting import deviation, fit_surrogate
 from jacmatch.report.figures import Line
 from jacmatch.report.tables import NOTHING, entry
+from jacmatch.surrogates.modules import deviation, fit_surrogate
 from jacmatch_research.tables import Document, names, spreads
 
 VALUES, SLOPES = "values", "values + slopes"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.jacobian import jacobian
-from jacmatch.jobs.surrogate.fitting import fit_surrogate, new_student
 from jacmatch.report import Table
 from jacmatch.report.figures import Line, line_figure
 from jacmatch.report.tables import NOTHING, Spread
+from jacmatch.surrogates.modules import fit_surrogate, new_student
 from jacmatch_research.reproduce.equal_error import crossing
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request

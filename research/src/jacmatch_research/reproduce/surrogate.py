@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from jacmatch.jobs.surrogate import sampling
 from jacmatch.jobs.surrogate.asking import Asked, actively, ask, errors
 from jacmatch.jobs.surrogate.examples import EXAMPLES
-from jacmatch.jobs.surrogate.fitting import Weight, fit_surrogate, new_student, regression
 from jacmatch.jobs.surrogate.functions import Function, opened
 from jacmatch.objectives import GradientShare
 from jacmatch.report import Table
 from jacmatch.report.figures import line_figure
 from jacmatch.report.tables import entry
+from jacmatch.surrogates.modules import Weight, fit_surrogate, new_student, regression
 from jacmatch_research.reproduce.equal_error import REACHED_HEAD, SLOPES, VALUES, curves, reached
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request

@@ -1,5 +1,5 @@
 """Surrogates: networks that learn a known or black-box function by its values and slopes."""
 
-from jacmatch.jobs.surrogate.fitting import fit_surrogate
+from jacmatch.surrogates.modules import fit_surrogate
 
 __all__ = ["fit_surrogate"]

@@ -20,13 +20,18 @@ from jacmatch.jobs.study import NO_AGREEMENT, Cell, Result, Task, head, run_cell
 from jacmatch.jobs.surrogate.asking import Asked, errors
 from jacmatch.jobs.surrogate.exporting import difference, to_onnx
 from jacmatch.jobs.surrogate.fields import SurrogateFields
-from jacmatch.jobs.surrogate.fitting import fit_surrogate, new_student, regression
 from jacmatch.jobs.surrogate.source import Source, output_units, source
 from jacmatch.jobs.surrogate.tables import LABELS, figure, tables
 from jacmatch.models import count_parameters
 from jacmatch.objectives import Regression
 from jacmatch.report.page import FIGURE, NARROW_FIGURE
 from jacmatch.runs import Run, spread
+from jacmatch.surrogates.modules import fit_surrogate, new_student, regression, to_module
+from jacmatch.surrogates.perceptron import ACTIVATIONS, Perceptron
+from jacmatch.surrogates.samples import standardize
+from jacmatch.surrogates.solver import DECAYS, Fit, OnProgress, fit_network, too_large
+from jacmatch.training import Fitted, find_device
+from jacmatch.training.loop import OnStep, peak_memory
 
 _REPEATS = 5  # of a timing
 _AT_ONCE = 256  # points of a timing
@@ -68,7 +73,7 @@ class Surrogate(SurrogateFields):
         for seed in range(self.seed, self.seed + (1 if self.smoke else self.seeds)):
             points[seed] = asked.training(run, seed, self._learner(asked, seed))
             for size, told in points[seed].items():
-                for method in self.methods:
+                for method in self._learned(asked):
                     yield Cell(
                         seed=seed,
                         method=method,
@@ -79,11 +84,17 @@ class Surrogate(SurrogateFields):
                         size=f"n{size}",
                     )
 
+    def _learned(self, asked: Source) -> tuple[str, ...]:
+        """What is learned: values alone, where no partials are known."""
+        return self.methods if asked.slopes else ("values",)
+
     def _learner(self, asked: Source, seed: int) -> Callable[[Asked], nn.Module]:
         """Trains a student on the points so far, for active sampling: half the steps."""
 
         def learn(told: Asked) -> nn.Module:
             x, y, j = _floats(told)
+            if self.solver_for(told)[0] == "lbfgs":
+                return self._fit_all(asked, told, "values" if j is None else "slopes", seed)[0]
             return fit_surrogate(
                 x,
                 y,
@@ -110,7 +121,14 @@ class Surrogate(SurrogateFields):
         train, held = self._parts(y, cell.seed)
         torch.manual_seed(cell.seed)
         student = new_student(x, y, self.hidden, self.activation, output_units(self, told.y).float())
-        objective = self._objective(asked, told, train, student, cell.method, cell.seed)
+        solver, reason = self.solver_for(told)
+        objective: nn.Module = student
+        solve: Callable[[OnStep], Fitted] | None = None
+        solution: dict[str, Any] = {"name": solver, "reason": reason}
+        if solver == "lbfgs":
+            solve = partial(self._solve, asked, told, cell, student, solution)
+        else:
+            objective = self._objective(asked, told, train, student, cell.method, cell.seed)
 
         def finish() -> tuple[nn.Module, dict[str, Any]]:
             student.cpu().eval()
@@ -121,9 +139,86 @@ class Surrogate(SurrogateFields):
                 "student": {"rmse": found["rmse"], "parameters": count_parameters(student)},
                 "agreement": {key: found.get(key) for key in NO_AGREEMENT},
                 "errors": found,
+                "solver": solution,
             }
 
-        return Task(objective, Split(x[train], y[train]), Split(x[held], y[held]) if len(held) else None, finish)
+        validation = Split(x[held], y[held]) if len(held) else None
+        return Task(objective, Split(x[train], y[train]), validation, finish, solve)
+
+    def solver_for(self, told: Asked) -> tuple[str, str]:
+        """Return the solver and why it was taken.
+
+        Raises:
+            InputError: `--solver lbfgs` is set together with something that only the training loop has.
+        """
+        tangents = 0 if told.j is None else told.x[0].numel()
+        needs = {
+            f"--activation {self.activation}": self.activation not in ACTIVATIONS,
+            "--slopes jv and rows": self.slopes != "jacobian",
+            "--jacobian-share": self.jacobian_share is not None,
+            "--validation": bool(self.validation),
+            "--max-steps": self.max_steps is not None,
+            "--devices": self.devices > 1 or self.shard,
+            f"--device {self.device}": find_device(self.device).type != "cpu",
+        }
+        reason = next((f"{name} is of the training loop" for name, needed in needs.items() if needed), None)
+        if self.solver == "lbfgs" and reason is not None:
+            rule = "`--solver lbfgs` of `surrogate` fits on the CPU with all points and partials in each evaluation."
+            raise InputError(rule, got=reason, do="Leave it out, or use --solver adam.")
+        if self.solver != "auto":
+            return self.solver, "as set"
+        if reason is None:
+            net = Perceptron((told.x[0].numel(), *self.hidden, told.y.shape[1]), self.activation)
+            if too_large(len(told), tangents, net):
+                reason = "too many points for whole passes over them"
+        return ("adam", reason) if reason else ("lbfgs", "deterministic, and small enough")
+
+    def _solve(
+        self, asked: Source, told: Asked, cell: Cell, student: nn.Module, solution: dict[str, Any], on_step: OnStep
+    ) -> Fitted:
+        """Fit the network of a cell with the second-order solver."""
+        start = time.perf_counter()
+
+        def on_progress(done: int, planned: int, loss: float) -> None:
+            on_step(cell.training.steps * done // planned, {})
+
+        module, fitted = self._fit_all(asked, told, cell.method, cell.seed, on_progress)
+        student.load_state_dict(module.state_dict())
+        solution |= {"weight_decay": fitted.decay, "held_out_loss": fitted.held_out, "loss": fitted.loss}
+        seconds = time.perf_counter() - start
+        return Fitted(
+            steps=fitted.evaluations,
+            seconds=seconds,
+            samples_per_second=len(told) * fitted.evaluations / seconds,
+            peak_memory_bytes=peak_memory(torch.device("cpu")),
+            finished=True,
+        )
+
+    def _fit_all(
+        self, asked: Source, told: Asked, method: str, seed: int, on_progress: OnProgress | None = None
+    ) -> tuple[nn.Module, Fit]:
+        """Return the network fitted to all points, and how it was selected."""
+        shape = tuple(told.x.shape[1:])
+        partials = None if told.j is None or method == "values" else told.j.flatten(2).numpy()
+        data, scaler = standardize(
+            told.x.flatten(1).numpy(),
+            told.y.numpy(),
+            partials,
+            jacobian_weight="auto" if self.jacobian_weight is None else self.jacobian_weight,
+            x_scale=asked.units.flatten().numpy(),
+            y_scale=output_units(self, told.y).numpy(),
+        )
+        fitted = fit_network(
+            data,
+            self.hidden,
+            activations=[self.activation],
+            starts=1 if self.smoke else 2,
+            decays=(self.weight_decay,) if self.weight_decay else DECAYS,
+            seed=seed,
+            evaluations=self.training().steps if self.smoke else None,
+            on_progress=on_progress,
+        )
+        return to_module(fitted.net, fitted.theta, scaler, shape), fitted
 
     def _description(self, x: Tensor, y: Tensor) -> networks.Description:
         """How the student is built again; what scales its outputs is in its weights."""
@@ -166,15 +261,14 @@ class Surrogate(SurrogateFields):
         done: Sequence[tuple[Cell, Result]],
     ) -> Result:
         """The result; the last method with most points represents the run."""
+        methods = self._learned(asked)
         found: dict[tuple[int, str], list[Result]] = {}
         for cell, each in done:
             found.setdefault((cell.settings["size"], cell.method), []).append(each)
         curves = [_curve(size, method, each) for (size, method), each in found.items()]
         most = points[self.seed][max(points[self.seed])]
         main, best = next(
-            (cell, result)
-            for cell, result in reversed(done)
-            if cell.seed == self.seed and cell.method == self.methods[-1]
+            (cell, result) for cell, result in reversed(done) if cell.seed == self.seed and cell.method == methods[-1]
         )
         student = save_main(run, main)
         result = {
@@ -185,8 +279,9 @@ class Surrogate(SurrogateFields):
             "agreement": best["agreement"],
             "samples_per_second": best["samples_per_second"],
             "peak_memory_bytes": best["peak_memory_bytes"],
-            "methods": list(self.methods),
+            "methods": list(methods),
             "seeds": len(points),
+            "solver": best["solver"],
             "curves": curves,
             "test_points": len(test),
             "function": None if asked.tried is None else asked.tried.plain(),
@@ -255,8 +350,10 @@ def _notes(asked: Source) -> list[str]:
 
 def _known_share(data: Data | None) -> list[str]:
     """How much of the derivatives in a file is known, where not all are."""
-    if data is None or data.train.jacobians is None:
+    if data is None:
         return []
+    if data.train.jacobians is None:
+        return ["No partials are known: values alone were learned."]
     known = ~data.train.jacobians.isnan()
     if bool(known.all()):
         return []

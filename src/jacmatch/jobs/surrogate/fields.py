@@ -6,8 +6,8 @@ from typing import Literal
 
 from jacmatch.errors import InputError
 from jacmatch.jobs.fields import TrainingFields, positive
-from jacmatch.jobs.surrogate.fitting import Weight
 from jacmatch.objectives import GradientShare
+from jacmatch.surrogates.modules import Weight
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,12 @@ class SurrogateFields(TrainingFields):
 
     teacher: str = "borehole"
     """The function, PACKAGE.MODULE:CALLABLE: a batch (N, D) of tensors or arrays in, values (N, K) out; borehole or
-    ishigami, examples; or npz:FILE with x_train, y_train, perhaps j_train (N, K, *input), and x_test, y_test, j_test:
-    without them a fifth of the points is held out."""
+    ishigami, examples; npz:FILE with x_train, y_train, perhaps j_train (N, K, *input), and x_test, y_test, j_test; or
+    csv:FILE or parquet:FILE with columns x…, y… and dy/dx…. Without test points a fifth is held out."""
+    x_columns: tuple[str, ...] = ()
+    """Columns of the inputs in a csv or parquet file; those that begin with x if left out."""
+    y_columns: tuple[str, ...] = ()
+    """Columns of the outputs; those that begin with y if left out."""
     jacobian: str = "auto"
     """Slopes of the function: own (its attribute `jacobian`), autograd, differences, or PACKAGE.MODULE:CALLABLE; auto
     takes the first of these that is there."""
@@ -54,18 +58,21 @@ class SurrogateFields(TrainingFields):
     """A typical change of each input; from the box or the points if left out."""
     output_units: tuple[float, ...] = ()
     """A typical change of each output; the standard deviation of the training values if left out."""
-    hidden: tuple[int, ...] = (64, 64)
+    solver: Literal["auto", "lbfgs", "adam"] = "auto"
+    """How the network is fitted: lbfgs, over all points in float64, with a weight decay selected on held-out points; or
+    adam, in --steps minibatches. auto takes lbfgs wherever it applies, and the result says why not."""
+    hidden: tuple[int, ...] = (32, 32)
     """Widths of the hidden layers."""
-    activation: Literal["softplus", "silu", "tanh", "gelu", "relu"] = "softplus"
+    activation: Literal["softplus", "silu", "tanh", "gelu", "relu"] = "silu"
     """Activation; all but relu are smooth."""
     seeds: int = 3
     """How many seeds: points, initial weights and batches differ between them, and are the same for each method."""
     onnx: Literal["auto", "always", "never"] = "auto"
     """Whether the network is also written as ONNX; auto does it where the extra onnx is installed."""
     steps: int = 1000
-    """Optimiser steps."""
+    """Optimizer steps of --solver adam."""
     lr: float = 3e-3
-    """Learning rate at its highest."""
+    """Learning rate at its highest, of --solver adam."""
     validation: float = 0.0
     """Share (below 1) or number of training points held out for curves over the steps."""
 

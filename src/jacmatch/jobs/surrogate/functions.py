@@ -159,7 +159,11 @@ def is_code(spec: str) -> bool:
         (False, True)
     """
     module_name, _, attribute = spec.partition(":")
-    return bool(attribute) and module_name != "npz" and all(map(str.isidentifier, module_name.split(".")))
+    return (
+        bool(attribute)
+        and module_name not in ("npz", "csv", "parquet")
+        and all(map(str.isidentifier, module_name.split(".")))
+    )
 
 
 def found(spec: str, flag: str = "--teacher") -> Any:

@@ -20,8 +20,10 @@ from jacmatch.jobs.surrogate.functions import WAYS, Function, found, opened
 from jacmatch.jobs.surrogate.trying import Tried, tried
 from jacmatch.runs import Run
 from jacmatch.runs.identity import DOUBLE, Fingerprints, code_of, digest_of, probe, source_of
+from jacmatch.surrogates.tables import load_table
 from jacmatch.teachers.cached.fingerprint import digest
 
+FILES = ("npz:", "csv:", "parquet:")
 _TRIED = 16  # points
 _TEST_SEED = 2**20  # seeds of held-out points begin here
 _SIZES = (32, 64, 128, 256)
@@ -144,8 +146,12 @@ def source(job: SurrogateFields) -> Source:
     Raises:
         InputError: it cannot be learned from; the message says why.
     """
-    if job.teacher.startswith("npz:"):
+    if job.teacher.startswith(FILES):
         return _file(job)
+    for name in ("x_columns", "y_columns"):
+        if getattr(job, name):
+            rule = f"`--{name.replace('_', '-')}` of `surrogate` is for a table."
+            raise InputError(rule, got=job.teacher, do="Name csv:FILE or parquet:FILE, or leave it out.")
     call = EXAMPLES[job.teacher] if job.teacher in EXAMPLES else found(job.teacher)
     if job.points is not None:
         place = read_points(job.points)
@@ -229,9 +235,9 @@ def _file(job: SurrogateFields) -> Source:
     data = arrays_of(job)
     if data.classes is not None:
         raise InputError(f"{job.teacher} must have targets (N, K) of a float type.", got="classes")
-    if data.train.jacobians is None and "slopes" in job.methods:
+    if data.train.jacobians is None and job.methods == ("slopes",):
         rule = f"{job.teacher} must have `j_train` (N, K, D) for `--methods slopes`."
-        raise InputError(rule, got="values alone", do="Add the slopes, or use --methods values.")
+        raise InputError(rule, got="values alone", do="Add the partials, or use --methods values.")
     units = _units("input", job.input_units, data.train.inputs().double().std(0, unbiased=False))
     assert units is not None
     _resolved(data.train.inputs().double(), units)
@@ -242,7 +248,10 @@ def _file(job: SurrogateFields) -> Source:
 
 def arrays_of(job: SurrogateFields) -> Data:
     """The arrays of the file; a fifth of its points is held out where it has no others to test with."""
-    arrays = npz.arrays(job.teacher.removeprefix("npz:"), ("x_train", "y_train"))
+    if job.teacher.startswith("npz:"):
+        arrays = npz.arrays(job.teacher.removeprefix("npz:"), ("x_train", "y_train"))
+    else:
+        arrays = load_table(job.teacher, job.x_columns, job.y_columns)
     if "x_test" in arrays or "y_test" in arrays:
         return from_arrays(job.teacher, arrays)
     same = {key.replace("train", "test"): array for key, array in arrays.items()}

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacmatch.jacobian import jacobian
-from jacmatch.jobs.surrogate.fitting import fit_surrogate
 from jacmatch.objectives import GradientShare
+from jacmatch.surrogates.modules import fit_surrogate
 from jacmatch_research.systems.force_field.dynamics import State, thermal, verlet
 from jacmatch_research.systems.force_field.lennard_jones import ARGON, bipyramid, energy, forces, hessian
 from jacmatch_research.systems.force_field.networks import EnergyNetwork, ForceField

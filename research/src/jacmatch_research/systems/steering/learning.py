@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.jacobian import jacobian
-from jacmatch.jobs.surrogate.fitting import fit_surrogate
+from jacmatch.surrogates.modules import fit_surrogate
 from jacmatch_research.systems.steering.arrays import Array
 from jacmatch_research.systems.steering.control import (
     ACCEPTED,

@@ -1,7 +1,8 @@
-"""From points, values and slopes to a trained network: what the job `surrogate` and the worked systems share."""
+"""Surrogates as PyTorch modules: minibatch training, and networks of the second-order solver as modules."""
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,7 +12,10 @@ from jacmatch.datasets.data import statistics
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.jacobian import Estimator, EveryRow, RandomInputs, SampledRows
 from jacmatch.models import scaled_mlp
+from jacmatch.models.mlp import ScaledMLP
 from jacmatch.objectives import Regression
+from jacmatch.surrogates.perceptron import Parameters, Perceptron
+from jacmatch.surrogates.samples import Scaler
 from jacmatch.teachers import Teacher
 from jacmatch.training import Training, fit
 from jacmatch.training.loop import OnStep
@@ -100,6 +104,33 @@ def fit_surrogate(
     settings = Training(steps=steps, batch_size=batch_size, lr=lr, **training)
     fit(objective, Split(x, y), settings, seed=seed, device=device, on_step=on_step)
     return network.eval()
+
+
+def to_module(net: Perceptron, theta: Parameters, scaler: Scaler, shape: tuple[int, ...] | None = None) -> ScaledMLP:
+    """Return a fitted network as a module in float32, raw units in and out.
+
+    Args:
+        net: The layout.
+        theta: The parameters.
+        scaler: Means and scales of the samples.
+        shape: Shape of an input; (D,) if None. The scales of an input with more than one axis are folded into the first
+            layer.
+    """
+    shape = (net.widths[0],) if shape is None else shape
+    layers = [(weight.copy(), bias.copy()) for weight, bias in net.layers(theta)]
+    mean, scale = scaler.x_mean, scaler.x_scale
+    if len(shape) > 1:
+        weight, bias = layers[0]
+        layers[0] = (weight / scale, bias - weight @ (mean / scale))
+        mean, scale = np.zeros(shape[0]), np.ones(shape[0])
+    numbers = (mean.tolist(), scale.tolist(), scaler.y_mean.tolist(), scaler.y_scale.tolist())
+    module = scaled_mlp(shape, net.widths[-1], net.widths[1:-1], net.activation, *numbers)
+    linear = [layer for layer in module.network.layers if isinstance(layer, nn.Linear)]
+    with torch.no_grad():
+        for layer, (weight, bias) in zip(linear, layers, strict=True):
+            layer.weight.copy_(torch.from_numpy(weight))
+            layer.bias.copy_(torch.from_numpy(bias))
+    return module.eval()
 
 
 def new_student(

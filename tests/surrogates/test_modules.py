@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jacmatch.errors import InputError
-from jacmatch.jobs.surrogate.fitting import fit_surrogate, regression
+from jacmatch.surrogates.modules import fit_surrogate, regression
 
 
 @pytest.mark.usefixtures("as_users_run")
