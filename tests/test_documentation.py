@@ -1,6 +1,7 @@
 """Everything that README and docs tell the reader to type works: Python runs, commands parse, targets exist."""
 
 import doctest
+import importlib
 import re
 import runpy
 import shlex
@@ -27,8 +28,10 @@ SLOW_PAGES = (
     "how-to/teacher-cache.md",
 )
 FRAMEWORKS = {
-    "how-to/lightning.md": "pytorch_lightning",
+    "how-to/accelerate.md": "accelerate",
     "how-to/hugging-face.md": "transformers",
+    "how-to/lightning.md": "lightning",
+    "how-to/peft.md": "peft",
     "how-to/timm.md": "timm",
 }
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[a-z]*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
@@ -123,7 +126,8 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", FRAMEWORKS)
 def test_blocks_for_other_frameworks_run(page, tmp_path, monkeypatch):
-    """Run by hand where the framework is installed: CI installs none of them."""
+    """Where the framework is installed, as .ci/integrations does."""
+    importlib.import_module("tests.integrations.torchvision_operators")
     pytest.importorskip(FRAMEWORKS[page])
     test_python_blocks_run(ROOT / "docs" / page, tmp_path, monkeypatch)
 

@@ -1,12 +1,12 @@
 """Two small transformers on digits, and what is compared: parameters after some steps of a plain loop."""
 
-import importlib.util
-
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
 from jacmatch import AtData, Distillation, RandomOutputs
+
+from . import torchvision_operators  # noqa: F401  before any framework is imported
 
 DIGITS = load_digits()
 X = torch.tensor(DIGITS.images[:60] / 16, dtype=torch.float32)[:, None]
@@ -67,20 +67,3 @@ def difference(one, other):
     """The largest difference of two networks' parameters."""
     pairs = zip(one.parameters(), other.parameters(), strict=True)
     return max(float((a.detach() - b.detach()).abs().max()) for a, b in pairs)
-
-
-def _importable_torchvision():
-    """Declare the operators of a torchvision that is built for another torch: without them no framework imports it."""
-    if importlib.util.find_spec("torchvision") is None:
-        return None
-    try:
-        importlib.import_module("torchvision")
-        return None
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return library
-
-
-OPERATORS = _importable_torchvision()

@@ -88,10 +88,10 @@ def test_torch_compile_compiles_whole_steps():
     """In a process without the type checks of this suite, which a compiler cannot follow."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.integrations.compiled", "huggingface"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["fallback"] is None
-    assert found["steps"] > 0
-    assert found["difference"] < 1e-6
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["fallback"] is None
+    assert result["steps"] > 0
+    assert result["difference"] < 1e-6
 
 
 def test_a_resumed_run_ends_as_one_without_a_break(tmp_path):
@@ -155,11 +155,11 @@ def test_it_evaluates_and_predicts(tmp_path):
     trainer = JacmatchTrainer(
         objective(student, teacher), arguments(tmp_path), compute_metrics=lambda given: {"n": len(given.label_ids)}
     )
-    found = trainer.evaluate(DATA[:8])
+    result = trainer.evaluate(DATA[:8])
     with torch.no_grad():
         expected = objective(student, teacher).eval()(X[:8], Y[:8])
-    assert found["eval_loss"] == pytest.approx(float(expected.loss), rel=1e-5)
-    assert found["eval_n"] == 8
+    assert result["eval_loss"] == pytest.approx(float(expected.loss), rel=1e-5)
+    assert result["eval_n"] == 8
     predicted = trainer.predict([{"pixel_values": x} for x in X[:5]]).predictions
     torch.testing.assert_close(torch.tensor(predicted), student(X[:5]).detach())
 
@@ -301,7 +301,7 @@ def test_what_the_objective_replaces_is_refused(tmp_path, settings, message):
     assert message in str(caught.value)
 
 
-def test_a_student_in_place_of_the_objective_is_refused(tmp_path):
+def test_a_student_without_an_objective_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"`objective` of `TrainerModel` must be an objective\. Got Images"):
         JacmatchTrainer(Images(4), arguments(tmp_path))
 

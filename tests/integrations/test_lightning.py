@@ -55,10 +55,10 @@ def test_compiled_steps_train_as_eager_ones():
     """In a process without the type checks of this suite, which a compiler cannot follow."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.integrations.compiled", "lightning"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["fallback"] is None
-    assert found["steps"] > 0
-    assert found["difference"] < 1e-6
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["fallback"] is None
+    assert result["steps"] > 0
+    assert result["difference"] < 1e-6
 
 
 def test_a_resumed_run_ends_as_one_without_a_break(tmp_path):
@@ -111,14 +111,14 @@ def test_validation_logs_the_terms():
     module = DistillationModule(objective(*networks()))
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X[:8], Y[:8]), batch_size=4)
     trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
-    (found,) = trainer.validate(module, loader, verbose=False)
+    (result,) = trainer.validate(module, loader, verbose=False)
     with torch.no_grad():
         terms = module.unit.objective.eval()
         expected = [float(terms(X[i : i + 4], Y[i : i + 4]).loss) for i in (0, 4)]
-    assert found["val_loss"] == pytest.approx(sum(expected) / 2, rel=1e-5)
+    assert result["val_loss"] == pytest.approx(sum(expected) / 2, rel=1e-5)
     assert module(X[:2]).shape == (2, 10)
 
 
-def test_a_student_in_place_of_the_objective_is_refused():
+def test_a_student_without_an_objective_is_refused():
     with pytest.raises(InputError, match=r"`objective` of `TrainingUnit` must be an objective\. Got Images"):
         DistillationModule(networks()[0])

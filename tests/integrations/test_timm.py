@@ -81,8 +81,8 @@ def test_the_loss_is_that_of_a_plain_loop():
     )
     terms = plain(x, y)
     loss = terms.loss + 0.4 * nn.functional.cross_entropy(student(x), y, label_smoothing=0.1)
-    found = gradients(student, returned["loss"])
-    for one, other in zip(found, gradients(student, loss), strict=True):
+    result = gradients(student, returned["loss"])
+    for one, other in zip(result, gradients(student, loss), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     parts = {"kd_loss": terms["outputs"], "jacobian_loss": terms["jacobians"], "output": student(x)}
     for name, value in parts.items():

@@ -1,6 +1,6 @@
 """An objective as a LightningModule."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -54,14 +54,14 @@ class DistillationModule(LightningModule):  # type: ignore[misc]
         """Return what the student returns."""
         return self.student(x)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch, and log its terms."""
         steps = self.trainer.estimated_stepping_batches  # infinite where neither epochs nor steps are limited
         returned = self._logged("train", batch, progress=min(1.0, self.global_step / max(steps, 1)))
         self.log_dict({f"share_{name}": share for name, share in self.unit.shares.items()})
         return returned["loss"]
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         """Log the terms of a batch.
 
         Lightning evaluates in inference mode, whose tensors have no derivatives: the batch is copied out of it.
@@ -73,7 +73,7 @@ class DistillationModule(LightningModule):  # type: ignore[misc]
         """Return the optimizer of the trained parameters."""
         return self.make_optimizer([parameter for parameter in self.student.parameters() if parameter.requires_grad])
 
-    def _logged(self, stage: str, batch: tuple[Tensor, Tensor], **settings: float) -> dict[str, Tensor]:
+    def _logged(self, stage: str, batch: Sequence[Tensor], **settings: float) -> dict[str, Tensor]:
         x, y = batch
         returned: dict[str, Tensor] = self.unit(x, y, **settings)
         means = {f"{stage}_{name}": value.detach() for name, value in returned.items() if name != "student_outputs"}
