@@ -17,7 +17,7 @@ from jacmatch.jacobian import RandomInputs, RandomOutputs
 from jacmatch.objectives import AtMixedPairs, Distillation, GradientShare, Regression, Robustness
 from jacmatch.runs import Run
 from jacmatch.training import Training, fit
-from jacmatch.training.distributed import ProcessGroup
+from jacmatch.training.distributed import ProcessGroup, without_synchronized_statistics
 
 from . import cases
 from .processes import both

@@ -194,7 +194,7 @@ def test_rows_and_checkpoints_count_what_is_skipped(tmp_path):
     run = cases.begin(tmp_path)
     settings = Training(steps=12, on_not_finite="skip", skip_at_most=1)
     with pytest.warns(
-        UserWarning, match=r"Step 7 is skipped: the term `loss` of the loss is nan\. With the weights of now"
+        UserWarning, match=r"Step 7 is skipped: the term `loss` of the loss is nan\. With the current weights"
     ):
         fit(At(7, "loss"), cases.points(), settings, seed=0, run=run)
     assert [row.get("skipped", 0) for row in run.metrics()] == [1, 0]

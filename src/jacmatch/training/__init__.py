@@ -1,4 +1,4 @@
-"""Training: one loop on Lightning Fabric, what it is told, what it draws, and how its result is judged.
+"""Training: one loop on Lightning Fabric, its settings, its batches, and the evaluation of its result.
 
 Example:
     >>> import torch

@@ -94,7 +94,7 @@ def _reason(error: Exception) -> str:
 
 
 def check_same(path: Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint of a run that was told something else.
+    """Refuse a checkpoint of a run with other settings.
 
     Args:
         path: The file, for the message.
@@ -104,8 +104,8 @@ def check_same(path: Path, saved: Mapping[str, Any], here: Mapping[str, Any]) ->
     Raises:
         InputError: They differ; the message says where.
     """
-    if found := changed(saved, here):
-        raise InputError(f"{path} must be a checkpoint of this run.", got=f"one that differs in {found}", do=_OTHER)
+    if names := changed(saved, here):
+        raise InputError(f"{path} must be a checkpoint of this run.", got=f"one that differs in {names}", do=_OTHER)
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Any], path: Path) -> None:
@@ -154,11 +154,11 @@ def keep(state: State, run: Run) -> None:
         InputError: The disk refuses; an earlier checkpoint is still there.
     """
     start = time.perf_counter()
-    cuda = state.place.type == "cuda"
+    cuda = state.device.type == "cuda"
     random = state.ranks.all_gather(torch.get_rng_state())
-    random_cuda = state.ranks.all_gather(torch.cuda.get_rng_state(state.place)) if cuda else None
+    random_cuda = state.ranks.all_gather(torch.cuda.get_rng_state(state.device)) if cuda else None
     parts = {
-        "run": state.told(),
+        "run": state.described(),
         "student": _student(state),
         "environment": _environment(),
         "step": state.step,
@@ -175,7 +175,7 @@ def keep(state: State, run: Run) -> None:
     }
     if state.ranks.first:
         save(run.path / CHECKPOINT, parts)
-    state.kept = state.step
+    state.saved_step = state.step
     state.aside += time.perf_counter() - start
 
 
@@ -207,7 +207,7 @@ def resume(state: State, run: Run) -> None:
 
 
 def _restore(state: State, saved: Mapping[str, Any], path: Path) -> None:
-    here = state.told()
+    here = state.described()
     if "objective.balance" in saved["run"] and "objective.loss_weights" in here:
         here = as_before(here, saved["run"])
     check_same(path, saved["run"], here)
@@ -227,10 +227,10 @@ def _restore(state: State, saved: Mapping[str, Any], path: Path) -> None:
     state.precision.load_state_dict(saved["precision"])
     own = state.ranks.rank if state.ranks.size > 1 else ...
     torch.set_rng_state(saved["random"][own].clone())  # of a row torch reads the storage from its beginning
-    if state.place.type == "cuda" and saved["random_cuda"] is not None:
-        torch.cuda.set_rng_state(saved["random_cuda"][own].clone(), state.place)
+    if state.device.type == "cuda" and saved["random_cuda"] is not None:
+        torch.cuda.set_rng_state(saved["random_cuda"][own].clone(), state.device)
     set_host_state(saved["random_host"][own].clone())
-    state.step = state.kept = int(saved["step"])
+    state.step = state.saved_step = int(saved["step"])
     state.seconds, state.aside = float(saved["seconds"]), float(saved["aside"])
     state.skipped = int(saved.get("skipped", 0))
 
@@ -249,11 +249,11 @@ def _check_memory(state: State, known: list[set[str]]) -> None:
     """Refuses settings and averages that this optimizer, whose settings have the `known` names, would not have."""
     if [set(group) for group in state.optimizer.param_groups] != known:
         raise ValueError("settings of another optimizer")
-    kept = {"momentum_buffer"} if state.settings.optimizer == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
+    names = {"momentum_buffer"} if state.settings.optimizer == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
     for parameter, entry in state.optimizer.state.items():
         tensors = {name: value for name, value in entry.items() if value is not None}
-        if set(tensors) - kept or (tensors and set(tensors) != kept):
-            raise ValueError(f"{sorted(tensors)} of a parameter, not {sorted(kept)}")
+        if set(tensors) - names or (tensors and set(tensors) != names):
+            raise ValueError(f"{sorted(tensors)} of a parameter, not {sorted(names)}")
         shapes = {tuple(value.shape) for name, value in tensors.items() if name != "step"}
         if not state.settings.shard and shapes - {tuple(parameter.shape)}:
             raise ValueError("averages of another shape than the parameter's")
@@ -264,7 +264,7 @@ def check_finite(module: nn.Module, do: str) -> None:
 
     Args:
         module: Any module.
-        do: The way out, for the message.
+        do: The remedy, for the message.
 
     Raises:
         InputError: One is not; the message names the first.
@@ -294,19 +294,19 @@ def log_rows(state: State, run: Run | None, *, wait: bool) -> dict[str, float] |
 
 
 def validate(state: State, split: Split) -> dict[str, float]:
-    """Figures of the network that the run will end with (the average if one is kept), for the next row."""
+    """Evaluate the network that the run will end with (the running average if there is one), for the next row."""
     start = time.perf_counter()
     state.gather()
     student, ranks = state.student if state.average is None else state.average, state.ranks
     if ranks.size > 1 and len(split) >= ranks.size:  # each a part; means of unequal parts are weighted
         rows = torch.arange(ranks.rank, len(split), ranks.size)
-        figures = evaluate(student, split.subset(rows), device=state.place)
+        figures = evaluate(student, split.subset(rows), device=state.device)
         powers = {name: 2 if name == "rmse" else 1 for name in figures}
         sums = torch.tensor([figures[name] ** powers[name] * len(rows) for name in figures], dtype=torch.float64)
         means = (ranks.all_reduce(sums) / len(split)).tolist()
         figures = {name: mean ** (1 / powers[name]) for name, mean in zip(figures, means, strict=True)}
     else:
-        figures = evaluate(student, split, device=state.place)
+        figures = evaluate(student, split, device=state.device)
     state.aside += time.perf_counter() - start
     return {f"validation_{name}": value for name, value in figures.items()}
 
@@ -322,6 +322,7 @@ def save_checked(state: State, run: Run) -> None:
 
 
 def remedy(state: State) -> str:
-    """What a user can do about a loss that is not finite."""
-    kept = "There is no checkpoint." if state.kept is None else f"The checkpoint of step {state.kept} is kept."
-    return f"Lower `lr`, set `clip`, or use precision='32'. {kept}"
+    """The remedy for a loss that is not finite."""
+    step = state.saved_step
+    checkpoint = "There is no checkpoint." if step is None else f"The checkpoint of step {step} is kept."
+    return f"Lower `lr`, set `clip`, or use precision='32'. {checkpoint}"

@@ -1,4 +1,4 @@
-"""What the training loop is told, and what it derives from that for each step: learning rate and averaging."""
+"""Settings of the training loop, and what follows from them for each step: learning rate and averaging."""
 
 import math
 from collections.abc import Collection
@@ -24,31 +24,31 @@ class Training:
         optimizer: `adam` (weight decay as L2 penalty), `adamw` (decoupled weight decay) or `sgd`.
         weight_decay: Its coefficient, at least 0.
         momentum: Of `sgd`, in [0, 1).
-        schedule: How the learning rate goes on after the warm-up; see `factor`.
+        schedule: Learning rate after the warm-up; see `factor`.
         milestones: Of schedule `step`: shares of `steps`, ascending, at each of which the rate falls to a tenth.
-        warmup: Steps in which the rate rises linearly to `lr`.
-        clip: Longest gradient (2-norm over all parameters); None does not clip.
+        warmup: Steps in which the learning rate rises linearly to `lr`.
+        clip: Largest gradient norm (2-norm over all parameters); None does not clip.
         accumulate: Batches whose gradients are averaged for one step.
-        ema: Decay of a running average of the weights, in (0, 1), which is then what is validated and returned; None
-            keeps the trained weights. See `ema_decay`.
+        ema: Decay of a running average of the weights, in (0, 1), which is then validated and returned; None
+            returns the trained weights. See `ema_decay`.
         precision: `32`, or 16-bit autocast in `bf16`, or `fp16` with loss scaling (CUDA only).
-        on_not_finite: What comes of a step with a term or gradient that is not finite: `stop` ends the run, and the
-            last checkpoint is kept; `skip` puts all back as it was before that step.
-        skip_at_most: With `skip`, how many such steps a run may have; at one more it stops.
+        on_not_finite: What to do with a step whose loss or gradient is not finite: `stop` ends the run and keeps the
+            last checkpoint; `skip` restores the state before that step.
+        skip_at_most: With `skip`, the largest number of skipped steps in a run; one more stops it.
         augment: Augmentations of images.
-        views: In how many ways a sample is seen at most: its augmentation, partner, point and directions return after
-            so many epochs; 0 draws anew in each. The order of the samples is new in each epoch either way.
-        validate_every: Steps between two looks at the validation split.
+        views: Number of different views of a sample: its augmentation, partner, point and directions repeat after
+            so many epochs; 0 draws new ones in every epoch. The order of the samples is always new.
+        validate_every: Steps between two evaluations on the validation split.
         checkpoint_every: Steps between two checkpoints.
         max_steps: Stop after this step, as if interrupted; None goes on to `steps`.
         workers: Threads that read and decode data which is not on the device; 0 reads in the loop itself.
-        prefetch: How many batches they are ahead. Neither changes a result.
-        resident_mib: A streamed set that decoded fills no more MiB is read into memory once.
+        prefetch: Batches read ahead. Neither changes a result.
+        resident_mib: A streamed data set that fits, decoded, into so many MiB is read into memory once.
         doctor: Run `jacmatch.diagnostics.preflight_check` before the first step. It changes no result.
         compile: Compile the steps of the objective; see `objectives.CompiledSteps`.
         cuda_graphs: Launch compiled steps as CUDA graphs.
-        shard: Of several processes each keeps a part of weights, gradients and the optimizer's state (FSDP2).
-        channels_last: Lay the student's images out with the channels of a pixel side by side while it is trained.
+        shard: Shard weights, gradients and the optimizer's state over the processes (FSDP2).
+        channels_last: Use the channels-last memory format for the student while it is trained.
 
     Raises:
         InputError: A setting is out of its range.

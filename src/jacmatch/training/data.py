@@ -29,16 +29,16 @@ _WORKERS, _AHEAD, _BLOCK = 2, 2, 64
 
 
 class Ahead(Generic[_P, _R]):
-    """`ahead(number)` is `(plan(number), read(plan(number)))`, read by threads before it is asked for.
+    """`ahead(number)` is `(plan(number), read(plan(number)))`, read by threads in advance.
 
-    An error of `read` is raised when its number is asked for, neither earlier nor instead of another.
+    An error of `read` is raised by the call for its number.
 
     Args:
-        plan: Says what to read; called by the thread that asks.
-        read: Reads it; called in any thread, and must depend on its argument alone.
-        workers: Threads; with 0 everything is read when it is asked for.
-        ahead: How many numbers are read beyond the one that is asked for.
-        stop: The first number that there is not; None: there is no end.
+        plan: Returns what to read; called by the calling thread.
+        read: Reads it, in any thread; must depend on its argument alone.
+        workers: Threads; with 0 everything is read on demand.
+        ahead: How many numbers are read beyond the requested one.
+        stop: Number of elements; None if endless.
 
     Example:
         >>> with closing(Ahead(lambda number: number, lambda number: number**2, workers=2, ahead=3)) as squares:
@@ -61,11 +61,11 @@ class Ahead(Generic[_P, _R]):
         self._queue: deque[tuple[int, _P, Future[_R]]] = deque()
 
     def __call__(self, number: int) -> tuple[_P, _R]:
-        """Number `number`; reading goes on with those after it."""
+        """Return element `number`; the threads go on with those after it."""
         if self._pool is None:
             plan = self._plan(number)
             return plan, self._read(plan)
-        while self._queue and self._queue[0][0] != number:  # somebody jumped: a resumed run, for instance
+        while self._queue and self._queue[0][0] != number:  # out of order: a resumed run, for instance
             self._queue.popleft()[2].cancel()
         last = number + self._ahead if self._stop is None else min(number + self._ahead, self._stop - 1)
         for one in range(self._queue[-1][0] + 1 if self._queue else number, last + 1):
@@ -75,40 +75,40 @@ class Ahead(Generic[_P, _R]):
         return plan, future.result()
 
     def close(self) -> None:
-        """Ends the threads; what has not been begun is not read."""
+        """Stop the threads; pending reads are canceled."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._queue.clear()
 
 
 def in_order(
-    split: Split, batch_size: int, place: torch.device
+    split: Split, batch_size: int, device: torch.device
 ) -> Iterator[tuple[Float[Tensor, "batch *input"], Shaped[Tensor, "batch *row"]]]:
-    """All samples once, in order: inputs and labels on the device, read ahead where they are on disk.
+    """Iterate over all samples in order: inputs and labels on the device, read ahead if they are on disk.
 
     Args:
         split: The data.
         batch_size: Samples at once.
-        place: The device.
+        device: The device.
     """
     blocks = torch.split(torch.arange(len(split)), batch_size)
     workers = _WORKERS if isinstance(split.x, Streamed) else 0
     with closing(Ahead(blocks.__getitem__, split.stored, workers=workers, ahead=_AHEAD, stop=len(blocks))) as ahead:
         for number in range(len(blocks)):
             rows, stored = ahead(number)
-            yield as_floats(stored.to(place)), split.y[rows.to(split.y.device)].to(place)
+            yield as_floats(stored.to(device)), split.y[rows.to(split.y.device)].to(device)
 
 
 def resident(split: Split, device: torch.device, most: int = RESIDENT_BYTES) -> Split:
-    """The split on the device, if that is affordable; otherwise as it is.
+    """Move the split to the device if its size allows; otherwise return it unchanged.
 
-    Images on disk are read into memory once if they fill at most `most` bytes there. What is in memory goes to a GPU if
-    it fills at most a quarter of what is free there.
+    Images on disk are read into memory once if they need at most `most` bytes. Data in memory are moved to a GPU if
+    they need at most a quarter of its free memory.
 
     Args:
         split: A split anywhere.
-        device: Where it shall be.
-        most: Largest number of bytes of a streamed split that is kept in memory.
+        device: Target device.
+        most: Largest number of bytes of a streamed split that is read into memory.
     """
     if isinstance(split.x, Streamed):
         if split.x.nbytes > most:
@@ -141,7 +141,7 @@ def augment(
       at 32 pixels; what comes in from outside is 0 (black).
     - `flip`: mirrored left to right with probability ½.
 
-    The numbers of a sample do not depend on which augmentations are asked for.
+    The numbers of a sample do not depend on which augmentations are chosen.
 
     Args:
         x: Raw images (B, C, H, W).
@@ -250,7 +250,7 @@ class Batches:
         partners: Whether each sample comes with another row of the split, another one in each view.
         views: How many views there are: epoch e has view e mod `views`; 0 makes each epoch a view of its own.
         device: Where the batches shall be; None leaves them where the split is.
-        workers: Threads that read what is not on the device; with 0 it is read when a batch is asked for.
+        workers: Threads that read what is not on the device; with 0 it is read on demand.
         prefetch: How many batches they are ahead.
         resident_bytes: Images on disk that fill no more than this are read into memory once; see `resident`.
         rank: Which of several processes this is: it has samples rank, rank + ranks, … of each batch.
@@ -304,7 +304,7 @@ class Batches:
         """The row numbers in the order of an epoch, those that fill no batch last."""
         if epoch not in self._orders:
             key = torch.zeros(1, dtype=torch.int64, device=self.split.x.device)
-            self._orders = dict([*self._orders.items()][-1:])  # two are kept: reading ahead is in the next epoch first
+            self._orders = dict([*self._orders.items()][-1:])  # two epochs: reading ahead is in the next epoch first
             self._orders[epoch] = probes.permutation(self.seed, key, epoch, len(self.split))[0]
         return self._orders[epoch]
 
@@ -323,8 +323,8 @@ class Batches:
 
     def _rows(self, number: int) -> tuple[Int64[Tensor, "batch"], int]:
         """Rows and view of a batch."""
-        epoch, place = divmod(number, len(self.split) // self.size)
-        rows = self.order(epoch)[place * self.size : (place + 1) * self.size]
+        epoch, position = divmod(number, len(self.split) // self.size)
+        rows = self.order(epoch)[position * self.size : (position + 1) * self.size]
         return rows, epoch % self.views if self.views else epoch
 
     def _plan(self, number: int) -> _Plan:

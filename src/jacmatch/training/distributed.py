@@ -42,12 +42,12 @@ _control: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Which of the processes of a job this is.
+    """The processes that train one network together, and which of them this is.
 
     Attributes:
         rank: From 0.
         size: How many there are.
-        group: What they talk by on the host, without a word to the GPUs; None where there is one.
+        group: A gloo group for values on the host; None for a single process.
 
     Example:
         >>> ranks = ProcessGroup.current()
@@ -61,7 +61,7 @@ class ProcessGroup:
 
     @classmethod
     def current(cls) -> "ProcessGroup":
-        """This process, as `torch.distributed` has been told. The first call in a job is one for all processes."""
+        """Return the group of this process, from `torch.distributed`. All processes must make the first call."""
         if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
             return cls()
         world = distributed.group.WORLD
@@ -71,35 +71,35 @@ class ProcessGroup:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this process writes."""
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
+        """Return whether the flag is set in any process."""
         return bool(self._reduced(int(flag), distributed.ReduceOp.MAX)) if self.size > 1 else flag
 
     def broadcast(self, value: Any) -> Any:
-        """What the first process says, a value that JSON has; the value of the others does not matter."""
+        """Return the value of the first process, which must be JSON; the values of the others are ignored."""
         if self.size == 1:
             return value
         text = json.dumps(value).encode() if self.first else b""
         length = torch.tensor(len(text))
         distributed.broadcast(length, 0, group=self.group)
-        told = torch.zeros(int(length), dtype=torch.uint8)
+        content = torch.zeros(int(length), dtype=torch.uint8)
         if self.first:
-            told = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        distributed.broadcast(told, 0, group=self.group)
-        return json.loads(bytes(told.tolist()))
+            content = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        distributed.broadcast(content, 0, group=self.group)
+        return json.loads(bytes(content.tolist()))
 
     def barrier(self) -> None:
-        """Returns once all processes are here."""
+        """Block until all processes have called this."""
         self.any(False)
 
     def same(self, name: str, value: int | str) -> None:
-        """Refuses what is not the same in all processes.
+        """Check that a value is the same in all processes.
 
         Args:
-            name: What it is, for the message.
+            name: Of the value, for the message.
             value: A number, or a text, of which a digest is compared.
 
         Raises:
@@ -109,20 +109,20 @@ class ProcessGroup:
             return
         if isinstance(value, str):
             value = int.from_bytes(hashlib.sha256(value.encode()).digest()[:7], "big")
-        found = [self._reduced(value, kind) for kind in (distributed.ReduceOp.MIN, distributed.ReduceOp.MAX)]
-        if found[0] != found[1]:
+        least, most = (self._reduced(value, kind) for kind in (distributed.ReduceOp.MIN, distributed.ReduceOp.MAX))
+        if least != most:
             rule = f"All {self.size} processes of a job must have the same {name}."
             do = "Give them the same files: --out, data and caches on a file system that all nodes share."
-            raise InputError(rule, got=f"{found[0]} and {found[1]}", do=do)
+            raise InputError(rule, got=f"{least} and {most}", do=do)
 
     def all_reduce(self, table: Tensor) -> Tensor:
-        """The sum over the processes, where the table is."""
+        """Sum a tensor over the processes, on its device."""
         if self.size > 1:
             distributed.all_reduce(table, group=self.group if table.device.type == "cpu" else None)
         return table
 
     def all_gather(self, row: Tensor) -> Tensor:
-        """One row on the host for each process; with one process that row itself."""
+        """Stack the rows of all processes, on the host; with one process return that row."""
         if self.size == 1:
             return row
         rows = [torch.empty_like(row) for _ in range(self.size)]
@@ -130,7 +130,7 @@ class ProcessGroup:
         return torch.stack(rows)
 
     def broadcast_buffers(self, modules: Iterable[nn.Module | None]) -> None:
-        """Gives the buffers of the modules (BatchNorm's running statistics) the values of the first process."""
+        """Copy the buffers (BatchNorm's running statistics) of the first process to all."""
         for module in modules if self.size > 1 else ():
             for buffer in [] if module is None else module.buffers():
                 distributed.broadcast(buffer.detach(), 0)
@@ -175,7 +175,7 @@ class Shared(nn.Module):
         return {"loss": loss, **values}
 
 
-def distribute(objective: nn.Module, ranks: ProcessGroup, place: torch.device) -> DistributedDataParallel:
+def distribute(objective: nn.Module, ranks: ProcessGroup, device: torch.device) -> DistributedDataParallel:
     """The objective as DDP runs it, on its device.
 
     Raises:
@@ -185,7 +185,7 @@ def distribute(objective: nn.Module, ranks: ProcessGroup, place: torch.device) -
     with warnings.catch_warnings():
         return DistributedDataParallel(
             Shared(objective, ranks, measured=True),
-            device_ids=[place] if place.type == "cuda" else None,
+            device_ids=[device] if device.type == "cuda" else None,
             find_unused_parameters=True,  # a Jacobian term gives biases no gradient at all
         )
 
@@ -211,15 +211,15 @@ def without_synchronized_statistics(objective: nn.Module) -> None:
         )
 
 
-def sharded(objective: nn.Module, ranks: ProcessGroup, place: torch.device) -> Shared:
-    """A copy of the objective, cut up: one unit for each child of the student, and one for the rest.
+def sharded(objective: nn.Module, ranks: ProcessGroup, device: torch.device) -> Shared:
+    """Shard a copy of the objective (FSDP2): one unit for each child of the student, and one for the rest.
 
     Raises:
         InputError: There is one process only.
         UnsupportedError: Its derivatives are taken by the reverse engine, or a weight is a share of the gradient norm.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard  # takes as long as half of torch
+    from torch.distributed.fsdp import fully_shard  # slow to import
 
     if ranks.size == 1:
         rule = "`shard` of `Training` must have several processes to share the weights between."
@@ -241,10 +241,10 @@ def sharded(objective: nn.Module, ranks: ProcessGroup, place: torch.device) -> S
         )
     _, teacher = networks_of(objective)
     trained: Any = copy.deepcopy(objective, {id(teacher): teacher})
-    trained = trained.to(place).train()
+    trained = trained.to(device).train()
     if engine == "auto":
         trained.differentiation.engine = "forward"
-    mesh = init_device_mesh(place.type, (ranks.size,))
+    mesh = init_device_mesh(device.type, (ranks.size,))
     for child in trained.student.children():
         if any(parameter.requires_grad for parameter in child.parameters()):
             fully_shard(child, mesh=mesh)
@@ -270,18 +270,18 @@ def check_shardable(settings: Training) -> None:
 
 
 def gather(unit: Shared, objective: nn.Module) -> None:
-    """Puts the weights and the state of what is cut up into the whole objective. Every process has to call this."""
+    """Copy the sharded weights and state into the whole objective. All processes must call this."""
     objective.load_state_dict(whole(unit.objective.state_dict()))
 
 
 def scatter(unit: Shared, objective: nn.Module) -> None:
-    """Cuts up the weights and the state of the whole objective."""
+    """Shard the weights and the state of the whole objective."""
     own = unit.objective.state_dict()
     unit.objective.load_state_dict({name: _like(value, own[name]) for name, value in objective.state_dict().items()})
 
 
 def whole(state: Any) -> Any:
-    """The same state with all its tensors put together. Every process has to call this."""
+    """Return the state with full tensors. All processes must call this."""
     from torch.distributed.tensor import DTensor
 
     if isinstance(state, DTensor):
@@ -292,7 +292,7 @@ def whole(state: Any) -> Any:
 
 
 def cut(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of an optimizer that `whole` made, cut up as the parameters of this one are."""
+    """Shard an optimizer state from `whole` like the parameters of this optimizer."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     parts = {
         number: {name: _like(value, parameters[number]) for name, value in values.items()}
@@ -302,7 +302,7 @@ def cut(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str,
 
 
 def _like(value: Any, own: Any) -> Any:
-    """The value, cut up if it is a tensor of the shape of one that is."""
+    """Shard a tensor like a sharded one of its shape; return other values unchanged."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(own, DTensor) and isinstance(value, Tensor) and value.shape == own.shape:
@@ -311,27 +311,27 @@ def _like(value: Any, own: Any) -> Any:
 
 
 STORE = "JACMATCH_STORE"
-"""Names the file of the store of a job that the command line has started; torchrun says it in its own way."""
+"""Environment variable with the store file of a job that the command line has started; torchrun has its own."""
 ERROR = "jacmatch-error"
-"""Key of the store under which the first error of the job stands."""
+"""Key of the first error of the job in the store."""
 _PATIENCE = timedelta(minutes=10)  # of a step with the other processes: one of them may still compile
 _BETWEEN, _FORCE = 1.0, 30.0  # seconds between two looks at the launcher, and until an end without saving
-_TOLD_WITHIN = 5.0  # seconds in which the error of another process is in the store, if it is to come
+_ERROR_WITHIN = 5.0  # seconds in which the error of another process is in the store, if it is to come
 _OF_CONNECTIONS = re.compile(r"gloo|nccl|connection|broken pipe|tim(ed|e) ?out|store", re.IGNORECASE)
 _GONE = (
-    "a process of this job has ended, or cannot be reached any more ({reason}). Look at what it said last; the system "
-    "may have ended it for want of memory."
+    "a process of this job has ended, or cannot be reached any more ({reason}). See its last message; the "
+    "system may have killed it for lack of memory."
 )
 
 
 def is_of_connections(error: BaseException) -> bool:
-    """Return whether an error may be that another process of the job has gone."""
+    """Return whether an error may come from another process of the job that has ended."""
     several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
     return several and isinstance(error, RuntimeError) and bool(_OF_CONNECTIONS.search(str(error)))
 
 
 def expected() -> int:
-    """How many processes the environment says there are, 1 without torchrun.
+    """Return the number of processes in the environment, 1 without torchrun.
 
     Raises:
         InputError: RANK and WORLD_SIZE are no numbers that go together.
@@ -345,9 +345,9 @@ def expected() -> int:
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[ProcessGroup]:
-    """Within the block this process is one of those that torchrun or the command line has started.
+    """Within the block, this process is a member of the group that torchrun or the command line started.
 
-    On GPUs they talk by NCCL, process n of a machine with GPU n; on the CPU by gloo.
+    GPUs communicate with NCCL, process n of a machine on GPU n; CPUs with gloo.
 
     Args:
         device: `cpu`, `cuda` or `auto`.
@@ -376,7 +376,7 @@ def joined(device: str) -> Iterator[ProcessGroup]:
 
 
 def _end_with_launcher() -> None:
-    """Once the command that began this process has gone without a word, it saves and ends as with SIGTERM."""
+    """End this process as SIGTERM does, with a checkpoint, once the launcher has gone."""
     launcher = os.getppid()
 
     def watch() -> None:
@@ -390,7 +390,7 @@ def _end_with_launcher() -> None:
 
 
 def _own_gpu(device: str) -> bool:
-    """Takes the GPU of this process, if the job is to run on GPUs."""
+    """Select the GPU of this process; return whether the job runs on GPUs."""
     if find_device(device).type == "cpu":
         return False
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
@@ -404,7 +404,7 @@ def _own_gpu(device: str) -> bool:
 
 
 def _store(rank: int, size: int) -> distributed.Store:
-    """The store of the job: of the command line, of torchrun's agent, or of the first process."""
+    """Open the store of the job: that of the command line, of torchrun's agent, or of the first process."""
     try:
         if STORE in os.environ:
             return distributed.FileStore(os.environ[STORE], -1)  # type: ignore[attr-defined]
@@ -418,7 +418,7 @@ def _store(rank: int, size: int) -> distributed.Store:
 
 
 def _first(store: distributed.Store, rank: int, error: BaseException) -> BaseException:
-    """What this process ends with, given its own error: that error if it is the first of the job."""
+    """Return the exception to end with, given the error of this process: that error if it is the first of the job."""
     if isinstance(error, ElsewhereError):
         return error
     meant = isinstance(error, InputError | UnsupportedError)
@@ -426,17 +426,17 @@ def _first(store: distributed.Store, rank: int, error: BaseException) -> BaseExc
     lost = isinstance(error, RuntimeError) and not meant and bool(_OF_CONNECTIONS.search(str(error)))
     own = json.dumps({"rank": rank, "code": code})
     try:
-        until = time.monotonic() + _TOLD_WITHIN
+        until = time.monotonic() + _ERROR_WITHIN
         while lost and time.monotonic() < until and not store.check([ERROR]):
             time.sleep(0.05)
-        found = store.compare_set(ERROR, "", own).decode()
-    except RuntimeError:  # the store has gone with the process that held it
-        found = own
-    told = json.loads(found)
-    if (told["code"] == 130 and rank == 0) or (found == own and code == 130):
+        first = store.compare_set(ERROR, "", own).decode()
+    except RuntimeError:  # the process that had the store has ended
+        first = own
+    first_code = json.loads(first)["code"]
+    if (first_code == 130 and rank == 0) or (first == own and code == 130):
         return KeyboardInterrupt() if rank == 0 else ElsewhereError(130)
-    if found != own:
-        return ElsewhereError(told["code"])
+    if first != own:
+        return ElsewhereError(first_code)
     if lost:
         reason = " ".join(str(error).split())[:200]
         return ElsewhereError(code, _GONE.format(reason=reason))

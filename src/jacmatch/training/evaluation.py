@@ -1,4 +1,4 @@
-"""How good a network is, how well it knows that, and how far it agrees with its teacher in value and in Jacobian."""
+"""Accuracy and calibration of a network, and its agreement with a teacher in value and in Jacobian."""
 
 import math
 
@@ -19,7 +19,7 @@ _NUMBERS = 2**24  # in the Jacobians of one batch: 64 MiB
 
 
 def find_device(name: str | torch.device) -> torch.device:
-    """The device of that name, with its number if it is a GPU.
+    """Return the device of that name, with its index if it is a GPU.
 
     Args:
         name: `cpu`, `cuda`, `cuda:N`, or `auto`, which is the GPU if there is one.
@@ -49,8 +49,8 @@ def find_device(name: str | torch.device) -> torch.device:
 def evaluate(module: nn.Module, split: Split, *, batch_size: int = 500, device: str | torch.device) -> dict[str, float]:
     """{"accuracy": share of samples whose largest output is their class}, or {"rmse": …} in a regression.
 
-    rmse = √(Σₙₖ (ŷₙₖ − yₙₖ)² / NK). The network runs in evaluation mode; then each of its parts is put back into the
-    mode that it was in.
+    rmse = √(Σₙₖ (ŷₙₖ − yₙₖ)² / NK). The network runs in evaluation mode; afterwards each of its modules is back in its
+    own mode.
 
     Args:
         module: The network; it is moved to `device` and left there.
@@ -68,10 +68,10 @@ def evaluate(module: nn.Module, split: Split, *, batch_size: int = 500, device: 
     """
     if not len(split):
         raise InputError("`split` of `evaluate` must have samples.", got="an empty split")
-    place = find_device(device)
+    device = find_device(device)
     parts = []  # summed on the device: one wait at the end
-    with in_mode(module.to(place), training=False), torch.no_grad():
-        for x, y in in_order(split, batch_size, place):
+    with in_mode(module.to(device), training=False), torch.no_grad():
+        for x, y in in_order(split, batch_size, device):
             outputs = output_tensor(call(module, x))
             if y.is_floating_point():
                 _check_outputs(outputs, tuple(y.shape), "the targets")
@@ -116,11 +116,11 @@ def calibration(
     if not len(split) or split.y.is_floating_point():
         got = "the targets of a regression" if len(split) else "an empty split"
         raise InputError("`split` of `calibration` must have samples with classes.", got=got)
-    place = find_device(device)
-    gaps = torch.zeros(bins, dtype=torch.float64, device=place)
-    finite = torch.ones((), dtype=torch.bool, device=place)
-    with in_mode(module.to(place), training=False), torch.no_grad():
-        for x, y in in_order(split, batch_size, place):
+    device = find_device(device)
+    gaps = torch.zeros(bins, dtype=torch.float64, device=device)
+    finite = torch.ones((), dtype=torch.bool, device=device)
+    with in_mode(module.to(device), training=False), torch.no_grad():
+        for x, y in in_order(split, batch_size, device):
             sure, top = output_tensor(call(module, x)).double().softmax(1).max(1)
             finite &= sure.isfinite().all()
             right = (top == y).double()
@@ -167,17 +167,17 @@ def agreement(
     if samples < 1 or not len(split):
         got = f"samples={samples}, {len(split)} rows"
         raise InputError("`agreement` needs at least one sample.", got=got)
-    place = next((p.device for p in student.parameters()), split.x.device)
+    device = next((p.device for p in student.parameters()), split.x.device)
     with in_mode(student, training=False):
-        top1 = None if split.y.is_floating_point() else _top1(student, teacher, split, batch_size, place)
+        top1 = None if split.y.is_floating_point() else _top1(student, teacher, split, batch_size, device)
         first = probes.permutation(0, torch.zeros(1, dtype=torch.int64), 0, len(split))[0][:samples]
-        cosine, error = _slopes(student, teacher, split, first, place)
+        cosine, error = _jacobian_agreement(student, teacher, split, first, device)
     return {"top1": top1, "jacobian_cosine": cosine, "jacobian_relative_error": error}
 
 
-def _top1(student: nn.Module, teacher: Teacher, split: Split, batch_size: int, place: torch.device) -> float:
+def _top1(student: nn.Module, teacher: Teacher, split: Split, batch_size: int, device: torch.device) -> float:
     same = []
-    for x, _ in in_order(split, batch_size, place):
+    for x, _ in in_order(split, batch_size, device):
         with torch.no_grad():
             outputs = output_tensor(call(student, x))
         wanted = teacher.answer(x, Question()).outputs
@@ -186,21 +186,21 @@ def _top1(student: nn.Module, teacher: Teacher, split: Split, batch_size: int, p
     return torch.stack(same).sum().item() / len(split)
 
 
-def _slopes(
-    student: nn.Module, teacher: Teacher, split: Split, chosen: Int64[Tensor, "chosen"], place: torch.device
+def _jacobian_agreement(
+    student: nn.Module, teacher: Teacher, split: Split, chosen: Int64[Tensor, "chosen"], device: torch.device
 ) -> tuple[float, float | None]:
     """Mean cosine and relative error, summed in float64: one batch may hold most of the norm."""
     regression = split.y.is_floating_point()
-    outputs = len(teacher.answer(split.inputs(chosen[:1]).to(place), Question()).outputs[0])
+    outputs = len(teacher.answer(split.inputs(chosen[:1]).to(device), Question()).outputs[0])
     size = max(1, _NUMBERS // (outputs * math.prod(split.x.shape[1:])))
     cosines, differences, norms = [], [], []
     for rows in torch.split(chosen, size):
-        x = split.inputs(rows).to(place)
-        wanted, top, directions = _teacher_slopes(teacher, x, rows.to(place), outputs)
+        x = split.inputs(rows).to(device)
+        wanted, top, directions = _teacher_jacobian(teacher, x, rows.to(device), outputs)
         with torch.no_grad():
-            y, slopes = jacobian(student, x)
+            y, rows = jacobian(student, x)
         _check_outputs(y, (len(rows), outputs), "the teacher's")
-        got = slopes.flatten(2).double()
+        got = rows.flatten(2).double()
         if directions is not None:
             got = torch.einsum("nki,pni->nkp", got, directions)
         differences.append((got - wanted).square().sum())
@@ -211,7 +211,7 @@ def _slopes(
     return torch.cat(cosines).mean().item(), math.sqrt(difference / norm) if norm > 0 else None
 
 
-def _teacher_slopes(
+def _teacher_jacobian(
     teacher: Teacher, x: Float[Tensor, "batch *input"], ids: Int64[Tensor, "batch"], outputs: int
 ) -> tuple[Float[Tensor, "batch row column"], Int64[Tensor, "batch"], Float[Tensor, "probe batch element"] | None]:
     """J_T (B, K, D), or its products with directions (B, K, P); the teacher's top class; the directions if any."""

@@ -61,7 +61,7 @@ def identity(objective: nn.Module, train: Split, seed: int) -> dict[str, Any]:
         (0, 20, 'none', '4.0')
     """
     _, teacher = networks_of(objective)
-    found: dict[str, Any] = {
+    parts: dict[str, Any] = {
         "seed": seed,
         "samples": len(train),
         "teacher": "none" if teacher is None else named(teacher),
@@ -69,8 +69,8 @@ def identity(objective: nn.Module, train: Split, seed: int) -> dict[str, Any]:
         **_of_objective(objective),
     }
     if teacher is not None:
-        found["teacher outputs"] = outputs_of(teacher, train.inputs(torch.arange(min(SAMPLES, len(train)))))
-    return found
+        parts["teacher outputs"] = outputs_of(teacher, train.inputs(torch.arange(min(SAMPLES, len(train)))))
+    return parts
 
 
 def student_identity(student: nn.Module, x: Tensor, *, probed: bool = True) -> dict[str, Fingerprint]:
@@ -111,7 +111,7 @@ def _parts_of(teacher: Any) -> tuple[str, Any]:
 def outputs_of(given: Teacher | nn.Module, x: Tensor) -> Fingerprint:
     """The outputs of a teacher, or of a network in evaluation mode, at x as a probe; nothing is changed by the call.
 
-    Where it says another thing at the second time, or fails, there is no probe: whoever asks it next will notice.
+    If the second call gives other outputs, or a call fails, there is no probe; the training itself will report it.
     """
     if isinstance(given, RememberedTeacher):
         return outputs_of(given.teacher, x)
@@ -120,7 +120,7 @@ def outputs_of(given: Teacher | nn.Module, x: Tensor) -> Fingerprint:
     module = given if isinstance(given, nn.Module) else None
     with undisturbed(module, x.device):
         try:
-            first, second = (_asked(given, x).double().flatten().cpu() for _ in range(2))
+            first, second = (_outputs(given, x).double().flatten().cpu() for _ in range(2))
         except Exception:  # the user's code may raise anything; the training itself will, and says what
             return "not probed"
     same = first.shape == second.shape and torch.allclose(first, second, 1e-2, 1e-5, equal_nan=True)
@@ -135,7 +135,7 @@ def _tolerance(given: Any, x: Tensor) -> float:
     return COARSE if short or x.device.type == "cuda" else SINGLE
 
 
-def _asked(given: Any, x: Tensor) -> Tensor:
+def _outputs(given: Any, x: Tensor) -> Tensor:
     if isinstance(given, nn.Module):
         return outputs_and_features(given, x.clone())[0]
     outputs: Tensor = given.answer(x.clone(), Question(ids=torch.arange(len(x), device=x.device))).outputs
@@ -173,11 +173,11 @@ def _of_objective(objective: nn.Module) -> dict[str, str]:
     """
     networks = [network for network in networks_of(objective) if isinstance(network, nn.Module)]
     inner = {id(each) for network in networks for each in network.modules()}
-    found = {}
+    parts = {}
     for path, module in objective.named_modules(prefix="objective"):
         if id(module) in inner:
             continue
-        found[path] = f"{type(module).__qualname__} {_digest_of_text(source_of(type(module)))}".strip()
+        parts[path] = f"{type(module).__qualname__} {_digest_of_text(source_of(type(module)))}".strip()
         loose = module._non_persistent_buffers_set
         settings = {name: value for name, value in module._buffers.items() if name in loose}
         settings |= {name: value for name, value in vars(module).items() if not name.startswith("_")}
@@ -187,21 +187,21 @@ def _of_objective(objective: nn.Module) -> dict[str, str]:
             settings |= {name: vars(how)[name] for name in names}
         for name, value in settings.items():
             if name not in _MEMORY | _extra_state(module):
-                found[f"{path}.{name}"] = _described(value)
-    return found
+                parts[f"{path}.{name}"] = _described(value)
+    return parts
 
 
-def as_before(found: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+def as_before(parts: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return an identity as version 0.1 wrote it, under the names that a checkpoint of that version has.
 
     Args:
-        found: What `identity` returned.
+        parts: What `identity` returned.
         saved: The identity in the checkpoint.
     """
-    weights = found["objective.loss_weights"].replace("LossWeights(", "Balance(").replace("GradientShare(", "Share(")
-    old = {**found, "objective.balance": weights}
+    weights = parts["objective.loss_weights"].replace("LossWeights(", "Balance(").replace("GradientShare(", "Share(")
+    old = {**parts, "objective.balance": weights}
     if "objective.slopes" in saved:
-        settings = [f"{name}={found[f'objective.{name}']}" for name in _DERIVATIVES]
+        settings = [f"{name}={parts[f'objective.{name}']}" for name in _DERIVATIVES]
         old["objective.slopes"] = f"Slopes({', '.join(settings)})"
     new = {f"objective.{name}" for name in (*_DERIVATIVES, "fraction", "class_dim", "loss_weights")}
     return {name: value for name, value in old.items() if name not in new or name in saved}

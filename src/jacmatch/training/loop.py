@@ -27,7 +27,7 @@ from jacmatch.training.data import Batches, resident
 from jacmatch.training.distributed import ProcessGroup, unsynced
 from jacmatch.training.evaluation import find_device
 from jacmatch.training.identity import SAMPLES, identity
-from jacmatch.training.state import State, begin, channels_last, dealt, scale_derivatives
+from jacmatch.training.state import State, begin, channels_last, make_batches, scale_derivatives
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _USUAL = {signal.SIGINT: (signal.default_int_handler,), signal.SIGTERM: (signal.default_int_handler, signal.SIG_DFL)}
@@ -66,7 +66,7 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
 
 
 def compile_steps(objective: nn.Module, settings: Training) -> CompiledSteps | None:
-    """What compiles the steps of this objective, None where the settings do not ask for it.
+    """Return what compiles the steps of this objective, None unless the settings require it.
 
     An objective that cannot be compiled says so in a warning, and in the report. In a compiled training the student's
     convolutions are laid out channels-last on a GPU, where they are faster so.
@@ -102,7 +102,7 @@ class Fitted:
         samples_per_second: Throughput of the training alone, without validation and checkpoints.
         peak_memory_bytes: Most GPU memory allocated during the call, or on the CPU the peak of the whole process.
         finished: Whether all `steps` of the settings were made; otherwise the run can go on.
-        compiled: What `CompiledSteps.report` says, where the settings ask to compile; of this call alone.
+        compiled: What `CompiledSteps.report` returns if steps are compiled; of this call alone.
     """
 
     steps: int
@@ -124,7 +124,7 @@ def fit(
     validation: Split | None = None,
     on_step: OnStep | None = None,
 ) -> Fitted:
-    """How far, how long and how fast `objective.student` was trained, from the run's checkpoint on if there is one.
+    """Train `objective.student`, from the run's checkpoint on if there is one; return steps, time and throughput.
 
     The student ends with its trained weights, or with their running average if `settings.ema` is set. On the CPU these
     depend bit for bit on the arguments only, however often the run was interrupted. torch's random state is seeded for
@@ -134,16 +134,16 @@ def fit(
         objective: Has a `student`, is called as `objective(x, y, ids=, draw=, partners=, partner_labels=, progress=)`
             and returns `objectives.Terms`. Those of its parameters that require gradients are trained.
         train: The training split.
-        settings: All else that decides the result.
+        settings: All other settings that decide the result.
         seed: Of the batches, the augmentation and torch's own random numbers (dropout).
         device: Where to train; see `find_device`.
-        run: Where metrics and checkpoints go; None keeps none.
-        validation: Split to look at every `validate_every` steps; it decides nothing.
+        run: Where metrics and checkpoints are written; None writes none.
+        validation: Split that is evaluated every `validate_every` steps; it decides nothing.
         on_step: Called after each step with the number of steps made and the last metrics that were logged. A
             KeyboardInterrupt that it raises counts as Ctrl-C.
 
     Raises:
-        InputError: The device or precision is not to be had, the checkpoint is another run's, the disk refuses, or the
+        InputError: The device or precision is not available, the checkpoint is another run's, writing fails, or the
             loss or a weight is no longer finite; the last good checkpoint is kept.
         UnsupportedError: The pre-flight check found a fault.
         KeyboardInterrupt: On Ctrl-C or SIGTERM, once the step is done and a checkpoint is saved; at once on the second.
@@ -154,34 +154,34 @@ def fit(
         >>> fit(Distillation(nn.Linear(3, 2)), split, Training(steps=5, batch_size=10), seed=0).steps
         5
     """
-    place = find_device(device)
-    if place.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(place)
-    with torch.random.fork_rng([place] if place.type == "cuda" else []), deferred_interrupt() as interrupted:
+    device = find_device(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), deferred_interrupt() as interrupted:
         ranks = ProcessGroup.current()
         torch.manual_seed((seed + _RANKS_APART * ranks.rank) % 2**63)
-        batches = dealt(objective, train, settings, seed, place, ranks)
+        batches = make_batches(objective, train, settings, seed, device, ranks)
         run = run if run is None or ranks.first else replace(run, follows=True)
         known = {} if run is None else identity(objective, train, seed)
         shown = train.inputs(torch.arange(min(SAMPLES, len(train))))
-        state = begin(objective, settings, place, known, shown, ranks)
+        state = begin(objective, settings, device, known, shown, ranks)
         compiled = compile_steps(objective, settings)
         if run is not None:
             resume(state, run)
-        held_out = None if validation is None else resident(validation, place, settings.resident_mib * 2**20)
-        with closing(batches), not_finite.named(state, batches, run):
+        held_out = None if validation is None else resident(validation, device, settings.resident_mib * 2**20)
+        with closing(batches), not_finite.reported(state, batches, run):
             checks.check_before_training(state, batches, run)
             _loop(state, batches, held_out, run, on_step, interrupted)
         state.gather()
         check_finite(objective, checkpoints.remedy(state))
-        state.settle()
+        state.finish()
     seconds = state.elapsed()
     samples = state.step * settings.accumulate * batches.size
     return Fitted(
         steps=state.step,
         seconds=seconds,
         samples_per_second=samples / max(seconds - state.aside, 1e-9),
-        peak_memory_bytes=peak_memory(place),
+        peak_memory_bytes=peak_memory(device),
         finished=state.step == settings.steps,
         compiled=None if compiled is None else compiled.report(),
     )
@@ -237,26 +237,26 @@ def _train_step(state: State, batches: Batches) -> dict[str, Tensor]:
         with unsynced(state.shared, last=part == settings.accumulate - 1):
             # Not through Fabric's wrapper, which looks at every tensor that comes out: 0.2 ms a step.
             with state.fabric.autocast():
-                values, state.shares = state.compared(batch, batches.size)
+                values, state.shares = state.losses(batch, batches.size)
             loss = values["loss"]
             state.fabric.backward(loss if settings.accumulate == 1 else loss / settings.accumulate)
         for name, value in values.items():
             share = value.detach() if settings.accumulate == 1 else value.detach() / settings.accumulate
             sums[name] = sums[name] + share if name in sums else share
     checks.check_after_backward(state)
-    sums |= not_finite.watched(state, sums)
+    sums |= not_finite.monitored(state, sums)
     if settings.clip is not None:
         state.fabric.clip_gradients(state.model, state.optimizer, max_norm=settings.clip, error_if_nonfinite=False)
     state.optimizer.step()
     state.optimizer.zero_grad()
     if state.average is not None and settings.ema is not None:
-        _follow(state.average, state.student, ema_decay(state.step, settings.ema))
+        _update_average(state.average, state.student, ema_decay(state.step, settings.ema))
     not_finite.undo(state, before, sums)
     return sums
 
 
 @torch.no_grad()
-def _follow(average: nn.Module, student: nn.Module, decay: float) -> None:
+def _update_average(average: nn.Module, student: nn.Module, decay: float) -> None:
     """Moves the average towards the student; buffers (BatchNorm's statistics are averages already) are copied."""
     for mean, parameter in zip(average.parameters(), student.parameters(), strict=True):
         mean.lerp_(parameter, 1 - decay)
@@ -264,10 +264,10 @@ def _follow(average: nn.Module, student: nn.Module, decay: float) -> None:
         copied.copy_(buffer)
 
 
-def peak_memory(place: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     """Return the most GPU memory allocated, or on the CPU the peak of the whole process, in bytes."""
-    if place.type == "cuda":
-        return torch.cuda.max_memory_allocated(place)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

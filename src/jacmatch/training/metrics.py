@@ -69,7 +69,7 @@ class Metrics:
     """The terms of the steps since the last row, and the rows that are on their way.
 
     Args:
-        place: The device.
+        device: The device.
         ranks: The processes whose means are averaged.
 
     Attributes:
@@ -84,8 +84,8 @@ class Metrics:
         [(2, {'loss': 1.5, 'lr': 0.1})]
     """
 
-    def __init__(self, place: torch.device, ranks: ProcessGroup = ProcessGroup()) -> None:  # noqa: B008 - frozen
-        self._place, self._ranks = place, ranks
+    def __init__(self, device: torch.device, ranks: ProcessGroup = ProcessGroup()) -> None:  # noqa: B008 - frozen
+        self._device, self._ranks = device, ranks
         self._steps: list[dict[str, Tensor]] = []
         self._under_way: deque[_UnderWay] = deque()
         self.skipped: list[Bad] = []
@@ -109,13 +109,13 @@ class Metrics:
         table, arrival = torch.stack(numbers).view(len(self._steps), len(names)), None
         if self._ranks.size > 1:
             table = self._ranks.all_reduce(table) / self._ranks.size
-        if self._place.type == "cuda":
+        if self._device.type == "cuda":
             table, arrival = _sent(table)
         self._under_way.append(_UnderWay(step, names, table, arrival, known))
         self._steps.clear()
 
     def arrived(self, do: str, *, wait: bool = False) -> list[tuple[int, dict[str, float]]]:
-        """The rows that have come over since this was last asked, each with its step.
+        """Return the rows that have arrived since the last call, each with its step.
 
         Args:
             do: What to do where a term is not finite, for the message.

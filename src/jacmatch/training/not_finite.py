@@ -1,9 +1,9 @@
-"""Numbers gone bad: which term in which step, by which samples; and steps that are made undone because of them.
+"""Losses and gradients that are not finite: which term, step and samples; and how such steps are skipped.
 
-That a term or the gradient is not finite is seen on the device and told with the rows of metrics, so no step waits for
-it. Only then the batch of that step, which is a function of its number, is looked at again, sample by sample: the data,
-the teacher's answer, the terms, the gradient; in evaluation mode, and with the weights that there are: those of now if
-they are finite (of a run that skips such steps they always are), else those of the last checkpoint.
+A term or gradient that is not finite is detected on the device and reported with the rows of metrics, so no step waits
+for it. Only then the batch of that step, which is a function of its number, is checked again, sample by sample: the
+data, the teacher's answer, the terms, the gradient. This is done in evaluation mode with the current weights if they
+are finite (where such steps are skipped they always are), else with those of the last checkpoint.
 """
 
 import warnings
@@ -27,34 +27,34 @@ from jacmatch.training.state import State
 
 _SHOWN = 10  # samples that a message names
 _TEACHER, _DATA = "the teacher's answer", "the data"
-_WAYS = {
+_REMEDIES = {
     _DATA: "Clean the data, or leave these samples out.",
     _TEACHER: "Look at the teacher there, or leave these samples out.",
 }
 
 
 @dataclass(frozen=True)
-class Before:
-    """What a step changes, as it was before."""
+class Snapshot:
+    """The state that a step changes, before it."""
 
     tensors: list[tuple[Tensor, Tensor]]
     known: set[int]
 
 
 @torch.no_grad()
-def before(state: State) -> Before | None:
-    """A copy of all that a step changes where bad steps are skipped, else None."""
+def before(state: State) -> Snapshot | None:
+    """Copy the state that a step changes if steps that are not finite are skipped, else return None."""
     if state.settings.on_not_finite != "skip":
         return None
     changed = _changed(state)
-    return Before([(tensor, tensor.clone()) for tensor in changed], {id(tensor) for tensor in changed})
+    return Snapshot([(tensor, tensor.clone()) for tensor in changed], {id(tensor) for tensor in changed})
 
 
-def watched(state: State, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What is told about a step besides its terms, between backward and the step of the optimizer.
+def monitored(state: State, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what is logged of a step besides its terms, between backward and the step of the optimizer.
 
-    The norm of the gradient; and, where bad steps are skipped, whether this is one. In fp16 a gradient that the loss
-    scale makes infinite is nothing bad: the scale is lowered, and that step of the optimizer left out.
+    These are the gradient norm and, if steps are skipped, whether this one is. In fp16 a gradient may overflow because
+    of the loss scale: the scaler skips that step and lowers the scale.
     """
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     norm: Any = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -62,18 +62,18 @@ def watched(state: State, terms: dict[str, Tensor]) -> dict[str, Tensor]:
     scale = state.scale()
     if scale is not None:
         norm = torch.where(scale > 1, torch.zeros_like(norm), norm)
-    found = {GRADIENT: norm.detach()}
+    samples = {GRADIENT: norm.detach()}
     if state.settings.on_not_finite == "skip":
         bad = ~(torch.stack([value.detach().float() for value in terms.values()]).isfinite().all() & norm.isfinite())
         bad = bad.float()
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(bad, distributed.ReduceOp.MAX)
-        found[SKIPPED] = bad
-    return found
+        samples[SKIPPED] = bad
+    return samples
 
 
 @torch.no_grad()
-def undo(state: State, saved: Before | None, terms: dict[str, Tensor]) -> None:
+def undo(state: State, saved: Snapshot | None, terms: dict[str, Tensor]) -> None:
     """Puts back what was before the step, if it was a bad one; the device decides, and nothing waits for it."""
     if saved is None:
         return
@@ -94,8 +94,8 @@ def _changed(state: State) -> list[Tensor]:
 
 
 @contextmanager
-def named(state: State, batches: Batches, run: Run | None) -> Iterator[None]:
-    """In the block, an error about a number that is not finite gets the samples that it comes from.
+def reported(state: State, batches: Batches, run: Run | None) -> Iterator[None]:
+    """Within the block, add to an error about a value that is not finite the samples that cause it.
 
     Raises:
         InputError: A term or the gradient is not finite, or more steps than `skip_at_most` were skipped.
@@ -104,15 +104,15 @@ def named(state: State, batches: Batches, run: Run | None) -> Iterator[None]:
         yield
         account(state, batches, run)
     except NotFinite as error:
-        said = told(state, batches, run, error.bad)
-        raise InputError(error.rule, got=error.got, do=f"{said} {error.do}") from None
+        message = blame(state, batches, run, error.bad)
+        raise InputError(error.rule, got=error.got, do=f"{message} {error.do}") from None
 
 
 def account(state: State, batches: Batches, run: Run | None) -> None:
-    """Says which steps were skipped since this was last asked, and why.
+    """Warn of the steps skipped since the last call, with the cause.
 
     Raises:
-        NotFinite: They are too many.
+        NotFinite: More steps than `skip_at_most` were skipped.
     """
     skipped, most = state.metrics.skipped, state.settings.skip_at_most
     while skipped:
@@ -121,38 +121,38 @@ def account(state: State, batches: Batches, run: Run | None) -> None:
         if state.skipped > most:
             do = f"More than `skip_at_most`, {most}, steps were skipped."
             raise NotFinite(
-                bad, f"{do} {'' if state.kept is None else f'The checkpoint of step {state.kept} is kept.'}"
+                bad, f"{do} {'' if state.saved_step is None else f'The checkpoint of step {state.saved_step} is kept.'}"
             )
-        said = told(state, batches, run, bad)
-        warnings.warn(f"Step {bad.step} is skipped: {bad.what} is {bad.value}. {said}", stacklevel=2)
+        message = blame(state, batches, run, bad)
+        warnings.warn(f"Step {bad.step} is skipped: {bad.what} is {bad.value}. {message}", stacklevel=2)
 
 
-def told(state: State, batches: Batches, run: Run | None, bad: Bad) -> str:
-    """Which samples of the step are not finite, and in what; kept in `not_finite.json` of the run as well."""
+def blame(state: State, batches: Batches, run: Run | None, bad: Bad) -> str:
+    """Describe which samples of the step are not finite and where; append it to `not_finite.json` of the run."""
     try:
-        found, where = _found(state, batches, run, bad.step - 1)
+        samples, weights = _samples_of(state, batches, run, bad.step - 1)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:  # the first error is what counts
-        return f"Its samples could not be looked at again: {str(error).strip().splitlines()[0][:200]}."
+        return f"Its samples could not be checked again: {str(error).strip().splitlines()[0][:200]}."
     if run is not None:
-        row = {"step": bad.step, "what": bad.what, "value": str(bad.value), "samples": found, "weights": where}
+        row = {"step": bad.step, "what": bad.what, "value": str(bad.value), "samples": samples, "weights": weights}
         state.bad.append(row)
         run.write_json("not_finite.json", state.bad)
     parts = []
-    for what, ids in found.items():
+    for what, ids in samples.items():
         listed = ", ".join(map(str, ids[:_SHOWN])) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
-        parts.append(f"Not finite: {what} of sample{'s' * (len(ids) > 1)} {listed}. {_WAYS.get(what, '')}".strip())
-    if where is None and not parts:
-        return "No weights are left that are finite, to ask about its samples."
-    return " ".join(parts) or f"With {where} each of its samples is finite by itself."
+        parts.append(f"Not finite: {what} of sample{'s' * (len(ids) > 1)} {listed}. {_REMEDIES.get(what, '')}".strip())
+    if weights is None and not parts:
+        return "There are no finite weights with which its samples could be checked."
+    return " ".join(parts) or f"With {weights} each of its samples is finite by itself."
 
 
-def _found(state: State, batches: Batches, run: Run | None, step: int) -> tuple[dict[str, list[int]], str | None]:
-    """The ids by what of them is not finite first, and whose weights were asked."""
+def _samples_of(state: State, batches: Batches, run: Run | None, step: int) -> tuple[dict[str, list[int]], str | None]:
+    """Ids of the samples by what of them is not finite first, and which weights were used."""
     count, objective = state.settings.accumulate, state.objective
-    where = _sound_weights(state, run)
+    weights = _sound_weights(state, run)
     modes = [(module, module.training) for module in objective.modules()]
-    found: dict[str, list[int]] = {}
-    devices = [state.place] if state.place.type == "cuda" else []
+    samples: dict[str, list[int]] = {}
+    devices = [state.device] if state.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         objective.eval()
         try:
@@ -160,21 +160,21 @@ def _found(state: State, batches: Batches, run: Run | None, step: int) -> tuple[
                 batch = batches.whole(number)
                 for row, sample in enumerate(batch.ids.tolist()):
                     what = _wrong(
-                        state, rows_of(batch, torch.tensor([row])), step / state.settings.steps, where is not None
+                        state, rows_of(batch, torch.tensor([row])), step / state.settings.steps, weights is not None
                     )
                     if what is not None:
-                        found.setdefault(what, []).append(sample)
+                        samples.setdefault(what, []).append(sample)
         finally:
             for module, mode in modes:
                 module.training = mode
-    return found, where
+    return samples, weights
 
 
 def _sound_weights(state: State, run: Run | None) -> str | None:
-    """Sees to it that the objective has finite weights if there are any, and says which."""
+    """Give the objective finite weights if there are any; return which."""
     if _finite(*state.objective.state_dict().values()):
-        return "the weights of now"
-    if run is None or state.kept is None:
+        return "the current weights"
+    if run is None or state.saved_step is None:
         return None
     saved = checkpoints.load(run.path / CHECKPOINT)
     state.objective.load_state_dict(saved["objective"])
@@ -182,7 +182,7 @@ def _sound_weights(state: State, run: Run | None) -> str | None:
 
 
 def _wrong(state: State, batch: Batch, progress: float, weighted: bool) -> str | None:
-    """What of one sample is not finite first; the student is asked only if its weights are."""
+    """Return what of one sample is not finite first; the student runs only if its weights are finite."""
     objective: Any = state.objective
     if not _finite(batch.x, batch.y, batch.partners, batch.partner_labels):
         return _DATA

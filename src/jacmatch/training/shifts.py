@@ -243,12 +243,12 @@ def evaluate_under_shifts(
     """
     if draws < 1:
         raise InputError("`draws` of `evaluate_under_shifts` must be at least 1.", got=draws)
-    found: dict[tuple[str, float | int], list[float]] = {}
+    results: dict[tuple[str, float | int], list[float]] = {}
     for name, severity in shifts:
         seeds = range(seed, seed + draws) if name in RANDOM else (seed,)
         moved = (shifted(split, name, severity, seed=number, scale=scale) for number in seeds)
-        found[name, severity] = [next(iter(evaluate(module, each, device=device).values())) for each in moved]
-    return found
+        results[name, severity] = [next(iter(evaluate(module, each, device=device).values())) for each in moved]
+    return results
 
 
 def _within(name: str, severity: float | int, holds: bool, rule: str) -> None:

@@ -50,7 +50,7 @@ def scale_derivatives(objective: nn.Module, scale: Tensor | None) -> None:
         objective.scale_derivatives(scale.clamp(max=_LARGEST))
 
 
-def precision(settings: Training, place: torch.device) -> Any:
+def precision(settings: Training, device: torch.device) -> Any:
     """Fabric's plugin for the precision that the settings name.
 
     The loop runs the objective within its autocast and gives it the batch as it is: raw inputs and regression targets
@@ -64,11 +64,11 @@ def precision(settings: Training, place: torch.device) -> Any:
     if settings.precision == "32":
         return Precision()
     if settings.precision == "bf16":
-        return MixedPrecision("bf16-mixed", place.type)
-    if place.type != "cuda":
+        return MixedPrecision("bf16-mixed", device.type)
+    if device.type != "cuda":
         rule = "`precision='fp16'` of `Training` needs a GPU."
-        raise InputError(rule, got=f"device {str(place)!r}", do="Use precision='bf16' or '32'.")
-    return MixedPrecision("16-mixed", place.type)
+        raise InputError(rule, got=f"device {str(device)!r}", do="Use precision='bf16' or '32'.")
+    return MixedPrecision("16-mixed", device.type)
 
 
 _FREE = (
@@ -85,36 +85,36 @@ _FREE = (
 
 @dataclass
 class State:
-    """A training run under way: what is set up once, and what changes from step to step.
+    """A training run: what is set up once, and what changes from step to step.
 
     Attributes:
-        settings: What the loop was told.
-        place: The device.
-        fabric: Runs the model on the device in the precision asked for.
+        settings: Settings of the loop.
+        device: The device.
+        fabric: Runs the model on the device in the chosen precision.
         precision: Fabric's plugin for it, with the loss scale of fp16.
         objective: The objective as given.
         model: The same as Fabric runs it.
         student: The network that is trained.
-        average: The running average of its weights, if one is kept.
+        average: The running average of its weights, if there is one.
         optimizer: As Fabric runs it.
         identity: What else a checkpoint must agree with.
-        shown: Samples at which the student is asked, to know it again.
+        shown: Samples whose student outputs identify the student.
         metrics: Terms of the loss in the steps since the last logged row, and rows on their way to the host.
         ranks: The processes that train together.
         shared: The objective as they run it; None where there is one.
         step: Steps made.
-        skipped: Steps made undone, as far as they were accounted for.
-        bad: What `not_finite.json` says.
-        kept: The step of the last checkpoint.
+        skipped: Steps skipped, as far as they were reported.
+        bad: The content of `not_finite.json`.
+        saved_step: The step of the last checkpoint.
         shares: Share of each term in the gradient norm, as last measured.
-        teacher_outputs: A few samples, and what the teacher said of them before the first step.
+        teacher_outputs: A few samples and the teacher's outputs there before the first step.
         seconds: Wall time of earlier parts of the run.
-        aside: Seconds spent on validation and checkpoints, those of earlier parts included.
+        aside: Seconds spent on validation and checkpoints, earlier parts included.
         began: When this part began, on the clock of `time.perf_counter`.
     """
 
     settings: Training
-    place: torch.device
+    device: torch.device
     fabric: Any
     precision: Any
     objective: nn.Module
@@ -130,7 +130,7 @@ class State:
     step: int = 0
     skipped: int = 0
     bad: list[dict[str, Any]] = field(default_factory=list)
-    kept: int | None = None
+    saved_step: int | None = None
     shares: dict[str, float] = field(default_factory=dict)
     teacher_outputs: tuple[Batch, Tensor] | None = None
     seconds: float = 0.0
@@ -144,9 +144,9 @@ class State:
     def scale(self) -> Tensor | None:
         """The loss scale of fp16, on the device; None in other precisions."""
         scaler = getattr(self.precision, "scaler", None)
-        return None if scaler is None else scaler.scale(torch.ones((), device=self.place))
+        return None if scaler is None else scaler.scale(torch.ones((), device=self.device))
 
-    def compared(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def losses(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The loss and its terms for the part of a batch of so many samples that is here; shares of the gradient."""
         progress = self.step / self.settings.steps
         if self.shared is None:
@@ -157,20 +157,20 @@ class State:
         return values, getattr(shared, "module", shared).shares
 
     def gather(self) -> None:
-        """Brings objective and average to what was trained, where several processes did. All of them call it."""
+        """Update objective and average from the sharded or distributed copies. All processes must call this."""
         if self.settings.shard and isinstance(self.shared, Shared):
             gather(self.shared, self.objective)
         self.ranks.broadcast_buffers((self.objective, self.average))
 
-    def settle(self) -> None:
-        """Gives the student the weights that the run ends with, in torch's usual layout."""
+    def finish(self) -> None:
+        """Give the student the final weights, in the contiguous layout."""
         if self.average is not None:
             self.student.load_state_dict(self.average.state_dict())
         if self.settings.channels_last:
             contiguous(self.student)
 
-    def told(self) -> dict[str, Any]:
-        """All that decides the weights and that a checkpoint can say of itself."""
+    def described(self) -> dict[str, Any]:
+        """Return the settings that decide the weights, as a checkpoint stores them."""
         settings = {name: value for name, value in asdict(self.settings).items() if name not in _FREE}
         return settings | self.identity | {"processes": self.ranks.size}
 
@@ -178,7 +178,7 @@ class State:
 def begin(
     objective: nn.Module,
     settings: Training,
-    place: torch.device,
+    device: torch.device,
     identity: dict[str, Any],
     shown: Tensor,
     ranks: ProcessGroup,
@@ -193,22 +193,22 @@ def begin(
         raise InputError(rule, got=type(objective).__name__, do="Do not freeze the student.")
     if settings.channels_last:
         channels_last(objective)
-    plugin = precision(settings, place)
-    devices: list[int] | int = 1 if place.index is None else [place.index]
-    fabric = Fabric(accelerator=place.type, devices=devices, plugins=[plugin])
+    plugin = precision(settings, device)
+    devices: list[int] | int = 1 if device.index is None else [device.index]
+    fabric = Fabric(accelerator=device.type, devices=devices, plugins=[plugin])
     unit: nn.Module | None = None
     if settings.shard:
         check_shardable(settings)
-        unit = sharded(objective, ranks, place)
+        unit = sharded(objective, ranks, device)
         model: nn.Module = unit
         optimizer = _optimizer([each for each in unit.parameters() if each.requires_grad], settings)
     else:
-        model, optimizer = fabric.setup(objective.to(place).train(), _optimizer(trained, settings))
-        unit = distribute(objective, ranks, place) if ranks.size > 1 else None
+        model, optimizer = fabric.setup(objective.to(device).train(), _optimizer(trained, settings))
+        unit = distribute(objective, ranks, device) if ranks.size > 1 else None
     average = None if settings.ema is None else copy.deepcopy(student).requires_grad_(False)
     return State(
         settings=settings,
-        place=place,
+        device=device,
         fabric=fabric,
         precision=plugin,
         objective=objective,
@@ -217,15 +217,15 @@ def begin(
         average=average,
         optimizer=optimizer,
         identity=identity,
-        shown=shown.to(place),
-        metrics=Metrics(place, ranks),
+        shown=shown.to(device),
+        metrics=Metrics(device, ranks),
         ranks=ranks,
         shared=unit,
     )
 
 
-def dealt(
-    objective: nn.Module, train: Split, settings: Training, seed: int, place: torch.device, ranks: ProcessGroup
+def make_batches(
+    objective: nn.Module, train: Split, settings: Training, seed: int, device: torch.device, ranks: ProcessGroup
 ) -> Batches:
     """The batches of the objective, or of each the part that this process has."""
     return Batches(
@@ -235,7 +235,7 @@ def dealt(
         augment=settings.augment,
         partners=needs_partners(objective),
         views=settings.views,
-        device=place,
+        device=device,
         workers=settings.workers,
         prefetch=settings.prefetch,
         resident_bytes=settings.resident_mib * 2**20,
