@@ -35,7 +35,6 @@ def codes(teacher, probe):
     ]
 
 
-@pytest.mark.filterwarnings("ignore:vᵀJ of this module is wrong")
 @pytest.mark.parametrize("wrap", [ModuleTeacher, lambda m: EnsembleTeacher([ModuleTeacher(m)])], ids=["one", "several"])
 def test_rows_of_a_teacher_that_are_wrong_are_found(wrap):
     assert "teacher-derivatives" in codes(wrap(Detached()), RandomOutputs(1))

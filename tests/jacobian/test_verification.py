@@ -15,7 +15,6 @@ from jacmatch import UnsupportedError, doctor, jacobian, jvp, unverified, vjp
 from jacmatch.jacobian import verification
 from jacmatch.jacobian.products import push
 from jacmatch.jacobian.references import plain
-from jacmatch.jacobian.verification import warnings_for_errors
 
 from .faults import Applied, Once, WithoutTangent, cut_square, linear
 from .sound import SOUND
@@ -77,12 +76,12 @@ def test_where_gradients_are_off_only_the_product_counts():
             vjp(DETACHED, X, X[:, :4])
 
 
-def test_a_teacher_warns_and_answers():
-    with warnings_for_errors(), pytest.warns(UserWarning, match="vᵀJ of this module is wrong"):
-        vjp(DETACHED, X, X[:, :4])
-    teacher = jacmatch.ModuleTeacher(copy.deepcopy(DETACHED))
-    with pytest.warns(UserWarning, match="vᵀJ of this module is wrong"):
-        teacher.answer(X, jacmatch.Question(cotangents=X[None, :, :4]))
+def test_a_teacher_refuses_what_is_wrong_too():
+    teacher, question = jacmatch.ModuleTeacher(copy.deepcopy(DETACHED)), jacmatch.Question(cotangents=X[None, :, :4])
+    with pytest.raises(UnsupportedError, match="vᵀJ of this module is wrong"):
+        teacher.answer(X, question)
+    with unverified():
+        teacher.answer(X, question)
 
 
 def test_a_kind_of_call_is_verified_once(comparisons):

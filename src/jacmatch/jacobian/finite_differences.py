@@ -100,6 +100,7 @@ def derivative_along(
     expected: float | None = None,
     steps: tuple[float, ...] = (SMALLEST_STEP, 1e-7, 1e-5),
     here: Tensor | None = None,
+    close: float = STRICT,
 ) -> tuple[Tensor, float]:
     """Return d/dt of the values at t = 0, and its relative error.
 
@@ -112,21 +113,22 @@ def derivative_along(
         expected: The first derivative that agrees with this number is returned without further steps.
         steps: The steps in float64.
         here: The values at t = 0. With these, one value more shows that `expected` is right.
+        close: The relative difference up to which a derivative agrees with `expected`.
     """
 
     def agrees(difference: Tensor) -> bool:
-        return expected is not None and abs(float(difference) - expected) < STRICT * abs(expected)
+        return expected is not None and abs(float(difference) - expected) < close * abs(expected)
 
     if here is not None and fine:
         one_sided = (values_at(steps[0]) - here) / steps[0]
         if agrees(one_sided):
-            return one_sided, STRICT / 10
+            return one_sided, close / 10
     best, error = torch.zeros(()), math.inf
     coarse = max(relative_step(dtype), relative_step(torch.float32))
     for h in steps if fine else (coarse, 4 * coarse):
         near = (values_at(h) - values_at(-h)) / (2 * h)
         if agrees(near):
-            return near, STRICT / 10
+            return near, close / 10
         far = (values_at(2 * h) - values_at(-2 * h)) / (4 * h)
         change = relative_difference(near, far) if near.any() else 1.0
         if change < error:

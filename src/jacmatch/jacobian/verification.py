@@ -103,7 +103,6 @@ class Comparison:
 
 
 _enabled: ContextVar[bool] = ContextVar("jacmatch_verification", default=True)
-_refuses: ContextVar[bool] = ContextVar("jacmatch_refusal", default=True)
 
 
 class _Memory:
@@ -153,19 +152,6 @@ def unverified() -> Iterator[None]:
         _enabled.reset(token)
 
 
-@contextmanager
-def warnings_for_errors() -> Iterator[None]:
-    """Within the context a product that is wrong is warned of and returned: a teacher's, which a user may only look at.
-
-    The pre-flight check of a training refuses it.
-    """
-    token = _refuses.set(False)
-    try:
-        yield
-    finally:
-        _refuses.reset(token)
-
-
 def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -> tuple[tuple[str, ...], str]:
     """The engines to try for Jv in turn, and why their product cannot be differentiated ("" where it can).
 
@@ -190,10 +176,7 @@ def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -
     possible += [name for name in wanted if name not in possible and not verdicts[name].certain]
     if not possible:
         first = next((each for each in verdicts.values() if each.state == "wrong"), verdicts["forward"])
-        if _refuses.get():
-            raise _wrong("Jv, by each engine,", first, "")
-        warnings.warn(str(_wrong("Jv, by each engine,", first, "")), stacklevel=2)
-        return wanted, ""
+        raise _wrong("Jv, by each engine,", first, "")
     return tuple(possible), _untrainable(verdicts[possible[0]])
 
 
@@ -226,10 +209,7 @@ def check_vjp(function: Function, x: Tensor) -> str:
     verdict = _verdicts(function, x, ("vjp",), 1)["vjp"]
     # What fails for directions that ask for a gradient has none to give, though a product may come out of it.
     if verdict.certain or (verdict.label == "cannot" and torch.is_grad_enabled()):
-        error = _wrong("vᵀJ", verdict, _remedy(function, x, "vjp", 1))
-        if _refuses.get():
-            raise error
-        warnings.warn(str(error), stacklevel=2)
+        raise _wrong("vᵀJ", verdict, _remedy(function, x, "vjp", 1))
     return _untrainable(verdict)
 
 
