@@ -11,6 +11,7 @@ from jacmatch.runs import Run
 from jacmatch.runs.files import disk
 from jacmatch.training import Training, find_device
 from jacmatch.training.distributed import ProcessGroup
+from jacmatch.training.loggers import Logger
 from jacmatch.version import __version__
 
 
@@ -23,7 +24,7 @@ class JobFields:
 
     no_settings: ClassVar[tuple[str, ...]] = (
         *("out", "devices", "max_steps", "workers", "prefetch", "resident_mib"),
-        *("allow_code", "doctor"),
+        *("allow_code", "doctor", "logger"),
     )
     """Fields that do not decide the result, so they are not among the settings of a run."""
 
@@ -123,6 +124,9 @@ class TrainingFields(JobFields):
     epochs. 0 draws anew in each."""
     doctor: bool = True
     """Look for silent wrongs before the first step: gradients against differences of the loss, teacher, terms."""
+    logger: Logger | None = None
+    """Log the metrics to this tool as well: csv and tensorboard in RUN/logs, wandb and mlflow where the tool's own
+    settings say. No result depends on it."""
     compile: bool = False
     """Compile the objective: student, slopes and losses as one graph. If that cannot be, a warning says why."""
     cuda_graphs: bool = False

@@ -7,6 +7,7 @@ from typing import Literal
 
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.training.data import AUGMENTATIONS
+from jacmatch.training.loggers import LOGGERS, Logger
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "step")
@@ -45,6 +46,7 @@ class Training:
         prefetch: Batches read ahead. Neither changes a result.
         resident_mib: A streamed data set that fits, decoded, into so many MiB is read into memory once.
         doctor: Run `jacmatch.diagnostics.preflight_check` before the first step. It changes no result.
+        logger: Where the metrics are logged besides the run folder; see `training.loggers`. It changes no result.
         compile: Compile the steps of the objective; see `objectives.CompiledSteps`.
         cuda_graphs: Launch compiled steps as CUDA graphs.
         shard: Shard weights, gradients and the optimizer's state over the processes (FSDP2).
@@ -82,6 +84,7 @@ class Training:
     prefetch: int = 2
     resident_mib: int = 256
     doctor: bool = True
+    logger: Logger | None = None
     compile: bool = False
     cuda_graphs: bool = False
     channels_last: bool = False
@@ -113,6 +116,8 @@ class Training:
         _known("schedule", self.schedule, SCHEDULES)
         _known("precision", self.precision, PRECISIONS)
         _known("on_not_finite", self.on_not_finite, ("stop", "skip"))
+        if self.logger is not None:
+            _known("logger", self.logger, LOGGERS)
         for name in self.augment:
             _known("augment", name, AUGMENTATIONS)
 
