@@ -20,10 +20,11 @@ from jacmatch.surrogates.gaussian_process import (
     fit_gaussian_process,
     held_out_loss,
 )
-from jacmatch.surrogates.perceptron import ACTIVATIONS, Values
-from jacmatch.surrogates.solver import DECAYS, OnProgress, Selection, Standardized, select_network
+from jacmatch.surrogates.perceptron import ACTIVATIONS, Inputs, Perceptron, Values
+from jacmatch.surrogates.solver import DECAYS, Fit, OnProgress, Selection, Standardized, select_network, too_large
 
 MODELS = ("auto", "network", "gp")
+SOLVERS = ("auto", "lbfgs", "adam")
 
 
 class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -35,6 +36,10 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
     Args:
         model: "network"; "gp", a Gaussian process, for up to about 2,000 values and partials of an output; or "auto",
             the one with the lower error on held-out samples.
+        solver: "lbfgs", over all samples in each evaluation; "adam", in minibatches; or "auto", which takes minibatches
+            for large data, noisy values and GPUs.
+        steps: Steps of Adam.
+        device: Device of Adam.
         hidden: Widths of the hidden layers.
         activation: "silu", "tanh", "softplus", or "auto", which selects one on held-out samples.
         starts: Random starts for each activation; the best on held-out samples is fitted to all.
@@ -51,6 +56,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
 
     Attributes:
         model_: "network" or "gp": what predicts.
+        solver_: The solver, and why it was taken.
         fits_: The networks, with what they were selected by; empty if a Gaussian process predicts.
         process_: The Gaussian process; None if there is none.
         held_out_: Loss of both on the held-out samples, where both were tried.
@@ -74,6 +80,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
     def __init__(
         self,
         model: str = "auto",
+        solver: str = "auto",
         hidden: tuple[int, ...] = (32, 32),
         activation: str = "silu",
         starts: int = 2,
@@ -83,12 +90,15 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         partial_weights: Any = None,
         ensemble: int = 1,
         max_evaluations: int | None = None,
+        steps: int = 3000,
+        device: str = "cpu",
         warm_start: bool = False,
         random_state: Any = 0,
         on_progress: OnProgress | None = None,
     ) -> None:
         """Store the settings; `fit` checks them."""
         self.model = model
+        self.solver = solver
         self.hidden = hidden
         self.activation = activation
         self.starts = starts
@@ -98,6 +108,8 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         self.partial_weights = partial_weights
         self.ensemble = ensemble
         self.max_evaluations = max_evaluations
+        self.steps = steps
+        self.device = device
         self.warm_start = warm_start
         self.random_state = random_state
         self.on_progress = on_progress
@@ -139,8 +151,13 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         seed = int(seed)
         weighted = any(each is not None for each in (sample_weight, self.output_weights, self.partial_weights))
         self.held_out_: dict[str, float] = {}
-        self.model_ = self.model
         self.process_: GaussianProcess | None = None
+        self.solver_ = self._solver(data, x, values, j, weighted)
+        if self.solver_[0] == "adam":
+            self.model_ = "network"
+            self.fits_ = [self._fit_minibatches(data, seed + 1000 * number) for number in range(self.ensemble)]
+            return self
+        self.model_ = self.model
         if self.model != "network" and not (weighted and self.model == "auto"):
             self._fit_process(data, seed, weighted)
         selections = self._select_networks(data, seed) if self.model_ != "gp" else []
@@ -153,6 +170,34 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
             self.model_ = "gp" if better else "network"
         self.fits_ = [each.fit(data) for each in selections] if self.model_ == "network" else []
         return self
+
+    def _solver(
+        self, data: Standardized, x: Inputs, y: Values, j: samples.Jacobian | None, weighted: bool
+    ) -> tuple[str, str]:
+        """Return the solver and why it is taken."""
+        if self.solver != "auto":
+            return self.solver, "as set"
+        if self.model == "gp" or weighted:
+            return "lbfgs", "a Gaussian process, or weights"
+        if self.device != "cpu":
+            return "adam", f"on {self.device}"
+        if too_large(len(x), 0 if data.t is None else len(data.t), self._layout(data, "silu")):
+            return "adam", "too many samples for whole passes over them"
+        if samples.is_noisy(x, y, j):
+            return "adam", "noisy values"
+        return "lbfgs", "deterministic, and small enough"
+
+    def _layout(self, data: Standardized, activation: str) -> Perceptron:
+        return Perceptron((data.x.shape[1], *self.hidden, data.y.shape[1]), activation)
+
+    def _fit_minibatches(self, data: Standardized, seed: int) -> Fit:
+        """Return a network trained by Adam."""
+        from jacmatch.surrogates.modules import fit_minibatches
+
+        net = self._layout(data, "silu" if self.activation == "auto" else self.activation)
+        weight = 0.0 if data.t_weights is None else float(data.t_weights.sum()) / len(data.t_weights)
+        theta = fit_minibatches(data, net, steps=self.steps, seed=seed, device=self.device, jacobian_weight=weight)
+        return Fit(net, theta, 0.0, data.loss(net, theta), None, self.steps, [])
 
     def _fit_process(self, data: Standardized, seed: int, weighted: bool) -> None:
         """Fit a Gaussian process if one is wanted and can be."""
@@ -276,9 +321,11 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
 
     def _check(self) -> None:
         """Refuse settings that are out of range."""
+        if self.solver not in SOLVERS:
+            raise unknown_name("`solver` of `JacobianRegressor`", self.solver, SOLVERS)
         if self.model not in MODELS:
             raise unknown_name("`model` of `JacobianRegressor`", self.model, MODELS)
-        for name in ("starts", "ensemble"):
+        for name in ("starts", "ensemble", "steps"):
             if getattr(self, name) < 1:
                 rule = f"`{name}` of `JacobianRegressor` must be at least 1."
                 raise InputError(rule, got=getattr(self, name))

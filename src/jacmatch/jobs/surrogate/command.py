@@ -35,7 +35,7 @@ from jacmatch.surrogates.gaussian_process import (
 )
 from jacmatch.surrogates.modules import fit_surrogate, new_student, regression, to_module
 from jacmatch.surrogates.perceptron import ACTIVATIONS, Perceptron
-from jacmatch.surrogates.samples import standardize
+from jacmatch.surrogates.samples import is_noisy, standardize
 from jacmatch.surrogates.solver import DECAYS, Fit, OnProgress, select_network, too_large
 from jacmatch.training import Fitted, find_device
 from jacmatch.training.loop import OnStep, peak_memory
@@ -178,6 +178,8 @@ class Surrogate(SurrogateFields):
             net = Perceptron((told.x[0].numel(), *self.hidden, told.y.shape[1]), self.activation)
             if too_large(len(told), tangents, net):
                 reason = "too many points for whole passes over them"
+            elif told.j is not None and is_noisy(told.x.flatten(1).numpy(), told.y.numpy(), told.j.flatten(2).numpy()):
+                reason = "noisy values"
         return ("adam", reason) if reason else ("lbfgs", "deterministic, and small enough")
 
     def _solve(
