@@ -137,7 +137,7 @@ DERIVATIVES = {
 
 
 def _sweep(path: Path) -> str:
-    """How often each derivative was right, in two tables; and how often the doctor said so, in a third."""
+    """How often each derivative was right, in two tables; and how often the doctor was right, in a third."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     parts = {
@@ -160,7 +160,7 @@ def _counted(title: str, rows: list[dict[str, str]]) -> str:
 
 
 def _confusion(rows: list[dict[str, str]]) -> str:
-    """What the doctor says of an engine, and what the sweep found; what has no reference is left out."""
+    """What the doctor says of an engine, and what the sweep measured; what has no reference is left out."""
     counts: dict[str, Counter[tuple[bool, bool]]] = {}
     for row in rows:
         for engine, _, state in (each.partition("=") for each in row["doctor"].split() if "=" in each):
@@ -170,8 +170,8 @@ def _confusion(rows: list[dict[str, str]]) -> str:
         "| the doctor on an engine | says right, is right | says fault, is not right | miss | false alarm |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for engine, found in counts.items():
-        numbers = [found[True, True], found[False, False], found[True, False], found[False, True]]
+    for engine, counted in counts.items():
+        numbers = [counted[True, True], counted[False, False], counted[True, False], counted[False, True]]
         lines.append(f"| {DERIVATIVES[engine]} | " + " | ".join(map(str, numbers)) + " |")
     right = [row for row in rows if {row[name] for name in list(DERIVATIVES)[:6]} == {"right"}]
     codes = Counter(code for row in right for code in row["faults"].split())

@@ -84,7 +84,7 @@ def test_a_library_that_is_not_installed_is_a_reason(library, measure, monkeypat
 
 @pytest.mark.parametrize("library", ["timm", "torchdistill"])
 def test_libraries_that_are_compared_make_the_same_students(library):
-    """The same batches, loss and optimiser: after two steps the weights agree."""
+    """The same batches, loss and optimizer: after two steps the weights agree."""
     pytest.importorskip("timm.task" if library == "timm" else "torchdistill")
     import torch
 

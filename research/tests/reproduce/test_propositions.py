@@ -21,12 +21,12 @@ from jacmatch_research.reproduce.shallow_pairs import AVERAGE, INSIDE, LINEAR, O
 
 SIGMAS = (0.02, 0.01, 0.005)
 EXACT = None
-SQUARED = ("proposition 1", "proposition 1, where S = T", "centred variance", "antithetic pair")
+SQUARED = ("proposition 1", "proposition 1, where S = T", "centered variance", "antithetic pair")
 
 ORDERS = {  # on smooth networks, on linear ones, inside a region of ReLU networks, on a kink
     "proposition 1": (2, EXACT, EXACT, 1),
     "proposition 1, where S = T": (4, EXACT, EXACT, 2),
-    "centred variance": (4, EXACT, EXACT, 2),
+    "centered variance": (4, EXACT, EXACT, 2),
     "antithetic pair": (4, EXACT, EXACT, EXACT),
     "equation 2": (2, 2, 2, 1),
     "equation 2 + the lost square": (2, 2, 2, 1),
@@ -87,7 +87,7 @@ def remainders(statement, at):
     ("row", "wrong"),
     [
         ("antithetic pair", lambda at, term: term / 2),
-        ("centred variance", lambda at, term: 2 * term),
+        ("centered variance", lambda at, term: 2 * term),
         ("proposition 1, where S = T", lambda at, term: losses.squared_norm(at.rows(at.student))),
         ("KL, ½ Fisher, where q = p", lambda at, term: 2 * term),  # without the ½
         ("equation 3, whole second order", lambda at, term: noise_statements.closed_form(at)),

@@ -37,7 +37,7 @@ def test_smoke_run(as_users_run, tmp_path):
     measured = {cell["row"]: cell["measures"] for cell in stored["cells"]}
     assert measured["first guess"]["error 0.4"] > 3 * measured["first guess"]["error 0.05"]
     assert measured["NEWUOA"]["error 0.1"] < measured["first guess"]["error 0.1"]
-    assert measured["student: values + slopes"]["calls"] == measured["student: values, equal calls"]["calls"] == 12
+    assert measured["student: values + partials"]["calls"] == measured["student: values, equal calls"]["calls"] == 12
     assert EXPERIMENTS["appearance"].figure(stored) == (tmp_path / "run" / "figure.svg").read_bytes()
 
 
@@ -53,5 +53,5 @@ def test_committed_entries_are_means_over_seeds_and_the_student_reaches_the_fitt
             assert len(values) >= 5
             assert text == f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
             found[row, distance] = np.mean(values)
-    for student in ("student: values", "student: values + slopes"):
+    for student in ("student: values", "student: values + partials"):
         assert found[student, 0.1] <= 1.1 * found["NEWUOA", 0.1]

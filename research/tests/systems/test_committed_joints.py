@@ -78,6 +78,8 @@ def test_a_fifth_of_the_samples_is_enough_for_the_arm():
     stored = cells("kinematics-cpu")
     for few, many in (("100", "500"), ("200", "1000")):
         for measure in ("place", "turn", "slope"):
-            slopes, alone = (values(stored, *where, measure) for where in (("values + slopes", few), ("values", many)))
+            slopes, alone = (
+                values(stored, *where, measure) for where in (("values + partials", few), ("values", many))
+            )
             assert len(slopes) == len(alone) == 5
             assert np.mean(slopes) < np.mean(alone)

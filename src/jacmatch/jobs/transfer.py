@@ -470,8 +470,8 @@ def bound_table(bounds: Mapping[str, Any], loss: str, title: str = "Why: the bou
     ]
     what = "‖T(x) − S(x)‖ of the outputs" if loss == "squared" else "the divergence of the outputs"
     note = (
-        f"ρ: {what}. K is estimated, the largest slope of ρ and ratio |ρ(x) − ρ(x′)| / ‖x − x′‖ seen on these images: "
-        "a lower bound of the true constant. A right side far above the left says that the guarantee is empty, and "
-        "which term makes it so."
+        f"ρ: {what}. K is estimated, the largest gradient of ρ and ratio |ρ(x) − ρ(x′)| / ‖x − x′‖ seen on these "
+        "images: a lower bound of the true constant. A right side far above the left says that the guarantee is empty, "
+        "and which term makes it so."
     )
     return Table("bound", title, ("method", *_TERMS.values()), tuple(rows), (note,))

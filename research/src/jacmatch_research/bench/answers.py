@@ -99,7 +99,7 @@ class Answers:
         Args:
             batch: Samples in a batch.
             batches: How many batches a call reads.
-            mixed: Samples from anywhere in the cache instead of neighbours.
+            mixed: Samples from anywhere in the cache instead of neighbors.
         """
         teacher, turn = CachedTeacher(self.folder), 0
         asked = [self.asked(batch, number, mixed=mixed) for number in range(_TURNS * batches)]

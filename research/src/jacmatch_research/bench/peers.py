@@ -2,7 +2,7 @@
 
 Each library is used as its own documentation shows: the box of torchdistill with its loss and its loader, the
 distillation task of timm in a bare loop with torch's loader (timm's own reads image files). The loss is everywhere half
-the cross-entropy and half Hinton's KL at temperature 4, the optimiser Adam. Before the clock runs, the losses of a
+the cross-entropy and half Hinton's KL at temperature 4, the optimizer Adam. Before the clock runs, the losses of a
 batch are compared.
 """
 
@@ -172,7 +172,7 @@ def over(step: Callable[[Tensor, Tensor], None], batches: Iterable[Any]) -> None
 
 
 def given_batches(conditions: Conditions, pair: str, library: Library) -> Measured:
-    """Steps on batches that are there already: loss, gradient and optimiser, without loader and log."""
+    """Steps on batches that are there already: loss, gradient and optimizer, without loader and log."""
     task = Task.of(conditions, pair)
     their_step, *_ = stepped(task, library)
     objective, batches = ours(task), task.batches()

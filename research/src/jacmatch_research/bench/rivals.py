@@ -1,6 +1,6 @@
 """The straightforward code that the library is compared with, and the bare training step around each contestant.
 
-Nothing outside the benchmarks uses it: it is the only other file that differentiates and steps an optimiser.
+Nothing outside the benchmarks uses it: it is the only other file that differentiates and steps an optimizer.
 """
 
 from collections.abc import Callable

@@ -20,7 +20,7 @@ from jacmatch_research.tables import Document, names, seeds_of, spreads
 
 GUESS, FIXED, NEWUOA = "first guess", "fixed Jacobian", "NEWUOA"
 UNTAUGHT = "student: not taught"
-VALUES, CALLS, SLOPES = "student: values", "student: values, equal calls", "student: values + slopes"
+VALUES, CALLS, SLOPES = "student: values", "student: values, equal calls", "student: values + partials"
 METHODS: dict[str, Mapping[str, Any]] = {
     GUESS: {},
     FIXED: {},
@@ -152,7 +152,7 @@ def _tables(document: Document) -> list[Table]:
         "evaluations": (f"evaluations {NEAR:g}", 1, 0),
         "ms": (f"milliseconds {NEAR:g}", 1, 2),
         "calls to learn": ("calls", 1, 0),
-        "kept %": ("kept", 100, 0),
+        "used %": ("kept", 100, 0),
         "jumps %": ("jumps", 100, 0),
     }
     found = {head: spreads(document, name) for head, (name, _, _) in shown.items()}
@@ -168,8 +168,8 @@ def _tables(document: Document) -> list[Table]:
             f"Mean ± standard deviation over seeds: {seeds_of(document)}. Landmark error: mean distance in per cent of "
             f"that of the eyes; converged: below {CONVERGED} %. Evaluations: how often an image is sampled for a face.",
             "Cutting the window is not counted.",
-            "Calls: of the fitter, for what the student learns from; kept: those that did not fail; jumps: slopes that "
-            "half the step changes by more than half their length.",
+            "Calls: of the fitter, for what the student learns from; used: those that did not fail; jumps: partials "
+            "that half the step changes by more than half their length.",
             f"CPU, one thread beside other work, torch {document['environment']['torch']}, "
             f"jacmatch {document['environment']['jacmatch']}.",
         ),

@@ -28,7 +28,7 @@ _CPU_STEPS, _CPU_BATCH = 200, 64
 
 
 def _training(request: Request, per_class: int) -> dict[str, Any]:
-    """The paper's optimiser and schedule: Adam at 10⁻³, for the last fifth at 10⁻⁴; 500 epochs in the paper's size."""
+    """The paper's optimizer and schedule: Adam at 10⁻³, for the last fifth at 10⁻⁴; 500 epochs in the paper's size."""
     settings = {"optimizer": "adam", "lr": 1e-3, "schedule": "step", "milestones": (0.8,)}
     if request.scale != "paper":
         return {**settings, "steps": _CPU_STEPS, "batch_size": _CPU_BATCH}
@@ -38,7 +38,7 @@ def _training(request: Request, per_class: int) -> dict[str, Any]:
 
 
 def _cells(request: Request) -> list[Cell]:
-    # As in the paper: the squared loss for CIFAR-100, the normalised one for CIFAR-10, which is taken for the rest too.
+    # As in the paper: the squared loss for CIFAR-100, the normalized one for CIFAR-10, which is taken for the rest too.
     loss = {
         "point": "data",
         "output_loss": "squared",

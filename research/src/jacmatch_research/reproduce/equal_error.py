@@ -15,7 +15,7 @@ from jacmatch.report.tables import NOTHING, entry
 from jacmatch.surrogates.modules import deviation, fit_surrogate
 from jacmatch_research.tables import Document, names, spreads
 
-VALUES, SLOPES = "values", "values + slopes"
+VALUES, SLOPES = "values", "values + partials"
 METHODS = {VALUES: "none", SLOPES: "rows"}
 """Rows, and the `slopes` of `fit_surrogate`."""
 
@@ -124,7 +124,7 @@ def reached(document: Document, measures: Sequence[Measure]) -> list[tuple[str, 
     return rows
 
 
-REACHED_HEAD = ("error and samples without slopes", "error", "reached with", "share", "between columns")
+REACHED_HEAD = ("error and samples without partials", "error", "reached with", "share", "between columns")
 
 
 def by_measure(

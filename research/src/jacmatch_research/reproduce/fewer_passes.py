@@ -1,4 +1,4 @@
-"""What cheaper slopes cost in accuracy: fewer steps, a part of the batch, views that return, more rows at once."""
+"""What cheaper derivatives cost in accuracy: fewer steps, a part of the batch, views that return, more rows at once."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -57,7 +57,7 @@ def _tables(document: Document) -> list[Table]:
     main = Table(
         "accuracy",
         "Test accuracy in % by images per class, equal steps",
-        ("row", "cost of a step", "kept answers", *columns),
+        ("row", "cost of a step", "cached teacher", *columns),
         (
             *((row, *entries(row), *rest) for row, *rest in grid(document, "accuracy")),
             (gain[0], NOTHING, NOTHING, *gain[1:]),
@@ -65,7 +65,7 @@ def _tables(document: Document) -> list[Table]:
         (
             "Cost of a step by operations, with a live teacher and with its answers on disk; values alone with a live "
             f"teacher = 1. r = {ratio:.1f}, the teacher's forward pass over the student's.",
-            "Views: after so many a sample's partner, point and directions return, so that the answers can be kept.",
+            "Views: after so many a sample's partner, point and directions return, so that the teacher can be cached.",
             origin(document),
         ),
     )
@@ -78,7 +78,7 @@ def _prepare(request: Request, progress: Any) -> dict[str, Any]:
 
 
 FEWER_PASSES = Experiment(
-    about="what cheaper slopes cost in accuracy: every n-th step, a part of the batch, views that return",
+    about="what cheaper derivatives cost in accuracy: every n-th step, a part of the batch, views that return",
     cells=_cells,
     measure=students.measure,
     tables=_tables,

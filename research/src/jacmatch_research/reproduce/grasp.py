@@ -36,14 +36,14 @@ from jacmatch_research.systems.grasp.manipulator import (
 from jacmatch_research.systems.grasp.manipulator import slopes as by_joints
 from jacmatch_research.tables import Document, seeds_of
 
-KEPT = "values + slopes, nearly singular grasps too"
+KEPT = "values + partials, nearly singular grasps too"
 ROWS = {**METHODS, KEPT: "rows"}
 SAMPLES = {"smoke": (40,), "cpu": (100, 500)}
 LENGTHS: dict[str, dict[str, tuple[int, ...]]] = {
     "smoke": {"none": (20,), "rows": (20,)},
     "cpu": {"none": (2000, 8000), "rows": (1000, 3000)},
 }
-"""Steps of the optimiser to choose from, by what is compared: about as many seconds on both sides."""
+"""Steps of the optimizer to choose from, by what is compared: about as many seconds on both sides."""
 _SHARED = {"hidden": (64, 64), "activation": "silu", "probes": 2, "batch_size": 64, "lr": 0.02, "weight": 2.0}
 _REACH, _REGULAR, _LEAST = 0.15, 0.2, 0.02
 TESTED, _TEST_SEED = {"smoke": 200, "cpu": 2000}, 2**20
@@ -56,7 +56,7 @@ SHARES = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999)
 MEASURES = (
     ("place", "place, mm", 1e3, 3),
     ("turn", "rotation, mrad", 1e3, 2),
-    ("slope", "slopes, %", 100, 2),
+    ("slope", "partials, %", 100, 2),
     ("torque", "torques, %", 100, 2),
 )
 
@@ -172,7 +172,7 @@ def _tables(document: Document) -> list[Table]:
     notes = (
         f"At those of {TESTED[size]} fresh grasps whose smallest singular value of A is at least {_REGULAR}; mean ± "
         f"standard deviation over seeds (of grasps, weights and batches): {seeds_of(document)}. Of the lengths of "
-        f"training the one that is best at {HELD[size]} other grasps. Slopes and torques relative to their root mean "
+        f"training the one that is best at {HELD[size]} other grasps. Partials and torques relative to their root mean "
         "square; a radian counts as the radius of the grip. Torques: vᵀJ of the student for random wrenches. Power: "
         "largest |τ·q̇ − w·ẋ| of the student in float32, over the mean of |w·ẋ|.",
         f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",
@@ -189,7 +189,7 @@ def _tables(document: Document) -> list[Table]:
         ),
         Table(
             "samples",
-            "Grasps with slopes that are as good as values alone",
+            "Grasps with partials that are as good as values alone",
             REACHED_HEAD,
             tuple(reached(document, compared)),
         ),
@@ -237,7 +237,7 @@ def _figure(document: Document) -> bytes:
 
 
 GRASP = Experiment(
-    about="a hand as a parallel manipulator: the pose of the object by values and slopes, torques by duality",
+    about="a hand as a parallel manipulator: the pose of the object by values and partials, torques by duality",
     cells=_cells,
     measure=_measure,
     tables=_tables,

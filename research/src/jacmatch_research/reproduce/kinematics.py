@@ -1,4 +1,4 @@
-"""An arm of six joints: how many samples its kinematics take, and inverse kinematics driven by a network's slopes."""
+"""An arm of six joints: how many samples its kinematics take, and inverse kinematics driven by a network's Jacobian."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -40,7 +40,7 @@ SHARE = 0.5
 """Of each joint's range about its middle: what is learned, and where inverse kinematics may go."""
 SAMPLES = {"smoke": (40,), "cpu": (100, 200, 500, 1000)}
 LENGTHS = {"smoke": (15,), "cpu": (3000, 12000)}
-"""Steps of the optimiser to choose from."""
+"""Steps of the optimizer to choose from."""
 LARGEST = 1000
 """Samples for values alone, which may then be trained four times as long again; slopes are to need fewer."""
 _SIZES: dict[str, dict[str, int]] = {
@@ -57,7 +57,7 @@ _AWAY, _STRAIGHT = 0.6, 0.05  # radians: starts from their targets; wrists that 
 LEARNED = (
     ("place", "place, mm", 1e3, 1),
     ("turn", "rotation, mrad", 1e3, 1),
-    ("slope", "slopes, %", 100, 1),
+    ("slope", "partials, %", 100, 1),
     ("steps", "steps, 1,000", 1e-3, 0),
 )
 DRIVEN = (
@@ -213,7 +213,7 @@ def _tables(document: Document) -> list[Table]:
         Table("kinematics", "Networks for the arm's pose", head[0], tuple(by_measure(document, LEARNED)), notes),
         Table(
             "samples",
-            "Samples with slopes that are as good as values alone",
+            "Samples with partials that are as good as values alone",
             REACHED_HEAD,
             tuple(reached(document, compared)),
         ),
@@ -243,14 +243,14 @@ def _notes(asked: Mapping[str, Any], own: Mapping[str, float]) -> tuple[str, str
     inverse = (
         f"{asked['targets']} targets, starts up to {_AWAY} rad from a solution in each joint, at most "
         f"{asked['iterations']} damped steps within the learned range. Reached: 1 mm and 2 mrad; iterations are of "
-        f"reached targets only. First four columns: poses of the arm, slopes of the network; wrists are straight "
+        f"reached targets only. First four columns: poses of the arm, Jacobians of the network; wrists are straight "
         f"within {_STRAIGHT} rad. Alone: poses are the "
         "network's too, and what is given is the median error of the arm."
     )
     switch = (
         f"{asked['animations']} animations of three parts with {asked['frames']} frames, the largest joint step of "
         "all: where inverse kinematics takes over from the joints' own motion, and between its frames. Poses are the "
-        "arm's and slopes the network's; alone, both are the network's. The joints' own motion has steps up to "
+        "arm's and Jacobians the network's; alone, both are the network's. The joints' own motion has steps up to "
         f"{1e3 * own['usual']:.0f} mrad, and goes on from where inverse kinematics ended with a step of at most "
         f"{1e3 * own['back']:.0f} mrad. Cold: frames are solved from the middle of the ranges. Smallest singular value "
         f"on the way: {own['fold']:.2g}; with a straight wrist {own['straight_fold']:.1g}."
@@ -277,7 +277,7 @@ def _figure(document: Document) -> bytes:
 
 
 KINEMATICS = Experiment(
-    about="an arm of six joints by values and slopes: samples, inverse kinematics, and switching without a jump",
+    about="an arm of six joints by values and partials: samples, inverse kinematics, and switching without a jump",
     cells=_cells,
     measure=_measure,
     tables=_tables,

@@ -43,7 +43,7 @@ SLOPES: dict[str, Settings] = {
     "mixed: KL + row, λ=10": {**_BEST, "jacobian_weight": 10.0},
     "mixed: squared + row": {**_BEST, **_SQUARED},
     "mixed: KL + row, no labels": {**_BEST, "labels_weight": 0.0},
-    "mixed: KL + row, normalised": {**_BEST, "jacobian_loss": "normalized"},
+    "mixed: KL + row, normalized": {**_BEST, "jacobian_loss": "normalized"},
     "mixed: KL + row, squared": {**_BEST, "jacobian_loss": "squared"},
     "mixed: KL + 2 orthogonal rows": {**_BEST, "probes": 2, "probe_law": "orthogonal"},
     "mixed: KL + top class": {**_BEST, "probe": "top-class"},
@@ -136,11 +136,11 @@ def _final_tables(document: Document) -> list[Table]:
     cost = (
         "Each row has the same budget in forward passes of the student; a step with a row of the Jacobian costs two "
         "plain ones, so it has half the steps. The teacher's forward pass is "
-        f"{document['facts']['forward_ratio']:.2f} of the student's. Initialisation, subset and batches of a seed are "
+        f"{document['facts']['forward_ratio']:.2f} of the student's. Initialization, subset and batches of a seed are "
         "the same in each row; all seeds share one teacher and one validation part.",
         origin(document),
     )
-    rule = ("The best recipe without slopes is the one with the best accuracy on validation images.", *cost)
+    rule = ("The best method without Jacobians is the one with the best accuracy on validation images.", *cost)
     accuracy = Table(
         "accuracy",
         "Test accuracy in % by images per class, equal cost, mean ± standard deviation over seeds",
@@ -148,8 +148,10 @@ def _final_tables(document: Document) -> list[Table]:
         tuple(grid(document, "accuracy")),
         cost,
     )
-    head = ("images per class", "best without slopes", "gain of slopes", "standard error", "gain ÷ error")
-    margin = Table("margin", "Slopes against the best recipe without, in points", head, tuple(margins(document)), rule)
+    head = ("images per class", "best without Jacobians", "gain of Jacobians", "standard error", "gain ÷ error")
+    margin = Table(
+        "margin", "Jacobians against the best method without, in points", head, tuple(margins(document)), rule
+    )
     return [accuracy, margin, fidelity(document)]
 
 
@@ -176,7 +178,7 @@ GRID = Experiment(
 )
 
 LOW_DATA = Experiment(
-    about="little data at equal cost: values and slopes at mixed pairs against the best recipes without slopes",
+    about="little data at equal cost: outputs and Jacobians at mixed pairs against the best methods without Jacobians",
     cells=_final_cells,
     measure=students.measure,
     tables=_final_tables,

@@ -68,7 +68,7 @@ def kinked(offsets: Float[Tensor, "point kink"], normals: Float[Tensor, "kink 2"
 
 
 def segments(cuts: Float[Tensor, "*row cut"], count: int) -> tuple[Tensor, Tensor]:
-    """Gauss–Legendre nodes and weights between neighbouring cuts, which ascend."""
+    """Gauss–Legendre nodes and weights between neighboring cuts, which ascend."""
     nodes, weights = (torch.tensor(part) for part in np.polynomial.legendre.leggauss(count))
     length = cuts.diff(dim=-1)[..., None]
     inside = cuts[..., :-1, None] + length * (nodes + 1) / 2

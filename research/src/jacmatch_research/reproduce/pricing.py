@@ -20,8 +20,8 @@ from jacmatch_research.reproduce.request import Request
 from jacmatch_research.systems.pricing import OPTIONS, Basket, WorstOf
 from jacmatch_research.tables import Document, grid, names, seeds_of, spreads
 
-VALUES, LONGER, LONGEST, SLOPES = "values", "values, 4 × steps", "values, 16 × steps", "values + slopes"
-SLOPES_LONGER = "values + slopes, 4 × steps"
+VALUES, LONGER, LONGEST, SLOPES = "values", "values, 4 × steps", "values, 16 × steps", "values + partials"
+SLOPES_LONGER = "values + partials, 4 × steps"
 RIVALS, TRIED = (VALUES, LONGER, LONGEST), (SLOPES, SLOPES_LONGER)
 METHODS: dict[str, Mapping[str, Any]] = {
     VALUES: {"slopes": "none", "longer": 1},
@@ -79,13 +79,13 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     """
     asked = cell.settings
     option = OPTIONS[asked["option"]]
-    x, y, slopes = _labelled(option, asked["paths"], cell.seed)
+    x, y, slopes = _labeled(option, asked["paths"], cell.seed)
     each = float((slopes * x.std(0) / y.std(0)).square().sum((1, 2)).mean())
     weight = asked["weight"] / each
     with torch.random.fork_rng([]):
         torch.manual_seed(cell.seed)
         student = new_student(x, y, tuple(asked["hidden"]), asked["activation"])
-    held_out = _labelled(option, asked["paths"] // 4, cell.seed + _HELD_OUT)
+    held_out = _labeled(option, asked["paths"] // 4, cell.seed + _HELD_OUT)
     loss = _Loss(held_out, weight if asked["slopes"] == "jacobian" else 0.0, x.std(0), y.std(0))
     lowest, early = float("inf"), student.state_dict()
 
@@ -121,7 +121,7 @@ Labelled = tuple[Tensor, Tensor, Tensor]
 """States, payoffs or prices, and their slopes."""
 
 
-def _labelled(option: Basket | WorstOf, paths: int, seed: int) -> Labelled:
+def _labeled(option: Basket | WorstOf, paths: int, seed: int) -> Labelled:
     x = option.states(paths, seed)
     y, slopes = option.paths(x, seed + _OF_PATHS)
     return x.float(), y.float(), slopes.float()
@@ -211,14 +211,15 @@ def _tables(document: Document) -> list[Table]:
         Table("delta", "RMSE of the deltas, 10⁻²", head, tuple(grid(whole, "delta_rmse", digits=2)), notes[:1]),
         Table(
             "paths",
-            "Paths with slopes that reach the error of values alone at the largest number of paths",
+            "Paths with partials that reach the error of values alone at the largest number of paths",
             ("option and error", "values alone", "error", "reached with", "share", "between columns"),
             tuple(
                 line for option in OPTIONS for error in ("price", "delta") for line in _reached(whole, option, error)
             ),
             (
-                "With slopes the length is always the held-out one. Hindsight: the length with the lowest mean error, "
-                "which nobody knows without exact prices. Between columns: by a straight line through the logarithms.",
+                "With partials the length is always the held-out one. Hindsight: the length with the lowest mean "
+                "error, which nobody knows without exact prices. Between columns: by a straight line through the "
+                "logarithms.",
             ),
         ),
         Table(
@@ -275,7 +276,7 @@ def _line(found: Mapping[tuple[str, str], Spread], row: str, label: str, scale: 
 
 
 PRICING = Experiment(
-    about="options from noisy paths and their pathwise slopes: errors of price and delta against exact ones",
+    about="options from noisy paths and their pathwise derivatives: errors of price and delta against exact ones",
     cells=_cells,
     measure=_measure,
     tables=_tables,

@@ -41,7 +41,7 @@ STATEMENTS: dict[str, Statement] = {
             at_kinks=(_SMEARED, 1 / 4),
         ),
         Statement(
-            "centred variance",
+            "centered variance",
             TEACHER,
             "",
             say.variance,
@@ -133,11 +133,12 @@ def _tables(document: Document) -> list[Table]:
     orders = Table(
         "propositions",
         "Order of the remainder in σ: measured slope of log |remainder| against log σ, mean over pairs",
-        ("statement", "printed", *columns, "dropped ÷ kept, smooth", "verdict"),
+        ("statement", "printed", *columns, "dropped ÷ remaining, smooth", "verdict"),
         tuple(_row(document, row, columns) for row in names(document, "row")),
         (
             "Slopes over the three smallest σ; exact: it is rounding at every σ. The term itself has order 2: "
-            "a remainder of order 2 is as large, and `dropped ÷ kept` is its share of the term (median over pairs).",
+            "a remainder of order 2 is as large, and `dropped ÷ remaining` is its share of the term (median over "
+            "pairs).",
             origin,
         ),
     )

@@ -25,7 +25,7 @@ from jacmatch_research.reproduce.request import Request
 from jacmatch_research.tables import Document, names, origin, spreads
 
 LEVELS = (0.1, 0.2, 0.3, 0.4)
-"""Standard deviations of the noise, in units of normalised inputs."""
+"""Standard deviations of the noise, in units of normalized inputs."""
 PUBLISHED: dict[str, tuple[float, ...]] = {
     "λ = 0": (64.78, 61.9, 47.53, 29.63, 17.69),
     "λ = 0.01": (64.67, 61.85, 49.47, 32.24, 19.63),
@@ -71,7 +71,7 @@ def _model(request: Request) -> str:
 
 
 def _training(request: Request) -> dict[str, Any]:
-    """The paper's optimiser and schedule in its size, else a short cosine; `steps` are those of a step with penalty."""
+    """The paper's optimizer and schedule in its size, else a short cosine; `steps` are those of a step with penalty."""
     shared = {"optimizer": "adam", "batch_size": _BATCH, "validation": students.VALIDATION}
     if request.scale == "paper":
         samples = round(len(students.data_of(request.data, request.seed, False).train) * (1 - students.VALIDATION))
@@ -186,7 +186,7 @@ def _tables(document: Document) -> list[Table]:
     return [
         Table(
             "noise",
-            "Test accuracy in % by standard deviation of the noise on normalised inputs",
+            "Test accuracy in % by standard deviation of the noise on normalized inputs",
             ("row", *heads),
             (*_rows(document, rows, _NOISES), *published),
             (_differences(document), *notes),
@@ -239,7 +239,7 @@ def _differences(document: Document) -> str:
     facts, settings = document["facts"], document["cells"][0]["settings"]
     return (
         f"Network {facts['model']} with {facts['parameters']:,} parameters on {document['settings']['data']}, in the "
-        "paper VGG-9 on CIFAR-100. Penalty λ‖J‖²_F of the logits by normalised inputs, estimated by one random row; "
+        "paper VGG-9 on CIFAR-100. Penalty λ‖J‖²_F of the logits by normalized inputs, estimated by one random row; "
         f"{settings['steps']} steps of {settings['batch_size']} images with Adam in {settings.get('precision', '32')} "
         f"precision; those with '{_TWICE}' cost as many passes. Not known of the paper: form of the penalty, one class "
         "or all, augmentation, batch size, seeds, and whether the noise is Gaussian; here it is, without clipping. "

@@ -24,14 +24,14 @@ from jacmatch_research.systems.steering.control import Linear, Lqr, drive, lane_
 from jacmatch_research.systems.steering.learning import CARS, GRID, answers, gain_error, loops, regret, taught
 from jacmatch_research.tables import Document, seeds_of, spreads
 
-ONE_VALUES, ONE_SLOPES = "gain: values", "gain: values + slopes"
+ONE_VALUES, ONE_SLOPES = "gain: values", "gain: values + partials"
 SAMPLES = {"smoke": (30,), "cpu": (5, 10, 20, 50, 100)}
 _STATES = {"smoke": (1,), "cpu": (1, 2, 4, 5)}
 LENGTHS: dict[str, dict[str, tuple[int, ...]]] = {
     "smoke": {"none": (20,), "rows": (20,)},
     "cpu": {"none": (500, 6000), "rows": (500, 2000)},
 }
-"""Steps of the optimiser to choose from, by what is compared: about as many seconds on both sides."""
+"""Steps of the optimizer to choose from, by what is compared: about as many seconds on both sides."""
 _GAIN_STEPS = {"smoke": 30, "cpu": 1500}
 _SHARED = {"hidden": (32, 32), "activation": "silu", "probes": 2, "batch_size": 64, "lr": 0.02, "weight": "scale"}
 TESTED, _TEST_SEED = {"smoke": 60, "cpu": 2000}, 2**20
@@ -142,7 +142,7 @@ def _tables(document: Document) -> list[Table]:
         ),
         Table(
             "samples",
-            "Samples with slopes that are as good as values alone",
+            "Samples with partials that are as good as values alone",
             REACHED_HEAD,
             tuple(
                 reached(

@@ -32,7 +32,7 @@ VALIDATION = 0.1
 QUARTER_VGG9 = "vgg:16-M-32-M-64-64-M-128-128-M-128-128-M"
 QUARTER_VGG4, HALF_VGG4 = "vgg:16-M-32-M-128-M", "vgg:32-M-64-M-256-M"
 _JUDGED, _SLOPES = 1000, 64  # test images for agreement, calibration and noise; for Jacobians
-_NOISE = 0.2  # standard deviation, in units of normalised inputs
+_NOISE = 0.2  # standard deviation, in units of normalized inputs
 
 
 @dataclass(frozen=True)

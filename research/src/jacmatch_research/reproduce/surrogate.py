@@ -20,7 +20,7 @@ from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request
 from jacmatch_research.tables import Document, grid, names, seeds_of, spreads
 
-LONGER, SLOPES_LONGER = "values, 4 × steps", "values + slopes, 4 × steps"
+LONGER, SLOPES_LONGER = "values, 4 × steps", "values + partials, 4 × steps"
 METHODS: dict[str, Mapping[str, Any]] = {
     VALUES: {"slopes": "none", "longer": 1},
     LONGER: {"slopes": "none", "longer": 4},
@@ -160,7 +160,7 @@ def _lines_of(document: Document, function: str) -> Document:
 
 def _saved(document: Document) -> list[tuple[str, ...]]:
     """How many points with slopes are as good as values alone at the most points, by lengths of training."""
-    both = [("values", "values, %", 100), ("slopes", "slopes, %", 100)]
+    both = [("values", "values, %", 100), ("slopes", "partials, %", 100)]
     most = f"n = {max(map(int, names(document, 'column'))):,}"
     rows = []
     for function in _functions(document):
@@ -187,7 +187,7 @@ def _tables(document: Document) -> list[Table]:
     made = document["environment"]
     notes = (
         f"RMSE at {_TEST} fresh points of the box, in % of the unit: of the standard deviation of the values, and for "
-        "slopes of that over the standard deviation of the input. Mean ± standard deviation over seeds (of points, "
+        "partials of that over the standard deviation of the input. Mean ± standard deviation over seeds (of points, "
         f"weights and batches): {seeds_of(document)}.",
         f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",
     )
@@ -196,20 +196,20 @@ def _tables(document: Document) -> list[Table]:
     head = ("points", *columns)
     return [
         Table("values", "Error of the values", head, tuple(grid(document, "values", rows=standard)), notes),
-        Table("slopes", "Error of the slopes", head, tuple(grid(document, "slopes", rows=standard)), notes[:1]),
+        Table("partials", "Error of the partials", head, tuple(grid(document, "slopes", rows=standard)), notes[:1]),
         Table(
             "samples",
-            "Points with slopes that are as good as values alone",
+            "Points with partials that are as good as values alone",
             REACHED_HEAD,
             tuple(_saved(document)),
             (
                 "The error of what stands before ←, and how many points what stands behind it needs for that. A step "
-                "with slopes takes two to three times the time.",
+                "with partials takes two to three times the time.",
             ),
         ),
         _beside(document, "activation", "Activations", (STANDARD, *ACTIVATIONS), notes[:1]),
-        _beside(document, "weight", "Weight of the slopes", (STANDARD, *WEIGHTS, *SHARES), notes[:1]),
-        _beside(document, "sampling", "Where the function is asked", (STANDARD, *SAMPLINGS), notes[:1]),
+        _beside(document, "weight", "Weight of the partials", (STANDARD, *WEIGHTS, *SHARES), notes[:1]),
+        _beside(document, "sampling", "Where the function is evaluated", (STANDARD, *SAMPLINGS), notes[:1]),
     ]
 
 
@@ -219,7 +219,7 @@ def _beside(document: Document, name: str, title: str, settings: tuple[str, ...]
     sizes = {size: [str(n) for n in numbers] for size, numbers in BESIDE.items()}
     columns = [column for column in names(document, "column") if column in sizes[document["size"]]]
     methods = [SLOPES] if name == "weight" else [VALUES, SLOPES]
-    head = [f"{measure}, n = {column}" for column in columns for measure in ("values", "slopes")]
+    head = [f"{measure}, n = {column}" for column in columns for measure in ("values", "partials")]
     rows = []
     for function in _functions(document):
         for setting in settings:
@@ -231,7 +231,7 @@ def _beside(document: Document, name: str, title: str, settings: tuple[str, ...]
     if name == "sampling":
         asked = spreads(document, "points_asked")
         rows = [(row, *rest, *(_count(asked.get((row, column))) for column in columns)) for row, *rest in rows]
-        head += [f"points asked, n = {column}" for column in columns]
+        head += [f"evaluations, n = {column}" for column in columns]
     return Table(name, title, ("function and setting", *head), tuple(rows), notes)
 
 
@@ -242,15 +242,15 @@ def _count(value: Mapping[str, Any] | None) -> str:
 def _figure(document: Document) -> bytes:
     """Both errors over the number of points, for each function."""
     panels = [
-        (f"{function}, {measure}", curves(_lines_of(document, function), measure, 100, tuple(METHODS)))
+        (f"{function}, {label}", curves(_lines_of(document, function), measure, 100, tuple(METHODS)))
         for function in _functions(document)
-        for measure in ("values", "slopes")
+        for measure, label in (("values", "values"), ("slopes", "partials"))
     ]
     return line_figure(panels, x_label="points", y_label="RMSE, % of the unit", log_x=True, log_y=True)
 
 
 SURROGATE_TABLE = Experiment(
-    about="what activation, weight and choice of points do to a surrogate, with and without slopes",
+    about="what activation, weight and choice of points do to a surrogate, with and without partials",
     cells=_cells,
     measure=_measure,
     tables=_tables,

@@ -37,7 +37,7 @@ ABLATIONS: dict[str, Settings] = {
     "p = 4": {"method": FULL, "p": 4.0},
     "Jacobians compared relative": {"method": FULL, "jacobian_loss": "relative"},
 }
-"""Changes of the last row, which has two pairs, maps of the smaller size of each, p = 2 and the normalised loss."""
+"""Changes of the last row, which has two pairs, maps of the smaller size of each, p = 2 and the normalized loss."""
 LONGER: dict[str, Settings] = {
     f"{METHODS[method]}, 4 × the steps": {"method": method, "longer": 4} for method in ("labels", "lwf", FULL)
 }
@@ -247,7 +247,7 @@ def _changes(
     values = {measure: spreads(document, measure) for measure in measures}
     body = [(row, *(entry(values[key].get((row, column)), *measures[key]) for key in measures)) for row in rows]
     note = f"One change each; cosines are of the maps that a row compares. {_few(document)}"
-    head = ("row", "accuracy %", "agreement %", "cosine of maps", "cosine of slopes")
+    head = ("row", "accuracy %", "agreement %", "cosine of maps", "cosine of gradients")
     return [Table(name, f"{title}, {column} images per class", head, tuple(body), (note,))]
 
 
@@ -261,7 +261,7 @@ def _closeness(document: Document, rows: list[str]) -> Table:
         for row in rows
         if row != METHODS["oracle"]
     ]
-    head = ("n and row", "agreement %", "cosine of maps", "cosine of slopes")
+    head = ("n and row", "agreement %", "cosine of maps", "cosine of gradients")
     note = f"The second head's largest output, the attention maps, their largest pixels. {_few(document)}"
     return Table("closeness", "How close the student comes to the teacher", head, tuple(body), (note,))
 

@@ -23,7 +23,7 @@ _PRIOR = 0.02  # of the squared shape numbers in units of their standard deviati
 
 @dataclass(frozen=True)
 class Model:
-    """A model in the frame of its mean shape: centred, and of half a face's width about 1.
+    """A model in the frame of its mean shape: centered, and of half a face's width about 1.
 
     The parameters of a fit are p = (a, b, t, s) with a, b and the shift t in tenths: its landmarks are
     (1 + a, b)·(mean + Σ modeₖ sₖ) + t, where (1 + a, b) multiplies as a complex number and so scales and turns.
@@ -32,7 +32,7 @@ class Model:
         mean: (landmark, 2).
         modes: (shape mode, landmark, 2), each as long as one standard deviation.
         weights: (pixel, landmark): where the texture's pixels are, as averages of three landmarks.
-        texture: (pixel,), the mean of normalised textures.
+        texture: (pixel,), the mean of normalized textures.
         textures: (texture mode, pixel), orthonormal.
     """
 

@@ -75,7 +75,7 @@ def taught(
         forces: Whether forces are matched besides energies.
         rows: Rows of the Jacobian of energy and forces, sampled anew in each step; 0 for none.
         share: Of the rows in the gradient norm.
-        steps: Of the optimiser.
+        steps: Of the optimizer.
         seed: Of weights, batches and rows.
     """
     points = x.float()

@@ -26,7 +26,7 @@ class EnergyNetwork(nn.Module):
     def __init__(
         self, atoms: int, *, radial: int, hidden: Sequence[int], scale: float = 1.0, shift: float = 0.0
     ) -> None:
-        """Builds the network with torch's initialisation.
+        """Builds the network with torch's initialization.
 
         Args:
             atoms: In a cluster, at least 2.

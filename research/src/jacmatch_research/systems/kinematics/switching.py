@@ -93,5 +93,5 @@ def folds(chain: Chain, q: Float[Tensor, "frame animation joint"]) -> Float[Tens
 
 
 def _largest(q: Tensor) -> Tensor:
-    """The largest joint step between neighbouring frames."""
+    """The largest joint step between neighboring frames."""
     return q.diff(dim=0).abs().amax(-1)
