@@ -1,5 +1,6 @@
 """One torch thread and fixed seeds for every test; type checks where they are wanted."""
 
+import importlib.util
 from collections.abc import Iterator
 
 import jaxtyping
@@ -7,6 +8,13 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+_FRAMEWORKS = {"huggingface": "transformers", "lightning": "lightning", "timm": "timm"}
+collect_ignore = [  # modules whose doctests need a framework that is not installed
+    f"src/jacmatch/integrations/{module}.py"
+    for module, framework in _FRAMEWORKS.items()
+    if importlib.util.find_spec(framework) is None
+]
 
 
 @pytest.fixture(autouse=True)
