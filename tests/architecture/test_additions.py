@@ -44,7 +44,7 @@ VERB = '''"""A verb of a test."""
 from dataclasses import dataclass
 from typing import Any
 
-from jacmatch.jobs.fields import JobFields
+from jacmatch.jobs.settings import JobFields
 
 
 @dataclass(frozen=True)

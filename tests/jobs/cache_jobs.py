@@ -10,7 +10,7 @@ from jacmatch.jobs import Cache
 from jacmatch.jobs.cache.building import Crew, build, head_of, settled
 from jacmatch.jobs.cache.opening import opened
 from jacmatch.jobs.cache.source import Source, folder_of
-from jacmatch.jobs.train import parts
+from jacmatch.jobs.data import parts
 from jacmatch.training import fit
 
 SETTINGS = {"steps": 5, "batch_size": 8, "per_class": 10, "validation": 0.0, "seeds": 1, "probe_law": "gaussian"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jacmatch.errors import InputError
-from jacmatch.jobs.fields import JobFields, claimed_folder
+from jacmatch.jobs.settings import JobFields, claimed_folder
 
 
 @pytest.fixture(autouse=True)

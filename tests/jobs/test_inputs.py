@@ -107,26 +107,26 @@ def test_a_job_does_not_go_on_with_other_code(job, write, capsys):
 
 
 def _teacher(given, model="usersnet:net"):
-    said = []
+    messages = []
     progress = Progress(quiet=True)
-    progress.say = said.append
+    progress.message = messages.append
     recipe = Train(data="mine", model=model, steps=4, doctor=False)
     prepared = prepare(model, given, None, recipe, progress, allow_code=True)
-    return kept_folder(recipe, given), prepared.network, said
+    return kept_folder(recipe, given), prepared.network, messages
 
 
 def test_a_kept_teacher_is_that_of_this_code_and_of_these_data(write):
     first, network, _ = _teacher(data())
-    again, same, said = _teacher(data())
+    again, same, messages = _teacher(data())
     assert first == again
-    assert not said
+    assert not messages
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), same.parameters(), strict=True))
     assert _teacher(data(0.25))[0] != first
     write("Tanh")
-    other, network, said = _teacher(data())
+    other, network, messages = _teacher(data())
     assert other != first
     assert "Tanh" in str(network)
-    assert not said
+    assert not messages
     write("ReLU")
     assert _teacher(data())[0] == first
 
@@ -151,12 +151,14 @@ def test_a_damaged_kept_teacher_is_trained_again(file, damage, reason, write):
     folder, network, _ = _teacher(data(), "mlp:6")
     content = (folder / file).read_bytes()
     (folder / file).write_bytes(damage(content)) if damage else (folder / file).unlink()
-    _, healed, said = _teacher(data(), "mlp:6")
-    assert len(said) == 1
-    assert said[0].startswith(f"The teacher in {folder} is trained again; what was there is in {folder.name}-damaged-")
+    _, healed, messages = _teacher(data(), "mlp:6")
+    assert len(messages) == 1
+    assert messages[0].startswith(
+        f"The teacher in {folder} is trained again; what was there is in {folder.name}-damaged-"
+    )
     (aside,) = folder.parent.glob("*-damaged-*")
     assert len([*aside.iterdir()]) >= 5, "nothing is deleted"
-    assert re.search(reason, said[0]), said[0]
+    assert re.search(reason, messages[0]), messages[0]
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), healed.parameters(), strict=True))
     assert _teacher(data(), "mlp:6")[2] == []
 
@@ -176,6 +178,6 @@ def test_a_half_trained_kept_teacher_with_a_damaged_checkpoint_begins_anew(write
     folder, network, _ = _teacher(data(), "mlp:6")
     (folder / "result.json").unlink()
     (folder / "checkpoint.pt").write_bytes(b"no checkpoint")
-    _, healed, said = _teacher(data(), "mlp:6")
-    assert "must be a whole checkpoint" in said[0]
+    _, healed, messages = _teacher(data(), "mlp:6")
+    assert "must be a whole checkpoint" in messages[0]
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), healed.parameters(), strict=True))

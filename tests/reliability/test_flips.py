@@ -15,8 +15,8 @@ from jacmatch.cli.flags import read
 from jacmatch.errors import InputError
 from jacmatch.jobs.cache.opening import opened
 from jacmatch.jobs.cache.source import Source
+from jacmatch.jobs.data import load as load_data
 from jacmatch.jobs.networks import load_student
-from jacmatch.jobs.train import load as load_data
 from jacmatch.teachers.cached.teacher import bits_of
 from jacmatch.training.checkpoints import load
 

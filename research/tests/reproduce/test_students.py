@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from jacmatch.jobs import Train
+from jacmatch.jobs import settings as job_settings
 from jacmatch_research.reproduce import students
 from jacmatch_research.reproduce.experiment import Cell
 from jacmatch_research.reproduce.request import Request
@@ -50,6 +51,8 @@ def test_a_teacher_that_is_asked_once_costs_nothing():
 )
 def test_what_is_charged_is_what_is_asked(settings, asked_again, monkeypatch):
     """The samples that the teacher is asked about in training, counted at the network itself."""
+    monkeypatch.setattr(job_settings, "SMOKE_STEPS", 20)  # enough that the teacher is queried for an image twice
+    monkeypatch.setattr(job_settings, "SMOKE_BATCH", 32)
     world = students.world_of(SMOKE)
     chosen = students.settings_of(SMOKE, 5, **settings, steps=20, batch_size=50, output_loss="squared")
     seen = 0
@@ -64,7 +67,7 @@ def test_what_is_charged_is_what_is_asked(settings, asked_again, monkeypatch):
         students.measure(SMOKE, Cell("row", "5", 1, chosen), {})  # of seed 0 the doctor asks too
     finally:
         hook.remove()
-    every_step = 20 * 32  # steps and batches of a smoke run; a batch with one new image is asked about as a whole
+    every_step = 20 * 32  # steps and batch size; a batch with one new image is asked about as a whole
     assert seen == every_step if asked_again else seen < every_step / 2
 
 
@@ -99,7 +102,7 @@ def test_the_ratio_of_the_networks_needs_no_teacher_that_is_trained(tmp_path):
 def test_images_to_judge_by_are_of_every_class(monkeypatch):
     """Ordered by class, as a folder has them: the first ones alone would be of one class."""
     monkeypatch.setattr(students, "_JUDGED", 60)
-    test = students.world_of(SMOKE).data.test
+    test = students.data_of("digits", 0, smoke=False).test
     ordered = test.subset(test.y.argsort())
     chosen = students.sample(ordered)
     assert len(chosen) == 60

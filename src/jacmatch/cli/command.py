@@ -130,6 +130,10 @@ class _Job:
         job, options = flags.read(self.program, kind, words, config)
         if options.resume is not None:
             job = settings.resumed(job, options.resume)
+        elif getattr(job, "smoke", False) and "smoke" not in flags.given(kind, words):
+            text = f"{options.config} sets smoke: the numbers will mean nothing. Add --no-smoke for a full run."
+            if os.environ.get("RANK", "0") == "0":
+                print(f"{self.program}: {text}", file=sys.stderr)
         together = getattr(job, "together", False)
         if together and job.devices > 1 and distributed.expected() == 1:
             from jacmatch.cli.launch import launch

@@ -87,19 +87,20 @@ def flags(job: type[Any], verb: str = "") -> list[Flag]:
         verb: The group of the job's own fields.
     """
     hints = get_type_hints(job, include_extras=True)
-    defaults = {field.name: field for field in dataclasses.fields(job)}
+    fields = {field.name: field for field in dataclasses.fields(job)}
+    owners = [each for each in job.__mro__ if dataclasses.is_dataclass(each)]
     listed: list[Flag] = []
-    for owner in filter(dataclasses.is_dataclass, job.__mro__):
-        helps = {each.arg_name: each.description for each in docstring_parser.parse_from_object(owner).params}
+    for number, owner in enumerate(owners):
         group = vars(owner).get("group", "" if owner is Options else verb)
+        helps = {each.arg_name: each.description for each in docstring_parser.parse_from_object(owner).params}
         for name in inspect.get_annotations(owner):
-            if name in defaults:
-                field, hint = defaults.pop(name), hints[name]
-                kind, *markers = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-                positional = tyro.conf.Positional in markers
-                default = dataclasses.MISSING if positional and not values.many(kind) else field.default
-                text = " ".join((helps.get(name) or "").split())
-                listed.append(Flag(name, kind, default, positional, text, group))
+            if name not in fields or any(name in inspect.get_annotations(other) for other in owners[number + 1 :]):
+                continue  # a new default of an inherited field: the field stays in the group that defines it
+            kind, *markers = get_args(hints[name]) if get_origin(hints[name]) is Annotated else (hints[name],)
+            positional = tyro.conf.Positional in markers
+            default = dataclasses.MISSING if positional and not values.many(kind) else fields[name].default
+            text = " ".join((helps.get(name) or "").split())
+            listed.append(Flag(name, kind, default, positional, text, group))
     return listed
 
 

@@ -10,8 +10,9 @@ import tyro
 
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks
-from jacmatch.jobs.fields import JobFields
 from jacmatch.jobs.own_data import data_for
+from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.settings import SMOKE_JACOBIANS, JobFields
 from jacmatch.jobs.study import head, measured
 from jacmatch.teachers import ModuleTeacher
 from jacmatch.training import agreement
@@ -40,8 +41,8 @@ class Compare(JobFields):
     samples: int = 256
     """Test samples whose Jacobians are compared; outputs are compared on all."""
 
-    def run(self) -> dict[str, Any]:
-        """Measures, and returns the result."""
+    def run(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Measure, and return the result."""
         if self.samples < 1:
             raise InputError("`--samples` of `compare` must be at least 1.", got=self.samples)
         given: dict[str, Any] = {"seed": self.seed, "smoke": self.smoke, "allow_code": self.allow_code}
@@ -53,18 +54,19 @@ class Compare(JobFields):
         reference, other = pair
         run = self.begin("compare")
         start = time.perf_counter()
-        samples = min(self.samples, len(data.test))
-        with torch.no_grad():
-            x = data.test.inputs(torch.arange(samples))
-            largest = (reference.cpu()(x) - other.cpu()(x)).abs().max()
+        samples = min(SMOKE_JACOBIANS if self.smoke else self.samples, len(data.test))
+        with progress or Progress() as shown:
+            shown.stage(f"Comparing outputs and {samples} Jacobians")
+            with torch.no_grad():
+                x = data.test.inputs(torch.arange(samples))
+                largest = (reference.cpu()(x) - other.cpu()(x)).abs().max()
+            values = [measured(each, data.test, self.device) for each in (reference, other)]
+            agrees = agreement(other, ModuleTeacher(reference), data.test, samples=samples)
         result = {
             **head(run, self.seed),
-            "teacher": measured(reference, data.test, self.device),
-            "student": measured(other, data.test, self.device),
-            "agreement": {
-                **agreement(other, ModuleTeacher(reference), data.test, samples=samples),
-                "largest_output_difference": float(largest),
-            },
+            "teacher": values[0],
+            "student": values[1],
+            "agreement": {**agrees, "largest_output_difference": float(largest)},
             "samples": samples,
             "data": data.name,
             "test_samples": len(data.test),

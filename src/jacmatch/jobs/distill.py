@@ -16,12 +16,13 @@ from jacmatch.diagnostics.report import FILE
 from jacmatch.errors import UnsupportedError
 from jacmatch.jobs import jacobian_figure, networks
 from jacmatch.jobs.cache.opening import cached_teachers
+from jacmatch.jobs.data import load
 from jacmatch.jobs.distillation_fields import METHODS, TeachingFields
 from jacmatch.jobs.inputs import same_inputs, same_teacher
 from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.settings import SMOKE_JACOBIANS
 from jacmatch.jobs.study import Cell, Result, Task, head, main_fields, measured, of_method, row, run_cells, save_main
 from jacmatch.jobs.teachers import Prepared
-from jacmatch.jobs.train import load, parts
 from jacmatch.objectives import Distillation
 from jacmatch.runs import Run, spread
 from jacmatch.runs.files import load as load_json
@@ -49,7 +50,7 @@ class Distill(TeachingFields):
         self.training()  # refuses wrong settings before anything is trained
         data = load(self.data, self.seed, self.smoke)
         description = networks.Description.of(self.student, data)
-        subset, _ = parts(data, self.validation, self.samples_per_class(data), self.seed)
+        subset, _ = self.parts(data, self.samples_per_class(data), self.seed)
         for method in self.methods:  # settings that do not go together are refused before anything is trained
             self.objective(method, description.build(), nn.Linear(1, 1), subset, data, self.seed)
         start = time.perf_counter()
@@ -82,7 +83,7 @@ class Distill(TeachingFields):
             )
 
     def _prepare(self, run: Run, data: Data, description: networks.Description, teacher: Prepared, cell: Cell) -> Task:
-        train, validation = parts(data, self.validation, self.samples_per_class(data), cell.seed)
+        train, validation = self.parts(data, self.samples_per_class(data), cell.seed)
         torch.manual_seed(cell.seed)
         student = description.build()
         objective = self.objective(cell.method, student, teacher.asked(cell.seed), train, data, cell.seed)
@@ -156,7 +157,7 @@ class Distill(TeachingFields):
         slopes.engine = ProcessGroup.current().broadcast(chosen)
 
     def _samples(self, data: Data) -> int:
-        return min(16 if self.smoke else 256, len(data.test))
+        return min(SMOKE_JACOBIANS if self.smoke else 256, len(data.test))
 
 
 def _row(results: Sequence[Result]) -> Result:

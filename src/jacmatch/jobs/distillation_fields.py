@@ -11,8 +11,8 @@ from jacmatch.datasets import Data, Split
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.jacobian import ESTIMATORS, READOUTS, Estimator, LogProbabilities, Readout
 from jacmatch.jobs import networks
-from jacmatch.jobs.fields import TrainingFields, positive
 from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.settings import TrainingFields, positive
 from jacmatch.jobs.teachers import Prepared, prepare
 from jacmatch.jobs.train import Train
 from jacmatch.losses import JacobianLoss

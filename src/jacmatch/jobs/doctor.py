@@ -10,8 +10,9 @@ import tyro
 from jacmatch.diagnostics import doctor, report
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks
-from jacmatch.jobs.fields import JobFields
 from jacmatch.jobs.own_data import data_for
+from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.settings import JobFields
 from jacmatch.runs import threads
 from jacmatch.version import __version__
 
@@ -29,8 +30,8 @@ class Doctor(JobFields):
     samples: int = 8
     """Samples in the batch that is tried."""
 
-    def run(self) -> dict[str, Any]:
-        """Tries the model in training and in evaluation mode, and returns the result."""
+    def run(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Check the model in training and in evaluation mode, and return the result."""
         if self.samples < 2:
             raise InputError("`--samples` of `doctor` must be at least 2.", got=self.samples)
         given: dict[str, Any] = {"seed": self.seed, "smoke": self.smoke, "allow_code": self.allow_code}
@@ -42,12 +43,13 @@ class Doctor(JobFields):
             network = networks.Description.of(self.model, data).build()
         run = self.begin("doctor")
         start = time.perf_counter()
-        x = data.train.inputs(torch.arange(min(self.samples, len(data.train))))
+        x = data.train.inputs(torch.arange(min(2 if self.smoke else self.samples, len(data.train))))
         modes = {}
-        for mode in ("training", "evaluation"):
-            network.train(mode == "training").requires_grad_(True)
-            diagnosis = doctor(network, x, seed=self.seed)
-            modes[mode] = report(diagnosis)
+        with progress or Progress() as shown:
+            for mode in ("training", "evaluation"):
+                shown.stage(f"Checking the engines in {mode} mode")
+                network.train(mode == "training").requires_grad_(True)
+                modes[mode] = report(doctor(network, x, seed=self.seed))
         result = {
             "job": "doctor",
             "version": __version__,

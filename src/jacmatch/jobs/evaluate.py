@@ -8,8 +8,9 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from jacmatch.jobs import networks
-from jacmatch.jobs.fields import JobFields
 from jacmatch.jobs.own_data import data_for
+from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.settings import JobFields
 from jacmatch.jobs.study import head, measured
 
 
@@ -31,17 +32,20 @@ class Evaluate(JobFields):
     std: tuple[float, ...] | None = None
     """Standard deviation that they were divided by."""
 
-    def run(self) -> dict[str, Any]:
-        """Measures, and returns the result."""
+    def run(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Measure, and return the result."""
         given: dict[str, Any] = {"seed": self.seed, "smoke": self.smoke, "allow_code": self.allow_code}
         data = data_for("evaluate", (self.model,), self.data, **given)
         weights = None if self.weights is None else networks.Weights(self.weights, self.mean, self.std)
         network = networks.network(self.model, data, weights, allow_code=self.allow_code)
         run = self.begin("evaluate")
         start = time.perf_counter()
+        with progress or Progress() as shown:
+            shown.stage(f"Testing on {len(data.test)} samples")
+            student = measured(network, data.test, self.device)
         result = {
             **head(run, self.seed),
-            "student": measured(network, data.test, self.device),
+            "student": student,
             "data": data.name,
             "test_samples": len(data.test),
             "seconds": time.perf_counter() - start,

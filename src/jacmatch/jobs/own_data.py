@@ -3,22 +3,19 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from jacmatch.datasets import Data, from_arrays, of_classes
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jobs import networks
 from jacmatch.jobs.code import names_code
+from jacmatch.jobs.data import SMOKE_TEST, load, some
 from jacmatch.jobs.surrogate.asking import Asked, kept
 from jacmatch.jobs.surrogate.fields import SurrogateFields
 from jacmatch.jobs.surrogate.source import FILES, arrays_of
 from jacmatch.jobs.teacher_distance import mixed
-from jacmatch.jobs.train import load
 from jacmatch.runs import Run
 from jacmatch.runs.identity import changed
 
 _LEVELS = 4  # a network of surrogate lies three folders below its run
-_SMOKE = 200  # test samples of a smoke run
 _DO = "Name the data: --data."
 
 
@@ -32,7 +29,7 @@ def data_for(verb: str, models: tuple[str, ...], data: str | None, *, seed: int,
         models: Run folders and names of models.
         data: What `--data` says; None if it was left out.
         seed: Of the split of other data.
-        smoke: Whether 200 test samples are enough.
+        smoke: Whether a few test samples are enough.
         allow_code: Whether code may be run that a run folder names.
 
     Raises:
@@ -49,9 +46,7 @@ def data_for(verb: str, models: tuple[str, ...], data: str | None, *, seed: int,
         rule = f"`--data` of `{verb}` must be given for two runs that were tested on different data."
         raise InputError(rule, got=f"{found[0].name} and {found[1].name}: {difference}", do=_DO)
     first = found[0]
-    if smoke and len(first.test) > _SMOKE:
-        return replace(first, test=first.test.subset(torch.arange(_SMOKE)))
-    return first
+    return replace(first, test=some(first, first.test, SMOKE_TEST)) if smoke else first
 
 
 def data_of_run(folder: Path, *, allow_code: bool = False) -> Data:

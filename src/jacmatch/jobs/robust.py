@@ -13,9 +13,10 @@ from jacmatch.datasets import Data, Split
 from jacmatch.errors import InputError
 from jacmatch.jacobian import ESTIMATORS, Estimator, Loss
 from jacmatch.jobs import networks
-from jacmatch.jobs.fields import TrainingFields, positive
+from jacmatch.jobs.data import load
 from jacmatch.jobs.inputs import same_inputs
 from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.settings import TrainingFields, positive
 from jacmatch.jobs.study import (
     NO_AGREEMENT,
     Cell,
@@ -30,7 +31,6 @@ from jacmatch.jobs.study import (
     run_cells,
     save_main,
 )
-from jacmatch.jobs.train import load, parts
 from jacmatch.objectives import Robustness
 from jacmatch.objectives.robustness import FORMS
 from jacmatch.report import Table
@@ -86,7 +86,6 @@ class Robust(TrainingFields):
     per_class: int = 0
     """Training samples for each class; 0 for all."""
     steps: int = 300
-    """Optimiser steps of a network with a penalty."""
     seeds: int = 3
     """How many seeds: subset, initial weights and batches differ between them, and are the same for each variant."""
     penalty_weight: tuple[float, ...] = (0.0, 0.01, 0.1)
@@ -118,7 +117,7 @@ class Robust(TrainingFields):
         self.training()  # refuses wrong settings before anything is trained
         data = load(self.data, self.seed, self.smoke)
         description = networks.Description.of(self.model, data)
-        subset, _ = parts(data, self.validation, self.per_class, self.seed)
+        subset, _ = self.parts(data, self.per_class, self.seed)
         variants = self.variants(data)
         for variant in variants:  # settings that cannot go together speak before anything is trained
             self.objective(variant, description.build(), data, self.seed)
@@ -150,7 +149,7 @@ class Robust(TrainingFields):
     def _prepare(
         self, data: Data, description: networks.Description, variants: Mapping[str, Variant], cell: Cell
     ) -> Task:
-        train, validation = parts(data, self.validation, self.per_class, cell.seed)
+        train, validation = self.parts(data, self.per_class, cell.seed)
         torch.manual_seed(cell.seed)
         student = description.build()
         objective = self.objective(variants[cell.method], student, data, cell.seed)
@@ -244,7 +243,7 @@ class Robust(TrainingFields):
         shifts = [("gaussian-noise", level) for level in self.noise_levels]
         shifts += UNSEEN if len(data.shape) == 3 else ()
         found = evaluate_under_shifts(
-            student, split, shifts, draws=self.draws, scale=self.scale(data), device=self.device
+            student, split, shifts, draws=1 if self.smoke else self.draws, scale=self.scale(data), device=self.device
         )
         return {f"{name} {severity:g}": spread(values) for (name, severity), values in found.items()}
 

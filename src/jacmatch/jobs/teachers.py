@@ -69,7 +69,9 @@ def prepare(
         with _held(folder, progress) if ranks.first else nullcontext():
             if ranks.first and (damage := _damage(folder, recipe.model, inputs)):
                 aside = _put_aside(folder)
-                progress.say(f"The teacher in {folder} is trained again; what was there is in {aside.name}: {damage}")
+                progress.message(
+                    f"The teacher in {folder} is trained again; what was there is in {aside.name}: {damage}"
+                )
             if not ranks.broadcast((folder / RESULT).is_file()):
                 replace(recipe, out=folder).train(data, progress)
             elif ranks.first:
@@ -112,7 +114,9 @@ def _held(folder: Path, progress: Progress) -> Iterator[None]:
     """The folder belongs to this job within the block."""
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    lock = hold(folder, wait=partial(progress.say, f"Another process trains the teacher in {folder}: waiting for it."))
+    lock = hold(
+        folder, wait=partial(progress.message, f"Another process trains the teacher in {folder}: waiting for it.")
+    )
     try:
         yield
     finally:

@@ -1,17 +1,16 @@
 """`jacmatch train`: one network from labels, a teacher or a baseline."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 
-from jacmatch import datasets
 from jacmatch.datasets import Data
-from jacmatch.errors import InputError
 from jacmatch.jobs import networks
-from jacmatch.jobs.fields import TrainingFields
+from jacmatch.jobs.data import load
 from jacmatch.jobs.inputs import same_inputs
 from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.settings import TrainingFields
 from jacmatch.jobs.study import NO_AGREEMENT, Result, head, measured, unfinished
 from jacmatch.objectives import Distillation
 from jacmatch.training import fit
@@ -45,7 +44,7 @@ class Train(TrainingFields):
         """The same on loaded data."""
         training = self.training()
         description = networks.Description.of(self.model, data)
-        train, validation = parts(data, self.validation, self.per_class, self.seed)
+        train, validation = self.parts(data, self.per_class, self.seed)
         torch.manual_seed(self.seed)
         student = description.build()
         run = self.begin("train")
@@ -78,33 +77,3 @@ class Train(TrainingFields):
         }
         run.write_result(result)
         return {**result, "out": str(run.path)}
-
-
-def load(spec: str, seed: int, smoke: bool) -> Data:
-    """The data set; in a smoke run with 200 test samples at most."""
-    if not 0 <= seed < 2**63:
-        raise InputError("`--seed` must be at least 0 and below 2⁶³.", got=seed)
-    data = datasets.load(spec, seed)
-    if smoke and len(data.test) > 200:
-        data = replace(data, test=data.test.subset(torch.arange(200)))
-    return data
-
-
-def parts(data: Data, validation: float, per_class: int, seed: int) -> tuple[datasets.Split, datasets.Split | None]:
-    """The training part, cut to so many samples a class, and the validation part held out before.
-
-    Raises:
-        InputError: the numbers are negative, or there are not so many samples.
-    """
-    if per_class < 0:
-        raise InputError("`--per-class` must be at least 0, where 0 takes all.", got=per_class)
-    if not (0 <= validation < 1 or (validation > 0 and float(validation).is_integer())):
-        raise InputError("`--validation` must be a share below 1 or a whole number.", got=validation)
-    split, held = data.train, None
-    if validation:
-        amount = validation if validation < 1 else int(validation)
-        kept, out = datasets.split_validation(split.y, amount, seed)
-        split, held = split.subset(kept), split.subset(out)
-    if per_class:
-        split = split.subset(datasets.per_class(split.y, per_class, seed))
-    return split, held

@@ -13,12 +13,13 @@ from torch import nn
 from jacmatch.datasets import Data, Split, of_classes
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks, pretrained
-from jacmatch.jobs.fields import TrainingFields, positive
+from jacmatch.jobs.data import load
 from jacmatch.jobs.inputs import same_inputs
 from jacmatch.jobs.layer_pairs import chosen_pairs, named_pairs
 from jacmatch.jobs.networks import Description
 from jacmatch.jobs.pretrained import Pretrained
 from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.settings import SMOKE_JACOBIANS, TrainingFields, positive
 from jacmatch.jobs.study import (
     Cell,
     Result,
@@ -33,7 +34,7 @@ from jacmatch.jobs.study import (
     save_main,
 )
 from jacmatch.jobs.teacher_distance import bound, distances, head_agreement, mixed, nearest_mean_accuracy
-from jacmatch.jobs.train import Train, load, parts
+from jacmatch.jobs.train import Train
 from jacmatch.models import FirstOutputs, count_parameters
 from jacmatch.objectives import Distillation, GradientShare
 from jacmatch.objectives.transfer import Pair
@@ -197,7 +198,7 @@ class Transfer(TrainingFields):
             ready = self.ready(shown)
             for method in self.methods:  # settings that do not go together are refused before anything is trained
                 self.objective(method, ready.student(), ready)
-            subset, _ = parts(ready.data, self.validation, self.per_class, self.seed)
+            subset, _ = self.parts(ready.data, self.per_class, self.seed)
             run = self.begin("transfer")
             same_inputs(run, ready.data, ready.teacher.network, (ready.description,))
             cells = [
@@ -221,7 +222,7 @@ class Transfer(TrainingFields):
             )
 
     def _prepare(self, ready: Ready, cell: Cell) -> Task:
-        train, validation = parts(ready.data, self.validation, self.per_class, cell.seed)
+        train, validation = self.parts(ready.data, self.per_class, cell.seed)
         network, objective = self.network_and_objective(cell.method, cell.seed, ready)
 
         def finish() -> tuple[nn.Module, dict[str, Any]]:
@@ -395,7 +396,7 @@ class Transfer(TrainingFields):
             return found
         teacher, test = ready.teacher.network, ready.data.test
         place = next(network.parameters()).device
-        shown = test.subset(torch.arange(min(16 if self.smoke else some, len(test))))
+        shown = test.subset(torch.arange(min(SMOKE_JACOBIANS if self.smoke else some, len(test))))
         maps = {"size": self.pool, "p": self.p}
         found["agreement"] = head_agreement(network, teacher, ready.classes, ready.pairs, shown, **maps)
         if method != "labels":
@@ -406,7 +407,7 @@ class Transfer(TrainingFields):
 
     def images(self, ready: Ready, train: Split, count: int = FAR) -> tuple[torch.Tensor, torch.Tensor]:
         """Training images and unseen images of the target, at most `count` of each, of mixed classes."""
-        count = 50 if self.smoke else count
+        count = 10 if self.smoke else count
         return mixed(train, count).inputs(), ready.data.test.inputs(torch.arange(min(count, len(ready.data.test))))
 
 

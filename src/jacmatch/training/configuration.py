@@ -3,11 +3,10 @@
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.training.data import AUGMENTATIONS
-from jacmatch.training.loggers import LOGGERS, Logger
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "step")
@@ -18,39 +17,7 @@ PRECISIONS = ("32", "bf16", "fp16")
 class Training:
     """Settings of the training loop.
 
-    Attributes:
-        steps: Steps of the optimizer.
-        batch_size: Samples in a batch.
-        lr: Learning rate after the warm-up.
-        optimizer: `adam` (weight decay as L2 penalty), `adamw` (decoupled weight decay) or `sgd`.
-        weight_decay: Its coefficient, at least 0.
-        momentum: Of `sgd`, in [0, 1).
-        schedule: Learning rate after the warm-up; see `factor`.
-        milestones: Of schedule `step`: shares of `steps`, ascending, at each of which the rate falls to a tenth.
-        warmup: Steps in which the learning rate rises linearly to `lr`.
-        clip: Largest gradient norm (2-norm over all parameters); None does not clip.
-        accumulate: Batches whose gradients are averaged for one step.
-        ema: Decay of a running average of the weights, in (0, 1), which is then validated and returned; None
-            returns the trained weights. See `ema_decay`.
-        precision: `32`, or 16-bit autocast in `bf16`, or `fp16` with loss scaling (CUDA only).
-        on_not_finite: What to do with a step whose loss or gradient is not finite: `stop` ends the run and keeps the
-            last checkpoint; `skip` restores the state before that step.
-        skip_at_most: With `skip`, the largest number of skipped steps in a run; one more stops it.
-        augment: Augmentations of images.
-        views: Number of different views of a sample: its augmentation, partner, point and directions repeat after
-            so many epochs; 0 draws new ones in every epoch. The order of the samples is always new.
-        validate_every: Steps between two evaluations on the validation split.
-        checkpoint_every: Steps between two checkpoints.
-        max_steps: Stop after this step, as if interrupted; None goes on to `steps`.
-        workers: Threads that read and decode data which is not on the device; 0 reads in the loop itself.
-        prefetch: Batches read ahead. Neither changes a result.
-        resident_mib: A streamed data set that fits, decoded, into so many MiB is read into memory once.
-        doctor: Run `jacmatch.diagnostics.preflight_check` before the first step. It changes no result.
-        logger: Where the metrics are logged besides the run folder; see `training.loggers`. It changes no result.
-        compile: Compile the steps of the objective; see `objectives.CompiledSteps`.
-        cuda_graphs: Launch compiled steps as CUDA graphs.
-        shard: Shard weights, gradients and the optimizer's state over the processes (FSDP2).
-        channels_last: Use the channels-last memory format for the student while it is trained.
+    The jobs of the command line extend it: its fields are their flags.
 
     Raises:
         InputError: A setting is out of its range.
@@ -60,35 +27,72 @@ class Training:
         0.9
     """
 
+    group: ClassVar[str] = "training"
+    """The heading of these fields in the help of a job."""
+
     steps: int = 600
+    """Optimizer steps."""
     batch_size: int = 128
+    """Samples in a step; a smaller training set is used whole in each step."""
     lr: float = 1e-3
+    """Learning rate after the warm-up."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """adam (weight decay as an L2 penalty), adamw (decoupled weight decay) or sgd."""
     weight_decay: float = 0.0
+    """Weight decay, at least 0."""
     momentum: float = 0.9
+    """Momentum of sgd, in [0, 1)."""
     schedule: Literal["constant", "cosine", "step"] = "cosine"
+    """Learning rate after the warm-up: constant; cosine to 0; step, a tenth of it at each milestone."""
     milestones: tuple[float, ...] = (0.8,)
+    """Fractions of the steps at which schedule=step divides the rate by ten, ascending."""
     warmup: int = 0
+    """Steps in which the rate rises linearly."""
     clip: float | None = None
+    """Largest 2-norm of the gradient over all parameters; not clipped if left out."""
     accumulate: int = 1
+    """Batches whose gradients are averaged for one step."""
     ema: float | None = None
+    """Decay of a moving average of the weights, in (0, 1), which is then validated and returned; no average if left
+    out."""
     precision: Literal["32", "bf16", "fp16"] = "32"
+    """Autocast type of the networks; fp16 scales the loss and needs a GPU. Jacobian terms are summed in float32."""
     on_not_finite: Literal["stop", "skip"] = "stop"
+    """On a NaN or Inf in loss or gradient: stop ends the run and keeps the last checkpoint; skip undoes that step."""
     skip_at_most: int = 10
+    """With on_not_finite=skip, how many steps of a run may be undone."""
     augment: tuple[Literal["crop", "flip"], ...] = ()
+    """Augmentation of the training images."""
     views: int = 0
+    """Number of different views of a sample: augmentation, partner, point and directions repeat after that many epochs.
+    0 draws anew in each. The order of the samples is new in each epoch either way."""
     validate_every: int = 100
+    """Steps between two points of the learning curve."""
     checkpoint_every: int = 200
+    """Steps between two checkpoints."""
     max_steps: int | None = None
+    """Stop after this step, as if interrupted; the same command without it resumes."""
     workers: int = 2
+    """Threads that read and decode images which are not in memory; 0 reads them in the loop. No
+    result depends on it."""
     prefetch: int = 2
+    """Batches that they are ahead. No result depends on it."""
     resident_mib: int = 256
+    """Read a streamed data set into memory once if it takes no more MiB decoded."""
     doctor: bool = True
-    logger: Logger | None = None
+    """Run the pre-flight check before the first step: gradients against differences of the loss, teacher, terms. It
+    changes no result."""
     compile: bool = False
+    """Compile the objective: student, Jacobian products and losses as one graph. Where that fails, a warning
+    says why."""
     cuda_graphs: bool = False
+    """Launch compiled steps as CUDA graphs; needs compile and a GPU."""
     channels_last: bool = False
+    """Store the channels of a pixel side by side, in student and teacher: faster for deep convolutional networks, the
+    same up to rounding."""
     shard: bool = False
+    """Shard weights, gradients and optimizer state over the processes (FSDP2); needs a Jacobian term in forward mode
+    (probe random-inputs) or none."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "validate_every", "checkpoint_every"):
@@ -116,8 +120,6 @@ class Training:
         _known("schedule", self.schedule, SCHEDULES)
         _known("precision", self.precision, PRECISIONS)
         _known("on_not_finite", self.on_not_finite, ("stop", "skip"))
-        if self.logger is not None:
-            _known("logger", self.logger, LOGGERS)
         for name in self.augment:
             _known("augment", name, AUGMENTATIONS)
 

@@ -14,8 +14,8 @@ import torch
 import tyro
 
 from jacmatch.errors import InputError, unknown_name
-from jacmatch.jobs.fields import claimed_folder
 from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.settings import claimed_folder
 from jacmatch.runs import environment
 from jacmatch.runs.files import encoded, write_whole
 from jacmatch.version import __version__

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from jacmatch.errors import InputError
-from jacmatch.jobs.train import parts
+from jacmatch.jobs.data import parts
 from jacmatch.report.figures import line_figure
 from jacmatch_research.figures import by_columns
 from jacmatch_research.reproduce import students

@@ -9,10 +9,10 @@ from typing import Any
 
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.files import inside
-from jacmatch.jobs.fields import positive
 from jacmatch.jobs.inputs import same_inputs, same_teacher
 from jacmatch.jobs.networks import Description
 from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.settings import positive
 from jacmatch.report import write_report
 from jacmatch.runs import Run, threads
 from jacmatch.runs.files import load

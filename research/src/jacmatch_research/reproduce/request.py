@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from jacmatch.jobs.fields import JobFields
+from jacmatch.jobs.settings import JobFields
 
 
 @dataclass(frozen=True)

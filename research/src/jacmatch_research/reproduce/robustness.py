@@ -9,9 +9,9 @@ import torch
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks
+from jacmatch.jobs.data import parts
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.robust import UNSEEN, Robust, Variant
-from jacmatch.jobs.train import parts
 from jacmatch.models import count_parameters
 from jacmatch.report import Table
 from jacmatch.report.figures import Line, line_figure

@@ -14,12 +14,13 @@ from jacmatch import datasets
 from jacmatch.datasets import Data, Split
 from jacmatch.jacobian import ESTIMATORS
 from jacmatch.jobs import networks
+from jacmatch.jobs.data import load, parts
 from jacmatch.jobs.distill import Distill
 from jacmatch.jobs.distillation_fields import DistillationFields
-from jacmatch.jobs.fields import TrainingFields
 from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.settings import TrainingFields
 from jacmatch.jobs.teachers import prepare as prepare_teacher
-from jacmatch.jobs.train import Train, load, parts
+from jacmatch.jobs.train import Train
 from jacmatch.models import count_parameters
 from jacmatch.teachers import ModuleTeacher, RememberedTeacher, Teacher
 from jacmatch.training import agreement, calibration, evaluate, fit, shifted

@@ -16,10 +16,10 @@ from jacmatch.jobs.cache.checking import Found, check
 from jacmatch.jobs.cache.opening import opened
 from jacmatch.jobs.cache.source import Source, folder_of
 from jacmatch.jobs.code import check_no_code
+from jacmatch.jobs.data import load
 from jacmatch.jobs.distillation_fields import TeachingFields
-from jacmatch.jobs.fields import positive
 from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.train import load
+from jacmatch.jobs.settings import positive
 from jacmatch.teachers.cached.claims import Claims
 from jacmatch.teachers.cached.layout import HEAD, Head, read_head
 from jacmatch.teachers.cached.shards import Shards
@@ -63,6 +63,7 @@ class Cache(TeachingFields):
 
     def __post_init__(self) -> None:
         """The folder of the cache is the one that the job writes to."""
+        super().__post_init__()
         if self.cache is None:
             rule = "`--cache` of `cache` must be given."
             raise InputError(rule, do=f"jacmatch cache {self.action} --cache DIR, and for build the flags of distill.")

@@ -13,7 +13,6 @@ from jacmatch.datasets import Data, Split
 from jacmatch.datasets.streamed import Streamed
 from jacmatch.errors import InputError
 from jacmatch.jobs.distillation_fields import TeachingFields
-from jacmatch.jobs.train import parts
 from jacmatch.objectives import Distillation
 from jacmatch.teachers import Answer, ModuleTeacher, Question, Teacher
 from jacmatch.teachers.cached.entries import rows_of as entries_of
@@ -63,7 +62,7 @@ class Source:
         if not methods:
             raise InputError("`--cache` needs a method that asks the teacher.", got="--methods labels")
         slopes = "jacobians" in methods
-        train, _ = parts(data, job.validation, job.samples_per_class(data), seed)
+        train, _ = job.parts(data, job.samples_per_class(data), seed)
         method = "jacobians" if slopes else "outputs"
         objective = job.objective(method, nn.Linear(1, 1), ModuleTeacher(teacher), train, data, seed)
         training = job.training()

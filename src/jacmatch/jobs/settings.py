@@ -1,0 +1,137 @@
+"""Settings that jobs share: a job extends one of these dataclasses by its own fields."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from jacmatch.datasets import Data, Split
+from jacmatch.errors import InputError
+from jacmatch.jobs.data import SMOKE_TRAIN, parts, some
+from jacmatch.runs import Run
+from jacmatch.runs.files import disk
+from jacmatch.training import Training, find_device
+from jacmatch.training.distributed import ProcessGroup
+from jacmatch.version import __version__
+
+SMOKE_STEPS, SMOKE_BATCH, SMOKE_JACOBIANS = 2, 2, 2
+"""Limits of a smoke run: steps, samples in a step, samples whose Jacobians are compared."""
+
+
+@dataclass(frozen=True)
+class JobFields:
+    """Settings of every job."""
+
+    group: ClassVar[str] = "run"
+    """The heading of these fields in the help."""
+
+    no_settings: ClassVar[tuple[str, ...]] = (
+        *("out", "devices", "max_steps", "workers", "prefetch", "resident_mib"),
+        *("allow_code", "doctor"),
+    )
+    """Fields that do not decide the result, so they are not among the settings of a run."""
+
+    out: Path | None = None
+    """Run folder. Without it, runs/JOB-NUMBER with the next free number."""
+    seed: int = 0
+    """Seed of everything random; the same seed gives the same run."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
+    smoke: bool = False
+    """Run a tiny version of the job in seconds, to see that it works; its numbers mean nothing."""
+    allow_code: bool = False
+    """Run code outside the package, a PACKAGE.MODULE:CALLABLE, that a --config, a run folder or a cache names."""
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that decide the result, as plain values for a run folder."""
+        plain = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in self.no_settings:
+                plain[field.name] = str(value) if isinstance(value, Path) else value
+        return plain
+
+    def begin(self, job: str, again: bool = False) -> Run:
+        """The run of this job: new, or taken up where it stopped; with `again` also if it is finished."""
+        place = find_device(self.device)
+        gpu = torch.cuda.get_device_name(place) if place.type == "cuda" else None
+        ranks, told = ProcessGroup.current(), self.settings()
+        if getattr(self, "devices", 1) not in (1, ranks.size):
+            rule = f"`devices` of `{job}` must be the number of processes that were started."
+            do = (
+                "The command line starts them; in Python start torchrun, and call torch.distributed.init_process_group."
+            )
+            raise InputError(rule, got=f"{getattr(self, 'devices', 1)}, and {ranks.size} process(es)", do=do)
+        folder = self.out or Path(ranks.broadcast(str(claimed_folder(job)) if ranks.first else ""))
+        if ranks.first:
+            run = Run.create(folder, job, told, __version__, cuda=gpu, again=again)
+        ranks.barrier()
+        if not ranks.first:
+            run = replace(Run.open(folder, finished=False), follows=True)
+        return run
+
+    def folder(self, job: str) -> Path:
+        """The run folder of this job; without `out` one that is made now, and is nobody else's."""
+        return self.out or claimed_folder(job)
+
+
+@dataclass(frozen=True)
+class TrainingFields(JobFields, Training):
+    """Settings of every job that trains: those of `Training`, as fields and flags of the job itself."""
+
+    group: ClassVar[str] = Training.group
+    together: ClassVar[bool] = True
+    """Whether several processes can do the job together."""
+
+    devices: int = 1
+    """Processes on this machine that train together, each on its part of every batch: on that many GPUs, or on the CPU.
+    The result is the same up to rounding. Leave it out under torchrun, which starts the processes itself."""
+    checkpoint_every: int = 500
+    validation: float = 0.1
+    """Fraction (below 1) or number of training samples held out for the learning curves."""
+
+    def training(self, **changes: Any) -> Training:
+        """Return the settings of the training loop; `changes` replace some of them."""
+        chosen = {field.name: getattr(self, field.name) for field in fields(Training)} | changes
+        if self.smoke:
+            steps = min(chosen["steps"], SMOKE_STEPS)
+            smaller = {"steps": steps, "batch_size": min(chosen["batch_size"], SMOKE_BATCH), "validate_every": steps}
+            chosen |= smaller | {"warmup": 0, "accumulate": 1}
+        return Training(**chosen)
+
+    def parts(self, data: Data, per_class: int, seed: int) -> tuple[Split, Split | None]:
+        """Return the training and the validation samples; see `jacmatch.jobs.data.parts`."""
+        validation: float = self.validation
+        if self.smoke:
+            data, per_class = replace(data, train=some(data, data.train, SMOKE_TRAIN)), min(per_class, SMOKE_TRAIN - 2)
+            validation = 0.1 if validation > 1 and float(validation).is_integer() else validation
+        return parts(data, validation, per_class, seed)
+
+
+def claimed_folder(job: str) -> Path:
+    """Make runs/JOB-NUMBER with the next free number. Of several processes that ask at once each gets another one.
+
+    Raises:
+        InputError: The operating system refuses.
+    """
+    number, place = 1, Path("runs")
+    with disk(place):
+        while True:
+            place.mkdir(exist_ok=True)
+            path = place / f"{job}-{number:03d}"
+            try:
+                path.mkdir()
+            except FileExistsError:
+                number += 1
+            except FileNotFoundError:  # a process that has begun nothing has removed `runs` again
+                continue
+            else:
+                return path
+
+
+def positive(job: str, **numbers: int) -> None:
+    """Refuses numbers below 1, naming the flag."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise InputError(f"`--{name.replace('_', '-')}` of `{job}` must be at least 1.", got=number)
