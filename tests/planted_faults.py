@@ -63,10 +63,10 @@ FAULTS = {
         "tests/jobs/surrogate/test_functions.py",
     ),
     "active points lie where student and teacher agree": Fault(
-        "jobs/surrogate/sampling.py",
+        "jobs/surrogate/points.py",
         "weights = disagreement.double().clamp_min(0)",
         "weights = 1 / (disagreement.double() + 1e-9)",
-        "tests/jobs/surrogate/test_sampling.py",
+        "tests/jobs/surrogate/test_points.py",
     ),
     "no graph of the rows": Fault(
         "jacobian/engines.py",

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from jacmatch.jobs.surrogate.asking import kept
+from jacmatch.jobs.surrogate.points import kept
 from jacmatch.jobs.surrogate.source import read_points
 
 

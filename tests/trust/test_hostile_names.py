@@ -20,7 +20,8 @@ from jacmatch.errors import InputError
 from jacmatch.files import append, inside, open_regular, read, replace
 from jacmatch.jobs.cache.building import build, settled
 from jacmatch.jobs.cache.writing import write_shard
-from jacmatch.jobs.surrogate import asking, exporting
+from jacmatch.jobs.surrogate import exporting
+from jacmatch.jobs.surrogate import points as asking
 from jacmatch.models import load_weights, save_weights
 from jacmatch.report import write_report
 from jacmatch.runs import Run

@@ -8,8 +8,8 @@ from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jobs import networks
 from jacmatch.jobs.code import names_code
 from jacmatch.jobs.data import SMOKE_TEST, load, some
-from jacmatch.jobs.surrogate.asking import Asked, kept
 from jacmatch.jobs.surrogate.fields import SurrogateFields
+from jacmatch.jobs.surrogate.points import Asked, kept
 from jacmatch.jobs.surrogate.source import FILES, arrays_of
 from jacmatch.jobs.teacher_distance import mixed
 from jacmatch.runs import Run

@@ -15,8 +15,8 @@ import jacmatch
 from jacmatch.cli import main
 from jacmatch.errors import InputError
 from jacmatch.jobs.surrogate import command as command_module
-from jacmatch.jobs.surrogate.asking import Asked, ask, kept
 from jacmatch.jobs.surrogate.functions import opened
+from jacmatch.jobs.surrogate.points import Asked, ask, kept
 from jacmatch.jobs.surrogate.tables import reached
 from jacmatch.runs import Run
 

@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from jacmatch.errors import InputError
-from jacmatch.jobs.surrogate.functions import found, opened
-from jacmatch.jobs.surrogate.trying import tried
+from jacmatch.jobs.surrogate.functions import found, opened, tried
 
 X = torch.quasirandom.SobolEngine(3, scramble=True, seed=0).draw(8, dtype=torch.float64) + 0.1
 UNITS = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from jacmatch.jobs.surrogate import sampling
-from jacmatch.jobs.surrogate.asking import Asked, actively, ask, errors
+from jacmatch.jobs.surrogate import points as sampling
 from jacmatch.jobs.surrogate.examples import EXAMPLES
 from jacmatch.jobs.surrogate.functions import Function, opened
+from jacmatch.jobs.surrogate.points import Asked, actively, ask, errors
 from jacmatch.objectives import GradientShare
 from jacmatch.report import Table
 from jacmatch.report.figures import line_figure

@@ -17,9 +17,9 @@ from jacmatch.jobs import networks
 from jacmatch.jobs.inputs import matches
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.study import NO_AGREEMENT, Cell, Result, Task, head, run_cells, save_main
-from jacmatch.jobs.surrogate.asking import Asked, errors
 from jacmatch.jobs.surrogate.exporting import difference, to_onnx
 from jacmatch.jobs.surrogate.fields import SurrogateFields
+from jacmatch.jobs.surrogate.points import Asked, errors
 from jacmatch.jobs.surrogate.source import Source, output_units, source
 from jacmatch.jobs.surrogate.tables import LABELS, figure, tables
 from jacmatch.models import count_parameters

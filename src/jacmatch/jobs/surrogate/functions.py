@@ -1,4 +1,4 @@
-"""The function that a surrogate stands for: how it is called, how its slopes are found, and what it has cost so far."""
+"""The function that a surrogate learns: how it is called and differentiated, and the checks before training."""
 
 import importlib
 import time
@@ -15,8 +15,65 @@ from jacmatch import datasets
 from jacmatch.datasets.files import in_one_line
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
 from jacmatch.jacobian import finite_differences, products
-from jacmatch.jobs.surrogate.answers import OURS, checked, finite
 from jacmatch.models import catalog
+
+_TYPES = "must return float32 or float64."
+OURS = "It is called with float64 tensors or arrays on the CPU, and returns the same."
+
+
+def checked(rule: str, given: Any, x: Float[Tensor, "sample input"]) -> Float[Tensor, "sample *out"]:
+    """What was returned, as a tensor of finite numbers, one row for each point.
+
+    Args:
+        rule: Who must return it, the beginning of a message.
+        given: What was returned.
+        x: The points.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if isinstance(given, np.ndarray) or np.isscalar(given) or isinstance(given, list | tuple):
+        try:
+            array = np.asarray(given)
+        except ValueError as error:  # rows of different lengths
+            raise InputError(f"{rule} must return an array.", got=in_one_line(error), do=OURS) from error
+        if array.dtype.kind != "f" or array.dtype == np.float16:
+            raise InputError(f"{rule} {_TYPES}", got=f"{array.dtype}", do=".astype(float) makes them.")
+        given = torch.from_numpy(np.array(array, np.float64, order="C"))
+    if not isinstance(given, Tensor):
+        raise InputError(f"{rule} must return a tensor or an array.", got=type(given).__name__, do=OURS)
+    if given.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"{rule} {_TYPES}", got=given.dtype, do=".double() makes them.")
+    if given.device != x.device:
+        raise InputError(f"{rule} must return a tensor on the {x.device}.", got=given.device, do=OURS)
+    if given.dim() == 0 or len(given) != len(x):
+        raise InputError(
+            f"{rule} must return one row for each of the {len(x)} points.",
+            got=f"shape {tuple(given.shape)}",
+            do="If it takes one point at a time, wrap it: lambda x: np.stack([f(each) for each in x]).",
+        )
+    return finite(rule, given.detach(), x)
+
+
+def finite(
+    rule: str, given: Float[Tensor, "sample *out"], x: Float[Tensor, "sample input"]
+) -> Float[Tensor, "sample *out"]:
+    """The same, if all of it is finite; an `InputError` says where it is not."""
+    bad = torch.nonzero(~given.reshape(len(x), -1).isfinite().all(1))
+    if len(bad):
+        raise InputError(
+            f"{rule} must be finite.",
+            got=f"NaN or infinity at {len(bad)} of {len(x)} points, first at x = {place(x[int(bad[0])])}",
+            do="Sample where it is defined (--low, --high), or give the points.",
+        )
+    return given
+
+
+def place(x: Float[Tensor, "input"]) -> str:
+    """A point in words, its first eight numbers."""
+    shown = ", ".join(f"{value:.6g}" for value in x[:8].tolist())
+    return f"({shown}{', …' if len(x) > 8 else ''})"
+
 
 Way = Literal["own", "autograd", "differences"]
 WAYS: tuple[Way, ...] = ("own", "autograd", "differences")
@@ -273,3 +330,124 @@ def _taken(
             continue
     rule = f"{name} must take a batch ({len(x)}, {x.shape[1]}) of tensors or arrays."
     raise InputError(rule, got="; ".join(said), do="Call it in Python to see where.")
+
+
+_REPEATS = 1e-9  # largest relative difference between two calls
+_ALONE = 1e-5  # between a point in a batch and the same point alone: float32 adds up in another order
+_AGREES = 1e-3  # between a Jacobian and differences, of the largest slope
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What was found.
+
+    Attributes:
+        outputs: K.
+        way: How slopes are found.
+        disagreement: Largest difference of the Jacobian from differences, relative to the largest slope; None where
+            the slopes are differences, or the function is not smooth at their step and they say nothing.
+        bent: Share of the points where the function is not smooth at the step of differences.
+        place: One of these points.
+        calls: Points that were asked to find this out.
+        values: What the function says at the points.
+        jacobians: Its Jacobian there, where that is not by differences.
+    """
+
+    outputs: int
+    way: str
+    disagreement: float | None
+    bent: float
+    place: str | None
+    calls: int = 0
+    values: Float[Tensor, "sample out"] | None = None
+    jacobians: Float[Tensor, "sample out input"] | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As it stands in a result."""
+        return {name: value for name, value in vars(self).items() if name not in ("values", "jacobians")}
+
+
+def tried(function: Function, x: Float[Tensor, "sample input"], *, slopes: bool = True) -> Tried:
+    """What the function does at some points.
+
+    Args:
+        function: The function.
+        x: The points.
+        slopes: Whether slopes are looked at as well.
+
+    Raises:
+        InputError: it gives another answer when asked again, or in another batch, or its Jacobian disagrees with
+            differences.
+    """
+    y = function.values(x)
+    largest = y.abs().amax(0).clamp_min(torch.finfo(torch.float64).tiny)
+    again = ((function.values(x) - y).abs() / largest).max()
+    if again > _REPEATS:
+        raise InputError(
+            f"{function.name} must give the same answer to the same question.",
+            got=f"two calls that differ by {float(again):.2g} of the largest value",
+            do="Fix its random numbers (a seed set inside the function), or give data as npz:FILE.",
+        )
+    alone = ((torch.cat([function.values(each[None]) for each in x[:4]]) - y[:4]).abs() / largest).max()
+    if alone > _ALONE:
+        raise InputError(
+            f"{function.name} must answer each point of a batch as if it were alone.",
+            got=f"a difference of {float(alone):.2g} of the largest value",
+            do="If it takes one point at a time, wrap it: lambda x: np.stack([f(each) for each in x]).",
+        )
+    if not slopes:
+        return Tried(y.shape[1], "none", None, 0.0, None, values=y)
+    return _slopes(function, x, y)
+
+
+def _slopes(function: Function, x: Tensor, y: Tensor) -> Tried:
+    """Whether the Jacobian is that of the function, and whether the function has one."""
+    rough, bent = function.by_differences(x)
+    share = float(bent.double().mean())
+    worst = place(x[int(bent.int().argmax())]) if share else None
+    if function.way == "differences":
+        return Tried(y.shape[1], function.way, None, share, worst, values=y)
+    j = function.slopes(x)
+    if j.shape != rough.shape:
+        rule = f"The Jacobian of {function.name} must have the shape {tuple(rough.shape)}."
+        raise InputError(rule, got=f"shape {tuple(j.shape)}", do="The order is batch, outputs, inputs.")
+    found = [_compared(function, y, j, rough, bent)]
+    if function.step is not None:  # a long step is off where the function curves, a short one where it is noisy
+        found.append(_compared(function, y, j, *function.by_differences(x, function.precision ** (1 / 3))))
+    told = [each for each in found if each is not None]
+    if not told:
+        return Tried(y.shape[1], function.way, None, share, worst, values=y, jacobians=j)
+    best = min(told, key=lambda each: float(each.beyond.max()))
+    if float(best.beyond.max()) > _AGREES:
+        n, k, i = (int(each) for each in torch.unravel_index(best.beyond.argmax(), best.beyond.shape))
+        raise InputError(
+            f"The Jacobian of {function.name} ({function.way}) must agree with differences of its values.",
+            got=f"a largest disagreement at ∂y{k}/∂x{i}, x = {place(x[n])}: {float(j[n, k, i]):.6g}, and "
+            f"{float(best.rough[n, k, i]):.6g} by differences",
+            do="Mend the Jacobian, or use --jacobian differences; where the values are noisy, give a longer --step.",
+        )
+    return Tried(y.shape[1], function.way, best.off, share, worst, values=y, jacobians=j)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A Jacobian beside differences of one step."""
+
+    rough: Tensor
+    beyond: Tensor
+    off: float
+
+
+def _compared(function: Function, y: Tensor, j: Tensor, rough: Tensor, bent: Tensor) -> _Compared | None:
+    """How far both are apart where the function is smooth at the step; None if it is at less than half of the points.
+
+    What lies within the rounding of the values is not beyond.
+    """
+    if float(bent.double().mean()) > 0.5:
+        return None
+    largest = (rough.abs() * function.units)[~bent].amax((0, 2)).clamp_min(1e-300)[:, None]  # of each output
+    rounding = 8 * function.precision ** (2 / 3) * y.abs().amax(0)[:, None]
+    off = (j - rough).abs() * function.units
+    beyond = (off - rounding) / largest
+    beyond[bent] = 0.0  # there no difference means anything
+    return _Compared(rough, beyond, float((off / largest)[~bent].max()))

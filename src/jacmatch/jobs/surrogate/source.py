@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from jacmatch.datasets import Data, from_arrays, npz, split_validation
 from jacmatch.datasets.files import is_file
 from jacmatch.errors import InputError
-from jacmatch.jobs.surrogate import sampling
-from jacmatch.jobs.surrogate.asking import Asked, actively, ask, kept
+from jacmatch.jobs.surrogate import points as sampling
 from jacmatch.jobs.surrogate.examples import EXAMPLES
 from jacmatch.jobs.surrogate.fields import SurrogateFields
-from jacmatch.jobs.surrogate.functions import WAYS, Function, found, opened
-from jacmatch.jobs.surrogate.trying import Tried, tried
+from jacmatch.jobs.surrogate.functions import WAYS, Function, Tried, found, opened, tried
+from jacmatch.jobs.surrogate.points import Asked, actively, ask, kept
 from jacmatch.runs import Run
 from jacmatch.runs.identity import DOUBLE, Fingerprints, code_of, digest_of, probe, source_of
 from jacmatch.surrogates.tables import load_table

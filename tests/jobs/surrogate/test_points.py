@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from jacmatch.errors import InputError
-from jacmatch.jobs.surrogate.asking import Asked, actively, disagreement
-from jacmatch.jobs.surrogate.sampling import box, cube, inside, shares, worst
+from jacmatch.jobs.surrogate.points import Asked, actively, box, cube, disagreement, inside, shares, worst
 
 
 @pytest.mark.parametrize("kind", ["box", "sobol", "latin-hypercube"])
