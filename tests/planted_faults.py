@@ -207,16 +207,16 @@ FAULTS = {
         "tests/objectives/test_transfer.py",
     ),
     "an answer about another image is remembered": Fault(
-        "teachers/remembered.py",
+        "teachers/memoized.py",
         "or not torch.equal(kept.x, x[row]):",
         "or kept.x.shape != x[row].shape:",
-        "tests/teachers/test_remembered.py",
+        "tests/teachers/test_memoized.py",
     ),
     "an answer to another question is remembered": Fault(
-        "teachers/remembered.py",
+        "teachers/memoized.py",
         "key = (question.readout, question.rule, question.cotangents is None, question.layers)",
         "key = (question.readout, question.cotangents is None, question.layers)",
-        "tests/teachers/test_remembered.py",
+        "tests/teachers/test_memoized.py",
     ),
     "a flipped bit in a checkpoint is read": Fault(
         "training/checkpoints.py",

@@ -74,9 +74,9 @@ if TYPE_CHECKING:
         BlackBoxTeacher,
         CachedTeacher,
         EnsembleTeacher,
+        MemoizedTeacher,
         ModuleTeacher,
         Question,
-        RememberedTeacher,
     )
 
 __all__ = [
@@ -100,13 +100,13 @@ __all__ = [
     "LabelLogit",
     "LogProbabilities",
     "Logits",
+    "MemoizedTeacher",
     "ModuleTeacher",
     "PooledFeatures",
     "Question",
     "RandomInputs",
     "RandomOutputs",
     "Regression",
-    "RememberedTeacher",
     "Robustness",
     "SampledRows",
     "TopClass",
@@ -125,7 +125,7 @@ __all__ = [
 ]
 
 _PACKAGES = ("jacobian", "objectives", "teachers", "diagnostics")  # which export the names above
-_RENAMED = {"Share": "GradientShare"}  # old names, which go with the next release
+_RENAMED = {"Share": "GradientShare", "RememberedTeacher": "MemoizedTeacher"}  # they go with the next release
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from jacmatch.diagnostics import preflight_check
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian import RandomInputs, RandomOutputs
 from jacmatch.objectives import Distillation
-from jacmatch.teachers import AnalyticTeacher, BlackBoxTeacher, EnsembleTeacher, ModuleTeacher, RememberedTeacher
+from jacmatch.teachers import AnalyticTeacher, BlackBoxTeacher, EnsembleTeacher, MemoizedTeacher, ModuleTeacher
 from jacmatch.training import Training, fit
 from jacmatch.training.data import Batch
 
@@ -38,7 +38,7 @@ def codes(teacher, probe):
 @pytest.mark.parametrize("wrap", [ModuleTeacher, lambda m: EnsembleTeacher([ModuleTeacher(m)])], ids=["one", "several"])
 def test_rows_of_a_teacher_that_are_wrong_are_found(wrap):
     assert "teacher-derivatives" in codes(wrap(Detached()), RandomOutputs(1))
-    assert "teacher-derivatives" in codes(RememberedTeacher(wrap(Detached())), RandomOutputs(1))
+    assert "teacher-derivatives" in codes(MemoizedTeacher(wrap(Detached())), RandomOutputs(1))
 
 
 def test_a_teacher_with_an_engine_that_is_right_is_not_refused():

@@ -11,7 +11,7 @@ from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import unverified
 from jacmatch.objectives import GradientShare, WeightSchedule
 from jacmatch.objectives.transfer import Transfer
-from jacmatch.teachers import BlackBoxTeacher, ModuleTeacher, Question, RememberedTeacher
+from jacmatch.teachers import BlackBoxTeacher, MemoizedTeacher, ModuleTeacher, Question
 
 from . import reference
 from .cases import along, direction_of, slope, unchecked
@@ -203,12 +203,12 @@ def test_samples_are_treated_each_by_itself():
 
 def test_a_remembered_teacher_says_the_same():
     x, y = batch()
-    remembered = RememberedTeacher(ModuleTeacher(Told().double()))
-    made, plain = objective(teacher=remembered), objective()
+    memoized = MemoizedTeacher(ModuleTeacher(Told().double()))
+    made, plain = objective(teacher=memoized), objective()
     for _ in range(3):
         torch.testing.assert_close(made(x, y, ids=torch.arange(3))["loss"], plain(x, y)["loss"])
-    assert remembered.asked == 1 + 3, "one image for the sizes of the maps, then each image once"
-    assert remembered.remembered == 2 * 3
+    assert memoized.queried == 1 + 3, "one image for the sizes of the maps, then each image once"
+    assert memoized.memoized == 2 * 3
 
 
 def test_methods_without_a_term_do_not_compute_it():

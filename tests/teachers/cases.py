@@ -15,8 +15,8 @@ from jacmatch.teachers import (
     AnalyticTeacher,
     BlackBoxTeacher,
     EnsembleTeacher,
+    MemoizedTeacher,
     ModuleTeacher,
-    RememberedTeacher,
     Teacher,
 )
 
@@ -108,8 +108,8 @@ CASES = [
     Case("black-box, numpy", lambda: BlackBoxTeacher(on_arrays(1), arrays="numpy"), one(1), False, 1e-7),
     Case("ensemble", lambda: EnsembleTeacher([module(1), analytic(2), module(3)]), mean(1, 2, 3)),
     Case("ensemble with a black box", lambda: EnsembleTeacher([module(1), black_box(2)]), mean(1, 2), False, 1e-7),
-    Case("remembered", lambda: RememberedTeacher(module(1)), one(1)),
-    Case("remembered black box", lambda: RememberedTeacher(black_box(1)), one(1), vjp=False, tolerance=1e-7),
+    Case("memoized", lambda: MemoizedTeacher(module(1)), one(1)),
+    Case("memoized black box", lambda: MemoizedTeacher(black_box(1)), one(1), vjp=False, tolerance=1e-7),
     Case("ensemble of one", lambda: EnsembleTeacher([EnsembleTeacher([module(1)])]), one(1)),
 ]
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from jacmatch import CachedTeacher, InputError, LogProbabilities, PooledFeatures, Question, UnsupportedError
 from jacmatch.models import FirstOutputs
-from jacmatch.teachers import AnalyticTeacher, BlackBoxTeacher, EnsembleTeacher, ModuleTeacher, RememberedTeacher
+from jacmatch.teachers import AnalyticTeacher, BlackBoxTeacher, EnsembleTeacher, MemoizedTeacher, ModuleTeacher
 from jacmatch.teachers.cached.entries import fields_of, rows_of, sums, unlike
 from jacmatch.teachers.cached.fingerprint import architecture_of, of_teacher, words
 
@@ -244,7 +244,7 @@ def test_each_part_of_a_teacher_shows(change, part):
 
 def test_teachers_of_teachers_show_their_members():
     one, other = ModuleTeacher(network()), ModuleTeacher(network(1))
-    assert of_teacher(RememberedTeacher(one)) == of_teacher(one)
+    assert of_teacher(MemoizedTeacher(one)) == of_teacher(one)
     parts = of_teacher(EnsembleTeacher([one, other]))
     assert parts["member 0 teacher weights"] == of_teacher(one)["teacher weights"]
     assert parts != of_teacher(EnsembleTeacher([other, one]))

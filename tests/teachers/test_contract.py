@@ -202,7 +202,7 @@ def test_one_question_asks_one_side():
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in CASES if case.name not in ("module", "remembered")], ids=lambda case: case.name
+    "case", [case for case in CASES if case.name not in ("module", "memoized")], ids=lambda case: case.name
 )
 @pytest.mark.parametrize(
     "question", [Question(layers=("1",)), Question(AttentionPixel("1"))], ids=["layers", "readout"]

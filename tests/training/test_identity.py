@@ -11,7 +11,7 @@ from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.jacobian import RandomInputs, RandomOutputs
 from jacmatch.objectives import Distillation, GradientShare, Regression, Robustness, Terms
-from jacmatch.teachers import AnalyticTeacher, BlackBoxTeacher, EnsembleTeacher, ModuleTeacher, RememberedTeacher
+from jacmatch.teachers import AnalyticTeacher, BlackBoxTeacher, EnsembleTeacher, MemoizedTeacher, ModuleTeacher
 from jacmatch.training import Training, fit
 from jacmatch.training.identity import as_before, identity, named, outputs_of, student_identity
 
@@ -123,7 +123,7 @@ def test_another_jacobian_of_a_function_is_another_teacher():
         return 2 * jacobian(x)
 
     one, two = (AnalyticTeacher(function, each) for each in (jacobian, twice))
-    assert named(one) == named(RememberedTeacher(AnalyticTeacher(function, jacobian))) != named(two)
+    assert named(one) == named(MemoizedTeacher(AnalyticTeacher(function, jacobian))) != named(two)
     assert named(EnsembleTeacher([one, two])).startswith("EnsembleTeacher of 2 ")
     assert named(EnsembleTeacher([one, two])) != named(EnsembleTeacher([one, one]))
 

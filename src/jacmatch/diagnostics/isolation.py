@@ -18,7 +18,7 @@ from jacmatch.jacobian.finite_differences import derivative_along, tolerance_for
 from jacmatch.jacobian.function import seed_generators
 from jacmatch.jacobian.modules import preserved_buffers
 from jacmatch.objectives.base import Objective, networks_of
-from jacmatch.teachers import Answer, Question, RememberedTeacher, Teacher
+from jacmatch.teachers import Answer, MemoizedTeacher, Question, Teacher
 
 _CLOSE = 2e-3  # relative error up to which a gradient is right without further differences
 _LOOSE = 0.3  # relative error above which a gradient is wrong where there is no copy in float64
@@ -52,7 +52,7 @@ class ReplayedTeacher:
     """A teacher that repeats its answers in each call of an objective, and lists what is wrong with them.
 
     Args:
-        teacher: The teacher; a `RememberedTeacher` is bypassed, so that nothing is added to its memory.
+        teacher: The teacher; a `MemoizedTeacher` is bypassed, so that nothing is added to its memory.
         dtype: The type of the inputs in training.
 
     Attributes:
@@ -61,7 +61,7 @@ class ReplayedTeacher:
     """
 
     def __init__(self, teacher: Teacher, dtype: torch.dtype) -> None:
-        self.teacher = teacher.teacher if isinstance(teacher, RememberedTeacher) else teacher
+        self.teacher = teacher.teacher if isinstance(teacher, MemoizedTeacher) else teacher
         self.dtype, self.turn = dtype, 0
         self.faults: list[str] = []
         self._answers: dict[tuple[int, int], Answer] = {}

@@ -40,7 +40,7 @@ from jacmatch.jacobian.modules import in_mode, preserved_buffers
 from jacmatch.jacobian.references import plain
 from jacmatch.jacobian.verification import PUSHES, comparison_of, set_aside, unverified
 from jacmatch.objectives.base import Objective, networks_of
-from jacmatch.teachers import EnsembleTeacher, ModuleTeacher, Question, RememberedTeacher, Teacher
+from jacmatch.teachers import EnsembleTeacher, MemoizedTeacher, ModuleTeacher, Question, Teacher
 
 SAMPLES, _SAMPLES_OF_LARGE = 8, 2
 """Samples that are used, and those for a large network."""
@@ -155,7 +155,7 @@ def raise_for_faults(report: PreflightReport, objective: nn.Module, batch: Batch
 def teacher_outputs(objective: nn.Module, batch: AnyBatch) -> tuple[AnyBatch, Tensor] | None:
     """Return a few samples and the teacher's outputs for them, to be compared later; None where there are none."""
     _, teacher = networks_of(objective)
-    teacher = teacher.teacher if isinstance(teacher, RememberedTeacher) else teacher
+    teacher = teacher.teacher if isinstance(teacher, MemoizedTeacher) else teacher
     few = rows_of(batch, torch.arange(min(SAMPLES, len(batch.x)), device=batch.x.device))
     if teacher is None:
         return None
@@ -223,7 +223,7 @@ def _of_function(function: Function, x: Tensor, product: str) -> list[Finding]:
 
 
 def _of_teacher(teacher: Any, batch: Batch, *, by_output: bool) -> list[Finding]:
-    if isinstance(teacher, RememberedTeacher):
+    if isinstance(teacher, MemoizedTeacher):
         return _of_teacher(teacher.teacher, batch, by_output=by_output)
     if isinstance(teacher, EnsembleTeacher):
         return [each for one in teacher.teachers for each in _of_teacher(one, batch, by_output=by_output)]

@@ -9,13 +9,14 @@ from torch import nn
 
 from jacmatch.datasets import Data, Split
 from jacmatch.errors import InputError, unknown_name
-from jacmatch.jacobian import ESTIMATORS, READOUTS, Estimator, LogProbabilities, Readout
+from jacmatch.jacobian import ESTIMATORS, READOUTS, BatchNormPolicy, Engine, Estimator, LogProbabilities, Readout
+from jacmatch.jacobian.probes import Law
 from jacmatch.jobs import networks
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import TrainingFields, positive
 from jacmatch.jobs.teachers import Prepared, prepare
 from jacmatch.jobs.train import Train
-from jacmatch.losses import JacobianLoss
+from jacmatch.losses import JacobianLoss, OutputLoss
 from jacmatch.objectives import (
     POINTS,
     AtData,
@@ -65,7 +66,7 @@ class DistillationFields(TrainingFields):
     """by-data: the share or weight falls with the number of training samples for each class. constant: it does not."""
     jacobian_fades_from: float = 1.0
     """Progress, 0 to 1, from which the Jacobian term fades out until the end of training; 1 never."""
-    output_loss: Literal["auto", "squared", "kl"] = "auto"
+    output_loss: Literal["auto", OutputLoss] = "auto"
     """Loss of the output term. auto: kl in classification, squared in regression."""
     temperature: float | None = None
     """Temperature of kl, if left out 4 with --output-loss auto and 1 with kl; and of log-probabilities and fisher-rows,
@@ -78,7 +79,7 @@ class DistillationFields(TrainingFields):
     """How many of them for each sample."""
     probe_chunk: int | None = None
     """Rows whose graphs are kept in memory at once; all if left out. 1: the memory of a single row, more time."""
-    probe_law: Literal["gaussian", "rademacher", "sphere", "basis", "orthogonal"] = "gaussian"
+    probe_law: Law = "gaussian"
     """Law of random-outputs and random-inputs."""
     readout: str = "logits"
     """What is differentiated (see `jacmatch list`)."""
@@ -91,9 +92,9 @@ class DistillationFields(TrainingFields):
     """The Jacobian term is computed on each n-th step, with n times its weight."""
     fraction: float = 1.0
     """Share of each batch whose slopes are compared."""
-    engine: Literal["auto", "forward", "reverse", "differences"] = "auto"
+    engine: Engine = "auto"
     """How Jv is taken for directions on the input side. auto: the faster one in a timed trial on the first batch."""
-    batch_norm: Literal["batch", "frozen"] = "frozen"
+    batch_norm: BatchNormPolicy = "frozen"
     """Statistics of BatchNorm in the derivative: constants, so that samples stay apart, or part of it."""
 
     def check_objective(self) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from jacmatch.datasets import Data, Split
 from jacmatch.errors import InputError
-from jacmatch.jacobian import ESTIMATORS, Estimator, Loss
+from jacmatch.jacobian import ESTIMATORS, BatchNormPolicy, Estimator, Loss
 from jacmatch.jobs import networks
 from jacmatch.jobs.data import load
 from jacmatch.jobs.inputs import same_inputs
@@ -32,7 +32,7 @@ from jacmatch.jobs.study import (
     save_main,
 )
 from jacmatch.objectives import Robustness
-from jacmatch.objectives.robustness import FORMS
+from jacmatch.objectives.robustness import FORMS, Form
 from jacmatch.report import Table
 from jacmatch.report.tables import entry
 from jacmatch.runs import Run, spread
@@ -90,9 +90,7 @@ class Robust(TrainingFields):
     """How many seeds: subset, initial weights and batches differ between them, and are the same for each variant."""
     penalty_weight: tuple[float, ...] = (0.0, 0.01, 0.1)
     """Weights λ of the penalty, a network for each; the last one stands for the run."""
-    penalty: Literal["hoffman", "squared-norm", "piecewise-linear-cross-entropy", "paper-label-cross-entropy"] = (
-        "hoffman"
-    )
+    penalty: Form = "hoffman"
     """Form of the penalty: hoffman is ½‖J‖², squared-norm ‖J‖², the others belong to the cross-entropy."""
     probe: Literal["random-outputs", "random-inputs", "every-row", "label-class", "top-class"] = "random-outputs"
     """Which products estimate the norm."""
@@ -108,7 +106,7 @@ class Robust(TrainingFields):
     """Standard deviations of the noise under which the networks are measured."""
     draws: int = 3
     """Draws of that noise."""
-    batch_norm: Literal["batch", "frozen"] = "frozen"
+    batch_norm: BatchNormPolicy = "frozen"
     """Statistics of BatchNorm in the derivative: constants, so that samples stay apart, or part of it."""
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:

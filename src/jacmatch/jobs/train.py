@@ -1,7 +1,7 @@
 """`jacmatch train`: one network from labels, a teacher or a baseline."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
@@ -12,6 +12,7 @@ from jacmatch.jobs.inputs import same_inputs
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import TrainingFields
 from jacmatch.jobs.study import NO_AGREEMENT, Result, head, measured, unfinished
+from jacmatch.losses import Task
 from jacmatch.objectives import Distillation
 from jacmatch.training import fit
 
@@ -49,7 +50,7 @@ class Train(TrainingFields):
         student = description.build()
         run = self.begin("train")
         same_inputs(run, data, networks=(description,))
-        task: Literal["classification", "regression"] = "classification" if data.classes else "regression"
+        task: Task = "classification" if data.classes else "regression"
         fitted = fit(
             Distillation(student, labels=1.0, task=task, seed=self.seed),
             train,

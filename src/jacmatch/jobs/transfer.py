@@ -12,6 +12,7 @@ from torch import nn
 
 from jacmatch.datasets import Data, Split, of_classes
 from jacmatch.errors import InputError
+from jacmatch.jacobian import BatchNormPolicy
 from jacmatch.jobs import networks, pretrained
 from jacmatch.jobs.data import load
 from jacmatch.jobs.inputs import same_inputs
@@ -35,6 +36,7 @@ from jacmatch.jobs.study import (
 )
 from jacmatch.jobs.teacher_distance import bound, distances, head_agreement, mixed, nearest_mean_accuracy
 from jacmatch.jobs.train import Train
+from jacmatch.losses import JacobianLoss, OutputLoss
 from jacmatch.models import FirstOutputs, count_parameters
 from jacmatch.objectives import Distillation, GradientShare
 from jacmatch.objectives.transfer import Pair
@@ -42,7 +44,7 @@ from jacmatch.objectives.transfer import Transfer as Objective
 from jacmatch.report import Table
 from jacmatch.report.tables import NOTHING, entry
 from jacmatch.runs import Run, spread
-from jacmatch.teachers import ModuleTeacher, RememberedTeacher, Teacher
+from jacmatch.teachers import MemoizedTeacher, ModuleTeacher, Teacher
 from jacmatch.training import Training
 from jacmatch.training.state import channels_last
 
@@ -175,11 +177,11 @@ class Transfer(TrainingFields):
     """Share of the Jacobian term."""
     jacobian_weight: float | None = None
     """Weight of the Jacobian term, in place of the share."""
-    output_loss: Literal["squared", "kl"] = "squared"
+    output_loss: OutputLoss = "squared"
     """Loss of the output term: squared differences of the outputs, or Hinton's divergence."""
     temperature: float = 2.0
     """Temperature of kl."""
-    jacobian_loss: Literal["relative", "squared", "normalized"] = "normalized"
+    jacobian_loss: JacobianLoss = "normalized"
     """Loss of the Jacobian term."""
     every: int = 1
     """The Jacobian term is computed on each n-th step, with n times its weight."""
@@ -187,7 +189,7 @@ class Transfer(TrainingFields):
     """Learning rate of the fine-tuned teacher."""
     oracle_steps: int | None = None
     """Steps of the fine-tuned teacher; as many as the students' if left out."""
-    batch_norm: Literal["batch", "frozen"] = "frozen"
+    batch_norm: BatchNormPolicy = "frozen"
     """Statistics of BatchNorm in the derivative: constants, so that images stay apart, or part of it."""
 
     def run(self, progress: Progress | None = None) -> Result:
@@ -378,8 +380,8 @@ class Transfer(TrainingFields):
     def network_and_objective(self, method: str, seed: int, ready: Ready) -> tuple[nn.Module, Any]:
         """Return a new network with all its outputs, and the objective that trains it."""
         torch.manual_seed(seed)
-        if not isinstance(ready.asked, RememberedTeacher):
-            ready = replace(ready, asked=RememberedTeacher(ready.asked))
+        if not isinstance(ready.asked, MemoizedTeacher):
+            ready = replace(ready, asked=MemoizedTeacher(ready.asked))
         network = ready.teacher.with_outputs(ready.classes) if method == "oracle" else ready.student()
         return network, self.objective(method, network, ready)
 

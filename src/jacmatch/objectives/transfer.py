@@ -37,7 +37,7 @@ class Transfer(Objective):
     teacher's pooled map is largest (`jacobian_loss`). Both terms are means over the pairs and over the batch.
 
     The teacher is asked once and the student run once for each batch, with one vᵀJ for each pair on either side.
-    Nothing is random, so a `RememberedTeacher` is asked once for each image. `student` is the target's part of the
+    Nothing is random, so a `MemoizedTeacher` is asked once for each image. `student` is the target's part of the
     network: what is validated and kept.
 
     Args:
@@ -159,7 +159,7 @@ class Transfer(Objective):
         Args:
             x: Raw images, the same for student and teacher.
             y: Classes of the target; None where the label term has no weight.
-            ids: A number for each image, by which a `RememberedTeacher` knows it again.
+            ids: A number for each image, by which a `MemoizedTeacher` knows it again.
             draw: Not used: nothing is random.
             partners: Not used.
             partner_labels: Not used.

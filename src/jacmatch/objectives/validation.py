@@ -28,7 +28,7 @@ from jacmatch.jacobian import (
 from jacmatch.jacobian.features import Select
 from jacmatch.losses import JACOBIAN_LOSSES, OUTPUT_LOSSES, Task
 from jacmatch.objectives.points import AtData, AtMixedPairs, Point
-from jacmatch.teachers import EnsembleTeacher, ModuleTeacher, RememberedTeacher, Teacher
+from jacmatch.teachers import EnsembleTeacher, MemoizedTeacher, ModuleTeacher, Teacher
 
 KNOWN: dict[str, Collection[str]] = {
     "output_loss": OUTPUT_LOSSES,
@@ -302,7 +302,7 @@ def separate(student: nn.Module, teacher: object) -> None:
     if isinstance(teacher, EnsembleTeacher):
         for member in teacher.teachers:
             separate(student, member)
-    if isinstance(teacher, RememberedTeacher):
+    if isinstance(teacher, MemoizedTeacher):
         separate(student, teacher.teacher)
     module = teacher.module if isinstance(teacher, ModuleTeacher) else teacher
     if not isinstance(module, nn.Module):

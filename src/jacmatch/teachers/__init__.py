@@ -4,24 +4,26 @@ A teacher is asked once for each batch, and gives its outputs together with the 
 needs. A network knows everything about itself, a formula its Jacobian, a black box only its values.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from torch import nn
 
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, renamed
 from jacmatch.jacobian.features import Select
 from jacmatch.teachers.analytic import AnalyticTeacher
 from jacmatch.teachers.base import Answer, Question, Teacher
 from jacmatch.teachers.black_box import BlackBoxTeacher
 from jacmatch.teachers.cached import CachedTeacher
 from jacmatch.teachers.ensemble import EnsembleTeacher
+from jacmatch.teachers.memoized import MemoizedTeacher
 from jacmatch.teachers.module import ModuleTeacher
-from jacmatch.teachers.remembered import RememberedTeacher
 
 TEACHERS = {
     "module": ModuleTeacher,
     "black-box": BlackBoxTeacher,
     "analytic": AnalyticTeacher,
     "ensemble": EnsembleTeacher,
-    "remembered": RememberedTeacher,
+    "memoized": MemoizedTeacher,
     "cached": CachedTeacher,
 }
 
@@ -54,9 +56,17 @@ __all__ = [
     "BlackBoxTeacher",
     "CachedTeacher",
     "EnsembleTeacher",
+    "MemoizedTeacher",
     "ModuleTeacher",
     "Question",
-    "RememberedTeacher",
     "Teacher",
     "as_teacher",
 ]
+
+_RENAMED = {"RememberedTeacher": "MemoizedTeacher"}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Return what a name of the last release stands for, with a DeprecationWarning."""
+        return renamed(__name__, name, _RENAMED)

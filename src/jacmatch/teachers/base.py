@@ -28,7 +28,7 @@ class Question:
         labels: Labels, for readouts that need them.
         ids: A number for each sample, by which kept answers are found; None where there is none.
         draw: Which of the independent draws of a sample's point and directions this is; None where nobody counts.
-        random: Whether x or the directions differ between draws. Where they do not, a `RememberedTeacher` goes by the
+        random: Whether x or the directions differ between draws. Where they do not, a `MemoizedTeacher` goes by the
             ids.
         rule: What makes the cotangents, where they are a function of values and labels; it tells two questions apart.
 

@@ -23,9 +23,9 @@ from jacmatch.teachers import (
     BlackBoxTeacher,
     CachedTeacher,
     EnsembleTeacher,
+    MemoizedTeacher,
     ModuleTeacher,
     Question,
-    RememberedTeacher,
     Teacher,
 )
 from jacmatch.teachers.cached.fingerprint import architecture_of, digest, of_teacher
@@ -91,7 +91,7 @@ def named(teacher: Teacher | nn.Module) -> str:
 def _parts_of(teacher: Any) -> tuple[str, Any]:
     """What a teacher is called, and what can be seen of it."""
     kind = type(teacher).__name__
-    if isinstance(teacher, RememberedTeacher):
+    if isinstance(teacher, MemoizedTeacher):
         return _parts_of(teacher.teacher)
     if isinstance(teacher, CachedTeacher | ModuleTeacher):
         whole = teacher.head.fingerprint if isinstance(teacher, CachedTeacher) else of_teacher(teacher)
@@ -113,7 +113,7 @@ def outputs_of(given: Teacher | nn.Module, x: Tensor) -> Fingerprint:
 
     If the second call gives other outputs, or a call fails, there is no probe; the training itself will report it.
     """
-    if isinstance(given, RememberedTeacher):
+    if isinstance(given, MemoizedTeacher):
         return outputs_of(given.teacher, x)
     if isinstance(given, CachedTeacher):
         return "cached"

@@ -22,7 +22,7 @@ from jacmatch.jobs.settings import TrainingFields
 from jacmatch.jobs.teachers import prepare as prepare_teacher
 from jacmatch.jobs.train import Train
 from jacmatch.models import count_parameters
-from jacmatch.teachers import ModuleTeacher, RememberedTeacher, Teacher
+from jacmatch.teachers import MemoizedTeacher, ModuleTeacher, Teacher
 from jacmatch.training import agreement, calibration, evaluate, fit, shifted
 from jacmatch.training.state import channels_last
 from jacmatch_research.reproduce.experiment import Cell, Measures
@@ -228,7 +228,7 @@ def measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
     student = channels_last(world.description.build())
     teacher: Teacher = ModuleTeacher(world.teacher)
     if still(cell.settings):
-        teacher = RememberedTeacher(teacher)
+        teacher = MemoizedTeacher(teacher)
     objective = recipe.objective(method, student, teacher, train, world.data, cell.seed)
     training = recipe.training(doctor=cell.seed == 0)  # the other seeds have the same objective
     fitted = fit(objective, train, training, seed=cell.seed, device=request.device)

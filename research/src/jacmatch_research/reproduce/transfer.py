@@ -17,7 +17,7 @@ from jacmatch.models import count_parameters
 from jacmatch.report import Table
 from jacmatch.report.figures import line_figure
 from jacmatch.report.tables import NOTHING, entry
-from jacmatch.teachers import RememberedTeacher
+from jacmatch.teachers import MemoizedTeacher
 from jacmatch.training import evaluate, fit
 from jacmatch_research.figures import by_columns
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
@@ -92,14 +92,14 @@ def _ready(request: Request, recipe: Transfer, progress: Progress | None = None)
     return replace(ready, pairs=recipe.layers(ready))
 
 
-_ASKED: dict[object, RememberedTeacher] = {}  # the same images are asked about by several rows
+_ASKED: dict[object, MemoizedTeacher] = {}  # the same images are asked about by several rows
 
 
-def _asked(ready: Ready, column: int, seed: int) -> RememberedTeacher:
+def _asked(ready: Ready, column: int, seed: int) -> MemoizedTeacher:
     key = (id(ready.teacher), column, seed)
     if key not in _ASKED:
         _ASKED.clear()
-        _ASKED[key] = RememberedTeacher(ready.asked)
+        _ASKED[key] = MemoizedTeacher(ready.asked)
     return _ASKED[key]
 
 

@@ -10,8 +10,8 @@ from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.runs.identity import source_of
 from jacmatch.teachers.base import Question, Teacher
 from jacmatch.teachers.ensemble import EnsembleTeacher
+from jacmatch.teachers.memoized import MemoizedTeacher
 from jacmatch.teachers.module import ModuleTeacher
-from jacmatch.teachers.remembered import RememberedTeacher
 
 _SHOWN = 8  # differing parts in a message
 _LETTERS = 12  # of a digest in a message
@@ -44,7 +44,7 @@ def of_teacher(teacher: Teacher) -> dict[str, str]:
         >>> sorted(of_teacher(ModuleTeacher(nn.Linear(3, 2))))
         ['teacher', 'teacher architecture', 'teacher preprocessing', 'teacher type', 'teacher weights']
     """
-    if isinstance(teacher, RememberedTeacher):
+    if isinstance(teacher, MemoizedTeacher):
         return of_teacher(teacher.teacher)
     if isinstance(teacher, EnsembleTeacher):
         parts = {"teacher": f"EnsembleTeacher of {len(teacher.teachers)}"}

@@ -8,7 +8,7 @@ import torch
 from jacmatch.errors import InputError
 from jacmatch.jacobian import LabelClass, RandomOutputs, TopClass, TopLogit
 from jacmatch.objectives import AtMixedPairs, Distillation
-from jacmatch.teachers import ModuleTeacher, Question, RememberedTeacher
+from jacmatch.teachers import MemoizedTeacher, ModuleTeacher, Question
 
 from .cases import directions, inputs, network
 
@@ -31,9 +31,9 @@ class Counting:
 
 def unchecked(teacher, **limits):
     """Without the calls in which the teacher is asked again to compare."""
-    remembered = RememberedTeacher(teacher, **limits)
-    remembered._next_check = 0
-    return remembered
+    memoized = MemoizedTeacher(teacher, **limits)
+    memoized._next_check = 0
+    return memoized
 
 
 @pytest.fixture
@@ -54,36 +54,36 @@ def same(one, other, rows=slice(None)):
 
 
 def test_the_second_answer_is_the_first(counting):
-    remembered, x = unchecked(counting), inputs()
-    first = remembered.answer(x, question())
-    second = remembered.answer(x, question())
+    memoized, x = unchecked(counting), inputs()
+    first = memoized.answer(x, question())
+    second = memoized.answer(x, question())
     assert counting.samples == 3
-    assert (remembered.asked, remembered.remembered) == (3, 3)
+    assert (memoized.queried, memoized.memoized) == (3, 3)
     for name in ("outputs", "values", "products", "cotangents"):
         assert torch.equal(getattr(first, name), getattr(second, name))
 
 
 def test_other_batches_of_the_same_samples(counting):
-    remembered, x = unchecked(counting), inputs()
+    memoized, x = unchecked(counting), inputs()
     whole = counting.inner.answer(x, question())
-    remembered.answer(x[:2], question(ids=IDS[:2]))
+    memoized.answer(x[:2], question(ids=IDS[:2]))
     order = torch.tensor([2, 0, 1])
-    same(remembered.answer(x[order], question(ids=IDS[order])), whole, order)
+    same(memoized.answer(x[order], question(ids=IDS[order])), whole, order)
     assert counting.samples == 5, "one of them was new, so all were asked about"
-    same(remembered.answer(x[order[:2]], question(ids=IDS[order[:2]])), whole, order[:2])
+    same(memoized.answer(x[order[:2]], question(ids=IDS[order[:2]])), whole, order[:2])
     assert counting.samples == 5
 
 
 @pytest.mark.parametrize("sample", range(3))
 def test_a_sample_that_differs_in_one_bit_is_asked_anew(counting, sample):
-    remembered, x = unchecked(counting), inputs()
-    remembered.answer(x, question())
+    memoized, x = unchecked(counting), inputs()
+    memoized.answer(x, question())
     other = x.clone()
     other[sample, 0, 0] = torch.nextafter(other[sample, 0, 0], torch.tensor(9.0, dtype=torch.float64))
-    answer = remembered.answer(other, question())
+    answer = memoized.answer(other, question())
     assert counting.samples == 6
     same(answer, counting.inner.answer(other, question()))
-    same(remembered.answer(x, question()), counting.inner.answer(x, question()))
+    same(memoized.answer(x, question()), counting.inner.answer(x, question()))
     assert counting.samples == 6, "what was known of the sample has not been replaced"
 
 
@@ -99,26 +99,26 @@ def test_a_sample_that_differs_in_one_bit_is_asked_anew(counting, sample):
     ids=["no slopes", "rule", "readout", "layers", "labels"],
 )
 def test_another_question_is_asked(counting, changes):
-    remembered, x = unchecked(counting), inputs()
-    remembered.answer(x, question())
-    answer = remembered.answer(x, question(**changes))
+    memoized, x = unchecked(counting), inputs()
+    memoized.answer(x, question())
+    answer = memoized.answer(x, question(**changes))
     assert counting.samples == 6
     expected = counting.inner.answer(x, question(**changes))
     torch.testing.assert_close(answer.values, expected.values)
     assert (answer.products is None) == (expected.products is None)
     assert answer.features.keys() == expected.features.keys()
-    again = remembered.answer(x, question(**changes))
+    again = memoized.answer(x, question(**changes))
     torch.testing.assert_close(again.values, expected.values)
     for name, feature in expected.features.items():
         torch.testing.assert_close(again.features[name], feature)
 
 
 def test_labels_that_differ_are_asked_anew(counting):
-    remembered, x = unchecked(counting), inputs()
+    memoized, x = unchecked(counting), inputs()
     for labels, asked in (([0, 1, 2], 3), ([0, 1, 2], 3), ([0, 1, 3], 6)):
         labels = torch.tensor(labels)
         rows = lambda values, labels=labels: LabelClass().directions(outputs=values, labels=labels)  # noqa: E731
-        answer = remembered.answer(x, Question(cotangents=rows, rule="label", ids=IDS, labels=labels))
+        answer = memoized.answer(x, Question(cotangents=rows, rule="label", ids=IDS, labels=labels))
         assert counting.samples == asked
         torch.testing.assert_close(answer.cotangents[0].argmax(1), labels)
 
@@ -129,9 +129,9 @@ def test_labels_that_differ_are_asked_anew(counting):
     ids=["no ids", "no rule", "input directions"],
 )
 def test_what_may_be_random_is_never_remembered(counting, changes):
-    remembered, x = unchecked(counting), inputs()
+    memoized, x = unchecked(counting), inputs()
     for asked in (3, 6):
-        remembered.answer(x, question(**changes))
+        memoized.answer(x, question(**changes))
         assert counting.samples == asked
 
 
@@ -146,21 +146,21 @@ class Changeable:
 
 
 def test_a_readout_that_can_change_is_never_remembered(counting):
-    remembered, x = unchecked(counting), inputs()
+    memoized, x = unchecked(counting), inputs()
     ones = torch.ones(1, 3, 1, dtype=torch.float64)
     for asked in (3, 6):
-        answer = remembered.answer(x, question(readout=Changeable(), cotangents=ones))
+        answer = memoized.answer(x, question(readout=Changeable(), cotangents=ones))
         same(answer, counting.inner.answer(x, question(readout=TopLogit(), cotangents=ones)))
         assert counting.samples == asked
-    assert (remembered.asked, remembered.remembered) == (6, 0)
+    assert (memoized.queried, memoized.memoized) == (6, 0)
 
 
 def test_memory_has_an_end(counting):
-    remembered, x = unchecked(counting, limit=0), inputs()
+    memoized, x = unchecked(counting, limit=0), inputs()
     for asked in (3, 6):
-        same(remembered.answer(x, question()), counting.inner.answer(x, question()))
+        same(memoized.answer(x, question()), counting.inner.answer(x, question()))
         assert counting.samples == asked
-    assert remembered.bytes == 0
+    assert memoized.bytes == 0
 
 
 @pytest.mark.parametrize(
@@ -170,13 +170,13 @@ def test_distillation_asks_once_where_nothing_is_random(counting, probe, asked):
     torch.manual_seed(0)
     student = network(2).float()
     x, y = inputs().float(), torch.tensor([0, 1, 2])
-    plain, remembered = (
+    plain, memoized = (
         Distillation(student, teacher, probe=probe, jacobians=1.0)
         for teacher in (ModuleTeacher(network(1)), unchecked(counting))
     )
     for step in range(3):
         losses = []
-        for objective in (plain, remembered):
+        for objective in (plain, memoized):
             torch.manual_seed(step)  # dropout
             losses.append(objective(x, y, ids=IDS)["loss"])
         torch.testing.assert_close(*losses)
@@ -192,16 +192,16 @@ def test_distillation_at_mixed_pairs_is_never_remembered(counting):
 
 @pytest.mark.usefixtures("as_users_run")
 def test_refusals(counting):
-    with pytest.raises(InputError, match=r"`teacher` of `RememberedTeacher` must be a teacher\. Got Dropout"):
-        RememberedTeacher(torch.nn.Dropout())
-    with pytest.raises(InputError, match=r"`limit` of `RememberedTeacher` must be at least 0\. Got -1"):
+    with pytest.raises(InputError, match=r"`teacher` of `MemoizedTeacher` must be a teacher\. Got Dropout"):
+        MemoizedTeacher(torch.nn.Dropout())
+    with pytest.raises(InputError, match=r"`limit` of `MemoizedTeacher` must be at least 0\. Got -1"):
         unchecked(counting, limit=-1)
 
 
 def test_a_student_that_shares_parameters_is_found_through_the_memory():
     shared = network(1)
     with pytest.raises(InputError, match=r"must not share parameters"):
-        Distillation(shared, RememberedTeacher(ModuleTeacher(shared)))
+        Distillation(shared, MemoizedTeacher(ModuleTeacher(shared)))
 
 
 class Changing:
@@ -220,26 +220,24 @@ class Changing:
 
 def test_a_teacher_that_changes_is_noticed_at_the_first_repetition():
     x = inputs()
-    remembered = RememberedTeacher(Changing(0.0, 5.0))
-    remembered.answer(x, question())
-    with pytest.raises(
-        InputError, match=r"same answer to the same question each .* Got another answer about 3 of 3 samp"
-    ):
-        remembered.answer(x, question())
+    memoized = MemoizedTeacher(Changing(0.0, 5.0))
+    memoized.answer(x, question())
+    with pytest.raises(InputError, match=r"same answer to the same query each .* Got another answer about 3 of 3 samp"):
+        memoized.answer(x, question())
 
 
 def test_a_teacher_that_changes_later_is_noticed_later():
     x = inputs()
-    remembered = RememberedTeacher(Changing(0.0, 1e-9, 5.0))
+    memoized = MemoizedTeacher(Changing(0.0, 1e-9, 5.0))
     for _ in range(16):
-        remembered.answer(x, question())
-    assert (remembered.asked, remembered.remembered) == (3, 15 * 3)
-    with pytest.raises(InputError, match="Freeze it: evaluation mode, fixed weights, no noise"):
-        remembered.answer(x, question())
+        memoized.answer(x, question())
+    assert (memoized.queried, memoized.memoized) == (3, 15 * 3)
+    with pytest.raises(InputError, match=r"Freeze it .evaluation mode, fixed weights, no noise"):
+        memoized.answer(x, question())
 
 
 def test_a_jump_at_one_of_many_samples_is_rounding():
     x = inputs()
-    remembered = RememberedTeacher(Changing(0.0, torch.tensor([[1.0], [0.0], [0.0]], dtype=torch.float64)))
+    memoized = MemoizedTeacher(Changing(0.0, torch.tensor([[1.0], [0.0], [0.0]], dtype=torch.float64)))
     for _ in range(2):
-        remembered.answer(x, question())
+        memoized.answer(x, question())
