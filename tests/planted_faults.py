@@ -196,8 +196,8 @@ FAULTS = {
     ),
     "the student's own largest pixel": Fault(
         "objectives/transfer.py",
-        "result = pull(network, x, v, readout=readout,",
-        "result = pull(network, x, self.maps(x, 0).largest, readout=readout,",
+        "result = vjp_products(network, x, v, readout=readout,",
+        "result = vjp_products(network, x, self.maps(x, 0).largest, readout=readout,",
         "tests/objectives/test_transfer.py",
     ),
     "the heads are taken for each other": Fault(

@@ -62,6 +62,8 @@ def test_former_names_warn():
     package = importlib.import_module("jacmatch.jacobian")
     with pytest.warns(DeprecationWarning, match=r"jacmatch\.diagnostics\.doctor"):
         assert package.doctor is doctor
+    with pytest.warns(DeprecationWarning, match=r"jacmatch\.jacobian\.vjp_products"):
+        assert package.pull is package.vjp_products
     with pytest.warns(DeprecationWarning, match=r"Finding\.remedy"):
         assert Finding("code", "note", "what", "do this").way_out == "do this"
     with pytest.raises(AttributeError):

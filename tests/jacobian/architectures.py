@@ -19,7 +19,7 @@ class Architecture:
         shape: Shape of one sample.
         training: Whether it is differentiated in training mode.
         batch_norm: Policy for its BatchNorm layers.
-        engines: The exact engines that can push through it.
+        engines: The exact engines that can jvp_products through it.
         own_mask: Whether the forward engine's dropout mask is not that of a plain pass with the same seed: the tensor
             lies in memory in another order, and PyTorch fills masks in that order.
         seed: Of weights and inputs; chosen so that no sample lies near a kink.

@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional
 
 from jacmatch import UnsupportedError, jvp, vjp
-from jacmatch.jacobian import pull
+from jacmatch.jacobian import vjp_products
 from jacmatch.jacobian.modules import twice_differentiable
 from jacmatch.jacobian.rules.aten_kernels import KERNELS
 
@@ -178,7 +178,7 @@ def test_other_executors_follow_the_rules_too(norm, engine, policy, as_users_run
 
     def products(module: nn.Module) -> Tensor:
         if engine == "rows":
-            return pull(module, x, u[None], batch_norm=policy).products
+            return vjp_products(module, x, u[None], batch_norm=policy).products
         return jvp(module, x, v, engine=engine, batch_norm=policy)[1]
 
     expected = products(network)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional
 
-from jacmatch.jacobian import pull, push
+from jacmatch.jacobian import jvp_products, vjp_products
 from jacmatch.jacobian.rules.activation import gelu, relu
 from jacmatch.jacobian.rules.batch_norm import _moved, batch_norm, moments
 from jacmatch.jacobian.rules.channels import affine, dot_by_channel
@@ -181,16 +181,16 @@ class Hyper(nn.Module):
         return functional.batch_norm(y, None, None, weight[:1], None, training=True).flatten(1)
 
 
-@pytest.mark.parametrize("way", ["pull", "forward", "reverse"])
+@pytest.mark.parametrize("way", ["vjp", "forward", "reverse"])
 def test_a_weight_made_from_the_input(way):
     torch.manual_seed(0)
     module, x = Hyper().double(), torch.randn(3, 2, 4, 4, dtype=torch.float64)
     v = torch.randn(3, 2, 4, 4, dtype=torch.float64)
     u = torch.randn(3, 16, dtype=torch.float64)
-    if way == "pull":
-        product = (pull(module, x, u[None]).products[0] * v).sum()
+    if way == "vjp":
+        product = (vjp_products(module, x, u[None]).products[0] * v).sum()
     else:
-        product = (push(module, x, v[None], engine=way).products[0] * u).sum()
+        product = (jvp_products(module, x, v[None], engine=way).products[0] * u).sum()
     step = 1e-6
     with torch.no_grad():
         expected = ((module(x + step * v) - module(x - step * v)) * u).sum() / (2 * step)
@@ -204,13 +204,13 @@ def network() -> nn.Module:
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("way", ["pull", "forward"])
+@pytest.mark.parametrize("way", ["vjp", "forward"])
 def test_channels_last_and_autocast(way, training):
     module = network().train(training)
-    x, v = torch.randn(4, 3, 8, 8), torch.randn(1, 4, *((4,) if way == "pull" else (3, 8, 8)))
+    x, v = torch.randn(4, 3, 8, 8), torch.randn(1, 4, *((4,) if way == "vjp" else (3, 8, 8)))
 
     def gradients(x: Tensor) -> tuple[Tensor, Tensor]:
-        result = pull(module, x, v) if way == "pull" else push(module, x, v, engine="forward")
+        result = vjp_products(module, x, v) if way == "vjp" else jvp_products(module, x, v, engine="forward")
         loss = result.products.float().square().sum()
         flat = [g.flatten() for g in torch.autograd.grad(loss, module.parameters(), allow_unused=True) if g is not None]
         return result.products.detach().float(), torch.cat(flat)
@@ -227,9 +227,9 @@ def test_transforms_of_torch_around_a_product():
     """vmap over samples and an outer forward derivative by a parameter pass through the rules."""
     module = network().double().eval()
     x, v = torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.randn(4, 3, 8, 8, dtype=torch.float64)
-    expected = push(module, x, v[None], engine="forward").products[0]
+    expected = jvp_products(module, x, v[None], engine="forward").products[0]
 
     def one(x: Tensor, v: Tensor) -> Tensor:
-        return push(module, x[None], v[None, None], engine="forward").products[0, 0]
+        return jvp_products(module, x[None], v[None, None], engine="forward").products[0, 0]
 
     torch.testing.assert_close(torch.func.vmap(one)(x, v), expected, rtol=1e-9, atol=1e-9)

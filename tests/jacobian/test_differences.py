@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import jvp, push
+from jacmatch.jacobian import jvp, jvp_products
 from jacmatch.jacobian.finite_differences import central, derivative_along, step_sizes
 from jacmatch.jacobian.verification import unverified
 
@@ -148,10 +148,10 @@ def test_a_bad_step_is_refused(step):
 
 
 def test_a_given_step_chooses_the_engine():
-    result = push(smooth, X, V, step=0.25)
+    result = jvp_products(smooth, X, V, step=0.25)
     assert result.engine == "differences"
     torch.testing.assert_close(result.products, central(smooth, X, V, step=0.25), rtol=1e-12, atol=1e-12)
-    again = push(smooth, X, V, step=0.25, engine="differences")
+    again = jvp_products(smooth, X, V, step=0.25, engine="differences")
     assert torch.equal(again.products, result.products)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
-from jacmatch.jacobian import from_embeddings, jvp, output_tensor, pull, push, run, vjp
+from jacmatch.jacobian import from_embeddings, jvp, jvp_products, output_tensor, run, vjp, vjp_products
 
 from . import reference
 from .architectures import Applied, made
@@ -108,16 +108,16 @@ def test_without_layers_there_are_no_features():
     assert outputs.shape == (3, 3)
 
 
-@pytest.mark.parametrize("way", ["pull", "forward", "reverse", "differences"])
+@pytest.mark.parametrize("way", ["vjp", "forward", "reverse", "differences"])
 @pytest.mark.parametrize("probes", [1, 2])
 def test_features_come_with_the_products_and_can_be_trained_on(way, probes):
     module = network()
     plain = run(module, IMAGES, ("0", "2"))[1]
-    if way == "pull":
+    if way == "vjp":
         cotangents = torch.ones(probes, 3, 3, dtype=torch.float64)
-        result = pull(module, IMAGES, cotangents, layers=("0", "2"))
+        result = vjp_products(module, IMAGES, cotangents, layers=("0", "2"))
     else:
-        result = push(module, IMAGES, IMAGES.expand(probes, *IMAGES.shape), layers=("0", "2"), engine=way)
+        result = jvp_products(module, IMAGES, IMAGES.expand(probes, *IMAGES.shape), layers=("0", "2"), engine=way)
     assert set(result.features) == {"0", "2"}
     for name, feature in result.features.items():
         torch.testing.assert_close(feature, plain[name], rtol=1e-12, atol=1e-12)
@@ -131,7 +131,7 @@ def test_features_of_a_module_in_training_with_its_buffers():
     module, x = made("batchnorm-train")
     expected = module[1](module[0](x)).detach()
     module, x = made("batchnorm-train")
-    result = push(module, x, torch.randn(2, *x.shape, dtype=x.dtype), engine="forward", layers=("1",))
+    result = jvp_products(module, x, torch.randn(2, *x.shape, dtype=x.dtype), engine="forward", layers=("1",))
     torch.testing.assert_close(result.features["1"].detach(), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -141,7 +141,7 @@ def test_an_unknown_layer_is_refused():
     module = network()
     for engine in ("forward", "reverse", "differences", "auto"):
         with pytest.raises(InputError, match=r"Got 'convolution'"):
-            push(module, IMAGES, IMAGES[None], layers=("convolution",), engine=engine)
+            jvp_products(module, IMAGES, IMAGES[None], layers=("convolution",), engine=engine)
     assert not any(layer._forward_hooks for layer in module.modules())
 
 
@@ -159,7 +159,7 @@ def test_layers_of_a_plain_function_are_refused():
     ):
         run(lambda x: x, IMAGES, ("0",))
     with pytest.raises(UnsupportedError, match=r"nn\.Module only; got function"):
-        pull(lambda x: x, IMAGES, IMAGES[None], layers=("0",))
+        vjp_products(lambda x: x, IMAGES, IMAGES[None], layers=("0",))
 
 
 class Tagger(nn.Module):
@@ -191,7 +191,7 @@ def test_text_as_a_function_of_its_embeddings():
     for engine in ("forward", "reverse"):
         products = jvp(function, embeddings, v, engine=engine)[1].detach()
         assert (products - reference.forward_product(full, v)).norm() <= 1e-9 * products.norm()
-    rows = pull(function, embeddings, u).products.detach()
+    rows = vjp_products(function, embeddings, u).products.detach()
     assert (rows - reference.reverse_product(full, u)).norm() <= 1e-9 * rows.norm()
 
 

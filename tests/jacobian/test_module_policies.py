@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import jacobian, jvp, pull, push, unverified, vjp
+from jacmatch.jacobian import jacobian, jvp, jvp_products, unverified, vjp, vjp_products
 
 from .architectures import ARCHITECTURES, EXACT, Applied, convolutional, made
 from .ways import WAYS, every_policy, every_way, go
@@ -119,7 +119,7 @@ def test_whether_samples_move_each_other(policy, alone, engine):
     module, x = made("batchnorm-train")
     v = torch.zeros(1, *x.shape, dtype=x.dtype)
     v[0, 0] = 1.0  # only the first sample moves
-    result = push(module, x, v, batch_norm=policy, engine=engine)
+    result = jvp_products(module, x, v, batch_norm=policy, engine=engine)
     assert result.products[0, 0].any()
     assert bool((result.products[0, 1:] == 0).all()) == alone
     torch.testing.assert_close(result.outputs, module(x), rtol=1e-12, atol=1e-12)
@@ -142,13 +142,13 @@ def test_one_dropout_mask_for_values_and_all_directions(name):
         assert torch.equal(torch.get_rng_state(), after), way  # one mask was drawn, not one for each direction
         torch.testing.assert_close(several.outputs, plain_outputs, rtol=1e-12, atol=1e-12)
         generator = torch.Generator().manual_seed(1)
-        v = torch.randn((3, *(plain_outputs.shape if way == "pull" else x.shape)), generator=generator, dtype=x.dtype)
+        v = torch.randn((3, *(plain_outputs.shape if way == "vjp" else x.shape)), generator=generator, dtype=x.dtype)
         for number in range(3):
             torch.manual_seed(7)
-            if way == "pull":
-                single = pull(module, x, v[number : number + 1])
+            if way == "vjp":
+                single = vjp_products(module, x, v[number : number + 1])
             else:
-                single = push(module, x, v[number : number + 1], engine=way)
+                single = jvp_products(module, x, v[number : number + 1], engine=way)
             torch.testing.assert_close(single.products[0], several.products[number], rtol=1e-9, atol=1e-9)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import PooledFeatures, pull, push, twice_differentiable
+from jacmatch.jacobian import PooledFeatures, jvp_products, twice_differentiable, vjp_products
 
 from .architectures import ARCHITECTURES, made
 from .ways import WAYS, every_policy, every_way, go
@@ -128,10 +128,10 @@ def test_directions_of_a_wrong_shape_leave_the_module_as_it_was(way):
     before = state_of(module), global_state()
 
     def call() -> None:
-        if way == "pull":
-            pull(module, x, torch.ones(1, 3, 7, dtype=x.dtype), batch_norm="frozen")
+        if way == "vjp":
+            vjp_products(module, x, torch.ones(1, 3, 7, dtype=x.dtype), batch_norm="frozen")
         else:
-            push(module, x, torch.ones(1, 3, 2, 4, 5, dtype=x.dtype), engine=way, batch_norm="frozen")
+            jvp_products(module, x, torch.ones(1, 3, 2, 4, 5, dtype=x.dtype), engine=way, batch_norm="frozen")
 
     with pytest.raises(InputError, match="must have the shape"):
         call()

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jacmatch.jacobian import from_embeddings, jacobian, jvp, pull, push
+from jacmatch.jacobian import from_embeddings, jacobian, jvp, jvp_products, vjp_products
 from jacmatch.losses import JACOBIAN_LOSSES
 
 from . import reference
 from .architectures import ARCHITECTURES, EXACT, made, plain
 
 WAYS = [
-    (name, way) for name, one in ARCHITECTURES.items() for way in ("pull", "differences", *one.engines)
+    (name, way) for name, one in ARCHITECTURES.items() for way in ("vjp", "differences", *one.engines)
 ]  # through a network, by vᵀJ or by one of the engines for Jv
 
 
@@ -42,8 +42,8 @@ def losses(rows: Tensor, table) -> Tensor:
 def slopes(name: str, way: str) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The losses, the directions of the parameters, and how the losses change along them."""
     module, x = plain(name, own_mask=way == "own mask")
-    v = directions(reference.values(module, x).shape if way == "pull" else x.shape)
-    products = reference.rows_by_backward if way == "pull" else reference.jvp
+    v = directions(reference.values(module, x).shape if way == "vjp" else x.shape)
+    products = reference.rows_by_backward if way == "vjp" else reference.jvp
 
     def value() -> Tensor:
         return losses(products(module, x, v), reference.LOSSES)
@@ -80,13 +80,13 @@ def test_gradients_of_jacobian_losses(name, way):
     architecture = ARCHITECTURES[name]
     module, x = made(name)
     torch.manual_seed(0)
-    if way == "pull":
+    if way == "vjp":
         cotangents = directions(reference.values(module, x).shape)
-        rows = pull(module, x, cotangents, batch_norm=architecture.batch_norm).products
+        rows = vjp_products(module, x, cotangents, batch_norm=architecture.batch_norm).products
         key = way
     else:
-        rows = push(module, x, directions(x.shape), engine=way, batch_norm=architecture.batch_norm).products
-        key = "own mask" if architecture.own_mask and way == "forward" else "push"
+        rows = jvp_products(module, x, directions(x.shape), engine=way, batch_norm=architecture.batch_norm).products
+        key = "own mask" if architecture.own_mask and way == "forward" else "jvp"
     mine = losses(rows, JACOBIAN_LOSSES)
     value, moves, expected = slopes(name, key)
     torch.testing.assert_close(mine.detach(), value, rtol=1e-6, atol=0)
@@ -104,7 +104,7 @@ def test_gradients_through_several_directions_at_once(name, engine):
         module, x = made(name)
         torch.manual_seed(0)
         v = directions(x.shape, 3)[chosen]
-        rows = push(module, x, v, engine=engine, batch_norm=ARCHITECTURES[name].batch_norm).products
+        rows = jvp_products(module, x, v, engine=engine, batch_norm=ARCHITECTURES[name].batch_norm).products
         loss = (rows - target(rows.shape[1:])).square().sum()
         parameters = list(module.parameters())
         several = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -130,20 +130,20 @@ def test_gradient_through_the_full_jacobian(chunk_size):
         assert_gradients(loss, parameters, moves, [several[:, number] for several in expected])
 
 
-@pytest.mark.parametrize("way", ["pull", "forward", "reverse", "differences"])
+@pytest.mark.parametrize("way", ["vjp", "forward", "reverse", "differences"])
 @pytest.mark.parametrize("name", ["mlp-tanh", "batchnorm-train", "layernorm-gelu", "encoder-layer"])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_gradient_with_respect_to_the_input(name, way, frozen):
     """x asks for a gradient, as when an adversarial point is sought: here x itself is made from z."""
     module, z = made(name)
     module.requires_grad_(not frozen)
-    v = directions(torch.Size([3, 3])) if way == "pull" else directions(z.shape)
+    v = directions(torch.Size([3, 3])) if way == "vjp" else directions(z.shape)
     z.requires_grad_()
     x = z.sin()
-    rows = pull(module, x, v).products if way == "pull" else push(module, x, v, engine=way).products
+    rows = vjp_products(module, x, v).products if way == "vjp" else jvp_products(module, x, v, engine=way).products
     loss = losses(rows, JACOBIAN_LOSSES)[0]
     module, _ = made(name)
-    products = reference.rows_by_backward if way == "pull" else reference.jvp
+    products = reference.rows_by_backward if way == "vjp" else reference.jvp
     moves = [reference.sketch(z, 3, torch.Generator().manual_seed(3))]
 
     def value() -> Tensor:
@@ -172,25 +172,27 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize("way", ["pull", "push"])
+@pytest.mark.parametrize("way", ["vjp", "jvp"])
 @pytest.mark.parametrize("body", BODIES)
 def test_from_embeddings_to_logits(body, way):
     module = Classifier(BODIES[body]()).double().eval()
     tokens = torch.tensor([[1, 5, 2], [0, 6, 6]])
     embeddings, function = from_embeddings(module, "embedding", tokens)
     assert torch.equal(embeddings, module.embedding(tokens))
-    v = directions(torch.Size([2, 2]) if way == "pull" else embeddings.shape)
-    products = reference.rows_by_backward if way == "pull" else reference.jvp
+    v = directions(torch.Size([2, 2]) if way == "vjp" else embeddings.shape)
+    products = reference.rows_by_backward if way == "vjp" else reference.jvp
     expected = products(function, embeddings, v)
     rest = [parameter for name, parameter in module.named_parameters() if name != "embedding.weight"]
     moves = [reference.sketch(parameter, 1, torch.Generator().manual_seed(3)) for parameter in rest]
     slopes = reference.parameter_slopes(
         lambda: losses(products(function, embeddings, v), reference.LOSSES), rest, moves
     )
-    if way == "pull":
-        results = [pull(function, embeddings, v)]
+    if way == "vjp":
+        results = [vjp_products(function, embeddings, v)]
     else:
-        results = [push(function, embeddings, v, engine=engine) for engine in ("forward", "reverse", "differences")]
+        results = [
+            jvp_products(function, embeddings, v, engine=engine) for engine in ("forward", "reverse", "differences")
+        ]
     for result in results:
         torch.testing.assert_close(result.outputs, module(tokens), rtol=1e-12, atol=1e-12)
         tolerance = 1e-7 if result.engine == "differences" else 1e-9
@@ -205,7 +207,7 @@ def test_embeddings_of_a_float32_lstm(engine):
     tokens = torch.tensor([[1, 5, 2], [0, 6, 6]])
     embeddings, function = from_embeddings(module, "embedding", tokens)
     v = directions(embeddings.shape)
-    result = push(function, embeddings, v.float(), engine=engine)
+    result = jvp_products(function, embeddings, v.float(), engine=engine)
     exact = Classifier(nn.LSTM(4, 4, batch_first=True)).double()
     exact.load_state_dict(module.state_dict())
     embeddings, function = from_embeddings(exact, "embedding", tokens)

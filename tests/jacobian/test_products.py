@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jacmatch.jacobian import jacobian, jvp, pull, push, unverified, vjp
+from jacmatch.jacobian import jacobian, jvp, jvp_products, unverified, vjp, vjp_products
 
 from . import reference
 from .architectures import ARCHITECTURES, made, plain
@@ -80,7 +80,7 @@ def test_jvp_of_the_automatic_engine(name):
     module, x = made(name)
     v = torch.randn(2, *x.shape, dtype=x.dtype)
     torch.manual_seed(0)
-    result = push(module, x, v, batch_norm=ARCHITECTURES[name].batch_norm)
+    result = jvp_products(module, x, v, batch_norm=ARCHITECTURES[name].batch_norm)
     assert result.engine == ARCHITECTURES[name].engines[0]
     assert_equal(result.outputs, y, 1e-12)
     assert_equal(result.products, reference.forward_product(full, v))
@@ -135,9 +135,12 @@ def test_samples_do_not_see_each_other_in_evaluation(name):
     order = torch.tensor([2, 0, 1])
     y = reference.values(module, x)
     cotangents, tangents = torch.randn_like(y)[None], torch.randn_like(x)[None]
-    whole = pull(module, x, cotangents).products, push(module, x, tangents).products
+    whole = vjp_products(module, x, cotangents).products, jvp_products(module, x, tangents).products
     for part in (order, order[1:2]):
-        again = pull(module, x[part], cotangents[:, part]).products, push(module, x[part], tangents[:, part]).products
+        again = (
+            vjp_products(module, x[part], cotangents[:, part]).products,
+            jvp_products(module, x[part], tangents[:, part]).products,
+        )
         for one, other in zip(whole, again, strict=True):
             assert_equal(other, one[:, part].detach(), 1e-12)
 
@@ -186,7 +189,7 @@ def test_cotangents_may_be_made_from_the_values():
         seen.append(values)
         return torch.stack([values, values**2])
 
-    result = pull(module, x, squares)
+    result = vjp_products(module, x, squares)
     assert not seen[0].requires_grad
     y, full = truth("mlp-tanh")
     assert_equal(result.products, reference.reverse_product(full, torch.stack([y, y**2])))
@@ -201,7 +204,7 @@ def test_directions_in_another_float_type_are_taken_over():
         assert_equal(products, reference.forward_product(truth("mlp-tanh")[1], v.double()), 1e-7)
 
 
-@pytest.mark.parametrize(("way", "passes"), [("pull", 1), ("forward", 1), ("reverse", 1), ("auto", 1), ("jacobian", 1)])
+@pytest.mark.parametrize(("way", "passes"), [("vjp", 1), ("forward", 1), ("reverse", 1), ("auto", 1), ("jacobian", 1)])
 @pytest.mark.parametrize("training", [False, True])
 def test_the_network_runs_once(way, passes, training):
     """However many directions there are."""
@@ -210,10 +213,10 @@ def test_the_network_runs_once(way, passes, training):
     calls = []
     module.register_forward_hook(lambda *_: calls.append(1))
     with unverified():  # the check of an engine before its first use has passes of its own
-        if way == "pull":
-            pull(module, x, torch.ones(5, 3, 3, dtype=x.dtype))
+        if way == "vjp":
+            vjp_products(module, x, torch.ones(5, 3, 3, dtype=x.dtype))
         elif way == "jacobian":
             jacobian(module, x, chunk_size=1)
         else:
-            push(module, x, torch.ones(5, *x.shape, dtype=x.dtype), engine=way)
+            jvp_products(module, x, torch.ones(5, *x.shape, dtype=x.dtype), engine=way)
     assert len(calls) == passes

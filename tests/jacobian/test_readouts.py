@@ -23,9 +23,9 @@ from jacmatch.jacobian import (
     Products,
     Readout,
     TopLogit,
-    pull,
-    push,
+    jvp_products,
     run,
+    vjp_products,
 )
 
 from . import reference
@@ -164,11 +164,11 @@ def test_derivatives_are_those_of_the_definition(name):
         )
         return products(function, X, directions), slopes[:, 0]
 
-    rows = pull(module, X, u, readout=readout, context=context)
+    rows = vjp_products(module, X, u, readout=readout, context=context)
     assert_right(rows, *truth(reference.rows_by_backward, u), 1e-9)
     columns_and_slopes = truth(reference.jvp, v)
     for engine, tolerance in (("forward", 1e-9), ("reverse", 1e-9), ("differences", 1e-8)):
-        columns = push(module, X, v, readout=readout, context=context, engine=engine)
+        columns = jvp_products(module, X, v, readout=readout, context=context, engine=engine)
         assert_right(columns, *columns_and_slopes, tolerance)
         left, right = (rows.products * v).sum(), (u * columns.products).sum()  # uᵀ(Jv) = (uᵀJ)v
         torch.testing.assert_close(left, right, rtol=1e-7, atol=1e-9)
@@ -197,9 +197,9 @@ def test_pooling_commutes_with_the_derivative():
     readout, whole = AttentionPixel("2", size=1), AttentionPixel("2")
     module, v = network(), torch.randn(1, *X.shape, dtype=torch.float64)
     first = Context(pixels=torch.zeros(3, dtype=torch.int64))
-    pooled_slope = push(module, X, v, readout=readout, context=first).products
+    pooled_slope = jvp_products(module, X, v, readout=readout, context=first).products
     slopes = [
-        push(module, X, v, readout=whole, context=Context(pixels=torch.full((3,), pixel))).products
+        jvp_products(module, X, v, readout=whole, context=Context(pixels=torch.full((3,), pixel))).products
         for pixel in range(4)
     ]
     torch.testing.assert_close(pooled_slope, torch.stack(slopes).mean(0), rtol=1e-12, atol=1e-12)
@@ -211,14 +211,16 @@ def test_an_attention_map_at_zero_has_a_derivative():
     with torch.no_grad():
         module[0].bias.fill_(-100)
     context = Context(pixels=torch.zeros(3, dtype=torch.int64))
-    result = pull(module, X, torch.ones(1, 3, 1, dtype=X.dtype), readout=AttentionPixel("1"), context=context)
+    result = vjp_products(module, X, torch.ones(1, 3, 1, dtype=X.dtype), readout=AttentionPixel("1"), context=context)
     assert not result.products.any()
     (gradient,) = torch.autograd.grad(result.products.square().sum(), module[0].weight)
     assert not gradient.any()
 
 
 def test_readout_and_extra_layers_together():
-    result = pull(network(), X, torch.ones(1, 3, 4, dtype=X.dtype), readout=PooledFeatures("2"), layers=("0", "2"))
+    result = vjp_products(
+        network(), X, torch.ones(1, 3, 4, dtype=X.dtype), readout=PooledFeatures("2"), layers=("0", "2")
+    )
     assert set(result.features) == {"0", "2"}
     torch.testing.assert_close(result.values, result.features["2"].mean((2, 3)), rtol=1e-12, atol=1e-12)
 

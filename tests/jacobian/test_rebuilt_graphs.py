@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from jacmatch import jvp, unverified, vjp
 from jacmatch.errors import InputError, UnsupportedError
-from jacmatch.jacobian import PooledFeatures, pull, push
+from jacmatch.jacobian import PooledFeatures, jvp_products, vjp_products
 
 
 def network(*more):
@@ -24,7 +24,7 @@ def network(*more):
 
 def gradients(module, x, v, y=None, **settings):
     """Gradients, and buffers afterwards, of a loss of outputs and rows together."""
-    result = pull(module, x, v, **settings)
+    result = vjp_products(module, x, v, **settings)
     loss = result.outputs.square().mean() + (result.products - 0.1).square().sum()
     roots = [*module.parameters(), *([] if y is None else [y])]
     return torch.autograd.grad(loss, roots), {name: buffer.clone() for name, buffer in module.named_buffers()}
@@ -60,7 +60,7 @@ def test_chunks_of_a_plain_function():
     x, v = torch.rand(4, 3).double(), torch.randn(2, 4, 3).double()
     found = []
     for chunk_size in (None, 1):
-        result = pull(lambda z: (z @ weight).tanh(), x, v, chunk_size=chunk_size)
+        result = vjp_products(lambda z: (z @ weight).tanh(), x, v, chunk_size=chunk_size)
         found.append(torch.autograd.grad(result.products.square().sum() + result.values.sum(), weight))
     torch.testing.assert_close(found[1], found[0])
 
@@ -108,8 +108,8 @@ def test_eight_rows_in_chunks_of_one_need_the_memory_of_one():
 
 
 def test_chunks_below_one_are_refused():
-    with pytest.raises(InputError, match=r"`chunk_size` of `pull` must be at least 1\. Got 0"):
-        pull(network(), torch.rand(2, 2, 6, 6), torch.randn(1, 2, 4), chunk_size=0)
+    with pytest.raises(InputError, match=r"`chunk_size` of `vjp_products` must be at least 1\. Got 0"):
+        vjp_products(network(), torch.rand(2, 2, 6, 6), torch.randn(1, 2, 4), chunk_size=0)
 
 
 class Checkpointed(nn.Module):
@@ -181,9 +181,9 @@ def test_checkpoints_that_are_turned_on_later():
     torch.manual_seed(0)
     module = nn.Sequential(nn.BatchNorm1d(4), CheckpointedMiddle(nn.Tanh(), False)).double()
     x = torch.randn(5, 4).double()
-    assert push(module, x, x[None]).engine == "forward"
+    assert jvp_products(module, x, x[None]).engine == "forward"
     module[1].checkpointed = True
-    assert push(module, x, x[None]).engine == "reverse"
+    assert jvp_products(module, x, x[None]).engine == "reverse"
     assert module[0].num_batches_tracked == 2
 
 
@@ -222,7 +222,7 @@ def test_chunks_behind_an_inner_layer_keep_the_gradients_of_the_layers_after_it(
     module, x, v = network().double().eval(), torch.rand(3, 2, 6, 6).double(), torch.randn(4, 3, 6).double()
     found = []
     for settings in ({}, {"chunk_size": 1}):
-        result = pull(module, x, v, readout=PooledFeatures("2"), **settings)
+        result = vjp_products(module, x, v, readout=PooledFeatures("2"), **settings)
         loss = result.outputs.square().mean() + result.products.square().sum()
         found.append(torch.autograd.grad(loss, [*module.parameters()], allow_unused=True))
     for one, other in zip(*found, strict=True):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
-from jacmatch.jacobian import jacobian, jvp, pull, push, vjp
+from jacmatch.jacobian import jacobian, jvp, jvp_products, vjp, vjp_products
 from jacmatch.jacobian.verification import unverified
 
 from . import reference
@@ -35,7 +35,7 @@ BAD = {
     "tangents-shape": (lambda: jvp(linear(), X, V[:, :2]), r"`tangents` must have the shape .*2, 3\)\)\. Got shape"),
     "tangents-of-one": (lambda: jvp(linear(), X, V[0]), r"`tangents` must have the shape .* Got shape \(3,\)"),
     "tangents-batch": (
-        lambda: push(linear(), X, V),
+        lambda: jvp_products(linear(), X, V),
         r"`tangents` .* Got shape \(2, 3\)\. One direction for each sample",
     ),
     "cotangents-shape": (
@@ -43,20 +43,23 @@ BAD = {
         r"`cotangents` must have the shape .* Got shape \(1, 2, 2\)",
     ),
     "cotangents-deep": (lambda: vjp(linear(), X, V[None, None]), r"`cotangents` .* Got shape \(1, 1, 2, 3\)"),
-    "cotangents-made": (lambda: pull(linear(), X, lambda y: y), r"`cotangents` .* Got shape \(2, 3\)"),
+    "cotangents-made": (lambda: vjp_products(linear(), X, lambda y: y), r"`cotangents` .* Got shape \(2, 3\)"),
     "engine-unknown": (lambda: jvp(linear(), X, V, engine="foward"), r"`engine` must be .* Got 'foward'"),
     "chunk-zero": (lambda: jacobian(linear(), X, chunk_size=0), r"`chunk_size` of `jacobian` .* at least 1\. Got 0"),
     "chunk-negative": (lambda: jacobian(linear(), X, chunk_size=-2), r"`chunk_size` of `jacobian` .* Got -2"),
     "step-forward": (
-        lambda: push(linear(), X, V[None], engine="forward", step=0.1),
-        r"`step` of `push` is for the engine 'differences'\. Got engine='forward'",
+        lambda: jvp_products(linear(), X, V[None], engine="forward", step=0.1),
+        r"`step` of `jvp_products` is for the engine 'differences'\. Got engine='forward'",
     ),
     "step-reverse": (
-        lambda: push(linear(), X, V[None], engine="reverse", step=0.1),
-        r"`step` of `push` is for the engine 'differences'\. Got engine='reverse'",
+        lambda: jvp_products(linear(), X, V[None], engine="reverse", step=0.1),
+        r"`step` of `jvp_products` is for the engine 'differences'\. Got engine='reverse'",
     ),
-    "step-zero": (lambda: push(linear(), X, V[None], step=0.0), r"`step` of a difference must be .* Got 0\.0"),
-    "step-endless": (lambda: push(linear(), X, V[None], step=float("inf")), r"must be a positive number\. Got inf"),
+    "step-zero": (lambda: jvp_products(linear(), X, V[None], step=0.0), r"`step` of a difference must be .* Got 0\.0"),
+    "step-endless": (
+        lambda: jvp_products(linear(), X, V[None], step=float("inf")),
+        r"must be a positive number\. Got inf",
+    ),
     "jacobian-of-an-image": (lambda: jacobian(image(), torch.ones(2, 1, 3, 3).double()), r"`jacobian`"),
     "jacobian-of-numbers": (lambda: jacobian(lambda x: x.sum(1), X), r"`jacobian`"),
 }
@@ -173,7 +176,7 @@ class Between(nn.Module):
 
 
 def assert_right(module: nn.Module, engine: str, used: str, tolerance: float = 1e-8) -> None:
-    result = push(module, X, V[None], engine=engine)
+    result = jvp_products(module, X, V[None], engine=engine)
     expected = reference.jvp(module, X, V[None])
     assert result.engine == used
     assert (result.products.detach() - expected).norm() <= tolerance * expected.norm()
@@ -186,7 +189,7 @@ def assert_right(module: nn.Module, engine: str, used: str, tolerance: float = 1
 def test_a_function_without_a_forward_mode_derivative(function, reason, probes):
     module = Between(function.apply)
     with pytest.raises(UnsupportedError, match=rf"Engine 'forward' cannot.*{reason}.*Use engine='reverse'"):
-        push(module, X, V.expand(probes, -1, -1), engine="forward")
+        jvp_products(module, X, V.expand(probes, -1, -1), engine="forward")
     assert_right(module, "reverse", "reverse")
     assert_right(module, "auto", "reverse")
     assert_right(module, "differences", "differences")
@@ -206,7 +209,7 @@ def test_a_custom_operator_without_a_forward_mode_rule(beside):
     assert_right(module, "differences", "differences")
     assert_right(module, "auto", "reverse")
     with pytest.raises(UnsupportedError, match=r"'forward'.*'reverse'"):
-        push(module, X, V[None], engine="forward")
+        jvp_products(module, X, V[None], engine="forward")
 
 
 def test_a_function_that_is_differentiable_once():
@@ -223,7 +226,7 @@ def test_a_function_that_is_differentiable_once():
     with pytest.raises(RuntimeError, match="once_differentiable"):
         row.square().sum().backward()
     with pytest.raises(UnsupportedError, match="engine='differences'"):
-        push(module, X, V[None], engine="reverse")
+        jvp_products(module, X, V[None], engine="reverse")
     assert_right(module, "auto", "differences")
 
 
@@ -231,9 +234,9 @@ def test_an_operation_that_neither_exact_engine_can_do():
     each = torch.ones(3, dtype=torch.long)
     module = Between(lambda hidden: torch.segment_reduce(hidden.square().mT.contiguous(), "sum", lengths=each).mT)
     with pytest.raises(UnsupportedError, match=r"Engine 'forward' cannot.*segment_reduce.*'reverse' or 'differences'"):
-        push(module, X, V[None], engine="forward")
+        jvp_products(module, X, V[None], engine="forward")
     with pytest.raises(UnsupportedError, match=r"Engine 'reverse' cannot.*segment_reduce_backward.*'differences'"):
-        push(module, X, V[None], engine="reverse")
+        jvp_products(module, X, V[None], engine="reverse")
     assert_right(module, "auto", "differences")
     with torch.no_grad():
         row = vjp(module, X, V)[1]

@@ -13,7 +13,7 @@ from torch.nn import functional
 import jacmatch
 from jacmatch import UnsupportedError, doctor, jacobian, jvp, unverified, vjp
 from jacmatch.jacobian import verification
-from jacmatch.jacobian.products import push
+from jacmatch.jacobian.products import jvp_products
 from jacmatch.jacobian.references import plain
 
 from .faults import Applied, Once, WithoutTangent, cut_square, linear
@@ -46,7 +46,7 @@ CUT = of_layers(lambda x, a, b: b(cut_square(a(x))))
     [(ZERO_TANGENT, "reverse"), (DETACHED, "differences"), (ONCE, "differences"), (CUT, "differences")],
 )
 def test_auto_takes_the_first_engine_that_is_right(module, engine):
-    assert push(module, X, X[None]).engine == engine
+    assert jvp_products(module, X, X[None]).engine == engine
     assert doctor(module, X).engines[engine] == "right"
 
 
@@ -227,7 +227,7 @@ def test_there_is_no_false_alarm(name):
 def test_sound_networks_use_the_first_engine(name, training):
     make, shape = SOUND[name]
     net, x = make().train(training), torch.randn(shape)
-    assert push(net, x, x[None]).engine == "forward"
+    assert jvp_products(net, x, x[None]).engine == "forward"
     vjp(net, x, net(x).detach())
 
 
@@ -332,7 +332,7 @@ def test_reverse_mode_is_tried_as_both_products():
     assert diagnosis.engine == "differences"
     (note,) = [each for each in diagnosis.findings if each.code == "reverse-wrong-for-jvp"]
     assert note.severity == "note"
-    assert push(lambda x: NotTwice.apply(x) * 2, X, X[None]).engine == "differences"
+    assert jvp_products(lambda x: NotTwice.apply(x) * 2, X, X[None]).engine == "differences"
 
 
 def test_a_straight_through_estimator_asks_for_unverified():

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from jacmatch.jacobian import Products, pull, push
+from jacmatch.jacobian import Products, jvp_products, vjp_products
 
-WAYS = ("pull", "forward", "reverse", "differences", "auto")
+WAYS = ("vjp", "forward", "reverse", "differences", "auto")
 every_way = pytest.mark.parametrize("way", WAYS)
 every_policy = pytest.mark.parametrize("policy", ["batch", "frozen"])
 
@@ -18,6 +18,6 @@ def go(way: str, module, x: Tensor, probes: int = 2, **settings) -> Products:
     def draw(shape) -> Tensor:
         return torch.randn((probes, *shape), generator=generator, dtype=x.dtype)
 
-    if way == "pull":
-        return pull(module, x, lambda y: draw(y.shape), **settings)
-    return push(module, x, draw(x.shape), engine=way, **settings)
+    if way == "vjp":
+        return vjp_products(module, x, lambda y: draw(y.shape), **settings)
+    return jvp_products(module, x, draw(x.shape), engine=way, **settings)

@@ -18,8 +18,8 @@ from jacmatch.jacobian import (
     SampledRows,
     TopClass,
     jacobian,
-    pull,
-    push,
+    jvp_products,
+    vjp_products,
 )
 from jacmatch.jacobian.features import class_dimension
 from jacmatch.losses import agreement, cross_entropy, hinton_kl
@@ -178,9 +178,13 @@ def test_log_probabilities_sum_to_one_over_the_classes(name):
     network = make(1)
     wanted = network(x).log_softmax(axis)
     for readout in (LogProbabilities(), LogProbabilities(class_dim=axis)):
-        torch.testing.assert_close(pull(network, x, lambda y: torch.ones_like(y)[None], readout=readout).values, wanted)
+        torch.testing.assert_close(
+            vjp_products(network, x, lambda y: torch.ones_like(y)[None], readout=readout).values, wanted
+        )
     for engine in ("forward", "reverse", "differences"):
-        torch.testing.assert_close(push(network, x, x[None], readout=LogProbabilities(), engine=engine).values, wanted)
+        torch.testing.assert_close(
+            jvp_products(network, x, x[None], readout=LogProbabilities(), engine=engine).values, wanted
+        )
 
 
 def kl(**settings):
@@ -204,7 +208,7 @@ REFUSED = [
     (lambda: cross_entropy(torch.zeros(2, 5, 7), torch.zeros(2, 5).long()), r"`class_dim` of `cross_entropy` must be"),
     (lambda: agreement(torch.zeros(2, 5, 7), torch.zeros(2, 5, 7)), r"`class_dim` of `agreement` must be given"),
     (
-        lambda: pull(Permuted(tokens()), X_TOKENS, lambda y: y[None], readout=LogProbabilities()),
+        lambda: vjp_products(Permuted(tokens()), X_TOKENS, lambda y: y[None], readout=LogProbabilities()),
         r"`class_dim` of `LogProbabilities` must be given",
     ),
     (

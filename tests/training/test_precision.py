@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import pull
+from jacmatch.jacobian import vjp_products
 from jacmatch.objectives import Distillation, Robustness
 from jacmatch.training import Training, fit
 from jacmatch.training.state import scale_derivatives
@@ -58,9 +58,12 @@ def faint():
 
 def test_scaled_products_are_there_where_float16_loses_them():
     module, x, v = faint(), torch.randn(5, 4), 1e-5 * torch.randn(1, 5, 3)
-    exact = pull(module, x, v).products
+    exact = vjp_products(module, x, v).products
     with torch.autocast("cpu", dtype=torch.float16):
-        lost, kept = pull(module, x, v).products, pull(module, x, v, scale=torch.tensor(1024.0)).products
+        lost, kept = (
+            vjp_products(module, x, v).products,
+            vjp_products(module, x, v, scale=torch.tensor(1024.0)).products,
+        )
     assert kept.dtype == torch.float32
     assert (lost - exact).norm() > 0.3 * exact.norm()
     assert (kept - exact).norm() < 0.02 * exact.norm()
@@ -70,7 +73,7 @@ def test_scaled_products_are_there_where_float16_loses_them():
 def test_a_power_of_two_changes_nothing_in_float32(chunk_size):
     module, x, v = faint(), torch.randn(5, 4), torch.randn(2, 5, 3)
     plain, scaled = (
-        pull(module, x, v, chunk_size=chunk_size, scale=scale).products for scale in (None, torch.tensor(256.0))
+        vjp_products(module, x, v, chunk_size=chunk_size, scale=scale).products for scale in (None, torch.tensor(256.0))
     )
     assert torch.equal(plain, scaled)
 
@@ -99,7 +102,7 @@ def test_a_product_that_overflows_is_left_out_by_the_scaler_and_fits_later():
         before = module.weight.clone()
         with torch.autocast("cpu", dtype=torch.float16):
             scale = scaler.scale(torch.ones(())).clamp(max=1024)
-            loss = pull(module, x, v, scale=scale).products.square().mean() * 1e-6
+            loss = vjp_products(module, x, v, scale=scale).products.square().mean() * 1e-6
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.step(optimizer)

@@ -38,7 +38,7 @@ from jacmatch.jacobian.function import Function, seed_generators
 from jacmatch.jacobian.graph import graph_leaves
 from jacmatch.jacobian.modules import in_mode, preserved_buffers
 from jacmatch.jacobian.references import plain
-from jacmatch.jacobian.verification import PUSHES, comparison_of, set_aside, unverified
+from jacmatch.jacobian.verification import JVP_ENGINES, comparison_of, set_aside, unverified
 from jacmatch.objectives.base import Objective, networks_of
 from jacmatch.teachers import EnsembleTeacher, MemoizedTeacher, ModuleTeacher, Question, Teacher
 
@@ -214,7 +214,7 @@ def _of_function(function: Function, x: Tensor, product: str) -> list[Finding]:
     with set_aside(x):
         try:
             comparison = comparison_of(function, x)
-            verdicts = [comparison.verdict(name) for name in (PUSHES if product == "auto" else (product,))]
+            verdicts = [comparison.verdict(name) for name in (JVP_ENGINES if product == "auto" else (product,))]
         except Exception:  # what cannot be compared raises its own error in the first step
             return []
     if any(each.is_right for each in verdicts):

@@ -27,7 +27,7 @@ from jacmatch.jacobian.estimators import (
 from jacmatch.jacobian.features import from_embeddings, output_tensor, run
 from jacmatch.jacobian.function import Products
 from jacmatch.jacobian.modules import BatchNormPolicy, Module, preserved_buffers, twice_differentiable
-from jacmatch.jacobian.products import Engine, jacobian, jvp, pull, push, vjp
+from jacmatch.jacobian.products import Engine, jacobian, jvp, jvp_products, vjp, vjp_products
 from jacmatch.jacobian.readouts import (
     READOUTS,
     AttentionMaps,
@@ -75,22 +75,25 @@ __all__ = [
     "gradient_norms",
     "jacobian",
     "jvp",
+    "jvp_products",
     "output_tensor",
     "preserved_buffers",
-    "pull",
-    "push",
     "run",
     "twice_differentiable",
     "unverified",
     "vjp",
+    "vjp_products",
 ]
 
 _MOVED = ("Diagnosis", "Finding", "doctor")
+_RENAMED = {"pull": "vjp_products", "push": "jvp_products"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MOVED:
-        message = f"`jacmatch.jacobian.{name}` is now `jacmatch.diagnostics.{name}`."
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
-        return getattr(importlib.import_module("jacmatch.diagnostics"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Return an object by its former name, with a warning that names the new one."""
+    package, new = ("jacmatch.diagnostics", name) if name in _MOVED else (__name__, _RENAMED.get(name))
+    if new is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    message = f"`jacmatch.jacobian.{name}` is now `{package}.{new}`."
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return getattr(importlib.import_module(package), new)

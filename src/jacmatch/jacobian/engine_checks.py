@@ -15,7 +15,7 @@ from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian import findings
 from jacmatch.jacobian.buffers import preserved_attributes, preserved_buffers, preserved_state
 from jacmatch.jacobian.callables import modules_of, tensors_of
-from jacmatch.jacobian.engines import parameter_gradients, reverse_pull
+from jacmatch.jacobian.engines import parameter_gradients, reverse_vjp
 from jacmatch.jacobian.findings import Verdict
 from jacmatch.jacobian.finite_differences import (
     SMALLEST_STEP,
@@ -374,7 +374,7 @@ def _rows_are_right(reference: Reference) -> bool:
     try:
         with torch.enable_grad():
             x = reference.x.detach()
-            rows = reverse_pull(reference.function, x, reference.cotangents(x)).products
+            rows = reverse_vjp(reference.function, x, reference.cotangents(x)).products
     except (UnsupportedError, RuntimeError):
         return False
     return reference.error(rows, of_rows=True) <= reference.tolerance

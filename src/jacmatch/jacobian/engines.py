@@ -55,14 +55,14 @@ def undifferentiable(result: Products, reason: str) -> Products:
     return replace(result, products=applied(_Refused, result.products, reason))
 
 
-def reverse_pull(function: Function, x: Tensor, cotangents: Cotangents) -> Products:
+def reverse_vjp(function: Function, x: Tensor, cotangents: Cotangents) -> Products:
     """vᵀJ for each cotangent: one forward pass, one backward pass per v."""
     leaf = x if x.requires_grad else x.detach().requires_grad_()
-    result, differentiable = _pulled(function, leaf, cotangents, torch.is_grad_enabled(), by_leaf=leaf is x)
+    result, differentiable = _vjp(function, leaf, cotangents, torch.is_grad_enabled(), by_leaf=leaf is x)
     return result if differentiable else _detached(result)
 
 
-def _pulled(
+def _vjp(
     function: Function,
     leaf: Tensor,
     cotangents: Cotangents,
@@ -71,7 +71,7 @@ def _pulled(
     *,
     by_leaf: bool = False,
 ) -> tuple[Products, bool]:
-    """`reverse_pull` by `leaf`, and whether the rows have a graph; `buffers` take the place of the module's own.
+    """`reverse_vjp` by `leaf`, and whether the rows have a graph; `buffers` take the place of the module's own.
 
     They have one where that is asked for and there is something to differentiate by: the leaf, or what the values'
     graph ends in, registered parameter or not.
@@ -102,14 +102,14 @@ def own_rows(function: Function, x: Tensor, check: Callable[[Tensor], None]) -> 
     return result if differentiable else _detached(result)
 
 
-def rebuilt_pull(function: Function, x: Tensor, cotangents: Cotangents, chunk_size: int) -> Products:
-    """`reverse_pull` whose graphs are made again in the backward pass, for `chunk_size` rows at a time.
+def rebuilt_vjp(function: Function, x: Tensor, cotangents: Cotangents, chunk_size: int) -> Products:
+    """`reverse_vjp` whose graphs are made again in the backward pass, for `chunk_size` rows at a time.
 
     Each chunk has a forward pass of its own, which is let go together with its rows: so k rows need the memory of one
     chunk. Kept, the one forward pass would also have to hold the gradients by its activations of all chunks.
     """
     if not torch.is_grad_enabled() or not (x.requires_grad or is_trainable(function.module)):
-        return reverse_pull(function, x, cotangents)
+        return reverse_vjp(function, x, cotangents)
     leaf = x if x.requires_grad else x.detach().requires_grad_()
     # made first: the pass at x moves the generator on, and writes the buffers
     again, start = replaying(x), copies_of(buffers_in_training(function.module))
@@ -122,9 +122,9 @@ def rebuilt_pull(function: Function, x: Tensor, cotangents: Cotangents, chunk_si
 
     def passed(number: int, differentiable: bool) -> Products:
         v = made[0][number * chunk_size : (number + 1) * chunk_size]
-        return again(lambda: _pulled(function, leaf, v, differentiable, copies_of(start), by_leaf=True)[0])
+        return again(lambda: _vjp(function, leaf, v, differentiable, copies_of(start), by_leaf=True)[0])
 
-    first = _rebuilt(_pulled(function, leaf, chosen, False)[0], partial(passed, 0, True), leaf, x.requires_grad)
+    first = _rebuilt(_vjp(function, leaf, chosen, False)[0], partial(passed, 0, True), leaf, x.requires_grad)
     rows = [first.products]
     for number in range(1, -(-len(made[0]) // chunk_size)):
         rows.append(_rebuilt(passed(number, False), partial(passed, number, True), leaf, x.requires_grad).products)
@@ -159,8 +159,8 @@ class _Rebuilt(torch.autograd.Function):
         return None, None, *torch.autograd.grad(values, ctx.roots, directions, allow_unused=True)
 
 
-def traced_pull(function: Function, x: Tensor, cotangents: Tensor) -> tuple[Products, dict[str, Tensor]]:
-    """`reverse_pull` as `torch.compile` can follow it, and the buffers as this pass of training leaves them."""
+def traced_vjp(function: Function, x: Tensor, cotangents: Tensor) -> tuple[Products, dict[str, Tensor]]:
+    """`reverse_vjp` as `torch.compile` can follow it, and the buffers as this pass of training leaves them."""
 
     def on_copies(z: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
         copies = copies_of(buffers_in_training(function.module))
@@ -217,7 +217,7 @@ def _cut_off() -> UnsupportedError:
     )
 
 
-def forward_push(function: Function, x: Tensor, tangents: Tensor) -> Products:
+def forward_jvp(function: Function, x: Tensor, tangents: Tensor) -> Products:
     """Jv for each direction in one dual pass; the values are computed once, only the tangents are batched."""
 
     def on_copies(z: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
@@ -248,7 +248,7 @@ def forward_push(function: Function, x: Tensor, tangents: Tensor) -> Products:
     return result if torch.is_grad_enabled() else _detached(result)
 
 
-def reverse_push(function: Function, x: Tensor, tangents: Tensor) -> Products:
+def reverse_jvp(function: Function, x: Tensor, tangents: Tensor) -> Products:
     """Jv = ∂/∂u (uᵀJ) v: the pullback is linear in u, so its own pullback is the pushforward. Two backward passes."""
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad(), twice_differentiable(function.module, function.batch_norm, statistics=True):
@@ -262,7 +262,7 @@ def reverse_push(function: Function, x: Tensor, tangents: Tensor) -> Products:
     return result if differentiable else _detached(result)
 
 
-def difference_push(function: Function, x: Tensor, tangents: Tensor, step: float | None) -> Products:
+def difference_jvp(function: Function, x: Tensor, tangents: Tensor, step: float | None) -> Products:
     """Jv from values; every pass sees the same random numbers, and only the pass at x itself writes the buffers."""
     values_at = replayed(function, x)  # made first: the pass at x moves the generator on
     with twice_differentiable(function.module, function.batch_norm, statistics=True) as frozen:

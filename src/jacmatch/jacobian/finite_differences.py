@@ -1,6 +1,6 @@
 """Derivatives from values alone: antithetic differences, for black boxes and for operators without derivatives.
 
-Jv ≈ (f(x + hv) − f(x − hv)) / 2h. The two errors pull in opposite directions: truncation h² f‴/6 and rounding ε|f|/h.
+Jv ≈ (f(x + hv) − f(x − hv)) / 2h. Truncation costs h² f‴/6, rounding ε|f|/h.
 `relative_step` balances them; `derivative_along` compares two steps to measure what is left.
 """
 

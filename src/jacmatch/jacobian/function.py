@@ -24,7 +24,7 @@ class Products:
     Attributes:
         outputs: The network's outputs.
         values: The readout's values, (B, R); the outputs themselves for the readout `Logits`.
-        products: vᵀJ (P, B, *input) of `pull`, or Jv (P, B, R) of `push`.
+        products: vᵀJ (P, B, *input) of `vjp_products`, or Jv (P, B, R) of `jvp_products`.
         features: Features of the layers asked for.
         engine: The engine that did it.
     """

@@ -1,8 +1,8 @@
 """Derivative products behind one front door: vᵀJ, Jv and the full Jacobian of a network.
 
 All results can be differentiated once more, with respect to the parameters, unless the module is frozen or gradients
-are switched off. `jvp`, `vjp` and `jacobian` are for the outputs; `pull` and `push` take any readout and return all
-that the pass has computed.
+are switched off. `jvp`, `vjp` and `jacobian` are for the outputs; `vjp_products` and `jvp_products` take any readout
+and return everything that the pass has computed.
 """
 
 from dataclasses import replace
@@ -16,19 +16,19 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian.buffers import buffers_in_training, copies_of, write_buffers
 from jacmatch.jacobian.engines import (
-    difference_push,
-    forward_push,
+    difference_jvp,
+    forward_jvp,
     own_rows,
-    rebuilt_pull,
-    reverse_pull,
-    reverse_push,
+    rebuilt_vjp,
+    reverse_jvp,
+    reverse_vjp,
     undifferentiable,
 )
 from jacmatch.jacobian.function import Cotangents, Function, Products, check_direction, check_input
 from jacmatch.jacobian.last_layer_factorization import features_of_last_layer
 from jacmatch.jacobian.modules import BatchNormPolicy, Module
 from jacmatch.jacobian.readouts import Context, Logits, Readout
-from jacmatch.jacobian.verification import PUSHES, check_vjp, engines_for_jvp, repeats, revoked, samples_couple
+from jacmatch.jacobian.verification import JVP_ENGINES, check_vjp, engines_for_jvp, repeats, revoked, samples_couple
 
 Engine = Literal["auto", "forward", "reverse", "differences"]
 
@@ -62,7 +62,7 @@ def jvp(
         (tensor([[1., 4.]]), tensor([[2., 0.]]))
     """
     single = tangents.dim() == x.dim()
-    result = push(module, x, tangents[None] if single else tangents, engine=engine, batch_norm=batch_norm)
+    result = jvp_products(module, x, tangents[None] if single else tangents, engine=engine, batch_norm=batch_norm)
     return result.outputs, result.products[0] if single else result.products
 
 
@@ -93,7 +93,7 @@ def vjp(
         ...     vjp(lambda x: x**2, x, torch.tensor([[1.0, 1.0]]))
         (tensor([[1., 4.]]), tensor([[2., 4.]]))
     """
-    result = pull(
+    result = vjp_products(
         module, x, lambda y: cotangents[None] if cotangents.dim() == y.dim() else cotangents, batch_norm=batch_norm
     )
     single = cotangents.dim() == result.outputs.dim()
@@ -143,7 +143,7 @@ def jacobian(
     copies = 1 if coupled else _copies(function, x, chunk_size)
     repeated = x.repeat(copies, *[1] * (x.dim() - 1)) if copies > 1 else x
     with features_of_last_layer(module) as readout:
-        result = reverse_pull(replace(function, readout=readout), repeated, partial(_basis, len(x), copies))
+        result = reverse_vjp(replace(function, readout=readout), repeated, partial(_basis, len(x), copies))
     result = undifferentiable(result, reason)
     rows = result.products.view(-1, *x.shape)[: result.values.shape[1]]
     if readout.weight is not None:
@@ -186,7 +186,7 @@ def _is_untracked(layer: nn.Module) -> bool:
     return isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None
 
 
-def pull(
+def vjp_products(
     module: Module,
     x: Float[Tensor, "batch *input"],
     cotangents: Cotangents,
@@ -219,7 +219,7 @@ def pull(
     """
     check_input(x, "vjp")
     if chunk_size is not None and chunk_size < 1:
-        raise InputError("`chunk_size` of `pull` must be at least 1.", got=chunk_size)
+        raise InputError("`chunk_size` of `vjp_products` must be at least 1.", got=chunk_size)
     function = Function(module, readout or Logits(), context or Context(), layers, batch_norm)
     reason = check_vjp(function, x)
 
@@ -227,12 +227,12 @@ def pull(
         v = cotangents(values) if callable(cotangents) else cotangents
         return v if scale is None else v * scale.to(v.dtype)
 
-    found = reverse_pull(function, x, scaled) if chunk_size is None else rebuilt_pull(function, x, scaled, chunk_size)
+    found = reverse_vjp(function, x, scaled) if chunk_size is None else rebuilt_vjp(function, x, scaled, chunk_size)
     found = undifferentiable(found, reason)
     return found if scale is None else replace(found, products=found.products / scale.to(found.products.dtype))
 
 
-def push(
+def jvp_products(
     module: Module,
     x: Float[Tensor, "batch *input"],
     tangents: Float[Tensor, "probe batch *input"],
@@ -265,36 +265,36 @@ def push(
     check_direction("tangents", tangents, x.shape)
     function = Function(module, readout or Logits(), context or Context(), layers, batch_norm)
     if step is not None and engine not in ("auto", "differences"):
-        raise InputError("`step` of `push` is for the engine 'differences'.", got=f"engine={engine!r}")
-    if engine not in ("auto", *PUSHES):
+        raise InputError("`step` of `jvp_products` is for the engine 'differences'.", got=f"engine={engine!r}")
+    if engine not in ("auto", *JVP_ENGINES):
         raise InputError("`engine` must be 'auto', 'forward', 'reverse' or 'differences'.", got=repr(engine))
     if step is not None:
-        return difference_push(function, x, tangents, step)
+        return difference_jvp(function, x, tangents, step)
     if engine != "auto":
         _, reason = engines_for_jvp(function, x, engine, len(tangents))
-        return undifferentiable(_push(engine, function, x, tangents), reason)
-    return _push_by_any(function, x, tangents)
+        return undifferentiable(_jvp_by(engine, function, x, tangents), reason)
+    return _jvp_by_any(function, x, tangents)
 
 
-def _push_by_any(function: Function, x: Tensor, tangents: Tensor) -> Products:
+def _jvp_by_any(function: Function, x: Tensor, tangents: Tensor) -> Products:
     """Jv by the first engine that can, of those that may be used."""
     before = copies_of(buffers_in_training(function.module))
     names, reason = engines_for_jvp(function, x, "auto", len(tangents))
     for name in names:
         try:
-            return undifferentiable(_push(name, function, x, tangents), reason)
+            return undifferentiable(_jvp_by(name, function, x, tangents), reason)
         except UnsupportedError as failure:
             write_buffers(function.module, before)  # a failed attempt must not have counted as a training pass
             if revoked(function, x, name, len(tangents), failure):
                 break  # others have to be verified
             if name == names[-1]:
                 raise
-    return _push_by_any(function, x, tangents)
+    return _jvp_by_any(function, x, tangents)
 
 
-def _push(engine: str, function: Function, x: Tensor, tangents: Tensor) -> Products:
+def _jvp_by(engine: str, function: Function, x: Tensor, tangents: Tensor) -> Products:
     if engine == "forward":
-        return forward_push(function, x, tangents)
+        return forward_jvp(function, x, tangents)
     if engine == "reverse":
-        return reverse_push(function, x, tangents)
-    return difference_push(function, x, tangents, None)
+        return reverse_jvp(function, x, tangents)
+    return difference_jvp(function, x, tangents, None)

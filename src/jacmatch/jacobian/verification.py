@@ -28,13 +28,13 @@ from torch import Tensor, nn
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian.callables import key_of, modules_of
 from jacmatch.jacobian.engine_checks import is_small, judge, not_finite_at
-from jacmatch.jacobian.engines import difference_push, forward_push, reverse_pull, reverse_push
+from jacmatch.jacobian.engines import difference_jvp, forward_jvp, reverse_jvp, reverse_vjp
 from jacmatch.jacobian.findings import UNKNOWN, Verdict, refused
 from jacmatch.jacobian.function import Function
 from jacmatch.jacobian.readouts import Context
 from jacmatch.jacobian.references import EngineRun, Reference, couples, evaluated, own_copy, replayed_values
 
-PUSHES = ("forward", "reverse", "differences")
+JVP_ENGINES = ("forward", "reverse", "differences")
 """The engines for Jv in the order in which `auto` takes them."""
 
 _SAMPLES, _SIGNATURES = 4, 256
@@ -83,10 +83,10 @@ class Comparison:
             return reference.tangents.to(z.dtype)
 
         products: dict[str, EngineRun] = {
-            "vjp": lambda f, z: reverse_pull(f, z, reference.cotangents(z)),
-            "forward": lambda f, z: forward_push(f, z, tangents(z)),
-            "reverse": lambda f, z: reverse_push(f, z, tangents(z)),
-            "differences": lambda f, z: difference_push(f, z, tangents(z), None),
+            "vjp": lambda f, z: reverse_vjp(f, z, reference.cotangents(z)),
+            "forward": lambda f, z: forward_jvp(f, z, tangents(z)),
+            "reverse": lambda f, z: reverse_jvp(f, z, tangents(z)),
+            "differences": lambda f, z: difference_jvp(f, z, tangents(z), None),
         }
         engine, of_rows = ("reverse", True) if name == "vjp" else (name, False)
         return judge(engine, products[name], self.function, self.x, reference, of_rows=of_rows, rounding=rounding)
@@ -94,9 +94,9 @@ class Comparison:
     def not_finite(self, name: str, x: Tensor) -> Verdict | None:
         """NaN or infinity in what an engine makes of the whole batch, if there is any."""
         products: dict[str, EngineRun] = {
-            "vjp": lambda f, z: reverse_pull(f, z, lambda y: torch.randn_like(y)[None]),
-            "forward": lambda f, z: forward_push(f, z, torch.randn_like(z)[None]),
-            "differences": lambda f, z: difference_push(f, z, torch.randn_like(z)[None], None),
+            "vjp": lambda f, z: reverse_vjp(f, z, lambda y: torch.randn_like(y)[None]),
+            "forward": lambda f, z: forward_jvp(f, z, torch.randn_like(z)[None]),
+            "differences": lambda f, z: difference_jvp(f, z, torch.randn_like(z)[None], None),
         }
         module = self.function.module
         return not_finite_at("reverse" if name == "vjp" else name, products[name], module, x)
@@ -160,7 +160,7 @@ def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -
     Raises:
         UnsupportedError: what was requested, or each of them, is known to be wrong or not to be differentiable.
     """
-    wanted = PUSHES if requested == "auto" else (requested,)
+    wanted = JVP_ENGINES if requested == "auto" else (requested,)
     verdicts = _verdicts(function, x, wanted, count)
     right = [name for name, verdict in verdicts.items() if verdict.state == "right"]
     if right:
@@ -372,7 +372,7 @@ def _signature(function: Function, x: Tensor, count: int) -> Hashable:
 
 def _remedy(function: Function, x: Tensor, failed: str, count: int) -> str:
     """The engine that is right, as the way to go on."""
-    others = tuple(name for name in PUSHES if name != failed)
+    others = tuple(name for name in JVP_ENGINES if name != failed)
     right = [name for name, each in _verdicts(function, x, others, count).items() if each.state == "right"]
     if not right:
         return ""

@@ -200,7 +200,7 @@ class Objective(nn.Module):
         return eager() if compared is None else compared
 
     def scale_derivatives(self, scale: Tensor | None) -> None:
-        """Scale the backward pass of the student's products, as fp16 needs it; see `jacobian.products.pull`."""
+        """Scale the backward pass of the student's products, as fp16 needs it; see `jacobian.products.vjp_products`."""
         self.differentiation.scale = scale
 
     def __call__(self, *args: Any, **kwargs: Any) -> Terms:

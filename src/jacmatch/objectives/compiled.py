@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError
 from jacmatch.jacobian import BatchNormPolicy, Context, Readout, preserved_buffers, run
 from jacmatch.jacobian.compiling import OneGraph, any_batch, reason_of
-from jacmatch.jacobian.engines import parameter_gradients, traced_pull
+from jacmatch.jacobian.engines import parameter_gradients, traced_vjp
 from jacmatch.jacobian.function import Function, replaying
 from jacmatch.jacobian.modules import buffers_in_training
 
@@ -192,7 +192,7 @@ def _terms(student: nn.Module, kinds: Kinds, step: Step) -> Compared:
         return outputs, kinds.comparison(outputs, outputs, None, step)
     context = Context(step.label, step.teacher_outputs)
     function = Function(student, kinds.readout, context, (), kinds.batch_norm)
-    result, written = traced_pull(function, step.x, step.v if step.scale is None else step.v * step.scale)
+    result, written = traced_vjp(function, step.x, step.v if step.scale is None else step.v * step.scale)
     rows = result.products if step.scale is None else result.products / step.scale
     with torch.no_grad():
         for name, buffer in buffers_in_training(student).items():

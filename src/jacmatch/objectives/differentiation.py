@@ -18,10 +18,10 @@ from jacmatch.jacobian import (
     Logits,
     Products,
     Readout,
+    jvp_products,
     preserved_buffers,
-    pull,
-    push,
     run,
+    vjp_products,
 )
 from jacmatch.jacobian.graph import meets_once_differentiable
 from jacmatch.jacobian.readouts import with_class_dim
@@ -221,7 +221,7 @@ class Differentiation:
             if self.side == "input":
                 assert isinstance(v, Tensor)
                 with nullcontext() if self.step is None else exact_values(x):
-                    return push(student, x, v, step=self.step, engine=self.engine, **settings)
+                    return jvp_products(student, x, v, step=self.step, engine=self.engine, **settings)
 
             # Directions that require a gradient reveal a backward that can be taken only once.
             def directions(values: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ class Differentiation:
 
             if traced and self.chunk_size is not None:
                 self._check_one_row(student, x, directions, settings)
-            return pull(student, x, directions, chunk_size=self.chunk_size, scale=self.scale, **settings)
+            return vjp_products(student, x, directions, chunk_size=self.chunk_size, scale=self.scale, **settings)
         except UnsupportedError as error:
             raise UnsupportedError(
                 f"`student` of `{self.caller}` cannot be differentiated as `probe` needs: {error} Here that is "
@@ -242,6 +242,6 @@ class Differentiation:
     ) -> None:
         """Refuse a student with a backward that can be taken only once; a rebuilt graph does not show it."""
         with preserved_buffers(student):
-            row = pull(student, x, lambda values: v(values)[:1], **settings).products
+            row = vjp_products(student, x, lambda values: v(values)[:1], **settings).products
         if meets_once_differentiable(row.sum()):
             raise UnsupportedError("a backward in it is marked once_differentiable, so it has no second derivative.")

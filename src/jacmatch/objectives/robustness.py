@@ -25,8 +25,8 @@ from jacmatch.jacobian import (
     RandomOutputs,
     Readout,
     TopClass,
-    pull,
     run,
+    vjp_products,
 )
 from jacmatch.jacobian.features import class_dimension
 from jacmatch.losses import Task, hoffman, squared_norm
@@ -333,7 +333,7 @@ def jacobian_norm_penalty(
         v = estimator.directions(outputs=values, x=x, labels=None, ids=ids, seed=seed, draw=0, partners=None)
         return functional.normalize(v, dim=2)
 
-    result = pull(module, x, unit_vectors, batch_norm=batch_norm)
+    result = vjp_products(module, x, unit_vectors, batch_norm=batch_norm)
     rows = precise(result.products.transpose(0, 1))
     return result.outputs, hoffman(rows, result.outputs.shape[1]).mean()
 

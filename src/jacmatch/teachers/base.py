@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import Context, Logits, Readout, pull, push
+from jacmatch.jacobian import Context, Logits, Readout, jvp_products, vjp_products
 
 Cotangents = Tensor | Callable[[Tensor], Tensor]
 
@@ -160,14 +160,16 @@ def pull_readout(question: Question, outputs: Tensor) -> tuple[Tensor, Tensor, T
     assert question.cotangents is not None
     used: list[Tensor] = []
     context = Context(labels=question.labels)
-    result = pull(_identity, outputs, kept(question.cotangents, used), readout=Own(question.readout), context=context)
+    result = vjp_products(
+        _identity, outputs, kept(question.cotangents, used), readout=Own(question.readout), context=context
+    )
     return result.values, result.products, used[0]
 
 
 def push_readout(question: Question, outputs: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
     """The chain rule behind the outputs: values r(y) and (∂r/∂y) Jv, for Jv of the outputs (P, B, K)."""
     context = Context(labels=question.labels)
-    result = push(_identity, outputs, tangents, readout=Own(question.readout), context=context)
+    result = jvp_products(_identity, outputs, tangents, readout=Own(question.readout), context=context)
     return result.values, result.products
 
 

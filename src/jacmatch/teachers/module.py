@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import Context, pull, push
+from jacmatch.jacobian import Context, jvp_products, vjp_products
 from jacmatch.jacobian.features import Select, selecting
 from jacmatch.jacobian.function import Function
 from jacmatch.jacobian.modules import check_evaluates, set_mode
@@ -69,10 +69,10 @@ class ModuleTeacher:
         with frozen_pass(x), selecting(module, self.output):
             if question.cotangents is not None:
                 v = kept(question.cotangents, used)
-                result = pull(module, z, v, readout=readout, context=context, layers=question.layers)
+                result = vjp_products(module, z, v, readout=readout, context=context, layers=question.layers)
             elif question.tangents is not None:
                 tangents = fitting_tangents(question, z)
-                result = push(
+                result = jvp_products(
                     module, z, tangents, readout=readout, context=context, layers=question.layers, step=question.step
                 )
             else:

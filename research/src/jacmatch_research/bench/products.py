@@ -7,7 +7,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from jacmatch.jacobian import BatchNormPolicy, jacobian, push
+from jacmatch.jacobian import BatchNormPolicy, jacobian, jvp_products
 from jacmatch.models import build
 from jacmatch.objectives import jacobian_norm_penalty
 from jacmatch_research.bench import rivals
@@ -65,7 +65,7 @@ def jv_pass(conditions: Conditions, name: str, shape: tuple[int, ...], batch: in
 
     def ours() -> None:
         network.zero_grad()
-        result = push(network, x, v, engine="forward")
+        result = jvp_products(network, x, v, engine="forward")
         rivals.add_gradient(result.outputs.square().sum() + result.products.square().sum())
 
     def plain() -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from jacmatch.datasets import Split
-from jacmatch.jacobian import push
+from jacmatch.jacobian import jvp_products
 from jacmatch.objectives import GradientShare, LossWeights, Terms
 from jacmatch.objectives.terms import jacobian_term, output_term
 from jacmatch.teachers import BlackBoxTeacher, Question
@@ -224,7 +224,7 @@ class AlongDirections(nn.Module):
         looks = len(self.student.maps)
         if "jacobians" in self.loss_weights.weights:
             directions, slopes = (each[:, ids] for each in self.known)
-            found = push(self.student.after_each, x, directions, engine="forward")
+            found = jvp_products(self.student.after_each, x, directions, engine="forward")
             outputs = found.outputs
             terms["jacobians"] = jacobian_term("squared", found.products, slopes.repeat(1, 1, looks))
         else:
