@@ -70,8 +70,8 @@ FAULTS = {
     ),
     "no graph of the rows": Fault(
         "jacobian/engines.py",
-        "_gradient(said or each, leaf, create_graph=differentiable, retain_graph=keep)",
-        "_gradient(said or each, leaf, create_graph=False, retain_graph=keep)",
+        "_gradient(nonzero or each, leaf, create_graph=differentiable, retain_graph=keep)",
+        "_gradient(nonzero or each, leaf, create_graph=False, retain_graph=keep)",
         "tests/jacobian/test_parameter_gradients.py",
     ),
     "frozen statistics leak into the rows": Fault(

@@ -150,7 +150,7 @@ def test_gelu():
     moved = torch.func.vmap(lambda t: torch.func.jvp(gelu, (x,), (t,))[1])(randn(2, 3, 4, seed=1))
     expected = torch.func.vmap(lambda t: torch.func.jvp(functional.gelu, (x,), (t,))[1])(randn(2, 3, 4, seed=1))
     torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-12)
-    with differentiated(written_out=False, frozen=None, forward=True):
+    with differentiated(composed=False, frozen=None, forward=True):
         assert "_Gelu" in type(functional.gelu(x).grad_fn).__name__
         approximate = functional.gelu(x, approximate="tanh")
     assert torch.equal(approximate, functional.gelu(x, approximate="tanh"))
@@ -162,7 +162,7 @@ def test_affine_and_relu():
     a, b = randn(2, 3, 4).detach(), randn(2, 3, 4, seed=1).detach()
     with torch.no_grad():
         torch.testing.assert_close(dot_by_channel(a, b), (a * b).sum((0, 2)), rtol=1e-12, atol=1e-12)
-    with differentiated(written_out=False, frozen=None, forward=False):
+    with differentiated(composed=False, frozen=None, forward=False):
         assert "_Rectified" in type(functional.relu(a.clone().requires_grad_()).grad_fn).__name__
         assert functional.relu(a, True) is a
     assert (a >= 0).all()

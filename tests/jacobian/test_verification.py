@@ -339,14 +339,14 @@ def test_a_straight_through_estimator_asks_for_unverified():
     """Its derivative is meant to be another one than that of its values, which do not move."""
     module = Applied(lambda x, a: a(x) + (a(x).round() - a(x)).detach(), linear())
     x, u = X, torch.randn_like(module(X))
-    with pytest.raises(UnsupportedError, match=r"outputs do not move.*unverified"):
+    with pytest.raises(UnsupportedError, match=r"outputs do not change.*unverified"):
         jacmatch.vjp(module, x, u)
     with jacmatch.unverified():
         assert jacmatch.vjp(module, x, u)[1].any()
 
 
 def test_a_last_layer_of_zeros_is_right():
-    """Its outputs do not move, and its Jacobian has a parameter gradient all the same."""
+    """Its outputs do not change, and its Jacobian has a parameter gradient all the same."""
     module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     nn.init.zeros_(module[2].weight)
     x, u = torch.randn(4, 3).double(), torch.randn(4, 2).double()

@@ -1,7 +1,4 @@
-"""The doctor: one batch in, a diagnosis out.
-
-It tells which engines are right for this module, and what is wrong with the others.
-"""
+"""The doctor: which derivative engines are right for a module, and what is wrong with the others."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +16,7 @@ from jacmatch.jacobian.findings import Finding, Verdict
 from jacmatch.jacobian.function import check_input, replayed
 from jacmatch.jacobian.modules import Module, call, in_mode
 from jacmatch.jacobian.references import couples, plain
-from jacmatch.jacobian.verification import Comparison, comparison_of, set_aside
+from jacmatch.jacobian.verification import Comparison, comparison_of, isolated
 
 ENGINES = ("reverse", "forward", "differences")
 
@@ -30,7 +27,7 @@ class Diagnosis:
 
     Attributes:
         engine: The first of reverse, forward, differences that is right; `none` where no engine is.
-        findings: What was found.
+        findings: The findings.
         engines: For each engine `right`, or what is wrong with it.
     """
 
@@ -52,18 +49,17 @@ class Diagnosis:
 def doctor(
     module: Module, x: Float[Tensor, "batch *input"], *, seed: int = 0, engines: tuple[str, ...] = ENGINES
 ) -> Diagnosis:
-    """A diagnosis of the module at x, in the mode (training or evaluation) it is in; the module is left as it was.
+    """Diagnose a module at x, in its current mode (training or evaluation); the module is left unchanged.
 
-    Values are looked at for the whole batch, derivatives on a few samples of it, by what decides in each product which
-    engine may be used (`jacmatch.jacobian.verification`). A copy in float64 serves as the reference where the module
-    can be copied and runs in float64; where not, the differences are taken in the module's own type, with a loose
-    tolerance.
+    Values are checked for the whole batch, derivatives on a few samples of it, by the checks that every product makes
+    before it uses an engine (`jacmatch.jacobian.verification`). The reference is a copy in float64 where the module can
+    be copied and runs in float64; otherwise the differences are taken in the module's own type, with a loose tolerance.
 
     Args:
         module: The network, or any function of one tensor.
         x: A batch of at least two samples, as in training.
         seed: Seeds the directions.
-        engines: Those that are tried.
+        engines: The engines to check.
 
     Raises:
         InputError: x is not a tensor of samples of a floating-point type, the outputs are no real tensor, or an engine
@@ -78,7 +74,7 @@ def doctor(
     if not set(engines) <= set(ENGINES):
         raise unknown_name("An engine of `doctor`", next(each for each in engines if each not in ENGINES), ENGINES)
     x = x.detach()
-    with set_aside(x), preserved_state(module), torch.enable_grad():
+    with isolated(x), preserved_state(module), torch.enable_grad():
         findings = _values(module, x)
         if any(finding.code in ("not-finite", "non-deterministic") for finding in findings):
             return Diagnosis("none", tuple(findings), {})
@@ -99,7 +95,7 @@ def doctor(
 
 
 def _both_products(comparison: Comparison, x: Tensor, name: str) -> Verdict:
-    """What is to be said of an engine for all that it is used for: reverse mode gives vᵀJ and Jv."""
+    """Return the verdict on an engine for all that it is used for: reverse mode computes vᵀJ and Jv."""
     product = "vjp" if name == "reverse" else name
     verdict = comparison.not_finite(product, x) or comparison.verdict(product, rounding=True)
     if name != "reverse" or not verdict.is_right or not comparison.reference.moves:
@@ -149,14 +145,14 @@ def _values(module: Module, x: Tensor) -> list[Finding]:
 
 
 def _differs(module: Module, x: Tensor) -> bool:
-    """Whether two ordinary calls, one after the other, give different outputs."""
+    """Return whether two ordinary calls, one after the other, give different outputs."""
     with preserved_state(module):
         first, second = (plain(module)(x.clone())[0] for _ in range(2))
     return not torch.allclose(first, second, rtol=1e-3, atol=1e-6)
 
 
 def _coupling(module: Module, x: Tensor, y: Tensor, values: Callable[[Tensor], Tensor]) -> list[Finding]:
-    """Whether the first sample feels a move of the others, or they feel a move of the first."""
+    """Return a finding if the output of one sample depends on the others."""
     try:
         if not couples(values, x, y, 1e-4):
             return []

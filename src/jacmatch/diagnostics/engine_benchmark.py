@@ -1,4 +1,4 @@
-"""Which derivative engine is the fastest for this objective, on this machine: a timed trial on a batch."""
+"""Measures which derivative engine is the fastest for an objective, on this machine and batch."""
 
 import statistics
 import time
@@ -19,11 +19,11 @@ _ENGINES: tuple[Engine, ...] = ("forward", "reverse")
 
 @dataclass(frozen=True)
 class EngineBenchmark:
-    """What a trial has found.
+    """The result of `benchmark_engines`.
 
     Attributes:
-        engine: The fastest engine of those that can do the student; `differences` if none else can.
-        seconds: Median time of a step by each engine that was tried and can.
+        engine: The fastest engine that can differentiate the student; `differences` if no other can.
+        seconds: Median time of a step by each of these engines.
         refused: Why the others cannot.
     """
 
@@ -33,10 +33,10 @@ class EngineBenchmark:
 
 
 def benchmark_engines(objective: Distillation, batch: Batch, *, rounds: int = 5) -> EngineBenchmark:
-    """The fastest engine for directions on the input side, by the time of a step: terms and gradient.
+    """Measure the fastest engine for directions on the input side, by the time of a step: terms and gradient.
 
-    The engines take turns, each after one step that is not timed. Differences are no contestant: they are as fast, but
-    not exact. The objective, its student and torch's random numbers are afterwards as they were before.
+    The engines alternate, each after one step that is not timed. Differences are not measured: they are as fast, but
+    not exact. The objective, its student and torch's random numbers are left unchanged.
 
     Args:
         objective: With a probe on the input side; on the device of the batch.
@@ -68,7 +68,7 @@ def benchmark_engines(objective: Distillation, batch: Batch, *, rounds: int = 5)
 
 
 def _step(objective: Distillation, batch: Batch, engine: Engine) -> float:
-    """Seconds of the terms and their gradient."""
+    """Return the seconds of the terms and their gradient."""
     parameters: list[nn.Parameter] = [p for p in objective.parameters() if p.requires_grad]
     objective.differentiation.engine, objective.calls = engine, 1  # the same directions for each engine
     _wait(batch.x.device)
@@ -86,7 +86,7 @@ def _wait(device: torch.device) -> None:
 
 @contextmanager
 def _untouched(objective: Distillation, device: torch.device) -> Iterator[None]:
-    """A training step with slopes and without measurement of shares, in each call, of which nothing remains."""
+    """Make each call within the context a step with the Jacobian term and without measured shares; then restore."""
     before = (objective.differentiation.engine, objective.every, objective.training)
     objective.every = 1
     objective.train()

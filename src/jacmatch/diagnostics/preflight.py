@@ -38,7 +38,7 @@ from jacmatch.jacobian.function import Function, seed_generators
 from jacmatch.jacobian.graph import graph_leaves
 from jacmatch.jacobian.modules import in_mode, preserved_buffers
 from jacmatch.jacobian.references import plain
-from jacmatch.jacobian.verification import JVP_ENGINES, comparison_of, set_aside, unverified
+from jacmatch.jacobian.verification import JVP_ENGINES, comparison_of, isolated, unverified
 from jacmatch.objectives.base import Objective, networks_of
 from jacmatch.teachers import EnsembleTeacher, MemoizedTeacher, ModuleTeacher, Question, Teacher
 
@@ -211,7 +211,7 @@ def _of_derivatives(objective: Any, batch: Batch) -> list[Finding]:
 
 def _of_function(function: Function, x: Tensor, product: str) -> list[Finding]:
     """Return the faults of vᵀJ, or of Jv by an engine; of `auto` where no engine is right."""
-    with set_aside(x):
+    with isolated(x):
         try:
             comparison = comparison_of(function, x)
             verdicts = [comparison.verdict(name) for name in (JVP_ENGINES if product == "auto" else (product,))]

@@ -1,6 +1,6 @@
-"""Buffers of a network during a pass: copies in their place, and the same tensors with the same values afterwards.
+"""Buffers of a network during a pass: replaced by copies, and restored afterwards.
 
-Buffers are told apart by identity and not by name: a BatchNorm layer that is reached by two names has one running mean.
+Buffers are identified by object and not by name: a BatchNorm layer that is reached by two names has one running mean.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from jacmatch.jacobian.callables import modules_of
 
 
 def all_buffers(module: Callable[..., Any]) -> dict[str, Tensor]:
-    """The buffers of a network by one name each; of a plain function those of the networks that it uses."""
+    """Return the buffers of a network by one name each; of a plain function those of the networks that it uses."""
     if isinstance(module, nn.Module):
         return dict(module.named_buffers())
     named = [(f"{number}.", each.named_buffers()) for number, each in enumerate(modules_of(module))]
@@ -22,19 +22,19 @@ def all_buffers(module: Callable[..., Any]) -> dict[str, Tensor]:
 
 
 def buffers_in_training(module: Callable[..., Any]) -> dict[str, Tensor]:
-    """The buffers a forward pass may write: all of them while any part is in training mode, else none."""
+    """Return the buffers that a forward pass may write: all while any part is in training mode, else none."""
     networks = [module] if isinstance(module, nn.Module) else modules_of(module)
     return all_buffers(module) if any(layer.training for each in networks for layer in each.modules()) else {}
 
 
 def copies_of(buffers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A clone of each."""
+    """Return a clone of each."""
     return {name: buffer.clone() for name, buffer in buffers.items()}
 
 
 @contextmanager
 def replaced_buffers(module: Callable[..., Any], buffers: dict[str, Tensor]) -> Iterator[None]:
-    """Within the context these tensors are the buffers; what the module assigned in their place is then in the dict."""
+    """Use these tensors as buffers within the context; what the module assigns instead ends up in the dict."""
     name_of = {id(buffer): name for name, buffer in all_buffers(module).items() if name in buffers}
     given = dict(buffers)
     slots = _slots(module)
@@ -51,7 +51,7 @@ def replaced_buffers(module: Callable[..., Any], buffers: dict[str, Tensor]) -> 
 
 
 def write_buffers(module: Callable[..., Any], written: dict[str, Tensor]) -> None:
-    """Gives the buffers these values; each remains the tensor that it is, and `written` may hold some of them only."""
+    """Copy these values into the buffers, which remain the same tensors; `written` may have some of them only."""
     with torch.no_grad():
         for name, buffer in all_buffers(module).items():
             if name in written:
@@ -60,7 +60,7 @@ def write_buffers(module: Callable[..., Any], written: dict[str, Tensor]) -> Non
 
 @contextmanager
 def preserved_buffers(module: Callable[..., Any]) -> Iterator[None]:
-    """Within the context the module may be called freely; afterwards its buffers hold what they held before."""
+    """Restore the values of the buffers after the context."""
     slots = _slots(module)
     before = {id(own): own.detach().clone() for _, _, own in slots}
     try:
@@ -75,7 +75,7 @@ def preserved_buffers(module: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def preserved_attributes(module: Callable[..., Any]) -> Iterator[None]:
-    """Within the context the layers may set plain attributes, counts for example; afterwards these are as before."""
+    """Restore the plain attributes of the layers, counts for example, after the context."""
     layers = [layer for each in modules_of(module) for layer in each.modules()]
     layers = [layer for layer in layers if not isinstance(layer, torch.jit.ScriptModule)]  # these have no attributes
     before = [(layer, dict(vars(layer)), dict(layer._parameters)) for layer in layers]
@@ -99,6 +99,6 @@ def preserved_state(module: Callable[..., Any]) -> Iterator[None]:
 
 
 def _slots(module: Callable[..., Any]) -> list[tuple[nn.Module, str, Tensor]]:
-    """Each place where a layer keeps a buffer."""
+    """Return each layer, key and tensor of a buffer."""
     layers = [layer for each in modules_of(module) for layer in each.modules()]
     return [(layer, key, own) for layer in layers for key, own in layer._buffers.items() if own is not None]

@@ -1,7 +1,7 @@
-"""What a function is made of: the modules and tensors that it uses, a key that outlives it, a copy in another type.
+"""The contents of a function: the modules and tensors that it uses, a key that outlives it, a copy in another type.
 
-A user's training step often makes the function anew, `lambda x: network(x, mask)`. Two such functions are the same one
-for us when their code is, the modules that they use are, and all else that they hold is of the same kind.
+A user's training step often creates the function anew, `lambda x: network(x, mask)`. Two such functions count as the
+same one if their code and their modules are the same, and everything else in them is of the same kind.
 """
 
 import copy
@@ -15,29 +15,29 @@ import torch
 from torch import Tensor, nn
 
 _DEPTH = 4
-"""Functions in functions that are looked into."""
+"""Depth to which functions inside functions are inspected."""
 
 _ITEMS = 64
-"""Items of a container or an object that are looked at: a function may hold a data set."""
+"""Items of a container or an object that are inspected: a function may contain a data set."""
 
 
 def modules_of(function: Any) -> list[nn.Module]:
-    """The networks that a function uses: itself, or those in its closure, arguments, object and global names."""
-    found: dict[int, nn.Module] = {}
+    """Return the networks that a function uses: itself, or those in its closure, arguments, object and globals."""
+    networks: dict[int, nn.Module] = {}
     for each in _walk(function, _DEPTH):
         if isinstance(each, nn.Module):
-            found.setdefault(id(each), each)
-    return list(found.values())
+            networks.setdefault(id(each), each)
+    return list(networks.values())
 
 
 def tensors_of(function: Any) -> list[Tensor]:
-    """The tensors that a function holds besides those of its networks."""
-    found = {id(each): each for each in _walk(function, _DEPTH) if isinstance(each, Tensor)}
-    return list(found.values())
+    """Return the tensors that a function contains besides those of its networks."""
+    tensors = {id(each): each for each in _walk(function, _DEPTH) if isinstance(each, Tensor)}
+    return list(tensors.values())
 
 
 def key_of(function: Any, depth: int = _DEPTH) -> Hashable:
-    """What stays the same when the same function is made again: code, networks, kinds of everything else."""
+    """Return a key that is equal for functions with the same code, networks and kinds of everything else."""
     if isinstance(function, nn.Module):
         return "module", id(function)
     if isinstance(function, Tensor):
@@ -46,7 +46,7 @@ def key_of(function: Any, depth: int = _DEPTH) -> Hashable:
         return cast(Hashable, function)
     if depth == 0 or isinstance(function, int | float | complex):  # a count or a temperature may change in each step
         return str(type(function))
-    contents = tuple(key_of(each, depth - 1) for each in _held_by(function))
+    contents = tuple(key_of(each, depth - 1) for each in _contents(function))
     if isinstance(function, types.FunctionType):
         return function.__code__, contents
     if isinstance(function, partial | types.MethodType):
@@ -55,10 +55,10 @@ def key_of(function: Any, depth: int = _DEPTH) -> Hashable:
 
 
 def copy_in(function: Any, dtype: torch.dtype | None) -> Any:
-    """A copy that shares no parameter and no buffer with the function, in this type if one is given.
+    """Return a copy that shares no parameter and no buffer with the function, in this type if one is given.
 
     Raises:
-        Exception: whatever the contents raise where they cannot be copied.
+        Exception: Whatever the contents raise where they cannot be copied.
     """
     memo: dict[int, Any] = {}
     for module in modules_of(function):
@@ -103,7 +103,7 @@ def _copied(value: Any, dtype: torch.dtype | None, memo: dict[int, Any], depth: 
 
 
 def _function(function: types.FunctionType, again: Callable[[Any], Any]) -> types.FunctionType:
-    """The same code around copies."""
+    """Return the same code around copies."""
     cells = tuple(types.CellType(again(each)) if _filled(cell) else types.CellType() for cell, each in _cells(function))
     names = {name: again(each) for name, each in _globals(function)}
     space = {**function.__globals__, **names} if names else function.__globals__
@@ -116,12 +116,12 @@ def _function(function: types.FunctionType, again: Callable[[Any], Any]) -> type
 def _walk(value: Any, depth: int) -> Iterator[Any]:
     yield value
     if depth and not isinstance(value, nn.Module | Tensor):
-        for each in _held_by(value):
+        for each in _contents(value):
             yield from _walk(each, depth - 1)
 
 
-def _held_by(value: Any) -> list[Any]:
-    """What a function, a container or an object with attributes holds."""
+def _contents(value: Any) -> list[Any]:
+    """Return the contents of a function, a container or an object with attributes."""
     if isinstance(value, types.FunctionType):
         closure = [each for _, each in _cells(value)]
         defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
@@ -152,7 +152,7 @@ def _filled(cell: types.CellType) -> bool:
 
 
 def _globals(function: types.FunctionType) -> list[tuple[str, Any]]:
-    """Networks, tensors and functions of the same file that the code names."""
+    """Return the networks, tensors and functions of the same file that the code names."""
     space, kinds = function.__globals__, (nn.Module, Tensor, types.FunctionType)
     if str(space.get("__name__")).partition(".")[0] == "torch":
         return []

@@ -1,7 +1,7 @@
-"""A function of tensors compiled as one graph: counted, with any batch size, and never half.
+"""A function of tensors compiled as one graph, for any batch size; a graph break is an error.
 
-What is compiled is a whole objective, with the derivative in it: `torch.compile` of the bare network refuses the second
-derivative, or quietly runs eager.
+A whole objective is compiled, including the derivative: `torch.compile` of the network alone refuses the second
+derivative, or silently runs eagerly.
 """
 
 import operator
@@ -35,7 +35,7 @@ class OneGraph:
         self._compiled = torch.compile(function, backend=self._compile, fullgraph=True)
 
     def __call__(self, *arguments: Any) -> Any:
-        """What the function returns.
+        """Return what the function returns.
 
         Raises:
             UnsupportedError: nothing compiled ran: the compiler is switched off.
@@ -72,26 +72,26 @@ class OneGraph:
 
 
 def any_batch(*pairs: tuple[Tensor | None, int]) -> None:
-    """Says of tensors which of their dimensions is the batch, so that another size needs no other graph."""
+    """Mark which dimension of each tensor is the batch, so that another size needs no other graph."""
     for tensor, dimension in pairs:
         if tensor is not None:
             torch._dynamo.maybe_mark_dynamic(tensor, dimension)
 
 
 def reason_of(error: Exception) -> str:
-    """What stands in the first lines of a compiler's error."""
+    """Return the first lines of a compiler's error."""
     inner = getattr(error, "inner_exception", None) or error
     lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
     return f"{type(inner).__name__}: {' '.join(lines[:3])}"[:300]
 
 
 def _looked_up(backend: str) -> Run:
-    found: Run = torch._dynamo.lookup_backend(backend)
-    return found
+    compiler: Run = torch._dynamo.lookup_backend(backend)
+    return compiler
 
 
 def _refuse_own_rules(graph: fx.GraphModule) -> None:
-    """Refuses an `autograd.Function` of the network, whose second derivative the compiled graph would silently lack."""
+    """Refuse an `autograd.Function` of the network: the compiled graph would silently lack its second derivative."""
     parts = [part for part in graph.modules() if isinstance(part, fx.GraphModule)]
     if any("autograd_function_apply" in str(node.target) for part in parts for node in part.graph.nodes):
         raise UnsupportedError("an autograd.Function in the network loses its second derivative when compiled.")
@@ -139,9 +139,9 @@ def _weight_gradient(graph: fx.Graph, node: fx.Node) -> fx.Node:
     with graph.inserting_before(node):
         shape = [result.shape[1], result.shape[0], *result.shape[2:]]
         weight = add(torch.ops.aten.empty.memory_format, shape, dtype=result.dtype, device=result.device)
-        found = add(
+        pooled = add(
             torch.ops.aten.convolution_backward.default,
             *(add(permute, gradients, axes), add(permute, images, axes), weight, None),
             *(dilation, padding, stride, False, output_padding, 1, [False, True, False]),
         )
-        return add(permute, add(operator.getitem, found, 1), axes)
+        return add(permute, add(operator.getitem, pooled, 1), axes)

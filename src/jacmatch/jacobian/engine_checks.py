@@ -1,7 +1,7 @@
-"""One engine tried: its product, and the gradient of a penalty on that product.
+"""The check of one engine: its product, and the gradient of a penalty on that product.
 
-The second is what training uses, and where derivatives can be silently wrong while the first is right: a penalty on
-derivatives jumps where a ReLU switches, so its differences need the small steps of a reference in float64.
+Training uses the second, which can be silently wrong while the first is right. A penalty on derivatives jumps where a
+ReLU switches, so its differences need the small steps of a reference in float64.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ from jacmatch.jacobian.modules import Module
 from jacmatch.jacobian.references import SEED, EngineRun, Reference, plain, replayed_values
 
 MANY_PARAMETERS = 2_000_000
-"""From here on a network is large, and its engines are compared on fewer samples and directions."""
+"""Above this, a network is large, and its engines are compared on fewer samples and directions."""
 
 _STEPS, _STEPS_OF_DIFFERENCES = (1e-9, 1e-8, 1e-7), (1e-6, 1e-5, 1e-4)
 """Steps of the parameters, in float64; products by differences are rounded to 10⁻¹⁰, which shorter steps would show."""
@@ -49,18 +49,18 @@ def is_small(*modules: nn.Module) -> bool:
     return sum(p.numel() for module in modules for p in module.parameters()) <= MANY_PARAMETERS
 
 
-def not_finite_at(name: str, trial: EngineRun, module: Module, x: Tensor) -> Verdict | None:
-    """NaN or infinity in what an engine makes of finite values, if there is any: at zeros, mostly."""
+def not_finite_at(name: str, engine: EngineRun, module: Module, x: Tensor) -> Verdict | None:
+    """Return a verdict if an engine returns NaN or infinity where the values are finite, at zeros mostly; else None."""
     try:
         with preserved_buffers(module):
-            products = _reseeded(trial)(plain(module), x).products
+            products = _reseeded(engine)(plain(module), x).products
             if not torch.isfinite(products).all():
                 return findings.not_finite(f"Engine '{name}' returns NaN or Inf although the outputs are finite.")
             parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
             trained = [parameter for parameter in parameters if parameter.requires_grad]
             gradients = parameter_gradients(products.square().sum(), trained) if trained else []
     except (RuntimeError, UnsupportedError):
-        return None  # `judge` says what that is
+        return None  # `judge` reports it
     if _all_finite(gradients):
         return None
     return findings.not_finite(f"The parameter gradient of a penalty by engine '{name}' is NaN or Inf.")
@@ -68,7 +68,7 @@ def not_finite_at(name: str, trial: EngineRun, module: Module, x: Tensor) -> Ver
 
 def judge(
     name: str,
-    trial: EngineRun,
+    engine: EngineRun,
     function: Function,
     x: Tensor,
     reference: Reference,
@@ -76,18 +76,18 @@ def judge(
     of_rows: bool = False,
     rounding: bool = True,
 ) -> Verdict:
-    """Whether one engine is right: first its product, then, with gradients on, the gradient of a penalty on it.
+    """Return whether an engine is right: first its product, then, with gradients enabled, the gradient of a penalty.
 
     Args:
-        name: Of the engine.
-        trial: The engine with the directions of the reference.
+        name: Name of the engine.
+        engine: The engine with the directions of the reference.
         function: What is differentiated.
         x: Where.
         reference: What it is compared with.
         of_rows: Whether the products are vᵀJ.
         rounding: Whether to look at the module's own type too.
     """
-    seeded = _reseeded(trial)
+    seeded = _reseeded(engine)
     try:
         with preserved_state(reference.function.module), preserved_buffers(function.module):
             z = reference.x.detach().requires_grad_(torch.is_grad_enabled())
@@ -98,7 +98,7 @@ def judge(
             if reference.moves and not torch.allclose(exact.values, reference.values, rtol=1e-3, atol=1e-6):
                 if reference.single:
                     return findings.UNKNOWN
-                reference = reference.of_the_values_of(seeded)
+                reference = reference.for_values_of(seeded)
             verdict = _judge_product(name, own, exact, reference, of_rows)
             if not verdict.is_right or not torch.is_grad_enabled():
                 return verdict
@@ -134,19 +134,19 @@ def _why_untrainable(reference: Reference) -> str | None:
     return None
 
 
-def _reseeded(trial: EngineRun) -> EngineRun:
-    """The trial with the random numbers and the buffers that the reference saw: dropout has one mask everywhere."""
+def _reseeded(engine: EngineRun) -> EngineRun:
+    """Return the engine with the random numbers and the buffers of the reference: dropout has one mask everywhere."""
 
     def seeded(function: Function, x: Tensor) -> Products:
         seed_generators(SEED, x.device)
         with preserved_state(function.module):
-            return trial(function, x)
+            return engine(function, x)
 
     return seeded
 
 
 def _other_outputs(reference: Reference) -> Verdict | None:
-    """Whether the values in a pass with derivatives are not those of an ordinary call, random numbers apart."""
+    """Return a verdict if a pass with derivatives has other values than an ordinary call, random numbers apart."""
 
     def ordinary(seed: int) -> Tensor:
         seed_generators(seed, reference.x.device)
@@ -193,7 +193,7 @@ def _right(reference: Reference) -> Verdict:
 
 
 def _is_certain(reference: Reference, error: float) -> bool:
-    """Whether a difference by a far larger step says the same, as it does not where float32 hides in the function."""
+    """Return whether a far larger step gives the same difference; it does not where the function contains float32."""
     if not reference.fine:
         return error > _CERTAIN_IN_OWN_TYPE and reference.uncertainty < TOLERANCE
     with torch.no_grad():
@@ -204,9 +204,9 @@ def _is_certain(reference: Reference, error: float) -> bool:
 
 
 def _judge_gradient(
-    name: str, trial: EngineRun, own: Products, exact: Products, function: Function, reference: Reference, x: Tensor
+    name: str, engine: EngineRun, own: Products, exact: Products, function: Function, reference: Reference, x: Tensor
 ) -> Verdict:
-    """Compares ∂/∂θ ‖product‖² in random directions of θ with differences of ‖product‖² itself."""
+    """Compare ∂/∂θ ‖product‖² in random directions of θ with differences of ‖product‖² itself."""
     parameters = _trained(reference.function, exact.values, x)
     if not parameters:
         return _right(reference)
@@ -225,8 +225,8 @@ def _judge_gradient(
     several = not reference.single and sum(q.numel() for q in parameters) <= MANY_PARAMETERS
     for _ in range(1 + several):
         moves = [torch.randn(q.shape, generator=generator).to(q) * _step(q) for q in parameters]
-        expected, size = _slope(gradients, moves)
-        penalty_at = _penalties(trial, parameters, moves, reference)
+        expected, size = _derivative(gradients, moves)
+        penalty_at = _penalties(engine, parameters, moves, reference)
         if reference.single:
             with torch.no_grad():
                 truth = (penalty_at(SMALLEST_STEP) - penalty.detach()) / SMALLEST_STEP
@@ -242,11 +242,13 @@ def _judge_gradient(
         if tolerance > 1:
             state = findings.UNKNOWN
         elif not error <= tolerance:
-            held = not _ordinary_gradient_is_right(exact, parameters, moves, reference) and _rows_are_right(reference)
+            constant = not _ordinary_gradient_is_right(exact, parameters, moves, reference) and _rows_are_right(
+                reference
+            )
             none = all(gradient is None for gradient in gradients)
-            if held and not none and name != "differences":
-                return findings.HELD
-            certain = not held and reference.fine and _steps_agree(penalty_at, float(truth), expected, steps)
+            if constant and not none and name != "differences":
+                return findings.HELD_CONSTANT
+            certain = not constant and reference.fine and _steps_agree(penalty_at, float(truth), expected, steps)
             if none:
                 return findings.without_parameters(name, certain=certain)
             return findings.wrong_gradient(name, error, certain=certain)
@@ -254,11 +256,11 @@ def _judge_gradient(
 
 
 def _judge_gradient_of_zero(
-    name: str, trial: EngineRun, exact: Products, reference: Reference, x: Tensor
+    name: str, engine: EngineRun, exact: Products, reference: Reference, x: Tensor
 ) -> Verdict | None:
-    """Whether products that are zero here have a parameter gradient that is not that of their differences.
+    """Return a verdict if products that are zero here have another parameter gradient than their differences.
 
-    It may be other than zero: the outputs do not move at a last layer that is zero, and do once it is trained.
+    It need not be zero: the outputs are constant where the last layer is zero, and change once it is trained.
     """
     parameters = _trained(reference.function, exact.values, x)
     if not parameters:
@@ -266,23 +268,23 @@ def _judge_gradient_of_zero(
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(exact.products.shape, generator=generator).to(exact.products)
     moves = [torch.randn(q.shape, generator=generator).to(q) * _step(q) for q in parameters]
-    expected, _ = _slope(parameter_gradients((exact.products * weights).sum(), parameters), moves)
+    expected, _ = _derivative(parameter_gradients((exact.products * weights).sum(), parameters), moves)
     if not reference.fine or abs(expected) <= _STILL * _scale(exact):
         return None
-    found = []
+    differences = []
     with torch.no_grad():
         for h in (1e-5, 1e-3):
             sums = []
             for step in (h, -h):
                 with _moved(parameters, moves, step):
-                    sums.append(float((trial(reference.function, reference.x).products * weights).sum()))
-            found.append((sums[0] - sums[1]) / (2 * h))
-    apart = min(abs(each - expected) for each in found)
+                    sums.append(float((engine(reference.function, reference.x).products * weights).sum()))
+            differences.append((sums[0] - sums[1]) / (2 * h))
+    apart = min(abs(each - expected) for each in differences)
     return findings.wrong_gradient(name, apart / abs(expected), certain=True) if apart > abs(expected) / 3 else None
 
 
 def _trained(function: Function, values: Tensor, x: Tensor) -> list[Tensor]:
-    """What is trained: parameters, and what else the graph of the values ends in besides x."""
+    """Return what is trained: parameters, and the other leaves of the graph of the values besides x."""
     used = [*modules_of(function.module), *modules_of(function.readout)]
     registered = [p for module in used for p in module.parameters()] + tensors_of(function.module)
     leaves = graph_leaves(values, before=x)
@@ -291,7 +293,7 @@ def _trained(function: Function, values: Tensor, x: Tensor) -> list[Tensor]:
 
 
 def _rounding(name: str, own: Products, function: Function, exact: list[Tensor | None], right: Verdict) -> Verdict:
-    """How far the gradient in the module's own type is from that in float64; that of a penalty as a whole."""
+    """Return a verdict on how far the penalty's gradient in the module's own type is from that in float64."""
     if not isinstance(function.module, nn.Module):
         return right
     trained = [p for p in function.module.parameters() if p.requires_grad]
@@ -315,28 +317,28 @@ def _step(parameter: Tensor) -> Tensor:
     return parameter.detach().square().mean().sqrt() + 1e-3
 
 
-def _slope(gradients: list[Tensor | None], moves: list[Tensor]) -> tuple[float, float]:
-    """The derivative along the move, and its size."""
+def _derivative(gradients: list[Tensor | None], moves: list[Tensor]) -> tuple[float, float]:
+    """Return the derivative along the move, and its size."""
     parts = [(g.detach().to(m) * m).flatten() for g, m in zip(gradients, moves, strict=True) if g is not None]
     products = torch.cat(parts) if parts else torch.zeros(1)
     return float(products.sum()), size_of_sum(products)
 
 
 def _penalties(
-    trial: EngineRun, parameters: list[Tensor], moves: list[Tensor], reference: Reference
+    engine: EngineRun, parameters: list[Tensor], moves: list[Tensor], reference: Reference
 ) -> Callable[[float], Tensor]:
-    """The penalty as a function of the step along a move of the parameters, which come back after each call."""
+    """Return the penalty as a function of the step along a move of the parameters, which are restored each time."""
 
     def at(step: float) -> Tensor:
         with _moved(parameters, moves, step):
-            return trial(reference.function, reference.x).products.square().sum()
+            return engine(reference.function, reference.x).products.square().sum()
 
     return at
 
 
 @contextmanager
 def _moved(parameters: list[Tensor], moves: list[Tensor], step: float) -> Iterator[None]:
-    """Within the context the parameters are elsewhere."""
+    """Move the parameters within the context."""
     saved = [q.detach().clone() for q in parameters]
     try:
         for q, before, move in zip(parameters, saved, moves, strict=True):
@@ -350,12 +352,12 @@ def _moved(parameters: list[Tensor], moves: list[Tensor], step: float) -> Iterat
 def _ordinary_gradient_is_right(
     exact: Products, parameters: list[Tensor], moves: list[Tensor], reference: Reference
 ) -> bool:
-    """Whether the parameter gradient of the values themselves is that of their differences.
+    """Return whether the parameter gradient of the values themselves is that of their differences.
 
-    Where it is not, the module means to hold something constant, as spectral normalization holds its singular vectors.
+    Where it is not, the module treats something as constant, as spectral normalization does its singular vectors.
     """
     loss = (exact.values * reference.rows[0]).sum()
-    expected, size = _slope(parameter_gradients(loss, parameters), moves)
+    expected, size = _derivative(parameter_gradients(loss, parameters), moves)
     with torch.no_grad():
         seed_generators(SEED, reference.x.device)
         values_at = replayed_values(reference.function, reference.x)
@@ -370,7 +372,7 @@ def _ordinary_gradient_is_right(
 
 
 def _rows_are_right(reference: Reference) -> bool:
-    """Whether vᵀJ is right. Where it is not, the formula of an operator is wrong, and nothing is held by intent."""
+    """Return whether vᵀJ is right. If not, a formula is wrong, and nothing is treated as constant on purpose."""
     try:
         with torch.enable_grad():
             x = reference.x.detach()
@@ -383,13 +385,13 @@ def _rows_are_right(reference: Reference) -> bool:
 def _steps_agree(
     penalty_at: Callable[[float], Tensor], truth: float, expected: float, steps: tuple[float, ...]
 ) -> bool:
-    """Whether differences by steps of very different sizes agree that the derivative is another one than expected.
+    """Return whether differences by very different steps agree that the derivative is not the expected one.
 
     They do not at a kink, and where a function is so steep that each step is too long.
     """
     with torch.no_grad():
-        found = [float(penalty_at(h) - penalty_at(-h)) / (2 * h) for h in steps]
-    return max(abs(each - truth) for each in found) < abs(truth - expected) / 3
+        differences = [float(penalty_at(h) - penalty_at(-h)) / (2 * h) for h in steps]
+    return max(abs(each - truth) for each in differences) < abs(truth - expected) / 3
 
 
 def _all_finite(gradients: list[Tensor | None]) -> bool:

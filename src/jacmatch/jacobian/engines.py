@@ -1,4 +1,4 @@
-"""The three engines that differentiate; `products` is their front door and their only caller besides the doctor.
+"""The three engines that differentiate; `products` calls them, and so do the checks.
 
 *reverse* (`torch.autograd.grad`) is the most portable and the only one for vᵀJ. *forward* (`torch.func.jvp`) takes Jv
 in one dual pass, without double backward. *differences* needs values only.
@@ -56,7 +56,7 @@ def undifferentiable(result: Products, reason: str) -> Products:
 
 
 def reverse_vjp(function: Function, x: Tensor, cotangents: Cotangents) -> Products:
-    """vᵀJ for each cotangent: one forward pass, one backward pass per v."""
+    """Return vᵀJ for each cotangent: one forward pass, one backward pass per v."""
     leaf = x if x.requires_grad else x.detach().requires_grad_()
     result, differentiable = _vjp(function, leaf, cotangents, torch.is_grad_enabled(), by_leaf=leaf is x)
     return result if differentiable else _detached(result)
@@ -71,10 +71,10 @@ def _vjp(
     *,
     by_leaf: bool = False,
 ) -> tuple[Products, bool]:
-    """`reverse_vjp` by `leaf`, and whether the rows have a graph; `buffers` take the place of the module's own.
+    """Return the result of `reverse_vjp` by `leaf`, and whether the rows have a graph.
 
-    They have one where that is asked for and there is something to differentiate by: the leaf, or what the values'
-    graph ends in, registered parameter or not.
+    They have one where `differentiable` is set and there is something to differentiate by: the leaf, or other leaves of
+    the values' graph, registered parameters or not. `buffers` replace the module's own.
     """
     with torch.enable_grad(), twice_differentiable(function.module, function.batch_norm, once=not differentiable):
         values, outputs, features = function(leaf.clone(), buffers)  # a clone: the first operation may be in place
@@ -103,15 +103,15 @@ def own_rows(function: Function, x: Tensor, check: Callable[[Tensor], None]) -> 
 
 
 def rebuilt_vjp(function: Function, x: Tensor, cotangents: Cotangents, chunk_size: int) -> Products:
-    """`reverse_vjp` whose graphs are made again in the backward pass, for `chunk_size` rows at a time.
+    """`reverse_vjp` whose graphs are recomputed in the backward pass, for `chunk_size` rows at a time.
 
-    Each chunk has a forward pass of its own, which is let go together with its rows: so k rows need the memory of one
-    chunk. Kept, the one forward pass would also have to hold the gradients by its activations of all chunks.
+    Each chunk has a forward pass of its own, which is freed together with its rows: so k rows need the memory of one
+    chunk. A shared forward pass would also have to store the gradients by its activations for all chunks.
     """
     if not torch.is_grad_enabled() or not (x.requires_grad or is_trainable(function.module)):
         return reverse_vjp(function, x, cotangents)
     leaf = x if x.requires_grad else x.detach().requires_grad_()
-    # made first: the pass at x moves the generator on, and writes the buffers
+    # first, since the pass at x advances the generator and writes the buffers
     again, start = replaying(x), copies_of(buffers_in_training(function.module))
     made: list[Tensor] = []
 
@@ -132,15 +132,15 @@ def rebuilt_vjp(function: Function, x: Tensor, cotangents: Cotangents, chunk_siz
 
 
 def _rebuilt(result: Products, again: Callable[[], Products], leaf: Tensor, by_x: bool) -> Products:
-    """The result, whose graph `again` makes when it is needed: to the parameters, and to the leaf if that is x."""
+    """Return the result, whose graph `again` makes when it is needed: to the parameters, and to the leaf if it is x."""
     # Of all that is returned: behind a readout of an inner layer, the outputs have parameters that its values lack.
     roots = [leaf] * by_x + graph_leaves(*result.tensors(), before=leaf)
-    found: tuple[Tensor, ...] = _Rebuilt.apply(again, tuple(each.detach() for each in result.tensors()), *roots)  # type: ignore[no-untyped-call]
-    return result.with_tensors(found)
+    tensors: tuple[Tensor, ...] = _Rebuilt.apply(again, tuple(each.detach() for each in result.tensors()), *roots)  # type: ignore[no-untyped-call]
+    return result.with_tensors(tensors)
 
 
 class _Rebuilt(torch.autograd.Function):
-    """Results of a pass, whose graph is made in the backward pass only."""
+    """Results of a pass whose graph is made in the backward pass only."""
 
     @staticmethod
     def forward(
@@ -160,7 +160,7 @@ class _Rebuilt(torch.autograd.Function):
 
 
 def traced_vjp(function: Function, x: Tensor, cotangents: Tensor) -> tuple[Products, dict[str, Tensor]]:
-    """`reverse_vjp` as `torch.compile` can follow it, and the buffers as this pass of training leaves them."""
+    """Return `reverse_vjp` in a form that `torch.compile` can trace, and the buffers after this pass."""
 
     def on_copies(z: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
         copies = copies_of(buffers_in_training(function.module))
@@ -168,32 +168,32 @@ def traced_vjp(function: Function, x: Tensor, cotangents: Tensor) -> tuple[Produ
             values, outputs, features = function(z.clone(), copies)
         return values, (outputs, features, copies)
 
-    values, pulled, (outputs, features, written) = torch.func.vjp(on_copies, x, has_aux=True)  # type: ignore[misc]
-    rows = torch.stack([pulled(v.to(values.dtype))[0] for v in cotangents.unbind(0)])
+    values, vjp, (outputs, features, written) = torch.func.vjp(on_copies, x, has_aux=True)  # type: ignore[misc]
+    rows = torch.stack([vjp(v.to(values.dtype))[0] for v in cotangents.unbind(0)])
     return Products(outputs, values, rows, features), written
 
 
 def _is_trained(function: Function, values: Tensor, leaf: Tensor) -> bool:
-    """Whether the values can have a gradient by anything but the leaf."""
+    """Return whether the values can have a gradient by anything but the leaf."""
     if isinstance(function.module, nn.Module) and is_trainable(function.module):
         return True
     return bool(graph_leaves(values, before=leaf))  # a plain function, or tensors that are trained and not registered
 
 
 def _rows(values: tuple[Tensor, ...], leaf: Tensor, v: Tensor, differentiable: bool) -> Tensor:
-    """A backward pass for each v, from those parts of the values only that it has anything to say about."""
+    """Return the result of a backward pass for each v, from those parts of the values where v is not zero."""
     rows = []
     widths = [part.shape[1] for part in values] if len(values) > 1 else []
     for number, one in enumerate(v, 1):
         keep = differentiable or number < len(v)
         each = list(zip(values, one.split(widths, 1) if widths else (one,), strict=True))
-        said = [(part, some) for part, some in each if bool(some.any())] if widths else each
-        rows.append(_gradient(said or each, leaf, create_graph=differentiable, retain_graph=keep))
+        nonzero = [(part, some) for part, some in each if bool(some.any())] if widths else each
+        rows.append(_gradient(nonzero or each, leaf, create_graph=differentiable, retain_graph=keep))
     return torch.stack(rows)
 
 
 def _gradient(pairs: list[tuple[Tensor, Tensor]], leaf: Tensor, *, create_graph: bool, retain_graph: bool) -> Tensor:
-    """Σ vᵀJ over pairs of values and directions v."""
+    """Return Σ vᵀJ over pairs of values and directions v."""
     values = [part for part, _ in pairs]
     if not any(part.requires_grad for part in values):
         raise _cut_off()
@@ -218,7 +218,7 @@ def _cut_off() -> UnsupportedError:
 
 
 def forward_jvp(function: Function, x: Tensor, tangents: Tensor) -> Products:
-    """Jv for each direction in one dual pass; the values are computed once, only the tangents are batched."""
+    """Return Jv for each direction in one dual pass; the values are computed once, only the tangents are batched."""
 
     def on_copies(z: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
         # torch.func demands that written buffers are made inside the function. A multiplication, not a clone:
@@ -263,8 +263,8 @@ def reverse_jvp(function: Function, x: Tensor, tangents: Tensor) -> Products:
 
 
 def difference_jvp(function: Function, x: Tensor, tangents: Tensor, step: float | None) -> Products:
-    """Jv from values; every pass sees the same random numbers, and only the pass at x itself writes the buffers."""
-    values_at = replayed(function, x)  # made first: the pass at x moves the generator on
+    """Return Jv from values; every pass has the same random numbers, and only the pass at x writes the buffers."""
+    values_at = replayed(function, x)  # first, since the pass at x advances the generator
     with twice_differentiable(function.module, function.batch_norm, statistics=True) as frozen:
         values, outputs, features = function(x.clone())
         sizes = finite_differences.step_sizes(x, tangents) if step is None else step
@@ -278,7 +278,7 @@ def difference_jvp(function: Function, x: Tensor, tangents: Tensor, step: float 
 
 
 def parameter_gradients(loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool = True) -> list[Tensor | None]:
-    """∂loss/∂θ for each parameter, None where the loss does not depend on it; the graph is kept."""
+    """Return ∂loss/∂θ for each parameter, None where the loss does not depend on it; the graph is retained."""
     if not loss.requires_grad:
         return [None] * len(parameters)
     return list(torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True))
@@ -310,8 +310,8 @@ def gradient_norms(
 ) -> dict[str, Tensor]:
     """‖∂term/∂θ‖₂ of each scalar term over all parameters θ, in float64, where squares of float32 are not lost.
 
-    A term that depends on no parameter is left out. The graph is kept for the backward pass that follows. Where a term
-    is over a part of the batch, `whole` makes gradients of the whole from its name and its gradients.
+    A term that depends on no parameter is left out. The graph is retained for the following backward pass. Where a term
+    is over a part of the batch, `whole` turns its gradients into those of the whole batch.
     """
     norms = {}
     for name, term in terms.items():
@@ -327,7 +327,7 @@ def gradient_norms(
 def _cannot(engine: str, error: Exception, others: str) -> UnsupportedError:
     return UnsupportedError(
         f"Engine '{engine}' cannot differentiate this module: {first_line(error)} Use engine={others}; "
-        "`jacmatch.doctor(module, x)` tells which are right."
+        "`jacmatch.doctor(module, x)` shows which are right."
     )
 
 

@@ -5,7 +5,7 @@ of two. A = MMᵀ, so tr A = ‖M‖²_F. An estimator gives directions v₁ …
 on the output side and Σₚ ‖Mvₚ‖² on the input side. The weights are in the directions: nothing is left to divide.
 
 The paper's form is `TopClass`, or `LabelClass` where labels may be used: their mean is one term of tr A. The others are
-the corrected forms, with mean tr A where nothing else is said.
+the corrected forms, with mean tr A unless stated otherwise.
 
 References:
     Srinivas & Fleuret 2018, arXiv:1803.00443, on approximating the full Jacobian (also in "Local Affine Approximators",
@@ -62,7 +62,7 @@ class Estimator(Protocol):
         draw: int,
         partners: Inputs,
     ) -> Float[Tensor, "probe batch *shape"]:
-        """The directions, weights included, shaped like outputs or like inputs, as `side` says.
+        """Return the directions, weights included, shaped like outputs or like inputs, depending on `side`.
 
         Args:
             x: The inputs; needed on the input side.
@@ -87,7 +87,7 @@ class Estimator(Protocol):
         ...
 
 
-_WAY_OUT: Final = {
+_REMEDIES: Final = {
     "x": "Pass the inputs.",
     "outputs": "Pass the teacher's readout values.",
     "labels": "Pass the labels, or use TopClass().",
@@ -103,7 +103,7 @@ def needed(value: Tensor | None, name: str, caller: str, method: str = "directio
         InputError: it was left out.
     """
     if value is None:
-        raise InputError(f"`{name}` of `{caller}.{method}` must be given.", do=_WAY_OUT[name])
+        raise InputError(f"`{name}` of `{caller}.{method}` must be given.", do=_REMEDIES[name])
     return value
 
 
@@ -116,7 +116,7 @@ def ids_of(ids: Tensor | None, values: Tensor, caller: str) -> Tensor:
     given = needed(ids, "ids", caller)
     if given.shape[0] != values.shape[0]:
         what = f"`ids` of `{caller}.directions` must be one for each sample."
-        raise InputError(what, got=f"{given.shape[0]} for {values.shape[0]} samples", do=_WAY_OUT["ids"])
+        raise InputError(what, got=f"{given.shape[0]} for {values.shape[0]} samples", do=_REMEDIES["ids"])
     return given
 
 

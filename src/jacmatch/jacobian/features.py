@@ -1,4 +1,4 @@
-"""What a network returns: its outputs, and features of layers asked for by their dotted path."""
+"""What a network returns: its outputs, and features of layers by their dotted path."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,17 +28,17 @@ def output_tensor(output: Any) -> Tensor:
         >>> output_tensor({"logits": torch.ones(2, 3), "loss": torch.ones(())}).shape
         torch.Size([2, 3])
     """
-    found = _tensor_in(output)
-    if not found.is_floating_point():
+    outputs = _tensor_in(output)
+    if not outputs.is_floating_point():
         rule = "A network must return real floating-point outputs."
         raise InputError(
-            rule, got=str(found.dtype).removeprefix("torch."), do="Return .real, .imag, .abs() or .float()."
+            rule, got=str(outputs.dtype).removeprefix("torch."), do="Return .real, .imag, .abs() or .float()."
         )
-    return found
+    return outputs
 
 
 def _tensor_in(output: Any) -> Tensor:
-    """The tensor that `output_tensor` takes, of whatever type."""
+    """Return the tensor that `output_tensor` selects, of whatever type."""
     if isinstance(output, Tensor):
         return output
     for key in ("logits", "out"):
@@ -58,7 +58,7 @@ def _tensor_in(output: Any) -> Tensor:
 
 
 def _parts(output: Any) -> dict[str, Tensor]:
-    """The tensors in a tuple, list, dictionary or dataclass, by what selects them; those inside of such parts too."""
+    """Return the tensors in a tuple, list, dictionary or dataclass, nested ones too, by what selects them."""
     if isinstance(output, Mapping):
         pairs = [(f"[{key!r}]", value) for key, value in output.items()]
     elif isinstance(output, list | tuple):
@@ -78,7 +78,7 @@ _NESTED = (list, tuple, Mapping)
 
 
 def _described(output: Any, parts: Mapping[str, Tensor]) -> str:
-    """The type of an output and the shapes of its tensors, never what is in them."""
+    """Return the type of an output and the shapes of its tensors, never their values."""
     kind = "a dictionary" if isinstance(output, Mapping) else f"a {type(output).__name__}"
     if not parts:
         return f"{kind} without a tensor"
@@ -89,7 +89,7 @@ def _described(output: Any, parts: Mapping[str, Tensor]) -> str:
 
 @contextmanager
 def selecting(module: Module, output: Select | None) -> Iterator[None]:
-    """Within the context the module returns what `output` selects from its outputs.
+    """Make the module return what `output` selects from its outputs, within the context.
 
     Raises:
         InputError: on a call of the module, if that is no tensor.
@@ -117,7 +117,7 @@ def selecting(module: Module, output: Select | None) -> Iterator[None]:
 
 
 def class_dimension(module: Module, x: Tensor) -> int | None:
-    """Return the dimension of the classes if the layer that makes the outputs says it with certainty, else None.
+    """Return the dimension of the classes if the layer that makes the outputs determines it, else None.
 
     It is the last one where the returned tensor is the very output of an `nn.Linear`, and 1 where it is that of a
     convolution; nothing has been written into it since. The module is run once, without gradients; its buffers and
@@ -156,8 +156,8 @@ def class_dimension(module: Module, x: Tensor) -> int | None:
     finally:
         for handle in handles:
             handle.remove()
-    found = {dimension for tensor, version, dimension in made if tensor is outputs and version == outputs._version}
-    return found.pop() if len(found) == 1 else None
+    dimensions = {dimension for tensor, version, dimension in made if tensor is outputs and version == outputs._version}
+    return dimensions.pop() if len(dimensions) == 1 else None
 
 
 _CONVOLUTIONS = tuple(
@@ -168,10 +168,10 @@ _CONVOLUTIONS = tuple(
 def run(
     module: Module, x: Tensor, layers: tuple[str, ...] = (), buffers: dict[str, Tensor] | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The outputs of the module at x, and the features of the named layers; `buffers` take the place of its own.
+    """Return the outputs of the module at x, and the features of the named layers; `buffers` replace its own.
 
-    The features are caught while this function runs and are returned from it, so that a transform of this function
-    (`torch.func.jvp`, say) sees them as results like any other.
+    The features are recorded while this function runs and are returned from it, so that a transform of this function
+    (`torch.func.jvp`, say) treats them as results like any other.
 
     Raises:
         InputError: a layer does not exist, or never ran.
@@ -233,7 +233,9 @@ def _catcher(layer: str, features: dict[str, Tensor]) -> Callable[[nn.Module, An
 def from_embeddings(
     module: nn.Module, layer: str, tokens: Int[Tensor, "batch *position"]
 ) -> tuple[Float[Tensor, "batch *position dimension"], Callable[[Tensor], Any]]:
-    """The embeddings of the tokens, and the network as a function of them: text has no derivative in its tokens.
+    """Return the embeddings of the tokens, and the network as a function of them.
+
+    Text has no derivative in its tokens.
 
     Args:
         module: A network of tokens.

@@ -1,4 +1,4 @@
-"""Findings, and the verdict on one engine: its state and what was found, each finding with its code and its remedy."""
+"""Findings, and the verdict on one engine: its state, and findings with their code and their remedy."""
 
 import warnings
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Finding:
     Attributes:
         code: A short name, stable across versions.
         severity: `fault` where results would be wrong or cannot be computed; `note` where the library handles it.
-        what: What was found.
+        what: Description.
         remedy: What to do.
     """
 
@@ -41,14 +41,14 @@ State = Literal["right", "wrong", "refused", "not finite", "unknown"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a comparison with differences says of one engine.
+    """The result of comparing one engine with differences.
 
     Attributes:
         state: `right`; `wrong`, a product or its gradient; `refused`, it raises an error, now or in the backward pass
-            of a penalty; `not finite`; `unknown`, where differences are too rough to tell.
-        label: The same in a word or two.
-        findings: What was seen.
-        certain: Whether another outcome is out of the question, so that the engine must not be used.
+            of a penalty; `not finite`; `unknown`, where differences are too inaccurate.
+        label: The state in a word or two.
+        findings: The findings.
+        certain: Whether the error exceeds any doubt about the reference, so that the engine must not be used.
     """
 
     state: State
@@ -58,23 +58,23 @@ class Verdict:
 
     @property
     def is_right(self) -> bool:
-        """Whether nothing was seen against the engine."""
+        """Whether there is nothing against the engine."""
         return self.state in ("right", "unknown")
 
 
 RIGHT = Verdict("right", "right")
 UNKNOWN = Verdict("unknown", "right")
-"""Nothing was seen against it, and nothing could be compared."""
+"""There is nothing against it, and nothing could be compared."""
 
-HELD = Verdict(
+HELD_CONSTANT = Verdict(
     "unknown",
     "right",
     (
         Finding(
             "held-constant",
             "note",
-            "The module holds something constant in its ordinary parameter gradient (detach, no_grad, spectral norm).",
-            "Nothing to do if that is meant: a gradient of derivatives holds it constant too.",
+            "The ordinary parameter gradient treats something as constant (detach, no_grad, spectral norm).",
+            "Nothing to do if that is intended: a gradient of derivatives treats it as constant too.",
         ),
     ),
 )
@@ -82,20 +82,20 @@ HELD = Verdict(
 
 
 def once(reason: str) -> Verdict:
-    """A derivative that cannot be differentiated."""
+    """Return the verdict on a derivative that cannot be differentiated."""
     what = f"A derivative in the module can be taken only once: {reason}."
     remedy = "Write its backward in torch operations, without once_differentiable; or engine='differences'."
     return Verdict("refused", "once only", (Finding("once-differentiable", "fault", what, remedy),), certain=True)
 
 
 def not_finite(what: str) -> Verdict:
-    """NaN or infinity that is not in the values."""
+    """Return the verdict on NaN or infinity that is not in the values."""
     remedy = "Look for sqrt, powers, norm or division at zero."
     return Verdict("not finite", "NaN", (Finding("nan-derivative", "fault", what, remedy),))
 
 
 def rounded(what: str, dtype: torch.dtype, error: float) -> Verdict:
-    """Right in float64, and `error` away from it in the module's own type."""
+    """Return the verdict on an engine that is right in float64, and off by `error` in the module's own type."""
     small = error <= 0.5
     label = "right" if small else f"off by {error:.0%} in {dtype}"
     what = f"{what} in {dtype} is {error:.0%} away from float64."
@@ -105,23 +105,23 @@ def rounded(what: str, dtype: torch.dtype, error: float) -> Verdict:
 
 
 def other_outputs(error: float) -> Verdict:
-    """Outputs that change because the pass is one with derivatives."""
+    """Return the verdict on outputs that change because derivatives are computed."""
     what = f"The outputs of a pass with derivatives are {error:.0%} away from those of an ordinary call."
     remedy = "Call the module without the derivative, and report the layer: its replacement by jacmatch is not equal."
     return Verdict("wrong", "other outputs", (Finding("other-outputs", "fault", what, remedy),), certain=True)
 
 
 def without_parameters(name: str, *, certain: bool) -> Verdict:
-    """Products that no parameter can change, as far as autograd knows."""
+    """Return the verdict on products without a gradient with respect to any parameter."""
     what = f"A penalty on the products of engine '{name}' has no gradient with respect to any parameter."
     remedy = "Remove what detaches the parameters or their results."
     return Verdict("wrong", "no gradient", (Finding("detached-parameters", "fault", what, remedy),), certain)
 
 
 def wrong(name: str, products: Tensor, error: float, *, certain: bool) -> Verdict:
-    """Products that differ from the reference."""
+    """Return the verdict on products that differ from the reference."""
     if not products.any():
-        what = f"Engine '{name}' returns zero although the outputs move: an operation has no {name}-mode rule."
+        what = f"Engine '{name}' returns zero although the outputs change: an operation has no {name}-mode rule."
         remedy = "Use an engine that is right, or write the operation in torch operations."
         return Verdict("wrong", "silently zero", (Finding(f"{name}-zero", "fault", what, remedy),), certain)
     if name == "differences":
@@ -134,21 +134,21 @@ def wrong(name: str, products: Tensor, error: float, *, certain: bool) -> Verdic
 
 
 def not_zero(name: str) -> Verdict:
-    """Products of a function whose values do not move with its input."""
-    what = f"Engine '{name}' returns a derivative although the outputs do not move when the input does."
+    """Return the verdict on nonzero products of a function whose values do not change with its input."""
+    what = f"Engine '{name}' returns a derivative although the outputs do not change when the input does."
     remedy = "Write the operation in torch operations; a straight-through estimator needs jacmatch.unverified()."
     return Verdict("wrong", "not zero", (Finding("not-zero", "fault", what, remedy),), certain=True)
 
 
 def wrong_differences(what: str, error: float) -> Verdict:
-    """Differences that are off because of the module, not because of a mistake."""
+    """Return the verdict on differences that are inaccurate because of the module, not because of an error in it."""
     what = f"{what}: the module is too curved or too noisy."
     finding = Finding("differences-inaccurate", "note", what, "Use an engine that is right.")
     return Verdict("wrong", f"off by {error:.0%}", (finding,))
 
 
 def wrong_gradient(name: str, error: float, *, certain: bool) -> Verdict:
-    """A parameter gradient that differs from the reference; differences that span a kink are off by a little."""
+    """Return the verdict on a parameter gradient that differs from the reference."""
     if name == "differences" and error <= 0.5 and not certain:
         return wrong_differences(f"The parameter gradient of a penalty on differences is off by {error:.0%}", error)
     what = f"The parameter gradient of a penalty by engine '{name}' is off by {error:.0%}."
@@ -159,12 +159,12 @@ def wrong_gradient(name: str, error: float, *, certain: bool) -> Verdict:
 
 
 def refused(name: str, failure: UnsupportedError, *, moves: bool) -> Verdict:
-    """What the engine itself refused; `moves` says whether the outputs depend on the input at all."""
+    """Return the verdict for an error of the engine; `moves` is whether the outputs depend on the input at all."""
     reason = str(failure).partition(" Use engine=")[0]
     if "detaches" in reason:
         if not moves:
             return Verdict("refused", "no derivative")
-        what = "The outputs move with the input, but are cut off from it: something detaches them."
+        what = "The outputs change with the input, but something detaches them from it."
         remedy = "Remove .detach(), .data, numpy or no_grad from the module, or engine='differences'."
         return Verdict("refused", "detached", (Finding("detached", "fault", what, remedy),))
     remedy = "Use an engine that is right, or write the operation in torch operations."
@@ -186,7 +186,7 @@ def untrainable(reason: str) -> Verdict:
 
 
 def fails(name: str, reason: str) -> Verdict:
-    """What only went wrong when the products were differentiated."""
+    """Return the verdict on an error that is raised when the products are differentiated."""
     remedy = "Write the operation in torch operations, or register its backward."
     what = f"Engine '{name}' fails: {reason}"
     return Verdict("refused", "fails", (Finding("engine-fails", "fault", what, remedy),), certain=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from jacmatch.errors import InputError
 
 TOLERANCE = 0.02
-"""Relative error above which an engine counts as wrong. Rounding in float32 mostly stays below 10⁻³."""
+"""Relative error above which an engine is wrong without further evidence. Rounding in float32 stays below 10⁻³."""
 
 STRICT = 1e-4
 """Relative error up to which an engine is right beyond doubt, compared with one difference in float64."""
@@ -23,18 +23,18 @@ SMALLEST_STEP = 1e-9
 """The smallest step in float64, relative to the size of what moves: hardly a kink lies within it."""
 
 _UNCERTAIN = 0.2
-"""Relative error of a difference from which it is no reference."""
+"""Relative error above which a difference is no reference."""
 
 
 def relative_step(dtype: torch.dtype) -> float:
-    """ε^⅓, the step relative to the size of the input that balances truncation against rounding in this type."""
+    """Return ε^⅓, the step relative to the size of the input that balances truncation and rounding in this type."""
     return float(torch.finfo(dtype).eps ** (1 / 3))
 
 
 def step_sizes(
     x: Float[Tensor, "batch *input"], tangents: Float[Tensor, "probe batch *input"]
 ) -> Float[Tensor, "probe batch"]:
-    """The step h for each direction and sample: h · rms(v) = ε^⅓ · rms(x), ε the machine precision of x's type.
+    """Return the step h for each direction and sample: h · rms(v) = ε^⅓ · rms(x), ε the machine precision of x's type.
 
     ε^⅓ balances truncation h² against rounding ε/h. It is 5·10⁻³ in float32 (floor of the relative error about 10⁻⁵)
     and 6·10⁻⁶ in float64. A sample that is zero everywhere counts as of scale 1.
@@ -57,7 +57,7 @@ def central(
     *,
     step: float | Float[Tensor, "probe batch"] | None = None,
 ) -> Float[Tensor, "probe batch *row"]:
-    """Jv for each direction v, by one antithetic pair of values: (f(x + hv) − f(x − hv)) / 2h.
+    """Return Jv for each direction v, by one antithetic pair of values: (f(x + hv) − f(x − hv)) / 2h.
 
     With Gaussian v and a given h = σ this is the antithetic noise pair, whose mean square is ‖J‖²_F + O(σ²).
 
@@ -148,12 +148,12 @@ def tolerance_for(error: float, fine: bool) -> float:
 
 
 def relative_difference(got: Tensor, truth: Tensor) -> float:
-    """‖got − truth‖ ÷ ‖truth‖."""
+    """Return ‖got − truth‖ ÷ ‖truth‖."""
     return float((got - truth).norm() / truth.norm().clamp(min=1e-30))
 
 
 def size_of_sum(parts: Tensor) -> float:
-    """The size of a sum: its own, or what it would be without cancellation."""
+    """Return the size of a sum: its own, or that without cancellation, whichever is larger."""
     return max(float(parts.sum().abs()), float(parts.norm()), 1e-30)
 
 

@@ -25,8 +25,8 @@ class Products:
         outputs: The network's outputs.
         values: The readout's values, (B, R); the outputs themselves for the readout `Logits`.
         products: vᵀJ (P, B, *input) of `vjp_products`, or Jv (P, B, R) of `jvp_products`.
-        features: Features of the layers asked for.
-        engine: The engine that did it.
+        features: Features of the requested layers.
+        engine: The engine that computed them.
     """
 
     outputs: Tensor
@@ -36,11 +36,11 @@ class Products:
     engine: str = "reverse"
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All of them in a row."""
+        """Return all of them as a tuple."""
         return (self.outputs, self.values, self.products, *self.features.values())
 
     def with_tensors(self, given: Sequence[Tensor]) -> "Products":
-        """The same with other tensors, in the order of `tensors`."""
+        """Return the same with other tensors, in the order of `tensors`."""
         outputs, values, products = given[:3]
         return Products(outputs, values, products, dict(zip(self.features, given[3:], strict=True)), self.engine)
 
@@ -52,7 +52,7 @@ class Function:
     Attributes:
         module: The network.
         readout: What is differentiated.
-        context: What the readout may know besides.
+        context: Labels and the like, for readouts that need them.
         layers: Dotted paths of further features to return.
         batch_norm: Policy for BatchNorm in training mode.
     """
@@ -64,7 +64,7 @@ class Function:
     batch_norm: BatchNormPolicy
 
     def __call__(self, x: Tensor, buffers: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Returns values, outputs and features; `buffers` take the place of the module's own."""
+        """Return values, outputs and features; `buffers` replace the module's own."""
         wanted = tuple(dict.fromkeys((*self.layers, *self.readout.layers)))
         outputs, features = run(self.module, x, wanted, buffers)
         if outputs.is_complex():
@@ -81,7 +81,7 @@ class Function:
 
 
 def replaying(x: Tensor) -> Callable[[Callable[[], Result]], Result]:
-    """What calls a function with the random numbers that come next, as often as one likes; later ones do not change."""
+    """Return what calls a function with the next random numbers, any number of times; the generators do not advance."""
     devices = [x.device] if x.device.type == "cuda" else []
     cpu, cuda = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
 
@@ -107,16 +107,16 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 
 def replayed(function: Function, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """The values as a function of the input alone.
+    """Return the values as a function of the input alone.
 
-    Each call starts from the buffers and the random numbers that were there when this was made, and writes no buffer.
+    Each call starts from the current buffers and random numbers, and writes no buffer.
     """
     call, start = replaying(x), copies_of(all_buffers(function.module))
     return lambda z: call(lambda: function(z.clone(), copies_of(start))[0])
 
 
 def check_direction(name: str, v: Tensor, shape: torch.Size) -> None:
-    """Refuses directions whose shape is not (probes, *shape)."""
+    """Refuse directions whose shape is not (probes, *shape)."""
     if v.dim() < 1 or v.shape[1:] != shape:
         raise InputError(
             f"`{name}` must have the shape (probes, *{tuple(shape)}).",
@@ -126,7 +126,7 @@ def check_direction(name: str, v: Tensor, shape: torch.Size) -> None:
 
 
 def check_input(x: Any, caller: str) -> None:
-    """Refuses what is no tensor of samples of a floating-point type."""
+    """Refuse what is no tensor of samples of a floating-point type."""
     if not isinstance(x, Tensor):
         raise InputError(
             f"`x` of `{caller}` must be one tensor.",

@@ -19,7 +19,7 @@ from jacmatch.jacobian.readouts import Context
 
 @dataclass
 class _Call:
-    """One call of a layer: what it took, what it returned, and how often these had been written in place by then."""
+    """One call of a layer: its features, its outputs, and their version counters."""
 
     weight: Tensor
     features: Tensor
@@ -27,7 +27,7 @@ class _Call:
     versions: tuple[int, int]
 
     def is_last(self, outputs: Tensor) -> bool:
-        """Whether the network returned the layer's own result, and nothing wrote to it or to its features since."""
+        """Return whether the network returned the layer's own result, and nothing has written to it or its features."""
         now = (self.features._version, self.outputs._version)
         return self.outputs is outputs and now == self.versions and not outputs._backward_hooks
 
@@ -36,7 +36,7 @@ class LastLayer:
     """A readout: the features that the last layer takes where J_y = W J_h holds, the outputs themselves elsewhere.
 
     Attributes:
-        weight: W of the last layer (K, F) after a pass that found one, else None.
+        weight: W of the last layer (K, F) after a pass with one, else None.
     """
 
     layers: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class LastLayer:
     def __call__(
         self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
     ) -> Float[Tensor, "batch *feature"]:
-        """Returns h, or the outputs."""
+        """Return h, or the outputs."""
         call, self._call = self._call, None
         if call is None or not call.is_last(outputs):
             return outputs
@@ -65,10 +65,10 @@ class LastLayer:
 
 @contextmanager
 def features_of_last_layer(module: Module) -> Iterator[LastLayer]:
-    """The readout, for calls of the module within the context."""
+    """Yield the readout for calls of the module within the context."""
     readout = LastLayer()
     layers = module.modules() if isinstance(module, nn.Module) else ()
-    handles = [layer.register_forward_hook(readout.note) for layer in layers if _is_narrow(layer)]
+    handles = [layer.register_forward_hook(readout.note) for layer in layers if _is_factorizable(layer)]
     try:
         yield readout
     finally:
@@ -76,8 +76,8 @@ def features_of_last_layer(module: Module) -> Iterator[LastLayer]:
             handle.remove()
 
 
-def _is_narrow(layer: nn.Module) -> bool:
-    """Whether it is y = W h + b with fewer features than outputs, and nothing else: no hook, no parametrization."""
+def _is_factorizable(layer: nn.Module) -> bool:
+    """Return whether it is y = W h + b with fewer features than outputs, without hook or parametrization."""
     if type(layer) is not nn.Linear or "forward" in vars(layer):
         return False
     own = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)

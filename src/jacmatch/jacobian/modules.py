@@ -1,4 +1,4 @@
-"""Making a module differentiable twice, for the length of one pass.
+"""Modes of modules: training, evaluation, and differentiable twice for the length of one pass.
 
 Matching Jacobians differentiates a derivative. Several things that are harmless in ordinary training then fail or are
 wrong: fused attention and fused recurrent kernels have no second derivative, `hardsigmoid` neither, BatchNorm writes
@@ -35,7 +35,7 @@ __all__ = [
 BatchNormPolicy = Literal["batch", "frozen"]
 """What BatchNorm layers in training mode do during a pass with derivatives.
 
-Both normalise with the statistics of the batch, as in ordinary training, and update the running statistics once.
+Both normalize with the statistics of the batch, as in ordinary training, and update the running statistics once.
 `batch`: the derivative by the input includes the path through these statistics, so a product belongs to the batch: it
 adds what each sample does to all others.
 `frozen`: the statistics are constants for the derivative by the input, so that every product is per sample. They still
@@ -64,15 +64,15 @@ def twice_differentiable(
     Args:
         module: The network that will be called.
         batch_norm: The policy for BatchNorm layers in training mode. With `frozen` the context gives their statistics.
-        statistics: Also write out normalisation by statistics of the data, which a derivative of a forward-mode
-            product needs; reverse mode does not, and is faster without.
-        forward: Refuse operations whose forward-mode rule is missing without a word, or wrong when differentiated.
-        once: One derivative in reverse mode is all. Of what stands above, an `nn.Module` in evaluation mode then needs
-            no more than BatchNorm as an affine map and recurrent layers without cuDNN; all else is PyTorch's fastest.
+        statistics: Also compose normalization of its statistics, which a derivative of a forward-mode product
+            needs; reverse mode does not, and is faster without.
+        forward: Refuse operations whose forward-mode rule is silently missing, or wrong when differentiated.
+        once: One derivative in reverse mode is enough. Of the above, an `nn.Module` in evaluation mode then needs only
+            BatchNorm as an affine map and recurrent layers without cuDNN; everything else is PyTorch's fastest.
 
     Raises:
         InputError: there is no such policy.
-        UnsupportedError: parts of the module run in other threads, which know nothing of the context.
+        UnsupportedError: parts of the module run in other threads, which do not see the context.
     """
     if batch_norm not in ("batch", "frozen"):
         raise InputError("`batch_norm` must be 'batch' or 'frozen'.", got=repr(batch_norm))
@@ -94,7 +94,7 @@ def twice_differentiable(
         stack.enter_context(
             op_replacements.once()
             if plain
-            else op_replacements.differentiated(written_out=statistics, frozen=frozen, forward=forward)
+            else op_replacements.differentiated(composed=statistics, frozen=frozen, forward=forward)
         )
         # The optimizing executor of TorchScript differentiates what it has fused by formulas of its own.
         stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
@@ -107,7 +107,7 @@ def twice_differentiable(
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
-    """Compiled parts run as they were written."""
+    """Run compiled parts eagerly."""
     if not torch.compiler.is_compiling() and "torch._dynamo" in sys.modules:
         with torch.compiler.set_stance("force_eager"):
             yield
@@ -117,7 +117,7 @@ def _uncompiled() -> Iterator[None]:
 
 @contextmanager
 def _no_fused_encoder() -> Iterator[None]:
-    """`TransformerEncoderLayer` in evaluation mode would take a fused path without derivatives."""
+    """Turn off the fused path of `TransformerEncoderLayer` in evaluation mode, which has no derivatives."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -127,7 +127,7 @@ def _no_fused_encoder() -> Iterator[None]:
 
 
 def is_trainable(module: Module) -> bool:
-    """Whether a result can have a gradient: a parameter asks for one, or the module is a plain function."""
+    """Return whether a result can have a gradient: a parameter requires one, or the module is a plain function."""
     if not isinstance(module, nn.Module):
         return True
     return any(parameter.requires_grad for parameter in module.parameters())
@@ -190,26 +190,26 @@ def call(module: Any, x: Tensor) -> Any:
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return module(x)
-    asked = x.requires_grad
+    required = x.requires_grad
     try:
         return module(x)
     except RuntimeError as error:
         if "does not require grad" not in str(error):
             raise
     if x.is_leaf:
-        x.requires_grad_(asked)  # the module may have set it before it failed
+        x.requires_grad_(required)  # the module may have set it before it failed
     with torch.enable_grad():
         results = module(x.detach().clone())
     return tree_map(lambda each: each.detach() if isinstance(each, Tensor) else each, results)
 
 
 def _is_exported(module: nn.Module) -> bool:
-    """Whether this is a graph whose mode cannot be changed."""
+    """Return whether this is a graph whose mode cannot be changed."""
     return isinstance(module, torch.fx.GraphModule) and "train" in vars(module)
 
 
 def _trains(node: torch.fx.Node) -> bool:
-    """Whether an operator of a graph is told to train."""
+    """Return whether an operator of a graph is in training mode."""
     schema = getattr(node.target, "_schema", None)
     for position, argument in enumerate(() if schema is None else schema.arguments):
         if argument.name in ("train", "training"):

@@ -240,9 +240,9 @@ def _output(state: Int[Tensor, "..."], number: Int[Tensor, "..."]) -> Int[Tensor
     return z
 
 
-def _shifted(words: Int[Tensor, "..."], places: int) -> Int[Tensor, "..."]:
-    """Logical shift to the right; `>>` copies the sign bit into the places that become free, the mask clears them."""
-    return (words >> places).bitwise_and_((1 << (64 - places)) - 1)
+def _shifted(words: Int[Tensor, "..."], bits: int) -> Int[Tensor, "..."]:
+    """Return a logical shift to the right; `>>` copies the sign bit into the free bits, the mask clears them."""
+    return (words >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _box_muller(keys: _Keys, count: int) -> Float[Tensor, "batch count"]:
@@ -271,7 +271,7 @@ def _sphere(keys: _Keys, count: int, dim: int, dtype: torch.dtype) -> _Rows:
 
 
 def _basis(keys: _Keys, count: int, dim: int, dtype: torch.dtype) -> _Rows:
-    # The remainder of a 63-bit number favours no index by more than dim/2⁶³.
+    # The remainder of a 63-bit number favors no index by more than dim/2⁶³.
     index = _shifted(_stream(keys, count), 1) % dim
     zeros = torch.zeros(keys.shape[0], count, dim, dtype=dtype, device=keys.device)
     return zeros.scatter_(2, index[:, :, None], math.sqrt(dim))
@@ -281,7 +281,7 @@ def _orthogonal(keys: _Keys, count: int, dim: int, dtype: torch.dtype) -> _Rows:
     size = min(count, dim)
     blocks = -(-count // size)
     g = _gaussian(keys, blocks * size, dim, dtype).reshape(-1, blocks, size, dim)
-    # LAPACK's last digits depend on where a matrix starts in memory, hence on its place in the batch. _Rows of zeros
+    # LAPACK's last digits depend on where a matrix starts in memory, hence on its position in the batch. _Rows of zeros
     # change neither Q nor R; with a multiple of 16 rows every matrix starts at 64 bytes, as torch's memory does.
     q, r = torch.linalg.qr(torch.nn.functional.pad(g, (0, -dim % 16)).mT)
     # QR leaves the sign of each column to the algorithm; with diag R > 0 it is unique and Q is uniform (Haar).

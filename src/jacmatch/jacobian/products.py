@@ -41,7 +41,7 @@ def jvp(
     engine: Engine = "auto",
     batch_norm: BatchNormPolicy = "batch",
 ) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, "batch *out"] | Float[Tensor, "probe batch *out"]]:
-    """Outputs y (B, K) and the product Jv (B, K), or (P, B, K) for P directions at once.
+    """Return outputs y (B, K) and the product Jv (B, K), or (P, B, K) for P directions at once.
 
     (Jv)ₙₖ = Σᵢ ∂yₙₖ/∂xₙᵢ vₙᵢ.
 
@@ -73,7 +73,7 @@ def vjp(
     *,
     batch_norm: BatchNormPolicy = "batch",
 ) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, "batch *input"] | Float[Tensor, "probe batch *input"]]:
-    """Outputs y (B, K) and the product vᵀJ (B, *input), or (P, B, *input) for P cotangents at once.
+    """Return outputs y (B, K) and the product vᵀJ (B, *input), or (P, B, *input) for P cotangents at once.
 
     (vᵀJ)ₙᵢ = Σₖ vₙₖ ∂yₙₖ/∂xₙᵢ, always by the reverse engine.
 
@@ -103,7 +103,7 @@ def vjp(
 def jacobian(
     module: Module, x: Float[Tensor, "batch *input"], *, chunk_size: int | None = None
 ) -> tuple[Float[Tensor, "batch out"], Float[Tensor, "batch out *input"]]:
-    """Outputs y (B, K) and the full Jacobian J (B, K, *input), Jₙₖᵢ = ∂yₙₖ/∂xₙᵢ.
+    """Return outputs y (B, K) and the full Jacobian J (B, K, *input), Jₙₖᵢ = ∂yₙₖ/∂xₙᵢ.
 
     In evaluation mode, `chunk_size` rows are computed at once: the batch is repeated, and one backward pass gives a
     different row for each copy. Memory beyond the result grows with `chunk_size`; time falls with it until the
@@ -113,8 +113,8 @@ def jacobian(
 
     Where samples depend on each other (BatchNorm in training mode or without running statistics, centering over the
     batch), J still holds the derivative by each sample's own input only: the blocks on the diagonal of the Jacobian of
-    the batch. That takes B·K backward passes instead of K. Whether they do is found out in the first call, by moving
-    some samples and looking at the others.
+    the batch. That takes B·K backward passes instead of K. The first call checks whether they do, by changing some
+    samples and comparing the others.
 
     Args:
         module: The network.
@@ -152,7 +152,7 @@ def jacobian(
 
 
 def _basis(batch: int, copies: int, values: Tensor) -> Tensor:
-    """For each pass one cotangent: copy number c of the batch gets row number (pass · copies + c)."""
+    """Return one cotangent for each pass: copy c of the batch gets row (pass · copies + c)."""
     _check_matrix(values)
     rows = torch.arange(-(-values.shape[1] // copies) * copies, device=values.device).view(-1, copies, 1)
     one_hot = torch.arange(values.shape[1], device=values.device) == rows[..., None]
@@ -169,7 +169,7 @@ def _check_matrix(values: Tensor) -> None:
 
 
 def _copies(function: Function, x: Tensor, chunk_size: int | None) -> int:
-    """How many copies of the batch make as many rows at once."""
+    """Return how many copies of the batch compute that many rows at once."""
     if not isinstance(function.module, nn.Module):
         return 1
     layers = list(function.module.modules())
@@ -198,24 +198,24 @@ def vjp_products(
     chunk_size: int | None = None,
     scale: Tensor | None = None,
 ) -> Products:
-    """vᵀJ of the readout for each cotangent v, in one forward pass and one backward pass per v.
+    """Return vᵀJ of the readout for each cotangent v, in one forward pass and one backward pass per v.
 
     Args:
         module: The network.
         x: Its input.
         cotangents: v of shape (P, B, R), or a function that makes them from the detached values (B, R).
         readout: What is differentiated; the outputs if None.
-        context: What the readout may know besides.
+        context: Labels and the like, for readouts that need them.
         layers: Further features to return.
         batch_norm: Policy for BatchNorm in training mode.
-        chunk_size: Rows whose graphs are kept at once, at least 1; None keeps all. What is not kept is computed again
+        chunk_size: Rows whose graphs are stored at once, at least 1; None stores all. The others are recomputed
             in the backward pass: k rows in chunks of 1 need the memory of one, and k more backward passes.
         scale: A power of 2 that v is multiplied by before the backward pass, and vᵀJ divided by after it, in the type
             of x: under float16 autocast small gradients on the way would be 0 without it. None is 1.
 
     Raises:
         InputError: x or v has the wrong type or shape, or `chunk_size` is below 1.
-        UnsupportedError: the values are not differentiable in reverse mode; the message names what can be done.
+        UnsupportedError: the values are not differentiable in reverse mode; the message names a remedy.
     """
     check_input(x, "vjp")
     if chunk_size is not None and chunk_size < 1:
@@ -244,14 +244,14 @@ def jvp_products(
     batch_norm: BatchNormPolicy = "batch",
     step: float | None = None,
 ) -> Products:
-    """Jv of the readout for each direction v on the input side.
+    """Return Jv of the readout for each direction v on the input side.
 
     Args:
         module: The network.
         x: Its input.
         tangents: v of shape (P, B, *input).
         readout: What is differentiated; the outputs if None.
-        context: What the readout may know besides.
+        context: Labels and the like, for readouts that need them.
         layers: Further features to return.
         engine: `forward`, `reverse` (two backward passes per v), `differences`, or `auto`: the first of them that can.
         batch_norm: Policy for BatchNorm in training mode.
@@ -277,14 +277,14 @@ def jvp_products(
 
 
 def _jvp_by_any(function: Function, x: Tensor, tangents: Tensor) -> Products:
-    """Jv by the first engine that can, of those that may be used."""
+    """Return Jv by the first engine that can, of those that may be used."""
     before = copies_of(buffers_in_training(function.module))
     names, reason = engines_for_jvp(function, x, "auto", len(tangents))
     for name in names:
         try:
             return undifferentiable(_jvp_by(name, function, x, tangents), reason)
         except UnsupportedError as failure:
-            write_buffers(function.module, before)  # a failed attempt must not have counted as a training pass
+            write_buffers(function.module, before)  # a failed attempt does not count as a training pass
             if revoked(function, x, name, len(tangents), failure):
                 break  # others have to be verified
             if name == names[-1]:

@@ -1,6 +1,6 @@
 """Readouts: what is differentiated.
 
-A network returns outputs `(B, K)`; a readout turns them, and features asked for by their dotted module path, into the
+A network returns outputs `(B, K)`; a readout turns them, and features of layers by their dotted module path, into the
 values `(B, R)` whose Jacobian is matched. Student and teacher may use different readouts as long as R agrees. The
 features are returned from the differentiated function itself, so they are differentiable in every engine.
 """
@@ -68,7 +68,7 @@ class LogProbabilities:
     Attributes:
         temperature: τ > 0, divides the logits.
         class_dim: The dimension of the classes; needed for outputs of more than two dimensions, unless the layer that
-            makes them says it (`features.class_dimension`).
+            makes them determines it (`features.class_dimension`).
     """
 
     temperature: float = 1.0
@@ -144,7 +144,7 @@ class AttentionPixel:
     Attributes:
         layer: Dotted path of the layer whose features Z are `(B, C, H, W)`.
         p: Exponent, above 1 so that the map is differentiable at 0.
-        size: Height and width of the pooled map; None keeps the layer's own.
+        size: Height and width of the pooled map; None leaves the layer's own.
     """
 
     layer: str

@@ -1,7 +1,7 @@
-"""What an engine is compared with: differences of values, in float64 where that can be had.
+"""References for the engines: differences of values, in float64 where possible.
 
-Only float64 allows steps that are so small that no ReLU of a large network switches within them: at a switch the
-derivative jumps, and a difference across the jump is no derivative.
+Only float64 allows steps so small that no ReLU of a large network switches within them: at a switch the derivative
+jumps, and a difference across the jump is no derivative.
 """
 
 from collections.abc import Callable
@@ -34,18 +34,18 @@ EngineRun: TypeAlias = Callable[[Function, Tensor], Products]
 SEED = 0
 
 _LARGE = 50_000_000
-"""Numbers in parameters, buffers and captured tensors from which no copy in float64 is made."""
+"""Elements of parameters, buffers and captured tensors above which no copy in float64 is made."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Jv by differences, the function it was taken from, and how far it can be trusted."""
+    """Jv by differences, the function it belongs to, and its uncertainty."""
 
     function: Function
-    """A copy, in float64 where that can be had."""
+    """A copy, in float64 where possible."""
     x: Tensor
     fine: bool
-    """Whether the function computes in float64 all through."""
+    """Whether the function computes in float64 throughout."""
     tangents: Tensor
     values: Tensor
     products: Tensor
@@ -91,12 +91,12 @@ class Reference:
         moves = float(products.detach().abs().max()) > least * float(values.abs().max())
         return Reference(exact, z, fine, tangents, values, several, rows, error, moves, single)
 
-    def of_the_values_of(self, trial: EngineRun) -> "Reference":
-        """The reference for an engine that draws other random numbers: differences of its own values."""
+    def for_values_of(self, engine: EngineRun) -> "Reference":
+        """Return the reference for an engine that draws other random numbers: differences of its own values."""
         with torch.no_grad(), preserved_state(self.function.module):
             v = self.tangents[0]
             products, error = derivative_along(
-                lambda t: trial(self.function, self.x + t * v).values, self.fine, self.x.dtype
+                lambda t: engine(self.function, self.x + t * v).values, self.fine, self.x.dtype
             )
         factors = torch.tensor([1.0, -0.5], dtype=v.dtype, device=v.device)[: len(self.tangents)]
         return replace(self, products=factors.view(-1, *[1] * products.dim()) * products, uncertainty=error)
@@ -110,22 +110,22 @@ class Reference:
 
     @property
     def tolerance(self) -> float:
-        """The error above which an engine counts as wrong; infinite where the differences are too rough to tell."""
+        """The error above which an engine is wrong; infinite where the differences are too inaccurate."""
         return STRICT if self.single else tolerance_for(self.uncertainty, self.fine)
 
     def cotangents(self, z: Tensor) -> Tensor:
-        """U of uᵀJv, in the type of z.
+        """Return the cotangents u of uᵀJv, in the type of z.
 
-        They ask for a gradient, so that a backward marked `once_differentiable` leaves its mark in the graph even where
-        nothing else that it was given does.
+        They require gradients, so that a backward marked `once_differentiable` shows in the graph even where no other
+        argument of it does.
         """
         return self.rows.to(z.dtype, copy=True).requires_grad_()
 
     def error(self, products: Tensor, *, of_rows: bool) -> float:
-        """How far the products are from the reference, relative to its size.
+        """Return the error of the products relative to the size of the reference.
 
-        What engine and reference share is Jv, and for vᵀJ, the rows, uᵀJv: of each sample, or of the batch where
-        samples are coupled. The parts of uᵀJv may cancel, so its error is measured against their size.
+        Engine and reference share Jv, and for vᵀJ, the rows, uᵀJv: of each sample, or of the batch where samples are
+        coupled. The parts of uᵀJv may cancel, so its error is relative to their size.
         """
         products = products.detach().to(self.tangents.dtype)
         if not of_rows:
@@ -139,12 +139,12 @@ class Reference:
 
 
 def plain(module: Module) -> Function:
-    """The outputs of the module as a function."""
+    """Return the outputs of the module as a function."""
     return Function(module, Logits(), Context(), (), "batch")
 
 
 def replayed_values(function: Function, z: Tensor) -> Callable[[Tensor], Tensor]:
-    """The values as a function of the input: the same random numbers, buffers and frozen statistics in each call."""
+    """Return the values as a function of the input, with the same random numbers and statistics in each call."""
     values_at = replayed(function, z)
     statistics: list[tuple[Tensor, Tensor]] = []
 
@@ -168,7 +168,7 @@ def replayed_values(function: Function, z: Tensor) -> Callable[[Tensor], Tensor]
 
 
 def exact_copy(function: Function, x: Tensor) -> tuple[Function, Tensor]:
-    """A copy of the function in float64 and x alike; a copy in the own type where it cannot be had."""
+    """Return a copy of the function and x in float64; a copy in their own type where that is not possible."""
     if _size(function) > _LARGE:
         return function, x
     try:
@@ -186,7 +186,7 @@ def exact_copy(function: Function, x: Tensor) -> tuple[Function, Tensor]:
 def evaluated(
     function: Function, x: Tensor, *, exactly: bool = True
 ) -> tuple[Function, Tensor, Callable[[Tensor], Tensor], Tensor]:
-    """A copy of the function, exact where it runs, its x, its values as a function of the input, and those at x."""
+    """Return a copy of the function, in float64 where it runs, its x, its values as a function of x, and those at x."""
     copied, z = exact_copy(function, x) if exactly else (own_copy(function), x)
     seed_generators(SEED, x.device)
     try:
@@ -194,14 +194,14 @@ def evaluated(
         values = values_at(z)
         if not exactly or values.dtype == z.dtype:
             return copied, z, values_at, values
-    except Exception:  # the module has float32 built in, and may raise anything
+    except Exception:  # the module contains float32, and may raise anything
         if not exactly:
             raise
     return evaluated(function, x, exactly=False)
 
 
 def own_copy(function: Function) -> Function:
-    """A copy in the own type; the function itself where it cannot be copied or is very large."""
+    """Return a copy in its own type; the function itself where it cannot be copied or is very large."""
     if _size(function) > _LARGE:
         return function
     try:
@@ -211,13 +211,13 @@ def own_copy(function: Function) -> Function:
 
 
 def couples(values_at: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, tolerance: float) -> bool:
-    """Whether a sample feels a move of another; y are the values at x.
+    """Return whether a sample changes when another one does; y are the values at x.
 
-    Half of the samples are moved and the others looked at, by each digit of their binary numbers in turn: any two of
+    Half of the samples change and the others are compared, by each digit of their binary numbers in turn: any two of
     them are on different sides once.
 
     Raises:
-        UnsupportedError: The function is not defined where the samples are moved to.
+        UnsupportedError: The function is not defined at the changed samples.
     """
     if len(x) < 2:
         return False
@@ -226,14 +226,14 @@ def couples(values_at: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, toleran
     # values in another order stay in an interval, and a matrix that is multiplied by a number stays positive definite
     for elsewhere in (x.flip(0) * 1.1 + 0.1 * (float(x.std()) or 1.0), x.flip(0), x * 1.01):
         with suppress(RuntimeError, ValueError):
-            felt = [
+            changes = [
                 (values_at(torch.where(moved.view(-1, *[1] * (x.dim() - 1)), elsewhere, x)) - y)[~moved]
                 for each in ones
                 for moved in (each, ~each)
             ]
-            if torch.isfinite(torch.cat(felt)).all():
-                return bool(torch.cat(felt).abs().max() > tolerance * y.abs().max() + 1e-12)
-    raise UnsupportedError("The function is not defined beside x: whether samples depend on each other is not known.")
+            if torch.isfinite(torch.cat(changes)).all():
+                return bool(torch.cat(changes).abs().max() > tolerance * y.abs().max() + 1e-12)
+    raise UnsupportedError("The function is not defined near x: whether samples depend on each other is not known.")
 
 
 def _size(function: Function) -> int:
@@ -252,7 +252,7 @@ def _in_type(context: Context, dtype: torch.dtype) -> Context:
 
 
 def _is_fine(values_at: Callable[[Tensor], Tensor], x: Tensor, here: Tensor, direction: Tensor) -> bool:
-    """Whether values follow moves that are lost in float32, as a cast in the middle of a module would make it."""
+    """Return whether values follow changes that float32 would lose, as a cast in the middle of a module does."""
     if x.dtype != torch.float64:
         return False
     moved = values_at(x + 1e-6 * direction) != here

@@ -1,9 +1,9 @@
 """Which engine may be used for a function: decided once for each kind of call, by a comparison with differences.
 
-A product that comes out of an engine may be wrong, and one that is right may have no derivative, or a wrong one, which
-shows in the backward pass of a user's loss at best. So an engine is tried on a few samples before its first use: its
-product against differences of the values, and the parameter gradient of a penalty on it against differences of the
-penalty (`trials`). What was seen is remembered for as long as the network lives.
+The product of an engine may be wrong, and a right product may have no derivative or a wrong one, which shows in the
+backward pass of a user's loss at best. So an engine is checked on a few samples before its first use: its product
+against differences of the values, and the parameter gradient of a penalty on it against differences of the penalty
+(`engine_checks`). The verdict is stored for as long as the network lives.
 
 A verdict holds for one signature: the networks that the function uses with all their layers and modes, what is trained,
 readout, BatchNorm policy, shape of a sample, type, device, and whether gradients are on.
@@ -42,7 +42,7 @@ _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParalle
 
 
 class Comparison:
-    """A function and a few samples on which its engines are compared with differences, all with the same.
+    """A function and a few samples on which its engines are compared with the same differences.
 
     Args:
         function: What is differentiated.
@@ -92,7 +92,7 @@ class Comparison:
         return judge(engine, products[name], self.function, self.x, reference, of_rows=of_rows, rounding=rounding)
 
     def not_finite(self, name: str, x: Tensor) -> Verdict | None:
-        """NaN or infinity in what an engine makes of the whole batch, if there is any."""
+        """Return a verdict if an engine returns NaN or infinity for the whole batch, else None."""
         products: dict[str, EngineRun] = {
             "vjp": lambda f, z: reverse_vjp(f, z, lambda y: torch.randn_like(y)[None]),
             "forward": lambda f, z: forward_jvp(f, z, torch.randn_like(z)[None]),
@@ -106,26 +106,26 @@ _enabled: ContextVar[bool] = ContextVar("jacmatch_verification", default=True)
 
 
 class _Memory:
-    """What was seen so far, by the object whose life it shares and by signature."""
+    """The verdicts so far, by the object whose life they share and by signature."""
 
     def __init__(self) -> None:
         self.entries: dict[int, tuple[weakref.ref[Any], OrderedDict[Hashable, dict[Any, Any]]]] = {}
 
     def of(self, function: Function, signature: Hashable) -> dict[Any, Any]:
-        """What is known under this signature; empty at first."""
+        """Return the entries of this signature; empty at first."""
         networks = modules_of(function.module)
         owner = networks[0] if networks else getattr(function.module, "__code__", function.module)
-        held = self.entries.get(id(owner))
-        if held is None or held[0]() is not owner:
+        entry = self.entries.get(id(owner))
+        if entry is None or entry[0]() is not owner:
             number, entries = id(owner), self.entries
             try:
                 reference = weakref.ref(owner, lambda _: entries.pop(number, None))
-            except TypeError:  # an object that cannot say when it is gone
+            except TypeError:  # an object without weak references
                 return {}
-            held = entries[number] = (reference, OrderedDict())
-        if signature not in held[1] and len(held[1]) >= _SIGNATURES:
-            held[1].popitem(last=False)
-        return held[1].setdefault(signature, {})
+            entry = entries[number] = (reference, OrderedDict())
+        if signature not in entry[1] and len(entry[1]) >= _SIGNATURES:
+            entry[1].popitem(last=False)
+        return entry[1].setdefault(signature, {})
 
 
 _memory = _Memory()
@@ -133,10 +133,10 @@ _memory = _Memory()
 
 @contextmanager
 def unverified() -> Iterator[None]:
-    """Within the context no call is verified: engines are used as they are, whatever they return.
+    """Verify no call within the context: engines are used as they are, whatever they return.
 
-    For functions whose derivative is meant to be another one than that of their values, for example a straight-through
-    estimator, and for those who count each operation.
+    Use it for functions whose derivative is meant to differ from that of their values, for example a straight-through
+    estimator, and to count operations.
 
     Example:
         >>> from jacmatch.jacobian import jvp
@@ -153,12 +153,12 @@ def unverified() -> Iterator[None]:
 
 
 def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -> tuple[tuple[str, ...], str]:
-    """The engines to try for Jv in turn, and why their product cannot be differentiated ("" where it can).
+    """Return the engines to try for Jv in turn, and why their product cannot be differentiated ("" where it can).
 
-    There is one only where it was requested, or found to be right.
+    It is one engine where one was requested or is known to be right.
 
     Raises:
-        UnsupportedError: what was requested, or each of them, is known to be wrong or not to be differentiable.
+        UnsupportedError: The requested engine, or each engine, is known to be wrong or not to be differentiable.
     """
     wanted = JVP_ENGINES if requested == "auto" else (requested,)
     verdicts = _verdicts(function, x, wanted, count)
@@ -169,7 +169,7 @@ def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -
         verdict = verdicts[requested]
         if verdict.certain or verdict.state == "not finite":
             remedy = _remedy(function, x, requested, count)
-            if verdict.certain or remedy:  # NaN that no engine avoids is the function's own
+            if verdict.certain or remedy:  # a NaN that no engine avoids belongs to the function
                 raise _wrong(f"Jv by engine '{requested}'", verdict, remedy)
         return wanted, _untrainable(verdict)
     possible = [name for name in wanted if verdicts[name].state == "unknown"]
@@ -185,9 +185,10 @@ def _untrainable(verdict: Verdict) -> str:
 
 
 def revoked(function: Function, x: Tensor, name: str, count: int, failure: UnsupportedError) -> bool:
-    """Notes that an engine that was found to be right refuses the function after all; False where it was not found so.
+    """Withdraw the verdict that an engine is right, since it refuses the function after all; False if there was none.
 
-    The network has changed since, as by a switch that turns checkpoints on, or the whole batch is unlike a few samples.
+    The network has changed since, for example by a switch that turns on checkpointing, or the whole batch differs from
+    the few samples that were checked.
     """
     if not _enabled.get() or not _can_be_verified(function, x):
         return False
@@ -199,22 +200,20 @@ def revoked(function: Function, x: Tensor, name: str, count: int, failure: Unsup
 
 
 def check_vjp(function: Function, x: Tensor) -> str:
-    """Why the product cannot be differentiated; "" where it can, or where that is not known.
-
-    vᵀJ is refused that is known to be wrong, or not to be differentiable where gradients are on.
+    """Return why the product vᵀJ cannot be differentiated; "" where it can, or where that is not known.
 
     Raises:
-        UnsupportedError: It is.
+        UnsupportedError: vᵀJ is known to be wrong, or not to be differentiable where gradients are enabled.
     """
     verdict = _verdicts(function, x, ("vjp",), 1)["vjp"]
-    # What fails for directions that ask for a gradient has none to give, though a product may come out of it.
+    # An engine that fails for directions that require gradients may still return a product, without a gradient.
     if verdict.certain or (verdict.label == "cannot" and torch.is_grad_enabled()):
         raise _wrong("vᵀJ", verdict, _remedy(function, x, "vjp", 1))
     return _untrainable(verdict)
 
 
 def samples_couple(function: Function, x: Tensor) -> bool | None:
-    """Whether the values of one sample depend on others in the batch; None where that could not be found out."""
+    """Return whether the values of one sample depend on others in the batch; None where that is not known."""
 
     def find() -> bool:
         few, z = (function, x.detach()) if len(x) <= 4 * _SAMPLES else sampled(function, x.detach())
@@ -226,7 +225,7 @@ def samples_couple(function: Function, x: Tensor) -> bool | None:
         except Exception:  # the module works on the whole batch only, as on a square matrix
             return _couple(function, x.detach())
 
-    return _remembered(function, x, "couples", find)
+    return _stored(function, x, "couples", find)
 
 
 def _couple(function: Function, x: Tensor) -> bool:
@@ -236,7 +235,7 @@ def _couple(function: Function, x: Tensor) -> bool:
 
 
 def repeats(function: Function, x: Tensor) -> bool:
-    """Whether a repeated batch gives its values again; where a module holds a tensor for each row it does not."""
+    """Return whether a repeated batch gives its values again; a module with a tensor for each row does not."""
 
     def find() -> bool:
         with torch.no_grad():
@@ -244,15 +243,15 @@ def repeats(function: Function, x: Tensor) -> bool:
             values = values_at(x)
             try:
                 twice, again = values_at(torch.cat([x, x])), values.repeat(2, *[1] * (values.dim() - 1))
-            except Exception:  # whatever a function says of a batch that is too large for it
+            except Exception:  # whatever a function raises for a batch that is too large
                 return False
             return twice.shape == again.shape and torch.allclose(twice, again, rtol=1e-3, atol=1e-5)
 
-    return _remembered(function, x, ("repeats", len(x)), find) is not False
+    return _stored(function, x, ("repeats", len(x)), find) is not False
 
 
 def sampled(function: Function, x: Tensor) -> tuple[Function, Tensor]:
-    """The function for a few samples, spread over the batch, and these: as many as verification is done on."""
+    """Return the function for the few samples that are checked, spread over the batch, and these samples."""
     number = _SAMPLES if is_small(*modules_of(function.module)) else _SAMPLES // 2
     if len(x) <= number:
         return function, x
@@ -265,58 +264,58 @@ def sampled(function: Function, x: Tensor) -> tuple[Function, Tensor]:
 
 
 def _verdicts(function: Function, x: Tensor, names: tuple[str, ...], count: int) -> dict[str, Verdict]:
-    """Verdicts in this order, up to the first that is right."""
+    """Return verdicts in this order, up to the first that is right."""
     if not _enabled.get() or not _can_be_verified(function, x):
         return dict.fromkeys(names, UNKNOWN)
     known = _memory.of(function, _signature(function, x, min(count, 2)))
-    found: dict[str, Verdict] = {}
+    verdicts: dict[str, Verdict] = {}
     comparison: Comparison | None = None
     for name in names:
         if name not in known:
             known[name] = UNKNOWN
-            with set_aside(x), suppress(Exception):  # a function may raise anything on inputs that are not the user's
+            with isolated(x), suppress(Exception):  # a function may raise anything on inputs that are not the user's
                 comparison = comparison or comparison_of(function, x, count=count)
                 known[name] = comparison.verdict(name)
-        found[name] = known[name]
+        verdicts[name] = known[name]
         if known[name].state == "right":
             break
-    return found
+    return verdicts
 
 
 def comparison_of(function: Function, x: Tensor, *, seed: int = 0, count: int = 1) -> Comparison:
-    """The comparison on a few samples, or on all where the module holds something for each sample of the batch."""
+    """Return the comparison on a few samples, or on all where the module has a tensor for each sample of the batch."""
     if _is_distributed(function):
         raise UnsupportedError("Other processes would have to take part.")
     try:
         return Comparison(function, x, seed=seed, count=count)
-    except Exception:  # whatever a function says of a batch of another size
+    except Exception:  # whatever a function raises for a batch of another size
         return Comparison(function, x, seed=seed, count=count, few=False)
 
 
-def _remembered(function: Function, x: Tensor, name: Any, find: Callable[[], bool]) -> bool | None:
-    """What is known under this name, found out now if nothing is; None where it cannot be found out."""
+def _stored(function: Function, x: Tensor, name: Any, find: Callable[[], bool]) -> bool | None:
+    """Return the entry of this name, computed by `find` if there is none; None where that is not possible."""
     if not _enabled.get() or not _can_be_verified(function, x):
         return None
     known = _memory.of(function, _signature(function, x, 1))
     if name not in known:
         known[name] = None
         if not _is_distributed(function):
-            with set_aside(x), suppress(Exception):  # as above
+            with isolated(x), suppress(Exception):  # as above
                 known[name] = find()
     value: bool | None = known[name]
     return value
 
 
 @contextmanager
-def set_aside(x: Tensor) -> Iterator[None]:
-    """What runs within draws no random numbers of the user's, warns of nothing and is not verified itself."""
+def isolated(x: Tensor) -> Iterator[None]:
+    """Leave the user's random numbers untouched within the context, suppress warnings, and verify nothing."""
     devices = [x.device] if x.device.type == "cuda" else []
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices))
         stack.enter_context(warnings.catch_warnings())
         stack.enter_context(unverified())
         stack.enter_context(torch.autocast(x.device.type, enabled=False))
-        if "torch._dynamo" in sys.modules:  # parts that are compiled run as they were written
+        if "torch._dynamo" in sys.modules:  # compiled parts run eagerly
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         warnings.simplefilter("ignore")
         python, numbers = random.getstate(), numpy.random.get_state()
@@ -326,18 +325,18 @@ def set_aside(x: Tensor) -> Iterator[None]:
 
 
 def _can_be_verified(function: Function, x: Tensor) -> bool:
-    """Whether the function may be called again, here and now, without a consequence for others."""
+    """Return whether the function may be called again, here and now, without side effects."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing():
         return False
     if type(x) not in (Tensor, nn.Parameter) or x.device.type == "meta" or x.dim() == 0 or not len(x):
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._autograd._top_saved_tensors_default_hooks(True):
-        return False  # somebody counts operations, or writes down what the pass saves
+        return False  # operations are counted, or saved tensors recorded
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _is_distributed(function: Function) -> bool:
-    """Whether a call of the function involves other processes."""
+    """Return whether a call of the function involves other processes."""
     layers = [layer for each in modules_of(function.module) for layer in each.modules()]
     if any(base.__name__ in _WRAPPERS for layer in layers for base in type(layer).__mro__):
         return True
@@ -371,7 +370,7 @@ def _signature(function: Function, x: Tensor, count: int) -> Hashable:
 
 
 def _remedy(function: Function, x: Tensor, failed: str, count: int) -> str:
-    """The engine that is right, as the way to go on."""
+    """Return a sentence that names an engine that is right; "" if there is none."""
     others = tuple(name for name in JVP_ENGINES if name != failed)
     right = [name for name, each in _verdicts(function, x, others, count).items() if each.state == "right"]
     if not right:
@@ -387,5 +386,5 @@ def _wrong(what: str, verdict: Verdict, remedy: str) -> UnsupportedError:
         remedy += " Under torch.no_grad() the product itself can be had."
     else:
         what += " of this module is wrong"
-    parts = [f"{what}:", reason, remedy.strip(), "`jacmatch.doctor(module, x)` tells more; within"]
+    parts = [f"{what}:", reason, remedy.strip(), "`jacmatch.doctor(module, x)` has details; within"]
     return UnsupportedError(" ".join([*filter(None, parts), "`jacmatch.unverified()` nothing is checked."]))

@@ -1,4 +1,4 @@
-"""Wrappers for several processes that stand in the wrong place: around the student instead of the objective."""
+"""Wrappers for several processes around the student instead of the objective."""
 
 import gc
 
@@ -30,8 +30,8 @@ def check_wrapping(objective: nn.Module, student: nn.Module) -> None:
 
 
 def wraps_apart(objective: nn.Module, student: nn.Module) -> bool:
-    """Whether a DistributedDataParallel holds parameters of the student without the objective."""
+    """Return whether a DistributedDataParallel has parameters of the student without the objective."""
     own = {id(parameter) for parameter in student.parameters() if parameter.requires_grad}
     wrappers = [each for each in gc.get_objects() if type(each) is DistributedDataParallel]
-    held = [wrapper for wrapper in wrappers if any(id(parameter) in own for parameter in wrapper.parameters())]
-    return bool(held) and not any(objective is module for wrapper in held for module in wrapper.modules())
+    around = [wrapper for wrapper in wrappers if any(id(parameter) in own for parameter in wrapper.parameters())]
+    return bool(around) and not any(objective is module for wrapper in around for module in wrapper.modules())

@@ -1,7 +1,7 @@
 """Which derivative a backward pass is for: by the input only, or by everything.
 
-A product vᵀJ is a backward pass by the input. Rules of our own then leave out what only parameters would get, and take
-frozen statistics as constants. `torch.autograd.Function` does not tell a rule what was asked for, so a flag does.
+A product vᵀJ is a backward pass by the input. Our rules then leave out what only parameters would get, and treat frozen
+statistics as constants. `torch.autograd.Function` does not pass on which gradients are needed, so a flag does.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ class Toward:
 
 @contextmanager
 def toward_input() -> Iterator[None]:
-    """A backward pass in this context is one by the input: rules give parameters nothing."""
+    """Make backward passes in this context ones by the input: rules give parameters no gradient."""
     before, Toward.input = Toward.input, True
     try:
         yield
@@ -31,20 +31,20 @@ def toward_input() -> Iterator[None]:
 
 
 def applied(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    """`function.apply(*arguments)` without the search for default arguments, which takes PyTorch 0.1 ms a call."""
+    """Return `function.apply(*arguments)` without the search for default arguments, which takes 0.1 ms a call."""
     if torch._C._are_functorch_transforms_active():
         return custom_function_call(function, *arguments)
     return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(arguments))  # type: ignore[misc]
 
 
 def may_depend_on_input(*tensors: Tensor | None) -> bool:
-    """Whether any of these is computed, perhaps from the input: no leaf, or a tensor of a `torch.func` transform."""
+    """Return whether any of these is computed, perhaps from the input: no leaf, or wrapped by `torch.func`."""
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
     return any(each is not None and (wrapped(each) or not each.is_leaf) for each in tensors)
 
 
 def as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The arguments in the type that autocast gives a product of matrices; as they are where it is off."""
+    """Return the arguments in the type that autocast gives a product of matrices; as they are where it is off."""
     kind = x.device.type
     if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
@@ -55,7 +55,7 @@ def as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor,
 def along_probes(
     function: type[torch.autograd.Function], info: Any, dims: Any, arguments: tuple[Any, ...]
 ) -> tuple[Tensor | tuple[Tensor, ...], Any]:
-    """A vmap rule that is right for any function: one call for each entry of the mapped axis, stacked."""
+    """Apply a vmap rule that is right for any function: one call for each entry of the mapped axis, stacked."""
     calls = [
         applied(
             function,

@@ -1,4 +1,4 @@
-"""BatchNorm in passes with derivatives: statistics held constant, or written out to be differentiated."""
+"""BatchNorm in passes with derivatives: with constant statistics, or composed of its statistics."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from jacmatch.jacobian.rules.backward_mode import Toward, along_probes, applied,
 from jacmatch.jacobian.rules.channels import affine, by_channel, dot_by_channel, sum_by_channel
 
 
-class _Held(torch.autograd.Function):
+class _Constant(torch.autograd.Function):
     """The identity, but a constant for derivatives by the input: no tangent, and no gradient towards it."""
 
     generate_vmap_rule = True
@@ -44,16 +44,16 @@ class Statistics(list[tuple[Tensor, Tensor]]):
         """Variance and mean by channel: of x, or of the pass that is replayed.
 
         Args:
-            x: The values that are normalised.
+            x: The values that are normalized.
             in_kernel: Whether a kernel of `aten_kernels` calls, where x is what one transform of `torch.func` sees.
         """
         if self.replaying is not None:
             return next(self.replaying)
         if in_kernel and torch._C._are_functorch_transforms_active():
-            held = forward_ad.unpack_dual(x, level=0).primal  # type: ignore[no-untyped-call]
+            constant = forward_ad.unpack_dual(x, level=0).primal  # type: ignore[no-untyped-call]
         else:
-            held = applied(_Held, x)
-        self.append(moments(held))
+            constant = applied(_Constant, x)
+        self.append(moments(constant))
         return self[-1]
 
     def replayed(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -70,7 +70,7 @@ class Statistics(list[tuple[Tensor, Tensor]]):
 
 
 def batch_norm(
-    written_out: bool,
+    composed: bool,
     frozen: Statistics | None,
     x: Tensor,
     running_mean: Tensor | None,
@@ -83,7 +83,7 @@ def batch_norm(
 ) -> Tensor:
     """`torch.nn.functional.batch_norm`; with constant statistics as the affine map γ (x − μ) / √(σ² + ε) + β."""
     adapted = may_depend_on_input(weight, bias) or (not training and may_depend_on_input(running_mean, running_var))
-    if training and not written_out and not adapted and x.is_floating_point():
+    if training and not composed and not adapted and x.is_floating_point():
         if torch.compiler.is_compiling():
             return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         _check_count(x)
@@ -107,13 +107,13 @@ def batch_norm(
     shift = -mean * scale
     if bias is not None:
         shift = shift + bias
-    if written_out or adapted or torch.compiler.is_compiling():
+    if composed or adapted or torch.compiler.is_compiling():
         return torch.addcmul(by_channel(shift, x), x, by_channel(scale, x))
     return affine(x, scale, shift)
 
 
 class _Normalised(torch.autograd.Function):
-    """Batch normalisation by PyTorch's own fused kernels; `frozen` statistics are constants towards the input."""
+    """Batch normalization by PyTorch's own fused kernels; `frozen` statistics are constants towards the input."""
 
     @staticmethod
     def forward(
@@ -143,8 +143,8 @@ class _Normalised(torch.autograd.Function):
             return _moved(g, x, weight, mean, rstd, ctx.eps, ctx.frozen), *[None] * 7
         wanted = tuple(ctx.needs_input_grad[:3])
         backward = torch.ops.aten.native_batch_norm_backward
-        found = backward(g, x, weight, None, None, mean, rstd, True, ctx.eps, wanted)
-        return (*(each if want else None for each, want in zip(found, wanted, strict=True)), *[None] * 5)
+        result = backward(g, x, weight, None, None, mean, rstd, True, ctx.eps, wanted)
+        return (*(each if want else None for each, want in zip(result, wanted, strict=True)), *[None] * 5)
 
     @staticmethod
     def jvp(
@@ -190,10 +190,10 @@ class _Scaled(torch.autograd.Function):
         by_t, by_x, by_weight = ctx.needs_input_grad[:3]
         scale = rstd * weight
         product = dot_by_channel(h, t).to(rstd.dtype) if by_x or by_weight else rstd  # ∂/∂(γ r)
-        slope = -product * scale * rstd.square() * (x.shape[1] / x.numel())  # ∂r/∂x = − r³ (x − μ) / n
+        factor = -product * scale * rstd.square() * (x.shape[1] / x.numel())  # ∂r/∂x = − r³ (x − μ) / n
         return (
             affine(h, scale, None) if by_t else None,
-            affine(x, slope, -mean * slope) if by_x else None,
+            affine(x, factor, -mean * factor) if by_x else None,
             (product * rstd).to(weight.dtype) if by_weight else None,
             *[None] * 3,
         )
@@ -235,10 +235,10 @@ class _Projected(torch.autograd.Function):
         form = dot_by_channel(h, t).to(rstd.dtype) - t_sum * h_sum / n - n * a * b  # h · (t − ⟨t⟩ − z ⟨z t⟩)
         # the pullback of γ r · form: r and z depend on x
         scale = -weight * rstd.square()
-        slope = scale * rstd * (form / n - 2 * a * b)
-        found = affine(x, slope, -scale * (a * h_sum + b * t_sum) / n - mean * slope)
-        found = found + h * by_channel(scale * a, h) + t * by_channel(scale * b, t)
-        return by_h if by_t else None, found, (form * rstd).to(weight.dtype), *[None] * 3
+        factor = scale * rstd * (form / n - 2 * a * b)
+        result = affine(x, factor, -scale * (a * h_sum + b * t_sum) / n - mean * factor)
+        result = result + h * by_channel(scale * a, h) + t * by_channel(scale * b, t)
+        return by_h if by_t else None, result, (form * rstd).to(weight.dtype), *[None] * 3
 
     @staticmethod
     def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
@@ -286,6 +286,6 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def move_running_statistics(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, momentum: float
 ) -> None:
-    """The exponential averages that PyTorch keeps, with the unbiased variance of `count` values."""
+    """Return the exponential averages of PyTorch, with the unbiased variance of `count` values."""
     running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
     running_var.lerp_(var.detach().to(running_var.dtype) * (count / (count - 1)), momentum)

@@ -22,17 +22,17 @@ def dot_by_channel(a: Tensor, b: Tensor) -> Tensor:
     """Σ a b over batch and space, for each channel."""
     if torch.is_grad_enabled() or a.device.type != "cpu" or a.dtype not in (torch.float32, torch.float64):
         return sum_by_channel(a * b)
-    # The gradient by the weight of a normalisation with mean 0 and deviation 1: one fused pass, no product in memory.
+    # The gradient by the weight of a normalization with mean 0 and deviation 1: one fused pass, no product in memory.
     ones = a.new_ones(a.shape[1])
-    found = torch.ops.aten.native_batch_norm_backward(
+    result = torch.ops.aten.native_batch_norm_backward(
         a, b, ones, None, None, torch.zeros_like(ones), ones, True, 0.0, [False, True, False]
     )
-    total: Tensor = found[1]
+    total: Tensor = result[1]
     return total
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
-    """Scale · x + shift by channel, with rules that compute no product that nobody asked for."""
+    """Scale · x + shift by channel, with rules that compute only the products that are needed."""
     y: Tensor = applied(_Affine, x, scale, shift)
     return y
 

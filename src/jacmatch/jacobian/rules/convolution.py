@@ -37,7 +37,7 @@ def convolution(
 ) -> Tensor:
     """`func` itself, `torch.conv1d`, `conv2d` or `conv3d`, with other derivative rules.
 
-    PyTorch's own are kept for a sample without batch, padding given by name, complex numbers and empty tensors.
+    PyTorch's own are used for a sample without batch, padding given by name, complex numbers and empty tensors.
     """
     space = _SPACE[func]
     dense = x.is_floating_point() and x.dim() == weight.dim() == space + 2 and x.numel() and x.layout == torch.strided
@@ -67,10 +67,10 @@ def _backward(
     stride, padding, dilation, groups = settings
     outputs = [0] * len(stride)
     sizes = [weight.shape[0]] if wanted[2] else None
-    found: tuple[Any, Any, Any] = torch.ops.aten.convolution_backward(
+    result: tuple[Any, Any, Any] = torch.ops.aten.convolution_backward(
         g, x, weight, sizes, stride, padding, dilation, False, outputs, groups, list(wanted)
     )
-    return found
+    return result
 
 
 def _sum(*parts: Tensor | None) -> Tensor | None:
@@ -113,8 +113,8 @@ class _Convolution(torch.autograd.Function):
         wanted = by_x, by_weight, by_bias = _wanted(ctx)
         x = g.new_empty(ctx.shape) if x is None else x  # frozen: only its shape is needed
         if not torch.is_grad_enabled():
-            found = _backward(g, x, weight, ctx.settings, wanted)
-            return (*(each if want else None for each, want in zip(found, wanted, strict=True)), None)
+            result = _backward(g, x, weight, ctx.settings, wanted)
+            return (*(each if want else None for each, want in zip(result, wanted, strict=True)), None)
         return (
             applied(_Transposed, g, weight, x, ctx.settings) if by_x else None,
             _by_weight(g, x, weight, ctx.settings) if by_weight else None,

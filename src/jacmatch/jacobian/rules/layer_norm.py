@@ -1,4 +1,4 @@
-"""Layer normalisation with derivative rules by PyTorch's fused kernels.
+"""Layer normalization with derivative rules by PyTorch's fused kernels.
 
 Its own derivative of a forward-mode product holds the statistics constant (pytorch #196699), and the definition written
 out takes eight times as long as the rules below.
@@ -22,10 +22,10 @@ def layer_norm(
     *_: Any,
 ) -> Tensor:
     """`torch.nn.functional.layer_norm`: z = r (x − μ) with r = 1/√(σ² + ε) over the last axes, then γ z + β."""
-    kept = x.dim() - len(tuple(normalized_shape))
+    leading = x.dim() - len(tuple(normalized_shape))
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         x = x.float()  # as autocast does
-    rows = x.reshape(x.shape[:kept].numel(), -1)
+    rows = x.reshape(x.shape[:leading].numel(), -1)
     z: Tensor = applied(_Normalised, rows, eps)[0].view(x.shape)
     if weight is None:
         return z if bias is None else z + bias
@@ -87,10 +87,10 @@ class _Projected(torch.autograd.Function):
 
 
 def _projected(t: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    found: Tensor = torch.ops.aten.native_layer_norm_backward(
+    result: Tensor = torch.ops.aten.native_layer_norm_backward(
         t, x, x.shape[1:], mean, rstd, None, None, [True, False, False]
     )[0]
-    return found
+    return result
 
 
 def _curvature(t: Tensor, h: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, eps: float) -> Tensor:
@@ -106,8 +106,8 @@ def _curvature(t: Tensor, h: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, eps:
     a, b = _dot(z, t), _dot(z, h)
     c = _dot(h, t) - h_mean * t_mean - a * b
     scale = -rstd.square()
-    found = torch.addcmul(-scale * (a * h_mean + b * t_mean), z, scale * (c - 2 * a * b))
-    return torch.addcmul(torch.addcmul(found, h, scale * a), t, scale * b)
+    result = torch.addcmul(-scale * (a * h_mean + b * t_mean), z, scale * (c - 2 * a * b))
+    return torch.addcmul(torch.addcmul(result, h, scale * a), t, scale * b)
 
 
 def _dot(u: Tensor, v: Tensor) -> Tensor:

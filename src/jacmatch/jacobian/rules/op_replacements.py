@@ -1,7 +1,7 @@
 """Which operations are replaced in a pass with derivatives, and by what: the one mechanism.
 
-What Python code calls is looked up in a table of faster rules, or of forms that `torch.compile` can follow. What is
-wrong or missing in PyTorch is replaced below, in ATen's dispatcher (`aten_kernels`), however it is called.
+Calls from Python are looked up in a table of faster rules, or of forms that `torch.compile` can trace. What is wrong or
+missing in PyTorch is replaced below that, in ATen's dispatcher (`aten_kernels`), however it is called.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,10 +26,10 @@ Rule = Callable[..., Any]
 
 
 class Replacements(TorchFunctionMode):
-    """Within the context, what the table names is done by its rule.
+    """Replace the functions of a table by their rules within the context.
 
     Args:
-        table: The rules, by what they replace.
+        table: The rules, by the function that they replace.
         forward: Whether to refuse operators from outside PyTorch: without a forward-mode rule their tangent is 0.
     """
 
@@ -40,35 +40,35 @@ class Replacements(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """What runs in place of `func`."""
+        """Call the rule of `func`, or `func` itself."""
         if self.forward and _is_foreign(func):
             raise UnsupportedError(f"the custom operator {func} has no forward-mode rule: its tangent would be zero.")
         return self.table.get(func, func)(*args, **(kwargs or {}))
 
 
-def differentiated(*, written_out: bool, frozen: Statistics | None, forward: bool) -> Replacements:
-    """For a pass whose products are differentiated.
+def differentiated(*, composed: bool, frozen: Statistics | None, forward: bool) -> Replacements:
+    """Return the replacements for a pass whose products are differentiated.
 
     Args:
-        written_out: Whether BatchNorm in training mode is a composition of its statistics.
-        frozen: Where statistics that are constants for derivatives by the input are kept; None where none are.
+        composed: Whether BatchNorm in training mode is a composition of its statistics.
+        frozen: Collects the statistics that are constants for derivatives by the input; None where none are.
         forward: Whether the pass is in forward mode.
     """
     table: dict[Callable[..., Any], Rule] = {
         **_RULES,
-        functional.batch_norm: partial(batch_norm, written_out and not forward, frozen),
+        functional.batch_norm: partial(batch_norm, composed and not forward, frozen),
         **(_FORWARD_RULES if forward else {}),
     }
     return Replacements(table, forward=forward)
 
 
 def once() -> Replacements:
-    """For a pass of one derivative in reverse mode: as an affine map, BatchNorm need not keep its input."""
+    """Return the replacements for one derivative in reverse mode; affine BatchNorm need not save its input."""
     return Replacements(_ONCE)
 
 
 def compiled(*, frozen: bool) -> Replacements:
-    """For a pass that `torch.compile` follows: forms in plain operations."""
+    """Return the replacements for a pass that `torch.compile` traces: forms in plain operations."""
     return Replacements({**_COMPILED, functional.batch_norm: partial(traced.batch_norm, frozen)})
 
 

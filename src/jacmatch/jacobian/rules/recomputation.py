@@ -40,7 +40,7 @@ def recomputed_in(context: Contexts, *, forward: bool) -> Iterator[None]:
 
 
 def _install() -> None:
-    """Makes checkpoints ask for the running pass; without one they are as before."""
+    """Make checkpoints use the running pass; without one they are unchanged."""
     original = checkpoint._checkpoint_without_reentrant_generator
     if hasattr(original, "asks_for_the_pass"):
         return

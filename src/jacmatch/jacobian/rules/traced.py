@@ -1,7 +1,7 @@
-"""Operations in the form in which a pass with slopes can be compiled.
+"""Operations in a form in which a pass with derivatives can be compiled.
 
-A compiled pass is differentiated by `torch.func.vjp` while it is traced. Rules of one's own (`autograd.Function`) lose
-their second derivative there without a word, so what has none, or needs another one, is written out in operations.
+A compiled pass is differentiated by `torch.func.vjp` while it is traced. An `autograd.Function` silently loses its
+second derivative there, so operations without one, or that need another one, are composed of plain operations.
 """
 
 import math
@@ -14,7 +14,7 @@ from jacmatch.jacobian.rules.batch_norm import move_running_statistics
 
 
 def _below(x: Tensor) -> Tensor:
-    """The tensor as it is outside of the one `torch.func.vjp`: with its graph by the parameters, none by the input."""
+    """Return the tensor outside of the one `torch.func.vjp`: with its graph by the parameters, none by the input."""
     below: Tensor = torch._C._functorch._unwrap_for_grad(x, 1)
     return below
 
