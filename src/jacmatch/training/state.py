@@ -80,7 +80,6 @@ _FREE = (
     "resident_mib",
     "skip_at_most",
     "doctor",
-    "logger",
 )  # settings that change no weight
 
 
