@@ -11,9 +11,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from jacmatch.errors import InputError
-from jacmatch.surrogates import DataWarning, JacobianRegressor
+from jacmatch.surrogates import DataWarning, JacobianRegressor, regressor
+from jacmatch.surrogates.samples import standardize
 
-FAST = {"hidden": (8, 8), "starts": 1, "max_evaluations": 150}
+FAST = {"model": "network", "hidden": (8, 8), "starts": 1, "max_evaluations": 150}
 EXPECTED_TO_FAIL = {
     # A weight of 0 keeps a sample among those that may be held out, and 2 is no second sample there.
     "check_sample_weight_equivalence_on_dense_data": "samples are held out at random",
@@ -96,8 +97,60 @@ def test_an_ensemble_has_a_standard_deviation():
     _, far = model.predict(x + 5, return_std=True)
     assert near.shape == (20,)
     assert near.mean() < far.mean()
-    with pytest.raises(InputError, match="needs an ensemble"):
+    with pytest.raises(InputError, match="needs a Gaussian process or an ensemble"):
         JacobianRegressor(**FAST).fit(x, y).predict(x, return_std=True)
+
+
+def test_the_better_model_on_held_out_samples_predicts():
+    """For a smooth function that is the Gaussian process, which then also gives the standard deviation."""
+    x, y, j = wave(30)
+    model = JacobianRegressor(**{**FAST, "model": "auto"}).fit(x, y, jacobian=j)
+    assert model.model_ == "gp"
+    assert model.held_out_["gp"] < model.held_out_["network"]
+    assert not model.fits_
+    xt, yt, jt = wave(400, seed=3)
+    mean, std = model.predict(xt, return_std=True)
+    assert rmse(model) < 1e-3
+    assert 0.8 < (np.abs(mean - yt) < 1.645 * std).mean() <= 1.0
+    assert np.abs(model.predict_jacobian(xt) - jt).max() < 0.02
+
+
+def test_a_network_learns_from_the_process():
+    x, y, j = wave(16)
+    process = JacobianRegressor(**{**FAST, "model": "gp"}).fit(x, y, jacobian=j)
+    network = process.distill(100)
+    assert network.model_ == "network"
+    assert rmse(network) < 0.7 * rmse(JacobianRegressor(**FAST).fit(x, y, jacobian=j))
+    with pytest.raises(InputError, match="`distill` of `JacobianRegressor` needs a Gaussian process"):
+        network.distill()
+
+
+@pytest.mark.usefixtures("as_users_run")
+@pytest.mark.ci
+def test_noisy_values_are_learned_in_minibatches():
+    """Sampled payoffs with pathwise derivatives: what is wanted is their mean."""
+    rng = np.random.default_rng(0)
+    x, noise = rng.uniform(-1, 1, (1500, 1)), rng.normal(size=(1500, 1))
+    y, j = np.sin(2 * x) + 3 * noise * x, 2 * np.cos(2 * x) + 3 * noise
+    with pytest.warns(DataWarning, match="unless the values are noisy"):
+        model = JacobianRegressor(steps=400).fit(x, y, jacobian=j)
+    assert model.solver_ == ("adam", "noisy values")
+    fresh = np.linspace(-0.9, 0.9, 50)[:, None]
+    assert np.abs(model.predict(fresh) - np.sin(2 * fresh)).mean() < 0.25
+
+
+def test_the_solver_and_why(monkeypatch):
+    x, y, j = wave(20)
+    assert JacobianRegressor(**FAST).fit(x, y).solver_ == ("lbfgs", "deterministic, and small enough")
+    data, _ = standardize(x, y[:, None], j[:, None])
+    on_gpu = JacobianRegressor(**FAST, device="cuda")
+    assert on_gpu._solver(data, x, y[:, None], j[:, None], False) == ("adam", "on cuda")
+    model = JacobianRegressor(**{**FAST, "solver": "adam"}, steps=30).fit(x, y, jacobian=j)
+    assert model.solver_ == ("adam", "as set")
+    assert model.predict_jacobian(x).shape == (20, 2)
+    monkeypatch.setattr(regressor, "too_large", lambda *_: True)
+    model = JacobianRegressor(**FAST, steps=2).fit(x, y)
+    assert model.solver_ == ("adam", "too many samples for whole passes over them")
 
 
 def test_warm_start_goes_on():
@@ -107,6 +160,7 @@ def test_warm_start_goes_on():
     assert model.fit(x, y, jacobian=j).fits_[0].loss < first
 
 
+@pytest.mark.ci
 def test_it_works_with_the_rest_of_scikit_learn():
     x, y, j = wave(24)
     model = make_pipeline(StandardScaler(), JacobianRegressor(**FAST)).fit(x, y)
@@ -124,6 +178,9 @@ def test_it_works_with_the_rest_of_scikit_learn():
         ({}, np.zeros((20, 3)), r"`jacobian` of `fit` must have the shape \(20, 1, 2\).*Got shape \(20, 3\)"),
         ({}, np.full((20, 2), np.inf), "`jacobian` of `fit` must be finite.*20 of 20 rows, first in row 0"),
         ({}, "text", "`jacobian` of `fit` must be an array of floats"),
+        ({"model": "kriging"}, None, "`model` of `JacobianRegressor`"),
+        ({"model": "gp", "output_weights": 2.0}, None, 'model="gp"` of `JacobianRegressor` takes up to 2000 values'),
+        ({"solver": "newton"}, None, "`solver` of `JacobianRegressor`"),
         ({"starts": 0}, None, "`starts` of `JacobianRegressor` must be at least 1"),
         ({"ensemble": 0}, None, "`ensemble` of `JacobianRegressor` must be at least 1"),
         ({"weight_decay": -1.0}, None, "`weight_decay` of `JacobianRegressor` must be"),

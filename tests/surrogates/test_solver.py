@@ -73,6 +73,7 @@ def test_a_linear_function_is_found_exactly():
     assert evaluations <= 100
 
 
+@pytest.mark.ci
 def test_weight_decay_smooths_noise():
     """The error towards the function without noise is below that of the samples, and of a fit without weight decay."""
     rng = np.random.default_rng(0)

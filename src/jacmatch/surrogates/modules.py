@@ -16,6 +16,7 @@ from jacmatch.models.mlp import ScaledMLP
 from jacmatch.objectives import Regression
 from jacmatch.surrogates.perceptron import Parameters, Perceptron
 from jacmatch.surrogates.samples import Scaler
+from jacmatch.surrogates.solver import Standardized
 from jacmatch.teachers import Teacher
 from jacmatch.training import Training, fit
 from jacmatch.training.loop import OnStep
@@ -131,6 +132,51 @@ def to_module(net: Perceptron, theta: Parameters, scaler: Scaler, shape: tuple[i
             layer.weight.copy_(torch.from_numpy(weight))
             layer.bias.copy_(torch.from_numpy(bias))
     return module.eval()
+
+
+def to_parameters(module: ScaledMLP, net: Perceptron) -> Parameters:
+    """Return the parameters of a module's perceptron as one vector in float64."""
+    linear = [layer for layer in module.network.layers if isinstance(layer, nn.Linear)]
+    theta = np.zeros(net.count)
+    for layer, (weight, bias) in zip(linear, net.layers(theta), strict=True):
+        weight[:], bias[:] = layer.weight.detach().cpu().numpy(), layer.bias.detach().cpu().numpy()
+    return theta
+
+
+def fit_minibatches(
+    data: Standardized, net: Perceptron, *, steps: int, seed: int, device: str = "cpu", jacobian_weight: float = 1.0
+) -> Parameters:
+    """Return the parameters of a network trained by Adam in minibatches, in float32.
+
+    Args:
+        data: The samples, in standardized units; their weights are not used, but for what is unknown.
+        net: The layout.
+        steps: Steps of Adam.
+        seed: Of initial weights and batches.
+        device: Where to train.
+        jacobian_weight: λ.
+    """
+    shape = (net.widths[0],)
+    student = scaled_mlp(shape, net.widths[-1], net.widths[1:-1], net.activation)
+    x, y = torch.from_numpy(data.x).float(), torch.from_numpy(data.y).float()
+    table = None
+    if data.t is not None and data.t_weights is not None:
+        partials = np.where(data.t_weights > 0, data.t, np.nan).transpose(1, 2, 0)
+        table = torch.from_numpy(partials.copy()).float()
+    fit_surrogate(
+        x,
+        y,
+        jacobian=table,
+        slopes="none" if table is None else "jacobian",
+        weight=jacobian_weight,
+        student=student,
+        x_scale=torch.ones(shape),
+        y_scale=torch.ones(net.widths[-1]),
+        steps=steps,
+        seed=seed,
+        device=device,
+    )
+    return to_parameters(student, net)
 
 
 def new_student(

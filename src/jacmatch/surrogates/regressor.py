@@ -5,24 +5,41 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
-from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
+from scipy.stats import qmc
+from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, clone
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, unknown_name
 from jacmatch.models.catalog import optional_package
 from jacmatch.surrogates import samples
-from jacmatch.surrogates.perceptron import ACTIVATIONS, Values
-from jacmatch.surrogates.solver import DECAYS, OnProgress, fit_network
+from jacmatch.surrogates.gaussian_process import (
+    LARGEST,
+    GaussianProcess,
+    conditions_on,
+    fit_gaussian_process,
+    held_out_loss,
+)
+from jacmatch.surrogates.perceptron import ACTIVATIONS, Inputs, Perceptron, Values
+from jacmatch.surrogates.solver import DECAYS, Fit, OnProgress, Selection, Standardized, select_network, too_large
+
+MODELS = ("auto", "network", "gp")
+SOLVERS = ("auto", "lbfgs", "adam")
 
 
 class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]
-    """A network fitted to the values and, where known, the partials of a smooth function.
+    """A network or a Gaussian process fitted to the values and, where known, the partials of a smooth function.
 
-    The fit is deterministic: L-BFGS in float64 over all samples; weight decay and activation are selected on held-out
-    values and partials.
+    The fit is deterministic. A network is fitted by L-BFGS in float64 over all samples; weight decay and activation are
+    selected on held-out values and partials.
 
     Args:
+        model: "network"; "gp", a Gaussian process, for up to about 2,000 values and partials of an output; or "auto",
+            the one with the lower error on held-out samples.
+        solver: "lbfgs", over all samples in each evaluation; "adam", in minibatches; or "auto", which takes minibatches
+            for large data, noisy values and GPUs.
+        steps: Steps of Adam.
+        device: Device of Adam.
         hidden: Widths of the hidden layers.
         activation: "silu", "tanh", "softplus", or "auto", which selects one on held-out samples.
         starts: Random starts for each activation; the best on held-out samples is fitted to all.
@@ -31,20 +48,25 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
             at which a constant function loses as much by its partials as by its values.
         output_weights: Weight of each output's squared error, (K,); it applies to its partials as well.
         partial_weights: Weight of each partial's squared error, broadcast to (N, K, D).
-        ensemble: Networks from different starts, whose mean is the prediction; 2 or more give a standard deviation.
+        ensemble: Networks from different starts, whose mean is the prediction.
         max_evaluations: Evaluations of loss and gradient in the last fit; by the size of the problem if None.
         warm_start: Whether a second `fit` goes on from the parameters of the first.
         random_state: Seed of the starts and of what is held out.
         on_progress: Called after each evaluation with their number, the number planned and the loss.
 
     Attributes:
-        fits_: The networks, with what they were selected by.
+        model_: "network" or "gp": what predicts.
+        solver_: The solver, and why it was taken.
+        fits_: The networks, with what they were selected by; empty if a Gaussian process predicts.
+        process_: The Gaussian process; None if there is none.
+        held_out_: Loss of both on the held-out samples, where both were tried.
         scaler_: Means and scales of inputs and outputs.
         warnings_: One line for each thing about the samples that looked wrong.
         n_features_in_: The number of inputs.
 
     References:
-        Czarnecki et al. 2017, arXiv 1706.04859 (Sobolev training); Nocedal 1980 (L-BFGS).
+        Czarnecki et al. 2017, arXiv 1706.04859 (Sobolev training); Nocedal 1980 (L-BFGS); Rasmussen & Williams 2006,
+        section 9.4 (Gaussian processes with derivatives).
 
     Example:
         >>> x = np.linspace(0, 3, 12)[:, None]
@@ -57,6 +79,8 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
 
     def __init__(
         self,
+        model: str = "auto",
+        solver: str = "auto",
         hidden: tuple[int, ...] = (32, 32),
         activation: str = "silu",
         starts: int = 2,
@@ -66,11 +90,15 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         partial_weights: Any = None,
         ensemble: int = 1,
         max_evaluations: int | None = None,
+        steps: int = 3000,
+        device: str = "cpu",
         warm_start: bool = False,
         random_state: Any = 0,
         on_progress: OnProgress | None = None,
     ) -> None:
         """Store the settings; `fit` checks them."""
+        self.model = model
+        self.solver = solver
         self.hidden = hidden
         self.activation = activation
         self.starts = starts
@@ -80,6 +108,8 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         self.partial_weights = partial_weights
         self.ensemble = ensemble
         self.max_evaluations = max_evaluations
+        self.steps = steps
+        self.device = device
         self.warm_start = warm_start
         self.random_state = random_state
         self.on_progress = on_progress
@@ -114,33 +144,126 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
             partial_weights=self.partial_weights,
             jacobian_weight=self.jacobian_weight,
         )
+        self._box = x.min(0), x.max(0)
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31 - 1)
-        before = getattr(self, "fits_", None) if self.warm_start else None
-        if before is not None and len(before) != self.ensemble:
-            before = None
-        self.fits_ = [
-            fit_network(
+        seed = int(seed)
+        weighted = any(each is not None for each in (sample_weight, self.output_weights, self.partial_weights))
+        self.held_out_: dict[str, float] = {}
+        self.process_: GaussianProcess | None = None
+        self.solver_ = self._solver(data, x, values, j, weighted)
+        if self.solver_[0] == "adam":
+            self.model_ = "network"
+            self.fits_ = [self._fit_minibatches(data, seed + 1000 * number) for number in range(self.ensemble)]
+            return self
+        self.model_ = self.model
+        if self.model != "network" and not (weighted and self.model == "auto"):
+            self._fit_process(data, seed, weighted)
+        selections = self._select_networks(data, seed) if self.model_ != "gp" else []
+        if self.model_ == "auto":
+            held_out = selections[0].held_out
+            of_process = self.held_out_.get("gp")
+            if held_out is not None:
+                self.held_out_["network"] = held_out
+            better = of_process is not None and held_out is not None and of_process < held_out
+            self.model_ = "gp" if better else "network"
+        self.fits_ = [each.fit(data) for each in selections] if self.model_ == "network" else []
+        return self
+
+    def _solver(
+        self, data: Standardized, x: Inputs, y: Values, j: samples.Jacobian | None, weighted: bool
+    ) -> tuple[str, str]:
+        """Return the solver and why it is taken."""
+        if self.solver != "auto":
+            return self.solver, "as set"
+        if self.model == "gp" or weighted:
+            return "lbfgs", "a Gaussian process, or weights"
+        if self.device != "cpu":
+            return "adam", f"on {self.device}"
+        if too_large(len(x), 0 if data.t is None else len(data.t), self._layout(data, "silu")):
+            return "adam", "too many samples for whole passes over them"
+        if samples.is_noisy(x, y, j):
+            return "adam", "noisy values"
+        return "lbfgs", "deterministic, and small enough"
+
+    def _layout(self, data: Standardized, activation: str) -> Perceptron:
+        return Perceptron((data.x.shape[1], *self.hidden, data.y.shape[1]), activation)
+
+    def _fit_minibatches(self, data: Standardized, seed: int) -> Fit:
+        """Return a network trained by Adam."""
+        from jacmatch.surrogates.modules import fit_minibatches
+
+        net = self._layout(data, "silu" if self.activation == "auto" else self.activation)
+        weight = 0.0 if data.t_weights is None else float(data.t_weights.sum()) / len(data.t_weights)
+        theta = fit_minibatches(data, net, steps=self.steps, seed=seed, device=self.device, jacobian_weight=weight)
+        return Fit(net, theta, 0.0, data.loss(net, theta), None, self.steps, [])
+
+    def _fit_process(self, data: Standardized, seed: int, weighted: bool) -> None:
+        """Fit a Gaussian process if one is wanted and can be."""
+        count = conditions_on(data)
+        if self.model == "gp" and (count > LARGEST or weighted):
+            rule = f'`model="gp"` of `JacobianRegressor` takes up to {LARGEST} values and partials and no weights.'
+            raise InputError(rule, got="weights" if weighted else f"{count}", do='Use model="network".')
+        if self.model == "auto":
+            found = held_out_loss(data, seed)
+            if found is None:
+                return
+            self.held_out_["gp"] = found
+        self.process_ = fit_gaussian_process(data, seed=seed)
+
+    def _select_networks(self, data: Standardized, seed: int) -> list[Selection]:
+        """Return the networks of the ensemble, before their last fit."""
+        before = getattr(self, "fits_", []) if self.warm_start else []
+        before = before if len(before) == self.ensemble else []
+        return [
+            select_network(
                 data,
                 tuple(self.hidden),
                 activations=list(ACTIVATIONS) if self.activation == "auto" else [self.activation],
-                starts=self.starts if before is None else 1,
+                starts=1 if before else self.starts,
                 decays=DECAYS if self.weight_decay == "auto" else (float(self.weight_decay),),
-                seed=int(seed) + 1000 * number,
+                seed=seed if number == 0 else seed + 1000 * number,
                 evaluations=self.max_evaluations,
-                initial=None if before is None else before[number].theta,
+                initial=before[number].theta if before else None,
                 on_progress=self.on_progress,
             )
             for number in range(self.ensemble)
         ]
-        return self
+
+    def distill(self, count: int = 600) -> "JacobianRegressor":
+        """Return a network that learned values and partials from the Gaussian process, at points in the samples' box.
+
+        It predicts without the samples, and much faster.
+
+        Args:
+            count: Points at which the process is the teacher.
+
+        Raises:
+            InputError: There is no Gaussian process.
+        """
+        check_is_fitted(self)
+        if self.process_ is None:
+            rule = "`distill` of `JacobianRegressor` needs a Gaussian process."
+            raise InputError(rule, got=f"model={self.model!r}", do='Use model="gp".')
+        names, process = getattr(self, "feature_names_in_", None), clone(self)
+        process.__dict__.update({**vars(self), "model_": "gp"})
+        low, high = self._box
+        unit = qmc.Sobol(self.n_features_in_, seed=0).random_base2(int(np.ceil(np.log2(max(count, 2)))))[:count]
+        points = low + unit * (high - low)
+        if names is not None:
+            pandas = optional_package("pandas", "`distill`", "pip install pandas")
+            points = pandas.DataFrame(points, columns=names)
+        student: JacobianRegressor = clone(self).set_params(model="network")
+        student.fit(points, process.predict(points), jacobian=process.predict_jacobian(points))
+        student._outputs = self._outputs
+        return student
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """Return values, (N,) or (N, K) as in `fit`; with `return_std` also their standard deviation.
 
         Raises:
-            InputError: A standard deviation is wanted of a single network.
+            InputError: A standard deviation is wanted of a single network without a Gaussian process.
         """
         y, std, _ = self._evaluate(X, jacobian=False, std=return_std)
         if self._flat:
@@ -162,7 +285,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
             return_std: Whether standard deviations follow, in columns "y_std".
 
         Raises:
-            InputError: pandas is not installed, or a standard deviation is wanted of a single network.
+            InputError: pandas is not installed, or there is no standard deviation.
         """
         pandas = optional_package("pandas", "`predict_frame`", "pip install pandas")
         y, std, j = self._evaluate(X, jacobian=jacobian, std=return_std)
@@ -178,22 +301,31 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
     def _evaluate(self, X: Any, *, jacobian: bool, std: bool) -> tuple[Values, Values | None, samples.Jacobian | None]:
         check_is_fitted(self)
         x = self.scaler_.inputs(validate_data(self, X, reset=False, dtype=np.float64))
-        if std and len(self.fits_) < 2:
-            rule = "`predict(X, return_std=True)` of `JacobianRegressor` needs an ensemble."
-            raise InputError(rule, got=f"ensemble={len(self.fits_)}", do="Set ensemble=5.")
-        found = [fit.net(fit.theta, x, jacobian=jacobian) for fit in self.fits_]
-        y = np.mean([each[0] for each in found], axis=0)
-        spread = np.std([each[0] for each in found], axis=0, ddof=1) * self.scaler_.y_scale if std else None
-        j = (
-            self.scaler_.jacobian(np.mean([each[1] for each in found if each[1] is not None], axis=0))
-            if jacobian
-            else None
+        if std and self.process_ is None and len(self.fits_) < 2:
+            rule = "`predict(X, return_std=True)` of `JacobianRegressor` needs a Gaussian process or an ensemble."
+            raise InputError(rule, got=f"model={self.model!r}, ensemble={len(self.fits_)}", do='Use model="gp".')
+        spread = None
+        if self.process_ is not None and (std or self.model_ == "gp"):
+            y, j, spread = self.process_(x, jacobian=jacobian and self.model_ == "gp", std=std)
+        if self.model_ == "network":
+            found = [fit.net(fit.theta, x, jacobian=jacobian) for fit in self.fits_]
+            y = np.mean([each[0] for each in found], axis=0)
+            j = np.mean([each[1] for each in found if each[1] is not None], axis=0) if jacobian else None
+            if std and spread is None:
+                spread = np.std([each[0] for each in found], axis=0, ddof=1)
+        return (
+            self.scaler_.outputs(y),
+            None if spread is None else spread * self.scaler_.y_scale,
+            None if j is None else self.scaler_.jacobian(j),
         )
-        return self.scaler_.outputs(y), spread, j
 
     def _check(self) -> None:
         """Refuse settings that are out of range."""
-        for name in ("starts", "ensemble"):
+        if self.solver not in SOLVERS:
+            raise unknown_name("`solver` of `JacobianRegressor`", self.solver, SOLVERS)
+        if self.model not in MODELS:
+            raise unknown_name("`model` of `JacobianRegressor`", self.model, MODELS)
+        for name in ("starts", "ensemble", "steps"):
             if getattr(self, name) < 1:
                 rule = f"`{name}` of `JacobianRegressor` must be at least 1."
                 raise InputError(rule, got=getattr(self, name))

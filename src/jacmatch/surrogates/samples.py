@@ -17,6 +17,7 @@ _DISAGREES = 0.7  # median error of the change between neighbors, as a share of 
 _OUTLIER = 10  # error of a sample over the median of all
 _ALONE = 3  # error of a sample, as a share of the median change
 _ENOUGH = 20  # samples
+_MANY = 500  # samples from which on noise makes minibatches the better choice
 
 Jacobian = Float[ndarray, "sample out input"]
 
@@ -179,6 +180,12 @@ def warn_about(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
     return lines
 
 
+def is_noisy(x: Inputs, y: Values, jacobian: Jacobian | None) -> bool:
+    """Return whether many samples have partials that miss most of what changes between neighbors: sampled values."""
+    found = None if jacobian is None or len(x) < _MANY else unexplained(x, y, jacobian)
+    return found is not None and bool((found[0] > _DISAGREES).any())
+
+
 def _contradictions(x: Inputs, y: Values) -> list[str]:
     """Return a line about samples with equal inputs and different outputs."""
     _, groups, counts = np.unique(x, axis=0, return_inverse=True, return_counts=True)
@@ -200,15 +207,18 @@ def _contradictions(x: Inputs, y: Values) -> list[str]:
     ]
 
 
-def _disagreement(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
-    """Return a line about partials that do not explain how the values change between neighbors.
+def unexplained(x: Inputs, y: Values, jacobian: Jacobian) -> tuple[ndarray, ndarray] | None:
+    """Return how much of the change of an output between neighbors its partials miss, as a share of the median change.
 
-    Between close samples the change of a value is the mean of both Jacobians times the step, up to third order. A
-    sample disagrees if that fails towards each of its nearest neighbors.
+    Between close samples the change of a value is the mean of both Jacobians times the step, up to third order.
+
+    Returns:
+        The median over the samples, (K,), and for each sample the least over its nearest neighbors, (N, K). None for
+        too few or too many samples, or partials that are missing.
     """
     n = len(x)
-    if jacobian is None or not _ENOUGH <= n <= 5000 or np.isnan(jacobian).any():
-        return []
+    if not _ENOUGH <= n <= 5000 or np.isnan(jacobian).any():
+        return None
     from sklearn.neighbors import NearestNeighbors
 
     z, values = x / _deviation(x), y / _deviation(y)
@@ -219,13 +229,21 @@ def _disagreement(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
     mean = 0.5 * (j[near] + j[:, None])
     off = np.abs(change - np.einsum("nmkd,nmd->nmk", mean, step))
     typical = np.maximum(np.median(np.abs(change), (0, 1)), 1e-9)
-    share = off.min(1) / typical  # (N, K)
-    usual = np.median(off, (0, 1)) / typical
+    return np.median(off, (0, 1)) / typical, off.min(1) / typical
+
+
+def _disagreement(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
+    """Return a line about partials that do not explain how the values change between neighbors."""
+    found = None if jacobian is None else unexplained(x, y, jacobian)
+    if found is None:
+        return []
+    usual, share = found
     if (usual > _DISAGREES).any():
         output = int(usual.argmax())
         return [
             f"the partials of output {output} do not explain how it changes between neighboring samples, the least in "
-            f"row {int(share[:, output].argmax())}: check their units, signs and order (samples, outputs, inputs)."
+            f"row {int(share[:, output].argmax())}: check their units, signs and order (samples, outputs, inputs), "
+            "unless the values are noisy."
         ]
     row, output = divmod(int(share.argmax()), share.shape[1])
     if share[row, output] > max(_ALONE, _OUTLIER * float(np.median(share[:, output]))):

@@ -7,6 +7,7 @@ values *and* partials; the network that was selected is then fitted to all sampl
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -65,10 +66,37 @@ class Standardized:
     def loss(self, net: Perceptron, theta: Parameters) -> float:
         """Return the loss without weight decay."""
         y, t, _ = net.forward(theta, self.x, jacobian=self.t is not None)
+        return self.loss_of(y, t)
+
+    def loss_of(self, y: Values, t: Tangents | None) -> float:
+        """Return the loss of predictions at the samples."""
         value = 0.5 * float((self.y_weights * (y - self.y) ** 2).sum())
         if self.t is not None:
             value += 0.5 * float((self.t_weights * (t - self.t) ** 2).sum())
         return value
+
+    def split(self, seed: int) -> tuple["Standardized", "Standardized"] | None:
+        """Return a random fifth of the samples and the others; None if there are too few to hold any out."""
+        count = len(self) // 5
+        if count < 2:
+            return None
+        order = np.random.default_rng(seed).permutation(len(self))
+        return self.rows(order[:count]), self.rows(order[count:])
+
+    def joined(self, x: Inputs, y: Values, t: Tangents) -> "Standardized":
+        """Return these samples and others, which weigh as much each; where no partials are known, λ is 1."""
+        n, k = len(self) + len(x), y.shape[1]
+        share = len(self) / n
+        of_partials = 1.0 if self.t_weights is None else float(self.t_weights.sum()) / len(t)
+        own_t = np.zeros((len(t), len(self), k)) if self.t is None else self.t
+        own_weights = np.zeros_like(own_t) if self.t_weights is None else self.t_weights
+        return Standardized(
+            np.concatenate([self.x, x]),
+            np.concatenate([self.y, y]),
+            np.concatenate([own_t, t], 1),
+            np.concatenate([self.y_weights * share, np.full(y.shape, 1 / (n * k))]),
+            np.concatenate([own_weights * share, np.full(t.shape, of_partials / (n * k))], 1),
+        )
 
     def loss_and_gradient(self, net: Perceptron, theta: Parameters) -> tuple[float, Parameters]:
         """Return the loss without weight decay, and its gradient."""
@@ -201,7 +229,37 @@ def select(
     return best, total
 
 
-def fit_network(
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """A network that was selected on held-out samples, before it is fitted to all.
+
+    Attributes:
+        net: Its layout.
+        theta: Its parameters.
+        decay: Its weight decay.
+        held_out: Its loss on the held-out samples; None where there were too few to hold any out.
+        evaluations: Evaluations so far.
+        candidates: Weight decay and held-out loss of each start and activation.
+        last: Evaluations of the last fit.
+        counter: Counts them.
+    """
+
+    net: Perceptron
+    theta: Parameters
+    decay: float
+    held_out: float | None
+    evaluations: int
+    candidates: list[dict[str, object]]
+    last: int
+    counter: "_Counter"
+
+    def fit(self, data: Standardized) -> Fit:
+        """Return the network after the last fit, to all samples."""
+        theta, loss, used = minimize_loss(data, self.net, self.theta, self.decay, self.last, self.counter)
+        return Fit(self.net, theta, self.decay, loss, self.held_out, self.evaluations + used, self.candidates)
+
+
+def select_network(
     data: Standardized,
     hidden: tuple[int, ...],
     *,
@@ -212,11 +270,8 @@ def fit_network(
     evaluations: int | None = None,
     initial: Parameters | None = None,
     on_progress: OnProgress | None = None,
-) -> Fit:
-    """Select a network on held-out samples, and fit it to all.
-
-    A fifth of the samples is held out. Each start with each activation follows the path of weight decays with a share
-    of the evaluations; the one with the lowest held-out loss goes on with all samples.
+) -> Selection:
+    """Select start, activation and weight decay of a network on a fifth of the samples, which is held out.
 
     Args:
         data: The samples, in standardized units.
@@ -225,7 +280,7 @@ def fit_network(
         starts: Random starts for each activation.
         decays: Weight decays, from strong to weak.
         seed: Of the starts and of the samples that are held out.
-        evaluations: Of the last fit; by the work of one evaluation if None.
+        evaluations: Of the last fit, and of all candidates together; by the work of one evaluation if None.
         initial: Parameters to go on from, instead of random starts.
         on_progress: Called after each evaluation.
     """
@@ -240,25 +295,24 @@ def fit_network(
     ]
     each = max(10, last // (len(beginnings) * visited))
     counter = _Counter(last + each * len(beginnings) * visited, on_progress)
-    order = np.random.default_rng(seed).permutation(len(data))
-    count = len(data) // 5
-    if count < 2:  # too few samples to select on
-        net, theta = beginnings[0]
-        decay = decays[len(decays) // 2]
-        theta, loss, total = minimize_loss(data, net, theta, decay, last, counter)
-        return Fit(net, theta, decay, loss, None, total, [])
-    held, rest = data.rows(order[:count]), data.rows(order[count:])
+    parts = data.split(seed)
+    if parts is None:
+        return Selection(*beginnings[0], decays[len(decays) // 2], None, 0, [], last, counter)
     found, total = [], 0
     for net, theta in beginnings:
-        selected, used = select(rest, held, net, theta, decays, each, counter)
+        selected, used = select(parts[1], parts[0], net, theta, decays, each, counter)
         found.append(selected)
         total += used
     best = min(found, key=lambda one: one.held_out)
-    theta, loss, used = minimize_loss(data, best.net, best.theta, best.decay, last, counter)
     candidates: list[dict[str, object]] = [
         {"activation": one.net.activation, "weight_decay": one.decay, "held_out": one.held_out} for one in found
     ]
-    return Fit(best.net, theta, best.decay, loss, best.held_out, total + used, candidates)
+    return Selection(best.net, best.theta, best.decay, best.held_out, total, candidates, last, counter)
+
+
+def fit_network(data: Standardized, hidden: tuple[int, ...], **settings: Any) -> Fit:
+    """Select a network on held-out samples and fit it to all; the settings are those of `select_network`."""
+    return select_network(data, hidden, **settings).fit(data)
 
 
 class _Counter:

@@ -26,10 +26,17 @@ from jacmatch.models import count_parameters
 from jacmatch.objectives import Regression
 from jacmatch.report.page import FIGURE, NARROW_FIGURE
 from jacmatch.runs import Run, spread
+from jacmatch.surrogates.gaussian_process import (
+    LARGEST,
+    conditions_on,
+    fit_gaussian_process,
+    held_out_loss,
+    with_free_samples,
+)
 from jacmatch.surrogates.modules import fit_surrogate, new_student, regression, to_module
 from jacmatch.surrogates.perceptron import ACTIVATIONS, Perceptron
-from jacmatch.surrogates.samples import standardize
-from jacmatch.surrogates.solver import DECAYS, Fit, OnProgress, fit_network, too_large
+from jacmatch.surrogates.samples import is_noisy, standardize
+from jacmatch.surrogates.solver import DECAYS, Fit, OnProgress, select_network, too_large
 from jacmatch.training import Fitted, find_device
 from jacmatch.training.loop import OnStep, peak_memory
 
@@ -154,7 +161,7 @@ class Surrogate(SurrogateFields):
         tangents = 0 if told.j is None else told.x[0].numel()
         needs = {
             f"--activation {self.activation}": self.activation not in ACTIVATIONS,
-            "--slopes jv and rows": self.slopes != "jacobian",
+            f"--slopes {self.slopes}": self.slopes != "jacobian",
             "--jacobian-share": self.jacobian_share is not None,
             "--validation": bool(self.validation),
             "--max-steps": self.max_steps is not None,
@@ -171,6 +178,8 @@ class Surrogate(SurrogateFields):
             net = Perceptron((told.x[0].numel(), *self.hidden, told.y.shape[1]), self.activation)
             if too_large(len(told), tangents, net):
                 reason = "too many points for whole passes over them"
+            elif told.j is not None and is_noisy(told.x.flatten(1).numpy(), told.y.numpy(), told.j.flatten(2).numpy()):
+                reason = "noisy values"
         return ("adam", reason) if reason else ("lbfgs", "deterministic, and small enough")
 
     def _solve(
@@ -182,9 +191,9 @@ class Surrogate(SurrogateFields):
         def on_progress(done: int, planned: int, loss: float) -> None:
             on_step(cell.training.steps * done // planned, {})
 
-        module, fitted = self._fit_all(asked, told, cell.method, cell.seed, on_progress)
+        module, fitted, free = self._fit_all(asked, told, cell.method, cell.seed, on_progress)
         student.load_state_dict(module.state_dict())
-        solution |= {"weight_decay": fitted.decay, "held_out_loss": fitted.held_out, "loss": fitted.loss}
+        solution |= {"weight_decay": fitted.decay, "held_out_loss": fitted.held_out, "loss": fitted.loss, **free}
         seconds = time.perf_counter() - start
         return Fitted(
             steps=fitted.evaluations,
@@ -196,8 +205,8 @@ class Surrogate(SurrogateFields):
 
     def _fit_all(
         self, asked: Source, told: Asked, method: str, seed: int, on_progress: OnProgress | None = None
-    ) -> tuple[nn.Module, Fit]:
-        """Return the network fitted to all points, and how it was selected."""
+    ) -> tuple[nn.Module, Fit, dict[str, Any]]:
+        """Return the network fitted to all points, how it was selected, and what a Gaussian process added."""
         shape = tuple(told.x.shape[1:])
         partials = None if told.j is None or method == "values" else told.j.flatten(2).numpy()
         data, scaler = standardize(
@@ -208,7 +217,7 @@ class Surrogate(SurrogateFields):
             x_scale=asked.units.flatten().numpy(),
             y_scale=output_units(self, told.y).numpy(),
         )
-        fitted = fit_network(
+        selection = select_network(
             data,
             self.hidden,
             activations=[self.activation],
@@ -218,7 +227,17 @@ class Surrogate(SurrogateFields):
             evaluations=self.training().steps if self.smoke else None,
             on_progress=on_progress,
         )
-        return to_module(fitted.net, fitted.theta, scaler, shape), fitted
+        free: dict[str, Any] = {"gp_held_out_loss": None, "free_points": 0}
+        if self.model != "network":
+            of_process = held_out_loss(data, seed)
+            free["gp_held_out_loss"] = of_process
+            better = of_process is not None and selection.held_out is not None and of_process < selection.held_out
+            if better or (self.model == "gp" and conditions_on(data) <= LARGEST):
+                whole = with_free_samples(data, fit_gaussian_process(data, seed=seed), seed)
+                free["free_points"] = len(whole) - len(data)
+                data = whole
+        fitted = selection.fit(data)
+        return to_module(fitted.net, fitted.theta, scaler, shape), fitted, free
 
     def _description(self, x: Tensor, y: Tensor) -> networks.Description:
         """How the student is built again; what scales its outputs is in its weights."""

@@ -1,0 +1,121 @@
+"""The Gaussian process against its definition."""
+
+import numpy as np
+import pytest
+
+from jacmatch.surrogates import gaussian_process
+from jacmatch.surrogates.gaussian_process import conditions_on, fit_gaussian_process, held_out_loss, with_free_samples
+from jacmatch.surrogates.samples import standardize
+
+
+def samples(count=12, seed=0):
+    x = np.random.default_rng(seed).uniform(-1, 1, (count, 2))
+    y = np.stack([np.sin(2 * x[:, 0]) * x[:, 1], x[:, 0] ** 2], 1)
+    j = np.zeros((count, 2, 2))
+    j[:, 0, 0], j[:, 0, 1], j[:, 1, 0] = 2 * np.cos(2 * x[:, 0]) * x[:, 1], np.sin(2 * x[:, 0]), 2 * x[:, 0]
+    return x, y, j
+
+
+def kernel(a, b, lengths):
+    return float(np.exp(-0.5 * (((a - b) / lengths) ** 2).sum()))
+
+
+def covariance(a, i, b, j, lengths, h=1e-4):
+    """Of two values or scaled partials, by differences of the kernel."""
+
+    def shifted(point, axis, sign):
+        step = np.zeros(len(point))
+        if axis:
+            step[axis - 1] = sign * h * lengths[axis - 1]
+        return point + step
+
+    if i and j:
+        terms = [s * t * kernel(shifted(a, i, s), shifted(b, j, t), lengths) for s in (1, -1) for t in (1, -1)]
+        return sum(terms) / (4 * h * h)
+    if i or j:
+        terms = [s * kernel(shifted(a, i, s), shifted(b, j, s), lengths) for s in (1, -1)]
+        return sum(terms) / (2 * h)
+    return kernel(a, b, lengths)
+
+
+def test_covariances_are_derivatives_of_the_kernel():
+    rng = np.random.default_rng(0)
+    a, b, lengths = rng.normal(size=(2, 2)), rng.normal(size=(3, 2)), np.array([0.7, 1.6])
+    full, _, _ = gaussian_process._blocks(a, b, lengths, partials=(True, True))
+    full = full.reshape(3, 2, 3, 3)
+    for i, n, j, m in np.ndindex(full.shape):
+        assert full[i, n, j, m] == pytest.approx(covariance(a[n], i, b[m], j, lengths), abs=1e-6)
+
+
+@pytest.mark.parametrize("known", ["all", "some", "values"])
+def test_the_likelihood_by_its_definition_and_its_gradient_by_differences(known):
+    x, y, j = samples(6)
+    if known == "some":
+        j[2, :, 0] = j[4, :, 1] = np.nan
+    data, _ = standardize(x, y, None if known == "values" else j)
+    observed = gaussian_process._observed(data, np.arange(2))
+    parameters = np.log([0.8, 1.3, 1e-2, 3e-2])
+    value, gradient = gaussian_process._likelihood(parameters, observed)
+    full, _, _ = gaussian_process._blocks(data.x, data.x, np.exp(parameters[:2]), partials=(True, True))
+    part = full[np.ix_(observed.index, observed.index)]
+    part += np.diag(np.where(observed.axis > 0, 3e-2, 1e-2))
+    scale = np.array([1.0, 0.8, 1.3])[observed.axis]
+    h = (observed.axis == 0).astype(float)
+    expected = 0.0
+    for k in range(2):
+        z = observed.z[:, k] * scale
+        mean = h @ np.linalg.solve(part, z) / (h @ np.linalg.solve(part, h))
+        variance = (z - mean * h) @ np.linalg.solve(part, z - mean * h) / len(z)
+        expected += 0.5 * (len(z) * np.log(variance) + np.linalg.slogdet(part)[1]) - np.log(scale).sum()
+    assert value == pytest.approx(expected, rel=1e-9)
+    for i in range(4):
+        step = np.zeros(4)
+        step[i] = 1e-5
+        ahead, behind = (gaussian_process._likelihood(parameters + sign * step, observed)[0] for sign in (1, -1))
+        assert gradient[i] == pytest.approx((ahead - behind) / 2e-5, abs=1e-5)
+
+
+def test_it_goes_through_what_is_known():
+    x, y, j = samples()
+    j[3, 1] = np.nan  # outputs with different patterns
+    data, scaler = standardize(x, y, j)
+    process = fit_gaussian_process(data)
+    assert len(process.groups) == 2
+    found, partials, std = process(data.x, jacobian=True, std=True)
+    np.testing.assert_allclose(scaler.outputs(found), y, atol=1e-4)
+    known = ~np.isnan(j)
+    np.testing.assert_allclose(scaler.jacobian(partials)[known], j[known], atol=2e-3)
+    assert np.all(std < 1e-2)
+
+
+def test_its_jacobian_is_that_of_its_mean():
+    x, y, j = samples()
+    data, _ = standardize(x, y, j)
+    process = fit_gaussian_process(data)
+    points = np.random.default_rng(3).normal(size=(5, 2))
+    _, partials, _ = process(points)
+    for i in range(2):
+        step = np.zeros(2)
+        step[i] = 1e-4
+        ahead, behind = (process(points + sign * step, jacobian=False)[0] for sign in (1, -1))
+        np.testing.assert_allclose(partials[:, :, i], (ahead - behind) / 2e-4, atol=1e-4)
+
+
+def test_what_is_held_out_and_what_is_free():
+    x, y, j = samples(30)
+    data, _ = standardize(x, y, j)
+    assert conditions_on(data) == 90
+    assert held_out_loss(data, 0) < 1e-4
+    assert held_out_loss(data.rows(np.arange(8)), 0) is None
+    more = with_free_samples(data, fit_gaussian_process(data), seed=0, count=20)
+    assert len(more) == 50
+    assert more.y_weights.sum() == pytest.approx(1.0)
+    assert more.t_weights.sum() == pytest.approx(data.t_weights.sum())
+    assert (more.x[30:] >= data.x.min(0)).all()
+    assert (more.x[30:] <= data.x.max(0)).all()
+
+
+def test_large_data_are_not_tried(monkeypatch):
+    monkeypatch.setattr(gaussian_process, "LARGEST", 50)
+    x, y, j = samples(30)
+    assert held_out_loss(standardize(x, y, j)[0], 0) is None
