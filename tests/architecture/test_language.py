@@ -50,3 +50,11 @@ def test_what_counts_on_a_page(tmp_path):
         "The file is kept.\n\nThe field `kept` and slopes.\n\n```python\nfound = 1\n```\n", encoding="utf-8"
     )
     assert [(hit.line, hit.word) for hit in words.hits(page)] == [(3, "kept"), (3, "slopes"), (6, "found")]
+
+
+PAGES = ("docs", "README.md", "CONTRIBUTING.md")
+
+
+def test_pages_use_the_standard_terms():
+    hits = [hit for path in words.files([ROOT / part for part in PAGES]) for hit in words.hits(path)]
+    assert not [f"{hit.path.name}:{hit.line}: {hit.word}" for hit in hits]

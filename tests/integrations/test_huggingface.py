@@ -176,6 +176,7 @@ def train_in_two(accumulate, out):
     settings = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": accumulate, "ddp_backend": "gloo"}
     trainer = train(objective(student, teacher, **SHARES), out, samples=24, **settings)
     kind = type(trainer.model_wrapped).__name__
+    assert not trainer.model_wrapped.find_unused_parameters
     return student, trainer.state.log_history[-2]["loss"], kind
 
 

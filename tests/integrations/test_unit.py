@@ -8,7 +8,7 @@ import torch
 from tests.training.processes import both
 from torch.nn.parallel import DistributedDataParallel
 
-from jacmatch import EveryRow, GradientShare, InputError, UnsupportedError, integrations
+from jacmatch import Distillation, EveryRow, GradientShare, InputError, UnsupportedError, integrations
 from jacmatch.integrations import TrainingUnit, require
 
 from .cases import X, Y, difference, networks, objective, plain_loop, steps
@@ -70,6 +70,18 @@ def test_what_is_no_objective_is_refused():
         InputError, match=r"`objective` of `TrainingUnit` must be an objective\. Got Images\. Pass Dist"
     ):
         TrainingUnit(networks()[0])
+
+
+def test_fp16_is_refused_where_derivatives_are_taken():
+    student, teacher = networks()
+    with torch.autocast("cpu", torch.float16):
+        with pytest.raises(
+            UnsupportedError, match=r"`Distillation` cannot take derivatives under autocast in fp16.*bf16"
+        ):
+            TrainingUnit(objective(student, teacher))(X[:4], Y[:4])
+        assert TrainingUnit(Distillation(student, teacher, jacobians=0.0))(X[:4], Y[:4])["loss"].isfinite()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert TrainingUnit(objective(student, teacher))(X[:4], Y[:4])["loss"].isfinite()
 
 
 def test_without_a_framework_the_error_says_what_to_install():

@@ -36,11 +36,11 @@ def test_a_figure_is_shown_and_cannot_act(tmp_path):
     assert "script" not in page.tags
 
 
-def test_a_narrow_figure_is_for_phones_and_a_figure_without_one_scrolls(tmp_path):
+def test_a_small_figure_is_for_phones_and_a_figure_without_one_scrolls(tmp_path):
     run = reproduced(tmp_path / "run")
     run.write_bytes("figure.svg", b"<svg>wide</svg>")
     assert "<figure class='drawn wide'><img class=whole" in write_report(run.path).read_text()
-    run.write_bytes("figure-narrow.svg", b"<svg>narrow</svg>")
+    run.write_bytes("figure-small.svg", b"<svg>small</svg>")
     page = write_report(run.path).read_text()
-    narrow = base64.b64encode(b"<svg>narrow</svg>").decode()
-    assert f'<source media="(max-width: 40rem)" srcset="data:image/svg+xml;base64,{narrow}">' in page
+    small = base64.b64encode(b"<svg>small</svg>").decode()
+    assert f'<source media="(max-width: 40rem)" srcset="data:image/svg+xml;base64,{small}">' in page

@@ -244,7 +244,7 @@ def test_what_was_not_measured_is_a_dash():
 
 
 def luminance(color):
-    parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    parts = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
@@ -262,7 +262,7 @@ def test_every_color_stands_out_from_its_background():
 
 
 def misshapen():
-    """A sheet with fewer students than methods."""
+    """Arrays with fewer students than methods."""
     one, file = np.zeros((3, 1, 8, 8)), io.BytesIO()
     few = {"students": np.zeros((1, 3, 1, 8, 8)), "methods": np.array(["a", "b"]), "cosines": np.zeros((1, 3))}
     np.savez(file, images=one, teacher=one, labels=np.arange(3), **few)
@@ -274,8 +274,8 @@ def test_folders_without_a_comparison_are_refused(tmp_path):
     other = Run.create(tmp_path / "other", "doctor", {}, "1")
     other.write_result({"job": "doctor", "version": "1", "seed": 0, "seconds": 1.0, "settings": {}})
     for name, cut in {"damaged": b"nonsense", "empty": b"", "torn": None, "misshapen": misshapen()}.items():
-        sheet = comparison(tmp_path / name, label="x").path / "jacobian_figure.npz"
-        sheet.write_bytes(sheet.read_bytes()[:500] if cut is None else cut)
+        arrays = comparison(tmp_path / name, label="x").path / "jacobian_figure.npz"
+        arrays.write_bytes(arrays.read_bytes()[:500] if cut is None else cut)
     result = comparison(tmp_path / "rows", label="x").path / "result.json"
     result.write_text(result.read_text().replace('"mean"', '"average"'))
     for name, message in {
@@ -295,7 +295,7 @@ def test_folders_without_a_comparison_are_refused(tmp_path):
 
 def color_blind(color, missing):
     """A color in linear RGB as somebody sees it who lacks a cone (Viénot, Brettel and Mollon, 1999)."""
-    parts = np.array([int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]) ** 2.2
+    parts = np.array([int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]) ** 2.2
     to_lms = np.array([[17.8824, 43.5161, 4.11935], [3.45565, 27.1554, 3.86714], [0.0299566, 0.184309, 1.46709]])
     seen = {
         "red": [[0, 2.02344, -2.52581], [0, 1, 0], [0, 0, 1]],
@@ -305,7 +305,7 @@ def color_blind(color, missing):
 
 
 @pytest.mark.parametrize("missing", ["red", "green"])
-def test_the_main_colors_are_told_apart_without_a_cone(missing):
+def test_the_main_colors_differ_without_a_cone(missing):
     """Grey, orange and blue carry the comparison that every table makes."""
     for scheme in (0, 1):
         seen = [color_blind(PALETTE[name][scheme], missing) for name in ("grey", "orange", "blue")]

@@ -31,8 +31,8 @@ def crowd(count):
 def panels(picture):
     """The panels of an SVG file, and the size of the picture."""
     root = ET.fromstring(picture)
-    found = [each for each in root.iter() if each.get("id", "").startswith("axes_")]
-    return len(found), [float(root.get(key).removesuffix("pt")) for key in ("width", "height")]
+    axes = [each for each in root.iter() if each.get("id", "").startswith("axes_")]
+    return len(axes), [float(root.get(key).removesuffix("pt")) for key in ("width", "height")]
 
 
 def bands(picture):
@@ -52,18 +52,18 @@ def test_many_lines_in_several_panels_have_their_names_at_their_ends():
     assert bands(many) == 2  # of the panel with two lines
 
 
-def test_a_narrow_figure_has_its_panels_below_each_other():
-    wide, narrow = (
-        panels(line_figure([("t", crowd(2)), ("u", crowd(2))], x_label="n", y_label="%", narrow=narrow))
-        for narrow in (False, True)
+def test_a_small_figure_has_its_panels_below_each_other():
+    wide, small = (
+        panels(line_figure([("t", crowd(2)), ("u", crowd(2))], x_label="n", y_label="%", small=small))
+        for small in (False, True)
     )
-    assert wide[0] == narrow[0] == 2
-    assert narrow[1][0] < 340 < wide[1][0]
-    assert narrow[1][1] > wide[1][1]
+    assert wide[0] == small[0] == 2
+    assert small[1][0] < 340 < wide[1][0]
+    assert small[1][1] > wide[1][1]
 
 
 def test_a_method_has_its_color_in_a_figure():
-    picture = line_figure([("t", [Line("values + slopes", [1.0], [2.0])])], x_label="n", y_label="%").decode()
+    picture = line_figure([("t", [Line("values + derivatives", [1.0], [2.0])])], x_label="n", y_label="%").decode()
     assert PALETTE["blue"][0] in picture
     assert PALETTE["orange"][0] not in picture
 

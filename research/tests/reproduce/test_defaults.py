@@ -132,3 +132,9 @@ def test_the_experiments_run(tmp_path, monkeypatch, name):
     monkeypatch.setenv("JACMATCH_CACHE", str(tmp_path / "cache"))
     assert main(["reproduce", name, "--smoke", "--per-class", "5", "--out", str(tmp_path / "run"), "--json"]) == 0
     assert (tmp_path / "run" / "result.json").is_file()
+
+
+def test_networks_have_the_names_that_run_folders_of_version_0_1_know():
+    from jacmatch.teachers.cached import fingerprint
+
+    assert fingerprint._name_of(two_pairs.Block) == "jacmatch.recipes.reproduce.two_pairs.Block"

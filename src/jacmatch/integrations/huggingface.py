@@ -224,6 +224,8 @@ class JacmatchTrainer(Trainer):  # type: ignore[misc]
             rule = "`JacmatchTrainer` must not have arguments whose part the objective takes."
             raise InputError(rule, got=", ".join(replaced), do="Leave them out; the objective has student and losses.")
         unit = TrainerModel(objective, input_name=input_name)
+        if args is not None and args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False  # the loss of the unit reaches all parameters
         super().__init__(model=unit, args=args, **settings)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1:
             raise UnsupportedError(
@@ -272,7 +274,7 @@ class JacmatchTrainer(Trainer):  # type: ignore[misc]
         self._unit.progress = self.state.global_step / max(self.state.max_steps, 1)
         outputs = model(**inputs)
         loss = outputs["loss"]
-        if model.training:
+        if model.training and self.is_in_train:
             batches = self.current_gradient_accumulation_steps
             part = len(self._inputs(inputs)) * self.args.world_size / self._samples
             loss = loss * (part * batches)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian.engines import connected
 from jacmatch.jacobian.wrappers import in_several_processes
 from jacmatch.objectives import Objective, Terms
@@ -72,7 +72,11 @@ class TrainingUnit(nn.Module):
             y: Labels.
             with_outputs: A loss of the student's outputs that the framework adds, returned as `of_outputs`.
             **settings: Other arguments of the objective's `forward`, such as `ids` and `progress`.
+
+        Raises:
+            UnsupportedError: derivatives are taken under autocast in fp16, where small ones are 0.
         """
+        self._check_precision(x)
         part, weights = _part(len(x)), self.objective.loss_weights
         if part is not None and settings.get("ids") is None:
             settings["ids"] = part.rank + part.ranks * torch.arange(len(x), device=x.device)
@@ -93,6 +97,16 @@ class TrainingUnit(nn.Module):
         detached = {name: value.detach() for name, value in values.items()}
         more = {} if with_outputs is None else {"of_outputs": with_outputs(terms.student_outputs)}
         return {"loss": loss, "student_outputs": terms.student_outputs.detach(), **more, **detached}
+
+    def _check_precision(self, x: Tensor) -> None:
+        """Refuse fp16 where derivatives are taken without a scale of their own, which frameworks do not know."""
+        device, objective = x.device.type, self.objective
+        half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+        if half and objective.takes_derivatives and objective.differentiation.scale is None:
+            raise UnsupportedError(
+                f"`{type(objective).__name__}` cannot take derivatives under autocast in fp16: small ones become 0, "
+                "and a gradient scaler scales only the loss. Use bf16, or `jacmatch distill --precision fp16`."
+            )
 
 
 def _part(samples: int) -> Part | None:

@@ -28,7 +28,7 @@ class JobFields:
 
     no_settings: ClassVar[tuple[str, ...]] = (
         *("out", "devices", "max_steps", "workers", "prefetch", "resident_mib"),
-        *("allow_code", "doctor"),
+        *("allow_code", "doctor", "logger"),
     )
     """Fields that do not decide the result, so they are not among the settings of a run."""
 

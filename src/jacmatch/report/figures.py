@@ -17,21 +17,21 @@ from jacmatch.report.style import PALETTE, Style, styles
 
 _TEXT = "#010101"  # stands for the text color of the page until the picture is in it
 _STANDS_FOR = {f"#0102{number:02x}": name for number, name in enumerate(PALETTE)}
-_POINTS = 300  # drawn of one curve
-_PIXELS = 96  # on a side of an image
+_POINTS = 300  # most points drawn of one curve
+_PIXELS = 96  # most pixels on a side of an image
 _BANDS, _LINES = 3, 5  # most lines of a panel with bands, and in one panel without direct labels
 _PALE = "#c4c9cf"
 
 
 def curves(series: Mapping[str, Sequence[Sequence[dict[str, Any]]]], measure: str, *, width: float = 10.0) -> str:
-    """Return validation curves as SVG: a line for each method, mean over seeds, with a band from least to greatest.
+    """Return validation curves as SVG: the mean over seeds of each method, and a band from minimum to maximum.
 
     Colors are those of the page: `currentColor` and the variables of `style.PALETTE`. Method names are not drawn.
 
     Args:
-        series: For each method the metrics of its seeds. Of a step logged twice the later row counts.
+        series: The metrics of the seeds of each method. If a step was logged twice, the later row counts.
         measure: `accuracy` or `rmse`.
-        width: In inches; letters have the same size in a narrow picture as in a wide one.
+        width: In inches; letters have the same size at every width.
     """
     from matplotlib.figure import Figure  # takes half a second, so not before something is drawn
     from matplotlib.ticker import MaxNLocator
@@ -62,7 +62,7 @@ def _dashes(style: Style) -> Any:
 
 
 def _by_step(seeds: Sequence[Sequence[dict[str, Any]]], key: str) -> tuple[Any, Any]:
-    """The steps at which every seed has a value, thinned out to what can be seen, and the values (seed, step)."""
+    """The steps at which every seed has a value, at most `_POINTS` of them, and the values (seed, step)."""
     points = [{row["step"]: row[key] for row in rows if row.get(key) is not None} for rows in seeds]
     steps = sorted(set.intersection(*(set(point) for point in points))) if points else []
     seen = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _POINTS)).round().astype(int))
@@ -71,7 +71,7 @@ def _by_step(seeds: Sequence[Sequence[dict[str, Any]]], key: str) -> tuple[Any, 
 
 
 def _inline(figure: Any) -> str:
-    """The figure as SVG within a page, with the letters and colors of the page."""
+    """The figure as SVG within a page, in the font and the colors of the page."""
     from matplotlib import rc_context
 
     text = io.StringIO()
@@ -102,7 +102,7 @@ def image(pixels: Any) -> str:
 def signed(jacobian: Any) -> str:
     """Return a row of a Jacobian (C, H, W), summed over channels, as a `data:` address of a PNG.
 
-    Zero is white, and the greatest magnitude, of either sign, is full red (positive) or full blue (negative).
+    Zero is white. The largest magnitude is full red if positive, full blue if negative.
     """
     from matplotlib import colormaps
 
@@ -117,8 +117,8 @@ def _png(colors: Any) -> str:
     every = -(-max(colors.shape[:2]) // _PIXELS)
     file = io.BytesIO()
     pixels = np.ascontiguousarray((255 * colors[::every, ::every]).round().astype(np.uint8))
-    nothing: dict[str, Any] = {"Software": None}  # the same pixels, the same bytes, whatever the version
-    imsave(file, pixels, format="png", metadata=nothing)
+    no_version: dict[str, Any] = {"Software": None}  # so that equal pixels give equal bytes
+    imsave(file, pixels, format="png", metadata=no_version)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
@@ -147,12 +147,12 @@ def line_figure(
     log_x: bool = False,
     log_y: bool = False,
     columns: Sequence[str] = (),
-    narrow: bool = False,
+    small: bool = False,
 ) -> bytes:
-    """Return an SVG file with a panel for each title and its lines; bars are one standard deviation to either side.
+    """Return an SVG file with a panel for each title and its lines; bands and bars are ± one standard deviation.
 
-    Up to three lines have bands, more have error bars. A panel of more than five lines has their names at their ends; a
-    single one becomes a panel for each line, with the others in grey behind it.
+    Up to three lines of a panel have bands, more have error bars. With more than five lines, the names are beside the
+    ends of the lines; if there is only one panel, it becomes one panel for each line with the others in grey.
 
     Args:
         panels: Title and lines of each.
@@ -161,16 +161,16 @@ def line_figure(
         log_x: Whether the abscissa is logarithmic.
         log_y: Whether the ordinate is.
         columns: Labels of the abscissae 0, 1, 2, …; the numbers themselves if left out.
-        narrow: Whether the figure is for a page of 400 pixels.
+        small: Whether the figure is for a page of 400 pixels.
     """
     from matplotlib.figure import Figure
 
     crowded = max((len(lines) for _, lines in panels), default=0) > _LINES
     multiples = crowded and len(panels) == 1
     shown = [(line.label, panels[0][1]) for line in panels[0][1]] if multiples else list(panels)
-    across = max(1, min(len(shown), (2 if narrow else 3) if multiples else 1 if narrow or crowded else 2))
+    across = max(1, min(len(shown), (2 if small else 3) if multiples else 1 if small or crowded else 2))
     down = -(-max(len(shown), 1) // across)
-    size = (2.2 if narrow else 3.1, 2.2) if multiples else (4.4 if narrow else 8.4 if crowded else 4.9, 3.7)
+    size = (2.2 if small else 3.1, 2.2) if multiples else (4.4 if small else 8.4 if crowded else 4.9, 3.7)
     figure = Figure(figsize=(size[0] * across, size[1] * down + 0.5), layout="constrained")
     grid: Any = figure.subplots(down, across, squeeze=False, sharex=multiples, sharey=multiples)
     for index, axes in enumerate(grid.flat):
@@ -194,13 +194,13 @@ def line_figure(
         figure.suptitle(panels[0][0], fontsize=11)
     if not crowded and panels:
         handles, labels = grid[0][0].get_legend_handles_labels()
-        ncols = 1 if narrow else 2 if across < 2 else 3
+        ncols = 1 if small else 2 if across < 2 else 3
         figure.legend(handles, labels, loc="outside lower center", ncols=ncols, fontsize=9, frameon=False)
     return svg(figure)
 
 
 def _draw(axes: Any, lines: Sequence[Line], only: str | None) -> None:
-    """Draw lines, each with its color and dash; with `only`, the line of that label in front of the others in grey."""
+    """Draw lines in their colors and dashes; with `only`, the line of that label, and the others in grey."""
     for style, line in zip(styles([line.label for line in lines]), lines, strict=True):
         if only is not None and line.label != only:
             axes.plot(line.x, line.mean, color=_PALE, linewidth=0.9, zorder=1)
@@ -221,7 +221,7 @@ def _draw(axes: Any, lines: Sequence[Line], only: str | None) -> None:
 
 
 def _scales(axes: Any, log_x: bool, log_y: bool, columns: Sequence[str]) -> None:
-    """Numbers at a logarithmic axis as people write them, 200 and not 2·10²; names at an axis of columns."""
+    """Label a logarithmic axis with plain numbers (200, not 2·10²), and an axis of columns with their names."""
     from matplotlib.ticker import LogFormatter
 
     class Plain(LogFormatter):
@@ -237,22 +237,22 @@ def _scales(axes: Any, log_x: bool, log_y: bool, columns: Sequence[str]) -> None
 
 
 def _name_ends(axes: Any, lines: Sequence[Line]) -> None:
-    """Write the name of each line beside its right end, moved apart so that no name covers another."""
+    """Write the name of each line beside its right end, with a gap between the names."""
     axes.get_ylim()  # computes the limits, which the transform needs
     to_share = axes.transData + axes.transAxes.inverted()  # from data to shares of the panel
     ends = []
     for style, line in zip(styles([line.label for line in lines]), lines, strict=True):
         ends.append((float(to_share.transform((line.x[-1], line.mean[-1]))[1]), line, PALETTE[style.color][0]))
     ends.sort(key=lambda end: end[0])
-    gap, places = 0.075, list[float]()
+    gap, heights = 0.075, list[float]()
     for height, _, _ in ends:
-        places.append(max(height, places[-1] + gap) if places else height)
-    over = max(0.0, places[-1] - 1.0)
-    for place, (_, line, color) in zip(places, ends, strict=True):
+        heights.append(max(height, heights[-1] + gap) if heights else height)
+    over = max(0.0, heights[-1] - 1.0)
+    for height, (_, line, color) in zip(heights, ends, strict=True):
         axes.annotate(
             line.label,
             (line.x[-1], line.mean[-1]),
-            (1.04, place - over),
+            (1.04, height - over),
             textcoords="axes fraction",
             fontsize=9,
             color=color,

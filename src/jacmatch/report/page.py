@@ -1,4 +1,4 @@
-"""The HTML page of a run, written from its folder: tables, learning curves, Jacobians and figures. It loads nothing."""
+"""The HTML page of a run: tables, learning curves, Jacobians and figures. A page loads no other file."""
 
 import base64
 import html
@@ -18,10 +18,10 @@ from jacmatch.report.style import STYLE, Style, styles
 from jacmatch.runs import Run, read_metrics
 from jacmatch.runs.files import plain
 
-FIGURE, NARROW_FIGURE = "figure.svg", "figure-narrow.svg"
-"""The figure of a job that reports tables, and perhaps the same for a page of 400 pixels."""
+FIGURE, SMALL_FIGURE = "figure.svg", "figure-small.svg"
+"""Files of the figure of a run; the second, which need not exist, is for a page of 400 pixels."""
 JACOBIANS = ("jacobian_figure.npz", "sheet.npz")
-"""The arrays of the figure of Jacobians; the second name up to version 0.1."""
+"""File of the arrays of the figure of Jacobians; runs of version 0.1 have the second name."""
 _LARGEST_FIGURE, _LARGEST_ARRAYS = 2**24, 2**26  # bytes
 _IMAGES = 900_000  # bytes of images on a page: of large images fewer rows are shown
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -35,7 +35,7 @@ def write_report(run_dir: str | Path, result: Mapping[str, Any] | None = None) -
 
     Args:
         run_dir: The run folder.
-        result: What will be its result; None for a finished run.
+        result: The result that the run will have; None for a finished run.
 
     Raises:
         InputError: The folder holds no finished run, or one of a job without a page.
@@ -135,14 +135,14 @@ def _tables_page(run: Run, result: Mapping[str, Any]) -> str:
 
 
 def _drawn(run: Run) -> list[str]:
-    """The figure; one without a narrow version scrolls in its box where there is no space for it."""
+    """The figure as HTML. Without a small version it scrolls in a box on a small page."""
     if not (run.path / FIGURE).is_file():
         return []
     wide = f'src="{_svg_address(run, FIGURE)}" alt="The first table, drawn"'
-    if not (run.path / NARROW_FIGURE).is_file():
+    if not (run.path / SMALL_FIGURE).is_file():
         return ["<h2>Figure</h2>", f"<figure class='drawn wide'><img class=whole {wide}></figure>"]
-    narrow = f'<source media="(max-width: 40rem)" srcset="{_svg_address(run, NARROW_FIGURE)}">'
-    return ["<h2>Figure</h2>", f"<figure class=drawn><picture>{narrow}<img {wide}></picture></figure>"]
+    small = f'<source media="(max-width: 40rem)" srcset="{_svg_address(run, SMALL_FIGURE)}">'
+    return ["<h2>Figure</h2>", f"<figure class=drawn><picture>{small}<img {wide}></picture></figure>"]
 
 
 def _svg_address(run: Run, name: str) -> str:
@@ -211,7 +211,7 @@ def _curves(run: Run, result: Mapping[str, Any], marks: Sequence[Style]) -> list
 
 
 def _students(run: Run, method: str) -> list[Path]:
-    """The folders of the students of a method; a name that leads elsewhere has none."""
+    """The folders of the students of a method; none for a name that is a path."""
     return sorted(
         folder / method
         for folder in run.path.glob("seed*")
@@ -246,7 +246,7 @@ def _jacobians(run: Run) -> list[str]:
 
 
 def _images(arrays: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The rows of images as HTML, as many as a page should have, and the headings of their columns."""
+    """The rows of images as HTML, up to `_IMAGES` bytes, and the headings of their columns."""
     students, cosines = arrays["students"], arrays["cosines"]
     headings = ["image", "teacher", *(str(method) for method in arrays["methods"])]
     rows: list[str] = []
@@ -286,7 +286,7 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], marks: Sequen
 
 
 def _pairs(title: str, values: Mapping[str, Any]) -> str:
-    """Names and values that open when the title is clicked."""
+    """Names and values that a click on the title shows."""
     rows = "".join(
         f"<div><dt>{_text(key)}</dt><dd>{_text(value if isinstance(value, str) else json.dumps(value))}</dd></div>"
         for key, value in values.items()
@@ -295,5 +295,5 @@ def _pairs(title: str, values: Mapping[str, Any]) -> str:
 
 
 def _text(value: object) -> str:
-    """The value as text that HTML shows as it is."""
+    """The value as escaped text."""
     return html.escape(str(value), quote=True)

@@ -1,4 +1,4 @@
-"""The look of reports and figures: one color for each method, and the style sheet of the pages."""
+"""The look of reports and figures: one color for each method, and the CSS of the pages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ PALETTE = {
     "purple": ("#a8447d", "#e59ac6"),
     "olive": ("#7a6a00", "#d6c451"),
 }
-"""Colors after Okabe and Ito, which color-blind readers tell apart: on a light and on a dark background. Each has a
+"""Colors after Okabe and Ito, which color-blind readers distinguish: on a light and on a dark background. Each has a
 contrast of at least 4.5 to its background."""
 METHODS = {
     "grey": ("labels", "labels only", "cross-entropy", "first guess", "student: not taught", "λ = 0", "penalty λ = 0"),
@@ -21,15 +21,22 @@ METHODS = {
     ),
     "blue": (
         *("jacobians", "labels + outputs + Jacobians", "lwf+jacobians", "LwF + Jacobians", "default"),
-        *("slopes", "values + slopes", "values + partials", "values + Jacobians", "student: values + slopes"),
+        *(
+            "slopes",
+            "values + slopes",
+            "values + derivatives",
+            "values + partials",
+            "values + Jacobians",
+            "student: values + slopes",
+        ),
     ),
     "green": ("lwf+attention", "LwF + attention"),
     "purple": ("lwf+attention+jacobians", "LwF + attention + Jacobians"),
     "olive": ("oracle", "teacher fine-tuned (oracle)"),
 }
 """The color of each method, in every report and figure: grey learns from labels alone, orange from the teacher's
-outputs or values too, blue from its derivatives too. A name may continue after a comma (`values, 4 × steps`): the color
-stays and the dash changes. Other names get the colors that are left."""
+outputs or values too, blue from its derivatives too. A variant after a comma (`values, 4 × steps`) has the same color
+and another dash. Other names get the unused colors."""
 DASHES = ("2 2", "7 3", "", "9 3 2 3", "4 2", "12 3", "6 2 2 2 2 2", "1 3", "14 2 2 2", "3 5")
 """The first six belong to the colors, in their order: neither color nor dash alone distinguishes two methods."""
 

@@ -171,8 +171,8 @@ def comma_separated(result: Mapping[str, Any]) -> str:
     headings += [f"{column}_{part}" for column in columns for part in ("mean", "std")]
     lines: list[list[Any]] = [[*headings, f"{key}_values"]]
     for row in result["rows"]:
-        found = [row.get(column) or row["agreement"].get(column) or {} for column in columns]
-        numbers = [each.get(part) for each in found for part in ("mean", "std")]
+        spreads = [row.get(column) or row["agreement"].get(column) or {} for column in columns]
+        numbers = [each.get(part) for each in spreads for part in ("mean", "std")]
         whole = [row[name] for name in ("method", "label", "seeds", "steps")]
         lines.append([*whole, *numbers, " ".join(str(value) for value in row[key]["values"])])
     text = io.StringIO()

@@ -13,7 +13,7 @@ Every file but `metrics.jsonl` appears whole or not at all. JSON is strict: NaN 
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,8 @@ class Run:
     """Whether this is one of several processes of the job, and another one writes: then all writing is left out."""
     identity: str | None = None
     """Of a run inside a run: a digest of the inputs of that one."""
+    observer: Callable[[Mapping[str, Any]], None] | None = field(default=None, compare=False, repr=False)
+    """Called with each row that is logged."""
 
     @classmethod
     def create(
@@ -272,6 +274,8 @@ class Run:
         line = json.dumps(plain(row, "metrics")) + "\n"
         with disk(self.path):
             append(self.path / METRICS, line.encode())
+        if self.observer is not None:
+            self.observer(row)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The logged rows, in order; see `read_metrics`."""

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.training.data import AUGMENTATIONS
+from jacmatch.training.loggers import LOGGERS, Logger
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "step")
@@ -82,6 +83,9 @@ class Training:
     doctor: bool = True
     """Run the pre-flight check before the first step: gradients against differences of the loss, teacher, terms. It
     changes no result."""
+    logger: Logger | None = None
+    """Log the metrics to this tool as well: csv and tensorboard in RUN/logs, wandb and mlflow where the tool's own
+    settings say. It changes no result."""
     compile: bool = False
     """Compile the objective: student, Jacobian products and losses as one graph. Where that fails, a warning
     says why."""
@@ -120,6 +124,8 @@ class Training:
         _known("schedule", self.schedule, SCHEDULES)
         _known("precision", self.precision, PRECISIONS)
         _known("on_not_finite", self.on_not_finite, ("stop", "skip"))
+        if self.logger is not None:
+            _known("logger", self.logger, LOGGERS)
         for name in self.augment:
             _known("augment", name, AUGMENTATIONS)
 

@@ -27,6 +27,7 @@ from jacmatch.training.data import Batches, resident
 from jacmatch.training.distributed import ProcessGroup, unsynced
 from jacmatch.training.evaluation import find_device
 from jacmatch.training.identity import SAMPLES, identity
+from jacmatch.training.loggers import logged
 from jacmatch.training.state import State, begin, channels_last, make_batches, scale_derivatives
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -169,7 +170,7 @@ def fit(
         if run is not None:
             resume(state, run)
         held_out = None if validation is None else resident(validation, device, settings.resident_mib * 2**20)
-        with closing(batches), not_finite.reported(state, batches, run):
+        with logged(settings.logger, run) as run, closing(batches), not_finite.reported(state, batches, run):
             checks.check_before_training(state, batches, run)
             _loop(state, batches, held_out, run, on_step, interrupted)
         state.gather()

@@ -80,6 +80,7 @@ _FREE = (
     "resident_mib",
     "skip_at_most",
     "doctor",
+    "logger",
 )  # settings that change no weight
 
 

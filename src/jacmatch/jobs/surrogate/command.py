@@ -24,7 +24,7 @@ from jacmatch.jobs.surrogate.source import Source, output_units, source
 from jacmatch.jobs.surrogate.tables import LABELS, figure, tables
 from jacmatch.models import count_parameters
 from jacmatch.objectives import Regression
-from jacmatch.report.page import FIGURE, NARROW_FIGURE
+from jacmatch.report.page import FIGURE, SMALL_FIGURE
 from jacmatch.runs import Run, spread
 from jacmatch.surrogates.gaussian_process import (
     LARGEST,
@@ -319,7 +319,7 @@ class Surrogate(SurrogateFields):
         }
         result["tables"] = [table.plain() for table in tables(result)]
         run.write_bytes(FIGURE, figure(result))
-        run.write_bytes(NARROW_FIGURE, figure(result, narrow=True))
+        run.write_bytes(SMALL_FIGURE, figure(result, small=True))
         return result
 
     def _export(self, run: Run, student: nn.Module, test: Asked) -> dict[str, Any]:

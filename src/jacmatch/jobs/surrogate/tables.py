@@ -16,7 +16,7 @@ def tables(result: Result) -> list[Table]:
     return [_errors(result), _costs(result)]
 
 
-def figure(result: Result, *, narrow: bool = False) -> bytes:
+def figure(result: Result, *, small: bool = False) -> bytes:
     """Return both errors over the number of training points as an SVG file, wide or for a page of 400 pixels."""
     panels = []
     for measure, title in (("values", "values"), ("slopes", "slopes")):
@@ -29,9 +29,7 @@ def figure(result: Result, *, narrow: bool = False) -> bytes:
                 lines.append(Line(LABELS[method], [n for n, _ in points], means, _bands(means, stds)))
         if lines:
             panels.append((f"RMSE of {title} in units", lines))
-    return line_figure(
-        panels, x_label="training points", y_label="RMSE in units", log_x=True, log_y=True, narrow=narrow
-    )
+    return line_figure(panels, x_label="training points", y_label="RMSE in units", log_x=True, log_y=True, small=small)
 
 
 def _bands(means: list[float], stds: list[float | None]) -> list[float | None]:

@@ -86,10 +86,14 @@ _FORMER_MODULES = {
     "jacmatch.models.mlp.ScaledMLP": "jacmatch.models.scaled.ScaledMLP",
 }
 """Classes that have moved. Caches and checkpoints name them by the module that they were in."""
+_FORMER_PACKAGES = {"jacmatch_research.": "jacmatch.recipes.", "jacmatch.jobs.": "jacmatch.recipes."}
 
 
 def _name_of(kind: type) -> str:
     name = f"{kind.__module__}.{kind.__qualname__}"
+    for package, former in _FORMER_PACKAGES.items():
+        if name.startswith(package):
+            return former + name.removeprefix(package)
     return _FORMER_MODULES.get(name, name)
 
 

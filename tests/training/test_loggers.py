@@ -1,0 +1,137 @@
+"""Loggers: the rows of a run's metrics, in the files of Fabric's loggers and in calls of wandb and mlflow."""
+
+import csv
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from jacmatch.datasets import Split
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.objectives import Distillation
+from jacmatch.runs import Run
+from jacmatch.training import Training, fit
+
+STEPS = [10, 20, 40]  # of the first checkpoint, and every twentieth
+SPLIT = Split(torch.rand(20, 3), torch.arange(20) % 2)
+
+
+def train(folder, logger, steps=40, stop=None, seed=0):
+    """Forty steps, of which every twentieth is logged."""
+    torch.manual_seed(0)
+    run = Run.create(folder, "train", {"lr": 0.1, "steps": steps}, "0.1.0")
+    settings = Training(steps=steps, batch_size=10, logger=logger, max_steps=stop, doctor=False)
+    fit(Distillation(nn.Linear(3, 2)), SPLIT, settings, seed=seed, run=run)
+    return run
+
+
+def rows_of(run):
+    return [{key: value for key, value in row.items() if key != "step"} for row in run.metrics()]
+
+
+@pytest.mark.ci
+def test_csv_has_the_rows_of_the_run(tmp_path):
+    run = train(tmp_path / "run", "csv")
+    with (run.path / "logs" / "csv" / "version_0" / "metrics.csv").open() as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    assert rows == run.metrics()
+    assert [row["step"] for row in rows] == STEPS
+    assert {"loss", "labels", "share_labels", "lr"} <= set(rows[0])
+
+
+@pytest.mark.ci
+def test_a_resumed_run_goes_on_in_a_new_file_and_ends_as_one_without_a_logger(tmp_path):
+    plain = train(tmp_path / "plain", None)
+    run = train(tmp_path / "run", "csv", stop=20)
+    run = train(tmp_path / "run", "csv")
+    files = sorted((run.path / "logs" / "csv").glob("*/metrics.csv"))
+    assert [file.parent.name for file in files] == ["version_0", "version_1"]
+    assert not (plain.path / "logs").exists()
+    assert [row["loss"] for row in run.metrics()] == [row["loss"] for row in plain.metrics()]
+
+
+class Calls(types.ModuleType):
+    """A module that stands for a tool, and records the calls of it."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.calls = []
+
+    def recorded(self, name, result=None):
+        def call(*args, **kwargs):
+            self.calls.append((name, args, kwargs))
+            return result
+
+        return call
+
+
+@pytest.mark.ci
+def test_wandb_gets_each_row_with_its_step_and_the_settings(tmp_path, monkeypatch):
+    tool = Calls("wandb")
+    tool.init = tool.recorded("init", types.SimpleNamespace(log=tool.recorded("log"), finish=tool.recorded("finish")))
+    monkeypatch.setitem(sys.modules, "wandb", tool)
+    run = train(tmp_path / "run", "wandb")
+    (_, _, began), *logged, (last, _, _) = tool.calls
+    assert began["config"] == {"lr": 0.1, "steps": 40}
+    assert (began["project"], began["resume"]) == ("jacmatch", "allow")
+    assert [(args[0], kwargs["step"]) for _, args, kwargs in logged] == [
+        (row, step) for row, step in zip(rows_of(run), STEPS, strict=True)
+    ]
+    assert last == "finish"
+
+
+@pytest.mark.ci
+def test_mlflow_gets_each_row_with_its_step_and_the_settings(tmp_path, monkeypatch):
+    tool = Calls("mlflow")
+    tool.set_experiment = tool.recorded("experiment", types.SimpleNamespace(experiment_id="7"))
+    made = types.SimpleNamespace(info=types.SimpleNamespace(run_id="9"))
+    client = {"create_run": tool.recorded("run", made)}
+    client |= {name: tool.recorded(name) for name in ("log_param", "log_batch", "set_terminated")}
+    tool.MlflowClient = lambda: types.SimpleNamespace(**client)
+    tool.entities = types.SimpleNamespace(Metric=lambda key, value, time, step: (key, value, step))
+    monkeypatch.setitem(sys.modules, "mlflow", tool)
+    run = train(tmp_path / "run", "mlflow")
+    given = {args[1]: args[2] for name, args, _ in tool.calls if name == "log_param"}
+    assert given == {"lr": 0.1, "steps": 40}
+    metrics = [kwargs["metrics"] for name, _, kwargs in tool.calls if name == "log_batch"]
+    expected = [
+        [(key, value, step) for key, value in row.items()] for row, step in zip(rows_of(run), STEPS, strict=True)
+    ]
+    assert metrics == expected
+    assert tool.calls[-1][:2] == ("set_terminated", ("9",))
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "tensorboard"])
+def test_a_missing_tool_is_named(tmp_path, monkeypatch, name):
+    def missing(*args, **kwargs):
+        raise ModuleNotFoundError("Neither `tensorboard` nor `tensorboardX` is available.")
+
+    monkeypatch.setattr("lightning_fabric.loggers.TensorBoardLogger", missing)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UnsupportedError, match=rf"The logger {name} needs the package {name}.*pip install {name}"):
+        train(tmp_path / "run", name)
+
+
+@pytest.mark.ci
+def test_the_log_is_closed_where_a_training_stops(tmp_path, monkeypatch):
+    tool = Calls("wandb")
+    tool.init = tool.recorded("init", types.SimpleNamespace(log=tool.recorded("log"), finish=tool.recorded("finish")))
+    monkeypatch.setitem(sys.modules, "wandb", tool)
+    run = Run.create(tmp_path / "run", "train", {}, "0.1.0")
+
+    def interrupt(step, row):
+        raise KeyboardInterrupt
+
+    settings = Training(steps=5, batch_size=10, logger="wandb", doctor=False)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Distillation(nn.Linear(3, 2)), SPLIT, settings, seed=0, run=run, on_step=interrupt)
+    assert tool.calls[-1][0] == "finish"
+
+
+@pytest.mark.usefixtures("as_users_run")
+def test_an_unknown_logger_is_refused():
+    with pytest.raises(InputError, match="`logger` of `Training` must be a known name"):
+        Training(logger="paper")
