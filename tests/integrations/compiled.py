@@ -27,9 +27,13 @@ def lightning(objective):
     fit(objective, X[:20], Y[:20])
 
 
-student, teacher = networks()
-plain, trained = copy.deepcopy(student), objective(student, teacher)
-globals()[sys.argv[1]](trained)
-plain_loop(objective(plain, teacher), steps(20, 4))
-report = trained.compiled.report()
-print(json.dumps({**report, "difference": difference(student, plain)}))
+def main(framework):
+    student, teacher = networks()
+    plain, trained = copy.deepcopy(student), objective(student, teacher)
+    globals()[framework](trained)
+    plain_loop(objective(plain, teacher), steps(20, 4))
+    print(json.dumps({**trained.compiled.report(), "difference": difference(student, plain)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
