@@ -1,4 +1,4 @@
-"""`jacmatch compare`: how far two models agree in value and in slope, an audit of a compressed or exported model."""
+"""`jacmatch compare`: how far two models agree in values and Jacobians, an audit of a compressed or exported model."""
 
 import time
 from dataclasses import dataclass

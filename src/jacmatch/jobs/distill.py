@@ -1,4 +1,4 @@
-"""`jacmatch distill`: teacher → student, with and without slopes, at equal optimiser steps."""
+"""`jacmatch distill`: teacher → student, with and without Jacobians, at equal optimizer steps."""
 
 import time
 from collections.abc import Sequence
@@ -31,12 +31,12 @@ from jacmatch.training import Batches, agreement, find_device
 from jacmatch.training.distributed import ProcessGroup
 
 ENGINE = "engine.json"
-"""What the trial of engines found, in a run folder: the choice is made once for a run and kept when it goes on."""
+"""File of the engine benchmark in a run folder: a run measures once, and uses the same engine when it resumes."""
 
 
 @dataclass(frozen=True)
 class Distill(TeachingFields):
-    """Distil a teacher into a student: labels only, + outputs, + outputs and Jacobians, at equal optimiser steps."""
+    """Distil a teacher into a student: labels only, + outputs, + outputs and Jacobians, at equal optimizer steps."""
 
     main: ClassVar[str] = "data teacher student per_class methods seeds steps device out smoke"
     examples: ClassVar[tuple[str, ...]] = ("", "--data npz:my.npz --teacher runs/teacher --student mlp:16")
@@ -59,7 +59,7 @@ class Distill(TeachingFields):
             same_inputs(run, data, networks=(description,))
             teacher = self.taught_by(data, shown)
             same_teacher(run, data, teacher.network)
-            self._examine(run, description, data)
+            self._check_student(run, description, data)
             if self.cache is not None:
                 teacher = replace(teacher, cached=cached_teachers(self, self.cache, data, teacher.network))
             cells = [
@@ -86,7 +86,7 @@ class Distill(TeachingFields):
         train, validation = self.parts(data, self.samples_per_class(data), cell.seed)
         torch.manual_seed(cell.seed)
         student = description.build()
-        objective = self.objective(cell.method, student, teacher.asked(cell.seed), train, data, cell.seed)
+        objective = self.objective(cell.method, student, teacher.for_seed(cell.seed), train, data, cell.seed)
         self._choose_engine(run, objective, train)
 
         def finish() -> tuple[nn.Module, dict[str, Any]]:
@@ -129,7 +129,7 @@ class Distill(TeachingFields):
             "settings": self.settings(),
         }
 
-    def _examine(self, run: Run, description: networks.Description, data: Data) -> None:
+    def _check_student(self, run: Run, description: networks.Description, data: Data) -> None:
         """The doctor looks at the student before the first step."""
         if "jacobians" not in self.methods or not self.doctor or run.follows:
             return
@@ -141,20 +141,20 @@ class Distill(TeachingFields):
             raise UnsupportedError(f"No derivative engine is right for the student {self.student!r}: {diagnosis}")
 
     def _choose_engine(self, run: Run, objective: Distillation, train: Split) -> None:
-        """Takes the engine of the run: of engine.json, or by a trial on the first batch that is written there."""
-        slopes = objective.differentiation
-        asked = objective.loss_weights.weights["jacobians"]
-        if not asked or slopes.engine != "auto" or slopes.side == "output" or slopes.step is not None:
+        """Set the engine of the run: from `engine.json`, which a benchmark on the first batch writes."""
+        settings = objective.differentiation
+        weight = objective.loss_weights.weights["jacobians"]
+        if not weight or settings.engine != "auto" or settings.side == "output" or settings.step is not None:
             return
         if not run.follows and not (run.path / ENGINE).exists():
-            place = find_device(self.device)
+            device = find_device(self.device)
             partners = objective.needs_partners
             size = self.training().batch_size
-            batches = Batches(train, size, seed=self.seed, augment=self.augment, partners=partners, device=place)
-            measured = benchmark_engines(objective.to(place), batches(0))
+            batches = Batches(train, size, seed=self.seed, augment=self.augment, partners=partners, device=device)
+            measured = benchmark_engines(objective.to(device), batches(0))
             run.write_json(ENGINE, vars(measured))
         chosen = None if run.follows else load_json(run.path / ENGINE)["engine"]
-        slopes.engine = ProcessGroup.current().broadcast(chosen)
+        settings.engine = ProcessGroup.current().broadcast(chosen)
 
     def _samples(self, data: Data) -> int:
         return min(SMOKE_JACOBIANS if self.smoke else 256, len(data.test))

@@ -1,4 +1,4 @@
-"""Which layers of two unlike networks are compared."""
+"""Pairs of layers of two networks that differ in architecture."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from jacmatch.objectives.transfer import Pair
 
 
 def layers_by_resolution(network: nn.Module, shape: tuple[int, ...]) -> list[str]:
-    """The last layer of each resolution of the feature maps, from large to small; single pixels do not count.
+    """Return the last layer of each resolution of the feature maps, from large to small, without single pixels.
 
     Example:
         >>> from jacmatch.models import build
@@ -41,10 +41,10 @@ def layers_by_resolution(network: nn.Module, shape: tuple[int, ...]) -> list[str
     return [last[size] for size in sorted(last, key=lambda size: -size[0] * size[1])]
 
 
-def chosen_pairs(student: nn.Module, teacher: nn.Module, shape: tuple[int, ...], depths: int) -> tuple[Pair, ...]:
-    """At most `depths` pairs, the deepest: the last layers of each resolution on both sides, by relative depth.
+def chosen_pairs(student: nn.Module, teacher: nn.Module, shape: tuple[int, ...], count: int) -> tuple[Pair, ...]:
+    """Return at most `count` pairs, the deepest: the last layers of each resolution, by relative depth.
 
-    With m and n resolutions, min(m, n) pairs are spread evenly from the first to the last of either side.
+    With m and n resolutions there are min(m, n) pairs, spread evenly from the first to the last of either network.
 
     Raises:
         InputError: A network has no feature maps.
@@ -52,30 +52,30 @@ def chosen_pairs(student: nn.Module, teacher: nn.Module, shape: tuple[int, ...],
     sides = [layers_by_resolution(network, shape) for network in (student, teacher)]
     for who, layers in zip(("student", "teacher"), sides, strict=True):
         if not layers:
-            do = "Choose a convolutional network, or methods without attention maps and slopes."
+            do = "Choose a convolutional network, or methods without attention maps and Jacobians."
             raise InputError(f"The {who} must have feature maps with more than one pixel.", got="none", do=do)
-    count = min(map(len, sides))
-    places = [[round(k * (len(side) - 1) / max(count - 1, 1)) for k in range(count)] for side in sides]
-    if count == 1:
-        places = [[len(side) - 1] for side in sides]
-    pairs = [(sides[0][own], sides[1][other]) for own, other in zip(*places, strict=True)]
-    return tuple(pairs[-depths:])
+    most = min(map(len, sides))
+    indices = [[round(k * (len(side) - 1) / max(most - 1, 1)) for k in range(most)] for side in sides]
+    if most == 1:
+        indices = [[len(side) - 1] for side in sides]
+    pairs = [(sides[0][own], sides[1][other]) for own, other in zip(*indices, strict=True)]
+    return tuple(pairs[-count:])
 
 
 def named_pairs(pairs: Sequence[str], student: nn.Module, teacher: nn.Module) -> tuple[Pair, ...]:
-    """The pairs that a user wrote as STUDENT_LAYER:TEACHER_LAYER; what wraps a network may be left out of the path.
+    """Return the pairs that a user wrote as STUDENT_LAYER:TEACHER_LAYER; names of wrappers may be left out.
 
     Raises:
         InputError: A pair is not of that form, or a network has no such layer.
     """
-    found = []
+    named = []
     for pair in pairs:
         own, colon, other = pair.partition(":")
         if not (own and colon and other):
             rule = "Each of `--pairs` must be STUDENT_LAYER:TEACHER_LAYER."
             raise InputError(rule, got=repr(pair), do="Write for example features.conv4:features.6.")
-        found.append((_path("student", student, own), _path("teacher", teacher, other)))
-    return tuple(found)
+        named.append((_path("student", student, own), _path("teacher", teacher, other)))
+    return tuple(named)
 
 
 def _path(who: str, network: nn.Module, layer: str) -> str:

@@ -1,4 +1,4 @@
-"""`jacmatch robust`: a penalty on the network's own Jacobian, and its rival noise, against noise on the input."""
+"""`jacmatch robust`: training with a penalty on the network's own Jacobian or with noise, against noisy inputs."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ from jacmatch.runs import Run, spread
 from jacmatch.training import evaluate_under_shifts
 
 UNSEEN: tuple[tuple[str, float], ...] = (("salt-and-pepper", 0.05), ("blur", 1.0), ("contrast", 0.5))
-"""Shifts of images that no training of this recipe has seen, with their severity."""
+"""Shifts of images that this job never trains on, with their severity."""
 _ONE_PASS = {"label-class", "top-class"}
 
 
@@ -50,7 +50,7 @@ class Variant:
     Attributes:
         penalty: Weight of the penalty.
         noise: Standard deviation of the noise in training.
-        steps: Steps of the optimiser.
+        steps: Optimizer steps.
     """
 
     penalty: float
@@ -59,12 +59,12 @@ class Variant:
 
     @property
     def method(self) -> str:
-        """The name of its folder."""
+        """Name of the folder."""
         return f"noise-{self.noise:g}" if self.noise else f"penalty-{self.penalty:g}"
 
     @property
     def label(self) -> str:
-        """Its name in a table."""
+        """Name in tables."""
         return f"noise {self.noise:g} in training" if self.noise else f"penalty λ = {self.penalty:g}"
 
 
@@ -110,7 +110,7 @@ class Robust(TrainingFields):
     """Statistics of BatchNorm in the derivative: constants, so that samples stay apart, or part of it."""
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Trains and measures, and returns the result that is written to the run folder."""
+        """Train and measure, and return the result that is written to the run folder."""
         self._check()
         self.training()  # refuses wrong settings before anything is trained
         data = load(self.data, self.seed, self.smoke)
@@ -204,7 +204,7 @@ class Robust(TrainingFields):
                 raise InputError(rule, got=" ".join(map(str, given)))
 
     def variants(self, data: Data) -> list[Variant]:
-        """The networks that are trained: those with a penalty, and their rivals."""
+        """Return the networks that are trained: those with a penalty, and those with noise."""
         readout, _ = FORMS[self.penalty]
         rows = 1 if isinstance(readout, Loss) else data.outputs
         passes = 1 + sum(astuple(self._probe().passes(rows)))
@@ -213,7 +213,7 @@ class Robust(TrainingFields):
         return penalized + [Variant(0.0, noise, free) for noise in self.noise_augment]
 
     def objective(self, variant: Variant, student: nn.Module, data: Data, seed: int) -> Robustness:
-        """The objective of a variant."""
+        """Return the objective of a variant."""
         return Robustness(
             student,
             penalty=variant.penalty,
@@ -227,7 +227,7 @@ class Robust(TrainingFields):
         )
 
     def scale(self, data: Data) -> tuple[float, ...] | float:
-        """The unit of penalty and noise."""
+        """Return the unit of penalty and noise."""
         return tuple(data.std) if self.unit == "normalized" else 1.0
 
     def _probe(self) -> Estimator:
@@ -237,13 +237,13 @@ class Robust(TrainingFields):
         return ESTIMATORS[self.probe](count=self.probes, law=law)  # type: ignore[call-arg]
 
     def measured(self, student: nn.Module, split: Split, data: Data) -> dict[str, dict[str, Any]]:
-        """Accuracy (in a regression rmse) under each noise and, for images, each shift: a spread over the draws."""
+        """Return accuracy (RMSE in a regression) under each noise and each shift of images, with its spread."""
         shifts = [("gaussian-noise", level) for level in self.noise_levels]
         shifts += UNSEEN if len(data.shape) == 3 else ()
-        found = evaluate_under_shifts(
+        values = evaluate_under_shifts(
             student, split, shifts, draws=1 if self.smoke else self.draws, scale=self.scale(data), device=self.device
         )
-        return {f"{name} {severity:g}": spread(values) for (name, severity), values in found.items()}
+        return {f"{name} {severity:g}": spread(spreads) for (name, severity), spreads in values.items()}
 
 
 def _row(variant: Variant, results: Sequence[Result]) -> Result:

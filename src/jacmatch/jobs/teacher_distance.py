@@ -1,4 +1,4 @@
-"""How close a student comes to a pretrained teacher, and why that carries over to new images or does not."""
+"""Distance of a student from a pretrained teacher, and a bound of that distance on images that it has not seen."""
 
 from dataclasses import asdict
 from typing import Any
@@ -18,26 +18,26 @@ _BATCH = 50
 
 
 def mixed(split: Split, count: int | None = None) -> Split:
-    """At most `count` samples, or all, in one fixed random order: files of a folder are sorted by class."""
+    """Return at most `count` samples, or all, in one fixed random order: files of a folder are sorted by class."""
     return split.subset(torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:count])
 
 
 def head_agreement(
     network: nn.Module, teacher: nn.Module, classes: int, pairs: tuple[Pair, ...], split: Split, **maps: Any
 ) -> dict[str, float | None]:
-    """Agreement of the second head with the teacher, and mean cosines of attention maps and of their Jacobians.
+    """Return the agreement of the second head, and mean cosines of attention maps and of their Jacobians.
 
     Args:
         network: The student with both heads.
         teacher: The teacher.
         classes: Outputs of the first head.
-        pairs: Layers that are compared; without, there are no cosines.
+        pairs: Layers that are compared; without any, the cosines are None.
         split: The images.
         **maps: `size` and `p` of the maps.
     """
-    shown = 1.0 if pairs else 0.0
+    weight = 1.0 if pairs else 0.0
     heads: dict[str, Any] = {"classes": classes, "labels": 0.0, "outputs": 1.0}
-    objective = Transfer(network, teacher, pairs=pairs, attention=shown, jacobians=shown, **heads, **maps).eval()
+    objective = Transfer(network, teacher, pairs=pairs, attention=weight, jacobians=weight, **heads, **maps).eval()
     sums: dict[str, float] = dict.fromkeys(("top1", "attention", "jacobians"), 0.0)
     for rows in torch.split(torch.arange(len(split)), _BATCH):
         x = split.inputs(rows).to(next(network.parameters()).device)
@@ -58,30 +58,30 @@ def head_agreement(
 
 
 def distances(teacher: nn.Module, layer: str | None, near: Tensor, far: Tensor) -> dict[str, dict[str, float]]:
-    """Distances of a set of images from another, in the room of pixels and in that of the teacher's pooled features.
+    """Return the distances between two sets of images, in pixels and in the teacher's pooled features.
 
     Args:
         teacher: The teacher.
-        layer: Whose features are averaged over all pixels; None leaves that room out.
-        near: The images that the others are measured from.
-        far: The others.
+        layer: Layer whose features are averaged over all pixels; None for pixels alone.
+        near: The images from which the distances are measured.
+        far: The other images.
     """
-    rooms = {"pixels": (far, near)}
+    spaces = {"pixels": (far, near)}
     if layer is not None:
-        rooms["features"] = (features(teacher, layer, far), features(teacher, layer, near))
-    return {room: asdict(Distances.between(*both)) for room, both in rooms.items()}
+        spaces["features"] = (features(teacher, layer, far), features(teacher, layer, near))
+    return {space: asdict(Distances.between(*both)) for space, both in spaces.items()}
 
 
 def features(teacher: nn.Module, layer: str, x: Tensor) -> Tensor:
-    """The teacher's features of a layer, averaged over all pixels."""
-    asked, question = ModuleTeacher(teacher), Question(PooledFeatures(layer))
-    return torch.cat([asked.answer(part, question).values for part in torch.split(x, _BATCH)])
+    """Return the teacher's features of a layer, averaged over all pixels."""
+    source, question = ModuleTeacher(teacher), Question(PooledFeatures(layer))
+    return torch.cat([source.answer(part, question).values for part in torch.split(x, _BATCH)])
 
 
 def bound(
     network: nn.Module, teacher: nn.Module, classes: int, loss: str, temperature: float, near: Tensor, far: Tensor
 ) -> dict[str, float]:
-    """What the match of a student with its teacher on the training images says about other images, in pixel space.
+    """Return the terms of a bound of the student's distance from its teacher on unseen images, in pixel space.
 
     ρ is ‖T(x) − S(x)‖ for the squared loss, and the divergence itself for kl. K is an estimate, and so a lower bound of
     the true constant: the largest of all observed ratios |ρ(x) − ρ(x′)| / ‖x − x′‖ and of all ‖∇ρ(x)‖ on these images.
@@ -91,62 +91,62 @@ def bound(
         teacher: The teacher.
         classes: Outputs of the first head.
         loss: `squared` or `kl`.
-        temperature: Of kl.
+        temperature: Temperature of kl.
         near: The images that the student was trained on.
         far: Images that it has not seen.
     """
 
     def rho(x: Tensor) -> Tensor:
         student: Tensor = network(x)[:, classes:]
-        told: Tensor = teacher(x)
+        reference: Tensor = teacher(x)
         if loss == "kl":
-            return hinton_kl(student, told, temperature)[:, None]
-        return (student - told).square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()
+            return hinton_kl(student, reference, temperature)[:, None]
+        return (student - reference).square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()
 
-    values, slopes = [], []
+    values, norms = [], []
     with evaluating(network), evaluating(teacher):
         for x in torch.split(torch.cat([far, near]), _BATCH):
             each, gradient = vjp(rho, x, torch.ones(len(x), 1))
             values.append(each[:, 0])
-            slopes.append(gradient.flatten(1).norm(dim=1))
-    losses, slope = torch.cat(values), float(torch.cat(slopes).max())
-    found = Bound.of(far, near, losses[: len(far)], losses[len(far) :])
-    found = Bound.of(far, near, losses[: len(far)], losses[len(far) :], max(slope, found.slope))
-    return named(found)
+            norms.append(gradient.flatten(1).norm(dim=1))
+    losses, steepest = torch.cat(values), float(torch.cat(norms).max())
+    unseen, seen = losses[: len(far)], losses[len(far) :]
+    constant = max(steepest, Bound.of(far, near, unseen, seen).slope)
+    return named(Bound.of(far, near, unseen, seen, constant))
 
 
-def named(found: Bound) -> dict[str, float]:
-    """The terms of a bound as plain numbers."""
+def named(terms: Bound) -> dict[str, float]:
+    """Return the terms of a bound as plain numbers."""
     return {
-        "rho_unseen": found.mean,
-        "rho_largest": found.largest,
-        "rho_weighted": found.weighted,
-        "rho_average": found.average,
-        "slope": found.slope,
-        "by_hausdorff": found.by_hausdorff,
-        "by_nearest": found.by_nearest,
-        "by_transport": found.by_transport,
+        "rho_unseen": terms.mean,
+        "rho_largest": terms.largest,
+        "rho_weighted": terms.weighted,
+        "rho_average": terms.average,
+        "slope": terms.slope,
+        "by_hausdorff": terms.by_hausdorff,
+        "by_nearest": terms.by_nearest,
+        "by_transport": terms.by_transport,
     }
 
 
 def nearest_mean_accuracy(teacher: nn.Module, train: Split, test: Split, classes: int) -> float:
-    """Accuracy of the nearest class mean in the space of the teacher's outputs: what they say about the target at all.
+    """Return the accuracy of the nearest class mean among the teacher's outputs: what they tell about the target.
 
     Args:
         teacher: The teacher.
-        train: Gives the means.
-        test: Is classified.
-        classes: Of the target.
+        train: Samples of the means.
+        test: Samples that are classified.
+        classes: Number of classes of the target.
     """
-    known, asked = (_outputs(teacher, split) for split in (train, test))
+    known, unknown = (_outputs(teacher, split) for split in (train, test))
     means = torch.stack([known[train.y.cpu() == number].mean(0) for number in range(classes)])
-    return float((torch.cdist(asked, means).argmin(1) == test.y.cpu()).double().mean())
+    return float((torch.cdist(unknown, means).argmin(1) == test.y.cpu()).double().mean())
 
 
 def _outputs(teacher: nn.Module, split: Split) -> Tensor:
-    place = next(teacher.parameters(), torch.empty(0)).device
+    device = next(teacher.parameters(), torch.empty(0)).device
     with evaluating(teacher):
-        parts = (split.inputs(rows).to(place) for rows in torch.split(torch.arange(len(split)), 2 * _BATCH))
+        parts = (split.inputs(rows).to(device) for rows in torch.split(torch.arange(len(split)), 2 * _BATCH))
         return torch.cat([teacher(x).cpu() for x in parts])
 
 

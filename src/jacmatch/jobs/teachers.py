@@ -29,7 +29,7 @@ from jacmatch.version import __version__
 
 @dataclass(frozen=True)
 class Prepared:
-    """A teacher ready to be asked.
+    """A teacher ready for queries.
 
     Attributes:
         network: The trained network.
@@ -41,8 +41,8 @@ class Prepared:
     source: str
     cached: Mapping[int, Teacher] = field(default_factory=dict)
 
-    def asked(self, seed: int) -> nn.Module | Teacher:
-        """Who is asked in the run with this seed."""
+    def for_seed(self, seed: int) -> nn.Module | Teacher:
+        """Return the teacher of the students with this seed: the cached one, or the network."""
         return self.cached.get(seed, self.network)
 
 

@@ -36,13 +36,13 @@ class Train(TrainingFields):
     """Training samples for each class; 0 for all."""
 
     def run(self, progress: Progress | None = None) -> Result:
-        """Trains, and returns the result that is written to the run folder."""
+        """Train, and return the result that is written to the run folder."""
         data = load(self.data, self.seed, self.smoke)
         with progress or Progress() as shown:
             return self.train(data, shown)
 
     def train(self, data: Data, progress: Progress) -> Result:
-        """The same on loaded data."""
+        """Train on loaded data, and return the result."""
         training = self.training()
         description = networks.Description.of(self.model, data)
         train, validation = self.parts(data, self.per_class, self.seed)

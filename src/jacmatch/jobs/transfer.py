@@ -64,36 +64,36 @@ FAR = 300
 
 @dataclass(frozen=True)
 class Ready:
-    """What all students of a job share.
+    """Data, teacher and layers of a job, which all students share.
 
     Attributes:
         data: The target; its test images are in a fixed random order, so that the first of them are of mixed classes.
         teacher: The pretrained teacher.
-        asked: The same as a teacher; one that remembers is made for each set of training images.
+        answers: The network as a teacher; a memoized one is made for each set of training images.
         description: How a student is built for the target.
         pairs: Layers that are compared.
     """
 
     data: Data
     teacher: Pretrained
-    asked: Teacher
+    answers: Teacher
     description: Description
     pairs: tuple[Pair, ...]
 
     @property
     def classes(self) -> int:
-        """Of the target."""
+        """Number of classes of the target."""
         return self.data.outputs
 
     def student(self) -> nn.Module:
-        """A new student with the target's outputs and, after them, the teacher's."""
-        told = self.teacher.description.outputs
-        return replace(self.description, outputs=self.classes + told).build()
+        """Return a new student with the target's outputs and, after them, the teacher's."""
+        outputs = self.classes + self.teacher.description.outputs
+        return replace(self.description, outputs=outputs).build()
 
 
 _JUDGED = 2000  # test images that the teacher's own outputs are judged by
 _SETS = {"unseen": "unseen images of the target", "source": "images of the source"}
-_ROOMS = {"pixels": "pixels", "features": "the teacher's pooled features"}
+_SPACES = {"pixels": "pixels", "features": "the teacher's pooled features"}
 _TERMS = {
     "rho_unseen": "mean ρ, unseen",
     "rho_average": "mean ρ, training",
@@ -137,9 +137,9 @@ class Transfer(TrainingFields):
     teacher_std: tuple[float, ...] | None = None
     """Standard deviation that they were divided by."""
     steps: int = 200
-    """Optimiser steps."""
+    """Optimizer steps."""
     teacher_steps: int = 400
-    """Optimiser steps of a teacher that is trained first."""
+    """Optimizer steps of a teacher that is trained first."""
     source_classes: int = 0
     """Classes of the data that a teacher is trained on first; 0 for half of them."""
     per_class: int = 10
@@ -158,7 +158,7 @@ class Transfer(TrainingFields):
     pairs: tuple[str, ...] = ()
     """Layers whose attention maps are compared, STUDENT_LAYER:TEACHER_LAYER; chosen by resolution if left out."""
     depths: int = 2
-    """How many pairs are chosen, from the deepest up."""
+    """Number of pairs of layers, the deepest ones."""
     pool: int | None = None
     """Pixels a side that all maps are pooled to; the smaller map of each pair decides if left out."""
     p: float = 2.0
@@ -278,14 +278,18 @@ class Transfer(TrainingFields):
         teacher = ready.teacher
         near, far = self.images(ready, subset)
         layer = ready.pairs[-1][1] if ready.pairs else None
-        found = {"unseen": distances(teacher.network, layer, near, far)}
+        measured = {"unseen": distances(teacher.network, layer, near, far)}
         if teacher.source is not None:
             source = mixed(teacher.source.train, len(far)).inputs()
-            found["source"] = distances(teacher.network, layer, near, source)
-        return found
+            measured["source"] = distances(teacher.network, layer, near, source)
+        return measured
 
     def check(self) -> None:
-        """Refuses settings that are wrong by themselves."""
+        """Check the settings that need no data.
+
+        Raises:
+            InputError: A setting is out of range, or settings do not go together.
+        """
         positive("transfer", seeds=self.seeds, every=self.every, depths=self.depths, teacher_steps=self.teacher_steps)
         positive("transfer", teacher_outputs=self.teacher_outputs, oracle_steps=self.oracle_steps or 1)
         self.training()
@@ -302,7 +306,7 @@ class Transfer(TrainingFields):
             raise InputError(f"{flags} of `transfer` must come with --teacher-weights.")
 
     def ready(self, progress: Progress) -> Ready:
-        """Target, teacher and pairs; a teacher without weights is trained first and kept."""
+        """Return target, teacher and pairs. A teacher without weights is trained first and cached."""
         data = load(self.data, self.seed, self.smoke)
         if data.classes is None:
             raise InputError("`--data` of `transfer` must have classes.", got="a regression")
@@ -319,7 +323,7 @@ class Transfer(TrainingFields):
         return replace(ready, pairs=self.layers(ready))
 
     def layers(self, ready: Ready) -> tuple[Pair, ...]:
-        """The layers that are compared: as named, or chosen by resolution."""
+        """Return the layers that are compared: as named, or chosen by resolution."""
         student, teacher = ready.student(), ready.teacher.network
         if self.pairs:
             return named_pairs(self.pairs, student, teacher)
@@ -347,7 +351,7 @@ class Transfer(TrainingFields):
         return pretrained.trained_first(self.teacher, source, recipe, progress), of_classes(data, range(count, classes))
 
     def objective(self, method: str, student: nn.Module, ready: Ready) -> Distillation | Objective:
-        """The objective of one method; `student` is the fine-tuned teacher for the oracle."""
+        """Return the objective of one method; `student` is the fine-tuned teacher for the oracle."""
         if method == "oracle":
             return Distillation(student, labels=1.0)
 
@@ -356,7 +360,7 @@ class Transfer(TrainingFields):
 
         return Objective(
             student,
-            None if method == "labels" else ready.asked,
+            None if method == "labels" else ready.answers,
             classes=ready.classes,
             pairs=ready.pairs,
             labels=self.labels_weight,
@@ -380,35 +384,35 @@ class Transfer(TrainingFields):
     def network_and_objective(self, method: str, seed: int, ready: Ready) -> tuple[nn.Module, Any]:
         """Return a new network with all its outputs, and the objective that trains it."""
         torch.manual_seed(seed)
-        if not isinstance(ready.asked, MemoizedTeacher):
-            ready = replace(ready, asked=MemoizedTeacher(ready.asked))
+        if not isinstance(ready.answers, MemoizedTeacher):
+            ready = replace(ready, answers=MemoizedTeacher(ready.answers))
         network = ready.teacher.with_outputs(ready.classes) if method == "oracle" else ready.student()
         return network, self.objective(method, network, ready)
 
     def judged(
         self, method: str, network: nn.Module, ready: Ready, train: Split, *, some: int = 128, far: int = FAR
     ) -> dict[str, Any]:
-        """Agreement with the teacher on `some` unseen images, and the terms of the bound for `far` of them.
+        """Return the agreement with the teacher on `some` unseen images, and the terms of the bound for `far` of them.
 
-        There is no agreement of the oracle, and no bound where the second head is not trained.
+        The oracle has no agreement. There is no bound where the second head is not trained.
         """
         keys = ("top1", "jacobian_cosine", "jacobian_relative_error", "attention_cosine")
-        found: dict[str, Any] = {"agreement": dict.fromkeys(keys), "bound": None}
+        result: dict[str, Any] = {"agreement": dict.fromkeys(keys), "bound": None}
         if method == "oracle":
-            return found
+            return result
         teacher, test = ready.teacher.network, ready.data.test
-        place = next(network.parameters()).device
+        device = next(network.parameters()).device
         shown = test.subset(torch.arange(min(SMOKE_JACOBIANS if self.smoke else some, len(test))))
         maps = {"size": self.pool, "p": self.p}
-        found["agreement"] = head_agreement(network, teacher, ready.classes, ready.pairs, shown, **maps)
+        result["agreement"] = head_agreement(network, teacher, ready.classes, ready.pairs, shown, **maps)
         if method != "labels":
-            near, unseen = (each.to(place) for each in self.images(ready, train, far))
+            near, unseen = (each.to(device) for each in self.images(ready, train, far))
             loss = (self.output_loss, self.temperature)
-            found["bound"] = bound(network, teacher.to(place), ready.classes, *loss, near, unseen)
-        return found
+            result["bound"] = bound(network, teacher.to(device), ready.classes, *loss, near, unseen)
+        return result
 
     def images(self, ready: Ready, train: Split, count: int = FAR) -> tuple[torch.Tensor, torch.Tensor]:
-        """Training images and unseen images of the target, at most `count` of each, of mixed classes."""
+        """Return training images and unseen images of the target, at most `count` of each, of mixed classes."""
         count = 10 if self.smoke else count
         return mixed(train, count).inputs(), ready.data.test.inputs(torch.arange(min(count, len(ready.data.test))))
 
@@ -427,7 +431,7 @@ def _row(method: str, results: Sequence[Result]) -> Result:
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
-    """The tables of `jacmatch transfer`."""
+    """Return the tables of a result of `jacmatch transfer`."""
     rows = result["rows"]
     measures = (("top1", 100, 1), ("attention_cosine", 1, 2), ("jacobian_cosine", 1, 2))
     accuracy = [
@@ -438,11 +442,11 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     notes = (
         f"{settings['data']}, {result['train_samples']} training images, {rows[0]['seeds']} seed(s). Agreement: share "
         "of unseen images on which the second head has the teacher's largest output; cosines: of attention maps, and "
-        "of the slopes of their largest pixels.",
+        "of the gradients of their largest pixels.",
         f"The nearest class mean of the teacher's outputs has {100 * teacher['accuracy']:.1f} % accuracy.",
         f"Layers: {', '.join(' : '.join(pair) for pair in result['pairs']) or 'none'}.",
     )
-    head = ("on the test part", "accuracy %", "agreement %", "cosine of maps", "cosine of slopes")
+    head = ("on the test part", "accuracy %", "agreement %", "cosine of maps", "cosine of gradients")
     bounds = {row["label"]: row["bound"] for row in rows if row["bound"] is not None}
     return [
         Table("accuracy", "Transfer", head, tuple(accuracy), notes),
@@ -451,22 +455,22 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     ]
 
 
-def distance_table(found: Mapping[str, Any], title: str = "How far from the training images") -> Table:
-    """Hausdorff distance, mean nearest distance and W₁, by set and room."""
+def distance_table(measured: Mapping[str, Any], title: str = "How far from the training images") -> Table:
+    """Return Hausdorff distance, mean nearest distance and W₁, in pixels and in features."""
     rows = [
         (
-            f"{_SETS[name]}, {_ROOMS[room]}",
+            f"{_SETS[name]}, {_SPACES[space]}",
             *(f"{each[key]:.3g}" for key in ("hausdorff", "mean_nearest", "wasserstein")),
         )
-        for name, rooms in found.items()
-        for room, each in rooms.items()
+        for name, spaces in measured.items()
+        for space, each in spaces.items()
     ]
     head = ("from the training images", "Hausdorff", "mean nearest", "W₁")
     return Table("distances", title, head, tuple(rows), ("Euclidean, at most 300 images a set.",))
 
 
 def bound_table(bounds: Mapping[str, Any], loss: str, title: str = "Why: the bound and its terms, in pixels") -> Table:
-    """The terms of the bound by method, means over the seeds."""
+    """Return the terms of the bound by method, means over the seeds."""
     rows = [
         (label, *(NOTHING if bound is None else f"{bound[key]['mean']:.2f}" for key in _TERMS))
         for label, bound in bounds.items()

@@ -99,7 +99,7 @@ def _asked(ready: Ready, column: int, seed: int) -> MemoizedTeacher:
     key = (id(ready.teacher), column, seed)
     if key not in _ASKED:
         _ASKED.clear()
-        _ASKED[key] = MemoizedTeacher(ready.asked)
+        _ASKED[key] = MemoizedTeacher(ready.answers)
     return _ASKED[key]
 
 
@@ -176,7 +176,7 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     method = cell.settings["method"]
     column = cell.settings["per_class"]
     train = _subset(ready, column, cell.seed)
-    ready = replace(ready, asked=_asked(ready, column, cell.seed))
+    ready = replace(ready, answers=_asked(ready, column, cell.seed))
     network, objective = recipe.network_and_objective(method, cell.seed, ready)
     fitted = fit(objective, train, recipe.training_of(method, cell.seed), seed=cell.seed, device=request.device)
     accuracy = evaluate(objective.student, ready.data.test, device=request.device)["accuracy"]
