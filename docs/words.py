@@ -99,6 +99,8 @@ EXCEPTIONS: dict[str, tuple[str, ...]] = {
     "src/jacmatch/report/page.py": ("sheet",),  # file name of version 0.1
     "tests/report/test_report.py": ("sheet",),
     "src/jacmatch/report/style.py": ("slopes",),  # labels in results of version 0.1
+    "src/jacmatch/jobs/transfer.py": ("depths", "slope"),  # a flag, and a field of result.json
+    "src/jacmatch/jobs/teacher_distance.py": ("slope",),  # a field of result.json
 }  # glob of paths: the words that may stand there
 
 _PIECES = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")

@@ -45,11 +45,11 @@ def parts(data: Data, validation: float, per_class: int, seed: int) -> tuple[Spl
         raise InputError("`--per-class` must be at least 0, where 0 takes all.", got=per_class)
     if not (0 <= validation < 1 or (validation > 0 and float(validation).is_integer())):
         raise InputError("`--validation` must be a share below 1 or a whole number.", got=validation)
-    split, held = data.train, None
+    split, validation_part = data.train, None
     if validation:
         amount = validation if validation < 1 else int(validation)
-        kept, out = datasets.split_validation(split.y, amount, seed)
-        split, held = split.subset(kept), split.subset(out)
+        train_rows, validation_rows = datasets.split_validation(split.y, amount, seed)
+        split, validation_part = split.subset(train_rows), split.subset(validation_rows)
     if per_class:
         split = split.subset(datasets.per_class(split.y, per_class, seed))
-    return split, held
+    return split, validation_part

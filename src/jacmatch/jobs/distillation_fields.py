@@ -49,7 +49,7 @@ _DERIVATIVES = (  # settings that ask for a Jacobian term at any amount of data
 
 @dataclass(frozen=True)
 class DistillationFields(TrainingFields):
-    """Settings of jobs that teach values and slopes."""
+    """Settings of jobs whose students learn values and Jacobians."""
 
     group: ClassVar[str] = "objective"
 
@@ -91,9 +91,9 @@ class DistillationFields(TrainingFields):
     every: int = 1
     """The Jacobian term is computed on each n-th step, with n times its weight."""
     fraction: float = 1.0
-    """Share of each batch whose slopes are compared."""
+    """Fraction of each batch whose Jacobians are compared."""
     engine: Engine = "auto"
-    """How Jv is taken for directions on the input side. auto: the faster one in a timed trial on the first batch."""
+    """How Jv is taken for directions on the input side. auto: the faster one in a benchmark on the first batch."""
     batch_norm: BatchNormPolicy = "frozen"
     """Statistics of BatchNorm in the derivative: constants, so that samples stay apart, or part of it."""
 
