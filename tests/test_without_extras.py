@@ -43,11 +43,3 @@ def test_a_verb_of_the_studies_names_their_package(words, monkeypatch, capsys):
     assert main(words) == 2
     rule = f"jacmatch: `{words[0]}` is a verb of jacmatch-research, which is not installed."
     assert capsys.readouterr().err == f"{rule} Run: pip install jacmatch-research.\n"
-
-
-def test_the_former_name_of_the_jobs_is_deprecated():
-    from jacmatch import jobs
-
-    with pytest.warns(DeprecationWarning, match=r"`jacmatch\.recipes` is `jacmatch\.jobs` now"):
-        from jacmatch.recipes import Train
-    assert Train is jobs.Train

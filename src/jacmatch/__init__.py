@@ -28,6 +28,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from jacmatch import former_modules
 from jacmatch.errors import InputError, UnsupportedError, renamed
 from jacmatch.version import __version__
 
@@ -124,6 +125,7 @@ __all__ = [
     "vjp",
 ]
 
+former_modules.install()
 _PACKAGES = ("jacobian", "objectives", "teachers", "diagnostics")  # which export the names above
 _RENAMED = {"Share": "GradientShare", "RememberedTeacher": "MemoizedTeacher"}  # they go with the next release
 
