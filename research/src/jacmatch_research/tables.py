@@ -26,7 +26,7 @@ def _by_seed(values: Mapping[int, float]) -> Spread:
 
 
 def names(document: Document, axis: str) -> list[str]:
-    """The rows or the columns (`axis` is `row` or `column`) of a document, in the order they were asked for."""
+    """The rows or the columns (`axis` is `row` or `column`) of a document, in the order they were requested."""
     return list(dict.fromkeys(cell[axis] for cell in document["cells"]))
 
 
@@ -49,10 +49,10 @@ def grid(
         scale: Factor of the numbers, 100 for per cent.
         digits: Behind the decimal point.
     """
-    found = spreads(document, measure)
+    results = spreads(document, measure)
     across = names(document, "column") if columns is None else columns
     down = names(document, "row") if rows is None else rows
-    return [(row, *(entry(found.get((row, column)), scale, digits) for column in across)) for row in down]
+    return [(row, *(entry(results.get((row, column)), scale, digits) for column in across)) for row in down]
 
 
 def published_row(row: str, values: Mapping[str, float], columns: Sequence[str]) -> tuple[str, ...]:
@@ -62,8 +62,8 @@ def published_row(row: str, values: Mapping[str, float], columns: Sequence[str])
 
 def gains(document: Document, row: str, than: str, measure: str = "accuracy") -> tuple[str, ...]:
     """A row of the table: what one row has more than another, seed by seed, mean ± standard deviation in points."""
-    found = spreads(document, measure)
-    pairs = [(found.get((row, column)), found.get((than, column))) for column in names(document, "column")]
+    results = spreads(document, measure)
+    pairs = [(results.get((row, column)), results.get((than, column))) for column in names(document, "column")]
     return (f"gain: {row} − {than}", *(_signed(paired(*pair)) for pair in pairs))
 
 
@@ -95,9 +95,9 @@ FIDELITY = {
 def fidelity(document: Document) -> Table:
     """What is transferred besides accuracy: every measure of every row and column, in one table."""
     measures = [name for name in FIDELITY if any(name in cell["measures"] for cell in document["cells"])]
-    found = {name: spreads(document, name) for name in measures}
+    results = {name: spreads(document, name) for name in measures}
     rows = [
-        (f"n = {column}: {row}", *(entry(found[name].get((row, column)), *FIDELITY[name][1:]) for name in measures))
+        (f"n = {column}: {row}", *(entry(results[name].get((row, column)), *FIDELITY[name][1:]) for name in measures))
         for column in names(document, "column")
         for row in names(document, "row")
     ]

@@ -57,6 +57,6 @@ def test_every_candidate_is_an_objective():
         recipe, method = students.recipe_of(request, world, 0, settings)
         objective = recipe.objective(method, world.description.build(), world.teacher, world.pool, world.data, 0)
         weights = objective.loss_weights.weights
-        assert bool(weights["jacobians"]) == (row in low_data.SLOPES), row
+        assert bool(weights["jacobians"]) == (row in low_data.DERIVATIVES), row
         assert bool(weights["labels"]) != ("no labels" in row), row
         assert bool(weights["outputs"]) != (row == "labels"), row

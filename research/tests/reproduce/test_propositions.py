@@ -12,12 +12,12 @@ from jacmatch import losses
 from jacmatch.errors import InputError
 from jacmatch_research.reproduce import EXPERIMENTS, noise_statements, propositions
 from jacmatch_research.reproduce.command import Reproduce
+from jacmatch_research.reproduce.expansion_errors import expansion_error, leading, limit, size_of_term, slope
 from jacmatch_research.reproduce.experiment import Cell
 from jacmatch_research.reproduce.noise_quadrature import Nodes, hermite, kinked
-from jacmatch_research.reproduce.noise_remainders import leading, limit, remainder, size_of_term, slope
 from jacmatch_research.reproduce.noise_statements import Setting
 from jacmatch_research.reproduce.propositions import STATEMENTS
-from jacmatch_research.reproduce.shallow_pairs import AVERAGE, INSIDE, LINEAR, ON_A_KINK, SMOOTH, place
+from jacmatch_research.reproduce.shallow_pairs import AVERAGE, INSIDE, LINEAR, ON_A_KINK, SMOOTH, location
 
 SIGMAS = (0.02, 0.01, 0.005)
 EXACT = None
@@ -80,7 +80,7 @@ def test_kinks_within_reach_on_average(as_users_run, row, order):
 
 
 def remainders(statement, at):
-    return [remainder(statement, at, sigma) for sigma in SIGMAS]
+    return [expansion_error(statement, at, sigma) for sigma in SIGMAS]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def remainders(statement, at):
     ],
 )
 def test_a_wrong_term_is_noticed(row, wrong):
-    statement, at = STATEMENTS[row], place(SMOOTH, 0, 0.0)
+    statement, at = STATEMENTS[row], location(SMOOTH, 0, 0.0)
     good = slope(SIGMAS, remainders(statement, at), size_of_term(statement, at))
     bad = replace(statement, term=lambda setting: wrong(setting, statement.term(setting)))
     assert good == pytest.approx(4, abs=0.2)
@@ -104,7 +104,7 @@ def test_a_wrong_term_is_noticed(row, wrong):
 
 def test_noise_of_another_size_is_noticed():
     """σ² N(0, I) for N(0, σ² I)."""
-    at = place(SMOOTH, 0, 0.0)
+    at = location(SMOOTH, 0, 0.0)
     statement = STATEMENTS["antithetic pair"]
     wrong = replace(statement, increase=lambda setting, nodes, sigma: statement.increase(setting, nodes, sigma**2))
     assert slope(SIGMAS, remainders(wrong, at), size_of_term(statement, at)) == pytest.approx(2, abs=0.1)
@@ -112,7 +112,7 @@ def test_noise_of_another_size_is_noticed():
 
 def test_coefficients_by_their_formulas():
     """With torch.func, one output at a time, on smooth networks."""
-    at = place(SMOOTH, 1, 0.0)
+    at = location(SMOOTH, 1, 0.0)
     x = at.x[0]
     sums = dict.fromkeys(("second", "equal", "variance", "pair"), 0.0)
     for i in range(3):
@@ -134,25 +134,25 @@ def test_coefficients_by_their_formulas():
 
 
 def test_the_closed_form_does_not_know_the_label_and_equation_3_does(monkeypatch):
-    at = place(INSIDE, 0, 0.0)
+    at = location(INSIDE, 0, 0.0)
     found = {"closed form": [], "equation 3": []}
     for label in range(3):
         monkeypatch.setattr(noise_statements, "LABEL", label)
         for row, values in found.items():
-            values.append(remainder(STATEMENTS[row], at, 0.01) / (0.01**2 * size_of_term(STATEMENTS[row], at)))
+            values.append(expansion_error(STATEMENTS[row], at, 0.01) / (0.01**2 * size_of_term(STATEMENTS[row], at)))
     assert max(map(abs, found["closed form"])) < 1e-4
     assert max(found["equation 3"]) - min(found["equation 3"]) > 0.1
 
 
 def test_derivatives_are_those_of_torch_func():
-    at = Setting.at(place(SMOOTH, 2, 0.0), place(SMOOTH, 2, 0.0).x)
+    at = Setting.at(location(SMOOTH, 2, 0.0), location(SMOOTH, 2, 0.0).x)
     torch.testing.assert_close(at.rows(at.q)[0], jacrev(at.q)(at.x[0]), rtol=1e-10, atol=1e-12)
     expected = torch.stack([torch.trace(part) for part in hessian(at.q)(at.x[0])])
     torch.testing.assert_close(at.laplacians(at.q)[0], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_the_mean_of_the_variance_is_that_over_all_pairs():
-    at, nodes = Setting.at(place(SMOOTH, 0, 0.0), place(SMOOTH, 0, 0.0).x), hermite(6)
+    at, nodes = Setting.at(location(SMOOTH, 0, 0.0), location(SMOOTH, 0, 0.0).x), hermite(6)
     y = at.x[:, None] + 0.3 * nodes.z
     first, second = (part.flatten() for part in torch.meshgrid(torch.arange(36), torch.arange(36), indexing="ij"))
     pairs = [torch.stack((f(y)[0, first], f(y)[0, second])) for f in (at.student, at.teacher)]
@@ -203,7 +203,7 @@ def test_slope_and_limit():
 
 @pytest.mark.ci
 def test_places_are_what_their_columns_say():
-    inside, kink, line = (place(column, 0, 0.01) for column in (INSIDE, ON_A_KINK, AVERAGE))
+    inside, kink, line = (location(column, 0, 0.01) for column in (INSIDE, ON_A_KINK, AVERAGE))
     for network in (inside.student, inside.teacher):
         assert ((inside.x @ network.w.T + network.b).abs() / network.w.norm(dim=1)).min() > 2
     assert (kink.x[0] @ kink.student.w[0] + kink.student.b[0]).abs() < 1e-12
@@ -213,7 +213,7 @@ def test_places_are_what_their_columns_say():
     b = torch.cat((line.student.b, line.teacher.b))
     assert (line.kinks.points @ w.T + b).abs().min(1).values.max() < 1e-12
     with pytest.raises(InputError, match=r"A column of `reproduce propositions`"):
-        place("rough", 0, 0.01)
+        location("rough", 0, 0.01)
 
 
 @pytest.mark.ci

@@ -9,14 +9,14 @@ import pytest
 
 from jacmatch_research.reproduce import EXPERIMENTS
 from jacmatch_research.reproduce.command import Reproduce
-from jacmatch_research.reproduce.equal_error import SLOPES, VALUES
-from jacmatch_research.reproduce.surrogate import LONGER, SLOPES_LONGER, STANDARD
+from jacmatch_research.reproduce.equal_error import DERIVATIVES, VALUES
+from jacmatch_research.reproduce.surrogate import DERIVATIVES_LONGER, LONGER, STANDARD
 
 FOLDER = Path(__file__).resolve().parents[3] / "docs" / "results" / "surrogate-cpu"
 
 
 def test_points_with_slopes_are_compared_with_each_length_of_training():
-    errors = {VALUES: (0.4, 0.2), LONGER: (0.3, 0.05), SLOPES: (0.1, 0.06), SLOPES_LONGER: (0.04, 0.02)}
+    errors = {VALUES: (0.4, 0.2), LONGER: (0.3, 0.05), DERIVATIVES: (0.1, 0.06), DERIVATIVES_LONGER: (0.04, 0.02)}
     cells = [
         {
             "row": f"waves: {STANDARD}: {method}",
@@ -30,11 +30,11 @@ def test_points_with_slopes_are_compared_with_each_length_of_training():
     ]
     made = {"torch": "2", "jacmatch": "0"}
     values, _, saved, *_ = EXPERIMENTS["surrogate"].tables({"cells": cells, "environment": made, "size": "cpu"})
-    assert values.rows[2] == (f"waves: {STANDARD}: {SLOPES}", "10.0 ± 0.0", "6.0 ± 0.0")
+    assert values.rows[2] == (f"waves: {STANDARD}: {DERIVATIVES}", "10.0 ± 0.0", "6.0 ± 0.0")
     assert [(row[0], row[1], row[2]) for row in saved.rows[::2]] == [
-        (f"waves: values, %, n = 256; {VALUES} ← {SLOPES}", "20", "64"),
-        (f"waves: values, %, n = 256; {LONGER} ← {SLOPES}", "5", "none"),
-        (f"waves: values, %, n = 256; {LONGER} ← {SLOPES_LONGER}", "5", "64"),
+        (f"waves: values, %, n = 256; {VALUES} ← {DERIVATIVES}", "20", "64"),
+        (f"waves: values, %, n = 256; {LONGER} ← {DERIVATIVES}", "5", "none"),
+        (f"waves: values, %, n = 256; {LONGER} ← {DERIVATIVES_LONGER}", "5", "64"),
     ]
 
 

@@ -5,7 +5,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from jacmatch.errors import InputError
-from jacmatch_research.systems.grasp.hand import Hand, Place, by_hand, torques_by_hand
+from jacmatch_research.systems.grasp.hand import Hand, ObjectPose, by_hand, torques_by_hand
 from jacmatch_research.systems.grasp.manipulator import (
     by_manipulator,
     constraints,
@@ -33,7 +33,7 @@ def grasps():
 
 
 def moved(place, twist):
-    return Place(place.p + twist[:3], rotation(twist[3:].expand(len(place.p), 3)) @ place.r)
+    return ObjectPose(place.p + twist[:3], rotation(twist[3:].expand(len(place.p), 3)) @ place.r)
 
 
 def test_tips_are_at_the_contacts_with_the_angles_of_the_closed_form(grasps):
@@ -90,7 +90,7 @@ def test_the_pose_is_followed_back_from_its_joints():
     generator = torch.Generator().manual_seed(2)
     noise = 2 * torch.rand(30, 6, generator=generator, dtype=torch.float64) - 1
     rest = HAND.rest()
-    place = Place(rest.p + 0.005 * noise[:, :3], rotation(0.08 * noise[:, 3:]))
+    place = ObjectPose(rest.p + 0.005 * noise[:, :3], rotation(0.08 * noise[:, 3:]))
     driven = HAND.joints(place)[..., :2].flatten(1)
     found, there = pose(HAND, driven)
     assert there.all()
@@ -99,7 +99,7 @@ def test_the_pose_is_followed_back_from_its_joints():
 
 
 def test_slopes_of_the_implicit_pose_are_those_of_differences(grasps):
-    driven, place = grasps[0][:4], Place(grasps[1].p[:4], grasps[1].r[:4])
+    driven, place = grasps[0][:4], ObjectPose(grasps[1].p[:4], grasps[1].r[:4])
     steps = STEP * torch.cat((torch.eye(6), -torch.eye(6))).to(driven.dtype)
     ends = coordinates(HAND, pose(HAND, (driven[:, None] + steps).flatten(0, 1))[0]).view(4, 2, 6, 6)
     difference = (ends[:, 0] - ends[:, 1]).mT / (2 * STEP)

@@ -7,7 +7,7 @@ import torch
 
 from jacmatch_research.reproduce import EXPERIMENTS, steering
 from jacmatch_research.reproduce.command import Reproduce
-from jacmatch_research.reproduce.equal_error import METHODS, SLOPES, VALUES, best_of_lengths, curves, reached
+from jacmatch_research.reproduce.equal_error import DERIVATIVES, METHODS, VALUES, best_of_lengths, curves, reached
 
 
 def document(errors):
@@ -20,7 +20,7 @@ def document(errors):
 
 
 def test_samples_with_slopes_are_compared_with_values_alone_at_each_number():
-    errors = {(VALUES, 100): 0.4, (SLOPES, 100): 0.08, (VALUES, 400): 0.04, (SLOPES, 400): 0.02}
+    errors = {(VALUES, 100): 0.4, (DERIVATIVES, 100): 0.08, (VALUES, 400): 0.04, (DERIVATIVES, 400): 0.02}
     rows = reached(document(errors), [("error", "e, mm", 1e3)])
     assert rows == [
         ("e, mm, n = 100", "400", "100", "100 %", "–"),
@@ -45,8 +45,8 @@ def test_of_the_lengths_the_one_whose_values_are_best_at_held_out_points_is_kept
 
 
 def test_curves_leave_out_what_a_logarithm_cannot_show():
-    lines = curves(document({(VALUES, 100): 0.0, (VALUES, 50): 0.3, (SLOPES, 50): 0.1}), "error", 10)
-    assert [(line.label, line.x) for line in lines] == [(VALUES, [50.0]), (SLOPES, [50.0])]
+    lines = curves(document({(VALUES, 100): 0.0, (VALUES, 50): 0.3, (DERIVATIVES, 50): 0.1}), "error", 10)
+    assert [(line.label, line.x) for line in lines] == [(VALUES, [50.0]), (DERIVATIVES, [50.0])]
     assert lines[0].mean == pytest.approx([3.0])
 
 
@@ -56,7 +56,7 @@ def test_smoke_run_of_kinematics(as_users_run, tmp_path):
     assert [len(table["rows"]) for table in result["tables"]] == [2, 3, 3, 4]
     stored = json.loads((tmp_path / "run" / "results.json").read_text())
     by_row = {cell["row"]: cell["measures"] for cell in stored["cells"]}
-    assert by_row[SLOPES]["slope"] < by_row[VALUES]["slope"]
+    assert by_row[DERIVATIVES]["slope"] < by_row[VALUES]["slope"]
     assert all(cell["measures"]["into"] == 0 for cell in stored["cells"])  # measured poses: nothing to jump to
     own = stored["facts"]["exact"]
     assert own["reached"] > 0.5
@@ -74,7 +74,7 @@ def test_smoke_run_of_grasp(as_users_run, tmp_path):
         assert cell["measures"]["power"] < 1e-4
         assert cell["measures"]["torque"] == pytest.approx(cell["measures"]["slope"], rel=0.2)
     by_row = {cell["row"]: cell["measures"] for cell in stored["cells"]}
-    assert by_row[SLOPES]["torque"] < by_row[VALUES]["torque"]
+    assert by_row[DERIVATIVES]["torque"] < by_row[VALUES]["torque"]
     agreed = stored["facts"]["agreement"]
     assert agreed["regular"]["velocities"] < 1e-10
     assert agreed["regular"]["torques"] < 1e-10
@@ -87,8 +87,8 @@ def test_smoke_run_of_steering(as_users_run, tmp_path):
     assert [len(table["rows"]) for table in result["tables"]] == [2, 3, 2, 4]
     stored = json.loads((tmp_path / "run" / "results.json").read_text())
     by_row = {cell["row"]: cell["measures"] for cell in stored["cells"]}
-    assert by_row[steering.ONE_SLOPES]["gain_error"] < by_row[steering.ONE_VALUES]["gain_error"]
-    assert by_row[SLOPES]["rmse"] < by_row[VALUES]["rmse"]
+    assert by_row[steering.ONE_DERIVATIVES]["gain_error"] < by_row[steering.ONE_VALUES]["gain_error"]
+    assert by_row[DERIVATIVES]["rmse"] < by_row[VALUES]["rmse"]
     drives = {(row["task"], row["speed"], row["wheels"]): row for row in stored["facts"]["drives"]}
     for task, speed, wheels in drives:
         if wheels == 4:

@@ -50,13 +50,13 @@ def test_the_pose_and_jacobian_are_those_that_corke_prints():
 
 def test_slopes_are_those_of_autograd_and_of_differences():
     q, h = PUMA_560.drawn(4, seed=0), 1e-6
-    slopes = PUMA_560.slopes(q)
+    output_jacobian = PUMA_560.output_jacobian(q)
     for row in range(4):
         by_autograd = torch.autograd.functional.jacobian(lambda one: PUMA_560.outputs(one[None])[0], q[row])
-        torch.testing.assert_close(slopes[row], by_autograd, atol=1e-12, rtol=0)
+        torch.testing.assert_close(output_jacobian[row], by_autograd, atol=1e-12, rtol=0)
     for joint, step in enumerate(h * torch.eye(6, dtype=q.dtype)):
         difference = (PUMA_560.outputs(q + step) - PUMA_560.outputs(q - step)) / (2 * h)
-        torch.testing.assert_close(slopes[..., joint], difference, atol=1e-8, rtol=0)
+        torch.testing.assert_close(output_jacobian[..., joint], difference, atol=1e-8, rtol=0)
 
 
 def test_the_geometric_jacobian_is_what_the_frame_does():
@@ -89,11 +89,11 @@ def test_the_nearest_rotation_is_the_polar_factor_and_never_a_reflection():
 
 def test_a_damped_step_is_that_of_least_squares_where_the_error_is_small():
     q = PUMA_560.drawn(3, seed=2, share=0.5)
-    slopes = PUMA_560.jacobian(q)
+    output_jacobian = PUMA_560.jacobian(q)
     missing = 1e-6 * torch.ones(3, 6, dtype=q.dtype)
-    plain = torch.linalg.lstsq(slopes, missing[..., None]).solution[..., 0]
-    torch.testing.assert_close(damped_step(slopes, missing), plain, rtol=0.05, atol=1e-9)
-    assert damped_step(slopes, 1e6 * missing).abs().amax(1).tolist() == pytest.approx([0.3] * 3)
+    plain = torch.linalg.lstsq(output_jacobian, missing[..., None]).solution[..., 0]
+    torch.testing.assert_close(damped_step(output_jacobian, missing), plain, rtol=0.05, atol=1e-9)
+    assert damped_step(output_jacobian, 1e6 * missing).abs().amax(1).tolist() == pytest.approx([0.3] * 3)
 
 
 def test_inverse_kinematics_reaches_poses_within_the_limits():
@@ -112,11 +112,11 @@ def test_inverse_kinematics_reaches_poses_within_the_limits():
 
 def test_a_perfect_student_drives_as_the_arm_does():
     q, start = perturbed(3, seed=6, by=0.2)
-    place, rotation, slopes = of_student(Exact())(start)
+    place, rotation, output_jacobian = of_student(Exact())(start)
     single = {"atol": 1e-6, "rtol": 0}  # students are asked in float32
     torch.testing.assert_close(place, PUMA_560.pose(start)[0], **single)
     torch.testing.assert_close(rotation, PUMA_560.pose(start)[1], **single)
-    torch.testing.assert_close(slopes, PUMA_560.jacobian(start), **single)
+    torch.testing.assert_close(output_jacobian, PUMA_560.jacobian(start), **single)
     limits, target = PUMA_560.limits(0.5), PUMA_560.pose(q)
     one = solve(exact_poses(PUMA_560, of_student(Exact())), target, start, limits, iterations=6)
     other = solve(exact(PUMA_560), target, start, limits, iterations=6)

@@ -10,7 +10,7 @@ import pytest
 from jacmatch_research.reproduce import EXPERIMENTS
 from jacmatch_research.reproduce.command import Reproduce
 from jacmatch_research.reproduce.equal_error import crossing
-from jacmatch_research.reproduce.pricing import HINDSIGHT, LONGER, LONGEST, METHODS, SLOPES, VALUES
+from jacmatch_research.reproduce.pricing import DERIVATIVES, HINDSIGHT, LONGER, LONGEST, METHODS, VALUES
 from jacmatch_research.systems.pricing import OPTIONS
 
 
@@ -46,9 +46,9 @@ ERRORS = {(method, paths): 0.1 for method in METHODS for paths in (100, 400, 160
     (VALUES, 1600): 0.03,
     (LONGER, 1600): 0.02,
     (LONGEST, 1600): 0.025,
-    (SLOPES, 100): 0.04,
-    (SLOPES, 400): 0.01,
-    (SLOPES, 1600): 0.005,
+    (DERIVATIVES, 100): 0.04,
+    (DERIVATIVES, 400): 0.01,
+    (DERIVATIVES, 1600): 0.005,
 }
 
 
@@ -59,7 +59,7 @@ def test_paths_with_slopes_are_compared_with_each_rival():
     by_rival = {row[1]: row[2:] for row in reached.rows[:3]}
     assert by_rival["length held out"] == by_rival[HINDSIGHT] == ("200.00", "400", "25.0 %", "200 (12.5 %)")
     assert by_rival["stopped early"][:3] == ("125.00", "400", "25.0 %")
-    worse = ERRORS | {(SLOPES, paths): 0.5 for paths in (100, 400, 1600)}
+    worse = ERRORS | {(DERIVATIVES, paths): 0.5 for paths in (100, 400, 1600)}
     last = [row[2:] for row in EXPERIMENTS["pricing"].tables(document(worse))[2].rows[:3]]
     assert all(row[1:] == ("none", "–", "–") for row in last)
 
@@ -111,5 +111,5 @@ def test_smoke_run(as_users_run, tmp_path):
     for option in OPTIONS:
         few, many = (measured[f"{option}: {method}"]["price_rmse"] for method in (VALUES, LONGER))
         assert many < few
-        assert measured[f"{option}: {SLOPES}"]["price_std"] == pytest.approx(0.155, rel=0.2)
+        assert measured[f"{option}: {DERIVATIVES}"]["price_std"] == pytest.approx(0.155, rel=0.2)
     assert EXPERIMENTS["pricing"].figure(stored) == (tmp_path / "run" / "figure.svg").read_bytes()

@@ -82,15 +82,15 @@ class Case:
         """Bounds, floor, and whether the median keeps them; None where there is no bound or no number."""
         floor = measured.floor if measured else None
         unit = floor if self.claim.of_floor else 1.0
-        found: dict[str, Any] = {"floor": None if floor is None else round(floor, 3)}
+        results: dict[str, Any] = {"floor": None if floor is None else round(floor, 3)}
         for name, verdict in (("must", "met"), ("aim", "reached")):
             factor = getattr(self.claim, name)
             bound = None if factor is None or unit is None else factor * unit
             sign = 1 if self.claim.better == "lower" else -1
-            found[name] = None if bound is None else round(bound, 3)
-            kept = bound is not None and measured is not None and sign * measured.spread.median <= sign * bound
-            found[verdict] = None if bound is None or measured is None else kept
-        return found
+            results[name] = None if bound is None else round(bound, 3)
+            retained = bound is not None and measured is not None and sign * measured.spread.median <= sign * bound
+            results[verdict] = None if bound is None or measured is None else retained
+        return results
 
 
 @dataclass(frozen=True)

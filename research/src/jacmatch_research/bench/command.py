@@ -109,11 +109,11 @@ class Bench:
 
 def _peers() -> dict[str, str]:
     """The versions of those libraries that are compared with and installed."""
-    found = {}
+    results = {}
     for name in ("timm", "torchdistill"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            results[name] = importlib.metadata.version(name)
+    return results
 
 
 def _processor() -> str:

@@ -100,7 +100,7 @@ def theirs_timm(task: Task) -> tuple[Callable[[Tensor, Tensor], Tensor], nn.Modu
         raise NotMeasured("timm.task is not installed: pip install 'timm>=1.0.23'") from missing
     teacher, student = task.networks()
     channels = task.x.shape[1]
-    for network in (teacher, student):  # both normalise by themselves, so nothing is left for timm to do
+    for network in (teacher, student):  # both normalize by themselves, so nothing is left for timm to do
         vars(network)["pretrained_cfg"] = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
         vars(network).update(num_classes=CLASSES, in_chans=channels)
     made = LogitDistillationTask(

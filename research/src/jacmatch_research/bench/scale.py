@@ -30,7 +30,7 @@ for number in range({batches}):
 
 
 def answers(folder: Path, samples: int) -> Answers:
-    """A small teacher and so many inputs, asked for Jv: an entry is 128 bytes."""
+    """A small teacher and so many inputs, requested Jv: an entry is 128 bytes."""
     torch.manual_seed(0)
     return Answers(folder / str(samples), nn.Sequential(nn.Flatten(), nn.Linear(16, _OUTPUTS)), _SHAPE, samples, "Jv")
 

@@ -1,7 +1,7 @@
-"""`jacmatch bench step`: what a training step with slopes costs, in steps of plain distillation of the same pair.
+"""`jacmatch bench step`: what a training step with derivatives costs, in steps of plain distillation of the same pair.
 
-r is the teacher's forward pass ÷ the student's. In units of the latter a plain step costs r + 3 and one with slopes
-2r + 6: a pass costs 1, the gradient of it 2, and both are taken of the row as well, which is a pass backwards.
+r is the teacher's forward pass ÷ the student's. In units of the latter a plain step costs r + 3 and one with
+derivatives 2r + 6: a pass costs 1, the gradient of it 2, and both are taken of the row as well, a backward pass.
 """
 
 from collections.abc import Callable
@@ -97,7 +97,7 @@ class Pair:
         cached: bool = False,
         count: int = 1,
     ) -> Callable[[], None]:
-        """So many steps, with or without slopes."""
+        """So many steps, with or without derivatives."""
         live, student = self.network(self.teacher), self.network(self.student)
         teacher: Teacher | nn.Module = Stored(ModuleTeacher(live)) if cached else live
         objective = Distillation(
@@ -124,7 +124,7 @@ class Pair:
 def every_step(
     conditions: Conditions, pair: str, batch_norm: BatchNorm, slopes: Literal["row", "Jv"] = "row", cached: bool = False
 ) -> Measured:
-    """Slopes in every step; the floor is (2r + 6) ÷ (r + 3), and 6 ÷ (r + 3) where the teacher's answers are stored."""
+    """Derivatives in every step; the floor is (2r + 6) ÷ (r + 3), or 6 ÷ (r + 3) with stored teacher outputs."""
     chosen = Pair.of(conditions, pair)
     r = chosen.ratio(conditions)
     mine, plain = chosen.steps(slopes, batch_norm, cached=cached), chosen.steps(None, batch_norm)
@@ -134,7 +134,7 @@ def every_step(
 
 
 def every_fourth(conditions: Conditions, pair: str, cached: bool) -> Measured:
-    """Slopes in every fourth step; of four, a plain step has the floor 1, or 3 ÷ (r + 3) with stored answers."""
+    """Derivatives in every fourth step; of four, a plain step has the floor 1, or 3 ÷ (r + 3) with stored answers."""
     chosen = Pair.of(conditions, pair)
     r = chosen.ratio(conditions)
     mine, plain = chosen.steps("row", "frozen", every=4, cached=cached, count=4), chosen.steps(None, "frozen", count=4)

@@ -20,7 +20,7 @@ from jacmatch_research.tables import Document, names, seeds_of, spreads
 
 GUESS, FIXED, NEWUOA = "first guess", "fixed Jacobian", "NEWUOA"
 UNTAUGHT = "student: not taught"
-VALUES, CALLS, SLOPES = "student: values", "student: values, equal calls", "student: values + partials"
+VALUES, CALLS, DERIVATIVES = "student: values", "student: values, equal calls", "student: values + partials"
 METHODS: dict[str, Mapping[str, Any]] = {
     GUESS: {},
     FIXED: {},
@@ -28,9 +28,9 @@ METHODS: dict[str, Mapping[str, Any]] = {
     UNTAUGHT: {},
     VALUES: {"directions": 0, "times": 1},
     CALLS: {"directions": 0, "times": 3},
-    SLOPES: {"directions": 1, "times": 1},
+    DERIVATIVES: {"directions": 1, "times": 1},
 }
-"""A slope costs two calls of the fitter: three times the faces without slopes are as many calls."""
+"""A slope costs two calls of the fitter: three times the faces without derivatives are as many calls."""
 DISTANCES = (0.05, 0.1, 0.2, 0.3, 0.4)
 """Of the first guess from the face's true place, in half widths of a face."""
 NEAR = 0.1
@@ -55,30 +55,35 @@ def _cells(request: Request) -> list[Cell]:
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
     """Landmark error, share of converged fits, evaluations and milliseconds, at each distance."""
-    asked = cell.settings
-    model, update = _model(asked["model"])
-    found: Measures = {}
-    if cell.row in (VALUES, CALLS, SLOPES):
-        told = lesson(
+    options = cell.settings
+    model, update = _model(options["model"])
+    results: Measures = {}
+    if cell.row in (VALUES, CALLS, DERIVATIVES):
+        examples = lesson(
             model,
-            faces(asked["times"] * asked["faces"], cell.seed + _LESSON),
-            directions=asked["directions"],
+            faces(options["times"] * options["faces"], cell.seed + _LESSON),
+            directions=options["directions"],
             seed=cell.seed,
-            known=_known(asked["model"], cell.seed),
+            known=_known(options["model"], cell.seed),
         )
-        found |= {"calls": float(told.fits), "kept": len(told.x) * (1 + 2 * asked["directions"]) / told.fits}
-        if cell.row == SLOPES:
-            found["jumps"] = jumps(model, told, max(1, len(told.x) // 5))
-        student = distilled(model, told, share=asked["share"], steps=asked["steps"], seed=cell.seed, update=update)
+        results |= {
+            "calls": float(examples.fits),
+            "kept": len(examples.x) * (1 + 2 * options["directions"]) / examples.fits,
+        }
+        if cell.row == DERIVATIVES:
+            results["jumps"] = jumps(model, examples, max(1, len(examples.x) // 5))
+        student = distilled(
+            model, examples, share=options["share"], steps=options["steps"], seed=cell.seed, update=update
+        )
         fit = _student(model, student)
     elif cell.row == UNTAUGHT:
         fit = _student(model, Glance(model, update=update).eval())
     else:
-        fit = _fitter(cell.row, model, asked)
-    shown = faces(asked["tested"], cell.seed + _TEST)
+        fit = _fitter(cell.row, model, options)
+    shown = faces(options["tested"], cell.seed + _TEST)
     for distance in DISTANCES:
-        found |= _tried(fit, shown, model, distance, cell.seed)
-    return found
+        results |= _tried(fit, shown, model, distance, cell.seed)
+    return results
 
 
 Fitted = Callable[[Faces, Array], tuple[Array, Array]]
@@ -103,19 +108,19 @@ def _tried(fit: Fitted, shown: Faces, model: Model, distance: float, seed: int) 
     }
 
 
-def _fitter(method: str, model: Model, asked: Mapping[str, Any]) -> Fitted:
-    update = _model(asked["model"])[1]
+def _fitter(method: str, model: Model, options: Mapping[str, Any]) -> Fitted:
+    update = _model(options["model"])[1]
 
     def fit(shown: Faces, poses: Array) -> tuple[Array, Array]:
         if method == GUESS:
             return in_image(np.broadcast_to(model.mean, shown.landmarks.shape), poses), np.zeros(len(shown))
         window = windows(shown.images, poses)
-        found = (
+        results = (
             by_fixed_jacobian(model, update, window)
             if method == FIXED
-            else by_newuoa(model, window, most=asked["most"])
+            else by_newuoa(model, window, most=options["most"])
         )
-        return in_image(model.shape(found.p), poses), found.evaluations
+        return in_image(model.shape(results.p), poses), results.evaluations
 
     return fit
 
@@ -155,13 +160,16 @@ def _tables(document: Document) -> list[Table]:
         "used %": ("kept", 100, 0),
         "jumps %": ("jumps", 100, 0),
     }
-    found = {head: spreads(document, name) for head, (name, _, _) in shown.items()}
+    results = {head: spreads(document, name) for head, (name, _, _) in shown.items()}
     main = Table(
         "appearance",
         f"Fits from a first guess that is wrong by {NEAR:g} half widths of a face",
         ("way to fit", *shown),
         tuple(
-            (row, *(_said(found[head].get((row, "all")), scale, digits) for head, (_, scale, digits) in shown.items()))
+            (
+                row,
+                *(_entry(results[head].get((row, "all")), scale, digits) for head, (_, scale, digits) in shown.items()),
+            )
             for row in rows
         ),
         (
@@ -180,7 +188,7 @@ def _tables(document: Document) -> list[Table]:
         ("converged", "Basin of convergence: share of converged fits in per cent, by that distance", 100, 0),
     ):
         parts = {distance: spreads(document, f"{name} {distance:g}") for distance in DISTANCES}
-        lines = tuple((row, *(_said(parts[d].get((row, "all")), scale, digits) for d in DISTANCES)) for row in rows)
+        lines = tuple((row, *(_entry(parts[d].get((row, "all")), scale, digits) for d in DISTANCES)) for row in rows)
         tables.append(Table(name, title, ("way to fit", *map(str, DISTANCES)), lines))
     return tables
 
@@ -188,11 +196,11 @@ def _tables(document: Document) -> list[Table]:
 def _aim(document: Document) -> Table:
     """Errors and evaluations of all ways to fit as shares of the derivative-free fitter's."""
     measures = (f"error {NEAR:g}", f"median {NEAR:g}", f"evaluations {NEAR:g}", f"milliseconds {NEAR:g}")
-    found = [spreads(document, name) for name in measures]
+    results = [spreads(document, name) for name in measures]
     rows = []
     for row in names(document, "row"):
-        if row not in (GUESS, NEWUOA) and (NEWUOA, "all") in found[0]:
-            shares = [100 * each[row, "all"]["mean"] / each[NEWUOA, "all"]["mean"] for each in found]
+        if row not in (GUESS, NEWUOA) and (NEWUOA, "all") in results[0]:
+            shares = [100 * each[row, "all"]["mean"] / each[NEWUOA, "all"]["mean"] for each in results]
             holds = shares[0] <= 110 and shares[2] <= 1
             texts = [f"{share:.{digits}f}" for share, digits in zip(shares, (0, 0, 2, 2), strict=True)]
             rows.append((row, *texts, "yes" if holds else "no"))
@@ -204,7 +212,7 @@ def _aim(document: Document) -> Table:
     )
 
 
-def _said(value: Spread | None, scale: float | int, digits: int) -> str:
+def _entry(value: Spread | None, scale: float | int, digits: int) -> str:
     return NOTHING if value is None else entry(value, scale, digits)
 
 

@@ -12,7 +12,7 @@ from jacmatch_research.tables import Document, names, spreads
 
 
 def per_class_of(request: Request, default: Sequence[int]) -> tuple[int, ...]:
-    """Images per class, 0 for all: those that were asked for, or of the default those that the data can fill.
+    """Images per class, 0 for all: those that were requested, or of the default those that the data can fill.
 
     Raises:
         InputError: The data are no classes, or have not so many images of each.

@@ -32,7 +32,7 @@ _MADE = ("jacmatch", "torch", "platform", "cuda", "commit")  # what a cell says 
 class Reproduce(Request):
     """Measure one table of the paper or one claim of this project, and write it beside the published numbers.
 
-    A run that was stopped goes on with the next cell, and a finished one with cells that are asked for in addition
+    A run that was stopped goes on with the next cell, and a finished one with cells that are requested in addition
     (`--seeds`, `--per-class`, `--rows`). The tables are made of all cells that the run has.
     """
 
@@ -82,7 +82,7 @@ class Reproduce(Request):
         return facts
 
     def _checked(self) -> Experiment:
-        """The experiment that is asked for, if it can be asked like this."""
+        """The experiment that is requested, if it can be asked like this."""
         if self.name not in EXPERIMENTS:
             raise unknown_name("The experiment of `reproduce`", self.name, EXPERIMENTS)
         positive("reproduce", workers=self.workers, seeds=1 if self.seeds is None else self.seeds)
@@ -150,7 +150,7 @@ class Reproduce(Request):
 
 
 def _unique(cells: list[Cell]) -> list[Cell]:
-    """The cells without those that are asked for a second time."""
+    """The cells without those that are requested a second time."""
     return list({(cell.row, cell.column, cell.seed): cell for cell in cells}.values())
 
 
@@ -177,7 +177,7 @@ def _stored(run: Run, order: list[Cell]) -> list[dict[str, Any]]:
 
 
 def _joined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of now, with those of an earlier command about cells that were not asked for again."""
+    """The facts of now, with those of an earlier command about cells that were not requested again."""
     both = [key for key in before if isinstance(before[key], Mapping) and isinstance(now.get(key), Mapping)]
     return {**before, **now, **{key: _joined(before[key], now[key]) for key in both}}
 

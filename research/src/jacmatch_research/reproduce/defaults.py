@@ -187,7 +187,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def loss_of(row: str, student: nn.Module, teacher: nn.Module, labels: Tensor, seed: int) -> Loss:
-    """What the loop calls in place of cross-entropy; `labels` are those of the training set."""
+    """What the loop calls instead of cross-entropy; `labels` are those of the training set."""
     if row in (CROSS_ENTROPY, EQUAL_TIME[CROSS_ENTROPY]):
         return lambda x, y: nn.functional.cross_entropy(student(x), y)
     if row == DEFAULT:
@@ -356,12 +356,12 @@ class Margin:
 
 def margin(document: Document, column: str, rivals: Sequence[str]) -> Margin | None:
     """The margin in a column, None where not all rows have been measured with the same seeds."""
-    found = spreads(document, "accuracy")
-    have = [row for row in rivals if (row, column) in found]
+    results = spreads(document, "accuracy")
+    have = [row for row in rivals if (row, column) in results]
     if not have:
         return None
-    best = max(have, key=lambda row: float(found[row, column]["mean"]))
-    gain = paired(found.get((DEFAULT, column)), found[best, column])
+    best = max(have, key=lambda row: float(results[row, column]["mean"]))
+    gain = paired(results.get((DEFAULT, column)), results[best, column])
     return None if gain is None else Margin(best, gain)
 
 
@@ -369,7 +369,7 @@ _STEPS_RIVALS, _TIME_RIVALS = (CROSS_ENTROPY, PLAIN_KL), tuple(EQUAL_TIME.values
 
 
 def _tables(document: Document) -> list[Table]:
-    columns, found = names(document, "column"), spreads(document, "accuracy")
+    columns, results = names(document, "column"), spreads(document, "accuracy")
     data, facts = document["settings"]["data"], document["facts"]
     teachers = ", ".join(f"{name} {100 * value:.1f} %" for name, value in facts["teachers"].items())
     notes = (
@@ -381,7 +381,7 @@ def _tables(document: Document) -> list[Table]:
     )
     body = []
     for column in columns:
-        three = [entry(found.get((row, column))) for row in (CROSS_ENTROPY, PLAIN_KL, DEFAULT)]
+        three = [entry(results.get((row, column))) for row in (CROSS_ENTROPY, PLAIN_KL, DEFAULT)]
         both = [margin(document, column, rivals) for rivals in (_STEPS_RIVALS, _TIME_RIVALS)]
         body.append((f"{data}, {column}", *three, *(NOTHING if one is None else one.text() for one in both)))
     head = ("setting", CROSS_ENTROPY, PLAIN_KL, DEFAULT, "gain, equal steps", "gain, equal time")

@@ -15,8 +15,8 @@ from jacmatch.report.tables import NOTHING, entry
 from jacmatch.surrogates.modules import deviation, fit_surrogate
 from jacmatch_research.tables import Document, names, spreads
 
-VALUES, SLOPES = "values", "values + partials"
-METHODS = {VALUES: "none", SLOPES: "rows"}
+VALUES, DERIVATIVES = "values", "values + partials"
+METHODS = {VALUES: "none", DERIVATIVES: "rows"}
 """Rows, and the `slopes` of `fit_surrogate`."""
 
 Measure = tuple[str, str, float | int]
@@ -30,18 +30,18 @@ Points = tuple[Float[Tensor, "sample input"], Float[Tensor, "sample out"]]
 def best_of_lengths(
     points: Points,
     jacobian: Float[Tensor, "sample out input"],
-    held: Points,
-    asked: Mapping[str, Any],
+    validation: Points,
+    settings: Mapping[str, Any],
     seed: int,
     device: str = "cpu",
 ) -> tuple[nn.Module, dict[str, float]]:
-    """Of the networks trained for each of the `lengths`, the one whose values are best at points that were held out.
+    """Train a network for each of the `lengths`; return the one with the smallest error at the validation points.
 
     Args:
         points: To learn from.
-        jacobian: Slopes at these points.
-        held: Points that choose the length, which both methods have alike.
-        asked: The settings of a cell: `lengths`, and what `fit_surrogate` takes.
+        jacobian: Derivatives at these points.
+        validation: Points that choose the length, the same for both methods.
+        settings: Those of a cell: `lengths`, and what `fit_surrogate` takes.
         seed: Of weights, batches and rows.
         device: Where to train.
 
@@ -49,28 +49,28 @@ def best_of_lengths(
         The network, and measures: its steps, its error at the held points in units of the values' standard deviation,
         and the seconds of all lengths.
     """
-    found: list[tuple[float, int, nn.Module]] = []
+    results: list[tuple[float, int, nn.Module]] = []
     start = time.perf_counter()
-    for steps in asked["lengths"]:
+    for steps in settings["lengths"]:
         network = fit_surrogate(
             *points,
             jacobian=jacobian,
-            slopes=asked["slopes"],
-            probes=asked["probes"],
-            weight=asked["weight"],
-            hidden=tuple(asked["hidden"]),
-            activation=asked["activation"],
+            slopes=settings["slopes"],
+            probes=settings["probes"],
+            weight=settings["weight"],
+            hidden=tuple(settings["hidden"]),
+            activation=settings["activation"],
             steps=steps,
-            batch_size=asked["batch_size"],
-            lr=asked["lr"],
+            batch_size=settings["batch_size"],
+            lr=settings["lr"],
             seed=seed,
             device=device,
         ).cpu()
         with torch.no_grad():
-            wrong = (network(held[0]) - held[1]) / deviation(held[1])
-        found.append((float(wrong.square().mean().sqrt()), steps, network))
+            wrong = (network(validation[0]) - validation[1]) / deviation(validation[1])
+        results.append((float(wrong.square().mean().sqrt()), steps, network))
     seconds = time.perf_counter() - start
-    error, steps, network = min(found, key=lambda each: each[0])
+    error, steps, network = min(results, key=lambda each: each[0])
     return network, {"steps": float(steps), "held_error": error, "train_seconds": seconds}
 
 
@@ -94,22 +94,22 @@ def crossing(curve: list[tuple[int, float]], bound: float) -> float | None:
 
 
 def reached(document: Document, measures: Sequence[Measure]) -> list[tuple[str, ...]]:
-    """For each measure and number of samples without slopes: the error, and the samples with slopes that reach it.
+    """For each measure and sample count without derivatives: the error, and the samples with derivatives that reach it.
 
     Between two columns the number is that of a straight line through logarithms.
     """
     rows: list[tuple[str, ...]] = []
     for name, heading, scale in measures:
-        found = spreads(document, name)
+        results = spreads(document, name)
         curve = [
-            (int(column), found[SLOPES, column]["mean"])
-            for column in columns_of(document, SLOPES)
-            if (SLOPES, column) in found
+            (int(column), results[DERIVATIVES, column]["mean"])
+            for column in columns_of(document, DERIVATIVES)
+            if (DERIVATIVES, column) in results
         ]
         for column in columns_of(document, VALUES):
-            if (VALUES, column) not in found or not curve:
+            if (VALUES, column) not in results or not curve:
                 continue
-            bound = found[VALUES, column]["mean"]
+            bound = results[VALUES, column]["mean"]
             good = [samples for samples, mean in curve if mean <= bound]
             between = crossing(curve, bound)
             rows.append(
@@ -131,11 +131,11 @@ def by_measure(
     document: Document, measures: Sequence[tuple[str, str, float | int, int]], rows: Sequence[str] = tuple(METHODS)
 ) -> list[tuple[str, ...]]:
     """A line for each number of samples and row: mean ± standard deviation of each (name, heading, factor, digits)."""
-    found = {name: spreads(document, name) for name, *_ in measures}
+    results = {name: spreads(document, name) for name, *_ in measures}
     return [
         (
             f"n = {int(column):,}: {row}",
-            *(entry(found[name].get((row, column)), scale, digits) for name, _, scale, digits in measures),
+            *(entry(results[name].get((row, column)), scale, digits) for name, _, scale, digits in measures),
         )
         for column in sorted(names(document, "column"), key=int)
         for row in rows
@@ -146,9 +146,9 @@ def by_measure(
 def curves(document: Document, measure: str, scale: float | int, rows: Sequence[str] = tuple(METHODS)) -> list[Line]:
     """A line for each row over the numbers of samples, above 0, for a logarithmic axis."""
     lines = []
-    found = spreads(document, measure)
+    results = spreads(document, measure)
     for row in rows:
-        points = [(int(column), found.get((row, column))) for column in columns_of(document, row)]
+        points = [(int(column), results.get((row, column))) for column in columns_of(document, row)]
         have = [(samples, value) for samples, value in points if value is not None and value["mean"] > 0]
         if have:
             means = [scale * value["mean"] for _, value in have]

@@ -43,16 +43,16 @@ def _cells(request: Request) -> list[Cell]:
 def _tables(document: Document) -> list[Table]:
     columns, gain = names(document, "column"), gains(document, EACH, VALUES)
     ratio, outputs = document["facts"]["forward_ratio"], document["facts"]["outputs"]
-    asked = {cell["row"]: cell["settings"] for cell in document["cells"]}
+    options = {cell["row"]: cell["settings"] for cell in document["cells"]}
     plain = students.cost({**ROWS[VALUES], "point": "mixed-pairs"}, outputs, ratio)
     costs = {
         row: (students.cost(settings, outputs, ratio) / plain, students.cost(settings, outputs, 0.0) / plain)
-        for row, settings in asked.items()
+        for row, settings in options.items()
     }
 
     def entries(row: str) -> tuple[str, str]:
-        live, kept = costs[row]
-        return f"{live:.2f}", f"{kept:.2f}" if asked[row].get("views") else NOTHING
+        live, retained = costs[row]
+        return f"{live:.2f}", f"{retained:.2f}" if options[row].get("views") else NOTHING
 
     main = Table(
         "accuracy",

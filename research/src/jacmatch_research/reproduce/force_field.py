@@ -93,49 +93,50 @@ def _cells(request: Request) -> list[Cell]:
 def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
     """The teacher's own errors, to be compared with."""
     size = _size(request)
-    found = errors(teacher(size["taught"], size["teaching"]), size["tested"])
-    return {"teacher": {name: round(value, 6) for name, value in found.items()}}
+    results = errors(teacher(size["taught"], size["teaching"]), size["tested"])
+    return {"teacher": {name: round(value, 6) for name, value in results.items()}}
 
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
     """Errors of a student, and what a simulation that it drives does to the energy."""
-    asked = cell.settings
-    by = teacher(asked["taught"], asked["teaching"])
-    x = configurations(asked["configurations"], seed=cell.seed)
+    options = cell.settings
+    by = teacher(options["taught"], options["teaching"])
+    x = configurations(options["configurations"], seed=cell.seed)
     start = time.perf_counter()
     student = taught(
         x,
         by,
-        forces=asked["forces"],
-        rows=asked["rows"],
-        share=asked["share"],
-        steps=asked["steps"],
+        forces=options["forces"],
+        rows=options["rows"],
+        share=options["share"],
+        steps=options["steps"],
         seed=cell.seed,
     )
     seconds = time.perf_counter() - start
-    motion = simulated(student, clusters=asked["clusters"], steps=asked["simulated"], seed=cell.seed)
-    found = errors(student, asked["tested"])
-    return {**found, **motion, "train_seconds": seconds}
+    motion = simulated(student, clusters=options["clusters"], steps=options["simulated"], seed=cell.seed)
+    results = errors(student, options["tested"])
+    return {**results, **motion, "train_seconds": seconds}
 
 
 def _tables(document: Document) -> list[Table]:
-    found = {name: spreads(document, name) for name in MEASURES}
+    results = {name: spreads(document, name) for name in MEASURES}
     (column,) = names(document, "column")
     own, made = document["facts"]["teacher"], document["environment"]
-    asked = document["cells"][0]["settings"]
+    options = document["cells"][0]["settings"]
     rows = [
-        (row, *(_entry(found[name].get((row, column)), name, digits) for name, (_, digits) in MEASURES.items()))
+        (row, *(_entry(results[name].get((row, column)), name, digits) for name, (_, digits) in MEASURES.items()))
         for row in names(document, "row")
     ]
-    told = ("the teacher", *(f"{own[n]:.{d}f}" if n in own else NOTHING for n, (_, d) in MEASURES.items()))
+    examples = ("the teacher", *(f"{own[n]:.{d}f}" if n in own else NOTHING for n, (_, d) in MEASURES.items()))
     time_step = STEP * ARGON.time * 1e15
     notes = (
         f"Seven argon atoms, {column} configurations, mean ± standard deviation over seeds: {seeds_of(document)}. "
-        f"Errors against the potential at {asked['tested']} fresh configurations, where the forces have a standard "
+        f"Errors against the potential at {options['tested']} fresh configurations, where the forces have a standard "
         f"deviation of {own['force_std']:.2f} meV/Å.",
-        f"Drift: root mean square of H(t) − H(0), H with the potential's energy, over {asked['simulated']:,} steps of "
-        f"{time_step:.1f} fs in {asked['clusters']} clusters; own energy: the same with the network's. Lost: seeds in "
-        f"which H left by more than {LOST} meV, atoms having fallen into each other; they are not in the mean.",
+        f"Drift: root mean square of H(t) − H(0), H with the potential's energy, over {options['simulated']:,} steps "
+        f"of {time_step:.1f} fs in {options['clusters']} clusters; own energy: the same with the network's. Lost: "
+        f"seeds in which H left by more than {LOST} meV, atoms having fallen into each other; they are not in "
+        "the mean.",
         f"CPU, one thread beside other work, torch {made['torch']}, jacmatch {made['jacmatch']}.",
     )
     head = ("matched", *(heading for heading, _ in MEASURES.values()))
@@ -147,7 +148,7 @@ def _tables(document: Document) -> list[Table]:
             (
                 f"{row} − {than}",
                 *(
-                    entry(paired(found[name].get((row, column)), found[name].get((than, column))), 1, 3)
+                    entry(paired(results[name].get((row, column)), results[name].get((than, column))), 1, 3)
                     for name in ("force", "hessian", "drift")
                 ),
             )
@@ -156,19 +157,19 @@ def _tables(document: Document) -> list[Table]:
         ),
         ("Negative: the rows lower the error.",),
     )
-    return [Table("force-field", "Errors of students at equal steps", head, (*rows, told), notes), gains]
+    return [Table("force-field", "Errors of students at equal steps", head, (*rows, examples), notes), gains]
 
 
 def _entry(value: Spread | None, name: str, digits: int) -> str:
     """A mean ± standard deviation; of a drift over the seeds that kept the cluster, and how many did not."""
     if value is None or name != "drift":
         return entry(value, 1, digits)
-    kept, lost = _kept(value)
-    said = [entry(kept, 1, digits)] * (kept is not None) + [f"{lost} lost"] * (lost > 0)
-    return ", ".join(said)
+    retained, lost = _survivors(value)
+    predicted = [entry(retained, 1, digits)] * (retained is not None) + [f"{lost} lost"] * (lost > 0)
+    return ", ".join(predicted)
 
 
-def _kept(value: Spread) -> tuple[Spread | None, int]:
+def _survivors(value: Spread) -> tuple[Spread | None, int]:
     """A drift over the seeds that kept the cluster, and the number of the others."""
     values = [each for each in value["values"] if each <= LOST]
     return (spread(values) if values else None), len(value["values"]) - len(values)
@@ -176,10 +177,10 @@ def _kept(value: Spread) -> tuple[Spread | None, int]:
 
 def _figure(document: Document) -> bytes:
     """Drift of each row of the table, over the seeds that kept the cluster."""
-    found, (column,) = spreads(document, "drift"), names(document, "column")
-    kept = [(row, _kept(found[row, column])[0]) for row in names(document, "row")]
+    results, (column,) = spreads(document, "drift"), names(document, "column")
+    retained = [(row, _survivors(results[row, column])[0]) for row in names(document, "row")]
     return dot_figure(
-        [(row, value["mean"], value["std"]) for row, value in kept if value is not None],
+        [(row, value["mean"], value["std"]) for row, value in retained if value is not None],
         title="Energy lost or won in a simulation that the student drives",
         x_label="root mean square of H(t) − H(0), meV",
     )

@@ -12,9 +12,9 @@ from jacmatch.jobs.progress import Progress
 from jacmatch.report import Table
 from jacmatch.report.figures import line_figure
 from jacmatch_research.reproduce.equal_error import (
+    DERIVATIVES,
     METHODS,
     REACHED_HEAD,
-    SLOPES,
     VALUES,
     best_of_lengths,
     by_measure,
@@ -23,7 +23,7 @@ from jacmatch_research.reproduce.equal_error import (
 )
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request
-from jacmatch_research.systems.grasp.hand import Hand, Place, by_hand, torques_by_hand
+from jacmatch_research.systems.grasp.hand import Hand, ObjectPose, by_hand, torques_by_hand
 from jacmatch_research.systems.grasp.manipulator import (
     by_manipulator,
     coordinates,
@@ -47,7 +47,7 @@ LENGTHS: dict[str, dict[str, tuple[int, ...]]] = {
 _SHARED = {"hidden": (64, 64), "activation": "silu", "probes": 2, "batch_size": 64, "lr": 0.02, "weight": 2.0}
 _REACH, _REGULAR, _LEAST = 0.15, 0.2, 0.02
 TESTED, _TEST_SEED = {"smoke": 200, "cpu": 2000}, 2**20
-HELD, _HELD_SEED = {"smoke": 50, "cpu": 500}, 2**21
+VALIDATION, _VALIDATION_SEED = {"smoke": 50, "cpu": 500}, 2**21
 DIRECTIONS = {"smoke": 3, "cpu": 24}
 """Grasps that errors are measured at, that choose the length of training, and ways to singular ones."""
 BINS = ((0.02, 0.1), (0.1, 0.2), (0.2, 0.4), (0.4, 2.0))
@@ -85,24 +85,24 @@ def _cells(request: Request) -> list[Cell]:
 def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
     """How far the two formalisms agree, on the grasps of the test and on the way to singular ones."""
     hand, size = Hand(), "smoke" if request.smoke else "cpu"
-    driven, place = _grasps(hand, TESTED[size], _TEST_SEED, _REGULAR)
-    facts = {"regular": _agreement(hand, place, driven)}
-    place, driven = toward_singular(hand, DIRECTIONS[size], 0, SHARES)
+    driven, object_pose = _grasps(hand, TESTED[size], _TEST_SEED, _REGULAR)
+    facts = {"regular": _agreement(hand, object_pose, driven)}
+    object_pose, driven = toward_singular(hand, DIRECTIONS[size], 0, SHARES)
     for k, share in enumerate(SHARES):
         part = slice(k, None, len(SHARES))
-        facts[f"{share:g}"] = _agreement(hand, Place(place.p[part], place.r[part]), driven[part])
+        facts[f"{share:g}"] = _agreement(hand, ObjectPose(object_pose.p[part], object_pose.r[part]), driven[part])
     return {"agreement": facts}
 
 
-def _agreement(hand: Hand, place: Place, driven: Tensor) -> dict[str, float]:
+def _agreement(hand: Hand, object_pose: ObjectPose, driven: Tensor) -> dict[str, float]:
     """Largest relative differences of velocities and torques between the formalisms, and how regular the grasps are."""
-    q = hand.joints(place)
-    one, other = by_manipulator(hand, place, driven), by_hand(hand, place, q)
+    q = hand.joints(object_pose)
+    one, other = by_manipulator(hand, object_pose, driven), by_hand(hand, object_pose, q)
     wrench = torch.randn(len(q), 6, generator=torch.Generator().manual_seed(0), dtype=q.dtype)
     by_duality = torch.einsum("gij,gi->gj", one, wrench)
-    torques, _ = torques_by_hand(hand, place, q, wrench)
+    torques, _ = torques_by_hand(hand, object_pose, q, wrench)
     numbers = {
-        "regularity": regularity(hand, place, driven).median(),
+        "regularity": regularity(hand, object_pose, driven).median(),
         "slopes": torch.linalg.matrix_norm(one, 2).median(),
         "velocities": ((one - other).norm(dim=(1, 2)) / one.norm(dim=(1, 2))).max(),
         "torques": ((torques - by_duality).norm(dim=1) / by_duality.norm(dim=1)).max(),
@@ -111,57 +111,57 @@ def _agreement(hand: Hand, place: Place, driven: Tensor) -> dict[str, float]:
 
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
-    """Errors of pose, slopes and torques at fresh grasps, also by how near to singular these are."""
-    asked, hand, size = cell.settings, Hand(), "smoke" if request.smoke else "cpu"
-    q, place = _grasps(hand, asked["samples"], cell.seed, asked["least"])
-    others, there = _grasps(hand, HELD[size], _HELD_SEED, asked["least"])
-    held = others.float(), coordinates(hand, there).float()
-    points = q.float(), coordinates(hand, place).float()
-    known = by_joints(hand, place, q).float()
-    student, training = best_of_lengths(points, known, held, asked, cell.seed, device=request.device)
+    """Errors of pose, derivatives and torques at fresh grasps, also by how near to singular these are."""
+    options, hand, size = cell.settings, Hand(), "smoke" if request.smoke else "cpu"
+    q, object_pose = _grasps(hand, options["samples"], cell.seed, options["least"])
+    others, there = _grasps(hand, VALIDATION[size], _VALIDATION_SEED, options["least"])
+    validation = others.float(), coordinates(hand, there).float()
+    points = q.float(), coordinates(hand, object_pose).float()
+    known = by_joints(hand, object_pose, q).float()
+    student, training = best_of_lengths(points, known, validation, options, cell.seed, device=request.device)
     return {**_errors(hand, student, TESTED[size]), **training}
 
 
 def _errors(hand: Hand, student: nn.Module, count: int) -> dict[str, float]:
-    """What a student gets wrong; slopes and wrenches with the grip's radius for a radian.
+    """What a student gets wrong; derivatives and wrenches with the grip's radius for a radian.
 
     Torques are the student's vᵀJ with v = Tᵀw, for a random wrench w at each grasp. `power` is the largest difference
     between τ·q̇ of the student and w·ẋ of its Jv, over |w·ẋ| on average: what duality promises to be 0.
     """
-    q, place = _grasps(hand, count, _TEST_SEED, _LEAST)
-    y, near = coordinates(hand, place), regularity(hand, place, q)
+    q, object_pose = _grasps(hand, count, _TEST_SEED, _LEAST)
+    y, near = coordinates(hand, object_pose), regularity(hand, object_pose, q)
     unit = torch.tensor([1.0] * 3 + [hand.grip] * 3, dtype=q.dtype)
     generator = torch.Generator().manual_seed(_TEST_SEED)
     wrench = torch.randn(len(q), 6, generator=generator, dtype=q.dtype) * unit
-    known = by_manipulator(hand, place, q)
-    said, by_joint = (each.detach().double() for each in jacobian(student, q.float()))
+    known = by_manipulator(hand, object_pose, q)
+    predicted, by_joint = (each.detach().double() for each in jacobian(student, q.float()))
     pushed = torch.einsum("gij,gi->gj", twist_of(y), wrench).float()
     torques = vjp(student, q.float(), pushed)[1].detach().double()
     motion = torch.randn(len(q), 6, generator=generator, dtype=q.dtype).float()
     moved = jvp(student, q.float(), motion)[1].detach()
     power = ((torques.float() * motion).sum(1) - (pushed * moved).sum(1)).abs().max()
-    wrong = (said - y).square()
+    wrong = (predicted - y).square()
     slope = ((twist_of(y) @ by_joint - known) * unit[:, None]).square().sum((1, 2))
     torque = (torques - torch.einsum("gij,gi->gj", known, wrench)).square().sum(1)
     slope_size = (known * unit[:, None]).square().sum((1, 2))
     torque_size = torch.einsum("gij,gi->gj", known, wrench).square().sum(1)
-    found = {"power": float(power / (pushed * moved).sum(1).abs().mean())}
+    results = {"power": float(power / (pushed * moved).sum(1).abs().mean())}
     for low, high in (*BINS, (_REGULAR, 2.0)):
         name = "" if (low, high) == (_REGULAR, 2.0) else f"_{low:g}"
         part = (near >= low) & (near < high)
         if not part.any():
             continue
-        found |= {
+        results |= {
             f"place{name}": float(wrong[part, :3].sum(1).mean().sqrt()),
             f"turn{name}": float(wrong[part, 3:].sum(1).mean().sqrt()),
             f"slope{name}": float((slope[part].sum() / slope_size[part].sum()).sqrt()),
             f"torque{name}": float((torque[part].sum() / torque_size[part].sum()).sqrt()),
         }
-    return found
+    return results
 
 
 @lru_cache(maxsize=8)
-def _grasps(hand: Hand, count: int, seed: int, least: float) -> tuple[Tensor, Place]:
+def _grasps(hand: Hand, count: int, seed: int, least: float) -> tuple[Tensor, ObjectPose]:
     """Driven joints, and where the object is."""
     q = drawn(hand, count, seed, _REACH, least)
     return q, pose(hand, q)[0]
@@ -172,9 +172,9 @@ def _tables(document: Document) -> list[Table]:
     notes = (
         f"At those of {TESTED[size]} fresh grasps whose smallest singular value of A is at least {_REGULAR}; mean ± "
         f"standard deviation over seeds (of grasps, weights and batches): {seeds_of(document)}. Of the lengths of "
-        f"training the one that is best at {HELD[size]} other grasps. Partials and torques relative to their root mean "
-        "square; a radian counts as the radius of the grip. Torques: vᵀJ of the student for random wrenches. Power: "
-        "largest |τ·q̇ − w·ẋ| of the student in float32, over the mean of |w·ẋ|.",
+        f"training the one that is best at {VALIDATION[size]} other grasps. Partials and torques relative to their "
+        "root mean square; a radian counts as the radius of the grip. Torques: vᵀJ of the student for random wrenches. "
+        "Power: largest |τ·q̇ − w·ẋ| of the student in float32, over the mean of |w·ẋ|.",
         f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",
     )
     head = ("grasps", *(heading for _, heading, *_ in MEASURES), "power, 10⁻⁶")
@@ -202,7 +202,7 @@ def _singular_table(document: Document) -> Table:
     head = ("error of torques, %, by smallest singular value of A", *(f"{low:g} to {high:g}" for low, high in BINS))
     measures = tuple((f"torque_{low:g}", "", 100, 1) for low, _ in BINS)
     note = f"Grasps to learn from have at least {_REGULAR}, those of the rows that keep nearly singular ones {_LEAST}."
-    rows = by_measure(document, measures, (VALUES, SLOPES, KEPT))
+    rows = by_measure(document, measures, (VALUES, DERIVATIVES, KEPT))
     return Table("singular", "Torques near singular grasps", head, tuple(rows), (note,))
 
 

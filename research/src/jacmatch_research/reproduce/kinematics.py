@@ -13,9 +13,9 @@ from jacmatch.report import Table
 from jacmatch.report.figures import line_figure
 from jacmatch.report.tables import NOTHING, entry
 from jacmatch_research.reproduce.equal_error import (
+    DERIVATIVES,
     METHODS,
     REACHED_HEAD,
-    SLOPES,
     best_of_lengths,
     by_measure,
     curves,
@@ -42,7 +42,7 @@ SAMPLES = {"smoke": (40,), "cpu": (100, 200, 500, 1000)}
 LENGTHS = {"smoke": (15,), "cpu": (3000, 12000)}
 """Steps of the optimizer to choose from."""
 LARGEST = 1000
-"""Samples for values alone, which may then be trained four times as long again; slopes are to need fewer."""
+"""Samples for values alone, which may then be trained four times as long again; derivatives are to need fewer."""
 _SIZES: dict[str, dict[str, int]] = {
     "smoke": {"targets": 8, "animations": 1, "frames": 3, "iterations": 6, "frame": 6},
     "cpu": {"targets": 200, "animations": 8, "frames": 20, "iterations": 60, "frame": 15},
@@ -52,7 +52,7 @@ _SHARED = {"hidden": (128, 128), "activation": "silu", "probes": 2, "batch_size"
 _HOW = {"none": {"lr": 0.01, "weight": 0.0}, "rows": {"lr": 0.02, "weight": 2.0}}
 """The better of what was tried with a seed that no table has."""
 _TEST, _TEST_SEED = 2000, 2**20
-_HELD, _HELD_SEED = 500, 2**21
+_VALIDATION, _VALIDATION_SEED = 500, 2**21
 _AWAY, _STRAIGHT = 0.6, 0.05  # radians: starts from their targets; wrists that count as nearly straight
 LEARNED = (
     ("place", "place, mm", 1e3, 1),
@@ -100,46 +100,49 @@ def _cells(request: Request) -> list[Cell]:
 def _last(cell: Cell) -> bool:
     """What says nothing about a fifth of the samples is measured last."""
     samples = int(cell.column)
-    return 5 * samples > LARGEST if cell.row == SLOPES else 2 * samples < LARGEST
+    return 5 * samples > LARGEST if cell.row == DERIVATIVES else 2 * samples < LARGEST
 
 
 def _lengths(lengths: tuple[int, ...], samples: int, method: str) -> tuple[int, ...]:
     if samples < LARGEST:
         return lengths
-    return () if method == SLOPES else (*lengths, 4 * lengths[-1])
+    return () if method == DERIVATIVES else (*lengths, 4 * lengths[-1])
 
 
 def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
     """What the arm's own poses and Jacobians do with the same targets, animations and starts."""
     size = _SIZES["smoke" if request.smoke else "cpu"]
     own = exact(PUMA_560)
-    found = {**_inverse(own, own, size), **_switches(own, size)}
+    results = {**_inverse(own, own, size), **_switches(own, size)}
     cold = {f"cold_{name}": value for name, value in _switches(own, size, cold=True).items()}
-    return {"exact": {name: float(f"{value:.6g}") for name, value in (found | cold).items()}}
+    return {"exact": {name: float(f"{value:.6g}") for name, value in (results | cold).items()}}
 
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
     """Errors of a student, and what it drives."""
-    asked = cell.settings
-    q, held = PUMA_560.drawn(asked["samples"], cell.seed, SHARE), PUMA_560.drawn(_HELD, _HELD_SEED, SHARE)
-    points, others = ((each.float(), PUMA_560.outputs(each).float()) for each in (q, held))
+    options = cell.settings
+    q, validation = (
+        PUMA_560.drawn(options["samples"], cell.seed, SHARE),
+        PUMA_560.drawn(_VALIDATION, _VALIDATION_SEED, SHARE),
+    )
+    points, others = ((each.float(), PUMA_560.outputs(each).float()) for each in (q, validation))
     student, training = best_of_lengths(
-        points, PUMA_560.slopes(q).float(), others, asked, cell.seed, device=request.device
+        points, PUMA_560.output_jacobian(q).float(), others, options, cell.seed, device=request.device
     )
     at = PUMA_560.drawn(_TEST, _TEST_SEED, SHARE)
-    said, slopes = (each.detach().double() for each in jacobian(student, at.float()))
-    place, rotation = PUMA_560.pose(at)
-    turned = rotation_vector(nearest_rotation(said[:, 3:].reshape(-1, 3, 3)) @ rotation.mT)
-    known = PUMA_560.slopes(at)
+    predicted, slopes = (each.detach().double() for each in jacobian(student, at.float()))
+    position, rotation = PUMA_560.pose(at)
+    turned = rotation_vector(nearest_rotation(predicted[:, 3:].reshape(-1, 3, 3)) @ rotation.mT)
+    known = PUMA_560.output_jacobian(at)
     own = of_student(student)
     measured = exact_poses(PUMA_560, own)
     return {
-        "place": float((said[:, :3] - place).square().sum(1).mean().sqrt()),
+        "place": float((predicted[:, :3] - position).square().sum(1).mean().sqrt()),
         "turn": float(turned.square().sum(1).mean().sqrt()),
         "slope": float((slopes - known).norm() / known.norm()),
-        **_inverse(measured, own, asked),
-        **_switches(measured, asked),
-        **{f"alone_{name}": value for name, value in _switches(own, asked).items()},
+        **_inverse(measured, own, options),
+        **_switches(measured, options),
+        **{f"alone_{name}": value for name, value in _switches(own, options).items()},
         **training,
     }
 
@@ -156,23 +159,23 @@ def _problems(targets: int, *, straight: bool) -> tuple[Tensor, Tensor]:
 
 
 def _inverse(measured: Known, alone: Known, size: Mapping[str, Any]) -> dict[str, float]:
-    """Inverse kinematics with measured poses, and with poses and slopes from the same source.
+    """Inverse kinematics with measured poses, and with poses and derivatives from the same source.
 
     Measured: the share that is reached, and iterations of those. Alone: median errors of the arm's own pose.
     """
-    found, limits = {}, PUMA_560.limits(SHARE)
+    results, limits = {}, PUMA_560.limits(SHARE)
     for straight in (False, True):
         q, start = _problems(size["targets"], straight=straight)
         target, name = PUMA_560.pose(q), "straight_" if straight else ""
         solved = solve(measured, target, start, limits, iterations=size["iterations"])
-        found[f"{name}reached"] = float(solved.reached.double().mean())
-        found[f"{name}iterations"] = float(solved.iterations[solved.reached].double().mean().nan_to_num())
+        results[f"{name}reached"] = float(solved.reached.double().mean())
+        results[f"{name}iterations"] = float(solved.iterations[solved.reached].double().mean().nan_to_num())
         if not straight:
             solved = solve(alone, target, start, limits, iterations=size["iterations"])
             missing = errors(PUMA_560.pose(solved.q), target)
-            found["alone_place"] = float(missing[:, :3].norm(dim=1).median())
-            found["alone_turn"] = float(missing[:, 3:].norm(dim=1).median())
-    return found
+            results["alone_place"] = float(missing[:, :3].norm(dim=1).median())
+            results["alone_turn"] = float(missing[:, 3:].norm(dim=1).median())
+    return results
 
 
 def _switches(known: Known, size: Mapping[str, Any], *, cold: bool = False) -> dict[str, float]:
@@ -188,24 +191,24 @@ def _switches(known: Known, size: Mapping[str, Any], *, cold: bool = False) -> d
     start = (low + high) / 2 if cold else None
     often = {"frames": size["frames"], "iterations": size["frame"]}
     motion = animate(PUMA_560, known, torch.cat((keys, through), 1), cold=start, share=SHARE, **often)
-    found = {}
+    results = {}
     for name, part in (("", slice(len(keys[0]))), ("straight_", slice(len(keys[0]), None))):
         for measure in ("into", "back", "usual", "inside", "off"):
-            found[f"{name}{measure}"] = float(getattr(motion, measure)[part].max())
-        found[f"{name}fold"] = float(motion.fold[part].min())
-    return found
+            results[f"{name}{measure}"] = float(getattr(motion, measure)[part].max())
+        results[f"{name}fold"] = float(motion.fold[part].min())
+    return results
 
 
 def _tables(document: Document) -> list[Table]:
-    made, asked = document["environment"], document["cells"][0]["settings"]
+    made, options = document["environment"], document["cells"][0]["settings"]
     own = document["facts"]["exact"]
     notes = (
         f"PUMA 560, the middle {100 * SHARE:.0f} % of each joint's range; errors at {_TEST} fresh points, mean ± "
         f"standard deviation over seeds (of points, weights and batches): {seeds_of(document)}. Of the lengths of "
-        f"training the one that is best at {_HELD} other points.",
+        f"training the one that is best at {_VALIDATION} other points.",
         f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",
     )
-    inverse_note, switch_note = _notes(asked, own)
+    inverse_note, switch_note = _notes(options, own)
     cold = {name.removeprefix("cold_"): value for name, value in own.items() if name.startswith("cold_")}
     compared = [(name, heading, scale) for name, heading, scale, _ in LEARNED[:3]]
     head = [("samples", *(heading for _, heading, *_ in each)) for each in (LEARNED, DRIVEN, SWITCHED)]
@@ -238,17 +241,17 @@ def _tables(document: Document) -> list[Table]:
     ]
 
 
-def _notes(asked: Mapping[str, Any], own: Mapping[str, float]) -> tuple[str, str]:
+def _notes(options: Mapping[str, Any], own: Mapping[str, float]) -> tuple[str, str]:
     """What a reader of the tables of inverse kinematics and of switches must know."""
     inverse = (
-        f"{asked['targets']} targets, starts up to {_AWAY} rad from a solution in each joint, at most "
-        f"{asked['iterations']} damped steps within the learned range. Reached: 1 mm and 2 mrad; iterations are of "
+        f"{options['targets']} targets, starts up to {_AWAY} rad from a solution in each joint, at most "
+        f"{options['iterations']} damped steps within the learned range. Reached: 1 mm and 2 mrad; iterations are of "
         f"reached targets only. First four columns: poses of the arm, Jacobians of the network; wrists are straight "
         f"within {_STRAIGHT} rad. Alone: poses are the "
         "network's too, and what is given is the median error of the arm."
     )
     switch = (
-        f"{asked['animations']} animations of three parts with {asked['frames']} frames, the largest joint step of "
+        f"{options['animations']} animations of three parts with {options['frames']} frames, the largest joint step of "
         "all: where inverse kinematics takes over from the joints' own motion, and between its frames. Poses are the "
         "arm's and Jacobians the network's; alone, both are the network's. The joints' own motion has steps up to "
         f"{1e3 * own['usual']:.0f} mrad, and goes on from where inverse kinematics ended with a step of at most "

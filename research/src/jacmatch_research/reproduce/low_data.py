@@ -1,4 +1,4 @@
-"""The best student from little data at equal cost: Jacobian-free recipes and recipes with slopes, side by side."""
+"""The best student from little data at equal cost: Jacobian-free recipes and recipes with derivatives, side by side."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,9 +34,9 @@ FREE: dict[str, Settings] = {
     "mixed: outputs, KL": {"method": "outputs", **_MIXED, **_KL},
     "mixed: outputs, squared, no labels": {"method": "outputs", "labels_weight": 0.0, **_MIXED, **_SQUARED},
 }
-"""Recipes without slopes."""
+"""Recipes without derivatives."""
 
-SLOPES: dict[str, Settings] = {
+DERIVATIVES: dict[str, Settings] = {
     "mixed: KL + row": _BEST,
     "mixed: KL + row, share 0.1": {**_BEST, "jacobian_share": 0.1},
     "mixed: KL + row, share 0.5": {**_BEST, "jacobian_share": 0.5},
@@ -56,9 +56,9 @@ SLOPES: dict[str, Settings] = {
     "data: KL + top class": {**_BEST, **_DATA, "probe": "top-class"},
     "noise: KL + row": {**_BEST, "point": "noise", "noise": 0.1},
 }
-"""Recipes with slopes: where, which derivatives, how compared."""
+"""Recipes with derivatives: where, which derivatives, how compared."""
 
-CANDIDATES: dict[str, Settings] = {**FREE, **SLOPES}
+CANDIDATES: dict[str, Settings] = {**FREE, **DERIVATIVES}
 _FINAL = ("labels", "outputs, KL", "mixed: outputs, squared", "mixed: outputs, KL", "mixed: KL + row")
 _GRID_SEED = 100  # the grid is measured with other seeds than the table that it decides
 _BUDGET = {"smoke": 20, "cpu": 800, "paper": 4000}  # steps of plain distillation
@@ -107,22 +107,22 @@ def _grid_tables(document: Document) -> list[Table]:
 
 
 def best_free(document: Document, column: str) -> str | None:
-    """The recipe without slopes whose accuracy on validation images is best in this column, None if there is none."""
-    found = spreads(document, "validation_accuracy")
-    rows = [row for row in FREE if (row, column) in found]
-    return max(rows, key=lambda row: float(found[row, column]["mean"])) if rows else None
+    """The recipe without derivatives with the best validation accuracy in this column, None if there is none."""
+    results = spreads(document, "validation_accuracy")
+    rows = [row for row in FREE if (row, column) in results]
+    return max(rows, key=lambda row: float(results[row, column]["mean"])) if rows else None
 
 
 def margins(document: Document, recipe: str = "mixed: KL + row") -> list[tuple[str, ...]]:
-    """For each column: the best recipe without slopes, and what the recipe has more than it.
+    """For each column: the best recipe without derivatives, and what the recipe has more than it.
 
     The difference is taken seed by seed; its standard error is the standard deviation over √seeds.
     """
-    found = spreads(document, "accuracy")
+    results = spreads(document, "accuracy")
     rows: list[tuple[str, ...]] = []
     for column in names(document, "column"):
         rival = best_free(document, column)
-        gain = None if rival is None else paired(found.get((recipe, column)), found.get((rival, column)))
+        gain = None if rival is None else paired(results.get((recipe, column)), results.get((rival, column)))
         if rival is None or gain is None:
             continue
         error = gain["std"] / len(gain["values"]) ** 0.5 if gain["std"] else None
@@ -157,8 +157,8 @@ def _final_tables(document: Document) -> list[Table]:
 
 def _grid_figure(document: Document) -> bytes:
     column = names(document, "column")[0]
-    found = spreads(document, "validation_accuracy")
-    rows = [(row, found[row, column]) for row in names(document, "row") if (row, column) in found]
+    results = spreads(document, "validation_accuracy")
+    rows = [(row, results[row, column]) for row in names(document, "row") if (row, column) in results]
     return dot_figure(
         [(row, 100 * value["mean"], 100 * value["std"] if value["std"] is not None else None) for row, value in rows],
         title=f"{document['settings']['data']}, {column} images per class",

@@ -1,8 +1,8 @@
 """The statements about noise and Jacobians: what grows under noise, and the term that is said to be its second order.
 
-Each says that a mean over noise ξ ~ N(0, σ²I) is a value without noise, plus σ² times a term of derivatives, plus a
-remainder. The losses are those of `jacmatch.losses`, the derivatives those of `jacmatch.jacobian`; second derivatives,
-where a statement needs them, are Jacobians of Jacobians.
+Each says that a mean over noise ξ ~ N(0, σ²I) is a value without noise, plus σ² times a term of derivatives, plus
+an expansion error. The losses are those of `jacmatch.losses`, the derivatives those of `jacmatch.jacobian`; second
+derivatives, where a statement needs them, are Jacobians of Jacobians.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import Tensor
 from jacmatch import losses
 from jacmatch.jacobian import jacobian
 from jacmatch_research.reproduce.noise_quadrature import Nodes
-from jacmatch_research.reproduce.shallow_pairs import Function, Place
+from jacmatch_research.reproduce.shallow_pairs import Function, Location
 
 LABEL = 0
 """The class of every point."""
@@ -29,7 +29,7 @@ class Setting:
         student: The student; it is given points, or for each point several places around it.
         teacher: The teacher.
         x: The points.
-        side: As in `Place`.
+        side: As in `Location`.
     """
 
     student: Function
@@ -38,9 +38,9 @@ class Setting:
     side: Float[Tensor, "point 2"] | None = None
 
     @staticmethod
-    def at(place: Place, x: Float[Tensor, "point 2"]) -> "Setting":
+    def at(location: Location, x: Float[Tensor, "point 2"]) -> "Setting":
         """The pair of a place, at some of its points."""
-        return Setting(place.student, place.teacher, x, place.side)
+        return Setting(location.student, location.teacher, x, location.side)
 
     def agreeing(self) -> "Setting":
         """The student moved by a constant at each point, onto the teacher's values there."""
@@ -98,13 +98,13 @@ class Statement:
     Attributes:
         name: As the table has it.
         family: What the student learns from.
-        printed: The order of the remainder in print.
+        printed: The order of the expansion error in print.
         increase: What noise adds, from the setting, the noise and its weights.
-        term: What is said to be the coefficient of σ².
+        term: The alleged the coefficient of σ².
         loss: What is averaged, None where it is not a mean of one loss.
         agreeing: Whether the student has the teacher's values at each point.
-        at_kinks: Where the loss itself has no kink, what a kink leaves, as multiples of ‖κ‖², κ the jump of the slopes
-            of the logits: of σ³ times the density of kinks in an average over points, and of σ² on the kink itself.
+        at_kinks: Where the loss itself has no kink, what a kink leaves, as multiples of ‖κ‖², κ the jump of the logits'
+            derivatives: of σ³ times the density of kinks in an average over points, and of σ² on the kink itself.
         metric: ‖κ‖², as the loss measures it.
         fourth: The coefficient of σ⁴, where there is no loss.
     """
@@ -124,7 +124,7 @@ class Statement:
 def slopes_of(function: Function) -> Function:
     """The rows of the function's Jacobian as a function, (batch, 2) → (batch, row · 2).
 
-    Zero times a power joins what the slopes of a linear function lack: a way back to the input.
+    Zero times a power joins what the derivatives of a linear function lack: a way back to the input.
     """
     return lambda x: jacobian(function, x)[1].flatten(1) + 0 * x.pow(4).sum(1, keepdim=True)
 

@@ -1,4 +1,4 @@
-"""Options learned from single paths: values alone against values and slopes, at equal numbers of paths."""
+"""Options learned from single paths: values alone against values and derivatives, at equal numbers of paths."""
 
 import time
 from collections.abc import Mapping
@@ -20,19 +20,19 @@ from jacmatch_research.reproduce.request import Request
 from jacmatch_research.systems.pricing import OPTIONS, Basket, WorstOf
 from jacmatch_research.tables import Document, grid, names, seeds_of, spreads
 
-VALUES, LONGER, LONGEST, SLOPES = "values", "values, 4 × steps", "values, 16 × steps", "values + partials"
-SLOPES_LONGER = "values + partials, 4 × steps"
-RIVALS, TRIED = (VALUES, LONGER, LONGEST), (SLOPES, SLOPES_LONGER)
+VALUES, LONGER, LONGEST, DERIVATIVES = "values", "values, 4 × steps", "values, 16 × steps", "values + partials"
+DERIVATIVES_LONGER = "values + partials, 4 × steps"
+RIVALS, TRIED = (VALUES, LONGER, LONGEST), (DERIVATIVES, DERIVATIVES_LONGER)
 METHODS: dict[str, Mapping[str, Any]] = {
     VALUES: {"slopes": "none", "longer": 1},
     LONGER: {"slopes": "none", "longer": 4},
     LONGEST: {"slopes": "none", "longer": 16},
-    SLOPES: {"slopes": "jacobian", "longer": 1},
-    SLOPES_LONGER: {"slopes": "jacobian", "longer": 4},
+    DERIVATIVES: {"slopes": "jacobian", "longer": 1},
+    DERIVATIVES_LONGER: {"slopes": "jacobian", "longer": 4},
 }
-"""Three lengths of training without slopes, the longest at the most paths only, and two with them."""
-CHOSEN = {f"{VALUES}, length held out": RIVALS, f"{SLOPES}, length held out": TRIED}
-"""Of these lengths, for each seed, the one whose own loss is lowest on paths that were held out."""
+"""Three lengths of training without derivatives, the longest at the most paths only, and two with them."""
+CHOSEN = {f"{VALUES}, length held out": RIVALS, f"{DERIVATIVES}, length held out": TRIED}
+"""Of these lengths, for each seed, the one whose own loss is lowest on paths that are in the validation set."""
 EARLY = f"{LONGEST}, stopped early"
 HINDSIGHT = "best length in hindsight"
 
@@ -43,7 +43,7 @@ _STEPS = {"smoke": 5, "cpu": 400}
 _TEST = {"smoke": 200, "cpu": 2000}
 _TEST_SEED = 2**20
 _OF_PATHS = 10_000  # seeds of paths are those of their states and this
-_HELD_OUT = 2**19  # seeds of states that are held out are those of the cell and this
+_HELD_OUT = 2**19  # seeds of states of the validation set are those of the cell and this
 _LOOK = 50  # steps between two looks at them
 _SCALES = {"price": 1e4, "delta": 100.0}
 
@@ -77,51 +77,51 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     A quarter as many paths as are learned from are held out. `early_` are the errors of the network as it was when its
     loss on them was lowest.
     """
-    asked = cell.settings
-    option = OPTIONS[asked["option"]]
-    x, y, slopes = _labeled(option, asked["paths"], cell.seed)
+    options = cell.settings
+    option = OPTIONS[options["option"]]
+    x, y, slopes = _labeled(option, options["paths"], cell.seed)
     each = float((slopes * x.std(0) / y.std(0)).square().sum((1, 2)).mean())
-    weight = asked["weight"] / each
+    weight = options["weight"] / each
     with torch.random.fork_rng([]):
         torch.manual_seed(cell.seed)
-        student = new_student(x, y, tuple(asked["hidden"]), asked["activation"])
-    held_out = _labeled(option, asked["paths"] // 4, cell.seed + _HELD_OUT)
-    loss = _Loss(held_out, weight if asked["slopes"] == "jacobian" else 0.0, x.std(0), y.std(0))
+        student = new_student(x, y, tuple(options["hidden"]), options["activation"])
+    held_out = _labeled(option, options["paths"] // 4, cell.seed + _HELD_OUT)
+    loss = _Loss(held_out, weight if options["slopes"] == "jacobian" else 0.0, x.std(0), y.std(0))
     lowest, early = float("inf"), student.state_dict()
 
     def look(step: int, _: Mapping[str, float]) -> None:
         nonlocal lowest, early
-        if step % _LOOK == 0 and (found := loss(student)) < lowest:
-            lowest, early = found, {name: value.clone() for name, value in student.state_dict().items()}
+        if step % _LOOK == 0 and (results := loss(student)) < lowest:
+            lowest, early = results, {name: value.clone() for name, value in student.state_dict().items()}
 
     start = time.perf_counter()
     fit_surrogate(
         x,
         y,
         jacobian=slopes,
-        slopes=asked["slopes"],
+        slopes=options["slopes"],
         weight=weight,
         student=student,
-        steps=asked["steps"],
-        batch_size=asked["batch_size"],
-        lr=asked["lr"],
+        steps=options["steps"],
+        batch_size=options["batch_size"],
+        lr=options["lr"],
         seed=cell.seed,
         device=request.device,
         on_step=look,
     )
-    found: Measures = {"train_seconds": time.perf_counter() - start, "held_out": loss(student)}
-    test = asked["option"], _TEST["smoke" if request.smoke else "cpu"]
-    found |= _errors(*test, student)
+    results: Measures = {"train_seconds": time.perf_counter() - start, "held_out": loss(student)}
+    test = options["option"], _TEST["smoke" if request.smoke else "cpu"]
+    results |= _errors(*test, student)
     student.load_state_dict(early)
     stopped = _errors(*test, student)
-    return found | {f"early_{name}": stopped[name] for name in ("price_rmse", "delta_rmse")}
+    return results | {f"early_{name}": stopped[name] for name in ("price_rmse", "delta_rmse")}
 
 
-Labelled = tuple[Tensor, Tensor, Tensor]
-"""States, payoffs or prices, and their slopes."""
+Labeled = tuple[Tensor, Tensor, Tensor]
+"""States, payoffs or prices, and their derivatives."""
 
 
-def _labeled(option: Basket | WorstOf, paths: int, seed: int) -> Labelled:
+def _labeled(option: Basket | WorstOf, paths: int, seed: int) -> Labeled:
     x = option.states(paths, seed)
     y, slopes = option.paths(x, seed + _OF_PATHS)
     return x.float(), y.float(), slopes.float()
@@ -131,7 +131,7 @@ def _labeled(option: Basket | WorstOf, paths: int, seed: int) -> Labelled:
 class _Loss:
     """The loss that a student is trained by, on other paths."""
 
-    paths: Labelled
+    paths: Labeled
     weight: float
     inputs: Tensor
     outputs: Tensor
@@ -141,13 +141,13 @@ class _Loss:
         if not self.weight:
             with torch.no_grad():
                 return float(((student(x) - y) / self.outputs).square().mean())
-        said, slopes_said = (each.detach() for each in jacobian(student, x))
-        apart = ((slopes_said - slopes) * self.inputs / self.outputs).square().sum((1, 2)).mean()
-        return float(((said - y) / self.outputs).square().mean() + self.weight * apart)
+        predicted, predicted_jacobian = (each.detach() for each in jacobian(student, x))
+        apart = ((predicted_jacobian - slopes) * self.inputs / self.outputs).square().sum((1, 2)).mean()
+        return float(((predicted - y) / self.outputs).square().mean() + self.weight * apart)
 
 
 @lru_cache(maxsize=4)
-def _exact(option: str, count: int) -> Labelled:
+def _exact(option: str, count: int) -> Labeled:
     """Fresh states with their exact prices and deltas."""
     points = OPTIONS[option].states(count, _TEST_SEED)
     return points, *OPTIONS[option].exact(points)
@@ -155,11 +155,11 @@ def _exact(option: str, count: int) -> Labelled:
 
 def _errors(option: str, count: int, student: nn.Module) -> dict[str, float]:
     points, price, deltas = _exact(option, count)
-    said, slopes_said = (each.detach().double() for each in jacobian(student, points.float()))
+    predicted, predicted_jacobian = (each.detach().double() for each in jacobian(student, points.float()))
     return {
-        "price_rmse": float((said - price).square().mean().sqrt()),
-        "delta_rmse": float((slopes_said - deltas).square().mean().sqrt()),
-        "price_worst": float((said - price).abs().max()),
+        "price_rmse": float((predicted - price).square().mean().sqrt()),
+        "delta_rmse": float((predicted_jacobian - deltas).square().mean().sqrt()),
+        "price_worst": float((predicted - price).abs().max()),
         "price_std": float(price.std()),
         "delta_std": float(deltas.std(0).square().mean().sqrt()),
     }
@@ -190,7 +190,7 @@ def with_chosen(document: Document) -> Document:
 def _tables(document: Document) -> list[Table]:
     columns, whole = names(document, "column"), with_chosen(document)
     stds = {name: spreads(document, f"{name}_std") for name in ("price", "delta")}
-    of_option = {option: f"{option}: {SLOPES}" for option in OPTIONS}
+    of_option = {option: f"{option}: {DERIVATIVES}" for option in OPTIONS}
     scales = "; ".join(
         f"{option} {1e4 * stds['price'][row, columns[0]]['mean']:.0f} and "
         f"{100 * stds['delta'][row, columns[0]]['mean']:.1f}"
@@ -233,16 +233,16 @@ def _tables(document: Document) -> list[Table]:
 
 
 def _reached(document: Document, option: str, error: str) -> list[tuple[str, ...]]:
-    """The smallest number of paths whose mean error with slopes is not above that of each rival at the largest."""
-    found = spreads(document, f"{error}_rmse")
+    """The smallest number of paths whose mean error with derivatives is not above that of each rival at the largest."""
+    results = spreads(document, f"{error}_rmse")
     columns = sorted(names(document, "column"), key=int)
     chosen, tried = CHOSEN
-    at_most = {name: found.get((f"{option}: {name}", columns[-1])) for name in (chosen, EARLY, *RIVALS)}
+    at_most = {name: results.get((f"{option}: {name}", columns[-1])) for name in (chosen, EARLY, *RIVALS)}
     bounds = {name: value["mean"] for name, value in at_most.items() if value is not None}
     rivals = {"length held out": bounds.get(chosen), "stopped early": bounds.get(EARLY)}
     rivals[HINDSIGHT] = min((bounds[name] for name in RIVALS if name in bounds), default=None)
     row = f"{option}: {tried}"
-    known = [(int(column), found[row, column]["mean"]) for column in columns if (row, column) in found]
+    known = [(int(column), results[row, column]["mean"]) for column in columns if (row, column) in results]
     return [(f"{option}: {error}", name, *_against(bound, known, _SCALES[error])) for name, bound in rivals.items()]
 
 
@@ -263,14 +263,14 @@ def _figure(document: Document) -> bytes:
     panels, document = [], with_chosen(document)
     for option in OPTIONS:
         for error, scale, unit in (("price", 1e4, "10⁻⁴"), ("delta", 100.0, "10⁻²")):
-            found = spreads(document, f"{error}_rmse")
-            lines = [_line(found, f"{option}: {method}", method, scale) for method in (*METHODS, *CHOSEN)]
+            results = spreads(document, f"{error}_rmse")
+            lines = [_line(results, f"{option}: {method}", method, scale) for method in (*METHODS, *CHOSEN)]
             panels.append((f"{option}\n{error}, {unit}", [line for line in lines if line.x]))
     return line_figure(panels, x_label="paths", y_label="RMSE", log_x=True, log_y=True)
 
 
-def _line(found: Mapping[tuple[str, str], Spread], row: str, label: str, scale: float) -> Line:
-    have = sorted((int(column), value) for (name, column), value in found.items() if name == row)
+def _line(results: Mapping[tuple[str, str], Spread], row: str, label: str, scale: float) -> Line:
+    have = sorted((int(column), value) for (name, column), value in results.items() if name == row)
     means = [scale * value["mean"] for _, value in have]
     return Line(label, [float(paths) for paths, _ in have], means, [scale * (v["std"] or 0.0) for _, v in have])
 

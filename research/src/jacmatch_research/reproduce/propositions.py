@@ -7,17 +7,17 @@ from typing import Any
 from jacmatch.report import Table
 from jacmatch.report.tables import NOTHING
 from jacmatch_research.reproduce import noise_statements as say
+from jacmatch_research.reproduce.expansion_errors import expansion_error, leading, limit, size_of_term, slope
+from jacmatch_research.reproduce.expansion_figure import Expansion, expansion_figure
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
-from jacmatch_research.reproduce.noise_remainders import leading, limit, remainder, size_of_term, slope
 from jacmatch_research.reproduce.noise_statements import Statement
-from jacmatch_research.reproduce.remainder_figure import Remainders, remainder_figure
 from jacmatch_research.reproduce.request import Request
-from jacmatch_research.reproduce.shallow_pairs import AVERAGE, COLUMNS, INSIDE, ON_A_KINK, SMOOTH, place
+from jacmatch_research.reproduce.shallow_pairs import AVERAGE, COLUMNS, INSIDE, ON_A_KINK, SMOOTH, location
 from jacmatch_research.tables import Document, names, seeds_of
 
 TEACHER, SOFT, LABELS = "teacher, squared error", "teacher, cross-entropy", "labels"
 _PAPER, _ROOT = "paper", 1 / math.sqrt(2 * math.pi)
-_SMEARED = -2 / 3 * _ROOT  # ∫ over the distance from a kink of what noise across it takes from the slopes' squares
+_SMEARED = -2 / 3 * _ROOT  # ∫ over the distance from a kink of what noise across it takes from the derivatives' squares
 _MEAN_SQUARE = (2 - math.sqrt(2)) / (
     3 * math.sqrt(math.pi)
 )  # likewise of the squared mean, which a variance takes away
@@ -107,20 +107,20 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     `order` and `expected` are None where theory says that the statement is exact; `error` is the quadrature's.
     """
     statement, sigmas = STATEMENTS[cell.row], cell.settings["sigmas"]
-    found = [remainder(statement, place(cell.column, cell.seed, sigma), sigma) for sigma in sigmas]
-    finest = place(cell.column, cell.seed, sigmas[-1])
+    results = [expansion_error(statement, location(cell.column, cell.seed, sigma), sigma) for sigma in sigmas]
+    finest = location(cell.column, cell.seed, sigmas[-1])
     term, theory = size_of_term(statement, finest), leading(statement, finest)
     measured = None
     if theory.order is not None:
-        measured = limit(sigmas, found, theory.order, theory.order + (2 if finest.kinks is None else 1))
+        measured = limit(sigmas, results, theory.order, theory.order + (2 if finest.kinks is None else 1))
     return {
-        **{_REMAINDER.format(sigma): value for sigma, value in zip(sigmas, found, strict=True)},
-        "slope": slope(sigmas, found, term),
+        **{_REMAINDER.format(sigma): value for sigma, value in zip(sigmas, results, strict=True)},
+        "slope": slope(sigmas, results, term),
         "order": theory.order,
         "coefficient": measured,
         "expected": theory.coefficient if theory.order is not None else None,
         "term": term,
-        "error": abs(remainder(statement, finest, sigmas[-1], fine=True) - found[-1]),
+        "error": abs(expansion_error(statement, finest, sigmas[-1], fine=True) - results[-1]),
     }
 
 
@@ -159,10 +159,10 @@ def _row(document: Document, row: str, columns: list[str]) -> tuple[str, ...]:
 
 def _order(document: Document, row: str, column: str) -> str:
     """The mean slope as text."""
-    found = _all(document, row, column)
-    if not found:
+    results = _all(document, row, column)
+    if not results:
         return NOTHING
-    slopes = [measures["slope"] for measures in found if measures["slope"] is not None]
+    slopes = [measures["slope"] for measures in results if measures["slope"] is not None]
     return f"{sum(slopes) / len(slopes):.2f}" if slopes else "exact"
 
 
@@ -171,11 +171,11 @@ def _all(document: Document, row: str, column: str) -> list[Mapping[str, Any]]:
 
 
 def _dropped(document: Document, row: str) -> str:
-    """What a remainder of second order is of the term, on smooth networks."""
-    found = _all(document, row, SMOOTH)
-    if not found or any(measures["order"] != 2 for measures in found):
+    """What a expansion error of second order is of the term, on smooth networks."""
+    results = _all(document, row, SMOOTH)
+    if not results or any(measures["order"] != 2 for measures in results):
         return NOTHING
-    shares = sorted(abs(measures["coefficient"]) / measures["term"] for measures in found)
+    shares = sorted(abs(measures["coefficient"]) / measures["term"] for measures in results)
     return f"{100 * shares[len(shares) // 2]:.0f} %"
 
 
@@ -193,10 +193,10 @@ def _verdict(document: Document, row: str) -> str:
 
 
 def _coefficient(document: Document, row: str, column: str) -> str:
-    found = _all(document, row, column)
-    if not found:
+    results = _all(document, row, column)
+    if not results:
         return NOTHING
-    first = found[0]
+    first = results[0]
     if first["order"] is None:
         return "exact"
     return f"{first['coefficient']:.4f} / {first['expected']:.4f} (σ{'⁰¹²³⁴'[first['order']]})"
@@ -204,8 +204,8 @@ def _coefficient(document: Document, row: str, column: str) -> str:
 
 def _deviation(document: Document) -> float:
     """The largest relative difference of a coefficient from theory."""
-    found = [cell["measures"] for cell in document["cells"] if cell["measures"]["expected"] is not None]
-    return max((abs(float(m["coefficient"]) / float(m["expected"]) - 1) for m in found), default=0.0)
+    results = [cell["measures"] for cell in document["cells"] if cell["measures"]["expected"] is not None]
+    return max((abs(float(m["coefficient"]) / float(m["expected"]) - 1) for m in results), default=0.0)
 
 
 def _figure(document: Document) -> bytes:
@@ -216,16 +216,16 @@ def _figure(document: Document) -> bytes:
         for column in (SMOOTH, INSIDE, AVERAGE, ON_A_KINK):
             lines = {row: _line(document, row, column) for row in rows if _all(document, row, column)}
             if lines:
-                panels.append(Remainders(family, column, lines))
-    return remainder_figure(panels)
+                panels.append(Expansion(family, column, lines))
+    return expansion_figure(panels)
 
 
 def _line(document: Document, row: str, column: str) -> list[tuple[float, float]]:
-    """Points (σ, |remainder| ÷ term), none where the statement is exact."""
-    found = [measures for measures in _all(document, row, column) if measures["slope"] is not None]
+    """Points (σ, |expansion error| ÷ term), none where the statement is exact."""
+    results = [measures for measures in _all(document, row, column) if measures["slope"] is not None]
     points = []
-    for sigma in SIGMAS if found else ():
-        logs = [math.log(abs(m[_REMAINDER.format(sigma)]) / m["term"]) for m in found]
+    for sigma in SIGMAS if results else ():
+        logs = [math.log(abs(m[_REMAINDER.format(sigma)]) / m["term"]) for m in results]
         points.append((sigma, math.exp(sum(logs) / len(logs))))
     return points
 

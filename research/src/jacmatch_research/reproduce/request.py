@@ -50,7 +50,7 @@ class Request(JobFields):
         return "smoke" if self.smoke else self.size
 
     def seed_numbers(self, own: int) -> range:
-        """The seeds that are measured: as many as were asked for, else `own`, or 1 in a smoke run."""
+        """The seeds that are measured: as many as were requested, else `own`, or 1 in a smoke run."""
         return range(self.seed, self.seed + (self.seeds or (1 if self.smoke else own)))
 
     def given(self, taken: frozenset[str]) -> list[str]:

@@ -120,15 +120,15 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     objective = recipe.objective(variant, network, data, cell.seed)
     training = recipe.training(steps=variant.steps)
     fitted = fit(objective, train, training, seed=cell.seed, device=request.device)
-    some, held = (_some(split, request) for split in (data.test, validation))
+    some, validation_points = (_some(split, request) for split in (data.test, validation))
     noises = [("gaussian-noise", level) for level in LEVELS]
     shifts = [*noises, *(UNSEEN if len(data.shape) == 3 else ())]
     shared: dict[str, Any] = {"scale": data.std, "device": request.device}
     under = evaluate_under_shifts(network, some, shifts, **shared)
-    chosen = evaluate_under_shifts(network, held, noises, draws=1, seed=1000, **shared)
+    chosen = evaluate_under_shifts(network, validation_points, noises, draws=1, seed=1000, **shared)
     return {
         "accuracy": evaluate(network, some, device=request.device)["accuracy"],
-        "validation_accuracy": evaluate(network, held, device=request.device)["accuracy"],
+        "validation_accuracy": evaluate(network, validation_points, device=request.device)["accuracy"],
         **{_name(*shift): statistics.fmean(values) for shift, values in under.items()},
         **{f"validation {_name(*shift)}": values[0] for shift, values in chosen.items()},
         "steps": fitted.steps,
@@ -154,22 +154,22 @@ _VALIDATION = ("validation_accuracy", *(f"validation {name}" for name in _NOISES
 
 def scores(document: Document) -> dict[str, Spread]:
     """Of each row the validation accuracy, averaged over no noise and the noise of each level, by seed."""
-    found: dict[str, list[float]] = {}
+    results: dict[str, list[float]] = {}
     for cell in sorted(document["cells"], key=lambda cell: cell["seed"]):
-        found.setdefault(cell["row"], []).append(statistics.fmean(cell["measures"][name] for name in _VALIDATION))
-    return {row: spread(values) for row, values in found.items()}
+        results.setdefault(cell["row"], []).append(statistics.fmean(cell["measures"][name] for name in _VALIDATION))
+    return {row: spread(values) for row, values in results.items()}
 
 
 def chosen(document: Document) -> dict[str, str]:
     """Of each kind the row with the best mean score on validation images; kinds that were not measured are left out."""
-    found = scores(document)
-    measured = {kind: [row for row in rows if row in found] for kind, rows in KINDS.items()}
-    return {kind: max(rows, key=lambda row: found[row]["mean"]) for kind, rows in measured.items() if rows}
+    results = scores(document)
+    measured = {kind: [row for row in rows if row in results] for kind, rows in KINDS.items()}
+    return {kind: max(rows, key=lambda row: results[row]["mean"]) for kind, rows in measured.items() if rows}
 
 
 def _rows(document: Document, rows: Sequence[str], measures: Sequence[str]) -> list[tuple[str, ...]]:
-    found = {name: spreads(document, name) for name in measures}
-    return [(row, *(entry(found[name].get((row, _COLUMN))) for name in measures)) for row in rows]
+    results = {name: spreads(document, name) for name in measures}
+    return [(row, *(entry(results[name].get((row, _COLUMN))) for name in measures)) for row in rows]
 
 
 def _tables(document: Document) -> list[Table]:
@@ -177,7 +177,7 @@ def _tables(document: Document) -> list[Table]:
     heads = ("0", *(f"{level:g}" for level in LEVELS))
     measured = [name for name in (_name(*shift) for shift in UNSEEN) if spreads(document, name)]
     best = chosen(document)
-    found, everything = scores(document), (*_NOISES, *measured)
+    results, everything = scores(document), (*_NOISES, *measured)
     published = [
         (f"paper, VGG-9 on CIFAR-100: {row}", *(f"{v:.2f}" for v in values)) for row, values in PUBLISHED.items()
     ]
@@ -196,7 +196,7 @@ def _tables(document: Document) -> list[Table]:
             "Equal cost in passes: each kind's best on validation images, test accuracy in % under noise and shifts",
             ("kind", *heads, *measured, "validation score"),
             tuple(
-                (f"{kind}: {row}", *_rows(document, [row], everything)[0][1:], entry(found[row]))
+                (f"{kind}: {row}", *_rows(document, [row], everything)[0][1:], entry(results[row]))
                 for kind, row in best.items()
             ),
             (_SCORE, *notes),
@@ -219,18 +219,18 @@ _SCORE = (
 
 def _images(document: Document) -> str:
     """Which images the numbers are of; documents without this fact are of the first images under noise and shifts."""
-    found = document["facts"].get("images")
-    if found is None and document["size"] != "paper" and document["settings"]["data"] != "digits":
+    results = document["facts"].get("images")
+    if results is None and document["size"] != "paper" and document["settings"]["data"] != "digits":
         return (
             f"Test and validation images: without noise or shift all, under noise and shifts the first {_JUDGED:,}; "
             "differences between the two kinds of column are also differences of the images."
         )
-    if found is None or all(judged == every for judged, every in found.values()):
+    if results is None or all(judged == every for judged, every in results.values()):
         return "All columns: all test images, all validation images."
-    (tested, tests), (held, validation) = found["test"], found["validation"]
+    (tested, tests), (validation_points, validation) = results["test"], results["validation"]
     return (
-        f"All columns: the same {tested:,} of {tests:,} test images and {held:,} of {validation:,} validation images, "
-        "drawn at random."
+        f"All columns: the same {tested:,} of {tests:,} test images and {validation_points:,} of {validation:,} "
+        "validation images, drawn at random."
     )
 
 
@@ -248,11 +248,11 @@ def _differences(document: Document) -> str:
 
 
 def _figure(document: Document) -> bytes:
-    found = {name: spreads(document, name) for name in _NOISES}
+    results = {name: spreads(document, name) for name in _NOISES}
     levels = (0.0, *LEVELS)
     lines = []
     for row in names(document, "row"):
-        values = [found[name][row, _COLUMN] for name in _NOISES]
+        values = [results[name][row, _COLUMN] for name in _NOISES]
         lines.append(Line(row, levels, [100 * v["mean"] for v in values], [100 * (v["std"] or 0.0) for v in values]))
     theirs = [Line(row, levels, values) for row, values in PUBLISHED.items() if row in names(document, "row")]
     title = f"{document['settings']['data']}, {document['facts']['model'].partition(':')[0]}"

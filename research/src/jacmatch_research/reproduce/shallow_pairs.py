@@ -58,7 +58,7 @@ class Kinks:
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where a pair is looked at: points with weights, and the kinks around them.
 
     Attributes:
@@ -88,31 +88,31 @@ class Place:
         return kinked(offsets, w / size[:, None], count + 2 * fine)
 
 
-def place(column: str, seed: int, sigma: float) -> Place:
+def location(column: str, seed: int, sigma: float) -> Location:
     """The pair and the points of a column; only an average over points depends on σ, through where its points lie."""
     if column not in COLUMNS:
         raise unknown_name("A column of `reproduce propositions`", column, COLUMNS)
     return COLUMNS[column](torch.Generator().manual_seed(1000 + seed), sigma)
 
 
-def _smooth(generator: torch.Generator, sigma: float) -> Place:
+def _smooth(generator: torch.Generator, sigma: float) -> Location:
     student = Shallow.draw(6, functional.softplus, generator)
     return _at_a_point(student, Shallow.draw(6, torch.tanh, generator), generator)
 
 
-def _linear(generator: torch.Generator, sigma: float) -> Place:
+def _linear(generator: torch.Generator, sigma: float) -> Location:
     student, teacher = (Shallow.draw(3, lambda y: y, generator) for _ in range(2))
     return _at_a_point(student, teacher, generator)
 
 
-def _inside(generator: torch.Generator, sigma: float) -> Place:
+def _inside(generator: torch.Generator, sigma: float) -> Location:
     """ReLU networks, every kink at least `FAR` away."""
     student, teacher = (Shallow.draw(units, torch.relu, generator) for units in (4, 5))
     at = _at_a_point(student, teacher, generator)
     return replace(at, student=_moved(student, at.x), teacher=_moved(teacher, at.x))
 
 
-def _on_a_kink(generator: torch.Generator, sigma: float) -> Place:
+def _on_a_kink(generator: torch.Generator, sigma: float) -> Location:
     """The same, but the point lies on one kink of the student, a large one."""
     at = _inside(generator, sigma)
     w, b, v = at.student.w, at.student.b.clone(), at.student.v.clone()
@@ -123,9 +123,9 @@ def _on_a_kink(generator: torch.Generator, sigma: float) -> Place:
     return replace(at, student=replace(at.student, b=b, v=v), kinks=kinks, side=1e-7 * normal)
 
 
-def _at_a_point(student: Shallow, teacher: Shallow, generator: torch.Generator) -> Place:
+def _at_a_point(student: Shallow, teacher: Shallow, generator: torch.Generator) -> Location:
     x = torch.randn(1, 2, generator=generator, dtype=torch.float64)
-    return Place(student, teacher, x, torch.ones(1, dtype=torch.float64))
+    return Location(student, teacher, x, torch.ones(1, dtype=torch.float64))
 
 
 def _moved(network: Shallow, x: Float[Tensor, "point 2"]) -> Shallow:
@@ -135,7 +135,7 @@ def _moved(network: Shallow, x: Float[Tensor, "point 2"]) -> Shallow:
     return replace(moved, c=moved.c + (network(x) - moved(x))[0])
 
 
-def _average(generator: torch.Generator, sigma: float) -> Place:
+def _average(generator: torch.Generator, sigma: float) -> Location:
     """ReLU networks, all points of a line of length `LENGTH` that crosses three kinks, one at a time."""
     student, teacher, start, e = _line(generator.initial_seed())
     w = torch.cat((student.w, teacher.w))
@@ -145,7 +145,7 @@ def _average(generator: torch.Generator, sigma: float) -> Place:
     slant = (speed / size)[crossed].abs()
     t, weights = segments(_cuts(at[crossed], slant, sigma), 5)
     kinks = Kinks(start + at[crossed, None] * e, (w / size[:, None])[crossed], 1 / (LENGTH * slant))
-    return Place(student, teacher, start + t[:, None] * e, weights / LENGTH, kinks)
+    return Location(student, teacher, start + t[:, None] * e, weights / LENGTH, kinks)
 
 
 @lru_cache(maxsize=16)
@@ -189,7 +189,7 @@ def _cuts(at: Float[Tensor, "crossing"], slant: Float[Tensor, "crossing"], sigma
 SMOOTH, LINEAR, INSIDE = "smooth", "linear", "ReLU, inside a region"
 AVERAGE, ON_A_KINK = "ReLU, average over points", "ReLU, at a kink"
 
-COLUMNS: dict[str, Callable[[torch.Generator, float], Place]] = {
+COLUMNS: dict[str, Callable[[torch.Generator, float], Location]] = {
     SMOOTH: _smooth,
     LINEAR: _linear,
     INSIDE: _inside,

@@ -1,4 +1,4 @@
-"""Four wheels against two, and networks in place of the controller: from one state, and over numbers of samples."""
+"""Four wheels against two, and networks instead of the controller: from one state, and over numbers of samples."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ from jacmatch_research.systems.steering.control import Linear, Lqr, drive, lane_
 from jacmatch_research.systems.steering.learning import CARS, GRID, answers, gain_error, loops, regret, taught
 from jacmatch_research.tables import Document, seeds_of, spreads
 
-ONE_VALUES, ONE_SLOPES = "gain: values", "gain: values + partials"
+ONE_VALUES, ONE_DERIVATIVES = "gain: values", "gain: values + partials"
 SAMPLES = {"smoke": (30,), "cpu": (5, 10, 20, 50, 100)}
 _STATES = {"smoke": (1,), "cpu": (1, 2, 4, 5)}
 LENGTHS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -35,7 +35,7 @@ LENGTHS: dict[str, dict[str, tuple[int, ...]]] = {
 _GAIN_STEPS = {"smoke": 30, "cpu": 1500}
 _SHARED = {"hidden": (32, 32), "activation": "silu", "probes": 2, "batch_size": 64, "lr": 0.02, "weight": "scale"}
 TESTED, _TEST_SEED = {"smoke": 60, "cpu": 2000}, 2**20
-HELD, _HELD_SEED = {"smoke": 40, "cpu": 500}, 2**21
+VALIDATION, _VALIDATION_SEED = {"smoke": 40, "cpu": 500}, 2**21
 """States that errors are measured at, and that choose the length of training."""
 _DRIVEN = {"smoke": (20.0,), "cpu": (10.0, 20.0, 35.0)}
 _SPEED = 20.0
@@ -56,9 +56,9 @@ def _cells(request: Request) -> list[Cell]:
     seeds = request.seed_numbers(5)
     shared = {"steps": _GAIN_STEPS[size], "speed": _SPEED}
     gains = [
-        Cell(row, str(states), seed, {**shared, "states": states, "slopes": row == ONE_SLOPES})
+        Cell(row, str(states), seed, {**shared, "states": states, "slopes": row == ONE_DERIVATIVES})
         for states in _STATES[size]
-        for row in (ONE_VALUES, ONE_SLOPES)
+        for row in (ONE_VALUES, ONE_DERIVATIVES)
         for seed in seeds
     ]
     return gains + [
@@ -82,12 +82,12 @@ def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
             for wheels in (2, 4):
                 lqr = Lqr(wheels=wheels)
                 gain, _ = lqr.solution(speed)
-                asked: dict[str, Any] = {} if wanted is None else {"wanted": wanted}
+                options: dict[str, Any] = {} if wanted is None else {"wanted": wanted}
                 states = np.array([[start, 0.0, 0.0, 0.0]])
-                found = drive(lqr.vehicle, Linear(gain), states, np.array([speed]), **asked)
-                summary = {key: round(value, 7) for key, value in found.summary(speed).items()}
-                largest = np.abs(found.inputs).max((0, 1)).round(5).tolist()
-                cost = round(float(found.cost[0]), 5)
+                results = drive(lqr.vehicle, Linear(gain), states, np.array([speed]), **options)
+                summary = {key: round(value, 7) for key, value in results.summary(speed).items()}
+                largest = np.abs(results.inputs).max((0, 1)).round(5).tolist()
+                cost = round(float(results.cost[0]), 5)
                 rows.append(
                     {"task": name, "speed": speed, "wheels": wheels, **summary, "angles": largest, "cost": cost}
                 )
@@ -96,18 +96,18 @@ def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
     """The error of a gain, or of a network: its angles, closed loops and regret."""
-    asked, size = cell.settings, "smoke" if request.smoke else "cpu"
-    if "states" in asked:
+    options, size = cell.settings, "smoke" if request.smoke else "cpu"
+    if "states" in options:
         error = gain_error(
-            asked["speed"], asked["states"], slopes=asked["slopes"], steps=asked["steps"], seed=cell.seed
+            options["speed"], options["states"], slopes=options["slopes"], steps=options["steps"], seed=cell.seed
         )
         return {"gain_error": error}
-    x, y, slopes = taught(asked["samples"], cell.seed)
-    held = answers(HELD[size], _HELD_SEED)
-    student, training = best_of_lengths((x, y), slopes, held, asked, cell.seed, device=request.device)
-    at, told = answers(TESTED[size], _TEST_SEED)
+    x, y, slopes = taught(options["samples"], cell.seed)
+    validation = answers(VALIDATION[size], _VALIDATION_SEED)
+    student, training = best_of_lengths((x, y), slopes, validation, options, cell.seed, device=request.device)
+    at, examples = answers(TESTED[size], _TEST_SEED)
     with torch.no_grad():
-        error = float((student(at) - told).square().mean().sqrt())
+        error = float((student(at) - examples).square().mean().sqrt())
     parts, gains = loops(student)
     more = regret(student)
     return {
@@ -126,7 +126,7 @@ def _tables(document: Document) -> list[Table]:
     made, size = document["environment"], document["size"]
     notes = (
         f"Mean ± standard deviation over seeds (of states, weights and batches): {seeds_of(document)}. Of the "
-        f"lengths of training the one that is best at {HELD[size]} other states. Angles at {TESTED[size]} fresh "
+        f"lengths of training the one that is best at {VALIDATION[size]} other states. Angles at {TESTED[size]} fresh "
         "states. Gain: ‖J + K‖/‖K‖ at z = 0, in units of what is acceptable. Loops: the eigenvalues of "
         f"A + BJ at {len(GRID)} speeds from {GRID[0]:.0f} to {GRID[-1]:.0f} m/s. Regret: cost of {CARS} drives of 6 s "
         f"above that of the teacher, which is cut off at the same angles; more than {100 * CAP:,.0f} % counts as that.",
@@ -165,11 +165,11 @@ def _capped(document: Document) -> Document:
 
 
 def _gain_table(document: Document) -> Table:
-    found = spreads(document, "gain_error")
+    results = spreads(document, "gain_error")
     columns = columns_of(document, ONE_VALUES)
     rows = [
-        (row, *(f"{max(found[row, column]['values']):.1e}" for column in columns if (row, column) in found))
-        for row in (ONE_VALUES, ONE_SLOPES)
+        (row, *(f"{max(results[row, column]['values']):.1e}" for column in columns if (row, column) in results))
+        for row in (ONE_VALUES, ONE_DERIVATIVES)
     ]
     return Table(
         "gain",

@@ -98,7 +98,7 @@ class World:
         return self.pool.subset(datasets.per_class(self.pool.y, per_class, seed)) if per_class else self.pool
 
 
-_WORLD: dict[object, World] = {}  # the last one that was asked for
+_WORLD: dict[object, World] = {}  # the last one that was requested
 
 
 def world_of(request: Request, progress: Progress | None = None) -> World:
@@ -139,14 +139,14 @@ def prepare(request: Request, progress: Progress) -> dict[str, Any]:
     """The teacher, trained if need be: accuracy, and the size of both networks."""
     world = world_of(request, progress)
     accuracy = evaluate(world.teacher, world.data.test, device=request.device)
-    held = evaluate(world.teacher, world.validation, device=request.device)["accuracy"]
+    validation_points = evaluate(world.teacher, world.validation, device=request.device)["accuracy"]
     student = world.description.build()
     scale = scale_of(request)
     return {
         "teacher": {
             "model": Path(scale.teacher).name,
             **accuracy,
-            "validation_accuracy": held,
+            "validation_accuracy": validation_points,
             "parameters": count_parameters(world.teacher),
         },
         "student": {"model": scale.student, "parameters": count_parameters(student)},

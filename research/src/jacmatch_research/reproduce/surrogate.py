@@ -1,4 +1,4 @@
-"""What the settings of the job `surrogate` do: activation, weight and points, with and without slopes."""
+"""What the settings of the job `surrogate` do: activation, weight and points, with and without derivatives."""
 
 import time
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ from jacmatch.report import Table
 from jacmatch.report.figures import line_figure
 from jacmatch.report.tables import entry
 from jacmatch.surrogates.modules import Weight, fit_surrogate, new_student, regression
-from jacmatch_research.reproduce.equal_error import REACHED_HEAD, SLOPES, VALUES, curves, reached
+from jacmatch_research.reproduce.equal_error import DERIVATIVES, REACHED_HEAD, VALUES, curves, reached
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request
 from jacmatch_research.tables import Document, grid, names, seeds_of, spreads
 
-LONGER, SLOPES_LONGER = "values, 4 × steps", "values + partials, 4 × steps"
+LONGER, DERIVATIVES_LONGER = "values, 4 × steps", "values + partials, 4 × steps"
 METHODS: dict[str, Mapping[str, Any]] = {
     VALUES: {"slopes": "none", "longer": 1},
     LONGER: {"slopes": "none", "longer": 4},
-    SLOPES: {"slopes": "jacobian", "longer": 1},
-    SLOPES_LONGER: {"slopes": "jacobian", "longer": 4},
+    DERIVATIVES: {"slopes": "jacobian", "longer": 1},
+    DERIVATIVES_LONGER: {"slopes": "jacobian", "longer": 4},
 }
 STANDARD = "softplus, Sobol, weight by scale"
 _DEFAULT = {"activation": "softplus", "sampling": "sobol", "weight": 1.0, "share": None}
@@ -43,12 +43,12 @@ _TEST, _TEST_SEED = 1000, 2**20
 
 def _settings(size: str) -> list[tuple[str, dict[str, Any], tuple[str, ...], tuple[int, ...]]]:
     """Name, settings, methods and numbers of points of each line; in smoke size one of each kind."""
-    both, beside, some = (VALUES, SLOPES), BESIDE[size], slice(1) if size == "smoke" else slice(None)
+    both, beside, some = (VALUES, DERIVATIVES), BESIDE[size], slice(1) if size == "smoke" else slice(None)
     return [
         (STANDARD, {}, tuple(METHODS), SAMPLES[size]),
         *((name, {"activation": name}, both, beside) for name in ACTIVATIONS[some]),
-        *((name, how, (SLOPES,), beside) for name, how in list(WEIGHTS.items())[some]),
-        *((name, how, (SLOPES,), beside) for name, how in list(SHARES.items())[some]),
+        *((name, how, (DERIVATIVES,), beside) for name, how in list(WEIGHTS.items())[some]),
+        *((name, how, (DERIVATIVES,), beside) for name, how in list(SHARES.items())[some]),
         *((name, {"sampling": name}, both, beside) for name in SAMPLINGS[2 if size == "smoke" else 0 :]),
     ]
 
@@ -79,22 +79,22 @@ def _cells(request: Request) -> list[Cell]:
 
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
-    """Errors of values and slopes at fresh points, in units; points asked, and the seconds of the training."""
-    asked = cell.settings
-    call = EXAMPLES[asked["function"]]
+    """Errors of values and derivatives at fresh points, in units; points asked, and the seconds of the training."""
+    options = cell.settings
+    call = EXAMPLES[options["function"]]
     corners = sampling.box(call.low, call.high, None)  # type: ignore[attr-defined]
     units = (corners[1] - corners[0]) / 12**0.5
     test_x = sampling.inside(sampling.cube("box", _TEST, len(units), _TEST_SEED), corners)
-    function = opened(asked["function"], call, test_x[:4], units)
+    function = opened(options["function"], call, test_x[:4], units)
     told = _points(cell, function, corners)
     start = time.perf_counter()
-    student = _trained(asked, told, units, cell.seed, asked["steps"], request.device)
+    student = _trained(options, told, units, cell.seed, options["steps"], request.device)
     seconds = time.perf_counter() - start
     test = ask(function, test_x, slopes=True)
-    found = errors(student, test, units, test.y.std(0))
+    results = errors(student, test, units, test.y.std(0))
     return {
-        "values": found["values"],
-        "slopes": found["slopes"],
+        "values": results["values"],
+        "slopes": results["slopes"],
         "points_asked": float(told.calls),
         "train_seconds": seconds,
     }
@@ -102,51 +102,51 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
 
 def _points(cell: Cell, function: Function, corners: Tensor) -> Asked:
     """The training points of a cell and what the function says there."""
-    asked, units = cell.settings, function.units
+    options, units = cell.settings, function.units
 
-    def place(number: int, seed: int) -> Tensor:
-        return sampling.inside(sampling.cube(asked["sampling"], number, len(units), seed), corners)
+    def draw(number: int, seed: int) -> Tensor:
+        return sampling.inside(sampling.cube(options["sampling"], number, len(units), seed), corners)
 
     def answer(x: Tensor) -> Asked:
-        return ask(function, x, slopes=asked["slopes"] != "none")
+        return ask(function, x, slopes=options["slopes"] != "none")
 
     def learn(told: Asked) -> nn.Module:
-        return _trained(asked, told, units, cell.seed, max(1, asked["steps"] // 2), "cpu")
+        return _trained(options, told, units, cell.seed, max(1, options["steps"] // 2), "cpu")
 
-    first = place(asked["samples"], cell.seed)
-    if asked["sampling"] != "active":
+    first = draw(options["samples"], cell.seed)
+    if options["sampling"] != "active":
         return answer(first)
     return actively(
         first,
-        place,
+        draw,
         answer,
         learn,
         (units, None),
-        asked["samples"],
-        rounds=asked["rounds"],
+        options["samples"],
+        rounds=options["rounds"],
         seed=2**16 * (cell.seed + 1),
     )
 
 
-def _trained(asked: Mapping[str, Any], told: Asked, units: Tensor, seed: int, steps: int, device: str) -> nn.Module:
+def _trained(options: Mapping[str, Any], told: Asked, units: Tensor, seed: int, steps: int, device: str) -> nn.Module:
     """A student of these points."""
     x, y = told.x.float(), told.y.float()
     j = None if told.j is None else told.j.float()
-    known: dict[str, Any] = {"jacobian": j, "slopes": asked["slopes"], "x_scale": units.float(), "seed": seed}
-    weight: Weight = "scale" if asked["share"] is None else GradientShare(asked["share"])
-    if asked["weight"] != 1:
+    known: dict[str, Any] = {"jacobian": j, "slopes": options["slopes"], "x_scale": units.float(), "seed": seed}
+    weight: Weight = "scale" if options["share"] is None else GradientShare(options["share"])
+    if options["weight"] != 1:
         mean = regression(new_student(x, y, (1,), "tanh"), x, y, **known)
-        weight = asked["weight"] * mean.loss_weights.weights["jacobians"]
+        weight = options["weight"] * mean.loss_weights.weights["jacobians"]
     return fit_surrogate(
         x,
         y,
         **known,
         weight=weight,
-        hidden=tuple(asked["hidden"]),
-        activation=asked["activation"],
+        hidden=tuple(options["hidden"]),
+        activation=options["activation"],
         steps=steps,
-        batch_size=asked["batch_size"],
-        lr=asked["lr"],
+        batch_size=options["batch_size"],
+        lr=options["lr"],
         device=device,
     ).cpu()
 
@@ -159,13 +159,13 @@ def _lines_of(document: Document, function: str) -> Document:
 
 
 def _saved(document: Document) -> list[tuple[str, ...]]:
-    """How many points with slopes are as good as values alone at the most points, by lengths of training."""
+    """How many points with derivatives are as good as values alone at the most points, by lengths of training."""
     both = [("values", "values, %", 100), ("slopes", "partials, %", 100)]
     most = f"n = {max(map(int, names(document, 'column'))):,}"
     rows = []
     for function in _functions(document):
-        for rival, tried in ((VALUES, SLOPES), (LONGER, SLOPES), (LONGER, SLOPES_LONGER)):
-            called = {rival: VALUES, tried: SLOPES}
+        for rival, tried in ((VALUES, DERIVATIVES), (LONGER, DERIVATIVES), (LONGER, DERIVATIVES_LONGER)):
+            called = {rival: VALUES, tried: DERIVATIVES}
             cells = [
                 {**cell, "row": called[cell["row"]]}
                 for cell in _lines_of(document, function)["cells"]
@@ -215,22 +215,22 @@ def _tables(document: Document) -> list[Table]:
 
 def _beside(document: Document, name: str, title: str, settings: tuple[str, ...], notes: tuple[str, ...]) -> Table:
     """Both errors of other settings beside the standard ones, at the numbers of points that all have."""
-    found = {measure: spreads(document, measure) for measure in ("values", "slopes")}
+    results = {measure: spreads(document, measure) for measure in ("values", "slopes")}
     sizes = {size: [str(n) for n in numbers] for size, numbers in BESIDE.items()}
     columns = [column for column in names(document, "column") if column in sizes[document["size"]]]
-    methods = [SLOPES] if name == "weight" else [VALUES, SLOPES]
+    methods = [DERIVATIVES] if name == "weight" else [VALUES, DERIVATIVES]
     head = [f"{measure}, n = {column}" for column in columns for measure in ("values", "partials")]
     rows = []
     for function in _functions(document):
         for setting in settings:
             for method in methods:
                 row = f"{function}: {setting}: {method}"
-                if (row, columns[0]) in found["values"]:
-                    cells = (found[m].get((row, column)) for column in columns for m in ("values", "slopes"))
+                if (row, columns[0]) in results["values"]:
+                    cells = (results[m].get((row, column)) for column in columns for m in ("values", "slopes"))
                     rows.append((row, *(entry(cell) for cell in cells)))
     if name == "sampling":
-        asked = spreads(document, "points_asked")
-        rows = [(row, *rest, *(_count(asked.get((row, column))) for column in columns)) for row, *rest in rows]
+        options = spreads(document, "points_asked")
+        rows = [(row, *rest, *(_count(options.get((row, column))) for column in columns)) for row, *rest in rows]
         head += [f"evaluations, n = {column}" for column in columns]
     return Table(name, title, ("function and setting", *head), tuple(rows), notes)
 

@@ -151,11 +151,11 @@ def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
     for column in request.per_class or _COLUMNS[request.scale]:
         train = _subset(ready, column, request.seed)
         near, far = recipe.images(ready, train, _FAR)
-        found = {"unseen": distances(teacher.network, ready.pairs[-1][1], near, far)}
+        results = {"unseen": distances(teacher.network, ready.pairs[-1][1], near, far)}
         if teacher.source is not None:
             source = mixed(teacher.source.train, len(far)).inputs()
-            found["source"] = distances(teacher.network, ready.pairs[-1][1], near, source)
-        facts["distances"][str(column)] = found
+            results["source"] = distances(teacher.network, ready.pairs[-1][1], near, source)
+        facts["distances"][str(column)] = results
         facts["nearest_mean"][str(column)] = nearest_mean_accuracy(teacher.network, train, some, ready.classes)
     return facts
 
@@ -209,8 +209,8 @@ def _tables(document: Document) -> list[Table]:
         _closeness(document, rows),
     ]  # fmt: skip
     facts = document["facts"]
-    sets = {f"n = {column}: ": found for column, found in facts["distances"].items()}
-    apart = [(label + row[0], *row[1:]) for label, found in sets.items() for row in distance_table(found).rows]
+    sets = {f"n = {column}: ": results for column, results in facts["distances"].items()}
+    apart = [(label + row[0], *row[1:]) for label, results in sets.items() for row in distance_table(results).rows]
     tables.append(replace(distance_table({}), rows=tuple(apart), notes=(f"Euclidean, at most {_FAR} images a set.",)))
     return [*tables, _bounds(document, rows)]
 
@@ -237,12 +237,12 @@ def _changes(
     document: Document, changes: Mapping[str, Settings], name: str, title: str, beside: tuple[str, ...]
 ) -> list[Table]:
     """Rows in which one thing is changed, and those of the main table that they are to be compared with."""
-    found = spreads(document, "accuracy")
+    results = spreads(document, "accuracy")
     changed = [row for row in names(document, "row") if row in changes]
     if not changed:
         return []
-    column = next(column for row, column in found if row in changes)
-    rows = [row for row in (*beside, *changed) if (row, column) in found]
+    column = next(column for row, column in results if row in changes)
+    rows = [row for row in (*beside, *changed) if (row, column) in results]
     measures = {"accuracy": (100, 1), "top1": (100, 1), "attention_cosine": (1, 2), "jacobian_cosine": (1, 2)}
     values = {measure: spreads(document, measure) for measure in measures}
     body = [(row, *(entry(values[key].get((row, column)), *measures[key]) for key in measures)) for row in rows]

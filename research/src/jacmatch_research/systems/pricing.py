@@ -1,4 +1,4 @@
-"""Two options on several assets: paths with their slopes, and prices and deltas that are exact.
+"""Two options on several assets: paths with their derivatives, and prices and deltas that are exact.
 
 A path from the state x at time T₁ to maturity T₂ gives a payoff, whose mean is the price at x, and the derivative of
 this payoff by x along the path, whose mean is the delta: both payoffs are continuous, so mean and derivative may be
@@ -85,7 +85,7 @@ class Basket:
         return self.spot + self.spread * math.sqrt(self.start) * self._noise(count, seed)
 
     def paths(self, x: Float[Tensor, "state asset"], seed: int) -> Prices:
-        """The payoff (B − K)₊ of one path from each state, B = Σ wᵢSᵢ(T₂), and its slopes 1{B > K} wᵢ."""
+        """The payoff (B − K)₊ of one path from each state, B = Σ wᵢSᵢ(T₂), and its derivatives 1{B > K} wᵢ."""
         end = x + math.sqrt(self.maturity - self.start) * self._noise(len(x), seed)
         above = end @ self.weights - self.strike
         inside = (above > 0).to(x.dtype)
@@ -138,7 +138,7 @@ class WorstOf:
         return self.spot * self._growth(count, seed, self.spread * self.volatilities, self.start)
 
     def paths(self, x: Float[Tensor, "state asset"], seed: int) -> Prices:
-        """The payoff (K − minᵢ Sᵢ(T₂))₊ of one path from each state, and its slopes −1{min < K, i is it} Sᵢ/xᵢ."""
+        """The payoff (K − minᵢ Sᵢ(T₂))₊ of one path from each state, and its derivatives −1{min < K, i is it} Sᵢ/xᵢ."""
         growth = self._growth(len(x), seed, self.volatilities, self.maturity - self.start)
         worst, which = (x * growth).min(1)
         below = self.strike - worst

@@ -1,4 +1,4 @@
-"""Drawn faces with 31 landmarks, in place of photographs: no package was found with more than five of those.
+"""Drawn faces with 31 landmarks, instead of photographs: no package was found with more than five of those.
 
 A face is a set of points in space: an elliptic jaw, brows, eyes, nose and mouth, whose sizes vary between faces
 (identity) and whose brows, lids and mouth move (expression). It is turned (yaw, pitch), projected, and drawn with soft
@@ -61,8 +61,8 @@ def _face(random: np.random.Generator) -> tuple[Array, Array]:
     points = _turned(_solid(random), np.deg2rad(random.normal(0, (12, 6))))
     angle = np.deg2rad(random.normal(0, 6))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    centre = (SIDE - 1) / 2 + random.normal(0, 2, 2)
-    landmarks = _RADIUS * random.normal(1, 0.08) * points @ turn.T + centre
+    center = (SIDE - 1) / 2 + random.normal(0, 2, 2)
+    landmarks = _RADIUS * random.normal(1, 0.08) * points @ turn.T + center
     return _drawn(landmarks, random), landmarks
 
 
@@ -128,7 +128,7 @@ def _drawn(landmarks: Array, random: np.random.Generator) -> Array:
 
 
 def _background(grid: Array, random: np.random.Generator) -> Array:
-    """Four waves of random direction, length and phase about a random grey."""
+    """Four waves of random direction, length and phase about a random gray."""
     image = np.full((SIDE, SIDE), random.uniform(0.2, 0.6))
     for _ in range(4):
         wave = random.normal(0, 2 * np.pi / 25, 2)
@@ -147,11 +147,11 @@ def _soft(depth: Array) -> Array:
 
 def _inside(grid: Array, corners: Array) -> Array:
     """A soft mask of the star-shaped curve through corners that go round once."""
-    centre = corners.mean(0)
-    away = corners - centre
+    center = corners.mean(0)
+    away = corners - center
     angles, radii = np.arctan2(away[:, 1], away[:, 0]), np.linalg.norm(away, axis=1)
     order = np.argsort(angles)
-    apart = grid - centre
+    apart = grid - center
     edge = np.interp(np.arctan2(apart[..., 1], apart[..., 0]), angles[order], radii[order], period=2 * np.pi)
     return _soft(edge - np.linalg.norm(apart, axis=-1))
 

@@ -69,12 +69,12 @@ def by_fixed_jacobian(model: Model, update: Array, shown: Array, *, iterations: 
         for k in (1.0, 0.5, 0.25):
             if not open_.any():
                 break
-            trial = p[open_] - k * step[open_]
-            found = model.cost(shown[open_], trial)
+            candidate = p[open_] - k * step[open_]
+            values_found = model.cost(shown[open_], candidate)
             evaluations[open_] += 1
-            better = found < cost[open_] - 1e-9
+            better = values_found < cost[open_] - 1e-9
             where = np.flatnonzero(open_)[better]
-            p[where], cost[where] = trial[better], found[better]
+            p[where], cost[where] = candidate[better], values_found[better]
             open_[where] = False
         going &= ~open_
         if not going.any():

@@ -1,7 +1,8 @@
-"""A network that says in one look what the derivative-free fitter finds: the fitter is a black box, asked for values.
+"""A network that predicts in one pass what the derivative-free fitter finds; the fitter is a black box.
 
-Slopes are antithetic differences along directions in which windows do vary: what a small change of the pose does to a
-window. An arg min jumps where it changes its basin: a difference at half the step is compared with that at the whole.
+Derivatives are antithetic differences along directions in which windows do vary: what a small change of the pose does
+to a window. An arg min jumps where it changes its basin: a difference at half the step is compared with that at
+the whole step.
 """
 
 from dataclasses import dataclass
@@ -105,8 +106,8 @@ class Lesson:
     Attributes:
         x: Windows (window, pixel).
         y: Parameters.
-        directions: (direction, window, pixel), none without slopes.
-        slopes: (direction, window, parameter): the differences along them.
+        directions: (direction, window, pixel), none without derivatives.
+        derivatives: (direction, window, parameter): the differences along them.
         fits: How often the fitter was asked, failed fits included.
     """
 
@@ -122,8 +123,8 @@ def lesson(
 ) -> Lesson:
     """Asks the fitter about windows that lie about each face, and about an antithetic pair along each direction.
 
-    Fits that cost more than 1.5 times the median are left out, and slopes longer than 4 times the median are zero with
-    their directions: there the fitter has lost the face or has jumped.
+    Fits that cost more than 1.5 times the median are left out, and derivatives longer than 4 times the median are zero
+    with their directions: there the fitter has lost the face or has jumped.
 
     Args:
         model: The model of appearance.
@@ -170,9 +171,9 @@ def fitter(model: Model, known: dict[bytes, Array] | None = None) -> Any:
     return answer
 
 
-def jumps(model: Model, told: Lesson, count: int) -> float:
-    """Share of slopes that halving the step changes by more than half of their length: the fitter jumps there."""
-    x, along, whole = told.x[:count], told.directions[:, :count], told.slopes[:, :count]
+def jumps(model: Model, examples: Lesson, count: int) -> float:
+    """Share of derivatives that halving the step changes by more than half of their length: the fitter jumps there."""
+    x, along, whole = examples.x[:count], examples.directions[:, :count], examples.slopes[:, :count]
     black_box = BlackBoxTeacher(fitter(model), arrays="numpy")
     half = black_box.answer(x, Question(tangents=along, step=0.5)).products
     assert half is not None
@@ -181,32 +182,32 @@ def jumps(model: Model, told: Lesson, count: int) -> float:
 
 
 def distilled(
-    model: Model, told: Lesson, *, share: float, steps: int, seed: int, update: Array | None = None
+    model: Model, examples: Lesson, *, share: float, steps: int, seed: int, update: Array | None = None
 ) -> Glance:
-    """A student of what the fitter said; slopes make up `share` of the gradient norm where there are any."""
+    """A student of what the fitter said; derivatives make up `share` of the gradient norm where there are any."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         student = Glance(model, dropout=0.5, update=update)
-    objective = AlongDirections(student, told, share if len(told.directions) else 0.0)
+    objective = AlongDirections(student, examples, share if len(examples.directions) else 0.0)
     settings = Training(steps=steps, batch_size=50, lr=1e-3, optimizer="adamw", weight_decay=1.0)
-    fit(objective, Split(told.x, told.y), settings, seed=seed)
+    fit(objective, Split(examples.x, examples.y), settings, seed=seed)
     return student.eval()
 
 
 class AlongDirections(nn.Module):
-    """Values and slopes along known directions u, after each look: means of Σₖ(ŷₖ − yₖ)² + w Σₖ((Ĵu)ₖ − sₖ)²."""
+    """Values and derivatives along known directions u, after each look: means of Σₖ(ŷₖ − yₖ)² + w Σₖ((Ĵu)ₖ − sₖ)²."""
 
-    def __init__(self, student: Glance, told: Lesson, share: float) -> None:
-        """Takes the directions and slopes of a lesson; the ids of a batch say which.
+    def __init__(self, student: Glance, examples: Lesson, share: float) -> None:
+        """Takes the directions and derivatives of a lesson; the ids of a batch say which.
 
         Args:
             student: The network to train.
-            told: Directions and slopes.
-            share: Of the slopes in the gradient norm.
+            examples: Directions and derivatives.
+            share: Of the derivatives in the gradient norm.
         """
         super().__init__()
         self.student, self.calls = student, 0
-        self.known = (told.directions, told.slopes)
+        self.known = (examples.directions, examples.slopes)
         self.loss_weights = LossWeights(
             {"values": 1.0, "jacobians": GradientShare(share)} if share else {"values": 1.0}
         )
@@ -224,9 +225,9 @@ class AlongDirections(nn.Module):
         looks = len(self.student.maps)
         if "jacobians" in self.loss_weights.weights:
             directions, slopes = (each[:, ids] for each in self.known)
-            found = jvp_products(self.student.after_each, x, directions, engine="forward")
-            outputs = found.outputs
-            terms["jacobians"] = jacobian_term("squared", found.products, slopes.repeat(1, 1, looks))
+            results = jvp_products(self.student.after_each, x, directions, engine="forward")
+            outputs = results.outputs
+            terms["jacobians"] = jacobian_term("squared", results.products, slopes.repeat(1, 1, looks))
         else:
             outputs = self.student.after_each(x)
         terms["values"] = output_term("squared", outputs, y.repeat(1, looks), 1.0)
@@ -242,8 +243,8 @@ class AlongDirections(nn.Module):
 def seen(student: nn.Module, images: Array, poses: Array) -> Array:
     """What a student says of images: parameters relative to the poses of the windows that it is shown."""
     with torch.no_grad():
-        found: Array = student(_flat(windows(images, poses))).double().numpy()
-    return found
+        results: Array = student(_flat(windows(images, poses))).double().numpy()
+    return results
 
 
 def displaced(model: Model, shown: Faces, change: Array) -> Array:

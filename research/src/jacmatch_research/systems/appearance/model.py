@@ -59,8 +59,8 @@ class Model:
 
     def sampled(self, windows: Array, p: Array) -> Array:
         """The texture (face, pixel) of windows (face, WINDOW, WINDOW), of mean 0 and variance 1."""
-        places = self.weights @ self.shape(p)
-        g = bilinear(windows, (places + REACH) * ((WINDOW - 1) / (2 * REACH)))
+        positions = self.weights @ self.shape(p)
+        g = bilinear(windows, (positions + REACH) * ((WINDOW - 1) / (2 * REACH)))
         g = g - g.mean(1, keepdims=True)
         return g / (g.std(1, keepdims=True) + 1e-6)
 
@@ -70,8 +70,8 @@ class Model:
 
     def cost_of(self, window: Array) -> Callable[[Array], float]:
         """`cost` of one window as a function of its parameters (parameter,), ten times as fast."""
-        centre = (WINDOW - 1) / 2
-        unit = centre / REACH
+        center = (WINDOW - 1) / 2
+        unit = center / REACH
         mean, modes = (
             np.ascontiguousarray(self.weights @ each).view(complex)[..., 0] for each in (self.mean, self.modes)
         )
@@ -80,7 +80,7 @@ class Model:
 
         def cost(p: Array) -> float:
             own = unit * (1 + UNIT * complex(p[0], p[1]))
-            z = own * (mean + p[4:] @ modes) + (unit * UNIT * complex(p[2], p[3]) + complex(centre, centre))
+            z = own * (mean + p[4:] @ modes) + (unit * UNIT * complex(p[2], p[3]) + complex(center, center))
             x, y = np.minimum(np.maximum(z.real, 0), last), np.minimum(np.maximum(z.imag, 0), last)
             left, top = x.astype(int), y.astype(int)
             u, v, at = x - left, y - top, top * WINDOW + left
@@ -122,12 +122,12 @@ def build(train: Faces) -> Model:
 
 def pose_of(model: Model, landmarks: Array) -> Array:
     """The similarity (scale·cos, scale·sin, x, y) that brings the mean shape nearest to landmarks (…, landmark, 2)."""
-    centre = landmarks.mean(-2, keepdims=True)
-    away, mean = landmarks - centre, model.mean - model.mean.mean(0)
+    center = landmarks.mean(-2, keepdims=True)
+    away, mean = landmarks - center, model.mean - model.mean.mean(0)
     size = np.square(mean).sum()
     real = (away * mean).sum((-2, -1)) / size
     turned = (away[..., 1] * mean[:, 0] - away[..., 0] * mean[:, 1]).sum(-1) / size
-    pose = np.concatenate((real[..., None], turned[..., None], centre[..., 0, :]), -1)
+    pose = np.concatenate((real[..., None], turned[..., None], center[..., 0, :]), -1)
     pose[..., 2:] -= _moved(model.mean.mean(0)[None], np.concatenate((pose[..., :2], 0 * pose[..., 2:]), -1))[..., 0, :]
     return pose
 
@@ -136,8 +136,8 @@ def windows(images: Array, poses: Array) -> Array:
     """Windows (face, WINDOW, WINDOW) of images, each in the frame of its pose (face, 4); one sampling of an image."""
     axis = np.linspace(-REACH, REACH, WINDOW)
     grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
-    found = bilinear(images, _moved(np.broadcast_to(grid, (len(images), *grid.shape)), poses))
-    return found.reshape(-1, WINDOW, WINDOW)
+    results = bilinear(images, _moved(np.broadcast_to(grid, (len(images), *grid.shape)), poses))
+    return results.reshape(-1, WINDOW, WINDOW)
 
 
 def in_image(shape: Array, poses: Array) -> Array:
@@ -154,10 +154,10 @@ def composed(p: Array, poses: Array) -> Array:
     return np.concatenate((real[..., None], turned[..., None], moved), -1)
 
 
-def bilinear(images: Array, places: Array) -> Array:
+def bilinear(images: Array, positions: Array) -> Array:
     """Values (image, place) at places (image, place, 2) by bilinear interpolation; edges go on outside."""
     height, width = images.shape[1:]
-    x, y = np.clip(places[..., 0], 0, width - 1.000001), np.clip(places[..., 1], 0, height - 1.000001)
+    x, y = np.clip(positions[..., 0], 0, width - 1.000001), np.clip(positions[..., 1], 0, height - 1.000001)
     left, top = x.astype(int), y.astype(int)
     u, v = x - left, y - top
     flat = images.reshape(len(images), -1)

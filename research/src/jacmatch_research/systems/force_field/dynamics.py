@@ -96,7 +96,7 @@ def thermal(
 
 
 def at_rest(state: State) -> State:
-    """The state about its centre of mass, without momentum and angular momentum."""
+    """The state about its center of mass, without momentum and angular momentum."""
     x, v = (each - each.mean(1, keepdim=True) for each in (state.x, state.v))
     spin = torch.linalg.cross(x, v).sum(1)
     inertia = torch.diag_embed(x.square().sum((1, 2))[:, None].expand(-1, 3)) - x.mT @ x

@@ -33,8 +33,8 @@ def configurations(count: int, seed: int) -> Float[Tensor, "cluster coordinate"]
 
 def targets(x: Float[Tensor, "cluster coordinate"]) -> Float[Tensor, "cluster value"]:
     """Energy and forces of the potential, as `ForceField` has them."""
-    places = x.reshape(-1, ATOMS, 3)
-    return torch.cat((energy(places)[:, None], forces(places).flatten(1)), 1)
+    positions = x.reshape(-1, ATOMS, 3)
+    return torch.cat((energy(positions)[:, None], forces(positions).flatten(1)), 1)
 
 
 @lru_cache(maxsize=1)
@@ -110,13 +110,13 @@ def errors(field: ForceField, count: int) -> dict[str, float]:
     """Root mean squared errors against the potential at fresh configurations, in meV, meV/Å and meV/Å²."""
     x = configurations(count, seed=2**20 + 1)
     exact, field = targets(x), field.double()
-    said, slopes = (each.detach() for each in jacobian(field, x))
+    predicted, slopes = (each.detach() for each in jacobian(field, x))
     field.float()
     hessians = -slopes[:, 1:] - hessian(x.reshape(-1, ATOMS, 3))
     unit, length = ARGON.millielectronvolts, ARGON.angstroms
     return {
-        "energy": unit * float((said - exact)[:, 0].square().mean().sqrt()),
-        "force": unit / length * float((said - exact)[:, 1:].square().mean().sqrt()),
+        "energy": unit * float((predicted - exact)[:, 0].square().mean().sqrt()),
+        "force": unit / length * float((predicted - exact)[:, 1:].square().mean().sqrt()),
         "hessian": unit / length**2 * float(hessians.square().mean().sqrt()),
         "force_std": unit / length * float(exact[:, 1:].square().mean().sqrt()),
     }
@@ -127,7 +127,7 @@ def simulated(field: ForceField, *, clusters: int, steps: int, seed: int) -> dic
 
     `drift` is the root mean square over time and clusters of H(t) − H(0), H being kinetic energy and the *potential's*
     energy: it is how far the motion leaves the surface that it should stay on. `end` is the mean of |H − H(0)| at the
-    end, `own` the same as `drift` with the network's energy in place of the potential's, which any gradient conserves
+    end, `own` the same as `drift` with the network's energy instead of the potential's, which any gradient conserves
     up to the square of the step.
     """
     start = _started(clusters, seed)
@@ -135,7 +135,7 @@ def simulated(field: ForceField, *, clusters: int, steps: int, seed: int) -> dic
     true: list[Tensor] = []
     own: list[Tensor] = []
 
-    def push(x: Tensor) -> Tensor:
+    def forces_at(x: Tensor) -> Tensor:
         values: Tensor = field(x.flatten(1))
         return values[:, 1:].reshape(x.shape)
 
@@ -144,7 +144,7 @@ def simulated(field: ForceField, *, clusters: int, steps: int, seed: int) -> dic
         own.append(field.network(state.x.flatten(1))[:, 0] + state.kinetic)
 
     with torch.no_grad():
-        verlet(push, start, steps=steps, step=STEP, watch=watch, every=max(1, steps // 500))
+        verlet(forces_at, start, steps=steps, step=STEP, watch=watch, every=max(1, steps // 500))
     field.float()
     away, away_own = (torch.stack(each) - each[0] for each in (true, own))
     unit = ARGON.millielectronvolts

@@ -53,8 +53,8 @@ class EnergyNetwork(nn.Module):
 
     def forward(self, x: Float[Tensor, "cluster coordinate"]) -> Float[Tensor, "cluster 1"]:
         """Energies in ε of clusters whose coordinates, atom by atom, are in σ."""
-        places = x.reshape(len(x), self.atoms, 3)
-        apart = places[:, :, None] - places[:, None]
+        positions = x.reshape(len(x), self.atoms, 3)
+        apart = positions[:, :, None] - positions[:, None]
         own = torch.eye(self.atoms, dtype=x.dtype, device=x.device)
         inverse = (1 - own) / (apart.square().sum(-1) + own).sqrt()
         width = self.centres[1] - self.centres[0]

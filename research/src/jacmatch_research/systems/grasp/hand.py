@@ -2,7 +2,7 @@
 
 Every finger has a knuckle with two axes (aside, then flexion) and a knee: q = (q₁, q₂, q₃) for each. Its tip holds a
 point of the object without slipping and may turn there (a point contact with friction). Metres and radians; a twist is
-(v, ω) of the object's centre, a wrench (f, m) there.
+(v, ω) of the object's center, a wrench (f, m) there.
 """
 
 import math
@@ -19,11 +19,11 @@ FINGERS = 3
 
 
 @dataclass(frozen=True)
-class Place:
+class ObjectPose:
     """Places and rotations of the object.
 
     Attributes:
-        p: Of its centre.
+        p: Of its center.
         r: Its rotation, from its own axes to those of the palm.
     """
 
@@ -62,7 +62,7 @@ class Hand:
         distal: Length from knee to tip.
         palm: Radius on which the knuckles stand.
         grip: Radius of the circle of contacts on the object.
-        height: Of the object's centre above the palm where the grasp is at rest.
+        height: Of the object's center above the palm where the grasp is at rest.
     """
 
     proximal: float = 0.070
@@ -75,15 +75,15 @@ class Hand:
         if min(self.proximal, self.distal, self.palm, self.grip, self.height) <= 0:
             raise InputError("Lengths of `Hand` must be above 0.", got=self)
 
-    def rest(self) -> Place:
+    def rest(self) -> ObjectPose:
         """The object straight above the palm."""
-        return Place(
+        return ObjectPose(
             torch.tensor([[0.0, 0, self.height]], dtype=torch.float64), torch.eye(3, dtype=torch.float64)[None]
         )
 
-    def contacts(self, place: Place) -> Float[Tensor, "grasp 3 3"]:
+    def contacts(self, object_pose: ObjectPose) -> Float[Tensor, "grasp 3 3"]:
         """Where the object is held, in the palm's axes."""
-        return place.p[:, None] + self.grip * torch.einsum("gij,fj->gfi", place.r, self._axes()[0])
+        return object_pose.p[:, None] + self.grip * torch.einsum("gij,fj->gfi", object_pose.r, self._axes()[0])
 
     def points(self, q: Float[Tensor, "grasp 3 3"]) -> Points:
         """Points and axes of the fingers, by finger and joint."""
@@ -96,10 +96,10 @@ class Hand:
         tip = knee + self.distal * _toward(along, aside, q[..., 1:2] + q[..., 2:])
         return Points(base, knee, tip, aside, torch.linalg.cross(aside, along))
 
-    def joints(self, place: Place) -> Float[Tensor, "grasp 3 3"]:
+    def joints(self, object_pose: ObjectPose) -> Float[Tensor, "grasp 3 3"]:
         """The angles that bring the tips to the contacts, knees bent outwards; NaN where a contact is out of reach."""
         radial, tangent, up = self._axes()
-        arm = self.contacts(place) - self.palm * radial
+        arm = self.contacts(object_pose) - self.palm * radial
         out, side, high = ((arm * axis).sum(-1) for axis in (radial, tangent, up))
         first = torch.atan2(-side, high)
         along, inward = torch.hypot(side, high), -out
@@ -122,9 +122,9 @@ class Hand:
             whole[:, finger, :, finger] = blocks[:, finger]
         return whole.flatten(3, 4).flatten(1, 2)
 
-    def grasp_matrix(self, place: Place) -> Float[Tensor, "grasp 6 9"]:
+    def grasp_matrix(self, object_pose: ObjectPose) -> Float[Tensor, "grasp 6 9"]:
         """G: the wrench (f, Σ rᵢ × fᵢ) on the object by the forces at its contacts; Gᵀ gives their velocities."""
-        arms = self.contacts(place) - place.p[:, None]
+        arms = self.contacts(object_pose) - object_pose.p[:, None]
         forces = torch.eye(3, dtype=arms.dtype).expand(len(arms), FINGERS, 3, 3)
         return torch.cat((forces, skew(arms)), 2).transpose(1, 2).flatten(2, 3)
 
@@ -137,27 +137,27 @@ class Hand:
         return radial, tangent, torch.stack((zero, zero, zero + 1), 1)
 
 
-def by_hand(hand: Hand, place: Place, q: Float[Tensor, "grasp 3 3"]) -> Float[Tensor, "grasp 6 6"]:
+def by_hand(hand: Hand, object_pose: ObjectPose, q: Float[Tensor, "grasp 3 3"]) -> Float[Tensor, "grasp 6 6"]:
     """Twists by the velocities of the six knuckle joints, from Gᵀẋ = J_h q̇: nine equations, the knees solved along.
 
     Raises:
         torch.linalg.LinAlgError: a grasp is exactly singular.
     """
     driven, knees = _parted(hand.hand_jacobian(q))
-    unknown = torch.cat((hand.grasp_matrix(place).mT, -knees), 2)
-    found: Tensor = torch.linalg.solve(unknown, driven)
-    return found[:, :6]
+    unknown = torch.cat((hand.grasp_matrix(object_pose).mT, -knees), 2)
+    results: Tensor = torch.linalg.solve(unknown, driven)
+    return results[:, :6]
 
 
 def torques_by_hand(
-    hand: Hand, place: Place, q: Float[Tensor, "grasp 3 3"], wrench: Float[Tensor, "grasp 6"]
+    hand: Hand, object_pose: ObjectPose, q: Float[Tensor, "grasp 3 3"], wrench: Float[Tensor, "grasp 6"]
 ) -> tuple[Float[Tensor, "grasp 6"], Float[Tensor, "grasp 9"]]:
     """Torques of the knuckle joints that give the object a wrench, w = G f and τ = J_hᵀ f, and the forces f.
 
     The knees are free, τ = 0 there, which makes f unique: nine equations for nine forces.
     """
     driven, knees = _parted(hand.hand_jacobian(q))
-    equations = torch.cat((hand.grasp_matrix(place), knees.mT), 1)
+    equations = torch.cat((hand.grasp_matrix(object_pose), knees.mT), 1)
     given = torch.cat((wrench, torch.zeros(len(wrench), FINGERS, dtype=wrench.dtype)), 1)
     forces = torch.linalg.solve(equations, given[..., None])[..., 0]
     return torch.einsum("gfj,gf->gj", driven, forces), forces

@@ -11,29 +11,29 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jacmatch.errors import InputError
-from jacmatch_research.systems.grasp.hand import FINGERS, Hand, Place
+from jacmatch_research.systems.grasp.hand import FINGERS, Hand, ObjectPose
 from jacmatch_research.systems.kinematics.chain import rotation_vector, skew
 
 _HOMOTOPY, _NEWTON, _CLOSED = 16, 5, 1e-12
 _FARTHEST, _LOOKS, _HALVINGS = 1.5, 200, 50
 
 
-def constraints(hand: Hand, place: Place, driven: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6"]:
+def constraints(hand: Hand, object_pose: ObjectPose, driven: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6"]:
     """F(x, q), in units of a length: n·(c − b) and (|c − k|² − l²)/2l for each leg; 0 where the legs are closed."""
     base, knee, _, normal = _legs(hand, driven)
-    contact = hand.contacts(place)
+    contact = hand.contacts(object_pose)
     plane = (normal * (contact - base)).sum(-1)
     length = ((contact - knee).square().sum(-1) - hand.distal**2) / (2 * hand.distal)
     return torch.stack((plane, length), -1).flatten(1)
 
 
 def matrices(
-    hand: Hand, place: Place, driven: Float[Tensor, "grasp 6"]
+    hand: Hand, object_pose: ObjectPose, driven: Float[Tensor, "grasp 6"]
 ) -> tuple[Float[Tensor, "grasp 6 6"], Float[Tensor, "grasp 6 6"]]:
     """A and B of A ẋ = B q̇: the derivatives of F by the object's twist, and those by the joints with a minus."""
     base, knee, aside, normal = _legs(hand, driven)
-    contact = hand.contacts(place)
-    arm, leg = contact - place.p[:, None], (contact - knee) / hand.distal
+    contact = hand.contacts(object_pose)
+    arm, leg = contact - object_pose.p[:, None], (contact - knee) / hand.distal
     lines = torch.stack((normal, leg), 2)
     moments = torch.linalg.cross(arm[:, :, None].expand_as(lines), lines)
     a = torch.cat((lines, moments), -1).flatten(1, 2)
@@ -47,26 +47,26 @@ def matrices(
     return a, b.flatten(3, 4).flatten(1, 2)
 
 
-def by_manipulator(hand: Hand, place: Place, driven: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6 6"]:
+def by_manipulator(hand: Hand, object_pose: ObjectPose, driven: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6 6"]:
     """A⁻¹B: twists of the object by the velocities of the driven joints; τ = (A⁻¹B)ᵀw by duality.
 
     Raises:
         torch.linalg.LinAlgError: a grasp is exactly singular.
     """
-    a, b = matrices(hand, place, driven)
+    a, b = matrices(hand, object_pose, driven)
     twists: Tensor = torch.linalg.solve(a, b)
     return twists
 
 
-def regularity(hand: Hand, place: Place, driven: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp"]:
+def regularity(hand: Hand, object_pose: ObjectPose, driven: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp"]:
     """The smallest singular value of A, its moments in units of the grip's radius; 0 at a singular grasp."""
-    a, _ = matrices(hand, place, driven)
+    a, _ = matrices(hand, object_pose, driven)
     unit = torch.tensor([1.0] * 3 + [1 / hand.grip] * 3, dtype=a.dtype)
     values: Tensor = torch.linalg.svdvals(a * unit)
     return values[:, -1]
 
 
-def pose(hand: Hand, driven: Float[Tensor, "grasp 6"]) -> tuple[Place, Bool[Tensor, "grasp"]]:
+def pose(hand: Hand, driven: Float[Tensor, "grasp 6"]) -> tuple[ObjectPose, Bool[Tensor, "grasp"]]:
     """Where the object goes when the joints move from rest in a straight line, by Newton, and whether it gets there.
 
     The equations have several solutions (assembly modes). The one that is followed from rest is lost where A becomes
@@ -75,27 +75,27 @@ def pose(hand: Hand, driven: Float[Tensor, "grasp 6"]) -> tuple[Place, Bool[Tens
     rest = hand.rest()
     start = hand.joints(rest)[..., :2].flatten(1)
     p, r = rest.p.expand(len(driven), 3), rest.r.expand(len(driven), 3, 3)
-    kept = torch.ones(len(driven), dtype=torch.bool)
+    retained = torch.ones(len(driven), dtype=torch.bool)
     side = torch.linalg.det(matrices(hand, rest, start)[0]).sign()
     for step in range(1, _HOMOTOPY + 1):
         q = start + step / _HOMOTOPY * (driven - start)
         for _ in range(_NEWTON):
-            a, _ = matrices(hand, Place(p, r), q)
-            twist, _ = torch.linalg.solve_ex(a, -constraints(hand, Place(p, r), q)[..., None])
-            twist = torch.where(kept[:, None], torch.nan_to_num(twist[..., 0], posinf=0.0, neginf=0.0), 0.0)
+            a, _ = matrices(hand, ObjectPose(p, r), q)
+            twist, _ = torch.linalg.solve_ex(a, -constraints(hand, ObjectPose(p, r), q)[..., None])
+            twist = torch.where(retained[:, None], torch.nan_to_num(twist[..., 0], posinf=0.0, neginf=0.0), 0.0)
             p, r = p + twist[:, :3], rotation(twist[:, 3:]) @ r
-        closed = constraints(hand, Place(p, r), q).abs().amax(1) <= _CLOSED
-        kept = kept & closed & (torch.linalg.det(matrices(hand, Place(p, r), q)[0]).sign() == side)
-    return Place(p, r), kept
+        closed = constraints(hand, ObjectPose(p, r), q).abs().amax(1) <= _CLOSED
+        retained = retained & closed & (torch.linalg.det(matrices(hand, ObjectPose(p, r), q)[0]).sign() == side)
+    return ObjectPose(p, r), retained
 
 
-def coordinates(hand: Hand, place: Place) -> Float[Tensor, "grasp 6"]:
-    """What a student learns: the centre relative to rest in metres, and the rotation vector φ of the object."""
-    return torch.cat((place.p - hand.rest().p, rotation_vector(place.r)), 1)
+def coordinates(hand: Hand, object_pose: ObjectPose) -> Float[Tensor, "grasp 6"]:
+    """What a student learns: the center relative to rest in metres, and the rotation vector φ of the object."""
+    return torch.cat((object_pose.p - hand.rest().p, rotation_vector(object_pose.r)), 1)
 
 
 def twist_of(y: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6 6"]:
-    """T(y) with (v, ω) = T ẏ: 1 for the centre, the left Jacobian of SO(3) at φ for the rotation vector.
+    """T(y) with (v, ω) = T ẏ: 1 for the center, the left Jacobian of SO(3) at φ for the rotation vector.
 
     L(φ) = 1 + (1 − cos|φ|)/|φ|² [φ]ₓ + (|φ| − sin|φ|)/|φ|³ [φ]ₓ².
     """
@@ -108,10 +108,12 @@ def twist_of(y: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6 6"]:
     return whole
 
 
-def slopes(hand: Hand, place: Place, driven: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6 6"]:
-    """The slopes of `coordinates` by the driven joints: T⁻¹ A⁻¹ B, without differentiating Newton's iteration."""
-    found: Tensor = torch.linalg.solve(twist_of(coordinates(hand, place)), by_manipulator(hand, place, driven))
-    return found
+def slopes(hand: Hand, object_pose: ObjectPose, driven: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6 6"]:
+    """The derivatives of `coordinates` by the driven joints: T⁻¹ A⁻¹ B, without differentiating Newton's iteration."""
+    results: Tensor = torch.linalg.solve(
+        twist_of(coordinates(hand, object_pose)), by_manipulator(hand, object_pose, driven)
+    )
+    return results
 
 
 def rotation(vector: Float[Tensor, "grasp 3"]) -> Float[Tensor, "grasp 3 3"]:
@@ -124,13 +126,13 @@ def drawn(hand: Hand, count: int, seed: int, reach: float | int, least: float | 
     """Driven joints within ±reach radians of rest, uniform, that close the legs, `regularity` at least so."""
     generator = torch.Generator().manual_seed(seed)
     rest = hand.joints(hand.rest())[..., :2].flatten(1)
-    found: list[Tensor] = []
-    while sum(map(len, found)) < count:
+    results: list[Tensor] = []
+    while sum(map(len, results)) < count:
         q = rest + reach * (2 * torch.rand(count, 6, generator=generator, dtype=torch.float64) - 1)
-        place, closed = pose(hand, q)
-        bent = (hand.joints(place)[..., :2].flatten(1) - q).abs().amax(1) < 1e-6  # outwards, as at rest
-        found.append(q[closed & bent & (regularity(hand, place, q) >= least)])
-    return torch.cat(found)[:count]
+        object_pose, closed = pose(hand, q)
+        outward = (hand.joints(object_pose)[..., :2].flatten(1) - q).abs().amax(1) < 1e-6  # outwards, as at rest
+        results.append(q[closed & outward & (regularity(hand, object_pose, q) >= least)])
+    return torch.cat(results)[:count]
 
 
 def _legs(hand: Hand, driven: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -142,7 +144,7 @@ def _legs(hand: Hand, driven: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def toward_singular(
     hand: Hand, count: int, seed: int, shares: tuple[float, ...]
-) -> tuple[Place, Float[Tensor, "grasp 6"]]:
+) -> tuple[ObjectPose, Float[Tensor, "grasp 6"]]:
     """Grasps on the way to singular ones: poses and driven joints, (direction, share) flattened.
 
     The object leaves rest in random directions (with the grip's radius for a radian) until det A changes its sign, by
@@ -169,18 +171,18 @@ def toward_singular(
         before = _side(hand, middle[:, None] * direction) == side[0]
         near, far = torch.where(before, middle, near), torch.where(before, far, middle)
     offsets = torch.stack([share * near[:, None] * direction for share in shares], 1).flatten(0, 1)
-    place = _moved(hand, offsets)
-    return place, hand.joints(place)[..., :2].flatten(1)
+    object_pose = _moved(hand, offsets)
+    return object_pose, hand.joints(object_pose)[..., :2].flatten(1)
 
 
-def _moved(hand: Hand, offsets: Tensor) -> Place:
+def _moved(hand: Hand, offsets: Tensor) -> ObjectPose:
     """Rest moved by offsets whose rotations are in units of the grip's radius."""
-    return Place(hand.rest().p + hand.grip * offsets[:, :3], rotation(offsets[:, 3:]))
+    return ObjectPose(hand.rest().p + hand.grip * offsets[:, :3], rotation(offsets[:, 3:]))
 
 
 def _side(hand: Hand, offsets: Tensor) -> Tensor:
     """The sign of det A, NaN where the object is out of reach."""
-    place = _moved(hand, offsets)
-    q = hand.joints(place)
-    sign = torch.linalg.det(matrices(hand, place, q[..., :2].flatten(1).nan_to_num())[0]).sign()
+    object_pose = _moved(hand, offsets)
+    q = hand.joints(object_pose)
+    sign = torch.linalg.det(matrices(hand, object_pose, q[..., :2].flatten(1).nan_to_num())[0]).sign()
     return torch.where(q.isnan().flatten(1).any(1), math.nan, sign)

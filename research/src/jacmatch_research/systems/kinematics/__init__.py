@@ -1,1 +1,1 @@
-"""An arm of six joints: its forward kinematics with slopes, inverse kinematics, and switching between the two."""
+"""An arm of six joints: its forward kinematics with derivatives, inverse kinematics, and switching between the two."""

@@ -1,4 +1,4 @@
-"""Forward kinematics of a chain of turning joints by Denavit and Hartenberg, with the slopes written out.
+"""Forward kinematics of a chain of turning joints by Denavit and Hartenberg, with the derivatives written out.
 
 Lengths in metres, angles in radians. A pose is a place p and a rotation matrix R of the last frame in the base's.
 """
@@ -80,17 +80,17 @@ class Chain:
     def jacobian(self, q: Float[Tensor, "pose joint"]) -> Float[Tensor, "pose 6 joint"]:
         """The geometric Jacobian: column i is (zᵢ × (p − pᵢ), zᵢ), velocity and angular velocity by joint i."""
         frames = self.frames(q)
-        axes, places = frames[:, :-1, :3, 2], frames[:, :-1, :3, 3]
-        arms = frames[:, -1:, :3, 3] - places
+        axes, positions = frames[:, :-1, :3, 2], frames[:, :-1, :3, 3]
+        arms = frames[:, -1:, :3, 3] - positions
         return torch.cat((torch.linalg.cross(axes, arms), axes), 2).mT
 
     def outputs(self, q: Float[Tensor, "pose joint"]) -> Float[Tensor, "pose 12"]:
         """What a student learns: p, and R row by row; smooth, without the jumps of three angles."""
-        place, rotation = self.pose(q)
-        return torch.cat((place, rotation.flatten(1)), 1)
+        position, rotation = self.pose(q)
+        return torch.cat((position, rotation.flatten(1)), 1)
 
-    def slopes(self, q: Float[Tensor, "pose joint"]) -> Float[Tensor, "pose 12 joint"]:
-        """The slopes of `outputs`: ∂p/∂qᵢ = zᵢ × (p − pᵢ), ∂R/∂qᵢ = [zᵢ]ₓ R."""
+    def output_jacobian(self, q: Float[Tensor, "pose joint"]) -> Float[Tensor, "pose 12 joint"]:
+        """The derivatives of `outputs`: ∂p/∂qᵢ = zᵢ × (p − pᵢ), ∂R/∂qᵢ = [zᵢ]ₓ R."""
         both = self.jacobian(q)
         turned = torch.einsum("biaj,bjc->baci", skew(both[:, 3:].mT), self.pose(q)[1])
         return torch.cat((both[:, :3], turned.flatten(1, 2)), 1)

@@ -48,12 +48,12 @@ def of_student(student: nn.Module) -> Known:
     """
 
     def known(q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        said, slopes = (each.detach().double() for each in jacobian(student, q.float()))
-        rotation = nearest_rotation(said[:, 3:].reshape(-1, 3, 3))
-        turned = torch.einsum("baci,bdc->biad", slopes[:, 3:].reshape(len(q), 3, 3, -1), rotation)
+        predicted, j_geometric = (each.detach().double() for each in jacobian(student, q.float()))
+        rotation = nearest_rotation(predicted[:, 3:].reshape(-1, 3, 3))
+        turned = torch.einsum("baci,bdc->biad", j_geometric[:, 3:].reshape(len(q), 3, 3, -1), rotation)
         odd = (turned - turned.mT) / 2
         omega = torch.stack((odd[..., 2, 1], odd[..., 0, 2], odd[..., 1, 0]), 1)
-        return said[:, :3], rotation, torch.cat((slopes[:, :3], omega), 1)
+        return predicted[:, :3], rotation, torch.cat((j_geometric[:, :3], omega), 1)
 
     return known
 
@@ -82,7 +82,9 @@ def is_near(missing: Float[Tensor, "pose 6"]) -> Bool[Tensor, "pose"]:
     return near
 
 
-def damped_step(slopes: Float[Tensor, "pose 6 joint"], missing: Float[Tensor, "pose 6"]) -> Float[Tensor, "pose joint"]:
+def damped_step(
+    j_geometric: Float[Tensor, "pose 6 joint"], missing: Float[Tensor, "pose 6"]
+) -> Float[Tensor, "pose joint"]:
     """The step Jᵀ(JJᵀ + λ²)⁻¹ e in units of `LENGTH` and radians, no joint by more than 0.3.
 
     λ² = 10⁻³·½eᵀe + 10⁻⁶: little near the target, more where the Jacobian at hand says less.
@@ -90,8 +92,8 @@ def damped_step(slopes: Float[Tensor, "pose 6 joint"], missing: Float[Tensor, "p
     References:
         Sugihara 2011, IEEE Trans. Robotics 27(5), 984-991 (damping by the error).
     """
-    unit = torch.tensor([1 / LENGTH] * 3 + [1.0] * 3, dtype=slopes.dtype)
-    j, e = slopes * unit[:, None], missing * unit
+    unit = torch.tensor([1 / LENGTH] * 3 + [1.0] * 3, dtype=j_geometric.dtype)
+    j, e = j_geometric * unit[:, None], missing * unit
     damping = 1e-3 * e.square().sum(1) / 2 + _SHORTEST**2
     normal = j @ j.mT + damping[:, None, None] * torch.eye(6, dtype=j.dtype)
     step: Tensor = (j.mT @ torch.linalg.solve(normal, e[..., None]))[..., 0]
@@ -123,13 +125,13 @@ def solve(
         rows = running.nonzero()[:, 0]
         if not len(rows):
             break
-        place, rotation, slopes = known(q[rows])
-        missing = errors((place, rotation), (target[0][rows], target[1][rows]))
+        position, rotation, j_geometric = known(q[rows])
+        missing = errors((position, rotation), (target[0][rows], target[1][rows]))
         near = is_near(missing)
         running[rows[near]] = False
         if step == iterations:
             break
-        rows, slopes, missing = rows[~near], slopes[~near], missing[~near]
-        q[rows] = torch.clamp(q[rows] + damped_step(slopes, missing), *limits)
+        rows, j_geometric, missing = rows[~near], j_geometric[~near], missing[~near]
+        q[rows] = torch.clamp(q[rows] + damped_step(j_geometric, missing), *limits)
         count[rows] += 1
     return Solved(q, count, ~running)

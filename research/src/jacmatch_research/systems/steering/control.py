@@ -1,4 +1,4 @@
-"""The controller of least cost for the linear car, its slopes by state and speed, and what driving with one costs.
+"""The controller of least cost for the linear car, its derivatives by state and speed, and what driving with one costs.
 
 Costs are ∫ zᵀQz + uᵀRu dt with Q and R by Bryson's rule, one over the square of what is acceptable. Arrays are numpy's.
 """
@@ -111,7 +111,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Scheduled:
-    """The teacher: u = −K(V) z, cut off where the steering ends, with its slopes by z and by V."""
+    """The teacher: u = −K(V) z, cut off where the steering ends, with its derivatives by z and by V."""
 
     lqr: Lqr = field(default_factory=Lqr)
 
@@ -192,8 +192,8 @@ def drive(
     z, time = np.array(start, dtype=float), np.arange(round(seconds / step)) * step
     states, inputs, seen = [], [], []
     for now in time:
-        place, rate = wanted(float(now))
-        error = z - np.stack([np.full_like(speed, place), rate / speed, 0 * speed, 0 * speed], 1)
+        target_position, rate = wanted(float(now))
+        error = z - np.stack([np.full_like(speed, target_position), rate / speed, 0 * speed, 0 * speed], 1)
         u = controller(error, speed)
         states.append(z)
         inputs.append(u)

@@ -1,4 +1,4 @@
-"""Networks in place of the controller: what they learn from, and how a car drives with them."""
+"""Networks instead of the controller: what they learn from, and how a car drives with them."""
 
 from functools import lru_cache
 
@@ -37,7 +37,7 @@ def samples(count: int, seed: int) -> tuple[Array, Array]:
 def taught(
     count: int, seed: int
 ) -> tuple[Float[Tensor, "sample 5"], Float[Tensor, "sample 2"], Float[Tensor, "sample 2 5"]]:
-    """States with speeds, steering angles, and their slopes."""
+    """States with speeds, steering angles, and their derivatives."""
     slopes = Scheduled().slopes(*samples(count, seed))
     return *answers(count, seed), torch.from_numpy(slopes).float()
 

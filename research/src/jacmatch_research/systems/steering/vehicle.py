@@ -26,7 +26,7 @@ class Vehicle:
     Attributes:
         mass: m in kg.
         inertia: I about the vertical, in kg m².
-        front: a, from the centre of mass to the front axle, in m.
+        front: a, from the center of mass to the front axle, in m.
         rear: b, to the rear axle.
         coefficient: C_S, by which stiffness follows from the load, in 1/rad, the same for both axles.
         friction: μ.

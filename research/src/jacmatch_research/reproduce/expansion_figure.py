@@ -1,4 +1,4 @@
-"""Small multiples of remainders against σ, with the orders as guides."""
+"""Small multiples of expansion errors against σ, with the orders as guides."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ _SPACE = 0.72  # decades between two labels
 
 
 @dataclass(frozen=True)
-class Remainders:
+class Expansion:
     """One panel.
 
     Attributes:
         row: The title of its row.
         column: The title of its column.
-        lines: Points (σ, size) of each label, σ descending; no points where there is no remainder.
+        lines: Points (σ, size) of each label, σ descending; no points where there is no expansion error.
     """
 
     row: str
@@ -28,7 +28,7 @@ class Remainders:
     lines: Mapping[str, Sequence[tuple[float, float]]]
 
 
-def remainder_figure(panels: Sequence[Remainders]) -> bytes:
+def expansion_figure(panels: Sequence[Expansion]) -> bytes:
     """An SVG file with a panel for each row and column of titles; each line has its name at its left end."""
     rows = list(dict.fromkeys(panel.row for panel in panels))
     columns = list(dict.fromkeys(panel.column for panel in panels))
@@ -48,7 +48,7 @@ def remainder_figure(panels: Sequence[Remainders]) -> bytes:
     return svg(figure)
 
 
-def _draw(axes: Any, panel: Remainders) -> None:
+def _draw(axes: Any, panel: Expansion) -> None:
     axes.set(xscale="log", yscale="log", xlim=(_LEFT, _RIGHT), ylim=(_LOW, _HIGH))
     axes.set_xticks([0.01, 0.1], ["0.01", "0.1"])
     axes.minorticks_off()
@@ -78,11 +78,11 @@ def _label(axes: Any, ends: Mapping[str, tuple[int, tuple[float, float]]]) -> No
     """Names at the left ends of their lines, moved apart so that none covers another."""
     highest = float("inf")
     for name, (index, (x, y)) in sorted(ends.items(), key=lambda item: -item[1][1][1]):
-        place = min(y, highest / 10**_SPACE)
+        height = min(y, highest / 10**_SPACE)
         axes.annotate(
             name,
             (x, y),
-            (0.0042, place),
+            (0.0042, height),
             fontsize=8,
             color=COLOURS[index],
             ha="right",
@@ -95,4 +95,4 @@ def _label(axes: Any, ends: Mapping[str, tuple[int, tuple[float, float]]]) -> No
                 "relpos": (1.0, 0.5),
             },
         )
-        highest = place
+        highest = height

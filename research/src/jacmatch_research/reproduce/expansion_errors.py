@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jacmatch.jacobian import jacobian
 from jacmatch_research.reproduce.noise_statements import Setting, Statement, laplacian_of
-from jacmatch_research.reproduce.shallow_pairs import Place
+from jacmatch_research.reproduce.shallow_pairs import Location
 
 ROUNDING = 5e-9
 """Relative error of the quadrature, at most."""
@@ -21,56 +21,56 @@ _NOTHING = 1e-9  # relative size of a coefficient that counts as zero
 
 @dataclass(frozen=True)
 class Leading:
-    """The leading order of a remainder by theory, `coefficient` · σ^`order`; None where the statement is exact."""
+    """The leading order of an expansion error by theory, `coefficient` · σ^`order`; None if the statement is exact."""
 
     order: int | None
     coefficient: float
 
 
-def remainder(statement: Statement, place: Place, sigma: float, *, fine: bool = False) -> float:
+def expansion_error(statement: Statement, location: Location, sigma: float, *, fine: bool = False) -> float:
     """Mean over the points of what noise adds, less σ² times the term."""
     total = 0.0
-    for rows in torch.split(torch.arange(len(place.x)), _CHUNK):
-        at = _setting(statement, place, place.x[rows])
-        added = statement.increase(at, place.nodes(at.x, sigma, fine=fine), sigma)
-        total += float(place.weights[rows] @ (added - sigma**2 * statement.term(at)).detach())
+    for rows in torch.split(torch.arange(len(location.x)), _CHUNK):
+        at = _setting(statement, location, location.x[rows])
+        added = statement.increase(at, location.nodes(at.x, sigma, fine=fine), sigma)
+        total += float(location.weights[rows] @ (added - sigma**2 * statement.term(at)).detach())
     return total
 
 
-def size_of_term(statement: Statement, place: Place) -> float:
+def size_of_term(statement: Statement, location: Location) -> float:
     """Mean over the points of the term's magnitude, the coefficient of σ²."""
-    return float(place.weights @ statement.term(_setting(statement, place, place.x)).abs())
+    return float(location.weights @ statement.term(_setting(statement, location, location.x)).abs())
 
 
-def leading(statement: Statement, place: Place) -> Leading:
-    """The order and the coefficient of the remainder's first term that is not zero.
+def leading(statement: Statement, location: Location) -> Leading:
+    """The order and the coefficient of the expansion error's first term that is not zero.
 
     With g the loss, E g(x+ξ) = g + σ²/2 Δg + σ⁴/8 ΔΔg + …; a kink adds σ²/2 times the jump of g's slope across it times
     the density of points, and to a point that lies on it σ/√(2π) times the jump.
     """
-    at = _setting(statement, place, place.x)
-    scale = size_of_term(statement, place)
-    jumps, logit_jumps = _jumps(statement, place)
-    if place.kinks is not None and place.side is not None and float(jumps.abs().max()) > _NOTHING * scale:
+    at = _setting(statement, location, location.x)
+    scale = size_of_term(statement, location)
+    jumps, logit_jumps = _jumps(statement, location)
+    if location.kinks is not None and location.side is not None and float(jumps.abs().max()) > _NOTHING * scale:
         return Leading(1, float(jumps.sum()) / math.sqrt(2 * math.pi))
-    if place.side is None:
-        second = float(place.weights @ _second_order(statement, at))
-        if place.kinks is not None:
-            second += float(place.kinks.density @ jumps) / 2
+    if location.side is None:
+        second = float(location.weights @ _second_order(statement, at))
+        if location.kinks is not None:
+            second += float(location.kinks.density @ jumps) / 2
         if abs(second) > _NOTHING * scale:
             return Leading(2, second)
-    if place.kinks is not None:
+    if location.kinks is not None:
         assert statement.at_kinks is not None, statement.name
         average, on_it = statement.at_kinks
-        factor, order = (average, 3) if place.side is None else (on_it, 2)
-        coefficient = factor * float(place.kinks.density @ logit_jumps)
+        factor, order = (average, 3) if location.side is None else (on_it, 2)
+        coefficient = factor * float(location.kinks.density @ logit_jumps)
         return Leading(order, coefficient) if factor else Leading(None, 0.0)
-    fourth = float(place.weights @ _fourth_order(statement, at))
+    fourth = float(location.weights @ _fourth_order(statement, at))
     return Leading(4, fourth) if abs(fourth) > _NOTHING * scale else Leading(None, 0.0)
 
 
-def _setting(statement: Statement, place: Place, x: Float[Tensor, "point 2"]) -> Setting:
-    at = Setting.at(place, x)
+def _setting(statement: Statement, location: Location, x: Float[Tensor, "point 2"]) -> Setting:
+    at = Setting.at(location, x)
     return at.agreeing() if statement.agreeing else at
 
 
@@ -94,13 +94,13 @@ def _loss_at(statement: Statement, at: Setting) -> Callable[[Tensor], Tensor]:
     return lambda x: loss(at, x[:, None])
 
 
-def _jumps(statement: Statement, place: Place) -> tuple[Float[Tensor, "kink"], Float[Tensor, "kink"]]:
+def _jumps(statement: Statement, location: Location) -> tuple[Float[Tensor, "kink"], Float[Tensor, "kink"]]:
     """At each kink the jump of the slope of the loss, and that of the difference of logits, squared in the metric."""
-    if place.kinks is None:
-        nothing = torch.zeros(0, dtype=place.x.dtype)
+    if location.kinks is None:
+        nothing = torch.zeros(0, dtype=location.x.dtype)
         return nothing, nothing
-    at = _setting(statement, place, place.kinks.points)
-    normals = place.kinks.normals
+    at = _setting(statement, location, location.kinks.points)
+    normals = location.kinks.normals
 
     def jump(function: Callable[[Tensor], Tensor]) -> Tensor:
         over, before = (jacobian(function, at.x + sign * 1e-7 * normals)[1] for sign in (1, -1))
@@ -108,7 +108,7 @@ def _jumps(statement: Statement, place: Place) -> tuple[Float[Tensor, "kink"], F
 
     slopes = jump(lambda x: at.student(x) - at.teacher(x))
     own = (
-        torch.zeros(len(normals), dtype=place.x.dtype)
+        torch.zeros(len(normals), dtype=location.x.dtype)
         if statement.loss is None
         else jump(_loss_at(statement, at))[:, 0]
     )
@@ -116,23 +116,23 @@ def _jumps(statement: Statement, place: Place) -> tuple[Float[Tensor, "kink"], F
     return torch.where(own.abs() > 1e-5, own, 0.0), statement.metric(at, slopes)
 
 
-def slope(sigmas: Sequence[float], remainders: Sequence[float], term: float) -> float | None:
-    """The slope of log |remainder| against log σ over the three smallest σ; None where the statement is exact.
+def slope(sigmas: Sequence[float], errors: Sequence[float], term: float) -> float | None:
+    """The slope of log |expansion error| against log σ over the three smallest σ; None where the statement is exact.
 
     Args:
         sigmas: Descending.
-        remainders: At each.
-        term: The coefficient of σ²; a remainder of less than `ROUNDING` of that is the quadrature's.
+        errors: At each.
+        term: The coefficient of σ²; an expansion error of less than `ROUNDING` of that is the quadrature's.
     """
-    points = [(s, r) for s, r in zip(sigmas, remainders, strict=True) if abs(r) > ROUNDING * term * s**2][-3:]
+    points = [(s, r) for s, r in zip(sigmas, errors, strict=True) if abs(r) > ROUNDING * term * s**2][-3:]
     if len(points) < 2:
         return None
     x, y = [math.log(s) for s, _ in points], [math.log(abs(r)) for _, r in points]
     return float(np.polyfit(x, y, 1)[0])
 
 
-def limit(sigmas: Sequence[float], remainders: Sequence[float], order: int, following: int) -> float:
+def limit(sigmas: Sequence[float], errors: Sequence[float], order: int, following: int) -> float:
     """The coefficient of σ^`order`, from the two smallest σ, when the next order is `following`."""
-    (coarse, far), (fine, near) = ((s, r / s**order) for s, r in list(zip(sigmas, remainders, strict=True))[-2:])
+    (coarse, far), (fine, near) = ((s, r / s**order) for s, r in list(zip(sigmas, errors, strict=True))[-2:])
     ratio = (coarse / fine) ** (following - order)
     return (ratio * near - far) / (ratio - 1)
