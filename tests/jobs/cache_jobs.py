@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from jacmatch.datasets import Data, Split
 from jacmatch.jobs import Cache
-from jacmatch.jobs.cache.building import Crew, build, head_of, settled
-from jacmatch.jobs.cache.opening import opened
-from jacmatch.jobs.cache.source import Source, folder_of
+from jacmatch.jobs.cache import Source, folder_of, opened
 from jacmatch.jobs.data import parts
+from jacmatch.teachers.cached.writer import build, head_of, resolve_head
 from jacmatch.training import fit
 
 SETTINGS = {"steps": 5, "batch_size": 8, "per_class": 10, "validation": 0.0, "seeds": 1, "probe_law": "gaussian"}
@@ -52,14 +51,14 @@ def source(asked: Cache, given: Data | None = None, teacher: nn.Module | None = 
     return Source.of(asked, data() if given is None else given, network() if teacher is None else teacher, seed)
 
 
-def built(asked: Cache, teacher: nn.Module | None = None, crew: Crew | None = None):
+def built(asked: Cache, teacher: nn.Module | None = None, rank: int = 0, size: int = 1):
     """Builds the cache of a job; what the process did."""
     sources = [source(asked, teacher=teacher, seed=seed) for seed in asked.runs]
     pairs = [
-        (each, settled(folder_of(asked.place, each.seed), head_of(each, asked.store, asked.shard_megabytes, {})))
+        (each, resolve_head(folder_of(asked.place, each.seed), head_of(each, asked.store, asked.shard_megabytes, {})))
         for each in sources
     ]
-    return build(pairs, asked.place, crew or Crew())
+    return build(pairs, asked.place, rank, size)
 
 
 def trained(asked: Cache, method: str, cached: bool) -> list[Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jacmatch.errors import InputError
-from jacmatch.jobs.cache.opening import cached_teachers, opened
+from jacmatch.jobs.cache import cached_teachers, opened
 from jacmatch.teachers import CachedTeacher
 
 from .cache_jobs import built, data, job, network, source, trained

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from jacmatch.errors import InputError
-from jacmatch.jobs.cache.building import Counts, Crew
-from jacmatch.jobs.cache.checking import Found, check
+from jacmatch.jobs import cache as cache_job
+from jacmatch.jobs.cache import Found, check
 from jacmatch.teachers import CachedTeacher
+from jacmatch.teachers.cached.writer import Counts
 
 from .cache_jobs import built, contents, job, network, source
 
@@ -22,8 +23,8 @@ def cache(tmp_path_factory):
 
 
 def test_two_processes_share_the_work_and_write_the_same(cache, tmp_path):
-    assert built(job(tmp_path), crew=Crew(1, 2)) == Counts(written=1)
-    assert built(job(tmp_path), crew=Crew(0, 2)) == Counts(written=1)
+    assert built(job(tmp_path), rank=1, size=2) == Counts(written=1)
+    assert built(job(tmp_path), rank=0, size=2) == Counts(written=1)
     assert contents(tmp_path) == contents(cache)
 
 
@@ -93,7 +94,7 @@ def test_a_rank_that_is_none_is_refused(rank, world, monkeypatch):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", world)
     with pytest.raises(InputError, match=r"RANK must be a whole number below WORLD_SIZE\. Got"):
-        Crew.here()
+        cache_job._process()
 
 
 # Whether it is true -----------------------------------------------------------------------------------------------

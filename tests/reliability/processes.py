@@ -95,8 +95,8 @@ def ended(process: int, *, kill_after: float | None = None) -> int:
 
 def _watch_phases(board: Board) -> None:
     from jacmatch.jobs import distill, networks
-    from jacmatch.jobs.cache import building
     from jacmatch.runs import Run
+    from jacmatch.teachers.cached import writer as building
     from jacmatch.training import checkpoints, loop
 
     def told(owner: object, name: str, phase: str) -> None:

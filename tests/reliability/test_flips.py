@@ -13,8 +13,7 @@ import torch
 from jacmatch.cli import VERBS, main
 from jacmatch.cli.flags import read
 from jacmatch.errors import InputError
-from jacmatch.jobs.cache.opening import opened
-from jacmatch.jobs.cache.source import Source
+from jacmatch.jobs.cache import Source, opened
 from jacmatch.jobs.data import load as load_data
 from jacmatch.jobs.networks import load_student
 from jacmatch.teachers.cached.teacher import bits_of

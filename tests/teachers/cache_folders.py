@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from jacmatch.jobs.cache.writing import write_shard
 from jacmatch.teachers import Answer, ModuleTeacher, Question
-from jacmatch.teachers.cached.entries import fields_of, rows_of
 from jacmatch.teachers.cached.fingerprint import described, of_teacher
-from jacmatch.teachers.cached.layout import Head, places_name, shard_name, write_whole
+from jacmatch.teachers.cached.format import Head, fields_of, places_name, rows_of, shard_name, write_whole
+from jacmatch.teachers.cached.writer import write_shard
 
 SAMPLES, SHAPE, OUTPUTS, VIEWS, BATCH = 10, (2, 3), 4, 2, 2
 

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from jacmatch import CachedTeacher, InputError, UnsupportedError
-from jacmatch.jobs.cache.writing import write_shard
-from jacmatch.teachers.cached.claims import Claims
-from jacmatch.teachers.cached.layout import read_head, write_whole
+from jacmatch.teachers.cached.format import read_head, write_whole
 from jacmatch.teachers.cached.shards import Shards
+from jacmatch.teachers.cached.writer import Claims, write_shard
 
 from .cache_folders import SAMPLES, VIEWS, inputs, make
 

@@ -18,8 +18,6 @@ from jacmatch.cli import main
 from jacmatch.datasets import shards
 from jacmatch.errors import InputError
 from jacmatch.files import append, inside, open_regular, read, replace
-from jacmatch.jobs.cache.building import build, settled
-from jacmatch.jobs.cache.writing import write_shard
 from jacmatch.jobs.surrogate import exporting
 from jacmatch.jobs.surrogate import points as asking
 from jacmatch.models import load_weights, save_weights
@@ -28,8 +26,8 @@ from jacmatch.runs import Run
 from jacmatch.runs.files import load
 from jacmatch.runs.lock import hold, try_lock
 from jacmatch.teachers import CachedTeacher
-from jacmatch.teachers.cached.claims import Claims
-from jacmatch.teachers.cached.layout import write_whole as write_of_cache
+from jacmatch.teachers.cached.format import write_whole as write_of_cache
+from jacmatch.teachers.cached.writer import Claims, build, resolve_head, write_shard
 from jacmatch.training import checkpoints
 from jacmatch_research.reproduce import command
 
@@ -210,7 +208,7 @@ def test_a_cache(name, kind, outside, tmp_path):
 
     attempt(
         answer,
-        lambda: settled(folder, head),
+        lambda: resolve_head(folder, head),
         claim,
         lambda: write_of_cache(folder, "view-00001/places.memmap", b"places"),
         lambda: write_shard(folder, "view-00001/shard-00000", shard),
@@ -221,7 +219,7 @@ def test_a_cache(name, kind, outside, tmp_path):
 
 def made_head(folder, tmp_path):
     """The head of the same cache, of a folder that nobody has touched."""
-    from jacmatch.teachers.cached.layout import read_head
+    from jacmatch.teachers.cached.format import read_head
 
     cache_folders.make(tmp_path / "whole")
     return read_head(tmp_path / "whole")

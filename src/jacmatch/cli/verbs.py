@@ -30,7 +30,7 @@ VERBS = {
         "fit a network to a function by its values and derivatives, known or estimated",
     ),
     "cache": Verb(
-        f"{_JOBS}.cache.command:Cache",
+        f"{_JOBS}.cache:Cache",
         f"{_SHOW}:cache",
         "store a teacher's outputs and Jacobian products on disk: build, check, info",
     ),

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jacmatch.jobs.cache.command import Cache
+    from jacmatch.jobs.cache import Cache
     from jacmatch.jobs.compare import Compare
     from jacmatch.jobs.distill import Distill
     from jacmatch.jobs.doctor import Doctor
@@ -32,7 +32,7 @@ __all__ = [
     "load_student",
 ]
 
-_ELSEWHERE = {"Cache": "cache.command", "Surrogate": "surrogate.command", "load_student": "networks"}
+_ELSEWHERE = {"Surrogate": "surrogate.command", "load_student": "networks"}
 """The modules that are not named like what they export."""
 
 

@@ -15,7 +15,7 @@ from jacmatch.diagnostics import benchmark_engines, doctor, report
 from jacmatch.diagnostics.report import FILE
 from jacmatch.errors import UnsupportedError
 from jacmatch.jobs import jacobian_figure, networks
-from jacmatch.jobs.cache.opening import cached_teachers
+from jacmatch.jobs.cache import cached_teachers
 from jacmatch.jobs.data import load
 from jacmatch.jobs.distillation_fields import METHODS, TeachingFields
 from jacmatch.jobs.inputs import same_inputs, same_teacher

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.jacobian import Estimator, RandomInputs, RandomOutputs, probes
-from jacmatch.jobs.cache.writing import write_shard
 from jacmatch.objectives import Distillation
 from jacmatch.teachers import CachedTeacher, ModuleTeacher, Question
-from jacmatch.teachers.cached.entries import fields_of, rows_of
 from jacmatch.teachers.cached.fingerprint import described, of_teacher
-from jacmatch.teachers.cached.layout import Head, places_name, shard_name, write_whole
+from jacmatch.teachers.cached.format import Head, fields_of, places_name, rows_of, shard_name, write_whole
+from jacmatch.teachers.cached.writer import write_shard
 
 PROBES: dict[str, Estimator | None] = {"vᵀJ": RandomOutputs(1), "Jv": RandomInputs(1), "outputs": None}
 _ASKED = 4096  # at once

@@ -1,7 +1,7 @@
 """A teacher's answers on disk: written once, read by any number of students.
 
-`layout` says what lies where, `shards` reads it, `entries` turns answers into rows, `fingerprint` says for
-whom they are, and `teacher` is the teacher that gives them.
+`format` has the files and their contents, `writer` writes them, `shards` reads them, `fingerprint` identifies the
+teacher and the query, and `teacher` is the teacher that answers from disk.
 """
 
 from jacmatch.teachers.cached.teacher import CachedTeacher

@@ -14,7 +14,7 @@ from torch import Tensor
 from jacmatch.errors import InputError
 from jacmatch.files import inside, open_regular, read
 from jacmatch.runs.files import decoded
-from jacmatch.teachers.cached.layout import TYPES, disk, places_name, read_head, shard_name
+from jacmatch.teachers.cached.format import TYPES, disk, places_name, read_head, shard_name
 
 SUMS = "shard.json"
 _BLOCK = 1 << 20

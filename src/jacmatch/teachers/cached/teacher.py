@@ -10,8 +10,8 @@ from torch import Tensor
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.teachers.base import Answer, Question
-from jacmatch.teachers.cached.entries import unlike
 from jacmatch.teachers.cached.fingerprint import described, differences
+from jacmatch.teachers.cached.format import unlike
 from jacmatch.teachers.cached.shards import Shards
 
 _LISTED = 3  # missing shards, and samples, in a message

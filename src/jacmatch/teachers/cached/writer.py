@@ -1,0 +1,383 @@
+"""The writer of a cache: any number of processes, and on from wherever the last one stopped.
+
+A shard is written whole or not at all: to a folder beside its place, then to the disk, then renamed.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from jacmatch import files
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.files import UNFINISHED, inside, unfinished_name
+from jacmatch.runs.files import encoded
+from jacmatch.runs.identity import COARSE, SINGLE, changed, probe
+from jacmatch.runs.lock import Lock, try_lock
+from jacmatch.teachers.base import Answer, Question
+from jacmatch.teachers.cached.fingerprint import described, differences
+from jacmatch.teachers.cached.format import (
+    HEAD,
+    Field,
+    Head,
+    Storage,
+    disk,
+    fields_of,
+    folder_of,
+    places_name,
+    read_head,
+    shard_name,
+    write_whole,
+)
+from jacmatch.teachers.cached.shards import SUMS, Shards, memory_of
+from jacmatch.teachers.cached.teacher import agree
+from jacmatch.version import __version__
+
+_NAME = ".claim"
+_BETWEEN = 0.02  # seconds between two attempts to be alone
+_MEGABYTE = 1 << 20
+_ON_GPU = 1e-4  # sums on a GPU have no fixed order
+
+
+class Claims:
+    """Locks on numbers in a folder: a file each, for as long as it is held.
+
+    Args:
+        folder: Of the cache; it is made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with disk(folder, "written to"):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def on(self, number: int) -> Iterator[bool]:
+        """Whether this process has the number for the block; False where another has it.
+
+        Args:
+            number: At least 0.
+        """
+        lock = self._try(f"{_NAME}-{number:05d}")
+        try:
+            yield lock is not None
+        finally:
+            if lock is not None:
+                lock.release()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within the block no other process is in such a block; this one waits for its turn."""
+        while (lock := self._try(_NAME)) is None:
+            time.sleep(_BETWEEN)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _try(self, name: str) -> Lock | None:
+        with disk(self.folder, "written to"):
+            return try_lock(self.folder / name)
+
+
+def write_shard(folder: Path, name: str, entries: Mapping[str, Tensor]) -> None:
+    """Writes a shard as a memory-mapped tensordict: to a folder beside its place, then to the disk, then renamed.
+
+    If another process has been faster, the shard is left as that one wrote it.
+
+    Args:
+        folder: Of the cache.
+        name: Of the shard.
+        entries: Its fields, on the CPU; a row for each sample.
+
+    Raises:
+        UnsupportedError: tensordict is not installed.
+        InputError: The disk refuses.
+    """
+    try:
+        from tensordict import TensorDict
+    except ImportError as error:
+        raise UnsupportedError("Writing a cache needs tensordict: pip install 'jacmatch[train]'.") from error
+    target = folder / name
+    part = target.with_name(unfinished_name(target.name))
+    rows = len(entries["ids"])
+    sums: dict[str, dict[str, Any]] = {}
+    with disk(folder, "written to"):
+        inside(folder, target)
+        try:
+            part.mkdir(parents=True)
+            shard = TensorDict({}, batch_size=[rows]).memmap_(part)
+            for field, tensor in entries.items():
+                _reserve(part / f"{field}.memmap", tensor.nbytes)
+                stored = shard.make_memmap(field, tensor.shape, dtype=tensor.dtype)
+                stored.copy_(tensor)
+                sums[field] = _sums(memory_of(tensor))
+            files.replace(part / SUMS, encoded({"rows": rows, "fields": sums}, SUMS))
+            for file in (*part.iterdir(), part):
+                _to_disk(file)
+            if not target.exists():
+                _rename(part, target)
+                _to_disk(target.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _rename(part: Path, target: Path) -> None:
+    """Gives the folder its name, unless another process has been faster since it was looked for."""
+    try:
+        part.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+
+
+def _reserve(file: Path, size: int) -> None:
+    """Takes the space from the disk at once: a full disk is then an error here, and not a signal while copying.
+
+    Nor one of torch, which maps the file and says it in a way of its own.
+    """
+    if hasattr(os, "posix_fallocate") and size:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        finally:
+            os.close(descriptor)
+
+
+def _to_disk(path: Path) -> None:
+    if os.name != "posix" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sums(data: memoryview) -> dict[str, Any]:
+    return {"bytes": len(data), "crc32": zlib.crc32(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+@dataclass
+class Counts:
+    """What a process did with its shards: wrote them, found them, found them damaged, or left them to another."""
+
+    written: int = 0
+    found: int = 0
+    mended: int = 0
+    left: int = 0
+
+
+@runtime_checkable
+class Queries(Protocol):
+    """The queries of one run to its teacher, in the order of its training."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        ...
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """All that decides the answers, by name."""
+        ...
+
+    @property
+    def samples(self) -> int:
+        """Samples in the training split."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a query."""
+        ...
+
+    @property
+    def views(self) -> int:
+        """Views of each sample."""
+        ...
+
+    @property
+    def constant(self) -> bool:
+        """Whether the query is the same in every view."""
+        ...
+
+    def answers(self, rows: Tensor, view: int) -> "Answers":
+        """Return the answers about these rows."""
+        ...
+
+    def first_rows(self) -> Tensor:
+        """Return the rows of the first batch."""
+        ...
+
+    def entries_at(self, view: int, places: range, fields: Sequence[Field]) -> dict[str, Tensor]:
+        """Return the entries at these places in the order of a view."""
+        ...
+
+    def places_of(self, view: int) -> Tensor:
+        """Return the place of each row in the order of a view."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """A query about a batch, the answer to it, and the answer to the same query without products."""
+
+    x: Tensor
+    question: Question
+    answer: Answer
+    alone: Answer | None = None
+
+
+def head_of(source: Queries, storage: Storage, megabytes: float, settings: dict[str, Any]) -> Head:
+    """What the head of this cache says; the teacher is asked about the first batch for it, twice.
+
+    Raises:
+        InputError: The teacher does not say the same twice.
+    """
+    first, again = (source.answers(source.first_rows(), 0) for _ in range(2))
+    device = first.x.device
+    if not agree(first.answer, again.answer, _ON_GPU if device.type == "cuda" else 0.0):
+        rule = "The teacher of a cache must give the same answer twice."
+        do = "Something in it is random, or it changes when it is asked: its answers cannot be kept."
+        raise InputError(rule, got="two different answers about one batch", do=do)
+    fields = fields_of(first.answer, first.question, storage, first.alone)
+    size = source.batch_size
+    each = sum(field.size for field in fields)
+    batches = max(1, int(megabytes * _MEGABYTE) // (size * each))
+    made = {"jacmatch": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    loose = SINGLE if device.type == "cpu" else COARSE
+    made["outputs"] = probe(first.answer.outputs.double().flatten().tolist(), loose)  # of the first samples
+    return Head(
+        fingerprint=source.fingerprint,
+        question=described(first.question),
+        fields=fields,
+        samples=source.samples,
+        views=source.views,
+        constant=source.constant,
+        batch=size,
+        shard=size * min(batches, -(-source.samples // size)),
+        settings=settings,
+        made={**made, "device": str(device)},
+    )
+
+
+def resolve_head(folder: Path, head: Head) -> Head:
+    """The head of the cache in a folder, which is this one or has more views; a shorter one is made longer.
+
+    Call it from one process at a time.
+
+    Raises:
+        InputError: Another cache lies there.
+    """
+    _remove_orphans(folder / HEAD)
+    if (folder / HEAD).is_file():
+        there = read_head(folder)
+        found = differences(_compared(there), _compared(head))
+        if not found and "outputs" in there.made:  # what leaves no trace in a fingerprint, a hook for instance
+            found = changed({"teacher outputs": there.made["outputs"]}, {"teacher outputs": head.made["outputs"]})
+        if found:
+            rule = f"The folder {folder} (`--cache`) must be new, or hold this very cache."
+            raise InputError(rule, got=f"one that differs in {found}", do="Choose another --cache.")
+        if there.views >= head.views:
+            return there
+        head = replace(there, views=head.views, settings=head.settings)
+    with disk(folder, "written to"):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder, HEAD, head.text())
+    return head
+
+
+def _compared(head: Head) -> dict[str, str]:
+    """What may not differ between the cache that is there and the one that is asked for."""
+    stored = {f"stored {field.name}": f"{field.dtype} {list(field.shape)}" for field in head.fields}
+    asked = {f"asked {name}": value for name, value in head.question.items()}
+    return {**head.fingerprint, **asked, **stored, "samples in a shard": str(head.shard)}
+
+
+def build(
+    sources: list[tuple[Queries, Head]],
+    cache: Path,
+    rank: int = 0,
+    size: int = 1,
+    on_shard: Callable[[int], None] | None = None,
+) -> Counts:
+    """Writes the shards of this process that are missing or damaged.
+
+    A shard belongs to one process. Two processes that do not know each other do not write the same shard at the same
+    time: the second one leaves it.
+
+    Args:
+        sources: What is asked in each run, and the head of its cache.
+        cache: The folder of all.
+        rank: Which of several processes this is.
+        size: How many there are.
+        on_shard: Called with the number of shards that are done.
+    """
+    counts, number = Counts(), 0
+    for source, head in sources:
+        folder = folder_of(cache, source.seed)
+        claims = Claims(folder)
+        for place, (view, shard) in enumerate(head.names()):
+            number += 1
+            if (number - 1) % size == rank:
+                with claims.alone():
+                    _write_places(source, folder, head, view)
+                with claims.on(place) as mine:
+                    _one(source, folder, head, view, shard, counts if mine else None)
+                    counts.left += not mine
+                if on_shard is not None:
+                    on_shard(sum(asdict(counts).values()))
+    return counts
+
+
+def _one(source: Queries, folder: Path, head: Head, view: int, shard: int, counts: Counts | None) -> None:
+    """One shard: found whole, or written."""
+    if counts is None:
+        return
+    name = shard_name(view, shard)
+    inside(folder, folder / name)
+    _remove_orphans(folder / name)
+    if (folder / name).exists():
+        with contextlib.suppress(InputError):
+            Shards(folder).verify(view, shard)
+            counts.found += 1
+            return
+        with disk(folder, "written to"):
+            shutil.rmtree(folder / name)
+        counts.mended += 1
+    else:
+        counts.written += 1
+    write_shard(folder, name, source.entries_at(view, head.rows(shard), head.fields))
+
+
+def _remove_orphans(path: Path) -> None:
+    """Removes what a killed process left of a file or a shard; call it where no other process writes that."""
+    with disk(path.parent, "written to"):
+        for orphan in path.parent.glob(f".{path.name}.*{UNFINISHED}"):
+            if orphan.is_dir() and not orphan.is_symlink():
+                shutil.rmtree(orphan)
+            else:
+                orphan.unlink()
+
+
+def _write_places(source: Queries, folder: Path, head: Head, view: int) -> None:
+    """Writes where each sample stands in a view, once; one process at a time."""
+    file = inside(folder, folder / places_name(view))
+    _remove_orphans(file)
+    with disk(folder, "written to"):
+        if file.is_file() and file.stat().st_size == 8 * head.samples:
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(folder, places_name(view), source.places_of(view).numpy().tobytes())
