@@ -1,4 +1,4 @@
-"""The doctor names planted faults and their way out, and leaves every module as it was."""
+"""The doctor names planted faults and their remedy, and leaves every module unchanged."""
 
 import copy
 
@@ -23,7 +23,7 @@ ALONE = {
     "partly-detached",
     "zero-jacobian",
 }
-"""Faults whose consequences are not said again under other names."""
+"""Faults whose consequences are not reported again under other codes."""
 
 each = pytest.mark.parametrize("name", FAULTS)
 
@@ -38,10 +38,10 @@ def test_a_planted_fault_is_named(name):
     fault = FAULTS[name]
     diagnosis = doctor(*planted(name))
     (finding, *_) = [finding for finding in diagnosis.findings if finding.code == fault.code]
-    dealt_with = fault.code in ("in-place-input", "forward-unsupported", "couples-samples")
+    is_note = fault.code in ("in-place-input", "forward-unsupported", "couples-samples")
     assert fault.remedy in finding.remedy
-    assert finding.severity == ("note" if dealt_with else "fault")
-    assert diagnosis.ok == dealt_with
+    assert finding.severity == ("note" if is_note else "fault")
+    assert diagnosis.ok == is_note
     assert diagnosis.engine == fault.engine
     text = str(diagnosis)
     assert text.startswith(f"engine: {fault.engine}\n")
@@ -126,7 +126,7 @@ def test_a_faulty_module_stays_as_it_was_too(name):
     doctor(module, x)
     after = everything(module)
     for key, value in before["state"].items():
-        # A module that writes its buffers in evaluation mode does so in each call: nobody guards against that.
+        # A module that writes its buffers in evaluation mode does so in each call: nothing prevents that.
         assert torch.equal(after["state"][key], value) or key == "calls", key
     assert torch.equal(after["random"], before["random"])
     assert after["modes"] == before["modes"]
@@ -162,7 +162,7 @@ def test_each_engine_has_its_line():
     assert text.count("\n") == 4
 
 
-def test_one_sample_is_examined_as_far_as_it_goes():
+def test_one_sample_is_checked_as_far_as_possible():
     assert doctor(nn.Sequential(linear(), nn.Tanh(), linear(4)), plain()[:1]).ok
     assert doctor(nn.Sequential(linear(1, 3), nn.Tanh()), torch.randn(2, 1)).ok
     assert doctor(nn.Sequential(linear(), nn.Tanh()), torch.zeros(2, 5)).ok

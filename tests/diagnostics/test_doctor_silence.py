@@ -9,7 +9,7 @@ from jacmatch.diagnostics import doctor
 from jacmatch.models import CATALOG, build
 
 NOTES = {"batch-norm-couples", "dropout", "differences-inaccurate", "rounding"}
-"""What may be said of a sound module."""
+"""The notes that a sound module may have."""
 
 
 def is_sound(diagnosis):
@@ -42,7 +42,7 @@ def test_no_false_alarm_in_other_types(dtype):
 DEEP = {"vgg9", "resnet32", "resnet56", "resnet110", "resnet32x4", "wrn-40-1", "wrn-40-2"}
 """More of the layers that the smaller ones of the same family have."""
 LARGE = {*DEEP, "resnet8x4", "vit-tiny"}
-"""Examined in one mode only, for time."""
+"""Checked in one mode only, for time."""
 QUICK = {"cnn3", "resnet8", "vgg4"}
 """One of each family."""
 

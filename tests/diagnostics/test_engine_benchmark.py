@@ -1,4 +1,4 @@
-"""The trial of engines: it takes the faster one, says what the others cannot, and leaves nothing behind."""
+"""The benchmark of engines: it takes the faster one, reports why others cannot, and leaves nothing behind."""
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from jacmatch.training import Batches
 
 
 class Slow(Function):
-    """The identity, which takes a second by the test's clock in the mode that it is told."""
+    """The identity, which takes a second by the test's clock in the mode `slow`."""
 
     generate_vmap_rule = True
     slow, clock = "", 0.0
@@ -59,7 +59,7 @@ class Layer(nn.Module):
         return self.function.apply(x)
 
 
-def trial(function, monkeypatch, slow=""):
+def benchmarked(function, monkeypatch, slow=""):
     monkeypatch.setattr(Slow, "slow", slow)
     monkeypatch.setattr("jacmatch.diagnostics.engine_benchmark.time.perf_counter", lambda: Slow.clock)
     torch.manual_seed(0)
@@ -71,28 +71,28 @@ def trial(function, monkeypatch, slow=""):
     split = Split(torch.rand(16, 4), torch.arange(16) % 3)
     before = {name: value.clone() for name, value in student.state_dict().items()}
     state, numbers = objective.get_extra_state(), torch.get_rng_state()
-    found = benchmark_engines(objective, Batches(split, 8, seed=0)(0), rounds=3)
+    result = benchmark_engines(objective, Batches(split, 8, seed=0)(0), rounds=3)
     assert torch.equal(torch.get_rng_state(), numbers)
     assert torch.equal(objective.get_extra_state(), state)
     assert (objective.every, objective.measure_every, objective.differentiation.engine) == (3, 100, "auto")
     for name, value in student.state_dict().items():
         assert torch.equal(value, before[name])
     assert all(p.grad is None for p in student.parameters())
-    return found
+    return result
 
 
 def test_the_faster_engine_is_taken(monkeypatch):
-    assert trial(Slow, monkeypatch, "forward").engine == "reverse"
-    found = trial(Slow, monkeypatch, "reverse")
-    assert found.engine == "forward"
-    assert found.seconds["forward"] < found.seconds["reverse"]
+    assert benchmarked(Slow, monkeypatch, "forward").engine == "reverse"
+    result = benchmarked(Slow, monkeypatch, "reverse")
+    assert result.engine == "forward"
+    assert result.seconds["forward"] < result.seconds["reverse"]
 
 
 def test_an_engine_that_cannot_is_no_contestant(monkeypatch):
-    found = trial(NoForwardMode, monkeypatch)
-    assert found.engine == "reverse"
-    assert set(found.seconds) == {"reverse"}
-    assert "forward" in found.refused["forward"]
+    result = benchmarked(NoForwardMode, monkeypatch)
+    assert result.engine == "reverse"
+    assert set(result.seconds) == {"reverse"}
+    assert "forward" in result.refused["forward"]
 
 
 def test_differences_are_left_where_no_other_engine_can(monkeypatch):
@@ -102,6 +102,6 @@ def test_differences_are_left_where_no_other_engine_can(monkeypatch):
         def backward(ctx, gradient):
             return gradient * 1
 
-    found = trial(Once, monkeypatch)
-    assert found.engine == "differences"
-    assert set(found.refused) == {"forward", "reverse"}
+    result = benchmarked(Once, monkeypatch)
+    assert result.engine == "differences"
+    assert set(result.refused) == {"forward", "reverse"}

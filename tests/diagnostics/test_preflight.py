@@ -1,4 +1,4 @@
-"""Planted silent wrongs do not get past the gate: each is named with its way out, before the first step."""
+"""The pre-flight check names planted silent faults with their remedy, before the first step."""
 
 import json
 import random
@@ -26,7 +26,7 @@ def batch(count=12):
     return Batch(x, torch.arange(count) % 4, torch.arange(count), 0)
 
 
-def taught(make, **settings) -> Callable[[], nn.Module]:
+def distilled(make, **settings) -> Callable[[], nn.Module]:
     """Distillation of a sound teacher into what `make` makes."""
     return lambda: Distillation(make(), nn.Linear(5, 4), **{"jacobians": GradientShare(0.3), **settings})
 
@@ -51,15 +51,15 @@ class Remembers(nn.Module):
 
     def __init__(self, what):
         super().__init__()
-        self.layer, self.scale, self.what, self.kept = linear(), nn.Parameter(torch.ones(1)), what, None
+        self.layer, self.scale, self.what, self.cached = linear(), nn.Parameter(torch.ones(1)), what, None
 
     def forward(self, x):
-        if self.kept is None:
+        if self.cached is None:
             new = self.layer(x) if self.what == "result" else self.scale * self.layer.weight
-            self.kept = new.detach() if self.what == "detached weight" else new
+            self.cached = new.detach() if self.what == "detached weight" else new
         if self.what == "result":
-            return self.kept[: len(x)].repeat(-(-len(x) // len(self.kept)), 1) + self.scale
-        return functional.linear(x, self.kept.to(x.dtype), self.layer.bias)
+            return self.cached[: len(x)].repeat(-(-len(x) // len(self.cached)), 1) + self.scale
+        return functional.linear(x, self.cached.to(x.dtype), self.layer.bias)
 
 
 class MadeOnce(nn.Module):
@@ -122,12 +122,12 @@ class AsIs:
         return Answer(y, y)
 
 
-def told_by(network, tracked=False):
+def distilled_from(network, tracked=False):
     return lambda: Distillation(linear(), AsIs(network().train(), tracked), jacobians=0.0)
 
 
 class Own(nn.Module):
-    """An objective of somebody's own: cross-entropy and the norm of the slopes, put together by `terms`."""
+    """An objective of somebody's own: cross-entropy and the norm of the gradient, combined by `terms`."""
 
     needs_partners = False
 
@@ -139,19 +139,19 @@ class Own(nn.Module):
         with torch.enable_grad():
             x = x.clone().requires_grad_()
             outputs = self.student(x)
-            slopes = torch.autograd.grad(outputs.square().sum(), x, create_graph=self.create_graph, retain_graph=True)[
-                0
-            ]
-        return Terms(self.terms(functional.cross_entropy(outputs, y, reduction="none"), slopes), outputs)
+            gradient = torch.autograd.grad(
+                outputs.square().sum(), x, create_graph=self.create_graph, retain_graph=True
+            )[0]
+        return Terms(self.terms(functional.cross_entropy(outputs, y, reduction="none"), gradient), outputs)
 
 
-def summed(labels, slopes):
-    return {"loss": labels + slopes, "labels": labels, "slopes": slopes}
+def summed(labels, gradient):
+    return {"loss": labels + gradient, "labels": labels, "gradient": gradient}
 
 
 @dataclass(frozen=True)
 class Wrong:
-    """An objective with a silent wrong, the code of what is found, and words of the way out."""
+    """An objective with a silent fault, the code of the finding, and words of its remedy."""
 
     build: Callable[[], nn.Module]
     code: str
@@ -161,74 +161,77 @@ class Wrong:
 GRADIENT = ("wrong-gradient", "what is detached")
 WRONGS = {
     "student detached, labels alone": Wrong(
-        taught(of_layers(lambda x, a, b: b(a(x)).detach()), jacobians=0.0), "no gradient", "jacmatch.doctor"
+        distilled(of_layers(lambda x, a, b: b(a(x)).detach()), jacobians=0.0), "no gradient", "jacmatch.doctor"
     ),
-    "student detached, slopes": Wrong(
-        taught(of_layers(lambda x, a, b: b(a(x)).detach())), "detaches", "jacmatch.doctor"
+    "student detached, Jacobians": Wrong(
+        distilled(of_layers(lambda x, a, b: b(a(x)).detach())), "detaches", "jacmatch.doctor"
     ),
-    "features detached": Wrong(taught(of_layers(lambda x, a, b: b(a(x).detach())), jacobians=0.0), *GRADIENT),
+    "features detached": Wrong(distilled(of_layers(lambda x, a, b: b(a(x).detach())), jacobians=0.0), *GRADIENT),
     "a factor detached": Wrong(
-        taught(of_layers(lambda x, a, b: b(a(x)) * (1 + a(x).detach().square())), jacobians=0.0), *GRADIENT
+        distilled(of_layers(lambda x, a, b: b(a(x)) * (1 + a(x).detach().square())), jacobians=0.0), *GRADIENT
     ),
     "a weight detached": Wrong(
-        taught(of_layers(lambda x, a, b: functional.linear(a(x), b.weight.detach())), jacobians=0.0), *GRADIENT
+        distilled(of_layers(lambda x, a, b: functional.linear(a(x), b.weight.detach())), jacobians=0.0), *GRADIENT
     ),
-    "input detached, slopes": Wrong(
-        taught(side_by_side(lambda x, a, b: a(x) * b(x.detach()).sigmoid())), "partly-detached", "what cuts the graph"
+    "input detached, Jacobians": Wrong(
+        distilled(side_by_side(lambda x, a, b: a(x) * b(x.detach()).sigmoid())),
+        "partly-detached",
+        "what cuts the graph",
     ),
     "a part by numpy": Wrong(
-        taught(side_by_side(lambda x, a, b: a(x) + torch.from_numpy(b(x).detach().numpy())), jacobians=0.0), *GRADIENT
+        distilled(side_by_side(lambda x, a, b: a(x) + torch.from_numpy(b(x).detach().numpy())), jacobians=0.0),
+        *GRADIENT,
     ),
     "a part without grad": Wrong(
-        taught(side_by_side(lambda x, a, b: a(x) + torch.no_grad()(b)(x)), jacobians=0.0), *GRADIENT
+        distilled(side_by_side(lambda x, a, b: a(x) + torch.no_grad()(b)(x)), jacobians=0.0), *GRADIENT
     ),
-    "statistics detached": Wrong(taught(HalfDetachedNorm, jacobians=0.0), *GRADIENT),
-    "gradient changed by a hook": Wrong(taught(HookedLinear, jacobians=0.0), *GRADIENT),
+    "statistics detached": Wrong(distilled(HalfDetachedNorm, jacobians=0.0), *GRADIENT),
+    "gradient changed by a hook": Wrong(distilled(HookedLinear, jacobians=0.0), *GRADIENT),
     "custom_op with a cut backward": Wrong(
-        taught(of_layers(lambda x, a, b: b(cut_square(a(x))))), "wrong-gradient", "custom backward"
+        distilled(of_layers(lambda x, a, b: b(cut_square(a(x))))), "wrong-gradient", "custom backward"
     ),
     "once differentiable": Wrong(
-        taught(of_layers(lambda x, a, b: b(Once.apply(a(x))))), "once_differentiable", "in torch operations"
+        distilled(of_layers(lambda x, a, b: b(Once.apply(a(x))))), "once_differentiable", "in torch operations"
     ),
     "a jvp of zero, on one branch": Wrong(
-        taught(
+        distilled(
             side_by_side(lambda x, a, b: a(x) + WithoutTangent.apply(b(x))), probe=RandomInputs(1), engine="forward"
         ),
         "forward-incomplete",
         "an engine that is right",
     ),
     "custom_op without a jvp": Wrong(
-        taught(of_layers(lambda x, a, b: b(square(a(x)))), probe=RandomInputs(1), engine="forward"),
+        distilled(of_layers(lambda x, a, b: b(square(a(x)))), probe=RandomInputs(1), engine="forward"),
         "jacmatch_tests.square",
         "engine=",
     ),
-    "counts its calls": Wrong(taught(lambda: Counts(as_buffer=False)), "non-deterministic", "Remove the state"),
-    "counts in a buffer": Wrong(taught(lambda: Counts(as_buffer=True)), "writes-in-evaluation", "self.training"),
+    "counts its calls": Wrong(distilled(lambda: Counts(as_buffer=False)), "non-deterministic", "Remove the state"),
+    "counts in a buffer": Wrong(distilled(lambda: Counts(as_buffer=True)), "writes-in-evaluation", "self.training"),
     "another generator": Wrong(
-        taught(of_layers(lambda x, a, b: b(a(x)) * random.random())), "non-deterministic", "draw with torch"
+        distilled(of_layers(lambda x, a, b: b(a(x)) * random.random())), "non-deterministic", "draw with torch"
     ),
     "dropout in evaluation": Wrong(
-        taught(of_layers(lambda x, a, b: b(functional.dropout(a(x), 0.5)))), "random-in-evaluation", "nn.Dropout"
+        distilled(of_layers(lambda x, a, b: b(functional.dropout(a(x), 0.5)))), "random-in-evaluation", "nn.Dropout"
     ),
-    "result kept": Wrong(taught(lambda: Remembers("result"), jacobians=0.0), "keeps-results", "anew"),
-    "weight kept": Wrong(taught(lambda: Remembers("weight"), jacobians=0.0), "keeps-results", "anew"),
+    "result kept": Wrong(distilled(lambda: Remembers("result"), jacobians=0.0), "keeps-results", "anew"),
+    "weight kept": Wrong(distilled(lambda: Remembers("weight"), jacobians=0.0), "keeps-results", "anew"),
     "weight kept, detached": Wrong(
-        taught(lambda: Remembers("detached weight"), jacobians=0.0), "keeps-results", "anew"
+        distilled(lambda: Remembers("detached weight"), jacobians=0.0), "keeps-results", "anew"
     ),
-    "weight computed at the beginning": Wrong(taught(MadeOnce, jacobians=0.0), "wrong-gradient", "earlier call"),
-    "modules in a list": Wrong(taught(lambda: Unregistered(tensor=False)), "unregistered", "nn.ModuleList"),
-    "a tensor for a parameter": Wrong(taught(lambda: Unregistered(tensor=True)), "unregistered", "nn.Parameter"),
+    "weight computed at the beginning": Wrong(distilled(MadeOnce, jacobians=0.0), "wrong-gradient", "earlier call"),
+    "modules in a list": Wrong(distilled(lambda: Unregistered(tensor=False)), "unregistered", "nn.ModuleList"),
+    "a tensor for a parameter": Wrong(distilled(lambda: Unregistered(tensor=True)), "unregistered", "nn.Parameter"),
     "student compiled by itself": Wrong(
-        taught(lambda: torch.compile(linear(), backend="eager")), "compiled-student", "compile=True"
+        distilled(lambda: torch.compile(linear(), backend="eager")), "compiled-student", "compile=True"
     ),
     "compiled steps that never run": Wrong(never_compiled, "not-compiled", "report()"),
     "teacher with dropout on": Wrong(
-        told_by(lambda: nn.Sequential(linear(), nn.Dropout(0.5))), "teacher-changes", "evaluation mode"
+        distilled_from(lambda: nn.Sequential(linear(), nn.Dropout(0.5))), "teacher-changes", "evaluation mode"
     ),
     "teacher's BatchNorm in training": Wrong(
-        told_by(lambda: nn.Sequential(linear(), nn.BatchNorm1d(4))), "teacher-couples", "running statistics"
+        distilled_from(lambda: nn.Sequential(linear(), nn.BatchNorm1d(4))), "teacher-couples", "running statistics"
     ),
-    "teacher with a graph": Wrong(told_by(linear, tracked=True), "teacher-with-gradient", "Detach"),
+    "teacher with a graph": Wrong(distilled_from(linear, tracked=True), "teacher-with-gradient", "Detach"),
     "sum for mean": Wrong(lambda: Own(lambda c, s: summed(c.mean(), s.square().sum())), "not-a-mean", "take the mean"),
     "norm over the batch": Wrong(
         lambda: Own(lambda c, s: summed(c.mean(), s.square().sum().sqrt())), "not-a-mean", "take the mean"
@@ -238,7 +241,7 @@ WRONGS = {
         "not-a-sum",
         "the sum of",
     ),
-    "slopes without create_graph": Wrong(
+    "gradient without create_graph": Wrong(
         lambda: Own(lambda c, s: summed(c.mean(), s.square().sum(1).mean()), create_graph=False), *GRADIENT
     ),
 }
@@ -251,22 +254,22 @@ def test_a_silent_wrong_is_caught(as_users_run, name):
     objective = wrong.build()
     with pytest.raises(UnsupportedError) as caught:
         raise_for_faults(preflight_check(objective, batch()), objective, batch())
-    said = str(caught.value)
-    assert wrong.code in said, said
-    assert wrong.remedy in said, said
+    message = str(caught.value)
+    assert wrong.code in message, message
+    assert wrong.remedy in message, message
 
 
 @pytest.mark.parametrize(
     "terms", [lambda c, s: summed(c.mean(), s.square().sum(1).mean()), lambda c, s: {"loss": c.mean()}]
 )
 def test_a_right_objective_of_ones_own_passes(terms):
-    examined = preflight_check(Own(terms), batch())
-    assert examined.findings == ()
-    assert max(examined.errors.values()) < 1e-3
+    report = preflight_check(Own(terms), batch())
+    assert report.findings == ()
+    assert max(report.errors.values()) < 1e-3
 
 
 @pytest.mark.parametrize("make", [cases.distillation, lambda: Distillation(cases.network(), cases.network(9), every=3)])
-def test_the_gate_changes_no_result(as_users_run, tmp_path, make):
+def test_the_check_changes_no_result(as_users_run, tmp_path, make):
     results = []
     for doctor in (True, False):
         objective = make()
@@ -279,9 +282,9 @@ def test_the_gate_changes_no_result(as_users_run, tmp_path, make):
     assert not (tmp_path / "False" / "doctor.json").exists()
 
 
-def test_a_training_with_a_fault_does_not_begin_unless_told_to():
+def test_a_training_with_a_fault_does_not_begin_without_no_doctor():
     def fitted(doctor):
-        objective = taught(of_layers(lambda x, a, b: b(a(x).detach())), jacobians=0.0)()
+        objective = distilled(of_layers(lambda x, a, b: b(a(x).detach())), jacobians=0.0)()
         split = cases.Split(batch().x, batch().y)
         return fit(objective, split, Training(steps=2, doctor=doctor), seed=0)
 

@@ -1,4 +1,4 @@
-"""The doctor at the gate lets sound networks pass: all of the catalogue, and families of timm and torchvision."""
+"""The pre-flight check passes sound networks: all of the catalog, and families of timm and torchvision."""
 
 import importlib.util
 import time
@@ -25,16 +25,16 @@ TIMM = (
 
 
 def passes(student, shape, outputs, samples=8, sharp=True):
-    """Labels, outputs and slopes of a teacher, as `distill` teaches them."""
+    """Check labels, outputs and Jacobians of a teacher, as `distill` uses them."""
     torch.manual_seed(1)
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(shape.numel(), outputs))
     batch = Batch(torch.rand(samples, *shape), torch.arange(samples) % outputs, torch.arange(samples), 0)
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    examined = preflight_check(Distillation(student, teacher, output_loss="kl", jacobians=GradientShare(0.3)), batch)
-    print(f"{examined.seconds:6.1f} s, float64 {examined.exact}, errors {examined.errors}")
-    assert examined.findings == ()
+    report = preflight_check(Distillation(student, teacher, output_loss="kl", jacobians=GradientShare(0.3)), batch)
+    print(f"{report.seconds:6.1f} s, float64 {report.exact}, errors {report.errors}")
+    assert report.findings == ()
     if sharp:
-        assert all(error is not None and error < 0.02 for error in examined.errors.values())
+        assert all(error is not None and error < 0.02 for error in report.errors.values())
     for name, value in student.state_dict().items():
         assert torch.equal(value, before[name]), name
 

@@ -36,7 +36,7 @@ def codes(teacher, probe):
 
 
 @pytest.mark.parametrize("wrap", [ModuleTeacher, lambda m: EnsembleTeacher([ModuleTeacher(m)])], ids=["one", "several"])
-def test_rows_of_a_teacher_that_are_wrong_are_found(wrap):
+def test_wrong_rows_of_a_teacher_are_reported(wrap):
     assert "teacher-derivatives" in codes(wrap(Detached()), RandomOutputs(1))
     assert "teacher-derivatives" in codes(MemoizedTeacher(wrap(Detached())), RandomOutputs(1))
 
@@ -51,10 +51,10 @@ def test_a_teacher_with_an_engine_that_is_right_is_not_refused():
 def test_a_jacobian_that_somebody_wrote_is_compared_with_differences(factor, expected, probe):
     weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
 
-    def slopes(x):
+    def jacobian(x):
         return factor * (1 - (x @ weight.T).tanh() ** 2)[:, :, None] * weight
 
-    assert codes(AnalyticTeacher(lambda x: (x @ weight.T).tanh(), slopes), probe) == expected
+    assert codes(AnalyticTeacher(lambda x: (x @ weight.T).tanh(), jacobian), probe) == expected
 
 
 class Drifts:
@@ -68,7 +68,7 @@ class Drifts:
         return x[:, :4] + 5.0 * (self.calls > 20)
 
 
-def test_a_teacher_that_changes_later_is_found():
+def test_a_teacher_that_changes_later_is_reported():
     split = Split(X, torch.arange(8) % 4)
     objective = Distillation(nn.Linear(4, 4), BlackBoxTeacher(Drifts()), jacobians=0)
     settings = Training(steps=40, batch_size=8, doctor=True)

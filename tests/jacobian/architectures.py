@@ -234,7 +234,7 @@ def made(name: str, dtype: torch.dtype = torch.float64, batch: int = 3) -> tuple
     return module.to(dtype).train(architecture.training), x.to(dtype)
 
 
-class HeldStatistics(nn.Module):
+class ConstantStatistics(nn.Module):
     """A network as a function of its input while BatchNorm uses the statistics of one given batch, as constants."""
 
     def __init__(self, inside: nn.Module, batch: Tensor) -> None:
@@ -269,7 +269,7 @@ def plain(name: str, own_mask: bool = False) -> tuple[nn.Module, Tensor]:
     """
     module, x = made(name)
     if ARCHITECTURES[name].batch_norm == "frozen":
-        return HeldStatistics(module, x), x
+        return ConstantStatistics(module, x), x
     if own_mask:
         dual = Applied(lambda z: torch.func.jvp(module, (z,), (torch.zeros_like(z),))[0])
         dual.inside = module

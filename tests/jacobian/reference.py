@@ -14,7 +14,7 @@ from torch import Tensor, nn
 STEP = 1e-3
 
 
-def slope(function: Callable[[float], Tensor]) -> Tensor:
+def derivative(function: Callable[[float], Tensor]) -> Tensor:
     """The derivative at 0 of a function of one number."""
     near = (function(STEP) - function(-STEP)) / (2 * STEP)
     far = (function(2 * STEP) - function(-2 * STEP)) / (4 * STEP)
@@ -24,7 +24,7 @@ def slope(function: Callable[[float], Tensor]) -> Tensor:
 
 
 @contextmanager
-def left_as_found(module, seed: int = 0):
+def isolated(module, seed: int = 0):
     """Within the context a call of the module is a pure function: seeded, and its buffers are put back."""
     buffers = list(module.buffers()) if isinstance(module, nn.Module) else []
     before = [buffer.clone() for buffer in buffers]
@@ -44,13 +44,13 @@ def tensor_of(output) -> Tensor:
 
 def values(module, x: Tensor, seed: int = 0) -> Tensor:
     """What the plain module returns, without a graph."""
-    with left_as_found(module, seed), torch.no_grad():
+    with isolated(module, seed), torch.no_grad():
         return tensor_of(module(x.clone())).clone()
 
 
 def jvp(module, x: Tensor, tangents: Tensor) -> Tensor:
-    """Jv along each tangent (P, B, *input), as the slope of the whole batch's values: (P, B, *out)."""
-    return torch.stack([slope(lambda t, v=v: values(module, x + t * v)) for v in tangents])
+    """Jv along each tangent (P, B, *input), as the derivative of the whole batch's values: (P, B, *out)."""
+    return torch.stack([derivative(lambda t, v=v: values(module, x + t * v)) for v in tangents])
 
 
 def batch_jacobian(module, x: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def batch_jacobian(module, x: Tensor) -> Tensor:
     for number in range(x.numel()):
         move = torch.zeros(x.numel(), dtype=x.dtype)
         move[number] = 1.0
-        columns.append(slope(lambda t, move=move: values(module, x + t * move.view(x.shape))))
+        columns.append(derivative(lambda t, move=move: values(module, x + t * move.view(x.shape))))
     columns = torch.stack(columns, dim=-1)
     return columns.view(*columns.shape[:-1], *x.shape)
 
@@ -82,7 +82,7 @@ def reverse_product(full: Tensor, cotangents: Tensor) -> Tensor:
 def rows_by_backward(module, x: Tensor, cotangents: Tensor, seed: int = 0) -> Tensor:
     """vᵀJ by one forward pass of the plain module and one backward pass for each cotangent (P, B, *out)."""
     leaf = x.detach().clone().requires_grad_()
-    with left_as_found(module, seed), torch.enable_grad():
+    with isolated(module, seed), torch.enable_grad():
         y = tensor_of(module(leaf * 1))
         rows = [torch.autograd.grad(y, leaf, v, retain_graph=True)[0] for v in cotangents]
     return torch.stack(rows)
@@ -96,11 +96,11 @@ def sketch(parameter: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.randn((count, *parameter.shape), generator=generator, dtype=parameter.dtype) / size**0.5
 
 
-def parameter_slopes(
+def parameter_derivatives(
     function: Callable[[], Tensor], parameters: Sequence[Tensor], directions: Sequence[Tensor]
 ) -> list[Tensor]:
     """How a vector of losses changes along each direction of each parameter: (directions, losses) per parameter."""
-    slopes = []
+    derivatives = []
     for parameter, several in zip(parameters, directions, strict=True):
         before = parameter.detach().clone()
 
@@ -108,9 +108,9 @@ def parameter_slopes(
             parameter.data.copy_(before + t * direction)
             return function()
 
-        slopes.append(torch.stack([slope(lambda t, d=d, moved=moved: moved(t, d)) for d in several]))
+        derivatives.append(torch.stack([derivative(lambda t, d=d, moved=moved: moved(t, d)) for d in several]))
         parameter.data.copy_(before)
-    return slopes
+    return derivatives
 
 
 def squared(student: Tensor, teacher: Tensor) -> Tensor:

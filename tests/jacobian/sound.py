@@ -72,7 +72,7 @@ SOUND = {
     ),
     "layer norm": (lambda: nn.Sequential(linear(5, 12), nn.LayerNorm(12), nn.GELU(), linear(12)), VECTORS),
     "frozen": (lambda: nn.Sequential(linear(), nn.ReLU(), linear(4)).requires_grad_(False), VECTORS),
-    "a small slope": (lambda: Applied(lambda x, a: 1 + 1e-5 * a(x), linear()), VECTORS),
+    "a small derivative": (lambda: Applied(lambda x, a: 1 + 1e-5 * a(x), linear()), VECTORS),
     "float32 inside": (
         lambda: Applied(lambda x, a, b: b(a(x).tanh().float().to(x.dtype)), linear(), linear(4)),
         VECTORS,

@@ -186,14 +186,14 @@ def test_other_executors_follow_the_rules_too(norm, engine, policy, as_users_run
     for module in graphs(network, x).values():
         for _ in range(3):  # TorchScript's executor changes what it does from the second call on
             try:
-                found = products(module)
+                results = products(module)
             except UnsupportedError:  # forward mode needs copies of buffers, which TorchScript does not take
                 assert engine == "forward"
                 assert isinstance(module, torch.jit.ScriptModule)
                 break
-            torch.testing.assert_close(found, expected)
+            torch.testing.assert_close(results, expected)
             weight = dict(module.named_parameters())["first.weight"]
-            torch.testing.assert_close(torch.autograd.grad(found.square().sum(), weight)[0], gradient)
+            torch.testing.assert_close(torch.autograd.grad(results.square().sum(), weight)[0], gradient)
 
 
 def test_nothing_stays_registered():

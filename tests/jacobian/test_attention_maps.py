@@ -30,7 +30,7 @@ def test_each_map_has_a_size():
         AttentionMaps()
 
 
-def test_the_slope_of_an_even_power_is_right_at_zero():
+def test_the_derivative_of_an_even_power_is_right_at_zero():
     """d²(z²)/dz² is 2 at 0 as well, where |z|² loses it."""
     z = torch.zeros(1, 1, 1, 1, dtype=torch.float64, requires_grad=True)
     for readout in (AttentionPixel("z"), AttentionMaps(("z",), ((1, 1),))):

@@ -81,7 +81,7 @@ def test_a_quadratic_function_has_no_truncation():
 
 @pytest.mark.parametrize(("dtype", "floor"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 def test_the_documented_floor(dtype, floor):
-    """About 10⁻⁵ in float32, with room for the third derivative; ε^⅔ and the same room in float64."""
+    """About 10⁻⁵ in float32, with a margin for the third derivative; ε^⅔ and the same margin in float64."""
     module, x = made("layernorm-gelu")
     v = torch.randn(4, *x.shape, dtype=torch.float64)
     exact = reference.jvp(module, x, v)

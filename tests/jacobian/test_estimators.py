@@ -69,8 +69,8 @@ def all_directions(estimator, dim, values=None):
     count = 40_000
     values = torch.zeros(dim, dtype=torch.float64) if values is None else values
     rows = values.expand(count, -1)
-    found = ask(estimator, x=rows, outputs=rows, ids=torch.arange(count)).transpose(0, 1)
-    support, frequency = found.unique(dim=0, return_counts=True)
+    results = ask(estimator, x=rows, outputs=rows, ids=torch.arange(count)).transpose(0, 1)
+    support, frequency = results.unique(dim=0, return_counts=True)
     p = 1 / len(support)
     assert (frequency - count * p).abs().max() <= LIMIT * math.sqrt(count * p * (1 - p))
     return list(support)

@@ -56,7 +56,7 @@ UNCLEAR = {
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_the_outputs_are_found(name):
+def test_the_outputs_are_selected(name):
     assert output_tensor(OUTPUTS[name]) is Y
 
 

@@ -37,8 +37,8 @@ X = torch.randn(2, 4, generator=torch.Generator().manual_seed(1), dtype=torch.fl
 @pytest.mark.parametrize(("chunk_size", "expected"), [(1, FEATURES), (2, 2), (None, 1)])
 def test_a_pass_for_each_feature(passes, chunk_size, expected):
     module = network()
-    outputs, found = jacobian(module, X, chunk_size=chunk_size)
-    torch.testing.assert_close(found, by_definition(module, X), rtol=1e-12, atol=1e-14)
+    outputs, results = jacobian(module, X, chunk_size=chunk_size)
+    torch.testing.assert_close(results, by_definition(module, X), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(outputs, module(X))
     assert len(passes) == expected
     assert not any(layer._forward_hooks for layer in module)
@@ -46,14 +46,14 @@ def test_a_pass_for_each_feature(passes, chunk_size, expected):
 
 def test_all_parameters_get_the_gradient_of_the_rows():
     module, target = network(), torch.randn(2, OUTPUTS, 4, dtype=torch.float64)
-    found = torch.autograd.grad(
+    results = torch.autograd.grad(
         (jacobian(module, X)[1] - target).square().sum(), tuple(module.parameters()), allow_unused=True
     )
     expected = torch.autograd.grad(
         (by_definition(module, X) - target).square().sum(), tuple(module.parameters()), allow_unused=True
     )
-    assert found[-2] is not None  # the weight of the last layer
-    for mine, theirs in zip(found, expected, strict=True):
+    assert results[-2] is not None  # the weight of the last layer
+    for mine, theirs in zip(results, expected, strict=True):
         torch.testing.assert_close(
             torch.zeros(()) if mine is None else mine, torch.zeros(()) if theirs is None else theirs, check_dtype=False
         )

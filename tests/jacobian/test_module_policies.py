@@ -189,7 +189,7 @@ def test_no_grad_gives_results_without_a_graph(way):
 
 
 @every_way
-def test_no_grad_with_an_input_that_asks_for_a_gradient(way):
+def test_no_grad_with_an_input_that_requires_a_gradient(way):
     module, x = made("mlp-tanh")
     x.requires_grad_()
     with torch.no_grad():
@@ -208,10 +208,12 @@ def test_outputs_can_be_trained_on_together_with_the_products(way):
     module.zero_grad()
     module(x).square().sum().backward()
     values = [parameter.grad.clone() for parameter in module.parameters()]
-    slopes = torch.autograd.grad(go(way, module, x).products.square().sum(), module.parameters(), allow_unused=True)
-    for total, value, slope in zip(both, values, slopes, strict=True):
-        torch.testing.assert_close(total, value + (0 if slope is None else slope), rtol=1e-7, atol=1e-9)
-    assert slopes[-1] is None or not slopes[-1].any()  # the last bias has no part in any slope
+    derivatives = torch.autograd.grad(
+        go(way, module, x).products.square().sum(), module.parameters(), allow_unused=True
+    )
+    for total, value, derivative in zip(both, values, derivatives, strict=True):
+        torch.testing.assert_close(total, value + (0 if derivative is None else derivative), rtol=1e-7, atol=1e-9)
+    assert derivatives[-1] is None or not derivatives[-1].any()  # the last bias has no part in any derivative
 
 
 @pytest.mark.parametrize("engine", EXACT)

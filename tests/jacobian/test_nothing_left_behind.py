@@ -72,13 +72,13 @@ UNTOUCHED = [
 @pytest.mark.parametrize("name", UNTOUCHED)
 def test_a_pass_leaves_the_module_and_the_flags_as_they_were(name, way):
     module, x = made(name)
-    kept = x.clone()
+    copied = x.clone()
     before = state_of(module), global_state()
     readout = PooledFeatures("0") if name.startswith("batchnorm") else None
     go(way, module, x, batch_norm=ARCHITECTURES[name].batch_norm, readout=readout)
     assert state_of(module) == before[0]
     assert global_state() == before[1]
-    assert torch.equal(x, kept)
+    assert torch.equal(x, copied)
     assert not x.requires_grad
     assert x.grad is None
 

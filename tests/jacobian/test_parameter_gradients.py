@@ -39,7 +39,7 @@ def losses(rows: Tensor, table) -> Tensor:
 
 
 @cache
-def slopes(name: str, way: str) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def derivatives(name: str, way: str) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The losses, the directions of the parameters, and how the losses change along them."""
     module, x = plain(name, own_mask=way == "own mask")
     v = directions(reference.values(module, x).shape if way == "vjp" else x.shape)
@@ -52,7 +52,7 @@ def slopes(name: str, way: str) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     generator = torch.Generator().manual_seed(3)
     count = 1 if way == "own mask" else 2  # a dual pass is slow
     moves = [reference.sketch(parameter, count, generator) for parameter in parameters]
-    return value(), moves, reference.parameter_slopes(value, parameters, moves)
+    return value(), moves, reference.parameter_derivatives(value, parameters, moves)
 
 
 def along(gradients, moves: list[Tensor]) -> list[Tensor]:
@@ -64,7 +64,7 @@ def along(gradients, moves: list[Tensor]) -> list[Tensor]:
 
 
 def assert_gradients(loss: Tensor, parameters: list[Tensor], moves: list[Tensor], expected: list[Tensor]) -> None:
-    """Each parameter's slopes are right to 10⁻⁶ of their size, or to 10⁻⁸ of the size of all."""
+    """Each parameter's derivatives are right to 10⁻⁶ of their size, or to 10⁻⁸ of the size of all."""
     got = along(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True), moves)
     size = torch.cat(expected).norm()
     assert size > 0
@@ -88,7 +88,7 @@ def test_gradients_of_jacobian_losses(name, way):
         rows = jvp_products(module, x, directions(x.shape), engine=way, batch_norm=architecture.batch_norm).products
         key = "own mask" if architecture.own_mask and way == "forward" else "jvp"
     mine = losses(rows, JACOBIAN_LOSSES)
-    value, moves, expected = slopes(name, key)
+    value, moves, expected = derivatives(name, key)
     torch.testing.assert_close(mine.detach(), value, rtol=1e-6, atol=0)
     parameters = list(module.parameters())
     for number, loss in enumerate(mine):
@@ -124,7 +124,7 @@ def test_gradient_through_the_full_jacobian(chunk_size):
 
     parameters = list(module.parameters())
     moves = [reference.sketch(parameter, 1, torch.Generator().manual_seed(3)) for parameter in parameters]
-    expected = reference.parameter_slopes(value, parameters, moves)
+    expected = reference.parameter_derivatives(value, parameters, moves)
     mine = losses(jacobian(module, x, chunk_size=chunk_size)[1].transpose(0, 1), JACOBIAN_LOSSES)
     for number, loss in enumerate(mine):
         assert_gradients(loss, parameters, moves, [several[:, number] for several in expected])
@@ -149,7 +149,7 @@ def test_gradient_with_respect_to_the_input(name, way, frozen):
     def value() -> Tensor:
         return losses(products(module, z.detach().sin(), v), reference.LOSSES)
 
-    expected = reference.parameter_slopes(value, [z], moves)
+    expected = reference.parameter_derivatives(value, [z], moves)
     assert_gradients(loss, [z], moves, [expected[0][:, 0]])
 
 
@@ -184,7 +184,7 @@ def test_from_embeddings_to_logits(body, way):
     expected = products(function, embeddings, v)
     rest = [parameter for name, parameter in module.named_parameters() if name != "embedding.weight"]
     moves = [reference.sketch(parameter, 1, torch.Generator().manual_seed(3)) for parameter in rest]
-    slopes = reference.parameter_slopes(
+    derivatives = reference.parameter_derivatives(
         lambda: losses(products(function, embeddings, v), reference.LOSSES), rest, moves
     )
     if way == "vjp":
@@ -197,7 +197,7 @@ def test_from_embeddings_to_logits(body, way):
         torch.testing.assert_close(result.outputs, module(tokens), rtol=1e-12, atol=1e-12)
         tolerance = 1e-7 if result.engine == "differences" else 1e-9
         assert (result.products.detach() - expected).norm() <= tolerance * expected.norm()
-        assert_gradients(losses(result.products, JACOBIAN_LOSSES)[0], rest, moves, [one[:, 0] for one in slopes])
+        assert_gradients(losses(result.products, JACOBIAN_LOSSES)[0], rest, moves, [one[:, 0] for one in derivatives])
 
 
 @pytest.mark.parametrize("engine", ["auto", "forward", "reverse"])
@@ -236,7 +236,9 @@ def test_normalisation_upstream_is_silently_wrong_and_ours_is_right(name):
         return NORMALISATIONS[name](z, scale).sin()
 
     moves = [torch.eye(5, dtype=torch.float64)]
-    (expected,) = reference.parameter_slopes(lambda: reference.jvp(function, x, v).square().sum()[None], [scale], moves)
+    (expected,) = reference.parameter_derivatives(
+        lambda: reference.jvp(function, x, v).square().sum()[None], [scale], moves
+    )
     expected = expected[:, 0]
     upstream = torch.func.jvp(function, (x,), (v[0],))[1]
     torch.testing.assert_close(upstream.detach()[None], reference.jvp(function, x, v), rtol=1e-8, atol=1e-8)
@@ -265,6 +267,8 @@ def test_linear_algebra_is_right_or_refused(name):
         return SOLVED[name](2 * torch.eye(3, dtype=z.dtype) + scale * z)
 
     moves = [torch.ones(1, 1, dtype=torch.float64)]
-    (expected,) = reference.parameter_slopes(lambda: reference.jvp(function, x, v).square().sum()[None], [scale], moves)
+    (expected,) = reference.parameter_derivatives(
+        lambda: reference.jvp(function, x, v).square().sum()[None], [scale], moves
+    )
     (got,) = torch.autograd.grad(jvp(function, x, v)[1].square().sum(), scale)
     torch.testing.assert_close(got, expected[:, 0], rtol=1e-6, atol=0)

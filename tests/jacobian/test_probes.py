@@ -75,8 +75,8 @@ def test_discrete_laws_equal_the_reference(seed):
 
 def test_neighbouring_arguments_never_collide():
     ids = torch.arange(-8, 56)
-    found = [probes.bits(seed, ids, draw, 16) for seed in range(-4, 4) for draw in range(-4, 4)]
-    assert torch.stack(found).unique().numel() == 8 * 8 * 64 * 16
+    results = [probes.bits(seed, ids, draw, 16) for seed in range(-4, 4) for draw in range(-4, 4)]
+    assert torch.stack(results).unique().numel() == 8 * 8 * 64 * 16
 
 
 @pytest.mark.parametrize("step", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (1, -1, 0, 0), (0, 1, -1, 0)])
@@ -204,7 +204,7 @@ def test_numbers_do_not_depend_on_the_batch(name):
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_first_directions_stay_when_more_are_asked(law):
+def test_first_directions_stay_when_more_are_drawn(law):
     ids = torch.arange(9)
     few, many = (draw_directions(law, ids, count=count, shape=(3,)) for count in (2, 8))
     torch.testing.assert_close(few, many[:2], rtol=0, atol=1e-5 if law == "orthogonal" else 0)
@@ -231,13 +231,13 @@ def test_permutations_are_equally_likely():
 
 
 def test_partners_are_the_other_rows_equally_likely():
-    found = torch.stack([probes.partners(0, torch.arange(5), draw, 5) for draw in range(2000)])
+    results = torch.stack([probes.partners(0, torch.arange(5), draw, 5) for draw in range(2000)])
     for row in range(5):
         expected = torch.full((5,), 0.25).index_fill(0, torch.tensor([row]), 0.0)
-        assert z_scores(found == row, expected).abs().max() < LIMIT
-    strangers = probes.partners(0, torch.arange(5, 40_000), 0, 5)
+        assert z_scores(results == row, expected).abs().max() < LIMIT
+    others = probes.partners(0, torch.arange(5, 40_000), 0, 5)
     for row in range(5):
-        assert z_scores(strangers == row, 0.2).abs() < LIMIT
+        assert z_scores(others == row, 0.2).abs() < LIMIT
     assert probes.partners(0, torch.tensor([0, 1]), 7, 2).tolist() == [1, 0]
 
 

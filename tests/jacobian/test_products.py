@@ -173,7 +173,7 @@ def test_any_function_of_a_tensor_will_do(engine):
 
 
 def test_as_many_directions_as_samples():
-    """Then (P, B, K) and (B, K) can be told apart by their number of dimensions only."""
+    """Then (P, B, K) and (B, K) can be distinguished by their number of dimensions only."""
     module, x = made("mlp-tanh")
     _, full = truth("mlp-tanh")
     v, u = torch.randn(3, *x.shape, dtype=x.dtype), torch.randn(3, 3, 3, dtype=x.dtype)

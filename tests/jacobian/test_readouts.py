@@ -150,26 +150,26 @@ def test_derivatives_are_those_of_the_definition(name):
     weight = module[0].weight
     moves = [reference.sketch(weight, 1, torch.Generator().manual_seed(3))]
 
-    def assert_right(result: Products, expected: Tensor, slopes: Tensor, tolerance: float) -> None:
+    def assert_right(result: Products, expected: Tensor, derivatives: Tensor, tolerance: float) -> None:
         assert result.products.shape == expected.shape
         assert (result.products.detach() - expected).norm() <= tolerance * expected.norm()
         torch.testing.assert_close(result.values.detach(), y, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(result.outputs, module(X), rtol=1e-12, atol=1e-12)
         (gradient,) = torch.autograd.grad(result.products.square().sum(), weight, retain_graph=True)
-        assert (moves[0].flatten(1) @ gradient.flatten() - slopes).norm() <= 1e-6 * slopes.norm()
+        assert (moves[0].flatten(1) @ gradient.flatten() - derivatives).norm() <= 1e-6 * derivatives.norm()
 
     def truth(products, directions: Tensor) -> tuple[Tensor, Tensor]:
-        (slopes,) = reference.parameter_slopes(
+        (derivatives,) = reference.parameter_derivatives(
             lambda: products(function, X, directions).square().sum()[None], [weight], moves
         )
-        return products(function, X, directions), slopes[:, 0]
+        return products(function, X, directions), derivatives[:, 0]
 
     rows = vjp_products(module, X, u, readout=readout, context=context)
     assert_right(rows, *truth(reference.rows_by_backward, u), 1e-9)
-    columns_and_slopes = truth(reference.jvp, v)
+    columns_and_derivatives = truth(reference.jvp, v)
     for engine, tolerance in (("forward", 1e-9), ("reverse", 1e-9), ("differences", 1e-8)):
         columns = jvp_products(module, X, v, readout=readout, context=context, engine=engine)
-        assert_right(columns, *columns_and_slopes, tolerance)
+        assert_right(columns, *columns_and_derivatives, tolerance)
         left, right = (rows.products * v).sum(), (u * columns.products).sum()  # uᵀ(Jv) = (uᵀJ)v
         torch.testing.assert_close(left, right, rtol=1e-7, atol=1e-9)
 
@@ -193,16 +193,16 @@ def test_the_largest_pixel_is_that_of_the_pooled_map():
 
 
 def test_pooling_commutes_with_the_derivative():
-    """The slope of the pooled map's pixel is the mean of the slopes of the pixels that it pools."""
+    """The derivative of the pooled map's pixel is the mean of the derivatives of the pixels that it pools."""
     readout, whole = AttentionPixel("2", size=1), AttentionPixel("2")
     module, v = network(), torch.randn(1, *X.shape, dtype=torch.float64)
     first = Context(pixels=torch.zeros(3, dtype=torch.int64))
-    pooled_slope = jvp_products(module, X, v, readout=readout, context=first).products
-    slopes = [
+    pooled_derivative = jvp_products(module, X, v, readout=readout, context=first).products
+    derivatives = [
         jvp_products(module, X, v, readout=whole, context=Context(pixels=torch.full((3,), pixel))).products
         for pixel in range(4)
     ]
-    torch.testing.assert_close(pooled_slope, torch.stack(slopes).mean(0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(pooled_derivative, torch.stack(derivatives).mean(0), rtol=1e-12, atol=1e-12)
 
 
 def test_an_attention_map_at_zero_has_a_derivative():

@@ -36,33 +36,33 @@ def test_rows_in_chunks_have_the_same_gradients(policy, chunk_size):
     torch.manual_seed(0)
     module, x, v = network(nn.Dropout(0.3)).double(), torch.rand(5, 2, 6, 6).double(), torch.randn(5, 5, 4).double()
     start = {name: value.clone() for name, value in module.state_dict().items()}
-    found = []
+    results = []
     for settings in ({}, {"chunk_size": chunk_size}):
         module.load_state_dict(start)
         torch.manual_seed(1)
-        found.append((*gradients(module, x, v, batch_norm=policy, **settings), torch.rand(3)))
-    torch.testing.assert_close(found[1], found[0], rtol=1e-11, atol=1e-13)
-    assert found[0][1]["1.num_batches_tracked"] == 1
+        results.append((*gradients(module, x, v, batch_norm=policy, **settings), torch.rand(3)))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-11, atol=1e-13)
+    assert results[0][1]["1.num_batches_tracked"] == 1
 
 
 def test_chunks_with_an_input_that_was_computed():
     """The graph before the input is not that of the network: it is passed once, at the end."""
     module, v = network().double().eval(), torch.randn(3, 4, 4).double()
     start = torch.rand(4, 2, 6, 6).double().requires_grad_()
-    found = []
+    results = []
     for settings in ({}, {"chunk_size": 1}):
-        found.append(gradients(module, (2 * start).sin(), v, start, **settings)[0])
-    torch.testing.assert_close(found[1], found[0], rtol=1e-11, atol=1e-13)
+        results.append(gradients(module, (2 * start).sin(), v, start, **settings)[0])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-11, atol=1e-13)
 
 
 def test_chunks_of_a_plain_function():
     weight = torch.rand(3, 3).double().requires_grad_()
     x, v = torch.rand(4, 3).double(), torch.randn(2, 4, 3).double()
-    found = []
+    results = []
     for chunk_size in (None, 1):
         result = vjp_products(lambda z: (z @ weight).tanh(), x, v, chunk_size=chunk_size)
-        found.append(torch.autograd.grad(result.products.square().sum() + result.values.sum(), weight))
-    torch.testing.assert_close(found[1], found[0])
+        results.append(torch.autograd.grad(result.products.square().sum() + result.values.sum(), weight))
+    torch.testing.assert_close(results[1], results[0])
 
 
 class Alive(TorchDispatchMode):
@@ -168,16 +168,16 @@ def test_what_is_computed_again_is_computed_as_it_was(layer, way):
     torch.manual_seed(0)
     x, v, u = torch.randn(5, 4).double(), torch.randn(5, 4).double(), torch.randn(5, 3).double()
     module = CheckpointedMiddle(layer, False).double()
-    found = []
+    results = []
     for module.checkpointed in (False, True):
         products = vjp(module, x, u)[1] if way == "rows" else jvp(module, x, v, engine=way)[1]
-        found.append((products, torch.autograd.grad(products.square().sum(), module.first.weight)[0]))
-    for plain, again in zip(*found, strict=True):
+        results.append((products, torch.autograd.grad(products.square().sum(), module.first.weight)[0]))
+    for plain, again in zip(*results, strict=True):
         torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-8)  # `auto` may take another engine
 
 
 def test_checkpoints_that_are_turned_on_later():
-    """Forward mode was found to be right before; the pass that it then refuses counts once all the same."""
+    """Forward mode was results to be right before; the pass that it then refuses counts once all the same."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.BatchNorm1d(4), CheckpointedMiddle(nn.Tanh(), False)).double()
     x = torch.randn(5, 4).double()
@@ -220,10 +220,10 @@ def test_a_user_s_own_contexts_of_a_checkpoint_are_entered():
 def test_chunks_behind_an_inner_layer_keep_the_gradients_of_the_layers_after_it():
     """The readout's values do not depend on the last layer, and the outputs do."""
     module, x, v = network().double().eval(), torch.rand(3, 2, 6, 6).double(), torch.randn(4, 3, 6).double()
-    found = []
+    results = []
     for settings in ({}, {"chunk_size": 1}):
         result = vjp_products(module, x, v, readout=PooledFeatures("2"), **settings)
         loss = result.outputs.square().mean() + result.products.square().sum()
-        found.append(torch.autograd.grad(loss, [*module.parameters()], allow_unused=True))
-    for one, other in zip(*found, strict=True):
+        results.append(torch.autograd.grad(loss, [*module.parameters()], allow_unused=True))
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-11, atol=1e-13)

@@ -51,7 +51,7 @@ def test_auto_takes_the_first_engine_that_is_right(module, engine):
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "message"),
     [
         (lambda: jvp(ZERO_TANGENT, X, X, engine="forward"), r"returns zero.*Use engine='reverse'"),
         (lambda: vjp(DETACHED, X, X[:, :4]), r"vᵀJ of this module is wrong.*Jv is right by engine='differences'"),
@@ -60,9 +60,9 @@ def test_auto_takes_the_first_engine_that_is_right(module, engine):
         (lambda: vjp(CUT, X, X[:, :4]), r"gradient of a penalty by engine 'reverse' is off"),
     ],
 )
-def test_what_is_wrong_for_certain_is_refused(call, said):
+def test_what_is_wrong_for_certain_is_refused(call, message):
     for _ in range(2):
-        with pytest.raises(UnsupportedError, match=said):
+        with pytest.raises(UnsupportedError, match=message):
             call()
     with unverified():
         call()
@@ -276,7 +276,7 @@ def test_the_jacobian_holds_derivatives_by_the_own_sample(name):
 
 
 @pytest.mark.parametrize(
-    ("x", "said"),
+    ("x", "message"),
     [
         ((X, X), "must be one tensor. Got tuple"),
         ({"x": X}, "must be one tensor. Got dict"),
@@ -284,9 +284,9 @@ def test_the_jacobian_holds_derivatives_by_the_own_sample(name):
         (torch.tensor(1.0), r"a dimension of samples"),
     ],
 )
-def test_what_is_no_tensor_of_samples_is_refused(as_users_run, x, said):
+def test_what_is_no_tensor_of_samples_is_refused(as_users_run, x, message):
     for call in (lambda: doctor(linear(), x), lambda: vjp(linear(), x, X), lambda: jacobian(linear(), x)):
-        with pytest.raises(jacmatch.InputError, match=said):
+        with pytest.raises(jacmatch.InputError, match=message):
             call()
 
 
@@ -335,7 +335,7 @@ def test_reverse_mode_is_tried_as_both_products():
     assert jvp_products(lambda x: NotTwice.apply(x) * 2, X, X[None]).engine == "differences"
 
 
-def test_a_straight_through_estimator_asks_for_unverified():
+def test_a_straight_through_estimator_needs_unverified():
     """Its derivative is meant to be another one than that of its values, which do not move."""
     module = Applied(lambda x, a: a(x) + (a(x).round() - a(x)).detach(), linear())
     x, u = X, torch.randn_like(module(X))

@@ -1,4 +1,4 @@
-"""A wrapper for several processes around the student is found; around the objective it is right."""
+"""A wrapper for several processes around the student is results; around the objective it is right."""
 
 import pytest
 import torch

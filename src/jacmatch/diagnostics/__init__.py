@@ -1,6 +1,6 @@
 """Checks of networks, objectives and teachers, each against differences of its own values.
 
-`doctor` examines the derivative engines of one network; `preflight_check` the objective of a training before its first
+`doctor` checks the derivative engines of one network; `preflight_check` the objective of a training before its first
 step; `benchmark_engines` measures which engine is the fastest. A `Finding` has a code that is stable across versions;
 `report` gives the JSON document of a result.
 

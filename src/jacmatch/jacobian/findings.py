@@ -66,7 +66,7 @@ RIGHT = Verdict("right", "right")
 UNKNOWN = Verdict("unknown", "right")
 """There is nothing against it, and nothing could be compared."""
 
-HELD_CONSTANT = Verdict(
+TREATED_AS_CONSTANT = Verdict(
     "unknown",
     "right",
     (

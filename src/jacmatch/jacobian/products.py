@@ -227,9 +227,9 @@ def vjp_products(
         v = cotangents(values) if callable(cotangents) else cotangents
         return v if scale is None else v * scale.to(v.dtype)
 
-    found = reverse_vjp(function, x, scaled) if chunk_size is None else rebuilt_vjp(function, x, scaled, chunk_size)
-    found = undifferentiable(found, reason)
-    return found if scale is None else replace(found, products=found.products / scale.to(found.products.dtype))
+    result = reverse_vjp(function, x, scaled) if chunk_size is None else rebuilt_vjp(function, x, scaled, chunk_size)
+    result = undifferentiable(result, reason)
+    return result if scale is None else replace(result, products=result.products / scale.to(result.products.dtype))
 
 
 def jvp_products(

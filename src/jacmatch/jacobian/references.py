@@ -69,7 +69,7 @@ class Reference:
             x: Where.
             generator: Draws the directions; its state is as before.
             count: Directions; more than two are as two.
-            single: Take one one-sided difference, and do not examine how exact it is.
+            single: Take one one-sided difference, and do not estimate its error.
         """
         generator = generator.clone_state()
         scale = float(x.double().square().mean().sqrt()) or 1.0

@@ -42,7 +42,7 @@ def recomputed_in(context: Contexts, *, forward: bool) -> Iterator[None]:
 def _install() -> None:
     """Make checkpoints use the running pass; without one they are unchanged."""
     original = checkpoint._checkpoint_without_reentrant_generator
-    if hasattr(original, "asks_for_the_pass"):
+    if hasattr(original, "uses_running_pass"):
         return
 
     @wraps(original)
@@ -65,7 +65,7 @@ def _install() -> None:
 
         return original(fn, preserve_rng_state, contexts, *args, **kwargs)
 
-    generator.asks_for_the_pass = True  # type: ignore[attr-defined]
+    generator.uses_running_pass = True  # type: ignore[attr-defined]
     checkpoint._checkpoint_without_reentrant_generator = generator
 
 
