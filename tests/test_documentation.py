@@ -21,6 +21,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 SLOW_PAGES = (
+    "how-to/audit.md",
     "how-to/distill.md",
     "explanation/objective.md",
     "how-to/surrogate.md",

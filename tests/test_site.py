@@ -6,6 +6,7 @@ import math
 import re
 import zlib
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -50,10 +51,18 @@ def words(text: str) -> list[str]:
     return [word.lower() for word in names + [part for part in parts if part not in names]]
 
 
+@lru_cache
+def sections() -> tuple[list[str], list[Counter[str]]]:
+    """Address and words of each section in the search index, the words of its title three times."""
+    index = json.loads((SITE / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
+    return [each["location"] for each in index], [
+        Counter(words(each["text"]) + 3 * words(each["title"])) for each in index
+    ]
+
+
 def search(question: str) -> list[str]:
-    """The pages of the site by BM25 over the sections of its search index, titles three times; the best first."""
-    sections = json.loads((SITE / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
-    bags = [Counter(words(each["text"]) + 3 * words(each["title"])) for each in sections]
+    """The pages of the site by BM25 over the sections of its search index, the best first."""
+    locations, bags = sections()
     lengths = [sum(bag.values()) for bag in bags]
     mean = sum(lengths) / len(lengths)
     scores: dict[str, float] = {}
@@ -63,7 +72,7 @@ def search(question: str) -> list[str]:
         for number in matching:
             count = bags[number][word]
             weight = rare * count * 2.2 / (count + 1.2 * (0.25 + 0.75 * lengths[number] / mean))
-            scores[sections[number]["location"]] = scores.get(sections[number]["location"], 0.0) + weight
+            scores[locations[number]] = scores.get(locations[number], 0.0) + weight
     ranked = sorted(scores, key=lambda location: -scores[location])
     return list(dict.fromkeys(location.partition("#")[0] for location in ranked))
 
