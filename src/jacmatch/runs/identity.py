@@ -115,18 +115,18 @@ def code_of(module: str) -> Fingerprints:
         >>> code_of("json")
         {}
     """
-    found: Fingerprints = {}
+    fingerprints: Fingerprints = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        file = None if f"code {name}" in found else _file_of(name)
+        file = None if f"code {name}" in fingerprints else _file_of(name)
         if file is None:
             continue
         content = file.read_bytes()
         text, imports = _parsed(content, name, file.name == "__init__.py")
-        found[f"code {name}"] = hashlib.sha256(content if text is None else text.encode()).hexdigest()
+        fingerprints[f"code {name}"] = hashlib.sha256(content if text is None else text.encode()).hexdigest()
         waiting += imports
-    return dict(sorted(found.items()))
+    return dict(sorted(fingerprints.items()))
 
 
 @functools.lru_cache(maxsize=256)
@@ -154,22 +154,22 @@ def _file_of(name: str) -> Path | None:
     if not name or top in sys.stdlib_module_names or top in _PROJECT:
         return None
     loaded = sys.modules.get(name)
-    origin = getattr(loaded, "__file__", None) if loaded is not None else _found_on_path(name)
+    origin = getattr(loaded, "__file__", None) if loaded is not None else _origin_on_path(name)
     if not origin or str(origin).startswith(tuple(f"{each}/" for each in _INSTALLED if each)):
         return None
     file = Path(origin)
     return None if {"site-packages", "dist-packages"} & set(file.parts) or not file.is_file() else file
 
 
-def _found_on_path(name: str) -> str | None:
+def _origin_on_path(name: str) -> str | None:
     """Where a module would be imported from."""
-    places, spec = None, None
+    search_paths, spec = None, None
     try:
         for count in range(1, name.count(".") + 2):
-            spec = PathFinder.find_spec(".".join(name.split(".")[:count]), places)
+            spec = PathFinder.find_spec(".".join(name.split(".")[:count]), search_paths)
             if spec is None:
                 return None
-            places = list(spec.submodule_search_locations or ())
+            search_paths = list(spec.submodule_search_locations or ())
     except (ImportError, ValueError, OSError):
         return None
     return spec.origin if spec is not None and spec.has_location else None

@@ -57,7 +57,7 @@ class Answers:
         """Writes the cache.
 
         Args:
-            batch: Samples that are asked at once.
+            batch: Samples of a query.
             megabytes: Size of a shard.
         """
         teacher = ModuleTeacher(self.network)

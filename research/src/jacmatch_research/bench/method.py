@@ -120,9 +120,9 @@ def peak_memory(conditions: Conditions, script: str) -> int:
     else:  # Not getrusage: its maximum is inherited from the process that started this one.
         text += "import pathlib\nprint(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     if conditions.quick:
-        with contextlib.redirect_stdout(io.StringIO()) as said:
+        with contextlib.redirect_stdout(io.StringIO()) as output:
             exec(text, {"__name__": "__main__"})
-        return int(said.getvalue().split()[-1]) * 1024
+        return int(output.getvalue().split()[-1]) * 1024
     printed = subprocess.run(python(text, "-W", "ignore"), capture_output=True, text=True, check=True).stdout
     return int(printed.split()[-1]) * 1024
 

@@ -45,7 +45,7 @@ class Stored:
 
     Attributes:
         teacher: Answers each kind of question once.
-        known: Its answers by whether products were asked.
+        known: Its answers, by whether products were requested.
     """
 
     teacher: ModuleTeacher
@@ -54,10 +54,10 @@ class Stored:
 
     def answer(self, x: Tensor, question: Question) -> Answer:
         """The same answer each time."""
-        asked = question.cotangents is not None or question.tangents is not None
-        if asked not in self.known:
-            self.known[asked] = self.teacher.answer(x, question)
-        return self.known[asked]
+        with_products = question.cotangents is not None or question.tangents is not None
+        if with_products not in self.known:
+            self.known[with_products] = self.teacher.answer(x, question)
+        return self.known[with_products]
 
 
 @dataclass(frozen=True)

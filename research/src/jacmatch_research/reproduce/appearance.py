@@ -135,7 +135,7 @@ def _student(model: Model, student: Glance) -> Fitted:
 
 @lru_cache(maxsize=1)
 def _known(count: int, seed: int) -> dict[bytes, Array]:
-    """What the fitter has said with the model of so many faces: lessons of the same seed have windows in common."""
+    """Results of the fitter with the model of so many faces: lessons of the same seed have windows in common."""
     return {}
 
 

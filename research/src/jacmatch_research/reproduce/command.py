@@ -82,7 +82,7 @@ class Reproduce(Request):
         return facts
 
     def _checked(self) -> Experiment:
-        """The experiment that is requested, if it can be asked like this."""
+        """Return the requested experiment, after checking the request."""
         if self.name not in EXPERIMENTS:
             raise unknown_name("The experiment of `reproduce`", self.name, EXPERIMENTS)
         positive("reproduce", workers=self.workers, seeds=1 if self.seeds is None else self.seeds)
@@ -91,8 +91,8 @@ class Reproduce(Request):
             others = ", ".join(other for other, each in EXPERIMENTS.items() if name in each.takes)
             rule = f"`--{name.replace('_', '-')}` of `reproduce` does not belong to `{self.name}`."
             raise InputError(rule, got=getattr(self, name), do=f"Leave it out; it belongs to: {others}.")
-        place = find_device(self.device)
-        if self.workers > 1 and place.type != "cpu":
+        device = find_device(self.device)
+        if self.workers > 1 and device.type != "cpu":
             raise InputError("`--workers` of `reproduce` must be 1 on a GPU.", got=self.workers)
         return experiment
 
@@ -156,11 +156,11 @@ def _unique(cells: list[Cell]) -> list[Cell]:
 
 def _stored(run: Run, order: list[Cell]) -> list[dict[str, Any]]:
     """The finished cells of a run as a document has them, in the order given, then others."""
-    place = {(cell.row, cell.column, cell.seed): number for number, cell in enumerate(order)}
+    order_of = {(cell.row, cell.column, cell.seed): number for number, cell in enumerate(order)}
 
     def rank(entry: Mapping[str, Any]) -> tuple[int, str, str, int]:
         name = entry["row"], entry["column"], entry["seed"]
-        return place.get(name, len(place)), *name
+        return order_of.get(name, len(order_of)), *name
 
     entries = []
     for file in run.path.glob("cells/*/*/*/result.json"):

@@ -36,8 +36,8 @@ from jacmatch_research.systems.grasp.manipulator import (
 from jacmatch_research.systems.grasp.manipulator import slopes as by_joints
 from jacmatch_research.tables import Document, seeds_of
 
-KEPT = "values + partials, nearly singular grasps too"
-ROWS = {**METHODS, KEPT: "rows"}
+NEARLY_SINGULAR = "values + partials, nearly singular grasps too"
+ROWS = {**METHODS, NEARLY_SINGULAR: "rows"}
 SAMPLES = {"smoke": (40,), "cpu": (100, 500)}
 LENGTHS: dict[str, dict[str, tuple[int, ...]]] = {
     "smoke": {"none": (20,), "rows": (20,)},
@@ -72,7 +72,7 @@ def _cells(request: Request) -> list[Cell]:
                 **_SHARED,
                 "samples": samples,
                 "slopes": slopes,
-                "least": _LEAST if row == KEPT else _REGULAR,
+                "least": _LEAST if row == NEARLY_SINGULAR else _REGULAR,
                 "lengths": LENGTHS[size][slopes],
             },
         )
@@ -135,17 +135,17 @@ def _errors(hand: Hand, student: nn.Module, count: int) -> dict[str, float]:
     wrench = torch.randn(len(q), 6, generator=generator, dtype=q.dtype) * unit
     known = by_manipulator(hand, object_pose, q)
     predicted, by_joint = (each.detach().double() for each in jacobian(student, q.float()))
-    pushed = torch.einsum("gij,gi->gj", twist_of(y), wrench).float()
-    torques = vjp(student, q.float(), pushed)[1].detach().double()
+    wrenches = torch.einsum("gij,gi->gj", twist_of(y), wrench).float()
+    torques = vjp(student, q.float(), wrenches)[1].detach().double()
     motion = torch.randn(len(q), 6, generator=generator, dtype=q.dtype).float()
     moved = jvp(student, q.float(), motion)[1].detach()
-    power = ((torques.float() * motion).sum(1) - (pushed * moved).sum(1)).abs().max()
+    power = ((torques.float() * motion).sum(1) - (wrenches * moved).sum(1)).abs().max()
     wrong = (predicted - y).square()
     slope = ((twist_of(y) @ by_joint - known) * unit[:, None]).square().sum((1, 2))
     torque = (torques - torch.einsum("gij,gi->gj", known, wrench)).square().sum(1)
     slope_size = (known * unit[:, None]).square().sum((1, 2))
     torque_size = torch.einsum("gij,gi->gj", known, wrench).square().sum(1)
-    results = {"power": float(power / (pushed * moved).sum(1).abs().mean())}
+    results = {"power": float(power / (wrenches * moved).sum(1).abs().mean())}
     for low, high in (*BINS, (_REGULAR, 2.0)):
         name = "" if (low, high) == (_REGULAR, 2.0) else f"_{low:g}"
         part = (near >= low) & (near < high)
@@ -202,7 +202,7 @@ def _singular_table(document: Document) -> Table:
     head = ("error of torques, %, by smallest singular value of A", *(f"{low:g} to {high:g}" for low, high in BINS))
     measures = tuple((f"torque_{low:g}", "", 100, 1) for low, _ in BINS)
     note = f"Grasps to learn from have at least {_REGULAR}, those of the rows that keep nearly singular ones {_LEAST}."
-    rows = by_measure(document, measures, (VALUES, DERIVATIVES, KEPT))
+    rows = by_measure(document, measures, (VALUES, DERIVATIVES, NEARLY_SINGULAR))
     return Table("singular", "Torques near singular grasps", head, tuple(rows), (note,))
 
 

@@ -88,7 +88,7 @@ STATEMENTS: dict[str, Statement] = {
 """The statements by name, in the order of the table."""
 
 SIGMAS = tuple(0.1 / 2**step for step in range(5))
-_REMAINDER = "remainder {:g}"
+_ERROR = "remainder {:g}"
 
 
 def _cells(request: Request) -> list[Cell]:
@@ -114,7 +114,7 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     if theory.order is not None:
         measured = limit(sigmas, results, theory.order, theory.order + (2 if finest.kinks is None else 1))
     return {
-        **{_REMAINDER.format(sigma): value for sigma, value in zip(sigmas, results, strict=True)},
+        **{_ERROR.format(sigma): value for sigma, value in zip(sigmas, results, strict=True)},
         "slope": slope(sigmas, results, term),
         "order": theory.order,
         "coefficient": measured,
@@ -225,7 +225,7 @@ def _line(document: Document, row: str, column: str) -> list[tuple[float, float]
     results = [measures for measures in _all(document, row, column) if measures["slope"] is not None]
     points = []
     for sigma in SIGMAS if results else ():
-        logs = [math.log(abs(m[_REMAINDER.format(sigma)]) / m["term"]) for m in results]
+        logs = [math.log(abs(m[_ERROR.format(sigma)]) / m["term"]) for m in results]
         points.append((sigma, math.exp(sum(logs) / len(logs))))
     return points
 

@@ -1,4 +1,4 @@
-"""What is asked of `jacmatch reproduce`."""
+"""The request of `jacmatch reproduce`: its settings."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path

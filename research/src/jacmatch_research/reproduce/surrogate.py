@@ -86,16 +86,16 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     units = (corners[1] - corners[0]) / 12**0.5
     test_x = sampling.inside(sampling.cube("box", _TEST, len(units), _TEST_SEED), corners)
     function = opened(options["function"], call, test_x[:4], units)
-    told = _points(cell, function, corners)
+    data = _points(cell, function, corners)
     start = time.perf_counter()
-    student = _trained(options, told, units, cell.seed, options["steps"], request.device)
+    student = _trained(options, data, units, cell.seed, options["steps"], request.device)
     seconds = time.perf_counter() - start
     test = ask(function, test_x, slopes=True)
     results = errors(student, test, units, test.y.std(0))
     return {
         "values": results["values"],
         "slopes": results["slopes"],
-        "points_asked": float(told.calls),
+        "points_asked": float(data.calls),
         "train_seconds": seconds,
     }
 
@@ -110,8 +110,8 @@ def _points(cell: Cell, function: Function, corners: Tensor) -> Asked:
     def answer(x: Tensor) -> Asked:
         return ask(function, x, slopes=options["slopes"] != "none")
 
-    def learn(told: Asked) -> nn.Module:
-        return _trained(options, told, units, cell.seed, max(1, options["steps"] // 2), "cpu")
+    def learn(data: Asked) -> nn.Module:
+        return _trained(options, data, units, cell.seed, max(1, options["steps"] // 2), "cpu")
 
     first = draw(options["samples"], cell.seed)
     if options["sampling"] != "active":
@@ -128,10 +128,10 @@ def _points(cell: Cell, function: Function, corners: Tensor) -> Asked:
     )
 
 
-def _trained(options: Mapping[str, Any], told: Asked, units: Tensor, seed: int, steps: int, device: str) -> nn.Module:
+def _trained(options: Mapping[str, Any], data: Asked, units: Tensor, seed: int, steps: int, device: str) -> nn.Module:
     """A student of these points."""
-    x, y = told.x.float(), told.y.float()
-    j = None if told.j is None else told.j.float()
+    x, y = data.x.float(), data.y.float()
+    j = None if data.j is None else data.j.float()
     known: dict[str, Any] = {"jacobian": j, "slopes": options["slopes"], "x_scale": units.float(), "seed": seed}
     weight: Weight = "scale" if options["share"] is None else GradientShare(options["share"])
     if options["weight"] != 1:

@@ -92,21 +92,21 @@ def _ready(request: Request, recipe: Transfer, progress: Progress | None = None)
     return replace(ready, pairs=recipe.layers(ready))
 
 
-_ASKED: dict[object, MemoizedTeacher] = {}  # the same images are asked about by several rows
+_MEMOIZED: dict[object, MemoizedTeacher] = {}  # the same images are asked about by several rows
 
 
-def _asked(ready: Ready, column: int, seed: int) -> MemoizedTeacher:
+def _memoized(ready: Ready, column: int, seed: int) -> MemoizedTeacher:
     key = (id(ready.teacher), column, seed)
-    if key not in _ASKED:
-        _ASKED.clear()
-        _ASKED[key] = MemoizedTeacher(ready.answers)
-    return _ASKED[key]
+    if key not in _MEMOIZED:
+        _MEMOIZED.clear()
+        _MEMOIZED[key] = MemoizedTeacher(ready.answers)
+    return _MEMOIZED[key]
 
 
 def forget() -> None:
     """Forgets what this process has loaded: there may be other contents under the same names by now."""
     _READY.clear()
-    _ASKED.clear()
+    _MEMOIZED.clear()
 
 
 def _cells(request: Request) -> list[Cell]:
@@ -176,7 +176,7 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     method = cell.settings["method"]
     column = cell.settings["per_class"]
     train = _subset(ready, column, cell.seed)
-    ready = replace(ready, answers=_asked(ready, column, cell.seed))
+    ready = replace(ready, answers=_memoized(ready, column, cell.seed))
     network, objective = recipe.network_and_objective(method, cell.seed, ready)
     fitted = fit(objective, train, recipe.training_of(method, cell.seed), seed=cell.seed, device=request.device)
     accuracy = evaluate(objective.student, ready.data.test, device=request.device)["accuracy"]

@@ -70,11 +70,11 @@ def by_fixed_jacobian(model: Model, update: Array, shown: Array, *, iterations: 
             if not open_.any():
                 break
             candidate = p[open_] - k * step[open_]
-            values_found = model.cost(shown[open_], candidate)
+            new_cost = model.cost(shown[open_], candidate)
             evaluations[open_] += 1
-            better = values_found < cost[open_] - 1e-9
+            better = new_cost < cost[open_] - 1e-9
             where = np.flatnonzero(open_)[better]
-            p[where], cost[where] = candidate[better], values_found[better]
+            p[where], cost[where] = candidate[better], new_cost[better]
             open_[where] = False
         going &= ~open_
         if not going.any():

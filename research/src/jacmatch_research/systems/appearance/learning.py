@@ -101,14 +101,14 @@ class Glance(nn.Module):
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the fitter said.
+    """Results of the fitter.
 
     Attributes:
         x: Windows (window, pixel).
         y: Parameters.
         directions: (direction, window, pixel), none without derivatives.
         derivatives: (direction, window, parameter): the differences along them.
-        fits: How often the fitter was asked, failed fits included.
+        fits: Number of calls of the fitter, failed fits included.
     """
 
     x: Float[Tensor, "window pixel"]
@@ -184,7 +184,7 @@ def jumps(model: Model, examples: Lesson, count: int) -> float:
 def distilled(
     model: Model, examples: Lesson, *, share: float, steps: int, seed: int, update: Array | None = None
 ) -> Glance:
-    """A student of what the fitter said; derivatives make up `share` of the gradient norm where there are any."""
+    """Train a student on the fitter's results; derivatives make up `share` of the gradient norm where there are any."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         student = Glance(model, dropout=0.5, update=update)

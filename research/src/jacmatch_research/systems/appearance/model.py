@@ -16,7 +16,7 @@ REACH = 1.9
 """Half the side of a window in units of the mean shape, in which the eyes are about 0.84 apart."""
 UNIT = 0.1
 """Of the four numbers of a pose: a tenth."""
-_KEPT = 0.95  # of the variance, by shape modes and by texture modes
+_EXPLAINED = 0.95  # of the variance, by shape modes and by texture modes
 _TEXTURE_SIDE = 22  # the texture's grid has so many points across a face
 _PRIOR = 0.02  # of the squared shape numbers in units of their standard deviations
 
@@ -190,5 +190,5 @@ def _aligned(landmarks: Array) -> Array:
 def _components(rows: Array, *, scaled: bool) -> Array:
     """The principal components that make up 95 % of the variance, each of length 1 or of a standard deviation."""
     _, values, axes = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
-    count = int(np.searchsorted(np.cumsum(values**2) / np.sum(values**2), _KEPT)) + 1
+    count = int(np.searchsorted(np.cumsum(values**2) / np.sum(values**2), _EXPLAINED)) + 1
     return axes[:count] * (values[:count, None] / np.sqrt(len(rows) - 1) if scaled else 1.0)

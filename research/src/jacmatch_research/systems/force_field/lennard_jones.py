@@ -1,4 +1,4 @@
-"""The potential of Lennard-Jones: energy, forces and Hessian of a cluster, written out.
+"""The potential of Lennard-Jones: energy, forces and Hessian of a cluster, in closed form.
 
 Everything is in the potential's own units: lengths in σ, energies in ε, masses in that of an atom, hence times in
 √(mσ²/ε). `Atom` has these in SI units.

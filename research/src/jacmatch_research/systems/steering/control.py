@@ -25,7 +25,7 @@ EFFORT = (0.10, 0.10)
 """Of the steering angles, in rad."""
 LARGEST = np.array([0.20, 0.087])
 """Where the steering of front and rear wheels ends, in rad."""
-_SETTLED = 0.05
+_TOLERANCE = 0.05
 SPEEDS = (8.0, 40.0)
 """The range of speeds in m/s."""
 
@@ -153,7 +153,7 @@ class Drive:
         """Of the first car: offset (largest, rms, when it stays below 5 cm), largest side slip v_y/V, and ∫|u|² dt."""
         step = self.time[1] - self.time[0]
         offset = self.offset[:, 0]
-        outside = np.flatnonzero(np.abs(offset) > _SETTLED)
+        outside = np.flatnonzero(np.abs(offset) > _TOLERANCE)
         return {
             "offset_largest": float(np.abs(offset).max()),
             "offset_rms": float(np.sqrt(np.square(offset).mean())),
