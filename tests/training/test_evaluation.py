@@ -7,8 +7,9 @@ from torch import nn
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.jacobian import jacobian
+from jacmatch.objectives import Distillation
 from jacmatch.teachers import AnalyticTeacher, BlackBoxTeacher, ModuleTeacher
-from jacmatch.training import agreement, evaluate, find_device
+from jacmatch.training import Training, agreement, evaluate, find_device, fit
 
 from . import cases, reference
 
@@ -190,3 +191,25 @@ def test_agreement_refuses_what_it_cannot_compare():
     for split in (_split(), _split(outputs=4)):
         with pytest.raises(InputError, match=r"shape of the teacher's, \(20, 4\)\. Got \(20, 3\)"):
             agreement(_smooth(1), ModuleTeacher(_smooth(2, outputs=4)), split)
+
+
+class _Structured(nn.Module):
+    """A network that returns its outputs beside something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return {"hidden": x, "logits": self.layer(x)}
+
+
+def test_output_selects_in_evaluation_and_in_training_as_in_an_objective(tmp_path):
+    network, split = _Structured(), Split(torch.rand(12, 3), torch.arange(12) % 2)
+    expected = evaluate(network.layer, split, device="cpu")
+    assert evaluate(network, split, device="cpu", output=lambda out: out["logits"]) == expected
+    objective = Distillation(network, nn.Linear(3, 2), jacobians=0.5, output=(lambda out: out["logits"], None))
+    rows = []
+    settings = Training(steps=2, batch_size=6, validate_every=1, ema=0.5)
+    fit(objective, split, settings, seed=0, validation=split, on_step=lambda _, row: rows.append(row))
+    assert 0 <= rows[-1]["validation_accuracy"] <= 1

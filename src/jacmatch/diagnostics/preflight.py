@@ -171,7 +171,8 @@ def _of_student(objective: nn.Module, batch: Batch) -> list[str]:
     student, _ = networks_of(objective)
     if not isinstance(student, nn.Module):
         return []
-    with in_mode(student, training=False), torch.no_grad():
+    selected = objective.selected_outputs() if isinstance(objective, Objective) else nullcontext()
+    with selected, in_mode(student, training=False), torch.no_grad():
         stale = keeps_results(student, batch.x)
         before = {name: buffer.clone() for name, buffer in student.named_buffers()}
         with preserved_buffers(student):
@@ -197,7 +198,7 @@ def _of_derivatives(objective: Any, batch: Batch) -> list[Finding]:
     by_output = how.side == "output"
     function = replace(plain(objective.student), batch_norm=how.batch_norm)
     # the parameter gradient is that of the term, which is compared with differences below
-    with torch.set_grad_enabled(is_small(objective.student)):
+    with objective.selected_outputs(), torch.set_grad_enabled(is_small(objective.student)):
         findings = _of_function(function, batch.x, "vjp" if by_output else engine)
     teacher, weights = objective.teacher, objective.loss_weights.weights
     if teacher is not None and weights.get("jacobians"):

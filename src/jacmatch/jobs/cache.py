@@ -265,7 +265,7 @@ def check(source: Source, cache: Path, samples: int, found: Found, *, seed: int 
 
 
 def _compare(source: Source, shards: Shards, view: int, ids: Tensor, places: Tensor, found: Found) -> None:
-    """Compares entries that are asked in one batch."""
+    """Compare entries that are asked in one batch."""
     stored, asked = shards.read(view, ids), _asked(source, shards, view, ids)
     found.entries += len(ids)
     for name in stored:

@@ -11,7 +11,7 @@ from jacmatch.losses.jacobians import normalized_error
 def attention_map(
     features: Float[Tensor, "batch channel height width"], p: float = 2.0
 ) -> Float[Tensor, "batch height width"]:
-    """Returns the attention map of a layer, A = Σ_c |Z_c|^p, the sum over channels c.
+    """Return the attention map of a layer, A = Σ_c |Z_c|^p, the sum over channels c.
 
     The map of a wide layer and that of a narrow one have the same shape, and an arbitrary scale each. With p = 2 it is
     quadratic in the features, so it is not piecewise linear even in a ReLU network: for noise forms of its Jacobian use
@@ -48,7 +48,7 @@ def attention_map(
 def match_sizes(
     student_map: Float[Tensor, "batch height width"], teacher_map: Float[Tensor, "batch height_t width_t"]
 ) -> tuple[Float[Tensor, "batch height_m width_m"], Float[Tensor, "batch height_m width_m"]]:
-    """Returns student's and teacher's map, in this order, both of the smaller height and the smaller width of the two.
+    """Return student's and teacher's map, in this order, both of the smaller height and the smaller width of the two.
 
     The larger is pooled by adaptive averages: one pixel then stands for a window, and its Jacobian is the mean of the
     window's. Maps of equal size come back unchanged.
@@ -79,7 +79,7 @@ def match_sizes(
 def pooled(
     attention: Float[Tensor, "batch height width"], size: tuple[int, int]
 ) -> Float[Tensor, "batch height_m width_m"]:
-    """Returns the map averaged over windows to the size (height, width), or as it is when it has that size."""
+    """Return the map averaged over windows to the size (height, width), or as it is when it has that size."""
     return attention if tuple(attention.shape[1:]) == size else adaptive_avg_pool2d(attention, size)
 
 
@@ -88,7 +88,7 @@ def attention_transfer(
     teacher_map: Float[Tensor, "batch height width"],
     eps: float = 1e-8,
 ) -> Float[Tensor, "batch"]:
-    """Returns the squared distance of normalized maps, ‖A_S/‖A_S‖ − A_T/‖A_T‖‖² = 2(1 − cos(A_S, A_T)).
+    """Return the squared distance of normalized maps, ‖A_S/‖A_S‖ − A_T/‖A_T‖‖² = 2(1 − cos(A_S, A_T)).
 
     The norm runs over the pixels of one sample's map. The original writes the distance without the square; the square
     is what has a gradient at equal maps. It is `normalized_error` of the map taken as one row, with the same eps.

@@ -15,17 +15,17 @@ from jacmatch.losses.outputs import equal_shapes
 
 
 def squared_row_norms(rows: Float[Tensor, "batch row *input"]) -> Float[Tensor, "batch row"]:
-    """Returns ‖a_r‖² for each row."""
+    """Return ‖a_r‖² for each row."""
     return flat_rows(rows).square().sum(2)
 
 
 def flat_rows(rows: Float[Tensor, "batch row *input"]) -> Float[Tensor, "batch row entry"]:
-    """Returns each row as a vector."""
+    """Return each row as a vector."""
     return rows.flatten(2) if rows.ndim > 2 else rows.unsqueeze(2)
 
 
 def one_per_row(caller: str, rows: Tensor, **numbers: Tensor) -> None:
-    """Refuses numbers that are not one for each row.
+    """Refuse numbers that are not one for each row.
 
     Args:
         caller: The loss that was called, for the message.
@@ -45,7 +45,7 @@ def one_per_row(caller: str, rows: Tensor, **numbers: Tensor) -> None:
 
 
 def positive_eps(caller: str, eps: float) -> None:
-    """Refuses an eps that cannot keep a row of zeros away from 0/0.
+    """Refuse an eps that cannot keep a row of zeros away from 0/0.
 
     Raises:
         InputError: eps is not above 0.
@@ -61,7 +61,7 @@ def positive_eps(caller: str, eps: float) -> None:
 def units_and_norms(
     rows: Float[Tensor, "batch row *input"], eps: float
 ) -> tuple[Float[Tensor, "batch row entry"], Float[Tensor, "batch row"]]:
-    """Returns directions and norms of the rows, each row lengthened by one more entry, √eps.
+    """Return directions and norms of the rows, each row lengthened by one more entry, √eps.
 
     Not ‖a‖ + eps or √(‖a‖² + eps) alone: of the longer rows none is zero, and all identities of vectors hold exactly.
     """
@@ -73,17 +73,17 @@ def units_and_norms(
 def relative_error(
     student: Float[Tensor, "batch row *input"], teacher: Float[Tensor, "batch row *input"], eps: float = 1e-6
 ) -> Float[Tensor, "batch"]:
-    """Returns the squared error over the teacher's squared norm, Σ_r‖S_r − T_r‖² / (Σ_r‖T_r‖² + eps), per sample.
+    """Return the squared error over the teacher's squared norm, Σ_r‖S_r − T_r‖² / (Σ_r‖T_r‖² + eps), per sample.
 
-    It has no unit: 1 is what a student without any slope gets. So a weight holds from one network, input scale or
-    readout to the next, and unlike `normalized_error` the size of the slopes is still learnt. The rows of a sample
-    share one denominator: a small row weighs little.
+    It has no unit: 1 is what a student without derivatives gets. So a weight holds from one network, input scale or
+    readout to the next, and unlike `normalized_error` the size of the derivatives is still learned. The rows of a
+    sample share one denominator: a small row weighs little.
 
     Args:
         student: Rows of the student's Jacobian.
         teacher: The same rows of the teacher's.
-        eps: Added to the teacher's squared norm, in its unit. Where the teacher is flat, it decides how much a slope of
-            the student costs.
+        eps: Added to the teacher's squared norm, in its unit. Where the teacher is flat, it decides how much a
+            derivative of the student costs.
 
     Raises:
         InputError: The shapes differ, or eps is not above 0.
@@ -107,6 +107,9 @@ def bounded_error(
     student without derivatives gets ½; and no sample costs more than 1, however small the teacher's derivatives are or
     large the student's, as they are in a last batch of few samples under BatchNorm. The gradient of r is multiplied by
     1 / (1 + r)², so such samples have nearly none.
+
+    The ratio is not linear in d and t. So its mean over random products is not the loss of the full Jacobian: it is a
+    biased estimate, of which more products lower the bias. `relative`, in `Distillation`, is unbiased for any number.
 
     Args:
         student: Rows of the student's Jacobian.
@@ -133,10 +136,10 @@ def bounded_error(
 def normalized_error(
     student: Float[Tensor, "batch row *input"], teacher: Float[Tensor, "batch row *input"], eps: float = 1e-8
 ) -> Float[Tensor, "batch"]:
-    """Returns the paper's normalized loss, ‖a/‖a‖ − b/‖b‖‖² = 2(1 − cos(a, b)), as the mean over rows a = S_r, b = T_r.
+    """Return the paper's normalized loss, ‖a/‖a‖ − b/‖b‖‖² = 2(1 − cos(a, b)), as the mean over rows a = S_r, b = T_r.
 
     It lies in [0, 4] and compares directions only: it is heuristic (no noise argument leads to it), blind to the size
-    of the slopes, and so carries no robustness. Its place is where the scale is arbitrary, as with attention maps.
+    of the derivatives, and so carries no robustness. Use it where the scale is arbitrary, as with attention maps.
     `direction_and_magnitude` has the rest.
 
     A row of zeros has no direction. Therefore one more entry, √eps, is appended to both a and b: every formula stays
@@ -169,7 +172,7 @@ def normalized_error(
 def direction_and_magnitude(
     student: Float[Tensor, "batch row *input"], teacher: Float[Tensor, "batch row *input"], eps: float = 1e-8
 ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
-    """Returns the two parts of the squared error: what differing directions cost, and what differing norms cost.
+    """Return the two parts of the squared error: what differing directions cost, and what differing norms cost.
 
         ‖a − b‖²  =  ‖a‖‖b‖ · ‖a/‖a‖ − b/‖b‖‖²  +  (‖a‖ − ‖b‖)²,   summed over rows a = S_r, b = T_r
 
@@ -210,7 +213,7 @@ def fisher(
     teacher: Float[Tensor, "batch row *input"],
     probabilities: Float[Tensor, "batch row"],
 ) -> Float[Tensor, "batch"]:
-    """Returns the Fisher distance of two classifiers, Σ_i p_i ‖∇log q_i − ∇log p_i‖², i = 1…K, ∇ by the input.
+    """Return the Fisher distance of two classifiers, Σ_i p_i ‖∇log q_i − ∇log p_i‖², i = 1…K, ∇ by the input.
 
     It is the Jacobian term that belongs to soft targets: with p the teacher and q the student,
 
@@ -247,7 +250,7 @@ def paper_cross_entropy(
     teacher: Float[Tensor, "batch row *input"],
     student_probabilities: Float[Tensor, "batch row"],
 ) -> Float[Tensor, "batch"]:
-    """Returns the paper's Jacobian term for soft targets, −Σ_i ∇p_i·∇q_i / q_i, i = 1…K, which stands there times σ².
+    """Return the paper's Jacobian term for soft targets, −Σ_i ∇p_i·∇q_i / q_i, i = 1…K, which stands there times σ².
 
     Paper's form, kept for comparison: **use `fisher` instead.** The expansion behind it keeps log q to first order
     only and so loses +½ Σ_i p_i‖∇q_i‖²/q_i², a term of the same order in σ and of first derivatives too. What is left
@@ -278,7 +281,7 @@ def paper_cross_entropy(
 
 
 def above_zero(probabilities: Float[Tensor, "batch row"]) -> Float[Tensor, "batch row"]:
-    """Returns the probabilities q, at least the smallest normal number.
+    """Return the probabilities q, at least the smallest normal number.
 
     A q that underflows to 0 has ∇q = 0 too; their quotient then is 0, with gradient, and not NaN.
     """

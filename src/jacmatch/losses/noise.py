@@ -19,7 +19,7 @@ from jacmatch.losses.outputs import equal_shapes
 
 
 def at_least(caller: str, draws: int, tensor: Tensor) -> None:
-    """Refuses tensors that are not (noise, batch, out) with enough draws.
+    """Refuse tensors that are not (noise, batch, out) with enough draws.
 
     Raises:
         InputError: Too few dimensions or draws.
@@ -36,7 +36,7 @@ def at_least(caller: str, draws: int, tensor: Tensor) -> None:
 def noise_distillation(
     student: Float[Tensor, "noise batch out"], teacher: Float[Tensor, "noise batch out"]
 ) -> Float[Tensor, "batch"]:
-    """Returns the squared error at noisy inputs, the mean over draws n of Σ_i (S_i(x+ξ_n) − T_i(x+ξ_n))², i = 1…K.
+    """Return the squared error at noisy inputs, the mean over draws n of Σ_i (S_i(x+ξ_n) − T_i(x+ξ_n))², i = 1…K.
 
     Paper's form of the link between noise and Jacobians: the paper says Σδ² + σ² Σ‖∇δ‖² + O(σ⁴). The remainder is in
     truth σ² Σ_i δ_i Δδ_i + O(σ⁴), as large as the Jacobian term wherever the student does not fit the teacher yet. For
@@ -65,7 +65,7 @@ def noise_distillation(
 def centered_variance(
     student: Float[Tensor, "noise batch out"], teacher: Float[Tensor, "noise batch out"]
 ) -> Float[Tensor, "batch"]:
-    """Returns the variance over draws n of the difference at noisy inputs, Σ_i Σ_n (δ_in − δ̄_i)² / (N − 1), N ≥ 2.
+    """Return the variance over draws n of the difference at noisy inputs, Σ_i Σ_n (δ_in − δ̄_i)² / (N − 1), N ≥ 2.
 
     Corrected form: its mean is σ² Σ_i ‖∇δ_i‖² + O(σ⁴) for any smooth pair of networks, without bias from N. The
     remainder is σ⁴ Σ_i (½‖H_i‖²_F + ∇δ_i·∇Δδ_i), H the second derivatives of δ. Near a kink of a ReLU network the even
@@ -98,7 +98,7 @@ def antithetic(
     student_minus: Float[Tensor, "noise batch out"],
     teacher_minus: Float[Tensor, "noise batch out"],
 ) -> Float[Tensor, "batch"]:
-    """Returns the mean over draws n of Σ_i ((δ_i(x+ξ_n) − δ_i(x−ξ_n))/2)², i = 1…K.
+    """Return the mean over draws n of Σ_i ((δ_i(x+ξ_n) − δ_i(x−ξ_n))/2)², i = 1…K.
 
     Corrected form: its mean is σ² Σ_i ‖∇δ_i‖² + σ⁴ Σ_i ∇δ_i·∇Δδ_i + O(σ⁶), with no second derivative, and the even
     part of a ReLU kink cancels. It is a finite difference in a Gaussian direction, a product Jv of values alone. In

@@ -11,7 +11,7 @@ IGNORED = -100
 
 
 def equal_shapes(caller: str, **tensors: Tensor) -> None:
-    """Refuses tensors whose shapes differ, or that have no row dimension after the batch; torch would broadcast them.
+    """Refuse tensors whose shapes differ, or that have no row dimension after the batch; torch would broadcast them.
 
     Args:
         caller: The loss that was called, for the message.
@@ -42,7 +42,7 @@ def expected_under(
     costs: Float[Tensor, "batch *out"],
     axis: int = 1,
 ) -> Float[Tensor, "batch"]:
-    """Returns Σ_i y_i c_i per sample: the cost of the label's class, or its mean under probabilities.
+    """Return Σ_i y_i c_i per sample: the cost of the label's class, or its mean under probabilities.
 
     For dense outputs it is summed over the positions; a label of −100 costs nothing.
 
@@ -78,7 +78,7 @@ def cross_entropy(
     labels: Integer[Tensor, "batch *position"] | Float[Tensor, "batch *out"],
     class_dim: int | None = None,
 ) -> Float[Tensor, "batch"]:
-    """Returns the cross-entropy with labels, −Σ_i y_i log q_i with q = softmax(z), i = 1…K.
+    """Return the cross-entropy with labels, −Σ_i y_i log q_i with q = softmax(z), i = 1…K.
 
     For dense outputs it is summed over the positions; a label of −100 is left out, as in `torch.nn.CrossEntropyLoss`.
 
@@ -109,7 +109,7 @@ def cross_entropy(
 def squared_error(
     student: Float[Tensor, "batch row *input"], teacher: Float[Tensor, "batch row *input"]
 ) -> Float[Tensor, "batch"]:
-    """Returns the squared error per sample, Σ (s − t)², summed over all rows and inputs.
+    """Return the squared error per sample, Σ (s − t)², summed over all rows and inputs.
 
     It serves four things with one formula. Outputs against a teacher's: Σ_i (S_i − T_i)², the first term of the
     paper's Prop 1. Outputs against numbers: the label loss of regression. Rows of Jacobians: Σ_r ‖∇S_r − ∇T_r‖², the
@@ -142,7 +142,7 @@ def hinton_kl(
     temperature: float = 1.0,
     class_dim: int | None = None,
 ) -> Float[Tensor, "batch"]:
-    """Returns Hinton's distillation loss, τ² Σ_i p_i (log p_i − log q_i), p = softmax(t/τ), q = softmax(s/τ), i = 1…K.
+    """Return Hinton's distillation loss, τ² Σ_i p_i (log p_i − log q_i), p = softmax(t/τ), q = softmax(s/τ), i = 1…K.
 
     The factor τ² keeps the size of the gradient while τ changes: for τ → ∞ the loss becomes
     Σ_i (d_i − mean_j d_j)² / (2K), d = s − t. It does not change when a number is added to all logits of a network.
@@ -177,7 +177,7 @@ def hinton_kl(
 def agreement(
     student: Float[Tensor, "batch *out"], teacher: Float[Tensor, "batch *out"], class_dim: int | None = None
 ) -> Float[Tensor, "batch"]:
-    """Returns 1 where student and teacher choose the same class and 0 elsewhere; a measure, without gradient.
+    """Return 1 where student and teacher choose the same class and 0 elsewhere; a measure, without gradient.
 
     For dense outputs it is the mean over the positions.
 

@@ -9,7 +9,7 @@ from jacmatch.losses.outputs import equal_shapes, expected_under
 
 
 def noise_scale(caller: str, sigma: float) -> None:
-    """Refuses a standard deviation that is none.
+    """Refuse a standard deviation that is none.
 
     Raises:
         InputError: sigma is below 0 or not a number.
@@ -22,7 +22,7 @@ def noise_scale(caller: str, sigma: float) -> None:
 
 
 def squared_norm(rows: Float[Tensor, "batch row *input"]) -> Float[Tensor, "batch"]:
-    """Returns the squared norm of the rows, Σ_r ‖S_r‖².
+    """Return the squared norm of the rows, Σ_r ‖S_r‖².
 
     With all rows it is ‖J‖²_F; with products vᵀJ or Jv in directions with E[vvᵀ] = I it is an unbiased estimate of it.
     For a linear network it is weight decay; for a deep one it is not.
@@ -46,7 +46,7 @@ def squared_norm(rows: Float[Tensor, "batch row *input"]) -> Float[Tensor, "batc
 
 
 def hoffman(rows: Float[Tensor, "batch row *input"], outputs: int) -> Float[Tensor, "batch"]:
-    """Returns Hoffman's regularizer, ½ K · mean_r ‖v̂_rᵀJ‖², an unbiased estimate of ½‖J‖²_F.
+    """Return Hoffman's regularizer, ½ K · mean_r ‖v̂_rᵀJ‖², an unbiased estimate of ½‖J‖²_F.
 
     The directions v̂ have norm **one** here, hence the factor K; uniform on the sphere, signs over √K, or all K basis
     vectors, which give ½‖J‖²_F exactly. Directions with E[vvᵀ] = I (norm √K) have it inside already: for those,
@@ -75,7 +75,7 @@ def hoffman(rows: Float[Tensor, "batch row *input"], outputs: int) -> Float[Tens
 
 
 def paper_label_squared(rows: Float[Tensor, "batch row *input"], sigma: float) -> Float[Tensor, "batch"]:
-    """Returns the paper's penalty for squared error with labels, σ² Σ_i ‖∇S_i‖², i = 1…K.
+    """Return the paper's penalty for squared error with labels, σ² Σ_i ‖∇S_i‖², i = 1…K.
 
         E_ξ Σ_i (y_i − S_i(x+ξ))²  ≈  Σ_i (y_i − S_i)² + σ² Σ_i ‖∇S_i‖²,   ξ ~ N(0, σ²I)
 
@@ -109,7 +109,7 @@ def paper_label_cross_entropy(
     labels: Integer[Tensor, "batch"] | Float[Tensor, "batch row"],
     sigma: float,
 ) -> Float[Tensor, "batch"]:
-    """Returns the paper's penalty for cross-entropy with labels, σ² Σ_i y_i ‖∇q_i‖² / q_i², i = 1…K.
+    """Return the paper's penalty for cross-entropy with labels, σ² Σ_i y_i ‖∇q_i‖² / q_i², i = 1…K.
 
     Paper's form, kept for comparison: **use `piecewise_linear_cross_entropy` instead.** A factor ½ is missing, and the
     Laplacian of q, which is of equal size even where the logits are linear, is left out; see `label_cross_entropy`.
@@ -146,7 +146,7 @@ def label_cross_entropy(
     labels: Integer[Tensor, "batch"] | Float[Tensor, "batch row"],
     sigma: float,
 ) -> Float[Tensor, "batch"]:
-    """Returns the whole second order of cross-entropy with labels, σ²/2 Σ_i y_i (‖∇q_i‖²/q_i² − Δq_i/q_i), i = 1…K.
+    """Return the whole second order of cross-entropy with labels, σ²/2 Σ_i y_i (‖∇q_i‖²/q_i² − Δq_i/q_i), i = 1…K.
 
         E_ξ [−Σ_i y_i log q_i(x+ξ)]  =  −Σ_i y_i log q_i + this + O(σ⁴),   ξ ~ N(0, σ²I)
 
@@ -183,7 +183,7 @@ def label_cross_entropy(
 def piecewise_linear_cross_entropy(
     logit_rows: Float[Tensor, "batch row *input"], probabilities: Float[Tensor, "batch row"], sigma: float
 ) -> Float[Tensor, "batch"]:
-    """Returns the penalty for cross-entropy with locally linear logits, σ²/2 Σ_i q_i ‖∇z_i − Σ_j q_j ∇z_j‖².
+    """Return the penalty for cross-entropy with locally linear logits, σ²/2 Σ_i q_i ‖∇z_i − Σ_j q_j ∇z_j‖².
 
         E_ξ [−Σ_i y_i log q_i(x+ξ)]  =  −Σ_i y_i log q_i + this + O(σ⁴),   ξ ~ N(0, σ²I), z linear around x
 
@@ -219,5 +219,5 @@ def piecewise_linear_cross_entropy(
 def log_rows(
     probability_rows: Float[Tensor, "batch row *input"], probabilities: Float[Tensor, "batch row"]
 ) -> Float[Tensor, "batch row entry"]:
-    """Returns ∇log q_i = ∇q_i / q_i."""
+    """Return ∇log q_i = ∇q_i / q_i."""
     return flat_rows(probability_rows) / above_zero(probabilities).unsqueeze(2)

@@ -240,9 +240,9 @@ class Objective(nn.Module):
             set_mode(child, training=mode)
         return self
 
-    def selected_outputs(self) -> AbstractContextManager[None]:
-        """Within the context the student returns what `output` selects."""
-        return selecting(self.student, self.output)
+    def selected_outputs(self, student: Any = None) -> AbstractContextManager[None]:
+        """Within the context the student, or a copy of it, returns what `output` selects."""
+        return selecting(self.student if student is None else student, self.output)
 
     def _call(self, progress: float | int) -> Call:
         """What is due in this call; nothing is counted yet."""

@@ -1,4 +1,4 @@
-"""The student's pass with slopes, and the losses, as one compiled graph."""
+"""The student's pass with its derivatives, and the losses, as one compiled graph."""
 
 import warnings
 from collections.abc import Callable
@@ -85,7 +85,7 @@ class Step:
 
 
 class CompiledSteps:
-    """Compiles the ordinary steps of an objective: one graph from the inputs to the terms, slopes included.
+    """Compile the ordinary steps of an objective: one graph from the inputs to the terms.
 
     The teacher's answer and the directions come from outside, the weights of the terms are applied outside: so none of
     them asks for another graph. Steps that measure the shares of the gradient, and evaluation, run eagerly. The first
@@ -119,11 +119,11 @@ class CompiledSteps:
     def report(self) -> dict[str, Any]:
         """For a run folder: graphs, compiled steps (those compared included), the measured difference, and why not."""
         graph = self.graph
-        found = {"backend": graph.backend, "cuda_graphs": graph.cuda_graphs, "graphs": graph.graphs}
-        return {**found, "steps": graph.runs, "difference": self.difference, "fallback": self.fallback}
+        report = {"backend": graph.backend, "cuda_graphs": graph.cuda_graphs, "graphs": graph.graphs}
+        return {**report, "steps": graph.runs, "difference": self.difference, "fallback": self.fallback}
 
     def give_up(self, reason: str) -> None:
-        """From now on all steps are eager; said once."""
+        """Run all further steps eagerly, and warn once."""
         if self.fallback is None:
             self.fallback = reason
             warnings.warn(f"The steps are not compiled but run eagerly: {reason}", stacklevel=2)
@@ -157,7 +157,7 @@ class CompiledSteps:
     def _check(
         self, student: nn.Module, kinds: Kinds, step: Step, eager: Callable[[], Compared], call: Callable[[Any], Any]
     ) -> None:
-        """Compares gradients and buffers of the two, each from the same start."""
+        """Compare gradients and buffers of the two, each from the same start."""
 
         def of(pass_: Callable[[], Compared]) -> tuple[Tensor, bool]:
             before = _random_state(step.x)
@@ -166,16 +166,18 @@ class CompiledSteps:
                 total = torch.stack([term / term.detach().abs().clamp_min(1e-12) for term in terms.values()]).sum()
                 trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
                 gradients = parameter_gradients(total, trained, retain_graph=False)
-                found = [g.flatten().double() for g in gradients if g is not None]
-                found += [b.flatten().double() for b in buffers_in_training(student).values()]
-                return torch.cat(found), not torch.equal(before, _random_state(step.x))
+                parts = [g.flatten().double() for g in gradients if g is not None]
+                parts += [b.flatten().double() for b in buffers_in_training(student).values()]
+                return torch.cat(parts), not torch.equal(before, _random_state(step.x))
 
         truth, random = call(lambda: of(eager))
-        found, _ = call(lambda: of(lambda: self.graph(student, kinds, step)))
+        compiled, _ = call(lambda: of(lambda: self.graph(student, kinds, step)))
         self.checked = self.graph.graphs
         if random:
             return
-        difference = float((found - truth).norm() / truth.norm().clamp_min(1e-30)) if len(found) == len(truth) else 1.0
+        difference = (
+            float((compiled - truth).norm() / truth.norm().clamp_min(1e-30)) if len(compiled) == len(truth) else 1.0
+        )
         self.difference = max(difference, self.difference or 0.0)
         if not difference <= (_ROUGH if torch.is_autocast_enabled(step.x.device.type) else _TOLERANCE):
             self.give_up(f"the gradient of a compiled step differs by {difference:.1e} from that of an eager one.")

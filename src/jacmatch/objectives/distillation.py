@@ -1,4 +1,4 @@
-"""Distillation by values and slopes: labels + outputs + Jacobians."""
+"""Distillation of values and derivatives: labels + outputs + Jacobians."""
 
 import warnings
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class _Comparison:
 class Distillation(Objective):
     """Labels, the teacher's outputs and the teacher's Jacobian, as one loss: ℓ = Σⱼ wⱼ ℓⱼ.
 
-    Each term is a sum over outputs, rows and input elements and a mean over the batch. The teacher is asked once and
+    Each term is a sum over outputs, rows and input elements and a mean over the batch. The teacher is queried once and
     the student run once for each batch. `state_dict` and `parameters` are those of the student (and of the weights'
     balance); the teacher is not part of the module.
 
@@ -87,10 +87,10 @@ class Distillation(Objective):
         point: Where the comparison is made.
         every: The Jacobian term is computed on each n-th call in training, with n times its weight; a
             `GradientShare` is that of such a call.
-        fraction: Share of a batch, its first samples, whose slopes are compared; the term is their mean.
+        fraction: Share of a batch, its first samples, whose derivatives are compared; the term is their mean.
         engine: How Jv is taken for directions on the input side; see `jacmatch.jvp`.
-        chunk_size: Rows whose graphs are kept at once, for a probe of several output directions; None keeps all. Chunks
-            of 1 need the memory of one row, and about 2½ times the time.
+        chunk_size: Rows whose graphs are in memory at once, for a probe of several output directions; None for all.
+            Chunks of 1 need the memory of one row, and about 2½ times the time.
         schedule: Factor of the Jacobian weight by data size and progress.
         batch_norm: Policy for BatchNorm of the student in training mode.
         task: Whether labels are classes or numbers.

@@ -1,4 +1,4 @@
-"""Where values and slopes are compared: at the data, at noisy data, or between two data points."""
+"""Where values and derivatives are compared: at the data, at noisy data, or between two data points."""
 
 import math
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ _NOISE, _MIX = 1_000_003, 1_000_033
 
 @runtime_checkable
 class Point(Protocol):
-    """Moves a batch; student and teacher both see the moved one."""
+    """Move a batch; student and teacher both see the moved one."""
 
     def move(
         self,
@@ -70,7 +70,7 @@ class AtData:
         seed: int,
         draw: int,
     ) -> tuple[Float[Tensor, "batch *input"], Float[Tensor, "batch"] | None]:
-        """Returns x."""
+        """Return x."""
         return x, None
 
 
@@ -97,7 +97,7 @@ class AtNoise:
         seed: int,
         draw: int,
     ) -> tuple[Float[Tensor, "batch *input"], Float[Tensor, "batch"] | None]:
-        """Returns x + ξ."""
+        """Return x + ξ."""
         noise = probes.directions(
             "gaussian", seed=seed + _NOISE, ids=ids, draw=draw, count=1, shape=tuple(x.shape[1:]), dtype=x.dtype
         )
@@ -108,7 +108,7 @@ class AtNoise:
 class AtMixedPairs:
     """At λx + (1 − λ)x′ with a partner x′ from the data and λ uniform on [0, 1] (mixup, arXiv:1710.09412, α = 1).
 
-    A teacher can be asked anywhere, so mixing gives it more places to speak about; labels are mixed alike.
+    A teacher answers at any input, so mixing adds points of comparison; labels are mixed alike.
     """
 
     def move(
@@ -120,7 +120,7 @@ class AtMixedPairs:
         seed: int,
         draw: int,
     ) -> tuple[Float[Tensor, "batch *input"], Float[Tensor, "batch"] | None]:
-        """Returns the mixture and λ."""
+        """Return the mixture and λ."""
         share = probes.uniform(seed + _MIX, ids, draw, 1)[:, 0].to(x.dtype)
         weight = share.view(-1, *[1] * (x.dim() - 1))
         return weight * x + (1 - weight) * partners, share

@@ -1,4 +1,4 @@
-"""The defaults of distillation, in one place: `Distillation` in Python and `jacmatch distill` both read them here.
+"""The defaults of distillation, for `Distillation` in Python and `jacmatch distill` alike.
 
 What a derivative is worth depends on the amount of data: it gains most at 5 to 10 samples per class and costs accuracy
 from about 500 on. So the defaults follow the number of samples per class, which is given or counted and never assumed.

@@ -49,27 +49,27 @@ class Regression(Objective):
     """Values and derivatives of a function as one loss, in their units: ℓ = w ℓ_values + w′ ℓ_jacobians.
 
     With units s of the inputs and t of the outputs, ℓ_values is the mean over the batch of Σₖ ((ŷₖ − yₖ)/tₖ)², and the
-    slopes are compared as Σₖᵢ ((Ĵₖᵢ − Jₖᵢ) sᵢ/tₖ)², or by as many products as the probe takes. Metres and radians then
-    weigh alike, and nothing changes when one is given in millimetres. Entries of given Jacobians that are NaN are not
-    known: they are left out of the sum.
+    derivatives are compared as Σₖᵢ ((Ĵₖᵢ − Jₖᵢ) sᵢ/tₖ)², or by as many products as the probe takes. Meters and radians
+    then weigh alike, and nothing changes when one is given in millimeters. Entries of given Jacobians that are NaN are
+    unknown: they are left out of the sum. There is no `class_dim`: outputs are numbers, not classes.
 
     Args:
         student: The network to train: raw inputs (B, *input) in, raw outputs (B, K) out.
-        teacher: Answers what is not given in a call; None where both values and slopes are.
+        teacher: Computes what is not given in a call; None where values and Jacobians are given.
         values: Weight of the values.
-        jacobians: Weight of the slopes: a number, or a `GradientShare` of the gradient norm; 0 for values alone.
+        jacobians: Weight of the derivatives: a number, or a `GradientShare` of the gradient norm; 0 for values alone.
         inputs: s, a number for each input element or one for all; 1 if None.
         outputs: t, a number for each output or one for all; 1 if None.
         table: Known Jacobians (N, K, *input) of all samples; the `ids` of a batch say which.
-        probe: Which products of the slopes are compared; None takes all rows.
+        probe: Which products of the Jacobian are compared; None takes all rows.
         jacobian_loss: `squared`, `relative` or `normalized`.
         engine: How Jv is taken for directions on the input side; see `jacmatch.jvp`.
-        chunk_size: Rows whose graphs are kept at once; None keeps all.
+        chunk_size: Rows whose graphs are in memory at once; None for all rows.
         fraction: Share of a batch, its first samples, whose derivatives are compared; the term is their mean.
         batch_norm: Policy for BatchNorm of the student in training mode.
-        every: The slopes are compared on each n-th call in training, with n times their weight; a
+        every: The derivatives are compared on each n-th call in training, with n times their weight; a
             `GradientShare` is that of such a call.
-        schedule: Factor of the weight of the slopes by progress.
+        schedule: Factor of the weight of the derivatives by progress.
         seed: Seeds the directions.
         measure_every: Calls between two measurements of the shares.
         output: Selects the outputs where a network returns more than one tensor; a pair (student's, teacher's).
@@ -79,7 +79,7 @@ class Regression(Objective):
         UnsupportedError: the teacher cannot answer what the probe asks.
 
     References:
-        Czarnecki et al. 2017, arXiv:1706.04859 (Sobolev training); Huge & Savine 2020, arXiv:2005.02347 (slopes as
+        Czarnecki et al. 2017, arXiv:1706.04859 (Sobolev training); Huge & Savine 2020, arXiv:2005.02347 (derivatives as
         labels, in units of the data).
 
     Example:

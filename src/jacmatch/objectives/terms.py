@@ -24,7 +24,7 @@ class Terms:
     Attributes:
         values: `loss`, and the weighted terms that add up to it. Means over the batch.
         student_outputs: (B, K), with graph.
-        teacher_outputs: (B, K), None where the teacher was not asked.
+        teacher_outputs: (B, K), None where the teacher was not queried.
         unweighted: The terms before weighting.
         shares: Share of each term in the gradient norm when it was last measured; empty before.
         firsts: Over how many samples, the first ones of the whole batch, a term is the mean, where not over all.

@@ -28,7 +28,7 @@ Pair = tuple[str, str]
 
 
 class Transfer(Objective):
-    """Labels of the target, the teacher's outputs, its attention maps and their slopes: ℓ = Σⱼ wⱼ ℓⱼ.
+    """Labels of the target, the teacher's outputs, its attention maps and their gradients: ℓ = Σⱼ wⱼ ℓⱼ.
 
     The student has the K outputs of the target and after them as many as the teacher, in one last layer. On the
     target's images it learns the labels by the first and the pretrained teacher's answers by the others (learning
@@ -36,9 +36,9 @@ class Transfer(Objective):
     compared as a direction, ‖A_S/‖A_S‖ − A_T/‖A_T‖‖², and so is the gradient, by the raw image, of its pixel where the
     teacher's pooled map is largest (`jacobian_loss`). Both terms are means over the pairs and over the batch.
 
-    The teacher is asked once and the student run once for each batch, with one vᵀJ for each pair on either side.
-    Nothing is random, so a `MemoizedTeacher` is asked once for each image. `student` is the target's part of the
-    network: what is validated and kept.
+    The teacher is queried once and the student run once for each batch, with one vᵀJ for each pair on either side.
+    Nothing is random, so a `MemoizedTeacher` is queried once for each image. `student` is the target's part of the
+    network: what is validated and saved.
 
     Args:
         student: The network to train, with outputs (B, K + K_T).
@@ -50,7 +50,7 @@ class Transfer(Objective):
         attention: Weight of the attention term; a `GradientShare` is the share of the gradient norm.
         jacobians: Weight of the Jacobian term, likewise.
         size: Height and width that all maps are pooled to; None takes the smaller of the two maps of each pair.
-        p: Exponent of the attention maps, at least 1 without and above 1 with slopes.
+        p: Exponent of the attention maps, at least 1 without and above 1 with derivatives.
         output_loss: Hinton's `kl` with τ², or `squared` logit differences (the precursor's).
         temperature: τ of `kl`; 2 is that of learning without forgetting.
         jacobian_loss: `normalized` (the paper's: the scale of a map is arbitrary), `relative` or `squared`.
@@ -136,7 +136,7 @@ class Transfer(Objective):
         if self.size is not None and self.size < 1:
             raise InputError("`size` of `Transfer` must be at least 1.", got=self.size)
         if not (self.p > 1 or (self.p == 1 and not jacobians)):
-            rule = "`p` of `Transfer` must be above 1 (1 without slopes), else the maps have no slope at 0."
+            rule = "`p` of `Transfer` must be above 1 (1 without derivatives), else the maps have no derivative at 0."
             raise InputError(rule, got=self.p, do="Leave it out for 2.")
         if jacobians and self.teacher is not None and not self.teacher.answers_vjp:
             raise UnsupportedError(
@@ -189,9 +189,9 @@ class Transfer(Objective):
         """Return why the steps of this objective are not compiled."""
         return "Transfer is not compiled: it reads layers inside of the networks."
 
-    def selected_outputs(self) -> AbstractContextManager[None]:
-        """Within the context the network with both heads returns what `output` selects."""
-        return selecting(self.student.network, self.output)
+    def selected_outputs(self, student: Any = None) -> AbstractContextManager[None]:
+        """Within the context the network with both heads, or that of a copy, returns what `output` selects."""
+        return selecting((self.student if student is None else student).network, self.output)
 
     def _query(self, x: Tensor, ids: Tensor | None, count: int) -> tuple[Answer | None, Answer | None]:
         """Return the teacher's answer about the first `count` samples, with products, and that about all of them.
@@ -228,7 +228,7 @@ class Transfer(Objective):
         return AttentionMaps(tuple(pair[side] for pair in self.pairs), self._sizes[shape], self.p)
 
     def _common_sizes(self, x: Tensor) -> tuple[tuple[int, int], ...]:
-        """The size of each pair's maps: as asked, but never above that of either map."""
+        """Return the size of each pair's maps: `size`, but never above that of either map."""
         assert self.teacher is not None
         mine, theirs = (tuple(dict.fromkeys(pair[side] for pair in self.pairs)) for side in (0, 1))
         with _evaluating(self.student), torch.no_grad():

@@ -126,7 +126,7 @@ def fitting_task(
     output_loss: str,
     weights: dict[str, float | int],
 ) -> None:
-    """Refuses probes, readouts and points that do not go together, or not with the task."""
+    """Refuse probes, readouts and points that do not go together, or not with the task."""
     one_pixel(readouts)
     if task == "regression":
         numeric("Distillation(task='regression')", probe, readouts, output_loss)
@@ -135,7 +135,7 @@ def fitting_task(
 
 
 def numeric(caller: str, probe: Estimator | None, readouts: tuple[Readout, ...], output_loss: str) -> None:
-    """Refuses in regression what is for classes."""
+    """Refuse in regression what is for classes."""
     classes = [
         *(type(readout).__name__ for readout in readouts if isinstance(readout, LabelLogit | Loss | TopLogit)),
         *(["LabelClass"] if isinstance(probe, LabelClass) else []),
@@ -150,7 +150,7 @@ def numeric(caller: str, probe: Estimator | None, readouts: tuple[Readout, ...],
 
 
 def mixable(probe: Estimator | None, readouts: tuple[Readout, ...], task: str, weights: dict[str, float | int]) -> None:
-    """Refuses at mixed pairs what needs the label of one sample."""
+    """Refuse at mixed pairs what needs the label of one sample."""
     if task == "regression" and weights["labels"]:
         raise InputError(
             "`labels` of `Distillation` must be 0 at mixed pairs in regression: a mixture of labels is not the label "
@@ -165,7 +165,7 @@ def mixable(probe: Estimator | None, readouts: tuple[Readout, ...], task: str, w
 
 
 def one_pixel(readouts: tuple[Readout, ...]) -> None:
-    """Refuses attention maps of two given sizes: a pixel of one is not a pixel of the other."""
+    """Refuse attention maps of two given sizes: a pixel of one is not a pixel of the other."""
     pair = [readout for readout in readouts if isinstance(readout, AttentionPixel)]
     if len(pair) == 2 and pair[0].size != pair[1].size:
         raise InputError(
@@ -200,15 +200,15 @@ class SameMap:
 
 
 def same_outputs(student: Tensor, teacher: Tensor, readout: Readout | None = None) -> None:
-    """Refuses networks whose outputs, or values of the readout, differ in number."""
+    """Refuse networks whose outputs, or values of the readout, differ in number."""
     if student.shape == teacher.shape:
         return
     got = f"{tuple(student.shape[1:])} and {tuple(teacher.shape[1:])}"
     if readout is None or isinstance(readout, Logits):
-        way_out = "Build the student with the teacher's number of classes."
-        raise InputError("Student and teacher must have the same outputs.", got=got, do=way_out)
-    way_out = "Choose `readout` as a pair (student's, teacher's) of equal sizes."
-    raise InputError("Student and teacher must have the same number of values of the readout.", got=got, do=way_out)
+        remedy = "Build the student with the teacher's number of classes."
+        raise InputError("Student and teacher must have the same outputs.", got=got, do=remedy)
+    remedy = "Choose `readout` as a pair (student's, teacher's) of equal sizes."
+    raise InputError("Student and teacher must have the same number of values of the readout.", got=got, do=remedy)
 
 
 def batch_of_tensors(caller: str, x: object, y: object, *, floating: bool) -> Tensor:
@@ -264,7 +264,7 @@ def explained(caller: str, x: Tensor, y: Tensor | None, student: nn.Module) -> I
 
 
 def one_output_for_each(caller: str, outputs: Tensor, x: Tensor) -> None:
-    """Refuses outputs without a dimension after the batch, or of another number of samples."""
+    """Refuse outputs without a dimension after the batch, or of another number of samples."""
     if outputs.dim() < 2 or len(outputs) != len(x):
         rule = f"`student` of `{caller}` must return outputs (batch, out), here ({len(x)}, out)."
         do = "A single output keeps its dimension: output=lambda out: out[:, None]."
@@ -272,7 +272,7 @@ def one_output_for_each(caller: str, outputs: Tensor, x: Tensor) -> None:
 
 
 def one_for_each(x: Tensor, **given: Tensor | None) -> None:
-    """Refuses what is not one for each sample: torch would broadcast it."""
+    """Refuse what is not one for each sample: torch would broadcast it."""
     for name, tensor in given.items():
         wanted = tuple(x.shape) if name == "partners" else (len(x),)
         if tensor is not None and tuple(tensor.shape[: len(wanted)]) != wanted:
@@ -298,7 +298,7 @@ def selections(
 
 
 def separate(student: nn.Module, teacher: object) -> None:
-    """Refuses a student that shares parameters with its teacher, before that is frozen."""
+    """Refuse a student that shares parameters with its teacher, before that is frozen."""
     if isinstance(teacher, EnsembleTeacher):
         for member in teacher.teachers:
             separate(student, member)
@@ -321,7 +321,7 @@ def repeatable(point: Point, probe: Estimator | None, products: bool) -> bool:
 
 
 def answerable(caller: str, probe: Estimator | None, teacher: Teacher) -> None:
-    """Refuses directions on the output side where the teacher cannot answer vᵀJ."""
+    """Refuse directions on the output side where the teacher cannot answer vᵀJ."""
     if (probe is None or probe.side == "output") and not teacher.answers_vjp:
         raise UnsupportedError(
             f"`teacher` of `{caller}{_with_probe(probe)}` must answer vᵀJ; {type(teacher).__name__} "

@@ -31,7 +31,7 @@ class GradientShare(float):
     """
 
     def __new__(cls, share: float | int) -> "GradientShare":
-        """Checks the range."""
+        """Check the range."""
         if not 0 <= share < 1:
             raise InputError("A `GradientShare` must be at least 0 and below 1.", got=share)
         return super().__new__(cls, share)
@@ -128,15 +128,15 @@ class Part:
         ]
         table = torch.cat([*pieces, like[0].new_tensor([gradient is not None for gradient in gradients])])
         torch.distributed.all_reduce(table)
-        *sums, found = torch.split(table, [*map(torch.numel, like), len(like)])
+        *sums, counts = torch.split(table, [*map(torch.numel, like), len(like)])
         return [
             summed.view_as(tensor) if there else None
-            for summed, tensor, there in zip(sums, like, found.tolist(), strict=True)
+            for summed, tensor, there in zip(sums, like, counts.tolist(), strict=True)
         ]
 
 
 class LossWeights:
-    """Turns weights, some of them shares, into factors, and remembers the measured shares.
+    """Turn weights, some of them shares, into factors, and remembers the measured shares.
 
     Args:
         weights: Weight of each term: a number ≥ 0, or a `GradientShare`.

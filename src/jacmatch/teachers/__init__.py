@@ -1,7 +1,7 @@
 """Teachers: frozen functions that answer about themselves.
 
-A teacher is asked once for each batch, and gives its outputs together with the derivative products that the objective
-needs. A network knows everything about itself, a formula its Jacobian, a black box only its values.
+A teacher is queried once for each batch, and returns its outputs together with the derivative products that the
+objective needs. A network knows everything about itself, a formula its Jacobian, a black box only its values.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -46,11 +46,11 @@ class AnalyticTeacher:
         self.jacobian = jacobian
 
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
-        """The outputs at x, and the products asked for; antithetic differences where a step is given.
+        """The outputs at x, and the products of the query; antithetic differences where a step is given.
 
         Raises:
             InputError: outputs, Jacobian or directions have a wrong shape.
-            UnsupportedError: features are asked for.
+            UnsupportedError: the query has features.
         """
         question = question or Question()
         if question.layers or question.readout.layers:

@@ -17,7 +17,7 @@ Cotangents = Tensor | Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a teacher besides its outputs.
+    """A query to a teacher, besides its outputs.
 
     Attributes:
         readout: What is differentiated.
@@ -26,7 +26,7 @@ class Question:
         step: Length h where Jv shall be an antithetic difference.
         layers: Dotted paths of features to return.
         labels: Labels, for readouts that need them.
-        ids: A number for each sample, by which kept answers are found; None where there is none.
+        ids: A number for each sample, by which stored answers are looked up; None where there is none.
         draw: Which of the independent draws of a sample's point and directions this is; None where nobody counts.
         random: Whether x or the directions differ between draws. Where they do not, a `MemoizedTeacher` goes by the
             ids.
@@ -61,8 +61,8 @@ class Answer:
     Attributes:
         outputs: (B, K).
         values: The readout's values, (B, R).
-        products: vᵀJ (P, B, *input) or Jv (P, B, R), None if neither was asked.
-        features: Features of the layers asked for.
+        products: vᵀJ (P, B, *input) or Jv (P, B, R), None if the query has neither.
+        features: Features of the layers in the query.
         cotangents: The v that were used, where a function made them.
     """
 
@@ -82,11 +82,11 @@ class Teacher(Protocol):
 
     @property
     def answers_vjp(self) -> bool:
-        """Whether vᵀJ can be asked."""
+        """Whether the teacher answers vᵀJ."""
         ...
 
     def answer(self, x: Float[Tensor, "batch *input"], question: Question) -> Answer:
-        """The outputs at x and the products asked for."""
+        """Return the outputs at x and the products of the query."""
         ...
 
 
@@ -145,7 +145,7 @@ def checked_outputs(teacher: str, given: object, x: Tensor, do: str) -> Tensor:
     return given.detach().to(x)
 
 
-def kept(cotangents: Cotangents, used: list[Tensor]) -> Callable[[Tensor], Tensor]:
+def recorded(cotangents: Cotangents, used: list[Tensor]) -> Callable[[Tensor], Tensor]:
     """The cotangents as a function that also puts into `used` what it returned."""
 
     def make(values: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ def pull_readout(question: Question, outputs: Tensor) -> tuple[Tensor, Tensor, T
     used: list[Tensor] = []
     context = Context(labels=question.labels)
     result = vjp_products(
-        _identity, outputs, kept(question.cotangents, used), readout=Own(question.readout), context=context
+        _identity, outputs, recorded(question.cotangents, used), readout=Own(question.readout), context=context
     )
     return result.values, result.products, used[0]
 

@@ -1,4 +1,4 @@
-"""Any function as teacher: values only, slopes by antithetic differences."""
+"""Any function as teacher: values only, derivatives by antithetic differences."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -58,11 +58,11 @@ class BlackBoxTeacher:
         self.arrays = arrays
 
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
-        """The outputs at x, and Jv where it is asked.
+        """The outputs at x, and Jv where the query has tangents.
 
         Raises:
             InputError: outputs or directions have a wrong shape.
-            UnsupportedError: vᵀJ or features are asked for.
+            UnsupportedError: the query has cotangents or features.
         """
         question = question or Question()
         if question.cotangents is not None:

@@ -24,8 +24,8 @@ from jacmatch.teachers.base import (
 class EnsembleTeacher:
     """The mean of the outputs of several teachers; its Jacobian is the mean of theirs.
 
-    With directions on the output side that depend on the outputs, the members are asked twice: the mean of the outputs
-    must be known before the directions are.
+    With directions on the output side that depend on the outputs, the members are queried twice: the mean of the
+    outputs must be known before the directions are.
 
     Args:
         teachers: At least one, all with the same number of outputs.
@@ -59,11 +59,11 @@ class EnsembleTeacher:
         return all(teacher.answers_vjp for teacher in self.teachers)
 
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
-        """The mean outputs at x, and the products asked for.
+        """The mean outputs at x, and the products of the query.
 
         Raises:
             InputError: the members have different numbers of outputs.
-            UnsupportedError: features are asked for, which members need not share.
+            UnsupportedError: the query has features, which members need not share.
         """
         question = question or Question()
         if question.layers or question.readout.layers:

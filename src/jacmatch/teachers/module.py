@@ -9,7 +9,7 @@ from jacmatch.jacobian import Context, jvp_products, vjp_products
 from jacmatch.jacobian.features import Select, selecting
 from jacmatch.jacobian.function import Function
 from jacmatch.jacobian.modules import check_evaluates, set_mode
-from jacmatch.teachers.base import Answer, Own, Question, fitting_tangents, frozen_pass, kept
+from jacmatch.teachers.base import Answer, Own, Question, fitting_tangents, frozen_pass, recorded
 
 
 class ModuleTeacher:
@@ -54,7 +54,7 @@ class ModuleTeacher:
             self.module.to(dtype)
 
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
-        """The outputs at x, and what else is asked; in the type of x."""
+        """Return the outputs at x, and the products and features of the query; in the type of x."""
         question = question or Question()
         module = self.module
         if any(part.training for part in module.modules()):  # somebody may have called train() on a parent
@@ -68,7 +68,7 @@ class ModuleTeacher:
         used: list[Tensor] = []
         with frozen_pass(x), selecting(module, self.output):
             if question.cotangents is not None:
-                v = kept(question.cotangents, used)
+                v = recorded(question.cotangents, used)
                 result = vjp_products(module, z, v, readout=readout, context=context, layers=question.layers)
             elif question.tangents is not None:
                 tangents = fitting_tangents(question, z)

@@ -10,6 +10,7 @@ import math
 import time
 import zipfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.files import read
+from jacmatch.objectives import Objective
 from jacmatch.runs import CHECKPOINT, Run
 from jacmatch.runs.environment import warn_of_changes
 from jacmatch.runs.files import write_whole
@@ -298,15 +300,19 @@ def validate(state: State, split: Split) -> dict[str, float]:
     start = time.perf_counter()
     state.gather()
     student, ranks = state.student if state.average is None else state.average, state.ranks
+    known = state.objective if isinstance(state.objective, Objective) else None
+    selected = nullcontext() if known is None else known.selected_outputs(student)
     if ranks.size > 1 and len(split) >= ranks.size:  # each a part; means of unequal parts are weighted
         rows = torch.arange(ranks.rank, len(split), ranks.size)
-        figures = evaluate(student, split.subset(rows), device=state.device)
+        with selected:
+            figures = evaluate(student, split.subset(rows), device=state.device)
         powers = {name: 2 if name == "rmse" else 1 for name in figures}
         sums = torch.tensor([figures[name] ** powers[name] * len(rows) for name in figures], dtype=torch.float64)
         means = (ranks.all_reduce(sums) / len(split)).tolist()
         figures = {name: mean ** (1 / powers[name]) for name, mean in zip(figures, means, strict=True)}
     else:
-        figures = evaluate(student, split, device=state.device)
+        with selected:
+            figures = evaluate(student, split, device=state.device)
     state.aside += time.perf_counter() - start
     return {f"validation_{name}": value for name, value in figures.items()}
 

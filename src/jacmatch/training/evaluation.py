@@ -10,6 +10,7 @@ from torch.nn import functional
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.jacobian import jacobian, output_tensor, probes
+from jacmatch.jacobian.features import Select, selecting
 from jacmatch.jacobian.modules import call, in_mode
 from jacmatch.teachers import Question, Teacher
 from jacmatch.training.data import in_order
@@ -46,7 +47,14 @@ def find_device(name: str | torch.device) -> torch.device:
     return torch.device("cuda", int(number) if number else torch.cuda.current_device())
 
 
-def evaluate(module: nn.Module, split: Split, *, batch_size: int = 500, device: str | torch.device) -> dict[str, float]:
+def evaluate(
+    module: nn.Module,
+    split: Split,
+    *,
+    batch_size: int = 500,
+    device: str | torch.device,
+    output: Select | None = None,
+) -> dict[str, float]:
     """{"accuracy": share of samples whose largest output is their class}, or {"rmse": …} in a regression.
 
     rmse = √(Σₙₖ (ŷₙₖ − yₙₖ)² / NK). The network runs in evaluation mode; afterwards each of its modules is back in its
@@ -57,6 +65,7 @@ def evaluate(module: nn.Module, split: Split, *, batch_size: int = 500, device: 
         split: Classes (integers) or targets (floats) decide which of the two it is.
         batch_size: Samples at once.
         device: Where to run; see `find_device`.
+        output: Selects the outputs where the network returns more than one tensor, as of an objective.
 
     Raises:
         InputError: The split is empty, or the outputs do not fit the labels.
@@ -70,7 +79,7 @@ def evaluate(module: nn.Module, split: Split, *, batch_size: int = 500, device: 
         raise InputError("`split` of `evaluate` must have samples.", got="an empty split")
     device = find_device(device)
     parts = []  # summed on the device: one wait at the end
-    with in_mode(module.to(device), training=False), torch.no_grad():
+    with in_mode(module.to(device), training=False), torch.no_grad(), selecting(module, output):
         for x, y in in_order(split, batch_size, device):
             outputs = output_tensor(call(module, x))
             if y.is_floating_point():

@@ -51,7 +51,7 @@ _REMEDIES: Final = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL}
 
 @contextlib.contextmanager
 def disk(folder: Path, deed: str) -> Iterator[None]:
-    """Turns what the operating system refuses inside the block into an `InputError` that says what to do."""
+    """Turn what the operating system refuses inside the block into an `InputError` that says what to do."""
     try:
         yield
     except OSError as error:

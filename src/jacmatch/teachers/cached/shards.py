@@ -76,7 +76,7 @@ class Shards:
         return True
 
     def verify(self, view: int, shard: int, *, strong: bool = False) -> None:
-        """Compares a shard with the checksums beside it: CRC-32, or with `strong` SHA-256.
+        """Compare a shard with the checksums beside it: CRC-32, or with `strong` SHA-256.
 
         Raises:
             InputError: They differ, or something is missing.
@@ -166,7 +166,7 @@ class Shards:
 
 
 def _fill(path: str, memory: memoryview, size: int, runs: Sequence[tuple[int, int, int]]) -> None:
-    """Reads runs of rows of a file (first row in the memory, first in the file, how many) of so many bytes each."""
+    """Read runs of rows of a file (first row in the memory, first in the file, how many) of so many bytes each."""
     file = open_regular(os.path.realpath(path), os.O_RDONLY)
     try:
         for first, place, count in runs:

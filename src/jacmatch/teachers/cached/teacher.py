@@ -100,7 +100,7 @@ class CachedTeacher:
         return Answer(outputs, values, products, cotangents=directions if question.tangents is None else None)
 
     def _fits(self, question: Question, asked: bool) -> None:
-        """Refuses a question that is not the one whose answers are stored."""
+        """Refuse a question that is not the one whose answers are stored."""
         if question.layers or question.readout.layers:
             raise UnsupportedError("CachedTeacher has outputs only. Use a readout of the outputs, or a live teacher.")
         if question.ids is None or (question.draw is None and not self.head.constant):
@@ -116,7 +116,7 @@ class CachedTeacher:
             raise InputError(f"A question to {self.shards.folder} must be the one it answers.", got=found, do=do)
 
     def _same(self, what: str, given: Tensor, stored: Tensor, question: Question, view: int) -> None:
-        """Refuses inputs or directions that are not those of then."""
+        """Refuse inputs or directions that are not those of then."""
         if len(given) != len(stored):
             rule = f"A question to `CachedTeacher` must have one {what} for each of the {len(stored)} ids."
             raise InputError(rule, got=len(given))

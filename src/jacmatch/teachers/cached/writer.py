@@ -92,7 +92,7 @@ class Claims:
 
 
 def write_shard(folder: Path, name: str, entries: Mapping[str, Tensor]) -> None:
-    """Writes a shard as a memory-mapped tensordict: to a folder beside its place, then to the disk, then renamed.
+    """Write a shard as a memory-mapped tensordict: to a folder beside its place, then to the disk, then renamed.
 
     If another process has been faster, the shard is left as that one wrote it.
 
@@ -134,7 +134,7 @@ def write_shard(folder: Path, name: str, entries: Mapping[str, Tensor]) -> None:
 
 
 def _rename(part: Path, target: Path) -> None:
-    """Gives the folder its name, unless another process has been faster since it was looked for."""
+    """Give the folder its name, unless another process has been faster since it was looked for."""
     try:
         part.rename(target)
     except OSError as error:
@@ -143,7 +143,7 @@ def _rename(part: Path, target: Path) -> None:
 
 
 def _reserve(file: Path, size: int) -> None:
-    """Takes the space from the disk at once: a full disk is then an error here, and not a signal while copying.
+    """Take the space from the disk at once: a full disk is then an error here, and not a signal while copying.
 
     Nor one of torch, which maps the file and says it in a way of its own.
     """
@@ -313,7 +313,7 @@ def build(
     size: int = 1,
     on_shard: Callable[[int], None] | None = None,
 ) -> Counts:
-    """Writes the shards of this process that are missing or damaged.
+    """Write the shards of this process that are missing or damaged.
 
     A shard belongs to one process. Two processes that do not know each other do not write the same shard at the same
     time: the second one leaves it.
@@ -363,7 +363,7 @@ def _one(source: Queries, folder: Path, head: Head, view: int, shard: int, count
 
 
 def _remove_orphans(path: Path) -> None:
-    """Removes what a killed process left of a file or a shard; call it where no other process writes that."""
+    """Remove what a killed process left of a file or a shard; call it where no other process writes that."""
     with disk(path.parent, "written to"):
         for orphan in path.parent.glob(f".{path.name}.*{UNFINISHED}"):
             if orphan.is_dir() and not orphan.is_symlink():
@@ -373,7 +373,7 @@ def _remove_orphans(path: Path) -> None:
 
 
 def _write_places(source: Queries, folder: Path, head: Head, view: int) -> None:
-    """Writes where each sample stands in a view, once; one process at a time."""
+    """Write where each sample stands in a view, once; one process at a time."""
     file = inside(folder, folder / places_name(view))
     _remove_orphans(file)
     with disk(folder, "written to"):
