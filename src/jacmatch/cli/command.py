@@ -1,4 +1,4 @@
-"""From the words of a command line to an exit code: 0 done, 2 a mistake to mend, 1 a defect of ours, 130 stopped."""
+"""Run a command line and return its exit code: 0 success, 1 a bug, 2 a mistake of the user, 130 interrupted."""
 
 import contextlib
 import dataclasses
@@ -24,14 +24,14 @@ from jacmatch.version import __version__
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)  # of a user's path
 _HELP = ("-h", "--help", "--help-all")
-_EXTRA = ("tyro", "rich", "yaml", "lightning_fabric", "safetensors", "matplotlib")  # what every verb brings
+_EXTRA = ("tyro", "rich", "yaml", "lightning_fabric", "safetensors", "matplotlib")  # what the extra `train` installs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of `jacmatch` with these words, after doing what they say.
+    """Run `jacmatch` with these words and return the exit code.
 
-    What the user can mend is one line on stderr and 2; Ctrl-C and SIGTERM are one line and 130; anything else that is
-    raised is a defect of ours: its traceback, and 1.
+    A mistake of the user is one line on stderr and 2; Ctrl-C and SIGTERM are one line and 130; any other exception is
+    a bug: its traceback, and 1.
 
     Args:
         argv: The words after the program's name; those of this process if None.
@@ -61,56 +61,59 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _terminated_as_interrupted():
             return job.run(verb, words[1:])
     except KeyboardInterrupt:
-        return job.say(f"interrupted. {job.left()}", 130)
+        return job.say(f"interrupted. {job.clean_up()}", 130)
     except ElsewhereError as error:
-        left = job.left()
-        return job.say(f"{error.says} {left}", error.code) if error.says else error.code
+        remains = job.clean_up()
+        return job.say(f"{error.says} {remains}", error.code) if error.says else error.code
     except (InputError, UnsupportedError) as error:
-        left = job.left()
-        return job.say(f"{error} {left}" if isinstance(error, Stopped) else str(error), 2)
+        remains = job.clean_up()
+        return job.say(f"{error} {remains}" if isinstance(error, Stopped) else str(error), 2)
     except BrokenPipeError:  # the reader of our output has gone, as in `jacmatch list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL:
-            return job.say(f"the disk is full ({error.filename}). Free some space. {job.left()}", 2)
+            return job.say(f"the disk is full ({error.filename}). Free some space. {job.clean_up()}", 2)
         if isinstance(error, OSError) and error.errno in _PATHS and error.filename:
-            job.left()
+            job.clean_up()
             return job.say(f"{error.filename} must be a path that can be used. Got '{error.strerror}'.", 2)
         traceback.print_exc()
-        job.left()
+        job.clean_up()
         return job.say("this is a defect of jacmatch. Please report it with the lines above.", 1)
 
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Within the block SIGTERM, by which a cluster takes a machine back, is what Ctrl-C is."""
-    usual = threading.current_thread() is threading.main_thread()
-    usual = usual and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if usual:
+    """Treat SIGTERM, which cluster schedulers send, like Ctrl-C within the block."""
+    default = threading.current_thread() is threading.main_thread()
+    default = default and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if default:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        if usual:
+        if default:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @dataclasses.dataclass
 class _Job:
-    """What is known about a command while it runs, for the line that ends it."""
+    """The state of a command while it runs, for its last line."""
 
     program: str
     traceback: bool
     out: Path | None = None
-    keeps: tuple[str, ...] = ("checkpoint.pt", "result.json")  # what is worth keeping of a job that was cut off
-    numbered: bool = False  # --out was left out, and a folder was chosen
+    keeps: tuple[str, ...] = (
+        "checkpoint.pt",
+        "result.json",
+    )  # an interrupted job with these stays
+    numbered: bool = False  # --out was left out: the folder got a number
     fresh: bool = False  # the run folder was absent or empty before
     made: Sequence[Path] = ()  # the run folder and its parents, those that were not there before
-    met: bool = False  # a mistake is that of one of several processes, and not that of each
+    started: bool = False  # several processes run: each reports its own errors
 
     def run(self, verb: str, words: Sequence[str]) -> int:
-        """Does what the words say, and prints what came of it."""
+        """Run the verb and print its result."""
         known = verbs()
         if verb not in known:
             raise _unknown(verb, known)
@@ -118,8 +121,8 @@ class _Job:
         from jacmatch.cli import flags
 
         kind = known[verb].load()
-        if asked := [word for word in words if word in _HELP]:
-            flags.print_help(self.program, kind, everything="--help-all" in asked)
+        if requested := {*words} & {*_HELP}:
+            flags.print_help(self.program, kind, everything="--help-all" in requested)
             return 0
         from jacmatch.cli import settings, summary
         from jacmatch.cli.failures import translated
@@ -139,14 +142,14 @@ class _Job:
             from jacmatch.cli.launch import launch
 
             words = [*words] if job.out is not None else [*words, "--out", str(self._chosen(job, verb))]
-            self.out = job.out or self.out  # for what is said if one is killed
+            self.out = job.out or self.out  # for the message if one is killed
             code = launch([verb, *words], job.devices, numbered=self.numbered)
             if code:
-                self.left()
+                self.clean_up()
             return code
-        self.met = not together
+        self.started = not together
         with distributed.joined(job.device) if together else contextlib.nullcontext(ProcessGroup()) as ranks:
-            self.met = True
+            self.started = True
             if hasattr(job, "out"):
                 job = self._begun(job, verb, ranks)
             if hasattr(job, "named"):
@@ -159,14 +162,14 @@ class _Job:
         return 0
 
     def _begun(self, job: Any, verb: str, ranks: Any) -> Any:
-        """The job with its folder, about which is noted what was there before."""
+        """Return the job with its run folder, which is created here."""
         self.keeps = getattr(job, "keeps", self.keeps)
         self.out = Path(ranks.broadcast(str(self._chosen(job, verb)) if ranks.first else ""))  # the first makes it
         ranks.barrier()
         return dataclasses.replace(job, out=self.out)
 
     def _chosen(self, job: Any, verb: str) -> Path:
-        """The folder of the job, made if the job did not name one; what was there before is noted."""
+        """Return the run folder, created if the job did not name one, and note what existed before."""
         self.numbered = job.out is None or "JACMATCH_NUMBERED" in os.environ
         above = [path for path in (Path("runs"),) if job.out is None and not path.exists()]
         from jacmatch.runs.files import disk
@@ -180,21 +183,21 @@ class _Job:
         return out
 
     def say(self, message: str, code: int) -> int:
-        """Prints one line and returns the exit code."""
+        """Print one line on stderr and return the exit code."""
         if self.traceback and code == 2:
             traceback.print_exc()
-        if self.met or os.environ.get("RANK", "0") == "0":
+        if self.started or os.environ.get("RANK", "0") == "0":
             print(f"{self.program}: {' '.join(message.split())}", file=sys.stderr)
         return code
 
-    def left(self) -> str:
-        """What is left of a job that was cut off, and how to go on.
+    def clean_up(self) -> str:
+        """Return a sentence on what an interrupted job leaves and how to resume it.
 
-        A folder that this command made and that holds nothing to go on from is removed: nothing is half written.
+        A folder that this command made and that holds nothing to resume from is removed.
         """
         if self.out is None or not self._has_kept():
             if self.out is not None and self.fresh:
-                # Another job has put its run beside (rmdir fails), or has begun in this very folder (it has the lock).
+                # Another job may have a run beside this one (rmdir fails) or in this folder (it has the lock).
                 from jacmatch.runs.lock import hold
 
                 with contextlib.suppress(OSError, InputError):
@@ -217,7 +220,7 @@ class _Job:
 
 
 def _unknown(verb: str, known: Mapping[str, plugins.Verb]) -> InputError:
-    """An error for a verb that is not there, with the nearest that is, or with the package that has it."""
+    """Return an error for an unknown verb, with the nearest known one or the package that has it."""
     if verb in plugins.RESEARCH:
         rule = f"`{verb}` is a verb of jacmatch-research, which is not installed."
         return InputError(rule, do="Run: pip install jacmatch-research.")

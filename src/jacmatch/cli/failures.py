@@ -1,4 +1,4 @@
-"""What ends a job besides mistakes that it finds itself: the user's own code, and memory that is not there."""
+"""Errors that end a job from outside this package: the user's own code, and lack of memory."""
 
 import contextlib
 import errno
@@ -14,12 +14,12 @@ from jacmatch.training.distributed import is_of_connections
 _OURS = Path(__file__).resolve().parents[1]
 _LIBRARIES = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 _NO_MEMORY = re.compile(r"DefaultCPUAllocator|alloc_cpu|not enough memory|out of memory|can.{1,2}t allocate", re.I)
-_MEND = "Mend it there; --traceback shows the lines."
+_REMEDY = "Fix it there; --traceback shows the lines."
 
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """Turn what the user's code raises within the block, and memory that is not there, into `Stopped`.
+    """Turn exceptions of the user's code within the block, and lack of memory, into `Stopped`.
 
     Raises:
         Stopped: The code called `sys.exit`, also with 0, or raised anything but an error of this package; or memory
@@ -30,16 +30,16 @@ def translated() -> Iterator[None]:
     except (InputError, UnsupportedError, ElsewhereError, KeyboardInterrupt):
         raise
     except SystemExit as stop:
-        who = _place(stop) or "Code that the job runs"
-        raise Stopped(f"{who} called sys.exit({stop.code!r}): it must return. {_MEND}") from stop
+        who = _location(stop) or "Code that the job runs"
+        raise Stopped(f"{who} called sys.exit({stop.code!r}): it must return. {_REMEDY}") from stop
     except BaseException as error:
         if _is_of_memory(error):
             raise Stopped("the memory is full. Use a smaller --batch-size.") from error
-        place = None if is_of_connections(error) else _place(error)
-        if place is None:
+        location = None if is_of_connections(error) else _location(error)
+        if location is None:
             raise
-        says = " ".join(str(error).split())[:300]
-        raise Stopped(f"{place} raised {type(error).__name__}{f': {says}' if says else ''}. {_MEND}") from error
+        text = " ".join(str(error).split())[:300]
+        raise Stopped(f"{location} raised {type(error).__name__}{f': {text}' if text else ''}. {_REMEDY}") from error
 
 
 def _is_of_memory(error: BaseException) -> bool:
@@ -49,8 +49,8 @@ def _is_of_memory(error: BaseException) -> bool:
     return named or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
 
 
-def _place(error: BaseException) -> str | None:
-    """The last line of the user's code on the way to an error; None if there is none."""
+def _location(error: BaseException) -> str | None:
+    """Return the last line of the user's code in a traceback; None if there is none."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = Path(frame.filename)
         if frame.filename.startswith("<") or not file.is_absolute():

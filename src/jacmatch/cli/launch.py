@@ -24,10 +24,11 @@ _PROGRAM = "from jacmatch.cli import main; sys.exit(main())"
 
 
 def launch(words: Sequence[str], count: int, *, numbered: bool = False) -> int:
-    """The exit code of the command in so many processes.
+    """Run the command in several processes and return its exit code.
 
-    They meet in a file of a folder that only this user can enter, and talk by the loopback interface: nothing listens
-    where another machine could reach it. A TCPStore of torch listens on all interfaces, without a password.
+    They connect through a file in a folder that only this user can enter, and communicate over the loopback interface:
+    nothing listens where another machine could reach it. A TCPStore of torch listens on all interfaces, without a
+    password.
 
     SIGTERM and Ctrl-C are passed on, once each: the processes save a checkpoint and end. If one fails, the others are
     ended as well.
@@ -45,7 +46,7 @@ def launch(words: Sequence[str], count: int, *, numbered: bool = False) -> int:
 
 
 def _run(words: Sequence[str], count: int, meeting: str, more: Mapping[str, str]) -> int:
-    """The same, with the file in which the processes meet, and more for their environment."""
+    """Run the processes, which connect through a file, with additional environment variables."""
     store = distributed.FileStore(meeting, -1)  # type: ignore[attr-defined]
     threads = max(1, (os.cpu_count() or 1) // count)
     about = {
@@ -73,7 +74,7 @@ def _run(words: Sequence[str], count: int, meeting: str, more: Mapping[str, str]
 
 
 def _loopback() -> dict[str, str]:
-    """What makes gloo and NCCL talk by the loopback interface, unless the user has chosen another one."""
+    """Return the variables that make gloo and NCCL use the loopback interface, unless the user has chosen another."""
     try:
         names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     except OSError:
@@ -82,8 +83,8 @@ def _loopback() -> dict[str, str]:
 
 
 def _codes(processes: list[subprocess.Popen[bytes]], store: distributed.Store) -> int:
-    """The exit code of the first that failed, 0 if none did; then the others have ended too."""
-    failed, since, told = None, 0.0, False
+    """Wait for all processes and return the exit code of the first that failed, 0 if none did."""
+    failed, since, terminated = None, 0.0, False
     while any(process.poll() is None for process in processes):
         time.sleep(0.05)
         wrong = [rank for rank, process in enumerate(processes) if process.poll()]
@@ -94,21 +95,21 @@ def _codes(processes: list[subprocess.Popen[bytes]], store: distributed.Store) -
         waited = time.monotonic() - since
         if failed is not None and waited > _GRACE:
             for process in processes:
-                if process.poll() is None and (not told or waited > _GRACE + _FORCE):
-                    process.send_signal(signal.SIGKILL if told else signal.SIGTERM)
-            told = True
+                if process.poll() is None and (not terminated or waited > _GRACE + _FORCE):
+                    process.send_signal(signal.SIGKILL if terminated else signal.SIGTERM)
+            terminated = True
     codes = [process.returncode for process in processes]
     failed = next((rank for rank, code in enumerate(codes) if code), None) if failed is None else failed
     if failed is None or codes[failed] > 0:
         return 0 if failed is None else codes[failed]
     name = signal.Signals(-codes[failed]).name
-    says = f"process {failed} of {len(codes)} was ended by {name}, for want of memory perhaps; so the others were too."
+    says = f"process {failed} of {len(codes)} was ended by {name}, perhaps for lack of memory; so were the others."
     raise ElsewhereError(1, says)
 
 
 @contextlib.contextmanager
 def _passed_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Within the block SIGTERM and Ctrl-C go to the processes."""
+    """Forward SIGTERM and Ctrl-C to the processes within the block."""
 
     def send(number: int, frame: FrameType | None) -> None:
         for process in processes:

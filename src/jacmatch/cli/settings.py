@@ -1,4 +1,4 @@
-"""Reading what `--config` names."""
+"""The settings that `--config` or `--resume` names."""
 
 import dataclasses
 import difflib
@@ -29,11 +29,11 @@ _SHORT.maxstring = _SHORT.maxother = 120
 class _Loader(yaml.SafeLoader):
     """YAML's own types only, where 1e-3 is a number: PyYAML reads it as a text.
 
-    An alias is refused: a few lines of them say more than fits into memory.
+    An alias is refused: a few lines of them can expand beyond the memory.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """The next node, which must be written out."""
+        """Return the next node; refuse an alias."""
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("an alias; write the value out")
         return super().compose_node(parent, index)
@@ -45,18 +45,18 @@ _Loader.add_implicit_resolver(
 
 
 def named(words: Sequence[str], flag: str = "--config") -> str | None:
-    """What stands behind `--config` or `--resume` on a command line, None without."""
-    found = None
+    """Return the value of `--config` or `--resume` on a command line; None without."""
+    value = None
     for number, word in enumerate(words):
         if word.startswith(f"{flag}="):
-            found = word.partition("=")[2]
+            value = word.partition("=")[2]
         elif word == flag and number + 1 < len(words):
-            found = words[number + 1]
-    return found
+            value = words[number + 1]
+    return value
 
 
 def chosen(words: Sequence[str], verb: str, known: Sequence[Flag]) -> dict[str, Any]:
-    """The settings that `--config` or `--resume` name on a command line, by field name.
+    """Return the settings that `--config` or `--resume` names, by field name.
 
     Raises:
         InputError: As `read`; or both are there; or a setting is the name of code, which only the command line may run.
@@ -72,16 +72,16 @@ def chosen(words: Sequence[str], verb: str, known: Sequence[Flag]) -> dict[str, 
     if config is None:
         return {}
     settings = read(config, verb, known, flag)
-    settings.pop("allow_code", None)  # is for the command line to say
+    settings.pop("allow_code", None)  # only the command line allows it
     given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
     if "--allow-code" not in given:
-        untold = {name: value for name, value in settings.items() if f"--{name.replace('_', '-')}" not in given}
-        check_no_code(verb, untold, f"`{flag} {config}`")
+        unset = {name: value for name, value in settings.items() if f"--{name.replace('_', '-')}" not in given}
+        check_no_code(verb, unset, f"`{flag} {config}`")
     return settings
 
 
 def resumed(job: Any, folder: Path) -> Any:
-    """The job in that folder.
+    """Return the job with that run folder.
 
     Raises:
         InputError: The command line names another one.
@@ -93,7 +93,7 @@ def resumed(job: Any, folder: Path) -> Any:
 
 
 def read(path: str, verb: str, known: Sequence[Flag], flag: str = "--config") -> dict[str, Any]:
-    """The settings of a file by field name, each of the type of its field.
+    """Return the settings of a file by field name, each of the type of its field.
 
     Args:
         path: A JSON or YAML file of settings, the `settings.json` or `result.json` of a run, or a run's folder.
@@ -133,7 +133,7 @@ def read(path: str, verb: str, known: Sequence[Flag], flag: str = "--config") ->
 
 
 def _mapping(source: Path, named: str) -> dict[Any, Any]:
-    """What the file says, or the settings in a folder, out of which no link is followed."""
+    """Return the content of the file, or of the settings in a folder, out of which no link is followed."""
     folder = source if os.path.isdir(source) else None
     source = source / "settings.json" if folder else source
     rule = f"{named} must name a JSON or YAML file, or the folder of a run."

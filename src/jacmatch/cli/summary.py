@@ -110,8 +110,8 @@ def pair(console: Console, result: Mapping[str, Any]) -> None:
 
 def diagnosis(console: Console, result: Mapping[str, Any]) -> None:
     """Print the doctor's findings in training and in evaluation mode."""
-    for mode, found in result["modes"].items():
-        console.print(f"In {mode} mode: {found['says']}")
+    for mode, diagnosed in result["modes"].items():
+        console.print(f"In {mode} mode: {diagnosed['says']}")
 
 
 def names(console: Console, result: Mapping[str, Any]) -> None:

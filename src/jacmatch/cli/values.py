@@ -1,4 +1,4 @@
-"""Which values a field takes: the same rule for a flag and for a key of a `--config`."""
+"""Validation of values: the same rule for a flag and for a key of a `--config`."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ _SCALARS = {
 
 
 def fitted(kind: Any, value: object) -> Any:
-    """The value as the type `kind`: a list becomes a tuple, a whole number a float, a text a path.
+    """Return the value converted to the type `kind`: list to tuple, int to float, text to path.
 
     Args:
         kind: The type of a field: int, float, str, bool, Path, None, a Literal, a tuple or a union of such.
-        value: What a JSON or YAML file says.
+        value: The value in a JSON or YAML file.
 
     Raises:
         ValueError: The value is of another type. A boolean is no number, and a text is no number either.
@@ -54,7 +54,7 @@ def fitted(kind: Any, value: object) -> Any:
 
 
 def fits(kind: Any, value: object) -> bool:
-    """Whether `fitted` accepts the value."""
+    """Return whether `fitted` accepts the value."""
     try:
         fitted(kind, value)
     except ValueError:
@@ -63,7 +63,7 @@ def fits(kind: Any, value: object) -> bool:
 
 
 def readable(kind: Any, words: list[str]) -> bool:
-    """Whether the words after a flag can be read as the type `kind`.
+    """Return whether the words after a flag can be parsed as the type `kind`.
 
     Example:
         >>> readable(int | None, ["3"]), readable(int, ["3.5"]), readable(tuple[int, ...], ["1", "2"])
@@ -80,12 +80,12 @@ def readable(kind: Any, words: list[str]) -> bool:
 
 
 def many(kind: Any) -> bool:
-    """Whether a flag of this type takes more than one word."""
+    """Return whether a flag of this type takes more than one word."""
     return get_origin(kind) is tuple or any(get_origin(each) is tuple for each in get_args(kind))
 
 
 def described(kind: Any) -> str:
-    """The type in words; that it may be None is not said.
+    """Return the type in words, without None.
 
     Example:
         >>> described(int | None), described(Literal["adam", "sgd"]), described(tuple[float, ...])
@@ -102,7 +102,7 @@ def described(kind: Any) -> str:
 
 
 def metavar(kind: Any) -> str:
-    """What stands behind a flag in its help.
+    """Return the placeholder of a flag's value in the help.
 
     Example:
         >>> metavar(int | None), metavar(tuple[Literal["crop", "flip"], ...])
@@ -119,7 +119,7 @@ def metavar(kind: Any) -> str:
 
 
 def _elements(inner: tuple[Any, ...], value: object) -> tuple[Any, ...]:
-    """The type of each element of a tuple."""
+    """Return the type of each element of a tuple."""
     endless = len(inner) == 2 and inner[1] is ... and isinstance(value, list | tuple)
     return (inner[0],) * len(value) if endless else inner  # type: ignore[arg-type]
 
@@ -129,7 +129,7 @@ def _readable(kind: Any, word: str) -> bool:
 
 
 def _readings(word: str) -> Iterator[object]:
-    """What a word on the command line may stand for."""
+    """Yield the values that a word on the command line can mean."""
     yield word
     if word == "None":
         yield None

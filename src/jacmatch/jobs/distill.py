@@ -67,7 +67,7 @@ class Distill(TeachingFields):
                     seed=seed,
                     method=method,
                     label=METHODS[method],
-                    training=self.training(doctor=self.doctor and seed == self.seed),  # the others have its objective
+                    training=self.training(doctor=self.checked(seed, method == self.methods[-1])),
                     network=description,
                 )
                 for seed in self.runs

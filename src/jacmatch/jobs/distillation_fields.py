@@ -286,7 +286,7 @@ class TeachingFields(DistillationFields):
             workers=self.workers,
             prefetch=self.prefetch,
             resident_mib=self.resident_mib,
-            doctor=self.doctor,
+            doctor=self.doctor and not self.smoke,
         )
         weights = None
         if self.teacher_weights is not None:

@@ -46,7 +46,7 @@ class Doctor(JobFields):
         x = data.train.inputs(torch.arange(min(2 if self.smoke else self.samples, len(data.train))))
         modes = {}
         with progress or Progress() as shown:
-            for mode in ("training", "evaluation"):
+            for mode in ("training",) if self.smoke else ("training", "evaluation"):
                 shown.stage(f"Checking the engines in {mode} mode")
                 network.train(mode == "training").requires_grad_(True)
                 modes[mode] = report(doctor(network, x, seed=self.seed))

@@ -26,7 +26,7 @@ def same_inputs(
     Args:
         run: The run.
         data: Its data.
-        teacher: Its teacher, asked at some of the data.
+        teacher: Its teacher, evaluated on some of the data.
         networks: What is built by name.
 
     Raises:
@@ -66,8 +66,8 @@ def same_teacher(run: Run, data: Data, teacher: nn.Module) -> None:
 def of_teacher(teacher: nn.Module, data: Data) -> Fingerprints:
     """Weights, architecture and code of a trained network, and what it says about some samples."""
     x = data.train.inputs(torch.arange(min(SAMPLES, len(data.train))))
-    place = next((parameter.device for parameter in teacher.parameters()), x.device)
-    return {"weights and code": named(teacher), "outputs": outputs_of(teacher, x.to(place))}
+    device = next((parameter.device for parameter in teacher.parameters()), x.device)
+    return {"weights and code": named(teacher), "outputs": outputs_of(teacher, x.to(device))}
 
 
 def code_of_model(spec: str) -> Fingerprints:
@@ -88,9 +88,9 @@ def of_network(description: Description) -> Fingerprints:
         return found
     shape = (2, *description.shape)
     x = torch.linspace(0, 1, math.prod(shape)).reshape(shape)
-    said = []
+    outputs = []
     for _ in range(2):
         with undisturbed():
             torch.manual_seed(0)
-            said.append(outputs_of(description.build(), x))
-    return {**found, "outputs of a new network": said[0] if said[0] == said[1] else "another at each call"}
+            outputs.append(outputs_of(description.build(), x))
+    return {**found, "outputs of a new network": outputs[0] if outputs[0] == outputs[1] else "another at each call"}

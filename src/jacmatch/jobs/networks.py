@@ -75,10 +75,10 @@ def check_saved(folder: Path) -> None:
     Raises:
         InputError: They are missing, or have another checksum than the description says.
     """
-    said = load(folder / DESCRIPTION).get("sha256")
+    checksum = load(folder / DESCRIPTION).get("sha256")
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder} must hold the weights of its network.", got=f"no {WEIGHTS}", do="Run the job anew.")
-    if said is not None and said != _digest(folder / WEIGHTS):
+    if checksum is not None and checksum != _digest(folder / WEIGHTS):
         rule = f"{folder / WEIGHTS} must have the checksum that it was written with."
         raise InputError(rule, got="another", do="It is damaged: copy it again, or run the job anew.")
 
@@ -130,19 +130,19 @@ def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -
 
 
 def load_own(folder: Path, spec: str) -> nn.Module:
-    """The network that a job finds in its own folder, where nothing but what the job was told may be built.
+    """Load the network in the folder of the job itself, where only the network of its settings may be built.
 
     Args:
         folder: Of the network.
-        spec: The network that the job was told to make. If it is code outside the package, the user named it.
+        spec: The network of the job's settings. If it is code outside the package, the user named it.
 
     Raises:
         InputError: Another network is there, or it is damaged.
     """
-    found = describe(folder).spec
-    if found != spec:
+    saved = describe(folder).spec
+    if saved != spec:
         rule = f"The network in {folder} must be {spec!r}, which this job makes."
-        raise InputError(rule, got=repr(found), do="Somebody has changed it: remove the folder.")
+        raise InputError(rule, got=repr(saved), do="Somebody has changed it: remove the folder.")
     return load_student(folder, allow_code=True)
 
 

@@ -127,7 +127,9 @@ class Robust(TrainingFields):
                 seed=seed,
                 method=variant.method,
                 label=variant.label,
-                training=self.training(steps=variant.steps, doctor=self.doctor and seed == self.seed),
+                training=self.training(
+                    steps=variant.steps, doctor=self.checked(seed, variant is variants[len(self.penalty_weight) - 1])
+                ),
                 network=description,
                 settings={"steps": variant.steps},
             )

@@ -44,7 +44,7 @@ class JobFields:
     """Run code outside the package, a PACKAGE.MODULE:CALLABLE, that a --config, a run folder or a cache names."""
 
     def settings(self) -> dict[str, Any]:
-        """The settings that decide the result, as plain values for a run folder."""
+        """Return the settings that determine the result, as plain values for a run folder."""
         plain = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -53,10 +53,10 @@ class JobFields:
         return plain
 
     def begin(self, job: str, again: bool = False) -> Run:
-        """The run of this job: new, or taken up where it stopped; with `again` also if it is finished."""
-        place = find_device(self.device)
-        gpu = torch.cuda.get_device_name(place) if place.type == "cuda" else None
-        ranks, told = ProcessGroup.current(), self.settings()
+        """Return the run of this job: new, or the unfinished one in the folder; with `again` also a finished one."""
+        device = find_device(self.device)
+        gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+        ranks = ProcessGroup.current()
         if getattr(self, "devices", 1) not in (1, ranks.size):
             rule = f"`devices` of `{job}` must be the number of processes that were started."
             do = (
@@ -65,14 +65,14 @@ class JobFields:
             raise InputError(rule, got=f"{getattr(self, 'devices', 1)}, and {ranks.size} process(es)", do=do)
         folder = self.out or Path(ranks.broadcast(str(claimed_folder(job)) if ranks.first else ""))
         if ranks.first:
-            run = Run.create(folder, job, told, __version__, cuda=gpu, again=again)
+            run = Run.create(folder, job, self.settings(), __version__, cuda=gpu, again=again)
         ranks.barrier()
         if not ranks.first:
             run = replace(Run.open(folder, finished=False), follows=True)
         return run
 
     def folder(self, job: str) -> Path:
-        """The run folder of this job; without `out` one that is made now, and is nobody else's."""
+        """Return the run folder of this job; without `out` a new one that no other process uses."""
         return self.out or claimed_folder(job)
 
 
@@ -100,6 +100,15 @@ class TrainingFields(JobFields, Training):
             chosen |= smaller | {"warmup": 0, "accumulate": 1}
         return Training(**chosen)
 
+    def checked(self, seed: int, last: bool) -> bool:
+        """Return whether the pre-flight check runs for a cell: for those of the first seed, whose objectives differ.
+
+        Args:
+            seed: Of the cell.
+            last: Whether the cell is of the last method, whose objective has all terms: a smoke run checks it alone.
+        """
+        return self.doctor and seed == self.seed and (last or not self.smoke)
+
     def parts(self, data: Data, per_class: int, seed: int) -> tuple[Split, Split | None]:
         """Return the training and the validation samples; see `jacmatch.jobs.data.parts`."""
         validation: float = self.validation
@@ -110,28 +119,28 @@ class TrainingFields(JobFields, Training):
 
 
 def claimed_folder(job: str) -> Path:
-    """Make runs/JOB-NUMBER with the next free number. Of several processes that ask at once each gets another one.
+    """Make runs/JOB-NUMBER with the next free number. Processes that run at once get different folders.
 
     Raises:
         InputError: The operating system refuses.
     """
-    number, place = 1, Path("runs")
-    with disk(place):
+    number, parent = 1, Path("runs")
+    with disk(parent):
         while True:
-            place.mkdir(exist_ok=True)
-            path = place / f"{job}-{number:03d}"
+            parent.mkdir(exist_ok=True)
+            path = parent / f"{job}-{number:03d}"
             try:
                 path.mkdir()
             except FileExistsError:
                 number += 1
-            except FileNotFoundError:  # a process that has begun nothing has removed `runs` again
+            except FileNotFoundError:  # another process has removed the empty folder `runs`
                 continue
             else:
                 return path
 
 
 def positive(job: str, **numbers: int) -> None:
-    """Refuses numbers below 1, naming the flag."""
+    """Refuse numbers below 1, with the name of the flag."""
     for name, number in numbers.items():
         if number < 1:
             raise InputError(f"`--{name.replace('_', '-')}` of `{job}` must be at least 1.", got=number)

@@ -345,7 +345,7 @@ class Transfer(TrainingFields):
         recipe = Train(
             data=self.data, model=self.teacher, seed=self.seed, device=self.device, smoke=self.smoke,
             steps=self.teacher_steps, validation=self.validation, workers=self.workers, prefetch=self.prefetch,
-            resident_mib=self.resident_mib, doctor=self.doctor,
+            resident_mib=self.resident_mib, doctor=self.doctor and not self.smoke,
         )  # fmt: skip
         source = of_classes(data, range(count))
         return pretrained.trained_first(self.teacher, source, recipe, progress), of_classes(data, range(count, classes))
@@ -379,7 +379,7 @@ class Transfer(TrainingFields):
     def training_of(self, method: str, seed: int) -> Training:
         """Return the settings of the training loop; the first seed alone runs the pre-flight check."""
         changes = {"lr": self.oracle_lr, "steps": self.oracle_steps or self.steps} if method == "oracle" else {}
-        return self.training(**changes, doctor=self.doctor and seed == self.seed)
+        return self.training(**changes, doctor=self.checked(seed, method == self.methods[-1]))
 
     def network_and_objective(self, method: str, seed: int, ready: Ready) -> tuple[nn.Module, Any]:
         """Return a new network with all its outputs, and the objective that trains it."""
