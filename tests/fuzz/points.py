@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from jacmatch.jobs.surrogate.points import kept
+from jacmatch.jobs.surrogate.points import cached
 from jacmatch.jobs.surrogate.source import read_points
 
 
@@ -21,7 +21,7 @@ def read(data: bytes, folder: Path) -> None:
         read_points(folder / "points.npy")
     else:
         (folder / "points.npz").write_bytes(data[1:])
-        kept(SimpleNamespace(path=folder), "points", _nothing)
+        cached(SimpleNamespace(path=folder), "points", _nothing)
 
 
 def seeds(folder: Path) -> list[bytes]:

@@ -104,7 +104,7 @@ def texts(recipe):
 def load(job, field, spec):
     """What the job does with the value of a field, as far as the import of a module."""
     if job == "surrogate":
-        functions.found(spec)
+        functions.import_callable(spec)
     elif field == "data":
         datasets.load(spec)
     else:

@@ -19,7 +19,7 @@ from jacmatch.datasets import shards
 from jacmatch.errors import InputError
 from jacmatch.files import append, inside, open_regular, read, replace
 from jacmatch.jobs.surrogate import exporting
-from jacmatch.jobs.surrogate import points as asking
+from jacmatch.jobs.surrogate import points as points_module
 from jacmatch.models import load_weights, save_weights
 from jacmatch.report import write_report
 from jacmatch.runs import Run
@@ -230,9 +230,9 @@ def test_points_of_a_surrogate_cells_of_an_experiment_and_files_of_a_job(kind, o
     run = Run.create(tmp_path / "run", "reproduce", {}, "1")
     for name in ("points-test.npz", "student.onnx", "inputs.json", "engine.json", "cells/a", "results.json"):
         plant(kind, run.path / name, outside)
-    points = asking.Asked(torch.rand(3, 2).double(), torch.rand(3, 1).double(), None)
+    points = points_module.Samples(torch.rand(3, 2).double(), torch.rand(3, 1).double(), None)
     attempt(
-        lambda: asking.kept(run, "points-test", lambda: points),
+        lambda: points_module.cached(run, "points-test", lambda: points),
         lambda: load(run.path / "inputs.json"),
         lambda: load(run.path / "engine.json"),
         lambda: command._stored(run, []),

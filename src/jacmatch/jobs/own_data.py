@@ -9,7 +9,7 @@ from jacmatch.jobs import networks
 from jacmatch.jobs.code import names_code
 from jacmatch.jobs.data import SMOKE_TEST, load, some
 from jacmatch.jobs.surrogate.fields import SurrogateFields
-from jacmatch.jobs.surrogate.points import Asked, kept
+from jacmatch.jobs.surrogate.points import Samples, cached
 from jacmatch.jobs.surrogate.source import FILES, arrays_of
 from jacmatch.jobs.teacher_distance import mixed
 from jacmatch.runs import Run
@@ -106,14 +106,14 @@ def _points(run: Run) -> Data:
         files = sorted(run.path.glob(pattern), key=lambda file: (len(file.name), file.name))
         if not files:
             raise InputError(f"{run.path} must hold the points of its function.", got=f"no {pattern}")
-        asked = kept(run, files[-1].stem, _none)
+        asked = cached(run, files[-1].stem, _none)
         found |= {f"x_{part}": asked.x.float(), f"y_{part}": asked.y.float()}
         if asked.j is not None:
             found[f"j_{part}"] = asked.j.float()
     return from_arrays(f"the points of {run.path}", found)
 
 
-def _none() -> Asked:
+def _none() -> Samples:
     raise InputError("The points of a run must be there.")
 
 

@@ -15,8 +15,8 @@ import jacmatch
 from jacmatch.cli import main
 from jacmatch.errors import InputError
 from jacmatch.jobs.surrogate import command as command_module
-from jacmatch.jobs.surrogate.functions import opened
-from jacmatch.jobs.surrogate.points import Asked, ask, kept
+from jacmatch.jobs.surrogate.functions import open_function
+from jacmatch.jobs.surrogate.points import Samples, cached, query
 from jacmatch.jobs.surrogate.tables import reached
 from jacmatch.runs import Run
 
@@ -84,7 +84,7 @@ def test_a_black_box_becomes_a_network(folder):
     page = (folder / "run" / "report.html").read_text()
     assert "none known; antithetic differences" in page
     assert "data:image/svg+xml;base64" in page
-    for said in ("points asked for training, a seed", "speed-up, a single point", "safetensors: largest difference"):
+    for said in ("evaluations for training, a seed", "speed-up, a single point", "safetensors: largest difference"):
         assert said in page
     assert found["export"]["safetensors"]["largest_difference"] < 1e-5
     student = jacmatch.load_student(folder / "run")
@@ -243,9 +243,9 @@ def test_an_output_that_never_varies_can_be_learned_in_given_units(folder, undra
 
 def test_points_in_a_damaged_file_are_refused(tmp_path):
     run = Run.create(tmp_path / "run", "surrogate", {}, "0")
-    told = Asked(torch.rand(3, 2).double(), torch.rand(3, 1).double(), None, 3, 0.5)
-    assert kept(run, "points", lambda: told) is told
-    again = kept(run, "points", lambda: pytest.fail("asked twice"))
+    told = Samples(torch.rand(3, 2).double(), torch.rand(3, 1).double(), None, 3, 0.5)
+    assert cached(run, "points", lambda: told) is told
+    again = cached(run, "points", lambda: pytest.fail("asked twice"))
     assert torch.equal(again.x, told.x)
     assert (again.calls, again.seconds, again.j) == (3, 0.5, None)
     for name, write in {
@@ -254,7 +254,7 @@ def test_points_in_a_damaged_file_are_refused(tmp_path):
     }.items():
         write(tmp_path / "run" / f"{name}.npz")
         with pytest.raises(InputError, match="must hold the points of this run"):
-            kept(run, name, lambda: told)
+            cached(run, name, lambda: told)
 
 
 def test_what_slopes_save_is_read_off_the_curves():
@@ -329,11 +329,11 @@ def test_a_stopped_run_does_not_go_on_with_other_points(changing, undrawn, capsy
 def test_points_that_another_function_was_asked_about_are_not_taken(folder, tmp_path):
     run = Run.create(tmp_path / "points", "surrogate", {}, "0.1.0")
     x = torch.rand(8, 2, dtype=torch.float64)
-    function = opened("mine", lambda z: z.sum(1, keepdim=True), x, torch.ones(2))
-    first = kept(run, "points", lambda: ask(function, x, slopes=False), function)
+    function = open_function("mine", lambda z: z.sum(1, keepdim=True), x, torch.ones(2))
+    first = cached(run, "points", lambda: query(function, x, jacobians=False), function)
     calls = function.points
-    assert torch.equal(kept(run, "points", lambda: pytest.fail("asked twice"), function).y, first.y)
+    assert torch.equal(cached(run, "points", lambda: pytest.fail("asked twice"), function).y, first.y)
     assert function.points == calls
-    other = opened("mine", lambda z: z.sum(1, keepdim=True) * (1 + 1e-6), x, torch.ones(2))
-    with pytest.raises(InputError, match=r"mine must say what it said when .*points\.npz was .* off by 1e-06 of"):
-        kept(run, "points", lambda: first, other)
+    other = open_function("mine", lambda z: z.sum(1, keepdim=True) * (1 + 1e-6), x, torch.ones(2))
+    with pytest.raises(InputError, match=r"mine must return the values that .*points\.npz holds.* off by 1e-06 of"):
+        cached(run, "points", lambda: first, other)

@@ -14,7 +14,7 @@ from jacmatch.surrogates.modules import fit_surrogate
 def test_a_file_that_differs_from_the_network_is_refused():
     net, x, t = torch.nn.Linear(2, 1), torch.rand(5, 2), torch.ones(1, dtype=torch.float64)
     assert difference(net, net, x, t, "it") == 0
-    with pytest.raises(InputError, match="it must give what the network gives"):
+    with pytest.raises(InputError, match="it must return what the network returns"):
         difference(lambda z: net(z) + 0.01, net, x, t, "it")
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from jacmatch.errors import InputError
-from jacmatch.jobs.surrogate.functions import found, opened, tried
+from jacmatch.jobs.surrogate.functions import check_function, import_callable, open_function
 
 X = torch.quasirandom.SobolEngine(3, scramble=True, seed=0).draw(8, dtype=torch.float64) + 0.1
 UNITS = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
@@ -31,8 +31,8 @@ def own(factor=1.0):
 
 
 def look(call, **settings):
-    function = opened("f", call, X, UNITS, **settings)
-    return function, tried(function, X)
+    function = open_function("f", call, X, UNITS, **settings)
+    return function, check_function(function, X)
 
 
 def exact(x):
@@ -50,14 +50,14 @@ def exact(x):
 )
 def test_slopes_are_found_where_they_are(call, way, close):
     function, result = look(call)
-    assert (function.way, result.outputs, result.bent) == (way, 2, 0.0)
-    assert torch.allclose(function.slopes(X), exact(X), rtol=0, atol=close)
+    assert (function.way, result.outputs, result.non_smooth) == (way, 2, 0.0)
+    assert torch.allclose(function.jacobian(X), exact(X), rtol=0, atol=close)
 
 
 def test_the_way_can_be_chosen():
     function, _ = look(tensors, way="differences", step=1e-3)
-    assert torch.allclose(function.slopes(X), exact(X), rtol=0, atol=1e-5)
-    assert not torch.allclose(function.slopes(X), exact(X), rtol=0, atol=1e-9)  # truncation: the step was that one
+    assert torch.allclose(function.jacobian(X), exact(X), rtol=0, atol=1e-5)
+    assert not torch.allclose(function.jacobian(X), exact(X), rtol=0, atol=1e-9)  # truncation: the step was that one
     assert look(own())[0].way == "own"
     assert look(arrays, own=lambda x: exact(torch.from_numpy(x)).numpy())[0].way == "own"
 
@@ -98,7 +98,7 @@ def noisy(size, sign=1.0):
 
 
 def test_a_jacobian_of_noisy_values_is_held_against_the_step_that_is_given():
-    with pytest.raises(InputError, match="where the values are noisy, give a longer --step"):
+    with pytest.raises(InputError, match="where the values are noisy, use a longer --step"):
         look(noisy(1e-7))
     assert look(noisy(1e-7), step=0.02)[1].disagreement < 1e-3
     for size in (1e-7, 1e-4):
@@ -108,14 +108,14 @@ def test_a_jacobian_of_noisy_values_is_held_against_the_step_that_is_given():
 
 def test_a_jacobian_that_could_not_be_checked_is_not_said_to_agree():
     _, result = look(noisy(1e-2))
-    assert (result.disagreement, result.bent) == (None, 1.0)
+    assert (result.disagreement, result.non_smooth) == (None, 1.0)
 
 
 def test_calls_are_counted():
-    function = opened("f", arrays, X, UNITS)
+    function = open_function("f", arrays, X, UNITS)
     function.values(X)
     assert function.points == 8
-    function.slopes(X)
+    function.jacobian(X)
     assert function.points == 8 + 8 * (1 + 2 * 3)
 
 
@@ -135,8 +135,8 @@ def test_calls_are_counted():
         (lambda x: x.to("meta") if isinstance(x, torch.Tensor) else 1 / 0, "must return a tensor on the cpu. Got meta"),
         (lambda x: x * np.where(np.asarray(x)[:, :1] > 1, np.nan, 1.0), "must be finite.*NaN or infinity at"),
         (lambda x: 1 / 0, r"must take a batch \(8, 3\) of tensors or arrays.*division by zero"),
-        (lambda x: np.asarray(x) - np.asarray(x).mean(0), "as if it were alone.*difference of"),
-        (lambda x: np.sin(np.asarray(x)) + np.random.rand(len(x), 3), "the same answer to the same question"),
+        (lambda x: np.asarray(x) - np.asarray(x).mean(0), "for the point alone.*difference of"),
+        (lambda x: np.sin(np.asarray(x)) + np.random.rand(len(x), 3), "the same values for the same points"),
         (own(1.01), r"must agree with differences.*∂y2/∂x2, x = \(.*by differences"),
     ],
 )
@@ -171,16 +171,16 @@ def test_autograd_through_a_detached_part_disagrees():
 @pytest.mark.parametrize("call", [lambda x: np.abs(x - X[0].numpy()), lambda x: np.where(x > X[0].numpy(), 1.0, x)])
 def test_a_kink_and_a_jump_at_the_step_are_reported(call):
     function, result = look(lambda x: call(np.asarray(x)))
-    assert result.bent == 1 / 8
-    assert result.place.startswith(f"({float(X[0, 0]):.6g}")
-    function.slopes(X)
-    assert (function.bent, function.asked) == (1, 8)
+    assert result.non_smooth == 1 / 8
+    assert result.point.startswith(f"({float(X[0, 0]):.6g}")
+    function.jacobian(X)
+    assert (function.non_smooth, function.differenced) == (1, 8)
 
 
 def test_names_that_lead_nowhere_are_refused():
-    assert found("numpy:sin") is np.sin
+    assert import_callable("numpy:sin") is np.sin
     for spec in ("numpy", "no-module:f", "nowhere.at.all:f", "torchvision:models", "digits:f"):
         with pytest.raises(InputError, match=r"must be PACKAGE.MODULE:CALLABLE or npz:FILE"):
-            found(spec)
+            import_callable(spec)
     with pytest.raises(InputError, match="the callable of module numpy"):
-        found("numpy:sinn")
+        import_callable("numpy:sinn")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from jacmatch.errors import InputError
-from jacmatch.jobs.surrogate.points import Asked, actively, box, cube, disagreement, inside, shares, worst
+from jacmatch.jobs.surrogate.points import Samples, box, cube, disagreement, inside, sample_actively, shares, worst
 
 
 @pytest.mark.parametrize("kind", ["box", "sobol", "latin-hypercube"])
@@ -58,13 +58,13 @@ def test_active_sampling_goes_where_student_and_teacher_disagree():
 
     def answer(x):
         asked.append(len(x))
-        return Asked(x, x.clone(), torch.ones(len(x), 1, 1, dtype=torch.float64), len(x), 0.0)
+        return Samples(x, x.clone(), torch.ones(len(x), 1, 1, dtype=torch.float64), len(x), 0.0)
 
     def pool(count, seed):
         return cube("box", count, 1, seed)
 
     units = (torch.ones(1, dtype=torch.float64), None)
-    known = actively(pool(30, 0), pool, answer, lambda told: Half(), units, 30, rounds=2, seed=7)
+    known = sample_actively(pool(30, 0), pool, answer, lambda told: Half(), units, 30, rounds=2, seed=7)
     assert len(known) == 30
     assert known.calls == sum(asked) == 10 + 4 * 20
     assert torch.equal(known.x[:10], pool(30, 0)[:10])

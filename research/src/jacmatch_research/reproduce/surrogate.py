@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from jacmatch.jobs.surrogate import points as sampling
 from jacmatch.jobs.surrogate.examples import EXAMPLES
-from jacmatch.jobs.surrogate.functions import Function, opened
-from jacmatch.jobs.surrogate.points import Asked, actively, ask, errors
+from jacmatch.jobs.surrogate.functions import Function, open_function
+from jacmatch.jobs.surrogate.points import Samples, errors, query, sample_actively
 from jacmatch.objectives import GradientShare
 from jacmatch.report import Table
 from jacmatch.report.figures import line_figure
@@ -85,12 +85,12 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     corners = sampling.box(call.low, call.high, None)  # type: ignore[attr-defined]
     units = (corners[1] - corners[0]) / 12**0.5
     test_x = sampling.inside(sampling.cube("box", _TEST, len(units), _TEST_SEED), corners)
-    function = opened(options["function"], call, test_x[:4], units)
+    function = open_function(options["function"], call, test_x[:4], units)
     data = _points(cell, function, corners)
     start = time.perf_counter()
     student = _trained(options, data, units, cell.seed, options["steps"], request.device)
     seconds = time.perf_counter() - start
-    test = ask(function, test_x, slopes=True)
+    test = query(function, test_x, jacobians=True)
     results = errors(student, test, units, test.y.std(0))
     return {
         "values": results["values"],
@@ -100,23 +100,23 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     }
 
 
-def _points(cell: Cell, function: Function, corners: Tensor) -> Asked:
+def _points(cell: Cell, function: Function, corners: Tensor) -> Samples:
     """The training points of a cell and what the function says there."""
     options, units = cell.settings, function.units
 
     def draw(number: int, seed: int) -> Tensor:
         return sampling.inside(sampling.cube(options["sampling"], number, len(units), seed), corners)
 
-    def answer(x: Tensor) -> Asked:
-        return ask(function, x, slopes=options["slopes"] != "none")
+    def answer(x: Tensor) -> Samples:
+        return query(function, x, jacobians=options["slopes"] != "none")
 
-    def learn(data: Asked) -> nn.Module:
+    def learn(data: Samples) -> nn.Module:
         return _trained(options, data, units, cell.seed, max(1, options["steps"] // 2), "cpu")
 
     first = draw(options["samples"], cell.seed)
     if options["sampling"] != "active":
         return answer(first)
-    return actively(
+    return sample_actively(
         first,
         draw,
         answer,
@@ -128,7 +128,7 @@ def _points(cell: Cell, function: Function, corners: Tensor) -> Asked:
     )
 
 
-def _trained(options: Mapping[str, Any], data: Asked, units: Tensor, seed: int, steps: int, device: str) -> nn.Module:
+def _trained(options: Mapping[str, Any], data: Samples, units: Tensor, seed: int, steps: int, device: str) -> nn.Module:
     """A student of these points."""
     x, y = data.x.float(), data.y.float()
     j = None if data.j is None else data.j.float()

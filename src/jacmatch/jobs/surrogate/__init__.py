@@ -1,4 +1,4 @@
-"""Surrogates: networks that learn a known or black-box function by its values and slopes."""
+"""Surrogates: networks that learn a known or black-box function by its values and partial derivatives."""
 
 from jacmatch.surrogates.modules import fit_surrogate
 

@@ -1,4 +1,4 @@
-"""`jacmatch surrogate`: a known or black-box function, with or without known slopes, becomes a network."""
+"""`jacmatch surrogate`: a known or black-box function, with or without known partials, becomes a network."""
 
 import statistics
 import time
@@ -19,8 +19,8 @@ from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.study import NO_AGREEMENT, Cell, Result, Task, head, run_cells, save_main
 from jacmatch.jobs.surrogate.exporting import difference, to_onnx
 from jacmatch.jobs.surrogate.fields import SurrogateFields
-from jacmatch.jobs.surrogate.points import Asked, errors
-from jacmatch.jobs.surrogate.source import Source, output_units, source
+from jacmatch.jobs.surrogate.points import Samples, errors
+from jacmatch.jobs.surrogate.source import Source, open_source, output_units
 from jacmatch.jobs.surrogate.tables import LABELS, figure, tables
 from jacmatch.models import count_parameters
 from jacmatch.objectives import Regression
@@ -46,7 +46,7 @@ _AT_ONCE = 256  # points of a timing
 
 @dataclass(frozen=True)
 class Surrogate(SurrogateFields):
-    """Learn a function, known or a black box, by its values and slopes; with no options: flow through a borehole."""
+    """Learn a function, known or a black box, by its values and partials; with no options: flow through a borehole."""
 
     main: ClassVar[str] = "teacher jacobian low high samples methods hidden seeds out smoke"
     examples: ClassVar[tuple[str, ...]] = (
@@ -58,50 +58,50 @@ class Surrogate(SurrogateFields):
         """Query, train and measure, and return the result that is written to the run folder."""
         self.check()
         start = time.perf_counter()
-        asked = source(self)
+        source = open_source(self)
         run = self.begin("surrogate")
-        for part, here in asked.inputs.items():
+        for part, here in source.inputs.items():
             matches(run, part, here)
-        test = asked.test(run)
+        test = source.test(run)
         output_units(self, test.y)  # refuses wrong units before anything is trained
-        points: dict[int, dict[int, Asked]] = {}
+        points: dict[int, dict[int, Samples]] = {}
         with progress or Progress() as shown:
             return run_cells(
                 run,
-                self._cells(run, asked, points),
-                partial(self._prepare, asked, points, test),
-                partial(self._conclude, run, asked, points, test, start),
+                self._cells(run, source, points),
+                partial(self._prepare, source, points, test),
+                partial(self._conclude, run, source, points, test, start),
                 device=self.device,
                 progress=shown,
             )
 
-    def _cells(self, run: Run, asked: Source, points: dict[int, dict[int, Asked]]) -> Iterator[Cell]:
+    def _cells(self, run: Run, source: Source, points: dict[int, dict[int, Samples]]) -> Iterator[Cell]:
         """The cells, seed by seed; the training points of a seed are added to `points` before its first cell."""
         for seed in range(self.seed, self.seed + (1 if self.smoke else self.seeds)):
-            points[seed] = asked.training(run, seed, self._learner(asked, seed))
-            for size, told in points[seed].items():
-                for method in self._learned(asked):
+            points[seed] = source.training(run, seed, self._learner(source, seed))
+            for size, samples in points[seed].items():
+                for method in self._learned(source):
                     yield Cell(
                         seed=seed,
                         method=method,
                         label=f"{LABELS[method]}, {size} points",
                         training=self.training(),
-                        network=self._description(told.x, told.y),
+                        network=self._description(samples.x, samples.y),
                         settings={"size": size},
                         size=f"n{size}",
                     )
 
-    def _learned(self, asked: Source) -> tuple[str, ...]:
+    def _learned(self, source: Source) -> tuple[str, ...]:
         """What is learned: values alone, where no partials are known."""
-        return self.methods if asked.slopes else ("values",)
+        return self.methods if source.slopes else ("values",)
 
-    def _learner(self, asked: Source, seed: int) -> Callable[[Asked], nn.Module]:
+    def _learner(self, source: Source, seed: int) -> Callable[[Samples], nn.Module]:
         """Trains a student on the points so far, for active sampling: half the steps."""
 
-        def learn(told: Asked) -> nn.Module:
-            x, y, j = _floats(told)
-            if self.solver_for(told)[0] == "lbfgs":
-                return self._fit_all(asked, told, "values" if j is None else "slopes", seed)[0]
+        def learn(samples: Samples) -> nn.Module:
+            x, y, j = _floats(samples)
+            if self.solver_for(samples)[0] == "lbfgs":
+                return self._fit_all(source, samples, "values" if j is None else "slopes", seed)[0]
             return fit_surrogate(
                 x,
                 y,
@@ -111,8 +111,8 @@ class Surrogate(SurrogateFields):
                 weight=self.weight,
                 hidden=self.hidden,
                 activation=self.activation,
-                x_scale=asked.units.float(),
-                y_scale=output_units(self, told.y).float(),
+                x_scale=source.units.float(),
+                y_scale=output_units(self, samples.y).float(),
                 steps=max(1, self.training().steps // 2),
                 batch_size=self.batch_size,
                 lr=self.lr,
@@ -122,43 +122,43 @@ class Surrogate(SurrogateFields):
 
         return learn
 
-    def _prepare(self, asked: Source, points: Mapping[int, Mapping[int, Asked]], test: Asked, cell: Cell) -> Task:
-        told = points[cell.seed][cell.settings["size"]]
-        x, y, _ = _floats(told)
+    def _prepare(self, source: Source, points: Mapping[int, Mapping[int, Samples]], test: Samples, cell: Cell) -> Task:
+        samples = points[cell.seed][cell.settings["size"]]
+        x, y, _ = _floats(samples)
         train, held = self._parts(y, cell.seed)
         torch.manual_seed(cell.seed)
-        student = new_student(x, y, self.hidden, self.activation, output_units(self, told.y).float())
-        solver, reason = self.solver_for(told)
+        student = new_student(x, y, self.hidden, self.activation, output_units(self, samples.y).float())
+        solver, reason = self.solver_for(samples)
         objective: nn.Module = student
         solve: Callable[[OnStep], Fitted] | None = None
         solution: dict[str, Any] = {"name": solver, "reason": reason}
         if solver == "lbfgs":
-            solve = partial(self._solve, asked, told, cell, student, solution)
+            solve = partial(self._solve, source, samples, cell, student, solution)
         else:
-            objective = self._objective(asked, told, train, student, cell.method, cell.seed)
+            objective = self._objective(source, samples, train, student, cell.method, cell.seed)
 
         def finish() -> tuple[nn.Module, dict[str, Any]]:
             student.cpu().eval()
-            found = errors(student, test, asked.units, output_units(self, test.y))
+            measured = errors(student, test, source.units, output_units(self, test.y))
             return student, {
-                "samples": len(told),
+                "samples": len(samples),
                 "teacher": None,
-                "student": {"rmse": found["rmse"], "parameters": count_parameters(student)},
-                "agreement": {key: found.get(key) for key in NO_AGREEMENT},
-                "errors": found,
+                "student": {"rmse": measured["rmse"], "parameters": count_parameters(student)},
+                "agreement": {key: measured.get(key) for key in NO_AGREEMENT},
+                "errors": measured,
                 "solver": solution,
             }
 
         validation = Split(x[held], y[held]) if len(held) else None
         return Task(objective, Split(x[train], y[train]), validation, finish, solve)
 
-    def solver_for(self, told: Asked) -> tuple[str, str]:
+    def solver_for(self, samples: Samples) -> tuple[str, str]:
         """Return the solver and why it was taken.
 
         Raises:
             InputError: `--solver lbfgs` is set together with something that only the training loop has.
         """
-        tangents = 0 if told.j is None else told.x[0].numel()
+        tangents = 0 if samples.j is None else samples.x[0].numel()
         needs = {
             f"--activation {self.activation}": self.activation not in ACTIVATIONS,
             f"--slopes {self.slopes}": self.slopes != "jacobian",
@@ -175,15 +175,23 @@ class Surrogate(SurrogateFields):
         if self.solver != "auto":
             return self.solver, "as set"
         if reason is None:
-            net = Perceptron((told.x[0].numel(), *self.hidden, told.y.shape[1]), self.activation)
-            if too_large(len(told), tangents, net):
+            net = Perceptron((samples.x[0].numel(), *self.hidden, samples.y.shape[1]), self.activation)
+            if too_large(len(samples), tangents, net):
                 reason = "too many points for whole passes over them"
-            elif told.j is not None and is_noisy(told.x.flatten(1).numpy(), told.y.numpy(), told.j.flatten(2).numpy()):
+            elif samples.j is not None and is_noisy(
+                samples.x.flatten(1).numpy(), samples.y.numpy(), samples.j.flatten(2).numpy()
+            ):
                 reason = "noisy values"
         return ("adam", reason) if reason else ("lbfgs", "deterministic, and small enough")
 
     def _solve(
-        self, asked: Source, told: Asked, cell: Cell, student: nn.Module, solution: dict[str, Any], on_step: OnStep
+        self,
+        source: Source,
+        samples: Samples,
+        cell: Cell,
+        student: nn.Module,
+        solution: dict[str, Any],
+        on_step: OnStep,
     ) -> Fitted:
         """Fit the network of a cell with the second-order solver."""
         start = time.perf_counter()
@@ -191,31 +199,31 @@ class Surrogate(SurrogateFields):
         def on_progress(done: int, planned: int, loss: float) -> None:
             on_step(cell.training.steps * done // planned, {})
 
-        module, fitted, free = self._fit_all(asked, told, cell.method, cell.seed, on_progress)
+        module, fitted, free = self._fit_all(source, samples, cell.method, cell.seed, on_progress)
         student.load_state_dict(module.state_dict())
         solution |= {"weight_decay": fitted.decay, "held_out_loss": fitted.held_out, "loss": fitted.loss, **free}
         seconds = time.perf_counter() - start
         return Fitted(
             steps=fitted.evaluations,
             seconds=seconds,
-            samples_per_second=len(told) * fitted.evaluations / seconds,
+            samples_per_second=len(samples) * fitted.evaluations / seconds,
             peak_memory_bytes=peak_memory(torch.device("cpu")),
             finished=True,
         )
 
     def _fit_all(
-        self, asked: Source, told: Asked, method: str, seed: int, on_progress: OnProgress | None = None
+        self, source: Source, samples: Samples, method: str, seed: int, on_progress: OnProgress | None = None
     ) -> tuple[nn.Module, Fit, dict[str, Any]]:
         """Return the network fitted to all points, how it was selected, and what a Gaussian process added."""
-        shape = tuple(told.x.shape[1:])
-        partials = None if told.j is None or method == "values" else told.j.flatten(2).numpy()
+        shape = tuple(samples.x.shape[1:])
+        partials = None if samples.j is None or method == "values" else samples.j.flatten(2).numpy()
         data, scaler = standardize(
-            told.x.flatten(1).numpy(),
-            told.y.numpy(),
+            samples.x.flatten(1).numpy(),
+            samples.y.numpy(),
             partials,
             jacobian_weight="auto" if self.jacobian_weight is None else self.jacobian_weight,
-            x_scale=asked.units.flatten().numpy(),
-            y_scale=output_units(self, told.y).numpy(),
+            x_scale=source.units.flatten().numpy(),
+            y_scale=output_units(self, samples.y).numpy(),
         )
         selection = select_network(
             data,
@@ -246,9 +254,9 @@ class Surrogate(SurrogateFields):
         return networks.Description(f"scaled-mlp:{layout}", y.shape[1], shape, (0.0,) * shape[0], (1.0,) * shape[0])
 
     def _objective(
-        self, asked: Source, told: Asked, train: Tensor, student: nn.Module, method: str, seed: int
+        self, source: Source, samples: Samples, train: Tensor, student: nn.Module, method: str, seed: int
     ) -> Regression:
-        x, y, j = _floats(told)
+        x, y, j = _floats(samples)
         return regression(
             student,
             x[train],
@@ -257,8 +265,8 @@ class Surrogate(SurrogateFields):
             slopes=self.slopes if method == "slopes" else "none",
             probes=self.probes,
             weight=self.weight,
-            x_scale=asked.units.float(),
-            y_scale=output_units(self, told.y).float(),
+            x_scale=source.units.float(),
+            y_scale=output_units(self, samples.y).float(),
             seed=seed,
         )
 
@@ -273,18 +281,18 @@ class Surrogate(SurrogateFields):
     def _conclude(
         self,
         run: Run,
-        asked: Source,
-        points: Mapping[int, Mapping[int, Asked]],
-        test: Asked,
+        source: Source,
+        points: Mapping[int, Mapping[int, Samples]],
+        test: Samples,
         start: float,
         done: Sequence[tuple[Cell, Result]],
     ) -> Result:
         """The result; the last method with most points represents the run."""
-        methods = self._learned(asked)
-        found: dict[tuple[int, str], list[Result]] = {}
+        methods = self._learned(source)
+        measured: dict[tuple[int, str], list[Result]] = {}
         for cell, each in done:
-            found.setdefault((cell.settings["size"], cell.method), []).append(each)
-        curves = [_curve(size, method, each) for (size, method), each in found.items()]
+            measured.setdefault((cell.settings["size"], cell.method), []).append(each)
+        curves = [_curve(size, method, each) for (size, method), each in measured.items()]
         most = points[self.seed][max(points[self.seed])]
         main, best = next(
             (cell, result) for cell, result in reversed(done) if cell.seed == self.seed and cell.method == methods[-1]
@@ -293,7 +301,7 @@ class Surrogate(SurrogateFields):
         result = {
             **head(run, self.seed),
             "about": f"a network that stands for {self.teacher}",
-            "teacher": None if asked.function is None else {"rmse": 0.0, "parameters": None},
+            "teacher": None if source.function is None else {"rmse": 0.0, "parameters": None},
             "student": best["student"],
             "agreement": best["agreement"],
             "samples_per_second": best["samples_per_second"],
@@ -303,16 +311,16 @@ class Surrogate(SurrogateFields):
             "solver": best["solver"],
             "curves": curves,
             "test_points": len(test),
-            "function": None if asked.tried is None else asked.tried.plain(),
-            "notes": _notes(asked),
+            "function": None if source.check is None else source.check.plain(),
+            "notes": _notes(source),
             "export": self._export(run, student, test),
             "costs": {
-                "trial_calls": 0 if asked.tried is None else asked.tried.calls,
+                "trial_calls": 0 if source.check is None else source.check.calls,
                 "training_calls": most.calls,
                 "training_seconds": most.seconds,
                 "test_calls": test.calls,
                 "fit_seconds": best["seconds"],
-                "speed": _speed(asked, student, test.x),
+                "speed": _speed(source, student, test.x),
             },
             "seconds": time.perf_counter() - start,
             "settings": self.settings(),
@@ -322,7 +330,7 @@ class Surrogate(SurrogateFields):
         run.write_bytes(SMALL_FIGURE, figure(result, small=True))
         return result
 
-    def _export(self, run: Run, student: nn.Module, test: Asked) -> dict[str, Any]:
+    def _export(self, run: Run, student: nn.Module, test: Samples) -> dict[str, Any]:
         """The files of the network, each compared with it."""
         x, t, file = test.x.float(), output_units(self, test.y), networks.WEIGHTS
         off = difference(networks.load_student(run.path), student, x, t, str(run.path / file))
@@ -332,37 +340,41 @@ class Surrogate(SurrogateFields):
         }
 
 
-def _floats(told: Asked) -> tuple[Tensor, Tensor, Tensor | None]:
-    return told.x.float(), told.y.float(), None if told.j is None else told.j.float()
+def _floats(samples: Samples) -> tuple[Tensor, Tensor, Tensor | None]:
+    return samples.x.float(), samples.y.float(), None if samples.j is None else samples.j.float()
 
 
 def _curve(size: int, method: str, results: list[dict[str, Any]]) -> dict[str, Any]:
     """The errors of a method at a number of points: spreads over the seeds, None where they are not known."""
-    found = {}
+    measured = {}
     for key in results[0]["errors"]:
         values = [result["errors"][key] for result in results]
-        found[key] = None if None in values else spread(values)
-    return {"samples": size, "method": method, "errors": found, "seconds": spread([r["seconds"] for r in results])}
+        measured[key] = None if None in values else spread(values)
+    return {"samples": size, "method": method, "errors": measured, "seconds": spread([r["seconds"] for r in results])}
 
 
-def _notes(asked: Source) -> list[str]:
+def _notes(source: Source) -> list[str]:
     """What a reader must know about the function."""
-    function, tried = asked.function, asked.tried
-    if function is None or tried is None:
-        return _known_share(asked.data)
-    bent = function.bent
+    function, check = source.function, source.check
+    if function is None or check is None:
+        return _known_share(source.data)
+    non_smooth = function.non_smooth
     way = _WAYS[function.way]
     if function.way != "differences":
-        way += _UNCHECKED if tried.disagreement is None else ", which agrees with differences"
+        way += _UNCHECKED if check.disagreement is None else ", which agrees with differences"
     else:
-        way += f", which ask it at {2 * asked.units.numel() + 1} more points for each"
-    notes = [f"Slopes of the function: {way}."]
-    if bent or tried.bent:
-        where = f", for instance at x = {tried.place}" if tried.place else ""
-        share = f"{bent} of {function.asked} points" if function.asked else f"{tried.bent:.0%} of the points tried"
+        way += f", which evaluate it at {2 * source.units.numel() + 1} more points for each"
+    notes = [f"Partials of the function: {way}."]
+    if non_smooth or check.non_smooth:
+        where = f", for instance at x = {check.point}" if check.point else ""
+        share = (
+            f"{non_smooth} of {function.differenced} points"
+            if function.differenced
+            else f"{check.non_smooth:.0%} of the points checked"
+        )
         notes.append(
             f"The function is not smooth at the step of differences at {share}{where}: a jump, a kink or noise lies "
-            "within it, and differences say little there. Try another --step."
+            "within it, and differences are unreliable there. Try another --step."
         )
     return notes
 
@@ -387,16 +399,16 @@ _WAYS = {
 _UNCHECKED = ", which was not checked: the function is not smooth at the step of differences"
 
 
-def _speed(asked: Source, student: nn.Module, x: Float[Tensor, "sample *input"]) -> dict[str, Any]:
+def _speed(source: Source, student: nn.Module, x: Float[Tensor, "sample *input"]) -> dict[str, Any]:
     """Seconds a point of function and student on the CPU, medians; a batch, and one point alone."""
-    function = None if asked.function is None else replace(asked.function)  # a copy: the counts stay
-    found: dict[str, Any] = {}
+    function = None if source.function is None else replace(source.function)  # a copy: the counts stay
+    measured: dict[str, Any] = {}
     for name, some in (("batch", x[:_AT_ONCE]), ("single", x[:1])):
         mine = _median(student, some.float()) / len(some)
         theirs = None if function is None else _median(function.values, some) / len(some)
         ratio = None if theirs is None else theirs / mine
-        found[name] = {"points": len(some), "teacher": theirs, "student": mine, "speed_up": ratio}
-    return found
+        measured[name] = {"points": len(some), "teacher": theirs, "student": mine, "speed_up": ratio}
+    return measured
 
 
 def _median(call: Callable[[Tensor], object], x: Tensor) -> float:

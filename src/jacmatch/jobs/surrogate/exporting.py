@@ -39,7 +39,7 @@ def difference(
         y = module(x)
         off = float(((mine(x) - y).abs().double() / (t + y.abs())).max())
     if not off <= CLOSE:
-        rule = f"{what} must give what the network gives, to {CLOSE:g} of the unit and of the value of each output."
+        rule = f"{what} must return what the network returns, to {CLOSE:g} of the unit and of the value of each output."
         raise InputError(rule, got=f"a difference of {off:.2g}", do="Report it with the versions of torch and onnx.")
     return off
 
@@ -68,7 +68,7 @@ def to_onnx(
     """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if when == "never" or (when == "auto" and missing):
-        why = f"the extra onnx is not installed ({', '.join(missing)})" if missing else "not asked for"
+        why = f"the extra onnx is not installed ({', '.join(missing)})" if missing else "not wanted"
         return {"file": None, "why": why}
     for name in _NEEDED:
         optional_package(name, "`--onnx always` of `surrogate`", "pip install 'jacmatch[onnx]'")

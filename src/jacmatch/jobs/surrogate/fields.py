@@ -23,7 +23,7 @@ class SurrogateFields(TrainingFields):
     y_columns: tuple[str, ...] = ()
     """Columns of the outputs; those that begin with y if left out."""
     jacobian: str = "auto"
-    """Slopes of the function: own (its attribute `jacobian`), autograd, differences, or PACKAGE.MODULE:CALLABLE; auto
+    """Partials of the function: own (its attribute `jacobian`), autograd, differences, or PACKAGE.MODULE:CALLABLE; auto
     takes the first of these that is there."""
     step: float | None = None
     """Step of differences as a share of the unit of an input; by the precision of the function if left out."""
@@ -34,7 +34,7 @@ class SurrogateFields(TrainingFields):
     inputs: int | None = None
     """Number of inputs, where one bound stands for all."""
     sampling: Literal["box", "sobol", "latin-hypercube", "given", "active"] = "sobol"
-    """Where the function is asked: uniformly in the box, a Sobol sequence, a Latin hypercube, --points, or where
+    """Where the function is evaluated: uniformly in the box, a Sobol sequence, a Latin hypercube, --points, or where
     student and function disagree."""
     points: Path | None = None
     """Given points: an .npy file with an array (N, D)."""
@@ -45,13 +45,14 @@ class SurrogateFields(TrainingFields):
     test_samples: int = 1000
     """Held-out points, drawn uniformly in the box; of --points a fifth is held out."""
     methods: tuple[Literal["values", "slopes"], ...] = ("values", "slopes")
-    """What is learned: values alone, values + slopes. The last one, with most points, stands for the run."""
+    """What is learned: values alone, values + partials. The last one, with most points, represents the run."""
     slopes: Literal["jacobian", "jv", "rows"] = "jacobian"
-    """Which slopes are compared in a step: all, --probes products with random directions, or --probes random rows."""
+    """Which partials are compared in a step of --solver adam: all, --probes random products, or --probes
+    random rows."""
     probes: int = 1
     """How many products or rows."""
     jacobian_weight: float | None = None
-    """Weight of the slopes beside values of weight 1, in units; such that both terms begin alike if left out."""
+    """Weight of the partials beside values of weight 1, in units; if left out, both terms are equal for a constant."""
     jacobian_share: float | None = None
     """Their weight as a share of the gradient's norm instead."""
     input_units: tuple[float, ...] = ()
@@ -63,7 +64,7 @@ class SurrogateFields(TrainingFields):
     conditioned on the points is the teacher; auto takes what is better on held-out points."""
     solver: Literal["auto", "lbfgs", "adam"] = "auto"
     """How the network is fitted: lbfgs, over all points in float64, with a weight decay selected on held-out points; or
-    adam, in --steps minibatches. auto takes lbfgs wherever it applies, and the result says why not."""
+    adam, in --steps minibatches. auto takes lbfgs wherever it applies, and the result names the reason if not."""
     hidden: tuple[int, ...] = (32, 32)
     """Widths of the hidden layers."""
     activation: Literal["softplus", "silu", "tanh", "gelu", "relu"] = "silu"
@@ -100,7 +101,7 @@ class SurrogateFields(TrainingFields):
             raise InputError(rule, got=f"--sampling {self.sampling}, --points {self.points}")
         if self.points is not None and (self.low or self.high or self.inputs):
             rule = "`--low`, `--high` and `--inputs` of `surrogate` must be left out with `--points`."
-            raise InputError(rule, got=f"--points {self.points}", do="The points say where the function is asked.")
+            raise InputError(rule, got=f"--points {self.points}", do="The points are where the function is evaluated.")
         if self.jacobian_weight is not None and self.jacobian_share is not None:
             raise InputError("`--jacobian-weight` and `--jacobian-share` of `surrogate` must not both be given.")
         for name in ("input_units", "output_units"):
@@ -110,7 +111,7 @@ class SurrogateFields(TrainingFields):
 
     @property
     def weight(self) -> Weight:
-        """Of the slopes."""
+        """The weight of the partials."""
         if self.jacobian_share is not None:
             return GradientShare(self.jacobian_share)
         return "scale" if self.jacobian_weight is None else self.jacobian_weight

@@ -58,18 +58,18 @@ def checked(rule: str, given: Any, x: Float[Tensor, "sample input"]) -> Float[Te
 def finite(
     rule: str, given: Float[Tensor, "sample *out"], x: Float[Tensor, "sample input"]
 ) -> Float[Tensor, "sample *out"]:
-    """The same, if all of it is finite; an `InputError` says where it is not."""
+    """The same, if all of it is finite; an `InputError` names where it is not."""
     bad = torch.nonzero(~given.reshape(len(x), -1).isfinite().all(1))
     if len(bad):
         raise InputError(
             f"{rule} must be finite.",
-            got=f"NaN or infinity at {len(bad)} of {len(x)} points, first at x = {place(x[int(bad[0])])}",
-            do="Sample where it is defined (--low, --high), or give the points.",
+            got=f"NaN or infinity at {len(bad)} of {len(x)} points, first at x = {format_point(x[int(bad[0])])}",
+            do="Sample where it is defined (--low, --high), or pass the points.",
         )
     return given
 
 
-def place(x: Float[Tensor, "input"]) -> str:
+def format_point(x: Float[Tensor, "input"]) -> str:
     """A point in words, its first eight numbers."""
     shown = ", ".join(f"{value:.6g}" for value in x[:8].tolist())
     return f"({shown}{', …' if len(x) > 8 else ''})"
@@ -77,26 +77,26 @@ def place(x: Float[Tensor, "input"]) -> str:
 
 Way = Literal["own", "autograd", "differences"]
 WAYS: tuple[Way, ...] = ("own", "autograd", "differences")
-BENDS = 0.1  # change of a slope within one step, of the largest slope, that is reported
+NON_SMOOTH = 0.1  # change of a derivative within one step, as a share of the largest one, that is reported
 
 
 @dataclass
 class Function:
-    """A function of a batch (N, D) with values (N, K), asked in float64; see `opened`.
+    """A function of a batch (N, D) with values (N, K), evaluated in float64; see `open_function`.
 
     Attributes:
         name: As the user wrote it.
         call: The function itself.
         arrays: What it takes and returns.
         own: Its Jacobian, (N, K, D) for the same batch, where it brings one.
-        way: How slopes are found.
+        way: How the Jacobian is computed.
         units: A typical change of each input; steps of differences are shares of it.
         step: The share; None takes ε^⅓, ε the precision of what the function returns.
         dtype: What a torch function is called with.
-        points: How many points were asked so far, those of differences included.
+        points: Evaluations so far, those of differences included.
         seconds: Time spent in it.
-        asked: At how many points slopes were taken by differences.
-        bent: At how many of these the function was not smooth at the step.
+        differenced: Number of points where the Jacobian was computed by differences.
+        non_smooth: At how many of these the function was not smooth at the step.
         precision: ε of the type that it returns.
     """
 
@@ -110,8 +110,8 @@ class Function:
     dtype: torch.dtype = torch.float64
     points: int = 0
     seconds: float = 0.0
-    asked: int = 0
-    bent: int = 0
+    differenced: int = 0
+    non_smooth: int = 0
     precision: float = field(default=float(torch.finfo(torch.float64).eps))
 
     def values(self, x: Float[Tensor, "sample input"]) -> Float[Tensor, "sample out"]:
@@ -130,8 +130,8 @@ class Function:
         self.precision = float(torch.finfo(torch.float32 if single else y.dtype).eps)
         return y.double()
 
-    def slopes(self, x: Float[Tensor, "sample input"]) -> Float[Tensor, "sample out input"]:
-        """The Jacobians at x, in the way that was chosen."""
+    def jacobian(self, x: Float[Tensor, "sample input"]) -> Float[Tensor, "sample out input"]:
+        """The Jacobians at x, computed as chosen."""
         if self.way == "own":
             assert self.own is not None
             j = checked(f"The Jacobian of {self.name}", self._timed(self.own, x), x)
@@ -142,8 +142,8 @@ class Function:
             return j.double()
         if self.way == "autograd":
             return self._by_autograd(x)
-        j, bent = self.by_differences(x)
-        self.asked, self.bent = self.asked + len(x), self.bent + int(bent.sum())
+        j, non_smooth = self.by_differences(x)
+        self.differenced, self.non_smooth = self.differenced + len(x), self.non_smooth + int(non_smooth.sum())
         return j
 
     def by_differences(
@@ -151,8 +151,8 @@ class Function:
     ) -> tuple[Float[Tensor, "sample out input"], Bool[Tensor, "sample"]]:
         """The Jacobians by antithetic differences, and where the function is not smooth at the step.
 
-        There its slopes to either side, (f(x + h) − f(x))/h and (f(x) − f(x − h))/h, differ by more than `BENDS` of the
-        largest slope of that output: a jump, a kink or noise within the step.
+        There the one-sided derivatives (f(x + h) − f(x))/h and (f(x) − f(x − h))/h differ by more than `NON_SMOOTH` of
+        the largest derivative of that output: a jump, a kink or noise within the step.
 
         Args:
             x: The points.
@@ -165,18 +165,20 @@ class Function:
         if not moved.all():
             rule = f"`--step` of `surrogate` must move each input of {self.name} in {str(self.dtype)[6:]}."
             raise InputError(rule, got=f"{h:g} of a unit", do="Give a larger one, or other --input-units.")
-        said: list[Tensor] = []
+        evaluated: list[Tensor] = []
 
-        def ask(z: Tensor) -> Tensor:
-            said.append(self.values(z))
-            return said[-1]
+        def evaluate(z: Tensor) -> Tensor:
+            evaluated.append(self.values(z))
+            return evaluated[-1]
 
         v = torch.diag(self.units)[:, None, :].expand(-1, len(x), -1)
-        slopes = finite_differences.central(ask, x, v, step=h)  # by unit of each input; first x + hv, then x − hv
-        sides = torch.stack([plus - 2 * y + minus for plus, minus in zip(said[::2], said[1::2], strict=True)]) / h
+        slopes = finite_differences.central(evaluate, x, v, step=h)  # by unit of each input; first x + hv, then x − hv
+        sides = (
+            torch.stack([plus - 2 * y + minus for plus, minus in zip(evaluated[::2], evaluated[1::2], strict=True)]) / h
+        )
         rounding = 8 * self.precision * y.abs().amax(0) / h
-        bent = (sides.abs() > BENDS * slopes.abs().amax((0, 1)) + rounding).any(2).any(0)
-        return (slopes / self.units.view(-1, 1, 1)).permute(1, 2, 0), bent
+        non_smooth = (sides.abs() > NON_SMOOTH * slopes.abs().amax((0, 1)) + rounding).any(2).any(0)
+        return (slopes / self.units.view(-1, 1, 1)).permute(1, 2, 0), non_smooth
 
     def _by_autograd(self, x: Tensor) -> Tensor:
         start = time.perf_counter()
@@ -223,7 +225,7 @@ def is_code(spec: str) -> bool:
     )
 
 
-def found(spec: str, flag: str = "--teacher") -> Any:
+def import_callable(spec: str, flag: str = "--teacher") -> Any:
     """What `PACKAGE.MODULE:CALLABLE` names; its code runs only because the user named it.
 
     Raises:
@@ -248,7 +250,7 @@ def found(spec: str, flag: str = "--teacher") -> Any:
     return function
 
 
-def opened(
+def open_function(
     name: str,
     call: Callable[[Any], Any],
     x: Float[Tensor, "sample input"],
@@ -258,9 +260,9 @@ def opened(
     way: Way | Literal["auto"] = "auto",
     step: float | None = None,
 ) -> Function:
-    """The function, once it is known what it takes and how its slopes are found.
+    """The function, once it is known what it takes and how its Jacobian is computed.
 
-    It is called with tensors that ask for gradients; if that gives no such tensor, with plain tensors, and if those are
+    It is called with tensors that require gradients; if it returns no such tensor, with plain tensors, and if those are
     refused, with arrays; with arrays at once where it and its own Jacobian take them. A module is put
     into evaluation mode.
 
@@ -270,11 +272,11 @@ def opened(
         x: Some points.
         units: A typical change of each input.
         own: Its Jacobian; its attribute `jacobian` if None.
-        way: How slopes are found; `auto` takes the first that is there of its own, autograd and differences.
+        way: How the Jacobian is computed; `auto` takes the first that is there of its own, autograd and differences.
         step: Of differences, as a share of the units.
 
     Raises:
-        InputError: it takes neither tensors nor arrays, or has no slopes of the way that is asked.
+        InputError: it takes neither tensors nor arrays, or its Jacobian cannot be computed as `way` says.
     """
     own = getattr(call, "jacobian", None) if own is None else own
     if isinstance(call, nn.Module):
@@ -296,7 +298,7 @@ def opened(
 
 
 def _of_arrays(call: Callable[[Any], Any], own: Callable[[Any], Any] | None, x: Tensor) -> bool:
-    """Whether function and Jacobian both take arrays and return no tensors: they are not tried with tensors then."""
+    """Whether function and Jacobian both take arrays and return no tensors: tensors are not tried then."""
     try:
         return own is not None and not any(isinstance(each(x.numpy().copy()), Tensor) for each in (call, own))
     except Exception:  # the user's code may raise anything
@@ -309,74 +311,76 @@ def _taken(
     """What the function takes: tensors or arrays, in which type, and whether autograd can differentiate it."""
     if _of_arrays(call, own, x):
         return "numpy", torch.float64, False
-    said = []
+    failures = []
     for dtype in (torch.float64, torch.float32):
         try:
             y = call(x.to(dtype, copy=True).requires_grad_())
             if isinstance(y, Tensor) and y.requires_grad:
                 return "torch", dtype, True
         except Exception as error:  # the user's code may raise anything
-            said.append(f"tensors of {str(dtype).removeprefix('torch.')}: {in_one_line(error)}")
+            failures.append(f"tensors of {str(dtype).removeprefix('torch.')}: {in_one_line(error)}")
     try:
         if not isinstance(call(x.numpy().copy()), Tensor):
             return "numpy", torch.float64, False
     except Exception as error:
-        said.append(f"arrays: {in_one_line(error)}")
+        failures.append(f"arrays: {in_one_line(error)}")
     for dtype in (torch.float64, torch.float32):
         try:
             call(x.to(dtype, copy=True))
             return "torch", dtype, False
-        except Exception:  # said above
+        except Exception:  # reported above
             continue
     rule = f"{name} must take a batch ({len(x)}, {x.shape[1]}) of tensors or arrays."
-    raise InputError(rule, got="; ".join(said), do="Call it in Python to see where.")
+    raise InputError(rule, got="; ".join(failures), do="Call it in Python to see where.")
 
 
 _REPEATS = 1e-9  # largest relative difference between two calls
 _ALONE = 1e-5  # between a point in a batch and the same point alone: float32 adds up in another order
-_AGREES = 1e-3  # between a Jacobian and differences, of the largest slope
+_AGREES = 1e-3  # between a Jacobian and differences, as a share of the largest derivative
 
 
 @dataclass(frozen=True)
-class Tried:
-    """What was found.
+class FunctionCheck:
+    """What a check of a function returned.
 
     Attributes:
         outputs: K.
-        way: How slopes are found.
-        disagreement: Largest difference of the Jacobian from differences, relative to the largest slope; None where
-            the slopes are differences, or the function is not smooth at their step and they say nothing.
-        bent: Share of the points where the function is not smooth at the step of differences.
-        place: One of these points.
-        calls: Points that were asked to find this out.
-        values: What the function says at the points.
+        way: How the Jacobian is computed.
+        disagreement: Largest difference of the Jacobian from differences, relative to the largest derivative; None
+            where the Jacobian is computed by differences, or the function is not smooth at their step.
+        non_smooth: Share of the points where the function is not smooth at the step of differences.
+        point: One of these points.
+        calls: Evaluations of the check.
+        values: Values at the points.
         jacobians: Its Jacobian there, where that is not by differences.
     """
 
     outputs: int
     way: str
     disagreement: float | None
-    bent: float
-    place: str | None
+    non_smooth: float
+    point: str | None
     calls: int = 0
     values: Float[Tensor, "sample out"] | None = None
     jacobians: Float[Tensor, "sample out input"] | None = None
 
     def plain(self) -> dict[str, Any]:
         """As it stands in a result."""
-        return {name: value for name, value in vars(self).items() if name not in ("values", "jacobians")}
+        names = {"non_smooth": "bent", "point": "place"}  # names in results of version 0.1
+        plain = {names.get(name, name): value for name, value in vars(self).items()}
+        return {name: value for name, value in plain.items() if name not in ("values", "jacobians")}
 
 
-def tried(function: Function, x: Float[Tensor, "sample input"], *, slopes: bool = True) -> Tried:
+def check_function(function: Function, x: Float[Tensor, "sample input"], *, slopes: bool = True) -> FunctionCheck:
     """What the function does at some points.
 
     Args:
         function: The function.
         x: The points.
-        slopes: Whether slopes are looked at as well.
+        slopes: Whether derivatives are checked as well.
 
     Raises:
-        InputError: it gives another answer when asked again, or in another batch, or its Jacobian disagrees with
+        InputError: it returns other values when called again, or in another batch, or its Jacobian disagrees with
             differences.
     """
     y = function.values(x)
@@ -384,70 +388,70 @@ def tried(function: Function, x: Float[Tensor, "sample input"], *, slopes: bool 
     again = ((function.values(x) - y).abs() / largest).max()
     if again > _REPEATS:
         raise InputError(
-            f"{function.name} must give the same answer to the same question.",
+            f"{function.name} must return the same values for the same points.",
             got=f"two calls that differ by {float(again):.2g} of the largest value",
-            do="Fix its random numbers (a seed set inside the function), or give data as npz:FILE.",
+            do="Fix its random numbers (a seed set inside the function), or pass data as npz:FILE.",
         )
     alone = ((torch.cat([function.values(each[None]) for each in x[:4]]) - y[:4]).abs() / largest).max()
     if alone > _ALONE:
         raise InputError(
-            f"{function.name} must answer each point of a batch as if it were alone.",
+            f"{function.name} must return for each point of a batch what it returns for the point alone.",
             got=f"a difference of {float(alone):.2g} of the largest value",
             do="If it takes one point at a time, wrap it: lambda x: np.stack([f(each) for each in x]).",
         )
     if not slopes:
-        return Tried(y.shape[1], "none", None, 0.0, None, values=y)
+        return FunctionCheck(y.shape[1], "none", None, 0.0, None, values=y)
     return _slopes(function, x, y)
 
 
-def _slopes(function: Function, x: Tensor, y: Tensor) -> Tried:
+def _slopes(function: Function, x: Tensor, y: Tensor) -> FunctionCheck:
     """Whether the Jacobian is that of the function, and whether the function has one."""
-    rough, bent = function.by_differences(x)
-    share = float(bent.double().mean())
-    worst = place(x[int(bent.int().argmax())]) if share else None
+    estimate, non_smooth = function.by_differences(x)
+    share = float(non_smooth.double().mean())
+    worst = format_point(x[int(non_smooth.int().argmax())]) if share else None
     if function.way == "differences":
-        return Tried(y.shape[1], function.way, None, share, worst, values=y)
-    j = function.slopes(x)
-    if j.shape != rough.shape:
-        rule = f"The Jacobian of {function.name} must have the shape {tuple(rough.shape)}."
+        return FunctionCheck(y.shape[1], function.way, None, share, worst, values=y)
+    j = function.jacobian(x)
+    if j.shape != estimate.shape:
+        rule = f"The Jacobian of {function.name} must have the shape {tuple(estimate.shape)}."
         raise InputError(rule, got=f"shape {tuple(j.shape)}", do="The order is batch, outputs, inputs.")
-    found = [_compared(function, y, j, rough, bent)]
+    comparisons = [_compared(function, y, j, estimate, non_smooth)]
     if function.step is not None:  # a long step is off where the function curves, a short one where it is noisy
-        found.append(_compared(function, y, j, *function.by_differences(x, function.precision ** (1 / 3))))
-    told = [each for each in found if each is not None]
-    if not told:
-        return Tried(y.shape[1], function.way, None, share, worst, values=y, jacobians=j)
-    best = min(told, key=lambda each: float(each.beyond.max()))
+        comparisons.append(_compared(function, y, j, *function.by_differences(x, function.precision ** (1 / 3))))
+    known = [each for each in comparisons if each is not None]
+    if not known:
+        return FunctionCheck(y.shape[1], function.way, None, share, worst, values=y, jacobians=j)
+    best = min(known, key=lambda each: float(each.beyond.max()))
     if float(best.beyond.max()) > _AGREES:
         n, k, i = (int(each) for each in torch.unravel_index(best.beyond.argmax(), best.beyond.shape))
         raise InputError(
             f"The Jacobian of {function.name} ({function.way}) must agree with differences of its values.",
-            got=f"a largest disagreement at ∂y{k}/∂x{i}, x = {place(x[n])}: {float(j[n, k, i]):.6g}, and "
-            f"{float(best.rough[n, k, i]):.6g} by differences",
-            do="Mend the Jacobian, or use --jacobian differences; where the values are noisy, give a longer --step.",
+            got=f"a largest disagreement at ∂y{k}/∂x{i}, x = {format_point(x[n])}: {float(j[n, k, i]):.6g}, and "
+            f"{float(best.estimate[n, k, i]):.6g} by differences",
+            do="Correct the Jacobian, or use --jacobian differences; where the values are noisy, use a longer --step.",
         )
-    return Tried(y.shape[1], function.way, best.off, share, worst, values=y, jacobians=j)
+    return FunctionCheck(y.shape[1], function.way, best.off, share, worst, values=y, jacobians=j)
 
 
 @dataclass(frozen=True)
 class _Compared:
     """A Jacobian beside differences of one step."""
 
-    rough: Tensor
+    estimate: Tensor
     beyond: Tensor
     off: float
 
 
-def _compared(function: Function, y: Tensor, j: Tensor, rough: Tensor, bent: Tensor) -> _Compared | None:
+def _compared(function: Function, y: Tensor, j: Tensor, estimate: Tensor, non_smooth: Tensor) -> _Compared | None:
     """How far both are apart where the function is smooth at the step; None if it is at less than half of the points.
 
     What lies within the rounding of the values is not beyond.
     """
-    if float(bent.double().mean()) > 0.5:
+    if float(non_smooth.double().mean()) > 0.5:
         return None
-    largest = (rough.abs() * function.units)[~bent].amax((0, 2)).clamp_min(1e-300)[:, None]  # of each output
+    largest = (estimate.abs() * function.units)[~non_smooth].amax((0, 2)).clamp_min(1e-300)[:, None]  # of each output
     rounding = 8 * function.precision ** (2 / 3) * y.abs().amax(0)[:, None]
-    off = (j - rough).abs() * function.units
+    off = (j - estimate).abs() * function.units
     beyond = (off - rounding) / largest
-    beyond[bent] = 0.0  # there no difference means anything
-    return _Compared(rough, beyond, float((off / largest)[~bent].max()))
+    beyond[non_smooth] = 0.0  # there no difference means anything
+    return _Compared(estimate, beyond, float((off / largest)[~non_smooth].max()))

@@ -116,19 +116,19 @@ def shares(count: int, rounds: int) -> list[int]:
     return [first + (count - first) * number // rounds for number in range(rounds + 1)]
 
 
-_AGAIN = 3  # points of a file that are asked again when a run goes on
+_AGAIN = 3  # points of a file that are evaluated again when a run is resumed
 _CHUNK = 256  # points whose Jacobians are taken at once
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
-    """Points with their values, their slopes where known, and what they cost.
+class Samples:
+    """Points with their values, their Jacobians where known, and what they cost.
 
     Attributes:
         x: Inputs, float64.
         y: Values.
         j: Slopes ∂yₖ/∂xᵢ, None where unknown.
-        calls: Points at which the function was asked; candidates that were not taken, and differences, included.
+        calls: Evaluations of the function, those of candidates that were not taken and of differences included.
         seconds: Time spent in it.
     """
 
@@ -142,44 +142,44 @@ class Asked:
         """The number of points."""
         return len(self.x)
 
-    def rows(self, which: slice | Int[Tensor, "chosen"]) -> "Asked":
+    def rows(self, which: slice | Int[Tensor, "chosen"]) -> "Samples":
         """Some of the points, at a proportionate cost."""
         x = self.x[which]
         part = len(x) / max(len(self), 1)
-        slopes = None if self.j is None else self.j[which]
-        return Asked(x, self.y[which], slopes, round(self.calls * part), self.seconds * part)
+        partials = None if self.j is None else self.j[which]
+        return Samples(x, self.y[which], partials, round(self.calls * part), self.seconds * part)
 
-    def joined(self, more: "Asked") -> "Asked":
+    def joined(self, more: "Samples") -> "Samples":
         """Both."""
-        slopes = None if self.j is None or more.j is None else torch.cat([self.j, more.j])
-        return Asked(
+        partials = None if self.j is None or more.j is None else torch.cat([self.j, more.j])
+        return Samples(
             torch.cat([self.x, more.x]),
             torch.cat([self.y, more.y]),
-            slopes,
+            partials,
             self.calls + more.calls,
             self.seconds + more.seconds,
         )
 
 
-def ask(function: Function, x: Float[Tensor, "sample input"], *, slopes: bool) -> Asked:
-    """What the function says at x."""
+def query(function: Function, x: Float[Tensor, "sample input"], *, jacobians: bool) -> Samples:
+    """Return values and, if wanted, Jacobians of the function at x."""
     calls, seconds = function.points, function.seconds
     y = function.values(x)
-    j = torch.cat([function.slopes(part) for part in torch.split(x, _CHUNK)]) if slopes else None
-    return Asked(x, y, j, function.points - calls, function.seconds - seconds)
+    j = torch.cat([function.jacobian(part) for part in torch.split(x, _CHUNK)]) if jacobians else None
+    return Samples(x, y, j, function.points - calls, function.seconds - seconds)
 
 
-def kept(run: Run, name: str, make: Callable[[], Asked], function: Function | None = None) -> Asked:
-    """What the run folder holds under this name; made and kept, if it is not there yet.
+def cached(run: Run, name: str, make: Callable[[], Samples], function: Function | None = None) -> Samples:
+    """Return the samples in a file of the run folder; if it is missing, make and write it.
 
     Args:
         run: The run.
         name: Of the file, without its ending.
         make: Asks for what is not there.
-        function: What is asked again at some of the points that are there; it counts no calls.
+        function: Evaluated again at some of the points in the file; these calls are not counted.
 
     Raises:
-        InputError: the file is damaged, or the function says something else now.
+        InputError: the file is damaged, or the function returns other values now.
     """
     file = run.path / f"{name}.npz"
     if not file.is_file():
@@ -197,47 +197,47 @@ def kept(run: Run, name: str, make: Callable[[], Asked], function: Function | No
     try:
         content = io.BytesIO(read(run.path, file))
         npz.check_sizes(content, str(file))
-        with np.load(content, allow_pickle=False) as held:
-            x, y = (torch.from_numpy(held[key]) for key in ("x", "y"))
-            j = torch.from_numpy(held["j"]) if "j" in held.files else None
+        with np.load(content, allow_pickle=False) as archive:
+            x, y = (torch.from_numpy(archive[key]) for key in ("x", "y"))
+            j = torch.from_numpy(archive["j"]) if "j" in archive.files else None
             shapes = [tuple(each.shape) for each in (x, y, *(() if j is None else (j,)))]
             if shapes[1:] != [(len(x), y.shape[1]), (len(x), y.shape[1], *x.shape[1:])][: len(shapes) - 1]:
                 raise ValueError(f"shapes {shapes}")
-            found = Asked(x, y, j, int(held["calls"]), float(held["seconds"]))
+            samples = Samples(x, y, j, int(archive["calls"]), float(archive["seconds"]))
     except InputError:
         raise
     except Exception as error:  # numpy and zipfile have many
         raise InputError(f"{file} must hold the points of this run.", got=f"{error}", do="Remove it.") from error
-    if function is not None and len(found):
-        _says_the_same(file, found, replace(function))
-    return found
+    if function is not None and len(samples):
+        _check_unchanged(file, samples, replace(function))
+    return samples
 
 
-def _says_the_same(file: Path, told: Asked, function: Function) -> None:
-    """Refuses points that another function was asked about."""
-    rows = torch.linspace(0, len(told) - 1, min(_AGAIN, len(told))).long()
-    stored, now = told.y[rows], function.values(told.x[rows])
+def _check_unchanged(file: Path, samples: Samples, function: Function) -> None:
+    """Refuse samples of another function."""
+    rows = torch.linspace(0, len(samples) - 1, min(_AGAIN, len(samples))).long()
+    stored, now = samples.y[rows], function.values(samples.x[rows])
     off = math.inf
     if stored.shape == now.shape:
         off = float((stored - now).abs().max() / torch.maximum(stored.abs(), now.abs()).max().clamp_min(1e-300))
     if off > max(DOUBLE, 1e3 * function.precision):
-        rule = f"{function.name} must say what it said when {file} was written."
+        rule = f"{function.name} must return the values that {file} holds."
         do = "Bring that function back, or choose another --out."
         raise InputError(rule, got=f"values that are off by {off:.2g} of the largest", do=do)
 
 
-def actively(
+def sample_actively(
     first: Float[Tensor, "sample input"],
     pool: Callable[[int, int], Float[Tensor, "candidate input"]],
-    answer: Callable[[Float[Tensor, "candidate input"]], Asked],
-    learn: Callable[[Asked], nn.Module],
+    answer: Callable[[Float[Tensor, "candidate input"]], Samples],
+    learn: Callable[[Samples], nn.Module],
     units: tuple[Float[Tensor, "input"], Float[Tensor, "out"] | None],
     count: int,
     *,
     rounds: int,
     seed: int,
     more: int = 4,
-) -> Asked:
+) -> Samples:
     """`first`, and in each round points where a student of those so far disagrees with its teacher; in that order.
 
     Args:
@@ -249,7 +249,7 @@ def actively(
         count: How many points in all.
         rounds: In how many rounds.
         seed: Of the draws.
-        more: Candidates for each point that is taken; the teacher is asked at all of them.
+        more: Candidates for each point that is taken; the teacher is evaluated at all of them.
     """
     sizes = shares(count, rounds)
     known = answer(first[: sizes[0]])
@@ -260,72 +260,72 @@ def actively(
         candidates = answer(pool(more * missing, seed + number))
         far = disagreement(learn(known), candidates, units)
         taken = candidates.rows(worst(far, missing, seed + number))
-        known = known.joined(Asked(taken.x, taken.y, taken.j, candidates.calls, candidates.seconds))
+        known = known.joined(Samples(taken.x, taken.y, taken.j, candidates.calls, candidates.seconds))
     return known
 
 
 def disagreement(
-    student: nn.Module, told: Asked, units: tuple[Float[Tensor, "input"], Float[Tensor, "out"] | None]
+    student: nn.Module, samples: Samples, units: tuple[Float[Tensor, "input"], Float[Tensor, "out"] | None]
 ) -> Float[Tensor, "sample"]:
-    """How far the student is from what it was told, at each point: squared error of values and slopes in units.
+    """Return the squared error of the student at each point, of values and Jacobian in units.
 
-    The slopes count so much that both parts would be equal for a student that says the mean everywhere.
+    The Jacobian is weighted such that both parts are equal for a student that returns the mean everywhere.
     """
-    s, t = units[0], units[1] if units[1] is not None else told.y.std(0).clamp_min(1e-300)
-    values, slopes = said(student, told.x, slopes=told.j is not None)
-    far = ((values - told.y) / t).square().sum(1)
-    if told.j is None or slopes is None:
+    s, t = units[0], units[1] if units[1] is not None else samples.y.std(0).clamp_min(1e-300)
+    values, partials = predictions(student, samples.x, jacobians=samples.j is not None)
+    far = ((values - samples.y) / t).square().sum(1)
+    if samples.j is None or partials is None:
         return far
-    size = _in_units(told.j, s, t).square().sum((1, 2))
-    weight = float(((told.y - told.y.mean(0)) / t).square().sum(1).mean() / size.mean().clamp_min(1e-300))
-    return far + weight * _in_units(slopes - told.j, s, t).square().sum((1, 2))
+    size = _in_units(samples.j, s, t).square().sum((1, 2))
+    weight = float(((samples.y - samples.y.mean(0)) / t).square().sum(1).mean() / size.mean().clamp_min(1e-300))
+    return far + weight * _in_units(partials - samples.j, s, t).square().sum((1, 2))
 
 
-def said(
-    student: nn.Module, x: Float[Tensor, "sample *input"], *, slopes: bool
+def predictions(
+    student: nn.Module, x: Float[Tensor, "sample *input"], *, jacobians: bool
 ) -> tuple[Float[Tensor, "sample out"], Float[Tensor, "sample out *input"] | None]:
-    """Values and slopes of a student in float64, whatever its own type and device."""
+    """Return values and Jacobians of a student in float64, whatever its own type and device."""
     like = next(student.parameters())
     values, rows = [], []
     with torch.no_grad():
         for part in torch.split(x, _CHUNK):
-            asked = part.to(like)
-            if slopes:
-                y, j = jacobian(student, asked)
+            inputs = part.to(like)
+            if jacobians:
+                y, j = jacobian(student, inputs)
                 rows.append(j.detach().double().cpu())
             else:
-                y = student(asked)
+                y = student(inputs)
             values.append(y.detach().double().cpu())
-    return torch.cat(values), torch.cat(rows) if slopes else None
+    return torch.cat(values), torch.cat(rows) if jacobians else None
 
 
 def errors(
-    student: nn.Module, test: Asked, s: Float[Tensor, "*input"], t: Float[Tensor, "out"]
+    student: nn.Module, test: Samples, s: Float[Tensor, "*input"], t: Float[Tensor, "out"]
 ) -> dict[str, float | None]:
     """How good a student is at held-out points.
 
-    `rmse` is in raw units, over all outputs as `evaluate` has it; `values` and `slopes` are RMSE in units t and t/s;
-    `jacobian_relative_error` and `jacobian_cosine` are of the slopes in units.
+    `rmse` is in raw units, over all outputs as `evaluate` has it; `values` and `slopes` (of the partials) are RMSE in
+    units t and t/s; `jacobian_relative_error` and `jacobian_cosine` are of the Jacobian in units.
     """
-    values, slopes = said(student, test.x, slopes=test.j is not None)
+    values, partials = predictions(student, test.x, jacobians=test.j is not None)
     off = values - test.y
-    found: dict[str, float | None] = {
+    measured: dict[str, float | None] = {
         "rmse": _rms(off),
         "values": _rms(off / t),
         "slopes": None,
         "jacobian_relative_error": None,
         "jacobian_cosine": None,
     }
-    if test.j is not None and slopes is not None and not bool(test.j.isnan().all()):
+    if test.j is not None and partials is not None and not bool(test.j.isnan().all()):
         unknown = test.j.isnan()
-        true, mine = (_in_units(each.masked_fill(unknown, 0.0), s, t) for each in (test.j, slopes))
+        true, mine = (_in_units(each.masked_fill(unknown, 0.0), s, t) for each in (test.j, partials))
         size = float(true.norm())
-        found["slopes"] = _rms((mine - true)[~unknown.flatten(2)])
-        found["jacobian_relative_error"] = float((mine - true).norm()) / size if size else None
+        measured["slopes"] = _rms((mine - true)[~unknown.flatten(2)])
+        measured["jacobian_relative_error"] = float((mine - true).norm()) / size if size else None
         some = ~unknown.flatten(1).all(1)
         cosine = nn.functional.cosine_similarity(mine[some].flatten(1), true[some].flatten(1), dim=1).mean()
-        found["jacobian_cosine"] = float(cosine)
-    return found
+        measured["jacobian_cosine"] = float(cosine)
+    return measured
 
 
 def _in_units(j: Tensor, s: Tensor, t: Tensor) -> Tensor:

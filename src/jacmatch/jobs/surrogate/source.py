@@ -1,4 +1,4 @@
-"""Where a surrogate learns from: a function that can be asked anywhere, or a file that holds what was asked before."""
+"""Where a surrogate learns from: a function that can be evaluated, or a file of samples."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,16 +15,23 @@ from jacmatch.errors import InputError
 from jacmatch.jobs.surrogate import points as sampling
 from jacmatch.jobs.surrogate.examples import EXAMPLES
 from jacmatch.jobs.surrogate.fields import SurrogateFields
-from jacmatch.jobs.surrogate.functions import WAYS, Function, Tried, found, opened, tried
-from jacmatch.jobs.surrogate.points import Asked, actively, ask, kept
+from jacmatch.jobs.surrogate.functions import (
+    WAYS,
+    Function,
+    FunctionCheck,
+    check_function,
+    import_callable,
+    open_function,
+)
+from jacmatch.jobs.surrogate.points import Samples, cached, query, sample_actively
 from jacmatch.runs import Run
 from jacmatch.runs.identity import DOUBLE, Fingerprints, code_of, digest_of, probe, source_of
 from jacmatch.surrogates.tables import load_table
 from jacmatch.teachers.cached.fingerprint import digest
 
 FILES = ("npz:", "csv:", "parquet:")
-_TRIED = 16  # points
-_TEST_SEED = 2**20  # seeds of held-out points begin here
+_CHECKED = 16  # points
+_TEST_SEED = 2**20  # seeds of held_out-out points begin here
 _SIZES = (32, 64, 128, 256)
 
 
@@ -34,18 +41,18 @@ class Source:
 
     Attributes:
         job: The settings.
-        function: What can be asked, None for a file.
-        tried: What was found when it was.
+        function: The function, None for a file.
+        check: The result of the check of the function.
         data: The file's arrays.
-        place: The box, or all given points.
+        region: The box, or all given points.
         units: Units of the inputs.
     """
 
     job: SurrogateFields
     function: Function | None
-    tried: Tried | None
+    check: FunctionCheck | None
     data: Data | None
-    place: Float[Tensor, "corner *input"]
+    region: Float[Tensor, "corner *input"]
     units: Float[Tensor, "*input"]
 
     @property
@@ -57,12 +64,12 @@ class Source:
             return (8, 16)
         if self.function is not None and self.job.sampling != "given":
             return _SIZES
-        total = len(self.data.train) if self.data is not None else len(self.place) - len(self.place) // 5
+        total = len(self.data.train) if self.data is not None else len(self.region) - len(self.region) // 5
         return tuple(sorted({max(4, total // part) for part in (8, 4, 2, 1)} - {n for n in (4,) if n > total}))
 
     @property
     def slopes(self) -> bool:
-        """Whether slopes are known."""
+        """Whether partials are known."""
         return self.function is not None or (self.data is not None and self.data.train.jacobians is not None)
 
     @property
@@ -70,30 +77,30 @@ class Source:
         """What the run is made of besides its settings: the arrays of the file, or points, code and values."""
         if self.data is not None:
             return {"data": dict(self.data.digests)}
-        assert self.tried is not None
+        assert self.check is not None
         function: Fingerprints = {**code_behind(self.job.teacher), **code_behind(self.job.jacobian)}
         function |= {"call": digest_of(source_of(self._function.call)), "slopes by": self._function.way}
         tolerance = max(DOUBLE, 1e3 * self._function.precision)
         for name in ("values", "jacobians"):
-            said = getattr(self.tried, name)
-            if said is not None:
-                function[name] = probe(said.flatten().tolist(), tolerance)
+            known = getattr(self.check, name)
+            if known is not None:
+                function[name] = probe(known.flatten().tolist(), tolerance)
         given = "points" if self.job.sampling == "given" else "box"
-        return {given: {"x": digest(("x", self.place))}, "function": function}
+        return {given: {"x": digest(("x", self.region))}, "function": function}
 
-    def training(self, run: Run, seed: int, learn: Callable[[Asked], nn.Module]) -> dict[int, Asked]:
-        """Training points of a seed for each size, kept in the run. `learn` trains a student, for active sampling."""
+    def training(self, run: Run, seed: int, learn: Callable[[Samples], nn.Module]) -> dict[int, Samples]:
+        """Training points of a seed for each size, cached in the run. `learn` trains a student, for active sampling."""
         most = self.sizes[-1]
         if self.data is not None:
             order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(seed))
             whole = _of(self.data, train=True)
             return {size: whole.rows(order[:size]) for size in self.sizes}
         if self.job.sampling in ("latin-hypercube", "active"):  # of these a part is no such set
-            return {size: self._kept(run, f"points-seed{seed}-n{size}", size, seed, learn) for size in self.sizes}
-        asked = self._kept(run, f"points-seed{seed}", most, seed, learn)
-        return {size: asked.rows(slice(size)) for size in self.sizes}
+            return {size: self._cached(run, f"points-seed{seed}-n{size}", size, seed, learn) for size in self.sizes}
+        samples = self._cached(run, f"points-seed{seed}", most, seed, learn)
+        return {size: samples.rows(slice(size)) for size in self.sizes}
 
-    def test(self, run: Run) -> Asked:
+    def test(self, run: Run) -> Samples:
         """Held-out points, the same for all seeds."""
         if self.data is not None:
             return _of(self.data, train=False)
@@ -101,20 +108,20 @@ class Source:
         if self.job.sampling == "given":
             x = self._given(self.job.seed)[1][:count]
         else:
-            x = sampling.inside(sampling.cube("box", count, len(self.units), _TEST_SEED + self.job.seed), self.place)
-        return kept(run, "points-test", lambda: ask(self._function, x, slopes=True), self.function)
+            x = sampling.inside(sampling.cube("box", count, len(self.units), _TEST_SEED + self.job.seed), self.region)
+        return cached(run, "points-test", lambda: query(self._function, x, jacobians=True), self.function)
 
-    def _kept(self, run: Run, name: str, count: int, seed: int, learn: Callable[[Asked], nn.Module]) -> Asked:
-        return kept(run, name, lambda: self._asked(count, seed, learn), self.function)
+    def _cached(self, run: Run, name: str, count: int, seed: int, learn: Callable[[Samples], nn.Module]) -> Samples:
+        return cached(run, name, lambda: self._query(count, seed, learn), self.function)
 
-    def _asked(self, count: int, seed: int, learn: Callable[[Asked], nn.Module]) -> Asked:
-        kind, slopes = self.job.sampling, "slopes" in self.job.methods
+    def _query(self, count: int, seed: int, learn: Callable[[Samples], nn.Module]) -> Samples:
+        kind, jacobians = self.job.sampling, "slopes" in self.job.methods
 
         def points(number: int, own: int) -> Tensor:
-            return sampling.inside(sampling.cube(kind, number, len(self.units), own), self.place)
+            return sampling.inside(sampling.cube(kind, number, len(self.units), own), self.region)
 
-        def answer(x: Tensor) -> Asked:
-            return ask(self._function, x, slopes=slopes)
+        def answer(x: Tensor) -> Samples:
+            return query(self._function, x, jacobians=jacobians)
 
         if kind == "given":
             x, _ = self._given(self.job.seed)
@@ -123,15 +130,15 @@ class Source:
         if kind != "active":
             return answer(points(count, seed))
         units = (self.units, _units("output", self.job.output_units, None))
-        return actively(
+        return sample_actively(
             points(count, seed), points, answer, learn, units, count, rounds=self.job.rounds, seed=2**16 * (seed + 1)
         )
 
     def _given(self, seed: int) -> tuple[Tensor, Tensor]:
         """The given points for training, and those that are held out."""
-        order = torch.randperm(len(self.place), generator=torch.Generator().manual_seed(seed))
-        held = len(self.place) // 5
-        return self.place[order[held:]], self.place[order[:held]]
+        order = torch.randperm(len(self.region), generator=torch.Generator().manual_seed(seed))
+        held_out = len(self.region) // 5
+        return self.region[order[held_out:]], self.region[order[:held_out]]
 
     @property
     def _function(self) -> Function:
@@ -139,11 +146,11 @@ class Source:
         return self.function
 
 
-def source(job: SurrogateFields) -> Source:
-    """What the settings name, tried at some points.
+def open_source(job: SurrogateFields) -> Source:
+    """Return what the settings name, checked at some points.
 
     Raises:
-        InputError: it cannot be learned from; the message says why.
+        InputError: it cannot be learned from; the message names the reason.
     """
     if job.teacher.startswith(FILES):
         return _file(job)
@@ -151,26 +158,26 @@ def source(job: SurrogateFields) -> Source:
         if getattr(job, name):
             rule = f"`--{name.replace('_', '-')}` of `surrogate` is for a table."
             raise InputError(rule, got=job.teacher, do="Name csv:FILE or parquet:FILE, or leave it out.")
-    call = EXAMPLES[job.teacher] if job.teacher in EXAMPLES else found(job.teacher)
+    call = EXAMPLES[job.teacher] if job.teacher in EXAMPLES else import_callable(job.teacher)
     if job.points is not None:
-        place = read_points(job.points)
-        units = _units("input", job.input_units, place.std(0, unbiased=False))
-        some = place[torch.linspace(0, len(place) - 1, min(_TRIED, len(place))).long()]
+        region = read_points(job.points)
+        units = _units("input", job.input_units, region.std(0, unbiased=False))
+        some = region[torch.linspace(0, len(region) - 1, min(_CHECKED, len(region))).long()]
     else:
         low, high = job.low or getattr(call, "low", ()), job.high or getattr(call, "high", ())
-        place = sampling.box(tuple(low), tuple(high), job.inputs)
-        units = _units("input", job.input_units, (place[1] - place[0]) / 12**0.5)
-        some = sampling.inside(sampling.cube("sobol", _TRIED, place.shape[1], _TEST_SEED + job.seed), place)
+        region = sampling.box(tuple(low), tuple(high), job.inputs)
+        units = _units("input", job.input_units, (region[1] - region[0]) / 12**0.5)
+        some = sampling.inside(sampling.cube("sobol", _CHECKED, region.shape[1], _TEST_SEED + job.seed), region)
     assert units is not None
     own, way = None, job.jacobian
     if way not in ("auto", *WAYS):
-        own, way = found(way, "--jacobian"), "own"
-    _resolved(place, units)
-    function = opened(job.teacher, call, some, units, own=own, way=way, step=job.step)  # type: ignore[arg-type]
-    found_out = replace(tried(function, some), calls=function.points)
-    _units("output", job.output_units, torch.ones(found_out.outputs))
-    _enough(job, len(place) - len(place) // 5 if job.points is not None else None)
-    return Source(job, function, found_out, None, place, units)
+        own, way = import_callable(way, "--jacobian"), "own"
+    _resolved(region, units)
+    function = open_function(job.teacher, call, some, units, own=own, way=way, step=job.step)  # type: ignore[arg-type]
+    check = replace(check_function(function, some), calls=function.points)
+    _units("output", job.output_units, torch.ones(check.outputs))
+    _enough(job, len(region) - len(region) // 5 if job.points is not None else None)
+    return Source(job, function, check, None, region, units)
 
 
 def code_behind(spec: str) -> Fingerprints:
@@ -226,11 +233,11 @@ def _file(job: SurrogateFields) -> Source:
     """The arrays of a file."""
     for name in ("points", "low", "high", "step", "inputs"):
         if getattr(job, name) not in (None, ()):
-            rule = f"`--{name}` of `surrogate` is for a function that can be asked."
+            rule = f"`--{name}` of `surrogate` is for a function that can be evaluated."
             raise InputError(rule, got=job.teacher, do="Leave it out, or name PACKAGE.MODULE:CALLABLE.")
     if job.sampling != "sobol" or job.jacobian != "auto":
-        rule = "`--sampling` and `--jacobian` of `surrogate` are for a function that can be asked."
-        raise InputError(rule, got=job.teacher, do="Leave them out: the file has its points, and j_train its slopes.")
+        rule = "`--sampling` and `--jacobian` of `surrogate` are for a function that can be evaluated."
+        raise InputError(rule, got=job.teacher, do="Leave them out: the file has its points, and j_train its partials.")
     data = arrays_of(job)
     if data.classes is not None:
         raise InputError(f"{job.teacher} must have targets (N, K) of a float type.", got="classes")
@@ -255,14 +262,14 @@ def arrays_of(job: SurrogateFields) -> Data:
         return from_arrays(job.teacher, arrays)
     same = {key.replace("train", "test"): array for key, array in arrays.items()}
     data = from_arrays(job.teacher, {**arrays, **same})
-    kept, held = split_validation(data.train.y, 0.2, job.seed)
-    return replace(data, train=data.train.subset(kept), test=data.train.subset(held))
+    train, test = split_validation(data.train.y, 0.2, job.seed)
+    return replace(data, train=data.train.subset(train), test=data.train.subset(test))
 
 
-def _of(data: Data, *, train: bool) -> Asked:
+def _of(data: Data, *, train: bool) -> Samples:
     split = data.train if train else data.test
-    slopes = None if split.jacobians is None else split.jacobians.double()
-    return Asked(split.inputs().double(), split.y.double(), slopes)
+    partials = None if split.jacobians is None else split.jacobians.double()
+    return Samples(split.inputs().double(), split.y.double(), partials)
 
 
 def _enough(job: SurrogateFields, there: int | None) -> None:
@@ -278,7 +285,7 @@ def read_points(path: Path) -> Float[Tensor, "sample input"]:
     if not is_file(path):
         raise InputError(rule, got="no such file", do="Check the path.")
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # so that a header cannot ask for more than the file has
+        array = np.lib.format.open_memmap(path, mode="r")  # so that a header cannot claim more than the file has
     except Exception as error:  # numpy has many
         raise InputError(rule, got="no array, or a damaged one", do="Write it with np.save.") from error
     if array.ndim != 2 or array.dtype.kind != "f" or len(array) < 10:
