@@ -26,6 +26,18 @@ class Fault(NamedTuple):
 
 
 FAULTS = {
+    "one difference shows any engine to be right": Fault(
+        "jacobian/references.py",
+        "return STRICT if self.single else",
+        "return 0.99 if self.single else",
+        "tests/jacobian/test_verification.py",
+    ),
+    "the pre-flight check accepts any gradient": Fault(
+        "diagnostics/isolation.py",
+        "if error <= (allowed if exact else max(allowed, _LOOSE)):",
+        "if True:",
+        "tests/diagnostics/test_preflight.py",
+    ),
     "student's rows are detached": Fault(
         "jacobian/engines.py",
         "    return row\n\n\ndef _cut_off",
