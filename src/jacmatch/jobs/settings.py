@@ -55,6 +55,8 @@ class JobFields:
     def begin(self, job: str, again: bool = False) -> Run:
         """Return the run of this job: new, or the unfinished one in the folder; with `again` also a finished one."""
         device = find_device(self.device)
+        if self.device == "auto" and device.type == "cpu" and self._begun_on_cpu():
+            object.__setattr__(self, "device", "cpu")  # the default of version 0.1, whose runs go on
         gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
         ranks = ProcessGroup.current()
         if getattr(self, "devices", 1) not in (1, ranks.size):
@@ -70,6 +72,13 @@ class JobFields:
         if not ranks.first:
             run = replace(Run.open(folder, finished=False), follows=True)
         return run
+
+    def _begun_on_cpu(self) -> bool:
+        """Return whether the run folder holds a run whose setting `device` is the CPU."""
+        if self.out is None or not (self.out / "settings.json").is_file():
+            return False
+        settings = Run.open(self.out, finished=False).settings
+        return bool(settings.get("device") == "cpu")
 
     def folder(self, job: str) -> Path:
         """Return the run folder of this job; without `out` a new one that no other process uses."""
