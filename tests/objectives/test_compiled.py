@@ -46,6 +46,14 @@ def test_one_graph_with_the_eager_gradients_for_any_batch(kind, policy, backend)
     assert found["batches"] == ([4] if kind == "norm" else [])
 
 
+@pytest.mark.ci
+@pytest.mark.parametrize("kind", ["regression", "robustness"])
+def test_other_objectives_are_one_graph_too(kind):
+    found = ran(kind, "frozen", "aot_eager")
+    assert (found["fallback"], found["graphs"], found["steps"]) == (None, 1, 4)
+    assert found["worst"] < 1e-6
+
+
 @SLOW
 def test_a_rule_of_ones_own_is_not_compiled():
     """It would be wrong without a word: its second derivative is lost."""
