@@ -14,7 +14,7 @@ from jacmatch.errors import InputError
 from jacmatch.jobs.surrogate.functions import is_code as is_function
 from jacmatch.models import catalog as models
 
-_NEVER = ("device", "pairs", "probe", "readout", "name", "names", "rows", "action")
+_NEVER = ("device", "pairs", "probe", "readout", "name", "names", "rows", "action", "x_columns", "y_columns")
 """Fields of text of which no value is ever run."""
 _FIELDS: Mapping[str, Callable[[str], bool]] = {
     "data": data.is_code,
