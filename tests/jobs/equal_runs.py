@@ -17,7 +17,7 @@ import numpy as np
 
 from jacmatch.jobs import Distill, Robust, Surrogate, Transfer
 
-SMALL: dict[str, Any] = {"batch_size": 32, "validate_every": 2, "checkpoint_every": 2}
+SMALL: dict[str, Any] = {"device": "cpu", "batch_size": 32, "validate_every": 2, "checkpoint_every": 2}
 JOBS = {
     "distill": Distill(per_class=5, steps=6, teacher_steps=6, seeds=2, **SMALL),
     "robust": Robust(penalty_weight=(0.0, 0.1), noise_levels=(0.2,), draws=2, steps=4, per_class=5, seeds=2, **SMALL),
@@ -98,6 +98,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "make":
         make(Path(sys.argv[2]))
     else:
-        found = list(differences(*map(Path, sys.argv[2:4])))
-        print("\n".join(found) or "equal")
-        sys.exit(bool(found))
+        lines = list(differences(*map(Path, sys.argv[2:4])))
+        print("\n".join(lines) or "equal")
+        sys.exit(bool(lines))

@@ -38,11 +38,11 @@ def objective(given, method="jacobians", **settings):
         ({"probe": "top-class"}, 5, AtMixedPairs),
     ],
 )
-def test_scarce_data_are_asked_between(settings, per_class, point):
+def test_scarce_data_are_compared_at_mixed_pairs(settings, per_class, point):
     assert type(objective(data(per_class), **settings).differentiation.point) is point
 
 
-def test_a_regression_is_asked_at_its_data_by_squared_errors():
+def test_a_regression_is_compared_at_its_data_by_squared_errors():
     made = objective(data(classes=None))
     assert type(made.differentiation.point) is AtData
     assert made.output_loss == "squared"

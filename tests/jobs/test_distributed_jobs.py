@@ -52,7 +52,7 @@ def started(tmp_path):
         process.kill()
 
 
-def said(process, code=0):
+def output_of(process, code=0):
     """What the command says, once it has ended with the code."""
     out, error = process.communicate(timeout=500)
     assert process.returncode == code, error
@@ -73,11 +73,11 @@ def until(condition, seconds=120):
 
 
 def test_distill_in_two_processes_is_distill_in_one(started, tmp_path):
-    said(started("distill", *PERCEPTRON, "--out", "one"))
-    out, error = said(started("distill", *PERCEPTRON, "--out", "two", "--devices", "2"))
+    output_of(started("distill", *PERCEPTRON, "--out", "one"))
+    out, error = output_of(started("distill", *PERCEPTRON, "--out", "two", "--devices", "2"))
     assert out.count("labels + outputs + Jacobians") == 1
     assert not error
-    said(started("distill", *PERCEPTRON, "--out", "torchrun", module=TORCHRUN))
+    output_of(started("distill", *PERCEPTRON, "--out", "torchrun", module=TORCHRUN))
     one = load_file(tmp_path / "one" / "student.safetensors")
     for name in ("two", "torchrun"):
         other = load_file(tmp_path / name / "student.safetensors")
@@ -87,10 +87,10 @@ def test_distill_in_two_processes_is_distill_in_one(started, tmp_path):
 
 
 def test_a_cache_answers_in_two_processes(started, tmp_path):
-    asked = (*PERCEPTRON, "--views", "2")
-    said(started("cache", "build", *asked, "--cache", "cache", module=TORCHRUN))
-    said(started("distill", *asked, "--out", "live", "--devices", "2"))
-    said(started("distill", *asked, "--out", "cached", "--devices", "2", "--cache", "cache"))
+    options = (*PERCEPTRON, "--views", "2")
+    output_of(started("cache", "build", *options, "--cache", "cache", module=TORCHRUN))
+    output_of(started("distill", *options, "--out", "live", "--devices", "2"))
+    output_of(started("distill", *options, "--out", "cached", "--devices", "2", "--cache", "cache"))
     live, cached = (load_file(tmp_path / name / "student.safetensors") for name in ("live", "cached"))
     assert max(float((live[key] - cached[key]).abs().max()) for key in live) < 1e-5
 
@@ -98,7 +98,7 @@ def test_a_cache_answers_in_two_processes(started, tmp_path):
 @pytest.mark.parametrize("verb", ["robust", "transfer"])
 def test_other_jobs_run_in_two_processes(started, tmp_path, verb):
     data = ("--data", "digits", "--model", "mlp") if verb == "robust" else ()
-    said(started(verb, *data, "--smoke", "--out", "run", "--devices", "2"))
+    output_of(started(verb, *data, "--smoke", "--out", "run", "--devices", "2"))
     assert (tmp_path / "run" / "result.json").is_file()
 
 
@@ -109,32 +109,32 @@ def test_a_killed_process_ends_the_other_and_the_same_command_goes_on(started, t
     pids = children(process)
     os.kill(pids[rank], signal.SIGKILL)
     before = time.monotonic()
-    _out, error = said(process, 1)
+    _out, error = output_of(process, 1)
     assert time.monotonic() - before < 60
     assert error.count("\n") == 1
     assert f"process {rank} of 2 was ended by SIGKILL" in error
     assert "What is done is kept in run: the same command goes on." in error
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
-    said(started(*TRAIN, "--out", "run", "--devices", "2"))
+    output_of(started(*TRAIN, "--out", "run", "--devices", "2"))
     assert (tmp_path / "run" / "result.json").is_file()
 
 
 def test_sigterm_saves_once_and_another_number_of_processes_is_refused(started, tmp_path):
     whole = started(*TRAIN, "--out", "whole", "--devices", "2")
-    said(whole)
+    output_of(whole)
     process = started(*TRAIN, "--out", "run", "--devices", "2")
     until((tmp_path / "run" / "checkpoint.pt").is_file)
     process.terminate()
-    _, error = said(process, 130)
+    _, error = output_of(process, 130)
     assert error == "jacmatch train: interrupted. What is done is kept in run: the same command goes on.\n"
-    _, error = said(started(*TRAIN, "--out", "run"), 2)
+    _, error = output_of(started(*TRAIN, "--out", "run"), 2)
     assert "processes (2 there, 1 here)" in error
-    said(started("train", "--resume", "run", "--devices", "2"))
+    output_of(started("train", "--resume", "run", "--devices", "2"))
     one, other = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "run"))
     assert all((one[key] == other[key]).all() for key in one)
 
 
-def test_what_is_wrong_in_one_process_is_said_once(started, tmp_path):
+def test_what_is_wrong_in_one_process_is_reported_once(started, tmp_path):
     (tmp_path / "mine.py").write_text(
         "import os\nfrom jacmatch import datasets\nfrom jacmatch.errors import InputError\n"
         "def data(seed=0):\n"
@@ -143,11 +143,11 @@ def test_what_is_wrong_in_one_process_is_said_once(started, tmp_path):
     )
     process = started("train", "--data", "mine:data", "--model", "mlp", "--smoke", "--out", "run", "--devices", "2")
     before = time.monotonic()
-    out, error = said(process, 2)
+    out, error = output_of(process, 2)
     assert time.monotonic() - before < 90
     assert error == "jacmatch train: The disk of node 1 must be there.\n"
     assert not out
     assert not (tmp_path / "run").exists()
-    _, error = said(started("train", "--data", "nowhere", "--devices", "2"), 2)
+    _, error = output_of(started("train", "--data", "nowhere", "--devices", "2"), 2)
     assert error.count("\n") == 1
     assert "nowhere" in error

@@ -33,7 +33,7 @@ def test_no_two_of_many_threads_have_the_same_folder():
     assert sorted(map(str, folders)) == [f"runs/train-{number:03d}" for number in range(1, 65)]
 
 
-def test_a_file_in_the_place_of_the_folders_is_said():
+def test_a_file_instead_of_the_folder_is_reported():
     Path("runs").write_text("mine")
     with pytest.raises(InputError, match=r"The run folder runs \(`--out`\) must be one that can be written to"):
         claimed_folder("train")
@@ -45,6 +45,6 @@ def test_four_jobs_at_once_have_four_folders():
     words = ["train", "--data", "digits", "--model", "mlp:4", "--smoke", "--steps", "2", "--no-doctor", "--json"]
     command = [sys.executable, "-m", "jacmatch", *words]
     jobs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    found = sorted(json.loads(job.communicate()[0])["out"] for job in jobs)
+    folders = sorted(json.loads(job.communicate()[0])["out"] for job in jobs)
     assert [job.returncode for job in jobs] == [0] * 4
-    assert found == [f"runs/train-00{number}" for number in range(1, 5)]
+    assert folders == [f"runs/train-00{number}" for number in range(1, 5)]

@@ -14,7 +14,7 @@ from jacmatch.jobs import Train
 from jacmatch.jobs.inputs import inputs_of, same_inputs
 from jacmatch.jobs.networks import Description
 from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.teachers import kept_folder, prepare
+from jacmatch.jobs.teachers import cached_folder, prepare
 from jacmatch.runs import Run
 
 MODULE = """
@@ -99,9 +99,9 @@ def test_a_job_does_not_go_on_with_other_code(job, write, capsys):
     assert main([*command, "--max-steps", "1"]) == 0
     write("Tanh")
     assert main(command) == 2
-    said = capsys.readouterr().err
-    assert "run must go on with the network usersnet:net that it was begun with. Got changes in" in said
-    assert "code usersnet (" in said
+    message = capsys.readouterr().err
+    assert "run must go on with the network usersnet:net that it was begun with. Got changes in" in message
+    assert "code usersnet (" in message
     write("ReLU")
     assert main(command) == 0
 
@@ -112,10 +112,10 @@ def _teacher(given, model="usersnet:net"):
     progress.message = messages.append
     recipe = Train(data="mine", model=model, steps=4, doctor=False)
     prepared = prepare(model, given, None, recipe, progress, allow_code=True)
-    return kept_folder(recipe, given), prepared.network, messages
+    return cached_folder(recipe, given), prepared.network, messages
 
 
-def test_a_kept_teacher_is_that_of_this_code_and_of_these_data(write):
+def test_a_cached_teacher_is_that_of_this_code_and_of_these_data(write):
     first, network, _ = _teacher(data())
     again, same, messages = _teacher(data())
     assert first == again
@@ -147,7 +147,7 @@ def test_a_kept_teacher_is_that_of_this_code_and_of_these_data(write):
         ),
     ],
 )
-def test_a_damaged_kept_teacher_is_trained_again(file, damage, reason, write):
+def test_a_damaged_cached_teacher_is_trained_again(file, damage, reason, write):
     folder, network, _ = _teacher(data(), "mlp:6")
     content = (folder / file).read_bytes()
     (folder / file).write_bytes(damage(content)) if damage else (folder / file).unlink()
@@ -163,7 +163,7 @@ def test_a_damaged_kept_teacher_is_trained_again(file, damage, reason, write):
     assert _teacher(data(), "mlp:6")[2] == []
 
 
-def test_a_link_in_the_place_of_a_kept_teacher_is_refused(write, tmp_path):
+def test_a_link_instead_of_a_cached_teacher_is_refused(write, tmp_path):
     folder, _, _ = _teacher(data(), "mlp:6")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
@@ -174,7 +174,7 @@ def test_a_link_in_the_place_of_a_kept_teacher_is_refused(write, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
 
 
-def test_a_half_trained_kept_teacher_with_a_damaged_checkpoint_begins_anew(write):
+def test_a_half_trained_cached_teacher_with_a_damaged_checkpoint_begins_anew(write):
     folder, network, _ = _teacher(data(), "mlp:6")
     (folder / "result.json").unlink()
     (folder / "checkpoint.pt").write_bytes(b"no checkpoint")

@@ -37,9 +37,9 @@ def train(out="run", **settings):
 def test_a_network_is_measured_on_the_data_of_its_run():
     arrays()
     trained = train()["student"]
-    found = Evaluate(model="run", out=Path("evaluated")).run()
-    assert found["student"]["accuracy"] == trained["accuracy"]
-    assert (found["data"], found["test_samples"]) == ("npz:d.npz", 10)
+    evaluated = Evaluate(model="run", out=Path("evaluated")).run()
+    assert evaluated["student"]["accuracy"] == trained["accuracy"]
+    assert (evaluated["data"], evaluated["test_samples"]) == ("npz:d.npz", 10)
     assert Doctor(model="run", out=Path("doctor")).run()["data"] == "npz:d.npz"
     same = Compare(first="run", second="run", out=Path("compared")).run()
     assert (same["data"], same["agreement"]["top1"]) == ("npz:d.npz", 1.0)
@@ -50,11 +50,11 @@ def test_the_split_is_that_of_the_run():
     """With another seed the network would have been trained on a part of what it is tested on."""
     train(data="digits", seed=3, smoke=True)
     own, other = datasets.load("digits", 3), datasets.load("digits", 0)
-    asked = {"seed": 0, "smoke": False, "allow_code": False}
+    settings = {"seed": 0, "smoke": False, "allow_code": False}
     assert own.train.digests != other.train.digests
     for data in (None, "digits"):
-        assert data_for("evaluate", ("run",), data, **asked).train.digests == own.train.digests
-    assert data_for("evaluate", ("cnn3",), None, **asked).train.digests == other.train.digests
+        assert data_for("evaluate", ("run",), data, **settings).train.digests == own.train.digests
+    assert data_for("evaluate", ("cnn3",), None, **settings).train.digests == other.train.digests
     assert len(data_for("evaluate", ("run",), None, seed=0, smoke=True, allow_code=False).test) == 200
 
 
@@ -126,8 +126,8 @@ def test_a_folder_that_names_no_data_says_so():
 def test_a_surrogate_is_measured_at_the_points_of_its_function():
     settings = {"smoke": True, "steps": 2, "samples": (8,), "hidden": (4,), "onnx": "never", "doctor": False}
     result = Surrogate(teacher="ishigami", out=Path("run"), **settings).run(Progress(quiet=True))
-    found = Evaluate(model="run", out=Path("evaluated")).run()
-    assert found["student"]["rmse"] == pytest.approx(result["student"]["rmse"], rel=1e-5)
+    evaluated = Evaluate(model="run", out=Path("evaluated")).run()
+    assert evaluated["student"]["rmse"] == pytest.approx(result["student"]["rmse"], rel=1e-5)
     inner = data_of_run(Path("run/seed0/n8/values"))
     assert torch.equal(inner.test.y.double(), torch.from_numpy(np.load("run/points-test.npz")["y"]).float().double())
     x = np.random.default_rng(0).random((20, 3), dtype=np.float32)
@@ -140,6 +140,6 @@ def test_a_surrogate_is_measured_at_the_points_of_its_function():
 def test_a_transferred_network_is_measured_on_the_other_classes():
     settings = {"methods": ("labels",), "smoke": True, "teacher_steps": 2, "steps": 2, "doctor": False, "seed": 1}
     result = Transfer(out=Path("run"), **settings).run(Progress(quiet=True))
-    found = Evaluate(model="run", out=Path("evaluated")).run()
-    assert found["data"] == "digits[5,6,7,8,9]"
-    assert found["student"]["accuracy"] == result["rows"][0]["accuracy"]["values"][0]
+    evaluated = Evaluate(model="run", out=Path("evaluated")).run()
+    assert evaluated["data"] == "digits[5,6,7,8,9]"
+    assert evaluated["student"]["accuracy"] == result["rows"][0]["accuracy"]["values"][0]

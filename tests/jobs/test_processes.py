@@ -39,18 +39,18 @@ def listening(process):
             sockets.add(os.readlink(entry))
         except OSError:
             continue
-    found = []
+    addresses = []
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
             _, local, _, state, *rest = line.split()
             if state == "0A" and f"socket:[{rest[5]}]" in sockets:
-                found.append(local.partition(":")[0])
-    return found
+                addresses.append(local.partition(":")[0])
+    return addresses
 
 
 @pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="reads Linux's tables")
 def test_the_processes_of_a_job_meet_in_a_private_file(monkeypatch):
-    """Nothing listens in the process that starts the others; they are told where to meet and by which interface."""
+    """Nothing listens in the process that starts the others; they get its address and the interface."""
     started = []
 
     class Process:
@@ -98,8 +98,8 @@ def test_processes_that_train_together_listen_to_this_machine_alone(tmp_path):
     both = [subprocess.Popen(processes.python(TWO), env={**about, "RANK": str(rank)}, **pipes) for rank in range(2)]
     try:
         assert [process.stdout.readline() for process in both] == ["here\n", "here\n"]
-        found = [address for process in both for address in listening(process.pid)]
-        assert set(found) == {"0100007F"}
+        addresses = [address for process in both for address in listening(process.pid)]
+        assert set(addresses) == {"0100007F"}
     finally:
         for process in both:
             process.communicate()

@@ -51,9 +51,9 @@ def test_the_networks_without_a_penalty_get_the_steps_that_it_costs(run):
 )
 def test_equal_cost_is_counted_in_passes(settings, steps):
     job = Robust(**{**SMALL, "penalty_weight": (0.0, 0.1), **settings})
-    found = {variant.method: variant.steps for variant in job.variants(datasets.load("digits"))}
-    assert found["penalty-0"] == found["noise-0.2"] == steps
-    assert found.get("penalty-0.1", 6) == 6
+    chosen = {variant.method: variant.steps for variant in job.variants(datasets.load("digits"))}
+    assert chosen["penalty-0"] == chosen["noise-0.2"] == steps
+    assert chosen.get("penalty-0.1", 6) == 6
 
 
 def test_the_result_is_that_of_the_last_weight_and_follows_the_schema(run):
@@ -74,10 +74,10 @@ def test_the_numbers_are_those_of_the_stored_networks(run):
         for seed in (0, 1):
             network = load_student(folder / f"seed{seed}" / row["method"])
             accuracies.append(evaluate(network, data.test, device="cpu")["accuracy"])
-            asked = [("gaussian-noise", 0.2), UNSEEN[2]]
-            found = evaluate_under_shifts(network, data.test, asked, draws=2, scale=data.std, device="cpu")
-            noisy.append(statistics.fmean(found["gaussian-noise", 0.2]))
-            contrast.append(found[UNSEEN[2]][0])
+            shifts = [("gaussian-noise", 0.2), UNSEEN[2]]
+            chosen = evaluate_under_shifts(network, data.test, shifts, draws=2, scale=data.std, device="cpu")
+            noisy.append(statistics.fmean(chosen["gaussian-noise", 0.2]))
+            contrast.append(chosen[UNSEEN[2]][0])
         assert row["accuracy"]["values"] == accuracies
         assert row["accuracy"]["std"] == pytest.approx(statistics.stdev(accuracies))
         assert row["under"]["gaussian-noise 0.2"]["values"] == pytest.approx(noisy)

@@ -23,7 +23,7 @@ X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def shared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("transfer")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JACMATCH_CACHE", str(folder / "cache"))
@@ -32,9 +32,9 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(place):
-    result = Transfer(smoke=True, out=place / "run").run()
-    return place / "run", result
+def finished(shared):
+    result = Transfer(smoke=True, out=shared / "run").run()
+    return shared / "run", result
 
 
 @pytest.mark.ci
@@ -65,7 +65,7 @@ def test_the_bound_of_the_result_holds_and_its_terms_add_up(finished):
 
 
 @pytest.mark.ci
-def test_the_student_that_is_kept_has_the_outputs_of_the_target(finished):
+def test_the_student_that_is_saved_has_the_outputs_of_the_target(finished):
     folder, _ = finished
     student = jacmatch.load_student(folder)
     assert student(X).shape == (6, 5)
@@ -87,20 +87,26 @@ def test_what_is_done_is_not_done_again(finished, monkeypatch):
 
 
 @pytest.mark.ci
-def test_a_run_as_teacher_for_images_of_another_size(place):
-    np.savez(place / "small.npz", **arrays(6))
-    np.savez(place / "large.npz", **arrays(12))
-    Train(data=f"npz:{place}/large.npz", model="cnn3", smoke=True, validation=0.0, out=place / "teacher").run()
+def test_a_run_as_teacher_for_images_of_another_size(shared):
+    np.savez(shared / "small.npz", **arrays(6))
+    np.savez(shared / "large.npz", **arrays(12))
+    Train(
+        data=f"npz:{shared}/large.npz",
+        model="cnn3",
+        smoke=True,
+        validation=0.0,
+        out=shared / "teacher",
+    ).run()
     job = Transfer(
-        data=f"npz:{place}/small.npz",
-        teacher=str(place / "teacher"),
+        data=f"npz:{shared}/small.npz",
+        teacher=str(shared / "teacher"),
         student="cnn3",
         methods=("oracle", "lwf+attention+jacobians"),
         pairs=("features.conv2:features.conv2",),
         per_class=4,
         validation=0.0,
         smoke=True,
-        out=place / "resized",
+        out=shared / "resized",
     )
     ready = job.ready(Progress(quiet=True))
     assert isinstance(ready.teacher.network, Resized)
@@ -108,7 +114,7 @@ def test_a_run_as_teacher_for_images_of_another_size(place):
     assert ready.teacher.with_outputs(7)(torch.rand(2, 1, 6, 6)).shape == (2, 7)
     result = job.run()
     assert set(result["distances"]) == {"unseen"}
-    assert jacmatch.load_student(place / "resized")(torch.rand(2, 1, 6, 6)).shape == (2, 3)
+    assert jacmatch.load_student(shared / "resized")(torch.rand(2, 1, 6, 6)).shape == (2, 3)
 
 
 def arrays(side):
@@ -118,19 +124,19 @@ def arrays(side):
 
 
 @pytest.mark.ci
-def test_samples_that_are_no_images(place):
+def test_samples_that_are_no_images(shared):
     x, y = np.random.default_rng(0).random((30, 4), dtype=np.float32), np.arange(30) % 3
-    np.savez(place / "vectors.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    np.savez(shared / "vectors.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     with pytest.raises(InputError, match=r"`--data` of `transfer` must be images\. Got samples of shape \(4,\)"):
-        Transfer(data=f"npz:{place}/vectors.npz", smoke=True).run()
+        Transfer(data=f"npz:{shared}/vectors.npz", smoke=True).run()
 
 
 @pytest.mark.ci
-def test_images_of_other_channels(place):
+def test_images_of_other_channels(shared):
     network = build("cnn3", outputs=3, shape=(3, 8, 8))
-    save_weights(network, place / "colour.safetensors")
+    save_weights(network, shared / "colour.safetensors")
     with pytest.raises(InputError, match=r"must hold the weights of this VGG\. Got of another shape"):
-        pretrained.from_weights("cnn3", 3, (1, 8, 8), 12, Weights(place / "colour.safetensors"))
+        pretrained.from_weights("cnn3", 3, (1, 8, 8), 12, Weights(shared / "colour.safetensors"))
     with pytest.raises(InputError, match=r"must take images that can be resized from \(1, 6, 6\)\. Got .*\(1, 8, 9\)"):
         pretrained._fitted(network, (1, 8, 9), (1, 6, 6))
 
@@ -161,10 +167,10 @@ def test_the_last_layer_is_new_and_all_else_the_teachers(outputs):
 
 
 @pytest.mark.ci
-def test_weights_of_a_file_keep_their_statistics(place):
+def test_weights_of_a_file_keep_their_statistics(shared):
     network = build("cnn3", outputs=4, shape=(1, 12, 12), mean=(0.25,), std=(0.5,))
-    save_weights(network, place / "w.safetensors")
-    teacher = pretrained.from_weights("cnn3", 4, (1, 8, 8), 12, Weights(place / "w.safetensors"))
+    save_weights(network, shared / "w.safetensors")
+    teacher = pretrained.from_weights("cnn3", 4, (1, 8, 8), 12, Weights(shared / "w.safetensors"))
     wide = nn.functional.interpolate(X, (12, 12), mode="bilinear")
     torch.testing.assert_close(teacher.network(X), network.eval()(wide))
     assert teacher.description.mean == (0.25,)
@@ -198,9 +204,9 @@ def test_layers_are_the_last_of_each_resolution():
 @pytest.mark.ci
 def test_features_are_the_pooled_means():
     teacher = build("cnn3", outputs=3, shape=(1, 8, 8)).eval()
-    found = teacher_distance.features(teacher, "features.conv1", X)
+    pooled = teacher_distance.features(teacher, "features.conv1", X)
     _, features = run(teacher, X, ("features.conv1",))
-    torch.testing.assert_close(found, features["features.conv1"].mean((2, 3)).detach())
+    torch.testing.assert_close(pooled, features["features.conv1"].mean((2, 3)).detach())
     assert PooledFeatures("features.conv1").size == 1
 
 
@@ -221,11 +227,22 @@ def test_the_terms_of_the_bound_are_those_of_the_networks(loss):
 
 
 @pytest.mark.ci
-def test_unseen_images_are_of_mixed_classes_where_the_files_are_sorted(place):
+def test_unseen_images_are_of_mixed_classes_where_the_files_are_sorted(shared):
     x, y = np.random.default_rng(0).random((60, 1, 6, 6), dtype=np.float32), np.arange(60) // 20
-    np.savez(place / "sorted.npz", x_train=x, y_train=y, x_test=x, y_test=y)
-    Train(data=f"npz:{place}/sorted.npz", model="cnn3", smoke=True, validation=0.0, out=place / "sorted").run()
-    job = Transfer(data=f"npz:{place}/sorted.npz", teacher=str(place / "sorted"), student="cnn3", methods=("lwf",))
+    np.savez(shared / "sorted.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    Train(
+        data=f"npz:{shared}/sorted.npz",
+        model="cnn3",
+        smoke=True,
+        validation=0.0,
+        out=shared / "sorted",
+    ).run()
+    job = Transfer(
+        data=f"npz:{shared}/sorted.npz",
+        teacher=str(shared / "sorted"),
+        student="cnn3",
+        methods=("lwf",),
+    )
     data = job.ready(Progress(quiet=True)).data
     assert set(data.test.y[:12].tolist()) == {0, 1, 2}
     assert torch.equal(data.test.x.flatten(1).sort(0).values, torch.from_numpy(x).flatten(1).sort(0).values)

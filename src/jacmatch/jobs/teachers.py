@@ -46,7 +46,7 @@ class Prepared:
         return self.cached.get(seed, self.network)
 
 
-def kept_folder(recipe: Train, data: Data) -> Path:
+def cached_folder(recipe: Train, data: Data) -> Path:
     """Where the teacher that this recipe trains is kept: named by data, architecture, code and all settings.
 
     `JACMATCH_CACHE` names the folder; else it is `jacmatch` in the user's cache.
@@ -62,7 +62,7 @@ def prepare(
     """The teacher: from a run folder or a weights file, or trained by the recipe if it has not been before."""
     if networks.is_run(spec) or weights is not None:
         return Prepared(networks.network(spec, data, weights, allow_code=allow_code), spec)
-    folder, ranks = kept_folder(recipe, data), ProcessGroup.current()
+    folder, ranks = cached_folder(recipe, data), ProcessGroup.current()
     inputs = inputs_of(data, networks=(networks.Description.of(recipe.model, data),))
     ready = ranks.first and (folder / RESULT).is_file() and not (folder / LOCK).exists()
     if not ranks.broadcast(ready and not _damage(folder, recipe.model, inputs)):
