@@ -76,12 +76,16 @@ def test_where_gradients_are_off_only_the_product_counts():
             vjp(DETACHED, X, X[:, :4])
 
 
-def test_a_teacher_refuses_what_is_wrong_too():
+def test_a_teacher_warns_by_itself_and_is_refused_in_a_training():
     teacher, question = jacmatch.ModuleTeacher(copy.deepcopy(DETACHED)), jacmatch.Question(cotangents=X[None, :, :4])
-    with pytest.raises(UnsupportedError, match="vᵀJ of this module is wrong"):
+    with pytest.warns(UserWarning, match="vᵀJ of this module is wrong"):
         teacher.answer(X, question)
+    objective = jacmatch.Distillation(nn.Linear(5, 4), teacher, labels=0, probe=jacmatch.RandomOutputs(1))
+    with pytest.raises(UnsupportedError, match="vᵀJ of this module is wrong"):
+        objective(X)
     with unverified():
         teacher.answer(X, question)
+        objective(X)
 
 
 def test_a_kind_of_call_is_verified_once(comparisons):

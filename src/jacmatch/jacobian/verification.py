@@ -103,6 +103,7 @@ class Comparison:
 
 
 _enabled: ContextVar[bool] = ContextVar("jacmatch_verification", default=True)
+_raises: ContextVar[bool | None] = ContextVar("jacmatch_errors", default=None)
 
 
 class _Memory:
@@ -152,6 +153,20 @@ def unverified() -> Iterator[None]:
         _enabled.reset(token)
 
 
+@contextmanager
+def errors(raised: bool) -> Iterator[None]:
+    """Within the context products that are wrong raise an error, or only warn; the outermost context decides.
+
+    A teacher that a user queries warns, so that its products can be looked at; one that a training queries raises.
+    """
+    token = _raises.set(raised) if _raises.get() is None else None
+    try:
+        yield
+    finally:
+        if token is not None:
+            _raises.reset(token)
+
+
 def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -> tuple[tuple[str, ...], str]:
     """Return the engines to try for Jv in turn, and why their product cannot be differentiated ("" where it can).
 
@@ -176,7 +191,8 @@ def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -
     possible += [name for name in wanted if name not in possible and not verdicts[name].certain]
     if not possible:
         first = next((each for each in verdicts.values() if each.state == "wrong"), verdicts["forward"])
-        raise _wrong("Jv, by each engine,", first, "")
+        _raise_or_warn(_wrong("Jv, by each engine,", first, ""))
+        return wanted, ""
     return tuple(possible), _untrainable(verdicts[possible[0]])
 
 
@@ -208,7 +224,7 @@ def check_vjp(function: Function, x: Tensor) -> str:
     verdict = _verdicts(function, x, ("vjp",), 1)["vjp"]
     # An engine that fails for directions that require gradients may still return a product, without a gradient.
     if verdict.certain or (verdict.label == "cannot" and torch.is_grad_enabled()):
-        raise _wrong("vᵀJ", verdict, _remedy(function, x, "vjp", 1))
+        _raise_or_warn(_wrong("vᵀJ", verdict, _remedy(function, x, "vjp", 1)))
     return _untrainable(verdict)
 
 
@@ -377,6 +393,12 @@ def _remedy(function: Function, x: Tensor, failed: str, count: int) -> str:
         return ""
     jv = "Jv is right by" if failed == "vjp" else "Use"
     return f"{jv} engine={right[0]!r}{', a probe of input directions' if failed == 'vjp' else ''}."
+
+
+def _raise_or_warn(error: UnsupportedError) -> None:
+    if _raises.get() is not False:
+        raise error
+    warnings.warn(str(error), stacklevel=3)
 
 
 def _wrong(what: str, verdict: Verdict, remedy: str) -> UnsupportedError:

@@ -27,6 +27,7 @@ from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import positive
 from jacmatch.objectives import Distillation
 from jacmatch.teachers import CachedTeacher, ModuleTeacher, Question, Teacher
+from jacmatch.teachers.base import query
 from jacmatch.teachers.cached.fingerprint import digest, of_teacher, words
 from jacmatch.teachers.cached.format import HEAD, TYPES, Field, Head, folder_of, read_head
 from jacmatch.teachers.cached.format import rows_of as entries_of
@@ -116,11 +117,11 @@ class Source:
     def answers(self, rows: Tensor, view: int) -> "Answers":
         """The same with what the teacher says to it."""
         x, question = self.question(rows, view)
-        answer = self.teacher.answer(x, question)
+        answer = query(self.teacher, x, question)
         if not self.alone:
             return Answers(x, question, answer)
         less = replace(question, cotangents=None, tangents=None, step=None, rule=None)
-        return Answers(x, question, answer, self.teacher.answer(x, less))
+        return Answers(x, question, answer, query(self.teacher, x, less))
 
     def entries(self, rows: Tensor, view: int, fields: Sequence[Field]) -> dict[str, Tensor]:
         """The same as rows of a shard."""

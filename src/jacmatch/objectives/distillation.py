@@ -27,6 +27,7 @@ from jacmatch.objectives.recipe import describe_labels, labels_of, needs_single_
 from jacmatch.objectives.terms import Terms, jacobian_term, label_term, output_term
 from jacmatch.objectives.weights import WeightSchedule
 from jacmatch.teachers import Answer, Question, Teacher
+from jacmatch.teachers.base import query
 
 _NOT_KNOWN: Final = (
     "`Distillation` compares outputs alone: whether Jacobians pay depends on the amount of data, and "
@@ -353,10 +354,10 @@ class Distillation(Objective):
         if self.teacher is None or not (products or self.loss_weights.weights["outputs"]):
             return None
         try:
-            answer = self.teacher.answer(batch.x, self.differentiation.question(batch, products=products))
+            answer = query(self.teacher, batch.x, self.differentiation.question(batch, products=products))
         except ClassDimensionError:
             self._read_class_dim(batch.x)
-            answer = self.teacher.answer(batch.x, self.differentiation.question(batch, products=products))
+            answer = query(self.teacher, batch.x, self.differentiation.question(batch, products=products))
         classes = self._classes and (self.output_loss == "kl" or self.loss_weights.weights["labels"])
         if answer.outputs.dim() > 2 and self.class_dim is None and classes:
             self._read_class_dim(batch.x)

@@ -24,6 +24,7 @@ from jacmatch.objectives.points import Batch
 from jacmatch.objectives.terms import Terms, jacobian_term, output_term
 from jacmatch.objectives.weights import GradientShare, WeightSchedule
 from jacmatch.teachers import AnalyticTeacher, Answer, Teacher
+from jacmatch.teachers.base import query
 
 
 @dataclass(frozen=True)
@@ -265,12 +266,12 @@ class Regression(Objective):
                 )
             values, matrix = batch.labels, j
             if values is None:
-                values = self._teacher("y").answer(batch.x, how.question(batch, products=False)).outputs
+                values = query(self._teacher("y"), batch.x, how.question(batch, products=False)).outputs
             known = AnalyticTeacher(lambda _: values, lambda _: matrix)
-            return known.answer(batch.x, how.question(batch, products=True))
+            return query(known, batch.x, how.question(batch, products=True))
         if not products and batch.labels is not None:
             return None
-        return self._teacher("j" if products else "y").answer(batch.x, how.question(batch, products=products))
+        return query(self._teacher("j" if products else "y"), batch.x, how.question(batch, products=products))
 
     def _teacher(self, missing: str) -> Teacher:
         if self.teacher is None:

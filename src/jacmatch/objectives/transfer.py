@@ -22,6 +22,7 @@ from jacmatch.objectives.differentiation import Differentiation
 from jacmatch.objectives.terms import Terms, jacobian_term, label_term, output_term, precise
 from jacmatch.objectives.weights import GradientShare, WeightSchedule
 from jacmatch.teachers import Answer, Question, Teacher
+from jacmatch.teachers.base import query
 
 Pair = tuple[str, str]
 """Dotted paths of a layer of the student and of the teacher's layer that it is compared with."""
@@ -202,19 +203,19 @@ class Transfer(Objective):
         if self.teacher is None or not (count or weights["outputs"] or weights["attention"]):
             return None, None
         if not (count or weights["attention"]):
-            return None, self.teacher.answer(x, Question(ids=ids))
+            return None, query(self.teacher, x, Question(ids=ids))
         maps = self.maps(x, 1)
         first = None
         if count:
             own = None if ids is None else ids[:count]
-            first = self.teacher.answer(
-                x[:count], Question(maps, cotangents=maps.largest, ids=own, rule="largest pixels")
+            first = query(
+                self.teacher, x[:count], Question(maps, cotangents=maps.largest, ids=own, rule="largest pixels")
             )
         if first is not None and count == len(x):
             return first, first
         if not (weights["outputs"] or weights["attention"]):
             return first, None
-        rest = self.teacher.answer(x[count:], Question(maps, ids=None if ids is None else ids[count:]))
+        rest = query(self.teacher, x[count:], Question(maps, ids=None if ids is None else ids[count:]))
         if first is None:
             return None, rest
         both = (torch.cat([first.outputs, rest.outputs]), torch.cat([first.values, rest.values]))
@@ -233,7 +234,7 @@ class Transfer(Objective):
         mine, theirs = (tuple(dict.fromkeys(pair[side] for pair in self.pairs)) for side in (0, 1))
         with _evaluating(self.student), torch.no_grad():
             _, own = run(self.student.network, x, mine)
-        other = self.teacher.answer(x, Question(layers=theirs)).features
+        other = query(self.teacher, x, Question(layers=theirs)).features
         sizes = []
         for student_layer, teacher_layer in self.pairs:
             both = match_sizes(attention_map(own[student_layer]), attention_map(other[teacher_layer]))

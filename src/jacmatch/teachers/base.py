@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jacmatch.errors import InputError
 from jacmatch.jacobian import Context, Logits, Readout, jvp_products, vjp_products
+from jacmatch.jacobian.verification import errors
 
 Cotangents = Tensor | Callable[[Tensor], Tensor]
 
@@ -104,6 +105,16 @@ class Own:
     def __call__(self, outputs: Tensor, features: Mapping[str, Tensor], context: Context) -> Tensor:
         """The readout's values."""
         return self.readout(outputs, features, replace(context, teacher_outputs=outputs.detach()))
+
+
+def query(teacher: Teacher, x: Tensor, question: Question) -> Answer:
+    """What a teacher answers to a training.
+
+    Raises:
+        UnsupportedError: products that are known to be wrong, of which a teacher by itself only warns.
+    """
+    with errors(raised=True):
+        return teacher.answer(x, question)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from jacmatch.jacobian import jacobian, output_tensor, probes
 from jacmatch.jacobian.features import Select, selecting
 from jacmatch.jacobian.modules import call, in_mode
 from jacmatch.teachers import Question, Teacher
+from jacmatch.teachers.base import query
 from jacmatch.training.data import in_order
 
 _DIRECTIONS = 64  # of a teacher that has no vᵀJ; all of them where the input has fewer elements
@@ -189,7 +190,7 @@ def _top1(student: nn.Module, teacher: Teacher, split: Split, batch_size: int, d
     for x, _ in in_order(split, batch_size, device):
         with torch.no_grad():
             outputs = output_tensor(call(student, x))
-        wanted = teacher.answer(x, Question()).outputs
+        wanted = query(teacher, x, Question()).outputs
         _check_outputs(outputs, tuple(wanted.shape), "the teacher's")
         same.append((outputs.argmax(1) == wanted.argmax(1)).sum())
     return torch.stack(same).sum().item() / len(split)
@@ -200,7 +201,7 @@ def _jacobian_agreement(
 ) -> tuple[float, float | None]:
     """Mean cosine and relative error, summed in float64: one batch may hold most of the norm."""
     regression = split.y.is_floating_point()
-    outputs = len(teacher.answer(split.inputs(chosen[:1]).to(device), Question()).outputs[0])
+    outputs = len(query(teacher, split.inputs(chosen[:1]).to(device), Question()).outputs[0])
     size = max(1, _NUMBERS // (outputs * math.prod(split.x.shape[1:])))
     cosines, differences, norms = [], [], []
     for rows in torch.split(chosen, size):
@@ -226,12 +227,12 @@ def _teacher_jacobian(
     """J_T (B, K, D), or its products with directions (B, K, P); the teacher's top class; the directions if any."""
     if teacher.answers_vjp:
         rows = torch.eye(outputs, dtype=x.dtype, device=x.device)[:, None].expand(-1, len(x), -1)
-        answer = teacher.answer(x, Question(cotangents=rows))
+        answer = query(teacher, x, Question(cotangents=rows))
         directions = None
     else:
         count = min(_DIRECTIONS, x[0].numel())
         v = probes.directions("orthogonal", seed=0, ids=ids, draw=0, count=count, shape=tuple(x.shape[1:]))
-        answer = teacher.answer(x, Question(tangents=v.to(x.dtype)))
+        answer = query(teacher, x, Question(tangents=v.to(x.dtype)))
         directions = v.flatten(2).double()
     assert answer.products is not None
     products = answer.products.flatten(2).double()
