@@ -62,16 +62,16 @@ FAULTS = {
         'side="left"',
         "tests/datasets/test_shards.py",
     ),
-    "slopes of rows have no units": Fault(
+    "rows have no units": Fault(
         "objectives/regression.py",
-        "s = 1.0 if input_side else self.input_scale.to(outputs)",
-        "s = 1.0",
+        "step.unit = self.input_scale.to(step.rows)",
+        "step.unit = torch.ones_like(self.input_scale).to(step.rows)",
         "tests/objectives/test_regression.py",
     ),
     "kinks within a step are not seen": Fault(
         "jobs/surrogate/functions.py",
-        "(sides.abs() > BENDS * slopes",
-        "(sides.abs() > 1e6 * slopes",
+        "(sides.abs() > NON_SMOOTH *",
+        "(sides.abs() > 1e6 *",
         "tests/jobs/surrogate/test_functions.py",
     ),
     "active points lie where student and teacher agree": Fault(
@@ -141,7 +141,7 @@ FAULTS = {
         "tests/losses/test_contract.py",
     ),
     "the student's own top class": Fault(
-        "objectives/slopes.py",
+        "objectives/differentiation.py",
         "context = Context(batch.label, answer.outputs, pixels)",
         "context = Context(batch.label, run(student, batch.x)[0].detach(), pixels)",
         "tests/objectives",
@@ -208,8 +208,8 @@ FAULTS = {
     ),
     "the student's own largest pixel": Fault(
         "objectives/transfer.py",
-        "result = vjp_products(network, x, v, readout=readout,",
-        "result = vjp_products(network, x, self.maps(x, 0).largest, readout=readout,",
+        "readout, v = self.maps(x, 0), answer.cotangents",
+        "readout, v = self.maps(x, 0), self.maps(x, 0).largest",
         "tests/objectives/test_transfer.py",
     ),
     "the heads are taken for each other": Fault(
@@ -220,8 +220,8 @@ FAULTS = {
     ),
     "an answer about another image is remembered": Fault(
         "teachers/memoized.py",
-        "or not torch.equal(kept.x, x[row]):",
-        "or kept.x.shape != x[row].shape:",
+        "or not torch.equal(entry.x, x[row]):",
+        "or entry.x.shape != x[row].shape:",
         "tests/teachers/test_memoized.py",
     ),
     "an answer to another question is remembered": Fault(
