@@ -154,9 +154,12 @@ def test_the_state_of_other_terms_is_refused():
 def test_old_names_stand_for_the_new_ones():
     for module in (jacmatch, objectives):
         with pytest.warns(DeprecationWarning, match=r"Share` has a new name, `GradientShare`"):
-            assert module.GradientShare is GradientShare
+            assert module.Share is GradientShare
     with pytest.warns(DeprecationWarning, match=r"Balance` has a new name, `LossWeights`"):
-        assert objectives.LossWeights is objectives.LossWeights
+        assert objectives.Balance is objectives.LossWeights
+    objective = Robustness(nn.Linear(2, 2))
+    with pytest.warns(DeprecationWarning, match=r"`objective.balance` is now `objective.loss_weights`"):
+        assert objective.balance is objective.loss_weights
     with pytest.raises(AttributeError, match="has no attribute 'Shares'"):
         objectives.Shares  # noqa: B018
 

@@ -150,6 +150,13 @@ class Objective(nn.Module):
         return self.differentiation.needs_partners
 
     @property
+    def balance(self) -> LossWeights:
+        """The former name of `loss_weights`."""
+        message = "`objective.balance` is now `objective.loss_weights`; the old name goes with the next release."
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return self.loss_weights
+
+    @property
     def takes_derivatives(self) -> bool:
         """Whether there is a term of derivatives by the input."""
         return bool(self.loss_weights.weights[self.derivative_term])

@@ -13,6 +13,10 @@ Example:
     ['accuracy']
 """
 
+import warnings
+from typing import Any
+
+from jacmatch import diagnostics
 from jacmatch.runs import CHECKPOINT
 from jacmatch.training.configuration import OPTIMIZERS, PRECISIONS, SCHEDULES, Training, factor
 from jacmatch.training.data import AUGMENTATIONS, Batches, augment
@@ -40,3 +44,13 @@ __all__ = [
     "fit",
     "shifted",
 ]
+
+_MOVED = {"Trial": "EngineBenchmark", "engine_trial": "benchmark_engines"}  # to jacmatch.diagnostics
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    message = f"`{__name__}.{name}` is now `jacmatch.diagnostics.{_MOVED[name]}`."
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return getattr(diagnostics, _MOVED[name])
