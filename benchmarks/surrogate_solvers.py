@@ -4,7 +4,7 @@ L-BFGS-B of SciPy, `torch.optim.LBFGS` (strong Wolfe) and Levenberg–Marquardt 
 residuals minimize the same loss from the same start, without selection. Each gets the processor seconds that SciPy
 needs for 2,000 evaluations.
 
-    python benchmarks/surrogate_solvers.py benchmarks/results/surrogate_solvers.json
+    python benchmarks/surrogate_solvers.py docs/results/surrogate-solvers.json
 """
 
 import json

@@ -3,7 +3,6 @@
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -35,7 +34,7 @@ RENAMED = {
 class _Former(MetaPathFinder, Loader):
     """Finds the modules of the table, each as an empty one that looks its names up in another."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> Any:
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
         return ModuleSpec(name, self, is_package=name == "jacmatch.recipes") if name in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
