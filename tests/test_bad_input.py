@@ -690,7 +690,8 @@ def test_ctrl_c_in_training_and_the_same_command_goes_on_bit_for_bit(good, monke
 
 @pytest.mark.ci
 def test_ctrl_c_twice_in_a_comparison(good, monkeypatch, capsys):
-    command = DISTILL.format(good=good) + " --methods labels jacobians --out"
+    settings = "--steps 20 --batch-size 8 --seeds 1 --methods labels jacobians"
+    command = f"{DISTILL.format(good=good).replace('--smoke', settings)} --out"
     assert main(shlex.split(f"{command} straight")) == 0
     for call in (5, 17):  # in the first student, and again in the second: 15 steps more for the first
         with monkeypatch.context() as patch:

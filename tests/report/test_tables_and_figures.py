@@ -71,3 +71,11 @@ def test_a_method_has_its_color_in_a_figure():
 def test_a_speed_up_below_one_is_a_slow_down():
     assert speed(1.0) == ("speed-up", "1 ×")
     assert speed(0.25) == ("slow-down", "4 ×")
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_lines_of_a_single_point_are_drawn(count):
+    """Error bars at one abscissa of a logarithmic axis; warnings are errors in tests."""
+    lines = [Line(f"line {number}", [12.0], [40.0 + number], [0.0]) for number in range(count)]
+    for log_x in (False, True):
+        assert line_figure([("t", lines), ("u", lines)], x_label="n", y_label="%", log_x=log_x, log_y=True)

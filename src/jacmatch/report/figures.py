@@ -183,6 +183,9 @@ def line_figure(
         _draw(axes, lines, title if multiples else None)
         axes.set_title(textwrap.fill(title, 30) if multiples else title, fontsize=10 if multiples else 11)
         _scales(axes, log_x, log_y, columns)
+        if log_x and len(abscissae := {x for line in lines for x in line.x}) == 1:
+            # error bars at a single abscissa leave limits that rounding cannot tell apart
+            axes.set_xlim(0.5 * min(abscissae), 2 * max(abscissae))
         if index + across >= len(shown):
             axes.set_xlabel(x_label)
             axes.tick_params(labelbottom=True)

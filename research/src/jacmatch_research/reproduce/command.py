@@ -76,9 +76,9 @@ class Reproduce(Request):
         for cell in cells:  # what other code has measured is refused before anything is measured beside it
             if (run.path / cell.folder / "result.json").is_file():
                 self._child(run, cell)
-        facts = experiment.prepare(self, progress)
+        facts = experiment.prepare(self._on_device(), progress)
         if experiment.teacher is not None and data is not None:
-            same_teacher(run, data, experiment.teacher(self))
+            same_teacher(run, data, experiment.teacher(self._on_device()))
         return facts
 
     def _checked(self) -> Experiment:
@@ -95,6 +95,10 @@ class Reproduce(Request):
         if self.workers > 1 and device.type != "cpu":
             raise InputError("`--workers` of `reproduce` must be 1 on a GPU.", got=self.workers)
         return experiment
+
+    def _on_device(self) -> "Reproduce":
+        """Return the same request with the device that `auto` stands for here."""
+        return replace(self, device=str(find_device(self.device)))
 
     def _chosen(self, cells: list[Cell]) -> list[Cell]:
         rows = list(dict.fromkeys(cell.row for cell in cells))
@@ -121,7 +125,7 @@ class Reproduce(Request):
             done += 1
             advance(done, {})
 
-        work = partial(_measure, self, facts)
+        work = partial(_measure, self._on_device(), facts)
         if self.workers > 1:
             side_by_side(work, missing, self.workers, store)
         else:
