@@ -237,7 +237,7 @@ def batch_of_tensors(caller: str, x: object, y: object, *, floating: bool) -> Te
             f"`x` of `{caller}` must be of a floating-point type where derivatives, noise or mixtures are taken.",
             got=str(x.dtype),
             do="For images x.float() / 255, with the networks trained so; for tokens differentiate with respect to "
-            "embeddings (jacmatch.from_embeddings), or leave that term out.",
+            "embeddings (`jacmatch.jacobian.from_embeddings`), or leave that term out.",
         )
     return x
 
