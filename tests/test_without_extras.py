@@ -27,7 +27,7 @@ def test_the_version_needs_nothing(monkeypatch, capsys):
 
 
 def test_load_student_names_the_extra(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "jacmatch.jobs", None)
+    monkeypatch.setattr(jacmatch, "find_spec", lambda name: None)
     with pytest.raises(jacmatch.UnsupportedError, match=r"needs the extra train.*pip install 'jacmatch\[train\]'"):
         jacmatch.load_student(tmp_path)
 

@@ -175,11 +175,12 @@ def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -
         InputError: the folder holds no network, or one that needs `allow_code`.
         UnsupportedError: the extra `train`, which writes and reads run folders, is not installed.
     """
-    try:
-        from jacmatch.jobs import load_student as load
-    except ModuleNotFoundError as error:
+    missing = next((name for name in ("safetensors", "filelock", "yaml") if find_spec(name) is None), None)
+    if missing is not None:
         raise UnsupportedError(
-            f"`jacmatch.load_student` needs the extra train: the package {error.name} is not installed. "
+            f"`jacmatch.load_student` needs the extra train: the package {missing} is not installed. "
             "Run: pip install 'jacmatch[train]'."
-        ) from error
+        )
+    from jacmatch.jobs import load_student as load
+
     return load(run_dir, allow_code=allow_code)
