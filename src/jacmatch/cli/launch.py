@@ -84,14 +84,16 @@ def _loopback() -> dict[str, str]:
 
 def _codes(processes: list[subprocess.Popen[bytes]], store: distributed.Store) -> int:
     """Wait for all processes and return the exit code of the first that failed, 0 if none did."""
-    failed, since, terminated = None, 0.0, False
+    failed, since, terminated, message = None, 0.0, False, b""
     while any(process.poll() is None for process in processes):
         time.sleep(0.05)
         wrong = [rank for rank, process in enumerate(processes) if process.poll()]
         if wrong and failed is None:
             failed, since = wrong[0], time.monotonic()
             if (processes[failed].returncode or 0) < 0:  # it could not say so itself
-                store.compare_set(ERROR, "", json.dumps({"rank": failed, "code": 1}))
+                own = json.dumps({"rank": failed, "code": 1, "signal": True})
+                message = store.compare_set(ERROR, "", own)
+                message = b"" if message == own.encode() else message
         waited = time.monotonic() - since
         if failed is not None and waited > _GRACE:
             for process in processes:
@@ -102,6 +104,8 @@ def _codes(processes: list[subprocess.Popen[bytes]], store: distributed.Store) -
     failed = next((rank for rank, code in enumerate(codes) if code), None) if failed is None else failed
     if failed is None or codes[failed] > 0:
         return 0 if failed is None else codes[failed]
+    if message:  # a process has said what is wrong before one was aborted at its exit
+        return int(json.loads(message)["code"])
     name = signal.Signals(-codes[failed]).name
     says = f"process {failed} of {len(codes)} was ended by {name}, perhaps for lack of memory; so were the others."
     raise ElsewhereError(1, says)
