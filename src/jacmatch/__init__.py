@@ -1,11 +1,11 @@
-"""First-order knowledge transfer for PyTorch: a student network learns its teacher's values and slopes.
+"""First-order knowledge transfer for PyTorch: a student network learns its teacher's values and derivatives.
 
 A method answers four questions, and each has its package: *what* is differentiated and *which* derivatives are taken
 (`jacmatch.jacobian`), *how* they are compared (`jacmatch.losses`), and *where* (`jacmatch.objectives`). What most
 training loops need is here.
 
 Example:
-    A step of one's own loop. The teacher is asked once and the student run once; the default weighs the Jacobian term
+    A step of one's own loop. The teacher is queried once and the student run once; the default weighs the Jacobian term
     so that it makes up three tenths of the gradient's norm.
 
     >>> import torch

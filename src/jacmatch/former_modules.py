@@ -11,7 +11,6 @@ from typing import Any
 MOVED = {
     "jacmatch.recipes": "jacmatch.jobs",
     "jacmatch.jacobian.diagnosis": "jacmatch.diagnostics.doctor",
-    "jacmatch.jacobian.doctor": "jacmatch.diagnostics.doctor",
     "jacmatch.jacobian.estimation": "jacmatch.jacobian.estimators",
     "jacmatch.jacobian.input_estimators": "jacmatch.jacobian.estimators",
     "jacmatch.jacobian.output_estimators": "jacmatch.jacobian.estimators",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,10 +54,11 @@ def started(tmp_path):
 
 
 def output_of(process, code=0):
-    """What the command says, once it has ended with the code."""
+    """What the command prints on both streams once it has ended with the code, without the lines of progress."""
     out, error = process.communicate(timeout=500)
     assert process.returncode == code, error
-    return out, error
+    lines = error.splitlines(keepends=True)
+    return out, "".join(line for line in lines if not re.search(r"\d+/\d+(, \d+ s)?$", line.rstrip()))
 
 
 def children(process):

@@ -20,7 +20,11 @@ from jacmatch.training.distributed import ERROR, STORE
 _GRACE = 20.0  # seconds in which the others end by themselves, once one has failed
 _FORCE = 10.0  # and after SIGTERM
 _INTERFACE = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-_PROGRAM = "from jacmatch.cli import main; sys.exit(main())"
+# Threads of gloo can abort a process in which the interpreter shuts down; so it ends before that.
+_PROGRAM = (
+    "import atexit, os; from jacmatch.cli import main; code = main(); "
+    "atexit._run_exitfuncs(); sys.stdout.flush(); sys.stderr.flush(); os._exit(code)"
+)
 
 
 def launch(words: Sequence[str], count: int, *, numbered: bool = False) -> int:
