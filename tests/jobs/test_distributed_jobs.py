@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -63,7 +64,7 @@ def output_of(process, code=0):
 
 def children(process):
     """The processes that the command has started, in order."""
-    return [int(each) for each in open(f"/proc/{process.pid}/task/{process.pid}/children").read().split()]
+    return [int(each) for each in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 def until(condition, seconds=120):
