@@ -13,7 +13,7 @@ IMPORTS_BY_NAME = {
     "src/jacmatch/integrations/__init__.py": "adapters and their frameworks, when they are used",
     "src/jacmatch/plugins.py": "verbs of this package and of installed distributions",
     "src/jacmatch/models/catalog.py": "--model PACKAGE.MODULE:CALLABLE, optional packages by names in the code",
-    "src/jacmatch/jacobian/__init__.py": "former names, for one release",
+    "src/jacmatch/errors.py": "former names, for one release",
     "src/jacmatch/former_modules.py": "former names, for one release",
     "src/jacmatch/jobs/surrogate/functions.py": "surrogate --teacher PACKAGE.MODULE:CALLABLE",
 }

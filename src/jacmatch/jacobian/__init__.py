@@ -5,10 +5,9 @@ directions from `probes`), *how* they are computed (`products`, three engines), 
 given module (`verification`; `jacmatch.diagnostics` has the checks of whole networks and objectives).
 """
 
-import importlib
-import warnings
 from typing import Any
 
+from jacmatch.errors import moved
 from jacmatch.jacobian.engines import gradient_norms
 from jacmatch.jacobian.estimators import (
     ESTIMATORS,
@@ -85,15 +84,13 @@ __all__ = [
     "vjp_products",
 ]
 
-_MOVED = ("Diagnosis", "Finding", "doctor")
-_RENAMED = {"pull": "vjp_products", "push": "jvp_products"}
+_MOVED = {
+    **{name: f"jacmatch.diagnostics.{name}" for name in ("Diagnosis", "Finding", "doctor")},
+    "pull": "jacmatch.jacobian.vjp_products",
+    "push": "jacmatch.jacobian.jvp_products",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Return an object by its former name, with a warning that names the new one."""
-    package, new = ("jacmatch.diagnostics", name) if name in _MOVED else (__name__, _RENAMED.get(name))
-    if new is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    message = f"`jacmatch.jacobian.{name}` is now `{package}.{new}`."
-    warnings.warn(message, DeprecationWarning, stacklevel=2)
-    return getattr(importlib.import_module(package), new)
+    return moved(__name__, name, _MOVED)

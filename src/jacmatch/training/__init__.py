@@ -13,10 +13,9 @@ Example:
     ['accuracy']
 """
 
-import warnings
 from typing import Any
 
-from jacmatch import diagnostics
+from jacmatch.errors import moved
 from jacmatch.runs import CHECKPOINT
 from jacmatch.training.configuration import OPTIMIZERS, PRECISIONS, SCHEDULES, Training, factor
 from jacmatch.training.data import AUGMENTATIONS, Batches, augment
@@ -45,12 +44,11 @@ __all__ = [
     "shifted",
 ]
 
-_MOVED = {"Trial": "EngineBenchmark", "engine_trial": "benchmark_engines"}  # to jacmatch.diagnostics
+_MOVED = {
+    "Trial": "jacmatch.diagnostics.EngineBenchmark",
+    "engine_trial": "jacmatch.diagnostics.benchmark_engines",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    message = f"`{__name__}.{name}` is now `jacmatch.diagnostics.{_MOVED[name]}`."
-    warnings.warn(message, DeprecationWarning, stacklevel=2)
-    return getattr(diagnostics, _MOVED[name])
+    return moved(__name__, name, _MOVED)
