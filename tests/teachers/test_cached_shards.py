@@ -1,7 +1,9 @@
 """What lies on disk: whole or not there, checked before it is believed, and nothing that could run."""
 
+import copy
 import json
 import os
+import pickle
 import pickletools
 import shutil
 
@@ -45,6 +47,23 @@ def test_tensordict_reads_a_shard(original):
     assert shard["ids"].tolist() == original.orders[1][4:8].tolist()
     stored = Shards(original.folder).read(1, shard["ids"].clone())
     assert all(torch.equal(shard[name], stored[name]) for name in stored)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are counted on Linux")
+def test_files_stay_open_up_to_a_limit_and_are_closed_with_the_reader(original, monkeypatch):
+    def opened():
+        return len(os.listdir("/proc/self/fd"))
+
+    ids = torch.arange(SAMPLES)
+    before, unlimited = opened(), Shards(original.folder).read(1, ids)
+    assert opened() == before, "the reader is gone, and its files are closed"
+    monkeypatch.setattr("jacmatch.teachers.cached.shards._OPEN_FILES", 2)
+    reader = Shards(original.folder)
+    limited = reader.read(1, ids)
+    assert opened() == before + 2
+    assert all(torch.equal(limited[name], unlimited[name]) for name in unlimited)
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(reader)))
+    assert torch.equal(copied.read(1, ids)["outputs"], unlimited["outputs"])
 
 
 def test_no_file_is_a_pickle(original):

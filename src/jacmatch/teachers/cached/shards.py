@@ -4,6 +4,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from jacmatch.teachers.cached.format import TYPES, disk, places_name, read_head,
 
 SUMS = "shard.json"
 _BLOCK = 1 << 20
+_OPEN_FILES = 256  # at most; to open a file costs as much as ten reads of a row
 _AGAIN = "The same `jacmatch cache build` writes it again."
 
 
@@ -43,6 +45,10 @@ class Shards:
         self.folder, self.head = folder, read_head(folder)
         self._fields = {field.name: field for field in self.head.fields}
         self._sound: set[tuple[int, int]] = set()
+        self._opened = lru_cache(_OPEN_FILES)(_File)
+
+    def __reduce__(self) -> tuple[type["Shards"], tuple[Path]]:
+        return Shards, (self.folder,)  # a copy, also in another process, opens the files anew
 
     def missing(self) -> list[str]:
         """The names of shards and places that are not there; sizes are looked at, contents are not.
@@ -116,9 +122,10 @@ class Shards:
                 name: torch.empty(len(numbers), *field.shape, dtype=TYPES[field.dtype])
                 for name, field in self._fields.items()
             }
+            memories = {name: memory_of(tensor) for name, tensor in rows.items()}
             for shard, runs in found:
-                for name, tensor in rows.items():
-                    self._fill(view, shard, name, tensor, runs)
+                for name, memory in memories.items():
+                    self._fill(view, shard, name, memory, runs)
         if not torch.equal(rows["ids"], wanted):
             raise _wrong(self.folder / places_name(view), "places that are not those of the samples")
         return rows
@@ -135,13 +142,13 @@ class Shards:
             rows = self.head.rows(shard)
             part = torch.empty(min(len(rows), count - rows.start), dtype=torch.int64)
             with disk(self.folder, "read"):
-                self._fill(view, shard, "ids", part, [(0, 0, len(part))])
+                self._fill(view, shard, "ids", memory_of(part), [(0, 0, len(part))])
             found.append(part)
         return torch.cat(found)
 
-    def _fill(self, view: int, shard: int, name: str, tensor: Tensor, runs: Sequence[tuple[int, int, int]]) -> None:
+    def _fill(self, view: int, shard: int, name: str, memory: memoryview, runs: Sequence[tuple[int, int, int]]) -> None:
         path = f"{self.folder}/{shard_name(view, shard)}/{name}.memmap"
-        _fill(path, memory_of(tensor), self._fields[name].size, runs)
+        self._opened(path).fill(memory, self._fields[name].size, runs)
 
     def _places(self, view: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the samples stand: usually one behind the other, as they were written."""
@@ -150,7 +157,7 @@ class Shards:
         if 0 <= start <= self.head.samples - count:
             places, there = np.arange(start, start + count), torch.empty(count, dtype=torch.int64)
             for shard, runs in _runs(places, self.head.shard):
-                self._fill(view, shard, "ids", there, runs)
+                self._fill(view, shard, "ids", memory_of(there), runs)
             if np.array_equal(there.numpy(), ids):
                 return places
         return self._looked_up(view, ids)
@@ -159,31 +166,39 @@ class Shards:
         """The same from the file of places, one by one."""
         places = np.empty(len(ids), np.int64)
         runs = [(number, sample, 1) for number, sample in enumerate(ids.tolist())]
-        _fill(f"{self.folder}/{places_name(view)}", memoryview(places.data).cast("B"), 8, runs)
+        self._opened(f"{self.folder}/{places_name(view)}").fill(memoryview(places.data).cast("B"), 8, runs)
         if len(places) and not 0 <= places.min() <= places.max() < self.head.samples:
             raise _wrong(self.folder / places_name(view), "places beyond the last")
         return places
 
 
-def _fill(path: str, memory: memoryview, size: int, runs: Sequence[tuple[int, int, int]]) -> None:
-    """Read runs of rows of a file (first row in the memory, first in the file, how many) of so many bytes each."""
-    file = open_regular(os.path.realpath(path), os.O_RDONLY)
-    try:
+class _File:
+    """A file that stays open for reading as long as somebody uses it."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.descriptor = path, open_regular(os.path.realpath(path), os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):  # not if it could not be opened
+            os.close(self.descriptor)
+
+    def fill(self, memory: memoryview, size: int, runs: Sequence[tuple[int, int, int]]) -> None:
+        """Read runs of rows (first row in the memory, first in the file, how many) of `size` bytes each."""
         for first, place, count in runs:
-            if _read(file, memory[first * size : (first + count) * size], place * size) != count * size:
-                raise _wrong(Path(path), "a file that is cut off")
-    finally:
-        os.close(file)
+            part = memory[first * size : (first + count) * size]
+            if _read(self.descriptor, [part], place * size) != count * size:
+                raise _wrong(Path(self.path), "a file that is cut off")
 
 
-def _read(file: int, memory: memoryview, offset: int) -> int:
-    """How many bytes of the file at an offset came into the memory."""
-    if hasattr(os, "preadv"):
-        return os.preadv(file, [memory], offset)
-    os.lseek(file, offset, os.SEEK_SET)  # Windows
-    data = os.read(file, len(memory))
-    memory[: len(data)] = data
+def _read_by_seeking(file: int, memories: Sequence[memoryview], offset: int) -> int:
+    """Do what `os.preadv` does, which Windows lacks, for one memory."""
+    os.lseek(file, offset, os.SEEK_SET)
+    data = os.read(file, len(memories[0]))
+    memories[0][: len(data)] = data
     return len(data)
+
+
+_read = getattr(os, "preadv", _read_by_seeking)
 
 
 def _runs(places: NDArray[np.int64], shard: int) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
