@@ -1,6 +1,7 @@
 """Each estimator's mean and variance: exactly, over all directions it can give, where they are finitely many."""
 
 import dataclasses
+import itertools
 import math
 import re
 
@@ -22,6 +23,7 @@ from jacmatch.jacobian.estimators import (
     RandomInputs,
     RandomOutputs,
     SampledRows,
+    SubspaceInputs,
     TopClass,
 )
 
@@ -38,6 +40,7 @@ CASES = {
     "random-inputs": (RandomInputs(count=3, law="sphere"), Cost(3, 0), ["x", "ids"]),
     "sampled-rows": (SampledRows(count=2), Cost(0, 2), ["outputs", "ids"]),
     "data-pairs": (DataPairs(), Cost(1, 0), ["x", "partners"]),
+    "subspace-inputs": (SubspaceInputs(3, count=2), Cost(2, 0), ["x", "ids"]),
     "fisher-rows": (FisherRows(count=3, temperature=2.0), Cost(0, 3), ["outputs", "ids"]),
     "antithetic-noise": (AntitheticNoise(count=3, sigma=0.1), Cost(6, 0), ["x", "ids"]),
 }
@@ -191,8 +194,70 @@ def test_data_pairs_are_the_scaled_differences():
     for n in range(3):
         difference = partners[n] - x[n]
         torch.testing.assert_close(v[n], difference * math.sqrt(8) / difference.square().sum().sqrt())
-    with pytest.raises(UnsupportedError, match=r"`DataPairs` has no variance formula: .* use RandomInputs\(\)"):
+    with pytest.raises(UnsupportedError, match=r"`DataPairs` has no variance formula without .* use RandomInputs\(\)"):
         DataPairs().variance(matrix(2, 3))
+
+
+def test_data_pairs_over_all_partners():
+    x, m = torch.randn(7, 4, dtype=torch.float64), matrix(3, 4)
+    others = x[1:]
+    v = ask(DataPairs(), x=x[:1].expand(6, 4), partners=others)[0]
+    _, variance = mean_and_variance([estimate(direction[None], m, "input") for direction in v])
+    assert DataPairs().variance(m, tangents=v) == pytest.approx(variance, rel=1e-10)
+
+
+@pytest.mark.parametrize("basis", ["dct", "pca", "data"])
+@pytest.mark.parametrize(("law", "directions"), [("rademacher", 2**3), ("basis", 3)])
+def test_directions_in_a_subspace_over_all_of_them(basis, law, directions):
+    x = torch.randn(9, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    probe, m = SubspaceInputs(3, basis, law=law).fitted(x), matrix(4, 6)
+    u = probe.vectors.double()
+    torch.testing.assert_close(u @ u.mT, torch.eye(3, dtype=torch.float64), atol=1e-6, rtol=0)
+    coordinates = {tuple((u @ v[0]).mul(1e3).round().int().tolist()): v for v in all_directions(probe, 6)}
+    assert len(coordinates) == directions
+    mean, variance = mean_and_variance([estimate(v, m, "input") for v in coordinates.values()])
+    assert mean == pytest.approx((m @ u.mT).square().sum().item(), rel=1e-5)  # the norm restricted to the subspace
+    assert probe.variance(m) == pytest.approx(variance, rel=1e-4, abs=1e-6 * mean**2)
+
+
+def test_the_bases_of_subspaces_are_those_of_their_definitions():
+    x = torch.randn(20, 2, 3, 4, dtype=torch.float64)
+    flat = x.flatten(1)
+    _, vectors = torch.linalg.eigh((flat - flat.mean(0)).mT @ (flat - flat.mean(0)))
+    u = SubspaceInputs(4, "pca").fitted(x).vectors.double()
+    leading = vectors[:, -4:]
+    torch.testing.assert_close(u.mT @ u, leading @ leading.mT, atol=1e-5, rtol=0)
+    u = SubspaceInputs(4, "data").fitted(x).vectors.double()
+    span = (flat[1:] - flat[0]).mT
+    residual = u.mT - span @ torch.linalg.lstsq(span, u.mT).solution
+    assert residual.abs().max() < 1e-5
+    u = SubspaceInputs(6, "dct").fitted(x).vectors.double().reshape(6, 2, 3, 4)
+    for row, (channel, p, q) in enumerate([(0, 0, 0), (1, 0, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (1, 1, 0)]):
+        for i, j in itertools.product(range(3), range(4)):
+            wave = math.cos(math.pi * p * (i + 0.5) / 3) * math.cos(math.pi * q * (j + 0.5) / 4)
+            norm = math.sqrt((1 + (p > 0)) / 3 * (1 + (q > 0)) / 4)
+            assert float(u[row, channel, i, j]) == pytest.approx(norm * wave, abs=1e-6)
+        assert u[row, 1 - channel].abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SubspaceInputs(0), r"`k` of `SubspaceInputs` must be a whole number of at least 1\. Got 0"),
+        (lambda: SubspaceInputs(2, "fourier"), r"`basis` of `SubspaceInputs`"),
+        (lambda: SubspaceInputs(5, "pca").fitted(torch.rand(5, 9)), r"must be below the number of inputs.*Got 5 for 5"),
+        (lambda: SubspaceInputs(5).fitted(torch.rand(5, 4)), r"`k` of `SubspaceInputs` must be at most 4"),
+        (
+            lambda: ask(SubspaceInputs(2, "pca")),
+            r"`vectors` of `SubspaceInputs` must be a basis of the inputs\. Got none",
+        ),
+        (lambda: ask(SubspaceInputs(2).fitted(torch.rand(5, 3))), r"must be a basis of the inputs\. Got vectors of 3"),
+        (lambda: SubspaceInputs(2).variance(matrix(2, 3)), r"must be a basis of the inputs\. Got none"),
+    ],
+)
+def test_a_subspace_that_cannot_be(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
 
 
 @pytest.mark.parametrize("count", [1, 4])

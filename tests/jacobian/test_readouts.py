@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from jacmatch.jacobian import (
     Logits,
     LogProbabilities,
     Loss,
+    OutputsFrom,
+    PCAFeatures,
     PooledFeatures,
     Products,
     Readout,
@@ -67,6 +70,9 @@ CASES: dict[str, tuple[Readout, Context]] = {
     "attention-maps-power": (AttentionMaps(("2", "0"), ((1, 1), (5, 5)), p=4.0), Context()),
     "pooled-features": (PooledFeatures("2"), Context()),
     "pooled-features-windows": (PooledFeatures("0", size=2), Context()),
+    "outputs-from": (OutputsFrom(1), Context()),
+    "pca-features": (PCAFeatures("2", 2).fitted(network(), X), Context()),
+    "pca-features-whitened": (PCAFeatures("4", 2, whiten=True).fitted(network(), X), Context()),
 }
 each = pytest.mark.parametrize("name", CASES)
 
@@ -90,6 +96,17 @@ def pooled(z: Tensor, size: int | tuple[int, int]) -> Tensor:
     return means
 
 
+def principal_components(readout: PCAFeatures, features: dict[str, Tensor]) -> list[list[float]]:
+    """By eigenvectors of the covariance, each with the sign that the readout has chosen."""
+    z = features[readout.layer]
+    z = z.mean((2, 3)) if z.dim() == 4 else z
+    values, vectors = torch.linalg.eigh(torch.cov(z.mT))
+    values, vectors = values.flip(0)[: readout.k], vectors.flip(1)[:, : readout.k]
+    vectors = vectors * (vectors * readout.components).sum(0).sign()
+    scale = values.sqrt() if readout.whiten else values[:1].sqrt()
+    return ((z - z.mean(0)) @ vectors / scale).tolist()
+
+
 def by_definition(name: str, y: Tensor, features: dict[str, Tensor], sample: int) -> list[float]:
     """The values of one sample, by loops."""
     outputs = y[sample].tolist()
@@ -109,8 +126,11 @@ def by_definition(name: str, y: Tensor, features: dict[str, Tensor], sample: int
         attention = pooled(attention[None], readout.size)[0] if readout.size else attention
         flat = attention.flatten().tolist()
         return [max(flat)] if name.endswith("own") else [flat[int(PIXELS[sample])]]
+    if name.startswith("pca"):
+        return principal_components(CASES[name][0], features)[sample]
     return {
         "logits": lambda: outputs,
+        "outputs-from": lambda: outputs[1:],
         "label-logit": lambda: [outputs[label]],
         "label-logit-mixed": lambda: [math.fsum(p * value for p, value in zip(mixture, outputs, strict=True))],
         "top-logit": lambda: [outputs[[1, 0, 2][sample]]],
@@ -126,7 +146,7 @@ def test_values_are_those_of_the_definition(name):
     readout, context = CASES[name]
     module = network()
     with torch.no_grad():
-        outputs, features = run(module, X, ("0", "2"))
+        outputs, features = run(module, X, ("0", "2", "4"))
         values = readout(outputs, features, context)
     expected = [by_definition(name, outputs, features, sample) for sample in range(3)]
     expected = torch.tensor(expected, dtype=torch.float64)
@@ -265,6 +285,29 @@ def test_a_temperature_must_be_positive(temperature):
         LogProbabilities(temperature=temperature)
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: OutputsFrom(0), r"`first` of `OutputsFrom` must be at least 1\. Got 0"),
+        (lambda: PCAFeatures("2", 0), r"`k` of `PCAFeatures` must be at least 1\. Got 0"),
+        (lambda: PCAFeatures("2", 3).fitted(network(), X), r"below the number of inputs.*Got 3 of 3 inputs and 4 chan"),
+        (lambda: PCAFeatures("7", 1).fitted(network(), X), r"The layer of a readout must be a known name\. Got '7'"),
+        (lambda: run_readout(PCAFeatures("2", 1)), r"must have the statistics of its layer\. Got none"),
+        (
+            lambda: run_readout(replace(PCAFeatures("2", 1).fitted(network(), X), layer="0")),
+            r"must have the statistics of its layer\. Got those of 4 channels for 3",
+        ),
+    ],
+)
+def test_a_readout_that_cannot_be(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def run_readout(readout: Readout) -> Tensor:
+    return readout(*run(network(), X, readout.layers), Context())
+
+
 def test_the_dictionary_names_every_readout():
     package = importlib.import_module("jacmatch.jacobian")  # `jacmatch.jacobian` is a function
     exported = {
@@ -274,4 +317,4 @@ def test_the_dictionary_names_every_readout():
     }
     assert set(READOUTS.values()) == exported
     for name, readout in READOUTS.items():
-        assert name == re.sub(r"(?<!^)(?=[A-Z])", "-", readout.__name__).lower()
+        assert name == re.sub(r"(?<!^)(?=[A-Z][a-z])", "-", readout.__name__).lower()

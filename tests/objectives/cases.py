@@ -23,6 +23,7 @@ from jacmatch.jacobian import (
     RandomOutputs,
     Readout,
     SampledRows,
+    SubspaceInputs,
     TopClass,
     TopLogit,
 )
@@ -62,6 +63,7 @@ PROBES: dict[str, Estimator] = {
     "random-inputs": RandomInputs(2),
     "sampled-rows": SampledRows(1),
     "data-pairs": DataPairs(),
+    "subspace-inputs": SubspaceInputs(3),
     "fisher-rows": FisherRows(2),
     "antithetic-noise": AntitheticNoise(2, sigma=0.1),
 }

@@ -13,7 +13,7 @@ References:
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -24,6 +24,7 @@ from jacmatch.errors import InputError, UnsupportedError, class_axis, one_row_of
 from jacmatch.jacobian import probes
 
 Side = Literal["output", "input"]
+BASES: Final = ("dct", "pca", "data")
 Inputs: TypeAlias = Float[Tensor, "batch *input"] | None
 Outputs: TypeAlias = Float[Tensor, "batch *out"] | None
 Labels: TypeAlias = Int[Tensor, "batch *position"] | Float[Tensor, "batch *out"] | None
@@ -406,20 +407,151 @@ class DataPairs:
         given, others = needed(x, "x", "DataPairs"), needed(partners, "partners", "DataPairs")
         return probes.data_pairs(given.detach(), others.detach())[None]
 
-    def variance(self, matrix: Matrix, **unused: object) -> float:
-        """None is known.
+    def variance(
+        self, matrix: Matrix, *, tangents: Float[Tensor, "pair column"] | None = None, **unused: object
+    ) -> float:
+        """The variance of ‖Mv‖² over `tangents`, all directions that a sample can get, each as likely.
+
+        Args:
+            matrix: M.
+            tangents: `probes.data_pairs` from the sample to each of the other data points, flattened.
+            **unused: What other probes need.
 
         Raises:
-            UnsupportedError: always.
+            UnsupportedError: `tangents` is missing: the scatter depends on the data.
         """
-        raise UnsupportedError(
-            "`DataPairs` has no variance formula: its scatter depends on the data. Measure it over draws of partners, "
-            "or use RandomInputs(), whose variance is known."
-        )
+        if tangents is None:
+            raise UnsupportedError(
+                "`DataPairs` has no variance formula without the data. Pass tangents=..., the directions to all "
+                "partners, or use RandomInputs(), whose variance is known."
+            )
+        return (tangents.double() @ matrix.double().mT).square().sum(1).var(correction=0).item()
 
     def passes(self, outputs: int) -> Cost:
         """One Jv."""
         return Cost(forward=1, backward=0)
+
+
+@dataclass(frozen=True, eq=False)
+class SubspaceInputs:
+    """P = `count` random input directions v = Ug/√P in a subspace in which images differ, g ~ `law` in k dimensions.
+
+    The columns of U are orthonormal. Mean ‖MU‖²_F, the norm restricted to the subspace; the variance is that of
+    `RandomInputs` with MU for M. White noise spreads over all D dimensions, of which images use few.
+
+    Attributes:
+        k: Dimensions of the subspace.
+        basis: `dct`, the lowest spatial frequencies of each channel; `pca`, the leading principal components of a set
+            of images; `data`, the span of differences of images. The last two come from `fitted`.
+        count: P.
+        law: Of `probes.directions`.
+        vectors: Uᵀ, (k, D); None for `dct` until the shape of a sample is known.
+
+    Example:
+        >>> probe = SubspaceInputs(2, "pca").fitted(torch.eye(4))
+        >>> probe.directions(x=torch.zeros(3, 4), ids=torch.arange(3), seed=0, draw=0).shape
+        torch.Size([1, 3, 4])
+    """
+
+    k: int
+    basis: str = "dct"
+    count: int = 1
+    law: str = "gaussian"
+    vectors: Float[Tensor, "k column"] | None = None
+    side: ClassVar[Side] = "input"
+
+    def __post_init__(self) -> None:
+        check_count("SubspaceInputs", self.count, self.law)
+        if self.basis not in BASES:
+            raise unknown_name("`basis` of `SubspaceInputs`", self.basis, BASES)
+        if not isinstance(self.k, int) or self.k < 1:
+            raise InputError("`k` of `SubspaceInputs` must be a whole number of at least 1.", got=self.k)
+
+    def fitted(self, x: Float[Tensor, "sample *input"], seed: int = 0) -> "SubspaceInputs":
+        """Return the probe with the basis of these inputs.
+
+        Args:
+            x: Training inputs.
+            seed: Chooses the pairs of `data`.
+
+        Raises:
+            InputError: The inputs span fewer than k dimensions.
+        """
+        flat = x.detach().flatten(1).double()
+        if self.basis == "dct":
+            vectors = cosines(tuple(x.shape[1:]), self.k)
+        elif self.basis == "pca":
+            vectors = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)[2][: self.k]
+        else:
+            order = probes.permutation(seed, torch.zeros(1, dtype=torch.int64), 0, len(flat))[0]
+            vectors = torch.linalg.qr(flat[order].diff(dim=0)[: self.k].mT)[0].mT
+        if self.basis != "dct" and min(len(flat) - 1, flat.shape[1]) < self.k:
+            rule = "`k` of `SubspaceInputs` must be below the number of inputs, and at most that of their elements."
+            raise InputError(rule, got=f"{self.k} for {len(flat)} inputs of {flat.shape[1]} elements")
+        return replace(self, vectors=vectors.float())
+
+    def directions(self, *, x: Inputs, ids: Ids, seed: int, draw: int, **unused: object) -> OnInputs:
+        """Ug/√P.
+
+        Raises:
+            InputError: The basis is not fitted, or it is that of inputs of another size.
+        """
+        given = needed(x, "x", "SubspaceInputs")
+        shape = tuple(given.shape[1:])
+        vectors = self._basis(shape).to(given)
+        inner = given.new_zeros(len(given), len(vectors))
+        g = random_directions("SubspaceInputs", self.law, self.count, inner, ids, seed, draw)
+        return (g @ vectors).reshape(self.count, len(given), *shape)
+
+    def _basis(self, shape: tuple[int, ...] | None) -> Float[Tensor, "k column"]:
+        """Return Uᵀ for samples of this shape; None is a shape that is not known."""
+        vectors = cosines(shape, self.k) if self.vectors is None and self.basis == "dct" and shape else self.vectors
+        if vectors is None or (shape is not None and vectors.shape[1] != math.prod(shape)):
+            got = "none" if vectors is None else f"vectors of {vectors.shape[1]} elements"
+            rule = "`vectors` of `SubspaceInputs` must be a basis of the inputs."
+            raise InputError(rule, got=got, do="Fit it to the training inputs: SubspaceInputs(k, basis).fitted(x).")
+        return vectors
+
+    def variance(self, matrix: Matrix, **unused: object) -> float:
+        """The formula of the law for MU, of a fitted probe."""
+        vectors = self._basis(None if self.vectors is None else (matrix.shape[1],))
+        return law_variance(self.law, self.count, vectors.to(matrix).double() @ matrix.double().mT)
+
+    def passes(self, outputs: int) -> Cost:
+        """One Jv for each direction."""
+        return Cost(forward=self.count, backward=0)
+
+
+def cosines(shape: tuple[int, ...], k: int) -> Float[Tensor, "k column"]:
+    """Return the k cosines of lowest frequency (DCT-II, orthonormal) of samples of this shape, as rows.
+
+    Frequencies are ordered by the sum of their squares over height and width, at equal ones by channel. A vector has
+    one dimension.
+
+    Raises:
+        InputError: There are fewer than k.
+    """
+    channels, sides = (shape[0], shape[1:]) if len(shape) > 1 else (1, shape)
+    if k > math.prod(shape):
+        raise InputError(f"`k` of `SubspaceInputs` must be at most {math.prod(shape)} for this shape.", got=k)
+    waves = []
+    for side in sides:
+        n = torch.arange(side, dtype=torch.float64)
+        wave = torch.cos(math.pi / side * (n + 0.5) * n[:, None]) * math.sqrt(2 / side)
+        wave[0] /= math.sqrt(2)
+        waves.append(wave)
+    indices = torch.cartesian_prod(*(torch.arange(side) for side in sides)).reshape(-1, len(sides))
+    indices = indices[indices.square().sum(1).argsort(stable=True)][: -(-k // channels)]
+    rows = []
+    for index in indices.tolist():
+        product = waves[0][index[0]]
+        for wave, number in zip(waves[1:], index[1:], strict=True):
+            product = torch.outer(product.flatten(), wave[number])
+        for channel in range(channels):
+            row = torch.zeros(channels, math.prod(sides), dtype=torch.float64)
+            row[channel] = product.flatten()
+            rows.append(row.flatten())
+    return torch.stack(rows[:k]).float()
 
 
 @dataclass(frozen=True)
@@ -470,6 +602,7 @@ ESTIMATORS: Final[dict[str, type[Estimator]]] = {
     "random-inputs": RandomInputs,
     "sampled-rows": SampledRows,
     "data-pairs": DataPairs,
+    "subspace-inputs": SubspaceInputs,
     "fisher-rows": FisherRows,
     "antithetic-noise": AntitheticNoise,
 }

@@ -11,10 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from jacmatch.errors import InputError, class_axis, one_row_of_classes
+from jacmatch.jacobian.features import run
 
 
 @dataclass(frozen=True)
@@ -253,6 +254,108 @@ class PooledFeatures:
         return functional.adaptive_avg_pool2d(_image_features(features, self.layer), self.size).flatten(1)
 
 
+@dataclass(frozen=True)
+class OutputsFrom:
+    """The outputs from one index on: the second head of a network that has two in its last layer.
+
+    Attributes:
+        first: Index of the first of them, at least 1.
+    """
+
+    first: int
+    layers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.first < 1:
+            raise InputError("`first` of `OutputsFrom` must be at least 1.", got=self.first)
+
+    def __call__(
+        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
+    ) -> Float[Tensor, "batch *row"]:
+        """Returns the outputs after the first head."""
+        return outputs[:, self.first :]
+
+
+@dataclass(frozen=True, eq=False)
+class PCAFeatures:
+    """Pooled features of a layer in the basis of their leading principal components: z = Wᵀ(pool(Z) − μ)/s.
+
+    The statistics are those of one network, a teacher, on one set of inputs: `fitted` returns the readout with them. A
+    student learns these k numbers by a linear connector, its second head for instance. Linear in the features, so rows
+    of its Jacobian are those of the pooled features in the same basis.
+
+    Attributes:
+        layer: Dotted path of the layer; features (B, C) or (B, C, H, W), averaged over all pixels.
+        k: Number of components.
+        whiten: Divide each component by its own standard deviation; otherwise all by that of the first, so that their
+            ratios stay.
+        mean: μ, (C,).
+        components: W/s, (C, k).
+
+    Example:
+        >>> readout = PCAFeatures("0", 2).fitted(torch.nn.Sequential(torch.nn.Linear(3, 5)), torch.rand(20, 3))
+        >>> readout.components.shape
+        torch.Size([5, 2])
+    """
+
+    layer: str
+    k: int
+    whiten: bool = False
+    mean: Float[Tensor, "channel"] | None = None
+    components: Float[Tensor, "channel k"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise InputError("`k` of `PCAFeatures` must be at least 1.", got=self.k)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The one layer."""
+        return (self.layer,)
+
+    def fitted(self, module: nn.Module, x: Float[Tensor, "sample *input"], batch: int = 100) -> "PCAFeatures":
+        """Return the readout with the statistics of the features of x.
+
+        Args:
+            module: The teacher, in evaluation mode.
+            x: Its inputs, more than `k`.
+            batch: Inputs in one pass.
+
+        Raises:
+            InputError: There is no such layer, or there are too few inputs or channels.
+        """
+        with torch.no_grad():
+            rows = [self._pooled(run(module, part, self.layers)[1]).double() for part in torch.split(x, batch)]
+        pooled = torch.cat(rows)
+        if self.k > min(len(pooled) - 1, pooled.shape[1]):
+            rule = "`k` of `PCAFeatures` must be below the number of inputs, and at most the number of channels."
+            raise InputError(rule, got=f"{self.k} of {len(pooled)} inputs and {pooled.shape[1]} channels")
+        _, scales, basis = torch.linalg.svd(pooled - pooled.mean(0), full_matrices=False)
+        deviations = (scales[: self.k] / (len(pooled) - 1) ** 0.5).clamp_min(1e-6 * float(scales[0]) + 1e-12)
+        divisor = deviations if self.whiten else deviations[:1]
+        components = basis[: self.k].mT / divisor
+        return replace(self, mean=pooled.mean(0).to(x), components=components.to(x))
+
+    def _pooled(self, features: Mapping[str, Tensor]) -> Float[Tensor, "batch channel"]:
+        z = features[self.layer]
+        return z if z.dim() == 2 else _image_features(features, self.layer).mean((2, 3))
+
+    def __call__(
+        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
+    ) -> Float[Tensor, "batch k"]:
+        """Returns the components.
+
+        Raises:
+            InputError: The readout has no statistics yet, or those of another number of channels.
+        """
+        z = self._pooled(features)
+        if self.mean is None or self.components is None or len(self.mean) != z.shape[1]:
+            got = "none" if self.mean is None else f"those of {len(self.mean)} channels for {z.shape[1]}"
+            rule = "`PCAFeatures` must have the statistics of its layer."
+            raise InputError(rule, got=got, do="Fit it to the teacher: PCAFeatures(layer, k).fitted(teacher, x).")
+        return (z - self.mean.to(z)) @ self.components.to(z)
+
+
 READOUTS: dict[str, Callable[..., Readout]] = {
     "logits": Logits,
     "log-probabilities": LogProbabilities,
@@ -262,6 +365,8 @@ READOUTS: dict[str, Callable[..., Readout]] = {
     "attention-pixel": AttentionPixel,
     "attention-maps": AttentionMaps,
     "pooled-features": PooledFeatures,
+    "outputs-from": OutputsFrom,
+    "pca-features": PCAFeatures,
 }
 
 

@@ -38,12 +38,12 @@ METHODS = {
 }
 """What each method of a comparison is called in tables."""
 
-_LAWFUL = ("random-outputs", "random-inputs")  # probes whose directions can have one law or another
+_LAWFUL = ("random-outputs", "random-inputs", "subspace-inputs")  # probes whose directions can have one law or another
 _SINGLE = ("every-row", "top-class", "label-class", "data-pairs")  # probes whose number is given by what they are
 _OF_LABELS = ("label-class", "label-logit", "loss")  # probes and readouts that need the label of one sample
 _DERIVATIVES = (  # settings that ask for a Jacobian term at any amount of data
-    *("probe", "probes", "probe_chunk", "probe_law", "readout", "jacobian_loss", "every", "fraction", "engine"),
-    *("jacobian_schedule", "jacobian_fades_from"),
+    *("probe", "probes", "probe_chunk", "probe_law", "probe_dimensions", "readout", "jacobian_loss", "every"),
+    *("fraction", "engine", "jacobian_schedule", "jacobian_fades_from"),
 )
 
 
@@ -80,7 +80,9 @@ class DistillationFields(TrainingFields):
     probe_chunk: int | None = None
     """Rows whose graphs are kept in memory at once; all if left out. 1: the memory of a single row, more time."""
     probe_law: Law = "gaussian"
-    """Law of random-outputs and random-inputs."""
+    """Law of random-outputs, random-inputs and subspace-inputs."""
+    probe_dimensions: int = 48
+    """With --probe subspace-inputs: how many cosines of lowest frequency its directions are combined of."""
     readout: str = "logits"
     """What is differentiated (see `jacmatch list`)."""
     point: Literal["auto", "data", "noise", "mixed-pairs"] = "auto"
@@ -103,7 +105,7 @@ class DistillationFields(TrainingFields):
         Raises:
             InputError: A name is unknown, or settings do not go together.
         """
-        positive("distill", probes=self.probes, every=self.every)
+        positive("distill", probes=self.probes, every=self.every, probe_dimensions=self.probe_dimensions)
         weights = {"labels": self.labels_weight, "outputs": self.outputs_weight, "jacobian": self.jacobian_weight}
         for name, weight in weights.items():
             if weight is not None and not 0 <= weight < math.inf:
@@ -156,6 +158,8 @@ class DistillationFields(TrainingFields):
             settings["count"] = self.probes
         if self.probe in _LAWFUL:
             settings["law"] = self.probe_law
+        if self.probe == "subspace-inputs":
+            settings["k"] = self.probe_dimensions
         if self.probe == "antithetic-noise":
             settings["sigma"] = self.noise
         if self.probe == "fisher-rows":
@@ -165,10 +169,9 @@ class DistillationFields(TrainingFields):
     def _readout(self) -> Readout:
         if self.readout == "log-probabilities":
             return LogProbabilities(1.0 if self.temperature is None else self.temperature)
-        if self.readout in ("attention-pixel", "attention-maps", "pooled-features"):
-            raise InputError(
-                f"`--readout {self.readout}` needs a layer of each network.", do="Use the Python class Distillation."
-            )
+        if self.readout in ("attention-pixel", "attention-maps", "pooled-features", "pca-features", "outputs-from"):
+            rule = f"`--readout {self.readout}` needs a layer or a head of each network."
+            raise InputError(rule, do="Use the Python class Distillation.")
         return READOUTS[self.readout]()
 
     def recipe(self, per_class: float | int | None) -> Recipe:

@@ -24,6 +24,7 @@ from jacmatch.jacobian import (
     Module,
     RandomOutputs,
     Readout,
+    SubspaceInputs,
     TopClass,
     run,
     vjp_products,
@@ -354,7 +355,7 @@ def _check_probe(form: str, probe: Estimator, task: str) -> None:
         do = "Use form='squared-norm' or 'hoffman', and a probe without labels."
         raise InputError("`Robustness(task='regression')` must not have settings for classes.", got=classes[0], do=do)
     single = isinstance(probe, LabelClass | TopClass) and not isinstance(FORMS[form][0], Logits)
-    if single or isinstance(probe, DataPairs | FisherRows):
+    if single or isinstance(probe, DataPairs | FisherRows | SubspaceInputs):
         rule = f"`probe` of `Robustness(form={form!r})` must estimate the norm of all rows."
         do = "Use RandomOutputs(k), RandomInputs(k), SampledRows(k), AntitheticNoise(k, sigma=...) or EveryRow()."
         raise InputError(rule, got=type(probe).__name__, do=do)
