@@ -237,10 +237,20 @@ def test_refuses_scalars_out_of_range(call, message):
 
 
 def test_labels_out_of_range_are_not_taken_for_another_class():
-    # The range belongs to the data set; here it must only not pass in silence (−100 is torch's "ignore").
-    for label in (5, -1, -100):
+    # The range belongs to the data set; here it must only not pass in silence. −100 is an unlabelled sample.
+    for label in (5, -1):
         with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
             losses.cross_entropy(torch.zeros(1, 5), torch.tensor([label]))
+
+
+def test_an_unlabelled_sample_costs_nothing_and_has_no_gradient():
+    logits = torch.randn(3, 5, requires_grad=True)
+    costs = losses.cross_entropy(logits, torch.tensor([1, -100, 0]))
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([1, -100, 0]), reduction="none")
+    torch.testing.assert_close(costs, expected)
+    (gradient,) = torch.autograd.grad(costs.sum(), logits)
+    assert gradient[1].abs().sum() == 0
+    assert gradient[0].abs().sum() > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])

@@ -135,6 +135,25 @@ def test_what_may_be_random_is_never_remembered(counting, changes):
         assert counting.samples == asked
 
 
+def test_random_queries_are_stored_by_their_draw(counting):
+    memoized, x = unchecked(counting, draws=True), inputs()
+    v = directions(2, 3, 2, 3)
+    for changes in ({}, {"cotangents": None, "tangents": v, "rule": "inputs"}):
+        before = counting.samples
+        for draw, queried in ((0, 3), (1, 6), (0, 6), (1, 6)):
+            moved, asked = x + draw, question(random=True, draw=draw, **changes)
+            pair = memoized.answer(moved, asked), counting.inner.answer(moved, asked)
+            torch.testing.assert_close(*((each.outputs, each.values, each.products) for each in pair))
+            assert counting.samples == before + queried
+    other = question(random=True, draw=0)
+    same(memoized.answer(x + 2, other), counting.inner.answer(x + 2, other))  # another x under a known draw
+    without_rule = question(random=True, draw=0, cotangents=None, tangents=v, rule=None)
+    before = counting.samples
+    for times in (1, 2):
+        memoized.answer(x, without_rule)
+        assert counting.samples == before + 3 * times
+
+
 @dataclass
 class Changeable:
     """A readout that can change, and so has no hash."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from jacmatch.errors import InputError, class_axis
 
 IGNORED = -100
-"""The label of a position that a dense cross-entropy leaves out, as in torch."""
+"""The label of a position or sample that the cross-entropy leaves out, as in torch."""
 
 
 def equal_shapes(caller: str, **tensors: Tensor) -> None:
@@ -44,7 +44,8 @@ def expected_under(
 ) -> Float[Tensor, "batch"]:
     """Return Σ_i y_i c_i per sample: the cost of the label's class, or its mean under probabilities.
 
-    For dense outputs it is summed over the positions; a label of −100 costs nothing.
+    For dense outputs it is summed over the positions. A label of −100 costs nothing: a position that is left out, or an
+    unlabelled sample.
 
     Args:
         caller: The loss that was called, for the message.
@@ -61,10 +62,10 @@ def expected_under(
             return (labels * costs).flatten(1).sum(1)
     elif labels.dtype != torch.bool and not labels.is_complex() and labels.shape == positions:
         # gather, not one_hot times costs: an impossible other class (cost ∞) must not give 0·∞.
-        ignored = labels == IGNORED if costs.dim() > 2 else None
-        index = labels.long() if ignored is None else labels.long().masked_fill(ignored, 0)
-        picked = costs.gather(axis, index.unsqueeze(axis)).squeeze(axis)
-        return picked if ignored is None else picked.masked_fill(ignored, 0.0).flatten(1).sum(1)
+        ignored = labels == IGNORED
+        index = labels.long().masked_fill(ignored, 0)
+        picked = costs.gather(axis, index.unsqueeze(axis)).squeeze(axis).masked_fill(ignored, 0.0)
+        return picked if picked.dim() == 1 else picked.flatten(1).sum(1)
     raise InputError(
         f"`labels` of `{caller}` must be integers of shape {tuple(positions)} or probabilities of shape "
         f"{tuple(costs.shape)}.",
@@ -80,7 +81,8 @@ def cross_entropy(
 ) -> Float[Tensor, "batch"]:
     """Return the cross-entropy with labels, −Σ_i y_i log q_i with q = softmax(z), i = 1…K.
 
-    For dense outputs it is summed over the positions; a label of −100 is left out, as in `torch.nn.CrossEntropyLoss`.
+    For dense outputs it is summed over the positions; a label of −100 is left out, as in `torch.nn.CrossEntropyLoss`:
+    the cost of an unlabelled sample is 0.
 
     Args:
         logits: z.

@@ -18,9 +18,11 @@ from jacmatch.jacobian.features import Select, class_dimension, selecting
 from jacmatch.jacobian.modules import set_mode
 from jacmatch.jacobian.wrappers import check_wrapping, in_several_processes
 from jacmatch.losses import JacobianLoss
+from jacmatch.models import FirstOutputs
 from jacmatch.objectives import validation
 from jacmatch.objectives.compiled import Compared, Comparison, CompiledSteps, Kinds, Step
 from jacmatch.objectives.differentiation import Differentiation
+from jacmatch.objectives.points import AtData, Batch
 from jacmatch.objectives.terms import TeacherNorm, Terms
 from jacmatch.objectives.weights import GradientShare, LossWeights, WeightSchedule
 from jacmatch.teachers import Teacher, as_teacher
@@ -150,6 +152,11 @@ class Objective(nn.Module):
         return self.differentiation.needs_partners
 
     @property
+    def network(self) -> Any:
+        """The network that is run: the student, with both heads where it is the first of two (`FirstOutputs`)."""
+        return self.student.network if isinstance(self.student, FirstOutputs) else self.student
+
+    @property
     def balance(self) -> LossWeights:
         """The former name of `loss_weights`."""
         message = "`objective.balance` is now `objective.loss_weights`; the old name goes with the next release."
@@ -203,7 +210,7 @@ class Objective(nn.Module):
             return eager()
         step.scale = self.differentiation.scale
         kinds = Kinds(comparison, readout, self.differentiation.batch_norm)
-        compared = self.compiled(self.student, kinds, step, eager)
+        compared = self.compiled(self.network, kinds, step, eager)
         return eager() if compared is None else compared
 
     def scale_derivatives(self, scale: Tensor | None) -> None:
@@ -237,8 +244,8 @@ class Objective(nn.Module):
 
     @property
     def _differentiable(self) -> bool:
-        """Whether the inputs must be of a floating-point type."""
-        return self.takes_derivatives
+        """Whether the inputs must be of a floating-point type: for derivatives, and to mix them or add noise."""
+        return self.takes_derivatives or not isinstance(self.differentiation.point, AtData)
 
     def train(self: Same, mode: bool = True) -> Same:
         """Put objective and student into training or evaluation mode; an exported student stays in its own."""
@@ -249,7 +256,8 @@ class Objective(nn.Module):
 
     def selected_outputs(self, student: Any = None) -> AbstractContextManager[None]:
         """Within the context the student, or a copy of it, returns what `output` selects."""
-        return selecting(self.student if student is None else student, self.output)
+        chosen = self.student if student is None else student
+        return selecting(chosen.network if isinstance(chosen, FirstOutputs) else chosen, self.output)
 
     def _call(self, progress: float | int) -> Call:
         """What is due in this call; nothing is counted yet."""
@@ -334,6 +342,19 @@ class Objective(nn.Module):
             {"loss": total, **values}, outputs, teacher_outputs, unweighted, dict(self.loss_weights.shares), firsts
         )
 
+    def _moved(
+        self, x: Tensor, y: Tensor | None, ids: Tensor | None, partners: Tensor | None, other: Tensor | None, draw: int
+    ) -> Batch:
+        """Return the batch at the points of the comparison."""
+        if self.loss_weights.weights["labels"] and y is None:
+            raise InputError("`y` must be given where `labels` has a weight.", do="Set labels=0 to train without.")
+        validation.one_for_each(x, y=y, ids=ids, partners=partners, partner_labels=other)
+        ids = torch.arange(len(x), device=x.device) if ids is None else ids
+        if partners is None:
+            partners, other = x.roll(1, 0), None if y is None else y.roll(1, 0)
+        moved, share = self.differentiation.point.move(x, partners, ids=ids, seed=self.differentiation.seed, draw=draw)
+        return Batch(moved, y, partners, other, share, ids, draw)
+
     def _first(self, call: Call, samples: int) -> tuple[int, dict[str, int]]:
         """Return how many samples here have derivatives, and over how many of the whole batch their term is the mean.
 
@@ -371,7 +392,7 @@ class Objective(nn.Module):
         Raises:
             ClassDimensionError: the layer does not determine it.
         """
-        self.class_dim = class_dimension(self.student, x)
+        self.class_dim = class_dimension(self.network, x)
         if self.class_dim is None:
             raise ClassDimensionError(
                 f"`class_dim` of `{type(self).__name__}` must be given for outputs of more than two dimensions whose "

@@ -137,6 +137,7 @@ class Differentiation:
         elif products:
             about["tangents"] = self.directions(batch, None)
             about["step"] = self.step
+            about["rule"] = self.probe if isinstance(self.probe, Hashable) else None
         return Question(**about)
 
     def directions(self, batch: Batch, values: Tensor | None) -> Tensor:

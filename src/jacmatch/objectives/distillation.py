@@ -14,15 +14,17 @@ from jacmatch.jacobian import (
     Engine,
     Estimator,
     Logits,
+    OutputsFrom,
     RandomOutputs,
     Readout,
 )
 from jacmatch.losses import JacobianLoss, OutputLoss, Task
+from jacmatch.models import FirstOutputs
 from jacmatch.objectives import validation
 from jacmatch.objectives.base import Objective, Output
 from jacmatch.objectives.compiled import Compared, Step
 from jacmatch.objectives.differentiation import Differentiation
-from jacmatch.objectives.points import AtData, Batch, Point
+from jacmatch.objectives.points import Batch, Point
 from jacmatch.objectives.recipe import describe_labels, labels_of, needs_single_label, recipe
 from jacmatch.objectives.terms import Terms, jacobian_term, label_term, output_term
 from jacmatch.objectives.weights import WeightSchedule
@@ -45,15 +47,20 @@ class _Comparison:
     temperature: float | int
     jacobian_loss: JacobianLoss
     class_dim: int | None
+    classes: int | None = None
 
     def __call__(self, outputs: Tensor, values: Tensor, rows: Tensor | None, step: Step) -> dict[str, Tensor]:
         """Return the terms that the step has the tensors of."""
         terms = {}
         if step.labels is not None:
-            mixed = (step.partner_labels, step.share)
-            terms["labels"] = label_term(self.task, outputs, step.labels, *mixed, class_dim=self.class_dim)
+            mixed, of_labels = (
+                (step.partner_labels, step.share),
+                outputs[:, : self.classes] if self.classes else outputs,
+            )
+            terms["labels"] = label_term(self.task, of_labels, step.labels, *mixed, class_dim=self.class_dim)
         if step.targets is not None:
-            terms["outputs"] = output_term(self.output_loss, outputs, step.targets, self.temperature, self.class_dim)
+            compared = outputs[:, self.classes :] if self.classes else outputs
+            terms["outputs"] = output_term(self.output_loss, compared, step.targets, self.temperature, self.class_dim)
         if rows is not None and step.rows is not None:
             terms["jacobians"] = jacobian_term(self.jacobian_loss, rows, step.rows)
         return terms
@@ -101,6 +108,9 @@ class Distillation(Objective):
             pair (student's, teacher's) where they differ.
         class_dim: The dimension of the classes of dense outputs, (B, K, H, W) or (B, T, K). None reads it off the layer
             that makes the student's outputs, where a linear layer or a convolution is the last operation.
+        classes: K, where the student has two heads in its last layer: K outputs that learn the labels, then those that
+            are compared with the teacher, whose outputs may be other classes or features. `student` is then the first
+            head. None for one head.
 
     Dense outputs are compared position by position: all terms are sums over positions and means over the batch, and
     labels (B, H, W) or (B, T) of −100 are left out.
@@ -149,9 +159,11 @@ class Distillation(Objective):
         measure_every: int = 100,
         output: Output = None,
         class_dim: int | None = None,
+        classes: int | None = None,
     ) -> None:
         validation.known_names("Distillation", task=task)
-        readouts = readout if isinstance(readout, tuple) else (readout or Logits(), readout or Logits())
+        own = Logits() if classes is None else OutputsFrom(classes)
+        readouts = readout if isinstance(readout, tuple) else (readout or own, readout or Logits())
         settings = (probe, readout, jacobian_loss, chunk_size, schedule)
         derivatives = any(given is not None for given in settings) or (every, fraction, engine) != (1, 1, "auto")
         if teacher is None:
@@ -163,6 +175,8 @@ class Distillation(Objective):
         calls: dict[str, Any] = {"every": every, "schedule": chosen.schedule, "measure_every": measure_every}
         probe = RandomOutputs(1) if probe is None else probe
         how = Differentiation(probe, *readouts, chosen.point, batch_norm, engine, seed, chunk_size, fraction)
+        self.classes = classes
+        student = student if classes is None else FirstOutputs(student, classes)
         super().__init__(student, teacher, weights, how, output=output, class_dim=class_dim, **calls)
         self.output_loss, self.temperature = chosen.output_loss, chosen.temperature
         self.jacobian_loss: JacobianLoss = "bounded" if jacobian_loss is None else jacobian_loss
@@ -255,24 +269,8 @@ class Distillation(Objective):
         outputs, answer, unweighted, products = self._compared(batch, count, measured=call.measured)
         if call.factor > 0 and "jacobians" not in unweighted:  # all of the first samples are with other processes
             unweighted["jacobians"] = (outputs * 0).sum()
-        return self._result(call, unweighted, outputs, answer, products, firsts)
-
-    @property
-    def _differentiable(self) -> bool:
-        """For derivatives, and to mix inputs or add noise to them."""
-        return super()._differentiable or not isinstance(self.differentiation.point, AtData)
-
-    def _moved(
-        self, x: Tensor, y: Tensor | None, ids: Tensor | None, partners: Tensor | None, other: Tensor | None, draw: int
-    ) -> Batch:
-        if self.loss_weights.weights["labels"] and y is None:
-            raise InputError("`y` must be given where `labels` has a weight.", do="Set labels=0 to train without.")
-        validation.one_for_each(x, y=y, ids=ids, partners=partners, partner_labels=other)
-        ids = torch.arange(len(x), device=x.device) if ids is None else ids
-        if partners is None:
-            partners, other = x.roll(1, 0), None if y is None else y.roll(1, 0)
-        moved, share = self.differentiation.point.move(x, partners, ids=ids, seed=self.differentiation.seed, draw=draw)
-        return Batch(moved, y, partners, other, share, ids, draw)
+        first_head = outputs[:, : self.classes] if self.classes else outputs
+        return self._result(call, unweighted, first_head, answer, products, firsts)
 
     def question(
         self,
@@ -316,14 +314,14 @@ class Distillation(Objective):
         def eager() -> Compared:
             first_or_all = first if count else batch
             outputs, products = self._in_parts(
-                self.student,
+                self.network,
                 batch.x,
                 len(first_or_all.x),
-                lambda: how.of_student(self.student, first_or_all, answer, traced=measured),
+                lambda: how.of_student(self.network, first_or_all, answer, traced=measured),
             )
             validation.one_output_for_each("Distillation", outputs, batch.x)
             if step.targets is not None:
-                validation.same_outputs(outputs, step.targets)
+                validation.same_outputs(outputs if self.classes is None else outputs[:, self.classes :], step.targets)
             if step.labels is not None and outputs.dim() > 2 and self.class_dim is None and self._classes:
                 self._read_class_dim(batch.x)
             return outputs, self._comparison(outputs, outputs, products, step)
@@ -344,7 +342,8 @@ class Distillation(Objective):
 
     @property
     def _comparison(self) -> "_Comparison":
-        return _Comparison(self.task, self.output_loss, self.temperature, self.jacobian_loss, self.class_dim)
+        losses = (self.task, self.output_loss, self.temperature, self.jacobian_loss)
+        return _Comparison(*losses, self.class_dim, self.classes)
 
     @property
     def _classes(self) -> bool:

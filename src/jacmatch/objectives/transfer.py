@@ -1,7 +1,7 @@
 """Transfer from a pretrained teacher of other classes: labels + outputs (LwF) + attention maps + their Jacobians."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import AttentionMaps, BatchNormPolicy, Context, Engine, Readout, run
 from jacmatch.jacobian.buffers import buffers_in_training, copies_of, replaced_buffers
-from jacmatch.jacobian.features import selecting
 from jacmatch.jacobian.modules import set_mode
 from jacmatch.losses import JacobianLoss, OutputLoss, attention_map, attention_transfer, match_sizes
 from jacmatch.models import FirstOutputs
 from jacmatch.objectives import validation
 from jacmatch.objectives.base import Objective, Output
 from jacmatch.objectives.differentiation import Differentiation
+from jacmatch.objectives.points import AtData, Batch, Point
 from jacmatch.objectives.terms import Terms, jacobian_term, label_term, output_term, precise
 from jacmatch.objectives.weights import GradientShare, WeightSchedule
 from jacmatch.teachers import Answer, Question, Teacher
@@ -64,6 +64,10 @@ class Transfer(Objective):
         batch_norm: Policy for BatchNorm of the student in training mode.
         measure_every: Calls between two measurements of the shares.
         output: Selects the outputs where a network returns more than one tensor; a pair (student's, teacher's).
+        point: Where everything is compared: `AtData` (None), or `AtMixedPairs` of images, where labels are mixed too.
+        shared: Whether the teacher was adapted to the target: its outputs are the K classes, and the student has one
+            head (B, K) that learns from labels and teacher.
+        seed: Seeds the mixtures.
 
     Raises:
         InputError: a setting is wrong, or settings do not go together.
@@ -109,6 +113,9 @@ class Transfer(Objective):
         batch_norm: BatchNormPolicy = "frozen",
         measure_every: int = 100,
         output: Output = None,
+        point: Point | None = None,
+        shared: bool = False,
+        seed: int = 0,
     ) -> None:
         if teacher is None:
             outputs = attention = jacobians = 0.0
@@ -116,6 +123,8 @@ class Transfer(Objective):
         calls: dict[str, Any] = {"every": every, "schedule": schedule, "measure_every": measure_every}
         how = Differentiation(
             None,  # the rows are those of the largest pixels
+            point=AtData() if point is None else point,
+            seed=seed,
             batch_norm=batch_norm,
             engine=engine,
             chunk_size=chunk_size,
@@ -123,7 +132,7 @@ class Transfer(Objective):
             caller="Transfer",
         )
         super().__init__(FirstOutputs(student, classes), teacher, weights, how, output=output, **calls)
-        self.pairs, self.size, self.p = tuple(pairs), size, p
+        self.pairs, self.size, self.p, self.shared = tuple(pairs), size, p, shared
         self.output_loss, self.temperature, self.jacobian_loss = output_loss, temperature, jacobian_loss
         self._sizes: dict[tuple[int, ...], tuple[tuple[int, int], ...]] = {}
         validation.known_names("Transfer", output_loss=output_loss, jacobian_loss=jacobian_loss)
@@ -161,23 +170,22 @@ class Transfer(Objective):
             x: Raw images, the same for student and teacher.
             y: Classes of the target; None where the label term has no weight.
             ids: A number for each image, by which a `MemoizedTeacher` knows it again.
-            draw: Not used: nothing is random.
-            partners: Not used.
-            partner_labels: Not used.
+            draw: Which draw of a mixture; None counts the calls.
+            partners: Another image for each, at mixed pairs; the next in the batch if None.
+            partner_labels: Their classes.
             progress: Share of the training that is done, for the schedule.
 
         Raises:
             InputError: labels are missing, a shape is wrong, or student and teacher do not go together.
             UnsupportedError: the student cannot be differentiated twice.
         """
-        if self.loss_weights.weights["labels"] and y is None:
-            raise InputError("`y` must be given where `labels` has a weight.", do="Set labels=0 to train without.")
-        validation.one_for_each(x, y=y, ids=ids)
         call = self._call(progress)
+        batch = self._moved(x, y, ids, partners, partner_labels, call.number if draw is None else draw)
+        x = batch.x
         count, firsts = self._first(call, len(x))
-        answer, answers = self._query(x, ids, count)
+        answer, answers = self._query(batch, count)
         outputs, maps, products = self._student(x, answer, count, traced=call.measured)
-        unweighted = self._terms(x, y, answers, outputs, maps)
+        unweighted = self._terms(batch, answers, outputs, maps)
         rows = None if answer is None else answer.products
         if rows is not None and products is not None:
             unweighted["jacobians"] = jacobian_term(self.jacobian_loss, products, rows)
@@ -190,11 +198,7 @@ class Transfer(Objective):
         """Return why the steps of this objective are not compiled."""
         return "Transfer is not compiled: it reads layers inside of the networks."
 
-    def selected_outputs(self, student: Any = None) -> AbstractContextManager[None]:
-        """Within the context the network with both heads, or that of a copy, returns what `output` selects."""
-        return selecting((self.student if student is None else student).network, self.output)
-
-    def _query(self, x: Tensor, ids: Tensor | None, count: int) -> tuple[Answer | None, Answer | None]:
+    def _query(self, batch: Batch, count: int) -> tuple[Answer | None, Answer | None]:
         """Return the teacher's answer about the first `count` samples, with products, and that about all of them.
 
         The first is None where no products are due, both are None where nothing of the teacher is.
@@ -202,20 +206,20 @@ class Transfer(Objective):
         weights = self.loss_weights.weights
         if self.teacher is None or not (count or weights["outputs"] or weights["attention"]):
             return None, None
+        x, ids = batch.x, batch.ids
+        about: dict[str, Any] = {"draw": batch.draw, "random": batch.share is not None}
         if not (count or weights["attention"]):
-            return None, query(self.teacher, x, Question(ids=ids))
+            return None, query(self.teacher, x, Question(ids=ids, **about))
         maps = self.maps(x, 1)
         first = None
         if count:
-            own = None if ids is None else ids[:count]
-            first = query(
-                self.teacher, x[:count], Question(maps, cotangents=maps.largest, ids=own, rule="largest pixels")
-            )
+            about |= {"readout": maps, "rule": "largest pixels"}
+            first = query(self.teacher, x[:count], Question(cotangents=maps.largest, ids=ids[:count], **about))
         if first is not None and count == len(x):
             return first, first
         if not (weights["outputs"] or weights["attention"]):
             return first, None
-        rest = query(self.teacher, x[count:], Question(maps, ids=None if ids is None else ids[count:]))
+        rest = query(self.teacher, x[count:], Question(**about | {"readout": maps, "rule": None}, ids=ids[count:]))
         if first is None:
             return None, rest
         both = (torch.cat([first.outputs, rest.outputs]), torch.cat([first.values, rest.values]))
@@ -272,19 +276,19 @@ class Transfer(Objective):
         maps = None if maps is None else torch.cat([head.values, maps])
         return torch.cat([head.outputs, outputs]), maps, head.products
 
-    def _terms(
-        self, x: Tensor, y: Tensor | None, answer: Answer | None, outputs: Tensor, maps: Tensor | None
-    ) -> dict[str, Tensor]:
+    def _terms(self, batch: Batch, answer: Answer | None, outputs: Tensor, maps: Tensor | None) -> dict[str, Tensor]:
         weights, terms = self.loss_weights.weights, {}
-        classes = self.student.outputs
+        classes, x = self.student.outputs, batch.x
         if weights["labels"]:
-            assert y is not None
-            terms["labels"] = label_term("classification", outputs[:, :classes], y)
+            assert batch.labels is not None
+            mixed = (batch.partner_labels, batch.share)
+            terms["labels"] = label_term("classification", outputs[:, :classes], batch.labels, *mixed)
         if answer is not None and weights["outputs"]:
-            source = outputs[:, classes:]
+            source = outputs if self.shared else outputs[:, classes:]
             if source.shape != answer.outputs.shape:
                 both = f"{classes} + {answer.outputs.shape[1]}"
                 do = f"Build it with {both} outputs: the classes of the target, then the teacher's."
+                do = "With `shared` the teacher has the classes of the target." if self.shared else do
                 rule = "`student` of `Transfer` must have outputs for the target and for the teacher's."
                 raise InputError(rule, got=f"{outputs.shape[1]} outputs", do=do)
             terms["outputs"] = output_term(self.output_loss, source, answer.outputs, self.temperature)

@@ -28,9 +28,10 @@ class MemoizedTeacher:
     """The answers of another teacher, each computed at its first use and stored in memory.
 
     A query is memoized if it has `ids` and is not `random`: no input directions, and cotangents only with a `rule`; its
-    readout and rule must be hashable. A stored answer is returned only if readout, rule and layers are equal and x and
-    the label of that id are the stored ones, bit for bit; otherwise the teacher is queried about the whole batch. So
-    augmented images cost what they cost without.
+    readout and rule must be hashable. With `draws` random queries are memoized too, by id and draw, and input
+    directions with a rule: for a training with `views`, whose points and directions repeat (a bank of augmented
+    images). A stored answer is returned only if readout, rule and layers are equal and x and the label of that id are
+    the stored ones, bit for bit; otherwise the teacher is queried about the whole batch.
 
     The teacher must be frozen and treat each sample by itself, as every teacher of this package does; answers of
     another batch can differ from those of this one by rounding. The first time that a batch could be answered from
@@ -39,6 +40,7 @@ class MemoizedTeacher:
     Args:
         teacher: The teacher to query.
         limit: Maximum number of bytes in memory; beyond it, the teacher is queried each time.
+        draws: Whether random queries are memoized by their draw.
 
     Attributes:
         queried: Samples that the teacher was queried about.
@@ -57,13 +59,13 @@ class MemoizedTeacher:
         (True, 4, 4)
     """
 
-    def __init__(self, teacher: Teacher, *, limit: int = 2**31) -> None:
+    def __init__(self, teacher: Teacher, *, limit: int = 2**31, draws: bool = False) -> None:
         if not isinstance(teacher, Teacher):
             do = "Wrap a network into ModuleTeacher."
             raise InputError("`teacher` of `MemoizedTeacher` must be a teacher.", got=type(teacher).__name__, do=do)
         if limit < 0:
             raise InputError("`limit` of `MemoizedTeacher` must be at least 0.", got=limit)
-        self.teacher, self.limit = teacher, limit
+        self.teacher, self.limit, self.draws = teacher, limit, draws
         self.queried, self.memoized, self.bytes = 0, 0, 0
         self._repeats, self._next_check = 0, 1
         self._memory: dict[Hashable, dict[int, _Entry]] = {}
@@ -92,8 +94,10 @@ class MemoizedTeacher:
             InputError: The teacher's answer to the same query has changed.
         """
         question = question or Question()
-        key = (question.readout, question.rule, question.cotangents is None, question.layers)
-        if question.ids is None or question.random or not _is_repeatable(question) or not _is_hashable(key):
+        kinds = (question.cotangents is None, question.tangents is None, question.step)
+        key = (question.readout, question.rule, *kinds, question.layers, question.draw if question.random else None)
+        random = question.random and not (self.draws and question.draw is not None)
+        if question.ids is None or random or not self._is_repeatable(question) or not _is_hashable(key):
             self.queried += len(x)
             return self.teacher.answer(x, question)
         memory = self._memory.setdefault(key, {})
@@ -110,6 +114,12 @@ class MemoizedTeacher:
         answer = self.teacher.answer(x, question)  # of the whole batch: its cotangents are made for that
         self._store(memory, ids, x, question, answer)
         return answer
+
+    def _is_repeatable(self, question: Question) -> bool:
+        """Return whether the directions are none, or those of a rule; on the input side by their draw."""
+        if question.tangents is not None:
+            return self.draws and question.rule is not None
+        return question.cotangents is None or question.rule is not None
 
     def _check(self, x: Tensor, question: Question, known: Answer) -> None:
         """Refuse a teacher whose answer about most of these samples has changed: memory would hide it."""
@@ -134,11 +144,6 @@ class MemoizedTeacher:
                 return
             memory[number] = entry
             self.bytes += size
-
-
-def _is_repeatable(question: Question) -> bool:
-    """Return whether there are no input directions, and cotangents are none, or those of a rule."""
-    return question.tangents is None and (question.cotangents is None or question.rule is not None)
 
 
 def _is_hashable(key: Hashable) -> bool:

@@ -110,7 +110,7 @@ def described(question: Question) -> dict[str, str]:
     return {
         "readout": words(question.readout, "readout"),
         "products": asked,
-        "rule": "none" if question.rule is None else words(question.rule, "probe"),
+        "rule": "none" if question.rule is None or question.tangents is not None else words(question.rule, "probe"),
         "step": "none" if question.step is None else repr(question.step),
     }
 
