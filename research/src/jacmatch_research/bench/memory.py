@@ -1,13 +1,20 @@
 """`jacmatch bench memory`: peak memory in fresh processes."""
 
+from collections.abc import Callable
 from functools import partial
 
+from torch import Tensor, nn
+
+from jacmatch_research.bench import rivals
 from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
 from jacmatch_research.bench.method import Conditions, compare_memory
 
 ROW = Claim("peak memory of one row ÷ plain distillation", must=2.0, aim=1.6)
 CHUNKS = Claim("peak memory of k = 8 rows in chunks of 1 ÷ k = 1", must=1.05)
 FULL = Claim("peak memory of a full Jacobian of 100 outputs ÷ the same with chunk_size=1")
+
+FUNC = Claim("peak memory of a full Jacobian of 100 outputs ÷ `vmap(jacrev(...))` of torch.func", must=0.8)
+TORCHJD = Claim("peak memory of a full Jacobian of 100 outputs ÷ `torchjd.autojac.jac`", must=0.8)
 
 PAIRS = {
     "VGG-9 → VGG-4, 28×28": ("vgg9", "vgg4", (1, 28, 28), 64),
@@ -33,6 +40,12 @@ from jacmatch import jacobian
 from jacmatch.models import build
 network = build("{}", 100, (3, 32, 32)).eval().requires_grad_(False).to(device)
 jacobian(network, torch.rand(2, 3, 32, 32, device=device), chunk_size={})
+"""
+PEER = """
+from jacmatch.models import build
+from jacmatch_research.bench.rivals import {peer}
+network = build("{network}", 100, (3, 32, 32)).eval().requires_grad_(False).to(device)
+{peer}(network, torch.rand(8, 3, 32, 32, device=device))
 """
 
 
@@ -64,6 +77,14 @@ def full_jacobian(conditions: Conditions, chunk: int) -> Measured:
     return Measured(compare_memory(conditions, these, one), details={"batch": 2})
 
 
+def beside_peer(conditions: Conditions, peer: Callable[[nn.Module, Tensor], Tensor]) -> Measured:
+    """An exact Jacobian of eight samples ÷ that of another library."""
+    network = "mlp" if conditions.quick else "resnet20"
+    theirs = PEER.format(network=network, peer=peer.__name__)
+    ours = FULL_JACOBIAN.replace("rand(2", "rand(8").format(network, None)
+    return Measured(compare_memory(conditions, ours, theirs), details={"batch": 8})
+
+
 MEMORY = Benchmark(
     "peak memory in fresh processes",
     (
@@ -73,5 +94,7 @@ MEMORY = Benchmark(
             Case(FULL, f"ResNet-20, 32×32, chunk_size={chunk}", partial(full_jacobian, chunk=chunk))
             for chunk in (2, 4, 8, 16, 32)
         ),
+        Case(FUNC, "ResNet-20, 32×32, batch 8", partial(beside_peer, peer=rivals.torch_func_jacobian)),
+        Case(TORCHJD, "ResNet-20, 32×32, batch 8", partial(beside_peer, peer=rivals.torchjd_jacobian)),
     ),
 )

@@ -15,6 +15,8 @@ from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
 from jacmatch_research.bench.method import Conditions, compare
 
 FULL = Claim("full Jacobian, 100 outputs ÷ loop of backward passes", must=0.7, aim=0.4)
+FUNC = Claim("full Jacobian, 100 outputs ÷ `vmap(jacrev(...))` of torch.func", must=0.8)
+TORCHJD = Claim("full Jacobian, 100 outputs ÷ `torchjd.autojac.jac`", must=0.8)
 JV = Claim("Jv with backward ÷ plain pass over a doubled batch", must=1.2, aim=1.05)
 PENALTY = Claim("Jacobian-norm penalty ÷ straightforward `autograd.grad` (Hoffman et al.)", must=1.0, aim=0.9)
 
@@ -52,6 +54,17 @@ def full_jacobian(conditions: Conditions, name: str, batch: int, training: bool)
             rivals.add_gradient(product.square().sum())
 
     times = compare(conditions, ours, theirs, 9)
+    return Measured(times.spread, details={"batch": batch, "baseline_seconds": times.baseline_seconds})
+
+
+def beside_peer(conditions: Conditions, name: str, batch: int, peer: Callable[[nn.Module, Tensor], Tensor]) -> Measured:
+    """The library's Jacobian ÷ that of another library, values alone; before the clock runs, the two are compared."""
+    shape = SHAPES[name]
+    name, outputs = ("mlp", 10) if conditions.quick else (name, OUTPUTS)
+    network = build(name, outputs, shape).eval().to(conditions.device).requires_grad_(False)
+    x = torch.rand(batch, *shape, device=conditions.device)
+    torch.testing.assert_close(jacobian(network, x)[1], peer(network, x), rtol=1e-3, atol=1e-5)
+    times = compare(conditions, lambda: jacobian(network, x), lambda: peer(network, x), 15)
     return Measured(times.spread, details={"batch": batch, "baseline_seconds": times.baseline_seconds})
 
 
@@ -110,6 +123,12 @@ PRODUCTS = Benchmark(
             Case(FULL, f"{name}, batch {batch}, {mode}", partial(full_jacobian, name=name, batch=batch, training=train))
             for name in SHAPES
             for batch, mode, train in FULL_CASES
+        ),
+        *(
+            Case(claim, f"{name}, batch {batch}", partial(beside_peer, name=name, batch=batch, peer=peer))
+            for claim, peer in ((FUNC, rivals.torch_func_jacobian), (TORCHJD, rivals.torchjd_jacobian))
+            for name in SHAPES
+            for batch in (2, 8)
         ),
         *(
             Case(JV, name, partial(jv_pass, name=model, shape=shape, batch=batch, training=training))

@@ -4,11 +4,13 @@ Nothing outside the benchmarks uses it: it is the only other file that different
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from jacmatch_research.bench.method import NotMeasured
 
 
 def add_gradient(loss: Tensor) -> None:
@@ -44,6 +46,32 @@ def loop_jacobian(
         for k in range(y.shape[1])
     ]
     return torch.stack(rows, 1)
+
+
+def torch_func_jacobian(network: nn.Module, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch output *input"]:
+    """The full Jacobian as PyTorch's documentation of `torch.func` computes it: `jacrev` of a sample, under `vmap`."""
+
+    def single(each: Tensor) -> Tensor:
+        outputs: Tensor = network(each[None])
+        return outputs[0]
+
+    rows: Tensor = torch.func.vmap(torch.func.jacrev(single))(x)
+    return rows
+
+
+def torchjd_jacobian(network: nn.Module, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch output *input"]:
+    """The full Jacobian by the engine of TorchJD, of the outputs summed over the samples, which are independent.
+
+    Raises:
+        NotMeasured: TorchJD is not installed.
+    """
+    try:
+        from torchjd.autojac import jac
+    except ImportError as missing:
+        raise NotMeasured("torchjd is not installed: pip install torchjd") from missing
+    leaf = x.clone().requires_grad_()
+    (rows,) = jac(network(leaf).sum(0), leaf)
+    return cast("Tensor", rows.transpose(0, 1))
 
 
 def norm_penalty(
