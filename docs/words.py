@@ -88,7 +88,7 @@ ORDINARY = re.compile(
     | torch\.narrow | \.narrow\b | \bnarrow_copy\b | as_strided
     | data[ _]sheets? | read[_ ]excel
     | placeholders?
-    | (Module|File)NotFoundError | in[_-]place(?![ ]of)
+    | (Module|File|Package)NotFoundError | in[_-]place(?![ ]of)
     | (forget|input|output|update|reset)[ ]gates? | gated | gates[ ]of[ ]an[ ]LSTM
     | torch\._guards
     | (fitted|log[-–]log)[ ]slopes? | slopes?[ ]of[ ](the[ ](fit|line)|log) | slopes[ ]over[ ]the[ ]three[ ]smallest

@@ -21,7 +21,7 @@ class InputError(ValueError):
         Args:
             rule: Names the argument and its caller and says what is required.
             got: What was given instead, left out if None.
-            do: The way out, left out if empty.
+            do: The remedy; omitted if empty.
 
         Example:
             >>> print(InputError("`batch_size` of `Training` must be at least 1.", got=0, do="Leave it out for 128."))
@@ -36,7 +36,7 @@ class InputError(ValueError):
 
 
 class ClassDimensionError(InputError):
-    """Outputs have more than two dimensions, and nobody said which one is that of the classes."""
+    """Outputs have more than two dimensions, and `class_dim` was not given."""
 
 
 def class_axis(caller: str, shape: Sequence[int], class_dim: int | None) -> int:
@@ -94,7 +94,7 @@ def printable(text: str) -> str:
 
 
 class UnsupportedError(RuntimeError):
-    """What was asked is sensible, but this engine, teacher or module cannot do it; the message names one that can."""
+    """The request is valid, but this engine, teacher or module does not support it; the message names one that does."""
 
 
 class ElsewhereError(RuntimeError):

@@ -68,11 +68,11 @@ def open_regular(path: str | os.PathLike[str], flags: int, *, single: bool = Fal
     return descriptor
 
 
-def _check_regular(path: str | os.PathLike[str], found: os.stat_result, single: bool) -> None:
+def _check_regular(path: str | os.PathLike[str], status: os.stat_result, single: bool) -> None:
     got = None
-    if not stat.S_ISREG(found.st_mode):
-        got = _KINDS.get(stat.S_IFMT(found.st_mode), "a device")
-    elif single and found.st_nlink > 1:
+    if not stat.S_ISREG(status.st_mode):
+        got = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
+    elif single and status.st_nlink > 1:
         got = "a file that has another name elsewhere (a hard link)"
     if got is not None:
         do = "Remove it; copy what it stands for into its place first, if you trust that."

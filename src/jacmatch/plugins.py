@@ -47,14 +47,14 @@ def verbs() -> dict[str, Verb]:
         >>> sorted(verbs()) in ([], ["bench", "reproduce"])
         True
     """
-    found = {}
+    loaded = {}
     for point in sorted(importlib.metadata.entry_points(group=GROUP)):
         try:
-            found[point.name] = point.load()
+            loaded[point.name] = point.load()
         except Exception as error:  # of the code of another distribution: the other verbs must still run
             text = f"The verb `{point.name}` of {point.value} cannot be loaded: {type(error).__name__}: {error}"
             warnings.warn(text, stacklevel=2)
-    return found
+    return loaded
 
 
 def load(name: str) -> Any:

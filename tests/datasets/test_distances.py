@@ -11,7 +11,7 @@ from jacmatch.datasets.distances import (
     Distances,
     hausdorff,
     mean_nearest,
-    observed_slope,
+    observed_lipschitz,
     pairwise,
     wasserstein,
 )
@@ -78,14 +78,14 @@ def test_the_bound_holds_with_the_true_constant(seed):
     a, b = points(12, 100 + seed), 1.5 * points(5 + seed % 3, 200 + seed) + 0.3
     weight, center = points(4, 300 + seed), points(1, 400 + seed, 4)
     rho = [(x @ weight.T - center).norm(dim=1) for x in (a, b)]
-    slope = float(torch.linalg.matrix_norm(weight, 2))
-    bound = Bound.of(a, b, *rho, slope)
+    constant = float(torch.linalg.matrix_norm(weight, 2))
+    bound = Bound.of(a, b, *rho, constant)
     assert bound.mean <= bound.by_nearest + 1e-12 <= bound.by_hausdorff + 2e-12
     assert bound.mean <= bound.by_transport + 1e-12
-    assert bound.by_hausdorff == pytest.approx(float(rho[1].max()) + slope * hausdorff(a, b))
-    assert bound.by_transport == pytest.approx(float(rho[1].mean()) + slope * wasserstein(a, b))
+    assert bound.by_hausdorff == pytest.approx(float(rho[1].max()) + constant * hausdorff(a, b))
+    assert bound.by_transport == pytest.approx(float(rho[1].mean()) + constant * wasserstein(a, b))
     estimated = Bound.of(a, b, *rho)
-    assert estimated.slope <= slope + 1e-12, "an estimate is a lower bound of the constant"
+    assert estimated.lipschitz <= constant + 1e-12, "an estimate is a lower bound of the constant"
     assert estimated.mean <= min(estimated.by_nearest, estimated.by_hausdorff) + 1e-12
 
 
@@ -96,9 +96,9 @@ def test_the_weighted_mean_weighs_with_the_share_of_nearest_neighbors():
     assert bound.average == 5
 
 
-def test_the_observed_slope_leaves_out_equal_points():
+def test_the_observed_lipschitz_leaves_out_equal_points():
     a = torch.tensor([[0.0], [2.0]])
-    assert observed_slope(pairwise(a, a), torch.tensor([0.0, 3.0]), torch.tensor([1.0, 3.0])) == pytest.approx(1.5)
+    assert observed_lipschitz(pairwise(a, a), torch.tensor([0.0, 3.0]), torch.tensor([1.0, 3.0])) == pytest.approx(1.5)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -110,7 +110,7 @@ def test_the_observed_slope_leaves_out_equal_points():
         (lambda: mean_nearest(torch.ones(1, 2), torch.ones(1, 3)), r"points of one shape .* Got \(2,\) and \(3,\)"),
         (
             lambda: Bound.of(torch.ones(1, 2), torch.ones(1, 2), torch.ones(1), torch.ones(1), -1.0),
-            r"`slope` of `Bound` must be at least 0\. Got -1",
+            r"`lipschitz` of `Bound` must be at least 0\. Got -1",
         ),
     ],
 )

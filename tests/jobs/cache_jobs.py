@@ -55,15 +55,15 @@ def built(asked: Cache, teacher: nn.Module | None = None, rank: int = 0, size: i
     """Builds the cache of a job; what the process did."""
     sources = [source(asked, teacher=teacher, seed=seed) for seed in asked.runs]
     pairs = [
-        (each, resolve_head(folder_of(asked.place, each.seed), head_of(each, asked.store, asked.shard_megabytes, {})))
+        (each, resolve_head(folder_of(asked.root, each.seed), head_of(each, asked.store, asked.shard_megabytes, {})))
         for each in sources
     ]
-    return build(pairs, asked.place, rank, size)
+    return build(pairs, asked.root, rank, size)
 
 
 def trained(asked: Cache, method: str, cached: bool) -> list[Tensor]:
     """The weights of a student that the live teacher or the cache has taught."""
-    teacher = opened(asked.place, source(asked)) if cached else network()
+    teacher = opened(asked.root, source(asked)) if cached else network()
     student, given = network(5, 4), data()
     train, _ = parts(given, asked.validation, asked.samples_per_class(given), 0)
     objective = asked.objective(method, student, teacher, train, given, 0)

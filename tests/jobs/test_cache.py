@@ -157,7 +157,7 @@ def test_the_cache_of_another_seed_is_missing(cache):
 
 
 def test_labels_alone_ask_no_teacher(cache):
-    with pytest.raises(InputError, match=r"needs a method that asks the teacher\. Got --methods labels"):
+    with pytest.raises(InputError, match=r"needs a method that queries the teacher\. Got --methods labels"):
         source(job(cache, methods=("labels",)))
 
 
@@ -166,5 +166,5 @@ def test_code_that_changed_without_a_trace_shows_when_the_cache_is_opened(cache)
     asked, teacher = job(cache), network()
     cached_teachers(asked, cache, data(), network())
     teacher[2].register_forward_hook(lambda module, given, outputs: given[0].tanh())
-    with pytest.raises(InputError, match=r"must be what the teacher answers\. Got \d+ of \d+ beyond rounding"):
+    with pytest.raises(InputError, match=r"must equal the teacher's present answers\. Got \d+ of \d+ beyond rounding"):
         cached_teachers(asked, cache, data(), teacher)

@@ -8,7 +8,7 @@ from torch import nn
 
 from jacmatch.errors import InputError
 from jacmatch.jobs import cache as cache_job
-from jacmatch.jobs.cache import Found, check
+from jacmatch.jobs.cache import Comparison, check
 from jacmatch.teachers import CachedTeacher
 from jacmatch.teachers.cached.writer import Counts
 
@@ -101,7 +101,7 @@ def test_a_rank_that_is_none_is_refused(rank, world, monkeypatch):
 
 
 def test_check_finds_no_difference_beyond_rounding(cache):
-    found = Found()
+    found = Comparison()
     check(source(job(cache)), cache, 40, found)
     assert found.entries == 40
     assert set(found.relative) == {"outputs", "products", "input_sums", "direction_sums"}
@@ -120,7 +120,7 @@ def test_check_names_the_entries_that_are_wrong(change, field, cache):
     teacher = network()
     with torch.no_grad():
         change(teacher)
-    found = Found()
+    found = Comparison()
     check(source(job(cache), teacher=teacher), cache, 5, found)
     with pytest.raises(InputError, match=rf"Got \d+ of 5 beyond rounding: seed 0 view \d id \d+ \({field} \d"):
         found.refuse(cache)
@@ -132,17 +132,17 @@ def test_check_reads_the_strong_sums(cache, tmp_path):
     for file in folder.glob("seed0/*/shard-00000/products.memmap"):
         file.write_bytes(b"\x7f" + file.read_bytes()[1:])
     with pytest.raises(InputError, match="another sha256 of products"):
-        check(source(job(cache)), folder, 5, Found())
+        check(source(job(cache)), folder, 5, Comparison())
 
 
 def test_a_build_does_not_go_on_with_a_teacher_that_says_something_else(tmp_path):
     """A hook leaves no trace in weights, architecture or code."""
     asked = job(tmp_path / "answers")
     built(asked)
-    before = contents(asked.place)
+    before = contents(asked.root)
     teacher = network()
     teacher[2].register_forward_hook(lambda module, given, outputs: given[0].tanh())
     with pytest.raises(InputError, match=r"this very cache\. Got one that differs in teacher outputs \(off by \d+"):
         built(asked, teacher)
-    assert contents(asked.place) == before
+    assert contents(asked.root) == before
     built(asked)

@@ -195,7 +195,7 @@ class _Job:
 
         A folder that this command made and that holds nothing to resume from is removed.
         """
-        if self.out is None or not self._has_kept():
+        if self.out is None or not self._has_progress():
             if self.out is not None and self.fresh:
                 # Another job may have a run beside this one (rmdir fails) or in this folder (it has the lock).
                 from jacmatch.runs.lock import hold
@@ -212,7 +212,7 @@ class _Job:
         again = f"the same command with --out {self.out}" if self.numbered else "the same command"
         return f"What is done is kept in {self.out}: {again} goes on."
 
-    def _has_kept(self) -> bool:
+    def _has_progress(self) -> bool:
         assert self.out is not None
         with contextlib.suppress(OSError):  # of a name that no folder can have
             return any(any(self.out.rglob(name)) for name in self.keeps)

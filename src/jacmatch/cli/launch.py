@@ -108,7 +108,7 @@ def _codes(processes: list[subprocess.Popen[bytes]], store: distributed.Store) -
     failed = next((rank for rank, code in enumerate(codes) if code), None) if failed is None else failed
     if failed is None or codes[failed] > 0:
         return 0 if failed is None else codes[failed]
-    if message:  # a process has said what is wrong before one was aborted at its exit
+    if message:  # a process reported the error before another was aborted at its exit
         return int(json.loads(message)["code"])
     name = signal.Signals(-codes[failed]).name
     says = f"process {failed} of {len(codes)} was ended by {name}, perhaps for lack of memory; so were the others."

@@ -1,4 +1,4 @@
-"""How far two sets of points lie apart, and what that says about a loss on the one set that is small on the other.
+"""Distances between two sets of points, and the bound of a loss on one set by its values on the other.
 
 Points are flattened; distances are Euclidean, in float64.
 """
@@ -60,7 +60,7 @@ def mean_nearest(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *inpu
 
 
 def wasserstein(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> float:
-    """W₁(A, B), the least mean way on which the points of A, equally heavy, become those of B: exact.
+    """W₁(A, B), the exact 1-Wasserstein distance of two uniform distributions on points.
 
     Raises:
         InputError: A set is empty, or the points have unlike shapes.
@@ -100,7 +100,7 @@ def _programme(cost: Float64[np.ndarray, "one other"]) -> float:
 
 @dataclass(frozen=True)
 class Distances:
-    """How far a set A lies from a set B.
+    """Distances of a set A from a set B.
 
     Attributes:
         hausdorff: H_a(A, B).
@@ -122,7 +122,7 @@ class Distances:
 
 @dataclass(frozen=True)
 class Bound:
-    """Bounds of the mean of a loss ρ on a set A by its values on a set B, the distance of the sets and a slope K.
+    """Bounds of the mean of a loss ρ on a set A by its values on a set B and a Lipschitz constant K.
 
     All three right sides follow from |ρ(x) − ρ(x′)| ≤ K‖x − x′‖, x′ the nearest point of B or its partner in the
     transport: mean_A ρ ≤ max_B ρ + K·H_a(A, B), the loosest; ≤ the mean of ρ over B, each point weighted with its share
@@ -133,19 +133,19 @@ class Bound:
         largest: max_B ρ.
         weighted: Mean of ρ over the nearest points of B.
         average: mean_B ρ.
-        slope: K.
+        lipschitz: K.
         distances: Those of A from B.
 
     References:
-        Srinivas & Fleuret 2018, arXiv:1803.00443, section 4 (the first form), as re-implementations and notes report
-        it; the ICML text was not at hand. Kantorovich & Rubinstein (the last).
+        Srinivas & Fleuret 2018, arXiv:1803.00443, section 4 (the first form), as re-implementations report it.
+        Kantorovich & Rubinstein (the last).
     """
 
     mean: float
     largest: float
     weighted: float
     average: float
-    slope: float
+    lipschitz: float
     distances: Distances
 
     @classmethod
@@ -155,23 +155,23 @@ class Bound:
         b: Shaped[Tensor, "other *input"],
         rho_a: Float[Tensor, "one"],
         rho_b: Float[Tensor, "other"],
-        slope: float | None = None,
+        lipschitz: float | None = None,
     ) -> "Bound":
-        """The bound for points and their losses.
+        """Return the bound for points of A and B and their losses.
 
         Args:
             a: Points of A.
             b: Points of B.
             rho_a: ρ at the points of A.
-            rho_b: ρ at those of B.
-            slope: K, a Lipschitz constant of ρ. None takes the largest observed ratio, a lower bound of every such
-                constant: the bound then holds on these points by construction, and its terms tell why it is loose.
+            rho_b: ρ at the points of B.
+            lipschitz: K, a Lipschitz constant of ρ. None takes the largest observed ratio, a lower bound of every such
+                constant: the bound then holds on these points by construction, and its terms show why it is loose.
 
         Raises:
             InputError: A set is empty, the points have unlike shapes, or K is negative.
         """
-        if slope is not None and not slope >= 0:
-            raise InputError("`slope` of `Bound` must be at least 0.", got=slope)
+        if lipschitz is not None and not lipschitz >= 0:
+            raise InputError("`lipschitz` of `Bound` must be at least 0.", got=lipschitz)
         matrix = pairwise(a, b)
         nearest = matrix.min(1)
         own, other = rho_a.double(), rho_b.double()
@@ -180,34 +180,28 @@ class Bound:
             float(other.max()),
             float(other[nearest.indices].mean()),
             float(other.mean()),
-            observed_slope(matrix, own, other) if slope is None else slope,
+            observed_lipschitz(matrix, own, other) if lipschitz is None else lipschitz,
             Distances(float(nearest.values.max()), float(nearest.values.mean()), _transport(matrix.cpu().numpy())),
         )
 
     @property
     def by_hausdorff(self) -> float:
         """max_B ρ + K·H_a(A, B)."""
-        return self.largest + self.slope * self.distances.hausdorff
+        return self.largest + self.lipschitz * self.distances.hausdorff
 
     @property
     def by_nearest(self) -> float:
         """The weighted mean of ρ over B + K · mean nearest distance."""
-        return self.weighted + self.slope * self.distances.mean_nearest
+        return self.weighted + self.lipschitz * self.distances.mean_nearest
 
     @property
     def by_transport(self) -> float:
         """mean_B ρ + K·W₁(A, B)."""
-        return self.average + self.slope * self.distances.wasserstein
+        return self.average + self.lipschitz * self.distances.wasserstein
 
 
-def observed_slope(matrix: _Matrix, rho_a: Float[Tensor, "one"], rho_b: Float[Tensor, "other"]) -> float:
-    """The largest |ρ(a) − ρ(b)| / ‖a − b‖ over pairs of different points: a lower bound of the Lipschitz constant.
-
-    Args:
-        matrix: Distances of all pairs.
-        rho_a: ρ at the points of the rows.
-        rho_b: ρ at those of the columns.
-    """
+def observed_lipschitz(matrix: _Matrix, rho_a: Float[Tensor, "one"], rho_b: Float[Tensor, "other"]) -> float:
+    """The largest |ρ(a) − ρ(b)| / ‖a − b‖ over pairs of different points: a lower bound of the Lipschitz constant."""
     apart = matrix > 0
     ratios = (rho_a.double()[:, None] - rho_b.double()[None]).abs() / torch.where(apart, matrix, torch.inf)
     return float(ratios.max())

@@ -1,6 +1,6 @@
-"""`jacmatch cache`: a teacher's answers on disk, for any number of students.
+"""`jacmatch cache`: a teacher's outputs and Jacobian products on disk, for any number of students.
 
-The format, its reader and its writer are `jacmatch.teachers.cached`; here are the queries of a job and the verb.
+The format, its reader and its writer are in `jacmatch.teachers.cached`; here are the queries of a job and the verb.
 """
 
 import hashlib
@@ -36,10 +36,10 @@ from jacmatch.teachers.cached.writer import Answers, Claims, build, head_of, res
 from jacmatch.training import Batches, Training, find_device
 
 ROUNDING = 1e-4
-"""Differences up to this share of an entry's largest number come from the order of sums in another batch."""
+"""Relative differences up to this come from another order of summation."""
 _LISTED = 5
 _TRIED = 4
-"""Entries of each run that are asked again when a cache is opened: code that has changed shows in no fingerprint."""
+"""Entries of each run that are compared when a cache is opened: changed code may show in no fingerprint."""
 _READ = 2048  # entries read to measure the speed
 _BATCH = 128
 _FREE = {*TeachingFields.no_settings, "action", "cache", "samples", "seed", "device"}  # of a check: no part of a cache
@@ -47,37 +47,37 @@ _FREE = {*TeachingFields.no_settings, "action", "cache", "samples", "seed", "dev
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The questions of one run, and the teacher that answers them.
+    """The queries of one run, and the teacher that answers them; see `jacmatch.teachers.cached.writer.Queries`.
 
     Attributes:
-        seed: Of the run.
-        objective: Makes the questions; its student is nobody.
-        batches: The samples as the training shows them.
+        seed: Seed of the run.
+        objective: Makes the queries; its student is a placeholder.
+        batches: The samples in the order of the training.
         training: The settings of the training.
-        slopes: Whether products are asked for.
-        alone: Whether outputs without products are asked for too.
+        products: Whether Jacobian products are queried.
+        alone: Whether outputs without products are queried too.
     """
 
     seed: int
     objective: Distillation
     batches: Batches
     training: Training
-    slopes: bool
+    products: bool
     alone: bool
 
     @classmethod
     def of(cls, job: TeachingFields, data: Data, teacher: nn.Module, seed: int) -> "Source":
-        """The questions of the run with this seed.
+        """Return the queries of the run with this seed.
 
         Raises:
-            InputError: The job asks no teacher, or settings do not go together.
+            InputError: No method queries the teacher, or settings do not go together.
         """
         methods = [method for method in job.methods if method != "labels"]
         if not methods:
-            raise InputError("`--cache` needs a method that asks the teacher.", got="--methods labels")
-        slopes = "jacobians" in methods
+            raise InputError("`--cache` needs a method that queries the teacher.", got="--methods labels")
+        products = "jacobians" in methods
         train, _ = job.parts(data, job.samples_per_class(data), seed)
-        method = "jacobians" if slopes else "outputs"
+        method = "jacobians" if products else "outputs"
         objective = job.objective(method, nn.Linear(1, 1), ModuleTeacher(teacher), train, data, seed)
         training = job.training()
         batches = Batches(
@@ -88,11 +88,11 @@ class Source:
             partners=objective.needs_partners,
             device=find_device(job.device),
         )
-        return cls(seed, objective, batches, training, slopes, slopes and ("outputs" in methods or job.every > 1))
+        return cls(seed, objective, batches, training, products, products and ("outputs" in methods or job.every > 1))
 
     @property
     def teacher(self) -> Teacher:
-        """Who is asked."""
+        """The teacher that is queried."""
         assert self.objective.teacher is not None
         return self.objective.teacher
 
@@ -102,7 +102,7 @@ class Source:
         return self.batches.split
 
     def question(self, rows: Tensor, view: int) -> tuple[Tensor, Question]:
-        """Where the teacher is asked about these rows, and what."""
+        """Return the points and the query for these rows."""
         batch = self.batches.of(rows, view)
         return self.objective.question(
             batch.x,
@@ -111,11 +111,11 @@ class Source:
             draw=view,
             partners=batch.partners,
             partner_labels=batch.partner_labels,
-            products=self.slopes,
+            products=self.products,
         )
 
     def answers(self, rows: Tensor, view: int) -> "Answers":
-        """The same with what the teacher says to it."""
+        """Return the query for these rows with the teacher's answer."""
         x, question = self.question(rows, view)
         answer = query(self.teacher, x, question)
         if not self.alone:
@@ -124,19 +124,19 @@ class Source:
         return Answers(x, question, answer, query(self.teacher, x, less))
 
     def entries(self, rows: Tensor, view: int, fields: Sequence[Field]) -> dict[str, Tensor]:
-        """The same as rows of a shard."""
-        said = self.answers(rows, view)
-        return entries_of(said.answer, said.x, said.question, fields, said.alone)
+        """Return the answers as entries of a shard."""
+        answers = self.answers(rows, view)
+        return entries_of(answers.answer, answers.x, answers.question, fields, answers.alone)
 
     @cached_property
     def constant(self) -> bool:
-        """Whether the same is asked in every view: nothing is random."""
+        """Whether the query is the same in every view, because nothing is random."""
         _, question = self.question(self.batches.order(0)[:1], 0)
         return not question.random and not self.training.augment
 
     @property
     def views(self) -> int:
-        """How many views the training goes through."""
+        """How many views the training uses."""
         if self.constant:
             return 1
         number = self.training.steps * self.training.accumulate
@@ -145,8 +145,8 @@ class Source:
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
-        """All that decides the answers, by name, in words."""
-        slopes = self.objective.differentiation
+        """Everything that determines the answers, by name."""
+        settings = self.objective.differentiation
         return {
             **of_teacher(self.teacher),
             "data": _of_split(self.train),
@@ -154,9 +154,9 @@ class Source:
             "augmentation": ", ".join(self.training.augment) or "none",
             "batch size": str(self.batches.size),
             "seed": str(self.seed),
-            "point": words(slopes.point, "point"),
-            "readout": words(slopes.teacher_readout, "readout"),
-            "probe": f"{words(slopes.probe, 'probe')} on the {slopes.side} side" if self.slopes else "none",
+            "point": words(settings.point, "point"),
+            "readout": words(settings.teacher_readout, "readout"),
+            "probe": f"{words(settings.probe, 'probe')} on the {settings.side} side" if self.products else "none",
         }
 
     @property
@@ -173,47 +173,44 @@ class Source:
         """Return the rows of the first batch."""
         return self.batches.order(0)[: self.batches.size]
 
-    def entries_at(self, view: int, places: range, fields: Sequence[Field]) -> dict[str, Tensor]:
-        """Return the entries at these places in the order of a view, queried in the batches of the training.
+    def entries_at(self, view: int, positions: range, fields: Sequence[Field]) -> dict[str, Tensor]:
+        """Return the entries at these positions in the order of a view, queried in the batches of the training.
 
-        The rows that fill no batch are queried together with those before them: on a CPU the last digits of an answer
-        depend on the size of the batch.
+        Rows after the last full batch are queried together with those before them: on a CPU the last digits of an
+        answer depend on the size of the batch.
         """
         order, size = self.batches.order(view), self.batches.size
         parts = []
-        for start in range(places.start, places.stop, size):
+        for start in range(positions.start, positions.stop, size):
             first = min(start, len(order) - size)
             entries = self.entries(order[first : first + size], view, fields)
             parts.append({name: tensor[start - first :] for name, tensor in entries.items()})
         return {field.name: torch.cat([part[field.name] for part in parts]) for field in fields}
 
-    def places_of(self, view: int) -> Tensor:
-        """Return the place of each row in the order of a view."""
+    def positions_of(self, view: int) -> Tensor:
+        """Return the position of each row in the order of a view."""
         order = self.batches.order(view).cpu()
-        places = torch.empty_like(order)
-        places[order] = torch.arange(len(order))
-        return places
+        positions = torch.empty_like(order)
+        positions[order] = torch.arange(len(order))
+        return positions
 
 
 def _of_split(split: Split) -> str:
-    """A digest of all samples in their order; of streamed images of what `Streamed.digest` has.
-
-    An image that changes without showing there is refused when it is used: its sums are stored.
-    """
+    """Return a digest of all samples in their order; for streamed images, `Streamed.digest`."""
     if isinstance(split.x, Streamed):
         return hashlib.sha256(f"{split.x.digest()} {digest(('y', split.y))}".encode()).hexdigest()
     return digest(("x", split.x), ("y", split.y))
 
 
 @dataclass
-class Found:
-    """What a check has found.
+class Comparison:
+    """Differences between stored entries and the present answers of a teacher.
 
     Attributes:
-        entries: How many entries were asked again.
+        entries: Number of entries compared.
         absolute: The largest difference in each field.
         relative: The same, divided by the largest number of the field in that entry.
-        wrong: The entries that differ beyond rounding, with the fields and relative differences of each.
+        wrong: The entries that differ by more than rounding, with fields and relative differences.
     """
 
     entries: int = 0
@@ -222,138 +219,122 @@ class Found:
     wrong: dict[str, list[str]] = field(default_factory=dict)
 
     def refuse(self, cache: Path) -> None:
-        """Nothing, if all entries are right.
-
-        Raises:
-            InputError: Some are not; it names them.
-        """
+        """Raise an `InputError` that lists the wrong entries, if there are any."""
         if self.wrong:
             more = f" and {len(self.wrong) - _LISTED} more" if len(self.wrong) > _LISTED else ""
-            rule = f"The entries of {cache} must be what the teacher answers."
+            rule = f"The entries of {cache} must equal the teacher's present answers."
             named = [f"{entry} ({', '.join(fields)})" for entry, fields in list(self.wrong.items())[:_LISTED]]
             got = f"{len(self.wrong)} of {self.entries} beyond rounding: {', '.join(named)}{more}"
             raise InputError(rule, got=got, do="Remove the folder and build it again.")
 
 
-def check(source: Source, cache: Path, samples: int, found: Found, *, seed: int = 0, strong: bool = True) -> None:
-    """Asks the teacher again about a random sample of the entries of a run, and adds what it finds.
+def check(
+    source: Source, cache: Path, samples: int, comparison: Comparison, *, seed: int = 0, strong: bool = True
+) -> None:
+    """Query the teacher about a random sample of the entries of a run, and add the differences to a comparison.
 
-    An entry that differs by more than rounding is asked once more in the batch in which it was built: a kink of the
-    network may lie between two ways to add the same numbers.
+    An entry that differs by more than rounding is queried again in the batch in which it was built: a ReLU may switch
+    between two orders of summation.
 
     Args:
-        source: What was asked.
+        source: The queries of the run.
         cache: The folder of all runs.
-        samples: How many entries.
-        found: Where the findings go.
-        seed: Of the sample.
-        strong: Whether shards are compared with their SHA-256; else with CRC-32, once.
+        samples: Number of entries.
+        comparison: Where the differences are added.
+        seed: Seed of the sample.
+        strong: Whether shards are compared by SHA-256; otherwise once by CRC-32.
 
     Raises:
-        InputError: A shard is missing or has other checksums.
+        InputError: A shard is missing or its checksum differs.
     """
     shards = Shards(folder_of(cache, source.seed))
     total = shards.head.views * shards.head.samples
     chosen = torch.tensor(sorted(random.Random(seed).sample(range(total), min(samples, total))))
-    places = {view: source.places_of(view) for view in set((chosen // shards.head.samples).tolist())}
-    for view in sorted(places):
+    positions = {view: source.positions_of(view) for view in set((chosen // shards.head.samples).tolist())}
+    for view in sorted(positions):
         ids = chosen[chosen // shards.head.samples == view] % shards.head.samples
         if strong:
-            for shard in sorted(set((places[view][ids] // shards.head.shard).tolist())):
+            for shard in sorted(set((positions[view][ids] // shards.head.shard).tolist())):
                 shards.verify(view, shard, strong=True)
         for rows in torch.split(ids, shards.head.batch):
-            _compare(source, shards, view, rows, places[view], found)
+            _compare(source, shards, view, rows, positions[view], comparison)
 
 
-def _compare(source: Source, shards: Shards, view: int, ids: Tensor, places: Tensor, found: Found) -> None:
-    """Compare entries that are asked in one batch."""
-    stored, asked = shards.read(view, ids), _asked(source, shards, view, ids)
-    found.entries += len(ids)
+def _compare(source: Source, shards: Shards, view: int, ids: Tensor, positions: Tensor, comparison: Comparison) -> None:
+    """Compare the stored entries of one batch."""
+    stored = shards.read(view, ids)
+    current = source.entries(ids.to(source.train.x.device), view, shards.head.fields)
+    comparison.entries += len(ids)
     for name in stored:
         if name == "ids":
             continue
-        gaps, sizes = _gaps(stored[name], asked[name])
-        room = _room(shards, name)
-        for row in (gaps > room * sizes).nonzero().flatten().tolist():
+        gaps, sizes = _gaps(stored[name], current[name])
+        tolerance = _tolerance(shards, name)
+        for row in (gaps > tolerance * sizes).nonzero().flatten().tolist():
             if name.endswith("_sums"):
                 continue
-            again = _in_its_batch(source, shards, view, int(places[ids[row]]))
+            again = _in_its_batch(source, shards, view, int(positions[ids[row]]))
             gaps[row], sizes[row] = (part[0] for part in _gaps(stored[name][row : row + 1], again[name]))
         shares = gaps / sizes.clamp_min(torch.finfo(torch.float64).tiny)
-        found.absolute[name] = max(found.absolute.get(name, 0.0), float(gaps.max()))
-        found.relative[name] = max(found.relative.get(name, 0.0), float(shares.max()))
-        for row in (gaps > room * sizes).nonzero().flatten().tolist():
+        comparison.absolute[name] = max(comparison.absolute.get(name, 0.0), float(gaps.max()))
+        comparison.relative[name] = max(comparison.relative.get(name, 0.0), float(shares.max()))
+        for row in (gaps > tolerance * sizes).nonzero().flatten().tolist():
             entry = f"seed {source.seed} view {view} id {int(ids[row])}"
-            found.wrong.setdefault(entry, []).append(f"{name} {float(shares[row]):.1e}")
+            comparison.wrong.setdefault(entry, []).append(f"{name} {float(shares[row]):.1e}")
 
 
-def _room(shards: Shards, name: str) -> float:
+def _tolerance(shards: Shards, name: str) -> float:
     """The relative difference that rounding explains: one more step of a short number type."""
     kind = next(field.dtype for field in shards.head.fields if field.name == name)
     return ROUNDING + (2 * torch.finfo(TYPES[kind]).eps if kind in ("float16", "bfloat16") else 0.0)
 
 
 def _gaps(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest difference and the largest number of each entry."""
+    """Return the largest difference and the largest magnitude of each entry."""
     first, second = one.flatten(1).double(), other.flatten(1).double()
     return (first - second).abs().amax(1), torch.maximum(first.abs(), second.abs()).amax(1)
 
 
-def _asked(source: Source, shards: Shards, view: int, ids: Tensor) -> dict[str, Tensor]:
-    """The entries of samples as the teacher gives them now."""
-    return source.entries(ids.to(source.train.x.device), view, shards.head.fields)
-
-
-def _in_its_batch(source: Source, shards: Shards, view: int, place: int) -> dict[str, Tensor]:
-    """The entry at a place, asked in the batch in which it was built."""
-    start = place - place % shards.head.batch
-    places = range(start, min(start + shards.head.batch, shards.head.samples))
-    entries = source.entries_at(view, places, shards.head.fields)
-    return {name: tensor[place - start : place - start + 1] for name, tensor in entries.items()}
+def _in_its_batch(source: Source, shards: Shards, view: int, position: int) -> dict[str, Tensor]:
+    """Return the entry at a position, queried in the batch in which it was built."""
+    start = position - position % shards.head.batch
+    positions = range(start, min(start + shards.head.batch, shards.head.samples))
+    entries = source.entries_at(view, positions, shards.head.fields)
+    return {name: tensor[position - start : position - start + 1] for name, tensor in entries.items()}
 
 
 def opened(cache: Path, source: Source) -> CachedTeacher:
-    """The teacher of a run, from the cache of this very run.
-
-    Args:
-        cache: The folder of all runs.
-        source: What the run asks.
+    """Return the teacher of a run from its cache.
 
     Raises:
-        InputError: The cache is another's, unfinished, damaged or too short.
+        InputError: The cache was built for another job, or it is unfinished, damaged or too short.
     """
     return CachedTeacher(folder_of(cache, source.seed), expected=source.fingerprint, views=source.views)
 
 
 def cached_teachers(job: TeachingFields, cache: Path, data: Data, teacher: nn.Module) -> dict[int, CachedTeacher]:
-    """The teacher of each run of a job, by seed; a few entries are asked again.
-
-    Args:
-        job: The job.
-        cache: The folder of all runs.
-        data: Its data.
-        teacher: The live teacher.
+    """Return the cached teacher of each run of a job, by seed; a few entries are compared with the live teacher.
 
     Raises:
-        InputError: As `opened`; or an entry is not what the teacher answers now.
+        InputError: As `opened`, or an entry differs from what the teacher returns now.
     """
-    teachers, found = {}, Found()
+    teachers, comparison = {}, Comparison()
     for seed in job.runs:
         source = Source.of(job, data, teacher, seed)
         teachers[seed] = opened(cache, source)
-        check(source, cache, _TRIED, found, strong=False)
-    found.refuse(cache)
+        check(source, cache, _TRIED, comparison, strong=False)
+    comparison.refuse(cache)
     return teachers
 
 
 @dataclass(frozen=True)
 class Cache(TeachingFields):
-    """Keep a teacher's answers on disk: outputs and derivative products, for each sample and each view of it.
+    """Store a teacher's outputs and Jacobian products on disk, for each sample and each view of it.
 
-    `build` takes the flags of the `distill` that shall use the cache, and writes what that would ask; any number of
-    processes may do it together, and the same command goes on where it was stopped. `check` asks the teacher again
-    about a sample of the entries; with flags of `distill` it refuses a cache of another teacher, other data or another
-    probe than they name. `info` says what is there.
+    `build` takes the flags of the `distill` that will use the cache. Several processes can build one cache together,
+    and the same command resumes a stopped build. `check` compares a sample of the entries with the teacher; with flags
+    of `distill` it refuses a cache that was built for another teacher, other data or another probe. `info` describes
+    the cache.
     """
 
     main: ClassVar[str] = "cache data teacher student per_class seeds views store device smoke"
@@ -364,7 +345,7 @@ class Cache(TeachingFields):
 
     together: ClassVar[bool] = False
     keeps: ClassVar[tuple[str, ...]] = (HEAD,)
-    """What is worth keeping of a job that was stopped."""
+    """Files of an interrupted job that make its folder worth keeping."""
     no_settings: ClassVar[tuple[str, ...]] = (*TeachingFields.no_settings, "action", "cache", "samples")
 
     action: Annotated[Literal["build", "check", "info"], tyro.conf.Positional] = "info"
@@ -372,11 +353,11 @@ class Cache(TeachingFields):
     cache: Path | None = None
     """Folder of the cache."""
     store: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Number type of what is stored. Outputs that directions are made of are never rounded."""
+    """Number type in the cache. Outputs from which directions are computed are never rounded."""
     shard_megabytes: float = 8.0
     """Size of a shard, at least one batch."""
     samples: int = 256
-    """How many entries of each run `check` asks again."""
+    """How many entries of each run `check` compares."""
 
     def __post_init__(self) -> None:
         """The folder of the cache is the one that the job writes to."""
@@ -385,25 +366,25 @@ class Cache(TeachingFields):
             rule = "`--cache` of `cache` must be given."
             raise InputError(rule, do=f"jacmatch cache {self.action} --cache DIR, and for build the flags of distill.")
         if self.devices != 1:
-            rule = "`--devices` of `cache` must be left out: its processes need not know each other."
+            rule = "`--devices` of `cache` must be left out: its processes work independently."
             raise InputError(rule, got=self.devices, do="Start torchrun, or several of the same command.")
         if self.out not in (None, self.cache):
             raise InputError("`--out` of `cache` must be left out: it writes to --cache.", got=str(self.out))
         object.__setattr__(self, "out", self.cache)
 
     @property
-    def place(self) -> Path:
+    def root(self) -> Path:
         """The folder of the cache."""
         assert self.cache is not None
         return self.cache
 
     def named(self, names: Iterable[str]) -> None:
-        """Says which fields were given. If nobody does, they are those that differ from their defaults."""
+        """Set which fields were given; without this call, those that differ from their defaults."""
         object.__setattr__(self, "_given", frozenset(names))
 
     @property
     def given(self) -> dict[str, Any]:
-        """The fields that were given and that decide what a cache holds."""
+        """The fields that were given and that determine the content of a cache."""
         chosen = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _FREE}
         defaults = {field.name: field.default for field in fields(self)}
         names = getattr(self, "_given", None)
@@ -412,11 +393,11 @@ class Cache(TeachingFields):
         return {name: value for name, value in chosen.items() if name in names}
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Does the job and returns what it found."""
+        """Do the job, and return its result."""
         start = time.perf_counter()
         with progress or Progress() as shown:
-            found = {"build": self._build, "check": self._check, "info": self._info}[self.action](shown)
-        result = {"job": "cache", "action": self.action, "cache": str(self.place), **found}
+            result = {"build": self._build, "check": self._check, "info": self._info}[self.action](shown)
+        result = {"job": "cache", "action": self.action, "cache": str(self.root), **result}
         return {**result, "seconds": time.perf_counter() - start}
 
     def _build(self, progress: Progress) -> dict[str, Any]:
@@ -425,18 +406,18 @@ class Cache(TeachingFields):
             raise InputError("`--shard-megabytes` of `cache` must be above 0.", got=self.shard_megabytes)
         self.check_teaching()
         (rank, size), data = _process(), load(self.data, self.seed, self.smoke)
-        with Claims(self.place).alone():  # one process trains the teacher, the others wait for it
+        with Claims(self.root).alone():  # one process trains the teacher, the others wait for it
             sources = self._sources(data, progress)
             heads = [head_of(source, self.store, self.shard_megabytes, self.settings()) for source in sources]
             heads = [
-                resolve_head(folder_of(self.place, source.seed), head)
+                resolve_head(folder_of(self.root, source.seed), head)
                 for source, head in zip(sources, heads, strict=True)
             ]
         whole = sum(len(head.names()) for head in heads)
         own = len(range(rank, whole, size))
-        advance = progress.training(f"shards of {self.place}", own)
+        advance = progress.training(f"shards of {self.root}", own)
         start = time.perf_counter()
-        counts = build(list(zip(sources, heads, strict=True)), self.place, rank, size, lambda done: advance(done, {}))
+        counts = build(list(zip(sources, heads, strict=True)), self.root, rank, size, lambda done: advance(done, {}))
         seconds = time.perf_counter() - start
         return {"shards": {**counts.__dict__, "own": own, "all": whole}, "writing": seconds, **self._info(progress)}
 
@@ -448,18 +429,18 @@ class Cache(TeachingFields):
         positive("cache", samples=self.samples)
         job = self.as_built()
         sources = job._sources(load(job.data, job.seed, job.smoke), progress)
-        found = Found()
+        comparison = Comparison()
         for source in sources:
-            opened(self.place, source)
-            check(source, self.place, self.samples, found, seed=self.seed)
-        found.refuse(self.place)
-        return {"entries": found.entries, "absolute": found.absolute, "relative": found.relative}
+            opened(self.root, source)
+            check(source, self.root, self.samples, comparison, seed=self.seed)
+        comparison.refuse(self.root)
+        return {"entries": comparison.entries, "absolute": comparison.absolute, "relative": comparison.relative}
 
     def as_built(self) -> "Cache":
-        """The job that wrote the cache, from its settings; what this one is given takes their place.
+        """Return the job that built the cache, from its stored settings; fields that are given override them.
 
         Raises:
-            InputError: There is no cache, its settings are none, or they would run code.
+            InputError: There is no cache, its settings are damaged, or they name code outside the package.
         """
         settings = read_head(self._parts()[0]).settings
         own = {field.name for field in fields(self)} - {"out", "cache", "action", "samples", "allow_code"}
@@ -479,24 +460,24 @@ class Cache(TeachingFields):
             rule = f"The settings in {self._parts()[0] / HEAD} must be those of a cache."
             raise InputError(rule, got=str(error), do="Build it again with this version.") from error
         if not self.allow_code:
-            check_no_code("cache", named, f"the cache {self.place}")
+            check_no_code("cache", named, f"the cache {self.root}")
         return job
 
     def _parts(self) -> list[Path]:
         """The folders of the runs, by seed."""
-        found = [file.parent for file in self.place.glob(f"seed*/{HEAD}") if file.parent.name[4:].isdecimal()]
-        if not found:
-            got = f"a folder without seed0/{HEAD}" if self.place.is_dir() else "no folder of that name"
+        folders = [file.parent for file in self.root.glob(f"seed*/{HEAD}") if file.parent.name[4:].isdecimal()]
+        if not folders:
+            got = f"a folder without seed0/{HEAD}" if self.root.is_dir() else "no folder of that name"
             do = "Make one: jacmatch cache build --cache DIR, with the flags of distill."
-            raise InputError(f"{self.place} (`--cache`) must be a teacher's cache.", got=got, do=do)
-        return sorted(found, key=lambda folder: int(folder.name[4:]))
+            raise InputError(f"{self.root} (`--cache`) must be a teacher's cache.", got=got, do=do)
+        return sorted(folders, key=lambda folder: int(folder.name[4:]))
 
     def _info(self, progress: Progress) -> dict[str, Any]:
         return {"parts": [_described(folder) for folder in self._parts()]}
 
 
 def _described(folder: Path) -> dict[str, Any]:
-    """What a part of a cache holds, for whom, how large, how fast."""
+    """Return content, size and reading speed of a part of a cache."""
     shards = Shards(folder)
     head, missing = shards.head, shards.missing()
     entries = head.views * head.samples
@@ -518,7 +499,7 @@ def _described(folder: Path) -> dict[str, Any]:
 
 
 def _speed(shards: Shards, head: Head) -> dict[str, float]:
-    """Entries read in a second from the first view: as they are stored, and at random; each after its checksums."""
+    """Return the entries read per second from the first view, in stored and in random order, after checksums."""
     stored = shards.stored(0, min(_READ, head.samples))
     chosen = torch.randint(head.samples, (len(stored),), generator=torch.Generator().manual_seed(0))
     speeds = {}

@@ -40,15 +40,15 @@ def inputs_of(
     data: Data | None = None, teacher: nn.Module | None = None, networks: tuple[Description, ...] = ()
 ) -> dict[str, Fingerprints]:
     """The fingerprints of what a job is given, by part; the arguments are those of `same_inputs`."""
-    found: dict[str, Fingerprints] = {}
+    fingerprints: dict[str, Fingerprints] = {}
     if data is not None:
-        found["data"] = dict(data.digests)
+        fingerprints["data"] = dict(data.digests)
     for description in networks:
         if here := of_network(description):
-            found[f"network {description.spec}"] = here
+            fingerprints[f"network {description.spec}"] = here
     if teacher is not None and data is not None:
-        found["teacher"] = of_teacher(teacher, data)
-    return found
+        fingerprints["teacher"] = of_teacher(teacher, data)
+    return fingerprints
 
 
 def matches(run: Run, part: str, here: Mapping[str, Fingerprint]) -> None:
@@ -83,9 +83,9 @@ def code_of_model(spec: str) -> Fingerprints:
 
 def of_network(description: Description) -> Fingerprints:
     """What builds a new network; and, of the user's code, what one says at fixed inputs: files that it reads show."""
-    found = code_of_model(description.spec)
-    if not found or description.spec.partition(":")[0] in _PACKAGES:
-        return found
+    fingerprints = code_of_model(description.spec)
+    if not fingerprints or description.spec.partition(":")[0] in _PACKAGES:
+        return fingerprints
     shape = (2, *description.shape)
     x = torch.linspace(0, 1, math.prod(shape)).reshape(shape)
     outputs = []
@@ -93,4 +93,7 @@ def of_network(description: Description) -> Fingerprints:
         with undisturbed():
             torch.manual_seed(0)
             outputs.append(outputs_of(description.build(), x))
-    return {**found, "outputs of a new network": outputs[0] if outputs[0] == outputs[1] else "another at each call"}
+    return {
+        **fingerprints,
+        "outputs of a new network": outputs[0] if outputs[0] == outputs[1] else "another at each call",
+    }

@@ -39,13 +39,13 @@ def data_for(verb: str, models: tuple[str, ...], data: str | None, *, seed: int,
     if data is not None:
         own = [run for run in map(_whole, runs) if run.settings.get("data") == data]
         return load(data, _number(own[0], "seed") if own else seed, smoke)
-    found = [data_of_run(folder, allow_code=allow_code) for folder in runs]
-    if not found:
+    candidates = [data_of_run(folder, allow_code=allow_code) for folder in runs]
+    if not candidates:
         return load("digits", seed, smoke)
-    if len(found) > 1 and (difference := changed(*map(_of_test, found))):
+    if len(candidates) > 1 and (difference := changed(*map(_of_test, candidates))):
         rule = f"`--data` of `{verb}` must be given for two runs that were tested on different data."
-        raise InputError(rule, got=f"{found[0].name} and {found[1].name}: {difference}", do=_DO)
-    first = found[0]
+        raise InputError(rule, got=f"{candidates[0].name} and {candidates[1].name}: {difference}", do=_DO)
+    first = candidates[0]
     return replace(first, test=some(first, first.test, SMOKE_TEST)) if smoke else first
 
 
@@ -99,18 +99,18 @@ def _candidates(run: Run, spec: str) -> list[Data]:
 
 
 def _points(run: Run) -> Data:
-    """The points at which a function was asked for a surrogate, as the run folder holds them."""
-    found: dict[str, object] = {}
+    """Return the data of a surrogate run: the points at which its function was evaluated."""
+    arrays: dict[str, object] = {}
     seed = _number(run, "seed")
     for part, pattern in (("test", "points-test.npz"), ("train", f"points-seed{seed}*.npz")):
         files = sorted(run.path.glob(pattern), key=lambda file: (len(file.name), file.name))
         if not files:
             raise InputError(f"{run.path} must hold the points of its function.", got=f"no {pattern}")
-        asked = cached(run, files[-1].stem, _none)
-        found |= {f"x_{part}": asked.x.float(), f"y_{part}": asked.y.float()}
-        if asked.j is not None:
-            found[f"j_{part}"] = asked.j.float()
-    return from_arrays(f"the points of {run.path}", found)
+        points = cached(run, files[-1].stem, _none)
+        arrays |= {f"x_{part}": points.x.float(), f"y_{part}": points.y.float()}
+        if points.j is not None:
+            arrays[f"j_{part}"] = points.j.float()
+    return from_arrays(f"the points of {run.path}", arrays)
 
 
 def _none() -> Samples:

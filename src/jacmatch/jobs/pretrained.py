@@ -49,12 +49,12 @@ class Pretrained:
         whole = _inner(self.network, self.description, self.shape).state_dict()
         shapes = {name: value.shape for name, value in empty.state_dict().items()}
         head = {name for name, shape in shapes.items() if shape != wider[name].shape}
-        kept = {name: whole[name] for name, shape in shapes.items() if name not in head and whole[name].shape == shape}
-        new = set(whole) - set(kept)
+        same = {name: whole[name] for name, shape in shapes.items() if name not in head and whole[name].shape == shape}
+        new = set(whole) - set(same)
         if not 1 <= len(new) <= 2 or not all(whole[name].shape[0] == self.description.outputs for name in new):
             rule = "A teacher must have its outputs in a last linear layer to be fine-tuned."
             raise InputError(rule, got=f"{len(new)} tensors that depend on them")
-        empty.load_state_dict(kept, strict=False)
+        empty.load_state_dict(same, strict=False)
         return _fitted(empty, self.description.shape, self.shape)
 
 
@@ -98,8 +98,8 @@ def from_weights(
     if constants and mean is None and std is None:
         mean, std = (tuple(each.flatten().tolist()) for each in (built.mean, built.std))
     load_weights(built, weights.path, mean=mean, std=std, allow_pickle=True)
-    kept = tuple(built.mean.flatten().tolist()), tuple(built.std.flatten().tolist())
-    return Pretrained(_fitted(built.eval(), own, shape), Description(spec, outputs, own, *kept), shape)
+    statistics = tuple(built.mean.flatten().tolist()), tuple(built.std.flatten().tolist())
+    return Pretrained(_fitted(built.eval(), own, shape), Description(spec, outputs, own, *statistics), shape)
 
 
 def _fitted(network: nn.Module, own: tuple[int, ...], shape: tuple[int, ...]) -> nn.Module:

@@ -111,7 +111,7 @@ def bound(
             norms.append(gradient.flatten(1).norm(dim=1))
     losses, steepest = torch.cat(values), float(torch.cat(norms).max())
     unseen, seen = losses[: len(far)], losses[len(far) :]
-    constant = max(steepest, Bound.of(far, near, unseen, seen).slope)
+    constant = max(steepest, Bound.of(far, near, unseen, seen).lipschitz)
     return named(Bound.of(far, near, unseen, seen, constant))
 
 
@@ -122,7 +122,7 @@ def named(terms: Bound) -> dict[str, float]:
         "rho_largest": terms.largest,
         "rho_weighted": terms.weighted,
         "rho_average": terms.average,
-        "slope": terms.slope,
+        "slope": terms.lipschitz,
         "by_hausdorff": terms.by_hausdorff,
         "by_nearest": terms.by_nearest,
         "by_transport": terms.by_transport,

@@ -66,7 +66,7 @@ def prepare(
     inputs = inputs_of(data, networks=(networks.Description.of(recipe.model, data),))
     ready = ranks.first and (folder / RESULT).is_file() and not (folder / LOCK).exists()
     if not ranks.broadcast(ready and not _damage(folder, recipe.model, inputs)):
-        with _held(folder, progress) if ranks.first else nullcontext():
+        with _locked(folder, progress) if ranks.first else nullcontext():
             if ranks.first and (damage := _damage(folder, recipe.model, inputs)):
                 aside = _put_aside(folder)
                 progress.message(
@@ -87,8 +87,8 @@ def _damage(folder: Path, model: str, inputs: Mapping[str, Fingerprints]) -> str
     try:
         run = Run.open(folder, finished=(folder / RESULT).is_file())
         for part, here in inputs.items():
-            if found := changed(run.inputs.get(part, {}), here):
-                return f"its {part} is another: {found}."
+            if difference := changed(run.inputs.get(part, {}), here):
+                return f"its {part} has changed: {difference}."
         if run.finished:
             networks.load_own(folder, model)
         elif (folder / CHECKPOINT).is_file():
@@ -110,7 +110,7 @@ def _put_aside(folder: Path) -> Path:
 
 
 @contextmanager
-def _held(folder: Path, progress: Progress) -> Iterator[None]:
+def _locked(folder: Path, progress: Progress) -> Iterator[None]:
     """The folder belongs to this job within the block."""
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -221,12 +221,12 @@ class Queries(Protocol):
         """Return the rows of the first batch."""
         ...
 
-    def entries_at(self, view: int, places: range, fields: Sequence[Field]) -> dict[str, Tensor]:
-        """Return the entries at these places in the order of a view."""
+    def entries_at(self, view: int, positions: range, fields: Sequence[Field]) -> dict[str, Tensor]:
+        """Return the entries at these positions in the order of a view."""
         ...
 
-    def places_of(self, view: int) -> Tensor:
-        """Return the place of each row in the order of a view."""
+    def positions_of(self, view: int) -> Tensor:
+        """Return the position of each row in the order of a view."""
         ...
 
 
@@ -380,4 +380,4 @@ def _write_places(source: Queries, folder: Path, head: Head, view: int) -> None:
         if file.is_file() and file.stat().st_size == 8 * head.samples:
             return
         file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(folder, places_name(view), source.places_of(view).numpy().tobytes())
+    write_whole(folder, places_name(view), source.positions_of(view).numpy().tobytes())
