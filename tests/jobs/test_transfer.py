@@ -15,9 +15,12 @@ from jacmatch.jobs import Train, Transfer, pretrained, teacher_distance
 from jacmatch.jobs.layer_pairs import chosen_pairs, layers_by_resolution, named_pairs
 from jacmatch.jobs.networks import Weights
 from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.transfer import METHODS
+from jacmatch.jobs.study import Cell
+from jacmatch.jobs.transfer import METHODS, PAPER, RECIPES, _not_converged, loss_fall
 from jacmatch.losses import hinton_kl
 from jacmatch.models import Resized, build, save_weights
+from jacmatch.runs import Run
+from jacmatch.training import Training
 
 X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -33,14 +36,14 @@ def shared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(shared):
-    result = Transfer(smoke=True, out=shared / "run").run()
+    result = Transfer(recipe="paper", smoke=True, out=shared / "run").run()
     return shared / "run", result
 
 
 @pytest.mark.ci
 def test_every_method_has_a_row(finished):
     folder, result = finished
-    assert [row["method"] for row in result["rows"]] == list(METHODS)
+    assert [row["method"] for row in result["rows"]] == list(PAPER)
     assert {row["seeds"] for row in result["rows"]} == {1}
     assert json.loads((folder / "result.json").read_text())["job"] == "transfer"
     assert result["teacher"]["parameters"] > 60_000
@@ -49,7 +52,7 @@ def test_every_method_has_a_row(finished):
     for row in result["rows"]:
         assert (row["bound"] is None) == (row["method"] in {"labels", "oracle"})
     printed = [line[0] for line in result["tables"][0]["rows"]]
-    assert printed == list(METHODS.values())
+    assert printed == [METHODS[method] for method in PAPER]
 
 
 @pytest.mark.ci
@@ -82,7 +85,7 @@ def test_what_is_done_is_not_done_again(finished, monkeypatch):
     folder, result = finished
     (folder / "result.json").unlink()
     monkeypatch.setattr("jacmatch.jobs.study.fit", lambda *_, **__: pytest.fail("trained again"))
-    again = Transfer(smoke=True, out=folder).run()
+    again = Transfer(recipe="paper", smoke=True, out=folder).run()
     assert again["rows"] == result["rows"]
 
 
@@ -229,7 +232,8 @@ def test_the_terms_of_the_bound_are_those_of_the_networks(loss):
 @pytest.mark.ci
 def test_unseen_images_are_of_mixed_classes_where_the_files_are_sorted(shared):
     x, y = np.random.default_rng(0).random((60, 1, 6, 6), dtype=np.float32), np.arange(60) // 20
-    np.savez(shared / "sorted.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    for name in ("sorted", "other"):
+        np.savez(shared / f"{name}.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     Train(
         data=f"npz:{shared}/sorted.npz",
         model="cnn3",
@@ -238,7 +242,7 @@ def test_unseen_images_are_of_mixed_classes_where_the_files_are_sorted(shared):
         out=shared / "sorted",
     ).run()
     job = Transfer(
-        data=f"npz:{shared}/sorted.npz",
+        data=f"npz:{shared}/other.npz",
         teacher=str(shared / "sorted"),
         student="cnn3",
         methods=("lwf",),
@@ -258,3 +262,116 @@ def test_nearest_means():
     train = datasets.Split(torch.tensor([[0.0], [2.0], [10.0], [12.0]]), torch.tensor([0, 0, 1, 1]))
     test = datasets.Split(torch.tensor([[5.0], [7.0], [6.5]]), torch.tensor([0, 1, 0]))
     assert teacher_distance.nearest_mean_accuracy(nn.Identity(), train, test, 2) == pytest.approx(2 / 3)
+
+
+@pytest.fixture(scope="module")
+def adapted(shared):
+    methods = ("mixup", "adapt", "adapt+attention", "adapt+jacobians", "features+jacobians", "lwf")
+    settings = {"unlabelled": "digits", "unlabelled_count": 20, "per_class": 4}
+    job = Transfer(smoke=True, **settings, methods=methods, out=shared / "adapted")
+    return shared / "adapted", job.run()
+
+
+@pytest.mark.ci
+def test_recipes_share_one_result(adapted):
+    folder, result = adapted
+    rows = {row["method"]: row for row in result["rows"]}
+    assert result["unlabelled_samples"] == 20
+    assert 0.2 < result["teacher"]["probe_accuracy"]["mean"] <= 1
+    assert result["resolved"] == {"point": "mixed-pairs", "output_loss": "kl", "temperature": 1.0}
+    assert rows["mixup"]["bound"] is None
+    assert rows["mixup"]["agreement"]["top1"] is None
+    for method in ("adapt", "adapt+jacobians", "features+jacobians"):
+        assert -1 <= rows[method]["agreement"]["jacobian_cosine"]["mean"] <= 1
+        assert rows[method]["agreement"]["jacobian_relative_error"]["mean"] > 0
+    assert rows["adapt+attention"]["agreement"]["attention_cosine"]["mean"] > 0
+    for method in rows:
+        assert jacmatch.load_student(folder / "seed0" / method)(X).shape == (6, 5)
+
+
+def test_each_recipe_names_methods_that_exist():
+    assert all(method in METHODS for recipe in RECIPES.values() for method in recipe.methods)
+    assert Transfer().chosen == RECIPES["adapt"].methods
+    assert Transfer(recipe="paper").chosen == PAPER
+
+
+@pytest.fixture(scope="module")
+def ready(shared):
+    return Transfer(smoke=True).ready(Progress(quiet=True))
+
+
+@pytest.mark.ci
+def test_unlabelled_images_are_those_of_the_target_that_are_left(ready):
+    job = Transfer(smoke=True, unlabelled="digits", per_class=4)
+    labelled, held_out = job.parts(ready.data, 4, 0)
+    images = job.unlabelled_images(ready, labelled, 0)
+    rows = [{tuple(x.flatten().tolist()) for x in split.x} for split in (labelled, held_out, images)]
+    assert not rows[2] & (rows[0] | rows[1])
+    assert len(images) == len(job.parts(ready.data, 0, 0)[0]) - len(labelled)
+    train = job.training_images("lwf", labelled, images)
+    assert (train.y == -100).sum() == len(images)
+    assert train.y[: len(labelled)].tolist() == labelled.y.tolist()
+    assert len(job.training_images("mixup", labelled, images)) == len(labelled)
+    assert len(job.training_images("adapt", labelled, images)) == len(labelled) + len(images)
+    with pytest.raises(InputError, match=r"`--unlabelled` of `transfer` must leave images that are not labelled"):
+        Transfer(smoke=True, unlabelled="digits", per_class=0).unlabelled_images(ready, labelled, 0)
+
+
+@pytest.mark.ci
+def test_unlabelled_images_of_another_size(shared):
+    np.savez(shared / "large2.npz", **arrays(12))
+    job = Transfer(smoke=True, unlabelled=f"npz:{shared}/large2.npz")
+    with pytest.raises(InputError, match=r"must be images of shape \(1, 8, 8\), as --data has\. Got \(1, 12, 12\)"):
+        job.ready(Progress(quiet=True))
+
+
+@pytest.mark.ci
+def test_a_teacher_of_the_classes_of_the_target(shared):
+    np.savez(shared / "same.npz", **arrays(6))
+    Train(data=f"npz:{shared}/same.npz", model="cnn3", smoke=True, validation=0.0, out=shared / "same").run()
+    job = Transfer(data=f"npz:{shared}/same.npz", teacher=str(shared / "same"), student="cnn3")
+    with pytest.raises(InputError, match=r"trained on other classes than those of --data.*Use `jacmatch distill"):
+        job.ready(Progress(quiet=True))
+
+
+@pytest.mark.ci
+def test_a_student_larger_than_its_teacher_is_a_note(ready):
+    assert Transfer(smoke=True)._notes(ready) == []
+    (note,) = Transfer(smoke=True, student="vgg4")._notes(
+        jacmatch.jobs.transfer.replace(ready, description=pretrained.Description.of("vgg4", ready.data))
+    )
+    assert note.startswith("The student has more parameters than its teacher")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"unlabelled_count": 3}, r"`--unlabelled-count` of `transfer` must come with --unlabelled"),
+        ({"unlabelled": "digits", "unlabelled_count": -1}, r"`--unlabelled-count` of `transfer` must be at least 0"),
+        ({"adapt_steps": -1}, r"`--adapt-steps` of `transfer` must be at least 0"),
+        ({"feature_components": 0}, r"`--feature-components` of `transfer` must be at least 1"),
+    ],
+)
+def test_settings_of_recipes_that_are_wrong(settings, message):
+    with pytest.raises(InputError, match=message):
+        Transfer(**settings).check()
+
+
+def test_the_fall_of_a_loss_compares_the_end_with_the_middle():
+    rows = [{"step": step, "loss": 101.0 - step} for step in range(1, 101)]
+    middle, end = (sum(range(101 - b, 101 - a)) / 20 for a, b in ((50, 70), (80, 100)))
+    assert loss_fall(rows, 100) == pytest.approx(1 - end / middle)
+    assert loss_fall([{"step": step, "loss": 1.0} for step in range(1, 101)], 100) == 0
+    assert loss_fall([{"step": 1, "validation_accuracy": 0.5}], 2) is None
+
+
+def test_a_run_that_has_not_converged_says_so(tmp_path):
+    run = Run.create(tmp_path / "run", "transfer", {}, "0.1.0")
+    cells = [Cell(0, method, method, Training(), None) for method in ("mixup", "adapt")]
+    for cell, fall in zip(cells, (0.5, 0.1), strict=True):
+        child = cell.folder(run)
+        for step in range(1, 101):
+            child.log({"step": step, "loss": 1 - fall * (step > 75)})
+    assert _not_converged(run, [(cell, {"steps": 100}) for cell in cells]) == [
+        "labels, mixed pairs has not converged: its loss fell by 50% in the end. Give more --steps."
+    ]

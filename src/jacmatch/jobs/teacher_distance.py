@@ -1,6 +1,7 @@
 """Distance of a student from a pretrained teacher, and a bound of that distance on images that it has not seen."""
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -11,10 +12,26 @@ from jacmatch.datasets.distances import Bound, Distances
 from jacmatch.jacobian import PooledFeatures, vjp
 from jacmatch.jobs.pretrained import evaluating
 from jacmatch.losses import hinton_kl
+from jacmatch.objectives import AtData, Distillation
+from jacmatch.objectives.points import Batch
 from jacmatch.objectives.transfer import Pair, Transfer
+from jacmatch.report import Table
+from jacmatch.report.tables import NOTHING
 from jacmatch.teachers import ModuleTeacher, Question
+from jacmatch.teachers.base import query
 
 _BATCH = 50
+_SETS = {"unseen": "unseen images of the target", "source": "images of the source"}
+_SPACES = {"pixels": "pixels", "features": "the teacher's pooled features"}
+_TERMS = {
+    "rho_unseen": "mean ρ, unseen",
+    "rho_average": "mean ρ, training",
+    "rho_largest": "max ρ, training",
+    "slope": "K",
+    "by_hausdorff": "max ρ + K·H",
+    "by_nearest": "mean ρ + K·nearest",
+    "by_transport": "mean ρ + K·W₁",
+}
 
 
 def mixed(split: Split, count: int | None = None) -> Split:
@@ -23,7 +40,14 @@ def mixed(split: Split, count: int | None = None) -> Split:
 
 
 def head_agreement(
-    network: nn.Module, teacher: nn.Module, classes: int, pairs: tuple[Pair, ...], split: Split, **maps: Any
+    network: nn.Module,
+    teacher: nn.Module,
+    classes: int,
+    pairs: tuple[Pair, ...],
+    split: Split,
+    *,
+    shared: bool = False,
+    **maps: Any,
 ) -> dict[str, float | None]:
     """Return the agreement of the second head, and mean cosines of attention maps and of their Jacobians.
 
@@ -33,17 +57,18 @@ def head_agreement(
         classes: Outputs of the first head.
         pairs: Layers that are compared; without any, the cosines are None.
         split: The images.
+        shared: Whether the first head is that of the teacher too, which has the same classes.
         **maps: `size` and `p` of the maps.
     """
     weight = 1.0 if pairs else 0.0
-    heads: dict[str, Any] = {"classes": classes, "labels": 0.0, "outputs": 1.0}
+    heads: dict[str, Any] = {"shared": shared, "classes": classes, "labels": 0.0, "outputs": 1.0}
     objective = Transfer(network, teacher, pairs=pairs, attention=weight, jacobians=weight, **heads, **maps).eval()
     sums: dict[str, float] = dict.fromkeys(("top1", "attention", "jacobians"), 0.0)
     for rows in torch.split(torch.arange(len(split)), _BATCH):
         x = split.inputs(rows).to(next(network.parameters()).device)
         with evaluating(network):
             terms = objective(x)
-            same = network(x)[:, classes:].argmax(1) == _needed(terms.teacher_outputs).argmax(1)
+            same = network(x)[:, 0 if shared else classes :].argmax(1) == _needed(terms.teacher_outputs).argmax(1)
         sums["top1"] += float(same.sum())
         for name in ("attention", "jacobians"):
             if name in terms.unweighted:
@@ -54,6 +79,35 @@ def head_agreement(
         "jacobian_cosine": mean["jacobians"] if pairs else None,
         "jacobian_relative_error": None,
         "attention_cosine": mean["attention"] if pairs else None,
+    }
+
+
+def matched_rows(objective: Distillation, split: Split) -> dict[str, float]:
+    """Return the agreement of the compared outputs, and cosine and relative error of the products of the probe.
+
+    Args:
+        objective: Student and teacher, with the probe whose directions are taken.
+        split: Images, which are compared as they are.
+    """
+    how, network = replace(objective.differentiation, point=AtData()), objective.network
+    device = next(network.parameters()).device
+    same, cosines, sums = 0.0, 0.0, [0.0, 0.0]
+    for rows in torch.split(torch.arange(len(split)), _BATCH):
+        x, others = (split.inputs(each).to(device) for each in (rows, (rows + 1) % len(split)))
+        batch = Batch(x, None, others, None, None, rows.to(device), 0)
+        assert objective.teacher is not None
+        answer = query(objective.teacher, x, how.question(batch, products=True))
+        with evaluating(network):
+            outputs, products = how.of_student(network, batch, answer, traced=False)
+        compared = outputs if objective.classes is None else outputs[:, objective.classes :]
+        same += float((compared.argmax(1) == answer.outputs.argmax(1)).sum())
+        student, teacher = (_needed(each).transpose(0, 1).flatten(1) for each in (products, answer.products))
+        cosines += float(nn.functional.cosine_similarity(student, teacher).sum())
+        sums = [sums[0] + float((student - teacher).square().sum()), sums[1] + float(teacher.square().sum())]
+    return {
+        "top1": same / len(split),
+        "jacobian_cosine": cosines / len(split),
+        "jacobian_relative_error": (sums[0] / max(sums[1], 1e-30)) ** 0.5,
     }
 
 
@@ -89,7 +143,7 @@ def bound(
     Args:
         network: The student with both heads.
         teacher: The teacher.
-        classes: Outputs of the first head.
+        classes: Outputs of the first head; 0 where there is one head, that of the teacher's classes.
         loss: `squared` or `kl`.
         temperature: Temperature of kl.
         near: The images that the student was trained on.
@@ -153,3 +207,32 @@ def _outputs(teacher: nn.Module, split: Split) -> Tensor:
 def _needed(outputs: Tensor | None) -> Tensor:
     assert outputs is not None
     return outputs
+
+
+def distance_table(measured: Mapping[str, Any], title: str = "How far from the training images") -> Table:
+    """Return Hausdorff distance, mean nearest distance and W₁, in pixels and in features."""
+    rows = [
+        (
+            f"{_SETS[name]}, {_SPACES[space]}",
+            *(f"{each[key]:.3g}" for key in ("hausdorff", "mean_nearest", "wasserstein")),
+        )
+        for name, spaces in measured.items()
+        for space, each in spaces.items()
+    ]
+    head = ("from the training images", "Hausdorff", "mean nearest", "W₁")
+    return Table("distances", title, head, tuple(rows), ("Euclidean, at most 300 images a set.",))
+
+
+def bound_table(bounds: Mapping[str, Any], loss: str, title: str = "Why: the bound and its terms, in pixels") -> Table:
+    """Return the terms of the bound by method, means over the seeds."""
+    rows = [
+        (label, *(NOTHING if bound is None else f"{bound[key]['mean']:.2f}" for key in _TERMS))
+        for label, bound in bounds.items()
+    ]
+    what = "‖T(x) − S(x)‖ of the outputs" if loss == "squared" else "the divergence of the outputs"
+    note = (
+        f"ρ: {what}. K is estimated, the largest gradient of ρ and ratio |ρ(x) − ρ(x′)| / ‖x − x′‖ seen on these "
+        "images: a lower bound of the true constant. A right side far above the left says that the guarantee is empty, "
+        "and which term makes it so."
+    )
+    return Table("bound", title, ("method", *_TERMS.values()), tuple(rows), (note,))

@@ -10,17 +10,18 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from jacmatch.datasets import Data, Split, of_classes
+from jacmatch.datasets import Data, Split, of_classes, per_class
 from jacmatch.errors import InputError
-from jacmatch.jacobian import BatchNormPolicy
+from jacmatch.jacobian import ESTIMATORS, BatchNormPolicy, Estimator, PCAFeatures, SubspaceInputs
 from jacmatch.jobs import networks, pretrained
-from jacmatch.jobs.data import load
+from jacmatch.jobs.adaptation import basis_of, finetuned, probed
+from jacmatch.jobs.data import SMOKE_TRAIN, load
 from jacmatch.jobs.inputs import same_inputs
 from jacmatch.jobs.layer_pairs import chosen_pairs, named_pairs
 from jacmatch.jobs.networks import Description
 from jacmatch.jobs.pretrained import Pretrained
 from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.settings import SMOKE_JACOBIANS, TrainingFields, positive
+from jacmatch.jobs.settings import SMOKE_JACOBIANS, SMOKE_STEPS, TrainingFields, positive
 from jacmatch.jobs.study import (
     Cell,
     Result,
@@ -34,21 +35,36 @@ from jacmatch.jobs.study import (
     run_cells,
     save_main,
 )
-from jacmatch.jobs.teacher_distance import bound, distances, head_agreement, mixed, nearest_mean_accuracy
+from jacmatch.jobs.teacher_distance import (
+    bound,
+    bound_table,
+    distance_table,
+    distances,
+    head_agreement,
+    matched_rows,
+    mixed,
+    nearest_mean_accuracy,
+)
 from jacmatch.jobs.train import Train
 from jacmatch.losses import JacobianLoss, OutputLoss
 from jacmatch.models import FirstOutputs, count_parameters
-from jacmatch.objectives import Distillation, GradientShare
+from jacmatch.objectives import AtMixedPairs, Distillation, GradientShare
 from jacmatch.objectives.transfer import Pair
 from jacmatch.objectives.transfer import Transfer as Objective
 from jacmatch.report import Table
-from jacmatch.report.tables import NOTHING, entry
-from jacmatch.runs import Run, spread
+from jacmatch.report.tables import entry
+from jacmatch.runs import Run, read_metrics, spread
 from jacmatch.teachers import MemoizedTeacher, ModuleTeacher, Teacher
 from jacmatch.training import Training
 from jacmatch.training.state import channels_last
 
-Method = Literal["labels", "oracle", "lwf", "lwf+jacobians", "lwf+attention", "lwf+attention+jacobians"]
+# fmt: off
+Method = Literal[
+    "labels", "oracle", "lwf", "lwf+jacobians", "lwf+attention", "lwf+attention+jacobians",
+    "mixup", "adapt", "adapt+jacobians", "adapt+attention", "adapt+attention+jacobians",
+    "features", "features+jacobians",
+]
+# fmt: on
 METHODS: dict[str, str] = {
     "labels": "labels only",
     "oracle": "teacher fine-tuned (oracle)",
@@ -56,8 +72,43 @@ METHODS: dict[str, str] = {
     "lwf+jacobians": "LwF + Jacobians",
     "lwf+attention": "LwF + attention",
     "lwf+attention+jacobians": "LwF + attention + Jacobians",
+    "mixup": "labels, mixed pairs",
+    "adapt": "probe on the teacher, then its outputs",
+    "adapt+jacobians": "probe, outputs + Jacobians",
+    "adapt+attention": "probe, outputs + attention",
+    "adapt+attention+jacobians": "probe, outputs + attention + Jacobians",
+    "features": "labels + PCA features",
+    "features+jacobians": "labels + PCA features + Jacobians",
 }
-"""What each method is called in tables; the six rows of the paper."""
+"""What each method is called in tables; the first six are the rows of the paper."""
+PAPER = tuple(METHODS)[:6]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe compares, and its settings where none are given.
+
+    Attributes:
+        methods: The methods, the last one the most complete.
+        point: Where student and teacher are compared.
+        output_loss: Loss of the output term.
+        temperature: Temperature of kl.
+    """
+
+    methods: tuple[str, ...]
+    point: Literal["data", "mixed-pairs"]
+    output_loss: OutputLoss
+    temperature: float
+
+
+RECIPES = {
+    "adapt": Recipe(("mixup", "adapt", "adapt+jacobians"), "mixed-pairs", "kl", 1.0),
+    "lwf": Recipe(("mixup", "lwf", "lwf+attention", "lwf+attention+jacobians"), "mixed-pairs", "kl", 4.0),
+    "features": Recipe(("mixup", "features", "features+jacobians"), "mixed-pairs", "squared", 1.0),
+    "paper": Recipe(PAPER, "data", "squared", 2.0),
+}
+"""The recipes of `--recipe`; the first is the default."""
+_NO_LABEL = -100
 FAR = 300
 """Unseen images that distances and the bound are about."""
 
@@ -72,6 +123,7 @@ class Ready:
         answers: The network as a teacher; a memoized one is made for each set of training images.
         description: How a student is built for the target.
         pairs: Layers that are compared.
+        unlabelled: Images without labels of another data set; None where there are none, or they are the target's own.
     """
 
     data: Data
@@ -79,43 +131,36 @@ class Ready:
     answers: Teacher
     description: Description
     pairs: tuple[Pair, ...]
+    unlabelled: Split | None = None
 
     @property
     def classes(self) -> int:
         """Number of classes of the target."""
         return self.data.outputs
 
-    def student(self) -> nn.Module:
-        """Return a new student with the target's outputs and, after them, the teacher's."""
-        outputs = self.classes + self.teacher.description.outputs
-        return replace(self.description, outputs=outputs).build()
+    def student(self, second: int | None = None) -> nn.Module:
+        """Return a new student with the target's outputs and, after them, `second` others: the teacher's if None."""
+        second = self.teacher.description.outputs if second is None else second
+        return replace(self.description, outputs=self.classes + second).build()
 
 
+_PARTS, _FALL = ((0.5, 0.7), (0.8, 1.0)), 0.2  # parts of the steps whose mean losses are compared
+_OF_BASIS = 1000  # training images that principal components are of
 _JUDGED = 2000  # test images that the teacher's own outputs are judged by
-_SETS = {"unseen": "unseen images of the target", "source": "images of the source"}
-_SPACES = {"pixels": "pixels", "features": "the teacher's pooled features"}
-_TERMS = {
-    "rho_unseen": "mean ρ, unseen",
-    "rho_average": "mean ρ, training",
-    "rho_largest": "max ρ, training",
-    "slope": "K",
-    "by_hausdorff": "max ρ + K·H",
-    "by_nearest": "mean ρ + K·nearest",
-    "by_transport": "mean ρ + K·W₁",
-}
 
 
 @dataclass(frozen=True)
 class Transfer(TrainingFields):
     """Transfer from a pretrained teacher to a student of another architecture, with few labelled images.
 
-    Six rows at equal steps: labels; the teacher fine-tuned; labels and the teacher's outputs (learning without
-    forgetting); the same with attention maps, with their Jacobians, with both.
+    The default puts a linear probe on the teacher's features, and distils this teacher of the target's classes. Other
+    recipes compare the teacher's own outputs (learning without forgetting), its features, or the rows of the paper.
     """
 
-    main: ClassVar[str] = "data teacher teacher_weights student per_class methods seeds device out smoke"
+    main: ClassVar[str] = "data teacher teacher_weights student per_class recipe unlabelled seeds device out smoke"
     examples: ClassVar[tuple[str, ...]] = (
-        "--data digits --methods labels lwf lwf+jacobians",
+        "--unlabelled digits",
+        "--recipe paper --methods labels lwf lwf+jacobians",
         "--data folder:photos@64 --teacher runs/teacher",
     )
 
@@ -146,15 +191,32 @@ class Transfer(TrainingFields):
     """Training images of the target for each class, 0 for all."""
     seeds: int = 3
     """How many seeds: subset, initial weights and batches differ between them, and are the same for each method."""
-    methods: tuple[Method, ...] = (
-        "labels",
-        "oracle",
-        "lwf",
-        "lwf+jacobians",
-        "lwf+attention",
-        "lwf+attention+jacobians",
-    )
-    """What is compared; oracle is the teacher itself, fine-tuned."""
+    recipe: Literal["adapt", "lwf", "features", "paper"] = "adapt"
+    """adapt: a linear probe on the teacher, then its outputs. lwf: a second head learns the teacher's own outputs.
+    features: a second head learns the teacher's pooled features in a small basis. paper: the six rows of the paper."""
+    methods: tuple[Method, ...] = ()
+    """What is compared; those of the recipe if left out. oracle is the teacher itself, fine-tuned."""
+    unlabelled: str | None = None
+    """Data whose images are learned from without labels; the name given as --data means the target's training images
+    that are neither labelled nor held out."""
+    unlabelled_count: int = 0
+    """How many of them, chosen by the seed; 0 for all."""
+    adapt_steps: int = 0
+    """Optimizer steps in which the last block of the probed teacher is fine-tuned, with a tenth of --oracle-lr."""
+    feature_layer: str | None = None
+    """Layer of the teacher whose pooled features are learned; the input of its last layer if left out."""
+    feature_components: int = 32
+    """Principal components of the features; at most one less than there are images."""
+    whiten: bool = False
+    """Give each principal component its own unit."""
+    point: Literal["auto", "data", "mixed-pairs"] = "auto"
+    """Where student and teacher are compared: at the images, or between two of them. auto: as the recipe says."""
+    probe: Literal["random-outputs", "random-inputs", "data-pairs", "subspace-inputs"] = "random-outputs"
+    """Which derivatives adapt and features compare: rows, or products with directions at the input."""
+    probe_basis: Literal["dct", "pca", "data"] = "dct"
+    """Directions of subspace-inputs: low frequencies, principal components of the images, or their differences."""
+    probe_dimensions: int = 48
+    """Dimensions of subspace-inputs."""
     pairs: tuple[str, ...] = ()
     """Layers whose attention maps are compared, STUDENT_LAYER:TEACHER_LAYER; chosen by resolution if left out."""
     depths: int = 2
@@ -163,8 +225,9 @@ class Transfer(TrainingFields):
     """Pixels a side that all maps are pooled to; the smaller map of each pair decides if left out."""
     p: float = 2.0
     """Exponent of the attention maps."""
-    labels_weight: float = 1.0
-    """Weight of the label term."""
+    labels_weight: float | None = None
+    """Weight of the label term. If left out 1; with adapt, whose probe has learned the labels, 0.3, and 0 with
+    --unlabelled."""
     outputs_share: float = 0.3
     """Share of the output term in the gradient norm."""
     outputs_weight: float | None = None
@@ -177,12 +240,12 @@ class Transfer(TrainingFields):
     """Share of the Jacobian term."""
     jacobian_weight: float | None = None
     """Weight of the Jacobian term, in place of the share."""
-    output_loss: OutputLoss = "squared"
-    """Loss of the output term: squared differences of the outputs, or Hinton's divergence."""
-    temperature: float = 2.0
-    """Temperature of kl."""
-    jacobian_loss: JacobianLoss = "normalized"
-    """Loss of the Jacobian term."""
+    output_loss: Literal["auto", OutputLoss] = "auto"
+    """Loss of the output term: squared differences of the outputs, or Hinton's divergence. auto: as the recipe says."""
+    temperature: float | None = None
+    """Temperature of kl; as the recipe says if left out."""
+    jacobian_loss: Literal["auto", JacobianLoss] = "auto"
+    """Loss of the Jacobian term. auto: normalized for attention maps, bounded for outputs and features."""
     every: int = 1
     """The Jacobian term is computed on each n-th step, with n times its weight."""
     oracle_lr: float = 1e-3
@@ -198,8 +261,8 @@ class Transfer(TrainingFields):
         start = time.perf_counter()
         with progress or Progress() as shown:
             ready = self.ready(shown)
-            for method in self.methods:  # settings that do not go together are refused before anything is trained
-                self.objective(method, ready.student(), ready)
+            for method in self.chosen:  # settings that do not go together are refused before anything is trained
+                self.objective(method, self.network_of(method, ready), ready)
             subset, _ = self.parts(ready.data, self.per_class, self.seed)
             run = self.begin("transfer")
             same_inputs(run, ready.data, ready.teacher.network, (ready.description,))
@@ -212,7 +275,7 @@ class Transfer(TrainingFields):
                     network=None if method == "oracle" else ready.description,
                 )
                 for seed in range(self.seed, self.seed + (1 if self.smoke else self.seeds))
-                for method in self.methods
+                for method in self.chosen
             ]
             return run_cells(
                 run,
@@ -224,22 +287,26 @@ class Transfer(TrainingFields):
             )
 
     def _prepare(self, ready: Ready, cell: Cell) -> Task:
-        train, validation = self.parts(ready.data, self.per_class, cell.seed)
+        labelled, validation = self.parts(ready.data, self.per_class, cell.seed)
+        images = self.unlabelled_images(ready, labelled, cell.seed)
+        ready = self.taught(cell.method, ready, labelled, images, cell.seed)
         network, objective = self.network_and_objective(cell.method, cell.seed, ready)
+        train = self.training_images(cell.method, labelled, images)
 
         def finish() -> tuple[nn.Module, dict[str, Any]]:
             student: Any = objective.student
+            adapted = cell.method.startswith("adapt")
             fields = {
-                "teacher": None,
+                "teacher": _measured_probe(ready, self.device) if adapted else None,
                 "student": {
                     **measured(student, ready.data.test, self.device),
                     "parameters": count_parameters(network),
                 },
-                **self.judged(cell.method, network, ready, train),
+                **self.judged(cell.method, network, ready, labelled, objective),
             }
             if isinstance(student, FirstOutputs):
                 device = next(student.parameters()).device
-                student = student.cut(ready.description.build(), train.inputs(torch.arange(2)).to(device))
+                student = student.cut(ready.description.build(), labelled.inputs(torch.arange(2)).to(device))
             return student, fields
 
         return Task(objective, train, validation, finish)
@@ -248,17 +315,19 @@ class Transfer(TrainingFields):
         self, run: Run, ready: Ready, subset: Split, start: float, done: Sequence[tuple[Cell, Result]]
     ) -> Result:
         """The result; the last method but the oracle represents the run."""
-        rows = {method: _row(method, of_method(done, method)) for method in self.methods}
-        main = next((method for method in reversed(self.methods) if method != "oracle"), self.methods[0])
+        rows = {method: _row(method, of_method(done, method)) for method in self.chosen}
+        main = next((method for method in reversed(self.chosen) if method != "oracle"), self.chosen[0])
         teacher, test = ready.teacher, ready.data.test
         some = test.subset(torch.arange(min(_JUDGED, len(test))))
         if main != "oracle":
             save_main(run, next(cell for cell, _ in done if cell.method == main))
+        probes = [result["teacher"]["accuracy"] for _, result in done if result["teacher"] is not None]
         result = {
             **head(run, self.seed),
             "teacher": {
                 "accuracy": nearest_mean_accuracy(teacher.network, subset, some, ready.classes),
                 "accuracy_of": "nearest class mean of its outputs",
+                "probe_accuracy": over_seeds(probes),
                 "parameters": count_parameters(teacher.network),
             },
             **main_fields(of_method(done, main), rows[main]),
@@ -266,7 +335,10 @@ class Transfer(TrainingFields):
             "pairs": [list(pair) for pair in ready.pairs],
             "distances": self._distances(ready, subset),
             "train_samples": len(subset),
+            "unlabelled_samples": sum(map(len, filter(None, [self.unlabelled_images(ready, subset, self.seed)]))),
             "test_samples": len(test),
+            "resolved": {"point": self.at, "output_loss": self.compared[0], "temperature": self.compared[1]},
+            "notes": [*self._notes(ready), *_not_converged(run, done)],
             "seconds": time.perf_counter() - start,
             "settings": self.settings(),
         }
@@ -294,8 +366,13 @@ class Transfer(TrainingFields):
         positive("transfer", teacher_outputs=self.teacher_outputs, oracle_steps=self.oracle_steps or 1)
         self.training()
         self.training(lr=self.oracle_lr)
-        if not self.methods:
-            raise InputError("`--methods` of `transfer` must name at least one.", do=f"Known: {', '.join(METHODS)}.")
+        positive("transfer", feature_components=self.feature_components, probe_dimensions=self.probe_dimensions)
+        for name in ("unlabelled_count", "adapt_steps"):
+            if getattr(self, name) < 0:
+                flag = name.replace("_", "-")
+                raise InputError(f"`--{flag}` of `transfer` must be at least 0.", got=getattr(self, name))
+        if self.unlabelled_count and self.unlabelled is None:
+            raise InputError("`--unlabelled-count` of `transfer` must come with --unlabelled.")
         if len(set(self.methods)) < len(self.methods):
             raise InputError("`--methods` of `transfer` must differ.", got=" ".join(self.methods))
         if self.pool is not None:
@@ -305,8 +382,25 @@ class Transfer(TrainingFields):
             flags = ", ".join(f"`--{name.replace('_', '-')}`" for name in named)
             raise InputError(f"{flags} of `transfer` must come with --teacher-weights.")
 
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The methods that are compared."""
+        return self.methods or RECIPES[self.recipe].methods
+
+    @property
+    def at(self) -> str:
+        """Where student and teacher are compared."""
+        return RECIPES[self.recipe].point if self.point == "auto" else self.point
+
+    @property
+    def compared(self) -> tuple[OutputLoss, float]:
+        """The loss of the output term, and its temperature."""
+        own = RECIPES[self.recipe]
+        loss = own.output_loss if self.output_loss == "auto" else self.output_loss
+        return loss, own.temperature if self.temperature is None else self.temperature
+
     def ready(self, progress: Progress) -> Ready:
-        """Return target, teacher and pairs. A teacher without weights is trained first and cached."""
+        """Return target, teacher, layers and other images. A teacher without weights is trained first and cached."""
         data = load(self.data, self.seed, self.smoke)
         if data.classes is None:
             raise InputError("`--data` of `transfer` must have classes.", got="a regression")
@@ -317,8 +411,15 @@ class Transfer(TrainingFields):
             channels_last(teacher.network)
         data = replace(data, test=mixed(data.test))
         description = Description.of(self.student, data)
-        ready = Ready(data, teacher, ModuleTeacher(teacher.network), description, ())
-        if not any("attention" in method or "jacobians" in method for method in self.methods):
+        others = None
+        if self.unlabelled not in (None, self.data):
+            loaded = load(str(self.unlabelled), self.seed, False)
+            if loaded.shape != data.shape:
+                rule = f"`--unlabelled` of `transfer` must be images of shape {data.shape}, as --data has."
+                raise InputError(rule, got=loaded.shape, do="Resize them, for example folder:DIR@SIZE.")
+            others = loaded.train
+        ready = Ready(data, teacher, ModuleTeacher(teacher.network), description, (), others)
+        if not any("attention" in method or method == "lwf+jacobians" for method in self.chosen):
             return ready
         return replace(ready, pairs=self.layers(ready))
 
@@ -333,7 +434,13 @@ class Transfer(TrainingFields):
         if networks.is_run(self.teacher):
             if self.teacher_weights is not None:
                 raise InputError("A run folder brings its own weights.", got=str(self.teacher_weights))
-            return pretrained.from_run(self.teacher, data.shape, allow_code=self.allow_code), data
+            teacher = pretrained.from_run(self.teacher, data.shape, allow_code=self.allow_code)
+            of_run = Run.open(self.teacher, finished=False).settings.get("data")
+            if of_run == self.data and teacher.description.outputs == data.outputs:
+                rule = "`--teacher` of `transfer` must have been trained on other classes than those of --data."
+                do = f"Use `jacmatch distill --data {self.data} --teacher {self.teacher}`."
+                raise InputError(rule, got=f"a run on {of_run}", do=do)
+            return teacher, data
         if self.teacher_weights is not None:
             weights = networks.Weights(self.teacher_weights, self.teacher_mean, self.teacher_std)
             size = self.teacher_size
@@ -350,71 +457,202 @@ class Transfer(TrainingFields):
         source = of_classes(data, range(count))
         return pretrained.trained_first(self.teacher, source, recipe, progress), of_classes(data, range(count, classes))
 
+    def unlabelled_images(self, ready: Ready, labelled: Split, seed: int) -> Split | None:
+        """Return the images that are learned from without labels; None without `--unlabelled`.
+
+        Raises:
+            InputError: No image is left.
+        """
+        if self.unlabelled is None:
+            return None
+        split = ready.unlabelled
+        if split is None:
+            whole, _ = self.parts(ready.data, 0, seed)
+            count = min(self.per_class, SMOKE_TRAIN - 2) if self.smoke else self.per_class
+            rest = torch.ones(len(whole), dtype=torch.bool)
+            rest[per_class(whole.y, count, seed) if count else slice(None)] = False
+            split = whole.subset(rest.nonzero()[:, 0])
+        if not len(split):
+            rule = "`--unlabelled` of `transfer` must leave images that are not labelled."
+            raise InputError(rule, got="none", do="Give a smaller --per-class, or other data.")
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+        return split.subset(order[: self.unlabelled_count or len(split)])
+
+    def training_images(self, method: str, labelled: Split, images: Split | None) -> Split:
+        """Return what a method is trained on.
+
+        Where there is a label term, the labelled images are repeated until they are a third of all.
+        """
+        if images is None or method in ("labels", "mixup", "oracle"):
+            return labelled
+        repeats = 1 if method.startswith("adapt") else max(1, round(len(images) / (2 * len(labelled))))
+        x = torch.cat([*[labelled.stored()] * repeats, images.stored()])
+        return Split(x, torch.cat([*[labelled.y] * repeats, torch.full((len(images),), _NO_LABEL)]))
+
+    def taught(self, method: str, ready: Ready, labelled: Split, images: Split | None, seed: int) -> Ready:
+        """Return what a method is taught by: the teacher itself, the probed one, or its features in a small basis."""
+        teacher = ready.teacher
+        if method.startswith("adapt"):
+            network = probed(teacher, labelled, ready.classes, seed)
+            if self.adapt_steps:
+                steps = SMOKE_STEPS if self.smoke else self.adapt_steps
+                network = finetuned(network, labelled, steps, self.oracle_lr / 10, seed, self.device)
+        elif method.startswith("features"):
+            both = labelled if images is None else self.training_images("adapt", labelled, images)
+            network = basis_of(teacher, both, self.feature_layer, self._components(labelled, images), self.whiten)
+        else:
+            return ready
+        return replace(ready, teacher=replace(teacher, network=network), answers=ModuleTeacher(network))
+
+    def _components(self, labelled: Split, images: Split | None) -> int:
+        return min(self.feature_components, len(labelled) + (0 if images is None else len(images)) - 1)
+
+    def network_of(self, method: str, ready: Ready) -> nn.Module:
+        """Return a new student of a method with all its outputs."""
+        if method == "oracle":
+            return ready.teacher.with_outputs(ready.classes)
+        one_head = method == "mixup" or method.startswith("adapt")
+        return ready.student(0 if one_head else self._features(ready) if method.startswith("features") else None)
+
+    def _features(self, ready: Ready) -> int:
+        """Return the number of features; that of the setting before they are computed."""
+        readout = getattr(ready.teacher.network, "readout", None)
+        return readout.k if isinstance(readout, PCAFeatures) else self.feature_components
+
     def objective(self, method: str, student: nn.Module, ready: Ready) -> Distillation | Objective:
         """Return the objective of one method; `student` is the fine-tuned teacher for the oracle."""
         if method == "oracle":
             return Distillation(student, labels=1.0)
+        kind = method.partition("+")[0]
+        point = AtMixedPairs() if self.at == "mixed-pairs" and kind != "labels" else None
+        if method == "mixup":
+            return Distillation(student, labels=1.0, point=AtMixedPairs())
+        own = 1.0 if kind != "adapt" else 0.3 if self.unlabelled is None else 0.0
+        labels = own if self.labels_weight is None or kind == "labels" else self.labels_weight
+        alone = kind == "adapt" and self.outputs_weight is None
 
         def weight(name: str, share: float, given: float | None) -> float:
             return 0.0 if name not in method else GradientShare(share) if given is None else given
 
-        return Objective(
-            student,
-            None if method == "labels" else ready.answers,
-            classes=ready.classes,
-            pairs=ready.pairs,
-            labels=self.labels_weight,
-            outputs=weight("lwf", self.outputs_share, self.outputs_weight),
-            attention=weight("attention", self.attention_share, self.attention_weight),
-            jacobians=weight("jacobians", self.jacobian_share, self.jacobian_weight),
-            size=self.pool,
-            p=self.p,
-            output_loss=self.output_loss,
-            temperature=self.temperature,
-            jacobian_loss=self.jacobian_loss,
-            every=self.every,
-            batch_norm=self.batch_norm,
-        )
+        shared: dict[str, Any] = {
+            "labels": labels,
+            "outputs": 1.0
+            if alone
+            else weight(kind if kind != "labels" else "lwf", self.outputs_share, self.outputs_weight),
+            "jacobians": weight("jacobians", self.jacobian_share, self.jacobian_weight),
+            "output_loss": self.compared[0],
+            "temperature": self.compared[1],
+            "every": self.every,
+            "batch_norm": self.batch_norm,
+            "point": point,
+        }
+        if kind in ("labels", "lwf") or "attention" in method:
+            return Objective(
+                student,
+                None if method == "labels" else ready.answers,
+                classes=ready.classes,
+                pairs=ready.pairs,
+                attention=weight("attention", self.attention_share, self.attention_weight),
+                size=self.pool,
+                p=self.p,
+                jacobian_loss="normalized" if self.jacobian_loss == "auto" else self.jacobian_loss,
+                shared=kind == "adapt",
+                **shared,
+            )
+        loss: JacobianLoss = "bounded" if self.jacobian_loss == "auto" else self.jacobian_loss
+        shared["classes"] = None if kind == "adapt" else ready.classes
+        return Distillation(student, ready.answers, probe=self._probe(ready), jacobian_loss=loss, **shared)
+
+    def _probe(self, ready: Ready) -> Estimator:
+        """Return the probe of adapt and features; principal components are those of some training images."""
+        if self.probe != "subspace-inputs":
+            return ESTIMATORS[self.probe]()
+        probe = SubspaceInputs(self.probe_dimensions, self.probe_basis)
+        return probe.fitted(mixed(ready.data.train, _OF_BASIS).inputs())
 
     def training_of(self, method: str, seed: int) -> Training:
         """Return the settings of the training loop; the first seed alone runs the pre-flight check."""
         changes = {"lr": self.oracle_lr, "steps": self.oracle_steps or self.steps} if method == "oracle" else {}
-        return self.training(**changes, doctor=self.checked(seed, method == self.methods[-1]))
+        return self.training(**changes, doctor=self.checked(seed, method == self.chosen[-1]))
 
     def network_and_objective(self, method: str, seed: int, ready: Ready) -> tuple[nn.Module, Any]:
         """Return a new network with all its outputs, and the objective that trains it."""
         torch.manual_seed(seed)
         if not isinstance(ready.answers, MemoizedTeacher):
-            ready = replace(ready, answers=MemoizedTeacher(ready.answers))
-        network = ready.teacher.with_outputs(ready.classes) if method == "oracle" else ready.student()
+            ready = replace(ready, answers=MemoizedTeacher(ready.answers, draws=self.views > 0))
+        network = self.network_of(method, ready)
         return network, self.objective(method, network, ready)
 
     def judged(
-        self, method: str, network: nn.Module, ready: Ready, train: Split, *, some: int = 128, far: int = FAR
-    ) -> dict[str, Any]:
+        self, method: str, network: nn.Module, ready: Ready, train: Split, objective: Any, *, some: int = 128,
+        far: int = FAR,
+    ) -> dict[str, Any]:  # fmt: skip
         """Return the agreement with the teacher on `some` unseen images, and the terms of the bound for `far` of them.
 
-        The oracle has no agreement. There is no bound where the second head is not trained.
+        The oracle has no agreement. There is no bound where the teacher is not compared.
         """
         keys = ("top1", "jacobian_cosine", "jacobian_relative_error", "attention_cosine")
         result: dict[str, Any] = {"agreement": dict.fromkeys(keys), "bound": None}
-        if method == "oracle":
+        if method in ("oracle", "mixup"):
             return result
         teacher, test = ready.teacher.network, ready.data.test
         device = next(network.parameters()).device
         shown = test.subset(torch.arange(min(SMOKE_JACOBIANS if self.smoke else some, len(test))))
-        maps = {"size": self.pool, "p": self.p}
-        result["agreement"] = head_agreement(network, teacher, ready.classes, ready.pairs, shown, **maps)
+        first = 0 if method.startswith("adapt") else ready.classes
+        if isinstance(objective, Objective):
+            maps: dict[str, Any] = {"size": self.pool, "p": self.p, "shared": not first}
+            result["agreement"] = head_agreement(network, teacher, ready.classes, ready.pairs, shown, **maps)
+        else:
+            result["agreement"] |= matched_rows(objective, shown)
         if method != "labels":
             near, unseen = (each.to(device) for each in self.images(ready, train, far))
-            loss = (self.output_loss, self.temperature)
-            result["bound"] = bound(network, teacher.to(device), ready.classes, *loss, near, unseen)
+            result["bound"] = bound(network, teacher.to(device), first, *self.compared, near, unseen)
         return result
+
+    def _notes(self, ready: Ready) -> list[str]:
+        """What a reader of the result must know about the networks."""
+        sizes = count_parameters(self.network_of("mixup", ready)), count_parameters(ready.teacher.network)
+        if sizes[0] <= sizes[1]:
+            return []
+        return [f"The student has more parameters than its teacher, {sizes[0]:,} against {sizes[1]:,}."]
 
     def images(self, ready: Ready, train: Split, count: int = FAR) -> tuple[torch.Tensor, torch.Tensor]:
         """Return training images and unseen images of the target, at most `count` of each, of mixed classes."""
         count = 10 if self.smoke else count
         return mixed(train, count).inputs(), ready.data.test.inputs(torch.arange(min(count, len(ready.data.test))))
+
+
+def _measured_probe(ready: Ready, device: str) -> dict[str, Any]:
+    """Accuracy of the probed teacher on test images."""
+    test = ready.data.test.subset(torch.arange(min(_JUDGED, len(ready.data.test))))
+    return {**measured(ready.teacher.network, test, device), "accuracy_of": "the probed teacher"}
+
+
+def loss_fall(rows: Sequence[Mapping[str, Any]], steps: int) -> float | None:
+    """Return by what share the loss was lower from 80 to 100 % of the steps than from 50 to 70 %; None if not known.
+
+    Args:
+        rows: Rows of the metrics of a training.
+        steps: Its steps.
+    """
+    parts = [[row["loss"] for row in rows if "loss" in row and a < row["step"] / steps <= b] for a, b in _PARTS]
+    if not all(parts):
+        return None
+    before, after = (sum(losses) / len(losses) for losses in parts)
+    return 1 - after / before if before > 0 else 0.0
+
+
+def _not_converged(run: Run, done: Sequence[tuple[Cell, Result]]) -> list[str]:
+    """Return a sentence for each method whose loss was still falling in the end."""
+    notes = []
+    for method in dict.fromkeys(cell.method for cell, _ in done):
+        cells = [(cell, result) for cell, result in done if cell.method == method]
+        falls = [loss_fall(read_metrics(cell.folder(run).path), result["steps"]) for cell, result in cells]
+        fall = over_seeds(falls)
+        if fall is not None and fall["mean"] > _FALL:
+            how = f"its loss fell by {fall['mean']:.0%} in the end. Give more --steps."
+            notes.append(f"{METHODS[method]} has not converged: {how}")
+    return notes
 
 
 def _row(method: str, results: Sequence[Result]) -> Result:
@@ -439,46 +677,21 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         for row in rows
     ]
     teacher, settings = result["teacher"], result["settings"]
+    unlabelled = result.get("unlabelled_samples", 0)
+    probe = teacher.get("probe_accuracy")
     notes = (
-        f"{settings['data']}, {result['train_samples']} training images, {rows[0]['seeds']} seed(s). Agreement: share "
-        "of unseen images on which the second head has the teacher's largest output; cosines: of attention maps, and "
-        "of the gradients of their largest pixels.",
-        f"The nearest class mean of the teacher's outputs has {100 * teacher['accuracy']:.1f} % accuracy.",
+        f"{settings['data']}, {result['train_samples']} labelled and {unlabelled} unlabelled training images, "
+        f"{rows[0]['seeds']} seed(s). Agreement: share of unseen images on which student and teacher have the same "
+        "largest output; cosines: of attention maps, and of the derivatives that are compared.",
+        f"The nearest class mean of the teacher's outputs has {100 * teacher['accuracy']:.1f} % accuracy"
+        f"{f', the probed teacher {entry(probe)} %' if probe else ''}.",
         f"Layers: {', '.join(' : '.join(pair) for pair in result['pairs']) or 'none'}.",
+        *result.get("notes", ()),
     )
     head = ("on the test part", "accuracy %", "agreement %", "cosine of maps", "cosine of gradients")
     bounds = {row["label"]: row["bound"] for row in rows if row["bound"] is not None}
     return [
         Table("accuracy", "Transfer", head, tuple(accuracy), notes),
         distance_table(result["distances"]),
-        bound_table(bounds, settings["output_loss"]),
+        bound_table(bounds, result.get("resolved", settings)["output_loss"]),
     ]
-
-
-def distance_table(measured: Mapping[str, Any], title: str = "How far from the training images") -> Table:
-    """Return Hausdorff distance, mean nearest distance and W₁, in pixels and in features."""
-    rows = [
-        (
-            f"{_SETS[name]}, {_SPACES[space]}",
-            *(f"{each[key]:.3g}" for key in ("hausdorff", "mean_nearest", "wasserstein")),
-        )
-        for name, spaces in measured.items()
-        for space, each in spaces.items()
-    ]
-    head = ("from the training images", "Hausdorff", "mean nearest", "W₁")
-    return Table("distances", title, head, tuple(rows), ("Euclidean, at most 300 images a set.",))
-
-
-def bound_table(bounds: Mapping[str, Any], loss: str, title: str = "Why: the bound and its terms, in pixels") -> Table:
-    """Return the terms of the bound by method, means over the seeds."""
-    rows = [
-        (label, *(NOTHING if bound is None else f"{bound[key]['mean']:.2f}" for key in _TERMS))
-        for label, bound in bounds.items()
-    ]
-    what = "‖T(x) − S(x)‖ of the outputs" if loss == "squared" else "the divergence of the outputs"
-    note = (
-        f"ρ: {what}. K is estimated, the largest gradient of ρ and ratio |ρ(x) − ρ(x′)| / ‖x − x′‖ seen on these "
-        "images: a lower bound of the true constant. A right side far above the left says that the guarantee is empty, "
-        "and which term makes it so."
-    )
-    return Table("bound", title, ("method", *_TERMS.values()), tuple(rows), (note,))

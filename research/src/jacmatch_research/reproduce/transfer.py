@@ -1,4 +1,4 @@
-"""The paper's transfer table: a pretrained teacher → another architecture, from 5 to 50 images per class."""
+"""Transfer from a pretrained teacher to another architecture: the paper's rows, and recipes with unlabelled images."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,8 +11,8 @@ from torch import nn
 from jacmatch.datasets import per_class
 from jacmatch.errors import InputError
 from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.teacher_distance import distances, mixed, nearest_mean_accuracy
-from jacmatch.jobs.transfer import METHODS, Ready, Transfer, bound_table, distance_table
+from jacmatch.jobs.teacher_distance import bound_table, distance_table, distances, mixed, nearest_mean_accuracy
+from jacmatch.jobs.transfer import METHODS, PAPER, Ready, Transfer
 from jacmatch.models import count_parameters
 from jacmatch.report import Table
 from jacmatch.report.figures import line_figure
@@ -23,7 +23,6 @@ from jacmatch_research.figures import by_columns
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.published import TRANSFER
 from jacmatch_research.reproduce.request import Request
-from jacmatch_research.reproduce.students import QUARTER_VGG9
 from jacmatch_research.tables import Document, gains, grid, names, origin, published_row, spreads
 
 Settings = Mapping[str, Any]
@@ -43,10 +42,44 @@ LONGER: dict[str, Settings] = {
 }
 """Whether the steps suffice."""
 
+_KINDS: dict[str, Settings] = {
+    METHODS["mixup"]: {"method": "mixup"},
+    "LwF, KL": {"method": "lwf", "recipe": "lwf"},
+    "LwF, KL, attention": {"method": "lwf+attention", "recipe": "lwf"},
+    "LwF, KL, attention + Jacobians": {"method": "lwf+attention+jacobians", "recipe": "lwf"},
+    METHODS["features"]: {"method": "features", "recipe": "features"},
+    METHODS["features+jacobians"]: {"method": "features+jacobians", "recipe": "features"},
+    METHODS["adapt"]: {"method": "adapt"},
+    METHODS["adapt+attention"]: {"method": "adapt+attention"},
+    "probe, outputs + one row": {"method": "adapt+jacobians"},
+    "probe, outputs + white noise": {"method": "adapt+jacobians", "probe": "random-inputs"},
+    "probe, outputs + 48 low frequencies": {"method": "adapt+jacobians", "probe": "subspace-inputs"},
+    "probe, outputs + 48 principal components": {
+        "method": "adapt+jacobians", "probe": "subspace-inputs", "probe_basis": "pca"
+    },
+    "probe, outputs + data pairs": {"method": "adapt+jacobians", "probe": "data-pairs"},
+    f"{METHODS['adapt']}, twice the steps": {"method": "adapt", "longer": 2},
+}  # fmt: skip
+UNLABELLED = (0, 900)
+_WITHOUT = ("LwF, KL", *(METHODS[method] for method in ("features", "adapt")), "probe, outputs + one row")
+_PAPER_ROWS = tuple(METHODS[method] for method in PAPER)
+RECIPE_ROWS: dict[str, Settings] = {
+    (row if settings["method"] == "mixup" else f"{row}; {count} unlabelled"): {
+        **{"recipe": "adapt", "unlabelled_count": 0 if settings["method"] == "mixup" else count},
+        **settings,
+    }
+    for count in UNLABELLED
+    for row, settings in _KINDS.items()
+    if count or row in (METHODS["mixup"], *_WITHOUT)
+}
+"""Rows at mixed pairs of augmented images: with a number of images of the target that have no label."""
+
 _COLUMNS = {"smoke": (5,), "cpu": (5, 10, 25, 50), "paper": (5, 10, 25, 50)}
-_ABLATED, _LONGER = 10, 25  # images per class of the ablations, and of the longer training
+_ABLATED, _LONGER, _RECIPES = 10, 25, 10  # images per class of ablations, of longer training, and of the recipes
 _SEEDS = {"smoke": 1, "cpu": 3, "paper": 5}
-_JUDGED, _FAR, _SHOWN = 2000, 100, 50  # test images for accuracy at the size cpu; for the bound; for agreement
+_JUDGED, _FAR, _SHOWN = 4000, 100, 50  # test images for accuracy at the size cpu; for the bound; for agreement
+_VIEWS = 8  # of each image in the rows of the recipes: the teacher is queried once for each view
+SMALL_VGG = "vgg:16-M-32-M-64-M-128"
 
 
 def _own(request: Request) -> dict[str, Any]:
@@ -61,18 +94,31 @@ def _own(request: Request) -> dict[str, Any]:
     size = None if request.teacher_weights is None else 224 if request.scale == "paper" else 96
     if request.scale == "paper":
         return {**shared, "student": "vgg9", "steps": 4000, "oracle_steps": 1000, "teacher_size": size}
-    return {**shared, "student": QUARTER_VGG9, "steps": 150, "oracle_steps": 30, "teacher_size": size}
+    return {**shared, "student": SMALL_VGG, "steps": 750, "oracle_steps": 100, "teacher_size": size}
 
 
 def _recipe(request: Request, settings: Settings) -> Transfer:
     """The settings of `jacmatch transfer` for one cell."""
     chosen = {name: value for name, value in settings.items() if name not in ("method", "longer")}
-    own = _own(request)
+    own: dict[str, Any] = {"lr": 2e-3, "batch_size": 50, **_own(request)}
+    if "recipe" in settings:
+        own["augment"] = () if request.data == "digits" else ("crop", "flip")
+        own |= {"views": _VIEWS, "batch_size": 64, "warmup": 50, "optimizer": "adamw"}
+        own["lr"] = 1e-2
+        chosen["unlabelled"] = request.data if settings["unlabelled_count"] else None
+        own["views"] *= 1 if settings["unlabelled_count"] else 5  # as many views as there are steps to show them
+    else:
+        chosen["recipe"] = "paper"
     own["steps"] *= settings.get("longer", 1)
     return Transfer(
-        data=request.data, seed=request.seed, device=request.device, smoke=request.smoke, validation=0.0,
-        lr=2e-3, batch_size=50, **own, **chosen,
-    )  # fmt: skip
+        data=request.data,
+        seed=request.seed,
+        device=request.device,
+        smoke=request.smoke,
+        validation=0.0,
+        **own,
+        **chosen,
+    )
 
 
 _READY: dict[object, Ready] = {}  # the last one: a process works on one request
@@ -114,12 +160,13 @@ def _cells(request: Request) -> list[Cell]:
     _own(request)
     columns = request.per_class or _COLUMNS[request.scale]
     seeds = request.seed_numbers(_SEEDS[request.scale])
-    main = {label: {"method": method} for method, label in METHODS.items()}
+    main = {METHODS[method]: {"method": method} for method in PAPER}
     ablated = columns[0] if _ABLATED not in columns else _ABLATED
     cells = []
     for seed in seeds:
         for column in columns:
             rows = {**main, **(ABLATIONS if column == ablated else {}), **(LONGER if column == _LONGER else {})}
+            rows |= RECIPE_ROWS if column == (_RECIPES if _RECIPES in columns else columns[0]) else {}
             cells += [
                 Cell(row, str(column) if column else "all", seed, {**settings, "per_class": column})
                 for row, settings in rows.items()
@@ -175,14 +222,20 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     ready = _ready(request, recipe)
     method = cell.settings["method"]
     column = cell.settings["per_class"]
-    train = _subset(ready, column, cell.seed)
-    ready = replace(ready, answers=_memoized(ready, column, cell.seed))
+    labelled = _subset(ready, column, cell.seed)
+    images = recipe.unlabelled_images(ready, labelled, cell.seed)
+    if "recipe" not in cell.settings:
+        ready = replace(ready, answers=_memoized(ready, column, cell.seed))
+    ready = recipe.taught(method, ready, labelled, images, cell.seed)
     network, objective = recipe.network_and_objective(method, cell.seed, ready)
-    fitted = fit(objective, train, recipe.training_of(method, cell.seed), seed=cell.seed, device=request.device)
+    train, settings = recipe.training_images(method, labelled, images), recipe.training_of(method, cell.seed)
+    fitted = fit(objective, train, settings, seed=cell.seed, device=request.device)
     accuracy = evaluate(objective.student, ready.data.test, device=request.device)["accuracy"]
-    judged = recipe.judged(method, network, ready, train, some=_SHOWN, far=_FAR)
+    judged = recipe.judged(method, network, ready, labelled, objective, some=_SHOWN, far=_FAR)
+    probe = evaluate(ready.teacher.network, ready.data.test, device=request.device) if method == "adapt" else {}
     return {
         "accuracy": accuracy,
+        "probe_accuracy": probe.get("accuracy"),
         **judged["agreement"],
         **(judged["bound"] or {}),
         "steps": fitted.steps,
@@ -192,7 +245,7 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
 
 def _tables(document: Document) -> list[Table]:
     columns = names(document, "column")
-    rows = [row for row in names(document, "row") if row in METHODS.values()]
+    rows = [row for row in names(document, "row") if row in _PAPER_ROWS]
     lwf, full = METHODS["lwf"], METHODS[FULL]
     pairs = [
         (METHODS["lwf+jacobians"], lwf), (full, METHODS["lwf+attention"]), (full, lwf), (lwf, METHODS["labels"])
@@ -205,7 +258,8 @@ def _tables(document: Document) -> list[Table]:
         Table("accuracy", title, ("row", *columns), (*grid(document, "accuracy", rows=rows), *differences, *printed),
               (_difference(document), origin(document))),
         *_changes(document, ABLATIONS, "ablations", "Depth, pooling and p", (METHODS["lwf"], METHODS[FULL])),
-        *_changes(document, LONGER, "longer", "Longer training", tuple(METHODS.values())),
+        *_recipes(document),
+        *_changes(document, LONGER, "longer", "Longer training", _PAPER_ROWS),
         _closeness(document, rows),
     ]  # fmt: skip
     facts = document["facts"]
@@ -251,6 +305,32 @@ def _changes(
     return [Table(name, f"{title}, {column} images per class", head, tuple(body), (note,))]
 
 
+def _recipes(document: Document) -> list[Table]:
+    """Recipes at mixed pairs: accuracy, gain over labels alone at mixed pairs, and cosine of what is compared."""
+    rows = [row for row in names(document, "row") if row in RECIPE_ROWS]
+    if not rows:
+        return []
+    measures = {"accuracy": (100, 1), "probe_accuracy": (100, 1), "top1": (100, 1), "jacobian_cosine": (1, 3)}
+    values = {name: spreads(document, name) for name in (*measures, "jacobian_relative_error", "train_seconds")}
+    column = next(column for row, column in values["accuracy"] if row in RECIPE_ROWS)
+    mixup = values["accuracy"].get((METHODS["mixup"], column))
+    body = []
+    for row in rows:
+        accuracy = values["accuracy"].get((row, column))
+        gain = NOTHING if not (accuracy and mixup) else f"{100 * (accuracy['mean'] - mixup['mean']):+.1f}"
+        one = [entry(values[name].get((row, column)), *form) for name, form in measures.items()]
+        error, seconds = (entry(values[name].get((row, column)), 1, digits)
+                          for name, digits in (("jacobian_relative_error", 2), ("train_seconds", 0)))  # fmt: skip
+        body.append((row, one[0], gain, *one[1:], error, seconds))
+    head = ("row", "accuracy %", "gain", "probed teacher %", "agreement %", "cosine", "relative error", "seconds")
+    note = (
+        f"{column} labelled images per class; unlabelled ones in {_VIEWS} views. Gain: over labels at mixed pairs. "
+        "Cosine and relative error, on new images: of the products that a row compares, or of one random row. "
+        f"{_few(document)}"
+    )
+    return [Table("recipes", "Recipes with unlabelled images", head, tuple(body), (note, origin(document)))]
+
+
 def _closeness(document: Document, rows: list[str]) -> Table:
     """Agreement and cosines on unseen images."""
     measures = {"top1": (100, 1), "attention_cosine": (1, 2), "jacobian_cosine": (1, 2)}
@@ -288,7 +368,7 @@ def _bounds(document: Document, rows: list[str]) -> Table:
 
 def _figure(document: Document) -> bytes:
     columns = names(document, "column")
-    rows = [row for row in names(document, "row") if row in METHODS.values()]
+    rows = [row for row in names(document, "row") if row in _PAPER_ROWS]
     return line_figure(
         [(document["settings"]["data"], by_columns(spreads(document, "accuracy"), rows, columns))],
         x_label="images per class",

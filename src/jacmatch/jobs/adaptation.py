@@ -1,0 +1,205 @@
+"""What a pretrained teacher tells about the target: a linear probe on its features, or these in a small basis."""
+
+import warnings
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jacmatch.datasets import Split
+from jacmatch.errors import InputError
+from jacmatch.jacobian import Context, PCAFeatures, Readout, run
+from jacmatch.jobs.pretrained import Pretrained, evaluating
+from jacmatch.objectives import Distillation
+from jacmatch.training import Training, fit
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Inverse penalties C of a probe; cross-validation takes the one of the smallest log loss."""
+_BATCH = 100
+
+
+class ReadoutNetwork(nn.Module):
+    """A network whose outputs are the values of a readout of another one.
+
+    Example:
+        >>> features = PCAFeatures("0", 2).fitted(inner := nn.Sequential(nn.Linear(3, 4)), torch.rand(9, 3))
+        >>> ReadoutNetwork(inner, features)(torch.rand(5, 3)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, network: nn.Module, readout: Readout) -> None:
+        """Wraps the network.
+
+        Args:
+            network: The network.
+            readout: One that needs no labels.
+        """
+        super().__init__()
+        self.network, self.readout = network, readout
+
+    def forward(self, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch *row"]:
+        """The values of the readout."""
+        return self.readout(*run(self.network, x, self.readout.layers), Context())
+
+
+def head_of(network: nn.Module, x: Tensor) -> tuple[nn.Linear, str]:
+    """Return the last linear layer, and the last layer that returns its input, averaged over all pixels.
+
+    Args:
+        network: In evaluation mode.
+        x: A few inputs.
+
+    Raises:
+        InputError: The outputs are not those of a linear layer.
+    """
+    calls: list[tuple[str, nn.Module, Any, Any]] = []
+
+    def note(name: str) -> Any:
+        return lambda module, given, output: calls.append((name, module, given[0] if given else None, output))
+
+    handles = [module.register_forward_hook(note(name)) for name, module in network.named_modules() if name]
+    try:
+        with torch.no_grad():
+            outputs = network(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    heads = [(module, given) for _, module, given, output in calls if output is outputs and type(module) is nn.Linear]
+    if not heads or heads[-1][1].dim() != 2:
+        raise InputError("A teacher must have its outputs in a last linear layer to be adapted.", got="another")
+    head, features = heads[-1]
+    layer = ""
+    for name, module, _, output in calls:
+        if isinstance(output, Tensor) and module is not head and output.dim() in (2, 4):
+            pooled = output.mean((2, 3)) if output.dim() == 4 else output
+            if pooled.shape == features.shape and torch.allclose(pooled, features, atol=1e-6):
+                layer = name
+    assert isinstance(head, nn.Linear)
+    return head, layer
+
+
+def features_of(network: nn.Module, head: nn.Linear, split: Split) -> Float[Tensor, "sample feature"]:
+    """Return what the last layer is given, for all samples."""
+    rows: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, given: rows.append(given[0].cpu()))
+    try:
+        with evaluating(network):
+            for part in torch.split(torch.arange(len(split)), _BATCH):
+                network(split.inputs(part).to(head.weight.device))
+    finally:
+        handle.remove()
+    return torch.cat(rows)
+
+
+def probed(teacher: Pretrained, train: Split, classes: int, seed: int) -> nn.Module:
+    """Return the teacher with a new last layer: logistic regression on its features, which stay as they are.
+
+    Features are standardized; the penalty is chosen by cross-validation on the training samples (5 parts, or as many as
+    the smallest class has samples; C = 0.01 where a class has one).
+
+    Args:
+        teacher: The pretrained teacher.
+        train: The labelled samples of the target, of every class.
+        classes: Number of classes.
+        seed: Of the parts.
+
+    Raises:
+        InputError: The outputs are not those of a last linear layer.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+
+    network = teacher.with_outputs(classes).to(next(teacher.network.parameters()).device).eval()
+    head, _ = head_of(network, train.inputs(torch.arange(min(2, len(train)))).to(next(network.parameters()).device))
+    z, y = features_of(network, head, train).double(), train.y.cpu().numpy()
+    mean, std = z.mean(0) * (head.bias is not None), z.std(0).clamp_min(1e-6)
+    rows = ((z - mean) / std).numpy()
+    smallest = int(torch.bincount(train.y.cpu(), minlength=classes).min())
+    if smallest < 1:
+        raise InputError("The labelled images of the target must be of every class.", got="a class without one")
+    chosen = 1e-2
+
+    def model(c: float) -> Any:
+        return LogisticRegression(C=c, max_iter=1000, fit_intercept=head.bias is not None)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        if smallest > 1:
+            folds = StratifiedKFold(min(5, smallest), shuffle=True, random_state=seed % 2**32)
+            scores = {c: cross_val_score(model(c), rows, y, cv=folds, scoring="neg_log_loss").mean() for c in PENALTIES}
+            chosen = max(scores, key=lambda c: scores[c])
+        fitted = model(chosen).fit(rows, y)
+    weight, bias = (torch.as_tensor(each, dtype=torch.float64) for each in (fitted.coef_, fitted.intercept_))
+    if classes == 2:  # scikit-learn has one row for two classes
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    with torch.no_grad():
+        head.weight.copy_(weight / std)
+        if head.bias is not None:
+            head.bias.copy_(bias - (weight / std) @ mean)
+    return network
+
+
+def finetuned(network: nn.Module, train: Split, steps: int, lr: float, seed: int, device: str) -> nn.Module:
+    """Train the last block of a probed teacher and its last layer further, on the labels.
+
+    The last block is the last child with parameters before the last layer; of one with more than half of all
+    parameters, its own last child.
+
+    Args:
+        network: The probed teacher.
+        train: The labelled samples.
+        steps: Optimizer steps.
+        lr: Learning rate.
+        seed: Of the batches.
+        device: Where to train.
+    """
+    head, _ = head_of(network, train.inputs(torch.arange(min(2, len(train)))).to(next(network.parameters()).device))
+    network.requires_grad_(False)
+    for part in (head, last_block(network, head)):
+        part.requires_grad_(True)
+    settings = Training(steps=steps, batch_size=32, lr=lr, augment=("crop", "flip"), doctor=False)
+    fit(Distillation(network, labels=1.0), train, settings, seed=seed, device=device)
+    return network.eval().requires_grad_(False)
+
+
+def last_block(network: nn.Module, head: nn.Linear) -> nn.Module:
+    """Return the last block before the last layer: at most half of all parameters, where there are smaller parts."""
+
+    def size(module: nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters() if p is not head.weight and p is not head.bias)
+
+    block, whole = network, size(network)
+    while True:
+        parts = [child for child in block.children() if size(child)]
+        if not parts or (block is not network and 2 * size(block) <= whole):
+            return block
+        block = parts[-1]
+
+
+def basis_of(teacher: Pretrained, images: Split, layer: str | None, k: int, whiten: bool) -> nn.Module:
+    """Return the teacher's pooled features in the basis of their first k principal components.
+
+    Args:
+        teacher: The pretrained teacher.
+        images: Images of the target, labelled or not.
+        layer: Dotted path of the layer; the input of the last one if None. Names of wrappers may be left out.
+        k: Number of components.
+        whiten: Whether each has its own unit.
+
+    Raises:
+        InputError: There is no such layer, or it cannot have k components.
+    """
+    network = teacher.network
+    device = next(network.parameters()).device
+    x = images.inputs().to(device)
+    if layer is None:
+        layer = head_of(network, x[:2])[1]
+        if not layer:
+            do = "Name the layer: --feature-layer."
+            raise InputError("The teacher must have a layer that returns the input of its last one.", got="none", do=do)
+    known = dict(network.named_modules())
+    named = next((prefix + layer for prefix in ("", "network.", "network.network.") if prefix + layer in known), layer)
+    with evaluating(network):
+        return ReadoutNetwork(network, PCAFeatures(named, k, whiten).fitted(network, x)).eval()
