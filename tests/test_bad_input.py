@@ -326,7 +326,7 @@ CASES = {
     "unknown loss": (DISTILL + " --jacobian-loss relativ", r"`--jacobian-loss` must be one of .* Nearest: relative"),
     "readout of a layer": (
         DISTILL + " --readout pooled-features",
-        r"needs a layer of each network\. Use the Python class",
+        r"needs a layer or a head of each network\. Use the Python class",
     ),
     "more rows than outputs": (
         DISTILL + " --probe sampled-rows --probes 9",
@@ -338,7 +338,7 @@ CASES = {
     "negative weight": (DISTILL + " --labels-weight -1", r"`--labels-weight`.*-1.*"),
     "law of a probe without one": (
         DISTILL + " --probe top-class --probe-law sphere",
-        r"`--probe-law` of `distill` belongs to --probe random-outputs or random-inputs\. Got top-class",
+        r"`--probe-law` of `distill` belongs to --probe random-outputs or random-inputs or .*\. Got top-class",
     ),
     "fading after the end": (DISTILL + " --jacobian-fades-from 2", r"`fades_from` of .* must lie in \[0, 1\]\. Got 2"),
     "classes of a regression": (

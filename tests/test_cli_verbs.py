@@ -1,5 +1,7 @@
 """The table of verbs: the help of each, what a new verb needs, and what a mistyped one gets."""
 
+import fractions
+import inspect
 import json
 import re
 import shlex
@@ -9,7 +11,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from jacmatch import plugins
-from jacmatch.cli import VERBS, flags, main
+from jacmatch.cli import VERBS, declarations, flags, main
 from jacmatch.cli.verbs import verbs
 from jacmatch.plugins import Verb
 
@@ -152,3 +154,42 @@ def test_a_verb_of_this_package_cannot_be_replaced(toy, monkeypatch):
 def test_a_mistyped_verb_gets_the_nearest(capsys):
     assert main(["distil"]) == 2
     assert "unknown verb distil. Nearest: distill" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_options_read_from_the_source_are_those_of_the_job(verb):
+    declared, job = declarations.stand_in(verbs()[verb].job), verbs()[verb].load()
+    assert flags.flags(declared, verb) == flags.flags(job, verb)
+    for name in ("main", "examples"):
+        assert getattr(declared, name, None) == getattr(job, name, None)
+    assert inspect.getdoc(declared) == inspect.getdoc(job)
+
+
+def test_what_cannot_be_read_from_the_source_is_imported():
+    with pytest.raises(LookupError):
+        declarations.stand_in("jacmatch.jacobian.engines:torch")
+    assert declarations.of("fractions:Fraction") is fractions.Fraction
+
+
+@pytest.mark.parametrize(
+    ("verb", "flag", "use"),
+    [
+        ("distill", "--epochs", "steps"),
+        ("train", "--num_epochs", "steps"),
+        ("distill", "--alpha", "outputs-weight"),
+        ("distill", "--kd-weight", "outputs-weight"),
+        ("distill", "--temp", "temperature"),
+        ("train", "--learning-rate", "lr"),
+        ("train", "--arch", "model"),
+        ("distill", "--arch", "student"),
+        ("robust", "--lambda", "penalty-weight"),
+    ],
+)
+def test_a_flag_of_other_programs_is_answered_by_ours(verb, flag, use, capsys):
+    assert main([verb, flag, "3"]) == 2
+    assert f"unknown flag {flag}. Use --{use}. " in capsys.readouterr().err
+
+
+def test_each_answer_to_a_flag_of_other_programs_is_a_flag():
+    known = {word for verb in verbs() for flag in flags.flags(verbs()[verb].load(), verb) for word in flag.words}
+    assert {f"--{flag}" for flag in flags.SYNONYMS} <= known

@@ -24,6 +24,22 @@ def test_the_command_line_starts_without_torch(words):
     assert len(modules) < 250  # Python itself has 30, rich has 70, torch has 1100
 
 
+@pytest.mark.parametrize("words", [["distill", "--help-all"], ["train", "--epochs", "3"]])
+def test_the_options_of_a_verb_need_no_torch(words):
+    modules = imported(f"from jacmatch.cli import main; main({words})")
+    assert not modules & (SLOW - {"tyro", "yaml"})
+    assert len(modules) < 400
+
+
+@pytest.mark.ci
+def test_the_options_of_every_verb_need_no_torch():
+    modules = imported(
+        "from jacmatch.cli import main\nfrom jacmatch.cli.verbs import verbs\n"
+        "for verb in verbs(): main([verb, '--help-all'])"
+    )
+    assert not modules & (SLOW - {"tyro", "yaml"})
+
+
 def test_import_jacmatch_imports_no_torch():
     modules = imported("import jacmatch; dir(jacmatch); jacmatch.InputError, jacmatch.load_student")
     assert not modules & SLOW

@@ -6,7 +6,7 @@ import pytest
 
 import jacmatch
 from jacmatch import plugins
-from jacmatch.cli import flags, main
+from jacmatch.cli import declarations, flags, main
 
 VERBS = ("reproduce", "bench")
 
@@ -21,6 +21,12 @@ def test_help_of_a_verb(verb, capsys):
         assert flag.words[0] in out, flag
         assert flag.help, f"the field {flag.name} of {verb} has no docstring"
         assert flag.help.split()[0] in out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_options_are_read_without_an_import(verb):
+    declared, job = declarations.stand_in(plugins.verbs()[verb].job), plugins.verbs()[verb].load()
+    assert flags.flags(declared, verb) == flags.flags(job, verb)
 
 
 def test_the_library_lists_verbs_experiments_and_benchmarks(capsys):

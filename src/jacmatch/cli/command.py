@@ -118,19 +118,22 @@ class _Job:
         if verb not in known:
             raise _unknown(verb, known)
         # Slow to import, so not before they are needed.
-        from jacmatch.cli import flags
+        from jacmatch.cli import declarations, flags
 
-        kind = known[verb].load()
+        kind = declarations.of(known[verb].job)
         if requested := {*words} & {*_HELP}:
             flags.print_help(self.program, kind, everything="--help-all" in requested)
             return 0
-        from jacmatch.cli import settings, summary
+        from jacmatch.cli import settings
+
+        config = settings.chosen(words, verb, flags.flags(kind))
+        fields, options = flags.parse(self.program, kind, words, config)
+        from jacmatch.cli import summary
         from jacmatch.cli.failures import translated
         from jacmatch.training import distributed
         from jacmatch.training.distributed import ProcessGroup
 
-        config = settings.chosen(words, verb, flags.flags(kind))
-        job, options = flags.read(self.program, kind, words, config)
+        job = known[verb].load()(**fields)
         if options.resume is not None:
             job = settings.resumed(job, options.resume)
         elif getattr(job, "smoke", False) and "smoke" not in flags.given(kind, words):

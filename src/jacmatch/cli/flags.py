@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
-import docstring_parser
 import tyro
 
-from jacmatch.cli import values
+from jacmatch.cli import declarations, values
 from jacmatch.errors import InputError
 
 
@@ -92,15 +91,14 @@ def flags(job: type[Any], verb: str = "") -> list[Flag]:
     listed: list[Flag] = []
     for number, owner in enumerate(owners):
         group = vars(owner).get("group", "" if owner is Options else verb)
-        helps = {each.arg_name: each.description for each in docstring_parser.parse_from_object(owner).params}
+        helps = declarations.docs_of(owner)
         for name in inspect.get_annotations(owner):
             if name not in fields or any(name in inspect.get_annotations(other) for other in owners[number + 1 :]):
                 continue  # a new default of an inherited field: the field stays in the group that defines it
             kind, *markers = get_args(hints[name]) if get_origin(hints[name]) is Annotated else (hints[name],)
             positional = tyro.conf.Positional in markers
             default = dataclasses.MISSING if positional and not values.many(kind) else fields[name].default
-            text = " ".join((helps.get(name) or "").split())
-            listed.append(Flag(name, kind, default, positional, text, group))
+            listed.append(Flag(name, kind, default, positional, helps.get(name, ""), group))
     return listed
 
 
@@ -111,11 +109,19 @@ def given(job: type[Any], words: Sequence[str]) -> set[str]:
 
 
 def read(program: str, job: type[Any], words: Sequence[str], config: Mapping[str, Any]) -> tuple[Any, Options]:
-    """Return the job that a command line describes, and the options around it.
+    """Return the job that a command line describes, and the options around it. Arguments are those of `parse`."""
+    fields, options = parse(program, job, words, config)
+    return job(**fields), options
+
+
+def parse(
+    program: str, job: type[Any], words: Sequence[str], config: Mapping[str, Any]
+) -> tuple[dict[str, Any], Options]:
+    """Return the fields of the job that a command line describes, and the options around it.
 
     Args:
         program: What comes before the words, for messages.
-        job: The dataclass of the verb.
+        job: The dataclass of the verb, or its stand-in.
         words: What follows the verb.
         config: Settings that replace defaults.
 
@@ -131,7 +137,7 @@ def read(program: str, job: type[Any], words: Sequence[str], config: Mapping[str
         refuse(program, known, words, complaints.getvalue())
     given = {flag.name: getattr(getattr(parsed, flag.group) if flag.group else parsed, flag.name) for flag in known}
     options = Options(*(given.pop(field.name) for field in dataclasses.fields(Options)))
-    return job(**given), options
+    return given, options
 
 
 def print_help(program: str, job: type[Any], *, everything: bool) -> None:
@@ -232,9 +238,47 @@ def refuse(program: str, known: Sequence[Flag], words: Sequence[str], otherwise:
     raise InputError(" ".join(otherwise.translate(_BOX).split()))
 
 
+SYNONYMS = {
+    "steps": "epochs num-epochs max-epochs iterations num-steps",
+    "outputs-weight": "alpha kd-weight kd-alpha distill-weight distillation-weight soft-weight lambda-kd",
+    "labels-weight": "ce-weight hard-weight label-weight",
+    "jacobian-weight": "beta jac-weight jacobian-lambda sobolev-weight",
+    "temperature": "temp tau kd-temperature t",
+    "lr": "learning-rate",
+    "batch-size": "bs batch mini-batch-size",
+    "weight-decay": "wd l2",
+    "optimizer": "opt optim",
+    "schedule": "scheduler lr-scheduler",
+    "student": "model arch network student-model",
+    "model": "arch network student",
+    "teacher": "teacher-model",
+    "teacher-weights": "weights checkpoint ckpt pretrained teacher-checkpoint",
+    "weights": "checkpoint ckpt pretrained load",
+    "data": "dataset data-dir data-path",
+    "out": "output output-dir out-dir save-dir log-dir run-dir",
+    "device": "gpu gpus cuda cpu",
+    "devices": "nproc num-gpus world-size nproc-per-node",
+    "seeds": "num-seeds n-seeds repeats",
+    "precision": "amp fp16 bf16 mixed-precision dtype",
+    "augment": "augmentation transforms",
+    "clip": "grad-clip max-grad-norm clip-grad",
+    "accumulate": "accumulation gradient-accumulation-steps grad-accum",
+    "workers": "num-workers",
+    "smoke": "dry-run debug fast-dev-run test",
+    "per-class": "shots n-shot samples-per-class num-samples",
+    "penalty-weight": "lambda jacobian-weight gradient-penalty",
+}
+"""What other programs call a flag."""
+_NOTES = {"steps": "Training is counted in optimizer steps; an epoch has one step for each --batch-size samples. "}
+
+
 def unknown_flag(name: str, known: Sequence[str] | Mapping[str, Any], see: str) -> InputError:
-    """Return an error for an unknown flag, with the nearest known ones."""
-    near = difflib.get_close_matches(name.replace("_", "-"), list(known), n=3, cutoff=0.5)
+    """Return an error for an unknown flag, with the flag of the same meaning or the nearest known ones."""
+    word = name.lstrip("-").replace("_", "-").lower()
+    for flag, others in SYNONYMS.items():
+        if f"--{flag}" in known and word in others.split():
+            return InputError(f"unknown flag {name}.", do=f"Use --{flag}. {_NOTES.get(flag, '')}{see}")
+    near = difflib.get_close_matches(name.replace("_", "-"), list(known), n=3, cutoff=0.6)
     return InputError(f"unknown flag {name}.", do=f"Nearest: {', '.join(near)}. {see}" if near else see)
 
 

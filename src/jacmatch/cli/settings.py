@@ -16,7 +16,6 @@ from jacmatch import files
 from jacmatch.cli import values
 from jacmatch.cli.flags import Flag
 from jacmatch.errors import InputError
-from jacmatch.jobs.code import check_no_code
 from jacmatch.runs import Run
 
 _JSON_NAMES = {str: "text", int: "whole number", float: "number", bool: "boolean", list: "list", dict: "mapping"}
@@ -75,6 +74,8 @@ def chosen(words: Sequence[str], verb: str, known: Sequence[Flag]) -> dict[str, 
     settings.pop("allow_code", None)  # only the command line allows it
     given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
     if "--allow-code" not in given:
+        from jacmatch.jobs.code import check_no_code  # knows the data sets and networks, and so imports torch
+
         unset = {name: value for name, value in settings.items() if f"--{name.replace('_', '-')}" not in given}
         check_no_code(verb, unset, f"`{flag} {config}`")
     return settings
