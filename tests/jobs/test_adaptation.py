@@ -11,6 +11,7 @@ from jacmatch.jobs import adaptation
 from jacmatch.jobs.networks import Description
 from jacmatch.jobs.pretrained import Pretrained
 from jacmatch.models import Resized, build
+from jacmatch.teachers import MemoizedTeacher, ModuleTeacher, Question
 
 SHAPE = (1, 8, 8)
 
@@ -104,3 +105,32 @@ def test_features_in_the_basis_of_their_principal_components():
     assert named.readout.layer == "features.conv1"
     with pytest.raises(InputError, match=r"The layer of a readout must be a known name\. Got 'features\.conv9'"):
         adaptation.basis_of(teacher, images, "features.conv9", 2, whiten=False)
+
+
+def test_teachers_that_share_a_memory_query_the_network_once():
+    teacher, images = pretrained(), split(3)
+    memory = MemoizedTeacher(ModuleTeacher(teacher.network), draws=True)
+    basis = adaptation.basis_of(teacher, images, None, 2, whiten=False)
+    probe = adaptation.probed(teacher, images, 3, seed=0)
+    teachers = {
+        "own": (teacher.network, adaptation.HeadTeacher.of_last_layer(teacher.network, memory, images)),
+        "probe": (probe, adaptation.HeadTeacher.of_last_layer(probe, memory, images)),
+        "features": (basis, adaptation.HeadTeacher(basis, memory, "features", basis.readout)),
+    }
+    for draw in (0, 1):
+        x, ids = images.x + draw, torch.arange(len(images))
+        for network, made in teachers.values():
+            answer = made.answer(x, Question(ids=ids, draw=draw, random=True))
+            torch.testing.assert_close(answer.outputs, network(x).detach(), atol=1e-5, rtol=1e-4)
+    assert memory.queried <= 3 * len(images)  # one of them is the comparison of a memory
+    for network, made in teachers.values():
+        v = torch.randn(1, *images.x.shape)
+        products = made.answer(images.x, Question(tangents=v)).products
+        expected = ModuleTeacher(network).answer(images.x, Question(tangents=v)).products
+        torch.testing.assert_close(products, expected)
+
+
+def test_a_teacher_without_such_a_layer_has_a_memory_of_its_own():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.ReLU())
+    memory = MemoizedTeacher(ModuleTeacher(network))
+    assert isinstance(adaptation.HeadTeacher.of_last_layer(network, memory, split(3)), MemoizedTeacher)

@@ -308,7 +308,7 @@ def test_unlabelled_images_are_those_of_the_target_that_are_left(ready):
     rows = [{tuple(x.flatten().tolist()) for x in split.x} for split in (labelled, held_out, images)]
     assert not rows[2] & (rows[0] | rows[1])
     assert len(images) == len(job.parts(ready.data, 0, 0)[0]) - len(labelled)
-    train = job.training_images("lwf", labelled, images)
+    train = Transfer.training_images("lwf", labelled, images)
     assert (train.y == -100).sum() == len(images)
     assert train.y[: len(labelled)].tolist() == labelled.y.tolist()
     assert len(job.training_images("mixup", labelled, images)) == len(labelled)

@@ -1,6 +1,8 @@
 """What a pretrained teacher tells about the target: a linear probe on its features, or these in a small basis."""
 
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,9 +11,10 @@ from torch import Tensor, nn
 
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
-from jacmatch.jacobian import Context, PCAFeatures, Readout, run
+from jacmatch.jacobian import Context, Logits, PCAFeatures, Readout, run
 from jacmatch.jobs.pretrained import Pretrained, evaluating
 from jacmatch.objectives import Distillation
+from jacmatch.teachers import Answer, MemoizedTeacher, ModuleTeacher, Question
 from jacmatch.training import Training, fit
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -41,6 +44,83 @@ class ReadoutNetwork(nn.Module):
     def forward(self, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch *row"]:
         """The values of the readout."""
         return self.readout(*run(self.network, x, self.readout.layers), Context())
+
+
+@dataclass(frozen=True)
+class _Pooled:
+    """The features of a layer, averaged over all pixels."""
+
+    layer: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    def __call__(self, outputs: Tensor, features: Mapping[str, Tensor], context: Context) -> Tensor:
+        z = features[self.layer]
+        return z if z.dim() == 2 else z.flatten(2).mean(2)
+
+
+class HeadTeacher:
+    """A network whose outputs follow from pooled features of a pretrained one: probe, principal components, its own.
+
+    Teachers that share a memory of the features query the network once for each point. Other queries go to the network.
+
+    Attributes:
+        whole: The teacher for derivatives.
+        memory: The pretrained network, memoized.
+        layer: The layer of the features.
+        head: Outputs of the pooled features.
+    """
+
+    answers_vjp = True
+
+    def __init__(self, network: nn.Module, memory: MemoizedTeacher, layer: str, head: nn.Module | Readout) -> None:
+        """Takes the parts.
+
+        Args:
+            network: Features and head as one network.
+            memory: The pretrained network, memoized.
+            layer: The layer of the features.
+            head: A module of the pooled features, or a readout of that layer alone.
+        """
+        self.whole = MemoizedTeacher(ModuleTeacher(network), draws=memory.draws)
+        self.memory, self.layer, self.head = memory, layer, head
+
+    @classmethod
+    def of_last_layer(
+        cls, network: nn.Module, memory: MemoizedTeacher, split: Split
+    ) -> "HeadTeacher | MemoizedTeacher":
+        """Return the teacher whose head is the last layer; with a memory of its own where no layer returns its input.
+
+        Args:
+            network: The pretrained network, or that with another last layer.
+            memory: The pretrained network, memoized.
+            split: Some inputs.
+        """
+        x = split.inputs(torch.arange(min(2, len(split)))).to(next(network.parameters()).device)
+        try:
+            head, layer = head_of(network, x)
+        except InputError:
+            head, layer = nn.Linear(1, 1), ""
+        if not layer:
+            return MemoizedTeacher(ModuleTeacher(network), draws=memory.draws)
+        return cls(network, memory, layer, head)
+
+    def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
+        """Return outputs by the memory of features; everything else is computed by the network."""
+        asked = question or Question()
+        products = asked.cotangents is not None or asked.tangents is not None
+        if products or asked.layers or not isinstance(asked.readout, Logits):
+            return self.whole.answer(x, asked)
+        about = Question(_Pooled(self.layer), ids=asked.ids, draw=asked.draw, random=asked.random)
+        pooled = self.memory.answer(x, about).values
+        with torch.no_grad():
+            if isinstance(self.head, nn.Module):
+                outputs = self.head.to(pooled)(pooled)
+            else:
+                outputs = self.head(pooled, {self.layer: pooled}, Context())
+        return Answer(outputs, outputs)
 
 
 def head_of(network: nn.Module, x: Tensor) -> tuple[nn.Linear, str]:
@@ -178,7 +258,7 @@ def last_block(network: nn.Module, head: nn.Linear) -> nn.Module:
         block = parts[-1]
 
 
-def basis_of(teacher: Pretrained, images: Split, layer: str | None, k: int, whiten: bool) -> nn.Module:
+def basis_of(teacher: Pretrained, images: Split, layer: str | None, k: int, whiten: bool) -> ReadoutNetwork:
     """Return the teacher's pooled features in the basis of their first k principal components.
 
     Args:
@@ -202,4 +282,4 @@ def basis_of(teacher: Pretrained, images: Split, layer: str | None, k: int, whit
     known = dict(network.named_modules())
     named = next((prefix + layer for prefix in ("", "network.", "network.network.") if prefix + layer in known), layer)
     with evaluating(network):
-        return ReadoutNetwork(network, PCAFeatures(named, k, whiten).fitted(network, x)).eval()
+        return ReadoutNetwork(network, PCAFeatures(named, k, whiten).fitted(network, x))

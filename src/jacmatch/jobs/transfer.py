@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,7 +14,7 @@ from jacmatch.datasets import Data, Split, of_classes, per_class
 from jacmatch.errors import InputError
 from jacmatch.jacobian import ESTIMATORS, BatchNormPolicy, Estimator, PCAFeatures, SubspaceInputs
 from jacmatch.jobs import networks, pretrained
-from jacmatch.jobs.adaptation import basis_of, finetuned, probed
+from jacmatch.jobs.adaptation import HeadTeacher, basis_of, finetuned, probed
 from jacmatch.jobs.data import SMOKE_TRAIN, load
 from jacmatch.jobs.inputs import same_inputs
 from jacmatch.jobs.layer_pairs import chosen_pairs, named_pairs
@@ -124,6 +124,7 @@ class Ready:
         description: How a student is built for the target.
         pairs: Layers that are compared.
         unlabelled: Images without labels of another data set; None where there are none, or they are the target's own.
+        memories: The teacher with its memory, by seed.
     """
 
     data: Data
@@ -132,6 +133,7 @@ class Ready:
     description: Description
     pairs: tuple[Pair, ...]
     unlabelled: Split | None = None
+    memories: dict[int, MemoizedTeacher] = field(default_factory=dict)
 
     @property
     def classes(self) -> int:
@@ -478,34 +480,40 @@ class Transfer(TrainingFields):
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
         return split.subset(order[: self.unlabelled_count or len(split)])
 
-    def training_images(self, method: str, labelled: Split, images: Split | None) -> Split:
-        """Return what a method is trained on.
-
-        Where there is a label term, the labelled images are repeated until they are a third of all.
-        """
+    @staticmethod
+    def training_images(method: str, labelled: Split, images: Split | None) -> Split:
+        """Return what a method is trained on: the labelled images, and the others where it has a use for them."""
         if images is None or method in ("labels", "mixup", "oracle"):
             return labelled
-        repeats = 1 if method.startswith("adapt") else max(1, round(len(images) / (2 * len(labelled))))
-        x = torch.cat([*[labelled.stored()] * repeats, images.stored()])
-        return Split(x, torch.cat([*[labelled.y] * repeats, torch.full((len(images),), _NO_LABEL)]))
+        y = torch.cat([labelled.y, torch.full((len(images),), _NO_LABEL)])
+        return Split(torch.cat([labelled.stored(), images.stored()]), y)
 
     def taught(self, method: str, ready: Ready, labelled: Split, images: Split | None, seed: int) -> Ready:
-        """Return what a method is taught by: the teacher itself, the probed one, or its features in a small basis."""
-        teacher = ready.teacher
+        """Return what a method is taught by: the teacher itself, the probed one, or its features in a small basis.
+
+        Methods of a seed share the memory of the pretrained network.
+        """
+        teacher, draws = ready.teacher, self.views > 0
+        for other in set(ready.memories) - {seed}:
+            del ready.memories[other]
+        memory = ready.memories.setdefault(seed, MemoizedTeacher(ModuleTeacher(teacher.network), draws=draws))
+        network: Any = teacher.network
+        answers: Teacher = memory
         if method.startswith("adapt"):
             network = probed(teacher, labelled, ready.classes, seed)
+            answers = HeadTeacher.of_last_layer(network, memory, labelled)
             if self.adapt_steps:
                 steps = SMOKE_STEPS if self.smoke else self.adapt_steps
                 network = finetuned(network, labelled, steps, self.oracle_lr / 10, seed, self.device)
+                answers = MemoizedTeacher(ModuleTeacher(network), draws=draws)
         elif method.startswith("features"):
-            both = labelled if images is None else self.training_images("adapt", labelled, images)
-            network = basis_of(teacher, both, self.feature_layer, self._components(labelled, images), self.whiten)
-        else:
-            return ready
-        return replace(ready, teacher=replace(teacher, network=network), answers=ModuleTeacher(network))
-
-    def _components(self, labelled: Split, images: Split | None) -> int:
-        return min(self.feature_components, len(labelled) + (0 if images is None else len(images)) - 1)
+            both = self.training_images(method, labelled, images)
+            count = min(self.feature_components, len(both) - 1)
+            network = basis_of(teacher, both, self.feature_layer, count, self.whiten)
+            answers = HeadTeacher(network, memory, network.readout.layers[0], network.readout)
+        elif method == "lwf":
+            answers = HeadTeacher.of_last_layer(network, memory, labelled)
+        return replace(ready, teacher=replace(teacher, network=network), answers=answers)
 
     def network_of(self, method: str, ready: Ready) -> nn.Module:
         """Return a new student of a method with all its outputs."""
@@ -578,8 +586,6 @@ class Transfer(TrainingFields):
     def network_and_objective(self, method: str, seed: int, ready: Ready) -> tuple[nn.Module, Any]:
         """Return a new network with all its outputs, and the objective that trains it."""
         torch.manual_seed(seed)
-        if not isinstance(ready.answers, MemoizedTeacher):
-            ready = replace(ready, answers=MemoizedTeacher(ready.answers, draws=self.views > 0))
         network = self.network_of(method, ready)
         return network, self.objective(method, network, ready)
 

@@ -104,7 +104,7 @@ def _recipe(request: Request, settings: Settings) -> Transfer:
     if "recipe" in settings:
         own["augment"] = () if request.data == "digits" else ("crop", "flip")
         own |= {"views": _VIEWS, "batch_size": 64, "warmup": 50, "optimizer": "adamw"}
-        own["lr"] = 1e-2
+        own |= {"lr": 1e-2, "outputs_share": 0.7, "jacobian_share": 0.2, "every": 2}
         chosen["unlabelled"] = request.data if settings["unlabelled_count"] else None
         own["views"] *= 1 if settings["unlabelled_count"] else 5  # as many views as there are steps to show them
     else:
@@ -121,6 +121,7 @@ def _recipe(request: Request, settings: Settings) -> Transfer:
     )
 
 
+_MEMORIES: dict[object, dict[int, MemoizedTeacher]] = {}  # the same images are queried by several rows
 _READY: dict[object, Ready] = {}  # the last one: a process works on one request
 
 
@@ -138,21 +139,10 @@ def _ready(request: Request, recipe: Transfer, progress: Progress | None = None)
     return replace(ready, pairs=recipe.layers(ready))
 
 
-_MEMOIZED: dict[object, MemoizedTeacher] = {}  # the same images are asked about by several rows
-
-
-def _memoized(ready: Ready, column: int, seed: int) -> MemoizedTeacher:
-    key = (id(ready.teacher), column, seed)
-    if key not in _MEMOIZED:
-        _MEMOIZED.clear()
-        _MEMOIZED[key] = MemoizedTeacher(ready.answers)
-    return _MEMOIZED[key]
-
-
 def forget() -> None:
     """Forgets what this process has loaded: there may be other contents under the same names by now."""
     _READY.clear()
-    _MEMOIZED.clear()
+    _MEMORIES.clear()
 
 
 def _cells(request: Request) -> list[Cell]:
@@ -224,8 +214,10 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     column = cell.settings["per_class"]
     labelled = _subset(ready, column, cell.seed)
     images = recipe.unlabelled_images(ready, labelled, cell.seed)
-    if "recipe" not in cell.settings:
-        ready = replace(ready, answers=_memoized(ready, column, cell.seed))
+    group = (column, recipe.unlabelled_count, recipe.views)  # cells of one group and seed see the same images
+    ready = replace(ready, memories=_MEMORIES.setdefault(group, {}))
+    for other in set(_MEMORIES) - {group}:
+        del _MEMORIES[other]
     ready = recipe.taught(method, ready, labelled, images, cell.seed)
     network, objective = recipe.network_and_objective(method, cell.seed, ready)
     train, settings = recipe.training_images(method, labelled, images), recipe.training_of(method, cell.seed)
