@@ -11,7 +11,6 @@ from typing import Any
 
 from jacmatch.datasets import catalog as data
 from jacmatch.errors import InputError
-from jacmatch.jobs.surrogate.functions import is_code as is_function
 from jacmatch.models import catalog as models
 
 _NEVER = ("device", "pairs", "probe", "readout", "name", "names", "rows", "action", "x_columns", "y_columns")
@@ -20,8 +19,16 @@ _FIELDS: Mapping[str, Callable[[str], bool]] = {
     "data": data.is_code,
     **dict.fromkeys(("model", "student", "teacher", "first", "second"), models.is_code),
 }
+
+
+def _is_function(spec: str) -> bool:
+    from jacmatch.jobs.surrogate.functions import is_code  # imports scikit-learn
+
+    return is_code(spec)
+
+
 _OF_JOB: Mapping[str, Mapping[str, Callable[[str], bool]]] = {
-    "surrogate": {"teacher": is_function, "jacobian": is_function},
+    "surrogate": {"teacher": _is_function, "jacobian": _is_function},
 }
 
 

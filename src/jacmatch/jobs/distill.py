@@ -11,9 +11,7 @@ import torch
 from torch import nn
 
 from jacmatch.datasets import Data, Split
-from jacmatch.diagnostics import benchmark_engines, doctor, report
-from jacmatch.diagnostics.report import FILE
-from jacmatch.errors import UnsupportedError
+from jacmatch.diagnostics import benchmark_engines
 from jacmatch.jobs import jacobian_figure, networks
 from jacmatch.jobs.cache import cached_teachers
 from jacmatch.jobs.data import load
@@ -59,7 +57,6 @@ class Distill(TeachingFields):
             same_inputs(run, data, networks=(description,))
             teacher = self.taught_by(data, shown)
             same_teacher(run, data, teacher.network)
-            self._check_student(run, description, data)
             if self.cache is not None:
                 teacher = replace(teacher, cached=cached_teachers(self, self.cache, data, teacher.network))
             cells = [
@@ -128,17 +125,6 @@ class Distill(TeachingFields):
             "teacher_source": teacher.source,
             "settings": self.settings(),
         }
-
-    def _check_student(self, run: Run, description: networks.Description, data: Data) -> None:
-        """The doctor looks at the student before the first step."""
-        if "jacobians" not in self.methods or not self.doctor or run.follows:
-            return
-        torch.manual_seed(self.seed)
-        student = description.build()
-        diagnosis = doctor(student.train(), data.train.inputs(torch.arange(min(8, len(data.train)))))
-        run.write_json(FILE, report(diagnosis))
-        if diagnosis.engine == "none":
-            raise UnsupportedError(f"No derivative engine is right for the student {self.student!r}: {diagnosis}")
 
     def _choose_engine(self, run: Run, objective: Distillation, train: Split) -> None:
         """Set the engine of the run: from `engine.json`, which a benchmark on the first batch writes."""

@@ -2,15 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from jacmatch.datasets import Data, from_arrays, of_classes
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jobs import networks
 from jacmatch.jobs.code import names_code
 from jacmatch.jobs.data import SMOKE_TEST, load, some
-from jacmatch.jobs.surrogate.fields import SurrogateFields
-from jacmatch.jobs.surrogate.points import Samples, cached
-from jacmatch.jobs.surrogate.source import FILES, arrays_of
 from jacmatch.jobs.teacher_distance import mixed
 from jacmatch.runs import Run
 from jacmatch.runs.identity import changed
@@ -84,6 +82,9 @@ def data_of_run(folder: Path, *, allow_code: bool = False) -> Data:
 def _candidates(run: Run, spec: str) -> list[Data]:
     """What the data of a run can be; its fingerprints say which."""
     if run.job == "surrogate":
+        from jacmatch.jobs.surrogate.fields import SurrogateFields  # imports scikit-learn
+        from jacmatch.jobs.surrogate.source import FILES, arrays_of
+
         seed = _number(run, "seed")
         if not spec.startswith(FILES):
             return [_points(run)]
@@ -100,20 +101,22 @@ def _candidates(run: Run, spec: str) -> list[Data]:
 
 def _points(run: Run) -> Data:
     """Return the data of a surrogate run: the points at which its function was evaluated."""
+    from jacmatch.jobs.surrogate.points import cached
+
     arrays: dict[str, object] = {}
     seed = _number(run, "seed")
     for part, pattern in (("test", "points-test.npz"), ("train", f"points-seed{seed}*.npz")):
         files = sorted(run.path.glob(pattern), key=lambda file: (len(file.name), file.name))
         if not files:
             raise InputError(f"{run.path} must hold the points of its function.", got=f"no {pattern}")
-        points = cached(run, files[-1].stem, _none)
+        points = cached(run, files[-1].stem, _missing)
         arrays |= {f"x_{part}": points.x.float(), f"y_{part}": points.y.float()}
         if points.j is not None:
             arrays[f"j_{part}"] = points.j.float()
     return from_arrays(f"the points of {run.path}", arrays)
 
 
-def _none() -> Samples:
+def _missing() -> NoReturn:
     raise InputError("The points of a run must be there.")
 
 

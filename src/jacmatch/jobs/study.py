@@ -6,6 +6,7 @@ checkpoint.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from jacmatch.datasets import Split
+from jacmatch.jacobian import unverified
 from jacmatch.jobs import networks
 from jacmatch.jobs.progress import Progress
 from jacmatch.models import count_parameters
@@ -110,6 +112,20 @@ def run_cells(
     Raises:
         InputError: The saved network of a finished cell is damaged or another one.
     """
+    # The pre-flight check of a smoke run verifies the derivatives once, on few samples.
+    with unverified() if run.settings.get("smoke") else nullcontext():
+        return _run_cells(run, cells, prepare, conclude, device, progress)
+
+
+def _run_cells(
+    run: Run,
+    cells: Iterable[Cell],
+    prepare: Callable[[Cell], Task],
+    conclude: Callable[[Sequence[tuple[Cell, Result]]], Result],
+    device: str,
+    progress: Progress,
+) -> Result:
+    """Train the cells, each when those before it are finished."""
     done, steps = [], 0
     for cell in cells:
         child, steps = cell.folder(run), cell.training.steps
