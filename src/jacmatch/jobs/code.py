@@ -16,7 +16,7 @@ from jacmatch.models import catalog as models
 _NEVER = ("device", "pairs", "probe", "readout", "name", "names", "rows", "action", "x_columns", "y_columns")
 """Fields of text of which no value is ever run."""
 _FIELDS: Mapping[str, Callable[[str], bool]] = {
-    "data": data.is_code,
+    **dict.fromkeys(("data", "unlabelled"), data.is_code),
     **dict.fromkeys(("model", "student", "teacher", "first", "second"), models.is_code),
 }
 
