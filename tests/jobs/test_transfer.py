@@ -16,7 +16,7 @@ from jacmatch.jobs.layer_pairs import chosen_pairs, layers_by_resolution, named_
 from jacmatch.jobs.networks import Weights
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.study import Cell
-from jacmatch.jobs.transfer import METHODS, PAPER, RECIPES, _not_converged, loss_fall
+from jacmatch.jobs.transfer import METHODS, PAPER, RECIPES, _not_converged, _useless_probe, loss_fall
 from jacmatch.losses import hinton_kl
 from jacmatch.models import Resized, build, save_weights
 from jacmatch.runs import Run
@@ -285,6 +285,7 @@ def test_recipes_share_one_result(adapted):
         assert -1 <= rows[method]["agreement"]["jacobian_cosine"]["mean"] <= 1
         assert rows[method]["agreement"]["jacobian_relative_error"]["mean"] > 0
     assert rows["adapt+attention"]["agreement"]["attention_cosine"]["mean"] > 0
+    assert "Learning curves" in (folder / "report.html").read_text()
     for method in rows:
         assert jacmatch.load_student(folder / "seed0" / method)(X).shape == (6, 5)
 
@@ -363,6 +364,13 @@ def test_the_fall_of_a_loss_compares_the_end_with_the_middle():
     assert loss_fall(rows, 100) == pytest.approx(1 - end / middle)
     assert loss_fall([{"step": step, "loss": 1.0} for step in range(1, 101)], 100) == 0
     assert loss_fall([{"step": 1, "validation_accuracy": 0.5}], 2) is None
+
+
+def test_a_probe_that_is_no_better_than_labels_is_a_note():
+    rows = {"mixup": {"accuracy": {"mean": 0.8}}}
+    (note,) = _useless_probe(rows, [0.7, 0.8])
+    assert note.startswith("The probed teacher has 75.0% accuracy, no more than a student from labels alone (80.0%)")
+    assert _useless_probe(rows, [0.7, 0.95]) == _useless_probe(rows, []) == _useless_probe({}, [0.1]) == []
 
 
 def test_a_run_that_has_not_converged_says_so(tmp_path):

@@ -340,7 +340,7 @@ class Transfer(TrainingFields):
             "unlabelled_samples": sum(map(len, filter(None, [self.unlabelled_images(ready, subset, self.seed)]))),
             "test_samples": len(test),
             "resolved": {"point": self.at, "output_loss": self.compared[0], "temperature": self.compared[1]},
-            "notes": [*self._notes(ready), *_not_converged(run, done)],
+            "notes": [*self._notes(ready), *_useless_probe(rows, probes), *_not_converged(run, done)],
             "seconds": time.perf_counter() - start,
             "settings": self.settings(),
         }
@@ -646,6 +646,18 @@ def loss_fall(rows: Sequence[Mapping[str, Any]], steps: int) -> float | None:
         return None
     before, after = (sum(losses) / len(losses) for losses in parts)
     return 1 - after / before if before > 0 else 0.0
+
+
+def _useless_probe(rows: Mapping[str, Result], probes: Sequence[float]) -> list[str]:
+    """Return a sentence where the probed teacher is no better than a student that learns from labels alone."""
+    alone = [rows[method]["accuracy"]["mean"] for method in ("labels", "mixup") if method in rows]
+    if not (alone and probes) or sum(probes) / len(probes) > max(alone):
+        return []
+    mean, best = sum(probes) / len(probes), max(alone)
+    return [
+        f"The probed teacher has {mean:.1%} accuracy, no more than a student from labels alone ({best:.1%}): its "
+        "features do not tell these classes apart. Take another teacher, or fine-tune it: --adapt-steps."
+    ]
 
 
 def _not_converged(run: Run, done: Sequence[tuple[Cell, Result]]) -> list[str]:

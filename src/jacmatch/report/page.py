@@ -131,6 +131,8 @@ def _tables_page(run: Run, result: Mapping[str, Any]) -> str:
     for given in result["tables"]:
         parts += [f"<h2>{_text(given['title'])}</h2>", _table(given["head"], given["rows"])]
         parts += [f"<p class=note>{_text(note)}</p>" for note in given["notes"]]
+    if run.job == "transfer" and result.get("rows"):
+        parts += _curves(run, result, styles([row["method"] for row in result["rows"]]))
     return _page(run, result, f"{settings.get('name', run.job)}{subject}", [*parts, *_drawn(run)])
 
 
