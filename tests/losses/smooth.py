@@ -77,9 +77,9 @@ def mean_over_noise(loss: Callable[[Tensor], Tensor], x: Tensor, sigma: float) -
     return float(WEIGHTS @ loss(x + sigma * NODES))
 
 
-def slopes(remainders: list[float]) -> list[float]:
-    """Log-log slopes of remainders at halved sigmas."""
-    sizes = np.abs(np.array(remainders))
+def orders(errors: list[float]) -> list[float]:
+    """Orders of convergence: log₂ of the ratio of neighboring errors, each at half the sigma of the one before."""
+    sizes = np.abs(np.array(errors))
     return list(np.log2(sizes[:-1] / sizes[1:]))
 
 

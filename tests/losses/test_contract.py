@@ -140,8 +140,8 @@ def test_every_loss_of_two_tensors_refuses_unequal_shapes():
 @each
 def test_float32_stays_float32(case):
     inputs = case.unequal()
-    narrow = tuple(x.float() if x.is_floating_point() else x for x in inputs)
-    answer = run(case, narrow)
+    single_precision = tuple(x.float() if x.is_floating_point() else x for x in inputs)
+    answer = run(case, single_precision)
     assert all(part.dtype == torch.float32 for part in answer)
     close(tuple(part.double() for part in answer), run(case, inputs), rtol=1e-4, atol=1e-5)
 
@@ -169,7 +169,7 @@ def test_gradients_are_finite_at_zero(case, which, dtype, options):
 
 def called_student_teacher(module) -> set:
     """The exported losses of a module that can be called as (student, teacher) and return one number per sample."""
-    found = set()
+    functions = set()
     for name in losses.__all__:
         function = getattr(losses, name)
         if not inspect.isfunction(function) or function.__module__ != module.__name__:
@@ -180,8 +180,8 @@ def called_student_teacher(module) -> set:
             continue
         single = typing.get_origin(signature.return_annotation) is not tuple
         if single and all(parameter.default is not inspect.Parameter.empty for parameter in others[1:]):
-            found.add(function)
-    return found
+            functions.add(function)
+    return functions
 
 
 def exported():

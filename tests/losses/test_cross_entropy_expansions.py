@@ -14,7 +14,7 @@ from jacmatch.losses import (
     squared_error,
 )
 
-from .smooth import SIGMAS, derivatives, log_softmax_of, mean_over_noise, network, rows_at, slopes, softmax_of
+from .smooth import SIGMAS, derivatives, log_softmax_of, mean_over_noise, network, orders, rows_at, softmax_of
 
 SEEDS = (1, 2, 3)
 
@@ -26,9 +26,9 @@ def pair(request):
     return network(request.param), network(request.param + 100), torch.randn(2, generator=generator).double()
 
 
-def limit(remainders):
+def limit(errors):
     """The coefficient of σ²; what follows is σ⁴, so two sigmas give the limit."""
-    coarse, fine = (r / sigma**2 for r, sigma in zip(remainders[-2:], SIGMAS[-2:], strict=True))
+    coarse, fine = (r / sigma**2 for r, sigma in zip(errors[-2:], SIGMAS[-2:], strict=True))
     return (4 * fine - coarse) / 3
 
 
@@ -48,13 +48,13 @@ def test_kl_has_half_the_fisher_distance(pair):
     ratio = p.value / q.value
     rest = (p.laplacian * ratio.log() - ratio * q.laplacian).sum().item()
     base = hinton_kl(student(x)[None], teacher(x)[None]).item()
-    remainders = [
+    errors = [
         mean_over_noise(lambda y: hinton_kl(student(y), teacher(y)), x, sigma)
         - base
         - sigma**2 / 2 * (fisher_at(student, teacher, x) + rest)
         for sigma in SIGMAS
     ]
-    assert slopes(remainders)[-1] == pytest.approx(4, abs=0.1)
+    assert orders(errors)[-1] == pytest.approx(4, abs=0.1)
 
 
 def test_where_the_values_agree_the_fisher_distance_is_all(pair):
@@ -66,13 +66,13 @@ def test_where_the_values_agree_the_fisher_distance_is_all(pair):
 
     term = fisher_at(student, teacher, x)
     assert term > 0.01
-    remainders = [
+    errors = [
         mean_over_noise(lambda y: hinton_kl(student(y), teacher(y)), x, sigma) - sigma**2 / 2 * term for sigma in SIGMAS
     ]
-    assert slopes(remainders)[-1] == pytest.approx(4, abs=0.1)
+    assert orders(errors)[-1] == pytest.approx(4, abs=0.1)
 
 
-def test_equation_2_of_the_paper_has_a_remainder_of_second_order(pair):
+def test_equation_2_of_the_paper_has_an_error_of_second_order(pair):
     student, teacher, x = pair
     p, q = derivatives(softmax_of(teacher), x), derivatives(softmax_of(student), x)
     paper = paper_cross_entropy(q.rows[None], p.rows[None], q.value[None]).item()
@@ -82,9 +82,9 @@ def test_equation_2_of_the_paper_has_a_remainder_of_second_order(pair):
     def soft(y):
         return cross_entropy(student(y), teacher(y).softmax(-1))
 
-    remainders = [mean_over_noise(soft, x, sigma) - soft(x[None]).item() - sigma**2 * paper for sigma in SIGMAS]
-    assert slopes(remainders)[-1] == pytest.approx(2, abs=0.1)
-    assert limit(remainders) == pytest.approx((lost + curvature).item(), rel=1e-2)
+    errors = [mean_over_noise(soft, x, sigma) - soft(x[None]).item() - sigma**2 * paper for sigma in SIGMAS]
+    assert orders(errors)[-1] == pytest.approx(2, abs=0.1)
+    assert limit(errors) == pytest.approx((lost + curvature).item(), rel=1e-2)
 
 
 def test_the_papers_term_and_the_lost_one_are_half_the_fisher_distance(pair):
@@ -159,7 +159,7 @@ def test_label_cross_entropy_of_smooth_networks(pair, label):
         second = label_cross_entropy(q.rows[None], q.value[None], q.laplacian[None], y, sigma).item()
         right.append(mean - base - second)
         paper.append(mean - base - paper_label_cross_entropy(q.rows[None], q.value[None], y, sigma).item())
-    assert slopes(right)[-1] == pytest.approx(4, abs=0.1)
+    assert orders(right)[-1] == pytest.approx(4, abs=0.1)
     expected = -0.5 * (q.rows[label].square().sum() / q.value[label] ** 2 + q.laplacian[label] / q.value[label])
     assert limit(paper) == pytest.approx(expected.item(), rel=1e-2)
 
@@ -183,13 +183,13 @@ def test_locally_linear_logits_have_a_closed_form_without_the_label(seed):
             mean - base - piecewise_linear_cross_entropy(a[None], q.value[None], sigma).item()
             for mean, sigma in zip(means, SIGMAS, strict=True)
         ]
-        assert slopes(exact)[-1] == pytest.approx(4, abs=0.1)
+        assert orders(exact)[-1] == pytest.approx(4, abs=0.1)
         paper = [
             mean - base - paper_label_cross_entropy(q.rows[None], q.value[None], y, sigma).item()
             for mean, sigma in zip(means, SIGMAS, strict=True)
         ]
         # Eq. 3 of the paper: its error is of the order of the term itself, and it depends on the label.
-        assert slopes(paper)[-1] == pytest.approx(2, abs=0.1)
+        assert orders(paper)[-1] == pytest.approx(2, abs=0.1)
         papers.append(paper_label_cross_entropy(q.rows[None], q.value[None], y, 1.0).item())
         halved = label_cross_entropy(q.rows[None], q.value[None], 0 * q.laplacian[None], y, 1.0).item()
         assert halved == pytest.approx(papers[-1] / 2, rel=1e-12)

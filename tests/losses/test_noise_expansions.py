@@ -11,7 +11,7 @@ from jacmatch.losses import (
     squared_error,
 )
 
-from .smooth import NODES, SIGMAS, WEIGHTS, derivatives, difference, mean_over_noise, network, quadrature, slopes
+from .smooth import NODES, SIGMAS, WEIGHTS, derivatives, difference, mean_over_noise, network, orders, quadrature
 
 SEEDS = (1, 2, 3)
 
@@ -59,11 +59,11 @@ def test_plain_noise_distillation_is_wrong_by_delta_laplacian_delta(pair):
     base, term = output_term(student, teacher, x), jacobian_term(student, teacher, x)
     delta = derivatives(difference(student, teacher), x)
     coefficient = (delta.value * delta.laplacian).sum().item()
-    remainders = [plain(student, teacher, x, sigma) - base - sigma**2 * term for sigma in SIGMAS]
+    errors = [plain(student, teacher, x, sigma) - base - sigma**2 * term for sigma in SIGMAS]
     assert abs(coefficient) > 0.1, "this pair would not show it"
-    assert slopes(remainders)[-1] == pytest.approx(2, abs=0.1)
+    assert orders(errors)[-1] == pytest.approx(2, abs=0.1)
     # Richardson: the next order is σ⁴, so two sigmas give the limit.
-    limits = [r / sigma**2 for r, sigma in zip(remainders, SIGMAS, strict=True)]
+    limits = [r / sigma**2 for r, sigma in zip(errors, SIGMAS, strict=True)]
     assert (4 * limits[-1] - limits[-2]) / 3 == pytest.approx(coefficient, rel=1e-3)
 
 
@@ -75,9 +75,9 @@ def test_corrected_forms_are_right_to_fourth_order(pair, form):
     coefficient = delta.third.sum().item()
     if form is variance:
         coefficient += delta.hessian_squared.sum().item() / 2
-    remainders = [form(student, teacher, x, sigma) - sigma**2 * term for sigma in SIGMAS]
-    assert slopes(remainders)[-1] == pytest.approx(4, abs=0.1)
-    limits = [r / sigma**4 for r, sigma in zip(remainders, SIGMAS, strict=True)]
+    errors = [form(student, teacher, x, sigma) - sigma**2 * term for sigma in SIGMAS]
+    assert orders(errors)[-1] == pytest.approx(4, abs=0.1)
+    limits = [r / sigma**4 for r, sigma in zip(errors, SIGMAS, strict=True)]
     assert (4 * limits[-1] - limits[-2]) / 3 == pytest.approx(coefficient, rel=1e-2)
 
 
@@ -101,7 +101,7 @@ def test_even_part_of_a_kink_cancels_in_antithetic_pairs_only():
     kink, zero = (lambda y: y[..., :1].abs()), (lambda y: 0 * y[..., :1])
     assert pairs_of_signs(kink, zero, origin, sigma) == 0
     assert variance(kink, zero, origin, sigma) > 0.3 * sigma**2
-    # A hinge max(0, x) at its kink: half its slope, squared.
+    # A hinge max(0, x) at its kink: half its derivative, squared.
     assert pairs_of_signs(lambda y: y[..., :1].relu(), zero, origin, sigma) == pytest.approx(sigma**2 / 4, rel=1e-9)
 
 
@@ -110,11 +110,11 @@ def test_label_penalty_of_the_paper_misses_the_residual_times_the_laplacian(pair
     label = torch.tensor([1.0, 0.0, 0.0]).double()
     at = derivatives(student, x)
     coefficient = ((at.value - label) * at.laplacian).sum().item()
-    remainders = []
+    errors = []
     for sigma in SIGMAS:
         mean = mean_over_noise(lambda y: squared_error(student(y), label.expand(len(y), 3)), x, sigma)
         penalty = paper_label_squared(at.rows[None], sigma).item()
-        remainders.append(mean - squared_error(at.value[None], label[None]).item() - penalty)
-    assert slopes(remainders)[-1] == pytest.approx(2, abs=0.15)
-    limits = [r / sigma**2 for r, sigma in zip(remainders, SIGMAS, strict=True)]
+        errors.append(mean - squared_error(at.value[None], label[None]).item() - penalty)
+    assert orders(errors)[-1] == pytest.approx(2, abs=0.15)
+    limits = [r / sigma**2 for r, sigma in zip(errors, SIGMAS, strict=True)]
     assert (4 * limits[-1] - limits[-2]) / 3 == pytest.approx(coefficient, rel=1e-2)

@@ -113,7 +113,9 @@ def direction_of(parameters: list[nn.Parameter], seed: int = 7) -> list[Tensor]:
     return [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
 
 
-def slope(function: Callable[[], Tensor], parameters: list[nn.Parameter], direction: list[Tensor]) -> float:
+def directional_difference(
+    function: Callable[[], Tensor], parameters: list[nn.Parameter], direction: list[Tensor]
+) -> float:
     """The derivative along one direction of the parameters by four-point differences, with an error of h⁴."""
     h, f, before = 1e-4, {}, [p.detach().clone() for p in parameters]
     with unchecked(), torch.no_grad():

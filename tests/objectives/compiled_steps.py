@@ -48,7 +48,7 @@ def main(kind, policy, backend):
         objective.compiled = CompiledSteps(backend=backend) if compiled else None
         objectives.append(objective)
     worst = 0.0
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for count in (20, 20, 17, 31):  # the first is measured, so it is eager
             x, y = torch.rand(count, 1, 8, 8), torch.randint(5, (count,))
@@ -69,7 +69,7 @@ def main(kind, policy, backend):
                 "worst": worst,
                 "apart": apart,
                 "batches": batches,
-                "said": [str(w.message) for w in said if w.category is UserWarning],
+                "warnings": [str(w.message) for w in caught if w.category is UserWarning],
                 **report,
             }
         )
@@ -89,14 +89,14 @@ def small(kind, policy, backend):
         }
         objective = made[kind](student, teacher)
         objective.compiled = CompiledSteps(backend=backend) if compiled else None
-        found = []
+        grads = []
         for count in (6, 6, 5, 7):  # the first is measured, so it is eager
             x = torch.rand(count, 4, generator=torch.Generator().manual_seed(count))
             y = x[:, :3].sin() if kind == "regression" else torch.arange(count) % 3
             objective.zero_grad()
             objective(x, y, draw=1)["loss"].backward()
-            found.append(student[0].weight.grad.clone())
-        gradients.append(found)
+            grads.append(student[0].weight.grad.clone())
+        gradients.append(grads)
     worst = max(float((one - other).abs().max()) for one, other in zip(*gradients, strict=True))
     print(json.dumps({"worst": worst, **objective.compiled.report()}))
 

@@ -74,9 +74,9 @@ def test_no_engine_where_no_derivative_is_taken(kind):
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_every_engine_gives_the_same_term(kind, engine):
     x, y = batch(kind)
-    wanted, found = (made(kind, probe=RandomInputs(2), **more)(x, y, draw=1) for more in ({}, {"engine": engine}))
+    expected, result = (made(kind, probe=RandomInputs(2), **more)(x, y, draw=1) for more in ({}, {"engine": engine}))
     name = made(kind).derivative_term
-    torch.testing.assert_close(found[name], wanted[name], rtol=1e-6, atol=0)
+    torch.testing.assert_close(result[name], expected[name], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("kind", [*OBJECTIVES, "transfer"])

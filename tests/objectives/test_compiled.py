@@ -37,30 +37,30 @@ def ran(*arguments):
     ],
 )
 def test_one_graph_with_the_eager_gradients_for_any_batch(kind, policy, backend):
-    found = ran(kind, policy, backend)
-    assert (found["fallback"], found["said"], found["graphs"]) == (None, [], 1)
-    assert found["steps"] == 4  # three steps, and one that was compared
-    assert found["worst"] < 1e-5
-    assert found["difference"] < 1e-5
-    assert found["apart"] < 1e-6
-    assert found["batches"] == ([4] if kind == "norm" else [])
+    report = ran(kind, policy, backend)
+    assert (report["fallback"], report["warnings"], report["graphs"]) == (None, [], 1)
+    assert report["steps"] == 4  # three steps, and one that was compared
+    assert report["worst"] < 1e-5
+    assert report["difference"] < 1e-5
+    assert report["apart"] < 1e-6
+    assert report["batches"] == ([4] if kind == "norm" else [])
 
 
 @pytest.mark.ci
 @pytest.mark.parametrize("kind", ["regression", "robustness"])
 def test_other_objectives_are_one_graph_too(kind):
-    found = ran(kind, "frozen", "aot_eager")
-    assert (found["fallback"], found["graphs"], found["steps"]) == (None, 1, 4)
-    assert found["worst"] < 1e-6
+    report = ran(kind, "frozen", "aot_eager")
+    assert (report["fallback"], report["graphs"], report["steps"]) == (None, 1, 4)
+    assert report["worst"] < 1e-6
 
 
 @SLOW
 def test_a_rule_of_ones_own_is_not_compiled():
     """It would be wrong without a word: its second derivative is lost."""
-    found = ran("own", "frozen", "aot_eager")
-    assert "autograd.Function in the network loses its second derivative" in found["fallback"]
-    assert [found["fallback"] in said for said in found["said"]] == [True]
-    assert (found["steps"], found["worst"]) == (0, 0.0)
+    report = ran("own", "frozen", "aot_eager")
+    assert "autograd.Function in the network loses its second derivative" in report["fallback"]
+    assert [report["fallback"] in message for message in report["warnings"]] == [True]
+    assert (report["steps"], report["worst"]) == (0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -77,14 +77,14 @@ def test_what_is_not_compiled_says_so_once_and_runs_eagerly(settings, reason):
     networks = [nn.Linear(3, 2), nn.Linear(3, 2)]
     objectives = [Distillation(networks[0], networks[1], jacobians=1.0, **settings) for _ in range(2)]
     objectives[1].compiled = CompiledSteps(backend="aot_eager")
-    with pytest.warns(UserWarning, match=reason) as said:
+    with pytest.warns(UserWarning, match=reason) as caught:
         losses = [[objective(x, y)["loss"] for _ in range(3)] for objective in objectives]
-    assert len([one for one in said if "not compiled but" in str(one.message)]) == 1
+    assert len([one for one in caught if "not compiled but" in str(one.message)]) == 1
     assert losses[0] == losses[1]
     assert objectives[1].compiled.report()["graphs"] == 0
 
 
-def test_a_wrong_compiled_gradient_is_found_out():
+def test_a_wrong_compiled_gradient_is_detected():
     steps = CompiledSteps(backend="aot_eager")
     student = nn.Linear(3, 2)
     terms = {"labels": student(torch.ones(1, 3)).square().sum()}

@@ -268,9 +268,9 @@ def test_one_of_several_outputs_is_selected(name):
     student, teacher = Several(wrap, 1), Several(wrap, 2)
     plain = Distillation(student.layer, teacher.layer, jacobians=GradientShare(0.3))(X, Y)
     objective = Distillation(student, teacher, jacobians=GradientShare(0.3), output=output)
-    found = objective(X, Y)
+    terms = objective(X, Y)
     for each, term in plain.items():
-        torch.testing.assert_close(found[each], term)
+        torch.testing.assert_close(terms[each], term)
     assert not isinstance(student(X), torch.Tensor), "what the network returns is as before"
     assert {key.split(".")[0] for key in objective.state_dict()} == {"student", "_extra_state"}
 

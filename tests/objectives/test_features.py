@@ -10,7 +10,7 @@ from jacmatch.jacobian import AttentionPixel, EveryRow, LabelLogit, Logits, Pool
 from jacmatch.objectives import Distillation
 from jacmatch.teachers import BlackBoxTeacher
 
-from .cases import along, direction_of, slope
+from .cases import along, direction_of, directional_difference
 
 
 def student():
@@ -73,7 +73,9 @@ def test_the_attention_term_has_the_gradient_of_differences():
     parameters = list(s.parameters())
     direction = direction_of(parameters)
     whole = along(objective(x, y)["loss"], parameters, direction)
-    assert whole == pytest.approx(slope(lambda: objective(x, y)["loss"], parameters, direction), rel=1e-6)
+    assert whole == pytest.approx(
+        directional_difference(lambda: objective(x, y)["loss"], parameters, direction), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2])

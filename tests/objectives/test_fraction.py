@@ -1,4 +1,4 @@
-"""Slopes of a part of the batch: what the terms are, and what is run how often."""
+"""Derivatives of a part of the batch: the terms, and how often each network runs."""
 
 import copy
 
@@ -20,7 +20,7 @@ def with_batch_norm():
 
 @pytest.mark.parametrize("probe", [EveryRow(), RandomOutputs(2), RandomInputs(2)])
 @pytest.mark.parametrize(("fraction", "count"), [(0.25, 2), (0.3, 3), (0.01, 1), (1.0, 8)])
-def test_slopes_are_those_of_the_first_samples_and_values_those_of_all(probe, fraction, count):
+def test_derivatives_are_those_of_the_first_samples_and_values_those_of_all(probe, fraction, count):
     network, given = student(), batch(8)
     settings = {"labels": 0.3, "outputs": 0.2, "jacobians": 0.5, "probe": probe, "point": AtMixedPairs()}
     terms = Distillation(network, teacher(), fraction=fraction, **settings)(**given)
@@ -51,7 +51,7 @@ def test_statistics_of_a_batch_are_those_of_all_its_samples():
     assert terms["jacobians"] > 0
 
 
-def test_a_step_without_slopes_has_no_fraction():
+def test_a_step_without_derivatives_has_no_fraction():
     objective = Distillation(student(), teacher(), fraction=0.5, every=2)
     assert "jacobians" in objective(**batch(8))
     assert "jacobians" not in objective(**batch(8))
@@ -60,6 +60,6 @@ def test_a_step_without_slopes_has_no_fraction():
 @pytest.mark.parametrize("engine", ["forward", "reverse", "differences"])
 def test_every_engine_gives_the_same_term(engine):
     given = batch(8)
-    wanted = Distillation(student(), teacher(), probe=RandomInputs(2))(**given)["jacobians"]
-    found = Distillation(student(), teacher(), probe=RandomInputs(2), engine=engine)(**given)["jacobians"]
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    expected = Distillation(student(), teacher(), probe=RandomInputs(2))(**given)["jacobians"]
+    result = Distillation(student(), teacher(), probe=RandomInputs(2), engine=engine)(**given)["jacobians"]
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=0)

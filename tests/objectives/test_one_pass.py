@@ -1,4 +1,4 @@
-"""The teacher is asked once and the student runs once for each batch; what a sample gets depends on its id alone."""
+"""One teacher query and one student pass for each batch; the directions of a sample depend on its id alone."""
 
 import pytest
 import torch
@@ -12,13 +12,13 @@ from .cases import OUTPUTS, POINTS, PROBES, batch, perceptron, student, teacher
 
 
 class Counted:
-    """A teacher that counts its questions, and passes through any of the given networks that it sees."""
+    """A teacher that counts its queries."""
 
     def __init__(self, teacher):
-        self.teacher, self.answers_vjp, self.asked = teacher, teacher.answers_vjp, 0
+        self.teacher, self.answers_vjp, self.queries = teacher, teacher.answers_vjp, 0
 
     def answer(self, x, question):
-        self.asked += 1
+        self.queries += 1
         return self.teacher.answer(x, question)
 
 
@@ -44,7 +44,7 @@ def test_one_question_and_one_pass(probe, point, training):
     seen = {name: passes(network) for name, network in (("student", s), ("teacher", net))}
     with unverified():  # the check of an engine before its first use has passes of its own
         objective(**given)["loss"].backward()
-    assert counted.asked == 1
+    assert counted.queries == 1
     # Differences need their pairs of values; that is what such a probe says it costs.
     pairs = ALL[probe].passes(OUTPUTS).forward if probe == "antithetic-noise" else 0
     assert seen == {"student": [3] * (1 + pairs), "teacher": [3] * (1 + pairs)}
@@ -61,7 +61,7 @@ def test_the_backward_passes_are_those_of_the_estimator():
 
 
 @pytest.mark.parametrize("settings", [{"jacobians": 0}, {"labels": 1, "outputs": 0, "jacobians": 1.0, "every": 2}])
-def test_one_pass_without_slopes(settings):
+def test_one_pass_without_derivatives(settings):
     net, s, given = teacher(), student(), batch()
     counted = Counted(ModuleTeacher(net))
     objective = Distillation(s, counted, **settings)
@@ -69,10 +69,10 @@ def test_one_pass_without_slopes(settings):
     seen = passes(s)
     objective(**given)
     assert seen == [3]
-    assert counted.asked == (1 if settings["jacobians"] == 0 else 0)
+    assert counted.queries == (1 if settings["jacobians"] == 0 else 0)
 
 
-def test_labels_alone_ask_nobody():
+def test_labels_alone_need_no_teacher():
     s = student()
     seen = passes(s)
     assert Distillation(s)(**batch()).teacher_outputs is None
@@ -87,10 +87,10 @@ def test_a_black_box_is_called_for_values_and_pairs_only():
     assert calls == [3] * 5
 
 
-def test_members_of_an_ensemble_are_asked_once_for_directions_that_are_known():
+def test_known_directions_query_each_member_of_an_ensemble_once():
     members = [Counted(ModuleTeacher(teacher())) for _ in range(2)]
     Distillation(student(), EnsembleTeacher(members), probe=RandomInputs(2))(**batch())
-    assert [member.asked for member in members] == [1, 1]
+    assert [member.queries for member in members] == [1, 1]
 
 
 def test_a_penalty_takes_one_pass():
@@ -183,7 +183,7 @@ def test_ids_are_row_numbers_where_none_are_given():
 
 
 @pytest.mark.parametrize("probe", ["every-row", "random-inputs", "antithetic-noise"])
-def test_dropout_has_one_mask_for_values_and_slopes(probe):
+def test_dropout_has_one_mask_for_values_and_derivatives(probe):
     """The term is that of the network in which the units are taken out for good that the values lack."""
     net, given = perceptron(5, seed=3), batch()
     dropping = nn.Sequential(*net[:3], nn.Dropout(0.5), net[3])

@@ -38,10 +38,10 @@ def test_python_and_the_command_line_share_them(number):
     ("number", "point", "share"), [(5, AtMixedPairs(), 0.3), (30, AtMixedPairs(), 0.3), (31, AtData(), 0.3)]
 )
 def test_classification_of_few_samples(number, point, share):
-    found = recipe("classification", number)
-    assert (found.output_loss, found.temperature, found.point) == ("kl", 4.0, point)
-    assert found.jacobians == GradientShare(share)
-    assert found.schedule(0.0) == pytest.approx(1 / (1 + (number / 300) ** 4))
+    settings = recipe("classification", number)
+    assert (settings.output_loss, settings.temperature, settings.point) == ("kl", 4.0, point)
+    assert settings.jacobians == GradientShare(share)
+    assert settings.schedule(0.0) == pytest.approx(1 / (1 + (number / 300) ** 4))
 
 
 def test_no_derivative_where_jacobians_do_not_pay():
@@ -51,9 +51,9 @@ def test_no_derivative_where_jacobians_do_not_pay():
 
 
 def test_regression_has_squared_outputs_and_jacobians_at_the_data():
-    found = recipe("regression")
-    assert (found.output_loss, found.point, found.jacobians) == ("squared", AtData(), GradientShare(0.3))
-    assert found.schedule(0.0) == 1
+    settings = recipe("regression")
+    assert (settings.output_loss, settings.point, settings.jacobians) == ("squared", AtData(), GradientShare(0.3))
+    assert settings.schedule(0.0) == 1
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_what_is_given_stays():
     "setting",
     [{"probe": RandomInputs(1)}, {"jacobian_loss": "squared"}, {"every": 2}, {"fraction": 0.5}, {"chunk_size": 1}],
 )
-def test_a_setting_of_the_jacobian_term_asks_for_it(setting):
+def test_a_setting_of_the_jacobian_term_enables_it(setting):
     """It would be ignored without a word otherwise."""
     assert Distillation(*pair(), **setting).loss_weights.weights["jacobians"] == GradientShare(0.3)
 
@@ -95,7 +95,7 @@ def test_mixed_pairs_are_not_chosen_where_a_single_label_is_needed():
     assert Distillation(*pair(), samples_per_class=5, probe=TopClass()).differentiation.point == AtMixedPairs()
 
 
-def test_unknown_amount_of_data_is_said_once_and_nothing_is_assumed():
+def test_an_unknown_amount_of_data_is_reported_once_and_nothing_is_assumed():
     with pytest.warns(UserWarning, match=r"`samples_per_class` is not given\. Pass samples_per_class=\.\.\."):
         made = Distillation(*pair())
     assert made.loss_weights.weights["jacobians"] == 0
@@ -108,7 +108,7 @@ def test_unknown_amount_of_data_is_said_once_and_nothing_is_assumed():
         Distillation(*pair(), task="regression")
 
 
-class Asked(ModuleTeacher):
+class RecordingTeacher(ModuleTeacher):
     def __init__(self, module):
         super().__init__(module)
         self.questions = []
@@ -119,20 +119,20 @@ class Asked(ModuleTeacher):
 
 
 def test_without_a_share_a_step_is_that_of_plain_distillation():
-    """One forward pass of the student, no product asked of the teacher, and the gradient of labels + KL bit for bit."""
+    """One forward pass of the student, no product from the teacher, and the gradient of labels + KL bit for bit."""
     (student, network), passes = pair(), []
-    teacher = Asked(network)
+    teacher = RecordingTeacher(network)
     student.register_forward_hook(lambda *_: passes.append(1))
     x, y = torch.randn(8, 4), torch.arange(8) % 3
     terms = Distillation(student, teacher, samples_per_class=5000)(x, y)
     assert terms.keys() == ["loss", "labels", "outputs"]
     assert len(passes) == 1
     assert [(q.cotangents, q.tangents) for q in teacher.questions] == [(None, None)]
-    (found,) = torch.autograd.grad(terms["loss"], [student.weight])
-    outputs, told = student(x), network(x)
-    kl = nn.KLDivLoss(reduction="batchmean")((outputs / 4).log_softmax(1), (told / 4).softmax(1)) * 16
-    (wanted,) = torch.autograd.grad(nn.functional.cross_entropy(outputs, y) + kl, [student.weight])
-    torch.testing.assert_close(found, wanted)
+    (gradient,) = torch.autograd.grad(terms["loss"], [student.weight])
+    outputs, teacher_outputs = student(x), network(x)
+    kl = nn.KLDivLoss(reduction="batchmean")((outputs / 4).log_softmax(1), (teacher_outputs / 4).softmax(1)) * 16
+    (expected,) = torch.autograd.grad(nn.functional.cross_entropy(outputs, y) + kl, [student.weight])
+    torch.testing.assert_close(gradient, expected)
 
 
 class Images(Dataset):

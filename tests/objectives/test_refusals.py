@@ -205,20 +205,20 @@ class MissingBackward(torch.autograd.Function):
         raise NotImplementedError("derivative for missing_backward is not implemented")
 
 
-def with_layer(function, place):
+def with_layer(function, position):
     layers = list(perceptron(5, seed=1))
-    layers.insert(place, Applied(function))
+    layers.insert(position, Applied(function))
     return nn.Sequential(*layers)
 
 
-@pytest.mark.parametrize("place", [0, 2, 4])
-def test_a_detached_student(place):
+@pytest.mark.parametrize("position", [0, 2, 4])
+def test_a_detached_student(position):
     match = (
         r"`student` of `Distillation` cannot be differentiated as `probe` needs: The values do not depend on `x` .*"
         r"probe=AntitheticNoise\(sigma=\.\.\.\), with values only; jacmatch\.doctor\(student, x\) names the cause"
     )
     with pytest.raises(UnsupportedError, match=match):
-        Distillation(with_layer(torch.Tensor.detach, place), teacher(), jacobians=GradientShare(0.3))(**batch())
+        Distillation(with_layer(torch.Tensor.detach, position), teacher(), jacobians=GradientShare(0.3))(**batch())
 
 
 def test_a_detached_student_with_directions_on_the_input_side():
@@ -234,17 +234,17 @@ def test_a_detached_student_with_directions_on_the_input_side():
         objective(**batch())
 
 
-@pytest.mark.parametrize("place", [0, 2, 4, 5])
-def test_a_student_with_a_backward_that_can_be_taken_once(place):
+@pytest.mark.parametrize("position", [0, 2, 4, 5])
+def test_a_student_with_a_backward_that_can_be_taken_once(position):
     """At the end nothing in the graph asks for the gradient of that backward: only traced directions betray it."""
-    objective = Distillation(with_layer(Once.apply, place), teacher(), jacobians=GradientShare(0.3))
+    objective = Distillation(with_layer(Once.apply, position), teacher(), jacobians=GradientShare(0.3))
     with pytest.raises(UnsupportedError, match=r"once_differentiable.*jacmatch\.doctor\(student, x\)"):
         objective(**batch())
 
 
-@pytest.mark.parametrize("place", [0, 2, 5])
-def test_such_a_backward_is_seen_where_graphs_are_rebuilt(place):
-    objective = Distillation(with_layer(Once.apply, place), teacher(), probe=RandomOutputs(2), chunk_size=1)
+@pytest.mark.parametrize("position", [0, 2, 5])
+def test_such_a_backward_is_seen_where_graphs_are_rebuilt(position):
+    objective = Distillation(with_layer(Once.apply, position), teacher(), probe=RandomOutputs(2), chunk_size=1)
     with pytest.raises(UnsupportedError, match=r"cannot be differentiated as `probe` needs: .*once_differentiable"):
         objective(**batch())
 

@@ -1,4 +1,4 @@
-"""Regression by values and slopes: against loops, in any units, from each source of slopes."""
+"""Regression on values and derivatives: against loops, in any units, from each source of derivatives."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def function(x):
     return torch.stack([x.prod(1), x.sin().sum(1)], 1)
 
 
-def slopes(x):
+def true_jacobian(x):
     return jacobian(function, x)[1].detach()
 
 
@@ -31,7 +31,7 @@ def student(seed=0):
 
 def by_loops(net, x):
     """Both terms from their definition: derivatives of the student by differences, element by element."""
-    y, j, mine = function(x), slopes(x), net(x).detach()
+    y, j, mine = function(x), true_jacobian(x), net(x).detach()
     values = sum(((mine[n, k] - y[n, k]) / T[k]) ** 2 for n in range(5) for k in range(2)) / 5
     total, h = 0.0, 1e-5
     for n in range(5):
@@ -45,7 +45,7 @@ def by_loops(net, x):
 
 def test_both_terms_are_those_of_the_definition(points):
     net = student()
-    terms = Regression(net, jacobians=0.5, inputs=S, outputs=T)(points, function(points), j=slopes(points))
+    terms = Regression(net, jacobians=0.5, inputs=S, outputs=T)(points, function(points), j=true_jacobian(points))
     values, jacobians = by_loops(net, points)
     assert float(terms.unweighted["values"].detach()) == pytest.approx(values, rel=1e-9)
     assert float(terms.unweighted["jacobians"].detach()) == pytest.approx(jacobians, rel=1e-6)
@@ -64,7 +64,7 @@ def test_units_change_nothing(points):
         def forward(self, x):
             return self.net(x / c)
 
-    y, j = function(points), slopes(points)
+    y, j = function(points), true_jacobian(points)
     for probe in (EveryRow(), RandomInputs(2), SampledRows(1)):
         settings = {"jacobians": 1.0, "outputs": T, "probe": probe}
         here = Regression(net, inputs=S, **settings)(points, y, j=j)["loss"]
@@ -73,20 +73,20 @@ def test_units_change_nothing(points):
 
 
 def test_a_probe_on_the_input_side_has_the_mean_of_all_rows(points):
-    net, y, j = student(), function(points), slopes(points)
+    net, y, j = student(), function(points), true_jacobian(points)
     exact = Regression(net, jacobians=1.0, inputs=S, outputs=T)(points, y, j=j)["jacobians"]
     many = Regression(net, jacobians=1.0, inputs=S, outputs=T, probe=RandomInputs(3, law="orthogonal"))
     assert float(many(points, y, j=j)["jacobians"].detach()) == pytest.approx(float(exact.detach()), rel=1e-9)
 
 
-def test_slopes_come_from_an_argument_a_table_or_a_teacher(points):
-    net, y, j = student(), function(points), slopes(points)
+def test_derivatives_come_from_an_argument_a_table_or_a_teacher(points):
+    net, y, j = student(), function(points), true_jacobian(points)
     ids = torch.tensor([4, 0, 3, 1, 2])
     table = torch.empty_like(j)
     table[ids] = j
     given = Regression(net, jacobians=1.0)(points, y, j=j)["loss"]
     assert torch.equal(Regression(net, jacobians=1.0, table=table)(points, y, ids=ids)["loss"], given)
-    known = AnalyticTeacher(function, slopes)
+    known = AnalyticTeacher(function, true_jacobian)
     assert torch.allclose(Regression(net, known, jacobians=1.0)(points)["loss"], given)
     pairs = Regression(net, BlackBoxTeacher(function), jacobians=1.0, probe=RandomInputs(3, law="orthogonal"))
     assert torch.allclose(pairs(points)["loss"], given, rtol=1e-6)
@@ -94,7 +94,7 @@ def test_slopes_come_from_an_argument_a_table_or_a_teacher(points):
     assert noise(points)["jacobians"] > 0
 
 
-def test_the_loss_is_zero_for_the_function_itself_and_slopes_train_the_student(points):
+def test_the_loss_is_zero_for_the_function_itself_and_derivatives_train_the_student(points):
     class Same(nn.Module):
         def __init__(self):
             super().__init__()
@@ -103,16 +103,16 @@ def test_the_loss_is_zero_for_the_function_itself_and_slopes_train_the_student(p
         def forward(self, x):
             return self.factor * function(x)
 
-    terms = Regression(Same(), jacobians=1.0, inputs=S, outputs=T)(points, function(points), j=slopes(points))
+    terms = Regression(Same(), jacobians=1.0, inputs=S, outputs=T)(points, function(points), j=true_jacobian(points))
     assert float(terms["loss"].detach()) < 1e-20
     net = student()
-    Regression(net, values=0.0, jacobians=1.0)(points, function(points), j=slopes(points))["loss"].backward()
+    Regression(net, values=0.0, jacobians=1.0)(points, function(points), j=true_jacobian(points))["loss"].backward()
     assert net[0].weight.grad.abs().sum() > 0
 
 
-def test_shares_are_measured_and_slopes_can_wait(points):
+def test_shares_are_measured_and_derivatives_can_wait(points):
     objective = Regression(student(), jacobians=GradientShare(0.25), every=2)
-    y, j = function(points), slopes(points)
+    y, j = function(points), true_jacobian(points)
     terms = objective(points, y, j=j)
     assert terms.shares["jacobians"] == pytest.approx(0.25)
     assert "jacobians" not in objective(points, y, j=j)
@@ -122,9 +122,9 @@ def test_shares_are_measured_and_slopes_can_wait(points):
     assert torch.equal(objective(points, y, j=j)["loss"], other(points, y, j=j)["loss"])
 
 
-def test_shares_are_measured_where_there_are_slopes(points):
+def test_shares_are_measured_in_steps_with_derivatives(points):
     objective = Regression(student(), jacobians=GradientShare(0.25), every=3, measure_every=4)
-    y, j = function(points), slopes(points)
+    y, j = function(points), true_jacobian(points)
     measured = []
     for call in range(13):
         before = dict(objective.loss_weights.factors)
@@ -137,7 +137,7 @@ def test_shares_are_measured_where_there_are_slopes(points):
 
 
 def test_what_is_wrong_is_refused(points):
-    y, j = function(points), slopes(points)
+    y, j = function(points), true_jacobian(points)
     with pytest.raises(InputError, match="`y` of `Regression` must be given where there is no teacher"):
         Regression(student(), jacobians=0.0)(points)
     with pytest.raises(InputError, match="`j` of `Regression` must be given"):

@@ -9,7 +9,7 @@ from torch import nn
 from jacmatch.errors import InputError
 from jacmatch.objectives import jacobian_norm_penalty
 
-from .cases import OUTPUTS, along, batch, direction_of, perceptron, slope, student
+from .cases import OUTPUTS, along, batch, direction_of, directional_difference, perceptron, student
 
 
 def half_squared_norms(network, x):
@@ -52,7 +52,7 @@ def test_its_gradient_equals_differences(probes):
         return jacobian_norm_penalty(network, x, probes=probes, seed=5)[1]
 
     whole = along(penalty(), parameters, direction)
-    assert whole == pytest.approx(slope(penalty, parameters, direction), rel=1e-6)
+    assert whole == pytest.approx(directional_difference(penalty, parameters, direction), rel=1e-6)
     assert abs(whole) > 1e-3
 
 

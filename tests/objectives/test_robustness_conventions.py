@@ -58,10 +58,10 @@ def test_there_is_no_noise_in_evaluation():
 def test_noise_and_penalty_are_taken_at_the_same_point():
     network, given = student(), batch()
     objective = Robustness(network, penalty=0.3, form="squared-norm", probe=EveryRow(), noise=0.5, seed=1)
-    found = objective(given["x"], given["y"], ids=given["ids"]).unweighted["penalty"]
+    value = objective(given["x"], given["y"], ids=given["ids"]).unweighted["penalty"]
     there = Robustness(network, penalty=0.3, form="squared-norm", probe=EveryRow()).eval()
     moved = given["x"] + seen_noise(given)
-    torch.testing.assert_close(found, there(moved, given["y"]).unweighted["penalty"])
+    torch.testing.assert_close(value, there(moved, given["y"]).unweighted["penalty"])
 
 
 def seen_noise(given):

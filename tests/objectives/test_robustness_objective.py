@@ -21,7 +21,7 @@ from jacmatch.jacobian import (
 from jacmatch.objectives import Robustness, jacobian_norm_penalty
 from jacmatch.objectives.robustness import FORMS
 
-from .cases import OUTPUTS, along, batch, direction_of, slope, student
+from .cases import OUTPUTS, along, batch, direction_of, directional_difference, student
 
 SCALES = {"raw": 1.0, "one": 0.5, "channels": (0.5, 2.0)}
 FACTORS = {name: factor for name, (_, factor) in FORMS.items()}
@@ -87,8 +87,8 @@ def test_the_forms_are_those_of_the_losses():
         ),
     }
     for form, each in wanted.items():
-        found = objective_of(network, form, probe=EveryRow())(given["x"], given["y"]).unweighted["penalty"]
-        torch.testing.assert_close(found.detach(), each.mean())
+        penalty = objective_of(network, form, probe=EveryRow())(given["x"], given["y"]).unweighted["penalty"]
+        torch.testing.assert_close(penalty.detach(), each.mean())
     assert set(FORMS) <= set(losses.PENALTIES)
 
 
@@ -106,35 +106,37 @@ def test_the_mean_over_all_signs_is_the_whole_penalty(form, scale, monkeypatch):
     """Rademacher rows, every choice of signs once: the estimate has exactly the right mean."""
     network, given = student(), batch()
     rows = 1 if form == "paper-label-cross-entropy" else OUTPUTS
-    found = []
+    penalties = []
     for signs in itertools.product((-1.0, 1.0), repeat=rows):
         v = torch.tensor(signs, dtype=torch.float64).expand(1, 3, rows)
         monkeypatch.setattr(RandomOutputs, "directions", lambda self, v=v, **_: v)
-        found.append(objective_of(network, form, scale=scale)(given["x"], given["y"]).unweighted["penalty"].detach())
+        penalties.append(
+            objective_of(network, form, scale=scale)(given["x"], given["y"]).unweighted["penalty"].detach()
+        )
     wanted = [exact(form, network, x, int(y), scale) for x, y in zip(given["x"], given["y"], strict=True)]
-    assert float(torch.stack(found).mean()) == pytest.approx(sum(wanted) / 3, rel=1e-9)
+    assert float(torch.stack(penalties).mean()) == pytest.approx(sum(wanted) / 3, rel=1e-9)
 
 
 def test_the_mean_over_all_directions_of_the_input(monkeypatch):
     """The same on the side of the inputs: 2⁶ signs."""
     network, given = student(), batch()
-    found = []
+    penalties = []
     for signs in itertools.product((-1.0, 1.0), repeat=6):
         v = torch.tensor(signs, dtype=torch.float64).view(1, 1, 2, 3).expand(1, 3, 2, 3)
         monkeypatch.setattr(RandomInputs, "directions", lambda self, v=v, **_: v)
         objective = objective_of(network, "squared-norm", probe=RandomInputs(), scale=(0.5, 2.0))
-        found.append(objective(given["x"], given["y"]).unweighted["penalty"].detach())
+        penalties.append(objective(given["x"], given["y"]).unweighted["penalty"].detach())
     wanted = [exact("squared-norm", network, x, 0, (0.5, 2.0)) for x in given["x"]]
-    assert float(torch.stack(found).mean()) == pytest.approx(sum(wanted) / 3, rel=1e-9)
+    assert float(torch.stack(penalties).mean()) == pytest.approx(sum(wanted) / 3, rel=1e-9)
 
 
 @pytest.mark.parametrize("probe", [LabelClass(), TopClass()])
 def test_one_class_is_the_papers_row(probe):
     network, given = student(), batch()
-    found = objective_of(network, "squared-norm", probe=probe)(given["x"], given["y"]).unweighted["penalty"]
+    penalty = objective_of(network, "squared-norm", probe=probe)(given["x"], given["y"]).unweighted["penalty"]
     chosen = given["y"] if isinstance(probe, LabelClass) else network(given["x"]).argmax(1)
     wanted = [float(logit_rows(network, x)[c].square().sum()) for x, c in zip(given["x"], chosen, strict=True)]
-    assert float(found.detach()) == pytest.approx(sum(wanted) / 3, rel=1e-9)
+    assert float(penalty.detach()) == pytest.approx(sum(wanted) / 3, rel=1e-9)
 
 
 PROBES = {
@@ -159,9 +161,11 @@ def test_the_gradient_equals_differences(form, probe):
         ]
 
     for name in ("loss", "penalty"):
-        found = along(term(name), parameters, direction)
-        assert found == pytest.approx(slope(lambda name=name: term(name), parameters, direction), rel=1e-6)
-        assert abs(found) > 1e-4
+        derivative = along(term(name), parameters, direction)
+        assert derivative == pytest.approx(
+            directional_difference(lambda name=name: term(name), parameters, direction), rel=1e-6
+        )
+        assert abs(derivative) > 1e-4
 
 
 def test_a_regression_has_squared_error():
@@ -184,7 +188,7 @@ def test_what_the_penalty_stands_for():
     points, weights = (torch.tensor(each) for each in hermite_e.hermegauss(7))
     weights = weights / weights.sum()
     basis = torch.linalg.qr(network[1].weight.detach().T)[0]  # the logits move in these four directions only
-    found = {}
+    differences = {}
     with torch.no_grad():
         clean = float(nn.functional.cross_entropy(network(given["x"]), given["y"]))
         for sigma in (0.1, 0.05):
@@ -192,6 +196,6 @@ def test_what_the_penalty_stands_for():
             for index in map(list, itertools.product(range(7), repeat=OUTPUTS)):
                 moved = given["x"] + sigma * (basis @ points[index]).view(2, 3)
                 total += float(weights[index].prod() * nn.functional.cross_entropy(network(moved), given["y"]))
-            found[sigma] = (total - clean) / sigma**2 - penalty
-    assert abs(found[0.05]) < 1e-2 * penalty
-    assert found[0.1] / found[0.05] == pytest.approx(4, rel=0.1)
+            differences[sigma] = (total - clean) / sigma**2 - penalty
+    assert abs(differences[0.05]) < 1e-2 * penalty
+    assert differences[0.1] / differences[0.05] == pytest.approx(4, rel=0.1)

@@ -17,17 +17,17 @@ from .cases import along, batch, direction_of, student, teacher
 
 def norms(terms, network):
     """‖∂ term/∂θ‖ of each weighted term, by autograd here."""
-    found = {}
+    norm_of = {}
     for name in terms.keys()[1:]:
         parameters = list(network.parameters())
         gradients = torch.autograd.grad(terms[name], parameters, retain_graph=True, allow_unused=True)
-        found[name] = math.sqrt(sum(float(g.square().sum()) for g in gradients if g is not None))
-    return found
+        norm_of[name] = math.sqrt(sum(float(g.square().sum()) for g in gradients if g is not None))
+    return norm_of
 
 
 def shares(terms, network):
-    found = norms(terms, network)
-    return {name: norm / sum(found.values()) for name, norm in found.items()}
+    norm_of = norms(terms, network)
+    return {name: norm / sum(norm_of.values()) for name, norm in norm_of.items()}
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_student_whose_units_are_all_off_goes_on():
     assert network[2].bias.grad.abs().sum() > 0
 
 
-def test_shares_are_measured_again_and_kept_in_between():
+def test_shares_are_measured_again_and_constant_in_between():
     network, given = student(), batch()
     objective = Distillation(network, teacher(), probe=EveryRow(), measure_every=3)
     first = objective(**given)
@@ -113,8 +113,8 @@ def test_shares_are_measured_again_and_kept_in_between():
     again = objective(**given)
     assert again.shares["labels"] != first.shares["labels"]
     assert shares(again, network)["jacobians"] == pytest.approx(0.3, rel=1e-6)
-    kept = objective.eval()(**given)
-    assert kept.shares == again.shares
+    evaluated = objective.eval()(**given)
+    assert evaluated.shares == again.shares
 
 
 def test_every_third_step_has_three_times_the_weight():
@@ -169,7 +169,7 @@ def test_a_schedule_lessens_the_weight_and_the_share_says_so(schedule):
     torch.testing.assert_close(plain["jacobians"], 0.4 * factor * plain.unweighted["jacobians"])
 
 
-def test_a_schedule_that_has_ended_asks_for_no_slopes():
+def test_a_schedule_that_has_ended_needs_no_derivatives():
     objective = Distillation(student(), teacher(), schedule=WeightSchedule(fades_from=0.5))
     assert "jacobians" not in objective(**batch(), progress=1.0)
 
@@ -261,11 +261,11 @@ def test_the_mean_gradient_of_a_random_probe_is_that_of_all_rows():
     copies = {name: tensor.repeat(700, *[1] * (tensor.dim() - 1)) for name, tensor in given.items()}
     copies["ids"] = torch.arange(2100)
     for probe in (None, RandomInputs(1)):
-        found = []
+        estimates = []
         for seed in range(10):
             objective = Distillation(network, teacher(), probe=probe, seed=seed, **settings).eval()
-            found.append(along(objective(**copies)["loss"], parameters[:-1], direction))
-        mean = sum(found) / 10
-        error = math.sqrt(sum((one - mean) ** 2 for one in found) / 90)
+            estimates.append(along(objective(**copies)["loss"], parameters[:-1], direction))
+        mean = sum(estimates) / 10
+        error = math.sqrt(sum((one - mean) ** 2 for one in estimates) / 90)
         assert abs(mean - exact) < 5 * error
         assert error < 0.02 * exact, "or the interval says nothing"

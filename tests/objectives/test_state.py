@@ -18,7 +18,7 @@ def network(outputs=CLASSES, seed=0):
 
 
 class Fails(nn.Module):
-    """A network that raises, or returns NaN, where it is told to."""
+    """A network that raises, or returns NaN, as `mode` says."""
 
     def __init__(self, inner):
         super().__init__()

@@ -33,9 +33,9 @@ from .cases import (
     along,
     batch,
     direction_of,
+    directional_difference,
     go_together,
     perceptron,
-    slope,
     student,
     teacher,
     unchecked,
@@ -91,7 +91,7 @@ def test_value_and_gradient(probe, reading, point, loss):
         parameters = list(s.parameters())
         direction = direction_of(parameters)
         of_jacobians, whole = (along(terms[name], parameters, direction) for name in ("jacobians", "loss"))
-        exact = slope(lambda: objective(**given)["loss"], parameters, direction)
+        exact = directional_difference(lambda: objective(**given)["loss"], parameters, direction)
         assert whole == pytest.approx(exact, rel=1e-6, abs=1e-8)
         assert abs(of_jacobians) > 1e-9, "the Jacobian term must have a gradient"
 
@@ -194,7 +194,7 @@ def test_regression():
     torch.testing.assert_close(terms["labels"], 1.5 * truth)
     parameters = list(s.parameters())
     direction = direction_of(parameters)
-    exact = slope(lambda: objective(**given)["loss"], parameters, direction)
+    exact = directional_difference(lambda: objective(**given)["loss"], parameters, direction)
     assert along(objective(**given)["loss"], parameters, direction) == pytest.approx(exact, rel=1e-6)
 
 
@@ -211,8 +211,8 @@ def test_every_kind_of_teacher_gives_the_same_terms():
     a, b, c, d = (p.detach() for p in teacher().parameters())
 
     def jacobian(x):
-        slopes = 1 - torch.tanh(x.flatten(1) @ a.T + b) ** 2
-        return torch.einsum("kh,nh,hi->nki", c, slopes, a).view(len(x), OUTPUTS, *SHAPE)
+        derivatives = 1 - torch.tanh(x.flatten(1) @ a.T + b) ** 2
+        return torch.einsum("kh,nh,hi->nki", c, derivatives, a).view(len(x), OUTPUTS, *SHAPE)
 
     kinds = {
         "module": ModuleTeacher(net),
@@ -247,13 +247,13 @@ def test_autocast_costs_digits_of_the_network_alone(probe):
     s = student().float()
     parameters = [p for p in s.parameters() if p is not s[3].bias]
     objective = Distillation(s, teacher().float(), jacobians=1.0, probe=probe).eval()
-    found = []
+    gradients = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             terms = objective(**given)
         assert all(terms[name].dtype == torch.float32 for name in terms)
-        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(terms["jacobians"], parameters)]))
-    assert float((found[0] - found[1]).norm() / found[0].norm()) < 0.03
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(terms["jacobians"], parameters)]))
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 0.03
 
 
 def test_another_number_of_classes_is_named_whatever_the_probe():

@@ -14,9 +14,9 @@ from jacmatch.objectives.transfer import Transfer
 from jacmatch.teachers import BlackBoxTeacher, MemoizedTeacher, ModuleTeacher, Question
 
 from . import reference
-from .cases import along, direction_of, slope, unchecked
+from .cases import along, direction_of, directional_difference, unchecked
 
-CLASSES, TOLD, BATCH, SHAPE = 2, 3, 3, (2, 6, 5)
+CLASSES, TEACHER_CLASSES, BATCH, SHAPE = 2, 3, 3, (2, 6, 5)
 PAIRS = [("first.1", "body.1"), ("second.1", "body.3")]
 
 
@@ -28,20 +28,20 @@ class Student(nn.Module):
         torch.manual_seed(seed)
         self.first = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh())
         self.second = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Softplus())
-        self.heads = nn.Linear(24, CLASSES + TOLD)
+        self.heads = nn.Linear(24, CLASSES + TEACHER_CLASSES)
 
     def forward(self, x):
         return self.heads(self.second(self.first(x)).flatten(1))
 
 
-class Told(nn.Module):
+class Teacher(nn.Module):
     """A teacher of another architecture: features (B, 5, 5, 4) and (B, 2, 2, 3)."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(2)
         self.body = nn.Sequential(nn.Conv2d(2, 5, 2), nn.Softplus(), nn.Conv2d(5, 2, (4, 2)), nn.Tanh())
-        self.head = nn.Linear(12, TOLD)
+        self.head = nn.Linear(12, TEACHER_CLASSES)
 
     def forward(self, x):
         return self.head(self.body(x).flatten(1))
@@ -55,7 +55,7 @@ def batch(count=BATCH):
 
 def objective(student=None, teacher=None, **settings):
     chosen = {"classes": CLASSES, "pairs": PAIRS, "attention": 1.0, "jacobians": 1.0, **settings}
-    return Transfer((student or Student()).double(), teacher or Told().double(), **chosen)
+    return Transfer((student or Student()).double(), teacher or Teacher().double(), **chosen)
 
 
 def layer_of(network, x, name):
@@ -88,27 +88,27 @@ def sizes(pool):
     return natural if pool is None else [(min(pool, h), min(pool, w)) for h, w in natural]
 
 
-def row_of(network, x, name, size, p, place):
+def row_of(network, x, name, size, p, pixel):
     """The gradient of one pixel of the pooled map by the image."""
-    return torch.autograd.functional.jacobian(lambda z: pixels(network, z, name, size, p)[place], x).flatten()
+    return torch.autograd.functional.jacobian(lambda z: pixels(network, z, name, size, p)[pixel], x).flatten()
 
 
 def by_definition(student, teacher, x, y, *, p, pool, output_loss, temperature, jacobian_loss):
     """All terms, before weighting."""
     sums, norm = {"labels": 0.0, "outputs": 0.0, "attention": 0.0, "jacobians": 0.0}, 0.0
     for one, label in zip(x, y, strict=True):
-        both, told = student(one[None])[0].detach(), teacher(one[None])[0].detach()
+        both, teacher_outputs = student(one[None])[0].detach(), teacher(one[None])[0].detach()
         sums["labels"] += reference.cross_entropy(both[:CLASSES], label)
         source = both[CLASSES:]
-        kl = reference.kl(source, told, temperature)
-        sums["outputs"] += reference.squared(source, told) if output_loss == "squared" else kl
+        kl = reference.kl(source, teacher_outputs, temperature)
+        sums["outputs"] += reference.squared(source, teacher_outputs) if output_loss == "squared" else kl
         own_rows, other_rows = [], []
         for (mine, theirs), size in zip(PAIRS, sizes(pool), strict=True):
             own, other = (pixels(*of, size, p).detach() for of in ((student, one, mine), (teacher, one, theirs)))
             sums["attention"] += reference.normalized(own[None], other[None]) / len(PAIRS)
-            place = int(other.argmax())
+            pixel = int(other.argmax())
             for network, name, rows in ((student, mine, own_rows), (teacher, theirs, other_rows)):
-                rows.append(row_of(network, one, name, size, p, place))
+                rows.append(row_of(network, one, name, size, p, pixel))
         loss = reference.JACOBIAN_LOSSES[jacobian_loss]
         sums["jacobians"] += loss(torch.stack(own_rows), torch.stack(other_rows))
         norm += float(torch.stack(other_rows).square().sum()) / len(x)
@@ -126,7 +126,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: f"p={settings['p']}, size={settings['size']}")
 def test_the_terms_are_those_of_the_definitions(settings):
-    student, teacher = Student().double(), Told().double()
+    student, teacher = Student().double(), Teacher().double()
     x, y = batch()
     expected = by_definition(
         student, teacher, x, y, **{"pool" if key == "size" else key: value for key, value in settings.items()}
@@ -153,13 +153,13 @@ def test_the_gradient_is_that_of_finite_differences(settings, only):
     direction = direction_of(parameters)
     exact = along(made(x, y)["loss"], parameters, direction)
     assert abs(exact) > 1e-3
-    assert slope(lambda: made(x, y)["loss"], parameters, direction) == pytest.approx(exact, rel=1e-6)
+    assert directional_difference(lambda: made(x, y)["loss"], parameters, direction) == pytest.approx(exact, rel=1e-6)
 
 
 def test_a_student_that_is_the_teacher_loses_nothing():
     """Both heads apart, all terms but the labels are 0 for equal networks."""
     teacher = Student(seed=1).double()
-    source = nn.Linear(24, TOLD).double()
+    source = nn.Linear(24, TEACHER_CLASSES).double()
     with torch.no_grad():
         source.weight.copy_(teacher.heads.weight[CLASSES:])
         source.bias.copy_(teacher.heads.bias[CLASSES:])
@@ -170,25 +170,25 @@ def test_a_student_that_is_the_teacher_loses_nothing():
         assert float(terms.unweighted[name].detach()) == pytest.approx(0, abs=1e-12)
 
 
-def test_one_forward_pass_and_one_question():
-    student, asked, passes = Student().double(), [], []
-    inner = ModuleTeacher(Told().double())
+def test_one_forward_pass_and_one_query():
+    student, queries, passes = Student().double(), [], []
+    inner = ModuleTeacher(Teacher().double())
 
     class Watched:
         answers_vjp = True
 
         def answer(self, x, question=None):
-            asked.append(question)
+            queries.append(question)
             return inner.answer(x, question)
 
     made = objective(student, Watched())
     x, y = batch()
     made(x, y)  # finds out the sizes of the maps
     student.register_forward_hook(lambda *_: passes.append(1))
-    asked.clear()
+    queries.clear()
     with unverified():  # the check of an engine before its first use has passes of its own
         made(x, y)
-    assert (len(passes), len(asked)) == (1, 1)
+    assert (len(passes), len(queries)) == (1, 1)
 
 
 def test_samples_are_treated_each_by_itself():
@@ -201,9 +201,9 @@ def test_samples_are_treated_each_by_itself():
         torch.testing.assert_close(whole.unweighted[name], joined)
 
 
-def test_a_remembered_teacher_says_the_same():
+def test_a_memoized_teacher_gives_the_same_loss():
     x, y = batch()
-    memoized = MemoizedTeacher(ModuleTeacher(Told().double()))
+    memoized = MemoizedTeacher(ModuleTeacher(Teacher().double()))
     made, plain = objective(teacher=memoized), objective()
     for _ in range(3):
         torch.testing.assert_close(made(x, y, ids=torch.arange(3))["loss"], plain(x, y)["loss"])
@@ -230,7 +230,7 @@ def test_every_and_schedule():
     torch.testing.assert_close(terms["jacobians"], 3 * 0.5 * terms.unweighted["jacobians"])
 
 
-def test_shares_are_reached_and_kept_in_the_state():
+def test_shares_are_reached_and_saved_in_the_state():
     made = objective(outputs=GradientShare(0.3), attention=GradientShare(0.2), jacobians=GradientShare(0.1)).train()
     terms = made(*batch())
     assert terms.shares == pytest.approx({"labels": 0.4, "outputs": 0.3, "attention": 0.2, "jacobians": 0.1})
@@ -297,7 +297,7 @@ def test_batches_and_networks_that_do_not_fit():
     with pytest.raises(InputError, match=r"`features` of `attention_map` must have shape"):
         objective(pairs=[("heads", "body.1")])(x, y)
     with pytest.raises(UnsupportedError, match=r"`teacher` of `Transfer` must answer vᵀJ; BlackBoxTeacher cannot"):
-        objective(teacher=BlackBoxTeacher(Told().double()))
+        objective(teacher=BlackBoxTeacher(Teacher().double()))
     shared = Student().double()
     with pytest.raises(InputError, match=r"must not share parameters"):
         objective(shared, shared)

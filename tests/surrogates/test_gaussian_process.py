@@ -81,8 +81,8 @@ def test_it_goes_through_what_is_known():
     data, scaler = standardize(x, y, j)
     process = fit_gaussian_process(data)
     assert len(process.groups) == 2
-    found, partials, std = process(data.x, jacobian=True, std=True)
-    np.testing.assert_allclose(scaler.outputs(found), y, atol=1e-4)
+    mean, partials, std = process(data.x, jacobian=True, std=True)
+    np.testing.assert_allclose(scaler.outputs(mean), y, atol=1e-4)
     known = ~np.isnan(j)
     np.testing.assert_allclose(scaler.jacobian(partials)[known], j[known], atol=2e-3)
     assert np.all(std < 1e-2)

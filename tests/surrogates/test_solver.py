@@ -63,7 +63,7 @@ def test_a_constant_function_loses_as_much_by_partials_as_by_values():
     assert data.loss(net, np.zeros(net.count)) == pytest.approx(1.0)
 
 
-def test_a_linear_function_is_found_exactly():
+def test_a_linear_function_is_fitted_exactly():
     x = np.random.default_rng(0).normal(size=(12, 3))
     a = np.array([[1.0, -2.0, 0.5], [3.0, 0.0, 1.0]])
     data, _ = standardize(x, x @ a.T + 4, np.broadcast_to(a, (12, 2, 3)))
