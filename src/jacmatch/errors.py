@@ -146,6 +146,19 @@ def moved(module: str, name: str, names: Mapping[str, str]) -> Any:
     return getattr(importlib.import_module(package), new)
 
 
+def optional_package(module: str, caller: str, install: str) -> Any:
+    """The module of an optional package.
+
+    Raises:
+        InputError: it is not installed, or does not go with what is; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:  # a torchvision built for another torch raises RuntimeError
+        package = module.partition(".")[0]
+        raise InputError(f"{caller} needs the package {package}.", got=f"{error}", do=f"Run: {install}.") from error
+
+
 def unknown_name(what: str, got: str, known: Iterable[str]) -> InputError:
     """An error for a name that is not in a list, with the nearest known names.
 

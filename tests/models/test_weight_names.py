@@ -97,7 +97,7 @@ def layers(*names, features=4):
 def test_layers_that_may_be_either_are_refused(tmp_path, theirs, ours):
     path = written(tmp_path, layers(*theirs).state_dict())
     message = refused(path, "must hold the weights of this ModuleDict", layers(*ours))
-    assert "leave open which is which: rename them" in message
+    assert "leave open which is which: name the model of the library that wrote them" in message
 
 
 def test_numbers_that_begin_elsewhere_keep_their_order(tmp_path):
@@ -122,6 +122,4 @@ def test_stages_of_other_lengths_are_refused(tmp_path):
 
 def test_a_head_of_other_classes_says_how_many(tmp_path):
     net = trained(lambda: Net(1000))
-    refused(
-        written(tmp_path, prefixed("module.", net.state_dict())), "have 1000 outputs and the model 3: build it with"
-    )
+    refused(written(tmp_path, prefixed("module.", net.state_dict())), "have 1000 outputs and the model 3. To fine-tune")

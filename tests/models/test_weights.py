@@ -113,7 +113,7 @@ def test_weights_for_another_number_of_outputs_list_the_shapes(saved):
     refused(
         saved,
         r"Got of another shape: classifier.weight \(3, 6\), must be \(5, 6\), classifier.bias \(3,\), must be \(5,\)\. "
-        "These weights have 3 outputs and the model 5: build it with as many as they have",
+        r"These weights have 3 outputs and the model 5\. To fine-tune them for other classes: jacmatch train",
         model=small(outputs=5),
     )
 
@@ -135,7 +135,7 @@ def test_weights_that_are_not_finite_are_refused(saved, value):
 
 def test_weights_from_elsewhere_must_say_their_normalization(saved):
     path = edited(saved, mean=None, std=None)
-    message = "must say how its weights expect the input normalized.*`mean=.0.0,., std=.1.0,.` if they were trained"
+    message = "must say how its weights expect the input normalized.*`mean=.0.0,., std=.1.0,.`. if they were trained"
     refused(path, message)
     refused(path, message, mean=(0.5,))
     refused(path, "`mean` of `load_weights` must have one number", mean=(0.5, 0.5), std=(1.0,))

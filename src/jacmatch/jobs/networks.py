@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,25 @@ from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.files import inside, read
 from jacmatch.jacobian import output_tensor
 from jacmatch.jacobian.modules import call
-from jacmatch.models import catalog, load_weights, save_weights
+from jacmatch.models import Resized, catalog, load_weights, save_weights
+from jacmatch.models.weights import output_counts
 from jacmatch.runs import Run
 from jacmatch.runs.files import load
 
 WEIGHTS, DESCRIPTION = "student.safetensors", "network.json"
+_FILES = (".pt", ".pth", ".safetensors", ".bin", ".onnx", ".ckpt", ".npz", ".tar")
 
 
 @dataclass(frozen=True)
 class Description:
-    """What must be known to build a network again."""
+    """What must be known to build a network again; with a `size`, images are resized to so many pixels a side."""
 
     spec: str
     outputs: int
     shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    size: int | None = None
 
     @classmethod
     def of(cls, spec: str, data: Data) -> "Description":
@@ -42,8 +45,10 @@ class Description:
         Raises:
             InputError: there is no such model, its code fails, or it does not return the outputs the data need.
         """
+        shape = self.shape if self.size is None else (self.shape[0], self.size, self.size)
         try:
-            network = catalog.build(self.spec, self.outputs, self.shape, list(self.mean), list(self.std))
+            network = catalog.build(self.spec, self.outputs, shape, self.mean or None, self.std or None)
+            network = network if self.size is None else Resized(network, self.shape, self.size)
             with torch.no_grad():
                 outputs = output_tensor(call(network.eval(), torch.zeros(2, *self.shape)))
         except (InputError, UnsupportedError):
@@ -101,6 +106,7 @@ def describe(folder: Path) -> Description:
             tuple(int(size) for size in raw["shape"]),
             tuple(float(value) for value in raw["mean"]),
             tuple(float(value) for value in raw["std"]),
+            None if raw.get("size") is None else int(raw["size"]),
         )
     except InputError:
         raise
@@ -178,22 +184,112 @@ def _check_size(description: Description, file: Path) -> None:
 
 @dataclass(frozen=True)
 class Weights:
-    """A weights file, and the statistics its network was trained with where the file does not hold them."""
+    """A weights file, and what its network was trained with where the file does not say.
+
+    Attributes:
+        path: The file or folder.
+        mean: Mean that was subtracted from the inputs; that of the published weights of the model if None.
+        std: Standard deviation that they were divided by.
+        size: Pixels a side that images are resized to; 0 as they are. If None, as they are unless the model takes one
+            size only.
+    """
 
     path: Path
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    size: int | None = None
+
+    def describe(self, spec: str, outputs: int, shape: tuple[int, ...]) -> Description:
+        """The network of these weights for samples of this shape; `mean` and `std` are empty where nobody knows them.
+
+        Raises:
+            InputError: The samples are no images, and cannot be resized.
+        """
+        known = catalog.preprocessing(spec)
+        mean, std, size = self.mean, self.std, self.size
+        if known is not None and mean is None and std is None and len(known.mean) in (1, shape[0]):
+            mean, std = known.mean, known.std
+        if known is not None and known.fixed and size is None:
+            size = known.size
+        size = size if size and tuple(shape[1:]) != (size, size) else None
+        if size is not None and len(shape) != 3:
+            raise InputError("`--size` must come with images.", got=f"samples of shape {tuple(shape)}")
+        return Description(spec, outputs, tuple(shape), tuple(mean or ()), tuple(std or ()), size)
+
+
+def with_weights(
+    spec: str, outputs: int | None, shape: tuple[int, ...], weights: Weights
+) -> tuple[nn.Module, Description]:
+    """A model with the weights of a file, in evaluation mode, and how it is built.
+
+    Args:
+        spec: The model.
+        outputs: Its number of outputs; None for as many as the weights have.
+        shape: Of the samples.
+        weights: The file.
+
+    Raises:
+        InputError: There is no such model or file, or they do not go together.
+    """
+    description = weights.describe(spec, outputs or 2, shape)
+    options: dict[str, Any] = {"allow_pickle": True}
+    if outputs is None:
+        pair = [replace(description, outputs=count).build() for count in (2, 3)]
+        counts = output_counts(weights.path, *pair, **options) or [2]
+    else:
+        counts = [outputs]
+    for count in counts:
+        network = replace(description, outputs=count).build()
+        inner: Any = network.network if description.size is not None else network
+        try:
+            load_weights(inner, weights.path, mean=description.mean or None, std=description.std or None, **options)
+        except InputError:
+            if count == counts[-1]:
+                raise
+        else:
+            break
+    if hasattr(inner, "mean"):
+        mean, std = (tuple(getattr(inner, name).flatten().tolist()) for name in ("mean", "std"))
+        description = replace(description, mean=mean, std=std)
+    return network.eval(), replace(description, outputs=count)
+
+
+def adapted(trained: nn.Module, description: Description, outputs: int) -> tuple[nn.Module, tuple[str, ...]]:
+    """A copy of a network with a new last layer, also where it has as many outputs, and the names of its tensors.
+
+    Raises:
+        InputError: More than a last layer depends on the number of outputs.
+    """
+    empty = replace(description, outputs=outputs).build()
+    with torch.random.fork_rng(devices=[]):  # the second network is only measured, and moves no random number
+        wider = replace(description, outputs=outputs + 1).build().state_dict()
+    whole = trained.state_dict()
+    shapes = {name: value.shape for name, value in empty.state_dict().items()}
+    head = {name for name, shape in shapes.items() if shape != wider[name].shape}
+    same = {name: whole[name] for name, shape in shapes.items() if name not in head and whole[name].shape == shape}
+    new = set(whole) - set(same)
+    if not 1 <= len(new) <= 2 or not all(whole[name].shape[0] == description.outputs for name in new):
+        rule = "A network must have its outputs in a last linear layer to be fine-tuned for other classes."
+        raise InputError(rule, got=f"{len(new)} tensors that depend on them")
+    empty.load_state_dict(same, strict=False)
+    return empty, tuple(sorted(new))
+
+
+def brings_weights(spec: str) -> bool:
+    """Whether a name stands for a trained network by itself: a run folder, `hf:` or `onnx:`."""
+    return is_run(spec) or spec.partition(":")[0] in ("hf", "onnx")
 
 
 def network(spec: str, data: Data, weights: Weights | None = None, *, allow_code: bool = False) -> nn.Module:
-    """The trained network that a flag names: a run folder, or a model with weights from a file.
+    """The trained network that a flag names: a run folder, `hf:`, `onnx:`, or a model with weights from a file.
 
     Raises:
         InputError: there is no such model or folder, weights are missing, or the network does not fit the data.
     """
+    if weights is not None and (is_run(spec) or spec.startswith("onnx:")):
+        what = "A run folder" if is_run(spec) else "An ONNX file"
+        raise InputError(f"{what} brings its own weights.", got=str(weights.path), do="Leave them out.")
     if is_run(spec):
-        if weights is not None:
-            raise InputError("A run folder brings its own weights.", got=str(weights.path), do="Leave them out.")
         description = describe(Path(spec))
         if description.outputs != data.outputs or description.shape != tuple(data.shape):
             raise InputError(
@@ -201,13 +297,26 @@ def network(spec: str, data: Data, weights: Weights | None = None, *, allow_code
                 got=f"inputs {description.shape}, {description.outputs} outputs",
             )
         return load_student(spec, allow_code=allow_code)
-    built = Description.of(spec, data).build()
+    if spec.startswith("onnx:"):
+        return catalog.build(spec, data.outputs, tuple(data.shape)).eval()
+    if weights is None and spec.startswith("hf:"):
+        weights = Weights(catalog.hf_folder(spec.removeprefix("hf:")))
     if weights is None:
+        if Path(spec).suffix in _FILES:
+            raise _of_a_file(spec)
+        Description.of(spec, data).build()  # an unknown name has a message of its own
         raise InputError(f"The network {spec!r} must have weights here.", do="Give a run folder, or a weights file.")
-    load_weights(built, weights.path, mean=weights.mean, std=weights.std, allow_pickle=True)
-    return built.eval()
+    return with_weights(spec, data.outputs, tuple(data.shape), weights)[0]
+
+
+def _of_a_file(spec: str) -> InputError:
+    """What to write for a file that stands for a network."""
+    if not Path(spec).exists():
+        return InputError(f"`{spec}` must be an existing file.", got="no such file", do="Check the path.")
+    do = f"Write onnx:{spec}." if spec.endswith(".onnx") else f"Write MODEL --weights {spec}; see `jacmatch list`."
+    return InputError("A network must be named by its model, not by its file of weights.", got=f"'{spec}'", do=do)
 
 
 def is_run(spec: str) -> bool:
     """Whether a flag names a folder rather than a model."""
-    return os.path.isdir(spec) or (os.sep in spec and ":" not in spec)
+    return os.path.isdir(spec) or (os.sep in spec and ":" not in spec and Path(spec).suffix not in _FILES)

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,9 +15,7 @@ from jacmatch.jobs.networks import Description
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.teachers import prepare
 from jacmatch.jobs.train import Train
-from jacmatch.models import Resized, catalog, load_weights
-
-CONSTANTS_OF_ITS_OWN = ("timm", "torchvision")  # families that know the statistics of their published weights
+from jacmatch.models import Resized, catalog
 
 
 @dataclass(frozen=True)
@@ -43,18 +40,8 @@ class Pretrained:
         Raises:
             InputError: More than a last layer depends on the number of outputs.
         """
-        empty = replace(self.description, outputs=outputs).build()
-        with torch.random.fork_rng(devices=[]):  # the second network is only measured, and moves no random number
-            wider = replace(self.description, outputs=outputs + 1).build().state_dict()
-        whole = _inner(self.network, self.description, self.shape).state_dict()
-        shapes = {name: value.shape for name, value in empty.state_dict().items()}
-        head = {name for name, shape in shapes.items() if shape != wider[name].shape}
-        same = {name: whole[name] for name, shape in shapes.items() if name not in head and whole[name].shape == shape}
-        new = set(whole) - set(same)
-        if not 1 <= len(new) <= 2 or not all(whole[name].shape[0] == self.description.outputs for name in new):
-            rule = "A teacher must have its outputs in a last linear layer to be fine-tuned."
-            raise InputError(rule, got=f"{len(new)} tensors that depend on them")
-        empty.load_state_dict(same, strict=False)
+        inner = _inner(self.network, self.description, self.shape)
+        empty, _ = networks.adapted(inner, self.description, outputs)
         return _fitted(empty, self.description.shape, self.shape)
 
 
@@ -92,14 +79,10 @@ def from_weights(
         InputError: There is no such model or file, or they do not go together.
     """
     own = shape if size is None else (shape[0], size, size)
-    constants = spec.partition(":")[0] in CONSTANTS_OF_ITS_OWN
-    mean, std = weights.mean, weights.std
-    built: Any = catalog.build(spec, outputs, own, mean, std)
-    if constants and mean is None and std is None:
-        mean, std = (tuple(each.flatten().tolist()) for each in (built.mean, built.std))
-    load_weights(built, weights.path, mean=mean, std=std, allow_pickle=True)
-    statistics = tuple(built.mean.flatten().tolist()), tuple(built.std.flatten().tolist())
-    return Pretrained(_fitted(built.eval(), own, shape), Description(spec, outputs, own, *statistics), shape)
+    if (known := catalog.preprocessing(spec)) is not None and known.fixed and size is None:
+        own = (shape[0], known.size, known.size)
+    network, description = networks.with_weights(spec, outputs, own, replace(weights, size=0))
+    return Pretrained(_fitted(network, own, shape), description, shape)
 
 
 def _fitted(network: nn.Module, own: tuple[int, ...], shape: tuple[int, ...]) -> nn.Module:

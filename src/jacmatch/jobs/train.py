@@ -1,11 +1,14 @@
 """`jacmatch train`: one network from labels, a teacher or a baseline."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import torch
+from torch import nn
 
 from jacmatch.datasets import Data
+from jacmatch.errors import InputError
 from jacmatch.jobs import networks
 from jacmatch.jobs.data import load
 from jacmatch.jobs.inputs import same_inputs
@@ -13,25 +16,38 @@ from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import TrainingFields
 from jacmatch.jobs.study import NO_AGREEMENT, Result, head, measured, unfinished
 from jacmatch.losses import Task
+from jacmatch.models import catalog
 from jacmatch.objectives import Distillation
 from jacmatch.training import fit
 
 
 @dataclass(frozen=True)
 class Train(TrainingFields):
-    """Train one network from labels: a teacher, or a baseline."""
+    """Train one network from labels: a teacher or a baseline, new or pretrained."""
 
-    main: ClassVar[str] = "data model per_class steps batch_size lr augment device out smoke"
+    main: ClassVar[str] = "data model weights tune per_class steps lr device out smoke"
     examples: ClassVar[tuple[str, ...]] = (
         "--data cifar10:DIR --model resnet20 --augment crop flip",
-        "--data npz:my.npz --model mlp:64,64 --out runs/teacher",
+        "--data folder:photos@64 --model timm:resnet18 --weights r.pth",
     )
 
     data: str = "digits"
     """Data set: digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, npz:FILE, folder:DIR, synthetic, or
     PACKAGE.MODULE:CALLABLE; left on disk: stream:DIR (a folder), wds:DIR (tar shards)."""
     model: str = "cnn5"
-    """Network: a name from `jacmatch list`, timm:NAME, torchvision:NAME or PACKAGE.MODULE:CALLABLE."""
+    """Network: a name from `jacmatch list`, timm:NAME, torchvision:NAME, hf:DIR or PACKAGE.MODULE:CALLABLE."""
+    weights: Path | None = None
+    """Weights to begin with, also of other classes (the last layer is new then): safetensors, a checkpoint of torch
+    (.pth), or a folder of either."""
+    tune: Literal["all", "head"] = "all"
+    """With --weights: train all layers, or the last one only (a linear probe)."""
+    mean: tuple[float, ...] | None = None
+    """With --weights: the mean that their inputs had subtracted; timm:, torchvision: and hf: models know theirs."""
+    std: tuple[float, ...] | None = None
+    """With --weights: the standard deviation that they were divided by."""
+    size: int | None = None
+    """With --weights: pixels a side that images are resized to inside the network. If left out, images stay as they
+    are, unless the model takes one size only."""
     per_class: int = 0
     """Training samples for each class; 0 for all."""
 
@@ -41,13 +57,37 @@ class Train(TrainingFields):
         with progress or Progress() as shown:
             return self.train(data, shown)
 
+    def network(self, data: Data) -> tuple[nn.Module, networks.Description]:
+        """Return the network to train: new, or with the given weights and a new last layer.
+
+        Raises:
+            InputError: Flags do not go together, or the weights do not fit the model.
+        """
+        weights = self.weights
+        if weights is None and self.model.startswith("hf:"):
+            weights = catalog.hf_folder(self.model.removeprefix("hf:"))
+        if weights is None:
+            named = [name for name in ("mean", "std", "size") if getattr(self, name) is not None]
+            if named or self.tune != "all":
+                flags = ", ".join(f"`--{name}`" for name in named or ["tune"])
+                raise InputError(f"{flags} of `train` must come with --weights.")
+            description = networks.Description.of(self.model, data)
+            torch.manual_seed(self.seed)
+            return description.build(), description
+        given = networks.Weights(weights, self.mean, self.std, self.size)
+        trained, description = networks.with_weights(self.model, None, tuple(data.shape), given)
+        torch.manual_seed(self.seed)
+        student, head = networks.adapted(trained, description, data.outputs)
+        if self.tune == "head":
+            for name, parameter in student.named_parameters():
+                parameter.requires_grad_(name in head)
+        return student, replace(description, outputs=data.outputs)
+
     def train(self, data: Data, progress: Progress) -> Result:
         """Train on loaded data, and return the result."""
         training = self.training()
-        description = networks.Description.of(self.model, data)
         train, validation = self.parts(data, self.per_class, self.seed)
-        torch.manual_seed(self.seed)
-        student = description.build()
+        student, description = self.network(data)
         run = self.begin("train")
         same_inputs(run, data, networks=(description,))
         task: Task = "classification" if data.classes else "regression"

@@ -3,33 +3,23 @@
 import difflib
 import importlib
 import inspect
+import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from jacmatch.errors import InputError, unknown_name
+from jacmatch.errors import InputError, optional_package, unknown_name
 from jacmatch.models import resnet
 from jacmatch.models.inputs import Normalized, Shape, Statistics, check_sizes
 from jacmatch.models.mlp import mlp, mlp_from_layout, scaled_mlp_from_layout
+from jacmatch.models.values import ValuesOnly, onnx
 from jacmatch.models.vgg import VGG, cnn3, cnn5, vgg4, vgg9
 from jacmatch.models.vit import vit_tiny
-
-
-def optional_package(module: str, caller: str, install: str) -> Any:
-    """The module of an optional package.
-
-    Raises:
-        InputError: it is not installed, or does not go with what is; the message says how to install it.
-    """
-    try:
-        return importlib.import_module(module)
-    except (ImportError, OSError, RuntimeError) as error:  # a torchvision built for another torch raises RuntimeError
-        package = module.partition(".")[0]
-        raise InputError(f"{caller} needs the package {package}.", got=f"{error}", do=f"Run: {install}.") from error
-
 
 Builder = Callable[[int, Shape, Statistics, Statistics], nn.Module]
 
@@ -75,9 +65,10 @@ def build(spec: str, outputs: int, shape: Shape, mean: Statistics = None, std: S
     Args:
         spec: A name in `CATALOG`; `vgg:64-M-128-M`, a layout as in `VGG`; `mlp:64-64` or `mlp:64-64-tanh`, widths of
             the hidden layers and the activation; `scaled-mlp:64-64-softplus`, which scales its outputs as well;
-            `timm:NAME` or `torchvision:NAME`, wrapped in `Normalized`; or `PACKAGE.MODULE:CALLABLE`, which is called
-            with those of `outputs` (or `classes`), `shape`, `mean`, `std` that it has as parameters, and must
-            normalize the raw input itself.
+            `timm:NAME`, `torchvision:NAME` or `hf:DIR_OR_NAME` (the `config.json` of a folder, or of a repository in
+            the local cache of Hugging Face), wrapped in `Normalized`; `onnx:FILE`, which has values and no gradient; or
+            `PACKAGE.MODULE:CALLABLE`, which is called with those of `outputs` (or `classes`), `shape`, `mean`, `std`
+            that it has as parameters, and must normalize the raw input itself.
         outputs: Number of outputs, at least 1.
         shape: Shape of one sample.
         mean: Subtracted from the raw input, per channel or one for all.
@@ -125,6 +116,109 @@ def _torchvision(name: str, outputs: int, shape: Shape, mean: Statistics, std: S
     return _wrapped(f"torchvision:{name}", create, outputs, shape, mean, std)
 
 
+def _hf(name: str, outputs: int, shape: Shape, mean: Statistics, std: Statistics) -> nn.Module:
+    """An image classifier of transformers with random weights, by its `config.json`; no code of the folder is run."""
+    transformers = optional_package("transformers", f"`hf:{name}`", "pip install 'jacmatch[hf]'")
+    folder = hf_folder(name)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config.num_labels = outputs
+        if hasattr(config, "num_channels"):
+            config.num_channels = shape[0]
+        create = partial(transformers.AutoModelForImageClassification.from_config, config, trust_remote_code=False)
+        network = create()
+    except Exception as error:  # transformers raises many types
+        reason = (str(error).strip().splitlines() or [""])[0][:160]
+        do = "Name the folder of an image classifier with config.json."
+        raise InputError(f"`hf:{name}` must be an image classifier of transformers.", got=reason, do=do) from error
+    if mean is None and std is None and (known := preprocessing(f"hf:{name}")) and len(known.mean) in (1, shape[0]):
+        mean, std = known.mean, known.std
+    return _wrapped(f"hf:{name}", partial(_Logits, network), outputs, shape, mean, std)
+
+
+class _Logits(nn.Module):
+    """The logits of a classifier of transformers."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x).logits  # type: ignore[no-any-return]
+
+
+def hf_folder(name: str) -> Path:
+    """The folder of `hf:NAME`: one that exists, or the snapshot in the local cache. Nothing is downloaded.
+
+    Raises:
+        InputError: There is neither.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        hub = optional_package("huggingface_hub", f"`hf:{name}`", "pip install 'jacmatch[hf]'")
+        try:
+            folder = Path(hub.snapshot_download(name, local_files_only=True))
+        except Exception as error:  # huggingface_hub has types of its own
+            rule = f"`hf:{name}` must be a folder, or a repository in the local cache of Hugging Face."
+            do = f"Nothing is downloaded; to have it in the cache, run: hf download {name}."
+            raise InputError(rule, got=f"{name!r}, which is neither", do=do) from error
+    return folder
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What published weights expect of raw images.
+
+    Attributes:
+        mean: Subtracted, per channel.
+        std: Divides the difference.
+        size: Pixels a side.
+        fixed: Whether the network takes no other size.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int
+    fixed: bool
+
+
+def preprocessing(spec: str) -> Preprocessing | None:
+    """Return what the published weights of a model expect; None where nobody says.
+
+    It is in `pretrained_cfg` of timm, the transforms of torchvision, and `preprocessor_config.json` of Hugging Face.
+    """
+    family, _, name = spec.partition(":")
+    if family == "timm":
+        timm = optional_package("timm", f"`{spec}`", "pip install 'jacmatch[timm]'")
+        cfg = timm.get_pretrained_cfg(name)
+        if cfg is None:
+            return None
+        return Preprocessing(tuple(cfg.mean), tuple(cfg.std), cfg.input_size[-1], bool(cfg.fixed_input_size))
+    if family == "torchvision":
+        models = optional_package("torchvision.models", f"`{spec}`", "pip install torchvision")
+        if name not in models.list_models(module=models):
+            return None
+        own = models.get_model_weights(name).DEFAULT.transforms()
+        return Preprocessing(tuple(own.mean), tuple(own.std), own.crop_size[0], "vit" in name)
+    if family == "hf":
+        return _hf_preprocessing(hf_folder(name))
+    return None
+
+
+def _hf_preprocessing(folder: Path) -> Preprocessing | None:
+    """From the two files of a folder; None where they do not say."""
+    texts = [folder / name for name in ("preprocessor_config.json", "config.json")]
+    try:
+        own, config = (json.loads(text.read_bytes()) if text.is_file() else {} for text in texts)
+        sizes = own.get("crop_size") or own.get("size") or config["image_size"]
+        size = int(next(iter(sizes.values())) if isinstance(sizes, dict) else sizes)
+        if own.get("do_normalize", "image_mean" in own):
+            return Preprocessing(tuple(own["image_mean"]), tuple(own["image_std"]), size, "image_size" in config)
+        return Preprocessing((0.0,), (1.0,), size, "image_size" in config) if own else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def _wrapped(
     spec: str, create: Callable[[], nn.Module], outputs: int, shape: Shape, mean: Statistics, std: Statistics
 ) -> nn.Module:
@@ -150,6 +244,27 @@ def _no_such_model(library: str, name: str, known: Iterable[str]) -> InputError:
 
 def _from_callable(spec: str, outputs: int, shape: Shape, mean: Statistics, std: Statistics) -> nn.Module:
     """What the user's own function builds; exceptions of that code keep their traceback."""
+    function = _imported(spec)
+    rule = f"`{spec}` must be a function or class that returns a new torch.nn.Module"
+    if not callable(function) or isinstance(function, nn.Module):
+        raise InputError(f"{rule}, for each run another.", got=f"an object of type {type(function).__name__}")
+    offered = {"outputs": outputs, "classes": outputs, "shape": tuple(shape), "mean": mean, "std": std}
+    try:
+        accepted, others = _parameters(function)
+    except ValueError as error:  # some callables written in C
+        raise InputError(f"{rule} and shows its parameters.", got=f"{error}") from error
+    if others:
+        got = f"required parameters {', '.join(sorted(others))}"
+        do = "A function of a batch can only be a teacher."
+        raise InputError(f"{rule}, called with `outputs` or `classes`, `shape`, `mean`, `std`.", got=got, do=do)
+    model = function(**{name: offered[name] for name in accepted})
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{rule}.", got=f"an object of type {type(model).__name__}")
+    return model
+
+
+def _imported(spec: str) -> Any:
+    """What a PACKAGE.MODULE:CALLABLE names; its code runs only because the user named it."""
     path, _, attribute = spec.partition(":")
     form = f"A model `PACKAGE.MODULE:CALLABLE` must be importable; other forms: {', '.join(FORMS[:-1])}."
     if not is_code(spec):
@@ -161,26 +276,38 @@ def _from_callable(spec: str, outputs: int, shape: Shape, mean: Statistics, std:
         if not f"{path}.".startswith(f"{error.name}."):
             raise
         raise InputError(form, got=f"'{spec}': {error}", do="Check the spelling and the search path.") from error
-    function = getattr(module, attribute, None)
-    rule = f"`{spec}` must be a function or class that returns a new torch.nn.Module"
-    if not callable(function) or isinstance(function, nn.Module):
-        raise InputError(f"{rule}, for each run another.", got=f"an object of type {type(function).__name__}")
-    offered = {"outputs": outputs, "classes": outputs, "shape": tuple(shape), "mean": mean, "std": std}
+    return getattr(module, attribute, None)
+
+
+def _parameters(function: Any) -> tuple[set[str], set[str]]:
+    """The parameters of a builder that a function has, and the other ones that it requires."""
     keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except ValueError as error:  # some callables written in C
-        raise InputError(f"{rule} and shows its parameters.", got=f"{error}") from error
-    accepted = {each.name for each in parameters if each.kind in keyword and each.name in offered}
+    parameters = list(inspect.signature(function).parameters.values())
+    known = ("outputs", "classes", "shape", "mean", "std")
+    accepted = {each.name for each in parameters if each.kind in keyword and each.name in known}
     required = {each.name for each in parameters if each.default is each.empty and each.kind not in variadic}
-    if required - accepted:
-        got = f"required parameters {', '.join(sorted(required - accepted))}"
-        raise InputError(f"{rule}, called with `outputs` or `classes`, `shape`, `mean`, `std`.", got=got)
-    model = function(**{name: offered[name] for name in accepted})
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{rule}.", got=f"an object of type {type(model).__name__}")
-    return model
+    return accepted, required - accepted
+
+
+def function_of_batch(spec: str) -> nn.Module | None:
+    """The trained function that a PACKAGE.MODULE:CALLABLE names, for a teacher; None if it builds new networks.
+
+    A module is returned as it is, any other function that requires one argument, a batch, as `ValuesOnly`.
+
+    Raises:
+        InputError: There is no such function.
+    """
+    function = _imported(spec)
+    if isinstance(function, nn.Module):
+        return function.eval()
+    if isinstance(function, type) or not callable(function):
+        return None
+    try:
+        accepted, others = _parameters(function)
+    except ValueError:  # some callables written in C
+        accepted, others = set(), {"x"}
+    return ValuesOnly(function, name=spec) if len(others) == 1 and not accepted else None
 
 
 FAMILIES: dict[str, Callable[[str, int, Shape, Statistics, Statistics], nn.Module]] = {
@@ -189,8 +316,13 @@ FAMILIES: dict[str, Callable[[str, int, Shape, Statistics, Statistics], nn.Modul
     "vgg": VGG,
     "timm": _timm,
     "torchvision": _torchvision,
+    "hf": _hf,
+    "onnx": onnx,
 }
-FORMS = ("mlp:WIDTHS", "scaled-mlp:WIDTHS", "vgg:LAYOUT", "timm:NAME", "torchvision:NAME", "PACKAGE.MODULE:CALLABLE")
+FORMS = (
+    *("mlp:WIDTHS", "scaled-mlp:WIDTHS", "vgg:LAYOUT", "timm:NAME", "torchvision:NAME", "hf:DIR_OR_NAME", "onnx:FILE"),
+    "PACKAGE.MODULE:CALLABLE",
+)
 
 
 def count_parameters(module: nn.Module) -> int:

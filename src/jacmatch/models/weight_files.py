@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jacmatch.errors import InputError
-from jacmatch.models.catalog import optional_package
+from jacmatch.errors import InputError, optional_package
 
 Sets = dict[str, dict[str, Tensor]]
 

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, optional_package
 from jacmatch.files import replace
 from jacmatch.models import weight_files
-from jacmatch.models.catalog import optional_package
 from jacmatch.models.inputs import Statistics, statistics
 
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -364,6 +363,43 @@ def load_weights(
     _warn(source, fit, [tensors[name].dtype for name in fit.names.values()])
 
 
+def output_counts(
+    path: str | os.PathLike[str], module: nn.Module, wider: nn.Module, *, allow_pickle: bool = False
+) -> list[int]:
+    """The numbers of outputs that the weights in a file can have, the likeliest first; empty where none is seen.
+
+    The last layer is what differs between a module and one of more outputs. Its number in the file is that of a tensor
+    of the same name, or else of one that has the same shape but for the first dimension.
+
+    Args:
+        path: As in `load_weights`.
+        module: A model of the architecture the weights were trained in.
+        wider: The same, with other outputs.
+        allow_pickle: As in `load_weights`.
+
+    Raises:
+        InputError: As `load_weights`, for a file that cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "w.safetensors"
+        >>> save_weights(nn.Linear(3, 1000), file)
+        >>> output_counts(file, nn.Linear(3, 2), nn.Linear(3, 4))
+        [1000]
+    """
+    own, other = (each.state_dict() for each in (module, wider))
+    largest = _SPACE + 4 * sum(value.numel() * value.element_size() for value in own.values()) + 2**30
+    heads = {name: value for name, value in own.items() if value.dim() > 1 and value.shape != other[name].shape}
+    counts: dict[int, int] = {}
+    for tensors in weight_files.read(Path(path), largest, allow_pickle=allow_pickle).values():
+        for given, value in tensors.items():
+            for name, head in heads.items():
+                if value.dim() == head.dim() and value.shape[1:] == head.shape[1:]:
+                    named = given.endswith(".".join(name.split(".")[-2:]))
+                    counts[len(value)] = min(counts.get(len(value), 1), 0 if named else 1)
+    return sorted(counts, key=lambda count: counts[count])
+
+
 def _tensors(fit: Fit, sets: weight_files.Sets) -> dict[str, Tensor]:
     """The set that a fit is of; its key begins with that of the set."""
     keys = [key for key, tensors in sets.items() if f"{fit.key}.".startswith(f"{key}." if key else "")]
@@ -428,7 +464,8 @@ def _scaling(
     if mean is None or std is None:
         raise InputError(
             f"`{source}` must say how its weights expect the input normalized: it has neither `mean` nor `std`.",
-            do="Give both to `load_weights`: `mean=(0.0,), std=(1.0,)` if they were trained on inputs in [0, 1].",
+            do="Give both: --mean 0 --std 1 (in Python `mean=(0.0,), std=(1.0,)`) if they were trained on inputs in "
+            "[0, 1]; for a teacher --teacher-mean and --teacher-std.",
         )
     raw = Names(own).raw
     buffers = statistics("load_weights", tuple(own[raw["mean"]].shape[1:]), mean, std)
@@ -531,13 +568,13 @@ def _remedy(source: Path, own: Names, part: Names, names: list[str], other: list
     if not names and len(heads) == 1 and rest and len(other) <= 2 and all(heads):
         theirs, ours = (int(shape[0]) for shape in next(iter(heads)) if shape)
         return (
-            f"These weights have {theirs} outputs and the model {ours}: build it with as many as they have. A teacher "
-            "of other classes is for `jacmatch transfer`."
+            f"These weights have {theirs} outputs and the model {ours}. To fine-tune them for other classes: jacmatch "
+            f"train --weights {source}; as a teacher of other classes: jacmatch transfer --teacher-weights {source}."
         )
     if names and not other and _alike(own, part):
         return (
-            "As many tensors have the same shapes, but their names leave open which is which: rename them to those of "
-            "the model."
+            "As many tensors have the same shapes, but their names leave open which is which: name the model of the "
+            "library that wrote them (torchvision:NAME, timm:NAME, hf:DIR), or rename them."
         )
     return "Build the model they were trained in, with the same number of outputs and the same input shape."
 

@@ -10,7 +10,7 @@ Example:
     1.0
 """
 
-from jacmatch.models.catalog import optional_package
+from jacmatch.errors import optional_package
 
 optional_package("sklearn", "`jacmatch.surrogates`", "pip install 'jacmatch[train]'")
 

@@ -10,8 +10,7 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, clone
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from jacmatch.errors import InputError, unknown_name
-from jacmatch.models.catalog import optional_package
+from jacmatch.errors import InputError, optional_package, unknown_name
 from jacmatch.surrogates import samples
 from jacmatch.surrogates.gaussian_process import (
     LARGEST,

@@ -10,8 +10,7 @@ import numpy as np
 from numpy import ndarray
 
 from jacmatch.datasets.files import check_memory, existing_file, reading
-from jacmatch.errors import InputError
-from jacmatch.models.catalog import optional_package
+from jacmatch.errors import InputError, optional_package
 
 _PARTIAL = re.compile(r"d(.+)/d(.+)")
 _ONE_HOT = "Turn text into one column of 0 and 1 for each value: pandas.get_dummies(frame, dtype=float)."

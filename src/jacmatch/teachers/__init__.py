@@ -10,6 +10,7 @@ from torch import nn
 
 from jacmatch.errors import InputError, renamed
 from jacmatch.jacobian.features import Select
+from jacmatch.models.values import ValuesOnly
 from jacmatch.teachers.analytic import AnalyticTeacher
 from jacmatch.teachers.base import Answer, Question, Teacher
 from jacmatch.teachers.black_box import BlackBoxTeacher
@@ -29,7 +30,7 @@ TEACHERS = {
 
 
 def as_teacher(given: object, output: Select | None = None) -> Teacher:
-    """The teacher itself, or an nn.Module as ModuleTeacher.
+    """The teacher itself; an nn.Module as ModuleTeacher, or as BlackBoxTeacher if it is `models.ValuesOnly`.
 
     Args:
         given: Either.
@@ -40,6 +41,8 @@ def as_teacher(given: object, output: Select | None = None) -> Teacher:
     """
     if isinstance(given, Teacher):
         return given
+    if isinstance(given, ValuesOnly):
+        return BlackBoxTeacher(given, relative_step=given.step)
     if isinstance(given, nn.Module):
         return ModuleTeacher(given, output=output)
     raise InputError(

@@ -27,6 +27,8 @@ class BlackBoxTeacher:
         function: Takes a batch (B, *input) and returns outputs (B, K).
         batch_size: Largest batch that it takes; None for any.
         arrays: Whether it takes and returns `torch` tensors or `numpy` arrays.
+        relative_step: Step of the differences as a share of the root mean square of x, where a query gives none; None
+            for ε^⅓, ε the precision of x. Coarse functions (float16, quantized) need more.
 
     Raises:
         InputError: a setting is wrong.
@@ -46,6 +48,7 @@ class BlackBoxTeacher:
         *,
         batch_size: int | None = None,
         arrays: Literal["torch", "numpy"] = "torch",
+        relative_step: float | None = None,
     ) -> None:
         if not callable(function):
             raise InputError("`function` of `BlackBoxTeacher` must be callable.", got=type(function).__name__)
@@ -53,7 +56,10 @@ class BlackBoxTeacher:
             raise InputError("`batch_size` of `BlackBoxTeacher` must be at least 1.", got=batch_size)
         if arrays not in ("torch", "numpy"):
             raise InputError("`arrays` of `BlackBoxTeacher` must be 'torch' or 'numpy'.", got=repr(arrays))
+        if relative_step is not None and not 0 < relative_step < 1:
+            raise InputError("`relative_step` of `BlackBoxTeacher` must be between 0 and 1.", got=relative_step)
         self.function = function
+        self.relative_step = relative_step
         self.batch_size = batch_size
         self.arrays = arrays
 
@@ -80,8 +86,12 @@ class BlackBoxTeacher:
             products = None
             if question.tangents is not None:
                 tangents = fitting_tangents(question, x)
+                step: float | Tensor | None = question.step
+                if step is None and self.relative_step is not None:
+                    share = self.relative_step / finite_differences.relative_step(x.dtype)
+                    step = share * finite_differences.step_sizes(x, tangents)
                 products = finite_differences.central(
-                    lambda z: values_of(question, self._outputs(z)), x, tangents, step=question.step
+                    lambda z: values_of(question, self._outputs(z)), x, tangents, step=step
                 )
             return Answer(outputs, values_of(question, outputs), products)
 

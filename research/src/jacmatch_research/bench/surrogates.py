@@ -21,9 +21,9 @@ from numpy import ndarray
 from scipy.stats import qmc
 from torch import Tensor
 
+from jacmatch.errors import optional_package
 from jacmatch.jacobian.products import jacobian
 from jacmatch.jobs.surrogate.examples import HIGH, LOW, flow, ishigami
-from jacmatch.models.catalog import optional_package
 from jacmatch.runs.files import write_whole
 from jacmatch.surrogates import JacobianRegressor
 from jacmatch_research.processes import one_thread

@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacmatch.errors import InputError
-from jacmatch.models.catalog import optional_package
+from jacmatch.errors import InputError, optional_package
 from jacmatch.runs.files import write_whole
 
 ONNX = "student.onnx"
