@@ -324,7 +324,6 @@ def test_compute_loss_refuses_a_wrapped_student():
 @pytest.mark.parametrize(
     ("batch", "name", "message"),
     [
-        ({"pixel_values": X[:4], "labels": Y[:4], "attention_mask": X[:4]}, "pixel_values", "Got 'attention_mask'"),
         ({"pixel_values": X[:4], "ids": Y[:4]}, None, "must have the input None. Got 'pixel_values', 'ids'"),
         ({"pixel_values": X[:4]}, "images", "must have the input 'images'"),
     ],
@@ -334,6 +333,30 @@ def test_batches_that_an_objective_cannot_take_are_refused(batch, name, message)
     with pytest.raises(InputError) as caught:
         loss_of(nn.Linear(1, 1), batch)
     assert message in str(caught.value)
+
+
+def test_masks_reach_both_networks():
+    """Padding and its mask change nothing: neither the loss nor its gradient."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    size = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 1}
+    size |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    torch.manual_seed(0)
+    student, teacher = (
+        huggingface.EmbeddingInputs(BertForSequenceClassification(BertConfig(vocab_size=9, **size)).double())
+        for _ in range(2)
+    )
+    x, y, found = torch.randn(4, 3, 8, dtype=torch.float64), torch.tensor([0, 1, 1, 0]), []
+    for pad in (0, 2):
+        mask = torch.ones(4, 3 + pad).long()
+        mask[:, 3:] = 0
+        padded = torch.cat([x, torch.randn(4, pad, 8, dtype=torch.float64)], 1)
+        loss_of = huggingface.compute_loss(Distillation(student, teacher, jacobians=1.0, probe=EveryRow()))
+        student.zero_grad()
+        loss = loss_of(student, {"inputs_embeds": padded, "attention_mask": mask, "labels": y})
+        loss.backward()
+        found.append((loss.detach(), student.model.classifier.weight.grad.clone()))
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_no_file_of_a_checkpoint_is_read_through_a_link(tmp_path):

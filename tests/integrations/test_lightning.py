@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.training.processes import both
 
-from jacmatch import GradientShare, InputError
+from jacmatch import Distillation, GradientShare, InputError
 
 from .cases import X, Y, difference, networks, objective, plain_loop, steps
 from .lightning_cases import fit
@@ -117,6 +117,28 @@ def test_validation_logs_the_terms():
         expected = [float(terms(X[i : i + 4], Y[i : i + 4]).loss) for i in (0, 4)]
     assert result["val_loss"] == pytest.approx(sum(expected) / 2, rel=1e-5)
     assert module(X[:2]).shape == (2, 10)
+
+
+def test_a_batch_may_have_a_context():
+    """The third entry of a batch reaches both networks, in training and validation."""
+
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 2)
+
+        def forward(self, x, scale):
+            return self.layer(x) * scale[:, None]
+
+    taught = Distillation(Scaled(), Scaled(), samples_per_class=100, jacobians=1.0)
+    module = DistillationModule(taught)
+    x, y, scale = torch.randn(8, 3), torch.arange(8) % 2, torch.rand(8)
+    batches = [(x[i : i + 4], y[i : i + 4], {"scale": scale[i : i + 4]}) for i in (0, 4)]
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    (result,) = trainer.validate(module, torch.utils.data.DataLoader(batches, batch_size=None), verbose=False)
+    with torch.no_grad():
+        expected = [float(taught.eval()(*batch[:2], context=batch[2]).loss) for batch in batches]
+    assert result["val_loss"] == pytest.approx(sum(expected) / 2, rel=1e-5)
 
 
 def test_a_student_without_an_objective_is_refused():

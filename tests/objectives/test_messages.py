@@ -34,7 +34,7 @@ TYPES = (
 FLOATING = r"`x` of `Distillation` must be of a floating-point type .* Got torch\.uint8\. For images x\.float\(\) / 255"
 
 MISTAKES = {
-    "a dictionary": (lambda: made()({"image": X, "label": Y}), r"`x` .* must be a tensor\. Got a dictionary with 'ima"),
+    "a dictionary": (lambda: made()({"image": X, "label": Y}), r"Part 'label' .* floating-point.*Pass labels as `y`"),
     "a pair": (lambda: made()((X, Y)), r"`x` of `Distillation` must be a tensor\. Got tuple\. Unpack a batch"),
     "a list of labels": (lambda: made()(X, Y.tolist()), r"`y` of `Distillation` must be a tensor\. Got list"),
     "no samples": (lambda: made()(X[:0], Y[:0]), r"`x` .* must have at least one sample\. Got shape \(0, 4\)"),

@@ -1,8 +1,9 @@
 """The doctor: which derivative engines are right for a module, and what is wrong with the others."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from jacmatch.diagnostics.findings import DOCTOR, fault, note
 from jacmatch.errors import UnsupportedError, unknown_name
+from jacmatch.jacobian.arguments import Arguments
 from jacmatch.jacobian.buffers import preserved_buffers, preserved_state
 from jacmatch.jacobian.callables import modules_of
 from jacmatch.jacobian.findings import Finding, Verdict
@@ -47,7 +49,12 @@ class Diagnosis:
 
 
 def doctor(
-    module: Module, x: Float[Tensor, "batch *input"], *, seed: int = 0, engines: tuple[str, ...] = ENGINES
+    module: Module,
+    x: Float[Tensor, "batch *input"],
+    *,
+    seed: int = 0,
+    engines: tuple[str, ...] = ENGINES,
+    context: Mapping[str, Any] | None = None,
 ) -> Diagnosis:
     """Diagnose a module at x, in its current mode (training or evaluation); the module is left unchanged.
 
@@ -60,6 +67,8 @@ def doctor(
         x: A batch of at least two samples, as in training.
         seed: Seeds the directions.
         engines: The engines to check.
+        context: Other arguments of the network, by name, passed unchanged. Tensors whose first dimension is the batch
+            belong to the samples; wrap others in `Shared` where they happen to have as many rows.
 
     Raises:
         InputError: x is not a tensor of samples of a floating-point type, the outputs are no real tensor, or an engine
@@ -74,11 +83,12 @@ def doctor(
     if not set(engines) <= set(ENGINES):
         raise unknown_name("An engine of `doctor`", next(each for each in engines if each not in ENGINES), ENGINES)
     x = x.detach()
+    arguments = Arguments.of("doctor", x, context)[1]
     with isolated(x), preserved_state(module), torch.enable_grad():
-        findings = _values(module, x)
+        findings = _values(module, x, arguments)
         if any(finding.code in ("not-finite", "non-deterministic") for finding in findings):
             return Diagnosis("none", tuple(findings), {})
-        comparison = comparison_of(plain(module), x, seed=seed)
+        comparison = comparison_of(plain(module, arguments), x, seed=seed)
         reference = comparison.reference
         if not reference.moves:
             findings.append(DOCTOR["zero-jacobian"])
@@ -86,7 +96,7 @@ def doctor(
             findings.append(DOCTOR["unchecked"])
         states = {}
         for name in engines:
-            verdict = _both_products(comparison, x, name)
+            verdict = _both_products(comparison, x, name, arguments)
             states[name] = verdict.label
             cut_off = any(finding.code in ("detached", "partly-detached") for finding in findings)
             findings += [each for each in verdict.findings if not (cut_off and each.code in _FOLLOW_FROM_DETACHING)]
@@ -94,10 +104,10 @@ def doctor(
     return Diagnosis(engine, tuple(dict.fromkeys(findings)), states)
 
 
-def _both_products(comparison: Comparison, x: Tensor, name: str) -> Verdict:
+def _both_products(comparison: Comparison, x: Tensor, name: str, arguments: Arguments | None) -> Verdict:
     """Return the verdict on an engine for all that it is used for: reverse mode computes vᵀJ and Jv."""
     product = "vjp" if name == "reverse" else name
-    verdict = comparison.not_finite(product, x) or comparison.verdict(product, rounding=True)
+    verdict = comparison.not_finite(product, x, arguments) or comparison.verdict(product, rounding=True)
     if name != "reverse" or not verdict.is_right or not comparison.reference.moves:
         return verdict
     other = comparison.verdict("reverse", rounding=True)
@@ -118,36 +128,36 @@ _FOLLOW_FROM_DETACHING = (
 )
 
 
-def _values(module: Module, x: Tensor) -> list[Finding]:
+def _values(module: Module, x: Tensor, arguments: Arguments | None) -> list[Finding]:
     """Return what values alone show: NaN, random numbers, writes to the input, samples that depend on each other."""
     with torch.no_grad():
         if not torch.isfinite(x).all():
             return [fault("not-finite", "The input holds NaN or Inf.", "Clean the data.")]
-        same = replayed(plain(module), x)
+        same = replayed(plain(module, arguments), x)
         y, again, given = same(x), same(x), x.clone()
         if not torch.isfinite(y).all():
             remedy = "Look for log, division or overflow; lower the scale."
             return [fault("not-finite", "The outputs hold NaN or Inf.", remedy)]
         findings = []
         repeats = torch.equal(y, again)
-        if not repeats or _differs(module, x):
+        if not repeats or _differs(module, x, arguments):
             if not repeats or not isinstance(module, nn.Module):
                 return [DOCTOR["non-deterministic"]]
             with in_mode(module, training=False):
-                if _differs(module, x):
+                if _differs(module, x, arguments):
                     return [DOCTOR["non-deterministic"]]
             findings.append(DOCTOR["dropout"])
         with preserved_buffers(module):
-            call(module, given)
+            call(module, given, arguments)
         if not torch.equal(given, x):
             findings.append(DOCTOR["in-place-input"])
         return findings + _coupling(module, x, y, same)
 
 
-def _differs(module: Module, x: Tensor) -> bool:
+def _differs(module: Module, x: Tensor, arguments: Arguments | None) -> bool:
     """Return whether two ordinary calls, one after the other, give different outputs."""
     with preserved_state(module):
-        first, second = (plain(module)(x.clone())[0] for _ in range(2))
+        first, second = (plain(module, arguments)(x.clone())[0] for _ in range(2))
     return not torch.allclose(first, second, rtol=1e-3, atol=1e-6)
 
 

@@ -12,7 +12,7 @@ from jacmatch import files
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.integrations import require
 from jacmatch.integrations.unit import TrainingUnit
-from jacmatch.jacobian import run
+from jacmatch.jacobian import Arguments, run
 from jacmatch.objectives import CompiledSteps, Objective
 
 require("transformers", "hf")
@@ -52,9 +52,16 @@ class EmbeddingInputs(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs_embeds: Tensor) -> Any:
-        """Return what the model returns."""
-        return self.model(inputs_embeds=inputs_embeds)
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        **others: Any,
+    ) -> Any:
+        """Return what the model returns; other arguments are passed on. A Trainer keeps the columns that are named."""
+        others |= {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        return self.model(inputs_embeds=inputs_embeds, **{k: v for k, v in others.items() if v is not None})
 
 
 def saved_part(student: nn.Module) -> nn.Module:
@@ -64,17 +71,16 @@ def saved_part(student: nn.Module) -> nn.Module:
 
 def inputs_and_labels(
     batch: Mapping[str, Any], student: nn.Module, input_name: str | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """Return the inputs and the labels of a batch, which is a dictionary.
+) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+    """Return the inputs, the labels and all other arguments of a batch, which is a dictionary.
 
     Args:
-        batch: One input, by any name, and `labels` or none.
+        batch: One input, by any name, `labels` or none, and other arguments of the networks, such as `attention_mask`.
         student: Whose `main_input_name` the input has where `input_name` is None and there are several.
         input_name: The key of the input.
 
     Raises:
-        InputError: the input is missing, or the batch has more than input and labels: an objective has no argument for
-            them, and without them the networks would compute something else.
+        InputError: the input is missing.
     """
     given = {name: value for name, value in batch.items() if value is not None}
     labels = next((given.pop(name) for name in _LABELS if name in given), None)
@@ -85,14 +91,7 @@ def inputs_and_labels(
         rule = f"A batch must have the input {input_name!r}."
         raise InputError(rule, got=", ".join(map(repr, batch)), do="Name it: JacmatchTrainer(..., input_name=...).")
     x = given.pop(input_name)
-    if given:
-        raise InputError(
-            f"A batch must have no tensors besides {input_name!r} and 'labels': the objective passes one input to both "
-            "networks.",
-            got=", ".join(map(repr, given)),
-            do="Leave them out of the data, or unpack them from one input in a module of your own around each network.",
-        )
-    return x, labels
+    return x, labels, given
 
 
 def compute_loss(objective: Objective, *, input_name: str | None = None) -> Callable[..., Any]:
@@ -131,8 +130,8 @@ def compute_loss(objective: Objective, *, input_name: str | None = None) -> Call
                 "derivatives would not be averaged. Use JacmatchTrainer(objective, args, ...), which wraps the "
                 "objective."
             )
-        x, labels = inputs_and_labels(inputs, unit.student, input_name)
-        returned = unit(x, labels)
+        x, labels, context = inputs_and_labels(inputs, unit.student, input_name)
+        returned = unit(x, labels, context=context)
         loss = returned["loss"]
         if num_items_in_batch is not None and labels is not None:
             loss = loss * (labels.ne(-100).sum() / num_items_in_batch)
@@ -174,11 +173,11 @@ class TrainerModel(TrainingUnit):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, labels: Tensor | None = None, **batch: Any) -> dict[str, Tensor]:
         """Return the loss and the student's outputs."""
-        x, y = inputs_and_labels({"labels": labels, **batch}, self.student, self.input_name)
+        x, y, context = inputs_and_labels({"labels": labels, **batch}, self.student, self.input_name)
         if y is None and not self.training:  # `predict` on data without labels
             with self.objective.selected_outputs():
-                return {"logits": run(self.student, x)[0]}
-        returned = super().forward(x, y, progress=self.progress)
+                return {"logits": run(self.student, x, arguments=Arguments.of("TrainerModel", x, context)[1])[0]}
+        returned = super().forward(x, y, progress=self.progress, context=context)
         self.terms = {name: value for name, value in returned.items() if name not in ("loss", "student_outputs")}
         return {"loss": returned["loss"], "logits": returned["student_outputs"]}
 

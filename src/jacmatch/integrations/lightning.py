@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from jacmatch.integrations import require
 from jacmatch.integrations.unit import TrainingUnit
@@ -20,7 +21,7 @@ __all__ = ["DistillationModule"]
 class DistillationModule(LightningModule):  # type: ignore[misc]
     """An objective that a Lightning Trainer trains, with its terms and gradient shares in the log.
 
-    A batch is (inputs, labels). `train_loss`, `train_TERM` and `share_TERM` are logged in training, `val_loss` and
+    A batch is (inputs, labels), or (inputs, labels, context) with other arguments of the networks in a dictionary. `train_loss`, `train_TERM` and `share_TERM` are logged in training, `val_loss` and
     `val_TERM` in validation; `self.student` is the trained network. A checkpoint has the student and the state of the
     objective, which one tensor holds; the teacher is not stored.
 
@@ -67,15 +68,15 @@ class DistillationModule(LightningModule):  # type: ignore[misc]
         Lightning evaluates in inference mode, whose tensors have no derivatives: the batch is copied out of it.
         """
         with torch.inference_mode(False), torch.no_grad():
-            self._logged("val", (batch[0].clone(), batch[1].clone()))
+            self._logged("val", tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, batch))
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer of the trained parameters."""
         return self.make_optimizer([parameter for parameter in self.student.parameters() if parameter.requires_grad])
 
     def _logged(self, stage: str, batch: Sequence[Tensor], **settings: float) -> dict[str, Tensor]:
-        x, y = batch
-        returned: dict[str, Tensor] = self.unit(x, y, **settings)
+        x, y, *context = batch
+        returned: dict[str, Tensor] = self.unit(x, y, context=context[0] if context else None, **settings)
         means = {f"{stage}_{name}": value.detach() for name, value in returned.items() if name != "student_outputs"}
         self.log_dict(means, batch_size=len(x), sync_dist=self.trainer.world_size > 1)
         return returned

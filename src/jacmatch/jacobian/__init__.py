@@ -8,6 +8,7 @@ given module (`verification`; `jacmatch.diagnostics` has the checks of whole net
 from typing import Any
 
 from jacmatch.errors import moved
+from jacmatch.jacobian.arguments import Arguments, Edges, Inputs, Nodes, Shared
 from jacmatch.jacobian.engines import gradient_norms
 from jacmatch.jacobian.estimators import (
     ESTIMATORS,
@@ -49,22 +50,26 @@ __all__ = [
     "ESTIMATORS",
     "READOUTS",
     "AntitheticNoise",
+    "Arguments",
     "AttentionMaps",
     "AttentionPixel",
     "BatchNormPolicy",
     "Context",
     "Cost",
     "DataPairs",
+    "Edges",
     "Engine",
     "Estimator",
     "EveryRow",
     "FisherRows",
+    "Inputs",
     "LabelClass",
     "LabelLogit",
     "LogProbabilities",
     "Logits",
     "Loss",
     "Module",
+    "Nodes",
     "OutputsFrom",
     "PCAFeatures",
     "PooledFeatures",
@@ -73,6 +78,7 @@ __all__ = [
     "RandomOutputs",
     "Readout",
     "SampledRows",
+    "Shared",
     "SubspaceInputs",
     "TopClass",
     "TopLogit",

@@ -28,8 +28,7 @@ from jacmatch.jacobian.finite_differences import (
 )
 from jacmatch.jacobian.function import Function, Products, replayed, seed_generators
 from jacmatch.jacobian.graph import graph_leaves, meets_once_differentiable
-from jacmatch.jacobian.modules import Module
-from jacmatch.jacobian.references import SEED, EngineRun, Reference, plain, replayed_values
+from jacmatch.jacobian.references import SEED, EngineRun, Reference, replayed_values
 
 MANY_PARAMETERS = 2_000_000
 """Above this, a network is large, and its engines are compared on fewer samples and directions."""
@@ -49,11 +48,12 @@ def is_small(*modules: nn.Module) -> bool:
     return sum(p.numel() for module in modules for p in module.parameters()) <= MANY_PARAMETERS
 
 
-def not_finite_at(name: str, engine: EngineRun, module: Module, x: Tensor) -> Verdict | None:
+def not_finite_at(name: str, engine: EngineRun, function: Function, x: Tensor) -> Verdict | None:
     """Return a verdict if an engine returns NaN or infinity where the values are finite, at zeros mostly; else None."""
+    module = function.module
     try:
         with preserved_buffers(module):
-            products = _reseeded(engine)(plain(module), x).products
+            products = _reseeded(engine)(function, x).products
             if not torch.isfinite(products).all():
                 return findings.not_finite(f"Engine '{name}' returns NaN or Inf although the outputs are finite.")
             parameters = list(module.parameters()) if isinstance(module, nn.Module) else []

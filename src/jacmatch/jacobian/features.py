@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
+from jacmatch.jacobian.arguments import Arguments
 from jacmatch.jacobian.buffers import replaced_buffers
 from jacmatch.jacobian.modules import Module, call, preserved_buffers
 
@@ -116,7 +117,7 @@ def selecting(module: Module, output: Select | None) -> Iterator[None]:
         handle.remove()
 
 
-def class_dimension(module: Module, x: Tensor) -> int | None:
+def class_dimension(module: Module, x: Tensor, arguments: Arguments | None = None) -> int | None:
     """Return the dimension of the classes if the layer that makes the outputs determines it, else None.
 
     It is the last one where the returned tensor is the very output of an `nn.Linear`, and 1 where it is that of a
@@ -126,6 +127,7 @@ def class_dimension(module: Module, x: Tensor) -> int | None:
     Args:
         module: The network.
         x: Its input.
+        arguments: Its other arguments.
 
     Example:
         >>> tokens = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 7))
@@ -152,7 +154,7 @@ def class_dimension(module: Module, x: Tensor) -> int | None:
     devices = [x.device] if x.device.type == "cuda" else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices), preserved_buffers(module):
-            outputs = output_tensor(call(module, x))
+            outputs = output_tensor(call(module, x, arguments))
     finally:
         for handle in handles:
             handle.remove()
@@ -166,7 +168,11 @@ _CONVOLUTIONS = tuple(
 
 
 def run(
-    module: Module, x: Tensor, layers: tuple[str, ...] = (), buffers: dict[str, Tensor] | None = None
+    module: Module,
+    x: Tensor,
+    layers: tuple[str, ...] = (),
+    buffers: dict[str, Tensor] | None = None,
+    arguments: Arguments | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the outputs of the module at x, and the features of the named layers; `buffers` replace its own.
 
@@ -179,22 +185,23 @@ def run(
     features: dict[str, Tensor] = {}
     with _caught(module, layers, features):
         if buffers:
-            outputs = output_tensor(_with_buffers(module, x, buffers))
+            outputs = output_tensor(_with_buffers(module, x, buffers, arguments))
         else:
-            outputs = output_tensor(call(module, x))
+            outputs = output_tensor(call(module, x, arguments))
     missing = [layer for layer in layers if layer not in features]
     if missing:
         raise InputError("Every layer of a readout must run once in a forward pass.", got=f"never ran: {missing}")
     return outputs, features
 
 
-def _with_buffers(module: Module, x: Tensor, buffers: dict[str, Tensor]) -> Any:
+def _with_buffers(module: Module, x: Tensor, buffers: dict[str, Tensor], arguments: Arguments | None) -> Any:
     if torch.compiler.is_compiling() and isinstance(
         module, nn.Module
     ):  # the compiler follows this one; ties by name would write a shared layer twice
-        return functional_call(module, buffers, (x,), tie_weights=False)
+        inputs = ((x,), None) if arguments is None else arguments.split(x)
+        return functional_call(module, buffers, *inputs, tie_weights=False)
     with replaced_buffers(module, buffers):
-        return call(module, x)
+        return call(module, x, arguments)
 
 
 @contextmanager

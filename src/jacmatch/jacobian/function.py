@@ -52,7 +52,7 @@ class Function:
     Attributes:
         module: The network.
         readout: What is differentiated.
-        context: Labels and the like, for readouts that need them.
+        context: Other arguments of the network, and labels and the like, for readouts that need them.
         layers: Dotted paths of further features to return.
         batch_norm: Policy for BatchNorm in training mode.
     """
@@ -66,14 +66,14 @@ class Function:
     def __call__(self, x: Tensor, buffers: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return values, outputs and features; `buffers` replace the module's own."""
         wanted = tuple(dict.fromkeys((*self.layers, *self.readout.layers)))
-        outputs, features = run(self.module, x, wanted, buffers)
+        outputs, features = run(self.module, x, wanted, buffers, self.context.arguments)
         if outputs.is_complex():
             rule = "A network must return real outputs to be differentiated."
             raise InputError(rule, got=str(outputs.dtype), do="Return torch.view_as_real of them, or their magnitude.")
         try:
             values = self.readout(outputs, features, self.context)
         except ClassDimensionError:
-            dimension = class_dimension(self.module, x)
+            dimension = class_dimension(self.module, x, self.context.arguments)
             if dimension is None:
                 raise
             values = with_class_dim(self.readout, dimension)(outputs, features, self.context)

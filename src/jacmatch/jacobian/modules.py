@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jacobian.arguments import Arguments
 from jacmatch.jacobian.buffers import buffers_in_training, preserved_buffers
 from jacmatch.jacobian.rules import op_replacements
 from jacmatch.jacobian.rules.aten_kernels import right_derivatives
@@ -178,7 +179,7 @@ def check_evaluates(module: nn.Module, caller: str) -> None:
             )
 
 
-def call(module: Any, x: Tensor) -> Any:
+def call(module: Any, x: Tensor, arguments: Arguments | None = None) -> Any:
     """Return what the module returns at x, also without gradients where it takes one itself.
 
     Interatomic potentials return forces, −∂E/∂x by `torch.autograd.grad` inside their forward pass. Under
@@ -187,7 +188,9 @@ def call(module: Any, x: Tensor) -> Any:
     Args:
         module: A module or function of one tensor.
         x: The input.
+        arguments: Its other arguments.
     """
+    module = module if arguments is None else partial(arguments, module)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return module(x)
     required = x.requires_grad

@@ -5,15 +5,17 @@ are switched off. `jvp`, `vjp` and `jacobian` are for the outputs; `vjp_products
 and return everything that the pass has computed.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jacobian.arguments import Arguments
 from jacmatch.jacobian.buffers import buffers_in_training, copies_of, write_buffers
 from jacmatch.jacobian.engines import (
     difference_jvp,
@@ -40,6 +42,7 @@ def jvp(
     *,
     engine: Engine = "auto",
     batch_norm: BatchNormPolicy = "batch",
+    context: Mapping[str, Any] | None = None,
 ) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, "batch *out"] | Float[Tensor, "probe batch *out"]]:
     """Return outputs y (B, K) and the product Jv (B, K), or (P, B, K) for P directions at once.
 
@@ -51,6 +54,8 @@ def jvp(
         tangents: v, one direction per sample, shaped like x, or P of them.
         engine: `forward`, `reverse`, `differences`, or `auto`: the first of these that can do the module.
         batch_norm: Policy for BatchNorm in training mode.
+        context: Other arguments of the network, by name, passed unchanged. Tensors whose first dimension is the batch
+            belong to the samples; wrap others in `Shared` where they happen to have as many rows.
 
     Raises:
         InputError: x or v has the wrong type or shape.
@@ -62,7 +67,8 @@ def jvp(
         (tensor([[1., 4.]]), tensor([[2., 0.]]))
     """
     single = tangents.dim() == x.dim()
-    result = jvp_products(module, x, tangents[None] if single else tangents, engine=engine, batch_norm=batch_norm)
+    settings: dict[str, Any] = {"batch_norm": batch_norm, "context": _context("jvp", x, context)}
+    result = jvp_products(module, x, tangents[None] if single else tangents, engine=engine, **settings)
     return result.outputs, result.products[0] if single else result.products
 
 
@@ -72,6 +78,7 @@ def vjp(
     cotangents: Float[Tensor, "..."],
     *,
     batch_norm: BatchNormPolicy = "batch",
+    context: Mapping[str, Any] | None = None,
 ) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, "batch *input"] | Float[Tensor, "probe batch *input"]]:
     """Return outputs y (B, K) and the product vᵀJ (B, *input), or (P, B, *input) for P cotangents at once.
 
@@ -82,6 +89,8 @@ def vjp(
         x: Its input, of a floating-point type.
         cotangents: v, one per sample, shaped like the outputs, or P of them.
         batch_norm: Policy for BatchNorm in training mode.
+        context: Other arguments of the network, by name, passed unchanged. Tensors whose first dimension is the batch
+            belong to the samples; wrap others in `Shared` where they happen to have as many rows.
 
     Raises:
         InputError: x or v has the wrong type or shape.
@@ -93,15 +102,20 @@ def vjp(
         ...     vjp(lambda x: x**2, x, torch.tensor([[1.0, 1.0]]))
         (tensor([[1., 4.]]), tensor([[2., 4.]]))
     """
+    settings: dict[str, Any] = {"batch_norm": batch_norm, "context": _context("vjp", x, context)}
     result = vjp_products(
-        module, x, lambda y: cotangents[None] if cotangents.dim() == y.dim() else cotangents, batch_norm=batch_norm
+        module, x, lambda y: cotangents[None] if cotangents.dim() == y.dim() else cotangents, **settings
     )
     single = cotangents.dim() == result.outputs.dim()
     return result.outputs, result.products[0] if single else result.products
 
 
 def jacobian(
-    module: Module, x: Float[Tensor, "batch *input"], *, chunk_size: int | None = None
+    module: Module,
+    x: Float[Tensor, "batch *input"],
+    *,
+    chunk_size: int | None = None,
+    context: Mapping[str, Any] | None = None,
 ) -> tuple[Float[Tensor, "batch out"], Float[Tensor, "batch out *input"]]:
     """Return outputs y (B, K) and the full Jacobian J (B, K, *input), Jₙₖᵢ = ∂yₙₖ/∂xₙᵢ.
 
@@ -121,6 +135,8 @@ def jacobian(
         x: Its input, of a floating-point type.
         chunk_size: Rows at once, at least 1. None takes as many as make 512 samples; on the CPU 64, or with
             convolutions 16 and 8 rows at most. The result does not depend on it.
+        context: Other arguments of the network, by name, passed unchanged. Tensors whose first dimension is the batch
+            belong to the samples; wrap others in `Shared` where they happen to have as many rows.
 
     Raises:
         InputError: x has the wrong type, or `chunk_size` is below 1.
@@ -134,7 +150,7 @@ def jacobian(
     check_input(x, "jacobian")
     if chunk_size is not None and chunk_size < 1:
         raise InputError("`chunk_size` of `jacobian` must be at least 1.", got=chunk_size)
-    function = Function(module, Logits(), Context(), (), "batch")
+    function = Function(module, Logits(), _context("jacobian", x, context), (), "batch")
     reason = check_vjp(function, x)
     coupled = samples_couple(function, x)
     if coupled and len(x) > 1:
@@ -142,6 +158,9 @@ def jacobian(
         return result.outputs, result.products.transpose(0, 1)
     copies = 1 if coupled else _copies(function, x, chunk_size)
     repeated = x.repeat(copies, *[1] * (x.dim() - 1)) if copies > 1 else x
+    arguments = function.context.arguments
+    if arguments is not None:
+        function = replace(function, context=Context(arguments=arguments.repeated(copies)))
     with features_of_last_layer(module) as readout:
         result = reverse_vjp(replace(function, readout=readout), repeated, partial(_basis, len(x), copies))
     result = undifferentiable(result, reason)
@@ -149,6 +168,12 @@ def jacobian(
     if readout.weight is not None:
         rows = torch.tensordot(readout.weight.to(rows.dtype), rows, 1)
     return result.outputs[: len(x)], rows.transpose(0, 1)
+
+
+def _context(caller: str, x: Tensor, given: Mapping[str, Any] | None) -> Context:
+    """Return the other arguments as a context; refuses an x that is no tensor."""
+    check_input(x, caller)
+    return Context(arguments=Arguments.of(caller, x, given)[1])
 
 
 def _basis(batch: int, copies: int, values: Tensor) -> Tensor:
@@ -205,7 +230,7 @@ def vjp_products(
         x: Its input.
         cotangents: v of shape (P, B, R), or a function that makes them from the detached values (B, R).
         readout: What is differentiated; the outputs if None.
-        context: Labels and the like, for readouts that need them.
+        context: Other arguments of the network, and labels and the like, for readouts that need them.
         layers: Further features to return.
         batch_norm: Policy for BatchNorm in training mode.
         chunk_size: Rows whose graphs are stored at once, at least 1; None stores all. The others are recomputed
@@ -251,7 +276,7 @@ def jvp_products(
         x: Its input.
         tangents: v of shape (P, B, *input).
         readout: What is differentiated; the outputs if None.
-        context: Labels and the like, for readouts that need them.
+        context: Other arguments of the network, and labels and the like, for readouts that need them.
         layers: Further features to return.
         engine: `forward`, `reverse` (two backward passes per v), `differences`, or `auto`: the first of them that can.
         batch_norm: Policy for BatchNorm in training mode.

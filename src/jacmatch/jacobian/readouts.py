@@ -5,7 +5,7 @@ values `(B, R)` whose Jacobian is matched. Student and teacher may use different
 features are returned from the differentiated function itself, so they are differentiable in every engine.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,22 +15,45 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jacmatch.errors import InputError, class_axis, one_row_of_classes
+from jacmatch.jacobian.arguments import Arguments
 from jacmatch.jacobian.features import run
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a readout may know besides the network's own outputs.
+    """What a pass knows besides x: other arguments of the network, and what a readout may need.
 
     Attributes:
         labels: Class of each sample, or a distribution over classes `(B, K)` where labels are mixed.
         teacher_outputs: The teacher's outputs; the class index of `TopLogit` comes from here, never from the student.
         pixels: Flat index of the teacher's largest attention pixel, per sample.
+        arguments: How the network is called at x; None where x is its only argument.
     """
 
     labels: Shaped[Tensor, "batch *label"] | None = None
     teacher_outputs: Float[Tensor, "batch *out"] | None = None
     pixels: Int[Tensor, "batch"] | None = None
+    arguments: Arguments | None = None
+
+    def part(self, rows: Int[Tensor, "row"], batch: int) -> "Context":
+        """Return that of some of the samples."""
+        return self._mapped(lambda each: each[rows] if len(each) == batch else each, lambda each: each.part(rows))
+
+    def to(self, dtype: torch.dtype) -> "Context":
+        """Return it with floating-point tensors of this type."""
+        return self._mapped(lambda each: each.to(dtype) if each.is_floating_point() else each, lambda e: e.to(dtype))
+
+    @property
+    def kind(self) -> Hashable:
+        """What of it decides how a network is differentiated."""
+        tensors = (self.labels, self.teacher_outputs, self.pixels)
+        kinds = tuple(None if each is None else (each.shape[1:], each.dtype) for each in tensors)
+        return *kinds, None if self.arguments is None else self.arguments.kind
+
+    def _mapped(self, tensor: Callable[[Tensor], Tensor], arguments: Callable[[Arguments], Arguments]) -> "Context":
+        named = {name: each for name, each in vars(self).items() if isinstance(each, Tensor)}
+        changed: dict[str, Any] = {name: tensor(each) for name, each in named.items()}
+        return replace(self, **changed, arguments=None if self.arguments is None else arguments(self.arguments))
 
 
 @runtime_checkable

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from jacmatch.errors import UnsupportedError
+from jacmatch.jacobian.arguments import Arguments
 from jacmatch.jacobian.buffers import preserved_attributes, preserved_state
 from jacmatch.jacobian.callables import copy_in, modules_of, tensors_of
 from jacmatch.jacobian.finite_differences import (
@@ -138,9 +139,9 @@ class Reference:
         return error
 
 
-def plain(module: Module) -> Function:
+def plain(module: Module, arguments: Arguments | None = None) -> Function:
     """Return the outputs of the module as a function."""
-    return Function(module, Logits(), Context(), (), "batch")
+    return Function(module, Logits(), Context(arguments=arguments), (), "batch")
 
 
 def replayed_values(function: Function, z: Tensor) -> Callable[[Tensor], Tensor]:
@@ -176,7 +177,7 @@ def exact_copy(function: Function, x: Tensor) -> tuple[Function, Tensor]:
             function,
             module=copy_in(function.module, torch.float64),
             readout=copy_in(function.readout, torch.float64),
-            context=_in_type(function.context, torch.float64),
+            context=function.context.to(torch.float64),
         )
     except Exception:  # `deepcopy` raises whatever the contents raise
         return own_copy(function), x
@@ -240,15 +241,6 @@ def _size(function: Function) -> int:
     layers = [layer for each in modules_of(function.module) for layer in each.modules()]
     own = [each for layer in layers for each in (*layer._parameters.values(), *layer._buffers.values())]
     return sum(each.numel() for each in (*own, *tensors_of(function.module)) if each is not None)
-
-
-def _in_type(context: Context, dtype: torch.dtype) -> Context:
-    changed: dict[str, Any] = {
-        name: each.to(dtype)
-        for name, each in vars(context).items()
-        if isinstance(each, Tensor) and each.is_floating_point()
-    }
-    return replace(context, **changed)
 
 
 def _is_fine(values_at: Callable[[Tensor], Tensor], x: Tensor, here: Tensor, direction: Tensor) -> bool:

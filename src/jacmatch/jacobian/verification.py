@@ -26,13 +26,14 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import UnsupportedError
+from jacmatch.jacobian.arguments import Arguments
 from jacmatch.jacobian.callables import key_of, modules_of
 from jacmatch.jacobian.engine_checks import is_small, judge, not_finite_at
 from jacmatch.jacobian.engines import difference_jvp, forward_jvp, reverse_jvp, reverse_vjp
 from jacmatch.jacobian.findings import UNKNOWN, Verdict, refused
 from jacmatch.jacobian.function import Function
 from jacmatch.jacobian.readouts import Context
-from jacmatch.jacobian.references import EngineRun, Reference, couples, evaluated, own_copy, replayed_values
+from jacmatch.jacobian.references import EngineRun, Reference, couples, evaluated, own_copy, plain, replayed_values
 
 JVP_ENGINES = ("forward", "reverse", "differences")
 """The engines for Jv in the order in which `auto` takes them."""
@@ -91,15 +92,15 @@ class Comparison:
         engine, of_rows = ("reverse", True) if name == "vjp" else (name, False)
         return judge(engine, products[name], self.function, self.x, reference, of_rows=of_rows, rounding=rounding)
 
-    def not_finite(self, name: str, x: Tensor) -> Verdict | None:
+    def not_finite(self, name: str, x: Tensor, arguments: Arguments | None = None) -> Verdict | None:
         """Return a verdict if an engine returns NaN or infinity for the whole batch, else None."""
         products: dict[str, EngineRun] = {
             "vjp": lambda f, z: reverse_vjp(f, z, lambda y: torch.randn_like(y)[None]),
             "forward": lambda f, z: forward_jvp(f, z, torch.randn_like(z)[None]),
             "differences": lambda f, z: difference_jvp(f, z, torch.randn_like(z)[None], None),
         }
-        module = self.function.module
-        return not_finite_at("reverse" if name == "vjp" else name, products[name], module, x)
+        function = plain(self.function.module, arguments)
+        return not_finite_at("reverse" if name == "vjp" else name, products[name], function, x)
 
 
 _enabled: ContextVar[bool] = ContextVar("jacmatch_verification", default=True)
@@ -235,7 +236,8 @@ def samples_couple(function: Function, x: Tensor) -> bool | None:
         few, z = (function, x.detach()) if len(x) <= 4 * _SAMPLES else sampled(function, x.detach())
         if len(z) == 1:
             z = torch.cat([z, z.flip(-1) * 1.1 + 0.1])
-            few = replace(few, context=Context())
+            arguments = few.context.arguments
+            few = replace(few, context=Context(arguments=None if arguments is None else arguments.repeated(2)))
         try:
             return _couple(few, z)
         except Exception:  # the module works on the whole batch only, as on a square matrix
@@ -255,10 +257,13 @@ def repeats(function: Function, x: Tensor) -> bool:
 
     def find() -> bool:
         with torch.no_grad():
-            values_at = replayed_values(own_copy(function), x)
-            values = values_at(x)
+            copied, arguments = own_copy(function), function.context.arguments
+            values = replayed_values(copied, x)(x)
+            if arguments is not None:
+                copied = replace(copied, context=Context(arguments=arguments.repeated(2)))
             try:
-                twice, again = values_at(torch.cat([x, x])), values.repeat(2, *[1] * (values.dim() - 1))
+                both = torch.cat([x, x])
+                twice, again = replayed_values(copied, both)(both), values.repeat(2, *[1] * (values.dim() - 1))
             except Exception:  # whatever a function raises for a batch that is too large
                 return False
             return twice.shape == again.shape and torch.allclose(twice, again, rtol=1e-3, atol=1e-5)
@@ -272,11 +277,7 @@ def sampled(function: Function, x: Tensor) -> tuple[Function, Tensor]:
     if len(x) <= number:
         return function, x
     rows = torch.linspace(0, len(x) - 1, number, device=x.device).long()
-    context = {
-        name: each[rows] if isinstance(each, Tensor) and len(each) == len(x) else each
-        for name, each in vars(function.context).items()
-    }
-    return replace(function, context=Context(**context)), x[rows]
+    return replace(function, context=function.context.part(rows, len(x))), x[rows]
 
 
 def _verdicts(function: Function, x: Tensor, names: tuple[str, ...], count: int) -> dict[str, Verdict]:
@@ -372,13 +373,12 @@ def _signature(function: Function, x: Tensor, count: int) -> Hashable:
         hooks = len(layer._forward_hooks) + len(layer._forward_pre_hooks)
         layers += (id(layer), layer.training, hooks, *trained)
         waiting += layer._modules.values()
-    context = tuple(None if each is None else (each.shape[1:], each.dtype) for each in vars(function.context).values())
     kind = x.device.type
     return (
         tuple(layers),
         key_of(function.module),
         key_of(function.readout),
-        context,
+        function.context.kind,
         function.batch_norm,
         (x.shape[1:], x.dtype, x.device, len(x) > 1, count),
         (torch.is_grad_enabled(), torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)),

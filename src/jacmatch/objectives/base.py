@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import ClassDimensionError, InputError, UnsupportedError
-from jacmatch.jacobian import Engine, Readout, run
+from jacmatch.jacobian import Arguments, Engine, Inputs, Nodes, Readout, run
 from jacmatch.jacobian.buffers import buffers_in_training, copies_of, replaced_buffers
 from jacmatch.jacobian.engines import connected
 from jacmatch.jacobian.features import Select, class_dimension, selecting
@@ -29,6 +29,8 @@ from jacmatch.teachers import Teacher, as_teacher
 
 Output = Select | tuple[Select | None, Select | None] | None
 """What selects the outputs of student and teacher, or a pair of such."""
+CallContext = Mapping[str, Any] | Arguments | None
+"""Other arguments of both networks."""
 _FLAT = 1e-6  # what a relative term is divided by where the teacher is flat, in the unit of its squared products
 _NONE = -1.0  # stands for None in the state, whose numbers are all at least 0
 _STATE_VERSION = 2.0
@@ -143,6 +145,7 @@ class Objective(nn.Module):
         self.compiled: CompiledSteps | None = None
         self.calls = 0
         self._wrapping_checked = False
+        self._shared_rows: dict[str, int] = {}
         self.measured_at: int | None = None
         self.teacher_norm = TeacherNorm()
 
@@ -235,12 +238,26 @@ class Objective(nn.Module):
         if not self._wrapping_checked:
             check_wrapping(self, self.student)
             self._wrapping_checked = True
-        x, y = (args[n] if len(args) > n else kwargs.get(name) for n, name in enumerate("xy"))
+        given: dict[str, Any] = {**dict(zip("xy", args, strict=False)), **kwargs}
+        x, y = given.get("x"), given.get("y")
         caller = type(self).__name__
-        x = validation.batch_of_tensors(caller, x, y, floating=self._differentiable)
+        if isinstance(x, Inputs | Nodes | Mapping) or given.get("context"):
+            given = self._with_arguments(caller, given)
+            x = given["x"]
+        given["x"] = x = validation.batch_of_tensors(caller, x, y, floating=self._differentiable)
         with self.selected_outputs(), validation.explained(caller, x, y, self.student):
-            terms: Terms = super().__call__(*args, **kwargs)
+            terms: Terms = super().__call__(*args[2:], **given)
             return terms
+
+    def _with_arguments(self, caller: str, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of the call with one tensor that is differentiated, and a context of its batch."""
+        partners = given.get("partners")
+        x, arguments = Arguments.of(caller, given["x"], given.get("context"))
+        if isinstance(partners, Inputs | Mapping):
+            partners, _ = Arguments.of(caller, partners, None)
+        if arguments is not None:
+            validation.unambiguous(caller, arguments, x, self._shared_rows)
+        return {**given, "x": x, "context": arguments, **({} if partners is None else {"partners": partners})}
 
     @property
     def _differentiable(self) -> bool:
@@ -343,7 +360,14 @@ class Objective(nn.Module):
         )
 
     def _moved(
-        self, x: Tensor, y: Tensor | None, ids: Tensor | None, partners: Tensor | None, other: Tensor | None, draw: int
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        ids: Tensor | None,
+        partners: Tensor | None,
+        other: Tensor | None,
+        draw: int,
+        context: CallContext = None,
     ) -> Batch:
         """Return the batch at the points of the comparison."""
         if self.loss_weights.weights["labels"] and y is None:
@@ -353,7 +377,10 @@ class Objective(nn.Module):
         if partners is None:
             partners, other = x.roll(1, 0), None if y is None else y.roll(1, 0)
         moved, share = self.differentiation.point.move(x, partners, ids=ids, seed=self.differentiation.seed, draw=draw)
-        return Batch(moved, y, partners, other, share, ids, draw)
+        arguments = Arguments.of(type(self).__name__, x, context)[1]
+        if self.needs_partners and arguments is not None:
+            validation.arguments_of_pairs(type(self).__name__, arguments, self.differentiation.point)
+        return Batch(moved, y, partners, other, share, ids, draw, arguments)
 
     def _first(self, call: Call, samples: int) -> tuple[int, dict[str, int]]:
         """Return how many samples here have derivatives, and over how many of the whole batch their term is the mean.
@@ -370,29 +397,30 @@ class Objective(nn.Module):
 
     @staticmethod
     def _in_parts(
-        network: nn.Module, x: Tensor, count: int, derive: Callable[[], tuple[Tensor, Any]]
+        network: nn.Module, batch: Batch, count: int, derive: Callable[[], tuple[Tensor, Any]]
     ) -> tuple[Tensor, Any]:
         """Return the outputs of all samples, and what `derive` returns besides the outputs of the first `count`.
 
         Where samples couple, the network sees the whole batch for its outputs. The pass for the derivatives then has
         buffers of its own, so that running statistics are updated once.
         """
-        if count == len(x):
+        if count == len(batch.x):
             return derive()
         if validation.couples(network):
-            outputs, _ = run(network, x)
+            outputs, _ = run(network, batch.x, arguments=batch.arguments)
             with replaced_buffers(network, copies_of(buffers_in_training(network))):
                 return outputs, derive()[1]
         head, derived = derive()
-        return torch.cat([head, run(network, x[count:])[0]]), derived
+        rest = batch.part(slice(count, None))
+        return torch.cat([head, run(network, rest.x, arguments=rest.arguments)[0]]), derived
 
-    def _read_class_dim(self, x: Tensor) -> None:
+    def _read_class_dim(self, batch: Batch) -> None:
         """Read the dimension of the classes off the student's last layer.
 
         Raises:
             ClassDimensionError: the layer does not determine it.
         """
-        self.class_dim = class_dimension(self.network, x)
+        self.class_dim = class_dimension(self.network, batch.x, batch.arguments)
         if self.class_dim is None:
             raise ClassDimensionError(
                 f"`class_dim` of `{type(self).__name__}` must be given for outputs of more than two dimensions whose "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import BatchNormPolicy, Context, Readout, preserved_buffers, run
+from jacmatch.jacobian import Arguments, BatchNormPolicy, Context, Readout, preserved_buffers, run
 from jacmatch.jacobian.compiling import OneGraph, any_batch, reason_of
 from jacmatch.jacobian.engines import parameter_gradients, traced_vjp
 from jacmatch.jacobian.function import Function, replaying
@@ -63,6 +63,7 @@ class Step:
         label: Labels that a readout may know.
         teacher_outputs: Outputs that a readout may know.
         scale: What fp16 multiplies v by before the backward pass, and divides the product by after it.
+        arguments: Other arguments of the student.
     """
 
     x: Tensor
@@ -77,11 +78,13 @@ class Step:
     label: Tensor | None = None
     teacher_outputs: Tensor | None = None
     scale: Tensor | None = None
+    arguments: Arguments | None = None
 
     def mark(self) -> None:
         """Mark the dimension of each tensor that is the batch."""
         samples = (self.x, self.labels, self.partner_labels, self.share, self.targets, self.label, self.teacher_outputs)
-        any_batch(*((each, 0) for each in samples), (self.v, 1), (self.rows, 1), (self.unknown, 1))
+        others = [] if self.arguments is None else self.arguments.of_samples
+        any_batch(*((each, 0) for each in (*samples, *others)), (self.v, 1), (self.rows, 1), (self.unknown, 1))
 
 
 class CompiledSteps:
@@ -190,9 +193,9 @@ def _random_state(x: Tensor) -> Tensor:
 def _terms(student: nn.Module, kinds: Kinds, step: Step) -> Compared:
     """What is compiled."""
     if step.v is None:
-        outputs, _ = run(student, step.x)
+        outputs, _ = run(student, step.x, arguments=step.arguments)
         return outputs, kinds.comparison(outputs, outputs, None, step)
-    context = Context(step.label, step.teacher_outputs)
+    context = Context(step.label, step.teacher_outputs, arguments=step.arguments)
     function = Function(student, kinds.readout, context, (), kinds.batch_norm)
     result, written = traced_vjp(function, step.x, step.v if step.scale is None else step.v * step.scale)
     rows = result.products if step.scale is None else result.products / step.scale

@@ -127,6 +127,7 @@ class Differentiation:
         about: dict[str, Any] = {
             "readout": self.teacher_readout,
             "labels": batch.label,
+            "arguments": batch.arguments,
             "ids": batch.ids,
             "draw": batch.draw,
             "random": not validation.repeatable(self.point, self.probe, products),
@@ -174,13 +175,13 @@ class Differentiation:
             UnsupportedError: the student cannot be differentiated as the probe needs.
         """
         if answer is None or answer.products is None:
-            return run(student, batch.x)[0], None
+            return run(student, batch.x, arguments=batch.arguments)[0], None
         pixels, readout = None, self.readout
         if isinstance(self.teacher_readout, AttentionPixel):
             pixels = self.teacher_readout.largest(answer.features)
             if isinstance(readout, AttentionPixel):
                 readout = validation.SameMap(readout, answer.features[self.teacher_readout.layer].shape[2:])
-        context = Context(batch.label, answer.outputs, pixels)
+        context = Context(batch.label, answer.outputs, pixels, batch.arguments)
         if self.side == "input":
             v: Tensor | Callable[[Tensor], Tensor] = self.directions(batch, None)
         else:
@@ -211,7 +212,7 @@ class Differentiation:
             x: Its input.
             v: The directions; on the output side also a function that makes them of the readout's values.
             readout: What is differentiated.
-            context: Labels and outputs of the teacher, for the readout.
+            context: Other arguments of the student; labels and outputs of the teacher, for the readout.
             traced: Whether to look for a backward in the student that can be taken only once.
 
         Raises:

@@ -21,7 +21,7 @@ from jacmatch.jacobian import (
 from jacmatch.losses import JacobianLoss, OutputLoss, Task
 from jacmatch.models import FirstOutputs
 from jacmatch.objectives import validation
-from jacmatch.objectives.base import Objective, Output
+from jacmatch.objectives.base import CallContext, Objective, Output
 from jacmatch.objectives.compiled import Compared, Step
 from jacmatch.objectives.differentiation import Differentiation
 from jacmatch.objectives.points import Batch, Point
@@ -247,6 +247,7 @@ class Distillation(Objective):
         partners: Float[Tensor, "batch *input"] | None = None,
         partner_labels: Shaped[Tensor, "batch *out"] | None = None,
         progress: float | int = 0.0,
+        context: CallContext = None,
     ) -> Terms:
         """The terms for a batch.
 
@@ -258,13 +259,15 @@ class Distillation(Objective):
             partners: Another data point for each sample, where `needs_partners`; the next in the batch if None.
             partner_labels: Their labels.
             progress: Share of the training that is done, for the schedule.
+            context: Other arguments of both networks, by name, passed unchanged: attention masks, token types, atom
+                types, parameters. See `jacmatch.jacobian.arguments`.
 
         Raises:
             InputError: labels are missing, a shape is wrong, or student and teacher do not go together.
             UnsupportedError: the student cannot be differentiated as the Jacobian term needs.
         """
         call = self._call(progress)
-        batch = self._moved(x, y, ids, partners, partner_labels, call.number if draw is None else draw)
+        batch = self._moved(x, y, ids, partners, partner_labels, call.number if draw is None else draw, context)
         count, firsts = self._first(call, len(batch.x))
         outputs, answer, unweighted, products = self._compared(batch, count, measured=call.measured)
         if call.factor > 0 and "jacobians" not in unweighted:  # all of the first samples are with other processes
@@ -315,7 +318,7 @@ class Distillation(Objective):
             first_or_all = first if count else batch
             outputs, products = self._in_parts(
                 self.network,
-                batch.x,
+                batch,
                 len(first_or_all.x),
                 lambda: how.of_student(self.network, first_or_all, answer, traced=measured),
             )
@@ -323,7 +326,7 @@ class Distillation(Objective):
             if step.targets is not None:
                 validation.same_outputs(outputs if self.classes is None else outputs[:, self.classes :], step.targets)
             if step.labels is not None and outputs.dim() > 2 and self.class_dim is None and self._classes:
-                self._read_class_dim(batch.x)
+                self._read_class_dim(batch)
             return outputs, self._comparison(outputs, outputs, products, step)
 
         outputs, terms = self._compiled_step(step, self._comparison, how.readout, eager, count > 0, measured)
@@ -335,6 +338,7 @@ class Distillation(Objective):
         labels, others = (batch.labels, batch.partner_labels) if weights["labels"] else (None, None)
         step = Step(batch.x, labels, None if batch.share is None else others, batch.share)
         step.targets = teacher_outputs if weights["outputs"] else None
+        step.arguments = batch.arguments
         if answer is not None and answer.products is not None:
             step.v, step.rows = answer.cotangents, answer.products
             step.label, step.teacher_outputs = batch.label, answer.outputs
@@ -355,9 +359,9 @@ class Distillation(Objective):
         try:
             answer = query(self.teacher, batch.x, self.differentiation.question(batch, products=products))
         except ClassDimensionError:
-            self._read_class_dim(batch.x)
+            self._read_class_dim(batch)
             answer = query(self.teacher, batch.x, self.differentiation.question(batch, products=products))
         classes = self._classes and (self.output_loss == "kl" or self.loss_weights.weights["labels"])
         if answer.outputs.dim() > 2 and self.class_dim is None and classes:
-            self._read_class_dim(batch.x)
+            self._read_class_dim(batch)
         return answer

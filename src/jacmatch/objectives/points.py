@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import probes
+from jacmatch.jacobian import Arguments, probes
 
 _NOISE, _MIX = 1_000_003, 1_000_033
 """Offsets of the seed, so that noise and mixing are independent of the probes at the same sample and draw."""
@@ -45,11 +45,12 @@ class Batch:
     share: Tensor | None
     ids: Tensor
     draw: int
+    arguments: Arguments | None = None
 
     def part(self, rows: slice) -> "Batch":
         """Some of the samples."""
         tensors: dict[str, Any] = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors)
+        return replace(self, **tensors, arguments=None if self.arguments is None else self.arguments.part(rows))
 
     @property
     def label(self) -> Tensor | None:

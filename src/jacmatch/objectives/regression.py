@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import BatchNormPolicy, Context, Cost, Engine, Estimator, EveryRow, SampledRows
+from jacmatch.jacobian import Arguments, BatchNormPolicy, Context, Cost, Engine, Estimator, EveryRow, SampledRows
 from jacmatch.losses import JacobianLoss
 from jacmatch.objectives import validation
-from jacmatch.objectives.base import Objective, Output
+from jacmatch.objectives.base import CallContext, Objective, Output
 from jacmatch.objectives.compiled import Compared, Step
 from jacmatch.objectives.differentiation import Differentiation
 from jacmatch.objectives.points import Batch
@@ -149,6 +149,7 @@ class Regression(Objective):
         partners: Float[Tensor, "batch *input"] | None = None,
         partner_labels: Float[Tensor, "batch out"] | None = None,
         progress: float | int = 0.0,
+        context: CallContext = None,
     ) -> Terms:
         """The terms for a batch.
 
@@ -161,6 +162,8 @@ class Regression(Objective):
             partners: Another data point for each sample, where `needs_partners`; the next in the batch if None.
             partner_labels: Not used.
             progress: Share of the training that is done, for the schedule.
+            context: Other arguments of both networks, by name, passed unchanged: attention masks, token types, atom
+                types, parameters. See `jacmatch.jacobian.arguments`.
 
         Raises:
             InputError: there is neither a target nor a teacher, a shape is wrong, or no product that the probe asks
@@ -171,7 +174,8 @@ class Regression(Objective):
         validation.one_for_each(x, y=y, j=j, ids=ids, partners=partners)
         ids = torch.arange(len(x), device=x.device) if ids is None else ids
         partners = x.roll(1, 0) if partners is None else partners
-        batch = Batch(x, y, partners, None, None, ids, call.number if draw is None else draw)
+        arguments = Arguments.of("Regression", x, context)[1]
+        batch = Batch(x, y, partners, None, None, ids, call.number if draw is None else draw, arguments)
         count, firsts = self._first(call, len(x))
         outputs, targets, unweighted, rows = self._compared(batch, j, count, measured=call.measured)
         if call.factor > 0 and "jacobians" not in unweighted:  # all of the first samples are with other processes
@@ -195,7 +199,7 @@ class Regression(Objective):
         def eager() -> Compared:
             outputs, rows = self._in_parts(
                 self.student,
-                batch.x,
+                batch,
                 len(first.x),
                 lambda: how.of_student(self.student, first, answer, traced=measured),
             )
@@ -226,7 +230,7 @@ class Regression(Objective):
             target: The values to compare with.
             given: Whether the Jacobians are given, and can have unknown entries.
         """
-        step = Step(batch.x)
+        step = Step(batch.x, arguments=batch.arguments)
         if self.loss_weights.weights["values"]:
             step.targets = target / self.output_scale.to(target)
         if answer is not None and answer.products is not None:
@@ -267,7 +271,7 @@ class Regression(Objective):
             values, matrix = batch.labels, j
             if values is None:
                 values = query(self._teacher("y"), batch.x, how.question(batch, products=False)).outputs
-            known = AnalyticTeacher(lambda _: values, lambda _: matrix)
+            known = AnalyticTeacher(lambda *_, **__: values, lambda *_, **__: matrix)
             return query(known, batch.x, how.question(batch, products=True))
         if not products and batch.labels is not None:
             return None

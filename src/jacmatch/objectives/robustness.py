@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from jacmatch.errors import InputError, class_axis, unknown_name
 from jacmatch.jacobian import (
+    Arguments,
     BatchNormPolicy,
     Context,
     DataPairs,
@@ -32,7 +33,7 @@ from jacmatch.jacobian import (
 from jacmatch.jacobian.features import class_dimension
 from jacmatch.losses import Task, hoffman, squared_norm
 from jacmatch.objectives import validation
-from jacmatch.objectives.base import Objective, Output
+from jacmatch.objectives.base import CallContext, Objective, Output
 from jacmatch.objectives.compiled import Compared, Step
 from jacmatch.objectives.differentiation import Differentiation
 from jacmatch.objectives.points import AtNoise, Batch
@@ -198,6 +199,7 @@ class Robustness(Objective):
         partners: Float[Tensor, "batch *input"] | None = None,
         partner_labels: Shaped[Tensor, "batch *out"] | None = None,
         progress: float | int = 0.0,
+        context: CallContext = None,
     ) -> Terms:
         """The terms for a batch.
 
@@ -209,6 +211,8 @@ class Robustness(Objective):
             partners: Not used.
             partner_labels: Not used.
             progress: Not used.
+            context: Other arguments of both networks, by name, passed unchanged: attention masks, token types, atom
+                types, parameters. See `jacmatch.jacobian.arguments`.
 
         Raises:
             InputError: a shape is wrong.
@@ -225,7 +229,8 @@ class Robustness(Objective):
             noise, _ = AtNoise(self.noise).move(torch.zeros_like(x), x, ids=ids, seed=seed, draw=draw)
             x = x + self._unit(x) * noise
         count, firsts = self._first(call, len(x))
-        outputs, unweighted = self._compared(Batch(x, y, x, None, None, ids, draw), count, measured=call.measured)
+        batch = Batch(x, y, x, None, None, ids, draw, Arguments.of("Robustness", x, context)[1])
+        outputs, unweighted = self._compared(batch, count, measured=call.measured)
         if call.factor > 0 and "penalty" not in unweighted:  # all of the first samples are with other processes
             unweighted["penalty"] = (outputs * 0).sum()
         return self._result(call, unweighted, outputs, None, firsts=firsts)
@@ -256,9 +261,9 @@ class Robustness(Objective):
             got = str(batch.labels.dtype)
             raise InputError(f"`y` of `Robustness(form={self.form!r})` must be class numbers.", got=got)
         if self.class_dim is None and isinstance(how.readout, RootProbabilities):
-            self.class_dim = class_dimension(self.student, batch.x)
+            self.class_dim = class_dimension(self.student, batch.x, batch.arguments)
             how.readout = replace(how.readout, class_dim=self.class_dim)
-        step = Step(batch.x, batch.labels, label=batch.labels)
+        step = Step(batch.x, batch.labels, label=batch.labels, arguments=batch.arguments)
         if count and how.side == "output":
             step.unit = self._unit(batch.x)
 
@@ -267,16 +272,18 @@ class Robustness(Objective):
 
         def derive() -> tuple[Tensor, Tensor | None]:
             if not count:
-                return run(self.student, batch.x)[0], None
+                return run(self.student, batch.x, arguments=batch.arguments)[0], None
             v = self._unit(first.x) * how.directions(first, None) if how.side == "input" else directions
-            result = how.products(self.student, first.x, v, how.readout, Context(first.label), traced=measured)
+            result = how.products(
+                self.student, first.x, v, how.readout, Context(first.label, arguments=first.arguments), traced=measured
+            )
             self._values_like = result.values.detach()[:1]
             return result.outputs, result.products
 
         def eager() -> Compared:
-            outputs, rows = self._in_parts(self.student, batch.x, len(first.x), derive)
+            outputs, rows = self._in_parts(self.student, batch, len(first.x), derive)
             if outputs.dim() > 2 and self.class_dim is None and self.task == "classification":
-                self._read_class_dim(batch.x)
+                self._read_class_dim(batch)
             return outputs, self._comparison(outputs, outputs, rows, step)
 
         if count and self.compiled is not None and self.not_compiled() is None:

@@ -16,7 +16,7 @@ from jacmatch.jacobian.modules import set_mode
 from jacmatch.losses import JacobianLoss, OutputLoss, attention_map, attention_transfer, match_sizes
 from jacmatch.models import FirstOutputs
 from jacmatch.objectives import validation
-from jacmatch.objectives.base import Objective, Output
+from jacmatch.objectives.base import CallContext, Objective, Output
 from jacmatch.objectives.differentiation import Differentiation
 from jacmatch.objectives.points import AtData, Batch, Point
 from jacmatch.objectives.terms import Terms, jacobian_term, label_term, output_term, precise
@@ -163,6 +163,7 @@ class Transfer(Objective):
         partners: Float[Tensor, "batch *input"] | None = None,
         partner_labels: Shaped[Tensor, "batch *out"] | None = None,
         progress: float | int = 0.0,
+        context: CallContext = None,
     ) -> Terms:
         """The terms for a batch; `student_outputs` are those of the target.
 
@@ -174,17 +175,18 @@ class Transfer(Objective):
             partners: Another image for each, at mixed pairs; the next in the batch if None.
             partner_labels: Their classes.
             progress: Share of the training that is done, for the schedule.
+            context: Other arguments of both networks, by name, passed unchanged: attention masks, token types, atom
+                types, parameters. See `jacmatch.jacobian.arguments`.
 
         Raises:
             InputError: labels are missing, a shape is wrong, or student and teacher do not go together.
             UnsupportedError: the student cannot be differentiated twice.
         """
         call = self._call(progress)
-        batch = self._moved(x, y, ids, partners, partner_labels, call.number if draw is None else draw)
-        x = batch.x
-        count, firsts = self._first(call, len(x))
+        batch = self._moved(x, y, ids, partners, partner_labels, call.number if draw is None else draw, context)
+        count, firsts = self._first(call, len(batch.x))
         answer, answers = self._query(batch, count)
-        outputs, maps, products = self._student(x, answer, count, traced=call.measured)
+        outputs, maps, products = self._student(batch, answer, count, traced=call.measured)
         unweighted = self._terms(batch, answers, outputs, maps)
         rows = None if answer is None else answer.products
         if rows is not None and products is not None:
@@ -207,19 +209,21 @@ class Transfer(Objective):
         if self.teacher is None or not (count or weights["outputs"] or weights["attention"]):
             return None, None
         x, ids = batch.x, batch.ids
-        about: dict[str, Any] = {"draw": batch.draw, "random": batch.share is not None}
+        about: dict[str, Any] = {"draw": batch.draw, "random": batch.share is not None, "arguments": batch.arguments}
         if not (count or weights["attention"]):
             return None, query(self.teacher, x, Question(ids=ids, **about))
-        maps = self.maps(x, 1)
+        maps, parts = self._maps(batch, 1), [batch.part(slice(count)), batch.part(slice(count, None))]
         first = None
         if count:
             about |= {"readout": maps, "rule": "largest pixels"}
+            about["arguments"] = parts[0].arguments
             first = query(self.teacher, x[:count], Question(cotangents=maps.largest, ids=ids[:count], **about))
         if first is not None and count == len(x):
             return first, first
         if not (weights["outputs"] or weights["attention"]):
             return first, None
-        rest = query(self.teacher, x[count:], Question(**about | {"readout": maps, "rule": None}, ids=ids[count:]))
+        about |= {"readout": maps, "rule": None, "arguments": parts[1].arguments}
+        rest = query(self.teacher, x[count:], Question(**about, ids=ids[count:]))
         if first is None:
             return None, rest
         both = (torch.cat([first.outputs, rest.outputs]), torch.cat([first.values, rest.values]))
@@ -227,18 +231,22 @@ class Transfer(Objective):
 
     def maps(self, x: Float[Tensor, "batch *input"], side: Literal[0, 1]) -> AttentionMaps:
         """The readout of the student (0) or of the teacher (1) for such inputs; both give maps of the same sizes."""
-        shape = tuple(x.shape[1:])
+        return self._maps(Batch(x, None, x, None, None, torch.arange(len(x)), 0), side)
+
+    def _maps(self, batch: Batch, side: Literal[0, 1]) -> AttentionMaps:
+        shape = tuple(batch.x.shape[1:])
         if shape not in self._sizes:
-            self._sizes[shape] = self._common_sizes(x[:1])
+            self._sizes[shape] = self._common_sizes(batch.part(slice(1)))
         return AttentionMaps(tuple(pair[side] for pair in self.pairs), self._sizes[shape], self.p)
 
-    def _common_sizes(self, x: Tensor) -> tuple[tuple[int, int], ...]:
+    def _common_sizes(self, first: Batch) -> tuple[tuple[int, int], ...]:
         """Return the size of each pair's maps: `size`, but never above that of either map."""
         assert self.teacher is not None
         mine, theirs = (tuple(dict.fromkeys(pair[side] for pair in self.pairs)) for side in (0, 1))
         with _evaluating(self.student), torch.no_grad():
-            _, own = run(self.student.network, x, mine)
-        other = query(self.teacher, x, Question(layers=theirs)).features
+            _, own = run(self.student.network, first.x, mine, arguments=first.arguments)
+        about = Question(layers=theirs, arguments=first.arguments)
+        other = query(self.teacher, first.x, about).features
         sizes = []
         for student_layer, teacher_layer in self.pairs:
             both = match_sizes(attention_map(own[student_layer]), attention_map(other[teacher_layer]))
@@ -247,38 +255,40 @@ class Transfer(Objective):
         return tuple(sizes)
 
     def _student(
-        self, x: Tensor, answer: Answer | None, count: int, *, traced: bool
+        self, batch: Batch, answer: Answer | None, count: int, *, traced: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return all outputs, the attention maps, and the rows of the first `count` samples, each where needed."""
         network, attention = self.student.network, bool(self.loss_weights.weights["attention"])
 
-        def plain(x: Tensor) -> tuple[Tensor, Tensor | None]:
+        def plain(batch: Batch) -> tuple[Tensor, Tensor | None]:
             if not attention:
-                return run(network, x)[0], None
-            readout: Readout = self.maps(x, 0)
-            outputs, features = run(network, x, tuple(dict.fromkeys(readout.layers)))
+                return run(network, batch.x, arguments=batch.arguments)[0], None
+            readout: Readout = self._maps(batch, 0)
+            layers = tuple(dict.fromkeys(readout.layers))
+            outputs, features = run(network, batch.x, layers, arguments=batch.arguments)
             return outputs, readout(outputs, features, Context())
 
         if answer is None or answer.products is None:
-            return *plain(x), None
+            return *plain(batch), None
         assert answer.cotangents is not None
-        readout, v = self.maps(x, 0), answer.cotangents
-        result = partial(self.differentiation.products, network, x[:count], v, readout, Context(), traced=traced)
-        if count == len(x):
+        readout, v, first = self._maps(batch, 0), answer.cotangents, batch.part(slice(count))
+        others = Context(arguments=first.arguments)
+        result = partial(self.differentiation.products, network, first.x, v, readout, others, traced=traced)
+        if count == len(batch.x):
             whole = result()
             return whole.outputs, whole.values, whole.products
         if validation.couples(network):
-            outputs, maps = plain(x)
+            outputs, maps = plain(batch)
             with replaced_buffers(network, copies_of(buffers_in_training(network))):
                 return outputs, maps, result().products
         head = result()
-        outputs, maps = plain(x[count:])
+        outputs, maps = plain(batch.part(slice(count, None)))
         maps = None if maps is None else torch.cat([head.values, maps])
         return torch.cat([head.outputs, outputs]), maps, head.products
 
     def _terms(self, batch: Batch, answer: Answer | None, outputs: Tensor, maps: Tensor | None) -> dict[str, Tensor]:
         weights, terms = self.loss_weights.weights, {}
-        classes, x = self.student.outputs, batch.x
+        classes = self.student.outputs
         if weights["labels"]:
             assert batch.labels is not None
             mixed = (batch.partner_labels, batch.share)
@@ -293,7 +303,7 @@ class Transfer(Objective):
                 raise InputError(rule, got=f"{outputs.shape[1]} outputs", do=do)
             terms["outputs"] = output_term(self.output_loss, source, answer.outputs, self.temperature)
         if answer is not None and maps is not None and weights["attention"]:
-            pairs = zip(*(self.maps(x, 0).maps(precise(each)) for each in (maps, answer.values)), strict=True)
+            pairs = zip(*(self._maps(batch, 0).maps(precise(each)) for each in (maps, answer.values)), strict=True)
             terms["attention"] = torch.stack([attention_transfer(s, t).mean() for s, t in pairs]).mean()
         return terms
 

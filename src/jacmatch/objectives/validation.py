@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
 from jacmatch.jacobian import (
+    Arguments,
     AttentionPixel,
     BatchNormPolicy,
     Context,
@@ -22,6 +23,7 @@ from jacmatch.jacobian import (
     Logits,
     Loss,
     Readout,
+    Shared,
     TopClass,
     TopLogit,
 )
@@ -261,6 +263,38 @@ def explained(caller: str, x: Tensor, y: Tensor | None, student: nn.Module) -> I
                 do="Number the classes from 0, and give the student an output for each.",
             ) from error
         raise
+
+
+def arguments_of_pairs(caller: str, arguments: Arguments, point: Point) -> None:
+    """Refuse pairs of samples whose other arguments differ."""
+    if isinstance(point, AtMixedPairs) and arguments.of_samples:
+        rule = f"`context` of `{caller}` must not have tensors of the samples at mixed pairs."
+        do = "Use point=AtData(): a mixture of two samples has no mask, type or size of its own."
+        raise InputError(rule, got=", ".join(arguments.values) or "nodes of graphs", do=do)
+    if arguments.is_ragged:
+        rule = f"`probe` of `{caller}` must not be DataPairs where x is Nodes: graphs have unlike nodes."
+        raise InputError(rule, do="Use RandomInputs(k).")
+
+
+def unambiguous(caller: str, arguments: Arguments, x: Tensor, known: dict[str, int]) -> None:
+    """Refuse a tensor that was shared in a batch of another size, and now has as many rows as the batch.
+
+    Args:
+        caller: The objective.
+        arguments: Those of this call.
+        x: Its inputs.
+        known: Rows of the tensors that were shared, by name; this call's are added.
+    """
+    for name, value in arguments.values.items():
+        if isinstance(value, Tensor) and known.get(name) == len(x):
+            raise InputError(
+                f"`{name}` in `context` of `{caller}` must say whether its rows are samples: it had as many in a batch "
+                "of another size.",
+                got=f"{len(x)} rows for {len(x)} samples",
+                do=f"Pass jacmatch.Shared({name}) if it is a table.",
+            )
+        if isinstance(value, Shared) and isinstance(value.value, Tensor) and value.value.dim():
+            known[name] = len(value.value)
 
 
 def one_output_for_each(caller: str, outputs: Tensor, x: Tensor) -> None:

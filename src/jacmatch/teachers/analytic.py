@@ -11,6 +11,7 @@ from jacmatch.jacobian import finite_differences
 from jacmatch.teachers.base import (
     Answer,
     Question,
+    called,
     checked_outputs,
     fitting_tangents,
     frozen_pass,
@@ -59,28 +60,29 @@ class AnalyticTeacher:
             )
         x = x.detach()
         with frozen_pass(x):
-            outputs = self._outputs(x)
+            outputs = self._outputs(x, question)
             if question.cotangents is not None:
                 values, w, v = pull_readout(question, outputs)
-                rows = _product("pbk,bki->pbi", w, self._matrix(x, outputs))
+                rows = _product("pbk,bki->pbi", w, self._matrix(x, outputs, question))
                 return Answer(outputs, values, rows.view(len(w), *x.shape), cotangents=v)
             if question.tangents is None:
                 return Answer(outputs, values_of(question, outputs))
             tangents = fitting_tangents(question, x)
             if question.step is not None:
                 pairs = finite_differences.central(
-                    lambda z: values_of(question, self._outputs(z)), x, tangents, step=question.step
+                    lambda z: values_of(question, self._outputs(z, question)), x, tangents, step=question.step
                 )
                 return Answer(outputs, values_of(question, outputs), pairs)
-            jv = _product("pbi,bki->pbk", tangents.flatten(2), self._matrix(x, outputs))
+            jv = _product("pbi,bki->pbk", tangents.flatten(2), self._matrix(x, outputs, question))
             values, products = push_readout(question, outputs, jv)
             return Answer(outputs, values, products)
 
-    def _outputs(self, x: Tensor) -> Tensor:
-        return checked_outputs("AnalyticTeacher", self.function(x.clone()), x, "Add the axis of outputs.")
+    def _outputs(self, x: Tensor, question: Question) -> Tensor:
+        given = called(question, self.function, x.clone())
+        return checked_outputs("AnalyticTeacher", given, x, "Add the axis of outputs.")
 
-    def _matrix(self, x: Tensor, outputs: Tensor) -> Float[Tensor, "batch out entry"]:
-        j = self.jacobian(x.clone())
+    def _matrix(self, x: Tensor, outputs: Tensor, question: Question) -> Float[Tensor, "batch out entry"]:
+        j = called(question, self.jacobian, x.clone())
         wanted = (*outputs.shape, *x.shape[1:])
         if not isinstance(j, Tensor) or j.shape != wanted:
             raise InputError(

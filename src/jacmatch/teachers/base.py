@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import Context, Logits, Readout, jvp_products, vjp_products
+from jacmatch.jacobian import Arguments, Context, Logits, Readout, jvp_products, vjp_products
 from jacmatch.jacobian.verification import errors
 
 Cotangents = Tensor | Callable[[Tensor], Tensor]
@@ -27,6 +27,7 @@ class Question:
         step: Length h where Jv shall be an antithetic difference.
         layers: Dotted paths of features to return.
         labels: Labels, for readouts that need them.
+        arguments: How the network is called at x; None where x is its only argument.
         ids: A number for each sample, by which stored answers are looked up; None where there is none.
         draw: Which of the independent draws of a sample's point and directions this is; None where nobody counts.
         random: Whether x or the directions differ between draws. Where they do not, a `MemoizedTeacher` goes by the
@@ -43,6 +44,7 @@ class Question:
     step: float | None = None
     layers: tuple[str, ...] = ()
     labels: Shaped[Tensor, "batch *out"] | None = None
+    arguments: Arguments | None = None
     ids: Int[Tensor, "batch"] | None = None
     draw: int | None = None
     random: bool = False
@@ -139,6 +141,11 @@ def fitting_tangents(question: Question, x: Tensor) -> Tensor:
             do="One direction for each sample.",
         )
     return tangents.detach().to(x)
+
+
+def called(question: Question, function: Callable[..., object], x: Tensor) -> object:
+    """What a function returns at x with the arguments of the query."""
+    return function(x) if question.arguments is None else question.arguments(function, x)
 
 
 def checked_outputs(teacher: str, given: object, x: Tensor, do: str) -> Tensor:

@@ -1,18 +1,21 @@
 """Any function as teacher: values only, derivatives by antithetic differences."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import finite_differences
 from jacmatch.teachers.base import (
     Answer,
     Question,
+    called,
     checked_outputs,
     fitting_tangents,
     frozen_pass,
@@ -82,7 +85,7 @@ class BlackBoxTeacher:
             )
         x = x.detach()
         with frozen_pass(x):
-            outputs = self._outputs(x)
+            outputs = self._outputs(x, question)
             products = None
             if question.tangents is not None:
                 tangents = fitting_tangents(question, x)
@@ -91,18 +94,28 @@ class BlackBoxTeacher:
                     share = self.relative_step / finite_differences.relative_step(x.dtype)
                     step = share * finite_differences.step_sizes(x, tangents)
                 products = finite_differences.central(
-                    lambda z: values_of(question, self._outputs(z)), x, tangents, step=step
+                    lambda z: values_of(question, self._outputs(z, question)), x, tangents, step=step
                 )
             return Answer(outputs, values_of(question, outputs), products)
 
-    def _outputs(self, x: Tensor) -> Tensor:
-        parts = torch.split(x, self.batch_size) if self.batch_size else (x,)
-        return torch.cat([self._call(part) for part in parts])
+    def _outputs(self, x: Tensor, question: Question) -> Tensor:
+        size, arguments = self.batch_size or len(x), question.arguments
+        rows = [slice(start, start + size) for start in range(0, len(x), size)]
+        parts = [replace(question, arguments=None if arguments is None else arguments.part(row)) for row in rows]
+        return torch.cat([self._call(x[row], part) for row, part in zip(rows, parts, strict=True)])
 
-    def _call(self, x: Tensor) -> Tensor:
+    def _call(self, x: Tensor, question: Question) -> Tensor:
         # Copies on both sides: the function may write into its argument, and torch cannot wrap every array.
-        given: object = self.function(x.clone() if self.arrays == "torch" else x.numpy(force=True).copy())
+        given = called(question, self._given_copies, x)
         if self.arrays == "numpy":
             array = np.array(given, order="C")
             given = torch.from_numpy(array) if array.dtype.kind in "fiub" else array
         return checked_outputs("BlackBoxTeacher", given, x, "Add the axis of outputs; arrays='numpy' is for NumPy.")
+
+    def _given_copies(self, *args: Any, **named: Any) -> object:
+        def copied(each: Any) -> Any:
+            if not isinstance(each, Tensor):
+                return each
+            return each.clone() if self.arrays == "torch" else each.numpy(force=True).copy()
+
+        return self.function(*tree_map(copied, args), **tree_map(copied, named))

@@ -77,7 +77,7 @@ class EnsembleTeacher:
             outputs, pushed = self._mean(x, replace(question, readout=Logits(), cotangents=None))
             if question.cotangents is not None:
                 values, w, v = pull_readout(question, outputs)
-                _, rows = self._mean(x, Question(cotangents=w))
+                _, rows = self._mean(x, Question(cotangents=w, arguments=question.arguments))
                 return Answer(outputs, values, rows, cotangents=v)
             if pushed is not None:
                 values, products = push_readout(question, outputs, pushed)
@@ -86,9 +86,9 @@ class EnsembleTeacher:
 
     def _differences(self, x: Tensor, question: Question) -> Answer:
         """Antithetic differences of the readout of the mean; that of the members' differences is another number."""
-        outputs, _ = self._mean(x, Question())
+        outputs, _ = self._mean(x, Question(arguments=question.arguments))
         products = finite_differences.central(
-            lambda z: values_of(question, self._mean(z, Question())[0]),
+            lambda z: values_of(question, self._mean(z, Question(arguments=question.arguments))[0]),
             x,
             fitting_tangents(question, x),
             step=question.step,

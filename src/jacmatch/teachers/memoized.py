@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacmatch.errors import InputError
+from jacmatch.jacobian import Arguments
 from jacmatch.teachers.base import Answer, Question, Teacher
 
 _ROUNDING = (1e-3, 1e-2)  # of the largest output, on a CPU and on a GPU: sums in another order, shorter products
@@ -21,6 +22,7 @@ class _Entry:
 
     x: Tensor
     labels: Tensor | None
+    arguments: Arguments | None = None
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -30,8 +32,8 @@ class MemoizedTeacher:
     A query is memoized if it has `ids` and is not `random`: no input directions, and cotangents only with a `rule`; its
     readout and rule must be hashable. With `draws` random queries are memoized too, by id and draw, and input
     directions with a rule: for a training with `views`, whose points and directions repeat (a bank of augmented
-    images). A stored answer is returned only if readout, rule and layers are equal and x and the label of that id are
-    the stored ones, bit for bit; otherwise the teacher is queried about the whole batch.
+    images). A stored answer is returned only if readout, rule and layers are equal and x, its context and the label of
+    that id are the stored ones, bit for bit; otherwise the teacher is queried about the whole batch.
 
     The teacher must be frozen and treat each sample by itself, as every teacher of this package does; answers of
     another batch can differ from those of this one by rounding. The first time that a batch could be answered from
@@ -102,7 +104,7 @@ class MemoizedTeacher:
             return self.teacher.answer(x, question)
         memory = self._memory.setdefault(key, {})
         ids = question.ids.tolist()
-        if all(_same(memory.get(number), x, question.labels, row) for row, number in enumerate(ids)):
+        if all(_same(memory.get(number), x, question, row) for row, number in enumerate(ids)):
             self.memoized += len(ids)
             known = _joined([memory[number].parts for number in ids])
             self._repeats += 1
@@ -138,6 +140,8 @@ class MemoizedTeacher:
             if number in memory:
                 continue
             entry = _Entry(x[row].clone(), None if question.labels is None else question.labels[row].clone())
+            if question.arguments is not None:
+                entry.arguments = question.arguments.part(slice(row, row + 1)).clone()
             entry.parts = {name: part.clone() for name, part in _parts(answer, row).items()}
             size = sum(part.numel() * part.element_size() for part in (entry.x, *entry.parts.values()))
             if self.bytes + size > self.limit:
@@ -155,11 +159,16 @@ def _is_hashable(key: Hashable) -> bool:
     return True
 
 
-def _same(entry: _Entry | None, x: Tensor, labels: Tensor | None, row: int) -> bool:
+def _same(entry: _Entry | None, x: Tensor, question: Question, row: int) -> bool:
     """Return whether this sample is that of the entry."""
+    labels, arguments = question.labels, question.arguments
     if entry is None or (entry.labels is None) != (labels is None):
         return False
     if entry.x.dtype != x.dtype or entry.x.device != x.device or not torch.equal(entry.x, x[row]):
+        return False
+    if (entry.arguments is None) != (arguments is None):
+        return False
+    if arguments is not None and not arguments.part(slice(row, row + 1)).same(entry.arguments):
         return False
     return labels is None or entry.labels is None or torch.equal(entry.labels, labels[row])
 

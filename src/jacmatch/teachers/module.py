@@ -65,7 +65,10 @@ class ModuleTeacher:
             module.to(x.device)
         kind = x.dtype if x.is_floating_point() else like.dtype
         z = x.detach().to(like.dtype) if x.is_floating_point() else x.detach()  # tokens stay numbers
-        readout, context = Own(question.readout), Context(labels=question.labels)
+        arguments = question.arguments
+        if arguments is not None and z.dtype != x.dtype:
+            arguments = arguments.to(z.dtype)
+        readout, context = Own(question.readout), Context(question.labels, arguments=arguments)
         used: list[Tensor] = []
         with frozen_pass(x), errors(raised=False), selecting(module, self.output):
             if question.cotangents is not None:

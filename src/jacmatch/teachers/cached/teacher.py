@@ -107,6 +107,11 @@ class CachedTeacher:
             rule = "A question to `CachedTeacher` must have `ids` and `draw`, which tell its entries apart."
             do = "Call the objective with ids= (rows of the training split) and draw= (the view)."
             raise InputError(rule, got=f"ids {'missing' if question.ids is None else 'given'}", do=do)
+        if question.arguments is not None:
+            raise UnsupportedError(
+                "`CachedTeacher` stores no `context` of a batch, nor inputs of several tensors: it cannot tell "
+                "whether they are the same. Use the teacher itself, or MemoizedTeacher."
+            )
         here, there = described(question), dict(self.head.question)
         if not asked:
             here, there = {"readout": here["readout"]}, {"readout": there["readout"]}

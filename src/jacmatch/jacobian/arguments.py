@@ -1,0 +1,374 @@
+"""How a network is called at the tensor that is differentiated: its other arguments, and inputs of several tensors.
+
+Derivatives are by one tensor x (B, …). `Arguments` turns it into the arguments of the network, in one place: keyword
+arguments that are no input (masks, atom types, time), several inputs that lie side by side in x, each in its own unit,
+or the nodes of graphs, which are padded in x and are not in the network.
+"""
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+
+from jacmatch.errors import InputError
+
+_NODES = 8  # graphs are padded to a multiple of this: each other shape of x is verified anew
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A value of a context that belongs to no sample, also where it has as many rows as the batch.
+
+    Attributes:
+        value: What the networks get.
+
+    Example:
+        >>> Shared(torch.ones(3, 2)).value.shape
+        torch.Size([3, 2])
+    """
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The edges of graphs, as a value of a context: pairs of nodes, numbered over the whole batch.
+
+    Attributes:
+        index: (2, E), both ends of an edge in one graph.
+    """
+
+    index: Int[Tensor, "2 edge"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Several inputs that are differentiated, each in its own unit.
+
+    The networks get the tensors as they are. Derivatives are taken by part/unit: random directions have variance 1 in
+    these units, and all parts together have one squared error.
+
+    Attributes:
+        parts: Tensors (B, …) of one floating-point type: a tuple for positional arguments, a dictionary for keyword
+            arguments.
+        units: The unit of each part by its name, or by its number in a tuple; 1 where it is not named.
+
+    Raises:
+        InputError: a part is no tensor of samples, types differ, or a unit is not positive or names no part.
+
+    Example:
+        >>> Inputs({"x": torch.rand(4, 3), "t": torch.rand(4, 1)}, units={"t": 10.0}).packed[0].shape
+        torch.Size([4, 4])
+    """
+
+    parts: Mapping[str, Tensor] | tuple[Tensor, ...]
+    units: Mapping[str | int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        named = self.named
+        for name, part in named.items():
+            if not isinstance(part, Tensor) or not part.is_floating_point() or not part.dim():
+                got = f"{part.dtype} {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__
+                do = "Pass labels as `y`, and all that is not differentiated as context={...}."
+                raise InputError(f"Part {name!r} of the inputs must be a floating-point tensor (B, …).", got=got, do=do)
+        kinds = {(part.dtype, part.device, len(part)) for part in named.values()}
+        if len(kinds) != 1:
+            got = ", ".join(f"{name} {part.dtype} {tuple(part.shape)}" for name, part in named.items()) or "none"
+            raise InputError("All parts of the inputs must have one type and number of samples.", got=got)
+        for name, unit in self.units.items():
+            if name not in named or not 0 < unit < float("inf"):
+                rule = "`units` of `Inputs` must be positive and finite, by the names or numbers of parts."
+                raise InputError(rule, got=f"{name!r}: {unit}", do=f"Parts are {', '.join(map(repr, named))}.")
+
+    @property
+    def named(self) -> dict[str | int, Tensor]:
+        """The parts by their names or numbers."""
+        return dict(self.parts.items() if isinstance(self.parts, Mapping) else enumerate(self.parts))
+
+    @property
+    def packed(self) -> tuple[Float[Tensor, "batch entry"], "_Several"]:
+        """The parts in their units, flattened side by side, and what takes them apart again."""
+        named = {name: (part, float(self.units.get(name, 1.0))) for name, part in self.named.items()}
+        layout = _Several(tuple((name, part.shape[1:], unit) for name, (part, unit) in named.items()))
+        return torch.cat([(part / unit).reshape(len(part), -1) for part, unit in named.values()], 1), layout
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Positions of the nodes of graphs, or points of clouds, that are differentiated; graphs have unlike sizes.
+
+    The networks get the positions as they are, and `index` as the keyword argument `name`. Tensors of a context with as
+    many rows as there are nodes belong to the nodes.
+
+    Attributes:
+        positions: (ΣN, D), the nodes of one graph after those of another.
+        index: The graph of each node, from 0 to B − 1 in this order.
+        name: The argument that takes the index; None where the networks take none.
+
+    Raises:
+        InputError: the index is not one number for each node, or not in order.
+
+    Example:
+        >>> Nodes(torch.rand(5, 3), torch.tensor([0, 0, 1, 1, 1])).packed[0].shape
+        torch.Size([2, 8, 3])
+    """
+
+    positions: Float[Tensor, "node dimension"]
+    index: Int[Tensor, "node"]
+    name: str | None = "batch"
+
+    def __post_init__(self) -> None:
+        steps = self.index.diff(prepend=self.index.new_zeros(1)) if self.index.dim() == 1 else self.index
+        if self.index.shape != self.positions.shape[:1] or not len(steps) or bool(((steps != 0) & (steps != 1)).any()):
+            rule = "`index` of `Nodes` must be the graph of each node, 0 to B − 1 in this order, none without nodes."
+            got = f"shape {tuple(self.index.shape)} for positions {tuple(self.positions.shape)}"
+            raise InputError(rule, got=got, do="Sort the nodes by graph, and number the graphs from 0.")
+
+    @property
+    def packed(self) -> tuple[Float[Tensor, "batch most dimension"], "_Ragged"]:
+        """The positions, padded by zeros, and what takes the padding away again."""
+        counts = torch.bincount(self.index)
+        most = -(-int(counts.max()) // _NODES) * _NODES
+        layout = _Ragged(torch.arange(most, device=self.index.device) < counts[:, None], self.name)
+        return layout.padded(self.positions), layout
+
+
+@dataclass(frozen=True)
+class _Several:
+    """Name, shape of a sample and unit of each part."""
+
+    parts: tuple[tuple[str | int, torch.Size, float], ...]
+
+    def split(self, x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        flat = torch.split(x, [shape.numel() for _, shape, _ in self.parts], 1)
+        tensors = [
+            (part if unit == 1 else part * unit).reshape(len(x), *shape)
+            for part, (_, shape, unit) in zip(flat, self.parts, strict=True)
+        ]
+        if isinstance(self.parts[0][0], int):
+            return tuple(tensors), {}
+        return (), {str(name): tensor for (name, _, _), tensor in zip(self.parts, tensors, strict=True)}
+
+
+@dataclass(frozen=True)
+class _Ragged:
+    """Which places of the padded x are nodes."""
+
+    mask: Bool[Tensor, "batch most"]
+    name: str | None
+
+    def padded(self, nodes: Shaped[Tensor, "node *shape"]) -> Shaped[Tensor, "batch most *shape"]:
+        whole = nodes.new_zeros(self.mask.numel(), *nodes.shape[1:])
+        return whole.index_copy(0, self.numbers, nodes.detach()).reshape(*self.mask.shape, *nodes.shape[1:])
+
+    @property
+    def numbers(self) -> Int[Tensor, "node"]:
+        """The place of each node."""
+        return self.mask.flatten().nonzero()[:, 0]
+
+    def taken(self, padded: Tensor) -> Tensor:
+        return padded.flatten(0, 1).index_select(0, self.numbers)
+
+    def split(self, x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        index = self.numbers // self.mask.shape[1]
+        return (self.taken(x),), {} if self.name is None else {self.name: index}
+
+
+@dataclass(frozen=True)
+class _OfNodes:
+    """A tensor of the nodes, padded as x is."""
+
+    padded: Tensor
+
+
+@dataclass(frozen=True)
+class _OfEdges:
+    """Edges (B, E, 2) by the number of each node in its graph; −1 is no edge."""
+
+    padded: Tensor
+
+
+def _mapped(tree: Any, samples: Callable[[Tensor], Tensor], shared: Callable[[Any], Any] = lambda value: value) -> Any:
+    """Return the tree with a function of each tensor of the samples, and of each shared value."""
+
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return samples(leaf)
+        if isinstance(leaf, _OfNodes | _OfEdges):
+            return type(leaf)(samples(leaf.padded))
+        return Shared(shared(leaf.value)) if isinstance(leaf, Shared) else leaf
+
+    return tree_map(one, tree)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Keyword arguments of a network, and how its inputs lie in x.
+
+    Attributes:
+        values: By name. Tensors are of the samples, others are in `Shared`.
+        layout: How inputs of several tensors or of graphs lie in x; None where x is the input.
+    """
+
+    values: Mapping[str, Any]
+    layout: _Several | _Ragged | None = None
+
+    def split(self, x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return positional and keyword arguments."""
+        args, named = ((x,), {}) if self.layout is None else self.layout.split(x)
+
+        def given(leaf: Any) -> Any:
+            if isinstance(leaf, _OfNodes):
+                assert isinstance(self.layout, _Ragged)
+                return self.layout.taken(leaf.padded)
+            if isinstance(leaf, _OfEdges):
+                assert isinstance(self.layout, _Ragged)
+                counts = self.layout.mask.sum(1)
+                edges = leaf.padded + (counts.cumsum(0) - counts)[:, None, None]
+                return edges[leaf.padded[..., 0] >= 0].T
+            return leaf.value if isinstance(leaf, Shared) else leaf
+
+        return args, {**tree_map(given, dict(self.values)), **named}
+
+    def __call__(self, module: Callable[..., Any], x: Tensor) -> Any:
+        """Return what the module returns."""
+        args, named = self.split(x)
+        return module(*args, **named)
+
+    def _with(
+        self, samples: Callable[[Tensor], Tensor], shared: Callable[[Any], Any] = lambda value: value
+    ) -> "Arguments":
+        layout = self.layout
+        if isinstance(layout, _Ragged):
+            layout = replace(layout, mask=samples(layout.mask))
+        return Arguments(_mapped(dict(self.values), samples, shared), layout)
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether x is the padded nodes of graphs."""
+        return isinstance(self.layout, _Ragged)
+
+    def part(self, rows: slice | Int[Tensor, "row"]) -> "Arguments":
+        """Return those of some of the samples."""
+        return self._with(lambda each: each[rows])
+
+    def repeated(self, copies: int) -> "Arguments":
+        """Return those of the batch, several times."""
+        return self if copies == 1 else self._with(lambda each: torch.cat([each] * copies))
+
+    def to(self, dtype: torch.dtype) -> "Arguments":
+        """Return them with floating-point tensors of this type."""
+
+        def cast(value: Any) -> Any:
+            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        return self._with(cast, lambda value: tree_map(cast, value))
+
+    def clone(self) -> "Arguments":
+        """Return copies of the tensors of the samples."""
+        return self._with(lambda each: each.clone())
+
+    @property
+    def of_samples(self) -> list[Tensor]:
+        """The tensors of the samples."""
+        found: list[Tensor] = []
+        self._with(lambda each: found.append(each) or each)  # type: ignore[func-returns-value]
+        return found
+
+    @property
+    def kind(self) -> Hashable:
+        """What of them decides how a network is differentiated: shapes of a sample, types, and flags."""
+
+        def one(leaf: Any) -> Hashable:
+            if isinstance(leaf, Shared):
+                return "shared", *(one(each) for each in tree_leaves(leaf.value))
+            leaf = leaf.padded if isinstance(leaf, _OfNodes | _OfEdges) else leaf
+            if isinstance(leaf, Tensor):
+                return tuple(leaf.shape[1:]), leaf.dtype
+            return leaf if isinstance(leaf, str | bool | None) else str(type(leaf))
+
+        leaves, spec = tree_flatten(dict(self.values))
+        parts = self.layout.parts if isinstance(self.layout, _Several) else type(self.layout)
+        return str(spec), tuple(map(one, leaves)), parts
+
+    def same(self, other: "Arguments | None") -> bool:
+        """Return whether they are equal, bit for bit."""
+        if other is None or (one := tree_flatten(dict(self.values)))[1] != (two := tree_flatten(dict(other.values)))[1]:
+            return False
+        masks = [[each.layout.mask] if isinstance(each.layout, _Ragged) else [each.layout] for each in (self, other)]
+        return all(map(_equal, one[0] + masks[0], two[0] + masks[1]))
+
+    @staticmethod
+    def of(caller: str, x: Any, context: "Mapping[str, Any] | Arguments | None") -> tuple[Any, "Arguments | None"]:
+        """Return the tensor that is differentiated, and the arguments; None where there is nothing but the tensor.
+
+        A tensor whose first dimension is the batch belongs to the samples, one with as many rows as `Nodes` has nodes
+        to the nodes. Everything else, and what is in `Shared`, is passed unchanged.
+
+        Args:
+            caller: For messages.
+            x: A tensor, `Inputs`, `Nodes`, or a dictionary of tensors.
+            context: Keyword arguments by name; what is ready is returned.
+
+        Raises:
+            InputError: `context` is no dictionary with names, or has arrays.
+        """
+        if isinstance(context, Arguments):
+            return x, context
+        x = Inputs(x) if isinstance(x, Mapping) else x
+        x, layout = x.packed if isinstance(x, Inputs | Nodes) else (x, None)
+        if context is not None and not (isinstance(context, Mapping) and all(isinstance(k, str) for k in context)):
+            rule = f"`context` of `{caller}` must be a dictionary of keyword arguments of the networks."
+            raise InputError(rule, got=type(context).__name__, do="For example context={'attention_mask': mask}.")
+        if not isinstance(x, Tensor) or not x.dim() or (not context and layout is None):
+            return x, None
+
+        def sorted_out(leaf: Any) -> Any:
+            if isinstance(leaf, np.ndarray):
+                rule = f"Arrays in `context` of `{caller}` must be tensors, so that they can be taken apart by samples."
+                raise InputError(rule, got="a NumPy array", do="Use torch.as_tensor.")
+            if isinstance(leaf, Edges):
+                return _edges(leaf.index, layout, caller)
+            if not isinstance(leaf, Tensor):
+                return leaf
+            if isinstance(layout, _Ragged) and leaf.dim() and len(leaf) == int(layout.mask.sum()):
+                return _OfNodes(layout.padded(leaf))
+            return leaf if leaf.dim() and len(leaf) == len(x) else Shared(leaf)
+
+        return x, Arguments(tree_map(sorted_out, dict(context or {})), layout)
+
+
+def _edges(index: Tensor, layout: Any, caller: str) -> _OfEdges:
+    """Return edges by graphs."""
+    if not isinstance(layout, _Ragged):
+        rule = f"`Edges` in `context` of `{caller}` must go with x=Nodes(positions, index)."
+        raise InputError(rule, got="x without an index", do="Pass a plain tensor for other networks.")
+    of, counts = layout.numbers // layout.mask.shape[1], layout.mask.sum(1)
+    graph = of[index[0]]
+    if not torch.equal(graph, of[index[1]]):
+        raise InputError(f"Both ends of each of `Edges` in `context` of `{caller}` must be in one graph.")
+    local = (index - (counts.cumsum(0) - counts)[graph]).T
+    number = torch.bincount(graph, minlength=len(counts))
+    order = graph.argsort(stable=True)
+    place = torch.arange(len(order), device=index.device) - (number.cumsum(0) - number)[graph[order]]
+    padded = index.new_full((len(counts), max(1, int(number.max())), 2), -1)
+    padded[graph[order], place] = local[order]
+    return _OfEdges(padded)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Shared):
+        pairs = [tree_flatten(each.value) for each in (one, other)]
+        return pairs[0][1] == pairs[1][1] and all(map(_equal, pairs[0][0], pairs[1][0]))
+    if isinstance(one, _OfNodes | _OfEdges):
+        return _equal(one.padded, other.padded)
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+    return bool(one == other)
