@@ -21,9 +21,10 @@ __all__ = ["DistillationModule"]
 class DistillationModule(LightningModule):  # type: ignore[misc]
     """An objective that a Lightning Trainer trains, with its terms and gradient shares in the log.
 
-    A batch is (inputs, labels), or (inputs, labels, context) with other arguments of the networks in a dictionary. `train_loss`, `train_TERM` and `share_TERM` are logged in training, `val_loss` and
-    `val_TERM` in validation; `self.student` is the trained network. A checkpoint has the student and the state of the
-    objective, which one tensor holds; the teacher is not stored.
+    A batch is (inputs, labels), or (inputs, labels, context) with a dictionary of other arguments of the networks.
+    `train_loss`, `train_TERM` and `share_TERM` are logged in training, `val_loss` and `val_TERM` in validation;
+    `self.student` is the trained network. A checkpoint has the student and the state of the objective, which one tensor
+    holds; the teacher is not stored.
 
     Args:
         objective: The objective, with student and teacher.
