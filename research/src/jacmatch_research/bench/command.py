@@ -110,7 +110,7 @@ class Bench:
 def _peers() -> dict[str, str]:
     """The versions of those libraries that are compared with and installed."""
     results = {}
-    for name in ("timm", "torchdistill"):
+    for name in ("timm", "torchdistill", "torchjd"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             results[name] = importlib.metadata.version(name)
     return results

@@ -1,21 +1,32 @@
-"""`jacmatch bench scale`: the cache as it grows."""
+"""`jacmatch bench scale`: caches and streamed data as they grow, and two processes instead of one."""
 
 import contextlib
+import io
+import os
+import statistics
+import subprocess
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
+from jacmatch.jobs.processes import python
+from jacmatch.training.distributed import STORE
 from jacmatch_research.bench.answers import Answers
 from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
-from jacmatch_research.bench.method import Conditions, compare, compare_memory
+from jacmatch_research.bench.method import Conditions, NotMeasured, Spread, compare, compare_memory
 
 COST = Claim("cost per sample of a cache of 10⁶ entries ÷ one of 10³", must=1.2, aim=1.05)
 RESIDENT = Claim("resident memory with a cache of 10⁶ entries ÷ one of 10³", must=1.2, aim=1.05)
+PROCESSES = Claim("samples/s of two processes ÷ twice those of one", must=0.8, aim=0.95, better="higher")
+STREAM = Claim("resident memory of training on 10⁵ streamed images ÷ on 10³", must=1.2, aim=1.05)
 
+PAIR = "VGG-9 → VGG-4, 28×28"
 _BATCH, _SHAPE, _OUTPUTS = 128, (4, 4), 10
 
 _READ = """
@@ -26,6 +37,34 @@ given = answers(Path({folder!r}), {samples})
 teacher = CachedTeacher(given.folder)
 for number in range({batches}):
     teacher.answer(*given.asked(512, number))
+"""
+_STREAMED = """
+import torch
+from jacmatch.datasets import load
+from jacmatch.models import build
+from jacmatch.objectives import Distillation
+from jacmatch.training import Training, fit
+split = load("wds:{folder}@8").train
+settings = Training(steps={steps}, batch_size=64, resident_mib=0, validate_every=10**9)
+fit(Distillation(build("cnn3", 10, (3, 8, 8))), split, settings, seed=0)
+"""
+_STEPS = """
+import os, time, torch
+torch.set_num_threads(1)
+from jacmatch.datasets import Split
+from jacmatch.training import Training, fit
+from jacmatch.training.distributed import joined
+from jacmatch_research.bench.method import Conditions
+from jacmatch_research.bench.step import Pair
+pair = Pair.of(Conditions(quick={quick}), {pair!r})
+objective = pair.objective("row", "frozen", cached={cached})
+data = Split(pair.x.repeat({world}, 1, 1, 1), pair.y.repeat({world}))
+settings = Training(steps={steps} + 2, batch_size=len(data), doctor=False, validate_every=10**9)
+stamps = []
+with joined("cpu"):
+    fit(objective, data, settings, seed=0, on_step=lambda step, _: stamps.append(time.perf_counter()))
+print((stamps[-1] - stamps[1]) / {steps}, flush=True)
+os._exit(0)  # threads of gloo can abort a process in which the interpreter shuts down
 """
 
 
@@ -63,11 +102,83 @@ def resident(conditions: Conditions) -> Measured:
         return Measured(compare_memory(conditions, large, small), details={"entries_read": 512 * batches})
 
 
+def streamed(conditions: Conditions) -> Measured:
+    """Peak resident memory of 200 steps on many images in a tar file, read when they are used ÷ on few."""
+    many, few, steps = (300, 100, 1) if conditions.quick else (10**5, 10**3, 200)
+    with tempfile.TemporaryDirectory() as folder:
+        for count in (many, few):
+            _write_tar(Path(folder) / str(count), count)
+        large, small = (_STREAMED.format(folder=f"{folder}/{count}", steps=steps) for count in (many, few))
+        return Measured(compare_memory(conditions, large, small), details={"images": many, "steps": steps})
+
+
+def _write_tar(folder: Path, count: int) -> None:
+    """Write so many small PNG files, and two for the test, as WebDataset has them; a hundred of them are distinct."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise NotMeasured("Pillow is not installed") from error
+    random, files = np.random.RandomState(0), []
+    for _ in range(100):
+        file = io.BytesIO()
+        Image.fromarray(random.randint(0, 256, (8, 8, 3)).astype(np.uint8)).save(file, "png")
+        files.append(file.getvalue())
+    folder.mkdir()
+    for part, number in (("train", count), ("test", 2)):
+        with tarfile.open(folder / f"{part}.tar", "w") as tar:
+            for index in range(number):
+                for suffix, content in (("png", files[index % 100]), ("cls", str(index % 10).encode())):
+                    member = tarfile.TarInfo(f"{index:06}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+
+
+def processes(conditions: Conditions, pair: str, cached: bool) -> Measured:
+    """Samples per second of two processes that train one student (gloo) ÷ twice those of one; a batch for each."""
+    steps, rounds = (1, 1) if conditions.quick else (10, 7)
+    given = {"quick": conditions.quick, "pair": pair, "cached": cached, "steps": steps}
+    seconds = [[_seconds(_STEPS.format(world=world, **given), world) for world in (1, 2)] for _ in range(rounds)]
+    one, two = (statistics.median(each) for each in zip(*seconds, strict=True))
+    details = {"seconds_of_one": float(f"{one:.4g}"), "seconds_of_two": float(f"{two:.4g}")}
+    return Measured(Spread.of([one / two for one, two in seconds]), details=details)
+
+
+def _seconds(program: str, world: int) -> float:
+    """Seconds of a step of so many processes, as each prints them; the slowest counts."""
+    with tempfile.TemporaryDirectory() as folder:
+        shared = {
+            **os.environ,
+            STORE: f"{folder}/store",
+            "WORLD_SIZE": str(world),
+            "OMP_NUM_THREADS": "1",
+            "TORCH_CPP_LOG_LEVEL": "ERROR",
+        }
+        started = [
+            subprocess.Popen(
+                python(program, "-W", "ignore"),
+                env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(world)
+        ]
+        printed = [process.communicate()[0] for process in started]
+    failed = [process.returncode for process in started if process.returncode]
+    if failed:
+        raise RuntimeError(f"A process of the benchmark ended with the code {failed[0]}.")
+    return max(float(text.split()[-1]) for text in printed)
+
+
 SCALE = Benchmark(
-    "the cache as it grows",
+    "caches and streamed data as they grow, and two processes instead of one",
     (
         Case(COST, "samples in the order of training", partial(cost, mixed=False), devices=("cpu",)),
         Case(COST, "samples in random order", partial(cost, mixed=True), devices=("cpu",)),
         Case(RESIDENT, "samples in the order of training", resident, devices=("cpu",)),
+        Case(STREAM, "a tar file of images of 8×8", streamed, devices=("cpu",)),
+        *(
+            Case(PROCESSES, f"{PAIR}, {name}", partial(processes, pair=PAIR, cached=cached), devices=("cpu",))
+            for name, cached in (("row, live teacher", False), ("row, cached teacher", True))
+        ),
     ),
 )

@@ -88,6 +88,23 @@ class Pair:
         with torch.no_grad():
             return compare(conditions, partial(teacher, self.x), partial(student, self.x), 21).spread.median
 
+    def objective(
+        self, slopes: Literal["row", "Jv"] | None, batch_norm: BatchNorm, *, every: int = 1, cached: bool = False
+    ) -> Distillation:
+        """The loss of new networks, with or without derivatives."""
+        live, student = self.network(self.teacher), self.network(self.student)
+        teacher: Teacher | nn.Module = Stored(ModuleTeacher(live)) if cached else live
+        return Distillation(
+            student,
+            teacher,
+            jacobians=GradientShare(0.3) if slopes else 0.0,
+            probe=RandomInputs(1) if slopes == "Jv" else RandomOutputs(1),
+            every=every,
+            batch_norm=batch_norm,
+            # The measurement of the gradient shares is a separate cost: 1 / measure_every of a few backward passes.
+            measure_every=10**9,
+        )
+
     def steps(
         self,
         slopes: Literal["row", "Jv"] | None,
@@ -98,19 +115,8 @@ class Pair:
         count: int = 1,
     ) -> Callable[[], None]:
         """So many steps, with or without derivatives."""
-        live, student = self.network(self.teacher), self.network(self.student)
-        teacher: Teacher | nn.Module = Stored(ModuleTeacher(live)) if cached else live
-        objective = Distillation(
-            student,
-            teacher,
-            jacobians=GradientShare(0.3) if slopes else 0.0,
-            probe=RandomInputs(1) if slopes == "Jv" else RandomOutputs(1),
-            every=every,
-            batch_norm=batch_norm,
-        )
-        # The measurement of the gradient shares is a separate cost: 1 / measure_every of a few backward passes.
-        objective.measure_every = 10**9
-        step = rivals.stepper(student, lambda: objective(self.x, self.y)["loss"])
+        objective = self.objective(slopes, batch_norm, every=every, cached=cached)
+        step = rivals.stepper(objective.student, lambda: objective(self.x, self.y)["loss"])
 
         def run() -> None:
             for _ in range(count):
