@@ -17,12 +17,12 @@ ARRAYS = ("x_train", "y_train", "x_test", "y_test", "j_train")
 
 def pieces(data: bytes, count: int) -> list[bytes]:
     """The data cut up: two bytes give the length of each piece but the last."""
-    found = []
+    parts = []
     for _ in range(count - 1):
         length, data = int.from_bytes(data[:2], "big"), data[2:]
-        found.append(data[:length])
+        parts.append(data[:length])
         data = data[length:]
-    return [*found, data]
+    return [*parts, data]
 
 
 def joined(parts: list[bytes]) -> bytes:
@@ -43,9 +43,9 @@ def read_npz(data: bytes, folder: Path) -> None:
 
 def npz_seeds(folder: Path) -> list[bytes]:
     x, y = np.random.default_rng(0).random((6, 1, 2, 2), dtype=np.float32), np.arange(6) % 2
-    targets, slopes = np.ones((6, 2), np.float32), np.ones((6, 2, 1, 2, 2), np.float32)
+    targets, jacobians = np.ones((6, 2), np.float32), np.ones((6, 2, 1, 2, 2), np.float32)
     seeds = []
-    for arrays in ((x, y, x, y), (x, targets, x, targets, slopes)):
+    for arrays in ((x, y, x, y), (x, targets, x, targets, jacobians)):
         whole, contents = io.BytesIO(), []
         np.savez(whole, **dict(zip(ARRAYS, arrays, strict=False)))
         for array in arrays:
@@ -106,5 +106,5 @@ def written(array: np.ndarray) -> bytes:
 
 def arrays_seeds(folder: Path) -> list[bytes]:
     x, y = np.arange(24, dtype=np.uint8).reshape(6, 1, 2, 2), np.arange(6) % 2
-    targets, slopes = np.ones((6, 2), np.float32), np.ones((6, 2, 1, 2, 2), np.float32)
-    return [joined([*map(written, (x, y, x, y)), b""]), joined([*map(written, (x, targets, x, targets, slopes))])]
+    targets, jacobians = np.ones((6, 2), np.float32), np.ones((6, 2, 1, 2, 2), np.float32)
+    return [joined([*map(written, (x, y, x, y)), b""]), joined([*map(written, (x, targets, x, targets, jacobians))])]

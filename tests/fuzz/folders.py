@@ -61,8 +61,8 @@ def read_run(data: bytes, folder: Path) -> None:
     copy = with_one_replaced(data, made("run", trained, folder), folder)
     run = Run.open(copy)
     _ = run.result, run.environment, run.metrics()
-    with_slopes = copy / "seed0" / "jacobians"
-    _ = Run.open(with_slopes).result, Run.open(with_slopes).metrics()
+    with_jacobians = copy / "seed0" / "jacobians"
+    _ = Run.open(with_jacobians).result, Run.open(with_jacobians).metrics()
     settings.read(str(copy), "distill", KNOWN)
     networks.load_student(copy)
     write_report(copy)
@@ -98,11 +98,11 @@ def read_cache(data: bytes, folder: Path) -> None:
     copy = with_one_replaced(data, made("cache", cache_folders.make, folder), folder)
     for sums in copy.rglob("shard.json"):
         if files_of(copy)[(data[0] if data else 0) % len(files_of(copy))] != sums:
-            said = json.loads(sums.read_bytes())
-            for name, entry in said["fields"].items():
+            shard_sums = json.loads(sums.read_bytes())
+            for name, entry in shard_sums["fields"].items():
                 content = (sums.parent / f"{name}.memmap").read_bytes()
                 entry |= {"crc32": zlib.crc32(content), "sha256": hashlib.sha256(content).hexdigest()}
-            sums.write_text(json.dumps(said))
+            sums.write_text(json.dumps(shard_sums))
     ids = torch.arange(3)
     teacher = CachedTeacher(copy)
     for view in range(2):

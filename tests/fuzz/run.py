@@ -29,9 +29,9 @@ def main(name: str, seconds: str = "600") -> None:
         (corpus / f"seed{number}").write_bytes(seed)
     longest = max(file.stat().st_size for file in corpus.iterdir())
     options = [f"-max_total_time={seconds}", f"-max_len={2 * longest}", "-timeout=30", "-rss_limit_mb=4096"]
-    kept = [str(folder) for folder in [ROOT / "tests" / "fuzz" / "corpus" / name] if folder.is_dir()]
+    corpora = [str(folder) for folder in [ROOT / "tests" / "fuzz" / "corpus" / name] if folder.is_dir()]
     atheris.Setup(
-        [sys.argv[0], *options, f"-artifact_prefix={findings}/{name}-", "-print_final_stats=1", str(corpus), *kept],
+        [sys.argv[0], *options, f"-artifact_prefix={findings}/{name}-", "-print_final_stats=1", str(corpus), *corpora],
         lambda data: survives(name, data, work),
     )
     atheris.Fuzz()

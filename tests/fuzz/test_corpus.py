@@ -20,7 +20,7 @@ def test_whole_files_are_read_and_cut_ones_are_not(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_what_was_found_is_read_or_refused(name, tmp_path):
+def test_a_former_finding_is_read_or_refused(name, tmp_path):
     folder = tmp_path / "work"
     folder.mkdir()
     for file in sorted((CORPUS / name).glob("*")):

@@ -44,8 +44,8 @@ def whole(draw):
         y, y_test = y.astype(number), y_test.astype(number)
     else:
         y, y_test = (random.standard_normal((n, classes)).astype("f4") for n in (train, test))
-    found = {"x_train": x.astype(kind), "y_train": y, "x_test": x_test.astype(kind), "y_test": y_test}
-    return {name: draw(st.sampled_from([array, np.asfortranarray(array)])) for name, array in found.items()}
+    arrays = {"x_train": x.astype(kind), "y_train": y, "x_test": x_test.astype(kind), "y_test": y_test}
+    return {name: draw(st.sampled_from([array, np.asfortranarray(array)])) for name, array in arrays.items()}
 
 
 def taken_or_refused(given_arrays):
@@ -53,9 +53,9 @@ def taken_or_refused(given_arrays):
     try:
         return from_arrays("mine", given_arrays)
     except InputError as error:
-        said = str(error)
-    assert "\n" not in said
-    assert "mine" in said
+        message = str(error)
+    assert "\n" not in message
+    assert "mine" in message
     return None
 
 
@@ -71,11 +71,11 @@ def test_one_wrong_array_is_taken_or_refused(right, name, other):
 
 
 @given(whole(), st.randoms(use_true_random=False))
-def test_what_was_given_is_what_is_held(right, random):
+def test_stored_data_are_those_that_were_given(right, random):
     data = from_arrays("mine", right)
     scale = 255 if right["x_train"].dtype == np.uint8 else 1
-    held = data.train.inputs().double().numpy()
-    np.testing.assert_allclose(held, right["x_train"].astype(np.float64) / scale, rtol=1e-6, atol=1e-7)
+    stored = data.train.inputs().double().numpy()
+    np.testing.assert_allclose(stored, right["x_train"].astype(np.float64) / scale, rtol=1e-6, atol=1e-7)
     np.testing.assert_array_equal(data.train.y.numpy(), right["y_train"])
     order = list(range(len(data.train)))
     random.shuffle(order)
@@ -102,11 +102,11 @@ def test_an_archive_is_its_arrays(tmp_path_factory, right, packed):
 def test_a_batch_is_a_function_of_its_number(samples, size, views, number, partners, seed):
     split = Split(torch.arange(samples * 2.0).reshape(samples, 2), torch.arange(samples) % 2)
     partners &= samples > 1
-    told = {"seed": seed, "views": views, "partners": partners}
-    batches, others = Batches(split, size, **told), Batches(split, size, **told)
+    settings = {"seed": seed, "views": views, "partners": partners}
+    batches, others = Batches(split, size, **settings), Batches(split, size, **settings)
     inside = samples // min(size, samples)
     epoch = number // inside
-    seen = torch.cat([batches(epoch * inside + place).ids for place in range(inside)])
+    seen = torch.cat([batches(epoch * inside + position).ids for position in range(inside)])
     assert len(seen.unique()) == len(seen) == inside * min(size, samples)
     batch = others(number)  # without those before
     assert torch.equal(batch.ids, seen[(number % inside) * batches.size :][: batches.size])
@@ -114,8 +114,8 @@ def test_a_batch_is_a_function_of_its_number(samples, size, views, number, partn
     assert torch.equal(batch.y, split.y[batch.ids])
     for row in batch.ids.tolist():
         alone = batches.of(torch.tensor([row]), batch.view)
-        place = batch.ids.tolist().index(row)
-        assert torch.equal(alone.x[0], batch.x[place])
+        position = batch.ids.tolist().index(row)
+        assert torch.equal(alone.x[0], batch.x[position])
         if partners:
-            assert torch.equal(alone.partners[0], batch.partners[place])
+            assert torch.equal(alone.partners[0], batch.partners[position])
             assert not torch.equal(alone.partners[0], alone.x[0])

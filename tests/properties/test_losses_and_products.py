@@ -91,14 +91,14 @@ def test_inputs_without_a_derivative_are_refused(shape, dtype):
 @given(st.sampled_from(sorted(probes.LAWS)), st.lists(st.integers(0, 10**9), min_size=1, max_size=6), seeds, st.data())
 def test_a_direction_is_a_function_of_seed_id_and_draw(law, ids, seed, data):
     shape, count, draw = data.draw(shapes), data.draw(sizes), data.draw(st.integers(0, 10**6))
-    told = {"seed": seed, "draw": draw, "shape": shape}
-    whole = probes.directions(law, ids=torch.tensor(ids), count=count, **told)
+    settings = {"seed": seed, "draw": draw, "shape": shape}
+    whole = probes.directions(law, ids=torch.tensor(ids), count=count, **settings)
     assert whole.shape == (count, len(ids), *shape)
     assert whole.isfinite().all()
-    for place, number in enumerate(ids):
-        alone = probes.directions(law, ids=torch.tensor([number]), count=count, **told)
-        torch.testing.assert_close(alone[:, 0], whole[:, place])
-    more = probes.directions(law, ids=torch.tensor(ids), count=count + 1, **told)
+    for position, number in enumerate(ids):
+        alone = probes.directions(law, ids=torch.tensor([number]), count=count, **settings)
+        torch.testing.assert_close(alone[:, 0], whole[:, position])
+    more = probes.directions(law, ids=torch.tensor(ids), count=count + 1, **settings)
     torch.testing.assert_close(more[:count], whole, atol=1e-5, rtol=1e-5)
     if law in ("rademacher", "sphere", "basis", "orthogonal"):
         square = whole.double().flatten(2).square().sum(2)
@@ -113,16 +113,16 @@ def test_a_direction_is_a_function_of_seed_id_and_draw(law, ids, seed, data):
     st.floats(1e-3, 1e3),
     seeds,
 )
-def test_shares_of_the_gradient_are_those_that_were_asked_for(weights, shares, scale, seed):
-    asked = {f"share{number}": GradientShare(value) for number, value in enumerate(shares)}
+def test_shares_of_the_gradient_are_those_that_were_requested(weights, shares, scale, seed):
+    shares_by_name = {f"share{number}": GradientShare(value) for number, value in enumerate(shares)}
     theta = nn.Parameter(numbers(seed, 4))
-    names = [*weights, *asked]
+    names = [*weights, *shares_by_name]
     sizes_of = numbers(seed + 1, len(names)).abs() + 0.1
-    balance = LossWeights({**weights, **asked})
+    balance = LossWeights({**weights, **shares_by_name})
     terms = {name: size * scale * theta.square().sum() for name, size in zip(names, sizes_of, strict=True)}
     balance.measure(terms, [theta])
     assert sum(balance.shares.values()) == pytest.approx(1)
-    for name, share in asked.items():
+    for name, share in shares_by_name.items():
         assert balance.shares[name] == pytest.approx(float(share), rel=1e-4)
     ratios = {name: balance.shares[name] / (weight * float(terms[name].detach())) for name, weight in weights.items()}
     assert max(ratios.values()) == pytest.approx(min(ratios.values()), rel=1e-4)

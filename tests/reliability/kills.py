@@ -23,7 +23,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 sys.path.insert(0, str(Path(__file__).parent))
-from processes import Board, Moment, begun, ended, told
+from processes import Board, Moment, begun, ended, contents
 
 from jacmatch.datasets.streamed import spread
 
@@ -91,7 +91,7 @@ class Job:
             board, start = Board(), time.perf_counter()
             code = ended(begun(Path(text), self.commands, board, Moment()))
             self.seconds, self.operations = time.perf_counter() - start, board.operations
-            self.whole = told(Path(text))
+            self.whole = contents(Path(text))
             if code:
                 raise SystemExit((Path(text) / "log").read_text())
 
@@ -106,7 +106,7 @@ class Job:
             wrong = [] if code in (*wanted, 0) else [f"exit code {code}"]
             again = ended(begun(folder, self.commands, Board(), Moment()))
             wrong += [f"exit code {again} of the second: {(folder / 'log').read_text()[-300:]}"] if again else []
-            return board.phase, wrong + differences(self.whole, told(folder))
+            return board.phase, wrong + differences(self.whole, contents(folder))
 
 
 def main() -> int:
@@ -119,25 +119,25 @@ def main() -> int:
     parser.add_argument("--full", action="store_true")
     given = parser.parse_args()
     imported()
-    choose, found, start = random.Random(given.seed), [], time.perf_counter()
+    choose, outcomes, start = random.Random(given.seed), [], time.perf_counter()
     jobs = [Job(name, bool(given.points)) for name in given.jobs]
     if given.points:
         deed = "full" if given.full else "kill"
         for job in jobs:
             for number in spread(job.operations, given.points).tolist():
-                found.append((job.name, f"operation {number}", *job.disturbed(Moment(number, deed))))
-    while not given.points and len(found) < given.kills:
-        job = jobs[len(found) % len(jobs)]
+                outcomes.append((job.name, f"operation {number}", *job.disturbed(Moment(number, deed))))
+    while not given.points and len(outcomes) < given.kills:
+        job = jobs[len(outcomes) % len(jobs)]
         after = choose.uniform(0.0, job.seconds)
         phase, wrong = job.disturbed(Moment(), kill_after=after)
         if phase is not None:
-            found.append((job.name, f"after {after:.4f} s", phase, wrong))
+            outcomes.append((job.name, f"after {after:.4f} s", phase, wrong))
     report = {
-        "stopped": len(found),
-        "jobs": Counter(each[0] for each in found),
-        "in": Counter(each[2] for each in found),
-        "ended as undisturbed": sum(not each[3] for each in found),
-        "otherwise": [each for each in found if each[3]],
+        "stopped": len(outcomes),
+        "jobs": Counter(each[0] for each in outcomes),
+        "in": Counter(each[2] for each in outcomes),
+        "ended as undisturbed": sum(not each[3] for each in outcomes),
+        "otherwise": [each for each in outcomes if each[3]],
         "minutes": round((time.perf_counter() - start) / 60, 1),
     }
     print(json.dumps(report, indent=2))

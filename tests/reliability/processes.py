@@ -55,8 +55,8 @@ def begun(folder: Path, commands: list[list[str]], board: Board, moment: Moment,
         return process
     code = 70
     try:
-        said = os.open(log or folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(said, 1), os.dup2(said, 2)
+        output = os.open(log or folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1), os.dup2(output, 2)
         sys.stdout, sys.stderr = (os.fdopen(each, "w", buffering=1, closefd=False) for each in (1, 2))  # not pytest's
         os.chdir(folder)
         os.environ["JACMATCH_CACHE"] = str(folder / "kept")
@@ -99,7 +99,7 @@ def _watch_phases(board: Board) -> None:
     from jacmatch.teachers.cached import writer as building
     from jacmatch.training import checkpoints, loop
 
-    def told(owner: object, name: str, phase: str) -> None:
+    def announced(owner: object, name: str, phase: str) -> None:
         real = getattr(owner, name)
 
         def inside(*given: object, **named: object) -> object:
@@ -111,13 +111,13 @@ def _watch_phases(board: Board) -> None:
 
         setattr(owner, name, inside)
 
-    told(loop, "_train_step", "a step")
-    told(checkpoints, "keep", "a checkpoint")
-    told(building, "write_shard", "a shard of a cache")
-    told(building, "write_whole", "a shard of a cache")
-    told(networks, "save", "the final write")
-    told(distill, "write_report", "the final write")
-    told(Run, "write_result", "the final write")
+    announced(loop, "_train_step", "a step")
+    announced(checkpoints, "keep", "a checkpoint")
+    announced(building, "write_shard", "a shard of a cache")
+    announced(building, "write_whole", "a shard of a cache")
+    announced(networks, "save", "the final write")
+    announced(distill, "write_report", "the final write")
+    announced(Run, "write_result", "the final write")
 
 
 def _watch_disk(board: Board, moment: Moment) -> None:
@@ -142,12 +142,12 @@ def _watch_disk(board: Board, moment: Moment) -> None:
     counted(io, "open", lambda file, mode="r", *_, **__: any(letter in mode for letter in "wax+"))
 
 
-def told(folder: Path) -> dict[str, str]:
+def contents(folder: Path) -> dict[str, str]:
     """What a folder holds: a digest of each file, without what the clock decides."""
-    return dict(_told(folder))
+    return dict(_contents(folder))
 
 
-def _told(folder: Path) -> Iterator[tuple[str, str]]:
+def _contents(folder: Path) -> Iterator[tuple[str, str]]:
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
         if file.is_dir() or name == "log":

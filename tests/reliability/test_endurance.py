@@ -69,7 +69,7 @@ def test_twenty_thousand_steps(tmp_path):
     assert len(run.metrics()) == STEPS // 20 + 1  # and step 10, the first checkpoint
 
 
-def held():
+def resources():
     """Threads, open files, and temporary files of this process."""
     gc.collect()
     return threading.active_count(), len(os.listdir("/proc/self/fd")), len(os.listdir(tempfile.gettempdir()))
@@ -104,11 +104,11 @@ def test_a_thousand_runs(tmp_path, monkeypatch):
 
     for number in range(8):
         one(number)
-    before, size = held(), resident()
+    before, size = resources(), resident()
     for number in range(8, RUNS):
         one(number)
-    print(f"threads, open files, temporary files: {before}, then {held()}; memory {resident() / size - 1:+.1%}")
-    assert held() == before
+    print(f"threads, open files, temporary files: {before}, then {resources()}; memory {resident() / size - 1:+.1%}")
+    assert resources() == before
     assert not [file for file in tmp_path.rglob("*") if file.name.startswith(".")]
     assert len(list(tmp_path.glob("runs/*/result.json"))) == RUNS // 4
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from kills import JOBS, Job, commands, fresh, imported
-from processes import Board, Moment, begun, ended, told
+from processes import Board, Moment, begun, ended, contents
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_as_users_run")]
 HERE = Path(__file__).parent
@@ -68,15 +68,15 @@ def test_a_disk_that_is_full_sooner_or_later(name, tmp_path):
                 file.truncate(max(0, file.tell() - free * 1024))
             code = ended(begun(folder, job.commands, Board(), Moment(), log))
             filler.unlink()
-            said = log.read_text().strip()
-            assert code in (0, 2), said
+            output = log.read_text().strip()
+            assert code in (0, 2), output
             if code:
                 refused += 1
-                assert "Traceback" not in said
-                assert "No space left on device" in said, said
+                assert "Traceback" not in output
+                assert "No space left on device" in output, output
                 assert not list(folder.rglob("*.jacmatch-part"))
                 assert ended(begun(folder, job.commands, Board(), Moment(), log)) == 0, log.read_text()
-            assert told(folder) == job.whole
+            assert contents(folder) == job.whole
             subprocess.run(["rm", "-r", folder], check=True)
     assert refused >= 5
 
@@ -111,14 +111,16 @@ def test_two_processes_with_one_command(name):
             time.sleep(random.Random(number).uniform(0, 0.3) * (number > 0))
             second = begun(folder, job.commands, Board(), Moment())
             codes = sorted((ended(first), ended(second)))
-            said = (folder / "log").read_text()
-            assert codes in ([0, 2], [0, 0]), said
+            output = (folder / "log").read_text()
+            assert codes in ([0, 2], [0, 0]), output
             if codes == [0, 2]:
                 assert (
-                    "in use by one process at a time" in said or "must be finished" in said or "a finished run" in said
+                    "in use by one process at a time" in output
+                    or "must be finished" in output
+                    or "a finished run" in output
                 )
             assert ended(begun(folder, job.commands, Board(), Moment())) == 0
-            assert told(folder) == job.whole
+            assert contents(folder) == job.whole
 
 
 def test_two_jobs_with_one_teacher():
@@ -130,7 +132,7 @@ def test_two_jobs_with_one_teacher():
         first = begun(folder, job.commands, Board(), Moment())
         second = begun(folder, others, Board(), Moment())
         assert (ended(first), ended(second)) == (0, 0), (folder / "log").read_text()
-        here = told(folder)
+        here = contents(folder)
         assert {name: value for name, value in here.items() if not name.startswith("run2/")} == job.whole
         again = {name.replace("run2/", "run/"): value for name, value in here.items() if name.startswith("run2/")}
         assert again == {name: value for name, value in job.whole.items() if name.startswith("run/")}
@@ -168,6 +170,6 @@ def test_a_clock_that_jumps(monkeypatch):
     monkeypatch.setattr(time, "time_ns", lambda: choose.randrange(2 * 10**18))
     with fresh() as text:
         assert ended(begun(Path(text), job.commands, Board(), Moment())) == 0, (Path(text) / "log").read_text()
-        assert told(Path(text)) == job.whole
+        assert contents(Path(text)) == job.whole
         result = json.loads((Path(text) / "run" / "result.json").read_text())
         assert 0 < result["seconds"] < 60

@@ -44,10 +44,10 @@ def made(tmp_path_factory):
 
 def damaged(content, choose, cut):
     """The content with one bit flipped, or cut off somewhere."""
-    place = choose.randrange(len(content))
+    position = choose.randrange(len(content))
     if cut:
-        return content[:place]
-    return content[:place] + bytes([content[place] ^ 1 << choose.randrange(8)]) + content[place + 1 :]
+        return content[:position]
+    return content[:position] + bytes([content[position] ^ 1 << choose.randrange(8)]) + content[position + 1 :]
 
 
 @pytest.mark.parametrize("cut", [False, True])
@@ -70,14 +70,14 @@ def test_weights_of_a_run(made, tmp_path):
             load_student(tmp_path / "run")
 
 
-def asked(source, cache):
-    """All that a training is told, as bits."""
-    teacher, told = opened(cache, source), []
+def answers_of(source, cache):
+    """Return all that a training reads from the cache, as bits."""
+    teacher, answers = opened(cache, source), []
     for view in range(source.views):
         for rows in torch.split(source.batches.order(view), source.batches.size):
             x, question = source.question(rows, view)
-            told += bits_of(teacher.answer(x, question))
-    return told
+            answers += bits_of(teacher.answer(x, question))
+    return answers
 
 
 @pytest.mark.parametrize("cut", [False, True])
@@ -88,23 +88,23 @@ def test_caches(made, tmp_path, cut, monkeypatch):
     source = Source.of(job, data, load_student("taught"), 0)
     cache = tmp_path / "answers"
     shutil.copytree(made / "answers", cache)
-    whole = asked(source, cache)
+    whole = answers_of(source, cache)
     files = [file for file in sorted(cache.rglob("*")) if file.is_file() and file.stat().st_size]
-    sizes, choose, found = [file.stat().st_size for file in files], random.Random(3), Counter()
+    sizes, choose, outcomes = [file.stat().st_size for file in files], random.Random(3), Counter()
     for number in range(TIMES):
         # Every other time any byte, else any file: most bytes are products, most mistakes are possible in small files.
         file = choose.choices(files, sizes)[0] if number % 2 else choose.choice(files)
         content = file.read_bytes()
         file.write_bytes(damaged(content, choose, cut))
         try:
-            told = asked(source, cache)
+            answers = answers_of(source, cache)
         except InputError:
-            found["noticed"] += 1
+            outcomes["noticed"] += 1
         else:
-            same = len(told) == len(whole) and all(map(torch.equal, told, whole))
-            found["harmless" if same else f"wrong: {Path(file).relative_to(cache)}"] += 1
+            same = len(answers) == len(whole) and all(map(torch.equal, answers, whole))
+            outcomes["harmless" if same else f"wrong: {Path(file).relative_to(cache)}"] += 1
             if same:
-                found[f"harmless in {file.name}"] += 1
+                outcomes[f"harmless in {file.name}"] += 1
         file.write_bytes(content)
-    print(dict(found))  # with pytest -s
-    assert found["noticed"] + found["harmless"] == TIMES
+    print(dict(outcomes))  # with pytest -s
+    assert outcomes["noticed"] + outcomes["harmless"] == TIMES

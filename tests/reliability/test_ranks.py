@@ -23,7 +23,7 @@ STARTED = {
 
 def ranks(parent):
     """The processes with a RANK below a process, by rank."""
-    found = {}
+    processes = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             above = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
@@ -31,8 +31,8 @@ def ranks(parent):
         except OSError:
             continue
         if above == parent and "RANK" in rank:
-            found[int(rank["RANK"])] = int(folder.name)
-    return found
+            processes[int(rank["RANK"])] = int(folder.name)
+    return processes
 
 
 def alive(process):
@@ -47,12 +47,12 @@ def alive(process):
 def training(kind, folder):
     """Two processes that train, and have saved a checkpoint; with what they say in a file."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with (folder / "said").open("wb") as said:
-        process = subprocess.Popen(STARTED[kind], cwd=folder, env=environment, stdout=said, stderr=said)
+    with (folder / "output").open("wb") as output:
+        process = subprocess.Popen(STARTED[kind], cwd=folder, env=environment, stdout=output, stderr=output)
         try:
             until = time.monotonic() + 300
             while not (folder / "run" / "checkpoint.pt").exists():
-                assert process.poll() is None, (folder / "said").read_text()
+                assert process.poll() is None, (folder / "output").read_text()
                 assert time.monotonic() < until
                 time.sleep(0.1)
             yield process, ranks(process.pid)
@@ -66,18 +66,18 @@ def training(kind, folder):
 def test_a_killed_rank(kind, victim):
     with fresh() as text:
         folder = Path(text)
-        with training(kind, folder) as (process, found):
-            assert sorted(found) == [0, 1]
-            os.kill(found[victim], signal.SIGKILL)
+        with training(kind, folder) as (process, processes):
+            assert sorted(processes) == [0, 1]
+            os.kill(processes[victim], signal.SIGKILL)
             start = time.monotonic()
             code = process.wait(WITHIN)
-            while any(alive(each) for each in found.values()):
+            while any(alive(each) for each in processes.values()):
                 assert time.monotonic() - start < WITHIN
                 time.sleep(0.1)
-        said = (folder / "said").read_text()
-        print(f"{kind}, rank {victim}: {time.monotonic() - start:.1f} s, code {code}\n{said}")
+        output = (folder / "output").read_text()
+        print(f"{kind}, rank {victim}: {time.monotonic() - start:.1f} s, code {code}\n{output}")
         assert code != 0
-        assert "killed" in said or "has ended" in said or "SIGKILL" in said
+        assert "killed" in output or "has ended" in output or "SIGKILL" in output
         assert (folder / "run" / "checkpoint.pt").exists()
         words = [*STARTED["devices"], "--max-steps", "1"]  # it is beyond that: the checkpoint is read, nothing is done
         again = subprocess.run(
@@ -87,11 +87,11 @@ def test_a_killed_rank(kind, victim):
 
 
 def test_the_process_that_began_the_others_is_killed():
-    with fresh() as text, training("devices", Path(text)) as (process, found):
+    with fresh() as text, training("devices", Path(text)) as (process, processes):
         process.kill()
         start = time.monotonic()
-        while any(alive(each) for each in found.values()):
-            assert time.monotonic() - start < WITHIN, [each for each in found.values() if alive(each)]
+        while any(alive(each) for each in processes.values()):
+            assert time.monotonic() - start < WITHIN, [each for each in processes.values() if alive(each)]
             time.sleep(0.1)
         print(f"{time.monotonic() - start:.1f} s")
 
@@ -100,15 +100,15 @@ def test_the_process_that_began_the_others_is_killed():
 def test_sigterm_saves_a_checkpoint_of_all(kind):
     with fresh() as text:
         folder = Path(text)
-        with training(kind, folder) as (process, found):
+        with training(kind, folder) as (process, processes):
             before = len((folder / "run" / "metrics.jsonl").read_bytes())
             process.send_signal(signal.SIGTERM)
             code = process.wait(WITHIN)
             time.sleep(1)
-            assert not any(alive(each) for each in found.values())
-        said = (folder / "said").read_text()
-        print(f"{kind}: code {code}\n{said}")
-        assert "the same command" in said
+            assert not any(alive(each) for each in processes.values())
+        output = (folder / "output").read_text()
+        print(f"{kind}: code {code}\n{output}")
+        assert "the same command" in output
         assert code == 130 or kind == "torchrun"  # which says 1 for whatever ends its processes
         assert len((folder / "run" / "metrics.jsonl").read_bytes()) >= before
         assert json.loads((folder / "run" / "settings.json").read_text())["job"] == "train"

@@ -71,9 +71,9 @@ def diagnose(configuration: Configuration) -> str:
         states = {"vjp": "right" if reverse.startswith("right") else reverse} | states
     if reverse.startswith("right") and not any(finding.code == "zero-jacobian" for finding in diagnosis.findings):
         states["reverse"] = reverse
-    said = ", ".join(f"{name}={state}" for name, state in states.items())
+    text = ", ".join(f"{name}={state}" for name, state in states.items())
     codes = dict.fromkeys(finding.code for finding in diagnosis.findings if finding.severity == "fault")
-    return f"{said} | {' '.join(codes)}"
+    return f"{text} | {' '.join(codes)}"
 
 
 def _ways(configuration: Configuration, expected: Reference) -> dict[str, Way]:

@@ -71,25 +71,25 @@ class Network(nn.Module):
 class Operator(nn.Module):
     """Holds the tensors of an operator's call that are not computed from x."""
 
-    def __init__(self, function: Callable[..., Any], leaves: list[Any], spec: Any, places: list[int]) -> None:
+    def __init__(self, function: Callable[..., Any], leaves: list[Any], spec: Any, positions: list[int]) -> None:
         super().__init__()
-        self._function, self._spec, self._places = function, spec, places
+        self._function, self._spec, self._positions = function, spec, positions
         self._leaves = list(leaves)
-        self._shapes = [leaves[place].shape for place in places]
+        self._shapes = [leaves[position].shape for position in positions]
         for number, leaf in enumerate(leaves):
-            if number not in places and isinstance(leaf, Tensor) and leaf.requires_grad and not _is_label(leaf):
+            if number not in positions and isinstance(leaf, Tensor) and leaf.requires_grad and not _is_label(leaf):
                 setattr(self, f"tensor{number}", nn.Parameter(leaf.detach().clone()))
                 self._leaves[number] = None
 
     def forward(self, x: Tensor) -> Any:
         """The operator's results."""
         leaves = [getattr(self, f"tensor{number}", leaf) for number, leaf in enumerate(self._leaves)]
-        if len(self._places) == 1:
-            leaves[self._places[0]] = x
+        if len(self._positions) == 1:
+            leaves[self._positions[0]] = x
         else:
             parts = x.split([shape.numel() for shape in self._shapes])
-            for place, shape, part in zip(self._places, self._shapes, parts, strict=True):
-                leaves[place] = part.reshape(shape)
+            for position, shape, part in zip(self._positions, self._shapes, parts, strict=True):
+                leaves[position] = part.reshape(shape)
         (first, *args), kwargs = tree_unflatten(leaves, self._spec)
         return self._function(first, *args, **kwargs)
 
@@ -165,21 +165,21 @@ class _Call:
 def _of_operator(name: str, info: Any) -> Iterator[Configuration]:
     _seed()
     samples = [_Sample.of(each) for each in info.sample_inputs("cpu", DTYPE, requires_grad=info.supports_autograd)]
-    samples = [each for each in samples if each is not None and bool(each.leaves[each.places[0]].isfinite().all())]
+    samples = [each for each in samples if each is not None and bool(each.leaves[each.positions[0]].isfinite().all())]
     small = [each for each in samples if each.size <= SMALL] or sorted(samples, key=lambda each: each.size)[:1]
     function = info.get_op()
     for number in _spaced(len(small), OPERATOR_INPUTS):
-        yield from small[number].networks(f"{name} {number}", function, small[number].places[:1])
+        yield from small[number].networks(f"{name} {number}", function, small[number].positions[:1])
     if not small:
         return
-    first = min(small, key=lambda each: (-len(each.places), each.size_of_all))
+    first = min(small, key=lambda each: (-len(each.positions), each.size_of_all))
     if info.get_inplace() is not None:
-        yield from first.networks(f"{name} in-place", info.get_inplace(), first.places[:1])
-    if len(first.places) > 1:
-        yield from first.networks(f"{name} all", function, first.places)
+        yield from first.networks(f"{name} in-place", info.get_inplace(), first.positions[:1])
+    if len(first.positions) > 1:
+        yield from first.networks(f"{name} all", function, first.positions)
     if getattr(info.gradcheck_wrapper, "__name__", "") != "<lambda>":
         symmetric = partial(info.gradcheck_wrapper, function)
-        yield from small[0].networks(f"{name} symmetric", symmetric, small[0].places[:1])
+        yield from small[0].networks(f"{name} symmetric", symmetric, small[0].positions[:1])
 
 
 @dataclass
@@ -188,7 +188,7 @@ class _Sample:
 
     leaves: list[Any]
     spec: Any
-    places: list[int]
+    positions: list[int]
     """Where tensors stand that can be computed from x."""
 
     @staticmethod
@@ -196,22 +196,22 @@ class _Sample:
         leaves, spec = tree_flatten(((sample.input, *sample.args), sample.kwargs))
         leaves = [_leaf(each) for each in leaves]
         floating = [number for number, each in enumerate(leaves) if _is_input(each)]
-        places = [number for number in floating if leaves[number].requires_grad] or floating[:1]
-        return _Sample(leaves, spec, places) if places else None
+        positions = [number for number in floating if leaves[number].requires_grad] or floating[:1]
+        return _Sample(leaves, spec, positions) if positions else None
 
     @property
     def size(self) -> int:
-        return self.leaves[self.places[0]].numel()
+        return self.leaves[self.positions[0]].numel()
 
     @property
     def size_of_all(self) -> int:
         """Elements of all tensors that can be computed from x."""
-        return sum(self.leaves[place].numel() for place in self.places)
+        return sum(self.leaves[position].numel() for position in self.positions)
 
-    def networks(self, name: str, function: Callable[..., Any], places: list[int]) -> Iterator[Configuration]:
+    def networks(self, name: str, function: Callable[..., Any], positions: list[int]) -> Iterator[Configuration]:
         torch.manual_seed(0)
-        operator = Operator(function, self.leaves, self.spec, places).eval()
-        tensors = [self.leaves[place].detach() for place in places]
+        operator = Operator(function, self.leaves, self.spec, positions).eval()
+        tensors = [self.leaves[position].detach() for position in positions]
         x = tensors[0] if len(tensors) == 1 else torch.cat([each.flatten() for each in tensors])
         yield from _networks(name, operator, operator, x, loop_only=len(tensors) > 1)
 

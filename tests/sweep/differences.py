@@ -150,9 +150,9 @@ def _best(
     for h in steps:
         wide, near = at(h), at(h / 2)
         size = max(float(near.norm()), rounding(h) / AGREE)
-        apart, found = float((wide - near).norm()) / size, float(near.norm())
-        if found > 1e-3 * rounding(h):  # not zero, and perhaps not far enough above rounding to be known
-            apart = max(apart, rounding(h) / found)
+        apart, magnitude = float((wide - near).norm()) / size, float(near.norm())
+        if magnitude > 1e-3 * rounding(h):  # not zero, and perhaps not far enough above rounding to be known
+            apart = max(apart, rounding(h) / magnitude)
         if not apart >= best.uncertainty and torch.isfinite(near).all():
             best = Estimate(near, apart)
         if best.uncertainty < AGREE:

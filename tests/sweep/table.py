@@ -22,8 +22,8 @@ def row(name: str, cells: dict[str, str]) -> Row:
     if doctor.startswith(("refused", "raw")):
         return {"configuration": name} | words | {"doctor": doctor.partition(":")[0], "faults": ""}
     states = (state.partition("=") for state in doctor.split(", ") if "=" in state)
-    said = " ".join(f"{engine}={'right' if state == 'right' else 'fault'}" for engine, _, state in states)
-    return {"configuration": name} | words | {"doctor": said, "faults": faults}
+    doctor_states = " ".join(f"{engine}={'right' if state == 'right' else 'fault'}" for engine, _, state in states)
+    return {"configuration": name} | words | {"doctor": doctor_states, "faults": faults}
 
 
 def read() -> dict[str, Row]:

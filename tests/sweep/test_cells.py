@@ -42,8 +42,8 @@ def cells(call, *only, **how):
 
 
 def test_what_is_right():
-    found = cells(torch.tanh, *table.DERIVATIVES, *table.BASELINES)
-    assert found == dict.fromkeys((*table.DERIVATIVES, *table.BASELINES), "right")
+    result = cells(torch.tanh, *table.DERIVATIVES, *table.BASELINES)
+    assert result == dict.fromkeys((*table.DERIVATIVES, *table.BASELINES), "right")
     assert cells(lambda x: x.sum(), "vjp", "jacobian", loop=True) == {"vjp": "right", "jacobian": "right"}
 
 
@@ -73,22 +73,22 @@ def _parts(made):
 def test_the_reference_of_a_polynomial():
     """f = (s x + b)³ at s = 1 and b = 0: Jw = 3x²w; uᵀJw along p is Σ u w (3x² p_s + 6x (x p_s + p_b))."""
     made = configuration(lambda x: x**3)
-    found, x = reference(made.network, made.x), made.x
-    along_s, along_b = found.directions
-    torch.testing.assert_close(found.product.value, 3 * x**2 * found.w)
-    expected = (found.u * found.w * (3 * x**2 * along_s + 6 * x * (x * along_s + along_b))).sum()
-    torch.testing.assert_close(found.gradient.value, expected)
-    assert not found.coupled
-    assert not found.random
+    result, x = reference(made.network, made.x), made.x
+    along_s, along_b = result.directions
+    torch.testing.assert_close(result.product.value, 3 * x**2 * result.w)
+    expected = (result.u * result.w * (3 * x**2 * along_s + 6 * x * (x * along_s + along_b))).sum()
+    torch.testing.assert_close(result.gradient.value, expected)
+    assert not result.coupled
+    assert not result.random
 
 
 def test_samples_that_depend_on_each_other():
     """f = x − mean over the batch: with the other samples held, Jw is (1 − 1/B) w."""
     made = configuration(lambda x: x - x.mean(0))
-    found = reference(made.network, made.x)
-    assert found.coupled
-    torch.testing.assert_close(found.product.value, found.w - found.w.mean(0))
-    torch.testing.assert_close(found.own.value, found.w * 2 / 3)
+    result = reference(made.network, made.x)
+    assert result.coupled
+    torch.testing.assert_close(result.product.value, result.w - result.w.mean(0))
+    torch.testing.assert_close(result.own.value, result.w * 2 / 3)
 
 
 def test_a_line_of_the_table_has_the_verdicts():

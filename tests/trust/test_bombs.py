@@ -40,8 +40,8 @@ pytestmark = pytest.mark.usefixtures("all_as_users_run")
 def test_a_network_larger_than_its_weights_is_not_built(changes, rule, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     file = tmp_path / "run" / "network.json"
-    said = json.loads(file.read_text()) | {"mean": [0.0], "std": [1.0]} | changes
-    file.write_text(json.dumps(said))
+    head = json.loads(file.read_text()) | {"mean": [0.0], "std": [1.0]} | changes
+    file.write_text(json.dumps(head))
     with pytest.raises(InputError, match=rule):
         networks.load_student(tmp_path / "run")
 

@@ -51,9 +51,9 @@ def test_a_config_runs_no_code_without_leave(key, value, tmp_path, capsys):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({key: value, "allow_code": True}))
     assert main(f"train --config {file} {FEW} --out run".split()) == 2
-    said = capsys.readouterr().err
-    assert f"`{key}` in `--config {file}` must not name code outside the package, which the job would run." in said
-    assert f"Got '{value}'. If you trust it, add --allow-code.\n" in said
+    message = capsys.readouterr().err
+    assert f"`{key}` in `--config {file}` must not name code outside the package, which the job would run." in message
+    assert f"Got '{value}'. If you trust it, add --allow-code.\n" in message
     assert not list((tmp_path / "here").iterdir())
 
 
@@ -73,9 +73,9 @@ def test_a_run_that_somebody_left_runs_no_code(trained, tmp_path, capsys):
     shutil.copytree(trained, "run")
     (tmp_path / "here" / "run" / "result.json").unlink()
     file = tmp_path / "here" / "run" / "settings.json"
-    said = json.loads(file.read_text())
-    said["settings"]["model"] = "somebodys:network"
-    file.write_text(json.dumps(said))
+    result = json.loads(file.read_text())
+    result["settings"]["model"] = "somebodys:network"
+    file.write_text(json.dumps(result))
     assert main(["train", "--resume", "run"]) == 2
     assert "`model` in `--resume run` must not name code outside the package" in capsys.readouterr().err
     assert not (tmp_path / "here" / "ran").exists()

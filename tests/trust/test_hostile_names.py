@@ -91,13 +91,13 @@ MANY = [pytest.param(kind, marks=() if kind in FEW else pytest.mark.ci) for kind
 
 def attempt(*steps):
     """Does what it can of a job; each step may be refused, in one line."""
-    said = []
+    messages = []
     for step in steps:
         try:
             step()
         except InputError as error:
-            said.append(str(error))
-    assert all("\n" not in each and len(each) < 1000 for each in said)
+            messages.append(str(error))
+    assert all("\n" not in each and len(each) < 1000 for each in messages)
 
 
 def without_secret(folder, kind):
@@ -246,11 +246,11 @@ def test_points_of_a_surrogate_cells_of_an_experiment_and_files_of_a_job(kind, o
 def test_the_index_of_a_tar_file(kind, outside, tmp_path):
     """It lies in the user's own cache; a link there is replaced, and nothing is written through it."""
     index = shards.TarIndex(shards.Names.of(["a"]), *(np.ones(1, np.int64) for _ in range(3)))
-    kept = tmp_path / "indices" / "0123.npz"
-    plant(kind, kept, outside)
-    plant(kind, kept.with_name(".0123.npz.1.jacmatch-part"), outside)
-    attempt(lambda: shards._save(kept, index), lambda: shards._load(kept, 10))
-    without_secret(kept.parent, kind)
+    stored = tmp_path / "indices" / "0123.npz"
+    plant(kind, stored, outside)
+    plant(kind, stored.with_name(".0123.npz.1.jacmatch-part"), outside)
+    attempt(lambda: shards._save(stored, index), lambda: shards._load(stored, 10))
+    without_secret(stored.parent, kind)
 
 
 @pytest.mark.parametrize("verb", ["train --resume", "evaluate", "report", "doctor", "train --config"])
@@ -264,10 +264,10 @@ def test_a_command(verb, name, kind, trained, outside, tmp_path, capsys, monkeyp
     data = f"--data npz:{trained.parent}/data.npz"
     more = f"{data} --out out" if verb in ("evaluate", "doctor") else ""
     code = main(f"{verb} run {more}".split())
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     assert code in (0, 2)
-    assert len(said.err.splitlines()) == (1 if code else 0)
-    assert "my only copy" not in said.out + said.err
+    assert len(printed.err.splitlines()) == (1 if code else 0)
+    assert "my only copy" not in printed.out + printed.err
     without_secret(tmp_path / "run", kind)
 
 

@@ -75,9 +75,9 @@ def test_an_exit_of_the_users_data_is_no_success(tmp_path, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "users_data", raising=False)
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--data", "users_data:data", "--model", "mlp:4", "--out", "run"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("jacmatch train: users_data.py, line 2, in data called sys.exit(0): it must return.")
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("jacmatch train: users_data.py, line 2, in data called sys.exit(0): it must return.")
+    assert message.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -114,18 +114,18 @@ FORGED = ["a text", True, None, [], {}, [[1.0]], {"a": {"b": 1}}, -1.0, 1e300]
 
 @pytest.mark.parametrize("value", FORGED, ids=str)
 @pytest.mark.parametrize(
-    "place",
+    "keys",
     [("seconds",), ("seed",), ("teacher",), ("rows", 0, "accuracy"), ("rows", 0, "accuracy", "mean"), ("rows", 1)],
 )
-def test_forged_numbers_of_a_result_are_refused_in_one_line(place, value, tmp_path):
+def test_forged_numbers_of_a_result_are_refused_in_one_line(keys, value, tmp_path):
     run = compared(tmp_path / "run")
     result = json.loads((run.path / "result.json").read_text())
     at = result
-    for key in place[:-1]:
+    for key in keys[:-1]:
         at = operator.getitem(at, key)
-    at[place[-1]] = value
+    at[keys[-1]] = value
     (run.path / "result.json").write_text(json.dumps(result))
-    if (place == ("teacher",) and value is None) or (place == ("seconds",) and value == 1e300):
+    if (keys == ("teacher",) and value is None) or (keys == ("seconds",) and value == 1e300):
         return  # a job may have none; and so long it can have taken
     with pytest.raises(InputError, match=r"result\.json must (be what its job has written|have the rows)") as caught:
         write_report(run.path)
