@@ -23,7 +23,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 sys.path.insert(0, str(Path(__file__).parent))
-from processes import Board, Moment, begun, ended, contents
+from processes import Board, Moment, begun, contents, ended
 
 from jacmatch.datasets.streamed import spread
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from kills import JOBS, Job, commands, fresh, imported
-from processes import Board, Moment, begun, ended, contents
+from processes import Board, Moment, begun, contents, ended
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_as_users_run")]
 HERE = Path(__file__).parent
