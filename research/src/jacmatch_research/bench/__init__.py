@@ -8,6 +8,7 @@ from jacmatch_research.bench.peers import PEERS
 from jacmatch_research.bench.products import PRODUCTS
 from jacmatch_research.bench.scale import SCALE
 from jacmatch_research.bench.step import STEP
+from jacmatch_research.bench.surrogates import SURROGATES
 
 BENCHMARKS: dict[str, Benchmark] = {
     "products": PRODUCTS,
@@ -17,5 +18,6 @@ BENCHMARKS: dict[str, Benchmark] = {
     "memory": MEMORY,
     "scale": SCALE,
     "peers": PEERS,
+    "surrogates": SURROGATES,
 }
 """The benchmarks by name."""

@@ -61,7 +61,7 @@ class Bench:
         with progress or Progress() as shown, one_thread():
             for name in dict.fromkeys(self.names or BENCHMARKS):
                 count = len(self._plan(BENCHMARKS[name]))
-                document = self._measure(name, shown.training(f"bench {name}", count))
+                document = self._measure(name, folder, shown.training(f"bench {name}", count))
                 write_whole(folder, f"{name}.json", encoded(document, name))
                 done[name] = document
         return {"job": "bench", "benchmarks": done, "out": str(folder)}
@@ -74,14 +74,14 @@ class Bench:
         kinds = ("cpu", "cuda") if self.device is None else (self.device,)
         return [(case, kind) for case in benchmark.cases for kind in kinds if kind in case.devices]
 
-    def _measure(self, name: str, advance: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
+    def _measure(self, name: str, folder: Path, advance: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
         """The document of one benchmark."""
         benchmark, start, rows = BENCHMARKS[name], time.perf_counter(), []
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() and self.device != "cpu" else None
         for case, kind in self._plan(benchmark):
             torch.manual_seed(self.seed)
             missing = _NO_GPU if kind == "cuda" and gpu is None else ""
-            rows.append(case.row(Conditions(kind, self.quick, self.seed, missing)))
+            rows.append(case.row(Conditions(kind, self.quick, self.seed, missing, folder)))
             advance(len(rows), {})
         where = environment(gpu)
         return {
@@ -110,7 +110,7 @@ class Bench:
 def _peers() -> dict[str, str]:
     """The versions of those libraries that are compared with and installed."""
     results = {}
-    for name in ("timm", "torchdistill", "torchjd"):
+    for name in ("timm", "torchdistill", "torchjd", "smt", "jenn"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             results[name] = importlib.metadata.version(name)
     return results

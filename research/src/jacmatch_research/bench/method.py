@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -30,12 +31,14 @@ class Conditions:
         quick: A few rounds on small networks, to see that it runs; its numbers mean nothing.
         seed: Of what is random.
         missing: Why nothing can be measured here; empty if it can.
+        folder: Of the results, where a long benchmark stores what is done so far.
     """
 
     kind: str = "cpu"
     quick: bool = False
     seed: int = 0
     missing: str = ""
+    folder: Path = Path()
 
     @property
     def device(self) -> torch.device:
