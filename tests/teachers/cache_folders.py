@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from jacmatch.teachers import Answer, ModuleTeacher, Question
 from jacmatch.teachers.cached.fingerprint import described, of_teacher
-from jacmatch.teachers.cached.format import Head, fields_of, places_name, rows_of, shard_name, write_whole
+from jacmatch.teachers.cached.format import Head, fields_of, positions_name, rows_of, shard_name, write_whole
 from jacmatch.teachers.cached.writer import write_shard
 
 SAMPLES, SHAPE, OUTPUTS, VIEWS, BATCH = 10, (2, 3), 4, 2, 2
@@ -59,8 +59,8 @@ def make(folder: Path, side: str = "cotangents", storage: str = "float32", **cha
     for view, order in enumerate(orders):
         places = torch.empty_like(order)
         places[order] = torch.arange(SAMPLES)
-        (folder / places_name(view)).parent.mkdir()
-        write_whole(folder, places_name(view), places.numpy().tobytes())
+        (folder / positions_name(view)).parent.mkdir()
+        write_whole(folder, positions_name(view), places.numpy().tobytes())
         for shard in range(head.shards):
             ids = order[list(head.rows(shard))]
             x, asked = inputs(view)[ids], made.question(view, ids)

@@ -15,8 +15,8 @@ from jacmatch.teachers.base import (
     checked_outputs,
     fitting_tangents,
     frozen_pass,
-    pull_readout,
-    push_readout,
+    readout_vjp,
+    readout_jvp,
     values_of,
 )
 
@@ -62,7 +62,7 @@ class AnalyticTeacher:
         with frozen_pass(x):
             outputs = self._outputs(x, question)
             if question.cotangents is not None:
-                values, w, v = pull_readout(question, outputs)
+                values, w, v = readout_vjp(question, outputs)
                 rows = _product("pbk,bki->pbi", w, self._matrix(x, outputs, question))
                 return Answer(outputs, values, rows.view(len(w), *x.shape), cotangents=v)
             if question.tangents is None:
@@ -74,7 +74,7 @@ class AnalyticTeacher:
                 )
                 return Answer(outputs, values_of(question, outputs), pairs)
             jv = _product("pbi,bki->pbk", tangents.flatten(2), self._matrix(x, outputs, question))
-            values, products = push_readout(question, outputs, jv)
+            values, products = readout_jvp(question, outputs, jv)
             return Answer(outputs, values, products)
 
     def _outputs(self, x: Tensor, question: Question) -> Tensor:

@@ -173,7 +173,7 @@ def recorded(cotangents: Cotangents, used: list[Tensor]) -> Callable[[Tensor], T
     return make
 
 
-def pull_readout(question: Question, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def readout_vjp(question: Question, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The chain rule behind the outputs: values r(y), wᵀ = vᵀ ∂r/∂y of shape (P, B, K), and the v that were used."""
     assert question.cotangents is not None
     used: list[Tensor] = []
@@ -184,7 +184,7 @@ def pull_readout(question: Question, outputs: Tensor) -> tuple[Tensor, Tensor, T
     return result.values, result.products, used[0]
 
 
-def push_readout(question: Question, outputs: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+def readout_jvp(question: Question, outputs: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
     """The chain rule behind the outputs: values r(y) and (∂r/∂y) Jv, for Jv of the outputs (P, B, K)."""
     context = Context(labels=question.labels)
     result = jvp_products(_identity, outputs, tangents, readout=Own(question.readout), context=context)

@@ -15,8 +15,8 @@ from jacmatch.teachers.base import (
     Teacher,
     fitting_tangents,
     frozen_pass,
-    pull_readout,
-    push_readout,
+    readout_vjp,
+    readout_jvp,
     values_of,
 )
 
@@ -74,13 +74,13 @@ class EnsembleTeacher:
         with frozen_pass(x):
             if question.step is not None and question.tangents is not None:
                 return self._differences(x, question)
-            outputs, pushed = self._mean(x, replace(question, readout=Logits(), cotangents=None))
+            outputs, jv = self._mean(x, replace(question, readout=Logits(), cotangents=None))
             if question.cotangents is not None:
-                values, w, v = pull_readout(question, outputs)
+                values, w, v = readout_vjp(question, outputs)
                 _, rows = self._mean(x, Question(cotangents=w, arguments=question.arguments))
                 return Answer(outputs, values, rows, cotangents=v)
-            if pushed is not None:
-                values, products = push_readout(question, outputs, pushed)
+            if jv is not None:
+                values, products = readout_jvp(question, outputs, jv)
                 return Answer(outputs, values, products)
             return Answer(outputs, values_of(question, outputs))
 

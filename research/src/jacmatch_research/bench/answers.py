@@ -12,7 +12,7 @@ from jacmatch.jacobian import Estimator, RandomInputs, RandomOutputs, probes
 from jacmatch.objectives import Distillation
 from jacmatch.teachers import CachedTeacher, ModuleTeacher, Question
 from jacmatch.teachers.cached.fingerprint import described, of_teacher
-from jacmatch.teachers.cached.format import Head, fields_of, places_name, rows_of, shard_name, write_whole
+from jacmatch.teachers.cached.format import Head, fields_of, positions_name, rows_of, shard_name, write_whole
 from jacmatch.teachers.cached.writer import write_shard
 
 PROBES: dict[str, Estimator | None] = {"vᵀJ": RandomOutputs(1), "Jv": RandomInputs(1), "outputs": None}
@@ -66,11 +66,11 @@ class Answers:
         shard = batch * max(1, int(megabytes * 2**20) // (batch * sum(field.size for field in fields)))
         asked = described(question)
         head = Head(of_teacher(teacher), asked, fields, self.samples, 1, False, batch, shard, {}, {})
-        (self.folder / places_name(0)).parent.mkdir(parents=True)
+        (self.folder / positions_name(0)).parent.mkdir(parents=True)
         write_whole(self.folder, "cache.json", head.text())
         places = torch.empty(self.samples, dtype=torch.int64)
         places[self.ids(torch.arange(self.samples))] = torch.arange(self.samples)
-        write_whole(self.folder, places_name(0), places.numpy().tobytes())
+        write_whole(self.folder, positions_name(0), places.numpy().tobytes())
         for number in range(head.shards):
             rows = head.rows(number)
             parts = []

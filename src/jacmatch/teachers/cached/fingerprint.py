@@ -38,7 +38,7 @@ def of_teacher(teacher: Teacher) -> dict[str, str]:
     """The parts of a fingerprint that the teacher decides: its weights, architecture, preprocessing and type.
 
     Raises:
-        UnsupportedError: Nothing says what the teacher is: a function has no weights that could be compared.
+        UnsupportedError: Nothing identifies the teacher: a function has no weights to compare.
 
     Example:
         >>> sorted(of_teacher(ModuleTeacher(nn.Linear(3, 2))))
@@ -53,7 +53,7 @@ def of_teacher(teacher: Teacher) -> dict[str, str]:
         return parts
     if not isinstance(teacher, ModuleTeacher):
         raise UnsupportedError(
-            f"A cache must know whose answers it has, and a {type(teacher).__name__} has no weights to tell it by. "
+            f"A cache must know whose answers it has, and a {type(teacher).__name__} has no weights that identify it. "
             "Use a network, as ModuleTeacher."
         )
     module, state = teacher.module, teacher.module.state_dict()
@@ -104,28 +104,28 @@ def _numbers(tensor: Tensor) -> str:
 
 
 def described(question: Question) -> dict[str, str]:
-    """What a question asks, in words: its readout, the products and what makes their directions."""
+    """Return a query in words: readout, products, and the rule of their directions."""
     sides = {(True, False): "vᵀJ", (False, True): "Jv", (False, False): "none"}
-    asked = sides[question.cotangents is not None, question.tangents is not None]
+    products = sides[question.cotangents is not None, question.tangents is not None]
     return {
         "readout": words(question.readout, "readout"),
-        "products": asked,
+        "products": products,
         "rule": "none" if question.rule is None or question.tangents is not None else words(question.rule, "probe"),
         "step": "none" if question.step is None else repr(question.step),
     }
 
 
 def words(given: object, what: str) -> str:
-    """The `repr` of a setting, which must say all about it.
+    """Return the `repr` of a setting, which must contain all that decides it.
 
     Raises:
-        InputError: It is the address of an object.
+        InputError: It contains the address of an object.
     """
-    said = repr(given)
-    if " at 0x" in said:
-        rule = f"`{what}` of a cache must have a `repr` that says what it is."
-        raise InputError(rule, got=said.partition(" at 0x")[0] + " at an address>", do="Make it a dataclass.")
-    return said
+    text = repr(given)
+    if " at 0x" in text:
+        rule = f"`{what}` of a cache must have a `repr` with all its settings."
+        raise InputError(rule, got=text.partition(" at 0x")[0] + " at an address>", do="Make it a dataclass.")
+    return text
 
 
 def differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The format of a cache: which file contains what, and how an answer of a teacher becomes rows and back.
+"""The format of a cache: which file contains what, how an answer becomes rows, and what identifies teacher and query.
 
     cache.json                      whose answers, to which query, and how many; written first
     view-00000/places.memmap        where each sample stands in this view, int64
@@ -36,7 +36,7 @@ _SUMS = 2
 HEAD: Final = "cache.json"
 FORMAT: Final = 1
 _LARGEST: Final = 2**24  # bytes of the head
-PLACES: Final = "places.memmap"
+POSITIONS: Final = "places.memmap"
 TYPES: Final = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -83,19 +83,19 @@ class Field:
 
 @dataclass(frozen=True)
 class Head:
-    """What `cache.json` says.
+    """The content of `cache.json`.
 
     Attributes:
         fingerprint: All that decides the answers, by name, in words.
-        question: What was asked, as `described` says it.
+        question: The query, as `described` returns it.
         fields: What is stored of a sample.
         samples: In the training split.
-        views: How many views are held: 0 … views − 1.
+        views: Number of views: 0 … views − 1.
         constant: Whether nothing is random, so that view 0 stands for all.
-        batch: Samples asked at once, in the order of training.
+        batch: Samples in a query, in the order of training.
         shard: Samples in a shard, a multiple of `batch`.
         settings: Of the job that wrote it.
-        made: With what it was made.
+        made: Versions, device and first outputs of the teacher.
     """
 
     fingerprint: dict[str, str]
@@ -120,7 +120,7 @@ class Head:
         return self.views * self.samples * (8 + sum(field.size for field in self.fields))
 
     def rows(self, shard: int) -> range:
-        """The places in the order of a view that a shard has."""
+        """The positions of a shard in the order of a view."""
         return range(shard * self.shard, min((shard + 1) * self.shard, self.samples))
 
     def names(self) -> list[tuple[int, int]]:
@@ -142,13 +142,13 @@ def shard_name(view: int, shard: int) -> str:
     return f"view-{view:05d}/shard-{shard:05d}"
 
 
-def places_name(view: int) -> str:
-    """The file of a view's places."""
-    return f"view-{view:05d}/{PLACES}"
+def positions_name(view: int) -> str:
+    """The file of a view's positions."""
+    return f"view-{view:05d}/{POSITIONS}"
 
 
 def read_head(folder: Path) -> Head:
-    """What the head of a cache says.
+    """Read the head of a cache.
 
     Raises:
         InputError: There is none, it is damaged, or it is of another format.
@@ -224,9 +224,9 @@ def fields_of(
 
     Args:
         answer: A teacher's answer.
-        question: What it was asked.
+        question: The query.
         storage: Type of what may be rounded.
-        alone: The answer about the same inputs without products, if that will be asked too. A network computes
+        alone: The answer about the same inputs without products, if that is queried too. A network computes
             derivatives by other kernels, and the last digits of its outputs are others then.
 
     Raises:
@@ -260,8 +260,8 @@ def rows_of(
 
     Args:
         answer: The answer.
-        x: Where it was asked.
-        question: What was asked.
+        x: The inputs.
+        question: The query.
         fields: What is stored.
         alone: The answer without products, where that is stored too.
 
@@ -290,7 +290,7 @@ def rows_of(
 
 
 def sums(x: Tensor) -> Tensor:
-    """Two fixed random sums over the elements of each sample, by which it is told from others; (B, 2)."""
+    """Two fixed random sums over the elements of each sample, which identify it; (B, 2)."""
     flat = x.detach().flatten(1).float()
     return flat @ _weights(flat.shape[1]).to(flat.device)
 

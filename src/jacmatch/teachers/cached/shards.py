@@ -1,4 +1,4 @@
-"""The shards of a cache: read by rows, and never believed without their sums."""
+"""The reader of a cache: its shards, and the teacher that answers from them."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from torch import Tensor
 from jacmatch.errors import InputError
 from jacmatch.files import inside, open_regular, read
 from jacmatch.runs.files import decoded
-from jacmatch.teachers.cached.format import TYPES, disk, places_name, read_head, shard_name
+from jacmatch.teachers.cached.format import TYPES, disk, positions_name, read_head, shard_name
 
 SUMS = "shard.json"
 _BLOCK = 1 << 20
@@ -51,15 +51,15 @@ class Shards:
         return Shards, (self.folder,)  # a copy, also in another process, opens the files anew
 
     def missing(self) -> list[str]:
-        """The names of shards and places that are not there; sizes are looked at, contents are not.
+        """Return the names of missing shards and position files; compares sizes, not contents.
 
         Raises:
             InputError: A file has another size than the head says.
         """
         absent = []
         for view in range(self.head.views):
-            if not self._has_size(places_name(view), 8 * self.head.samples):
-                absent.append(places_name(view))
+            if not self._has_size(positions_name(view), 8 * self.head.samples):
+                absent.append(positions_name(view))
             for shard in range(self.head.shards):
                 name, rows = shard_name(view, shard), len(self.head.rows(shard))
                 if not (self.folder / name).is_dir():
@@ -74,11 +74,11 @@ class Shards:
         """Whether the file is there; it must have this size then."""
         with disk(self.folder, "read"):
             try:
-                found = inside(self.folder, self.folder / name).stat().st_size
+                actual = inside(self.folder, self.folder / name).stat().st_size
             except (FileNotFoundError, NotADirectoryError):
                 return False
-        if found != size:
-            raise _wrong(self.folder / name, f"{found:,} bytes instead of {size:,}")
+        if actual != size:
+            raise _wrong(self.folder / name, f"{actual:,} bytes instead of {size:,}")
         return True
 
     def verify(self, view: int, shard: int, *, strong: bool = False) -> None:
@@ -93,12 +93,12 @@ class Shards:
                 raise _wrong(folder, f"no {SUMS}")
             sums = decoded(read(self.folder, folder / SUMS, _BLOCK), str(folder / SUMS)).get("fields")
             for field in self.head.fields:
-                said = sums.get(field.name) if isinstance(sums, dict) else None
+                stored = sums.get(field.name) if isinstance(sums, dict) else None
                 file = inside(self.folder, folder / f"{field.name}.memmap")
-                if not isinstance(said, dict) or not file.is_file() or file.stat().st_size != rows * field.size:
+                if not isinstance(stored, dict) or not file.is_file() or file.stat().st_size != rows * field.size:
                     raise _wrong(folder, f"another size or no sum of {file.name}")
                 name = "sha256" if strong else "crc32"
-                if _of_file(file, strong) != said.get(name):
+                if _of_file(file, strong) != stored.get(name):
                     raise _wrong(folder, f"another {name} of {file.name}")
         self._sound.add((view, shard))
 
@@ -106,7 +106,7 @@ class Shards:
         """The entries of samples, a row each, in the order of the ids.
 
         Raises:
-            InputError: A shard is missing, damaged, or has another sample at that place.
+            InputError: A shard is missing, damaged, or has another sample at that position.
         """
         wanted = ids.detach().to("cpu", torch.int64)
         numbers = wanted.numpy()
@@ -114,8 +114,8 @@ class Shards:
             rule = f"The ids of samples must be 0 to {self.head.samples - 1}, the rows of the training split."
             raise InputError(rule, got=f"{numbers.min()} to {numbers.max()}")
         with disk(self.folder, "read"):
-            found = list(_runs(self._places(view, numbers), self.head.shard))
-            for shard, _ in found:
+            shards = list(_runs(self._positions(view, numbers), self.head.shard))
+            for shard, _ in shards:
                 if (view, shard) not in self._sound:
                     self.verify(view, shard)
             rows = {  # only now: what the head says of their sizes is true of the files
@@ -123,11 +123,11 @@ class Shards:
                 for name, field in self._fields.items()
             }
             memories = {name: memory_of(tensor) for name, tensor in rows.items()}
-            for shard, runs in found:
+            for shard, runs in shards:
                 for name, memory in memories.items():
                     self._fill(view, shard, name, memory, runs)
         if not torch.equal(rows["ids"], wanted):
-            raise _wrong(self.folder / places_name(view), "places that are not those of the samples")
+            raise _wrong(self.folder / positions_name(view), "positions that are not those of the samples")
         return rows
 
     def stored(self, view: int, count: int) -> Tensor:
@@ -137,39 +137,39 @@ class Shards:
             view: Of which view.
             count: At most the number of samples.
         """
-        found: list[Tensor] = []
+        parts: list[Tensor] = []
         for shard in range(-(-count // self.head.shard)):
             rows = self.head.rows(shard)
             part = torch.empty(min(len(rows), count - rows.start), dtype=torch.int64)
             with disk(self.folder, "read"):
                 self._fill(view, shard, "ids", memory_of(part), [(0, 0, len(part))])
-            found.append(part)
-        return torch.cat(found)
+            parts.append(part)
+        return torch.cat(parts)
 
     def _fill(self, view: int, shard: int, name: str, memory: memoryview, runs: Sequence[tuple[int, int, int]]) -> None:
         path = f"{self.folder}/{shard_name(view, shard)}/{name}.memmap"
         self._opened(path).fill(memory, self._fields[name].size, runs)
 
-    def _places(self, view: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _positions(self, view: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the samples stand: usually one behind the other, as they were written."""
         count = len(ids)
         start = int(self._looked_up(view, ids[:1])[0]) if count else 0
         if 0 <= start <= self.head.samples - count:
-            places, there = np.arange(start, start + count), torch.empty(count, dtype=torch.int64)
-            for shard, runs in _runs(places, self.head.shard):
+            positions, there = np.arange(start, start + count), torch.empty(count, dtype=torch.int64)
+            for shard, runs in _runs(positions, self.head.shard):
                 self._fill(view, shard, "ids", memory_of(there), runs)
             if np.array_equal(there.numpy(), ids):
-                return places
+                return positions
         return self._looked_up(view, ids)
 
     def _looked_up(self, view: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The same from the file of places, one by one."""
-        places = np.empty(len(ids), np.int64)
+        """The same from the file of positions, one by one."""
+        positions = np.empty(len(ids), np.int64)
         runs = [(number, sample, 1) for number, sample in enumerate(ids.tolist())]
-        self._opened(f"{self.folder}/{places_name(view)}").fill(memoryview(places.data).cast("B"), 8, runs)
-        if len(places) and not 0 <= places.min() <= places.max() < self.head.samples:
-            raise _wrong(self.folder / places_name(view), "places beyond the last")
-        return places
+        self._opened(f"{self.folder}/{positions_name(view)}").fill(memoryview(positions.data).cast("B"), 8, runs)
+        if len(positions) and not 0 <= positions.min() <= positions.max() < self.head.samples:
+            raise _wrong(self.folder / positions_name(view), "positions beyond the last")
+        return positions
 
 
 class _File:
@@ -184,9 +184,9 @@ class _File:
 
     def fill(self, memory: memoryview, size: int, runs: Sequence[tuple[int, int, int]]) -> None:
         """Read runs of rows (first row in the memory, first in the file, how many) of `size` bytes each."""
-        for first, place, count in runs:
+        for first, position, count in runs:
             part = memory[first * size : (first + count) * size]
-            if _read(self.descriptor, [part], place * size) != count * size:
+            if _read(self.descriptor, [part], position * size) != count * size:
                 raise _wrong(Path(self.path), "a file that is cut off")
 
 
@@ -201,15 +201,15 @@ def _read_by_seeking(file: int, memories: Sequence[memoryview], offset: int) -> 
 _read = getattr(os, "preadv", _read_by_seeking)
 
 
-def _runs(places: NDArray[np.int64], shard: int) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
-    """The places by shard, those that follow each other as one run."""
-    found: dict[int, list[tuple[int, int, int]]] = {}
-    cuts = np.flatnonzero((np.diff(places) != 1) | (places[1:] % shard == 0)) + 1
-    for first, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(places)], strict=True):
+def _runs(positions: NDArray[np.int64], shard: int) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
+    """The positions by shard, those that follow each other as one run."""
+    runs: dict[int, list[tuple[int, int, int]]] = {}
+    cuts = np.flatnonzero((np.diff(positions) != 1) | (positions[1:] % shard == 0)) + 1
+    for first, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(positions)], strict=True):
         if first < end:
-            number, place = divmod(int(places[first]), shard)
-            found.setdefault(number, []).append((first, place, end - first))
-    yield from found.items()
+            number, position = divmod(int(positions[first]), shard)
+            runs.setdefault(number, []).append((first, position, end - first))
+    yield from runs.items()
 
 
 def _of_file(file: Path, strong: bool) -> str | int:

@@ -1,6 +1,6 @@
-"""The writer of a cache: any number of processes, and on from wherever the last one stopped.
+"""The writer of a cache: any number of processes, each of which continues what another left unfinished.
 
-A shard is written whole or not at all: to a folder beside its place, then to the disk, then renamed.
+A shard is written whole or not at all: to a folder beside the final one, then to the disk, then renamed.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from jacmatch.teachers.cached.format import (
     disk,
     fields_of,
     folder_of,
-    places_name,
+    positions_name,
     read_head,
     shard_name,
     write_whole,
@@ -92,7 +92,7 @@ class Claims:
 
 
 def write_shard(folder: Path, name: str, entries: Mapping[str, Tensor]) -> None:
-    """Write a shard as a memory-mapped tensordict: to a folder beside its place, then to the disk, then renamed.
+    """Write a shard as a memory-mapped tensordict: to a folder beside the final one, then to the disk, then renamed.
 
     If another process has been faster, the shard is left as that one wrote it.
 
@@ -171,7 +171,7 @@ def _sums(data: memoryview) -> dict[str, Any]:
 
 @dataclass
 class Counts:
-    """What a process did with its shards: wrote them, found them, found them damaged, or left them to another."""
+    """Shards of a process: written, present already (`found`), damaged and written again (`mended`), left to another."""
 
     written: int = 0
     found: int = 0
@@ -241,16 +241,16 @@ class Answers:
 
 
 def head_of(source: Queries, storage: Storage, megabytes: float, settings: dict[str, Any]) -> Head:
-    """What the head of this cache says; the teacher is asked about the first batch for it, twice.
+    """Return the head of this cache; the teacher is queried twice about the first batch.
 
     Raises:
-        InputError: The teacher does not say the same twice.
+        InputError: The two answers differ.
     """
     first, again = (source.answers(source.first_rows(), 0) for _ in range(2))
     device = first.x.device
     if not agree(first.answer, again.answer, _ON_GPU if device.type == "cuda" else 0.0):
         rule = "The teacher of a cache must give the same answer twice."
-        do = "Something in it is random, or it changes when it is asked: its answers cannot be kept."
+        do = "Something in it is random, or a query changes it: its answers cannot be stored."
         raise InputError(rule, got="two different answers about one batch", do=do)
     fields = fields_of(first.answer, first.question, storage, first.alone)
     size = source.batch_size
@@ -284,12 +284,12 @@ def resolve_head(folder: Path, head: Head) -> Head:
     _remove_orphans(folder / HEAD)
     if (folder / HEAD).is_file():
         there = read_head(folder)
-        found = differences(_compared(there), _compared(head))
-        if not found and "outputs" in there.made:  # what leaves no trace in a fingerprint, a hook for instance
-            found = changed({"teacher outputs": there.made["outputs"]}, {"teacher outputs": head.made["outputs"]})
-        if found:
-            rule = f"The folder {folder} (`--cache`) must be new, or hold this very cache."
-            raise InputError(rule, got=f"one that differs in {found}", do="Choose another --cache.")
+        apart = differences(_compared(there), _compared(head))
+        if not apart and "outputs" in there.made:  # what leaves no trace in a fingerprint, a hook for instance
+            apart = changed({"teacher outputs": there.made["outputs"]}, {"teacher outputs": head.made["outputs"]})
+        if apart:
+            rule = f"The folder {folder} (`--cache`) must be new, or contain this cache."
+            raise InputError(rule, got=f"one that differs in {apart}", do="Choose another --cache.")
         if there.views >= head.views:
             return there
         head = replace(there, views=head.views, settings=head.settings)
@@ -300,10 +300,10 @@ def resolve_head(folder: Path, head: Head) -> Head:
 
 
 def _compared(head: Head) -> dict[str, str]:
-    """What may not differ between the cache that is there and the one that is asked for."""
+    """What may not differ between the cache in the folder and the requested one."""
     stored = {f"stored {field.name}": f"{field.dtype} {list(field.shape)}" for field in head.fields}
-    asked = {f"asked {name}": value for name, value in head.question.items()}
-    return {**head.fingerprint, **asked, **stored, "samples in a shard": str(head.shard)}
+    query = {f"query {name}": value for name, value in head.question.items()}
+    return {**head.fingerprint, **query, **stored, "samples in a shard": str(head.shard)}
 
 
 def build(
@@ -319,7 +319,7 @@ def build(
     time: the second one leaves it.
 
     Args:
-        sources: What is asked in each run, and the head of its cache.
+        sources: The queries of each run, and the head of its cache.
         cache: The folder of all.
         rank: Which of several processes this is.
         size: How many there are.
@@ -329,12 +329,12 @@ def build(
     for source, head in sources:
         folder = folder_of(cache, source.seed)
         claims = Claims(folder)
-        for place, (view, shard) in enumerate(head.names()):
+        for index, (view, shard) in enumerate(head.names()):
             number += 1
             if (number - 1) % size == rank:
                 with claims.alone():
-                    _write_places(source, folder, head, view)
-                with claims.on(place) as mine:
+                    _write_positions(source, folder, head, view)
+                with claims.on(index) as mine:
                     _one(source, folder, head, view, shard, counts if mine else None)
                     counts.left += not mine
                 if on_shard is not None:
@@ -372,12 +372,12 @@ def _remove_orphans(path: Path) -> None:
                 orphan.unlink()
 
 
-def _write_places(source: Queries, folder: Path, head: Head, view: int) -> None:
+def _write_positions(source: Queries, folder: Path, head: Head, view: int) -> None:
     """Write where each sample stands in a view, once; one process at a time."""
-    file = inside(folder, folder / places_name(view))
+    file = inside(folder, folder / positions_name(view))
     _remove_orphans(file)
     with disk(folder, "written to"):
         if file.is_file() and file.stat().st_size == 8 * head.samples:
             return
         file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(folder, places_name(view), source.positions_of(view).numpy().tobytes())
+    write_whole(folder, positions_name(view), source.positions_of(view).numpy().tobytes())
