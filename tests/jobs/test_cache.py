@@ -146,7 +146,7 @@ def test_what_does_not_change_the_answers_is_not_asked_for(changes, cache):
 
 
 def test_a_longer_training_is_refused(cache):
-    with pytest.raises(InputError, match=r"must hold 10 views\. Got 2 views\. Train with --views 2"):
+    with pytest.raises(InputError, match=r"must have 10 views\. Got 2 views\. Train with --views 2"):
         opened(cache, source(job(cache, steps=30)))
     opened(cache, source(job(cache, steps=30, views=2)))
 

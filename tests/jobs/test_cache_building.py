@@ -59,7 +59,7 @@ def test_small_shards_hold_the_same_entries(cache, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": 1, "probes": 2}, r"must be new, or hold this very cache\. Got one that differs in probe \("),
+        ({"seeds": 1, "probes": 2}, r"must be new, or contain this cache\. Got one that differs in probe \("),
         ({"store": "float16"}, r"stored products \(float32 \[1, 1, 8, 8\] there, float16 \[1, 1, 8, 8\] here\)"),
         ({"shard_megabytes": 1e-6}, r"samples in a shard \(32 there, 8 here\)"),
     ],
@@ -142,7 +142,7 @@ def test_a_build_does_not_go_on_with_a_teacher_that_says_something_else(tmp_path
     before = contents(asked.root)
     teacher = network()
     teacher[2].register_forward_hook(lambda module, given, outputs: given[0].tanh())
-    with pytest.raises(InputError, match=r"this very cache\. Got one that differs in teacher outputs \(off by \d+"):
+    with pytest.raises(InputError, match=r"this cache\. Got one that differs in teacher outputs \(off by \d+"):
         built(asked, teacher)
     assert contents(asked.root) == before
     built(asked)

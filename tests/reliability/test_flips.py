@@ -16,7 +16,7 @@ from jacmatch.errors import InputError
 from jacmatch.jobs.cache import Source, opened
 from jacmatch.jobs.data import load as load_data
 from jacmatch.jobs.networks import load_student
-from jacmatch.teachers.cached.teacher import bits_of
+from jacmatch.teachers.cached.reader import bits_of
 from jacmatch.training.checkpoints import load
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_as_users_run")]

@@ -92,7 +92,7 @@ def test_cotangents_are_made_of_the_stored_values(rows):
         ({"cotangents": None, "tangents": directions("tangents", 1)[:, IDS]}, r"products \(vᵀJ there, Jv here\)"),
         ({"ids": None}, r"must have `ids` and `draw`.* Got ids missing"),
         ({"draw": None}, r"must have `ids` and `draw`.* Got ids given"),
-        ({"draw": VIEWS}, r"`draw` of a question .* must be below 2, the views it holds\. Got 2"),
+        ({"draw": VIEWS}, r"`draw` of a question .* must be below 2, the views it has\. Got 2"),
         ({"ids": torch.tensor([0, 1, 2, 10])}, r"ids of samples must be 0 to 9.* Got 0 to 10"),
         ({"ids": torch.tensor([0, 1, -1, 2])}, r"Got -1 to 2"),
         ({"ids": IDS[:3]}, r"one input for each of the 3 ids\. Got 4"),
@@ -100,7 +100,7 @@ def test_cotangents_are_made_of_the_stored_values(rows):
         ({"cotangents": directions("cotangents", 1)[:, IDS].flip(0)}, r"The directions .* others for 4 of 4"),
         ({"cotangents": directions("cotangents", 1)[:, IDS.flip(0)]}, r"The directions .* others for"),
         ({"draw": 0}, r"The inputs of a question .* others for 4 of 4 samples \(ids \[7, 0, 3\], view 0\)"),
-        ({"ids": IDS.flip(0)}, r"The inputs of a question .* must be those that the teacher was asked about"),
+        ({"ids": IDS.flip(0)}, r"The inputs of a question .* must be those that the cache was built for"),
     ],
 )
 def test_another_question_is_refused(rows, changes, message):
@@ -155,7 +155,7 @@ def test_outputs_alone_are_the_same_whatever_the_probe(rows):
 
 
 def test_too_few_views_are_refused(rows):
-    with pytest.raises(InputError, match=r"must hold 3 views\. Got 2 views\. Train with --views 2, or build a longer"):
+    with pytest.raises(InputError, match=r"must have 3 views\. Got 2 views\. Train with --views 2, or build a longer"):
         CachedTeacher(rows.folder, views=3)
 
 
@@ -252,7 +252,7 @@ def test_teachers_of_teachers_show_their_members():
 
 def test_functions_have_nothing_to_be_told_by():
     for teacher in (BlackBoxTeacher(lambda x: x), AnalyticTeacher(lambda x: x, lambda x: x)):
-        with pytest.raises(UnsupportedError, match=r"has no weights to tell it by\. Use a network"):
+        with pytest.raises(UnsupportedError, match=r"has no weights that identify it\. Use a network"):
             of_teacher(teacher)
 
 

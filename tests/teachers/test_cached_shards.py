@@ -13,7 +13,7 @@ import torch
 
 from jacmatch import CachedTeacher, InputError, UnsupportedError
 from jacmatch.teachers.cached.format import read_head, write_whole
-from jacmatch.teachers.cached.shards import Shards
+from jacmatch.teachers.cached.reader import Shards
 from jacmatch.teachers.cached.writer import Claims, write_shard
 
 from .cache_folders import SAMPLES, VIEWS, inputs, make
@@ -57,7 +57,7 @@ def test_files_stay_open_up_to_a_limit_and_are_closed_with_the_reader(original, 
     ids = torch.arange(SAMPLES)
     before, unlimited = opened(), Shards(original.folder).read(1, ids)
     assert opened() == before, "the reader is gone, and its files are closed"
-    monkeypatch.setattr("jacmatch.teachers.cached.shards._OPEN_FILES", 2)
+    monkeypatch.setattr("jacmatch.teachers.cached.reader._OPEN_FILES", 2)
     reader = Shards(original.folder)
     limited = reader.read(1, ids)
     assert opened() == before + 2

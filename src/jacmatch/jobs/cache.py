@@ -31,7 +31,7 @@ from jacmatch.teachers.base import query
 from jacmatch.teachers.cached.fingerprint import digest, of_teacher, words
 from jacmatch.teachers.cached.format import HEAD, TYPES, Field, Head, folder_of, read_head
 from jacmatch.teachers.cached.format import rows_of as entries_of
-from jacmatch.teachers.cached.shards import Shards
+from jacmatch.teachers.cached.reader import Shards
 from jacmatch.teachers.cached.writer import Answers, Claims, build, head_of, resolve_head
 from jacmatch.training import Batches, Training, find_device
 

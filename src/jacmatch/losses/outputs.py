@@ -126,8 +126,8 @@ def squared_error(
         InputError: The shapes differ.
 
     References:
-        Srinivas & Fleuret 2018, arXiv:1803.00443, Prop 1. The paper states a remainder of O(σ⁴); in general it is O(σ²):
-        see `noise_distillation`.
+        Srinivas & Fleuret 2018, arXiv:1803.00443, Prop 1. The paper states a remainder of O(σ⁴); in general
+        it is O(σ²): see `noise_distillation`.
 
     Example:
         >>> import torch

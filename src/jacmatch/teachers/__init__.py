@@ -11,11 +11,10 @@ from torch import nn
 from jacmatch.errors import InputError, renamed
 from jacmatch.jacobian.features import Select
 from jacmatch.models.values import ValuesOnly
-from jacmatch.teachers.analytic import AnalyticTeacher
 from jacmatch.teachers.base import Answer, Question, Teacher
-from jacmatch.teachers.black_box import BlackBoxTeacher
 from jacmatch.teachers.cached import CachedTeacher
 from jacmatch.teachers.ensemble import EnsembleTeacher
+from jacmatch.teachers.functions import AnalyticTeacher, BlackBoxTeacher
 from jacmatch.teachers.memoized import MemoizedTeacher
 from jacmatch.teachers.module import ModuleTeacher
 

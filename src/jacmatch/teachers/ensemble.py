@@ -15,8 +15,8 @@ from jacmatch.teachers.base import (
     Teacher,
     fitting_tangents,
     frozen_pass,
-    readout_vjp,
     readout_jvp,
+    readout_vjp,
     values_of,
 )
 

@@ -4,6 +4,6 @@
 teacher and the query, and `teacher` is the teacher that answers from disk.
 """
 
-from jacmatch.teachers.cached.teacher import CachedTeacher
+from jacmatch.teachers.cached.reader import CachedTeacher
 
 __all__ = ["CachedTeacher"]

@@ -40,8 +40,7 @@ from jacmatch.teachers.cached.format import (
     shard_name,
     write_whole,
 )
-from jacmatch.teachers.cached.shards import SUMS, Shards, memory_of
-from jacmatch.teachers.cached.teacher import agree
+from jacmatch.teachers.cached.reader import SUMS, Shards, agree, memory_of
 from jacmatch.version import __version__
 
 _NAME = ".claim"
@@ -171,7 +170,7 @@ def _sums(data: memoryview) -> dict[str, Any]:
 
 @dataclass
 class Counts:
-    """Shards of a process: written, present already (`found`), damaged and written again (`mended`), left to another."""
+    """Shards of a process: written, present already (`found`), repaired (`mended`), or left to another process."""
 
     written: int = 0
     found: int = 0
