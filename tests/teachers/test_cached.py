@@ -257,7 +257,7 @@ def test_functions_have_nothing_to_be_told_by():
 
 
 def test_a_setting_must_say_what_it_is():
-    with pytest.raises(InputError, match=r"`probe` of a cache must have a `repr` that says what it is\. Got <object"):
+    with pytest.raises(InputError, match=r"`probe` of a cache must have a `repr` with all its settings\. Got <object"):
         words(object(), "probe")
 
 

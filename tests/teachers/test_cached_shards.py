@@ -116,7 +116,7 @@ def test_places_of_other_samples_are_noticed(made):
     file = made.folder / "view-00001/places.memmap"
     places = np.fromfile(file, np.int64)
     places[::-1].tofile(file)
-    with pytest.raises(InputError, match="Got places that are not those of the samples"):
+    with pytest.raises(InputError, match="Got positions that are not those of the samples"):
         read(made)
     (places + 100).tofile(file)
     with pytest.raises(InputError, match="Got places beyond the last"):
