@@ -6,7 +6,6 @@ exit code 2. Anything else that is raised is a defect of ours and keeps its trac
 
 import difflib
 import importlib
-import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -111,39 +110,22 @@ class ElsewhereError(RuntimeError):
 
 
 def renamed(module: str, name: str, names: Mapping[str, str]) -> Any:
-    """Return what an old name of a module stands for, and warn; for the `__getattr__` of the module.
+    """Return what a former name of a module stands for, and warn; for the `__getattr__` of the module.
 
     Args:
         module: Its dotted name.
         name: The name that it does not have.
-        names: New names by old ones.
+        names: Present names by former ones; a dotted name is one of another module.
 
     Raises:
-        AttributeError: it is no old name.
+        AttributeError: It is no former name.
     """
     if name not in names:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    message = f"`{module}.{name}` has a new name, `{names[name]}`; the old one goes with the next release."
+    elsewhere, _, new = names[name].rpartition(".")
+    message = f"`{module}.{name}` is now `{names[name]}`; the old name will be removed in the next release."
     warnings.warn(message, DeprecationWarning, stacklevel=3)
-    return getattr(sys.modules[module], names[name])
-
-
-def moved(module: str, name: str, names: Mapping[str, str]) -> Any:
-    """Return what an old name of a module stands for elsewhere, and warn; for the `__getattr__` of the module.
-
-    Args:
-        module: Its dotted name.
-        name: The name that it does not have.
-        names: New dotted names by old names.
-
-    Raises:
-        AttributeError: it is no old name.
-    """
-    if name not in names:
-        raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    warnings.warn(f"`{module}.{name}` is now `{names[name]}`.", DeprecationWarning, stacklevel=3)
-    package, _, new = names[name].rpartition(".")
-    return getattr(importlib.import_module(package), new)
+    return getattr(importlib.import_module(elsewhere or module), new)
 
 
 def optional_package(module: str, caller: str, install: str) -> Any:

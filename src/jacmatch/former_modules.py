@@ -41,7 +41,7 @@ class _Former(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         former, present = module.__name__, MOVED[module.__name__]
-        message = f"`{former}` is `{present}` now; the old name goes with the next release."
+        message = f"`{former}` is `{present}` now; the old name will be removed in the next release."
         warnings.warn(message, DeprecationWarning, stacklevel=2)
 
         def lookup(name: str) -> Any:

@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.jacobian import AntitheticNoise, LabelLogit, RandomInputs, TopClass
-from jacmatch.jobs.distillation_fields import DistillationFields
+from jacmatch.jobs.distill import DistillationFields
 from jacmatch.objectives import AtData, AtMixedPairs, AtNoise, Distillation, GradientShare, WeightSchedule
 from jacmatch.objectives.recipe import SCARCE, WORTHWHILE, describe_labels, labels_of, recipe
 from jacmatch.teachers import ModuleTeacher

@@ -13,7 +13,8 @@ from jacmatch import datasets
 from jacmatch.cli import VERBS, flags, main, settings
 from jacmatch.datasets import LOADERS
 from jacmatch.errors import InputError
-from jacmatch.jobs import code, networks
+from jacmatch.jobs import networks
+from jacmatch.jobs import settings as job_settings
 from jacmatch.jobs.surrogate import functions
 from jacmatch.models import catalog
 from jacmatch.models.catalog import FAMILIES
@@ -105,7 +106,7 @@ def load(job, field, spec):
     """What the job does with the value of a field, as far as the import of a module."""
     if job == "surrogate":
         functions.import_callable(spec)
-    elif field == "data":
+    elif field in ("data", "unlabelled"):
         datasets.load(spec)
     else:
         catalog.build(spec, 2, (1, 8, 8))
@@ -121,9 +122,11 @@ def test_no_field_of_any_job_takes_code_from_a_file_under_any_name(job, tmp_path
     monkeypatch.setattr(datasets.catalog, "_exists", lambda name: True)
     known = flags.flags(VERBS[job].load())
     for flag in texts(VERBS[job].load()):
-        if flag.name in code._NEVER:
+        if flag.name in job_settings._NEVER:
             continue
-        assert flag.name in code._FIELDS or flag.name in code._OF_JOB.get(job, {}), "decide what this field may name"
+        assert flag.name in job_settings._FIELDS or flag.name in job_settings._OF_JOB.get(job, {}), (
+            "decide what this field may name"
+        )
         for name in NAMES:
             file = tmp_path / "config.json"
             file.write_text(json.dumps({flag.name.replace("_", "-"): f"{name}:make"}))
@@ -134,7 +137,7 @@ def test_no_field_of_any_job_takes_code_from_a_file_under_any_name(job, tmp_path
                     runs = False
                 except Exception as error:
                     cause = error.__cause__ or error
-                    library = name in FAMILIES and code._FIELDS.get(flag.name) is catalog.is_code  # timm itself
+                    library = name in FAMILIES and job_settings._FIELDS.get(flag.name) is catalog.is_code  # timm itself
                     runs = isinstance(cause, Imported) and str(cause) == name and not library
             try:
                 settings.chosen(["--config", str(file)], job, known)
@@ -142,8 +145,8 @@ def test_no_field_of_any_job_takes_code_from_a_file_under_any_name(job, tmp_path
             except InputError as error:
                 refused = "must not name code outside the package" in str(error)
             assert refused or not runs, (flag.name, name)
-            assert refused == code.names_code(job, flag.name, f"{name}:make")
-    assert code.names_code(job, "a field of tomorrow", {"deep": ["somebodys:network"]})
+            assert refused == job_settings.names_code(job, flag.name, f"{name}:make")
+    assert job_settings.names_code(job, "a field of tomorrow", {"deep": ["somebodys:network"]})
 
 
 @pytest.mark.usefixtures("_code")

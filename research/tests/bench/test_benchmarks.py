@@ -10,6 +10,7 @@ import torch
 from jacmatch.cli import main
 from jacmatch_research.bench import BENCHMARKS
 from jacmatch_research.bench.claims import Case, Claim, Measured
+from jacmatch_research.bench.command import Bench
 from jacmatch_research.bench.method import Conditions, NotMeasured, Spread, compare, peak_memory, timed
 from jacmatch_research.processes import one_thread
 
@@ -70,7 +71,7 @@ def test_a_committed_result_keeps_the_schema(path):
 def quick(tmp_path_factory):
     """The folder of all benchmarks, quick."""
     folder = tmp_path_factory.mktemp("quick")
-    assert main(["bench", "--quick", "--out", str(folder)]) == 0
+    assert main(["bench", "--smoke", "--out", str(folder)]) == 0
     return folder
 
 
@@ -82,7 +83,7 @@ def test_every_benchmark_runs_and_keeps_the_schema(quick):
         check(result, schema())
         assert result["quick"]
         assert all(map(consistent, result["rows"]))
-        assert result["command"] == f"jacmatch bench {name} --quick"
+        assert result["command"] == f"jacmatch bench {name} --smoke"
         assert len(result["rows"]) == sum(len(case.devices) for case in benchmark.cases)
 
 
@@ -98,7 +99,7 @@ def test_rows_of_a_gpu_stay_empty_without_one_and_say_so(quick):
 def test_what_a_person_reads(tmp_path, monkeypatch, capsys):
     """Claims, numbers and bounds of what is measured; one line for what is not."""
     monkeypatch.chdir(tmp_path)
-    assert main(["bench", "memory", "--quick"]) == 0
+    assert main(["bench", "memory", "--smoke"]) == 0
     out = capsys.readouterr().out
     for text in (
         "peak memory of a full Jacobian",
@@ -213,3 +214,8 @@ def test_one_thread_for_the_block_only():
 def test_peak_memory_is_that_of_a_fresh_process():
     small, large = (peak_memory(Conditions(), f"x = torch.ones({size}, 2**20)") for size in (1, 64))
     assert large - small == pytest.approx(63 * 4 * 2**20, rel=0.05)
+
+
+def test_the_former_name_of_smoke_is_accepted_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="`--quick` of `bench` is now `--smoke`"):
+        assert Bench(quick=True).smoke

@@ -74,7 +74,7 @@ def chosen(words: Sequence[str], verb: str, known: Sequence[Flag]) -> dict[str, 
     settings.pop("allow_code", None)  # only the command line allows it
     given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
     if "--allow-code" not in given:
-        from jacmatch.jobs.code import check_no_code  # knows the data sets and networks, and so imports torch
+        from jacmatch.jobs.settings import check_no_code  # knows the data sets and networks, and so imports torch
 
         unset = {name: value for name, value in settings.items() if f"--{name.replace('_', '-')}" not in given}
         check_no_code(verb, unset, f"`{flag} {config}`")

@@ -7,7 +7,7 @@ given module (`verification`; `jacmatch.diagnostics` has the checks of whole net
 
 from typing import Any
 
-from jacmatch.errors import moved
+from jacmatch.errors import renamed
 from jacmatch.jacobian.arguments import Arguments, Edges, Inputs, Nodes, Shared
 from jacmatch.jacobian.engines import gradient_norms
 from jacmatch.jacobian.estimators import (
@@ -105,4 +105,4 @@ _MOVED = {
 
 def __getattr__(name: str) -> Any:
     """Return an object by its former name, with a warning that names the new one."""
-    return moved(__name__, name, _MOVED)
+    return renamed(__name__, name, _MOVED)

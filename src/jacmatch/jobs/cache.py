@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from jacmatch.datasets import Data, Split
 from jacmatch.datasets.streamed import Streamed
 from jacmatch.errors import InputError
-from jacmatch.jobs.code import check_no_code
 from jacmatch.jobs.data import load
-from jacmatch.jobs.distillation_fields import TeachingFields
+from jacmatch.jobs.distill import TeachingFields
 from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.settings import positive
+from jacmatch.jobs.settings import check_no_code, positive
 from jacmatch.objectives import Distillation
 from jacmatch.teachers import CachedTeacher, ModuleTeacher, Question, Teacher
 from jacmatch.teachers.base import query

@@ -10,7 +10,7 @@ import tyro
 
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks
-from jacmatch.jobs.own_data import data_for
+from jacmatch.jobs.data import data_for
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import SMOKE_JACOBIANS, JobFields
 from jacmatch.jobs.study import head, measured

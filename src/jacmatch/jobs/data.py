@@ -1,15 +1,22 @@
-"""The data of a job: loaded by name, cut, and split."""
+"""The data of a job: loaded by name, those of a run folder, cut, and split."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
 
 import torch
 
 from jacmatch import datasets
-from jacmatch.datasets import Data, Split
-from jacmatch.errors import InputError
+from jacmatch.datasets import Data, Split, from_arrays, of_classes
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jobs import networks
+from jacmatch.runs import Run
+from jacmatch.runs.identity import changed
 
 SMOKE_TRAIN, SMOKE_TEST = 12, 2
 """Training and test samples of a smoke run, for each class."""
+_LEVELS = 4  # a network of surrogate lies three folders below its run
+_DO = "Name the data: --data."
 
 
 def load(spec: str, seed: int, smoke: bool) -> Data:
@@ -53,3 +60,129 @@ def parts(data: Data, validation: float, per_class: int, seed: int) -> tuple[Spl
     if per_class:
         split = split.subset(datasets.per_class(split.y, per_class, seed))
     return split, validation_part
+
+
+def mixed(split: Split, count: int | None = None) -> Split:
+    """Return at most `count` samples, or all, in one fixed random order: files of a folder are sorted by class."""
+    return split.subset(torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:count])
+
+
+def data_for(verb: str, models: tuple[str, ...], data: str | None, *, seed: int, smoke: bool, allow_code: bool) -> Data:
+    """The data that are named, or those of the run folders among the models; the digits where none is one.
+
+    Data of a run have the split of that run, whatever the seed: on another one its network has seen the test part.
+
+    Args:
+        verb: The job, for messages.
+        models: Run folders and names of models.
+        data: What `--data` says; None if it was left out.
+        seed: Of the split of other data.
+        smoke: Whether a few test samples are enough.
+        allow_code: Whether code may be run that a run folder names.
+
+    Raises:
+        InputError: The data of a run are not to be had or have changed, or those of two runs differ.
+    """
+    runs = [Path(spec) for spec in models if networks.is_run(spec)]
+    if data is not None:
+        own = [run for run in map(_whole, runs) if run.settings.get("data") == data]
+        return load(data, _number(own[0], "seed") if own else seed, smoke)
+    candidates = [data_of_run(folder, allow_code=allow_code) for folder in runs]
+    if not candidates:
+        return load("digits", seed, smoke)
+    if len(candidates) > 1 and (difference := changed(*map(_of_test, candidates))):
+        rule = f"`--data` of `{verb}` must be given for two runs that were tested on different data."
+        raise InputError(rule, got=f"{candidates[0].name} and {candidates[1].name}: {difference}", do=_DO)
+    first = candidates[0]
+    return replace(first, test=some(first, first.test, SMOKE_TEST)) if smoke else first
+
+
+def data_of_run(folder: Path, *, allow_code: bool = False) -> Data:
+    """The data of a run, or of a network inside a run, as they were when it was begun.
+
+    Args:
+        folder: Of the run.
+        allow_code: Whether a PACKAGE.MODULE:CALLABLE that it names may be run.
+
+    Raises:
+        InputError: The folder does not say which data, they are not there, or they have changed.
+    """
+    run = _whole(folder)
+    spec = run.settings.get("teacher" if run.job == "surrogate" else "data")
+    rule = f"`--data` must be given: the data of the run in {folder} cannot be had."
+    if not isinstance(spec, str):
+        raise InputError(rule, got=f"a run of `{run.job}` that names none", do=_DO)
+    if run.job != "surrogate" and datasets.catalog.is_code(spec) and not allow_code:
+        do = "If you trust it, add --allow-code, or name other data: --data."
+        raise InputError(f"The data of the run in {folder} are made by code outside the package.", got=spec, do=do)
+    try:
+        candidates = _candidates(run, spec)
+    except (InputError, UnsupportedError) as error:
+        raise InputError(rule, got=f"'{spec}': {error}", do=_DO) from error
+    there = run.inputs.get("data")
+    differences = [changed(there, data.digests) if there else "" for data in candidates]
+    for data, difference in zip(candidates, differences, strict=True):
+        if not difference:
+            return data
+    rule = f"The data of the run in {folder} must be those that it was begun with."
+    do = f"To use them as they are now, name them: --data {spec}."
+    raise InputError(rule, got=f"changes in {differences[0]}", do=do)
+
+
+def _candidates(run: Run, spec: str) -> list[Data]:
+    """What the data of a run can be; its fingerprints say which."""
+    if run.job == "surrogate":
+        from jacmatch.jobs.surrogate.fields import SurrogateFields  # imports scikit-learn
+        from jacmatch.jobs.surrogate.source import FILES, arrays_of
+
+        seed = _number(run, "seed")
+        if not spec.startswith(FILES):
+            return [_points(run)]
+        x_columns, y_columns = (tuple(run.settings.get(name) or ()) for name in ("x_columns", "y_columns"))
+        return [arrays_of(SurrogateFields(teacher=spec, seed=seed, x_columns=x_columns, y_columns=y_columns))]
+    data = load(spec, _number(run, "seed"), bool(run.settings.get("smoke")))
+    if run.job != "transfer" or data.classes is None:
+        return [data]
+    source = _number(run, "source_classes") or data.outputs // 2  # a teacher that was trained first has had these
+    parts = [of_classes(data, range(source, data.classes)), data]
+    outputs = networks.describe(run.path).outputs
+    return [replace(part, test=mixed(part.test)) for part in parts if part.outputs == outputs] or [data]
+
+
+def _points(run: Run) -> Data:
+    """Return the data of a surrogate run: the points at which its function was evaluated."""
+    from jacmatch.jobs.surrogate.points import cached
+
+    arrays: dict[str, object] = {}
+    seed = _number(run, "seed")
+    for part, pattern in (("test", "points-test.npz"), ("train", f"points-seed{seed}*.npz")):
+        files = sorted(run.path.glob(pattern), key=lambda file: (len(file.name), file.name))
+        if not files:
+            raise InputError(f"{run.path} must hold the points of its function.", got=f"no {pattern}")
+        points = cached(run, files[-1].stem, _missing)
+        arrays |= {f"x_{part}": points.x.float(), f"y_{part}": points.y.float()}
+        if points.j is not None:
+            arrays[f"j_{part}"] = points.j.float()
+    return from_arrays(f"the points of {run.path}", arrays)
+
+
+def _missing() -> NoReturn:
+    raise InputError("The points of a run must be there.")
+
+
+def _of_test(data: Data) -> dict[str, str]:
+    return {name: digest for name, digest in data.digests.items() if name in ("x_test", "y_test")}
+
+
+def _whole(folder: Path) -> Run:
+    """The run of which a folder is, or is a part."""
+    run = Run.open(folder, finished=False)
+    for parent in list(folder.absolute().parents)[:_LEVELS]:
+        if (parent / "settings.json").is_file() and (above := Run.open(parent, finished=False)).job == run.job:
+            run = above
+    return run
+
+
+def _number(run: Run, name: str) -> int:
+    value = run.settings.get(name)
+    return value if isinstance(value, int) else 0

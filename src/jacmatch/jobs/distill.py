@@ -1,32 +1,325 @@
-"""`jacmatch distill`: teacher → student, with and without Jacobians, at equal optimizer steps."""
+"""`jacmatch distill`: teacher → student, with and without Jacobians, at equal optimizer steps.
 
+The settings of the objective, and those of the teacher, the data and the seeds, are shared with `jacmatch cache`.
+"""
+
+import io
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from jacmatch.datasets import Data, Split
 from jacmatch.diagnostics import benchmark_engines
-from jacmatch.jobs import jacobian_figure, networks
-from jacmatch.jobs.cache import cached_teachers
+from jacmatch.errors import InputError, unknown_name
+from jacmatch.jacobian import ESTIMATORS, READOUTS, BatchNormPolicy, Engine, Estimator, LogProbabilities, Readout, vjp
+from jacmatch.jacobian.probes import Law
+from jacmatch.jobs import networks
 from jacmatch.jobs.data import load
-from jacmatch.jobs.distillation_fields import METHODS, TeachingFields
 from jacmatch.jobs.inputs import same_inputs, same_teacher
 from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.settings import SMOKE_JACOBIANS
+from jacmatch.jobs.settings import SMOKE_JACOBIANS, TrainingFields, positive
 from jacmatch.jobs.study import Cell, Result, Task, head, main_fields, measured, of_method, row, run_cells, save_main
-from jacmatch.jobs.teachers import Prepared
-from jacmatch.objectives import Distillation
+from jacmatch.jobs.teachers import Prepared, prepare
+from jacmatch.jobs.train import Train
+from jacmatch.losses import JacobianLoss, OutputLoss
+from jacmatch.objectives import (
+    POINTS,
+    AtData,
+    AtMixedPairs,
+    AtNoise,
+    Distillation,
+    GradientShare,
+    Point,
+    WeightSchedule,
+)
+from jacmatch.objectives.recipe import Recipe, recipe
 from jacmatch.runs import Run, spread
 from jacmatch.runs.files import load as load_json
-from jacmatch.teachers import ModuleTeacher
+from jacmatch.teachers import ModuleTeacher, Teacher
 from jacmatch.training import Batches, agreement, find_device
 from jacmatch.training.distributed import ProcessGroup
+from jacmatch.training.state import channels_last
+
+METHODS = {
+    "labels": "labels only",
+    "outputs": "labels + outputs",
+    "jacobians": "labels + outputs + Jacobians",
+}
+"""What each method of a comparison is called in tables."""
+
+_LAWFUL = ("random-outputs", "random-inputs", "subspace-inputs")  # probes whose directions can have one law or another
+_SINGLE = ("every-row", "top-class", "label-class", "data-pairs")  # probes whose number is given by what they are
+_OF_LABELS = ("label-class", "label-logit", "loss")  # probes and readouts that need the label of one sample
+_DERIVATIVES = (  # settings that ask for a Jacobian term at any amount of data
+    *("probe", "probes", "probe_chunk", "probe_law", "probe_dimensions", "readout", "jacobian_loss", "every"),
+    *("fraction", "engine", "jacobian_schedule", "jacobian_fades_from"),
+)
+
+
+@dataclass(frozen=True)
+class DistillationFields(TrainingFields):
+    """Settings of jobs whose students learn values and Jacobians."""
+
+    group: ClassVar[str] = "objective"
+
+    labels_weight: float = 1.0
+    """Weight of the label term."""
+    outputs_weight: float = 1.0
+    """Weight of the output term."""
+    jacobian_share: float | None = None
+    """Share of the Jacobian term in the gradient norm. If left out 0.3 in regression, and in classification up to 200
+    training samples for each class or where a setting of the Jacobian term is given; else 0."""
+    jacobian_weight: float | None = None
+    """Weight of the Jacobian term itself, in place of the share."""
+    jacobian_schedule: Literal["by-data", "constant"] = "by-data"
+    """by-data: the share or weight falls with the number of training samples for each class. constant: it does not."""
+    jacobian_fades_from: float = 1.0
+    """Progress, 0 to 1, from which the Jacobian term fades out until the end of training; 1 never."""
+    output_loss: Literal["auto", OutputLoss] = "auto"
+    """Loss of the output term. auto: kl in classification, squared in regression."""
+    temperature: float | None = None
+    """Temperature of kl, if left out 4 with --output-loss auto and 1 with kl; and of log-probabilities and fisher-rows,
+    1 if left out."""
+    jacobian_loss: JacobianLoss = "bounded"
+    """Loss of the Jacobian term."""
+    probe: str = "random-outputs"
+    """Which derivative products are compared (see `jacmatch list`)."""
+    probes: int = 1
+    """How many of them for each sample."""
+    probe_chunk: int | None = None
+    """Rows whose graphs are kept in memory at once; all if left out. 1: the memory of a single row, more time."""
+    probe_law: Law = "gaussian"
+    """Law of random-outputs, random-inputs and subspace-inputs."""
+    probe_dimensions: int = 48
+    """With --probe subspace-inputs: how many cosines of lowest frequency its directions are combined of."""
+    readout: str = "logits"
+    """What is differentiated (see `jacmatch list`)."""
+    point: Literal["auto", "data", "noise", "mixed-pairs"] = "auto"
+    """Where student and teacher are compared. auto: mixed-pairs in classification with at most 30 training samples
+    for each class, where nothing needs the label of a single image; else data."""
+    noise: float = 0.1
+    """Standard deviation of point=noise and of the probe antithetic-noise, in units of the raw input."""
+    every: int = 1
+    """The Jacobian term is computed on each n-th step, with n times its weight."""
+    fraction: float = 1.0
+    """Fraction of each batch whose Jacobians are compared."""
+    engine: Engine = "auto"
+    """How Jv is taken for directions on the input side. auto: the faster one in a benchmark on the first batch."""
+    batch_norm: BatchNormPolicy = "frozen"
+    """Statistics of BatchNorm in the derivative: constants, so that samples stay apart, or part of it."""
+
+    def check_objective(self) -> None:
+        """Refuses what is wrong whatever the data.
+
+        Raises:
+            InputError: A name is unknown, or settings do not go together.
+        """
+        positive("distill", probes=self.probes, every=self.every, probe_dimensions=self.probe_dimensions)
+        weights = {"labels": self.labels_weight, "outputs": self.outputs_weight, "jacobian": self.jacobian_weight}
+        for name, weight in weights.items():
+            if weight is not None and not 0 <= weight < math.inf:
+                raise InputError(f"`--{name}-weight` of `distill` must be at least 0 and finite.", got=weight)
+        for name, known, given in (("--probe", ESTIMATORS, self.probe), ("--readout", READOUTS, self.readout)):
+            if given not in known:
+                raise unknown_name(f"`{name}` of `distill`", given, known)
+        if self.probes > 1 and self.probe in _SINGLE:
+            raise InputError(f"`--probes` of `distill` must be 1 with --probe {self.probe}.", got=self.probes)
+        if self.probe_law != "gaussian" and self.probe not in _LAWFUL:
+            raise InputError(f"`--probe-law` of `distill` belongs to --probe {' or '.join(_LAWFUL)}.", got=self.probe)
+
+    def objective(
+        self, method: str, student: nn.Module, teacher: nn.Module | Teacher, train: Split, data: Data, seed: int
+    ) -> Distillation:
+        """The objective of one method: `labels`, `outputs` or `jacobians`.
+
+        Raises:
+            InputError: Settings do not go together, or not with these data.
+        """
+        if self.probe == "sampled-rows" and self.probes > data.outputs:
+            raise InputError(f"`--probes` of sampled-rows must be at most {data.outputs}, all rows.", got=self.probes)
+        per_class = len(train) / data.classes if data.classes else None
+        chosen = self.recipe(per_class)
+        return Distillation(
+            student,
+            None if method == "labels" else teacher,
+            labels=self.labels_weight,
+            outputs=self.outputs_weight,
+            jacobians=chosen.jacobians if method == "jacobians" else 0.0,
+            probe=self._probe(),
+            readout=self._readout(),
+            output_loss=chosen.output_loss,
+            temperature=chosen.temperature,
+            jacobian_loss=self.jacobian_loss,
+            point=chosen.point,
+            every=self.every,
+            chunk_size=self.probe_chunk,
+            fraction=self.fraction,
+            engine=self.engine,
+            schedule=chosen.schedule,
+            batch_norm=self.batch_norm,
+            task="classification" if data.classes else "regression",
+            seed=seed,
+        )
+
+    def _probe(self) -> Estimator:
+        settings: dict[str, Any] = {}
+        if self.probe not in _SINGLE:
+            settings["count"] = self.probes
+        if self.probe in _LAWFUL:
+            settings["law"] = self.probe_law
+        if self.probe == "subspace-inputs":
+            settings["k"] = self.probe_dimensions
+        if self.probe == "antithetic-noise":
+            settings["sigma"] = self.noise
+        if self.probe == "fisher-rows":
+            settings["temperature"] = 1.0 if self.temperature is None else self.temperature
+        return ESTIMATORS[self.probe](**settings)
+
+    def _readout(self) -> Readout:
+        if self.readout == "log-probabilities":
+            return LogProbabilities(1.0 if self.temperature is None else self.temperature)
+        if self.readout in ("attention-pixel", "attention-maps", "pooled-features", "pca-features", "outputs-from"):
+            rule = f"`--readout {self.readout}` needs a layer or a head of each network."
+            raise InputError(rule, do="Use the Python class Distillation.")
+        return READOUTS[self.readout]()
+
+    def recipe(self, per_class: float | int | None) -> Recipe:
+        """What is left to the data, as `Distillation` itself chooses it.
+
+        Args:
+            per_class: Training samples for each class; None in a regression.
+        """
+        point: Point | None = None if self.point == "auto" else AtData()
+        if self.point in ("noise", "mixed-pairs"):
+            point = AtNoise(self.noise) if self.point == "noise" else AtMixedPairs()
+        weight = self.jacobian_weight
+        if weight is None and self.jacobian_share is not None:
+            weight = GradientShare(self.jacobian_share)
+        by_data = per_class if self.jacobian_schedule == "by-data" else None
+        return recipe(
+            "regression" if per_class is None else "classification",
+            per_class,
+            single_label=self.probe in _OF_LABELS or self.readout in _OF_LABELS,
+            derivatives=any(getattr(self, name) != getattr(DistillationFields, name) for name in _DERIVATIVES),
+            output_loss=None if self.output_loss == "auto" else self.output_loss,
+            temperature=self.temperature,
+            point=point,
+            jacobians=weight,
+            schedule=WeightSchedule(by_data, fades_from=self.jacobian_fades_from),
+        )
+
+    def resolved(self, per_class: float | int | None) -> dict[str, Any]:
+        """The settings that the data decide, as numbers and names for a result.
+
+        Args:
+            per_class: Training samples for each class; None in a regression.
+        """
+        chosen = self.recipe(per_class)
+        share = (
+            chosen.jacobians
+            if isinstance(chosen.jacobians, GradientShare) or not chosen.jacobians
+            else self.jacobian_share
+        )
+        return {
+            "point": next(name for name, kind in POINTS.items() if isinstance(chosen.point, kind)),
+            "output_loss": chosen.output_loss,
+            "temperature": chosen.temperature,
+            "jacobian_share": None if share is None else float(share),
+        }
+
+
+@dataclass(frozen=True)
+class TeachingFields(DistillationFields):
+    """Settings of `distill`, and of a cache for it: whose answers, about which data, in which runs."""
+
+    group: ClassVar[str] = "task"
+
+    data: str = "digits"
+    """Data set: digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, npz:FILE, folder:DIR, synthetic, or
+    PACKAGE.MODULE:CALLABLE; left on disk: stream:DIR (a folder), wds:DIR (tar shards)."""
+    teacher: str = "cnn5"
+    """Teacher: a model name, or the folder of a run that trained one."""
+    student: str = "cnn3"
+    """Student: a model name."""
+    teacher_weights: Path | None = None
+    """Weights of the teacher: safetensors, a checkpoint of torch (.pth), or a folder of either. Without, it is trained
+    first and kept."""
+    teacher_mean: tuple[float, ...] | None = None
+    """Mean that the teacher's inputs had subtracted when it was trained, where the file does not say."""
+    teacher_std: tuple[float, ...] | None = None
+    """Standard deviation that they were divided by."""
+    teacher_steps: int = 600
+    """Optimiser steps of a teacher that is trained first."""
+    per_class: int | None = None
+    """Training samples for each class, 0 for all; 10 if left out, and all in a regression."""
+    seeds: int = 3
+    """How many seeds: subset, initial weights and batches differ between them, and are the same for each method."""
+    methods: tuple[Literal["labels", "outputs", "jacobians"], ...] = ("labels", "outputs", "jacobians")
+    """What is compared."""
+
+    def check_teaching(self) -> None:
+        """Refuses what is wrong whatever the data.
+
+        Raises:
+            InputError: Settings do not go together.
+        """
+        positive("distill", seeds=self.seeds, teacher_steps=self.teacher_steps)
+        self.check_objective()
+        if self.teacher_weights is None and (self.teacher_mean or self.teacher_std):
+            raise InputError("`--teacher-mean` and `--teacher-std` of `distill` belong to --teacher-weights.")
+        if not self.methods:
+            raise InputError("`--methods` of `distill` must name at least one.", do=f"Known: {', '.join(METHODS)}.")
+        if len(set(self.methods)) < len(self.methods):
+            raise InputError("`--methods` of `distill` must differ.", got=" ".join(self.methods))
+
+    @property
+    def runs(self) -> range:
+        """The seed of each run."""
+        return range(self.seed, self.seed + (1 if self.smoke else self.seeds))
+
+    def taught_by(self, data: Data, progress: Progress) -> Prepared:
+        """The teacher: loaded, or trained first.
+
+        Args:
+            data: What it is for.
+            progress: Where its training shows.
+        """
+        recipe = Train(
+            data=self.data,
+            model=self.teacher,
+            seed=self.seed,
+            device=self.device,
+            smoke=self.smoke,
+            steps=self.teacher_steps,
+            batch_size=128,
+            augment=self.augment,
+            precision=self.precision,
+            validation=self.validation,
+            workers=self.workers,
+            prefetch=self.prefetch,
+            resident_mib=self.resident_mib,
+            doctor=self.doctor and not self.smoke,
+        )
+        weights = None
+        if self.teacher_weights is not None:
+            weights = networks.Weights(self.teacher_weights, self.teacher_mean, self.teacher_std)
+        prepared = prepare(self.teacher, data, weights, recipe, progress, allow_code=self.allow_code)
+        if self.channels_last:
+            channels_last(prepared.network)
+        return prepared
+
+    def samples_per_class(self, data: Data) -> int:
+        """How many training samples of each class are used, 0 for all."""
+        return (10 if data.classes else 0) if self.per_class is None else self.per_class
+
 
 ENGINE = "engine.json"
 """File of the engine benchmark in a run folder: a run measures once, and uses the same engine when it resumes."""
@@ -58,6 +351,8 @@ class Distill(TeachingFields):
             teacher = self.taught_by(data, shown)
             same_teacher(run, data, teacher.network)
             if self.cache is not None:
+                from jacmatch.jobs.cache import cached_teachers  # which extends the settings above
+
                 teacher = replace(teacher, cached=cached_teachers(self, self.cache, data, teacher.network))
             cells = [
                 Cell(
@@ -111,7 +406,7 @@ class Distill(TeachingFields):
         first = {cell.method: cell for cell, _ in done if cell.seed == self.seed}
         save_main(run, first[self.methods[-1]])
         students = {method: cell.load(run) for method, cell in first.items()}
-        jacobian_figure.write(run, data, teacher.network, students, METHODS)
+        write_jacobian_figure(run, data, teacher.network, students, METHODS)
         return {
             **head(run, self.seed),
             "teacher": main[0]["teacher"],
@@ -151,3 +446,45 @@ def _row(results: Sequence[Result]) -> Result:
     known = [key for key, value in results[0]["agreement"].items() if value is not None]
     agreement = {key: spread([result["agreement"][key] for result in results]) for key in known}
     return row(METHODS[results[0]["method"]], results, agreement=agreement)
+
+
+IMAGES = 8  # of the figure of Jacobians
+
+
+def write_jacobian_figure(
+    run: Run, data: Data, teacher: nn.Module, students: Mapping[str, nn.Module], labels: Mapping[str, str]
+) -> None:
+    """Write `jacobian_figure.npz` for the first test image of each class; nothing where the data are no images."""
+    if len(data.shape) != 3 or data.classes is None:
+        return
+    of_class = [(data.test.y == number).nonzero() for number in range(data.classes)]
+    chosen = torch.tensor([int(rows[0]) for rows in of_class if len(rows)][:IMAGES])
+    x = data.test.inputs(chosen).cpu()
+    top = _outputs(teacher, x).argmax(1)
+    wanted = _jacobian_rows(teacher, x, top)
+    got = torch.stack([_jacobian_rows(student, x, top) for student in students.values()])
+    cosines = torch.nn.functional.cosine_similarity(got.flatten(2), wanted.flatten(1)[None], dim=2)
+    file = io.BytesIO()
+    np.savez_compressed(
+        file,
+        images=x.numpy(),
+        teacher=wanted.numpy(),
+        students=got.numpy(),
+        methods=np.array([labels[method] for method in students]),
+        cosines=cosines.numpy(),
+        labels=data.test.y[chosen].cpu().numpy(),
+    )
+    run.write_bytes("jacobian_figure.npz", file.getvalue())
+
+
+def _outputs(network: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        outputs: Tensor = network.cpu().eval()(x)
+    return outputs
+
+
+def _jacobian_rows(network: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
+    """The row of each image's class in the Jacobian of the logits."""
+    cotangents = torch.nn.functional.one_hot(classes, _outputs(network, x).shape[1]).to(x.dtype)
+    with torch.no_grad():
+        return vjp(network, x, cotangents)[1]

@@ -10,7 +10,7 @@ import tyro
 from jacmatch.diagnostics import doctor, report
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks
-from jacmatch.jobs.own_data import data_for
+from jacmatch.jobs.data import data_for
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import JobFields
 from jacmatch.runs import threads

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from jacmatch.jobs import networks
-from jacmatch.jobs.own_data import data_for
+from jacmatch.jobs.data import data_for
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import JobFields
 from jacmatch.jobs.study import head, measured

@@ -1,5 +1,6 @@
-"""Settings that jobs share: a job extends one of these dataclasses by its own fields."""
+"""Settings that jobs share, and which settings name code: a job extends one of these dataclasses by its own fields."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -7,8 +8,10 @@ from typing import Any, ClassVar
 import torch
 
 from jacmatch.datasets import Data, Split
+from jacmatch.datasets import catalog as data_sets
 from jacmatch.errors import InputError
 from jacmatch.jobs.data import SMOKE_TRAIN, parts, some
+from jacmatch.models import catalog as models
 from jacmatch.runs import Run
 from jacmatch.runs.files import disk
 from jacmatch.training import Training, find_device
@@ -153,3 +156,63 @@ def positive(job: str, **numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise InputError(f"`--{name.replace('_', '-')}` of `{job}` must be at least 1.", got=number)
+
+
+_NEVER = ("device", "pairs", "probe", "readout", "name", "names", "rows", "action", "x_columns", "y_columns")
+"""Fields of text of which no value is ever run."""
+_FIELDS: Mapping[str, Callable[[str], bool]] = {
+    **dict.fromkeys(("data", "unlabelled"), data_sets.is_code),
+    **dict.fromkeys(("model", "student", "teacher", "first", "second"), models.is_code),
+}
+
+
+def _is_function(spec: str) -> bool:
+    from jacmatch.jobs.surrogate.functions import is_code  # imports scikit-learn
+
+    return is_code(spec)
+
+
+_OF_JOB: Mapping[str, Mapping[str, Callable[[str], bool]]] = {
+    "surrogate": {"teacher": _is_function, "jacobian": _is_function},
+}
+
+
+def names_code(job: str, field: str, value: object) -> bool:
+    """Return whether a setting names code, PACKAGE.MODULE:CALLABLE, that the job would run.
+
+    A family of data sets (`npz`) is no family of models, and the reverse, so that depends on the field; a field that is
+    not listed may always name code. The command line is trusted; a settings file, a run folder and a cache are not.
+
+    Args:
+        job: The verb.
+        field: The name of the setting.
+        value: Its value; of a list or a mapping each entry counts.
+
+    Example:
+        >>> names_code("train", "data", "npz:data.npz"), names_code("train", "model", "npz:data")
+        (False, True)
+    """
+    if field in _NEVER:
+        return False
+    if isinstance(value, str):
+        decides = _OF_JOB.get(job, {}).get(field) or _FIELDS.get(field)
+        return ":" in value if decides is None else decides(value)
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return any(names_code(job, field, part) for part in parts)
+
+
+def check_no_code(job: str, settings: Mapping[str, Any], source: str) -> None:
+    """Refuse settings of a file that name code outside the package.
+
+    Args:
+        job: The verb.
+        settings: By field name.
+        source: Where they stand, for the message.
+
+    Raises:
+        InputError: One does.
+    """
+    for field, value in settings.items():
+        if names_code(job, field, value):
+            rule = f"`{field}` in {source} must not name code outside the package, which the job would run."
+            raise InputError(rule, got=repr(value), do="If you trust it, add --allow-code.")

@@ -34,11 +34,6 @@ _TERMS = {
 }
 
 
-def mixed(split: Split, count: int | None = None) -> Split:
-    """Return at most `count` samples, or all, in one fixed random order: files of a folder are sorted by class."""
-    return split.subset(torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:count])
-
-
 def head_agreement(
     network: nn.Module,
     teacher: nn.Module,

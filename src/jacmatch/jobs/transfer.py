@@ -15,7 +15,7 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian import ESTIMATORS, BatchNormPolicy, Estimator, PCAFeatures, SubspaceInputs
 from jacmatch.jobs import networks, pretrained
 from jacmatch.jobs.adaptation import HeadTeacher, basis_of, finetuned, probed
-from jacmatch.jobs.data import SMOKE_TRAIN, load
+from jacmatch.jobs.data import SMOKE_TRAIN, load, mixed
 from jacmatch.jobs.inputs import same_inputs
 from jacmatch.jobs.layer_pairs import chosen_pairs, named_pairs
 from jacmatch.jobs.networks import Description
@@ -42,7 +42,6 @@ from jacmatch.jobs.teacher_distance import (
     distances,
     head_agreement,
     matched_rows,
-    mixed,
     nearest_mean_accuracy,
 )
 from jacmatch.jobs.train import Train

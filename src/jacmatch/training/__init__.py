@@ -15,7 +15,7 @@ Example:
 
 from typing import Any
 
-from jacmatch.errors import moved
+from jacmatch.errors import renamed
 from jacmatch.runs import CHECKPOINT
 from jacmatch.training.configuration import OPTIMIZERS, PRECISIONS, SCHEDULES, Training, factor
 from jacmatch.training.data import AUGMENTATIONS, Batches, augment
@@ -51,4 +51,4 @@ _MOVED = {
 
 
 def __getattr__(name: str) -> Any:
-    return moved(__name__, name, _MOVED)
+    return renamed(__name__, name, _MOVED)

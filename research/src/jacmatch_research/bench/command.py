@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Bench:
     """
 
     keeps: ClassVar[tuple[str, ...]] = ("*.json",)
-    """What is worth keeping of a job that was stopped."""
+    """Files of an interrupted job that make its folder worth keeping."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """The benchmarks (see `jacmatch list`); all of them if left out."""
@@ -46,8 +47,16 @@ class Bench:
     """Seed of everything random."""
     device: Literal["cpu", "cuda"] | None = None
     """Only the rows of this device; if left out, those of the CPU, and those of a GPU, empty if there is none."""
-    quick: bool = False
+    smoke: bool = False
     """A few rounds on tiny networks, to see that it runs; its numbers mean nothing."""
+    quick: bool = False
+    """Deprecated name of --smoke."""
+
+    def __post_init__(self) -> None:
+        """Accept the former name of `smoke`."""
+        if self.quick:
+            warnings.warn("`--quick` of `bench` is now `--smoke`.", DeprecationWarning, stacklevel=2)
+            object.__setattr__(self, "smoke", True)
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
         """Measures, writes and returns the results."""
@@ -81,14 +90,14 @@ class Bench:
         for case, kind in self._plan(benchmark):
             torch.manual_seed(self.seed)
             missing = _NO_GPU if kind == "cuda" and gpu is None else ""
-            rows.append(case.row(Conditions(kind, self.quick, self.seed, missing, folder)))
+            rows.append(case.row(Conditions(kind, self.smoke, self.seed, missing, folder)))
             advance(len(rows), {})
         where = environment(gpu)
         return {
             "name": name,
             "about": benchmark.about,
             "rows": rows,
-            "quick": self.quick,
+            "quick": self.smoke,
             "command": " ".join(["jacmatch bench", name, *self._flags()]),
             "seconds": round(time.perf_counter() - start, 1),
             "date": where["started"][:10],
@@ -102,7 +111,7 @@ class Bench:
         }
 
     def _flags(self) -> list[str]:
-        flags = ["--quick"] if self.quick else []
+        flags = ["--smoke"] if self.smoke else []
         flags += [f"--seed {self.seed}"] if self.seed else []
         return flags + ([f"--device {self.device}"] if self.device else [])
 

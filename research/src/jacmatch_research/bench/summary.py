@@ -14,7 +14,7 @@ def benchmarks(console: Console, result: Mapping[str, Any]) -> None:
     for name, document in result["benchmarks"].items():
         console.print(f"[bold]{name}[/bold]: {document['about']} ({document['seconds']:.0f} s)\n")
         if document["quick"]:
-            console.print("Quick: the numbers mean nothing.\n")
+            console.print("Smoke run: the numbers mean nothing.\n")
         for claim, rows in groupby(document["rows"], lambda row: row["claim"]):
             _claim(console, claim, list(rows))
 

@@ -15,8 +15,7 @@ from jacmatch.datasets import Data, Split
 from jacmatch.jacobian import ESTIMATORS
 from jacmatch.jobs import networks
 from jacmatch.jobs.data import load, parts
-from jacmatch.jobs.distill import Distill
-from jacmatch.jobs.distillation_fields import DistillationFields
+from jacmatch.jobs.distill import Distill, DistillationFields
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import TrainingFields
 from jacmatch.jobs.teachers import prepare as prepare_teacher

@@ -10,8 +10,9 @@ from torch import nn
 
 from jacmatch.datasets import per_class
 from jacmatch.errors import InputError
+from jacmatch.jobs.data import mixed
 from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.teacher_distance import bound_table, distance_table, distances, mixed, nearest_mean_accuracy
+from jacmatch.jobs.teacher_distance import bound_table, distance_table, distances, nearest_mean_accuracy
 from jacmatch.jobs.transfer import METHODS, PAPER, Ready, Transfer
 from jacmatch.models import count_parameters
 from jacmatch.report import Table
