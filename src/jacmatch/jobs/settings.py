@@ -158,7 +158,19 @@ def positive(job: str, **numbers: int) -> None:
             raise InputError(f"`--{name.replace('_', '-')}` of `{job}` must be at least 1.", got=number)
 
 
-_NEVER = ("device", "pairs", "probe", "readout", "name", "names", "rows", "action", "x_columns", "y_columns")
+_NEVER = (
+    "device",
+    "pairs",
+    "feature_layer",
+    "probe",
+    "readout",
+    "name",
+    "names",
+    "rows",
+    "action",
+    "x_columns",
+    "y_columns",
+)
 """Fields of text of which no value is ever run."""
 _FIELDS: Mapping[str, Callable[[str], bool]] = {
     **dict.fromkeys(("data", "unlabelled"), data_sets.is_code),
