@@ -24,7 +24,7 @@ from scipy.stats import qmc
 from jacmatch.surrogates.perceptron import Inputs, Values
 from jacmatch.surrogates.solver import Standardized
 
-LARGEST = 2000
+LARGEST = 6000
 """Most values and partials of one output that are conditioned on."""
 _SEARCHED = 500  # most values and partials in the search for length scales
 _EVALUATIONS = 60
@@ -206,11 +206,11 @@ class GaussianProcess:
         with_partials = bool((observed.axis > 0).any())
         full, _, _ = _blocks(x, observed.x, group.lengths, partials=(j is not None, with_partials))
         cross = full[:, observed.index]
-        found = cross @ group.alpha
+        means = cross @ group.alpha
         n, d = x.shape
-        y[:, outputs] = found[:n] + group.mean
+        y[:, outputs] = means[:n] + group.mean
         if j is not None:
-            partials = found[n:].reshape(d, n, len(outputs)) / group.lengths[:, None, None]
+            partials = means[n:].reshape(d, n, len(outputs)) / group.lengths[:, None, None]
             j[:, outputs] = partials.transpose(1, 2, 0)
         if deviation is not None:
             h = (observed.axis == 0).astype(np.float64)

@@ -1,5 +1,6 @@
 """Surrogates as PyTorch modules: minibatch training, and networks of the second-order solver as modules."""
 
+import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -21,12 +22,12 @@ from jacmatch.teachers import Teacher
 from jacmatch.training import Training, fit
 from jacmatch.training.loop import OnStep
 
-SLOPES = ("none", "jacobian", "jv", "rows")
+PARTIALS = ("none", "jacobian", "jv", "rows")
 """Nothing; the whole Jacobian; products with random input directions; rows, sampled anew in each step."""
 _LOOKED_AT = 256  # samples that a weight by scale is taken from
 
 Weight = float | int | Literal["scale"]
-"""A number; a `Share` of the gradient norm; or `scale`, where zero slopes would cost as much as the mean value does."""
+"""A number; a `GradientShare`; or `scale`, where zero partials would cost as much as the mean value does."""
 
 
 def fit_surrogate(
@@ -35,7 +36,7 @@ def fit_surrogate(
     *,
     jacobian: Float[Tensor, "sample out *input"] | None = None,
     teacher: Teacher | nn.Module | None = None,
-    slopes: str = "jacobian",
+    partials: str = "jacobian",
     probes: int = 1,
     weight: Weight = "scale",
     hidden: tuple[int, ...] = (64, 64),
@@ -49,36 +50,38 @@ def fit_surrogate(
     seed: int = 0,
     device: str = "cpu",
     on_step: OnStep | None = None,
+    slopes: str | None = None,
     **training: Any,
 ) -> nn.Module:
-    """A network that was trained on values and slopes; raw units in, raw units out, in evaluation mode.
+    """A network that was trained on values and partials; raw units in, raw units out, in evaluation mode.
 
-    Inputs, outputs and slopes are compared in units of `x_scale` and `y_scale`; see `objectives.Regression`.
+    Inputs, outputs and partials are compared in units of `x_scale` and `y_scale`; see `objectives.Regression`.
 
     Args:
         x: Inputs.
         y: Values.
-        jacobian: Slopes ∂yₖ/∂xᵢ at the inputs; or give a teacher, which is then asked in each step.
-        teacher: Answers slopes where none are given.
-        slopes: Which slopes are compared; see `SLOPES`.
+        jacobian: Partials ∂yₖ/∂xᵢ at the inputs; or give a teacher, which is then queried in each step.
+        teacher: Answers partials where none are given.
+        partials: Which partials are compared; see `PARTIALS`.
         probes: How many products or rows in a step.
-        weight: Of the slopes beside values of weight 1.
+        weight: Of the partials beside values of weight 1.
         hidden: Widths of the hidden layers of a new network.
         activation: Of a new network.
         student: A network to train instead of a new one; raw units on both sides.
         x_scale: Units of the inputs; their standard deviation if None.
         y_scale: Units of the outputs; their standard deviation if None.
-        steps: Steps of the optimiser.
+        steps: Steps of the optimizer.
         batch_size: Samples in a step; all, if there are no more.
         lr: Learning rate at its highest.
         seed: Of the weights, the batches and the directions.
         device: Where to train.
         on_step: Called after each step; see `training.fit`.
+        slopes: The former name of `partials`.
         **training: Other fields of `Training`.
 
     Raises:
-        InputError: a setting is wrong, or there are no slopes to be had.
-        UnsupportedError: the teacher cannot answer what is asked.
+        InputError: a setting is wrong, or no partials are known.
+        UnsupportedError: the teacher cannot answer the query.
 
     Example:
         >>> x = torch.linspace(0, 3, 16)[:, None]
@@ -86,6 +89,10 @@ def fit_surrogate(
         >>> net(x).shape
         torch.Size([16, 1])
     """
+    if slopes is not None:
+        message = "`slopes` of `fit_surrogate` has a new name, `partials`; the old one goes with the next release."
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        partials = slopes
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         network = new_student(x, y, hidden, activation, y_scale) if student is None else student
@@ -95,7 +102,7 @@ def fit_surrogate(
         y,
         jacobian=jacobian,
         teacher=teacher,
-        slopes=slopes,
+        partials=partials,
         probes=probes,
         weight=weight,
         x_scale=x_scale,
@@ -167,7 +174,7 @@ def fit_minibatches(
         x,
         y,
         jacobian=table,
-        slopes="none" if table is None else "jacobian",
+        partials="none" if table is None else "jacobian",
         weight=jacobian_weight,
         student=student,
         x_scale=torch.ones(shape),
@@ -202,7 +209,7 @@ def regression(
     *,
     jacobian: Float[Tensor, "sample out *input"] | None = None,
     teacher: Teacher | nn.Module | None = None,
-    slopes: str = "jacobian",
+    partials: str = "jacobian",
     probes: int = 1,
     weight: Weight = "scale",
     x_scale: Float[Tensor, "*input"] | None = None,
@@ -212,31 +219,31 @@ def regression(
     """The objective of `fit_surrogate`, for a loop of one's own; the arguments are the same.
 
     Raises:
-        InputError: a setting is unknown, or there are neither slopes nor a teacher.
-        UnsupportedError: the teacher cannot answer what is asked.
+        InputError: a setting is unknown, or there are neither partials nor a teacher.
+        UnsupportedError: the teacher cannot answer the query.
     """
-    if slopes not in SLOPES:
-        raise unknown_name("`slopes` of `fit_surrogate`", slopes, SLOPES)
-    if slopes != "none" and jacobian is None and teacher is None:
-        rule = "`jacobian` or `teacher` of `fit_surrogate` must be given where slopes are compared."
-        raise InputError(rule, do='Set slopes="none" for values alone.')
+    if partials not in PARTIALS:
+        raise unknown_name("`partials` of `fit_surrogate`", partials, PARTIALS)
+    if partials != "none" and jacobian is None and teacher is None:
+        rule = "`jacobian` or `teacher` of `fit_surrogate` must be given where partials are compared."
+        raise InputError(rule, do='Set partials="none" for values alone.')
     units: dict[str, Any] = {
         "inputs": x.std(0, unbiased=False) if x_scale is None else x_scale,
         "outputs": deviation(y) if y_scale is None else y_scale,
     }
     units = {name: torch.where(unit > 0, unit, 1.0) for name, unit in units.items()}
-    if slopes == "none":
+    if partials == "none":
         return Regression(student, jacobians=0.0, seed=seed, **units)
     probe: Estimator = EveryRow()
-    if slopes == "jv":
+    if partials == "jv":
         probe = RandomInputs(probes)
-    elif slopes == "rows":
+    elif partials == "rows":
         probe = SampledRows(min(probes, y.shape[1]))
     if jacobian is not None:
         units["table"] = jacobian
-    told = teacher if jacobian is None else None
-    factor = _by_scale(x, y, told, probe, seed, units) if weight == "scale" else weight
-    return Regression(student, told, jacobians=factor, probe=probe, seed=seed, **units)
+    queried = teacher if jacobian is None else None
+    factor = _by_scale(x, y, queried, probe, seed, units) if weight == "scale" else weight
+    return Regression(student, queried, jacobians=factor, probe=probe, seed=seed, **units)
 
 
 def deviation(y: Float[Tensor, "sample *entry"]) -> Float[Tensor, "*entry"]:
@@ -248,17 +255,17 @@ def deviation(y: Float[Tensor, "sample *entry"]) -> Float[Tensor, "*entry"]:
 def _by_scale(
     x: Tensor, y: Tensor, teacher: Teacher | nn.Module | None, probe: Estimator, seed: int, units: dict[str, Any]
 ) -> float:
-    """The weight at which a student without slopes loses as much by them as by its values if it says their mean."""
+    """The weight at which a constant student loses as much by its partials as by its values."""
     mean = _Constant(y.mean(0))
     part = slice(min(len(x), _LOOKED_AT))
     with torch.no_grad():
         terms = Regression(mean, teacher, jacobians=1.0, probe=probe, seed=seed, **units).eval()(x[part], y[part])
-    values, slopes = (float(terms[name]) for name in ("values", "jacobians"))
-    return values / slopes if values > 0 and slopes > 0 else 1.0
+    values, jacobians = (float(terms[name]) for name in ("values", "jacobians"))
+    return values / jacobians if values > 0 and jacobians > 0 else 1.0
 
 
 class _Constant(nn.Module):
-    """A network that says the same everywhere, and still can be differentiated."""
+    """A constant network that can be differentiated."""
 
     def __init__(self, outputs: Tensor) -> None:
         super().__init__()

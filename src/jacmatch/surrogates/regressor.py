@@ -33,7 +33,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
     selected on held-out values and partials.
 
     Args:
-        model: "network"; "gp", a Gaussian process, for up to about 2,000 values and partials of an output; or "auto",
+        model: "network"; "gp", a Gaussian process, for up to about 6,000 values and partials of an output; or "auto",
             the one with the lower error on held-out samples.
         solver: "lbfgs", over all samples in each evaluation; "adam", in minibatches; or "auto", which takes minibatches
             for large data, noisy values and GPUs.
@@ -205,10 +205,10 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
             rule = f'`model="gp"` of `JacobianRegressor` takes up to {LARGEST} values and partials and no weights.'
             raise InputError(rule, got="weights" if weighted else f"{count}", do='Use model="network".')
         if self.model == "auto":
-            found = held_out_loss(data, seed)
-            if found is None:
+            loss = held_out_loss(data, seed)
+            if loss is None:
                 return
-            self.held_out_["gp"] = found
+            self.held_out_["gp"] = loss
         self.process_ = fit_gaussian_process(data, seed=seed)
 
     def _select_networks(self, data: Standardized, seed: int) -> list[Selection]:
@@ -307,11 +307,11 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         if self.process_ is not None and (std or self.model_ == "gp"):
             y, j, spread = self.process_(x, jacobian=jacobian and self.model_ == "gp", std=std)
         if self.model_ == "network":
-            found = [fit.net(fit.theta, x, jacobian=jacobian) for fit in self.fits_]
-            y = np.mean([each[0] for each in found], axis=0)
-            j = np.mean([each[1] for each in found if each[1] is not None], axis=0) if jacobian else None
+            members = [fit.net(fit.theta, x, jacobian=jacobian) for fit in self.fits_]
+            y = np.mean([each[0] for each in members], axis=0)
+            j = np.mean([each[1] for each in members if each[1] is not None], axis=0) if jacobian else None
             if std and spread is None:
-                spread = np.std([each[0] for each in found], axis=0, ddof=1)
+                spread = np.std([each[0] for each in members], axis=0, ddof=1)
         return (
             self.scaler_.outputs(y),
             None if spread is None else spread * self.scaler_.y_scale,

@@ -182,8 +182,8 @@ def warn_about(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
 
 def is_noisy(x: Inputs, y: Values, jacobian: Jacobian | None) -> bool:
     """Return whether many samples have partials that miss most of what changes between neighbors: sampled values."""
-    found = None if jacobian is None or len(x) < _MANY else unexplained(x, y, jacobian)
-    return found is not None and bool((found[0] > _DISAGREES).any())
+    errors = None if jacobian is None or len(x) < _MANY else unexplained(x, y, jacobian)
+    return errors is not None and bool((errors[0] > _DISAGREES).any())
 
 
 def _contradictions(x: Inputs, y: Values) -> list[str]:
@@ -234,10 +234,10 @@ def unexplained(x: Inputs, y: Values, jacobian: Jacobian) -> tuple[ndarray, ndar
 
 def _disagreement(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
     """Return a line about partials that do not explain how the values change between neighbors."""
-    found = None if jacobian is None else unexplained(x, y, jacobian)
-    if found is None:
+    errors = None if jacobian is None else unexplained(x, y, jacobian)
+    if errors is None:
         return []
-    usual, share = found
+    usual, share = errors
     if (usual > _DISAGREES).any():
         output = int(usual.argmax())
         return [

@@ -197,7 +197,7 @@ def too_large(samples: int, tangents: int, net: Perceptron) -> bool:
 
 def select(
     data: Standardized,
-    held: Standardized,
+    validation: Standardized,
     net: Perceptron,
     theta: Parameters,
     decays: Sequence[float],
@@ -212,18 +212,18 @@ def select(
     """
     middle = min(decays, key=lambda decay: abs(np.log(max(decay, 1e-30) / _BEGINS)))
     theta, loss, total = minimize_loss(data, net, theta, middle, evaluations, on_evaluation)
-    first, best = theta, Selected(net, theta, middle, loss, held.loss(net, theta))
+    first, best = theta, Selected(net, theta, middle, loss, validation.loss(net, theta))
     weaker = [decay for decay in decays if decay < middle]
     stronger = [decay for decay in decays[::-1] if decay > middle]
     for path in (weaker, stronger):
         theta = first
         for decay in path:
-            found, loss, count = minimize_loss(data, net, theta, decay, evaluations, on_evaluation)
-            total, theta = total + count, found
-            score = held.loss(net, found)
+            theta, loss, count = minimize_loss(data, net, theta, decay, evaluations, on_evaluation)
+            total += count
+            score = validation.loss(net, theta)
             clearly = 1.0 if best.held_out > _NOISY else _CLEARLY if decay > middle else 1 / _CLEARLY
             if score < clearly * best.held_out:
-                best = Selected(net, found, decay, loss, score)
+                best = Selected(net, theta, decay, loss, score)
             elif not score < _WORSE * best.held_out:
                 break
     return best, total
@@ -298,14 +298,14 @@ def select_network(
     parts = data.split(seed)
     if parts is None:
         return Selection(*beginnings[0], decays[len(decays) // 2], None, 0, [], last, counter)
-    found, total = [], 0
+    results, total = [], 0
     for net, theta in beginnings:
         selected, used = select(parts[1], parts[0], net, theta, decays, each, counter)
-        found.append(selected)
+        results.append(selected)
         total += used
-    best = min(found, key=lambda one: one.held_out)
+    best = min(results, key=lambda one: one.held_out)
     candidates: list[dict[str, object]] = [
-        {"activation": one.net.activation, "weight_decay": one.decay, "held_out": one.held_out} for one in found
+        {"activation": one.net.activation, "weight_decay": one.decay, "held_out": one.held_out} for one in results
     ]
     return Selection(best.net, best.theta, best.decay, best.held_out, total, candidates, last, counter)
 

@@ -42,10 +42,10 @@ def split_frame(frame: Any, inputs: Sequence[str] = (), outputs: Sequence[str] =
         (['x1', 'x2'], (2, 1, 2))
     """
     names = [str(name) for name in frame.columns]
-    found, targets = _roles("the frame", names, inputs, outputs)
+    features, targets = _roles("the frame", names, inputs, outputs)
     columns = dict(zip(names, (frame.iloc[:, i].to_numpy() for i in range(len(names))), strict=True))
-    _, _, j = _arrays("the frame", columns, found, targets)
-    return frame[found], frame[targets], j
+    _, _, j = _arrays("the frame", columns, features, targets)
+    return frame[features], frame[targets], j
 
 
 def load_table(spec: str, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> dict[str, object]:
@@ -106,17 +106,17 @@ def _roles(source: str, names: list[str], inputs: Sequence[str], outputs: Sequen
         if name not in names:
             raise InputError(f"{source} must have the column {name!r} that is named.", got=", ".join(names[:20]))
     plain = [name for name in names if not _PARTIAL.fullmatch(name)]
-    found, targets = list(inputs), list(outputs)
-    if not found:
+    features, targets = list(inputs), list(outputs)
+    if not features:
         rest = [name for name in plain if name not in targets]
-        found = rest if targets else [name for name in plain if name.lower().startswith("x")]
+        features = rest if targets else [name for name in plain if name.lower().startswith("x")]
     if not targets:
-        rest = [name for name in plain if name not in found]
+        rest = [name for name in plain if name not in features]
         targets = rest if inputs else [name for name in plain if name.lower().startswith("y")]
-    if not found or not targets or set(found) & set(targets):
+    if not features or not targets or set(features) & set(targets):
         rule = f"{source} must have columns of inputs (x…) and of outputs (y…), or they must be named."
         raise InputError(rule, got=", ".join(names[:20]), do="Name them: inputs and outputs, --inputs and --outputs.")
-    return found, targets
+    return features, targets
 
 
 def _distinct(source: str, names: list[str]) -> None:
@@ -135,13 +135,13 @@ def _arrays(
     partials = [name for name in columns if _PARTIAL.fullmatch(name) and name not in (*inputs, *outputs)]
     if not partials:
         return x, y, None
-    places = {f"d{output}/d{name}": (k, i) for k, output in enumerate(outputs) for i, name in enumerate(inputs)}
+    entries = {f"d{output}/d{name}": (k, i) for k, output in enumerate(outputs) for i, name in enumerate(inputs)}
     j = np.full((len(x), len(outputs), len(inputs)), np.nan)
     for name in partials:
-        if name not in places:
+        if name not in entries:
             rule = f"The column {name!r} of {source} must be dOUTPUT/dINPUT of columns that are there."
             raise InputError(rule, got=f"outputs {', '.join(outputs[:8])}; inputs {', '.join(inputs[:8])}")
-        k, i = places[name]
+        k, i = entries[name]
         j[:, k, i] = _matrix(source, columns, [name], missing=True)[:, 0]
     return x, y, j
 

@@ -28,7 +28,7 @@ def test_onnx_has_the_scalers_inside(tmp_path, monkeypatch, as_users_run, activa
     pytest.importorskip("onnxscript")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     x = 1000 + torch.rand(30, 3)
-    net = fit_surrogate(x, x.prod(1, keepdim=True), slopes="none", hidden=(8,), activation=activation, steps=2)
+    net = fit_surrogate(x, x.prod(1, keepdim=True), partials="none", hidden=(8,), activation=activation, steps=2)
     found = to_onnx(net, tmp_path, x, torch.ones(1, dtype=torch.float64), "always")
     assert (tmp_path / "student.onnx").is_file()
     assert found["checked_by"] == "onnx.reference"

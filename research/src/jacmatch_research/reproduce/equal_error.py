@@ -55,7 +55,7 @@ def best_of_lengths(
         network = fit_surrogate(
             *points,
             jacobian=jacobian,
-            slopes=settings["slopes"],
+            partials=settings["slopes"],
             probes=settings["probes"],
             weight=settings["weight"],
             hidden=tuple(settings["hidden"]),

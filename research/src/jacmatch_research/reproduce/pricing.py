@@ -99,7 +99,7 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
         x,
         y,
         jacobian=slopes,
-        slopes=options["slopes"],
+        partials=options["slopes"],
         weight=weight,
         student=student,
         steps=options["steps"],

@@ -132,7 +132,7 @@ def _trained(options: Mapping[str, Any], data: Samples, units: Tensor, seed: int
     """A student of these points."""
     x, y = data.x.float(), data.y.float()
     j = None if data.j is None else data.j.float()
-    known: dict[str, Any] = {"jacobian": j, "slopes": options["slopes"], "x_scale": units.float(), "seed": seed}
+    known: dict[str, Any] = {"jacobian": j, "partials": options["slopes"], "x_scale": units.float(), "seed": seed}
     weight: Weight = "scale" if options["share"] is None else GradientShare(options["share"])
     if options["weight"] != 1:
         mean = regression(new_student(x, y, (1,), "tanh"), x, y, **known)

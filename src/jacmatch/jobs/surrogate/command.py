@@ -93,7 +93,7 @@ class Surrogate(SurrogateFields):
 
     def _learned(self, source: Source) -> tuple[str, ...]:
         """What is learned: values alone, where no partials are known."""
-        return self.methods if source.slopes else ("values",)
+        return self.methods if source.has_partials else ("values",)
 
     def _learner(self, source: Source, seed: int) -> Callable[[Samples], nn.Module]:
         """Trains a student on the points so far, for active sampling: half the steps."""
@@ -106,7 +106,7 @@ class Surrogate(SurrogateFields):
                 x,
                 y,
                 jacobian=j,
-                slopes="none" if j is None else self.slopes,
+                partials="none" if j is None else self.slopes,
                 probes=self.probes,
                 weight=self.weight,
                 hidden=self.hidden,
@@ -125,7 +125,7 @@ class Surrogate(SurrogateFields):
     def _prepare(self, source: Source, points: Mapping[int, Mapping[int, Samples]], test: Samples, cell: Cell) -> Task:
         samples = points[cell.seed][cell.settings["size"]]
         x, y, _ = _floats(samples)
-        train, held = self._parts(y, cell.seed)
+        train, validated = self._parts(y, cell.seed)
         torch.manual_seed(cell.seed)
         student = new_student(x, y, self.hidden, self.activation, output_units(self, samples.y).float())
         solver, reason = self.solver_for(samples)
@@ -149,7 +149,7 @@ class Surrogate(SurrogateFields):
                 "solver": solution,
             }
 
-        validation = Split(x[held], y[held]) if len(held) else None
+        validation = Split(x[validated], y[validated]) if len(validated) else None
         return Task(objective, Split(x[train], y[train]), validation, finish, solve)
 
     def solver_for(self, samples: Samples) -> tuple[str, str]:
@@ -262,7 +262,7 @@ class Surrogate(SurrogateFields):
             x[train],
             y[train],
             jacobian=None if j is None else j[train],
-            slopes=self.slopes if method == "slopes" else "none",
+            partials=self.slopes if method == "slopes" else "none",
             probes=self.probes,
             weight=self.weight,
             x_scale=source.units.float(),

@@ -172,13 +172,15 @@ class Function:
             return evaluated[-1]
 
         v = torch.diag(self.units)[:, None, :].expand(-1, len(x), -1)
-        slopes = finite_differences.central(evaluate, x, v, step=h)  # by unit of each input; first x + hv, then x − hv
+        derivatives = finite_differences.central(
+            evaluate, x, v, step=h
+        )  # by unit of each input; first x + hv, then x − hv
         sides = (
             torch.stack([plus - 2 * y + minus for plus, minus in zip(evaluated[::2], evaluated[1::2], strict=True)]) / h
         )
         rounding = 8 * self.precision * y.abs().amax(0) / h
-        non_smooth = (sides.abs() > NON_SMOOTH * slopes.abs().amax((0, 1)) + rounding).any(2).any(0)
-        return (slopes / self.units.view(-1, 1, 1)).permute(1, 2, 0), non_smooth
+        non_smooth = (sides.abs() > NON_SMOOTH * derivatives.abs().amax((0, 1)) + rounding).any(2).any(0)
+        return (derivatives / self.units.view(-1, 1, 1)).permute(1, 2, 0), non_smooth
 
     def _by_autograd(self, x: Tensor) -> Tensor:
         start = time.perf_counter()
@@ -371,13 +373,13 @@ class FunctionCheck:
         return {name: value for name, value in plain.items() if name not in ("values", "jacobians")}
 
 
-def check_function(function: Function, x: Float[Tensor, "sample input"], *, slopes: bool = True) -> FunctionCheck:
+def check_function(function: Function, x: Float[Tensor, "sample input"], *, derivatives: bool = True) -> FunctionCheck:
     """What the function does at some points.
 
     Args:
         function: The function.
         x: The points.
-        slopes: Whether derivatives are checked as well.
+        derivatives: Whether derivatives are checked as well.
 
     Raises:
         InputError: it returns other values when called again, or in another batch, or its Jacobian disagrees with
@@ -399,12 +401,12 @@ def check_function(function: Function, x: Float[Tensor, "sample input"], *, slop
             got=f"a difference of {float(alone):.2g} of the largest value",
             do="If it takes one point at a time, wrap it: lambda x: np.stack([f(each) for each in x]).",
         )
-    if not slopes:
+    if not derivatives:
         return FunctionCheck(y.shape[1], "none", None, 0.0, None, values=y)
-    return _slopes(function, x, y)
+    return _with_derivatives(function, x, y)
 
 
-def _slopes(function: Function, x: Tensor, y: Tensor) -> FunctionCheck:
+def _with_derivatives(function: Function, x: Tensor, y: Tensor) -> FunctionCheck:
     """Whether the Jacobian is that of the function, and whether the function has one."""
     estimate, non_smooth = function.by_differences(x)
     share = float(non_smooth.double().mean())

@@ -127,7 +127,7 @@ class Samples:
     Attributes:
         x: Inputs, float64.
         y: Values.
-        j: Slopes ∂yₖ/∂xᵢ, None where unknown.
+        j: Partials ∂yₖ/∂xᵢ, None where unknown.
         calls: Evaluations of the function, those of candidates that were not taken and of differences included.
         seconds: Time spent in it.
     """
@@ -329,7 +329,7 @@ def errors(
 
 
 def _in_units(j: Tensor, s: Tensor, t: Tensor) -> Tensor:
-    """Slopes (N, K, D) in units t/s, whatever the shape of the inputs."""
+    """Partials (N, K, D) in units t/s, whatever the shape of the inputs."""
     return (j * s).flatten(2) / t[:, None]
 
 

@@ -31,7 +31,7 @@ from jacmatch.teachers.cached.fingerprint import digest
 
 FILES = ("npz:", "csv:", "parquet:")
 _CHECKED = 16  # points
-_TEST_SEED = 2**20  # seeds of held_out-out points begin here
+_TEST_SEED = 2**20  # seeds of held-out points begin here
 _SIZES = (32, 64, 128, 256)
 
 
@@ -68,7 +68,7 @@ class Source:
         return tuple(sorted({max(4, total // part) for part in (8, 4, 2, 1)} - {n for n in (4,) if n > total}))
 
     @property
-    def slopes(self) -> bool:
+    def has_partials(self) -> bool:
         """Whether partials are known."""
         return self.function is not None or (self.data is not None and self.data.train.jacobians is not None)
 

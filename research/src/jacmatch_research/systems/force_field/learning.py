@@ -46,7 +46,7 @@ def teacher(count: int, steps: int) -> ForceField:
     fit_surrogate(
         x.float(),
         y.float(),
-        slopes="none",
+        partials="none",
         student=student,
         y_scale=units(y).float(),
         steps=steps,
@@ -87,7 +87,7 @@ def taught(
         points,
         y if forces else y[:, :1],
         teacher=by if rows else None,
-        slopes="rows" if rows else "none",
+        partials="rows" if rows else "none",
         probes=max(rows, 1),
         weight=GradientShare(share),
         student=field if forces else network,

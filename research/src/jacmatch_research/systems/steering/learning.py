@@ -65,7 +65,7 @@ def gain_error(speed: float | int, states: int, *, slopes: bool, steps: int, see
         x,
         x @ known.T,
         jacobian=known.expand(states, 2, 4),
-        slopes="jacobian" if slopes else "none",
+        partials="jacobian" if slopes else "none",
         weight=1.0,
         student=student,
         x_scale=unit,
