@@ -9,7 +9,7 @@ from . import source
 DIFFERENTIATES = "src/jacmatch/jacobian/engines.py"
 TRAINS = "src/jacmatch/training/loop.py"
 BUILDS_OPTIMIZER = "src/jacmatch/training/state.py"
-A_USER_S_LOOP = "research/src/jacmatch_research/reproduce/defaults.py"  # the README's, written out
+A_USER_S_LOOP = "research/src/jacmatch_research/reproduce/defaults.py"  # the loop of the README, in full
 BENCHMARKED_AGAINST = "research/src/jacmatch_research/bench/rivals.py"  # what one would write without the package
 DEFINES_RULES = "src/jacmatch/jacobian/rules/"
 
@@ -19,44 +19,44 @@ OF_FUNC = ("vjp", "jvp", "grad", "grad_and_value", "jacrev", "jacfwd", "hessian"
 
 def differentiations(module: ast.Module) -> list[str]:
     """Names of torch.autograd and torch.func that take a derivative, and calls of `backward`."""
-    found = []
+    calls = []
     for node in ast.walk(module):
         name = source.dotted(node) if isinstance(node, ast.Attribute) else ""
         if name.startswith("torch.autograd") and name.count(".") == 2:
-            found.append(name)
+            calls.append(name)
         if name.startswith("torch.func.") and name.split(".")[2] in OF_FUNC:
-            found.append(name)
+            calls.append(name)
         if name.endswith((".backward", "forward_ad.dual_level", "forward_ad.make_dual")):
-            found.append(name)
+            calls.append(name)
         if isinstance(node, ast.ImportFrom) and node.module in {
             "torch.func",
             "torch.autograd",
             "torch.autograd.functional",
         }:
-            found += [f"{node.module}.{alias.name}" for alias in node.names if alias.name != "functional_call"]
+            calls += [f"{node.module}.{alias.name}" for alias in node.names if alias.name != "functional_call"]
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names if alias.name.startswith(("torch.autograd", "torch.func"))]
-    return found
+            calls += [alias.name for alias in node.names if alias.name.startswith(("torch.autograd", "torch.func"))]
+    return calls
 
 
 def steps(module: ast.Module) -> list[str]:
-    """Calls of a method `step` with an optimiser, a scaler or the like before it, and optimisers that are built."""
+    """Calls of a method `step` with an optimizer or a scaler before it, and optimizers that are built."""
     calls = [source.dotted(node.func) for node in ast.walk(module) if isinstance(node, ast.Call)]
     return [name for name in calls if name.endswith("optimizer.step") or name.startswith(("torch.optim.", "optim."))]
 
 
 def test_only_the_engines_differentiate():
-    found = {
+    calls_of = {
         source.name(path): set(differentiations(source.tree(path))) for path in source.files("src", "research/src")
     }
-    assert {"torch.autograd.grad", "torch.func.jvp"} <= found.pop(DIFFERENTIATES)
-    assert found.pop(TRAINS) == {"state.fabric.backward"}
-    assert found.pop(BENCHMARKED_AGAINST)
-    assert found.pop(A_USER_S_LOOP) == {"loss().backward"}
-    in_rules = {name: calls for name, calls in found.items() if name.startswith(DEFINES_RULES) and calls}
+    assert {"torch.autograd.grad", "torch.func.jvp"} <= calls_of.pop(DIFFERENTIATES)
+    assert calls_of.pop(TRAINS) == {"state.fabric.backward"}
+    assert calls_of.pop(BENCHMARKED_AGAINST)
+    assert calls_of.pop(A_USER_S_LOOP) == {"loss().backward"}
+    in_rules = {name: calls for name, calls in calls_of.items() if name.startswith(DEFINES_RULES) and calls}
     # a rule looks whether a tensor has a tangent; it takes no derivative
     assert set().union(*in_rules.values()) == {"torch.autograd.Function", "torch.autograd.forward_ad"}
-    assert not {name: calls for name, calls in found.items() if calls and name not in in_rules}
+    assert not {name: calls for name, calls in calls_of.items() if calls and name not in in_rules}
 
 
 def test_only_the_training_loop_steps_an_optimizer():

@@ -1,4 +1,4 @@
-"""Imports: the contract lists every package, and what optional packages do is said where they are used."""
+"""Imports: the contract lists every package, and optional packages are imported where they are used."""
 
 import sys
 
@@ -54,7 +54,7 @@ def test_a_loss_sees_no_module():
     assert {name for name in names if name.startswith("torch.nn")} <= {"torch.nn.functional"}
 
 
-def test_annotations_are_kept_as_they_are():
+def test_annotations_are_not_changed():
     """Deferred annotations would hide the shapes from jaxtyping."""
     files = source.files("src", "research", "tests", "benchmarks")
     assert not [source.name(path) for path in files if "__future__" in dict(source.at_top(source.tree(path)))]

@@ -38,9 +38,9 @@ def test_a_docstring_does_not_count_as_lines_of_its_function():
 
 
 def test_modules_are_named_after_their_concept():
-    found = [
+    forbidden = [
         source.name(path)
         for path in source.files(*sizes.FOLDERS)
         if NAMES_OF_NOTHING & set(path.relative_to(source.ROOT).with_suffix("").parts)
     ]
-    assert not found, "a helper lives where its one concept lives"
+    assert not forbidden, "a helper lives where its one concept lives"

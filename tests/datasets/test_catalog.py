@@ -119,7 +119,7 @@ def test_bad_functions_are_refused(module, spec):
         datasets.load(f"my_pictures.{spec}")
 
 
-def test_a_function_of_the_running_program_is_found(module, monkeypatch):
+def test_a_function_of_the_running_program_is_loaded(module, monkeypatch):
     monkeypatch.setattr(sys.modules["__main__"], "my_set", lambda: (np.eye(2), np.arange(2)) * 2, raising=False)
     assert datasets.load("__main__:my_set").classes == 2
 

@@ -211,7 +211,7 @@ def test_a_missing_file_is_named(tmp_path, ten):
         read(tmp_path, ten[1])
 
 
-def sheet(*image):
+def grid(*image):
     return lambda folder: Image.new(*image).save(folder / "data_batch_1.png")
 
 
@@ -219,22 +219,22 @@ def listed(text):
     return lambda folder: (folder / "train_lables.json").write_text(text)
 
 
-def cut_sheet(folder):
+def cut_grid(folder):
     path = folder / "data_batch_1.png"
     path.write_bytes(path.read_bytes()[:20000])
 
 
 LIST = r"train_lables\.json must be a list of 30 class numbers in JSON\. Got "
-SHEETS = {
-    "sheet missing": (lambda folder: (folder / "data_batch_2.png").unlink(), r"Got no file .*data_batch_2\.png"),
+BAD_GRIDS = {
+    "grid missing": (lambda folder: (folder / "data_batch_2.png").unlink(), r"Got no file .*data_batch_2\.png"),
     "labels missing": (lambda folder: (folder / "train_lables.json").unlink(), r"Got no file .*train_lables\.json"),
     "narrow": (
-        sheet("RGB", (512, 20)),
+        grid("RGB", (512, 20)),
         r"data_batch_1\.png must be a colour image of 1,024 × 20 pixels, one picture a row\. Got 512 × 20, 3 channels",
     ),
-    "gray": (sheet("L", (1024, 20)), r"one picture a row\. Got 1024 × 20, 1 channels"),
-    "tall": (sheet("RGB", (1024, 21)), r"data_batch_1\.png must have at most 20,480 pixels\. Got 21,504"),
-    "cut off": (cut_sheet, r"data_batch_1\.png must be an image\. Got OSError"),
+    "gray": (grid("L", (1024, 20)), r"one picture a row\. Got 1024 × 20, 1 channels"),
+    "tall": (grid("RGB", (1024, 21)), r"data_batch_1\.png must have at most 20,480 pixels\. Got 21,504"),
+    "cut off": (cut_grid, r"data_batch_1\.png must be an image\. Got OSError"),
     "no JSON": (listed("[1, 2"), LIST + "JSONDecodeError"),
     "too few labels": (listed("[1, 2]"), LIST + "2 of them"),
     "labels are no integers": (listed(json.dumps([0.5] * 30)), LIST + "something else"),
@@ -244,10 +244,10 @@ SHEETS = {
 }
 
 
-@pytest.mark.parametrize("case", SHEETS)
+@pytest.mark.parametrize("case", BAD_GRIDS)
 def test_bad_grids_are_refused(tmp_path, ten, case):
     write_image_grids(tmp_path, ten[0])
-    change, message = SHEETS[case]
+    change, message = BAD_GRIDS[case]
     change(tmp_path)
     with pytest.raises(InputError, match=message):
         read(tmp_path, ten[1])

@@ -37,10 +37,10 @@ def test_bytes_become_floats_in_the_unit_interval(images):
 
 def test_inputs_are_never_the_stored_floats(vectors):
     split = from_arrays("mine", vectors).train
-    kept = split.x.clone()
+    original = split.x.clone()
     split.inputs().zero_()
     split.inputs(torch.arange(9)).zero_()
-    assert torch.equal(split.x, kept)
+    assert torch.equal(split.x, original)
 
 
 def test_subset_takes_rows_in_order_with_everything_that_belongs_to_them(vectors):

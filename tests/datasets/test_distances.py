@@ -51,7 +51,7 @@ def test_transport_of_equally_many_points_is_the_best_assignment():
 
 @pytest.mark.parametrize("sizes", [(4, 6), (61, 71)])
 def test_transport_on_the_line_is_the_area_between_the_distributions(sizes):
-    """W₁ = ∫ |F_A − F_B|; 61 and 71 have no small common multiple, so the linear programme is asked."""
+    """W₁ = ∫ |F_A − F_B|; 61 and 71 have no small common multiple, so the distance is that of the linear program."""
     a, b = (points(size, seed, 1) for seed, size in enumerate(sizes, 4))
     ends = torch.cat([a, b]).flatten().sort().values
     shares = [(points <= ends[:-1]).double().mean(0) for points in (a, b)]

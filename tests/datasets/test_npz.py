@@ -94,7 +94,7 @@ def header_lies(folder, arrays):
     return path
 
 
-def header_asks_for_terabytes(folder, arrays):
+def header_of_terabytes(folder, arrays):
     path = folder / "a.npz"
     np.savez(path, **{key: array for key, array in arrays.items() if key != "x_train"})
     header = io.BytesIO()
@@ -122,7 +122,7 @@ CASES = {
     no_arrays: r"npz:.*a\.npz must have the arrays .*missing: y_train, x_test, y_test",
     other_arrays: r"Each array of npz:.*a\.npz must be a known name\. Got 'y_tset'\. Nearest: y_test",
     header_lies: r"a\.npz must be a numpy \.npz archive of plain arrays\. Got ValueError",
-    header_asks_for_terabytes: r"a\.npz must be a numpy \.npz archive of plain arrays\. Got .*MemoryError",
+    header_of_terabytes: r"a\.npz must be a numpy \.npz archive of plain arrays\. Got .*MemoryError",
     channels_last: r"`x_train` of npz:.*a\.npz must be images .* looks like \(N, H, W, C\)",
 }
 

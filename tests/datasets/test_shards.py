@@ -67,8 +67,8 @@ def test_shards_may_lie_in_folders_and_a_fifth_is_held_out_without_test_shards(f
             path.rename(folder / part / path.name)
     assert torch.equal(datasets.load(f"wds:{folder}").train.stored(), expected)
     (folder / "test" / "test-0.tar").unlink()
-    held = datasets.load(f"wds:{folder}", seed=1)
-    assert (len(held.train), len(held.test)) == (6, 2)
+    data = datasets.load(f"wds:{folder}", seed=1)
+    assert (len(data.train), len(data.test)) == (6, 2)
 
 
 @pytest.mark.filterwarnings(
@@ -178,7 +178,10 @@ WRONG_MEMBERS = {
     "a negative class": ([("a.png", b"x"), ("a.cls", b"-1")], r"'a\.cls' must be a class number.*Got '-1'"),
     "a long class": ([("a.png", b"x"), ("a.cls", b"1" * 33)], r"'a\.cls' must be a class number.*Got ''"),
     "an empty image": ([("a.png", b""), ("a.cls", b"1")], r"'a\.png' must have at least 1 byte"),
-    "a way out": ([("../a.png", b"x")], r"names that stay inside\. Got a path that leads out .*, at '\.\./a\.png'"),
+    "a path that leads out": (
+        [("../a.png", b"x")],
+        r"names that stay inside\. Got a path that leads out .*, at '\.\./a\.png'",
+    ),
     "a root": ([("/a.png", b"x")], r"names that stay inside"),
     "a symbolic link": (
         [link("a.png", "/etc/passwd", tarfile.SYMTYPE)],
@@ -212,13 +215,13 @@ def test_files_that_are_no_whole_tar_files_are_refused(folder):
     path = folder / "train-0.tar"
     whole = path.read_bytes()
     with tarfile.open(path) as tar:
-        place = tar.getmembers()[3].offset
+        offset = tar.getmembers()[3].offset
     cases = {
-        whole[: place + 100]: rf"must be a whole tar file\. Got a damaged header at byte {place:,}",
-        whole[:place]
+        whole[: offset + 100]: rf"must be a whole tar file\. Got a damaged header at byte {offset:,}",
+        whole[:offset]
         + b"x"
-        + whole[place + 1 :]: rf"must be a whole tar file\. Got a damaged header at byte {place:,}",
-        whole[: place - 1100]: r"must be an uncompressed tar file\. Got ReadError: unexpected end of data",
+        + whole[offset + 1 :]: rf"must be a whole tar file\. Got a damaged header at byte {offset:,}",
+        whole[: offset - 1100]: r"must be an uncompressed tar file\. Got ReadError: unexpected end of data",
         b"no tar" * 1000: r"train-0\.tar must be an uncompressed tar file\. Got ReadError",
         b"": r"train-0\.tar must be an uncompressed tar file\. Got ReadError: empty file",
     }

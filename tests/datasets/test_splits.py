@@ -26,7 +26,7 @@ def test_generator_gives_the_published_numbers():
     assert splitmix64(1234567, 5).tolist() == published
 
 
-def test_keys_do_not_depend_on_how_many_are_asked_but_on_seed_and_stream():
+def test_keys_depend_on_seed_and_stream_and_not_on_their_number():
     np.testing.assert_array_equal(keys(3, 10), keys(3, 100)[:10])
     rows = [keys(seed, 50, stream).tolist() for seed in (0, 1, -1, 2**70 + 5) for stream in (0, 1, 2)]
     assert len({number for row in rows for number in row}) == 12 * 50
@@ -81,12 +81,12 @@ def test_held_out_rows_are_disjoint_complete_exact_and_stratified(seed):
     sizes = random.randint(1, 60, random.randint(2, 9))
     labels = labels_of(sizes, seed)
     amount = int(random.randint(1, len(labels) - len(sizes) + 1))
-    kept, held = split_validation(labels, amount, seed)
-    assert sorted(kept.tolist() + held.tolist()) == list(range(len(labels)))
-    assert torch.equal(held, held.sort().values)
-    assert torch.equal(kept, kept.sort().values)
-    assert len(held) == amount
-    shares = torch.bincount(labels[held], minlength=len(sizes)).numpy()
+    train, validation = split_validation(labels, amount, seed)
+    assert sorted(train.tolist() + validation.tolist()) == list(range(len(labels)))
+    assert torch.equal(validation, validation.sort().values)
+    assert torch.equal(train, train.sort().values)
+    assert len(validation) == amount
+    shares = torch.bincount(labels[validation], minlength=len(sizes)).numpy()
     assert (shares < sizes).all()
     quotas = amount * sizes / len(labels)
     if (np.ceil(quotas) < sizes).all():  # otherwise a class gave less, to keep a row
@@ -100,7 +100,7 @@ def test_a_share_is_a_number_of_rows():
     assert len(split_validation(labels, 0.001, 5)[1]) == 1
 
 
-def test_largest_remainders_by_hand():
+def test_the_method_of_the_largest_remainder_by_hand():
     # 7 of (10, 10, 13): shares 2.12, 2.12, 2.76.
     labels = labels_of([10, 10, 13])
     assert torch.bincount(labels[split_validation(labels, 7, 0)[1]]).tolist() == [2, 2, 3]
@@ -108,20 +108,20 @@ def test_largest_remainders_by_hand():
 
 def test_a_class_with_one_row_keeps_it():
     labels = labels_of([1, 1, 6])
-    kept, _ = split_validation(labels, 5, 0)
-    assert torch.bincount(labels[kept]).tolist() == [1, 1, 1]
+    train, _ = split_validation(labels, 5, 0)
+    assert torch.bincount(labels[train]).tolist() == [1, 1, 1]
 
 
 def test_held_out_rows_are_a_function_of_the_seed():
     labels = labels_of([50, 50])
-    held = {tuple(split_validation(labels, 10, seed)[1].tolist()) for seed in range(50)}
-    assert len(held) == 50
-    assert tuple(split_validation(labels, 10, 3)[1].tolist()) in held
+    splits = {tuple(split_validation(labels, 10, seed)[1].tolist()) for seed in range(50)}
+    assert len(splits) == 50
+    assert tuple(split_validation(labels, 10, 3)[1].tolist()) in splits
 
 
 def test_regression_targets_are_split_at_random():
-    kept, held = split_validation(torch.zeros(20, 3), 6, 1)
-    assert (len(kept), len(held)) == (14, 6)
+    train, validation = split_validation(torch.zeros(20, 3), 6, 1)
+    assert (len(train), len(validation)) == (14, 6)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def slow_value(x, k, inputs):
 def test_values_and_jacobian_follow_the_formula():
     x = torch.rand(3, 5, dtype=torch.float64) * 2 - 1
     step = 1e-5
-    values, slopes = synthetic.values(x, 4), synthetic.jacobian(x, 4)
+    values, jacobian = synthetic.values(x, 4), synthetic.jacobian(x, 4)
     for row in range(3):
         for k in range(4):
             assert float(values[row, k]) == pytest.approx(slow_value(x[row].tolist(), k + 1, 5), rel=1e-12)
@@ -30,7 +30,7 @@ def test_values_and_jacobian_follow_the_formula():
                 plus[i] += step
                 minus[i] -= step
                 difference = (slow_value(plus, k + 1, 5) - slow_value(minus, k + 1, 5)) / (2 * step)
-                assert float(slopes[row, k, i]) == pytest.approx(difference, rel=1e-6, abs=1e-8)
+                assert float(jacobian[row, k, i]) == pytest.approx(difference, rel=1e-6, abs=1e-8)
 
 
 def test_jacobian_is_what_autograd_gives_and_its_rows_are_independent():

@@ -37,7 +37,7 @@ def images(model, count=3, *, seed=1):
     return torch.rand(count, *model.shape, generator=generator)
 
 
-def settled(model):
+def evaluated(model):
     """The model in eval mode with running statistics of a batch; at 0 and 1 the scale grows from block to block."""
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for module in norms:
@@ -116,7 +116,7 @@ def test_weights_are_a_function_of_the_seed(name):
 
 @each_model
 def test_in_eval_a_sample_is_on_its_own_and_buffers_stay(name):
-    model = settled(make(name).double())
+    model = evaluated(make(name).double())
     x = images(model).double()
     buffers = {key: value.clone() for key, value in model.named_buffers()}
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_in_train_only_the_running_statistics_move(name):
 @pytest.mark.parametrize("training", [True, False])
 def test_gradient_of_a_jacobian_norm_is_right(name, training):
     """Double backward against a central difference along one direction of all parameters, in float64."""
-    model = settled(make(name).double()).train(training)
+    model = evaluated(make(name).double()).train(training)
     x = images(model).double().requires_grad_()
     cotangent = torch.randn(3, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
@@ -159,23 +159,23 @@ def test_gradient_of_a_jacobian_norm_is_right(name, training):
                 for parameter, direction in zip(parameters, directions, strict=True):
                     parameter += sign * step * direction
             values.append(penalty().item())
-    slope = sum((g * d).sum().item() for g, d in zip(gradients, directions, strict=True) if g is not None)
-    assert slope == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-4)
+    derivative = sum((g * d).sum().item() for g, d in zip(gradients, directions, strict=True) if g is not None)
+    assert derivative == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-4)
 
 
 # PyTorch's own first use of forward mode compiles its decompositions with the deprecated torch.jit.script.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @each_kind_of_model
 def test_forward_and_reverse_mode_are_adjoint(name):
-    model = settled(make(name).double())
+    model = evaluated(make(name).double())
     x = images(model).double().requires_grad_()
     generator = torch.Generator().manual_seed(2)
     tangent = torch.randn(x.shape, generator=generator, dtype=torch.float64)
     cotangent = torch.randn(3, 4, generator=generator, dtype=torch.float64)
     with sdpa_kernel(SDPBackend.MATH):
-        _, pushed = torch.func.jvp(model, (x.detach(),), (tangent,))
-        (pulled,) = torch.autograd.grad(model(x), x, cotangent)
-    assert (pushed * cotangent).sum().item() == pytest.approx((pulled * tangent).sum().item(), rel=1e-10)
+        _, jv = torch.func.jvp(model, (x.detach(),), (tangent,))
+        (vj,) = torch.autograd.grad(model(x), x, cotangent)
+    assert (jv * cotangent).sum().item() == pytest.approx((vj * tangent).sum().item(), rel=1e-10)
 
 
 @each_model

@@ -154,13 +154,13 @@ def test_small_images(name):
 
 
 @pytest.mark.parametrize("depth", [0, 2, -4, 9, 18])
-def test_depths_no_resnet_has_are_refused(depth):
+def test_a_depth_that_no_resnet_has_is_refused(depth):
     with pytest.raises(InputError, match=f"`depth` of `ResNet` must be 6n\\+2 with n ≥ 1. Got {depth}"):
         ResNet(depth, 10, SHAPE)
 
 
 @pytest.mark.parametrize("depth", [0, 4, -2, 20])
-def test_depths_no_wide_resnet_has_are_refused(depth):
+def test_a_depth_that_no_wide_resnet_has_is_refused(depth):
     with pytest.raises(InputError, match=f"`depth` of `WideResNet` must be 6n\\+4 with n ≥ 1. Got {depth}"):
         WideResNet(depth, 2, 10, SHAPE)
 

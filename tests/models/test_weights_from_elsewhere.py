@@ -74,12 +74,12 @@ class Tied(nn.Module):
         return self.b(torch.tanh(self.a(x)))
 
 
-@pytest.mark.parametrize("kept", ["a", "b"])
-def test_tied_weights_may_be_there_once(tmp_path, kept):
+@pytest.mark.parametrize("owner", ["a", "b"])
+def test_tied_weights_may_be_there_once(tmp_path, owner):
     net, other, x = Tied(), Tied(), torch.rand(3, 4)
     save_model(net, str(tmp_path / "w.safetensors"))
     loads(net, tmp_path / "w.safetensors", other, x)
-    part = {k: v for k, v in net.state_dict().items() if k.endswith("bias") or k.startswith(kept)}
+    part = {k: v for k, v in net.state_dict().items() if k.endswith("bias") or k.startswith(owner)}
     loads(net, written(tmp_path, prefixed("model.", part)), Tied(), x)
     assert other.b.weight is other.a.weight
 
@@ -195,8 +195,8 @@ def test_damaged_checkpoints_are_refused(tmp_path):
     for keep in (0, 1, 30, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:keep])
         refused(path, "must be (a whole checkpoint of torch|a file of weights)")
-    place = content.index(trained().conv.weight.detach().numpy().tobytes())
-    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    offset = content.index(trained().conv.weight.detach().numpy().tobytes())
+    path.write_bytes(content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :])
     refused(path, "Got a part with another checksum than it was written with. Copy it again")
 
 

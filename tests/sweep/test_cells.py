@@ -83,7 +83,7 @@ def test_the_reference_of_a_polynomial():
 
 
 def test_samples_that_depend_on_each_other():
-    """f = x − mean over the batch: with the other samples held, Jw is (1 − 1/B) w."""
+    """f = x − mean over the batch: with the other samples fixed, Jw is (1 − 1/B) w."""
     made = configuration(lambda x: x - x.mean(0))
     result = reference(made.network, made.x)
     assert result.coupled

@@ -47,8 +47,8 @@ def jacobian_of_batch(seed: int) -> Callable[[Tensor], Tensor]:
     a, b, c = matrices(seed)
 
     def jacobian(x: Tensor) -> Tensor:
-        slopes = 1 - torch.tanh(x.flatten(1).double() @ a.T + b) ** 2
-        return torch.einsum("kh,nh,hi->nki", c, slopes, a).view(len(x), OUTPUTS, *SHAPE)
+        derivatives = 1 - torch.tanh(x.flatten(1).double() @ a.T + b) ** 2
+        return torch.einsum("kh,nh,hi->nki", c, derivatives, a).view(len(x), OUTPUTS, *SHAPE)
 
     return jacobian
 
@@ -116,7 +116,7 @@ CASES = [
 
 @dataclass(frozen=True)
 class Reading:
-    """A readout, its definition for one sample, and the labels it is asked with."""
+    """A readout, its definition for one sample, and the labels that it needs."""
 
     name: str
     readout: Readout

@@ -58,7 +58,7 @@ def jacobians(function, readout, x: Tensor, labels: Tensor) -> Tensor:
     return torch.stack(samples)
 
 
-def pushed(jacobian: Tensor, tangents: Tensor) -> Tensor:
+def jvp(jacobian: Tensor, tangents: Tensor) -> Tensor:
     """Jv (P, B, R)."""
     products = torch.zeros(tangents.shape[0], *jacobian.shape[:2], dtype=torch.float64)
     for p in range(tangents.shape[0]):
@@ -69,7 +69,7 @@ def pushed(jacobian: Tensor, tangents: Tensor) -> Tensor:
     return products
 
 
-def pulled(jacobian: Tensor, cotangents: Tensor, shape: tuple[int, ...]) -> Tensor:
+def vjp(jacobian: Tensor, cotangents: Tensor, shape: tuple[int, ...]) -> Tensor:
     """vᵀJ (P, B, *input)."""
     products = torch.zeros(cotangents.shape[0], jacobian.shape[0], jacobian.shape[2], dtype=torch.float64)
     for p in range(cotangents.shape[0]):

@@ -21,17 +21,17 @@ from .cases import BATCH, OUTPUTS, SHAPE, directions, inputs, jacobian_of_batch,
         (lambda x: [0.0], "list"),
     ],
 )
-@pytest.mark.parametrize("asked", [{"tangents": (1, BATCH, *SHAPE)}, {"cotangents": (1, BATCH, OUTPUTS)}])
-def test_a_jacobian_of_another_shape_is_refused(jacobian, got, asked):
+@pytest.mark.parametrize("shapes", [{"tangents": (1, BATCH, *SHAPE)}, {"cotangents": (1, BATCH, OUTPUTS)}])
+def test_a_jacobian_of_another_shape_is_refused(jacobian, got, shapes):
     teacher = AnalyticTeacher(of_batch(1), jacobian)
-    question = Question(**{name: directions(*shape) for name, shape in asked.items()})
+    question = Question(**{name: directions(*shape) for name, shape in shapes.items()})
     match = (
         r"`jacobian` of `AnalyticTeacher` must return the shape \(3, 4, 2, 3\)\. "
         rf"Got {got}\. The order is batch, outputs, input\."
     )
     with pytest.raises(InputError, match=match):
         teacher.answer(inputs(), question)
-    teacher.answer(inputs())  # without a product it is not asked
+    teacher.answer(inputs())  # outputs need no Jacobian
 
 
 def test_outputs_of_another_shape_are_refused():

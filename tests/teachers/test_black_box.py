@@ -14,7 +14,7 @@ from .cases import BATCH, SHAPE, analytic, black_box, directions, inputs, of_bat
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
-def test_it_is_asked_in_batches(size):
+def test_it_is_queried_in_batches(size):
     sizes = []
 
     def function(x):

@@ -37,13 +37,13 @@ def ask(made, view=1, samples=IDS, x=None, **changes):
 
 @pytest.mark.parametrize("view", range(VIEWS))
 @pytest.mark.parametrize("ids", [IDS, torch.arange(SAMPLES), torch.tensor([4]), torch.tensor([2, 2])])
-def test_it_says_what_the_teacher_said(made, view, ids):
+def test_answers_are_those_of_the_teacher(made, view, ids):
     answer, live = ask(made, view, ids), made.live(view, ids)
     for name in ("outputs", "values", "products"):
-        stored, said = getattr(answer, name), getattr(live, name)
-        assert (stored is None) == (said is None)
-        if said is not None:
-            torch.testing.assert_close(stored, said, rtol=1e-6, atol=1e-7)  # asked in other batches
+        stored, expected = getattr(answer, name), getattr(live, name)
+        assert (stored is None) == (expected is None)
+        if expected is not None:
+            torch.testing.assert_close(stored, expected, rtol=1e-6, atol=1e-7)  # queried in other batches
     assert made.side != "cotangents" or torch.equal(answer.cotangents, directions("cotangents", view)[:, ids])
     assert CachedTeacher(made.folder).answers_vjp == (made.side == "cotangents")
 
@@ -171,11 +171,11 @@ def test_one_view_stands_for_all_where_nothing_is_random(tmp_path):
 def test_shorter_numbers_are_rounded_but_for_what_directions_are_made_of(tmp_path, side, storage):
     made = make(tmp_path / "seed0", side, storage)
     answer, live = ask(made), made.live(1, IDS)
-    room = {"float16": 2**-11, "bfloat16": 2**-8}[storage]
+    precision = {"float16": 2**-11, "bfloat16": 2**-8}[storage]
     for name in ("outputs", "products"):
-        stored, said = getattr(answer, name), getattr(live, name)
-        if said is not None:
-            torch.testing.assert_close(stored, said, rtol=1.01 * room, atol=1e-6)
+        stored, expected = getattr(answer, name), getattr(live, name)
+        if expected is not None:
+            torch.testing.assert_close(stored, expected, rtol=1.01 * precision, atol=1e-6)
             assert torch.equal(stored, stored.to(getattr(torch, storage)).float()) == (
                 name == "products" or side != "cotangents"
             )
@@ -250,7 +250,7 @@ def test_teachers_of_teachers_show_their_members():
     assert parts != of_teacher(EnsembleTeacher([other, one]))
 
 
-def test_functions_have_nothing_to_be_told_by():
+def test_functions_have_no_fingerprint():
     for teacher in (BlackBoxTeacher(lambda x: x), AnalyticTeacher(lambda x: x, lambda x: x)):
         with pytest.raises(UnsupportedError, match=r"has no weights that identify it\. Use a network"):
             of_teacher(teacher)

@@ -65,7 +65,7 @@ def test_jv_equals_the_definition(case, reading):
     x, labels, v = inputs(), reading.labels(), directions(3, BATCH, *SHAPE)
     answer = case.build().answer(x, Question(readout=reading.readout, labels=labels, tangents=v))
     jacobian = reference.jacobians(case.function, reading.definition, x, labels)
-    close(answer.products, reference.pushed(jacobian, v), case.tolerance)
+    close(answer.products, reference.jvp(jacobian, v), case.tolerance)
     close(answer.values, reference.values(case.function, reading.definition, x, labels))
     close(answer.outputs, reference.values(case.function, reference.logits, x, labels))
 
@@ -84,7 +84,7 @@ def test_vj_equals_the_definition(case, reading, made):
         question = Question(reading.readout, v, labels=labels)
     answer = case.build().answer(x, question)
     jacobian = reference.jacobians(case.function, reading.definition, x, labels)
-    close(answer.products, reference.pulled(jacobian, v, SHAPE), case.tolerance)
+    close(answer.products, reference.vjp(jacobian, v, SHAPE), case.tolerance)
     close(answer.cotangents, v)
     close(answer.values, values)
     close(answer.outputs, reference.values(case.function, reference.logits, x, labels))
@@ -102,21 +102,21 @@ def test_a_given_step_means_the_antithetic_difference_of_the_values(case, readin
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.vjp], ids=lambda case: case.name)
-def test_a_teacher_of_values_refuses_vj_and_names_the_way_out(case):
+def test_a_teacher_of_values_refuses_vj_and_names_the_remedy(case):
     question = Question(cotangents=directions(1, BATCH, OUTPUTS))
     with pytest.raises(UnsupportedError, match=r"BlackBoxTeacher has values only\. Use probe=RandomInputs\(k\)"):
         case.build().answer(inputs(), question)
 
 
 @each
-@pytest.mark.parametrize("asked", ["outputs", "tangents", "cotangents"])
-def test_nothing_has_a_gradient_and_the_input_stays(case, asked):
+@pytest.mark.parametrize("kind", ["outputs", "tangents", "cotangents"])
+def test_nothing_has_a_gradient_and_the_input_stays(case, kind):
     x = inputs().requires_grad_()
     copy = x.detach().clone()
-    v = directions(1, BATCH, *(OUTPUTS,) if asked == "cotangents" else SHAPE).requires_grad_()
-    if asked == "cotangents" and not case.vjp:
-        asked = "outputs"
-    question = Question(LogProbabilities()) if asked == "outputs" else Question(LogProbabilities(), **{asked: v})
+    v = directions(1, BATCH, *(OUTPUTS,) if kind == "cotangents" else SHAPE).requires_grad_()
+    if kind == "cotangents" and not case.vjp:
+        kind = "outputs"
+    question = Question(LogProbabilities()) if kind == "outputs" else Question(LogProbabilities(), **{kind: v})
     for context in (contextlib.nullcontext(), torch.no_grad()):
         with context:
             answer = case.build().answer(x, question)
@@ -194,7 +194,7 @@ def test_cotangents_of_another_shape_are_refused(case, shape):
         case.build().answer(inputs(), Question(cotangents=directions(*shape)))
 
 
-def test_one_question_asks_one_side():
+def test_a_query_has_one_side():
     with pytest.raises(
         InputError, match=r"`Question` must have `cotangents` .* or `tangents` .*, not both\. Ask twice"
     ):
@@ -213,7 +213,7 @@ def test_features_are_refused_by_teachers_without(case, question):
 
 
 @each
-def test_labels_are_asked_for(case):
+def test_missing_labels_are_refused(case):
     with pytest.raises(InputError, match=r"`LabelLogit` needs `labels` in its context\. Got None"):
         case.build().answer(inputs(), Question(READINGS[2].readout))
     case.build().answer(inputs(), Question(READINGS[2].readout, labels=classes()))

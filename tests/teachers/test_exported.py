@@ -49,9 +49,9 @@ def test_an_exported_student_is_trained_and_evaluated():
     assert objective.train().training
     objective(X, Y)["loss"].backward()
     assert all(parameter.grad.isfinite().all() for parameter in student.parameters())
-    found = evaluate(student, Split(X, Y), device="cpu")
+    result = evaluate(student, Split(X, Y), device="cpu")
     expected = evaluate(network(), Split(X, Y), device="cpu")
-    assert found == expected
+    assert result == expected
     assert not objective.eval().training
 
 

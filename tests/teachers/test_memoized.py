@@ -17,7 +17,7 @@ RULES = {"top": (lambda values: TopClass().directions(outputs=values), "top clas
 
 
 class Counting:
-    """A teacher that counts how many samples it was asked about."""
+    """A teacher that counts the samples of its queries."""
 
     answers_vjp = True
 
@@ -30,7 +30,7 @@ class Counting:
 
 
 def unchecked(teacher, **limits):
-    """Without the calls in which the teacher is asked again to compare."""
+    """Without the queries that check stored answers."""
     memoized = MemoizedTeacher(teacher, **limits)
     memoized._next_check = 0
     return memoized
@@ -69,13 +69,13 @@ def test_other_batches_of_the_same_samples(counting):
     memoized.answer(x[:2], question(ids=IDS[:2]))
     order = torch.tensor([2, 0, 1])
     same(memoized.answer(x[order], question(ids=IDS[order])), whole, order)
-    assert counting.samples == 5, "one of them was new, so all were asked about"
+    assert counting.samples == 5, "one of them was new, so all were queried"
     same(memoized.answer(x[order[:2]], question(ids=IDS[order[:2]])), whole, order[:2])
     assert counting.samples == 5
 
 
 @pytest.mark.parametrize("sample", range(3))
-def test_a_sample_that_differs_in_one_bit_is_asked_anew(counting, sample):
+def test_a_sample_that_differs_in_one_bit_is_queried_again(counting, sample):
     memoized, x = unchecked(counting), inputs()
     memoized.answer(x, question())
     other = x.clone()
@@ -96,9 +96,9 @@ def test_a_sample_that_differs_in_one_bit_is_asked_anew(counting, sample):
         {"layers": ("1",)},
         {"labels": torch.tensor([0, 1, 2])},
     ],
-    ids=["no slopes", "rule", "readout", "layers", "labels"],
+    ids=["no derivatives", "rule", "readout", "layers", "labels"],
 )
-def test_another_question_is_asked(counting, changes):
+def test_another_query_is_not_answered_from_memory(counting, changes):
     memoized, x = unchecked(counting), inputs()
     memoized.answer(x, question())
     answer = memoized.answer(x, question(**changes))
@@ -113,13 +113,13 @@ def test_another_question_is_asked(counting, changes):
         torch.testing.assert_close(again.features[name], feature)
 
 
-def test_labels_that_differ_are_asked_anew(counting):
+def test_other_labels_are_queried_again(counting):
     memoized, x = unchecked(counting), inputs()
-    for labels, asked in (([0, 1, 2], 3), ([0, 1, 2], 3), ([0, 1, 3], 6)):
+    for labels, samples in (([0, 1, 2], 3), ([0, 1, 2], 3), ([0, 1, 3], 6)):
         labels = torch.tensor(labels)
         rows = lambda values, labels=labels: LabelClass().directions(outputs=values, labels=labels)  # noqa: E731
         answer = memoized.answer(x, Question(cotangents=rows, rule="label", ids=IDS, labels=labels))
-        assert counting.samples == asked
+        assert counting.samples == samples
         torch.testing.assert_close(answer.cotangents[0].argmax(1), labels)
 
 
@@ -128,11 +128,11 @@ def test_labels_that_differ_are_asked_anew(counting):
     [{"ids": None}, {"rule": None}, {"cotangents": None, "tangents": directions(2, 3, 2, 3)}],
     ids=["no ids", "no rule", "input directions"],
 )
-def test_what_may_be_random_is_never_remembered(counting, changes):
+def test_what_may_be_random_is_never_memoized(counting, changes):
     memoized, x = unchecked(counting), inputs()
-    for asked in (3, 6):
+    for samples in (3, 6):
         memoized.answer(x, question(**changes))
-        assert counting.samples == asked
+        assert counting.samples == samples
 
 
 def test_random_queries_are_stored_by_their_draw(counting):
@@ -141,8 +141,8 @@ def test_random_queries_are_stored_by_their_draw(counting):
     for changes in ({}, {"cotangents": None, "tangents": v, "rule": "inputs"}):
         before = counting.samples
         for draw, queried in ((0, 3), (1, 6), (0, 6), (1, 6)):
-            moved, asked = x + draw, question(random=True, draw=draw, **changes)
-            pair = memoized.answer(moved, asked), counting.inner.answer(moved, asked)
+            moved, query = x + draw, question(random=True, draw=draw, **changes)
+            pair = memoized.answer(moved, query), counting.inner.answer(moved, query)
             torch.testing.assert_close(*((each.outputs, each.values, each.products) for each in pair))
             assert counting.samples == before + queried
     other = question(random=True, draw=0)
@@ -164,28 +164,28 @@ class Changeable:
         return TopLogit()(outputs, features, context)
 
 
-def test_a_readout_that_can_change_is_never_remembered(counting):
+def test_a_readout_that_can_change_is_never_memoized(counting):
     memoized, x = unchecked(counting), inputs()
     ones = torch.ones(1, 3, 1, dtype=torch.float64)
-    for asked in (3, 6):
+    for samples in (3, 6):
         answer = memoized.answer(x, question(readout=Changeable(), cotangents=ones))
         same(answer, counting.inner.answer(x, question(readout=TopLogit(), cotangents=ones)))
-        assert counting.samples == asked
+        assert counting.samples == samples
     assert (memoized.queried, memoized.memoized) == (6, 0)
 
 
 def test_memory_has_an_end(counting):
     memoized, x = unchecked(counting, limit=0), inputs()
-    for asked in (3, 6):
+    for samples in (3, 6):
         same(memoized.answer(x, question()), counting.inner.answer(x, question()))
-        assert counting.samples == asked
+        assert counting.samples == samples
     assert memoized.bytes == 0
 
 
 @pytest.mark.parametrize(
-    ("probe", "asked"), [(TopClass(), 3), (LabelClass(), 3), (RandomOutputs(1), 9)], ids=["top", "label", "random"]
+    ("probe", "samples"), [(TopClass(), 3), (LabelClass(), 3), (RandomOutputs(1), 9)], ids=["top", "label", "random"]
 )
-def test_distillation_asks_once_where_nothing_is_random(counting, probe, asked):
+def test_distillation_queries_once_where_nothing_is_random(counting, probe, samples):
     torch.manual_seed(0)
     student = network(2).float()
     x, y = inputs().float(), torch.tensor([0, 1, 2])
@@ -199,10 +199,10 @@ def test_distillation_asks_once_where_nothing_is_random(counting, probe, asked):
             torch.manual_seed(step)  # dropout
             losses.append(objective(x, y, ids=IDS)["loss"])
         torch.testing.assert_close(*losses)
-    assert counting.samples == asked
+    assert counting.samples == samples
 
 
-def test_distillation_at_mixed_pairs_is_never_remembered(counting):
+def test_distillation_at_mixed_pairs_is_never_memoized(counting):
     objective = Distillation(network(2).float(), unchecked(counting), jacobians=0.0, point=AtMixedPairs())
     for _ in range(2):
         objective(inputs().float(), torch.tensor([0, 1, 2]), ids=IDS)
@@ -217,7 +217,7 @@ def test_refusals(counting):
         unchecked(counting, limit=-1)
 
 
-def test_a_student_that_shares_parameters_is_found_through_the_memory():
+def test_shared_parameters_are_detected_through_the_memory():
     shared = network(1)
     with pytest.raises(InputError, match=r"must not share parameters"):
         Distillation(shared, MemoizedTeacher(ModuleTeacher(shared)))

@@ -35,7 +35,7 @@ def network(seed=0):
 
 
 def distillation(seed=1):
-    """All terms, a share that is measured again on the way, mixed pairs, and slopes in each second step only."""
+    """All terms, a share that is measured again on the way, mixed pairs, and derivatives in each second step only."""
     return Distillation(
         network(seed), network(100).eval(), point=AtMixedPairs(), every=2, measure_every=6, labels=0.5, seed=3
     )

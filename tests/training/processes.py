@@ -32,8 +32,8 @@ def _run(rank, folder, function, arguments):
     store = distributed.FileStore(f"{folder}/store", 2)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     try:
-        found = function(*arguments)
+        result = function(*arguments)
     except Exception as error:
-        found = error
-    torch.save(found, f"{folder}/{rank}.pt")
+        result = error
+    torch.save(result, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()

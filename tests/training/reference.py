@@ -56,9 +56,9 @@ def train_linear(weight, bias, split, settings, seed):
     for step in range(settings.steps):
         gradient = torch.zeros_like(w)
         for _ in range(settings.accumulate):
-            epoch, place = divmod(number, in_epoch)
+            epoch, position = divmod(number, in_epoch)
             order = probes.permutation(seed, torch.tensor([0]), epoch, len(split.x))[0].tolist()
-            for row in order[place * size : (place + 1) * size]:
+            for row in order[position * size : (position + 1) * size]:
                 x = torch.cat((split.x[row].double(), torch.ones(1, dtype=torch.float64)))
                 gradient += 2 * torch.outer(w @ x - split.y[row].double(), x) / size / settings.accumulate
             number += 1

@@ -87,7 +87,7 @@ def test_settings_know_the_same_names():
 
 def test_an_epoch_goes_once_through_the_rows():
     batches = Batches(cases.images(40), 10, seed=5)
-    ids = [torch.cat([batches(epoch * 4 + place).ids for place in range(4)]) for epoch in range(3)]
+    ids = [torch.cat([batches(epoch * 4 + number).ids for number in range(4)]) for epoch in range(3)]
     assert all(torch.equal(one.sort().values, torch.arange(40)) for one in ids)
     assert not torch.equal(ids[0], ids[1])
 
@@ -147,7 +147,7 @@ def test_views_return_while_the_order_goes_on():
     assert not torch.equal(by_id[0]["partners"], by_id[1]["partners"])
 
 
-def test_partners_are_augmented_as_in_their_own_place():
+def test_partners_are_augmented_as_in_their_own_row():
     split = cases.images(12)
     batch = Batches(split, 12, seed=5, augment=("crop", "flip"), partners=True)(2)
     in_place = {tuple(x.flatten().tolist()) for x in batch.x}

@@ -44,8 +44,8 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path):
     file = tmp_path / "c.pt"
     save(file, {"x": torch.rand(20), "step": 3})
     whole = file.read_bytes()
-    for place in range(0, len(whole), 7):
-        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+    for offset in range(0, len(whole), 7):
+        file.write_bytes(whole[:offset] + bytes([whole[offset] ^ 1 << offset % 8]) + whole[offset + 1 :])
         with pytest.raises(InputError, match=r"c\.pt must be a whole checkpoint"):
             load(file)
 
@@ -85,7 +85,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_another_run_is_told_by_its_settings(tmp_path):
+def test_another_run_is_recognized_by_its_settings(tmp_path):
     check_same(tmp_path / "c.pt", {"lr": 0.1, "seed": 1}, {"lr": 0.1, "seed": 1})
     with pytest.raises(
         InputError, match=r"of this run\. Got one that differs in lr \(0\.1 there, 0\.2 here\), seed \(1"

@@ -24,7 +24,7 @@ from .processes import both
 
 pytestmark = pytest.mark.usefixtures("as_users_run")
 ROOT = Path(__file__).parents[2]
-SPLIT, HELD = cases.images(17), cases.images(9, seed=1)
+SPLIT, HELD_OUT = cases.images(17), cases.images(9, seed=1)
 
 
 def network(seed):
@@ -63,7 +63,7 @@ JOBS = {
     "shares of the gradient": (objective(measure_every=2, point=AtMixedPairs(), jacobians=GradientShare(0.4)), UNEVEN),
     "some of a batch": (objective(fraction=0.3, measure_every=2, jacobians=GradientShare(0.4)), UNEVEN),
     "one sample of a batch": (objective(fraction=0.1, measure_every=2), FIVE),
-    "slopes now and then": (objective(labels=0.0, outputs=0.0, jacobians=1.0, every=2), FIVE),
+    "derivatives in each second step": (objective(labels=0.0, outputs=0.0, jacobians=1.0, every=2), FIVE),
     "without a gradient for biases": (objective(labels=0.0, outputs=0.0, jacobians=1.0), FIVE),
     "penalty": (Robustness(network(1), penalty=GradientShare(0.3), noise=0.1, measure_every=2), UNEVEN),
     "labels": (Distillation(network(1)), UNEVEN),
@@ -84,12 +84,12 @@ COMPILED = {
 
 def trained(jobs):
     """Of each job the state and the last row of metrics."""
-    found = {}
+    results = {}
     for name, (given, settings) in jobs.items():
         each, rows = copy.deepcopy(given), []
-        fit(each, SPLIT, settings, seed=2, validation=HELD, on_step=lambda _, row, rows=rows: rows.append(row))
-        found[name] = each.state_dict(), {key: value for key, value in rows[-1].items() if key != "seconds"}
-    return found
+        fit(each, SPLIT, settings, seed=2, validation=HELD_OUT, on_step=lambda _, row, rows=rows: rows.append(row))
+        results[name] = each.state_dict(), {key: value for key, value in rows[-1].items() if key != "seconds"}
+    return results
 
 
 def apart(one, other):
@@ -116,14 +116,14 @@ def in_two(folder):
         "synchronized": (Distillation(synchronized, cases.network(2).eval(), jacobians=GradientShare(0.3)), FIVE),
         "few": (JOBS["labels"][0], Training(batch_size=1)),
     }
-    told = {name: refusal(*job) for name, job in refused.items()}
+    refusals = {name: refusal(*job) for name, job in refused.items()}
     try:
         ProcessGroup.current().same("data", str(ProcessGroup.current().rank))
     except InputError as error:
-        told["data"] = str(error)
+        refusals["data"] = str(error)
     normalized = Distillation(cases.network(), cases.network(2).eval(), jacobians=GradientShare(0.3))
     fit(normalized, SPLIT, FIVE, seed=0)
-    return trained({**JOBS, **ONE_SHARDED}), resumed(folder, {"dropout": FIVE}), told, normalized.state_dict()
+    return trained({**JOBS, **ONE_SHARDED}), resumed(folder, {"dropout": FIVE}), refusals, normalized.state_dict()
 
 
 def more_in_two(folder):
@@ -158,10 +158,10 @@ class Stopped:
         return run or replace(Run.open(self.folder, finished=False), follows=True)
 
 
-def agree(jobs, *found):
+def agree(jobs, *results):
     """Compares with one process on the whole batch."""
     alone = trained({name: (given, replace(settings, shard=False)) for name, (given, settings) in jobs.items()})
-    for got in found:
+    for got in results:
         for name, (state, row) in alone.items():
             there, row_there = got[name]
             assert apart(state, there) <= 1e-6, f"{name} differs by {apart(state, there):.1e}"
@@ -228,7 +228,7 @@ def test_two_processes_train_what_one_does(tmp_path):
     first, second = both(in_two, tmp_path)
     agree({**JOBS, **ONE_SHARDED}, first[0], second[0])
     assert first[1] == second[1] == {"dropout": 0.0}
-    for name, said in {
+    for name, pattern in {
         "reverse": "cannot go with derivatives by the reverse engine: FSDP2 frees the weights",
         "share": "cannot go with a weight that is a `GradientShare`",
         "average": "cannot go with `ema`=0.9",
@@ -236,7 +236,7 @@ def test_two_processes_train_what_one_does(tmp_path):
         "few": "A batch must have a sample for each of the 2 processes",
         "data": "All 2 processes of a job must have the same data",
     }.items():
-        assert re.search(said, first[2][name] or "nothing"), first[2][name]
+        assert re.search(pattern, first[2][name] or "nothing"), first[2][name]
     assert apart(first[3], second[3]) == 0.0  # BatchNorm: each normalizes its part, and all end with one network
     with pytest.raises(InputError, match=re.escape("processes (2 there, 1 here)")):
         fit(Distillation(cases.network(), seed=3), SPLIT, FIVE, seed=2, run=cases.begin(tmp_path / "dropout"))
@@ -256,5 +256,5 @@ def test_shards_and_compiled_steps_train_what_one_process_does(tmp_path):
     """In a process of its own: the type checks of the suite cannot be compiled."""
     program = f"from pathlib import Path; from {__name__} import compared; compared(Path({str(tmp_path)!r}))"
     command = [sys.executable, "-W", "error::UserWarning", "-c", program]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert said.returncode == 0, said.stderr
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr

@@ -93,7 +93,7 @@ def test_batchnorm_never_sees_a_single_sample():
     assert fit(objective, cases.images(17), Training(steps=4, batch_size=16), seed=0).steps == 4
 
 
-class Slopes(nn.Module):
+class JacobianTerm(nn.Module):
     """A Jacobian term alone: biases of a linear network get no gradient at all, not zero."""
 
     def __init__(self):
@@ -107,7 +107,7 @@ class Slopes(nn.Module):
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_parameters_without_gradient_are_left_alone(optimizer):
-    objective = Slopes()
+    objective = JacobianTerm()
     bias, weight = objective.student.bias.detach().clone(), objective.student.weight.detach().clone()
     settings = Training(steps=3, optimizer=optimizer, weight_decay=0.1, clip=1.0)
     fit(objective, cases.points(), settings, seed=0)
@@ -132,7 +132,7 @@ def test_objectives_without_anything_to_train_are_refused():
         fit(nn.Linear(4, 2), cases.points(), Training(steps=1), seed=0)
 
 
-def test_the_teacher_is_neither_trained_nor_kept(tmp_path):
+def test_the_teacher_is_neither_trained_nor_saved(tmp_path):
     objective = cases.distillation()
     before = {name: value.clone() for name, value in objective.teacher.module.state_dict().items()}
     fit(objective, cases.images(), Training(steps=10), seed=0, run=cases.begin(tmp_path))

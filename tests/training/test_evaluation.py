@@ -170,7 +170,7 @@ def test_agreement_with_itself_is_perfect_and_small_batches_do_not_matter(monkey
     assert agreement(student, ModuleTeacher(teacher), split, batch_size=3) == pytest.approx(whole, rel=1e-5)
 
 
-def test_a_teacher_without_slopes_has_no_relative_error():
+def test_a_teacher_without_derivatives_has_no_relative_error():
     flat = _smooth(2)
     nn.init.zeros_(flat[2].weight)
     got = agreement(_smooth(1), ModuleTeacher(flat), _split())

@@ -170,8 +170,8 @@ def test_a_probe_changes_nothing():
     expected = torch.rand(2).tolist(), np.random.rand()
     torch.manual_seed(3)
     np.random.seed(3)
-    said = outputs_of(network, torch.ones(2, 4))
-    assert said["values"] == pytest.approx(network.linear(torch.ones(2, 4)).flatten().tolist())
+    outputs = outputs_of(network, torch.ones(2, 4))
+    assert outputs["values"] == pytest.approx(network.linear(torch.ones(2, 4)).flatten().tolist())
     assert (torch.rand(2).tolist(), np.random.rand()) == expected
     assert network.count == 0
     assert (network.training, network.linear.training) == (True, False)
@@ -183,7 +183,7 @@ def test_networks_in_16_bits_are_known_again_less_exactly():
     assert outputs_of(ModuleTeacher(nn.Linear(4, 2), torch.bfloat16), x)["tolerance"] == 2e-2
 
 
-def test_what_cannot_be_probed_is_said():
+def test_what_cannot_be_probed_is_reported():
     assert outputs_of(BlackBoxTeacher(lambda x: torch.randn(len(x), 2)), torch.ones(2, 4)) == "another at each call"
     assert outputs_of(nn.Linear(3, 2), torch.ones(2, 4)) == "not probed"
     assert student_identity(nn.Linear(4, 2), torch.ones(2, 4), probed=False)["student outputs"] == "not probed"
@@ -228,7 +228,7 @@ def test_a_teacher_that_is_part_of_the_objective_is_compared_too():
 
 def test_the_distillation_of_a_network_is_known_again_in_another_process():
     """No address of an object and no order of a set is in what is compared."""
-    found = [
+    identities = [
         {
             **identity(
                 Distillation(student(), ModuleTeacher(nn.Linear(4, 2).eval()), jacobians=GradientShare(0.3)),
@@ -239,17 +239,17 @@ def test_the_distillation_of_a_network_is_known_again_in_another_process():
         }
         for _ in range(2)
     ]
-    for one in found:
+    for one in identities:
         del one["teacher outputs"]
         assert " at 0x" not in str(one)
-    assert found[0] == found[1]
+    assert identities[0] == identities[1]
 
 
 def test_a_checkpoint_of_version_0_1_is_of_the_same_run():
     """That version wrote the settings of the derivatives as `Slopes`, or as the objective's own."""
     schedule = "WeightSchedule(samples_per_class=None, halves_at=300.0, fades_from=1.0)"
     common = {"objective.output": "None", "objective.every": "1", "objective.measure_every": "100"}
-    slopes = (
+    settings = (
         "Slopes(probe=RandomOutputs(count=2, law='gaussian'), readout=Logits(layers=()), "
         "teacher_readout=Logits(layers=()), point=AtData(), batch_norm='frozen', engine='auto', seed=0, "
         "chunk_size=None)"
@@ -259,7 +259,7 @@ def test_a_checkpoint_of_version_0_1_is_of_the_same_run():
         "objective": "Distillation",
         "objective.balance": "Balance(weights={labels: 1.0, outputs: 1.0, jacobians: Share(0.3)})",
         "objective.schedule": schedule,
-        "objective.slopes": slopes,
+        "objective.slopes": settings,
         "objective.output_loss": "'kl'",
         "objective.temperature": "4.0",
         "objective.jacobian_loss": "'bounded'",

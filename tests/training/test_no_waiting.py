@@ -94,7 +94,7 @@ class Curious(cases.Plain):
         return terms
 
 
-def test_an_objective_that_waits_is_found():
+def test_an_objective_that_waits_is_reported():
     seen = []
     with Waits() as waits:
         fit(Curious(), cases.points(), Training(steps=9), seed=0, on_step=lambda *_: seen.append(waits.count))
@@ -112,7 +112,7 @@ def test_judgements_wait_once_and_not_for_each_batch():
 
 
 class Slow:
-    """A copy to the host that is under way until it is waited for, or told to be done."""
+    """A copy to the host that is under way until it is waited for, or marked as done."""
 
     def __init__(self):
         self.done, self.waited = False, 0
@@ -138,7 +138,7 @@ def slow(monkeypatch):
     return copies
 
 
-def test_rows_are_told_when_they_have_arrived_and_in_their_order(slow):
+def test_rows_are_logged_when_they_have_arrived_and_in_their_order(slow):
     metrics = Metrics(torch.device("cuda"))
     for step in (1, 2, 3):
         metrics.add({"loss": torch.tensor(float(step))})
@@ -155,7 +155,7 @@ def test_rows_are_told_when_they_have_arrived_and_in_their_order(slow):
 
 
 def test_the_loop_waits_for_rows_at_checkpoints_only(tmp_path, slow, monkeypatch):
-    monkeypatch.setattr("jacmatch.training.state.Metrics", lambda place, ranks: Metrics(torch.device("cuda")))
+    monkeypatch.setattr("jacmatch.training.state.Metrics", lambda device, ranks: Metrics(torch.device("cuda")))
     settings = Training(steps=100, batch_size=8, checkpoint_every=50)
     seen, run = [], cases.begin(tmp_path)
     fit(
@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step_though_the_row_comes_l
             factor = math.nan if len(self.calls) == 13 else 1.0
             return Terms({"loss": terms["loss"] * factor}, terms.student_outputs)
 
-    monkeypatch.setattr("jacmatch.training.state.Metrics", lambda place, ranks: Metrics(torch.device("cuda")))
+    monkeypatch.setattr("jacmatch.training.state.Metrics", lambda device, ranks: Metrics(torch.device("cuda")))
     settings = Training(steps=100, checkpoint_every=50)
     with pytest.raises(InputError, match=r"`loss` .* Got nan in step 13\. .*The checkpoint of step 10 is kept"):
         fit(Broken(), cases.points(), settings, seed=0, run=cases.begin(tmp_path))

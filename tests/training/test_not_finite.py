@@ -30,16 +30,16 @@ class Broken(cases.Plain):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize(("step", "kept"), [(13, 10), (10, None), (3, None), (47, 45)])
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, value, step, kept):
+@pytest.mark.parametrize(("step", "saved_step"), [(13, 10), (10, None), (3, None), (47, 45)])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, value, step, saved_step):
     settings = Training(steps=60, batch_size=8, checkpoint_every=15, doctor=False)
-    left = "There is no checkpoint" if kept is None else f"The checkpoint of step {kept} is kept"
+    left = "There is no checkpoint" if saved_step is None else f"The checkpoint of step {saved_step} is kept"
     with pytest.raises(InputError, match=rf"term `jacobians` .* Got {value} in step {step}\. .*Lower `lr`.*{left}"):
         fit(Broken(step, value), cases.points(), settings, seed=0, run=cases.begin(tmp_path))
-    assert (tmp_path / "checkpoint.pt").exists() == (kept is not None)
-    if kept is not None:
+    assert (tmp_path / "checkpoint.pt").exists() == (saved_step is not None)
+    if saved_step is not None:
         saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-        assert saved["step"] == kept
+        assert saved["step"] == saved_step
         assert saved["objective"]["student.weight"].isfinite().all()
 
 
@@ -92,7 +92,7 @@ def test_weights_that_are_not_finite_stop_the_run(tmp_path):
         fit(objective, cases.points(), Training(steps=15), seed=0, run=cases.begin(tmp_path), on_step=on_step)
 
 
-def kept(tmp_path):
+def reported(tmp_path):
     return json.loads((tmp_path / "not_finite.json").read_text())
 
 
@@ -101,19 +101,19 @@ def test_data_that_are_not_finite_are_named_by_their_rows(tmp_path):
     split.x[[5, 17], 2] = torch.tensor([math.nan, math.inf])
     with pytest.raises(InputError, match=r"in step 1\. Not finite: the data of samples 5, 17\. Clean the data"):
         fit(cases.Plain(), split, Training(steps=2, batch_size=24), seed=0, run=cases.begin(tmp_path))
-    assert [sorted(each["samples"]["the data"]) for each in kept(tmp_path)] == [[5, 17]]
+    assert [sorted(each["samples"]["the data"]) for each in reported(tmp_path)] == [[5, 17]]
 
 
 class Broken7(nn.Module):
-    """A teacher, or a student, that is not finite at a sample whose first number is 7; its slopes only if `slopes`."""
+    """A teacher, or a student, that is not finite where the first input is 7; with `derivatives`, only its Jacobian."""
 
-    def __init__(self, slopes=False):
+    def __init__(self, derivatives=False):
         super().__init__()
-        self.layer, self.slopes = nn.Linear(4, 3), slopes
+        self.layer, self.derivatives = nn.Linear(4, 3), derivatives
 
     def forward(self, x):
         bad = (x[:, :1] - 7).square()
-        return self.layer(x) + (0.0 * bad.sqrt() if self.slopes else 0.0 / bad)
+        return self.layer(x) + (0.0 * bad.sqrt() if self.derivatives else 0.0 / bad)
 
 
 def with_seven():
@@ -122,14 +122,14 @@ def with_seven():
     return split
 
 
-@pytest.mark.parametrize(("slopes", "term"), [(False, "outputs"), (True, "jacobians")])
-def test_samples_that_the_teacher_answers_with_nan_are_named(tmp_path, slopes, term):
-    objective = Distillation(nn.Linear(4, 3), Broken7(slopes), jacobians=GradientShare(0.3))
+@pytest.mark.parametrize(("derivatives", "term"), [(False, "outputs"), (True, "jacobians")])
+def test_samples_that_the_teacher_answers_with_nan_are_named(tmp_path, derivatives, term):
+    objective = Distillation(nn.Linear(4, 3), Broken7(derivatives), jacobians=GradientShare(0.3))
     with pytest.raises(
         InputError, match=rf"`{term}` .* Got nan in step 1\. Not finite: the teacher's answer of sample 11"
     ):
         fit(objective, with_seven(), Training(steps=2, batch_size=24), seed=0, run=cases.begin(tmp_path))
-    assert kept(tmp_path)[0]["samples"] == {"the teacher's answer": [11]}
+    assert reported(tmp_path)[0]["samples"] == {"the teacher's answer": [11]}
 
 
 def test_samples_whose_term_or_gradient_is_nan_are_named():
@@ -169,10 +169,10 @@ class At(cases.Plain):
 def skipped(at, where, steps, **settings):
     objective = At(at, where)
     chosen = Training(steps=steps, batch_size=24, schedule="constant", on_not_finite="skip", **settings)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(objective, cases.points(), chosen, seed=0)
-    assert [str(each.message).startswith(f"Step {at} is skipped") for each in said] == [True] * (at > 0)
+    assert [str(each.message).startswith(f"Step {at} is skipped") for each in caught] == [True] * (at > 0)
     return objective.student.state_dict()
 
 

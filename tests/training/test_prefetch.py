@@ -61,7 +61,7 @@ def test_batches_are_bit_for_bit_those_of_the_data_in_memory(memory, disk, worke
         assert same(batches.of(rows, 1), expected.of(rows, 1))
 
 
-def test_what_is_ahead_is_read_before_it_is_asked_for():
+def test_what_is_ahead_is_read_before_it_is_requested():
     read, enough = [], threading.Event()
 
     def note(number):
@@ -86,7 +86,7 @@ def test_the_end_is_not_passed_and_without_workers_nothing_is_ahead():
         assert 0 in read
 
 
-def test_an_error_is_raised_where_its_number_is_asked_for():
+def test_an_error_is_raised_where_its_number_is_requested():
     def read(number):
         if number >= 2:
             raise InputError(f"{number} is broken.")

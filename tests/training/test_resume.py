@@ -123,17 +123,17 @@ def test_after_an_interrupt_which_saves_a_checkpoint(tmp_path, whole, step):
     _assert_same(_fit("labels", tmp_path)[0], whole["labels"])
 
 
-@pytest.mark.parametrize(("step", "kept"), [(3, None), (11, 10), (17, 12)])
-def test_after_an_error_from_the_checkpoint_before_it(tmp_path, whole, step, kept):
+@pytest.mark.parametrize(("step", "saved_step"), [(3, None), (11, 10), (17, 12)])
+def test_after_an_error_from_the_checkpoint_before_it(tmp_path, whole, step, saved_step):
     with pytest.raises(ZeroDivisionError):
         _fit("labels", tmp_path, on_step=_raising(ZeroDivisionError, step))
-    if kept is None:
-        kept = 0 if not (tmp_path / "checkpoint.pt").exists() else -1
+    if saved_step is None:
+        saved_step = 0 if not (tmp_path / "checkpoint.pt").exists() else -1
     else:
-        assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == kept
+        assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == saved_step
     seen = []
     objective, _ = _fit("labels", tmp_path, on_step=lambda step, _: seen.append(step))
-    assert seen[0] == kept + 1
+    assert seen[0] == saved_step + 1
     _assert_same(objective, whole["labels"])
 
 

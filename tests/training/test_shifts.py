@@ -164,13 +164,13 @@ def test_a_shifted_split_is_the_shift_of_its_inputs(name):
 
 
 def test_accuracy_under_shifts_is_that_of_the_shifted_split():
-    net, asked = network(), [("gaussian-noise", 0.5), ("contrast", 0.5), ("salt-and-pepper", 0.3)]
-    found = evaluate_under_shifts(net, split(), asked, draws=3, seed=5, scale=2.0, device="cpu")
-    assert list(found) == asked
-    for name, severity in asked:
+    net, requested = network(), [("gaussian-noise", 0.5), ("contrast", 0.5), ("salt-and-pepper", 0.3)]
+    result = evaluate_under_shifts(net, split(), requested, draws=3, seed=5, scale=2.0, device="cpu")
+    assert list(result) == requested
+    for name, severity in requested:
         seeds = [5] if name == "contrast" else [5, 6, 7]
         moved = [shifted(split(), name, severity, seed=seed, scale=2.0) for seed in seeds]
-        assert found[name, severity] == [evaluate(net, each, device="cpu")["accuracy"] for each in moved]
+        assert result[name, severity] == [evaluate(net, each, device="cpu")["accuracy"] for each in moved]
 
 
 def test_a_regression_has_rmse_under_shifts():
