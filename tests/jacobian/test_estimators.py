@@ -20,6 +20,7 @@ from jacmatch.jacobian.estimators import (
     EveryRow,
     FisherRows,
     LabelClass,
+    NoiseAveraged,
     RandomInputs,
     RandomOutputs,
     SampledRows,
@@ -42,6 +43,7 @@ CASES = {
     "data-pairs": (DataPairs(), Cost(1, 0), ["x", "partners"]),
     "subspace-inputs": (SubspaceInputs(3, count=2), Cost(2, 0), ["x", "ids"]),
     "fisher-rows": (FisherRows(count=3, temperature=2.0), Cost(0, 3), ["outputs", "ids"]),
+    "noise-averaged": (NoiseAveraged(RandomOutputs(2), sigma=0.1, count=3), Cost(3, 6), ["outputs", "ids"]),
     "antithetic-noise": (AntitheticNoise(count=3, sigma=0.1), Cost(6, 0), ["x", "ids"]),
 }
 
@@ -280,6 +282,26 @@ def test_antithetic_noise_moves_the_inputs_by_sigma():
         assert z_scores(noise.flatten() ** 2, 0.1**2).abs() < LIMIT
 
 
+def test_the_mean_of_averaged_rows_over_all_noise(monkeypatch):
+    """‖E M‖² + E‖M − E M‖²/m, for noise that takes two values and M linear in it: all m-tuples are enumerated."""
+    m0, bend = matrix(3, 4), torch.randn(3, 4, dtype=torch.float64)
+    for count in (1, 2, 3):
+        probe = NoiseAveraged(EveryRow(), sigma=0.5, count=count)
+        found = []
+        for signs in itertools.product((-1.0, 1.0), repeat=count):
+            z = torch.tensor(signs, dtype=torch.float64).reshape(count, 1, 1)
+            monkeypatch.setattr(probes, "directions", lambda *_, z=z, **__: z)
+            x = probe.noisy(torch.zeros(1, 1, dtype=torch.float64), ONE, 0, 0)
+            rows = torch.stack([m0 + float(value) * bend for value in x.flatten()], 1)  # a row for each noisy input
+            found.append(float(probe.averaged(rows).square().sum()))
+        expected = m0.square().sum() + 0.25 * bend.square().sum() / count
+        assert sum(found) / len(found) == pytest.approx(float(expected), rel=1e-12)
+    assert NoiseAveraged(RandomOutputs(2), sigma=1.0).variance(m0) == RandomOutputs(2).variance(m0)
+    for inner in (AntitheticNoise(sigma=0.1), NoiseAveraged(sigma=0.1)):
+        with pytest.raises(InputError, match=r"must take derivatives at the noisy inputs\. Got (Anti|Noise)"):
+            NoiseAveraged(inner, sigma=0.1)
+
+
 def test_every_name_has_a_case():
     assert {name: type(estimator) for name, (estimator, *_) in CASES.items()} == ESTIMATORS
 
@@ -291,7 +313,7 @@ def test_contract(name):
     assert estimator.passes(5) == cost
     v = ask(estimator)
     assert v.shape[1:] == ((6, 5) if estimator.side == "output" else (6, 2, 4))
-    assert v.shape[0] == (max(cost.forward, cost.backward) if name != "antithetic-noise" else 3)
+    assert v.shape[0] == {"antithetic-noise": 3, "noise-averaged": 2}.get(name, max(cost.forward, cost.backward))
     assert v.dtype == torch.float64
     assert torch.equal(ask(estimator), v)
     for changed in ({"draw": 5}, {"seed": 4}):
@@ -322,7 +344,8 @@ def test_needs_what_it_says(name):
     others = {"x", "outputs", "labels", "ids", "partners"} - set(needed)
     assert torch.equal(ask(estimator, **dict.fromkeys(others)), ask(estimator))
     for missing in needed:
-        message = f"`{missing}` of `{type(estimator).__name__}.directions` must be given. Pass "
+        who = type(estimator.probe if name == "noise-averaged" else estimator).__name__
+        message = f"`{missing}` of `{who}.directions` must be given. Pass "
         with pytest.raises(InputError, match=message):
             ask(estimator, **{missing: None})
 

@@ -13,11 +13,11 @@ References:
 """
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Final, Literal, Protocol, TypeAlias, runtime_checkable
+from dataclasses import astuple, dataclass, field, replace
+from typing import Any, ClassVar, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from jacmatch.errors import InputError, UnsupportedError, class_axis, one_row_of_classes, unknown_name
@@ -32,6 +32,7 @@ Ids: TypeAlias = Int[Tensor, "batch"] | None
 Matrix: TypeAlias = Float[Tensor, "row column"]
 OnOutputs: TypeAlias = Float[Tensor, "probe batch *out"]
 OnInputs: TypeAlias = Float[Tensor, "probe batch *input"]
+_NOISE: Final = 1_000_081  # offset of the seed, so that noise is independent of directions, and of noise at the points
 
 
 @dataclass(frozen=True)
@@ -594,6 +595,75 @@ class AntitheticNoise:
         return Cost(forward=2 * self.count, backward=0)
 
 
+@dataclass(frozen=True)
+class NoiseAveraged:
+    """The products of another probe, averaged over `count` noisy inputs x + σz: rows of a smoothed Jacobian.
+
+    Student and teacher are differentiated at the same noisy inputs, σ = `sigma`, z ~ N(0, I). With m = `count`, M the
+    difference of two Jacobians the mean is ‖E M(x + σz)‖² + E‖M(x + σz) − E M‖²/m in the norm that `probe` estimates:
+    the Jacobian of the smoothed function E f(x + σz), and an m-th of the fluctuations.
+
+    Attributes:
+        probe: Chooses the directions.
+        sigma: σ, in units of the input.
+        count: m, noisy inputs for each sample; each costs what the probe costs.
+    """
+
+    probe: Estimator = field(default_factory=RandomOutputs)
+    sigma: float = field(kw_only=True)
+    count: int = field(default=4, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_count("NoiseAveraged", self.count)
+        check_positive("`sigma` of `NoiseAveraged`", self.sigma)
+        if isinstance(self.probe, AntitheticNoise | NoiseAveraged):
+            rule = "`probe` of `NoiseAveraged` must take derivatives at the noisy inputs."
+            raise InputError(rule, got=type(self.probe).__name__, do="Use RandomOutputs() or RandomInputs().")
+
+    @property
+    def side(self) -> Side:
+        """That of the probe."""
+        return self.probe.side
+
+    def noisy(
+        self, x: Float[Tensor, "batch *input"], ids: Int[Tensor, "batch"], seed: int, draw: int
+    ) -> Float[Tensor, "copies *input"]:
+        """Return `count` noisy inputs for each sample, one sample after the other.
+
+        Args:
+            x: The inputs.
+            ids: Number of each sample.
+            seed: Of the run.
+            draw: Which of the independent draws.
+        """
+        shape = tuple(x.shape[1:])
+        about: dict[str, Any] = {"seed": seed + _NOISE, "ids": ids, "draw": draw, "count": self.count}
+        z = probes.directions("gaussian", **about, shape=shape, dtype=x.dtype)
+        return (x + self.sigma * z).transpose(0, 1).flatten(0, 1)
+
+    def repeated(self, values: Shaped[Tensor, "..."], dim: int = 0) -> Shaped[Tensor, "..."]:
+        """Return what belongs to the samples, in dimension `dim`, for their noisy inputs."""
+        return values.repeat_interleave(self.count, dim)
+
+    def averaged(self, products: Float[Tensor, "probe copies *rest"]) -> Float[Tensor, "probe batch *rest"]:
+        """Return the means of the products over the noisy inputs of each sample."""
+        shape = (products.shape[0], -1, self.count, *products.shape[2:])
+        return products.reshape(shape).mean(2)
+
+    def directions(self, **given: Any) -> Float[Tensor, "probe batch *shape"]:
+        """Those of the probe."""
+        return self.probe.directions(**given)
+
+    def variance(self, matrix: Matrix, **given: Any) -> float:
+        """That of the probe for M, the Jacobian averaged over the noise."""
+        return self.probe.variance(matrix, **given)
+
+    def passes(self, outputs: int) -> Cost:
+        """`count` times those of the probe, and one forward pass for each noisy input."""
+        forward, backward = astuple(self.probe.passes(outputs))
+        return Cost(self.count * (1 + forward), self.count * backward)
+
+
 ESTIMATORS: Final[dict[str, type[Estimator]]] = {
     "every-row": EveryRow,
     "top-class": TopClass,
@@ -605,5 +675,6 @@ ESTIMATORS: Final[dict[str, type[Estimator]]] = {
     "subspace-inputs": SubspaceInputs,
     "fisher-rows": FisherRows,
     "antithetic-noise": AntitheticNoise,
+    "noise-averaged": NoiseAveraged,  # type: ignore[dict-item]  # its side is that of another probe
 }
 """The estimators by their names on the command line."""

@@ -93,7 +93,7 @@ class DistillationFields(TrainingFields):
     probe: str = "random-outputs"
     """Which derivative products are compared (see `jacmatch list`)."""
     probes: int = 1
-    """How many of them for each sample."""
+    """How many of them for each sample; with noise-averaged the noisy inputs whose rows are averaged."""
     probe_chunk: int | None = None
     """Rows whose graphs are kept in memory at once; all if left out. 1: the memory of a single row, more time."""
     probe_law: Law = "gaussian"
@@ -106,7 +106,8 @@ class DistillationFields(TrainingFields):
     """Where student and teacher are compared. auto: mixed-pairs in classification with at most 30 training samples
     for each class, where nothing needs the label of a single image; else data."""
     noise: float = 0.1
-    """Standard deviation of point=noise and of the probe antithetic-noise, in units of the raw input."""
+    """Standard deviation of point=noise and of the probes antithetic-noise and noise-averaged, in units of the raw
+    input."""
     every: int = 1
     """The Jacobian term is computed on each n-th step, with n times its weight."""
     fraction: float = 1.0
@@ -177,7 +178,7 @@ class DistillationFields(TrainingFields):
             settings["law"] = self.probe_law
         if self.probe == "subspace-inputs":
             settings["k"] = self.probe_dimensions
-        if self.probe == "antithetic-noise":
+        if self.probe in ("antithetic-noise", "noise-averaged"):
             settings["sigma"] = self.noise
         if self.probe == "fisher-rows":
             settings["temperature"] = 1.0 if self.temperature is None else self.temperature

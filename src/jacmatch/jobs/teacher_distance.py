@@ -18,7 +18,6 @@ from jacmatch.objectives.transfer import Pair, Transfer
 from jacmatch.report import Table
 from jacmatch.report.tables import NOTHING
 from jacmatch.teachers import ModuleTeacher, Question
-from jacmatch.teachers.base import query
 
 _BATCH = 50
 _SETS = {"unseen": "unseen images of the target", "source": "images of the source"}
@@ -91,7 +90,7 @@ def matched_rows(objective: Distillation, split: Split) -> dict[str, float]:
         x, others = (split.inputs(each).to(device) for each in (rows, (rows + 1) % len(split)))
         batch = Batch(x, None, others, None, None, rows.to(device), 0)
         assert objective.teacher is not None
-        answer = query(objective.teacher, x, how.question(batch, products=True))
+        answer = how.ask(objective.teacher, batch, products=True)
         with evaluating(network):
             outputs, products = how.of_student(network, batch, answer, traced=False)
         compared = outputs if objective.classes is None else outputs[:, objective.classes :]

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
-from jacmatch.errors import UnsupportedError
+from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import (
     AttentionPixel,
     BatchNormPolicy,
@@ -16,6 +17,7 @@ from jacmatch.jacobian import (
     Engine,
     Estimator,
     Logits,
+    NoiseAveraged,
     Products,
     Readout,
     jvp_products,
@@ -23,12 +25,15 @@ from jacmatch.jacobian import (
     run,
     vjp_products,
 )
+from jacmatch.jacobian.arguments import Arguments
+from jacmatch.jacobian.buffers import buffers_in_training, copies_of, replaced_buffers
 from jacmatch.jacobian.graph import meets_once_differentiable
 from jacmatch.jacobian.readouts import with_class_dim
 from jacmatch.objectives import validation
 from jacmatch.objectives.points import AtData, AtMixedPairs, Batch, Point
 from jacmatch.objectives.terms import exact_values
-from jacmatch.teachers import Answer, Question
+from jacmatch.teachers import Answer, Question, Teacher
+from jacmatch.teachers.base import query
 
 
 @runtime_checkable
@@ -80,6 +85,10 @@ class Differentiation:
         validation.chunk_size(self.caller, self.probe, self.side, self.chunk_size)
         only = "reverse" if self.side == "output" else None if self.step is None else "differences"
         validation.engine(self.caller, self.probe, self.engine, only)
+        pixel = any(isinstance(each, AttentionPixel) for each in (self.readout, self.teacher_readout))
+        if isinstance(self.probe, NoiseAveraged) and (self.caller != "Distillation" or pixel):
+            rule = f"`probe` of `{self.caller}` must not be averaged over noise{' with AttentionPixel' * pixel}."
+            raise InputError(rule, got="NoiseAveraged", do=f"Use {type(self.probe.probe).__name__}, or Distillation.")
 
     @property
     def side(self) -> Literal["output", "input"]:
@@ -94,7 +103,8 @@ class Differentiation:
     @property
     def needs_partners(self) -> bool:
         """Whether a batch needs partners from the data: for mixed pairs, and for directions between data points."""
-        return isinstance(self.point, AtMixedPairs) or isinstance(self.probe, DataPairs)
+        probe = self.probe.probe if isinstance(self.probe, NoiseAveraged) else self.probe
+        return isinstance(self.point, AtMixedPairs) or isinstance(probe, DataPairs)
 
     def resolved_engine(self) -> Engine:
         """Return the engine of the student's derivatives, whatever the settings leave open.
@@ -120,10 +130,34 @@ class Differentiation:
             return "a readout of inner layers is not compiled."
         if self.fraction < 1:
             return "`fraction` below 1 is not compiled."
+        if isinstance(self.probe, NoiseAveraged):
+            return "an average over noise is not compiled."
         return None if self.chunk_size is None else "rows in chunks are not compiled."
 
+    def ask(self, teacher: Teacher, batch: Batch, *, products: bool) -> Answer:
+        """Return the teacher's answer about a batch: its outputs, and its products if `products`."""
+        probe = self.probe
+        if not (products and isinstance(probe, NoiseAveraged)):
+            return query(teacher, batch.x, self.question(batch, products=products))
+        plain = query(teacher, batch.x, self.question(batch, products=False))
+        v = self.directions(batch, plain.values.to(batch.x.dtype) if self.side == "output" else None)
+        kind = "cotangents" if self.side == "output" else "tangents"
+        labels = None if batch.label is None else probe.repeated(batch.label)
+        about: dict[str, Any] = {"readout": self.teacher_readout, "labels": labels, "random": True}
+        about["arguments"] = _repeated(probe, batch)
+        x = probe.noisy(batch.x, batch.ids, self.seed, batch.draw)
+        noisy = query(teacher, x, Question(**about, **{kind: probe.repeated(v, 1)}))
+        assert noisy.products is not None
+        return replace(plain, products=probe.averaged(noisy.products), cotangents=v if self.side == "output" else None)
+
     def question(self, batch: Batch, *, products: bool) -> Question:
-        """Return the query to the teacher about a batch: its outputs, and its products if `products`."""
+        """Return the query to the teacher about a batch: its outputs, and its products if `products`.
+
+        Raises:
+            UnsupportedError: products that are averaged over noise: they are answers to a query of another batch.
+        """
+        if products and isinstance(self.probe, NoiseAveraged):
+            raise UnsupportedError("Products of `NoiseAveraged` are not cached. Use its probe without the average.")
         about: dict[str, Any] = {
             "readout": self.teacher_readout,
             "labels": batch.label,
@@ -181,6 +215,8 @@ class Differentiation:
             pixels = self.teacher_readout.largest(answer.features)
             if isinstance(readout, AttentionPixel):
                 readout = validation.SameMap(readout, answer.features[self.teacher_readout.layer].shape[2:])
+        if isinstance(self.probe, NoiseAveraged):
+            return self._averaged(self.probe, student, batch, answer, traced=traced)
         context = Context(batch.label, answer.outputs, pixels, batch.arguments)
         if self.side == "input":
             v: Tensor | Callable[[Tensor], Tensor] = self.directions(batch, None)
@@ -194,6 +230,21 @@ class Differentiation:
         result = self.products(student, batch.x, v, readout, context, traced=traced)
         validation.same_outputs(result.values, answer.values, self.readout)
         return result.outputs, result.products
+
+    def _averaged(
+        self, probe: NoiseAveraged, student: nn.Module, batch: Batch, answer: Answer, *, traced: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return the student's outputs at the batch, and its products averaged over noisy inputs."""
+        v = self.directions(batch, None) if self.side == "input" else answer.cotangents
+        assert v is not None
+        outputs, _ = run(student, batch.x, arguments=batch.arguments)
+        label = None if batch.label is None else probe.repeated(batch.label)
+        context = Context(label, probe.repeated(answer.outputs), None, _repeated(probe, batch))
+        x = probe.noisy(batch.x, batch.ids, self.seed, batch.draw)
+        with replaced_buffers(student, copies_of(buffers_in_training(student))):  # running statistics move once
+            result = self.products(student, x, probe.repeated(v, 1), self.readout, context, traced=traced)
+        validation.same_outputs(result.values[: len(answer.values)], answer.values, self.readout)
+        return outputs, probe.averaged(result.products)
 
     def products(
         self,
@@ -247,3 +298,9 @@ class Differentiation:
             row = vjp_products(student, x, lambda values: v(values)[:1], **settings).products
         if meets_once_differentiable(row.sum()):
             raise UnsupportedError("a backward in it is marked once_differentiable, so it has no second derivative.")
+
+
+def _repeated(probe: NoiseAveraged, batch: Batch) -> Arguments | None:
+    """Return the other arguments of the networks for the noisy inputs."""
+    rows = probe.repeated(torch.arange(len(batch.x), device=batch.x.device))
+    return None if batch.arguments is None else batch.arguments.part(rows)

@@ -29,7 +29,6 @@ from jacmatch.objectives.recipe import describe_labels, labels_of, needs_single_
 from jacmatch.objectives.terms import Terms, jacobian_term, label_term, output_term
 from jacmatch.objectives.weights import WeightSchedule
 from jacmatch.teachers import Answer, Question, Teacher
-from jacmatch.teachers.base import query
 
 _NOT_KNOWN: Final = (
     "`Distillation` compares outputs alone: whether Jacobians pay depends on the amount of data, and "
@@ -357,10 +356,10 @@ class Distillation(Objective):
         if self.teacher is None or not (products or self.loss_weights.weights["outputs"]):
             return None
         try:
-            answer = query(self.teacher, batch.x, self.differentiation.question(batch, products=products))
+            answer = self.differentiation.ask(self.teacher, batch, products=products)
         except ClassDimensionError:
             self._read_class_dim(batch)
-            answer = query(self.teacher, batch.x, self.differentiation.question(batch, products=products))
+            answer = self.differentiation.ask(self.teacher, batch, products=products)
         classes = self._classes and (self.output_loss == "kl" or self.loss_weights.weights["labels"])
         if answer.outputs.dim() > 2 and self.class_dim is None and classes:
             self._read_class_dim(batch)

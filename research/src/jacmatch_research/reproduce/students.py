@@ -205,7 +205,8 @@ def cost(settings: Mapping[str, Any], outputs: int, forward_ratio: float) -> flo
     if settings["method"] == "jacobians":
         single = {"every-row", "top-class", "label-class", "data-pairs"}
         count = {} if settings["probe"] in single else {"count": settings["probes"]}
-        own: dict[str, Any] = {"antithetic-noise": {"sigma": 1.0}, "subspace-inputs": {"k": 1}}
+        own: dict[str, Any] = {name: {"sigma": 1.0} for name in ("antithetic-noise", "noise-averaged")}
+        own |= {"subspace-inputs": {"k": 1}}
         passes = sum(astuple(ESTIMATORS[settings["probe"]](**count, **own.get(settings["probe"], {})).passes(outputs)))
         passes *= settings.get("fraction", 1.0) / settings["every"]
     return float((1 + passes) * (3 if still(settings) else 3 + forward_ratio))
