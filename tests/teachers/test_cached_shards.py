@@ -119,7 +119,7 @@ def test_places_of_other_samples_are_noticed(made):
     with pytest.raises(InputError, match="Got positions that are not those of the samples"):
         read(made)
     (places + 100).tofile(file)
-    with pytest.raises(InputError, match="Got places beyond the last"):
+    with pytest.raises(InputError, match="Got positions beyond the last"):
         read(made)
 
 
