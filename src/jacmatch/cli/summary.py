@@ -20,6 +20,7 @@ _HEADINGS = {
     "jacobian_cosine": "cosine of J",
     "jacobian_relative_error": "error of J",
     "largest_output_difference": "largest difference of outputs",
+    "value_relative_error": "relative error of outputs",
 }
 _POINTS = {"data": "at the data", "noise": "at noisy data", "mixed-pairs": "between pairs of the data"}
 _FORMATS = {"accuracy": ".1%", "top1": ".1%", "jacobian_cosine": ".2f", "jacobian_relative_error": ".2f"}
@@ -106,6 +107,8 @@ def pair(console: Console, result: Mapping[str, Any]) -> None:
     width = max(map(len, lines))
     for label, text in lines.items():
         console.print(f"{label:<{width}}  {text}")
+    for sample in result.get("worst", [])[:3]:
+        console.print(f"test sample {sample['sample']}: cosine of J {sample['jacobian_cosine']:.2f}")
 
 
 def diagnosis(console: Console, result: Mapping[str, Any]) -> None:

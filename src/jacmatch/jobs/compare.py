@@ -1,37 +1,49 @@
 """`jacmatch compare`: how far two models agree in values and Jacobians, an audit of a compressed or exported model."""
 
+import io
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 import torch
 import tyro
+from torch import nn
 
+from jacmatch.datasets import Data
 from jacmatch.errors import InputError
+from jacmatch.jacobian import output_tensor
 from jacmatch.jobs import networks
 from jacmatch.jobs.data import data_for
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import SMOKE_JACOBIANS, JobFields
 from jacmatch.jobs.study import head, measured
-from jacmatch.teachers import ModuleTeacher
+from jacmatch.report.figures import picture_row
+from jacmatch.runs import Run
+from jacmatch.teachers import as_teacher
 from jacmatch.training import agreement
+from jacmatch.training.data import in_order
+from jacmatch.training.evaluation import jacobian_differences
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Compare(JobFields):
     """Measure how far two models agree in value and in Jacobian: an audit of a compressed or exported model."""
 
-    main: ClassVar[str] = "data first_weights second_weights samples seed device out smoke allow_code json"
+    main: ClassVar[str] = "data first_weights second_weights samples at_least at_most out smoke allow_code json"
     examples: ClassVar[tuple[str, ...]] = (
         "runs/teacher runs/student",
-        "runs/teacher runs/student --data npz:my.npz --samples 64",
+        "runs/student onnx:student.onnx --at-least cosine=0.95",
     )
 
     first: Annotated[str, tyro.conf.Positional] = ""
-    """The reference: a run folder, or a model name with --first-weights."""
+    """The reference: a run folder, hf:DIR, onnx:FILE, or a model name with --first-weights."""
     second: Annotated[str, tyro.conf.Positional] = ""
-    """The other: a run folder, or a model name with --second-weights."""
+    """The other: a run folder, hf:DIR, onnx:FILE, or a model name with --second-weights."""
     data: str | None = None
     """Data set, of which the test part is used; if left out, that of the runs, or digits for two model names."""
     first_weights: Path | None = None
@@ -40,11 +52,20 @@ class Compare(JobFields):
     """Weights of the second, likewise."""
     samples: int = 256
     """Test samples whose Jacobians are compared; outputs are compared on all."""
+    at_least: tuple[str, ...] = ()
+    """Requirements like cosine=0.95 or top1=0.99; if one is not met, the exit code is 2."""
+    at_most: tuple[str, ...] = ()
+    """Requirements like value_error=0.05 or jacobian_error=0.2."""
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Measure, and return the result."""
+        """Measure, and return the result.
+
+        Raises:
+            InputError: A setting is wrong, or a requirement is not met; the result is written before.
+        """
         if self.samples < 1:
             raise InputError("`--samples` of `compare` must be at least 1.", got=self.samples)
+        limits = {flag: [_limit(flag, text) for text in getattr(self, flag)] for flag in ("at_least", "at_most")}
         given: dict[str, Any] = {"seed": self.seed, "smoke": self.smoke, "allow_code": self.allow_code}
         data = data_for("compare", (self.first, self.second), self.data, **given)
         pair = []
@@ -57,21 +78,110 @@ class Compare(JobFields):
         samples = min(SMOKE_JACOBIANS if self.smoke else self.samples, len(data.test))
         with progress or Progress() as shown:
             shown.stage(f"Comparing outputs and {samples} Jacobians")
-            with torch.no_grad():
-                x = data.test.inputs(torch.arange(samples))
-                largest = (reference.cpu()(x) - other.cpu()(x)).abs().max()
             values = [measured(each, data.test, self.device) for each in (reference, other)]
-            agrees = agreement(other, ModuleTeacher(reference), data.test, samples=samples)
+            agrees = agreement(other, as_teacher(reference), data.test, samples=samples)
+            details = audit(run, reference, other, data, samples)
         result = {
             **head(run, self.seed),
             "teacher": values[0],
             "student": values[1],
-            "agreement": {**agrees, "largest_output_difference": float(largest)},
+            "agreement": {**agrees, **details.pop("values")},
+            **details,
             "samples": samples,
             "data": data.name,
             "test_samples": len(data.test),
             "seconds": time.perf_counter() - start,
             "settings": self.settings(),
         }
+        unmet = [text for flag, each in limits.items() for text in _unmet(flag, each, result["agreement"])]
+        result["unmet"] = unmet
         run.write_result(result)
+        if unmet:
+            rule = f"{self.second} must agree with {self.first} as `--at-least` and `--at-most` of `compare` require."
+            raise InputError(rule, got="; ".join(unmet), do=f"The whole result is in {run.path}.")
         return {**result, "out": str(run.path)}
+
+
+_NAMES = {
+    "top1": "top1",
+    "cosine": "jacobian_cosine",
+    "jacobian_error": "jacobian_relative_error",
+    "value_error": "value_relative_error",
+}
+_WORST = 10
+
+
+def _limit(flag: str, text: str) -> tuple[str, float]:
+    """The name and the number of a requirement."""
+    name, _, number = text.partition("=")
+    rule = f"`--{flag.replace('_', '-')}` of `compare` must be NAME=NUMBER, NAME one of {', '.join(_NAMES)}."
+    try:
+        limit = float(number)
+    except ValueError as error:
+        raise InputError(rule, got=repr(text), do="Write for example cosine=0.95.") from error
+    if name not in _NAMES or limit != limit:
+        raise InputError(rule, got=repr(text), do="Write for example cosine=0.95.")
+    return name, limit
+
+
+def _unmet(flag: str, limits: list[tuple[str, float]], measured: Mapping[str, float | None]) -> list[str]:
+    """The requirements that are not met; what was not measured meets none."""
+    unmet = []
+    for name, limit in limits:
+        value = measured[_NAMES[name]]
+        if value is None or (value < limit if flag == "at_least" else value > limit):
+            side = "at least" if flag == "at_least" else "at most"
+            measure = "not measured" if value is None else format(value, ".4g")
+            unmet.append(f"{name} {measure}, {side} {limit:g} required")
+    return unmet
+
+
+def audit(run: Run, reference: nn.Module, other: nn.Module, data: Data, samples: int) -> dict[str, Any]:
+    """Compare two networks sample by sample, and write `worst.npz` and, of images, `worst.png` into the run.
+
+    Args:
+        run: Where to.
+        reference: The network that the other one shall equal.
+        other: The other.
+        data: Their data; the test part counts.
+        samples: Of how many samples the Jacobians are compared, evenly spaced.
+
+    Returns:
+        `values` with the largest difference of outputs and ‖y − y_ref‖ / ‖y_ref‖ over all samples, and `worst`: the ten
+        samples with the smallest cosine of the Jacobians, ties by the difference of outputs.
+    """
+    rows = torch.linspace(0, len(data.test) - 1, samples).round().long()
+    with torch.no_grad():
+        parts = [
+            [output_tensor(each.cpu()(x)) for each in (reference, other)] for x, _ in in_order(data.test, 500, _CPU)
+        ]
+    wanted, got = (torch.cat(each).double() for each in zip(*parts, strict=True))
+    apart = (got - wanted).flatten(1).norm(dim=1)
+    cosines, difference, norm = jacobian_differences(other, as_teacher(reference), data.test, rows)
+    errors = (difference / norm.clamp_min(1e-30)).sqrt()
+    order = sorted(range(len(rows)), key=lambda index: (float(cosines[index]), -float(apart[rows[index]])))[:_WORST]
+    worst = [
+        {
+            "sample": int(rows[index]),
+            "jacobian_cosine": float(cosines[index]),
+            "jacobian_relative_error": float(errors[index]),
+            "output_difference": float(apart[rows[index]]),
+            "outputs": [int(each[rows[index]].flatten().argmax()) for each in (wanted, got)],
+        }
+        for index in order
+    ]
+    chosen = rows[torch.tensor(order)]
+    x = data.test.inputs(chosen).cpu()
+    file = io.BytesIO()
+    np.savez_compressed(file, samples=chosen, x=x, reference=wanted[chosen].float(), other=got[chosen].float())
+    run.write_bytes("worst.npz", file.getvalue())
+    if len(data.shape) == 3 and data.shape[0] in (1, 3):
+        run.write_bytes("worst.png", picture_row(x.numpy(), [_caption(each) for each in worst]))
+    values = {"largest_output_difference": float((got - wanted).abs().max())}
+    values["value_relative_error"] = float(apart.norm() / wanted.norm().clamp_min(1e-30))
+    return {"values": values, "worst": worst}
+
+
+def _caption(sample: Mapping[str, Any]) -> str:
+    first, second = sample["outputs"]
+    return f"test {sample['sample']}\ncos {sample['jacobian_cosine']:.2f}\n{first} → {second}"

@@ -19,7 +19,17 @@ from torch import Tensor, nn
 from jacmatch.datasets import Data, Split
 from jacmatch.diagnostics import benchmark_engines
 from jacmatch.errors import InputError, unknown_name
-from jacmatch.jacobian import ESTIMATORS, READOUTS, BatchNormPolicy, Engine, Estimator, LogProbabilities, Readout, vjp
+from jacmatch.jacobian import (
+    ESTIMATORS,
+    READOUTS,
+    BatchNormPolicy,
+    Engine,
+    Estimator,
+    LogProbabilities,
+    RandomInputs,
+    Readout,
+    vjp,
+)
 from jacmatch.jacobian.probes import Law
 from jacmatch.jobs import networks
 from jacmatch.jobs.data import load
@@ -27,9 +37,11 @@ from jacmatch.jobs.inputs import same_inputs, same_teacher
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import SMOKE_JACOBIANS, TrainingFields, positive
 from jacmatch.jobs.study import Cell, Result, Task, head, main_fields, measured, of_method, row, run_cells, save_main
+from jacmatch.jobs.teacher_check import check_teacher
 from jacmatch.jobs.teachers import Prepared, prepare
 from jacmatch.jobs.train import Train
 from jacmatch.losses import JacobianLoss, OutputLoss
+from jacmatch.models import ValuesOnly, catalog
 from jacmatch.objectives import (
     POINTS,
     AtData,
@@ -43,7 +55,7 @@ from jacmatch.objectives import (
 from jacmatch.objectives.recipe import Recipe, recipe
 from jacmatch.runs import Run, spread
 from jacmatch.runs.files import load as load_json
-from jacmatch.teachers import ModuleTeacher, Teacher
+from jacmatch.teachers import Teacher
 from jacmatch.training import Batches, agreement, find_device
 from jacmatch.training.distributed import ProcessGroup
 from jacmatch.training.state import channels_last
@@ -154,7 +166,7 @@ class DistillationFields(TrainingFields):
             labels=self.labels_weight,
             outputs=self.outputs_weight,
             jacobians=chosen.jacobians if method == "jacobians" else 0.0,
-            probe=self._probe(),
+            probe=self._probe(teacher),
             readout=self._readout(),
             output_loss=chosen.output_loss,
             temperature=chosen.temperature,
@@ -170,7 +182,10 @@ class DistillationFields(TrainingFields):
             seed=seed,
         )
 
-    def _probe(self) -> Estimator:
+    def _probe(self, teacher: nn.Module | Teacher) -> Estimator:
+        """The probe; of a teacher of values alone, directions on the input side in place of the default."""
+        if isinstance(teacher, ValuesOnly) and self.probe == DistillationFields.probe:
+            return RandomInputs(self.probes, law=self.probe_law)
         settings: dict[str, Any] = {}
         if self.probe not in _SINGLE:
             settings["count"] = self.probes
@@ -247,7 +262,8 @@ class TeachingFields(DistillationFields):
     """Data set: digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, npz:FILE, folder:DIR, synthetic, or
     PACKAGE.MODULE:CALLABLE; left on disk: stream:DIR (a folder), wds:DIR (tar shards)."""
     teacher: str = "cnn5"
-    """Teacher: a model name, or the folder of a run that trained one."""
+    """Teacher: a model name, the folder of a run that trained one, hf:DIR, onnx:FILE, or a PACKAGE.MODULE:CALLABLE that
+    returns the outputs of a batch; of the last two only values are used."""
     student: str = "cnn3"
     """Student: a model name."""
     teacher_weights: Path | None = None
@@ -274,12 +290,18 @@ class TeachingFields(DistillationFields):
         """
         positive("distill", seeds=self.seeds, teacher_steps=self.teacher_steps)
         self.check_objective()
-        if self.teacher_weights is None and (self.teacher_mean or self.teacher_std):
+        if not self.foreign_teacher and (self.teacher_mean or self.teacher_std):
             raise InputError("`--teacher-mean` and `--teacher-std` of `distill` belong to --teacher-weights.")
         if not self.methods:
             raise InputError("`--methods` of `distill` must name at least one.", do=f"Known: {', '.join(METHODS)}.")
         if len(set(self.methods)) < len(self.methods):
             raise InputError("`--methods` of `distill` must differ.", got=" ".join(self.methods))
+
+    @property
+    def foreign_teacher(self) -> bool:
+        """Whether the teacher was not trained by a job of this package."""
+        code = catalog.is_code(self.teacher) and catalog.function_of_batch(self.teacher) is not None
+        return self.teacher_weights is not None or self.teacher.startswith(("onnx:", "hf:")) or code
 
     @property
     def runs(self) -> range:
@@ -310,7 +332,7 @@ class TeachingFields(DistillationFields):
             doctor=self.doctor and not self.smoke,
         )
         weights = None
-        if self.teacher_weights is not None:
+        if self.teacher_weights is not None or self.teacher_mean or self.teacher_std:
             weights = networks.Weights(self.teacher_weights, self.teacher_mean, self.teacher_std)
         prepared = prepare(self.teacher, data, weights, recipe, progress, allow_code=self.allow_code)
         if self.channels_last:
@@ -351,6 +373,7 @@ class Distill(TeachingFields):
             same_inputs(run, data, networks=(description,))
             teacher = self.taught_by(data, shown)
             same_teacher(run, data, teacher.network)
+            checked = check_teacher(teacher.network, data, shown) if self.foreign_teacher else {}
             if self.cache is not None:
                 from jacmatch.jobs.cache import cached_teachers  # which extends the settings above
 
@@ -370,7 +393,7 @@ class Distill(TeachingFields):
                 run,
                 cells,
                 partial(self._prepare, run, data, description, teacher),
-                partial(self._conclude, run, data, len(subset), teacher, start),
+                partial(self._conclude, run, data, len(subset), teacher, checked, start),
                 device=self.device,
                 progress=shown,
             )
@@ -383,11 +406,10 @@ class Distill(TeachingFields):
         self._choose_engine(run, objective, train)
 
         def finish() -> tuple[nn.Module, dict[str, Any]]:
-            reference = ModuleTeacher(teacher.network)
             return student, {
                 "teacher": measured(teacher.network, data.test, self.device),
                 "student": measured(student, data.test, self.device),
-                "agreement": agreement(student, reference, data.test, samples=self._samples(data)),
+                "agreement": agreement(student, teacher.answers, data.test, samples=self._samples(data)),
             }
 
         return Task(objective, train, validation, finish)
@@ -398,6 +420,7 @@ class Distill(TeachingFields):
         data: Data,
         train_samples: int,
         teacher: Prepared,
+        checked: Result,
         start: float,
         done: Sequence[tuple[Cell, Result]],
     ) -> Result:
@@ -419,6 +442,7 @@ class Distill(TeachingFields):
             "jacobian_samples": self._samples(data),
             "resolved": self.resolved(train_samples / data.classes if data.classes else None),
             "teacher_source": teacher.source,
+            "teacher_check": checked,
             "settings": self.settings(),
         }
 
@@ -456,7 +480,7 @@ def write_jacobian_figure(
     run: Run, data: Data, teacher: nn.Module, students: Mapping[str, nn.Module], labels: Mapping[str, str]
 ) -> None:
     """Write `jacobian_figure.npz` for the first test image of each class; nothing where the data are no images."""
-    if len(data.shape) != 3 or data.classes is None:
+    if len(data.shape) != 3 or data.classes is None or isinstance(teacher, ValuesOnly):
         return
     of_class = [(data.test.y == number).nonzero() for number in range(data.classes)]
     chosen = torch.tensor([int(rows[0]) for rows in of_class if len(rows)][:IMAGES])

@@ -1,18 +1,20 @@
 """`jacmatch doctor`: which derivative engines are right for a model, and why not the others."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import torch
 import tyro
+from torch import nn
 
-from jacmatch.diagnostics import doctor, report
+from jacmatch.diagnostics import Diagnosis, doctor, report
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks
 from jacmatch.jobs.data import data_for
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import JobFields
+from jacmatch.models import ValuesOnly
 from jacmatch.runs import threads
 from jacmatch.version import __version__
 
@@ -24,7 +26,7 @@ class Doctor(JobFields):
     examples: ClassVar[tuple[str, ...]] = ("vit-tiny --data cifar10:DIR", "runs/teacher --samples 16")
 
     model: Annotated[str, tyro.conf.Positional] = ""
-    """A run folder, or a model name (random weights will do)."""
+    """A run folder, hf:DIR, onnx:FILE, or a model name (random weights will do)."""
     data: str | None = None
     """Data set that fits the model; if left out, that of the run, or digits for a model name."""
     samples: int = 8
@@ -37,7 +39,7 @@ class Doctor(JobFields):
         given: dict[str, Any] = {"seed": self.seed, "smoke": self.smoke, "allow_code": self.allow_code}
         data = data_for("doctor", (self.model,), self.data, **given)
         torch.manual_seed(self.seed)
-        if networks.is_run(self.model):
+        if networks.brings_weights(self.model):
             network = networks.network(self.model, data, allow_code=self.allow_code)
         else:
             network = networks.Description.of(self.model, data).build()
@@ -49,7 +51,7 @@ class Doctor(JobFields):
             for mode in ("training",) if self.smoke else ("training", "evaluation"):
                 shown.stage(f"Checking the engines in {mode} mode")
                 network.train(mode == "training").requires_grad_(True)
-                modes[mode] = report(doctor(network, x, seed=self.seed))
+                modes[mode] = report(_diagnosis(network, x, self.seed))
         result = {
             "job": "doctor",
             "version": __version__,
@@ -62,3 +64,12 @@ class Doctor(JobFields):
         }
         run.write_result(result)
         return {**result, "out": str(run.path)}
+
+
+def _diagnosis(network: nn.Module, x: torch.Tensor, seed: int) -> Diagnosis:
+    """What the doctor says; of a network of values alone only the differences are checked."""
+    if not isinstance(network, ValuesOnly):
+        return doctor(network, x, seed=seed)
+    diagnosis = doctor(network, x, seed=seed, engines=("differences",))
+    without = tuple(finding for finding in diagnosis.findings if "detached" not in finding.code)
+    return replace(diagnosis, findings=without)

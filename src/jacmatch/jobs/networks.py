@@ -45,6 +45,9 @@ class Description:
         Raises:
             InputError: there is no such model, its code fails, or it does not return the outputs the data need.
         """
+        if self.spec.startswith("onnx:"):
+            do = "Name a model that can be trained, or give the file as a teacher."
+            raise InputError("An ONNX file has values and no gradient, so it cannot be trained.", got=self.spec, do=do)
         shape = self.shape if self.size is None else (self.shape[0], self.size, self.size)
         try:
             network = catalog.build(self.spec, self.outputs, shape, self.mean or None, self.std or None)
@@ -187,14 +190,14 @@ class Weights:
     """A weights file, and what its network was trained with where the file does not say.
 
     Attributes:
-        path: The file or folder.
+        path: The file or folder; None for a name that brings its weights (`brings_weights`).
         mean: Mean that was subtracted from the inputs; that of the published weights of the model if None.
         std: Standard deviation that they were divided by.
         size: Pixels a side that images are resized to; 0 as they are. If None, as they are unless the model takes one
             size only.
     """
 
-    path: Path
+    path: Path | None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     size: int | None = None
@@ -231,6 +234,10 @@ def with_weights(
     Raises:
         InputError: There is no such model or file, or they do not go together.
     """
+    if weights.path is None and spec.startswith("hf:"):
+        weights = replace(weights, path=catalog.hf_folder(spec.removeprefix("hf:")))
+    if weights.path is None:
+        raise InputError(f"The network {spec!r} must have weights here.", do="Give a run folder, or a weights file.")
     description = weights.describe(spec, outputs or 2, shape)
     options: dict[str, Any] = {"allow_pickle": True}
     if outputs is None:
@@ -286,7 +293,7 @@ def network(spec: str, data: Data, weights: Weights | None = None, *, allow_code
     Raises:
         InputError: there is no such model or folder, weights are missing, or the network does not fit the data.
     """
-    if weights is not None and (is_run(spec) or spec.startswith("onnx:")):
+    if weights is not None and (is_run(spec) or (spec.startswith("onnx:") and weights.path is not None)):
         what = "A run folder" if is_run(spec) else "An ONNX file"
         raise InputError(f"{what} brings its own weights.", got=str(weights.path), do="Leave them out.")
     if is_run(spec):
@@ -298,14 +305,15 @@ def network(spec: str, data: Data, weights: Weights | None = None, *, allow_code
             )
         return load_student(spec, allow_code=allow_code)
     if spec.startswith("onnx:"):
-        return catalog.build(spec, data.outputs, tuple(data.shape)).eval()
-    if weights is None and spec.startswith("hf:"):
-        weights = Weights(catalog.hf_folder(spec.removeprefix("hf:")))
-    if weights is None:
+        given = weights or Weights(None)
+        return catalog.build(spec, data.outputs, tuple(data.shape), given.mean, given.std).eval()
+    if catalog.is_code(spec) and weights is None and (function := catalog.function_of_batch(spec)) is not None:
+        return function
+    if weights is None and not spec.startswith("hf:"):
         if Path(spec).suffix in _FILES:
             raise _of_a_file(spec)
         Description.of(spec, data).build()  # an unknown name has a message of its own
-        raise InputError(f"The network {spec!r} must have weights here.", do="Give a run folder, or a weights file.")
+    weights = weights or Weights(None)
     return with_weights(spec, data.outputs, tuple(data.shape), weights)[0]
 
 

@@ -16,12 +16,13 @@ from jacmatch.jobs import networks
 from jacmatch.jobs.inputs import code_of_model, inputs_of
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.train import Train
+from jacmatch.models import catalog
 from jacmatch.runs import CHECKPOINT, RESULT, Run
 from jacmatch.runs.files import disk
 from jacmatch.runs.folder import tidy
 from jacmatch.runs.identity import Fingerprints, changed, digest_of
 from jacmatch.runs.lock import LOCK, hold
-from jacmatch.teachers import Teacher
+from jacmatch.teachers import Teacher, as_teacher
 from jacmatch.training.checkpoints import load
 from jacmatch.training.distributed import ProcessGroup
 from jacmatch.version import __version__
@@ -45,6 +46,11 @@ class Prepared:
         """Return the teacher of the students with this seed: the cached one, or the network."""
         return self.cached.get(seed, self.network)
 
+    @property
+    def answers(self) -> Teacher:
+        """The network as a teacher; of values alone, if that is all it has."""
+        return as_teacher(self.network)
+
 
 def cached_folder(recipe: Train, data: Data) -> Path:
     """Where the teacher that this recipe trains is kept: named by data, architecture, code and all settings.
@@ -60,7 +66,8 @@ def prepare(
     spec: str, data: Data, weights: networks.Weights | None, recipe: Train, progress: Progress, *, allow_code: bool
 ) -> Prepared:
     """The teacher: from a run folder or a weights file, or trained by the recipe if it has not been before."""
-    if networks.is_run(spec) or weights is not None:
+    trained = networks.brings_weights(spec) or weights is not None
+    if trained or (catalog.is_code(spec) and catalog.function_of_batch(spec) is not None):
         return Prepared(networks.network(spec, data, weights, allow_code=allow_code), spec)
     folder, ranks = cached_folder(recipe, data), ProcessGroup.current()
     inputs = inputs_of(data, networks=(networks.Description.of(recipe.model, data),))

@@ -16,7 +16,6 @@ from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import TrainingFields
 from jacmatch.jobs.study import NO_AGREEMENT, Result, head, measured, unfinished
 from jacmatch.losses import Task
-from jacmatch.models import catalog
 from jacmatch.objectives import Distillation
 from jacmatch.training import fit
 
@@ -63,10 +62,7 @@ class Train(TrainingFields):
         Raises:
             InputError: Flags do not go together, or the weights do not fit the model.
         """
-        weights = self.weights
-        if weights is None and self.model.startswith("hf:"):
-            weights = catalog.hf_folder(self.model.removeprefix("hf:"))
-        if weights is None:
+        if self.weights is None and not self.model.startswith("hf:"):
             named = [name for name in ("mean", "std", "size") if getattr(self, name) is not None]
             if named or self.tune != "all":
                 flags = ", ".join(f"`--{name}`" for name in named or ["tune"])
@@ -74,7 +70,7 @@ class Train(TrainingFields):
             description = networks.Description.of(self.model, data)
             torch.manual_seed(self.seed)
             return description.build(), description
-        given = networks.Weights(weights, self.mean, self.std, self.size)
+        given = networks.Weights(self.weights, self.mean, self.std, self.size)
         trained, description = networks.with_weights(self.model, None, tuple(data.shape), given)
         torch.manual_seed(self.seed)
         student, head = networks.adapted(trained, description, data.outputs)

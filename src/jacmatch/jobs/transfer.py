@@ -46,14 +46,15 @@ from jacmatch.jobs.teacher_distance import (
 )
 from jacmatch.jobs.train import Train
 from jacmatch.losses import JacobianLoss, OutputLoss
-from jacmatch.models import FirstOutputs, count_parameters
+from jacmatch.models import FirstOutputs, ValuesOnly, count_parameters
+from jacmatch.models.values import onnx
 from jacmatch.objectives import AtMixedPairs, Distillation, GradientShare
 from jacmatch.objectives.transfer import Pair
 from jacmatch.objectives.transfer import Transfer as Objective
 from jacmatch.report import Table
 from jacmatch.report.tables import entry
 from jacmatch.runs import Run, read_metrics, spread
-from jacmatch.teachers import MemoizedTeacher, ModuleTeacher, Teacher
+from jacmatch.teachers import MemoizedTeacher, ModuleTeacher, Teacher, as_teacher
 from jacmatch.training import Training
 from jacmatch.training.state import channels_last
 
@@ -379,9 +380,14 @@ class Transfer(TrainingFields):
         if self.pool is not None:
             positive("transfer", pool=self.pool)
         named = [name for name in ("teacher_size", "teacher_mean", "teacher_std") if getattr(self, name) is not None]
-        if named and self.teacher_weights is None:
+        if named and self.teacher_weights is None and not self.teacher.startswith(("onnx:", "hf:")):
             flags = ", ".join(f"`--{name.replace('_', '-')}`" for name in named)
             raise InputError(f"{flags} of `transfer` must come with --teacher-weights.")
+
+        if self.teacher.startswith("onnx:") and (rest := set(self.chosen) - {"labels", "mixup", "lwf"}):
+            rule = "`--methods` of `transfer` must be labels, mixup or lwf for a teacher of values alone."
+            do = "Add for example --methods labels lwf: an ONNX file has no features that a probe could use."
+            raise InputError(rule, got=f"{', '.join(sorted(rest))}", do=do)
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -419,7 +425,7 @@ class Transfer(TrainingFields):
                 rule = f"`--unlabelled` of `transfer` must be images of shape {data.shape}, as --data has."
                 raise InputError(rule, got=loaded.shape, do="Resize them, for example folder:DIR@SIZE.")
             others = loaded.train
-        ready = Ready(data, teacher, ModuleTeacher(teacher.network), description, (), others)
+        ready = Ready(data, teacher, as_teacher(teacher.network), description, (), others)
         if not any("attention" in method or method == "lwf+jacobians" for method in self.chosen):
             return ready
         return replace(ready, pairs=self.layers(ready))
@@ -442,7 +448,12 @@ class Transfer(TrainingFields):
                 do = f"Use `jacmatch distill --data {self.data} --teacher {self.teacher}`."
                 raise InputError(rule, got=f"a run on {of_run}", do=do)
             return teacher, data
-        if self.teacher_weights is not None:
+        if self.teacher.startswith("onnx:"):
+            shape = tuple(data.shape)
+            network = onnx(self.teacher.removeprefix("onnx:"), None, shape, self.teacher_mean, self.teacher_std)
+            outputs = network(torch.zeros(1, *shape)).shape[1]
+            return Pretrained(network, Description(self.teacher, outputs, shape, (), ()), shape), data
+        if self.teacher_weights is not None or self.teacher.startswith("hf:"):
             weights = networks.Weights(self.teacher_weights, self.teacher_mean, self.teacher_std)
             size = self.teacher_size
             return pretrained.from_weights(self.teacher, self.teacher_outputs, data.shape, size, weights), data
@@ -495,7 +506,7 @@ class Transfer(TrainingFields):
         teacher, draws = ready.teacher, self.views > 0
         for other in set(ready.memories) - {seed}:
             del ready.memories[other]
-        memory = ready.memories.setdefault(seed, MemoizedTeacher(ModuleTeacher(teacher.network), draws=draws))
+        memory = ready.memories.setdefault(seed, MemoizedTeacher(as_teacher(teacher.network), draws=draws))
         network: Any = teacher.network
         answers: Teacher = memory
         if method.startswith("adapt"):
@@ -510,7 +521,7 @@ class Transfer(TrainingFields):
             count = min(self.feature_components, len(both) - 1)
             network = basis_of(teacher, both, self.feature_layer, count, self.whiten)
             answers = HeadTeacher(network, memory, network.readout.layers[0], network.readout)
-        elif method == "lwf":
+        elif method == "lwf" and not isinstance(network, ValuesOnly):
             answers = HeadTeacher.of_last_layer(network, memory, labelled)
         return replace(ready, teacher=replace(teacher, network=network), answers=answers)
 

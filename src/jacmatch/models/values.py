@@ -14,8 +14,11 @@ from jacmatch.errors import InputError, optional_package
 from jacmatch.models.inputs import Shape
 
 _TYPES = {"float": np.float32, "float16": np.float16, "double": np.float64, "uint8": np.uint8}
-_STEPS = {"float16": 0.1, "uint8": 0.1}
-"""Steps of differences, as a share of the size of the input, where ε^⅓ of float32 is too small."""
+_STEPS = {"float": 1e-3, "double": 1e-3, "float16": 0.1, "uint8": 0.1}
+"""Steps of differences, as a share of the size of the input.
+
+In float32 less than ε^⅓, which balances rounding and curvature: most networks are linear between kinks.
+"""
 
 
 class ValuesOnly(nn.Module):
@@ -68,7 +71,7 @@ class ValuesOnly(nn.Module):
         return self.function(x.numpy(force=True).copy() if self.arrays else x.clone())
 
 
-def onnx(path: str, outputs: int, shape: Shape, mean: object = None, std: object = None) -> ValuesOnly:
+def onnx(path: str, outputs: int | None, shape: Shape, mean: object = None, std: object = None) -> ValuesOnly:
     """The network of an ONNX file on raw inputs, run by onnxruntime on the CPU.
 
     Images in NHWC order are transposed, float16 and double are converted, uint8 gets 255·x rounded. A file with a fixed
@@ -76,7 +79,7 @@ def onnx(path: str, outputs: int, shape: Shape, mean: object = None, std: object
 
     Args:
         path: The file.
-        outputs: Number of outputs that it must return.
+        outputs: Number of outputs that it must return; None for any.
         shape: Shape of one sample.
         mean: Subtracted from the raw input, where the file does not normalize; per channel.
         std: Divides the difference.
@@ -117,7 +120,7 @@ def onnx(path: str, outputs: int, shape: Shape, mean: object = None, std: object
     except Exception as error:  # onnxruntime has types of its own
         reason = (str(error).splitlines() or [""])[0][:200]
         raise InputError(f"{rule} that takes samples of shape {tuple(shape)}.", got=reason) from error
-    if result.shape[1] != outputs:
+    if outputs is not None and result.shape[1] != outputs:
         do = "Its classes must be those of the data, in the same order."
         raise InputError(f"{rule} with {outputs} outputs for these data.", got=f"{result.shape[1]}", do=do)
     return network
@@ -159,8 +162,8 @@ def _layout(rule: str, sizes: list[int | None], shape: Shape, dtype: str) -> tup
     raise InputError(f"{rule} that takes samples of shape {tuple(shape)}, NCHW or NHWC.", got=got, do=do)
 
 
-def _step(file: Path, dtype: str) -> float | None:
+def _step(file: Path, dtype: str) -> float:
     """A larger step for coarse inputs, and for quantized networks, whose values are stairs."""
     with file.open("rb") as stream:
         quantized = any(word in stream.read(2**28) for word in (b"QuantizeLinear", b"DynamicQuantizeLinear"))
-    return 0.2 if quantized else _STEPS.get(dtype)
+    return 0.2 if quantized else _STEPS[dtype]

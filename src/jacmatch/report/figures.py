@@ -93,6 +93,24 @@ def _inline(figure: Any) -> str:
     return picture.replace(_TEXT, "currentColor")
 
 
+def picture_row(images: Any, captions: Sequence[str]) -> bytes:
+    """Return a PNG of images (N, 1 or 3, H, W) with values in [0, 1] in rows of five, each below its caption."""
+    from matplotlib.figure import Figure
+
+    columns = min(5, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(2 * columns, 2.4 * rows), layout="constrained")
+    for number, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        shown = np.clip(np.moveaxis(np.asarray(pixels), 0, -1), 0, 1)
+        axes.imshow(shown[..., 0] if shown.shape[-1] == 1 else shown, cmap="gray", vmin=0, vmax=1)
+        axes.set_title(caption, fontsize=8)
+        axes.set_axis_off()
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+    return file.getvalue()
+
+
 def image(pixels: Any) -> str:
     """Return an image (1 or 3, H, W) with values in [0, 1] as a `data:` address of a PNG."""
     grid = np.clip(np.moveaxis(np.asarray(pixels, dtype=np.float64), 0, -1), 0, 1)

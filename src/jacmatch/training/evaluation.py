@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -12,7 +12,8 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian import jacobian, output_tensor, probes
 from jacmatch.jacobian.features import Select, selecting
 from jacmatch.jacobian.modules import call, in_mode
-from jacmatch.teachers import Question, Teacher
+from jacmatch.models.values import ValuesOnly
+from jacmatch.teachers import BlackBoxTeacher, Question, Teacher
 from jacmatch.teachers.base import query
 from jacmatch.training.data import in_order
 
@@ -151,7 +152,8 @@ def agreement(
       the mean over all rows. A row that is zero counts as cosine 0.
     - `jacobian_relative_error`: √(Σ‖J_S − J_T‖²_F / Σ‖J_T‖²_F), both sums over `samples`; None where J_T is zero.
 
-    Of a teacher without vᵀJ both Jacobians are compared along min(64, input elements) random orthogonal directions:
+    Of a teacher without vᵀJ, or a student of values alone (`models.ValuesOnly`), both Jacobians are compared along
+    min(64, input elements) random orthogonal directions:
     exact (up to its differences) if those are all, otherwise an estimate.
 
     Args:
@@ -181,8 +183,9 @@ def agreement(
     with in_mode(student, training=False):
         top1 = None if split.y.is_floating_point() else _top1(student, teacher, split, batch_size, device)
         first = probes.permutation(0, torch.zeros(1, dtype=torch.int64), 0, len(split))[0][:samples]
-        cosine, error = _jacobian_agreement(student, teacher, split, first, device)
-    return {"top1": top1, "jacobian_cosine": cosine, "jacobian_relative_error": error}
+        cosines, difference, norm = jacobian_differences(student, teacher, split, first)
+    error = math.sqrt(difference.sum() / norm.sum()) if norm.sum() > 0 else None
+    return {"top1": top1, "jacobian_cosine": cosines.mean().item(), "jacobian_relative_error": error}
 
 
 def _top1(student: nn.Module, teacher: Teacher, split: Split, batch_size: int, device: torch.device) -> float:
@@ -196,36 +199,50 @@ def _top1(student: nn.Module, teacher: Teacher, split: Split, batch_size: int, d
     return torch.stack(same).sum().item() / len(split)
 
 
-def _jacobian_agreement(
-    student: nn.Module, teacher: Teacher, split: Split, chosen: Int64[Tensor, "chosen"], device: torch.device
-) -> tuple[float, float | None]:
-    """Mean cosine and relative error, summed in float64: one batch may hold most of the norm."""
+def jacobian_differences(
+    student: nn.Module, teacher: Teacher, split: Split, chosen: Int64[Tensor, "sample"]
+) -> tuple[Float64[Tensor, "sample"], Float64[Tensor, "sample"], Float64[Tensor, "sample"]]:
+    """For each sample the cosine of `agreement`, ‖J_S − J_T‖²_F and ‖J_T‖²_F.
+
+    They are summed in float64: one batch may hold most of the norm.
+
+    Args:
+        student: As in `agreement`.
+        teacher: As in `agreement`.
+        split: The data.
+        chosen: Rows of the samples.
+    """
     regression = split.y.is_floating_point()
+    device = next((p.device for p in student.parameters()), split.x.device)
     outputs = len(query(teacher, split.inputs(chosen[:1]).to(device), Question()).outputs[0])
+    along = isinstance(student, ValuesOnly) or not teacher.answers_vjp
     size = max(1, _NUMBERS // (outputs * math.prod(split.x.shape[1:])))
     cosines, differences, norms = [], [], []
     for rows in torch.split(chosen, size):
         x = split.inputs(rows).to(device)
-        wanted, top, directions = _teacher_jacobian(teacher, x, rows.to(device), outputs)
-        with torch.no_grad():
-            y, rows = jacobian(student, x)
-        _check_outputs(y, (len(rows), outputs), "the teacher's")
-        got = rows.flatten(2).double()
-        if directions is not None:
-            got = torch.einsum("nki,pni->nkp", got, directions)
-        differences.append((got - wanted).square().sum())
-        norms.append(wanted.square().sum())
+        wanted, top, directions = _jacobian_of(teacher, x, rows.to(device), outputs, along)
+        if isinstance(student, ValuesOnly):
+            got = _jacobian_of(BlackBoxTeacher(student, relative_step=student.step), x, rows, outputs, along)[0]
+        else:
+            with torch.no_grad():
+                y, own = jacobian(student, x)
+            _check_outputs(y, (len(rows), outputs), "the teacher's")
+            got = own.flatten(2).double()
+            if directions is not None:
+                got = torch.einsum("nki,pni->nkp", got, directions)
+        differences.append((got - wanted).square().sum((1, 2)))
+        norms.append(wanted.square().sum((1, 2)))
         similar = functional.cosine_similarity(got, wanted, dim=2)
         cosines.append(similar.mean(1) if regression else similar.gather(1, top[:, None])[:, 0])
-    difference, norm = torch.stack(differences).sum().item(), torch.stack(norms).sum().item()
-    return torch.cat(cosines).mean().item(), math.sqrt(difference / norm) if norm > 0 else None
+    whole, apart, norm = (torch.cat(parts).cpu() for parts in (cosines, differences, norms))
+    return whole, apart, norm
 
 
-def _teacher_jacobian(
-    teacher: Teacher, x: Float[Tensor, "batch *input"], ids: Int64[Tensor, "batch"], outputs: int
+def _jacobian_of(
+    teacher: Teacher, x: Float[Tensor, "batch *input"], ids: Int64[Tensor, "batch"], outputs: int, along: bool
 ) -> tuple[Float[Tensor, "batch row column"], Int64[Tensor, "batch"], Float[Tensor, "probe batch element"] | None]:
     """J_T (B, K, D), or its products with directions (B, K, P); the teacher's top class; the directions if any."""
-    if teacher.answers_vjp:
+    if not along:
         rows = torch.eye(outputs, dtype=x.dtype, device=x.device)[:, None].expand(-1, len(x), -1)
         answer = query(teacher, x, Question(cotangents=rows))
         directions = None

@@ -15,7 +15,8 @@ from jacmatch import datasets
 from jacmatch.datasets.files import in_one_line
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
 from jacmatch.jacobian import finite_differences, products
-from jacmatch.models import catalog
+from jacmatch.models import ValuesOnly, catalog
+from jacmatch.models.values import onnx
 
 _TYPES = "must return float32 or float64."
 OURS = "It is called with float64 tensors or arrays on the CPU, and returns the same."
@@ -222,7 +223,7 @@ def is_code(spec: str) -> bool:
     module_name, _, attribute = spec.partition(":")
     return (
         bool(attribute)
-        and module_name not in ("npz", "csv", "parquet")
+        and module_name not in ("npz", "csv", "parquet", "onnx")
         and all(map(str.isidentifier, module_name.split(".")))
     )
 
@@ -234,7 +235,9 @@ def import_callable(spec: str, flag: str = "--teacher") -> Any:
         InputError: there is no such module, or nothing that can be called in it.
     """
     module_name, _, attribute = spec.partition(":")
-    rule = f"`{flag} {spec}` must be PACKAGE.MODULE:CALLABLE or npz:FILE."
+    if module_name == "onnx":
+        return onnx_function(attribute)
+    rule = f"`{flag} {spec}` must be PACKAGE.MODULE:CALLABLE, onnx:FILE or npz:FILE."
     taken = (
         module_name in datasets.LOADERS or module_name in catalog.FAMILIES
     )  # names of other things, in a --config too
@@ -250,6 +253,21 @@ def import_callable(spec: str, flag: str = "--teacher") -> Any:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise unknown_name(f"`{flag} {spec}`: the callable of module {module_name}", attribute, known)
     return function
+
+
+def onnx_function(path: str) -> Callable[[Any], Any]:
+    """The function of an ONNX file of vectors, in float32: values of arrays (N, D)."""
+    network: ValuesOnly | None = None
+
+    def call(x: np.ndarray) -> np.ndarray:
+        nonlocal network
+        points = torch.from_numpy(np.asarray(x, np.float32))
+        if network is None:
+            network = onnx(path, None, tuple(points.shape[1:]))
+        values: np.ndarray = network(points).numpy()
+        return values
+
+    return call
 
 
 def open_function(
