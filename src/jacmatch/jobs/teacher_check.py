@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from jacmatch.datasets import Data
 from jacmatch.jacobian import output_tensor
 from jacmatch.jacobian.modules import call, in_mode
+from jacmatch.jobs.data import mixed
 from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.teacher_distance import mixed
 from jacmatch.models.catalog import IMAGENET_MEAN, IMAGENET_STD
 
 POINTS = 0.05
