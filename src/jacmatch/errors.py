@@ -1,7 +1,7 @@
-"""Errors a user can act on: what is wrong, which rule it breaks, what was got, what to do.
+"""Errors a user can act on: what is wrong, which rule it breaks, what was given, what to do.
 
-They are the ground floor: every package may raise them, and the command line turns exactly these two into one line and
-exit code 2. Anything else that is raised is a defect of ours and keeps its traceback.
+Every package may raise them. The command line prints exactly these two as one line with exit code 2; any other
+exception is a bug and keeps its traceback.
 """
 
 import difflib
@@ -15,11 +15,11 @@ class InputError(ValueError):
     """What the caller gave cannot be used."""
 
     def __init__(self, rule: str, *, got: object = None, do: str = "") -> None:
-        """Composes one sentence each: the rule, what was got, what to do.
+        """Compose one sentence each: the rule, what was given, what to do.
 
         Args:
-            rule: Names the argument and its caller and says what is required.
-            got: What was given instead, left out if None.
+            rule: Names the argument and its caller, and the requirement.
+            got: What was given instead; omitted if None.
             do: The remedy; omitted if empty.
 
         Example:
@@ -39,16 +39,16 @@ class ClassDimensionError(InputError):
 
 
 def class_axis(caller: str, shape: Sequence[int], class_dim: int | None) -> int:
-    """Return the dimension of the classes in outputs of this shape: 1 for (B, K); of more dimensions it is not guessed.
+    """Return the class dimension of outputs of this shape: 1 for (B, K); otherwise `class_dim` must be given.
 
     Args:
         caller: The function that needs it, for the message.
-        shape: Of the logits.
-        class_dim: As given.
+        shape: Shape of the logits.
+        class_dim: The user's setting.
 
     Raises:
-        ClassDimensionError: there are more than two dimensions, and `class_dim` is None.
-        InputError: there is no such dimension, or it is the batch.
+        ClassDimensionError: There are more than two dimensions, and `class_dim` is None.
+        InputError: There is no such dimension, or it is the batch.
 
     Example:
         >>> class_axis("hinton_kl", (8, 10), None), class_axis("hinton_kl", (8, 5, 10), -1)
@@ -79,11 +79,11 @@ def one_row_of_classes(caller: str, shape: Sequence[int]) -> None:
 
 
 class Stopped(InputError):
-    """A job was cut off by what the user can mend; what it had done is kept."""
+    """A job was interrupted by something the user can fix; its progress is kept."""
 
 
 def printable(text: str) -> str:
-    r"""The text in one line: what a file or a name brings in of line ends and control characters is written as escapes.
+    r"""Return the text in one line, with line ends and control characters as escapes.
 
     Example:
         >>> print(printable("a name\nof two lines"))
@@ -100,8 +100,8 @@ class ElsewhereError(RuntimeError):
     """Another process of the same job has failed.
 
     Attributes:
-        code: What the job exits with.
-        says: What there is to say; empty where the other process says it.
+        code: Exit code of the job.
+        says: The message; empty if the other process prints it.
     """
 
     def __init__(self, code: int, says: str = "") -> None:
@@ -142,7 +142,7 @@ def optional_package(module: str, caller: str, install: str) -> Any:
 
 
 def unknown_name(what: str, got: str, known: Iterable[str]) -> InputError:
-    """An error for a name that is not in a list, with the nearest known names.
+    """Return an error for a name that is not in a list, with the nearest known names.
 
     Example:
         >>> print(unknown_name("`--student`", "vgg-4", ["vgg4", "vgg9", "mlp"]))

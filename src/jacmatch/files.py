@@ -1,8 +1,7 @@
-"""Files in folders that may be somebody else's: opened without following links, written whole or not at all.
+"""Files in folders that may belong to somebody else: opened without following links, written atomically.
 
-Below a run folder, a cache or a kept teacher, any name can be a symbolic link, a hard link, a named pipe or a folder
-that somebody has put there. Whatever the library reads or writes in such a folder goes through this module, so that no
-file outside is emptied, cut, overwritten or read. It needs the standard library only.
+Any name in a run folder or cache can be a symbolic link, a hard link, a named pipe or a folder. All reads and writes
+there go through this module, so that no file outside the folder is changed or read. It needs the standard library only.
 """
 
 import contextlib
@@ -26,12 +25,7 @@ _KINDS = {
 
 
 def inside(folder: Path, file: Path, largest: int | None = None) -> Path:
-    """Return the file, which lies in the folder also when symbolic links are followed, and is not too large to read.
-
-    Args:
-        folder: That must not be left.
-        file: A file or folder below it, which need not exist.
-        largest: In bytes; None for any size.
+    """Return the file, after checking that it lies in the folder, links followed, and has at most `largest` bytes.
 
     Raises:
         InputError: A link leads out of the folder, or the file is larger.
@@ -46,12 +40,9 @@ def inside(folder: Path, file: Path, largest: int | None = None) -> Path:
 
 
 def open_regular(path: str | os.PathLike[str], flags: int, *, single: bool = False) -> int:
-    """Return a descriptor of a regular file; no link is followed, and nothing that is no file is opened.
+    """Return a descriptor of a regular file, following no link; `single` also refuses a file with a hard link.
 
-    Args:
-        path: The file.
-        flags: Of `os.open`. Do not truncate with them: that would happen before the file is looked at.
-        single: Whether a file with a second name (a hard link) is refused, because it is to be changed in place.
+    The flags are those of `os.open`, without truncation, which would happen before the check.
 
     Raises:
         InputError: It is a link, a folder, a pipe, a device or a socket.
@@ -80,17 +71,17 @@ def _check_regular(path: str | os.PathLike[str], status: os.stat_result, single:
 
 
 def check_single(file: Path) -> None:
-    """Refuse what is there under a name, unless it is a regular file that has no other name.
+    """Refuse anything of this name except a regular file without other names.
 
     Raises:
-        InputError: It is a link, a hard link too, a folder, a pipe, a device or a socket.
+        InputError: It is a link (hard links included), a folder, a pipe, a device or a socket.
     """
     with contextlib.suppress(FileNotFoundError):
         _check_regular(file, os.lstat(file), single=True)
 
 
 def check_entry(folder: Path, file: Path) -> None:
-    """Refuse what is there under a name, unless it is a regular file or a link to one in the same folder.
+    """Refuse anything of this name except a regular file or a link to one in the same folder.
 
     Raises:
         InputError: It is something else; a link that leads nowhere too.
@@ -101,15 +92,10 @@ def check_entry(folder: Path, file: Path) -> None:
 
 
 def read(folder: Path, file: Path, largest: int | None = None) -> bytes:
-    """Return the content of a file below a folder. A link is followed if it stays in the folder.
-
-    Args:
-        folder: That must not be left.
-        file: The file.
-        largest: In bytes; None for any size.
+    """Return the content of a file in a folder; a link is followed if it stays in the folder.
 
     Raises:
-        InputError: A link leads out of the folder, or the file is larger or not regular.
+        InputError: A link leads out of the folder, or the file is not regular or has more than `largest` bytes.
         OSError: The operating system refuses.
     """
     real = os.path.realpath(inside(folder, file, largest))
@@ -118,7 +104,7 @@ def read(folder: Path, file: Path, largest: int | None = None) -> bytes:
 
 
 def append(file: Path, data: bytes) -> None:
-    """Write behind what the file holds; it is made if it is not there.
+    """Append data to a file, which is created if it is missing.
 
     Raises:
         InputError: It is a link or no regular file.
@@ -129,14 +115,14 @@ def append(file: Path, data: bytes) -> None:
 
 
 def unfinished_name(name: str) -> str:
-    """Return a name beside `name` that nobody can know before: no link can wait there."""
+    """Return an unpredictable temporary name beside `name`, where no link can be prepared."""
     return f".{name}.{secrets.token_hex(8)}{UNFINISHED}"
 
 
 def replace(target: Path, data: bytes | memoryview) -> None:
-    """Write a file beside its place, wait for the disk, and rename it: readers see the old file or the new one.
+    """Write a file atomically: to a temporary name, synced to disk, then renamed; readers see the old or the new file.
 
-    What had this name, a link too, is replaced and not written through. On failure nothing is left behind.
+    A link of that name is replaced, not followed. On failure nothing is left behind.
 
     Raises:
         OSError: The operating system refuses.

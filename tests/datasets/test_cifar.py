@@ -230,7 +230,7 @@ BAD_GRIDS = {
     "labels missing": (lambda folder: (folder / "train_lables.json").unlink(), r"Got no file .*train_lables\.json"),
     "narrow": (
         grid("RGB", (512, 20)),
-        r"data_batch_1\.png must be a colour image of 1,024 × 20 pixels, one picture a row\. Got 512 × 20, 3 channels",
+        r"data_batch_1\.png must be a color image of 1,024 × 20 pixels, one picture a row\. Got 512 × 20, 3 channels",
     ),
     "gray": (grid("L", (1024, 20)), r"one picture a row\. Got 1024 × 20, 1 channels"),
     "tall": (grid("RGB", (1024, 21)), r"data_batch_1\.png must have at most 20,480 pixels\. Got 21,504"),

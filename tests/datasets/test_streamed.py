@@ -68,7 +68,7 @@ def test_a_coloured_picture_among_grey_ones_is_named_when_it_is_met(folder, monk
     monkeypatch.setattr(data_module, "_COUNTED", 2)
     data = datasets.load(f"stream:{folder}")
     assert data.train.inputs(torch.tensor([0, 2])).shape == (2, 1, 5, 6)
-    with pytest.raises(InputError, match=r"must be gray.* Got a coloured one, train/cat/1\.png\. Convert them"):
+    with pytest.raises(InputError, match=r"must be gray.* Got a color image, train/cat/1\.png\. Convert them"):
         data.train.inputs(torch.tensor([1]))
 
 

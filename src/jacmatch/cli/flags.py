@@ -20,16 +20,16 @@ from jacmatch.errors import InputError
 
 @dataclass(frozen=True)
 class Options:
-    """What every verb takes besides the fields of its job."""
+    """Options of every verb besides the fields of its job."""
 
     config: Path | None = None
     """JSON or YAML file with settings, or the folder of an earlier run; flags override it."""
     resume: Path | None = None
-    """Go on with the unfinished run in this folder, with its settings; a flag that says otherwise is refused."""
+    """Resume the unfinished run in this folder, with its settings; a flag that differs is refused."""
     json: bool = False
-    """Print the result as JSON on stdout, and nothing else there."""
+    """Print the result as JSON on stdout, and nothing else."""
     traceback: bool = False
-    """Show the lines of code behind an error."""
+    """Print the Python traceback of an error."""
 
 
 @dataclass(frozen=True)

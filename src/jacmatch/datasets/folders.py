@@ -22,16 +22,14 @@ _NOT_DATA = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@
 
 
 def load(argument: str, seed: int) -> Data:
-    """Your own pictures: `folder:DIR` or `folder:DIR@SIZE`, with DIR/train/CLASS/*.png|jpg|jpeg|webp and DIR/test/….
+    """Return your own pictures: `folder:DIR` or `folder:DIR@SIZE`, with DIR/train/CLASS/*.png (jpg, webp), DIR/test/….
 
     Classes are numbered in the order of their names. All pictures must have one size; with @SIZE each is resized to
     SIZE × SIZE (bilinear with antialiasing, the aspect ratio is not preserved). If all are gray there is one channel,
-    otherwise three. Without DIR/test a fifth of each class is taken out of DIR/train for it, chosen by `seed`. Another
-    layout, a file that is not a usable image, and unequal sizes are each an `InputError`.
+    otherwise three. Without DIR/test a fifth of each class in DIR/train, chosen by `seed`, is the test part.
 
-    Args:
-        argument: DIR or DIR@SIZE.
-        seed: Determines the split where there is no test folder.
+    Raises:
+        InputError: The layout is another one, a file is no usable image, or sizes differ.
     """
     folder, size = parse(argument, "folder")
     name = f"folder:{argument}"
@@ -47,11 +45,7 @@ def load(argument: str, seed: int) -> Data:
 
 
 def parse(argument: str, source: str) -> tuple[Path, int | None]:
-    """Folder and size of DIR@SIZE, unless a folder has that very name.
-
-    Args:
-        argument: What the user wrote.
-        source: Name of the data set, for messages.
+    """Return folder and size of DIR@SIZE, unless a folder has that very name; `source` names the data set.
 
     Raises:
         InputError: There is no such folder, or SIZE is no size.
@@ -66,7 +60,7 @@ def parse(argument: str, source: str) -> tuple[Path, int | None]:
 
 
 def listed(folder: Path) -> tuple[list[str], list[tuple[Path, str]], list[tuple[Path, str]]]:
-    """The classes, and the (file, class) pairs of the training and of the test part, which may be empty.
+    """Return the classes, and the (file, class) pairs of the training and of the test part, which may be empty.
 
     Raises:
         InputError: The folder has another layout.
@@ -83,7 +77,7 @@ def listed(folder: Path) -> tuple[list[str], list[tuple[Path, str]], list[tuple[
 
 
 def _list(folder: Path) -> tuple[list[str], list[tuple[Path, str]]]:
-    """The classes and the (file, class) pairs of one part, both in the order of their names."""
+    """Return the classes and the (file, class) pairs of one part, both sorted by name."""
     if not is_dir(folder):
         raise InputError(
             f"{folder.parent} must have a folder `{folder.name}`.", got=_some_names(folder.parent), do=_LAYOUT
@@ -107,12 +101,12 @@ def _list(folder: Path) -> tuple[list[str], list[tuple[Path, str]]]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What is in a folder, without what operating systems and notebooks leave there."""
+    """Return what is in a folder, without files of operating systems and notebooks."""
     return [path for path in entries(folder) if not is_hidden(path.name)]
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is no data: it begins with a dot, or an operating system makes it.
+    """Whether a file or folder of this name is no data: it begins with a dot, or an operating system creates it.
 
     Example:
         >>> is_hidden("._0.png"), is_hidden("Thumbs.db"), is_hidden("0.png")
@@ -137,7 +131,7 @@ def _check_no_other_split(folder: Path) -> None:
 
 
 def _read(paths: list[Path], size: int | None, name: str) -> UInt8[np.ndarray, "sample channel row column"]:
-    """All images in one array, channels first."""
+    """Return all images in one array, channels first."""
     target = None if size is None else (size, size)
     images: list[UInt8[np.ndarray, "row column channel"]] = []
     for path in paths:
@@ -157,7 +151,7 @@ def _read(paths: list[Path], size: int | None, name: str) -> UInt8[np.ndarray, "
     channels = max(image.shape[2] for image in images)
     result = np.empty((len(images), channels, *images[0].shape[:2]), dtype=np.uint8)
     for row, image in enumerate(images):
-        result[row] = image.transpose(2, 0, 1)  # a gray image fills all three channels of a colour set
+        result[row] = image.transpose(2, 0, 1)  # a gray image fills all three channels of a color set
     return result
 
 
@@ -167,10 +161,10 @@ def _sides(image: UInt8[np.ndarray, "row column channel"]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """Image files below a folder. `Source` says what the methods are.
+    """Image files in a folder; a `Source`.
 
     Attributes:
-        folder: Where they are.
+        folder: The folder.
         names: Their paths from there.
         sizes: Their sizes in bytes when they were listed.
     """
@@ -180,18 +174,18 @@ class Files:
     sizes: Int64[np.ndarray, "file"]
 
     def name(self, number: int) -> str:
-        """Its path from the folder, with slashes on every system."""
+        """Return the path from the folder, with slashes on every system."""
         return self.names[number]
 
     def size(self, number: int) -> int:
-        """Its size in bytes."""
+        """Return the size in bytes."""
         return int(self.sizes[number])
 
     def read(self, number: int) -> bytes:
-        """Its bytes.
+        """Return the content.
 
         Raises:
-            InputError: It cannot be read, or has another size than when it was listed.
+            InputError: The file cannot be read, or its size has changed since it was listed.
         """
         path = self.folder / self.names[number]
         with reading(path, "a readable file", "Check that it is still there."), path.open("rb") as file:
@@ -203,15 +197,11 @@ class Files:
 
 
 def load_streamed(argument: str, seed: int) -> Data:
-    """Your own pictures, left on disk: `stream:DIR` or `stream:DIR@SIZE`, otherwise as `folder:DIR`.
+    """Return your own pictures, left on disk: `stream:DIR` or `stream:DIR@SIZE`, otherwise as `folder:DIR`.
 
-    Each image is read and decoded when a batch needs it, ahead of the step by `--workers` threads. Numbers are those of
-    `folder`, but for mean and deviation, which are of 2,048 training images evenly spaced. An image that cannot be
-    decoded is an `InputError` when it is met.
-
-    Args:
-        argument: DIR or DIR@SIZE.
-        seed: Determines the split where there is no test folder.
+    Each image is read and decoded when a batch needs it, in advance by `--workers` threads. The numbers are those of
+    `folder`, except mean and deviation, which are computed from 2,048 evenly spaced training images. An image that
+    cannot be decoded is an `InputError` when it is read.
     """
     folder, size = parse(argument, "stream")
     name = f"stream:{argument}"

@@ -11,18 +11,15 @@ from jaxtyping import UInt8
 from jacmatch.datasets.files import reading
 from jacmatch.errors import InputError, UnsupportedError
 
-# Gray and colour modes of 8 bits a channel, with or without a palette or transparency, which is dropped.
+# Gray and color modes of 8 bits a channel, with or without a palette or transparency, which is dropped.
 _GREY = ("1", "L", "LA")
-_COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+_COLOR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow knows forty more, some of which start other programs
 _OPENING = threading.Lock()  # Pillow's limit is global, and files are decoded in several threads
 
 
 def pillow(caller: str) -> Any:
-    """The module `PIL.Image`.
-
-    Args:
-        caller: What needs it, for the message.
+    """Return the module `PIL.Image`; `caller` needs it, for the message.
 
     Raises:
         UnsupportedError: Pillow is not installed.
@@ -38,17 +35,19 @@ def pillow(caller: str) -> Any:
 def decode(
     path: Path, *, caller: str, max_pixels: int, size: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "row column channel"]:
-    """The pixels of one image file: one channel if the file is gray, otherwise red, green and blue.
+    """Return the pixels of an image file: one channel if the file is gray, otherwise red, green and blue.
 
-    The orientation that a camera noted in the file is applied. Transparency is dropped. Of a JPEG with several pictures
-    (MPO, as telephones write it: a depth map, a smaller copy) the first is taken, as by every viewer. A file that is
-    not an image of 8 bits a channel with one frame, or is too large, is an `InputError`.
+    The orientation from the file's EXIF data is applied. Transparency is dropped. Of a JPEG with several pictures (MPO)
+    the first is taken.
 
     Args:
         path: The file.
         caller: What needs it, for messages.
-        max_pixels: The largest width · height that is decoded; stands in for Pillow's own global limit.
+        max_pixels: The largest width · height that is decoded; replaces Pillow's own global limit.
         size: (height, width) to resize to, bilinear with antialiasing; None keeps the size.
+
+    Raises:
+        InputError: The file is no image of 8 bits per channel with one frame, or is too large.
     """
     return _decoded(path, str(path), caller, max_pixels, size)
 
@@ -56,7 +55,7 @@ def decode(
 def decode_bytes(
     content: bytes, what: str, *, caller: str, max_pixels: int, size: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "row column channel"]:
-    """The pixels of an image file that has been read: as `decode`, with a name for the messages instead of the path."""
+    """Return the pixels of an image file in memory; as `decode`, with a name for messages instead of the path."""
     return _decoded(io.BytesIO(content), what, caller, max_pixels, size)
 
 
@@ -89,10 +88,10 @@ def _opened(image_module: Any, file: Path | io.BytesIO) -> Any:
 
 
 def _check_header(what: str, mode: str, pixels: int, frames: int, max_pixels: int) -> None:
-    """Before anything is decoded."""
+    """Refuse an image by its header, before it is decoded."""
     if pixels > max_pixels:
         raise InputError(f"{what} must have at most {max_pixels:,} pixels.", got=f"{pixels:,}", do="Scale it down.")
-    if mode not in _GREY + _COLOUR:
+    if mode not in _GREY + _COLOR:
         do = "Convert it, for example of 16 bits: Image.fromarray((np.asarray(image) // 257).astype(np.uint8))."
         raise InputError(f"{what} must have 8 bits a channel.", got=f"mode {mode}", do=do)
     if frames != 1:

@@ -1,4 +1,4 @@
-"""The user's own arrays in one numpy archive."""
+"""The user's own arrays in a numpy archive."""
 
 import io
 import zipfile
@@ -12,27 +12,19 @@ from jacmatch.datasets.files import check_memory, existing_file, reading
 
 
 def load(argument: str, seed: int) -> Data:
-    """Your own arrays: `npz:FILE`, a numpy archive with the arrays that `from_arrays` names.
+    """Return your own arrays: `npz:FILE`, a numpy archive with the arrays that `from_arrays` names.
 
-    A file that is missing, broken or larger than the memory, pickled objects in it, and what `from_arrays` refuses are
-    each an `InputError`.
-
-    Args:
-        argument: The path of the file.
-        seed: Not used; the file has its own split.
+    Raises:
+        InputError: The file is missing, broken, pickled or larger than the memory, or `from_arrays` refuses it.
     """
     return from_arrays(f"npz:{argument}", arrays(argument))
 
 
 def arrays(argument: str, needed: tuple[str, ...] = REQUIRED) -> dict[str, object]:
-    """The arrays of a file as they are; only their names are checked.
-
-    Args:
-        argument: The path of the file.
-        needed: Names that must be there.
+    """Return the arrays of a file; only their names are checked.
 
     Raises:
-        InputError: the file is missing, broken or larger than the memory, or has other names.
+        InputError: The file is missing, broken or larger than the memory, or has other names.
     """
     path = existing_file(argument, "npz")
     with reading(path, "a numpy .npz archive of plain arrays", "Write it with np.savez, numbers only."):
@@ -43,7 +35,7 @@ def arrays(argument: str, needed: tuple[str, ...] = REQUIRED) -> dict[str, objec
 
 
 def check_sizes(archive: Path | io.BytesIO, name: str) -> None:
-    """Nothing, if the arrays of the archive, called `name` in messages, fit into memory together."""
+    """Refuse an archive, called `name` in messages, whose arrays do not fit into memory."""
     with zipfile.ZipFile(archive) as members:
         size = sum(member.file_size for member in members.infolist())
     check_memory(size, f"The arrays of {name}", "Choose fewer rows, or store images as uint8.")

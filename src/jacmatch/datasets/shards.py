@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files of images, with an index so that any image can be read."""
+"""WebDataset shards: tar files of images, with an index for random access."""
 
 import hashlib
 import io
@@ -35,9 +35,9 @@ class TarIndex:
     """The samples of one tar file, in its order.
 
     Attributes:
-        keys: Name of each sample: the part before the first dot of the names of its files.
-        offsets: Where the bytes of its image begin in the file.
-        sizes: How many they are.
+        keys: Name of each sample: the part of its file names before the first dot.
+        offsets: Where its image begins in the file.
+        sizes: Size of its image in bytes.
         labels: Its class.
     """
 
@@ -48,10 +48,10 @@ class TarIndex:
 
 
 def cached_index(path: Path) -> TarIndex:
-    """The index of a tar file, from the user's cache if it was made before.
+    """Return the index of a tar file, from the user's cache if it was built before.
 
-    The key is the file's path, size and modification time. A cache that cannot be written or is damaged is built again
-    and is no error.
+    The cache key is the file's path, size and modification time. A cache that cannot be written or is damaged is
+    rebuilt without an error.
 
     Raises:
         InputError: The file is no tar file of samples.
@@ -68,11 +68,11 @@ def cached_index(path: Path) -> TarIndex:
 
 
 def make_index(path: Path) -> TarIndex:
-    """The index of a tar file, from its headers.
+    """Return the index of a tar file, from its headers.
 
     Raises:
-        InputError: It is compressed, cut off or damaged; a member is a link, sparse, larger than 64 MiB, or has a name
-            that leads out of the archive; a sample has no image, no class or two of one; or a name occurs twice.
+        InputError: The file is compressed, truncated or damaged; a member is a link, sparse, larger than 64 MiB, or has
+            a name that leads out of the archive; a sample has no image, no class or two of one; or a name occurs twice.
     """
     samples: dict[str, _Sample] = {}
     last = ""
@@ -103,7 +103,7 @@ class _Sample:
     dotted: set[tuple[str, str]] = field(default_factory=set)  # what is before the last dot of extensions, and of what
 
     def two_in_one(self) -> bool:
-        """Whether a second sample is in it, as `a.2.png` and `a.2.cls` beside `a.png` and `a.cls`."""
+        """Whether it contains a second sample, as `a.2.png` and `a.2.cls` beside `a.png` and `a.cls`."""
         used = {self.image_extension.rpartition(".")[0], self.label_extension.rpartition(".")[0]}
         stems = [{stem for stem, kind in self.dotted if kind == each} for each in ("image", "class")]
         return bool(stems[0] & stems[1] - used)
@@ -116,7 +116,7 @@ def _no_sample(name: str) -> bool:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Key and extension, which begins at the first dot of the last part of the name."""
+    """Return key and extension, which begins at the first dot of the last part of the name."""
     folder, slash, file = name.rpartition("/")
     stem, _, extension = file.partition(".")
     return folder + slash + stem, extension.lower()
@@ -130,9 +130,9 @@ def _check_member(path: Path, member: tarfile.TarInfo) -> None:
 
 
 def _take(path: Path, sample: _Sample, member: tarfile.TarInfo, extension: str, raw: BinaryIO) -> None:
-    """Notes what a member says about its sample; what is neither image nor class is passed over.
+    """Record what a member says about its sample; files that are neither image nor class are ignored.
 
-    As in webdataset all after the first dot is the extension, and its last part says what is in the file. A sample with
+    As in webdataset, everything after the first dot is the extension, and its last part is the type. A sample with
     `png` and `mask.png` has one image, `png`; with `1.png` and `2.png` it would have two.
     """
     what, kind = f"{path}: {member.name!r}", extension.rpartition(".")[2]
@@ -154,7 +154,7 @@ def _take(path: Path, sample: _Sample, member: tarfile.TarInfo, extension: str, 
 
 
 def _first(path: Path, taken: str, member: tarfile.TarInfo, extension: str, what: str) -> bool:
-    """Whether a file is used, where the sample may have one of its kind already."""
+    """Whether a file is used, where the sample may already have one of its type."""
     plain, other = "." not in extension, "." not in taken
     if taken and plain == other:
         do = _REMEDY if plain else _FIRST_DOT
@@ -171,7 +171,7 @@ def _text(raw: BinaryIO, member: tarfile.TarInfo) -> bytes:
 
 
 def _check_end(path: Path, raw: BinaryIO, end: int) -> None:
-    """The reader of the standard library stops in silence where a header is damaged or cut off."""
+    """Check that the tar file is complete: the standard library stops silently at a damaged or truncated header."""
     raw.seek(end)
     block = raw.read(tarfile.BLOCKSIZE)
     if block.strip(b"\0"):
@@ -239,12 +239,12 @@ _OTHERS = ("val", "valid", "validation")
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """The images of some tar files. `Source` says what the methods are.
+    """The images of several tar files; a `Source`.
 
     Attributes:
-        folder: Where the tar files are.
+        folder: The folder of the tar files.
         paths: The tar files, in order.
-        indices: What is in each.
+        indices: The index of each.
         starts: Number of the first image of each.
     """
 
@@ -254,20 +254,20 @@ class Shards:
     starts: Int64[np.ndarray, "shard"]
 
     def name(self, number: int) -> str:
-        """SHARD: KEY, the shard as a path from the folder."""
+        """Return SHARD: KEY, the shard as a path from the folder."""
         shard, position = self._position(number)
         return f"{self.paths[shard].relative_to(self.folder).as_posix()}: {self.indices[shard].keys[position]}"
 
     def size(self, number: int) -> int:
-        """Its size in bytes."""
+        """Return the size in bytes."""
         shard, position = self._position(number)
         return int(self.indices[shard].sizes[position])
 
     def read(self, number: int) -> bytes:
-        """Its bytes.
+        """Return the content.
 
         Raises:
-            InputError: They cannot be read.
+            InputError: It cannot be read.
         """
         shard, position = self._position(number)
         path, size = self.paths[shard], self.size(number)
@@ -285,16 +285,12 @@ class Shards:
 
 
 def load(argument: str, seed: int) -> Data:
-    """Tar shards as WebDataset has them, left on disk: `wds:DIR` or `wds:DIR@SIZE`, with DIR/train/*.tar, DIR/test/….
+    """Return WebDataset tar shards, left on disk: `wds:DIR` or `wds:DIR@SIZE`, with DIR/train/*.tar, DIR/test/….
 
-    DIR/train*.tar and DIR/test*.tar will do as well. A sample is KEY.jpg, .jpeg, .png or .webp and KEY.cls, a class
-    number counted from 0; other files of a sample are passed over. Samples are numbered in the order of the shards'
-    names and of the files in them. Size, channels, mean, deviation and a missing test part are as in `stream:DIR`.
-    Shards must not be compressed.
-
-    Args:
-        argument: DIR or DIR@SIZE.
-        seed: Determines the split where there are no test shards.
+    DIR/train*.tar and DIR/test*.tar are accepted as well. A sample is KEY.jpg, .jpeg, .png or .webp and KEY.cls, a
+    class number from 0; other files of a sample are ignored. Samples are numbered in the order of the shards' names and
+    of the files in them. Size, channels, mean, deviation and a missing test part are as in `stream:DIR`. Shards must
+    not be compressed.
     """
     folder, size = parse(argument, "wds")
     name = f"wds:{argument}"
@@ -315,7 +311,7 @@ def load(argument: str, seed: int) -> Data:
 
 
 def _shards_of(folder: Path, part: str) -> list[Path]:
-    """The tar files of one part, in the order of their names."""
+    """Return the tar files of one part, sorted by name."""
     below = entries(folder / part) if is_dir(folder / part) else []
     beside = [path for path in entries(folder) if path.name.startswith(part)]
     return [path for path in (*beside, *below) if path.name.endswith(".tar") and not is_dir(path)]

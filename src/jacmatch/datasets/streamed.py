@@ -1,7 +1,7 @@
-"""Images that stay on disk: they are decoded when a row is read.
+"""Images that stay on disk and are decoded on access.
 
-A `Streamed` stands where a `Split` otherwise has the tensor of its inputs. What differs between a folder of files and
-tar shards is a `Source`, which knows where the bytes of image number i are; all else is here.
+A `Streamed` replaces the tensor of the inputs of a `Split`. A `Source` (a folder of files, or tar shards) returns the
+bytes of image number i; everything else is here.
 """
 
 import hashlib
@@ -30,28 +30,28 @@ class Source(Protocol):
     """Encoded images by number. Several threads may read at once."""
 
     def name(self, number: int) -> str:
-        """What an image is called, in messages and in the fingerprint."""
+        """Return the name of an image, for messages and the fingerprint."""
         ...
 
     def size(self, number: int) -> int:
-        """How many bytes it has."""
+        """Return its size in bytes."""
         ...
 
     def read(self, number: int) -> bytes:
-        """Its bytes."""
+        """Return its content."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Streamed:
-    """Images (N, C, H, W) of bytes that are read and decoded each time a row is read.
+    """Images (N, C, H, W) of bytes that are read and decoded on each access.
 
     Attributes:
-        source: Where the encoded images are.
+        source: The encoded images.
         rows: Which of them, and in which order.
-        image: Shape of one image; one that differs is an error when it is met.
+        image: Shape of one image; another shape is an error when it is read.
         resized: Whether images are resized to that height and width.
-        caller: What was loaded, for messages.
+        caller: The name of the data set, for messages.
     """
 
     source: Source
@@ -71,15 +71,15 @@ class Streamed:
 
     @property
     def nbytes(self) -> int:
-        """What all of them would fill when decoded."""
+        """Size of all images in bytes after decoding."""
         return int(np.prod(self.shape, dtype=np.int64))
 
     def __len__(self) -> int:
-        """The number of images."""
+        """Return the number of images."""
         return len(self.rows)
 
     def __getitem__(self, rows: Int64[Tensor, "batch"]) -> UInt8[Tensor, "batch channel height width"]:
-        """The decoded images of some rows.
+        """Return the decoded images of some rows.
 
         Raises:
             InputError: An image cannot be read or decoded, is too large, or has another size; the message names it.
@@ -90,23 +90,22 @@ class Streamed:
         return torch.from_numpy(pixels)
 
     def subset(self, rows: Int64[Tensor, "batch"]) -> "Streamed":
-        """These rows in this order; nothing is read."""
+        """Return these rows in this order; nothing is read."""
         return replace(self, rows=self.rows[rows.cpu().numpy()])
 
     def of(self, rows: Int64[np.ndarray, "other"]) -> "Streamed":
-        """Other images of the same source, by their numbers there."""
+        """Return other images of the same source, by number."""
         return replace(self, rows=rows)
 
     def spread(self, count: int) -> Int64[Tensor, "batch"]:
-        """At most `count` row numbers, evenly spaced from the first to the last row."""
+        """Return at most `count` row numbers, evenly spaced from the first to the last row."""
         return torch.from_numpy(spread(len(self), count))
 
     def digest(self) -> str:
-        """SHA-256 of shape, names and sizes of all images in their order, and of their bytes.
+        """Return the SHA-256 of shape, names and sizes of all images in order, and of their content.
 
-        Of a set of more than 128 MiB it has the bytes of 1,024 images: those of all would take as long as reading the
-        whole set. What this cannot see is an image that was replaced by another one of the same name and of the very
-        same size, and is not among those 1,024.
+        Above 128 MiB the content of 1,024 images counts: reading all would take too long. Not detected is an image
+        among the others that was replaced by one of the same name and size.
         """
         digest = hashlib.sha256(f"streamed {self.shape} {self.resized}\n".encode())
         whole = 0
@@ -127,13 +126,13 @@ class Streamed:
             raise InputError(f"All images of {self.caller} must be {height} × {width} like the first.", got=got, do=do)
         if pixels.shape[2] > channels:
             rule = f"All images of {self.caller} must be gray: the first ones that were looked at are."
-            raise InputError(rule, got=f"a coloured one, {name}", do="Convert them to one mode.")
+            raise InputError(rule, got=f"a color image, {name}", do="Convert them to one mode.")
         upright: UInt8[np.ndarray, "channel height width"] = pixels.transpose(2, 0, 1)
-        return upright  # a gray image fills all three channels of a colour set
+        return upright  # a gray image fills all three channels of a color set
 
 
 def spread(total: int, count: int) -> Int64[np.ndarray, "chosen"]:
-    """min(total, count) different numbers, evenly spaced from 0 to total − 1.
+    """Return min(total, count) different numbers, evenly spaced from 0 to total − 1.
 
     Example:
         >>> spread(10, 4).tolist(), spread(3, 8).tolist()
@@ -145,16 +144,10 @@ def spread(total: int, count: int) -> Int64[np.ndarray, "chosen"]:
 
 
 def streamed(source: Source, rows: Int64[np.ndarray, "sample"], size: int | None, caller: str) -> Streamed:
-    """The images of a source, once it is known what they look like.
+    """Return the images `rows` of a source, with their common size and number of channels.
 
-    The size is `size`, or that of the first image. There is one channel if all of up to 64 images, evenly spaced, are
-    gray, otherwise there are three.
-
-    Args:
-        source: Where the encoded images are.
-        rows: Which of them, at least one.
-        size: Height and width to resize to; None keeps the size.
-        caller: What was loaded, for messages.
+    The size is `size` × `size`, or that of the first image. There is one channel if all of up to 64 evenly spaced
+    images are gray, otherwise three.
 
     Raises:
         InputError: One of these images cannot be read.
@@ -174,10 +167,10 @@ def _pixels(
 
 
 def check_size(name: str, size: int) -> None:
-    """Nothing, if an encoded image may be read.
+    """Refuse an encoded image that is empty or larger than 64 MiB.
 
     Raises:
-        InputError: It is empty or has more than 64 MiB.
+        InputError: It is.
     """
     if not 0 < size <= MAX_BYTES:
         rule = f"{name} must have at least 1 byte and at most {MAX_BYTES:,}."
@@ -185,11 +178,7 @@ def check_size(name: str, size: int) -> None:
 
 
 class Names:
-    """Many names in little memory: one byte string and the offsets where they end.
-
-    Args:
-        blob: All names, one after the other.
-        ends: Where each ends.
+    """Many names in little memory: one byte string, and the offsets where the names end.
 
     Example:
         >>> names = Names.of(["a.png", "dog/b.png"])
@@ -202,15 +191,15 @@ class Names:
 
     @classmethod
     def of(cls, names: list[str]) -> "Names":
-        """Pack these names; bytes that are not text are preserved."""
+        """Pack names; bytes that are not text are preserved."""
         parts = [name.encode("utf-8", "surrogateescape") for name in names]
         return cls(b"".join(parts), np.cumsum([len(part) for part in parts], dtype=np.int64))
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of names."""
         return len(self.ends)
 
     def __getitem__(self, number: int) -> str:
-        """Name `number`."""
+        """Return name `number`."""
         start = int(self.ends[number - 1]) if number else 0
         return self.blob[start : int(self.ends[number])].decode("utf-8", "surrogateescape")

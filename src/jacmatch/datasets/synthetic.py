@@ -1,4 +1,4 @@
-"""A smooth function whose values and Jacobian are known in closed form."""
+"""A smooth function with known values and Jacobian."""
 
 import math
 
@@ -16,14 +16,13 @@ DEFAULTS = {"D": 6, "K": 3, "N": 200, "T": 1000}
 
 
 def load(argument: str, seed: int) -> Data:
-    """A regression with known derivatives: `synthetic[:D=6,K=3,N=200,T=1000]`.
+    """Return a regression with known derivatives: `synthetic[:D=6,K=3,N=200,T=1000]`.
 
-    There are D inputs, uniform in [−1, 1], K outputs, N training rows and T test rows. The function is `values`, always
-    the same one, and the Jacobians of both parts are exact.
+    There are D inputs, uniform in [−1, 1] and drawn by `seed`, K outputs, N training rows and T test rows. The function
+    is `values`, always the same, and the Jacobians of both parts are exact.
 
-    Args:
-        argument: Some of the four numbers, in any order, or empty; anything else is an `InputError`.
-        seed: Determines the inputs.
+    Raises:
+        InputError: `argument` is not some of the four numbers.
     """
     sizes = _parse(argument)
     inputs, outputs = sizes["D"], sizes["K"]
@@ -38,13 +37,9 @@ def load(argument: str, seed: int) -> Data:
 
 
 def values(x: Float[Tensor, "batch input"], outputs: int) -> Float[Tensor, "batch row"]:
-    """f_k(x) = sin(2 Σ_i a_ki x_i) + ½ (Σ_i b_ki x_i)² for rows k = 1 … K, with fixed a and b.
+    """Return f_k(x) = sin(2 Σ_i a_ki x_i) + ½ (Σ_i b_ki x_i)² for rows k = 1 … K, with fixed a and b.
 
-    a_ki = √(2/D) cos(k i) and b_ki = √(2/D) sin((k + 1) i) for inputs i = 1 … D; all derivatives exist, none vanishes.
-
-    Args:
-        x: The points.
-        outputs: K, at least 1.
+    a_ki = √(2/D) cos(k i) and b_ki = √(2/D) sin((k + 1) i) for inputs i = 1 … D; no derivative vanishes identically.
 
     Example:
         >>> values(torch.zeros(1, 4), 2).tolist()
@@ -55,11 +50,7 @@ def values(x: Float[Tensor, "batch input"], outputs: int) -> Float[Tensor, "batc
 
 
 def jacobian(x: Float[Tensor, "batch input"], outputs: int) -> Float[Tensor, "batch row input"]:
-    """∂f_k/∂x_i = 2 a_ki cos(2 Σ_j a_kj x_j) + b_ki Σ_j b_kj x_j of the function `values`.
-
-    Args:
-        x: The points.
-        outputs: K, at least 1.
+    """Return ∂f_k/∂x_i = 2 a_ki cos(2 Σ_j a_kj x_j) + b_ki Σ_j b_kj x_j of the function `values`.
 
     Example:
         >>> jacobian(torch.zeros(1, 1), 1).allclose(2 * torch.tensor(2.0).sqrt() * torch.tensor(1.0).cos())

@@ -1,4 +1,4 @@
-"""The data of a job: loaded by name, those of a run folder, cut, and split."""
+"""The data of a job: loaded by name or from a run folder, reduced, and split."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -68,20 +68,21 @@ def mixed(split: Split, count: int | None = None) -> Split:
 
 
 def data_for(verb: str, models: tuple[str, ...], data: str | None, *, seed: int, smoke: bool, allow_code: bool) -> Data:
-    """The data that are named, or those of the run folders among the models; the digits where none is one.
+    """Return the named data, or those of the run folders among the models, or the digits.
 
-    Data of a run have the split of that run, whatever the seed: on another one its network has seen the test part.
+    Data of a run have the split of that run, whatever the seed: otherwise its network may have been trained on the test
+    part.
 
     Args:
         verb: The job, for messages.
         models: Run folders and names of models.
-        data: What `--data` says; None if it was left out.
-        seed: Of the split of other data.
+        data: The value of `--data`; None if it was left out.
+        seed: Seed of the split of other data.
         smoke: Whether a few test samples are enough.
-        allow_code: Whether code may be run that a run folder names.
+        allow_code: Whether code that a run folder names may run.
 
     Raises:
-        InputError: The data of a run are not to be had or have changed, or those of two runs differ.
+        InputError: The data of a run are missing or have changed, or those of two runs differ.
     """
     runs = [Path(spec) for spec in models if networks.is_run(spec)]
     if data is not None:
@@ -98,14 +99,11 @@ def data_for(verb: str, models: tuple[str, ...], data: str | None, *, seed: int,
 
 
 def data_of_run(folder: Path, *, allow_code: bool = False) -> Data:
-    """The data of a run, or of a network inside a run, as they were when it was begun.
-
-    Args:
-        folder: Of the run.
-        allow_code: Whether a PACKAGE.MODULE:CALLABLE that it names may be run.
+    """Return the data of a run, or of a network inside a run, as they were when it was started.
 
     Raises:
-        InputError: The folder does not say which data, they are not there, or they have changed.
+        InputError: The run names no data, they are missing or have changed, or they are made by code that is not
+            allowed.
     """
     run = _whole(folder)
     spec = run.settings.get("teacher" if run.job == "surrogate" else "data")
@@ -130,7 +128,7 @@ def data_of_run(folder: Path, *, allow_code: bool = False) -> Data:
 
 
 def _candidates(run: Run, spec: str) -> list[Data]:
-    """What the data of a run can be; its fingerprints say which."""
+    """Return the data sets that the run may have used; its fingerprints decide."""
     if run.job == "surrogate":
         from jacmatch.jobs.surrogate.fields import SurrogateFields  # imports scikit-learn
         from jacmatch.jobs.surrogate.source import FILES, arrays_of
@@ -175,7 +173,7 @@ def _of_test(data: Data) -> dict[str, str]:
 
 
 def _whole(folder: Path) -> Run:
-    """The run of which a folder is, or is a part."""
+    """Return the run in a folder, or the run that the folder is a part of."""
     run = Run.open(folder, finished=False)
     for parent in list(folder.absolute().parents)[:_LEVELS]:
         if (parent / "settings.json").is_file() and (above := Run.open(parent, finished=False)).job == run.job:

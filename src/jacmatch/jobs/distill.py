@@ -1,6 +1,6 @@
 """`jacmatch distill`: teacher → student, with and without Jacobians, at equal optimizer steps.
 
-The settings of the objective, and those of the teacher, the data and the seeds, are shared with `jacmatch cache`.
+The settings of objective, teacher, data and seeds are shared with `jacmatch cache`.
 """
 
 import io
@@ -105,9 +105,9 @@ class DistillationFields(TrainingFields):
     probe: str = "random-outputs"
     """Which derivative products are compared (see `jacmatch list`)."""
     probes: int = 1
-    """How many of them for each sample; with noise-averaged the noisy inputs whose rows are averaged."""
+    """Number of products per sample; with noise-averaged, of noisy inputs whose rows are averaged."""
     probe_chunk: int | None = None
-    """Rows whose graphs are kept in memory at once; all if left out. 1: the memory of a single row, more time."""
+    """Rows whose graphs are in memory at once; all if left out. 1: least memory, more time."""
     probe_law: Law = "gaussian"
     """Law of random-outputs, random-inputs and subspace-inputs."""
     probe_dimensions: int = 48
@@ -121,16 +121,16 @@ class DistillationFields(TrainingFields):
     """Standard deviation of point=noise and of the probes antithetic-noise and noise-averaged, in units of the raw
     input."""
     every: int = 1
-    """The Jacobian term is computed on each n-th step, with n times its weight."""
+    """Compute the Jacobian term in each n-th step only, with n times its weight."""
     fraction: float = 1.0
     """Fraction of each batch whose Jacobians are compared."""
     engine: Engine = "auto"
-    """How Jv is taken for directions on the input side. auto: the faster one in a benchmark on the first batch."""
+    """Engine of Jv for directions in the input space. auto: the faster one in a benchmark on the first batch."""
     batch_norm: BatchNormPolicy = "frozen"
     """Statistics of BatchNorm in the derivative: constants, so that samples stay apart, or part of it."""
 
     def check_objective(self) -> None:
-        """Refuses what is wrong whatever the data.
+        """Refuse settings that are wrong for any data.
 
         Raises:
             InputError: A name is unknown, or settings do not go together.
@@ -151,7 +151,7 @@ class DistillationFields(TrainingFields):
     def objective(
         self, method: str, student: nn.Module, teacher: nn.Module | Teacher, train: Split, data: Data, seed: int
     ) -> Distillation:
-        """The objective of one method: `labels`, `outputs` or `jacobians`.
+        """Return the objective of one method: `labels`, `outputs` or `jacobians`.
 
         Raises:
             InputError: Settings do not go together, or not with these data.
@@ -208,11 +208,7 @@ class DistillationFields(TrainingFields):
         return READOUTS[self.readout]()
 
     def recipe(self, per_class: float | int | None) -> Recipe:
-        """What is left to the data, as `Distillation` itself chooses it.
-
-        Args:
-            per_class: Training samples for each class; None in a regression.
-        """
+        """Return the settings that depend on the training samples per class (None in a regression)."""
         point: Point | None = None if self.point == "auto" else AtData()
         if self.point in ("noise", "mixed-pairs"):
             point = AtNoise(self.noise) if self.point == "noise" else AtMixedPairs()
@@ -233,11 +229,7 @@ class DistillationFields(TrainingFields):
         )
 
     def resolved(self, per_class: float | int | None) -> dict[str, Any]:
-        """The settings that the data decide, as numbers and names for a result.
-
-        Args:
-            per_class: Training samples for each class; None in a regression.
-        """
+        """Return the settings that depend on the training samples per class (None in a regression), for a result."""
         chosen = self.recipe(per_class)
         share = (
             chosen.jacobians
@@ -254,7 +246,7 @@ class DistillationFields(TrainingFields):
 
 @dataclass(frozen=True)
 class TeachingFields(DistillationFields):
-    """Settings of `distill`, and of a cache for it: whose answers, about which data, in which runs."""
+    """Settings of `distill` and `cache`: teacher, student, data and seeds."""
 
     group: ClassVar[str] = "task"
 
@@ -270,20 +262,20 @@ class TeachingFields(DistillationFields):
     """Weights of the teacher: safetensors, a checkpoint of torch (.pth), or a folder of either. Without, it is trained
     first and kept."""
     teacher_mean: tuple[float, ...] | None = None
-    """Mean that the teacher's inputs had subtracted when it was trained, where the file does not say."""
+    """Mean with which the teacher's inputs were normalized in its training, if the weights file has none."""
     teacher_std: tuple[float, ...] | None = None
-    """Standard deviation that they were divided by."""
+    """Standard deviation, likewise."""
     teacher_steps: int = 600
-    """Optimiser steps of a teacher that is trained first."""
+    """Optimizer steps of a teacher that is trained first."""
     per_class: int | None = None
     """Training samples for each class, 0 for all; 10 if left out, and all in a regression."""
     seeds: int = 3
-    """How many seeds: subset, initial weights and batches differ between them, and are the same for each method."""
+    """Number of seeds. Subset, initial weights and batches differ between seeds and are the same for each method."""
     methods: tuple[Literal["labels", "outputs", "jacobians"], ...] = ("labels", "outputs", "jacobians")
-    """What is compared."""
+    """Methods to compare."""
 
     def check_teaching(self) -> None:
-        """Refuses what is wrong whatever the data.
+        """Refuse settings that are wrong for any data.
 
         Raises:
             InputError: Settings do not go together.
@@ -309,12 +301,7 @@ class TeachingFields(DistillationFields):
         return range(self.seed, self.seed + (1 if self.smoke else self.seeds))
 
     def taught_by(self, data: Data, progress: Progress) -> Prepared:
-        """The teacher: loaded, or trained first.
-
-        Args:
-            data: What it is for.
-            progress: Where its training shows.
-        """
+        """Return the teacher: loaded, or trained first."""
         recipe = Train(
             data=self.data,
             model=self.teacher,
@@ -356,7 +343,7 @@ class Distill(TeachingFields):
     examples: ClassVar[tuple[str, ...]] = ("", "--data npz:my.npz --teacher runs/teacher --student mlp:16")
 
     cache: Path | None = None
-    """The teacher answers from this folder, which `jacmatch cache build` has written with the same flags."""
+    """Take the teacher's outputs and products from this folder, built by `jacmatch cache build` with the same flags."""
 
     def run(self, progress: Progress | None = None) -> Result:
         """Train and measure, and return the result that is written to the run folder."""
@@ -424,7 +411,7 @@ class Distill(TeachingFields):
         start: float,
         done: Sequence[tuple[Cell, Result]],
     ) -> Result:
-        """The result; the last method represents the run."""
+        """Return the result; the last method represents the run."""
         rows = [_row(of_method(done, method)) for method in self.methods]
         main = of_method(done, self.methods[-1])
         first = {cell.method: cell for cell, _ in done if cell.seed == self.seed}
@@ -479,7 +466,7 @@ IMAGES = 8  # of the figure of Jacobians
 def write_jacobian_figure(
     run: Run, data: Data, teacher: nn.Module, students: Mapping[str, nn.Module], labels: Mapping[str, str]
 ) -> None:
-    """Write `jacobian_figure.npz` for the first test image of each class; nothing where the data are no images."""
+    """Write `jacobian_figure.npz` for the first test image of each class; nothing unless the data are images."""
     if len(data.shape) != 3 or data.classes is None or isinstance(teacher, ValuesOnly):
         return
     of_class = [(data.test.y == number).nonzero() for number in range(data.classes)]

@@ -1,4 +1,4 @@
-"""`jacmatch doctor`: which derivative engines are right for a model, and why not the others."""
+"""`jacmatch doctor`: which derivative engines are correct for a model, and what is wrong with the others."""
 
 import time
 from dataclasses import dataclass, replace
@@ -21,16 +21,16 @@ from jacmatch.version import __version__
 
 @dataclass(frozen=True)
 class Doctor(JobFields):
-    """Find out which derivative engines are right for a model, and why not the others."""
+    """Check which derivative engines are correct for a model, and report what is wrong with the others."""
 
     examples: ClassVar[tuple[str, ...]] = ("vit-tiny --data cifar10:DIR", "runs/teacher --samples 16")
 
     model: Annotated[str, tyro.conf.Positional] = ""
-    """A run folder, hf:DIR, onnx:FILE, or a model name (random weights will do)."""
+    """A run folder, hf:DIR, onnx:FILE, or a model name (random weights)."""
     data: str | None = None
     """Data set that fits the model; if left out, that of the run, or digits for a model name."""
     samples: int = 8
-    """Samples in the batch that is tried."""
+    """Samples in the batch that is checked."""
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
         """Check the model in training and in evaluation mode, and return the result."""

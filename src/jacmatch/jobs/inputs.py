@@ -1,4 +1,4 @@
-"""What a job was begun with besides its settings: the contents behind the names of data, networks and teacher."""
+"""Fingerprints of what determines the result of a job besides its settings: data, networks and teacher."""
 
 import importlib.metadata
 import math
@@ -21,16 +21,10 @@ _PACKAGES = ("timm", "torchvision")  # families of networks that other packages 
 def same_inputs(
     run: Run, data: Data | None = None, teacher: nn.Module | None = None, networks: tuple[Description, ...] = ()
 ) -> None:
-    """Writes the fingerprints of what a job is given into the run, or compares them if it goes on.
-
-    Args:
-        run: The run.
-        data: Its data.
-        teacher: Its teacher, evaluated on some of the data.
-        networks: What is built by name.
+    """Store the fingerprints of the inputs of a job in its run, or compare them if the run is resumed.
 
     Raises:
-        InputError: The run was begun with others; the message names them.
+        InputError: The run was started with others; the message names them.
     """
     for part, here in inputs_of(data, teacher, networks).items():
         matches(run, part, here)
@@ -39,7 +33,7 @@ def same_inputs(
 def inputs_of(
     data: Data | None = None, teacher: nn.Module | None = None, networks: tuple[Description, ...] = ()
 ) -> dict[str, Fingerprints]:
-    """The fingerprints of what a job is given, by part; the arguments are those of `same_inputs`."""
+    """Return the fingerprints of the inputs of a job, by part."""
     fingerprints: dict[str, Fingerprints] = {}
     if data is not None:
         fingerprints["data"] = dict(data.digests)
@@ -52,28 +46,29 @@ def inputs_of(
 
 
 def matches(run: Run, part: str, here: Mapping[str, Fingerprint]) -> None:
-    """As `Run.check_inputs`, in all processes of a job, which must be given the same."""
+    """Call `Run.check_inputs` in all processes of a job, which must have the same inputs."""
     exact = {name: value for name, value in here.items() if isinstance(value, str)}
     ProcessGroup.current().same(part, str(exact))
     run.check_inputs(part, here)
 
 
 def same_teacher(run: Run, data: Data, teacher: nn.Module) -> None:
-    """As `same_inputs`, for the teacher alone: of a job that knows its data before it has a teacher."""
+    """Call `same_inputs` for the teacher alone, in a job that loads its data first."""
     matches(run, "teacher", of_teacher(teacher, data))
 
 
 def of_teacher(teacher: nn.Module, data: Data) -> Fingerprints:
-    """Weights, architecture and code of a trained network, and what it says about some samples."""
+    """Return the fingerprints of a trained network: weights, architecture, code, and its outputs for some samples."""
     x = data.train.inputs(torch.arange(min(SAMPLES, len(data.train))))
     device = next((parameter.device for parameter in teacher.parameters()), x.device)
     return {"weights and code": named(teacher), "outputs": outputs_of(teacher, x.to(device))}
 
 
 def code_of_model(spec: str) -> Fingerprints:
-    """What builds a network: nothing for one of this package, whose version a run says; the version of another package.
+    """Return the fingerprints of the code that builds a network.
 
-    Of a PACKAGE.MODULE:CALLABLE the source of its module and of those that this one imports.
+    It is empty for a network of this package, the version of another package, and for a PACKAGE.MODULE:CALLABLE the
+    source of its module and of the user's modules that it imports.
     """
     family, colon, _ = spec.partition(":")
     if family in _PACKAGES:
@@ -82,7 +77,7 @@ def code_of_model(spec: str) -> Fingerprints:
 
 
 def of_network(description: Description) -> Fingerprints:
-    """What builds a new network; and, of the user's code, what one says at fixed inputs: files that it reads show."""
+    """Return the fingerprints of a new network; for the user's code also its outputs: it may read files."""
     fingerprints = code_of_model(description.spec)
     if not fingerprints or description.spec.partition(":")[0] in _PACKAGES:
         return fingerprints

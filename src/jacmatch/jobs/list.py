@@ -16,7 +16,7 @@ class List:
     examples: ClassVar[tuple[str, ...]] = ("", "--json")
 
     def run(self) -> dict[str, Any]:
-        """Returns the names by axis."""
+        """Return the names by axis."""
         axes = {
             "data": [*datasets.LOADERS, "PACKAGE.MODULE:CALLABLE"],
             "models": [*models.CATALOG, *models.FORMS],

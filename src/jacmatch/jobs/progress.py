@@ -18,13 +18,10 @@ _SHORTEST_SILENCE = 2.0  # seconds between two lines: short trainings do not fil
 
 
 class Progress:
-    """A context that shows what a job is doing.
+    """The progress of a job: bars on a terminal, lines in a log.
 
-    On a terminal each training has a bar. Elsewhere a line is printed at each tenth of the steps, and after 30 seconds
-    without one.
-
-    Args:
-        quiet: Show nothing.
+    Outside a terminal a line is printed at each tenth of the steps, and after 30 seconds without one. With `quiet`
+    nothing is shown.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -67,7 +64,7 @@ class Progress:
             self._bars.console.print(line, highlight=False, soft_wrap=True)
 
     def stage(self, name: str) -> None:
-        """Name a part of the job whose length is not known; a log says it again every 30 seconds."""
+        """Name a part of the job of unknown length; a log repeats it every 30 seconds."""
         self._now = name
         if not self._bars.disable:
             self._bars.add_task(name, total=1, note="")

@@ -1,4 +1,4 @@
-"""`jacmatch report`: the page of a finished run, written again from its folder."""
+"""`jacmatch report`: write the page of a finished run again from its folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,5 +20,5 @@ class Report:
     """The run folder."""
 
     def run(self) -> dict[str, Any]:
-        """Writes the page, and returns where it is."""
+        """Write the page, and return its path."""
         return {"job": "report", "report": str(write_report(self.folder))}

@@ -49,7 +49,7 @@ class Variant:
 
     Attributes:
         penalty: Weight of the penalty.
-        noise: Standard deviation of the noise in training.
+        noise: Standard deviation of the training noise.
         steps: Optimizer steps.
     """
 
@@ -87,25 +87,25 @@ class Robust(TrainingFields):
     """Training samples for each class; 0 for all."""
     steps: int = 300
     seeds: int = 3
-    """How many seeds: subset, initial weights and batches differ between them, and are the same for each variant."""
+    """Number of seeds. Subset, initial weights and batches differ between seeds and are the same for each variant."""
     penalty_weight: tuple[float, ...] = (0.0, 0.01, 0.1)
-    """Weights λ of the penalty, a network for each; the last one stands for the run."""
+    """Weights λ of the penalty, one network each; the last one represents the run."""
     penalty: Form = "hoffman"
     """Form of the penalty: hoffman is ½‖J‖², squared-norm ‖J‖², the others belong to the cross-entropy."""
     probe: Literal["random-outputs", "random-inputs", "every-row", "label-class", "top-class"] = "random-outputs"
-    """Which products estimate the norm."""
+    """Products that estimate the norm."""
     probes: int = 1
-    """How many of them for each sample."""
+    """Number of products per sample."""
     noise_augment: tuple[float, ...] = (0.2,)
-    """Standard deviations of Gaussian noise in training, a network without penalty for each."""
+    """Standard deviations of Gaussian training noise, one network without penalty each."""
     equal_cost: bool = True
-    """Networks without penalty get as many more steps as the penalty takes passes: two times with one product."""
+    """Train networks without penalty for more steps, by the number of passes of the penalty: twice with one product."""
     unit: Literal["normalized", "raw"] = "normalized"
-    """Unit of penalty and noise: inputs divided by the standard deviation of the training data, or as they are."""
+    """Unit of penalty and noise: normalized: standard deviations of the training data; raw: input units."""
     noise_levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4)
     """Standard deviations of the noise under which the networks are measured."""
     draws: int = 3
-    """Draws of that noise."""
+    """Draws of the test noise."""
     batch_norm: BatchNormPolicy = "frozen"
     """Statistics of BatchNorm in the derivative: constants, so that samples stay apart, or part of it."""
 
@@ -249,7 +249,7 @@ class Robust(TrainingFields):
 
 
 def _row(variant: Variant, results: Sequence[Result]) -> Result:
-    """The row of a variant; of a random shift the mean over the draws of each seed counts."""
+    """Return the row of a variant; a random shift counts with the mean over the draws of each seed."""
     under = {name: spread([result["under"][name]["mean"] for result in results]) for name in results[0]["under"]}
     return row(variant.label, results, under=under)
 

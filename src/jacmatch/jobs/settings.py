@@ -33,18 +33,18 @@ class JobFields:
         *("out", "devices", "max_steps", "workers", "prefetch", "resident_mib"),
         *("allow_code", "doctor", "logger"),
     )
-    """Fields that do not decide the result, so they are not among the settings of a run."""
+    """Fields that do not determine the result and are not stored in a run."""
 
     out: Path | None = None
     """Run folder. Without it, runs/JOB-NUMBER with the next free number."""
     seed: int = 0
-    """Seed of everything random; the same seed gives the same run."""
+    """Random seed; the same seed gives the same run."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
     smoke: bool = False
-    """Run a tiny version of the job in seconds, to see that it works; its numbers mean nothing."""
+    """Run a tiny version of the job in seconds, as a test; its numbers mean nothing."""
     allow_code: bool = False
-    """Run code outside the package, a PACKAGE.MODULE:CALLABLE, that a --config, a run folder or a cache names."""
+    """Run code outside the package, PACKAGE.MODULE:CALLABLE, that a --config, a run folder or a cache names."""
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that determine the result, as plain values for a run folder."""
@@ -97,8 +97,8 @@ class TrainingFields(JobFields, Training):
     """Whether several processes can do the job together."""
 
     devices: int = 1
-    """Processes on this machine that train together, each on its part of every batch: on that many GPUs, or on the CPU.
-    The result is the same up to rounding. Leave it out under torchrun, which starts the processes itself."""
+    """Number of processes on this machine that train together, each on its part of every batch and on its own GPU, if
+    there are GPUs. The result is the same up to rounding. Omit it under torchrun, which starts the processes."""
     checkpoint_every: int = 500
     validation: float = 0.1
     """Fraction (below 1) or number of training samples held out for the learning curves."""
@@ -171,7 +171,7 @@ _NEVER = (
     "x_columns",
     "y_columns",
 )
-"""Fields of text of which no value is ever run."""
+"""Text fields that never name code."""
 _FIELDS: Mapping[str, Callable[[str], bool]] = {
     **dict.fromkeys(("data", "unlabelled"), data_sets.is_code),
     **dict.fromkeys(("model", "student", "teacher", "first", "second"), models.is_code),

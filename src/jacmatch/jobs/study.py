@@ -1,8 +1,7 @@
-"""The loop of every job that trains several networks, and the schema of what it writes.
+"""The training loop over seeds and methods of every job, and the schema of its result.
 
 A cell is one trained network: one method with one seed. It has a run folder inside the run of the job, and is finished
-when its `result.json` exists. A job that was stopped skips the finished cells and resumes the next one from its
-checkpoint.
+if its `result.json` exists. A job that was stopped skips finished cells and resumes the next one from its checkpoint.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -68,15 +67,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained in a cell, and what is done with the trained network.
+    """What a cell trains, and what follows the training.
 
     Attributes:
         objective: The objective; its `student` is trained.
         train: The training samples.
         validation: The samples of the learning curve.
-        finish: Return the network to save and the fields of the result that differ between jobs. Called after the last
+        finish: Returns the network to save and the fields of the result that differ between jobs. Called after the last
             step, in the process that writes.
-        solve: What fits the network instead of the training loop; it begins again where it was stopped.
+        solve: Fits the network instead of the training loop; it restarts if it was stopped.
     """
 
     objective: nn.Module
@@ -183,7 +182,7 @@ def _train(cell: Cell, child: Run, task: Task, device: str, progress: Progress) 
 
 
 def unfinished(run: Run, steps: int) -> Result:
-    """Return what a job returns that stopped at `--max-steps`."""
+    """Return the result of a job that stopped at `--max-steps`."""
     return {"job": run.job, "finished": False, "steps": steps, "out": str(run.path)}
 
 

@@ -1,4 +1,4 @@
-"""The teacher of a job: loaded where there are weights, else trained first and kept by fingerprint."""
+"""The teacher of a job: loaded from weights, or trained first and stored by fingerprint."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -34,8 +34,8 @@ class Prepared:
 
     Attributes:
         network: The trained network.
-        source: Where it came from.
-        cached: What answers in its place, by the seed of the run.
+        source: Its origin: a run folder, a model or the stored teacher.
+        cached: Cached teachers that replace it, by the seed of the run.
     """
 
     network: nn.Module
@@ -53,9 +53,9 @@ class Prepared:
 
 
 def cached_folder(recipe: Train, data: Data) -> Path:
-    """Where the teacher that this recipe trains is kept: named by data, architecture, code and all settings.
+    """Return the folder of the teacher that this recipe trains, named by data, architecture, code and all settings.
 
-    `JACMATCH_CACHE` names the folder; else it is `jacmatch` in the user's cache.
+    `JACMATCH_CACHE` names the parent folder; by default it is `jacmatch` in the user's cache.
     """
     inputs = {"data": data.fingerprint, "version": __version__, **code_of_model(recipe.model)}
     fingerprint = digest_of({**recipe.settings(), **inputs})[:16]
@@ -65,7 +65,7 @@ def cached_folder(recipe: Train, data: Data) -> Path:
 def prepare(
     spec: str, data: Data, weights: networks.Weights | None, recipe: Train, progress: Progress, *, allow_code: bool
 ) -> Prepared:
-    """The teacher: from a run folder or a weights file, or trained by the recipe if it has not been before."""
+    """Return the teacher: from a run folder or a weights file, or trained by the recipe unless it is stored already."""
     trained = networks.brings_weights(spec) or weights is not None
     if trained or (catalog.is_code(spec) and catalog.function_of_batch(spec) is not None):
         return Prepared(networks.network(spec, data, weights, allow_code=allow_code), spec)
@@ -88,7 +88,7 @@ def prepare(
 
 
 def _damage(folder: Path, model: str, inputs: Mapping[str, Fingerprints]) -> str:
-    """What is wrong with a teacher that is kept or half trained; empty if it can be used or gone on with."""
+    """Return what is wrong with a stored or half-trained teacher; empty if it can be used or resumed."""
     if all(entry.name == LOCK for entry in folder.iterdir()):
         return ""
     try:
@@ -106,7 +106,7 @@ def _damage(folder: Path, model: str, inputs: Mapping[str, Fingerprints]) -> str
 
 
 def _put_aside(folder: Path) -> Path:
-    """Moves all that a folder holds, but the lock of this process, to one beside it: nothing is deleted."""
+    """Move everything in a folder, except the lock of this process, to a folder beside it: nothing is deleted."""
     if folder.is_symlink():
         raise InputError(f"The kept teacher {folder} must be a folder.", got="a symbolic link", do="Remove the link.")
     with disk(folder):
@@ -118,7 +118,7 @@ def _put_aside(folder: Path) -> Path:
 
 @contextmanager
 def _locked(folder: Path, progress: Progress) -> Iterator[None]:
-    """The folder belongs to this job within the block."""
+    """Lock a folder for this job within the block."""
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = hold(

@@ -17,10 +17,7 @@ _WARNED: dict[Any, Any] = {}  # registry of the warnings shown
 
 
 def environment(cuda: str | None = None) -> dict[str, Any]:
-    """Versions, machine, commit and time, as written to `environment.json`.
-
-    Args:
-        cuda: Name of the GPU the job uses; this module does not import torch to find out.
+    """Return versions, machine, commit and time, as in `environment.json`; `cuda` is the name of the GPU, if any.
 
     Example:
         >>> sorted(environment())
@@ -50,12 +47,7 @@ def threads() -> int | None:
 
 
 def warn_of_changes(before: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Warn in one line if a run goes on in another environment than it was begun in.
-
-    Args:
-        before: The earlier environment, as `environment` returns it, or a part of it.
-        here: The current environment.
-    """
+    """Warn in one line if a run is resumed in another environment than it was started in."""
     names = [name for name in _DECIDING if name in before and before[name] != here.get(name)]
     if names:
         there, now = (", ".join(f"{name} {given.get(name)}" for name in names) for given in (before, here))
@@ -69,8 +61,8 @@ def warn_of_changes(before: Mapping[str, Any], here: Mapping[str, Any]) -> None:
 def commit(file: Path) -> str | None:
     """Return the commit of the checkout that tracks `file`, with "-dirty" if it has changes; None without one.
 
-    A package installed into a project's virtual environment lies inside that project's checkout without being part
-    of it, so the file must be tracked.
+    A package installed into a project's virtual environment lies inside that project's checkout without being part of
+    it, so the file must be tracked.
     """
     git = ["git", "-C", str(file.parent)]
     try:

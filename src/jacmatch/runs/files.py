@@ -1,4 +1,4 @@
-"""Strict JSON, and what the operating system refuses in a run folder."""
+"""Strict JSON, and errors of the operating system in a run folder."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ _REMEDY = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EACCES: _CLOSED, errn
 
 @contextlib.contextmanager
 def disk(folder: Path, deed: str = "written to") -> Iterator[None]:
-    """Turns what the operating system refuses inside the block into an `InputError` that says what to do."""
+    """Turn an `OSError` inside the block into an `InputError` that names the remedy."""
     try:
         yield
     except OSError as error:
@@ -30,7 +30,7 @@ def disk(folder: Path, deed: str = "written to") -> Iterator[None]:
 
 @contextlib.contextmanager
 def undone_on_failure(folder: Path, names: Sequence[str]) -> Iterator[None]:
-    """Makes `folder` and its missing parents for the block; if it fails, removes them and the named files in it."""
+    """Create `folder` and its missing parents for the block; if it fails, remove them and the named files."""
     with disk(folder):
         made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -47,7 +47,7 @@ def undone_on_failure(folder: Path, names: Sequence[str]) -> Iterator[None]:
 
 
 def write_whole(folder: Path, name: str, data: bytes | memoryview) -> Path:
-    """Return the path of the file, written as `jacmatch.files.replace` does.
+    """Write a file atomically with `jacmatch.files.replace`, and return its path.
 
     Raises:
         InputError: The disk refuses, or the name leads out of the folder; nothing is left behind.
@@ -60,14 +60,14 @@ def write_whole(folder: Path, name: str, data: bytes | memoryview) -> Path:
 
 
 def plain(value: object, where: str) -> Any:
-    """The same value in JSON's own types: dict, list, str, int, float, bool, None.
+    """Convert a value to the types of JSON: dict, list, str, int, float, bool, None.
 
     Args:
         value: Mappings with string keys, lists and tuples of such, and scalars.
-        where: What the value is called in messages.
+        where: Name of the value in messages.
 
     Raises:
-        InputError: A number is not finite, a key is no string, or a type is none of JSON's; the key's path is named.
+        InputError: A number is not finite, a key is no string, or a type is none of JSON's; the message names the key.
 
     Example:
         >>> plain({"shape": (1, 8, 8)}, "settings")
@@ -99,15 +99,15 @@ def plain(value: object, where: str) -> Any:
 
 
 def encoded(value: object, where: str) -> bytes:
-    """The bytes of a JSON file with this value. Raises as `plain` does."""
+    """Return the bytes of a JSON file with this value. Raises as `plain` does."""
     return (json.dumps(plain(value, where), indent=2, allow_nan=False) + "\n").encode()
 
 
 def decoded(text: bytes, where: str) -> dict[str, Any]:
-    """The JSON object that `text` is.
+    """Parse a JSON object; `where` names the text in messages.
 
     Raises:
-        InputError: It is torn or is no object; `where` says which text it is.
+        InputError: The text is cut off, damaged, or no object.
     """
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_float, parse_int=_int)
@@ -119,10 +119,10 @@ def decoded(text: bytes, where: str) -> dict[str, Any]:
 
 
 def load(file: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read the JSON object in a file.
 
     Raises:
-        InputError: The file cannot be read, lies elsewhere, is too large or torn, or holds no object.
+        InputError: The file cannot be read, is a link out of its folder, too large or damaged, or holds no object.
     """
     with disk(file.parent, "read"):
         text = read(file.parent, file, _LARGEST)

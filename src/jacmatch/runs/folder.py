@@ -1,13 +1,13 @@
 """The folder of a run, in the order of writing.
 
-- `settings.json`: job, version and resolved settings. Written first, so a folder either is a run or is not.
-- `environment.json`: versions, machine, commit, start; one more entry under `resumed` each time the run goes on.
-- `inputs.json`: fingerprints of what else decides the result, by content; see `runs.identity`.
-- `metrics.jsonl`: one JSON object a line, appended and flushed.
+- `settings.json`: job, version and resolved settings. Written first, so a folder is a run if and only if it has one.
+- `environment.json`: versions, machine, commit, start; one more entry under `resumed` each time the run is resumed.
+- `inputs.json`: fingerprints of everything else that determines the result; see `runs.identity`.
+- `metrics.jsonl`: one JSON object per line, appended and flushed.
 - Artifacts of the job, and runs inside the run (`seed0/labels/`), each with its own settings and result.
-- `result.json`: written last. A run is finished if and only if it is there.
+- `result.json`: written last. A run is finished if and only if it exists.
 
-Every file but `metrics.jsonl` appears whole or not at all. JSON is strict: NaN and infinities are refused.
+Every file but `metrics.jsonl` is written atomically. JSON is strict: NaN and infinities are refused.
 """
 
 import json
@@ -31,7 +31,7 @@ _ABSENT = object()
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """The differing settings by dotted name, at most eight."""
+    """Return the differing settings by dotted name, at most eight."""
     old, new = _flat(there), _flat(here)
     names = [name for name in sorted(old.keys() | new.keys()) if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
     shown = [f"{name} ({_shown(old, name)} there, {_shown(new, name)} here)" for name in names[:_LISTED]]
@@ -55,7 +55,7 @@ _LARGEST = 2**30
 
 
 def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of the `metrics.jsonl` in a folder, in order; empty without one. A last line that is cut off is skipped.
+    """Return the rows of the `metrics.jsonl` in a folder, empty without one; a truncated last line is skipped.
 
     Raises:
         InputError: Another line is damaged.
@@ -68,10 +68,9 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def mend(folder: Path) -> None:
-    """Cut a torn last line off: the next row would be glued to it.
+    """Remove a truncated last line, to which the next row would be appended.
 
-    A file that has another name elsewhere, as in a copy of the folder made of hard links, becomes one of its own: the
-    rows that follow belong to this folder alone.
+    A file with hard links, as in some copies of folders, is copied first: new rows belong to this folder alone.
     """
     file = folder / METRICS
     with disk(folder):
@@ -92,7 +91,7 @@ _OWN = (_SETTINGS, _ENVIRONMENT, INPUTS, METRICS, RESULT, CHECKPOINT, LOCK)
 
 @dataclass(frozen=True)
 class Run:
-    """A folder with the settings, metrics and result of one job. Made by `Run.create`, read by `Run.open`."""
+    """A folder with the settings, metrics and result of one job. Created by `Run.create`, read by `Run.open`."""
 
     path: Path
     job: str
@@ -118,22 +117,21 @@ class Run:
         cuda: str | None = None,
         again: bool = False,
     ) -> "Run":
-        """A run in a new or empty folder, or the unfinished run of the same job, settings and version that is there.
+        """Start a run in a new or empty folder, or resume the unfinished run of the same job and settings in it.
 
-        The folder belongs to this process until the result is written or the run is forgotten.
+        The folder is locked for this process until the result is written or the run is garbage-collected.
 
         Args:
-            path: The folder; missing parents are made. What creation made is removed if creation fails.
+            path: The folder; missing parents are created. If this fails, what was created is removed.
             job: The verb of the command line.
-            settings: All that decides the result, and nothing else (no output folder, no progress bar).
+            settings: Everything that determines the result, and nothing else (no output folder, no progress bar).
             version: The version of this package.
             cuda: Name of the GPU, if the job uses one.
-            again: Whether a finished run is taken up again instead of being refused. It stays finished, with the
-                result that it has, until `write_result` replaces that.
+            again: Whether a finished run is accepted. It keeps its result until `write_result` replaces it.
 
         Raises:
-            InputError: The folder holds something else, a finished run or another run, or another process is at work in
-                it; a setting is not JSON; or the disk refuses.
+            InputError: The folder holds something else, a finished run or another run; another process uses it; a
+                setting is not JSON; or the disk refuses.
 
         Example:
             >>> import tempfile
@@ -163,14 +161,10 @@ class Run:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, finished: bool = True) -> "Run":
-        """The run that a folder holds, for reading.
-
-        Args:
-            path: The folder.
-            finished: Whether an unfinished run is refused.
+        """Open the run in a folder, for reading; an unfinished one only with `finished=False`.
 
         Raises:
-            InputError: The folder is missing or is no run, the run is unfinished, or a file of it is damaged.
+            InputError: The folder is missing or is no run, the run is unfinished, or one of its files is damaged.
         """
         folder = Path(path)
         if not os.path.isfile(folder / _SETTINGS):  # false also for impossible names
@@ -182,15 +176,12 @@ class Run:
         return run
 
     def child(self, name: str, settings: Mapping[str, Any] | None = None, job: str | None = None) -> "Run":
-        """The run `name` inside this run: begun, taken up again or, if it is `finished`, as it is.
+        """Return the run `name` (such as "seed0/labels") inside this run: new, resumed or, if it is `finished`, as is.
 
-        Args:
-            name: Where it lies below this run, for instance "seed0/labels".
-            settings: Its settings; those of this run if left out.
-            job: Its job; that of this run if left out.
+        Settings and job are those of this run if left out.
 
         Raises:
-            InputError: The name leaves the folder, or another run lies there.
+            InputError: The name leads out of the folder, or another run is there.
         """
         for part in name.split("/"):
             _check_name(part)
@@ -205,14 +196,10 @@ class Run:
         return run
 
     def check_inputs(self, part: str, here: Mapping[str, Fingerprint]) -> None:
-        """Writes what decides the result besides the settings or, if the run goes on, compares it.
-
-        Args:
-            part: What it is, for instance "data".
-            here: Fingerprints by name; see `runs.identity`.
+        """Store fingerprints of a part ("data"), or compare them with those stored if the run is resumed.
 
         Raises:
-            InputError: The run was begun with others; the message names them.
+            InputError: The run was started with others; the message names them.
         """
         if self.follows:
             return
@@ -226,13 +213,13 @@ class Run:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """The fingerprints of what decides the result, by part and name; empty where nothing is known."""
+        """The stored fingerprints, by part and name; empty if there are none."""
         file = self.path / INPUTS
         return load(file) if file.is_file() else {}
 
     @property
     def inputs_digest(self) -> str | None:
-        """A digest of them, None where nothing is known."""
+        """A digest of the stored fingerprints; None if there are none."""
         inputs = self.inputs
         return digest_of(inputs) if inputs else None
 
@@ -243,7 +230,7 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What `write_result` wrote.
+        """The content of `result.json`.
 
         Raises:
             InputError: The run is unfinished, or the file is damaged.
@@ -266,7 +253,7 @@ class Run:
         return load(file) if file.is_file() else {}
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Appends one line to the metrics.
+        """Append one line to the metrics.
 
         Raises:
             InputError: A value is not JSON (NaN, for instance), or the disk refuses.
@@ -282,29 +269,29 @@ class Run:
         return read_metrics(self.path)
 
     def rewind(self, step: int) -> None:
-        """Drops the metrics after `step`, so that a job that goes on from a checkpoint logs no step twice."""
+        """Drop the metrics after `step`, so that a run resumed from a checkpoint logs no step twice."""
         rows = [row for row in self.metrics() if row.get("step", step) <= step]
         write_whole(self.path, METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def write_json(self, name: str, value: object) -> Path:
-        """The path of the artifact `name`, written atomically as JSON.
+        """Write the artifact `name` atomically as JSON, and return its path.
 
         Raises:
-            InputError: The name belongs to the run itself or leaves it, a value is not JSON, or the disk refuses.
+            InputError: The name belongs to the run itself or leads out of it, a value is not JSON, or the disk refuses.
         """
         return self.write_bytes(name, encoded(value, name))
 
     def write_bytes(self, name: str, data: bytes) -> Path:
-        """The path of the artifact `name`, written atomically.
+        """Write the artifact `name` atomically, and return its path.
 
         Raises:
-            InputError: The name belongs to the run itself or leaves it, or the disk refuses.
+            InputError: The name belongs to the run itself or leads out of it, or the disk refuses.
         """
         _check_name(name)
         return self.path / name if self.follows else write_whole(self.path, name, data)
 
     def write_result(self, result: Mapping[str, Any], *, again: bool = False) -> Path:
-        """The path of `result.json`, checked against its schema and written atomically; this finishes the run.
+        """Check `result.json` against its schema, write it atomically, and return its path; this finishes the run.
 
         Every job has `job`, `version`, `seed`, `seconds`, `settings`. A training job also has `teacher` and `student`
         (each `accuracy` in [0, 1] or `rmse`, and `parameters`; null for the one that the job does not have),
@@ -336,7 +323,7 @@ class Run:
         now: Mapping[str, Any] | None = None,
         identity: str | None = None,
     ) -> "Run":
-        """Begins the run in `folder`, in the environment `now`, or finds it; anything else that is there is refused."""
+        """Start the run in `folder`, in the environment `now`, or open it; refuse anything else that is there."""
         chosen = plain(settings, "settings")
         tidy(folder)
         others = _entries(folder)
@@ -360,7 +347,7 @@ class Run:
 
 
 def tidy(folder: Path) -> None:
-    """Removes what a killed process left of a run: files that are not whole, the checkpoint if it is finished."""
+    """Remove what a killed process left in a run: incomplete files, and the checkpoint if the run is finished."""
     with disk(folder):
         orphans = list(folder.glob(f".*{UNFINISHED}")) if folder.is_dir() else []
         if (folder / RESULT).is_file():
@@ -370,7 +357,7 @@ def tidy(folder: Path) -> None:
 
 
 def _entries(folder: Path) -> list[str]:
-    """Names of what a folder holds, sorted, without the lock and what is not whole; empty without a folder."""
+    """Return the sorted names in a folder, without the lock and incomplete files; empty without a folder."""
     with disk(folder):
         if not folder.exists():
             return []
@@ -381,7 +368,7 @@ def _entries(folder: Path) -> list[str]:
 
 
 def _existing_run(folder: Path, names: Sequence[str]) -> Run:
-    """The run in a folder with these names in it, none of which leads elsewhere."""
+    """Return the run in a folder with these names, none of which leads elsewhere."""
     if _SETTINGS not in names:
         raise _taken(folder, f"a folder that is no run and holds {names[0]!r}")
     with disk(folder, "read"):

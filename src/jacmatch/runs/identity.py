@@ -1,8 +1,8 @@
-"""What decides a result besides its settings, fingerprinted by content: data, code, teachers, functions, points.
+"""Fingerprints of what determines a result besides its settings: data, code, teachers, functions, points.
 
-A run folder keeps these fingerprints in `inputs.json`, by part (`data`, `teacher`, …) and name. When the run goes on
-they are compared, and a run inside the run carries a digest of them, so that no table mixes two experiments. A
-fingerprint is a text, most often a SHA-256, which must be equal; or a `probe`, numbers that must agree up to rounding.
+A run folder stores them in `inputs.json`, by part (`data`, `teacher`, …) and name. They are compared when the run is
+resumed, and a run inside the run stores a digest of them, so that no table mixes two experiments. A fingerprint is a
+text, most often a SHA-256, which must be equal; or a `probe`, numbers that must agree up to rounding.
 """
 
 import ast
@@ -39,7 +39,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def probe(values: Sequence[float], tolerance: float = SINGLE) -> Fingerprint:
-    """Numbers that must agree up to `tolerance` times the largest of them.
+    """Return a fingerprint of numbers, which must agree up to `tolerance` times the largest of them.
 
     Example:
         >>> probe([1.0, 2.0])
@@ -53,11 +53,7 @@ def probe(values: Sequence[float], tolerance: float = SINGLE) -> Fingerprint:
 
 
 def changed(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Names whose values differ, with what is known of both; empty where none does.
-
-    Args:
-        there: What a run was begun with: fingerprints, or other values that JSON has.
-        here: What it shall go on with.
+    """Return the names whose values differ, with both values in short; empty if none does.
 
     Example:
         >>> changed({"x_train": "a", "outputs": probe([2.0])}, {"x_train": "b", "outputs": probe([2.00001])})
@@ -75,7 +71,7 @@ def _agree(there: Any, here: Any) -> bool:
 
 
 def _gap(there: Mapping[str, Any], here: Mapping[str, Any]) -> float:
-    """The largest difference of two probes, as a share of the largest number; infinite if one has more numbers."""
+    """Return the largest difference of two probes, relative to the largest number; infinite if their lengths differ."""
     first, second = there.get("values", ()), here.get("values", ())
     if len(first) != len(second):
         return math.inf
@@ -98,18 +94,15 @@ def _short(value: Any) -> str:
 
 
 def digest_of(value: object) -> str:
-    """SHA-256 of a value that JSON has; the order of keys does not count."""
+    """Return the SHA-256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def code_of(module: str) -> Fingerprints:
-    """SHA-256 of the source of a module and of all modules that it imports, one by one, as far as they are the user's.
+    """Return the SHA-256 of the source of a module and of each module that it imports, if they are the user's own.
 
-    Those of Python, of installed packages and of this package are left out: a run says their versions. Comments and
+    The standard library, installed packages and this package are left out: a run stores their versions. Comments and
     layout do not count. Nothing is imported.
-
-    Args:
-        module: Its dotted name.
 
     Example:
         >>> code_of("json")
@@ -131,7 +124,7 @@ def code_of(module: str) -> Fingerprints:
 
 @functools.lru_cache(maxsize=256)
 def _parsed(content: bytes, name: str, package: bool) -> tuple[str | None, list[str]]:
-    """The source of a module without comments and layout, None if it is none; and all names that it may import."""
+    """Return the source of a module without comments and layout (None if it has none), and all names it may import."""
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError):
@@ -149,7 +142,7 @@ def _parsed(content: bytes, name: str, package: bool) -> tuple[str | None, list[
 
 
 def _file_of(name: str) -> Path | None:
-    """The file of one of the user's modules; None for others, and where there is no such module."""
+    """Return the file of one of the user's modules; None for others and for missing modules."""
     top = name.partition(".")[0]
     if not name or top in sys.stdlib_module_names or top in _PROJECT:
         return None
@@ -162,7 +155,7 @@ def _file_of(name: str) -> Path | None:
 
 
 def _origin_on_path(name: str) -> str | None:
-    """Where a module would be imported from."""
+    """Return the file that an import would load."""
     search_paths, spec = None, None
     try:
         for count in range(1, name.count(".") + 2):
@@ -176,14 +169,10 @@ def _origin_on_path(name: str) -> str | None:
 
 
 def source_of(given: object, depth: int = 3) -> str:
-    """A text that says what a function or a class does, as far as its own source tells; empty for what is installed.
+    """Return a text that identifies a function or class by its own source; empty for installed code.
 
-    Of a function also its default values and the numbers, texts and functions around it that it uses; of a class also
-    the user's classes that it extends. Where there is no source, as at a prompt, the compiled code stands for it.
-
-    Args:
-        given: A function, class or callable object.
-        depth: How far functions around functions are followed.
+    For a function it includes default values and the numbers, texts and functions in its closure, `depth` levels deep;
+    for a class the user's base classes. Without source, as at a prompt, the compiled code is used.
 
     Example:
         >>> one, two, again = (eval(f"lambda x: {text}", {}) for text in ("2 * x", "3 * x", "2 * x"))
@@ -212,7 +201,7 @@ def _of_class(given: type) -> str:
 
 
 def _text_of(given: Any, *codes: types.CodeType) -> str:
-    """The source, or the compiled code; the latter also of a lambda, which shares its line with others."""
+    """Return the source; or the compiled code, also for a lambda, which shares its line with others."""
     try:
         if getattr(given, "__name__", "") == "<lambda>":
             raise OSError
@@ -231,7 +220,7 @@ def _of_code(code: types.CodeType) -> Iterator[str]:
 
 
 def _is_users(given: Any) -> bool:
-    """Whether a class or function is none of Python's, of an installed package or of this one."""
+    """Whether a class or function belongs to the user, not to Python, an installed package or this one."""
     name = getattr(given, "__module__", None) or "__main__"
     return name == "__main__" or name not in sys.modules or _file_of(name) is not None
 
@@ -244,7 +233,7 @@ def _is_full(cell: types.CellType) -> bool:
 
 
 def _described(value: object, depth: int) -> str:
-    """A value that a function uses: plain values as they are, functions by their source, others by their type."""
+    """Describe a value that a function uses: plain values literally, functions by source, others by type."""
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return repr(value)
     if isinstance(value, tuple):

@@ -54,11 +54,9 @@ def try_lock(file: Path) -> Lock | None:
 
 
 def hold(folder: Path, *, wait: Callable[[], None] | None = None) -> Lock:
-    """Acquire the lock of a folder. Within one process it is the same object at every call.
+    """Acquire the lock of an existing folder. Within one process it is the same object at every call.
 
-    Args:
-        folder: An existing folder.
-        wait: Called once if another process has the lock, before this one waits; None makes that an error.
+    `wait` is called once, before waiting, if another process has the lock; without it that is an error.
 
     Raises:
         InputError: Another process has it, something else has its name, or the disk refuses.

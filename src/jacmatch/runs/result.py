@@ -1,4 +1,4 @@
-"""What `result.json` must say."""
+"""The schema of `result.json`."""
 
 import math
 import statistics
@@ -29,7 +29,7 @@ _ROUNDING = 1e-5  # a cosine of float32 vectors may lie this far outside its ran
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, sample standard deviation (n − 1 in the denominator; None for one value) and the values themselves.
+    """Return the mean, the sample standard deviation (n − 1; None for one value) and the values.
 
     Example:
         >>> spread([0.5, 1.0])
@@ -46,10 +46,10 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def check(result: Mapping[str, Any], job: str, version: str, settings: Mapping[str, Any]) -> None:
-    """Refuses a result that lacks a key of its job, has a number out of range, or belongs to another run.
+    """Refuse a result that lacks a key of its job, has a number out of range, or belongs to another run.
 
     Raises:
-        InputError: What is wrong and under which key.
+        InputError: The message names the key.
     """
     training = job in TRAINING_JOBS
     _have(result, _GENERAL + _TRAINING if training else _GENERAL, "result")
@@ -86,7 +86,7 @@ def _have(value: object, keys: Sequence[str], where: str) -> None:
 
 
 def _row(row: object, where: str) -> None:
-    """Refuses a row of a comparison in which a mean, a deviation or a value is no number or out of range."""
+    """Refuse a row of a comparison with a mean, deviation or value that is no number or out of range."""
     if not isinstance(row, Mapping):
         raise InputError(f"`{where}` must be an object.", got=repr(row)[:_SHOWN])
     inner = row.get("agreement")
