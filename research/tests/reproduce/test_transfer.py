@@ -31,7 +31,7 @@ def test_the_table_is_made_of_the_stored_numbers(measured):
     folder, document = measured
     experiment = EXPERIMENTS["transfer"]
     cells = {cell["row"]: cell["measures"] for cell in document["cells"]}
-    accuracy, ablations, closeness_table, apart, bounds = experiment.tables(document)
+    accuracy, ablations, closeness_table, bounds, apart = experiment.tables(document)
     for row, text in accuracy.rows[:3]:
         assert text == f"{100 * cells[row]['accuracy']:.1f}"
     gain = cells["LwF: labels + outputs"]["accuracy"] - cells["labels only"]["accuracy"]
@@ -67,3 +67,20 @@ def test_published_numbers_stand_in_their_columns_and_unconfirmed_ones_nowhere()
 def test_other_data_need_a_pretrained_teacher():
     with pytest.raises(InputError, match=r"`reproduce transfer` must be given a pretrained teacher for such data"):
         Reproduce(name="transfer", data="synthetic").run()
+
+
+@pytest.mark.ci
+def test_recipes_have_a_table_of_their_own(place):
+    adapt = "probe on the teacher, then its outputs; 900 unlabelled"
+    Reproduce(name="transfer", smoke=True, rows=("labels, mixed pairs", adapt), out=place / "recipes").run()
+    document = json.loads((place / "recipes" / "results.json").read_text())
+    cells = {cell["row"]: cell["measures"] for cell in document["cells"]}
+    recipes, apart = EXPERIMENTS["transfer"].tables(document)
+    rows = {row: rest for row, *rest in recipes.rows}
+    gain = cells[adapt]["accuracy"] - cells["labels, mixed pairs"]["accuracy"]
+    assert rows[adapt][:3] == [
+        f"{100 * cells[adapt]['accuracy']:.1f}",
+        f"{100 * gain:+.1f}",
+        f"{100 * cells[adapt]['probe_accuracy']:.1f}",
+    ]
+    assert (recipes.name, apart.name) == ("recipes", "distances")

@@ -239,8 +239,19 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
 
 
 def _tables(document: Document) -> list[Table]:
+    facts = document["facts"]
+    sets = {f"n = {column}: ": results for column, results in facts["distances"].items()}
+    apart = [(label + row[0], *row[1:]) for label, results in sets.items() for row in distance_table(results).rows]
+    distances = replace(distance_table({}), rows=tuple(apart), notes=(f"Euclidean, at most {_FAR} images a set.",))
+    return [*_paper(document), *_recipes(document), distances]
+
+
+def _paper(document: Document) -> list[Table]:
+    """The paper's rows, with what explains them; nothing where none was measured."""
     columns = names(document, "column")
     rows = [row for row in names(document, "row") if row in _PAPER_ROWS]
+    if not rows:
+        return []
     lwf, full = METHODS["lwf"], METHODS[FULL]
     pairs = [
         (METHODS["lwf+jacobians"], lwf), (full, METHODS["lwf+attention"]), (full, lwf), (lwf, METHODS["labels"])
@@ -249,19 +260,14 @@ def _tables(document: Document) -> list[Table]:
     called = {**METHODS, "oracle": "pretrained student fine-tuned (oracle)"}
     printed = [published_row(f"paper: {called[row]}", values, columns) for row, values in TRANSFER.items()]
     title = "Test accuracy in % by images per class"
-    tables = [
+    return [
         Table("accuracy", title, ("row", *columns), (*grid(document, "accuracy", rows=rows), *differences, *printed),
               (_difference(document), origin(document))),
         *_changes(document, ABLATIONS, "ablations", "Depth, pooling and p", (METHODS["lwf"], METHODS[FULL])),
-        *_recipes(document),
         *_changes(document, LONGER, "longer", "Longer training", _PAPER_ROWS),
         _closeness(document, rows),
+        _bounds(document, rows),
     ]  # fmt: skip
-    facts = document["facts"]
-    sets = {f"n = {column}: ": results for column, results in facts["distances"].items()}
-    apart = [(label + row[0], *row[1:]) for label, results in sets.items() for row in distance_table(results).rows]
-    tables.append(replace(distance_table({}), rows=tuple(apart), notes=(f"Euclidean, at most {_FAR} images a set.",)))
-    return [*tables, _bounds(document, rows)]
 
 
 def _difference(document: Document) -> str:
@@ -318,10 +324,13 @@ def _recipes(document: Document) -> list[Table]:
                           for name, digits in (("jacobian_relative_error", 2), ("train_seconds", 0)))  # fmt: skip
         body.append((row, one[0], gain, *one[1:], error, seconds))
     head = ("row", "accuracy %", "gain", "probed teacher %", "agreement %", "cosine", "relative error", "seconds")
+    facts = document["facts"]
+    teacher, student = facts["teacher"], facts["student"]["model"]
     note = (
-        f"{column} labelled images per class; unlabelled ones in {_VIEWS} views. Gain: over labels at mixed pairs. "
-        "Cosine and relative error, on new images: of the products that a row compares, or of one random row. "
-        f"{_few(document)}"
+        f"Teacher {teacher['model']} at {teacher['size']} pixels, student {student}, {facts['steps']} steps with "
+        f"batches of 64, judged on {facts['judged']} test images, {column} labelled images per class; the teacher sees "
+        f"each image in {_VIEWS} views. Gain: over labels at mixed pairs. Cosine and relative error, on new images: of "
+        f"the products that a row compares, or of one random row. {_few(document)}"
     )
     return [Table("recipes", "Recipes with unlabelled images", head, tuple(body), (note, origin(document)))]
 
@@ -363,7 +372,7 @@ def _bounds(document: Document, rows: list[str]) -> Table:
 
 def _figure(document: Document) -> bytes:
     columns = names(document, "column")
-    rows = [row for row in names(document, "row") if row in _PAPER_ROWS]
+    rows = [row for row in names(document, "row") if row in _PAPER_ROWS] or names(document, "row")
     return line_figure(
         [(document["settings"]["data"], by_columns(spreads(document, "accuracy"), rows, columns))],
         x_label="images per class",
