@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
+from jacmatch.errors import InputError
+from jacmatch.models import build
 from jacmatch.surrogates import gaussian_process
 from jacmatch.surrogates.gaussian_process import conditions_on, fit_gaussian_process, held_out_loss, with_free_samples
+from jacmatch.surrogates.modules import to_process_module
 from jacmatch.surrogates.samples import standardize
 
 
@@ -119,3 +123,28 @@ def test_large_data_are_not_tried(monkeypatch):
     monkeypatch.setattr(gaussian_process, "LARGEST", 50)
     x, y, j = samples(30)
     assert held_out_loss(standardize(x, y, j)[0], 0) is None
+
+
+def test_the_mean_as_a_module():
+    """Two outputs of different units, one of which has partials of some samples only."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(1, 4, (12, 2))
+    y = np.stack([np.sin(x[:, 0]) * x[:, 1], 1000 * x.sum(1) ** 2], 1)
+    j = np.stack(
+        [np.stack([np.cos(x[:, 0]) * x[:, 1], np.sin(x[:, 0])], 1), 2000 * np.repeat(x.sum(1)[:, None], 2, 1)], 1
+    )
+    j[3:, 1, 0] = np.nan
+    data, scaler = standardize(x, y, j)
+    process = fit_gaussian_process(data)
+    module = to_process_module(process, scaler, (2,))
+    points = rng.uniform(1, 4, (5, 2))
+    values, partials, _ = process(scaler.inputs(points))
+    given = torch.from_numpy(points)
+    np.testing.assert_allclose(module(given), scaler.outputs(values), rtol=1e-7)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda each: module(each[None])[0]))(given)
+    np.testing.assert_allclose(jacobian, scaler.jacobian(partials), rtol=1e-6, atol=1e-6)
+    again = build(f"gaussian-process:12-{len(process.groups)}", 2, (2,))
+    again.load_state_dict(module.state_dict())
+    assert torch.equal(again(given), module(given))
+    with pytest.raises(InputError, match="`gaussian-process:LAYOUT` must be POINTS or POINTS-GROUPS"):
+        build("gaussian-process:0", 2, (2,))

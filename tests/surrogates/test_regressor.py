@@ -179,7 +179,7 @@ def test_it_works_with_the_rest_of_scikit_learn():
         ({}, np.full((20, 2), np.inf), "`jacobian` of `fit` must be finite.*20 of 20 rows, first in row 0"),
         ({}, "text", "`jacobian` of `fit` must be an array of floats"),
         ({"model": "kriging"}, None, "`model` of `JacobianRegressor`"),
-        ({"model": "gp", "output_weights": 2.0}, None, 'model="gp"` of `JacobianRegressor` takes up to 2000 values'),
+        ({"model": "gp", "output_weights": 2.0}, None, 'model="gp"` of `JacobianRegressor` takes up to 6000 values'),
         ({"solver": "newton"}, None, "`solver` of `JacobianRegressor`"),
         ({"starts": 0}, None, "`starts` of `JacobianRegressor` must be at least 1"),
         ({"ensemble": 0}, None, "`ensemble` of `JacobianRegressor` must be at least 1"),

@@ -170,7 +170,9 @@ def described(folder: Path, *, allow_code: bool) -> Description:
 def _check_size(description: Description, file: Path) -> None:
     """Refuses a description of a network that is far larger than its weights, before it takes any memory."""
     family = description.spec.partition(":")[0]
-    if not file.is_file() or not (family in ("mlp", "vgg") or family in catalog.CATALOG):
+    if not file.is_file() or not (
+        family in ("mlp", "scaled-mlp", "gaussian-process", "vgg") or family in catalog.CATALOG
+    ):
         return  # another library may not build on a device without memory
     try:
         with torch.device("meta"):

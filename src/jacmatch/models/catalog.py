@@ -17,6 +17,7 @@ from jacmatch.errors import InputError, optional_package, unknown_name
 from jacmatch.models import resnet
 from jacmatch.models.inputs import Normalized, Shape, Statistics, check_sizes
 from jacmatch.models.mlp import mlp, mlp_from_layout, scaled_mlp_from_layout
+from jacmatch.models.process_mean import process_mean_from_layout
 from jacmatch.models.values import ValuesOnly, onnx
 from jacmatch.models.vgg import VGG, cnn3, cnn5, vgg4, vgg9
 from jacmatch.models.vit import vit_tiny
@@ -65,6 +66,7 @@ def build(spec: str, outputs: int, shape: Shape, mean: Statistics = None, std: S
     Args:
         spec: A name in `CATALOG`; `vgg:64-M-128-M`, a layout as in `VGG`; `mlp:64-64` or `mlp:64-64-tanh`, widths of
             the hidden layers and the activation; `scaled-mlp:64-64-softplus`, which scales its outputs as well;
+            `gaussian-process:POINTS`, the mean of a process, which `surrogate --model gp` saves;
             `timm:NAME`, `torchvision:NAME` or `hf:DIR_OR_NAME` (the `config.json` of a folder, or of a repository in
             the local cache of Hugging Face), wrapped in `Normalized`; `onnx:FILE`, which has values and no gradient; or
             `PACKAGE.MODULE:CALLABLE`, which is called with those of `outputs` (or `classes`), `shape`, `mean`, `std`
@@ -313,6 +315,7 @@ def function_of_batch(spec: str) -> nn.Module | None:
 FAMILIES: dict[str, Callable[[str, int, Shape, Statistics, Statistics], nn.Module]] = {
     "mlp": mlp_from_layout,
     "scaled-mlp": scaled_mlp_from_layout,
+    "gaussian-process": process_mean_from_layout,
     "vgg": VGG,
     "timm": _timm,
     "torchvision": _torchvision,
@@ -320,7 +323,16 @@ FAMILIES: dict[str, Callable[[str, int, Shape, Statistics, Statistics], nn.Modul
     "onnx": onnx,
 }
 FORMS = (
-    *("mlp:WIDTHS", "scaled-mlp:WIDTHS", "vgg:LAYOUT", "timm:NAME", "torchvision:NAME", "hf:DIR_OR_NAME", "onnx:FILE"),
+    *(
+        "mlp:WIDTHS",
+        "scaled-mlp:WIDTHS",
+        "gaussian-process:POINTS",
+        "vgg:LAYOUT",
+        "timm:NAME",
+        "torchvision:NAME",
+        "hf:DIR_OR_NAME",
+        "onnx:FILE",
+    ),
     "PACKAGE.MODULE:CALLABLE",
 )
 

@@ -14,7 +14,9 @@ from jacmatch.errors import InputError, unknown_name
 from jacmatch.jacobian import Estimator, EveryRow, RandomInputs, SampledRows
 from jacmatch.models import scaled_mlp
 from jacmatch.models.mlp import ScaledMLP
+from jacmatch.models.process_mean import ProcessMean
 from jacmatch.objectives import Regression
+from jacmatch.surrogates.gaussian_process import GaussianProcess
 from jacmatch.surrogates.perceptron import Parameters, Perceptron
 from jacmatch.surrogates.samples import Scaler
 from jacmatch.surrogates.solver import Standardized
@@ -138,6 +140,32 @@ def to_module(net: Perceptron, theta: Parameters, scaler: Scaler, shape: tuple[i
         for layer, (weight, bias) in zip(linear, layers, strict=True):
             layer.weight.copy_(torch.from_numpy(weight))
             layer.bias.copy_(torch.from_numpy(bias))
+    return module.eval()
+
+
+def to_process_module(process: GaussianProcess, scaler: Scaler, shape: tuple[int, ...]) -> ProcessMean:
+    """Return the mean of a Gaussian process as a module, raw units in and out.
+
+    Args:
+        process: The process, in standardized units.
+        scaler: Means and scales of the samples.
+        shape: Shape of an input.
+    """
+    n, d = process.groups[0].observed.x.shape
+    module = ProcessMean(len(scaler.y_mean), shape, n, len(process.groups))
+    arrays = {"x_mean": scaler.x_mean, "x_scale": scaler.x_scale, "y_mean": scaler.y_mean, "y_scale": scaler.y_scale}
+    for name, array in (arrays | {"points": process.groups[0].observed.x}).items():
+        getattr(module, name).copy_(torch.as_tensor(array))
+    for number, group in enumerate(process.groups):
+        outputs = torch.from_numpy(group.outputs)
+        alpha = np.zeros(((1 + d) * n, len(outputs)))
+        alpha[group.observed.index] = group.alpha
+        entries = torch.from_numpy(alpha).view(1 + d, n, -1)
+        module.values[:, outputs] = entries[0]
+        module.partials[:, :, outputs] = entries[1:].transpose(0, 1)
+        module.lengths[number] = torch.from_numpy(group.lengths)
+        module.groups[outputs] = number
+        module.y_mean[outputs] += module.y_scale[outputs] * torch.from_numpy(group.mean)
     return module.eval()
 
 

@@ -14,6 +14,7 @@ from jacmatch.errors import InputError, optional_package, unknown_name
 from jacmatch.surrogates import samples
 from jacmatch.surrogates.gaussian_process import (
     LARGEST,
+    QUANTILE_95,
     GaussianProcess,
     conditions_on,
     fit_gaussian_process,
@@ -155,6 +156,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         if self.solver_[0] == "adam":
             self.model_ = "network"
             self.fits_ = [self._fit_minibatches(data, seed + 1000 * number) for number in range(self.ensemble)]
+            self._calibration = 1.0
             return self
         self.model_ = self.model
         if self.model != "network" and not (weighted and self.model == "auto"):
@@ -168,6 +170,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
             better = of_process is not None and held_out is not None and of_process < held_out
             self.model_ = "gp" if better else "network"
         self.fits_ = [each.fit(data) for each in selections] if self.model_ == "network" else []
+        self._calibration = self._calibrated(data, selections, seed) if len(self.fits_) > 1 else 1.0
         return self
 
     def _solver(
@@ -229,6 +232,19 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
             )
             for number in range(self.ensemble)
         ]
+
+    def _calibrated(self, data: Standardized, selections: list[Selection], seed: int) -> Any:
+        """Return what makes standard deviations of the ensemble such that 90 % of the samples lie in their interval.
+
+        The members before their last fit are compared with the samples that each has not seen.
+        """
+        ratios = []
+        for number in range(len(selections)):
+            parts = data.split(seed + 1000 * number)
+            if parts is not None:
+                y = np.stack([each.net(each.theta, parts[0].x, jacobian=False)[0] for each in selections])
+                ratios.append(np.abs(y[number] - parts[0].y) / np.maximum(y.std(0, ddof=1), 1e-12))
+        return np.quantile(np.concatenate(ratios), 0.9, axis=0) / QUANTILE_95 if ratios else 1.0
 
     def distill(self, count: int = 600) -> "JacobianRegressor":
         """Return a network that learned values and partials from the Gaussian process, at points in the samples' box.
@@ -311,7 +327,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
             y = np.mean([each[0] for each in members], axis=0)
             j = np.mean([each[1] for each in members if each[1] is not None], axis=0) if jacobian else None
             if std and spread is None:
-                spread = np.std([each[0] for each in members], axis=0, ddof=1)
+                spread = self._calibration * np.std([each[0] for each in members], axis=0, ddof=1)
         return (
             self.scaler_.outputs(y),
             None if spread is None else spread * self.scaler_.y_scale,

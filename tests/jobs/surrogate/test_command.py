@@ -340,3 +340,22 @@ def test_points_that_another_function_was_asked_about_are_not_taken(folder, tmp_
     other = open_function("mine", lambda z: z.sum(1, keepdim=True) * (1 + 1e-6), x, torch.ones(2))
     with pytest.raises(InputError, match=r"mine must return the values that .*points\.npz holds.* off by 1e-06 of"):
         cached(run, "points", lambda: first, other)
+
+
+def test_a_gaussian_process_is_a_model_of_its_own(folder, undrawn, monkeypatch, capsys):
+    command = (
+        f"--teacher simulator:smooth --jacobian simulator:slopes {BOX} --smoke --samples 12 --onnx never --model gp"
+    )
+    does(f"{command} --methods slopes --out run --no-doctor")
+    found = result(folder / "run")
+    assert found["solver"]["name"] == "gp"
+    assert 0.5 < found["solver"]["coverage_90"] <= 1
+    test = np.load(folder / "run" / "points-test.npz")
+    student = jacmatch.load_student(folder / "run")
+    x = torch.from_numpy(test["x"])
+    assert student(x).numpy() == pytest.approx(test["y"], abs=0.02)
+    does(f"{command} --solver adam --out other", code=2)
+    assert "`--model gp` of `surrogate` has no network" in capsys.readouterr().err
+    monkeypatch.setattr(command_module, "LARGEST", 10)
+    does(f"{command} --out other", code=2)
+    assert "`--model gp` of `surrogate` takes up to 10 values and partials" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -28,15 +29,17 @@ from jacmatch.report.page import FIGURE, SMALL_FIGURE
 from jacmatch.runs import Run, spread
 from jacmatch.surrogates.gaussian_process import (
     LARGEST,
+    QUANTILE_95,
     conditions_on,
     fit_gaussian_process,
     held_out_loss,
+    patterns,
     with_free_samples,
 )
-from jacmatch.surrogates.modules import fit_surrogate, new_student, regression, to_module
+from jacmatch.surrogates.modules import fit_surrogate, new_student, regression, to_module, to_process_module
 from jacmatch.surrogates.perceptron import ACTIVATIONS, Perceptron
-from jacmatch.surrogates.samples import is_noisy, standardize
-from jacmatch.surrogates.solver import DECAYS, Fit, OnProgress, select_network, too_large
+from jacmatch.surrogates.samples import Scaler, is_noisy, standardize
+from jacmatch.surrogates.solver import DECAYS, Fit, OnProgress, Standardized, select_network, too_large
 from jacmatch.training import Fitted, find_device
 from jacmatch.training.loop import OnStep, peak_memory
 
@@ -86,7 +89,7 @@ class Surrogate(SurrogateFields):
                         method=method,
                         label=f"{LABELS[method]}, {size} points",
                         training=self.training(),
-                        network=self._description(samples.x, samples.y),
+                        network=self._description(source, samples, method),
                         settings={"size": size},
                         size=f"n{size}",
                     )
@@ -128,11 +131,16 @@ class Surrogate(SurrogateFields):
         train, validated = self._parts(y, cell.seed)
         torch.manual_seed(cell.seed)
         student = new_student(x, y, self.hidden, self.activation, output_units(self, samples.y).float())
+        if self.model == "gp":
+            self._check_process(self._standardized(source, samples, cell.method)[0])
+            student = self._description(source, samples, cell.method).build()
         solver, reason = self.solver_for(samples)
         objective: nn.Module = student
         solve: Callable[[OnStep], Fitted] | None = None
         solution: dict[str, Any] = {"name": solver, "reason": reason}
-        if solver == "lbfgs":
+        if self.model == "gp":
+            solve = partial(self._condition, source, samples, cell, student, solution)
+        elif solver == "lbfgs":
             solve = partial(self._solve, source, samples, cell, student, solution)
         else:
             objective = self._objective(source, samples, train, student, cell.method, cell.seed)
@@ -140,6 +148,11 @@ class Surrogate(SurrogateFields):
         def finish() -> tuple[nn.Module, dict[str, Any]]:
             student.cpu().eval()
             measured = errors(student, test, source.units, output_units(self, test.y))
+            process, scaler = solution.pop("process", None), solution.pop("scaler", None)
+            if process is not None:
+                mean, _, std = process(scaler.inputs(test.x.flatten(1).numpy()), jacobian=False, std=True)
+                off = np.abs(scaler.outputs(mean) - test.y.numpy())
+                solution["coverage_90"] = float((off <= QUANTILE_95 * std * scaler.y_scale).mean())
             return student, {
                 "samples": len(samples),
                 "teacher": None,
@@ -169,6 +182,11 @@ class Surrogate(SurrogateFields):
             f"--device {self.device}": find_device(self.device).type != "cpu",
         }
         reason = next((f"{name} is of the training loop" for name, needed in needs.items() if needed), None)
+        if self.model == "gp":
+            if reason or self.solver != "auto":
+                rule = "`--model gp` of `surrogate` has no network and no solver of one."
+                raise InputError(rule, got=reason or f"--solver {self.solver}", do="Leave it out.")
+            return "gp", "as set"
         if self.solver == "lbfgs" and reason is not None:
             rule = "`--solver lbfgs` of `surrogate` fits on the CPU with all points and partials in each evaluation."
             raise InputError(rule, got=reason, do="Leave it out, or use --solver adam.")
@@ -183,6 +201,13 @@ class Surrogate(SurrogateFields):
             ):
                 reason = "noisy values"
         return ("adam", reason) if reason else ("lbfgs", "deterministic, and small enough")
+
+    def _check_process(self, data: Standardized) -> None:
+        """Refuse more than a Gaussian process can be conditioned on."""
+        count = conditions_on(data)
+        if count > LARGEST:
+            rule = f"`--model gp` of `surrogate` takes up to {LARGEST} values and partials of an output."
+            raise InputError(rule, got=count, do="Use --model network, or fewer --samples.")
 
     def _solve(
         self,
@@ -201,6 +226,7 @@ class Surrogate(SurrogateFields):
 
         module, fitted, free = self._fit_all(source, samples, cell.method, cell.seed, on_progress)
         student.load_state_dict(module.state_dict())
+        solution["model"] = "distilled" if free["free_points"] else "network"
         solution |= {"weight_decay": fitted.decay, "held_out_loss": fitted.held_out, "loss": fitted.loss, **free}
         seconds = time.perf_counter() - start
         return Fitted(
@@ -211,13 +237,10 @@ class Surrogate(SurrogateFields):
             finished=True,
         )
 
-    def _fit_all(
-        self, source: Source, samples: Samples, method: str, seed: int, on_progress: OnProgress | None = None
-    ) -> tuple[nn.Module, Fit, dict[str, Any]]:
-        """Return the network fitted to all points, how it was selected, and what a Gaussian process added."""
-        shape = tuple(samples.x.shape[1:])
+    def _standardized(self, source: Source, samples: Samples, method: str) -> tuple[Standardized, Scaler]:
+        """Return values and, if the method has them, partials in units, and the scaler."""
         partials = None if samples.j is None or method == "values" else samples.j.flatten(2).numpy()
-        data, scaler = standardize(
+        return standardize(
             samples.x.flatten(1).numpy(),
             samples.y.numpy(),
             partials,
@@ -225,6 +248,25 @@ class Surrogate(SurrogateFields):
             x_scale=source.units.flatten().numpy(),
             y_scale=output_units(self, samples.y).numpy(),
         )
+
+    def _condition(
+        self, source: Source, samples: Samples, cell: Cell, student: nn.Module, solution: dict[str, Any], _: OnStep
+    ) -> Fitted:
+        """Condition the Gaussian process of a cell."""
+        start = time.perf_counter()
+        data, scaler = self._standardized(source, samples, cell.method)
+        process = fit_gaussian_process(data, seed=cell.seed)
+        student.load_state_dict(to_process_module(process, scaler, tuple(samples.x.shape[1:])).state_dict())
+        solution |= {"process": process, "scaler": scaler}
+        seconds = time.perf_counter() - start
+        return Fitted(1, seconds, len(samples) / seconds, peak_memory(torch.device("cpu")), finished=True)
+
+    def _fit_all(
+        self, source: Source, samples: Samples, method: str, seed: int, on_progress: OnProgress | None = None
+    ) -> tuple[nn.Module, Fit, dict[str, Any]]:
+        """Return the network fitted to all points, how it was selected, and what a Gaussian process added."""
+        shape = tuple(samples.x.shape[1:])
+        data, scaler = self._standardized(source, samples, method)
         selection = select_network(
             data,
             self.hidden,
@@ -240,18 +282,22 @@ class Surrogate(SurrogateFields):
             of_process = held_out_loss(data, seed)
             free["gp_held_out_loss"] = of_process
             better = of_process is not None and selection.held_out is not None and of_process < selection.held_out
-            if better or (self.model == "gp" and conditions_on(data) <= LARGEST):
+            if better or (self.model == "distilled" and conditions_on(data) <= LARGEST):
                 whole = with_free_samples(data, fit_gaussian_process(data, seed=seed), seed)
                 free["free_points"] = len(whole) - len(data)
                 data = whole
         fitted = selection.fit(data)
         return to_module(fitted.net, fitted.theta, scaler, shape), fitted, free
 
-    def _description(self, x: Tensor, y: Tensor) -> networks.Description:
+    def _description(self, source: Source, samples: Samples, method: str) -> networks.Description:
         """How the student is built again; what scales its outputs is in its weights."""
-        layout = "-".join([*map(str, self.hidden), self.activation])
-        shape = tuple(x.shape[1:])
-        return networks.Description(f"scaled-mlp:{layout}", y.shape[1], shape, (0.0,) * shape[0], (1.0,) * shape[0])
+        layout = f"scaled-mlp:{'-'.join([*map(str, self.hidden), self.activation])}"
+        if self.model == "gp":
+            groups = patterns(self._standardized(source, samples, method)[0])
+            layout = f"gaussian-process:{len(samples)}-{len(groups)}"
+        shape = tuple(samples.x.shape[1:])
+        mean, std = (0.0,) * shape[0], (1.0,) * shape[0]
+        return networks.Description(layout, samples.y.shape[1], shape, mean, std)
 
     def _objective(
         self, source: Source, samples: Samples, train: Tensor, student: nn.Module, method: str, seed: int

@@ -59,9 +59,10 @@ class SurrogateFields(TrainingFields):
     """A typical change of each input; from the box or the points if left out."""
     output_units: tuple[float, ...] = ()
     """A typical change of each output; the standard deviation of the training values if left out."""
-    model: Literal["auto", "network", "gp"] = "auto"
-    """What the network learns from: network, the points alone; gp, also free points at which a Gaussian process that is
-    conditioned on the points is the teacher; auto takes what is better on held-out points."""
+    model: Literal["auto", "network", "gp", "distilled"] = "auto"
+    """What predicts: network, fitted to the points; gp, a Gaussian process that is conditioned on them; distilled, a
+    network that also learns from this process at free points; auto takes network or distilled, by held-out points, and
+    the result names the choice."""
     solver: Literal["auto", "lbfgs", "adam"] = "auto"
     """How the network is fitted: lbfgs, over all points in float64, with a weight decay selected on held-out points; or
     adam, in --steps minibatches. auto takes lbfgs wherever it applies, and the result names the reason if not."""

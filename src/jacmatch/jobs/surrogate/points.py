@@ -285,7 +285,7 @@ def predictions(
     student: nn.Module, x: Float[Tensor, "sample *input"], *, jacobians: bool
 ) -> tuple[Float[Tensor, "sample out"], Float[Tensor, "sample out *input"] | None]:
     """Return values and Jacobians of a student in float64, whatever its own type and device."""
-    like = next(student.parameters())
+    like = next(student.parameters(), torch.empty(0))  # a Gaussian process has none
     values, rows = [], []
     with torch.no_grad():
         for part in torch.split(x, _CHUNK):
