@@ -61,8 +61,11 @@ CASES = {
     "width of 67 bits": (TRAIN + " --model mlp:99999999999999999999", r"must run on inputs .* Got \w+Error"),
     "layout of letters": (TRAIN + " --model vgg:64-Q", r"`layout` of `vgg` must be .* Got '64-Q'\."),
     "no card of that number": (TRAIN + " --device cuda:-1", r"`device` must be 'cpu'.* Got 'cuda:-1'\."),
-    "no step with slopes": (DISTILL + " --every 0", r"`--every` of `distill` must be at least 1\. Got 0\."),
-    "no sample with slopes": (DISTILL + " --fraction 0", r"`fraction` of `Distillation` must be above 0 .* Got 0\.0\."),
+    "no step with derivatives": (DISTILL + " --every 0", r"`--every` of `distill` must be at least 1\. Got 0\."),
+    "no sample with derivatives": (
+        DISTILL + " --fraction 0",
+        r"`fraction` of `Distillation` must be above 0 .* Got 0\.0\.",
+    ),
     "more than all samples": (DISTILL + " --fraction 1.5", r"`fraction` of .* at most 1\. Got 1\.5\."),
     "unknown engine": (DISTILL + " --engine fastest", r"`--engine` must be one of auto, forward, .* Got 'fastest'\."),
     "no rows at once": (DISTILL + " --probe-chunk 0", r"`chunk_size` of .* at least 1, or None\. Got 0\."),

@@ -143,7 +143,7 @@ def _pictures(folder):
 
 
 @pytest.fixture(autouse=True)
-def _place(tmp_path, monkeypatch):
+def _folder(tmp_path, monkeypatch):
     """An empty working folder, a teacher cache of its own, and a module of the user's."""
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "users_own.py").write_text(MODULE)
@@ -177,8 +177,8 @@ CASES = {
         r"`--optimizer` must be one of adam, adamw, sgd\. Got 'adaam'\. Nearest: adam",
     ),
     "unknown item": (
-        "distill --methods labels slopes",
-        r"`--methods` must be a list, each one of labels, outputs, jacobians\. Got 'labels' 'slopes'\.",
+        "distill --methods labels gradients",
+        r"`--methods` must be a list, each one of labels, outputs, jacobians\. Got 'labels' 'gradients'\.",
     ),
     "switch with value": ("train --smoke=yes", r"`--smoke` takes no value\. Got 'yes'\. Write --smoke\."),
     "stray word": ("train digits", r"unexpected word\. Got 'digits'\. See jacmatch train --help\."),
@@ -390,8 +390,8 @@ CASES = {
         r"`--methods` of `transfer` must name at least one\. Known: labels, oracle, lwf, .*",
     ),
     "unknown method of transfer": (
-        TRANSFER + "+slopes",
-        r"`--methods` must be a list, each one of labels, oracle, lwf, .*\. Got 'lwf\+slopes'",
+        TRANSFER + "+gradients",
+        r"`--methods` must be a list, each one of labels, oracle, lwf, .*\. Got 'lwf\+gradients'",
     ),
     "a method of transfer twice": (TRANSFER + " lwf", r"`--methods` of `transfer` must differ\. Got lwf lwf"),
     "the size of no weights": (
@@ -512,7 +512,7 @@ CASES = {
         "compare {good}/run {good}/run --samples 0",
         r"`--samples` of `compare` .* at least 1\. Got 0",
     ),
-    "examines one sample": ("doctor mlp:4 --samples 1", r"`--samples` of `doctor` must be at least 2\. Got 1\."),
+    "doctor of one sample": ("doctor mlp:4 --samples 1", r"`--samples` of `doctor` must be at least 2\. Got 1\."),
     "reports an unfinished run": (
         "report {good}/unfinished",
         r"must hold a finished run\. Got a run without result\.json\. R",
@@ -668,8 +668,8 @@ def interrupt_at(monkeypatch, call):
 
 def result(folder):
     """The result of a run without what the clock and the machine decide."""
-    found = json.loads((Path(folder) / "result.json").read_text())
-    text = json.dumps(found)
+    content = json.loads((Path(folder) / "result.json").read_text())
+    text = json.dumps(content)
     for key in ("seconds", "samples_per_second", "peak_memory_bytes"):
         text = re.sub(rf'"{key}": (\{{[^}}]*\}}|[^,}}]*)', f'"{key}": 0', text)
     return json.loads(text)
@@ -710,8 +710,8 @@ def test_ctrl_c_twice_in_a_comparison(good, monkeypatch, capsys):
 def test_ctrl_c_without_out_names_the_folder(good, monkeypatch, capsys):
     interrupt_at(monkeypatch, 3)
     err = run(TRAIN, capsys, 130, good=good)
-    kept = "What is done is kept in runs/train-001: the same command with --out runs/train-001 goes on."
-    assert err == f"jacmatch train: interrupted. {kept}\n"
+    advice = "What is done is kept in runs/train-001: the same command with --out runs/train-001 goes on."
+    assert err == f"jacmatch train: interrupted. {advice}\n"
     assert run(TRAIN + " --out runs/train-001", capsys, 0, good=good) == ""
 
 
@@ -752,7 +752,7 @@ def test_a_defect_of_ours_keeps_its_traceback(monkeypatch, capsys):
     assert ": 'digits'\njacmatch train: this is a defect of jacmatch. Please report it" in err
 
 
-def test_traceback_shows_where_a_mistake_was_found(capsys):
+def test_a_traceback_shows_where_a_mistake_was_raised(capsys):
     err = run("train --data digit --traceback", capsys, 2)
     assert err.startswith("Traceback")
     assert "jacmatch.errors.InputError: `--data` must" in err

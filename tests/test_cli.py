@@ -38,7 +38,7 @@ def trained(here):
 
 
 @pytest.fixture(autouse=True)
-def _place(tmp_path, monkeypatch, here):
+def _folder(tmp_path, monkeypatch, here):
     monkeypatch.setenv("JACMATCH_CACHE", str(here / "cache"))
     monkeypatch.chdir(tmp_path)
 
@@ -88,9 +88,9 @@ def test_distill_on_arrays_with_the_teacher_of_a_run(as_users_run, data, capsys)
     result = result_of([*words, "--methods", "jacobians", "--probe", "random-inputs"], capsys)
     assert result["teacher_source"] == "teacher"
     assert len(result["rows"]) == 1
-    trial = json.loads((Path(result["out"]) / "engine.json").read_text())
-    assert trial["engine"] == min(trial["seconds"], key=trial["seconds"].get)
-    assert set(trial["seconds"]) == {"forward", "reverse"}
+    benchmark = json.loads((Path(result["out"]) / "engine.json").read_text())
+    assert benchmark["engine"] == min(benchmark["seconds"], key=benchmark["seconds"].get)
+    assert set(benchmark["seconds"]) == {"forward", "reverse"}
 
 
 @pytest.mark.ci

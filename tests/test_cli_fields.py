@@ -12,7 +12,7 @@ from jacmatch.errors import InputError
 
 
 @pytest.fixture(autouse=True)
-def _place(tmp_path, monkeypatch):
+def _folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
@@ -26,8 +26,8 @@ class Sample:
     """A count."""
     share: float | None = None
     """A share."""
-    place: Path | None = None
-    """A place."""
+    folder: Path | None = None
+    """A folder."""
     kind: Literal["one", "two"] = "one"
     """A kind."""
     both: bool = False
@@ -39,7 +39,7 @@ class Sample:
 
 
 def test_every_type_of_field():
-    words = ["w", "--count", "2", "--share", "3", "--place", "p", "--kind", "two", "--both", "--sizes", "4", "5"]
+    words = ["w", "--count", "2", "--share", "3", "--folder", "p", "--kind", "two", "--both", "--sizes", "4", "5"]
     job, options = flags.read("jacmatch sample", Sample, [*words, "--limits", "-1", "2e0", "--json"], {})
     assert job == Sample("w", 2, 3.0, Path("p"), "two", True, (4, 5), (-1.0, 2.0))
     assert (options.json, options.traceback, options.config) == (True, False, None)

@@ -18,7 +18,7 @@ ROWS = (("labels + outputs + Jacobians", *["97.12 ± 0.34"] * 5), ("labels", *["
 
 
 @pytest.fixture(autouse=True)
-def _place(tmp_path, monkeypatch):
+def _folder(tmp_path, monkeypatch):
     monkeypatch.setenv("JACMATCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 

@@ -39,16 +39,16 @@ def test_a_run_goes_on_with_the_settings_of_its_folder_and_with_no_others(capsys
     assert run(f"{TRAIN} --out whole", capsys)[0] == 0
     assert run(f"{TRAIN} --out run --max-steps 3", capsys)[0] == 0
     for words, message in MESSAGES.items():
-        code, said = run(f"train {words}", capsys)
-        assert (code, message in said) == (2, True), said
-    code, said = run("distill --resume run", capsys)
-    assert (code, "`--resume run` must be for `distill`. Got the settings of `train`." in said) == (2, True), said
-    code, said = run("list --resume run", capsys)
-    assert (code, "`--resume run` must be for `list`." in said) == (2, True), said
+        code, err = run(f"train {words}", capsys)
+        assert (code, message in err) == (2, True), err
+    code, err = run("distill --resume run", capsys)
+    assert (code, "`--resume run` must be for `distill`. Got the settings of `train`." in err) == (2, True), err
+    code, err = run("list --resume run", capsys)
+    assert (code, "`--resume run` must be for `list`." in err) == (2, True), err
     assert run("train --resume run", capsys)[0] == 0
     assert Path("run/student.safetensors").read_bytes() == Path("whole/student.safetensors").read_bytes()
-    code, said = run("train --resume run", capsys)
-    assert (code, "Got a finished run of `train`." in said) == (2, True), said
+    code, err = run("train --resume run", capsys)
+    assert (code, "Got a finished run of `train`." in err) == (2, True), err
     assert sorted(path.name for path in Path("run").iterdir()) == sorted(path.name for path in Path("whole").iterdir())
 
 
@@ -69,9 +69,9 @@ def test_sigterm_saves_and_the_same_command_goes_on(capsys, monkeypatch):
         return terminated
 
     monkeypatch.setattr(Progress, "training", training)
-    code, said = run(f"{TRAIN} --out run", capsys)
+    code, err = run(f"{TRAIN} --out run", capsys)
     assert code == 130
-    assert said == "jacmatch train: interrupted. What is done is kept in run: the same command goes on.\n"
+    assert err == "jacmatch train: interrupted. What is done is kept in run: the same command goes on.\n"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert run(f"{TRAIN} --out run", capsys)[0] == 0
     assert steps == list(range(1, 21))
@@ -83,7 +83,7 @@ def test_a_run_goes_on_with_the_same_data_only(capsys, here):
     arrays = dict(np.load(here / "data.npz"))
     arrays["x_train"][0, 0] += 0.25
     np.savez(here / "data.npz", **arrays)
-    code, said = run(f"{TRAIN} --out run", capsys)
+    code, err = run(f"{TRAIN} --out run", capsys)
     assert code == 2
-    assert "The run in run must go on with the data that it was begun with. Got changes in x_train (" in said
+    assert "The run in run must go on with the data that it was begun with. Got changes in x_train (" in err
     assert "result.json" not in json.dumps([path.name for path in Path("run").iterdir()])

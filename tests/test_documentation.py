@@ -64,13 +64,13 @@ def name(page: Path) -> str:
 
 def commands(page: Path) -> list[tuple[int, list[str]]]:
     """Line and words of each command in the shell blocks, without comments."""
-    found = []
+    numbered = []
     for block in blocks(page):
         if block.language == "sh":
             joined = block.text.replace("\\\n", "  ")
             lines = enumerate(joined.splitlines(), block.line)
-            found += [(number, words) for number, line in lines if (words := shlex.split(line, comments=True))]
-    return found
+            numbered += [(number, words) for number, line in lines if (words := shlex.split(line, comments=True))]
+    return numbered
 
 
 def given() -> dict[str, object]:

@@ -26,16 +26,16 @@ def test_what_moved_to_diagnostics_warns(name):
     from jacmatch import diagnostics, training
 
     with pytest.warns(DeprecationWarning, match=f"{name}` is now `jacmatch.diagnostics"):
-        found = getattr(training, name)
-    assert found.__module__ == "jacmatch.diagnostics.engine_benchmark"
-    assert found in vars(diagnostics).values()
+        moved = getattr(training, name)
+    assert moved.__module__ == "jacmatch.diagnostics.engine_benchmark"
+    assert moved in vars(diagnostics).values()
     with pytest.raises(AttributeError, match="no attribute 'other'"):
         _ = training.other
 
 
-def test_renamed_functions_are_found():
-    found = {former for former in former_modules.RENAMED for name in former_modules.MOVED if _has(name, former)}
-    assert found == set(former_modules.RENAMED)
+def test_renamed_functions_are_available():
+    former_names = {former for former in former_modules.RENAMED for name in former_modules.MOVED if _has(name, former)}
+    assert former_names == set(former_modules.RENAMED)
 
 
 def _has(module, name):

@@ -63,9 +63,9 @@ def test_a_new_folder_that_another_process_begins_is_left_to_it(tmp_path, monkey
     """Both have seen that it is not there."""
     folder, real = tmp_path / "new", lock.hold
 
-    def late(place):
-        with another(place):
-            return real(place)
+    def late(path):
+        with another(path):
+            return real(path)
 
     monkeypatch.setattr("jacmatch.runs.folder.hold", late)
     with pytest.raises(InputError, match="one process at a time"):
@@ -95,14 +95,14 @@ def test_a_run_that_is_forgotten_gives_its_folder_and_its_file_handle_back(tmp_p
 
 
 def test_one_that_waits_says_so_once_and_gets_its_turn(tmp_path):
-    said = []
+    messages = []
     with another(tmp_path) as process:
         threading.Timer(0.5, process.kill).start()
         start = time.perf_counter()
-        held = lock.hold(tmp_path, wait=lambda: said.append("waits"))
+        own_lock = lock.hold(tmp_path, wait=lambda: messages.append("waits"))
     assert time.perf_counter() - start > 0.4
-    assert said == ["waits"]
-    held.release()
+    assert messages == ["waits"]
+    own_lock.release()
     assert os.listdir(tmp_path) == []
 
 
@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_no_lock_behind(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    held = lock.hold(tmp_path)
+    own_lock = lock.hold(tmp_path)
     assert (tmp_path / lock.LOCK).read_bytes() == b""
-    held.release()
+    own_lock.release()
     assert list(tmp_path.iterdir()) == []

@@ -185,7 +185,7 @@ def test_a_kill_before_the_rename_leaves_no_result(tmp_path, monkeypatch):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -218,7 +218,7 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, monkeypatch, written
         assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine"]
 
 
-def test_a_folder_that_cannot_be_written_to_is_said(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_to_is_reported(tmp_path, monkeypatch):
     def refused(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")
 

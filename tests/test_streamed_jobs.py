@@ -60,17 +60,17 @@ def test_networks_are_the_same_from_memory_folders_and_shards(pictures, capsys):
     expected = trained(f"folder:{pictures}", pictures / "memory")
     stream = ("--resident-mib", "0", "--workers", "2")
     assert trained(f"stream:{pictures}", pictures / "parts", *stream, "--max-steps", "5") is None
-    for found in (
+    for weights in (
         trained(f"stream:{pictures}", pictures / "parts", "--resident-mib", "0", "--workers", "0"),
         trained(f"wds:{pictures / 'shards'}", pictures / "shards-run", *stream),
     ):
-        assert all(torch.equal(value, found[name]) for name, value in expected.items())
+        assert all(torch.equal(value, weights[name]) for name, value in expected.items())
 
 
 def test_a_broken_picture_is_one_line_that_names_it(pictures, capsys):
     path = pictures / "train" / "b" / "07.png"
     path.write_bytes(path.read_bytes()[:30])
     assert main(["train", "--data", f"stream:{pictures}", "--smoke", "--out", str(pictures / "run")]) == 2
-    said = capsys.readouterr().err
-    assert "train/b/07.png must be an image. Got" in said
-    assert "Traceback" not in said
+    err = capsys.readouterr().err
+    assert "train/b/07.png must be an image. Got" in err
+    assert "Traceback" not in err

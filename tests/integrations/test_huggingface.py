@@ -346,7 +346,7 @@ def test_masks_reach_both_networks():
         huggingface.EmbeddingInputs(BertForSequenceClassification(BertConfig(vocab_size=9, **size)).double())
         for _ in range(2)
     )
-    x, y, found = torch.randn(4, 3, 8, dtype=torch.float64), torch.tensor([0, 1, 1, 0]), []
+    x, y, results = torch.randn(4, 3, 8, dtype=torch.float64), torch.tensor([0, 1, 1, 0]), []
     for pad in (0, 2):
         mask = torch.ones(4, 3 + pad).long()
         mask[:, 3:] = 0
@@ -355,8 +355,8 @@ def test_masks_reach_both_networks():
         student.zero_grad()
         loss = loss_of(student, {"inputs_embeds": padded, "attention_mask": mask, "labels": y})
         loss.backward()
-        found.append((loss.detach(), student.model.classifier.weight.grad.clone()))
-    torch.testing.assert_close(found[0], found[1])
+        results.append((loss.detach(), student.model.classifier.weight.grad.clone()))
+    torch.testing.assert_close(results[0], results[1])
 
 
 def test_no_file_of_a_checkpoint_is_read_through_a_link(tmp_path):

@@ -47,27 +47,32 @@ def job(cache: Path, **changes) -> Cache:
     return Cache(action="build", cache=cache, **{**SETTINGS, **changes})
 
 
-def source(asked: Cache, given: Data | None = None, teacher: nn.Module | None = None, seed: int = 0) -> Source:
-    return Source.of(asked, data() if given is None else given, network() if teacher is None else teacher, seed)
+def source(cache_job: Cache, given: Data | None = None, teacher: nn.Module | None = None, seed: int = 0) -> Source:
+    return Source.of(cache_job, data() if given is None else given, network() if teacher is None else teacher, seed)
 
 
-def built(asked: Cache, teacher: nn.Module | None = None, rank: int = 0, size: int = 1):
+def built(cache_job: Cache, teacher: nn.Module | None = None, rank: int = 0, size: int = 1):
     """Builds the cache of a job; what the process did."""
-    sources = [source(asked, teacher=teacher, seed=seed) for seed in asked.runs]
+    sources = [source(cache_job, teacher=teacher, seed=seed) for seed in cache_job.runs]
     pairs = [
-        (each, resolve_head(folder_of(asked.root, each.seed), head_of(each, asked.store, asked.shard_megabytes, {})))
+        (
+            each,
+            resolve_head(
+                folder_of(cache_job.root, each.seed), head_of(each, cache_job.store, cache_job.shard_megabytes, {})
+            ),
+        )
         for each in sources
     ]
-    return build(pairs, asked.root, rank, size)
+    return build(pairs, cache_job.root, rank, size)
 
 
-def trained(asked: Cache, method: str, cached: bool) -> list[Tensor]:
+def trained(cache_job: Cache, method: str, cached: bool) -> list[Tensor]:
     """The weights of a student that the live teacher or the cache has taught."""
-    teacher = opened(asked.root, source(asked)) if cached else network()
+    teacher = opened(cache_job.root, source(cache_job)) if cached else network()
     student, given = network(5, 4), data()
-    train, _ = parts(given, asked.validation, asked.samples_per_class(given), 0)
-    objective = asked.objective(method, student, teacher, train, given, 0)
-    fit(objective, train, asked.training(), seed=0)
+    train, _ = parts(given, cache_job.validation, cache_job.samples_per_class(given), 0)
+    objective = cache_job.objective(method, student, teacher, train, given, 0)
+    fit(objective, train, cache_job.training(), seed=0)
     return list(student.state_dict().values())
 
 

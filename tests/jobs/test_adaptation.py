@@ -39,8 +39,8 @@ def test_a_probe_is_a_logistic_regression_on_the_features(classes, monkeypatch):
         z = teacher.network.features(train.x).mean((2, 3)).double()
         rows = ((z - z.mean(0)) / z.std(0).clamp_min(1e-6)).numpy()
         model = LogisticRegression(C=0.1, max_iter=1000).fit(rows, train.y.numpy())
-        found = network(train.x).softmax(1).double()
-    torch.testing.assert_close(found, torch.from_numpy(model.predict_proba(rows)), atol=1e-4, rtol=1e-3)
+        probabilities = network(train.x).softmax(1).double()
+    torch.testing.assert_close(probabilities, torch.from_numpy(model.predict_proba(rows)), atol=1e-4, rtol=1e-3)
     before, after = teacher.network.state_dict(), network.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("classifier"))
 

@@ -35,10 +35,10 @@ slow, ci = pytest.mark.slow, pytest.mark.ci
 )
 @pytest.mark.ci
 def test_the_student_is_that_of_the_live_teacher_bit_for_bit(settings, methods, tmp_path):
-    asked = job(tmp_path, **settings)
-    built(asked)
+    cache_job = job(tmp_path, **settings)
+    built(cache_job)
     for method in methods:
-        live, cached = trained(asked, method, cached=False), trained(asked, method, cached=True)
+        live, cached = trained(cache_job, method, cached=False), trained(cache_job, method, cached=True)
         assert all(torch.equal(one, other) for one, other in zip(live, cached, strict=True)), method
         assert not torch.equal(live[0], network(5, 4)[0].weight), "or nothing was learnt"
 
@@ -52,19 +52,19 @@ def test_the_student_is_that_of_the_live_teacher_bit_for_bit(settings, methods, 
     ],
 )
 def test_answers_of_other_batches_agree_to_rounding(settings, tmp_path):
-    """Where a view comes again its batches are others; where a part is asked the live teacher sees two batches."""
-    asked = job(tmp_path, **settings)
-    built(asked)
-    live, cached = trained(asked, "jacobians", cached=False), trained(asked, "jacobians", cached=True)
+    """Where a view comes again its batches are others; with `fraction` the live teacher sees two batches."""
+    cache_job = job(tmp_path, **settings)
+    built(cache_job)
+    live, cached = trained(cache_job, "jacobians", cached=False), trained(cache_job, "jacobians", cached=True)
     for one, other in zip(live, cached, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("store", [pytest.param("float16", marks=slow), pytest.param("bfloat16", marks=ci)])
 def test_shorter_numbers_change_the_student_little(store, tmp_path):
-    asked = job(tmp_path, store=store)
-    built(asked)
-    live, cached = trained(asked, "jacobians", cached=False), trained(asked, "jacobians", cached=True)
+    cache_job = job(tmp_path, store=store)
+    built(cache_job)
+    live, cached = trained(cache_job, "jacobians", cached=False), trained(cache_job, "jacobians", cached=True)
     change = (live[0] - cached[0]).norm() / (live[0] - network(5, 4)[0].weight).norm()
     assert 0 < change < {"float16": 0.01, "bfloat16": 0.05}[store]
 
@@ -110,9 +110,9 @@ def cache(tmp_path_factory):
 @pytest.mark.parametrize("name", OTHERS)
 def test_another_setting_is_refused_by_name(name, cache):
     changes, part = OTHERS[name]
-    asked = job(cache, **changes)
+    cache_job = job(cache, **changes)
     seed = changes.get("seed", 0)
-    other = source(asked, seed=seed)
+    other = source(cache_job, seed=seed)
     with pytest.raises(InputError, match=rf"must be of this job\. Got [^.]*\b{part} \(.* there, .* here\)"):
         CachedTeacher(cache / "seed0", expected=other.fingerprint, views=other.views)
 
@@ -141,7 +141,7 @@ def test_other_data_and_another_teacher_are_refused_by_name(given, teacher, part
         {"temperature": 2.0, "steps": 3, "views": 2, "methods": ("outputs",)},
     ],
 )
-def test_what_does_not_change_the_answers_is_not_asked_for(changes, cache):
+def test_settings_that_do_not_change_the_answers_may_differ(changes, cache):
     opened(cache, source(job(cache, **changes)))
 
 
@@ -163,8 +163,8 @@ def test_labels_alone_ask_no_teacher(cache):
 
 def test_code_that_changed_without_a_trace_shows_when_the_cache_is_opened(cache):
     """Same classes, same settings, same weights, same forward functions, another forward pass."""
-    asked, teacher = job(cache), network()
-    cached_teachers(asked, cache, data(), network())
+    cache_job, teacher = job(cache), network()
+    cached_teachers(cache_job, cache, data(), network())
     teacher[2].register_forward_hook(lambda module, given, outputs: given[0].tanh())
     with pytest.raises(InputError, match=r"must equal the teacher's present answers\. Got \d+ of \d+ beyond rounding"):
-        cached_teachers(asked, cache, data(), teacher)
+        cached_teachers(cache_job, cache, data(), teacher)

@@ -72,7 +72,7 @@ def test_another_cache_is_not_overwritten(changes, message, cache):
 
 
 class Moody(nn.Module):
-    """A teacher that changes when it is asked."""
+    """A teacher that changes with each query."""
 
     def __init__(self):
         super().__init__()
@@ -101,12 +101,12 @@ def test_a_rank_that_is_none_is_refused(rank, world, monkeypatch):
 
 
 def test_check_finds_no_difference_beyond_rounding(cache):
-    found = Comparison()
-    check(source(job(cache)), cache, 40, found)
-    assert found.entries == 40
-    assert set(found.relative) == {"outputs", "products", "input_sums", "direction_sums"}
-    assert max(found.relative.values()) < 1e-5
-    found.refuse(cache)
+    comparison = Comparison()
+    check(source(job(cache)), cache, 40, comparison)
+    assert comparison.entries == 40
+    assert set(comparison.relative) == {"outputs", "products", "input_sums", "direction_sums"}
+    assert max(comparison.relative.values()) < 1e-5
+    comparison.refuse(cache)
 
 
 @pytest.mark.parametrize(
@@ -120,10 +120,10 @@ def test_check_names_the_entries_that_are_wrong(change, field, cache):
     teacher = network()
     with torch.no_grad():
         change(teacher)
-    found = Comparison()
-    check(source(job(cache), teacher=teacher), cache, 5, found)
+    comparison = Comparison()
+    check(source(job(cache), teacher=teacher), cache, 5, comparison)
     with pytest.raises(InputError, match=rf"Got \d+ of 5 beyond rounding: seed 0 view \d id \d+ \({field} \d"):
-        found.refuse(cache)
+        comparison.refuse(cache)
 
 
 def test_check_reads_the_strong_sums(cache, tmp_path):
@@ -137,12 +137,12 @@ def test_check_reads_the_strong_sums(cache, tmp_path):
 
 def test_a_build_does_not_go_on_with_a_teacher_that_says_something_else(tmp_path):
     """A hook leaves no trace in weights, architecture or code."""
-    asked = job(tmp_path / "answers")
-    built(asked)
-    before = contents(asked.root)
+    own_job = job(tmp_path / "answers")
+    built(own_job)
+    before = contents(own_job.root)
     teacher = network()
     teacher[2].register_forward_hook(lambda module, given, outputs: given[0].tanh())
     with pytest.raises(InputError, match=r"this cache\. Got one that differs in teacher outputs \(off by \d+"):
-        built(asked, teacher)
-    assert contents(asked.root) == before
-    built(asked)
+        built(own_job, teacher)
+    assert contents(own_job.root) == before
+    built(own_job)

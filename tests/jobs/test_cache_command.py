@@ -54,11 +54,11 @@ def test_distill_takes_its_answers_from_there(command, tmp_path):
     )
     live.run(Progress(quiet=True))
     with pytest.MonkeyPatch.context() as patch:
-        asked = []
+        queries = []
         answer = CachedTeacher.answer
-        patch.setattr(CachedTeacher, "answer", lambda self, *given: asked.append(1) or answer(self, *given))
+        patch.setattr(CachedTeacher, "answer", lambda self, *given: queries.append(1) or answer(self, *given))
         cached.run(Progress(quiet=True))
-    assert len(asked) == 6
+    assert len(queries) == 6
     for method in ("outputs", "jacobians"):
         name = f"seed0/{method}/student.safetensors"
         assert (tmp_path / "live" / name).read_bytes() == (tmp_path / "cached" / name).read_bytes()
@@ -137,7 +137,7 @@ def test_killed_at_any_point_and_run_again_the_bytes_are_the_same(tmp_path, monk
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("crew", ["torchrun", "strangers"])
+@pytest.mark.parametrize("crew", ["torchrun", "independent"])
 def test_several_processes_write_one_cache(crew, tmp_path, monkeypatch):
     monkeypatch.setenv("JACMATCH_CACHE", str(tmp_path / "teachers"))
     if crew == "torchrun":
@@ -156,8 +156,8 @@ def test_a_check_is_of_the_teacher_that_is_named(command, capsys, monkeypatch):
     check = ["cache", "check", "--cache", str(folder / "answers"), "--samples", "4"]
     assert main([*check, "--teacher", "mlp:6"]) == 0
     assert main([*check, "--teacher", "mlp:5", "--doctor"]) == 2
-    said = capsys.readouterr().err
-    assert "answers/seed0 must be of this job. Got teacher weights (" in said
+    err = capsys.readouterr().err
+    assert "answers/seed0 must be of this job. Got teacher weights (" in err
     assert main([*check, "--probe", "every-row"]) == 2
     assert "Got probe (RandomOutputs(count=1, law='gaussian') on the output side there" in capsys.readouterr().err
     assert main([*check, "--teacher-steps", "600"]) == 2, "a default that is given counts"

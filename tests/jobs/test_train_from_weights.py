@@ -74,7 +74,7 @@ def test_flags_that_do_not_go_together(changes, message, tmp_path):
         Train(smoke=True, out=tmp_path / "run", **changes).run()
 
 
-def said(capsys, words):
+def error_of(capsys, words):
     assert main(words.split()) == 2
     return capsys.readouterr().err
 
@@ -82,19 +82,19 @@ def said(capsys, words):
 def test_messages_name_flags(weights, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train = "train --model cnn3 --weights w.pth --smoke"
-    assert "Give both: --mean 0 --std 1" in said(capsys, train)
-    other = said(capsys, "evaluate cnn3 --weights w.pth --mean 0 --std 1 --smoke")
+    assert "Give both: --mean 0 --std 1" in error_of(capsys, train)
+    other = error_of(capsys, "evaluate cnn3 --weights w.pth --mean 0 --std 1 --smoke")
     assert "37 outputs and the model 10. To fine-tune them for other classes: jacmatch train --weights w.pth" in other
     assert "jacmatch transfer --teacher-weights w.pth" in other
-    assert "`nothere.pt` must be an existing file. Got no such file." in said(capsys, "evaluate nothere.pt")
-    assert "`a/b.pt` must be an existing file." in said(capsys, "evaluate a/b.pt")
-    assert "Write MODEL --weights w.pth" in said(capsys, "evaluate w.pth")
+    assert "`nothere.pt` must be an existing file. Got no such file." in error_of(capsys, "evaluate nothere.pt")
+    assert "`a/b.pt` must be an existing file." in error_of(capsys, "evaluate a/b.pt")
+    assert "Write MODEL --weights w.pth" in error_of(capsys, "evaluate w.pth")
 
 
 def test_a_folder_as_data_is_answered_with_how_to_write_it(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos/train/cat").mkdir(parents=True)
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "photos/train/cat/0.png")
-    assert "Write folder:photos for images in photos/train/CLASS/" in said(capsys, "train --data photos")
+    assert "Write folder:photos for images in photos/train/CLASS/" in error_of(capsys, "train --data photos")
     np.savez(tmp_path / "mine.npz", x_train=np.zeros(1))
-    assert "Write npz:mine.npz." in said(capsys, "train --data mine.npz")
+    assert "Write npz:mine.npz." in error_of(capsys, "train --data mine.npz")

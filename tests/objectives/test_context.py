@@ -83,8 +83,8 @@ def test_products_take_a_context():
     torch.testing.assert_close(jacmatch.jacobian(network.eval(), X, context=CONTEXT, chunk_size=2)[1], j)
     torch.testing.assert_close(jacmatch.vjp(network, X, u, context=CONTEXT)[1], torch.einsum("bk,bkti->bti", u, j))
     for engine in ("forward", "reverse", "differences", "auto"):
-        found = jacmatch.jvp(network, X, v, engine=engine, context=CONTEXT)[1]
-        torch.testing.assert_close(found, torch.einsum("bkti,bti->bk", j, v), rtol=1e-6, atol=1e-8)
+        jv = jacmatch.jvp(network, X, v, engine=engine, context=CONTEXT)[1]
+        torch.testing.assert_close(jv, torch.einsum("bkti,bti->bk", j, v), rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.ci
@@ -107,16 +107,16 @@ def test_a_distillation_equals_one_of_networks_that_hold_the_context(name):
     settings = {"jacobians": 1.0, "jacobian_loss": "squared", **SETTINGS[name]}
     ids = torch.arange(B)
     wanted = Distillation(*map(Closed, networks), **settings) if name != "fraction" else None
-    found = Distillation(*networks, **settings)(X, Y, ids=ids, context=CONTEXT)
+    terms = Distillation(*networks, **settings)(X, Y, ids=ids, context=CONTEXT)
     if wanted is not None:
-        torch.testing.assert_close(found.loss, wanted(X, Y, ids=ids).loss)
+        torch.testing.assert_close(terms.loss, wanted(X, Y, ids=ids).loss)
     else:  # the first three by rows of the definition
-        v = RandomOutputs(1).directions(outputs=found.teacher_outputs[:3], ids=ids[:3], seed=0, draw=0)[0]
+        v = RandomOutputs(1).directions(outputs=terms.teacher_outputs[:3], ids=ids[:3], seed=0, draw=0)[0]
         difference = (rows_of(networks[0]) - rows_of(networks[1]))[:3]
         product = torch.einsum("bk,bkti->bti", v, difference)
-        torch.testing.assert_close(found["jacobians"], product.square().flatten(1).sum(1).mean())
+        torch.testing.assert_close(terms["jacobians"], product.square().flatten(1).sum(1).mean())
         outputs = networks[0](X, **CONTEXT)
-        torch.testing.assert_close(found.student_outputs, outputs)
+        torch.testing.assert_close(terms.student_outputs, outputs)
 
 
 def test_all_objectives_pass_it_on():
@@ -158,11 +158,11 @@ def test_transfer_takes_a_context(fraction):
     x, y, time = torch.randn(4, 1, 4, 4, dtype=D), torch.tensor([0, 1, 1, 0]), torch.full((4,), 1.5, dtype=D)
     student, teacher = Picture(2 + 5, 1), Picture(5, 2)
     settings = {"classes": 2, "attention": 1.0, "jacobians": 1.0, "fraction": fraction}
-    found = Transfer(student, teacher, pairs=[("conv", "conv")], **settings)(x, y, context={"time": time})
+    terms = Transfer(student, teacher, pairs=[("conv", "conv")], **settings)(x, y, context={"time": time})
     pairs = [("inner.conv", "inner.conv")]
     wanted = Transfer(At(student, time), At(teacher, time), pairs=pairs, **settings)(x, y)
     for name in wanted:
-        torch.testing.assert_close(found[name], wanted[name])
+        torch.testing.assert_close(terms[name], wanted[name])
 
 
 def test_teachers_take_it():
@@ -235,14 +235,14 @@ def test_several_inputs_in_units(form):
     student, teacher = Field(1), Field(2)
     units = {"t": 10.0} if form == "dictionary" else {1: 10.0}
     inputs = Inputs({"x": x, "t": t} if form == "dictionary" else (x, t), units=units)
-    found = Distillation(student, teacher, task="regression", labels=0, outputs=0, jacobians=1.0, probe=EveryRow(),
+    terms = Distillation(student, teacher, task="regression", labels=0, outputs=0, jacobians=1.0, probe=EveryRow(),
                          jacobian_loss="squared")(inputs)  # fmt: skip
     parts = []
     for network in (student, teacher):
         of_x = torch.autograd.functional.jacobian(lambda z, n=network: n(z, t).sum(0), x).movedim(0, 1)
         of_t = torch.autograd.functional.jacobian(lambda z, n=network: n(x, z).sum(0), t).movedim(0, 1)
         parts.append(torch.cat([of_x, 10 * of_t[..., None]], 2))
-    torch.testing.assert_close(found.loss, (parts[0] - parts[1]).square().flatten(1).sum(1).mean())
+    torch.testing.assert_close(terms.loss, (parts[0] - parts[1]).square().flatten(1).sum(1).mean())
     plain = Distillation(student, teacher, jacobians=1.0)({"x": x, "t": t}, torch.arange(B) % 2)
     torch.testing.assert_close(plain.student_outputs, student(x, t))
 
@@ -289,17 +289,17 @@ def test_graphs_of_unlike_sizes(probe, edges):
     for fraction in (1.0, 0.6):
         count = round(fraction * 5)
         objective = Distillation(student, teacher, task="regression", fraction=fraction, **settings)
-        found = objective(Nodes(POSITIONS, INDEX), ids=torch.arange(5), context=given).loss
+        loss = objective(Nodes(POSITIONS, INDEX), ids=torch.arange(5), context=given).loss
         if probe == EveryRow():
-            wanted = difference[count > INDEX].square().sum() / count
+            expected = difference[count > INDEX].square().sum() / count
         elif probe.side == "output":
             v = probe.directions(outputs=torch.zeros(5, 1, dtype=D), ids=torch.arange(5), seed=0, draw=0)[:, :, 0]
-            wanted = (v[:, INDEX, None] * difference)[:, count > INDEX].square().sum() / count
+            expected = (v[:, INDEX, None] * difference)[:, count > INDEX].square().sum() / count
         else:
             v = layout.taken(probe.directions(x=x, ids=torch.arange(5), seed=0, draw=0)[0])
             jv = torch.zeros(5, dtype=D).index_add(0, INDEX, (v * difference).sum(1))
-            wanted = jv[:count].square().mean()
-        torch.testing.assert_close(found, wanted)
+            expected = jv[:count].square().mean()
+        torch.testing.assert_close(loss, expected)
 
 
 def test_a_table_with_as_many_rows_as_the_batch_is_shared_where_it_says_so():
@@ -385,4 +385,4 @@ def test_a_cache_refuses_it(tmp_path):
 
     teacher = object.__new__(CachedTeacher)
     with pytest.raises(UnsupportedError, match=r"`CachedTeacher` stores no `context` .* MemoizedTeacher"):
-        teacher._fits(Question(ids=torch.arange(B), draw=0, arguments=Arguments.of("", X, CONTEXT)[1]), asked=False)
+        teacher._fits(Question(ids=torch.arange(B), draw=0, arguments=Arguments.of("", X, CONTEXT)[1]), with_products=False)

@@ -35,7 +35,7 @@ class Made:
     orders: list[Tensor]
 
     def question(self, view: int, ids: Tensor, **changes: object) -> Question:
-        """What was asked about these samples."""
+        """The query about these samples."""
         given = {} if self.side == "outputs" else {self.side: directions(self.side, view)[:, ids]}
         return Question(**{"ids": ids, "draw": view, "random": True, **given, **changes})
 
@@ -51,18 +51,18 @@ def make(folder: Path, side: str = "cotangents", storage: str = "float32", **cha
     made = Made(folder, ModuleTeacher(net), side, orders)
     question = made.question(0, torch.arange(SAMPLES))
     fields = fields_of(made.live(0, torch.arange(SAMPLES)), question, storage)
-    asked, fingerprint = described(question), {**of_teacher(made.teacher), "seed": "0", "probe": "two"}
-    head = Head(fingerprint, asked, fields, SAMPLES, VIEWS, False, BATCH, 2 * BATCH, {"lr": 1}, {"torch": "2"})
+    description, fingerprint = described(question), {**of_teacher(made.teacher), "seed": "0", "probe": "two"}
+    head = Head(fingerprint, description, fields, SAMPLES, VIEWS, False, BATCH, 2 * BATCH, {"lr": 1}, {"torch": "2"})
     head = replace(head, **changes)
     folder.mkdir(parents=True)
     write_whole(folder, "cache.json", head.text())
     for view, order in enumerate(orders):
-        places = torch.empty_like(order)
-        places[order] = torch.arange(SAMPLES)
+        positions = torch.empty_like(order)
+        positions[order] = torch.arange(SAMPLES)
         (folder / positions_name(view)).parent.mkdir()
-        write_whole(folder, positions_name(view), places.numpy().tobytes())
+        write_whole(folder, positions_name(view), positions.numpy().tobytes())
         for shard in range(head.shards):
             ids = order[list(head.rows(shard))]
-            x, asked = inputs(view)[ids], made.question(view, ids)
-            write_shard(folder, shard_name(view, shard), rows_of(made.teacher.answer(x, asked), x, asked, fields))
+            x, query = inputs(view)[ids], made.question(view, ids)
+            write_shard(folder, shard_name(view, shard), rows_of(made.teacher.answer(x, query), x, query, fields))
     return made

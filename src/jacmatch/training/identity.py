@@ -204,6 +204,7 @@ def as_before(parts: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, A
         settings = [f"{name}={parts[f'objective.{name}']}" for name in _DERIVATIVES]
         old["objective.slopes"] = f"Slopes({', '.join(settings)})"
     new = {f"objective.{name}" for name in (*_DERIVATIVES, "fraction", "class_dim", "loss_weights")}
+    new |= {name for name in ("objective.classes",) if parts.get(name) == "None"}  # one head, as in that version
     return {name: value for name, value in old.items() if name not in new or name in saved}
 
 
