@@ -385,4 +385,6 @@ def test_a_cache_refuses_it(tmp_path):
 
     teacher = object.__new__(CachedTeacher)
     with pytest.raises(UnsupportedError, match=r"`CachedTeacher` stores no `context` .* MemoizedTeacher"):
-        teacher._fits(Question(ids=torch.arange(B), draw=0, arguments=Arguments.of("", X, CONTEXT)[1]), with_products=False)
+        teacher._fits(
+            Question(ids=torch.arange(B), draw=0, arguments=Arguments.of("", X, CONTEXT)[1]), with_products=False
+        )

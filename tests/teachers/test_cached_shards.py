@@ -112,13 +112,13 @@ def test_a_file_that_is_cut_off_later_is_an_error(made):
         teacher.answer(inputs(1), question)
 
 
-def test_places_of_other_samples_are_noticed(made):
+def test_positions_of_other_samples_are_refused(made):
     file = made.folder / "view-00001/places.memmap"
-    places = np.fromfile(file, np.int64)
-    places[::-1].tofile(file)
+    positions = np.fromfile(file, np.int64)
+    positions[::-1].tofile(file)
     with pytest.raises(InputError, match="Got positions that are not those of the samples"):
         read(made)
-    (places + 100).tofile(file)
+    (positions + 100).tofile(file)
     with pytest.raises(InputError, match="Got positions beyond the last"):
         read(made)
 
