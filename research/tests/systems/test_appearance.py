@@ -145,14 +145,14 @@ def affine(built, x):
     return x.astype(float) @ matrix
 
 
-def test_slopes_of_a_lesson_are_the_fitters(train, built, monkeypatch):
+def test_derivatives_of_a_lesson_are_the_fitters(train, built, monkeypatch):
     monkeypatch.setattr(learning, "fitter", lambda m, known=None: lambda x: affine(m, x))
     monkeypatch.setattr(learning, "_REFUSED", 1e9)
-    told = learning.lesson(built, Faces(train.images[:5], train.landmarks[:5]), directions=2, seed=0)
-    assert told.fits == 25
-    expected = torch.from_numpy(np.stack([affine(built, u.numpy()) for u in told.directions])).float()
-    torch.testing.assert_close(told.slopes, expected, rtol=1e-3, atol=1e-5)
-    assert learning.jumps(built, told, 5) == 0
+    examples = learning.lesson(built, Faces(train.images[:5], train.landmarks[:5]), directions=2, seed=0)
+    assert examples.fits == 25
+    expected = torch.from_numpy(np.stack([affine(built, u.numpy()) for u in examples.directions])).float()
+    torch.testing.assert_close(examples.derivatives, expected, rtol=1e-3, atol=1e-5)
+    assert learning.jumps(built, examples, 5) == 0
 
 
 def test_the_fitter_is_not_asked_twice_about_a_window(train, built, monkeypatch):
@@ -179,10 +179,10 @@ def test_failed_fits_are_left_out(train, built, monkeypatch):
 
     monkeypatch.setattr(learning, "fitter", lambda m, known=None: fails_at_the_first)
     shown = Faces(train.images[:6], train.landmarks[:6])
-    told = learning.lesson(built, shown, directions=0, seed=0)
-    assert len(told.x) < 6
-    assert told.fits == 6
-    assert float(told.y.abs().max()) == 0
+    examples = learning.lesson(built, shown, directions=0, seed=0)
+    assert len(examples.x) < 6
+    assert examples.fits == 6
+    assert float(examples.y.abs().max()) == 0
 
 
 def test_a_student_samples_the_texture_that_the_model_does(train, built):
@@ -237,14 +237,14 @@ def test_the_loss_along_directions_by_its_definition(built):
     torch.testing.assert_close(student(x[ids]), last)
     answers, moved = student.after_each(x[ids]), jvp(student.after_each, x[ids], u[ids])[1]
     values = (answers - torch.cat([y[ids]] * 3, 1)).square().sum(1).mean()
-    slopes = (moved - torch.cat([s[ids]] * 3, 1)).square().sum(1).mean()
+    derivatives = (moved - torch.cat([s[ids]] * 3, 1)).square().sum(1).mean()
     torch.testing.assert_close(terms.unweighted["values"], values)
-    torch.testing.assert_close(terms.unweighted["jacobians"], slopes)
+    torch.testing.assert_close(terms.unweighted["jacobians"], derivatives)
     terms["loss"].backward()
     assert student.maps[0].weight.grad.abs().sum() > 0
 
 
-def test_slopes_of_a_student_are_those_of_its_answers(built):
+def test_derivatives_of_a_student_are_those_of_its_answers(built):
     student, generator = restless(built).double(), torch.Generator().manual_seed(1)
     x, u = (torch.rand(2, 1600, generator=generator, dtype=torch.float64) for _ in range(2))
     h = 1e-6

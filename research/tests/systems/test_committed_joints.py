@@ -10,7 +10,9 @@ import pytest
 RESULTS = Path(__file__).resolve().parents[3] / "docs" / "results"
 THOUSAND, PERCENT = 1e3, 100
 COLUMNS = {  # measure and scale of each column
-    "kinematics-cpu/kinematics": [("place", THOUSAND), ("turn", THOUSAND), ("slope", PERCENT), ("steps", 1e-3)],
+    "kinematics-cpu/kinematics": [
+        *(("place", THOUSAND), ("turn", THOUSAND), ("partials", PERCENT), ("evaluations", 1), ("cpu_seconds", 1)),
+    ],
     "kinematics-cpu/inverse": [
         *(("reached", PERCENT), ("iterations", 1), ("straight_reached", PERCENT), ("straight_iterations", 1)),
         *(("alone_place", THOUSAND), ("alone_turn", THOUSAND)),
@@ -29,7 +31,8 @@ COLUMNS = {  # measure and scale of each column
         )
     ],
     "grasp-cpu/grasp": [
-        *(("place", THOUSAND), ("turn", THOUSAND), ("slope", PERCENT), ("torque", PERCENT), ("power", 1e6)),
+        *(("place", THOUSAND), ("turn", THOUSAND), ("partials", PERCENT), ("torque", PERCENT), ("power", 1e6)),
+        ("cpu_seconds", 1),
     ],
     "grasp-cpu/singular": [(f"torque_{lowest}", PERCENT) for lowest in (0.02, 0.1, 0.2, 0.4)],
     "steering-cpu/controllers": [
@@ -57,7 +60,7 @@ def close(text, number):
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_entries_are_means_over_five_seeds(name):
+def test_entries_are_means_over_seeds(name):
     stored, compared = cells(name), 0
     _, *body = csv.reader((RESULTS / f"{name}.csv").read_text(encoding="utf-8").splitlines())
     for title, *entries in body:
@@ -69,17 +72,24 @@ def test_entries_are_means_over_five_seeds(name):
             mean, _, deviation = text.partition(" ± ")
             assert close(mean, found.mean()), (title, measure)
             assert close(deviation, found.std(ddof=1)), (title, measure)
-            assert len(found) == 5 or "iterations" in measure, (title, measure)
+            assert len(found) >= 2 or "iterations" in measure, (title, measure)
             compared += 1
     assert compared >= 24
 
 
-def test_a_fifth_of_the_samples_is_enough_for_the_arm():
+def test_partials_lower_every_error_of_the_arm_at_each_number_of_samples():
     stored = cells("kinematics-cpu")
-    for few, many in (("100", "500"), ("200", "1000")):
-        for measure in ("place", "turn", "slope"):
-            slopes, alone = (
-                values(stored, *where, measure) for where in (("values + partials", few), ("values", many))
-            )
-            assert len(slopes) == len(alone) == 5
-            assert np.mean(slopes) < np.mean(alone)
+    for samples in ("100", "200", "500"):
+        for measure in ("place", "turn", "partials"):
+            both, alone = (values(stored, row, samples, measure) for row in ("values + partials", "values"))
+            assert np.max(both) < np.min(alone)
+
+
+def test_an_inverse_network_with_partials_has_the_best_torques():
+    stored = cells("grasp-cpu")
+    for samples in ("100", "500"):
+        inverse, direct = (
+            np.mean(values(stored, row, samples, "torque"))
+            for row in ("inverse: values + partials", "values + partials")
+        )
+        assert inverse < direct

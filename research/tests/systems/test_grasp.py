@@ -4,8 +4,10 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from jacmatch import jacobian
 from jacmatch.errors import InputError
 from jacmatch_research.systems.grasp.hand import Hand, ObjectPose, by_hand, torques_by_hand
+from jacmatch_research.systems.grasp.inverse import Inverse
 from jacmatch_research.systems.grasp.manipulator import (
     by_manipulator,
     constraints,
@@ -13,9 +15,9 @@ from jacmatch_research.systems.grasp.manipulator import (
     drawn,
     matrices,
     pose,
+    pose_jacobian,
     regularity,
     rotation,
-    slopes,
     toward_singular,
     twist_of,
 )
@@ -45,7 +47,7 @@ def test_tips_are_at_the_contacts_with_the_angles_of_the_closed_form(grasps):
     torch.testing.assert_close((at.tip - at.knee).norm(dim=-1), torch.full_like(q[..., 0], 0.058))
 
 
-def test_the_hand_jacobian_and_the_grasp_matrix_are_slopes_of_tips_and_contacts(grasps):
+def test_the_hand_jacobian_and_the_grasp_matrix_are_derivatives_of_tips_and_contacts(grasps):
     _, place, q = grasps
     whole = HAND.hand_jacobian(q)
     for joint, step in enumerate(STEP * torch.eye(9, dtype=q.dtype)):
@@ -58,7 +60,7 @@ def test_the_hand_jacobian_and_the_grasp_matrix_are_slopes_of_tips_and_contacts(
         torch.testing.assert_close(velocities[..., axis], (ends[0] - ends[1]) / (2 * STEP), atol=1e-9, rtol=0)
 
 
-def test_a_and_b_are_slopes_of_the_legs_equations(grasps):
+def test_a_and_b_are_derivatives_of_the_legs_equations(grasps):
     driven, place, _ = grasps
     a, b = matrices(HAND, place, driven)
     for k, step in enumerate(STEP * torch.eye(6, dtype=a.dtype)):
@@ -98,12 +100,12 @@ def test_the_pose_is_followed_back_from_its_joints():
     torch.testing.assert_close(found.r, place.r, **EXACT)
 
 
-def test_slopes_of_the_implicit_pose_are_those_of_differences(grasps):
+def test_derivatives_of_the_implicit_pose_are_those_of_differences(grasps):
     driven, place = grasps[0][:4], ObjectPose(grasps[1].p[:4], grasps[1].r[:4])
     steps = STEP * torch.cat((torch.eye(6), -torch.eye(6))).to(driven.dtype)
     ends = coordinates(HAND, pose(HAND, (driven[:, None] + steps).flatten(0, 1))[0]).view(4, 2, 6, 6)
     difference = (ends[:, 0] - ends[:, 1]).mT / (2 * STEP)
-    torch.testing.assert_close(slopes(HAND, place, driven), difference, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(pose_jacobian(HAND, place, driven), difference, atol=1e-6, rtol=1e-6)
 
 
 def test_twists_of_rotation_vectors_are_scipys():
@@ -119,7 +121,7 @@ def test_twists_of_rotation_vectors_are_scipys():
     assert (turning[:, :3, 3:] == 0).all()
 
 
-def test_on_the_way_to_a_singular_grasp_slopes_grow_as_regularity_falls_and_both_formalisms_agree():
+def test_on_the_way_to_a_singular_grasp_derivatives_grow_as_regularity_falls_and_both_formalisms_agree():
     shares = (0.0, 0.99, 0.9999)
     place, driven = toward_singular(HAND, 2, seed=0, shares=shares)
     assert constraints(HAND, place, driven).abs().max() < 1e-14
@@ -138,3 +140,19 @@ def test_on_the_way_to_a_singular_grasp_slopes_grow_as_regularity_falls_and_both
 def test_lengths_must_be_above_zero():
     with pytest.raises(InputError, match=r"Lengths of `Hand` must be above 0\."):
         Hand(grip=0.0)
+
+
+def test_the_inverse_of_a_network_has_the_inverse_jacobian():
+    """f(y) = y + 0.1 sin y: its inverse and the Jacobian of that, against definitions."""
+
+    class Wavy(torch.nn.Module):
+        def forward(self, y):
+            return y + 0.1 * torch.sin(3 * y)
+
+    inverse = Inverse(Wavy(), torch.zeros(2))
+    y = torch.tensor([[0.5, -1.0], [2.0, 0.1], [0.0, 0.0]], dtype=torch.float64)
+    q = Wavy()(y)
+    known = torch.diag_embed(1 / (1 + 0.3 * torch.cos(3 * y)))
+    predicted, j = jacobian(inverse, q)
+    torch.testing.assert_close(predicted, y, **EXACT)
+    torch.testing.assert_close(j, known, **EXACT)

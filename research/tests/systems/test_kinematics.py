@@ -48,7 +48,7 @@ def test_the_pose_and_jacobian_are_those_that_corke_prints():
     torch.testing.assert_close(PUMA_560.jacobian(NOMINAL)[0], torch.tensor(printed).double(), atol=1e-4, rtol=0)
 
 
-def test_slopes_are_those_of_autograd_and_of_differences():
+def test_derivatives_are_those_of_autograd_and_of_differences():
     q, h = PUMA_560.drawn(4, seed=0), 1e-6
     output_jacobian = PUMA_560.output_jacobian(q)
     for row in range(4):

@@ -19,15 +19,15 @@ def states(option, count=3):
 def test_paths_have_the_exact_price_and_delta_as_their_means(name):
     option = OPTIONS[name]
     for x in states(option):
-        payoffs, slopes = option.paths(x.expand(100_000, -1), seed=5)
+        payoffs, gradients = option.paths(x.expand(100_000, -1), seed=5)
         price, deltas = (each[0] for each in option.exact(x[None]))
-        for sample, mean in ((payoffs, price), (slopes[:, 0], deltas[0])):
+        for sample, mean in ((payoffs, price), (gradients[:, 0], deltas[0])):
             error = sample.std(0) / math.sqrt(len(sample))
             assert ((sample.mean(0) - mean).abs() <= 4.5 * error + 1e-5).all()  # where it is rare, no path has it
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_deltas_are_the_slopes_of_prices(name):
+def test_deltas_are_the_derivatives_of_prices(name):
     option, h = OPTIONS[name], 1e-5
     x = states(option)
     deltas = option.exact(x)[1][:, 0]
@@ -37,15 +37,15 @@ def test_deltas_are_the_slopes_of_prices(name):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_slopes_of_a_path_are_those_of_its_payoff(name):
+def test_derivatives_of_a_path_are_those_of_its_payoff(name):
     option = OPTIONS[name]
     x = states(option, 40)
-    slopes, h = option.paths(x, seed=3)[1][:, 0], 1e-7
-    assert (slopes != 0).any()
-    assert (slopes == 0).all(1).any()
+    gradients, h = option.paths(x, seed=3)[1][:, 0], 1e-7
+    assert (gradients != 0).any()
+    assert (gradients == 0).all(1).any()
     for asset, step in enumerate(h * torch.eye(x.shape[1], dtype=x.dtype)):
         difference = (option.paths(x + step, seed=3)[0] - option.paths(x - step, seed=3)[0])[:, 0] / (2 * h)
-        torch.testing.assert_close(slopes[:, asset], difference, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(gradients[:, asset], difference, rtol=1e-5, atol=1e-6)
 
 
 def test_a_basket_is_priced_as_scipy_integrates_it():

@@ -52,7 +52,7 @@ ERRORS = {(method, paths): 0.1 for method in METHODS for paths in (100, 400, 160
 }
 
 
-def test_paths_with_slopes_are_compared_with_each_rival():
+def test_paths_with_partials_are_compared_with_each_rival():
     price, _, reached, _ = EXPERIMENTS["pricing"].tables(document(ERRORS))
     assert price.head == ("paths", "100", "400", "1,600")
     assert price.rows[0] == (f"{next(iter(OPTIONS))}: {VALUES}", "1000.0 ± 141.4", "1000.0 ± 141.4", "300.0 ± 42.4")

@@ -1,4 +1,4 @@
-"""The car against its equations of motion, the controller against its cost, slopes against differences."""
+"""The car against its equations of motion, the controller against its cost, derivatives against differences."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from jacmatch_research.systems.steering.control import (
     lane_change,
     largest_real_part,
 )
-from jacmatch_research.systems.steering.learning import GRID, gain_error, loops, regret, samples, taught
+from jacmatch_research.systems.steering.learning import GRID, below_limits, gain_error, loops, regret, samples, taught
 from jacmatch_research.systems.steering.vehicle import Vehicle
 
 CAR = Vehicle()
@@ -78,10 +78,10 @@ def test_no_gain_nearby_costs_less(wheels):
     assert driven.cost.sum() == pytest.approx(cost(gain), rel=0.01)
 
 
-def test_slopes_of_the_controller_are_those_of_differences():
+def test_derivatives_of_the_controller_are_those_of_differences():
     z, speed = samples(40, seed=1)
     teacher, h = Scheduled(), 1e-5
-    found = teacher.slopes(z, speed)
+    found = teacher.jacobian(z, speed)
     inside = np.abs(np.abs(teacher._wanted(z, speed)) - LARGEST).min(1) > 1e-3
     assert (found[..., :4] == 0).all(2).any()
     for k in range(5):
@@ -117,8 +117,8 @@ def test_four_wheels_cost_no_more_than_two():
 
 
 @pytest.mark.ci
-def test_one_state_with_its_slopes_gives_the_gain():
-    assert gain_error(20.0, 1, slopes=True, steps=300, seed=0) <= 1e-6
+def test_one_state_with_its_derivatives_gives_the_gain():
+    assert gain_error(20.0, 1, partials=True, steps=300, seed=0) <= 1e-6
 
 
 def test_a_network_that_is_the_controller_has_no_regret():
@@ -140,10 +140,32 @@ def test_a_network_that_is_the_controller_has_no_regret():
 
 
 def test_what_is_learned_from_is_what_the_controller_does():
-    x, y, slopes = taught(30, seed=3)
+    x, y, partials = taught(30, seed=3)
     assert x.shape == (30, 5)
     np.testing.assert_allclose(y, Scheduled()(x[:, :4].double().numpy(), x[:, 4].double().numpy()), atol=1e-5)
-    assert slopes.shape == (30, 2, 5)
+    assert partials.shape == (30, 2, 5)
+
+
+def test_below_limits_a_controller_at_one_speed_is_linear():
+    """Least squares on the states below the limit gives the row of the gain, whatever the other states say."""
+    x, y, partials = taught(60, seed=3)
+    x[:, 4] = 20.0
+    gain = torch.from_numpy(Lqr().solution(20.0)[0])
+    y = torch.clamp(-x[:, :4] @ gain.T, -torch.from_numpy(LARGEST), torch.from_numpy(LARGEST))
+
+    def least_squares(points, _):
+        network = torch.nn.Linear(5, 1, bias=False)
+        solution = torch.linalg.lstsq(points[0][:, :4], points[1]).solution
+        network.weight.data = torch.cat((solution, torch.zeros(1, 1, dtype=torch.float64))).T.float()
+        return network, {"cpu_seconds": 1.0}
+
+    network, measured = below_limits(x, y, partials, least_squares)
+    torch.testing.assert_close(network(x.float()), (-x[:, :4] @ gain.T).float(), atol=1e-6, rtol=0)
+    assert measured == {"cpu_seconds": 2.0}
+    y[:] = 1.0
+    seen = []
+    below_limits(x, y, partials, lambda points, _: (seen.append(len(points[0])), (torch.nn.Identity(), {}))[1])
+    assert seen == [60, 60]
 
 
 def test_bad_numbers_are_refused():

@@ -30,7 +30,7 @@ METHODS: dict[str, Mapping[str, Any]] = {
     CALLS: {"directions": 0, "times": 3},
     DERIVATIVES: {"directions": 1, "times": 1},
 }
-"""A slope costs two calls of the fitter: three times the faces without derivatives are as many calls."""
+"""A derivative costs two calls of the fitter: three times the faces without derivatives are as many calls."""
 DISTANCES = (0.05, 0.1, 0.2, 0.3, 0.4)
 """Of the first guess from the face's true place, in half widths of a face."""
 NEAR = 0.1

@@ -6,72 +6,65 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.report.figures import Line
 from jacmatch.report.tables import NOTHING, entry
-from jacmatch.surrogates.modules import deviation, fit_surrogate
+from jacmatch.surrogates import JacobianRegressor
+from jacmatch.surrogates.modules import fit_surrogate, to_module
 from jacmatch_research.tables import Document, names, spreads
 
 VALUES, DERIVATIVES = "values", "values + partials"
-METHODS = {VALUES: "none", DERIVATIVES: "rows"}
-"""Rows, and the `slopes` of `fit_surrogate`."""
+METHODS = (VALUES, DERIVATIVES)
+ADAM = "values + partials, Adam"
+"""The rows: both methods with the second-order solver and, in one column of each system, the second one with Adam."""
 
 Measure = tuple[str, str, float | int]
 """Name of a measure, its heading, and the factor of its numbers."""
-
 
 Points = tuple[Float[Tensor, "sample input"], Float[Tensor, "sample out"]]
 """Inputs and values."""
 
 
-def best_of_lengths(
+def surrogate(
     points: Points,
     jacobian: Float[Tensor, "sample out input"],
-    validation: Points,
     settings: Mapping[str, Any],
     seed: int,
+    *,
+    weights: Float[Tensor, "sample"] | None = None,
     device: str = "cpu",
 ) -> tuple[nn.Module, dict[str, float]]:
-    """Train a network for each of the `lengths`; return the one with the smallest error at the validation points.
+    """Train a network; return it with the processor seconds that it took.
 
     Args:
         points: To learn from.
-        jacobian: Derivatives at these points.
-        validation: Points that choose the length, the same for both methods.
-        settings: Those of a cell: `lengths`, and what `fit_surrogate` takes.
-        seed: Of weights, batches and rows.
-        device: Where to train.
-
-    Returns:
-        The network, and measures: its steps, its error at the held points in units of the values' standard deviation,
-        and the seconds of all lengths.
+        jacobian: Partials at these points.
+        settings: Those of a cell: `partials`, whether these are learned from; `evaluations` of the second-order solver,
+            or `steps` of Adam with `lr`, `weight`, `probes` and `batch_size`; `hidden` and `activation`.
+        seed: Of the weights, of what is held out, and of batches and rows.
+        weights: Of the samples, for the second-order solver.
+        device: Where Adam trains.
     """
-    results: list[tuple[float, int, nn.Module]] = []
-    start = time.perf_counter()
-    for steps in settings["lengths"]:
+    x, y = points
+    layers: dict[str, Any] = {"hidden": tuple(settings["hidden"]), "activation": settings["activation"]}
+    start = time.process_time()
+    if "steps" in settings:
+        how = {name: settings[name] for name in ("steps", "lr", "weight", "probes", "batch_size")}
+        compared = "rows" if settings["partials"] else "none"
         network = fit_surrogate(
-            *points,
-            jacobian=jacobian,
-            partials=settings["slopes"],
-            probes=settings["probes"],
-            weight=settings["weight"],
-            hidden=tuple(settings["hidden"]),
-            activation=settings["activation"],
-            steps=steps,
-            batch_size=settings["batch_size"],
-            lr=settings["lr"],
-            seed=seed,
-            device=device,
+            x.float(), y.float(), jacobian=jacobian.float(), partials=compared, **layers, **how, seed=seed, device=device
         ).cpu()
-        with torch.no_grad():
-            wrong = (network(validation[0]) - validation[1]) / deviation(validation[1])
-        results.append((float(wrong.square().mean().sqrt()), steps, network))
-    seconds = time.perf_counter() - start
-    error, steps, network = min(results, key=lambda each: each[0])
-    return network, {"steps": float(steps), "held_error": error, "train_seconds": seconds}
+        return network, {"evaluations": float(settings["steps"]), "cpu_seconds": time.process_time() - start}
+    model = JacobianRegressor(
+        "network", "lbfgs", **layers, starts=1, max_evaluations=settings["evaluations"], random_state=seed
+    )
+    known = jacobian.numpy() if settings["partials"] else None
+    model.fit(x.numpy(), y.numpy(), jacobian=known, sample_weight=None if weights is None else weights.numpy())
+    seconds, (fit,) = time.process_time() - start, model.fits_
+    module = to_module(fit.net, fit.theta, model.scaler_)
+    return module, {"evaluations": float(fit.evaluations), "weight_decay": fit.decay, "cpu_seconds": seconds}
 
 
 def columns_of(document: Document, row: str) -> list[str]:
@@ -93,23 +86,31 @@ def crossing(curve: list[tuple[int, float]], bound: float) -> float | None:
     return None
 
 
-def reached(document: Document, measures: Sequence[Measure]) -> list[tuple[str, ...]]:
+def reached(
+    document: Document, measures: Sequence[Measure], values: str = VALUES, derivatives: str = DERIVATIVES
+) -> list[tuple[str, ...]]:
     """For each measure and sample count without derivatives: the error, and the samples with derivatives that reach it.
 
     Between two columns the number is that of a straight line through logarithms.
+
+    Args:
+        document: The stored results.
+        measures: What is compared.
+        values: The row without derivatives.
+        derivatives: The row with them.
     """
     rows: list[tuple[str, ...]] = []
     for name, heading, scale in measures:
         results = spreads(document, name)
         curve = [
-            (int(column), results[DERIVATIVES, column]["mean"])
-            for column in columns_of(document, DERIVATIVES)
-            if (DERIVATIVES, column) in results
+            (int(column), results[derivatives, column]["mean"])
+            for column in columns_of(document, derivatives)
+            if (derivatives, column) in results
         ]
-        for column in columns_of(document, VALUES):
-            if (VALUES, column) not in results or not curve:
+        for column in columns_of(document, values):
+            if (values, column) not in results or not curve:
                 continue
-            bound = results[VALUES, column]["mean"]
+            bound = results[values, column]["mean"]
             good = [samples for samples, mean in curve if mean <= bound]
             between = crossing(curve, bound)
             rows.append(
@@ -128,7 +129,9 @@ REACHED_HEAD = ("error and samples without partials", "error", "reached with", "
 
 
 def by_measure(
-    document: Document, measures: Sequence[tuple[str, str, float | int, int]], rows: Sequence[str] = tuple(METHODS)
+    document: Document,
+    measures: Sequence[tuple[str, str, float | int, int]],
+    rows: Sequence[str] = (*METHODS, ADAM),
 ) -> list[tuple[str, ...]]:
     """A line for each number of samples and row: mean ± standard deviation of each (name, heading, factor, digits)."""
     results = {name: spreads(document, name) for name, *_ in measures}
@@ -143,7 +146,7 @@ def by_measure(
     ]
 
 
-def curves(document: Document, measure: str, scale: float | int, rows: Sequence[str] = tuple(METHODS)) -> list[Line]:
+def curves(document: Document, measure: str, scale: float | int, rows: Sequence[str] = METHODS) -> list[Line]:
     """A line for each row over the numbers of samples, above 0, for a logarithmic axis."""
     lines = []
     results = spreads(document, measure)

@@ -12,18 +12,20 @@ from jacmatch.jobs.progress import Progress
 from jacmatch.report import Table
 from jacmatch.report.figures import line_figure
 from jacmatch_research.reproduce.equal_error import (
+    ADAM,
     DERIVATIVES,
     METHODS,
     REACHED_HEAD,
     VALUES,
-    best_of_lengths,
     by_measure,
     curves,
     reached,
+    surrogate,
 )
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request
 from jacmatch_research.systems.grasp.hand import Hand, ObjectPose, by_hand, torques_by_hand
+from jacmatch_research.systems.grasp.inverse import Inverse
 from jacmatch_research.systems.grasp.manipulator import (
     by_manipulator,
     coordinates,
@@ -33,53 +35,56 @@ from jacmatch_research.systems.grasp.manipulator import (
     toward_singular,
     twist_of,
 )
-from jacmatch_research.systems.grasp.manipulator import slopes as by_joints
+from jacmatch_research.systems.grasp.manipulator import pose_jacobian as by_joints
 from jacmatch_research.tables import Document, seeds_of
 
 NEARLY_SINGULAR = "values + partials, nearly singular grasps too"
-ROWS = {**METHODS, NEARLY_SINGULAR: "rows"}
+INVERSE = {VALUES: "inverse: values", DERIVATIVES: "inverse: values + partials"}
+"""Rows of networks from pose to joints, which are inverted; they learn from the nearly singular grasps too."""
+ROWS = (*METHODS, NEARLY_SINGULAR, *INVERSE.values(), ADAM)
 SAMPLES = {"smoke": (40,), "cpu": (100, 500)}
-LENGTHS: dict[str, dict[str, tuple[int, ...]]] = {
-    "smoke": {"none": (20,), "rows": (20,)},
-    "cpu": {"none": (2000, 8000), "rows": (1000, 3000)},
+EVALUATIONS: dict[str, dict[str, dict[int, int]]] = {
+    "smoke": {VALUES: {40: 40}, DERIVATIVES: {40: 40}},
+    "cpu": {VALUES: {100: 2100, 500: 7000}, DERIVATIVES: {100: 1400, 500: 1000}},
 }
-"""Steps of the optimizer to choose from, by what is compared: about as many seconds on both sides."""
-_SHARED = {"hidden": (64, 64), "activation": "silu", "probes": 2, "batch_size": 64, "lr": 0.02, "weight": 2.0}
+"""Evaluations of the last fit: about as many processor seconds for both methods at each number of samples."""
+_ADAM = {"smoke": (40, 20), "cpu": (100, 1000)}
+"""Samples at which Adam is compared, and its steps: about as many processor seconds again."""
+_HIDDEN = {"hidden": (64, 64), "activation": "silu"}
+_OF_ADAM = {"hidden": (64, 64), "activation": "silu", "probes": 2, "batch_size": 64, "lr": 0.02, "weight": 2.0}
 _REACH, _REGULAR, _LEAST = 0.15, 0.2, 0.02
 TESTED, _TEST_SEED = {"smoke": 200, "cpu": 2000}, 2**20
-VALIDATION, _VALIDATION_SEED = {"smoke": 50, "cpu": 500}, 2**21
 DIRECTIONS = {"smoke": 3, "cpu": 24}
-"""Grasps that errors are measured at, that choose the length of training, and ways to singular ones."""
+"""Grasps that errors are measured at, and ways to singular ones."""
 BINS = ((0.02, 0.1), (0.1, 0.2), (0.2, 0.4), (0.4, 2.0))
 SHARES = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999)
 """Of the ways to singular grasps."""
 MEASURES = (
     ("place", "place, mm", 1e3, 3),
     ("turn", "rotation, mrad", 1e3, 2),
-    ("slope", "partials, %", 100, 2),
+    ("partials", "partials, %", 100, 2),
     ("torque", "torques, %", 100, 2),
 )
 
 
 def _cells(request: Request) -> list[Cell]:
     size = "smoke" if request.smoke else "cpu"
-    return [
-        Cell(
-            row,
-            str(samples),
-            seed,
-            {
-                **_SHARED,
-                "samples": samples,
-                "slopes": slopes,
-                "least": _LEAST if row == NEARLY_SINGULAR else _REGULAR,
-                "lengths": LENGTHS[size][slopes],
-            },
-        )
-        for seed in request.seed_numbers(5)
-        for samples in SAMPLES[size]
-        for row, slopes in ROWS.items()
-    ]
+    of_adam, steps = _ADAM[size]
+    cells = []
+    for seed in request.seed_numbers(5):
+        for samples in SAMPLES[size]:
+            for row in (*METHODS, NEARLY_SINGULAR):
+                method = VALUES if row == VALUES else DERIVATIVES
+                least = _LEAST if row == NEARLY_SINGULAR else _REGULAR
+                each = {"samples": samples, "partials": method == DERIVATIVES, "least": least}
+                evaluations = EVALUATIONS[size][method][samples]
+                cells.append(Cell(row, str(samples), seed, {**_HIDDEN, "evaluations": evaluations, **each}))
+                if row in INVERSE:
+                    inverse = {**_HIDDEN, "evaluations": evaluations, **each, "least": _LEAST, "inverse": True}
+                    cells.append(Cell(INVERSE[row], str(samples), seed, inverse))
+                if samples == of_adam and row == DERIVATIVES:
+                    cells.append(Cell(ADAM, str(samples), seed, {**_OF_ADAM, "steps": steps, **each}))
+    return cells
 
 
 def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
@@ -103,7 +108,7 @@ def _agreement(hand: Hand, object_pose: ObjectPose, driven: Tensor) -> dict[str,
     torques, _ = torques_by_hand(hand, object_pose, q, wrench)
     numbers = {
         "regularity": regularity(hand, object_pose, driven).median(),
-        "slopes": torch.linalg.matrix_norm(one, 2).median(),
+        "jacobian": torch.linalg.matrix_norm(one, 2).median(),
         "velocities": ((one - other).norm(dim=(1, 2)) / one.norm(dim=(1, 2))).max(),
         "torques": ((torques - by_duality).norm(dim=1) / by_duality.norm(dim=1)).max(),
     }
@@ -114,12 +119,24 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     """Errors of pose, derivatives and torques at fresh grasps, also by how near to singular these are."""
     options, hand, size = cell.settings, Hand(), "smoke" if request.smoke else "cpu"
     q, object_pose = _grasps(hand, options["samples"], cell.seed, options["least"])
-    others, there = _grasps(hand, VALIDATION[size], _VALIDATION_SEED, options["least"])
-    validation = others.float(), coordinates(hand, there).float()
-    points = q.float(), coordinates(hand, object_pose).float()
-    known = by_joints(hand, object_pose, q).float()
-    student, training = best_of_lengths(points, known, validation, options, cell.seed, device=request.device)
+    points = q, coordinates(hand, object_pose)
+    known = by_joints(hand, object_pose, q)
+    weights = _by_size(*points, known) if cell.row == NEARLY_SINGULAR else None
+    if options.get("inverse"):
+        points, known = points[::-1], torch.linalg.inv(known)
+    student, training = surrogate(points, known, options, cell.seed, weights=weights, device=request.device)
+    if options.get("inverse"):
+        student = Inverse(student, coordinates(hand, hand.rest())[0])
     return {**_errors(hand, student, TESTED[size]), **training}
+
+
+def _by_size(q: Tensor, y: Tensor, known: Tensor) -> Tensor:
+    """Weights 1/(1 + s/median s), s the squared size of a grasp's partials in standardized units.
+
+    Without them the nearly singular grasps, whose partials are largest, would be nearly all that the loss sees.
+    """
+    size = (known * q.std(0) / y.std(0)[:, None]).square().sum((1, 2))
+    return 1 / (1 + size / size.median())
 
 
 def _errors(hand: Hand, student: nn.Module, count: int) -> dict[str, float]:
@@ -141,9 +158,9 @@ def _errors(hand: Hand, student: nn.Module, count: int) -> dict[str, float]:
     moved = jvp(student, q.float(), motion)[1].detach()
     power = ((torques.float() * motion).sum(1) - (wrenches * moved).sum(1)).abs().max()
     wrong = (predicted - y).square()
-    slope = ((twist_of(y) @ by_joint - known) * unit[:, None]).square().sum((1, 2))
+    partials = ((twist_of(y) @ by_joint - known) * unit[:, None]).square().sum((1, 2))
     torque = (torques - torch.einsum("gij,gi->gj", known, wrench)).square().sum(1)
-    slope_size = (known * unit[:, None]).square().sum((1, 2))
+    partials_size = (known * unit[:, None]).square().sum((1, 2))
     torque_size = torch.einsum("gij,gi->gj", known, wrench).square().sum(1)
     results = {"power": float(power / (wrenches * moved).sum(1).abs().mean())}
     for low, high in (*BINS, (_REGULAR, 2.0)):
@@ -154,7 +171,7 @@ def _errors(hand: Hand, student: nn.Module, count: int) -> dict[str, float]:
         results |= {
             f"place{name}": float(wrong[part, :3].sum(1).mean().sqrt()),
             f"turn{name}": float(wrong[part, 3:].sum(1).mean().sqrt()),
-            f"slope{name}": float((slope[part].sum() / slope_size[part].sum()).sqrt()),
+            f"partials{name}": float((partials[part].sum() / partials_size[part].sum()).sqrt()),
             f"torque{name}": float((torque[part].sum() / torque_size[part].sum()).sqrt()),
         }
     return results
@@ -171,27 +188,27 @@ def _tables(document: Document) -> list[Table]:
     made, size = document["environment"], document["size"]
     notes = (
         f"At those of {TESTED[size]} fresh grasps whose smallest singular value of A is at least {_REGULAR}; mean ± "
-        f"standard deviation over seeds (of grasps, weights and batches): {seeds_of(document)}. Of the lengths of "
-        f"training the one that is best at {VALIDATION[size]} other grasps. Partials and torques relative to their "
-        "root mean square; a radian counts as the radius of the grip. Torques: vᵀJ of the student for random wrenches. "
-        "Power: largest |τ·q̇ − w·ẋ| of the student in float32, over the mean of |w·ẋ|.",
+        f"standard deviation over seeds (of grasps and weights): {seeds_of(document)}. Partials and torques relative "
+        "to their root mean square; a radian counts as the radius of the grip. Torques: vᵀJ of the student for random "
+        "wrenches. Power: largest |τ·q̇ − w·ẋ| of the student in float32, over the mean of |w·ẋ|.",
         f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",
     )
-    head = ("grasps", *(heading for _, heading, *_ in MEASURES), "power, 10⁻⁶")
+    head = ("grasps", *(heading for _, heading, *_ in MEASURES), "power, 10⁻⁶", "processor seconds")
     compared = [("place", "place, mm", 1e3), ("turn", "rotation, mrad", 1e3), ("torque", "torques, %", 100)]
+    inverted = [(name, f"inverse: {heading}", scale) for name, heading, scale in compared]
     return [
         Table(
             "grasp",
             "Networks for the pose of the object",
             head,
-            tuple(by_measure(document, (*MEASURES, ("power", "", 1e6, 1)), tuple(ROWS))),
+            tuple(by_measure(document, (*MEASURES, ("power", "", 1e6, 1), ("cpu_seconds", "", 1, 0)), ROWS)),
             notes,
         ),
         Table(
             "samples",
             "Grasps with partials that are as good as values alone",
             REACHED_HEAD,
-            tuple(reached(document, compared)),
+            (*reached(document, compared), *reached(document, inverted, *INVERSE.values())),
         ),
         _singular_table(document),
         _agreement_table(document),
@@ -201,8 +218,8 @@ def _tables(document: Document) -> list[Table]:
 def _singular_table(document: Document) -> Table:
     head = ("error of torques, %, by smallest singular value of A", *(f"{low:g} to {high:g}" for low, high in BINS))
     measures = tuple((f"torque_{low:g}", "", 100, 1) for low, _ in BINS)
-    note = f"Grasps to learn from have at least {_REGULAR}, those of the rows that keep nearly singular ones {_LEAST}."
-    rows = by_measure(document, measures, (VALUES, DERIVATIVES, NEARLY_SINGULAR))
+    note = f"Grasps to learn from have at least {_REGULAR}, those of the last three rows {_LEAST}."
+    rows = by_measure(document, measures, (*METHODS, NEARLY_SINGULAR, *INVERSE.values()))
     return Table("singular", "Torques near singular grasps", head, tuple(rows), (note,))
 
 
@@ -212,7 +229,7 @@ def _agreement_table(document: Document) -> Table:
         (
             "grasps of the test" if name == "regular" else f"{float(name):.4g} of the way to a singular one",
             f"{each['regularity']:.2g}",
-            f"{each['slopes']:.3g}",
+            f"{each['jacobian']:.3g}",
             f"{each['velocities']:.0e}",
             f"{each['torques']:.0e}",
         )
@@ -229,9 +246,9 @@ def _agreement_table(document: Document) -> Table:
 def _figure(document: Document) -> bytes:
     """Errors over the number of grasps."""
     panels = [
-        (f"{heading}", curves(document, name, scale, tuple(ROWS)))
+        (f"{heading}", curves(document, name, scale, ROWS))
         for name, heading, scale, _ in MEASURES
-        if name != "slope"
+        if name != "partials"
     ]
     return line_figure(panels, x_label="grasps", y_label="error", log_x=True, log_y=True)
 

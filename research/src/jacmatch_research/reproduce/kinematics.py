@@ -13,13 +13,14 @@ from jacmatch.report import Table
 from jacmatch.report.figures import line_figure
 from jacmatch.report.tables import NOTHING, entry
 from jacmatch_research.reproduce.equal_error import (
+    ADAM,
     DERIVATIVES,
-    METHODS,
     REACHED_HEAD,
-    best_of_lengths,
+    VALUES,
     by_measure,
     curves,
     reached,
+    surrogate,
 )
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request
@@ -38,27 +39,37 @@ from jacmatch_research.tables import Document, seeds_of
 
 SHARE = 0.5
 """Of each joint's range about its middle: what is learned, and where inverse kinematics may go."""
-SAMPLES = {"smoke": (40,), "cpu": (100, 200, 500, 1000)}
-LENGTHS = {"smoke": (15,), "cpu": (3000, 12000)}
-"""Steps of the optimizer to choose from."""
-LARGEST = 1000
-"""Samples for values alone, which may then be trained four times as long again; derivatives are to need fewer."""
+LONGER = "values + partials, longer"
+ROWS = (VALUES, DERIVATIVES, LONGER, ADAM)
+EVALUATIONS = {
+    "smoke": {VALUES: {40: 40}, DERIVATIVES: {40: 40}},
+    "cpu": {
+        VALUES: {100: 2100, 200: 2450, 500: 3450, 1000: 3450},
+        LONGER: {100: 3200, 200: 3000},
+        DERIVATIVES: dict.fromkeys((100, 200, 500), 1400),
+    },
+}
+"""Evaluations of the last fit: about as many processor seconds for both methods at each number of samples. The longer
+fits take about as many as values alone with five times the samples."""
+_ADAM = {"smoke": (40, 8), "cpu": (200, 8000)}
+"""Samples at which Adam is compared, and its steps: about as many processor seconds again."""
 _SIZES: dict[str, dict[str, int]] = {
     "smoke": {"targets": 8, "animations": 1, "frames": 3, "iterations": 6, "frame": 6},
     "cpu": {"targets": 200, "animations": 8, "frames": 20, "iterations": 60, "frame": 15},
 }
 """Targets; animations, and frames of each of their parts; steps of inverse kinematics, and those for a frame."""
-_SHARED = {"hidden": (128, 128), "activation": "silu", "probes": 2, "batch_size": 64}
-_HOW = {"none": {"lr": 0.01, "weight": 0.0}, "rows": {"lr": 0.02, "weight": 2.0}}
-"""The better of what was tried with a seed that no table has."""
+_HIDDEN = {"hidden": (96, 96, 96), "activation": "silu"}
+"""The best of four networks that were tried with a seed that no table has."""
+_OF_ADAM = {"hidden": (128, 128), "activation": "silu", "probes": 2, "batch_size": 64, "lr": 0.02, "weight": 2.0}
+"""The better of what was tried with such a seed."""
 _TEST, _TEST_SEED = 2000, 2**20
-_VALIDATION, _VALIDATION_SEED = 500, 2**21
 _AWAY, _STRAIGHT = 0.6, 0.05  # radians: starts from their targets; wrists that count as nearly straight
 LEARNED = (
     ("place", "place, mm", 1e3, 1),
     ("turn", "rotation, mrad", 1e3, 1),
-    ("slope", "partials, %", 100, 1),
-    ("steps", "steps, 1,000", 1e-3, 0),
+    ("partials", "partials, %", 100, 1),
+    ("evaluations", "evaluations", 1, 0),
+    ("cpu_seconds", "processor seconds", 1, 0),
 )
 DRIVEN = (
     ("reached", "reached, %", 100, 1),
@@ -82,31 +93,16 @@ SWITCHED = (
 
 def _cells(request: Request) -> list[Cell]:
     size = "smoke" if request.smoke else "cpu"
-    cells = [
-        Cell(
-            method,
-            str(samples),
-            seed,
-            {**_SHARED, **_HOW[slopes], "samples": samples, "slopes": slopes, "lengths": lengths, **_SIZES[size]},
-        )
-        for seed in request.seed_numbers(5)
-        for samples in SAMPLES[size]
-        for method, slopes in METHODS.items()
-        if (lengths := _lengths(LENGTHS[size], samples, method))
-    ]
-    return sorted(cells, key=_last)
-
-
-def _last(cell: Cell) -> bool:
-    """What says nothing about a fifth of the samples is measured last."""
-    samples = int(cell.column)
-    return 5 * samples > LARGEST if cell.row == DERIVATIVES else 2 * samples < LARGEST
-
-
-def _lengths(lengths: tuple[int, ...], samples: int, method: str) -> tuple[int, ...]:
-    if samples < LARGEST:
-        return lengths
-    return () if method == DERIVATIVES else (*lengths, 4 * lengths[-1])
+    of_adam, steps = _ADAM[size]
+    cells = []
+    for seed in request.seed_numbers(5):
+        for row, numbers in EVALUATIONS[size].items():
+            for samples, evaluations in sorted(numbers.items(), reverse=row == VALUES):
+                each = {"samples": samples, "partials": row != VALUES, **_SIZES[size]}
+                cells.append(Cell(row, str(samples), seed, {**_HIDDEN, "evaluations": evaluations, **each}))
+        each = {"samples": of_adam, "partials": True, **_SIZES[size]}
+        cells.append(Cell(ADAM, str(of_adam), seed, {**_OF_ADAM, "steps": steps, **each}))
+    return cells
 
 
 def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
@@ -121,16 +117,12 @@ def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
     """Errors of a student, and what it drives."""
     options = cell.settings
-    q, validation = (
-        PUMA_560.drawn(options["samples"], cell.seed, SHARE),
-        PUMA_560.drawn(_VALIDATION, _VALIDATION_SEED, SHARE),
-    )
-    points, others = ((each.float(), PUMA_560.outputs(each).float()) for each in (q, validation))
-    student, training = best_of_lengths(
-        points, PUMA_560.output_jacobian(q).float(), others, options, cell.seed, device=request.device
+    q = PUMA_560.drawn(options["samples"], cell.seed, SHARE)
+    student, training = surrogate(
+        (q, PUMA_560.outputs(q)), PUMA_560.output_jacobian(q), options, cell.seed, device=request.device
     )
     at = PUMA_560.drawn(_TEST, _TEST_SEED, SHARE)
-    predicted, slopes = (each.detach().double() for each in jacobian(student, at.float()))
+    predicted, partials = (each.detach().double() for each in jacobian(student, at.float()))
     position, rotation = PUMA_560.pose(at)
     turned = rotation_vector(nearest_rotation(predicted[:, 3:].reshape(-1, 3, 3)) @ rotation.mT)
     known = PUMA_560.output_jacobian(at)
@@ -139,7 +131,7 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     return {
         "place": float((predicted[:, :3] - position).square().sum(1).mean().sqrt()),
         "turn": float(turned.square().sum(1).mean().sqrt()),
-        "slope": float((slopes - known).norm() / known.norm()),
+        "partials": float((partials - known).norm() / known.norm()),
         **_inverse(measured, own, options),
         **_switches(measured, options),
         **{f"alone_{name}": value for name, value in _switches(own, options).items()},
@@ -149,7 +141,7 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
 
 @lru_cache(maxsize=4)
 def _problems(targets: int, *, straight: bool) -> tuple[Tensor, Tensor]:
-    """Joint angles whose poses are the targets, and starts within `_AWAY` of them; wrists nearly straight if asked."""
+    """Joint angles whose poses are the targets, and starts within `_AWAY` of them; perhaps nearly straight wrists."""
     q = PUMA_560.drawn(targets, _TEST_SEED + 1, SHARE)
     if straight:
         q[:, 4] *= _STRAIGHT / float(q[:, 4].abs().max())
@@ -204,27 +196,28 @@ def _tables(document: Document) -> list[Table]:
     own = document["facts"]["exact"]
     notes = (
         f"PUMA 560, the middle {100 * SHARE:.0f} % of each joint's range; errors at {_TEST} fresh points, mean ± "
-        f"standard deviation over seeds (of points, weights and batches): {seeds_of(document)}. Of the lengths of "
-        f"training the one that is best at {_VALIDATION} other points.",
+        f"standard deviation over seeds (of points and weights): {seeds_of(document)}. Evaluations: of loss and "
+        "gradient over all samples, weight decay selected on a fifth of them; of Adam, steps.",
         f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",
     )
     inverse_note, switch_note = _notes(options, own)
     cold = {name.removeprefix("cold_"): value for name, value in own.items() if name.startswith("cold_")}
     compared = [(name, heading, scale) for name, heading, scale, _ in LEARNED[:3]]
+    longer = [(name, f"{heading}, longer fits", scale) for name, heading, scale in compared]
     head = [("samples", *(heading for _, heading, *_ in each)) for each in (LEARNED, DRIVEN, SWITCHED)]
     return [
-        Table("kinematics", "Networks for the arm's pose", head[0], tuple(by_measure(document, LEARNED)), notes),
+        Table("kinematics", "Networks for the arm's pose", head[0], tuple(by_measure(document, LEARNED, ROWS)), notes),
         Table(
             "samples",
             "Samples with partials that are as good as values alone",
             REACHED_HEAD,
-            tuple(reached(document, compared)),
+            (*reached(document, compared), *reached(document, longer, VALUES, LONGER)),
         ),
         Table(
             "inverse",
             "Inverse kinematics driven by a network",
             head[1],
-            (*by_measure(document, DRIVEN), _exact_row("the arm's own Jacobian", DRIVEN, own)),
+            (*by_measure(document, DRIVEN, ROWS), _exact_row("the arm's own Jacobian", DRIVEN, own)),
             (inverse_note,),
         ),
         Table(
@@ -232,7 +225,7 @@ def _tables(document: Document) -> list[Table]:
             "From forward to inverse kinematics and back",
             head[2],
             (
-                *by_measure(document, SWITCHED),
+                *by_measure(document, SWITCHED, ROWS),
                 _exact_row("the arm's own", SWITCHED, own),
                 _exact_row("the arm's own, cold", SWITCHED, cold),
             ),
@@ -271,10 +264,10 @@ def _exact_row(
 def _figure(document: Document) -> bytes:
     """Errors and success over the number of samples."""
     panels = [
-        ("place, RMSE in mm", curves(document, "place", 1e3)),
-        ("rotation, RMSE in mrad", curves(document, "turn", 1e3)),
-        ("inverse kinematics: reached, %", curves(document, "reached", 100)),
-        ("alone: jump into inverse kinematics, mrad", curves(document, "alone_into", 1e3)),
+        ("place, RMSE in mm", curves(document, "place", 1e3, ROWS[:3])),
+        ("rotation, RMSE in mrad", curves(document, "turn", 1e3, ROWS[:3])),
+        ("inverse kinematics: reached, %", curves(document, "reached", 100, ROWS[:3])),
+        ("alone: jump into inverse kinematics, mrad", curves(document, "alone_into", 1e3, ROWS[:3])),
     ]
     return line_figure([panel for panel in panels if panel[1]], x_label="samples", y_label="", log_x=True, log_y=True)
 

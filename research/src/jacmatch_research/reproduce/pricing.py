@@ -79,8 +79,8 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     """
     options = cell.settings
     option = OPTIONS[options["option"]]
-    x, y, slopes = _labeled(option, options["paths"], cell.seed)
-    each = float((slopes * x.std(0) / y.std(0)).square().sum((1, 2)).mean())
+    x, y, gradients = _labeled(option, options["paths"], cell.seed)
+    each = float((gradients * x.std(0) / y.std(0)).square().sum((1, 2)).mean())
     weight = options["weight"] / each
     with torch.random.fork_rng([]):
         torch.manual_seed(cell.seed)
@@ -98,7 +98,7 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     fit_surrogate(
         x,
         y,
-        jacobian=slopes,
+        jacobian=gradients,
         partials=options["slopes"],
         weight=weight,
         student=student,
@@ -123,8 +123,8 @@ Labeled = tuple[Tensor, Tensor, Tensor]
 
 def _labeled(option: Basket | WorstOf, paths: int, seed: int) -> Labeled:
     x = option.states(paths, seed)
-    y, slopes = option.paths(x, seed + _OF_PATHS)
-    return x.float(), y.float(), slopes.float()
+    y, gradients = option.paths(x, seed + _OF_PATHS)
+    return x.float(), y.float(), gradients.float()
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,12 @@ class _Loss:
     outputs: Tensor
 
     def __call__(self, student: nn.Module) -> float:
-        x, y, slopes = self.paths
+        x, y, gradients = self.paths
         if not self.weight:
             with torch.no_grad():
                 return float(((student(x) - y) / self.outputs).square().mean())
         predicted, predicted_jacobian = (each.detach() for each in jacobian(student, x))
-        apart = ((predicted_jacobian - slopes) * self.inputs / self.outputs).square().sum((1, 2)).mean()
+        apart = ((predicted_jacobian - gradients) * self.inputs / self.outputs).square().sum((1, 2)).mean()
         return float(((predicted - y) / self.outputs).square().mean() + self.weight * apart)
 
 

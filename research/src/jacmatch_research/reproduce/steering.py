@@ -1,77 +1,97 @@
 """Four wheels against two, and networks instead of the controller: from one state, and over numbers of samples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from jacmatch.jobs.progress import Progress
 from jacmatch.report import Table
 from jacmatch.report.figures import line_figure
 from jacmatch_research.reproduce.equal_error import (
+    ADAM,
+    DERIVATIVES,
     METHODS,
     REACHED_HEAD,
-    best_of_lengths,
+    VALUES,
     by_measure,
     columns_of,
     curves,
     reached,
+    surrogate,
 )
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request
 from jacmatch_research.systems.steering.control import Linear, Lqr, drive, lane_change
-from jacmatch_research.systems.steering.learning import CARS, GRID, answers, gain_error, loops, regret, taught
+from jacmatch_research.systems.steering.learning import (
+    CARS,
+    GRID,
+    answers,
+    as_controller,
+    below_limits,
+    gain_error,
+    loops,
+    regret,
+    taught,
+)
 from jacmatch_research.tables import Document, seeds_of, spreads
 
+FREE = {VALUES: "values below the limits", DERIVATIVES: "values + partials below the limits"}
+"""Rows that learn each angle from the states in which it is below its limit."""
+ROWS = (*METHODS, *FREE.values(), ADAM)
 ONE_VALUES, ONE_DERIVATIVES = "gain: values", "gain: values + partials"
-SAMPLES = {"smoke": (30,), "cpu": (5, 10, 20, 50, 100)}
+SAMPLES = {"smoke": (30,), "cpu": (10, 20, 50, 100)}
 _STATES = {"smoke": (1,), "cpu": (1, 2, 4, 5)}
-LENGTHS: dict[str, dict[str, tuple[int, ...]]] = {
-    "smoke": {"none": (20,), "rows": (20,)},
-    "cpu": {"none": (500, 6000), "rows": (500, 2000)},
+EVALUATIONS: dict[str, dict[str, dict[int, int]]] = {
+    "smoke": {VALUES: {30: 60}, DERIVATIVES: {30: 40}},
+    "cpu": {VALUES: dict.fromkeys((10, 20, 50, 100), 3000), DERIVATIVES: dict.fromkeys((10, 20, 50, 100), 2000)},
 }
-"""Steps of the optimizer to choose from, by what is compared: about as many seconds on both sides."""
+"""Evaluations of the last fit: about as many processor seconds for both methods at each number of samples."""
+_ADAM = {"smoke": (30, 20), "cpu": (50, 700)}
+"""Samples at which Adam is compared, and its steps: about as many processor seconds again."""
 _GAIN_STEPS = {"smoke": 30, "cpu": 1500}
-_SHARED = {"hidden": (32, 32), "activation": "silu", "probes": 2, "batch_size": 64, "lr": 0.02, "weight": "scale"}
+_HIDDEN = {"hidden": (32, 32), "activation": "silu"}
+_OF_ADAM = {**_HIDDEN, "probes": 2, "batch_size": 64, "lr": 0.02, "weight": "scale"}
 TESTED, _TEST_SEED = {"smoke": 60, "cpu": 2000}, 2**20
-VALIDATION, _VALIDATION_SEED = {"smoke": 40, "cpu": 500}, 2**21
-"""States that errors are measured at, and that choose the length of training."""
 _DRIVEN = {"smoke": (20.0,), "cpu": (10.0, 20.0, 35.0)}
 _SPEED = 20.0
 CAP = 10.0
 """Regret that counts at most, a number of times the teacher's cost."""
 MEASURES = (
-    ("rmse", "angles, mrad", 1e3, 1),
-    ("gain", "gain, %", 100, 0),
+    ("rmse", "angles, mrad", 1e3, 2),
+    ("gain", "gain, %", 100, 1),
     ("stable", "stable loops, %", 100, 1),
     ("part", "largest real part, 1/s", 1, 2),
-    ("regret", "regret, median %", 100, 1),
+    ("regret", "regret, median %", 100, 2),
     ("good", "drives below 10 % regret, %", 100, 0),
 )
+
+
+COMPARED = (("rmse", "angles, mrad", 1e3), ("gain", "gain, %", 100), ("regret", "regret, %", 100))
 
 
 def _cells(request: Request) -> list[Cell]:
     size = "smoke" if request.smoke else "cpu"
     seeds = request.seed_numbers(5)
     shared = {"steps": _GAIN_STEPS[size], "speed": _SPEED}
-    gains = [
-        Cell(row, str(states), seed, {**shared, "states": states, "slopes": row == ONE_DERIVATIVES})
+    cells = [
+        Cell(row, str(states), seed, {**shared, "states": states, "partials": row == ONE_DERIVATIVES})
         for states in _STATES[size]
         for row in (ONE_VALUES, ONE_DERIVATIVES)
         for seed in seeds
     ]
-    return gains + [
-        Cell(
-            method,
-            str(samples),
-            seed,
-            {**_SHARED, "samples": samples, "slopes": slopes, "lengths": LENGTHS[size][slopes]},
-        )
-        for seed in seeds
-        for samples in SAMPLES[size]
-        for method, slopes in METHODS.items()
-    ]
+    of_adam, steps = _ADAM[size]
+    for seed in seeds:
+        for samples in SAMPLES[size]:
+            for method in METHODS:
+                each = {"samples": samples, "partials": method == DERIVATIVES}
+                how = {**_HIDDEN, "evaluations": EVALUATIONS[size][method][samples], **each}
+                cells.append(Cell(method, str(samples), seed, {**how, "free": False}))
+                cells.append(Cell(FREE[method], str(samples), seed, {**how, "free": True}))
+                if samples == of_adam and method == DERIVATIVES:
+                    cells.append(Cell(ADAM, str(samples), seed, {**_OF_ADAM, "steps": steps, **each, "free": False}))
+    return cells
 
 
 def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
@@ -99,15 +119,15 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     options, size = cell.settings, "smoke" if request.smoke else "cpu"
     if "states" in options:
         error = gain_error(
-            options["speed"], options["states"], slopes=options["slopes"], steps=options["steps"], seed=cell.seed
+            options["speed"], options["states"], partials=options["partials"], steps=options["steps"], seed=cell.seed
         )
         return {"gain_error": error}
-    x, y, slopes = taught(options["samples"], cell.seed)
-    validation = answers(VALIDATION[size], _VALIDATION_SEED)
-    student, training = best_of_lengths((x, y), slopes, validation, options, cell.seed, device=request.device)
-    at, examples = answers(TESTED[size], _TEST_SEED)
-    with torch.no_grad():
-        error = float((student(at) - examples).square().mean().sqrt())
+    x, y, partials = taught(options["samples"], cell.seed)
+    learn = partial(surrogate, settings=options, seed=cell.seed, device=request.device)
+    student, training = below_limits(x, y, partials, learn) if options["free"] else learn((x, y), partials)
+    at, exact = answers(TESTED[size], _TEST_SEED)
+    angles = as_controller(student)(at[:, :4].numpy(), at[:, 4].numpy())
+    error = float(np.sqrt(np.square(angles - exact.numpy()).mean()))
     parts, gains = loops(student)
     more = regret(student)
     return {
@@ -125,9 +145,9 @@ def _tables(document: Document) -> list[Table]:
     document = _capped(document)
     made, size = document["environment"], document["size"]
     notes = (
-        f"Mean ± standard deviation over seeds (of states, weights and batches): {seeds_of(document)}. Of the "
-        f"lengths of training the one that is best at {VALIDATION[size]} other states. Angles at {TESTED[size]} fresh "
-        "states. Gain: ‖J + K‖/‖K‖ at z = 0, in units of what is acceptable. Loops: the eigenvalues of "
+        f"Mean ± standard deviation over seeds (of states and weights): {seeds_of(document)}. Angles at {TESTED[size]} "
+        "fresh states, cut off at the limits. Gain: ‖J + K‖/‖K‖ at z = 0, in units of what is acceptable. Loops: the "
+        "eigenvalues of "
         f"A + BJ at {len(GRID)} speeds from {GRID[0]:.0f} to {GRID[-1]:.0f} m/s. Regret: cost of {CARS} drives of 6 s "
         f"above that of the teacher, which is cut off at the same angles; more than {100 * CAP:,.0f} % counts as that.",
         f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",
@@ -137,7 +157,7 @@ def _tables(document: Document) -> list[Table]:
             "controllers",
             "Networks in place of the scheduled, saturated controller",
             ("samples", *(heading for _, heading, *_ in MEASURES)),
-            tuple(by_measure(document, MEASURES)),
+            tuple(by_measure(document, MEASURES, ROWS)),
             notes,
         ),
         Table(
@@ -145,8 +165,13 @@ def _tables(document: Document) -> list[Table]:
             "Samples with partials that are as good as values alone",
             REACHED_HEAD,
             tuple(
-                reached(
-                    document, [("rmse", "angles, mrad", 1e3), ("gain", "gain, %", 100), ("regret", "regret, %", 100)]
+                line
+                for how, (values, derivatives) in {"": METHODS, ", below the limits": tuple(FREE.values())}.items()
+                for line in reached(
+                    document,
+                    [(name, f"{heading}{how}", scale) for name, heading, scale in COMPARED],
+                    values,
+                    derivatives,
                 )
             ),
         ),
@@ -209,18 +234,18 @@ def _drive_table(document: Document) -> Table:
 
 def _figure(document: Document) -> bytes:
     """Angles, stable loops and regret over the number of samples."""
-    document = _capped(document)
+    document, drawn = _capped(document), (*METHODS, *FREE.values())
     panels = [
-        ("angles, RMSE in mrad", curves(document, "rmse", 1e3)),
-        ("error of the gain, %", curves(document, "gain", 100)),
-        ("loops that are not stable + 0.1, %", _unstable(document)),
-        ("regret, median in %", curves(document, "regret", 100)),
+        ("angles, RMSE in mrad", curves(document, "rmse", 1e3, drawn)),
+        ("error of the gain, %", curves(document, "gain", 100, drawn)),
+        ("loops that are not stable + 0.1, %", _unstable(document, drawn)),
+        ("regret, median in %", curves(document, "regret", 100, drawn)),
     ]
     return line_figure(panels, x_label="samples", y_label="", log_x=True, log_y=True)
 
 
-def _unstable(document: Document) -> list[Any]:
-    lines = curves(document, "stable", 100)
+def _unstable(document: Document, rows: Sequence[str]) -> list[Any]:
+    lines = curves(document, "stable", 100, rows)
     return [type(line)(line.label, line.x, [100.1 - mean for mean in line.mean]) for line in lines]
 
 

@@ -2,7 +2,7 @@
 
 A path from the state x at time T₁ to maturity T₂ gives a payoff, whose mean is the price at x, and the derivative of
 this payoff by x along the path, whose mean is the delta: both payoffs are continuous, so mean and derivative may be
-exchanged. One path for each state is a noisy label and a noisy slope (Huge & Savine, arXiv 2005.02347).
+exchanged. One path for each state is a noisy label and a noisy gradient (Huge & Savine, arXiv 2005.02347).
 
 Units: currency; times in years, volatilities per √year. Interest is zero.
 """
@@ -142,8 +142,8 @@ class WorstOf:
         growth = self._growth(len(x), seed, self.volatilities, self.maturity - self.start)
         worst, which = (x * growth).min(1)
         below = self.strike - worst
-        slopes = torch.zeros_like(x).scatter(1, which[:, None], -growth.gather(1, which[:, None]))
-        return below.relu()[:, None], (slopes * (below > 0)[:, None])[:, None]
+        gradient = torch.zeros_like(x).scatter(1, which[:, None], -growth.gather(1, which[:, None]))
+        return below.relu()[:, None], (gradient * (below > 0)[:, None])[:, None]
 
     def exact(self, x: Float[Tensor, "state asset"]) -> Prices:
         """Price ∫₀ᴷ P(min < s) ds and its derivatives, by quadrature over s and over the common factor.

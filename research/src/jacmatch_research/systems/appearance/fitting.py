@@ -35,12 +35,12 @@ def fixed_jacobian(model: Model, train: Faces) -> Array:
     true = shape_numbers(model, train.landmarks, poses)
     columns = []
     for number in range(model.parameters):
-        slopes = []
+        partials = []
         for size in _DISPLACED:
             moved = true.copy()
             moved[:, number] += size
-            slopes.append((model.residual(shown, moved) - model.residual(shown, true)).mean(0) / size)
-        columns.append(np.mean(slopes, 0))
+            partials.append((model.residual(shown, moved) - model.residual(shown, true)).mean(0) / size)
+        columns.append(np.mean(partials, 0))
     return np.linalg.pinv(np.stack(columns, 1))
 
 

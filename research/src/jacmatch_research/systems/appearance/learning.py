@@ -25,9 +25,9 @@ from jacmatch_research.systems.appearance.model import REACH, UNIT, WINDOW, Mode
 
 SPREAD = (0.5, 0.5, 1.0, 1.0)
 """Standard deviations of the first guess of scale, turn and place in tenths: the windows that a student learns from."""
-_STEP = 0.5  # of a slope: half of these
+_STEP = 0.5  # of a difference: half of these
 _REFUSED = 1.5  # a fit that costs so many times the median has failed, and nobody learns from it
-_JUMPED = 4.0  # likewise a slope so many times the median
+_JUMPED = 4.0  # likewise a derivative so many times the median
 
 
 class Glance(nn.Module):
@@ -114,7 +114,7 @@ class Lesson:
     x: Float[Tensor, "window pixel"]
     y: Float[Tensor, "window parameter"]
     directions: Float[Tensor, "direction window pixel"]
-    slopes: Float[Tensor, "direction window parameter"]
+    derivatives: Float[Tensor, "direction window parameter"]
     fits: int
 
 
@@ -149,13 +149,13 @@ def lesson(
     else:
         answer = black_box.answer(x)
     y = answer.outputs
-    slopes = torch.zeros(0, *y.shape, dtype=y.dtype) if answer.products is None else answer.products
+    derivatives = torch.zeros(0, *y.shape, dtype=y.dtype) if answer.products is None else answer.products
     if directions:
-        long = slopes.norm(dim=2) > _JUMPED * slopes.norm(dim=2).median()
-        along, slopes = (each.masked_fill(long[..., None], 0.0) for each in (along, slopes))
+        long = derivatives.norm(dim=2) > _JUMPED * derivatives.norm(dim=2).median()
+        along, derivatives = (each.masked_fill(long[..., None], 0.0) for each in (along, derivatives))
     cost = model.cost(x.double().numpy().reshape(-1, WINDOW, WINDOW), y.double().numpy())
     good = torch.from_numpy(cost <= _REFUSED * np.median(cost))
-    return Lesson(x[good], y[good].float(), along[:, good], slopes[:, good].float(), len(x) * (1 + 2 * directions))
+    return Lesson(x[good], y[good].float(), along[:, good], derivatives[:, good].float(), len(x) * (1 + 2 * directions))
 
 
 def fitter(model: Model, known: dict[bytes, Array] | None = None) -> Any:
@@ -173,7 +173,7 @@ def fitter(model: Model, known: dict[bytes, Array] | None = None) -> Any:
 
 def jumps(model: Model, examples: Lesson, count: int) -> float:
     """Share of derivatives that halving the step changes by more than half of their length: the fitter jumps there."""
-    x, along, whole = examples.x[:count], examples.directions[:, :count], examples.slopes[:, :count]
+    x, along, whole = examples.x[:count], examples.directions[:, :count], examples.derivatives[:, :count]
     black_box = BlackBoxTeacher(fitter(model), arrays="numpy")
     half = black_box.answer(x, Question(tangents=along, step=0.5)).products
     assert half is not None
@@ -207,7 +207,7 @@ class AlongDirections(nn.Module):
         """
         super().__init__()
         self.student, self.calls = student, 0
-        self.known = (examples.directions, examples.slopes)
+        self.known = (examples.directions, examples.derivatives)
         self.loss_weights = LossWeights(
             {"values": 1.0, "jacobians": GradientShare(share)} if share else {"values": 1.0}
         )
@@ -224,10 +224,10 @@ class AlongDirections(nn.Module):
         terms = {}
         looks = len(self.student.maps)
         if "jacobians" in self.loss_weights.weights:
-            directions, slopes = (each[:, ids] for each in self.known)
+            directions, derivatives = (each[:, ids] for each in self.known)
             results = jvp_products(self.student.after_each, x, directions, engine="forward")
             outputs = results.outputs
-            terms["jacobians"] = jacobian_term("squared", results.products, slopes.repeat(1, 1, looks))
+            terms["jacobians"] = jacobian_term("squared", results.products, derivatives.repeat(1, 1, looks))
         else:
             outputs = self.student.after_each(x)
         terms["values"] = output_term("squared", outputs, y.repeat(1, looks), 1.0)

@@ -89,7 +89,7 @@ class Hand:
         """Points and axes of the fingers, by finger and joint."""
         radial, _, up = self._axes()
         c, s = q[..., :1].cos(), q[..., :1].sin()
-        along = c * up + s * torch.linalg.cross(radial, up)  # the finger, when it is straight and not bent
+        along = c * up + s * torch.linalg.cross(radial, up)  # the finger, when it is straight
         base = (self.palm * radial).expand(len(q), FINGERS, 3)
         aside = radial.expand_as(base)
         knee = base + self.proximal * _toward(along, aside, q[..., 1:2])
@@ -97,7 +97,7 @@ class Hand:
         return Points(base, knee, tip, aside, torch.linalg.cross(aside, along))
 
     def joints(self, object_pose: ObjectPose) -> Float[Tensor, "grasp 3 3"]:
-        """The angles that bring the tips to the contacts, knees bent outwards; NaN where a contact is out of reach."""
+        """The angles that bring the tips to the contacts, knees outwards; NaN where a contact is out of reach."""
         radial, tangent, up = self._axes()
         arm = self.contacts(object_pose) - self.palm * radial
         out, side, high = ((arm * axis).sum(-1) for axis in (radial, tangent, up))
@@ -170,5 +170,5 @@ def _parted(jacobian: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _toward(along: Tensor, aside: Tensor, angle: Tensor) -> Tensor:
-    """The direction of a phalanx that is bent inwards by an angle."""
+    """The direction of a phalanx that is turned inwards by an angle."""
     return angle.cos() * along - angle.sin() * aside

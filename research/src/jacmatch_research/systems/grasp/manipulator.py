@@ -108,7 +108,7 @@ def twist_of(y: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6 6"]:
     return whole
 
 
-def slopes(hand: Hand, object_pose: ObjectPose, driven: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6 6"]:
+def pose_jacobian(hand: Hand, object_pose: ObjectPose, driven: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6 6"]:
     """The derivatives of `coordinates` by the driven joints: T⁻¹ A⁻¹ B, without differentiating Newton's iteration."""
     results: Tensor = torch.linalg.solve(
         twist_of(coordinates(hand, object_pose)), by_manipulator(hand, object_pose, driven)

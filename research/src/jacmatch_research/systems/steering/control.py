@@ -74,9 +74,9 @@ class Lqr:
 
         state, inputs = self.vehicle.matrices(speed)
         gain, p = self.solution(speed)
-        slope = self.vehicle.by_speed(speed)
+        changed_state = self.vehicle.by_speed(speed)
         closed = state - inputs @ gain
-        changed = solve_continuous_lyapunov(closed.T, -(slope.T @ p + p @ slope))
+        changed = solve_continuous_lyapunov(closed.T, -(changed_state.T @ p + p @ changed_state))
         used = self.wheels // 2
         by_speed = np.zeros((2, 4))
         by_speed[:used] = np.linalg.solve(self.weights[1][:used, :used], inputs[:, :used].T @ changed)
@@ -119,7 +119,7 @@ class Scheduled:
         """Steering angles (car, 2)."""
         return np.clip(self._wanted(z, speed), -LARGEST, LARGEST)
 
-    def slopes(self, z: Array, speed: Array) -> Array:
+    def jacobian(self, z: Array, speed: Array) -> Array:
         """∂u/∂(z, V) (car, 2, 5): −K(V) and −K′(V) z, and 0 for a wheel at its end."""
         by_state = -np.stack([self.lqr.solution(each)[0] for each in speed])
         changed = -np.stack([self.lqr.gain_by_speed(each) for each in speed])

@@ -1,5 +1,7 @@
 """Networks instead of the controller: what they learn from, and how a car drives with them."""
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -21,6 +23,8 @@ from jacmatch_research.systems.steering.control import (
     largest_real_part,
 )
 
+Learn = Callable[[tuple[Tensor, Tensor], Tensor], tuple[nn.Module, dict[str, float]]]
+"""Inputs and values, and partials, to a network and measures of its training."""
 WIDTH = 1.5
 """States are uniform within so many times `ACCEPTED`."""
 CARS, _CAR_SEED = 64, 2**20
@@ -38,18 +42,16 @@ def taught(
     count: int, seed: int
 ) -> tuple[Float[Tensor, "sample 5"], Float[Tensor, "sample 2"], Float[Tensor, "sample 2 5"]]:
     """States with speeds, steering angles, and their derivatives."""
-    slopes = Scheduled().slopes(*samples(count, seed))
-    return *answers(count, seed), torch.from_numpy(slopes).float()
+    return *answers(count, seed), torch.from_numpy(Scheduled().jacobian(*samples(count, seed)))
 
 
 def answers(count: int, seed: int) -> tuple[Float[Tensor, "sample 5"], Float[Tensor, "sample 2"]]:
     """States with speeds, and steering angles."""
     z, speed = samples(count, seed)
-    x = torch.from_numpy(np.concatenate((z, speed[:, None]), 1)).float()
-    return x, torch.from_numpy(Scheduled()(z, speed)).float()
+    return torch.from_numpy(np.concatenate((z, speed[:, None]), 1)), torch.from_numpy(Scheduled()(z, speed))
 
 
-def gain_error(speed: float | int, states: int, *, slopes: bool, steps: int, seed: int) -> float:
+def gain_error(speed: float | int, states: int, *, partials: bool, steps: int, seed: int) -> float:
     """The largest error of a gain that a linear network u = W z + c learned from so many states, relative to max |K|.
 
     The teacher is u = −K z at one speed, without an end of the steering.
@@ -65,7 +67,7 @@ def gain_error(speed: float | int, states: int, *, slopes: bool, steps: int, see
         x,
         x @ known.T,
         jacobian=known.expand(states, 2, 4),
-        partials="jacobian" if slopes else "none",
+        partials="jacobian" if partials else "none",
         weight=1.0,
         student=student,
         x_scale=unit,
@@ -75,6 +77,35 @@ def gain_error(speed: float | int, states: int, *, slopes: bool, steps: int, see
         seed=seed,
     )
     return float((student.weight.detach() - known).abs().max() / known.abs().max())
+
+
+class _Angles(nn.Module):
+    """A network for each angle, side by side."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([network(x) for network in self.networks], 1)
+
+
+def below_limits(
+    x: Float[Tensor, "sample 5"], y: Float[Tensor, "sample 2"], partials: Float[Tensor, "sample 2 5"], learn: Learn
+) -> tuple[nn.Module, dict[str, float]]:
+    """Train a network for each angle, on the states in which the angle is below its limit, and add up their measures.
+
+    A controller is cut off at the limits anyway, so its networks need not learn the kink. Where fewer than two states
+    are below a limit, all are used.
+    """
+    networks, measures = [], Counter[str]()
+    for k, limit in enumerate(LARGEST):
+        free = y[:, k].abs() < limit
+        rows = free if int(free.sum()) > 1 else torch.ones_like(free)
+        network, measured = learn((x[rows], y[rows, k : k + 1]), partials[rows, k : k + 1])
+        networks.append(network)
+        measures.update(measured)
+    return _Angles(networks), dict(measures)
 
 
 def as_controller(student: nn.Module) -> Controller:
@@ -95,11 +126,11 @@ def loops(student: nn.Module) -> tuple[Array, Array]:
     """
     x = torch.zeros(len(GRID), 5)
     x[:, 4] = torch.from_numpy(GRID)
-    slopes = jacobian(student, x)[1].detach().double().numpy()[..., :4]
+    by_state = jacobian(student, x)[1].detach().double().numpy()[..., :4]
     teacher, unit = Scheduled().lqr, np.array(ACCEPTED)
-    parts = [largest_real_part(teacher.vehicle, each, speed) for each, speed in zip(slopes, GRID, strict=True)]
+    parts = [largest_real_part(teacher.vehicle, each, speed) for each, speed in zip(by_state, GRID, strict=True)]
     gains = np.stack([teacher.solution(speed)[0] for speed in GRID])
-    error = np.linalg.norm((slopes + gains) * unit, axis=(1, 2)) / np.linalg.norm(gains * unit, axis=(1, 2))
+    error = np.linalg.norm((by_state + gains) * unit, axis=(1, 2)) / np.linalg.norm(gains * unit, axis=(1, 2))
     return np.array(parts), error
 
 

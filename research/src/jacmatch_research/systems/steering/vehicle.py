@@ -72,9 +72,9 @@ class Vehicle:
 
     def by_speed(self, speed: float | int) -> Array:
         """∂A/∂V; B does not change with the speed."""
-        slope, _ = self.matrices(speed)
-        slope = -slope / speed
-        slope[0] = slope[1] = 0.0
-        slope[0, 1] = 1.0
-        slope[2, 3] -= 2.0  # −V is no multiple of 1/V: its slope is −1, not +1
-        return slope
+        changed, _ = self.matrices(speed)
+        changed = -changed / speed
+        changed[0] = changed[1] = 0.0
+        changed[0, 1] = 1.0
+        changed[2, 3] -= 2.0  # −V is no multiple of 1/V: its derivative is −1, not +1
+        return changed
