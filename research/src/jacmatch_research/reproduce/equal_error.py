@@ -54,7 +54,14 @@ def surrogate(
         how = {name: settings[name] for name in ("steps", "lr", "weight", "probes", "batch_size")}
         compared = "rows" if settings["partials"] else "none"
         network = fit_surrogate(
-            x.float(), y.float(), jacobian=jacobian.float(), partials=compared, **layers, **how, seed=seed, device=device
+            x.float(),
+            y.float(),
+            jacobian=jacobian.float(),
+            partials=compared,
+            **layers,
+            **how,
+            seed=seed,
+            device=device,
         ).cpu()
         return network, {"evaluations": float(settings["steps"]), "cpu_seconds": time.process_time() - start}
     model = JacobianRegressor(

@@ -99,7 +99,9 @@ def trained(
         fit_surrogate(points, outputs, partials="none", student=student, **scales, **how)
         measures = {"evaluations": float(steps)}
     else:
-        compared: dict[str, Any] = {"partials": "rows", "probes": rows, "jacobian": table} if rows else {"partials": "none"}
+        compared: dict[str, Any] = (
+            {"partials": "rows", "probes": rows, "jacobian": table} if rows else {"partials": "none"}
+        )
         objective = regression(student, points, outputs, weight="scale", seed=seed, **compared, **scales)
         measures = minimize_by_lbfgs(
             student,
