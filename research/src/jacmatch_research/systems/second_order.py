@@ -8,6 +8,8 @@ from jaxtyping import Int
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
+from jacmatch.jacobian.engines import parameter_gradients
+
 DECAYS = (1e-3, 1e-5, 1e-7)
 """Weight decays that are tried, from strong to weak."""
 Loss = Callable[[Int[Tensor, "sample"]], Tensor]
@@ -41,7 +43,10 @@ def minimize_by_lbfgs(
     def evaluate(at: np.ndarray, rows: Tensor, decay: float) -> tuple[float, np.ndarray]:
         nn.utils.vector_to_parameters(torch.from_numpy(at.copy()), parameters)
         value = loss(rows)
-        gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
+        gradients = [
+            torch.zeros_like(p) if gradient is None else gradient
+            for p, gradient in zip(parameters, parameter_gradients(value, parameters, retain_graph=False), strict=True)
+        ]
         off = at - origin
         return float(value.detach()) + 0.5 * decay * float(off @ off), _as_vector(gradients).numpy() + decay * off
 
