@@ -6,25 +6,32 @@ import pytest
 import torch
 from torch import nn
 
+from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.jacobian import (
+    AntitheticNoise,
+    DataPairs,
     EveryRow,
     FisherRows,
     LabelClass,
     LabelLogit,
+    Logits,
     LogProbabilities,
+    Loss,
     RandomInputs,
     RandomOutputs,
     SampledRows,
     TopClass,
+    TopLogit,
     jacobian,
     jvp_products,
     vjp_products,
 )
 from jacmatch.jacobian.features import class_dimension
 from jacmatch.losses import agreement, cross_entropy, hinton_kl
-from jacmatch.objectives import Distillation, GradientShare, Robustness
+from jacmatch.objectives import Distillation, GradientShare, Regression, Robustness
 from jacmatch.teachers import ModuleTeacher
+from jacmatch.training.evaluation import evaluate
 
 D = torch.float64
 
@@ -325,3 +332,157 @@ def test_a_teacher_object_selects_by_itself(as_users_run):
         Distillation(student, teacher, jacobians=1.0, output=(output, output))
     with pytest.raises(InputError, match=r"`output` of `ModuleTeacher` must be callable\. Got int"):
         ModuleTeacher(student, output=1)
+
+
+def fields(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 2, 1)).to(D)
+
+
+PROBES = [EveryRow(), TopClass(), LabelClass(), SampledRows(1), FisherRows(1), RandomOutputs(2), RandomInputs(2),
+          DataPairs(), AntitheticNoise(1, sigma=1e-4)]  # fmt: skip
+READOUTS = {
+    "logits": (Logits(), lambda y, axis: y),
+    "log-probabilities": (LogProbabilities(), lambda y, axis: y.log_softmax(axis)),
+    "label-logit": (LabelLogit(), None),
+    "top-logit": (TopLogit(), None),
+    "loss": (Loss(), None),
+}
+NEED_ROWS = (EveryRow, TopClass, LabelClass, SampledRows)
+
+
+def wanted_of(loss, s, t):
+    """Each loss from products (B, P, …) by its definition."""
+    error, size = ((each).square().flatten(1).sum(1) for each in (s - t, t))
+    if loss == "squared":
+        return error.mean()
+    if loss == "relative":
+        return error.mean() / (size.mean() + 1e-6)
+    if loss == "bounded":
+        return None  # below: only that it is finite, between 0 and 1; its definition has a test of its own
+    unit = [each.flatten(2) / each.flatten(2).norm(dim=2, keepdim=True) for each in (s, t)]
+    return (unit[0] - unit[1]).square().sum(2).mean()
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: type(probe).__name__)
+def test_every_probe_readout_and_loss_works_or_is_refused_in_one_line(as_users_run, name, probe):
+    make, x, axis = CASES[name]
+    s, t, ids = make(1), make(2), torch.arange(len(x))
+    y = torch.zeros(t(x).select(axis, 0).shape, dtype=torch.int64)
+    jacobians = {key: [whole(net, x, lambda v: of(v, axis)).flatten(2) for net in (s, t)]  # noqa: B023
+                 for key, (_, of) in READOUTS.items() if of is not None}  # fmt: skip
+    for key, (readout, of) in READOUTS.items():
+        for loss in ("squared", "relative", "normalized", "bounded"):
+            settings = {"labels": 0, "outputs": 0, "jacobians": 1.0, "jacobian_loss": loss}
+            objective = Distillation(s, t, probe=probe, readout=readout, class_dim=axis, **settings)
+            if of is None or isinstance(probe, NEED_ROWS):
+                with pytest.raises(InputError) as caught:
+                    objective(x, y, ids=ids)
+                assert "\n" not in str(caught.value)
+                assert "must have outputs (batch, out)" in str(caught.value)
+                continue
+            found = objective(x, y, ids=ids).loss.detach()
+            v = objective.differentiation.probe.directions(
+                x=x, outputs=of(t(x), axis).detach(), labels=y, ids=ids, seed=0, draw=0, partners=x.roll(1, 0)
+            ).flatten(2)
+            equation = "pbr,bri->bpi" if probe.side == "output" else "pbi,bri->bpr"
+            wanted = wanted_of(loss, *(torch.einsum(equation, v, j) for j in jacobians[key]))
+            if wanted is None:
+                assert 0 < float(found) < 1
+            else:
+                rough = isinstance(probe, AntitheticNoise)
+                torch.testing.assert_close(found, wanted, rtol=1e-4 if rough else 1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_derivatives_are_reduced_over_positions_by_one_rule(name):
+    make, x, axis = CASES[name]
+    s, t = make(1), make(2)
+    y = torch.zeros(t(x).select(axis, 0).shape, dtype=torch.int64)
+    y[0].view(-1)[0] = -100
+    number = y[0].numel()
+    settings = {"jacobians": 1.0, "jacobian_loss": "squared", "class_dim": axis}
+    total, mean = (Distillation(s, t, **settings, positions=each)(x, y) for each in ("sum", "mean"))
+    for term in ("labels", "outputs", "jacobians"):
+        torch.testing.assert_close(mean[term] * number, total[term])
+    total, mean = (Robustness(s, class_dim=axis, positions=each)(x, y) for each in ("sum", "mean"))
+    torch.testing.assert_close(mean.loss * number, total.loss)
+    ratio = [Distillation(s, t, jacobians=1.0, class_dim=axis, positions=each)(x, y) for each in ("sum", "mean")]
+    torch.testing.assert_close(ratio[0]["jacobians"], ratio[1]["jacobians"])
+
+
+def test_another_label_may_mark_what_is_left_out():
+    s = images(1)
+    y = torch.randint(3, (2, 4, 4), generator=torch.Generator().manual_seed(0))
+    wanted = y.clone()
+    y[0, :2], wanted[0, :2] = 255, -100
+    for make in (Distillation, Robustness):
+        torch.testing.assert_close(make(s, ignore_index=255)(X_IMAGES, y).loss, make(s)(X_IMAGES, wanted).loss)
+
+
+def test_fields_of_numbers():
+    """(B, C, H, W) → (B, C′, H′, W′) with targets, against whole Jacobians."""
+    s, t, target = fields(1), fields(2), torch.randn(2, 2, 4, 4, dtype=D)
+    settings = {"jacobians": 1.0, "jacobian_loss": "squared", "task": "regression", "probe": RandomInputs(1)}
+    terms = Distillation(s, t, **settings, positions="mean")(X_IMAGES, target, ids=torch.arange(2))
+    torch.testing.assert_close(terms["labels"], (s(X_IMAGES) - target).square().sum() / 2 / 16)
+    torch.testing.assert_close(terms["outputs"], (s(X_IMAGES) - t(X_IMAGES)).square().sum() / 2 / 16)
+    v = RandomInputs(1).directions(x=X_IMAGES, ids=torch.arange(2), seed=0, draw=0)[0].flatten(1)
+    j = (whole(s, X_IMAGES) - whole(t, X_IMAGES)).flatten(2)
+    torch.testing.assert_close(terms["jacobians"], torch.einsum("bi,bri->br", v, j).square().sum() / 2 / 16)
+
+
+class Single(nn.Module):
+    """One number for each sample, (B,)."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1)).to(D)
+
+    def forward(self, x):
+        return self.net(x)[:, 0]
+
+
+@pytest.mark.parametrize("probe", [EveryRow(), RandomOutputs(1), RandomInputs(1)])
+def test_one_number_for_each_sample(probe):
+    """Outputs (B,) are those of a column (B, 1), of student and teacher, with labels (B,)."""
+    y = torch.randn(6, dtype=D)
+    settings = {"task": "regression", "jacobians": 1.0, "probe": probe}
+    wanted = Distillation(Single(1).net, Single(2).net, **settings)
+    found = Distillation(Single(1), Single(2), **settings)
+    for _ in range(2):
+        torch.testing.assert_close(found(X, y).loss, wanted(X, y[:, None]).loss)
+    buffers = zip(found.student.net.buffers(), wanted.student.buffers(), strict=True)
+    assert all(torch.equal(one, other) for one, other in buffers), "the first call counts once"
+    plain = Distillation(Single(1), Single(2), task="regression", jacobians=0)(X, y)
+    torch.testing.assert_close(plain["labels"], (Single(1)(X) - y).square().mean())
+
+
+def test_one_number_in_the_other_objectives():
+    y = torch.randn(6, dtype=D)
+    settings = {"task": "regression", "form": "squared-norm", "probe": EveryRow()}
+    torch.testing.assert_close(
+        Robustness(Single(1), **settings)(X, y).loss, Robustness(Single(1).net, **settings)(X, y[:, None]).loss
+    )
+    settings = {"jacobians": 1.0}
+    torch.testing.assert_close(
+        Regression(Single(1), Single(2), **settings)(X, y).loss,
+        Regression(Single(1).net, Single(2).net, **settings)(X, y[:, None]).loss,
+    )
+
+
+def test_evaluation_of_positions():
+    """Pixel accuracy and mean intersection over union, by hand: two classes, one position left out."""
+    logits = torch.tensor([[[2.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 0.0], [-9.0, -9.0, -9.0, -9.0]]])
+    labels = torch.tensor([[0, 1, 0, 255]])  # predicted 0, 1, 1, 0
+    found = evaluate(nn.Identity(), Split(logits, labels), device="cpu", ignore_index=255)
+    assert found == {"accuracy": pytest.approx(2 / 3), "miou": pytest.approx((1 / 2 + 1 / 2) / 2)}
+    tokens_last = evaluate(nn.Identity(), Split(logits.mT, labels), device="cpu", ignore_index=255, class_dim=-1)
+    assert tokens_last == found
+    with pytest.raises(InputError, match=r"Labels of positions must have the shape \(1, 3\).*class_dim=-1"):
+        evaluate(nn.Identity(), Split(logits.mT, labels), device="cpu")
+    with pytest.raises(InputError, match="must have positions with a label"):
+        evaluate(nn.Identity(), Split(logits, labels * 0 + 255), device="cpu", ignore_index=255)

@@ -34,7 +34,7 @@ class Split:
     """
 
     x: UInt8[Tensor, "sample *input"] | Float32[Tensor, "sample *input"] | Streamed
-    y: Int64[Tensor, "sample"] | Float32[Tensor, "sample row"]
+    y: Int64[Tensor, "sample *position"] | Float32[Tensor, "sample row"]
     jacobians: Float32[Tensor, "sample row *input"] | None = None
 
     def __len__(self) -> int:

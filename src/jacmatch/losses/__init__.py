@@ -55,7 +55,7 @@ from jacmatch.losses.jacobians import (
     relative_error,
 )
 from jacmatch.losses.noise import antithetic, centered_variance, noise_distillation
-from jacmatch.losses.outputs import agreement, cross_entropy, hinton_kl, squared_error
+from jacmatch.losses.outputs import IGNORED, agreement, cross_entropy, hinton_kl, squared_error
 from jacmatch.losses.penalties import (
     hoffman,
     label_cross_entropy,
@@ -100,13 +100,17 @@ PENALTIES: dict[str, Callable[..., Tensor]] = {
 
 Task: TypeAlias = Literal["classification", "regression"]
 """Whether labels are classes or numbers."""
+Positions: TypeAlias = Literal["sum", "mean"]
+"""How dense outputs are reduced over their positions."""
 
 __all__ = [
+    "IGNORED",
     "JACOBIAN_LOSSES",
     "OUTPUT_LOSSES",
     "PENALTIES",
     "JacobianLoss",
     "OutputLoss",
+    "Positions",
     "Task",
     "agreement",
     "antithetic",

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from jacmatch.errors import ClassDimensionError, InputError, UnsupportedError
 from jacmatch.jacobian import Arguments, Engine, Inputs, Nodes, Readout, run
-from jacmatch.jacobian.buffers import buffers_in_training, copies_of, replaced_buffers
+from jacmatch.jacobian.buffers import buffers_in_training, copies_of, replaced_buffers, write_buffers
 from jacmatch.jacobian.engines import connected
-from jacmatch.jacobian.features import Select, class_dimension, selecting
+from jacmatch.jacobian.features import Select, class_dimension, output_tensor, selecting
 from jacmatch.jacobian.modules import set_mode
 from jacmatch.jacobian.wrappers import check_wrapping, in_several_processes
-from jacmatch.losses import JacobianLoss
+from jacmatch.losses import IGNORED, JacobianLoss
 from jacmatch.models import FirstOutputs
 from jacmatch.objectives import validation
 from jacmatch.objectives.compiled import Compared, Comparison, CompiledSteps, Kinds, Step
@@ -78,6 +78,17 @@ def needs_partners(objective: nn.Module) -> bool:
     return isinstance(objective, _WithPartners) and bool(objective.needs_partners)
 
 
+@dataclass(frozen=True)
+class _Column:
+    """Outputs (B,), of what is selected, as a column (B, 1)."""
+
+    select: Select | None
+
+    def __call__(self, returned: Any) -> Tensor:
+        outputs = output_tensor(returned) if self.select is None else self.select(returned)
+        return outputs[:, None] if outputs.dim() == 1 else outputs
+
+
 class Objective(nn.Module):
     """What all objectives share: student, frozen teacher, weights, derivatives, and the state from call to call.
 
@@ -111,6 +122,8 @@ class Objective(nn.Module):
     teacher: Teacher | None
     derivative_term: ClassVar[str] = "jacobians"
     jacobian_loss: JacobianLoss = "squared"
+    ignore_index: int = IGNORED
+    _called = False
 
     def __init__(
         self,
@@ -245,8 +258,31 @@ class Objective(nn.Module):
             given = self._with_arguments(caller, given)
             x = given["x"]
         given["x"] = x = validation.batch_of_tensors(caller, x, y, floating=self._differentiable)
-        with self.selected_outputs(), validation.explained(caller, x, y, self.student):
-            terms: Terms = super().__call__(*args[2:], **given)
+        before = copies_of(buffers_in_training(self.student)) if not self._called else {}
+        try:
+            return self._selected_terms(*args[2:], **given)
+        except validation.SingleOutput:  # outputs (B,), known after the first pass
+            write_buffers(self.student, before)
+            self.output = _Column(self.output)
+            return self._selected_terms(*args[2:], **given)
+
+    def _selected_terms(self, *args: Any, **given: Any) -> Terms:
+        caller, y = type(self).__name__, given.get("y")
+        ignored = self.ignore_index
+        if isinstance(self.output, _Column) and isinstance(y, Tensor) and y.is_floating_point() and y.dim() == 1:
+            given["y"] = y[:, None]
+        for name in ("y", "partner_labels"):
+            labels = given.get(name)
+            if (
+                ignored != IGNORED
+                and isinstance(labels, Tensor)
+                and labels.dim() > 1
+                and not labels.is_floating_point()
+            ):
+                given[name] = labels.masked_fill(labels == ignored, IGNORED)
+        with self.selected_outputs(), validation.explained(caller, given["x"], y, self.student):
+            terms: Terms = super().__call__(*args, **given)
+            self._called = True
             return terms
 
     def _with_arguments(self, caller: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from jacmatch.jacobian import (
     RandomOutputs,
     Readout,
 )
-from jacmatch.losses import JacobianLoss, OutputLoss, Task
+from jacmatch.losses import IGNORED, JacobianLoss, OutputLoss, Positions, Task
 from jacmatch.models import FirstOutputs
 from jacmatch.objectives import validation
 from jacmatch.objectives.base import CallContext, Objective, Output
@@ -26,7 +26,7 @@ from jacmatch.objectives.compiled import Compared, Step
 from jacmatch.objectives.differentiation import Differentiation
 from jacmatch.objectives.points import Batch, Point
 from jacmatch.objectives.recipe import describe_labels, labels_of, needs_single_label, recipe
-from jacmatch.objectives.terms import Terms, jacobian_term, label_term, output_term
+from jacmatch.objectives.terms import Terms, jacobian_term, label_term, output_term, positions_of
 from jacmatch.objectives.weights import WeightSchedule
 from jacmatch.teachers import Answer, Question, Teacher
 
@@ -47,6 +47,7 @@ class _Comparison:
     jacobian_loss: JacobianLoss
     class_dim: int | None
     classes: int | None = None
+    positions: Positions = "sum"
 
     def __call__(self, outputs: Tensor, values: Tensor, rows: Tensor | None, step: Step) -> dict[str, Tensor]:
         """Return the terms that the step has the tensors of."""
@@ -62,6 +63,10 @@ class _Comparison:
             terms["outputs"] = output_term(self.output_loss, compared, step.targets, self.temperature, self.class_dim)
         if rows is not None and step.rows is not None:
             terms["jacobians"] = jacobian_term(self.jacobian_loss, rows, step.rows)
+        if self.positions == "mean":  # of all sums over positions; the other losses of Jacobians are ratios
+            number = positions_of(outputs, self.class_dim)
+            sums = {name for name in terms if name != "jacobians" or self.jacobian_loss == "squared"}
+            terms = {name: term / number if name in sums else term for name, term in terms.items()}
         return terms
 
 
@@ -111,8 +116,12 @@ class Distillation(Objective):
             are compared with the teacher, whose outputs may be other classes or features. `student` is then the first
             head. None for one head.
 
-    Dense outputs are compared position by position: all terms are sums over positions and means over the batch, and
-    labels (B, H, W) or (B, T) of −100 are left out.
+        positions: How dense outputs are reduced over their positions, the same for values and derivatives: all terms
+            that are sums over them, labels, outputs and the `squared` Jacobian term, are `sum`s, or `mean`s over all
+            positions, those without a label included. The other Jacobian losses are ratios, and do not change.
+        ignore_index: The label of a position, in (B, H, W) or (B, T), that is left out of the label term.
+
+    Dense outputs are compared position by position; all terms are means over the batch.
 
     Raises:
         InputError: a setting is wrong, or settings do not go together.
@@ -159,8 +168,10 @@ class Distillation(Objective):
         output: Output = None,
         class_dim: int | None = None,
         classes: int | None = None,
+        positions: Positions = "sum",
+        ignore_index: int = IGNORED,
     ) -> None:
-        validation.known_names("Distillation", task=task)
+        validation.known_names("Distillation", task=task, positions=positions)
         own = Logits() if classes is None else OutputsFrom(classes)
         readouts = readout if isinstance(readout, tuple) else (readout or own, readout or Logits())
         settings = (probe, readout, jacobian_loss, chunk_size, schedule)
@@ -179,7 +190,7 @@ class Distillation(Objective):
         super().__init__(student, teacher, weights, how, output=output, class_dim=class_dim, **calls)
         self.output_loss, self.temperature = chosen.output_loss, chosen.temperature
         self.jacobian_loss: JacobianLoss = "bounded" if jacobian_loss is None else jacobian_loss
-        self.task = task
+        self.task, self.positions, self.ignore_index = task, positions, ignore_index
         self._check()
         if jacobians is None and not chosen.jacobians and samples_per_class is None:
             warnings.warn(_NOT_KNOWN, stacklevel=2)
@@ -346,7 +357,7 @@ class Distillation(Objective):
     @property
     def _comparison(self) -> "_Comparison":
         losses = (self.task, self.output_loss, self.temperature, self.jacobian_loss)
-        return _Comparison(*losses, self.class_dim, self.classes)
+        return _Comparison(*losses, self.class_dim, self.classes, self.positions)
 
     @property
     def _classes(self) -> bool:

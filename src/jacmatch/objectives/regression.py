@@ -141,7 +141,7 @@ class Regression(Objective):
     def forward(
         self,
         x: Float[Tensor, "batch *input"],
-        y: Float[Tensor, "batch out"] | None = None,
+        y: Float[Tensor, "batch *out"] | None = None,
         *,
         j: Float[Tensor, "batch row *entry"] | None = None,
         ids: Int[Tensor, "batch"] | None = None,

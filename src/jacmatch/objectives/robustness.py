@@ -31,13 +31,13 @@ from jacmatch.jacobian import (
     vjp_products,
 )
 from jacmatch.jacobian.features import class_dimension
-from jacmatch.losses import Task, hoffman, squared_norm
+from jacmatch.losses import IGNORED, Positions, Task, hoffman, squared_norm
 from jacmatch.objectives import validation
 from jacmatch.objectives.base import CallContext, Objective, Output
 from jacmatch.objectives.compiled import Compared, Step
 from jacmatch.objectives.differentiation import Differentiation
 from jacmatch.objectives.points import AtNoise, Batch
-from jacmatch.objectives.terms import Terms, label_term, precise
+from jacmatch.objectives.terms import Terms, label_term, positions_of, precise
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class _Comparison:
     task: Task
     factor: float
     class_dim: int | None
+    positions: Positions = "sum"
 
     def __call__(self, outputs: Tensor, values: Tensor, rows: Tensor | None, step: Step) -> dict[str, Tensor]:
         """Return the terms that the step has the tensors of."""
@@ -88,6 +89,9 @@ class _Comparison:
         if rows is not None:
             rows = precise(rows) if step.unit is None else precise(rows) * precise(step.unit)
             terms["penalty"] = self.factor * squared_norm(rows.transpose(0, 1)).mean()
+        if self.positions == "mean":
+            number = positions_of(outputs, self.class_dim)
+            terms = {name: term / number for name, term in terms.items()}
         return terms
 
 
@@ -129,6 +133,8 @@ class Robustness(Objective):
         output: Selects the outputs where the network returns more than one tensor.
         class_dim: The dimension of the classes of dense outputs, (B, K, H, W) or (B, T, K). None reads it off the
             layer that makes the outputs, where a linear layer or a convolution is the last operation.
+        positions: Whether both terms are the `sum` over the positions of dense outputs, or the `mean` over all of them.
+        ignore_index: The label of a position, in (B, H, W) or (B, T), that is left out.
 
     Raises:
         InputError: a setting is wrong, or settings do not go together.
@@ -165,10 +171,12 @@ class Robustness(Objective):
         measure_every: int = 100,
         output: Output = None,
         class_dim: int | None = None,
+        positions: Positions = "sum",
+        ignore_index: int = IGNORED,
     ) -> None:
         if form not in FORMS:
             raise unknown_name("`form` of `Robustness`", str(form), FORMS)
-        validation.known_names("Robustness", task=task)
+        validation.known_names("Robustness", task=task, positions=positions)
         _check_numbers(noise=noise, scale=scale)
         probe = RandomOutputs(1, law="sphere") if probe is None else probe
         how = Differentiation(
@@ -185,6 +193,7 @@ class Robustness(Objective):
         super().__init__(student, None, {"labels": 1.0, "penalty": penalty}, how, output=output, **calls)
         _check_probe(form, probe, task)
         self.form, self.noise, self.task = form, noise, task
+        self.positions, self.ignore_index = positions, ignore_index
         values = [float(value) for value in (scale if isinstance(scale, Sequence) else [scale])]
         self.register_buffer("scale", torch.tensor(values), persistent=False)
         self._values_like: Tensor | None = None
@@ -268,6 +277,7 @@ class Robustness(Objective):
             step.unit = self._unit(batch.x)
 
         def directions(values: Tensor) -> Tensor:
+            validation.not_single(values)
             return how.directions(first, values.to(first.x.dtype))
 
         def derive() -> tuple[Tensor, Tensor | None]:
@@ -282,6 +292,7 @@ class Robustness(Objective):
 
         def eager() -> Compared:
             outputs, rows = self._in_parts(self.student, batch, len(first.x), derive)
+            validation.not_single(outputs)
             if outputs.dim() > 2 and self.class_dim is None and self.task == "classification":
                 self._read_class_dim(batch)
             return outputs, self._comparison(outputs, outputs, rows, step)
@@ -295,7 +306,7 @@ class Robustness(Objective):
 
     @property
     def _comparison(self) -> _Comparison:
-        return _Comparison(self.task, FORMS[self.form][1], self.class_dim)
+        return _Comparison(self.task, FORMS[self.form][1], self.class_dim, self.positions)
 
 
 def jacobian_norm_penalty(

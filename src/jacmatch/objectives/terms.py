@@ -140,6 +140,11 @@ def output_term(
     return output_losses.squared_error(student, teacher).mean()
 
 
+def positions_of(outputs: Tensor, class_dim: int | None) -> int:
+    """Return how many positions a sample has; 1 for (B, K). Without `class_dim` dimension 1 has the channels."""
+    return outputs[0].numel() // outputs.shape[1 if class_dim is None else class_dim]
+
+
 def jacobian_term(name: str, student: Tensor, teacher: Tensor) -> Tensor:
     """The loss of products (P, B, …), which are the rows of each sample.
 

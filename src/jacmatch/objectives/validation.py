@@ -28,7 +28,7 @@ from jacmatch.jacobian import (
     TopLogit,
 )
 from jacmatch.jacobian.features import Select
-from jacmatch.losses import JACOBIAN_LOSSES, OUTPUT_LOSSES, Task
+from jacmatch.losses import JACOBIAN_LOSSES, OUTPUT_LOSSES, Positions, Task
 from jacmatch.objectives.points import AtData, AtMixedPairs, Point
 from jacmatch.teachers import EnsembleTeacher, MemoizedTeacher, ModuleTeacher, Teacher
 
@@ -37,6 +37,7 @@ KNOWN: dict[str, Collection[str]] = {
     "jacobian_loss": JACOBIAN_LOSSES,
     "task": get_args(Task),
     "batch_norm": get_args(BatchNormPolicy),
+    "positions": get_args(Positions),
 }
 """The names that a setting takes."""
 
@@ -205,6 +206,8 @@ def same_outputs(student: Tensor, teacher: Tensor, readout: Readout | None = Non
     """Refuse networks whose outputs, or values of the readout, differ in number."""
     if student.shape == teacher.shape:
         return
+    if student.shape == teacher.shape[:1]:
+        raise SingleOutput
     got = f"{tuple(student.shape[1:])} and {tuple(teacher.shape[1:])}"
     if readout is None or isinstance(readout, Logits):
         remedy = "Build the student with the teacher's number of classes."
@@ -297,12 +300,23 @@ def unambiguous(caller: str, arguments: Arguments, x: Tensor, known: dict[str, i
             known[name] = len(value.value)
 
 
+class SingleOutput(Exception):
+    """Outputs (B,), which an objective takes as (B, 1)."""
+
+
+def not_single(outputs: Tensor) -> None:
+    """Raise SingleOutput for outputs (B,)."""
+    if outputs.dim() == 1:
+        raise SingleOutput
+
+
 def one_output_for_each(caller: str, outputs: Tensor, x: Tensor) -> None:
     """Refuse outputs without a dimension after the batch, or of another number of samples."""
+    if outputs.dim() == 1 and len(outputs) == len(x):
+        raise SingleOutput
     if outputs.dim() < 2 or len(outputs) != len(x):
         rule = f"`student` of `{caller}` must return outputs (batch, out), here ({len(x)}, out)."
-        do = "A single output keeps its dimension: output=lambda out: out[:, None]."
-        raise InputError(rule, got=f"shape {tuple(outputs.shape)}", do=do)
+        raise InputError(rule, got=f"shape {tuple(outputs.shape)}", do="A row of outputs for each sample.")
 
 
 def one_for_each(x: Tensor, **given: Tensor | None) -> None:

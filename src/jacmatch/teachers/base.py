@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -110,13 +110,25 @@ class Own:
 
 
 def query(teacher: Teacher, x: Tensor, question: Question) -> Answer:
-    """What a teacher answers to a training.
+    """What a teacher answers to a training; outputs (B,) are those of one column, (B, 1).
 
     Raises:
         UnsupportedError: products that are known to be wrong, of which a teacher by itself only warns.
     """
+    cotangents = question.cotangents
+
+    def of_columns(values: Tensor) -> Tensor:
+        assert callable(cotangents)
+        return cotangents(values[:, None])[..., 0] if values.dim() == 1 else cotangents(values)
+
     with errors(raised=True):
-        return teacher.answer(x, question)
+        answer = teacher.answer(x, replace(question, cotangents=of_columns) if callable(cotangents) else question)
+    if answer.outputs.dim() != 1:
+        return answer
+    columns: dict[str, Any] = {"outputs": answer.outputs, "values": answer.values, "cotangents": answer.cotangents}
+    if question.tangents is not None:
+        columns["products"] = answer.products
+    return replace(answer, **{name: each[..., None] for name, each in columns.items() if each is not None})
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian import jacobian, output_tensor, probes
 from jacmatch.jacobian.features import Select, selecting
 from jacmatch.jacobian.modules import call, in_mode
+from jacmatch.losses import IGNORED
 from jacmatch.models.values import ValuesOnly
 from jacmatch.teachers import BlackBoxTeacher, Question, Teacher
 from jacmatch.teachers.base import query
@@ -56,8 +57,13 @@ def evaluate(
     batch_size: int = 500,
     device: str | torch.device,
     output: Select | None = None,
+    class_dim: int = 1,
+    ignore_index: int = IGNORED,
 ) -> dict[str, float]:
     """{"accuracy": share of samples whose largest output is their class}, or {"rmse": …} in a regression.
+
+    Labels of positions, (N, H, W) or (N, T), give the accuracy over all positions that have one, and "miou": the mean,
+    over the classes that occur in labels or predictions, of intersection ÷ union over the whole split.
 
     rmse = √(Σₙₖ (ŷₙₖ − yₙₖ)² / NK). The network runs in evaluation mode; afterwards each of its modules is back in its
     own mode.
@@ -68,6 +74,8 @@ def evaluate(
         batch_size: Samples at once.
         device: Where to run; see `find_device`.
         output: Selects the outputs where the network returns more than one tensor, as of an objective.
+        class_dim: The dimension of the classes of outputs of positions: 1 for (B, K, H, W), −1 for (B, T, K).
+        ignore_index: The label of a position that is left out.
 
     Raises:
         InputError: The split is empty, or the outputs do not fit the labels.
@@ -87,12 +95,38 @@ def evaluate(
             if y.is_floating_point():
                 _check_outputs(outputs, tuple(y.shape), "the targets")
                 parts.append((outputs - y).double().square().sum())
+            elif y.dim() > 1:
+                parts.append(_confusion(outputs.movedim(class_dim, 1), y, ignore_index))
             else:
                 parts.append((outputs.argmax(1) == y).sum())
+    if not split.y.is_floating_point() and split.y.dim() > 1:
+        return _of_positions(torch.stack(parts).sum(0).double())
     total = torch.stack(parts).sum().item()
     if split.y.is_floating_point():
         return {"rmse": math.sqrt(total / split.y.numel())}
     return {"accuracy": total / len(split)}
+
+
+def _confusion(outputs: Float[Tensor, "batch out *position"], y: Tensor, ignore_index: int) -> Tensor:
+    """Return how many positions of each class (row) are predicted as each class (column)."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    positions = (len(outputs), *outputs.shape[2:])
+    if y.shape != positions:
+        rule = f"Labels of positions must have the shape {positions} of the outputs without classes."
+        raise InputError(rule, got=f"shape {tuple(y.shape)}", do="Pass class_dim=-1 for outputs (B, T, K).")
+    classes = outputs.shape[1]
+    return multiclass_confusion_matrix(outputs.argmax(1), y, num_classes=classes, ignore_index=ignore_index)
+
+
+def _of_positions(table: Float[Tensor, "out out"]) -> dict[str, float]:
+    right, union = table.diagonal(), table.sum(0) + table.sum(1) - table.diagonal()
+    if not float(table.sum()):
+        raise InputError("`split` of `evaluate` must have positions with a label.", got="none")
+    return {
+        "accuracy": float(right.sum() / table.sum()),
+        "miou": float((right / union.clamp_min(1))[union > 0].mean()),
+    }
 
 
 def calibration(
