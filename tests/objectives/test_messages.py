@@ -6,7 +6,7 @@ from torch import nn
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import LabelClass, LabelLogit, RandomInputs
-from jacmatch.objectives import AtMixedPairs, Distillation, Regression, Robustness
+from jacmatch.objectives import AtMixedPairs, Distillation, Robustness
 
 X, Y = torch.rand(6, 4), torch.arange(6) % 3
 
@@ -51,18 +51,6 @@ MISTAKES = {
     "bytes, values alone": (
         lambda: made(jacobians=0)(X.byte(), Y),
         r"Got torch\.uint8 and torch\.float32\. Convert one of them: x\.to\(torch\.float32\) \(bytes",
-    ),
-    "one output": (
-        lambda: Distillation(Flat(), task="regression")(X, X[:, 0]),
-        r"`student` of `Distillation` must return outputs \(batch, out\), here \(6, out\)\. Got shape \(6,\)",
-    ),
-    "one output, Jacobians": (
-        lambda: Distillation(Flat(), Flat(), task="regression", labels=0)(X),
-        r"`student` of `Distillation` must return outputs \(batch, out\)",
-    ),
-    "one output, regression": (
-        lambda: Regression(Flat(), jacobians=0)(X, X[:, 0]),
-        r"`student` of `Regression` must return outputs \(batch, out\)",
     ),
     "robustness": (lambda: Robustness(nn.Linear(4, 3))(X, Y + 1), r"`y` of `Robustness` must be classes from 0 to K"),
 }

@@ -45,6 +45,7 @@ from jacmatch.jacobian.readouts import (
     Readout,
     TopLogit,
 )
+from jacmatch.jacobian.substitutions import MaskedNeighbours, TokenSubstitutions
 from jacmatch.jacobian.verification import unverified
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "LogProbabilities",
     "Logits",
     "Loss",
+    "MaskedNeighbours",
     "Module",
     "Nodes",
     "NoiseAveraged",
@@ -82,6 +84,7 @@ __all__ = [
     "SampledRows",
     "Shared",
     "SubspaceInputs",
+    "TokenSubstitutions",
     "TopClass",
     "TopLogit",
     "from_embeddings",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from jacmatch.errors import InputError
@@ -180,6 +180,72 @@ class _Ragged:
 
 
 @dataclass(frozen=True)
+class Substituted:
+    """Substitutions of tokens, whose coefficients are x (B, k); see `substitutions`.
+
+    Attributes:
+        tokens: Token ids.
+        positions: Of the tokens that are replaced.
+        new: What replaces them.
+    """
+
+    tokens: Int[Tensor, "batch token"]
+    positions: Int[Tensor, "batch one"]
+    new: Int[Tensor, "batch one"]
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "Substituted":
+        """Return that with a function of each tensor."""
+        return Substituted(function(self.tokens), function(self.positions), function(self.new))
+
+    def call(self, module: Any, x: Float[Tensor, "batch one"], named: dict[str, Any]) -> Any:
+        """Return what the module returns where its embeddings are moved along the directions."""
+        layer = embedding_of(module)
+        met: list[Tensor] = []
+
+        def move(layer: nn.Module, given: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
+            if not (given and given[0].shape == self.tokens.shape and torch.equal(given[0], self.tokens)):
+                return embedded
+            met.append(given[0])
+            old = self.tokens.gather(1, self.positions)
+            forward = type(layer).forward
+            directions = forward(layer, self.new) - forward(layer, old)
+            index = self.positions[..., None].expand_as(directions)
+            return embedded.scatter_add(1, index, (x[..., None] * directions).to(embedded.dtype))
+
+        handle = layer.register_forward_hook(move)
+        try:
+            returned = module(self.tokens, **named)
+        finally:
+            handle.remove()
+        if not met:
+            rule = "The embedding of a network of tokens must be looked up with the token ids themselves."
+            raise InputError(rule, got=type(module).__name__, do="TokenSubstitutions needs a table of single tokens.")
+        return returned
+
+
+def embedding_of(module: Any) -> nn.Embedding:
+    """Return the table of tokens of a network: `get_input_embeddings()`, or its only `nn.Embedding`.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Embedding)] if _is(module) else []
+    for part in module.modules() if layers and len(layers) != 1 else ():
+        found = part.get_input_embeddings() if hasattr(part, "get_input_embeddings") else None
+        if isinstance(found, nn.Embedding):
+            return found
+    if len(layers) != 1:
+        rule = "A network of TokenSubstitutions must have one nn.Embedding, or `get_input_embeddings()`."
+        got = f"{len(layers)} of them in {type(module).__name__}"
+        raise InputError(rule, got=got, do="Give the module a method get_input_embeddings that returns the right one.")
+    return layers[0]
+
+
+def _is(module: Any) -> bool:
+    return isinstance(module, nn.Module)
+
+
+@dataclass(frozen=True)
 class _OfNodes:
     """A tensor of the nodes, padded as x is."""
 
@@ -216,11 +282,12 @@ class Arguments:
     """
 
     values: Mapping[str, Any]
-    layout: _Several | _Ragged | None = None
+    layout: _Several | _Ragged | Substituted | None = None
 
     def split(self, x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return positional and keyword arguments."""
-        args, named = ((x,), {}) if self.layout is None else self.layout.split(x)
+        layout = self.layout
+        args, named = layout.split(x) if isinstance(layout, _Several | _Ragged) else ((x,), {})
 
         def given(leaf: Any) -> Any:
             if isinstance(leaf, _OfNodes):
@@ -238,7 +305,7 @@ class Arguments:
     def __call__(self, module: Callable[..., Any], x: Tensor) -> Any:
         """Return what the module returns."""
         args, named = self.split(x)
-        return module(*args, **named)
+        return self.layout.call(module, x, named) if isinstance(self.layout, Substituted) else module(*args, **named)
 
     def _with(
         self, samples: Callable[[Tensor], Tensor], shared: Callable[[Any], Any] = lambda value: value
@@ -246,6 +313,8 @@ class Arguments:
         layout = self.layout
         if isinstance(layout, _Ragged):
             layout = replace(layout, mask=samples(layout.mask))
+        elif isinstance(layout, Substituted):
+            layout = layout.mapped(samples)
         return Arguments(_mapped(dict(self.values), samples, shared), layout)
 
     @property
@@ -300,8 +369,8 @@ class Arguments:
         """Return whether they are equal, bit for bit."""
         if other is None or (one := tree_flatten(dict(self.values)))[1] != (two := tree_flatten(dict(other.values)))[1]:
             return False
-        masks = [[each.layout.mask] if isinstance(each.layout, _Ragged) else [each.layout] for each in (self, other)]
-        return all(map(_equal, one[0] + masks[0], two[0] + masks[1]))
+        masks = [list(vars(each.layout).values()) if each.layout else [] for each in (self, other)]
+        return type(self.layout) is type(other.layout) and all(map(_equal, one[0] + masks[0], two[0] + masks[1]))
 
     @staticmethod
     def of(caller: str, x: Any, context: "Mapping[str, Any] | Arguments | None") -> tuple[Any, "Arguments | None"]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import ClassDimensionError, InputError, UnsupportedError
-from jacmatch.jacobian import Arguments, Engine, Inputs, Nodes, Readout, run
+from jacmatch.jacobian import Arguments, Engine, Inputs, Nodes, Readout, TokenSubstitutions, run
 from jacmatch.jacobian.buffers import buffers_in_training, copies_of, replaced_buffers, write_buffers
 from jacmatch.jacobian.engines import connected
 from jacmatch.jacobian.features import Select, class_dimension, output_tensor, selecting
@@ -254,7 +254,8 @@ class Objective(nn.Module):
         given: dict[str, Any] = {**dict(zip("xy", args, strict=False)), **kwargs}
         x, y = given.get("x"), given.get("y")
         caller = type(self).__name__
-        if isinstance(x, Inputs | Nodes | Mapping) or given.get("context"):
+        tokens = isinstance(self.differentiation.probe, TokenSubstitutions) and self.takes_derivatives
+        if tokens or isinstance(x, Inputs | Nodes | Mapping) or given.get("context"):
             given = self._with_arguments(caller, given)
             x = given["x"]
         given["x"] = x = validation.batch_of_tensors(caller, x, y, floating=self._differentiable)
@@ -287,8 +288,23 @@ class Objective(nn.Module):
 
     def _with_arguments(self, caller: str, given: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of the call with one tensor that is differentiated, and a context of its batch."""
-        partners = given.get("partners")
-        x, arguments = Arguments.of(caller, given["x"], given.get("context"))
+        partners, x, context = given.get("partners"), given["x"], given.get("context")
+        x, arguments = Arguments.of(caller, x, context)
+        probe = self.differentiation.probe
+        if isinstance(probe, TokenSubstitutions) and self.takes_derivatives:
+            validation.tokens(caller, x, self.differentiation.point)
+            ids, draw, networks = given.get("ids"), given.get("draw"), [self.network, self.teacher]
+            layout = probe.drawn(
+                x,
+                ids=torch.arange(len(x), device=x.device) if ids is None else ids,
+                seed=self.differentiation.seed,
+                draw=self.calls if draw is None else draw,
+                context=context or {},
+                vocabulary=validation.vocabulary(caller, networks),
+            )
+            arguments = Arguments({} if arguments is None else arguments.values, layout)
+            like = next(p for p in self.network.parameters() if p.is_floating_point())
+            x = torch.zeros(layout.new.shape, dtype=like.dtype, device=x.device)
         if isinstance(partners, Inputs | Mapping):
             partners, _ = Arguments.of(caller, partners, None)
         if arguments is not None:

@@ -20,6 +20,7 @@ from jacmatch.jacobian import (
     NoiseAveraged,
     Products,
     Readout,
+    TokenSubstitutions,
     jvp_products,
     preserved_buffers,
     run,
@@ -124,6 +125,8 @@ class Differentiation:
 
     def not_compiled(self) -> str | None:
         """Return why a step with these derivatives is not compiled; None where it is."""
+        if isinstance(self.probe, TokenSubstitutions):
+            return "TokenSubstitutions are not compiled."
         if self.side == "input":
             return "Jv, for directions on the input side, is not compiled; vᵀJ is (probe=RandomOutputs(1))."
         if self.readout.layers or self.teacher_readout.layers:

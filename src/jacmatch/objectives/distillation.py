@@ -17,6 +17,7 @@ from jacmatch.jacobian import (
     OutputsFrom,
     RandomOutputs,
     Readout,
+    TokenSubstitutions,
 )
 from jacmatch.losses import IGNORED, JacobianLoss, OutputLoss, Positions, Task
 from jacmatch.models import FirstOutputs
@@ -24,7 +25,7 @@ from jacmatch.objectives import validation
 from jacmatch.objectives.base import CallContext, Objective, Output
 from jacmatch.objectives.compiled import Compared, Step
 from jacmatch.objectives.differentiation import Differentiation
-from jacmatch.objectives.points import Batch, Point
+from jacmatch.objectives.points import AtData, Batch, Point
 from jacmatch.objectives.recipe import describe_labels, labels_of, needs_single_label, recipe
 from jacmatch.objectives.terms import Terms, jacobian_term, label_term, output_term, positions_of
 from jacmatch.objectives.weights import WeightSchedule
@@ -178,6 +179,7 @@ class Distillation(Objective):
         derivatives = any(given is not None for given in settings) or (every, fraction, engine) != (1, 1, "auto")
         if teacher is None:
             outputs = jacobians = 0.0
+        point = AtData() if point is None and isinstance(probe, TokenSubstitutions) else point
         losses: dict[str, Any] = {"output_loss": output_loss, "temperature": temperature, "point": point}
         needs: dict[str, Any] = {"single_label": needs_single_label(probe, *readouts), "derivatives": derivatives}
         chosen = recipe(task, samples_per_class, jacobians=jacobians, schedule=schedule, **losses, **needs)

@@ -27,6 +27,7 @@ from jacmatch.jacobian import (
     TopClass,
     TopLogit,
 )
+from jacmatch.jacobian.arguments import embedding_of
 from jacmatch.jacobian.features import Select
 from jacmatch.losses import JACOBIAN_LOSSES, OUTPUT_LOSSES, Positions, Task
 from jacmatch.objectives.points import AtData, AtMixedPairs, Point
@@ -277,6 +278,27 @@ def arguments_of_pairs(caller: str, arguments: Arguments, point: Point) -> None:
     if arguments.is_ragged:
         rule = f"`probe` of `{caller}` must not be DataPairs where x is Nodes: graphs have unlike nodes."
         raise InputError(rule, do="Use RandomInputs(k).")
+
+
+def tokens(caller: str, x: object, point: Point) -> None:
+    """Refuse for TokenSubstitutions what is no batch of token ids, and points that move an input."""
+    probe = f"`{caller}(probe=TokenSubstitutions(...))`"
+    if not isinstance(x, Tensor) or x.dim() != 2 or x.is_floating_point() or not len(x):
+        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"`x` of {probe} must be token ids (batch, token).", got=got, do="Pass input_ids.")
+    if not isinstance(point, AtData):
+        rule = f"`point` of {probe} must be AtData(): token ids cannot be moved or mixed."
+        raise InputError(rule, got=type(point).__name__, do="Leave it out.")
+
+
+def vocabulary(caller: str, networks: list[object]) -> int:
+    """Return the number of tokens that all networks know."""
+    modules = [network.module if isinstance(network, ModuleTeacher) else network for network in networks]
+    if any(isinstance(network, Teacher) and not isinstance(network, ModuleTeacher) for network in networks):
+        others = [type(network).__name__ for network in networks if isinstance(network, Teacher)]
+        rule = f"`teacher` of `{caller}(probe=TokenSubstitutions(...))` must be a network with embeddings."
+        raise InputError(rule, got=", ".join(others), do="Pass the nn.Module.")
+    return min(embedding_of(module).num_embeddings for module in modules if module is not None)
 
 
 def unambiguous(caller: str, arguments: Arguments, x: Tensor, known: dict[str, int]) -> None:
