@@ -111,6 +111,14 @@ def pair(console: Console, result: Mapping[str, Any]) -> None:
         console.print(f"test sample {sample['sample']}: cosine of J {sample['jacobian_cosine']:.2f}")
 
 
+def exported(console: Console, result: Mapping[str, Any]) -> None:
+    """Print the files of an export, and how far they are from the network."""
+    for name, check in result["files"].items():
+        values = f"value error {check['value_relative_error']:.1e}, " if "value_relative_error" in check else ""
+        cosine = f"cosine of J {check['jacobian_cosine']:.4f}, " if "jacobian_cosine" in check else ""
+        console.print(f"{name}: {values}{cosine}{_bytes(check['bytes'])}")
+
+
 def diagnosis(console: Console, result: Mapping[str, Any]) -> None:
     """Print the doctor's findings in training and in evaluation mode."""
     for mode, diagnosed in result["modes"].items():

@@ -38,6 +38,11 @@ VERBS = {
     "compare": Verb(
         f"{_JOBS}.compare:Compare", f"{_SHOW}:pair", "measure how far two models agree in value and Jacobian"
     ),
+    "export": Verb(
+        f"{_JOBS}.export:Export",
+        f"{_SHOW}:exported",
+        "write a trained network as ONNX, exported program, safetensors or for the Hub, checked, with a model card",
+    ),
     "doctor": Verb(
         f"{_JOBS}.doctor:Doctor", f"{_SHOW}:diagnosis", "check which derivative engines are correct for a model"
     ),

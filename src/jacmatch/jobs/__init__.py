@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from jacmatch.jobs.distill import Distill
     from jacmatch.jobs.doctor import Doctor
     from jacmatch.jobs.evaluate import Evaluate
+    from jacmatch.jobs.export import Export
     from jacmatch.jobs.list import List
     from jacmatch.jobs.networks import load_student
     from jacmatch.jobs.report import Report
@@ -23,6 +24,7 @@ __all__ = [
     "Distill",
     "Doctor",
     "Evaluate",
+    "Export",
     "List",
     "Report",
     "Robust",

@@ -120,8 +120,11 @@ def _torchvision(name: str, outputs: int, shape: Shape, mean: Statistics, std: S
 
 def _hf(name: str, outputs: int, shape: Shape, mean: Statistics, std: Statistics) -> nn.Module:
     """An image classifier of transformers with random weights, by its `config.json`; no code of the folder is run."""
-    transformers = optional_package("transformers", f"`hf:{name}`", "pip install 'jacmatch[hf]'")
     folder = hf_folder(name)
+    own = _json(folder / "config.json")
+    if own.get("library_name") == "jacmatch" and not is_code(f"{own.get('spec')}"):  # by `jacmatch export --to hf`
+        return build(str(own["spec"]), outputs, shape, mean, std)
+    transformers = optional_package("transformers", f"`hf:{name}`", "pip install 'jacmatch[hf]'")
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         config.num_labels = outputs
@@ -207,11 +210,19 @@ def preprocessing(spec: str) -> Preprocessing | None:
     return None
 
 
+def _json(file: Path) -> dict[str, Any]:
+    """The object in a file; empty where there is none."""
+    try:
+        content = json.loads(file.read_bytes()) if file.is_file() else {}
+    except (ValueError, RecursionError, OSError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _hf_preprocessing(folder: Path) -> Preprocessing | None:
     """From the two files of a folder; None where they do not say."""
-    texts = [folder / name for name in ("preprocessor_config.json", "config.json")]
+    own, config = (_json(folder / name) for name in ("preprocessor_config.json", "config.json"))
     try:
-        own, config = (json.loads(text.read_bytes()) if text.is_file() else {} for text in texts)
         sizes = own.get("crop_size") or own.get("size") or config["image_size"]
         size = int(next(iter(sizes.values())) if isinstance(sizes, dict) else sizes)
         if own.get("do_normalize", "image_mean" in own):

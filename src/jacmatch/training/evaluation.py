@@ -234,7 +234,7 @@ def _top1(student: nn.Module, teacher: Teacher, split: Split, batch_size: int, d
 
 
 def jacobian_differences(
-    student: nn.Module, teacher: Teacher, split: Split, chosen: Int64[Tensor, "sample"]
+    student: nn.Module, teacher: Teacher, split: Split, chosen: Int64[Tensor, "sample"], most: int = _DIRECTIONS
 ) -> tuple[Float64[Tensor, "sample"], Float64[Tensor, "sample"], Float64[Tensor, "sample"]]:
     """For each sample the cosine of `agreement`, ‖J_S − J_T‖²_F and ‖J_T‖²_F.
 
@@ -245,6 +245,7 @@ def jacobian_differences(
         teacher: As in `agreement`.
         split: The data.
         chosen: Rows of the samples.
+        most: Directions where rows cannot be had.
     """
     regression = split.y.is_floating_point()
     device = next((p.device for p in student.parameters()), split.x.device)
@@ -254,9 +255,9 @@ def jacobian_differences(
     cosines, differences, norms = [], [], []
     for rows in torch.split(chosen, size):
         x = split.inputs(rows).to(device)
-        wanted, top, directions = _jacobian_of(teacher, x, rows.to(device), outputs, along)
+        wanted, top, directions = _jacobian_of(teacher, x, rows.to(device), outputs, most if along else 0)
         if isinstance(student, ValuesOnly):
-            got = _jacobian_of(BlackBoxTeacher(student, relative_step=student.step), x, rows, outputs, along)[0]
+            got = _jacobian_of(BlackBoxTeacher(student, relative_step=student.step), x, rows, outputs, most)[0]
         else:
             with torch.no_grad():
                 y, own = jacobian(student, x)
@@ -273,15 +274,15 @@ def jacobian_differences(
 
 
 def _jacobian_of(
-    teacher: Teacher, x: Float[Tensor, "batch *input"], ids: Int64[Tensor, "batch"], outputs: int, along: bool
+    teacher: Teacher, x: Float[Tensor, "batch *input"], ids: Int64[Tensor, "batch"], outputs: int, most: int
 ) -> tuple[Float[Tensor, "batch row column"], Int64[Tensor, "batch"], Float[Tensor, "probe batch element"] | None]:
-    """J_T (B, K, D), or its products with directions (B, K, P); the teacher's top class; the directions if any."""
-    if not along:
+    """J_T (B, K, D), or its products with `most` directions (B, K, P); the teacher's top class; the directions if any."""
+    if not most:
         rows = torch.eye(outputs, dtype=x.dtype, device=x.device)[:, None].expand(-1, len(x), -1)
         answer = query(teacher, x, Question(cotangents=rows))
         directions = None
     else:
-        count = min(_DIRECTIONS, x[0].numel())
+        count = min(most, x[0].numel())
         v = probes.directions("orthogonal", seed=0, ids=ids, draw=0, count=count, shape=tuple(x.shape[1:]))
         answer = query(teacher, x, Question(tangents=v.to(x.dtype)))
         directions = v.flatten(2).double()

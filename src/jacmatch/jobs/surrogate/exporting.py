@@ -73,6 +73,15 @@ def to_onnx(
         optional_package(name, "`--onnx always` of `surrogate`", "pip install 'jacmatch[onnx]'")
     module, x = module.eval().cpu(), x.float().cpu()
     path = folder / ONNX
+    data = onnx_bytes(module, x)
+    write_whole(folder, ONNX, data)
+    run, by = _reader(data, path)
+    off = difference(lambda z: torch.from_numpy(run(z.numpy())), module, x, t, str(path))
+    return {"file": ONNX, "largest_difference": off, "checked_by": by, "bytes": len(data)}
+
+
+def onnx_bytes(module: nn.Module, x: Float[Tensor, "sample *input"]) -> bytes:
+    """The network as an ONNX file with the input `x`, the output `y` and any batch size."""
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -84,11 +93,8 @@ def to_onnx(
             verbose=False,
         )
         assert program is not None
-        data = program.model_proto.SerializeToString()
-    write_whole(folder, ONNX, data)
-    run, by = _reader(data, path)
-    off = difference(lambda z: torch.from_numpy(run(z.numpy())), module, x, t, str(path))
-    return {"file": ONNX, "largest_difference": off, "checked_by": by, "bytes": len(data)}
+        data: bytes = program.model_proto.SerializeToString()
+    return data
 
 
 def _reader(data: bytes, path: Path) -> tuple[Callable[[Any], Any], str]:

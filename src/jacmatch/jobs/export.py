@@ -1,0 +1,301 @@
+"""`jacmatch export`: a trained network as files that need nothing of this package, each compared with the network."""
+
+import io
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from jacmatch.datasets import Data, Split
+from jacmatch.errors import InputError, optional_package
+from jacmatch.jobs import networks
+from jacmatch.jobs.data import data_for
+from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.settings import JobFields
+from jacmatch.jobs.study import head
+from jacmatch.jobs.surrogate.exporting import onnx_bytes
+from jacmatch.models import Normalized, Resized, ValuesOnly
+from jacmatch.models.values import onnx
+from jacmatch.runs import Run
+from jacmatch.runs.files import write_whole
+from jacmatch.teachers import as_teacher
+from jacmatch.training.evaluation import jacobian_differences
+
+Target = Literal["onnx", "pt2", "safetensors", "hf"]
+PROGRAM = "student.pt2"
+_VALUES, _JACOBIANS = 1e-3, 0.05
+"""Largest relative errors of values and of Jacobian products of a file that is not quantized."""
+_DIRECTIONS = 8  # in which Jacobians are compared
+_CALIBRATED = 128  # training samples that the ranges of int8 are taken from
+
+
+@dataclass(frozen=True)
+class Export(JobFields):
+    """Export a trained network, and compare each file with it on test samples in value and in Jacobian."""
+
+    main: ClassVar[str] = "to int8 data samples out seed allow_code smoke json"
+    examples: ClassVar[tuple[str, ...]] = ("runs/student --to onnx --int8", "runs/student --to hf safetensors")
+
+    trained: Annotated[str, tyro.conf.Positional] = ""
+    """The folder of a run of train, distill, robust, transfer or surrogate."""
+    to: tuple[Target, ...] = ("onnx",)
+    """onnx; pt2, a program of torch.export, which is always written for load.py; safetensors; hf, a folder for the
+    Hub."""
+    int8: bool = False
+    """Write the ONNX file quantized to int8 as well, with ranges from training samples."""
+    data: str | None = None
+    """Data set whose test part is compared; that of the run if left out."""
+    samples: int = 16
+    """Test samples that are compared."""
+
+    def run(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Write and compare the files, and return the result.
+
+        Raises:
+            InputError: The folder holds no network, a package is missing, or a file differs from the network.
+        """
+        if self.samples < 1:
+            raise InputError("`--samples` of `export` must be at least 1.", got=self.samples)
+        if self.int8 and "onnx" not in self.to:
+            raise InputError("`--int8` of `export` must come with --to onnx.", got=" ".join(self.to))
+        if not networks.is_run(self.trained):
+            rule = "`jacmatch export` must be given the folder of a run."
+            raise InputError(rule, got=repr(self.trained), do="For weights of elsewhere: jacmatch train --weights.")
+        for name in ("onnx", "onnxscript", "onnxruntime") if "onnx" in self.to else ():
+            optional_package(name, "`export --to onnx`", "pip install 'jacmatch[onnx]'")
+        folder = Path(self.trained)
+        network = networks.load_student(folder, allow_code=self.allow_code).cpu()
+        description = networks.describe(folder)
+        given: dict[str, Any] = {"seed": self.seed, "smoke": self.smoke, "allow_code": self.allow_code}
+        data = data_for("export", (self.trained,), self.data, **given)
+        run = self.begin("export")
+        start = time.perf_counter()
+        count = min(4 if self.smoke else self.samples, len(data.test))
+        split = data.test.subset(torch.linspace(0, len(data.test) - 1, count).round().long())
+        files: dict[str, Any] = {}
+        with progress or Progress() as shown:
+            shown.stage("Writing and comparing files")
+            files[PROGRAM] = _program(run, network, split)
+            if "onnx" in self.to:
+                files["student.onnx"] = _onnx(run, network, split)
+            if self.int8:
+                files["student.int8.onnx"] = _int8(run, network, split, data)
+            if "safetensors" in self.to:
+                files[networks.WEIGHTS] = {"bytes": _copied(run, folder, networks.WEIGHTS)}
+            if "hf" in self.to:
+                files |= _hub(run, folder, network, description)
+        write_whole(run.path, "load.py", _LOADER.format(shape=description.shape).encode())
+        card = model_card(folder, description, data, files)
+        write_whole(run.path, "README.md", card.encode())
+        result = {
+            **head(run, self.seed),
+            "files": files,
+            "samples": count,
+            "data": data.name,
+            "seconds": time.perf_counter() - start,
+            "settings": self.settings(),
+        }
+        run.write_result(result)
+        return {**result, "out": str(run.path)}
+
+
+def _compared(name: str, mine: nn.Module, network: nn.Module, split: Split, *, strict: bool) -> dict[str, Any]:
+    """How far a file is from the network: errors of values and Jacobians, relative to the network's, and agreement.
+
+    A file of values is compared in differences of one step on both sides; one that is quantized with the true Jacobian.
+    """
+    x = split.inputs().cpu()
+    with torch.no_grad():
+        wanted, got = network(x).double(), mine(x).double()
+    reference: nn.Module = network
+    if strict and isinstance(mine, ValuesOnly):
+        reference = ValuesOnly(network, step=mine.step)
+    rows = torch.arange(len(split))
+    cosines, difference, norm = jacobian_differences(mine, as_teacher(reference), split, rows, _DIRECTIONS)
+    result = {
+        "value_relative_error": float((got - wanted).norm() / wanted.norm().clamp_min(1e-30)),
+        "jacobian_relative_error": float((difference.sum() / norm.sum().clamp_min(1e-30)).sqrt()),
+        "jacobian_cosine": float(cosines.mean()),
+    }
+    if not split.y.is_floating_point():
+        result["top1"] = float((got.argmax(1) == wanted.argmax(1)).double().mean())
+    if strict:
+        limits = {"value_relative_error": _VALUES, "jacobian_relative_error": _JACOBIANS}
+        for key, limit in limits.items():
+            if not result[key] <= limit:
+                rule = f"{name} must return what the network returns: {key.replace('_', ' ')} at most {limit:g}."
+                raise InputError(rule, got=f"{result[key]:.2g}", do="Report it with the versions of torch and onnx.")
+    return result
+
+
+def _program(run: Run, network: nn.Module, split: Split) -> dict[str, Any]:
+    x = split.inputs(torch.zeros(2, dtype=torch.int64)).cpu()
+    try:
+        program = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    except Exception as error:  # torch.export has many
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise InputError("The network must be one that torch.export can trace.", got=reason) from error
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    write_whole(run.path, PROGRAM, file.getvalue())
+    mine: nn.Module = torch.export.load(io.BytesIO(file.getvalue())).module()
+    function: Callable[[Tensor], Tensor] = mine.__call__
+    step = 1e-3
+    return {
+        **_compared(PROGRAM, ValuesOnly(function, name=PROGRAM, step=step), network, split, strict=True),
+        "bytes": len(file.getvalue()),
+    }
+
+
+def _onnx(run: Run, network: nn.Module, split: Split) -> dict[str, Any]:
+    data = onnx_bytes(network, split.inputs(torch.zeros(2, dtype=torch.int64)).cpu())
+    path = write_whole(run.path, "student.onnx", data)
+    return {**_compared(path.name, _session(path, split), network, split, strict=True), "bytes": len(data)}
+
+
+def _session(path: Path, split: Split) -> ValuesOnly:
+    return onnx(str(path), None, tuple(split.x.shape[1:]))
+
+
+def _int8(run: Run, network: nn.Module, split: Split, data: Data) -> dict[str, Any]:
+    """The static quantization of onnxruntime, with ranges from evenly spaced training samples."""
+    quantization = optional_package("onnxruntime.quantization", "`export --int8`", "pip install 'jacmatch[onnx]'")
+    rows = torch.linspace(0, len(data.train) - 1, min(_CALIBRATED, len(data.train))).round().long()
+    batches = iter([{"x": part.numpy()} for part in torch.split(data.train.inputs(rows).cpu(), 16)])
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, Any] | None:
+            return next(batches, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "q.onnx"
+        quantization.quantize_static(str(run.path / "student.onnx"), str(target), Reader(), per_channel=True)
+        content = target.read_bytes()
+    path = write_whole(run.path, "student.int8.onnx", content)
+    return {**_compared(path.name, _session(path, split), network, split, strict=False), "bytes": len(content)}
+
+
+def _copied(run: Run, folder: Path, name: str, target: str = "") -> int:
+    content = (folder / name).read_bytes()
+    write_whole(run.path, target or name, content)
+    return len(content)
+
+
+def _hub(run: Run, folder: Path, network: Any, description: networks.Description) -> dict[str, Any]:
+    """A `config.json` and `model.safetensors` in the form of the library that the network comes from."""
+    inner = network.network if isinstance(network, Resized) else network
+    family, _, name = description.spec.partition(":")
+    size = description.size or description.shape[-1]
+    if family == "hf" and isinstance(inner, Normalized):
+        classifier: Any = inner.network.network
+        classifier.save_pretrained(run.path)
+        own = {"do_normalize": True, "image_mean": description.mean, "image_std": description.std}
+        own |= {
+            "size": {"height": size, "width": size},
+            "do_rescale": True,
+            "image_processor_type": "ViTImageProcessor",
+        }
+        write_whole(run.path, "preprocessor_config.json", json.dumps(own, indent=2).encode())
+    elif family == "timm" and isinstance(inner, Normalized):
+        safetensors = optional_package("safetensors.torch", "`export --to hf`", "pip install 'jacmatch[train]'")
+        state = {key: value.contiguous().clone() for key, value in inner.network.state_dict().items()}
+        write_whole(run.path, "model.safetensors", safetensors.save(state, metadata={"format": "pt"}))
+        cfg = {"mean": description.mean, "std": description.std, "num_classes": description.outputs}
+        cfg["input_size"] = [description.shape[0], size, size]
+        config = {"architecture": name, "num_classes": description.outputs, "pretrained_cfg": cfg}
+        config |= {"model_args": {"in_chans": description.shape[0]}}
+        write_whole(run.path, "config.json", json.dumps(config, indent=2).encode())
+    else:
+        _copied(run, folder, networks.WEIGHTS, "model.safetensors")
+        config = {"library_name": "jacmatch", **description.__dict__}
+        write_whole(run.path, "config.json", json.dumps(config, indent=2).encode())
+    names = ("model.safetensors", "config.json")
+    return {name: {"bytes": (run.path / name).stat().st_size} for name in names if (run.path / name).is_file()}
+
+
+_LOADER = '''"""The network, from student.pt2: `from load import load`. It needs torch alone.
+
+The input is a batch of raw inputs of shape {shape}; images are in [0, 1], normalization is inside.
+"""
+
+from pathlib import Path
+
+import torch
+
+SHAPE = {shape}
+
+
+def load():
+    """Return the network, for any batch size."""
+    return torch.export.load(Path(__file__).resolve().parent / "student.pt2").module()
+
+
+if __name__ == "__main__":
+    print(tuple(load()(torch.rand(3, *SHAPE)).shape))
+'''
+
+
+def model_card(
+    folder: Path, description: networks.Description, data: Data, files: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """The text of `README.md`: what the network is, how it was made, how good it is, and what is to be filled in.
+
+    Args:
+        folder: Of the run that trained it.
+        description: How it is built.
+        data: Its data.
+        files: The comparison of each file.
+    """
+    run = Run.open(folder, finished=False)
+    result: Mapping[str, Any] = run.result if run.finished else {}
+    settings = {key: value for key, value in run.settings.items() if value not in (None, (), [], False)}
+    student, teacher, agreement = (result.get(key) or {} for key in ("student", "teacher", "agreement"))
+
+    def lines(values: Mapping[str, Any]) -> str:
+        known = {key: value for key, value in values.items() if isinstance(value, int | float | str)}
+        shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in known.items()}
+        return "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in shown.items()) or "- none"
+
+    checks = [
+        f"| {name} | {check['bytes']:,} | "
+        + " | ".join(
+            f"{check[key]:.2g}" if key in check else "–" for key in ("value_relative_error", "jacobian_relative_error")
+        )
+        + f" | {format(check['jacobian_cosine'], '.4f') if 'jacobian_cosine' in check else '–'} |"
+        for name, check in files.items()
+    ]
+    library = {"timm": "timm", "hf": "transformers"}.get(description.spec.partition(":")[0], "jacmatch")
+    cost = {key: result[key] for key in ("seconds", "samples_per_second", "peak_memory_bytes") if key in result}
+    return "\n".join(
+        [
+            "---",
+            "license: TO FILL IN",
+            f"library_name: {library}",
+            "tags: [knowledge-distillation, jacobian-matching]",
+            "---",
+            f"# {description.spec}, {description.outputs} outputs",
+            "",
+            f"Made by `jacmatch {run.job}` {result.get('version', '')}. Input: {description.shape}, raw (images in "
+            "[0, 1]); normalization is inside the network.",
+            "",
+            f"## Data\n\n{data.name}: {len(data.train):,} training and {len(data.test):,} test samples.",
+            f"\n## Teacher\n\n- name: {settings.get('teacher', 'none')}\n{lines(teacher)}",
+            f"\n## Recipe\n\n{lines(settings)}",
+            f"\n## Accuracy on the test part\n\n{lines(student)}",
+            f"\n## Agreement with the teacher, in value and derivative\n\n{lines(agreement)}",
+            f"\n## Cost\n\n{lines(cost)}",
+            "\n## Files, compared with the network on test samples\n",
+            "| file | bytes | error of values | error of Jacobians | cosine of Jacobians |",
+            "| --- | ---: | ---: | ---: | ---: |",
+            *checks,
+            "\n`python load.py` loads `student.pt2`; it needs torch alone.",
+            "\n## Licence\n\n- of this network: TO FILL IN\n- of the data: TO FILL IN\n- of the teacher: TO FILL IN\n",
+        ]
+    )
