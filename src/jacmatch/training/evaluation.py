@@ -276,7 +276,7 @@ def jacobian_differences(
 def _jacobian_of(
     teacher: Teacher, x: Float[Tensor, "batch *input"], ids: Int64[Tensor, "batch"], outputs: int, most: int
 ) -> tuple[Float[Tensor, "batch row column"], Int64[Tensor, "batch"], Float[Tensor, "probe batch element"] | None]:
-    """J_T (B, K, D), or its products with `most` directions (B, K, P); the teacher's top class; the directions if any."""
+    """J_T (B, K, D), or its products with `most` directions (B, K, P); its top class; the directions if any."""
     if not most:
         rows = torch.eye(outputs, dtype=x.dtype, device=x.device)[:, None].expand(-1, len(x), -1)
         answer = query(teacher, x, Question(cotangents=rows))
