@@ -193,3 +193,8 @@ def test_a_flag_of_other_programs_is_answered_by_ours(verb, flag, use, capsys):
 def test_each_answer_to_a_flag_of_other_programs_is_a_flag():
     known = {word for verb in verbs() for flag in flags.flags(verbs()[verb].load(), verb) for word in flag.words}
     assert {f"--{flag}" for flag in flags.SYNONYMS} <= known
+
+
+def test_a_missing_action_is_answered_with_the_actions(capsys):
+    assert main(["cache"]) == 2
+    assert "ACTION must be given. Write jacmatch cache ACTION. ACTION is one of build, check" in capsys.readouterr().err

@@ -17,7 +17,7 @@ def imported(statements):
     return set(out.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("words", [["--version"], ["--help"], ["nonsense"]])
+@pytest.mark.parametrize("words", [["--version"], ["-V"], ["--help"], ["nonsense"]])
 def test_the_command_line_starts_without_torch(words):
     modules = imported(f"from jacmatch.cli import main; main({words})")
     assert not modules & SLOW

@@ -147,7 +147,7 @@ def test_unknown_names_get_the_nearest_known(spec, nearest):
         datasets.load(spec)
 
 
-@pytest.mark.parametrize("spec", ["", ":", "a b:c", "../x:y", "data.npz", "a..b:c"])
+@pytest.mark.parametrize("spec", ["", ":", "a b:c", "../x:y", "a..b:c"])
 def test_what_is_no_name_at_all_is_refused(spec):
     with pytest.raises(InputError, match="`--data` must be a known name"):
         datasets.load(spec)
@@ -171,3 +171,8 @@ def test_no_code_runs_for_a_name_that_only_looks_like_one(tmp_path, monkeypatch)
     np.savez(tmp_path / "npz.npz", a=np.zeros(1))
     with pytest.raises(InputError, match="must be a known name"):
         datasets.load("digitz")
+
+
+def test_an_archive_without_its_kind_is_answered_with_the_kind():
+    with pytest.raises(InputError, match=r"must say what kind of file it is\. Got 'data\.npz'\. Write npz:data\.npz\."):
+        datasets.load("data.npz")

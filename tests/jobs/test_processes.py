@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from jacmatch.cli import launch
-from jacmatch.jobs import processes
 from jacmatch.training import distributed
 
 NAMES = ("json.py", "os.py", "yaml.py", "pickle.py", "socket.py", "multiprocessing.py", "runpy.py", "torch.py")
@@ -26,7 +25,7 @@ def _hostile(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("_hostile")
 def test_a_fresh_python_has_the_search_path_of_this_one(tmp_path):
     text = "import json, os, pickle, socket, runpy, multiprocessing; print(json.dumps(sys.path))"
-    ran = subprocess.run(processes.python(text, "-S"), capture_output=True, text=True, check=True)
+    ran = subprocess.run(launch.python(text, "-S"), capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == str(sys.path).replace("'", '"')
     assert not (tmp_path / "ran").exists()
 
@@ -95,7 +94,7 @@ with joined("cpu") as ranks:
 def test_processes_that_train_together_listen_to_this_machine_alone(tmp_path):
     about = {**os.environ, **launch._loopback(), distributed.STORE: str(tmp_path / "store"), "WORLD_SIZE": "2"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    both = [subprocess.Popen(processes.python(TWO), env={**about, "RANK": str(rank)}, **pipes) for rank in range(2)]
+    both = [subprocess.Popen(launch.python(TWO), env={**about, "RANK": str(rank)}, **pipes) for rank in range(2)]
     try:
         assert [process.stdout.readline() for process in both] == ["here\n", "here\n"]
         addresses = [address for process in both for address in listening(process.pid)]

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
     verb = words[0] if words else "--help"
-    if verb == "--version":
+    if verb in ("--version", "-V"):
         print(f"jacmatch {__version__}")
         return 0
     missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]

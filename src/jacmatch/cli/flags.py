@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -232,7 +232,12 @@ def refuse(program: str, known: Sequence[Flag], words: Sequence[str], otherwise:
     missing = [flag.words[0] for flag in positional if flag.default is dataclasses.MISSING][len(loose) :]
     if missing:
         usage = " ".join([program, *(flag.words[0] for flag in positional)])
-        raise InputError(f"{' and '.join(missing)} must be given.", do=f"Write {usage}. {see}")
+        choices = [
+            f"{each.words[0]} is {values.described(each.kind)}. "
+            for each in positional
+            if get_origin(each.kind) is Literal
+        ]
+        raise InputError(f"{' and '.join(missing)} must be given.", do=f"Write {usage}. {''.join(choices)}{see}")
     if len(loose) > len(positional) and not any(values.many(flag.kind) for flag in positional):
         raise InputError("unexpected word.", got=repr(loose[len(positional)]), do=see)
     raise InputError(" ".join(otherwise.translate(_BOX).split()))

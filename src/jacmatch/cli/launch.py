@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,6 @@ from types import FrameType
 from torch import distributed
 
 from jacmatch.errors import ElsewhereError
-from jacmatch.jobs.processes import python
 from jacmatch.training.distributed import ERROR, STORE
 
 _GRACE = 20.0  # seconds in which the others end by themselves, once one has failed
@@ -130,3 +130,17 @@ def _passed_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def python(program: str, *options: str) -> list[str]:
+    """Return the command that runs a program text in a fresh Python with the search path of this one.
+
+    `python -m` and `python -c` import from the working folder first: a `yaml.py` there would be run. Here the path is
+    set before anything is imported but `sys`, which is built in. (Python 3.11 has the option -P for it.)
+
+    Example:
+        >>> import subprocess
+        >>> subprocess.run(python("print('ran')"), capture_output=True, text=True).stdout.strip()
+        'ran'
+    """
+    return [sys.executable, *options, "-c", f"import sys; sys.path[:] = {list(map(str, sys.path))!r}\n{program}"]

@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 _SCALARS = {
     int: ("a whole number", "INT"),
     float: ("a number", "FLOAT"),
-    str: ("a text", "TEXT"),
+    str: ("a string", "TEXT"),
     bool: ("true or false", "BOOL"),
     Path: ("a path", "PATH"),
     NoneType: ("none", "NONE"),
@@ -24,7 +24,7 @@ def fitted(kind: Any, value: object) -> Any:
         value: The value in a JSON or YAML file.
 
     Raises:
-        ValueError: The value is of another type. A boolean is no number, and a text is no number either.
+        ValueError: The value is of another type. A boolean or a string is not a number.
 
     Example:
         >>> fitted(tuple[float, ...] | None, [1, 0.5])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from jacmatch.datasets import cifar, embedded, fashion_mnist, folders, npz, shards, synthetic
 from jacmatch.datasets.arrays import OPTIONAL, REQUIRED, from_arrays, from_splits
 from jacmatch.datasets.data import Data
-from jacmatch.datasets.files import in_one_line, is_dir, is_file, user_path
+from jacmatch.datasets.files import in_one_line, is_dir, user_path
 from jacmatch.datasets.streamed import Streamed
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
 
@@ -66,7 +66,7 @@ def load(spec: str, seed: int = 0) -> Data:
         rule = "`--data` must say what kind of data a folder holds."
         do = f"Write folder:{spec} for images in {spec}/train/CLASS/, with @SIZE to resize them (folder:{spec}@64)."
         raise InputError(rule, got=repr(spec), do=do)
-    if spec.endswith(".npz") and is_file(user_path(spec)):
+    if spec.endswith(".npz") and name not in LOADERS:
         raise InputError("`--data` must say what kind of file it is.", got=repr(spec), do=f"Write npz:{spec}.")
     raise unknown_name("`--data`", spec, [*LOADERS, "PACKAGE.MODULE:CALLABLE"])
 

@@ -7,7 +7,7 @@ import tarfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,26 +57,20 @@ def existing_folder(text: str, source: str) -> Path:
     Raises:
         InputError: The path is empty, missing or not a folder.
     """
-    rule = f"`--data {source}:DIR` must name an existing folder."
-    if not text:
-        raise InputError(rule, got="no folder", do=f"Write for example {source}:data/{source}.")
-    path = user_path(text)
-    if not is_dir(path):
-        raise InputError(rule, got=f"{text!r}, which {_what_is(path)}", do="Check the path.")
-    return path
+    return _existing(text, source, "DIR", "folder", f"data/{source}", is_dir)
 
 
 def existing_file(text: str, source: str) -> Path:
-    """Return the path of an existing file; otherwise like `existing_folder`.
+    """Return the path of an existing file; otherwise like `existing_folder`."""
+    return _existing(text, source, "FILE", "file", f"data.{source}", is_file)
 
-    Raises:
-        InputError: The path is empty, missing or not a file.
-    """
-    rule = f"`--data {source}:FILE` must name an existing file."
+
+def _existing(text: str, source: str, word: str, kind: str, example: str, is_kind: Callable[[Path], bool]) -> Path:
+    rule = f"`--data {source}:{word}` must name an existing {kind}."
     if not text:
-        raise InputError(rule, got="no file", do=f"Write for example {source}:data.{source}.")
+        raise InputError(rule, got=f"no {kind}", do=f"Write for example {source}:{example}.")
     path = user_path(text)
-    if not is_file(path):
+    if not is_kind(path):
         raise InputError(rule, got=f"{text!r}, which {_what_is(path)}", do="Check the path.")
     return path
 

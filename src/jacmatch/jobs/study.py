@@ -111,34 +111,22 @@ def run_cells(
     Raises:
         InputError: The saved network of a finished cell is damaged or another one.
     """
+    done, steps = [], 0
     # The pre-flight check of a smoke run verifies the derivatives once, on few samples.
     with unverified() if run.settings.get("smoke") else nullcontext():
-        return _run_cells(run, cells, prepare, conclude, device, progress)
-
-
-def _run_cells(
-    run: Run,
-    cells: Iterable[Cell],
-    prepare: Callable[[Cell], Task],
-    conclude: Callable[[Sequence[tuple[Cell, Result]]], Result],
-    device: str,
-    progress: Progress,
-) -> Result:
-    """Train the cells, each when those before it are finished."""
-    done, steps = [], 0
-    for cell in cells:
-        child, steps = cell.folder(run), cell.training.steps
-        if not child.finished:
-            reached = _train(cell, child, prepare(cell), device, progress)
-            if reached is not None:
-                return unfinished(run, reached)
-        elif cell.network is not None:
-            cell.load(run)  # a damaged network stops the job before it trains others
-        if not run.follows:
-            done.append((cell, child.result))
-    if run.follows:
-        return unfinished(run, steps)
-    result = conclude(done)
+        for cell in cells:
+            child, steps = cell.folder(run), cell.training.steps
+            if not child.finished:
+                reached = _train(cell, child, prepare(cell), device, progress)
+                if reached is not None:
+                    return unfinished(run, reached)
+            elif cell.network is not None:
+                cell.load(run)  # a damaged network stops the job before it trains others
+            if not run.follows:
+                done.append((cell, child.result))
+        if run.follows:
+            return unfinished(run, steps)
+        result = conclude(done)
     report = write_report(run.path, result)
     run.write_result(result)
     return {**result, "out": str(run.path), "report": str(report)}

@@ -45,7 +45,8 @@ def curves(series: Mapping[str, Sequence[Sequence[dict[str, Any]]]], measure: st
         if not len(steps):
             continue
         color = names[style.color]
-        axes.plot(steps, scale * values.mean(0), color=color, linestyle=_dashes(style), linewidth=2)
+        marker = "o" if len(steps) == 1 else None  # a line of one point is not visible
+        axes.plot(steps, scale * values.mean(0), color=color, linestyle=_dashes(style), linewidth=2, marker=marker)
         axes.fill_between(steps, scale * values.min(0), scale * values.max(0), color=color, alpha=0.13, linewidth=0)
     axes.set_xlabel("optimizer step", color=_TEXT)
     axes.set_ylabel("validation accuracy %" if measure == "accuracy" else "validation RMSE", color=_TEXT)

@@ -74,7 +74,8 @@ def _page(run: Run, result: Mapping[str, Any], title: str, parts: Sequence[str])
         f"<header>{header}</header>",
         *parts,
         "<h2>How to repeat it</h2>",
-        f"<p><code>jacmatch {_text(run.job)} --config settings.json --out NEW_FOLDER</code></p>",
+        f"<p><code>jacmatch {_text(run.job)} --config settings.json "
+        "<span class=flag>--out NEW_FOLDER</span></code></p>",
         _pairs(f"All {len(run.settings)} settings", run.settings),
         _pairs("Machine and versions", {"jacmatch": run.version, **machine}),
     ]
@@ -106,7 +107,8 @@ def _what_was_run(run: Run, result: Mapping[str, Any]) -> str:
         sentences.append(f"Data: {', '.join(filter(None, (str(data), ' and '.join(amounts))))}.")
     steps = sorted({row["steps"] for row in rows}) or [settings.get("steps")]
     if steps[0] is not None:
-        batch = f" with batches of {settings['batch_size']:,}" if "batch_size" in settings else ""
+        known = "batch_size" in settings and not settings.get("smoke")  # whose batches are smaller
+        batch = f" with batches of {settings['batch_size']:,}" if known else ""
         sentences.append(f"{_range(steps)} optimizer steps{batch}.")
     seeds = result.get("seeds") or (rows[0]["seeds"] if rows else None)
     if seeds:

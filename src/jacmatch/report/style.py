@@ -120,7 +120,7 @@ figure { margin: 0; } .drawn { background: #fff; border-radius: .6rem; padding: 
   border-radius: .25rem; }
 .jacobians figcaption { font-size: clamp(.7rem, 2vw, .82rem); font-variant-numeric: tabular-nums; min-height: 1.5em; }
 code { background: var(--card); padding: .15rem .4rem; border-radius: .3rem; font-size: .9rem;
-  overflow-wrap: anywhere; }
+  overflow-wrap: anywhere; } .flag { white-space: nowrap; }
 details { border-top: 1px solid var(--line); padding: .7rem 0; } summary { cursor: pointer; font-weight: 500; }
 dl { columns: 19rem; column-gap: 2.5rem; margin: .8rem 0 0; font-size: .88rem; }
 dl div { display: flex; justify-content: space-between; gap: 1rem; border-bottom: 1px solid var(--line);

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from jacmatch.jobs.processes import python
+from jacmatch.cli.launch import python
 
 
 class NotMeasured(Exception):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from jacmatch.jobs.processes import python
+from jacmatch.cli.launch import python
 from jacmatch.training.distributed import STORE
 from jacmatch_research.bench.answers import Answers
 from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
