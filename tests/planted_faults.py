@@ -142,8 +142,8 @@ FAULTS = {
     ),
     "the student's own top class": Fault(
         "objectives/differentiation.py",
-        "context = Context(batch.label, answer.outputs, pixels)",
-        "context = Context(batch.label, run(student, batch.x)[0].detach(), pixels)",
+        "context = Context(batch.label, answer.outputs, pixels, batch.arguments)",
+        "context = Context(batch.label, run(student, batch.x)[0].detach(), pixels, batch.arguments)",
         "tests/objectives",
     ),
     "teacher in training mode": Fault(
@@ -153,19 +153,19 @@ FAULTS = {
         "tests/teachers",
     ),
     "a damaged shard is believed": Fault(
-        "teachers/cached/shards.py",
-        "if _of_file(file, strong) != said.get(name):",
+        "teachers/cached/reader.py",
+        "if _of_file(file, strong) != stored.get(name):",
         "if False:",
         "tests/teachers",
     ),
     "a cache of another teacher is believed": Fault(
-        "teachers/cached/teacher.py",
-        "        found = differences(there, expected)\n",
-        "        found = None\n",
+        "teachers/cached/reader.py",
+        "        apart = differences(there, expected)\n",
+        "        apart = None\n",
         "tests/teachers/test_cached.py tests/jobs/test_cache.py",
     ),
     "other inputs than those of the cache": Fault(
-        "teachers/cached/teacher.py",
+        "teachers/cached/reader.py",
         "if bool(wrong.any()):",
         "if False:",
         "tests/teachers/test_cached.py",
@@ -208,14 +208,14 @@ FAULTS = {
     ),
     "the student's own largest pixel": Fault(
         "objectives/transfer.py",
-        "readout, v = self.maps(x, 0), answer.cotangents",
-        "readout, v = self.maps(x, 0), self.maps(x, 0).largest",
+        "readout, v, first = self._maps(batch, 0), answer.cotangents, batch.part(slice(count))",
+        "readout, v, first = self._maps(batch, 0), self._maps(batch, 0).largest, batch.part(slice(count))",
         "tests/objectives/test_transfer.py",
     ),
     "the heads are taken for each other": Fault(
         "objectives/transfer.py",
-        "source = outputs[:, classes:]",
-        "source = outputs[:, : outputs.shape[1] - classes]",
+        "source = outputs if self.shared else outputs[:, classes:]",
+        "source = outputs if self.shared else outputs[:, : outputs.shape[1] - classes]",
         "tests/objectives/test_transfer.py",
     ),
     "an answer about another image is remembered": Fault(
@@ -226,8 +226,8 @@ FAULTS = {
     ),
     "an answer to another question is remembered": Fault(
         "teachers/memoized.py",
-        "key = (question.readout, question.rule, question.cotangents is None, question.layers)",
-        "key = (question.readout, question.cotangents is None, question.layers)",
+        "key = (question.readout, question.rule, *kinds,",
+        "key = (question.readout, *kinds,",
         "tests/teachers/test_memoized.py",
     ),
     "a flipped bit in a checkpoint is read": Fault(

@@ -287,15 +287,15 @@ def test_the_mean_of_averaged_rows_over_all_noise(monkeypatch):
     m0, bend = matrix(3, 4), torch.randn(3, 4, dtype=torch.float64)
     for count in (1, 2, 3):
         probe = NoiseAveraged(EveryRow(), sigma=0.5, count=count)
-        found = []
+        values = []
         for signs in itertools.product((-1.0, 1.0), repeat=count):
             z = torch.tensor(signs, dtype=torch.float64).reshape(count, 1, 1)
             monkeypatch.setattr(probes, "directions", lambda *_, z=z, **__: z)
             x = probe.noisy(torch.zeros(1, 1, dtype=torch.float64), ONE, 0, 0)
             rows = torch.stack([m0 + float(value) * bend for value in x.flatten()], 1)  # a row for each noisy input
-            found.append(float(probe.averaged(rows).square().sum()))
+            values.append(float(probe.averaged(rows).square().sum()))
         expected = m0.square().sum() + 0.25 * bend.square().sum() / count
-        assert sum(found) / len(found) == pytest.approx(float(expected), rel=1e-12)
+        assert sum(values) / len(values) == pytest.approx(float(expected), rel=1e-12)
     assert NoiseAveraged(RandomOutputs(2), sigma=1.0).variance(m0) == RandomOutputs(2).variance(m0)
     for inner in (AntitheticNoise(sigma=0.1), NoiseAveraged(sigma=0.1)):
         with pytest.raises(InputError, match=r"must take derivatives at the noisy inputs\. Got (Anti|Noise)"):

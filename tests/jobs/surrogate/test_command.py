@@ -29,7 +29,7 @@ def smooth(x):
     return np.stack([np.sin(x[:, 0]) * x[:, 1], x.sum(1)], 1)
 def still(x):
     return np.stack([np.asarray(x)[:, 0], np.ones(len(x))], 1)
-def slopes(x):
+def partials(x):
     return np.stack([np.stack([np.cos(x[:, 0]) * x[:, 1], np.sin(x[:, 0])], 1), np.ones_like(x)], 1)
 def kink(x):
     return np.abs(np.asarray(x) - 0.5)[:, :1]
@@ -68,50 +68,52 @@ def result(path):
 
 def test_a_black_box_becomes_a_network(folder):
     does(f"--teacher simulator:smooth {BOX} {SMALL} --samples 8 16 --steps 10 --out run")
-    found = result(folder / "run")
-    assert found["function"]["way"] == "differences"
-    assert found["student"]["rmse"] > 0
-    assert found["teacher"] == {"rmse": 0.0, "parameters": None}
-    assert [(row["samples"], row["method"]) for row in found["curves"]] == [
+    content = result(folder / "run")
+    assert content["function"]["way"] == "differences"
+    assert content["student"]["rmse"] > 0
+    assert content["teacher"] == {"rmse": 0.0, "parameters": None}
+    assert [(row["samples"], row["method"]) for row in content["curves"]] == [
         (8, "values"),
         (8, "slopes"),
         (16, "values"),
         (16, "slopes"),
     ]
     # values once for themselves and once with the differences, and two for each input
-    assert found["costs"]["training_calls"] == 16 * (2 + 2 * 2)
-    assert found["costs"]["speed"]["batch"]["speed_up"] > 0
+    assert content["costs"]["training_calls"] == 16 * (2 + 2 * 2)
+    assert content["costs"]["speed"]["batch"]["speed_up"] > 0
     page = (folder / "run" / "report.html").read_text()
     assert "none known; antithetic differences" in page
     assert "data:image/svg+xml;base64" in page
     assert (
-        "speed-up" if found["costs"]["speed"]["single"]["speed_up"] >= 1 else "slow-down"
+        "speed-up" if content["costs"]["speed"]["single"]["speed_up"] >= 1 else "slow-down"
     ) + ", a single point" in page
-    for said in ("evaluations for training, a seed", "safetensors: largest difference"):
-        assert said in page
-    assert found["export"]["safetensors"]["largest_difference"] < 1e-5
+    for text in ("evaluations for training, a seed", "safetensors: largest difference"):
+        assert text in page
+    assert content["export"]["safetensors"]["largest_difference"] < 1e-5
     student = jacmatch.load_student(folder / "run")
     test = np.load(folder / "run" / "points-test.npz")
     x, y = torch.from_numpy(test["x"]), torch.from_numpy(test["y"])
     error = (student(x.float()).detach().double() - y).square().mean().sqrt()
-    assert float(error) == pytest.approx(found["student"]["rmse"], rel=1e-6)
+    assert float(error) == pytest.approx(content["student"]["rmse"], rel=1e-6)
     assert ((x[:, 0] >= 0) & (x[:, 0] <= 3) & (x[:, 1] >= 1)).all()
 
 
 def test_the_settings_of_a_run_make_it_again_and_a_stopped_one_goes_on(folder, undrawn):
-    command = f"--teacher simulator:smooth --jacobian simulator:slopes {BOX} {SMALL} --methods slopes"
+    command = f"--teacher simulator:smooth --jacobian simulator:partials {BOX} {SMALL} --methods slopes"
     does(f"{command} --out first")
     does(f"{command} --out second --max-steps 1")
     assert not (folder / "second" / "result.json").exists()
     calls = sys.modules["simulator"].calls
     before = len(calls)
     does(f"{command} --out second")
-    assert 8 not in calls[before + 4 :][-2:]  # its points are there already; only what is tried first is asked again
+    assert (
+        8 not in calls[before + 4 :][-2:]
+    )  # its points are there already; only the points of the checks are evaluated again
     first, second = result(folder / "first"), result(folder / "second")
     assert first["student"] == second["student"]
     assert first["function"]["way"] == "own"
     does("--config first --out third", code=2)  # it would run code that a file names
-    Path("other.json").write_text(json.dumps({"jacobian": "simulator:slopes"}))
+    Path("other.json").write_text(json.dumps({"jacobian": "simulator:partials"}))
     does("--config other.json --out third", code=2)
     assert not (folder / "third").exists()
     does("--config first --allow-code --out third")
@@ -132,32 +134,32 @@ def test_every_way_of_sampling_runs(folder, undrawn, sampling):
     box = "" if "given" in sampling else BOX
     how = f"--sampling {sampling} --slopes jv --jacobian-share 0.3 --methods slopes"
     does(f"--teacher simulator:smooth {box} {SMALL} {how} --out run")
-    found = result(folder / "run")
-    assert found["curves"][-1]["samples"] == 8
+    content = result(folder / "run")
+    assert content["curves"][-1]["samples"] == 8
     sizes = {path.name for path in (folder / "run").glob("points-seed0*")}
     whole = sampling.partition(" ")[0] in ("latin-hypercube", "active")  # of which a part is no such set
     assert sizes == ({"points-seed0-n8.npz"} if whole else {"points-seed0.npz"})
-    assert found["costs"]["trial_calls"] == found["function"]["calls"] > 0
+    assert content["costs"]["trial_calls"] == content["function"]["calls"] > 0
     if "given" in sampling:
         parts = [np.load(folder / "run" / f"points-{name}.npz")["x"] for name in ("seed0", "test")]
         assert all((part[:, None] == GRID[None]).all(2).any(1).all() for part in parts)
         assert not (parts[0][:, None] == parts[1][None]).all(2).any()  # held out
 
 
-def test_a_file_has_points_values_and_slopes(folder, undrawn):
+def test_a_file_has_points_values_and_partials(folder, undrawn):
     x = GRID.astype(np.float32)
     module = importlib.util.spec_from_file_location("simulator", folder / "simulator.py")
     simulator = importlib.util.module_from_spec(module)
     module.loader.exec_module(simulator)
-    y, j = simulator.smooth(x), simulator.slopes(x)
+    y, j = simulator.smooth(x), simulator.partials(x)
     arrays = {"x_train": x[:30], "y_train": y[:30], "x_test": x[30:], "y_test": y[30:], "j_train": j[:30]}
     np.savez("mine.npz", **arrays)
     np.savez("bare.npz", **{key: value for key, value in arrays.items() if key != "j_train"})
     does(f"--teacher npz:mine.npz {SMALL} --out run")
-    found = result(folder / "run")
-    assert found["teacher"] is None
-    assert found["test_points"] == 10
-    assert found["curves"][0]["errors"]["slopes"] is None  # no j_test
+    content = result(folder / "run")
+    assert content["teacher"] is None
+    assert content["test_points"] == 10
+    assert content["curves"][0]["errors"]["slopes"] is None  # no j_test
     does(f"--teacher npz:bare.npz {SMALL} --methods slopes --out bare", code=2)
     does(f"--teacher npz:bare.npz {SMALL} --out bare")
     assert result(folder / "bare")["methods"] == ["values"]
@@ -171,18 +173,18 @@ def test_derivatives_of_a_file_may_be_known_in_part(folder, undrawn):
     j[:20, 1] = 1
     np.savez("part.npz", x_train=x, y_train=y, x_test=x, y_test=y, j_train=j, j_test=j)
     does(f"--teacher npz:part.npz {SMALL} --out run")
-    found = result(folder / "run")
-    assert "Derivatives are known at 40 of 160 entries; the others are left out." in found["notes"]
-    assert all(np.isfinite(curve["errors"]["slopes"]["mean"]) for curve in found["curves"])
+    content = result(folder / "run")
+    assert "Derivatives are known at 40 of 160 entries; the others are left out." in content["notes"]
+    assert all(np.isfinite(curve["errors"]["slopes"]["mean"]) for curve in content["curves"])
 
 
 def test_a_fifth_of_a_file_without_a_test_part_is_held_out_and_inputs_may_have_any_shape(folder, undrawn):
     x = np.random.default_rng(0).random((40, 1, 2, 3)).astype(np.float32)
     np.savez("pixels.npz", x_train=x, y_train=(x**2).sum((1, 2, 3))[:, None], j_train=2 * x[:, None])
     does(f"--teacher npz:pixels.npz {SMALL} --out run")
-    found = result(folder / "run")
-    assert found["test_points"] == 8
-    assert found["curves"][-1]["errors"]["slopes"]["mean"] > 0
+    content = result(folder / "run")
+    assert content["test_points"] == 8
+    assert content["curves"][-1]["errors"]["slopes"]["mean"] > 0
     assert jacmatch.load_student(folder / "run")(torch.from_numpy(x)).shape == (40, 1)
     does(f"--teacher npz:pixels.npz {SMALL} --samples 33 --out second", code=2)
 
@@ -224,9 +226,9 @@ def test_a_fifth_of_a_file_without_a_test_part_is_held_out_and_inputs_may_have_a
 def test_what_is_wrong_is_one_line_and_leaves_nothing(folder, capsys, monkeypatch, undrawn, command, message):
     monkeypatch.setitem(sys.modules, "onnx", None)  # as if it were not installed
     does(f"--smoke --steps 2 --hidden 4 --no-doctor {command} --out run", code=2)
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
     assert not (folder / "run" / "result.json").exists()
 
 
@@ -246,10 +248,10 @@ def test_an_output_that_never_varies_can_be_learned_in_given_units(folder, undra
 
 def test_points_in_a_damaged_file_are_refused(tmp_path):
     run = Run.create(tmp_path / "run", "surrogate", {}, "0")
-    told = Samples(torch.rand(3, 2).double(), torch.rand(3, 1).double(), None, 3, 0.5)
-    assert cached(run, "points", lambda: told) is told
-    again = cached(run, "points", lambda: pytest.fail("asked twice"))
-    assert torch.equal(again.x, told.x)
+    samples = Samples(torch.rand(3, 2).double(), torch.rand(3, 1).double(), None, 3, 0.5)
+    assert cached(run, "points", lambda: samples) is samples
+    again = cached(run, "points", lambda: pytest.fail("queried twice"))
+    assert torch.equal(again.x, samples.x)
     assert (again.calls, again.seconds, again.j) == (3, 0.5, None)
     for name, write in {
         "points": lambda file: file.write_text("torn"),
@@ -257,10 +259,10 @@ def test_points_in_a_damaged_file_are_refused(tmp_path):
     }.items():
         write(tmp_path / "run" / f"{name}.npz")
         with pytest.raises(InputError, match="must hold the points of this run"):
-            cached(run, name, lambda: told)
+            cached(run, name, lambda: samples)
 
 
-def test_what_slopes_save_is_read_off_the_curves():
+def test_what_partials_save_is_read_off_the_curves():
     def row(method, samples, mean):
         return {"method": method, "samples": samples, "errors": {"values": {"mean": mean}}}
 
@@ -276,7 +278,7 @@ import numpy as np
 from other import scale
 def mine(x):
     return np.asarray(x).sum(1, keepdims=True) * {factor} + scale
-def slopes(x):
+def partials(x):
     return {factor} * np.ones((len(x), 1, 2))
 """
 
@@ -329,13 +331,13 @@ def test_a_stopped_run_does_not_go_on_with_other_points(changing, undrawn, capsy
     assert "must go on with the points that it was begun with. Got changes in x (" in capsys.readouterr().err
 
 
-def test_points_that_another_function_was_asked_about_are_not_taken(folder, tmp_path):
+def test_points_of_another_function_are_not_taken(folder, tmp_path):
     run = Run.create(tmp_path / "points", "surrogate", {}, "0.1.0")
     x = torch.rand(8, 2, dtype=torch.float64)
     function = open_function("mine", lambda z: z.sum(1, keepdim=True), x, torch.ones(2))
     first = cached(run, "points", lambda: query(function, x, jacobians=False), function)
     calls = function.points
-    assert torch.equal(cached(run, "points", lambda: pytest.fail("asked twice"), function).y, first.y)
+    assert torch.equal(cached(run, "points", lambda: pytest.fail("queried twice"), function).y, first.y)
     assert function.points == calls
     other = open_function("mine", lambda z: z.sum(1, keepdim=True) * (1 + 1e-6), x, torch.ones(2))
     with pytest.raises(InputError, match=r"mine must return the values that .*points\.npz holds.* off by 1e-06 of"):
@@ -344,12 +346,12 @@ def test_points_that_another_function_was_asked_about_are_not_taken(folder, tmp_
 
 def test_a_gaussian_process_is_a_model_of_its_own(folder, undrawn, monkeypatch, capsys):
     command = (
-        f"--teacher simulator:smooth --jacobian simulator:slopes {BOX} --smoke --samples 12 --onnx never --model gp"
+        f"--teacher simulator:smooth --jacobian simulator:partials {BOX} --smoke --samples 12 --onnx never --model gp"
     )
     does(f"{command} --methods slopes --out run --no-doctor")
-    found = result(folder / "run")
-    assert found["solver"]["name"] == "gp"
-    assert 0.5 < found["solver"]["coverage_90"] <= 1
+    content = result(folder / "run")
+    assert content["solver"]["name"] == "gp"
+    assert 0.5 < content["solver"]["coverage_90"] <= 1
     test = np.load(folder / "run" / "points-test.npz")
     student = jacmatch.load_student(folder / "run")
     x = torch.from_numpy(test["x"])

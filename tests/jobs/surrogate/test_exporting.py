@@ -29,10 +29,10 @@ def test_onnx_has_the_scalers_inside(tmp_path, monkeypatch, as_users_run, activa
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     x = 1000 + torch.rand(30, 3)
     net = fit_surrogate(x, x.prod(1, keepdim=True), partials="none", hidden=(8,), activation=activation, steps=2)
-    found = to_onnx(net, tmp_path, x, torch.ones(1, dtype=torch.float64), "always")
+    result = to_onnx(net, tmp_path, x, torch.ones(1, dtype=torch.float64), "always")
     assert (tmp_path / "student.onnx").is_file()
-    assert found["checked_by"] == "onnx.reference"
-    assert found["largest_difference"] < 1e-5
+    assert result["checked_by"] == "onnx.reference"
+    assert result["largest_difference"] < 1e-5
     monkeypatch.delitem(sys.modules, "onnxruntime")
     if importlib.util.find_spec("onnxruntime"):
         assert to_onnx(net, tmp_path, x, torch.ones(1, dtype=torch.float64))["checked_by"] == "onnxruntime"
@@ -41,6 +41,6 @@ def test_onnx_has_the_scalers_inside(tmp_path, monkeypatch, as_users_run, activa
 def test_without_the_extra_there_is_no_onnx(tmp_path, monkeypatch):
     for name in ("onnx", "onnxscript"):
         monkeypatch.setitem(sys.modules, name, None)
-    found = to_onnx(torch.nn.Linear(2, 1), tmp_path, torch.rand(4, 2), torch.ones(1, dtype=torch.float64))
-    assert found == {"file": None, "why": "the extra onnx is not installed (onnx, onnxscript)"}
+    result = to_onnx(torch.nn.Linear(2, 1), tmp_path, torch.rand(4, 2), torch.ones(1, dtype=torch.float64))
+    assert result == {"file": None, "why": "the extra onnx is not installed (onnx, onnxscript)"}
     assert to_onnx(torch.nn.Linear(2, 1), tmp_path, torch.rand(4, 2), torch.ones(1), "never")["file"] is None

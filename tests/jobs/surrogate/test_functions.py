@@ -1,4 +1,4 @@
-"""What a function may be, how its slopes are found, and what is refused about it."""
+"""What a function may be, the source of its derivatives, and what is refused about it."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def exact(x):
         (lambda x: arrays(x).astype("f4"), "differences", 1e-2),
     ],
 )
-def test_slopes_are_found_where_they_are(call, way, close):
+def test_derivatives_come_from_autograd_or_differences(call, way, close):
     function, result = look(call)
     assert (function.way, result.outputs, result.non_smooth) == (way, 2, 0.0)
     assert torch.allclose(function.jacobian(X), exact(X), rtol=0, atol=close)
@@ -62,7 +62,7 @@ def test_the_way_can_be_chosen():
     assert look(arrays, own=lambda x: exact(torch.from_numpy(x)).numpy())[0].way == "own"
 
 
-def test_a_function_that_takes_both_is_asked_with_arrays_where_its_jacobian_needs_them():
+def test_a_function_that_takes_both_is_called_with_arrays_where_its_jacobian_needs_them():
     def function(x):
         return x**2
 
@@ -72,7 +72,7 @@ def test_a_function_that_takes_both_is_asked_with_arrays_where_its_jacobian_need
     assert look(function)[0].arrays == "torch"
 
 
-def test_a_network_in_float32_is_asked_in_float32():
+def test_a_network_in_float32_is_called_in_float32():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     function, result = look(net)
@@ -80,7 +80,7 @@ def test_a_network_in_float32_is_asked_in_float32():
     assert result.disagreement < 1e-3
 
 
-def test_a_network_is_asked_in_evaluation_mode():
+def test_a_network_is_called_in_evaluation_mode():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 2)).double()
     function, _ = look(net)
@@ -97,7 +97,7 @@ def noisy(size, sign=1.0):
     return call
 
 
-def test_a_jacobian_of_noisy_values_is_held_against_the_step_that_is_given():
+def test_a_jacobian_of_noisy_values_is_compared_at_the_given_step():
     with pytest.raises(InputError, match="where the values are noisy, use a longer --step"):
         look(noisy(1e-7))
     assert look(noisy(1e-7), step=0.02)[1].disagreement < 1e-3
@@ -106,7 +106,7 @@ def test_a_jacobian_of_noisy_values_is_held_against_the_step_that_is_given():
             look(noisy(size, sign=-1.0), step=0.02)
 
 
-def test_a_jacobian_that_could_not_be_checked_is_not_said_to_agree():
+def test_a_jacobian_that_could_not_be_checked_is_not_reported_to_agree():
     _, result = look(noisy(1e-2))
     assert (result.disagreement, result.non_smooth) == (None, 1.0)
 
@@ -152,7 +152,7 @@ def test_a_jacobian_of_a_wrong_shape_or_with_nan_is_refused():
         look(np.sin, own=lambda x: np.full((len(x), 3, 3), np.nan))
 
 
-def test_slopes_that_are_not_there_are_refused():
+def test_missing_derivatives_are_refused():
     with pytest.raises(InputError, match="must have a Jacobian of its own"):
         look(arrays, way="own")
     with pytest.raises(InputError, match=r"must be differentiable by autograd.*a NumPy function"):

@@ -1,4 +1,4 @@
-"""Where a function is asked."""
+"""The points at which a function is evaluated."""
 
 import pytest
 import torch
@@ -54,19 +54,19 @@ def test_active_sampling_goes_where_student_and_teacher_disagree():
         def forward(self, x):
             return self.factor * x.clamp(max=0.5)
 
-    asked = []
+    sizes = []
 
     def answer(x):
-        asked.append(len(x))
+        sizes.append(len(x))
         return Samples(x, x.clone(), torch.ones(len(x), 1, 1, dtype=torch.float64), len(x), 0.0)
 
     def pool(count, seed):
         return cube("box", count, 1, seed)
 
     units = (torch.ones(1, dtype=torch.float64), None)
-    known = sample_actively(pool(30, 0), pool, answer, lambda told: Half(), units, 30, rounds=2, seed=7)
+    known = sample_actively(pool(30, 0), pool, answer, lambda samples: Half(), units, 30, rounds=2, seed=7)
     assert len(known) == 30
-    assert known.calls == sum(asked) == 10 + 4 * 20
+    assert known.calls == sum(sizes) == 10 + 4 * 20
     assert torch.equal(known.x[:10], pool(30, 0)[:10])
     assert (known.x[10:] > 0.5).all()
     assert len(known.x.unique()) == 30
