@@ -284,7 +284,8 @@ def _condition(observed: _Observed, outputs: ndarray, parameters: ndarray) -> _C
 def _calibration(observed: _Observed, factor: ndarray, alpha: ndarray, variance: ndarray) -> ndarray:
     """Return what makes standard deviations such that 90 % of the samples, each left out, lie in their 90 % interval.
 
-    A sample is left out with all its partials. Its residual and variance follow from its block of the inverse.
+    A sample is left out with all its partials. Its residual and variance follow from its block of the inverse, which has
+    the noise; a value without noise is not known better for that, so the factor is at least 1.
     """
     n, d = observed.x.shape
     sample, ratios = observed.index % n, []
@@ -295,7 +296,7 @@ def _calibration(observed: _Observed, factor: ndarray, alpha: ndarray, variance:
         solved = linalg.solve_triangular(factor, unit, lower=True, check_finite=False)
         covariance = linalg.pinvh(solved.T @ solved)
         ratios.append(np.abs(covariance[0] @ alpha[block]) / np.sqrt(np.maximum(covariance[0, 0] * variance, 1e-300)))
-    return np.asarray(np.maximum(np.quantile(ratios, 0.9, axis=0) / QUANTILE_95, 1e-3))
+    return np.asarray(np.maximum(np.quantile(ratios, 0.9, axis=0) / QUANTILE_95, 1.0))
 
 
 def conditions_on(data: Standardized) -> int:
