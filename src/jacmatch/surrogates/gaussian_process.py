@@ -284,8 +284,8 @@ def _condition(observed: _Observed, outputs: ndarray, parameters: ndarray) -> _C
 def _calibration(observed: _Observed, factor: ndarray, alpha: ndarray, variance: ndarray) -> ndarray:
     """Return what makes standard deviations such that 90 % of the samples, each left out, lie in their 90 % interval.
 
-    A sample is left out with all its partials. Its residual and variance follow from its block of the inverse, which has
-    the noise; a value without noise is not known better for that, so the factor is at least 1.
+    A sample is left out with all its partials. Its residual and variance follow from its block of the inverse. That
+    variance includes the noise, which a value at a new point has not, so the factor is at least 1.
     """
     n, d = observed.x.shape
     sample, ratios = observed.index % n, []

@@ -162,7 +162,9 @@ def _weights(name: str, given: Any, shape: tuple[int, ...]) -> ndarray:
     return weights
 
 
-def warn_about(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
+def warn_about(
+    x: Inputs, y: Values, jacobian: Jacobian | None, caller: str = "`fit` of `JacobianRegressor`"
+) -> list[str]:
     """Return, and issue as a `DataWarning`, one line for each thing about the samples that looks wrong.
 
     Constant inputs or outputs, samples that contradict each other, partials that disagree with the values.
@@ -176,7 +178,7 @@ def warn_about(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
     lines += _contradictions(x, y)
     lines += _disagreement(x, y, jacobian)
     for line in lines:
-        warnings.warn(f"`fit` of `JacobianRegressor`: {line}", DataWarning, stacklevel=3)
+        warnings.warn(f"{caller}: {line}", DataWarning, stacklevel=3)
     return lines
 
 

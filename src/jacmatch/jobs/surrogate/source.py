@@ -26,6 +26,7 @@ from jacmatch.jobs.surrogate.functions import (
 from jacmatch.jobs.surrogate.points import Samples, cached, query, sample_actively
 from jacmatch.runs import Run
 from jacmatch.runs.identity import DOUBLE, Fingerprints, code_of, digest_of, probe, source_of
+from jacmatch.surrogates.samples import warn_about
 from jacmatch.surrogates.tables import load_table
 from jacmatch.teachers.cached.fingerprint import digest
 
@@ -46,6 +47,7 @@ class Source:
         data: The file's arrays.
         region: The box, or all given points.
         units: Units of the inputs.
+        warnings: What looks wrong about the samples of a file, one line each.
     """
 
     job: SurrogateFields
@@ -54,6 +56,7 @@ class Source:
     data: Data | None
     region: Float[Tensor, "corner *input"]
     units: Float[Tensor, "*input"]
+    warnings: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -249,7 +252,10 @@ def _file(job: SurrogateFields) -> Source:
     _resolved(data.train.inputs().double(), units)
     output_units(job, data.train.y.double())
     _enough(job, len(data.train))
-    return Source(job, None, None, data, data.train.inputs().double(), units)
+    train = _of(data, train=True)
+    partials = None if train.j is None else train.j.flatten(2).numpy()
+    lines = warn_about(train.x.flatten(1).numpy(), train.y.numpy(), partials, f"The training samples of {job.teacher}")
+    return Source(job, None, None, data, train.x, units, tuple(lines))
 
 
 def arrays_of(job: SurrogateFields) -> Data:
