@@ -1,5 +1,6 @@
 """A scikit-learn estimator that learns a smooth function from values and partials."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,9 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         values = values.reshape(len(x), -1)
         j = None if jacobian is None else samples.check_jacobian(jacobian, len(x), values.shape[1], x.shape[1])
         self._check()
-        self.warnings_ = samples.warn_about(x, values, j)
+        self.warnings_ = samples.suspicious(x, values, j)
+        for line in self.warnings_:
+            warnings.warn(f"`fit` of `JacobianRegressor`: {line}", samples.DataWarning, stacklevel=2)
         data, self.scaler_ = samples.standardize(
             x,
             values,

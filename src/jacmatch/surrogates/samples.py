@@ -1,6 +1,5 @@
 """Samples of a function: checked, standardized and weighted."""
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,10 +161,8 @@ def _weights(name: str, given: Any, shape: tuple[int, ...]) -> ndarray:
     return weights
 
 
-def warn_about(
-    x: Inputs, y: Values, jacobian: Jacobian | None, caller: str = "`fit` of `JacobianRegressor`"
-) -> list[str]:
-    """Return, and issue as a `DataWarning`, one line for each thing about the samples that looks wrong.
+def suspicious(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
+    """Return one line for each thing about the samples that looks wrong.
 
     Constant inputs or outputs, samples that contradict each other, partials that disagree with the values.
     """
@@ -175,11 +172,7 @@ def warn_about(
         if len(still) and len(x) > 1:
             numbers = ", ".join(map(str, still[:8]))
             lines.append(f"{name} {numbers} never varies in these {len(x)} samples: leave it out.")
-    lines += _contradictions(x, y)
-    lines += _disagreement(x, y, jacobian)
-    for line in lines:
-        warnings.warn(f"{caller}: {line}", DataWarning, stacklevel=3)
-    return lines
+    return lines + _contradictions(x, y) + _disagreement(x, y, jacobian)
 
 
 def is_noisy(x: Inputs, y: Values, jacobian: Jacobian | None) -> bool:

@@ -1,5 +1,6 @@
 """The job `surrogate`, on the command line and from Python."""
 
+import importlib
 import importlib.util
 import json
 import re
@@ -19,6 +20,7 @@ from jacmatch.jobs.surrogate.functions import open_function
 from jacmatch.jobs.surrogate.points import Samples, cached, query
 from jacmatch.jobs.surrogate.tables import reached
 from jacmatch.runs import Run
+from jacmatch.surrogates import DataWarning
 
 MODULE = """
 import numpy as np
@@ -361,3 +363,16 @@ def test_a_gaussian_process_is_a_model_of_its_own(folder, undrawn, monkeypatch, 
     monkeypatch.setattr(command_module, "LARGEST", 10)
     does(f"{command} --out other", code=2)
     assert "`--model gp` of `surrogate` takes up to 10 values and partials" in capsys.readouterr().err
+
+
+def test_samples_of_a_file_that_look_wrong_are_named_by_their_rows(folder, undrawn):
+    x = np.random.default_rng(0).uniform((0, 1), (3, 2), (60, 2))
+    x[40] = x[7]
+    simulator = sys.modules.get("simulator") or importlib.import_module("simulator")
+    y, j = simulator.smooth(x), simulator.slopes(x)
+    y[40, 0] += 5
+    np.savez("twice.npz", x_train=x, y_train=y, j_train=j)
+    with pytest.warns(DataWarning) as caught:
+        does(f"--teacher npz:twice.npz {SMALL} --methods values --out run")
+    assert any("occur more than once" in str(each.message) and "rows 7, 40" in str(each.message) for each in caught)
+    assert any("rows 7, 40" in note for note in result(folder / "run")["notes"])

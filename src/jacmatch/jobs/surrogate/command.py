@@ -403,7 +403,7 @@ def _notes(source: Source) -> list[str]:
     """What a reader must know about the function."""
     function, check = source.function, source.check
     if function is None or check is None:
-        return [*_known_share(source.data), *(f"In the training samples, {line}" for line in source.warnings)]
+        return [*_known_share(source.data), *(f"Samples: {line}" for line in source.warnings)]
     non_smooth = function.non_smooth
     way = _WAYS[function.way]
     if function.way != "differences":

@@ -1,5 +1,6 @@
 """Where a surrogate learns from: a function that can be evaluated, or a file of samples."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from jacmatch.jobs.surrogate.functions import (
 from jacmatch.jobs.surrogate.points import Samples, cached, query, sample_actively
 from jacmatch.runs import Run
 from jacmatch.runs.identity import DOUBLE, Fingerprints, code_of, digest_of, probe, source_of
-from jacmatch.surrogates.samples import warn_about
+from jacmatch.surrogates.samples import DataWarning, suspicious
 from jacmatch.surrogates.tables import load_table
 from jacmatch.teachers.cached.fingerprint import digest
 
@@ -241,7 +242,7 @@ def _file(job: SurrogateFields) -> Source:
     if job.sampling != "sobol" or job.jacobian != "auto":
         rule = "`--sampling` and `--jacobian` of `surrogate` are for a function that can be evaluated."
         raise InputError(rule, got=job.teacher, do="Leave them out: the file has its points, and j_train its partials.")
-    data = arrays_of(job)
+    data, lines = arrays_of(job)
     if data.classes is not None:
         raise InputError(f"{job.teacher} must have targets (N, K) of a float type.", got="classes")
     if data.train.jacobians is None and job.methods == ("slopes",):
@@ -252,24 +253,33 @@ def _file(job: SurrogateFields) -> Source:
     _resolved(data.train.inputs().double(), units)
     output_units(job, data.train.y.double())
     _enough(job, len(data.train))
-    train = _of(data, train=True)
-    partials = None if train.j is None else train.j.flatten(2).numpy()
-    lines = warn_about(train.x.flatten(1).numpy(), train.y.numpy(), partials, f"The training samples of {job.teacher}")
-    return Source(job, None, None, data, train.x, units, tuple(lines))
+    return Source(job, None, None, data, data.train.inputs().double(), units, tuple(lines))
 
 
-def arrays_of(job: SurrogateFields) -> Data:
-    """The arrays of the file; a fifth of its points is held out where it has no others to test with."""
+def _warnings(job: SurrogateFields, data: Data) -> list[str]:
+    """Return, and issue as a `DataWarning`, one line for each thing about the samples of a file that looks wrong."""
+    whole = _of(data, train=True)
+    partials = None if whole.j is None else whole.j.flatten(2).numpy()
+    lines = suspicious(whole.x.flatten(1).numpy(), whole.y.numpy(), partials)
+    for line in lines:
+        warnings.warn_explicit(f"{job.teacher}: {line}", DataWarning, "jacmatch", 0, registry={})
+    return lines
+
+
+def arrays_of(job: SurrogateFields) -> tuple[Data, list[str]]:
+    """The arrays of the file, and what looks wrong; a fifth of its points is held out where it has no test points."""
     if job.teacher.startswith("npz:"):
         arrays = npz.arrays(job.teacher.removeprefix("npz:"), ("x_train", "y_train"))
     else:
         arrays = load_table(job.teacher, job.x_columns, job.y_columns)
     if "x_test" in arrays or "y_test" in arrays:
-        return from_arrays(job.teacher, arrays)
+        data = from_arrays(job.teacher, arrays)
+        return data, [] if data.classes is not None else _warnings(job, data)
     same = {key.replace("train", "test"): array for key, array in arrays.items()}
     data = from_arrays(job.teacher, {**arrays, **same})
     train, test = split_validation(data.train.y, 0.2, job.seed)
-    return replace(data, train=data.train.subset(train), test=data.train.subset(test))
+    lines = [] if data.classes is not None else _warnings(job, data)
+    return replace(data, train=data.train.subset(train), test=data.train.subset(test)), lines
 
 
 def _of(data: Data, *, train: bool) -> Samples:
