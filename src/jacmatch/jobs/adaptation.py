@@ -109,11 +109,11 @@ class HeadTeacher:
 
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
         """Return outputs by the memory of features; everything else is computed by the network."""
-        asked = question or Question()
-        products = asked.cotangents is not None or asked.tangents is not None
-        if products or asked.layers or not isinstance(asked.readout, Logits):
-            return self.whole.answer(x, asked)
-        about = Question(_Pooled(self.layer), ids=asked.ids, draw=asked.draw, random=asked.random)
+        requested = question or Question()
+        products = requested.cotangents is not None or requested.tangents is not None
+        if products or requested.layers or not isinstance(requested.readout, Logits):
+            return self.whole.answer(x, requested)
+        about = Question(_Pooled(self.layer), ids=requested.ids, draw=requested.draw, random=requested.random)
         pooled = self.memory.answer(x, about).values
         with torch.no_grad():
             if isinstance(self.head, nn.Module):
