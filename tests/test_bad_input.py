@@ -35,7 +35,7 @@ SMALL = "--model mlp:4 --steps 12 --batch-size 8 --validation 0"
 TRAIN = f"train --data npz:{{good}}/data.npz {SMALL}"
 DISTILL = "distill --data npz:{good}/data.npz --teacher {good}/run --student mlp:3 --smoke --per-class 0"
 TRANSFER = (
-    "transfer --data npz:{good}/data.npz --teacher {good}/run --student mlp:3 --smoke --per-class 0 --validation 0 "
+    "transfer --data npz:{good}/target.npz --teacher {good}/run --student mlp:3 --smoke --per-class 0 --validation 0 "
     "--methods lwf"
 )
 ROBUST = "robust --data npz:{good}/data.npz --model mlp:4 --smoke"
@@ -94,7 +94,8 @@ CONFIGS = {
 def good(tmp_path_factory):
     """Usable data, a run that trained on them, and its weights."""
     folder = tmp_path_factory.mktemp("good")
-    np.savez(folder / "data.npz", **GOOD)
+    for name in ("data", "target"):
+        np.savez(folder / f"{name}.npz", **GOOD)
     np.savez(folder / "larger.npz", **{key: np.repeat(x, 2, -1) if x.ndim > 1 else x for key, x in GOOD.items()})
     command = f"train --data npz:{folder}/data.npz {SMALL} --out"
     assert main(shlex.split(f"{command} {folder}/run")) == 0
@@ -385,9 +386,21 @@ CASES = {
         r"`Robustness\(task='regression'\)` must not .* Got paper-label-cross-entropy\. Use form='squared-norm'",
     ),
     "no seeds of transfer": (TRANSFER + " --seeds 0", r"`--seeds` of `transfer` must be at least 1\. Got 0\."),
-    "no method of transfer": (
-        TRANSFER.replace(" lwf", ""),
-        r"`--methods` of `transfer` must name at least one\. Known: labels, oracle, lwf, .*",
+    "a teacher of the classes of the target": (
+        TRANSFER.replace("target", "data"),
+        r"`--teacher` of `transfer` must have been trained on other classes than .* Use `jacmatch distill --data",
+    ),
+    "unlabelled images of another size": (
+        TRANSFER + " --unlabelled npz:{good}/larger.npz",
+        r"`--unlabelled` of `transfer` must be images of shape \(1, 4, 4\), as --data has\. Got \(1, 4, 8\)",
+    ),
+    "unlabelled images where all are labelled": (
+        TRANSFER + " --unlabelled npz:{good}/target.npz",
+        r"`--unlabelled` of `transfer` must leave images that are not labelled\. Got none\.",
+    ),
+    "features of no layer": (
+        TRANSFER.replace("lwf", "features") + " --feature-layer features.conv9",
+        r"The layer of a readout must be a known name\. Got 'features\.conv9'",
     ),
     "unknown method of transfer": (
         TRANSFER + "+gradients",
@@ -428,7 +441,7 @@ CASES = {
     ),
     "pooled to nothing": (TRANSFER + " --pool 0", r"`--pool` of `transfer` must be at least 1\. Got 0\."),
     "shares above one": (
-        "transfer --smoke --outputs-share 0.9 --attention-share 0.2",
+        "transfer --smoke --recipe paper --outputs-share 0.9 --attention-share 0.2",
         r"The shares of all terms must add up to less than 1",
     ),
     "the report of no comparison": (
