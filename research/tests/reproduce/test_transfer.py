@@ -78,9 +78,10 @@ def test_recipes_have_a_table_of_their_own(place):
     recipes, apart = EXPERIMENTS["transfer"].tables(document)
     rows = {row: rest for row, *rest in recipes.rows}
     gain = cells[adapt]["accuracy"] - cells["labels, mixed pairs"]["accuracy"]
-    assert rows[adapt][:3] == [
+    assert rows[adapt][:4] == [
         f"{100 * cells[adapt]['accuracy']:.1f}",
         f"{100 * gain:+.1f}",
+        "1",
         f"{100 * cells[adapt]['probe_accuracy']:.1f}",
     ]
     assert (recipes.name, apart.name) == ("recipes", "distances")

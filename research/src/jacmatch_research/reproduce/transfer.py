@@ -306,31 +306,35 @@ def _changes(
     return [Table(name, f"{title}, {column} images per class", head, tuple(body), (note,))]
 
 
+def _by_seed(spread: Mapping[str, Any] | None) -> dict[int, float]:
+    return {} if spread is None else dict(zip(spread["seeds"], spread["values"], strict=True))
+
+
 def _recipes(document: Document) -> list[Table]:
     """Recipes at mixed pairs: accuracy, gain over labels alone at mixed pairs, and cosine of what is compared."""
     rows = [row for row in names(document, "row") if row in RECIPE_ROWS]
     if not rows:
         return []
-    measures = {"accuracy": (100, 1), "probe_accuracy": (100, 1), "top1": (100, 1), "jacobian_cosine": (1, 3)}
-    values = {name: spreads(document, name) for name in (*measures, "jacobian_relative_error", "train_seconds")}
+    forms = {"accuracy": (100, 1), "probe_accuracy": (100, 1), "top1": (100, 1)}
+    forms |= {"jacobian_cosine": (1, 3), "jacobian_relative_error": (1, 2)}
+    values = {name: spreads(document, name) for name in forms}
     column = next(column for row, column in values["accuracy"] if row in RECIPE_ROWS)
-    mixup = values["accuracy"].get((METHODS["mixup"], column))
+    alone = _by_seed(values["accuracy"].get((METHODS["mixup"], column)))
     body = []
     for row in rows:
-        accuracy = values["accuracy"].get((row, column))
-        gain = NOTHING if not (accuracy and mixup) else f"{100 * (accuracy['mean'] - mixup['mean']):+.1f}"
-        one = [entry(values[name].get((row, column)), *form) for name, form in measures.items()]
-        error, seconds = (entry(values[name].get((row, column)), 1, digits)
-                          for name, digits in (("jacobian_relative_error", 2), ("train_seconds", 0)))  # fmt: skip
-        body.append((row, one[0], gain, *one[1:], error, seconds))
-    head = ("row", "accuracy %", "gain", "probed teacher %", "agreement %", "cosine", "relative error", "seconds")
+        own = _by_seed(values["accuracy"].get((row, column)))
+        both = [own[seed] - alone[seed] for seed in own if seed in alone]
+        gain = f"{100 * sum(both) / len(both):+.1f}" if both else NOTHING
+        accuracy, *others = (entry(values[name].get((row, column)), *form) for name, form in forms.items())
+        body.append((row, accuracy, gain, str(len(own)), *others))
+    head = ("row", "accuracy %", "gain", "seeds", "probed teacher %", "agreement %", "cosine", "relative error")
     facts = document["facts"]
     teacher, student = facts["teacher"], facts["student"]["model"]
     note = (
         f"Teacher {teacher['model']} at {teacher['size']} pixels, student {student}, {facts['steps']} steps with "
         f"batches of 64, judged on {facts['judged']} test images, {column} labelled images per class; the teacher sees "
-        f"each image in {_VIEWS} views. Gain: over labels at mixed pairs. Cosine and relative error, on new images: of "
-        f"the products that a row compares, or of one random row. {_few(document)}"
+        f"each image in {_VIEWS} views. Gain: over labels at mixed pairs, for the same seeds. Cosine and relative error, "
+        f"on new images: of the products that a row compares, or of one random row. {_few(document)}"
     )
     return [Table("recipes", "Recipes with unlabelled images", head, tuple(body), (note, origin(document)))]
 
