@@ -35,6 +35,7 @@ BY_COLUMN = {"accuracy": "accuracy", "grid": "validation_accuracy", "validation"
 HEADS = {
     "accuracy %": "accuracy",
     "agreement %": "top1",
+    "probed teacher %": "probe_accuracy",
     "ECE %": "calibration_error",
     "under noise %": "noisy_accuracy",
     "none": "accuracy",
@@ -52,7 +53,7 @@ def meant(table, row, head):
     """Row, column and measure of the cells whose mean, in per cent, an entry of a table is."""
     if table in BY_COLUMN:
         return row, head.removeprefix("n = "), BY_COLUMN[table]
-    column = "all"
+    column = "10" if table == "recipes" else "all"  # of transfer, whose recipes are measured in one column
     if row.startswith("n = "):
         column, _, row = row.removeprefix("n = ").partition(": ")
     return row, column, HEADS.get(head, head)
@@ -99,7 +100,7 @@ def test_every_accuracy_is_the_mean_over_its_seeds(folder):
         lines = file.read_text(encoding="utf-8").splitlines()
         checked[file.stem], wrong = wrong_entries(file.stem, lines, values)
         assert not wrong, file.name
-    main = set(checked) & {*BY_COLUMN, "noise"}
+    main = set(checked) & {*BY_COLUMN, "noise", "recipes"}
     assert main
     assert all(checked[table] for table in main)
 

@@ -333,7 +333,7 @@ def _recipes(document: Document) -> list[Table]:
     note = (
         f"Teacher {teacher['model']} at {teacher['size']} pixels, student {student}, {facts['steps']} steps with "
         f"batches of 64, judged on {facts['judged']} test images, {column} labelled images per class; the teacher sees "
-        f"each image in {_VIEWS} views. Gain: over labels at mixed pairs, for the same seeds. Cosine and relative error, "
+        f"each image in {_VIEWS} views. Gain: over labels at mixed pairs, same seeds. Cosine and relative error, "
         f"on new images: of the products that a row compares, or of one random row. {_few(document)}"
     )
     return [Table("recipes", "Recipes with unlabelled images", head, tuple(body), (note, origin(document)))]
