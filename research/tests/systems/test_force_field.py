@@ -32,8 +32,8 @@ def test_energy_is_the_sum_over_pairs():
 
 def test_forces_and_hessian_are_the_derivatives():
     x = clusters()
-    slopes = torch.func.vmap(torch.func.grad(lambda y: energy(y[None])[0]))(x)
-    torch.testing.assert_close(forces(x), -slopes, rtol=1e-11, atol=1e-11)
+    gradients = torch.func.vmap(torch.func.grad(lambda y: energy(y[None])[0]))(x)
+    torch.testing.assert_close(forces(x), -gradients, rtol=1e-11, atol=1e-11)
     curvatures = torch.func.vmap(torch.func.hessian(lambda y: energy(y.reshape(1, 5, 3))[0]))(x.flatten(1))
     torch.testing.assert_close(hessian(x), curvatures, rtol=1e-10, atol=1e-10)
 
@@ -42,11 +42,11 @@ def test_forces_and_hessian_are_the_derivatives():
 def test_minima_are_those_of_the_cambridge_cluster_database(atoms, lowest):
     start = bipyramid()[:atoms] if atoms == 7 else clusters(1, atoms)[0]
 
-    def value_and_slope(flat):
+    def value_and_gradient(flat):
         x = torch.from_numpy(flat).reshape(1, atoms, 3)
         return float(energy(x)), -forces(x).flatten().numpy()
 
-    found = minimize(value_and_slope, start.flatten().numpy(), jac=True, options={"gtol": 1e-8})
+    found = minimize(value_and_gradient, start.flatten().numpy(), jac=True, options={"gtol": 1e-8})
     assert found.fun == pytest.approx(lowest, abs=1e-6)
     if atoms == 7:
         assert float(energy(start[None])) == pytest.approx(lowest, abs=1e-5)
@@ -114,17 +114,17 @@ def test_energies_of_a_network_see_no_place_no_orientation_and_no_order():
     assert net(x.flatten(1)).std() > 1e-6
 
 
-def test_a_force_field_has_forces_and_the_hessian_as_slopes():
+def test_a_force_field_has_forces_and_the_hessian_as_derivatives():
     net, x = network(scale=2.0, shift=3.0), clusters().flatten(1)
     field = ForceField(net, energy_unit=4.0, force_unit=5.0)
-    outputs, slopes = jacobian(field, x)
+    outputs, derivatives = jacobian(field, x)
     torch.testing.assert_close(outputs[:, :1], net(x) / 4)
     gradient = torch.func.vmap(torch.func.grad(lambda y: net(y[None])[0, 0]))(x)
     torch.testing.assert_close(outputs[:, 1:], -gradient / 5)
-    torch.testing.assert_close(slopes[:, 0], gradient / 4)
+    torch.testing.assert_close(derivatives[:, 0], gradient / 4)
     curvature = torch.func.vmap(torch.func.hessian(lambda y: net(y[None])[0, 0]))(x)
-    torch.testing.assert_close(slopes[:, 1:], -curvature / 5, rtol=1e-8, atol=1e-10)
-    slopes[:, 3].square().sum().backward()
+    torch.testing.assert_close(derivatives[:, 1:], -curvature / 5, rtol=1e-8, atol=1e-10)
+    derivatives[:, 3].square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in [net.layers[0].weight, net.layers[2].weight])
 
 

@@ -1,14 +1,13 @@
-"""Small networks for the energy of a cluster: what forces and Hessian rows of a larger one add at equal steps."""
+"""Small networks for the energy of a cluster: what forces and Hessian rows of a larger one add at equal cost."""
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from jacmatch.jobs.progress import Progress
 from jacmatch.report import Table
+from jacmatch.report.figures import Line, line_figure
 from jacmatch.report.tables import NOTHING, Spread, entry
 from jacmatch.runs import spread
-from jacmatch_research.figures import dot_figure
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.request import Request
 from jacmatch_research.systems.force_field.learning import (
@@ -16,42 +15,36 @@ from jacmatch_research.systems.force_field.learning import (
     configurations,
     errors,
     simulated,
-    taught,
     teacher,
+    trained,
 )
 from jacmatch_research.systems.force_field.lennard_jones import ARGON
 from jacmatch_research.tables import Document, names, paired, seeds_of, spreads
 
-ENERGIES, FORCES, LONGER = "energies", "+ forces", "+ forces, 4 × steps"
+ENERGIES, FORCES, ADAM = "energies", "+ forces", "+ forces, Adam"
 ROW, ROWS = "+ forces + 1 Hessian row", "+ forces + 4 Hessian rows"
 METHODS: dict[str, Mapping[str, Any]] = {
-    ENERGIES: {"forces": False, "rows": 0, "longer": 1},
-    FORCES: {"forces": True, "rows": 0, "longer": 1},
-    LONGER: {"forces": True, "rows": 0, "longer": 4},
-    ROW: {"forces": True, "rows": 1, "longer": 1},
-    ROWS: {"forces": True, "rows": 4, "longer": 1},
+    ENERGIES: {"forces": False, "rows": 0},
+    FORCES: {"forces": True, "rows": 0},
+    ROW: {"forces": True, "rows": 1},
+    ROWS: {"forces": True, "rows": 4},
+    ADAM: {"forces": True, "rows": 0},
 }
-"""What is matched; a step with a row takes three to four times as long as one without, with four rows seven times."""
-
-_SIZES: dict[str, dict[str, int]] = {
-    "smoke": {
-        "steps": 8,
-        "configurations": 16,
-        "simulated": 20,
-        "clusters": 2,
-        "tested": 10,
-        "taught": 32,
-        "teaching": 8,
-    },
+"""What is matched."""
+EVALUATIONS: dict[str, dict[int, dict[str, int]]] = {
+    "smoke": {16: {ENERGIES: 9, FORCES: 9, ROW: 6, ROWS: 6}},
     "cpu": {
-        "steps": 600,
-        "configurations": 50,
-        "simulated": 10_000,
-        "clusters": 8,
-        "tested": 200,
-        "taught": 1000,
-        "teaching": 2000,
+        5: {FORCES: 1360, ROW: 500, ROWS: 270},
+        20: {FORCES: 1030, ROW: 350, ROWS: 170},
+        50: {ENERGIES: 3000, FORCES: 840, ROW: 320, ROWS: 136},
     },
+}
+"""Evaluations of the last fit, by configurations: about as many processor seconds for each method."""
+_STEPS = {"smoke": (16, 8), "cpu": (50, 1700)}
+"""Configurations at which Adam is compared, and its steps: about as many processor seconds again."""
+_SIZES: dict[str, dict[str, int]] = {
+    "smoke": {"simulated": 20, "clusters": 2, "tested": 10, "pool": 32, "pool_steps": 8},
+    "cpu": {"simulated": 2000, "clusters": 8, "tested": 200, "pool": 1000, "pool_steps": 2000},
 }
 LOST = 1000
 """A drift in meV that no bound cluster can have: its binding energy is 170."""
@@ -61,76 +54,64 @@ MEASURES = {
     "energy": ("energy, meV", 2),
     "drift": ("drift, meV", 3),
     "own": ("own energy, meV", 4),
-    "train_seconds": ("seconds of training", 0),
+    "evaluations": ("evaluations", 0),
+    "cpu_seconds": ("processor seconds", 1),
 }
 """Headings and digits."""
 
 
-def _size(request: Request) -> dict[str, int]:
-    return _SIZES["smoke" if request.smoke else "cpu"]
-
-
 def _cells(request: Request) -> list[Cell]:
-    size = _size(request)
+    size = "smoke" if request.smoke else "cpu"
+    of_adam, steps = _STEPS[size]
     return [
-        Cell(
-            method,
-            str(size["configurations"]),
-            seed,
-            {
-                **size,
-                "forces": how["forces"],
-                "rows": how["rows"],
-                "share": 0.5,
-                "steps": how["longer"] * size["steps"],
-            },
-        )
-        for method, how in METHODS.items()
+        Cell(method, str(count), seed, {**_SIZES[size], **METHODS[method], "configurations": count, **length})
         for seed in request.seed_numbers(5)
+        for count, evaluations in EVALUATIONS[size].items()
+        for method, length in (
+            *((method, {"evaluations": number}) for method, number in evaluations.items()),
+            *([(ADAM, {"steps": steps})] if count == of_adam else []),
+        )
     ]
 
 
 def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
     """The teacher's own errors, to be compared with."""
-    size = _size(request)
-    results = errors(teacher(size["taught"], size["teaching"]), size["tested"])
+    size = _SIZES["smoke" if request.smoke else "cpu"]
+    results = errors(teacher(size["pool"], size["pool_steps"]), size["tested"])
     return {"teacher": {name: round(value, 6) for name, value in results.items()}}
 
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
     """Errors of a student, and what a simulation that it drives does to the energy."""
     options = cell.settings
-    by = teacher(options["taught"], options["teaching"])
-    x = configurations(options["configurations"], seed=cell.seed)
-    start = time.perf_counter()
-    student = taught(
-        x,
-        by,
-        forces=options["forces"],
-        rows=options["rows"],
-        share=options["share"],
-        steps=options["steps"],
+    student, training = trained(
+        configurations(options["configurations"], seed=cell.seed),
+        teacher(options["pool"], options["pool_steps"]),
         seed=cell.seed,
+        **{name: options[name] for name in ("forces", "rows", "evaluations", "steps") if name in options},
     )
-    seconds = time.perf_counter() - start
     motion = simulated(student, clusters=options["clusters"], steps=options["simulated"], seed=cell.seed)
-    results = errors(student, options["tested"])
-    return {**results, **motion, "train_seconds": seconds}
+    return {**errors(student, options["tested"]), **motion, **training}
 
 
 def _tables(document: Document) -> list[Table]:
     results = {name: spreads(document, name) for name in MEASURES}
-    (column,) = names(document, "column")
+    columns = names(document, "column")
     own, made = document["facts"]["teacher"], document["environment"]
     options = document["cells"][0]["settings"]
     rows = [
-        (row, *(_entry(results[name].get((row, column)), name, digits) for name, (_, digits) in MEASURES.items()))
-        for row in names(document, "row")
+        (
+            f"n = {column}: {row}",
+            *(_entry(results[name].get((row, column)), name, digits) for name, (_, digits) in MEASURES.items()),
+        )
+        for column in columns
+        for row in METHODS
+        if (row, column) in results["force"]
     ]
     examples = ("the teacher", *(f"{own[n]:.{d}f}" if n in own else NOTHING for n, (_, d) in MEASURES.items()))
     time_step = STEP * ARGON.time * 1e15
     notes = (
-        f"Seven argon atoms, {column} configurations, mean ± standard deviation over seeds: {seeds_of(document)}. "
+        f"Seven argon atoms, n configurations, mean ± standard deviation over seeds: {seeds_of(document)}. "
         f"Errors against the potential at {options['tested']} fresh configurations, where the forces have a standard "
         f"deviation of {own['force_std']:.2f} meV/Å.",
         f"Drift: root mean square of H(t) − H(0), H with the potential's energy, over {options['simulated']:,} steps "
@@ -139,25 +120,27 @@ def _tables(document: Document) -> list[Table]:
         "the mean.",
         f"CPU, one thread beside other work, torch {made['torch']}, jacmatch {made['jacmatch']}.",
     )
-    head = ("matched", *(heading for heading, _ in MEASURES.values()))
+    head = ("configurations and what is matched", *(heading for heading, _ in MEASURES.values()))
+    differences = tuple(
+        (
+            f"n = {column}: {row} − {FORCES}",
+            *(
+                entry(paired(results[name].get((row, column)), results[name].get((FORCES, column))), 1, 3)
+                for name in ("force", "hessian", "drift")
+            ),
+        )
+        for column in columns
+        for row in (ROW, ROWS)
+    )
     gains = Table(
         "gain",
-        "What rows of the Hessian take away, seed by seed, at equal steps and at about equal cost",
+        "What rows of the Hessian take away, seed by seed, at equal processor time",
         ("difference", *(MEASURES[name][0] for name in ("force", "hessian", "drift"))),
-        tuple(
-            (
-                f"{row} − {than}",
-                *(
-                    entry(paired(results[name].get((row, column)), results[name].get((than, column))), 1, 3)
-                    for name in ("force", "hessian", "drift")
-                ),
-            )
-            for row in (ROW, ROWS)
-            for than in (FORCES, LONGER)
-        ),
+        differences,
         ("Negative: the rows lower the error.",),
     )
-    return [Table("force-field", "Errors of students at equal steps", head, (*rows, examples), notes), gains]
+    title = "Errors of students at equal processor time"
+    return [Table("force-field", title, head, (*rows, examples), notes), gains]
 
 
 def _entry(value: Spread | None, name: str, digits: int) -> str:
@@ -176,18 +159,21 @@ def _survivors(value: Spread) -> tuple[Spread | None, int]:
 
 
 def _figure(document: Document) -> bytes:
-    """Drift of each row of the table, over the seeds that kept the cluster."""
-    results, (column,) = spreads(document, "drift"), names(document, "column")
-    retained = [(row, _survivors(results[row, column])[0]) for row in names(document, "row")]
-    return dot_figure(
-        [(row, value["mean"], value["std"]) for row, value in retained if value is not None],
-        title="Energy lost or won in a simulation that the student drives",
-        x_label="root mean square of H(t) − H(0), meV",
-    )
+    """Errors of forces and Hessian over the number of configurations, and the drift of the seeds that lost no atom."""
+    panels = []
+    for name, heading in (("force", "forces, meV/Å"), ("hessian", "Hessian, meV/Å²"), ("drift", "drift, meV")):
+        results, lines = spreads(document, name), []
+        for row in (FORCES, ROW, ROWS):
+            points = [(float(c), _survivors(results[row, c])[0]) for c in names(document, "column")]
+            have = [(x, value) for x, value in points if value is not None]
+            stds = [value["std"] or 0.0 for _, value in have]
+            lines.append(Line(row, [x for x, _ in have], [value["mean"] for _, value in have], stds))
+        panels.append((heading, lines))
+    return line_figure(panels, x_label="configurations", y_label="", log_x=True, log_y=True)
 
 
 FORCE_FIELD = Experiment(
-    about="a cluster of argon: energies, forces and sampled rows of the Hessian of a larger network, at equal steps",
+    about="a cluster of argon: energies, forces and rows of the Hessian of a larger network, at equal processor time",
     cells=_cells,
     measure=_measure,
     tables=_tables,

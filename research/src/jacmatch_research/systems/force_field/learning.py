@@ -1,17 +1,19 @@
-"""A large network taught by the potential, small ones taught by that network, and how wrong each of them is."""
+"""A large network trained on the potential, small ones trained on that network, and the errors of each."""
 
+import time
 from functools import lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from jacmatch.jacobian import jacobian
-from jacmatch.objectives import GradientShare
-from jacmatch.surrogates.modules import fit_surrogate
+from jacmatch.surrogates.modules import fit_surrogate, regression
 from jacmatch_research.systems.force_field.dynamics import State, thermal, verlet
 from jacmatch_research.systems.force_field.lennard_jones import ARGON, bipyramid, energy, forces, hessian
 from jacmatch_research.systems.force_field.networks import EnergyNetwork, ForceField
+from jacmatch_research.systems.second_order import minimize_by_lbfgs
 
 ATOMS = 7
 TEMPERATURES = (0.04, 0.16)
@@ -39,7 +41,7 @@ def targets(x: Float[Tensor, "cluster coordinate"]) -> Float[Tensor, "cluster va
 
 @lru_cache(maxsize=1)
 def teacher(count: int, steps: int) -> ForceField:
-    """A network with 16 radial functions and two layers of 48, taught energies and forces by the potential; frozen."""
+    """A network with 16 radial functions and two layers of 48, trained on the potential; frozen."""
     x = configurations(count, seed=2**20)
     y = targets(x)
     student = ForceField(_new(y, radial=16, hidden=(48, 48), seed=0))
@@ -57,48 +59,59 @@ def teacher(count: int, steps: int) -> ForceField:
     return student.eval().requires_grad_(False)
 
 
-def taught(
+def trained(
     x: Float[Tensor, "cluster coordinate"],
-    by: ForceField,
+    teacher: ForceField,
     *,
     forces: bool,
     rows: int,
-    share: float,
-    steps: int,
     seed: int,
-) -> ForceField:
-    """A network with 8 radial functions and two layers of 16, taught by another one.
+    evaluations: int = 0,
+    steps: int = 0,
+) -> tuple[ForceField, dict[str, float]]:
+    """Train a network with 8 radial functions and two layers of 16 on another one; return it with its measures.
 
     Args:
         x: Configurations.
-        by: The teacher.
+        teacher: The other network.
         forces: Whether forces are matched besides energies.
-        rows: Rows of the Jacobian of energy and forces, sampled anew in each step; 0 for none.
-        share: Of the rows in the gradient norm.
-        steps: Of the optimizer.
-        seed: Of weights, batches and rows.
+        rows: Rows of the Jacobian of energy and forces that are matched at each configuration, always the same ones;
+            22 for all, 0 for none. They weigh as much as makes both terms equal for a constant network.
+        seed: Of weights, batches, rows and of what is held out.
+        evaluations: Of the second-order solver.
+        steps: Of Adam instead, in batches of 16 and in float32.
     """
-    points = x.float()
-    y = by(points).detach()
-    network = _new(y, radial=8, hidden=(16, 16), seed=seed)
+    dtype = torch.float32 if steps else torch.float64
+    points, teacher = x.to(dtype), teacher.to(dtype)
+    y, table = (each.detach() for each in jacobian(teacher, points)) if rows else (teacher(points).detach(), None)
+    teacher.float()
+    network = _new(y, radial=8, hidden=(16, 16), seed=seed).to(dtype)
     field = ForceField(network)
-    wide = units(y) if forces else units(y)[:1]
-    fit_surrogate(
-        points,
-        y if forces else y[:, :1],
-        teacher=by if rows else None,
-        partials="rows" if rows else "none",
-        probes=max(rows, 1),
-        weight=GradientShare(share),
-        student=field if forces else network,
-        x_scale=torch.ones(points.shape[1]),
-        y_scale=wide,
-        steps=steps,
-        batch_size=16,
-        lr=3e-3,
-        seed=seed,
-    )
-    return field.eval()
+    student: nn.Module = field if forces else network
+    outputs = y if forces else y[:, :1]
+    scales: dict[str, Any] = {
+        "x_scale": torch.ones(points.shape[1], dtype=dtype),
+        "y_scale": units(y)[: outputs.shape[1]],
+    }
+    start = time.process_time()
+    if steps:
+        how: dict[str, Any] = {"steps": steps, "batch_size": 16, "lr": 3e-3, "seed": seed}
+        fit_surrogate(points, outputs, partials="none", student=student, **scales, **how)
+        measures = {"evaluations": float(steps)}
+    else:
+        compared: dict[str, Any] = (
+            {"partials": "rows", "probes": rows, "jacobian": table} if rows else {"partials": "none"}
+        )
+        objective = regression(student, points, outputs, weight="scale", seed=seed, **compared, **scales)
+        measures = minimize_by_lbfgs(
+            student,
+            lambda ids: objective(points[ids], outputs[ids], ids=ids, draw=0)["loss"],
+            len(points),
+            evaluations=evaluations,
+            seed=seed,
+        )
+    measures["cpu_seconds"] = time.process_time() - start
+    return field.float().eval(), measures
 
 
 def units(y: Float[Tensor, "cluster value"]) -> Float[Tensor, "value"]:
@@ -110,9 +123,9 @@ def errors(field: ForceField, count: int) -> dict[str, float]:
     """Root mean squared errors against the potential at fresh configurations, in meV, meV/Å and meV/Å²."""
     x = configurations(count, seed=2**20 + 1)
     exact, field = targets(x), field.double()
-    predicted, slopes = (each.detach() for each in jacobian(field, x))
+    predicted, derivatives = (each.detach() for each in jacobian(field, x))
     field.float()
-    hessians = -slopes[:, 1:] - hessian(x.reshape(-1, ATOMS, 3))
+    hessians = -derivatives[:, 1:] - hessian(x.reshape(-1, ATOMS, 3))
     unit, length = ARGON.millielectronvolts, ARGON.angstroms
     return {
         "energy": unit * float((predicted - exact)[:, 0].square().mean().sqrt()),

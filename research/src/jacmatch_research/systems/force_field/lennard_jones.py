@@ -87,10 +87,10 @@ def hessian(x: Float[Tensor, "cluster atom 3"]) -> Float[Tensor, "cluster coordi
     """
     count, atoms, _ = x.shape
     apart, inverse, square = _pairs(x)
-    slope = -24 * (2 * inverse.square() - inverse) / square  # V′/r
-    curvature = 24 * (26 * inverse.square() - 7 * inverse) / square  # V″
-    along = ((curvature - slope) / square)[..., None, None] * apart[..., :, None] * apart[..., None, :]
-    block = along + slope[..., None, None] * torch.eye(3, dtype=x.dtype, device=x.device)
+    first = -24 * (2 * inverse.square() - inverse) / square  # V′/r
+    second = 24 * (26 * inverse.square() - 7 * inverse) / square  # V″
+    along = ((second - first) / square)[..., None, None] * apart[..., :, None] * apart[..., None, :]
+    block = along + first[..., None, None] * torch.eye(3, dtype=x.dtype, device=x.device)
     own = torch.eye(atoms, dtype=x.dtype, device=x.device)[:, :, None, None]
     blocks = own * block.sum(2)[:, :, None] - block
     return blocks.permute(0, 1, 3, 2, 4).reshape(count, 3 * atoms, 3 * atoms)

@@ -1,4 +1,4 @@
-"""Networks for the energy of a cluster that do not see its place, its orientation and the order of its atoms."""
+"""Networks for the energy of a cluster that do not see its position, its orientation and the order of its atoms."""
 
 from collections.abc import Sequence
 
@@ -84,5 +84,5 @@ class ForceField(nn.Module):
 
     def forward(self, x: Float[Tensor, "cluster coordinate"]) -> Float[Tensor, "cluster value"]:
         """Scaled energy and forces."""
-        value, slope = vjp(self.network, x, torch.ones(len(x), 1, dtype=x.dtype, device=x.device))
-        return torch.cat((value / self.units[0], -slope / self.units[1]), 1)
+        value, gradient = vjp(self.network, x, torch.ones(len(x), 1, dtype=x.dtype, device=x.device))
+        return torch.cat((value / self.units[0], -gradient / self.units[1]), 1)
