@@ -126,6 +126,9 @@ EXCEPTIONS: dict[str, tuple[str, ...]] = {
     "research/src/jacmatch_research/reproduce/propositions.py": ("slope",),
     "research/tests/reproduce/test_propositions.py": ("slope",),
     "research/src/jacmatch_research/reproduce/transfer.py": ("depths", "slope", "closeness"),
+    "research/src/jacmatch_research/systems/steering/control.py": ("settled",),  # keys of stored results
+    "research/src/jacmatch_research/reproduce/steering.py": ("settled",),
+    "research/src/jacmatch_research/reproduce/pricing.py": ("slopes",),
 }  # glob of paths: the words that may stand there
 
 _PIECES = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
