@@ -45,6 +45,7 @@ from jacmatch.jacobian.readouts import (
     Readout,
     TopLogit,
 )
+from jacmatch.jacobian.rules.attention import attention_jvp
 from jacmatch.jacobian.substitutions import MaskedNeighbours, TokenSubstitutions
 from jacmatch.jacobian.verification import unverified
 
@@ -87,6 +88,7 @@ __all__ = [
     "TokenSubstitutions",
     "TopClass",
     "TopLogit",
+    "attention_jvp",
     "from_embeddings",
     "gradient_norms",
     "jacobian",

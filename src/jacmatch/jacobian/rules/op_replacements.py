@@ -4,7 +4,7 @@ Calls from Python are looked up in a table of faster rules, or of forms that `to
 missing in PyTorch is replaced below that, in ATen's dispatcher (`aten_kernels`), however it is called.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,8 +15,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from jacmatch.errors import UnsupportedError
-from jacmatch.jacobian.rules import aten_kernels, traced
+from jacmatch.jacobian.rules import aten_kernels, dual, traced
 from jacmatch.jacobian.rules.activation import gelu, relu
+from jacmatch.jacobian.rules.attention import attention
 from jacmatch.jacobian.rules.batch_norm import Statistics, batch_norm
 from jacmatch.jacobian.rules.convolution import convolution
 from jacmatch.jacobian.rules.layer_norm import layer_norm
@@ -82,7 +83,23 @@ def _relu(x: Tensor, inplace: bool = False) -> Tensor:
 
 
 def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
-    return gelu(x) if approximate == "none" and x.is_floating_point() else functional.gelu(x, approximate=approximate)
+    exact = approximate == "none" and x.is_floating_point()
+    return dual.gelu(x, gelu) if exact else functional.gelu(x, approximate=approximate)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return dual.linear(x, weight, bias, linear)
+
+
+def _layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Tensor:
+    return dual.layer_norm(x, normalized_shape, weight, bias, eps, layer_norm)
 
 
 def _instance_norm(
@@ -128,7 +145,12 @@ _RULES: dict[Callable[..., Any], Rule] = {
     **{func: _unfused(func) for func in (torch.lstm, torch.lstm_cell)},
     functional.instance_norm: _instance_norm,
 }
-_FORWARD_RULES: dict[Callable[..., Any], Rule] = {functional.linear: linear, functional.gelu: _gelu}
+_FORWARD_RULES: dict[Callable[..., Any], Rule] = {
+    functional.linear: _linear,
+    functional.gelu: _gelu,
+    **dict.fromkeys((functional.layer_norm, torch.layer_norm), _layer_norm),
+    functional.scaled_dot_product_attention: attention,
+}
 _ONCE: dict[Callable[..., Any], Rule] = {functional.batch_norm: partial(batch_norm, True, None)}
 _COMPILED: dict[Callable[..., Any], Rule] = {
     functional.hardsigmoid: lambda x, inplace=False: aten_kernels.hardsigmoid(x),
