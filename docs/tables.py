@@ -41,6 +41,8 @@ def _table(path: Path) -> str:
         return _claims([row for name in ORDER for row in _rows(path / f"{name}.json")])
     if path.suffix == ".csv":
         return _sweep(path)
+    if path.name == "surrogate-peers.json":
+        return _surrogates(path)
     return _cases(path) if path.suffix == ".json" else path.read_text(encoding="utf-8")
 
 
@@ -98,6 +100,28 @@ def _summary(rows: list[Row]) -> str:
     met = sum(bool(row["met"]) for row in measured)
     count = "" if met == len(measured) == 1 else f" ({met} of {len(measured)} met)"
     return f"**{_range([row['median'] for row in measured])}**{count}"
+
+
+def _surrogates(path: Path) -> str:
+    """Errors of values / partials of each surrogate in the cells that were measured: means over the seeds there are."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    names = ("auto", "network", "gp", "distilled", "gekpls", "kriging", "genn", "jenn")
+    lines = [f"| function | points | seeds | {' | '.join(names)} |", f"| --- | ---: | ---: |{' ---: |' * len(names)}"]
+    rows = dict.fromkeys(tuple(key.split("/")[:2]) for key in cells)
+    for problem, size in sorted(rows, key=lambda row: (int(row[1]), row[0])):
+        entries, counts = [], []
+        for name in names:
+            parts = {key: key.split("/") for key in cells}
+            mine = [cell for key, cell in cells.items() if parts[key][:2] == [problem, size] and parts[key][3] == name]
+            known = [cell for cell in mine if "values" in cell]
+            means = [sum(cell[what] for cell in known) / max(len(known), 1) for what in ("values", "partials")]
+            failed = mine[0]["failed"].partition(": ")[2] if mine and not known else "–"
+            entries.append(
+                " / ".join(format(mean, ".0f" if mean >= 10 else ".2g") for mean in means) if known else failed
+            )
+            counts.append(len(known))
+        lines.append(f"| {problem} | {size} | {max(counts)} | {' | '.join(entries)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _cases(path: Path) -> str:
