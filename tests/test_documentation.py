@@ -23,6 +23,7 @@ PAGES = [
 SLOW_PAGES = (
     "how-to/audit.md",
     "how-to/distill.md",
+    "how-to/export.md",
     "explanation/objective.md",
     "how-to/surrogate.md",
     "how-to/transfer.md",

@@ -116,7 +116,7 @@ def exported(console: Console, result: Mapping[str, Any]) -> None:
     for name, check in result["files"].items():
         values = f"value error {check['value_relative_error']:.1e}, " if "value_relative_error" in check else ""
         cosine = f"cosine of J {check['jacobian_cosine']:.4f}, " if "jacobian_cosine" in check else ""
-        console.print(f"{name}: {values}{cosine}{_bytes(check['bytes'])}")
+        console.print(f"{name}: {values}{cosine}{_bytes(float(check['bytes']))}")
 
 
 def diagnosis(console: Console, result: Mapping[str, Any]) -> None:
