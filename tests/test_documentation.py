@@ -26,6 +26,8 @@ SLOW_PAGES = (
     "how-to/export.md",
     "explanation/objective.md",
     "how-to/surrogate.md",
+    "how-to/force-fields.md",
+    "how-to/inputs-and-outputs.md",
     "how-to/transfer.md",
     "how-to/teacher-cache.md",
 )
@@ -34,6 +36,7 @@ FRAMEWORKS = {
     "how-to/hugging-face.md": "transformers",
     "how-to/lightning.md": "lightning",
     "how-to/peft.md": "peft",
+    "how-to/text.md": "transformers",
     "how-to/timm.md": "timm",
 }
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[a-z]*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
