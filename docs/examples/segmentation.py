@@ -43,7 +43,7 @@ class UNet(nn.Module):
 
 
 def scenes(rows, count, seed):
-    """Scenes with digits of these rows at random places, noise, and the class of each pixel."""
+    """Scenes with digits of these rows at random positions, noise, and the class of each pixel."""
     data = load_digits()
     images, classes = torch.tensor(data.images, dtype=torch.float32) / 16, torch.tensor(data.target)
     generator = torch.Generator().manual_seed(seed)

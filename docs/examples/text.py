@@ -30,17 +30,17 @@ def texts():
     """Token ids (N, LENGTH), 0 for padding and 1 for rare words, and the class of each, in an order of their own."""
     words, labels = [], []
     for label, package in enumerate(PACKAGES):
-        found = []
+        collected = []
         for path in sorted(Path(find_spec(package).submodule_search_locations[0]).rglob("*.py")):
-            if "test" in str(path) or len(found) > 1500:
+            if "test" in str(path) or len(collected) > 1500:
                 continue
             tree = ast.parse(path.read_text(errors="ignore"))
             kinds = (ast.FunctionDef, ast.ClassDef)
             for text in (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)):
                 some = [word for word in re.findall("[a-z]+", (text or "").lower()) if word not in NAMES][:LENGTH]
-                found += [some] if len(some) >= 8 else []
-        words += found[:1000]
-        labels += [label] * len(found[:1000])
+                collected += [some] if len(some) >= 8 else []
+        words += collected[:1000]
+        labels += [label] * len(collected[:1000])
     number = {word: n + 2 for n, (word, _) in enumerate(Counter(w for t in words for w in t).most_common(WORDS - 2))}
     ids = torch.tensor([[number.get(w, 1) for w in t] + [0] * (LENGTH - len(t)) for t in words])
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))
@@ -52,12 +52,12 @@ class Classifier(nn.Module):
 
     def __init__(self, width, layers):
         super().__init__()
-        self.words, self.places = nn.Embedding(WORDS, width), nn.Parameter(0.1 * torch.randn(LENGTH, width))
+        self.words, self.positions = nn.Embedding(WORDS, width), nn.Parameter(0.1 * torch.randn(LENGTH, width))
         layer = nn.TransformerEncoderLayer(width, 4, 2 * width, 0.0, "gelu", batch_first=True)
         self.layers, self.last = nn.TransformerEncoder(layer, layers), nn.Linear(width, len(PACKAGES))
 
     def forward(self, input_ids, attention_mask):
-        h = self.layers(self.words(input_ids) + self.places, src_key_padding_mask=attention_mask == 0)
+        h = self.layers(self.words(input_ids) + self.positions, src_key_padding_mask=attention_mask == 0)
         mask = attention_mask[..., None]
         return self.last((h * mask).sum(1) / mask.sum(1))
 
