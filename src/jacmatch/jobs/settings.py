@@ -159,17 +159,8 @@ def positive(job: str, **numbers: int) -> None:
 
 
 _NEVER = (
-    "device",
-    "pairs",
-    "feature_layer",
-    "probe",
-    "readout",
-    "name",
-    "names",
-    "rows",
-    "action",
-    "x_columns",
-    "y_columns",
+    *("device", "pairs", "feature_layer", "probe", "readout", "name", "names", "rows", "action", "x_columns"),
+    *("y_columns", "at_least", "at_most", "trained"),  # the last is a run folder, which is checked when it is opened
 )
 """Text fields that never name code."""
 _FIELDS: Mapping[str, Callable[[str], bool]] = {
