@@ -103,11 +103,11 @@ def _summary(rows: list[Row]) -> str:
 
 
 def _surrogates(path: Path) -> str:
-    """Errors of values / partials of each surrogate in the cells that were measured: means over the seeds there are."""
+    """Errors of values / partials of each surrogate, means over the seeds there are; a row needs the default, `auto`."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     names = ("auto", "network", "gp", "distilled", "gekpls", "kriging", "genn", "jenn")
     lines = [f"| function | points | seeds | {' | '.join(names)} |", f"| --- | ---: | ---: |{' ---: |' * len(names)}"]
-    rows = dict.fromkeys(tuple(key.split("/")[:2]) for key in cells)
+    rows = dict.fromkeys(tuple(key.split("/")[:2]) for key in cells if key.endswith("/auto"))
     for problem, size in sorted(rows, key=lambda row: (int(row[1]), row[0])):
         entries, counts = [], []
         for name in names:
