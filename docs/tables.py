@@ -103,7 +103,7 @@ def _summary(rows: list[Row]) -> str:
 
 
 def _surrogates(path: Path) -> str:
-    """Errors of values / partials of each surrogate, means over the seeds there are; a row needs the default, `auto`."""
+    """Errors of values / partials of each surrogate, means over seeds; rows with the default, `auto`, only."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     names = ("auto", "network", "gp", "distilled", "gekpls", "kriging", "genn", "jenn")
     lines = [f"| function | points | seeds | {' | '.join(names)} |", f"| --- | ---: | ---: |{' ---: |' * len(names)}"]
