@@ -110,11 +110,11 @@ def levenberg_marquardt(data, net, theta, seconds):
                 if len(r) >= net.count:
                     step = -linalg.solve(j.T @ j + np.diag(scale), gradient, assume_a="pos", check_finite=False)
                 else:
-                    scaled, pull = j / scale, decays / scale * theta
+                    scaled, decay_step = j / scale, decays / scale * theta
                     inner = linalg.solve(
-                        scaled @ j.T + np.eye(len(r)), r - j @ pull, assume_a="pos", check_finite=False
+                        scaled @ j.T + np.eye(len(r)), r - j @ decay_step, assume_a="pos", check_finite=False
                     )
-                    step = -(scaled.T @ inner) - pull
+                    step = -(scaled.T @ inner) - decay_step
             except (linalg.LinAlgError, linalg.LinAlgWarning):
                 damping *= 10
                 continue
@@ -159,12 +159,12 @@ def measured(name, width, seed):
     net = Perceptron((inputs, width, width, 1), "silu")
     theta = net.initial(seed)
     start = time.process_time()
-    found = {"scipy": minimize_loss(data, net, theta, DECAY, EVALUATIONS)[0]}
+    results = {"scipy": minimize_loss(data, net, theta, DECAY, EVALUATIONS)[0]}
     seconds = time.process_time() - start
-    found["torch"] = by_torch(data, net, theta, seconds)
-    found["levenberg-marquardt"] = levenberg_marquardt(data, net, theta, seconds)
+    results["torch"] = by_torch(data, net, theta, seconds)
+    results["levenberg-marquardt"] = levenberg_marquardt(data, net, theta, seconds)
     rows = {}
-    for solver, parameters in found.items():
+    for solver, parameters in results.items():
         value, jacobian = net(parameters, scaler.inputs(test))
         off = scaler.outputs(value) - true
         off_partials = (scaler.jacobian(jacobian) - partials) * scaler.x_scale

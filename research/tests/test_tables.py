@@ -28,10 +28,10 @@ DOCUMENT = {
 
 
 def test_spreads_are_in_the_order_of_the_seeds():
-    found = made.spreads(DOCUMENT, "accuracy")
+    result = made.spreads(DOCUMENT, "accuracy")
     mean_and_std = {"mean": pytest.approx(0.6), "std": pytest.approx(0.02**0.5)}
-    assert found["a", "1"] == {**mean_and_std, "values": [0.5, 0.7], "seeds": [0, 1]}
-    assert found["a", "10"]["std"] is None
+    assert result["a", "1"] == {**mean_and_std, "values": [0.5, 0.7], "seeds": [0, 1]}
+    assert result["a", "10"]["std"] is None
     assert ("b", "1") not in made.spreads(DOCUMENT, "top1")
 
 
@@ -58,8 +58,8 @@ def test_as_many_seeds_are_not_the_same_seeds():
     document = {**DOCUMENT, "cells": cells}
     assert made.gains(document, "b", "a", "x") == ("gain: b − a", "–")
     document["cells"] = [*cells[::-1], cell("a", "1", 1, x=0.3), cell("b", "1", 2, x=0.9)]
-    found = made.spreads(document, "x")
-    assert made.paired(found["b", "1"], found["a", "1"]) == {
+    result = made.spreads(document, "x")
+    assert made.paired(result["b", "1"], result["a", "1"]) == {
         "mean": pytest.approx(0.4),
         "std": pytest.approx((0.14 / 2) ** 0.5),
         "values": pytest.approx([0.3, 0.2, 0.7]),

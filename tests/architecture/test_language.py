@@ -52,9 +52,12 @@ def test_what_counts_on_a_page(tmp_path):
     assert [(hit.line, hit.word) for hit in words.hits(page)] == [(3, "kept"), (3, "slopes"), (6, "found")]
 
 
-PAGES = ("docs", "README.md", "CONTRIBUTING.md")
+CEILINGS = {"src": 20, "tests": 0, "research": 400, "docs": 0, "benchmarks": 0, "README.md": 0, "CONTRIBUTING.md": 0}
+"""Words of the list that are left in a directory. A ceiling can only fall."""
 
 
-def test_pages_use_the_standard_terms():
-    hits = [hit for path in words.files([ROOT / part for part in PAGES]) for hit in words.hits(path)]
-    assert not [f"{hit.path.name}:{hit.line}: {hit.word}" for hit in hits]
+@pytest.mark.parametrize("part", CEILINGS)
+def test_the_standard_terms_are_used(part):
+    hits = [hit for path in words.files([ROOT / part]) for hit in words.hits(path)]
+    lines = [f"{hit.path.relative_to(ROOT)}:{hit.line}: {hit.word}" for hit in hits]
+    assert len(hits) <= CEILINGS[part], "\n".join(lines[:20])

@@ -150,18 +150,18 @@ def row(claim, measured, **conditions):
     ],
 )
 def test_a_row_says_whether_the_median_keeps_the_bounds(claim, median, met, reached):
-    found = row(claim, Measured(Spread(median, 0.0, 9.0, 3), floor=0.5))
-    assert (found["met"], found["reached"], found["floor"]) == (met, reached, 0.5)
-    assert found["must"] == (claim.must * 0.5 if claim.of_floor else claim.must)
+    result = row(claim, Measured(Spread(median, 0.0, 9.0, 3), floor=0.5))
+    assert (result["met"], result["reached"], result["floor"]) == (met, reached, 0.5)
+    assert result["must"] == (claim.must * 0.5 if claim.of_floor else claim.must)
 
 
 def test_what_cannot_be_measured_says_why_and_keeps_its_bounds():
     def absent(_):
         raise NotMeasured("timm is not installed")
 
-    found = Case(Claim("c", 2.0, 1.5), "case", absent).row(HERE)
-    assert consistent(found)
-    assert (found["why_empty"], found["must"], found["aim"]) == ("timm is not installed", 2.0, 1.5)
+    result = Case(Claim("c", 2.0, 1.5), "case", absent).row(HERE)
+    assert consistent(result)
+    assert (result["why_empty"], result["must"], result["aim"]) == ("timm is not installed", 2.0, 1.5)
     assert row(Claim("c", 2.0), Measured(Spread.of([1.0])), missing="no GPU at hand")["why_empty"] == "no GPU at hand"
 
 

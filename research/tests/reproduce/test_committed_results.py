@@ -72,11 +72,11 @@ def measured(stored):
 def wrong_entries(table, lines, values):
     """How many entries are means of cells, and those of them that are not the right ones."""
     head, *body = csv.reader(lines)
-    found = [
+    entries = [
         (meant(table, row, title), text) for row, *rest in body for title, text in zip(head[1:], rest, strict=True)
     ]
-    found = [(values[place], place, text) for place, text in found if place in values]
-    return len(found), [(place, text) for seeds, place, text in found if not right(text, seeds)]
+    entries = [(values[key], key, text) for key, text in entries if key in values]
+    return len(entries), [(key, text) for seeds, key, text in entries if not right(text, seeds)]
 
 
 def right(text, seeds):
@@ -105,7 +105,7 @@ def test_every_accuracy_is_the_mean_over_its_seeds(folder):
     assert all(checked[table] for table in main)
 
 
-def test_a_wrong_entry_is_found():
+def test_a_wrong_entry_is_reported():
     values = {("labels, twice", "5", "accuracy"): [0.5, 0.7], ("b", "5", "accuracy"): [0.25]}
     lines = ["row,n = 5", '"labels, twice",60.0 ± 14.1', "b,25.0", "gain: b − a,1.0"]
     assert wrong_entries("accuracy", lines, values) == (2, [])
@@ -115,7 +115,7 @@ def test_a_wrong_entry_is_found():
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_results_name_no_place_of_the_machine(folder):
+def test_results_name_no_folder_of_the_machine(folder):
     for file in folder.iterdir():
         if file.suffix in {".json", ".md", ".csv"}:
             assert not re.search(r"(/root|/home|/tmp|/work|:/)", file.read_text(encoding="utf-8")), file.name

@@ -25,12 +25,12 @@ def document(**rows):
 
 def test_the_rival_is_the_better_one_and_gains_are_taken_seed_by_seed():
     """Over plain KL: +4, +2, +6 points; mean 4, standard deviation 2, standard error 2/√3 = 1.155."""
-    found = defaults.margin(
+    margin = defaults.margin(
         document(ce=(0.6, 0.6, 0.6), kl=(0.7, 0.71, 0.69), default=(0.74, 0.73, 0.75)), "c", (CROSS_ENTROPY, PLAIN_KL)
     )
-    assert found.rival == PLAIN_KL
-    assert found.text() == "+4.0 ± 1.2"
-    assert found.holds
+    assert margin.rival == PLAIN_KL
+    assert margin.text() == "+4.0 ± 1.2"
+    assert margin.holds
 
 
 @pytest.mark.parametrize(
@@ -40,9 +40,9 @@ def test_the_rival_is_the_better_one_and_gains_are_taken_seed_by_seed():
 )
 def test_the_criterion_is_two_standard_errors(default, holds):
     """Differences −1, +1, −1 points: mean −⅓, standard error ⅔. −2, −1, −3: mean −2, standard error 0.58."""
-    found = defaults.margin(document(kl=(0.7, 0.7, 0.7), default=default), "c", (CROSS_ENTROPY, PLAIN_KL))
-    assert found.holds is holds
-    assert ("missed" in found.text()) is not holds
+    margin = defaults.margin(document(kl=(0.7, 0.7, 0.7), default=default), "c", (CROSS_ENTROPY, PLAIN_KL))
+    assert margin.holds is holds
+    assert ("missed" in margin.text()) is not holds
 
 
 def test_every_two_levels_of_two_factors_meet(monkeypatch):
@@ -53,15 +53,15 @@ def test_every_two_levels_of_two_factors_meet(monkeypatch):
         lambda request, sizes: [n for n in sizes if n <= 100 or not request.data.startswith("digits")],
     )
     families = ("digits", "fashion-mnist", "cifar10")
-    found = [
+    settings = [
         (family, setting.pair, setting.per_class, setting.optimizer)
         for family in families
         for setting in defaults.settings_of(Request(name="defaults", data=f"{family}:somewhere"))
     ]
-    assert len(found) == len(set(found)) == 17
+    assert len(settings) == len(set(settings)) == 17
     levels = families, defaults.PAIRS, defaults.PER_CLASS, defaults.OPTIMIZERS
     for (i, one), (j, other) in combinations(enumerate(levels), 2):
-        missing = set(product(one, other)) - {(setting[i], setting[j]) for setting in found}
+        missing = set(product(one, other)) - {(setting[i], setting[j]) for setting in settings}
         assert missing <= {("digits", 1000)}
 
 

@@ -43,9 +43,9 @@ def _arrays(label=0):
 
 
 def _reproduce(out="rep", **changes):
-    asked = {"name": "distillation", "smoke": True, "per_class": (5,), "rows": ("labels",), "data": "npz:d.npz"}
-    asked |= {"teacher": "mlp:4", "student": "usersnet:net", "out": Path(out), **changes}
-    return Reproduce(**asked).run(Progress(quiet=True))
+    fields = {"name": "distillation", "smoke": True, "per_class": (5,), "rows": ("labels",), "data": "npz:d.npz"}
+    fields |= {"teacher": "mlp:4", "student": "usersnet:net", "out": Path(out), **changes}
+    return Reproduce(**fields).run(Progress(quiet=True))
 
 
 @pytest.mark.ci

@@ -1,4 +1,4 @@
-"""Which statement about noise and Jacobians holds to which order: slopes, coefficients, and wrong forms that fail."""
+"""Which statement about noise and Jacobians holds to which order: orders, coefficients, and wrong forms that fail."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from jacmatch import losses
 from jacmatch.errors import InputError
 from jacmatch_research.reproduce import EXPERIMENTS, noise_statements, propositions
 from jacmatch_research.reproduce.command import Reproduce
-from jacmatch_research.reproduce.expansion_errors import expansion_error, leading, limit, size_of_term, slope
+from jacmatch_research.reproduce.expansion_errors import expansion_error, leading, limit, order_of, size_of_term
 from jacmatch_research.reproduce.experiment import Cell
 from jacmatch_research.reproduce.noise_quadrature import Nodes, hermite, kinked
 from jacmatch_research.reproduce.noise_statements import Setting
@@ -79,7 +79,7 @@ def test_kinks_within_reach_on_average(as_users_run, row, order):
     assert got["coefficient"] == pytest.approx(got["expected"], rel=3e-2)
 
 
-def remainders(statement, at):
+def errors_of(statement, at):
     return [expansion_error(statement, at, sigma) for sigma in SIGMAS]
 
 
@@ -96,10 +96,10 @@ def remainders(statement, at):
 )
 def test_a_wrong_term_is_noticed(row, wrong):
     statement, at = STATEMENTS[row], location(SMOOTH, 0, 0.0)
-    good = slope(SIGMAS, remainders(statement, at), size_of_term(statement, at))
+    good = order_of(SIGMAS, errors_of(statement, at), size_of_term(statement, at))
     bad = replace(statement, term=lambda setting: wrong(setting, statement.term(setting)))
     assert good == pytest.approx(4, abs=0.2)
-    assert slope(SIGMAS, remainders(bad, at), size_of_term(statement, at)) == pytest.approx(2, abs=0.1)
+    assert order_of(SIGMAS, errors_of(bad, at), size_of_term(statement, at)) == pytest.approx(2, abs=0.1)
 
 
 def test_noise_of_another_size_is_noticed():
@@ -107,7 +107,7 @@ def test_noise_of_another_size_is_noticed():
     at = location(SMOOTH, 0, 0.0)
     statement = STATEMENTS["antithetic pair"]
     wrong = replace(statement, increase=lambda setting, nodes, sigma: statement.increase(setting, nodes, sigma**2))
-    assert slope(SIGMAS, remainders(wrong, at), size_of_term(statement, at)) == pytest.approx(2, abs=0.1)
+    assert order_of(SIGMAS, errors_of(wrong, at), size_of_term(statement, at)) == pytest.approx(2, abs=0.1)
 
 
 def test_coefficients_by_their_formulas():
@@ -135,13 +135,13 @@ def test_coefficients_by_their_formulas():
 
 def test_the_closed_form_does_not_know_the_label_and_equation_3_does(monkeypatch):
     at = location(INSIDE, 0, 0.0)
-    found = {"closed form": [], "equation 3": []}
+    results = {"closed form": [], "equation 3": []}
     for label in range(3):
         monkeypatch.setattr(noise_statements, "LABEL", label)
-        for row, values in found.items():
+        for row, values in results.items():
             values.append(expansion_error(STATEMENTS[row], at, 0.01) / (0.01**2 * size_of_term(STATEMENTS[row], at)))
-    assert max(map(abs, found["closed form"])) < 1e-4
-    assert max(found["equation 3"]) - min(found["equation 3"]) > 0.1
+    assert max(map(abs, results["closed form"])) < 1e-4
+    assert max(results["equation 3"]) - min(results["equation 3"]) > 0.1
 
 
 def test_derivatives_are_those_of_torch_func():
@@ -194,15 +194,15 @@ def test_hermite_nodes_have_the_moments_of_a_normal():
     torch.testing.assert_close(moments, torch.full((2,), 3.0, dtype=torch.float64), rtol=1e-10, atol=0)
 
 
-def test_slope_and_limit():
+def test_order_and_limit():
     values = [3 * s**2 + 5 * s**4 for s in SIGMAS]
-    assert slope(SIGMAS, values, 1.0) == pytest.approx(2, abs=1e-2)
+    assert order_of(SIGMAS, values, 1.0) == pytest.approx(2, abs=1e-2)
     assert limit(SIGMAS, values, 2, 4) == pytest.approx(3, rel=1e-12)
-    assert slope(SIGMAS, [1e-10 * s**2 for s in SIGMAS], 1.0) is None
+    assert order_of(SIGMAS, [1e-10 * s**2 for s in SIGMAS], 1.0) is None
 
 
 @pytest.mark.ci
-def test_places_are_what_their_columns_say():
+def test_locations_are_what_their_columns_say():
     inside, kink, line = (location(column, 0, 0.01) for column in (INSIDE, ON_A_KINK, AVERAGE))
     for network in (inside.student, inside.teacher):
         assert ((inside.x @ network.w.T + network.b).abs() / network.w.norm(dim=1)).min() > 2

@@ -19,14 +19,14 @@ from jacmatch_research.tables import grid, origin
 
 
 @pytest.fixture(autouse=True)
-def _place(tmp_path_factory, monkeypatch, tmp_path):
+def _folder(tmp_path_factory, monkeypatch, tmp_path):
     monkeypatch.setenv("JACMATCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def counted(monkeypatch):
-    """An experiment that counts what it measures, and stops like Ctrl-C where it is told to."""
+    """An experiment that counts what it measures, and stops like Ctrl-C at a given cell."""
     measured = []
 
     def cells(request):
@@ -84,8 +84,8 @@ def test_ctrl_c_keeps_what_is_measured_and_the_same_command_goes_on(counted, tmp
     measure.stop = ("one", 1)
     command = ["reproduce", "counted", "--out", str(tmp_path / "run")]
     assert main(command) == 130
-    kept = f"What is done is kept in {tmp_path / 'run'}: the same command goes on."
-    assert capsys.readouterr().err == f"jacmatch reproduce: interrupted. {kept}\n"
+    message = f"What is done is kept in {tmp_path / 'run'}: the same command goes on."
+    assert capsys.readouterr().err == f"jacmatch reproduce: interrupted. {message}\n"
     measure.stop = None
     assert main(command) == 0
     assert measured == [("one", 0), ("one", 1), ("two + 2", 0), ("two + 2", 1)]
@@ -124,7 +124,7 @@ def test_a_command_for_less_leaves_the_whole_in_the_tables(counted, tmp_path):
     assert less["tables"] == whole["tables"]
 
 
-def test_cells_are_in_the_order_of_the_experiment_whatever_was_asked_first(counted, tmp_path):
+def test_cells_are_in_the_order_of_the_experiment_whatever_was_requested_first(counted, tmp_path):
     """Then those that it does not plan, those of this command first."""
     for settings in ({"rows": ("two + 2",), "seeds": 4}, {"rows": ("one",), "seeds": 3}):
         Reproduce(name="counted", out=tmp_path / "run", **settings).run()
@@ -132,7 +132,7 @@ def test_cells_are_in_the_order_of_the_experiment_whatever_was_asked_first(count
     assert cells_of(tmp_path / "run") == [*planned, ("one", 2), ("two + 2", 2), ("two + 2", 3)]
 
 
-def test_facts_about_cells_that_are_not_asked_for_again_stay(counted, monkeypatch, tmp_path):
+def test_facts_about_cells_that_are_not_requested_again_stay(counted, monkeypatch, tmp_path):
     def prepare(request, progress):
         return {"base": 0.25, "length": {row: len(row) for row in request.rows}}
 
@@ -173,7 +173,7 @@ def test_a_finished_run_stays_as_it_is_if_a_later_command_fails(counted, monkeyp
     assert {name: (run / name).read_bytes() for name in before} == before
 
 
-def test_a_cell_that_is_asked_for_twice_is_measured_once(counted, monkeypatch, tmp_path):
+def test_a_cell_that_is_requested_twice_is_measured_once(counted, monkeypatch, tmp_path):
     measured, _ = counted
     experiment = EXPERIMENTS["counted"]
     twice = replace(experiment, cells=lambda request: 2 * experiment.cells(request))

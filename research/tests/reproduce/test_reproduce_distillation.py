@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.usefixtures("all_as_users_run"), pytest.mark.ci]
 
 
 @pytest.fixture(autouse=True)
-def _place(tmp_path_factory, monkeypatch, tmp_path):
+def _folder(tmp_path_factory, monkeypatch, tmp_path):
     monkeypatch.setenv("JACMATCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.chdir(tmp_path)
 
@@ -51,8 +51,8 @@ def test_tables_are_means_and_deviations_of_the_stored_numbers(distilled):
             ]
             assert len(values) == 2
             assert text == f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"
-    found = spreads(document, "accuracy")
-    both, values = (found[row, "5"]["values"] for row in ("labels + outputs + Jacobians", "labels + outputs"))
+    accuracy = spreads(document, "accuracy")
+    both, values = (accuracy[row, "5"]["values"] for row in ("labels + outputs + Jacobians", "labels + outputs"))
     gain = 100 * np.mean(np.subtract(both, values))
     assert float(table.rows[6][2].split()[0]) == pytest.approx(gain, abs=0.051)
 

@@ -140,10 +140,10 @@ def test_sizes():
 def test_networks_are_judged_on_a_random_sample_of_sorted_data(size, count, wanted):
     split = Split(torch.arange(count, dtype=torch.float32)[:, None], torch.arange(count) * 3 // count)
     request = Reproduce(name="robustness", size=size)
-    found = robustness._some(split, request)
-    assert len(found.y.unique()) == 3
-    assert len(found) == len(found.x.unique()) == wanted
-    assert torch.equal(found.x, robustness._some(split, request).x)
+    part = robustness._some(split, request)
+    assert len(part.y.unique()) == 3
+    assert len(part) == len(part.x.unique()) == wanted
+    assert torch.equal(part.x, robustness._some(split, request).x)
 
 
 def test_every_column_is_of_the_sample(monkeypatch):
@@ -154,13 +154,13 @@ def test_every_column_is_of_the_sample(monkeypatch):
     facts = ROBUSTNESS.prepare(request, Progress(quiet=True))
     assert facts["images"]["test"][0] == facts["images"]["validation"][0] == 7
     assert min(every for _, every in facts["images"].values()) > 7
-    found = ROBUSTNESS.measure(request, cell, facts)
+    measures = ROBUSTNESS.measure(request, cell, facts)
     names = ("accuracy", "validation_accuracy", "blur 1", "validation gaussian-noise 0.4")
-    assert all(7 * found[name] == pytest.approx(round(7 * found[name])) for name in names)
+    assert all(7 * measures[name] == pytest.approx(round(7 * measures[name])) for name in names)
 
 
 @pytest.mark.parametrize(
-    ("data", "images", "said"),
+    ("data", "images", "note"),
     [
         ("cifar10", None, "without noise or shift all, under noise and shifts the first 1,000"),
         ("digits", None, "All columns: all test images, all validation images."),
@@ -172,11 +172,11 @@ def test_every_column_is_of_the_sample(monkeypatch):
         ),
     ],
 )
-def test_every_table_says_which_images_it_is_of(document, data, images, said):
+def test_every_table_says_which_images_it_is_of(document, data, images, note):
     facts = {**document["facts"], "images": images}
     if images is None:
         del facts["images"]
     changed = {**document, "facts": facts, "size": "cpu", "settings": {**document["settings"], "data": data}}
     tables = ROBUSTNESS.tables(changed)
-    assert all(said in " ".join(table.notes) for table in tables)
+    assert all(note in " ".join(table.notes) for table in tables)
     assert "in passes" in tables[1].title

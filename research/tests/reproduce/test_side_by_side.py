@@ -36,7 +36,7 @@ def test_every_task_is_handed_over_and_no_more_than_the_workers_are_under_way(mo
     assert max(most) == 2
 
 
-def test_if_a_task_fails_those_under_way_are_kept_and_no_other_begins():
+def test_if_a_task_fails_those_under_way_finish_and_no_other_begins():
     """A negative time is refused at once."""
     assert handed_over([1.0, -1, 0.0]) == ([1.0], ValueError)
 
@@ -54,7 +54,7 @@ def test_an_interrupt_does_not_wait_for_the_workers():
     assert time.perf_counter() - start < 20
 
 
-def test_what_is_finished_when_the_interrupt_comes_is_kept(monkeypatch):
+def test_what_is_finished_when_the_interrupt_comes_is_stored(monkeypatch):
     def interrupted(under_way, **how):
         wait(under_way, **how)
         raise KeyboardInterrupt
@@ -64,7 +64,7 @@ def test_what_is_finished_when_the_interrupt_comes_is_kept(monkeypatch):
 
 
 @pytest.mark.ci
-def test_a_killed_worker_is_said_and_the_others_end(monkeypatch):
+def test_a_killed_worker_is_reported_and_the_others_end(monkeypatch):
     """The one that was begun last: the pool of the standard library does not watch it until something else happens."""
     kill = [lambda: max(multiprocessing.active_children(), key=lambda process: process.pid).kill()]
 

@@ -13,7 +13,7 @@ SMOKE = Request(name="low-data", smoke=True)
 
 
 @pytest.fixture(autouse=True)
-def _place(tmp_path_factory, monkeypatch, tmp_path):
+def _folder(tmp_path_factory, monkeypatch, tmp_path):
     monkeypatch.setenv("JACMATCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.chdir(tmp_path)
 
@@ -34,14 +34,14 @@ def test_cost_counts_passes():
     assert cost("jacobians", "antithetic-noise") == 16.5
 
 
-def test_a_teacher_that_is_asked_once_costs_nothing():
+def test_a_teacher_that_is_queried_once_costs_nothing():
     assert cost("outputs", point="data") == 3
     assert cost("jacobians", "top-class", point="data") == 6
     assert cost("jacobians", "random-outputs", point="data") == 11
 
 
 @pytest.mark.parametrize(
-    ("settings", "asked_again"),
+    ("settings", "in_every_step"),
     [
         ({"method": "outputs", "point": "data"}, False),
         ({"method": "jacobians", "probe": "top-class", "point": "data"}, False),
@@ -49,8 +49,8 @@ def test_a_teacher_that_is_asked_once_costs_nothing():
         ({"method": "outputs", "point": "mixed-pairs"}, True),
     ],
 )
-def test_what_is_charged_is_what_is_asked(settings, asked_again, monkeypatch):
-    """The samples that the teacher is asked about in training, counted at the network itself."""
+def test_the_cost_is_that_of_the_queries(settings, in_every_step, monkeypatch):
+    """The samples of the teacher's queries in training, counted at the network itself."""
     monkeypatch.setattr(job_settings, "SMOKE_STEPS", 20)  # enough that the teacher is queried for an image twice
     monkeypatch.setattr(job_settings, "SMOKE_BATCH", 32)
     world = students.world_of(SMOKE)
@@ -67,8 +67,8 @@ def test_what_is_charged_is_what_is_asked(settings, asked_again, monkeypatch):
         students.measure(SMOKE, Cell("row", "5", 1, chosen), {})  # of seed 0 the doctor asks too
     finally:
         hook.remove()
-    every_step = 20 * 32  # steps and batch size; a batch with one new image is asked about as a whole
-    assert seen == every_step if asked_again else seen < every_step / 2
+    every_step = 20 * 32  # steps and batch size; a batch with one new image is queried as a whole
+    assert seen == every_step if in_every_step else seen < every_step / 2
 
 
 def test_a_cell_says_all_that_decides_it():

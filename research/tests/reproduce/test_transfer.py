@@ -11,7 +11,7 @@ from jacmatch_research.reproduce.command import Reproduce
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("transfer")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JACMATCH_CACHE", str(folder / "cache"))
@@ -20,10 +20,10 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def measured(place):
+def measured(run_folder):
     rows = ("labels only", "LwF: labels + outputs", "LwF + attention + Jacobians", "depth: the deepest pair alone")
-    Reproduce(name="transfer", smoke=True, rows=rows, out=place / "table").run()
-    return place / "table", json.loads((place / "table" / "results.json").read_text())
+    Reproduce(name="transfer", smoke=True, rows=rows, out=run_folder / "table").run()
+    return run_folder / "table", json.loads((run_folder / "table" / "results.json").read_text())
 
 
 @pytest.mark.ci
@@ -31,7 +31,7 @@ def test_the_table_is_made_of_the_stored_numbers(measured):
     folder, document = measured
     experiment = EXPERIMENTS["transfer"]
     cells = {cell["row"]: cell["measures"] for cell in document["cells"]}
-    accuracy, ablations, closeness_table, bounds, apart = experiment.tables(document)
+    accuracy, ablations, distance_table, bounds, apart = experiment.tables(document)
     for row, text in accuracy.rows[:3]:
         assert text == f"{100 * cells[row]['accuracy']:.1f}"
     gain = cells["LwF: labels + outputs"]["accuracy"] - cells["labels only"]["accuracy"]
@@ -41,7 +41,7 @@ def test_the_table_is_made_of_the_stored_numbers(measured):
         f"{100 * cells['depth: the deepest pair alone']['accuracy']:.1f}",
     )
     assert [row[0] for row in bounds.rows] == ["n = 5: LwF: labels + outputs", "n = 5: LwF + attention + Jacobians"]
-    assert len(closeness_table.rows) == 3
+    assert len(distance_table.rows) == 3
     assert len(apart.rows) == 4
     assert (folder / "figure.svg").read_bytes() == experiment.figure(document)
     assert str(folder) not in json.dumps(document)
@@ -70,10 +70,10 @@ def test_other_data_need_a_pretrained_teacher():
 
 
 @pytest.mark.ci
-def test_recipes_have_a_table_of_their_own(place):
+def test_recipes_have_a_table_of_their_own(run_folder):
     adapt = "probe on the teacher, then its outputs; 900 unlabelled"
-    Reproduce(name="transfer", smoke=True, rows=("labels, mixed pairs", adapt), out=place / "recipes").run()
-    document = json.loads((place / "recipes" / "results.json").read_text())
+    Reproduce(name="transfer", smoke=True, rows=("labels, mixed pairs", adapt), out=run_folder / "recipes").run()
+    document = json.loads((run_folder / "recipes" / "results.json").read_text())
     cells = {cell["row"]: cell["measures"] for cell in document["cells"]}
     recipes, apart = EXPERIMENTS["transfer"].tables(document)
     rows = {row: rest for row, *rest in recipes.rows}

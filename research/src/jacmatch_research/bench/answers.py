@@ -16,7 +16,7 @@ from jacmatch.teachers.cached.format import Head, fields_of, positions_name, row
 from jacmatch.teachers.cached.writer import write_shard
 
 PROBES: dict[str, Estimator | None] = {"vᵀJ": RandomOutputs(1), "Jv": RandomInputs(1), "outputs": None}
-_ASKED = 4096  # at once
+_QUERY = 4096  # at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +37,10 @@ class Answers:
     samples: int
     products: str = "vᵀJ"
 
-    def ids(self, places: Tensor) -> Tensor:
+    def ids(self, positions: Tensor) -> Tensor:
         """The samples at these places of the order of training, which is as good as random for the disk."""
         step = next(n for n in range(max(1, int(0.618 * self.samples)), 2 * self.samples) if self._coprime(n))
-        return places * step % self.samples
+        return positions * step % self.samples
 
     def _coprime(self, number: int) -> bool:
         return math.gcd(number, self.samples) == 1
@@ -53,7 +53,7 @@ class Answers:
         objective = Distillation(nn.Linear(1, 1), self.network, labels=0.0, jacobians=jacobians, probe=probe)
         return objective.question(x, ids=ids, draw=0, products=probe is not None)
 
-    def write(self, batch: int = _ASKED, megabytes: float = 8.0) -> None:
+    def write(self, batch: int = _QUERY, megabytes: float = 8.0) -> None:
         """Writes the cache.
 
         Args:
@@ -64,13 +64,13 @@ class Answers:
         x, question = self.question(self.ids(torch.arange(min(batch, self.samples))))
         fields = fields_of(teacher.answer(x, question), question)
         shard = batch * max(1, int(megabytes * 2**20) // (batch * sum(field.size for field in fields)))
-        asked = described(question)
-        head = Head(of_teacher(teacher), asked, fields, self.samples, 1, False, batch, shard, {}, {})
+        description = described(question)
+        head = Head(of_teacher(teacher), description, fields, self.samples, 1, False, batch, shard, {}, {})
         (self.folder / positions_name(0)).parent.mkdir(parents=True)
         write_whole(self.folder, "cache.json", head.text())
-        places = torch.empty(self.samples, dtype=torch.int64)
-        places[self.ids(torch.arange(self.samples))] = torch.arange(self.samples)
-        write_whole(self.folder, positions_name(0), places.numpy().tobytes())
+        positions = torch.empty(self.samples, dtype=torch.int64)
+        positions[self.ids(torch.arange(self.samples))] = torch.arange(self.samples)
+        write_whole(self.folder, positions_name(0), positions.numpy().tobytes())
         for number in range(head.shards):
             rows = head.rows(number)
             parts = []
@@ -80,7 +80,7 @@ class Answers:
             entries = {field.name: torch.cat([part[field.name] for part in parts]) for field in fields}
             write_shard(self.folder, shard_name(0, number), entries)
 
-    def asked(self, batch: int, number: int, *, mixed: bool = False) -> tuple[Tensor, Question]:
+    def query_of(self, batch: int, number: int, *, mixed: bool = False) -> tuple[Tensor, Question]:
         """Inputs and question of a batch.
 
         Args:
@@ -101,11 +101,11 @@ class Answers:
             mixed: Samples from anywhere in the cache instead of neighbors.
         """
         teacher, turn = CachedTeacher(self.folder), 0
-        asked = [self.asked(batch, number, mixed=mixed) for number in range(_TURNS * batches)]
+        queries = [self.query_of(batch, number, mixed=mixed) for number in range(_TURNS * batches)]
 
         def read() -> None:
             nonlocal turn
-            for x, question in asked[turn * batches : (turn + 1) * batches]:
+            for x, question in queries[turn * batches : (turn + 1) * batches]:
                 teacher.answer(x, question)
             turn = (turn + 1) % _TURNS
 

@@ -32,7 +32,7 @@ def reading(conditions: Conditions, teacher: str, products: str) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         answers, batch = _answers(conditions, folder, teacher, products)
         answers.write(batch)
-        live, (x, question) = ModuleTeacher(answers.network), answers.asked(batch, 0)
+        live, (x, question) = ModuleTeacher(answers.network), answers.query_of(batch, 0)
         times = compare(conditions, answers.reader(batch, 1), lambda: live.answer(x, question), 15)
     spent = 1e6 * times.spread.median * times.baseline_seconds / batch
     details = {"batch": batch, "baseline_seconds": times.baseline_seconds, "microseconds_per_sample": round(spent, 1)}
@@ -50,7 +50,7 @@ def writing(conditions: Conditions, teacher: str, products: str) -> Measured:
 
         def ask() -> None:
             for number in range(answers.samples // batch):
-                live.answer(*answers.asked(batch, number))
+                live.answer(*answers.query_of(batch, number))
 
         times = compare(conditions, write, ask, 7)
     return Measured(times.spread, details={"samples": answers.samples, "baseline_seconds": times.baseline_seconds})

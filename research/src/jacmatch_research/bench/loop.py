@@ -41,9 +41,9 @@ _ROUNDS = 9
 Seconds = Callable[[], float]
 
 
-def overhead(conditions: Conditions, pair: str, slopes: float) -> Measured:
+def overhead(conditions: Conditions, pair: str, jacobians: float) -> Measured:
     """A step of `fit` ÷ a step of the same objective in a bare loop, without and with one row of the Jacobian."""
-    objective, split, batch, steps = _job(conditions, pair, slopes)
+    objective, split, batch, steps = _job(conditions, pair, jacobians)
     prepared = Batches(split, batch, seed=0, device=conditions.device)
     batches = [prepared(number) for number in range(4)]
     step = rivals.stepper(objective.student, lambda one: _loss(objective, one))
@@ -105,14 +105,14 @@ def _timed_steps(step: Callable[..., None], batches: Batches, steps: int, spent:
         step(batch)
 
 
-def _job(conditions: Conditions, pair: str, slopes: float) -> tuple[Distillation, Split, int, int]:
+def _job(conditions: Conditions, pair: str, jacobians: float) -> tuple[Distillation, Split, int, int]:
     """Objective, data, batch and timed steps of a pair."""
     teacher, student, shape, batch, steps = PAIRS[pair]
     if conditions.quick:
         teacher, student, batch, steps = "cnn5", "cnn3", 4, 2
     networks = [build(name, 10, shape).to(conditions.device) for name in (student, teacher)]
     # The measurement of the gradient shares is a separate cost: 1 / measure_every of a few backward passes.
-    objective = Distillation(*networks, jacobians=slopes, probe=RandomOutputs(1), measure_every=10**9)
+    objective = Distillation(*networks, jacobians=jacobians, probe=RandomOutputs(1), measure_every=10**9)
     split = Split(torch.rand(8 * batch, *shape), torch.arange(8 * batch) % 10)
     return objective.train(), split.to(conditions.device), batch, steps
 
@@ -195,8 +195,8 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def _cases() -> Iterator[Case]:
     for pair in PAIRS:
-        for label, slopes in (("plain", 0.0), ("one row", 1.0)):
-            yield Case(OVERHEAD, f"{pair}, {label}", partial(overhead, pair=pair, slopes=slopes))
+        for label, jacobians in (("plain", 0.0), ("one row", 1.0)):
+            yield Case(OVERHEAD, f"{pair}, {label}", partial(overhead, pair=pair, jacobians=jacobians))
     smallest = next(iter(PAIRS))
     yield Case(LOGGING, f"{smallest}, plain", partial(logging, pair=smallest))
     for student in STUDENTS:

@@ -93,9 +93,9 @@ def jv_pass(conditions: Conditions, name: str, shape: tuple[int, ...], batch: in
 def penalty(
     conditions: Conditions, name: str, shape: tuple[int, ...], batch: int, batch_norm: BatchNormPolicy
 ) -> Measured:
-    """A step of cross-entropy with the penalty along one random direction, by the library ÷ written out.
+    """A step of cross-entropy with the penalty along one random direction, by the library ÷ by a loop of PyTorch.
 
-    Written out, the row goes through the statistics of the batch: the same quantity is that of the policy `batch`. The
+    In the loop, the row goes through the statistics of the batch: the same quantity is that of the policy `batch`. The
     default, `frozen`, has less to compute.
     """
     name, batch = ("cnn3", 2) if conditions.quick else (name, batch)

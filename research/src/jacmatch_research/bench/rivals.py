@@ -77,7 +77,7 @@ def torchjd_jacobian(network: nn.Module, x: Float[Tensor, "batch *input"]) -> Fl
 def norm_penalty(
     network: nn.Module, x: Float[Tensor, "batch *input"]
 ) -> tuple[Float[Tensor, "batch output"], Float[Tensor, ""]]:
-    """Outputs and ½ K ‖vᵀJ‖², the mean over the batch, v uniform on the unit sphere: one projection, written out.
+    """Outputs and ½ K ‖vᵀJ‖², the mean over the batch, v uniform on the unit sphere: one projection, in plain PyTorch.
 
     References:
         Hoffman, Roberts & Yaida 2019, arXiv:1908.02729, algorithm 1.

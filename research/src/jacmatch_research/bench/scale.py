@@ -36,7 +36,7 @@ from jacmatch.teachers import CachedTeacher
 given = answers(Path({folder!r}), {samples})
 teacher = CachedTeacher(given.folder)
 for number in range({batches}):
-    teacher.answer(*given.asked(512, number))
+    teacher.answer(*given.query_of(512, number))
 """
 _STREAMED = """
 import torch

@@ -89,7 +89,7 @@ class Pair:
             return compare(conditions, partial(teacher, self.x), partial(student, self.x), 21).spread.median
 
     def objective(
-        self, slopes: Literal["row", "Jv"] | None, batch_norm: BatchNorm, *, every: int = 1, cached: bool = False
+        self, products: Literal["row", "Jv"] | None, batch_norm: BatchNorm, *, every: int = 1, cached: bool = False
     ) -> Distillation:
         """The loss of new networks, with or without derivatives."""
         live, student = self.network(self.teacher), self.network(self.student)
@@ -97,8 +97,8 @@ class Pair:
         return Distillation(
             student,
             teacher,
-            jacobians=GradientShare(0.3) if slopes else 0.0,
-            probe=RandomInputs(1) if slopes == "Jv" else RandomOutputs(1),
+            jacobians=GradientShare(0.3) if products else 0.0,
+            probe=RandomInputs(1) if products == "Jv" else RandomOutputs(1),
             every=every,
             batch_norm=batch_norm,
             # The measurement of the gradient shares is a separate cost: 1 / measure_every of a few backward passes.
@@ -107,7 +107,7 @@ class Pair:
 
     def steps(
         self,
-        slopes: Literal["row", "Jv"] | None,
+        products: Literal["row", "Jv"] | None,
         batch_norm: BatchNorm,
         *,
         every: int = 1,
@@ -115,7 +115,7 @@ class Pair:
         count: int = 1,
     ) -> Callable[[], None]:
         """So many steps, with or without derivatives."""
-        objective = self.objective(slopes, batch_norm, every=every, cached=cached)
+        objective = self.objective(products, batch_norm, every=every, cached=cached)
         step = rivals.stepper(objective.student, lambda: objective(self.x, self.y)["loss"])
 
         def run() -> None:
@@ -128,12 +128,16 @@ class Pair:
 
 
 def every_step(
-    conditions: Conditions, pair: str, batch_norm: BatchNorm, slopes: Literal["row", "Jv"] = "row", cached: bool = False
+    conditions: Conditions,
+    pair: str,
+    batch_norm: BatchNorm,
+    products: Literal["row", "Jv"] = "row",
+    cached: bool = False,
 ) -> Measured:
     """Derivatives in every step; the floor is (2r + 6) ÷ (r + 3), or 6 ÷ (r + 3) with stored teacher outputs."""
     chosen = Pair.of(conditions, pair)
     r = chosen.ratio(conditions)
-    mine, plain = chosen.steps(slopes, batch_norm, cached=cached), chosen.steps(None, batch_norm)
+    mine, plain = chosen.steps(products, batch_norm, cached=cached), chosen.steps(None, batch_norm)
     times = compare(conditions, mine, plain, 15)
     details = {"batch": len(chosen.x), "r": r, "baseline_seconds": times.baseline_seconds}
     return Measured(times.spread, (6 if cached else 2 * r + 6) / (r + 3), details)
@@ -146,8 +150,8 @@ def every_fourth(conditions: Conditions, pair: str, cached: bool) -> Measured:
     mine, plain = chosen.steps("row", "frozen", every=4, cached=cached, count=4), chosen.steps(None, "frozen", count=4)
     times = compare(conditions, mine, plain, 9)
     details = {"batch": len(chosen.x), "r": r, "baseline_seconds": times.baseline_seconds}
-    with_slopes, without = (6, 3) if cached else (2 * r + 6, r + 3)
-    return Measured(times.spread, (with_slopes + 3 * without) / (4 * (r + 3)), details)
+    derivative_step, without = (6, 3) if cached else (2 * r + 6, r + 3)
+    return Measured(times.spread, (derivative_step + 3 * without) / (4 * (r + 3)), details)
 
 
 def later(conditions: Conditions) -> Measured:
@@ -156,7 +160,7 @@ def later(conditions: Conditions) -> Measured:
 
 
 STEP = Benchmark(
-    "a training step with slopes, in steps of plain distillation of the same pair",
+    "a training step with derivatives, in steps of plain distillation of the same pair",
     (
         *(
             Case(ROW, f"{pair}, BatchNorm {policy}", partial(every_step, pair=pair, batch_norm=policy))
@@ -166,11 +170,11 @@ STEP = Benchmark(
         *(
             Case(
                 CACHED,
-                f"{pair}, {slopes}",
-                partial(every_step, pair=pair, batch_norm="frozen", slopes=slopes, cached=True),
+                f"{pair}, {products}",
+                partial(every_step, pair=pair, batch_norm="frozen", products=products, cached=True),
             )
             for pair in CACHED_PAIRS
-            for slopes in ("row", "Jv")
+            for products in ("row", "Jv")
         ),
         *(Case(ROW_SELDOM, pair, partial(every_fourth, pair=pair, cached=False)) for pair in PAIRS),
         Case(CACHED_SELDOM, LARGER, partial(every_fourth, pair=LARGER, cached=True)),

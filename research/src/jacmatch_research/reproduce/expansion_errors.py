@@ -45,8 +45,8 @@ def size_of_term(statement: Statement, location: Location) -> float:
 def leading(statement: Statement, location: Location) -> Leading:
     """The order and the coefficient of the expansion error's first term that is not zero.
 
-    With g the loss, E g(x+ξ) = g + σ²/2 Δg + σ⁴/8 ΔΔg + …; a kink adds σ²/2 times the jump of g's slope across it times
-    the density of points, and to a point that lies on it σ/√(2π) times the jump.
+    With g the loss, E g(x+ξ) = g + σ²/2 Δg + σ⁴/8 ΔΔg + …; a kink adds σ²/2 times the jump of g's derivative across it
+    times the density of points, and to a point that lies on it σ/√(2π) times the jump.
     """
     at = _setting(statement, location, location.x)
     scale = size_of_term(statement, location)
@@ -95,7 +95,7 @@ def _loss_at(statement: Statement, at: Setting) -> Callable[[Tensor], Tensor]:
 
 
 def _jumps(statement: Statement, location: Location) -> tuple[Float[Tensor, "kink"], Float[Tensor, "kink"]]:
-    """At each kink the jump of the slope of the loss, and that of the difference of logits, squared in the metric."""
+    """Jumps of derivatives at each kink: of the loss, and of the difference of logits, squared in the metric."""
     if location.kinks is None:
         nothing = torch.zeros(0, dtype=location.x.dtype)
         return nothing, nothing
@@ -106,18 +106,18 @@ def _jumps(statement: Statement, location: Location) -> tuple[Float[Tensor, "kin
         over, before = (jacobian(function, at.x + sign * 1e-7 * normals)[1] for sign in (1, -1))
         return ((over - before) * normals[:, None]).sum(2).detach()
 
-    slopes = jump(lambda x: at.student(x) - at.teacher(x))
+    jumps = jump(lambda x: at.student(x) - at.teacher(x))
     own = (
         torch.zeros(len(normals), dtype=location.x.dtype)
         if statement.loss is None
         else jump(_loss_at(statement, at))[:, 0]
     )
-    # a slope that is smooth differs by 10⁻⁷ as well
-    return torch.where(own.abs() > 1e-5, own, 0.0), statement.metric(at, slopes)
+    # a derivative that is continuous differs by 10⁻⁷ as well
+    return torch.where(own.abs() > 1e-5, own, 0.0), statement.metric(at, jumps)
 
 
-def slope(sigmas: Sequence[float], errors: Sequence[float], term: float) -> float | None:
-    """The slope of log |expansion error| against log σ over the three smallest σ; None where the statement is exact.
+def order_of(sigmas: Sequence[float], errors: Sequence[float], term: float) -> float | None:
+    """The order of convergence, d log |error| / d log σ at the three smallest σ; None if the statement is exact.
 
     Args:
         sigmas: Descending.

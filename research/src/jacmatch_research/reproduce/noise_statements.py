@@ -1,4 +1,4 @@
-"""The statements about noise and Jacobians: what grows under noise, and the term that is said to be its second order.
+"""The statements about noise and Jacobians: what grows under noise, and the term that is stated to be its second order.
 
 Each says that a mean over noise ξ ~ N(0, σ²I) is a value without noise, plus σ² times a term of derivatives, plus
 an expansion error. The losses are those of `jacmatch.losses`, the derivatives those of `jacmatch.jacobian`; second
@@ -121,7 +121,7 @@ class Statement:
     fourth: Callable[[Setting], Tensor] | None = None
 
 
-def slopes_of(function: Function) -> Function:
+def rows_of(function: Function) -> Function:
     """The rows of the function's Jacobian as a function, (batch, 2) → (batch, row · 2).
 
     Zero times a power joins what the derivatives of a linear function lack: a way back to the input.
@@ -133,7 +133,7 @@ def laplacian_of(function: Function) -> Function:
     """The function's Laplacian as a function, (batch, 2) → (batch, row)."""
 
     def laplacian(x: Tensor) -> Tensor:
-        second = jacobian(slopes_of(function), x)[1]
+        second = jacobian(rows_of(function), x)[1]
         return second.view(len(x), -1, 2, 2).diagonal(dim1=2, dim2=3).sum(2)
 
     return laplacian
@@ -228,7 +228,7 @@ def gradient_times_third(at: Setting) -> Float[Tensor, "point"]:
 
 def variance_fourth(at: Setting) -> Float[Tensor, "point"]:
     """Σ_i (½ ‖H_i‖²_F + ∇δ_i·∇Δδ_i), the variance's coefficient of σ⁴."""
-    second = at.rows(slopes_of(_difference(at)))
+    second = at.rows(rows_of(_difference(at)))
     return 0.5 * second.square().sum((1, 2)) + gradient_times_third(at)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from jacmatch.report import Table
 from jacmatch.report.tables import NOTHING
 from jacmatch_research.reproduce import noise_statements as say
-from jacmatch_research.reproduce.expansion_errors import expansion_error, leading, limit, size_of_term, slope
+from jacmatch_research.reproduce.expansion_errors import expansion_error, leading, limit, order_of, size_of_term
 from jacmatch_research.reproduce.expansion_figure import Expansion, expansion_figure
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.noise_statements import Statement
@@ -102,7 +102,7 @@ def _cells(request: Request) -> list[Cell]:
 
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
-    """Remainders and their slope; order and coefficient of the leading one, measured and by theory.
+    """Expansion errors and their order; order and coefficient of the leading one, measured and by theory.
 
     `order` and `expected` are None where theory says that the statement is exact; `error` is the quadrature's.
     """
@@ -115,7 +115,7 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
         measured = limit(sigmas, results, theory.order, theory.order + (2 if finest.kinks is None else 1))
     return {
         **{_ERROR.format(sigma): value for sigma, value in zip(sigmas, results, strict=True)},
-        "slope": slope(sigmas, results, term),
+        "slope": order_of(sigmas, results, term),
         "order": theory.order,
         "coefficient": measured,
         "expected": theory.coefficient if theory.order is not None else None,
@@ -158,12 +158,12 @@ def _row(document: Document, row: str, columns: list[str]) -> tuple[str, ...]:
 
 
 def _order(document: Document, row: str, column: str) -> str:
-    """The mean slope as text."""
+    """The mean order of convergence as text."""
     results = _all(document, row, column)
     if not results:
         return NOTHING
-    slopes = [measures["slope"] for measures in results if measures["slope"] is not None]
-    return f"{sum(slopes) / len(slopes):.2f}" if slopes else "exact"
+    orders = [measures["slope"] for measures in results if measures["slope"] is not None]
+    return f"{sum(orders) / len(orders):.2f}" if orders else "exact"
 
 
 def _all(document: Document, row: str, column: str) -> list[Mapping[str, Any]]:
@@ -183,10 +183,10 @@ def _verdict(document: Document, row: str) -> str:
     """What the orders on smooth networks and inside one linear region come to."""
     lowest = {}
     for column in (SMOOTH, INSIDE):
-        slopes = [math.inf if m["slope"] is None else m["slope"] for m in _all(document, row, column)]
-        if not slopes:
+        orders = [math.inf if m["slope"] is None else m["slope"] for m in _all(document, row, column)]
+        if not orders:
             return NOTHING
-        lowest[column] = min(slopes)
+        lowest[column] = min(orders)
     if lowest[SMOOTH] > 3.5:
         return "holds"
     return "only inside a linear region" if lowest[INSIDE] > 3.5 else "does not hold"

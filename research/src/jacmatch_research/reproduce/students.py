@@ -31,7 +31,7 @@ VALIDATION = 0.1
 """Share of the training images that is held out, the same for every seed: what is selected is selected there."""
 QUARTER_VGG9 = "vgg:16-M-32-M-64-64-M-128-128-M-128-128-M"
 QUARTER_VGG4, HALF_VGG4 = "vgg:16-M-32-M-128-M", "vgg:32-M-64-M-256-M"
-_JUDGED, _SLOPES = 1000, 64  # test images for agreement, calibration and noise; for Jacobians
+_JUDGED, _FOR_JACOBIANS = 1000, 64  # test images for agreement, calibration and noise; for Jacobians
 _NOISE = 0.2  # standard deviation, in units of normalized inputs
 
 
@@ -185,7 +185,7 @@ def settings_of(request: Request, per_class: int, **named: Any) -> dict[str, Any
 
 
 def still(settings: Mapping[str, Any]) -> bool:
-    """Whether the teacher is asked the same about an image in every step, so that it need be asked once only."""
+    """Whether the query about an image is the same in every step, so that one query is enough."""
     if settings["point"] != "data" or settings.get("augment"):
         return False
     return settings["method"] == "outputs" or settings["probe"] in {"every-row", "top-class", "label-class"}
@@ -196,8 +196,8 @@ def cost(settings: Mapping[str, Any], outputs: int, forward_ratio: float) -> flo
 
     A backward pass by the parameters counts as two forward passes, one by the input as one. Labels cost 3; the
     teacher's outputs r more, r the teacher's forward pass over the student's; each product (a vᵀJ, a Jv, or two values
-    of a pair) passes through both once more and is differentiated: 3 + r again for each pass. A teacher that need be
-    asked once only costs nothing.
+    of a pair) passes through both once more and is differentiated: 3 + r again for each pass. A teacher that is
+    queried once only costs nothing.
     """
     if settings["method"] == "labels":
         return 3.0
@@ -236,14 +236,14 @@ def measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
 
 
 def judged(student: nn.Module, world: World, device: str) -> Measures:
-    """Accuracy, agreement with the teacher in value and slope, calibration, and accuracy under noise.
+    """Accuracy, agreement with the teacher in values and derivatives, calibration, and accuracy under noise.
 
     Accuracy is that on all images of the part. The others are taken of 1,000 test images (Jacobians of 64), the same
     for every student. Noise is Gaussian, with a standard deviation of 0.2 of that of the data.
     """
     some = sample(world.data.test)
     noisy = shifted(some, "gaussian-noise", _NOISE, scale=world.data.std)
-    close = agreement(student, ModuleTeacher(world.teacher), some, samples=min(_SLOPES, len(some)))
+    close = agreement(student, ModuleTeacher(world.teacher), some, samples=min(_FOR_JACOBIANS, len(some)))
     return {
         "accuracy": evaluate(student, world.data.test, device=device)["accuracy"],
         "validation_accuracy": evaluate(student, world.validation, device=device)["accuracy"],

@@ -79,7 +79,7 @@ def _cells(request: Request) -> list[Cell]:
 
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
-    """Errors of values and derivatives at fresh points, in units; points asked, and the seconds of the training."""
+    """Errors of values and derivatives at fresh points, in units; evaluations, and the seconds of the training."""
     options = cell.settings
     call = EXAMPLES[options["function"]]
     corners = sampling.box(call.low, call.high, None)  # type: ignore[attr-defined]

@@ -265,7 +265,7 @@ def _paper(document: Document) -> list[Table]:
               (_difference(document), origin(document))),
         *_changes(document, ABLATIONS, "ablations", "Depth, pooling and p", (METHODS["lwf"], METHODS[FULL])),
         *_changes(document, LONGER, "longer", "Longer training", _PAPER_ROWS),
-        _closeness(document, rows),
+        _teacher_distance(document, rows),
         _bounds(document, rows),
     ]  # fmt: skip
 
@@ -339,7 +339,7 @@ def _recipes(document: Document) -> list[Table]:
     return [Table("recipes", "Recipes with unlabelled images", head, tuple(body), (note, origin(document)))]
 
 
-def _closeness(document: Document, rows: list[str]) -> Table:
+def _teacher_distance(document: Document, rows: list[str]) -> Table:
     """Agreement and cosines on unseen images."""
     measures = {"top1": (100, 1), "attention_cosine": (1, 2), "jacobian_cosine": (1, 2)}
     values = {name: spreads(document, name) for name in measures}
