@@ -182,15 +182,21 @@ def _pattern(kind: str) -> re.Pattern[str]:
 
 
 _PATTERNS = {kind: _pattern(kind) for kind in (NAME, TEXT)}
+_ANY = re.compile("|".join((*(t.word.replace(" ", ".{0,9}") for t in TERMS), *CLASSES)), re.IGNORECASE)  # a quick look
 
 
 def hits(path: Path) -> Iterator[Hit]:
     """The words of the list in one file; a word that counts in names and in text is counted once where it is both."""
     where = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()
     allowed = {word for glob, words in EXCEPTIONS.items() if fnmatch(where, glob) for word in words}
-    lines = path.read_text(encoding="utf-8").splitlines()
+    text = path.read_text(encoding="utf-8")
+    if not _ANY.search(text):
+        return
+    lines = text.splitlines()
     seen: set[tuple[int, str, str]] = set()
     for number, kind, content in _fragments(path):
+        if not _ANY.search(content):
+            continue
         names = _WORDS.findall(ORDINARY.sub(" ", content))
         matches = [(name, name) for name in names if name in CLASSES and (kind == NAME or f"`{name}" in content)]
         for match in _PATTERNS[kind].finditer(pieces(" ".join(names))):

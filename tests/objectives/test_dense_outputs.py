@@ -383,17 +383,17 @@ def test_every_probe_readout_and_loss_works_or_is_refused_in_one_line(as_users_r
                 assert "\n" not in str(caught.value)
                 assert "must have outputs (batch, out)" in str(caught.value)
                 continue
-            found = objective(x, y, ids=ids).loss.detach()
+            loss = objective(x, y, ids=ids).loss.detach()
             v = objective.differentiation.probe.directions(
                 x=x, outputs=of(t(x), axis).detach(), labels=y, ids=ids, seed=0, draw=0, partners=x.roll(1, 0)
             ).flatten(2)
             equation = "pbr,bri->bpi" if probe.side == "output" else "pbi,bri->bpr"
             wanted = wanted_of(loss, *(torch.einsum(equation, v, j) for j in jacobians[key]))
             if wanted is None:
-                assert 0 < float(found) < 1
+                assert 0 < float(loss) < 1
             else:
                 rough = isinstance(probe, AntitheticNoise)
-                torch.testing.assert_close(found, wanted, rtol=1e-4 if rough else 1e-7, atol=1e-8)
+                torch.testing.assert_close(loss, wanted, rtol=1e-4 if rough else 1e-7, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -452,10 +452,10 @@ def test_one_number_for_each_sample(probe):
     y = torch.randn(6, dtype=D)
     settings = {"task": "regression", "jacobians": 1.0, "probe": probe}
     wanted = Distillation(Single(1).net, Single(2).net, **settings)
-    found = Distillation(Single(1), Single(2), **settings)
+    objective = Distillation(Single(1), Single(2), **settings)
     for _ in range(2):
-        torch.testing.assert_close(found(X, y).loss, wanted(X, y[:, None]).loss)
-    buffers = zip(found.student.net.buffers(), wanted.student.buffers(), strict=True)
+        torch.testing.assert_close(objective(X, y).loss, wanted(X, y[:, None]).loss)
+    buffers = zip(objective.student.net.buffers(), wanted.student.buffers(), strict=True)
     assert all(torch.equal(one, other) for one, other in buffers), "the first call counts once"
     plain = Distillation(Single(1), Single(2), task="regression", jacobians=0)(X, y)
     torch.testing.assert_close(plain["labels"], (Single(1)(X) - y).square().mean())
@@ -478,10 +478,10 @@ def test_evaluation_of_positions():
     """Pixel accuracy and mean intersection over union, by hand: two classes, one position left out."""
     logits = torch.tensor([[[2.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 0.0], [-9.0, -9.0, -9.0, -9.0]]])
     labels = torch.tensor([[0, 1, 0, 255]])  # predicted 0, 1, 1, 0
-    found = evaluate(nn.Identity(), Split(logits, labels), device="cpu", ignore_index=255)
-    assert found == {"accuracy": pytest.approx(2 / 3), "miou": pytest.approx((1 / 2 + 1 / 2) / 2)}
+    result = evaluate(nn.Identity(), Split(logits, labels), device="cpu", ignore_index=255)
+    assert result == {"accuracy": pytest.approx(2 / 3), "miou": pytest.approx((1 / 2 + 1 / 2) / 2)}
     tokens_last = evaluate(nn.Identity(), Split(logits.mT, labels), device="cpu", ignore_index=255, class_dim=-1)
-    assert tokens_last == found
+    assert tokens_last == result
     with pytest.raises(InputError, match=r"Labels of positions must have the shape \(1, 3\).*class_dim=-1"):
         evaluate(nn.Identity(), Split(logits.mT, labels), device="cpu")
     with pytest.raises(InputError, match="must have positions with a label"):

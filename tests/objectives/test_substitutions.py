@@ -19,7 +19,7 @@ class Text(nn.Module):
     def __init__(self, width, seed, vocabulary=V):
         super().__init__()
         torch.manual_seed(seed)
-        self.words, self.places = nn.Embedding(vocabulary, width), nn.Embedding(T, width)
+        self.words, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(T, width)
         self.layer = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.0, batch_first=True)
         self.last = nn.Linear(width, K)
         self.to(D)
@@ -28,7 +28,7 @@ class Text(nn.Module):
         return self.words
 
     def embedded(self, e, attention_mask):
-        e = e + self.places(torch.arange(e.shape[1]))
+        e = e + self.positions(torch.arange(e.shape[1]))
         h = self.layer(e, src_key_padding_mask=attention_mask == 0)
         return self.last((h * attention_mask[..., None]).sum(1) / attention_mask.sum(1, keepdim=True))
 
@@ -52,7 +52,7 @@ def drawn(probe=PROBE, **changed):
 
 def by_differences(network, chosen):
     """Jv of each substitution (B, K, k), four-point differences in the embeddings."""
-    h, found = 1e-3, []
+    h, columns = 1e-3, []
     with torch.no_grad():
         e = network.words(IDS)
         for m in range(chosen.new.shape[1]):
@@ -61,8 +61,8 @@ def by_differences(network, chosen):
                 p = chosen.positions[n, m]
                 direction[n, p] = network.words.weight[chosen.new[n, m]] - network.words.weight[IDS[n, p]]
             y = {step: network.embedded(e + step * h * direction, MASK) for step in (-2, -1, 1, 2)}
-            found.append((8 * (y[1] - y[-1]) - (y[2] - y[-2])) / (12 * h))
-    return torch.stack(found, 2)
+            columns.append((8 * (y[1] - y[-1]) - (y[2] - y[-2])) / (12 * h))
+    return torch.stack(columns, 2)
 
 
 @pytest.mark.parametrize("rows", [EveryRow(), RandomOutputs(2), RandomInputs(2)], ids=lambda rows: type(rows).__name__)
@@ -72,19 +72,19 @@ def test_the_term_is_that_of_differences_in_the_embeddings(rows):
     probe = TokenSubstitutions(4, special=(0, 1), rows=rows)
     settings = {"labels": 0, "outputs": 0, "jacobians": 1.0, "jacobian_loss": "squared"}
     objective = Distillation(student, teacher, probe=probe, **settings)
-    found = objective(IDS, Y, ids=NUMBERS, context={"attention_mask": MASK})
+    terms = objective(IDS, Y, ids=NUMBERS, context={"attention_mask": MASK})
     chosen = drawn(probe)
     j = by_differences(student, chosen) - by_differences(teacher, chosen)
     x, y = torch.zeros(B, 4, dtype=D), torch.zeros(B, K, dtype=D)
     v = rows.directions(x=x, outputs=y, ids=NUMBERS, seed=0, draw=0, labels=Y, partners=x)
     product = torch.einsum("pbk,bkm->pbm" if rows.side == "output" else "pbm,bkm->pbk", v, j)
-    torch.testing.assert_close(found.loss, product.square().sum((0, 2)).mean(), rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(found.student_outputs, student(IDS, MASK))
-    found.loss.backward()
+    torch.testing.assert_close(terms.loss, product.square().sum((0, 2)).mean(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(terms.student_outputs, student(IDS, MASK))
+    terms.loss.backward()
     assert student.words.weight.grad.abs().sum() > 0, "the student's own table learns from it"
     assert objective.calls == 1
     again = objective(IDS, Y, ids=NUMBERS, context={"attention_mask": MASK}).loss
-    assert not torch.equal(again, found.loss), "the next call draws others"
+    assert not torch.equal(again, terms.loss), "the next call draws others"
 
 
 def test_the_gradient_by_the_table():
@@ -150,15 +150,15 @@ def test_fraction_and_penalty():
     student, teacher = Text(4, 1), Text(8, 2)
     settings = {"labels": 0, "outputs": 0, "jacobians": 1.0, "jacobian_loss": "squared", "fraction": 0.6}
     probe = TokenSubstitutions(3, special=(0, 1), rows=EveryRow())
-    found = Distillation(student, teacher, probe=probe, **settings)(
+    terms = Distillation(student, teacher, probe=probe, **settings)(
         IDS, Y, ids=NUMBERS, context={"attention_mask": MASK}
     )
     j = (by_differences(student, drawn(probe)) - by_differences(teacher, drawn(probe)))[:3]
-    torch.testing.assert_close(found.loss, j.square().sum((1, 2)).mean(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(terms.loss, j.square().sum((1, 2)).mean(), rtol=1e-6, atol=1e-9)
     penalty = Robustness(student, penalty=1.0, form="squared-norm", probe=probe)
-    found = penalty(IDS, Y, ids=NUMBERS, context={"attention_mask": MASK})["penalty"]
+    terms = penalty(IDS, Y, ids=NUMBERS, context={"attention_mask": MASK})["penalty"]
     norm = by_differences(student, drawn(probe)).square().sum((1, 2)).mean()
-    torch.testing.assert_close(found, norm, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(terms, norm, rtol=1e-6, atol=1e-9)
 
 
 class Two(nn.Module):
