@@ -25,7 +25,7 @@ CASES = {
     ),
     "an unknown benchmark": (
         "bench speed",
-        r"A benchmark of `bench` must be a known name\. Got 'speed'\..*Known: cac",
+        r"A benchmark of `bench` must be a known name\. Got 'speed'\..*Known: attention, cac",
     ),
 }
 

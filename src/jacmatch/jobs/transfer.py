@@ -159,10 +159,9 @@ class Transfer(TrainingFields):
     recipes compare the teacher's own outputs (learning without forgetting), its features, or the rows of the paper.
     """
 
-    main: ClassVar[str] = "data teacher teacher_weights student per_class recipe unlabelled seeds device out smoke"
+    main: ClassVar[str] = "data teacher student per_class recipe unlabelled seeds device out smoke"
     examples: ClassVar[tuple[str, ...]] = (
         "--unlabelled digits",
-        "--recipe paper --methods labels lwf lwf+jacobians",
         "--data folder:photos@64 --teacher runs/teacher",
     )
 

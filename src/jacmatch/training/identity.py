@@ -191,6 +191,10 @@ def _of_objective(objective: nn.Module) -> dict[str, str]:
     return parts
 
 
+_SINCE = {"objective.classes": "None", "objective.positions": "'sum'", "objective.ignore_index": "-100"}
+"""Settings that objectives of version 0.1 did not have, and the values that stand for what they did."""
+
+
 def as_before(parts: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return an identity as version 0.1 wrote it, under the names that a checkpoint of that version has.
 
@@ -204,7 +208,7 @@ def as_before(parts: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, A
         settings = [f"{name}={parts[f'objective.{name}']}" for name in _DERIVATIVES]
         old["objective.slopes"] = f"Slopes({', '.join(settings)})"
     new = {f"objective.{name}" for name in (*_DERIVATIVES, "fraction", "class_dim", "loss_weights")}
-    new |= {name for name in ("objective.classes",) if parts.get(name) == "None"}  # one head, as in that version
+    new |= {name for name, default in _SINCE.items() if parts.get(name) == default}
     return {name: value for name, value in old.items() if name not in new or name in saved}
 
 
