@@ -1,8 +1,8 @@
 """How a network is called at the tensor that is differentiated: its other arguments, and inputs of several tensors.
 
-Derivatives are by one tensor x (B, …). `Arguments` turns it into the arguments of the network, in one place: keyword
-arguments that are no input (masks, atom types, time), several inputs that lie side by side in x, each in its own unit,
-or the nodes of graphs, which are padded in x and are not in the network.
+Derivatives are taken with respect to one tensor x (B, …). `Arguments` converts it to the arguments of the network:
+keyword arguments that are not differentiated (masks, atom types, time), several inputs that are concatenated in x, each
+in its own unit, or the nodes of graphs, which are padded in x but not in the network.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -17,15 +17,15 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from jacmatch.errors import InputError
 
-_NODES = 8  # graphs are padded to a multiple of this: each other shape of x is verified anew
+_NODES = 8  # graphs are padded to a multiple of this, since each new shape of x is verified again
 
 
 @dataclass(frozen=True)
 class Shared:
-    """A value of a context that belongs to no sample, also where it has as many rows as the batch.
+    """A value in `context` that is shared by all samples, even if it has as many rows as the batch.
 
     Attributes:
-        value: What the networks get.
+        value: The value passed to the networks.
 
     Example:
         >>> Shared(torch.ones(3, 2)).value.shape
@@ -40,7 +40,7 @@ class Edges:
     """The edges of graphs, as a value of a context: pairs of nodes, numbered over the whole batch.
 
     Attributes:
-        index: (2, E), both ends of an edge in one graph.
+        index: (2, E); both ends of an edge must be in the same graph.
     """
 
     index: Int[Tensor, "2 edge"]
@@ -50,16 +50,16 @@ class Edges:
 class Inputs:
     """Several inputs that are differentiated, each in its own unit.
 
-    The networks get the tensors as they are. Derivatives are taken by part/unit: random directions have variance 1 in
-    these units, and all parts together have one squared error.
+    The networks get the tensors unchanged. Derivatives are taken with respect to part/unit: random directions have
+    variance 1 in these units, and one squared error covers all parts.
 
     Attributes:
-        parts: Tensors (B, …) of one floating-point type: a tuple for positional arguments, a dictionary for keyword
-            arguments.
+        parts: Tensors (B, …) of the same floating-point type: a tuple for positional arguments, a dictionary for
+            keyword arguments.
         units: The unit of each part by its name, or by its number in a tuple; 1 where it is not named.
 
     Raises:
-        InputError: a part is no tensor of samples, types differ, or a unit is not positive or names no part.
+        InputError: a part is not a tensor (B, …), types differ, a unit is not positive, or a unit has no part.
 
     Example:
         >>> Inputs({"x": torch.rand(4, 3), "t": torch.rand(4, 1)}, units={"t": 10.0}).packed[0].shape
@@ -92,7 +92,7 @@ class Inputs:
 
     @property
     def packed(self) -> tuple[Float[Tensor, "batch entry"], "_Several"]:
-        """The parts in their units, flattened side by side, and what takes them apart again."""
+        """The parts in their units, flattened and concatenated, and the layout that splits them again."""
         named = {name: (part, float(self.units.get(name, 1.0))) for name, part in self.named.items()}
         layout = _Several(tuple((name, part.shape[1:], unit) for name, (part, unit) in named.items()))
         return torch.cat([(part / unit).reshape(len(part), -1) for part, unit in named.values()], 1), layout
@@ -100,15 +100,15 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Nodes:
-    """Positions of the nodes of graphs, or points of clouds, that are differentiated; graphs have unlike sizes.
+    """Positions of the nodes of graphs, or of point clouds, that are differentiated; graphs may differ in size.
 
-    The networks get the positions as they are, and `index` as the keyword argument `name`. Tensors of a context with as
+    The networks get the positions unchanged, and `index` as the keyword argument `name`. Tensors of a context with as
     many rows as there are nodes belong to the nodes.
 
     Attributes:
         positions: (ΣN, D), the nodes of one graph after those of another.
         index: The graph of each node, from 0 to B − 1 in this order.
-        name: The argument that takes the index; None where the networks take none.
+        name: The keyword argument that takes the index; None if the networks take none.
 
     Raises:
         InputError: the index is not one number for each node, or not in order.
@@ -131,7 +131,7 @@ class Nodes:
 
     @property
     def packed(self) -> tuple[Float[Tensor, "batch most dimension"], "_Ragged"]:
-        """The positions, padded by zeros, and what takes the padding away again."""
+        """The positions, padded with zeros, and the layout that removes the padding again."""
         counts = torch.bincount(self.index)
         most = -(-int(counts.max()) // _NODES) * _NODES
         layout = _Ragged(torch.arange(most, device=self.index.device) < counts[:, None], self.name)
@@ -157,7 +157,7 @@ class _Several:
 
 @dataclass(frozen=True)
 class _Ragged:
-    """Which places of the padded x are nodes."""
+    """Which entries of the padded x are nodes."""
 
     mask: Bool[Tensor, "batch most"]
     name: str | None
@@ -168,7 +168,7 @@ class _Ragged:
 
     @property
     def numbers(self) -> Int[Tensor, "node"]:
-        """The place of each node."""
+        """The index of each node in the padded x."""
         return self.mask.flatten().nonzero()[:, 0]
 
     def taken(self, padded: Tensor) -> Tensor:
@@ -185,8 +185,8 @@ class Substituted:
 
     Attributes:
         tokens: Token ids.
-        positions: Of the tokens that are replaced.
-        new: What replaces them.
+        positions: Positions of the tokens that are replaced.
+        new: The ids that replace them.
     """
 
     tokens: Int[Tensor, "batch token"]
@@ -194,11 +194,11 @@ class Substituted:
     new: Int[Tensor, "batch one"]
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Substituted":
-        """Return that with a function of each tensor."""
+        """Return a copy with the function applied to each tensor."""
         return Substituted(function(self.tokens), function(self.positions), function(self.new))
 
     def call(self, module: Any, x: Float[Tensor, "batch one"], named: dict[str, Any]) -> Any:
-        """Return what the module returns where its embeddings are moved along the directions."""
+        """Call the module with its embeddings moved by x along the directions, and return the result."""
         layer = embedding_of(module)
         met: list[Tensor] = []
 
@@ -224,7 +224,7 @@ class Substituted:
 
 
 def embedding_of(module: Any) -> nn.Embedding:
-    """Return the table of tokens of a network: `get_input_embeddings()`, or its only `nn.Embedding`.
+    """Return the token embedding of a network: `get_input_embeddings()`, or its only `nn.Embedding`.
 
     Raises:
         InputError: there is none, or there are several.
@@ -254,13 +254,13 @@ class _OfNodes:
 
 @dataclass(frozen=True)
 class _OfEdges:
-    """Edges (B, E, 2) by the number of each node in its graph; −1 is no edge."""
+    """Edges (B, E, 2) as indices of nodes within each graph; −1 means no edge."""
 
     padded: Tensor
 
 
 def _mapped(tree: Any, samples: Callable[[Tensor], Tensor], shared: Callable[[Any], Any] = lambda value: value) -> Any:
-    """Return the tree with a function of each tensor of the samples, and of each shared value."""
+    """Return the tree with one function applied to each tensor of the samples, and another to each shared value."""
 
     def one(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
@@ -274,11 +274,11 @@ def _mapped(tree: Any, samples: Callable[[Tensor], Tensor], shared: Callable[[An
 
 @dataclass(frozen=True)
 class Arguments:
-    """Keyword arguments of a network, and how its inputs lie in x.
+    """Keyword arguments of a network, and the layout of its inputs in x.
 
     Attributes:
-        values: By name. Tensors are of the samples, others are in `Shared`.
-        layout: How inputs of several tensors or of graphs lie in x; None where x is the input.
+        values: Arguments by name. Tensors belong to the samples unless they are wrapped in `Shared`.
+        layout: How several tensors, or graphs, are laid out in x; None if x itself is the input.
     """
 
     values: Mapping[str, Any]
@@ -303,7 +303,7 @@ class Arguments:
         return args, {**tree_map(given, dict(self.values)), **named}
 
     def __call__(self, module: Callable[..., Any], x: Tensor) -> Any:
-        """Return what the module returns."""
+        """Call the module with these arguments, and return the result."""
         args, named = self.split(x)
         return self.layout.call(module, x, named) if isinstance(self.layout, Substituted) else module(*args, **named)
 
@@ -319,19 +319,19 @@ class Arguments:
 
     @property
     def is_ragged(self) -> bool:
-        """Whether x is the padded nodes of graphs."""
+        """Whether x contains the padded nodes of graphs."""
         return isinstance(self.layout, _Ragged)
 
     def part(self, rows: slice | Int[Tensor, "row"]) -> "Arguments":
-        """Return those of some of the samples."""
+        """Return the arguments of some of the samples."""
         return self._with(lambda each: each[rows])
 
     def repeated(self, copies: int) -> "Arguments":
-        """Return those of the batch, several times."""
+        """Return the arguments of the batch, repeated `copies` times."""
         return self if copies == 1 else self._with(lambda each: torch.cat([each] * copies))
 
     def to(self, dtype: torch.dtype) -> "Arguments":
-        """Return them with floating-point tensors of this type."""
+        """Return the arguments with floating-point tensors converted to this type."""
 
         def cast(value: Any) -> Any:
             return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
@@ -351,7 +351,7 @@ class Arguments:
 
     @property
     def kind(self) -> Hashable:
-        """What of them decides how a network is differentiated: shapes of a sample, types, and flags."""
+        """A key of everything that affects differentiation: shapes of a sample, types, and flags."""
 
         def one(leaf: Any) -> Hashable:
             if isinstance(leaf, Shared):
@@ -374,18 +374,18 @@ class Arguments:
 
     @staticmethod
     def of(caller: str, x: Any, context: "Mapping[str, Any] | Arguments | None") -> tuple[Any, "Arguments | None"]:
-        """Return the tensor that is differentiated, and the arguments; None where there is nothing but the tensor.
+        """Return the tensor that is differentiated, and the arguments; None if there is only the tensor.
 
-        A tensor whose first dimension is the batch belongs to the samples, one with as many rows as `Nodes` has nodes
-        to the nodes. Everything else, and what is in `Shared`, is passed unchanged.
+        A tensor whose first dimension is the batch belongs to the samples; one with as many rows as `Nodes` has nodes
+        belongs to the nodes. Everything else, and values in `Shared`, are passed unchanged.
 
         Args:
-            caller: For messages.
+            caller: Name of the caller, for error messages.
             x: A tensor, `Inputs`, `Nodes`, or a dictionary of tensors.
-            context: Keyword arguments by name; what is ready is returned.
+            context: Keyword arguments by name; an `Arguments` is returned unchanged.
 
         Raises:
-            InputError: `context` is no dictionary with names, or has arrays.
+            InputError: `context` is not a dictionary with string keys, or contains NumPy arrays.
         """
         if isinstance(context, Arguments):
             return x, context
@@ -413,7 +413,7 @@ class Arguments:
 
 
 def _edges(index: Tensor, layout: Any, caller: str) -> _OfEdges:
-    """Return edges by graphs."""
+    """Return the edges grouped by graph."""
     if not isinstance(layout, _Ragged):
         rule = f"`Edges` in `context` of `{caller}` must go with x=Nodes(positions, index)."
         raise InputError(rule, got="x without an index", do="Pass a plain tensor for other networks.")

@@ -1,6 +1,6 @@
 """Buffers of a network during a pass: replaced by copies, and restored afterwards.
 
-Buffers are identified by object and not by name: a BatchNorm layer that is reached by two names has one running mean.
+Buffers are identified by object and not by name: a BatchNorm layer registered under two names has one running mean.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from jacmatch.jacobian.callables import modules_of
 
 
 def all_buffers(module: Callable[..., Any]) -> dict[str, Tensor]:
-    """Return the buffers of a network by one name each; of a plain function those of the networks that it uses."""
+    """Return the buffers of a network, each under one name; for a plain function those of the networks it uses."""
     if isinstance(module, nn.Module):
         return dict(module.named_buffers())
     named = [(f"{number}.", each.named_buffers()) for number, each in enumerate(modules_of(module))]
@@ -22,19 +22,19 @@ def all_buffers(module: Callable[..., Any]) -> dict[str, Tensor]:
 
 
 def buffers_in_training(module: Callable[..., Any]) -> dict[str, Tensor]:
-    """Return the buffers that a forward pass may write: all while any part is in training mode, else none."""
+    """Return the buffers that a forward pass may write: all if any submodule is in training mode, else none."""
     networks = [module] if isinstance(module, nn.Module) else modules_of(module)
     return all_buffers(module) if any(layer.training for each in networks for layer in each.modules()) else {}
 
 
 def copies_of(buffers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a clone of each."""
+    """Return a clone of each buffer."""
     return {name: buffer.clone() for name, buffer in buffers.items()}
 
 
 @contextmanager
 def replaced_buffers(module: Callable[..., Any], buffers: dict[str, Tensor]) -> Iterator[None]:
-    """Use these tensors as buffers within the context; what the module assigns instead ends up in the dict."""
+    """Use these tensors as buffers within the context; tensors that the module assigns to them end up in the dict."""
     name_of = {id(buffer): name for name, buffer in all_buffers(module).items() if name in buffers}
     given = dict(buffers)
     slots = _slots(module)
@@ -51,7 +51,7 @@ def replaced_buffers(module: Callable[..., Any], buffers: dict[str, Tensor]) -> 
 
 
 def write_buffers(module: Callable[..., Any], written: dict[str, Tensor]) -> None:
-    """Copy these values into the buffers, which remain the same tensors; `written` may have some of them only."""
+    """Copy these values into the buffers, in place; `written` may contain only some of them."""
     with torch.no_grad():
         for name, buffer in all_buffers(module).items():
             if name in written:
@@ -69,13 +69,13 @@ def preserved_buffers(module: Callable[..., Any]) -> Iterator[None]:
         for layer, key, own in slots:
             if layer._buffers[key] is not own:
                 layer._buffers[key] = own
-            # `data`: a graph that was recorded within may go on, since training does not read running statistics
+            # `data`: graphs recorded within stay valid, since training does not read running statistics
             own.data.copy_(before[id(own)])
 
 
 @contextmanager
 def preserved_attributes(module: Callable[..., Any]) -> Iterator[None]:
-    """Restore the plain attributes of the layers, counts for example, after the context."""
+    """Restore the plain attributes of the layers, such as counters, after the context."""
     layers = [layer for each in modules_of(module) for layer in each.modules()]
     layers = [layer for layer in layers if not isinstance(layer, torch.jit.ScriptModule)]  # these have no attributes
     before = [(layer, dict(vars(layer)), dict(layer._parameters)) for layer in layers]

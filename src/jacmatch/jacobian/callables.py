@@ -1,7 +1,7 @@
 """The contents of a function: the modules and tensors that it uses, a key that outlives it, a copy in another type.
 
-A user's training step often creates the function anew, `lambda x: network(x, mask)`. Two such functions count as the
-same one if their code and their modules are the same, and everything else in them is of the same kind.
+A user's training step often creates a new function each time, `lambda x: network(x, mask)`. Two such functions count as
+equal if their code and modules are the same, and everything else in them is of the same kind.
 """
 
 import copy
@@ -37,7 +37,7 @@ def tensors_of(function: Any) -> list[Tensor]:
 
 
 def key_of(function: Any, depth: int = _DEPTH) -> Hashable:
-    """Return a key that is equal for functions with the same code, networks and kinds of everything else."""
+    """Return a key that is equal for functions with the same code and networks, and other contents of the same kind."""
     if isinstance(function, nn.Module):
         return "module", id(function)
     if isinstance(function, Tensor):
@@ -58,7 +58,7 @@ def copy_in(function: Any, dtype: torch.dtype | None) -> Any:
     """Return a copy that shares no parameter and no buffer with the function, in this type if one is given.
 
     Raises:
-        Exception: Whatever the contents raise where they cannot be copied.
+        Exception: any error of contents that cannot be copied.
     """
     memo: dict[int, Any] = {}
     for module in modules_of(function):
@@ -96,14 +96,14 @@ def _copied(value: Any, dtype: torch.dtype | None, memo: dict[int, Any], depth: 
         return types.MethodType(value.__func__, again(value.__self__))
     if isinstance(value, types.FunctionType):
         return _function(value, again)
-    made = copy.copy(value)  # an object: another one, with copies of the networks and tensors among its attributes
+    made = copy.copy(value)  # an object: a copy, with copies of the networks and tensors in its attributes
     for name, each in vars(value).items():
         object.__setattr__(made, name, again(each))
     return made
 
 
 def _function(function: types.FunctionType, again: Callable[[Any], Any]) -> types.FunctionType:
-    """Return the same code around copies."""
+    """Return a function with the same code and copied contents."""
     cells = tuple(types.CellType(again(each)) if _filled(cell) else types.CellType() for cell, each in _cells(function))
     names = {name: again(each) for name, each in _globals(function)}
     space = {**function.__globals__, **names} if names else function.__globals__

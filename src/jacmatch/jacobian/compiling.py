@@ -1,7 +1,7 @@
 """A function of tensors compiled as one graph, for any batch size; a graph break is an error.
 
-A whole objective is compiled, including the derivative: `torch.compile` of the network alone refuses the second
-derivative, or silently runs eagerly.
+A whole objective is compiled, including the derivative: with `torch.compile` on the network alone, the second
+derivative raises an error, or silently runs eagerly.
 """
 
 import operator
@@ -25,8 +25,8 @@ class OneGraph:
         cuda_graphs: Whether the kernels of a GPU are launched as a CUDA graph.
 
     Attributes:
-        graphs: Graphs that were compiled: one for each kind of arguments; another batch size is no other kind.
-        runs: Calls that ran a compiled graph.
+        graphs: Number of compiled graphs: one for each kind of arguments, whatever the batch size.
+        runs: Number of calls that ran a compiled graph.
     """
 
     def __init__(self, function: Run, backend: str = "inductor", cuda_graphs: bool = False) -> None:
@@ -35,10 +35,10 @@ class OneGraph:
         self._compiled = torch.compile(function, backend=self._compile, fullgraph=True)
 
     def __call__(self, *arguments: Any) -> Any:
-        """Return what the function returns.
+        """Call the compiled function, and return its result.
 
         Raises:
-            UnsupportedError: nothing compiled ran: the compiler is switched off.
+            UnsupportedError: the function ran eagerly, because the compiler is disabled.
         """
         before = self.runs
         if self.cuda_graphs:
@@ -72,7 +72,7 @@ class OneGraph:
 
 
 def any_batch(*pairs: tuple[Tensor | None, int]) -> None:
-    """Mark which dimension of each tensor is the batch, so that another size needs no other graph."""
+    """Mark the batch dimension of each tensor as dynamic, so that another batch size needs no new graph."""
     for tensor, dimension in pairs:
         if tensor is not None:
             torch._dynamo.maybe_mark_dynamic(tensor, dimension)
@@ -91,20 +91,20 @@ def _looked_up(backend: str) -> Run:
 
 
 def _refuse_own_rules(graph: fx.GraphModule) -> None:
-    """Refuse an `autograd.Function` of the network: the compiled graph would silently lack its second derivative."""
+    """Reject an `autograd.Function` in the network: the compiled graph would silently lack its second derivative."""
     parts = [part for part in graph.modules() if isinstance(part, fx.GraphModule)]
     if any("autograd_function_apply" in str(node.target) for part in parts for node in part.graph.nodes):
         raise UnsupportedError("an autograd.Function in the network loses its second derivative when compiled.")
 
 
 def _pass_for_any_batch() -> Any:
-    """Inductor's pass before the graph is cut into forward and backward."""
+    """Return an Inductor pass that runs before the graph is partitioned into forward and backward."""
     from torch._inductor.custom_graph_pass import CustomGraphPass
 
     class AnyBatch(CustomGraphPass):
-        """Writes the weight's second derivative as what it is, the gradient of a convolution by its weight.
+        """Rewrites the second derivative by the weight as the gradient of a convolution with respect to its weight.
 
-        Autograd writes it as a convolution whose kernel is a batch of gradients; Inductor fixes the size of kernels.
+        Autograd expresses it as a convolution whose kernel is a batch of gradients; Inductor fixes kernel sizes.
         """
 
         def __call__(self, graph: fx.Graph) -> None:
@@ -123,7 +123,7 @@ def _pass_for_any_batch() -> Any:
 
 
 def _weight_gradient(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    """Nodes for conv(imagesᵀ, gradientsᵀ), stride and dilation exchanged, by the backward of a convolution."""
+    """Return nodes for conv(imagesᵀ, gradientsᵀ), stride and dilation swapped, as the backward of a convolution."""
     images, gradients, _, stride, padding, dilation, _, output_padding, _ = node.args
     result = node.meta["val"]
     axes = [1, 0, *range(2, result.dim())]

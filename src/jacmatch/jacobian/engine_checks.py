@@ -1,7 +1,7 @@
 """The check of one engine: its product, and the gradient of a penalty on that product.
 
-Training uses the second, which can be silently wrong while the first is right. A penalty on derivatives jumps where a
-ReLU switches, so its differences need the small steps of a reference in float64.
+Training uses the gradient, which can be silently wrong even if the product is right. A penalty on derivatives jumps
+where a ReLU switches, so its finite differences need the small steps of a float64 reference.
 """
 
 from collections.abc import Callable, Iterator
@@ -44,12 +44,12 @@ _CERTAIN_IN_OWN_TYPE = 0.5
 
 
 def is_small(*modules: nn.Module) -> bool:
-    """Return whether there are so few parameters that checks may use more samples and directions."""
+    """Return whether there are few enough parameters for checks to use more samples and directions."""
     return sum(p.numel() for module in modules for p in module.parameters()) <= MANY_PARAMETERS
 
 
 def not_finite_at(name: str, engine: EngineRun, function: Function, x: Tensor) -> Verdict | None:
-    """Return a verdict if an engine returns NaN or infinity where the values are finite, at zeros mostly; else None."""
+    """Return a verdict if an engine returns NaN or infinity at finite values (mostly at zeros), else None."""
     module = function.module
     try:
         with preserved_buffers(module):
@@ -81,11 +81,11 @@ def judge(
     Args:
         name: Name of the engine.
         engine: The engine with the directions of the reference.
-        function: What is differentiated.
-        x: Where.
-        reference: What it is compared with.
+        function: The function that is differentiated.
+        x: The point at which it is differentiated.
+        reference: The finite differences that the engine is compared with.
         of_rows: Whether the products are vᵀJ.
-        rounding: Whether to look at the module's own type too.
+        rounding: Whether to check the module's own type too.
     """
     seeded = _reseeded(engine)
     try:
@@ -123,7 +123,7 @@ def judge(
 
 
 def _why_untrainable(reference: Reference) -> str | None:
-    """The error of ordinary training because a tensor was changed in place; None where it has none."""
+    """Return the error that ordinary training raises because of an in-place operation; None if it raises none."""
     x = reference.x.detach()
     try:
         values = reference.function(x.clone())[0]
@@ -135,7 +135,7 @@ def _why_untrainable(reference: Reference) -> str | None:
 
 
 def _reseeded(engine: EngineRun) -> EngineRun:
-    """Return the engine with the random numbers and the buffers of the reference: dropout has one mask everywhere."""
+    """Return the engine with the random numbers and buffers of the reference, so that dropout uses the same mask."""
 
     def seeded(function: Function, x: Tensor) -> Products:
         seed_generators(SEED, x.device)
@@ -146,7 +146,7 @@ def _reseeded(engine: EngineRun) -> EngineRun:
 
 
 def _other_outputs(reference: Reference) -> Verdict | None:
-    """Return a verdict if a pass with derivatives has other values than an ordinary call, random numbers apart."""
+    """Return a verdict if a pass with derivatives changes the values of an ordinary call, apart from random numbers."""
 
     def ordinary(seed: int) -> Tensor:
         seed_generators(seed, reference.x.device)
@@ -158,12 +158,12 @@ def _other_outputs(reference: Reference) -> Verdict | None:
     if not error > (1e-6 if reference.fine else 0.05) or float(values.norm()) == 0:
         return None
     if relative_difference(ordinary(SEED + 1), values) > 1e-9 or relative_difference(ordinary(SEED), values) > 1e-9:
-        return None  # the masks of a fused operator are others, or nothing is the same twice
+        return None  # a fused operator draws different masks, or no two calls are equal
     return findings.other_outputs(error)
 
 
 def _judge_product(name: str, own: Products, exact: Products, reference: Reference, of_rows: bool) -> Verdict:
-    # Dropout may have drawn another mask in the other type.
+    # Dropout may have drawn a different mask in the other type.
     comparable = torch.allclose(own.values.double(), exact.values.double(), rtol=1e-2, atol=1e-4)
     judged = own if name == "differences" and comparable else exact
     if not torch.isfinite(judged.products).all():
@@ -193,7 +193,7 @@ def _right(reference: Reference) -> Verdict:
 
 
 def _is_certain(reference: Reference, error: float) -> bool:
-    """Return whether a far larger step gives the same difference; it does not where the function contains float32."""
+    """Return whether a far larger step gives the same difference; not so if the function computes in float32."""
     if not reference.fine:
         return error > _CERTAIN_IN_OWN_TYPE and reference.uncertainty < TOLERANCE
     with torch.no_grad():
@@ -221,7 +221,7 @@ def _judge_gradient(
     steps = _STEPS_OF_DIFFERENCES if name == "differences" else _STEPS
     generator, state = torch.Generator().manual_seed(1), _right(reference)
     least = (1e-6 if reference.fine else 1e-2) * float(penalty.detach())
-    # a part that is missing may happen to be small in one direction; for a large network two take too long
+    # a missing part may happen to be small along one direction; for a large network two take too long
     several = not reference.single and sum(q.numel() for q in parameters) <= MANY_PARAMETERS
     for _ in range(1 + several):
         moves = [torch.randn(q.shape, generator=generator).to(q) * _step(q) for q in parameters]
@@ -258,9 +258,9 @@ def _judge_gradient(
 def _judge_gradient_of_zero(
     name: str, engine: EngineRun, exact: Products, reference: Reference, x: Tensor
 ) -> Verdict | None:
-    """Return a verdict if products that are zero here have another parameter gradient than their differences.
+    """Return a verdict if the parameter gradient of products that are zero here differs from finite differences.
 
-    It need not be zero: the outputs are constant where the last layer is zero, and change once it is trained.
+    The gradient need not be zero: with a last layer of zeros the outputs are constant, until that layer is trained.
     """
     parameters = _trained(reference.function, exact.values, x)
     if not parameters:
@@ -284,7 +284,7 @@ def _judge_gradient_of_zero(
 
 
 def _trained(function: Function, values: Tensor, x: Tensor) -> list[Tensor]:
-    """Return what is trained: parameters, and the other leaves of the graph of the values besides x."""
+    """Return the trained tensors: the parameters, and all other leaves of the graph of the values except x."""
     used = [*modules_of(function.module), *modules_of(function.readout)]
     registered = [p for module in used for p in module.parameters()] + tensors_of(function.module)
     leaves = graph_leaves(values, before=x)
@@ -318,7 +318,7 @@ def _step(parameter: Tensor) -> Tensor:
 
 
 def _derivative(gradients: list[Tensor | None], moves: list[Tensor]) -> tuple[float, float]:
-    """Return the derivative along the move, and its size."""
+    """Return the derivative along `moves`, and its size."""
     parts = [(g.detach().to(m) * m).flatten() for g, m in zip(gradients, moves, strict=True) if g is not None]
     products = torch.cat(parts) if parts else torch.zeros(1)
     return float(products.sum()), size_of_sum(products)
@@ -354,7 +354,7 @@ def _ordinary_gradient_is_right(
 ) -> bool:
     """Return whether the parameter gradient of the values themselves is that of their differences.
 
-    Where it is not, the module treats something as constant, as spectral normalization does its singular vectors.
+    If not, the module treats something as constant, as spectral normalization does with its singular vectors.
     """
     loss = (exact.values * reference.rows[0]).sum()
     expected, size = _derivative(parameter_gradients(loss, parameters), moves)
@@ -385,9 +385,9 @@ def _rows_are_right(reference: Reference) -> bool:
 def _steps_agree(
     penalty_at: Callable[[float], Tensor], truth: float, expected: float, steps: tuple[float, ...]
 ) -> bool:
-    """Return whether differences by very different steps agree that the derivative is not the expected one.
+    """Return whether differences with very different steps agree that the derivative is not the expected one.
 
-    They do not at a kink, and where a function is so steep that each step is too long.
+    They disagree at a kink, and where a function is so steep that every step is too long.
     """
     with torch.no_grad():
         differences = [float(penalty_at(h) - penalty_at(-h)) / (2 * h) for h in steps]

@@ -1,4 +1,4 @@
-"""The three engines that differentiate; `products` calls them, and so do the checks.
+"""The three differentiation engines, called by `products` and by the checks.
 
 *reverse* (`torch.autograd.grad`) is the most portable and the only one for vᵀJ. *forward* (`torch.func.jvp`) takes Jv
 in one dual pass, without double backward. *differences* needs values only.
@@ -33,7 +33,7 @@ from jacmatch.jacobian.rules.backward_mode import applied, toward_input
 
 
 class _Refused(torch.autograd.Function):
-    """The same tensor, whose backward pass raises an error."""
+    """The identity, whose backward pass raises an error."""
 
     @staticmethod
     def forward(products: Tensor, reason: str) -> Tensor:
@@ -49,7 +49,7 @@ class _Refused(torch.autograd.Function):
 
 
 def undifferentiable(result: Products, reason: str) -> Products:
-    """The products, which raise an error with this reason when they are differentiated; as they are without one."""
+    """Return the products so that differentiating them raises an error with this reason; unchanged if it is empty."""
     if not reason or not result.products.requires_grad:
         return result
     return replace(result, products=applied(_Refused, result.products, reason))
@@ -71,13 +71,13 @@ def _vjp(
     *,
     by_leaf: bool = False,
 ) -> tuple[Products, bool]:
-    """Return the result of `reverse_vjp` by `leaf`, and whether the rows have a graph.
+    """Return the result of `reverse_vjp` with respect to `leaf`, and whether the rows have a graph.
 
-    They have one where `differentiable` is set and there is something to differentiate by: the leaf, or other leaves of
-    the values' graph, registered parameters or not. `buffers` replace the module's own.
+    They have one if `differentiable` is set and there is something to differentiate by: the leaf, or other leaves of
+    the values' graph, registered parameters or not. `buffers` replace those of the module.
     """
     with torch.enable_grad(), twice_differentiable(function.module, function.batch_norm, once=not differentiable):
-        values, outputs, features = function(leaf.clone(), buffers)  # a clone: the first operation may be in place
+        values, outputs, features = function(leaf.clone(), buffers)  # a clone: the first operation may be in-place
         differentiable = differentiable and (by_leaf or _is_trained(function, values, leaf))
         v = cotangents(values.detach()) if callable(cotangents) else cotangents
         check_direction("cotangents", v, values.shape)
@@ -105,8 +105,8 @@ def own_rows(function: Function, x: Tensor, check: Callable[[Tensor], None]) -> 
 def rebuilt_vjp(function: Function, x: Tensor, cotangents: Cotangents, chunk_size: int) -> Products:
     """`reverse_vjp` whose graphs are recomputed in the backward pass, for `chunk_size` rows at a time.
 
-    Each chunk has a forward pass of its own, which is freed together with its rows: so k rows need the memory of one
-    chunk. A shared forward pass would also have to store the gradients by its activations for all chunks.
+    Each chunk has its own forward pass, which is freed together with its rows, so that k rows need the memory of one
+    chunk. A shared forward pass would also have to store the gradients of its activations for all chunks.
     """
     if not torch.is_grad_enabled() or not (x.requires_grad or is_trainable(function.module)):
         return reverse_vjp(function, x, cotangents)
@@ -132,15 +132,15 @@ def rebuilt_vjp(function: Function, x: Tensor, cotangents: Cotangents, chunk_siz
 
 
 def _rebuilt(result: Products, again: Callable[[], Products], leaf: Tensor, by_x: bool) -> Products:
-    """Return the result, whose graph `again` makes when it is needed: to the parameters, and to the leaf if it is x."""
-    # Of all that is returned: behind a readout of an inner layer, the outputs have parameters that its values lack.
+    """Return the result with a graph that `again` builds on demand: to the parameters, and to the leaf if it is x."""
+    # Of all results: for a readout of an inner layer, the outputs depend on parameters that its values do not.
     roots = [leaf] * by_x + graph_leaves(*result.tensors(), before=leaf)
     tensors: tuple[Tensor, ...] = _Rebuilt.apply(again, tuple(each.detach() for each in result.tensors()), *roots)  # type: ignore[no-untyped-call]
     return result.with_tensors(tensors)
 
 
 class _Rebuilt(torch.autograd.Function):
-    """Results of a pass whose graph is made in the backward pass only."""
+    """Results of a pass whose graph is built only in the backward pass."""
 
     @staticmethod
     def forward(
@@ -174,10 +174,10 @@ def traced_vjp(function: Function, x: Tensor, cotangents: Tensor) -> tuple[Produ
 
 
 def _is_trained(function: Function, values: Tensor, leaf: Tensor) -> bool:
-    """Return whether the values can have a gradient by anything but the leaf."""
+    """Return whether the values can have a gradient with respect to anything but the leaf."""
     if isinstance(function.module, nn.Module) and is_trainable(function.module):
         return True
-    return bool(graph_leaves(values, before=leaf))  # a plain function, or tensors that are trained and not registered
+    return bool(graph_leaves(values, before=leaf))  # a plain function, or trained tensors that are not registered
 
 
 def _rows(values: tuple[Tensor, ...], leaf: Tensor, v: Tensor, differentiable: bool) -> Tensor:
@@ -221,7 +221,7 @@ def forward_jvp(function: Function, x: Tensor, tangents: Tensor) -> Products:
     """Return Jv for each direction in one dual pass; the values are computed once, only the tangents are batched."""
 
     def on_copies(z: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
-        # torch.func demands that written buffers are made inside the function. A multiplication, not a clone:
+        # torch.func requires written buffers to be created inside the function. A multiplication, not a clone:
         # forward mode refuses an in-place first operation on its own input.
         copies = copies_of(buffers_in_training(function.module))
         values, outputs, features = function(z * 1, copies)
@@ -244,12 +244,12 @@ def forward_jvp(function: Function, x: Tensor, tangents: Tensor) -> Products:
             raise _cannot("forward", error, "'reverse' or 'differences'") from error
     write_buffers(function.module, written)
     result = Products(outputs, values, products, features, "forward")
-    # rules of our own are called with gradients on, whatever holds around torch.func.jvp
+    # custom rules run with gradients enabled, whatever the mode outside torch.func.jvp
     return result if torch.is_grad_enabled() else _detached(result)
 
 
 def reverse_jvp(function: Function, x: Tensor, tangents: Tensor) -> Products:
-    """Jv = ∂/∂u (uᵀJ) v: the pullback is linear in u, so its own pullback is the pushforward. Two backward passes."""
+    """Jv = ∂/∂u (uᵀJ) v: the vjp is linear in u, so the vjp of the vjp is the jvp. Two backward passes."""
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad(), twice_differentiable(function.module, function.batch_norm, statistics=True):
         leaf = x if x.requires_grad else x.detach().requires_grad_()
@@ -269,7 +269,7 @@ def difference_jvp(function: Function, x: Tensor, tangents: Tensor, step: float 
         values, outputs, features = function(x.clone())
         sizes = finite_differences.step_sizes(x, tangents) if step is None else step
         if isinstance(sizes, Tensor) and frozen is None:
-            # samples may be coupled (BatchNorm), so all of them must move by one and the same step
+            # samples may be coupled (BatchNorm), so all of them must move by the same step
             sizes = sizes.mean(1, keepdim=True).expand_as(sizes)
         products = finite_differences.central(
             values_at if frozen is None else frozen.replayed(values_at), x, tangents, step=sizes
@@ -298,7 +298,7 @@ class _Connected(torch.autograd.Function):
 
 
 def connected(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """Return the loss, in whose backward pass each of these parameters is reached, if only without a gradient."""
+    """Return the loss, whose backward pass reaches each of these parameters, even those without a gradient."""
     connected: Tensor = _Connected.apply(loss, *parameters)  # type: ignore[no-untyped-call]
     return connected
 
@@ -308,10 +308,10 @@ def gradient_norms(
     parameters: list[nn.Parameter],
     whole: Callable[[str, list[Tensor | None]], list[Tensor | None]] | None = None,
 ) -> dict[str, Tensor]:
-    """‖∂term/∂θ‖₂ of each scalar term over all parameters θ, in float64, where squares of float32 are not lost.
+    """‖∂term/∂θ‖₂ of each scalar term over all parameters θ, in float64, so that squares do not underflow.
 
-    A term that depends on no parameter is left out. The graph is retained for the following backward pass. Where a term
-    is over a part of the batch, `whole` turns its gradients into those of the whole batch.
+    A term that depends on no parameter is left out. The graph is retained for the following backward pass. If a term
+    covers a part of the batch, `whole` converts its gradients to those of the whole batch.
     """
     norms = {}
     for name, term in terms.items():

@@ -1,8 +1,8 @@
-"""Which products with a Jacobian to take, how to weigh them, how far they scatter and what they cost.
+"""Which products with a Jacobian to take, their weights, their variance and their cost.
 
 M is a matrix with a row for each output and a column for each input element: one sample's Jacobian, or the difference
 of two. A = MMᵀ, so tr A = ‖M‖²_F. An estimator gives directions v₁ … v_P on one side; the estimate is Σₚ ‖vₚᵀM‖²
-on the output side and Σₚ ‖Mvₚ‖² on the input side. The weights are in the directions: nothing is left to divide.
+on the output side and Σₚ ‖Mvₚ‖² on the input side. The directions include the weights, without further division.
 
 The paper's form is `TopClass`, or `LabelClass` where labels may be used: their mean is one term of tr A. The others are
 the corrected forms, with mean tr A unless stated otherwise.
@@ -37,7 +37,7 @@ _NOISE: Final = 1_000_081  # offset of the seed, so that noise is independent of
 
 @dataclass(frozen=True)
 class Cost:
-    """How many passes through the student the products take, beside the one forward pass that every step has.
+    """Number of passes through the student for the products, in addition to the one forward pass of every step.
 
     The backward pass of the loss, which goes through all of them, is not counted. `forward` passes lead from inputs to
     outputs (a plain value, or a Jv in forward mode), `backward` passes from outputs to inputs (a vᵀJ).
@@ -49,7 +49,7 @@ class Cost:
 
 @runtime_checkable
 class Estimator(Protocol):
-    """What the `probe=` argument of an objective takes. An implementation names the keywords that it needs."""
+    """The type of the `probe=` argument of an objective. An implementation names the keywords that it needs."""
 
     side: ClassVar[Side]
 
@@ -70,9 +70,9 @@ class Estimator(Protocol):
             x: The inputs; needed on the input side.
             outputs: The teacher's readout values; needed on the output side.
             labels: Class numbers, or the probabilities of mixed labels; only `LabelClass` uses them.
-            ids: Number of each sample, int64; needed where anything is random.
-            seed: Of the run.
-            draw: Which of the independent draws, for example the number of the step.
+            ids: Number of each sample, int64; needed if anything is random.
+            seed: Seed of the run.
+            draw: Index of the independent draw, for example the number of the step.
             partners: The input of each sample's partner; only `DataPairs` uses them.
         """
         ...
@@ -99,10 +99,10 @@ _REMEDIES: Final = {
 
 
 def needed(value: Tensor | None, name: str, caller: str, method: str = "directions") -> Tensor:
-    """The value of a keyword that this estimator needs.
+    """Return the value of a keyword that this estimator needs.
 
     Raises:
-        InputError: it was left out.
+        InputError: the keyword was not given.
     """
     if value is None:
         raise InputError(f"`{name}` of `{caller}.{method}` must be given.", do=_REMEDIES[name])
@@ -110,10 +110,10 @@ def needed(value: Tensor | None, name: str, caller: str, method: str = "directio
 
 
 def ids_of(ids: Tensor | None, values: Tensor, caller: str) -> Tensor:
-    """The ids, one for each sample: a single one would be broadcast, and all samples would get one direction.
+    """Return the ids, one for each sample: a single id would be broadcast, and give all samples the same direction.
 
     Raises:
-        InputError: they were left out, or there are more or fewer than samples.
+        InputError: they were not given, or their number differs from that of the samples.
     """
     given = needed(ids, "ids", caller)
     if given.shape[0] != values.shape[0]:
@@ -123,7 +123,7 @@ def ids_of(ids: Tensor | None, values: Tensor, caller: str) -> Tensor:
 
 
 def check_count(caller: str, count: int, law: str = "gaussian") -> None:
-    """Refuses a number of directions below 1, and unknown laws."""
+    """Reject a number of directions below 1, and unknown distributions."""
     if not isinstance(count, int) or count < 1:
         raise InputError(f"`count` of `{caller}` must be a whole number of at least 1.", got=count)
     if law not in probes.LAWS:
@@ -131,7 +131,7 @@ def check_count(caller: str, count: int, law: str = "gaussian") -> None:
 
 
 def check_positive(what: str, value: float) -> None:
-    """Refuses numbers that are not positive and finite."""
+    """Reject numbers that are not positive and finite."""
     if not 0 < value < math.inf:
         raise InputError(f"{what} must be positive and finite.", got=value)
 
@@ -191,7 +191,7 @@ class EveryRow:
 class TopClass:
     """The row c of the teacher's largest output. Paper's form: mean A_cc ≤ tr A, so it is biased low.
 
-    The class is the teacher's for both networks: with the student's own, two different rows would be compared.
+    Both networks use the teacher's class: with its own, the student might be compared in a different row.
 
     Example:
         >>> TopClass().directions(outputs=torch.tensor([[1.0, 5.0, 2.0]]))
@@ -281,7 +281,7 @@ class RandomOutputs:
 
 @dataclass(frozen=True)
 class SampledRows:
-    """n = `count` different rows out of K, all choices equally likely, each weighed K/n (Horvitz and Thompson).
+    """n = `count` different rows out of K, all choices equally likely, each with weight K/n (Horvitz and Thompson).
 
     With aᵢ = Aᵢᵢ the variance is K²(1 − n/K)·S²/n, S² = Σᵢ (aᵢ − ā)²/(K − 1): rows drawn without replacement.
 
@@ -327,9 +327,9 @@ class SampledRows:
 class FisherRows:
     """P = `count` directions v = √p ⊙ s/√P, s random signs, p = softmax(teacher's outputs/τ), τ = `temperature`.
 
-    Mean Σᵢ pᵢ ‖Mᵢ‖²: with M the difference of two log-probability Jacobians, the Fisher distance that belongs to soft
-    targets. With B = diag(√p)·A·diag(√p) the variance is 2(‖B‖²_F − Σᵢ Bᵢᵢ²)/P. Leave τ = 1 where the readout is
-    log-probabilities, at whatever temperature: softmax gives back the probabilities. For dense outputs the Fisher
+    Mean Σᵢ pᵢ ‖Mᵢ‖²: with M the difference of two log-probability Jacobians, this is the Fisher distance for soft
+    targets. With B = diag(√p)·A·diag(√p) the variance is 2(‖B‖²_F − Σᵢ Bᵢᵢ²)/P. Leave τ = 1 if the readout is
+    log-probabilities, at any temperature: their softmax gives the probabilities. For dense outputs the Fisher
     distance is summed over the positions; `class_dim` is their dimension of the classes.
     """
 
@@ -396,9 +396,9 @@ class RandomInputs:
 
 @dataclass(frozen=True)
 class DataPairs:
-    """The direction from each sample to its partner, scaled to norm √D: where the data vary, for D input elements.
+    """The direction from each sample to its partner, scaled to norm √D for D input elements.
 
-    Mean D·E[uᵀMᵀMu] over the unit vectors u between data points: tr A only if those point everywhere alike.
+    Mean D·E[uᵀMᵀMu] over the unit vectors u between data points; it is tr A only if these are isotropic.
     """
 
     side: ClassVar[Side] = "input"
@@ -411,15 +411,15 @@ class DataPairs:
     def variance(
         self, matrix: Matrix, *, tangents: Float[Tensor, "pair column"] | None = None, **unused: object
     ) -> float:
-        """The variance of ‖Mv‖² over `tangents`, all directions that a sample can get, each as likely.
+        """The variance of ‖Mv‖² over `tangents`, all possible directions of a sample, equally likely.
 
         Args:
             matrix: M.
             tangents: `probes.data_pairs` from the sample to each of the other data points, flattened.
-            **unused: What other probes need.
+            **unused: Keywords of other probes, ignored.
 
         Raises:
-            UnsupportedError: `tangents` is missing: the scatter depends on the data.
+            UnsupportedError: `tangents` is missing: the variance depends on the data.
         """
         if tangents is None:
             raise UnsupportedError(
@@ -438,14 +438,14 @@ class SubspaceInputs:
     """P = `count` random input directions v = Ug/√P in a subspace in which images differ, g ~ `law` in k dimensions.
 
     The columns of U are orthonormal. Mean ‖MU‖²_F, the norm restricted to the subspace; the variance is that of
-    `RandomInputs` with MU for M. White noise spreads over all D dimensions, of which images use few.
+    `RandomInputs` with MU for M. White noise spreads over all D dimensions, but images vary in few of them.
 
     Attributes:
         k: Dimensions of the subspace.
         basis: `dct`, the lowest spatial frequencies of each channel; `pca`, the leading principal components of a set
             of images; `data`, the span of differences of images. The last two come from `fitted`.
         count: P.
-        law: Of `probes.directions`.
+        law: Distribution of g, see `probes.directions`.
         vectors: Uᵀ, (k, D); None for `dct` until the shape of a sample is known.
 
     Example:
@@ -495,7 +495,7 @@ class SubspaceInputs:
         """Ug/√P.
 
         Raises:
-            InputError: The basis is not fitted, or it is that of inputs of another size.
+            InputError: The basis is not fitted, or it was fitted to inputs of another size.
         """
         given = needed(x, "x", "SubspaceInputs")
         shape = tuple(given.shape[1:])
@@ -505,7 +505,7 @@ class SubspaceInputs:
         return (g @ vectors).reshape(self.count, len(given), *shape)
 
     def _basis(self, shape: tuple[int, ...] | None) -> Float[Tensor, "k column"]:
-        """Return Uᵀ for samples of this shape; None is a shape that is not known."""
+        """Return Uᵀ for samples of this shape; None means that the shape is not known."""
         vectors = cosines(shape, self.k) if self.vectors is None and self.basis == "dct" and shape else self.vectors
         if vectors is None or (shape is not None and vectors.shape[1] != math.prod(shape)):
             got = "none" if vectors is None else f"vectors of {vectors.shape[1]} elements"
@@ -526,8 +526,8 @@ class SubspaceInputs:
 def cosines(shape: tuple[int, ...], k: int) -> Float[Tensor, "k column"]:
     """Return the k cosines of lowest frequency (DCT-II, orthonormal) of samples of this shape, as rows.
 
-    Frequencies are ordered by the sum of their squares over height and width, at equal ones by channel. A vector has
-    one dimension.
+    Frequencies are sorted by the sum of their squares over height and width, and ties by channel. A vector has one
+    dimension.
 
     Raises:
         InputError: There are fewer than k.
@@ -577,7 +577,7 @@ class AntitheticNoise:
 
     @property
     def step(self) -> float:
-        """The step of the differences, h = σ√P: it turns a direction v = z/√P into the noise σz."""
+        """The step of the differences, h = σ√P: it scales a direction v = z/√P to the noise σz."""
         return self.sigma * math.sqrt(self.count)
 
     def directions(self, *, x: Inputs, ids: Ids, seed: int, draw: int, **unused: object) -> OnInputs:
@@ -601,7 +601,7 @@ class NoiseAveraged:
 
     Student and teacher are differentiated at the same noisy inputs, σ = `sigma`, z ~ N(0, I). With m = `count`, M the
     difference of two Jacobians the mean is ‖E M(x + σz)‖² + E‖M(x + σz) − E M‖²/m in the norm that `probe` estimates:
-    the Jacobian of the smoothed function E f(x + σz), and an m-th of the fluctuations.
+    the Jacobian of the smoothed function E f(x + σz), plus 1/m of the fluctuations.
 
     Attributes:
         probe: Chooses the directions.
@@ -622,7 +622,7 @@ class NoiseAveraged:
 
     @property
     def side(self) -> Side:
-        """That of the probe."""
+        """The side of the probe."""
         return self.probe.side
 
     def noisy(
@@ -642,7 +642,7 @@ class NoiseAveraged:
         return (x + self.sigma * z).transpose(0, 1).flatten(0, 1)
 
     def repeated(self, values: Shaped[Tensor, "..."], dim: int = 0) -> Shaped[Tensor, "..."]:
-        """Return what belongs to the samples, in dimension `dim`, for their noisy inputs."""
+        """Repeat values of the samples along dimension `dim`, once for each of their noisy inputs."""
         return values.repeat_interleave(self.count, dim)
 
     def averaged(self, products: Float[Tensor, "probe copies *rest"]) -> Float[Tensor, "probe batch *rest"]:
@@ -651,11 +651,11 @@ class NoiseAveraged:
         return products.reshape(shape).mean(2)
 
     def directions(self, **given: Any) -> Float[Tensor, "probe batch *shape"]:
-        """Those of the probe."""
+        """The directions of the probe."""
         return self.probe.directions(**given)
 
     def variance(self, matrix: Matrix, **given: Any) -> float:
-        """That of the probe for M, the Jacobian averaged over the noise."""
+        """The variance of the probe for M, the Jacobian averaged over the noise."""
         return self.probe.variance(matrix, **given)
 
     def passes(self, outputs: int) -> Cost:

@@ -19,11 +19,11 @@ Select = Callable[[Any], Tensor]
 
 
 def output_tensor(output: Any) -> Tensor:
-    """Return the outputs in what a network returned: a tensor, the only one of a tuple or dictionary, or `logits`.
+    """Return the output tensor of a network's return value: the tensor itself, the only one in it, or its `logits`.
 
     Raises:
-        InputError: there are several tensors and none is called `logits` or `out`, there is none, or it is complex
-            or of integers.
+        InputError: there are several tensors and none is called `logits` or `out`, there is no tensor, or its type
+            is complex or integer.
 
     Example:
         >>> output_tensor({"logits": torch.ones(2, 3), "loss": torch.ones(())}).shape
@@ -59,7 +59,7 @@ def _tensor_in(output: Any) -> Tensor:
 
 
 def _parts(output: Any) -> dict[str, Tensor]:
-    """Return the tensors in a tuple, list, dictionary or dataclass, nested ones too, by what selects them."""
+    """Return the tensors in a tuple, list, dictionary or dataclass (also nested), by the code that selects them."""
     if isinstance(output, Mapping):
         pairs = [(f"[{key!r}]", value) for key, value in output.items()]
     elif isinstance(output, list | tuple):
@@ -90,10 +90,10 @@ def _described(output: Any, parts: Mapping[str, Tensor]) -> str:
 
 @contextmanager
 def selecting(module: Module, output: Select | None) -> Iterator[None]:
-    """Make the module return what `output` selects from its outputs, within the context.
+    """Context in which the module returns what `output` selects from its outputs.
 
     Raises:
-        InputError: on a call of the module, if that is no tensor.
+        InputError: when the module is called, if the selection is not a tensor.
     """
     if output is None or not isinstance(module, nn.Module):
         yield
@@ -118,11 +118,11 @@ def selecting(module: Module, output: Select | None) -> Iterator[None]:
 
 
 def class_dimension(module: Module, x: Tensor, arguments: Arguments | None = None) -> int | None:
-    """Return the dimension of the classes if the layer that makes the outputs determines it, else None.
+    """Return the dimension of the classes if the layer that computes the outputs determines it, else None.
 
-    It is the last one where the returned tensor is the very output of an `nn.Linear`, and 1 where it is that of a
-    convolution; nothing has been written into it since. The module is run once, without gradients; its buffers and
-    torch's random numbers are as before.
+    It is −1 if the returned tensor is the unmodified output of an `nn.Linear`, and 1 if it is that of a convolution.
+    The module is run once, without gradients; its buffers and the state of torch's random number generators are
+    restored.
 
     Args:
         module: The network.
@@ -197,7 +197,7 @@ def run(
 def _with_buffers(module: Module, x: Tensor, buffers: dict[str, Tensor], arguments: Arguments | None) -> Any:
     if torch.compiler.is_compiling() and isinstance(
         module, nn.Module
-    ):  # the compiler follows this one; ties by name would write a shared layer twice
+    ):  # traceable by the compiler; ties by name would write a shared layer twice
         inputs = ((x,), None) if arguments is None else arguments.split(x)
         return functional_call(module, buffers, *inputs, tie_weights=False)
     with replaced_buffers(module, buffers):
@@ -229,8 +229,8 @@ def _caught(module: Module, layers: tuple[str, ...], features: dict[str, Tensor]
 
 def _catcher(layer: str, features: dict[str, Tensor]) -> Callable[[nn.Module, Any, Any], None]:
     def catch(module: nn.Module, inputs: Any, output: Any) -> None:
-        # An in-place activation may follow and overwrite what was returned here.
-        # Of several tensors that a layer returns, its features are the first.
+        # An in-place activation may follow and overwrite the returned tensor.
+        # If a layer returns several tensors, its features are the first.
         first = output[0] if isinstance(output, list | tuple) and output else output
         features[layer] = output_tensor(first).clone()
 
@@ -242,10 +242,10 @@ def from_embeddings(
 ) -> tuple[Float[Tensor, "batch *position dimension"], Callable[[Tensor], Any]]:
     """Return the embeddings of the tokens, and the network as a function of them.
 
-    Text has no derivative in its tokens.
+    Token ids have no derivative.
 
     Args:
-        module: A network of tokens.
+        module: A network that takes tokens.
         layer: Dotted path of its embedding layer.
         tokens: The input.
 

@@ -1,4 +1,4 @@
-"""Findings, and the verdict on one engine: its state, and findings with their code and their remedy."""
+"""Findings (a code, a description and a remedy), and the verdict on one engine (its state and findings)."""
 
 import warnings
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Finding:
 
     Attributes:
         code: A short name, stable across versions.
-        severity: `fault` where results would be wrong or cannot be computed; `note` where the library handles it.
+        severity: `fault` if results would be wrong or cannot be computed; `note` if the library handles it.
         what: Description.
         remedy: What to do.
     """
@@ -41,14 +41,14 @@ State = Literal["right", "wrong", "refused", "not finite", "unknown"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of comparing one engine with differences.
+    """The result of comparing one engine with finite differences.
 
     Attributes:
-        state: `right`; `wrong`, a product or its gradient; `refused`, it raises an error, now or in the backward pass
-            of a penalty; `not finite`; `unknown`, where differences are too inaccurate.
+        state: `right`; `wrong`, for a product or its gradient; `refused`, if it raises an error, now or in the backward
+            pass of a penalty; `not finite`; `unknown`, if the differences are too inaccurate.
         label: The state in a word or two.
         findings: The findings.
-        certain: Whether the error exceeds any doubt about the reference, so that the engine must not be used.
+        certain: Whether the error exceeds the uncertainty of the reference, so that the engine must not be used.
     """
 
     state: State
@@ -89,7 +89,7 @@ def once(reason: str) -> Verdict:
 
 
 def not_finite(what: str) -> Verdict:
-    """Return the verdict on NaN or infinity that is not in the values."""
+    """Return the verdict on NaN or infinity in products of finite values."""
     remedy = "Look for sqrt, powers, norm or division at zero."
     return Verdict("not finite", "NaN", (Finding("nan-derivative", "fault", what, remedy),))
 

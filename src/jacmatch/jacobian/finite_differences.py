@@ -1,7 +1,7 @@
 """Derivatives from values alone: antithetic differences, for black boxes and for operators without derivatives.
 
-Jv ≈ (f(x + hv) − f(x − hv)) / 2h. Truncation costs h² f‴/6, rounding ε|f|/h.
-`relative_step` balances them; `derivative_along` compares two steps to measure what is left.
+Jv ≈ (f(x + hv) − f(x − hv)) / 2h. The truncation error is h² f‴/6, the rounding error ε|f|/h.
+`relative_step` balances them; `derivative_along` compares two steps to estimate the remaining error.
 """
 
 import math
@@ -36,8 +36,8 @@ def step_sizes(
 ) -> Float[Tensor, "probe batch"]:
     """Return the step h for each direction and sample: h · rms(v) = ε^⅓ · rms(x), ε the machine precision of x's type.
 
-    ε^⅓ balances truncation h² against rounding ε/h. It is 5·10⁻³ in float32 (floor of the relative error about 10⁻⁵)
-    and 6·10⁻⁶ in float64. A sample that is zero everywhere counts as of scale 1.
+    ε^⅓ balances truncation h² against rounding ε/h. It is 5·10⁻³ in float32 (relative error at least about 10⁻⁵)
+    and 6·10⁻⁶ in float64. A sample of zeros is assumed to have scale 1.
 
     Example:
         >>> step_sizes(torch.ones(2, 3), torch.ones(1, 2, 3)).round(decimals=4)
@@ -63,7 +63,7 @@ def central(
 
     Args:
         function: f, called twice for each direction on a batch like x.
-        x: Where the derivative is taken.
+        x: The point at which the derivative is taken.
         tangents: The directions v.
         step: h > 0; None takes `step_sizes`.
 
@@ -104,7 +104,7 @@ def derivative_along(
 ) -> tuple[Tensor, float]:
     """Return d/dt of the values at t = 0, and its relative error.
 
-    Two steps are compared, first the smallest, where no kink lies between, then larger ones if rounding spoils those.
+    Two steps are compared: first the smallest, which rarely span a kink, then larger ones if rounding errors dominate.
 
     Args:
         values_at: The values as a function of t.
@@ -112,7 +112,7 @@ def derivative_along(
         dtype: The type of the values.
         expected: The first derivative that agrees with this number is returned without further steps.
         steps: The steps in float64.
-        here: The values at t = 0. With these, one value more shows that `expected` is right.
+        here: The values at t = 0. With these, one more evaluation shows whether `expected` is right.
         close: The relative difference up to which a derivative agrees with `expected`.
     """
 
@@ -139,7 +139,7 @@ def derivative_along(
 
 
 def tolerance_for(error: float, fine: bool) -> float:
-    """Return the relative error above which something is wrong, for a reference with this error; infinite for none."""
+    """Return the relative error above which a result is wrong, given that of the reference; may be infinite."""
     if error >= _UNCERTAIN:
         return math.inf
     if not fine:
@@ -153,7 +153,7 @@ def relative_difference(got: Tensor, truth: Tensor) -> float:
 
 
 def size_of_sum(parts: Tensor) -> float:
-    """Return the size of a sum: its own, or that without cancellation, whichever is larger."""
+    """Return the size of a sum: its absolute value, or the size without cancellation, whichever is larger."""
     return max(float(parts.sum().abs()), float(parts.norm()), 1e-30)
 
 

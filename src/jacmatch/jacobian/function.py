@@ -1,4 +1,4 @@
-"""The function that is differentiated, with what a pass through it returns."""
+"""The function that is differentiated, and the results of a pass through it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ Cotangents = Tensor | Callable[[Tensor], Tensor]
 
 @dataclass
 class Products:
-    """What one pass with derivatives returned.
+    """The results of one pass with derivatives.
 
     Attributes:
         outputs: The network's outputs.
@@ -40,7 +40,7 @@ class Products:
         return (self.outputs, self.values, self.products, *self.features.values())
 
     def with_tensors(self, given: Sequence[Tensor]) -> "Products":
-        """Return the same with other tensors, in the order of `tensors`."""
+        """Return a copy with these tensors, in the order of `tensors`."""
         outputs, values, products = given[:3]
         return Products(outputs, values, products, dict(zip(self.features, given[3:], strict=True)), self.engine)
 
@@ -52,7 +52,7 @@ class Function:
     Attributes:
         module: The network.
         readout: What is differentiated.
-        context: Other arguments of the network, and labels and the like, for readouts that need them.
+        context: Other arguments of the network, and data such as labels for readouts that need them.
         layers: Dotted paths of further features to return.
         batch_norm: Policy for BatchNorm in training mode.
     """
@@ -81,7 +81,7 @@ class Function:
 
 
 def replaying(x: Tensor) -> Callable[[Callable[[], Result]], Result]:
-    """Return what calls a function with the next random numbers, any number of times; the generators do not advance."""
+    """Return a caller that runs a function with the same next random numbers each time; no generator advances."""
     devices = [x.device] if x.device.type == "cuda" else []
     cpu, cuda = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
 
@@ -98,7 +98,7 @@ def replaying(x: Tensor) -> Callable[[Callable[[], Result]], Result]:
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seed the CPU's generator and that of the device.
 
-    Where CUDA is not in use, `torch.manual_seed` queues a call for it together with a trace of the stack, each time.
+    While CUDA is not initialized, each call of `torch.manual_seed` would queue a CUDA call with a stack trace.
     """
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)
@@ -116,7 +116,7 @@ def replayed(function: Function, x: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def check_direction(name: str, v: Tensor, shape: torch.Size) -> None:
-    """Refuse directions whose shape is not (probes, *shape)."""
+    """Reject directions whose shape is not (probes, *shape)."""
     if v.dim() < 1 or v.shape[1:] != shape:
         raise InputError(
             f"`{name}` must have the shape (probes, *{tuple(shape)}).",
@@ -126,7 +126,7 @@ def check_direction(name: str, v: Tensor, shape: torch.Size) -> None:
 
 
 def check_input(x: Any, caller: str) -> None:
-    """Refuse what is no tensor of samples of a floating-point type."""
+    """Reject anything but a floating-point tensor with at least one sample."""
     if not isinstance(x, Tensor):
         raise InputError(
             f"`x` of `{caller}` must be one tensor.",

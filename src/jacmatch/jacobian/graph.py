@@ -1,4 +1,4 @@
-"""The autograd graph of a result: its nodes, its leaves, and derivatives that can be taken only once."""
+"""The autograd graph of a result: its nodes, its leaves, and backwards marked `once_differentiable`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ def graph_nodes(*results: Tensor, before: Tensor | None = None) -> Iterator[Any]
 
     Args:
         results: Tensors; those without a graph have no nodes.
-        before: A tensor whose own node, and what only that one leads to, is left out.
+        before: A tensor whose node is left out, and with it all nodes that are reached only through it.
     """
     seen, waiting = {None if before is None else before.grad_fn}, [each.grad_fn for each in results]
     while waiting:
@@ -24,7 +24,7 @@ def graph_nodes(*results: Tensor, before: Tensor | None = None) -> Iterator[Any]
 
 
 def graph_leaves(*results: Tensor, before: Tensor | None = None) -> list[Tensor]:
-    """Return the leaves that the results depend on and that require gradients: parameters above all."""
+    """Return the leaves that the results depend on and that require gradients: mostly parameters."""
     leaves = (getattr(node, "variable", None) for node in graph_nodes(*results, before=before))
     return [leaf for leaf in leaves if leaf is not None and leaf is not before]
 

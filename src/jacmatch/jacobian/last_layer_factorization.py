@@ -1,7 +1,7 @@
 """The last layer of a network with fewer features than outputs: the full Jacobian needs a pass for each feature only.
 
 With y = W h + b, h of F features and y of K > F outputs, J_y = W J_h: F backward passes and one product instead of K.
-It is applied to a call in which that layer's result is what the network returned, untouched, and nowhere else.
+It is applied only to calls in which the network returns the result of that layer unmodified.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,7 +33,7 @@ class _Call:
 
 
 class LastLayer:
-    """A readout: the features that the last layer takes where J_y = W J_h holds, the outputs themselves elsewhere.
+    """A readout: the input features of the last layer if J_y = W J_h holds, else the outputs themselves.
 
     Attributes:
         weight: W of the last layer (K, F) after a pass with one, else None.
@@ -56,7 +56,7 @@ class LastLayer:
         return call.features
 
     def note(self, layer: nn.Linear, given: tuple[Any, ...], returned: Tensor) -> None:
-        """A forward hook. A weight or a bias that is no leaf may depend on x, and then there is more to J_y than W."""
+        """A forward hook. A weight or bias that is not a leaf may depend on x, and then J_y has further terms."""
         self._call = None
         constants = [each for each in (layer.weight, layer.bias) if each is not None]
         if len(given) == 1 and given[0].dim() == 2 and all(each.is_leaf for each in constants):

@@ -1,8 +1,8 @@
-"""Modes of modules: training, evaluation, and differentiable twice for the length of one pass.
+"""Modes of modules: training, evaluation, and twice differentiable for the duration of one pass.
 
 Matching Jacobians differentiates a derivative. Several things that are harmless in ordinary training then fail or are
-wrong: fused attention and fused recurrent kernels have no second derivative, `hardsigmoid` neither, BatchNorm writes
-its buffers. Everything here is undone when the pass ends; the module is never changed for good.
+wrong: fused attention, fused recurrent kernels and `hardsigmoid` have no second derivative, and BatchNorm writes its
+buffers. Everything here is undone when the pass ends; the module is never changed permanently.
 """
 
 import sys
@@ -56,20 +56,20 @@ def twice_differentiable(
     forward: bool = False,
     once: bool = False,
 ) -> Iterator[Statistics | None]:
-    """Within the context, a call of the module can be differentiated twice and in forward mode.
+    """Context in which a call of the module can be differentiated twice, and in forward mode.
 
-    Attention uses its mathematical kernel, recurrent layers leave cuDNN and oneDNN, hardsigmoid and hardswish are
-    written with ReLU6, BatchNorm in evaluation mode is written as the affine map that it is, and BatchNorm in training
-    mode follows the policy.
+    Attention uses the math kernel, recurrent layers do not use cuDNN and oneDNN, hardsigmoid and hardswish are
+    computed with ReLU6, BatchNorm in evaluation mode is computed as an affine map, and BatchNorm in training mode
+    follows the policy.
 
     Args:
         module: The network that will be called.
         batch_norm: The policy for BatchNorm layers in training mode. With `frozen` the context gives their statistics.
-        statistics: Also compose normalization of its statistics, which a derivative of a forward-mode product
-            needs; reverse mode does not, and is faster without.
-        forward: Refuse operations whose forward-mode rule is silently missing, or wrong when differentiated.
+        statistics: Also compute normalization explicitly from its statistics, which a derivative of a forward-mode
+            product needs; reverse mode does not, and is faster without.
+        forward: Reject operations whose forward-mode rule is silently missing, or wrong when differentiated.
         once: One derivative in reverse mode is enough. Of the above, an `nn.Module` in evaluation mode then needs only
-            BatchNorm as an affine map and recurrent layers without cuDNN; everything else is PyTorch's fastest.
+            BatchNorm as an affine map and recurrent layers without cuDNN; all else uses PyTorch's fastest kernels.
 
     Raises:
         InputError: there is no such policy.
@@ -97,9 +97,9 @@ def twice_differentiable(
             if plain
             else op_replacements.differentiated(composed=statistics, frozen=frozen, forward=forward)
         )
-        # The optimizing executor of TorchScript differentiates what it has fused by formulas of its own.
+        # The optimizing executor of TorchScript differentiates fused operations by its own formulas.
         stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
-        # What was compiled has no second derivative.
+        # Compiled code has no second derivative.
         stack.enter_context(_uncompiled())
         if any(isinstance(layer, nn.RNNBase | nn.RNNCellBase) for layer in layers):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
@@ -137,8 +137,8 @@ def is_trainable(module: Module) -> bool:
 def set_mode(module: nn.Module, training: bool) -> nn.Module:
     """Return the module, put into training or evaluation mode.
 
-    A module of `torch.export` refuses `train()` and `eval()`: its graph has the mode that it was exported in. Such
-    modules, and those that contain one, get the flag alone.
+    An exported module (`torch.export`) does not support `train()` and `eval()`: its graph has the mode of the export.
+    For such modules, and those that contain one, only the `training` flag is set.
 
     Args:
         module: The module.
@@ -154,7 +154,7 @@ def set_mode(module: nn.Module, training: bool) -> nn.Module:
 
 @contextmanager
 def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """Within the context the module is in training or evaluation mode; then each part has the mode it had before."""
+    """Context with the module in training or evaluation mode; on exit each submodule gets its previous mode back."""
     before = [(part, part.training) for part in module.modules()]
     try:
         set_mode(module, training)
@@ -165,7 +165,7 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 
 def check_evaluates(module: nn.Module, caller: str) -> None:
-    """Refuse a module with a graph that was exported in training mode: dropout and batch statistics stay in it.
+    """Reject a module with a graph exported in training mode, since dropout and batch statistics are fixed in it.
 
     Raises:
         InputError: There is one.
@@ -180,7 +180,7 @@ def check_evaluates(module: nn.Module, caller: str) -> None:
 
 
 def call(module: Any, x: Tensor, arguments: Arguments | None = None) -> Any:
-    """Return what the module returns at x, also without gradients where it takes one itself.
+    """Call the module at x; also under `torch.no_grad` if its forward pass takes gradients itself.
 
     Interatomic potentials return forces, −∂E/∂x by `torch.autograd.grad` inside their forward pass. Under
     `torch.no_grad` that fails; such a module is called again with gradients, and its results are detached.
@@ -200,7 +200,7 @@ def call(module: Any, x: Tensor, arguments: Arguments | None = None) -> Any:
         if "does not require grad" not in str(error):
             raise
     if x.is_leaf:
-        x.requires_grad_(required)  # the module may have set it before it failed
+        x.requires_grad_(required)  # the module may have changed it before it failed
     with torch.enable_grad():
         results = module(x.detach().clone())
     return tree_map(lambda each: each.detach() if isinstance(each, Tensor) else each, results)

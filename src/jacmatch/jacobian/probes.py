@@ -1,13 +1,13 @@
 """Directions to probe a Jacobian with, and the random numbers behind them: pure functions of (seed, sample id, draw).
 
 Nothing is stored and no generator is advanced. A number is one output of a counter-based generator (splitmix64) with a
-key made of the seed, the draw and the sample's own id. So a sample gets the same direction wherever it stands in a
-batch, however the batch is cut, before and after a resume, and in a teacher's cache: on a CPU bit for bit. Integers and
+key made of the seed, the draw and the sample's own id. So a sample gets the same direction at any position in a
+batch, however it is split, before and after a resume, and in a teacher's cache: on a CPU bit for bit. Integers and
 the laws `rademacher` and `basis` are the same bit for bit on every device, the other laws to float32 rounding; on a GPU
 the last digits of `sphere` and `orthogonal` may also change with the size of the batch.
 
-Each public function draws from a stream of its own: calls of two of them with equal (seed, ids, draw) are independent.
-Two calls of one are equal, so give a different `draw` (or seed) to terms that must be independent.
+Each public function has its own random stream: two functions with equal (seed, ids, draw) give independent numbers.
+The same function gives equal numbers, so use a different `draw` (or seed) for terms that must be independent.
 
 References:
     Steele, Lea & Flood 2014, doi:10.1145/2660193.2660195 (the generator; mixing constants: Stafford's variant 13).
@@ -42,10 +42,10 @@ def bits(seed: int, ids: Int[Tensor, "batch"], draw: int, count: int) -> Int[Ten
     of the splitmix64 generator seeded with `state`. The first numbers do not change when `count` grows.
 
     Args:
-        seed: Of the run; any 64-bit integer.
+        seed: Seed of the run; any 64-bit integer.
         ids: Number of each sample in its data set, int64; its device is the device of the result.
-        draw: Which of the independent draws, for example the number of the step; any 64-bit integer.
-        count: How many numbers for each sample, at least 1.
+        draw: Index of the independent draw, for example the number of the step; any 64-bit integer.
+        count: Number of random numbers for each sample, at least 1.
 
     Raises:
         InputError: `ids` is not a row of int64, `count` is below 1, or `seed` or `draw` has more than 64 bits.
@@ -120,12 +120,12 @@ def directions(
 
     Args:
         law: One of the names above.
-        seed: Of the run.
+        seed: Seed of the run.
         ids: Number of each sample, int64.
-        draw: Which of the independent draws.
-        count: How many directions for each sample, at least 1.
-        shape: Of one direction: that of one input, or (outputs,).
-        dtype: Of the result. Drawn in float32; normalised in float64 if this is float64, else in float32.
+        draw: Index of the independent draw.
+        count: Number of directions for each sample, at least 1.
+        shape: Shape of one direction: that of one input, or (outputs,).
+        dtype: Type of the result. Drawn in float32; normalised in float64 if this is float64, else in float32.
 
     Raises:
         InputError: the law is unknown, `shape` has no elements, `dtype` is not floating, or as in `bits`.
@@ -190,7 +190,7 @@ def partners(seed: int, ids: Int[Tensor, "batch"], draw: int, population: int) -
 def data_pairs(
     x: Float[Tensor, "batch *input"], partners_x: Float[Tensor, "batch *input"]
 ) -> Float[Tensor, "batch *input"]:
-    """The directions from each sample to its partner, at the norm that the random directions have.
+    """Return the directions from each sample to its partner, scaled to the norm of the random directions.
 
     vₙ = √D·(x′ₙ − xₙ)/‖x′ₙ − xₙ‖ for samples x and partners x′ of D elements each; 0 where the two are equal.
 

@@ -1,8 +1,8 @@
-"""Derivative products behind one front door: vᵀJ, Jv and the full Jacobian of a network.
+"""The public functions for derivative products: vᵀJ, Jv and the full Jacobian of a network.
 
 All results can be differentiated once more, with respect to the parameters, unless the module is frozen or gradients
-are switched off. `jvp`, `vjp` and `jacobian` are for the outputs; `vjp_products` and `jvp_products` take any readout
-and return everything that the pass has computed.
+are switched off. `jvp`, `vjp` and `jacobian` differentiate the outputs; `vjp_products` and `jvp_products` take any
+readout and return everything that the pass has computed.
 """
 
 from collections.abc import Mapping
@@ -52,14 +52,14 @@ def jvp(
         module: The network.
         x: Its input, of a floating-point type.
         tangents: v, one direction per sample, shaped like x, or P of them.
-        engine: `forward`, `reverse`, `differences`, or `auto`: the first of these that can do the module.
+        engine: `forward`, `reverse`, `differences`, or `auto`: the first of these that supports the module.
         batch_norm: Policy for BatchNorm in training mode.
         context: Other arguments of the network, by name, passed unchanged. Tensors whose first dimension is the batch
             belong to the samples; wrap others in `Shared` where they happen to have as many rows.
 
     Raises:
         InputError: x or v has the wrong type or shape.
-        UnsupportedError: the engine cannot do this module; the message names one that can.
+        UnsupportedError: the engine does not support this module; the message names one that does.
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0]])
@@ -120,21 +120,21 @@ def jacobian(
     """Return outputs y (B, K) and the full Jacobian J (B, K, *input), Jₙₖᵢ = ∂yₙₖ/∂xₙᵢ.
 
     In evaluation mode, `chunk_size` rows are computed at once: the batch is repeated, and one backward pass gives a
-    different row for each copy. Memory beyond the result grows with `chunk_size`; time falls with it until the
-    processor is busy. Where a module draws random numbers in training mode, or holds a tensor for each row of the
-    batch, one pass per row is made on the one batch. Where the last layer is linear with F < K features, the rows are
-    those of the features, F of them, times its weight.
+    different row for each copy. Memory beyond the result grows with `chunk_size`; time decreases until the
+    processor is saturated. If a module draws random numbers in training mode, or stores a tensor with an entry for each
+    sample, the batch is not repeated: each row takes one pass. If the last layer is linear with F < K features, the F
+    rows of the features are computed and multiplied by its weight.
 
     Where samples depend on each other (BatchNorm in training mode or without running statistics, centering over the
-    batch), J still holds the derivative by each sample's own input only: the blocks on the diagonal of the Jacobian of
-    the batch. That takes B·K backward passes instead of K. The first call checks whether they do, by changing some
-    samples and comparing the others.
+    batch), J still contains only the derivatives with respect to each sample's own input: the diagonal blocks of the
+    Jacobian of the batch. That takes B·K backward passes instead of K. The first call checks for such a dependence by
+    changing some samples and comparing the others.
 
     Args:
         module: The network.
         x: Its input, of a floating-point type.
-        chunk_size: Rows at once, at least 1. None takes as many as make 512 samples; on the CPU 64, or with
-            convolutions 16 and 8 rows at most. The result does not depend on it.
+        chunk_size: Rows at once, at least 1. None takes as many as make 512 samples; on the CPU 64, or, with
+            convolutions, 16 and at most 8 rows. The result does not depend on it.
         context: Other arguments of the network, by name, passed unchanged. Tensors whose first dimension is the batch
             belong to the samples; wrap others in `Shared` where they happen to have as many rows.
 
@@ -171,7 +171,7 @@ def jacobian(
 
 
 def _context(caller: str, x: Tensor, given: Mapping[str, Any] | None) -> Context:
-    """Return the other arguments as a context; refuses an x that is no tensor."""
+    """Return the other arguments as a context; reject an x that is not a tensor."""
     check_input(x, caller)
     return Context(arguments=Arguments.of(caller, x, given)[1])
 
@@ -198,7 +198,7 @@ def _copies(function: Function, x: Tensor, chunk_size: int | None) -> int:
     if not isinstance(function.module, nn.Module):
         return 1
     layers = list(function.module.modules())
-    # where nothing is verified, BatchNorm without running statistics is known to couple the samples all the same
+    # even without verification, BatchNorm without running statistics is known to couple the samples
     if any(layer.training for layer in layers) or any(map(_is_untracked, layers)) or chunk_size == 1:
         return 1
     convolutions = any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
@@ -228,15 +228,15 @@ def vjp_products(
     Args:
         module: The network.
         x: Its input.
-        cotangents: v of shape (P, B, R), or a function that makes them from the detached values (B, R).
+        cotangents: v of shape (P, B, R), or a function that computes them from the detached values (B, R).
         readout: What is differentiated; the outputs if None.
         context: Other arguments of the network, and labels and the like, for readouts that need them.
         layers: Further features to return.
         batch_norm: Policy for BatchNorm in training mode.
         chunk_size: Rows whose graphs are stored at once, at least 1; None stores all. The others are recomputed
             in the backward pass: k rows in chunks of 1 need the memory of one, and k more backward passes.
-        scale: A power of 2 that v is multiplied by before the backward pass, and vᵀJ divided by after it, in the type
-            of x: under float16 autocast small gradients on the way would be 0 without it. None is 1.
+        scale: A power of 2: v is multiplied by it before the backward pass, and vᵀJ divided by it afterwards, in the
+            type of x. Without it, small intermediate gradients underflow under float16 autocast. None means 1.
 
     Raises:
         InputError: x or v has the wrong type or shape, or `chunk_size` is below 1.
@@ -278,13 +278,13 @@ def jvp_products(
         readout: What is differentiated; the outputs if None.
         context: Other arguments of the network, and labels and the like, for readouts that need them.
         layers: Further features to return.
-        engine: `forward`, `reverse` (two backward passes per v), `differences`, or `auto`: the first of them that can.
+        engine: `forward`, `reverse` (two backward passes per v), `differences`, or `auto`: the first that can.
         batch_norm: Policy for BatchNorm in training mode.
-        step: Length h of a difference; given, it implies the engine `differences`.
+        step: Step size h of a finite difference; if given, it implies the engine `differences`.
 
     Raises:
         InputError: x, v or the engine's name is wrong.
-        UnsupportedError: the engine cannot do this module; the message names one that can.
+        UnsupportedError: the engine does not support this module; the message names one that does.
     """
     check_input(x, "jvp")
     check_direction("tangents", tangents, x.shape)
@@ -302,7 +302,7 @@ def jvp_products(
 
 
 def _jvp_by_any(function: Function, x: Tensor, tangents: Tensor) -> Products:
-    """Return Jv by the first engine that can, of those that may be used."""
+    """Return Jv by the first permitted engine that supports the function."""
     before = copies_of(buffers_in_training(function.module))
     names, reason = engines_for_jvp(function, x, "auto", len(tangents))
     for name in names:
@@ -311,7 +311,7 @@ def _jvp_by_any(function: Function, x: Tensor, tangents: Tensor) -> Products:
         except UnsupportedError as failure:
             write_buffers(function.module, before)  # a failed attempt does not count as a training pass
             if revoked(function, x, name, len(tangents), failure):
-                break  # others have to be verified
+                break  # other engines must be verified first
             if name == names[-1]:
                 raise
     return _jvp_by_any(function, x, tangents)

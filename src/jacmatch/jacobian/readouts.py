@@ -21,13 +21,13 @@ from jacmatch.jacobian.features import run
 
 @dataclass(frozen=True)
 class Context:
-    """What a pass knows besides x: other arguments of the network, and what a readout may need.
+    """The data of a pass besides x: other arguments of the network, and data that a readout may need.
 
     Attributes:
         labels: Class of each sample, or a distribution over classes `(B, K)` where labels are mixed.
         teacher_outputs: The teacher's outputs; the class index of `TopLogit` comes from here, never from the student.
         pixels: Flat index of the teacher's largest attention pixel, per sample.
-        arguments: How the network is called at x; None where x is its only argument.
+        arguments: How the network is called at x; None if x is its only argument.
     """
 
     labels: Shaped[Tensor, "batch *label"] | None = None
@@ -36,16 +36,16 @@ class Context:
     arguments: Arguments | None = None
 
     def part(self, rows: Int[Tensor, "row"], batch: int) -> "Context":
-        """Return that of some of the samples."""
+        """Return the context of some of the samples."""
         return self._mapped(lambda each: each[rows] if len(each) == batch else each, lambda each: each.part(rows))
 
     def to(self, dtype: torch.dtype) -> "Context":
-        """Return it with floating-point tensors of this type."""
+        """Return the context with floating-point tensors converted to this type."""
         return self._mapped(lambda each: each.to(dtype) if each.is_floating_point() else each, lambda e: e.to(dtype))
 
     @property
     def kind(self) -> Hashable:
-        """What of it decides how a network is differentiated."""
+        """A key of everything that affects how a network is differentiated."""
         tensors = (self.labels, self.teacher_outputs, self.pixels)
         kinds = tuple(None if each is None else (each.shape[1:], each.dtype) for each in tensors)
         return *kinds, None if self.arguments is None else self.arguments.kind
@@ -92,7 +92,7 @@ class LogProbabilities:
     Attributes:
         temperature: τ > 0, divides the logits.
         class_dim: The dimension of the classes; needed for outputs of more than two dimensions, unless the layer that
-            makes them determines it (`features.class_dimension`).
+            computes them determines it (`features.class_dimension`).
     """
 
     temperature: float = 1.0
@@ -168,7 +168,7 @@ class AttentionPixel:
     Attributes:
         layer: Dotted path of the layer whose features Z are `(B, C, H, W)`.
         p: Exponent, above 1 so that the map is differentiable at 0.
-        size: Height and width of the pooled map; None leaves the layer's own.
+        size: Height and width of the pooled map; None keeps those of the layer.
     """
 
     layer: str
@@ -304,14 +304,14 @@ class PCAFeatures:
     """Pooled features of a layer in the basis of their leading principal components: z = Wᵀ(pool(Z) − μ)/s.
 
     The statistics are those of one network, a teacher, on one set of inputs: `fitted` returns the readout with them. A
-    student learns these k numbers by a linear connector, its second head for instance. Linear in the features, so rows
-    of its Jacobian are those of the pooled features in the same basis.
+    student learns these k numbers with a linear layer, for example its second head. The readout is linear in the
+    features, so rows of its Jacobian are those of the pooled features in the same basis.
 
     Attributes:
         layer: Dotted path of the layer; features (B, C) or (B, C, H, W), averaged over all pixels.
         k: Number of components.
-        whiten: Divide each component by its own standard deviation; otherwise all by that of the first, so that their
-            ratios stay.
+        whiten: Divide each component by its own standard deviation; otherwise divide all by that of the first, which
+            keeps their ratios.
         mean: μ, (C,).
         components: W/s, (C, k).
 
@@ -342,7 +342,7 @@ class PCAFeatures:
         Args:
             module: The teacher, in evaluation mode.
             x: Its inputs, more than `k`.
-            batch: Inputs in one pass.
+            batch: Number of inputs in one pass.
 
         Raises:
             InputError: There is no such layer, or there are too few inputs or channels.
@@ -369,7 +369,7 @@ class PCAFeatures:
         """Returns the components.
 
         Raises:
-            InputError: The readout has no statistics yet, or those of another number of channels.
+            InputError: The readout has no statistics yet, or its statistics have another number of channels.
         """
         z = self._pooled(features)
         if self.mean is None or self.components is None or len(self.mean) != z.shape[1]:
@@ -394,15 +394,15 @@ READOUTS: dict[str, Callable[..., Readout]] = {
 
 
 def parts_of(readout: Readout, values: Tensor, features: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """The values (B, R) in parts that stand side by side, where a readout has them from layers of unlike depth.
+    """Return the values (B, R) split into consecutive parts, if a readout takes them from layers of different depth.
 
-    A backward pass that begins at a shallow layer need not come through the deeper ones.
+    A backward pass that begins at a shallow layer need not go through the deeper ones.
     """
     return readout.parts(features) if isinstance(readout, AttentionMaps) else (values,)
 
 
 def with_class_dim(part: Any, dimension: int) -> Any:
-    """The same readout or probe with this dimension of the classes, where it has none yet."""
+    """Return the readout or probe with this dimension of the classes, unless it has one already."""
     if isinstance(inner := getattr(part, "readout", None), Readout):
         return replace(part, readout=with_class_dim(inner, dimension))
     return replace(part, class_dim=dimension) if getattr(part, "class_dim", 0) is None else part
@@ -419,7 +419,7 @@ def _attention(
 ) -> Float[Tensor, "batch pixel"]:
     """The attention map of a layer, pooled and flattened."""
     z = _image_features(features, layer)
-    # An even power needs no |·|, whose second derivative at 0 autograd takes to be 0 (for p = 2 it is 2).
+    # An even power needs no |·|, for which autograd's second derivative at 0 is 0 (correct for p = 2: 2).
     attention = (z if p % 2 == 0 else z.abs()).pow(p).sum(1)
     if size is not None:
         attention = functional.adaptive_avg_pool2d(attention, size)

@@ -1,7 +1,7 @@
 """References for the engines: differences of values, in float64 where possible.
 
-Only float64 allows steps so small that no ReLU of a large network switches within them: at a switch the derivative
-jumps, and a difference across the jump is no derivative.
+Only float64 allows steps so small that no ReLU of a large network switches within a step: there the derivative jumps,
+and a difference across the jump does not approximate it.
 """
 
 from collections.abc import Callable
@@ -63,14 +63,14 @@ class Reference:
     ) -> "Reference":
         """Return the reference for this function at x, in float64 where possible, for `count` directions.
 
-        These are multiples of one, so that each has its product without a further difference.
+        All are multiples of one direction, so that a single difference gives the products of all.
 
         Args:
             function: The function.
-            x: Where.
-            generator: Draws the directions; its state is as before.
-            count: Directions; more than two are as two.
-            single: Take one one-sided difference, and do not estimate its error.
+            x: The point at which it is differentiated.
+            generator: Draws the directions; its state is restored.
+            count: Number of directions; more than two are treated as two.
+            single: Whether to take a single one-sided difference, without an estimate of its error.
         """
         generator = generator.clone_state()
         scale = float(x.double().square().mean().sqrt()) or 1.0
@@ -125,8 +125,8 @@ class Reference:
     def error(self, products: Tensor, *, of_rows: bool) -> float:
         """Return the error of the products relative to the size of the reference.
 
-        Engine and reference share Jv, and for vᵀJ, the rows, uᵀJv: of each sample, or of the batch where samples are
-        coupled. The parts of uᵀJv may cancel, so its error is relative to their size.
+        Jv is compared directly, and rows vᵀJ by uᵀJv: for each sample, or for the whole batch if samples are coupled.
+        The parts of uᵀJv may cancel, so its error is relative to their size.
         """
         products = products.detach().to(self.tangents.dtype)
         if not of_rows:
@@ -169,7 +169,7 @@ def replayed_values(function: Function, z: Tensor) -> Callable[[Tensor], Tensor]
 
 
 def exact_copy(function: Function, x: Tensor) -> tuple[Function, Tensor]:
-    """Return a copy of the function and x in float64; a copy in their own type where that is not possible."""
+    """Return a copy of the function and x in float64; a copy in their own type if that is not possible."""
     if _size(function) > _LARGE:
         return function, x
     try:
@@ -202,7 +202,7 @@ def evaluated(
 
 
 def own_copy(function: Function) -> Function:
-    """Return a copy in its own type; the function itself where it cannot be copied or is very large."""
+    """Return a copy in its own type; the function itself if it cannot be copied or is very large."""
     if _size(function) > _LARGE:
         return function
     try:
@@ -212,10 +212,10 @@ def own_copy(function: Function) -> Function:
 
 
 def couples(values_at: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, tolerance: float) -> bool:
-    """Return whether a sample changes when another one does; y are the values at x.
+    """Return whether the values of a sample change when another sample changes; y are the values at x.
 
-    Half of the samples change and the others are compared, by each digit of their binary numbers in turn: any two of
-    them are on different sides once.
+    Half of the samples are changed and the others compared, once for each binary digit of the sample number, so that
+    any two samples are in different halves at least once.
 
     Raises:
         UnsupportedError: The function is not defined at the changed samples.
@@ -244,7 +244,7 @@ def _size(function: Function) -> int:
 
 
 def _is_fine(values_at: Callable[[Tensor], Tensor], x: Tensor, here: Tensor, direction: Tensor) -> bool:
-    """Return whether values follow changes that float32 would lose, as a cast in the middle of a module does."""
+    """Return whether values resolve changes below float32 precision; not so if a module casts to float32 inside."""
     if x.dtype != torch.float64:
         return False
     moved = values_at(x + 1e-6 * direction) != here

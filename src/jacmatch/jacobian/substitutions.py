@@ -1,11 +1,11 @@
-"""Derivatives of text: by the replacement of one token by another, in each network's own embeddings.
+"""Derivatives for text: along the replacement of one token by another, in each network's own embeddings.
 
 Token ids have no derivative. The direction "token j instead of token i at position p" is E[j] − E[i] in the table E of
-a network: student and teacher need one tokenizer, and no common embedding size. With coefficients z of k directions,
+a network: student and teacher must share a tokenizer, not an embedding size. With coefficients z of k directions,
 
     f(z) = network(E[ids] + Σₘ zₘ (E[jₘ] − E[iₘ]) at position pₘ),   J = ∂f/∂z at z = 0, (B, R, k),
 
-so that every probe, engine and loss serves text as it does images. E is differentiated as any other parameter.
+so that every probe, engine and loss works for text as for images. E is trained like any other parameter.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,15 +29,15 @@ Neighbours: TypeAlias = Callable[[Int[Tensor, "batch token"], Int[Tensor, "batch
 class TokenSubstitutions:
     """k = `count` replacements of a token by another for each text, new ones in each draw.
 
-    The inputs of the objective are then token ids (B, T), and the derivatives those by the coefficients of the k
-    directions, all of equal weight. A replaced position is drawn from those of the attention mask whose token is not
-    special; where a text has none, its derivatives are 0.
+    The inputs of the objective are then token ids (B, T), and derivatives are taken with respect to the coefficients of
+    the k directions, all with equal weight. Replaced positions are drawn from those of the attention mask whose token
+    is not special; for a text without such positions, the derivatives are 0.
 
     Attributes:
         count: k.
-        candidates: The new token: drawn from those of the `batch`, at `random` from the vocabulary, or from what a
-            function such as `MaskedNeighbours` gives for each position.
-        special: Tokens that are neither replaced nor used, as those of padding, start and separation.
+        candidates: Source of the new token: the tokens of the `batch`, the whole vocabulary (`random`), or a function
+            such as `MaskedNeighbours`, which returns candidates for each position.
+        special: Tokens that are neither replaced nor used, such as padding, start and separation tokens.
         rows: Which products of the Jacobian (R, k) are compared. vᵀJ is one backward pass for all k.
         mask: The key of the attention mask in the context.
 
@@ -67,19 +67,19 @@ class TokenSubstitutions:
 
     @property
     def side(self) -> Side:
-        """That of the rows."""
+        """The side of `rows`."""
         return self.rows.side
 
     def directions(self, **about: Any) -> Float[Tensor, "probe batch *shape"]:
-        """Return those of the rows."""
+        """Return the directions of `rows`."""
         return self.rows.directions(**about)
 
     def variance(self, matrix: Float[Tensor, "row column"], **about: Any) -> float:
-        """Return that of the rows, for given substitutions."""
+        """Return the variance of `rows`, for given substitutions."""
         return self.rows.variance(matrix, **about)
 
     def passes(self, outputs: int) -> Cost:
-        """Return those of the rows."""
+        """Return the passes of `rows`."""
         return self.rows.passes(outputs)
 
     def drawn(
@@ -97,13 +97,13 @@ class TokenSubstitutions:
         Args:
             tokens: Token ids.
             ids: A number for each text.
-            seed: Of the run.
-            draw: Which of the independent draws.
-            context: May have the attention mask.
-            vocabulary: Number of tokens that both networks know.
+            seed: Seed of the run.
+            draw: Index of the independent draw.
+            context: May contain the attention mask.
+            vocabulary: Number of tokens in the vocabularies of both networks.
 
         Raises:
-            InputError: there is no token that could be used.
+            InputError: there is no token to choose.
         """
         special = torch.tensor(self.special, dtype=tokens.dtype, device=tokens.device)
         free = ~torch.isin(tokens, special)
@@ -130,11 +130,11 @@ class TokenSubstitutions:
 
 @dataclass(frozen=True)
 class MaskedNeighbours:
-    """Candidates of `TokenSubstitutions`: what a masked language model expects at the position.
+    """Candidates for `TokenSubstitutions`: the predictions of a masked language model at the position.
 
     Attributes:
         model: Token ids to logits (B, T, vocabulary), or an object with `logits`.
-        mask_token: The id that hides a token.
+        mask_token: The id of the mask token.
         top: Number of candidates, the most likely ones.
     """
 
@@ -145,7 +145,7 @@ class MaskedNeighbours:
     def __call__(
         self, tokens: Int[Tensor, "batch token"], positions: Int[Tensor, "batch one"]
     ) -> Int[Tensor, "batch one many"]:
-        """Return the candidates of each position, each hidden alone."""
+        """Return the candidates of each position, masking one position at a time."""
         batch, count = positions.shape
         hidden = tokens.repeat_interleave(count, 0)
         hidden.scatter_(1, positions.reshape(-1, 1), self.mask_token)

@@ -1,11 +1,11 @@
 """Which engine may be used for a function: decided once for each kind of call, by a comparison with differences.
 
-The product of an engine may be wrong, and a right product may have no derivative or a wrong one, which shows in the
-backward pass of a user's loss at best. So an engine is checked on a few samples before its first use: its product
+The product of an engine may be wrong, and a right product may have no derivative or a wrong one, which at best shows in
+the backward pass of a user's loss. So an engine is checked on a few samples before its first use: its product
 against differences of the values, and the parameter gradient of a penalty on it against differences of the penalty
 (`engine_checks`). The verdict is stored for as long as the network lives.
 
-A verdict holds for one signature: the networks that the function uses with all their layers and modes, what is trained,
+A verdict holds for one signature: the networks that the function uses with all their layers and modes, trained tensors,
 readout, BatchNorm policy, shape of a sample, type, device, and whether gradients are on.
 """
 
@@ -47,16 +47,16 @@ class Comparison:
 
     Args:
         function: What is differentiated.
-        x: Its input, of which some samples are taken.
+        x: Its input, from which the samples are taken.
         seed: Seeds the directions.
-        count: Directions for Jv at once; more than two are as two.
-        few: Whether a few samples are taken, or all.
+        count: Number of directions of one Jv; more than two are treated as two.
+        few: Whether to use a few samples, or all.
     """
 
     def __init__(self, function: Function, x: Tensor, *, seed: int = 0, count: int = 1, few: bool = True) -> None:
         self.function, self.x = sampled(function, x.detach()) if few else (function, x.detach())
         generator = torch.Generator().manual_seed(seed)
-        # Equal pixels tie in max pooling and lie on kinks of ReLU, where no derivative exists: a step off them.
+        # Equal pixels tie in max pooling and lie on kinks of ReLU, where no derivative exists: move away from them.
         size = self.x.square().mean().sqrt()
         self.x = self.x + 1e-3 * size * torch.randn(self.x.shape, generator=generator).to(self.x)
         self.generator, self.count = generator, count
@@ -70,7 +70,7 @@ class Comparison:
     def verdict(self, name: str, *, rounding: bool = False) -> Verdict:
         """Return the verdict on `vjp`, or on an engine for Jv; `rounding` checks the function's own type too.
 
-        An engine that agrees with a single difference is right; only the others are compared with `reference`.
+        An engine that agrees with a single difference is right; only others are compared with the slower `reference`.
         """
         if self.single.x.dtype == torch.float64 and self.single.moves:
             verdict = self._verdict(name, self.single, rounding)
@@ -108,7 +108,7 @@ _raises: ContextVar[bool | None] = ContextVar("jacmatch_errors", default=None)
 
 
 class _Memory:
-    """The verdicts so far, by the object whose life they share and by signature."""
+    """The verdicts so far, by signature and by the object with whose lifetime they end."""
 
     def __init__(self) -> None:
         self.entries: dict[int, tuple[weakref.ref[Any], OrderedDict[Hashable, dict[Any, Any]]]] = {}
@@ -135,7 +135,7 @@ _memory = _Memory()
 
 @contextmanager
 def unverified() -> Iterator[None]:
-    """Verify no call within the context: engines are used as they are, whatever they return.
+    """Context without verification: engines are used as they are, whatever they return.
 
     Use it for functions whose derivative is meant to differ from that of their values, for example a straight-through
     estimator, and to count operations.
@@ -156,9 +156,9 @@ def unverified() -> Iterator[None]:
 
 @contextmanager
 def errors(raised: bool) -> Iterator[None]:
-    """Within the context products that are wrong raise an error, or only warn; the outermost context decides.
+    """Context in which wrong products raise an error, or only a warning; the outermost context decides.
 
-    A teacher that a user queries warns, so that its products can be looked at; one that a training queries raises.
+    A teacher queried by a user warns, so that its products can be inspected; one queried by a training run raises.
     """
     token = _raises.set(raised) if _raises.get() is None else None
     try:
@@ -300,7 +300,7 @@ def _verdicts(function: Function, x: Tensor, names: tuple[str, ...], count: int)
 
 
 def comparison_of(function: Function, x: Tensor, *, seed: int = 0, count: int = 1) -> Comparison:
-    """Return the comparison on a few samples, or on all where the module has a tensor for each sample of the batch."""
+    """Return the comparison on a few samples, or on all if the module has a tensor for each sample of the batch."""
     if _is_distributed(function):
         raise UnsupportedError("Other processes would have to take part.")
     try:

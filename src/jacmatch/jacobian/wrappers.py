@@ -14,13 +14,13 @@ def in_several_processes() -> bool:
 
 
 def check_wrapping(objective: nn.Module, student: nn.Module) -> None:
-    """Refuses a student that other processes average the gradients of, apart from the objective; costs a search once.
+    """Reject a student that is wrapped in DistributedDataParallel without its objective; searches for it once.
 
-    The passes of an objective do not go through such a wrapper, so it would average a part of the gradient at most.
+    The passes of an objective bypass such a wrapper, so it would average only part of the gradient, if any.
 
     Raises:
-        UnsupportedError: Several processes train, and a DistributedDataParallel holds parameters of the student without
-            the objective.
+        UnsupportedError: Several processes train, and a DistributedDataParallel contains parameters of the student
+            without the objective.
     """
     if in_several_processes() and wraps_apart(objective, student):
         raise UnsupportedError(
@@ -30,7 +30,7 @@ def check_wrapping(objective: nn.Module, student: nn.Module) -> None:
 
 
 def wraps_apart(objective: nn.Module, student: nn.Module) -> bool:
-    """Return whether a DistributedDataParallel has parameters of the student without the objective."""
+    """Return whether a DistributedDataParallel contains parameters of the student but not the objective."""
     own = {id(parameter) for parameter in student.parameters() if parameter.requires_grad}
     wrappers = [each for each in gc.get_objects() if type(each) is DistributedDataParallel]
     around = [wrapper for wrapper in wrappers if any(id(parameter) in own for parameter in wrapper.parameters())]

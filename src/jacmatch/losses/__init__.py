@@ -1,17 +1,17 @@
 """Losses: tensors in, one number per sample out.
 
 A loss answers the third of the four questions that any method of first-order knowledge transfer has to answer: *how*
-are student and teacher compared? What is compared (outputs, rows of Jacobians, attention maps, answers to noise) has
-been computed before; a loss never sees a network and never differentiates one. So every function here works in
-anybody's training loop, and all of them keep four rules:
+are student and teacher compared? What is compared (outputs, rows of Jacobians, attention maps, responses to noise) is
+computed beforehand; a loss never sees a network and never differentiates one. So every function here works in any
+training loop, and all of them follow four rules:
 
 * **Student first.** The order of arguments is (student, teacher), and the shapes must be equal: nothing is broadcast.
 * **Sum inside a sample, nothing across samples.** Outputs, rows and inputs are summed, because a mean over the pixels
-  of an image makes a Jacobian term a thousand times too weak to matter; the caller takes the mean over the batch. What
-  is a mean for another reason (draws of noise, rows of the normalized form) says so.
-* **Differentiable twice**, also at rows of zeros as dead ReLUs give them: squared norms, or norms with an `eps` inside.
-* **The paper's form and the corrected form have separate names.** `paper_…` is what is printed; each docstring says
-  what is exact, what is first order, and which function to use instead.
+  of an image makes a Jacobian term a thousand times too weak to matter; the caller takes the mean over the batch. Other
+  means (over draws of noise, or over rows in the normalized form) are documented as such.
+* **Twice differentiable**, even at rows of zeros (dead ReLUs): squared norms, or norms with an `eps` inside.
+* **The paper's form and the corrected form have separate names.** `paper_…` is the formula as printed; each docstring
+  says what is exact, what is first order, and which function to use instead.
 
 A row of a Jacobian is the gradient of one number with respect to the whole input. The rows may be those of the full
 Jacobian, a few of them, or random products vᵀJ; products Jv fit too, with one row for each direction. `squared_error`
@@ -65,8 +65,8 @@ from jacmatch.losses.penalties import (
     squared_norm,
 )
 
-# A loss of an objective has its name here, twice: in the type, which the command line, the validation and type checkers
-# read, and in the dictionary of that type. A test compares the two.
+# The name of each loss is listed twice: in the type, which the command line, the validation and type checkers read,
+# and in the dictionary of that type. A test compares the two.
 
 OutputLoss: TypeAlias = Literal["squared", "kl"]
 """Names of the losses of outputs."""

@@ -1,4 +1,4 @@
-"""Attention maps: where in the image the features of a layer are large, compared between networks of unlike widths."""
+"""Attention maps: where in the image the features of a layer are large, for networks of any width."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,7 +13,7 @@ def attention_map(
 ) -> Float[Tensor, "batch height width"]:
     """Return the attention map of a layer, A = Σ_c |Z_c|^p, the sum over channels c.
 
-    The map of a wide layer and that of a narrow one have the same shape, and an arbitrary scale each. With p = 2 it is
+    Maps of wide and narrow layers have the same shape, but each has an arbitrary scale. With p = 2 it is
     quadratic in the features, so it is not piecewise linear even in a ReLU network: for noise forms of its Jacobian use
     `antithetic`.
 
@@ -40,7 +40,7 @@ def attention_map(
         )
     if not p >= 1:
         raise InputError("`p` of `attention_map` must be at least 1.", got=p, do="Leave it out for 2.")
-    # An even power needs no |·|, whose second derivative at 0 autograd takes to be 0 (for p = 2 it is 2).
+    # An even power needs no |·|, for which autograd's second derivative at 0 is 0 (correct for p = 2: 2).
     magnitudes = features if p % 2 == 0 else features.abs()
     return magnitudes.pow(p).sum(1)
 
@@ -79,7 +79,7 @@ def match_sizes(
 def pooled(
     attention: Float[Tensor, "batch height width"], size: tuple[int, int]
 ) -> Float[Tensor, "batch height_m width_m"]:
-    """Return the map averaged over windows to the size (height, width), or as it is when it has that size."""
+    """Return the map averaged over windows to the size (height, width); unchanged if it has that size."""
     return attention if tuple(attention.shape[1:]) == size else adaptive_avg_pool2d(attention, size)
 
 
@@ -90,8 +90,8 @@ def attention_transfer(
 ) -> Float[Tensor, "batch"]:
     """Return the squared distance of normalized maps, ‖A_S/‖A_S‖ − A_T/‖A_T‖‖² = 2(1 − cos(A_S, A_T)).
 
-    The norm runs over the pixels of one sample's map. The original writes the distance without the square; the square
-    is what has a gradient at equal maps. It is `normalized_error` of the map taken as one row, with the same eps.
+    The norm is over the pixels of one sample's map. The original uses the distance without the square; only the squared
+    one has a gradient at equal maps. It is `normalized_error` of the map taken as one row, with the same eps.
 
     Args:
         student_map: The student's attention map.

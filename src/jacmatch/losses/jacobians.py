@@ -25,7 +25,7 @@ def flat_rows(rows: Float[Tensor, "batch row *input"]) -> Float[Tensor, "batch r
 
 
 def one_per_row(caller: str, rows: Tensor, **numbers: Tensor) -> None:
-    """Refuse numbers that are not one for each row.
+    """Reject numbers that are not one for each row.
 
     Args:
         caller: The loss that was called, for the message.
@@ -45,7 +45,7 @@ def one_per_row(caller: str, rows: Tensor, **numbers: Tensor) -> None:
 
 
 def positive_eps(caller: str, eps: float) -> None:
-    """Refuse an eps that cannot keep a row of zeros away from 0/0.
+    """Reject an eps that does not prevent 0/0 for a row of zeros.
 
     Raises:
         InputError: eps is not above 0.
@@ -61,9 +61,9 @@ def positive_eps(caller: str, eps: float) -> None:
 def units_and_norms(
     rows: Float[Tensor, "batch row *input"], eps: float
 ) -> tuple[Float[Tensor, "batch row entry"], Float[Tensor, "batch row"]]:
-    """Return directions and norms of the rows, each row lengthened by one more entry, √eps.
+    """Return directions and norms of the rows, each row extended by one entry, √eps.
 
-    Not ‖a‖ + eps or √(‖a‖² + eps) alone: of the longer rows none is zero, and all identities of vectors hold exactly.
+    Unlike ‖a‖ + eps or √(‖a‖² + eps) alone: no extended row is zero, and all vector identities hold exactly.
     """
     longer = pad(flat_rows(rows), (0, 1), value=math.sqrt(eps))
     norms: Tensor = torch.linalg.vector_norm(longer, dim=2)
@@ -75,15 +75,15 @@ def relative_error(
 ) -> Float[Tensor, "batch"]:
     """Return the squared error over the teacher's squared norm, Σ_r‖S_r − T_r‖² / (Σ_r‖T_r‖² + eps), per sample.
 
-    It has no unit: 1 is what a student without derivatives gets. So a weight holds from one network, input scale or
-    readout to the next, and unlike `normalized_error` the size of the derivatives is still learned. The rows of a
-    sample share one denominator: a small row weighs little.
+    It is dimensionless: a student with zero derivatives gets 1. So a weight carries over from one network, input scale
+    or readout to the next, and unlike with `normalized_error` the size of the derivatives is still learned. The rows of
+    a sample share one denominator, so a small row has little weight.
 
     Args:
         student: Rows of the student's Jacobian.
         teacher: The same rows of the teacher's.
-        eps: Added to the teacher's squared norm, in its unit. Where the teacher is flat, it decides how much a
-            derivative of the student costs.
+        eps: Added to the teacher's squared norm, in its unit. Where the teacher is flat, it sets the cost of the
+            student's derivatives.
 
     Raises:
         InputError: The shapes differ, or eps is not above 0.
@@ -104,12 +104,12 @@ def bounded_error(
     """Return the bounded relative error r / (1 + r) = d / (d + t) per sample, in [0, 1).
 
     r is `relative_error`, d = Σ_r‖S_r − T_r‖² and t = Σ_r‖T_r‖² + eps. Near the teacher it is the relative error; a
-    student without derivatives gets ½; and no sample costs more than 1, however small the teacher's derivatives are or
-    large the student's, as they are in a last batch of few samples under BatchNorm. The gradient of r is multiplied by
-    1 / (1 + r)², so such samples have nearly none.
+    student with zero derivatives gets ½; and no sample costs more than 1, however small the teacher's derivatives or
+    large the student's, as in a small last batch under BatchNorm. The gradient of r is multiplied by 1 / (1 + r)², so
+    such samples contribute almost no gradient.
 
     The ratio is not linear in d and t. So its mean over random products is not the loss of the full Jacobian: it is a
-    biased estimate, of which more products lower the bias. `relative`, in `Distillation`, is unbiased for any number.
+    biased estimate, whose bias falls with the number of products. `relative`, in `Distillation`, is always unbiased.
 
     Args:
         student: Rows of the student's Jacobian.
@@ -138,17 +138,17 @@ def normalized_error(
 ) -> Float[Tensor, "batch"]:
     """Return the paper's normalized loss, ‖a/‖a‖ − b/‖b‖‖² = 2(1 − cos(a, b)), as the mean over rows a = S_r, b = T_r.
 
-    It lies in [0, 4] and compares directions only: it is heuristic (no noise argument leads to it), blind to the size
-    of the derivatives, and so carries no robustness. Use it where the scale is arbitrary, as with attention maps.
-    `direction_and_magnitude` has the rest.
+    It lies in [0, 4] and compares directions only: it is heuristic (not derived from noise), ignores the size of the
+    derivatives, and so transfers no robustness. Use it where the scale is arbitrary, as with attention maps.
+    `direction_and_magnitude` includes the norms.
 
-    A row of zeros has no direction. Therefore one more entry, √eps, is appended to both a and b: every formula stays
-    exact for the longer rows, the gradient is at most 2/√eps, and two rows of zeros are equal.
+    A row of zeros has no direction. Therefore one more entry, √eps, is appended to both a and b: every formula is
+    exact for the extended rows, the gradient is at most 2/√eps, and two rows of zeros are equal.
 
     Args:
         student: Rows of the student's Jacobian.
         teacher: The same rows of the teacher's.
-        eps: The square of a norm that is small for a row; much shorter rows do not count.
+        eps: The square of a norm that is small for a row; rows with much smaller norms have almost no effect.
 
     Raises:
         InputError: The shapes differ, or eps is not above 0.
@@ -172,11 +172,11 @@ def normalized_error(
 def direction_and_magnitude(
     student: Float[Tensor, "batch row *input"], teacher: Float[Tensor, "batch row *input"], eps: float = 1e-8
 ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
-    """Return the two parts of the squared error: what differing directions cost, and what differing norms cost.
+    """Return the two parts of the squared error: the cost of different directions, and that of different norms.
 
         ‖a − b‖²  =  ‖a‖‖b‖ · ‖a/‖a‖ − b/‖b‖‖²  +  (‖a‖ − ‖b‖)²,   summed over rows a = S_r, b = T_r
 
-    So their sum is `squared_error`, and separate weights for the two parts move between it and `normalized_error`. As
+    So their sum is `squared_error`, and separate weights for them interpolate between it and `normalized_error`. As
     there, √eps is appended to each row; the sum is the squared error for any eps.
 
     Args:
@@ -203,7 +203,7 @@ def direction_and_magnitude(
     positive_eps("direction_and_magnitude", eps)
     student_units, student_norms = units_and_norms(student, eps)
     teacher_units, teacher_norms = units_and_norms(teacher, eps)
-    # Not 2(‖a‖‖b‖ − a·b): that difference of large numbers has no correct digit left when a ≈ b in float32.
+    # Not 2(‖a‖‖b‖ − a·b): for a ≈ b in float32, that difference of large numbers has no correct digits.
     apart = (student_units - teacher_units).square().sum(2)
     return (student_norms * teacher_norms * apart).sum(1), (student_norms - teacher_norms).square().sum(1)
 
@@ -213,15 +213,15 @@ def fisher(
     teacher: Float[Tensor, "batch row *input"],
     probabilities: Float[Tensor, "batch row"],
 ) -> Float[Tensor, "batch"]:
-    """Return the Fisher distance of two classifiers, Σ_i p_i ‖∇log q_i − ∇log p_i‖², i = 1…K, ∇ by the input.
+    """Return the Fisher distance of two classifiers, Σ_i p_i ‖∇log q_i − ∇log p_i‖², i = 1…K, ∇ with respect to x.
 
-    It is the Jacobian term that belongs to soft targets: with p the teacher and q the student,
+    It is the Jacobian term for soft targets: with p the teacher and q the student,
 
         E_ξ KL(p‖q)(x+ξ)  =  KL(p‖q) + σ²/2 · (F + R) + O(σ⁴),   ξ ~ N(0, σ²I)
 
     with R = Σ_i [Δp_i log(p_i/q_i) − (p_i/q_i) Δq_i], which is 0 where the values agree, q = p. F is at least 0, is 0
-    only where the scores agree, ignores numbers added to all logits, and has no 1/q. With a temperature τ both logits
-    are divided by τ; the factor τ² of `hinton_kl` belongs to this term as well.
+    only where the scores agree, is invariant to constants added to all logits, and has no 1/q. With a temperature τ,
+    both logits are divided by τ; the factor τ² of `hinton_kl` applies to this term as well.
 
     Args:
         student: Rows ∇log q_i of the student's log-probabilities.
@@ -250,12 +250,12 @@ def paper_cross_entropy(
     teacher: Float[Tensor, "batch row *input"],
     student_probabilities: Float[Tensor, "batch row"],
 ) -> Float[Tensor, "batch"]:
-    """Return the paper's Jacobian term for soft targets, −Σ_i ∇p_i·∇q_i / q_i, i = 1…K, which stands there times σ².
+    """Return the paper's Jacobian term for soft targets, −Σ_i ∇p_i·∇q_i / q_i, i = 1…K; its weight there is σ².
 
     Paper's form, kept for comparison: **use `fisher` instead.** The expansion behind it keeps log q to first order
-    only and so loses +½ Σ_i p_i‖∇q_i‖²/q_i², a term of the same order in σ and of first derivatives too. What is left
-    is linear in ∇q: it falls without bound as ∇q grows along ∇p, and 1/q makes it large where the student is sure.
-    With the lost term, the sum is ½ `fisher` but for a number that does not depend on the student.
+    only and so loses +½ Σ_i p_i‖∇q_i‖²/q_i², a term of the same order in σ and also in first derivatives. The rest is
+    linear in ∇q: it is unbounded below as ∇q grows along ∇p, and 1/q makes it large where the student is confident.
+    With the lost term, the sum is ½ `fisher` up to a constant that does not depend on the student.
 
     Args:
         student: Rows ∇q_i of the student's probabilities (not of their logarithms).
@@ -281,7 +281,7 @@ def paper_cross_entropy(
 
 
 def above_zero(probabilities: Float[Tensor, "batch row"]) -> Float[Tensor, "batch row"]:
-    """Return the probabilities q, at least the smallest normal number.
+    """Return the probabilities q, clamped to at least the smallest normal number.
 
     A q that underflows to 0 has ∇q = 0 too; their quotient then is 0, with gradient, and not NaN.
     """

@@ -1,4 +1,4 @@
-"""Noise forms: the Jacobian term from values at noisy inputs alone, without any derivative by the input.
+"""Noise forms: the Jacobian term from values at noisy inputs alone, without any input derivative.
 
 With δ = student − teacher and noise ξ ~ N(0, σ²I), three averages over draws of ξ contain σ² Σ_i ‖∇δ_i‖²:
 
@@ -6,8 +6,8 @@ With δ = student − teacher and noise ξ ~ N(0, σ²I), three averages over dr
     Var[δ(x+ξ)]                  =  σ²‖∇δ‖² + σ⁴(½‖H‖²_F + ∇δ·∇Δδ) + O(σ⁶)       `centered_variance`
     E[((δ(x+ξ) − δ(x−ξ))/2)²]    =  σ²‖∇δ‖² + σ⁴ ∇δ·∇Δδ + O(σ⁶)                  `antithetic`
 
-The first has δ Δδ besides, of the same order as the Jacobian term, and the outputs' own error δ²; the other two do
-not. All need forward passes only, so any teacher can answer, also one that is not a torch module. Divide the last two
+The first also contains δ Δδ, of the same order as the Jacobian term, and the error δ² of the outputs; the other two do
+not. All need only forward passes, so any teacher can be used, even one that is not a torch module. Divide the last two
 by σ² to compare them with `squared_error` of Jacobians.
 """
 
@@ -19,7 +19,7 @@ from jacmatch.losses.outputs import equal_shapes
 
 
 def at_least(caller: str, draws: int, tensor: Tensor) -> None:
-    """Refuse tensors that are not (noise, batch, out) with enough draws.
+    """Reject tensors that are not (noise, batch, out) with enough draws.
 
     Raises:
         InputError: Too few dimensions or draws.
@@ -38,9 +38,9 @@ def noise_distillation(
 ) -> Float[Tensor, "batch"]:
     """Return the squared error at noisy inputs, the mean over draws n of Σ_i (S_i(x+ξ_n) − T_i(x+ξ_n))², i = 1…K.
 
-    Paper's form of the link between noise and Jacobians: the paper says Σδ² + σ² Σ‖∇δ‖² + O(σ⁴). The remainder is in
-    truth σ² Σ_i δ_i Δδ_i + O(σ⁴), as large as the Jacobian term wherever the student does not fit the teacher yet. For
-    the Jacobian term itself use `antithetic` or `centered_variance`.
+    Paper's form of the link between noise and Jacobians: the paper says Σδ² + σ² Σ‖∇δ‖² + O(σ⁴). The actual
+    remainder is σ² Σ_i δ_i Δδ_i + O(σ⁴), as large as the Jacobian term wherever the student does not yet fit the
+    teacher. For the Jacobian term itself use `antithetic` or `centered_variance`.
 
     Args:
         student: The student's outputs for each draw of noise.
@@ -69,7 +69,7 @@ def centered_variance(
 
     Corrected form: its mean is σ² Σ_i ‖∇δ_i‖² + O(σ⁴) for any smooth pair of networks, without bias from N. The
     remainder is σ⁴ Σ_i (½‖H_i‖²_F + ∇δ_i·∇Δδ_i), H the second derivatives of δ. Near a kink of a ReLU network the even
-    part of the kink stays in; `antithetic` loses that too. Unlike the other two it does not see δ itself at all: a
+    part of the kink remains; `antithetic` cancels that too. Unlike the other two it does not see δ itself at all: a
     constant difference costs nothing.
 
     Args:
@@ -77,7 +77,7 @@ def centered_variance(
         teacher: The teacher's outputs at the same noisy inputs.
 
     Raises:
-        InputError: The shapes differ, are not (noise, batch, out), or there is one draw only.
+        InputError: The shapes differ, are not (noise, batch, out), or there is only one draw.
 
     References:
         Corrected form of Srinivas & Fleuret 2018, arXiv:1803.00443, Prop 1.
@@ -101,8 +101,8 @@ def antithetic(
     """Return the mean over draws n of Σ_i ((δ_i(x+ξ_n) − δ_i(x−ξ_n))/2)², i = 1…K.
 
     Corrected form: its mean is σ² Σ_i ‖∇δ_i‖² + σ⁴ Σ_i ∇δ_i·∇Δδ_i + O(σ⁶), with no second derivative, and the even
-    part of a ReLU kink cancels. It is a finite difference in a Gaussian direction, a product Jv of values alone. In
-    float32 the subtraction costs digits: keep σ well above 10⁻³ of the input's scale.
+    part of a ReLU kink cancels. It is a finite difference in a Gaussian direction: a product Jv computed from values.
+    In float32 the subtraction loses digits: keep σ well above 10⁻³ of the input's scale.
 
     Args:
         student_plus: The student's outputs at x + ξ_n.

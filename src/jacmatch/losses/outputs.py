@@ -11,10 +11,10 @@ IGNORED = -100
 
 
 def equal_shapes(caller: str, **tensors: Tensor) -> None:
-    """Refuse tensors whose shapes differ, or that have no row dimension after the batch; torch would broadcast them.
+    """Reject tensors whose shapes differ, or that have no row dimension after the batch; torch would broadcast them.
 
     Args:
-        caller: The loss that was called, for the message.
+        caller: The loss that was called, for error messages.
         **tensors: The arguments by name.
 
     Raises:
@@ -44,8 +44,8 @@ def expected_under(
 ) -> Float[Tensor, "batch"]:
     """Return Σ_i y_i c_i per sample: the cost of the label's class, or its mean under probabilities.
 
-    For dense outputs it is summed over the positions. A label of −100 costs nothing: a position that is left out, or an
-    unlabelled sample.
+    For dense outputs it is summed over the positions. A label of −100 has cost 0: an ignored position, or an unlabelled
+    sample.
 
     Args:
         caller: The loss that was called, for the message.
@@ -54,7 +54,7 @@ def expected_under(
         axis: The dimension of the classes.
 
     Raises:
-        InputError: The labels are neither integers, with the shape of the costs without classes, nor floats like them.
+        InputError: The labels are neither integers (batch, *position) nor floats with the shape of the costs.
     """
     positions = costs.shape[:axis] + costs.shape[axis + 1 :]
     if labels.is_floating_point():
@@ -86,7 +86,7 @@ def cross_entropy(
 
     Args:
         logits: z.
-        labels: Class numbers, or probabilities y, as mixing two samples gives them.
+        labels: Class numbers, or probabilities y such as those of mixed samples.
         class_dim: The dimension of the K classes; needed for more than two.
 
     Raises:
@@ -113,14 +113,14 @@ def squared_error(
 ) -> Float[Tensor, "batch"]:
     """Return the squared error per sample, Σ (s − t)², summed over all rows and inputs.
 
-    It serves four things with one formula. Outputs against a teacher's: Σ_i (S_i − T_i)², the first term of the
+    The formula has four uses. Outputs against a teacher's: Σ_i (S_i − T_i)², the first term of the
     paper's Prop 1. Outputs against numbers: the label loss of regression. Rows of Jacobians: Σ_r ‖∇S_r − ∇T_r‖², the
     second term of Prop 1, where it has the weight σ²; this is the form that the paper derives and uses on CIFAR-100.
     Products vᵀJ or Jv in random directions with E[vvᵀ] = I: an unbiased estimate of ‖J_S − J_T‖²_F.
 
     Args:
         student: Outputs (batch, out), or rows (batch, row, *input).
-        teacher: The same of the teacher, or the numbers to be learnt.
+        teacher: The teacher's, or the target values.
 
     Raises:
         InputError: The shapes differ.
@@ -146,8 +146,8 @@ def hinton_kl(
 ) -> Float[Tensor, "batch"]:
     """Return Hinton's distillation loss, τ² Σ_i p_i (log p_i − log q_i), p = softmax(t/τ), q = softmax(s/τ), i = 1…K.
 
-    The factor τ² keeps the size of the gradient while τ changes: for τ → ∞ the loss becomes
-    Σ_i (d_i − mean_j d_j)² / (2K), d = s − t. It does not change when a number is added to all logits of a network.
+    The factor τ² keeps the size of the gradient independent of τ: for τ → ∞ the loss becomes
+    Σ_i (d_i − mean_j d_j)² / (2K), d = s − t. It is invariant to a constant added to all logits of a network.
     For dense outputs it is summed over the positions.
 
     Args:
@@ -179,7 +179,7 @@ def hinton_kl(
 def agreement(
     student: Float[Tensor, "batch *out"], teacher: Float[Tensor, "batch *out"], class_dim: int | None = None
 ) -> Float[Tensor, "batch"]:
-    """Return 1 where student and teacher choose the same class and 0 elsewhere; a measure, without gradient.
+    """Return 1 where student and teacher predict the same class and 0 elsewhere; a metric, without gradient.
 
     For dense outputs it is the mean over the positions.
 

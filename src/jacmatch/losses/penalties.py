@@ -9,7 +9,7 @@ from jacmatch.losses.outputs import equal_shapes, expected_under
 
 
 def noise_scale(caller: str, sigma: float) -> None:
-    """Refuse a standard deviation that is none.
+    """Reject an invalid standard deviation.
 
     Raises:
         InputError: sigma is below 0 or not a number.

@@ -1,7 +1,7 @@
 """Objectives: (student, teacher, batch) → named terms that add up to a loss.
 
-An objective is an nn.Module, so it is the unit that is compiled and distributed. It asks the teacher once and runs the
-student once for each batch, and gives both answers to the losses.
+An objective is an nn.Module, so it is the unit that is compiled and distributed. For each batch it
+queries the teacher once, runs the student once, and passes both results to the losses.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -43,5 +43,5 @@ _RENAMED = {"Share": "GradientShare", "Balance": "LossWeights"}
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Return what a name of the last release stands for, with a DeprecationWarning."""
+        """Return the object that had this name in the last release, with a DeprecationWarning."""
         return renamed(__name__, name, _RENAMED)

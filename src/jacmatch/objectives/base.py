@@ -1,4 +1,4 @@
-"""The base class of the objectives: weights of the terms, derivatives, teacher, and the state from call to call."""
+"""The base class of the objectives: weights of the terms, derivatives, teacher, and the state kept between calls."""
 
 import math
 import warnings
@@ -31,8 +31,8 @@ Output = Select | tuple[Select | None, Select | None] | None
 """What selects the outputs of student and teacher, or a pair of such."""
 CallContext = Mapping[str, Any] | Arguments | None
 """Other arguments of both networks."""
-_FLAT = 1e-6  # what a relative term is divided by where the teacher is flat, in the unit of its squared products
-_NONE = -1.0  # stands for None in the state, whose numbers are all at least 0
+_FLAT = 1e-6  # divisor of a relative term where the teacher is flat, in the unit of its squared products
+_NONE = -1.0  # encodes None in the state, whose other numbers are all at least 0
 _STATE_VERSION = 2.0
 Same = TypeVar("Same", bound="Objective")
 
@@ -42,9 +42,9 @@ class Call:
     """What one call of an objective computes.
 
     Attributes:
-        number: How many calls came before.
-        factor: What schedule and `every` leave of the derivative term; 0 where it is not computed.
-        measured: Whether the shares are measured.
+        number: Number of earlier calls.
+        factor: Factor of the derivative term, from the schedule and `every`; 0 where the term is not computed.
+        measured: Whether this call measures the shares of the gradient norm.
     """
 
     number: int
@@ -68,19 +68,19 @@ def networks_of(objective: nn.Module) -> tuple[Any, Any]:
 
 @runtime_checkable
 class _WithPartners(Protocol):
-    """An objective that says whether its batches need partners."""
+    """An objective with the attribute `needs_partners`."""
 
     needs_partners: bool
 
 
 def needs_partners(objective: nn.Module) -> bool:
-    """Return whether batches need partners from the data, as an objective says by `needs_partners`."""
+    """Return whether batches need partners from the data: `needs_partners` of the objective, False without it."""
     return isinstance(objective, _WithPartners) and bool(objective.needs_partners)
 
 
 @dataclass(frozen=True)
 class _Column:
-    """Outputs (B,), of what is selected, as a column (B, 1)."""
+    """Return selected outputs of shape (B,) as a column (B, 1)."""
 
     select: Select | None
 
@@ -90,33 +90,33 @@ class _Column:
 
 
 class Objective(nn.Module):
-    """What all objectives share: student, frozen teacher, weights, derivatives, and the state from call to call.
+    """Base class of all objectives: student, frozen teacher, weights, derivatives, and the state kept between calls.
 
-    The state (`calls`, factors, shares) changes only at the end of a call that succeeded with gradients: one that fails
-    or runs under `torch.no_grad()` uses up neither a draw nor a measurement of shares. `state_dict` and `parameters`
-    are those of the student, and this state; the teacher is not part of the module.
+    The state (`calls`, factors, shares) changes only at the end of a successful call with gradients enabled: a failed
+    call, or one under `torch.no_grad()`, uses up neither a draw nor a measurement of shares. `parameters` are those of
+    the student, and `state_dict` adds this state to the student's; the teacher is not part of the module.
 
     Args:
         student: The network to train.
-        teacher: A teacher or an nn.Module; None where there is none.
+        teacher: A teacher or an nn.Module; None to train without one.
         weights: Weight of each term.
         differentiation: Which derivatives are taken, and how.
         output: Selects the outputs where a network returns more than one tensor; a pair (student's, teacher's).
         class_dim: The dimension of the classes of dense outputs; None reads it off the student's last layer.
         every: The derivative term is computed on each n-th call in training, with n times its weight; a
             `GradientShare` is that of such a call.
-        schedule: Factor of its weight by data size and progress.
-        measure_every: Calls between two measurements of the shares, rounded up to a call that has the term.
+        schedule: Factor of that weight, as a function of data size and progress.
+        measure_every: Calls between two measurements of the shares, rounded up to the next call that computes the term.
 
     Attributes:
-        loss_weights: The weights, and the factors that follow from the measured shares.
+        loss_weights: The weights, and the factors computed from the measured shares.
         differentiation: As given.
         teacher: The frozen teacher.
-        calls: Calls in training that succeeded.
-        compiled: Compiles the steps where it is set; see `CompiledSteps`.
+        calls: Number of successful calls in training.
+        compiled: Compiles the steps if it is not None; see `CompiledSteps`.
 
     Raises:
-        InputError: a setting is wrong, or settings do not go together.
+        InputError: a setting is invalid, or two settings are incompatible.
     """
 
     teacher: Teacher | None
@@ -143,7 +143,7 @@ class Objective(nn.Module):
         validation.separate(student, teacher)
         self.student = student
         self.output, of_teacher = validation.selections(output, teacher, caller)
-        # Not a submodule, even where a user's teacher is an nn.Module.
+        # Not registered as a submodule, even if the user's teacher is an nn.Module.
         object.__setattr__(self, "teacher", None if teacher is None else as_teacher(teacher, of_teacher))
         self.loss_weights = LossWeights(weights)
         validation.positive_settings(caller, every=every, measure_every=measure_every)
@@ -169,7 +169,7 @@ class Objective(nn.Module):
 
     @property
     def network(self) -> Any:
-        """The network that is run: the student, with both heads where it is the first of two (`FirstOutputs`)."""
+        """The network that is run: the student; with both heads if the student is its first head (`FirstOutputs`)."""
         return self.student.network if isinstance(self.student, FirstOutputs) else self.student
 
     @property
@@ -181,13 +181,13 @@ class Objective(nn.Module):
 
     @property
     def takes_derivatives(self) -> bool:
-        """Whether there is a term of derivatives by the input."""
+        """Whether the loss has a term with derivatives with respect to the input."""
         return bool(self.loss_weights.weights[self.derivative_term])
 
     def resolved_engine(self) -> Engine | None:
         """Return the engine of the student's derivatives; None where none are taken.
 
-        `auto` stays where `jacmatch.jvp` chooses the engine at the first call.
+        It is `auto` as long as `jacmatch.jvp` has still to choose the engine, at the first call.
 
         Example:
             >>> from jacmatch.objectives import Robustness
@@ -209,7 +209,7 @@ class Objective(nn.Module):
         derived: bool,
         measured: bool,
     ) -> Compared:
-        """Return outputs and terms of a step, of the compiled graph where there can be one.
+        """Return outputs and terms of a step, from the compiled graph where the step can be compiled.
 
         Args:
             step: The tensors of the step.
@@ -217,7 +217,7 @@ class Objective(nn.Module):
             readout: What is differentiated.
             eager: The same step without a compiler.
             derived: Whether the step has derivatives.
-            measured: Whether the step measures the shares, which it does eagerly.
+            measured: Whether the step measures the shares; such a step runs eagerly.
         """
         if self.compiled is None or measured or not (self.training and torch.is_grad_enabled()):
             return eager()
@@ -241,9 +241,9 @@ class Objective(nn.Module):
         return self._terms_of_call(*args, **kwargs)
 
     def compile(self, *_: Any, **__: Any) -> None:
-        """Warn that the objective stays as it is: `torch.compile` cannot follow a derivative of a derivative.
+        """Warn that the objective is not compiled: `torch.compile` does not support a derivative of a derivative.
 
-        What is compiled is a whole step, by the training loop: `fit(..., Training(compile=True))`.
+        The training loop can compile whole steps instead: `fit(..., Training(compile=True))`.
         """
         warnings.warn(_NOT_COMPILED, stacklevel=2)
 
@@ -262,7 +262,7 @@ class Objective(nn.Module):
         before = copies_of(buffers_in_training(self.student)) if not self._called else {}
         try:
             return self._selected_terms(*args[2:], **given)
-        except validation.SingleOutput:  # outputs (B,), known after the first pass
+        except validation.SingleOutput:  # outputs of shape (B,), which only the first pass reveals
             write_buffers(self.student, before)
             self.output = _Column(self.output)
             return self._selected_terms(*args[2:], **given)
@@ -287,7 +287,7 @@ class Objective(nn.Module):
             return terms
 
     def _with_arguments(self, caller: str, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of the call with one tensor that is differentiated, and a context of its batch."""
+        """Return the arguments with `x` as the one tensor to differentiate, and `context` matched to its batch."""
         partners, x, context = given.get("partners"), given["x"], given.get("context")
         x, arguments = Arguments.of(caller, x, context)
         probe = self.differentiation.probe
@@ -313,23 +313,23 @@ class Objective(nn.Module):
 
     @property
     def _differentiable(self) -> bool:
-        """Whether the inputs must be of a floating-point type: for derivatives, and to mix them or add noise."""
+        """Whether the inputs must have a floating-point type: for derivatives, for mixing and for added noise."""
         return self.takes_derivatives or not isinstance(self.differentiation.point, AtData)
 
     def train(self: Same, mode: bool = True) -> Same:
-        """Put objective and student into training or evaluation mode; an exported student stays in its own."""
+        """Put objective and student into training or evaluation mode; an exported student keeps its mode."""
         self.training = mode
         for child in self.children():
             set_mode(child, training=mode)
         return self
 
     def selected_outputs(self, student: Any = None) -> AbstractContextManager[None]:
-        """Within the context the student, or a copy of it, returns what `output` selects."""
+        """Context in which the student, or a copy of it, returns the outputs that `output` selects."""
         chosen = self.student if student is None else student
         return selecting(chosen.network if isinstance(chosen, FirstOutputs) else chosen, self.output)
 
     def _call(self, progress: float | int) -> Call:
-        """What is due in this call; nothing is counted yet."""
+        """Return what this call has to compute; the state does not change yet."""
         name, weights = self.derivative_term, self.loss_weights.weights
         if weights[name] and isinstance(self.student, nn.parallel.DistributedDataParallel):
             raise UnsupportedError(
@@ -351,14 +351,14 @@ class Objective(nn.Module):
 
     @contextmanager
     def unmeasured_calls(self) -> Iterator[None]:
-        """Calls in the block measure no shares, and one that was never measured counts as a weight of 1.
+        """Context in which calls measure no shares, and a share that was never measured counts as a weight of 1.
 
-        For comparisons of steps; afterwards the state is as before.
+        Used to compare steps; the state is restored on exit.
         """
         state, measure_every = self.get_extra_state(), self.measure_every
         missing = self.loss_weights.unmeasured
         self.loss_weights.factors |= dict.fromkeys(missing, 1.0)
-        self.loss_weights.shares |= dict.fromkeys(missing, 0.0)  # or a state that is set in the block drops the factor
+        self.loss_weights.shares |= dict.fromkeys(missing, 0.0)  # else a state set in the block drops the factor
         self.measured_at, self.measure_every = self.calls, 10**9
         try:
             yield
@@ -375,14 +375,14 @@ class Objective(nn.Module):
         products: Tensor | None = None,
         firsts: dict[str, int] | None = None,
     ) -> Terms:
-        """The terms with their weights; from here on the call counts.
+        """Return the weighted terms, and update the state: the call has succeeded.
 
         Args:
-            call: What was due.
-            unweighted: The terms.
-            outputs: The student's.
-            teacher_outputs: The teacher's.
-            products: The teacher's, which a `relative` term is compared with.
+            call: What this call computes.
+            unweighted: The terms before weighting.
+            outputs: The student's outputs.
+            teacher_outputs: The teacher's outputs.
+            products: The teacher's products, whose norm divides a `relative` term.
             firsts: See `Terms`.
         """
         times, firsts, finite = {self.derivative_term: call.factor}, firsts or {}, True
@@ -395,12 +395,12 @@ class Objective(nn.Module):
         if call.measured:
             finite = self.loss_weights.measure(unweighted, trained, times, firsts)
         values = self.loss_weights.weigh(unweighted, times)
-        if not finite:  # what is not finite must show in the loss, whatever its weight would be
+        if not finite:  # a term that is not finite must show in the loss, whatever its weight
             values = {**unweighted, **values}
-        # Where no term is due, the loss can still be differentiated: by 0.
+        # Without any term, the loss can still be differentiated, with gradient 0.
         total = torch.stack(list(values.values())).sum() if values else (outputs * 0).sum()
         if torch.is_grad_enabled() and self.loss_weights.part is None and in_several_processes():
-            # A bias gets no gradient from a Jacobian term. Connected, DistributedDataParallel does not wait for one.
+            # A Jacobian term gives a bias no gradient; connected, it does not keep DistributedDataParallel waiting.
             total = connected(total, trained)
         if call.measured and finite:
             self.teacher_norm = norm
@@ -421,7 +421,7 @@ class Objective(nn.Module):
         draw: int,
         context: CallContext = None,
     ) -> Batch:
-        """Return the batch at the points of the comparison."""
+        """Return the batch, moved to the points at which student and teacher are compared."""
         if self.loss_weights.weights["labels"] and y is None:
             raise InputError("`y` must be given where `labels` has a weight.", do="Set labels=0 to train without.")
         validation.one_for_each(x, y=y, ids=ids, partners=partners, partner_labels=other)
@@ -435,11 +435,11 @@ class Objective(nn.Module):
         return Batch(moved, y, partners, other, share, ids, draw, arguments)
 
     def _first(self, call: Call, samples: int) -> tuple[int, dict[str, int]]:
-        """Return how many samples here have derivatives, and over how many of the whole batch their term is the mean.
+        """Return how many samples of this process have derivatives, and how many of the whole batch the term averages.
 
         Args:
-            call: What is due.
-            samples: Samples here.
+            call: What this call computes.
+            samples: Number of samples in this process.
         """
         if not call.factor > 0:
             return 0, {}
@@ -453,8 +453,8 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, Any]:
         """Return the outputs of all samples, and what `derive` returns besides the outputs of the first `count`.
 
-        Where samples couple, the network sees the whole batch for its outputs. The pass for the derivatives then has
-        buffers of its own, so that running statistics are updated once.
+        If samples depend on each other (BatchNorm), the outputs come from a pass with the whole batch. The pass for the
+        derivatives then uses copies of the buffers, so that running statistics are updated once.
         """
         if count == len(batch.x):
             return derive()
@@ -467,7 +467,7 @@ class Objective(nn.Module):
         return torch.cat([head, run(network, rest.x, arguments=rest.arguments)[0]]), derived
 
     def _read_class_dim(self, batch: Batch) -> None:
-        """Read the dimension of the classes off the student's last layer.
+        """Infer the dimension of the classes from the student's last layer.
 
         Raises:
             ClassDimensionError: the layer does not determine it.
@@ -484,8 +484,8 @@ class Objective(nn.Module):
     def get_extra_state(self) -> Tensor:
         """Return what a resumed run needs besides the student, as one tensor of float64 that any format can store.
 
-        It has a version, `calls`, `measured_at`, mean and calls of the teacher's norm, and the factor and share of each
-        term; −1 stands for None.
+        It holds a version, `calls`, `measured_at`, mean and number of calls of the teacher's norm, and the factor and
+        share of each term; −1 encodes None.
         """
         weights, norm = self.loss_weights, self.teacher_norm
         numbers: list[float | None] = [_STATE_VERSION, self.calls, self.measured_at, norm.mean, norm.calls]
@@ -501,7 +501,7 @@ class Objective(nn.Module):
         """
         given = self._decoded(state) if isinstance(state, Tensor) else state
         self.calls = given["calls"]
-        before = 0 if given["calls"] and given["shares"] else None  # version 0.1 measured in its first call
+        before = 0 if given["calls"] and given["shares"] else None  # version 0.1 measured the shares in its first call
         self.measured_at = given.get("measured_at", before)
         self.teacher_norm = TeacherNorm(*given.get("teacher_norm", ()))
         weights = self.loss_weights

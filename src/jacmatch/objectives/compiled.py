@@ -23,23 +23,23 @@ _TOLERANCE, _ROUGH = 1e-2, 0.1
 
 @runtime_checkable
 class Comparison(Protocol):
-    """The losses of an objective, as a frozen dataclass: another value means another graph."""
+    """The losses of an objective, as a frozen dataclass: each distinct value has its own graph."""
 
     def __call__(self, outputs: Tensor, values: Tensor, rows: Tensor | None, step: "Step") -> dict[str, Tensor]:
         """Return the terms before weighting.
 
         Args:
-            outputs: The student's.
-            values: Its values of the readout; the outputs where nothing is differentiated.
-            rows: Its products; None where nothing is differentiated.
-            step: What they are compared with.
+            outputs: The student's outputs.
+            values: The student's readout values; the outputs where nothing is differentiated.
+            rows: The student's products; None where nothing is differentiated.
+            step: The tensors they are compared with.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Kinds:
-    """What of a step is no tensor: another value means another graph."""
+    """The parts of a step that are not tensors: each distinct value has its own graph."""
 
     comparison: Comparison
     readout: Readout
@@ -48,21 +48,21 @@ class Kinds:
 
 @dataclass
 class Step:
-    """The tensors of a step; a term without its tensor is not there.
+    """The tensors of a step; a term whose tensor is None is not computed.
 
     Attributes:
         x: The inputs.
         labels: The labels, where the label term has a weight.
-        partner_labels: Those of the partners, at mixed pairs.
-        share: Share of x, at mixed pairs.
+        partner_labels: The labels of the partners, at mixed pairs.
+        share: Share λ of x, at mixed pairs.
         targets: The outputs to compare with, where the output term has a weight.
         v: Directions on the output side.
         rows: The products to compare with.
-        unit: What the student's products are multiplied by; 1 where None.
-        unknown: Which products are unknown, and 0 in `rows`; none where None.
-        label: Labels that a readout may know.
-        teacher_outputs: Outputs that a readout may know.
-        scale: What fp16 multiplies v by before the backward pass, and divides the product by after it.
+        unit: Factor of the student's products; None means 1.
+        unknown: Mask of the products that are unknown, and 0 in `rows`; None if all are known.
+        label: Labels that a readout may use.
+        teacher_outputs: Teacher outputs that a readout may use.
+        scale: Factor of v before the backward pass, by which the product is divided afterwards; for fp16.
         arguments: Other arguments of the student.
     """
 
@@ -81,7 +81,7 @@ class Step:
     arguments: Arguments | None = None
 
     def mark(self) -> None:
-        """Mark the dimension of each tensor that is the batch."""
+        """Mark the batch dimension of each tensor."""
         samples = (self.x, self.labels, self.partner_labels, self.share, self.targets, self.label, self.teacher_outputs)
         others = [] if self.arguments is None else self.arguments.of_samples
         any_batch(*((each, 0) for each in (*samples, *others)), (self.v, 1), (self.rows, 1), (self.unknown, 1))
@@ -90,10 +90,10 @@ class Step:
 class CompiledSteps:
     """Compile the ordinary steps of an objective: one graph from the inputs to the terms.
 
-    The teacher's answer and the directions come from outside, the weights of the terms are applied outside: so none of
-    them asks for another graph. Steps that measure the shares of the gradient, and evaluation, run eagerly. The first
-    compiled step of each graph is compared with the eager one, in the gradient and in the running statistics. If
-    something cannot be compiled, or comes out wrong, all steps are eager from then on, and a warning says why.
+    The teacher's answer and the directions are inputs of the graph, and the weights of the terms are applied outside:
+    none of them needs another graph. Steps that measure the shares of the gradient norm, and evaluation, run eagerly.
+    The gradient and the running statistics of the first compiled step of each graph are compared with the eager ones.
+    If compilation fails, or a result is wrong, all further steps run eagerly, and a warning gives the reason.
 
     Args:
         backend: `inductor`, or another backend of `torch.compile`.
@@ -101,8 +101,8 @@ class CompiledSteps:
 
     Attributes:
         fallback: Why the steps are eager; None while they are compiled.
-        difference: Largest relative difference to an eager step so far; None before the first, and where the student
-            draws random numbers, which are then others.
+        difference: Largest relative difference from an eager step so far; None before the first comparison, and if the
+            student draws random numbers, which differ between the two steps.
 
     Example:
         >>> steps = CompiledSteps(backend="aot_eager")
@@ -120,7 +120,7 @@ class CompiledSteps:
         self.checked = 0
 
     def report(self) -> dict[str, Any]:
-        """For a run folder: graphs, compiled steps (those compared included), the measured difference, and why not."""
+        """Return graphs, compiled steps (including compared ones), the largest difference, and the fallback reason."""
         graph = self.graph
         report = {"backend": graph.backend, "cuda_graphs": graph.cuda_graphs, "graphs": graph.graphs}
         return {**report, "steps": graph.runs, "difference": self.difference, "fallback": self.fallback}
@@ -132,11 +132,11 @@ class CompiledSteps:
             warnings.warn(f"The steps are not compiled but run eagerly: {reason}", stacklevel=2)
 
     def __call__(self, student: nn.Module, kinds: Kinds, step: Step, eager: Callable[[], Compared]) -> Compared | None:
-        """The outputs and terms of a step, None where the caller must run it eagerly.
+        """Return the outputs and terms of a step; None if the caller must run it eagerly.
 
         Args:
             student: The network.
-            kinds: What is no tensor.
+            kinds: The parts of the step that are not tensors.
             step: The tensors.
             eager: The same step as it runs without a compiler.
         """
@@ -148,19 +148,19 @@ class CompiledSteps:
             if self.graph.graphs == 0 or self.graph.graphs > self.checked:
                 self._check(student, kinds, step, eager, call)
             outputs, terms = self.graph(student, kinds, step)
-        except Exception as error:  # whatever a compiler meets; what is wrong in earnest is raised by the eager step
+        except Exception as error:  # any failure of the compiler; a real error is raised again by the eager step
             self.give_up(reason_of(error))
             return None
         if self.fallback is not None:
             return None
-        if self.graph.cuda_graphs:  # the next replay writes into the same memory
+        if self.graph.cuda_graphs:  # the next replay overwrites this memory
             return outputs.clone(), {name: term.clone() for name, term in terms.items()}
         return outputs, terms
 
     def _check(
         self, student: nn.Module, kinds: Kinds, step: Step, eager: Callable[[], Compared], call: Callable[[Any], Any]
     ) -> None:
-        """Compare gradients and buffers of the two, each from the same start."""
+        """Compare gradients and buffers of the compiled and the eager step, both from the same initial state."""
 
         def of(pass_: Callable[[], Compared]) -> tuple[Tensor, bool]:
             before = _random_state(step.x)
@@ -191,7 +191,7 @@ def _random_state(x: Tensor) -> Tensor:
 
 
 def _terms(student: nn.Module, kinds: Kinds, step: Step) -> Compared:
-    """What is compiled."""
+    """Compute the outputs and terms of a step: the function that is compiled."""
     if step.v is None:
         outputs, _ = run(student, step.x, arguments=step.arguments)
         return outputs, kinds.comparison(outputs, outputs, None, step)

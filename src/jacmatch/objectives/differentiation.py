@@ -1,4 +1,4 @@
-"""How an objective differentiates: its settings, the query to the teacher, and the products of the student."""
+"""How an objective differentiates: the settings, the query to the teacher, and the products of the student."""
 
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
@@ -39,7 +39,7 @@ from jacmatch.teachers.base import query
 
 @runtime_checkable
 class _WithStep(Protocol):
-    """A probe that fixes the step of a difference of values."""
+    """A probe that sets the step size of the finite differences."""
 
     step: float
 
@@ -49,9 +49,9 @@ class Differentiation:
     """What an objective differentiates, which products it takes, at which points, and by which engine.
 
     Attributes:
-        probe: The estimator that draws the directions; None where the objective chooses the rows itself.
-        readout: What is differentiated of the student.
-        teacher_readout: What is differentiated of the teacher.
+        probe: The estimator that draws the directions; None if the objective chooses the rows itself.
+        readout: The function of the student's outputs or features that is differentiated.
+        teacher_readout: The same for the teacher.
         point: Where student and teacher are compared.
         batch_norm: Policy for BatchNorm of the student in training mode.
         engine: Engine of Jv, for directions on the input side; see `jacmatch.jvp`.
@@ -59,7 +59,7 @@ class Differentiation:
         chunk_size: Rows of the student whose graphs are in memory at the same time; None for all rows.
         fraction: Share of a batch, its first samples, whose derivatives are taken.
         caller: Name of the objective, for error messages.
-        scale: Factor of fp16 for the backward pass of a product of the student; None in other types.
+        scale: Loss scale for the backward pass of the student's products in fp16; None for other types.
     """
 
     probe: Estimator | None
@@ -75,10 +75,10 @@ class Differentiation:
     scale: Tensor | None = None
 
     def check(self) -> None:
-        """Validate the settings alone and together.
+        """Validate each setting, and all of them together.
 
         Raises:
-            InputError: a setting is wrong, or settings do not go together.
+            InputError: a setting is invalid, or two settings are incompatible.
         """
         validation.known_names(self.caller, batch_norm=self.batch_norm)
         validation.fraction_of_a_batch(self.caller, self.fraction)
@@ -98,7 +98,7 @@ class Differentiation:
 
     @property
     def step(self) -> float | None:
-        """The step of the differences that the probe prescribes; None where it prescribes none."""
+        """The step size of the finite differences that the probe sets; None if it sets none."""
         return self.probe.step if isinstance(self.probe, _WithStep) else None
 
     @property
@@ -108,17 +108,17 @@ class Differentiation:
         return isinstance(self.point, AtMixedPairs) or isinstance(probe, DataPairs)
 
     def resolved_engine(self) -> Engine:
-        """Return the engine of the student's derivatives, whatever the settings leave open.
+        """Return the engine of the student's derivatives, as far as the settings determine it.
 
-        Rows vᵀJ need `reverse`, and a probe with a step needs `differences`. `auto` stays where `jacmatch.jvp` chooses
-        the engine at the first call, after it has verified the engines on the module.
+        Rows vᵀJ need `reverse`, and a probe with a step needs `differences`. Otherwise `auto` remains: `jacmatch.jvp`
+        chooses the engine at the first call, after it has verified the engines on the module.
         """
         if self.side == "output":
             return "reverse"
         return self.engine if self.step is None else "differences"
 
     def set_class_dim(self, dimension: int) -> None:
-        """Set the dimension of the classes of probe and readouts, where they have none of their own."""
+        """Set the dimension of the classes in the probe and the readouts, unless they specify their own."""
         self.probe, self.readout, self.teacher_readout = (
             with_class_dim(each, dimension) for each in (self.probe, self.readout, self.teacher_readout)
         )
@@ -157,7 +157,7 @@ class Differentiation:
         """Return the query to the teacher about a batch: its outputs, and its products if `products`.
 
         Raises:
-            UnsupportedError: products that are averaged over noise: they are answers to a query of another batch.
+            UnsupportedError: the products are averages over noise, which are queries about other (noisy) inputs.
         """
         if products and isinstance(self.probe, NoiseAveraged):
             raise UnsupportedError("Products of `NoiseAveraged` are not cached. Use its probe without the average.")
@@ -200,16 +200,16 @@ class Differentiation:
     def of_student(
         self, student: nn.Module, batch: Batch, answer: Answer | None, *, traced: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the student's outputs, and its products for the directions of the teacher's answer, if it has any.
+        """Return the student's outputs, and its products along the directions in the teacher's answer, if any.
 
         Args:
             student: The network.
             batch: The inputs.
-            answer: The teacher's.
-            traced: Whether to look for a backward in the student that can be taken only once.
+            answer: The teacher's answer.
+            traced: Whether to check the student for functions whose backward is not differentiable.
 
         Raises:
-            UnsupportedError: the student cannot be differentiated as the probe needs.
+            UnsupportedError: the student does not support the derivatives that the probe needs.
         """
         if answer is None or answer.products is None:
             return run(student, batch.x, arguments=batch.arguments)[0], None
@@ -244,7 +244,7 @@ class Differentiation:
         label = None if batch.label is None else probe.repeated(batch.label)
         context = Context(label, probe.repeated(answer.outputs), None, _repeated(probe, batch))
         x = probe.noisy(batch.x, batch.ids, self.seed, batch.draw)
-        with replaced_buffers(student, copies_of(buffers_in_training(student))):  # running statistics move once
+        with replaced_buffers(student, copies_of(buffers_in_training(student))):  # running statistics are updated once
             result = self.products(student, x, probe.repeated(v, 1), self.readout, context, traced=traced)
         validation.same_outputs(result.values[: len(answer.values)], answer.values, self.readout)
         return outputs, probe.averaged(result.products)
@@ -259,18 +259,18 @@ class Differentiation:
         *,
         traced: bool,
     ) -> Products:
-        """Return vᵀJ or Jv of the student, as the side of the probe says.
+        """Return vᵀJ or Jv of the student, depending on the side of the probe.
 
         Args:
             student: The network.
             x: Its input.
-            v: The directions; on the output side also a function that makes them of the readout's values.
+            v: The directions; on the output side also a function that computes them from the readout's values.
             readout: What is differentiated.
-            context: Other arguments of the student; labels and outputs of the teacher, for the readout.
-            traced: Whether to look for a backward in the student that can be taken only once.
+            context: Other arguments of the student; for the readout also labels and teacher outputs.
+            traced: Whether to check the student for functions whose backward is not differentiable.
 
         Raises:
-            UnsupportedError: the student cannot be differentiated so.
+            UnsupportedError: the student does not support these derivatives.
         """
         settings: dict[str, Any] = {"readout": readout, "context": context, "batch_norm": self.batch_norm}
         try:
@@ -279,7 +279,7 @@ class Differentiation:
                 with nullcontext() if self.step is None else exact_values(x):
                     return jvp_products(student, x, v, step=self.step, engine=self.engine, **settings)
 
-            # Directions that require a gradient reveal a backward that can be taken only once.
+            # Directions that require a gradient reveal a backward that is not differentiable.
             def directions(values: Tensor) -> Tensor:
                 given = v(values) if callable(v) else v
                 return given.to(x.dtype, copy=True).requires_grad_(traced)
@@ -296,7 +296,7 @@ class Differentiation:
     def _check_one_row(
         self, student: nn.Module, x: Tensor, v: Callable[[Tensor], Tensor], settings: dict[str, Any]
     ) -> None:
-        """Refuse a student with a backward that can be taken only once; a rebuilt graph does not show it."""
+        """Reject a student with a `once_differentiable` backward, which a rebuilt graph does not reveal."""
         with preserved_buffers(student):
             row = vjp_products(student, x, lambda values: v(values)[:1], **settings).products
         if meets_once_differentiable(row.sum()):
@@ -304,6 +304,6 @@ class Differentiation:
 
 
 def _repeated(probe: NoiseAveraged, batch: Batch) -> Arguments | None:
-    """Return the other arguments of the networks for the noisy inputs."""
+    """Return the other arguments of the networks, repeated for the noisy inputs; None if there are none."""
     rows = probe.repeated(torch.arange(len(batch.x), device=batch.x.device))
     return None if batch.arguments is None else batch.arguments.part(rows)

@@ -51,7 +51,7 @@ class _Comparison:
     positions: Positions = "sum"
 
     def __call__(self, outputs: Tensor, values: Tensor, rows: Tensor | None, step: Step) -> dict[str, Tensor]:
-        """Return the terms that the step has the tensors of."""
+        """Return the terms whose tensors the step contains."""
         terms = {}
         if step.labels is not None:
             mixed, of_labels = (
@@ -64,7 +64,7 @@ class _Comparison:
             terms["outputs"] = output_term(self.output_loss, compared, step.targets, self.temperature, self.class_dim)
         if rows is not None and step.rows is not None:
             terms["jacobians"] = jacobian_term(self.jacobian_loss, rows, step.rows)
-        if self.positions == "mean":  # of all sums over positions; the other losses of Jacobians are ratios
+        if self.positions == "mean":  # of all terms that are sums over positions; the other Jacobian losses are ratios
             number = positions_of(outputs, self.class_dim)
             sums = {name for name in terms if name != "jacobians" or self.jacobian_loss == "squared"}
             terms = {name: term / number if name in sums else term for name, term in terms.items()}
@@ -75,15 +75,15 @@ class Distillation(Objective):
     """Labels, the teacher's outputs and the teacher's Jacobian, as one loss: ℓ = Σⱼ wⱼ ℓⱼ.
 
     Each term is a sum over outputs, rows and input elements and a mean over the batch. The teacher is queried once and
-    the student run once for each batch. `state_dict` and `parameters` are those of the student (and of the weights'
-    balance); the teacher is not part of the module.
+    the student run once for each batch. `parameters` are those of the student, and `state_dict` adds the state of the
+    loss weights; the teacher is not part of the module.
 
     Args:
         student: The network to train; any nn.Module with outputs (B, K).
-        teacher: A teacher or an nn.Module; None for labels alone.
+        teacher: A teacher or an nn.Module; None to train on labels alone.
         samples_per_class: Training samples for each class. The defaults of `output_loss`, `temperature`, `point`,
             `jacobians` and `schedule` follow from it and `task`, see `objectives.recipe`; `for_dataset` counts it. With
-            None nothing is assumed to be scarce: a classification has no Jacobian term unless `jacobians` or another
+            None, data are assumed not to be scarce: classification has no Jacobian term unless `jacobians` or another
             setting of that term is given.
         labels: Weight of the label term: cross-entropy, or squared error in regression.
         outputs: Weight of the output term.
@@ -96,40 +96,40 @@ class Distillation(Objective):
         temperature: τ of `kl`; None is 1 where `output_loss` is given.
         jacobian_loss: `bounded` (None), the error of each sample over the sum of it and the teacher's squared norm;
             `relative`, the squared error over the mean squared norm of the teacher's products, so that a student
-            without derivatives gets 1; `squared`; or `normalized`, row by row, directions alone.
-        point: Where the comparison is made.
+            without derivatives gets 1; `squared`; or `normalized`, which compares only the direction of each row.
+        point: The inputs at which student and teacher are compared.
         every: The Jacobian term is computed on each n-th call in training, with n times its weight; a
             `GradientShare` is that of such a call.
         fraction: Share of a batch, its first samples, whose derivatives are compared; the term is their mean.
         engine: How Jv is taken for directions on the input side; see `jacmatch.jvp`.
         chunk_size: Rows whose graphs are in memory at once, for a probe of several output directions; None for all.
             Chunks of 1 need the memory of one row, and about 2½ times the time.
-        schedule: Factor of the Jacobian weight by data size and progress.
+        schedule: Factor of the Jacobian weight, as a function of data size and progress.
         batch_norm: Policy for BatchNorm of the student in training mode.
         task: Whether labels are classes or numbers.
         seed: Seeds all directions.
         measure_every: Calls between two measurements of the shares.
         output: Selects the outputs where a network returns more than one tensor, for example `lambda out: out[0]`; a
             pair (student's, teacher's) where they differ.
-        class_dim: The dimension of the classes of dense outputs, (B, K, H, W) or (B, T, K). None reads it off the layer
-            that makes the student's outputs, where a linear layer or a convolution is the last operation.
-        classes: K, where the student has two heads in its last layer: K outputs that learn the labels, then those that
-            are compared with the teacher, whose outputs may be other classes or features. `student` is then the first
-            head. None for one head.
+        class_dim: The dimension of the classes of dense outputs, (B, K, H, W) or (B, T, K). None infers it from
+            the layer that computes the student's outputs, if the last operation is a linear layer or a convolution.
+        classes: K, if the last layer of the student has two heads: K outputs that learn the labels, followed by those
+            that are compared with the teacher, whose outputs may be other classes or features. `student` is then the
+            first head. None for one head.
 
-        positions: How dense outputs are reduced over their positions, the same for values and derivatives: all terms
-            that are sums over them, labels, outputs and the `squared` Jacobian term, are `sum`s, or `mean`s over all
-            positions, those without a label included. The other Jacobian losses are ratios, and do not change.
+        positions: Reduction of dense outputs over their positions, for values and derivatives alike. The terms that are
+            sums over positions (labels, outputs and the `squared` Jacobian term) are the `sum`, or the `mean` over all
+            positions, including those without a label. The other Jacobian losses are ratios, and do not change.
         ignore_index: The label of a position, in (B, H, W) or (B, T), that is left out of the label term.
 
     Dense outputs are compared position by position; all terms are means over the batch.
 
     Raises:
-        InputError: a setting is wrong, or settings do not go together.
-        UnsupportedError: the teacher cannot answer what the probe asks.
+        InputError: a setting is invalid, or two settings are incompatible.
+        UnsupportedError: the teacher cannot compute the products that the probe needs.
 
     Warns:
-        UserWarning: there is a teacher but no Jacobian term, as the samples per class are not known.
+        UserWarning: there is a teacher but no Jacobian term, because the samples per class are not known.
 
     References:
         Srinivas & Fleuret 2018, arXiv:1803.00443; the total loss is that of the precursor (section 3).
@@ -198,7 +198,7 @@ class Distillation(Objective):
             warnings.warn(_NOT_KNOWN, stacklevel=2)
 
     def _check(self) -> None:
-        """Refuse settings that are wrong, or do not go together."""
+        """Raise an error for settings that are invalid or incompatible."""
         how, weights = self.differentiation, self.loss_weights.weights
         names = {"output_loss": self.output_loss, "jacobian_loss": self.jacobian_loss}
         validation.known_names("Distillation", **names)
@@ -219,7 +219,7 @@ class Distillation(Objective):
         task: Task | None = None,
         **settings: Any,
     ) -> "Distillation":
-        """Return the objective with the defaults for a training set, whose labels say the task and samples per class.
+        """Return the objective with the defaults for a training set, whose labels determine task and samples per class.
 
         Integer labels are classes and float labels numbers; one-hot rows are taken as classes, with a warning. No input
         is loaded.
@@ -228,12 +228,12 @@ class Distillation(Objective):
             student: The network to train.
             teacher: A teacher or an nn.Module.
             dataset: The training set, its `DataLoader`, or all of its labels (N,) or (N, K).
-            samples_per_class: Instead of counting.
-            task: Instead of inferring it.
-            **settings: Those of `Distillation`.
+            samples_per_class: Number to use instead of counting.
+            task: Task to use instead of inferring it.
+            **settings: Further settings of `Distillation`.
 
         Raises:
-            InputError: neither a data set nor `samples_per_class` is given, or the labels do not say what they are.
+            InputError: neither a data set nor `samples_per_class` is given, or the labels are ambiguous.
 
         Example:
             >>> labels = torch.arange(10).repeat(20)
@@ -261,28 +261,28 @@ class Distillation(Objective):
         progress: float | int = 0.0,
         context: CallContext = None,
     ) -> Terms:
-        """The terms for a batch.
+        """Compute the terms for a batch.
 
         Args:
             x: Raw inputs, the same for student and teacher.
             y: Labels: classes, probabilities, or numbers in regression. None where the label term has no weight.
             ids: A number for each sample, the same in each epoch; seeds its directions. Row numbers if None.
-            draw: Which of the independent draws of a sample's point and directions; None counts the calls.
+            draw: Index of the independent draw of a sample's point and directions; None uses the number of calls.
             partners: Another data point for each sample, where `needs_partners`; the next in the batch if None.
-            partner_labels: Their labels.
-            progress: Share of the training that is done, for the schedule.
+            partner_labels: The labels of the partners.
+            progress: Fraction of the training that is done, for the schedule.
             context: Other arguments of both networks, by name, passed unchanged: attention masks, token types, atom
                 types, parameters. See `jacmatch.jacobian.arguments`.
 
         Raises:
-            InputError: labels are missing, a shape is wrong, or student and teacher do not go together.
-            UnsupportedError: the student cannot be differentiated as the Jacobian term needs.
+            InputError: labels are missing, a shape is wrong, or student and teacher are incompatible.
+            UnsupportedError: the student does not support the derivatives of the Jacobian term.
         """
         call = self._call(progress)
         batch = self._moved(x, y, ids, partners, partner_labels, call.number if draw is None else draw, context)
         count, firsts = self._first(call, len(batch.x))
         outputs, answer, unweighted, products = self._compared(batch, count, measured=call.measured)
-        if call.factor > 0 and "jacobians" not in unweighted:  # all of the first samples are with other processes
+        if call.factor > 0 and "jacobians" not in unweighted:  # other processes have all of the first samples
             unweighted["jacobians"] = (outputs * 0).sum()
         first_head = outputs[:, : self.classes] if self.classes else outputs
         return self._result(call, unweighted, first_head, answer, products, firsts)
@@ -298,16 +298,16 @@ class Distillation(Objective):
         partner_labels: Shaped[Tensor, "batch *out"] | None = None,
         products: bool = True,
     ) -> tuple[Float[Tensor, "batch *input"], Question]:
-        """Where `forward` asks the teacher about this batch, and what; the arguments are those of `forward`.
+        """Return the inputs and the query that `forward` sends to the teacher; arguments as in `forward`.
 
         Args:
             x: Raw inputs.
             y: Labels.
             ids: A number for each sample.
-            draw: Which draw.
+            draw: Index of the draw.
             partners: Other data points, where `needs_partners`.
-            partner_labels: Their labels.
-            products: Whether the Jacobian term is due.
+            partner_labels: The labels of the partners.
+            products: Whether the query is for the products of the Jacobian term too.
         """
         batch = self._moved(x, y, ids, partners, partner_labels, draw)
         return batch.x, self.differentiation.question(batch, products=products)
@@ -315,7 +315,7 @@ class Distillation(Objective):
     def _compared(
         self, batch: Batch, count: int, *, measured: bool
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor], Tensor | None]:
-        """The student's outputs, the teacher's, the terms, and the teacher's products for the first `count` samples."""
+        """Return outputs of student and teacher, the terms, and the teacher's products of the first `count` samples."""
         first, rest = batch.part(slice(count)), batch.part(slice(count, None))
         answer = self._query(first, products=True) if count else None
         answers = [answer] if count else []
@@ -345,7 +345,7 @@ class Distillation(Objective):
         return outputs, teacher_outputs, terms, step.rows
 
     def _step(self, batch: Batch, answer: Answer | None, teacher_outputs: Tensor | None) -> Step:
-        """Return the tensors that the terms with a weight need."""
+        """Return the tensors needed by the terms that have a weight."""
         weights = self.loss_weights.weights
         labels, others = (batch.labels, batch.partner_labels) if weights["labels"] else (None, None)
         step = Step(batch.x, labels, None if batch.share is None else others, batch.share)

@@ -16,7 +16,7 @@ _NOISE, _MIX = 1_000_003, 1_000_033
 
 @runtime_checkable
 class Point(Protocol):
-    """Move a batch; student and teacher both see the moved one."""
+    """Moves the inputs of a batch; student and teacher both get the moved batch."""
 
     def move(
         self,
@@ -27,15 +27,15 @@ class Point(Protocol):
         seed: int,
         draw: int,
     ) -> tuple[Float[Tensor, "batch *input"], Float[Tensor, "batch"] | None]:
-        """The moved batch, and the share of x in a mixture (None where nothing is mixed)."""
+        """Return the moved inputs, and the share of x in a mixture (None if nothing is mixed)."""
         ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch at the points where it is compared.
+    """A batch, moved to the points at which student and teacher are compared.
 
-    Where pairs are mixed, `share` is that of the first of each pair; readouts then know no label.
+    For mixed pairs, `share` is the share λ of the first sample of each pair; readouts then get no label.
     """
 
     x: Tensor
@@ -48,13 +48,13 @@ class Batch:
     arguments: Arguments | None = None
 
     def part(self, rows: slice) -> "Batch":
-        """Some of the samples."""
+        """Return the batch restricted to these samples."""
         tensors: dict[str, Any] = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors, arguments=None if self.arguments is None else self.arguments.part(rows))
 
     @property
     def label(self) -> Tensor | None:
-        """The labels, unless they are mixed."""
+        """The labels, or None if they are mixed."""
         return self.labels if self.share is None else None
 
 
@@ -109,7 +109,7 @@ class AtNoise:
 class AtMixedPairs:
     """At λx + (1 − λ)x′ with a partner x′ from the data and λ uniform on [0, 1] (mixup, arXiv:1710.09412, α = 1).
 
-    A teacher answers at any input, so mixing adds points of comparison; labels are mixed alike.
+    A teacher can be evaluated at any input, so mixing adds points of comparison; labels are mixed with the same λ.
     """
 
     def move(

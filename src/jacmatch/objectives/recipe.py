@@ -1,7 +1,7 @@
 """The defaults of distillation, for `Distillation` in Python and `jacmatch distill` alike.
 
-What a derivative is worth depends on the amount of data: it gains most at 5 to 10 samples per class and costs accuracy
-from about 500 on. So the defaults follow the number of samples per class, which is given or counted and never assumed.
+The benefit of derivatives depends on the amount of data: they help most at 5 to 10 samples per class and cost accuracy
+from about 500 on. So the defaults depend on the number of samples per class, which is given or counted, never assumed.
 """
 
 import warnings
@@ -37,13 +37,13 @@ images."""
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is minimized, and where.
+    """The resolved settings: which losses, and the points at which they are evaluated.
 
     Attributes:
         output_loss: Loss of the output term.
         temperature: τ of `kl`.
-        point: Where student and teacher are compared.
-        jacobians: Weight of the Jacobian term; 0 where no derivative is computed.
+        point: The inputs at which student and teacher are compared.
+        jacobians: Weight of the Jacobian term; 0 if no derivative is computed.
         schedule: Factor of that weight.
     """
 
@@ -66,7 +66,7 @@ def recipe(
     jacobians: float | int | None = None,
     schedule: WeightSchedule | None = None,
 ) -> Recipe:
-    """Return the settings of a distillation; what is given stays, what is None is filled in.
+    """Return the settings of a distillation: given values are kept, and None is replaced by the default.
 
     | | classification | regression |
     |---|---|---|
@@ -75,19 +75,19 @@ def recipe(
     | `jacobians` | `GradientShare(0.3)` up to 200 samples per class; else 0, and no derivative is computed | \
 `GradientShare(0.3)` |
 
-    With `samples_per_class=None` a classification is not taken to be scarce: it has no Jacobian term unless
-    `derivatives` asks for one.
+    With `samples_per_class=None` the data of a classification are assumed not to be scarce: there is no Jacobian term
+    unless `derivatives` requests it.
 
     Args:
         task: Whether labels are classes or numbers.
-        samples_per_class: Training samples for each class; None where that is not known, and in regression.
-        single_label: Whether something needs the label of a single sample, which a mixed pair does not have.
-        derivatives: Whether a setting of the Jacobian term was given, which requests that term at any amount of data.
-        output_loss: As given.
-        temperature: As given.
-        point: As given.
-        jacobians: As given; its schedule is then constant, unless that is given too.
-        schedule: As given.
+        samples_per_class: Training samples for each class; None if unknown, and in regression.
+        single_label: Whether probe or readouts need the label of a single sample, which a mixed pair does not have.
+        derivatives: Whether a setting of the Jacobian term was given, which requests that term for any amount of data.
+        output_loss: The given value, or None.
+        temperature: The given value, or None.
+        point: The given value, or None.
+        jacobians: The given value, or None; if given, the schedule is constant unless it is given too.
+        schedule: The given value, or None.
 
     Raises:
         InputError: `samples_per_class` is not positive.
@@ -123,14 +123,14 @@ _REMEDY = "Give samples_per_class=... instead (training samples divided by class
 
 
 def labels_of(data: object) -> Tensor:
-    """Return all labels (N,) or (N, K) of a data set, without loading one input.
+    """Return all labels (N,) or (N, K) of a data set, without loading any input.
 
     Args:
         data: The labels themselves (tensor, array or list), or a data set with `targets`, `labels`, `y` or `tensors`,
-            a column `label` or `labels` (Hugging Face), a `Subset` or `ConcatDataset` of such, or a `DataLoader`.
+            a column `label` or `labels` (Hugging Face), a `Subset` or `ConcatDataset` of these, or a `DataLoader`.
 
     Raises:
-        InputError: the labels cannot be had without going through the inputs.
+        InputError: the labels cannot be read without loading the inputs.
 
     Example:
         >>> labels_of(torch.utils.data.TensorDataset(torch.rand(3, 2), torch.tensor([0, 1, 1])))
@@ -154,7 +154,7 @@ def labels_of(data: object) -> Tensor:
 
 
 def _column(data: Any) -> Any:
-    """The labels where a data set keeps them."""
+    """Return the labels from the attribute or column in which a data set stores them."""
     tensors = getattr(data, "tensors", None)
     if isinstance(tensors, tuple | list) and len(tensors) == 2:
         return tensors[1]
@@ -186,10 +186,10 @@ def describe_labels(labels: Tensor, task: Task | None = None) -> tuple[Task, flo
 
     Args:
         labels: All labels of the training set.
-        task: Where it is known already.
+        task: The task, if it is already known.
 
     Raises:
-        InputError: the labels may be classes as well as numbers, or are neither.
+        InputError: the labels could be either classes or numbers, or they are neither.
 
     Example:
         >>> describe_labels(torch.tensor([0, 0, 1, 1])), describe_labels(torch.tensor([0.5, 1.7]))

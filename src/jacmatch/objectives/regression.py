@@ -34,7 +34,7 @@ class _Comparison:
     jacobian_loss: JacobianLoss
 
     def __call__(self, outputs: Tensor, values: Tensor, rows: Tensor | None, step: Step) -> dict[str, Tensor]:
-        """Return the terms that the step has the tensors of; `values` are the outputs in units."""
+        """Return the terms whose tensors the step contains; `values` are the outputs in units."""
         terms = {}
         if step.targets is not None:
             terms["values"] = output_term("squared", values, step.targets, 1.0)
@@ -51,17 +51,17 @@ class Regression(Objective):
 
     With units s of the inputs and t of the outputs, ℓ_values is the mean over the batch of Σₖ ((ŷₖ − yₖ)/tₖ)², and the
     derivatives are compared as Σₖᵢ ((Ĵₖᵢ − Jₖᵢ) sᵢ/tₖ)², or by as many products as the probe takes. Meters and radians
-    then weigh alike, and nothing changes when one is given in millimeters. Entries of given Jacobians that are NaN are
+    then have equal weight, and converting an input to millimeters changes nothing. NaN entries of given Jacobians are
     unknown: they are left out of the sum. There is no `class_dim`: outputs are numbers, not classes.
 
     Args:
         student: The network to train: raw inputs (B, *input) in, raw outputs (B, K) out.
-        teacher: Computes what is not given in a call; None where values and Jacobians are given.
+        teacher: Computes the values or Jacobians that a call does not give; None if all are given.
         values: Weight of the values.
         jacobians: Weight of the derivatives: a number, or a `GradientShare` of the gradient norm; 0 for values alone.
-        inputs: s, a number for each input element or one for all; 1 if None.
-        outputs: t, a number for each output or one for all; 1 if None.
-        table: Known Jacobians (N, K, *input) of all samples; the `ids` of a batch say which.
+        inputs: The units s, a number for each input element or one for all; 1 if None.
+        outputs: The units t, a number for each output or one for all; 1 if None.
+        table: Known Jacobians (N, K, *input) of all samples, indexed by the `ids` of a batch.
         probe: Which products of the Jacobian are compared; None takes all rows.
         jacobian_loss: `squared`, `relative` or `normalized`.
         engine: How Jv is taken for directions on the input side; see `jacmatch.jvp`.
@@ -70,14 +70,14 @@ class Regression(Objective):
         batch_norm: Policy for BatchNorm of the student in training mode.
         every: The derivatives are compared on each n-th call in training, with n times their weight; a
             `GradientShare` is that of such a call.
-        schedule: Factor of the weight of the derivatives by progress.
+        schedule: Factor of the weight of the derivatives, as a function of progress.
         seed: Seeds the directions.
         measure_every: Calls between two measurements of the shares.
         output: Selects the outputs where a network returns more than one tensor; a pair (student's, teacher's).
 
     Raises:
-        InputError: a setting is wrong, or settings do not go together.
-        UnsupportedError: the teacher cannot answer what the probe asks.
+        InputError: a setting is invalid, or two settings are incompatible.
+        UnsupportedError: the teacher cannot compute the products that the probe needs.
 
     References:
         Czarnecki et al. 2017, arXiv:1706.04859 (Sobolev training); Huge & Savine 2020, arXiv:2005.02347 (derivatives as
@@ -151,24 +151,24 @@ class Regression(Objective):
         progress: float | int = 0.0,
         context: CallContext = None,
     ) -> Terms:
-        """The terms for a batch.
+        """Compute the terms for a batch.
 
         Args:
             x: Raw inputs.
-            y: Values; the teacher's if None.
-            j: Slopes ∂yₖ/∂xᵢ, NaN where one is not known; those of the `table`, or the teacher's, if None.
+            y: Target values; None queries the teacher.
+            j: Jacobians ∂yₖ/∂xᵢ, NaN where an entry is unknown; None takes those of the `table`, or the teacher's.
             ids: A number for each sample, the same in each epoch; row numbers if None.
-            draw: Which of the independent draws of directions; None counts the calls.
+            draw: Index of the independent draw of directions; None uses the number of calls.
             partners: Another data point for each sample, where `needs_partners`; the next in the batch if None.
             partner_labels: Not used.
-            progress: Share of the training that is done, for the schedule.
+            progress: Fraction of the training that is done, for the schedule.
             context: Other arguments of both networks, by name, passed unchanged: attention masks, token types, atom
                 types, parameters. See `jacmatch.jacobian.arguments`.
 
         Raises:
-            InputError: there is neither a target nor a teacher, a shape is wrong, or no product that the probe asks
-                for is known.
-            UnsupportedError: the student cannot be differentiated as the probe needs.
+            InputError: there is neither a target nor a teacher, a shape is wrong, or none of the products
+                that the probe needs is known.
+            UnsupportedError: the student does not support the derivatives that the probe needs.
         """
         call = self._call(progress)
         validation.one_for_each(x, y=y, j=j, ids=ids, partners=partners)
@@ -178,7 +178,7 @@ class Regression(Objective):
         batch = Batch(x, y, partners, None, None, ids, call.number if draw is None else draw, arguments)
         count, firsts = self._first(call, len(x))
         outputs, targets, unweighted, rows = self._compared(batch, j, count, measured=call.measured)
-        if call.factor > 0 and "jacobians" not in unweighted:  # all of the first samples are with other processes
+        if call.factor > 0 and "jacobians" not in unweighted:  # other processes have all of the first samples
             unweighted["jacobians"] = (outputs * 0).sum()
         return self._result(call, unweighted, outputs, targets, rows, firsts)
 
@@ -222,7 +222,7 @@ class Regression(Objective):
         return replace(self.differentiation, probe=probe, readout=readout, teacher_readout=readout)
 
     def _step(self, batch: Batch, answer: Answer | None, target: Tensor, *, given: bool) -> Step:
-        """Return the tensors that the terms with a weight need.
+        """Return the tensors needed by the terms that have a weight.
 
         Args:
             batch: The batch.
@@ -243,7 +243,7 @@ class Regression(Objective):
         return step
 
     def _known(self, given: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the products (P, B, …) with 0 where they are unknown, and where that is; None if nowhere."""
+        """Return the products (P, B, …), 0 where unknown, and the mask of the unknown ones; None if all are known."""
         unknown = given.isnan()
         if not bool(unknown.any()):
             return given, None
@@ -257,7 +257,7 @@ class Regression(Objective):
         return given.masked_fill(unknown, 0.0), unknown
 
     def _query(self, how: Differentiation, batch: Batch, j: Tensor | None, *, products: bool) -> Answer | None:
-        """Return what is known about the batch; None where its targets are all that is needed."""
+        """Return the known products of the batch, or the teacher's answer; None if the given targets suffice."""
         if j is None and self.table is not None:
             j = self.table[batch.ids.to(self.table.device)]
         if j is not None and products:
@@ -287,7 +287,7 @@ class Regression(Objective):
 
 
 def _as_scale(name: str, given: Tensor | float | int | None) -> Tensor:
-    """The scale as a tensor that is detached; 1 if None.
+    """Return the scale as a detached tensor; 1 if None.
 
     Raises:
         InputError: a number is not positive and finite.
@@ -305,19 +305,19 @@ def _as_scale(name: str, given: Tensor | float | int | None) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _ScaledOutputs:
-    """The outputs in units: yₖ/tₖ."""
+    """Readout of the outputs in their units: yₖ/tₖ."""
 
     scale: Tensor
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """None."""
+        """No layers: the readout uses outputs only."""
         return ()
 
     def __call__(
         self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
     ) -> Float[Tensor, "batch *out"]:
-        """Return the outputs, divided."""
+        """Return the outputs divided by t."""
         return outputs / self.scale.to(outputs)
 
 
@@ -330,20 +330,20 @@ class _InUnits:
     side = "input"
 
     def __getattr__(self, name: str) -> Any:
-        """A `step` where the probe has one: it then is in units as well."""
+        """Return the `step` of the probe, if it has one; it is then in units as well."""
         if name == "step":
             return self.probe.step  # type: ignore[attr-defined]
         raise AttributeError(name)
 
     def directions(self, **about: Any) -> Tensor:
-        """The directions of the probe in units of the inputs, turned into those of x."""
+        """Return the directions of the probe in units of the inputs, converted to directions of x."""
         v = self.probe.directions(**about)
         return v * self.scale.to(v)
 
     def variance(self, matrix: Tensor, **more: Any) -> float:
-        """That of the probe, for a matrix in units."""
+        """Return the variance of the probe for a matrix in units."""
         return self.probe.variance(matrix, **more)
 
     def passes(self, outputs: int) -> Cost:
-        """Those of the probe."""
+        """Return the passes of the probe."""
         return self.probe.passes(outputs)

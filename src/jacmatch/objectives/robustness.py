@@ -1,4 +1,4 @@
-"""Robustness without a teacher: a penalty on the network's own Jacobian, and noise on the input as its rival."""
+"""Robustness without a teacher: a penalty on the network's own Jacobian, or noise on the input as the alternative."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -83,7 +83,7 @@ class _Comparison:
     positions: Positions = "sum"
 
     def __call__(self, outputs: Tensor, values: Tensor, rows: Tensor | None, step: Step) -> dict[str, Tensor]:
-        """Return the terms that the step has the tensors of."""
+        """Return the terms whose tensors the step contains."""
         assert step.labels is not None
         terms = {"labels": label_term(self.task, outputs, step.labels, class_dim=self.class_dim)}
         if rows is not None:
@@ -102,24 +102,24 @@ class Robustness(Objective):
 
     - `hoffman`: ½‖J‖²_F.
     - `squared-norm`: ‖J‖²_F, the paper's penalty for squared error with labels, λ in place of σ².
-    - `piecewise-linear-cross-entropy`: ½ Σᵢ qᵢ ‖∇zᵢ − Σⱼ qⱼ ∇zⱼ‖², q = softmax(z): with λ = σ² what noise of standard
-      deviation σ adds to the cross-entropy, to second order, where z is linear around the input. Corrected form.
-    - `paper-label-cross-entropy`: Σᵢ yᵢ ‖∇qᵢ‖²/qᵢ² = ‖∇ log q_y‖². Paper's form, whose coefficient is not that of the
-      noise (see `losses`); as such it is the squared gradient of the loss, or double backpropagation.
+    - `piecewise-linear-cross-entropy`: ½ Σᵢ qᵢ ‖∇zᵢ − Σⱼ qⱼ ∇zⱼ‖², q = softmax(z). With λ = σ² it is the second-order
+      increase of the cross-entropy under noise of standard deviation σ, where z is locally linear. Corrected form.
+    - `paper-label-cross-entropy`: Σᵢ yᵢ ‖∇qᵢ‖²/qᵢ² = ‖∇ log q_y‖². Paper's form, whose coefficient differs from that of
+      noise (see `losses`); it equals the squared gradient of the loss, known as double backpropagation.
 
-    A step with one product takes two passes where a plain one takes one, and two to three times the seconds. `noise`,
-    at any weight λ, adds Gaussian noise to the input of each training step and is the rival at no cost. `state_dict`
+    A step with one product takes two passes where a plain step takes one, and two to three times as long. `noise`, with
+    any weight λ, adds Gaussian noise to the input of each training step, an alternative at no extra cost. `state_dict`
     and `parameters` are the student's.
 
     Args:
         student: The network to train.
-        penalty: λ, or a `GradientShare` of the gradient norm; 0 leaves the labels alone, and costs nothing.
-        form: Which penalty.
+        penalty: λ, or a `GradientShare` of the gradient norm; 0 trains on the labels alone, at no extra cost.
+        form: The form of the penalty, see above.
         probe: Which products estimate ‖J‖²_F; a random row of norm √K if None, which is unbiased. `EveryRow()` is
             exact, `LabelClass()` and `TopClass()` (the network's own largest output) are the paper's single row.
-        noise: Standard deviation σ ≥ 0 of the noise, new for each sample and call, in units of `scale`. No clipping.
-        scale: The unit of the input, one number or one for each channel. 1 is the raw input; the standard deviation of
-            the data makes it the normalized input: the penalty is then that of J·scale, the noise σ·scale.
+        noise: Standard deviation σ ≥ 0 of the noise, in units of `scale`, drawn for each sample and call. No clipping.
+        scale: The unit of the input, one number or one for each channel. 1 means the raw input; the standard deviation
+            of the data means the normalized input: the penalty is then that of J·scale, and the noise σ·scale.
         every: The penalty is computed on each n-th call in training, with n times its weight; a
             `GradientShare` is that of such a call.
         fraction: Share of a batch, its first samples, whose penalty is computed; the term is their mean.
@@ -131,13 +131,13 @@ class Robustness(Objective):
         seed: Seeds directions and noise.
         measure_every: Calls between two measurements of the shares of the gradient norm.
         output: Selects the outputs where the network returns more than one tensor.
-        class_dim: The dimension of the classes of dense outputs, (B, K, H, W) or (B, T, K). None reads it off the
-            layer that makes the outputs, where a linear layer or a convolution is the last operation.
+        class_dim: The dimension of the classes of dense outputs, (B, K, H, W) or (B, T, K). None infers it from
+            the layer that computes the outputs, if the last operation is a linear layer or a convolution.
         positions: Whether both terms are the `sum` over the positions of dense outputs, or the `mean` over all of them.
         ignore_index: The label of a position, in (B, H, W) or (B, T), that is left out.
 
     Raises:
-        InputError: a setting is wrong, or settings do not go together.
+        InputError: a setting is invalid, or two settings are incompatible.
 
     References:
         "Local Affine Approximators", NIPS 2017 LLD, Prop 2, Eq. 3 and table 3; Drucker & LeCun 1992; Hoffman, Roberts &
@@ -210,17 +210,17 @@ class Robustness(Objective):
         progress: float | int = 0.0,
         context: CallContext = None,
     ) -> Terms:
-        """The terms for a batch.
+        """Compute the terms for a batch.
 
         Args:
             x: Raw inputs.
             y: Labels: classes, probabilities, or numbers in regression.
             ids: A number for each sample, the same in each epoch; seeds directions and noise. Row numbers if None.
-            draw: Which of the independent draws of directions and noise; None counts the calls.
+            draw: Index of the independent draw of directions and noise; None uses the number of calls.
             partners: Not used.
             partner_labels: Not used.
             progress: Not used.
-            context: Other arguments of both networks, by name, passed unchanged: attention masks, token types, atom
+            context: Other arguments of the network, by name, passed unchanged: attention masks, token types, atom
                 types, parameters. See `jacmatch.jacobian.arguments`.
 
         Raises:
@@ -240,13 +240,13 @@ class Robustness(Objective):
         count, firsts = self._first(call, len(x))
         batch = Batch(x, y, x, None, None, ids, draw, Arguments.of("Robustness", x, context)[1])
         outputs, unweighted = self._compared(batch, count, measured=call.measured)
-        if call.factor > 0 and "penalty" not in unweighted:  # all of the first samples are with other processes
+        if call.factor > 0 and "penalty" not in unweighted:  # other processes have all of the first samples
             unweighted["penalty"] = (outputs * 0).sum()
         return self._result(call, unweighted, outputs, None, firsts=firsts)
 
     @property
     def _differentiable(self) -> bool:
-        """For derivatives, and to add noise to the inputs."""
+        """Whether the inputs must have a floating-point type: for derivatives and for added noise."""
         return super()._differentiable or bool(self.noise)
 
     def not_compiled(self) -> str | None:
@@ -256,14 +256,14 @@ class Robustness(Objective):
         return super().not_compiled()
 
     def _unit(self, x: Tensor) -> Tensor:
-        """The scale, shaped to multiply a sample."""
+        """Return the scale, in a shape that broadcasts with a sample."""
         if len(self.scale) not in {1, x.shape[1]}:
             rule = f"`scale` of `Robustness` must have one number, or one for each of the {x.shape[1]} channels."
             raise InputError(rule, got=f"{len(self.scale)} numbers")
         return self.scale.to(x).view(-1, *[1] * (x.dim() - 2))
 
     def _compared(self, batch: Batch, count: int, *, measured: bool) -> Compared:
-        """Return the outputs and the terms, the penalty of the first `count` samples."""
+        """Return the outputs and the terms, with the penalty over the first `count` samples."""
         how, first = self.differentiation, batch.part(slice(count)) if count else batch
         assert batch.labels is not None
         if count and isinstance(FORMS[self.form][0], Loss) and batch.labels.is_floating_point():
@@ -298,7 +298,7 @@ class Robustness(Objective):
             return outputs, self._comparison(outputs, outputs, rows, step)
 
         if count and self.compiled is not None and self.not_compiled() is None:
-            if self._values_like is None:  # nothing says yet how many outputs there are
+            if self._values_like is None:  # the number of outputs is not known yet
                 return eager()
             like = torch.zeros_like(self._values_like).expand(len(first.x), *self._values_like.shape[1:])
             step.v = directions(like)
@@ -318,17 +318,17 @@ def jacobian_norm_penalty(
     ids: Int[Tensor, "batch"] | None = None,
     batch_norm: BatchNormPolicy = "frozen",
 ) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, ""]]:
-    """Outputs y (B, K), and an unbiased estimate of ½‖J‖²_F as a mean over the batch, to be added to a loss.
+    """Return outputs y (B, K), and an unbiased estimate of ½‖J‖²_F as a mean over the batch, to be added to a loss.
 
-    The estimate is K/2 · ‖v̂ᵀJ‖², averaged over `probes` random unit vectors v̂ on the output side; one forward pass and
-    one backward pass for each.
+    The estimate is K/2 · ‖v̂ᵀJ‖², averaged over `probes` random unit vectors v̂ on the output side. It takes one forward
+    pass, and one backward pass for each vector.
 
     Args:
         module: The network.
         x: Its raw input.
         probes: Random directions for each sample, at least 1.
         seed: Seeds the directions; None draws a new seed from torch's generator at each call.
-        ids: A number for each sample, which with the seed fixes its directions.
+        ids: A number for each sample, which together with the seed determines its directions.
         batch_norm: Policy for BatchNorm in training mode.
 
     Raises:
@@ -367,7 +367,7 @@ def _check_numbers(*, noise: float, scale: float | int | Sequence[float | int]) 
 
 
 def _check_probe(form: str, probe: Estimator, task: str) -> None:
-    """Refuse a probe that does not estimate what the form is, and classes in a regression."""
+    """Reject a probe that does not estimate the norm that `form` needs, and class settings in regression."""
     classes = [form] if form.endswith("cross-entropy") else ["LabelClass"] if isinstance(probe, LabelClass) else []
     if task == "regression" and classes:
         do = "Use form='squared-norm' or 'hoffman', and a probe without labels."

@@ -1,6 +1,6 @@
 """The terms of a loss: what an objective returns, and how each term is computed.
 
-A term is a mean over the batch, in float32 at least whatever type the networks compute in.
+A term is a mean over the batch, in float32 or float64 whatever type the networks compute in.
 """
 
 from collections.abc import Callable, ItemsView, Iterator
@@ -23,11 +23,11 @@ class Terms:
 
     Attributes:
         values: `loss`, and the weighted terms that add up to it. Means over the batch.
-        student_outputs: (B, K), with graph.
-        teacher_outputs: (B, K), None where the teacher was not queried.
+        student_outputs: (B, K), attached to the graph.
+        teacher_outputs: (B, K); None if the teacher was not queried.
         unweighted: The terms before weighting.
-        shares: Share of each term in the gradient norm when it was last measured; empty before.
-        firsts: Over how many samples, the first ones of the whole batch, a term is the mean, where not over all.
+        shares: Share of each term in the gradient norm at the last measurement; empty before the first.
+        firsts: For a term that is the mean over the first samples of the whole batch only, how many these are.
     """
 
     values: dict[str, Tensor]
@@ -38,7 +38,7 @@ class Terms:
     firsts: dict[str, int] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
-        """The term of this name; zero-weighted terms are not there."""
+        """Return the term of this name; terms with weight 0 are absent."""
         if name not in self.values:
             message = f"no term {name!r} in this call, which has {', '.join(self.values)}"
             raise KeyError(f"{message}; its share is not measured yet" if name in self.unweighted else message)
@@ -54,11 +54,11 @@ class Terms:
         return self.values["loss"]
 
     def items(self) -> ItemsView[str, Tensor]:
-        """The names with the weighted terms, `loss` first."""
+        """Return pairs of name and weighted term, `loss` first."""
         return self.values.items()
 
     def keys(self) -> list[str]:
-        """The names, `loss` first."""
+        """Return the names, `loss` first."""
         return list(self.values)
 
     def __contains__(self, name: object) -> bool:
@@ -72,26 +72,26 @@ class Terms:
 class TeacherNorm:
     """The mean squared norm of the teacher's products, by which a `relative` Jacobian term is divided.
 
-    The ratio of two squared products of one random direction has a heavy tail: where the teacher's product happens to
-    be small, it is large without bound, and its mean is not the relative error. The mean squared norm does not depend
-    on the directions of a sample, so that the mean over directions is exactly E‖J_S − J_T‖² ÷ E‖J_T‖².
+    The ratio of two squared products along one random direction is heavy-tailed: if the teacher's product happens to be
+    small, the ratio is unbounded, and its mean is not the relative error. The mean squared norm does not depend on the
+    directions of a sample, so the mean over directions is exactly E‖J_S − J_T‖² ÷ E‖J_T‖².
 
     Attributes:
-        mean: Over the samples of all calls that measured it; None before the first.
-        calls: How many calls that were.
+        mean: Mean over the samples of all calls that measured it; None before the first.
+        calls: Number of those calls.
     """
 
     mean: float | None = None
     calls: int = 0
 
     def measured(self, products: Tensor | None, like: Tensor, part: Part | None, *, counts: bool) -> "TeacherNorm":
-        """Return it with the products of one more call in it; of all processes where the call counts.
+        """Return the norm updated with the products of one more call; over all processes if the call counts.
 
         Args:
-            products: (P, B, …) of the teacher; None where none of their samples is here.
+            products: The teacher's, (P, B, …); None if this process has none of their samples.
             like: A tensor on the device of the batch.
-            part: Which part of the batch this is.
-            counts: Whether the call measures; otherwise only what is not known yet is taken from it.
+            part: The part of the batch in this process.
+            counts: Whether the call counts as a measurement; otherwise it is used only if there is no mean yet.
         """
         if not counts and self.mean is not None:
             return self
@@ -114,9 +114,9 @@ def label_term(
     share: Tensor | None = None,
     class_dim: int | None = None,
 ) -> Tensor:
-    """Cross-entropy or squared error; of dense outputs the sum over positions.
+    """Return the cross-entropy or squared error; for dense outputs the sum over positions.
 
-    At mixed pairs it is λ ℓ(y) + (1 − λ) ℓ(y′), which for cross-entropy is the loss of the mixed label.
+    For mixed pairs it is λ ℓ(y) + (1 − λ) ℓ(y′), which for cross-entropy is the loss of the mixed label.
     """
     loss: Callable[[Tensor, Tensor], Tensor] = output_losses.squared_error
     if task == "classification":
@@ -133,7 +133,7 @@ def label_term(
 def output_term(
     name: str, student: Tensor, teacher: Tensor, temperature: float, class_dim: int | None = None
 ) -> Tensor:
-    """Squared differences of the outputs, or Hinton's KL; of dense outputs the sum over positions."""
+    """Return squared differences of the outputs, or Hinton's KL; for dense outputs the sum over positions."""
     student, teacher = precise(student), precise(teacher)
     if name == "kl":
         return output_losses.hinton_kl(student, teacher, temperature, class_dim).mean()
@@ -141,24 +141,24 @@ def output_term(
 
 
 def positions_of(outputs: Tensor, class_dim: int | None) -> int:
-    """Return how many positions a sample has; 1 for (B, K). Without `class_dim` dimension 1 has the channels."""
+    """Return how many positions a sample has; 1 for (B, K). Without `class_dim`, dimension 1 is that of the classes."""
     return outputs[0].numel() // outputs.shape[1 if class_dim is None else class_dim]
 
 
 def jacobian_term(name: str, student: Tensor, teacher: Tensor) -> Tensor:
-    """The loss of products (P, B, …), which are the rows of each sample.
+    """Return the loss between products (P, B, …), the P rows of each sample.
 
-    `relative` is the squared one here: `TeacherNorm` divides it, by a number that does not depend on the directions.
+    `relative` equals `squared` here; its division by `TeacherNorm`, the same for all directions, comes later.
     """
     name = "squared" if name == "relative" else name
     return JACOBIAN_LOSSES[name](precise(student).transpose(0, 1), precise(teacher).transpose(0, 1)).mean()
 
 
 def exact_values(x: Tensor) -> AbstractContextManager[object]:
-    """Within the context autocast is off: a difference of values in 16 bits has no digits left."""
+    """Context without autocast: a difference of nearby values has no significant digits left in 16 bits."""
     return torch.autocast(x.device.type, enabled=False)
 
 
 def precise(x: Tensor) -> Tensor:
-    """In float32, or in float64 where it is that."""
+    """Return the tensor in float32, or unchanged if it is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Transfer from a pretrained teacher of other classes: labels + outputs (LwF) + attention maps + their Jacobians."""
+"""Transfer from a pretrained teacher with other classes: labels + outputs (LwF) + attention maps + their Jacobians."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,49 +29,49 @@ Pair = tuple[str, str]
 
 
 class Transfer(Objective):
-    """Labels of the target, the teacher's outputs, its attention maps and their gradients: ℓ = Σⱼ wⱼ ℓⱼ.
+    """Labels of the target task, the teacher's outputs, its attention maps and their gradients: ℓ = Σⱼ wⱼ ℓⱼ.
 
-    The student has the K outputs of the target and after them as many as the teacher, in one last layer. On the
-    target's images it learns the labels by the first and the pretrained teacher's answers by the others (learning
-    without forgetting). At each pair of layers both attention maps A = Σ_c |Z_c|^p are pooled to one size; the map is
-    compared as a direction, ‖A_S/‖A_S‖ − A_T/‖A_T‖‖², and so is the gradient, by the raw image, of its pixel where the
+    The last layer of the student has the K outputs of the target task, followed by as many as the teacher has. On its
+    images the former learn the labels, and the latter the outputs of the pretrained teacher (learning without
+    forgetting). For each pair of layers both attention maps A = Σ_c |Z_c|^p are pooled to one size and compared up to
+    scale, ‖A_S/‖A_S‖ − A_T/‖A_T‖‖². So are the gradients, with respect to the raw image, of the pixel at which the
     teacher's pooled map is largest (`jacobian_loss`). Both terms are means over the pairs and over the batch.
 
-    The teacher is queried once and the student run once for each batch, with one vᵀJ for each pair on either side.
-    Nothing is random, so a `MemoizedTeacher` is queried once for each image. `student` is the target's part of the
-    network: what is validated and saved.
+    The teacher is queried once and the student run once for each batch, with one vᵀJ for each pair in both networks.
+    Nothing is random, so a `MemoizedTeacher` computes each image only once. The attribute `student` is the network with
+    the outputs of the target task only, which is validated and saved.
 
     Args:
         student: The network to train, with outputs (B, K + K_T).
         teacher: A teacher or an nn.Module with outputs (B, K_T); None for labels alone.
-        classes: K, the classes of the target.
-        pairs: Layers to compare; needed where `attention` or `jacobians` has a weight.
+        classes: K, the number of classes of the target task.
+        pairs: Pairs of layers to compare; required if `attention` or `jacobians` has a weight.
         labels: Weight of the cross-entropy with the labels.
         outputs: Weight of the output term.
         attention: Weight of the attention term; a `GradientShare` is the share of the gradient norm.
         jacobians: Weight of the Jacobian term, likewise.
         size: Height and width that all maps are pooled to; None takes the smaller of the two maps of each pair.
-        p: Exponent of the attention maps, at least 1 without and above 1 with derivatives.
-        output_loss: Hinton's `kl` with τ², or `squared` logit differences (the precursor's).
-        temperature: τ of `kl`; 2 is that of learning without forgetting.
+        p: Exponent of the attention maps, at least 1; above 1 if derivatives are taken.
+        output_loss: Hinton's `kl` with τ², or `squared` logit differences (as in the precursor).
+        temperature: τ of `kl`; learning without forgetting uses 2.
         jacobian_loss: `normalized` (the paper's: the scale of a map is arbitrary), `relative` or `squared`.
         every: The Jacobian term is computed on each n-th call in training, with n times its weight; a
             `GradientShare` is that of such a call.
         fraction: Share of a batch, its first samples, whose Jacobian term is computed; the term is their mean.
-        engine: `auto` or `reverse`: a pixel of a map is a row, and rows vᵀJ have no other engine.
+        engine: `auto` or `reverse`: the gradient of a pixel is a row vᵀJ, for which there is no other engine.
         chunk_size: Rows, one for each pair, whose graphs are in memory at the same time; None for all rows.
-        schedule: Factor of the Jacobian weight by data size and progress.
+        schedule: Factor of the Jacobian weight, as a function of data size and progress.
         batch_norm: Policy for BatchNorm of the student in training mode.
         measure_every: Calls between two measurements of the shares.
         output: Selects the outputs where a network returns more than one tensor; a pair (student's, teacher's).
-        point: Where everything is compared: `AtData` (None), or `AtMixedPairs` of images, where labels are mixed too.
-        shared: Whether the teacher was adapted to the target: its outputs are the K classes, and the student has one
-            head (B, K) that learns from labels and teacher.
+        point: The images at which all terms are compared: `AtData` (None), or `AtMixedPairs`, which mixes labels too.
+        shared: Whether the teacher was adapted to the target task: its outputs are then the K classes, and the student
+            has one head (B, K) that learns from labels and teacher.
         seed: Seeds the mixtures.
 
     Raises:
-        InputError: a setting is wrong, or settings do not go together.
-        UnsupportedError: the teacher cannot answer vᵀJ.
+        InputError: a setting is invalid, or two settings are incompatible.
+        UnsupportedError: the teacher cannot compute vᵀJ.
 
     References:
         Srinivas & Fleuret 2018, arXiv:1803.00443, section 5 and equation 10, as re-implementations and notes report it;
@@ -165,21 +165,21 @@ class Transfer(Objective):
         progress: float | int = 0.0,
         context: CallContext = None,
     ) -> Terms:
-        """The terms for a batch; `student_outputs` are those of the target.
+        """Compute the terms for a batch; `student_outputs` are those of the target task.
 
         Args:
             x: Raw images, the same for student and teacher.
-            y: Classes of the target; None where the label term has no weight.
-            ids: A number for each image, by which a `MemoizedTeacher` knows it again.
-            draw: Which draw of a mixture; None counts the calls.
+            y: Classes of the target task; None if the label term has no weight.
+            ids: A number for each image, by which a `MemoizedTeacher` recognizes it.
+            draw: Index of the draw of a mixture; None uses the number of calls.
             partners: Another image for each, at mixed pairs; the next in the batch if None.
             partner_labels: Their classes.
-            progress: Share of the training that is done, for the schedule.
+            progress: Fraction of the training that is done, for the schedule.
             context: Other arguments of both networks, by name, passed unchanged: attention masks, token types, atom
                 types, parameters. See `jacmatch.jacobian.arguments`.
 
         Raises:
-            InputError: labels are missing, a shape is wrong, or student and teacher do not go together.
+            InputError: labels are missing, a shape is wrong, or student and teacher are incompatible.
             UnsupportedError: the student cannot be differentiated twice.
         """
         call = self._call(progress)
@@ -191,7 +191,7 @@ class Transfer(Objective):
         rows = None if answer is None else answer.products
         if rows is not None and products is not None:
             unweighted["jacobians"] = jacobian_term(self.jacobian_loss, products, rows)
-        elif call.factor > 0:  # all of the first samples are with other processes
+        elif call.factor > 0:  # other processes have all of the first samples
             unweighted["jacobians"] = (outputs * 0).sum()
         teacher_outputs = None if answers is None else answers.outputs
         return self._result(call, unweighted, outputs[:, : self.student.outputs], teacher_outputs, rows, firsts)
@@ -201,9 +201,9 @@ class Transfer(Objective):
         return "Transfer is not compiled: it reads layers inside of the networks."
 
     def _query(self, batch: Batch, count: int) -> tuple[Answer | None, Answer | None]:
-        """Return the teacher's answer about the first `count` samples, with products, and that about all of them.
+        """Return the teacher's answer for the first `count` samples, with products, and its answer for all samples.
 
-        The first is None where no products are due, both are None where nothing of the teacher is.
+        The first is None if no products are needed; both are None if nothing of the teacher is needed.
         """
         weights = self.loss_weights.weights
         if self.teacher is None or not (count or weights["outputs"] or weights["attention"]):
@@ -230,7 +230,7 @@ class Transfer(Objective):
         return first, Answer(*both)
 
     def maps(self, x: Float[Tensor, "batch *input"], side: Literal[0, 1]) -> AttentionMaps:
-        """The readout of the student (0) or of the teacher (1) for such inputs; both give maps of the same sizes."""
+        """Return the readout of the student (0) or teacher (1) for inputs of this shape; map sizes are equal."""
         return self._maps(Batch(x, None, x, None, None, torch.arange(len(x)), 0), side)
 
     def _maps(self, batch: Batch, side: Literal[0, 1]) -> AttentionMaps:
@@ -240,7 +240,7 @@ class Transfer(Objective):
         return AttentionMaps(tuple(pair[side] for pair in self.pairs), self._sizes[shape], self.p)
 
     def _common_sizes(self, first: Batch) -> tuple[tuple[int, int], ...]:
-        """Return the size of each pair's maps: `size`, but never above that of either map."""
+        """Return the size of each pair's maps: `size`, but never larger than either map."""
         assert self.teacher is not None
         mine, theirs = (tuple(dict.fromkeys(pair[side] for pair in self.pairs)) for side in (0, 1))
         with _evaluating(self.student), torch.no_grad():
@@ -257,7 +257,7 @@ class Transfer(Objective):
     def _student(
         self, batch: Batch, answer: Answer | None, count: int, *, traced: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return all outputs, the attention maps, and the rows of the first `count` samples, each where needed."""
+        """Return all outputs, the attention maps, and the rows of the first `count` samples, each only if needed."""
         network, attention = self.student.network, bool(self.loss_weights.weights["attention"])
 
         def plain(batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -310,7 +310,7 @@ class Transfer(Objective):
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the block; then each part is put back into the mode that it was in."""
+    """Context in evaluation mode; on exit each submodule gets its previous mode back."""
     modes = {layer: layer.training for layer in network.modules()}
     set_mode(network, training=False)
     try:

@@ -44,14 +44,14 @@ KNOWN: dict[str, Collection[str]] = {
 
 
 def known_names(caller: str, **settings: str) -> None:
-    """Refuse a name that is not among the known ones."""
+    """Reject unknown names."""
     for name, given in settings.items():
         if given not in KNOWN[name]:
             raise unknown_name(f"`{name}` of `{caller}`", str(given), KNOWN[name])
 
 
 def positive_settings(caller: str, *, temperature: float | int | None = None, **counts: int) -> None:
-    """Validate counts of calls, whole numbers from 1, and a temperature, above 0 and finite."""
+    """Check that counts of calls are whole numbers from 1, and that a temperature is positive and finite."""
     for name, given in counts.items():
         if not isinstance(given, int) or given < 1:
             raise InputError(f"`{name}` of `{caller}` must be a whole number of at least 1.", got=given)
@@ -60,7 +60,7 @@ def positive_settings(caller: str, *, temperature: float | int | None = None, **
 
 
 def fraction_of_a_batch(caller: str, fraction: float | int) -> None:
-    """Validate a share of a batch: in (0, 1]."""
+    """Check that a fraction of a batch is in (0, 1]."""
     if not 0 < fraction <= 1:
         raise InputError(f"`fraction` of `{caller}` must be above 0 and at most 1.", got=fraction)
 
@@ -72,7 +72,7 @@ def engine(caller: str, probe: Estimator | None, given: Engine, only: str | None
         caller: The objective.
         probe: Its probe.
         given: The engine.
-        only: The one engine of the probe; None where any engine can be chosen.
+        only: The only engine that the probe supports; None if any engine can be chosen.
     """
     if given not in get_args(Engine):
         raise unknown_name(f"`engine` of `{caller}`", str(given), get_args(Engine))
@@ -83,7 +83,7 @@ def engine(caller: str, probe: Estimator | None, given: Engine, only: str | None
 
 
 def chunk_size(caller: str, probe: Estimator | None, side: str, given: int | None) -> None:
-    """Validate the number of rows in a chunk, and that there are rows."""
+    """Check the number of rows in a chunk, and that the probe takes rows."""
     if given is None:
         return
     if not isinstance(given, int) or given < 1:
@@ -98,13 +98,13 @@ def _with_probe(probe: Estimator | None) -> str:
 
 
 def couples(student: nn.Module) -> bool:
-    """Whether a sample's outputs depend on the rest of the batch: BatchNorm by the batch's own statistics."""
+    """Whether a sample's outputs depend on the rest of the batch: BatchNorm normalizing by batch statistics."""
     layers = (layer for layer in student.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm))
     return any(layer.training or layer.running_mean is None for layer in layers)
 
 
 def are_objects(caller: str, probe: object, readouts: tuple[object, ...], point: object) -> None:
-    """Refuse the name or the class of a setting where an object is needed."""
+    """Reject a name or a class where an instance is required."""
     settings = (
         *([("probe", probe, "directions", "RandomOutputs(1)")] if probe is not None else []),
         *(("readout", readout, "__call__", "Logits()") for readout in readouts),
@@ -117,7 +117,7 @@ def are_objects(caller: str, probe: object, readouts: tuple[object, ...], point:
 
 
 def has_a_term(caller: str, weights: dict[str, float | int]) -> None:
-    """Refuse an objective without any term."""
+    """Reject an objective without any term."""
     if not any(weights.values()):
         raise InputError(f"`{caller}` must have a term with a weight.", got=weights)
 
@@ -130,7 +130,7 @@ def fitting_task(
     output_loss: str,
     weights: dict[str, float | int],
 ) -> None:
-    """Refuse probes, readouts and points that do not go together, or not with the task."""
+    """Reject probes, readouts and points that are incompatible with each other or with the task."""
     one_pixel(readouts)
     if task == "regression":
         numeric("Distillation(task='regression')", probe, readouts, output_loss)
@@ -139,7 +139,7 @@ def fitting_task(
 
 
 def numeric(caller: str, probe: Estimator | None, readouts: tuple[Readout, ...], output_loss: str) -> None:
-    """Refuse in regression what is for classes."""
+    """Reject settings for classes in regression."""
     classes = [
         *(type(readout).__name__ for readout in readouts if isinstance(readout, LabelLogit | Loss | TopLogit)),
         *(["LabelClass"] if isinstance(probe, LabelClass) else []),
@@ -154,7 +154,7 @@ def numeric(caller: str, probe: Estimator | None, readouts: tuple[Readout, ...],
 
 
 def mixable(probe: Estimator | None, readouts: tuple[Readout, ...], task: str, weights: dict[str, float | int]) -> None:
-    """Refuse at mixed pairs what needs the label of one sample."""
+    """Reject, at mixed pairs, settings that need the label of a single sample."""
     if task == "regression" and weights["labels"]:
         raise InputError(
             "`labels` of `Distillation` must be 0 at mixed pairs in regression: a mixture of labels is not the label "
@@ -169,7 +169,7 @@ def mixable(probe: Estimator | None, readouts: tuple[Readout, ...], task: str, w
 
 
 def one_pixel(readouts: tuple[Readout, ...]) -> None:
-    """Refuse attention maps of two given sizes: a pixel of one is not a pixel of the other."""
+    """Reject attention maps of different `size`: their pixels do not correspond."""
     pair = [readout for readout in readouts if isinstance(readout, AttentionPixel)]
     if len(pair) == 2 and pair[0].size != pair[1].size:
         raise InputError(
@@ -181,18 +181,18 @@ def one_pixel(readouts: tuple[Readout, ...]) -> None:
 
 @dataclass(frozen=True)
 class SameMap:
-    """The student's `AttentionPixel`, which refuses a map of another size than the teacher's."""
+    """The student's `AttentionPixel`, which rejects a map whose size differs from the teacher's."""
 
     readout: AttentionPixel
     size: torch.Size
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The one layer."""
+        """The layer of the attention map."""
         return self.readout.layers
 
     def __call__(self, outputs: Tensor, features: Mapping[str, Tensor], context: Context) -> Tensor:
-        """The readout's values."""
+        """Return the values of the readout."""
         size = features[self.readout.layer].shape[2:]
         if self.readout.size is None and size != self.size:
             raise InputError(
@@ -204,7 +204,7 @@ class SameMap:
 
 
 def same_outputs(student: Tensor, teacher: Tensor, readout: Readout | None = None) -> None:
-    """Refuse networks whose outputs, or values of the readout, differ in number."""
+    """Reject networks with different numbers of outputs, or of readout values."""
     if student.shape == teacher.shape:
         return
     if student.shape == teacher.shape[:1]:
@@ -218,12 +218,12 @@ def same_outputs(student: Tensor, teacher: Tensor, readout: Readout | None = Non
 
 
 def batch_of_tensors(caller: str, x: object, y: object, *, floating: bool) -> Tensor:
-    """Return x; refuses a batch that is no tensor, has no sample, or cannot be differentiated.
+    """Return x; reject a batch that is not a tensor, is empty, or cannot be differentiated.
 
     Args:
         caller: The objective.
-        x: Its inputs.
-        y: Its labels.
+        x: The inputs.
+        y: The labels.
         floating: Whether the inputs must be of a floating-point type.
     """
     for name, given in (("x", x), ("y", y)):
@@ -250,7 +250,7 @@ def batch_of_tensors(caller: str, x: object, y: object, *, floating: bool) -> Te
 
 @contextmanager
 def explained(caller: str, x: Tensor, y: Tensor | None, student: nn.Module) -> Iterator[None]:
-    """Within the context torch's errors about types of inputs and ranges of labels name the argument that is wrong."""
+    """Context in which torch's errors about input types and label ranges are raised with the name of the argument."""
     try:
         yield
     except (RuntimeError, IndexError) as error:
@@ -270,7 +270,7 @@ def explained(caller: str, x: Tensor, y: Tensor | None, student: nn.Module) -> I
 
 
 def arguments_of_pairs(caller: str, arguments: Arguments, point: Point) -> None:
-    """Refuse pairs of samples whose other arguments differ."""
+    """Reject pairs of samples whose other arguments differ."""
     if isinstance(point, AtMixedPairs) and arguments.of_samples:
         rule = f"`context` of `{caller}` must not have tensors of the samples at mixed pairs."
         do = "Use point=AtData(): a mixture of two samples has no mask, type or size of its own."
@@ -281,7 +281,7 @@ def arguments_of_pairs(caller: str, arguments: Arguments, point: Point) -> None:
 
 
 def tokens(caller: str, x: object, point: Point) -> None:
-    """Refuse for TokenSubstitutions what is no batch of token ids, and points that move an input."""
+    """Check for TokenSubstitutions that x is a batch of token ids, and that the point does not move the inputs."""
     probe = f"`{caller}(probe=TokenSubstitutions(...))`"
     if not isinstance(x, Tensor) or x.dim() != 2 or x.is_floating_point() or not len(x):
         got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
@@ -292,7 +292,7 @@ def tokens(caller: str, x: object, point: Point) -> None:
 
 
 def vocabulary(caller: str, networks: list[object]) -> int:
-    """Return the number of tokens that all networks know."""
+    """Return the number of tokens in the vocabularies of all networks."""
     modules = [network.module if isinstance(network, ModuleTeacher) else network for network in networks]
     if any(isinstance(network, Teacher) and not isinstance(network, ModuleTeacher) for network in networks):
         others = [type(network).__name__ for network in networks if isinstance(network, Teacher)]
@@ -302,13 +302,13 @@ def vocabulary(caller: str, networks: list[object]) -> int:
 
 
 def unambiguous(caller: str, arguments: Arguments, x: Tensor, known: dict[str, int]) -> None:
-    """Refuse a tensor that was shared in a batch of another size, and now has as many rows as the batch.
+    """Reject a tensor that was shared in a batch of another size, and now has as many rows as the batch.
 
     Args:
         caller: The objective.
-        arguments: Those of this call.
-        x: Its inputs.
-        known: Rows of the tensors that were shared, by name; this call's are added.
+        arguments: The arguments of this call.
+        x: The inputs of this call.
+        known: Numbers of rows of shared tensors, by name; those of this call are added.
     """
     for name, value in arguments.values.items():
         if isinstance(value, Tensor) and known.get(name) == len(x):
@@ -323,7 +323,7 @@ def unambiguous(caller: str, arguments: Arguments, x: Tensor, known: dict[str, i
 
 
 class SingleOutput(Exception):
-    """Outputs (B,), which an objective takes as (B, 1)."""
+    """Raised for outputs (B,), which an objective reshapes to (B, 1)."""
 
 
 def not_single(outputs: Tensor) -> None:
@@ -333,7 +333,7 @@ def not_single(outputs: Tensor) -> None:
 
 
 def one_output_for_each(caller: str, outputs: Tensor, x: Tensor) -> None:
-    """Refuse outputs without a dimension after the batch, or of another number of samples."""
+    """Reject outputs without a dimension after the batch, or with a different number of samples."""
     if outputs.dim() == 1 and len(outputs) == len(x):
         raise SingleOutput
     if outputs.dim() < 2 or len(outputs) != len(x):
@@ -342,7 +342,7 @@ def one_output_for_each(caller: str, outputs: Tensor, x: Tensor) -> None:
 
 
 def one_for_each(x: Tensor, **given: Tensor | None) -> None:
-    """Refuse what is not one for each sample: torch would broadcast it."""
+    """Reject tensors without one entry for each sample: torch would broadcast them."""
     for name, tensor in given.items():
         wanted = tuple(x.shape) if name == "partners" else (len(x),)
         if tensor is not None and tuple(tensor.shape[: len(wanted)]) != wanted:
@@ -355,7 +355,7 @@ def one_for_each(x: Tensor, **given: Tensor | None) -> None:
 def selections(
     output: Select | tuple[Select | None, Select | None] | None, teacher: object, caller: str
 ) -> tuple[Select | None, Select | None]:
-    """What selects the outputs of the student and of the teacher; refuses what is not callable, or has no effect."""
+    """Return the selectors of student and teacher outputs; reject one that is not callable, or has no effect."""
     pair = output if isinstance(output, tuple) and len(output) == 2 else (output, output)
     for each in pair:
         if each is not None and not callable(each):
@@ -368,7 +368,7 @@ def selections(
 
 
 def separate(student: nn.Module, teacher: object) -> None:
-    """Refuse a student that shares parameters with its teacher, before that is frozen."""
+    """Reject a student that shares parameters with its teacher, before the teacher is frozen."""
     if isinstance(teacher, EnsembleTeacher):
         for member in teacher.teachers:
             separate(student, member)
@@ -391,7 +391,7 @@ def repeatable(point: Point, probe: Estimator | None, products: bool) -> bool:
 
 
 def answerable(caller: str, probe: Estimator | None, teacher: Teacher) -> None:
-    """Refuse directions on the output side where the teacher cannot answer vᵀJ."""
+    """Reject directions on the output side if the teacher cannot compute vᵀJ."""
     if (probe is None or probe.side == "output") and not teacher.answers_vjp:
         raise UnsupportedError(
             f"`teacher` of `{caller}{_with_probe(probe)}` must answer vᵀJ; {type(teacher).__name__} "

@@ -1,8 +1,8 @@
 """Weights of the terms: plain numbers, shares of the gradient norm, and schedules; also over several processes.
 
-The terms of a loss have different scales, and these change while a network learns. A weight given as a share says what
-the term contributes to the norm of the parameter gradient. The norms are measured from time to time, and the factor in
-front of the term follows.
+The terms of a loss have different scales, and these change while a network learns. A weight given as a share is the
+contribution of the term to the norm of the parameter gradient. The norms are measured from time to time, and the factor
+of the term is set from them.
 """
 
 import math
@@ -20,10 +20,10 @@ Whole = Callable[[str, list[Tensor | None]], list[Tensor | None]]
 
 
 class GradientShare(float):
-    """A weight as share of the gradient norm: 0 ≤ share < 1, share of term j = wⱼ‖∂ℓⱼ/∂θ‖ ÷ Σᵢ wᵢ‖∂ℓᵢ/∂θ‖.
+    """A weight as a share of the gradient norm: 0 ≤ share < 1, share of term j = wⱼ‖∂ℓⱼ/∂θ‖ ÷ Σᵢ wᵢ‖∂ℓᵢ/∂θ‖.
 
-    It is the share in each call that has the term: with `every=4` three of four calls have none of it. A term whose
-    share has not been measured yet is not part of the loss.
+    It is the share in each call that computes the term; with `every=4`, three of four calls do not. A term whose share
+    has not been measured yet is not part of the loss.
 
     Example:
         >>> GradientShare(0.3)
@@ -44,15 +44,15 @@ class GradientShare(float):
 class WeightSchedule:
     """A factor in [0, 1] for the weight of the Jacobian term.
 
-    By data size the factor is 1 / (1 + (n / `halves_at`)⁴), n images per class: in the paper's tables the term gains
-    most at 5 to 10 images per class and costs accuracy from about 500 on (precursor, tables 1 and 2). With the square
-    in place of the fourth power it still cost 0.6 points at 1,000 images per class of Fashion-MNIST. By progress the
-    factor is 1 until `fades_from`, then falls to 0 at the end of training along a cosine.
+    As a function of the data size it is 1 / (1 + (n / `halves_at`)⁴), n images per class: in the paper's tables the
+    term helps most at 5 to 10 images per class and costs accuracy from about 500 on (precursor, tables 1 and 2). With a
+    square instead of the fourth power it still cost 0.6 points at 1,000 images per class of Fashion-MNIST. As a
+    function of progress it is 1 until `fades_from`, and then falls to 0 at the end of training along a cosine.
 
     Attributes:
-        samples_per_class: n, above 0; None counts as scarce.
+        samples_per_class: n, above 0; None is treated as scarce data.
         halves_at: n at which the factor is one half.
-        fades_from: Progress in [0, 1] from which the factor falls; 1 never.
+        fades_from: Progress in [0, 1] from which the factor decreases; with 1 it never does.
     """
 
     samples_per_class: float | int | None = None
@@ -71,7 +71,7 @@ class WeightSchedule:
         """The factor at this progress.
 
         Args:
-            progress: Share of the training that is done, 0 to 1; more counts as 1.
+            progress: Fraction of the training that is done, from 0 to 1; larger values count as 1.
 
         Example:
             >>> WeightSchedule(samples_per_class=300)(0.0)
@@ -86,13 +86,13 @@ class WeightSchedule:
 
 @dataclass(frozen=True)
 class Part:
-    """The samples rank, rank + ranks, rank + 2 ranks, … of a batch: any first so many are spread evenly.
+    """The samples rank, rank + ranks, rank + 2 ranks, … of a batch: for any n the first n are spread evenly.
 
     Attributes:
-        rank: Which of the processes, from 0.
-        ranks: How many there are.
-        samples: Samples of the whole batch.
-        measured: Whether the shares of the gradient norm can be measured; not where parameters are cut in pieces.
+        rank: Rank of this process, from 0.
+        ranks: Number of processes.
+        samples: Number of samples of the whole batch.
+        measured: Whether the shares of the gradient norm can be measured; not if parameters are sharded.
 
     Example:
         >>> part = Part(rank=1, ranks=2, samples=7)
@@ -106,20 +106,20 @@ class Part:
     measured: bool = True
 
     def own(self, first: int) -> int:
-        """How many of the first so many samples of the batch are here."""
+        """Return how many of the first `first` samples of the whole batch this process has."""
         return max(0, -(-(first - self.rank) // self.ranks))
 
     def scale(self, first: int) -> float:
-        """What a mean over own samples is multiplied by, so that the mean over processes is that over `first`."""
+        """Return the factor of the mean over own samples for which the mean over processes is that over `first`."""
         return self.ranks * self.own(first) / first
 
     def whole(self, gradients: Sequence[Tensor | None], like: Sequence[Tensor], first: int) -> list[Tensor | None]:
-        """The gradients of a mean over the first so many samples of the whole batch. Every process has to call this.
+        """Return the gradients of the mean over the first samples of the whole batch. Every process must call this.
 
         Args:
-            gradients: Those of the mean over own samples; None where there is none.
+            gradients: Gradients of the mean over own samples; None where there is none.
             like: Tensors of the same shapes: the parameters.
-            first: Over how many samples of the whole batch the mean is.
+            first: Number of samples of the whole batch in the mean.
         """
         share = self.own(first) / first
         pieces = [
@@ -136,15 +136,15 @@ class Part:
 
 
 class LossWeights:
-    """Turn weights, some of them shares, into factors, and remembers the measured shares.
+    """Converts weights, some of them shares, into factors, and stores the measured shares.
 
     Args:
         weights: Weight of each term: a number ≥ 0, or a `GradientShare`.
 
     Attributes:
-        factors: Factor of each term, `every` and schedules left out; without a `GradientShare` that is not measured.
-        shares: Share of each term in the gradient norm when it was last measured.
-        part: Which part of each batch this process has, where several processes train together.
+        factors: Factor of each term, without `every` and schedules; a `GradientShare` not yet measured has none.
+        shares: Share of each term in the gradient norm at the last measurement.
+        part: The part of each batch that this process has, if several processes train together.
 
     Raises:
         InputError: a weight is negative or not finite, or the shares add up to 1 or more.
@@ -163,7 +163,7 @@ class LossWeights:
 
     @property
     def unmeasured(self) -> set[str]:
-        """Terms whose share is still to be measured."""
+        """Terms whose share has not been measured yet."""
         return {name for name, weight in self.weights.items() if weight and name not in self.factors}
 
     def weigh(self, unweighted: Mapping[str, Tensor], times: Mapping[str, float] | None = None) -> dict[str, Tensor]:
@@ -171,7 +171,7 @@ class LossWeights:
 
         Args:
             unweighted: The terms.
-            times: Further factors, of schedules and of `every`; 1 where nothing is given.
+            times: Further factors, from schedules and `every`; 1 for terms that are absent.
         """
         times = times or {}
         return {
@@ -187,33 +187,33 @@ class LossWeights:
         times: Mapping[str, float | int] | None = None,
         firsts: Mapping[str, int] | None = None,
     ) -> bool:
-        """Measure the gradient norm of each term, set the factors of those given as shares, and say whether it could.
+        """Measure gradient norms and set the factors of terms given as shares; return whether all norms are finite.
 
         With N the total of all weighted norms, the factor of a term with share s and norm n is s N / n. A schedule
-        lessens a weight after that; the measured shares have it in them. Norms that are not finite change nothing, and
-        a share without a norm stays as it was.
+        reduces a weight afterwards, and the measured shares include it. If a norm is not finite, nothing changes; where
+        a norm is 0, the factor of that share is left unchanged.
 
         Args:
             unweighted: The terms.
             parameters: θ.
-            times: Further factors of the terms, as of `weigh`.
+            times: Further factors of the terms, as in `weigh`.
             firsts: See `Terms`.
 
         Raises:
-            UnsupportedError: a derivative is cut off: a term has no gradient, or not all of it, while its value is
-                large enough for one.
+            UnsupportedError: the graph is cut: a term lacks all or part of its gradient, although its value is large
+                enough to have one.
         """
         if self.part is not None and not self.part.measured:
             return True
         measured = _norms(unweighted, parameters, self._whole(parameters, firsts or {}))
         norms = {name: float(measured.get(name, 0.0)) for name in unweighted}
-        for name in unweighted:  # a gradient that is there and 0 is true: of units that are off for the whole batch
+        for name in unweighted:  # a gradient of exactly 0 is valid: units may be inactive for the whole batch
             if name not in measured and _counts(unweighted[name]) and self.weights[name] > 0:
                 raise UnsupportedError(
                     f"The term `{name}` has no gradient with respect to the student: something cuts it off (detach, "
                     "no_grad). Ask jacmatch.doctor(student, x)."
                 )
-        if not all(map(math.isfinite, norms.values())):  # of a bad batch: what was measured before stays
+        if not all(map(math.isfinite, norms.values())):  # a bad batch: earlier measurements are kept
             return False
         times = times or {}
         fixed = sum(
@@ -230,15 +230,15 @@ class LossWeights:
         return True
 
     def whole(self, here: int) -> int:
-        """Samples of the whole batch, of which so many are here."""
+        """Return the number of samples of the whole batch, of which this process has `here`."""
         return here if self.part is None else self.part.samples
 
     def own(self, first: int) -> int:
-        """How many of the first so many samples of the whole batch are here."""
+        """Return how many of the first `first` samples of the whole batch this process has."""
         return first if self.part is None else self.part.own(first)
 
     def _whole(self, parameters: list[nn.Parameter], firsts: Mapping[str, int]) -> Whole | None:
-        """What makes gradients over the whole batch from those over the samples that are here."""
+        """Return the function that computes gradients over the whole batch from those of this process."""
         if (part := self.part) is None:
             return None
         return lambda name, gradients: part.whole(gradients, parameters, firsts.get(name, part.samples))
@@ -248,13 +248,13 @@ class LossWeights:
 
 
 def _counts(term: Tensor) -> bool:
-    """Whether a value is so large that a gradient of 0 is no underflow: the type holds it with digits to spare."""
+    """Whether a value is so large that a gradient of 0 is not an underflow of the type."""
     numbers = torch.finfo(term.dtype)
     return float(term.detach()) > numbers.tiny / numbers.eps
 
 
 def _norms(terms: dict[str, Tensor], parameters: list[nn.Parameter], whole: Whole | None) -> dict[str, Tensor]:
-    """Gradient norms of terms whose derivatives can all be taken."""
+    """Return the gradient norms, if all terms can be differentiated."""
     for name, term in terms.items():
         if meets_once_differentiable(term):
             raise _cut_off(name, "a backward in it is marked once_differentiable")
