@@ -52,7 +52,7 @@ def test_what_counts_on_a_page(tmp_path):
     assert [(hit.line, hit.word) for hit in words.hits(page)] == [(3, "kept"), (3, "slopes"), (6, "found")]
 
 
-CEILINGS = {"src": 14, "tests": 0, "research": 130, "docs": 0, "benchmarks": 0, "README.md": 0, "CONTRIBUTING.md": 0}
+CEILINGS = {"src": 0, "tests": 0, "research": 0, "docs": 0, "benchmarks": 0, "README.md": 0, "CONTRIBUTING.md": 0}
 """Words of the list that are left in a directory. A ceiling can only fall."""
 
 

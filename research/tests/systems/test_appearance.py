@@ -48,11 +48,11 @@ def test_landmarks_are_where_things_are_drawn(train):
 
 def test_bilinear_interpolation_by_its_definition():
     image = np.random.default_rng(0).random((1, 5, 6))
-    place = np.array([[[2.25, 3.5], [0.0, 0.0], [-3.0, 1.0]]])
+    points = np.array([[[2.25, 3.5], [0.0, 0.0], [-3.0, 1.0]]])
     expected = 0.5 * (0.75 * image[0, 3, 2] + 0.25 * image[0, 3, 3]) + 0.5 * (
         0.75 * image[0, 4, 2] + 0.25 * image[0, 4, 3]
     )
-    assert model.bilinear(image, place)[0] == pytest.approx([expected, image[0, 0, 0], image[0, 1, 0]])
+    assert model.bilinear(image, points)[0] == pytest.approx([expected, image[0, 0, 0], image[0, 1, 0]])
 
 
 def test_shapes_are_aligned_as_by_scipy(train, built):
@@ -127,10 +127,10 @@ def test_newuoa_finds_a_lower_cost_than_the_fixed_jacobian_and_repeats_itself(tr
     poses = learning.displaced(built, shown, np.array([[0.0, 0, 0.4, -0.3]] * 3))
     window = model.windows(shown.images, poses)
     fixed = fitting.by_fixed_jacobian(built, fitting.fixed_jacobian(built, train), window)
-    found = fitting.by_newuoa(built, window)
-    assert built.cost(window, found.p).mean() < built.cost(window, fixed.p).mean()
-    assert np.array_equal(fitting.by_newuoa(built, window[1:2]).p[0], found.p[1])
-    assert (found.evaluations <= 1000).all()
+    fit = fitting.by_newuoa(built, window)
+    assert built.cost(window, fit.p).mean() < built.cost(window, fixed.p).mean()
+    assert np.array_equal(fitting.by_newuoa(built, window[1:2]).p[0], fit.p[1])
+    assert (fit.evaluations <= 1000).all()
 
 
 def test_a_missing_package_is_named(built, monkeypatch):
@@ -155,18 +155,18 @@ def test_derivatives_of_a_lesson_are_the_fitters(train, built, monkeypatch):
     assert learning.jumps(built, examples, 5) == 0
 
 
-def test_the_fitter_is_not_asked_twice_about_a_window(train, built, monkeypatch):
-    asked = []
+def test_the_fitter_is_not_called_twice_for_a_window(train, built, monkeypatch):
+    fitted = []
 
     def newuoa(m, shown):
-        asked.append(len(shown))
+        fitted.append(len(shown))
         return fitting.Fit(affine(m, shown.reshape(len(shown), -1)), np.ones(len(shown), int))
 
     monkeypatch.setattr(learning, "by_newuoa", newuoa)
     few, known = Faces(train.images[:4], train.landmarks[:4]), {}
     one = learning.lesson(built, few, directions=0, seed=0, known=known)
     two = learning.lesson(built, Faces(train.images[:6], train.landmarks[:6]), directions=0, seed=0, known=known)
-    assert sum(asked) == 6
+    assert sum(fitted) == 6
     assert (one.fits, two.fits) == (4, 6)
     assert {tuple(row) for row in one.y.tolist()} <= {tuple(row) for row in two.y.tolist()}
 

@@ -46,12 +46,12 @@ def test_committed_entries_are_means_over_seeds_and_the_student_reaches_the_fitt
     folder = Path(__file__).resolve().parents[3] / "docs" / "results" / "appearance-cpu"
     cells = json.loads((folder / "results.json").read_text(encoding="utf-8"))["cells"]
     _, *body = csv.reader((folder / "error.csv").read_text(encoding="utf-8").splitlines())
-    found = {}
+    means = {}
     for row, *entries in body:
         for distance, text in zip(DISTANCES, entries, strict=True):
             values = [cell["measures"][f"error {distance:g}"] for cell in cells if cell["row"] == row]
             assert len(values) >= 5
             assert text == f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
-            found[row, distance] = np.mean(values)
+            means[row, distance] = np.mean(values)
     for student in ("student: values", "student: values + partials"):
-        assert found[student, 0.1] <= 1.1 * found["NEWUOA", 0.1]
+        assert means[student, 0.1] <= 1.1 * means["NEWUOA", 0.1]

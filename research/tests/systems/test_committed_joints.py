@@ -48,9 +48,9 @@ def cells(name):
 
 def values(stored, row, column, measure):
     """Of each seed; a regret above 1,000 % counts as that, and a number that is not there as none."""
-    found = [cell["measures"][measure] for cell in stored if (cell["row"], cell["column"]) == (row, column)]
-    found = [min(value, 10.0) if measure == "regret" else value for value in found]
-    return [value for value in found if value is not None and np.isfinite(value)]
+    numbers = [cell["measures"][measure] for cell in stored if (cell["row"], cell["column"]) == (row, column)]
+    numbers = [min(value, 10.0) if measure == "regret" else value for value in numbers]
+    return [value for value in numbers if value is not None and np.isfinite(value)]
 
 
 def close(text, number):
@@ -68,10 +68,10 @@ def test_entries_are_means_over_seeds(name):
             continue  # what has no seed
         column, _, row = title.removeprefix("n = ").partition(": ")
         for (measure, scale), text in zip(COLUMNS[name], entries, strict=True):
-            found = scale * np.array(values(stored, row, column.replace(",", ""), measure))
+            expected = scale * np.array(values(stored, row, column.replace(",", ""), measure))
             mean, _, deviation = text.partition(" ± ")
-            assert close(mean, found.mean()), (title, measure)
-            assert close(deviation, found.std(ddof=1)) if len(found) > 1 else not deviation, (title, measure)
+            assert close(mean, expected.mean()), (title, measure)
+            assert close(deviation, expected.std(ddof=1)) if len(expected) > 1 else not deviation, (title, measure)
             compared += 1
     assert compared >= 24
 

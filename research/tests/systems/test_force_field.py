@@ -46,8 +46,8 @@ def test_minima_are_those_of_the_cambridge_cluster_database(atoms, lowest):
         x = torch.from_numpy(flat).reshape(1, atoms, 3)
         return float(energy(x)), -forces(x).flatten().numpy()
 
-    found = minimize(value_and_gradient, start.flatten().numpy(), jac=True, options={"gtol": 1e-8})
-    assert found.fun == pytest.approx(lowest, abs=1e-6)
+    minimum = minimize(value_and_gradient, start.flatten().numpy(), jac=True, options={"gtol": 1e-8})
+    assert minimum.fun == pytest.approx(lowest, abs=1e-6)
     if atoms == 7:
         assert float(energy(start[None])) == pytest.approx(lowest, abs=1e-5)
         assert float(forces(start[None]).abs().max()) < 1e-2
@@ -106,7 +106,7 @@ def network(**settings):
     return EnergyNetwork(5, radial=6, hidden=(8, 8), **settings).double()
 
 
-def test_energies_of_a_network_see_no_place_no_orientation_and_no_order():
+def test_energies_of_a_network_do_not_depend_on_position_orientation_or_order():
     net, x = network(), clusters()
     turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
     moved = (x @ turn.T + torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64))[:, torch.tensor([3, 1, 4, 0, 2])]

@@ -24,9 +24,9 @@ class Potential(torch.nn.Module):
 
 def test_the_potential_itself_has_no_error_and_no_drift():
     exact = learning.ForceField(Potential())
-    found = learning.errors(exact, 5)
-    assert max(found[name] for name in ("energy", "force", "hessian")) < 1e-9
-    assert found["force_std"] == pytest.approx(10, rel=0.4)
+    errors = learning.errors(exact, 5)
+    assert max(errors[name] for name in ("energy", "force", "hessian")) < 1e-9
+    assert errors["force_std"] == pytest.approx(10, rel=0.4)
     motion = learning.simulated(exact, clusters=2, steps=50, seed=0)
     assert motion["drift"] == pytest.approx(motion["own"])
     assert motion["drift"] < 0.03
@@ -42,19 +42,19 @@ class Weaker(torch.nn.Module):
 def test_errors_and_drift_of_a_potential_that_is_a_little_weaker():
     """H − H(0) is a hundredth of what the potential's energy changes, and its forces are wrong by a hundredth."""
     field = learning.ForceField(Weaker())
-    found = learning.errors(field, 5)
-    assert found["force"] == pytest.approx(found["force_std"] / 100, rel=1e-6)
+    errors = learning.errors(field, 5)
+    assert errors["force"] == pytest.approx(errors["force_std"] / 100, rel=1e-6)
     x = learning.configurations(5, seed=2**20 + 1)
     mean = float(energy(x.reshape(-1, 7, 3)).square().mean().sqrt())
-    assert found["energy"] == pytest.approx(ARGON.millielectronvolts * mean / 100, rel=1e-6)
+    assert errors["energy"] == pytest.approx(ARGON.millielectronvolts * mean / 100, rel=1e-6)
     motion = learning.simulated(field, clusters=2, steps=50, seed=0)
     assert 10 * motion["own"] < motion["drift"]
 
 
 def test_targets_are_energy_and_forces():
     x = learning.configurations(3, seed=1)
-    places = x.reshape(3, 7, 3)
-    expected = torch.cat((energy(places)[:, None], forces(places).flatten(1)), 1)
+    positions = x.reshape(3, 7, 3)
+    expected = torch.cat((energy(positions)[:, None], forces(positions).flatten(1)), 1)
     assert torch.equal(learning.targets(x), expected)
     assert torch.equal(learning.configurations(3, seed=1), x)
     assert not torch.equal(learning.configurations(3, seed=2), x)

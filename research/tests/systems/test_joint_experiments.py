@@ -33,7 +33,7 @@ def test_samples_with_partials_are_compared_with_values_alone_at_each_number():
 
 
 def test_the_second_order_solver_learns_values_alone_or_partials_too():
-    """A cubic at five points: its slope there tells two functions apart that agree at the points."""
+    """A cubic at five points: its derivative there tells two functions apart that agree at the points."""
     x = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
     partials = (3 * x**2)[:, :, None]
     settings = {"partials": True, "hidden": (16,), "activation": "silu", "evaluations": 400}

@@ -40,8 +40,8 @@ def perturbed(count, seed, by=0.6, share=0.5):
 
 def test_the_pose_and_jacobian_are_those_that_corke_prints():
     """Corke, Robotics, Vision and Control (2011), 7.1 and 8.1.1: `p560.fkine(qn)` and `p560.jacob0(qn)`."""
-    place, rotation = PUMA_560.pose(NOMINAL)
-    assert place[0].tolist() == pytest.approx([0.5963, -0.1501, -0.0144], abs=1e-4)
+    position, rotation = PUMA_560.pose(NOMINAL)
+    assert position[0].tolist() == pytest.approx([0.5963, -0.1501, -0.0144], abs=1e-4)
     torch.testing.assert_close(rotation[0].round(), torch.tensor([[0, 0, 1], [0, 1, 0], [-1, 0, 0]]).double())
     printed = [[0.1501, 0.0144, 0.3197, 0, 0, 0], [0.5963, 0, 0, 0, 0, 0], [0, 0.5963, 0.2910, 0, 0, 0]]
     printed += [[0, 0, 0, 0.7071, 0, 1], [0, -1, -1, 0, -1, 0], [1, 0, 0, -0.7071, 0, 0]]
@@ -80,10 +80,10 @@ def test_rotation_vectors_are_scipys():
 def test_the_nearest_rotation_is_the_polar_factor_and_never_a_reflection():
     generator = torch.Generator().manual_seed(0)
     matrices = torch.randn(20, 3, 3, generator=generator, dtype=torch.float64)
-    found = nearest_rotation(matrices)
-    torch.testing.assert_close(torch.det(found), torch.ones(20, dtype=torch.float64))
+    nearest = nearest_rotation(matrices)
+    torch.testing.assert_close(torch.det(nearest), torch.ones(20, dtype=torch.float64))
     others = torch.from_numpy(Rotation.random(200, rng=0).as_matrix())
-    for matrix, rotation in zip(matrices, found, strict=True):
+    for matrix, rotation in zip(matrices, nearest, strict=True):
         assert ((others - matrix).norm(dim=(1, 2)) >= (rotation - matrix).norm() - 1e-12).all()
 
 
@@ -99,12 +99,12 @@ def test_a_damped_step_is_that_of_least_squares_where_the_error_is_small():
 def test_inverse_kinematics_reaches_poses_within_the_limits():
     q, start = perturbed(60, seed=4, by=0.3)
     target, limits = PUMA_560.pose(q), PUMA_560.limits(0.5)
-    found = solve(exact(PUMA_560), target, start, limits)
-    assert found.reached.double().mean() > 0.85
-    assert is_near(errors(PUMA_560.pose(found.q), target))[found.reached].all()
-    assert ((found.q >= limits[0]) & (found.q <= limits[1])).all()
-    assert found.iterations[found.reached].double().mean() < 8
-    assert found.iterations[~found.reached].tolist() == [60] * int((~found.reached).sum())
+    result = solve(exact(PUMA_560), target, start, limits)
+    assert result.reached.double().mean() > 0.85
+    assert is_near(errors(PUMA_560.pose(result.q), target))[result.reached].all()
+    assert ((result.q >= limits[0]) & (result.q <= limits[1])).all()
+    assert result.iterations[result.reached].double().mean() < 8
+    assert result.iterations[~result.reached].tolist() == [60] * int((~result.reached).sum())
     there = solve(exact(PUMA_560), target, q, limits)
     assert torch.equal(there.q, q)
     assert there.iterations.sum() == 0
@@ -112,9 +112,9 @@ def test_inverse_kinematics_reaches_poses_within_the_limits():
 
 def test_a_perfect_student_drives_as_the_arm_does():
     q, start = perturbed(3, seed=6, by=0.2)
-    place, rotation, output_jacobian = of_student(Exact())(start)
-    single = {"atol": 1e-6, "rtol": 0}  # students are asked in float32
-    torch.testing.assert_close(place, PUMA_560.pose(start)[0], **single)
+    position, rotation, output_jacobian = of_student(Exact())(start)
+    single = {"atol": 1e-6, "rtol": 0}  # students are evaluated in float32
+    torch.testing.assert_close(position, PUMA_560.pose(start)[0], **single)
     torch.testing.assert_close(rotation, PUMA_560.pose(start)[1], **single)
     torch.testing.assert_close(output_jacobian, PUMA_560.jacobian(start), **single)
     limits, target = PUMA_560.limits(0.5), PUMA_560.pose(q)

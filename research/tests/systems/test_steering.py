@@ -81,23 +81,23 @@ def test_no_gain_nearby_costs_less(wheels):
 def test_derivatives_of_the_controller_are_those_of_differences():
     z, speed = samples(40, seed=1)
     teacher, h = Scheduled(), 1e-5
-    found = teacher.jacobian(z, speed)
+    derivatives = teacher.jacobian(z, speed)
     inside = np.abs(np.abs(teacher._wanted(z, speed)) - LARGEST).min(1) > 1e-3
-    assert (found[..., :4] == 0).all(2).any()
+    assert (derivatives[..., :4] == 0).all(2).any()
     for k in range(5):
         step, faster = h * (np.arange(4) == k), h * (k == 4)
         ends = [teacher(z + sign * step, speed + sign * faster) for sign in (1, -1)]
-        np.testing.assert_allclose(found[inside, :, k], (ends[0] - ends[1])[inside] / (2 * h), atol=1e-6)
+        np.testing.assert_allclose(derivatives[inside, :, k], (ends[0] - ends[1])[inside] / (2 * h), atol=1e-6)
 
 
 def test_a_drive_is_the_exponential_of_the_closed_loop():
     gain, _ = Lqr().solution(15.0)
     a, b = CAR.matrices(15.0)
     start = np.array([[0.4, 0.05, 0.2, -0.1]])
-    found = drive(CAR, Linear(gain), start, np.array([15.0]), seconds=1, step=0.001)
-    np.testing.assert_allclose(found.states[-1, 0], expm((a - b @ gain) * 0.999) @ start[0], atol=2e-3)
-    assert found.inputs.shape == (1000, 1, 2)
-    summary = found.summary(15.0)
+    motion = drive(CAR, Linear(gain), start, np.array([15.0]), seconds=1, step=0.001)
+    np.testing.assert_allclose(motion.states[-1, 0], expm((a - b @ gain) * 0.999) @ start[0], atol=2e-3)
+    assert motion.inputs.shape == (1000, 1, 2)
+    summary = motion.summary(15.0)
     assert summary["offset_largest"] == pytest.approx(0.4, rel=0.1)
     assert summary["effort"] > 0
 

@@ -231,9 +231,9 @@ def embedding_of(module: Any) -> nn.Embedding:
     """
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Embedding)] if _is(module) else []
     for part in module.modules() if layers and len(layers) != 1 else ():
-        found = part.get_input_embeddings() if hasattr(part, "get_input_embeddings") else None
-        if isinstance(found, nn.Embedding):
-            return found
+        embedding = part.get_input_embeddings() if hasattr(part, "get_input_embeddings") else None
+        if isinstance(embedding, nn.Embedding):
+            return embedding
     if len(layers) != 1:
         rule = "A network of TokenSubstitutions must have one nn.Embedding, or `get_input_embeddings()`."
         got = f"{len(layers)} of them in {type(module).__name__}"
@@ -345,9 +345,9 @@ class Arguments:
     @property
     def of_samples(self) -> list[Tensor]:
         """The tensors of the samples."""
-        found: list[Tensor] = []
-        self._with(lambda each: found.append(each) or each)  # type: ignore[func-returns-value]
-        return found
+        tensors: list[Tensor] = []
+        self._with(lambda each: tensors.append(each) or each)  # type: ignore[func-returns-value]
+        return tensors
 
     @property
     def kind(self) -> Hashable:
@@ -424,9 +424,9 @@ def _edges(index: Tensor, layout: Any, caller: str) -> _OfEdges:
     local = (index - (counts.cumsum(0) - counts)[graph]).T
     number = torch.bincount(graph, minlength=len(counts))
     order = graph.argsort(stable=True)
-    place = torch.arange(len(order), device=index.device) - (number.cumsum(0) - number)[graph[order]]
+    position = torch.arange(len(order), device=index.device) - (number.cumsum(0) - number)[graph[order]]
     padded = index.new_full((len(counts), max(1, int(number.max())), 2), -1)
-    padded[graph[order], place] = local[order]
+    padded[graph[order], position] = local[order]
     return _OfEdges(padded)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError
 from jacmatch.models.inputs import Shape, Statistics, check_image, check_sizes, standardized, statistics
 
-NARROW = (16, 16, 32, 64)
+STANDARD = (16, 16, 32, 64)
 FOURFOLD = (32, 64, 128, 256)
 
 
@@ -38,7 +38,7 @@ class ResNet(nn.Module):
         mean: Statistics = None,
         std: Statistics = None,
         *,
-        widths: tuple[int, int, int, int] = NARROW,
+        widths: tuple[int, int, int, int] = STANDARD,
     ) -> None:
         """Builds the network with He's initialization.
 

@@ -153,8 +153,8 @@ class _Scores:
         if not self.dropout:
             return lambda z: z
         generator = torch.Generator(p.device).manual_seed(self.seed + first)
-        kept = torch.rand(p.shape, device=p.device, generator=generator) >= self.dropout
-        mask = kept.to(p.dtype) / (1 - self.dropout)
+        keep = torch.rand(p.shape, device=p.device, generator=generator) >= self.dropout
+        mask = keep.to(p.dtype) / (1 - self.dropout)
         return lambda z: z * mask
 
 
