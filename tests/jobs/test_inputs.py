@@ -141,8 +141,12 @@ def test_a_cached_teacher_is_that_of_this_code_and_of_these_data(write):
                 ("student.safetensors", None, r"must hold the weights of its network\. Got no student\.safetensors"),
                 ("network.json", lambda content: content[:9], "must be one JSON object"),
                 ("settings.json", None, "must be a run folder"),
-                ("inputs.json", None, r"its data is another: x_train \(nothing there"),
-                ("inputs.json", lambda content: content.replace(b'"x_train": "', b'"x_train": "0'), "its data is an"),
+                ("inputs.json", None, r"its data has changed: x_train \(nothing there"),
+                (
+                    "inputs.json",
+                    lambda content: content.replace(b'"x_train": "', b'"x_train": "0'),
+                    "its data has changed",
+                ),
             )
         ),
     ],

@@ -383,17 +383,17 @@ def test_every_probe_readout_and_loss_works_or_is_refused_in_one_line(as_users_r
                 assert "\n" not in str(caught.value)
                 assert "must have outputs (batch, out)" in str(caught.value)
                 continue
-            loss = objective(x, y, ids=ids).loss.detach()
+            value = objective(x, y, ids=ids).loss.detach()
             v = objective.differentiation.probe.directions(
                 x=x, outputs=of(t(x), axis).detach(), labels=y, ids=ids, seed=0, draw=0, partners=x.roll(1, 0)
             ).flatten(2)
             equation = "pbr,bri->bpi" if probe.side == "output" else "pbi,bri->bpr"
             wanted = wanted_of(loss, *(torch.einsum(equation, v, j) for j in jacobians[key]))
             if wanted is None:
-                assert 0 < float(loss) < 1
+                assert 0 < float(value) < 1
             else:
                 rough = isinstance(probe, AntitheticNoise)
-                torch.testing.assert_close(loss, wanted, rtol=1e-4 if rough else 1e-7, atol=1e-8)
+                torch.testing.assert_close(value, wanted, rtol=1e-4 if rough else 1e-7, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", CASES)
