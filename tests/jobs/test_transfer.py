@@ -150,9 +150,7 @@ def test_a_teacher_without_a_last_layer_is_not_fine_tuned():
     description = pretrained.Description("mlp:4", 3, (1, 8, 8), (0.0,), (1.0,))
     other = build("mlp:5", outputs=3, shape=(1, 8, 8))
     teacher = pretrained.Pretrained(other, description, (1, 8, 8))
-    with pytest.raises(
-        InputError, match=r"to be fine-tuned for other classes\. Got \d tensors"
-    ):
+    with pytest.raises(InputError, match=r"to be fine-tuned for other classes\. Got \d tensors"):
         teacher.with_outputs(2)
 
 
