@@ -12,7 +12,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from jacmatch.errors import InputError
 from jacmatch.surrogates import DataWarning, JacobianRegressor, regressor
-from jacmatch.surrogates.samples import standardize
+from jacmatch.surrogates.samples import standardize, suspicious
 
 FAST = {"model": "network", "hidden": (8, 8), "starts": 1, "max_evaluations": 150}
 EXPECTED_TO_FAIL = {
@@ -210,6 +210,20 @@ def test_what_it_warns_of():
     with pytest.warns(DataWarning, match="do not explain how it changes"):
         model = JacobianRegressor(**FAST).fit(x, y, jacobian=1000 * j)
     assert len(model.warnings_) == 1
+
+
+def test_a_row_of_partials_times_minus_9_is_found():
+    x = np.random.default_rng(0).random((200, 5))
+    a, b, c, d, e = x.T
+    y = 10 * np.sin(np.pi * a * b) + 20 * (c - 0.5) ** 2 + 10 * d + 5 * e
+    slope = 10 * np.pi * np.cos(np.pi * a * b)
+    j = np.stack([slope * b, slope * a, 40 * (c - 0.5), 10 + 0 * d, 5 + 0 * e], 1)[:, None]
+    assert not suspicious(x, y[:, None], j)
+    for row in range(0, 200, 20):
+        wrong = j.copy()
+        wrong[row] *= -9
+        (line,) = suspicious(x, y[:, None], wrong)
+        assert f"the partials of output 0 in row {row} disagree with the values of its neighbors" in line
 
 
 @pytest.mark.ci

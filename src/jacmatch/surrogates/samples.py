@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from jacmatch.errors import InputError
@@ -13,8 +13,8 @@ from jacmatch.surrogates.solver import Standardized
 
 _NEIGHBORS = 3
 _DISAGREES = 0.7  # median error of the change between neighbors, as a share of the median change
-_OUTLIER = 10  # error of a sample over the median of all
-_ALONE = 3  # error of a sample, as a share of the median change
+_AROUND = 8  # neighbors that judge the partials of one sample
+_OUTLIER = 3.5  # error of a sample's partials over that of its neighbors' median; 2.8 was the most on nine functions
 _ENOUGH = 20  # samples
 _MANY = 500  # samples from which on noise makes minibatches the better choice
 
@@ -211,26 +211,47 @@ def unexplained(x: Inputs, y: Values, jacobian: Jacobian) -> tuple[ndarray, ndar
         The median over the samples, (K,), and for each sample the least over its nearest neighbors, (N, K). None for
         too few or too many samples, or partials that are missing.
     """
-    n = len(x)
-    if not _ENOUGH <= n <= 5000 or np.isnan(jacobian).any():
+    pairs = _pairs(x, y, jacobian, _NEIGHBORS)
+    if pairs is None:
+        return None
+    j, near, step, change = pairs
+    off = np.abs(change - np.einsum("nmkd,nmd->nmk", 0.5 * (j[near] + j[:, None]), step))
+    typical = np.maximum(np.median(np.abs(change), (0, 1)), 1e-9)
+    return np.median(off, (0, 1)) / typical, off.min(1) / typical
+
+
+def _pairs(
+    x: Inputs, y: Values, jacobian: Jacobian, neighbors: int
+) -> tuple[Jacobian, Int[ndarray, "sample neighbor"], ndarray, ndarray] | None:
+    """Return standardized partials, the nearest neighbors, and the steps and changes of the values to them."""
+    if not _ENOUGH <= len(x) <= 5000 or np.isnan(jacobian).any():
         return None
     from sklearn.neighbors import NearestNeighbors
 
     z, values = x / _deviation(x), y / _deviation(y)
-    j = jacobian * _deviation(x) / _deviation(y)[:, None]
-    near = NearestNeighbors(n_neighbors=_NEIGHBORS + 1).fit(z).kneighbors(z, return_distance=False)[:, 1:]
-    step = z[near] - z[:, None]
-    change = values[near] - values[:, None]
-    mean = 0.5 * (j[near] + j[:, None])
-    off = np.abs(change - np.einsum("nmkd,nmd->nmk", mean, step))
-    typical = np.maximum(np.median(np.abs(change), (0, 1)), 1e-9)
-    return np.median(off, (0, 1)) / typical, off.min(1) / typical
+    near = NearestNeighbors(n_neighbors=neighbors + 1).fit(z).kneighbors(z, return_distance=False)[:, 1:]
+    scaled = jacobian * _deviation(x) / _deviation(y)[:, None]
+    return scaled, near, z[near] - z[:, None], values[near] - values[:, None]
+
+
+def _outlying(x: Inputs, y: Values, jacobian: Jacobian) -> Float[ndarray, "sample out"]:
+    """Return how much worse a sample's partials explain the changes to its neighbors than their median partials do."""
+    pairs = _pairs(x, y, jacobian, _AROUND)
+    assert pairs is not None
+    j, near, step, change = pairs
+
+    def error(own: Jacobian) -> Float[ndarray, "sample out"]:
+        off = change - np.einsum("nmkd,nmd->nmk", 0.5 * (j[near] + own[:, None]), step)
+        return np.asarray(np.sqrt((off**2).mean(1)))
+
+    least = 0.05 * np.sqrt((change**2).mean((0, 1))) + 1e-9
+    return error(j) / (error(np.median(j[near], 1)) + least)
 
 
 def _disagreement(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
     """Return a line about partials that do not explain how the values change between neighbors."""
     errors = None if jacobian is None else unexplained(x, y, jacobian)
-    if errors is None:
+    if jacobian is None or errors is None:
         return []
     usual, share = errors
     if (usual > _DISAGREES).any():
@@ -240,10 +261,11 @@ def _disagreement(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
             f"row {int(share[:, output].argmax())}: check their units, signs and order (samples, outputs, inputs), "
             "unless the values are noisy."
         ]
-    row, output = divmod(int(share.argmax()), share.shape[1])
-    if share[row, output] > max(_ALONE, _OUTLIER * float(np.median(share[:, output]))):
+    ratios = _outlying(x, y, jacobian)
+    row, output = divmod(int(ratios.argmax()), ratios.shape[1])
+    if ratios[row, output] > _OUTLIER:
         return [
-            f"the partials of output {output} in row {row} disagree with the values of its neighbors by "
-            f"{share[row, output]:.1f} times a usual change: the largest disagreement of all."
+            f"the partials of output {output} in row {row} disagree with the values of its neighbors "
+            f"{ratios[row, output]:.1f} times as much as the neighbors' own partials: the largest disagreement of all."
         ]
     return []

@@ -375,3 +375,14 @@ def test_samples_of_a_file_that_look_wrong_are_named_by_their_rows(folder, undra
         does(f"--teacher npz:twice.npz {SMALL} --methods values --out run")
     assert any("occur more than once" in str(each.message) and "rows 7, 40" in str(each.message) for each in caught)
     assert any("rows 7, 40" in note for note in result(folder / "run")["notes"])
+
+
+def test_partials_of_a_file_that_are_wrong_in_one_row_are_named(folder, undrawn):
+    x = np.random.default_rng(0).uniform(-1, 1, (200, 4))
+    a, b, c, d = x.T
+    j = np.stack([2 * np.cos(2 * a) * b, np.sin(2 * a), 2 * c, np.ones_like(d)], 1)[:, None]
+    j[43] *= -9
+    np.savez("wrong.npz", x_train=x, y_train=(np.sin(2 * a) * b + c**2 + d)[:, None], j_train=j)
+    with pytest.warns(DataWarning, match="partials of output 0 in row 43 disagree"):
+        does(f"--teacher npz:wrong.npz {SMALL} --methods slopes --out run")
+    assert any("in row 43" in note for note in result(folder / "run")["notes"])
