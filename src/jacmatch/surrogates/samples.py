@@ -245,7 +245,7 @@ def _outlying(x: Inputs, y: Values, jacobian: Jacobian) -> Float[ndarray, "sampl
         return np.asarray(np.sqrt((off**2).mean(1)))
 
     least = 0.05 * np.sqrt((change**2).mean((0, 1))) + 1e-9
-    return error(j) / (error(np.median(j[near], 1)) + least)
+    return np.asarray(error(j) / (error(np.median(j[near], 1)) + least))
 
 
 def _disagreement(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
