@@ -212,12 +212,12 @@ def test_what_it_warns_of():
     assert len(model.warnings_) == 1
 
 
-def test_a_row_of_partials_times_minus_9_is_found():
+def test_a_row_of_partials_times_minus_9_is_named():
     x = np.random.default_rng(0).random((200, 5))
     a, b, c, d, e = x.T
     y = 10 * np.sin(np.pi * a * b) + 20 * (c - 0.5) ** 2 + 10 * d + 5 * e
-    slope = 10 * np.pi * np.cos(np.pi * a * b)
-    j = np.stack([slope * b, slope * a, 40 * (c - 0.5), 10 + 0 * d, 5 + 0 * e], 1)[:, None]
+    rate = 10 * np.pi * np.cos(np.pi * a * b)
+    j = np.stack([rate * b, rate * a, 40 * (c - 0.5), 10 + 0 * d, 5 + 0 * e], 1)[:, None]
     assert not suspicious(x, y[:, None], j)
     for row in range(0, 200, 20):
         wrong = j.copy()
