@@ -58,10 +58,7 @@ class AnalyticTeacher:
             UnsupportedError: the query has features.
         """
         question = question or Question()
-        if question.layers or question.readout.layers:
-            raise UnsupportedError(
-                "The teacher must answer features; AnalyticTeacher has outputs only. Use a readout of the outputs."
-            )
+        _check_no_features(question, "AnalyticTeacher")
         x = x.detach()
         with frozen_pass(x):
             outputs = self._outputs(x, question)
@@ -95,6 +92,14 @@ class AnalyticTeacher:
                 do="The order is batch, outputs, input.",
             )
         return j.detach().to(x).flatten(2)
+
+
+def _check_no_features(question: Question, name: str) -> None:
+    """Raise an error if the query has features, which a function does not have."""
+    if question.layers or question.readout.layers:
+        raise UnsupportedError(
+            f"The teacher must answer features; {name} has outputs only. Use a readout of the outputs."
+        )
 
 
 def _product(equation: str, directions: Tensor, matrix: Float[Tensor, "batch out entry"]) -> Tensor:
@@ -163,10 +168,7 @@ class BlackBoxTeacher:
                 "The teacher must answer vᵀJ for directions on the output side; BlackBoxTeacher has values only. "
                 "Use probe=RandomInputs(k), or AnalyticTeacher if the Jacobian is known."
             )
-        if question.layers or question.readout.layers:
-            raise UnsupportedError(
-                "The teacher must answer features; BlackBoxTeacher has outputs only. Use a readout of the outputs."
-            )
+        _check_no_features(question, "BlackBoxTeacher")
         x = x.detach()
         with frozen_pass(x):
             outputs = self._outputs(x, question)

@@ -181,13 +181,14 @@ def _in_a_tar(split: Split, folder: Path) -> Split:
     with tarfile.open(path, "w") as tar:
         for row in split.x.rows.tolist():
             key = split.x.source.name(row).removesuffix(".jpg")
-            _add(tar, f"{key}.jpg", split.x.source.read(row))
-            _add(tar, f"{key}.cls", str(int(split.y[row])).encode())
+            add_member(tar, f"{key}.jpg", split.x.source.read(row))
+            add_member(tar, f"{key}.cls", str(int(split.y[row])).encode())
     source = Shards(folder, [path], [make_index(path)], np.zeros(1, dtype=np.int64))
     return Split(replace(split.x, source=source, rows=np.arange(len(split))), split.y)
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Write a file with this content into a tar."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))

@@ -39,7 +39,7 @@ FULL_JACOBIAN = """
 from jacmatch import jacobian
 from jacmatch.models import build
 network = build("{}", 100, (3, 32, 32)).eval().requires_grad_(False).to(device)
-jacobian(network, torch.rand(2, 3, 32, 32, device=device), chunk_size={})
+jacobian(network, torch.rand({}, 3, 32, 32, device=device), chunk_size={})
 """
 PEER = """
 from jacmatch.models import build
@@ -73,7 +73,7 @@ def chunks(conditions: Conditions, pair: str) -> Measured:
 def full_jacobian(conditions: Conditions, chunk: int) -> Measured:
     """How the memory of an exact Jacobian grows with the rows that are taken at once."""
     network = "mlp" if conditions.quick else "resnet20"
-    these, one = (FULL_JACOBIAN.format(network, size) for size in (chunk, 1))
+    these, one = (FULL_JACOBIAN.format(network, 2, size) for size in (chunk, 1))
     return Measured(compare_memory(conditions, these, one), details={"batch": 2})
 
 
@@ -81,7 +81,7 @@ def beside_peer(conditions: Conditions, peer: Callable[[nn.Module, Tensor], Tens
     """An exact Jacobian of eight samples ÷ that of another library."""
     network = "mlp" if conditions.quick else "resnet20"
     theirs = PEER.format(network=network, peer=peer.__name__)
-    ours = FULL_JACOBIAN.replace("rand(2", "rand(8").format(network, None)
+    ours = FULL_JACOBIAN.format(network, 8, None)
     return Measured(compare_memory(conditions, ours, theirs), details={"batch": 8})
 
 

@@ -34,13 +34,18 @@ PASSES = {
 PENALISED = {"VGG-4, 28×28": ("vgg4", (1, 28, 28), 64), "ResNet-20, 32×32": ("resnet20", (3, 32, 32), 32)}
 
 
-def full_jacobian(conditions: Conditions, name: str, batch: int, training: bool) -> Measured:
-    """The library's Jacobian ÷ a loop: values alone, or with the gradient by the parameters, as in training."""
+def _network(conditions: Conditions, name: str, batch: int) -> tuple[nn.Module, Tensor]:
+    """A network with many outputs and constant parameters, and a batch for it; quick, a small perceptron."""
     shape = SHAPES[name]
     name, outputs = ("mlp", 10) if conditions.quick else (name, OUTPUTS)
-    network = build(name, outputs, shape).eval().to(conditions.device)
+    network = build(name, outputs, shape).eval().to(conditions.device).requires_grad_(False)
+    return network, torch.rand(batch, *shape, device=conditions.device)
+
+
+def full_jacobian(conditions: Conditions, name: str, batch: int, training: bool) -> Measured:
+    """The library's Jacobian ÷ a loop: values alone, or with the gradient by the parameters, as in training."""
+    network, x = _network(conditions, name, batch)
     network.requires_grad_(training)
-    x = torch.rand(batch, *shape, device=conditions.device)
 
     def ours() -> None:
         network.zero_grad()
@@ -60,10 +65,7 @@ def full_jacobian(conditions: Conditions, name: str, batch: int, training: bool)
 
 def beside_peer(conditions: Conditions, name: str, batch: int, peer: Callable[[nn.Module, Tensor], Tensor]) -> Measured:
     """The library's Jacobian ÷ that of another library, values alone; before the clock runs, the two are compared."""
-    shape = SHAPES[name]
-    name, outputs = ("mlp", 10) if conditions.quick else (name, OUTPUTS)
-    network = build(name, outputs, shape).eval().to(conditions.device).requires_grad_(False)
-    x = torch.rand(batch, *shape, device=conditions.device)
+    network, x = _network(conditions, name, batch)
     torch.testing.assert_close(jacobian(network, x)[1], peer(network, x), rtol=1e-3, atol=1e-5)
     times = compare(conditions, lambda: jacobian(network, x), lambda: peer(network, x), 15)
     return Measured(times.spread, details={"batch": batch, "baseline_seconds": times.baseline_seconds})

@@ -19,6 +19,7 @@ from jacmatch.cli.launch import python
 from jacmatch.training.distributed import STORE
 from jacmatch_research.bench.answers import Answers
 from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
+from jacmatch_research.bench.loop import add_member
 from jacmatch_research.bench.method import Conditions, NotMeasured, Spread, compare, compare_memory
 
 COST = Claim("cost per sample of a cache of 10⁶ entries ÷ one of 10³", must=1.2, aim=1.05)
@@ -128,9 +129,7 @@ def _write_tar(folder: Path, count: int) -> None:
         with tarfile.open(folder / f"{part}.tar", "w") as tar:
             for index in range(number):
                 for suffix, content in (("png", files[index % 100]), ("cls", str(index % 10).encode())):
-                    member = tarfile.TarInfo(f"{index:06}.{suffix}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+                    add_member(tar, f"{index:06}.{suffix}", content)
 
 
 def processes(conditions: Conditions, pair: str, cached: bool) -> Measured:
