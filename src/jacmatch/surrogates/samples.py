@@ -15,6 +15,8 @@ _NEIGHBORS = 3
 _DISAGREES = 0.7  # median error of the change between neighbors, as a share of the median change
 _AROUND = 8  # neighbors that judge the partials of one sample
 _OUTLIER = 3.5  # error of a sample's partials over that of its neighbors' median; 2.8 was the most on nine functions
+_CLOSE = 100  # samples from which on eight neighbors are near enough; below, sound partials gave false alarms
+_OUTLIER_OF_FEW = 10  # below: error of a sample over the median of all, or over 0.3 of the median change
 _ENOUGH = 20  # samples
 _MANY = 500  # samples from which on noise makes minibatches the better choice
 
@@ -261,11 +263,14 @@ def _disagreement(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
             f"row {int(share[:, output].argmax())}: check their units, signs and order (samples, outputs, inputs), "
             "unless the values are noisy."
         ]
-    ratios = _outlying(x, y, jacobian)
+    if len(x) < _CLOSE:
+        ratios, limit = share / np.maximum(np.median(share, 0), 0.3), _OUTLIER_OF_FEW
+    else:
+        ratios, limit = _outlying(x, y, jacobian), _OUTLIER
     row, output = divmod(int(ratios.argmax()), ratios.shape[1])
-    if ratios[row, output] > _OUTLIER:
+    if ratios[row, output] > limit:
         return [
             f"the partials of output {output} in row {row} disagree with the values of its neighbors "
-            f"{ratios[row, output]:.1f} times as much as the neighbors' own partials: the largest disagreement of all."
+            f"{ratios[row, output]:.1f} times as much as is usual: the largest disagreement of all."
         ]
     return []
