@@ -11,6 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional
 
 from jacmatch.jacobian import jvp_products, vjp_products
+from jacmatch.jacobian.rules import dual
 from jacmatch.jacobian.rules.activation import gelu, relu
 from jacmatch.jacobian.rules.batch_norm import _moved, batch_norm, moments
 from jacmatch.jacobian.rules.channels import affine, dot_by_channel
@@ -124,6 +125,16 @@ def test_layer_norm(shape):
         expected = functional.layer_norm(inputs[0], sizes, *inputs[1:], 1e-3)
         torch.testing.assert_close(ours(*inputs), expected, rtol=1e-12, atol=1e-12)
         assert_right(ours, inputs)
+
+
+def test_layer_norm_over_all_dimensions_in_a_dual_pass():
+    """No dimension is left to sum the gradient of weight and bias over, and `sum(())` would sum over all."""
+    x, t, weight, bias = (randn(2, 3, seed=number).requires_grad_() for number in range(4))
+
+    def ours(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.func.jvp(lambda z: dual.layer_norm(z, (2, 3), weight, bias, 1e-3, layer_norm), (x,), (t,))
+
+    assert gradcheck(ours, (x, t, weight, bias))
 
 
 def test_derivative_of_layer_norm():

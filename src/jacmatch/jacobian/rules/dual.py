@@ -162,7 +162,7 @@ class _LayerNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, x_t: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> Pair:
         y, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
-        ctx.eps, ctx.leading = eps, x.dim() - len(shape)
+        ctx.eps, ctx.shape, ctx.leading = eps, shape, x.dim() - len(shape)
         rows = x.reshape(x.shape[: ctx.leading].numel(), -1)
         moved = _projected(x_t.reshape_as(rows), rows, mean.view(-1, 1), rstd.view(-1, 1)).view(x.shape)
         ctx.save_for_backward(x, x_t, weight, mean, rstd, moved)
@@ -183,14 +183,13 @@ class _LayerNorm(torch.autograd.Function):
 
         by_x = (projected(h) + _curvature(tangents, h_t, rows, mean, rstd, ctx.eps)).view(x.shape)
         by_weight = by_bias = None
-        leading = tuple(range(ctx.leading))
         if ctx.needs_input_grad[3]:
             if twice:
                 var, mu = torch.var_mean(rows, 1, unbiased=False, keepdim=True)
                 z, moved = (rows - mu) * (var + ctx.eps).rsqrt(), projected(tangents).view(x.shape)
             else:
                 z = (rows - mean) * rstd
-            by_weight = torch.addcmul(g * z.view(x.shape), g_t, moved).sum(leading)
+            by_weight = torch.addcmul(g * z.view(x.shape), g_t, moved).sum_to_size(weight.shape)
         if ctx.needs_input_grad[4]:
-            by_bias = g.sum(leading)
+            by_bias = g.sum_to_size(ctx.shape)  # not sum(dims): no dims are all dims
         return by_x, projected(h_t).view(x.shape), None, by_weight, by_bias, None
