@@ -16,7 +16,7 @@ _DISAGREES = 0.7  # median error of the change between neighbors, as a share of 
 _AROUND = 8  # neighbors that judge the partials of one sample
 _OUTLIER = 3.5  # error of a sample's partials over that of its neighbors' median; 2.8 was the most on nine functions
 _CLOSE = 100  # samples from which on eight neighbors are near enough; below, sound partials gave false alarms
-_OUTLIER_OF_FEW = 10  # below: error of a sample over the median of all, or over 0.3 of the median change
+_OUTLIER_OF_FEW = 10.0  # below: error of a sample over the median of all, or over 0.3 of the median change
 _ENOUGH = 20  # samples
 _MANY = 500  # samples from which on noise makes minibatches the better choice
 
