@@ -103,10 +103,7 @@ class _Job:
     program: str
     traceback: bool
     out: Path | None = None
-    keeps: tuple[str, ...] = (
-        "checkpoint.pt",
-        "result.json",
-    )  # an interrupted job with these stays
+    keeps: tuple[str, ...] = ("checkpoint.pt", "result.json")  # an interrupted job with these stays
     numbered: bool = False  # --out was left out: the folder got a number
     fresh: bool = False  # the run folder was absent or empty before
     made: Sequence[Path] = ()  # the run folder and its parents, those that were not there before

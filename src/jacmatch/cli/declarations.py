@@ -70,11 +70,7 @@ class _Names(dict[str, Any]):
 
 
 def stand_in(job: str) -> type[Any]:
-    """Return the stand-in of MODULE:CLASS.
-
-    Raises:
-        LookupError: A setting needs a package that is slow to import, or is written in another way.
-    """
+    """Return the stand-in of MODULE:CLASS."""
     module, _, name = job.partition(":")
     made = _lookup(module, name)
     if not dataclasses.is_dataclass(made) or not isinstance(made, type):

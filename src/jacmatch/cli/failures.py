@@ -19,12 +19,7 @@ _REMEDY = "Fix it there; --traceback shows the lines."
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """Turn exceptions of the user's code within the block, and lack of memory, into `Stopped`.
-
-    Raises:
-        Stopped: The code called `sys.exit`, also with 0, or raised anything but an error of this package; or memory
-            could not be allocated.
-    """
+    """Turn exceptions of the user's code within the block, and lack of memory, into `Stopped`."""
     try:
         yield
     except (InputError, UnsupportedError, ElsewhereError, KeyboardInterrupt):

@@ -79,11 +79,6 @@ def flags(job: type[Any], verb: str = "") -> list[Flag]:
     """Return the fields of a job in the order of its help: its own, then those of the dataclasses it extends.
 
     A dataclass in between names the group of its fields by a class variable `group`.
-
-    Args:
-        job: A dataclass; a field annotated with `tyro.conf.Positional` is required, by its position, unless it is a
-            tuple: that takes any number of words.
-        verb: The group of the job's own fields.
     """
     hints = get_type_hints(job, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(job)}
@@ -117,17 +112,7 @@ def read(program: str, job: type[Any], words: Sequence[str], config: Mapping[str
 def parse(
     program: str, job: type[Any], words: Sequence[str], config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Options]:
-    """Return the fields of the job that a command line describes, and the options around it.
-
-    Args:
-        program: What comes before the words, for messages.
-        job: The dataclass of the verb, or its stand-in.
-        words: What follows the verb.
-        config: Settings that replace defaults.
-
-    Raises:
-        InputError: The words are not flags of this verb with values of their types.
-    """
+    """Return the fields of the job that a command line describes, and the options around it."""
     known = [dataclasses.replace(flag, default=config.get(flag.name, flag.default)) for flag in _all(program, job)]
     complaints = io.StringIO()
     try:
@@ -141,14 +126,7 @@ def parse(
 
 
 def print_help(program: str, job: type[Any], *, everything: bool) -> None:
-    """Print the options of a verb and its examples.
-
-    Args:
-        program: What comes before the options.
-        job: The dataclass of the verb; its class variables `main` and `examples` are the names of the fields to show
-            first, separated by spaces, and the words of its examples.
-        everything: Whether all options are shown, or those of `main`.
-    """
+    """Print the options of a verb and its examples."""
     known = _all(program, job)
     main = set(getattr(job, "main", "").split()) or {flag.name for flag in known[:_SHOWN]}
     shown = [flag for flag in known if everything or flag.positional or flag.name in main]
@@ -187,17 +165,7 @@ def _shape(known: Sequence[Flag]) -> type[Any]:
 
 
 def refuse(program: str, known: Sequence[Flag], words: Sequence[str], otherwise: str) -> NoReturn:
-    """Report in one line what is wrong with words that tyro refused.
-
-    Args:
-        program: What comes before the words.
-        known: The flags.
-        words: The words.
-        otherwise: The message of tyro, for a mistake that is not identified here.
-
-    Raises:
-        InputError: Always.
-    """
+    """Report in one line what is wrong with words that tyro refused."""
     named = {word: flag for flag in known if not flag.positional for word in flag.words}
     positional = [flag for flag in known if flag.positional]
     see = f"See {program} --help."

@@ -36,14 +36,6 @@ def launch(words: Sequence[str], count: int, *, numbered: bool = False) -> int:
 
     SIGTERM and Ctrl-C are passed on, once each: the processes save a checkpoint and end. If one fails, the others are
     ended as well.
-
-    Args:
-        words: The command line after the program's name.
-        count: How many processes.
-        numbered: Whether `--out` among the words is not the user's but the next free number.
-
-    Raises:
-        ElsewhereError: One was killed.
     """
     with tempfile.TemporaryDirectory(prefix="jacmatch-", ignore_cleanup_errors=True) as folder:
         return _run(words, count, os.path.join(folder, "store"), {"JACMATCH_NUMBERED": "1"} if numbered else {})

@@ -55,11 +55,7 @@ def named(words: Sequence[str], flag: str = "--config") -> str | None:
 
 
 def chosen(words: Sequence[str], verb: str, known: Sequence[Flag]) -> dict[str, Any]:
-    """Return the settings that `--config` or `--resume` names, by field name.
-
-    Raises:
-        InputError: As `read`; or both are there; or a setting is the name of code, which only the command line may run.
-    """
+    """Return the settings that `--config` or `--resume` names, by field name."""
     flag = "--config"
     config, resume = named(words), named(words, "--resume")
     if resume is not None:
@@ -82,11 +78,7 @@ def chosen(words: Sequence[str], verb: str, known: Sequence[Flag]) -> dict[str, 
 
 
 def resumed(job: Any, folder: Path) -> Any:
-    """Return the job with that run folder.
-
-    Raises:
-        InputError: The command line names another one.
-    """
+    """Return the job with that run folder."""
     folder = folder.expanduser()
     if job.out not in (None, folder):
         raise InputError("`--out` must be left out beside `--resume`, or name the same folder.", got=str(job.out))
@@ -94,18 +86,7 @@ def resumed(job: Any, folder: Path) -> Any:
 
 
 def read(path: str, verb: str, known: Sequence[Flag], flag: str = "--config") -> dict[str, Any]:
-    """Return the settings of a file by field name, each of the type of its field.
-
-    Args:
-        path: A JSON or YAML file of settings, the `settings.json` or `result.json` of a run, or a run's folder.
-        verb: The job they are for.
-        known: Its fields.
-        flag: Which names the file, for messages.
-
-    Raises:
-        InputError: There is no such file, it is damaged, it belongs to another job, or it has an unknown key or a value
-            of a wrong type.
-    """
+    """Return the settings of a file by field name, each of the type of its field."""
     source = Path(path).expanduser()
     settings = _mapping(source, f"`{flag} {path}`")
     if isinstance(settings.get("settings"), dict) and "job" in settings:

@@ -46,11 +46,6 @@ def print_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[s
 
     Headings are broken between words. Columns that do not fit beside the first one follow in a table of their own
     below, as pandas prints a wide frame.
-
-    Args:
-        console: Where to print; its width counts.
-        head: The heading of each column. The first column holds labels, aligned left; the others numbers.
-        rows: As many cells in each.
     """
     columns = [[str(row[index]) for row in rows] for index in range(len(head))]
     label = max(map(cell_len, [*head[0].split(), *columns[0], ""]))

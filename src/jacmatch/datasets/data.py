@@ -145,9 +145,7 @@ def statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean for mean, _ in pairs), tuple(std if std > 0 else 1.0 for _, std in pairs)
 
 
-def as_floats(
-    x: UInt8[Tensor, "batch *input"] | Float32[Tensor, "batch *input"],
-) -> Float32[Tensor, "batch *input"]:
+def as_floats(x: UInt8[Tensor, "batch *input"] | Float32[Tensor, "batch *input"]) -> Float32[Tensor, "batch *input"]:
     """Convert stored inputs to the inputs of a network: bytes become x/255, floats stay."""
     return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x
 

@@ -18,11 +18,7 @@ _Matrix = Float64[Tensor, "one other"]
 
 
 def pairwise(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> _Matrix:
-    """Return ‖aᵢ − bⱼ‖ for all pairs.
-
-    Raises:
-        InputError: A set is empty, or the points differ in shape.
-    """
+    """Return ‖aᵢ − bⱼ‖ for all pairs."""
     for name, points in (("a", a), ("b", b)):
         if not len(points):
             raise InputError(f"`{name}` of a distance between sets must have points.", got="none")
@@ -55,9 +51,6 @@ def mean_nearest(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *inpu
 
 def wasserstein(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> float:
     """Return the exact 1-Wasserstein distance W₁(A, B) of uniform distributions on A and B. Raises as `pairwise`.
-
-    Raises:
-        UnsupportedError: scipy is not installed.
 
     Example:
         >>> wasserstein(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [5.0]]))
@@ -150,19 +143,7 @@ class Bound:
         rho_b: Float[Tensor, "other"],
         lipschitz: float | None = None,
     ) -> "Bound":
-        """Return the bound for points of A and B and their losses.
-
-        Args:
-            a: Points of A.
-            b: Points of B.
-            rho_a: ρ at the points of A.
-            rho_b: ρ at the points of B.
-            lipschitz: K, a Lipschitz constant of ρ. None takes the largest observed ratio, a lower bound of every such
-                constant: the bound then holds on these points by construction, and its terms show why it is loose.
-
-        Raises:
-            InputError: A set is empty, the points have unlike shapes, or K is negative.
-        """
+        """Return the bound for points of A and B and their losses."""
         if lipschitz is not None and not lipschitz >= 0:
             raise InputError("`lipschitz` of `Bound` must be at least 0.", got=lipschitz)
         matrix = pairwise(a, b)

@@ -32,24 +32,16 @@ class IdxFile:
 
 OFFICIAL = {
     "x_train": IdxFile(
-        "train-images-idx3-ubyte",
-        (60000, 28, 28),
-        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-images-idx3-ubyte", (60000, 28, 28), "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
     ),
     "y_train": IdxFile(
-        "train-labels-idx1-ubyte",
-        (60000,),
-        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "train-labels-idx1-ubyte", (60000,), "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
     ),
     "x_test": IdxFile(
-        "t10k-images-idx3-ubyte",
-        (10000, 28, 28),
-        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "t10k-images-idx3-ubyte", (10000, 28, 28), "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
     ),
     "y_test": IdxFile(
-        "t10k-labels-idx1-ubyte",
-        (10000,),
-        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        "t10k-labels-idx1-ubyte", (10000,), "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
     ),
 }
 
@@ -72,27 +64,14 @@ def load(argument: str, seed: int) -> Data:
 
 
 def candidate_folders(argument: str, named: str) -> list[Path]:
-    """The folders in which `load` looks, the first one first.
-
-    Args:
-        argument: DIR, or empty.
-        named: What JACMATCH_DATA names, or empty.
-    """
+    """The folders in which `load` looks, the first one first."""
     tops = [existing_folder(argument, "fashion-mnist")] if argument else [user_path(named)] if named else []
     below = [top / name for top in tops for name in (".", "fashion-mnist", "usr/share/datasets/fashion-mnist")]
     return below if argument else [*below, DEBIAN_FOLDER]
 
 
 def read(folders: list[Path], files: dict[str, IdxFile] = OFFICIAL) -> Data:
-    """The data set from the first of these folders that has one of its files.
-
-    Args:
-        folders: Where to look.
-        files: What to expect, by the key of `from_arrays`.
-
-    Raises:
-        InputError: As for `load`.
-    """
+    """The data set from the first of these folders that has one of its files."""
     for folder in folders:
         paths = {key: _find(folder, file.name) for key, file in files.items()}
         missing = [files[key].name + ".gz" for key, path in paths.items() if path is None]
@@ -112,15 +91,7 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def read_idx(path: Path, file: IdxFile) -> UInt8[np.ndarray, "sample *pixel"]:
-    """The bytes of one idx file, packed or not, never more than its shape needs.
-
-    Args:
-        path: The file; packed if its name ends in .gz.
-        file: What it must hold.
-
-    Raises:
-        InputError: The file is broken, of another shape, or its checksum is wrong.
-    """
+    """The bytes of one idx file, packed or not, never more than its shape needs."""
     header = bytes([0, 0, 8, len(file.shape)]) + b"".join(size.to_bytes(4, "big") for size in file.shape)
     length = len(header) + math.prod(file.shape)
     unpack = gzip.open if path.suffix == ".gz" else open

@@ -52,11 +52,7 @@ def is_file(path: Path) -> bool:
 
 
 def existing_folder(text: str, source: str) -> Path:
-    """Return the path of an existing folder; `source` names the data set in messages, and `~` is the home folder.
-
-    Raises:
-        InputError: The path is empty, missing or not a folder.
-    """
+    """Return the path of an existing folder; `source` names the data set in messages, and `~` is the home folder."""
     return _existing(text, source, "DIR", "folder", f"data/{source}", is_dir)
 
 
@@ -83,13 +79,7 @@ def _what_is(path: Path) -> str:
 
 @contextmanager
 def reading(path: Path | str, kind: str, do: str) -> Iterator[None]:
-    """Turn any error of the block, which reads one file, into an `InputError` that names the file.
-
-    Args:
-        path: The file, or a name for it.
-        kind: What it must be, for example "an image".
-        do: The remedy.
-    """
+    """Turn any error of the block, which reads one file, into an `InputError` that names the file."""
     try:
         yield
     except (InputError, UnsupportedError):
@@ -116,22 +106,14 @@ def entries(folder: Path) -> list[Path]:
 
 
 def check_file_size(path: Path, expected: int, do: str) -> None:
-    """Refuse a file of another size in bytes.
-
-    Raises:
-        InputError: It has another size.
-    """
+    """Refuse a file of another size in bytes."""
     size = path.stat().st_size
     if size != expected:
         raise InputError(f"{path} must have {expected:,} bytes.", got=f"{size:,}", do=do)
 
 
 def check_digest(content: bytes | memoryview, expected: str, path: Path, do: str) -> None:
-    """Refuse content with another SHA-256.
-
-    Raises:
-        InputError: It has another one.
-    """
+    """Refuse content with another SHA-256."""
     digest = hashlib.sha256(content).hexdigest()
     if digest != expected:
         rule = f"{path} must hold the data set's official content (SHA-256 {expected[:12]}…)."
@@ -139,11 +121,7 @@ def check_digest(content: bytes | memoryview, expected: str, path: Path, do: str
 
 
 def check_memory(needed: int, what: str, do: str) -> None:
-    """Refuse what does not fit into the machine's memory: a file of a few MB can claim terabytes.
-
-    Raises:
-        InputError: It does not.
-    """
+    """Refuse what does not fit into the machine's memory: a file of a few MB can claim terabytes."""
     available = _physical_memory()
     if needed > available:
         gib = 2**30

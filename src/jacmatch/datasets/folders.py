@@ -45,11 +45,7 @@ def load(argument: str, seed: int) -> Data:
 
 
 def parse(argument: str, source: str) -> tuple[Path, int | None]:
-    """Return folder and size of DIR@SIZE, unless a folder has that very name; `source` names the data set.
-
-    Raises:
-        InputError: There is no such folder, or SIZE is no size.
-    """
+    """Return folder and size of DIR@SIZE, unless a folder has that very name; `source` names the data set."""
     path, at, size = argument.rpartition("@")
     if not at or is_dir(user_path(argument)):
         return existing_folder(argument, source), None
@@ -60,11 +56,7 @@ def parse(argument: str, source: str) -> tuple[Path, int | None]:
 
 
 def listed(folder: Path) -> tuple[list[str], list[tuple[Path, str]], list[tuple[Path, str]]]:
-    """Return the classes, and the (file, class) pairs of the training and of the test part, which may be empty.
-
-    Raises:
-        InputError: The folder has another layout.
-    """
+    """Return the classes, and the (file, class) pairs of the training and of the test part, which may be empty."""
     classes, train_files = _list(folder / "train")
     if not is_dir(folder / "test"):
         _check_no_other_split(folder)
@@ -182,11 +174,7 @@ class Files:
         return int(self.sizes[number])
 
     def read(self, number: int) -> bytes:
-        """Return the content.
-
-        Raises:
-            InputError: The file cannot be read, or its size has changed since it was listed.
-        """
+        """Return the content."""
         path = self.folder / self.names[number]
         with reading(path, "a readable file", "Check that it is still there."), path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)

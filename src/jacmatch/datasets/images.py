@@ -19,11 +19,7 @@ _OPENING = threading.Lock()  # Pillow's limit is global, and files are decoded i
 
 
 def pillow(caller: str) -> Any:
-    """Return the module `PIL.Image`; `caller` needs it, for the message.
-
-    Raises:
-        UnsupportedError: Pillow is not installed.
-    """
+    """Return the module `PIL.Image`; `caller` needs it, for the message."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -39,15 +35,6 @@ def decode(
 
     The orientation from the file's EXIF data is applied. Transparency is dropped. Of a JPEG with several pictures (MPO)
     the first is taken.
-
-    Args:
-        path: The file.
-        caller: What needs it, for messages.
-        max_pixels: The largest width · height that is decoded; replaces Pillow's own global limit.
-        size: (height, width) to resize to, bilinear with antialiasing; None keeps the size.
-
-    Raises:
-        InputError: The file is no image of 8 bits per channel with one frame, or is too large.
     """
     return _decoded(path, str(path), caller, max_pixels, size)
 

@@ -21,11 +21,7 @@ def load(argument: str, seed: int) -> Data:
 
 
 def arrays(argument: str, needed: tuple[str, ...] = REQUIRED) -> dict[str, object]:
-    """Return the arrays of a file; only their names are checked.
-
-    Raises:
-        InputError: The file is missing, broken or larger than the memory, or has other names.
-    """
+    """Return the arrays of a file; only their names are checked."""
     path = existing_file(argument, "npz")
     with reading(path, "a numpy .npz archive of plain arrays", "Write it with np.savez, numbers only."):
         check_sizes(path, str(path))

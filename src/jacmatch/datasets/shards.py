@@ -52,9 +52,6 @@ def cached_index(path: Path) -> TarIndex:
 
     The cache key is the file's path, size and modification time. A cache that cannot be written or is damaged is
     rebuilt without an error.
-
-    Raises:
-        InputError: The file is no tar file of samples.
     """
     with reading(path, "a readable file", "Check its permissions."):
         state = path.stat()
@@ -68,12 +65,7 @@ def cached_index(path: Path) -> TarIndex:
 
 
 def make_index(path: Path) -> TarIndex:
-    """Return the index of a tar file, from its headers.
-
-    Raises:
-        InputError: The file is compressed, truncated or damaged; a member is a link, sparse, larger than 64 MiB, or has
-            a name that leads out of the archive; a sample has no image, no class or two of one; or a name occurs twice.
-    """
+    """Return the index of a tar file, from its headers."""
     samples: dict[str, _Sample] = {}
     last = ""
     with (
@@ -264,11 +256,7 @@ class Shards:
         return int(self.indices[shard].sizes[position])
 
     def read(self, number: int) -> bytes:
-        """Return the content.
-
-        Raises:
-            InputError: It cannot be read.
-        """
+        """Return the content."""
         shard, position = self._position(number)
         path, size = self.paths[shard], self.size(number)
         with reading(path, "a readable file", "Check that it is still there."), path.open("rb") as file:

@@ -79,11 +79,7 @@ class Streamed:
         return len(self.rows)
 
     def __getitem__(self, rows: Int64[Tensor, "batch"]) -> UInt8[Tensor, "batch channel height width"]:
-        """Return the decoded images of some rows.
-
-        Raises:
-            InputError: An image cannot be read or decoded, is too large, or has another size; the message names it.
-        """
+        """Return the decoded images of some rows."""
         pixels = np.empty((len(rows), *self.image), dtype=np.uint8)
         for position, row in enumerate(rows.tolist()):
             pixels[position] = self._decoded(int(self.rows[row]))
@@ -148,9 +144,6 @@ def streamed(source: Source, rows: Int64[np.ndarray, "sample"], size: int | None
 
     The size is `size` × `size`, or that of the first image. There is one channel if all of up to 64 evenly spaced
     images are gray, otherwise three.
-
-    Raises:
-        InputError: One of these images cannot be read.
     """
     target = None if size is None else (size, size)
     looked_at = [_pixels(source, int(rows[position]), caller, target) for position in spread(len(rows), _LOOKED_AT)]
@@ -167,11 +160,7 @@ def _pixels(
 
 
 def check_size(name: str, size: int) -> None:
-    """Refuse an encoded image that is empty or larger than 64 MiB.
-
-    Raises:
-        InputError: It is.
-    """
+    """Refuse an encoded image that is empty or larger than 64 MiB."""
     if not 0 < size <= MAX_BYTES:
         rule = f"{name} must have at least 1 byte and at most {MAX_BYTES:,}."
         raise InputError(rule, got=f"{size:,}", do="Repair, shrink or remove it.")

@@ -66,11 +66,7 @@ class Source:
 
     @classmethod
     def of(cls, job: TeachingFields, data: Data, teacher: nn.Module, seed: int) -> "Source":
-        """Return the queries of the run with this seed.
-
-        Raises:
-            InputError: No method queries the teacher, or settings do not go together.
-        """
+        """Return the queries of the run with this seed."""
         methods = [method for method in job.methods if method != "labels"]
         if not methods:
             raise InputError("`--cache` needs a method that queries the teacher.", got="--methods labels")
@@ -234,17 +230,6 @@ def check(
 
     An entry that differs by more than rounding is queried again in the batch in which it was built: a ReLU may switch
     between two orders of summation.
-
-    Args:
-        source: The queries of the run.
-        cache: The folder of all runs.
-        samples: Number of entries.
-        comparison: Where the differences are added.
-        seed: Seed of the sample.
-        strong: Whether shards are compared by SHA-256; otherwise once by CRC-32.
-
-    Raises:
-        InputError: A shard is missing or its checksum differs.
     """
     shards = Shards(folder_of(cache, source.seed))
     total = shards.head.views * shards.head.samples
@@ -303,20 +288,12 @@ def _in_its_batch(source: Source, shards: Shards, view: int, position: int) -> d
 
 
 def opened(cache: Path, source: Source) -> CachedTeacher:
-    """Return the teacher of a run from its cache.
-
-    Raises:
-        InputError: The cache was built for another job, or it is unfinished, damaged or too short.
-    """
+    """Return the teacher of a run from its cache."""
     return CachedTeacher(folder_of(cache, source.seed), expected=source.fingerprint, views=source.views)
 
 
 def cached_teachers(job: TeachingFields, cache: Path, data: Data, teacher: nn.Module) -> dict[int, CachedTeacher]:
-    """Return the cached teacher of each run of a job, by seed; a few entries are compared with the live teacher.
-
-    Raises:
-        InputError: As `opened`, or an entry differs from what the teacher returns now.
-    """
+    """Return the cached teacher of each run of a job, by seed; a few entries are compared with the live teacher."""
     teachers, comparison = {}, Comparison()
     for seed in job.runs:
         source = Source.of(job, data, teacher, seed)
@@ -513,11 +490,7 @@ def _speed(shards: Shards, head: Head) -> dict[str, float]:
 
 
 def _process() -> tuple[int, int]:
-    """Return rank and number of the processes, from the environment that `torchrun` sets.
-
-    Raises:
-        InputError: RANK and WORLD_SIZE are no numbers that go together.
-    """
+    """Return rank and number of the processes, from the environment that `torchrun` sets."""
     given = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not all(text.isdecimal() for text in given) or int(given[0]) >= int(given[1]):
         rule = "The environment's RANK must be a whole number below WORLD_SIZE."

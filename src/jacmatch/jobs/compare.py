@@ -137,19 +137,7 @@ def _unmet(flag: str, limits: list[tuple[str, float]], measured: Mapping[str, fl
 
 
 def audit(run: Run, reference: nn.Module, other: nn.Module, data: Data, samples: int) -> dict[str, Any]:
-    """Compare two networks sample by sample, and write `worst.npz` and, of images, `worst.png` into the run.
-
-    Args:
-        run: Where to.
-        reference: The network that the other one shall equal.
-        other: The other.
-        data: Their data; the test part counts.
-        samples: Of how many samples the Jacobians are compared, evenly spaced.
-
-    Returns:
-        `values` with the largest difference of outputs and ‖y − y_ref‖ / ‖y_ref‖ over all samples, and `worst`: the ten
-        samples with the smallest cosine of the Jacobians, ties by the difference of outputs.
-    """
+    """Compare two networks sample by sample, and write `worst.npz` and, of images, `worst.png` into the run."""
     rows = torch.linspace(0, len(data.test) - 1, samples).round().long()
     with torch.no_grad():
         parts = [

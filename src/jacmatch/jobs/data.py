@@ -20,11 +20,7 @@ _DO = "Name the data: --data."
 
 
 def load(spec: str, seed: int, smoke: bool) -> Data:
-    """Load a data set; in a smoke run with few test samples.
-
-    Raises:
-        InputError: There is no such data set, or the seed is out of range.
-    """
+    """Load a data set; in a smoke run with few test samples."""
     if not 0 <= seed < 2**63:
         raise InputError("`--seed` must be at least 0 and below 2⁶³.", got=seed)
     data = datasets.load(spec, seed)
@@ -43,11 +39,7 @@ def some(data: Data, split: Split, count: int) -> Split:
 
 
 def parts(data: Data, validation: float, per_class: int, seed: int) -> tuple[Split, Split | None]:
-    """Return training samples, `per_class` of each class, and the validation samples held out before.
-
-    Raises:
-        InputError: The numbers are negative, or there are not that many samples.
-    """
+    """Return training samples, `per_class` of each class, and the validation samples held out before."""
     if per_class < 0:
         raise InputError("`--per-class` must be at least 0, where 0 takes all.", got=per_class)
     if not (0 <= validation < 1 or (validation > 0 and float(validation).is_integer())):
@@ -72,17 +64,6 @@ def data_for(verb: str, models: tuple[str, ...], data: str | None, *, seed: int,
 
     Data of a run have the split of that run, whatever the seed: otherwise its network may have been trained on the test
     part.
-
-    Args:
-        verb: The job, for messages.
-        models: Run folders and names of models.
-        data: The value of `--data`; None if it was left out.
-        seed: Seed of the split of other data.
-        smoke: Whether a few test samples are enough.
-        allow_code: Whether code that a run folder names may run.
-
-    Raises:
-        InputError: The data of a run are missing or have changed, or those of two runs differ.
     """
     runs = [Path(spec) for spec in models if networks.is_run(spec)]
     if data is not None:
@@ -99,12 +80,7 @@ def data_for(verb: str, models: tuple[str, ...], data: str | None, *, seed: int,
 
 
 def data_of_run(folder: Path, *, allow_code: bool = False) -> Data:
-    """Return the data of a run, or of a network inside a run, as they were when it was started.
-
-    Raises:
-        InputError: The run names no data, they are missing or have changed, or they are made by code that is not
-            allowed.
-    """
+    """Return the data of a run, or of a network inside a run, as they were when it was started."""
     run = _whole(folder)
     spec = run.settings.get("teacher" if run.job == "surrogate" else "data")
     rule = f"`--data` must be given: the data of the run in {folder} cannot be had."

@@ -60,11 +60,7 @@ from jacmatch.training import Batches, agreement, find_device
 from jacmatch.training.distributed import ProcessGroup
 from jacmatch.training.state import channels_last
 
-METHODS = {
-    "labels": "labels only",
-    "outputs": "labels + outputs",
-    "jacobians": "labels + outputs + Jacobians",
-}
+METHODS = {"labels": "labels only", "outputs": "labels + outputs", "jacobians": "labels + outputs + Jacobians"}
 """What each method of a comparison is called in tables."""
 
 _LAWFUL = ("random-outputs", "random-inputs", "subspace-inputs")  # probes whose directions can have one law or another
@@ -130,11 +126,7 @@ class DistillationFields(TrainingFields):
     """Statistics of BatchNorm in the derivative: constants, so that samples stay apart, or part of it."""
 
     def check_objective(self) -> None:
-        """Refuse settings that are wrong for any data.
-
-        Raises:
-            InputError: A name is unknown, or settings do not go together.
-        """
+        """Refuse settings that are wrong for any data."""
         positive("distill", probes=self.probes, every=self.every, probe_dimensions=self.probe_dimensions)
         weights = {"labels": self.labels_weight, "outputs": self.outputs_weight, "jacobian": self.jacobian_weight}
         for name, weight in weights.items():
@@ -151,11 +143,7 @@ class DistillationFields(TrainingFields):
     def objective(
         self, method: str, student: nn.Module, teacher: nn.Module | Teacher, train: Split, data: Data, seed: int
     ) -> Distillation:
-        """Return the objective of one method: `labels`, `outputs` or `jacobians`.
-
-        Raises:
-            InputError: Settings do not go together, or not with these data.
-        """
+        """Return the objective of one method: `labels`, `outputs` or `jacobians`."""
         if self.probe == "sampled-rows" and self.probes > data.outputs:
             raise InputError(f"`--probes` of sampled-rows must be at most {data.outputs}, all rows.", got=self.probes)
         per_class = len(train) / data.classes if data.classes else None
@@ -275,11 +263,7 @@ class TeachingFields(DistillationFields):
     """Methods to compare."""
 
     def check_teaching(self) -> None:
-        """Refuse settings that are wrong for any data.
-
-        Raises:
-            InputError: Settings do not go together.
-        """
+        """Refuse settings that are wrong for any data."""
         positive("distill", seeds=self.seeds, teacher_steps=self.teacher_steps)
         self.check_objective()
         if not self.foreign_teacher and (self.teacher_mean or self.teacher_std):

@@ -245,14 +245,7 @@ if __name__ == "__main__":
 def model_card(
     folder: Path, description: networks.Description, data: Data, files: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    """The text of `README.md`: what the network is, how it was made, how good it is, and what is to be filled in.
-
-    Args:
-        folder: Of the run that trained it.
-        description: How it is built.
-        data: Its data.
-        files: The comparison of each file.
-    """
+    """The text of `README.md`: what the network is, how it was made, how good it is, and what is to be filled in."""
     run = Run.open(folder, finished=False)
     result: Mapping[str, Any] = run.result if run.finished else {}
     settings = {key: value for key, value in run.settings.items() if value not in (None, (), [], False)}

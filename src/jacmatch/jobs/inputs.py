@@ -21,11 +21,7 @@ _PACKAGES = ("timm", "torchvision")  # families of networks that other packages 
 def same_inputs(
     run: Run, data: Data | None = None, teacher: nn.Module | None = None, networks: tuple[Description, ...] = ()
 ) -> None:
-    """Store the fingerprints of the inputs of a job in its run, or compare them if the run is resumed.
-
-    Raises:
-        InputError: The run was started with others; the message names them.
-    """
+    """Store the fingerprints of the inputs of a job in its run, or compare them if the run is resumed."""
     for part, here in inputs_of(data, teacher, networks).items():
         matches(run, part, here)
 

@@ -45,9 +45,6 @@ def chosen_pairs(student: nn.Module, teacher: nn.Module, shape: tuple[int, ...],
     """Return at most `count` pairs, the deepest: the last layers of each resolution, by relative depth.
 
     With m and n resolutions there are min(m, n) pairs, spread evenly from the first to the last of either network.
-
-    Raises:
-        InputError: A network has no feature maps.
     """
     sides = [layers_by_resolution(network, shape) for network in (student, teacher)]
     for who, layers in zip(("student", "teacher"), sides, strict=True):
@@ -63,11 +60,7 @@ def chosen_pairs(student: nn.Module, teacher: nn.Module, shape: tuple[int, ...],
 
 
 def named_pairs(pairs: Sequence[str], student: nn.Module, teacher: nn.Module) -> tuple[Pair, ...]:
-    """Return the pairs that a user wrote as STUDENT_LAYER:TEACHER_LAYER; names of wrappers may be left out.
-
-    Raises:
-        InputError: A pair is not of that form, or a network has no such layer.
-    """
+    """Return the pairs that a user wrote as STUDENT_LAYER:TEACHER_LAYER; names of wrappers may be left out."""
     named = []
     for pair in pairs:
         own, colon, other = pair.partition(":")

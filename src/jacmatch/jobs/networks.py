@@ -40,11 +40,7 @@ class Description:
         return cls(spec, data.outputs, tuple(data.shape), tuple(data.mean), tuple(data.std))
 
     def build(self) -> nn.Module:
-        """The network with new weights, tried on one sample.
-
-        Raises:
-            InputError: there is no such model, its code fails, or it does not return the outputs the data need.
-        """
+        """The network with new weights, tried on one sample."""
         if self.spec.startswith("onnx:"):
             do = "Name a model that can be trained, or give the file as a teacher."
             raise InputError("An ONNX file has values and no gradient, so it cannot be trained.", got=self.spec, do=do)
@@ -78,11 +74,7 @@ def _digest(file: Path) -> str:
 
 
 def check_saved(folder: Path) -> None:
-    """Refuses weights that are not those that were written: one flipped bit would be another network.
-
-    Raises:
-        InputError: They are missing, or have another checksum than the description says.
-    """
+    """Refuses weights that are not those that were written: one flipped bit would be another network."""
     checksum = load(folder / DESCRIPTION).get("sha256")
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder} must hold the weights of its network.", got=f"no {WEIGHTS}", do="Run the job anew.")
@@ -92,11 +84,7 @@ def check_saved(folder: Path) -> None:
 
 
 def describe(folder: Path) -> Description:
-    """The network that a run folder holds.
-
-    Raises:
-        InputError: the folder holds none, or its description is damaged.
-    """
+    """The network that a run folder holds."""
     Run.open(folder, finished=False)
     file = folder / DESCRIPTION
     if not file.is_file():
@@ -139,15 +127,7 @@ def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -
 
 
 def load_own(folder: Path, spec: str) -> nn.Module:
-    """Load the network in the folder of the job itself, where only the network of its settings may be built.
-
-    Args:
-        folder: Of the network.
-        spec: The network of the job's settings. If it is code outside the package, the user named it.
-
-    Raises:
-        InputError: Another network is there, or it is damaged.
-    """
+    """Load the network in the folder of the job itself, where only the network of its settings may be built."""
     saved = describe(folder).spec
     if saved != spec:
         rule = f"The network in {folder} must be {spec!r}, which this job makes."
@@ -205,11 +185,7 @@ class Weights:
     size: int | None = None
 
     def describe(self, spec: str, outputs: int, shape: tuple[int, ...]) -> Description:
-        """The network of these weights for samples of this shape; `mean` and `std` are empty where nobody knows them.
-
-        Raises:
-            InputError: The samples are no images, and cannot be resized.
-        """
+        """Describe the network of these weights for samples of this shape; `mean` and `std` are empty if unknown."""
         known = catalog.preprocessing(spec)
         mean, std, size = self.mean, self.std, self.size
         if known is not None and mean is None and std is None and len(known.mean) in (1, shape[0]):
@@ -225,17 +201,7 @@ class Weights:
 def with_weights(
     spec: str, outputs: int | None, shape: tuple[int, ...], weights: Weights
 ) -> tuple[nn.Module, Description]:
-    """A model with the weights of a file, in evaluation mode, and how it is built.
-
-    Args:
-        spec: The model.
-        outputs: Its number of outputs; None for as many as the weights have.
-        shape: Of the samples.
-        weights: The file.
-
-    Raises:
-        InputError: There is no such model or file, or they do not go together.
-    """
+    """A model with the weights of a file, in evaluation mode, and how it is built."""
     if weights.path is None and spec.startswith("hf:"):
         weights = replace(weights, path=catalog.hf_folder(spec.removeprefix("hf:")))
     if weights.path is None:
@@ -264,11 +230,7 @@ def with_weights(
 
 
 def adapted(trained: nn.Module, description: Description, outputs: int) -> tuple[nn.Module, tuple[str, ...]]:
-    """A copy of a network with a new last layer, also where it has as many outputs, and the names of its tensors.
-
-    Raises:
-        InputError: More than a last layer depends on the number of outputs.
-    """
+    """A copy of a network with a new last layer, also where it has as many outputs, and the names of its tensors."""
     empty = replace(description, outputs=outputs).build()
     with torch.random.fork_rng(devices=[]):  # the second network is only measured, and moves no random number
         wider = replace(description, outputs=outputs + 1).build().state_dict()
@@ -290,11 +252,7 @@ def brings_weights(spec: str) -> bool:
 
 
 def network(spec: str, data: Data, weights: Weights | None = None, *, allow_code: bool = False) -> nn.Module:
-    """The trained network that a flag names: a run folder, `hf:`, `onnx:`, or a model with weights from a file.
-
-    Raises:
-        InputError: there is no such model or folder, weights are missing, or the network does not fit the data.
-    """
+    """The trained network that a flag names: a run folder, `hf:`, `onnx:`, or a model with weights from a file."""
     if weights is not None and (is_run(spec) or (spec.startswith("onnx:") and weights.path is not None)):
         what = "A run folder" if is_run(spec) else "An ONNX file"
         raise InputError(f"{what} brings its own weights.", got=str(weights.path), do="Leave them out.")

@@ -35,11 +35,7 @@ class Pretrained:
     source: Data | None = None
 
     def with_outputs(self, outputs: int) -> nn.Module:
-        """A copy to be trained further, with a new last layer of so many outputs, also where the teacher has as many.
-
-        Raises:
-            InputError: More than a last layer depends on the number of outputs.
-        """
+        """Return a copy to train further, with a new last layer, also where the teacher has as many outputs."""
         inner = _inner(self.network, self.description, self.shape)
         empty, _ = networks.adapted(inner, self.description, outputs)
         return _fitted(empty, self.description.shape, self.shape)
@@ -52,11 +48,7 @@ def trained_first(model: str, source: Data, recipe: Train, progress: Progress) -
 
 
 def from_run(folder: str, shape: tuple[int, ...], *, allow_code: bool = False) -> Pretrained:
-    """The network of a run folder; it sees the target's images resized to those that it was trained on.
-
-    Raises:
-        InputError: The images have other channels, or are no square images while their size differs.
-    """
+    """The network of a run folder; it sees the target's images resized to those that it was trained on."""
     description = networks.describe(Path(folder))
     network = networks.load_student(folder, allow_code=allow_code)
     return Pretrained(_fitted(network, description.shape, shape).eval(), description, shape)
@@ -65,19 +57,7 @@ def from_run(folder: str, shape: tuple[int, ...], *, allow_code: bool = False) -
 def from_weights(
     spec: str, outputs: int, shape: tuple[int, ...], size: int | None, weights: networks.Weights
 ) -> Pretrained:
-    """A model with weights of a file.
-
-    Args:
-        spec: Its name.
-        outputs: Its number of outputs.
-        shape: Of the target's images.
-        size: Pixels a side that they are resized to for it; None leaves them as they are.
-        weights: The file. Where neither it nor the call says with which mean and deviation it was trained, `timm:` and
-            `torchvision:` models take those of their published weights.
-
-    Raises:
-        InputError: There is no such model or file, or they do not go together.
-    """
+    """A model with weights of a file."""
     own = shape if size is None else (shape[0], size, size)
     if (known := catalog.preprocessing(spec)) is not None and known.fixed and size is None:
         own = (shape[0], known.size, known.size)

@@ -113,12 +113,7 @@ class TrainingFields(JobFields, Training):
         return Training(**chosen)
 
     def checked(self, seed: int, last: bool) -> bool:
-        """Return whether the pre-flight check runs for a cell: for those of the first seed, whose objectives differ.
-
-        Args:
-            seed: Of the cell.
-            last: Whether the cell is of the last method, whose objective has all terms: a smoke run checks it alone.
-        """
+        """Return whether the pre-flight check runs for a cell: for those of the first seed, whose objectives differ."""
         return self.doctor and seed == self.seed and (last or not self.smoke)
 
     def parts(self, data: Data, per_class: int, seed: int) -> tuple[Split, Split | None]:
@@ -131,11 +126,7 @@ class TrainingFields(JobFields, Training):
 
 
 def claimed_folder(job: str) -> Path:
-    """Make runs/JOB-NUMBER with the next free number. Processes that run at once get different folders.
-
-    Raises:
-        InputError: The operating system refuses.
-    """
+    """Make runs/JOB-NUMBER with the next free number. Processes that run at once get different folders."""
     number, parent = 1, Path("runs")
     with disk(parent):
         while True:
@@ -176,7 +167,7 @@ def _is_function(spec: str) -> bool:
 
 
 _OF_JOB: Mapping[str, Mapping[str, Callable[[str], bool]]] = {
-    "surrogate": {"teacher": _is_function, "jacobian": _is_function},
+    "surrogate": {"teacher": _is_function, "jacobian": _is_function}
 }
 
 
@@ -185,11 +176,6 @@ def names_code(job: str, field: str, value: object) -> bool:
 
     A family of data sets (`npz`) is no family of models, and the reverse, so that depends on the field; a field that is
     not listed may always name code. The command line is trusted; a settings file, a run folder and a cache are not.
-
-    Args:
-        job: The verb.
-        field: The name of the setting.
-        value: Its value; of a list or a mapping each entry counts.
 
     Example:
         >>> names_code("train", "data", "npz:data.npz"), names_code("train", "model", "npz:data")
@@ -205,16 +191,7 @@ def names_code(job: str, field: str, value: object) -> bool:
 
 
 def check_no_code(job: str, settings: Mapping[str, Any], source: str) -> None:
-    """Refuse settings of a file that name code outside the package.
-
-    Args:
-        job: The verb.
-        settings: By field name.
-        source: Where they stand, for the message.
-
-    Raises:
-        InputError: One does.
-    """
+    """Refuse settings of a file that name code outside the package."""
     for field, value in settings.items():
         if names_code(job, field, value):
             rule = f"`{field}` in {source} must not name code outside the package, which the job would run."

@@ -56,11 +56,7 @@ class Cell:
         return run.child(name, {**run.settings, "seed": self.seed, "method": self.method, **self.settings})
 
     def load(self, run: Run) -> nn.Module:
-        """Return the trained network of the cell.
-
-        Raises:
-            InputError: It is damaged, or another one than the cell's.
-        """
+        """Return the trained network of the cell."""
         assert self.network is not None
         return networks.load_own(self.folder(run).path, self.network.spec)
 
@@ -94,23 +90,7 @@ def run_cells(
     device: str,
     progress: Progress,
 ) -> Result:
-    """Train all cells that are not finished, then write the result and the report of the run.
-
-    Args:
-        run: The run of the job.
-        cells: The cells in order; each is taken when the ones before it are finished.
-        prepare: Builds what a cell trains.
-        conclude: Builds the result of the run from the results of its cells, and writes the other files of the run.
-        device: Device of the training.
-        progress: Shows one bar for each network that is trained.
-
-    Returns:
-        The result with the paths of run folder and report. If `--max-steps` stopped a training, or if another process
-        writes the result, only what `unfinished` returns.
-
-    Raises:
-        InputError: The saved network of a finished cell is damaged or another one.
-    """
+    """Train all cells that are not finished, then write the result and the report of the run."""
     done, steps = [], 0
     # The pre-flight check of a smoke run verifies the derivatives once, on few samples.
     with unverified() if run.settings.get("smoke") else nullcontext():
@@ -209,13 +189,7 @@ def over_seeds(values: Sequence[float | None]) -> Result | None:
 
 
 def row(label: str, results: Sequence[Result], **fields: Any) -> Result:
-    """Return the row of one method: means and standard deviations over the seeds.
-
-    Args:
-        label: Name of the method in tables.
-        results: The results of its cells.
-        **fields: Further fields of the row.
-    """
+    """Return the row of one method: means and standard deviations over the seeds."""
     measure = quality(results[0]["student"])
     return {
         "method": results[0]["method"],
@@ -229,12 +203,7 @@ def row(label: str, results: Sequence[Result], **fields: Any) -> Result:
 
 
 def main_fields(results: Sequence[Result], main: Mapping[str, Any]) -> Result:
-    """Return the fields of a run's result that one method decides, the one that represents the run.
-
-    Args:
-        results: The results of its cells.
-        main: Its row.
-    """
+    """Return the fields of a run's result that one method decides, the one that represents the run."""
     measure = quality(results[0]["student"])
     agreement = main.get("agreement", {})
     return {

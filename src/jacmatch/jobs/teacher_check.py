@@ -22,14 +22,6 @@ def check_teacher(network: nn.Module, data: Data, progress: Progress) -> dict[st
     """Measure the teacher on training samples as it is and under other preprocessing, and report what is better.
 
     Nothing is changed: the message says which flags to set.
-
-    Args:
-        network: The teacher.
-        data: Its data; nothing is measured in a regression.
-        progress: Where the report goes.
-
-    Returns:
-        `accuracy` and, where something adds more than `POINTS`, `better` and the `accuracy` with it.
     """
     if data.classes is None:
         return {}

@@ -43,17 +43,7 @@ def head_agreement(
     shared: bool = False,
     **maps: Any,
 ) -> dict[str, float | None]:
-    """Return the agreement of the second head, and mean cosines of attention maps and of their Jacobians.
-
-    Args:
-        network: The student with both heads.
-        teacher: The teacher.
-        classes: Outputs of the first head.
-        pairs: Layers that are compared; without any, the cosines are None.
-        split: The images.
-        shared: Whether the first head is that of the teacher too, which has the same classes.
-        **maps: `size` and `p` of the maps.
-    """
+    """Return the agreement of the second head, and mean cosines of attention maps and of their Jacobians."""
     weight = 1.0 if pairs else 0.0
     heads: dict[str, Any] = {"shared": shared, "classes": classes, "labels": 0.0, "outputs": 1.0}
     objective = Transfer(network, teacher, pairs=pairs, attention=weight, jacobians=weight, **heads, **maps).eval()
@@ -77,12 +67,7 @@ def head_agreement(
 
 
 def matched_rows(objective: Distillation, split: Split) -> dict[str, float]:
-    """Return the agreement of the compared outputs, and cosine and relative error of the products of the probe.
-
-    Args:
-        objective: Student and teacher, with the probe whose directions are taken.
-        split: Images, which are compared as they are.
-    """
+    """Return the agreement of the compared outputs, and cosine and relative error of the products of the probe."""
     how, network = replace(objective.differentiation, point=AtData()), objective.network
     device = next(network.parameters()).device
     same, cosines, sums = 0.0, 0.0, [0.0, 0.0]
@@ -106,14 +91,7 @@ def matched_rows(objective: Distillation, split: Split) -> dict[str, float]:
 
 
 def distances(teacher: nn.Module, layer: str | None, near: Tensor, far: Tensor) -> dict[str, dict[str, float]]:
-    """Return the distances between two sets of images, in pixels and in the teacher's pooled features.
-
-    Args:
-        teacher: The teacher.
-        layer: Layer whose features are averaged over all pixels; None for pixels alone.
-        near: The images from which the distances are measured.
-        far: The other images.
-    """
+    """Return the distances between two sets of images, in pixels and in the teacher's pooled features."""
     spaces = {"pixels": (far, near)}
     if layer is not None:
         spaces["features"] = (features(teacher, layer, far), features(teacher, layer, near))
@@ -133,15 +111,6 @@ def bound(
 
     ρ is ‖T(x) − S(x)‖ for the squared loss, and the divergence itself for kl. K is an estimate, and so a lower bound of
     the true constant: the largest of all observed ratios |ρ(x) − ρ(x′)| / ‖x − x′‖ and of all ‖∇ρ(x)‖ on these images.
-
-    Args:
-        network: The student with both heads.
-        teacher: The teacher.
-        classes: Outputs of the first head; 0 where there is one head, that of the teacher's classes.
-        loss: `squared` or `kl`.
-        temperature: Temperature of kl.
-        near: The images that the student was trained on.
-        far: Images that it has not seen.
     """
 
     def rho(x: Tensor) -> Tensor:
@@ -178,14 +147,7 @@ def named(terms: Bound) -> dict[str, float]:
 
 
 def nearest_mean_accuracy(teacher: nn.Module, train: Split, test: Split, classes: int) -> float:
-    """Return the accuracy of the nearest class mean among the teacher's outputs: what they tell about the target.
-
-    Args:
-        teacher: The teacher.
-        train: Samples of the means.
-        test: Samples that are classified.
-        classes: Number of classes of the target.
-    """
+    """Return the accuracy of the nearest class mean among the teacher's outputs: what they tell about the target."""
     known, unknown = (_outputs(teacher, split) for split in (train, test))
     means = torch.stack([known[train.y.cpu() == number].mean(0) for number in range(classes)])
     return float((torch.cdist(unknown, means).argmin(1) == test.y.cpu()).double().mean())

@@ -160,10 +160,7 @@ class Transfer(TrainingFields):
     """
 
     main: ClassVar[str] = "data teacher student per_class recipe unlabelled seeds device out smoke"
-    examples: ClassVar[tuple[str, ...]] = (
-        "--unlabelled digits",
-        "--data folder:photos@64 --teacher runs/teacher",
-    )
+    examples: ClassVar[tuple[str, ...]] = ("--unlabelled digits", "--data folder:photos@64 --teacher runs/teacher")
 
     data: str = "digits"
     """Target: digits, cifar10:DIR, folder:DIR[@SIZE], npz:FILE, … (see `jacmatch distill --help`)."""
@@ -299,10 +296,7 @@ class Transfer(TrainingFields):
             adapted = cell.method.startswith("adapt")
             fields = {
                 "teacher": _measured_probe(ready, self.device) if adapted else None,
-                "student": {
-                    **measured(student, ready.data.test, self.device),
-                    "parameters": count_parameters(network),
-                },
+                "student": {**measured(student, ready.data.test, self.device), "parameters": count_parameters(network)},
                 **self.judged(cell.method, network, ready, labelled, objective),
             }
             if isinstance(student, FirstOutputs):

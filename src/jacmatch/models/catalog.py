@@ -153,11 +153,7 @@ class _Logits(nn.Module):
 
 
 def hf_folder(name: str) -> Path:
-    """The folder of `hf:NAME`: one that exists, or the snapshot in the local cache. Nothing is downloaded.
-
-    Raises:
-        InputError: There is neither.
-    """
+    """The folder of `hf:NAME`: one that exists, or the snapshot in the local cache. Nothing is downloaded."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         hub = optional_package("huggingface_hub", f"`hf:{name}`", "pip install 'jacmatch[hf]'")
@@ -307,9 +303,6 @@ def function_of_batch(spec: str) -> nn.Module | None:
     """The trained function that a PACKAGE.MODULE:CALLABLE names, for a teacher; None if it builds new networks.
 
     A module is returned as it is, any other function that requires one argument, a batch, as `ValuesOnly`.
-
-    Raises:
-        InputError: There is no such function.
     """
     function = _imported(spec)
     if isinstance(function, nn.Module):

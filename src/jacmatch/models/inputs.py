@@ -50,11 +50,7 @@ class Normalized(nn.Module):
 
 
 def check_sizes(caller: str, outputs: int, shape: Shape) -> None:
-    """Nothing, if a model can have these outputs and this sample shape.
-
-    Raises:
-        InputError: If `outputs` or an entry of `shape` is below 1, or `shape` is empty.
-    """
+    """Nothing, if a model can have these outputs and this sample shape."""
     if outputs < 1:
         raise InputError(f"`outputs` of `{caller}` must be at least 1.", got=outputs)
     if not shape or any(side < 1 for side in shape):
@@ -64,11 +60,7 @@ def check_sizes(caller: str, outputs: int, shape: Shape) -> None:
 def statistics(
     caller: str, shape: Shape, mean: Statistics, std: Statistics
 ) -> tuple[Float[Tensor, "1 *channel"], Float[Tensor, "1 *channel"]]:
-    """The buffers `mean` and `std`, one entry per channel (first axis of `shape`), broadcastable over batch and pixels.
-
-    Raises:
-        InputError: If there is neither one number nor one per channel, one is not finite, or an `std` is not above 0.
-    """
+    """Return the buffers `mean` and `std`, one entry per channel (first axis), broadcastable over batch and pixels."""
     channels = shape[0]
     buffers = []
     for name, values, neutral in (("mean", mean, 0.0), ("std", std, 1.0)):
@@ -90,12 +82,7 @@ def statistics(
 
 
 def standardized(model: nn.Module, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch *input"]:
-    """(x − mean)/std with the model's own buffers.
-
-    Raises:
-        InputError: If a sample has not the shape that the model was built for; a gray image would otherwise be
-            broadcast silently to the three channels of `mean`.
-    """
+    """(x − mean)/std with the model's own buffers."""
     expected = model.shape
     if tuple(x.shape[1:]) != expected:
         raise InputError(
@@ -111,9 +98,6 @@ def check_image(caller: str, shape: Shape, halvings: int) -> None:
 
     The rule: every 3×3 convolution sees at least two pixels a side, n > 2^halvings with sizes rounded up. On a single
     pixel eight of its nine weights would only ever meet the padding: counted as parameters, never trained.
-
-    Raises:
-        InputError: If `shape` is not (channels, height, width) or the image is too small.
     """
     if len(shape) != 3:
         raise InputError(

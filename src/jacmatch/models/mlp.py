@@ -97,9 +97,6 @@ def mlp(
 def mlp_from_layout(layout: str, outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> MLP:
     """The network of a layout: widths of the hidden layers joined by hyphens, then an activation if not "silu".
 
-    Raises:
-        InputError: If a width is not a positive number, or the activation is unknown.
-
     Example:
         >>> [type(layer).__name__ for layer in mlp_from_layout("8-4-tanh", 1, (2,)).layers]
         ['Linear', 'Tanh', 'Linear', 'Tanh', 'Linear']

@@ -30,17 +30,7 @@ class ProcessMean(nn.Module):
     y_scale: Tensor
 
     def __init__(self, outputs: int, shape: Shape, points: int, groups: int = 1) -> None:
-        """Builds a process whose mean is 0 everywhere.
-
-        Args:
-            outputs: Number of outputs.
-            shape: Shape of one sample.
-            points: Samples it is conditioned on.
-            groups: Sets of length scales.
-
-        Raises:
-            InputError: A number is not positive.
-        """
+        """Builds a process whose mean is 0 everywhere."""
         super().__init__()
         check_sizes("gaussian-process", outputs, shape)
         d = math.prod(shape)
@@ -68,9 +58,6 @@ def process_mean_from_layout(
     layout: str, outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None
 ) -> ProcessMean:
     """The process of a layout, POINTS or POINTS-GROUPS; what scales its inputs is in its weights.
-
-    Raises:
-        InputError: The layout is another one.
 
     Example:
         >>> process_mean_from_layout("10-2", 1, (3,)).points.shape

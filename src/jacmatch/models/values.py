@@ -76,16 +76,6 @@ def onnx(path: str, outputs: int | None, shape: Shape, mean: object = None, std:
 
     Images in NHWC order are transposed, float16 and double are converted, uint8 gets 255·x rounded. A file with a fixed
     batch size is called with full batches, the last one padded.
-
-    Args:
-        path: The file.
-        outputs: Number of outputs that it must return; None for any.
-        shape: Shape of one sample.
-        mean: Subtracted from the raw input, where the file does not normalize; per channel.
-        std: Divides the difference.
-
-    Raises:
-        InputError: There is no such file, onnxruntime is missing or cannot read it, or it has other inputs or outputs.
     """
     file = Path(os.path.expanduser(path))
     rule = f"`onnx:{path}` must be an ONNX file"

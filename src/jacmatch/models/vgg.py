@@ -78,9 +78,6 @@ class VGG(nn.Module):
 def parse_layout(layout: str) -> list[str]:
     """The items of a layout.
 
-    Raises:
-        InputError: If an item is neither M nor a channel count, or there is no convolution.
-
     Example:
         >>> parse_layout("64-M-128-M")
         ['64', 'M', '128', 'M']

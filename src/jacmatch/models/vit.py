@@ -144,9 +144,6 @@ def default_patch(height: int, width: int) -> int:
     max {p : p | height, p | width, p ≤ max(2, ⌊min(height, width)/7⌋)}: 2 for 8 pixels, 4 for 28 and 32, 8 for 64, 32
     for 224.
 
-    Raises:
-        InputError: If this leaves more than 256 patches, as for a side that is a large prime.
-
     Example:
         >>> default_patch(8, 8), default_patch(28, 28), default_patch(32, 32)
         (2, 4, 4)

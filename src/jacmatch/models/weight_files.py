@@ -45,18 +45,7 @@ _MODES = "safetensors (or its index .json), a folder of Hugging Face, .npz, or a
 
 
 def read(source: Path, largest: int, *, allow_pickle: bool = False) -> Sets:
-    """The sets of tensors in a file or folder.
-
-    Args:
-        source: A safetensors file, the index of several, an `npz`, a checkpoint of torch, or a folder that has one of
-            these under the name that Hugging Face gives it.
-        largest: Bytes that a file, or all shards together, may have; a checkpoint of torch four times as many, since
-            it holds the state of the optimizer as well.
-        allow_pickle: Whether a checkpoint of torch may be read, by `torch.load(weights_only=True)`.
-
-    Raises:
-        InputError: It is missing, too large, damaged, or something else; the message says what to do.
-    """
+    """The sets of tensors in a file or folder."""
     size = _size(source)
     if source.is_dir():
         return read(_in_folder(source), largest, allow_pickle=allow_pickle)
@@ -329,9 +318,6 @@ def _reason(error: Exception) -> str:
 
 def tensor_sets(content: object) -> Sets:
     """The sets of named tensors in what a checkpoint holds.
-
-    Args:
-        content: A state dict, a dictionary that has some, or a whole module, in any nesting of at most four levels.
 
     Example:
         >>> sorted(tensor_sets({"epoch": 3, "model": {"weight": torch.ones(2)}, "ema": {"weight": torch.zeros(2)}}))

@@ -103,12 +103,6 @@ def by_name(own: Names, tied: Mapping[str, str], given: Names, key: str) -> list
 
     A set that has further tensors below that prefix is one of another architecture, unless they are the same names
     once more below a longer prefix, or averages as mmcv names them.
-
-    Args:
-        own: The names of the module, without a common prefix.
-        tied: See `tied_names`.
-        given: Those of the set.
-        key: Of the set.
     """
     complete = {}
     for prefix in prefixes(own, given):
@@ -145,12 +139,6 @@ def by_structure(own: Names, tied: Mapping[str, str], given: Names, key: str) ->
     pattern on each side (`block#.layer#.conv#`), in the order of its numbers; where there are several, patterns that
     both sides have go together, and at most one may remain. The numbers must correspond level by level and in order.
     So `query, key, value` are never taken for `q, k, v`, although shapes and number agree.
-
-    Args:
-        own: As in `by_name`.
-        tied: See `tied_names`.
-        given: The names of the set.
-        key: Of the set.
     """
     prefix = given.common_prefix()
     part = given.without(prefix)
@@ -370,15 +358,6 @@ def output_counts(
 
     The last layer is what differs between a module and one of more outputs. Its number in the file is that of a tensor
     of the same name, or else of one that has the same shape but for the first dimension.
-
-    Args:
-        path: As in `load_weights`.
-        module: A model of the architecture the weights were trained in.
-        wider: The same, with other outputs.
-        allow_pickle: As in `load_weights`.
-
-    Raises:
-        InputError: As `load_weights`, for a file that cannot be read.
 
     Example:
         >>> import tempfile

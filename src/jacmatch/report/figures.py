@@ -27,11 +27,6 @@ def curves(series: Mapping[str, Sequence[Sequence[dict[str, Any]]]], measure: st
     """Return validation curves as SVG: the mean over seeds of each method, and a band from minimum to maximum.
 
     Colors are those of the page: `currentColor` and the variables of `style.PALETTE`. Method names are not drawn.
-
-    Args:
-        series: The metrics of the seeds of each method. If a step was logged twice, the later row counts.
-        measure: `accuracy` or `rmse`.
-        width: In inches; letters have the same size at every width.
     """
     from matplotlib.figure import Figure  # takes half a second, so not before something is drawn
     from matplotlib.ticker import MaxNLocator
@@ -172,15 +167,6 @@ def line_figure(
 
     Up to three lines of a panel have bands, more have error bars. With more than five lines, the names are beside the
     ends of the lines; if there is only one panel, it becomes one panel for each line with the others in grey.
-
-    Args:
-        panels: Title and lines of each.
-        x_label: Of every panel.
-        y_label: Of the first panel of each row.
-        log_x: Whether the abscissa is logarithmic.
-        log_y: Whether the ordinate is.
-        columns: Labels of the abscissae 0, 1, 2, …; the numbers themselves if left out.
-        small: Whether the figure is for a page of 400 pixels.
     """
     from matplotlib.figure import Figure
 

@@ -59,11 +59,6 @@ class Table:
 def entry(value: Spread | None, scale: float | int = 100, digits: int | None = 1) -> str:
     """Return a mean ± standard deviation as text; a dash where nothing was measured.
 
-    Args:
-        value: Mean and standard deviation; the latter is None for a single value.
-        scale: Factor of both numbers; 100 for shares in %.
-        digits: Decimals; None for four significant digits.
-
     Example:
         >>> entry({"mean": 0.51, "std": 0.014}), entry({"mean": 0.5, "std": None}, 1, 3)
         ('51.0 ± 1.4', '0.500')
@@ -94,11 +89,7 @@ _JACOBIAN = ("jacobian_cosine", "jacobian_relative_error")
 
 
 def cells(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return headings and rows of the table of a comparison: accuracies in %, mean ± standard deviation over the seeds.
-
-    Args:
-        result: The result of `jacmatch distill`, with `rows`.
-    """
+    """Return headings and rows of the table of a comparison: accuracies in %, mean ± std over the seeds."""
     rows = result["rows"]
     accuracy = measure(result) == "accuracy"
     headings = ["student learns from", "test accuracy %" if accuracy else "test RMSE"]
@@ -118,9 +109,6 @@ def seeds(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return headings and rows of the table of each seed, with the difference to the row above, seed by seed.
 
     Seeds share subset, initial weights and batches between methods, so the differences spread less than the values.
-
-    Args:
-        result: The result of `jacmatch distill`, with `rows`.
     """
     key = measure(result)
     scale, digits = (100.0, 1) if key == "accuracy" else (1.0, None)
@@ -160,11 +148,7 @@ def _literal(cell: str) -> str:
 
 
 def comma_separated(result: Mapping[str, Any]) -> str:
-    """Return the rows as CSV for a program: numbers at full precision, shares not in %, empty if not measured.
-
-    Args:
-        result: The result of `jacmatch distill`, with `rows`.
-    """
+    """Return the rows as CSV for a program: numbers at full precision, shares not in %, empty if not measured."""
     key = measure(result)
     headings = ["method", "label", "seeds", "steps"]
     columns = (key, "top1", *_JACOBIAN, "seconds")

@@ -47,11 +47,7 @@ def undone_on_failure(folder: Path, names: Sequence[str]) -> Iterator[None]:
 
 
 def write_whole(folder: Path, name: str, data: bytes | memoryview) -> Path:
-    """Write a file atomically with `jacmatch.files.replace`, and return its path.
-
-    Raises:
-        InputError: The disk refuses, or the name leads out of the folder; nothing is left behind.
-    """
+    """Write a file atomically with `jacmatch.files.replace`, and return its path."""
     target = folder / name
     with disk(folder):
         inside(folder, target.parent)
@@ -61,13 +57,6 @@ def write_whole(folder: Path, name: str, data: bytes | memoryview) -> Path:
 
 def plain(value: object, where: str) -> Any:
     """Convert a value to the types of JSON: dict, list, str, int, float, bool, None.
-
-    Args:
-        value: Mappings with string keys, lists and tuples of such, and scalars.
-        where: Name of the value in messages.
-
-    Raises:
-        InputError: A number is not finite, a key is no string, or a type is none of JSON's; the message names the key.
 
     Example:
         >>> plain({"shape": (1, 8, 8)}, "settings")
@@ -104,11 +93,7 @@ def encoded(value: object, where: str) -> bytes:
 
 
 def decoded(text: bytes, where: str) -> dict[str, Any]:
-    """Parse a JSON object; `where` names the text in messages.
-
-    Raises:
-        InputError: The text is cut off, damaged, or no object.
-    """
+    """Parse a JSON object; `where` names the text in messages."""
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_float, parse_int=_int)
     except (ValueError, RecursionError) as error:  # also: bytes that are no UTF-8
@@ -119,11 +104,7 @@ def decoded(text: bytes, where: str) -> dict[str, Any]:
 
 
 def load(file: Path) -> dict[str, Any]:
-    """Read the JSON object in a file.
-
-    Raises:
-        InputError: The file cannot be read, is a link out of its folder, too large or damaged, or holds no object.
-    """
+    """Read the JSON object in a file."""
     with disk(file.parent, "read"):
         text = read(file.parent, file, _LARGEST)
     return decoded(text, str(file))

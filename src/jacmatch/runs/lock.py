@@ -34,10 +34,6 @@ def try_lock(file: Path) -> Lock | None:
 
     `filelock` opens an existing file, so it is checked first: symbolic links, hard links and non-files are refused. On
     a file system without locks, the lock excludes nobody.
-
-    Raises:
-        InputError: The file is one of those.
-        OSError: The operating system refuses.
     """
     from filelock import FileLock, Timeout  # torch brings it
 
@@ -57,9 +53,6 @@ def hold(folder: Path, *, wait: Callable[[], None] | None = None) -> Lock:
     """Acquire the lock of an existing folder. Within one process it is the same object at every call.
 
     `wait` is called once, before waiting, if another process has the lock; without it that is an error.
-
-    Raises:
-        InputError: Another process has it, something else has its name, or the disk refuses.
 
     Example:
         >>> import tempfile

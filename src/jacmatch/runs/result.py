@@ -46,11 +46,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def check(result: Mapping[str, Any], job: str, version: str, settings: Mapping[str, Any]) -> None:
-    """Refuse a result that lacks a key of its job, has a number out of range, or belongs to another run.
-
-    Raises:
-        InputError: The message names the key.
-    """
+    """Refuse a result that lacks a key of its job, has a number out of range, or belongs to another run."""
     training = job in TRAINING_JOBS
     _have(result, _GENERAL + _TRAINING if training else _GENERAL, "result")
     for key, own in (("job", job), ("version", version), ("settings", settings)):

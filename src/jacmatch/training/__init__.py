@@ -44,10 +44,7 @@ __all__ = [
     "shifted",
 ]
 
-_MOVED = {
-    "Trial": "jacmatch.diagnostics.EngineBenchmark",
-    "engine_trial": "jacmatch.diagnostics.benchmark_engines",
-}
+_MOVED = {"Trial": "jacmatch.diagnostics.EngineBenchmark", "engine_trial": "jacmatch.diagnostics.benchmark_engines"}
 
 
 def __getattr__(name: str) -> Any:

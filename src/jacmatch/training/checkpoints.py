@@ -45,13 +45,6 @@ _PARTS = (
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Writes the state to a file that readers see whole or, until then, as it was before.
 
-    Args:
-        path: The file; its folder must be there.
-        state: Tensors, numbers, strings, None, and dictionaries, lists and tuples of such.
-
-    Raises:
-        InputError: The disk refuses; an earlier checkpoint is still there.
-
     Example:
         >>> import tempfile
         >>> file = Path(tempfile.mkdtemp()) / "checkpoint.pt"
@@ -66,11 +59,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state that `save` wrote, on the CPU. No code in the file is run.
-
-    Raises:
-        InputError: The file cannot be read, is damaged, or is no checkpoint.
-    """
+    """The state that `save` wrote, on the CPU. No code in the file is run."""
     rule = f"{path} must be a whole checkpoint of jacmatch."
     try:
         content = memoryview(read(path.parent, path))
@@ -96,30 +85,13 @@ def _reason(error: Exception) -> str:
 
 
 def check_same(path: Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of a run with other settings.
-
-    Args:
-        path: The file, for the message.
-        saved: Names and values in the checkpoint.
-        here: Names and values of this run.
-
-    Raises:
-        InputError: They differ; the message says where.
-    """
+    """Refuse a checkpoint of a run with other settings."""
     if names := changed(saved, here):
         raise InputError(f"{path} must be a checkpoint of this run.", got=f"one that differs in {names}", do=_OTHER)
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Any], path: Path) -> None:
     """Puts the weights into the module, all of them or, if they do not fit, none.
-
-    Args:
-        module: The module to fill.
-        weights: The `state_dict` of a module of the same architecture.
-        path: The file they come from, for the message.
-
-    Raises:
-        InputError: They are those of another model; the message names the first tensor that does not fit.
 
     Example:
         >>> load_weights(nn.Linear(2, 1), nn.Linear(3, 1).state_dict(), Path("checkpoint.pt"))
@@ -146,15 +118,7 @@ def _described(weights: Mapping[str, Any], name: str) -> str:
 
 
 def keep(state: State, run: Run) -> None:
-    """Saves the state as the run's checkpoint.
-
-    Args:
-        state: Between two steps.
-        run: Where to.
-
-    Raises:
-        InputError: The disk refuses; an earlier checkpoint is still there.
-    """
+    """Saves the state as the run's checkpoint."""
     start = time.perf_counter()
     cuda = state.device.type == "cuda"
     random = state.ranks.all_gather(torch.get_rng_state())
@@ -182,15 +146,7 @@ def keep(state: State, run: Run) -> None:
 
 
 def resume(state: State, run: Run) -> None:
-    """Brings the state to that of the run's checkpoint, if it has one, and drops the rows logged after it.
-
-    Args:
-        state: Of a run at its beginning, with the same settings.
-        run: Where from.
-
-    Raises:
-        InputError: The checkpoint is damaged, or of another run or model; the state is not to be used then.
-    """
+    """Brings the state to that of the run's checkpoint, if it has one, and drops the rows logged after it."""
     path = run.path / CHECKPOINT
     if path.is_file():
         saved = load(path)
@@ -262,15 +218,7 @@ def _check_memory(state: State, known: list[set[str]]) -> None:
 
 
 def check_finite(module: nn.Module, do: str) -> None:
-    """Refuses a module with a parameter or buffer that is not finite.
-
-    Args:
-        module: Any module.
-        do: The remedy, for the message.
-
-    Raises:
-        InputError: One is not; the message names the first.
-    """
+    """Refuses a module with a parameter or buffer that is not finite."""
     state = {name: value for name, value in module.state_dict().items() if not name.endswith(_STATE)}
     weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     finite = torch.stack([value.isfinite().all() for value in weights.values()]).tolist()  # one wait for all of them

@@ -18,12 +18,7 @@ _LATER = 20
 
 
 def check_before_training(state: State, batches: Batches, run: Run | None) -> None:
-    """Run the pre-flight check if the settings ask for it; its report goes to `doctor.json` of the run.
-
-    Raises:
-        UnsupportedError: There is a fault.
-        NotFinite: A term is NaN or infinite.
-    """
+    """Run the pre-flight check if the settings ask for it; its report goes to `doctor.json` of the run."""
     if not state.settings.doctor or state.step:
         return
     batch = batches(0)
@@ -41,11 +36,7 @@ def check_before_training(state: State, batches: Batches, run: Run | None) -> No
 
 
 def check_after_backward(state: State) -> None:
-    """Compare weights and gradients of all processes in the first step, and the teacher with itself once later.
-
-    Raises:
-        UnsupportedError: They differ.
-    """
+    """Compare weights and gradients of all processes in the first step, and the teacher with itself once later."""
     if not state.settings.doctor:
         return
     _check_teacher_again(state)

@@ -164,10 +164,6 @@ def ema_decay(step: int, decay: float) -> float:
 
     Without the second bound the average of a short run would consist of the weights it began with.
 
-    Args:
-        step: From 0.
-        decay: The decay that is reached in the end.
-
     Example:
         >>> ema_decay(0, 0.999), ema_decay(100_000, 0.999)
         (0.1, 0.999)

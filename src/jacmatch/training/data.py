@@ -33,13 +33,6 @@ class Ahead(Generic[_P, _R]):
 
     An error of `read` is raised by the call for its number.
 
-    Args:
-        plan: Returns what to read; called by the calling thread.
-        read: Reads it, in any thread; must depend on its argument alone.
-        workers: Threads; with 0 everything is read on demand.
-        ahead: How many numbers are read beyond the requested one.
-        stop: Number of elements; None if endless.
-
     Example:
         >>> with closing(Ahead(lambda number: number, lambda number: number**2, workers=2, ahead=3)) as squares:
         ...     [squares(number) for number in (4, 5, 9)]
@@ -47,13 +40,7 @@ class Ahead(Generic[_P, _R]):
     """
 
     def __init__(
-        self,
-        plan: Callable[[int], _P],
-        read: Callable[[_P], _R],
-        *,
-        workers: int,
-        ahead: int,
-        stop: int | None = None,
+        self, plan: Callable[[int], _P], read: Callable[[_P], _R], *, workers: int, ahead: int, stop: int | None = None
     ) -> None:
         self._plan, self._read, self._stop = plan, read, stop
         self._ahead = max(ahead, workers - 1)
@@ -84,13 +71,7 @@ class Ahead(Generic[_P, _R]):
 def in_order(
     split: Split, batch_size: int, device: torch.device
 ) -> Iterator[tuple[Float[Tensor, "batch *input"], Shaped[Tensor, "batch *row"]]]:
-    """Iterate over all samples in order: inputs and labels on the device, read ahead if they are on disk.
-
-    Args:
-        split: The data.
-        batch_size: Samples at once.
-        device: The device.
-    """
+    """Iterate over all samples in order: inputs and labels on the device, read ahead if they are on disk."""
     blocks = torch.split(torch.arange(len(split)), batch_size)
     workers = _WORKERS if isinstance(split.x, Streamed) else 0
     with closing(Ahead(blocks.__getitem__, split.stored, workers=workers, ahead=_AHEAD, stop=len(blocks))) as ahead:
@@ -104,11 +85,6 @@ def resident(split: Split, device: torch.device, most: int = RESIDENT_BYTES) -> 
 
     Images on disk are read into memory once if they need at most `most` bytes. Data in memory are moved to a GPU if
     they need at most a quarter of its free memory.
-
-    Args:
-        split: A split anywhere.
-        device: Target device.
-        most: Largest number of bytes of a streamed split that is read into memory.
     """
     if isinstance(split.x, Streamed):
         if split.x.nbytes > most:
@@ -219,12 +195,7 @@ class Batch:
 
     def keywords(self) -> dict[str, Any]:
         """What an objective takes besides x and y, by the names that it has there."""
-        return {
-            "ids": self.ids,
-            "draw": self.view,
-            "partners": self.partners,
-            "partner_labels": self.partner_labels,
-        }
+        return {"ids": self.ids, "draw": self.view, "partners": self.partners, "partner_labels": self.partner_labels}
 
 
 @dataclass(frozen=True, eq=False)

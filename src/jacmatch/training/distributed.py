@@ -96,15 +96,7 @@ class ProcessGroup:
         self.any(False)
 
     def same(self, name: str, value: int | str) -> None:
-        """Check that a value is the same in all processes.
-
-        Args:
-            name: Of the value, for the message.
-            value: A number, or a text, of which a digest is compared.
-
-        Raises:
-            InputError: It differs.
-        """
+        """Check that a value is the same in all processes."""
         if self.size == 1:
             return
         if isinstance(value, str):
@@ -176,11 +168,7 @@ class Shared(nn.Module):
 
 
 def distribute(objective: nn.Module, ranks: ProcessGroup, device: torch.device) -> DistributedDataParallel:
-    """The objective as DDP runs it, on its device.
-
-    Raises:
-        UnsupportedError: It has BatchNorm that is synchronized between processes, and derivatives by the input.
-    """
+    """The objective as DDP runs it, on its device."""
     without_synchronized_statistics(objective)
     with warnings.catch_warnings():
         return DistributedDataParallel(
@@ -196,11 +184,7 @@ def unsynced(model: nn.Module | None, last: bool) -> AbstractContextManager[obje
 
 
 def without_synchronized_statistics(objective: nn.Module) -> None:
-    """Refuse SyncBatchNorm under derivatives by the input.
-
-    Raises:
-        UnsupportedError: There is one, and the objective takes derivatives by the input.
-    """
+    """Refuse SyncBatchNorm under derivatives by the input."""
     names = [name for name, layer in objective.named_modules() if isinstance(layer, nn.SyncBatchNorm)]
     engine = objective.resolved_engine() if isinstance(objective, Objective) else None
     if names and engine not in (None, "differences"):
@@ -212,12 +196,7 @@ def without_synchronized_statistics(objective: nn.Module) -> None:
 
 
 def sharded(objective: nn.Module, ranks: ProcessGroup, device: torch.device) -> Shared:
-    """Shard a copy of the objective (FSDP2): one unit for each child of the student, and one for the rest.
-
-    Raises:
-        InputError: There is one process only.
-        UnsupportedError: Its derivatives are taken by the reverse engine, or a weight is a share of the gradient norm.
-    """
+    """Shard a copy of the objective (FSDP2): one unit for each child of the student, and one for the rest."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard  # slow to import
 
@@ -254,11 +233,7 @@ def sharded(objective: nn.Module, ranks: ProcessGroup, device: torch.device) -> 
 
 
 def check_shardable(settings: Training) -> None:
-    """Refuses settings that FSDP2 does not go with.
-
-    Raises:
-        UnsupportedError: One of them is set.
-    """
+    """Refuses settings that FSDP2 does not go with."""
     for name, wrong in {
         "ema": settings.ema,
         "compile": settings.compile,
@@ -331,11 +306,7 @@ def is_of_connections(error: BaseException) -> bool:
 
 
 def expected() -> int:
-    """Return the number of processes in the environment, 1 without torchrun.
-
-    Raises:
-        InputError: RANK and WORLD_SIZE are no numbers that go together.
-    """
+    """Return the number of processes in the environment, 1 without torchrun."""
     given = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (all(each.isdecimal() for each in given) and int(given[0]) < int(given[1])):
         rule = "The environment's RANK must be a whole number below WORLD_SIZE."
@@ -348,13 +319,6 @@ def joined(device: str) -> Iterator[ProcessGroup]:
     """Within the block, this process is a member of the group that torchrun or the command line started.
 
     GPUs communicate with NCCL, process n of a machine on GPU n; CPUs with gloo.
-
-    Args:
-        device: `cpu`, `cuda` or `auto`.
-
-    Raises:
-        InputError: The device is a single GPU, the machine has too few, or the environment does not say who is who.
-        ElsewhereError: Another process has failed.
     """
     if expected() == 1 or distributed.is_initialized():
         yield ProcessGroup.current()

@@ -123,10 +123,7 @@ def _of_positions(table: Float[Tensor, "out out"]) -> dict[str, float]:
     right, union = table.diagonal(), table.sum(0) + table.sum(1) - table.diagonal()
     if not float(table.sum()):
         raise InputError("`split` of `evaluate` must have positions with a label.", got="none")
-    return {
-        "accuracy": float(right.sum() / table.sum()),
-        "miou": float((right / union.clamp_min(1))[union > 0].mean()),
-    }
+    return {"accuracy": float(right.sum() / table.sum()), "miou": float((right / union.clamp_min(1))[union > 0].mean())}
 
 
 def calibration(
@@ -239,13 +236,6 @@ def jacobian_differences(
     """For each sample the cosine of `agreement`, ‖J_S − J_T‖²_F and ‖J_T‖²_F.
 
     They are summed in float64: one batch may hold most of the norm.
-
-    Args:
-        student: As in `agreement`.
-        teacher: As in `agreement`.
-        split: The data.
-        chosen: Rows of the samples.
-        most: Directions where rows cannot be had.
     """
     regression = split.y.is_floating_point()
     device = next((p.device for p in student.parameters()), split.x.device)

@@ -36,10 +36,7 @@ SAMPLES = 4
 _LETTERS = 16  # of a digest
 _MEMORY = {"training", "student", "teacher", "compiled", "calls", "measured_at", "teacher_norm"}
 """Attributes of an objective that are no settings."""
-_DERIVATIVES = (
-    *("probe", "readout", "teacher_readout", "point"),
-    *("batch_norm", "engine", "seed", "chunk_size"),
-)
+_DERIVATIVES = (*("probe", "readout", "teacher_readout", "point"), *("batch_norm", "engine", "seed", "chunk_size"))
 """Settings of `Differentiation` that objectives of version 0.1 had themselves, or as `Slopes`."""
 _CPU = torch.device("cpu")
 _DEPTH = 4  # how far settings inside settings are followed
@@ -47,11 +44,6 @@ _DEPTH = 4  # how far settings inside settings are followed
 
 def identity(objective: nn.Module, train: Split, seed: int) -> dict[str, Any]:
     """Seed, data, teacher and the settings of the objective; the student is `student_identity`.
-
-    Args:
-        objective: What is trained.
-        train: The training split.
-        seed: Of the run.
 
     Example:
         >>> from jacmatch.objectives import Distillation
@@ -149,11 +141,7 @@ def undisturbed(module: nn.Module | None = None, device: torch.device = _CPU) ->
     buffers = [] if module is None else [(each, each.clone()) for each in module.buffers()]
     random = host_state()
     devices = [device] if device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices),
-        torch.no_grad(),
-        torch.autocast(device.type, enabled=False),
-    ):
+    with torch.random.fork_rng(devices), torch.no_grad(), torch.autocast(device.type, enabled=False):
         try:
             for each, _ in modes:
                 each.training = False
@@ -196,12 +184,7 @@ _SINCE = {"objective.classes": "None", "objective.positions": "'sum'", "objectiv
 
 
 def as_before(parts: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an identity as version 0.1 wrote it, under the names that a checkpoint of that version has.
-
-    Args:
-        parts: What `identity` returned.
-        saved: The identity in the checkpoint.
-    """
+    """Return an identity as version 0.1 wrote it, under the names that a checkpoint of that version has."""
     weights = parts["objective.loss_weights"].replace("LossWeights(", "Balance(").replace("GradientShare(", "Share(")
     old = {**parts, "objective.balance": weights}
     if "objective.slopes" in saved:

@@ -22,16 +22,7 @@ _Close = Callable[[], None]
 
 @contextmanager
 def logged(name: Logger | None, run: Run | None) -> Iterator[Run | None]:
-    """Within the context, the metrics of the run also go to a logger; the run as it is without one.
-
-    Args:
-        name: The logger: `csv` and `tensorboard` write to RUN/logs; `wandb` and `mlflow` go where the tool's own
-            environment variables say. A run that is resumed goes on in the same log, `csv` in a new file.
-        run: The run. Of several processes that train together, the first one logs.
-
-    Raises:
-        UnsupportedError: the package of the logger is not installed.
-    """
+    """Within the context, the metrics of the run also go to a logger; the run as it is without one."""
     if name is None or run is None or run.follows:
         yield run
         return

@@ -41,9 +41,6 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     An interrupt in the middle of a step would leave a state that no checkpoint may hold: some weights new, some old.
     So the first one is only noted; the second interrupts at once.
     Outside the main thread nothing is changed, nor is a signal for which the program has a handler of its own.
-
-    Raises:
-        KeyboardInterrupt: When the block ends, if there was such a signal and the block did not raise.
     """
     noted: list[int] = []
 

@@ -68,10 +68,6 @@ class _UnderWay:
 class Metrics:
     """The terms of the steps since the last row, and the rows that are on their way.
 
-    Args:
-        device: The device.
-        ranks: The processes whose means are averaged.
-
     Attributes:
         skipped: Bad steps that were made undone, and of which nobody has taken notice yet.
 
@@ -95,12 +91,7 @@ class Metrics:
         self._steps.append(terms)
 
     def send(self, step: int, known: dict[str, float]) -> None:
-        """Sends a row to the host: the means of the terms since the last row.
-
-        Args:
-            step: Steps made.
-            known: What else the row shall have, which the host knows already.
-        """
+        """Sends a row to the host: the means of the terms since the last row."""
         if not self._steps:
             return
         names = list(dict.fromkeys(name for terms in self._steps for name in terms))
@@ -115,15 +106,7 @@ class Metrics:
         self._steps.clear()
 
     def arrived(self, do: str, *, wait: bool = False) -> list[tuple[int, dict[str, float]]]:
-        """Return the rows that have arrived since the last call, each with its step.
-
-        Args:
-            do: What to do where a term is not finite, for the message.
-            wait: Whether to wait for those on their way.
-
-        Raises:
-            NotFinite: A term or the gradient of one of their steps is not finite, and the step was not made undone.
-        """
+        """Return the rows that have arrived since the last call, each with its step."""
         rows = []
         while self._under_way:
             first = self._under_way[0]

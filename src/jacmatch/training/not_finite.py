@@ -95,11 +95,7 @@ def _changed(state: State) -> list[Tensor]:
 
 @contextmanager
 def reported(state: State, batches: Batches, run: Run | None) -> Iterator[None]:
-    """Within the block, add to an error about a value that is not finite the samples that cause it.
-
-    Raises:
-        InputError: A term or the gradient is not finite, or more steps than `skip_at_most` were skipped.
-    """
+    """Within the block, add to an error about a value that is not finite the samples that cause it."""
     try:
         yield
         account(state, batches, run)
@@ -109,11 +105,7 @@ def reported(state: State, batches: Batches, run: Run | None) -> Iterator[None]:
 
 
 def account(state: State, batches: Batches, run: Run | None) -> None:
-    """Warn of the steps skipped since the last call, with the cause.
-
-    Raises:
-        NotFinite: More steps than `skip_at_most` were skipped.
-    """
+    """Warn of the steps skipped since the last call, with the cause."""
     skipped, most = state.metrics.skipped, state.settings.skip_at_most
     while skipped:
         bad = skipped.pop(0)

@@ -29,11 +29,7 @@ def host_state() -> Float64[Tensor, "numbers"]:
 
 
 def set_host_state(state: Float64[Tensor, "numbers"]) -> None:
-    """Puts back what `host_state` gave.
-
-    Raises:
-        ValueError: These are no such numbers.
-    """
+    """Puts back what `host_state` gave."""
     numbers = state.tolist()
     whole, key, rest = numbers[:_PYTHON], numbers[_PYTHON : _PYTHON + _NUMPY], numbers[_PYTHON + _NUMPY :]
     if len(rest) != 4 or not all(each.is_integer() and 0 <= each < 2**32 for each in (*whole, *key, *rest[1:3])):

@@ -34,16 +34,8 @@ def gaussian_noise(
 ) -> Float[Tensor, "batch *input"]:
     """Returns x + σ·scale·ξ, ξ ~ N(0, I), σ = `severity` ≥ 0; nothing is clipped.
 
-    Args:
-        x: Raw inputs.
-        severity: σ, the standard deviation of the noise in units of `scale`.
-        ids: Number of each sample in its data set.
-        seed: Of the draw; the same noise, scaled, for every severity.
-        scale: The unit, one number or one for each channel. The standard deviation of the data makes it the noise on
-            normalized inputs.
-
-    Raises:
-        InputError: the severity is out of range, or the scales are not one for each channel.
+    `scale` is one number or one for each channel; the same noise, scaled, for every severity. With the standard
+    deviation of the data it is noise on normalized inputs.
 
     Example:
         >>> x = torch.zeros(1, 2, 100, 100)
@@ -74,16 +66,6 @@ def salt_and_pepper(
 
     A pixel of an image is changed in all channels; of a vector each element is a pixel.
 
-    Args:
-        x: Raw inputs.
-        severity: p, the share of pixels.
-        ids: Number of each sample in its data set.
-        seed: Of the draw; a larger severity changes the same pixels and more.
-        scale: Not used.
-
-    Raises:
-        InputError: the severity is out of range.
-
     Example:
         >>> changed = salt_and_pepper(torch.full((1, 1, 100, 100), 0.5), 0.2, ids=torch.arange(1)) != 0.5
         >>> round(float(changed.float().mean()), 1)
@@ -110,16 +92,6 @@ def blur(
     x′(i, j) = Σ_{a,b = −r…r} w_a w_b x(i+a, j+b), w_a ∝ exp(−a²/2σ²), Σ w = 1, r = ⌈3σ⌉; beyond the border the image
     continues with its last pixel.
 
-    Args:
-        x: Raw images.
-        severity: σ ≥ 0 in pixels.
-        ids: Not used, like `seed` and `scale`: nothing is random.
-        seed: Not used.
-        scale: Not used.
-
-    Raises:
-        InputError: the severity is out of range, or x are no images.
-
     Example:
         >>> blur(torch.ones(1, 1, 4, 4), 1.0, ids=torch.arange(1)).allclose(torch.ones(1, 1, 4, 4))
         True
@@ -145,16 +117,6 @@ def contrast(
     scale: Scale = 1.0,
 ) -> Float[Tensor, "batch *input"]:
     """Returns m + c·(x − m), c = `severity` ≥ 0, m the mean of each channel of the image; c = 1 changes nothing.
-
-    Args:
-        x: Raw images.
-        severity: c.
-        ids: Not used, like `seed` and `scale`: nothing is random.
-        seed: Not used.
-        scale: Not used.
-
-    Raises:
-        InputError: the severity is out of range, or x are no images.
 
     References:
         The corruption `contrast` of Hendrycks & Dietterich 2019, arXiv:1903.12261, without its clipping.

@@ -55,9 +55,6 @@ def precision(settings: Training, device: torch.device) -> Any:
 
     The loop runs the objective within its autocast and gives it the batch as it is: raw inputs and regression targets
     are not rounded to 16 bits, so Jacobian terms, which have the type of the input, are formed in float32.
-
-    Raises:
-        InputError: It is fp16 without a GPU.
     """
     from lightning_fabric.plugins.precision import MixedPrecision, Precision  # takes a second
 
