@@ -110,7 +110,7 @@ EXCEPTIONS: dict[str, tuple[str, ...]] = {
     "src/jacmatch/training/identity.py": ("slopes",),
     "src/jacmatch/diagnostics/report.py": ("way out",),
     "src/jacmatch/jacobian/findings.py": ("way out",),
-    "src/jacmatch/jacobian/rules/dual.py": ("push",),  # a function of functorch
+    "src/jacmatch/jacobian/rules/base.py": ("push",),  # a function of functorch
     "tests/objectives/test_base.py": ("Share", "Balance"),  # former names of classes
     "tests/diagnostics/test_findings.py": ("pull", "way out"),  # former names
     "tests/training/test_identity.py": ("slopes",),  # settings in checkpoints of version 0.1

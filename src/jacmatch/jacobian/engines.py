@@ -29,7 +29,7 @@ from jacmatch.jacobian.graph import graph_leaves
 from jacmatch.jacobian.modules import is_trainable, twice_differentiable
 from jacmatch.jacobian.readouts import parts_of
 from jacmatch.jacobian.rules import op_replacements
-from jacmatch.jacobian.rules.backward_mode import applied, toward_input
+from jacmatch.jacobian.rules.base import applied, toward_input
 
 
 class _Refused(torch.autograd.Function):

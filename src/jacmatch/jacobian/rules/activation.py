@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jacmatch.jacobian.rules.backward_mode import along_probes, applied
+from jacmatch.jacobian.rules.base import Pair, Rule, applied, in_dual_pass, joined, parts_of
 
 
-def relu(x: Tensor) -> Tensor:
+def relu(x: Tensor, inplace: bool = False) -> Tensor:
     """max(x, 0). PyTorch's own derivatives of its derivative are zeros as large as x, added to what is there."""
-    if torch.compiler.is_compiling():
-        return torch.relu(x)
+    if inplace or not x.is_floating_point() or torch.compiler.is_compiling():
+        return functional.relu(x, inplace)
     y: Tensor = applied(_Rectified, x)
     return y
 
@@ -73,8 +73,14 @@ class _Passed(torch.autograd.Function):
         return applied(_Passed, t, y.expand_as(t)), 0
 
 
-def gelu(x: Tensor) -> Tensor:
+def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """X Φ(x), Φ the distribution function of the standard normal."""
+    if approximate != "none" or not x.is_floating_point():
+        return functional.gelu(x, approximate=approximate)
+    if in_dual_pass():
+        value, tangent = parts_of(x)
+        if tangent is not None:
+            return joined(_DualGelu.apply, value, tangent)
     y: Tensor = applied(_Gelu, x)
     return y
 
@@ -104,7 +110,7 @@ class _Gelu(torch.autograd.Function):
         return applied(_Gelu, x), dims[0]
 
 
-class _GeluMoved(torch.autograd.Function):
+class _GeluMoved(Rule):
     """t (Φ(x) + x φ(x)), and φ(x) (2 − x²) is the second derivative."""
 
     @staticmethod
@@ -124,6 +130,28 @@ class _GeluMoved(torch.autograd.Function):
             by_x = (square * -0.5).exp() * (2 - square) * (h * t) / math.sqrt(2 * math.pi)
         return (applied(_GeluMoved, h, x) if ctx.needs_input_grad[0] else None), by_x
 
+
+class _DualGelu(torch.autograd.Function):
+    """y = x Φ(x) and ẏ = ẋ (Φ(x) + x φ(x))."""
+
     @staticmethod
-    def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
-        return along_probes(_GeluMoved, info, dims, arguments)
+    def forward(ctx: Any, x: Tensor, x_t: Tensor) -> Pair:
+        ctx.save_for_backward(x, x_t)
+        ctx.set_materialize_grads(False)
+        return functional.gelu(x), torch.ops.aten.gelu_backward(x_t, x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None, g_t: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        x, x_t = ctx.saved_tensors
+        moved = _moved_gelu if torch.is_grad_enabled() else torch.ops.aten.gelu_backward
+        by_x = None if g is None else moved(g, x)
+        if g_t is None:
+            return by_x, None
+        square = x.square()
+        curved = (square * -0.5).exp() * (2 - square) * (g_t * x_t / math.sqrt(2 * math.pi))
+        return curved if by_x is None else by_x + curved, moved(g_t, x)
+
+
+def _moved_gelu(t: Tensor, x: Tensor) -> Tensor:
+    y: Tensor = applied(_GeluMoved, t, x)
+    return y

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jacmatch.jacobian.rules.batch_norm import Statistics, moments, move_running_statistics
+from jacmatch.jacobian.rules.batch_norm import Statistics, moments, move_running_statistics, scale_and_shift
 
 Kernel = Callable[..., Any]
 
@@ -67,8 +67,7 @@ def native_batch_norm(
         # clones, since the buffers may be written before the backward pass
         var, mean = running_var.clone(), running_mean.clone()
     rstd = (var + eps).rsqrt()
-    scale = rstd if weight is None else rstd * weight
-    shift = -mean * scale if bias is None else bias - mean * scale
+    scale, shift = scale_and_shift(rstd, mean, weight, bias)
     y = wide * scale.view(shape) + shift.view(shape)
     return y.to(x.dtype), mean if training else x.new_empty(0), rstd if training else x.new_empty(0)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian.rules.dual import Pair, in_dual_pass, joined, parts_of
+from jacmatch.jacobian.rules.base import Pair, in_dual_pass, joined, parts_of
 
 BLOCK = 256
 """Queries in a block. With one block, P and D are stored; with more, they are computed again in the backward pass."""
@@ -73,9 +73,8 @@ def attention_jvp(
     tensors: tuple[Tensor, ...] = (query, key, value)
     several = _check(tensors, tangents, attn_mask, dropout_p, is_causal)
     if enable_gqa:
-        times = query.shape[-3] // key.shape[-3]
-        tensors = (query, *(z.repeat_interleave(times, -3) for z in tensors[1:]))
-        tangents = (tangents[0], *(None if z is None else z.repeat_interleave(times, -3) for z in tangents[1:]))
+        tensors = (query, *_for_each_head(query, key, value))
+        tangents = (tangents[0], *(None if z is None else _for_each_head(query, z)[0] for z in tangents[1:]))
     batch = torch.broadcast_shapes(*(z.shape[:-2] for z in tensors))  # type: ignore[no-untyped-call]
     q, k, v = (z.expand(*batch, *z.shape[-2:]) for z in tensors)
     moved = [None if z is None else (z if several else z[None]).expand(-1, *batch, *z.shape[-2:]) for z in tangents]
@@ -90,6 +89,11 @@ def attention_jvp(
     wide = [None if z is None else z.to(kind) for z in (q, k, v, *moved)]
     output, tangent = _Attention.apply(scores, *wide)  # type: ignore[no-untyped-call]
     return output.to(query.dtype), (tangent if several else tangent[0]).to(query.dtype)
+
+
+def _for_each_head(query: Tensor, *shared: Tensor) -> list[Tensor]:
+    """Keys and values of which one head serves several heads of the query, repeated."""
+    return [z.repeat_interleave(query.shape[-3] // z.shape[-3], -3) for z in shared]
 
 
 def _check(tensors: Sequence[Tensor], tangents: Tangents, mask: Tensor | None, dropout_p: float, causal: bool) -> bool:
@@ -281,3 +285,20 @@ def attention(
     return functional.scaled_dot_product_attention(
         query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )
+
+
+def traced_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention` in plain operations, to be traced."""
+    if enable_gqa:
+        key, value = _for_each_head(query, key, value)
+    scores = _Scores(1 / math.sqrt(query.shape[-1]) if scale is None else scale, attn_mask, is_causal, 0.0, 0)
+    return functional.dropout(scores.probabilities(query, key, 0), dropout_p) @ value

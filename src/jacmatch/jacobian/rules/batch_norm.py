@@ -9,8 +9,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian.rules.backward_mode import Toward, along_probes, applied, may_depend_on_input
-from jacmatch.jacobian.rules.channels import affine, by_channel, dot_by_channel, sum_by_channel
+from jacmatch.jacobian.rules.base import Rule, SampleRule, Toward, applied, below, may_depend_on_input
 
 
 class _Constant(torch.autograd.Function):
@@ -101,18 +100,13 @@ def batch_norm(
         assert running_var is not None
         # clones, since the buffers may be written before the backward pass
         var, mean = running_var.clone(), running_mean.clone()
-    scale = (var + eps).rsqrt()
-    if weight is not None:
-        scale = scale * weight
-    shift = -mean * scale
-    if bias is not None:
-        shift = shift + bias
+    scale, shift = scale_and_shift((var + eps).rsqrt(), mean, weight, bias)
     if composed or adapted or torch.compiler.is_compiling():
         return torch.addcmul(by_channel(shift, x), x, by_channel(scale, x))
     return affine(x, scale, shift)
 
 
-class _Normalised(torch.autograd.Function):
+class _Normalised(Rule):
     """Batch normalization by PyTorch's own fused kernels; `frozen` statistics are constants towards the input."""
 
     @staticmethod
@@ -156,10 +150,6 @@ class _Normalised(torch.autograd.Function):
             y_t = y_t + affine(x, rstd, -mean * rstd) * by_channel(weight_t, x)
         return y_t if bias_t is None else y_t + by_channel(bias_t, x), None, None
 
-    @staticmethod
-    def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
-        return along_probes(_Normalised, info, dims, arguments)
-
 
 def _moved(t: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, eps: float, frozen: bool) -> Tensor:
     """The derivative by x applied to t. It is symmetric, so it serves tangents and gradients alike."""
@@ -172,7 +162,7 @@ def _moved(t: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tens
     return moved
 
 
-class _Scaled(torch.autograd.Function):
+class _Scaled(SampleRule):
     """γ r t with r = 1/√(σ² + ε), the derivative with constant statistics; its own one knows that σ depends on x."""
 
     @staticmethod
@@ -198,16 +188,8 @@ class _Scaled(torch.autograd.Function):
             *[None] * 3,
         )
 
-    @staticmethod
-    def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
-        t, *rest = arguments
-        if dims[0] is None or any(dim is not None for dim in dims[1:]):
-            return along_probes(_Scaled, info, dims, arguments)
-        y = applied(_Scaled, t.movedim(dims[0], 0).flatten(0, 1), *rest)
-        return y.unflatten(0, (info.batch_size, -1)), 0
 
-
-class _Projected(torch.autograd.Function):
+class _Projected(Rule):
     """γ r (t − ⟨t⟩ − z ⟨z t⟩), z = r (x − μ), ⟨·⟩ the mean by channel: the derivative with all paths, symmetric."""
 
     @staticmethod
@@ -239,10 +221,6 @@ class _Projected(torch.autograd.Function):
         result = affine(x, factor, -scale * (a * h_sum + b * t_sum) / n - mean * factor)
         result = result + h * by_channel(scale * a, h) + t * by_channel(scale * b, t)
         return by_h if by_t else None, result, (form * rstd).to(weight.dtype), *[None] * 3
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
-        return along_probes(_Projected, info, dims, arguments)
 
 
 def _projected(
@@ -289,3 +267,103 @@ def move_running_statistics(
     """Return the exponential averages of PyTorch, with the unbiased variance of `count` values."""
     running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
     running_var.lerp_(var.detach().to(running_var.dtype) * (count / (count - 1)), momentum)
+
+
+def scale_and_shift(rstd: Tensor, mean: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The numbers s and t by channel with γ r (x − μ) + β = s x + t."""
+    scale = rstd if weight is None else rstd * weight
+    return scale, -mean * scale if bias is None else bias - mean * scale
+
+
+def traced_batch_norm(
+    frozen: bool,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`torch.nn.functional.batch_norm` as γ (x − μ) / √(σ² + ε) + β, statistics in float32 at least, to be traced."""
+    if training:
+        seen = below(x) if frozen else x
+        dimensions = [0, *range(2, x.dim())]
+        seen = seen.to(torch.promote_types(x.dtype, torch.float32))
+        var, mean = torch.var_mean(seen, dimensions, unbiased=False)
+        if running_mean is not None and running_var is not None:
+            move_running_statistics(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
+    else:
+        assert running_mean is not None
+        assert running_var is not None
+        var, mean = running_var.clone(), running_mean.clone()
+    scale, shift = scale_and_shift((var + eps).rsqrt(), mean, weight, bias)
+    return x * by_channel(scale, x) + by_channel(shift, x)
+
+
+def by_channel(values: Tensor, like: Tensor) -> Tensor:
+    """One number for each channel, in the type of `like` and shaped to be broadcast to it."""
+    return values.to(like.dtype).view(1, -1, *[1] * (like.dim() - 2))
+
+
+def sum_by_channel(x: Tensor) -> Tensor:
+    """Σ x over batch and space, for each channel."""
+    return x.reshape(*x.shape[:2], -1).sum(2).sum(0) if x.dim() > 2 else x.sum(0)
+
+
+def dot_by_channel(a: Tensor, b: Tensor) -> Tensor:
+    """Σ a b over batch and space, for each channel."""
+    if torch.is_grad_enabled() or a.device.type != "cpu" or a.dtype not in (torch.float32, torch.float64):
+        return sum_by_channel(a * b)
+    # The gradient by the weight of a normalization with mean 0 and deviation 1: one fused pass, no product in memory.
+    ones = a.new_ones(a.shape[1])
+    result = torch.ops.aten.native_batch_norm_backward(
+        a, b, ones, None, None, torch.zeros_like(ones), ones, True, 0.0, [False, True, False]
+    )
+    total: Tensor = result[1]
+    return total
+
+
+def affine(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    """Scale · x + shift by channel, with rules that compute only the products that are needed."""
+    y: Tensor = applied(_Affine, x, scale, shift)
+    return y
+
+
+class _Affine(SampleRule):
+    """y = s x + t; scale and shift are not functions of the input of the network."""
+
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+        if shift is None:
+            return x * by_channel(scale, x)
+        return torch.addcmul(by_channel(shift, x), x, by_channel(scale, x))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, scale, shift = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x if scale.requires_grad else None, scale)
+        ctx.save_for_forward(x, scale)
+        ctx.shift = None if shift is None else shift.dtype
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
+        if g is None:
+            return None, None, None
+        x, scale = ctx.saved_tensors
+        by_x, by_scale, by_shift = ctx.needs_input_grad
+        if Toward.input:
+            by_scale = by_shift = False
+        return (
+            affine(g, scale, None) if by_x else None,
+            dot_by_channel(g, x).to(scale.dtype) if by_scale else None,
+            sum_by_channel(g).to(ctx.shift) if by_shift else None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, x_t: Tensor | None, scale_t: Tensor | None, shift_t: Tensor | None) -> Tensor:
+        x, scale = ctx.saved_tensors
+        y = affine(torch.zeros_like(x) if x_t is None else x_t, scale, shift_t)
+        return y if scale_t is None else y + x * by_channel(scale_t, x)

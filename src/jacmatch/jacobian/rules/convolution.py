@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jacmatch.jacobian.rules.backward_mode import Toward, along_probes, applied, as_autocast, may_depend_on_input
-from jacmatch.jacobian.rules.channels import sum_by_channel
+from jacmatch.jacobian.rules.base import Rule, SampleRule, Toward, applied, as_autocast, may_depend_on_input
+from jacmatch.jacobian.rules.batch_norm import sum_by_channel
 
 
 class _Settings(NamedTuple):
@@ -84,7 +84,7 @@ def _wanted(ctx: Any) -> tuple[bool, bool, bool]:
     return (by_x, False, False) if Toward.input and ctx.are_parameters else (by_x, by_weight, by_bias)
 
 
-class _Convolution(torch.autograd.Function):
+class _Convolution(SampleRule):
     """y = W ∗ x + b."""
 
     @staticmethod
@@ -132,16 +132,8 @@ class _Convolution(torch.autograd.Function):
             None if weight_t is None else applied(_Convolution, x, weight_t, None, ctx.settings),
         )
 
-    @staticmethod
-    def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
-        x, weight, bias, settings = arguments
-        if dims[0] is None or dims[1] is not None or dims[2] is not None:
-            return along_probes(_Convolution, info, dims, arguments)
-        y = applied(_Convolution, x.movedim(dims[0], 0).flatten(0, 1), weight, bias, settings)
-        return y.unflatten(0, (info.batch_size, -1)), 0
 
-
-class _Transposed(torch.autograd.Function):
+class _Transposed(Rule):
     """The gradient of a convolution by its input, Wᵀ ∗ g: linear in g and in W; of x it needs the shape alone."""
 
     @staticmethod
@@ -178,11 +170,11 @@ class _Transposed(torch.autograd.Function):
             None if weight_t is None else applied(_Transposed, g, weight_t, x, ctx.settings),
         )
 
-    @staticmethod
-    def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
+    @classmethod
+    def vmap(cls, info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
         g, weight, x, settings = arguments
         if dims[0] is None or dims[1] is not None:
-            return along_probes(_Transposed, info, dims, arguments)
+            return super().vmap(info, dims, *arguments)
         like = x.select(dims[2], 0) if dims[2] is not None else x
         like = like[:1].expand(info.batch_size * len(like), *like.shape[1:])
         y = applied(_Transposed, g.movedim(dims[0], 0).flatten(0, 1), weight, like, settings)

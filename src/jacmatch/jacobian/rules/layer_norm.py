@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jacmatch.jacobian.rules.backward_mode import along_probes, applied
+from jacmatch.jacobian.rules.base import Pair, Rule, applied, in_dual_pass, joined, parts_of
 
 
 def layer_norm(
@@ -22,7 +22,13 @@ def layer_norm(
     *_: Any,
 ) -> Tensor:
     """`torch.nn.functional.layer_norm`: z = r (x − μ) with r = 1/√(σ² + ε) over the last axes, then γ z + β."""
-    leading = x.dim() - len(tuple(normalized_shape))
+    shape = tuple(normalized_shape)
+    leading = x.dim() - len(shape)
+    low = x.dtype not in (torch.float32, torch.float64) or (weight is not None and weight.dtype != x.dtype)
+    if not low and not torch.is_autocast_enabled(x.device.type) and in_dual_pass(weight, bias):
+        value, tangent = parts_of(x)
+        if tangent is not None:
+            return joined(_DualLayerNorm.apply, value, tangent, shape, weight, bias, eps)
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         x = x.float()  # as autocast does
     rows = x.reshape(x.shape[:leading].numel(), -1)
@@ -32,7 +38,7 @@ def layer_norm(
     return z * weight if bias is None else torch.addcmul(bias, z, weight)
 
 
-class _Normalised(torch.autograd.Function):
+class _Normalised(Rule):
     """Z of each row, its mean, and r."""
 
     @staticmethod
@@ -54,12 +60,8 @@ class _Normalised(torch.autograd.Function):
     def jvp(ctx: Any, tangent: Tensor, _: Any) -> tuple[Tensor, None, None]:
         return applied(_Projected, tangent, *ctx.saved_tensors, ctx.eps), None, None
 
-    @staticmethod
-    def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
-        return along_probes(_Normalised, info, dims, arguments)
 
-
-class _Projected(torch.autograd.Function):
+class _Projected(Rule):
     """P t = r (t − ⟨t⟩ − z ⟨z t⟩), ⟨·⟩ the mean of a row: the derivative of z; symmetric, so for gradients as well."""
 
     @staticmethod
@@ -80,10 +82,6 @@ class _Projected(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             by_x = _curvature(t, h, x, mean, rstd, ctx.eps)
         return by_t, by_x, None, None, None
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
-        return along_probes(_Projected, info, dims, arguments)
 
 
 def _projected(t: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
@@ -113,3 +111,44 @@ def _curvature(t: Tensor, h: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, eps:
 def _dot(u: Tensor, v: Tensor) -> Tensor:
     """⟨u v⟩ of each row, (rows, 1)."""
     return torch.bmm(u.unsqueeze(1), v.unsqueeze(2)).squeeze(2) / u.shape[1]
+
+
+class _DualLayerNorm(torch.autograd.Function):
+    """y = γ z + β with z = r (x − μ), and ẏ = γ P ẋ (`_Projected`)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, x_t: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Pair:
+        y, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
+        ctx.eps, ctx.shape, ctx.leading = eps, shape, x.dim() - len(shape)
+        rows = x.reshape(x.shape[: ctx.leading].numel(), -1)
+        moved = _projected(x_t.reshape_as(rows), rows, mean.view(-1, 1), rstd.view(-1, 1)).view(x.shape)
+        ctx.save_for_backward(x, x_t, weight, mean, rstd, moved)
+        return y, moved if weight is None else moved * weight
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, g_t: Tensor) -> tuple[Tensor | None, ...]:
+        x, x_t, weight, mean, rstd, moved = ctx.saved_tensors
+        rows, tangents = (z.reshape(z.shape[: ctx.leading].numel(), -1) for z in (x, x_t))
+        mean, rstd, twice = mean.view(-1, 1), rstd.view(-1, 1), torch.is_grad_enabled()
+        h, h_t = ((z if weight is None else z * weight).reshape_as(rows) for z in (g, g_t))
+
+        def projected(t: Tensor) -> Tensor:
+            again: Tensor = (
+                applied(_Projected, t, rows, mean, rstd, ctx.eps) if twice else _projected(t, rows, mean, rstd)
+            )
+            return again
+
+        by_x = (projected(h) + _curvature(tangents, h_t, rows, mean, rstd, ctx.eps)).view(x.shape)
+        by_weight = by_bias = None
+        if ctx.needs_input_grad[3]:
+            if twice:
+                var, mu = torch.var_mean(rows, 1, unbiased=False, keepdim=True)
+                z, moved = (rows - mu) * (var + ctx.eps).rsqrt(), projected(tangents).view(x.shape)
+            else:
+                z = (rows - mean) * rstd
+            by_weight = torch.addcmul(g * z.view(x.shape), g_t, moved).sum_to_size(weight.shape)
+        if ctx.needs_input_grad[4]:
+            by_bias = g.sum_to_size(ctx.shape)  # not sum(dims): no dims are all dims
+        return by_x, projected(h_t).view(x.shape), None, by_weight, by_bias, None

@@ -6,19 +6,33 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jacmatch.jacobian.rules.backward_mode import Toward, along_probes, applied, as_autocast, may_depend_on_input
+from jacmatch.jacobian.rules.base import (
+    Pair,
+    SampleRule,
+    Toward,
+    applied,
+    as_autocast,
+    in_dual_pass,
+    joined,
+    may_depend_on_input,
+    parts_of,
+)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, x Wᵀ + b over the last axis of x."""
     if not x.is_floating_point() or x.dim() < 2 or weight.dim() != 2 or torch.compiler.is_compiling():
         return functional.linear(x, weight, bias)
+    if in_dual_pass(weight, bias):
+        value, tangent = parts_of(x)
+        if tangent is not None:
+            return joined(_dual_linear, value, tangent, weight, bias)
     x, weight, bias = as_autocast(x, weight, bias)
     y: Tensor = applied(_Linear, x, weight, bias)
     return y
 
 
-class _Linear(torch.autograd.Function):
+class _Linear(SampleRule):
     """y = x Wᵀ + b."""
 
     @staticmethod
@@ -58,9 +72,38 @@ class _Linear(torch.autograd.Function):
         by_weight: Tensor = applied(_Linear, x, weight_t, None if moved is not None else bias_t)
         return by_weight if moved is None else moved + by_weight
 
+
+def _dual_linear(x: Tensor, x_t: Tensor, weight: Tensor, bias: Tensor | None) -> Pair:
+    """Value and tangent in the type of autocast; weights are cast here, since `torch.func` would wrap the result."""
+    x, weight, bias = as_autocast(x, weight, bias)
+    with torch.autocast(x.device.type, enabled=False):
+        pair: Pair = _DualLinear.apply(x, x_t.to(x.dtype), weight, bias)  # type: ignore[no-untyped-call]
+        return pair
+
+
+class _DualLinear(torch.autograd.Function):
+    """y = x Wᵀ + b and ẏ = ẋ Wᵀ."""
+
     @staticmethod
-    def vmap(info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
-        x, *rest = arguments
-        if dims[0] is None or dims[1] is not None or dims[2] is not None:
-            return along_probes(_Linear, info, dims, arguments)
-        return applied(_Linear, x.movedim(dims[0], 0), *rest), 0
+    def forward(ctx: Any, x: Tensor, x_t: Tensor, weight: Tensor, bias: Tensor | None) -> Pair:
+        trained = weight.requires_grad
+        ctx.save_for_backward(x if trained else None, x_t if trained else None, weight)
+        ctx.set_materialize_grads(False)
+        return functional.linear(x, weight, bias), functional.linear(x_t, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, x_t, weight = ctx.saved_tensors
+        by_x, by_x_t, by_weight, needs_bias = ctx.needs_input_grad
+        pairs = [(g, z) for g, z in zip(gradients, (x, x_t), strict=True) if g is not None]
+        toward = [
+            g @ weight if needed and g is not None else None
+            for g, needed in zip(gradients, (by_x, by_x_t), strict=True)
+        ]
+        total = None
+        for g, z in pairs if by_weight else ():
+            rows, inputs = g.reshape(-1, g.shape[-1]).t(), z.reshape(-1, z.shape[-1])
+            total = rows @ inputs if total is None else torch.addmm(total, rows, inputs)
+        first = gradients[0]
+        by_bias = first.reshape(-1, first.shape[-1]).sum(0) if needs_bias and first is not None else None
+        return *toward, total, by_bias

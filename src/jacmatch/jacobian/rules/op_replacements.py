@@ -4,7 +4,7 @@ Calls from Python are looked up in a table of faster rules, or of forms that `to
 missing in PyTorch is replaced below that, in ATen's dispatcher (`aten_kernels`), however it is called.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,10 +15,10 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from jacmatch.errors import UnsupportedError
-from jacmatch.jacobian.rules import aten_kernels, dual, traced
+from jacmatch.jacobian.rules import aten_kernels
 from jacmatch.jacobian.rules.activation import gelu, relu
-from jacmatch.jacobian.rules.attention import attention
-from jacmatch.jacobian.rules.batch_norm import Statistics, batch_norm
+from jacmatch.jacobian.rules.attention import attention, traced_attention
+from jacmatch.jacobian.rules.batch_norm import Statistics, batch_norm, traced_batch_norm
 from jacmatch.jacobian.rules.convolution import convolution
 from jacmatch.jacobian.rules.layer_norm import layer_norm
 from jacmatch.jacobian.rules.linear import linear
@@ -70,36 +70,12 @@ def once() -> Replacements:
 
 def compiled(*, frozen: bool) -> Replacements:
     """Return the replacements for a pass that `torch.compile` traces: forms in plain operations."""
-    return Replacements({**_COMPILED, functional.batch_norm: partial(traced.batch_norm, frozen)})
+    return Replacements({**_COMPILED, functional.batch_norm: partial(traced_batch_norm, frozen)})
 
 
 def _multiplied_in_place(x: Tensor, other: Any) -> Tensor:
     """`x *= other`; where both are one tensor, forward mode would take its new value for the old one."""
     return x.mul_(x.clone() if other is x else other)
-
-
-def _relu(x: Tensor, inplace: bool = False) -> Tensor:
-    return functional.relu(x, inplace) if inplace or not x.is_floating_point() else relu(x)
-
-
-def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
-    exact = approximate == "none" and x.is_floating_point()
-    return dual.gelu(x, gelu) if exact else functional.gelu(x, approximate=approximate)
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return dual.linear(x, weight, bias, linear)
-
-
-def _layer_norm(
-    x: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *_: Any,
-) -> Tensor:
-    return dual.layer_norm(x, normalized_shape, weight, bias, eps, layer_norm)
 
 
 def _instance_norm(
@@ -139,23 +115,22 @@ def _no_onednn() -> Iterator[None]:
 
 _RULES: dict[Callable[..., Any], Rule] = {
     **{func: partial(convolution, func) for func in (torch.conv1d, torch.conv2d, torch.conv3d)},
-    **dict.fromkeys((functional.relu, torch.relu, Tensor.relu), _relu),
+    **dict.fromkeys((functional.relu, torch.relu, Tensor.relu), relu),
     **dict.fromkeys((Tensor.mul_, Tensor.__imul__), _multiplied_in_place),
     **dict.fromkeys((functional.layer_norm, torch.layer_norm), layer_norm),
     **{func: _unfused(func) for func in (torch.lstm, torch.lstm_cell)},
     functional.instance_norm: _instance_norm,
 }
 _FORWARD_RULES: dict[Callable[..., Any], Rule] = {
-    functional.linear: _linear,
-    functional.gelu: _gelu,
-    **dict.fromkeys((functional.layer_norm, torch.layer_norm), _layer_norm),
+    functional.linear: linear,
+    functional.gelu: gelu,
     functional.scaled_dot_product_attention: attention,
 }
 _ONCE: dict[Callable[..., Any], Rule] = {functional.batch_norm: partial(batch_norm, True, None)}
 _COMPILED: dict[Callable[..., Any], Rule] = {
     functional.hardsigmoid: lambda x, inplace=False: aten_kernels.hardsigmoid(x),
     functional.hardswish: lambda x, inplace=False: aten_kernels.hardswish(x),
-    functional.scaled_dot_product_attention: traced.attention,
+    functional.scaled_dot_product_attention: traced_attention,
 }
 
 
