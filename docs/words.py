@@ -108,7 +108,7 @@ EXCEPTIONS: dict[str, tuple[str, ...]] = {
     "src/jacmatch/teachers/memoized.py": ("asked", "remembered"),  # names of version 0.1
     "src/jacmatch/training/__init__.py": ("trial",),
     "src/jacmatch/training/identity.py": ("slopes",),
-    "src/jacmatch/diagnostics/report.py": ("way out",),
+    "src/jacmatch/diagnostics/preflight.py": ("way out",),
     "src/jacmatch/jacobian/findings.py": ("way out",),
     "src/jacmatch/jacobian/rules/base.py": ("push",),  # a function of functorch
     "tests/objectives/test_base.py": ("Share", "Balance"),  # former names of classes

@@ -27,7 +27,7 @@ class Fault(NamedTuple):
 
 FAULTS = {
     "one difference shows any engine to be right": Fault(
-        "jacobian/references.py",
+        "jacobian/finite_differences.py",
         "return STRICT if self.single else",
         "return 0.99 if self.single else",
         "tests/jacobian/test_verification.py",
@@ -117,7 +117,7 @@ FAULTS = {
         "tests/jacobian/test_differences.py",
     ),
     "buffers are written twice": Fault(
-        "jacobian/buffers.py",
+        "jacobian/callables.py",
         "                buffer.copy_(written[name])",
         "                buffer.copy_(written[name] + (written[name] - buffer))",
         "tests/jacobian/test_module_policies.py",

@@ -13,8 +13,8 @@ from torch.nn import functional
 import jacmatch
 from jacmatch import UnsupportedError, doctor, jacobian, jvp, unverified, vjp
 from jacmatch.jacobian import verification
+from jacmatch.jacobian.finite_differences import plain
 from jacmatch.jacobian.products import jvp_products
-from jacmatch.jacobian.references import plain
 
 from .faults import Applied, Once, WithoutTangent, cut_square, linear
 from .sound import SOUND

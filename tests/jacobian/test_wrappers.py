@@ -6,7 +6,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jacmatch.errors import UnsupportedError
-from jacmatch.jacobian import wrappers
+from jacmatch.jacobian.modules import check_wrapping, wraps_apart
 from jacmatch.objectives import Distillation
 
 
@@ -23,15 +23,15 @@ def test_where_the_wrapper_stands(group, monkeypatch):
     student, x = nn.Linear(3, 2), torch.randn(4, 3)
     objective = Distillation(student, nn.Linear(3, 2), labels=0, jacobians=0.3)
     monkeypatch.setattr(distributed, "get_world_size", lambda *_: 2)
-    wrappers.check_wrapping(objective, student)
+    check_wrapping(objective, student)
     monkeypatch.undo()
     apart = DistributedDataParallel(student)
-    assert wrappers.wraps_apart(objective, student)
+    assert wraps_apart(objective, student)
     monkeypatch.setattr(distributed, "get_world_size", lambda *_: 2)
     with pytest.raises(UnsupportedError, match=r"around the student.*Wrap the objective"):
         objective(x)
     monkeypatch.undo()
     whole = DistributedDataParallel(objective)
     del apart
-    assert not wrappers.wraps_apart(objective, student)
+    assert not wraps_apart(objective, student)
     whole(x)["loss"].backward()

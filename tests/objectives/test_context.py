@@ -8,7 +8,7 @@ from torch import nn
 import jacmatch
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import Arguments, DataPairs, Edges, EveryRow, Inputs, Nodes, RandomInputs, RandomOutputs, Shared
-from jacmatch.jacobian.references import couples
+from jacmatch.jacobian.finite_differences import couples
 from jacmatch.objectives import AtMixedPairs, Distillation, Regression, Robustness, Transfer
 from jacmatch.teachers import (
     AnalyticTeacher,

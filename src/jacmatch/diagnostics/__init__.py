@@ -9,10 +9,8 @@ The engines check themselves at their first use in `jacmatch.jacobian.verificati
 
 from jacmatch.diagnostics.doctor import Diagnosis, doctor
 from jacmatch.diagnostics.engine_benchmark import EngineBenchmark, benchmark_engines
-from jacmatch.diagnostics.findings import CODES, FINDINGS
-from jacmatch.diagnostics.preflight import PreflightReport, preflight_check, raise_for_faults
-from jacmatch.diagnostics.report import report
-from jacmatch.jacobian.findings import Finding
+from jacmatch.diagnostics.preflight import PreflightReport, preflight_check, raise_for_faults, report
+from jacmatch.jacobian.findings import CODES, FINDINGS, Finding
 
 __all__ = [
     "CODES",

@@ -9,15 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacmatch.diagnostics.findings import DOCTOR, fault, note
 from jacmatch.errors import UnsupportedError, unknown_name
 from jacmatch.jacobian.arguments import Arguments
-from jacmatch.jacobian.buffers import preserved_buffers, preserved_state
-from jacmatch.jacobian.callables import modules_of
-from jacmatch.jacobian.findings import Finding, Verdict
+from jacmatch.jacobian.callables import modules_of, preserved_buffers, preserved_state
+from jacmatch.jacobian.findings import DOCTOR, Finding, Verdict, fault, note
+from jacmatch.jacobian.finite_differences import couples, plain
 from jacmatch.jacobian.function import check_input, replayed
 from jacmatch.jacobian.modules import Module, call, in_mode
-from jacmatch.jacobian.references import couples, plain
 from jacmatch.jacobian.verification import Comparison, comparison_of, isolated
 
 ENGINES = ("reverse", "forward", "differences")

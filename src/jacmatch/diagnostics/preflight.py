@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jacmatch.diagnostics.doctor import doctor
-from jacmatch.diagnostics.findings import PREFLIGHT, fault
+from jacmatch.diagnostics.doctor import Diagnosis, doctor
 from jacmatch.diagnostics.isolation import (
     AnyBatch,
     Batch,
@@ -31,16 +30,17 @@ from jacmatch.diagnostics.isolation import (
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import run
 from jacmatch.jacobian.engine_checks import is_small
-from jacmatch.jacobian.engines import parameter_gradients
-from jacmatch.jacobian.findings import Finding
-from jacmatch.jacobian.finite_differences import derivative_along, relative_difference
+from jacmatch.jacobian.engines import graph_leaves, parameter_gradients
+from jacmatch.jacobian.findings import PREFLIGHT, Finding, fault
+from jacmatch.jacobian.finite_differences import derivative_along, plain, relative_difference
 from jacmatch.jacobian.function import Function, seed_generators
-from jacmatch.jacobian.graph import graph_leaves
 from jacmatch.jacobian.modules import in_mode, preserved_buffers
-from jacmatch.jacobian.references import plain
 from jacmatch.jacobian.verification import JVP_ENGINES, comparison_of, isolated, unverified
 from jacmatch.objectives.base import Objective, networks_of
 from jacmatch.teachers import EnsembleTeacher, MemoizedTeacher, ModuleTeacher, Question, Teacher
+
+FILE = "doctor.json"
+"""The file of a run folder that holds the document."""
 
 SAMPLES, _SAMPLES_OF_LARGE = 8, 2
 """Samples that are used, and those for a large network."""
@@ -150,6 +150,31 @@ def raise_for_faults(report: PreflightReport, objective: nn.Module, batch: Batch
         findings += [each for each in doctor(student, batch.x[:SAMPLES]).findings if each.severity == "fault"]
     lines = " ".join(map(str, dict.fromkeys(findings)))
     raise UnsupportedError(f"Before the first step: {lines} To train all the same: doctor=False, or --no-doctor.")
+
+
+def report(result: Diagnosis | PreflightReport) -> dict[str, Any]:
+    """Return the document of a result, ready for JSON.
+
+    The fields `ok`, `findings` and `says` are always there. A `Diagnosis` adds `engine` and `engines`, a
+    `PreflightReport` adds `errors` and `exact`.
+
+    Example:
+        >>> report(Diagnosis("reverse", (), {"reverse": "right"}))["ok"]
+        True
+    """
+    document = {
+        "ok": result.ok,
+        "findings": [_finding(each) for each in result.findings],
+        "says": str(result),
+    }
+    if isinstance(result, Diagnosis):
+        return {**document, "engine": result.engine, "engines": result.engines}
+    return {**document, "errors": result.errors, "exact": result.exact}
+
+
+def _finding(finding: Finding) -> dict[str, str]:
+    """The fields of a finding; `way_out` is the former name of `remedy`."""
+    return {**vars(finding), "way_out": finding.remedy}
 
 
 def teacher_outputs(objective: nn.Module, batch: AnyBatch) -> tuple[AnyBatch, Tensor] | None:

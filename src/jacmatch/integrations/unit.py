@@ -8,7 +8,7 @@ from torch import Tensor, distributed, nn
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian.engines import connected
-from jacmatch.jacobian.wrappers import in_several_processes
+from jacmatch.jacobian.modules import in_several_processes
 from jacmatch.objectives import Objective, Terms
 from jacmatch.objectives.weights import Part
 

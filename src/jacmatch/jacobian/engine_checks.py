@@ -13,22 +13,23 @@ from torch import Tensor, nn
 
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian import findings
-from jacmatch.jacobian.buffers import preserved_attributes, preserved_buffers, preserved_state
-from jacmatch.jacobian.callables import modules_of, tensors_of
-from jacmatch.jacobian.engines import parameter_gradients, reverse_vjp
+from jacmatch.jacobian.callables import modules_of, preserved_attributes, preserved_buffers, preserved_state, tensors_of
+from jacmatch.jacobian.engines import graph_leaves, meets_once_differentiable, parameter_gradients, reverse_vjp
 from jacmatch.jacobian.findings import Verdict
 from jacmatch.jacobian.finite_differences import (
+    SEED,
     SMALLEST_STEP,
     STRICT,
     TOLERANCE,
+    EngineRun,
+    Reference,
     derivative_along,
     relative_difference,
+    replayed_values,
     size_of_sum,
     tolerance_for,
 )
 from jacmatch.jacobian.function import Function, Products, replayed, seed_generators
-from jacmatch.jacobian.graph import graph_leaves, meets_once_differentiable
-from jacmatch.jacobian.references import SEED, EngineRun, Reference, replayed_values
 
 MANY_PARAMETERS = 2_000_000
 """Above this, a network is large, and its engines are compared on fewer samples and directions."""

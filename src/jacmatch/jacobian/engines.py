@@ -4,7 +4,7 @@
 in one dual pass, without double backward. *differences* needs values only.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import finite_differences
-from jacmatch.jacobian.buffers import buffers_in_training, copies_of, write_buffers
+from jacmatch.jacobian.callables import buffers_in_training, copies_of, write_buffers
 from jacmatch.jacobian.findings import first_line
 from jacmatch.jacobian.function import (
     Cotangents,
@@ -25,11 +25,38 @@ from jacmatch.jacobian.function import (
     replayed,
     replaying,
 )
-from jacmatch.jacobian.graph import graph_leaves
 from jacmatch.jacobian.modules import is_trainable, twice_differentiable
 from jacmatch.jacobian.readouts import parts_of
 from jacmatch.jacobian.rules import op_replacements
 from jacmatch.jacobian.rules.base import applied, toward_input
+
+
+def graph_nodes(*results: Tensor, before: Tensor | None = None) -> Iterator[Any]:
+    """Yield each node of the graph of these results once.
+
+    Args:
+        results: Tensors; those without a graph have no nodes.
+        before: A tensor whose node is left out, and with it all nodes that are reached only through it.
+    """
+    seen, waiting = {None if before is None else before.grad_fn}, [each.grad_fn for each in results]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting += [following for following, _ in node.next_functions]
+
+
+def graph_leaves(*results: Tensor, before: Tensor | None = None) -> list[Tensor]:
+    """Return the leaves that the results depend on and that require gradients: mostly parameters."""
+    leaves = (getattr(node, "variable", None) for node in graph_nodes(*results, before=before))
+    return [leaf for leaf in leaves if leaf is not None and leaf is not before]
+
+
+def meets_once_differentiable(loss: Tensor) -> bool:
+    """Return whether a backward marked `once_differentiable` is in the graph: autograd ignores it silently."""
+    return any(node.name().endswith("autograd::Error") for node in graph_nodes(loss))
 
 
 class _Refused(torch.autograd.Function):

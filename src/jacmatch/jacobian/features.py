@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
 from jacmatch.jacobian.arguments import Arguments
-from jacmatch.jacobian.buffers import replaced_buffers
+from jacmatch.jacobian.callables import replaced_buffers
 from jacmatch.jacobian.modules import Module, call, preserved_buffers
 
 Select = Callable[[Any], Tensor]

@@ -1,17 +1,29 @@
-"""Derivatives from values alone: antithetic differences, for black boxes and for operators without derivatives.
+"""Derivatives from values alone: antithetic differences, for black boxes and as references of the engines.
 
 Jv ≈ (f(x + hv) − f(x − hv)) / 2h. The truncation error is h² f‴/6, the rounding error ε|f|/h.
 `relative_step` balances them; `derivative_along` compares two steps to estimate the remaining error.
+
+A `Reference` is computed in float64 where possible. Only float64 allows steps so small that no ReLU of a large network
+switches within a step: there the derivative jumps, and a difference across the jump does not approximate it.
 """
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jacobian.arguments import Arguments
+from jacmatch.jacobian.callables import copy_in, modules_of, preserved_attributes, preserved_state, tensors_of
+from jacmatch.jacobian.function import Function, Products, replayed, seed_generators
+from jacmatch.jacobian.modules import Module, twice_differentiable
+from jacmatch.jacobian.readouts import Context, Logits
 
 TOLERANCE = 0.02
 """Relative error above which an engine is wrong without further evidence. Rounding in float32 stays below 10⁻³."""
@@ -159,3 +171,230 @@ def size_of_sum(parts: Tensor) -> float:
 
 def _like(size: Float[Tensor, "batch"], x: Float[Tensor, "batch *any"]) -> Tensor:
     return size.view(-1, *[1] * (x.dim() - 1)).to(x.dtype)
+
+
+EngineRun: TypeAlias = Callable[[Function, Tensor], Products]
+"""One engine with its directions."""
+
+SEED = 0
+
+_LARGE = 50_000_000
+"""Elements of parameters, buffers and captured tensors above which no copy in float64 is made."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Jv by differences, the function it belongs to, and its uncertainty."""
+
+    function: Function
+    """A copy, in float64 where possible."""
+    x: Tensor
+    fine: bool
+    """Whether the function computes in float64 throughout."""
+    tangents: Tensor
+    values: Tensor
+    products: Tensor
+    rows: Tensor
+    uncertainty: float
+    moves: bool
+    """Whether the values depend on the input, beyond rounding."""
+    single: bool = False
+    """Whether it is one difference by the smallest step, which can show that an engine is right and nothing else."""
+
+    @staticmethod
+    def of(
+        function: Function, x: Tensor, generator: torch.Generator, *, count: int = 1, single: bool = False
+    ) -> "Reference":
+        """Return the reference for this function at x, in float64 where possible, for `count` directions.
+
+        All are multiples of one direction, so that a single difference gives the products of all.
+
+        Args:
+            function: The function.
+            x: The point at which it is differentiated.
+            generator: Draws the directions; its state is restored.
+            count: Number of directions; more than two are treated as two.
+            single: Whether to take a single one-sided difference, without an estimate of its error.
+        """
+        generator = generator.clone_state()
+        scale = float(x.double().square().mean().sqrt()) or 1.0
+        direction = torch.randn(x.shape, generator=generator).to(x.device, torch.float64) * scale
+        with torch.no_grad():
+            exact, z, values_at, values = evaluated(function, x)
+            fine = single or _is_fine(values_at, z, values, direction)
+            if not fine and z.dtype != x.dtype:
+                exact, z, values_at, values = evaluated(function, x, exactly=False)
+            direction = direction.to(z.dtype)
+            if single:
+                products, error = (values_at(z + SMALLEST_STEP * direction) - values) / SMALLEST_STEP, 0.0
+            else:
+                products, error = derivative_along(lambda t: values_at(z + t * direction), fine, z.dtype)
+        rows = torch.randn((1, *values.shape), generator=generator).to(z)
+        factors = torch.tensor([1.0, -0.5], dtype=z.dtype, device=z.device)[: min(count, 2)]
+        tangents, several = (factors.view(-1, *[1] * y.dim()) * y for y in (direction, products))
+        least = 1e-8 if fine else 10 * torch.finfo(z.dtype).eps
+        moves = float(products.detach().abs().max()) > least * float(values.abs().max())
+        return Reference(exact, z, fine, tangents, values, several, rows, error, moves, single)
+
+    def for_values_of(self, engine: EngineRun) -> "Reference":
+        """Return the reference for an engine that draws other random numbers: differences of its own values."""
+        with torch.no_grad(), preserved_state(self.function.module):
+            v = self.tangents[0]
+            products, error = derivative_along(
+                lambda t: engine(self.function, self.x + t * v).values, self.fine, self.x.dtype
+            )
+        factors = torch.tensor([1.0, -0.5], dtype=v.dtype, device=v.device)[: len(self.tangents)]
+        return replace(self, products=factors.view(-1, *[1] * products.dim()) * products, uncertainty=error)
+
+    @cached_property
+    def coupled(self) -> bool:
+        """Whether samples depend on each other, so that only sums over the batch can be compared."""
+        with torch.no_grad():
+            seed_generators(SEED, self.x.device)
+            return couples(replayed_values(self.function, self.x), self.x, self.values, 1e-9 if self.fine else 1e-4)
+
+    @property
+    def tolerance(self) -> float:
+        """The error above which an engine is wrong; infinite where the differences are too inaccurate."""
+        return STRICT if self.single else tolerance_for(self.uncertainty, self.fine)
+
+    def cotangents(self, z: Tensor) -> Tensor:
+        """Return the cotangents u of uᵀJv, in the type of z.
+
+        They require gradients, so that a backward marked `once_differentiable` shows in the graph even where no other
+        argument of it does.
+        """
+        return self.rows.to(z.dtype, copy=True).requires_grad_()
+
+    def error(self, products: Tensor, *, of_rows: bool) -> float:
+        """Return the error of the products relative to the size of the reference.
+
+        Jv is compared directly, and rows vᵀJ by uᵀJv: for each sample, or for the whole batch if samples are coupled.
+        The parts of uᵀJv may cancel, so its error is relative to their size.
+        """
+        products = products.detach().to(self.tangents.dtype)
+        if not of_rows:
+            return relative_difference(products, self.products)
+        parts = (self.products[:1] * self.rows).flatten(1).view(1, len(self.rows[0]), -1)
+        difference = (products * self.tangents[:1]).view(1, len(self.x), -1).sum(2) - parts.sum(2)
+        error = float(difference.norm()) / max(float(parts.sum(2).norm()), float(parts.norm()), 1e-30)
+        if error > self.tolerance and (self.single or self.coupled):
+            error = float(difference.sum().abs()) / size_of_sum(parts)
+        return error
+
+
+def plain(module: Module, arguments: Arguments | None = None) -> Function:
+    """Return the outputs of the module as a function."""
+    return Function(module, Logits(), Context(arguments=arguments), (), "batch")
+
+
+def replayed_values(function: Function, z: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the values as a function of the input, with the same random numbers and statistics in each call."""
+    values_at = replayed(function, z)
+    statistics: list[tuple[Tensor, Tensor]] = []
+
+    def called(x: Tensor) -> Tensor:
+        with (
+            preserved_attributes(function.module),
+            twice_differentiable(function.module, function.batch_norm, statistics=True) as frozen,
+        ):
+            if frozen is None:
+                return values_at(x).detach()
+            if not statistics:
+                values = values_at(x).detach()
+                statistics.extend(frozen)
+                return values
+            frozen.extend(statistics)
+            return frozen.replayed(values_at)(x).detach()
+
+    if function.batch_norm == "frozen":
+        called(z)
+    return called
+
+
+def exact_copy(function: Function, x: Tensor) -> tuple[Function, Tensor]:
+    """Return a copy of the function and x in float64; a copy in their own type if that is not possible."""
+    if _size(function) > _LARGE:
+        return function, x
+    try:
+        exact = replace(
+            function,
+            module=copy_in(function.module, torch.float64),
+            readout=copy_in(function.readout, torch.float64),
+            context=function.context.to(torch.float64),
+        )
+    except Exception:  # `deepcopy` raises whatever the contents raise
+        return own_copy(function), x
+    return exact, x.double()
+
+
+def evaluated(
+    function: Function, x: Tensor, *, exactly: bool = True
+) -> tuple[Function, Tensor, Callable[[Tensor], Tensor], Tensor]:
+    """Return a copy of the function, in float64 where it runs, its x, its values as a function of x, and those at x."""
+    copied, z = exact_copy(function, x) if exactly else (own_copy(function), x)
+    seed_generators(SEED, x.device)
+    try:
+        values_at = replayed_values(copied, z)
+        values = values_at(z)
+        if not exactly or values.dtype == z.dtype:
+            return copied, z, values_at, values
+    except Exception:  # the module contains float32, and may raise anything
+        if not exactly:
+            raise
+    return evaluated(function, x, exactly=False)
+
+
+def own_copy(function: Function) -> Function:
+    """Return a copy in its own type; the function itself if it cannot be copied or is very large."""
+    if _size(function) > _LARGE:
+        return function
+    try:
+        return replace(function, module=copy_in(function.module, None), readout=copy_in(function.readout, None))
+    except Exception:  # as above
+        return function
+
+
+def couples(values_at: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, tolerance: float) -> bool:
+    """Return whether the values of a sample change when another sample changes; y are the values at x.
+
+    Half of the samples are changed and the others compared, once for each binary digit of the sample number, so that
+    any two samples are in different halves at least once.
+
+    Raises:
+        UnsupportedError: The function is not defined at the changed samples.
+    """
+    if len(x) < 2:
+        return False
+    number = torch.arange(len(x), device=x.device)
+    ones = [number.bitwise_right_shift(digit) % 2 == 1 for digit in range((len(x) - 1).bit_length())]
+    # values in another order stay in an interval, and a matrix that is multiplied by a number stays positive definite
+    for elsewhere in (x.flip(0) * 1.1 + 0.1 * (float(x.std()) or 1.0), x.flip(0), x * 1.01):
+        with suppress(RuntimeError, ValueError):
+            changes = [
+                (values_at(torch.where(moved.view(-1, *[1] * (x.dim() - 1)), elsewhere, x)) - y)[~moved]
+                for each in ones
+                for moved in (each, ~each)
+            ]
+            if torch.isfinite(torch.cat(changes)).all():
+                return bool(torch.cat(changes).abs().max() > tolerance * y.abs().max() + 1e-12)
+    raise UnsupportedError("The function is not defined near x: whether samples depend on each other is not known.")
+
+
+def _size(function: Function) -> int:
+    layers = [layer for each in modules_of(function.module) for layer in each.modules()]
+    own = [each for layer in layers for each in (*layer._parameters.values(), *layer._buffers.values())]
+    return sum(each.numel() for each in (*own, *tensors_of(function.module)) if each is not None)
+
+
+def _is_fine(values_at: Callable[[Tensor], Tensor], x: Tensor, here: Tensor, direction: Tensor) -> bool:
+    """Return whether values resolve changes below float32 precision; not so if a module casts to float32 inside."""
+    if x.dtype != torch.float64:
+        return False
+    moved = values_at(x + 1e-6 * direction) != here
+    for h, rounding in ((1e-11, 0.1), (1e-9, 0.02)):
+        once, twice = (values_at(x + t * direction) - here for t in (h, 2 * h))
+        even = (twice != 0) & ((twice - 2 * once).abs() <= rounding * twice.abs())
+        if int((even & moved).sum()) * 2 >= int(moved.sum()):
+            return True
+    return False

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jacmatch.errors import ClassDimensionError, InputError
-from jacmatch.jacobian.buffers import all_buffers, copies_of
+from jacmatch.jacobian.callables import all_buffers, copies_of
 from jacmatch.jacobian.features import class_dimension, run
 from jacmatch.jacobian.modules import BatchNormPolicy, Module
 from jacmatch.jacobian.readouts import Context, Readout, with_class_dim

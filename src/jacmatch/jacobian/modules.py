@@ -5,6 +5,7 @@ wrong: fused attention, fused recurrent kernels and `hardsigmoid` have no second
 buffers. Everything here is undone when the pass ends; the module is never changed permanently.
 """
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,13 +13,14 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian.arguments import Arguments
-from jacmatch.jacobian.buffers import buffers_in_training, preserved_buffers
+from jacmatch.jacobian.callables import buffers_in_training, preserved_buffers
 from jacmatch.jacobian.rules import op_replacements
 from jacmatch.jacobian.rules.aten_kernels import right_derivatives
 from jacmatch.jacobian.rules.batch_norm import Statistics
@@ -219,3 +221,32 @@ def _trains(node: torch.fx.Node) -> bool:
             given = node.args[position] if position < len(node.args) else argument.default_value
             return node.kwargs.get(argument.name, given) is True
     return False
+
+
+def in_several_processes() -> bool:
+    """Return whether this is one of several processes of `torch.distributed`."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def check_wrapping(objective: nn.Module, student: nn.Module) -> None:
+    """Reject a student that is wrapped in DistributedDataParallel without its objective; searches for it once.
+
+    The passes of an objective bypass such a wrapper, so it would average only part of the gradient, if any.
+
+    Raises:
+        UnsupportedError: Several processes train, and a DistributedDataParallel contains parameters of the student
+            without the objective.
+    """
+    if in_several_processes() and wraps_apart(objective, student):
+        raise UnsupportedError(
+            "DistributedDataParallel is around the student, not the objective: gradients of derivatives would not "
+            "be averaged. Wrap the objective: DistributedDataParallel(objective), and call that."
+        )
+
+
+def wraps_apart(objective: nn.Module, student: nn.Module) -> bool:
+    """Return whether a DistributedDataParallel contains parameters of the student but not the objective."""
+    own = {id(parameter) for parameter in student.parameters() if parameter.requires_grad}
+    wrappers = [each for each in gc.get_objects() if type(each) is DistributedDataParallel]
+    around = [wrapper for wrapper in wrappers if any(id(parameter) in own for parameter in wrapper.parameters())]
+    return bool(around) and not any(objective is module for wrapper in around for module in wrapper.modules())

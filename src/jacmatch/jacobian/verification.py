@@ -31,9 +31,17 @@ from jacmatch.jacobian.callables import key_of, modules_of
 from jacmatch.jacobian.engine_checks import is_small, judge, not_finite_at
 from jacmatch.jacobian.engines import difference_jvp, forward_jvp, reverse_jvp, reverse_vjp
 from jacmatch.jacobian.findings import UNKNOWN, Verdict, refused
+from jacmatch.jacobian.finite_differences import (
+    EngineRun,
+    Reference,
+    couples,
+    evaluated,
+    own_copy,
+    plain,
+    replayed_values,
+)
 from jacmatch.jacobian.function import Function
 from jacmatch.jacobian.readouts import Context
-from jacmatch.jacobian.references import EngineRun, Reference, couples, evaluated, own_copy, plain, replayed_values
 
 JVP_ENGINES = ("forward", "reverse", "differences")
 """The engines for Jv in the order in which `auto` takes them."""

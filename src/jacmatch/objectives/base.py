@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from jacmatch.errors import ClassDimensionError, InputError, UnsupportedError
 from jacmatch.jacobian import Arguments, Engine, Inputs, Nodes, Readout, TokenSubstitutions, run
-from jacmatch.jacobian.buffers import buffers_in_training, copies_of, replaced_buffers, write_buffers
+from jacmatch.jacobian.callables import buffers_in_training, copies_of, replaced_buffers, write_buffers
 from jacmatch.jacobian.engines import connected
 from jacmatch.jacobian.features import Select, class_dimension, output_tensor, selecting
-from jacmatch.jacobian.modules import set_mode
-from jacmatch.jacobian.wrappers import check_wrapping, in_several_processes
+from jacmatch.jacobian.modules import check_wrapping, in_several_processes, set_mode
 from jacmatch.losses import IGNORED, JacobianLoss
 from jacmatch.models import FirstOutputs
 from jacmatch.objectives import validation

@@ -27,8 +27,8 @@ from jacmatch.jacobian import (
     vjp_products,
 )
 from jacmatch.jacobian.arguments import Arguments
-from jacmatch.jacobian.buffers import buffers_in_training, copies_of, replaced_buffers
-from jacmatch.jacobian.graph import meets_once_differentiable
+from jacmatch.jacobian.callables import buffers_in_training, copies_of, replaced_buffers
+from jacmatch.jacobian.engines import meets_once_differentiable
 from jacmatch.jacobian.readouts import with_class_dim
 from jacmatch.objectives import validation
 from jacmatch.objectives.points import AtData, AtMixedPairs, Batch, Point

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import AttentionMaps, BatchNormPolicy, Context, Engine, Readout, run
-from jacmatch.jacobian.buffers import buffers_in_training, copies_of, replaced_buffers
+from jacmatch.jacobian.callables import buffers_in_training, copies_of, replaced_buffers
 from jacmatch.jacobian.modules import set_mode
 from jacmatch.losses import JacobianLoss, OutputLoss, attention_map, attention_transfer, match_sizes
 from jacmatch.models import FirstOutputs

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import gradient_norms
-from jacmatch.jacobian.graph import meets_once_differentiable
+from jacmatch.jacobian.engines import meets_once_differentiable
 
 Whole = Callable[[str, list[Tensor | None]], list[Tensor | None]]
 

@@ -4,10 +4,9 @@ import torch
 from torch import distributed
 
 from jacmatch.diagnostics import report
-from jacmatch.diagnostics.findings import PREFLIGHT
-from jacmatch.diagnostics.preflight import preflight_check, raise_for_faults, teacher_outputs
-from jacmatch.diagnostics.report import FILE
+from jacmatch.diagnostics.preflight import FILE, preflight_check, raise_for_faults, teacher_outputs
 from jacmatch.errors import UnsupportedError
+from jacmatch.jacobian.findings import PREFLIGHT
 from jacmatch.runs import Run
 from jacmatch.training.data import Batches
 from jacmatch.training.metrics import Bad, NotFinite
