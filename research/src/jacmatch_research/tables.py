@@ -64,19 +64,20 @@ def gains(document: Document, row: str, than: str, measure: str = "accuracy") ->
     """A row of the table: what one row has more than another, seed by seed, mean ± standard deviation in points."""
     results = spreads(document, measure)
     pairs = [(results.get((row, column)), results.get((than, column))) for column in names(document, "column")]
-    return (f"gain: {row} − {than}", *(_signed(paired(*pair)) for pair in pairs))
+    return (f"gain: {row} − {than}", *(signed(paired(*pair)) for pair in pairs))
 
 
 def paired(one: Spread | None, other: Spread | None) -> Spread | None:
-    """The spread of the differences, seed by seed, of two entries of `spreads`; None where one has other seeds."""
-    if one is None or other is None or set(one["seeds"]) != set(other["seeds"]):
+    """The spread of the differences, seed by seed, of two entries of `spreads`; None where the other lacks one."""
+    if one is None or other is None or not set(one["seeds"]) <= set(other["seeds"]):
         return None
     subtrahend = dict(zip(other["seeds"], other["values"], strict=True))
     minuend = zip(one["seeds"], one["values"], strict=True)
     return _by_seed({seed: value - subtrahend[seed] for seed, value in minuend})
 
 
-def _signed(value: Spread | None) -> str:
+def signed(value: Spread | None) -> str:
+    """Return a difference with its sign; a dash where nothing was measured."""
     text = entry(value)
     return text if value is None or value["mean"] < 0 else f"+{text}"
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from jacmatch.datasets import Data, Split, of_classes, per_class
 from jacmatch.errors import InputError
-from jacmatch.jacobian import ESTIMATORS, BatchNormPolicy, Estimator, PCAFeatures, SubspaceInputs
+from jacmatch.jacobian import ESTIMATORS, BatchNormPolicy, Estimator, NoiseAveraged, PCAFeatures, SubspaceInputs
 from jacmatch.jobs import networks, pretrained
 from jacmatch.jobs.adaptation import HeadTeacher, basis_of, finetuned, probed
 from jacmatch.jobs.data import SMOKE_TRAIN, load, mixed
@@ -209,12 +209,17 @@ class Transfer(TrainingFields):
     """Give each principal component its own unit."""
     point: Literal["auto", "data", "mixed-pairs"] = "auto"
     """Where student and teacher are compared: at the images, or between two of them. auto: as the recipe says."""
-    probe: Literal["random-outputs", "random-inputs", "data-pairs", "subspace-inputs"] = "random-outputs"
-    """Which derivatives adapt and features compare: rows, or products with directions at the input."""
+    probe: Literal["random-outputs", "random-inputs", "data-pairs", "subspace-inputs", "noise-averaged"] = (
+        "random-outputs"
+    )
+    """Which derivatives adapt and features compare: rows, products with directions at the input, or rows that are
+    averaged over four noisy inputs."""
     probe_basis: Literal["dct", "pca", "data"] = "dct"
     """Directions of subspace-inputs: low frequencies, principal components of the images, or their differences."""
     probe_dimensions: int = 48
     """Dimensions of subspace-inputs."""
+    noise: float = 0.1
+    """Standard deviation of the noise of noise-averaged, in units of the raw input."""
     pairs: tuple[str, ...] = ()
     """Layers whose attention maps are compared, STUDENT_LAYER:TEACHER_LAYER; chosen by resolution if left out."""
     depths: int = 2
@@ -576,6 +581,8 @@ class Transfer(TrainingFields):
 
     def _probe(self, ready: Ready) -> Estimator:
         """Return the probe of adapt and features; principal components are those of some training images."""
+        if self.probe == "noise-averaged":
+            return NoiseAveraged(sigma=self.noise)  # type: ignore[return-value]  # its side is that of another probe
         if self.probe != "subspace-inputs":
             return ESTIMATORS[self.probe]()
         probe = SubspaceInputs(self.probe_dimensions, self.probe_basis)

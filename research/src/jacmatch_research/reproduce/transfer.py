@@ -6,25 +6,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from jacmatch.datasets import per_class
+from jacmatch.datasets import Split, per_class
 from jacmatch.errors import InputError
 from jacmatch.jobs.data import mixed
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.teacher_distance import bound_table, distance_table, distances, nearest_mean_accuracy
 from jacmatch.jobs.transfer import METHODS, PAPER, Ready, Transfer
 from jacmatch.models import count_parameters
+from jacmatch.objectives import AtMixedPairs, Distillation
 from jacmatch.report import Table
 from jacmatch.report.figures import line_figure
 from jacmatch.report.tables import NOTHING, entry
-from jacmatch.teachers import MemoizedTeacher
+from jacmatch.teachers import Answer, MemoizedTeacher, ModuleTeacher, Question
 from jacmatch.training import evaluate, fit
+from jacmatch.training.data import augment
 from jacmatch_research.figures import by_columns
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
 from jacmatch_research.reproduce.published import TRANSFER
 from jacmatch_research.reproduce.request import Request
-from jacmatch_research.tables import Document, gains, grid, names, origin, published_row, spreads
+from jacmatch_research.tables import Document, gains, grid, names, origin, paired, published_row, signed, spreads
 
 Settings = Mapping[str, Any]
 FULL = "lwf+attention+jacobians"
@@ -45,7 +48,11 @@ LONGER: dict[str, Settings] = {
 
 _KINDS: dict[str, Settings] = {
     METHODS["mixup"]: {"method": "mixup"},
+    "oracle, augmented": {"method": "oracle"},
+    "mean teacher": {"method": "mean-teacher"},
+    "self-training": {"method": "self-training"},
     "LwF, KL": {"method": "lwf", "recipe": "lwf"},
+    "LwF, KL, Jacobians": {"method": "lwf+jacobians", "recipe": "lwf"},
     "LwF, KL, attention": {"method": "lwf+attention", "recipe": "lwf"},
     "LwF, KL, attention + Jacobians": {"method": "lwf+attention+jacobians", "recipe": "lwf"},
     METHODS["features"]: {"method": "features", "recipe": "features"},
@@ -53,6 +60,8 @@ _KINDS: dict[str, Settings] = {
     METHODS["adapt"]: {"method": "adapt"},
     METHODS["adapt+attention"]: {"method": "adapt+attention"},
     "probe, outputs + one row": {"method": "adapt+jacobians"},
+    "probe, outputs + one row, share 0.5": {"method": "adapt+jacobians", "jacobian_share": 0.5},
+    "probe, outputs + row averaged over noise": {"method": "adapt+jacobians", "probe": "noise-averaged"},
     "probe, outputs + white noise": {"method": "adapt+jacobians", "probe": "random-inputs"},
     "probe, outputs + 48 low frequencies": {"method": "adapt+jacobians", "probe": "subspace-inputs"},
     "probe, outputs + 48 principal components": {
@@ -62,18 +71,25 @@ _KINDS: dict[str, Settings] = {
     f"{METHODS['adapt']}, twice the steps": {"method": "adapt", "longer": 2},
 }  # fmt: skip
 UNLABELLED = (0, 900)
-_WITHOUT = ("LwF, KL", *(METHODS[method] for method in ("features", "adapt")), "probe, outputs + one row")
+_LABELS_ALONE = ("mixup", "oracle")
+_WITHOUT = (
+    METHODS["mixup"],
+    "oracle, augmented",
+    "LwF, KL",
+    *(METHODS[method] for method in ("features", "adapt")),
+    "probe, outputs + one row",
+)
 _PAPER_ROWS = tuple(METHODS[method] for method in PAPER)
 RECIPE_ROWS: dict[str, Settings] = {
-    (row if settings["method"] == "mixup" else f"{row}; {count} unlabelled"): {
-        **{"recipe": "adapt", "unlabelled_count": 0 if settings["method"] == "mixup" else count},
-        **settings,
-    }
+    (row if alone else f"{row}; {count} unlabelled"): {"recipe": "adapt", "unlabelled_count": count, **settings}
     for count in UNLABELLED
     for row, settings in _KINDS.items()
-    if count or row in (METHODS["mixup"], *_WITHOUT)
+    if (alone := settings["method"] in _LABELS_ALONE) <= (not count) and (count or row in _WITHOUT)
 }
 """Rows at mixed pairs of augmented images: with a number of images of the target that have no label."""
+
+WITHOUT_TEACHER = ("mean-teacher", "self-training")
+"""Semi-supervised methods: what unlabelled images give without a pretrained teacher."""
 
 _COLUMNS = {"smoke": (5,), "cpu": (5, 10, 25, 50), "paper": (5, 10, 25, 50)}
 _ABLATED, _LONGER, _RECIPES = 10, 25, 10  # images per class of ablations, of longer training, and of the recipes
@@ -81,13 +97,42 @@ _SEEDS = {"smoke": 1, "cpu": 3, "paper": 5}
 _JUDGED, _FAR, _SHOWN = 4000, 100, 50  # test images for accuracy at the size cpu; for the bound; for agreement
 _PROBED = 2000  # test images for the accuracy of the probed teacher
 _VIEWS = 8  # of each image in the rows of the recipes: the teacher is queried once for each view
+_SECOND_VIEW = 1  # seed of the views of a mean teacher
 SMALL_VGG = "vgg:16-M-32-M-64-M-128"
+
+
+class MeanTeacher:
+    """The exponential moving average of a student's weights, which sees the images in a second random view.
+
+    Each query is a step of the average.
+
+    References:
+        Tarvainen & Valpola 2017, arXiv:1703.01780; at mixed pairs as in Verma et al. 2019, arXiv:1903.03825.
+    """
+
+    answers_vjp = False
+
+    def __init__(self, student: nn.Module, augment: tuple[str, ...], decay: float = 0.99) -> None:
+        """Takes the student, the augmentations of the second view, and the decay of the average."""
+        mean = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self.student, self.augment = student, augment
+        self.average = AveragedModel(student, multi_avg_fn=mean, use_buffers=True).eval().requires_grad_(False)
+
+    def answer(self, x: Tensor, question: Question | None = None) -> Answer:
+        """Return the outputs of the average at other views of the images."""
+        about = question or Question()
+        ids = torch.arange(len(x)) if about.ids is None else about.ids
+        self.average.update_parameters(self.student)
+        with torch.no_grad():
+            outputs = self.average.eval()(augment(x, ids, about.draw or 0, _SECOND_VIEW, self.augment))
+        return Answer(outputs, outputs)
 
 
 def _own(request: Request) -> dict[str, Any]:
     """The networks and the schedule of a size."""
-    if request.data == "digits" and not request.teacher:
-        return {"teacher": "cnn5", "student": "cnn3", "steps": 200, "oracle_steps": 60}
+    if not request.teacher and request.data.partition(":")[0] in ("digits", "fashion-mnist"):
+        steps = {"steps": 200} if request.data == "digits" else {"steps": 400, "source_classes": 5}
+        return {"teacher": "cnn5", "student": "cnn3", "oracle_steps": 60, **steps}
     if not request.teacher or (request.teacher_weights is None and not Path(request.teacher).is_dir()):
         rule = "`reproduce transfer` must be given a pretrained teacher for such data."
         do = "Give --teacher torchvision:mobilenet_v2 --teacher-weights FILE.safetensors, or the folder of a run."
@@ -158,7 +203,8 @@ def _cells(request: Request) -> list[Cell]:
     for seed in seeds:
         for column in columns:
             rows = {**main, **(ABLATIONS if column == ablated else {}), **(LONGER if column == _LONGER else {})}
-            rows |= RECIPE_ROWS if column == (_RECIPES if _RECIPES in columns else columns[0]) else {}
+            recipes = request.rows or column == (_RECIPES if _RECIPES in columns else columns[0])
+            rows |= RECIPE_ROWS if recipes else {}
             cells += [
                 Cell(row, str(column) if column else "all", seed, {**settings, "per_class": column})
                 for row, settings in rows.items()
@@ -216,6 +262,8 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     column = cell.settings["per_class"]
     labelled = _subset(ready, column, cell.seed)
     images = recipe.unlabelled_images(ready, labelled, cell.seed)
+    if method in WITHOUT_TEACHER:
+        return _without_teacher(request, recipe, ready, cell, labelled, images)
     group = (column, recipe.unlabelled_count, recipe.views)  # cells of one group and seed see the same images
     ready = replace(ready, memories=_MEMORIES.setdefault(group, {}))
     for other in set(_MEMORIES) - {group}:
@@ -236,6 +284,27 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
         "steps": fitted.steps,
         "train_seconds": fitted.seconds,
     }
+
+
+def _without_teacher(
+    request: Request, recipe: Transfer, ready: Ready, cell: Cell, labelled: Split, images: Split | None
+) -> Measures:
+    """Trains a student with unlabelled images by a semi-supervised method, and judges it."""
+    train, seed = recipe.training_images("adapt", labelled, images), cell.seed
+    settings = recipe.training_of("mixup", seed)
+    network, objective = recipe.network_and_objective("mixup", seed, ready)
+    if cell.settings["method"] == "mean-teacher":
+        weight = len(train) / len(labelled)  # the term is a mean over all images, with 0 where there is no label
+        loss: dict[str, Any] = {"output_loss": "kl", "temperature": 1.0, "point": AtMixedPairs()}
+        objective = Distillation(network, MeanTeacher(network, recipe.augment), labels=weight, outputs=1.0, **loss)
+    else:
+        fit(objective, labelled, settings, seed=seed, device=request.device)
+        teacher = MemoizedTeacher(ModuleTeacher(network), draws=True)
+        torch.manual_seed(seed)
+        objective = recipe.objective("adapt", ready.student(0), replace(ready, answers=teacher))
+    fitted = fit(objective, train, settings, seed=seed, device=request.device)
+    accuracy = evaluate(objective.student, ready.data.test, device=request.device)["accuracy"]
+    return {"accuracy": accuracy, "steps": fitted.steps, "train_seconds": fitted.seconds}
 
 
 def _tables(document: Document) -> list[Table]:
@@ -306,35 +375,33 @@ def _changes(
     return [Table(name, f"{title}, {column} images per class", head, tuple(body), (note,))]
 
 
-def _by_seed(spread: Mapping[str, Any] | None) -> dict[int, float]:
-    return {} if spread is None else dict(zip(spread["seeds"], spread["values"], strict=True))
-
-
 def _recipes(document: Document) -> list[Table]:
     """Recipes at mixed pairs: accuracy, gain over labels alone at mixed pairs, and cosine of what is compared."""
-    rows = [row for row in names(document, "row") if row in RECIPE_ROWS]
-    if not rows:
-        return []
     forms = {"accuracy": (100, 1), "probe_accuracy": (100, 1), "top1": (100, 1)}
     forms |= {"jacobian_cosine": (1, 3), "jacobian_relative_error": (1, 2)}
     values = {name: spreads(document, name) for name in forms}
-    column = next(column for row, column in values["accuracy"] if row in RECIPE_ROWS)
-    alone = _by_seed(values["accuracy"].get((METHODS["mixup"], column)))
+    keys = [key for key in values["accuracy"] if key[0] in RECIPE_ROWS]
+    columns = [column for column in names(document, "column") if column in {key[1] for key in keys}]
+    if not keys:
+        return []
     body = []
-    for row in rows:
-        own = _by_seed(values["accuracy"].get((row, column)))
-        both = [own[seed] - alone[seed] for seed in own if seed in alone]
-        gain = f"{100 * sum(both) / len(both):+.1f}" if both else NOTHING
-        accuracy, *others = (entry(values[name].get((row, column)), *form) for name, form in forms.items())
-        body.append((row, accuracy, gain, str(len(own)), *others))
+    for column in columns:
+        for row in names(document, "row"):
+            if (row, column) not in keys:
+                continue
+            own, alone = values["accuracy"][row, column], values["accuracy"].get((METHODS["mixup"], column))
+            accuracy, *others = (entry(values[name].get((row, column)), *form) for name, form in forms.items())
+            label = row if len(columns) == 1 else f"n = {column}: {row}"
+            gain = signed(paired(own, alone)) if row != METHODS["mixup"] else NOTHING
+            body.append((label, accuracy, gain, str(len(own["seeds"])), *others))
     head = ("row", "accuracy %", "gain", "seeds", "probed teacher %", "agreement %", "cosine", "relative error")
     facts = document["facts"]
     teacher, student = facts["teacher"], facts["student"]["model"]
     note = (
         f"Teacher {teacher['model']} at {teacher['size']} pixels, student {student}, {facts['steps']} steps with "
-        f"batches of 64, judged on {facts['judged']} test images, {column} labelled images per class; the teacher sees "
-        f"each image in {_VIEWS} views. Gain: over labels at mixed pairs, same seeds. Cosine and relative error, "
-        f"on new images: of the products that a row compares, or of one random row. {_few(document)}"
+        f"batches of 64, judged on {facts['judged']} test images, {' and '.join(columns)} labelled images per class; "
+        f"the teacher sees each image in {_VIEWS} views. Gain: over labels at mixed pairs, same seeds. Cosine and "
+        f"relative error, on new images: of the products that a row compares, or of one random row. {_few(document)}"
     )
     return [Table("recipes", "Recipes with unlabelled images", head, tuple(body), (note, origin(document)))]
 
