@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from jacmatch.datasets import Split
 from jacmatch.datasets.distances import Bound, Distances
-from jacmatch.jacobian import PooledFeatures, vjp
+from jacmatch.jacobian import Estimator, PooledFeatures, vjp
 from jacmatch.jobs.pretrained import evaluating
 from jacmatch.losses import hinton_kl
 from jacmatch.objectives import AtData, Distillation
@@ -66,9 +66,10 @@ def head_agreement(
     }
 
 
-def matched_rows(objective: Distillation, split: Split) -> dict[str, float]:
-    """Return the agreement of the compared outputs, and cosine and relative error of the products of the probe."""
-    how, network = replace(objective.differentiation, point=AtData()), objective.network
+def matched_rows(objective: Distillation, split: Split, probe: Estimator | None = None) -> dict[str, float]:
+    """Return the agreement of the outputs, and cosine and relative error of the products of the probe, or another."""
+    own = objective.differentiation
+    how, network = replace(own, point=AtData(), probe=own.probe if probe is None else probe), objective.network
     device = next(network.parameters()).device
     same, cosines, sums = 0.0, 0.0, [0.0, 0.0]
     for rows in torch.split(torch.arange(len(split)), _BATCH):

@@ -11,9 +11,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from jacmatch.datasets import Split, per_class
 from jacmatch.errors import InputError
+from jacmatch.jacobian import DataPairs, RandomOutputs, SubspaceInputs
 from jacmatch.jobs.data import mixed
 from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.teacher_distance import bound_table, distance_table, distances, nearest_mean_accuracy
+from jacmatch.jobs.teacher_distance import bound_table, distance_table, distances, matched_rows, nearest_mean_accuracy
 from jacmatch.jobs.transfer import METHODS, PAPER, Ready, Transfer
 from jacmatch.models import count_parameters
 from jacmatch.objectives import AtMixedPairs, Distillation
@@ -97,6 +98,8 @@ _SEEDS = {"smoke": 1, "cpu": 3, "paper": 5}
 _JUDGED, _FAR, _SHOWN = 4000, 100, 50  # test images for accuracy at the size cpu; for the bound; for agreement
 _PROBED = 2000  # test images for the accuracy of the probed teacher
 _VIEWS = 8  # of each image in the rows of the recipes: the teacher is queried once for each view
+_COSINES = {"random rows": RandomOutputs(), "low frequencies": SubspaceInputs(48), "data pairs": DataPairs()}
+"""Probes by which every student of a probed teacher is judged on new images, whatever it was trained with."""
 _SECOND_VIEW = 1  # seed of the views of a mean teacher
 SMALL_VGG = "vgg:16-M-32-M-64-M-128"
 
@@ -275,10 +278,14 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     accuracy = evaluate(objective.student, ready.data.test, device=request.device)["accuracy"]
     judged = recipe.judged(method, network, ready, labelled, objective, some=_SHOWN, far=_FAR)
     some = ready.data.test.subset(torch.arange(min(_PROBED, len(ready.data.test))))
+    adapted = method.startswith("adapt") and isinstance(objective, Distillation)
     probe = evaluate(ready.teacher.network, some, device=request.device) if method == "adapt" else {}
+    shown = ready.data.test.subset(torch.arange(min(_SHOWN, len(ready.data.test))))
+    same = {name: matched_rows(objective, shown, each) for name, each in _COSINES.items()} if adapted else {}
     return {
         "accuracy": accuracy,
         "probe_accuracy": probe.get("accuracy"),
+        **{f"cosine {name}": each["jacobian_cosine"] for name, each in same.items()},
         **judged["agreement"],
         **(judged["bound"] or {}),
         "steps": fitted.steps,
