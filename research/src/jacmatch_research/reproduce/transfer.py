@@ -98,7 +98,11 @@ _SEEDS = {"smoke": 1, "cpu": 3, "paper": 5}
 _JUDGED, _FAR, _SHOWN = 4000, 100, 50  # test images for accuracy at the size cpu; for the bound; for agreement
 _PROBED = 2000  # test images for the accuracy of the probed teacher
 _VIEWS = 8  # of each image in the rows of the recipes: the teacher is queried once for each view
-_COSINES = {"random rows": RandomOutputs(), "low frequencies": SubspaceInputs(48), "data pairs": DataPairs()}
+_COSINES: dict[str, Any] = {
+    "random rows": RandomOutputs(),
+    "low frequencies": SubspaceInputs(48),
+    "data pairs": DataPairs(),
+}
 """Probes by which every student of a probed teacher is judged on new images, whatever it was trained with."""
 _SECOND_VIEW = 1  # seed of the views of a mean teacher
 SMALL_VGG = "vgg:16-M-32-M-64-M-128"
