@@ -8,8 +8,7 @@ import torch
 from jacmatch.cli import main
 from jacmatch_research.reproduce import defaults, two_pairs
 from jacmatch_research.reproduce.defaults import CROSS_ENTROPY, DEFAULT, PLAIN_KL
-from jacmatch_research.reproduce.experiment import Cell
-from jacmatch_research.reproduce.request import Request
+from jacmatch_research.reproduce.experiment import Cell, Request
 
 
 def document(**rows):

@@ -3,7 +3,7 @@
 import pytest
 
 from jacmatch_research.reproduce import low_data, students
-from jacmatch_research.reproduce.request import Request
+from jacmatch_research.reproduce.experiment import Request
 
 
 def cell(row, column, seed, accuracy, validation):

@@ -6,8 +6,7 @@ import torch
 from jacmatch.jobs import Train
 from jacmatch.jobs import settings as job_settings
 from jacmatch_research.reproduce import students
-from jacmatch_research.reproduce.experiment import Cell
-from jacmatch_research.reproduce.request import Request
+from jacmatch_research.reproduce.experiment import Cell, Request
 
 SMOKE = Request(name="low-data", smoke=True)
 

@@ -10,8 +10,7 @@ import numpy as np
 from jacmatch.report import Table
 from jacmatch.report.figures import Line, line_figure
 from jacmatch.report.tables import NOTHING, Spread, entry
-from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
-from jacmatch_research.reproduce.request import Request
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.systems.appearance.faces import Array, Faces, faces
 from jacmatch_research.systems.appearance.fitting import by_fixed_jacobian, by_newuoa, fixed_jacobian
 from jacmatch_research.systems.appearance.learning import Glance, displaced, distilled, jumps, lesson, seen
@@ -230,11 +229,5 @@ def _figure(document: Document) -> bytes:
     return line_figure(panels, x_label="distance of the first guess, half widths of a face", y_label="")
 
 
-APPEARANCE = Experiment(
-    about="an active appearance model, fitted by a fixed Jacobian, without derivatives, and by a student of that",
-    cells=_cells,
-    measure=_measure,
-    tables=_tables,
-    figure=_figure,
-    takes=frozenset(),
-)
+_ABOUT = "an active appearance model, fitted by a fixed Jacobian, without derivatives, and by a student of that"
+APPEARANCE = Experiment(_ABOUT, _cells, _measure, _tables, _figure)

@@ -20,8 +20,7 @@ from jacmatch.training import find_device
 from jacmatch.version import __version__
 from jacmatch_research.processes import one_thread
 from jacmatch_research.reproduce import EXPERIMENTS, defaults, students, transfer
-from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
-from jacmatch_research.reproduce.request import Request
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.reproduce.side_by_side import end_with_parent, side_by_side
 from jacmatch_research.tables import Document
 

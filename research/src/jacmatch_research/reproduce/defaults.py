@@ -30,9 +30,7 @@ from jacmatch.report.tables import NOTHING, Spread, entry
 from jacmatch.training import evaluate
 from jacmatch_research.figures import by_columns
 from jacmatch_research.reproduce import students
-from jacmatch_research.reproduce.columns import per_class_of
-from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
-from jacmatch_research.reproduce.request import Request
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.tables import Document, grid, names, origin, paired, spreads
 
 PAIRS = ("convolutional", "residual")
@@ -88,7 +86,7 @@ def settings_of(request: Request) -> list[Setting]:
     """The first pair at every size, the second where its sizes are, with the other optimizer; in turn Adam and SGD."""
     family = request.data.partition(":")[0]
     offset = _ORDER.index(family) if family in _ORDER else 0
-    sizes = per_class_of(request, (5,) if request.smoke else PER_CLASS)
+    sizes = students.per_class_of(request, (5,) if request.smoke else PER_CLASS)
     first, second = PAIRS
     settings = []
     for n in sizes:
@@ -419,23 +417,23 @@ def _figure(document: Document, measure: str = "accuracy") -> bytes:
 
 
 DEFAULTS = Experiment(
-    about="the default of `Distillation` in a loop of your own, against cross-entropy and plain KL",
-    cells=_cells,
-    measure=_measure,
-    tables=_tables,
-    figure=_figure,
-    prepare=prepare,
+    "the default of `Distillation` in a loop of your own, against cross-entropy and plain KL",
+    _cells,
+    _measure,
+    _tables,
+    _figure,
+    prepare,
     teacher=teachers,
     takes=frozenset({"data", "per_class"}),
 )
 
 DEFAULTS_GRID = Experiment(
-    about="what the default of `Distillation` was chosen from, on validation images",
-    cells=_grid_cells,
-    measure=_measure_validation,
-    tables=_grid_tables,
-    figure=lambda document: _figure(document, "validation_accuracy"),
-    prepare=prepare,
+    "what the default of `Distillation` was chosen from, on validation images",
+    _grid_cells,
+    _measure_validation,
+    _grid_tables,
+    lambda document: _figure(document, "validation_accuracy"),
+    prepare,
     teacher=teachers,
     takes=frozenset({"data", "per_class"}),
 )

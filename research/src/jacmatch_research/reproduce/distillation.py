@@ -5,9 +5,7 @@ from typing import Any
 
 from jacmatch.report import Table
 from jacmatch_research.reproduce import published, students
-from jacmatch_research.reproduce.columns import column_of, columns_figure, per_class_of
-from jacmatch_research.reproduce.experiment import STUDENTS, Cell, Experiment
-from jacmatch_research.reproduce.request import Request
+from jacmatch_research.reproduce.experiment import Cell, Request
 from jacmatch_research.tables import Document, fidelity, gains, grid, names, origin, published_row
 
 _JACOBIANS = {"method": "jacobians", "probe": "top-class", "jacobian_weight": 1.0, "jacobian_schedule": "constant"}
@@ -45,8 +43,13 @@ def _cells(request: Request) -> list[Cell]:
         "jacobian_loss": "squared" if request.data.startswith("cifar100") else "normalized",
     }
     return [
-        Cell(row, column_of(n), seed, students.settings_of(request, n, **settings, **loss, **_training(request, n)))
-        for n in per_class_of(request, _PER_CLASS[request.scale])
+        Cell(
+            row,
+            students.column_of(n),
+            seed,
+            students.settings_of(request, n, **settings, **loss, **_training(request, n)),
+        )
+        for n in students.per_class_of(request, _PER_CLASS[request.scale])
         for row, settings in ROWS.items()
         for seed in request.seed_numbers(3)
     ]
@@ -89,13 +92,6 @@ def _differences(document: Document) -> str:
     )
 
 
-DISTILLATION = Experiment(
-    about="the paper's tables: VGG-9 → VGG-4 from 1 image per class to all, six rows (section 2.1)",
-    cells=_cells,
-    measure=students.measure,
-    tables=_tables,
-    figure=columns_figure,
-    prepare=students.prepare,
-    teacher=students.teacher_of,
-    takes=STUDENTS,
+DISTILLATION = students.experiment(
+    "the paper's tables: VGG-9 → VGG-4 from 1 image per class to all, six rows (section 2.1)", _cells, _tables
 )

@@ -136,9 +136,7 @@ REACHED_HEAD = ("error and samples without partials", "error", "reached with", "
 
 
 def by_measure(
-    document: Document,
-    measures: Sequence[tuple[str, str, float | int, int]],
-    rows: Sequence[str] = (*METHODS, ADAM),
+    document: Document, measures: Sequence[tuple[str, str, float | int, int]], rows: Sequence[str] = (*METHODS, ADAM)
 ) -> list[tuple[str, ...]]:
     """A line for each number of samples and row: mean ± standard deviation of each (name, heading, factor, digits)."""
     results = {name: spreads(document, name) for name, *_ in measures}

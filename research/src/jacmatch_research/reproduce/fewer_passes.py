@@ -6,9 +6,7 @@ from typing import Any
 from jacmatch.report import Table
 from jacmatch.report.tables import NOTHING
 from jacmatch_research.reproduce import students
-from jacmatch_research.reproduce.columns import column_of, columns_figure, per_class_of
-from jacmatch_research.reproduce.experiment import STUDENTS, Cell, Experiment
-from jacmatch_research.reproduce.request import Request
+from jacmatch_research.reproduce.experiment import Cell, Request
 from jacmatch_research.tables import Document, fidelity, gains, grid, names, origin
 
 VALUES, EACH = "values alone", "one row in each step"
@@ -33,8 +31,8 @@ _STEPS = {"smoke": 20, "cpu": 300, "paper": 4000}
 def _cells(request: Request) -> list[Cell]:
     shared = {"batch_size": 64, "steps": _STEPS[request.scale], "lr": 2e-3}
     return [
-        Cell(row, column_of(n), seed, students.settings_of(request, n, **settings, **shared))
-        for n in per_class_of(request, (5,) if request.smoke else (10, 100))
+        Cell(row, students.column_of(n), seed, students.settings_of(request, n, **settings, **shared))
+        for n in students.per_class_of(request, (5,) if request.smoke else (10, 100))
         for row, settings in ROWS.items()
         for seed in request.seed_numbers(5)
     ]
@@ -77,13 +75,9 @@ def _prepare(request: Request, progress: Any) -> dict[str, Any]:
     return {**facts, "outputs": students.data_of(request.data, request.seed, request.smoke).outputs}
 
 
-FEWER_PASSES = Experiment(
-    about="what cheaper derivatives cost in accuracy: every n-th step, a part of the batch, views that return",
-    cells=_cells,
-    measure=students.measure,
-    tables=_tables,
-    figure=columns_figure,
+FEWER_PASSES = students.experiment(
+    "what cheaper derivatives cost in accuracy: every n-th step, a part of the batch, views that return",
+    _cells,
+    _tables,
     prepare=_prepare,
-    teacher=students.teacher_of,
-    takes=STUDENTS,
 )

@@ -8,16 +8,8 @@ from jacmatch.report import Table
 from jacmatch.report.figures import Line, line_figure
 from jacmatch.report.tables import NOTHING, Spread, entry
 from jacmatch.runs import spread
-from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
-from jacmatch_research.reproduce.request import Request
-from jacmatch_research.systems.force_field.learning import (
-    STEP,
-    configurations,
-    errors,
-    simulated,
-    teacher,
-    trained,
-)
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
+from jacmatch_research.systems.force_field.learning import STEP, configurations, errors, simulated, teacher, trained
 from jacmatch_research.systems.force_field.lennard_jones import ARGON
 from jacmatch_research.tables import Document, names, paired, seeds_of, spreads
 
@@ -172,12 +164,5 @@ def _figure(document: Document) -> bytes:
     return line_figure(panels, x_label="configurations", y_label="", log_x=True, log_y=True)
 
 
-FORCE_FIELD = Experiment(
-    about="a cluster of argon: energies, forces and rows of the Hessian of a larger network, at equal processor time",
-    cells=_cells,
-    measure=_measure,
-    tables=_tables,
-    figure=_figure,
-    prepare=_prepare,
-    takes=frozenset(),
-)
+_ABOUT = "a cluster of argon: energies, forces and rows of the Hessian of a larger network, at equal processor time"
+FORCE_FIELD = Experiment(_ABOUT, _cells, _measure, _tables, _figure, _prepare)

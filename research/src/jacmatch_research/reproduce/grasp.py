@@ -22,8 +22,7 @@ from jacmatch_research.reproduce.equal_error import (
     reached,
     surrogate,
 )
-from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
-from jacmatch_research.reproduce.request import Request
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.systems.grasp.hand import Hand, ObjectPose, by_hand, torques_by_hand
 from jacmatch_research.systems.grasp.inverse import Inverse
 from jacmatch_research.systems.grasp.manipulator import (
@@ -253,12 +252,5 @@ def _figure(document: Document) -> bytes:
     return line_figure(panels, x_label="grasps", y_label="error", log_x=True, log_y=True)
 
 
-GRASP = Experiment(
-    about="a hand as a parallel manipulator: the pose of the object by values and partials, torques by duality",
-    cells=_cells,
-    measure=_measure,
-    tables=_tables,
-    figure=_figure,
-    prepare=_prepare,
-    takes=frozenset(),
-)
+_ABOUT = "a hand as a parallel manipulator: the pose of the object by values and partials, torques by duality"
+GRASP = Experiment(_ABOUT, _cells, _measure, _tables, _figure, _prepare)

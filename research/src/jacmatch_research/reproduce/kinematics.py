@@ -22,8 +22,7 @@ from jacmatch_research.reproduce.equal_error import (
     reached,
     surrogate,
 )
-from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
-from jacmatch_research.reproduce.request import Request
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.systems.kinematics.chain import PUMA_560, rotation_vector
 from jacmatch_research.systems.kinematics.inverse import (
     Known,
@@ -272,12 +271,5 @@ def _figure(document: Document) -> bytes:
     return line_figure([panel for panel in panels if panel[1]], x_label="samples", y_label="", log_x=True, log_y=True)
 
 
-KINEMATICS = Experiment(
-    about="an arm of six joints by values and partials: samples, inverse kinematics, and switching without a jump",
-    cells=_cells,
-    measure=_measure,
-    tables=_tables,
-    figure=_figure,
-    prepare=_prepare,
-    takes=frozenset(),
-)
+_ABOUT = "an arm of six joints by values and partials: samples, inverse kinematics, and switching without a jump"
+KINEMATICS = Experiment(_ABOUT, _cells, _measure, _tables, _figure, _prepare)

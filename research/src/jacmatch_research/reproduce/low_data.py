@@ -7,9 +7,7 @@ from jacmatch.report import Table
 from jacmatch.report.tables import NOTHING, entry
 from jacmatch_research.figures import dot_figure
 from jacmatch_research.reproduce import students
-from jacmatch_research.reproduce.columns import column_of, columns_figure, per_class_of
-from jacmatch_research.reproduce.experiment import STUDENTS, Cell, Experiment
-from jacmatch_research.reproduce.request import Request
+from jacmatch_research.reproduce.experiment import Cell, Request
 from jacmatch_research.tables import Document, fidelity, grid, names, origin, paired, spreads
 
 Settings = Mapping[str, Any]
@@ -73,12 +71,12 @@ def _cells(
     ratio = students.forward_ratio(request)
     budget = _BUDGET[request.scale] * (3 + ratio)
     cells = []
-    for number in per_class_of(request, per_class):
+    for number in students.per_class_of(request, per_class):
         for row, settings in rows.items():
             chosen = students.settings_of(request, number, **settings, batch_size=50, lr=2e-3)
             chosen["steps"] = round(budget / students.cost(chosen, outputs, ratio))
             for seed in range(first, first + (seeds if request.seeds is None else request.seeds)):
-                cells.append(Cell(row, column_of(number), seed, chosen))
+                cells.append(Cell(row, students.column_of(number), seed, chosen))
     return cells
 
 
@@ -166,24 +164,15 @@ def _grid_figure(document: Document) -> bytes:
     )
 
 
-GRID = Experiment(
-    about="which recipe for little data, chosen on validation images: readout × probe × loss × point at equal cost",
-    cells=_grid_cells,
-    measure=students.measure,
-    tables=_grid_tables,
-    figure=_grid_figure,
-    prepare=students.prepare,
-    teacher=students.teacher_of,
-    takes=STUDENTS,
+GRID = students.experiment(
+    "which recipe for little data, chosen on validation images: readout × probe × loss × point at equal cost",
+    _grid_cells,
+    _grid_tables,
+    _grid_figure,
 )
 
-LOW_DATA = Experiment(
-    about="little data at equal cost: outputs and Jacobians at mixed pairs against the best methods without Jacobians",
-    cells=_final_cells,
-    measure=students.measure,
-    tables=_final_tables,
-    figure=columns_figure,
-    prepare=students.prepare,
-    teacher=students.teacher_of,
-    takes=STUDENTS,
+LOW_DATA = students.experiment(
+    "little data at equal cost: outputs and Jacobians at mixed pairs against the best methods without Jacobians",
+    _final_cells,
+    _final_tables,
 )

@@ -15,8 +15,7 @@ from jacmatch.report.figures import Line, line_figure
 from jacmatch.report.tables import NOTHING, Spread
 from jacmatch.surrogates.modules import fit_surrogate, new_student
 from jacmatch_research.reproduce.equal_error import crossing
-from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
-from jacmatch_research.reproduce.request import Request
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.systems.pricing import OPTIONS, Basket, WorstOf
 from jacmatch_research.tables import Document, grid, names, seeds_of, spreads
 
@@ -275,11 +274,5 @@ def _line(results: Mapping[tuple[str, str], Spread], row: str, label: str, scale
     return Line(label, [float(paths) for paths, _ in have], means, [scale * (v["std"] or 0.0) for _, v in have])
 
 
-PRICING = Experiment(
-    about="options from noisy paths and their pathwise derivatives: errors of price and delta against exact ones",
-    cells=_cells,
-    measure=_measure,
-    tables=_tables,
-    figure=_figure,
-    takes=frozenset(),
-)
+_ABOUT = "options from noisy paths and their pathwise derivatives: errors of price and delta against exact ones"
+PRICING = Experiment(_ABOUT, _cells, _measure, _tables, _figure)

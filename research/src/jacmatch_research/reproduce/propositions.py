@@ -9,9 +9,8 @@ from jacmatch.report.tables import NOTHING
 from jacmatch_research.reproduce import noise_statements as say
 from jacmatch_research.reproduce.expansion_errors import expansion_error, leading, limit, order_of, size_of_term
 from jacmatch_research.reproduce.expansion_figure import Expansion, expansion_figure
-from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.reproduce.noise_statements import Statement
-from jacmatch_research.reproduce.request import Request
 from jacmatch_research.reproduce.shallow_pairs import AVERAGE, COLUMNS, INSIDE, ON_A_KINK, SMOOTH, location
 from jacmatch_research.tables import Document, names, seeds_of
 
@@ -230,11 +229,5 @@ def _line(document: Document, row: str, column: str) -> list[tuple[float, float]
     return points
 
 
-PROPOSITIONS = Experiment(
-    about="which statement about noise and Jacobians holds to which order: the paper's forms and the corrected ones",
-    cells=_cells,
-    measure=_measure,
-    tables=_tables,
-    figure=_figure,
-    takes=frozenset(),
-)
+_ABOUT = "which statement about noise and Jacobians holds to which order: the paper's forms and the corrected ones"
+PROPOSITIONS = Experiment(_ABOUT, _cells, _measure, _tables, _figure)

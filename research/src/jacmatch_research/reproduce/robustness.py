@@ -20,8 +20,7 @@ from jacmatch.runs import spread
 from jacmatch.training import evaluate, evaluate_under_shifts, fit
 from jacmatch.training.state import channels_last
 from jacmatch_research.reproduce import students
-from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
-from jacmatch_research.reproduce.request import Request
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.tables import Document, names, origin, spreads
 
 LEVELS = (0.1, 0.2, 0.3, 0.4)
@@ -263,12 +262,5 @@ def _figure(document: Document) -> bytes:
     )
 
 
-ROBUSTNESS = Experiment(
-    about="the paper's table of robustness: weight of the Jacobian-norm penalty × noise, and noise in training",
-    cells=_cells,
-    measure=_measure,
-    tables=_tables,
-    figure=_figure,
-    prepare=_prepare,
-    takes=frozenset({"data", "student"}),
-)
+_ABOUT = "the paper's table of robustness: weight of the Jacobian-norm penalty × noise, and noise in training"
+ROBUSTNESS = Experiment(_ABOUT, _cells, _measure, _tables, _figure, _prepare, takes=frozenset({"data", "student"}))

@@ -21,8 +21,7 @@ from jacmatch_research.reproduce.equal_error import (
     reached,
     surrogate,
 )
-from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
-from jacmatch_research.reproduce.request import Request
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.systems.steering.control import Linear, Lqr, drive, lane_change
 from jacmatch_research.systems.steering.learning import (
     CARS,
@@ -249,12 +248,5 @@ def _unstable(document: Document, rows: Sequence[str]) -> list[Any]:
     return [type(line)(line.label, line.x, [100.1 - mean for mean in line.mean]) for line in lines]
 
 
-STEERING = Experiment(
-    about="four-wheel against two-wheel steering by LQR, and networks that stand in for the controller",
-    cells=_cells,
-    measure=_measure,
-    tables=_tables,
-    figure=_figure,
-    prepare=_prepare,
-    takes=frozenset(),
-)
+_ABOUT = "four-wheel against two-wheel steering by LQR, and networks that stand in for the controller"
+STEERING = Experiment(_ABOUT, _cells, _measure, _tables, _figure, _prepare)

@@ -1,6 +1,6 @@
 """What the experiments on distillation share: networks of each size, the teacher, a student and how it is judged."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jacmatch import datasets
 from jacmatch.datasets import Data, Split
+from jacmatch.errors import InputError
 from jacmatch.jacobian import ESTIMATORS
 from jacmatch.jobs import networks
 from jacmatch.jobs.data import load, parts
@@ -21,12 +22,17 @@ from jacmatch.jobs.settings import TrainingFields
 from jacmatch.jobs.teachers import prepare as prepare_teacher
 from jacmatch.jobs.train import Train
 from jacmatch.models import count_parameters
+from jacmatch.report import Table
+from jacmatch.report.figures import line_figure
 from jacmatch.teachers import MemoizedTeacher, ModuleTeacher, Teacher
 from jacmatch.training import agreement, calibration, evaluate, fit, shifted
 from jacmatch.training.state import channels_last
-from jacmatch_research.reproduce.experiment import Cell, Measures
-from jacmatch_research.reproduce.request import Request
+from jacmatch_research.figures import by_columns
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
+from jacmatch_research.tables import Document, names, spreads
 
+STUDENTS = frozenset({"data", "per_class", "teacher", "teacher_weights", "student"})
+"""What an experiment takes whose students learn from a teacher, by images per class."""
 VALIDATION = 0.1
 """Share of the training images that is held out, the same for every seed: what is selected is selected there."""
 QUARTER_VGG9 = "vgg:16-M-32-M-64-64-M-128-128-M-128-128-M"
@@ -257,3 +263,51 @@ def sample(split: Split) -> Split:
     """At most 1,000 images, drawn once for a part of a given length: a folder has its images ordered by class."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
     return split.subset(order[:_JUDGED])
+
+
+def per_class_of(request: Request, default: Sequence[int]) -> tuple[int, ...]:
+    """Images per class, 0 for all: those that were requested, or of the default those that the data can fill.
+
+    Raises:
+        InputError: The data are no classes, or have not so many images of each.
+    """
+    data = data_of(request.data, request.seed, request.smoke)
+    if data.classes is None:
+        rule = f"`--data` of `reproduce {request.name}` must have classes."
+        raise InputError(rule, got=f"a regression, {data.name}")
+    pool, _ = parts(data, VALIDATION, 0, request.seed)
+    least = int(pool.y.bincount().min())
+    for number in request.per_class:
+        if not 0 <= number <= least:
+            rule = f"`--per-class` of `reproduce` must be 0 for all images, or at most {least} with these data."
+            raise InputError(rule, got=number)
+    if request.per_class:
+        return tuple(dict.fromkeys(request.per_class))
+    return tuple(number for number in default if number <= least)
+
+
+def column_of(per_class: int) -> str:
+    """The name of a column: images per class, or `all`."""
+    return str(per_class) if per_class else "all"
+
+
+def columns_figure(document: Document) -> bytes:
+    """Test accuracy over images per class as an SVG file, a line for each row."""
+    columns = sorted(names(document, "column"), key=lambda column: float("inf") if column == "all" else int(column))
+    return line_figure(
+        [(document["settings"]["data"], by_columns(spreads(document, "accuracy"), names(document, "row"), columns))],
+        x_label="images per class",
+        y_label="test accuracy in %",
+        columns=columns,
+    )
+
+
+def experiment(
+    about: str,
+    cells: Callable[[Request], list[Cell]],
+    tables: Callable[[Document], list[Table]],
+    figure: Callable[[Document], bytes] = columns_figure,
+    prepare: Callable[[Request, Progress], dict[str, Any]] = prepare,
+) -> Experiment:
+    """An experiment whose students learn from a teacher, by images per class."""
+    return Experiment(about, cells, measure, tables, figure, prepare, teacher_of, STUDENTS)

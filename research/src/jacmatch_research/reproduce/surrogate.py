@@ -16,8 +16,7 @@ from jacmatch.report.figures import line_figure
 from jacmatch.report.tables import entry
 from jacmatch.surrogates.modules import Weight, fit_surrogate, new_student, regression
 from jacmatch_research.reproduce.equal_error import DERIVATIVES, REACHED_HEAD, VALUES, curves, reached
-from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
-from jacmatch_research.reproduce.request import Request
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.tables import Document, grid, names, seeds_of, spreads
 
 LONGER, DERIVATIVES_LONGER = "values, 4 × steps", "values + partials, 4 × steps"
@@ -249,11 +248,5 @@ def _figure(document: Document) -> bytes:
     return line_figure(panels, x_label="points", y_label="RMSE, % of the unit", log_x=True, log_y=True)
 
 
-SURROGATE_TABLE = Experiment(
-    about="what activation, weight and choice of points do to a surrogate, with and without partials",
-    cells=_cells,
-    measure=_measure,
-    tables=_tables,
-    figure=_figure,
-    takes=frozenset(),
-)
+_ABOUT = "what activation, weight and choice of points do to a surrogate, with and without partials"
+SURROGATE_TABLE = Experiment(_ABOUT, _cells, _measure, _tables, _figure)

@@ -25,9 +25,8 @@ from jacmatch.teachers import Answer, MemoizedTeacher, ModuleTeacher, Question
 from jacmatch.training import evaluate, fit
 from jacmatch.training.data import augment
 from jacmatch_research.figures import by_columns
-from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.reproduce.published import TRANSFER
-from jacmatch_research.reproduce.request import Request
 from jacmatch_research.tables import Document, gains, grid, names, origin, paired, published_row, signed, spreads
 
 Settings = Mapping[str, Any]

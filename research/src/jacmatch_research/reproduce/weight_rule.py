@@ -5,9 +5,7 @@ from typing import Any
 
 from jacmatch.report import Table
 from jacmatch_research.reproduce import students
-from jacmatch_research.reproduce.columns import column_of, columns_figure, per_class_of
-from jacmatch_research.reproduce.experiment import STUDENTS, Cell, Experiment
-from jacmatch_research.reproduce.request import Request
+from jacmatch_research.reproduce.experiment import Cell, Request
 from jacmatch_research.tables import Document, fidelity, gains, grid, names, origin
 
 VALUES, DEFAULT = "values alone, default", "values + Jacobians, default"
@@ -32,8 +30,8 @@ _STEPS = {"smoke": 20, "cpu": 300, "paper": 4000}
 def _cells(request: Request) -> list[Cell]:
     shared = {"batch_size": 64, "steps": _STEPS[request.scale], "lr": 2e-3}
     return [
-        Cell(row, column_of(n), seed, students.settings_of(request, n, **settings, **shared))
-        for n in per_class_of(request, _PER_CLASS[request.scale])
+        Cell(row, students.column_of(n), seed, students.settings_of(request, n, **settings, **shared))
+        for n in students.per_class_of(request, _PER_CLASS[request.scale])
         for row, settings in ROWS.items()
         for seed in request.seed_numbers(5)
     ]
@@ -62,13 +60,6 @@ def _tables(document: Document) -> list[Table]:
     return [*tables, fidelity(document)]
 
 
-WEIGHT_RULE = Experiment(
-    about="the default weight of the Jacobian term against values alone, from 1 image per class to all",
-    cells=_cells,
-    measure=students.measure,
-    tables=_tables,
-    figure=columns_figure,
-    prepare=students.prepare,
-    teacher=students.teacher_of,
-    takes=STUDENTS,
+WEIGHT_RULE = students.experiment(
+    "the default weight of the Jacobian term against values alone, from 1 image per class to all", _cells, _tables
 )
