@@ -34,23 +34,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Flag:
-    """A field of a job as a flag.
+    """A field of a job as a flag."""
 
-    Attributes:
-        name: Of the field.
-        kind: Its type.
-        default: The value without the flag; `dataclasses.MISSING` if the flag is required.
-        positional: Whether it is given by its position instead of a flag.
-        help: The field's docstring.
-        group: The heading in the help; empty for what every job takes.
-    """
-
-    name: str
-    kind: Any
-    default: Any
-    positional: bool
-    help: str
-    group: str
+    name: str  # of the field
+    kind: Any  # its type
+    default: Any  # the value without the flag; `dataclasses.MISSING` if the flag is required
+    positional: bool  # whether it is given by its position instead of a flag
+    help: str  # the field's docstring
+    group: str  # the heading in the help; empty for what every job takes
 
     @property
     def words(self) -> tuple[str, ...]:

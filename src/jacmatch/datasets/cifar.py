@@ -16,57 +16,34 @@ from jacmatch.errors import InputError
 
 @dataclass(frozen=True)
 class Batch:
-    """One file.
+    """One file."""
 
-    Attributes:
-        name: Its name without extension.
-        rows: Number of images.
-        binary_sha256: SHA-256 of the file of the binary version.
-        images_sha256: SHA-256 of the images alone in the order row, column, channel; empty where not needed.
-    """
-
-    name: str
-    rows: int
-    binary_sha256: str
-    images_sha256: str = ""
+    name: str  # its name without extension
+    rows: int  # number of images
+    binary_sha256: str  # SHA-256 of the file of the binary version
+    images_sha256: str = ""  # SHA-256 of the images alone in the order row, column, channel; empty where not needed
 
 
 @dataclass(frozen=True)
 class ImageGrids:
-    """Files of the classes beside PNG image grids, training and test part.
+    """Files of the classes beside PNG image grids, training and test part."""
 
-    Attributes:
-        labels: The files.
-        sha256: SHA-256 of the classes as bytes.
-    """
-
-    labels: tuple[str, str]
-    sha256: tuple[str, str]
+    labels: tuple[str, str]  # the files
+    sha256: tuple[str, str]  # SHA-256 of the classes as bytes
 
 
 @dataclass(frozen=True)
 class Edition:
-    """An official data set.
+    """An official data set."""
 
-    Attributes:
-        name: Name on the command line.
-        binary_folder: The folder in the archive of the binary version.
-        pickles: Names in the Python version, which is refused.
-        train: Files of the training part.
-        test: Files of the test part.
-        label_bytes: Bytes before the pixels of each binary record; the last of them is the class.
-        image_grids: The version as PNG image grids; None if there is none.
-        remedy: Where to get it.
-    """
-
-    name: str
-    binary_folder: str
-    pickles: tuple[str, ...]
-    train: tuple[Batch, ...]
-    test: tuple[Batch, ...]
-    label_bytes: int
-    image_grids: ImageGrids | None
-    remedy: str
+    name: str  # name on the command line
+    binary_folder: str  # the folder in the archive of the binary version
+    pickles: tuple[str, ...]  # names in the Python version, which is refused
+    train: tuple[Batch, ...]  # files of the training part
+    test: tuple[Batch, ...]  # files of the test part
+    label_bytes: int  # bytes before the pixels of each binary record; the last of them is the class
+    image_grids: ImageGrids | None  # the version as PNG image grids; None if there is none
+    remedy: str  # where to get it
 
 
 # The images of the five training files one after the other have the SHA-256

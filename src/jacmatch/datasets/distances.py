@@ -86,17 +86,11 @@ def _programme(cost: Float64[np.ndarray, "one other"]) -> float:
 
 @dataclass(frozen=True)
 class Distances:
-    """Distances of a set A from a set B.
+    """Distances of a set A from a set B."""
 
-    Attributes:
-        hausdorff: H_a(A, B).
-        mean_nearest: Mean distance of a point of A to the nearest of B.
-        wasserstein: W₁(A, B).
-    """
-
-    hausdorff: float
-    mean_nearest: float
-    wasserstein: float
+    hausdorff: float  # H_a(A, B)
+    mean_nearest: float  # mean distance of a point of A to the nearest of B
+    wasserstein: float  # W₁(A, B)
 
     @classmethod
     def between(cls, a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> "Distances":
@@ -114,25 +108,17 @@ class Bound:
     transport: mean_A ρ ≤ max_B ρ + K·H_a(A, B), the loosest; ≤ the mean of ρ over B, each point weighted with its share
     of nearest neighbors in A, + K · mean nearest distance; ≤ mean_B ρ + K·W₁(A, B).
 
-    Attributes:
-        mean: mean_A ρ, the left side.
-        largest: max_B ρ.
-        weighted: Mean of ρ over the nearest points of B.
-        average: mean_B ρ.
-        lipschitz: K.
-        distances: Those of A from B.
-
     References:
         Srinivas & Fleuret 2018, arXiv:1803.00443, section 4 (the first form), as re-implementations report it.
         Kantorovich & Rubinstein (the last).
     """
 
-    mean: float
-    largest: float
-    weighted: float
-    average: float
-    lipschitz: float
-    distances: Distances
+    mean: float  # mean_A ρ, the left side
+    largest: float  # max_B ρ
+    weighted: float  # mean of ρ over the nearest points of B
+    average: float  # mean_B ρ
+    lipschitz: float  # K
+    distances: Distances  # those of A from B
 
     @classmethod
     def of(

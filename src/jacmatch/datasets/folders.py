@@ -153,17 +153,11 @@ def _sides(image: UInt8[np.ndarray, "row column channel"]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """Image files in a folder; a `Source`.
+    """Image files in a folder; a `Source`."""
 
-    Attributes:
-        folder: The folder.
-        names: Their paths from there.
-        sizes: Their sizes in bytes when they were listed.
-    """
-
-    folder: Path
-    names: Names
-    sizes: Int64[np.ndarray, "file"]
+    folder: Path  # the folder
+    names: Names  # their paths from there
+    sizes: Int64[np.ndarray, "file"]  # their sizes in bytes when they were listed
 
     def name(self, number: int) -> str:
         """Return the path from the folder, with slashes on every system."""

@@ -32,19 +32,12 @@ _REMEDY = "Write it again, uncompressed, for example with webdataset.TarWriter."
 
 @dataclass(frozen=True, eq=False)
 class TarIndex:
-    """The samples of one tar file, in its order.
+    """The samples of one tar file, in its order."""
 
-    Attributes:
-        keys: Name of each sample: the part of its file names before the first dot.
-        offsets: Where its image begins in the file.
-        sizes: Size of its image in bytes.
-        labels: Its class.
-    """
-
-    keys: Names
-    offsets: Int64[np.ndarray, "sample"]
-    sizes: Int64[np.ndarray, "sample"]
-    labels: Int64[np.ndarray, "sample"]
+    keys: Names  # name of each sample: the part of its file names before the first dot
+    offsets: Int64[np.ndarray, "sample"]  # where its image begins in the file
+    sizes: Int64[np.ndarray, "sample"]  # size of its image in bytes
+    labels: Int64[np.ndarray, "sample"]  # its class
 
 
 def cached_index(path: Path) -> TarIndex:
@@ -231,19 +224,12 @@ _OTHERS = ("val", "valid", "validation")
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """The images of several tar files; a `Source`.
+    """The images of several tar files; a `Source`."""
 
-    Attributes:
-        folder: The folder of the tar files.
-        paths: The tar files, in order.
-        indices: The index of each.
-        starts: Number of the first image of each.
-    """
-
-    folder: Path
-    paths: list[Path]
-    indices: list[TarIndex]
-    starts: Int64[np.ndarray, "shard"]
+    folder: Path  # the folder of the tar files
+    paths: list[Path]  # the tar files, in order
+    indices: list[TarIndex]  # the index of each
+    starts: Int64[np.ndarray, "shard"]  # number of the first image of each
 
     def name(self, number: int) -> str:
         """Return SHARD: KEY, the shard as a path from the folder."""

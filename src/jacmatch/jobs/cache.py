@@ -46,23 +46,14 @@ _FREE = {*TeachingFields.no_settings, "action", "cache", "samples", "seed", "dev
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The queries of one run, and the teacher that answers them; see `jacmatch.teachers.cached.writer.Queries`.
+    """The queries of one run, and the teacher that answers them; see `jacmatch.teachers.cached.writer.Queries`."""
 
-    Attributes:
-        seed: Seed of the run.
-        objective: Makes the queries; its student is a placeholder.
-        batches: The samples in the order of the training.
-        training: The settings of the training.
-        products: Whether Jacobian products are queried.
-        alone: Whether outputs without products are queried too.
-    """
-
-    seed: int
-    objective: Distillation
-    batches: Batches
-    training: Training
-    products: bool
-    alone: bool
+    seed: int  # seed of the run
+    objective: Distillation  # makes the queries; its student is a placeholder
+    batches: Batches  # the samples in the order of the training
+    training: Training  # the settings of the training
+    products: bool  # whether Jacobian products are queried
+    alone: bool  # whether outputs without products are queried too
 
     @classmethod
     def of(cls, job: TeachingFields, data: Data, teacher: nn.Module, seed: int) -> "Source":
@@ -199,18 +190,13 @@ def _of_split(split: Split) -> str:
 
 @dataclass
 class Comparison:
-    """Differences between stored entries and the present answers of a teacher.
+    """Differences between stored entries and the present answers of a teacher."""
 
-    Attributes:
-        entries: Number of entries compared.
-        absolute: The largest difference in each field.
-        relative: The same, divided by the largest number of the field in that entry.
-        wrong: The entries that differ by more than rounding, with fields and relative differences.
-    """
-
-    entries: int = 0
-    absolute: dict[str, float] = field(default_factory=dict)
+    entries: int = 0  # number of entries compared
+    absolute: dict[str, float] = field(default_factory=dict)  # the largest difference in each field
+    # the same, divided by the largest number of the field in that entry
     relative: dict[str, float] = field(default_factory=dict)
+    # the entries that differ by more than rounding, with fields and relative differences
     wrong: dict[str, list[str]] = field(default_factory=dict)
 
     def refuse(self, cache: Path) -> None:

@@ -20,19 +20,12 @@ from jacmatch.models import Resized, catalog
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A frozen teacher, and what is needed to build its architecture again with other outputs.
+    """A frozen teacher, and what is needed to build its architecture again with other outputs."""
 
-    Attributes:
-        network: The network on images as the target has them.
-        description: How it is built, at its own image size.
-        shape: Of the target's images.
-        source: The data it was trained on, where they are known.
-    """
-
-    network: nn.Module
-    description: Description
-    shape: tuple[int, ...]
-    source: Data | None = None
+    network: nn.Module  # the network on images as the target has them
+    description: Description  # how it is built, at its own image size
+    shape: tuple[int, ...]  # of the target's images
+    source: Data | None = None  # the data it was trained on, where they are known
 
     def with_outputs(self, outputs: int) -> nn.Module:
         """Return a copy to train further, with a new last layer, also where the teacher has as many outputs."""

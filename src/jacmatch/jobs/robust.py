@@ -45,17 +45,11 @@ _ONE_PASS = {"label-class", "top-class"}
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train the network.
+    """One way to train the network."""
 
-    Attributes:
-        penalty: Weight of the penalty.
-        noise: Standard deviation of the training noise.
-        steps: Optimizer steps.
-    """
-
-    penalty: float
-    noise: float
-    steps: int
+    penalty: float  # weight of the penalty
+    noise: float  # standard deviation of the training noise
+    steps: int  # optimizer steps
 
     @property
     def method(self) -> str:

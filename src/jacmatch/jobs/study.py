@@ -30,25 +30,16 @@ NO_AGREEMENT: Mapping[str, None] = dict.fromkeys(("top1", "jacobian_cosine", "ja
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One network of a study.
+    """One network of a study."""
 
-    Attributes:
-        seed: Seed of subset, initial weights and batches.
-        method: Name of the method in folders and results.
-        label: Name of the method in tables and progress bars.
-        training: Settings of the training loop.
-        network: How the network is built; None if the cell saves no network.
-        settings: What decides the cell besides the settings of the run, the seed and the method.
-        size: Folder between those of seed and method, where there are several sizes.
-    """
-
-    seed: int
-    method: str
-    label: str
-    training: Training
-    network: networks.Description | None
+    seed: int  # seed of subset, initial weights and batches
+    method: str  # name of the method in folders and results
+    label: str  # name of the method in tables and progress bars
+    training: Training  # settings of the training loop
+    network: networks.Description | None  # how the network is built; None if the cell saves no network
+    # what decides the cell besides the settings of the run, the seed and the method
     settings: Mapping[str, Any] = field(default_factory=dict)
-    size: str = ""
+    size: str = ""  # folder between those of seed and method, where there are several sizes
 
     def folder(self, run: Run) -> Run:
         """Return the run folder of the cell: new, unfinished or finished."""

@@ -30,16 +30,11 @@ from jacmatch.version import __version__
 
 @dataclass(frozen=True)
 class Prepared:
-    """A teacher ready for queries.
+    """A teacher ready for queries."""
 
-    Attributes:
-        network: The trained network.
-        source: Its origin: a run folder, a model or the stored teacher.
-        cached: Cached teachers that replace it, by the seed of the run.
-    """
-
-    network: nn.Module
-    source: str
+    network: nn.Module  # the trained network
+    source: str  # its origin: a run folder, a model or the stored teacher
+    # cached teachers that replace it, by the seed of the run
     cached: Mapping[int, Teacher] = field(default_factory=dict)
 
     def for_seed(self, seed: int) -> nn.Module | Teacher:

@@ -168,19 +168,12 @@ def hf_folder(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What published weights expect of raw images.
+    """What published weights expect of raw images."""
 
-    Attributes:
-        mean: Subtracted, per channel.
-        std: Divides the difference.
-        size: Pixels a side.
-        fixed: Whether the network takes no other size.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    size: int
-    fixed: bool
+    mean: tuple[float, ...]  # subtracted, per channel
+    std: tuple[float, ...]  # divides the difference
+    size: int  # pixels a side
+    fixed: bool  # whether the network takes no other size
 
 
 def preprocessing(spec: str) -> Preprocessing | None:

@@ -28,19 +28,13 @@ Pattern = str
 
 @dataclass(frozen=True)
 class Fit:
-    """How the tensors of a set correspond to those of a module.
+    """How the tensors of a set correspond to those of a module."""
 
-    Attributes:
-        names: Name in the set by name in the module.
-        key: Of the set, with the prefix of the names that correspond.
-        renamed: Layers of the set by layers of the module, where they were matched by structure.
-        unused: Names of the set that are not used.
-    """
-
-    names: dict[str, str]
-    key: str
+    names: dict[str, str]  # name in the set by name in the module
+    key: str  # of the set, with the prefix of the names that correspond
+    # layers of the set by layers of the module, where they were matched by structure
     renamed: dict[str, str] = field(default_factory=dict)
-    unused: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()  # names of the set that are not used
 
     @property
     def average(self) -> bool:

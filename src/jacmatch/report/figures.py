@@ -138,19 +138,12 @@ def _png(colors: Any) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a figure.
+    """One line of a figure."""
 
-    Attributes:
-        label: Name of the method, as in the legend.
-        x: Abscissae.
-        mean: Mean of each point.
-        std: Standard deviation of each point; None without error bars.
-    """
-
-    label: str
-    x: Sequence[float]
-    mean: Sequence[float]
-    std: Sequence[float | None] | None = None
+    label: str  # name of the method, as in the legend
+    x: Sequence[float]  # abscissae
+    mean: Sequence[float]  # mean of each point
+    std: Sequence[float | None] | None = None  # standard deviation of each point; None without error bars
 
 
 def line_figure(

@@ -43,15 +43,10 @@ DASHES = ("2 2", "7 3", "", "9 3 2 3", "4 2", "12 3", "6 2 2 2 2 2", "1 3", "14 
 
 @dataclass(frozen=True)
 class Style:
-    """How a line of a method is drawn.
+    """How a line of a method is drawn."""
 
-    Attributes:
-        color: A name of `PALETTE`.
-        dash: Lengths of strokes and gaps as in SVG, empty for a solid line.
-    """
-
-    color: str
-    dash: str
+    color: str  # A name of `PALETTE`
+    dash: str  # lengths of strokes and gaps as in SVG, empty for a solid line
 
 
 def styles(names: Sequence[str]) -> list[Style]:

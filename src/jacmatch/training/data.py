@@ -175,23 +175,15 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"crop": _crop, "
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What an objective is given.
+    """What an objective is given."""
 
-    Attributes:
-        x: Inputs, augmented.
-        y: Classes or targets.
-        ids: Row numbers in the training split.
-        view: Which of the ways to see a sample this is; augmentation and partners go by it.
-        partners: The inputs of other rows, augmented, if the objective needs them.
-        partner_labels: Their classes or targets.
-    """
-
-    x: Float[Tensor, "batch *input"]
-    y: Shaped[Tensor, "batch *row"]
-    ids: Int64[Tensor, "batch"]
-    view: int
+    x: Float[Tensor, "batch *input"]  # inputs, augmented
+    y: Shaped[Tensor, "batch *row"]  # classes or targets
+    ids: Int64[Tensor, "batch"]  # row numbers in the training split
+    view: int  # which of the ways to see a sample this is; augmentation and partners go by it
+    # the inputs of other rows, augmented, if the objective needs them
     partners: Float[Tensor, "batch *input"] | None = None
-    partner_labels: Shaped[Tensor, "batch *row"] | None = None
+    partner_labels: Shaped[Tensor, "batch *row"] | None = None  # their classes or targets
 
     def keywords(self) -> dict[str, Any]:
         """What an objective takes besides x and y, by the names that it has there."""

@@ -44,19 +44,15 @@ _control: dict[str, Any] = {}
 class ProcessGroup:
     """The processes that train one network together, and which of them this is.
 
-    Attributes:
-        rank: From 0.
-        size: How many there are.
-        group: A gloo group for values on the host; None for a single process.
-
     Example:
         >>> ranks = ProcessGroup.current()
         >>> ranks.first, ranks.any(True), ranks.broadcast({"lr": 0.1})
         (True, True, {'lr': 0.1})
     """
 
-    rank: int = 0
-    size: int = 1
+    rank: int = 0  # from 0
+    size: int = 1  # how many there are
+    # A gloo group for values on the host; None for a single process
     group: Any = field(default=None, compare=False, repr=False)
 
     @classmethod

@@ -21,17 +21,11 @@ GRADIENT, SKIPPED = "_gradient", "_skipped"
 
 @dataclass(frozen=True)
 class Bad:
-    """A step with a number that is not finite.
+    """A step with a number that is not finite."""
 
-    Attributes:
-        step: Counted from 1.
-        what: The term, or the gradient.
-        value: The number.
-    """
-
-    step: int
-    what: str
-    value: float
+    step: int  # counted from 1
+    what: str  # the term, or the gradient
+    value: float  # the number
 
 
 class NotFinite(InputError):

@@ -83,57 +83,32 @@ _FREE = (
 
 @dataclass
 class State:
-    """A training run: what is set up once, and what changes from step to step.
+    """A training run: what is set up once, and what changes from step to step."""
 
-    Attributes:
-        settings: Settings of the loop.
-        device: The device.
-        fabric: Runs the model on the device in the chosen precision.
-        precision: Fabric's plugin for it, with the loss scale of fp16.
-        objective: The objective as given.
-        model: The same as Fabric runs it.
-        student: The network that is trained.
-        average: The running average of its weights, if there is one.
-        optimizer: As Fabric runs it.
-        identity: What else a checkpoint must agree with.
-        shown: Samples whose student outputs identify the student.
-        metrics: Terms of the loss in the steps since the last logged row, and rows on their way to the host.
-        ranks: The processes that train together.
-        shared: The objective as they run it; None where there is one.
-        step: Steps made.
-        skipped: Steps skipped, as far as they were reported.
-        bad: The content of `not_finite.json`.
-        saved_step: The step of the last checkpoint.
-        shares: Share of each term in the gradient norm, as last measured.
-        teacher_outputs: A few samples and the teacher's outputs there before the first step.
-        seconds: Wall time of earlier parts of the run.
-        aside: Seconds spent on validation and checkpoints, earlier parts included.
-        began: When this part began, on the clock of `time.perf_counter`.
-    """
-
-    settings: Training
-    device: torch.device
-    fabric: Any
-    precision: Any
-    objective: nn.Module
-    model: nn.Module
-    student: nn.Module
-    average: nn.Module | None
-    optimizer: torch.optim.Optimizer
-    identity: dict[str, Any]
-    shown: Tensor
-    metrics: Metrics
-    ranks: ProcessGroup = field(default_factory=ProcessGroup)
-    shared: nn.Module | None = None
-    step: int = 0
-    skipped: int = 0
-    bad: list[dict[str, Any]] = field(default_factory=list)
-    saved_step: int | None = None
-    shares: dict[str, float] = field(default_factory=dict)
+    settings: Training  # settings of the loop
+    device: torch.device  # the device
+    fabric: Any  # runs the model on the device in the chosen precision
+    precision: Any  # fabric's plugin for it, with the loss scale of fp16
+    objective: nn.Module  # the objective as given
+    model: nn.Module  # the same as Fabric runs it
+    student: nn.Module  # the network that is trained
+    average: nn.Module | None  # the running average of its weights, if there is one
+    optimizer: torch.optim.Optimizer  # as Fabric runs it
+    identity: dict[str, Any]  # what else a checkpoint must agree with
+    shown: Tensor  # samples whose student outputs identify the student
+    metrics: Metrics  # terms of the loss in the steps since the last logged row, and rows on their way to the host
+    ranks: ProcessGroup = field(default_factory=ProcessGroup)  # the processes that train together
+    shared: nn.Module | None = None  # the objective as they run it; None where there is one
+    step: int = 0  # steps made
+    skipped: int = 0  # steps skipped, as far as they were reported
+    bad: list[dict[str, Any]] = field(default_factory=list)  # the content of `not_finite.json`
+    saved_step: int | None = None  # the step of the last checkpoint
+    shares: dict[str, float] = field(default_factory=dict)  # share of each term in the gradient norm, as last measured
+    # A few samples and the teacher's outputs there before the first step
     teacher_outputs: tuple[Batch, Tensor] | None = None
-    seconds: float = 0.0
-    aside: float = 0.0
-    began: float = field(default_factory=time.perf_counter)
+    seconds: float = 0.0  # wall time of earlier parts of the run
+    aside: float = 0.0  # seconds spent on validation and checkpoints, earlier parts included
+    began: float = field(default_factory=time.perf_counter)  # when this part began, on the clock of `time.perf_counter`
 
     def elapsed(self) -> float:
         """Wall time of the run so far, in seconds."""
