@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pytest
 import tyro
 
-from jacmatch.cli import VERBS, flags, settings, values
+from jacmatch.cli import VERBS, flags, settings
 from jacmatch.errors import InputError
 
 
@@ -68,7 +68,7 @@ def test_a_config_is_what_holds_without_flags():
     ],
 )
 def test_values_that_fit(kind, value, expected):
-    fitted = values.fitted(kind, value)
+    fitted = flags.fitted(kind, value)
     assert fitted == expected
     assert type(fitted) is type(expected)
 
@@ -96,7 +96,7 @@ def test_values_that_fit(kind, value, expected):
 )
 def test_values_that_do_not(kind, value):
     with pytest.raises(ValueError, match="is not "):
-        values.fitted(kind, value)
+        flags.fitted(kind, value)
 
 
 def test_numbers_in_yaml_are_numbers():

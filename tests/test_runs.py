@@ -10,7 +10,7 @@ import torch
 
 from jacmatch.errors import InputError
 from jacmatch.runs import Run, environment, read_metrics, spread
-from jacmatch.runs.environment import warn_of_changes
+from jacmatch.runs.folder import warn_of_changes
 
 VERSION = "0.0.1"
 SETTINGS = {"lr": 0.1, "layers": [1, 2], "nested": {"a": 1}}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from jacmatch import datasets
 from jacmatch.datasets import files
-from jacmatch.datasets.images import decode, decode_bytes
+from jacmatch.datasets.streamed import decode, decode_bytes
 from jacmatch.errors import InputError, UnsupportedError
 
 

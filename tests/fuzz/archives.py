@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from jacmatch.datasets import npz, shards
+from jacmatch.datasets import arrays as npz
+from jacmatch.datasets import shards
 from jacmatch.datasets.arrays import from_arrays
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test", "j_train")
@@ -38,7 +39,7 @@ def read_npz(data: bytes, folder: Path) -> None:
             for name, content in zip(ARRAYS, pieces(data[1:], len(ARRAYS)), strict=True):
                 if content:
                     archive.writestr(f"{name}.npy", content)
-    npz.load(str(file), 0)
+    npz.load_npz(str(file), 0)
 
 
 def npz_seeds(folder: Path) -> list[bytes]:

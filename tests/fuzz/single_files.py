@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from jacmatch.cli import settings
-from jacmatch.datasets.images import decode_bytes
+from jacmatch.datasets.streamed import decode_bytes
 from jacmatch.models import load_weights
 
 from .folders import KNOWN

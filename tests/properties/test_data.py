@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from jacmatch.datasets import Split, npz
-from jacmatch.datasets.arrays import from_arrays
+from jacmatch.datasets import Split
+from jacmatch.datasets.arrays import from_arrays, load_npz
 from jacmatch.errors import InputError
 from jacmatch.training.data import Batches
 
@@ -91,7 +91,7 @@ def test_an_archive_is_its_arrays(tmp_path_factory, right, packed):
     content = io.BytesIO()
     (np.savez_compressed if packed else np.savez)(content, **right)
     file.write_bytes(content.getvalue())
-    read, direct = npz.load(str(file), 0), from_arrays("mine", right)
+    read, direct = load_npz(str(file), 0), from_arrays("mine", right)
     for one, other in ((read.train, direct.train), (read.test, direct.test)):
         assert torch.equal(one.x, other.x)
         assert torch.equal(one.y, other.y)

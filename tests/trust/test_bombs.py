@@ -14,7 +14,7 @@ from tests.report.test_report import comparison as compared
 from torch import nn
 
 from jacmatch.cli import VERBS, flags, settings
-from jacmatch.datasets.images import decode_bytes
+from jacmatch.datasets.streamed import decode_bytes
 from jacmatch.errors import InputError
 from jacmatch.files import inside
 from jacmatch.jobs import networks

@@ -11,7 +11,7 @@ from tests.report.test_report import comparison as compared
 from torch import nn
 
 from jacmatch.cli import main
-from jacmatch.cli.failures import translated
+from jacmatch.cli.command import translated
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError, Stopped
 from jacmatch.jacobian import output_tensor

@@ -1,7 +1,7 @@
 """The command line: `jacmatch VERB [OPTIONS]`.
 
 `verbs` is the table of verbs, `command` runs one and returns an exit code, `flags` turns the fields of a job into flags
-with tyro, `settings` reads a `--config`, `values` defines which values a field takes, and `summary` prints results.
+with tyro and defines which values they take, `settings` reads a `--config`, and `summary` prints results.
 """
 
 from jacmatch.cli.command import main

@@ -7,15 +7,140 @@ import inspect
 import io
 import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
-from jacmatch.cli import declarations, values
+from jacmatch.cli import declarations
 from jacmatch.errors import InputError
+
+_SCALARS = {
+    int: ("a whole number", "INT"),
+    float: ("a number", "FLOAT"),
+    str: ("a string", "TEXT"),
+    bool: ("true or false", "BOOL"),
+    Path: ("a path", "PATH"),
+    NoneType: ("none", "NONE"),
+}
+
+
+def fitted(kind: Any, value: object) -> Any:
+    """Return the value converted to the type `kind`: list to tuple, int to float, text to path.
+
+    Example:
+        >>> fitted(tuple[float, ...] | None, [1, 0.5])
+        (1.0, 0.5)
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        for each in inner:
+            if fits(each, value):
+                return fitted(each, value)
+    elif origin is Literal:
+        if any(type(value) is type(each) and value == each for each in inner):
+            return value
+    elif origin is tuple:
+        kinds = _elements(inner, value)
+        if isinstance(value, list | tuple) and len(kinds) == len(value):
+            return tuple(fitted(each, element) for each, element in zip(kinds, value, strict=True))
+    elif isinstance(value, str) and "\0" in value:
+        pass  # no path or name can have it
+    elif kind is float and type(value) in (int, float):
+        return float(value)  # type: ignore[arg-type]
+    elif kind is Path and isinstance(value, str):
+        return Path(value)
+    elif type(value) is kind:
+        return value
+    raise ValueError(f"{value!r} is not {described(kind)}")
+
+
+def fits(kind: Any, value: object) -> bool:
+    """Return whether `fitted` accepts the value."""
+    try:
+        fitted(kind, value)
+    except ValueError:
+        return False
+    return True
+
+
+def readable(kind: Any, words: list[str]) -> bool:
+    """Return whether the words after a flag can be parsed as the type `kind`.
+
+    Example:
+        >>> readable(int | None, ["3"]), readable(int, ["3.5"]), readable(tuple[int, ...], ["1", "2"])
+        (True, False, True)
+    """
+    for each in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
+        if get_origin(each) is tuple:
+            kinds = _elements(get_args(each), words)
+            if len(kinds) == len(words) and all(map(_readable, kinds, words)):
+                return True
+        elif len(words) == 1 and _readable(each, words[0]):
+            return True
+    return False
+
+
+def many(kind: Any) -> bool:
+    """Return whether a flag of this type takes more than one word."""
+    return get_origin(kind) is tuple or any(get_origin(each) is tuple for each in get_args(kind))
+
+
+def described(kind: Any) -> str:
+    """Return the type in words, without None.
+
+    Example:
+        >>> described(int | None), described(Literal["adam", "sgd"]), described(tuple[float, ...])
+        ('a whole number', 'one of adam, sgd', 'a list, each a number')
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(described(each) for each in inner if each is not NoneType)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin is tuple:
+        return f"a list, each {described(inner[0])}" if inner[-1] is ... else f"a list of {len(inner)}"
+    return _SCALARS[kind][0] if kind in _SCALARS else str(kind)
+
+
+def metavar(kind: Any) -> str:
+    """Return the placeholder of a flag's value in the help.
+
+    Example:
+        >>> metavar(int | None), metavar(tuple[Literal["crop", "flip"], ...])
+        ('INT', '{crop,flip} ...')
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return "|".join(metavar(each) for each in inner if each is not NoneType)
+    if origin is Literal:
+        return "{" + ",".join(map(str, inner)) + "}"
+    if origin is tuple:
+        return f"{metavar(inner[0])} ..." if inner[-1] is ... else " ".join(map(metavar, inner))
+    return _SCALARS[kind][1] if kind in _SCALARS else "VALUE"
+
+
+def _elements(inner: tuple[Any, ...], value: object) -> tuple[Any, ...]:
+    """Return the type of each element of a tuple."""
+    endless = len(inner) == 2 and inner[1] is ... and isinstance(value, list | tuple)
+    return (inner[0],) * len(value) if endless else inner  # type: ignore[arg-type]
+
+
+def _readable(kind: Any, word: str) -> bool:
+    return any(fits(kind, reading) for reading in _readings(word))
+
+
+def _readings(word: str) -> Iterator[object]:
+    """Yield the values that a word on the command line can mean."""
+    yield word
+    if word == "None":
+        yield None
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            yield number(word)
 
 
 @dataclass(frozen=True)
@@ -53,7 +178,7 @@ class Flag:
 
     def annotation(self) -> Any:
         """The type, with what tyro shows in the help."""
-        shown = self.name.upper() if self.positional else values.metavar(self.kind)
+        shown = self.name.upper() if self.positional else metavar(self.kind)
         silent = any(self.default is each for each in (None, (), False, dataclasses.MISSING))
         argument = tyro.conf.arg(
             help=self.help,
@@ -83,7 +208,7 @@ def flags(job: type[Any], verb: str = "") -> list[Flag]:
                 continue  # a new default of an inherited field: the field stays in the group that defines it
             kind, *markers = get_args(hints[name]) if get_origin(hints[name]) is Annotated else (hints[name],)
             positional = tyro.conf.Positional in markers
-            default = dataclasses.MISSING if positional and not values.many(kind) else fields[name].default
+            default = dataclasses.MISSING if positional and not many(kind) else fields[name].default
             listed.append(Flag(name, kind, default, positional, helps.get(name, ""), group))
     return listed
 
@@ -165,12 +290,12 @@ def refuse(program: str, known: Sequence[Flag], words: Sequence[str], otherwise:
     last = ""
     for word in words:
         name, equals, value = word.partition("=")
-        if word.startswith("-") and not values.readable(float, [word]):
+        if word.startswith("-") and not readable(float, [word]):
             last = "--" + name.lstrip("-").replace("_", "-") if name.startswith("--") else name
             if last not in named:
                 raise unknown_flag(name, named, see)
             given[last] = [value] if equals else []
-        elif last and (values.many(named[last].kind) or not (given[last] or named[last].kind is bool)):
+        elif last and (many(named[last].kind) or not (given[last] or named[last].kind is bool)):
             given[last].append(word)
         else:
             loose.append(word)
@@ -180,24 +305,20 @@ def refuse(program: str, known: Sequence[Flag], words: Sequence[str], otherwise:
             raise InputError(
                 f"`{word}` takes no value.", got=repr(texts[0]), do=f"Write {' or '.join(named[word].words)}."
             )
-        if kind is not bool and not values.readable(kind, texts):
-            raise InputError(
-                f"`{word}` must be {values.described(kind)}.", got=_quoted(texts), do=_nearest(kind, texts)
-            )
+        if kind is not bool and not readable(kind, texts):
+            raise InputError(f"`{word}` must be {described(kind)}.", got=_quoted(texts), do=_nearest(kind, texts))
     for flag, word in zip(positional, loose, strict=False):
-        if not values.many(flag.kind) and not values.readable(flag.kind, [word]):
-            rule = f"{flag.words[0]} must be {values.described(flag.kind)}."
+        if not many(flag.kind) and not readable(flag.kind, [word]):
+            rule = f"{flag.words[0]} must be {described(flag.kind)}."
             raise InputError(rule, got=repr(word), do=_nearest(flag.kind, [word]))
     missing = [flag.words[0] for flag in positional if flag.default is dataclasses.MISSING][len(loose) :]
     if missing:
         usage = " ".join([program, *(flag.words[0] for flag in positional)])
         choices = [
-            f"{each.words[0]} is {values.described(each.kind)}. "
-            for each in positional
-            if get_origin(each.kind) is Literal
+            f"{each.words[0]} is {described(each.kind)}. " for each in positional if get_origin(each.kind) is Literal
         ]
         raise InputError(f"{' and '.join(missing)} must be given.", do=f"Write {usage}. {''.join(choices)}{see}")
-    if len(loose) > len(positional) and not any(values.many(flag.kind) for flag in positional):
+    if len(loose) > len(positional) and not any(many(flag.kind) for flag in positional):
         raise InputError("unexpected word.", got=repr(loose[len(positional)]), do=see)
     raise InputError(" ".join(otherwise.translate(_BOX).split()))
 

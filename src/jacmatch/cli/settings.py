@@ -13,8 +13,7 @@ from typing import Any
 import yaml
 
 from jacmatch import files
-from jacmatch.cli import values
-from jacmatch.cli.flags import Flag
+from jacmatch.cli.flags import Flag, described, fits, fitted
 from jacmatch.errors import InputError
 from jacmatch.runs import Run
 
@@ -107,10 +106,10 @@ def read(path: str, verb: str, known: Sequence[Flag], flag: str = "--config") ->
         if name in chosen:
             raise InputError(f"`{name}` must be once in `{flag} {path}`.", got="two spellings of it")
         kind = fields[name].kind
-        if not values.fits(kind, value):
-            rule = f"`{key}` in `{flag} {path}` must be {values.described(kind)}."
+        if not fits(kind, value):
+            rule = f"`{key}` in `{flag} {path}` must be {described(kind)}."
             raise InputError(rule, got=f"{_SHORT.repr(value)} ({_JSON_NAMES.get(type(value), type(value).__name__)})")
-        chosen[name] = values.fitted(kind, value)
+        chosen[name] = fitted(kind, value)
     return chosen
 
 

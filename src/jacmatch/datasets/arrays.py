@@ -1,8 +1,11 @@
-"""Checks that every data set passes, whatever loads it: arrays in, `Data` out."""
+"""Checks that every data set passes, whatever loads it: arrays in, `Data` out; and arrays in a file (`npz:`)."""
 
+import io
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +13,7 @@ from jaxtyping import Float32, Int64, Shaped, UInt8
 from torch import Tensor
 
 from jacmatch.datasets.data import Data, Split, statistics
+from jacmatch.datasets.files import check_memory, existing_file, reading
 from jacmatch.datasets.streamed import Streamed
 from jacmatch.errors import InputError, unknown_name
 
@@ -224,3 +228,29 @@ def _with_jacobians(split: Split, value: object, what: str, outputs: int) -> Spl
     if tuple(jacobians.shape) != expected:
         raise InputError(f"{what} must have the shape (N, K, *input) = {expected}.", got=tuple(jacobians.shape))
     return Split(split.x, split.y, jacobians)
+
+
+def load_npz(argument: str, seed: int) -> Data:
+    """Return your own arrays: `npz:FILE`, a numpy archive with the arrays that `from_arrays` names.
+
+    Raises:
+        InputError: The file is missing, broken, pickled or larger than the memory, or `from_arrays` refuses it.
+    """
+    return from_arrays(f"npz:{argument}", npz_arrays(argument))
+
+
+def npz_arrays(argument: str, needed: tuple[str, ...] = REQUIRED) -> dict[str, object]:
+    """Return the arrays of a file; only their names are checked."""
+    path = existing_file(argument, "npz")
+    with reading(path, "a numpy .npz archive of plain arrays", "Write it with np.savez, numbers only."):
+        check_npz_sizes(path, str(path))
+        with np.load(path, allow_pickle=False) as archive:
+            check_keys(f"npz:{argument}", list(archive.files), needed)
+            return {key: archive[key] for key in archive.files}
+
+
+def check_npz_sizes(archive: Path | io.BytesIO, name: str) -> None:
+    """Refuse an archive, called `name` in messages, whose arrays do not fit into memory."""
+    with zipfile.ZipFile(archive) as members:
+        size = sum(member.file_size for member in members.infolist())
+    check_memory(size, f"The arrays of {name}", "Choose fewer rows, or store images as uint8.")

@@ -5,8 +5,8 @@ import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 
-from jacmatch.datasets import cifar, embedded, fashion_mnist, folders, npz, shards, synthetic
-from jacmatch.datasets.arrays import OPTIONAL, REQUIRED, from_arrays, from_splits
+from jacmatch.datasets import cifar, embedded, fashion_mnist, folders, shards, synthetic
+from jacmatch.datasets.arrays import OPTIONAL, REQUIRED, from_arrays, from_splits, load_npz
 from jacmatch.datasets.data import Data
 from jacmatch.datasets.files import in_one_line, is_dir, user_path
 from jacmatch.datasets.streamed import Streamed
@@ -18,7 +18,7 @@ LOADERS: dict[str, Callable[[str, int], Data]] = {
     "fashion-mnist": fashion_mnist.load,
     "cifar10": cifar.load_cifar10,
     "cifar100": cifar.load_cifar100,
-    "npz": npz.load,
+    "npz": load_npz,
     "folder": folders.load,
     "stream": folders.load_streamed,
     "wds": shards.load,

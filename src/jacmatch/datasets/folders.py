@@ -10,8 +10,7 @@ from jaxtyping import Int64, UInt8
 from jacmatch.datasets.arrays import from_arrays, from_splits
 from jacmatch.datasets.data import Data, Split, split_validation
 from jacmatch.datasets.files import check_memory, entries, existing_folder, is_dir, is_file, reading, user_path
-from jacmatch.datasets.images import decode
-from jacmatch.datasets.streamed import MAX_BYTES, Names, check_size, streamed
+from jacmatch.datasets.streamed import MAX_BYTES, Names, check_size, decode, streamed
 from jacmatch.errors import InputError, unknown_name
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

@@ -1,7 +1,5 @@
 """Run folders: what a job leaves behind, written as it goes and checked when it is opened. Needs no torch."""
 
-from jacmatch.runs.environment import environment, threads
-from jacmatch.runs.folder import CHECKPOINT, RESULT, Run, read_metrics
-from jacmatch.runs.result import TRAINING_JOBS, spread
+from jacmatch.runs.folder import CHECKPOINT, RESULT, TRAINING_JOBS, Run, environment, read_metrics, spread, threads
 
 __all__ = ["CHECKPOINT", "RESULT", "TRAINING_JOBS", "Run", "environment", "read_metrics", "spread", "threads"]

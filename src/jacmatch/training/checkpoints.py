@@ -22,13 +22,12 @@ from jacmatch.errors import InputError
 from jacmatch.files import read
 from jacmatch.objectives import Objective
 from jacmatch.runs import CHECKPOINT, Run
-from jacmatch.runs.environment import warn_of_changes
 from jacmatch.runs.files import write_whole
+from jacmatch.runs.folder import warn_of_changes
 from jacmatch.runs.identity import changed
 from jacmatch.training.distributed import Shared, cut, scatter, whole
 from jacmatch.training.evaluation import evaluate
-from jacmatch.training.identity import as_before, student_identity
-from jacmatch.training.randomness import host_state, set_host_state
+from jacmatch.training.identity import as_before, host_state, set_host_state, student_identity
 from jacmatch.training.state import State
 
 _STATE = "_extra_state"  # of an objective, on the CPU: no weight

@@ -1,15 +1,30 @@
-"""The checks of a run: the pre-flight check before the first step, processes and teacher compared after it."""
+"""The checks of a run: the pre-flight check, processes and teacher compared later, and values that are not finite.
+
+A term or gradient that is not finite is detected on the device and reported with the rows of metrics, so no step waits
+for it. Only then the batch of that step, which is a function of its number, is checked again, sample by sample: the
+data, the teacher's answer, the terms, the gradient. This is done in evaluation mode with the current weights if they
+are finite (where such steps are skipped they always are), else with those of the last checkpoint.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed, nn
 
 from jacmatch.diagnostics import report
 from jacmatch.diagnostics.preflight import FILE, preflight_check, raise_for_faults, teacher_outputs
-from jacmatch.errors import UnsupportedError
+from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.jacobian.engines import parameter_gradients
 from jacmatch.jacobian.findings import PREFLIGHT
-from jacmatch.runs import Run
-from jacmatch.training.data import Batches
-from jacmatch.training.metrics import Bad, NotFinite
+from jacmatch.objectives import Distillation
+from jacmatch.runs import CHECKPOINT, Run
+from jacmatch.training import checkpoints
+from jacmatch.training.data import Batch, Batches
+from jacmatch.training.metrics import GRADIENT, SKIPPED, Bad, NotFinite
 from jacmatch.training.state import State
 
 _LATER = 20
@@ -62,3 +77,180 @@ def _check_teacher_again(state: State) -> None:
     now = teacher_outputs(state.objective, few)
     if now is not None and not torch.allclose(now[1], before, rtol=1e-3, atol=1e-3 * float(before.abs().max())):
         raise UnsupportedError(f"After {state.step} steps: {PREFLIGHT['teacher-changes']}")
+
+
+_SHOWN = 10  # samples that a message names
+_TEACHER, _DATA = "the teacher's answer", "the data"
+_REMEDIES = {
+    _DATA: "Clean the data, or leave these samples out.",
+    _TEACHER: "Look at the teacher there, or leave these samples out.",
+}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state that a step changes, before it."""
+
+    tensors: list[tuple[Tensor, Tensor]]
+    known: set[int]
+
+
+@torch.no_grad()
+def before(state: State) -> Snapshot | None:
+    """Copy the state that a step changes if steps that are not finite are skipped, else return None."""
+    if state.settings.on_not_finite != "skip":
+        return None
+    changed = _changed(state)
+    return Snapshot([(tensor, tensor.clone()) for tensor in changed], {id(tensor) for tensor in changed})
+
+
+def monitored(state: State, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what is logged of a step besides its terms, between backward and the step of the optimizer.
+
+    These are the gradient norm and, if steps are skipped, whether this one is. In fp16 a gradient may overflow because
+    of the loss scale: the scaler skips that step and lowers the scale.
+    """
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    norm: Any = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP
+    scale = state.scale()
+    if scale is not None:
+        norm = torch.where(scale > 1, torch.zeros_like(norm), norm)
+    samples = {GRADIENT: norm.detach()}
+    if state.settings.on_not_finite == "skip":
+        bad = ~(torch.stack([value.detach().float() for value in terms.values()]).isfinite().all() & norm.isfinite())
+        bad = bad.float()
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(bad, distributed.ReduceOp.MAX)
+        samples[SKIPPED] = bad
+    return samples
+
+
+@torch.no_grad()
+def undo(state: State, saved: Snapshot | None, terms: dict[str, Tensor]) -> None:
+    """Puts back what was before the step, if it was a bad one; the device decides, and nothing waits for it."""
+    if saved is None:
+        return
+    bad = terms[SKIPPED] > 0
+    for tensor, value in saved.tensors:
+        tensor.copy_(torch.where(bad.to(tensor.device), value, tensor))
+    for tensor in _changed(state):  # the optimizer makes its state, which begins as zeros, in its first step
+        if id(tensor) not in saved.known:
+            tensor.copy_(torch.where(bad.to(tensor.device), torch.zeros_like(tensor), tensor))
+
+
+def _changed(state: State) -> list[Tensor]:
+    optimizer = state.optimizer.state.values()
+    inner = [value for values in optimizer for value in values.values() if isinstance(value, Tensor)]
+    average = [] if state.average is None else [*state.average.parameters(), *state.average.buffers()]
+    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+    return [*trained, *state.objective.buffers(), *average, *inner]
+
+
+@contextmanager
+def reported(state: State, batches: Batches, run: Run | None) -> Iterator[None]:
+    """Within the block, add to an error about a value that is not finite the samples that cause it."""
+    try:
+        yield
+        account(state, batches, run)
+    except NotFinite as error:
+        message = blame(state, batches, run, error.bad)
+        raise InputError(error.rule, got=error.got, do=f"{message} {error.do}") from None
+
+
+def account(state: State, batches: Batches, run: Run | None) -> None:
+    """Warn of the steps skipped since the last call, with the cause."""
+    skipped, most = state.metrics.skipped, state.settings.skip_at_most
+    while skipped:
+        bad = skipped.pop(0)
+        state.skipped += 1
+        if state.skipped > most:
+            do = f"More than `skip_at_most`, {most}, steps were skipped."
+            raise NotFinite(
+                bad, f"{do} {'' if state.saved_step is None else f'The checkpoint of step {state.saved_step} is kept.'}"
+            )
+        message = blame(state, batches, run, bad)
+        warnings.warn(f"Step {bad.step} is skipped: {bad.what} is {bad.value}. {message}", stacklevel=2)
+
+
+def blame(state: State, batches: Batches, run: Run | None, bad: Bad) -> str:
+    """Describe which samples of the step are not finite and where; append it to `not_finite.json` of the run."""
+    try:
+        samples, weights = _samples_of(state, batches, run, bad.step - 1)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:  # the first error is what counts
+        return f"Its samples could not be checked again: {str(error).strip().splitlines()[0][:200]}."
+    if run is not None:
+        row = {"step": bad.step, "what": bad.what, "value": str(bad.value), "samples": samples, "weights": weights}
+        state.bad.append(row)
+        run.write_json("not_finite.json", state.bad)
+    parts = []
+    for what, ids in samples.items():
+        listed = ", ".join(map(str, ids[:_SHOWN])) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
+        parts.append(f"Not finite: {what} of sample{'s' * (len(ids) > 1)} {listed}. {_REMEDIES.get(what, '')}".strip())
+    if weights is None and not parts:
+        return "There are no finite weights with which its samples could be checked."
+    return " ".join(parts) or f"With {weights} each of its samples is finite by itself."
+
+
+def _samples_of(state: State, batches: Batches, run: Run | None, step: int) -> tuple[dict[str, list[int]], str | None]:
+    """Ids of the samples by what of them is not finite first, and which weights were used."""
+    count, objective = state.settings.accumulate, state.objective
+    weights = _sound_weights(state, run)
+    modes = [(module, module.training) for module in objective.modules()]
+    samples: dict[str, list[int]] = {}
+    devices = [state.device] if state.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        objective.eval()
+        try:
+            for number in range(step * count, (step + 1) * count):
+                batch = batches.whole(number)
+                for row, sample in enumerate(batch.ids.tolist()):
+                    what = _wrong(
+                        state, rows_of(batch, torch.tensor([row])), step / state.settings.steps, weights is not None
+                    )
+                    if what is not None:
+                        samples.setdefault(what, []).append(sample)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+    return samples, weights
+
+
+def _sound_weights(state: State, run: Run | None) -> str | None:
+    """Give the objective finite weights if there are any; return which."""
+    if _finite(*state.objective.state_dict().values()):
+        return "the current weights"
+    if run is None or state.saved_step is None:
+        return None
+    saved = checkpoints.load(run.path / CHECKPOINT)
+    state.objective.load_state_dict(saved["objective"])
+    return f"the weights of step {saved['step']}"
+
+
+def _wrong(state: State, batch: Batch, progress: float, weighted: bool) -> str | None:
+    """Return what of one sample is not finite first; the student runs only if its weights are finite."""
+    objective: Any = state.objective
+    if not _finite(batch.x, batch.y, batch.partners, batch.partner_labels):
+        return _DATA
+    with state.fabric.autocast():
+        if isinstance(objective, Distillation) and objective.teacher is not None:
+            answer = objective.teacher.answer(*objective.question(batch.x, batch.y, **batch.keywords()))
+            if not _finite(answer.outputs, answer.products):
+                return _TEACHER
+        if not weighted:
+            return None
+        with torch.enable_grad():
+            terms = objective(batch.x, batch.y, **batch.keywords(), progress=progress)
+    if not _finite(terms.teacher_outputs):
+        return _TEACHER
+    for name in sorted(
+        terms.values, key=lambda name: name == "loss"
+    ):  # which is not finite if any of the others is not
+        if not _finite(terms.values[name]):
+            return f"the term `{name}`"
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    return None if _finite(*parameter_gradients(terms.values["loss"], trained)) else "the gradient"
+
+
+def _finite(*values: object) -> bool:
+    return all(bool(value.isfinite().all()) for value in values if isinstance(value, Tensor))

@@ -3,15 +3,16 @@
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.training.data import AUGMENTATIONS
-from jacmatch.training.loggers import LOGGERS, Logger
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "step")
 PRECISIONS = ("32", "bf16", "fp16")
+Logger: TypeAlias = Literal["csv", "tensorboard", "wandb", "mlflow"]
+LOGGERS: tuple[Logger, ...] = get_args(Logger)
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from jacmatch.datasets import Split
 from jacmatch.objectives import CompiledSteps, Objective
 from jacmatch.runs import Run
-from jacmatch.training import checkpoints, checks, not_finite
+from jacmatch.training import checkpoints, checks
 from jacmatch.training.checkpoints import check_finite, resume
 from jacmatch.training.configuration import Training, ema_decay, factor
 from jacmatch.training.data import Batches, resident
 from jacmatch.training.distributed import ProcessGroup, unsynced
 from jacmatch.training.evaluation import find_device
 from jacmatch.training.identity import SAMPLES, identity
-from jacmatch.training.loggers import logged
+from jacmatch.training.metrics import logged
 from jacmatch.training.state import State, begin, channels_last, make_batches, scale_derivatives
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -167,7 +167,7 @@ def fit(
         if run is not None:
             resume(state, run)
         held_out = None if validation is None else resident(validation, device, settings.resident_mib * 2**20)
-        with logged(settings.logger, run) as run, closing(batches), not_finite.reported(state, batches, run):
+        with logged(settings.logger, run) as run, closing(batches), checks.reported(state, batches, run):
             checks.check_before_training(state, batches, run)
             _loop(state, batches, held_out, run, on_step, interrupted)
         state.gather()
@@ -207,7 +207,7 @@ def _loop(
                 known |= checkpoints.validate(state, validation)
             state.metrics.send(state.step, known)
         row = checkpoints.log_rows(state, run, wait=checkpoint) or row
-        not_finite.account(state, batches, run)
+        checks.account(state, batches, run)
         if checkpoint and run is not None:
             checkpoints.save_checked(state, run)
         try:
@@ -228,7 +228,7 @@ def _train_step(state: State, batches: Batches) -> dict[str, Tensor]:
     for group in state.optimizer.param_groups:
         group["lr"] = settings.lr * factor(state.step, settings)
     sums: dict[str, Tensor] = {}
-    before = not_finite.before(state)
+    before = checks.before(state)
     scale_derivatives(state.objective, state.scale())
     for part in range(settings.accumulate):
         batch = batches(state.step * settings.accumulate + part)
@@ -242,14 +242,14 @@ def _train_step(state: State, batches: Batches) -> dict[str, Tensor]:
             share = value.detach() if settings.accumulate == 1 else value.detach() / settings.accumulate
             sums[name] = sums[name] + share if name in sums else share
     checks.check_after_backward(state)
-    sums |= not_finite.monitored(state, sums)
+    sums |= checks.monitored(state, sums)
     if settings.clip is not None:
         state.fabric.clip_gradients(state.model, state.optimizer, max_norm=settings.clip, error_if_nonfinite=False)
     state.optimizer.step()
     state.optimizer.zero_grad()
     if state.average is not None and settings.ema is not None:
         _update_average(state.average, state.student, ema_decay(state.step, settings.ema))
-    not_finite.undo(state, before, sums)
+    checks.undo(state, before, sums)
     return sums
 
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from jacmatch.datasets import npz
+from jacmatch.datasets.arrays import check_npz_sizes
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.files import read
 from jacmatch.jacobian import jacobian
@@ -196,7 +196,7 @@ def cached(run: Run, name: str, make: Callable[[], Samples], function: Function 
         return made
     try:
         content = io.BytesIO(read(run.path, file))
-        npz.check_sizes(content, str(file))
+        check_npz_sizes(content, str(file))
         with np.load(content, allow_pickle=False) as archive:
             x, y = (torch.from_numpy(archive[key]) for key in ("x", "y"))
             j = torch.from_numpy(archive["j"]) if "j" in archive.files else None

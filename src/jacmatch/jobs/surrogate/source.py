@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacmatch.datasets import Data, from_arrays, npz, split_validation
+from jacmatch.datasets import Data, from_arrays, split_validation
+from jacmatch.datasets.arrays import npz_arrays
 from jacmatch.datasets.files import is_file
 from jacmatch.errors import InputError
 from jacmatch.jobs.surrogate import points as sampling
@@ -269,7 +270,7 @@ def _warnings(job: SurrogateFields, data: Data) -> list[str]:
 def arrays_of(job: SurrogateFields) -> tuple[Data, list[str]]:
     """The arrays of the file, and what looks wrong; a fifth of its points is held out where it has no test points."""
     if job.teacher.startswith("npz:"):
-        arrays = npz.arrays(job.teacher.removeprefix("npz:"), ("x_train", "y_train"))
+        arrays = npz_arrays(job.teacher.removeprefix("npz:"), ("x_train", "y_train"))
     else:
         arrays = load_table(job.teacher, job.x_columns, job.y_columns)
     if "x_test" in arrays or "y_test" in arrays:
