@@ -9,7 +9,7 @@ from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.jobs import adaptation
 from jacmatch.jobs.networks import Description
-from jacmatch.jobs.pretrained import Pretrained
+from jacmatch.jobs.teachers import Pretrained
 from jacmatch.models import Resized, build
 from jacmatch.teachers import MemoizedTeacher, ModuleTeacher, Question
 

@@ -11,8 +11,7 @@ from jacmatch.cli import main
 from jacmatch.datasets import from_arrays
 from jacmatch.errors import InputError
 from jacmatch.jobs import Train
-from jacmatch.jobs.inputs import inputs_of, same_inputs
-from jacmatch.jobs.networks import Description
+from jacmatch.jobs.networks import Description, inputs_of, same_inputs
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.teachers import cached_folder, prepare
 from jacmatch.runs import Run

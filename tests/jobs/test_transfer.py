@@ -11,7 +11,8 @@ import jacmatch
 from jacmatch import datasets
 from jacmatch.errors import InputError
 from jacmatch.jacobian import PooledFeatures, run
-from jacmatch.jobs import Train, Transfer, pretrained, teacher_distance
+from jacmatch.jobs import Train, Transfer, teacher_distance
+from jacmatch.jobs import teachers as pretrained
 from jacmatch.jobs.data import mixed
 from jacmatch.jobs.layer_pairs import chosen_pairs, layers_by_resolution, named_pairs
 from jacmatch.jobs.networks import Weights

@@ -12,7 +12,8 @@ from matplotlib.image import imread
 
 from jacmatch.errors import InputError
 from jacmatch.report import figures, tables, write_report
-from jacmatch.report.style import METHODS, PALETTE, STYLE, styles
+from jacmatch.report.figures import METHODS, PALETTE, styles
+from jacmatch.report.page import STYLE
 from jacmatch.runs import Run, spread
 
 EVIL = '<script>alert("x")</script>'

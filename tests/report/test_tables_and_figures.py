@@ -5,8 +5,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from jacmatch.report import Table
-from jacmatch.report.figures import Line, line_figure
-from jacmatch.report.style import PALETTE
+from jacmatch.report.figures import PALETTE, Line, line_figure
 from jacmatch.report.tables import speed
 
 

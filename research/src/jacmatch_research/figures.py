@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jacmatch.report.figures import Line, svg
-from jacmatch.report.style import PALETTE
+from jacmatch.report.figures import PALETTE, Line, svg
 
 
 def by_columns(

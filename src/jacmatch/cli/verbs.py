@@ -34,7 +34,7 @@ VERBS = {
         f"{_SHOW}:cache",
         "store a teacher's outputs and Jacobian products on disk: build, check, info",
     ),
-    "evaluate": Verb(f"{_JOBS}.evaluate:Evaluate", f"{_SHOW}:network", "test a trained network"),
+    "evaluate": Verb(f"{_JOBS}.compare:Evaluate", f"{_SHOW}:network", "test a trained network"),
     "compare": Verb(
         f"{_JOBS}.compare:Compare", f"{_SHOW}:pair", "measure how far two models agree in value and Jacobian"
     ),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.jacobian import Context, Logits, PCAFeatures, Readout, run
-from jacmatch.jobs.pretrained import Pretrained, evaluating
+from jacmatch.jobs.teachers import Pretrained, evaluating
 from jacmatch.objectives import Distillation
 from jacmatch.teachers import Answer, MemoizedTeacher, ModuleTeacher, Question
 from jacmatch.training import Training, fit

@@ -1,4 +1,4 @@
-"""`jacmatch compare`: how far two models agree in values and Jacobians, an audit of a compressed or exported model."""
+"""`jacmatch evaluate` and `jacmatch compare`: one network, or two, on the test part of a data set."""
 
 import io
 import time
@@ -19,13 +19,46 @@ from jacmatch.jobs import networks
 from jacmatch.jobs.data import data_for
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import SMOKE_JACOBIANS, JobFields
-from jacmatch.jobs.study import head, measured
+from jacmatch.jobs.study import measured, write_measurement
 from jacmatch.report.figures import picture_row
 from jacmatch.runs import Run
 from jacmatch.teachers import as_teacher
 from jacmatch.training import agreement
 from jacmatch.training.data import in_order
 from jacmatch.training.evaluation import jacobian_differences
+
+
+@dataclass(frozen=True)
+class Evaluate(JobFields):
+    """Measure a trained network on the test part of a data set."""
+
+    main: ClassVar[str] = "data weights mean std seed device out smoke allow_code json"
+    examples: ClassVar[tuple[str, ...]] = ("runs/teacher", "resnet20 --weights resnet20.pth --data cifar10:DIR")
+
+    model: Annotated[str, tyro.conf.Positional] = ""
+    """Network: a run folder, or a model name with --weights."""
+    data: str | None = None
+    """Data set; if left out, that of the run, or digits for a model name."""
+    weights: Path | None = None
+    """Weights of the network: safetensors, a checkpoint of torch (.pth), or a folder of either."""
+    mean: tuple[float, ...] | None = None
+    """Mean that its inputs had subtracted in training, where the file does not say."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation that they were divided by."""
+
+    def run(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Measure, and return the result."""
+        given: dict[str, Any] = {"seed": self.seed, "smoke": self.smoke, "allow_code": self.allow_code}
+        data = data_for("evaluate", (self.model,), self.data, **given)
+        weights = None if self.weights is None else networks.Weights(self.weights, self.mean, self.std)
+        network = networks.network(self.model, data, weights, allow_code=self.allow_code)
+        run = self.begin("evaluate")
+        start = time.perf_counter()
+        with progress or Progress() as shown:
+            shown.stage(f"Testing on {len(data.test)} samples")
+            student = measured(network, data.test, self.device)
+        return write_measurement(self, run, data, start, student=student, test_samples=len(data.test))
+
 
 _CPU = torch.device("cpu")
 
@@ -81,25 +114,15 @@ class Compare(JobFields):
             values = [measured(each, data.test, self.device) for each in (reference, other)]
             agrees = agreement(other, as_teacher(reference), data.test, samples=samples)
             details = audit(run, reference, other, data, samples)
-        result = {
-            **head(run, self.seed),
-            "teacher": values[0],
-            "student": values[1],
-            "agreement": {**agrees, **details.pop("values")},
-            **details,
-            "samples": samples,
-            "data": data.name,
-            "test_samples": len(data.test),
-            "seconds": time.perf_counter() - start,
-            "settings": self.settings(),
-        }
-        unmet = [text for flag, each in limits.items() for text in _unmet(flag, each, result["agreement"])]
-        result["unmet"] = unmet
-        run.write_result(result)
+        agrees |= details.pop("values")
+        unmet = [text for flag, each in limits.items() for text in _unmet(flag, each, agrees)]
+        networks_measured = {"teacher": values[0], "student": values[1], "agreement": agrees}
+        sizes = {"samples": samples, "test_samples": len(data.test), "unmet": unmet}
+        result = write_measurement(self, run, data, start, **networks_measured, **details, **sizes)
         if unmet:
             rule = f"{self.second} must agree with {self.first} as `--at-least` and `--at-most` of `compare` require."
             raise InputError(rule, got="; ".join(unmet), do=f"The whole result is in {run.path}.")
-        return {**result, "out": str(run.path)}
+        return result
 
 
 _NAMES = {

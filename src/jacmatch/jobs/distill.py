@@ -33,12 +33,11 @@ from jacmatch.jacobian import (
 from jacmatch.jacobian.probes import Law
 from jacmatch.jobs import networks
 from jacmatch.jobs.data import load
-from jacmatch.jobs.inputs import same_inputs, same_teacher
+from jacmatch.jobs.networks import same_inputs, same_teacher
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import SMOKE_JACOBIANS, TrainingFields, positive
 from jacmatch.jobs.study import Cell, Result, Task, head, main_fields, measured, of_method, row, run_cells, save_main
-from jacmatch.jobs.teacher_check import check_teacher
-from jacmatch.jobs.teachers import Prepared, prepare
+from jacmatch.jobs.teachers import Prepared, check_teacher, prepare
 from jacmatch.jobs.train import Train
 from jacmatch.losses import JacobianLoss, OutputLoss
 from jacmatch.models import ValuesOnly, catalog

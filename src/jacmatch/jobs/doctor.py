@@ -14,9 +14,8 @@ from jacmatch.jobs import networks
 from jacmatch.jobs.data import data_for
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import JobFields
+from jacmatch.jobs.study import write_measurement
 from jacmatch.models import ValuesOnly
-from jacmatch.runs import threads
-from jacmatch.version import __version__
 
 
 @dataclass(frozen=True)
@@ -52,18 +51,7 @@ class Doctor(JobFields):
                 shown.stage(f"Checking the engines in {mode} mode")
                 network.train(mode == "training").requires_grad_(True)
                 modes[mode] = report(_diagnosis(network, x, self.seed))
-        result = {
-            "job": "doctor",
-            "version": __version__,
-            "threads": threads(),
-            "seed": self.seed,
-            "data": data.name,
-            "modes": modes,
-            "seconds": time.perf_counter() - start,
-            "settings": self.settings(),
-        }
-        run.write_result(result)
-        return {**result, "out": str(run.path)}
+        return write_measurement(self, run, data, start, modes=modes)
 
 
 def _diagnosis(network: nn.Module, x: torch.Tensor, seed: int) -> Diagnosis:

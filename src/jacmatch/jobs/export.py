@@ -19,7 +19,7 @@ from jacmatch.jobs import networks
 from jacmatch.jobs.data import data_for
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import JobFields
-from jacmatch.jobs.study import head
+from jacmatch.jobs.study import write_measurement
 from jacmatch.jobs.surrogate.exporting import onnx_bytes
 from jacmatch.models import Normalized, Resized, ValuesOnly
 from jacmatch.models.values import onnx
@@ -94,16 +94,7 @@ class Export(JobFields):
         write_whole(run.path, "load.py", _LOADER.format(shape=description.shape).encode())
         card = model_card(folder, description, data, files)
         write_whole(run.path, "README.md", card.encode())
-        result = {
-            **head(run, self.seed),
-            "files": files,
-            "samples": count,
-            "data": data.name,
-            "seconds": time.perf_counter() - start,
-            "settings": self.settings(),
-        }
-        run.write_result(result)
-        return {**result, "out": str(run.path)}
+        return write_measurement(self, run, data, start, files=files, samples=count)
 
 
 def _compared(name: str, mine: nn.Module, network: nn.Module, split: Split, *, strict: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError, unknown_name
+from jacmatch.jacobian.modules import in_mode
 from jacmatch.objectives.transfer import Pair
 
 
@@ -28,16 +29,13 @@ def layers_by_resolution(network: nn.Module, shape: tuple[int, ...]) -> list[str
         return hook
 
     handles = [module.register_forward_hook(watch(name)) for name, module in network.named_modules() if name]
-    modes = {module: module.training for module in network.modules()}
     like = next(network.parameters())
     try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(2, *shape, device=like.device, dtype=like.dtype))
+        with in_mode(network, training=False), torch.no_grad():
+            network(torch.zeros(2, *shape, device=like.device, dtype=like.dtype))
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return [last[size] for size in sorted(last, key=lambda size: -size[0] * size[1])]
 
 

@@ -14,7 +14,7 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian import ESTIMATORS, BatchNormPolicy, Estimator, Loss
 from jacmatch.jobs import networks
 from jacmatch.jobs.data import load
-from jacmatch.jobs.inputs import same_inputs
+from jacmatch.jobs.networks import same_inputs
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import TrainingFields, positive
 from jacmatch.jobs.study import (

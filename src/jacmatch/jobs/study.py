@@ -4,6 +4,7 @@ A cell is one trained network: one method with one seed. It has a run folder ins
 if its `result.json` exists. A job that was stopped skips finished cells and resumes the next one from its checkpoint.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -12,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from jacmatch.datasets import Split
+from jacmatch.datasets import Data, Split
 from jacmatch.jacobian import unverified
 from jacmatch.jobs import networks
 from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.settings import JobFields
 from jacmatch.models import count_parameters
 from jacmatch.report import write_report
 from jacmatch.runs import Run, spread, threads
@@ -148,6 +150,14 @@ def unfinished(run: Run, steps: int) -> Result:
 def head(run: Run, seed: int) -> Result:
     """Return the fields that begin every result."""
     return {"job": run.job, "version": __version__, "threads": threads(), "seed": seed}
+
+
+def write_measurement(job: JobFields, run: Run, data: Data, start: float, **fields: Any) -> Result:
+    """Write the result of a job that measures and trains nothing, and return it with its folder."""
+    result = {**head(run, job.seed), **fields, "data": data.name}
+    result |= {"seconds": time.perf_counter() - start, "settings": job.settings()}
+    run.write_result(result)
+    return {**result, "out": str(run.path)}
 
 
 def measured(network: nn.Module, test: Split, device: str | torch.device) -> Result:

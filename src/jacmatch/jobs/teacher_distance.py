@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from jacmatch.datasets import Split
 from jacmatch.datasets.distances import Bound, Distances
 from jacmatch.jacobian import Estimator, PooledFeatures, vjp
-from jacmatch.jobs.pretrained import evaluating
+from jacmatch.jobs.teachers import evaluating
 from jacmatch.losses import hinton_kl
 from jacmatch.objectives import AtData, Distillation
 from jacmatch.objectives.points import Batch

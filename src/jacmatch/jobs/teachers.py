@@ -1,4 +1,4 @@
-"""The teacher of a job: loaded from weights, or trained first and stored by fingerprint."""
+"""The teacher of a job: loaded or trained first, checked against the data, and fitted to images of another size."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -6,17 +6,23 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from jacmatch.datasets import Data
 from jacmatch.datasets.files import cache_folder
 from jacmatch.errors import InputError
+from jacmatch.jacobian import output_tensor
+from jacmatch.jacobian.modules import call, in_mode
 from jacmatch.jobs import networks
-from jacmatch.jobs.inputs import code_of_model, inputs_of
+from jacmatch.jobs.data import mixed
+from jacmatch.jobs.networks import Description, code_of_model, inputs_of
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.train import Train
-from jacmatch.models import catalog
+from jacmatch.models import Resized, catalog
+from jacmatch.models.catalog import IMAGENET_MEAN, IMAGENET_STD
 from jacmatch.runs import CHECKPOINT, RESULT, Run
 from jacmatch.runs.files import disk
 from jacmatch.runs.folder import tidy
@@ -123,3 +129,135 @@ def _locked(folder: Path, progress: Progress) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A frozen teacher, and what is needed to build its architecture again with other outputs."""
+
+    network: nn.Module  # the network on images as the target has them
+    description: Description  # how it is built, at its own image size
+    shape: tuple[int, ...]  # of the target's images
+    source: Data | None = None  # the data it was trained on, where they are known
+
+    def with_outputs(self, outputs: int) -> nn.Module:
+        """Return a copy to train further, with a new last layer, also where the teacher has as many outputs."""
+        inner = _inner(self.network, self.description, self.shape)
+        empty, _ = networks.adapted(inner, self.description, outputs)
+        return _fitted(empty, self.description.shape, self.shape)
+
+
+def trained_first(model: str, source: Data, recipe: Train, progress: Progress) -> Pretrained:
+    """A teacher that is trained on the source classes, and kept for the next time."""
+    network = prepare(model, source, None, recipe, progress, allow_code=True).network
+    return Pretrained(network, Description.of(model, source), tuple(source.shape), source)
+
+
+def from_run(folder: str, shape: tuple[int, ...], *, allow_code: bool = False) -> Pretrained:
+    """The network of a run folder; it sees the target's images resized to those that it was trained on."""
+    description = networks.describe(Path(folder))
+    network = networks.load_student(folder, allow_code=allow_code)
+    return Pretrained(_fitted(network, description.shape, shape).eval(), description, shape)
+
+
+def from_weights(
+    spec: str, outputs: int, shape: tuple[int, ...], size: int | None, weights: networks.Weights
+) -> Pretrained:
+    """A model with weights of a file."""
+    own = shape if size is None else (shape[0], size, size)
+    if (known := catalog.preprocessing(spec)) is not None and known.fixed and size is None:
+        own = (shape[0], known.size, known.size)
+    network, description = networks.with_weights(spec, outputs, own, replace(weights, size=0))
+    return Pretrained(_fitted(network, own, shape), description, shape)
+
+
+def _fitted(network: nn.Module, own: tuple[int, ...], shape: tuple[int, ...]) -> nn.Module:
+    """The network on images of this shape."""
+    if tuple(own) == tuple(shape):
+        return network
+    if len(own) != 3 or len(shape) != 3 or own[0] != shape[0] or own[1] != own[2]:
+        rule = f"The teacher must take images that can be resized from {shape}."
+        raise InputError(rule, got=f"samples of shape {own}", do="Give images with as many channels.")
+    return Resized(network, shape, own[1])
+
+
+def _inner(network: nn.Module, description: Description, shape: tuple[int, ...]) -> nn.Module:
+    """The network without what resizes its images."""
+    return network.network if isinstance(network, Resized) and tuple(description.shape) != tuple(shape) else network
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients for the block."""
+    with in_mode(network, training=False), torch.no_grad():
+        yield
+
+
+POINTS = 0.05
+"""Accuracy that another preprocessing or order of classes must add before it is reported."""
+_SAMPLES = 300
+
+
+def check_teacher(network: nn.Module, data: Data, progress: Progress) -> dict[str, Any]:
+    """Measure the teacher on training samples as it is and under other preprocessing, and report what is better.
+
+    Nothing is changed: the message says which flags to set.
+    """
+    if data.classes is None:
+        return {}
+    split = mixed(data.train, _SAMPLES)
+    x, y = split.inputs(), split.y.cpu()
+    device = next((parameter.device for parameter in network.parameters()), x.device)
+    own: Any = next((m for m in network.modules() if isinstance(getattr(m, "std", None), Tensor)), None)
+    own_mean, own_std = (0.0, 1.0) if own is None else (own.mean.float(), own.std.float())
+    measured: dict[str, float] = {}
+    top = torch.zeros(0)
+    for name, (mean, std) in _candidates(data).items():
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        z = (x - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape) if mean else x.clone()
+        if mean:  # undoes what the network does itself
+            z = z.to(device) * own_std + own_mean
+        with in_mode(network, training=False), torch.no_grad():
+            classes = [output_tensor(call(network, part.to(device))).argmax(1).cpu() for part in torch.split(z, 100)]
+        top = torch.cat(classes) if not mean else top
+        measured[name] = float((torch.cat(classes) == y).double().mean())
+        if not mean and measured[name] >= 1 - POINTS:
+            return {"accuracy": measured[name]}
+    here = measured.pop("as it is")
+    best = max(measured, key=lambda name: measured[name])
+    order, ordered = _best_order(top, y, data.outputs)
+    if measured[best] > here + POINTS and measured[best] >= ordered:
+        do = f"with {best}: {measured[best]:.1%}. Give these as --teacher-mean and --teacher-std"
+        progress.message(f"The teacher is right on {here:.1%} of {len(y)} training samples as it is, and {do}.")
+        return {"accuracy": here, "better": best, "better_accuracy": measured[best]}
+    if ordered > here + POINTS:
+        pairs = ", ".join(f"{given} is {meant}" for given, meant in enumerate(order) if given != meant)
+        text = f"with its classes in another order: {ordered:.1%} (class {pairs})"
+        progress.message(
+            f"The teacher is right on {here:.1%} of {len(y)} training samples as it is, and {text}. Reorder them."
+        )
+        return {"accuracy": here, "better": "another order of classes", "better_accuracy": ordered}
+    return {"accuracy": here}
+
+
+def _candidates(data: Data) -> Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]:
+    """Mean and standard deviation by name: those that are common, on inputs in [0, 1] or [0, 255]."""
+    named: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+        "as it is": ((), ()),
+        "mean 0, std 1": ((0.0,), (1.0,)),
+        "mean 0.5, std 0.5": ((0.5,), (0.5,)),
+        "mean 0, std 1/255 (inputs up to 255)": ((0.0,), (1 / 255,)),
+        "mean and std of these data": (tuple(data.mean), tuple(data.std)),
+    }
+    if len(data.shape) == 3 and data.shape[0] == 3:
+        named["mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (ImageNet)"] = (IMAGENET_MEAN, IMAGENET_STD)
+    return named
+
+
+def _best_order(top: Tensor, y: Tensor, classes: int) -> tuple[list[int], float]:
+    """The class of the data for each output, one to one, with the largest accuracy, and that accuracy."""
+    from scipy.optimize import linear_sum_assignment  # comes with scikit-learn, slow to import
+
+    counts = torch.zeros(classes, classes).index_put_((top, y), torch.ones(len(y)), accumulate=True)
+    rows, columns = linear_sum_assignment(counts.numpy(), maximize=True)
+    return columns.tolist(), float(counts[rows, columns].sum() / len(y))

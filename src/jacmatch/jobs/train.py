@@ -11,7 +11,7 @@ from jacmatch.datasets import Data
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks
 from jacmatch.jobs.data import load
-from jacmatch.jobs.inputs import same_inputs
+from jacmatch.jobs.networks import same_inputs
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import TrainingFields
 from jacmatch.jobs.study import NO_AGREEMENT, Result, head, measured, unfinished

@@ -13,13 +13,12 @@ from torch import nn
 from jacmatch.datasets import Data, Split, of_classes, per_class
 from jacmatch.errors import InputError
 from jacmatch.jacobian import ESTIMATORS, BatchNormPolicy, Estimator, NoiseAveraged, PCAFeatures, SubspaceInputs
-from jacmatch.jobs import networks, pretrained
+from jacmatch.jobs import networks
+from jacmatch.jobs import teachers as pretrained
 from jacmatch.jobs.adaptation import HeadTeacher, basis_of, finetuned, probed
 from jacmatch.jobs.data import SMOKE_TRAIN, load, mixed
-from jacmatch.jobs.inputs import same_inputs
 from jacmatch.jobs.layer_pairs import chosen_pairs, named_pairs
-from jacmatch.jobs.networks import Description
-from jacmatch.jobs.pretrained import Pretrained
+from jacmatch.jobs.networks import Description, same_inputs
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import SMOKE_JACOBIANS, SMOKE_STEPS, TrainingFields, positive
 from jacmatch.jobs.study import (
@@ -44,6 +43,7 @@ from jacmatch.jobs.teacher_distance import (
     matched_rows,
     nearest_mean_accuracy,
 )
+from jacmatch.jobs.teachers import Pretrained
 from jacmatch.jobs.train import Train
 from jacmatch.losses import JacobianLoss, OutputLoss
 from jacmatch.models import FirstOutputs, ValuesOnly, count_parameters

@@ -1,6 +1,6 @@
-"""Figures as SVG and PNG: learning curves and Jacobians for a page, and figures in files of their own.
+"""The look of reports, one color for each method, and figures as SVG and PNG: curves, Jacobians, figures in files.
 
-Every figure shows means over seeds, and takes the color of a method from `report.style`.
+Every figure shows means over seeds.
 """
 
 import base64
@@ -13,7 +13,75 @@ from typing import Any
 
 import numpy as np
 
-from jacmatch.report.style import PALETTE, Style, styles
+PALETTE = {
+    "grey": ("#4d5663", "#aab3c0"),
+    "orange": ("#ad5200", "#f0a04b"),
+    "blue": ("#0067ad", "#62b4f5"),
+    "green": ("#00815e", "#35c79a"),
+    "purple": ("#a8447d", "#e59ac6"),
+    "olive": ("#7a6a00", "#d6c451"),
+}
+"""Colors after Okabe and Ito, which color-blind readers distinguish: on a light and on a dark background. Each has a
+contrast of at least 4.5 to its background."""
+METHODS = {
+    "grey": ("labels", "labels only", "cross-entropy", "first guess", "student: not taught", "λ = 0", "penalty λ = 0"),
+    "orange": (
+        *("outputs", "labels + outputs", "lwf", "LwF: labels + outputs", "plain KL"),
+        *("values", "values alone", "student: values", "energies"),
+    ),
+    "blue": (
+        *("jacobians", "labels + outputs + Jacobians", "lwf+jacobians", "LwF + Jacobians", "default"),
+        *(
+            "slopes",
+            "values + slopes",
+            "values + derivatives",
+            "values + partials",
+            "values + Jacobians",
+            "student: values + slopes",
+        ),
+    ),
+    "green": ("lwf+attention", "LwF + attention"),
+    "purple": ("lwf+attention+jacobians", "LwF + attention + Jacobians"),
+    "olive": ("oracle", "teacher fine-tuned (oracle)"),
+}
+"""The color of each method, in every report and figure: grey learns from labels alone, orange from the teacher's
+outputs or values too, blue from its derivatives too. A variant after a comma (`values, 4 × steps`) has the same color
+and another dash. Other names get the unused colors."""
+DASHES = ("2 2", "7 3", "", "9 3 2 3", "4 2", "12 3", "6 2 2 2 2 2", "1 3", "14 2 2 2", "3 5")
+"""The first six belong to the colors, in their order: neither color nor dash alone distinguishes two methods."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a line of a method is drawn."""
+
+    color: str  # A name of `PALETTE`
+    dash: str  # lengths of strokes and gaps as in SVG, empty for a solid line
+
+
+def styles(names: Sequence[str]) -> list[Style]:
+    """Return the styles of methods that are shown together.
+
+    Example:
+        >>> [style.color for style in styles(["values", "values, 4 × steps", "something else"])]
+        ['orange', 'orange', 'grey']
+    """
+    known = {name: color for color, methods in METHODS.items() for name in methods}
+    colors = [known.get(name) or known.get(name.partition(", ")[0]) for name in names]
+    free = [color for color in PALETTE if color not in colors] or list(PALETTE)
+    unknown = 0
+    dashes: list[str] = []
+    chosen = []
+    for color in colors:
+        if color is None:
+            color, unknown = free[unknown % len(free)], unknown + 1
+        dash = DASHES[list(PALETTE).index(color)]
+        if dash in dashes:
+            dash = next((other for other in reversed(DASHES) if other not in dashes), dash)
+        dashes.append(dash)
+        chosen.append(Style(color, dash))
+    return chosen
+
 
 _TEXT = "#010101"  # stands for the text color of the page until the picture is in it
 _STANDS_FOR = {f"#0102{number:02x}": name for number, name in enumerate(PALETTE)}

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, distributed, nn
 
 from jacmatch.diagnostics import report
+from jacmatch.diagnostics.isolation import rows_of
 from jacmatch.diagnostics.preflight import FILE, preflight_check, raise_for_faults, teacher_outputs
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian.engines import parameter_gradients
 from jacmatch.jacobian.findings import PREFLIGHT
+from jacmatch.jacobian.modules import in_mode
 from jacmatch.objectives import Distillation
 from jacmatch.runs import CHECKPOINT, Run
 from jacmatch.training import checkpoints
@@ -196,23 +198,16 @@ def _samples_of(state: State, batches: Batches, run: Run | None, step: int) -> t
     """Ids of the samples by what of them is not finite first, and which weights were used."""
     count, objective = state.settings.accumulate, state.objective
     weights = _sound_weights(state, run)
-    modes = [(module, module.training) for module in objective.modules()]
     samples: dict[str, list[int]] = {}
     devices = [state.device] if state.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        objective.eval()
-        try:
-            for number in range(step * count, (step + 1) * count):
-                batch = batches.whole(number)
-                for row, sample in enumerate(batch.ids.tolist()):
-                    what = _wrong(
-                        state, rows_of(batch, torch.tensor([row])), step / state.settings.steps, weights is not None
-                    )
-                    if what is not None:
-                        samples.setdefault(what, []).append(sample)
-        finally:
-            for module, mode in modes:
-                module.training = mode
+    with torch.random.fork_rng(devices), in_mode(objective, training=False):
+        for number in range(step * count, (step + 1) * count):
+            batch = batches.whole(number)
+            for row, sample in enumerate(batch.ids.tolist()):
+                one = rows_of(batch, torch.tensor([row]))
+                what = _wrong(state, one, step / state.settings.steps, weights is not None)
+                if what is not None:
+                    samples.setdefault(what, []).append(sample)
     return samples, weights
 
 

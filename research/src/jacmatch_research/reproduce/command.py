@@ -9,8 +9,7 @@ from typing import Any
 
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.files import inside
-from jacmatch.jobs.inputs import same_inputs, same_teacher
-from jacmatch.jobs.networks import Description
+from jacmatch.jobs.networks import Description, same_inputs, same_teacher
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import positive
 from jacmatch.report import write_report

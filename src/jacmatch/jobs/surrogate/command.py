@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from jacmatch.datasets import Data, Split, split_validation
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks
-from jacmatch.jobs.inputs import matches
+from jacmatch.jobs.networks import matches
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.study import NO_AGREEMENT, Cell, Result, Task, head, run_cells, save_main
 from jacmatch.jobs.surrogate.exporting import difference, to_onnx
