@@ -92,6 +92,17 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
+def in_one_line(error: BaseException) -> str:
+    r"""Return the type of an error and the first line of its message, at most 200 characters.
+
+    Example:
+        >>> in_one_line(ValueError("not so\nbut so")), in_one_line(MemoryError())
+        ('ValueError: not so', 'MemoryError')
+    """
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
 class UnsupportedError(RuntimeError):
     """The request is valid, but this engine, teacher or module does not support it; the message names one that does."""
 

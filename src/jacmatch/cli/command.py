@@ -186,7 +186,7 @@ class _Job:
             if os.environ.get("RANK", "0") == "0":
                 print(f"{self.program}: {text}", file=sys.stderr)
         together = getattr(job, "together", False)
-        if together and job.devices > 1 and distributed.expected() == 1:
+        if together and job.devices > 1 and distributed.rank_and_size()[1] == 1:
             from jacmatch.cli.launch import launch
 
             words = [*words] if job.out is not None else [*words, "--out", str(self._chosen(job, verb))]

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from jacmatch.datasets import cifar, embedded, fashion_mnist, folders, shards, synthetic
 from jacmatch.datasets.arrays import OPTIONAL, REQUIRED, from_arrays, from_splits, load_npz
 from jacmatch.datasets.data import Data
-from jacmatch.datasets.files import in_one_line, is_dir, user_path
+from jacmatch.datasets.files import is_dir, user_path
 from jacmatch.datasets.streamed import Streamed
-from jacmatch.errors import InputError, UnsupportedError, unknown_name
+from jacmatch.errors import InputError, UnsupportedError, in_one_line, unknown_name
 
 # The first sentence of each docstring says what it is and how it is written.
 LOADERS: dict[str, Callable[[str, int], Data]] = {

@@ -48,50 +48,27 @@ class Edition:
 
 # The images of the five training files one after the other have the SHA-256
 # 47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a.
+_CIFAR10 = [
+    "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+    "fc115a3de050d667b88cbd5b0b9612ebf996c54230fe7758f3a14bb5af9a1c27",
+    "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+    "89e609b642f687bc796fa3bfa4211005582a0e8131d463d996d11ddb297d312e",
+    "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+    "93a365823e61729490a8801d80864ccd0ab1e8c98f19d71af65644d1c5f1486e",
+    "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+    "809eb95ecd057a36516318f5023ea619009dd70dd38193db9da43125a928e6fa",
+    "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+    "d05b7d66d216d6df882cc760cdc0ff2f1f0437abf699ed16005c021ef0add9cb",
+    "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+    "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
+]
+"""SHA-256 of each file of the binary version, and of its images alone: five training files and the test file."""
 CIFAR10 = Edition(
     name="cifar10",
     binary_folder="cifar-10-batches-bin",
     pickles=("cifar-10-batches-py", "cifar-10-python.tar.gz", "data_batch_1"),
-    train=(
-        Batch(
-            "data_batch_1",
-            10000,
-            "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
-            "fc115a3de050d667b88cbd5b0b9612ebf996c54230fe7758f3a14bb5af9a1c27",
-        ),
-        Batch(
-            "data_batch_2",
-            10000,
-            "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
-            "89e609b642f687bc796fa3bfa4211005582a0e8131d463d996d11ddb297d312e",
-        ),
-        Batch(
-            "data_batch_3",
-            10000,
-            "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
-            "93a365823e61729490a8801d80864ccd0ab1e8c98f19d71af65644d1c5f1486e",
-        ),
-        Batch(
-            "data_batch_4",
-            10000,
-            "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
-            "809eb95ecd057a36516318f5023ea619009dd70dd38193db9da43125a928e6fa",
-        ),
-        Batch(
-            "data_batch_5",
-            10000,
-            "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
-            "d05b7d66d216d6df882cc760cdc0ff2f1f0437abf699ed16005c021ef0add9cb",
-        ),
-    ),
-    test=(
-        Batch(
-            "test_batch",
-            10000,
-            "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
-            "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
-        ),
-    ),
+    train=tuple(Batch(f"data_batch_{n}", 10000, *_CIFAR10[2 * n - 2 : 2 * n]) for n in range(1, 6)),
+    test=(Batch("test_batch", 10000, *_CIFAR10[10:]),),
     label_bytes=1,
     image_grids=ImageGrids(
         labels=("train_lables.json", "test_lables.json"),  # spelt so in the package

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.errors import InputError, UnsupportedError, in_one_line
 
 # What gzip, zip, tar, numpy (whose headers are Python), json and Pillow raise on broken files.
 _BROKEN = (
@@ -86,17 +86,6 @@ def reading(path: Path | str, kind: str, do: str) -> Iterator[None]:
         raise
     except _BROKEN as error:
         raise InputError(f"{path} must be {kind}.", got=in_one_line(error), do=do) from error
-
-
-def in_one_line(error: Exception) -> str:
-    r"""Return the type of an error and the first line of its message.
-
-    Example:
-        >>> in_one_line(ValueError("not so\nbut so")), in_one_line(MemoryError())
-        ('ValueError: not so', 'MemoryError')
-    """
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def entries(folder: Path) -> list[Path]:

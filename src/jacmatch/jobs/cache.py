@@ -4,7 +4,6 @@ The format, its reader and its writer are in `jacmatch.teachers.cached`; here ar
 """
 
 import hashlib
-import os
 import random
 import time
 from collections.abc import Iterable, Sequence
@@ -33,6 +32,7 @@ from jacmatch.teachers.cached.format import rows_of as entries_of
 from jacmatch.teachers.cached.reader import Shards
 from jacmatch.teachers.cached.writer import Answers, Claims, build, head_of, resolve_head
 from jacmatch.training import Batches, Training, find_device
+from jacmatch.training.distributed import rank_and_size
 
 ROUNDING = 1e-4
 """Relative differences up to this come from another order of summation."""
@@ -367,7 +367,7 @@ class Cache(TeachingFields):
         if not self.shard_megabytes > 0:
             raise InputError("`--shard-megabytes` of `cache` must be above 0.", got=self.shard_megabytes)
         self.check_teaching()
-        (rank, size), data = _process(), load(self.data, self.seed, self.smoke)
+        (rank, size), data = rank_and_size(), load(self.data, self.seed, self.smoke)
         with Claims(self.root).alone():  # one process trains the teacher, the others wait for it
             sources = self._sources(data, progress)
             heads = [head_of(source, self.store, self.shard_megabytes, self.settings()) for source in sources]
@@ -473,12 +473,3 @@ def _speed(shards: Shards, head: Head) -> dict[str, float]:
             if timed:
                 speeds[name] = len(ids) / (time.perf_counter() - start)
     return speeds
-
-
-def _process() -> tuple[int, int]:
-    """Return rank and number of the processes, from the environment that `torchrun` sets."""
-    given = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not all(text.isdecimal() for text in given) or int(given[0]) >= int(given[1]):
-        rule = "The environment's RANK must be a whole number below WORLD_SIZE."
-        raise InputError(rule, got=f"{given[0]!r} and {given[1]!r}", do="torchrun sets both; else unset them.")
-    return int(given[0]), int(given[1])

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from jacmatch.datasets import Data
-from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.errors import InputError, UnsupportedError, in_one_line
 from jacmatch.files import inside, read
 from jacmatch.jacobian import output_tensor
 from jacmatch.jacobian.modules import call
@@ -59,8 +59,8 @@ class Description:
         except (InputError, UnsupportedError):
             raise
         except Exception as error:  # the user's own code may raise anything
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise InputError(f"The network {self.spec!r} must run on inputs {self.shape}.", got=reason) from error
+            rule = f"The network {self.spec!r} must run on inputs {self.shape}."
+            raise InputError(rule, got=in_one_line(error)) from error
         if outputs.shape != (2, self.outputs):
             raise InputError(
                 f"The network {self.spec!r} must return {self.outputs} outputs for each sample of these data.",

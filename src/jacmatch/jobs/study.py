@@ -131,15 +131,16 @@ def _train(cell: Cell, child: Run, task: Task, device: str, progress: Progress) 
             **head(child, cell.seed),
             "method": cell.method,
             **fields,
-            "seconds": fitted.seconds,
-            "samples_per_second": fitted.samples_per_second,
-            "peak_memory_bytes": fitted.peak_memory_bytes,
-            "steps": fitted.steps,
-            "compiled": fitted.compiled,
+            **cost(fitted),
             "settings": child.settings,
         }
     )
     return None
+
+
+def cost(fitted: Fitted) -> Result:
+    """Return the fields of a result that say how long a training took, and with how much memory."""
+    return {name: value for name, value in vars(fitted).items() if name != "finished"}
 
 
 def unfinished(run: Run, steps: int) -> Result:

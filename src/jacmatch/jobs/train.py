@@ -14,7 +14,7 @@ from jacmatch.jobs.data import load
 from jacmatch.jobs.networks import same_inputs
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import TrainingFields
-from jacmatch.jobs.study import NO_AGREEMENT, Result, head, measured, unfinished
+from jacmatch.jobs.study import NO_AGREEMENT, Result, cost, head, measured, unfinished
 from jacmatch.losses import Task
 from jacmatch.objectives import Distillation
 from jacmatch.training import fit
@@ -105,11 +105,7 @@ class Train(TrainingFields):
             "teacher": None,
             "student": measured(student, data.test, self.device),
             "agreement": NO_AGREEMENT,
-            "seconds": fitted.seconds,
-            "samples_per_second": fitted.samples_per_second,
-            "peak_memory_bytes": fitted.peak_memory_bytes,
-            "steps": fitted.steps,
-            "compiled": fitted.compiled,
+            **cost(fitted),
             "settings": self.settings(),
         }
         run.write_result(result)

@@ -22,31 +22,48 @@ Statistics = Sequence[float] | None
 """One number per channel, or one for all; None leaves the input as it is."""
 
 
-class Normalized(nn.Module):
-    """A network of another library on raw inputs: outputs of `network` at (x − mean)/std."""
+class RawInputs(nn.Module):
+    """A model on raw inputs: it scales them by its buffers `mean` and `std`.
+
+    Args:
+        caller: Name of the model in messages.
+        outputs: Number of outputs, at least 1.
+        shape: Shape of one sample.
+        mean: Subtracted from the raw input, per channel (first axis of `shape`) or one for all.
+        std: Divides the difference, above 0.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, shape: Shape, mean: Statistics = None, std: Statistics = None) -> None:
-        """Wraps the network.
-
-        Args:
-            network: Takes normalized inputs.
-            shape: Shape of one sample.
-            mean: Subtracted from the raw input, per channel or one for all.
-            std: Divides the difference, above 0.
-        """
+    def __init__(self, caller: str, outputs: int, shape: Shape, mean: Statistics, std: Statistics) -> None:
         super().__init__()
+        check_sizes(caller, outputs, shape)
         self.shape = tuple(shape)
-        mean_buffer, std_buffer = statistics("Normalized", shape, mean, std)
-        self.register_buffer("mean", mean_buffer)
-        self.register_buffer("std", std_buffer)
+        for name, buffer in zip(("mean", "std"), statistics(caller, shape, mean, std), strict=True):
+            self.register_buffer(name, buffer)
+
+    def standardized(self, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch *input"]:
+        """Return (x − mean)/std. A gray image would otherwise be broadcast silently to the three channels of `mean`."""
+        if tuple(x.shape[1:]) != self.shape:
+            raise InputError(
+                f"The input of `{type(self).__name__}` must have samples of the shape it was built for, {self.shape}.",
+                got=tuple(x.shape[1:]),
+                do="Build the model with the `shape` of this data.",
+            )
+        return (x - self.mean) / self.std
+
+
+class Normalized(RawInputs):
+    """A network of another library, which takes normalized inputs, on raw inputs: `network` at (x − mean)/std."""
+
+    def __init__(self, network: nn.Module, shape: Shape, mean: Statistics = None, std: Statistics = None) -> None:
+        super().__init__("Normalized", 1, shape, mean, std)
         self.network = network
 
     def forward(self, x: Float[Tensor, "batch *input"]) -> Any:
         """What the network returns for the normalized inputs."""
-        return self.network(standardized(self, x))
+        return self.network(self.standardized(x))
 
 
 def check_sizes(caller: str, outputs: int, shape: Shape) -> None:
@@ -61,36 +78,25 @@ def statistics(
     caller: str, shape: Shape, mean: Statistics, std: Statistics
 ) -> tuple[Float[Tensor, "1 *channel"], Float[Tensor, "1 *channel"]]:
     """Return the buffers `mean` and `std`, one entry per channel (first axis), broadcastable over batch and pixels."""
-    channels = shape[0]
-    buffers = []
-    for name, values, neutral in (("mean", mean, 0.0), ("std", std, 1.0)):
-        entries = [neutral] if values is None else [float(value) for value in values]
-        if len(entries) not in {1, channels}:
-            raise InputError(
-                f"`{name}` of `{caller}` must have one number, or one for each of the {channels} channels of `shape`.",
-                got=f"{len(entries)} numbers",
-            )
-        if not all(math.isfinite(entry) and (name == "mean" or entry > 0) for entry in entries):
-            raise InputError(
-                f"`{name}` of `{caller}` must be finite{'' if name == 'mean' else ' and above 0'}.",
-                got=tuple(entries),
-                do="" if name == "mean" else "For a channel that never varies give 1.",
-            )
-        buffer = torch.tensor(entries).expand(channels).reshape(1, channels, *[1] * (len(shape) - 1))
-        buffers.append(buffer.contiguous())
-    return buffers[0], buffers[1]
+    where = "channels of `shape`"
+    buffers = [
+        one_for_each(shape[0], where, f"`{name}` of `{caller}`", values, scale=name == "std", varies="a channel")
+        for name, values in (("mean", mean), ("std", std))
+    ]
+    first, second = (buffer.reshape(1, shape[0], *[1] * (len(shape) - 1)) for buffer in buffers)
+    return first, second
 
 
-def standardized(model: nn.Module, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch *input"]:
-    """(x − mean)/std with the model's own buffers."""
-    expected = model.shape
-    if tuple(x.shape[1:]) != expected:
-        raise InputError(
-            f"The input of `{type(model).__name__}` must have samples of the shape it was built for, {expected}.",
-            got=tuple(x.shape[1:]),
-            do="Build the model with the `shape` of this data.",
-        )
-    return (x - model.mean) / model.std  # type: ignore[operator]
+def one_for_each(count: int, of: str, name: str, values: Statistics, *, scale: bool, varies: str) -> Tensor:
+    """Return `count` numbers, given so many or one for all, or neutral ones for None; a scale must be above 0."""
+    entries = [1.0 if scale else 0.0] if values is None else [float(value) for value in values]
+    if len(entries) not in {1, count}:
+        rule = f"{name} must have one number, or one for each of the {count} {of}."
+        raise InputError(rule, got=f"{len(entries)} numbers")
+    if not all(math.isfinite(entry) and (entry > 0 or not scale) for entry in entries):
+        rule, do = f"{name} must be finite{' and above 0' if scale else ''}.", f"For {varies} that never varies give 1."
+        raise InputError(rule, got=tuple(entries), do=do if scale else "")
+    return torch.tensor(entries).expand(count).clone()
 
 
 def check_image(caller: str, shape: Shape, halvings: int) -> None:
@@ -121,16 +127,7 @@ class Resized(nn.Module):
     """
 
     def __init__(self, network: nn.Module, shape: Shape, size: int) -> None:
-        """Wraps the network.
-
-        Args:
-            network: Takes images of `size` × `size` pixels.
-            shape: Shape of an image as it is given, (channels, height, width).
-            size: Pixels a side, at least 1.
-
-        Raises:
-            InputError: `shape` is not that of an image, or `size` is below 1.
-        """
+        """Wrap a network for images of `size` pixels a side; `shape` (C, H, W) is that of raw images."""
         super().__init__()
         if len(shape) != 3:
             raise InputError("`shape` of `Resized` must be (channels, height, width).", got=shape)
@@ -161,15 +158,7 @@ class FirstOutputs(nn.Module):
     """
 
     def __init__(self, network: nn.Module, outputs: int) -> None:
-        """Wraps the network.
-
-        Args:
-            network: Gives at least `outputs` outputs.
-            outputs: How many of them count, at least 1.
-
-        Raises:
-            InputError: `outputs` is below 1.
-        """
+        """Wrap a network with at least `outputs` outputs, of which the first count."""
         super().__init__()
         if outputs < 1:
             raise InputError("`outputs` of `FirstOutputs` must be at least 1.", got=outputs)

@@ -4,12 +4,11 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError, unknown_name
-from jacmatch.models.inputs import Shape, Statistics, check_sizes, standardized, statistics
+from jacmatch.models.inputs import RawInputs, Shape, Statistics, one_for_each
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
@@ -20,11 +19,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class MLP(nn.Module):
+class MLP(RawInputs):
     """A fully connected network on flattened inputs of any shape, with one activation after each hidden layer."""
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -50,16 +46,11 @@ class MLP(nn.Module):
         Raises:
             InputError: If a number is not positive, the statistics do not fit `shape`, or the activation is unknown.
         """
-        super().__init__()
-        check_sizes("mlp", outputs, shape)
+        super().__init__("mlp", outputs, shape, mean, std)
         if activation not in ACTIVATIONS:
             raise unknown_name("`activation` of `mlp`", activation, ACTIVATIONS)
         if any(width < 1 for width in hidden):
             raise InputError("`hidden` of `mlp` must be widths of at least 1.", got=tuple(hidden))
-        self.shape = tuple(shape)
-        mean_buffer, std_buffer = statistics("mlp", shape, mean, std)
-        self.register_buffer("mean", mean_buffer)
-        self.register_buffer("std", std_buffer)
         widths = [math.prod(shape), *hidden, outputs]
         layers: list[nn.Module] = []
         for fan_in, fan_out in itertools.pairwise(widths):
@@ -71,7 +62,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch out"]:
         """Outputs for raw inputs."""
-        return self.layers(standardized(self, x).flatten(1))  # type: ignore[no-any-return]
+        return self.layers(self.standardized(x).flatten(1))  # type: ignore[no-any-return]
 
 
 def mlp(
@@ -139,10 +130,11 @@ class ScaledMLP(nn.Module):
         super().__init__()
         last = network.layers[-1]
         assert isinstance(last, nn.Linear)
-        self.shape = network.shape
-        self.network = network
-        self.register_buffer("y_mean", _output_scaler("y_mean", last.out_features, y_mean, 0.0))
-        self.register_buffer("y_scale", _output_scaler("y_scale", last.out_features, y_scale, 1.0))
+        self.shape, self.network = network.shape, network
+        for name, given in (("y_mean", y_mean), ("y_scale", y_scale)):
+            what, scale = f"`{name}` of `scaled_mlp`", name == "y_scale"
+            numbers = one_for_each(last.out_features, "outputs", what, given, scale=scale, varies="an output")
+            self.register_buffer(name, numbers)
 
     def forward(self, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch out"]:
         """Raw outputs for raw inputs."""
@@ -196,19 +188,3 @@ def _numbers(given: Statistics | Tensor) -> Statistics:
     if isinstance(given, Tensor):
         return [float(value) for value in given.detach().flatten().tolist()]
     return given
-
-
-def _output_scaler(name: str, outputs: int, given: Statistics, neutral: float) -> Tensor:
-    entries = [neutral] if given is None else [float(value) for value in given]
-    if len(entries) not in {1, outputs}:
-        raise InputError(
-            f"`{name}` of `scaled_mlp` must have one number, or one for each of the {outputs} outputs.",
-            got=f"{len(entries)} numbers",
-        )
-    if not all(math.isfinite(entry) and (name == "y_mean" or entry > 0) for entry in entries):
-        raise InputError(
-            f"`{name}` of `scaled_mlp` must be finite{'' if name == 'y_mean' else ' and above 0'}.",
-            got=tuple(entries),
-            do="" if name == "y_mean" else "For an output that never varies give 1.",
-        )
-    return torch.tensor(entries).expand(outputs).clone()

@@ -9,13 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.models.inputs import Shape, Statistics, check_image, check_sizes, standardized, statistics
+from jacmatch.models.inputs import RawInputs, Shape, Statistics, check_image
 
 STANDARD = (16, 16, 32, 64)
 FOURFOLD = (32, 64, 128, 256)
 
 
-class ResNet(nn.Module):
+class ResNet(RawInputs):
     """A CIFAR ResNet of depth 6n+2: a stem, then three stages of n basic blocks.
 
     Where the resolution or the width changes, the shortcut is a 1×1 convolution with BatchNorm (He's option B, which
@@ -26,9 +26,6 @@ class ResNet(nn.Module):
         He et al. 2015, arXiv:1512.03385, section 4.2. Stem and widths of the x4 variants: Tian et al. 2019,
         arXiv:1910.10699.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -53,16 +50,10 @@ class ResNet(nn.Module):
         Raises:
             InputError: If a number is out of range.
         """
-        super().__init__()
-        caller = f"resnet{depth}"
         if depth < 8 or depth % 6 != 2:
             raise InputError("`depth` of `ResNet` must be 6n+2 with n ≥ 1.", got=depth, do="8, 14, 20, 26, 32 … fit.")
-        check_sizes(caller, outputs, shape)
-        check_image(caller, shape, halvings=2)
-        self.shape = tuple(shape)
-        mean_buffer, std_buffer = statistics(caller, shape, mean, std)
-        self.register_buffer("mean", mean_buffer)
-        self.register_buffer("std", std_buffer)
+        super().__init__(f"resnet{depth}", outputs, shape, mean, std)
+        check_image(f"resnet{depth}", shape, halvings=2)
         stem, first, second, third = widths
         blocks = (depth - 2) // 6
         self.conv1 = _conv3x3(shape[0], stem)
@@ -75,7 +66,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch out"]:
         """Outputs for raw images."""
-        maps = F.relu(self.bn1(self.conv1(standardized(self, x))))
+        maps = F.relu(self.bn1(self.conv1(self.standardized(x))))
         maps = self.layer3(self.layer2(self.layer1(maps)))
         return self.linear(F.adaptive_avg_pool2d(maps, 1).flatten(1))  # type: ignore[no-any-return]
 
@@ -103,15 +94,12 @@ class BasicBlock(nn.Module):
         return F.relu(residual + self.shortcut(x))
 
 
-class WideResNet(nn.Module):
+class WideResNet(RawInputs):
     """A Wide ResNet of depth 6n+4: a stem of 16 channels, then three stages of n pre-activation blocks.
 
     References:
         Zagoruyko & Komodakis 2016, arXiv:1605.07146.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self, depth: int, factor: int, outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None
@@ -129,18 +117,12 @@ class WideResNet(nn.Module):
         Raises:
             InputError: If a number is out of range.
         """
-        super().__init__()
-        caller = f"wrn-{depth}-{factor}"
         if depth < 10 or depth % 6 != 4:
             raise InputError("`depth` of `WideResNet` must be 6n+4 with n ≥ 1.", got=depth, do="10, 16, 22, 28 … fit.")
         if factor < 1:
             raise InputError("`factor` of `WideResNet` must be at least 1.", got=factor)
-        check_sizes(caller, outputs, shape)
-        check_image(caller, shape, halvings=2)
-        self.shape = tuple(shape)
-        mean_buffer, std_buffer = statistics(caller, shape, mean, std)
-        self.register_buffer("mean", mean_buffer)
-        self.register_buffer("std", std_buffer)
+        super().__init__(f"wrn-{depth}-{factor}", outputs, shape, mean, std)
+        check_image(f"wrn-{depth}-{factor}", shape, halvings=2)
         blocks = (depth - 4) // 6
         self.conv1 = _conv3x3(shape[0], 16)
         self.layer1 = _stage(PreactivationBlock, 16, 16 * factor, blocks, stride=1)
@@ -152,7 +134,7 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch out"]:
         """Outputs for raw images."""
-        maps = self.layer3(self.layer2(self.layer1(self.conv1(standardized(self, x)))))
+        maps = self.layer3(self.layer2(self.layer1(self.conv1(self.standardized(x)))))
         maps = F.relu(self.bn1(maps))
         return self.linear(F.adaptive_avg_pool2d(maps, 1).flatten(1))  # type: ignore[no-any-return]
 

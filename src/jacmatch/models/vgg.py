@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.models.inputs import Shape, Statistics, check_image, check_sizes, standardized, statistics
+from jacmatch.models.inputs import RawInputs, Shape, Statistics, check_image
 
 VGG9 = "64-M-128-M-256-256-M-512-512-M-512-512-M"
 VGG4 = "64-M-128-M-512-M"
@@ -15,7 +15,7 @@ CNN5 = "32-32-M-64-64-M"
 CNN3 = "16-M-32-M"
 
 
-class VGG(nn.Module):
+class VGG(RawInputs):
     """A plain convolutional network given by its layout.
 
     A number is 3×3 convolution with that many channels → BatchNorm → ReLU, an M max-pooling 2×2 with stride 2. The
@@ -28,9 +28,6 @@ class VGG(nn.Module):
         Srinivas & Fleuret 2018, arXiv:1803.00443; layouts from the workshop precursor "Local Affine Approximators"
         (NIPS 2017 LLD). Simonyan & Zisserman 2014, arXiv:1409.1556.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self, layout: str, outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None
@@ -46,16 +43,10 @@ class VGG(nn.Module):
             mean: Subtracted from the raw input, per channel or one for all.
             std: Divides the difference, above 0.
         """
-        super().__init__()
         items = parse_layout(layout)
-        caller = f"vgg:{layout}"
-        check_sizes(caller, outputs, shape)
+        super().__init__(f"vgg:{layout}", outputs, shape, mean, std)
         last = max(position for position, item in enumerate(items) if item != "M")
-        check_image(caller, shape, items[:last].count("M"))
-        self.shape = tuple(shape)
-        mean_buffer, std_buffer = statistics(caller, shape, mean, std)
-        self.register_buffer("mean", mean_buffer)
-        self.register_buffer("std", std_buffer)
+        check_image(f"vgg:{layout}", shape, items[:last].count("M"))
         features: OrderedDict[str, nn.Module] = OrderedDict()
         channels, convolutions, pools = shape[0], 0, 0
         for item in items:
@@ -71,7 +62,7 @@ class VGG(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch out"]:
         """Outputs for raw images."""
-        maps = self.features(standardized(self, x))
+        maps = self.features(self.standardized(x))
         return self.classifier(F.adaptive_avg_pool2d(maps, 1).flatten(1))  # type: ignore[no-any-return]
 
 

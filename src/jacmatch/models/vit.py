@@ -8,12 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.models.inputs import Shape, Statistics, check_sizes, standardized, statistics
+from jacmatch.models.inputs import RawInputs, Shape, Statistics
 
 MOST_PATCHES = 256
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(RawInputs):
     """A vision transformer with a class token, learned positions and normalization before each sublayer.
 
     Parameters are named as in timm, whose weights (and DeiT's) of the same patch, width, depth and image size load.
@@ -23,9 +23,6 @@ class VisionTransformer(nn.Module):
     References:
         Dosovitskiy et al. 2020, arXiv:2010.11929. Touvron et al. 2020, arXiv:2012.12877.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -54,18 +51,13 @@ class VisionTransformer(nn.Module):
         Raises:
             InputError: If a number is out of range or the image cannot be cut into patches.
         """
-        super().__init__()
-        check_sizes("vit", outputs, shape)
+        super().__init__("vit", outputs, shape, mean, std)
         if min(width, depth, heads) < 1 or width % heads:
             raise InputError(
                 "`width`, `depth` and `heads` of `vit` must be at least 1, and `width` a multiple of `heads`.",
                 got=f"width {width}, depth {depth}, heads {heads}",
             )
         patch, patches = _cut(shape, patch)
-        self.shape = tuple(shape)
-        mean_buffer, std_buffer = statistics("vit", shape, mean, std)
-        self.register_buffer("mean", mean_buffer)
-        self.register_buffer("std", std_buffer)
         self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(shape[0], width, patch, stride=patch)))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, patches + 1, width))
@@ -76,7 +68,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch out"]:
         """Outputs for raw images."""
-        patches = self.patch_embed(standardized(self, x)).flatten(2).transpose(1, 2)
+        patches = self.patch_embed(self.standardized(x)).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches], dim=1) + self.pos_embed
         return self.head(self.norm(self.blocks(tokens))[:, 0])  # type: ignore[no-any-return]
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jacmatch.errors import InputError, optional_package
+from jacmatch.errors import InputError, in_one_line, optional_package
 
 Sets = dict[str, dict[str, Tensor]]
 
@@ -206,7 +206,7 @@ def _npz(source: Path, size: int) -> dict[str, Tensor]:
     except InputError:
         raise
     except Exception as error:  # numpy and zipfile have many, torch one for types it does not have
-        raise InputError(rule, got=_reason(error), do="Write it with np.savez.") from error
+        raise InputError(rule, got=in_one_line(error), do="Write it with np.savez.") from error
 
 
 class _Inert:
@@ -255,7 +255,7 @@ def _checkpoint(source: Path, head: bytes, size: int) -> Sets:
         if "Unsupported " in str(error) or "is blocked" in str(error):
             raise _needs_code(source, "one that needs classes from elsewhere") from error
         rule = f"`{source}` must be a whole checkpoint of torch."
-        raise InputError(rule, got=_reason(error), do="Copy it again.") from error
+        raise InputError(rule, got=in_one_line(error), do="Copy it again.") from error
 
 
 def _unpickled(source: Path, stands: Mapping[str, type]) -> object:
@@ -273,7 +273,7 @@ def _check_archive(source: Path, size: int) -> None:
             large = sum(part.file_size for part in parts.infolist()) > size
             damaged = None if large else parts.testzip()
     except Exception as error:  # zipfile has many
-        raise InputError(rule, got=_reason(error), do="Copy it again.") from error
+        raise InputError(rule, got=in_one_line(error), do="Copy it again.") from error
     if damaged is not None:
         raise InputError(rule, got="a part with another checksum than it was written with", do="Copy it again.")
     programs = {
@@ -309,11 +309,6 @@ def _needs_code(source: Path, what: str) -> InputError:
         got=what,
         do=f"If you trust it, where its classes can be imported: {command}",
     )
-
-
-def _reason(error: Exception) -> str:
-    """Its type and the beginning of its message."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
 
 
 def tensor_sets(content: object) -> Sets:

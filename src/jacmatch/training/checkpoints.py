@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.datasets import Split
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, in_one_line
 from jacmatch.files import read
 from jacmatch.objectives import Objective
 from jacmatch.runs import CHECKPOINT, Run
@@ -72,15 +72,10 @@ def load(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except Exception as error:  # torch raises a different type for each way in which a file can be damaged
-        raise InputError(rule, got=_reason(error), do=_ANEW) from error
+        raise InputError(rule, got=in_one_line(error), do=_ANEW) from error
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise InputError(f"{path} must be a checkpoint of jacmatch.", got=f"a {type(state).__name__}", do=_ANEW)
     return state
-
-
-def _reason(error: Exception) -> str:
-    """Its type, and the beginning of what it says."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
 
 
 def check_same(path: Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -157,7 +152,7 @@ def resume(state: State, run: Run) -> None:
         except InputError:
             raise
         except Exception as error:  # a file with the right checksum and wrong contents: torch raises what it likes
-            raise InputError(f"{path} must be a checkpoint of this run.", got=_reason(error), do=_ANEW) from error
+            raise InputError(f"{path} must be a checkpoint of this run.", got=in_one_line(error), do=_ANEW) from error
     state.ranks.same("checkpoint", state.step)
     if state.ranks.first and run.metrics():
         run.rewind(state.step)

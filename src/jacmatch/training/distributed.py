@@ -301,13 +301,13 @@ def is_of_connections(error: BaseException) -> bool:
     return several and isinstance(error, RuntimeError) and bool(_OF_CONNECTIONS.search(str(error)))
 
 
-def expected() -> int:
-    """Return the number of processes in the environment, 1 without torchrun."""
+def rank_and_size() -> tuple[int, int]:
+    """Return rank and number of the processes from the environment that torchrun sets, (0, 1) without it."""
     given = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (all(each.isdecimal() for each in given) and int(given[0]) < int(given[1])):
         rule = "The environment's RANK must be a whole number below WORLD_SIZE."
         raise InputError(rule, got=f"{given[0]!r} and {given[1]!r}", do="torchrun sets both; else unset them.")
-    return int(given[1])
+    return int(given[0]), int(given[1])
 
 
 @contextlib.contextmanager
@@ -316,11 +316,11 @@ def joined(device: str) -> Iterator[ProcessGroup]:
 
     GPUs communicate with NCCL, process n of a machine on GPU n; CPUs with gloo.
     """
-    if expected() == 1 or distributed.is_initialized():
+    rank, size = rank_and_size()
+    if size == 1 or distributed.is_initialized():
         yield ProcessGroup.current()
         return
     cuda = _own_gpu(device)
-    rank, size = int(os.environ["RANK"]), expected()
     store = _store(rank, size)
     if STORE in os.environ:
         _end_with_launcher()

@@ -6,7 +6,7 @@ are in its batch. `severity` is what each shift says it is, and one value of it 
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int64
@@ -55,12 +55,7 @@ def gaussian_noise(
 
 
 def salt_and_pepper(
-    x: Float[Tensor, "batch *input"],
-    severity: float | int,
-    *,
-    ids: Int64[Tensor, "batch"],
-    seed: int = 0,
-    scale: Scale = 1.0,
+    x: Float[Tensor, "batch *input"], severity: float | int, *, ids: Int64[Tensor, "batch"], seed: int = 0, **_: Any
 ) -> Float[Tensor, "batch *input"]:
     """Returns x with each pixel black (0) with probability p/2 and white (1) with p/2, p = `severity` in [0, 1].
 
@@ -79,14 +74,7 @@ def salt_and_pepper(
     return torch.where(u < severity, white.to(x.dtype), x)
 
 
-def blur(
-    x: Float[Tensor, "batch *input"],
-    severity: float | int,
-    *,
-    ids: Int64[Tensor, "batch"],
-    seed: int = 0,
-    scale: Scale = 1.0,
-) -> Float[Tensor, "batch *input"]:
+def blur(x: Float[Tensor, "batch *input"], severity: float | int, **_: Any) -> Float[Tensor, "batch *input"]:
     """Returns the images convolved with a Gaussian of standard deviation `severity` pixels, cut off at 3 of them.
 
     x′(i, j) = Σ_{a,b = −r…r} w_a w_b x(i+a, j+b), w_a ∝ exp(−a²/2σ²), Σ w = 1, r = ⌈3σ⌉; beyond the border the image
@@ -108,14 +96,7 @@ def blur(
     return blurred.view_as(x)
 
 
-def contrast(
-    x: Float[Tensor, "batch *input"],
-    severity: float | int,
-    *,
-    ids: Int64[Tensor, "batch"],
-    seed: int = 0,
-    scale: Scale = 1.0,
-) -> Float[Tensor, "batch *input"]:
+def contrast(x: Float[Tensor, "batch *input"], severity: float | int, **_: Any) -> Float[Tensor, "batch *input"]:
     """Returns m + c·(x − m), c = `severity` ≥ 0, m the mean of each channel of the image; c = 1 changes nothing.
 
     References:

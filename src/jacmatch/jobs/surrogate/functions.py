@@ -12,8 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from jacmatch import datasets
-from jacmatch.datasets.files import in_one_line
-from jacmatch.errors import InputError, UnsupportedError, unknown_name
+from jacmatch.errors import InputError, UnsupportedError, in_one_line, unknown_name
 from jacmatch.jacobian import finite_differences, products
 from jacmatch.models import ValuesOnly, catalog
 from jacmatch.models.values import onnx
