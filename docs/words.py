@@ -98,7 +98,7 @@ ORDINARY = re.compile(
 EXCEPTIONS: dict[str, tuple[str, ...]] = {
     "src/jacmatch/report/page.py": ("sheet",),  # file name of version 0.1
     "tests/report/test_report.py": ("sheet",),
-    "src/jacmatch/report/style.py": ("slopes",),  # labels in results of version 0.1
+    "src/jacmatch/report/figures.py": ("slopes",),  # labels in results of version 0.1
     "src/jacmatch/surrogates/modules.py": ("slopes",),  # the former name of an argument
     "src/jacmatch/jobs/surrogate/*.py": ("slopes", "trial", "bent"),  # flags, and fields of results
     "src/jacmatch/jobs/transfer.py": ("depths", "slope"),  # a flag, and a field of result.json
