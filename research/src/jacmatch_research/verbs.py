@@ -5,12 +5,12 @@ from jacmatch.plugins import Verb
 REPRODUCE = Verb(
     job="jacmatch_research.reproduce.command:Reproduce",
     show="jacmatch.cli.summary:tables",
-    help="one table of the paper, or one claim of this project, with its seeds",
+    help="measure a table of the paper or of the documentation again",
     names={"experiments": "jacmatch_research.reproduce:EXPERIMENTS"},
 )
 BENCH = Verb(
     job="jacmatch_research.bench.command:Bench",
     show="jacmatch_research.bench.summary:benchmarks",
-    help="ratios of time and memory on this machine, beside what is claimed about them",
+    help="measure ratios of time and memory on this machine, and compare them with the claims",
     names={"benchmarks": "jacmatch_research.bench:BENCHMARKS"},
 )

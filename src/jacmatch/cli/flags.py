@@ -148,11 +148,11 @@ class Options:
     """Options of every verb besides the fields of its job."""
 
     config: Path | None = None
-    """JSON or YAML file with settings, or the folder of an earlier run; flags override it."""
+    """JSON or YAML file with settings, or the folder of an earlier run; options override it."""
     resume: Path | None = None
-    """Resume the unfinished run in this folder, with its settings; a flag that differs is refused."""
+    """Resume the unfinished run in this folder, with its settings; a different option is refused."""
     json: bool = False
-    """Print the result as JSON on stdout, and nothing else."""
+    """Print only the result, as JSON on stdout."""
     traceback: bool = False
     """Print the Python traceback of an error."""
 

@@ -22,7 +22,7 @@ _HEADINGS = {
     "largest_output_difference": "largest difference of outputs",
     "value_relative_error": "relative error of outputs",
 }
-_POINTS = {"data": "at the data", "noise": "at noisy data", "mixed-pairs": "between pairs of the data"}
+_POINTS = {"data": "at the samples", "noise": "at noisy samples", "mixed-pairs": "at mixed pairs of samples"}
 _FORMATS = {"accuracy": ".1%", "top1": ".1%", "jacobian_cosine": ".2f", "jacobian_relative_error": ".2f"}
 _GAP = 2  # characters between two columns
 
@@ -79,9 +79,9 @@ def students(console: Console, result: Mapping[str, Any]) -> None:
     for row in result["rows"]:
         spreads = {measure: row[measure], **row["agreement"]}
         rows.append([row["label"], *(_spread(key, spreads[key]) for key in keys)])
-    print_table(console, ["on the test part", *(_HEADINGS[key] for key in keys)], rows)
+    print_table(console, ["test split", *(_HEADINGS[key] for key in keys)], rows)
     point = _POINTS[result["resolved"]["point"]]
-    size = f"{result['rows'][0]['seeds']} seed(s), {result['seconds']:.0f} s"
+    size = f"seeds: {result['rows'][0]['seeds']}, {result['seconds']:.0f} s"
     console.print(f"{result['settings']['data']}, trained {point}, {size}")
 
 

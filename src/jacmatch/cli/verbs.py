@@ -11,37 +11,37 @@ VERBS = {
     "distill": Verb(
         f"{_JOBS}.distill:Distill",
         f"{_SHOW}:students",
-        "train a student on its teacher's outputs and Jacobians; without options on the embedded digits, in a minute",
+        "train a student on its teacher's outputs and Jacobians; by default on handwritten digits, in about a minute",
     ),
-    "train": Verb(f"{_JOBS}.train:Train", f"{_SHOW}:network", "train one network from labels: a teacher or a baseline"),
+    "train": Verb(f"{_JOBS}.train:Train", f"{_SHOW}:network", "train one network with labels, a teacher or a baseline"),
     "robust": Verb(
         f"{_JOBS}.robust:Robust",
         f"{_SHOW}:tables",
-        "train with a Jacobian penalty or with noise, and test under noise on the input",
+        "train with a Jacobian penalty or with noise, and measure the accuracy under input noise",
     ),
     "transfer": Verb(
         f"{_JOBS}.transfer:Transfer",
         f"{_SHOW}:tables",
-        "train a student of another architecture on few labeled images, with a pretrained teacher",
+        "train a student of another architecture with a pretrained teacher and few labeled images",
     ),
     "surrogate": Verb(
         f"{_JOBS}.surrogate.command:Surrogate",
         f"{_SHOW}:tables",
-        "fit a network to a function by its values and derivatives, known or estimated",
+        "fit a network to the values and derivatives of a function",
     ),
     "cache": Verb(
         f"{_JOBS}.cache:Cache",
         f"{_SHOW}:cache",
-        "store a teacher's outputs and Jacobian products on disk: build, check, info",
+        "store a teacher's outputs and Jacobian products on disk (build, check, info)",
     ),
-    "evaluate": Verb(f"{_JOBS}.compare:Evaluate", f"{_SHOW}:network", "test a trained network"),
+    "evaluate": Verb(f"{_JOBS}.compare:Evaluate", f"{_SHOW}:network", "measure a trained network on test data"),
     "compare": Verb(
-        f"{_JOBS}.compare:Compare", f"{_SHOW}:pair", "measure how far two models agree in value and Jacobian"
+        f"{_JOBS}.compare:Compare", f"{_SHOW}:pair", "measure how well two models agree in outputs and Jacobians"
     ),
     "export": Verb(
         f"{_JOBS}.export:Export",
         f"{_SHOW}:exported",
-        "write a trained network as ONNX, exported program, safetensors or for the Hub, checked, with a model card",
+        "export a trained network to ONNX, torch.export, safetensors or the Hugging Face Hub, and check the files",
     ),
     "doctor": Verb(
         f"{_JOBS}.doctor:Doctor", f"{_SHOW}:diagnosis", "check which derivative engines are correct for a model"

@@ -180,7 +180,7 @@ def probed(teacher: Pretrained, train: Split, classes: int, seed: int) -> nn.Mod
 
     Args:
         teacher: The pretrained teacher.
-        train: The labelled samples of the target, of every class.
+        train: The labeled samples of the target, of every class.
         classes: Number of classes.
         seed: Of the parts.
 
@@ -229,7 +229,7 @@ def finetuned(network: nn.Module, train: Split, steps: int, lr: float, seed: int
 
     Args:
         network: The probed teacher.
-        train: The labelled samples.
+        train: The labeled samples.
         steps: Optimizer steps.
         lr: Learning rate.
         seed: Of the batches.
@@ -263,7 +263,7 @@ def basis_of(teacher: Pretrained, images: Split, layer: str | None, k: int, whit
 
     Args:
         teacher: The pretrained teacher.
-        images: Images of the target, labelled or not.
+        images: Images of the target, labeled or not.
         layer: Dotted path of the layer; the input of the last one if None. Names of wrappers may be left out.
         k: Number of components.
         whiten: Whether each has its own unit.

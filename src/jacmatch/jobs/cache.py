@@ -291,12 +291,11 @@ def cached_teachers(job: TeachingFields, cache: Path, data: Data, teacher: nn.Mo
 
 @dataclass(frozen=True)
 class Cache(TeachingFields):
-    """Store a teacher's outputs and Jacobian products on disk, for each sample and each view of it.
+    """Store a teacher's outputs and Jacobian products on disk, for each sample and each of its views.
 
-    `build` takes the flags of the `distill` that will use the cache. Several processes can build one cache together,
-    and the same command resumes a stopped build. `check` compares a sample of the entries with the teacher; with flags
-    of `distill` it refuses a cache that was built for another teacher, other data or another probe. `info` describes
-    the cache.
+    `build` takes the options of the `distill` command that will use the cache. Several processes can build one cache
+    together; run the command again to resume a build. `check` compares some entries with the teacher. With options of
+    `distill`, it refuses a cache that was built for another teacher, data set or probe. `info` describes the cache.
     """
 
     main: ClassVar[str] = "cache data teacher student per_class seeds views store device smoke"
@@ -315,11 +314,11 @@ class Cache(TeachingFields):
     cache: Path | None = None
     """Folder of the cache."""
     store: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Number type in the cache. Outputs from which directions are computed are never rounded."""
+    """Number type in the cache. Outputs that determine the directions are never rounded."""
     shard_megabytes: float = 8.0
-    """Size of a shard, at least one batch."""
+    """Size of a shard in MB; a shard has at least one batch."""
     samples: int = 256
-    """How many entries of each run `check` compares."""
+    """Number of entries of each run that `check` compares."""
 
     def __post_init__(self) -> None:
         """The folder of the cache is the one that the job writes to."""

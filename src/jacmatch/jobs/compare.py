@@ -30,21 +30,21 @@ from jacmatch.training.evaluation import jacobian_differences
 
 @dataclass(frozen=True)
 class Evaluate(JobFields):
-    """Measure a trained network on the test part of a data set."""
+    """Measure a trained network on the test split of a data set."""
 
     main: ClassVar[str] = "data weights mean std seed device out smoke allow_code json"
     examples: ClassVar[tuple[str, ...]] = ("runs/teacher", "resnet20 --weights resnet20.pth --data cifar10:DIR")
 
     model: Annotated[str, tyro.conf.Positional] = ""
-    """Network: a run folder, or a model name with --weights."""
+    """A run folder, or a model name with --weights."""
     data: str | None = None
-    """Data set; if left out, that of the run, or digits for a model name."""
+    """Data set. By default that of the run, or digits for a model name."""
     weights: Path | None = None
-    """Weights of the network: safetensors, a checkpoint of torch (.pth), or a folder of either."""
+    """Weights of the network: safetensors, a torch checkpoint (.pth), or a folder of either."""
     mean: tuple[float, ...] | None = None
-    """Mean that its inputs had subtracted in training, where the file does not say."""
+    """Mean of the network's input normalization, if the weights file does not contain it."""
     std: tuple[float, ...] | None = None
-    """Standard deviation that they were divided by."""
+    """Standard deviation of the network's input normalization, if the weights file does not contain it."""
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
         """Measure, and return the result."""
@@ -65,7 +65,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Compare(JobFields):
-    """Measure how far two models agree in value and in Jacobian: an audit of a compressed or exported model."""
+    """Measure how well two models agree in outputs and Jacobians, for example after compression or export."""
 
     main: ClassVar[str] = "data first_weights second_weights samples at_least at_most out smoke allow_code json"
     examples: ClassVar[tuple[str, ...]] = (
@@ -74,21 +74,21 @@ class Compare(JobFields):
     )
 
     first: Annotated[str, tyro.conf.Positional] = ""
-    """The reference: a run folder, hf:DIR, onnx:FILE, or a model name with --first-weights."""
+    """Reference model: a run folder, hf:DIR, onnx:FILE, or a model name with --first-weights."""
     second: Annotated[str, tyro.conf.Positional] = ""
-    """The other: a run folder, hf:DIR, onnx:FILE, or a model name with --second-weights."""
+    """Model to compare with it: a run folder, hf:DIR, onnx:FILE, or a model name with --second-weights."""
     data: str | None = None
-    """Data set, of which the test part is used; if left out, that of the runs, or digits for two model names."""
+    """Data set; its test split is used. By default that of the runs, or digits for two model names."""
     first_weights: Path | None = None
-    """Weights of the first: safetensors, a checkpoint of torch, or a folder of either."""
+    """Weights of the first model: safetensors, a torch checkpoint (.pth), or a folder of either."""
     second_weights: Path | None = None
-    """Weights of the second, likewise."""
+    """Weights of the second model, in the same formats."""
     samples: int = 256
-    """Test samples whose Jacobians are compared; outputs are compared on all."""
+    """Number of test samples whose Jacobians are compared. Outputs are compared on all test samples."""
     at_least: tuple[str, ...] = ()
-    """Requirements like cosine=0.95 or top1=0.99; if one is not met, the exit code is 2."""
+    """Lower bounds such as cosine=0.95 or top1=0.99. If one is not met, the exit code is 2."""
     at_most: tuple[str, ...] = ()
-    """Requirements like value_error=0.05 or jacobian_error=0.2."""
+    """Upper bounds such as value_error=0.05 or jacobian_error=0.2. If one is not met, the exit code is 2."""
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
         """Measure, and return the result.

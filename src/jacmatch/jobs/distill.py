@@ -82,47 +82,49 @@ class DistillationFields(TrainingFields):
     outputs_weight: float = 1.0
     """Weight of the output term."""
     jacobian_share: float | None = None
-    """Share of the Jacobian term in the gradient norm. If left out 0.3 in regression, and in classification up to 200
-    training samples for each class or where a setting of the Jacobian term is given; else 0."""
+    """Share of the Jacobian term in the gradient norm. By default 0.3 in regression; in classification 0.3 up to 200
+    training samples per class or if any option of the Jacobian term is given, otherwise 0."""
     jacobian_weight: float | None = None
-    """Weight of the Jacobian term itself, in place of the share."""
+    """Fixed weight of the Jacobian term, instead of a share."""
     jacobian_schedule: Literal["by-data", "constant"] = "by-data"
-    """by-data: the share or weight falls with the number of training samples for each class. constant: it does not."""
+    """by-data: the share or weight decreases with the number of training samples per class. constant: it does not."""
     jacobian_fades_from: float = 1.0
-    """Progress, 0 to 1, from which the Jacobian term fades out until the end of training; 1 never."""
+    """Progress of the training, from 0 to 1, after which the Jacobian term decreases to 0. 1: it does not decrease."""
     output_loss: Literal["auto", OutputLoss] = "auto"
     """Loss of the output term. auto: kl in classification, squared in regression."""
     temperature: float | None = None
-    """Temperature of kl, if left out 4 with --output-loss auto and 1 with kl; and of log-probabilities and fisher-rows,
-    1 if left out."""
+    """Temperature of kl: by default 4 with --output-loss auto and 1 with --output-loss kl. Also of log-probabilities
+    and fisher-rows: by default 1."""
     jacobian_loss: JacobianLoss = "bounded"
     """Loss of the Jacobian term."""
     probe: str = "random-outputs"
     """Which derivative products are compared (see `jacmatch list`)."""
     probes: int = 1
-    """Number of products per sample; with noise-averaged, of noisy inputs whose rows are averaged."""
+    """Number of products per sample; for noise-averaged, the number of noisy inputs whose rows are averaged."""
     probe_chunk: int | None = None
-    """Rows whose graphs are in memory at once; all if left out. 1: least memory, more time."""
+    """Number of rows whose graphs are in memory at the same time. 1 needs the least memory and the most time. By
+    default all."""
     probe_law: Law = "gaussian"
-    """Law of random-outputs, random-inputs and subspace-inputs."""
+    """Distribution of the directions of random-outputs, random-inputs and subspace-inputs."""
     probe_dimensions: int = 48
-    """With --probe subspace-inputs: how many cosines of lowest frequency its directions are combined of."""
+    """With --probe subspace-inputs: number of low-frequency cosines that span the directions."""
     readout: str = "logits"
     """What is differentiated (see `jacmatch list`)."""
     point: Literal["auto", "data", "noise", "mixed-pairs"] = "auto"
-    """Where student and teacher are compared. auto: mixed-pairs in classification with at most 30 training samples
-    for each class, where nothing needs the label of a single image; else data."""
+    """Inputs at which student and teacher are compared. auto: mixed-pairs in classification with at most 30 training
+    samples per class, if no option needs the label of a single image; otherwise data."""
     noise: float = 0.1
-    """Standard deviation of point=noise and of the probes antithetic-noise and noise-averaged, in units of the raw
+    """Standard deviation of --point noise and of the probes antithetic-noise and noise-averaged, in units of the raw
     input."""
     every: int = 1
-    """Compute the Jacobian term in each n-th step only, with n times its weight."""
+    """Compute the Jacobian term only in every n-th step, with n times its weight."""
     fraction: float = 1.0
-    """Fraction of each batch whose Jacobians are compared."""
+    """Fraction of each batch for which Jacobians are compared."""
     engine: Engine = "auto"
-    """Engine of Jv for directions in the input space. auto: the faster one in a benchmark on the first batch."""
+    """Engine of Jacobian–vector products (input directions). auto: the faster one in a benchmark on the first batch."""
     batch_norm: BatchNormPolicy = "frozen"
-    """Statistics of BatchNorm in the derivative: constants, so that samples stay apart, or part of it."""
+    """Statistics of BatchNorm in derivatives. frozen: constants, so that samples are independent. batch:
+    differentiated."""
 
     def check_objective(self) -> None:
         """Refuse settings that are wrong for any data."""
@@ -239,25 +241,26 @@ class TeachingFields(DistillationFields):
 
     data: str = "digits"
     """Data set: digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, npz:FILE, folder:DIR, synthetic, or
-    PACKAGE.MODULE:CALLABLE; left on disk: stream:DIR (a folder), wds:DIR (tar shards)."""
+    PACKAGE.MODULE:CALLABLE. Read from disk during training: stream:DIR (a folder), wds:DIR (tar shards)."""
     teacher: str = "cnn5"
-    """Teacher: a model name, the folder of a run that trained one, hf:DIR, onnx:FILE, or a PACKAGE.MODULE:CALLABLE that
-    returns the outputs of a batch; of the last two only values are used."""
+    """Teacher: a model name, a run folder, hf:DIR, onnx:FILE, or a PACKAGE.MODULE:CALLABLE that returns the outputs of
+    a batch. The last two give values only, without derivatives."""
     student: str = "cnn3"
     """Student: a model name."""
     teacher_weights: Path | None = None
-    """Weights of the teacher: safetensors, a checkpoint of torch (.pth), or a folder of either. Without, it is trained
-    first and kept."""
+    """Weights of the teacher: safetensors, a torch checkpoint (.pth), or a folder of either. By default the teacher is
+    trained first and cached."""
     teacher_mean: tuple[float, ...] | None = None
-    """Mean with which the teacher's inputs were normalized in its training, if the weights file has none."""
+    """Mean of the teacher's input normalization, if the weights file does not contain it."""
     teacher_std: tuple[float, ...] | None = None
-    """Standard deviation, likewise."""
+    """Standard deviation of the teacher's input normalization, if the weights file does not contain it."""
     teacher_steps: int = 600
-    """Optimizer steps of a teacher that is trained first."""
+    """Number of optimizer steps of a teacher that is trained first."""
     per_class: int | None = None
-    """Training samples for each class, 0 for all; 10 if left out, and all in a regression."""
+    """Number of training samples per class, 0 for all. By default 10 in classification and all in regression."""
     seeds: int = 3
-    """Number of seeds. Subset, initial weights and batches differ between seeds and are the same for each method."""
+    """Number of seeds. Subset, initial weights and batches differ between seeds; they are the same for all methods of a
+    seed."""
     methods: tuple[Literal["labels", "outputs", "jacobians"], ...] = ("labels", "outputs", "jacobians")
     """Methods to compare."""
 
@@ -320,13 +323,14 @@ ENGINE = "engine.json"
 
 @dataclass(frozen=True)
 class Distill(TeachingFields):
-    """Distil a teacher into a student: labels only, + outputs, + outputs and Jacobians, at equal optimizer steps."""
+    """Distill a teacher into students: with labels, + outputs, + outputs and Jacobians, for equally many steps."""
 
     main: ClassVar[str] = "data teacher student per_class methods seeds steps device out smoke"
     examples: ClassVar[tuple[str, ...]] = ("", "--data npz:my.npz --teacher runs/teacher --student mlp:16")
 
     cache: Path | None = None
-    """Take the teacher's outputs and products from this folder, built by `jacmatch cache build` with the same flags."""
+    """Read the teacher's outputs and products from this folder, which `jacmatch cache build` wrote with the same
+    options."""
 
     def run(self, progress: Progress | None = None) -> Result:
         """Train and measure, and return the result that is written to the run folder."""

@@ -25,11 +25,11 @@ class Doctor(JobFields):
     examples: ClassVar[tuple[str, ...]] = ("vit-tiny --data cifar10:DIR", "runs/teacher --samples 16")
 
     model: Annotated[str, tyro.conf.Positional] = ""
-    """A run folder, hf:DIR, onnx:FILE, or a model name (random weights)."""
+    """A run folder, hf:DIR, onnx:FILE, or a model name (with random weights)."""
     data: str | None = None
-    """Data set that fits the model; if left out, that of the run, or digits for a model name."""
+    """Data set that fits the model. By default that of the run, or digits for a model name."""
     samples: int = 8
-    """Samples in the batch that is checked."""
+    """Number of samples in the batch that is checked."""
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
         """Check the model in training and in evaluation mode, and return the result."""

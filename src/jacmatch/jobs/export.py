@@ -38,7 +38,7 @@ _CALIBRATED = 128  # training samples that the ranges of int8 are taken from
 
 @dataclass(frozen=True)
 class Export(JobFields):
-    """Export a trained network, and compare each file with it on test samples in value and in Jacobian."""
+    """Export a trained network, and compare outputs and Jacobians of each file with it on test samples."""
 
     main: ClassVar[str] = "to int8 data samples out seed allow_code smoke json"
     examples: ClassVar[tuple[str, ...]] = ("runs/student --to onnx --int8", "runs/student --to hf safetensors")
@@ -46,14 +46,14 @@ class Export(JobFields):
     trained: Annotated[str, tyro.conf.Positional] = ""
     """The folder of a run of train, distill, robust, transfer or surrogate."""
     to: tuple[Target, ...] = ("onnx",)
-    """onnx; pt2, a program of torch.export, which is always written for load.py; safetensors; hf, a folder for the
-    Hub."""
+    """Formats: onnx; pt2 (a program of torch.export, which is always written); safetensors; hf (a folder for the
+    Hugging Face Hub)."""
     int8: bool = False
-    """Write the ONNX file quantized to int8 as well, with ranges from training samples."""
+    """Also write the ONNX file quantized to int8, calibrated with training samples."""
     data: str | None = None
-    """Data set whose test part is compared; that of the run if left out."""
+    """Data set; files and network are compared on its test split. By default that of the run."""
     samples: int = 16
-    """Test samples that are compared."""
+    """Number of test samples that are compared."""
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
         """Write and compare the files, and return the result.
@@ -272,7 +272,7 @@ def model_card(
             f"## Data\n\n{data.name}: {len(data.train):,} training and {len(data.test):,} test samples.",
             f"\n## Teacher\n\n- name: {settings.get('teacher', 'none')}\n{lines(teacher)}",
             f"\n## Recipe\n\n{lines(settings)}",
-            f"\n## Accuracy on the test part\n\n{lines(student)}",
+            f"\n## Accuracy on the test split\n\n{lines(student)}",
             f"\n## Agreement with the teacher, in value and derivative\n\n{lines(agreement)}",
             f"\n## Cost\n\n{lines(cost)}",
             "\n## Files, compared with the network on test samples\n",

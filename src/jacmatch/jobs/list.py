@@ -10,7 +10,7 @@ from jacmatch.jobs.surrogate.examples import EXAMPLES
 
 @dataclass(frozen=True)
 class List:
-    """List every name that the command line knows."""
+    """List all data sets, models, probes, readouts and other names of the command line."""
 
     main: ClassVar[str] = "json"
     examples: ClassVar[tuple[str, ...]] = ("", "--json")

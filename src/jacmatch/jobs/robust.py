@@ -64,7 +64,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Robust(TrainingFields):
-    """Train with a penalty on the network's own Jacobian, or with noise, and measure accuracy against input noise."""
+    """Train with a penalty on the network's own Jacobian, or with noise; measure the accuracy under input noise."""
 
     main: ClassVar[str] = "data model penalty_weight noise_augment noise_levels seeds steps device out smoke"
     examples: ClassVar[tuple[str, ...]] = (
@@ -74,34 +74,37 @@ class Robust(TrainingFields):
 
     data: str = "digits"
     """Data set: digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, npz:FILE, folder:DIR, synthetic, or
-    PACKAGE.MODULE:CALLABLE; left on disk: stream:DIR (a folder), wds:DIR (tar shards)."""
+    PACKAGE.MODULE:CALLABLE. Read from disk during training: stream:DIR (a folder), wds:DIR (tar shards)."""
     model: str = "cnn3"
     """Network: a name from `jacmatch list`, timm:NAME, torchvision:NAME or PACKAGE.MODULE:CALLABLE."""
     per_class: int = 0
-    """Training samples for each class; 0 for all."""
+    """Number of training samples per class, 0 for all."""
     steps: int = 300
     seeds: int = 3
-    """Number of seeds. Subset, initial weights and batches differ between seeds and are the same for each variant."""
+    """Number of seeds. Subset, initial weights and batches differ between seeds; they are the same for all variants of
+    a seed."""
     penalty_weight: tuple[float, ...] = (0.0, 0.01, 0.1)
-    """Weights λ of the penalty, one network each; the last one represents the run."""
+    """Weights λ of the penalty; one network is trained for each. The run folder stands for the last one."""
     penalty: Form = "hoffman"
-    """Form of the penalty: hoffman is ½‖J‖², squared-norm ‖J‖², the others belong to the cross-entropy."""
+    """Form of the penalty. hoffman: ½‖J‖²; squared-norm: ‖J‖²; the other two are derived for the cross-entropy."""
     probe: Literal["random-outputs", "random-inputs", "every-row", "label-class", "top-class"] = "random-outputs"
-    """Products that estimate the norm."""
+    """Jacobian products from which the norm is estimated."""
     probes: int = 1
     """Number of products per sample."""
     noise_augment: tuple[float, ...] = (0.2,)
-    """Standard deviations of Gaussian training noise, one network without penalty each."""
+    """Standard deviations of Gaussian noise on the training inputs; one network without penalty is trained for each."""
     equal_cost: bool = True
-    """Train networks without penalty for more steps, by the number of passes of the penalty: twice with one product."""
+    """Train networks without penalty for more steps, so that all networks need the same number of passes: with one
+    product, twice the steps."""
     unit: Literal["normalized", "raw"] = "normalized"
-    """Unit of penalty and noise: normalized: standard deviations of the training data; raw: input units."""
+    """Unit of penalty and noise. normalized: standard deviations of the training data. raw: input units."""
     noise_levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4)
-    """Standard deviations of the noise under which the networks are measured."""
+    """Standard deviations of the noise under which the accuracy is measured."""
     draws: int = 3
-    """Draws of the test noise."""
+    """Number of draws of the test noise."""
     batch_norm: BatchNormPolicy = "frozen"
-    """Statistics of BatchNorm in the derivative: constants, so that samples stay apart, or part of it."""
+    """Statistics of BatchNorm in derivatives. frozen: constants, so that samples are independent. batch:
+    differentiated."""
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
         """Train and measure, and return the result that is written to the run folder."""
@@ -258,7 +261,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         for row in variants
     ]
     named = [name.replace("gaussian-noise", "noise").replace("-", " ") for name in variants[0]["under"]]
-    head = (f"{'accuracy %' if measure == 'accuracy' else 'rmse'} on the test part", "steps", "clean", *named)
+    head = (f"{'accuracy %' if measure == 'accuracy' else 'rmse'} on the test split", "steps", "clean", *named)
     unit = "standard deviations of the data" if settings["unit"] == "normalized" else "units of the raw input"
     notes = (
         f"{settings['data']}, {variants[0]['seeds']} seed(s), {result['seconds']:.0f} s.",

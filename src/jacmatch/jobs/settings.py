@@ -36,15 +36,16 @@ class JobFields:
     """Fields that do not determine the result and are not stored in a run."""
 
     out: Path | None = None
-    """Run folder. Without it, runs/JOB-NUMBER with the next free number."""
+    """Run folder. By default runs/VERB-NUMBER with the next free number."""
     seed: int = 0
     """Random seed; the same seed gives the same run."""
     device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
+    """cpu, cuda, cuda:N, or auto (a GPU if there is one)."""
     smoke: bool = False
-    """Run a tiny version of the job in seconds, as a test; its numbers mean nothing."""
+    """Run a tiny version of the job in seconds, to test that it works. Its numbers mean nothing."""
     allow_code: bool = False
-    """Run code outside the package, PACKAGE.MODULE:CALLABLE, that a --config, a run folder or a cache names."""
+    """Allow a --config, a run folder or a cache to name code outside the package (PACKAGE.MODULE:CALLABLE), and run
+    it."""
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that determine the result, as plain values for a run folder."""
@@ -97,11 +98,12 @@ class TrainingFields(JobFields, Training):
     """Whether several processes can do the job together."""
 
     devices: int = 1
-    """Number of processes on this machine that train together, each on its part of every batch and on its own GPU, if
-    there are GPUs. The result is the same up to rounding. Omit it under torchrun, which starts the processes."""
+    """Number of processes on this machine that train together. Each takes a part of every batch, and its own GPU if
+    there are GPUs. Results are equal up to rounding. Omit this option under torchrun, which starts the processes
+    itself."""
     checkpoint_every: int = 500
     validation: float = 0.1
-    """Fraction (below 1) or number of training samples held out for the learning curves."""
+    """Training samples that are held out for the learning curves: a fraction (below 1) or a number."""
 
     def training(self, **changes: Any) -> Training:
         """Return the settings of the training loop; `changes` replace some of them."""

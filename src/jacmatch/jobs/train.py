@@ -22,7 +22,7 @@ from jacmatch.training import fit
 
 @dataclass(frozen=True)
 class Train(TrainingFields):
-    """Train one network from labels: a teacher or a baseline, new or pretrained."""
+    """Train one network with labels, as a teacher or a baseline; from random or given weights."""
 
     main: ClassVar[str] = "data model weights tune per_class steps lr device out smoke"
     examples: ClassVar[tuple[str, ...]] = (
@@ -32,23 +32,24 @@ class Train(TrainingFields):
 
     data: str = "digits"
     """Data set: digits, fashion-mnist[:DIR], cifar10:DIR, cifar100:DIR, npz:FILE, folder:DIR, synthetic, or
-    PACKAGE.MODULE:CALLABLE; left on disk: stream:DIR (a folder), wds:DIR (tar shards)."""
+    PACKAGE.MODULE:CALLABLE. Read from disk during training: stream:DIR (a folder), wds:DIR (tar shards)."""
     model: str = "cnn5"
     """Network: a name from `jacmatch list`, timm:NAME, torchvision:NAME, hf:DIR or PACKAGE.MODULE:CALLABLE."""
     weights: Path | None = None
-    """Weights to begin with, also of other classes (the last layer is new then): safetensors, a checkpoint of torch
-    (.pth), or a folder of either."""
+    """Initial weights: safetensors, a torch checkpoint (.pth), or a folder of either. If they are for other classes,
+    the last layer is replaced."""
     tune: Literal["all", "head"] = "all"
-    """With --weights: train all layers, or the last one only (a linear probe)."""
+    """With --weights: layers to train. head: only the last layer (a linear probe)."""
     mean: tuple[float, ...] | None = None
-    """With --weights: the mean that their inputs had subtracted; timm:, torchvision: and hf: models know theirs."""
+    """With --weights: mean of the input normalization of these weights. timm:, torchvision: and hf: models know
+    theirs."""
     std: tuple[float, ...] | None = None
-    """With --weights: the standard deviation that they were divided by."""
+    """With --weights: standard deviation of the input normalization of these weights."""
     size: int | None = None
-    """With --weights: pixels a side that images are resized to inside the network. If left out, images stay as they
-    are, unless the model takes one size only."""
+    """With --weights: side length in pixels to which images are resized inside the network. By default images are not
+    resized, unless the model has a fixed input size."""
     per_class: int = 0
-    """Training samples for each class; 0 for all."""
+    """Number of training samples per class, 0 for all."""
 
     def run(self, progress: Progress | None = None) -> Result:
         """Train, and return the result that is written to the run folder."""

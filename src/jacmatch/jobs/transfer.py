@@ -153,10 +153,10 @@ _JUDGED = 2000  # test images that the teacher's own outputs are judged by
 
 @dataclass(frozen=True)
 class Transfer(TrainingFields):
-    """Transfer from a pretrained teacher to a student of another architecture, with few labelled images.
+    """Transfer from a pretrained teacher to a student of another architecture, with few labeled images.
 
-    The default puts a linear probe on the teacher's features, and distils this teacher of the target's classes. Other
-    recipes compare the teacher's own outputs (learning without forgetting), its features, or the rows of the paper.
+    The default trains a linear probe for the target's classes on the teacher's features, and distills this teacher.
+    Other recipes compare the teacher's own outputs (learning without forgetting), its features, or terms of the paper.
     """
 
     main: ClassVar[str] = "data teacher student per_class recipe unlabelled seeds device out smoke"
@@ -165,50 +165,54 @@ class Transfer(TrainingFields):
     data: str = "digits"
     """Target: digits, cifar10:DIR, folder:DIR[@SIZE], npz:FILE, … (see `jacmatch distill --help`)."""
     teacher: str = "cnn5"
-    """Pretrained teacher: the folder of a run, or timm:NAME, torchvision:NAME or another model with --teacher-weights.
-    Without weights it is trained first, on the first --source-classes of the data; the target is the other classes."""
+    """Pretrained teacher: a run folder, or timm:NAME, torchvision:NAME or another model with --teacher-weights. Without
+    weights the teacher is trained first, on the first --source-classes of the data; the target is the other classes."""
     student: str = "cnn3"
     """Student: a model name."""
     teacher_weights: Path | None = None
-    """Weights of the teacher: safetensors, a checkpoint of torch (.pth), or a folder of either."""
+    """Weights of the teacher: safetensors, a torch checkpoint (.pth), or a folder of either."""
     teacher_outputs: int = 1000
-    """Its number of outputs, with --teacher-weights."""
+    """Number of outputs of the teacher, with --teacher-weights."""
     teacher_size: int | None = None
-    """Pixels a side that images are resized to for it, with --teacher-weights; as they are if left out."""
+    """With --teacher-weights: side length in pixels to which images are resized for the teacher. By default they are
+    not resized."""
     teacher_mean: tuple[float, ...] | None = None
-    """Mean that its inputs had subtracted when it was trained; timm: and torchvision: models know theirs."""
+    """Mean of the teacher's input normalization; timm: and torchvision: models know theirs."""
     teacher_std: tuple[float, ...] | None = None
-    """Standard deviation that they were divided by."""
+    """Standard deviation of the teacher's input normalization."""
     steps: int = 200
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     teacher_steps: int = 400
-    """Optimizer steps of a teacher that is trained first."""
+    """Number of optimizer steps of a teacher that is trained first."""
     source_classes: int = 0
-    """Classes of the data that a teacher is trained on first; 0 for half of them."""
+    """Number of classes of the data on which a teacher is trained first; 0 for half of them."""
     per_class: int = 10
-    """Training images of the target for each class, 0 for all."""
+    """Number of training images of the target per class, 0 for all."""
     seeds: int = 3
-    """How many seeds: subset, initial weights and batches differ between them, and are the same for each method."""
+    """Number of seeds. Subset, initial weights and batches differ between seeds; they are the same for all methods of a
+    seed."""
     recipe: Literal["adapt", "lwf", "features", "paper"] = "adapt"
-    """adapt: a linear probe on the teacher, then its outputs. lwf: a second head learns the teacher's own outputs.
-    features: a second head learns the teacher's pooled features in a small basis. paper: the six rows of the paper."""
+    """adapt: the student learns the outputs of the teacher with a linear probe. lwf: a second head learns the teacher's
+    own outputs. features: a second head learns principal components of the teacher's pooled features. paper: the six
+    methods of the paper."""
     methods: tuple[Method, ...] = ()
-    """What is compared; those of the recipe if left out. oracle is the teacher itself, fine-tuned."""
+    """Methods to compare; by default those of the recipe. oracle is the teacher itself, fine-tuned."""
     unlabelled: str | None = None
-    """Data whose images are learned from without labels; the name given as --data means the target's training images
-    that are neither labelled nor held out."""
+    """Data set whose images are used without labels. If it is the same as --data, these are the training images of the
+    target that are neither labeled nor held out."""
     unlabelled_count: int = 0
-    """How many of them, chosen by the seed; 0 for all."""
+    """Number of images without labels, selected by the seed; 0 for all."""
     adapt_steps: int = 0
-    """Optimizer steps in which the last block of the probed teacher is fine-tuned, with a tenth of --oracle-lr."""
+    """Number of optimizer steps that fine-tune the last block of the teacher with the probe, at a tenth of
+    --oracle-lr."""
     feature_layer: str | None = None
-    """Layer of the teacher whose pooled features are learned; the input of its last layer if left out."""
+    """Layer of the teacher whose pooled features are learned; by default the input of its last layer."""
     feature_components: int = 32
-    """Principal components of the features; at most one less than there are images."""
+    """Number of principal components of the features; at most one less than the number of images."""
     whiten: bool = False
-    """Give each principal component its own unit."""
+    """Scale each principal component to unit variance."""
     point: Literal["auto", "data", "mixed-pairs"] = "auto"
-    """Where student and teacher are compared: at the images, or between two of them. auto: as the recipe says."""
+    """Inputs at which student and teacher are compared: the images, or mixed pairs of them. auto: as in the recipe."""
     probe: Literal["random-outputs", "random-inputs", "data-pairs", "subspace-inputs", "noise-averaged"] = (
         "random-outputs"
     )
@@ -219,44 +223,46 @@ class Transfer(TrainingFields):
     probe_dimensions: int = 48
     """Dimensions of subspace-inputs."""
     noise: float = 0.1
-    """Standard deviation of the noise of noise-averaged, in units of the raw input."""
+    """Standard deviation of the noise of --probe noise-averaged, in units of the raw input."""
     pairs: tuple[str, ...] = ()
-    """Layers whose attention maps are compared, STUDENT_LAYER:TEACHER_LAYER; chosen by resolution if left out."""
+    """Pairs of layers whose attention maps are compared, STUDENT_LAYER:TEACHER_LAYER; by default chosen by
+    resolution."""
     depths: int = 2
-    """Number of pairs of layers, the deepest ones."""
+    """Number of pairs of layers; the deepest ones are used."""
     pool: int | None = None
-    """Pixels a side that all maps are pooled to; the smaller map of each pair decides if left out."""
+    """Side length in pixels to which all maps are pooled; by default that of the smaller map of each pair."""
     p: float = 2.0
     """Exponent of the attention maps."""
     labels_weight: float | None = None
-    """Weight of the label term. If left out 1; with adapt, whose probe has learned the labels, 0.3, and 0 with
+    """Weight of the label term. By default 1; with adapt 0.3, because the probe has learned the labels, and 0 with
     --unlabelled."""
     outputs_share: float = 0.3
     """Share of the output term in the gradient norm."""
     outputs_weight: float | None = None
-    """Weight of the output term itself, in place of the share."""
+    """Fixed weight of the output term, instead of a share."""
     attention_share: float = 0.1
-    """Share of the attention term."""
+    """Share of the attention term in the gradient norm."""
     attention_weight: float | None = None
-    """Weight of the attention term, in place of the share."""
+    """Fixed weight of the attention term, instead of a share."""
     jacobian_share: float = 0.1
-    """Share of the Jacobian term."""
+    """Share of the Jacobian term in the gradient norm."""
     jacobian_weight: float | None = None
-    """Weight of the Jacobian term, in place of the share."""
+    """Fixed weight of the Jacobian term, instead of a share."""
     output_loss: Literal["auto", OutputLoss] = "auto"
-    """Loss of the output term: squared differences of the outputs, or Hinton's divergence. auto: as the recipe says."""
+    """Loss of the output term: squared error, or KL divergence. auto: as in the recipe."""
     temperature: float | None = None
-    """Temperature of kl; as the recipe says if left out."""
+    """Temperature of kl; by default as in the recipe."""
     jacobian_loss: Literal["auto", JacobianLoss] = "auto"
     """Loss of the Jacobian term. auto: normalized for attention maps, bounded for outputs and features."""
     every: int = 1
-    """The Jacobian term is computed on each n-th step, with n times its weight."""
+    """Compute the Jacobian term only in every n-th step, with n times its weight."""
     oracle_lr: float = 1e-3
     """Learning rate of the fine-tuned teacher."""
     oracle_steps: int | None = None
-    """Steps of the fine-tuned teacher; as many as the students' if left out."""
+    """Number of steps that fine-tune the teacher; by default as many as the students have."""
     batch_norm: BatchNormPolicy = "frozen"
-    """Statistics of BatchNorm in the derivative: constants, so that images stay apart, or part of it."""
+    """Statistics of BatchNorm in derivatives. frozen: constants, so that images are independent. batch:
+    differentiated."""
 
     def run(self, progress: Progress | None = None) -> Result:
         """Train and measure, and return the result that is written to the run folder."""
@@ -716,7 +722,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         f"Layers: {', '.join(' : '.join(pair) for pair in result['pairs']) or 'none'}.",
         *result.get("notes", ()),
     )
-    head = ("on the test part", "accuracy %", "agreement %", "cosine of maps", "cosine of gradients")
+    head = ("test split", "accuracy %", "agreement %", "cosine of maps", "cosine of gradients")
     bounds = {row["label"]: row["bound"] for row in rows if row["bound"] is not None}
     return [
         Table("accuracy", "Transfer", head, tuple(accuracy), notes),

@@ -33,9 +33,9 @@ class Training:
     """The heading of these fields in the help of a job."""
 
     steps: int = 600
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     batch_size: int = 128
-    """Samples in a step; a smaller training set is used whole in each step."""
+    """Number of samples in a step. A training set smaller than this is used whole in each step."""
     lr: float = 1e-3
     """Learning rate after the warm-up."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
@@ -45,59 +45,60 @@ class Training:
     momentum: float = 0.9
     """Momentum of sgd, in [0, 1)."""
     schedule: Literal["constant", "cosine", "step"] = "cosine"
-    """Learning rate after the warm-up: constant; cosine to 0; step, a tenth of it at each milestone."""
+    """Learning rate after the warm-up. constant; cosine: falls to 0; step: divided by ten at each milestone."""
     milestones: tuple[float, ...] = (0.8,)
-    """Fractions of the steps at which schedule=step divides the rate by ten, ascending."""
+    """Fractions of the steps at which --schedule step divides the learning rate by ten, in ascending order."""
     warmup: int = 0
-    """Steps in which the rate rises linearly."""
+    """Number of steps in which the learning rate rises linearly."""
     clip: float | None = None
-    """Largest 2-norm of the gradient over all parameters; not clipped if left out."""
+    """Maximum 2-norm of the gradient over all parameters; by default the gradient is not clipped."""
     accumulate: int = 1
-    """Batches whose gradients are averaged for one step."""
+    """Number of batches whose gradients are averaged for one step."""
     ema: float | None = None
-    """Decay of a moving average of the weights, in (0, 1), which is then validated and returned; no average if left
-    out."""
+    """Decay of a moving average of the weights, in (0, 1). The average is validated and saved. By default there is
+    none."""
     precision: Literal["32", "bf16", "fp16"] = "32"
-    """Autocast type of the networks; fp16 scales the loss and needs a GPU. Jacobian terms are summed in float32."""
+    """Autocast type of the networks. fp16 scales the loss and needs a GPU. Jacobian terms are summed in float32."""
     on_not_finite: Literal["stop", "skip"] = "stop"
-    """On a NaN or Inf in loss or gradient: stop ends the run and keeps the last checkpoint; skip undoes that step."""
+    """What to do if the loss or the gradient is NaN or infinite. stop: end the run and keep the last checkpoint. skip:
+    undo that step and continue."""
     skip_at_most: int = 10
-    """With on_not_finite=skip, how many steps of a run may be undone."""
+    """Maximum number of steps that --on-not-finite skip may undo in a run."""
     augment: tuple[Literal["crop", "flip"], ...] = ()
     """Augmentation of the training images."""
     views: int = 0
-    """Number of different views of a sample: augmentation, partner, point and directions repeat after that many epochs.
-    0 draws anew in each. The order of the samples is new in each epoch either way."""
+    """Number of versions of each sample (augmentation, mixing partner, point, directions); they repeat after that many
+    epochs. 0: new ones in each epoch. The order of the samples is always new in each epoch."""
     validate_every: int = 100
-    """Steps between two points of the learning curve."""
+    """Number of steps between two points of the learning curve."""
     checkpoint_every: int = 200
-    """Steps between two checkpoints."""
+    """Number of steps between two checkpoints."""
     max_steps: int | None = None
-    """Stop after this step, as if interrupted; the same command without it resumes."""
+    """Stop after this step, as if interrupted. Run the same command without this option to resume."""
     workers: int = 2
-    """Threads that read and decode images which are not in memory; 0 reads them in the loop. No
-    result depends on it."""
+    """Number of threads that read and decode images that are not in memory. 0: the training loop reads them. Does not
+    change results."""
     prefetch: int = 2
-    """Batches that they are ahead. No result depends on it."""
+    """Number of batches that are read ahead. Does not change results."""
     resident_mib: int = 256
-    """Read a streamed data set into memory once if it takes no more MiB decoded."""
+    """Keep a streamed data set in memory if its decoded size is at most this many MiB."""
     doctor: bool = True
-    """Run the pre-flight check before the first step: gradients against differences of the loss, teacher, terms. It
-    changes no result."""
+    """Run the pre-flight check before the first step. It compares gradients with finite differences, and checks the
+    teacher and all loss terms. Does not change results."""
     logger: Logger | None = None
-    """Log the metrics to this tool as well: csv and tensorboard in RUN/logs, wandb and mlflow where the tool's own
-    settings say. It changes no result."""
+    """Also log the metrics with this tool. csv and tensorboard write to RUN/logs; wandb and mlflow use their own
+    settings. Does not change results."""
     compile: bool = False
-    """Compile the objective: student, Jacobian products and losses as one graph. Where that fails, a warning
-    says why."""
+    """Compile the objective: student, Jacobian products and losses as one graph. If this fails, a warning gives the
+    reason."""
     cuda_graphs: bool = False
-    """Launch compiled steps as CUDA graphs; needs compile and a GPU."""
+    """Run compiled steps as CUDA graphs; needs --compile and a GPU."""
     channels_last: bool = False
-    """Store the channels of a pixel side by side, in student and teacher: faster for deep convolutional networks, the
-    same up to rounding."""
+    """Use the channels-last memory layout in student and teacher. Faster for deep convolutional networks; results are
+    equal up to rounding."""
     shard: bool = False
-    """Shard weights, gradients and optimizer state over the processes (FSDP2); needs a Jacobian term in forward mode
-    (probe random-inputs) or none."""
+    """Shard weights, gradients and optimizer state over the processes (FSDP2). Needs --probe random-inputs, or no
+    Jacobian term."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "validate_every", "checkpoint_every"):

@@ -15,71 +15,77 @@ class SurrogateFields(TrainingFields):
     """What a surrogate learns, from where, and how."""
 
     teacher: str = "borehole"
-    """The function, PACKAGE.MODULE:CALLABLE: a batch (N, D) of tensors or arrays in, values (N, K) out; borehole or
-    ishigami, examples; npz:FILE with x_train, y_train, perhaps j_train (N, K, *input), and x_test, y_test, j_test; or
-    csv:FILE or parquet:FILE with columns x…, y… and dy/dx…. Without test points a fifth is held out."""
+    """Function to learn: PACKAGE.MODULE:CALLABLE, which maps a batch (N, D), a tensor or an array, to values (N, K);
+    the examples borehole and ishigami; npz:FILE with x_train, y_train and optionally j_train (N, K, *input), x_test,
+    y_test, j_test; csv:FILE or parquet:FILE with columns x…, y… and dy/dx…. Without test points, a fifth of the points
+    is held out."""
     x_columns: tuple[str, ...] = ()
-    """Columns of the inputs in a csv or parquet file; those that begin with x if left out."""
+    """Input columns of a csv or parquet file; by default those that begin with x."""
     y_columns: tuple[str, ...] = ()
-    """Columns of the outputs; those that begin with y if left out."""
+    """Output columns of a csv or parquet file; by default those that begin with y."""
     jacobian: str = "auto"
-    """Partials of the function: own (its attribute `jacobian`), autograd, differences, or PACKAGE.MODULE:CALLABLE; auto
-    takes the first of these that is there."""
+    """Source of the partials: own (the attribute `jacobian` of the function), autograd, differences, or
+    PACKAGE.MODULE:CALLABLE. auto: the first of these that is available."""
     step: float | None = None
-    """Step of differences as a share of the unit of an input; by the precision of the function if left out."""
+    """Step of finite differences, as a fraction of the unit of an input. By default it depends on the precision of the
+    function."""
     low: tuple[float, ...] = ()
-    """Lower bound of each input, or one for all; the attribute `low` of the function if left out."""
+    """Lower bound of each input, or one bound for all. By default the attribute `low` of the function."""
     high: tuple[float, ...] = ()
-    """Upper bounds."""
+    """Upper bound of each input, or one bound for all. By default the attribute `high` of the function."""
     inputs: int | None = None
-    """Number of inputs, where one bound stands for all."""
+    """Number of inputs, if one bound is given for all."""
     sampling: Literal["box", "sobol", "latin-hypercube", "given", "active"] = "sobol"
-    """Where the function is evaluated: uniformly in the box, a Sobol sequence, a Latin hypercube, --points, or where
-    student and function disagree."""
+    """Points at which the function is evaluated. box: uniform; sobol; latin-hypercube; given: --points; active: where
+    the error of the current network is largest."""
     points: Path | None = None
-    """Given points: an .npy file with an array (N, D)."""
+    """File of given points: an .npy file with an array (N, D)."""
     rounds: int = 3
-    """Rounds of --sampling active."""
+    """Number of rounds of --sampling active."""
     samples: tuple[int, ...] = ()
-    """Training points, a network for each; 32 64 128 256 of a function, up to all of a file if left out."""
+    """Numbers of training points; one network is fitted for each. By default 32 64 128 256 for a function, and up to
+    all points of a file."""
     test_samples: int = 1000
-    """Held-out points, drawn uniformly in the box; of --points a fifth is held out."""
+    """Number of held-out points, drawn uniformly in the box. With --points, a fifth of the points is held out."""
     methods: tuple[Literal["values", "slopes"], ...] = ("values", "slopes")
-    """What is learned: values alone, values + partials. The last one, with most points, represents the run."""
+    """What is learned. values: only values; slopes: values and partials. The run folder stands for the last method with
+    the most points."""
     slopes: Literal["jacobian", "jv", "rows"] = "jacobian"
-    """Which partials are compared in a step of --solver adam: all, --probes random products, or --probes
-    random rows."""
+    """Partials that are compared in a step of --solver adam. jacobian: all; jv: --probes random products; rows:
+    --probes random rows."""
     probes: int = 1
-    """How many products or rows."""
+    """Number of products or rows of --slopes jv or rows."""
     jacobian_weight: float | None = None
-    """Weight of the partials beside values of weight 1, in units; if left out, both terms are equal for a constant."""
+    """Weight of the term of the partials, in units, beside weight 1 of the values. By default such that both terms are
+    equal for a constant network."""
     jacobian_share: float | None = None
-    """Their weight as a share of the gradient's norm instead."""
+    """Share of the term of the partials in the gradient norm, instead of a weight."""
     input_units: tuple[float, ...] = ()
-    """A typical change of each input; from the box or the points if left out."""
+    """Typical change of each input; by default from the box or the points."""
     output_units: tuple[float, ...] = ()
-    """A typical change of each output; the standard deviation of the training values if left out."""
+    """Typical change of each output; by default the standard deviation of the training values."""
     model: Literal["auto", "network", "gp", "distilled"] = "auto"
-    """What predicts: network, fitted to the points; gp, a Gaussian process that is conditioned on them; distilled, a
-    network that also learns from this process at free points; auto takes network or distilled, by held-out points, and
-    the result names the choice."""
+    """network: fitted to the points. gp: a Gaussian process conditioned on values and partials. distilled: a network
+    that also learns from this process at additional points. auto: network or distilled, whichever is better on held-out
+    points; the result names the choice."""
     solver: Literal["auto", "lbfgs", "adam"] = "auto"
-    """How the network is fitted: lbfgs, over all points in float64, with a weight decay selected on held-out points; or
-    adam, in --steps minibatches. auto takes lbfgs wherever it applies, and the result names the reason if not."""
+    """Solver that fits the network. lbfgs: in float64 over all points, with a weight decay selected on held-out points.
+    adam: --steps minibatches. auto: lbfgs if possible; otherwise the result names the reason."""
     hidden: tuple[int, ...] = (32, 32)
     """Widths of the hidden layers."""
     activation: Literal["softplus", "silu", "tanh", "gelu", "relu"] = "silu"
-    """Activation; all but relu are smooth."""
+    """Activation function; all except relu are smooth."""
     seeds: int = 3
-    """How many seeds: points, initial weights and batches differ between them, and are the same for each method."""
+    """Number of seeds. Points, initial weights and batches differ between seeds; they are the same for all methods of a
+    seed."""
     onnx: Literal["auto", "always", "never"] = "auto"
-    """Whether the network is also written as ONNX; auto does it where the extra onnx is installed."""
+    """Whether the network is also written as ONNX. auto: if the extra onnx is installed."""
     steps: int = 1000
-    """Optimizer steps of --solver adam."""
+    """Number of optimizer steps of --solver adam."""
     lr: float = 3e-3
-    """Learning rate at its highest, of --solver adam."""
+    """Maximum learning rate of --solver adam."""
     validation: float = 0.0
-    """Share (below 1) or number of training points held out for curves over the steps."""
+    """Training points that are held out for the learning curves: a fraction (below 1) or a number."""
 
     def check(self) -> None:
         """Refuses what is wrong whatever the function.
