@@ -12,6 +12,7 @@ from jacmatch.jobs.networks import Description
 from jacmatch.jobs.teachers import Pretrained
 from jacmatch.models import Resized, build
 from jacmatch.teachers import MemoizedTeacher, ModuleTeacher, Question
+from jacmatch.training import Training
 
 SHAPE = (1, 8, 8)
 
@@ -57,15 +58,15 @@ def test_one_image_for_each_class_is_enough():
 
 def test_the_head_and_the_layer_before_it():
     network = pretrained().network
-    head, layer = adaptation.head_of(network, split(2).x[:2])
+    head, layer = adaptation.head_of(network, split(2))
     assert head is network.classifier
     assert layer == "features"
     resized = Resized(build("resnet8", outputs=3, shape=(1, 12, 12)).eval(), SHAPE, 12)
-    head, layer = adaptation.head_of(resized, split(2).x[:2])
+    head, layer = adaptation.head_of(resized, split(2))
     assert head.out_features == 3
     assert layer.startswith("network.")
     with pytest.raises(InputError, match=r"must have its outputs in a last linear layer to be adapted"):
-        adaptation.head_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.ReLU()), split(2).x[:2])
+        adaptation.head_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.ReLU()), split(2))
 
 
 def test_the_last_block_has_at_most_half_of_the_parameters():
@@ -81,10 +82,10 @@ def test_fine_tuning_moves_the_last_block_alone():
     train = split(3)
     network = adaptation.probed(pretrained(), train, 3, seed=0)
     before = {name: value.clone() for name, value in network.named_parameters()}
-    adaptation.finetuned(network, train, steps=2, lr=0.1, seed=0, device="cpu")
+    adaptation.finetuned(network, train, Training(steps=2, lr=0.1, doctor=False), seed=0, device="cpu")
     moved = {name for name, value in network.named_parameters() if not torch.equal(before[name], value)}
     assert "classifier.weight" in moved
-    head, _ = adaptation.head_of(network, train.x[:2])
+    head, _ = adaptation.head_of(network, train)
     block = {id(p) for p in adaptation.last_block(network, head).parameters()} | {id(p) for p in head.parameters()}
     assert moved <= {name for name, value in network.named_parameters() if id(value) in block}
     assert not any(value.requires_grad for value in network.parameters())

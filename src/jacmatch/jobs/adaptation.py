@@ -13,7 +13,7 @@ from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.jacobian import Context, Logits, PCAFeatures, Readout, run
 from jacmatch.jobs.teachers import Pretrained, evaluating
-from jacmatch.objectives import Distillation
+from jacmatch.objectives import AtMixedPairs, Distillation
 from jacmatch.teachers import Answer, MemoizedTeacher, ModuleTeacher, Question
 from jacmatch.training import Training, fit
 
@@ -66,24 +66,16 @@ class HeadTeacher:
 
     Teachers that share a memory of the features query the network once for each point. Other queries go to the network.
 
-    Attributes:
-        whole: The teacher for derivatives.
+    Args:
+        network: Features and head as one network.
         memory: The pretrained network, memoized.
         layer: The layer of the features.
-        head: Outputs of the pooled features.
+        head: A module of the pooled features, or a readout of that layer alone.
     """
 
     answers_vjp = True
 
     def __init__(self, network: nn.Module, memory: MemoizedTeacher, layer: str, head: nn.Module | Readout) -> None:
-        """Takes the parts.
-
-        Args:
-            network: Features and head as one network.
-            memory: The pretrained network, memoized.
-            layer: The layer of the features.
-            head: A module of the pooled features, or a readout of that layer alone.
-        """
         self.whole = MemoizedTeacher(ModuleTeacher(network), draws=memory.draws)
         self.memory, self.layer, self.head = memory, layer, head
 
@@ -93,14 +85,10 @@ class HeadTeacher:
     ) -> "HeadTeacher | MemoizedTeacher":
         """Return the teacher whose head is the last layer; with a memory of its own where no layer returns its input.
 
-        Args:
-            network: The pretrained network, or that with another last layer.
-            memory: The pretrained network, memoized.
-            split: Some inputs.
+        `network` is the memoized network, or that with another last layer.
         """
-        x = split.inputs(torch.arange(min(2, len(split)))).to(next(network.parameters()).device)
         try:
-            head, layer = head_of(network, x)
+            head, layer = head_of(network, split)
         except InputError:
             head, layer = nn.Linear(1, 1), ""
         if not layer:
@@ -123,16 +111,13 @@ class HeadTeacher:
         return Answer(outputs, outputs)
 
 
-def head_of(network: nn.Module, x: Tensor) -> tuple[nn.Linear, str]:
+def head_of(network: nn.Module, split: Split) -> tuple[nn.Linear, str]:
     """Return the last linear layer, and the last layer that returns its input, averaged over all pixels.
-
-    Args:
-        network: In evaluation mode.
-        x: A few inputs.
 
     Raises:
         InputError: The outputs are not those of a linear layer.
     """
+    x = split.inputs(torch.arange(min(2, len(split)))).to(next(network.parameters()).device)
     calls: list[tuple[str, nn.Module, Any, Any]] = []
 
     def note(name: str) -> Any:
@@ -140,7 +125,7 @@ def head_of(network: nn.Module, x: Tensor) -> tuple[nn.Linear, str]:
 
     handles = [module.register_forward_hook(note(name)) for name, module in network.named_modules() if name]
     try:
-        with torch.no_grad():
+        with evaluating(network):
             outputs = network(x)
     finally:
         for handle in handles:
@@ -178,21 +163,15 @@ def probed(teacher: Pretrained, train: Split, classes: int, seed: int) -> nn.Mod
     Features are standardized; the penalty is chosen by cross-validation on the training samples (5 parts, or as many as
     the smallest class has samples; C = 0.01 where a class has one).
 
-    Args:
-        teacher: The pretrained teacher.
-        train: The labeled samples of the target, of every class.
-        classes: Number of classes.
-        seed: Of the parts.
-
     Raises:
-        InputError: The outputs are not those of a last linear layer.
+        InputError: The outputs are not those of a last linear layer, or a class has no sample.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
     network = teacher.with_outputs(classes).to(next(teacher.network.parameters()).device).eval()
-    head, _ = head_of(network, train.inputs(torch.arange(min(2, len(train)))).to(next(network.parameters()).device))
+    head, _ = head_of(network, train)
     z, y = features_of(network, head, train).double(), train.y.cpu().numpy()
     mean, std = z.mean(0) * (head.bias is not None), z.std(0).clamp_min(1e-6)
     rows = ((z - mean) / std).numpy()
@@ -221,26 +200,19 @@ def probed(teacher: Pretrained, train: Split, classes: int, seed: int) -> nn.Mod
     return network
 
 
-def finetuned(network: nn.Module, train: Split, steps: int, lr: float, seed: int, device: str) -> nn.Module:
-    """Train the last block of a probed teacher and its last layer further, on the labels.
+def finetuned(
+    network: nn.Module, train: Split, settings: Training, seed: int, device: str, *, whole: bool = False
+) -> nn.Module:
+    """Train a probed teacher further on mixed pairs of the labelled samples: its last layer and block, or all of it.
 
     The last block is the last child with parameters before the last layer; of one with more than half of all
     parameters, its own last child.
-
-    Args:
-        network: The probed teacher.
-        train: The labeled samples.
-        steps: Optimizer steps.
-        lr: Learning rate.
-        seed: Of the batches.
-        device: Where to train.
     """
-    head, _ = head_of(network, train.inputs(torch.arange(min(2, len(train)))).to(next(network.parameters()).device))
-    network.requires_grad_(False)
-    for part in (head, last_block(network, head)):
+    head, _ = head_of(network, train)
+    network.requires_grad_(whole)
+    for part in () if whole else (head, last_block(network, head)):
         part.requires_grad_(True)
-    settings = Training(steps=steps, batch_size=32, lr=lr, augment=("crop", "flip"), doctor=False)
-    fit(Distillation(network, labels=1.0), train, settings, seed=seed, device=device)
+    fit(Distillation(network, labels=1.0, point=AtMixedPairs()), train, settings, seed=seed, device=device)
     return network.eval().requires_grad_(False)
 
 
@@ -259,23 +231,17 @@ def last_block(network: nn.Module, head: nn.Linear) -> nn.Module:
 
 
 def basis_of(teacher: Pretrained, images: Split, layer: str | None, k: int, whiten: bool) -> ReadoutNetwork:
-    """Return the teacher's pooled features in the basis of their first k principal components.
+    """Return the teacher's pooled features in the basis of their first k principal components on these images.
 
-    Args:
-        teacher: The pretrained teacher.
-        images: Images of the target, labeled or not.
-        layer: Dotted path of the layer; the input of the last one if None. Names of wrappers may be left out.
-        k: Number of components.
-        whiten: Whether each has its own unit.
+    Without `layer` they are the input of the last one. Names of wrappers may be left out.
 
     Raises:
         InputError: There is no such layer, or it cannot have k components.
     """
     network = teacher.network
-    device = next(network.parameters()).device
-    x = images.inputs().to(device)
+    x = images.inputs().to(next(network.parameters()).device)
     if layer is None:
-        layer = head_of(network, x[:2])[1]
+        layer = head_of(network, images)[1]
         if not layer:
             do = "Name the layer: --feature-layer."
             raise InputError("The teacher must have a layer that returns the input of its last one.", got="none", do=do)

@@ -13,7 +13,7 @@ from torch import nn
 from jacmatch.datasets import Data, Split, of_classes, per_class
 from jacmatch.errors import InputError
 from jacmatch.jacobian import ESTIMATORS, BatchNormPolicy, Estimator, NoiseAveraged, PCAFeatures, SubspaceInputs
-from jacmatch.jobs import networks
+from jacmatch.jobs import networks, study, teacher_distance
 from jacmatch.jobs import teachers as pretrained
 from jacmatch.jobs.adaptation import HeadTeacher, basis_of, finetuned, probed
 from jacmatch.jobs.data import SMOKE_TRAIN, load, mixed
@@ -21,28 +21,7 @@ from jacmatch.jobs.layer_pairs import chosen_pairs, named_pairs
 from jacmatch.jobs.networks import Description, same_inputs
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import SMOKE_JACOBIANS, SMOKE_STEPS, TrainingFields, positive
-from jacmatch.jobs.study import (
-    Cell,
-    Result,
-    Task,
-    head,
-    main_fields,
-    measured,
-    of_method,
-    over_seeds,
-    row,
-    run_cells,
-    save_main,
-)
-from jacmatch.jobs.teacher_distance import (
-    bound,
-    bound_table,
-    distance_table,
-    distances,
-    head_agreement,
-    matched_rows,
-    nearest_mean_accuracy,
-)
+from jacmatch.jobs.study import Cell, Result, Task, over_seeds
 from jacmatch.jobs.teachers import Pretrained
 from jacmatch.jobs.train import Train
 from jacmatch.losses import JacobianLoss, OutputLoss
@@ -55,7 +34,7 @@ from jacmatch.report import Table
 from jacmatch.report.tables import entry
 from jacmatch.runs import Run, read_metrics, spread
 from jacmatch.teachers import MemoizedTeacher, ModuleTeacher, Teacher, as_teacher
-from jacmatch.training import Training
+from jacmatch.training import Training, evaluate
 from jacmatch.training.state import channels_last
 
 # fmt: off
@@ -86,14 +65,7 @@ PAPER = tuple(METHODS)[:6]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe compares, and its settings where none are given.
-
-    Attributes:
-        methods: The methods, the last one the most complete.
-        point: Where student and teacher are compared.
-        output_loss: Loss of the output term.
-        temperature: Temperature of kl.
-    """
+    """What a recipe compares, where, and by which loss of the outputs, where none are given."""
 
     methods: tuple[str, ...]
     point: Literal["data", "mixed-pairs"]
@@ -111,6 +83,10 @@ RECIPES = {
 _NO_LABEL = -100
 FAR = 300
 """Unseen images that distances and the bound are about."""
+_PARTS, _FALL = ((0.5, 0.7), (0.8, 1.0)), 0.2  # parts of the steps whose mean losses are compared
+_OF_BASIS = 1000  # training images that principal components are of
+_JUDGED = 2000  # test images that the teacher's own outputs are judged by
+_FINE_TUNED = 200  # steps of fine-tuning that is compared with a probe
 
 
 @dataclass(frozen=True)
@@ -125,6 +101,7 @@ class Ready:
         pairs: Layers that are compared.
         unlabelled: Images without labels of another data set; None where there are none, or they are the target's own.
         memories: The teacher with its memory, by seed.
+        adapted: The teacher of the target's classes and the network that answers, by seed.
     """
 
     data: Data
@@ -134,6 +111,7 @@ class Ready:
     pairs: tuple[Pair, ...]
     unlabelled: Split | None = None
     memories: dict[int, MemoizedTeacher] = field(default_factory=dict)
+    adapted: dict[int, tuple[nn.Module, Teacher]] = field(default_factory=dict)
 
     @property
     def classes(self) -> int:
@@ -144,11 +122,6 @@ class Ready:
         """Return a new student with the target's outputs and, after them, `second` others: the teacher's if None."""
         second = self.teacher.description.outputs if second is None else second
         return replace(self.description, outputs=self.classes + second).build()
-
-
-_PARTS, _FALL = ((0.5, 0.7), (0.8, 1.0)), 0.2  # parts of the steps whose mean losses are compared
-_OF_BASIS = 1000  # training images that principal components are of
-_JUDGED = 2000  # test images that the teacher's own outputs are judged by
 
 
 @dataclass(frozen=True)
@@ -202,9 +175,10 @@ class Transfer(TrainingFields):
     target that are neither labeled nor held out."""
     unlabelled_count: int = 0
     """Number of images without labels, selected by the seed; 0 for all."""
-    adapt_steps: int = 0
+    adapt_steps: int | None = None
     """Number of optimizer steps that fine-tune the last block of the teacher with the probe, at a tenth of
-    --oracle-lr."""
+    --oracle-lr. By default the teacher with the probe is compared with the whole network, fine-tuned in 200 steps, and
+    the better one on the held-out images is used; without --validation the probe."""
     feature_layer: str | None = None
     """Layer of the teacher whose pooled features are learned; by default the input of its last layer."""
     feature_components: int = 32
@@ -275,39 +249,30 @@ class Transfer(TrainingFields):
             subset, _ = self.parts(ready.data, self.per_class, self.seed)
             run = self.begin("transfer")
             same_inputs(run, ready.data, ready.teacher.network, (ready.description,))
-            cells = [
-                Cell(
-                    seed=seed,
-                    method=method,
-                    label=METHODS[method],
-                    training=self.training_of(method, seed),
-                    network=None if method == "oracle" else ready.description,
-                )
-                for seed in range(self.seed, self.seed + (1 if self.smoke else self.seeds))
-                for method in self.chosen
-            ]
-            return run_cells(
-                run,
-                cells,
-                partial(self._prepare, ready),
-                partial(self._conclude, run, ready, subset, start),
-                device=self.device,
-                progress=shown,
+            seeds = range(self.seed, self.seed + (1 if self.smoke else self.seeds))
+            cells = [self._cell(seed, method, ready) for seed in seeds for method in self.chosen]
+            conclude = partial(self._conclude, run, ready, subset, start)
+            return study.run_cells(
+                run, cells, partial(self._prepare, ready), conclude, device=self.device, progress=shown
             )
 
+    def _cell(self, seed: int, method: str, ready: Ready) -> Cell:
+        network = None if method == "oracle" else ready.description
+        return Cell(seed, method, METHODS[method], self.training_of(method, seed), network)
+
     def _prepare(self, ready: Ready, cell: Cell) -> Task:
-        labelled, validation = self.parts(ready.data, self.per_class, cell.seed)
+        labelled, held_out = self.parts(ready.data, self.per_class, cell.seed)
         images = self.unlabelled_images(ready, labelled, cell.seed)
-        ready = self.taught(cell.method, ready, labelled, images, cell.seed)
+        ready = self.taught(cell.method, ready, labelled, images, cell.seed, held_out)
         network, objective = self.network_and_objective(cell.method, cell.seed, ready)
-        train = self.training_images(cell.method, labelled, images)
 
         def finish() -> tuple[nn.Module, dict[str, Any]]:
             student: Any = objective.student
-            adapted = cell.method.startswith("adapt")
+            validation = evaluate(student, held_out, device=self.device)["accuracy"] if held_out else None
             fields = {
-                "teacher": _measured_probe(ready, self.device) if adapted else None,
-                "student": {**measured(student, ready.data.test, self.device), "parameters": count_parameters(network)},
+                "teacher": _measured_probe(ready, self.device) if cell.method.startswith("adapt") else None,
+                "student": study.measured(student, ready.data.test, self.device)
+                | {"parameters": count_parameters(network), "validation_accuracy": validation},
                 **self.judged(cell.method, network, ready, labelled, objective),
             }
             if isinstance(student, FirstOutputs):
@@ -315,33 +280,36 @@ class Transfer(TrainingFields):
                 student = student.cut(ready.description.build(), labelled.inputs(torch.arange(2)).to(device))
             return student, fields
 
-        return Task(objective, train, validation, finish)
+        return Task(objective, self.training_images(cell.method, labelled, images), held_out, finish)
 
     def _conclude(
         self, run: Run, ready: Ready, subset: Split, start: float, done: Sequence[tuple[Cell, Result]]
     ) -> Result:
-        """The result; the last method but the oracle represents the run."""
-        rows = {method: _row(method, of_method(done, method)) for method in self.chosen}
-        main = next((method for method in reversed(self.chosen) if method != "oracle"), self.chosen[0])
+        """The result; the best student on held-out images represents the run, or the last one where there are none."""
+        rows = {method: _row(method, study.of_method(done, method)) for method in self.chosen}
+        students = [method for method in self.chosen if method != "oracle"] or list(self.chosen)
+        held_out = {method: rows[method]["validation_accuracy"] for method in students}
+        main = max(students, key=lambda each: held_out[each]["mean"]) if all(held_out.values()) else students[-1]
         teacher, test = ready.teacher, ready.data.test
         some = test.subset(torch.arange(min(_JUDGED, len(test))))
         if main != "oracle":
-            save_main(run, next(cell for cell, _ in done if cell.method == main))
+            study.save_main(run, next(cell for cell, _ in done if cell.method == main))
         probes = [result["teacher"]["accuracy"] for _, result in done if result["teacher"] is not None]
         result = {
-            **head(run, self.seed),
+            **study.head(run, self.seed),
             "teacher": {
-                "accuracy": nearest_mean_accuracy(teacher.network, subset, some, ready.classes),
+                "accuracy": teacher_distance.nearest_mean_accuracy(teacher.network, subset, some, ready.classes),
                 "accuracy_of": "nearest class mean of its outputs",
                 "probe_accuracy": over_seeds(probes),
                 "parameters": count_parameters(teacher.network),
             },
-            **main_fields(of_method(done, main), rows[main]),
+            **study.main_fields(study.of_method(done, main), rows[main]),
+            "method": main,
             "rows": list(rows.values()),
             "pairs": [list(pair) for pair in ready.pairs],
             "distances": self._distances(ready, subset),
             "train_samples": len(subset),
-            "unlabelled_samples": sum(map(len, filter(None, [self.unlabelled_images(ready, subset, self.seed)]))),
+            "unlabelled_samples": len(self.unlabelled_images(ready, subset, self.seed) or ()),
             "test_samples": len(test),
             "resolved": {"point": self.at, "output_loss": self.compared[0], "temperature": self.compared[1]},
             "notes": [*self._notes(ready), *_useless_probe(rows, probes), *_not_converged(run, done)],
@@ -353,14 +321,12 @@ class Transfer(TrainingFields):
 
     def _distances(self, ready: Ready, subset: Split) -> dict[str, Any]:
         """How far unseen images of the target, and those of the source where it is known, are from the training set."""
-        teacher = ready.teacher
+        teacher, layer = ready.teacher, ready.pairs[-1][1] if ready.pairs else None
         near, far = self.images(ready, subset)
-        layer = ready.pairs[-1][1] if ready.pairs else None
-        measured = {"unseen": distances(teacher.network, layer, near, far)}
+        others = {"unseen": far}
         if teacher.source is not None:
-            source = mixed(teacher.source.train, len(far)).inputs()
-            measured["source"] = distances(teacher.network, layer, near, source)
-        return measured
+            others["source"] = mixed(teacher.source.train, len(far)).inputs()
+        return {name: teacher_distance.distances(teacher.network, layer, near, x) for name, x in others.items()}
 
     def check(self) -> None:
         """Check the settings that need no data.
@@ -368,26 +334,23 @@ class Transfer(TrainingFields):
         Raises:
             InputError: A setting is out of range, or settings do not go together.
         """
-        positive("transfer", seeds=self.seeds, every=self.every, depths=self.depths, teacher_steps=self.teacher_steps)
-        positive("transfer", teacher_outputs=self.teacher_outputs, oracle_steps=self.oracle_steps or 1)
+        names = ("seeds", "every", "depths", "teacher_steps", "teacher_outputs", "oracle_steps", "feature_components")
+        numbers = {name: getattr(self, name) for name in (*names, "probe_dimensions", "pool")}
+        positive("transfer", **{name: number for name, number in numbers.items() if number is not None})
         self.training()
         self.training(lr=self.oracle_lr)
-        positive("transfer", feature_components=self.feature_components, probe_dimensions=self.probe_dimensions)
         for name in ("unlabelled_count", "adapt_steps"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 flag = name.replace("_", "-")
                 raise InputError(f"`--{flag}` of `transfer` must be at least 0.", got=getattr(self, name))
         if self.unlabelled_count and self.unlabelled is None:
             raise InputError("`--unlabelled-count` of `transfer` must come with --unlabelled.")
         if len(set(self.methods)) < len(self.methods):
             raise InputError("`--methods` of `transfer` must differ.", got=" ".join(self.methods))
-        if self.pool is not None:
-            positive("transfer", pool=self.pool)
         named = [name for name in ("teacher_size", "teacher_mean", "teacher_std") if getattr(self, name) is not None]
         if named and self.teacher_weights is None and not self.teacher.startswith(("onnx:", "hf:")):
             flags = ", ".join(f"`--{name.replace('_', '-')}`" for name in named)
             raise InputError(f"{flags} of `transfer` must come with --teacher-weights.")
-
         if self.teacher.startswith("onnx:") and (rest := set(self.chosen) - {"labels", "mixup", "lwf"}):
             rule = "`--methods` of `transfer` must be labels, mixup or lwf for a teacher of values alone."
             do = "Add for example --methods labels lwf: an ONNX file has no features that a probe could use."
@@ -502,24 +465,24 @@ class Transfer(TrainingFields):
         y = torch.cat([labelled.y, torch.full((len(images),), _NO_LABEL)])
         return Split(torch.cat([labelled.stored(), images.stored()]), y)
 
-    def taught(self, method: str, ready: Ready, labelled: Split, images: Split | None, seed: int) -> Ready:
-        """Return what a method is taught by: the teacher itself, the probed one, or its features in a small basis.
+    def taught(
+        self, method: str, ready: Ready, labelled: Split, images: Split | None, seed: int, held_out: Split | None = None
+    ) -> Ready:
+        """Return what a method is taught by: the teacher itself, the adapted one, or its features in a small basis.
 
-        Methods of a seed share the memory of the pretrained network.
+        Methods of a seed share the memory of the pretrained network, and the adapted teacher.
         """
-        teacher, draws = ready.teacher, self.views > 0
-        for other in set(ready.memories) - {seed}:
-            del ready.memories[other]
-        memory = ready.memories.setdefault(seed, MemoizedTeacher(as_teacher(teacher.network), draws=draws))
+        teacher, known = ready.teacher, (ready.memories, ready.adapted)
+        for each in known:
+            for other in set(each) - {seed}:
+                del each[other]
+        memory = ready.memories.setdefault(seed, MemoizedTeacher(as_teacher(teacher.network), draws=self.views > 0))
         network: Any = teacher.network
         answers: Teacher = memory
         if method.startswith("adapt"):
-            network = probed(teacher, labelled, ready.classes, seed)
-            answers = HeadTeacher.of_last_layer(network, memory, labelled)
-            if self.adapt_steps:
-                steps = SMOKE_STEPS if self.smoke else self.adapt_steps
-                network = finetuned(network, labelled, steps, self.oracle_lr / 10, seed, self.device)
-                answers = MemoizedTeacher(ModuleTeacher(network), draws=draws)
+            if seed not in ready.adapted:
+                ready.adapted[seed] = self._adapted(ready, memory, labelled, held_out, seed)
+            network, answers = ready.adapted[seed]
         elif method.startswith("features"):
             both = self.training_images(method, labelled, images)
             count = min(self.feature_components, len(both) - 1)
@@ -528,6 +491,25 @@ class Transfer(TrainingFields):
         elif method == "lwf" and not isinstance(network, ValuesOnly):
             answers = HeadTeacher.of_last_layer(network, memory, labelled)
         return replace(ready, teacher=replace(teacher, network=network), answers=answers)
+
+    def _adapted(
+        self, ready: Ready, memory: MemoizedTeacher, labelled: Split, held_out: Split | None, seed: int
+    ) -> tuple[nn.Module, Teacher]:
+        """Return the teacher of the target's classes; without --adapt-steps the best one on the held-out images."""
+        network = probed(ready.teacher, labelled, ready.classes, seed)
+        teacher = HeadTeacher.of_last_layer(network, memory, labelled)
+        if self.adapt_steps == 0 or (self.adapt_steps is None and held_out is None):
+            return network, teacher
+        steps, whole = self.adapt_steps or _FINE_TUNED, self.adapt_steps is None
+        other = probed(ready.teacher, labelled, ready.classes, seed)
+        settings = self.training(steps=SMOKE_STEPS if self.smoke else steps, batch_size=32, doctor=False, views=0)
+        settings = replace(settings, lr=self.oracle_lr if whole else self.oracle_lr / 10)
+        finetuned(other, labelled, settings, seed, self.device, whole=whole)
+        if whole and held_out is not None:
+            accuracies = [evaluate(each, held_out, device=self.device)["accuracy"] for each in (network, other)]
+            if accuracies[0] >= accuracies[1]:
+                return network, teacher
+        return other, MemoizedTeacher(ModuleTeacher(other), draws=memory.draws)
 
     def network_of(self, method: str, ready: Ready) -> nn.Module:
         """Return a new student of a method with all its outputs."""
@@ -543,25 +525,15 @@ class Transfer(TrainingFields):
 
     def objective(self, method: str, student: nn.Module, ready: Ready) -> Distillation | Objective:
         """Return the objective of one method; `student` is the fine-tuned teacher for the oracle."""
-        if method == "oracle":
-            return Distillation(student, labels=1.0)
         kind = method.partition("+")[0]
         point = AtMixedPairs() if self.at == "mixed-pairs" and kind != "labels" else None
-        if method == "mixup":
-            return Distillation(student, labels=1.0, point=AtMixedPairs())
-        own = 1.0 if kind != "adapt" else 0.3 if self.unlabelled is None else 0.0
-        labels = own if self.labels_weight is None or kind == "labels" else self.labels_weight
-        alone = kind == "adapt" and self.outputs_weight is None
-
-        def weight(name: str, share: float, given: float | None) -> float:
-            return 0.0 if name not in method else GradientShare(share) if given is None else given
-
+        if method in ("oracle", "mixup"):
+            return Distillation(student, labels=1.0, point=None if method == "oracle" else AtMixedPairs())
+        labels = 1.0 if kind != "adapt" else 0.3 if self.unlabelled is None else 0.0
         shared: dict[str, Any] = {
-            "labels": labels,
-            "outputs": 1.0
-            if alone
-            else weight(kind if kind != "labels" else "lwf", self.outputs_share, self.outputs_weight),
-            "jacobians": weight("jacobians", self.jacobian_share, self.jacobian_weight),
+            "labels": labels if self.labels_weight is None or kind == "labels" else self.labels_weight,
+            "outputs": 1.0 if kind == "adapt" and self.outputs_weight is None else self._weight("outputs"),
+            "jacobians": self._weight("jacobian") if "jacobians" in method else 0.0,
             "output_loss": self.compared[0],
             "temperature": self.compared[1],
             "every": self.every,
@@ -574,7 +546,7 @@ class Transfer(TrainingFields):
                 None if method == "labels" else ready.answers,
                 classes=ready.classes,
                 pairs=ready.pairs,
-                attention=weight("attention", self.attention_share, self.attention_weight),
+                attention=self._weight("attention") if "attention" in method else 0.0,
                 size=self.pool,
                 p=self.p,
                 jacobian_loss="normalized" if self.jacobian_loss == "auto" else self.jacobian_loss,
@@ -584,6 +556,11 @@ class Transfer(TrainingFields):
         loss: JacobianLoss = "bounded" if self.jacobian_loss == "auto" else self.jacobian_loss
         shared["classes"] = None if kind == "adapt" else ready.classes
         return Distillation(student, ready.answers, probe=self._probe(ready), jacobian_loss=loss, **shared)
+
+    def _weight(self, term: str) -> float:
+        """Return the weight of a term, or its share in the gradient norm."""
+        given: float | None = getattr(self, f"{term}_weight")
+        return GradientShare(getattr(self, f"{term}_share")) if given is None else given
 
     def _probe(self, ready: Ready) -> Estimator:
         """Return the probe of adapt and features; principal components are those of some training images."""
@@ -623,12 +600,14 @@ class Transfer(TrainingFields):
         first = 0 if method.startswith("adapt") else ready.classes
         if isinstance(objective, Objective):
             maps: dict[str, Any] = {"size": self.pool, "p": self.p, "shared": not first}
-            result["agreement"] = head_agreement(network, teacher, ready.classes, ready.pairs, shown, **maps)
+            result["agreement"] = teacher_distance.head_agreement(
+                network, teacher, ready.classes, ready.pairs, shown, **maps
+            )
         else:
-            result["agreement"] |= matched_rows(objective, shown)
+            result["agreement"] |= teacher_distance.matched_rows(objective, shown)
         if method != "labels":
             near, unseen = (each.to(device) for each in self.images(ready, train, far))
-            result["bound"] = bound(network, teacher.to(device), first, *self.compared, near, unseen)
+            result["bound"] = teacher_distance.bound(network, teacher.to(device), first, *self.compared, near, unseen)
         return result
 
     def _notes(self, ready: Ready) -> list[str]:
@@ -647,7 +626,7 @@ class Transfer(TrainingFields):
 def _measured_probe(ready: Ready, device: str) -> dict[str, Any]:
     """Accuracy of the probed teacher on test images."""
     test = ready.data.test.subset(torch.arange(min(_JUDGED, len(ready.data.test))))
-    return {**measured(ready.teacher.network, test, device), "accuracy_of": "the probed teacher"}
+    return {**study.measured(ready.teacher.network, test, device), "accuracy_of": "the probed teacher"}
 
 
 def loss_fall(rows: Sequence[Mapping[str, Any]], steps: int) -> float | None:
@@ -692,12 +671,12 @@ def _not_converged(run: Run, done: Sequence[tuple[Cell, Result]]) -> list[str]:
 def _row(method: str, results: Sequence[Result]) -> Result:
     """The row of a method; numbers that it does not have are None."""
     bounds = [result["bound"] for result in results if result["bound"] is not None]
-    return row(
+    agreement = {key: over_seeds([each["agreement"][key] for each in results]) for key in results[0]["agreement"]}
+    return study.row(
         METHODS[method],
         results,
-        agreement={
-            key: over_seeds([result["agreement"][key] for result in results]) for key in results[0]["agreement"]
-        },
+        validation_accuracy=over_seeds([each["student"].get("validation_accuracy") for each in results]),
+        agreement=agreement,
         bound={key: spread([each[key] for each in bounds]) for key in bounds[0]} if bounds else None,
     )
 
@@ -726,6 +705,6 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     bounds = {row["label"]: row["bound"] for row in rows if row["bound"] is not None}
     return [
         Table("accuracy", "Transfer", head, tuple(accuracy), notes),
-        distance_table(result["distances"]),
-        bound_table(bounds, result.get("resolved", settings)["output_loss"]),
+        teacher_distance.distance_table(result["distances"]),
+        teacher_distance.bound_table(bounds, result.get("resolved", settings)["output_loss"]),
     ]

@@ -137,8 +137,9 @@ class MeanTeacher:
 def _own(request: Request) -> dict[str, Any]:
     """The networks and the schedule of a size."""
     if not request.teacher and request.data.partition(":")[0] in ("digits", "fashion-mnist"):
-        steps = {"steps": 200} if request.data == "digits" else {"steps": 400, "source_classes": 5}
-        return {"teacher": "cnn5", "student": "cnn3", "oracle_steps": 60, **steps}
+        if request.data == "digits":
+            return {"teacher": "cnn5", "student": "cnn3", "steps": 200, "oracle_steps": 60}
+        return {"teacher": "vgg:16-M-32-M-64-M-64", "student": "vgg:8-M-16-M-32", "steps": 400, "oracle_steps": 60}
     if not request.teacher or (request.teacher_weights is None and not Path(request.teacher).is_dir()):
         rule = "`reproduce transfer` must be given a pretrained teacher for such data."
         do = "Give --teacher torchvision:mobilenet_v2 --teacher-weights FILE.safetensors, or the folder of a run."
