@@ -302,7 +302,7 @@ def _without_teacher(
 ) -> Measures:
     """Trains a student with unlabelled images by a semi-supervised method, and judges it."""
     train, seed = recipe.training_images("adapt", labelled, images), cell.seed
-    settings = recipe.training_of("mixup", seed)
+    settings = replace(recipe.training_of("mixup", seed), doctor=False)  # a mean teacher moves with each query
     network, objective = recipe.network_and_objective("mixup", seed, ready)
     if cell.settings["method"] == "mean-teacher":
         weight = len(train) / len(labelled)  # the term is a mean over all images, with 0 where there is no label
@@ -310,7 +310,7 @@ def _without_teacher(
         objective = Distillation(network, MeanTeacher(network, recipe.augment), labels=weight, outputs=1.0, **loss)
     else:
         fit(objective, labelled, settings, seed=seed, device=request.device)
-        teacher = MemoizedTeacher(ModuleTeacher(network), draws=True)
+        teacher = MemoizedTeacher(ModuleTeacher(network.eval().requires_grad_(False)), draws=True)
         torch.manual_seed(seed)
         objective = recipe.objective("adapt", ready.student(0), replace(ready, answers=teacher))
     fitted = fit(objective, train, settings, seed=seed, device=request.device)
