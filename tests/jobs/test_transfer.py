@@ -290,6 +290,46 @@ def test_recipes_share_one_result(adapted):
     assert "Learning curves" in (folder / "report.html").read_text()
     for method in rows:
         assert jacmatch.load_student(folder / "seed0" / method)(X).shape == (6, 5)
+    held_out = {method: row["validation_accuracy"]["mean"] for method, row in rows.items()}
+    assert held_out[result["method"]] == max(held_out.values())
+    best = folder / "seed0" / result["method"]
+    torch.testing.assert_close(jacmatch.load_student(folder)(X), jacmatch.load_student(best)(X))
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(("accuracies", "tuned"), [((0.5, 0.6), True), ((0.6, 0.6), False)])
+def test_the_better_adapted_teacher_on_held_out_images_is_taken(ready, monkeypatch, accuracies, tuned):
+    job = Transfer(smoke=True, per_class=4)
+    labelled, held_out = job.parts(ready.data, 4, 0)
+    ready = jacmatch.jobs.transfer.replace(ready, memories={}, adapted={})
+    given = iter(accuracies)
+    seen = []
+
+    def evaluate(network, split, device):
+        seen.append(split)
+        return {"accuracy": next(given)}
+
+    monkeypatch.setattr("jacmatch.jobs.transfer.evaluate", evaluate)
+    network = job.taught("adapt", ready, labelled, None, 0, held_out).teacher.network
+    pretrained_features = ready.teacher.network.features.state_dict()
+    moved = any(
+        not torch.equal(value, pretrained_features[name]) for name, value in network.features.state_dict().items()
+    )
+    assert moved == tuned
+    assert seen == [held_out, held_out]
+    again = job.taught("adapt+jacobians", ready, labelled, None, 0, held_out)
+    assert again.teacher.network is network
+
+
+@pytest.mark.ci
+def test_without_held_out_images_the_teacher_has_a_probe(ready):
+    job = Transfer(smoke=True, per_class=4, validation=0.0)
+    labelled, held_out = job.parts(ready.data, 4, 0)
+    assert held_out is None
+    ready = jacmatch.jobs.transfer.replace(ready, memories={}, adapted={})
+    network = job.taught("adapt", ready, labelled, None, 0).teacher.network
+    before = ready.teacher.network.features.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in network.features.state_dict().items())
 
 
 def test_each_recipe_names_methods_that_exist():
