@@ -177,7 +177,7 @@ def probed(teacher: Pretrained, train: Split, classes: int, seed: int) -> nn.Mod
     rows = ((z - mean) / std).numpy()
     smallest = int(torch.bincount(train.y.cpu(), minlength=classes).min())
     if smallest < 1:
-        raise InputError("The labelled images of the target must be of every class.", got="a class without one")
+        raise InputError("The labeled images of the target must be of every class.", got="a class without one")
     chosen = 1e-2
 
     def model(c: float) -> Any:
@@ -203,7 +203,7 @@ def probed(teacher: Pretrained, train: Split, classes: int, seed: int) -> nn.Mod
 def finetuned(
     network: nn.Module, train: Split, settings: Training, seed: int, device: str, *, whole: bool = False
 ) -> nn.Module:
-    """Train a probed teacher further on mixed pairs of the labelled samples: its last layer and block, or all of it.
+    """Train a probed teacher further on mixed pairs of the labeled samples: its last layer and block, or all of it.
 
     The last block is the last child with parameters before the last layer; of one with more than half of all
     parameters, its own last child.
