@@ -1,4 +1,4 @@
-"""Data sets: every loader ends in the same checks and gives the same two records, `Data` and `Split`.
+"""Data sets: every loader makes the same checks and returns the same two records, `Data` and `Split`.
 
 Example:
     >>> from jacmatch import datasets

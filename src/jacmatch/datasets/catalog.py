@@ -27,7 +27,7 @@ LOADERS: dict[str, Callable[[str, int], Data]] = {
 
 
 def is_code(spec: str) -> bool:
-    """Return whether `load` would take the text for a PACKAGE.MODULE:CALLABLE, which it imports and calls.
+    """Return whether `load` treats the text as a PACKAGE.MODULE:CALLABLE, which it imports and calls.
 
     Example:
         >>> is_code("npz:data.npz"), is_code("mlp:data")
@@ -38,7 +38,7 @@ def is_code(spec: str) -> bool:
 
 
 def load(spec: str, seed: int = 0) -> Data:
-    """Return the data set that `spec` names, checked.
+    """Load and check the data set that `spec` names.
 
     Args:
         spec: `digits`, `fashion-mnist[:DIR]`, `cifar10:DIR`, `cifar100:DIR`, `npz:FILE`, `folder:DIR[@SIZE]`,
@@ -46,11 +46,11 @@ def load(spec: str, seed: int = 0) -> Data:
             `PACKAGE.MODULE:CALLABLE`: a function of your own without arguments that returns a `Data`, a dictionary of
             the arrays that `from_arrays` names, or a tuple of them in the order x_train, y_train, x_test, y_test, and
             optionally j_train, j_test.
-        seed: Determines the split where there is no official one, and the inputs of `synthetic`.
+        seed: Determines the split if there is no official one, and the inputs of `synthetic`.
 
     Raises:
         InputError: The data cannot be used.
-        UnsupportedError: A package that reads them is not installed.
+        UnsupportedError: A package that is needed to read the data is not installed.
 
     Example:
         >>> data = load("synthetic:D=2,K=1,N=8")

@@ -23,7 +23,7 @@ class Split:
     Attributes:
         x: Raw inputs: bytes (images, 0–255) or floats, or images on disk that are decoded on access. Models normalize
             their own inputs.
-        y: Class numbers from 0, or the target values of a regression.
+        y: Class numbers from 0, or regression targets.
         jacobians: ∂y_k/∂x_i of the true function with respect to what `inputs` returns; NaN where an entry is unknown,
             None if all are.
 
@@ -89,17 +89,17 @@ def _digest(given: Tensor | Streamed) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A data set with its training and test parts, made by `datasets.load` or `datasets.from_arrays`.
+    """A data set with a training and a test split, returned by `datasets.load` or `datasets.from_arrays`.
 
     Attributes:
         name: Its name on the command line.
-        train: The training part.
-        test: The test part.
+        train: The training split.
+        test: The test split.
         classes: Number of classes; None for regression.
-        outputs: Number of outputs of a model: the classes, or the target values.
+        outputs: Number of outputs of a model: the number of classes, or of regression targets.
         shape: Shape of one input.
         mean: Mean of the training inputs as `Split.inputs` returns them, per channel (images) or per feature.
-        std: Their standard deviation; 1 where it is zero.
+        std: Standard deviation of the training inputs, likewise; 1 if it is zero.
     """
 
     name: str
@@ -320,7 +320,7 @@ def _shares(sizes: Int64[np.ndarray, "classes"], count: int) -> list[int]:
 
 
 def of_classes(data: Data, classes: Sequence[int]) -> Data:
-    """Return the samples of some classes, renumbered 0, 1, … in the order given, with their own mean and deviation.
+    """Return the samples of some classes, renumbered 0, 1, …, with their own mean and standard deviation.
 
     Args:
         data: A data set with classes.

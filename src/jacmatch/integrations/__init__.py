@@ -1,8 +1,8 @@
-"""Adapters for other training frameworks: Hugging Face Transformers, Lightning, timm; each imports its own when used.
+"""Adapters for Hugging Face Transformers, Lightning, timm and accelerate; each imports its framework when used.
 
-An objective is an nn.Module that returns a loss, so most loops need nothing from here. What these adapters add is what
-a framework cannot know: what is wrapped for several processes, what a checkpoint stores, how a loss is scaled when
-gradients are accumulated, and the terms in its log.
+An objective is an nn.Module that returns a loss, so most training loops need no adapter. The adapters handle what a
+framework cannot know: which module is wrapped for several processes, what a checkpoint contains, how the loss is scaled
+under gradient accumulation, and which terms are logged.
 """
 
 import importlib

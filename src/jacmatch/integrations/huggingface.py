@@ -30,10 +30,10 @@ _LABELS = ("labels", "label")
 
 
 class EmbeddingInputs(nn.Module):
-    """A transformer as a function of embeddings (B, T, D): what text is differentiated with respect to.
+    """A transformer as a function of embeddings (B, T, D), with respect to which it can be differentiated.
 
-    Token ids have no derivative. A batch then holds `inputs_embeds`, looked up in one frozen table for student and
-    teacher, whose embedding sizes must agree.
+    Outputs cannot be differentiated with respect to token ids. A batch must contain `inputs_embeds` instead, looked up
+    in one frozen table for student and teacher. Their embedding sizes must be equal.
 
     Args:
         model: A model whose `forward` takes `inputs_embeds`.
@@ -95,19 +95,19 @@ def inputs_and_labels(
 
 
 def compute_loss(objective: Objective, *, input_name: str | None = None) -> Callable[..., Any]:
-    """Return a function for the `compute_loss` of one's own Trainer, whose model is the student of the objective.
+    """Return a function for the `compute_loss` method of your own Trainer, whose model is the student.
 
-    The Trainer counts the labels of all batches of a step, those of −100 left out. Where it passes their number, the
-    loss of a batch is weighted by its part of them, and the batches of a step add up to their mean. Where it does not,
-    it divides by the number of batches itself.
+    The Trainer counts the labels of all batches of a step, except −100. If it passes this number, the loss of a batch
+    is weighted by its share, so that the losses of a step add up to the mean. Otherwise the Trainer divides by the
+    number of batches itself.
 
     Args:
         objective: The objective.
-        input_name: The key of the input in a batch; None is the only one, or the student's `main_input_name`.
+        input_name: Key of the input in a batch. None: the only input, or the student's `main_input_name`.
 
     Raises:
-        UnsupportedError: at the first call in several processes, where the Trainer wraps the student, not the
-            objective.
+        UnsupportedError: At the first call in several processes, in which the Trainer would wrap the student instead of
+            the objective.
 
     Example:
         >>> from jacmatch import Distillation
@@ -183,7 +183,7 @@ class TrainerModel(TrainingUnit):
 
 
 class JacmatchTrainer(Trainer):  # type: ignore[misc]
-    """The Trainer of Hugging Face, which trains the student of an objective.
+    """A Hugging Face Trainer that trains the student of an objective.
 
     - What accelerate prepares and DistributedDataParallel wraps is the objective, not the student.
     - The gradient of a step is that of the mean over all its samples: of all accumulated batches and of all processes,
@@ -195,15 +195,14 @@ class JacmatchTrainer(Trainer):  # type: ignore[misc]
 
     Args:
         objective: The objective, with student and teacher.
-        args: The arguments of the training.
-        input_name: The key of the input in a batch; None is the only one besides `labels`, or the student's
+        args: The `TrainingArguments`.
+        input_name: Key of the input in a batch. None: the only entry except `labels`, or the student's
             `main_input_name`.
         **settings: Other arguments of `transformers.Trainer`, such as `train_dataset` and `compute_metrics`.
 
     Raises:
-        InputError: `model`, `model_init`, `compute_loss_func` or label smoothing is given, whose place the objective
-            takes.
-        UnsupportedError: the weights would be sharded (FSDP, DeepSpeed), or one process would train on several GPUs.
+        InputError: `model`, `model_init`, `compute_loss_func` or label smoothing is given; the objective replaces them.
+        UnsupportedError: The weights would be sharded (FSDP, DeepSpeed), or one process would train on several GPUs.
     """
 
     loss_is_scaled_for_ga = False  # the Trainer divides by the number of accumulated batches

@@ -19,20 +19,20 @@ __all__ = ["DistillationModule"]
 
 
 class DistillationModule(LightningModule):  # type: ignore[misc]
-    """An objective that a Lightning Trainer trains, with its terms and gradient shares in the log.
+    """A LightningModule that trains the student of an objective, and logs its terms and gradient shares.
 
     A batch is (inputs, labels), or (inputs, labels, context) with a dictionary of other arguments of the networks.
-    `train_loss`, `train_TERM` and `share_TERM` are logged in training, `val_loss` and `val_TERM` in validation;
-    `self.student` is the trained network. A checkpoint has the student and the state of the objective, which one tensor
-    holds; the teacher is not stored.
+    Training logs `train_loss`, `train_TERM` and `share_TERM`, and validation logs `val_loss` and `val_TERM`.
+    `self.student` is the trained network. A checkpoint contains the student and the state of the objective (one
+    tensor), but not the teacher.
 
     Args:
         objective: The objective, with student and teacher.
-        optimizer: Makes the optimizer from the trained parameters, or what else `configure_optimizers` may return.
-            None is `torch.optim.Adam` with its defaults.
+        optimizer: Function of the trained parameters that returns the optimizer, or anything else that
+            `configure_optimizers` may return. None: `torch.optim.Adam` with its defaults.
 
     Raises:
-        InputError: `objective` is no objective.
+        InputError: `objective` is not an objective.
 
     Example:
         >>> from jacmatch import Distillation

@@ -1,4 +1,4 @@
-"""A training task of timm that compares derivatives."""
+"""A timm training task that compares derivatives."""
 
 from collections.abc import Callable
 from typing import Any
@@ -53,15 +53,15 @@ class _TaskUnit(TrainingUnit):
 class JacobianDistillationTask(LogitDistillationTask):  # type: ignore[misc]
     """Distillation of logits and Jacobians, with the arguments of timm's `LogitDistillationTask`.
 
-    The loss is task_weight · criterion + distill_weight · τ² KL + w · Jacobian term. It can stand wherever timm's
-    training script makes a `LogitDistillationTask`. Student and teacher are differentiated with respect to the input
-    that the loader of timm has normalized for the student.
+    The loss is task_weight · criterion + distill_weight · τ² KL + w · Jacobian term. Use it in place of the
+    `LogitDistillationTask` in timm's training script. Student and teacher are differentiated with respect to the input
+    that timm's loader has normalized for the student.
 
     Args:
         *args: Those of `timm.task.LogitDistillationTask`: student, teacher, criterion.
-        jacobians: Weight of the Jacobian term; a `GradientShare` is its share in the gradient norm of output and
-            Jacobian terms, the criterion left out.
-        probe: Which derivative products are compared; None is `RandomOutputs(1)`.
+        jacobians: Weight of the Jacobian term. A `GradientShare` is its share of the gradient norm of the output and
+            Jacobian terms, without the criterion.
+        probe: Derivative products to compare. None: `RandomOutputs(1)`.
         objective_settings: Other arguments of `Distillation`, such as `every` and `jacobian_loss`.
         **settings: Other arguments of `timm.task.LogitDistillationTask`, such as `temperature` and `device`.
 

@@ -1,4 +1,4 @@
-"""An objective as the module that a framework moves, wraps for several processes, and calls with a batch."""
+"""An objective as the module that a framework moves to a device, wraps for several processes, and calls."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,22 +14,22 @@ from jacmatch.objectives.weights import Part
 
 
 class TrainingUnit(nn.Module):
-    """An objective whose `forward` returns tensors alone: what DistributedDataParallel wraps.
+    """An objective whose `forward` returns only tensors, as DistributedDataParallel needs.
 
-    In one process it returns what the objective does. In several processes, each with its own part of a batch:
+    In one process it returns the same as the objective. In several processes, each with its own part of a batch:
 
     - gradient shares are measured on the mean gradient of all processes, so that all of them weigh the terms alike;
     - sample i of process r of n has the id r + n i where no `ids` are given, so that directions differ;
     - the loss reaches all trained parameters: a bias gets no gradient from a Jacobian term, and
       DistributedDataParallel would wait for one.
 
-    All processes must have equally many samples, as samplers that drop or repeat the last ones provide.
+    All processes must have the same number of samples, as with samplers that drop or repeat the last ones.
 
     Args:
-        objective: The objective. Its student has the only parameters; the teacher is not part of the module.
+        objective: The objective. The parameters of the unit are those of its student; the teacher is not part of it.
 
     Attributes:
-        shares: Share of each term in the gradient norm, when it was last measured.
+        shares: Share of each term in the gradient norm at the last measurement.
 
     Raises:
         InputError: `objective` is no objective.
@@ -70,11 +70,11 @@ class TrainingUnit(nn.Module):
         Args:
             x: Raw inputs (B, …), the same for student and teacher.
             y: Labels.
-            with_outputs: A loss of the student's outputs that the framework adds, returned as `of_outputs`.
+            with_outputs: Additional loss of the student's outputs, returned as `of_outputs`.
             **settings: Other arguments of the objective's `forward`, such as `ids` and `progress`.
 
         Raises:
-            UnsupportedError: derivatives are taken under autocast in fp16, where small ones are 0.
+            UnsupportedError: Derivatives are computed under fp16 autocast, in which small ones become 0.
         """
         self._check_precision(x)
         part, weights = _part(len(x)), self.objective.loss_weights

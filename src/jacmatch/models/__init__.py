@@ -1,4 +1,4 @@
-"""Networks that take raw inputs and normalize them inside, by name: `build("vgg4", outputs, shape, mean, std)`."""
+"""Networks that take raw inputs and normalize them: `build("vgg4", outputs, shape, mean, std)`."""
 
 from jacmatch.models.catalog import CATALOG, FORMS, build, count_parameters
 from jacmatch.models.inputs import FirstOutputs, Normalized, Resized

@@ -47,7 +47,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def is_code(spec: str) -> bool:
-    """Return whether `build` would take the text for a PACKAGE.MODULE:CALLABLE, which it imports and calls.
+    """Return whether `build` treats the text as a PACKAGE.MODULE:CALLABLE, which it imports and calls.
 
     Example:
         >>> is_code("mlp:64-64"), is_code("npz:network")
@@ -59,9 +59,9 @@ def is_code(spec: str) -> bool:
 
 
 def build(spec: str, outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> nn.Module:
-    """A new, untrained model on raw inputs; its weights are drawn from torch's global generator.
+    """Build a model on raw inputs, with random weights from torch's global generator.
 
-    An `InputError` says so if there is no such model, it cannot be built for these sizes, or a package is missing.
+    Raises an `InputError` if there is no such model, it cannot be built for these sizes, or a package is missing.
 
     Args:
         spec: A name in `CATALOG`; `vgg:64-M-128-M`, a layout as in `VGG`; `mlp:64-64` or `mlp:64-64-tanh`, widths of
@@ -73,9 +73,10 @@ def build(spec: str, outputs: int, shape: Shape, mean: Statistics = None, std: S
             that it has as parameters, and must normalize the raw input itself.
         outputs: Number of outputs, at least 1.
         shape: Shape of one sample.
-        mean: Subtracted from the raw input, per channel or one for all.
-        std: Divides the difference, above 0. With neither, `timm:` and `torchvision:` models on RGB images take the
-            constants their published weights were trained with, the others leave the input as it is.
+        mean: Mean that is subtracted from the raw input: one number per channel, or one for all.
+        std: Standard deviation by which the difference is divided, above 0. If neither is given, `timm:` and
+            `torchvision:` models on RGB images use the values of their published weights, and others do not scale the
+            input.
 
     Example:
         >>> count_parameters(build("vgg:16-M-32-M", outputs=10, shape=(1, 8, 8)))
@@ -335,5 +336,5 @@ FORMS = (
 
 
 def count_parameters(module: nn.Module) -> int:
-    """The number of parameters, frozen ones included, shared ones once, buffers not."""
+    """Return the number of parameters, with frozen ones, without buffers; shared ones count once."""
     return sum(parameter.numel() for parameter in module.parameters())

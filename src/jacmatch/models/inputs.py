@@ -1,8 +1,8 @@
-"""What every model of this package takes: outputs, the shape of a sample, and the scaling of its raw input.
+"""The interface of all models: number of outputs, shape of a sample, and scaling of the raw input.
 
 A model is built as ``f(outputs, shape, mean, std)`` and maps *raw* inputs (images in [0, 1]) to `outputs` numbers. It
-scales the raw input itself, by its buffers `mean` and `std`: two models with different preprocessing then have
-Jacobians with respect to the same input, which is what makes them comparable.
+scales the raw input itself, by its buffers `mean` and `std`. Two models with different preprocessing therefore have
+Jacobians with respect to the same input, and can be compared.
 """
 
 import math
@@ -29,8 +29,8 @@ class RawInputs(nn.Module):
         caller: Name of the model in messages.
         outputs: Number of outputs, at least 1.
         shape: Shape of one sample.
-        mean: Subtracted from the raw input, per channel (first axis of `shape`) or one for all.
-        std: Divides the difference, above 0.
+        mean: Mean that is subtracted from the raw input, per channel (first axis of `shape`) or one for all.
+        std: Standard deviation by which the difference is divided, above 0.
     """
 
     mean: Tensor
@@ -55,7 +55,7 @@ class RawInputs(nn.Module):
 
 
 class Normalized(RawInputs):
-    """A network of another library, which takes normalized inputs, on raw inputs: `network` at (x − mean)/std."""
+    """Wrapper of a network of another library: `network` at (x − mean)/std for raw inputs x."""
 
     def __init__(self, network: nn.Module, shape: Shape, mean: Statistics = None, std: Statistics = None) -> None:
         super().__init__("Normalized", 1, shape, mean, std)
@@ -120,10 +120,10 @@ def check_image(caller: str, shape: Shape, halvings: int) -> None:
 
 
 class Resized(nn.Module):
-    """A network that sees the images resized: `network` of the bilinear interpolation of x to `size` × `size` pixels.
+    """Wrapper that resizes images to `size` × `size` pixels by bilinear interpolation, then calls `network`.
 
-    The interpolation is linear in x and without antialiasing, so derivatives are by the raw images as they are given;
-    a student on the same images then has a Jacobian by the same input.
+    The interpolation is linear in x and has no antialiasing. Derivatives are with respect to the raw images, so they
+    can be compared with those of a student on the same images.
     """
 
     def __init__(self, network: nn.Module, shape: Shape, size: int) -> None:
@@ -149,7 +149,7 @@ class Resized(nn.Module):
 
 
 class FirstOutputs(nn.Module):
-    """The first outputs of a network with two heads in one last layer: those of the task; `network` has all.
+    """The first outputs of a network with two heads in one last layer; `network` has all outputs.
 
     Example:
         >>> both = nn.Linear(3, 7)

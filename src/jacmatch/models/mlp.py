@@ -74,7 +74,7 @@ def mlp(
     hidden: Sequence[int] = (128, 128),
     activation: str = "silu",
 ) -> MLP:
-    """A fully connected network with two hidden layers of 128 and a smooth activation; see `MLP`.
+    """Build a fully connected network with a smooth activation, by default two hidden layers of 128; see `MLP`.
 
     Example:
         >>> import torch
@@ -108,9 +108,9 @@ def mlp_from_layout(layout: str, outputs: int, shape: Shape, mean: Statistics = 
 
 
 class ScaledMLP(nn.Module):
-    """A perceptron with raw units on both sides: y = m + t · net((x − mean)/std).
+    """A perceptron that takes and returns raw units: y = m + t · net((x − mean)/std).
 
-    Its scalers are buffers, saved with its weights and exported with it.
+    The means and scales are buffers, which are saved and exported with the weights.
     """
 
     y_mean: Tensor
@@ -151,17 +151,17 @@ def scaled_mlp(
     y_mean: Statistics | Tensor = None,
     y_scale: Statistics | Tensor = None,
 ) -> ScaledMLP:
-    """A perceptron with raw units on both sides; see `ScaledMLP`.
+    """Build a perceptron that takes and returns raw units; see `ScaledMLP`.
 
     Args:
         inputs: Number of input elements, or the shape of a sample.
         outputs: Number of outputs.
         hidden: Widths of the hidden layers.
-        activation: A name in `ACTIVATIONS`. All are smooth but "relu", whose Jacobian is piecewise constant.
-        x_mean: Subtracted from the raw inputs: a number for each entry of the first axis, or one for all.
-        x_scale: Divides the difference, above 0.
-        y_mean: Added to the outputs.
-        y_scale: Multiplies them, above 0.
+        activation: A name in `ACTIVATIONS`. All are smooth except "relu", whose Jacobian is piecewise constant.
+        x_mean: Mean that is subtracted from the raw inputs: one number per entry of the first axis, or one for all.
+        x_scale: Scale by which the difference is divided, above 0.
+        y_mean: Mean that is added to the scaled outputs.
+        y_scale: Scale by which the outputs are multiplied, above 0.
 
     Example:
         >>> scaled_mlp(2, 1, y_mean=[5.0], y_scale=[0.1])(torch.zeros(3, 2)).shape

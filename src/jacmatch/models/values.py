@@ -1,4 +1,4 @@
-"""Networks of which only values are known: files of ONNX, and functions of the user."""
+"""Networks without derivatives: ONNX files, and functions of the user."""
 
 import os
 from collections.abc import Callable
@@ -22,11 +22,11 @@ In float32 less than ε^⅓, which balances rounding and curvature: most network
 
 
 class ValuesOnly(nn.Module):
-    """A function as a module without parameters: outputs, and no gradient.
+    """A module without parameters that calls a function; its outputs have no gradient.
 
     Attributes:
         function: Takes a batch (B, *input) and returns outputs (B, K).
-        step: Step of differences, as a share of the root mean square of the input; None for that of the type of x.
+        step: Step of differences relative to the root mean square of the input; None: by the dtype of x.
 
     Example:
         >>> ValuesOnly(lambda x: x.sum(1, keepdims=True))(torch.ones(2, 3))
@@ -72,10 +72,10 @@ class ValuesOnly(nn.Module):
 
 
 def onnx(path: str, outputs: int | None, shape: Shape, mean: object = None, std: object = None) -> ValuesOnly:
-    """The network of an ONNX file on raw inputs, run by onnxruntime on the CPU.
+    """Return the network of an ONNX file on raw inputs, run by onnxruntime on the CPU.
 
-    Images in NHWC order are transposed, float16 and double are converted, uint8 gets 255·x rounded. A file with a fixed
-    batch size is called with full batches, the last one padded.
+    Images in NHWC order are transposed, float16 and double are converted, and uint8 inputs get 255·x, rounded. If the
+    file has a fixed batch size, the last batch is padded.
     """
     file = Path(os.path.expanduser(path))
     rule = f"`onnx:{path}` must be an ONNX file"

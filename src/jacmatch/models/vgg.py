@@ -1,4 +1,4 @@
-"""VGG networks as the paper writes them: a layout such as 64-M-128-M, global average pooling, one linear layer."""
+"""VGG networks in the paper's notation: a layout such as 64-M-128-M, global average pooling, one linear layer."""
 
 from collections import OrderedDict
 
@@ -16,13 +16,13 @@ CNN3 = "16-M-32-M"
 
 
 class VGG(RawInputs):
-    """A plain convolutional network given by its layout.
+    """A plain convolutional network with a given layout.
 
-    A number is 3×3 convolution with that many channels → BatchNorm → ReLU, an M max-pooling 2×2 with stride 2. The
-    modules are named `features.conv1`, `features.pool1`, … in the order of the layout, and `classifier`.
+    A number means a 3×3 convolution with that many channels → BatchNorm → ReLU, and M means 2×2 max-pooling with stride
+    2. The modules are named `features.conv1`, `features.pool1`, … in the order of the layout, and `classifier`.
 
-    Pooling keeps the incomplete window at the border, n → ⌈n/2⌉: at sides divisible by 2^pools, CIFAR's 32 among them,
-    this is the paper's network, and 28 pixels go 28, 14, 7, 4, 2, 1 through VGG-9 instead of to nothing.
+    Pooling keeps incomplete windows at the border, n → ⌈n/2⌉. For sides divisible by 2^pools, as CIFAR's 32, this is
+    the paper's network. 28 pixels become 28, 14, 7, 4, 2, 1 in VGG-9; without incomplete windows they would vanish.
 
     References:
         Srinivas & Fleuret 2018, arXiv:1803.00443; layouts from the workshop precursor "Local Affine Approximators"

@@ -1,4 +1,4 @@
-"""Weights on disk: written as safetensors, and read from what other libraries and training scripts leave."""
+"""Weights on disk: written as safetensors, and read from files of other libraries and training scripts."""
 
 import os
 import re
@@ -230,10 +230,10 @@ _LARGEST = 2**36  # bytes of a file that is converted without a module to compar
 
 
 def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Writes parameters and buffers to a safetensors file, all of it or nothing.
+    """Write parameters and buffers to a safetensors file, atomically.
 
     Raises:
-        InputError: If the name does not end in `.safetensors`, or the file cannot be written.
+        InputError: The name does not end in `.safetensors`, or the file cannot be written.
     """
     target = Path(path)
     if target.suffix != ".safetensors":
@@ -255,16 +255,16 @@ def _write(target: Path, state: Mapping[str, Tensor], safetensors: Any) -> None:
 
 
 def convert_weights(source: str | os.PathLike[str], target: str | os.PathLike[str], *, key: str | None = None) -> None:
-    """Writes the weights of any file that `load_weights` reads as a safetensors file; no code in it is run.
+    """Write the weights of any file that `load_weights` reads as a safetensors file, without running code.
 
     Args:
-        source: A checkpoint of torch, an index of several files, a folder of Hugging Face …
-        target: The file to write; its name ends in `.safetensors`.
-        key: Which set of tensors, if the file has several: `model`, `ema` …
+        source: A torch checkpoint, an index of several files, a Hugging Face folder, …
+        target: The file to write; its name must end in `.safetensors`.
+        key: The set of tensors to use if the file has several: `model`, `ema`, …
 
     Raises:
-        InputError: The source cannot be read, has several sets of weights and `key` does not name one, or the target
-            cannot be written.
+        InputError: The source cannot be read, it has several sets of weights and `key` names none of them, or the
+            target cannot be written.
 
     Example:
         >>> import tempfile
@@ -301,29 +301,28 @@ def load_weights(
     allow_pickle: bool = False,
     key: str | None = None,
 ) -> None:
-    """Copies weights from a file into the module: every parameter and buffer, or none of them.
+    """Copy weights from a file into a module: every parameter and buffer, or none of them.
 
-    The file may have been written by another library. Prefixes of wrappers and of training scripts (`module.`,
-    `_orig_mod.`, `model.`, `ema_model.` …) are left out, tied weights may be there once, counters of BatchNorm may be
-    missing. If the names are others, the layers are matched by structure where there is only one way to do that
-    (`by_structure`), and a warning says which. Weights from elsewhere carry no `mean` and `std`. Under
-    another preprocessing than they were trained with they lose tens of points in accuracy without any error, so both
-    must be given then.
+    Files of other libraries can be read. Prefixes of wrappers and training scripts (`module.`, `_orig_mod.`, `model.`,
+    `ema_model.` …) are ignored, tied weights may be stored once, and counters of BatchNorm may be missing. If names
+    differ, layers are matched by structure if the match is unique (`by_structure`), with a warning. Weights of other
+    libraries do not contain `mean` and `std`, so both must be given: with other preprocessing than in its training, a
+    network loses tens of points of accuracy without an error.
 
     Args:
-        module: A model of the architecture the weights were trained in.
-        path: A `.safetensors` file, an index of several (`model.safetensors.index.json`), a folder that has one of
-            these, an `.npz` archive, or a checkpoint of torch (`allow_pickle`).
-        mean: For a file without: the mean that was subtracted from raw inputs when these weights were trained.
-        std: Likewise, what the difference was divided by.
-        allow_pickle: Reads checkpoints of torch (`.pt`, `.pth`, `.bin`, `.ckpt`, `.pth.tar`) by
-            `torch.load(weights_only=True)`: tensors are read, no code in the file is run.
-        key: Which set of weights, if the file has several that fit: `model`, `ema`, `state_dict.student` …
+        module: A model with the architecture of the weights.
+        path: A `.safetensors` file, an index of several (`model.safetensors.index.json`), a folder that contains one of
+            these, an `.npz` file, or a torch checkpoint (with `allow_pickle`).
+        mean: Mean of the input normalization of these weights, if the file does not contain it.
+        std: Standard deviation of the input normalization of these weights, if the file does not contain it.
+        allow_pickle: Whether torch checkpoints (`.pt`, `.pth`, `.bin`, `.ckpt`, `.pth.tar`) may be read, with
+            `torch.load(weights_only=True)`: tensors are read, and no code in the file is run.
+        key: The set of weights to use if several in the file fit: `model`, `ema`, `state_dict.student`, …
 
     Raises:
-        InputError: If the file is missing, needs code to be read, is far larger than the module, damaged or holds other
-            weights; if it leaves open which tensor is which; or if `mean` and `std` are needed and not given, or given
-            and not needed.
+        InputError: The file is missing, damaged, far larger than the module, cannot be read without running code, or
+            holds other weights; the match of tensors is not unique; or `mean` and `std` are missing, or given although
+            the file has them.
 
     Warns:
         UserWarning: Layers were matched by structure, one of several sets was chosen, or tensors were not used.

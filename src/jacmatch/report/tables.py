@@ -19,7 +19,7 @@ class Table:
         title: What it shows, in one line.
         head: Headings; the first is that of the rows.
         rows: As many entries as there are headings.
-        notes: Remarks below the table, a sentence or two each.
+        notes: Notes below the table, a sentence or two each.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Table:
 
 
 def entry(value: Spread | None, scale: float | int = 100, digits: int | None = 1) -> str:
-    """Return a mean ± standard deviation as text; a dash where nothing was measured.
+    """Return mean ± standard deviation as text, or a dash if nothing was measured.
 
     Example:
         >>> entry({"mean": 0.51, "std": 0.014}), entry({"mean": 0.5, "std": None}, 1, 3)

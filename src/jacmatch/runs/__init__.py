@@ -1,4 +1,4 @@
-"""Run folders: what a job leaves behind, written as it goes and checked when it is opened. Needs no torch."""
+"""Run folders: the files of a job, written while it runs and checked when they are read. Needs no torch."""
 
 from jacmatch.runs.folder import CHECKPOINT, RESULT, TRAINING_JOBS, Run, environment, read_metrics, spread, threads
 

@@ -319,10 +319,10 @@ class Run:
         Args:
             path: The folder; missing parents are created. If this fails, what was created is removed.
             job: The verb of the command line.
-            settings: Everything that determines the result, and nothing else (no output folder, no progress bar).
+            settings: All settings that determine the result, without others (such as the output folder).
             version: The version of this package.
             cuda: Name of the GPU, if the job uses one.
-            again: Whether a finished run is accepted. It keeps its result until `write_result` replaces it.
+            again: Whether a finished run is accepted. Its result remains until `write_result` replaces it.
 
         Raises:
             InputError: The folder holds something else, a finished run or another run; another process uses it; a
@@ -371,7 +371,7 @@ class Run:
         return run
 
     def child(self, name: str, settings: Mapping[str, Any] | None = None, job: str | None = None) -> "Run":
-        """Return the run `name` (such as "seed0/labels") inside this run: new, resumed or, if it is `finished`, as is.
+        """Return the run `name` (such as "seed0/labels") inside this run: new, resumed, or finished (`finished`).
 
         Settings and job are those of this run if left out.
 
@@ -391,10 +391,10 @@ class Run:
         return run
 
     def check_inputs(self, part: str, here: Mapping[str, Fingerprint]) -> None:
-        """Store fingerprints of a part ("data"), or compare them with those stored if the run is resumed.
+        """Store fingerprints of a part ("data"), or compare them with the stored ones if the run is resumed.
 
         Raises:
-            InputError: The run was started with others; the message names them.
+            InputError: The run was started with other inputs; the message names them.
         """
         if self.follows:
             return

@@ -1,4 +1,4 @@
-"""Fit a smooth function, a simulator for instance, from its values and its partial derivatives.
+"""Fit a smooth function, for example a simulator, to its values and partial derivatives.
 
 Example:
     >>> import numpy as np

@@ -1,12 +1,12 @@
-"""A Gaussian process that is conditioned on values and partials: a model for few samples, and a teacher of networks.
+"""A Gaussian process conditioned on values and partials: a model for few samples, and a teacher of networks.
 
 The prior is a constant plus a process with the squared exponential kernel k = exp(−½ Σ uᵢ²), uᵢ = (xᵢ − xᵢ′)/ℓᵢ. Its
 derivatives have closed covariances: cov(f, ℓᵢ ∂ᵢ′f) = k uᵢ and cov(ℓᵢ ∂ᵢf, ℓⱼ ∂ⱼ′f) = k (δᵢⱼ − uᵢ uⱼ). Length scales
 and noise maximize the marginal likelihood, whose gradient is explicit; the constant and the variance of each output are
 profiled.
 
-It is written here because the kernel with gradients of GPyTorch takes neither missing partials nor several outputs, and
-SMT needs minutes to predict the derivatives at 1,000 points.
+It is implemented here because GPyTorch's kernel with gradients supports neither missing partials nor several outputs,
+and SMT needs minutes to predict the derivatives at 1,000 points.
 
 References:
     Rasmussen & Williams 2006, sections 2.7, 5.4.1 and 9.4.

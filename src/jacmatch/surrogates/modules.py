@@ -55,35 +55,35 @@ def fit_surrogate(
     slopes: str | None = None,
     **training: Any,
 ) -> nn.Module:
-    """A network that was trained on values and partials; raw units in, raw units out, in evaluation mode.
+    """Train a network on values and partials; it takes and returns raw units, and is in evaluation mode.
 
     Inputs, outputs and partials are compared in units of `x_scale` and `y_scale`; see `objectives.Regression`.
 
     Args:
         x: Inputs.
         y: Values.
-        jacobian: Partials ∂yₖ/∂xᵢ at the inputs; or give a teacher, which is then queried in each step.
-        teacher: Answers partials where none are given.
+        jacobian: Partials ∂yₖ/∂xᵢ at the inputs. Without them, a teacher is queried in each step.
+        teacher: Teacher that returns the partials if none are given.
         partials: Which partials are compared; see `PARTIALS`.
-        probes: How many products or rows in a step.
-        weight: Of the partials beside values of weight 1.
-        hidden: Widths of the hidden layers of a new network.
-        activation: Of a new network.
-        student: A network to train instead of a new one; raw units on both sides.
+        probes: Number of products or rows in a step.
+        weight: Weight of the partials; the values have weight 1.
+        hidden: Widths of the hidden layers.
+        activation: Activation function.
+        student: Network to train instead of a new one; it takes and returns raw units.
         x_scale: Units of the inputs; their standard deviation if None.
         y_scale: Units of the outputs; their standard deviation if None.
-        steps: Steps of the optimizer.
-        batch_size: Samples in a step; all, if there are no more.
-        lr: Learning rate at its highest.
-        seed: Of the weights, the batches and the directions.
-        device: Where to train.
+        steps: Number of optimizer steps.
+        batch_size: Number of samples in a step, or all samples if there are fewer.
+        lr: Maximum learning rate.
+        seed: Seed of weights, batches and directions.
+        device: Device on which the network is trained.
         on_step: Called after each step; see `training.fit`.
         slopes: The former name of `partials`.
         **training: Other fields of `Training`.
 
     Raises:
-        InputError: a setting is wrong, or no partials are known.
-        UnsupportedError: the teacher cannot answer the query.
+        InputError: An argument is invalid, or no partials are known.
+        UnsupportedError: The teacher cannot answer the query.
 
     Example:
         >>> x = torch.linspace(0, 3, 16)[:, None]

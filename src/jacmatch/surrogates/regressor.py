@@ -29,40 +29,42 @@ SOLVERS = ("auto", "lbfgs", "adam")
 
 
 class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]
-    """A network or a Gaussian process fitted to the values and, where known, the partials of a smooth function.
+    """Regressor fitted to values and, where known, partials of a smooth function.
 
-    The fit is deterministic. A network is fitted by L-BFGS in float64 over all samples; weight decay and activation are
-    selected on held-out values and partials.
+    The model is a network or a Gaussian process, and the fit is deterministic. A network is fitted by L-BFGS in float64
+    over all samples; weight decay and activation are selected on held-out values and partials.
 
     Args:
-        model: "network"; "gp", a Gaussian process, for up to about 6,000 values and partials of an output; or "auto",
-            the one with the lower error on held-out samples.
-        solver: "lbfgs", over all samples in each evaluation; "adam", in minibatches; or "auto", which takes minibatches
+        model: "network"; "gp", a Gaussian process, for up to about 6,000 values and partials per output; or "auto", the
+            one with the lower error on held-out samples.
+        solver: "lbfgs", over all samples in each evaluation; "adam", in minibatches; or "auto", which selects "adam"
             for large data, noisy values and GPUs.
         steps: Steps of Adam.
-        device: Device of Adam.
+        device: Device for solver "adam".
         hidden: Widths of the hidden layers.
         activation: "silu", "tanh", "softplus", or "auto", which selects one on held-out samples.
-        starts: Random starts for each activation; the best on held-out samples is fitted to all.
+        starts: Number of random initializations for each activation; the best on held-out samples is fitted to all
+            samples.
         weight_decay: A number, or "auto", which selects it on held-out samples.
-        jacobian_weight: Weight λ of the partials beside values of weight 1, in standardized units. "auto" takes the one
-            at which a constant function loses as much by its partials as by its values.
-        output_weights: Weight of each output's squared error, (K,); it applies to its partials as well.
-        partial_weights: Weight of each partial's squared error, broadcast to (N, K, D).
-        ensemble: Networks from different starts, whose mean is the prediction.
-        max_evaluations: Evaluations of loss and gradient in the last fit; by the size of the problem if None.
-        warm_start: Whether a second `fit` goes on from the parameters of the first.
-        random_state: Seed of the starts and of what is held out.
-        on_progress: Called after each evaluation with their number, the number planned and the loss.
+        jacobian_weight: Weight λ of the partials in standardized units; the values have weight 1. "auto": the weight at
+            which both terms are equal for a constant function.
+        output_weights: Weight of the squared error of each output, (K,); it also applies to its partials.
+        partial_weights: Weight of the squared error of each partial, broadcast to (N, K, D).
+        ensemble: Number of networks with different initializations, whose mean is the prediction.
+        max_evaluations: Maximum number of evaluations of loss and gradient in the last fit; None: by the size of the
+            problem.
+        warm_start: Whether a second `fit` continues from the parameters of the first.
+        random_state: Seed of the initializations and of the held-out samples.
+        on_progress: Called after each evaluation with the number of evaluations, the planned number and the loss.
 
     Attributes:
-        model_: "network" or "gp": what predicts.
-        solver_: The solver, and why it was taken.
-        fits_: The networks, with what they were selected by; empty if a Gaussian process predicts.
+        model_: "network" or "gp": the model that predicts.
+        solver_: The solver, and why it was selected.
+        fits_: The networks and the losses by which they were selected; empty if a Gaussian process predicts.
         process_: The Gaussian process; None if there is none.
-        held_out_: Loss of both on the held-out samples, where both were tried.
+        held_out_: Held-out loss of network and process, if both were fitted.
         scaler_: Means and scales of inputs and outputs.
-        warnings_: One line for each thing about the samples that looked wrong.
+        warnings_: One line for each problem of the samples.
         n_features_in_: The number of inputs.
 
     References:
@@ -116,16 +118,16 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         self.on_progress = on_progress
 
     def fit(self, X: Any, y: Any, jacobian: Any = None, sample_weight: Any = None) -> "JacobianRegressor":
-        """Fit to values and partials.
+        """Fit the model to values and partials.
 
         Args:
             X: Inputs, (N, D).
             y: Values, (N,) or (N, K).
-            jacobian: Partials ∂yₖ/∂xᵢ, (N, K, D), or (N, D) for one output; NaN where not known. None learns values.
+            jacobian: Partials ∂yₖ/∂xᵢ, (N, K, D), or (N, D) for one output; NaN if unknown. None: learn only values.
             sample_weight: Weight of each sample, (N,).
 
         Raises:
-            InputError: The samples cannot be learned from, or a setting is wrong.
+            InputError: The samples or a parameter are invalid.
         """
         x, values = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
         values = values.astype(np.float64)
@@ -250,12 +252,12 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         return np.quantile(np.concatenate(ratios), 0.9, axis=0) / QUANTILE_95 if ratios else 1.0
 
     def distill(self, count: int = 600) -> "JacobianRegressor":
-        """Return a network that learned values and partials from the Gaussian process, at points in the samples' box.
+        """Return a network that learned values and partials of the Gaussian process in the box of the samples.
 
-        It predicts without the samples, and much faster.
+        It predicts without the samples, and much faster than the process.
 
         Args:
-            count: Points at which the process is the teacher.
+            count: Number of points at which the process is evaluated.
 
         Raises:
             InputError: There is no Gaussian process.
@@ -278,10 +280,10 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         return student
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
-        """Return values, (N,) or (N, K) as in `fit`; with `return_std` also their standard deviation.
+        """Return values, (N,) or (N, K) as in `fit`; with `return_std` also standard deviations.
 
         Raises:
-            InputError: A standard deviation is wanted of a single network without a Gaussian process.
+            InputError: `return_std` needs a Gaussian process or an ensemble.
         """
         y, std, _ = self._evaluate(X, jacobian=False, std=return_std)
         if self._flat:
@@ -289,7 +291,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         return (y, std) if return_std else y
 
     def predict_jacobian(self, X: Any) -> Float[ndarray, "sample *out input"]:
-        """Return partials, (N, K, D), or (N, D) where `fit` got y as (N,)."""
+        """Return partials, (N, K, D), or (N, D) if y of `fit` was (N,)."""
         *_, j = self._evaluate(X, jacobian=True, std=False)
         assert j is not None
         return np.asarray(j[:, 0] if self._flat else j)
@@ -298,9 +300,9 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         """Return predictions as a pandas frame with the index of X.
 
         Args:
-            X: Inputs, a frame.
-            jacobian: Whether the partials follow, in columns "dy/dx".
-            return_std: Whether standard deviations follow, in columns "y_std".
+            X: Inputs, a pandas frame.
+            jacobian: Whether to add partials, in columns "dy/dx".
+            return_std: Whether to add standard deviations, in columns "y_std".
 
         Raises:
             InputError: pandas is not installed, or there is no standard deviation.

@@ -24,7 +24,7 @@ Jacobian = Float[ndarray, "sample out input"]
 
 
 class DataWarning(UserWarning):
-    """Samples can be learned from, and something about them looks wrong."""
+    """Warning that samples look wrong, although they can be used."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,8 @@
 """Second-order fit of a small network to values and partials: L-BFGS in float64 over the whole data set.
 
-The loss is ½ (mean squared error of the values + λ · mean over samples of the summed squared error of the partials)
-+ ½ α ‖weights‖², everything in standardized units. α and the activation are selected on held-out samples by their
-values *and* partials; the network that was selected is then fitted to all samples.
+The loss is ½ (mean squared error of the values + λ · mean over samples of the summed squared error of the partials) + ½
+α ‖weights‖², in standardized units. α and the activation are selected by values *and* partials of held-out samples; the
+selected network is then fitted to all samples.
 """
 
 from collections.abc import Callable, Sequence

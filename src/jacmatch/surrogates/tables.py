@@ -19,20 +19,21 @@ _ONE_HOT = "Turn text into one column of 0 and 1 for each value: pandas.get_dumm
 def split_frame(frame: Any, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> tuple[Any, Any, ndarray | None]:
     """Return the inputs, the outputs and the partials of a pandas frame.
 
-    A column "dy/dx" holds the partial of output y by input x; any may be missing, as a column or as NaN in it.
+    A column "dy/dx" has the partial of output y with respect to input x. Any such column may be missing, or NaN in some
+    rows.
 
     Args:
-        frame: The samples, a row each.
-        inputs: Names of the input columns; if left out, those that begin with "x", or all that are neither outputs nor
-            partials where outputs are named.
-        outputs: Names of the output columns; likewise, those that begin with "y".
+        frame: The samples, one per row.
+        inputs: Names of the input columns. By default those that begin with "x"; if `outputs` is given, all that are
+            neither outputs nor partials.
+        outputs: Names of the output columns. By default those that begin with "y".
 
     Returns:
         Inputs (N, D) and outputs (N, K) as frames, partials (N, K, D) as an array, or None where there are none.
 
     Raises:
-        InputError: Columns are missing or not numbers, inputs or outputs have NaN, or a partial is of columns that are
-            not there.
+        InputError: A column is missing or not numeric, an input or output is NaN, or a partial belongs to unknown
+            columns.
 
     Example:
         >>> import pandas

@@ -1,7 +1,8 @@
-"""Teachers: frozen functions that answer about themselves.
+"""Teachers: frozen functions that return their outputs and derivatives.
 
-A teacher is queried once for each batch, and returns its outputs together with the derivative products that the
-objective needs. A network knows everything about itself, a formula its Jacobian, a black box only its values.
+An objective queries its teacher once for each batch. The teacher returns its outputs and the Jacobian products that the
+objective needs. A network can compute all products; an analytic function uses its known Jacobian; a black box has
+values only.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -29,14 +30,14 @@ TEACHERS = {
 
 
 def as_teacher(given: object, output: Select | None = None) -> Teacher:
-    """The teacher itself; an nn.Module as ModuleTeacher, or as BlackBoxTeacher if it is `models.ValuesOnly`.
+    """Return a teacher as it is, an nn.Module as ModuleTeacher, or a `models.ValuesOnly` as BlackBoxTeacher.
 
     Args:
-        given: Either.
-        output: What selects the outputs of an nn.Module.
+        given: A teacher or an nn.Module.
+        output: Selects the outputs of an nn.Module.
 
     Raises:
-        InputError: it is neither.
+        InputError: `given` is neither.
     """
     if isinstance(given, Teacher):
         return given

@@ -1,4 +1,4 @@
-"""What a teacher is: a frozen function that answers about itself, once for each batch."""
+"""The interface of a teacher: a frozen function that is queried once for each batch."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,24 +18,24 @@ Cotangents = Tensor | Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Question:
-    """A query to a teacher, besides its outputs.
+    """A query to a teacher: what it shall return besides its outputs.
 
     Attributes:
         readout: What is differentiated.
-        cotangents: v of vᵀJ, (P, B, R), or a function that makes them from the teacher's values (B, R).
-        tangents: v of Jv, (P, B, *input). At most one of the two is given.
-        step: Length h where Jv shall be an antithetic difference.
-        layers: Dotted paths of features to return.
+        cotangents: v of vᵀJ, (P, B, R), or a function that computes them from the readout's values (B, R).
+        tangents: v of Jv, (P, B, *input). At most one of `cotangents` and `tangents` is given.
+        step: Step h if Jv is to be an antithetic difference.
+        layers: Dotted paths of the layers whose features are returned.
         labels: Labels, for readouts that need them.
-        arguments: How the network is called at x; None where x is its only argument.
-        ids: A number for each sample, by which stored answers are looked up; None where there is none.
-        draw: Which of the independent draws of a sample's point and directions this is; None where nobody counts.
-        random: Whether x or the directions differ between draws. Where they do not, a `MemoizedTeacher` goes by the
-            ids.
-        rule: What makes the cotangents, where they are a function of values and labels; it tells two questions apart.
+        arguments: How the network is called at x; None if x is its only argument.
+        ids: Index of each sample, by which stored answers are found; None if there are none.
+        draw: Number of the independent draw of the samples' points and directions; None if draws are not counted.
+        random: Whether x or the directions differ between draws. If not, a `MemoizedTeacher` looks up answers by `ids`
+            alone.
+        rule: Identifies the function `cotangents`, so that two queries can be compared.
 
     Raises:
-        InputError: both cotangents and tangents are given.
+        InputError: Both cotangents and tangents are given.
     """
 
     readout: Readout = field(default_factory=Logits)
@@ -59,14 +59,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """A teacher's answer; nothing in it has a gradient.
+    """A teacher's answer. No tensor in it requires a gradient.
 
     Attributes:
         outputs: (B, K).
         values: The readout's values, (B, R).
-        products: vᵀJ (P, B, *input) or Jv (P, B, R), None if the query has neither.
-        features: Features of the layers in the query.
-        cotangents: The v that were used, where a function made them.
+        products: vᵀJ (P, B, *input) or Jv (P, B, R); None if the query has no directions.
+        features: Features of the layers that the query names.
+        cotangents: The v that were used, if a function computed them.
     """
 
     outputs: Tensor
@@ -78,7 +78,7 @@ class Answer:
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A frozen function that can answer about itself.
+    """Protocol of a frozen function that returns outputs and Jacobian products.
 
     Every teacher gives outputs and Jv; `answers_vjp` says whether it gives vᵀJ.
     """
@@ -110,10 +110,10 @@ class Own:
 
 
 def query(teacher: Teacher, x: Tensor, question: Question) -> Answer:
-    """What a teacher answers to a training; outputs (B,) are those of one column, (B, 1).
+    """Return a teacher's answer for training; outputs of shape (B,) become (B, 1).
 
     Raises:
-        UnsupportedError: products that are known to be wrong, of which a teacher by itself only warns.
+        UnsupportedError: The products are known to be wrong; a teacher itself only warns of that.
     """
     cotangents = question.cotangents
 

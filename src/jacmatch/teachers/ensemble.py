@@ -1,4 +1,4 @@
-"""Several teachers as one: the mean of their outputs, and so of their Jacobians."""
+"""Several teachers as one: the mean of their outputs and of their Jacobians."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,14 +24,14 @@ from jacmatch.teachers.base import (
 class EnsembleTeacher:
     """The mean of the outputs of several teachers; its Jacobian is the mean of theirs.
 
-    With directions on the output side that depend on the outputs, the members are queried twice: the mean of the
-    outputs must be known before the directions are.
+    If output directions depend on the outputs, the members are queried twice, because the directions are computed from
+    the mean of the outputs.
 
     Args:
-        teachers: At least one, all with the same number of outputs.
+        teachers: At least one teacher; all have the same number of outputs.
 
     Raises:
-        InputError: there is no teacher, or a member is none.
+        InputError: The list is empty, or a member is not a teacher.
 
     Example:
         >>> from jacmatch.teachers.module import ModuleTeacher
@@ -59,7 +59,7 @@ class EnsembleTeacher:
         return all(teacher.answers_vjp for teacher in self.teachers)
 
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
-        """The mean outputs at x, and the products of the query.
+        """Return the mean outputs at x and the products of the query.
 
         Raises:
             InputError: the members have different numbers of outputs.

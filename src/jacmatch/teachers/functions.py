@@ -26,14 +26,14 @@ from jacmatch.teachers.base import (
 
 
 class AnalyticTeacher:
-    """A function with a known Jacobian, which answers outputs, Jv and vᵀJ exactly.
+    """A function with a known Jacobian: returns outputs, Jv and vᵀJ exactly.
 
     Args:
         function: Takes a batch (B, *input) and returns outputs (B, K).
         jacobian: Takes the same batch and returns J (B, K, *input), Jₙₖᵢ = ∂yₙₖ/∂xₙᵢ.
 
     Raises:
-        InputError: one of the two is not callable.
+        InputError: One of the two is not callable.
 
     Example:
         >>> teacher = AnalyticTeacher(torch.sin, lambda x: torch.diag_embed(x.cos()))
@@ -51,7 +51,7 @@ class AnalyticTeacher:
         self.jacobian = jacobian
 
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
-        """The outputs at x, and the products of the query; antithetic differences where a step is given.
+        """Return the outputs at x and the products of the query; antithetic differences if it gives a step.
 
         Raises:
             InputError: outputs, Jacobian or directions have a wrong shape.
@@ -113,17 +113,17 @@ def _product(equation: str, directions: Tensor, matrix: Float[Tensor, "batch out
 
 
 class BlackBoxTeacher:
-    """A function of a batch that answers outputs, and Jv from pairs of values; it cannot answer vᵀJ.
+    """A black box: returns outputs, and Jv by finite differences; it cannot return vᵀJ.
 
     Args:
         function: Takes a batch (B, *input) and returns outputs (B, K).
-        batch_size: Largest batch that it takes; None for any.
-        arrays: Whether it takes and returns `torch` tensors or `numpy` arrays.
-        relative_step: Step of the differences as a share of the root mean square of x, where a query gives none; None
-            for ε^⅓, ε the precision of x. Coarse functions (float16, quantized) need more.
+        batch_size: Largest batch with which the function is called; None for any.
+        arrays: Whether the function takes and returns `torch` tensors or `numpy` arrays.
+        relative_step: Step of the differences relative to the root mean square of x, if a query gives no step. None:
+            ε^⅓, where ε is the precision of x. Coarse functions (float16, quantized) need a larger step.
 
     Raises:
-        InputError: a setting is wrong.
+        InputError: An argument is invalid.
 
     Example:
         >>> teacher = BlackBoxTeacher(lambda x: np.sin(x), arrays="numpy")
@@ -156,7 +156,7 @@ class BlackBoxTeacher:
         self.arrays = arrays
 
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
-        """The outputs at x, and Jv where the query has tangents.
+        """Return the outputs at x, and Jv if the query has tangents.
 
         Raises:
             InputError: outputs or directions have a wrong shape.

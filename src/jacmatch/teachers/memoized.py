@@ -1,4 +1,4 @@
-"""A teacher whose answers are memoized: it is queried once for each sample."""
+"""A teacher whose answers are stored in memory, so that each sample is queried once."""
 
 import warnings
 from collections.abc import Hashable
@@ -27,30 +27,30 @@ class _Entry:
 
 
 class MemoizedTeacher:
-    """The answers of another teacher, each computed at its first use and stored in memory.
+    """A teacher that stores the answers of another teacher in memory.
 
-    A query is memoized if it has `ids` and is not `random`: no input directions, and cotangents only with a `rule`; its
-    readout and rule must be hashable. With `draws` random queries are memoized too, by id and draw, and input
-    directions with a rule: for a training with `views`, whose points and directions repeat (a bank of augmented
-    images). A stored answer is returned only if readout, rule and layers are equal and x, its context and the label of
-    that id are the stored ones, bit for bit; otherwise the teacher is queried about the whole batch.
+    A query is memoized if it has `ids` and is not `random`: without input directions, and with cotangents only if there
+    is a `rule`. Its readout and rule must be hashable. With `draws`, random queries are memoized too, by id and draw,
+    as are input directions with a rule; use this for a training with `views`, whose points and directions repeat. A
+    stored answer is returned only if readout, rule and layers are equal, and x, its context and the label are equal to
+    the stored ones bit for bit. Otherwise the teacher is queried for the whole batch.
 
-    The teacher must be frozen and treat each sample by itself, as every teacher of this package does; answers of
-    another batch can differ from those of this one by rounding. The first time that a batch could be answered from
-    memory, and then the 16th, the 256th, …, the teacher is queried as well, and the two answers are compared.
+    The teacher must be frozen and must process samples independently, as all teachers of this package do. Answers for
+    the same sample in different batches may differ by rounding. The first time that a batch can be answered from
+    memory, and then the 16th, the 256th, … time, the teacher is queried as well, and the two answers are compared.
 
     Args:
         teacher: The teacher to query.
-        limit: Maximum number of bytes in memory; beyond it, the teacher is queried each time.
+        limit: Maximum number of bytes in memory. When it is reached, further answers are not stored.
         draws: Whether random queries are memoized by their draw.
 
     Attributes:
-        queried: Samples that the teacher was queried about.
-        memoized: Samples that were answered from memory.
-        bytes: Bytes in memory.
+        queried: Number of samples for which the teacher was queried.
+        memoized: Number of samples that were answered from memory.
+        bytes: Number of bytes in memory.
 
     Raises:
-        InputError: `teacher` is no teacher, or `limit` is below 0.
+        InputError: `teacher` is not a teacher, or `limit` is below 0.
 
     Example:
         >>> from jacmatch.teachers.module import ModuleTeacher
@@ -90,7 +90,7 @@ class MemoizedTeacher:
         return self.teacher.answers_vjp
 
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
-        """Return the teacher's answer, from memory where it is there.
+        """Return the teacher's answer, from memory if it is stored.
 
         Raises:
             InputError: The teacher's answer to the same query has changed.

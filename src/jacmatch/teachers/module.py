@@ -1,4 +1,4 @@
-"""A network as teacher."""
+"""A network as a teacher."""
 
 import torch
 from jaxtyping import Float
@@ -14,19 +14,19 @@ from jacmatch.teachers.base import Answer, Own, Question, fitting_tangents, froz
 
 
 class ModuleTeacher:
-    """A frozen network that answers outputs, Jv, vᵀJ and features.
+    """A frozen network that returns outputs, Jv, vᵀJ and features.
 
-    The network is frozen for good (`requires_grad_(False)`) and always runs in evaluation mode and outside autocast, in
-    its own floating-point type. It is not a submodule of anything, so no optimiser, EMA or checkpoint will meet it. It
-    follows the device of its input.
+    The network is frozen permanently (`requires_grad_(False)`). It always runs in evaluation mode, outside autocast,
+    and in its own floating-point dtype. It is not a submodule, so optimizers, EMA and checkpoints do not include it. It
+    moves to the device of its input.
 
     Args:
-        module: The network, with its own normalisation inside.
-        dtype: The type it shall run in; None keeps the type of its parameters.
-        output: Selects the outputs from what the network returns, where that is more than one tensor.
+        module: The network, which normalizes its input itself.
+        dtype: Floating-point dtype in which the network runs; None for that of its parameters.
+        output: Selects the outputs if the network returns more than one tensor.
 
     Raises:
-        InputError: `module` is no nn.Module, or `dtype` is not a floating-point type.
+        InputError: `module` is not an nn.Module, or `dtype` is not a floating-point dtype.
 
     Example:
         >>> teacher = ModuleTeacher(nn.Linear(3, 2))
@@ -55,7 +55,7 @@ class ModuleTeacher:
             self.module.to(dtype)
 
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
-        """Return the outputs at x, and the products and features of the query; in the type of x."""
+        """Return the outputs at x, and the products and features of the query, in the dtype of x."""
         question = question or Question()
         module = self.module
         if any(part.training for part in module.modules()):  # somebody may have called train() on a parent

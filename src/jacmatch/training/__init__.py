@@ -1,4 +1,4 @@
-"""Training: one loop on Lightning Fabric, its settings, its batches, and the evaluation of its result.
+"""Training: one loop on Lightning Fabric, its settings and batches, and the evaluation of networks.
 
 Example:
     >>> import torch

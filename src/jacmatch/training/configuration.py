@@ -1,4 +1,4 @@
-"""Settings of the training loop, and what follows from them for each step: learning rate and averaging."""
+"""Settings of the training loop, and the learning rate and EMA decay of each step."""
 
 import math
 from collections.abc import Collection
@@ -19,7 +19,7 @@ LOGGERS: tuple[Logger, ...] = get_args(Logger)
 class Training:
     """Settings of the training loop.
 
-    The jobs of the command line extend it: its fields are their flags.
+    The jobs of the command line extend this class, so its fields are their options.
 
     Raises:
         InputError: A setting is out of its range.
@@ -133,7 +133,7 @@ class Training:
 
 
 def factor(step: int, settings: Training) -> float:
-    """The learning rate of a step as a share of `settings.lr`, in [0, 1].
+    """Return the learning rate of a step divided by `settings.lr`, in [0, 1].
 
     With s = `step`, w = `warmup` and S = `steps`: (s + 1)/w while s < w, and then for the schedule
 
@@ -162,9 +162,9 @@ def factor(step: int, settings: Training) -> float:
 
 
 def ema_decay(step: int, decay: float) -> float:
-    """The decay of the running average after step number `step`: min(decay, (1 + step)/(10 + step)).
+    """Return the decay of the moving average after step number `step`: min(decay, (1 + step)/(10 + step)).
 
-    Without the second bound the average of a short run would consist of the weights it began with.
+    Without the second bound, the average of a short run would consist mostly of the initial weights.
 
     Example:
         >>> ema_decay(0, 0.999), ema_decay(100_000, 0.999)

@@ -1,4 +1,4 @@
-"""From row numbers to batches: the order of the rows, reading ahead, and augmentation of images.
+"""Batches of a training: the order of the samples, reading ahead, and augmentation of images.
 
 All of it is a pure function of (seed, row number, epoch): a sample looks the same whichever others are in its batch,
 and a resumed run goes on with the batches that the interrupted one would have drawn.
@@ -111,7 +111,7 @@ _SEED = 1_000_081
 def augment(
     x: Float[Tensor, "batch *input"], ids: Int64[Tensor, "batch"], epoch: int, seed: int, which: Sequence[str]
 ) -> Float[Tensor, "batch *input"]:
-    """The images, each one changed at random as the augmentations in `which` say, in the order of `AUGMENTATIONS`.
+    """Augment each image at random with the augmentations `which`, in the order of `AUGMENTATIONS`.
 
     - `crop`: shifted by whole pixels, uniform in −p … p along each axis, p = max(1, ⌊size/8 + ½⌋), which is the usual 4
       at 32 pixels; what comes in from outside is 0 (black).
@@ -121,10 +121,10 @@ def augment(
 
     Args:
         x: Raw images (B, C, H, W).
-        ids: Number of each sample in its data set.
-        epoch: Each epoch draws anew.
-        seed: Of the run.
-        which: Names; none leaves x as it is, whatever its shape.
+        ids: Index of each sample in its data set.
+        epoch: Epoch; each has new random numbers.
+        seed: Seed of the run.
+        which: Names of augmentations; if empty, x is returned unchanged, whatever its shape.
 
     Raises:
         InputError: A name is unknown, or x are no images.
@@ -202,7 +202,7 @@ class _Plan:
 class Batches:
     """The endless sequence of training batches; `batches(number)` is batch number 0, 1, ….
 
-    Each epoch goes through a new random order of the rows and leaves out the ragged rest that fills no batch. A split
+    Each epoch has a new random order of the samples, and omits the last samples if they do not fill a batch. A split
     smaller than `batch_size` is one batch.
 
     Args:
@@ -210,14 +210,14 @@ class Batches:
         batch_size: Samples in a batch.
         seed: Of the run.
         augment: Names of augmentations.
-        partners: Whether each sample comes with another row of the split, another one in each view.
-        views: How many views there are: epoch e has view e mod `views`; 0 makes each epoch a view of its own.
-        device: Where the batches shall be; None leaves them where the split is.
-        workers: Threads that read what is not on the device; with 0 it is read on demand.
-        prefetch: How many batches they are ahead.
+        partners: Whether each sample gets a partner, another sample of the split, which differs between views.
+        views: Number of views: epoch e uses view e mod `views`. 0: each epoch has its own view.
+        device: Device of the batches; None leaves them on the device of the split.
+        workers: Number of threads that read data that are not on the device; 0: read on demand.
+        prefetch: Number of batches that are read ahead.
         resident_bytes: Images on disk that fill no more than this are read into memory once; see `resident`.
-        rank: Which of several processes this is: it has samples rank, rank + ranks, … of each batch.
-        ranks: How many there are.
+        rank: Rank of this process; it gets the samples rank, rank + ranks, … of each batch.
+        ranks: Number of processes.
 
     Raises:
         InputError: The split is empty, or a batch has no sample for one of the processes.

@@ -1,4 +1,4 @@
-"""The training loop, the only one in the library: batches in, steps of the optimizer, metrics and checkpoints out.
+"""The only training loop of the library: batches, optimizer steps, metrics and checkpoints.
 
 Read `_loop` first, then `_train_step`. Nothing in them waits for a GPU but validation and checkpoints (and the loss
 scaling of fp16, which decides on the host whether to skip a step): metrics are logged when they have arrived.
@@ -92,14 +92,14 @@ OnStep = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Fitted:
-    """What `fit` did, earlier parts of a resumed run included.
+    """Result of `fit`, including earlier parts of a resumed run.
 
     Attributes:
-        steps: Steps made.
-        seconds: Wall time, with validation and checkpoints.
-        samples_per_second: Throughput of the training alone, without validation and checkpoints.
-        peak_memory_bytes: Most GPU memory allocated during the call, or on the CPU the peak of the whole process.
-        finished: Whether all `steps` of the settings were made; otherwise the run can go on.
+        steps: Number of optimizer steps.
+        seconds: Wall time, including validation and checkpoints.
+        samples_per_second: Throughput of the training, without validation and checkpoints.
+        peak_memory_bytes: Peak GPU memory allocated during the call; on the CPU, the peak memory of the whole process.
+        finished: Whether all `steps` of the settings were made; if not, the run can be resumed.
         compiled: What `CompiledSteps.report` returns if steps are compiled; of this call alone.
     """
 
@@ -122,29 +122,30 @@ def fit(
     validation: Split | None = None,
     on_step: OnStep | None = None,
 ) -> Fitted:
-    """Train `objective.student`, from the run's checkpoint on if there is one; return steps, time and throughput.
+    """Train `objective.student`, resuming from the run's checkpoint if there is one.
 
-    The student ends with its trained weights, or with their running average if `settings.ema` is set. On the CPU these
-    depend bit for bit on the arguments only, however often the run was interrupted. torch's random state is seeded for
-    the time of the call and then put back.
+    The student gets its trained weights, or their moving average if `settings.ema` is set. On the CPU they depend bit
+    for bit only on the arguments, however often the run was interrupted. torch's random state is seeded during the call
+    and restored afterwards.
 
     Args:
         objective: Has a `student`, is called as `objective(x, y, ids=, draw=, partners=, partner_labels=, progress=)`
-            and returns `objectives.Terms`. Those of its parameters that require gradients are trained.
+            and returns `objectives.Terms`. Its parameters that require gradients are trained.
         train: The training split.
-        settings: All other settings that decide the result.
-        seed: Of the batches, the augmentation and torch's own random numbers (dropout).
-        device: Where to train; see `find_device`.
-        run: Where metrics and checkpoints are written; None writes none.
-        validation: Split that is evaluated every `validate_every` steps; it decides nothing.
-        on_step: Called after each step with the number of steps made and the last metrics that were logged. A
-            KeyboardInterrupt that it raises counts as Ctrl-C.
+        settings: All other settings that affect the result.
+        seed: Seed of the batches, the augmentation and torch's own random numbers (dropout).
+        device: Device to train on; see `find_device`.
+        run: Run to which metrics and checkpoints are written; None writes none.
+        validation: Split that is evaluated every `validate_every` steps; it does not affect the training.
+        on_step: Called after each step with the number of steps and the last metrics that were logged. If it raises
+            KeyboardInterrupt, that has the effect of Ctrl-C.
 
     Raises:
-        InputError: The device or precision is not available, the checkpoint is another run's, writing fails, or the
-            loss or a weight is no longer finite; the last good checkpoint is kept.
+        InputError: The device or precision is not available, the checkpoint belongs to another run, writing fails, or
+            the loss or a weight is not finite; the last good checkpoint is kept.
         UnsupportedError: The pre-flight check found a fault.
-        KeyboardInterrupt: On Ctrl-C or SIGTERM, once the step is done and a checkpoint is saved; at once on the second.
+        KeyboardInterrupt: On Ctrl-C or SIGTERM, after the step is finished and a checkpoint is saved; immediately on
+            the second.
 
     Example:
         >>> from jacmatch.objectives import Distillation

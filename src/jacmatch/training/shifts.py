@@ -1,4 +1,4 @@
-"""Shifts of the input that training has not seen, and how good a network is under them.
+"""Shifts of the input that are not used in training, and the quality of a network under them.
 
 A shift is a pure function of the sample: its inputs, its number and the seed decide how it is changed, whichever others
 are in its batch. `severity` is what each shift says it is, and one value of it leaves the input as it is.
@@ -32,7 +32,7 @@ def gaussian_noise(
     seed: int = 0,
     scale: Scale = 1.0,
 ) -> Float[Tensor, "batch *input"]:
-    """Returns x + σ·scale·ξ, ξ ~ N(0, I), σ = `severity` ≥ 0; nothing is clipped.
+    """Return x + σ·scale·ξ, ξ ~ N(0, I), σ = `severity` ≥ 0, without clipping.
 
     `scale` is one number or one for each channel; the same noise, scaled, for every severity. With the standard
     deviation of the data it is noise on normalized inputs.
@@ -75,7 +75,7 @@ def salt_and_pepper(
 
 
 def blur(x: Float[Tensor, "batch *input"], severity: float | int, **_: Any) -> Float[Tensor, "batch *input"]:
-    """Returns the images convolved with a Gaussian of standard deviation `severity` pixels, cut off at 3 of them.
+    """Return the images convolved with a Gaussian of standard deviation `severity` pixels, truncated at three.
 
     x′(i, j) = Σ_{a,b = −r…r} w_a w_b x(i+a, j+b), w_a ∝ exp(−a²/2σ²), Σ w = 1, r = ⌈3σ⌉; beyond the border the image
     continues with its last pixel.
@@ -97,7 +97,7 @@ def blur(x: Float[Tensor, "batch *input"], severity: float | int, **_: Any) -> F
 
 
 def contrast(x: Float[Tensor, "batch *input"], severity: float | int, **_: Any) -> Float[Tensor, "batch *input"]:
-    """Returns m + c·(x − m), c = `severity` ≥ 0, m the mean of each channel of the image; c = 1 changes nothing.
+    """Return m + c·(x − m), c = `severity` ≥ 0, where m is the mean of each channel of the image.
 
     References:
         The corruption `contrast` of Hendrycks & Dietterich 2019, arXiv:1903.12261, without its clipping.

@@ -234,20 +234,20 @@ _LISTED = 3  # missing shards, and samples, in a message
 
 
 class CachedTeacher:
-    """The answers of another teacher, which `jacmatch cache build` has written to a folder.
+    """A teacher that reads the answers of another teacher from a folder of `jacmatch cache build`.
 
-    The sample's id and the draw (the view) identify an entry. It is returned only for the query that it answers:
-    readout, products, probe and step must be the stored ones, and two random sums over the input and over the
-    directions must agree with the stored sums to 10⁻⁴ of the norm. Directions are computed again from (seed, id,
+    An entry is identified by the sample's id and the draw (the view). It is returned only for the query for which it
+    was stored: readout, products, probe and step must be equal, and two random projections of the input and of the
+    directions must agree with the stored ones up to 10⁻⁴ of the norm. Directions are computed again from (seed, id,
     draw). Outputs and products are returned bit for bit as they were stored.
 
     Args:
-        folder: The folder of one seed, `CACHE/seed0`.
-        expected: The fingerprint of the present job; None accepts any.
-        views: How many views the job needs.
+        folder: Folder of one seed, `CACHE/seed0`.
+        expected: Fingerprint of the current job; None accepts any.
+        views: Number of views that the job needs.
 
     Raises:
-        InputError: The folder is no cache or unfinished, it was made for something else, or it has too few views.
+        InputError: The folder is not a finished cache, was built with other settings, or has too few views.
 
     Example:
         A job that was run as `jacmatch cache build --cache answers` is taught by
@@ -289,7 +289,7 @@ class CachedTeacher:
         return self.head.question["products"] == "vᵀJ"
 
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
-        """The stored outputs, and products if the query has directions; in the type and on the device of x."""
+        """Return the stored outputs, and the products if the query has directions, in the dtype of x."""
         question = question or Question()
         with_products = question.cotangents is not None or question.tangents is not None
         self._fits(question, with_products)
