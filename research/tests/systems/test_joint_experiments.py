@@ -23,12 +23,12 @@ def document(errors):
 
 def test_samples_with_partials_are_compared_with_values_alone_at_each_number():
     errors = {(VALUES, 100): 0.4, (DERIVATIVES, 100): 0.08, (VALUES, 400): 0.04, (DERIVATIVES, 400): 0.02}
-    rows = reached(document(errors), [("error", "e, mm", 1e3)])
+    rows = reached(document(errors), [("error", "e, mm", 1e3, 1)])
     assert rows == [
         ("e, mm, n = 100", "400", "100", "100 %", "–"),
         ("e, mm, n = 400", "40", "400", "100 %", "200 (50 %)"),
     ]
-    rows = reached(document({**errors, (VALUES, 400): 0.001}), [("error", "e", 1)])
+    rows = reached(document({**errors, (VALUES, 400): 0.001}), [("error", "e", 1, 1)])
     assert rows[1] == ("e, n = 400", "0.001", "none", "–", "–")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jacmatch.report import Table
 from jacmatch.report.figures import Line, line_figure
 from jacmatch.report.tables import NOTHING, Spread, entry
+from jacmatch_research.reproduce.equal_error import made
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.systems.appearance.faces import Array, Faces, faces
 from jacmatch_research.systems.appearance.fitting import by_fixed_jacobian, by_newuoa, fixed_jacobian
@@ -177,8 +178,7 @@ def _tables(document: Document) -> list[Table]:
             "Cutting the window is not counted.",
             "Calls: of the fitter, for what the student learns from; used: those that did not fail; jumps: partials "
             "that half the step changes by more than half their length.",
-            f"CPU, one thread beside other work, torch {document['environment']['torch']}, "
-            f"jacmatch {document['environment']['jacmatch']}.",
+            made(document, "CPU, one thread beside other work"),
         ),
     )
     tables = [main, _aim(document)]

@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jacmatch.report import Table
 from jacmatch.report.figures import Line
 from jacmatch.report.tables import NOTHING, entry
 from jacmatch.surrogates import JacobianRegressor
@@ -20,8 +21,8 @@ METHODS = (VALUES, DERIVATIVES)
 ADAM = "values + partials, Adam"
 """The rows: both methods with the second-order solver and, in one column of each system, the second one with Adam."""
 
-Measure = tuple[str, str, float | int]
-"""Name of a measure, its heading, and the factor of its numbers."""
+Measure = tuple[str, str, float | int, int]
+"""Name of a measure, its heading, the factor of its numbers, and digits."""
 
 Points = tuple[Float[Tensor, "sample input"], Float[Tensor, "sample out"]]
 """Inputs and values."""
@@ -107,7 +108,7 @@ def reached(
         derivatives: The row with them.
     """
     rows: list[tuple[str, ...]] = []
-    for name, heading, scale in measures:
+    for name, heading, scale, *_ in measures:
         results = spreads(document, name)
         curve = [
             (int(column), results[derivatives, column]["mean"])
@@ -135,8 +136,42 @@ def reached(
 REACHED_HEAD = ("error and samples without partials", "error", "reached with", "share", "between columns")
 
 
+def saved(document: Document, what: str, measures: Sequence[Measure], compared: Mapping[str, tuple[str, str]]) -> Table:
+    """The table of `reached`: for each way to call a measure, the rows without and with derivatives."""
+    lines = (
+        line
+        for called, rows in compared.items()
+        for line in reached(
+            document, [(name, called.format(heading), *rest) for name, heading, *rest in measures], *rows
+        )
+    )
+    return Table("samples", f"{what} with partials that are as good as values alone", REACHED_HEAD, tuple(lines))
+
+
+def measured(
+    document: Document,
+    name: str,
+    title: str,
+    measures: Sequence[Measure],
+    rows: Sequence[str],
+    notes: tuple[str, ...],
+    *,
+    first: str = "samples",
+    more: Sequence[tuple[str, ...]] = (),
+) -> Table:
+    """The table of `by_measure`, with further lines."""
+    head = (first, *(heading for _, heading, *_ in measures))
+    return Table(name, title, head, (*by_measure(document, measures, rows), *more), notes)
+
+
+def made(document: Document, where: str = "CPU, one thread") -> str:
+    """Where a document was measured, as a sentence."""
+    versions = document["environment"]
+    return f"{where}, torch {versions['torch']}, jacmatch {versions['jacmatch']}."
+
+
 def by_measure(
-    document: Document, measures: Sequence[tuple[str, str, float | int, int]], rows: Sequence[str] = (*METHODS, ADAM)
+    document: Document, measures: Sequence[Measure], rows: Sequence[str] = (*METHODS, ADAM)
 ) -> list[tuple[str, ...]]:
     """A line for each number of samples and row: mean ± standard deviation of each (name, heading, factor, digits)."""
     results = {name: spreads(document, name) for name, *_ in measures}

@@ -8,6 +8,7 @@ from jacmatch.report import Table
 from jacmatch.report.figures import Line, line_figure
 from jacmatch.report.tables import NOTHING, Spread, entry
 from jacmatch.runs import spread
+from jacmatch_research.reproduce.equal_error import made
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.systems.force_field.learning import STEP, configurations, errors, simulated, teacher, trained
 from jacmatch_research.systems.force_field.lennard_jones import ARGON
@@ -89,7 +90,7 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
 def _tables(document: Document) -> list[Table]:
     results = {name: spreads(document, name) for name in MEASURES}
     columns = names(document, "column")
-    own, made = document["facts"]["teacher"], document["environment"]
+    own = document["facts"]["teacher"]
     options = document["cells"][0]["settings"]
     rows = [
         (
@@ -110,7 +111,7 @@ def _tables(document: Document) -> list[Table]:
         f"of {time_step:.1f} fs in {options['clusters']} clusters; own energy: the same with the network's. Lost: "
         f"seeds in which H left by more than {LOST} meV, atoms having fallen into each other; they are not in "
         "the mean.",
-        f"CPU, one thread beside other work, torch {made['torch']}, jacmatch {made['jacmatch']}.",
+        made(document, "CPU, one thread beside other work"),
     )
     head = ("configurations and what is matched", *(heading for heading, _ in MEASURES.values()))
     differences = tuple(

@@ -15,11 +15,11 @@ from jacmatch_research.reproduce.equal_error import (
     ADAM,
     DERIVATIVES,
     METHODS,
-    REACHED_HEAD,
     VALUES,
-    by_measure,
     curves,
-    reached,
+    made,
+    measured,
+    saved,
     surrogate,
 )
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
@@ -63,6 +63,8 @@ MEASURES = (
     ("turn", "rotation, mrad", 1e3, 2),
     ("partials", "partials, %", 100, 2),
     ("torque", "torques, %", 100, 2),
+    ("power", "power, 10⁻⁶", 1e6, 1),
+    ("cpu_seconds", "processor seconds", 1, 0),
 )
 
 
@@ -184,42 +186,24 @@ def _grasps(hand: Hand, count: int, seed: int, least: float) -> tuple[Tensor, Ob
 
 
 def _tables(document: Document) -> list[Table]:
-    made, size = document["environment"], document["size"]
+    size = document["size"]
     notes = (
         f"At those of {TESTED[size]} fresh grasps whose smallest singular value of A is at least {_REGULAR}; mean ± "
         f"standard deviation over seeds (of grasps and weights): {seeds_of(document)}. Partials and torques relative "
         "to their root mean square; a radian counts as the radius of the grip. Torques: vᵀJ of the student for random "
         "wrenches. Power: largest |τ·q̇ − w·ẋ| of the student in float32, over the mean of |w·ẋ|.",
-        f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",
+        made(document),
     )
-    head = ("grasps", *(heading for _, heading, *_ in MEASURES), "power, 10⁻⁶", "processor seconds")
-    compared = [("place", "place, mm", 1e3), ("turn", "rotation, mrad", 1e3), ("torque", "torques, %", 100)]
-    inverted = [(name, f"inverse: {heading}", scale) for name, heading, scale in compared]
+    head = "error of torques, %, by smallest singular value of A"
+    bins = tuple((f"torque_{low:g}", f"{low:g} to {high:g}", 100, 1) for low, high in BINS)
+    learned = f"Grasps to learn from have at least {_REGULAR}, those of the last three rows {_LEAST}."
+    compared = {"{}": METHODS, "inverse: {}": (INVERSE[VALUES], INVERSE[DERIVATIVES])}
     return [
-        Table(
-            "grasp",
-            "Networks for the pose of the object",
-            head,
-            tuple(by_measure(document, (*MEASURES, ("power", "", 1e6, 1), ("cpu_seconds", "", 1, 0)), ROWS)),
-            notes,
-        ),
-        Table(
-            "samples",
-            "Grasps with partials that are as good as values alone",
-            REACHED_HEAD,
-            (*reached(document, compared), *reached(document, inverted, *INVERSE.values())),
-        ),
-        _singular_table(document),
+        measured(document, "grasp", "Networks for the pose of the object", MEASURES, ROWS, notes, first="grasps"),
+        saved(document, "Grasps", (*MEASURES[:2], MEASURES[3]), compared),
+        measured(document, "singular", "Torques near singular grasps", bins, ROWS[:-1], (learned,), first=head),
         _agreement_table(document),
     ]
-
-
-def _singular_table(document: Document) -> Table:
-    head = ("error of torques, %, by smallest singular value of A", *(f"{low:g} to {high:g}" for low, high in BINS))
-    measures = tuple((f"torque_{low:g}", "", 100, 1) for low, _ in BINS)
-    note = f"Grasps to learn from have at least {_REGULAR}, those of the last three rows {_LEAST}."
-    rows = by_measure(document, measures, (*METHODS, NEARLY_SINGULAR, *INVERSE.values()))
-    return Table("singular", "Torques near singular grasps", head, tuple(rows), (note,))
 
 
 def _agreement_table(document: Document) -> Table:
@@ -245,9 +229,7 @@ def _agreement_table(document: Document) -> Table:
 def _figure(document: Document) -> bytes:
     """Errors over the number of grasps."""
     panels = [
-        (f"{heading}", curves(document, name, scale, ROWS))
-        for name, heading, scale, _ in MEASURES
-        if name != "partials"
+        (f"{heading}", curves(document, name, scale, ROWS)) for name, heading, scale, _ in (*MEASURES[:2], MEASURES[3])
     ]
     return line_figure(panels, x_label="grasps", y_label="error", log_x=True, log_y=True)
 

@@ -15,11 +15,12 @@ from jacmatch.report.tables import NOTHING, entry
 from jacmatch_research.reproduce.equal_error import (
     ADAM,
     DERIVATIVES,
-    REACHED_HEAD,
     VALUES,
-    by_measure,
+    Measure,
     curves,
-    reached,
+    made,
+    measured,
+    saved,
     surrogate,
 )
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
@@ -191,44 +192,30 @@ def _switches(known: Known, size: Mapping[str, Any], *, cold: bool = False) -> d
 
 
 def _tables(document: Document) -> list[Table]:
-    made, options = document["environment"], document["cells"][0]["settings"]
-    own = document["facts"]["exact"]
+    options, own = document["cells"][0]["settings"], document["facts"]["exact"]
     notes = (
         f"PUMA 560, the middle {100 * SHARE:.0f} % of each joint's range; errors at {_TEST} fresh points, mean ± "
         f"standard deviation over seeds (of points and weights): {seeds_of(document)}. Evaluations: of loss and "
         "gradient over all samples, weight decay selected on a fifth of them; of Adam, steps.",
-        f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",
+        made(document),
     )
     inverse_note, switch_note = _notes(options, own)
     cold = {name.removeprefix("cold_"): value for name, value in own.items() if name.startswith("cold_")}
-    compared = [(name, heading, scale) for name, heading, scale, _ in LEARNED[:3]]
-    longer = [(name, f"{heading}, longer fits", scale) for name, heading, scale in compared]
-    head = [("samples", *(heading for _, heading, *_ in each)) for each in (LEARNED, DRIVEN, SWITCHED)]
+    lines = [_exact_row("the arm's own Jacobian", DRIVEN, own), _exact_row("the arm's own", SWITCHED, own)]
+    compared = {"{}": (VALUES, DERIVATIVES), "{}, longer fits": (VALUES, LONGER)}
+    title, following = "Inverse kinematics driven by a network", "From forward to inverse kinematics and back"
     return [
-        Table("kinematics", "Networks for the arm's pose", head[0], tuple(by_measure(document, LEARNED, ROWS)), notes),
-        Table(
-            "samples",
-            "Samples with partials that are as good as values alone",
-            REACHED_HEAD,
-            (*reached(document, compared), *reached(document, longer, VALUES, LONGER)),
-        ),
-        Table(
-            "inverse",
-            "Inverse kinematics driven by a network",
-            head[1],
-            (*by_measure(document, DRIVEN, ROWS), _exact_row("the arm's own Jacobian", DRIVEN, own)),
-            (inverse_note,),
-        ),
-        Table(
+        measured(document, "kinematics", "Networks for the arm's pose", LEARNED, ROWS, notes),
+        saved(document, "Samples", LEARNED[:3], compared),
+        measured(document, "inverse", title, DRIVEN, ROWS, (inverse_note,), more=lines[:1]),
+        measured(
+            document,
             "switching",
-            "From forward to inverse kinematics and back",
-            head[2],
-            (
-                *by_measure(document, SWITCHED, ROWS),
-                _exact_row("the arm's own", SWITCHED, own),
-                _exact_row("the arm's own, cold", SWITCHED, cold),
-            ),
+            following,
+            SWITCHED,
+            ROWS,
             (switch_note,),
+            more=(lines[1], _exact_row("the arm's own, cold", SWITCHED, cold)),
         ),
     ]
 
@@ -253,21 +240,20 @@ def _notes(options: Mapping[str, Any], own: Mapping[str, float]) -> tuple[str, s
     return inverse, switch
 
 
-def _exact_row(
-    label: str, measures: tuple[tuple[str, str, float | int, int], ...], own: Mapping[str, float]
-) -> tuple[str, ...]:
+def _exact_row(label: str, measures: tuple[Measure, ...], own: Mapping[str, float]) -> tuple[str, ...]:
     known = [(own.get(name), scale, digits) for name, _, scale, digits in measures]
     return (label, *(NOTHING if v is None else entry({"mean": v, "std": None}, s, d) for v, s, d in known))
 
 
 def _figure(document: Document) -> bytes:
     """Errors and success over the number of samples."""
-    panels = [
-        ("place, RMSE in mm", curves(document, "place", 1e3, ROWS[:3])),
-        ("rotation, RMSE in mrad", curves(document, "turn", 1e3, ROWS[:3])),
-        ("inverse kinematics: reached, %", curves(document, "reached", 100, ROWS[:3])),
-        ("alone: jump into inverse kinematics, mrad", curves(document, "alone_into", 1e3, ROWS[:3])),
-    ]
+    drawn = {
+        "place": ("place, RMSE in mm", 1e3),
+        "turn": ("rotation, RMSE in mrad", 1e3),
+        "reached": ("inverse kinematics: reached, %", 100),
+        "alone_into": ("alone: jump into inverse kinematics, mrad", 1e3),
+    }
+    panels = [(title, curves(document, name, scale, ROWS[:3])) for name, (title, scale) in drawn.items()]
     return line_figure([panel for panel in panels if panel[1]], x_label="samples", y_label="", log_x=True, log_y=True)
 
 

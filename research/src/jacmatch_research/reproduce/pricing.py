@@ -14,7 +14,7 @@ from jacmatch.report import Table
 from jacmatch.report.figures import Line, line_figure
 from jacmatch.report.tables import NOTHING, Spread
 from jacmatch.surrogates.modules import fit_surrogate, new_student
-from jacmatch_research.reproduce.equal_error import crossing
+from jacmatch_research.reproduce.equal_error import crossing, made
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.systems.pricing import OPTIONS, Basket, WorstOf
 from jacmatch_research.tables import Document, grid, names, seeds_of, spreads
@@ -196,13 +196,12 @@ def _tables(document: Document) -> list[Table]:
         for option, row in of_option.items()
         if (row, columns[0]) in stds["price"]
     )
-    made = document["environment"]
     notes = (
         f"Errors at {_TEST[document['size']]} fresh states against exact prices, mean ± standard deviation over seeds "
         f"(of paths, weights and batches): {seeds_of(document)}. A spot is 1. Length held out: of the lengths above, "
         "for each seed, the one with the lowest loss on a quarter as many other paths.",
         f"Standard deviation of the exact prices (10⁻⁴) and of the deltas (10⁻²): {scales}.",
-        f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",
+        made(document),
     )
     head = ("paths", *(f"{int(column):,}" for column in columns))
     return [

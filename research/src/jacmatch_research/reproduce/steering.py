@@ -13,12 +13,12 @@ from jacmatch_research.reproduce.equal_error import (
     ADAM,
     DERIVATIVES,
     METHODS,
-    REACHED_HEAD,
     VALUES,
-    by_measure,
     columns_of,
     curves,
-    reached,
+    made,
+    measured,
+    saved,
     surrogate,
 )
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
@@ -65,9 +65,6 @@ MEASURES = (
     ("regret", "regret, median %", 100, 2),
     ("good", "drives below 10 % regret, %", 100, 0),
 )
-
-
-COMPARED = (("rmse", "angles, mrad", 1e3), ("gain", "gain, %", 100), ("regret", "regret, %", 100))
 
 
 def _cells(request: Request) -> list[Cell]:
@@ -142,38 +139,20 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
 
 def _tables(document: Document) -> list[Table]:
     document = _capped(document)
-    made, size = document["environment"], document["size"]
+    size = document["size"]
     notes = (
         f"Mean ± standard deviation over seeds (of states and weights): {seeds_of(document)}. Angles at {TESTED[size]} "
         "fresh states, cut off at the limits. Gain: ‖J + K‖/‖K‖ at z = 0, in units of what is acceptable. Loops: the "
         "eigenvalues of "
         f"A + BJ at {len(GRID)} speeds from {GRID[0]:.0f} to {GRID[-1]:.0f} m/s. Regret: cost of {CARS} drives of 6 s "
         f"above that of the teacher, which is cut off at the same angles; more than {100 * CAP:,.0f} % counts as that.",
-        f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",
+        made(document),
     )
+    compared = {"{}": METHODS, "{}, below the limits": (FREE[VALUES], FREE[DERIVATIVES])}
+    title = "Networks in place of the scheduled, saturated controller"
     return [
-        Table(
-            "controllers",
-            "Networks in place of the scheduled, saturated controller",
-            ("samples", *(heading for _, heading, *_ in MEASURES)),
-            tuple(by_measure(document, MEASURES, ROWS)),
-            notes,
-        ),
-        Table(
-            "samples",
-            "Samples with partials that are as good as values alone",
-            REACHED_HEAD,
-            tuple(
-                line
-                for how, (values, derivatives) in {"": METHODS, ", below the limits": tuple(FREE.values())}.items()
-                for line in reached(
-                    document,
-                    [(name, f"{heading}{how}", scale) for name, heading, scale in COMPARED],
-                    values,
-                    derivatives,
-                )
-            ),
-        ),
+        measured(document, "controllers", title, MEASURES, ROWS, notes),
+        saved(document, "Samples", (*MEASURES[:2], ("regret", "regret, %", 100, 2)), compared),
         _gain_table(document),
         _drive_table(document),
     ]
@@ -205,30 +184,20 @@ def _gain_table(document: Document) -> Table:
 
 
 def _drive_table(document: Document) -> Table:
-    rows = [
-        (
-            f"{row['task']}, {row['speed']:.0f} m/s: {row['wheels']} wheels",
-            f"{100 * row['offset_largest']:.1f}",
-            f"{100 * row['offset_rms']:.1f}",
-            f"{row['settled']:.2f}",
-            f"{1e3 * row['slip_largest']:.1f}",
-            " / ".join(f"{1e3 * angle:.0f}" for angle in row["angles"]),
-            f"{1e3 * row['effort']:.2f}",
-            f"{row['cost']:.2f}",
-        )
+    shown = {
+        "largest offset, cm": lambda row: f"{100 * row['offset_largest']:.1f}",
+        "rms offset, cm": lambda row: f"{100 * row['offset_rms']:.1f}",
+        "below 5 cm after, s": lambda row: f"{row['settled']:.2f}",
+        "side slip, mrad": lambda row: f"{1e3 * row['slip_largest']:.1f}",
+        "angles front / rear, mrad": lambda row: " / ".join(f"{1e3 * angle:.0f}" for angle in row["angles"]),
+        "effort, 10⁻³ rad² s": lambda row: f"{1e3 * row['effort']:.2f}",
+        "cost": lambda row: f"{row['cost']:.2f}",
+    }
+    rows = tuple(
+        (f"{row['task']}, {row['speed']:.0f} m/s: {row['wheels']} wheels", *(text(row) for text in shown.values()))
         for row in document["facts"]["drives"]
-    ]
-    head = (
-        "drive of 6 s",
-        "largest offset, cm",
-        "rms offset, cm",
-        "below 5 cm after, s",
-        "side slip, mrad",
-        "angles front / rear, mrad",
-        "effort, 10⁻³ rad² s",
-        "cost",
     )
-    return Table("wheels", "Four-wheel against two-wheel steering, unsaturated", head, tuple(rows))
+    return Table("wheels", "Four-wheel against two-wheel steering, unsaturated", ("drive of 6 s", *shown), rows)
 
 
 def _figure(document: Document) -> bytes:

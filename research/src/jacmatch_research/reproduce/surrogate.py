@@ -15,7 +15,7 @@ from jacmatch.report import Table
 from jacmatch.report.figures import line_figure
 from jacmatch.report.tables import entry
 from jacmatch.surrogates.modules import Weight, fit_surrogate, new_student, regression
-from jacmatch_research.reproduce.equal_error import DERIVATIVES, REACHED_HEAD, VALUES, curves, reached
+from jacmatch_research.reproduce.equal_error import DERIVATIVES, REACHED_HEAD, VALUES, curves, made, reached
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.tables import Document, grid, names, seeds_of, spreads
 
@@ -159,7 +159,7 @@ def _lines_of(document: Document, function: str) -> Document:
 
 def _saved(document: Document) -> list[tuple[str, ...]]:
     """How many points with derivatives are as good as values alone at the most points, by lengths of training."""
-    both = [("values", "values, %", 100), ("slopes", "partials, %", 100)]
+    both = [("values", "values, %", 100, 1), ("slopes", "partials, %", 100, 1)]
     most = f"n = {max(map(int, names(document, 'column'))):,}"
     rows = []
     for function in _functions(document):
@@ -183,12 +183,11 @@ def _functions(document: Document) -> list[str]:
 
 
 def _tables(document: Document) -> list[Table]:
-    made = document["environment"]
     notes = (
         f"RMSE at {_TEST} fresh points of the box, in % of the unit: of the standard deviation of the values, and for "
         "partials of that over the standard deviation of the input. Mean ± standard deviation over seeds (of points, "
         f"weights and batches): {seeds_of(document)}.",
-        f"CPU, one thread, torch {made['torch']}, jacmatch {made['jacmatch']}.",
+        made(document),
     )
     standard = [f"{function}: {STANDARD}: {method}" for function in _functions(document) for method in METHODS]
     columns = sorted(names(document, "column"), key=int)
