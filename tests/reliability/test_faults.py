@@ -140,7 +140,7 @@ def test_two_jobs_with_one_teacher():
 
 WORKERS = """
 import os, sys, time
-from jacmatch_research.reproduce.side_by_side import end_with_parent, side_by_side
+from jacmatch_research.processes import end_with_parent, side_by_side
 
 def work(number):
     end_with_parent()

@@ -1,10 +1,25 @@
-"""Threads and search paths of the processes that measure."""
+"""Processes that measure: their threads and search paths, and tasks in several of them."""
 
 import contextlib
 import os
-from collections.abc import Iterator
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache
+from multiprocessing import connection, get_context, parent_process
+from typing import TypeVar
 
 import torch
+
+from jacmatch.errors import InputError
+
+_LOOK = 2.0  # seconds between two looks at the processes
+
+Task = TypeVar("Task")
+Made = TypeVar("Made")
 
 
 @contextlib.contextmanager
@@ -30,3 +45,74 @@ def safe_path() -> Iterator[None]:
             del os.environ["PYTHONSAFEPATH"]
         else:
             os.environ["PYTHONSAFEPATH"] = before
+
+
+def side_by_side(
+    work: Callable[[Task], Made], tasks: Iterable[Task], workers: int, done: Callable[[Task, Made], None]
+) -> None:
+    """Calls `done` in this process with each task and what `work` made of it in another, as soon as it is finished.
+
+    If a task fails, no other is begun; those under way are finished and handed over, then its error is raised. Ctrl-C
+    is for this process alone: what is finished is handed over, and the workers end at once. If a worker is killed, the
+    others end too: nobody knows what it took with it.
+
+    Args:
+        work: What a new process can import.
+        tasks: Its arguments.
+        workers: How many processes, and so how many tasks at once.
+        done: Takes what is finished, in the order in which it is.
+
+    Raises:
+        InputError: A worker was killed.
+    """
+    left, under_way, failures = deque(tasks), dict[Future[Made], Task](), list[BaseException]()
+
+    def hand_over() -> None:
+        for future in [future for future in under_way if future.done()]:
+            task, error = under_way.pop(future), future.exception()
+            if error is None:
+                done(task, future.result())
+            else:
+                failures.append(error)
+
+    deaf = (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=signal.signal, initargs=deaf)
+    try:
+        while under_way or (left and not failures):
+            while left and not failures and len(under_way) < workers:
+                task = left.popleft()
+                with safe_path():  # a process is begun when there is something to do
+                    under_way[pool.submit(work, task)] = task
+            wait(under_way, timeout=_LOOK, return_when=FIRST_COMPLETED)
+            hand_over()
+            # The pool does not watch a process that it began last until something else happens.
+            if under_way and any(process.exitcode is not None for process in list((pool._processes or {}).values())):
+                failures.append(BrokenProcessPool())
+                break
+    except KeyboardInterrupt:
+        hand_over()
+        raise
+    finally:
+        for process in list(pool._processes.values()) if under_way else ():
+            process.kill()  # a training would finish its step before it obeyed SIGTERM
+        pool.shutdown(cancel_futures=True)
+    if failures and isinstance(failures[0], BrokenProcessPool):
+        rule = "Each process of `--workers` must live until its task is done."
+        do = "Use fewer --workers if memory is short. What is done is kept: the same command goes on."
+        raise InputError(rule, got="one that was killed from outside", do=do) from failures[0]
+    if failures:
+        raise failures[0]
+
+
+@cache
+def end_with_parent() -> None:
+    """From now on a worker ends when the process that began it has ended, however; nothing anywhere else."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch(sentinel: int) -> None:
+        connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True, name="jacmatch-parent").start()

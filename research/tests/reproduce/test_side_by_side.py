@@ -9,14 +9,14 @@ from concurrent.futures import wait
 import pytest
 
 from jacmatch.errors import InputError
-from jacmatch_research.reproduce import side_by_side
+from jacmatch_research import processes
 
 
 def handed_over(tasks, workers=2):
     """What `side_by_side` hands over of tasks that sleep, and the error that it ends with."""
     done, error = [], None
     try:
-        side_by_side.side_by_side(time.sleep, tasks, workers, lambda task, _: done.append(task))
+        processes.side_by_side(time.sleep, tasks, workers, lambda task, _: done.append(task))
     except (ValueError, KeyboardInterrupt) as caught:
         error = caught
     assert multiprocessing.active_children() == []
@@ -30,7 +30,7 @@ def test_every_task_is_handed_over_and_no_more_than_the_workers_are_under_way(mo
         most.append(len(under_way))
         return wait(under_way, **how)
 
-    monkeypatch.setattr(side_by_side, "wait", counting)
+    monkeypatch.setattr(processes, "wait", counting)
     done, error = handed_over([0.0, 0.01, 0.02, 0.03, 0.04])
     assert (sorted(done), error) == ([0.0, 0.01, 0.02, 0.03, 0.04], type(None))
     assert max(most) == 2
@@ -59,7 +59,7 @@ def test_what_is_finished_when_the_interrupt_comes_is_stored(monkeypatch):
         wait(under_way, **how)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(side_by_side, "wait", interrupted)
+    monkeypatch.setattr(processes, "wait", interrupted)
     assert handed_over([60, 0.0]) == ([0.0], KeyboardInterrupt)
 
 
@@ -73,9 +73,9 @@ def test_a_killed_worker_is_reported_and_the_others_end(monkeypatch):
             kill.pop()()
         return wait(under_way, **how)
 
-    monkeypatch.setattr(side_by_side, "wait", killed)
+    monkeypatch.setattr(processes, "wait", killed)
     start = time.perf_counter()
     with pytest.raises(InputError, match=r"until its task is done\. Got one that was killed from outside"):
-        side_by_side.side_by_side(time.sleep, [60, 61, 62], 2, print)
+        processes.side_by_side(time.sleep, [60, 61, 62], 2, print)
     assert time.perf_counter() - start < 20
     assert multiprocessing.active_children() == []

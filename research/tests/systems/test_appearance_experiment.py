@@ -32,7 +32,7 @@ def test_the_aim_is_judged_by_error_and_evaluations():
 def test_smoke_run(as_users_run, tmp_path):
     pytest.importorskip("nlopt")
     result = Reproduce(name="appearance", smoke=True, out=tmp_path / "run").run()
-    assert [len(table["rows"]) for table in result["tables"]] == [7, 5, 7, 7]
+    assert [len(table["rows"]) for table in result["tables"]] == [8, 6, 8, 8]
     stored = json.loads((tmp_path / "run" / "results.json").read_text())
     measured = {cell["row"]: cell["measures"] for cell in stored["cells"]}
     assert measured["first guess"]["error 0.4"] > 3 * measured["first guess"]["error 0.05"]

@@ -10,16 +10,18 @@ from torch import nn
 from jacmatch.errors import InputError
 from jacmatch_research.systems.kinematics.chain import PUMA_560, Chain, rotation_vector
 from jacmatch_research.systems.kinematics.inverse import (
+    animate,
     damped_step,
+    eased,
     errors,
     exact,
     exact_poses,
+    folds,
     is_near,
     nearest_rotation,
     of_student,
     solve,
 )
-from jacmatch_research.systems.kinematics.switching import animate, eased, folds
 
 NOMINAL = torch.tensor([[0, math.pi / 4, math.pi, 0, math.pi / 4, 0]], dtype=torch.float64)
 
@@ -127,14 +129,14 @@ def test_a_perfect_student_drives_as_the_arm_does():
 def test_an_animation_goes_over_without_a_jump_where_frames_are_solved_from_each_other():
     keys = torch.stack([PUMA_560.drawn(3, seed, 0.3) for seed in range(4)])
     warm = animate(PUMA_560, exact(PUMA_560), keys, share=0.5, frames=8)
-    assert (warm.into == 0).all()
-    assert (warm.back <= warm.usual).all()
+    assert (warm["into"] == 0).all()
+    assert (warm["back"] <= warm["usual"]).all()
     cold = animate(PUMA_560, exact(PUMA_560), keys[:, :1], share=0.5, frames=4, cold=PUMA_560.drawn(1, 2, 1.0)[0])
-    assert (cold.into > 0.3).any()
+    assert (cold["into"] > 0.3).any()
     keys[1, :, 4] = 1e-3  # the wrist is nearly straight where inverse kinematics takes over
     folded = animate(PUMA_560, exact(PUMA_560), keys, share=0.5, frames=3)
-    assert (folded.fold < 1e-3).all()
-    assert (folded.into == 0).all()
+    assert (folded["fold"] < 1e-3).all()
+    assert (folded["into"] == 0).all()
     end = eased(keys[0], keys[1], 8)
     assert end.shape == (8, 3, 6)
     torch.testing.assert_close(end[-1], keys[1])

@@ -1,16 +1,126 @@
-"""`jacmatch bench cache`: a teacher that answers from disk."""
+"""`jacmatch bench cache`: a teacher that answers from disk; and caches of any size for the benchmarks.
 
+Their inputs are random numbers that nobody stores, with one view and an order that needs no table.
+"""
+
+import math
 import tempfile
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
+from jacmatch.jacobian import Estimator, RandomInputs, RandomOutputs, probes
 from jacmatch.models import build
-from jacmatch.teachers import ModuleTeacher
-from jacmatch_research.bench.answers import Answers
+from jacmatch.objectives import Distillation
+from jacmatch.teachers import CachedTeacher, ModuleTeacher, Question
+from jacmatch.teachers.cached.fingerprint import described, of_teacher
+from jacmatch.teachers.cached.format import Head, fields_of, positions_name, rows_of, shard_name, write_whole
+from jacmatch.teachers.cached.writer import write_shard
 from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
 from jacmatch_research.bench.method import Conditions, compare
+
+PROBES: dict[str, Estimator | None] = {"vᵀJ": RandomOutputs(1), "Jv": RandomInputs(1), "outputs": None}
+_QUERY = 4096  # at once
+_TURNS = 4  # after so many calls a reader begins again: all of its questions are kept
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """A teacher, inputs and questions for them; and the cache of its answers, where that has been written.
+
+    Attributes:
+        folder: Of the cache.
+        network: The teacher.
+        shape: Of an input.
+        samples: How many there are.
+        products: A name in `PROBES`.
+    """
+
+    folder: Path
+    network: nn.Module
+    shape: tuple[int, ...]
+    samples: int
+    products: str = "vᵀJ"
+
+    def ids(self, positions: Tensor) -> Tensor:
+        """The samples at these places of the order of training, which is as good as random for the disk."""
+        step = next(n for n in range(max(1, int(0.618 * self.samples)), 2 * self.samples) if self._coprime(n))
+        return positions * step % self.samples
+
+    def _coprime(self, number: int) -> bool:
+        return math.gcd(number, self.samples) == 1
+
+    def question(self, ids: Tensor) -> tuple[Tensor, Question]:
+        """Inputs of samples, and what a training asks about them."""
+        probe = PROBES[self.products]
+        x = probes.uniform(7, ids, 0, math.prod(self.shape)).view(-1, *self.shape)
+        jacobians = 0.0 if probe is None else 1.0
+        objective = Distillation(nn.Linear(1, 1), self.network, labels=0.0, jacobians=jacobians, probe=probe)
+        return objective.question(x, ids=ids, draw=0, products=probe is not None)
+
+    def write(self, batch: int = _QUERY, megabytes: float = 8.0) -> None:
+        """Writes the cache.
+
+        Args:
+            batch: Samples of a query.
+            megabytes: Size of a shard.
+        """
+        teacher = ModuleTeacher(self.network)
+        x, question = self.question(self.ids(torch.arange(min(batch, self.samples))))
+        fields = fields_of(teacher.answer(x, question), question)
+        shard = batch * max(1, int(megabytes * 2**20) // (batch * sum(field.size for field in fields)))
+        description = described(question)
+        head = Head(of_teacher(teacher), description, fields, self.samples, 1, False, batch, shard, {}, {})
+        (self.folder / positions_name(0)).parent.mkdir(parents=True)
+        write_whole(self.folder, "cache.json", head.text())
+        positions = torch.empty(self.samples, dtype=torch.int64)
+        positions[self.ids(torch.arange(self.samples))] = torch.arange(self.samples)
+        write_whole(self.folder, positions_name(0), positions.numpy().tobytes())
+        for number in range(head.shards):
+            rows = head.rows(number)
+            parts = []
+            for start in range(rows.start, rows.stop, batch):
+                x, question = self.question(self.ids(torch.arange(start, min(start + batch, rows.stop))))
+                parts.append(rows_of(teacher.answer(x, question), x, question, fields))
+            entries = {field.name: torch.cat([part[field.name] for part in parts]) for field in fields}
+            write_shard(self.folder, shard_name(0, number), entries)
+
+    def query_of(self, batch: int, number: int, *, mixed: bool = False) -> tuple[Tensor, Question]:
+        """Inputs and question of a batch.
+
+        Args:
+            batch: Samples in it.
+            number: Which batch in the order of training; after the last sample comes the first.
+            mixed: Samples from anywhere instead.
+        """
+        if mixed:
+            return self.question(probes.bits(number, torch.arange(batch), 0, 1)[:, 0] % self.samples)
+        return self.question(self.ids((torch.arange(batch) + number * batch) % self.samples))
+
+    def reader(self, batch: int, batches: int, *, mixed: bool = False) -> Callable[[], None]:
+        """A function that reads `batches` batches, each call the next ones; the questions are there before.
+
+        Args:
+            batch: Samples in a batch.
+            batches: How many batches a call reads.
+            mixed: Samples from anywhere in the cache instead of neighbors.
+        """
+        teacher, turn = CachedTeacher(self.folder), 0
+        queries = [self.query_of(batch, number, mixed=mixed) for number in range(_TURNS * batches)]
+
+        def read() -> None:
+            nonlocal turn
+            for x, question in queries[turn * batches : (turn + 1) * batches]:
+                teacher.answer(x, question)
+            turn = (turn + 1) % _TURNS
+
+        return read
+
 
 ENTRY = Claim("answer from disk ÷ answer of the live teacher")
 WRITING = Claim("asking a teacher and writing its answers ÷ asking it")
@@ -21,7 +131,7 @@ TEACHERS = {
 }
 
 
-def _answers(conditions: Conditions, folder: str, teacher: str, products: str) -> tuple[Answers, int]:
+def _answers_of(conditions: Conditions, folder: str, teacher: str, products: str) -> tuple[Answers, int]:
     name, batch = TEACHERS[teacher]
     name, batch, samples = ("mlp", 4, 8) if conditions.quick else (name, batch, 4 * batch)
     return Answers(Path(folder) / "cache", build(name, 10, (3, 32, 32)), (3, 32, 32), samples, products), batch
@@ -30,7 +140,7 @@ def _answers(conditions: Conditions, folder: str, teacher: str, products: str) -
 def reading(conditions: Conditions, teacher: str, products: str) -> Measured:
     """A batch of answers from disk ÷ the same of the live teacher; the files are in the memory of the system."""
     with tempfile.TemporaryDirectory() as folder:
-        answers, batch = _answers(conditions, folder, teacher, products)
+        answers, batch = _answers_of(conditions, folder, teacher, products)
         answers.write(batch)
         live, (x, question) = ModuleTeacher(answers.network), answers.query_of(batch, 0)
         times = compare(conditions, answers.reader(batch, 1), lambda: live.answer(x, question), 15)
@@ -42,7 +152,7 @@ def reading(conditions: Conditions, teacher: str, products: str) -> Measured:
 def writing(conditions: Conditions, teacher: str, products: str) -> Measured:
     """A new cache ÷ the answers that it is made of; the disk has all of it at the end."""
     with tempfile.TemporaryDirectory() as folder:
-        answers, batch = _answers(conditions, folder, teacher, products)
+        answers, batch = _answers_of(conditions, folder, teacher, products)
         live, turns = ModuleTeacher(answers.network), count()
 
         def write() -> None:

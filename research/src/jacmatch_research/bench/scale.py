@@ -17,7 +17,7 @@ from torch import nn
 
 from jacmatch.cli.launch import python
 from jacmatch.training.distributed import STORE
-from jacmatch_research.bench.answers import Answers
+from jacmatch_research.bench.cache import Answers
 from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
 from jacmatch_research.bench.loop import add_member
 from jacmatch_research.bench.method import Conditions, NotMeasured, Spread, compare, compare_memory

@@ -21,6 +21,7 @@ from jacmatch_research.tables import Document, names, seeds_of, spreads
 GUESS, FIXED, NEWUOA = "first guess", "fixed Jacobian", "NEWUOA"
 UNTAUGHT = "student: not taught"
 VALUES, CALLS, DERIVATIVES = "student: values", "student: values, equal calls", "student: values + partials"
+SECOND_ORDER = "student: values, L-BFGS"
 METHODS: dict[str, Mapping[str, Any]] = {
     GUESS: {},
     FIXED: {},
@@ -29,6 +30,7 @@ METHODS: dict[str, Mapping[str, Any]] = {
     VALUES: {"directions": 0, "times": 1},
     CALLS: {"directions": 0, "times": 3},
     DERIVATIVES: {"directions": 1, "times": 1},
+    SECOND_ORDER: {"directions": 0, "times": 1, "evaluations": 300},
 }
 """A derivative costs two calls of the fitter: three times the faces without derivatives are as many calls."""
 DISTANCES = (0.05, 0.1, 0.2, 0.3, 0.4)
@@ -58,7 +60,7 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     options = cell.settings
     model, update = _model(options["model"])
     results: Measures = {}
-    if cell.row in (VALUES, CALLS, DERIVATIVES):
+    if "times" in options:
         examples = lesson(
             model,
             faces(options["times"] * options["faces"], cell.seed + _LESSON),
@@ -72,9 +74,8 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
         }
         if cell.row == DERIVATIVES:
             results["jumps"] = jumps(model, examples, max(1, len(examples.x) // 5))
-        student = distilled(
-            model, examples, share=options["share"], steps=options["steps"], seed=cell.seed, update=update
-        )
+        how = {name: options[name] for name in ("share", "steps", "evaluations") if name in options}
+        student = distilled(model, examples, seed=cell.seed, update=update, **how)
         fit = _student(model, student)
     elif cell.row == UNTAUGHT:
         fit = _student(model, Glance(model, update=update).eval())

@@ -17,10 +17,9 @@ from jacmatch.runs import Run, threads
 from jacmatch.runs.files import load
 from jacmatch.training import find_device
 from jacmatch.version import __version__
-from jacmatch_research.processes import one_thread
+from jacmatch_research.processes import end_with_parent, one_thread, side_by_side
 from jacmatch_research.reproduce import EXPERIMENTS, defaults, students, transfer
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
-from jacmatch_research.reproduce.side_by_side import end_with_parent, side_by_side
 from jacmatch_research.tables import Document
 
 _MADE = ("jacmatch", "torch", "platform", "cuda", "commit")  # what a cell says of where it was measured

@@ -138,13 +138,9 @@ REACHED_HEAD = ("error and samples without partials", "error", "reached with", "
 
 def saved(document: Document, what: str, measures: Sequence[Measure], compared: Mapping[str, tuple[str, str]]) -> Table:
     """The table of `reached`: for each way to call a measure, the rows without and with derivatives."""
-    lines = (
-        line
-        for called, rows in compared.items()
-        for line in reached(
-            document, [(name, called.format(heading), *rest) for name, heading, *rest in measures], *rows
-        )
-    )
+    lines: list[tuple[str, ...]] = []
+    for called, rows in compared.items():
+        lines += reached(document, [(name, called.format(head), scale, n) for name, head, scale, n in measures], *rows)
     return Table("samples", f"{what} with partials that are as good as values alone", REACHED_HEAD, tuple(lines))
 
 

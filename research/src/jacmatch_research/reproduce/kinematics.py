@@ -27,6 +27,7 @@ from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, R
 from jacmatch_research.systems.kinematics.chain import PUMA_560, rotation_vector
 from jacmatch_research.systems.kinematics.inverse import (
     Known,
+    animate,
     errors,
     exact,
     exact_poses,
@@ -34,7 +35,6 @@ from jacmatch_research.systems.kinematics.inverse import (
     of_student,
     solve,
 )
-from jacmatch_research.systems.kinematics.switching import animate
 from jacmatch_research.tables import Document, seeds_of
 
 SHARE = 0.5
@@ -185,9 +185,8 @@ def _switches(known: Known, size: Mapping[str, Any], *, cold: bool = False) -> d
     motion = animate(PUMA_560, known, torch.cat((keys, through), 1), cold=start, share=SHARE, **often)
     results = {}
     for name, part in (("", slice(len(keys[0]))), ("straight_", slice(len(keys[0]), None))):
-        for measure in ("into", "back", "usual", "inside", "off"):
-            results[f"{name}{measure}"] = float(getattr(motion, measure)[part].max())
-        results[f"{name}fold"] = float(motion.fold[part].min())
+        for measure, values in motion.items():
+            results[f"{name}{measure}"] = float(values[part].min() if measure == "fold" else values[part].max())
     return results
 
 

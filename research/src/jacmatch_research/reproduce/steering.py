@@ -1,6 +1,6 @@
 """Four wheels against two, and networks instead of the controller: from one state, and over numbers of samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -184,7 +184,7 @@ def _gain_table(document: Document) -> Table:
 
 
 def _drive_table(document: Document) -> Table:
-    shown = {
+    shown: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "largest offset, cm": lambda row: f"{100 * row['offset_largest']:.1f}",
         "rms offset, cm": lambda row: f"{100 * row['offset_rms']:.1f}",
         "below 5 cm after, s": lambda row: f"{row['settled']:.2f}",

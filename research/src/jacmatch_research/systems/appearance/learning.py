@@ -22,12 +22,14 @@ from jacmatch.training import Training, fit
 from jacmatch_research.systems.appearance.faces import Array, Faces
 from jacmatch_research.systems.appearance.fitting import by_newuoa
 from jacmatch_research.systems.appearance.model import REACH, UNIT, WINDOW, Model, composed, pose_of, windows
+from jacmatch_research.systems.second_order import minimize_by_lbfgs
 
 SPREAD = (0.5, 0.5, 1.0, 1.0)
 """Standard deviations of the first guess of scale, turn and place in tenths: the windows that a student learns from."""
 _STEP = 0.5  # of a difference: half of these
 _REFUSED = 1.5  # a fit that costs so many times the median has failed, and nobody learns from it
 _JUMPED = 4.0  # likewise a derivative so many times the median
+_DECAYS = (1e3, 1e2, 1e1, 1.0)  # of the second-order solver, toward the fixed Jacobian
 
 
 class Glance(nn.Module):
@@ -182,9 +184,31 @@ def jumps(model: Model, examples: Lesson, count: int) -> float:
 
 
 def distilled(
-    model: Model, examples: Lesson, *, share: float, steps: int, seed: int, update: Array | None = None
+    model: Model,
+    examples: Lesson,
+    *,
+    share: float,
+    steps: int,
+    seed: int,
+    update: Array | None = None,
+    evaluations: int = 0,
 ) -> Glance:
-    """Train a student on the fitter's results; derivatives make up `share` of the gradient norm where there are any."""
+    """Train a student on the fitter's results; derivatives make up `share` of the gradient norm where there are any.
+
+    With `evaluations` it is the second-order solver that trains, on values alone and without dropout.
+    """
+    if evaluations:
+        student = Glance(model, update=update).double()
+        values, x, y = AlongDirections(student, examples, 0.0).eval(), examples.x.double(), examples.y.double()
+        minimize_by_lbfgs(
+            student,
+            lambda ids: values(x[ids], y[ids], ids=ids)["loss"],
+            len(x),
+            evaluations=evaluations,
+            seed=seed,
+            decays=_DECAYS,
+        )
+        return student.float().eval()
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         student = Glance(model, dropout=0.5, update=update)

@@ -1,4 +1,4 @@
-"""Inverse kinematics by damped least squares, driven by whichever poses and Jacobians it is given."""
+"""Inverse kinematics by damped least squares, driven by whichever poses and Jacobians it is given; animated arms."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -135,3 +135,74 @@ def solve(
         q[rows] = torch.clamp(q[rows] + damped_step(j_geometric, missing), *limits)
         count[rows] += 1
     return Solved(q, count, ~running)
+
+
+def animate(
+    chain: Chain,
+    known: Known,
+    keys: Float[Tensor, "key animation joint"],
+    *,
+    cold: Float[Tensor, "joint"] | None = None,
+    share: float | int = 1.0,
+    frames: int = 40,
+    iterations: int = 60,
+) -> dict[str, Float[Tensor, "animation"]]:
+    """Move from key 0 to key 1 by joints, on to the pose of key 2 by inverse kinematics, and to key 3 by joints.
+
+    Each frame of the second part is solved from the one before, and the third begins wherever the joints are. The path
+    between the poses of keys 1 and 2 is that of the hand when its joints move between them: within reach.
+
+    Args:
+        chain: The arm.
+        known: Poses and Jacobians that drive the inverse part.
+        keys: Joint angles of four moments, for each animation.
+        cold: Where each frame of the inverse part is solved from; the frame before it if None.
+        share: Of the joint ranges that may be used.
+        frames: Of each of the three parts.
+        iterations: Of inverse kinematics for a frame, at most.
+
+    Returns:
+        For each animation the largest joint step in radians where inverse kinematics takes over (`into`), where forward
+        kinematics does again (`back`), in the forward parts (`usual`) and `inside` the inverse one; how far the hand
+        was `off` its path, in metres; and `fold`, the smallest singular value of the exact Jacobian in the inverse
+        part, in units of `LENGTH` and radians.
+    """
+    first = eased(keys[0], keys[1], frames)
+    path = torch.cat((keys[1][None], eased(keys[1], keys[2], frames)))
+    solved = [first[-1]]
+    off, limits = [], chain.limits(share)
+    for frame in path:
+        target = chain.pose(frame)
+        start = solved[-1] if cold is None else cold.expand_as(solved[-1])
+        solved.append(solve(known, target, start, limits, iterations=iterations).q)
+        off.append(errors(chain.pose(solved[-1]), target)[:, :3].norm(dim=1))
+    inverse = torch.stack(solved)
+    last = torch.cat((inverse[-1:], eased(inverse[-1], keys[3], frames)))
+    steps = _largest(inverse)
+    forward = torch.cat((_largest(first), _largest(last)))
+    return {
+        "into": steps[0],
+        "back": _largest(last)[0],
+        "usual": forward.amax(0),
+        "inside": steps[1:].amax(0),
+        "off": torch.stack(off).amax(0),
+        "fold": folds(chain, inverse),
+    }
+
+
+def eased(start: Tensor, end: Tensor, frames: int) -> Float[Tensor, "frame animation joint"]:
+    """From start (left out) to end, slow at both ends: 3s² − 2s³."""
+    s = torch.arange(1, frames + 1, dtype=start.dtype)[:, None, None] / frames
+    return start + (3 * s**2 - 2 * s**3) * (end - start)
+
+
+def folds(chain: Chain, q: Float[Tensor, "frame animation joint"]) -> Float[Tensor, "animation"]:
+    """The smallest singular value of the exact Jacobian over the frames."""
+    unit = torch.tensor([1 / LENGTH] * 3 + [1.0] * 3, dtype=q.dtype)[:, None]
+    values: Tensor = torch.linalg.svdvals(chain.jacobian(q.flatten(0, 1)) * unit)[:, -1]
+    return values.reshape(q.shape[:2]).amin(0)
+
+
+def _largest(q: Tensor) -> Tensor:
+    """The largest joint step between neighboring frames."""
+    return q.diff(dim=0).abs().amax(-1)

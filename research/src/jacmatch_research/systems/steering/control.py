@@ -10,8 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from jacmatch.errors import InputError
-from jacmatch_research.systems.steering.arrays import Array
-from jacmatch_research.systems.steering.vehicle import Vehicle
+from jacmatch_research.systems.steering.vehicle import Array, Vehicle
 
 Controller = Callable[[Array, Array], Array]
 """States (car, 4) and speeds (car,) to steering angles (car, 2)."""

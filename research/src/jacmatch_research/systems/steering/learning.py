@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from jacmatch.jacobian import jacobian
 from jacmatch.surrogates.modules import fit_surrogate
-from jacmatch_research.systems.steering.arrays import Array
 from jacmatch_research.systems.steering.control import (
     ACCEPTED,
     LARGEST,
@@ -22,6 +21,7 @@ from jacmatch_research.systems.steering.control import (
     drive,
     largest_real_part,
 )
+from jacmatch_research.systems.steering.vehicle import Array
 
 Learn = Callable[[tuple[Tensor, Tensor], Tensor], tuple[nn.Module, dict[str, float]]]
 """Inputs and values, and partials, to a network and measures of its training."""

@@ -8,13 +8,15 @@ u = (δ_f, δ_r), the steering angles of the axles. With forces F = C (δ − sl
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from jacmatch.errors import InputError
-from jacmatch_research.systems.steering.arrays import Array
 
 GRAVITY = 9.81
+Array = Any
+"""A numpy array of float64; shapes are in the docstrings."""
 
 
 @dataclass(frozen=True)
