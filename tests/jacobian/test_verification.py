@@ -225,6 +225,27 @@ def test_there_is_no_false_alarm(name):
             jvp(net, X, X, engine=engine)
 
 
+class Noisy(nn.Module):
+    """Draws from a generator of its own, which nothing replays."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.layer, self.generator = linear(), np.random.default_rng(seed)
+
+    def forward(self, x):
+        return self.layer(x) + 0.1 * float(self.generator.random())
+
+
+@pytest.mark.parametrize(("seed", "engine"), [(85, "forward"), (186, "reverse")])
+def test_there_is_no_verdict_where_no_two_calls_agree(seed, engine):
+    """With these seeds, two differences agree by chance that the derivative is another one."""
+    torch.manual_seed(1)
+    net = Noisy(seed)
+    for each in ("forward", "reverse")[: 1 + (engine == "reverse")]:
+        jvp(net, X, X, engine=each)
+    assert "non-deterministic" in {each.code for each in doctor(net, X).findings}
+
+
 @pytest.mark.ci
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("name", SOUND)

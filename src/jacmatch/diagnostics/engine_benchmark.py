@@ -12,6 +12,7 @@ from torch import nn
 from jacmatch.diagnostics.isolation import Batch
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian import Engine, gradient_norms, preserved_buffers
+from jacmatch.jacobian.callables import preserved_generators
 from jacmatch.objectives import Distillation
 
 _ENGINES: tuple[Engine, ...] = ("forward", "reverse")
@@ -90,9 +91,8 @@ def _untouched(objective: Distillation, device: torch.device) -> Iterator[None]:
     before = (objective.differentiation.engine, objective.every, objective.training)
     objective.every = 1
     objective.train()
-    devices = [device] if device.type == "cuda" else []
     try:
-        with objective.unmeasured_calls(), torch.random.fork_rng(devices), preserved_buffers(objective.student):
+        with objective.unmeasured_calls(), preserved_generators(device), preserved_buffers(objective.student):
             yield
     finally:
         objective.differentiation.engine, objective.every, training = before

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import run
+from jacmatch.jacobian.callables import seed_generators
 from jacmatch.jacobian.engine_checks import is_small
 from jacmatch.jacobian.finite_differences import derivative_along, tolerance_for
-from jacmatch.jacobian.function import seed_generators
 from jacmatch.jacobian.modules import preserved_buffers
 from jacmatch.objectives.base import Objective, networks_of
 from jacmatch.teachers import Answer, MemoizedTeacher, Question, Teacher
@@ -151,7 +151,7 @@ class IsolatedObjective:
         teacher = networks_of(self.objective)[1]
         if isinstance(teacher, ReplayedTeacher):
             teacher.turn = 0
-        seed_generators(0, batch.x.device)
+        seed_generators(0, batch.x.device, of_torch=True)
         before = torch.get_rng_state()
         result = self.objective(batch.x, batch.y, **batch.keywords(), progress=self.progress)
         self.draws = self.draws or not torch.equal(before, torch.get_rng_state())
@@ -228,13 +228,13 @@ def keeps_results(student: nn.Module, x: Tensor) -> bool:
     with torch.no_grad():
         run(called, x)
         _move_randomly(fresh, called)
-        seed_generators(0, x.device)
+        seed_generators(0, x.device, of_torch=True)
         first = run(fresh, x)[0]
-        seed_generators(0, x.device)
+        seed_generators(0, x.device, of_torch=True)
         second = run(called, x)[0]
         if torch.allclose(first, second, 1e-3, 1e-6):
             return False
-        seed_generators(0, x.device)
+        seed_generators(0, x.device, of_torch=True)
         again = run(fresh, x)[0]
     return torch.allclose(first, again, 1e-3, 1e-6)  # what changes from call to call is another fault
 

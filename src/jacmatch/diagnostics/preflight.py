@@ -29,11 +29,12 @@ from jacmatch.diagnostics.isolation import (
 )
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import run
+from jacmatch.jacobian.callables import preserved_generators, seed_generators
 from jacmatch.jacobian.engine_checks import is_small
 from jacmatch.jacobian.engines import graph_leaves, parameter_gradients
 from jacmatch.jacobian.findings import PREFLIGHT, Finding, fault
 from jacmatch.jacobian.finite_differences import derivative_along, plain, relative_difference
-from jacmatch.jacobian.function import Function, seed_generators
+from jacmatch.jacobian.function import Function
 from jacmatch.jacobian.modules import in_mode, preserved_buffers
 from jacmatch.jacobian.verification import JVP_ENGINES, comparison_of, isolated, unverified
 from jacmatch.objectives.base import Objective, networks_of
@@ -109,7 +110,7 @@ def preflight_check(objective: nn.Module, batch: Batch, *, progress: float = 0.0
     samples = SAMPLES if is_small(objective) else _SAMPLES_OF_LARGE
     few = rows_of(batch, torch.arange(min(samples, len(batch.x)), device=device))
     with (
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        preserved_generators(device),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
         unverified(),  # what is wrong is found here, by name
@@ -185,7 +186,7 @@ def teacher_outputs(objective: nn.Module, batch: AnyBatch) -> tuple[AnyBatch, Te
     if teacher is None:
         return None
     try:
-        with torch.no_grad(), torch.random.fork_rng([few.x.device] if few.x.is_cuda else []):
+        with torch.no_grad(), preserved_generators(few.x.device):
             return few, teacher.answer(few.x, Question(ids=few.ids)).outputs
     except (InputError, UnsupportedError):
         return None
@@ -203,7 +204,7 @@ def _of_student(objective: nn.Module, batch: Batch) -> list[str]:
         with preserved_buffers(student):
             outputs = []
             for seed in range(2):
-                seed_generators(seed, batch.x.device)
+                seed_generators(seed, batch.x.device, of_torch=True)
                 state = torch.get_rng_state()
                 outputs.append(run(student, batch.x)[0])
                 if torch.equal(state, torch.get_rng_state()):

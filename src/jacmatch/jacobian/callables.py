@@ -6,6 +6,7 @@ object and not by name: a BatchNorm layer registered under two names has one run
 """
 
 import copy
+import random
 import types
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, cast
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -239,6 +241,49 @@ def preserved_attributes(module: Callable[..., Any]) -> Iterator[None]:
             for name, parameter in parameters.items():
                 if layer._parameters.get(name) is not parameter:
                     layer._parameters[name] = parameter
+
+
+GeneratorStates = tuple[Any, Any, list[Tensor]]
+
+
+def generator_states(device: torch.device) -> GeneratorStates:
+    """Return the states of the global generators: of Python, of NumPy, of torch on the CPU and on a GPU."""
+    of_torch = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    return random.getstate(), numpy.random.get_state(), of_torch
+
+
+def set_generator_states(states: GeneratorStates, device: torch.device) -> None:
+    """Set the states that `generator_states` returned."""
+    python, of_numpy, of_torch = states
+    random.setstate(python)
+    numpy.random.set_state(of_numpy)
+    torch.set_rng_state(of_torch[0])
+    for state in of_torch[1:]:
+        torch.cuda.set_rng_state(state, device)
+
+
+@contextmanager
+def preserved_generators(device: torch.device) -> Iterator[None]:
+    """Restore the states of the global generators after the context."""
+    states = generator_states(device)
+    try:
+        yield
+    finally:
+        set_generator_states(states, device)
+
+
+def seed_generators(seed: int, device: torch.device, *, of_torch: bool = False) -> None:
+    """Seed the global generators of Python, NumPy and torch, or of torch alone.
+
+    While CUDA is not initialized, each call of `torch.manual_seed` would queue a CUDA call with a stack trace.
+    """
+    if not of_torch:
+        random.seed(seed)
+        numpy.random.seed(seed)
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 @contextmanager

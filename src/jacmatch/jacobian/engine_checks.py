@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian import findings
-from jacmatch.jacobian.callables import modules_of, preserved_attributes, preserved_buffers, preserved_state, tensors_of
+from jacmatch.jacobian.callables import (
+    modules_of,
+    preserved_attributes,
+    preserved_buffers,
+    preserved_state,
+    seed_generators,
+    tensors_of,
+)
 from jacmatch.jacobian.engines import graph_leaves, meets_once_differentiable, parameter_gradients, reverse_vjp
 from jacmatch.jacobian.findings import Verdict
 from jacmatch.jacobian.finite_differences import (
@@ -29,7 +36,7 @@ from jacmatch.jacobian.finite_differences import (
     size_of_sum,
     tolerance_for,
 )
-from jacmatch.jacobian.function import Function, Products, replayed, seed_generators
+from jacmatch.jacobian.function import Function, Products, replayed
 
 MANY_PARAMETERS = 2_000_000
 """Above this, a network is large, and its engines are compared on fewer samples and directions."""

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
 from jacmatch.jacobian.arguments import Arguments
-from jacmatch.jacobian.callables import replaced_buffers
+from jacmatch.jacobian.callables import preserved_generators, replaced_buffers
 from jacmatch.jacobian.modules import Module, call, preserved_buffers
 
 Select = Callable[[Any], Tensor]
@@ -121,7 +121,7 @@ def class_dimension(module: Module, x: Tensor, arguments: Arguments | None = Non
     """Return the dimension of the classes if the layer that computes the outputs determines it, else None.
 
     It is −1 if the returned tensor is the unmodified output of an `nn.Linear`, and 1 if it is that of a convolution.
-    The module is run once, without gradients; its buffers and the state of torch's random number generators are
+    The module is run once, without gradients; its buffers and the states of the random number generators are
     restored.
 
     Args:
@@ -151,9 +151,8 @@ def class_dimension(module: Module, x: Tensor, arguments: Arguments | None = Non
         dimension = -1 if forward is nn.Linear.forward else 1 if forward in _CONVOLUTIONS else None
         if dimension is not None and not layer._forward_hooks:
             handles.append(layer.register_forward_hook(note(dimension)))
-    devices = [x.device] if x.device.type == "cuda" else []
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices), preserved_buffers(module):
+        with torch.no_grad(), preserved_generators(x.device), preserved_buffers(module):
             outputs = output_tensor(call(module, x, arguments))
     finally:
         for handle in handles:

@@ -20,8 +20,15 @@ from torch import Tensor
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian.arguments import Arguments
-from jacmatch.jacobian.callables import copy_in, modules_of, preserved_attributes, preserved_state, tensors_of
-from jacmatch.jacobian.function import Function, Products, replayed, seed_generators
+from jacmatch.jacobian.callables import (
+    copy_in,
+    modules_of,
+    preserved_attributes,
+    preserved_state,
+    seed_generators,
+    tensors_of,
+)
+from jacmatch.jacobian.function import Function, Products, replayed
 from jacmatch.jacobian.modules import Module, twice_differentiable
 from jacmatch.jacobian.readouts import Context, Logits
 
@@ -252,6 +259,13 @@ class Reference:
         with torch.no_grad():
             seed_generators(SEED, self.x.device)
             return couples(replayed_values(self.function, self.x), self.x, self.values, 1e-9 if self.fine else 1e-4)
+
+    @cached_property
+    def repeats(self) -> bool:
+        """Whether two calls at x agree; not so if random numbers are drawn from a generator that is not global."""
+        with torch.no_grad():
+            values_at = replayed_values(self.function, self.x)
+            return relative_difference(values_at(self.x), values_at(self.x)) <= (1e-12 if self.fine else 1e-6)
 
     @property
     def tolerance(self) -> float:

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from jacmatch.errors import ClassDimensionError, InputError
-from jacmatch.jacobian.callables import all_buffers, copies_of
+from jacmatch.jacobian.callables import (
+    all_buffers,
+    copies_of,
+    generator_states,
+    preserved_generators,
+    set_generator_states,
+)
 from jacmatch.jacobian.features import class_dimension, run
 from jacmatch.jacobian.modules import BatchNormPolicy, Module
 from jacmatch.jacobian.readouts import Context, Readout, with_class_dim
@@ -82,28 +88,14 @@ class Function:
 
 def replaying(x: Tensor) -> Callable[[Callable[[], Result]], Result]:
     """Return a caller that runs a function with the same next random numbers each time; no generator advances."""
-    devices = [x.device] if x.device.type == "cuda" else []
-    cpu, cuda = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
+    start = generator_states(x.device)
 
     def call(function: Callable[[], Result]) -> Result:
-        with torch.random.fork_rng(devices):
-            torch.set_rng_state(cpu)
-            for device, state in zip(devices, cuda, strict=True):
-                torch.cuda.set_rng_state(state, device)
+        with preserved_generators(x.device):
+            set_generator_states(start, x.device)
             return function()
 
     return call
-
-
-def seed_generators(seed: int, device: torch.device) -> None:
-    """Seed the CPU's generator and that of the device.
-
-    While CUDA is not initialized, each call of `torch.manual_seed` would queue a CUDA call with a stack trace.
-    """
-    if device.type == "cpu":
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.manual_seed(seed)
 
 
 def replayed(function: Function, x: Tensor) -> Callable[[Tensor], Tensor]:

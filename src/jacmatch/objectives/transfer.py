@@ -1,7 +1,6 @@
 """Transfer from a pretrained teacher with other classes: labels + outputs (LwF) + attention maps + their Jacobians."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import AttentionMaps, BatchNormPolicy, Context, Engine, Readout, run
 from jacmatch.jacobian.callables import buffers_in_training, copies_of, replaced_buffers
-from jacmatch.jacobian.modules import set_mode
+from jacmatch.jacobian.modules import in_mode
 from jacmatch.losses import JacobianLoss, OutputLoss, attention_map, attention_transfer, match_sizes
 from jacmatch.models import FirstOutputs
 from jacmatch.objectives import validation
@@ -243,7 +242,7 @@ class Transfer(Objective):
         """Return the size of each pair's maps: `size`, but never larger than either map."""
         assert self.teacher is not None
         mine, theirs = (tuple(dict.fromkeys(pair[side] for pair in self.pairs)) for side in (0, 1))
-        with _evaluating(self.student), torch.no_grad():
+        with in_mode(self.student, training=False), torch.no_grad():
             _, own = run(self.student.network, first.x, mine, arguments=first.arguments)
         about = Question(layers=theirs, arguments=first.arguments)
         other = query(self.teacher, first.x, about).features
@@ -306,15 +305,3 @@ class Transfer(Objective):
             pairs = zip(*(self._maps(batch, 0).maps(precise(each)) for each in (maps, answer.values)), strict=True)
             terms["attention"] = torch.stack([attention_transfer(s, t).mean() for s, t in pairs]).mean()
         return terms
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Context in evaluation mode; on exit each submodule gets its previous mode back."""
-    modes = {layer: layer.training for layer in network.modules()}
-    set_mode(network, training=False)
-    try:
-        yield
-    finally:
-        for layer, training in modes.items():
-            layer.training = training

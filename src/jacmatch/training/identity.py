@@ -10,7 +10,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from jacmatch.datasets import Split
 from jacmatch.jacobian import run as outputs_and_features
+from jacmatch.jacobian.callables import preserved_buffers, preserved_generators
+from jacmatch.jacobian.modules import in_mode
 from jacmatch.objectives import Objective
 from jacmatch.objectives.base import networks_of
 from jacmatch.runs.identity import COARSE, SINGLE, Fingerprint, probe, source_of
@@ -172,21 +174,14 @@ def _outputs(given: Any, x: Tensor) -> Tensor:
 @contextmanager
 def undisturbed(module: nn.Module | None = None, device: torch.device = _CPU) -> Iterator[None]:
     """Within the block a module is in evaluation mode; afterwards modes, buffers and random states are as before."""
-    modes = [] if module is None else [(each, each.training) for each in module.modules()]
-    buffers = [] if module is None else [(each, each.clone()) for each in module.buffers()]
-    random = host_state()
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        try:
-            for each, _ in modes:
-                each.training = False
-            yield
-        finally:
-            for each, mode in modes:
-                each.training = mode
-            for buffer, before in buffers:
-                buffer.data.copy_(before)
-            set_host_state(random)
+    with ExitStack() as stack:
+        stack.enter_context(preserved_generators(device))
+        if module is not None:
+            stack.enter_context(preserved_buffers(module))
+            stack.enter_context(in_mode(module, training=False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
 
 
 def _of_objective(objective: nn.Module) -> dict[str, str]:
