@@ -49,14 +49,28 @@ def test_every_recipe_has_the_same_budget():
     assert spent[RECIPE] == pytest.approx(budget, rel=1e-12)
 
 
+def test_directions_have_the_same_budget():
+    """A step of an averaged row costs 1 + 2 · 2 passes: each noisy input takes a forward pass and a row."""
+    cells = low_data.LOW_DATA_DIRECTIONS.cells(Request(name="low-data-directions", data="digits"))
+    steps = {cell.row: cell.settings["steps"] for cell in cells}
+    assert steps == {
+        MIXED: 800,
+        RECIPE: 400,
+        "mixed: KL + data pair": 400,
+        "mixed: KL + 16 low frequencies": 400,
+        "mixed: KL + row averaged over noise": 160,
+    }
+    assert {(cell.column, cell.seed) for cell in cells} == {(n, seed) for n in ("1", "5") for seed in range(3)}
+
+
 def test_every_candidate_is_an_objective():
     """Each row of the grid can be built, and has the terms that its name says."""
     request = Request(name="low-data-grid", smoke=True)
     world = students.world_of(request)
-    for row, settings in low_data.CANDIDATES.items():
+    for row, settings in {**low_data.CANDIDATES, **low_data.DIRECTIONS}.items():
         recipe, method = students.recipe_of(request, world, 0, settings)
         objective = recipe.objective(method, world.description.build(), world.teacher, world.pool, world.data, 0)
         weights = objective.loss_weights.weights
-        assert bool(weights["jacobians"]) == (row in low_data.DERIVATIVES), row
+        assert bool(weights["jacobians"]) == (row not in low_data.FREE), row
         assert bool(weights["labels"]) != ("no labels" in row), row
         assert bool(weights["outputs"]) != (row == "labels"), row

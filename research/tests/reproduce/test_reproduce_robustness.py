@@ -101,6 +101,21 @@ def test_of_each_kind_the_best_on_validation_images_is_chosen(document):
         assert line == (f"{kind}: {row}", *(text(values(document, row, name)) for name in names), last)
 
 
+def test_the_front_has_the_rows_that_no_row_beats_in_both_columns():
+    measured = {"a": (0.9, 0.4), "b": (0.8, 0.6), "c": (0.7, 0.5), "d": (0.8, 0.3)}
+    noises = [f"gaussian-noise {level:g}" for level in LEVELS]
+    cells = [
+        {"row": row, "column": "all", "seed": 0, "measures": {"accuracy": clean} | dict.fromkeys(noises, noisy)}
+        for row, (clean, noisy) in measured.items()
+    ]
+    assert robustness.front({"cells": cells}) == (
+        ("a", "90.0", "40.0", "yes"),
+        ("b", "80.0", "60.0", "yes"),
+        ("d", "80.0", "30.0", "no"),
+        ("c", "70.0", "50.0", "no"),
+    )
+
+
 def test_the_choice_looks_at_no_test_image(document):
     changed = copy.deepcopy(document)
     for number, cell in enumerate(changed["cells"]):

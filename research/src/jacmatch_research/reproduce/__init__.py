@@ -27,6 +27,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "grasp": GRASP,
     "kinematics": KINEMATICS,
     "low-data": low_data.LOW_DATA,
+    "low-data-directions": low_data.LOW_DATA_DIRECTIONS,
     "low-data-grid": low_data.GRID,
     "pricing": PRICING,
     "propositions": PROPOSITIONS,

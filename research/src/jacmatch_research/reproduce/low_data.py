@@ -56,6 +56,12 @@ DERIVATIVES: dict[str, Settings] = {
 }
 """Recipes with derivatives: where, which derivatives, how compared."""
 
+DIRECTIONS: dict[str, Settings] = {
+    **{row: {**FREE, **DERIVATIVES}[row] for row in ("mixed: outputs, KL", "mixed: KL + row", "mixed: KL + data pair")},
+    "mixed: KL + 16 low frequencies": {**_BEST, "probe": "subspace-inputs", "probe_dimensions": 16},
+    "mixed: KL + row averaged over noise": {**_BEST, "probe": "noise-averaged", "probes": 2, "noise": 0.1},
+}
+"""Rows and white noise against directions in which images differ, and rows of a smoothed Jacobian."""
 CANDIDATES: dict[str, Settings] = {**FREE, **DERIVATIVES}
 _FINAL = ("labels", "outputs, KL", "mixed: outputs, squared", "mixed: outputs, KL", "mixed: KL + row")
 _GRID_SEED = 100  # the grid is measured with other seeds than the table that it decides
@@ -88,6 +94,10 @@ def _grid_cells(request: Request) -> list[Cell]:
 def _final_cells(request: Request) -> list[Cell]:
     rows = {row: CANDIDATES[row] for row in _FINAL}
     return _cells(request, rows, (5,) if request.smoke else (1, 5, 10), _SEEDS[request.scale], request.seed)
+
+
+def _directions_cells(request: Request) -> list[Cell]:
+    return _cells(request, DIRECTIONS, (5,) if request.smoke else (1, 5), min(3, _SEEDS[request.scale]), request.seed)
 
 
 def _grid_tables(document: Document) -> list[Table]:
@@ -174,5 +184,11 @@ GRID = students.experiment(
 LOW_DATA = students.experiment(
     "little data at equal cost: outputs and Jacobians at mixed pairs against the best methods without Jacobians",
     _final_cells,
+    _final_tables,
+)
+
+LOW_DATA_DIRECTIONS = students.experiment(
+    "little data at equal cost: which directions of the Jacobian: rows, data pairs, low frequencies, averaged rows",
+    _directions_cells,
     _final_tables,
 )
