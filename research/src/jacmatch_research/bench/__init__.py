@@ -5,7 +5,7 @@ from jacmatch_research.bench.claims import Benchmark
 from jacmatch_research.bench.loop import LOOP
 from jacmatch_research.bench.memory import MEMORY
 from jacmatch_research.bench.peers import PEERS
-from jacmatch_research.bench.products import ATTENTION, PRODUCTS
+from jacmatch_research.bench.products import ATTENTION, DIRECTIONS, PRODUCTS
 from jacmatch_research.bench.scale import SCALE
 from jacmatch_research.bench.step import STEP
 from jacmatch_research.bench.surrogates import SURROGATES
@@ -13,6 +13,7 @@ from jacmatch_research.bench.surrogates import SURROGATES
 BENCHMARKS: dict[str, Benchmark] = {
     "products": PRODUCTS,
     "attention": ATTENTION,
+    "directions": DIRECTIONS,
     "step": STEP,
     "cache": CACHE,
     "loop": LOOP,

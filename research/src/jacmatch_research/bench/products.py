@@ -12,13 +12,17 @@ from jacmatch.models import build
 from jacmatch.objectives import jacobian_norm_penalty
 from jacmatch_research.bench import rivals
 from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
-from jacmatch_research.bench.method import Conditions, compare
+from jacmatch_research.bench.method import Conditions, Spread, compare
 
 FULL = Claim("full Jacobian, 100 outputs ÷ loop of backward passes", must=0.7, aim=0.4)
 FUNC = Claim("full Jacobian, 100 outputs ÷ `vmap(jacrev(...))` of torch.func", must=0.8)
 TORCHJD = Claim("full Jacobian, 100 outputs ÷ `torchjd.autojac.jac`", must=0.8)
 JV = Claim("Jv with backward ÷ plain pass over a doubled batch", must=1.2, aim=1.05)
 JV_SMALL = Claim(f"{JV.text}, small batch", must=1.4, aim=1.2)
+SEVERAL = Claim(
+    "seconds per direction of P directions of Jv at once, with backward ÷ seconds of one direction", must=0.9
+)
+ONE = Claim("one direction of Jv ÷ one direction: what the measurement cannot tell apart")
 PENALTY = Claim("Jacobian-norm penalty ÷ straightforward `autograd.grad` (Hoffman et al.)", must=1.0, aim=0.9)
 
 OUTPUTS = 100
@@ -30,6 +34,11 @@ PASSES = {
     "ResNet-20, 32×32, training": ("resnet20", (3, 32, 32), 64, True),
     "ResNet-20, 32×32, evaluation": ("resnet20", (3, 32, 32), 64, False),
     "ViT-Tiny, 32×32, batch 16": ("vit-tiny", (3, 32, 32), 16, True),
+}
+AT_ONCE = {
+    "VGG-4, 28×28, batch 16": ("vgg4", (1, 28, 28), 16),
+    "ResNet-20, 32×32, batch 16": ("resnet20", (3, 32, 32), 16),
+    "ViT-Tiny, 32×32, batch 4": ("vit-tiny", (3, 32, 32), 4),
 }
 PENALISED = {"VGG-4, 28×28": ("vgg4", (1, 28, 28), 64), "ResNet-20, 32×32": ("resnet20", (3, 32, 32), 32)}
 
@@ -76,20 +85,39 @@ def jv_pass(conditions: Conditions, name: str, shape: tuple[int, ...], batch: in
     name, batch = ("cnn3", 2) if conditions.quick else (name, batch)
     network = build(name, 10, shape).train(training).to(conditions.device)
     x = torch.rand(batch, *shape, device=conditions.device)
-    v = torch.randn(1, batch, *shape, device=conditions.device)
     doubled = torch.cat([x, x + 0.1])
-
-    def ours() -> None:
-        network.zero_grad()
-        result = jvp_products(network, x, v, engine="forward")
-        rivals.add_gradient(result.outputs.square().sum() + result.products.square().sum())
 
     def plain() -> None:
         network.zero_grad()
         rivals.add_gradient(network(doubled).square().sum())
 
-    times = compare(conditions, ours, plain, 15)
+    times = compare(conditions, _dual_pass(network, x, 1), plain, 15)
     return Measured(times.spread, 1.0, {"batch": batch, "baseline_seconds": times.baseline_seconds})
+
+
+def _dual_pass(network: nn.Module, x: Tensor, directions: int) -> Callable[[], None]:
+    """A pass with so many Jv by the forward engine, and back."""
+    v = torch.randn(directions, *x.shape, device=x.device)
+
+    def run() -> None:
+        network.zero_grad()
+        result = jvp_products(network, x, v, engine="forward")
+        rivals.add_gradient(result.outputs.square().sum() + result.products.square().sum())
+
+    return run
+
+
+def directions(conditions: Conditions, name: str, shape: tuple[int, ...], batch: int, count: int) -> Measured:
+    """Passes in training mode. The floor counts the values as one more direction: (P + 1) ÷ 2P."""
+    name, batch = ("cnn3", 2) if conditions.quick else (name, batch)
+    network = build(name, 10, shape).train().to(conditions.device)
+    x = torch.rand(batch, *shape, device=conditions.device)
+    times = compare(conditions, _dual_pass(network, x, count), _dual_pass(network, x, 1), 15)
+    median, low, high = (
+        float(f"{each / count:.4g}") for each in (times.spread.median, times.spread.low, times.spread.high)
+    )
+    details = {"batch": batch, "directions": count, "baseline_seconds": times.baseline_seconds}
+    return Measured(Spread(median, low, high, times.spread.n), (count + 1) / (2 * count), details)
 
 
 def penalty(
@@ -158,5 +186,18 @@ ATTENTION = Benchmark(
             partial(jv_pass, name="vit-tiny", shape=(3, 32, 32), batch=batch, training=True),
         )
         for claim, batch in ((JV, 16), (JV_SMALL, 4))
+    ),
+)
+
+DIRECTIONS = Benchmark(
+    "several directions of Jv in one dual pass",
+    tuple(
+        Case(
+            ONE if count == 1 else SEVERAL,
+            f"{name}, P = {count}",
+            partial(directions, name=model, shape=shape, batch=batch, count=count),
+        )
+        for count in (1, 2, 4, 8)
+        for name, (model, shape, batch) in AT_ONCE.items()
     ),
 )
