@@ -20,7 +20,7 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 MARKED = re.compile(r"(<!-- table (?P<file>\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-ORDER = ("step", "products", "attention", "memory", "cache", "scale", "loop", "peers")
+ORDER = ("step", "products", "attention", "directions", "memory", "cache", "scale", "loop", "peers")
 Row = dict[str, Any]
 
 
@@ -43,6 +43,8 @@ def _table(path: Path) -> str:
         return _sweep(path)
     if path.name == "surrogate-peers.json":
         return _surrogates(path)
+    if path.name == "profile.json":
+        return _profile(path)
     return _cases(path) if path.suffix == ".json" else path.read_text(encoding="utf-8")
 
 
@@ -121,6 +123,19 @@ def _surrogates(path: Path) -> str:
             )
             counts.append(len(known))
         lines.append(f"| {problem} | {size} | {max(counts)} | {' | '.join(entries)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _profile(path: Path) -> str:
+    """Milliseconds of the longest operators of each step, the sum of all operators in the last line."""
+    rows = [row for row in json.loads(path.read_text(encoding="utf-8"))["rows"] if row["why_empty"] is None]
+    columns = {row["case"]: {name: ms for name, ms in row["details"].items() if name != "batch"} for row in rows}
+    names = dict.fromkeys(name for column in reversed(columns.values()) for name in column if name != "all")
+    lines = [f"| milliseconds in | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
+    for name in (*names, "all"):
+        shown = f"`{name}`" if name != "all" else "all operators"
+        cells = (format(column[name], ".0f") if name in column else "–" for column in columns.values())
+        lines.append(f"| {shown} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

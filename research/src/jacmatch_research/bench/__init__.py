@@ -7,7 +7,7 @@ from jacmatch_research.bench.memory import MEMORY
 from jacmatch_research.bench.peers import PEERS
 from jacmatch_research.bench.products import ATTENTION, DIRECTIONS, PRODUCTS
 from jacmatch_research.bench.scale import SCALE
-from jacmatch_research.bench.step import STEP
+from jacmatch_research.bench.step import PROFILE, STEP
 from jacmatch_research.bench.surrogates import SURROGATES
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "attention": ATTENTION,
     "directions": DIRECTIONS,
     "step": STEP,
+    "profile": PROFILE,
     "cache": CACHE,
     "loop": LOOP,
     "memory": MEMORY,

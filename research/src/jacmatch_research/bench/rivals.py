@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from jacmatch_research.bench.method import NotMeasured
@@ -88,3 +88,17 @@ def norm_penalty(
     v = v / v.norm(dim=1, keepdim=True)
     (row,) = torch.autograd.grad((v * outputs).sum(), leaf, create_graph=True)
     return outputs, outputs.shape[1] * row.square().sum() / (2 * len(x))
+
+
+def row_loss(
+    student: nn.Module, teacher: nn.Module, x: Float[Tensor, "batch *input"], y: Int[Tensor, "batch"]
+) -> Float[Tensor, ""]:
+    """The loss of labels, outputs and one random row, teacher's and student's, as one writes it in plain PyTorch."""
+    leaf = x.clone().requires_grad_()
+    targets, outputs = teacher(leaf), student(leaf)
+    v = torch.randn_like(outputs)
+    (target_row,) = torch.autograd.grad((v * targets).sum(), leaf)
+    (row,) = torch.autograd.grad((v * outputs).sum(), leaf, create_graph=True)
+    apart = (outputs - targets.detach()).square().sum() + (row - target_row).square().sum()
+    loss: Tensor = nn.functional.cross_entropy(outputs, y) + apart / len(x)
+    return loss

@@ -4,6 +4,7 @@ r is the teacher's forward pass ÷ the student's. In units of the latter a plain
 derivatives 2r + 6: a pass costs 1, the gradient of it 2, and both are taken of the row as well, a backward pass.
 """
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +19,7 @@ from jacmatch.objectives import Distillation, GradientShare
 from jacmatch.teachers import Answer, ModuleTeacher, Question, Teacher
 from jacmatch_research.bench import rivals
 from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
-from jacmatch_research.bench.method import Conditions, NotMeasured, compare
+from jacmatch_research.bench.method import Conditions, NotMeasured, Spread, compare
 
 ROW = Claim("step with one random row, live teacher ÷ plain distillation, live teacher", must=2.1, aim=1.9)
 CACHED = Claim(
@@ -28,6 +29,7 @@ ROW_SELDOM = Claim("step with one row and `every=4`, live teacher ÷ plain disti
 CACHED_SELDOM = Claim(
     "step with one row and `every=4`, cached teacher ÷ plain distillation, live teacher", must=0.65, aim=0.6
 )
+TOP = Claim("self time of the ten longest operators ÷ that of all, one training step")
 COMPILED = Claim("compiled ÷ eager step (bf16)", must=0.8, aim=0.5)
 
 PAIRS = {
@@ -180,4 +182,42 @@ STEP = Benchmark(
         Case(CACHED_SELDOM, LARGER, partial(every_fourth, pair=LARGER, cached=True)),
         Case(COMPILED, "batch 128 and 1024", later, devices=("cuda",)),
     ),
+)
+
+
+def profiled(conditions: Conditions, way: Literal["plain", "row", "rival"]) -> Measured:
+    """Milliseconds of a step by operator, the ten longest, medians; their part of the whole is the ratio."""
+    chosen = Pair.of(conditions, "ResNet-56 → ResNet-20, 32×32")
+    if way == "rival":
+        teacher, student = chosen.network(chosen.teacher).eval().requires_grad_(False), chosen.network(chosen.student)
+        step: Callable[[], None] = rivals.stepper(
+            student, lambda: rivals.row_loss(student, teacher, chosen.x, chosen.y)
+        )
+    else:
+        step = chosen.steps("row" if way == "row" else None, "batch")
+    step()
+    rounds: list[dict[str, float]] = []
+    for _ in range(conditions.rounds(15)):
+        with torch.profiler.profile() as profiler:
+            step()
+            conditions.wait()
+        of_gpu = conditions.kind == "cuda"
+        times = {e.key: e.self_device_time_total if of_gpu else e.self_cpu_time_total for e in profiler.key_averages()}
+        rounds.append({name: time / 1000 for name, time in times.items()})
+    medians = {name: statistics.median(each.get(name, 0.0) for each in rounds) for name in {*rounds[0], *rounds[-1]}}
+    longest = sorted(medians, key=lambda name: -medians[name])[:10]
+    shares = [sum(each.get(name, 0.0) for name in longest) / sum(each.values()) for each in rounds]
+    whole = statistics.median(sum(each.values()) for each in rounds)
+    details = {"batch": len(chosen.x), "all": round(whole, 1), **{name: round(medians[name], 1) for name in longest}}
+    return Measured(Spread.of(shares), details=details)
+
+
+WAYS: dict[str, Literal["plain", "row", "rival"]] = {
+    "plain distillation": "plain",
+    "one row, plain PyTorch": "rival",
+    "one row": "row",
+}
+PROFILE = Benchmark(
+    "operators of a training step, ResNet-56 → ResNet-20, by torch.profiler",
+    tuple(Case(TOP, name, partial(profiled, way=way)) for name, way in WAYS.items()),
 )
