@@ -371,10 +371,11 @@ def _tables(document: Document) -> list[Table]:
     data, facts = document["settings"]["data"], document["facts"]
     teachers = ", ".join(f"{name} {100 * value:.1f} %" for name, value in facts["teachers"].items())
     notes = (
-        "Mean ± standard deviation over seeds; gains seed by seed, ± standard error, over the better of the two rivals "
-        "on test images. Equal time: the rivals have as many steps more as the default takes longer.",
-        f"Teachers on {data}: {teachers}. Steps of cross-entropy in the time of one of plain KL and of the default "
-        f"with few data, as set and as measured again in this run: {_step_times(document)}.",
+        "Accuracies: mean ± standard deviation over seeds. Gains: mean ± standard error of the difference to the "
+        "better of the two rivals on test images, seed by seed. Equal time: the rivals take more steps, as many as fit "
+        "into the time of the default.",
+        f"Teachers on {data}: {teachers}. Steps of cross-entropy that take as long as one step of plain KL and one "
+        f"step of the default with few data, as set and as measured again in this run: {_step_times(document)}.",
         origin(document),
     )
     body = []

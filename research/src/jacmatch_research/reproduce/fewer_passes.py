@@ -61,9 +61,9 @@ def _tables(document: Document) -> list[Table]:
             (gain[0], NOTHING, NOTHING, *gain[1:]),
         ),
         (
-            "Cost of a step by operations, with a live teacher and with its answers on disk; values alone with a live "
-            f"teacher = 1. r = {ratio:.1f}, the teacher's forward pass over the student's.",
-            "Views: after so many a sample's partner, point and directions return, so that the teacher can be cached.",
+            "Cost of a step by number of operations, with a live and with a cached teacher, relative to values alone "
+            f"with a live teacher. The teacher's forward pass costs r = {ratio:.1f} of the student's.",
+            "Views: number of epochs after which partner, point and directions repeat, so that they can be cached.",
             origin(document),
         ),
     )

@@ -142,10 +142,10 @@ def margins(document: Document, recipe: str = "mixed: KL + row") -> list[tuple[s
 def _final_tables(document: Document) -> list[Table]:
     columns = names(document, "column")
     cost = (
-        "Each row has the same budget in forward passes of the student; a step with a row of the Jacobian costs two "
-        "plain ones, so it has half the steps. The teacher's forward pass is "
-        f"{document['facts']['forward_ratio']:.2f} of the student's. Initialization, subset and batches of a seed are "
-        "the same in each row; all seeds share one teacher and one validation part.",
+        "Each recipe has the same budget in forward passes of the student. A step with a row of the Jacobian costs two "
+        "plain steps, so these recipes take half the steps. The teacher's forward pass costs "
+        f"{document['facts']['forward_ratio']:.2f} of the student's. All recipes have the same initialization, subset "
+        "and batches for a seed; all seeds share one teacher and one validation split.",
         origin(document),
     )
     rule = ("The best method without Jacobians is the one with the best accuracy on validation images.", *cost)

@@ -135,9 +135,9 @@ def _tables(document: Document) -> list[Table]:
         ("statement", "printed", *columns, "dropped ÷ remaining, smooth", "verdict"),
         tuple(_row(document, row, columns) for row in names(document, "row")),
         (
-            "Slopes over the three smallest σ; exact: it is rounding at every σ. The term itself has order 2: "
-            "a remainder of order 2 is as large, and `dropped ÷ remaining` is its share of the term (median over "
-            "pairs).",
+            "Slopes are fitted to the three smallest σ; exact: the remainder is rounding at every σ. The Jacobian term "
+            "has order 2, so a remainder of order 2 is not negligible; `dropped ÷ remaining` is its ratio to the term "
+            "(median over pairs).",
             origin,
         ),
     )

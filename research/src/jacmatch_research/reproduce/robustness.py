@@ -219,7 +219,7 @@ def _tables(document: Document) -> list[Table]:
         ),
         Table(
             "shifts",
-            "Test accuracy in % under shifts that no training has seen",
+            "Test accuracy in % under shifts that were not used in training",
             ("row", "steps", "none", *measured),
             tuple((row, steps[row], *line) for row, *line in _rows(document, rows, ("accuracy", *measured))),
             ("Salt and pepper: share of the pixels. Blur: Gaussian, in pixels. Contrast: factor.", *notes),
