@@ -43,6 +43,15 @@ QUESTIONS = {
     "is proposition 1 of the paper exact": "explanation/paper/",
     "checkpoint pth of another script as teacher": "how-to/weights/",
     "network fails in forward mode, which engine": "explanation/engines/",
+    "GridSearchCV cross-validation uncertainty of predictions": "how-to/surrogate/",
+    "student and teacher with different tokenizer or embedding size": "how-to/text/",
+    "push to Hugging Face Hub with a model card": "how-to/export/",
+    "resume_from_checkpoint does the checkpoint contain the teacher": "how-to/hugging-face/",
+    "loss is NaN": "explanation/verification/",
+    "CUDA out of memory with many Jacobian rows": "how-to/compile/",
+    "attention mask token type ids extra arguments": "how-to/inputs-and-outputs/",
+    "my own LightningModule training_step": "how-to/lightning/",
+    "how to cite": "",
 }
 
 
