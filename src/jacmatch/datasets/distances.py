@@ -104,9 +104,10 @@ class Distances:
 class Bound:
     """Bounds of the mean of a loss ρ on a set A by its values on a set B and a Lipschitz constant K.
 
-    All three right sides follow from |ρ(x) − ρ(x′)| ≤ K‖x − x′‖, x′ the nearest point of B or its partner in the
-    transport: mean_A ρ ≤ max_B ρ + K·H_a(A, B), the loosest; ≤ the mean of ρ over B, each point weighted with its share
-    of nearest neighbors in A, + K · mean nearest distance; ≤ mean_B ρ + K·W₁(A, B).
+    All three right sides follow from |ρ(x) − ρ(x′)| ≤ K‖x − x′‖, where x′ is the nearest point of B or the partner of x
+    in the transport. The loosest is mean_A ρ ≤ max_B ρ + K·H_a(A, B). The second is the mean of ρ over B, with each
+    point weighted by its share of nearest neighbors in A, plus K times the mean nearest distance. The third is mean_B ρ
+    + K·W₁(A, B).
 
     References:
         Srinivas & Fleuret 2018, arXiv:1803.00443, section 4 (the first form), as re-implementations report it.

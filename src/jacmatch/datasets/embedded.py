@@ -1,4 +1,4 @@
-"""The data set that comes with scikit-learn, which needs no file and no download."""
+"""The digits data set of scikit-learn, which needs no file and no download."""
 
 import numpy as np
 import torch

@@ -23,7 +23,7 @@ _REMEDY = (
 
 @dataclass(frozen=True)
 class IdxFile:
-    """One file: the name without .gz, and the shape and the SHA-256 of what is in it once unpacked."""
+    """An idx file: its name without .gz, and the shape and SHA-256 of its uncompressed content."""
 
     name: str
     shape: tuple[int, ...]
@@ -47,11 +47,12 @@ OFFICIAL = {
 
 
 def load(argument: str, seed: int) -> Data:
-    """Fashion-MNIST, 60,000 + 10,000 gray images of 28 × 28 pixels in ten classes: `fashion-mnist[:DIR]`.
+    """Load Fashion-MNIST, 60,000 + 10,000 gray images of 28 × 28 pixels in ten classes: `fashion-mnist[:DIR]`.
 
-    Looked for in DIR; without it in the folder that the environment variable JACMATCH_DATA names, then where the Debian
-    package installs it. Below a folder the paths `fashion-mnist` and `usr/share/datasets/fashion-mnist` are tried too.
-    A file that is missing, broken or not the official one is an `InputError`.
+    The files are searched in DIR. Without DIR, they are searched in the folder of the environment variable
+    JACMATCH_DATA, and then where the Debian package installs them. The subfolders `fashion-mnist` and
+    `usr/share/datasets/fashion-mnist` are searched, too. A file that is missing, damaged or not the official one is an
+    `InputError`.
 
     Args:
         argument: DIR, or empty.
@@ -64,14 +65,14 @@ def load(argument: str, seed: int) -> Data:
 
 
 def candidate_folders(argument: str, named: str) -> list[Path]:
-    """The folders in which `load` looks, the first one first."""
+    """Return the folders that `load` searches, in order."""
     tops = [existing_folder(argument, "fashion-mnist")] if argument else [user_path(named)] if named else []
     below = [top / name for top in tops for name in (".", "fashion-mnist", "usr/share/datasets/fashion-mnist")]
     return below if argument else [*below, DEBIAN_FOLDER]
 
 
 def read(folders: list[Path], files: dict[str, IdxFile] = OFFICIAL) -> Data:
-    """The data set from the first of these folders that has one of its files."""
+    """Return the data set from the first of these folders that has one of its files."""
     for folder in folders:
         paths = {key: _find(folder, file.name) for key, file in files.items()}
         missing = [files[key].name + ".gz" for key, path in paths.items() if path is None]
@@ -91,7 +92,7 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def read_idx(path: Path, file: IdxFile) -> UInt8[np.ndarray, "sample *pixel"]:
-    """The bytes of one idx file, packed or not, never more than its shape needs."""
+    """Return the bytes of an idx file, compressed or not, but not more than its shape needs."""
     header = bytes([0, 0, 8, len(file.shape)]) + b"".join(size.to_bytes(4, "big") for size in file.shape)
     length = len(header) + math.prod(file.shape)
     unpack = gzip.open if path.suffix == ".gz" else open

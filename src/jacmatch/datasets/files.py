@@ -1,4 +1,4 @@
-"""Reading files that may be missing, broken, huge or not what they should be."""
+"""Read files that may be missing, damaged, huge or of another kind."""
 
 import hashlib
 import os
@@ -31,7 +31,7 @@ _BROKEN = (
 
 
 def user_path(text: str) -> Path:
-    """The path that a user wrote; `~` is the home folder, or stays what it is where nobody knows one."""
+    """Return a user's path; `~` is the home folder, or unchanged if that is unknown."""
     return Path(os.path.expanduser(text))
 
 
@@ -42,12 +42,12 @@ def cache_folder() -> Path:
 
 
 def is_dir(path: Path) -> bool:
-    """Whether this is an accessible folder; false for impossible names, where `Path.is_dir` may raise."""
+    """Return whether this is an accessible folder; False for invalid names, for which `Path.is_dir` may raise."""
     return os.path.isdir(path)
 
 
 def is_file(path: Path) -> bool:
-    """Whether this is an accessible file; false for impossible names, where `Path.is_file` may raise."""
+    """Return whether this is an accessible file; False for invalid names, for which `Path.is_file` may raise."""
     return os.path.isfile(path)
 
 
@@ -110,7 +110,7 @@ def check_digest(content: bytes | memoryview, expected: str, path: Path, do: str
 
 
 def check_memory(needed: int, what: str, do: str) -> None:
-    """Refuse what does not fit into the machine's memory: a file of a few MB can claim terabytes."""
+    """Refuse data that do not fit into memory: a file of a few MB can claim terabytes."""
     available = _physical_memory()
     if needed > available:
         gib = 2**30

@@ -21,7 +21,7 @@ _NOT_DATA = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@
 
 
 def load(argument: str, seed: int) -> Data:
-    """Return your own pictures: `folder:DIR` or `folder:DIR@SIZE`, with DIR/train/CLASS/*.png (jpg, webp), DIR/test/….
+    """Load your own images: `folder:DIR` or `folder:DIR@SIZE`, with DIR/train/CLASS/*.png (jpg, webp), DIR/test/….
 
     Classes are numbered in the order of their names. All pictures must have one size; with @SIZE each is resized to
     SIZE × SIZE (bilinear with antialiasing, the aspect ratio is not preserved). If all are gray there is one channel,
@@ -97,7 +97,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is no data: it begins with a dot, or an operating system creates it.
+    """Return whether a file or folder is not data: it begins with a dot, or an operating system created it.
 
     Example:
         >>> is_hidden("._0.png"), is_hidden("Thumbs.db"), is_hidden("0.png")
@@ -178,7 +178,7 @@ class Files:
 
 
 def load_streamed(argument: str, seed: int) -> Data:
-    """Return your own pictures, left on disk: `stream:DIR` or `stream:DIR@SIZE`, otherwise as `folder:DIR`.
+    """Load your own images, left on disk: `stream:DIR` or `stream:DIR@SIZE`, otherwise as `folder:DIR`.
 
     Each image is read and decoded when a batch needs it, in advance by `--workers` threads. The numbers are those of
     `folder`, except mean and deviation, which are computed from 2,048 evenly spaced training images. An image that

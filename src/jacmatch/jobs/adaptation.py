@@ -1,4 +1,4 @@
-"""What a pretrained teacher tells about the target: a linear probe on its features, or these in a small basis."""
+"""Teachers adapted to the target: a linear probe on their features, or principal components of the features."""
 
 import warnings
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _BATCH = 100
 
 
 class ReadoutNetwork(nn.Module):
-    """A network whose outputs are the values of a readout of another one.
+    """A network whose outputs are the values of a readout of another network.
 
     Example:
         >>> features = PCAFeatures("0", 2).fitted(inner := nn.Sequential(nn.Linear(3, 4)), torch.rand(9, 3))
@@ -62,7 +62,7 @@ class _Pooled:
 
 
 class HeadTeacher:
-    """A network whose outputs follow from pooled features of a pretrained one: probe, principal components, its own.
+    """A teacher whose outputs are computed from pooled features of a pretrained network.
 
     Teachers that share a memory of the features query the network once for each point. Other queries go to the network.
 
@@ -70,7 +70,7 @@ class HeadTeacher:
         network: Features and head as one network.
         memory: The pretrained network, memoized.
         layer: The layer of the features.
-        head: A module of the pooled features, or a readout of that layer alone.
+        head: Computes the outputs from the pooled features.
     """
 
     answers_vjp = True
@@ -112,10 +112,10 @@ class HeadTeacher:
 
 
 def head_of(network: nn.Module, split: Split) -> tuple[nn.Linear, str]:
-    """Return the last linear layer, and the last layer that returns its input, averaged over all pixels.
+    """Return the last linear layer, and the last layer whose output, averaged over all pixels, is its input.
 
     Raises:
-        InputError: The outputs are not those of a linear layer.
+        InputError: The outputs do not come from a linear layer.
     """
     x = split.inputs(torch.arange(min(2, len(split)))).to(next(network.parameters()).device)
     calls: list[tuple[str, nn.Module, Any, Any]] = []
@@ -145,7 +145,7 @@ def head_of(network: nn.Module, split: Split) -> tuple[nn.Linear, str]:
 
 
 def features_of(network: nn.Module, head: nn.Linear, split: Split) -> Float[Tensor, "sample feature"]:
-    """Return what the last layer is given, for all samples."""
+    """Return the input of the last layer for all samples."""
     rows: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, given: rows.append(given[0].cpu()))
     try:
@@ -158,7 +158,7 @@ def features_of(network: nn.Module, head: nn.Linear, split: Split) -> Float[Tens
 
 
 def probed(teacher: Pretrained, train: Split, classes: int, seed: int) -> nn.Module:
-    """Return the teacher with a new last layer: logistic regression on its features, which stay as they are.
+    """Return the teacher with a new last layer, fitted by logistic regression; its features do not change.
 
     Features are standardized; the penalty is chosen by cross-validation on the training samples (5 parts, or as many as
     the smallest class has samples; C = 0.01 where a class has one).
@@ -203,7 +203,7 @@ def probed(teacher: Pretrained, train: Split, classes: int, seed: int) -> nn.Mod
 def finetuned(
     network: nn.Module, train: Split, settings: Training, seed: int, device: str, *, whole: bool = False
 ) -> nn.Module:
-    """Train a probed teacher further on mixed pairs of the labeled samples: its last layer and block, or all of it.
+    """Fine-tune the last block and the last layer of a teacher with a probe, on the labels.
 
     The last block is the last child with parameters before the last layer; of one with more than half of all
     parameters, its own last child.

@@ -1,4 +1,4 @@
-"""`jacmatch cache`: a teacher's outputs and Jacobian products on disk, for any number of students.
+"""`jacmatch cache`: store a teacher's outputs and Jacobian products on disk, for any number of students.
 
 The format, its reader and its writer are in `jacmatch.teachers.cached`; here are the queries of a job and the verb.
 """
@@ -190,7 +190,7 @@ def _of_split(split: Split) -> str:
 
 @dataclass
 class Comparison:
-    """Differences between stored entries and the present answers of a teacher."""
+    """Differences between stored entries and the current answers of a teacher."""
 
     entries: int = 0  # number of entries compared
     absolute: dict[str, float] = field(default_factory=dict)  # the largest difference in each field
@@ -212,7 +212,7 @@ class Comparison:
 def check(
     source: Source, cache: Path, samples: int, comparison: Comparison, *, seed: int = 0, strong: bool = True
 ) -> None:
-    """Query the teacher about a random sample of the entries of a run, and add the differences to a comparison.
+    """Query the teacher for random entries of a run, and add the differences to a comparison.
 
     An entry that differs by more than rounding is queried again in the batch in which it was built: a ReLU may switch
     between two orders of summation.

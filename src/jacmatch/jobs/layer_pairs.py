@@ -58,7 +58,7 @@ def chosen_pairs(student: nn.Module, teacher: nn.Module, shape: tuple[int, ...],
 
 
 def named_pairs(pairs: Sequence[str], student: nn.Module, teacher: nn.Module) -> tuple[Pair, ...]:
-    """Return the pairs that a user wrote as STUDENT_LAYER:TEACHER_LAYER; names of wrappers may be left out."""
+    """Return the pairs given as STUDENT_LAYER:TEACHER_LAYER; names of wrappers may be omitted."""
     named = []
     for pair in pairs:
         own, colon, other = pair.partition(":")

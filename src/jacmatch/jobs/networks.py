@@ -31,7 +31,7 @@ _FILES = (".pt", ".pth", ".safetensors", ".bin", ".onnx", ".ckpt", ".npz", ".tar
 
 @dataclass(frozen=True)
 class Description:
-    """What must be known to build a network again; with a `size`, images are resized to so many pixels a side."""
+    """What is needed to build a network again; with a `size`, images are resized to that side length in pixels."""
 
     spec: str
     outputs: int
@@ -70,7 +70,7 @@ class Description:
 
 
 def save(run: Run, network: nn.Module, description: Description) -> None:
-    """Keeps a network in a run folder: its weights, then how it is built and the SHA-256 of the file of weights."""
+    """Save a network in a run folder: its weights, its description, and the SHA-256 of the weights file."""
     save_weights(network, run.path / WEIGHTS)
     run.write_json(DESCRIPTION, {**description.__dict__, "sha256": _digest(run.path / WEIGHTS)})
 
@@ -80,7 +80,7 @@ def _digest(file: Path) -> str:
 
 
 def check_saved(folder: Path) -> None:
-    """Refuses weights that are not those that were written: one flipped bit would be another network."""
+    """Refuse weights that differ from the saved ones, even by one bit."""
     checksum = load(folder / DESCRIPTION).get("sha256")
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder} must hold the weights of its network.", got=f"no {WEIGHTS}", do="Run the job anew.")
@@ -90,7 +90,7 @@ def check_saved(folder: Path) -> None:
 
 
 def describe(folder: Path) -> Description:
-    """The network that a run folder holds."""
+    """Return the description of the network in a run folder."""
     Run.open(folder, finished=False)
     file = folder / DESCRIPTION
     if not file.is_file():
@@ -112,15 +112,15 @@ def describe(folder: Path) -> Description:
 
 
 def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -> nn.Module:
-    """The trained network of a run folder, in evaluation mode, from its safetensors file.
+    """Load the trained network of a run folder, in evaluation mode, from its safetensors file.
 
     Args:
-        run_dir: The `--out` of a job.
-        allow_code: Whether a network built by the user's own PACKAGE.MODULE:CALLABLE is built again, which runs that
-            code. A folder that somebody else made could name any.
+        run_dir: The run folder, `--out` of a job.
+        allow_code: Whether a network of a PACKAGE.MODULE:CALLABLE may be built again, which runs that code. Use it only
+            for folders that you trust.
 
     Raises:
-        InputError: the folder holds no network, a damaged one, or one that needs `allow_code`.
+        InputError: The folder has no network, a damaged one, or one that needs `allow_code`.
     """
     folder = Path(run_dir)
     description = described(folder, allow_code=allow_code)
@@ -142,7 +142,7 @@ def load_own(folder: Path, spec: str) -> nn.Module:
 
 
 def described(folder: Path, *, allow_code: bool) -> Description:
-    """As `describe`, but refuses a network of code outside the package unless that is allowed."""
+    """Return the description like `describe`, but refuse code outside the package unless it is allowed."""
     description = describe(folder)
     if catalog.is_code(description.spec) and not allow_code:
         raise InputError(
@@ -175,14 +175,14 @@ def _check_size(description: Description, file: Path) -> None:
 
 @dataclass(frozen=True)
 class Weights:
-    """A weights file, and what its network was trained with where the file does not say.
+    """A weights file, with the preprocessing of its network if the file does not contain it.
 
     Attributes:
-        path: The file or folder; None for a name that brings its weights (`brings_weights`).
-        mean: Mean that was subtracted from the inputs; that of the published weights of the model if None.
-        std: Standard deviation that they were divided by.
-        size: Pixels a side that images are resized to; 0 as they are. If None, as they are unless the model takes one
-            size only.
+        path: The file or folder; None for a name that includes its weights (`brings_weights`).
+        mean: Mean of the input normalization; None: that of the published weights of the model.
+        std: Standard deviation of the input normalization; None: that of the published weights of the model.
+        size: Side length in pixels to which images are resized; 0: they are not. None: only if the model has a fixed
+            size.
     """
 
     path: Path | None
@@ -207,7 +207,7 @@ class Weights:
 def with_weights(
     spec: str, outputs: int | None, shape: tuple[int, ...], weights: Weights
 ) -> tuple[nn.Module, Description]:
-    """A model with the weights of a file, in evaluation mode, and how it is built."""
+    """Return a model with the weights of a file, in evaluation mode, and its description."""
     if weights.path is None and spec.startswith("hf:"):
         weights = replace(weights, path=catalog.hf_folder(spec.removeprefix("hf:")))
     if weights.path is None:
@@ -236,7 +236,7 @@ def with_weights(
 
 
 def adapted(trained: nn.Module, description: Description, outputs: int) -> tuple[nn.Module, tuple[str, ...]]:
-    """A copy of a network with a new last layer, also where it has as many outputs, and the names of its tensors."""
+    """Return a copy of a network with a new last layer, and the names of its tensors."""
     empty = replace(description, outputs=outputs).build()
     with torch.random.fork_rng(devices=[]):  # the second network is only measured, and moves no random number
         wider = replace(description, outputs=outputs + 1).build().state_dict()
@@ -253,12 +253,12 @@ def adapted(trained: nn.Module, description: Description, outputs: int) -> tuple
 
 
 def brings_weights(spec: str) -> bool:
-    """Whether a name stands for a trained network by itself: a run folder, `hf:` or `onnx:`."""
+    """Return whether a name includes trained weights: a run folder, `hf:` or `onnx:`."""
     return is_run(spec) or spec.partition(":")[0] in ("hf", "onnx")
 
 
 def network(spec: str, data: Data, weights: Weights | None = None, *, allow_code: bool = False) -> nn.Module:
-    """The trained network that a flag names: a run folder, `hf:`, `onnx:`, or a model with weights from a file."""
+    """Load the trained network that a flag names: a run folder, `hf:`, `onnx:`, or a model with a weights file."""
     if weights is not None and (is_run(spec) or (spec.startswith("onnx:") and weights.path is not None)):
         what = "A run folder" if is_run(spec) else "An ONNX file"
         raise InputError(f"{what} brings its own weights.", got=str(weights.path), do="Leave them out.")
@@ -292,7 +292,7 @@ def _of_a_file(spec: str) -> InputError:
 
 
 def is_run(spec: str) -> bool:
-    """Whether a flag names a folder rather than a model."""
+    """Return whether a flag names a folder rather than a model."""
     return os.path.isdir(spec) or (os.sep in spec and ":" not in spec and Path(spec).suffix not in _FILES)
 
 
@@ -354,7 +354,7 @@ def code_of_model(spec: str) -> Fingerprints:
 
 
 def of_network(description: Description) -> Fingerprints:
-    """Return the fingerprints of a new network; for the user's code also its outputs: it may read files."""
+    """Return the fingerprints of a new network; for user code also its outputs, because it may read files."""
     fingerprints = code_of_model(description.spec)
     if not fingerprints or description.spec.partition(":")[0] in _PACKAGES:
         return fingerprints

@@ -1,4 +1,4 @@
-"""Settings that jobs share, and which settings name code: a job extends one of these dataclasses by its own fields."""
+"""Settings that jobs share; a job extends one of these dataclasses. Also: which settings name code."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -91,7 +91,7 @@ class JobFields:
 
 @dataclass(frozen=True)
 class TrainingFields(JobFields, Training):
-    """Settings of every job that trains: those of `Training`, as fields and flags of the job itself."""
+    """Settings of every job that trains: those of `Training`, as fields and options of the job."""
 
     group: ClassVar[str] = Training.group
     together: ClassVar[bool] = True
@@ -176,8 +176,8 @@ _OF_JOB: Mapping[str, Mapping[str, Callable[[str], bool]]] = {
 def names_code(job: str, field: str, value: object) -> bool:
     """Return whether a setting names code, PACKAGE.MODULE:CALLABLE, that the job would run.
 
-    A family of data sets (`npz`) is no family of models, and the reverse, so that depends on the field; a field that is
-    not listed may always name code. The command line is trusted; a settings file, a run folder and a cache are not.
+    A prefix of data sets (`npz`) is not a prefix of models, and vice versa, so this depends on the field; a field that
+    is not listed may always name code. The command line is trusted; a settings file, a run folder and a cache are not.
 
     Example:
         >>> names_code("train", "data", "npz:data.npz"), names_code("train", "model", "npz:data")

@@ -56,7 +56,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Task:
-    """What a cell trains, and what follows the training.
+    """What a cell trains, and what is done after the training.
 
     Attributes:
         objective: The objective; its `student` is trained.
@@ -205,7 +205,7 @@ def row(label: str, results: Sequence[Result], **fields: Any) -> Result:
 
 
 def main_fields(results: Sequence[Result], main: Mapping[str, Any]) -> Result:
-    """Return the fields of a run's result that one method decides, the one that represents the run."""
+    """Return the fields of a run's result that come from one method, for which the run folder stands."""
     measure = quality(results[0]["student"])
     agreement = main.get("agreement", {})
     return {

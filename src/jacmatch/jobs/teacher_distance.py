@@ -1,4 +1,4 @@
-"""Distance of a student from a pretrained teacher, and a bound of that distance on images that it has not seen."""
+"""The distance of a student from a pretrained teacher, and bounds of it on unseen images."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -148,7 +148,7 @@ def named(terms: Bound) -> dict[str, float]:
 
 
 def nearest_mean_accuracy(teacher: nn.Module, train: Split, test: Split, classes: int) -> float:
-    """Return the accuracy of the nearest class mean among the teacher's outputs: what they tell about the target."""
+    """Return the accuracy of the nearest class mean among the teacher's outputs."""
     known, unknown = (_outputs(teacher, split) for split in (train, test))
     means = torch.stack([known[train.y.cpu() == number].mean(0) for number in range(classes)])
     return float((torch.cdist(unknown, means).argmin(1) == test.y.cpu()).double().mean())

@@ -148,13 +148,13 @@ class Pretrained:
 
 
 def trained_first(model: str, source: Data, recipe: Train, progress: Progress) -> Pretrained:
-    """A teacher that is trained on the source classes, and kept for the next time."""
+    """Train a teacher on the source classes, or return the cached one."""
     network = prepare(model, source, None, recipe, progress, allow_code=True).network
     return Pretrained(network, Description.of(model, source), tuple(source.shape), source)
 
 
 def from_run(folder: str, shape: tuple[int, ...], *, allow_code: bool = False) -> Pretrained:
-    """The network of a run folder; it sees the target's images resized to those that it was trained on."""
+    """Return the network of a run folder; the target's images are resized to its own image size."""
     description = networks.describe(Path(folder))
     network = networks.load_student(folder, allow_code=allow_code)
     return Pretrained(_fitted(network, description.shape, shape).eval(), description, shape)
@@ -163,7 +163,7 @@ def from_run(folder: str, shape: tuple[int, ...], *, allow_code: bool = False) -
 def from_weights(
     spec: str, outputs: int, shape: tuple[int, ...], size: int | None, weights: networks.Weights
 ) -> Pretrained:
-    """A model with weights of a file."""
+    """Return a model with weights of a file."""
     own = shape if size is None else (shape[0], size, size)
     if (known := catalog.preprocessing(spec)) is not None and known.fixed and size is None:
         own = (shape[0], known.size, known.size)
@@ -188,7 +188,7 @@ def _inner(network: nn.Module, description: Description, shape: tuple[int, ...])
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients for the block."""
+    """Run the block in evaluation mode and without gradients."""
     with in_mode(network, training=False), torch.no_grad():
         yield
 
@@ -199,9 +199,9 @@ _SAMPLES = 300
 
 
 def check_teacher(network: nn.Module, data: Data, progress: Progress) -> dict[str, Any]:
-    """Measure the teacher on training samples as it is and under other preprocessing, and report what is better.
+    """Measure the teacher on training samples as given and with other preprocessing; report if that is better.
 
-    Nothing is changed: the message says which flags to set.
+    Nothing is changed: the message names the flags to set.
     """
     if data.classes is None:
         return {}

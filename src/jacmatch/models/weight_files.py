@@ -1,4 +1,4 @@
-"""Files of weights, read into named tensors: nothing in them is run, and reading is bounded.
+"""Read files of weights into named tensors, without running code and with bounded memory.
 
 A file holds one or more *sets* of tensors, each under a key: "" for a bare state dict, `model`, `state_dict` or `ema`
 for the entries of a training checkpoint. Which of them belongs to a module is decided by `weight_names`.
@@ -45,7 +45,7 @@ _MODES = "safetensors (or its index .json), a folder of Hugging Face, .npz, or a
 
 
 def read(source: Path, largest: int, *, allow_pickle: bool = False) -> Sets:
-    """The sets of tensors in a file or folder."""
+    """Return the sets of tensors in a file or folder."""
     size = _size(source)
     if source.is_dir():
         return read(_in_folder(source), largest, allow_pickle=allow_pickle)
@@ -66,7 +66,7 @@ def read(source: Path, largest: int, *, allow_pickle: bool = False) -> Sets:
 
 
 def conversion(source: Path) -> str:
-    """The command line that writes a checkpoint of torch as safetensors."""
+    """Return the command line that converts a torch checkpoint to safetensors."""
     code = "import sys; from jacmatch.models import convert_weights; convert_weights(*sys.argv[1:])"
     return _command(code, source, ".safetensors")
 
@@ -77,7 +77,7 @@ def _command(code: str, source: Path, suffix: str) -> str:
 
 
 def shard_of_several(source: Path) -> bool:
-    """Whether the name says that this file is one of several."""
+    """Return whether the name is that of one of several files."""
     return _SHARD.search(source.name) is not None
 
 
@@ -312,7 +312,7 @@ def _needs_code(source: Path, what: str) -> InputError:
 
 
 def tensor_sets(content: object) -> Sets:
-    """The sets of named tensors in what a checkpoint holds.
+    """Return the sets of named tensors in a checkpoint.
 
     Example:
         >>> sorted(tensor_sets({"epoch": 3, "model": {"weight": torch.ones(2)}, "ema": {"weight": torch.zeros(2)}}))

@@ -28,7 +28,7 @@ Pattern = str
 
 @dataclass(frozen=True)
 class Fit:
-    """How the tensors of a set correspond to those of a module."""
+    """Correspondence between the tensors of a set and those of a module."""
 
     names: dict[str, str]  # name in the set by name in the module
     key: str  # of the set, with the prefix of the names that correspond
@@ -43,11 +43,11 @@ class Fit:
 
 
 class Names:
-    """The names of a module or of a set, without what wrappers (DDP, FSDP, torch.compile) add.
+    """The names of a module or of a set, without prefixes of wrappers (DDP, FSDP, torch.compile).
 
     Attributes:
-        raw: The name as it is, by the name without.
-        tensors: The tensors by the name without.
+        raw: The original name by the name without prefix.
+        tensors: The tensors by the name without prefix.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -74,26 +74,26 @@ class Names:
 
 
 def counts_calls(name: str) -> bool:
-    """Whether a tensor of this name only counts calls: no output depends on it."""
+    """Return whether a tensor of this name only counts calls and does not affect outputs."""
     return name.rpartition(".")[2] in _COUNTERS
 
 
 def tied_names(module: nn.Module) -> dict[str, str]:
-    """For each tensor in the state dict of a module the first name of that very tensor."""
+    """Return, for each tensor in the state dict of a module, the first name of the same tensor."""
     first: dict[int, str] = {}
     state = module.state_dict(keep_vars=True)
     return {name: first.setdefault(id(value), name) for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def prefixes(own: Names, given: Names) -> list[str]:
-    """What stands before names of the module in the set: "", `model.`, `ema_model.` …, the shortest first."""
+    """Return the prefixes of the module's names in the set: "", `model.`, `ema_model.` …, the shortest first."""
     anchors = [name for name in own.raw if not counts_calls(name)][:2]  # one of two may be tied, and missing
     ends = {each.removesuffix(name) for name in anchors for each in given.raw if f".{each}".endswith(f".{name}")}
     return sorted(ends, key=lambda prefix: (prefix.count("."), prefix))
 
 
 def by_name(own: Names, tied: Mapping[str, str], given: Names, key: str) -> list[Fit]:
-    """Every way in which the names of the module, below one prefix, name tensors of the same shapes in the set.
+    """Return all prefixes for which the module's names name tensors of the same shapes in the set.
 
     A set that has further tensors below that prefix is one of another architecture, unless they are the same names
     once more below a longer prefix, or averages as mmcv names them.
@@ -126,7 +126,7 @@ def by_name(own: Names, tied: Mapping[str, str], given: Names, key: str) -> list
 
 
 def by_structure(own: Names, tied: Mapping[str, str], given: Names, key: str) -> list[Fit]:
-    """The one way in which the layers of a set can be those of the module under other names; none if it is not one.
+    """Return the only way to match the layers of a set to those of the module; None if it is not unique.
 
     A layer is what owns tensors, and its signature their names and shapes (`weight`, `bias`, `running_mean` …). There
     must be as many layers of each signature on both sides. Those of one signature correspond if their names have one
@@ -347,10 +347,10 @@ def load_weights(
 def output_counts(
     path: str | os.PathLike[str], module: nn.Module, wider: nn.Module, *, allow_pickle: bool = False
 ) -> list[int]:
-    """The numbers of outputs that the weights in a file can have, the likeliest first; empty where none is seen.
+    """Return the possible numbers of outputs of the weights in a file, the most likely first; empty if unknown.
 
-    The last layer is what differs between a module and one of more outputs. Its number in the file is that of a tensor
-    of the same name, or else of one that has the same shape but for the first dimension.
+    Only the last layer differs between a module and one with more outputs. The number of outputs in the file is that of
+    a tensor of the same name, or of one whose shape differs only in the first dimension.
 
     Example:
         >>> import tempfile

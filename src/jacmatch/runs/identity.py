@@ -53,7 +53,7 @@ def probe(values: Sequence[float], tolerance: float = SINGLE) -> Fingerprint:
 
 
 def changed(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Return the names whose values differ, with both values in short; empty if none does.
+    """Return the names whose values differ, with both values in short form; empty if there are none.
 
     Example:
         >>> changed({"x_train": "a", "outputs": probe([2.0])}, {"x_train": "b", "outputs": probe([2.00001])})

@@ -1,4 +1,4 @@
-"""A lock for run folders: one process at a time, released when that process ends for whatever reason."""
+"""A lock for run folders: one process at a time, released when that process ends for any reason."""
 
 import contextlib
 import errno

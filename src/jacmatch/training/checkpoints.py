@@ -1,7 +1,7 @@
-"""What a training writes while it runs: checkpoints, rows of metrics, figures of the validation split.
+"""What a training writes while it runs: checkpoints, rows of metrics, and validation metrics.
 
-A checkpoint is one file that holds all a run needs to go on as if it had never stopped. It ends with the SHA-256 of all
-before: torch writes checksums, but compares none when it reads.
+A checkpoint is one file with everything that a run needs to continue exactly. It ends with the SHA-256 of its content,
+because torch writes checksums but does not compare them when reading.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ _PARTS = (
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes the state to a file that readers see whole or, until then, as it was before.
+    """Write the state to a file atomically.
 
     Example:
         >>> import tempfile
@@ -58,7 +58,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state that `save` wrote, on the CPU. No code in the file is run."""
+    """Read the state that `save` wrote, to the CPU. No code in the file is run."""
     rule = f"{path} must be a whole checkpoint of jacmatch."
     try:
         content = memoryview(read(path.parent, path))
@@ -85,7 +85,7 @@ def check_same(path: Path, saved: Mapping[str, Any], here: Mapping[str, Any]) ->
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Any], path: Path) -> None:
-    """Puts the weights into the module, all of them or, if they do not fit, none.
+    """Copy weights into the module: all of them, or none if they do not fit.
 
     Example:
         >>> load_weights(nn.Linear(2, 1), nn.Linear(3, 1).state_dict(), Path("checkpoint.pt"))
@@ -112,7 +112,7 @@ def _described(weights: Mapping[str, Any], name: str) -> str:
 
 
 def keep(state: State, run: Run) -> None:
-    """Saves the state as the run's checkpoint."""
+    """Save the state as the run's checkpoint."""
     start = time.perf_counter()
     cuda = state.device.type == "cuda"
     random = state.ranks.all_gather(torch.get_rng_state())
@@ -140,7 +140,7 @@ def keep(state: State, run: Run) -> None:
 
 
 def resume(state: State, run: Run) -> None:
-    """Brings the state to that of the run's checkpoint, if it has one, and drops the rows logged after it."""
+    """Restore the state from the run's checkpoint, if there is one, and drop the rows logged after it."""
     path = run.path / CHECKPOINT
     if path.is_file():
         saved = load(path)
@@ -212,7 +212,7 @@ def _check_memory(state: State, known: list[set[str]]) -> None:
 
 
 def check_finite(module: nn.Module, do: str) -> None:
-    """Refuses a module with a parameter or buffer that is not finite."""
+    """Refuse a module with a parameter or buffer that is not finite."""
     state = {name: value for name, value in module.state_dict().items() if not name.endswith(_STATE)}
     weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     finite = torch.stack([value.isfinite().all() for value in weights.values()]).tolist()  # one wait for all of them
@@ -223,13 +223,13 @@ def check_finite(module: nn.Module, do: str) -> None:
 
 
 def host_figures(state: State) -> dict[str, float]:
-    """What of a row of metrics the host knows without asking the device."""
+    """Return the entries of a row of metrics that are known on the host without synchronization."""
     shares = {f"share_{name}": float(share) for name, share in state.shares.items() if math.isfinite(share)}
     return shares | {"lr": state.optimizer.param_groups[0]["lr"], "seconds": state.elapsed()}
 
 
 def log_rows(state: State, run: Run | None, *, wait: bool) -> dict[str, float] | None:
-    """Logs the rows that have arrived, and returns the last of them."""
+    """Log the rows that have arrived on the host, and return the last of them."""
     row = None
     for step, row in state.metrics.arrived(remedy(state), wait=wait):
         if run is not None and state.ranks.first:
@@ -260,7 +260,7 @@ def validate(state: State, split: Split) -> dict[str, float]:
 
 
 def save_checked(state: State, run: Run) -> None:
-    """Saves a checkpoint, unless the loss or a weight is no longer finite."""
+    """Save a checkpoint, unless the loss or a weight is not finite."""
     log_rows(state, run, wait=True)
     state.metrics.send(state.step, {})  # steps since the last row: only to see whether they are finite
     state.metrics.arrived(remedy(state), wait=True)

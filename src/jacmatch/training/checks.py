@@ -52,7 +52,7 @@ def check_before_training(state: State, batches: Batches, run: Run | None) -> No
 
 
 def check_after_backward(state: State) -> None:
-    """Compare weights and gradients of all processes in the first step, and the teacher with itself once later."""
+    """Compare weights and gradients between processes in the first step, and the teacher with itself later."""
     if not state.settings.doctor:
         return
     _check_teacher_again(state)
@@ -130,7 +130,7 @@ def monitored(state: State, terms: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def undo(state: State, saved: Snapshot | None, terms: dict[str, Tensor]) -> None:
-    """Puts back what was before the step, if it was a bad one; the device decides, and nothing waits for it."""
+    """Restore the state before the step if the step was not finite; decided on the device, without synchronization."""
     if saved is None:
         return
     bad = terms[SKIPPED] > 0
@@ -151,7 +151,7 @@ def _changed(state: State) -> list[Tensor]:
 
 @contextmanager
 def reported(state: State, batches: Batches, run: Run | None) -> Iterator[None]:
-    """Within the block, add to an error about a value that is not finite the samples that cause it."""
+    """Add the samples that cause it to an error about a value that is not finite."""
     try:
         yield
         account(state, batches, run)

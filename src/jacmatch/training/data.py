@@ -31,7 +31,7 @@ _WORKERS, _AHEAD, _BLOCK = 2, 2, 64
 class Ahead(Generic[_P, _R]):
     """`ahead(number)` is `(plan(number), read(plan(number)))`, read by threads in advance.
 
-    An error of `read` is raised by the call for its number.
+    If `read` fails, the call for its number raises the error.
 
     Example:
         >>> with closing(Ahead(lambda number: number, lambda number: number**2, workers=2, ahead=3)) as squares:
@@ -175,7 +175,7 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"crop": _crop, "
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What an objective is given."""
+    """A batch as it is passed to an objective."""
 
     x: Float[Tensor, "batch *input"]  # inputs, augmented
     y: Shaped[Tensor, "batch *row"]  # classes or targets
@@ -277,7 +277,7 @@ class Batches:
         return self._finished(plan, self._read(plan))
 
     def close(self) -> None:
-        """Ends the threads that read ahead."""
+        """Stop the threads that read ahead."""
         self._ahead.close()
 
     def whole(self, number: int) -> Batch:

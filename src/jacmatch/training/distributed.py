@@ -1,11 +1,11 @@
-"""Several processes that train one network: how they find each other, what they share, and DDP and FSDP2.
+"""Several processes that train one network: rendezvous, shared state, DDP and FSDP2.
 
-Each process has every n-th sample of each batch. PyTorch averages the gradients; the terms are scaled so that the
-average is the gradient of the whole batch, however unevenly it was split. What is random about a sample is a function
-of its number, so it does not depend on how many processes there are.
+Each process gets every n-th sample of each batch. PyTorch averages the gradients; the terms are scaled so that the
+average is the gradient of the whole batch, even if it was split unevenly. Random numbers of a sample are a function of
+its index, so they do not depend on the number of processes.
 
-A process that fails leaves its error in the store of the job and ends. The others, which then wait for it in vain, lose
-the connection, look into the store, and end with the same exit code without repeating the error.
+A process that fails writes its error to the store of the job and exits. The other processes, which are waiting for it,
+lose the connection, read the store, and exit with the same exit code without repeating the error.
 """
 
 import contextlib
@@ -130,9 +130,9 @@ class ProcessGroup:
 
 
 class Shared(nn.Module):
-    """An objective on its part of each batch: the unit that is distributed.
+    """An objective for a part of each batch: the unit that is distributed.
 
-    It returns tensors alone, of which the loss alone has a graph: what is not part of the loss gets no gradient, and
+    It returns only tensors, and only the loss has a graph. Parameters that do not affect the loss get no gradient, and
     the processes must not wait for one.
     """
 

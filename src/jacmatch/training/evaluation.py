@@ -1,4 +1,4 @@
-"""Accuracy and calibration of a network, and its agreement with a teacher in value and in Jacobian."""
+"""Accuracy and calibration of a network, and its agreement with a teacher in outputs and Jacobians."""
 
 import math
 
@@ -62,20 +62,20 @@ def evaluate(
 ) -> dict[str, float]:
     """{"accuracy": share of samples whose largest output is their class}, or {"rmse": …} in a regression.
 
-    Labels of positions, (N, H, W) or (N, T), give the accuracy over all positions that have one, and "miou": the mean,
-    over the classes that occur in labels or predictions, of intersection ÷ union over the whole split.
+    Labels per position, (N, H, W) or (N, T), give the accuracy over all labeled positions, and "miou": intersection ÷
+    union over the whole split, averaged over the classes that occur in labels or predictions.
 
-    rmse = √(Σₙₖ (ŷₙₖ − yₙₖ)² / NK). The network runs in evaluation mode; afterwards each of its modules is back in its
-    own mode.
+    rmse = √(Σₙₖ (ŷₙₖ − yₙₖ)² / NK). The network runs in evaluation mode; afterwards the mode of each module is
+    restored.
 
     Args:
-        module: The network; it is moved to `device` and left there.
-        split: Classes (integers) or targets (floats) decide which of the two it is.
-        batch_size: Samples at once.
-        device: Where to run; see `find_device`.
-        output: Selects the outputs where the network returns more than one tensor, as of an objective.
-        class_dim: The dimension of the classes of outputs of positions: 1 for (B, K, H, W), −1 for (B, T, K).
-        ignore_index: The label of a position that is left out.
+        module: The network. It is moved to `device` and stays there.
+        split: The data; classes (integers) give the accuracy, and targets (floats) the RMSE.
+        batch_size: Number of samples per forward pass.
+        device: Device to run on; see `find_device`.
+        output: Selects the outputs if the network returns more than one tensor, as in an objective.
+        class_dim: Class dimension of outputs per position: 1 for (B, K, H, W), −1 for (B, T, K).
+        ignore_index: Label of positions that are ignored.
 
     Raises:
         InputError: The split is empty, or the outputs do not fit the labels.
@@ -129,21 +129,22 @@ def _of_positions(table: Float[Tensor, "out out"]) -> dict[str, float]:
 def calibration(
     module: nn.Module, split: Split, *, bins: int = 15, batch_size: int = 500, device: str | torch.device
 ) -> float:
-    """The expected calibration error, between 0 and 1: how far the largest probability is from the share that is right.
+    """Return the expected calibration error (ECE), between 0 and 1.
 
-    ECE = Σₘ |Σ_{n in bin m} (rightₙ − pₙ)| / N, pₙ the largest softmax probability of sample n, rightₙ 1 if its class
-    is the label and 0 otherwise, and bin m the samples with (m−1)/M < pₙ ≤ m/M, m = 1…M. A sample with p = 1 is in the
-    last bin; torchmetrics 1.9 gives those a bin of their own, and so another number to a network that is very sure.
+    ECE = Σₘ |Σ_{n in bin m} (rightₙ − pₙ)| / N, where pₙ is the largest softmax probability of sample n, rightₙ is 1 if
+    its class is the label and 0 otherwise, and bin m has the samples with (m−1)/M < pₙ ≤ m/M, m = 1…M. A sample with p
+    = 1 is in the last bin. torchmetrics 1.9 puts these samples into a separate bin, so its result for a saturated
+    network differs.
 
     Args:
-        module: The network, whose outputs are logits; it is moved to `device` and left there.
+        module: The network, which returns logits. It is moved to `device` and stays there.
         split: The data, with classes.
-        bins: M, at least 1.
-        batch_size: Samples at once.
-        device: Where to run; see `find_device`.
+        bins: Number of bins M, at least 1.
+        batch_size: Number of samples per forward pass.
+        device: Device to run on; see `find_device`.
 
     Raises:
-        InputError: The split is empty or one of a regression, `bins` is below 1, or an output is not finite.
+        InputError: The split is empty or has regression targets, `bins` is below 1, or an output is not finite.
 
     References:
         Guo, Pleiss, Sun & Weinberger 2017, arXiv:1706.04599, Eq. 3 and 5, with its M = 15.
@@ -176,23 +177,23 @@ def calibration(
 def agreement(
     student: nn.Module, teacher: Teacher, split: Split, *, samples: int = 256, batch_size: int = 500
 ) -> dict[str, float | None]:
-    """How far the student agrees with the teacher: `top1`, `jacobian_cosine`, `jacobian_relative_error`.
+    """Return how well a student agrees with its teacher: `top1`, `jacobian_cosine`, `jacobian_relative_error`.
 
     - `top1`: share of all samples with the same largest output; None in a regression.
     - `jacobian_cosine`: mean over `samples` of the cosine of the two rows of the teacher's top class; in a regression
       the mean over all rows. A row that is zero counts as cosine 0.
     - `jacobian_relative_error`: √(Σ‖J_S − J_T‖²_F / Σ‖J_T‖²_F), both sums over `samples`; None where J_T is zero.
 
-    Of a teacher without vᵀJ, or a student of values alone (`models.ValuesOnly`), both Jacobians are compared along
-    min(64, input elements) random orthogonal directions:
-    exact (up to its differences) if those are all, otherwise an estimate.
+    If the teacher cannot return vᵀJ, or the student has values only (`models.ValuesOnly`), both Jacobians are compared
+    along min(64, input elements) random orthogonal directions. This is exact (up to finite differences) if there are as
+    many directions as input elements, and otherwise an estimate.
 
     Args:
-        student: A network; it runs where its parameters are, in evaluation mode.
-        teacher: Anything that answers outputs and a Jacobian product.
+        student: A network; it runs in evaluation mode, on its own device.
+        teacher: Any teacher.
         split: The data.
-        samples: Of how many samples the Jacobians are compared, chosen once for a split of a given length.
-        batch_size: Samples at once where only values are needed.
+        samples: Number of samples whose Jacobians are compared; the selection depends only on the length of the split.
+        batch_size: Number of samples per forward pass without derivatives.
 
     Raises:
         InputError: `samples` is below 1, the split is empty, or the two have different outputs.

@@ -1,7 +1,7 @@
-"""Whose training this is, besides the settings: fingerprints of data, student, teacher and objective by content.
+"""Fingerprints of what a training depends on besides its settings: data, student, teacher and objective.
 
-`runs.identity` says what a fingerprint is and compares two of them. Random states besides torch's are here too: a probe
-of user code must not move them, and a checkpoint holds them.
+`runs.identity` defines fingerprints and compares them. This module also handles random states besides torch's: a probe
+of user code must not change them, and a checkpoint stores them.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ _VERSION = 3
 
 
 def host_state() -> Float64[Tensor, "numbers"]:
-    """The states of `random` and of `numpy.random`'s old interface, as numbers that a checkpoint can hold.
+    """Return the states of `random` and of the legacy `numpy.random`, as numbers for a checkpoint.
 
     Example:
         >>> state = host_state()
@@ -58,7 +58,7 @@ def host_state() -> Float64[Tensor, "numbers"]:
 
 
 def set_host_state(state: Float64[Tensor, "numbers"]) -> None:
-    """Puts back what `host_state` gave."""
+    """Restore the state that `host_state` returned."""
     numbers = state.tolist()
     whole, key, rest = numbers[:_PYTHON], numbers[_PYTHON : _PYTHON + _NUMPY], numbers[_PYTHON + _NUMPY :]
     if len(rest) != 4 or not all(each.is_integer() and 0 <= each < 2**32 for each in (*whole, *key, *rest[1:3])):
@@ -80,7 +80,7 @@ _DEPTH = 4  # how far settings inside settings are followed
 
 
 def identity(objective: nn.Module, train: Split, seed: int) -> dict[str, Any]:
-    """Seed, data, teacher and the settings of the objective; the student is `student_identity`.
+    """Return fingerprints of seed, data, teacher and settings of the objective; see also `student_identity`.
 
     Example:
         >>> from jacmatch.objectives import Distillation
@@ -138,9 +138,9 @@ def _parts_of(teacher: Any) -> tuple[str, Any]:
 
 
 def outputs_of(given: Teacher | nn.Module, x: Tensor) -> Fingerprint:
-    """The outputs of a teacher, or of a network in evaluation mode, at x as a probe; nothing is changed by the call.
+    """Return outputs at x as a probe, of a teacher or of a network in evaluation mode; nothing is changed.
 
-    If the second call gives other outputs, or a call fails, there is no probe; the training itself will report it.
+    If a second call returns different outputs, or a call fails, there is no probe; the training itself reports it.
     """
     if isinstance(given, MemoizedTeacher):
         return outputs_of(given.teacher, x)
@@ -173,7 +173,7 @@ def _outputs(given: Any, x: Tensor) -> Tensor:
 
 @contextmanager
 def undisturbed(module: nn.Module | None = None, device: torch.device = _CPU) -> Iterator[None]:
-    """Within the block a module is in evaluation mode; afterwards modes, buffers and random states are as before."""
+    """Run the block with the module in evaluation mode; then restore modes, buffers and random states."""
     with ExitStack() as stack:
         stack.enter_context(preserved_generators(device))
         if module is not None:

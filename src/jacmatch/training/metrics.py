@@ -1,7 +1,7 @@
-"""Rows of metrics that no step waits for, and the tools that draw them: each row is also one call of their logger.
+"""Rows of metrics that are copied to the host asynchronously, and the loggers that receive them.
 
-The terms of each step stay on the device. When a row is due, their table sets out for the host behind the work that is
-queued there, and the loop goes on; the row is written once it has arrived. On the CPU that is at once.
+The terms of each step stay on the device. When a row is due, its copy to the host is queued, and the loop continues;
+the row is written when it has arrived. On the CPU this is immediate.
 """
 
 import hashlib
@@ -66,10 +66,10 @@ class _UnderWay:
 
 
 class Metrics:
-    """The terms of the steps since the last row, and the rows that are on their way.
+    """The terms of the steps since the last row, and the rows that are being copied to the host.
 
     Attributes:
-        skipped: Bad steps that were made undone, and of which nobody has taken notice yet.
+        skipped: Steps that were undone and not yet reported.
 
     Example:
         >>> metrics = Metrics(torch.device("cpu"))
@@ -87,11 +87,11 @@ class Metrics:
         self.skipped: list[Bad] = []
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """Takes the terms of one more step; they stay on the device."""
+        """Add the terms of one step; they stay on the device."""
         self._steps.append(terms)
 
     def send(self, step: int, known: dict[str, float]) -> None:
-        """Sends a row to the host: the means of the terms since the last row."""
+        """Queue the copy of a row to the host: the means of the terms since the last row."""
         if not self._steps:
             return
         names = list(dict.fromkeys(name for terms in self._steps for name in terms))
@@ -158,7 +158,7 @@ _Close = Callable[[], None]
 
 @contextmanager
 def logged(name: Logger | None, run: Run | None) -> Iterator[Run | None]:
-    """Within the context, the metrics of the run also go to a logger; the run as it is without one."""
+    """Also send the metrics of the run to a logger inside the block; without one, leave the run unchanged."""
     if name is None or run is None or run.follows:
         yield run
         return

@@ -127,18 +127,18 @@ RANDOM = ("gaussian-noise", "salt-and-pepper")
 def shifted(
     split: Split, name: str, severity: float | int, *, seed: int = 0, scale: Scale = 1.0, batch_size: int = 500
 ) -> Split:
-    """The split with each input shifted, in floats; row numbers are the ids.
+    """Return the split with each input shifted, as floats; row numbers are the ids.
 
     Args:
         split: The data.
         name: One of `SHIFTS`.
-        severity: What the shift says it is.
+        severity: Severity, as the shift defines it.
         seed: Of the draw.
         scale: The unit of gaussian-noise.
         batch_size: Samples at once.
 
     Raises:
-        InputError: the name is unknown, or the shift refuses severity or inputs.
+        InputError: The name is unknown, or the shift refuses the severity or the inputs.
 
     Example:
         >>> split = Split(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]))
@@ -169,14 +169,14 @@ def evaluate_under_shifts(
     Args:
         module: The network, as for `evaluate`.
         split: The data.
-        shifts: Name and severity of each.
-        draws: Draws of a shift that is random, at least 1, with the seeds `seed`, `seed` + 1, …
-        seed: Of the first draw.
+        shifts: Name and severity of each shift.
+        draws: Number of draws of a random shift, at least 1, with the seeds `seed`, `seed` + 1, …
+        seed: Seed of the first draw.
         scale: The unit of gaussian-noise.
         device: Where to run; see `find_device`.
 
     Raises:
-        InputError: `draws` is below 1, or as in `evaluate` and `shifted`.
+        InputError: `draws` is below 1, or `evaluate` or `shifted` refuses its arguments.
 
     Example:
         >>> split = Split(torch.rand(6, 4), torch.tensor([0, 1, 0, 1, 0, 1]))

@@ -1,4 +1,4 @@
-"""A training run: the objective on its device, its optimizer, and what changes from step to step."""
+"""The state of a training: the objective on its device, the optimizer, and everything that a step changes."""
 
 import copy
 import time
@@ -21,7 +21,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def channels_last(network: Network) -> Network:
-    """The network, its images laid out with the channels of a pixel side by side, as oneDNN and cuDNN like them.
+    """Return the network in the channels-last memory layout.
 
     Results are the same up to rounding.
     """
@@ -29,7 +29,7 @@ def channels_last(network: Network) -> Network:
 
 
 def contiguous(network: Network) -> Network:
-    """The network in torch's usual layout."""
+    """Return the network in torch's default memory layout."""
     return network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload,no-any-return]
 
 
@@ -38,10 +38,10 @@ _LARGEST = 1024.0
 
 
 def scale_derivatives(objective: nn.Module, scale: Tensor | None) -> None:
-    """Scales the inner backward pass of an objective by the loss scale, up to 2¹⁰, and its products back in float32.
+    """Scale the inner backward pass of an objective by the loss scale, up to 2¹⁰, and unscale its products.
 
-    A product that overflows all the same makes a gradient that is not finite: the scaler leaves that step out, and
-    lowers its scale until the product fits, as in PyTorch's recipe for gradient penalties.
+    If a product overflows anyway, the gradient is not finite. The scaler then skips the step and lowers its scale, as
+    in PyTorch's recipe for gradient penalties.
 
     References:
         PyTorch, "Automatic Mixed Precision examples", section on gradient penalty.
@@ -51,10 +51,10 @@ def scale_derivatives(objective: nn.Module, scale: Tensor | None) -> None:
 
 
 def precision(settings: Training, device: torch.device) -> Any:
-    """Fabric's plugin for the precision that the settings name.
+    """Return Fabric's plugin for the precision in the settings.
 
-    The loop runs the objective within its autocast and gives it the batch as it is: raw inputs and regression targets
-    are not rounded to 16 bits, so Jacobian terms, which have the type of the input, are formed in float32.
+    The loop runs the objective under autocast and passes the batch unchanged: raw inputs and regression targets are not
+    rounded to 16 bits. Jacobian terms have the dtype of the input, so they are computed in float32.
     """
     from lightning_fabric.plugins.precision import MixedPrecision, Precision  # takes a second
 
@@ -83,7 +83,7 @@ _FREE = (
 
 @dataclass
 class State:
-    """A training run: what is set up once, and what changes from step to step."""
+    """The state of a training: what is set up once, and what changes in each step."""
 
     settings: Training  # settings of the loop
     device: torch.device  # the device

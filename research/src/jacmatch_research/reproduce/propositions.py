@@ -135,7 +135,7 @@ def _tables(document: Document) -> list[Table]:
         ("statement", "printed", *columns, "dropped ÷ remaining, smooth", "verdict"),
         tuple(_row(document, row, columns) for row in names(document, "row")),
         (
-            "Slopes are fitted to the three smallest σ; exact: the remainder is rounding at every σ. The Jacobian term "
+            "Orders are fitted to the three smallest σ; exact: the remainder is rounding at every σ. The Jacobian term "
             "has order 2, so a remainder of order 2 is not negligible; `dropped ÷ remaining` is its ratio to the term "
             "(median over pairs).",
             origin,

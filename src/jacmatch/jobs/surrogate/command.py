@@ -1,4 +1,4 @@
-"""`jacmatch surrogate`: a known or black-box function, with or without known partials, becomes a network."""
+"""`jacmatch surrogate`: fit a network to a function, with or without known partials."""
 
 import statistics
 import time
@@ -49,7 +49,7 @@ _AT_ONCE = 256  # points of a timing
 
 @dataclass(frozen=True)
 class Surrogate(SurrogateFields):
-    """Learn a function, known or a black box, by its values and partials; with no options: flow through a borehole."""
+    """Fit a network to the values and partials of a function; by default, to the flow through a borehole."""
 
     main: ClassVar[str] = "teacher jacobian low high samples methods hidden seeds out smoke"
     examples: ClassVar[tuple[str, ...]] = (
@@ -166,7 +166,7 @@ class Surrogate(SurrogateFields):
         return Task(objective, Split(x[train], y[train]), validation, finish, solve)
 
     def solver_for(self, samples: Samples) -> tuple[str, str]:
-        """Return the solver and why it was taken.
+        """Return the solver, and why it was selected.
 
         Raises:
             InputError: `--solver lbfgs` is set together with something that only the training loop has.

@@ -1,4 +1,4 @@
-"""Functions with a name, to try the job `surrogate` with; each brings its box as the attributes `low` and `high`."""
+"""Example functions of the job `surrogate`; their attributes `low` and `high` are the bounds of the inputs."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ HIGH = (0.15, 50_000.0, 115_600.0, 1110.0, 116.0, 820.0, 1680.0, 12_045.0)
 
 
 def flow(x: Float[Tensor, "sample 8"]) -> Float[Tensor, "sample 1"]:
-    """Water through a borehole in m³ a year, for r_w, r (m), T_u (m²/a), H_u (m), T_l (m²/a), H_l, L (m) and K_w (m/a).
+    """Flow through a borehole in m³/a, for r_w, r (m), T_u (m²/a), H_u (m), T_l (m²/a), H_l, L (m) and K_w (m/a).
 
     Q = 2π T_u (H_u − H_l) / (λ (1 + 2 L T_u/(λ r_w² K_w) + T_u/T_l)), λ = ln(r/r_w). Almost monotonic.
 
@@ -32,7 +32,7 @@ def flow(x: Float[Tensor, "sample 8"]) -> Float[Tensor, "sample 1"]:
 
 
 def ishigami(x: Float[Tensor, "sample 3"]) -> Float[Tensor, "sample 1"]:
-    """Waves: sin x₁ + 7 sin² x₂ + 0.1 x₃⁴ sin x₁ for angles between −π and π; it has no units.
+    """The Ishigami function sin x₁ + 7 sin² x₂ + 0.1 x₃⁴ sin x₁, angles in [−π, π], without units.
 
     References:
         Ishigami & Homma 1990 (the form); Crestaux, Le Maître & Martinez 2009 (the factors 7 and 0.1).

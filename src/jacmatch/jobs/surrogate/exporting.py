@@ -1,4 +1,4 @@
-"""The finished surrogate as files that need nothing of this package: safetensors, and ONNX with its scalers inside."""
+"""Export of a surrogate: safetensors, and ONNX with its scaling, neither of which needs this package."""
 
 import contextlib
 import importlib.util
@@ -29,10 +29,10 @@ def difference(
     t: Float[Tensor, "out"],
     what: str,
 ) -> float:
-    """The largest difference of a saved network from the module, as a share of t + |y|: of units, and of rounding.
+    """Return the largest difference of a saved network from the module, relative to t + |y|, with t the units.
 
     Raises:
-        InputError: it is above `CLOSE`.
+        InputError: The difference is above `CLOSE`.
     """
     with torch.no_grad():
         y = module(x)
@@ -50,20 +50,20 @@ def to_onnx(
     t: Float[Tensor, "out"],
     when: Literal["auto", "always", "never"] = "auto",
 ) -> dict[str, Any]:
-    """Writes the network as `student.onnx` (inputs `x`, outputs `y`, any batch), reads it back and compares.
+    """Write the network as `student.onnx` (input `x`, output `y`, any batch size), read it back and compare it.
 
     Args:
-        module: The network, raw units on both sides.
-        folder: Where to.
+        module: The network, which takes and returns raw units.
+        folder: Folder of the file.
         x: Points at which both are compared.
         t: Units of the outputs.
-        when: Whether it is written: `auto` where the extra `onnx` is installed.
+        when: Whether to write it; `auto`: if the extra `onnx` is installed.
 
     Returns:
         `file`, `largest_difference` and `checked_by`, or why there is none.
 
     Raises:
-        InputError: the extra is missing with `always`, or the file differs from the network by more than `CLOSE`.
+        InputError: The extra is missing with `always`, or the file differs from the network by more than `CLOSE`.
     """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if when == "never" or (when == "auto" and missing):
@@ -81,7 +81,7 @@ def to_onnx(
 
 
 def onnx_bytes(module: nn.Module, x: Float[Tensor, "sample *input"]) -> bytes:
-    """The network as an ONNX file with the input `x`, the output `y` and any batch size."""
+    """Return the network as an ONNX file with the input `x`, the output `y` and any batch size."""
     with _quiet():
         program = torch.onnx.export(
             module,

@@ -1,4 +1,4 @@
-"""The settings of the job `surrogate`, and what is wrong with them whatever the function."""
+"""The settings of the job `surrogate`, and checks that do not depend on the function."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from jacmatch.surrogates.modules import Weight
 
 @dataclass(frozen=True)
 class SurrogateFields(TrainingFields):
-    """What a surrogate learns, from where, and how."""
+    """Settings of a surrogate: the function, its points and derivatives, and the network."""
 
     teacher: str = "borehole"
     """Function to learn: PACKAGE.MODULE:CALLABLE, which maps a batch (N, D), a tensor or an array, to values (N, K);
@@ -88,7 +88,7 @@ class SurrogateFields(TrainingFields):
     """Training points that are held out for the learning curves: a fraction (below 1) or a number."""
 
     def check(self) -> None:
-        """Refuses what is wrong whatever the function.
+        """Refuse settings that are wrong for any function.
 
         Raises:
             InputError: settings are out of range or do not go together.

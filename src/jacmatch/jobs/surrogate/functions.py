@@ -22,15 +22,15 @@ OURS = "It is called with float64 tensors or arrays on the CPU, and returns the 
 
 
 def checked(rule: str, given: Any, x: Float[Tensor, "sample input"]) -> Float[Tensor, "sample *out"]:
-    """What was returned, as a tensor of finite numbers, one row for each point.
+    """Return the result of a call as a tensor of finite numbers with one row per point.
 
     Args:
-        rule: Who must return it, the beginning of a message.
+        rule: What must hold; the beginning of the error message.
         given: What was returned.
         x: The points.
 
     Raises:
-        InputError: it is something else.
+        InputError: The result is something else.
     """
     if isinstance(given, np.ndarray) or np.isscalar(given) or isinstance(given, list | tuple):
         try:
@@ -58,7 +58,7 @@ def checked(rule: str, given: Any, x: Float[Tensor, "sample input"]) -> Float[Te
 def finite(
     rule: str, given: Float[Tensor, "sample *out"], x: Float[Tensor, "sample input"]
 ) -> Float[Tensor, "sample *out"]:
-    """The same, if all of it is finite; an `InputError` names where it is not."""
+    """Return the tensor if all numbers are finite; the `InputError` names a point where they are not."""
     bad = torch.nonzero(~given.reshape(len(x), -1).isfinite().all(1))
     if len(bad):
         raise InputError(
@@ -70,7 +70,7 @@ def finite(
 
 
 def format_point(x: Float[Tensor, "input"]) -> str:
-    """A point in words, its first eight numbers."""
+    """Return a point as text: its first eight numbers."""
     shown = ", ".join(f"{value:.6g}" for value in x[:8].tolist())
     return f"({shown}{', …' if len(x) > 8 else ''})"
 
@@ -85,19 +85,19 @@ class Function:
     """A function of a batch (N, D) with values (N, K), evaluated in float64; see `open_function`.
 
     Attributes:
-        name: As the user wrote it.
+        name: Name, as the user wrote it.
         call: The function itself.
-        arrays: What it takes and returns.
-        own: Its Jacobian, (N, K, D) for the same batch, where it brings one.
+        arrays: Whether it takes and returns tensors or arrays.
+        own: Its own Jacobian, (N, K, D) for the same batch; None if it has none.
         way: How the Jacobian is computed.
-        units: A typical change of each input; steps of differences are shares of it.
-        step: The share; None takes ε^⅓, ε the precision of what the function returns.
-        dtype: What a torch function is called with.
-        points: Evaluations so far, those of differences included.
-        seconds: Time spent in it.
+        units: Typical change of each input; steps of differences are relative to it.
+        step: Relative step; None: ε^⅓, where ε is the precision of the returned values.
+        dtype: Dtype of the arguments of a torch function.
+        points: Number of evaluations so far, including those for differences.
+        seconds: Seconds spent in the function.
         differenced: Number of points where the Jacobian was computed by differences.
-        non_smooth: At how many of these the function was not smooth at the step.
-        precision: ε of the type that it returns.
+        non_smooth: Number of these points where the function is not smooth within the step.
+        precision: ε of the dtype of the returned values.
     """
 
     name: str
@@ -115,10 +115,10 @@ class Function:
     precision: float = field(default=float(torch.finfo(torch.float64).eps))
 
     def values(self, x: Float[Tensor, "sample input"]) -> Float[Tensor, "sample out"]:
-        """The values at x.
+        """Return the values at x.
 
         Raises:
-            InputError: what the function returns is no batch of finite numbers on the device of x.
+            InputError: The result is not a batch of finite numbers on the device of x.
         """
         given = self._timed(self.call, x)
         y = checked(self.name, given, x)
@@ -131,7 +131,7 @@ class Function:
         return y.double()
 
     def jacobian(self, x: Float[Tensor, "sample input"]) -> Float[Tensor, "sample out input"]:
-        """The Jacobians at x, computed as chosen."""
+        """Return the Jacobians at x, computed in the selected way."""
         if self.way == "own":
             assert self.own is not None
             j = checked(f"The Jacobian of {self.name}", self._timed(self.own, x), x)
@@ -149,14 +149,14 @@ class Function:
     def by_differences(
         self, x: Float[Tensor, "sample input"], step: float | None = None
     ) -> tuple[Float[Tensor, "sample out input"], Bool[Tensor, "sample"]]:
-        """The Jacobians by antithetic differences, and where the function is not smooth at the step.
+        """Return Jacobians by central differences, and where the function is not smooth within the step.
 
-        There the one-sided derivatives (f(x + h) − f(x))/h and (f(x) − f(x − h))/h differ by more than `NON_SMOOTH` of
-        the largest derivative of that output: a jump, a kink or noise within the step.
+        A function is not smooth at a point if the one-sided derivatives (f(x + h) − f(x))/h and (f(x) − f(x − h))/h
+        differ by more than `NON_SMOOTH` of the largest derivative of that output, because of a jump, a kink or noise.
 
         Args:
             x: The points.
-            step: Share of the units; that of the function if None.
+            step: Step relative to the units; None: that of the function.
         """
         y = self.values(x)
         step = self.step if step is None else step
@@ -228,10 +228,10 @@ def is_code(spec: str) -> bool:
 
 
 def import_callable(spec: str, flag: str = "--teacher") -> Any:
-    """What `PACKAGE.MODULE:CALLABLE` names; its code runs only because the user named it.
+    """Import the object that `PACKAGE.MODULE:CALLABLE` names; its code runs because the user named it.
 
     Raises:
-        InputError: there is no such module, or nothing that can be called in it.
+        InputError: There is no such module, or no such callable in it.
     """
     module_name, _, attribute = spec.partition(":")
     if module_name == "onnx":
@@ -255,7 +255,7 @@ def import_callable(spec: str, flag: str = "--teacher") -> Any:
 
 
 def onnx_function(path: str) -> Callable[[Any], Any]:
-    """The function of an ONNX file of vectors, in float32: values of arrays (N, D)."""
+    """Return the function of an ONNX file that maps arrays (N, D) to values, in float32."""
     network: ValuesOnly | None = None
 
     def call(x: np.ndarray) -> np.ndarray:
@@ -279,23 +279,23 @@ def open_function(
     way: Way | Literal["auto"] = "auto",
     step: float | None = None,
 ) -> Function:
-    """The function, once it is known what it takes and how its Jacobian is computed.
+    """Return the function, after testing what it accepts and how its Jacobian can be computed.
 
-    It is called with tensors that require gradients; if it returns no such tensor, with plain tensors, and if those are
-    refused, with arrays; with arrays at once where it and its own Jacobian take them. A module is put
-    into evaluation mode.
+    It is called with tensors that require gradients. If it returns no such tensor, it is called with plain tensors, and
+    if it refuses these, with arrays. If it and its own Jacobian take arrays, only arrays are used. A module is put into
+    evaluation mode.
 
     Args:
-        name: As the user wrote it.
+        name: Name, as the user wrote it.
         call: The function.
         x: Some points.
-        units: A typical change of each input.
-        own: Its Jacobian; its attribute `jacobian` if None.
-        way: How the Jacobian is computed; `auto` takes the first that is there of its own, autograd and differences.
-        step: Of differences, as a share of the units.
+        units: Typical change of each input.
+        own: Its own Jacobian; None: its attribute `jacobian`, if it has one.
+        way: How the Jacobian is computed; `auto`: the first available of own, autograd and differences.
+        step: Step of differences, relative to the units.
 
     Raises:
-        InputError: it takes neither tensors nor arrays, or its Jacobian cannot be computed as `way` says.
+        InputError: It accepts neither tensors nor arrays, or its Jacobian cannot be computed as `way` says.
     """
     own = getattr(call, "jacobian", None) if own is None else own
     if isinstance(call, nn.Module):
@@ -360,18 +360,18 @@ _AGREES = 1e-3  # between a Jacobian and differences, as a share of the largest 
 
 @dataclass(frozen=True)
 class FunctionCheck:
-    """What a check of a function returned.
+    """The result of `check_function`.
 
     Attributes:
         outputs: K.
         way: How the Jacobian is computed.
-        disagreement: Largest difference of the Jacobian from differences, relative to the largest derivative; None
-            where the Jacobian is computed by differences, or the function is not smooth at their step.
-        non_smooth: Share of the points where the function is not smooth at the step of differences.
+        disagreement: Largest difference of the Jacobian from finite differences, relative to the largest derivative.
+            None if the Jacobian is computed by differences, or the function is not smooth within their step.
+        non_smooth: Fraction of the points where the function is not smooth within the step.
         point: One of these points.
-        calls: Evaluations of the check.
+        calls: Number of evaluations in the check.
         values: Values at the points.
-        jacobians: Its Jacobian there, where that is not by differences.
+        jacobians: Its Jacobian at the points, unless it is computed by differences.
     """
 
     outputs: int
@@ -391,16 +391,15 @@ class FunctionCheck:
 
 
 def check_function(function: Function, x: Float[Tensor, "sample input"], *, derivatives: bool = True) -> FunctionCheck:
-    """What the function does at some points.
+    """Check a function at some points, before training.
 
     Args:
         function: The function.
         x: The points.
-        derivatives: Whether derivatives are checked as well.
+        derivatives: Whether derivatives are checked, too.
 
     Raises:
-        InputError: it returns other values when called again, or in another batch, or its Jacobian disagrees with
-            differences.
+        InputError: A second call or another batch gives different values, or its Jacobian disagrees with differences.
     """
     y = function.values(x)
     largest = y.abs().amax(0).clamp_min(torch.finfo(torch.float64).tiny)

@@ -1,4 +1,4 @@
-"""Points, values and Jacobians, what they cost, and where the points are."""
+"""Points of a surrogate, their values and Jacobians, and their cost."""
 
 import io
 import math
@@ -26,16 +26,16 @@ Points = Float[Tensor, "sample input"]
 
 
 def cube(kind: str, count: int, inputs: int, seed: int) -> Points:
-    """Points in the unit cube, float64.
+    """Return points in the unit cube, in float64.
 
-    `box` draws them independently and uniformly; `sobol` takes a scrambled Sobol sequence, whose first n points are
-    spread evenly for any n; in a `latin-hypercube` of n points each of n slices along each axis has one.
+    `box` draws them independently and uniformly. `sobol` returns a scrambled Sobol sequence, whose first n points are
+    evenly spread for any n. In a `latin-hypercube` of n points, each of n slices along each axis has one point.
 
     Args:
-        kind: One of the three.
-        count: How many.
-        inputs: Dimensions.
-        seed: Of the randomness.
+        kind: One of these three.
+        count: Number of points.
+        inputs: Number of dimensions.
+        seed: Random seed.
 
     Raises:
         InputError: the kind is unknown, or the numbers are not positive.
@@ -67,10 +67,10 @@ def cube(kind: str, count: int, inputs: int, seed: int) -> Points:
 
 
 def box(low: tuple[float, ...], high: tuple[float, ...], inputs: int | None) -> Float[Tensor, "2 input"]:
-    """The corners of the box: a bound for each input, or one for all.
+    """Return the corners of the box, with one bound for each input or one for all.
 
     Raises:
-        InputError: bounds are missing, not finite, not in order, or not as many as inputs.
+        InputError: Bounds are missing, not finite or not in order, or their number differs from that of the inputs.
     """
     size = inputs or max(len(low), len(high))
     for name, given in (("low", low), ("high", high)):
@@ -84,19 +84,19 @@ def box(low: tuple[float, ...], high: tuple[float, ...], inputs: int | None) -> 
 
 
 def inside(unit: Points, corners: Float[Tensor, "2 input"]) -> Points:
-    """Points of the unit cube, moved into the box."""
+    """Map points of the unit cube into the box."""
     return corners[0] + unit * (corners[1] - corners[0])
 
 
 def worst(disagreement: Float[Tensor, "sample"], count: int, seed: int) -> Int[Tensor, "chosen"]:
-    """Which `count` candidates are taken, drawn without replacement by their disagreement.
+    """Select `count` candidates at random, with probabilities proportional to their disagreement.
 
-    Drawn, and not the largest ones: those lie in a heap.
+    The largest disagreements are not simply selected, because they are close to each other.
 
     Args:
-        disagreement: How far student and teacher are from each other at each candidate, squared.
-        count: How many.
-        seed: Of the draw.
+        disagreement: Squared error of the student at each candidate.
+        count: Number of candidates to select.
+        seed: Random seed.
     """
     weights = disagreement.double().clamp_min(0)
     weights = weights + 1e-12 * weights.sum() + 1e-300
@@ -104,9 +104,9 @@ def worst(disagreement: Float[Tensor, "sample"], count: int, seed: int) -> Int[T
 
 
 def shares(count: int, rounds: int) -> list[int]:
-    """How many points are there at the beginning and after each round of active sampling; the last is `count`.
+    """Return the number of points at the start and after each round of active sampling; the last is `count`.
 
-    A third at the beginning, the rest in equal parts.
+    A third of the points is there at the start; the rounds add equal parts of the others.
 
     Example:
         >>> shares(90, 3)
@@ -122,14 +122,14 @@ _CHUNK = 256  # points whose Jacobians are taken at once
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Points with their values, their Jacobians where known, and what they cost.
+    """Points with their values, known Jacobians, and cost.
 
     Attributes:
         x: Inputs, float64.
         y: Values.
         j: Partials ∂yₖ/∂xᵢ, None where unknown.
-        calls: Evaluations of the function, those of candidates that were not taken and of differences included.
-        seconds: Time spent in it.
+        calls: Number of evaluations of the function, including rejected candidates and differences.
+        seconds: Seconds spent in the function.
     """
 
     x: Float[Tensor, "sample *input"]
@@ -175,11 +175,11 @@ def cached(run: Run, name: str, make: Callable[[], Samples], function: Function 
     Args:
         run: The run.
         name: Of the file, without its ending.
-        make: Asks for what is not there.
+        make: Called to compute the samples if they are missing.
         function: Evaluated again at some of the points in the file; these calls are not counted.
 
     Raises:
-        InputError: the file is damaged, or the function returns other values now.
+        InputError: The file is damaged, or the function returns different values now.
     """
     file = run.path / f"{name}.npz"
     if not file.is_file():
@@ -238,18 +238,18 @@ def sample_actively(
     seed: int,
     more: int = 4,
 ) -> Samples:
-    """`first`, and in each round points where a student of those so far disagrees with its teacher; in that order.
+    """Add points to `first` in rounds, where a student of the points so far disagrees with the teacher.
 
     Args:
-        first: Candidates of which the first ones begin.
-        pool: Makes so many candidates for a seed.
-        answer: Asks the teacher.
+        first: Candidates; the first ones are the initial points.
+        pool: Returns a given number of candidates for a seed.
+        answer: Evaluates the teacher.
         learn: Trains a student.
-        units: Of inputs and outputs; the deviation of the values if None.
-        count: How many points in all.
-        rounds: In how many rounds.
-        seed: Of the draws.
-        more: Candidates for each point that is taken; the teacher is evaluated at all of them.
+        units: Units of inputs and outputs; None: the standard deviation of the values.
+        count: Total number of points.
+        rounds: Number of rounds.
+        seed: Random seed.
+        more: Number of candidates per added point; the teacher is evaluated at all of them.
     """
     sizes = shares(count, rounds)
     known = answer(first[: sizes[0]])
@@ -269,7 +269,7 @@ def disagreement(
 ) -> Float[Tensor, "sample"]:
     """Return the squared error of the student at each point, of values and Jacobian in units.
 
-    The Jacobian is weighted such that both parts are equal for a student that returns the mean everywhere.
+    The Jacobian is weighted so that both parts are equal for a student that predicts the mean everywhere.
     """
     s, t = units[0], units[1] if units[1] is not None else samples.y.std(0).clamp_min(1e-300)
     values, partials = predictions(student, samples.x, jacobians=samples.j is not None)
@@ -284,7 +284,7 @@ def disagreement(
 def predictions(
     student: nn.Module, x: Float[Tensor, "sample *input"], *, jacobians: bool
 ) -> tuple[Float[Tensor, "sample out"], Float[Tensor, "sample out *input"] | None]:
-    """Return values and Jacobians of a student in float64, whatever its own type and device."""
+    """Return values and Jacobians of a student in float64, for any dtype and device of the student."""
     like = next(student.parameters(), torch.empty(0))  # a Gaussian process has none
     values, rows = [], []
     with torch.no_grad():
@@ -302,10 +302,10 @@ def predictions(
 def errors(
     student: nn.Module, test: Samples, s: Float[Tensor, "*input"], t: Float[Tensor, "out"]
 ) -> dict[str, float | None]:
-    """How good a student is at held-out points.
+    """Return the errors of a student at held-out points.
 
-    `rmse` is in raw units, over all outputs as `evaluate` has it; `values` and `slopes` (of the partials) are RMSE in
-    units t and t/s; `jacobian_relative_error` and `jacobian_cosine` are of the Jacobian in units.
+    `rmse` is over all outputs, in raw units. `values` and `slopes` are the RMSE of values and partials in units t and
+    t/s. `jacobian_relative_error` and `jacobian_cosine` are those of the Jacobian in these units.
     """
     values, partials = predictions(student, test.x, jacobians=test.j is not None)
     off = values - test.y

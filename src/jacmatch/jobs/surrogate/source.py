@@ -1,4 +1,4 @@
-"""Where a surrogate learns from: a function that can be evaluated, or a file of samples."""
+"""The source of a surrogate's samples: a function that can be evaluated, or a file."""
 
 import warnings
 from collections.abc import Callable
@@ -40,7 +40,7 @@ _SIZES = (32, 64, 128, 256)
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What can be learned from.
+    """A function or a file to learn from.
 
     Attributes:
         job: The settings.
@@ -49,7 +49,7 @@ class Source:
         data: The file's arrays.
         region: The box, or all given points.
         units: Units of the inputs.
-        warnings: What looks wrong about the samples of a file, one line each.
+        warnings: Problems of the samples of a file, one line each.
     """
 
     job: SurrogateFields
@@ -152,10 +152,10 @@ class Source:
 
 
 def open_source(job: SurrogateFields) -> Source:
-    """Return what the settings name, checked at some points.
+    """Return the source that the settings name, checked at some points.
 
     Raises:
-        InputError: it cannot be learned from; the message names the reason.
+        InputError: The source cannot be used; the message gives the reason.
     """
     if job.teacher.startswith(FILES):
         return _file(job)
@@ -192,10 +192,10 @@ def code_behind(spec: str) -> Fingerprints:
 
 
 def output_units(job: SurrogateFields, y: Float[Tensor, "sample out"]) -> Float[Tensor, "out"]:
-    """Units of the outputs: as given, or the standard deviation of these values.
+    """Return the units of the outputs: as given, or the standard deviation of these values.
 
     Raises:
-        InputError: an output never varies, so its unit is not known.
+        InputError: An output is constant, so its unit is unknown.
     """
     units = _units("output", job.output_units, y.std(0, unbiased=False))
     assert units is not None
@@ -297,7 +297,7 @@ def _enough(job: SurrogateFields, there: int | None) -> None:
 
 
 def read_points(path: Path) -> Float[Tensor, "sample input"]:
-    """The array of an .npy file."""
+    """Return the array of an .npy file."""
     rule = f"`--points {path}` of `surrogate` must be an .npy file with an array (N, D) of finite floats, N ≥ 10."
     if not is_file(path):
         raise InputError(rule, got="no such file", do="Check the path.")

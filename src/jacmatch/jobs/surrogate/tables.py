@@ -1,4 +1,4 @@
-"""The tables and the figure of a surrogate, made of its result."""
+"""The tables and the figure of a surrogate's result."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ Result = Mapping[str, Any]
 
 
 def tables(result: Result) -> list[Table]:
-    """Errors over the number of training points, and what function and student cost."""
+    """Return the errors by number of training points, and the cost of function and student."""
     return [_errors(result), _costs(result)]
 
 
@@ -39,7 +39,7 @@ def _bands(means: list[float], stds: list[float | None]) -> list[float | None]:
 
 
 def reached(result: Result) -> str | None:
-    """Return with how many points partials reach the error of values alone with most points."""
+    """Return the number of points with which partials reach the error of values alone with the most points."""
     if set(result["methods"]) != {"values", "slopes"}:
         return None
     means = {(row["method"], row["samples"]): row["errors"]["values"]["mean"] for row in result["curves"]}

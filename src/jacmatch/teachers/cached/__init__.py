@@ -1,4 +1,4 @@
-"""A teacher's answers on disk: written once, read by any number of students.
+"""Teacher caches on disk: written once, read by any number of students.
 
 `format` has the files and their contents, `writer` writes them, `shards` reads them, `fingerprint` identifies the
 teacher and the query, and `teacher` is the teacher that answers from disk.

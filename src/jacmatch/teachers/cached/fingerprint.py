@@ -1,4 +1,4 @@
-"""For whom a cache is: all that decides a teacher's answers, by name, in words that a person can compare."""
+"""The fingerprint of a cache: everything that determines a teacher's answers, by name and in readable form."""
 
 import hashlib
 from collections.abc import Mapping
@@ -35,10 +35,10 @@ def digest(*tensors: tuple[str, Tensor | None]) -> str:
 
 
 def of_teacher(teacher: Teacher) -> dict[str, str]:
-    """The parts of a fingerprint that the teacher decides: its weights, architecture, preprocessing and type.
+    """Return the parts of a fingerprint that depend on the teacher: weights, architecture, preprocessing, type.
 
     Raises:
-        UnsupportedError: Nothing identifies the teacher: a function has no weights to compare.
+        UnsupportedError: The teacher cannot be identified: a function has no weights to compare.
 
     Example:
         >>> sorted(of_teacher(ModuleTeacher(nn.Linear(3, 2))))
@@ -104,7 +104,7 @@ def _numbers(tensor: Tensor) -> str:
 
 
 def described(question: Question) -> dict[str, str]:
-    """Return a query in words: readout, products, and the rule of their directions."""
+    """Return a readable description of a query: readout, products, and the rule of their directions."""
     sides = {(True, False): "vᵀJ", (False, True): "Jv", (False, False): "none"}
     products = sides[question.cotangents is not None, question.tangents is not None]
     return {
@@ -116,7 +116,7 @@ def described(question: Question) -> dict[str, str]:
 
 
 def words(given: object, what: str) -> str:
-    """Return the `repr` of a setting, which must contain all that decides it.
+    """Return the `repr` of a setting, which must contain everything that determines it.
 
     Raises:
         InputError: It contains the address of an object.
@@ -129,7 +129,7 @@ def words(given: object, what: str) -> str:
 
 
 def differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:
-    """The parts in which two fingerprints differ, with both values; empty where none does.
+    """Return the parts in which two fingerprints differ, with both values; empty if there are none.
 
     Example:
         >>> differences({"seed": "0", "point": "AtData()"}, {"seed": "1", "point": "AtData()"})

@@ -1,4 +1,4 @@
-"""The format of a cache: which file contains what, how an answer becomes rows, and what identifies teacher and query.
+"""The format of a cache: its files, how an answer becomes rows, and how teacher and query are identified.
 
     cache.json                      whose answers, to which query, and how many; written first
     view-00000/places.memmap        where each sample stands in this view, int64
@@ -51,7 +51,7 @@ _REMEDIES: Final = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL}
 
 @contextlib.contextmanager
 def disk(folder: Path, deed: str) -> Iterator[None]:
-    """Turn what the operating system refuses inside the block into an `InputError` that says what to do."""
+    """Convert errors of the operating system inside the block to an `InputError` that says what to do."""
     try:
         yield
     except OSError as error:
@@ -63,12 +63,12 @@ def disk(folder: Path, deed: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Field:
-    """What is stored of each sample under one name.
+    """A field that is stored for each sample.
 
     Attributes:
         name: One of `FIELDS`.
         dtype: One of `TYPES`.
-        shape: Of one sample.
+        shape: Shape for one sample.
     """
 
     name: str
@@ -86,15 +86,15 @@ class Head:
     """The content of `cache.json`.
 
     Attributes:
-        fingerprint: All that decides the answers, by name, in words.
+        fingerprint: Everything that determines the answers, by name, in readable form.
         question: The query, as `described` returns it.
-        fields: What is stored of a sample.
-        samples: In the training split.
+        fields: Fields that are stored for each sample.
+        samples: Number of samples in the training split.
         views: Number of views: 0 … views − 1.
-        constant: Whether nothing is random, so that view 0 stands for all.
-        batch: Samples in a query, in the order of training.
-        shard: Samples in a shard, a multiple of `batch`.
-        settings: Of the job that wrote it.
+        constant: Whether nothing is random, so that view 0 is used for all views.
+        batch: Number of samples in a query, in the order of training.
+        shard: Number of samples in a shard, a multiple of `batch`.
+        settings: Settings of the job that wrote the cache.
         made: Versions, device and first outputs of the teacher.
     """
 
@@ -151,7 +151,7 @@ def read_head(folder: Path) -> Head:
     """Read the head of a cache.
 
     Raises:
-        InputError: There is none, it is damaged, or it is of another format.
+        InputError: It is missing, damaged, or has another format.
     """
     file = folder / HEAD
     if not os.path.isfile(file):  # false also for impossible names
@@ -217,17 +217,17 @@ def write_whole(folder: Path, name: str, data: bytes) -> None:
 def fields_of(
     answer: Answer, question: Question, storage: Storage = "float32", alone: Answer | None = None
 ) -> tuple[Field, ...]:
-    """What is stored of each sample of such an answer.
+    """Return the fields that are stored for each sample of such an answer.
 
-    Where cotangents are made of the values, outputs and values keep their type: directions made of rounded values would
-    not be those of the products. They are few beside the products.
+    If the cotangents are computed from the values, outputs and values keep their dtype, because directions computed
+    from rounded values would differ from those of the products. They are small compared with the products.
 
     Args:
         answer: A teacher's answer.
         question: The query.
-        storage: Type of what may be rounded.
-        alone: The answer about the same inputs without products, if that is queried too. A network computes
-            derivatives by other kernels, and the last digits of its outputs are others then.
+        storage: Dtype of the fields that may be rounded.
+        alone: The answer for the same inputs without products, if that is queried too. A network uses other kernels
+            when it computes derivatives, so the rounding of its outputs can differ.
 
     Raises:
         UnsupportedError: The answer has features, which are not stored.
@@ -256,17 +256,17 @@ def fields_of(
 def rows_of(
     answer: Answer, x: Tensor, question: Question, fields: Sequence[Field], alone: Answer | None = None
 ) -> dict[str, Tensor]:
-    """The rows of an answer, one for each sample, on the CPU.
+    """Return the rows of an answer, one for each sample, on the CPU.
 
     Args:
         answer: The answer.
         x: The inputs.
         question: The query.
-        fields: What is stored.
-        alone: The answer without products, where that is stored too.
+        fields: Fields that are stored.
+        alone: The answer without products, if that is stored too.
 
     Raises:
-        InputError: The answer has not the fields, or is not finite in their types.
+        InputError: The answer lacks a field, or is not finite in the dtype of a field.
     """
     assert question.ids is not None
     given: dict[str, Tensor | None] = {"ids": question.ids, "outputs": answer.outputs, "input_sums": sums(x)}
@@ -290,7 +290,7 @@ def rows_of(
 
 
 def sums(x: Tensor) -> Tensor:
-    """Two fixed random sums over the elements of each sample, which identify it; (B, 2)."""
+    """Return two fixed random projections of each sample, which identify it; (B, 2)."""
     flat = x.detach().flatten(1).float()
     return flat @ _weights(flat.shape[1]).to(flat.device)
 
@@ -302,7 +302,7 @@ def _weights(count: int) -> Tensor:
 
 
 def unlike(x: Tensor, stored: Tensor) -> Tensor:
-    """Which samples have other sums than those stored, beyond rounding; (B,)."""
+    """Return which samples have projections that differ from the stored ones by more than rounding; (B,)."""
     tolerance = _NEAR * x.detach().flatten(1).float().norm(dim=1, keepdim=True)
     apart: Tensor = (sums(x) - stored.to(x.device)).abs() > tolerance
     return apart.any(1)

@@ -32,16 +32,17 @@ def memory_of(tensor: Tensor) -> memoryview:
 
 
 class Shards:
-    """A cache of one seed on disk, opened for reading. Nothing but its head is kept in memory.
+    """A cache of one seed on disk, open for reading. Only its head is kept in memory.
 
-    Rows are read at their positions in the files, not through a mapping: the memory in use does not grow with what was
-    read, and a file that is cut off is an error, not a signal. A shard's checksums are compared when it is first read.
+    Rows are read at their positions in the files instead of through a memory map. The memory in use therefore does not
+    grow with the number of rows read, and a truncated file is an error instead of a signal. The checksums of a shard
+    are compared when it is first read.
 
     Args:
-        folder: Of the cache.
+        folder: Folder of the cache.
 
     Raises:
-        InputError: It is no cache, or it is damaged.
+        InputError: The folder is not a cache, or it is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -88,7 +89,7 @@ class Shards:
         """Compare a shard with the checksums beside it: CRC-32, or with `strong` SHA-256.
 
         Raises:
-            InputError: They differ, or something is missing.
+            InputError: The checksums differ, or a file is missing.
         """
         folder, rows = self.folder / shard_name(view, shard), len(self.head.rows(shard))
         with disk(self.folder, "read"):
@@ -366,7 +367,7 @@ def bits_of(answer: Answer) -> list[Tensor]:
 
 
 def agree(one: Answer, other: Answer, tolerance: float) -> bool:
-    """Whether two answers are equal: to `tolerance` of the largest number, or bit for bit if that is 0."""
+    """Return whether two answers are equal up to `tolerance` times the largest number; 0 means bit for bit."""
     for first, second in zip(bits_of(one), bits_of(other), strict=True):
         if first.shape != second.shape:
             return False

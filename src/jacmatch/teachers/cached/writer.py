@@ -1,4 +1,4 @@
-"""The writer of a cache: any number of processes, each of which continues what another left unfinished.
+"""The writer of a cache, for any number of processes; each continues what others have not finished.
 
 A shard is written whole or not at all: to a folder beside the final one, then to the disk, then renamed.
 """
@@ -50,10 +50,10 @@ _ON_GPU = 1e-4  # sums on a GPU have no fixed order
 
 
 class Claims:
-    """Locks on numbers in a folder: a file each, for as long as it is held.
+    """Locks on numbers in a folder, with one file for each number that is locked.
 
     Args:
-        folder: Of the cache; it is made.
+        folder: Folder of the cache; it is created.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,7 +63,7 @@ class Claims:
 
     @contextmanager
     def on(self, number: int) -> Iterator[bool]:
-        """Whether this process has the number for the block; False where another has it.
+        """Lock the number for the block; False if another process has it.
 
         Args:
             number: At least 0.
@@ -77,7 +77,7 @@ class Claims:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Within the block no other process is in such a block; this one waits for its turn."""
+        """Run the block in one process at a time; other processes wait."""
         while (lock := self._try(_NAME)) is None:
             time.sleep(_BETWEEN)
         try:
@@ -93,12 +93,12 @@ class Claims:
 def write_shard(folder: Path, name: str, entries: Mapping[str, Tensor]) -> None:
     """Write a shard as a memory-mapped tensordict: to a folder beside the final one, then to the disk, then renamed.
 
-    If another process has been faster, the shard is left as that one wrote it.
+    If another process has written the shard first, that one is kept.
 
     Args:
         folder: Of the cache.
-        name: Of the shard.
-        entries: Its fields, on the CPU; a row for each sample.
+        name: Name of the shard.
+        entries: Its fields, on the CPU, with one row per sample.
 
     Raises:
         UnsupportedError: tensordict is not installed.
@@ -170,7 +170,7 @@ def _sums(data: memoryview) -> dict[str, Any]:
 
 @dataclass
 class Counts:
-    """Shards of a process: written, present already (`found`), repaired (`mended`), or left to another process."""
+    """Numbers of shards: written, already present (`found`), repaired (`mended`), or left to another process."""
 
     written: int = 0
     found: int = 0
@@ -189,7 +189,7 @@ class Queries(Protocol):
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """All that decides the answers, by name."""
+        """Everything that determines the answers, by name."""
         ...
 
     @property
@@ -231,7 +231,7 @@ class Queries(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """A query about a batch, the answer to it, and the answer to the same query without products."""
+    """A query for a batch, its answer, and the answer to the same query without products."""
 
     x: Tensor
     question: Question
@@ -240,7 +240,7 @@ class Answers:
 
 
 def head_of(source: Queries, storage: Storage, megabytes: float, settings: dict[str, Any]) -> Head:
-    """Return the head of this cache; the teacher is queried twice about the first batch.
+    """Return the head of this cache; the teacher is queried twice for the first batch.
 
     Raises:
         InputError: The two answers differ.
@@ -273,12 +273,12 @@ def head_of(source: Queries, storage: Storage, megabytes: float, settings: dict[
 
 
 def resolve_head(folder: Path, head: Head) -> Head:
-    """The head of the cache in a folder, which is this one or has more views; a shorter one is made longer.
+    """Return the head of the cache in a folder: this one or one with more views; a shorter one is extended.
 
     Call it from one process at a time.
 
     Raises:
-        InputError: Another cache lies there.
+        InputError: The folder has a different cache.
     """
     _remove_orphans(folder / HEAD)
     if (folder / HEAD).is_file():
@@ -314,14 +314,14 @@ def build(
 ) -> Counts:
     """Write the shards of this process that are missing or damaged.
 
-    A shard belongs to one process. Two processes that do not know each other do not write the same shard at the same
-    time: the second one leaves it.
+    Each shard is assigned to one process. Two processes that were started separately never write the same shard at the
+    same time: the second one skips it.
 
     Args:
         sources: The queries of each run, and the head of its cache.
-        cache: The folder of all.
-        rank: Which of several processes this is.
-        size: How many there are.
+        cache: Folder that contains all of them.
+        rank: Rank of this process.
+        size: Number of processes.
         on_shard: Called with the number of shards that are done.
     """
     counts, number = Counts(), 0
