@@ -18,7 +18,7 @@ from jacmatch.jobs.layer_pairs import chosen_pairs, layers_by_resolution, named_
 from jacmatch.jobs.networks import Weights
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.study import Cell
-from jacmatch.jobs.transfer import METHODS, PAPER, RECIPES, _not_converged, _useless_probe, loss_fall
+from jacmatch.jobs.transfer import METHODS, PAPER, RECIPES, _not_converged, _useless_probe, loss_falls
 from jacmatch.losses import hinton_kl
 from jacmatch.models import Resized, build, save_weights
 from jacmatch.runs import Run
@@ -400,12 +400,14 @@ def test_settings_of_recipes_that_are_wrong(settings, message):
         Transfer(**settings).check()
 
 
-def test_the_fall_of_a_loss_compares_the_end_with_the_middle():
-    rows = [{"step": step, "loss": 101.0 - step} for step in range(1, 101)]
+def test_the_fall_of_a_loss_compares_the_end_with_the_middle_and_the_start():
+    rows = [{"step": step, "loss": 9.0, "labels": 1.0, "outputs": 100.0 - step} for step in range(1, 101)]
     middle, end = (sum(range(101 - b, 101 - a)) / 20 for a, b in ((50, 70), (80, 100)))
-    assert loss_fall(rows, 100) == pytest.approx(1 - end / middle)
-    assert loss_fall([{"step": step, "loss": 1.0} for step in range(1, 101)], 100) == 0
-    assert loss_fall([{"step": 1, "validation_accuracy": 0.5}], 2) is None
+    assert loss_falls(rows, 100) == pytest.approx((1 - end / middle, 1 - end / 100))
+    assert loss_falls([{"step": step, "loss": 1.0, "labels": 1.0} for step in range(1, 101)], 100) == (0, 0)
+    assert loss_falls([{"step": 1, "validation_accuracy": 0.5}], 2) is None
+    few = [{"step": step, "loss": 1.0, "labels": loss} for step, loss in ((10, 1.0), (25, 0.9))]
+    assert loss_falls(few, 25) == (0, pytest.approx(0.1))
 
 
 def test_a_probe_that_is_no_better_than_labels_is_a_note():
@@ -417,11 +419,13 @@ def test_a_probe_that_is_no_better_than_labels_is_a_note():
 
 def test_a_run_that_has_not_converged_says_so(tmp_path):
     run = Run.create(tmp_path / "run", "transfer", {}, "0.1.0")
-    cells = [Cell(0, method, method, Training(), None) for method in ("mixup", "adapt")]
-    for cell, fall in zip(cells, (0.5, 0.1), strict=True):
+    curves = {"mixup": (1.0, 1.0, 0.5), "adapt": (1.0, 0.5, 0.45), "lwf": (1.0, 0.85, 0.8)}
+    cells = [Cell(0, method, method, Training(), None) for method in curves]
+    for cell, losses in zip(cells, curves.values(), strict=True):
         child = cell.folder(run)
         for step in range(1, 101):
-            child.log({"step": step, "loss": 1 - fall * (step > 75)})
+            child.log({"step": step, "loss": 1.0, "labels": losses[(step > 25) + (step > 75)]})
     assert _not_converged(run, [(cell, {"steps": 100}) for cell in cells]) == [
-        "labels, mixed pairs has not converged: its loss fell by 50% in the end. Give more --steps."
+        "labels, mixed pairs has not converged: its loss fell by 50% in the end. Give more --steps.",
+        "LwF: labels + outputs has not converged: its loss fell by only 20% in all. Give more --steps.",
     ]

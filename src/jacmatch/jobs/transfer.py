@@ -83,7 +83,8 @@ RECIPES = {
 _NO_LABEL = -100
 FAR = 300
 """Unseen images that distances and the bound are about."""
-_PARTS, _FALL = ((0.5, 0.7), (0.8, 1.0)), 0.2  # parts of the steps whose mean losses are compared
+_PARTS = ((0.5, 0.7), (0.8, 1.0))  # parts of the steps whose mean losses are compared
+_FALL, _LEARNED = 0.2, 0.3  # a loss that falls by more in the end, or by less in all, has not converged
 _OF_BASIS = 1000  # training images that principal components are of
 _JUDGED = 2000  # test images that the teacher's own outputs are judged by
 _FINE_TUNED = 200  # steps of fine-tuning that is compared with a probe
@@ -629,18 +630,17 @@ def _measured_probe(ready: Ready, device: str) -> dict[str, Any]:
     return {**study.measured(ready.teacher.network, test, device), "accuracy_of": "the probed teacher"}
 
 
-def loss_fall(rows: Sequence[Mapping[str, Any]], steps: int) -> float | None:
-    """Return by what share the loss was lower from 80 to 100 % of the steps than from 50 to 70 %; None if not known.
+def loss_falls(rows: Sequence[Mapping[str, Any]], steps: int) -> tuple[float, float] | None:
+    """Return the fall of a loss as shares: from 50 to 70 % of the steps to the last 20 %, and from the first row to it.
 
-    Args:
-        rows: Rows of the metrics of a training.
-        steps: Its steps.
+    Of the metrics of a training the terms of labels and outputs count, whose weights hardly change. None if not known.
     """
-    parts = [[row["loss"] for row in rows if "loss" in row and a < row["step"] / steps <= b] for a, b in _PARTS]
-    if not all(parts):
+    sums = [(row["step"], sum(row.get(term, 0.0) for term in ("labels", "outputs"))) for row in rows if "loss" in row]
+    before, after = ([loss for step, loss in sums if a < step / steps <= b] for a, b in _PARTS)
+    if not after or len(sums) == len(after):
         return None
-    before, after = (sum(losses) / len(losses) for losses in parts)
-    return 1 - after / before if before > 0 else 0.0
+    middle, end = (sum(losses) / len(losses) for losses in (before or after, after))
+    return (1 - end / middle, 1 - end / sums[0][1]) if min(middle, sums[0][1]) > 0 else (0.0, 1.0)
 
 
 def _useless_probe(rows: Mapping[str, Result], probes: Sequence[float]) -> list[str]:
@@ -656,15 +656,17 @@ def _useless_probe(rows: Mapping[str, Result], probes: Sequence[float]) -> list[
 
 
 def _not_converged(run: Run, done: Sequence[tuple[Cell, Result]]) -> list[str]:
-    """Return a sentence for each method whose loss was still falling in the end."""
+    """Return a sentence for each method whose loss was still falling in the end, or has hardly fallen at all."""
     notes = []
     for method in dict.fromkeys(cell.method for cell, _ in done):
         cells = [(cell, result) for cell, result in done if cell.method == method]
-        falls = [loss_fall(read_metrics(cell.folder(run).path), result["steps"]) for cell, result in cells]
-        fall = over_seeds(falls)
-        if fall is not None and fall["mean"] > _FALL:
-            how = f"its loss fell by {fall['mean']:.0%} in the end. Give more --steps."
-            notes.append(f"{METHODS[method]} has not converged: {how}")
+        falls = [loss_falls(read_metrics(cell.folder(run).path), result["steps"]) for cell, result in cells]
+        if not (known := [fall for fall in falls if fall is not None]):
+            continue
+        late, whole = (sum(each) / len(known) for each in zip(*known, strict=True))
+        if late > _FALL or whole < _LEARNED:
+            how = f"{late:.0%} in the end" if late > _FALL else f"only {whole:.0%} in all"
+            notes.append(f"{METHODS[method]} has not converged: its loss fell by {how}. Give more --steps.")
     return notes
 
 
