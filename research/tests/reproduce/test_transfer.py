@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from jacmatch.errors import InputError
 from jacmatch_research.reproduce import EXPERIMENTS
@@ -75,7 +76,7 @@ def test_recipes_have_a_table_of_their_own(run_folder):
     Reproduce(name="transfer", smoke=True, rows=("labels, mixed pairs", adapt), out=run_folder / "recipes").run()
     document = json.loads((run_folder / "recipes" / "results.json").read_text())
     cells = {cell["row"]: cell["measures"] for cell in document["cells"]}
-    recipes, apart = EXPERIMENTS["transfer"].tables(document)
+    recipes, cosines, apart = EXPERIMENTS["transfer"].tables(document)
     rows = {row: rest for row, *rest in recipes.rows}
     gain = cells[adapt]["accuracy"] - cells["labels, mixed pairs"]["accuracy"]
     assert rows[adapt][:4] == [
@@ -84,4 +85,33 @@ def test_recipes_have_a_table_of_their_own(run_folder):
         "1",
         f"{100 * cells[adapt]['probe_accuracy']:.1f}",
     ]
-    assert (recipes.name, apart.name) == ("recipes", "distances")
+    assert (recipes.name, cosines.name, apart.name) == ("recipes", "cosines", "distances")
+    names = ("random rows", "low frequencies", "data pairs")
+    assert cosines.rows == ((adapt, "5", *(f"{cells[adapt][f'cosine {name}']:.3f}" for name in names)),)
+    assert (run_folder / "recipes" / "figure.svg").read_bytes() == EXPERIMENTS["transfer"].figure(document)
+
+
+@pytest.mark.ci
+def test_semi_supervised_rows_need_no_pretrained_teacher(run_folder, monkeypatch):
+    rows = ("labels, mixed pairs", "mean teacher; 900 unlabelled", "self-training; 900 unlabelled")
+    monkeypatch.setattr("jacmatch.jobs.transfer.probed", lambda *_: pytest.fail("a probe was fitted"))
+    Reproduce(name="transfer", smoke=True, rows=rows, out=run_folder / "semi").run()
+    document = json.loads((run_folder / "semi" / "results.json").read_text())
+    cells = {cell["row"]: cell["measures"] for cell in document["cells"]}
+    assert set(cells) == set(rows)
+    assert all(0 <= each["accuracy"] <= 1 for each in cells.values())
+    assert all(cells[row]["steps"] == 2 for row in rows)
+
+
+def test_a_mean_teacher_is_the_moving_average_of_the_student():
+    student = torch.nn.Linear(1, 1)
+    with torch.no_grad():
+        student.weight.fill_(1.0)
+        student.bias.zero_()
+    teacher = table.MeanTeacher(student, (), decay=0.75)
+    x = torch.ones(1, 1)
+    assert float(teacher.answer(x).outputs) == 1
+    with torch.no_grad():
+        student.weight.fill_(5.0)
+    assert float(teacher.answer(x).outputs) == pytest.approx(0.75 * 1 + 0.25 * 5)
+    assert not teacher.answer(x).outputs.requires_grad

@@ -24,7 +24,7 @@ from jacmatch.report.tables import NOTHING, entry
 from jacmatch.teachers import Answer, MemoizedTeacher, ModuleTeacher, Question
 from jacmatch.training import evaluate, fit
 from jacmatch.training.data import augment
-from jacmatch_research.figures import by_columns
+from jacmatch_research.figures import by_columns, dot_figure
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.reproduce.published import TRANSFER
 from jacmatch_research.tables import Document, gains, grid, names, origin, paired, published_row, signed, spreads
@@ -306,7 +306,7 @@ def _without_teacher(
     network, objective = recipe.network_and_objective("mixup", seed, ready)
     if cell.settings["method"] == "mean-teacher":
         weight = len(train) / len(labelled)  # the term is a mean over all images, with 0 where there is no label
-        loss: dict[str, Any] = {"output_loss": "kl", "temperature": 1.0, "point": AtMixedPairs()}
+        loss: dict[str, Any] = {"jacobians": 0.0, "output_loss": "kl", "temperature": 1.0, "point": AtMixedPairs()}
         objective = Distillation(network, MeanTeacher(network, recipe.augment), labels=weight, outputs=1.0, **loss)
     else:
         fit(objective, labelled, settings, seed=seed, device=request.device)
@@ -323,7 +323,7 @@ def _tables(document: Document) -> list[Table]:
     sets = {f"n = {column}: ": results for column, results in facts["distances"].items()}
     apart = [(label + row[0], *row[1:]) for label, results in sets.items() for row in distance_table(results).rows]
     distances = replace(distance_table({}), rows=tuple(apart), notes=(f"Euclidean, at most {_FAR} images a set.",))
-    return [*_paper(document), *_recipes(document), distances]
+    return [*_paper(document), *_recipes(document), *_cosines(document), distances]
 
 
 def _paper(document: Document) -> list[Table]:
@@ -453,14 +453,29 @@ def _bounds(document: Document, rows: list[str]) -> Table:
 
 
 def _figure(document: Document) -> bytes:
-    columns = names(document, "column")
-    rows = [row for row in names(document, "row") if row in _PAPER_ROWS] or names(document, "row")
-    return line_figure(
-        [(document["settings"]["data"], by_columns(spreads(document, "accuracy"), rows, columns))],
-        x_label="images per class",
-        y_label="test accuracy in %",
-        columns=columns,
-    )
+    columns, data = names(document, "column"), document["settings"]["data"]
+    if not (rows := [row for row in names(document, "row") if row in _PAPER_ROWS]):
+        return _cosine_figure(document, columns[0], data)
+    lines = by_columns(spreads(document, "accuracy"), rows, columns)
+    return line_figure([(data, lines)], x_label="images per class", y_label="test accuracy in %", columns=columns)
+
+
+def _cosine_figure(document: Document, column: str, data: str) -> bytes:
+    """How well each row matches the products that it compares, on new images; without a Jacobian term a random row."""
+    known = {row: value for (row, at), value in spreads(document, "jacobian_cosine").items() if at == column}
+    rows = [(row, known[row]["mean"], known[row]["std"]) for row in names(document, "row") if row in known]
+    return dot_figure(rows, title=f"{data}, {column} labelled images per class", x_label="cosine on new images")
+
+
+def _cosines(document: Document) -> list[Table]:
+    """Cosines of all students of a probed teacher along the same three kinds of directions."""
+    values = {name: spreads(document, f"cosine {name}") for name in _COSINES}
+    keys = list(dict.fromkeys(key for each in values.values() for key in each))
+    if not keys:
+        return []
+    body = [(row, column, *(entry(each.get((row, column)), 1, 3) for each in values.values())) for row, column in keys]
+    title = "Cosine with the probed teacher's Jacobian on new images, by kind of direction"
+    return [Table("cosines", title, ("row", "n", *values), tuple(body), (_few(document), origin(document)))]
 
 
 TRANSFER_TABLE = Experiment(
