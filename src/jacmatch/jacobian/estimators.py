@@ -99,22 +99,14 @@ _REMEDIES: Final = {
 
 
 def needed(value: Tensor | None, name: str, caller: str, method: str = "directions") -> Tensor:
-    """Return the value of a keyword that this estimator needs.
-
-    Raises:
-        InputError: the keyword was not given.
-    """
+    """Return the value of a keyword that this estimator needs, if it was given."""
     if value is None:
         raise InputError(f"`{name}` of `{caller}.{method}` must be given.", do=_REMEDIES[name])
     return value
 
 
 def ids_of(ids: Tensor | None, values: Tensor, caller: str) -> Tensor:
-    """Return the ids, one for each sample: a single id would be broadcast, and give all samples the same direction.
-
-    Raises:
-        InputError: they were not given, or their number differs from that of the samples.
-    """
+    """Return the ids, one for each sample: a single id would be broadcast, and give all samples the same direction."""
     given = needed(ids, "ids", caller)
     if given.shape[0] != values.shape[0]:
         what = f"`ids` of `{caller}.directions` must be one for each sample."
@@ -165,8 +157,48 @@ def law_variance(law: str, count: int, matrix: Float[Tensor, "probed other"]) ->
     return max(one, 0.0) / count
 
 
+class _Products:
+    """What most estimators have in common: one product for each direction."""
+
+    side: ClassVar[Side]
+    count: int = 1
+
+    def passes(self, outputs: int) -> Cost:
+        """One vᵀJ or Jv for each direction."""
+        return Cost(forward=0, backward=self.count) if self.side == "output" else Cost(forward=self.count, backward=0)
+
+
+class _Rows(_Products):
+    """Rows that are not random."""
+
+    def variance(self, matrix: Matrix, **unused: object) -> float:
+        """0: nothing is random. One row of the paper's form has the bias A_cc − tr A instead."""
+        return 0.0
+
+
+class _OfLaw(_Products):
+    """Directions of a law of `probes.directions`, on either side."""
+
+    law: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        check_count(type(self).__name__, self.count, self.law)
+
+    def directions(
+        self, *, x: Inputs = None, outputs: Outputs = None, ids: Ids, seed: int, draw: int, **unused: object
+    ) -> Float[Tensor, "probe batch *shape"]:
+        """Directions of the law in the space of outputs or inputs, divided by √P."""
+        name = type(self).__name__
+        like = needed(outputs, "outputs", name) if self.side == "output" else needed(x, "x", name)
+        return random_directions(name, self.law, self.count, like, ids, seed, draw)
+
+    def variance(self, matrix: Matrix, **unused: object) -> float:
+        """The formula of the law; for `AntitheticNoise` up to O(σ²) where the map is not linear."""
+        return law_variance(self.law, self.count, matrix if self.side == "output" else matrix.mT)
+
+
 @dataclass(frozen=True)
-class EveryRow:
+class EveryRow(_Rows):
     """All rows: v = e₁ … e_K. Exact: mean tr A, variance 0."""
 
     side: ClassVar[Side] = "output"
@@ -178,17 +210,13 @@ class EveryRow:
         unit = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
         return unit[:, None, :].expand(-1, values.shape[0], -1)
 
-    def variance(self, matrix: Matrix, **unused: object) -> float:
-        """0: nothing is random."""
-        return 0.0
-
     def passes(self, outputs: int) -> Cost:
         """One vᵀJ for each output."""
         return Cost(forward=0, backward=outputs)
 
 
 @dataclass(frozen=True)
-class TopClass:
+class TopClass(_Rows):
     """The row c of the teacher's largest output. Paper's form: mean A_cc ≤ tr A, so it is biased low.
 
     Both networks use the teacher's class: with its own, the student might be compared in a different row.
@@ -206,17 +234,9 @@ class TopClass:
         one_row_of_classes("TopClass", values.shape)
         return _weighted_unit(values.argmax(dim=1)[:, None], values, 1.0)
 
-    def variance(self, matrix: Matrix, **unused: object) -> float:
-        """0: nothing is random; the error is the bias A_cc − tr A."""
-        return 0.0
-
-    def passes(self, outputs: int) -> Cost:
-        """One vᵀJ."""
-        return Cost(forward=0, backward=1)
-
 
 @dataclass(frozen=True)
-class LabelClass:
+class LabelClass(_Rows):
     """The row y of the label. Paper's form where labels may be used: mean A_yy ≤ tr A, so it is biased low.
 
     For mixed labels, with probabilities y, v = y: the mixture of the rows, as in the readout `LabelLogit`.
@@ -232,17 +252,9 @@ class LabelClass:
             return given.to(values.dtype)[None]
         return _weighted_unit(given.long()[:, None], values, 1.0)
 
-    def variance(self, matrix: Matrix, **unused: object) -> float:
-        """0: nothing is random; the error is the bias A_yy − tr A."""
-        return 0.0
-
-    def passes(self, outputs: int) -> Cost:
-        """One vᵀJ."""
-        return Cost(forward=0, backward=1)
-
 
 @dataclass(frozen=True)
-class RandomOutputs:
+class RandomOutputs(_OfLaw):
     """P = `count` random output directions of a law of `probes.directions`, each divided by √P.
 
     The variance, with K outputs and r = P mod K, is 1/P of
@@ -262,25 +274,9 @@ class RandomOutputs:
     law: str = "gaussian"
     side: ClassVar[Side] = "output"
 
-    def __post_init__(self) -> None:
-        check_count("RandomOutputs", self.count, self.law)
-
-    def directions(self, *, outputs: Outputs, ids: Ids, seed: int, draw: int, **unused: object) -> OnOutputs:
-        """Directions of the law in the space of outputs, divided by √P."""
-        values = needed(outputs, "outputs", "RandomOutputs")
-        return random_directions("RandomOutputs", self.law, self.count, values, ids, seed, draw)
-
-    def variance(self, matrix: Matrix, **unused: object) -> float:
-        """The formula of the law."""
-        return law_variance(self.law, self.count, matrix)
-
-    def passes(self, outputs: int) -> Cost:
-        """One vᵀJ for each direction."""
-        return Cost(forward=0, backward=self.count)
-
 
 @dataclass(frozen=True)
-class SampledRows:
+class SampledRows(_Products):
     """n = `count` different rows out of K, all choices equally likely, each with weight K/n (Horvitz and Thompson).
 
     With aᵢ = Aᵢᵢ the variance is K²(1 − n/K)·S²/n, S² = Σᵢ (aᵢ − ā)²/(K − 1): rows drawn without replacement.
@@ -324,7 +320,7 @@ class SampledRows:
 
 
 @dataclass(frozen=True)
-class FisherRows:
+class FisherRows(_Products):
     """P = `count` directions v = √p ⊙ s/√P, s random signs, p = softmax(teacher's outputs/τ), τ = `temperature`.
 
     Mean Σᵢ pᵢ ‖Mᵢ‖²: with M the difference of two log-probability Jacobians, this is the Fisher distance for soft
@@ -355,10 +351,6 @@ class FisherRows:
         weights = (values / self.temperature).softmax(dim=0).sqrt()
         return law_variance("rademacher", self.count, matrix * weights[:, None])
 
-    def passes(self, outputs: int) -> Cost:
-        """One vᵀJ for each direction."""
-        return Cost(forward=0, backward=self.count)
-
 
 def _weighted_unit(index: Int[Tensor, "batch probe"], like: Float[Tensor, "batch out"], weight: float) -> OnOutputs:
     batch, probe = index.shape
@@ -367,7 +359,7 @@ def _weighted_unit(index: Int[Tensor, "batch probe"], like: Float[Tensor, "batch
 
 
 @dataclass(frozen=True)
-class RandomInputs:
+class RandomInputs(_OfLaw):
     """P = `count` random input directions of a law of `probes.directions`, each divided by √P.
 
     The variance is that of `RandomOutputs` with MᵀM for A and the number of input elements for K: for `gaussian` the
@@ -378,24 +370,9 @@ class RandomInputs:
     law: str = "gaussian"
     side: ClassVar[Side] = "input"
 
-    def __post_init__(self) -> None:
-        check_count("RandomInputs", self.count, self.law)
-
-    def directions(self, *, x: Inputs, ids: Ids, seed: int, draw: int, **unused: object) -> OnInputs:
-        """Directions of the law in the space of inputs, divided by √P."""
-        return random_directions("RandomInputs", self.law, self.count, needed(x, "x", "RandomInputs"), ids, seed, draw)
-
-    def variance(self, matrix: Matrix, **unused: object) -> float:
-        """The formula of the law."""
-        return law_variance(self.law, self.count, matrix.mT)
-
-    def passes(self, outputs: int) -> Cost:
-        """One Jv for each direction."""
-        return Cost(forward=self.count, backward=0)
-
 
 @dataclass(frozen=True)
-class DataPairs:
+class DataPairs(_Products):
     """The direction from each sample to its partner, scaled to norm √D for D input elements.
 
     Mean D·E[uᵀMᵀMu] over the unit vectors u between data points; it is tr A only if these are isotropic.
@@ -428,13 +405,9 @@ class DataPairs:
             )
         return (tangents.double() @ matrix.double().mT).square().sum(1).var(correction=0).item()
 
-    def passes(self, outputs: int) -> Cost:
-        """One Jv."""
-        return Cost(forward=1, backward=0)
-
 
 @dataclass(frozen=True, eq=False)
-class SubspaceInputs:
+class SubspaceInputs(_Products):
     """P = `count` random input directions v = Ug/√P in a subspace in which images differ, g ~ `law` in k dimensions.
 
     The columns of U are orthonormal. Mean ‖MU‖²_F, the norm restricted to the subspace; the variance is that of
@@ -518,10 +491,6 @@ class SubspaceInputs:
         vectors = self._basis(None if self.vectors is None else (matrix.shape[1],))
         return law_variance(self.law, self.count, vectors.to(matrix).double() @ matrix.double().mT)
 
-    def passes(self, outputs: int) -> Cost:
-        """One Jv for each direction."""
-        return Cost(forward=self.count, backward=0)
-
 
 def cosines(shape: tuple[int, ...], k: int) -> Float[Tensor, "k column"]:
     """Return the k cosines of lowest frequency (DCT-II, orthonormal) of samples of this shape, as rows.
@@ -556,7 +525,7 @@ def cosines(shape: tuple[int, ...], k: int) -> Float[Tensor, "k column"]:
 
 
 @dataclass(frozen=True)
-class AntitheticNoise:
+class AntitheticNoise(_OfLaw):
     """P = `count` pairs of inputs x ± σz, z ~ N(0, I), σ = `sigma` in units of the input: values only, no derivatives.
 
     With M = ∂δ and v = z/√P, ‖Mv‖² is taken as Σᵢ ((δᵢ(x + hv) − δᵢ(x − hv))/2h)², h = σ√P = `step`. Mean tr A + O(σ²):
@@ -572,23 +541,13 @@ class AntitheticNoise:
     side: ClassVar[Side] = "input"
 
     def __post_init__(self) -> None:
-        check_count("AntitheticNoise", self.count)
+        super().__post_init__()
         check_positive("`sigma` of `AntitheticNoise`", self.sigma)
 
     @property
     def step(self) -> float:
         """The step of the differences, h = σ√P: it scales a direction v = z/√P to the noise σz."""
         return self.sigma * math.sqrt(self.count)
-
-    def directions(self, *, x: Inputs, ids: Ids, seed: int, draw: int, **unused: object) -> OnInputs:
-        """z/√P."""
-        return random_directions(
-            "AntitheticNoise", "gaussian", self.count, needed(x, "x", "AntitheticNoise"), ids, seed, draw
-        )
-
-    def variance(self, matrix: Matrix, **unused: object) -> float:
-        """2‖A‖²_F/P: exact for linear maps, else up to O(σ²)."""
-        return law_variance("gaussian", self.count, matrix.mT)
 
     def passes(self, outputs: int) -> Cost:
         """Two values for each pair."""

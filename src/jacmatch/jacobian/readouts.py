@@ -7,7 +7,7 @@ features are returned from the differentiated function itself, so they are diffe
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -56,6 +56,10 @@ class Context:
         return replace(self, **changed, arguments=None if self.arguments is None else arguments(self.arguments))
 
 
+Outputs: TypeAlias = Float[Tensor, "batch *out"]
+Features: TypeAlias = Mapping[str, Tensor]
+
+
 @runtime_checkable
 class Readout(Protocol):
     """A function of outputs and features, with the dotted paths of the features it needs."""
@@ -65,9 +69,7 @@ class Readout(Protocol):
         """Dotted module paths of the features that are needed."""
         ...
 
-    def __call__(
-        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
-    ) -> Float[Tensor, "batch *row"]:
+    def __call__(self, outputs: Outputs, features: Features, context: Context) -> Float[Tensor, "batch *row"]:
         """The values whose Jacobian is taken."""
         ...
 
@@ -78,9 +80,7 @@ class Logits:
 
     layers: tuple[str, ...] = ()
 
-    def __call__(
-        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
-    ) -> Float[Tensor, "batch *out"]:
+    def __call__(self, outputs: Outputs, features: Features, context: Context) -> Outputs:
         """Returns the outputs."""
         return outputs
 
@@ -103,9 +103,7 @@ class LogProbabilities:
         if self.temperature <= 0:
             raise InputError("`temperature` of `LogProbabilities` must be positive.", got=self.temperature)
 
-    def __call__(
-        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
-    ) -> Float[Tensor, "batch *out"]:
+    def __call__(self, outputs: Outputs, features: Features, context: Context) -> Outputs:
         """Returns log softmax(y / τ)."""
         axis = class_axis("LogProbabilities", outputs.shape, self.class_dim)
         return functional.log_softmax(outputs / self.temperature, dim=axis)
@@ -117,9 +115,7 @@ class LabelLogit:
 
     layers: tuple[str, ...] = ()
 
-    def __call__(
-        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
-    ) -> Float[Tensor, "batch 1"]:
+    def __call__(self, outputs: Outputs, features: Features, context: Context) -> Float[Tensor, "batch 1"]:
         """Returns y at the label; for mixed labels, the mixture of the logits."""
         labels = _needed(context.labels, "labels", "LabelLogit")
         one_row_of_classes("LabelLogit", outputs.shape)
@@ -134,9 +130,7 @@ class TopLogit:
 
     layers: tuple[str, ...] = ()
 
-    def __call__(
-        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
-    ) -> Float[Tensor, "batch 1"]:
+    def __call__(self, outputs: Outputs, features: Features, context: Context) -> Float[Tensor, "batch 1"]:
         """Returns y at the teacher's argmax."""
         teacher = _needed(context.teacher_outputs, "teacher_outputs", "TopLogit")
         one_row_of_classes("TopLogit", outputs.shape)
@@ -149,17 +143,26 @@ class Loss:
 
     layers: tuple[str, ...] = ()
 
-    def __call__(
-        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
-    ) -> Float[Tensor, "batch 1"]:
+    def __call__(self, outputs: Outputs, features: Features, context: Context) -> Float[Tensor, "batch 1"]:
         """Returns −log softmax(y) at the label."""
         labels = _needed(context.labels, "labels", "Loss")
         one_row_of_classes("Loss", outputs.shape)
         return functional.cross_entropy(outputs, labels, reduction="none")[:, None]
 
 
+class _OfLayer:
+    """A readout of the features of one layer."""
+
+    layer: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The one layer."""
+        return (self.layer,)
+
+
 @dataclass(frozen=True)
-class AttentionPixel:
+class AttentionPixel(_OfLayer):
     """The attention map at its largest pixel, one row per sample (paper, section on transfer).
 
     The map is A = Σ_c |Z_c|^p, pooled to `size` pixels a side by averaging, which is linear and so commutes with the
@@ -175,21 +178,14 @@ class AttentionPixel:
     p: float = 2.0
     size: int | None = None
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The one layer."""
-        return (self.layer,)
-
-    def _map(self, features: Mapping[str, Tensor]) -> Float[Tensor, "batch pixel"]:
+    def _map(self, features: Features) -> Float[Tensor, "batch pixel"]:
         return _attention(features, self.layer, self.p, self.size)
 
-    def largest(self, features: Mapping[str, Tensor]) -> Int[Tensor, "batch"]:
+    def largest(self, features: Features) -> Int[Tensor, "batch"]:
         """Flat index of the largest pixel of the pooled map, per sample."""
         return self._map(features).argmax(1)
 
-    def __call__(
-        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
-    ) -> Float[Tensor, "batch 1"]:
+    def __call__(self, outputs: Outputs, features: Features, context: Context) -> Float[Tensor, "batch 1"]:
         """Returns A at the teacher's pixel, or at its own largest where no teacher's pixel is given."""
         pixels = self.largest(features) if context.pixels is None else context.pixels
         return self._map(features).gather(1, pixels[:, None])
@@ -227,13 +223,11 @@ class AttentionMaps:
                 got=f"{len(self.layers)} layers and {len(self.sizes)} sizes",
             )
 
-    def __call__(
-        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
-    ) -> Float[Tensor, "batch row"]:
+    def __call__(self, outputs: Outputs, features: Features, context: Context) -> Float[Tensor, "batch row"]:
         """Returns the maps, flattened and one after the other."""
         return torch.cat(self.parts(features), 1)
 
-    def parts(self, features: Mapping[str, Tensor]) -> tuple[Float[Tensor, "batch pixel"], ...]:
+    def parts(self, features: Features) -> tuple[Float[Tensor, "batch pixel"], ...]:
         """The flattened maps, one for each layer."""
         pairs = zip(self.layers, self.sizes, strict=True)
         return tuple(_attention(features, layer, self.p, size) for layer, size in pairs)
@@ -254,7 +248,7 @@ class AttentionMaps:
 
 
 @dataclass(frozen=True)
-class PooledFeatures:
+class PooledFeatures(_OfLayer):
     """Features of a layer averaged over `size` × `size` windows, R = channels · size².
 
     Attributes:
@@ -265,14 +259,7 @@ class PooledFeatures:
     layer: str
     size: int = 1
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The one layer."""
-        return (self.layer,)
-
-    def __call__(
-        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
-    ) -> Float[Tensor, "batch row"]:
+    def __call__(self, outputs: Outputs, features: Features, context: Context) -> Float[Tensor, "batch row"]:
         """Returns the pooled features, flattened."""
         return functional.adaptive_avg_pool2d(_image_features(features, self.layer), self.size).flatten(1)
 
@@ -292,15 +279,13 @@ class OutputsFrom:
         if self.first < 1:
             raise InputError("`first` of `OutputsFrom` must be at least 1.", got=self.first)
 
-    def __call__(
-        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
-    ) -> Float[Tensor, "batch *row"]:
+    def __call__(self, outputs: Outputs, features: Features, context: Context) -> Float[Tensor, "batch *row"]:
         """Returns the outputs after the first head."""
         return outputs[:, self.first :]
 
 
 @dataclass(frozen=True, eq=False)
-class PCAFeatures:
+class PCAFeatures(_OfLayer):
     """Pooled features of a layer in the basis of their leading principal components: z = Wᵀ(pool(Z) − μ)/s.
 
     The statistics are those of one network, a teacher, on one set of inputs: `fitted` returns the readout with them. A
@@ -331,11 +316,6 @@ class PCAFeatures:
         if self.k < 1:
             raise InputError("`k` of `PCAFeatures` must be at least 1.", got=self.k)
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The one layer."""
-        return (self.layer,)
-
     def fitted(self, module: nn.Module, x: Float[Tensor, "sample *input"], batch: int = 100) -> "PCAFeatures":
         """Return the readout with the statistics of the features of x.
 
@@ -359,13 +339,11 @@ class PCAFeatures:
         components = basis[: self.k].mT / divisor
         return replace(self, mean=pooled.mean(0).to(x), components=components.to(x))
 
-    def _pooled(self, features: Mapping[str, Tensor]) -> Float[Tensor, "batch channel"]:
+    def _pooled(self, features: Features) -> Float[Tensor, "batch channel"]:
         z = features[self.layer]
         return z if z.dim() == 2 else _image_features(features, self.layer).mean((2, 3))
 
-    def __call__(
-        self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context
-    ) -> Float[Tensor, "batch k"]:
+    def __call__(self, outputs: Outputs, features: Features, context: Context) -> Float[Tensor, "batch k"]:
         """Returns the components.
 
         Raises:
@@ -393,7 +371,7 @@ READOUTS: dict[str, Callable[..., Readout]] = {
 }
 
 
-def parts_of(readout: Readout, values: Tensor, features: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+def parts_of(readout: Readout, values: Tensor, features: Features) -> tuple[Tensor, ...]:
     """Return the values (B, R) split into consecutive parts, if a readout takes them from layers of different depth.
 
     A backward pass that begins at a shallow layer need not go through the deeper ones.
@@ -415,7 +393,7 @@ def _needed(value: Tensor | None, name: str, readout: str) -> Tensor:
 
 
 def _attention(
-    features: Mapping[str, Tensor], layer: str, p: float, size: int | tuple[int, int] | None
+    features: Features, layer: str, p: float, size: int | tuple[int, int] | None
 ) -> Float[Tensor, "batch pixel"]:
     """The attention map of a layer, pooled and flattened."""
     z = _image_features(features, layer)
@@ -426,12 +404,9 @@ def _attention(
     return attention.flatten(1)
 
 
-def _image_features(features: Mapping[str, Tensor], layer: str) -> Float[Tensor, "batch channel height width"]:
+def _image_features(features: Features, layer: str) -> Float[Tensor, "batch channel height width"]:
     z = features[layer]
     if z.dim() != 4:
-        raise InputError(
-            f"Layer {layer!r} must return features (batch, channel, height, width).",
-            got=f"shape {tuple(z.shape)}",
-            do="Name a convolutional layer.",
-        )
+        rule = f"Layer {layer!r} must return features (batch, channel, height, width)."
+        raise InputError(rule, got=f"shape {tuple(z.shape)}", do="Name a convolutional layer.")
     return z
