@@ -163,11 +163,7 @@ def report(result: Diagnosis | PreflightReport) -> dict[str, Any]:
         >>> report(Diagnosis("reverse", (), {"reverse": "right"}))["ok"]
         True
     """
-    document = {
-        "ok": result.ok,
-        "findings": [_finding(each) for each in result.findings],
-        "says": str(result),
-    }
+    document = {"ok": result.ok, "findings": [_finding(each) for each in result.findings], "says": str(result)}
     if isinstance(result, Diagnosis):
         return {**document, "engine": result.engine, "engines": result.engines}
     return {**document, "errors": result.errors, "exact": result.exact}

@@ -224,11 +224,7 @@ class Substituted:
 
 
 def embedding_of(module: Any) -> nn.Embedding:
-    """Return the token embedding of a network: `get_input_embeddings()`, or its only `nn.Embedding`.
-
-    Raises:
-        InputError: there is none, or there are several.
-    """
+    """Return the token embedding of a network: `get_input_embeddings()`, or its only `nn.Embedding`."""
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Embedding)] if _is(module) else []
     for part in module.modules() if layers and len(layers) != 1 else ():
         embedding = part.get_input_embeddings() if hasattr(part, "get_input_embeddings") else None

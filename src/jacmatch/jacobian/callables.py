@@ -59,11 +59,7 @@ def key_of(function: Any, depth: int = _DEPTH) -> Hashable:
 
 
 def copy_in(function: Any, dtype: torch.dtype | None) -> Any:
-    """Return a copy that shares no parameter and no buffer with the function, in this type if one is given.
-
-    Raises:
-        Exception: any error of contents that cannot be copied.
-    """
+    """Return a copy that shares no parameter and no buffer with the function, in this type if one is given."""
     memo: dict[int, Any] = {}
     for module in modules_of(function):
         for layer in module.modules():

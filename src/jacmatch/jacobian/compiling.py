@@ -35,11 +35,7 @@ class OneGraph:
         self._compiled = torch.compile(function, backend=self._compile, fullgraph=True)
 
     def __call__(self, *arguments: Any) -> Any:
-        """Call the compiled function, and return its result.
-
-        Raises:
-            UnsupportedError: the function ran eagerly, because the compiler is disabled.
-        """
+        """Call the compiled function, and return its result."""
         before = self.runs
         if self.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

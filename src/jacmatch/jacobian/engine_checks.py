@@ -86,14 +86,7 @@ def judge(
 ) -> Verdict:
     """Return whether an engine is right: first its product, then, with gradients enabled, the gradient of a penalty.
 
-    Args:
-        name: Name of the engine.
-        engine: The engine with the directions of the reference.
-        function: The function that is differentiated.
-        x: The point at which it is differentiated.
-        reference: The finite differences that the engine is compared with.
-        of_rows: Whether the products are vᵀJ.
-        rounding: Whether to check the module's own type too.
+    `of_rows` says that the products are vᵀJ; `rounding` compares the module's own type too.
     """
     seeded = _reseeded(engine)
     try:

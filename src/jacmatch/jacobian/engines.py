@@ -17,14 +17,7 @@ from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import finite_differences
 from jacmatch.jacobian.callables import buffers_in_training, copies_of, write_buffers
 from jacmatch.jacobian.findings import first_line
-from jacmatch.jacobian.function import (
-    Cotangents,
-    Function,
-    Products,
-    check_direction,
-    replayed,
-    replaying,
-)
+from jacmatch.jacobian.function import Cotangents, Function, Products, check_direction, replayed, replaying
 from jacmatch.jacobian.modules import is_trainable, twice_differentiable
 from jacmatch.jacobian.readouts import parts_of
 from jacmatch.jacobian.rules import op_replacements

@@ -54,15 +54,7 @@ class Estimator(Protocol):
     side: ClassVar[Side]
 
     def directions(
-        self,
-        *,
-        x: Inputs,
-        outputs: Outputs,
-        labels: Labels,
-        ids: Ids,
-        seed: int,
-        draw: int,
-        partners: Inputs,
+        self, *, x: Inputs, outputs: Outputs, labels: Labels, ids: Ids, seed: int, draw: int, partners: Inputs
     ) -> Float[Tensor, "probe batch *shape"]:
         """Return the directions, weights included, shaped like outputs or like inputs, depending on `side`.
 
@@ -497,9 +489,6 @@ def cosines(shape: tuple[int, ...], k: int) -> Float[Tensor, "k column"]:
 
     Frequencies are sorted by the sum of their squares over height and width, and ties by channel. A vector has one
     dimension.
-
-    Raises:
-        InputError: There are fewer than k.
     """
     channels, sides = (shape[0], shape[1:]) if len(shape) > 1 else (1, shape)
     if k > math.prod(shape):
@@ -587,14 +576,7 @@ class NoiseAveraged:
     def noisy(
         self, x: Float[Tensor, "batch *input"], ids: Int[Tensor, "batch"], seed: int, draw: int
     ) -> Float[Tensor, "copies *input"]:
-        """Return `count` noisy inputs for each sample, one sample after the other.
-
-        Args:
-            x: The inputs.
-            ids: Number of each sample.
-            seed: Of the run.
-            draw: Which of the independent draws.
-        """
+        """Return `count` noisy inputs for each sample, one sample after the other."""
         shape = tuple(x.shape[1:])
         about: dict[str, Any] = {"seed": seed + _NOISE, "ids": ids, "draw": draw, "count": self.count}
         z = probes.directions("gaussian", **about, shape=shape, dtype=x.dtype)

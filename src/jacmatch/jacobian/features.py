@@ -90,11 +90,7 @@ def _described(output: Any, parts: Mapping[str, Tensor]) -> str:
 
 @contextmanager
 def selecting(module: Module, output: Select | None) -> Iterator[None]:
-    """Context in which the module returns what `output` selects from its outputs.
-
-    Raises:
-        InputError: when the module is called, if the selection is not a tensor.
-    """
+    """Context in which the module returns what `output` selects from its outputs."""
     if output is None or not isinstance(module, nn.Module):
         yield
         return
@@ -123,16 +119,6 @@ def class_dimension(module: Module, x: Tensor, arguments: Arguments | None = Non
     It is −1 if the returned tensor is the unmodified output of an `nn.Linear`, and 1 if it is that of a convolution.
     The module is run once, without gradients; its buffers and the states of the random number generators are
     restored.
-
-    Args:
-        module: The network.
-        x: Its input.
-        arguments: Its other arguments.
-
-    Example:
-        >>> tokens = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 7))
-        >>> class_dimension(tokens, torch.rand(2, 5, 4)), class_dimension(nn.Conv2d(1, 3, 1), torch.rand(2, 1, 4, 4))
-        (-1, 1)
     """
     hooked = bool(nn.modules.module._global_forward_hooks)
     if not isinstance(module, nn.Module) or hooked or torch.compiler.is_compiling() or x.is_inference():

@@ -215,13 +215,6 @@ class Reference:
         """Return the reference for this function at x, in float64 where possible, for `count` directions.
 
         All are multiples of one direction, so that a single difference gives the products of all.
-
-        Args:
-            function: The function.
-            x: The point at which it is differentiated.
-            generator: Draws the directions; its state is restored.
-            count: Number of directions; more than two are treated as two.
-            single: Whether to take a single one-sided difference, without an estimate of its error.
         """
         generator = generator.clone_state()
         scale = float(x.double().square().mean().sqrt()) or 1.0
@@ -374,9 +367,6 @@ def couples(values_at: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, toleran
 
     Half of the samples are changed and the others compared, once for each binary digit of the sample number, so that
     any two samples are in different halves at least once.
-
-    Raises:
-        UnsupportedError: The function is not defined at the changed samples.
     """
     if len(x) < 2:
         return False

@@ -110,27 +110,20 @@ def replayed(function: Function, x: Tensor) -> Callable[[Tensor], Tensor]:
 def check_direction(name: str, v: Tensor, shape: torch.Size) -> None:
     """Reject directions whose shape is not (probes, *shape)."""
     if v.dim() < 1 or v.shape[1:] != shape:
-        raise InputError(
-            f"`{name}` must have the shape (probes, *{tuple(shape)}).",
-            got=f"shape {tuple(v.shape)}",
-            do="One direction for each sample.",
-        )
+        rule = f"`{name}` must have the shape (probes, *{tuple(shape)})."
+        raise InputError(rule, got=f"shape {tuple(v.shape)}", do="One direction for each sample.")
 
 
 def check_input(x: Any, caller: str) -> None:
     """Reject anything but a floating-point tensor with at least one sample."""
     if not isinstance(x, Tensor):
-        raise InputError(
-            f"`x` of `{caller}` must be one tensor.",
-            got=type(x).__name__,
-            do="Differentiate by one part: give a function of that tensor which holds the other parts.",
-        )
+        rule = f"`x` of `{caller}` must be one tensor."
+        do = "Differentiate by one part: give a function of that tensor which holds the other parts."
+        raise InputError(rule, got=type(x).__name__, do=do)
     if not x.is_floating_point():
-        raise InputError(
-            f"`x` of `{caller}` must be of a floating-point type.",
-            got=str(x.dtype),
-            do="Scale images to float; for text, differentiate with respect to embeddings (`from_embeddings`).",
-        )
+        rule = f"`x` of `{caller}` must be of a floating-point type."
+        do = "Scale images to float; for text, differentiate with respect to embeddings (`from_embeddings`)."
+        raise InputError(rule, got=str(x.dtype), do=do)
     if x.dim() == 0 or not len(x):
         rule = f"`x` of `{caller}` must have a dimension of samples, and at least one sample."
         raise InputError(rule, got=f"shape {tuple(x.shape)}", do="Leave empty batches out.")

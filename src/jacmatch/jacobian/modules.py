@@ -141,10 +141,6 @@ def set_mode(module: nn.Module, training: bool) -> nn.Module:
 
     An exported module (`torch.export`) does not support `train()` and `eval()`: its graph has the mode of the export.
     For such modules, and those that contain one, only the `training` flag is set.
-
-    Args:
-        module: The module.
-        training: The mode.
     """
     if not any(_is_exported(part) for part in module.modules()):
         return module.train(training)
@@ -167,18 +163,12 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 
 def check_evaluates(module: nn.Module, caller: str) -> None:
-    """Reject a module with a graph exported in training mode, since dropout and batch statistics are fixed in it.
-
-    Raises:
-        InputError: There is one.
-    """
+    """Reject a module with a graph exported in training mode, since dropout and batch statistics are fixed in it."""
     for part in module.modules():
         if _is_exported(part) and any(_trains(node) for node in part.graph.nodes):  # type: ignore[union-attr]
-            raise InputError(
-                f"`module` of `{caller}` must be exported in evaluation mode.",
-                got="a graph with dropout or BatchNorm in training mode",
-                do="Export it again: torch.export.export(network.eval(), …).",
-            )
+            rule = f"`module` of `{caller}` must be exported in evaluation mode."
+            do = "Export it again: torch.export.export(network.eval(), …)."
+            raise InputError(rule, got="a graph with dropout or BatchNorm in training mode", do=do)
 
 
 def call(module: Any, x: Tensor, arguments: Arguments | None = None) -> Any:
@@ -186,11 +176,6 @@ def call(module: Any, x: Tensor, arguments: Arguments | None = None) -> Any:
 
     Interatomic potentials return forces, −∂E/∂x by `torch.autograd.grad` inside their forward pass. Under
     `torch.no_grad` that fails; such a module is called again with gradients, and its results are detached.
-
-    Args:
-        module: A module or function of one tensor.
-        x: The input.
-        arguments: Its other arguments.
     """
     module = module if arguments is None else partial(arguments, module)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -232,10 +217,6 @@ def check_wrapping(objective: nn.Module, student: nn.Module) -> None:
     """Reject a student that is wrapped in DistributedDataParallel without its objective; searches for it once.
 
     The passes of an objective bypass such a wrapper, so it would average only part of the gradient, if any.
-
-    Raises:
-        UnsupportedError: Several processes train, and a DistributedDataParallel contains parameters of the student
-            without the objective.
     """
     if in_several_processes() and wraps_apart(objective, student):
         raise UnsupportedError(

@@ -187,11 +187,8 @@ def _basis(batch: int, copies: int, values: Tensor) -> Tensor:
 
 def _check_matrix(values: Tensor) -> None:
     if values.dim() != 2:
-        raise InputError(
-            "The network given to `jacobian` must return outputs (batch, out).",
-            got=f"shape {tuple(values.shape)}",
-            do="Flatten them in a function around the network.",
-        )
+        rule = "The network given to `jacobian` must return outputs (batch, out)."
+        raise InputError(rule, got=f"shape {tuple(values.shape)}", do="Flatten them in a function around the network.")
 
 
 def _copies(function: Function, x: Tensor, chunk_size: int | None) -> int:

@@ -218,10 +218,8 @@ class AttentionMaps:
 
     def __post_init__(self) -> None:
         if not self.layers or len(self.layers) != len(self.sizes):
-            raise InputError(
-                "`sizes` of `AttentionMaps` must have a height and a width for each of `layers`.",
-                got=f"{len(self.layers)} layers and {len(self.sizes)} sizes",
-            )
+            rule = "`sizes` of `AttentionMaps` must have a height and a width for each of `layers`."
+            raise InputError(rule, got=f"{len(self.layers)} layers and {len(self.sizes)} sizes")
 
     def __call__(self, outputs: Outputs, features: Features, context: Context) -> Float[Tensor, "batch row"]:
         """Returns the maps, flattened and one after the other."""

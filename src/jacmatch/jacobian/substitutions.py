@@ -92,19 +92,7 @@ class TokenSubstitutions:
         context: Mapping[str, Any],
         vocabulary: int,
     ) -> Substituted:
-        """Return the substitutions of a batch.
-
-        Args:
-            tokens: Token ids.
-            ids: A number for each text.
-            seed: Seed of the run.
-            draw: Index of the independent draw.
-            context: May contain the attention mask.
-            vocabulary: Number of tokens in the vocabularies of both networks.
-
-        Raises:
-            InputError: there is no token to choose.
-        """
+        """Return the substitutions of a batch."""
         special = torch.tensor(self.special, dtype=tokens.dtype, device=tokens.device)
         free = ~torch.isin(tokens, special)
         if isinstance(mask := context.get(self.mask), Tensor):

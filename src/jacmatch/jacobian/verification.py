@@ -49,15 +49,7 @@ _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParalle
 
 
 class Comparison:
-    """A function and a few samples on which its engines are compared with the same differences.
-
-    Args:
-        function: What is differentiated.
-        x: Its input, from which the samples are taken.
-        seed: Seeds the directions.
-        count: Number of directions of one Jv; more than two are treated as two.
-        few: Whether to use a few samples, or all.
-    """
+    """A function and a few samples on which its engines are compared with the same differences."""
 
     def __init__(self, function: Function, x: Tensor, *, seed: int = 0, count: int = 1, few: bool = True) -> None:
         self.function, self.x = sampled(function, x.detach()) if few else (function, x.detach())

@@ -33,11 +33,8 @@ def attention_map(
         tensor([[[5., 4.]]])
     """
     if features.ndim != 4:
-        raise InputError(
-            "`features` of `attention_map` must have shape (batch, channel, height, width).",
-            got=tuple(features.shape),
-            do="Choose a layer before the spatial pooling.",
-        )
+        rule = "`features` of `attention_map` must have shape (batch, channel, height, width)."
+        raise InputError(rule, got=tuple(features.shape), do="Choose a layer before the spatial pooling.")
     if not p >= 1:
         raise InputError("`p` of `attention_map` must be at least 1.", got=p, do="Leave it out for 2.")
     # An even power needs no |·|, for which autograd's second derivative at 0 is 0 (correct for p = 2: 2).
@@ -67,11 +64,9 @@ def match_sizes(
         (torch.Size([1, 2, 2]), torch.Size([1, 2, 2]))
     """
     if student_map.ndim != 3 or teacher_map.ndim != 3 or len(student_map) != len(teacher_map):
-        raise InputError(
-            "`student_map` and `teacher_map` of `match_sizes` must have shape (batch, height, width), equal batches.",
-            got=f"{tuple(student_map.shape)} and {tuple(teacher_map.shape)}",
-            do="Give `attention_map` of the same samples.",
-        )
+        rule = "`student_map` and `teacher_map` of `match_sizes` must have shape (batch, height, width), equal batches."
+        do = "Give `attention_map` of the same samples."
+        raise InputError(rule, got=f"{tuple(student_map.shape)} and {tuple(teacher_map.shape)}", do=do)
     size = (min(student_map.shape[1], teacher_map.shape[1]), min(student_map.shape[2], teacher_map.shape[2]))
     return pooled(student_map, size), pooled(teacher_map, size)
 
@@ -110,9 +105,7 @@ def attention_transfer(
         tensor([2.])
     """
     if student_map.shape != teacher_map.shape or student_map.ndim != 3:
-        raise InputError(
-            "`student_map` and `teacher_map` of `attention_transfer` must have equal shapes (batch, height, width).",
-            got=f"{tuple(student_map.shape)} and {tuple(teacher_map.shape)}",
-            do="Call `match_sizes` first.",
-        )
+        rule = "`student_map` and `teacher_map` of `attention_transfer` must have equal shapes (batch, height, width)."
+        do = "Call `match_sizes` first."
+        raise InputError(rule, got=f"{tuple(student_map.shape)} and {tuple(teacher_map.shape)}", do=do)
     return normalized_error(student_map.unsqueeze(1), teacher_map.unsqueeze(1), eps)

@@ -25,37 +25,19 @@ def flat_rows(rows: Float[Tensor, "batch row *input"]) -> Float[Tensor, "batch r
 
 
 def one_per_row(caller: str, rows: Tensor, **numbers: Tensor) -> None:
-    """Reject numbers that are not one for each row.
-
-    Args:
-        caller: The loss that was called, for the message.
-        rows: The rows.
-        **numbers: One argument by its name.
-
-    Raises:
-        InputError: The shape is not that of the rows' first two dimensions.
-    """
+    """Reject numbers that are not one for each row."""
     for name, tensor in numbers.items():
         if tensor.shape != rows.shape[:2]:
-            raise InputError(
-                f"`{name}` of `{caller}` must have one number for each row, shape {tuple(rows.shape[:2])}.",
-                got=tuple(tensor.shape),
-                do="Give those of the same classes in the same order as the rows.",
-            )
+            rule = f"`{name}` of `{caller}` must have one number for each row, shape {tuple(rows.shape[:2])}."
+            do = "Give those of the same classes in the same order as the rows."
+            raise InputError(rule, got=tuple(tensor.shape), do=do)
 
 
 def positive_eps(caller: str, eps: float) -> None:
-    """Reject an eps that does not prevent 0/0 for a row of zeros.
-
-    Raises:
-        InputError: eps is not above 0.
-    """
+    """Reject an eps that does not prevent 0/0 for a row of zeros."""
     if not eps > 0:
-        raise InputError(
-            f"`eps` of `{caller}` must be above 0, else a row of zeros has no gradient.",
-            got=eps,
-            do="Leave it out for the default.",
-        )
+        rule = f"`eps` of `{caller}` must be above 0, else a row of zeros has no gradient."
+        raise InputError(rule, got=eps, do="Leave it out for the default.")
 
 
 def units_and_norms(

@@ -19,11 +19,7 @@ from jacmatch.losses.outputs import equal_shapes
 
 
 def at_least(caller: str, draws: int, tensor: Tensor) -> None:
-    """Reject tensors that are not (noise, batch, out) with enough draws.
-
-    Raises:
-        InputError: Too few dimensions or draws.
-    """
+    """Reject tensors that are not (noise, batch, out) with enough draws."""
     if tensor.ndim != 3 or len(tensor) < draws:
         raise InputError(
             f"`student` and `teacher` of `{caller}` must have shape (noise, batch, out) with at least {draws} "

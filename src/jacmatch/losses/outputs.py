@@ -11,29 +11,16 @@ IGNORED = -100
 
 
 def equal_shapes(caller: str, **tensors: Tensor) -> None:
-    """Reject tensors whose shapes differ, or that have no row dimension after the batch; torch would broadcast them.
-
-    Args:
-        caller: The loss that was called, for error messages.
-        **tensors: The arguments by name.
-
-    Raises:
-        InputError: The shapes differ, or a tensor has fewer than two dimensions.
-    """
+    """Reject tensors whose shapes differ, or that have no row dimension after the batch; torch would broadcast them."""
     names = " and ".join(f"`{name}`" for name in tensors)
     shapes = [tuple(tensor.shape) for tensor in tensors.values()]
     if any(shape != shapes[0] for shape in shapes):
-        raise InputError(
-            f"{names} of `{caller}` must have equal shapes.",
-            got=" and ".join(map(str, shapes)),
-            do="Nothing is broadcast: give both for the same samples, rows and inputs.",
-        )
+        rule = f"{names} of `{caller}` must have equal shapes."
+        do = "Nothing is broadcast: give both for the same samples, rows and inputs."
+        raise InputError(rule, got=" and ".join(map(str, shapes)), do=do)
     if len(shapes[0]) < 2:
-        raise InputError(
-            f"{names} of `{caller}` must have a batch dimension and at least one more.",
-            got=shapes[0],
-            do="Reshape (batch,) to (batch, 1).",
-        )
+        rule = f"{names} of `{caller}` must have a batch dimension and at least one more."
+        raise InputError(rule, got=shapes[0], do="Reshape (batch,) to (batch, 1).")
 
 
 def expected_under(
@@ -46,15 +33,6 @@ def expected_under(
 
     For dense outputs it is summed over the positions. A label of −100 has cost 0: an ignored position, or an unlabelled
     sample.
-
-    Args:
-        caller: The loss that was called, for the message.
-        labels: Class numbers in [0, out), which the data set has checked, or probabilities y that sum to one.
-        costs: One cost for each class.
-        axis: The dimension of the classes.
-
-    Raises:
-        InputError: The labels are neither integers (batch, *position) nor floats with the shape of the costs.
     """
     positions = costs.shape[:axis] + costs.shape[axis + 1 :]
     if labels.is_floating_point():

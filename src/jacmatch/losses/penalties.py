@@ -9,16 +9,10 @@ from jacmatch.losses.outputs import equal_shapes, expected_under
 
 
 def noise_scale(caller: str, sigma: float) -> None:
-    """Reject an invalid standard deviation.
-
-    Raises:
-        InputError: sigma is below 0 or not a number.
-    """
+    """Reject an invalid standard deviation."""
     if not sigma >= 0:
-        raise InputError(
-            f"`sigma` of `{caller}` must be at least 0, the noise's standard deviation in units of the input.",
-            got=sigma,
-        )
+        rule = f"`sigma` of `{caller}` must be at least 0, the noise's standard deviation in units of the input."
+        raise InputError(rule, got=sigma)
 
 
 def squared_norm(rows: Float[Tensor, "batch row *input"]) -> Float[Tensor, "batch"]:

@@ -325,12 +325,7 @@ _registered: dict[tuple[str, bool], tuple[int, Any]] = {}
 
 @contextmanager
 def right_derivatives(frozen: Statistics | None, *, first_order: bool = False) -> Iterator[None]:
-    """Within the context the operators of `KERNELS` are compositions, in all threads.
-
-    Args:
-        frozen: The batch statistics that are constants for derivatives by the input; None where none are.
-        first_order: Only a first derivative in reverse mode is taken, so that the operators of `FIRST_ORDER` suffice.
-    """
+    """Within the context the operators of `KERNELS`, or of `FIRST_ORDER` alone, are compositions, in all threads."""
     before, _policy.frozen = _policy.frozen, frozen
     keys = [
         "AutogradCPU",

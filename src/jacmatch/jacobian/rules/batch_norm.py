@@ -40,12 +40,7 @@ class Statistics(list[tuple[Tensor, Tensor]]):
     replaying: Iterator[tuple[Tensor, Tensor]] | None = None
 
     def of(self, x: Tensor, *, in_kernel: bool = False) -> tuple[Tensor, Tensor]:
-        """Variance and mean by channel: of x, or of the pass that is replayed.
-
-        Args:
-            x: The values that are normalized.
-            in_kernel: Whether a kernel of `aten_kernels` calls, where x is what one transform of `torch.func` sees.
-        """
+        """Variance and mean by channel: of x, or of the pass that is replayed."""
         if self.replaying is not None:
             return next(self.replaying)
         if in_kernel and torch._C._are_functorch_transforms_active():

@@ -29,9 +29,7 @@ Rule = Callable[..., Any]
 class Replacements(TorchFunctionMode):
     """Replace the functions of a table by their rules within the context.
 
-    Args:
-        table: The rules, by the function that they replace.
-        forward: Whether to refuse operators from outside PyTorch: without a forward-mode rule their tangent is 0.
+    In forward mode, operators from outside PyTorch are refused: without a forward-mode rule their tangent is 0.
     """
 
     def __init__(self, table: Mapping[Callable[..., Any], Rule], *, forward: bool = False) -> None:
@@ -48,13 +46,7 @@ class Replacements(TorchFunctionMode):
 
 
 def differentiated(*, composed: bool, frozen: Statistics | None, forward: bool) -> Replacements:
-    """Return the replacements for a pass whose products are differentiated.
-
-    Args:
-        composed: Whether BatchNorm in training mode is a composition of its statistics.
-        frozen: Collects the statistics that are constants for derivatives by the input; None where none are.
-        forward: Whether the pass is in forward mode.
-    """
+    """Return the replacements for a pass whose products are differentiated; `composed` is about BatchNorm."""
     table: dict[Callable[..., Any], Rule] = {
         **_RULES,
         functional.batch_norm: partial(batch_norm, composed and not forward, frozen),
