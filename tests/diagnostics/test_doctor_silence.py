@@ -60,6 +60,7 @@ def _marks(name, training):
         if training or name not in LARGE
     ],
 )
+@pytest.mark.ci
 def test_no_false_alarm_for_our_models(as_users_run, name, training):
     # without the type checks of the suite, for time
     torch.manual_seed(0)

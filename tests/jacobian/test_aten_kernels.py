@@ -115,6 +115,7 @@ def test_first_and_second_derivatives_in_both_modes(name):
 
 
 @pytest.mark.parametrize("name", CALLS)
+@pytest.mark.ci
 def test_third_derivatives(name):
     """That of a product by the reverse engine with respect to a parameter is one."""
     function, x = CALLS[name]

@@ -129,6 +129,7 @@ DROPPING = [name for name, one in ARCHITECTURES.items() if "drop" in name or nam
 
 
 @pytest.mark.parametrize("name", [*DROPPING, "attention-without-weights-train"])
+@pytest.mark.ci
 def test_one_dropout_mask_for_values_and_all_directions(name):
     """Each engine drops what a plain pass with the same seed drops, and P directions at once are P single ones."""
     module, x = made(name)

@@ -102,6 +102,7 @@ class Stumbling(nn.Module):
 @every_policy
 @pytest.mark.usefixtures("_flags")
 @pytest.mark.parametrize("error", [Interrupted(), KeyboardInterrupt(), RuntimeError("no")], ids=repr)
+@pytest.mark.ci
 def test_a_pass_that_fails_leaves_the_module_and_the_flags_as_they_were(error, policy, way):
     module = nn.Sequential(nn.BatchNorm2d(2), nn.LSTM(4, 3), Stumbling(error)).double().train()
     module[1].forward = lambda x: x  # there only to be seen

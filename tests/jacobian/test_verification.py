@@ -214,6 +214,7 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("name", STRANGE)
+@pytest.mark.ci
 def test_there_is_no_false_alarm(name):
     torch.manual_seed(1)
     net = STRANGE[name]()

@@ -95,6 +95,7 @@ def data():
 """
 
 
+@pytest.mark.ci
 def test_code_that_makes_the_data_runs_only_where_it_is_allowed(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(tmp_path))
     Path("sets_of_a_run.py").write_text(CODE)

@@ -56,6 +56,7 @@ def test_equal_cost_is_counted_in_passes(settings, steps):
     assert chosen.get("penalty-0.1", 6) == 6
 
 
+@pytest.mark.ci
 def test_the_result_is_that_of_the_last_weight_and_follows_the_schema(run):
     _, folder, result = run
     written = json.loads((folder / "result.json").read_text())

@@ -137,6 +137,7 @@ def test_in_train_only_the_running_statistics_move(name):
 
 @each_kind_of_model
 @pytest.mark.parametrize("training", [True, False])
+@pytest.mark.ci
 def test_gradient_of_a_jacobian_norm_is_right(name, training):
     """Double backward against a central difference along one direction of all parameters, in float64."""
     model = evaluated(make(name).double()).train(training)

@@ -149,6 +149,7 @@ RANDOM = ["random-outputs", "random-inputs", "sampled-rows", "fisher-rows", "ant
 
 
 @pytest.mark.parametrize("probe", RANDOM)
+@pytest.mark.ci
 def test_directions_depend_on_seed_id_and_draw(probe):
     given = batch(count=5)
 

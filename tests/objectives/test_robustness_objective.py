@@ -102,6 +102,7 @@ def test_the_default_is_the_function():
 
 @pytest.mark.parametrize("scale", [1.0, (0.5, 2.0)])
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.ci
 def test_the_mean_over_all_signs_is_the_whole_penalty(form, scale, monkeypatch):
     """Rademacher rows, every choice of signs once: the estimate has exactly the right mean."""
     network, given = student(), batch()
@@ -150,6 +151,7 @@ PROBES = {
 
 @pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.ci
 def test_the_gradient_equals_differences(form, probe):
     network, given = student(), batch()
     parameters = list(network.parameters())

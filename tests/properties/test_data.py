@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +61,7 @@ def taken_or_refused(given_arrays):
 
 
 @given(st.fixed_dictionaries(dict.fromkeys(("x_train", "y_train", "x_test", "y_test"), anything)))
+@pytest.mark.ci
 def test_any_arrays_are_taken_or_refused(given_arrays):
     data = taken_or_refused(given_arrays)
     assert data is None or len(data.train) == len(given_arrays["x_train"])

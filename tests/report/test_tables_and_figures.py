@@ -73,6 +73,7 @@ def test_a_speed_up_below_one_is_a_slow_down():
 
 
 @pytest.mark.parametrize("count", [2, 4, 8])
+@pytest.mark.ci
 def test_lines_of_a_single_point_are_drawn(count):
     """Error bars at one abscissa of a logarithmic axis; warnings are errors in tests."""
     lines = [Line(f"line {number}", [12.0], [40.0 + number], [0.0]) for number in range(count)]

@@ -142,6 +142,7 @@ def test_the_teacher_is_neither_trained_nor_saved(tmp_path):
     assert set(saved["objective"]) == {"_extra_state", *(f"student.{name}" for name in objective.student.state_dict())}
 
 
+@pytest.mark.ci
 def test_metrics_add_up_and_say_where_they_are(tmp_path):
     settings = Training(steps=45, batch_size=16, validate_every=15, schedule="step", milestones=(0.5,), lr=0.01)
     run, objective = cases.begin(tmp_path), cases.distillation()

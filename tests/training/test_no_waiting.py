@@ -76,6 +76,7 @@ def counts(objective, **settings):
 
 @pytest.mark.parametrize("settings", [{}, {"clip": 1.0, "ema": 0.9, "accumulate": 2, "on_not_finite": "skip"}])
 @pytest.mark.parametrize("objective", [lambda: Distillation(cases.network()), cases.distillation])
+@pytest.mark.ci
 def test_steps_between_rows_wait_for_nothing(settings, objective):
     objective = objective()
     objective.measure_every = 1000  # the shares are measured in the first step

@@ -123,6 +123,7 @@ def with_seven():
 
 
 @pytest.mark.parametrize(("derivatives", "term"), [(False, "outputs"), (True, "jacobians")])
+@pytest.mark.ci
 def test_samples_that_the_teacher_answers_with_nan_are_named(tmp_path, derivatives, term):
     objective = Distillation(nn.Linear(4, 3), Broken7(derivatives), jacobians=GradientShare(0.3))
     with pytest.raises(
@@ -132,6 +133,7 @@ def test_samples_that_the_teacher_answers_with_nan_are_named(tmp_path, derivativ
     assert reported(tmp_path)[0]["samples"] == {"the teacher's answer": [11]}
 
 
+@pytest.mark.ci
 def test_samples_whose_term_or_gradient_is_nan_are_named():
     settings = Training(steps=2, batch_size=24, accumulate=2, on_not_finite="skip", skip_at_most=0)
     teacher = nn.Linear(4, 3)

@@ -33,6 +33,7 @@ def test_autocast_leaves_batch_and_weights_whole():
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.ci
 def test_bfloat16_trains_like_float32_only_less_exactly(ema):
     half, whole = cases.distillation(), cases.distillation()
     settings = {"steps": 10, "batch_size": 16, "lr": 0.01, "optimizer": "sgd", "ema": ema}

@@ -65,6 +65,7 @@ def _assert_same(objective, expected):
 @pytest.mark.parametrize(
     ("kind", "step"), [("adam", 1), ("adam", 7), ("adam", 23), ("average-accumulate", 13), ("sgd-bf16", 5)]
 )
+@pytest.mark.ci
 def test_after_max_steps(tmp_path, whole, kind, step):
     _, first = _fit(kind, tmp_path, max_steps=step)
     assert (first.steps, first.finished) == (step, False)
@@ -100,6 +101,7 @@ def test_the_random_states_of_python_and_numpy_go_on(tmp_path):
     assert ended[0][1:] == ended[1][1:]
 
 
+@pytest.mark.ci
 def test_after_max_steps_again_and_again(tmp_path, whole):
     for step in (2, 5, 5, 19, 30):
         objective, fitted = _fit("average-accumulate", tmp_path, max_steps=step)

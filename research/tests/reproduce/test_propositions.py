@@ -110,6 +110,7 @@ def test_noise_of_another_size_is_noticed():
     assert order_of(SIGMAS, errors_of(wrong, at), size_of_term(statement, at)) == pytest.approx(2, abs=0.1)
 
 
+@pytest.mark.ci
 def test_coefficients_by_their_formulas():
     """With torch.func, one output at a time, on smooth networks."""
     at = location(SMOOTH, 1, 0.0)

@@ -48,6 +48,7 @@ def test_a_teacher_that_is_queried_once_costs_nothing():
         ({"method": "outputs", "point": "mixed-pairs"}, True),
     ],
 )
+@pytest.mark.ci
 def test_the_cost_is_that_of_the_queries(settings, in_every_step, monkeypatch):
     """The samples of the teacher's queries in training, counted at the network itself."""
     monkeypatch.setattr(job_settings, "SMOKE_STEPS", 20)  # enough that the teacher is queried for an image twice

@@ -142,6 +142,7 @@ def test_lengths_must_be_above_zero():
         Hand(grip=0.0)
 
 
+@pytest.mark.ci
 def test_the_inverse_of_a_network_has_the_inverse_jacobian():
     """f(y) = y + 0.1 sin y: its inverse and the Jacobian of that, against definitions."""
 

@@ -67,6 +67,7 @@ def result(path):
     return json.loads((path / "result.json").read_text())
 
 
+@pytest.mark.ci
 def test_a_black_box_becomes_a_network(folder):
     does(f"--teacher simulator:smooth {BOX} {SMALL} --samples 8 16 --steps 10 --out run")
     content = result(folder / "run")
