@@ -22,10 +22,7 @@ def by_columns(
 def dot_figure(rows: Sequence[tuple[str, float, float | None]], *, title: str, x_label: str) -> bytes:
     """An SVG file with a dot for each row, the first on top, and a bar of one standard deviation to either side.
 
-    Args:
-        rows: Label, mean and standard deviation of each.
-        title: Of the figure.
-        x_label: Of the abscissa.
+    Rows are label, mean and standard deviation.
     """
     from matplotlib.figure import Figure
 

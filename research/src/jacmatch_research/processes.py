@@ -50,17 +50,11 @@ def safe_path() -> Iterator[None]:
 def side_by_side(
     work: Callable[[Task], Made], tasks: Iterable[Task], workers: int, done: Callable[[Task, Made], None]
 ) -> None:
-    """Calls `done` in this process with each task and what `work` made of it in another, as soon as it is finished.
+    """Call `done` in this process with each task and what `work` made of it in one of `workers` others, once finished.
 
     If a task fails, no other is begun; those under way are finished and handed over, then its error is raised. Ctrl-C
     is for this process alone: what is finished is handed over, and the workers end at once. If a worker is killed, the
-    others end too: nobody knows what it took with it.
-
-    Args:
-        work: What a new process can import.
-        tasks: Its arguments.
-        workers: How many processes, and so how many tasks at once.
-        done: Takes what is finished, in the order in which it is.
+    others end too: nobody knows what it took with it. A new process must be able to import `work`.
 
     Raises:
         InputError: A worker was killed.

@@ -41,13 +41,7 @@ def grid(
 ) -> list[tuple[str, ...]]:
     """The rows of a table: the name of each row, and a mean ± standard deviation for each column.
 
-    Args:
-        document: The stored results.
-        measure: Which of the measures.
-        rows: Which rows, in which order; all if left out.
-        columns: Which columns, likewise.
-        scale: Factor of the numbers, 100 for per cent.
-        digits: Behind the decimal point.
+    Rows and columns are all in their order if left out; the factor 100 gives per cent.
     """
     results = spreads(document, measure)
     across = names(document, "column") if columns is None else columns

@@ -104,7 +104,7 @@ def test_crossing_of_a_curve_that_is_below_from_the_start():
 @pytest.mark.ci
 def test_smoke_run(as_users_run, tmp_path):
     result = Reproduce(name="pricing", smoke=True, out=tmp_path / "run").run()
-    assert [len(table["rows"]) for table in result["tables"]] == [16, 16, 12, 10]
+    assert [len(table["rows"]) for table in result["tables"]] == [18, 18, 12, 12]
     stored = json.loads((tmp_path / "run" / "results.json").read_text())
     measured = {cell["row"]: cell["measures"] for cell in stored["cells"]}
     assert len(stored["cells"]) == len(measured) == 10

@@ -31,15 +31,7 @@ _TURNS = 4  # after so many calls a reader begins again: all of its questions ar
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """A teacher, inputs and questions for them; and the cache of its answers, where that has been written.
-
-    Attributes:
-        folder: Of the cache.
-        network: The teacher.
-        shape: Of an input.
-        samples: How many there are.
-        products: A name in `PROBES`.
-    """
+    """A teacher, inputs of a shape and questions for them (a name in `PROBES`); and the cache, once it is written."""
 
     folder: Path
     network: nn.Module
@@ -64,12 +56,7 @@ class Answers:
         return objective.question(x, ids=ids, draw=0, products=probe is not None)
 
     def write(self, batch: int = _QUERY, megabytes: float = 8.0) -> None:
-        """Writes the cache.
-
-        Args:
-            batch: Samples of a query.
-            megabytes: Size of a shard.
-        """
+        """Write the cache, so many samples in a query, into shards of so many megabytes."""
         teacher = ModuleTeacher(self.network)
         x, question = self.question(self.ids(torch.arange(min(batch, self.samples))))
         fields = fields_of(teacher.answer(x, question), question)
@@ -91,25 +78,13 @@ class Answers:
             write_shard(self.folder, shard_name(0, number), entries)
 
     def query_of(self, batch: int, number: int, *, mixed: bool = False) -> tuple[Tensor, Question]:
-        """Inputs and question of a batch.
-
-        Args:
-            batch: Samples in it.
-            number: Which batch in the order of training; after the last sample comes the first.
-            mixed: Samples from anywhere instead.
-        """
+        """Inputs and question of a batch, in the order of training over and over, or `mixed`: from anywhere."""
         if mixed:
             return self.question(probes.bits(number, torch.arange(batch), 0, 1)[:, 0] % self.samples)
         return self.question(self.ids((torch.arange(batch) + number * batch) % self.samples))
 
     def reader(self, batch: int, batches: int, *, mixed: bool = False) -> Callable[[], None]:
-        """A function that reads `batches` batches, each call the next ones; the questions are there before.
-
-        Args:
-            batch: Samples in a batch.
-            batches: How many batches a call reads.
-            mixed: Samples from anywhere in the cache instead of neighbors.
-        """
+        """A function that reads `batches` batches of `query_of`, each call the next; the questions are there before."""
         teacher, turn = CachedTeacher(self.folder), 0
         queries = [self.query_of(batch, number, mixed=mixed) for number in range(_TURNS * batches)]
 

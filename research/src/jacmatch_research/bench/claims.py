@@ -10,14 +10,10 @@ from jacmatch_research.bench.method import Conditions, NotMeasured, Spread
 
 @dataclass(frozen=True)
 class Claim:
-    """A ratio of two costs and its bounds. A report of ratios without a bound is a claim without `must`.
+    """A ratio of two costs (`text`: what ÷ what) and its bounds.
 
-    Attributes:
-        text: What ÷ what.
-        must: Largest ratio allowed (smallest, where higher is better); None: reported without a bound.
-        aim: The ratio that is hoped for.
-        better: Which ratios are good.
-        of_floor: The bounds are multiples of the floor that the row states.
+    `must` is the largest ratio allowed (smallest, where higher is better), None where none is claimed; `aim` is hoped
+    for. With `of_floor`, they are multiples of the floor that the row states.
     """
 
     text: str
@@ -29,13 +25,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one case gave.
-
-    Attributes:
-        spread: Median and quartiles of the ratio.
-        floor: What the arithmetic allows at best, where it is known.
-        details: Sizes and other numbers that belong to the ratio, by name.
-    """
+    """What one case gave: median and quartiles, what the arithmetic allows at best, and numbers that belong to it."""
 
     spread: Spread
     floor: float | None = None
@@ -44,13 +34,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Case:
-    """One row of a benchmark.
+    """One row of a benchmark: networks, sizes and modes as its name, and the function that gives its numbers.
 
-    Attributes:
-        claim: What the row is about.
-        name: Networks, sizes and modes: what tells it from the other rows of the claim.
-        measure: Gives the numbers, or raises `NotMeasured` with the reason.
-        devices: Where it is measured: those named that the machine has; on the others its row is empty.
+    It is measured on those of its devices that the machine has, and empty on the others, or where `NotMeasured` is
+    raised.
     """
 
     claim: Claim
@@ -95,12 +82,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A file of claims.
-
-    Attributes:
-        about: What is measured, in a line.
-        cases: The rows, in the order in which they are measured and shown.
-    """
+    """A file of claims: what is measured, in a line, and the rows in the order in which they are measured and shown."""
 
     about: str
     cases: tuple[Case, ...]

@@ -24,14 +24,10 @@ class NotMeasured(Exception):
 
 @dataclass(frozen=True)
 class Conditions:
-    """Where and how thoroughly a case is measured.
+    """Where (cpu or cuda) and how thoroughly a case is measured.
 
-    Attributes:
-        kind: cpu or cuda.
-        quick: A few rounds on small networks, to see that it runs; its numbers mean nothing.
-        seed: Of what is random.
-        missing: Why nothing can be measured here; empty if it can.
-        folder: Of the results, where a long benchmark stores what is done so far.
+    `quick` is a few rounds on small networks, whose numbers mean nothing; `missing` says why nothing can be measured
+    here. A long benchmark stores in `folder` what is done so far.
     """
 
     kind: str = "cpu"
@@ -85,11 +81,7 @@ def compare(
 ) -> Times:
     """Time of the contestant ÷ time of the baseline, after a warm-up; they take turns in going first.
 
-    Args:
-        conditions: Where it is measured.
-        contestant: One run of what is measured.
-        baseline: One run of what it is compared with.
-        rounds: How often each runs, if it is not quick.
+    Each runs `rounds` times, if it is not quick.
     """
     ratios, seconds = [], []
     for run in (contestant, baseline):

@@ -39,15 +39,9 @@ Library = Literal["torchdistill", "timm"]
 
 @dataclass(frozen=True)
 class Task:
-    """What every library is given: networks of one seed, samples in memory, and a number of steps.
+    """What every library is given: networks of one seed by catalogue name, samples in memory, and a number of steps.
 
-    Attributes:
-        teacher: Catalogue name.
-        student: Catalogue name.
-        x: Inputs.
-        y: Labels.
-        batch: Samples in a step.
-        steps: Steps in a run; the samples are those of one epoch.
+    A step has `batch` samples; the samples are those of one epoch.
     """
 
     teacher: str

@@ -21,9 +21,7 @@ def add_gradient(loss: Tensor) -> None:
 def stepper(network: nn.Module, loss: Callable[..., Tensor]) -> Callable[..., None]:
     """A function that makes one step of Adam on the network's parameters.
 
-    Args:
-        network: What is trained.
-        loss: Gives the loss of the next step, from what the function is called with.
+    `loss` gives the loss of the step, from what the function is called with.
     """
     optimizer = torch.optim.Adam(network.parameters())
 

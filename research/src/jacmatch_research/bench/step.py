@@ -43,12 +43,7 @@ BatchNorm = Literal["batch", "frozen"]
 
 @dataclass(frozen=True)
 class Stored:
-    """A teacher whose answers lie in memory, as those of a cache do once they are read (`bench cache`).
-
-    Attributes:
-        teacher: Answers each kind of question once.
-        known: Its answers, by whether products were requested.
-    """
+    """A teacher whose answers, with products or without, lie in memory, as those of a cache once they are read."""
 
     teacher: ModuleTeacher
     known: dict[bool, Answer] = field(default_factory=dict)

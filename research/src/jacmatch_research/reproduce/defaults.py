@@ -327,12 +327,7 @@ def _measure_validation(request: Request, cell: Cell, facts: Mapping[str, Any]) 
 
 @dataclass(frozen=True)
 class Margin:
-    """The default against the better of two rivals, whose mean on test images is the higher one.
-
-    Attributes:
-        rival: Which.
-        gain: Of the default, seed by seed.
-    """
+    """The gain of the default, seed by seed, over the rival whose mean on test images is the higher one."""
 
     rival: str
     gain: Spread

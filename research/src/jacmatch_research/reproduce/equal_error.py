@@ -99,13 +99,8 @@ def reached(
 ) -> list[tuple[str, ...]]:
     """For each measure and sample count without derivatives: the error, and the samples with derivatives that reach it.
 
-    Between two columns the number is that of a straight line through logarithms.
-
-    Args:
-        document: The stored results.
-        measures: What is compared.
-        values: The row without derivatives.
-        derivatives: The row with them.
+    Between two columns the number is that of a straight line through logarithms. `values` is the row without
+    derivatives.
     """
     rows: list[tuple[str, ...]] = []
     for name, heading, scale, *_ in measures:

@@ -119,10 +119,8 @@ def _jumps(statement: Statement, location: Location) -> tuple[Float[Tensor, "kin
 def order_of(sigmas: Sequence[float], errors: Sequence[float], term: float) -> float | None:
     """The order of convergence, d log |error| / d log σ at the three smallest σ; None if the statement is exact.
 
-    Args:
-        sigmas: Descending.
-        errors: At each.
-        term: The coefficient of σ²; an expansion error of less than `ROUNDING` of that is the quadrature's.
+    `sigmas` descend. An expansion error of less than `ROUNDING` of the term, the coefficient of σ², is the
+    quadrature's.
     """
     points = [(s, r) for s, r in zip(sigmas, errors, strict=True) if abs(r) > ROUNDING * term * s**2][-3:]
     if len(points) < 2:

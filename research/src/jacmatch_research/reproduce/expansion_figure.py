@@ -15,12 +15,9 @@ _SPACE = 0.72  # decades between two labels
 
 @dataclass(frozen=True)
 class Expansion:
-    """One panel.
+    """A panel, by the titles of its row and column: points (σ, size) of each label, σ descending.
 
-    Attributes:
-        row: The title of its row.
-        column: The title of its column.
-        lines: Points (σ, size) of each label, σ descending; no points where there is no expansion error.
+    There are no points where there is no expansion error.
     """
 
     row: str

@@ -71,14 +71,7 @@ class Request(JobFields):
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement.
-
-    Attributes:
-        row: The method, as the table names it.
-        column: What the columns of the table run over, images per class for instance.
-        seed: Of everything random.
-        settings: All else that decides what is measured, as plain values.
-    """
+    """One measurement: the method, what columns run over, the seed, and all else that decides it, as plain values."""
 
     row: str
     column: str

@@ -17,12 +17,7 @@ REACH = 7.5
 
 @dataclass(frozen=True)
 class Nodes:
-    """Values z of standard normal noise and their weights, which have the sum 1.
-
-    Attributes:
-        z: Noise for each point, or the same for all where there is one point.
-        weights: Of each value.
-    """
+    """Standard normal noise z for each point, or one for all, and weights, which have the sum 1."""
 
     z: Float[Tensor, "point node 2"]
     weights: Float[Tensor, "point node"]
@@ -38,12 +33,8 @@ def kinked(offsets: Float[Tensor, "point kink"], normals: Float[Tensor, "kink 2"
     """Nodes for functions of z and of −z that have a kink where offset + normal · z = 0 and are smooth elsewhere.
 
     z = s n + t n', n the normal of the nearest kink. The outer integral, over s, is cut at that kink and where two
-    other kinks meet; the inner one, over t, at the other kinks.
-
-    Args:
-        offsets: Signed distance of each point from each kink, in standard deviations of the noise.
-        normals: Unit vectors; they point to where the distance grows.
-        count: Nodes of each piece; the pieces are at most 2.5 standard deviations long.
+    other kinks meet; the inner one, over t, at the other kinks. Offsets are signed, in standard deviations of the
+    noise, and unit normals point to where they grow. Each piece has `count` nodes, and at most 2.5 standard deviations.
     """
     order = offsets.abs().argsort(1)
     near = int((offsets.abs() < REACH).sum(1).max())

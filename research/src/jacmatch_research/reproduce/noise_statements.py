@@ -23,13 +23,9 @@ LABEL = 0
 
 @dataclass(frozen=True)
 class Setting:
-    """Two networks at points, and their derivatives there.
+    """Two networks at points x, and their derivatives there; `side` as in `Location`.
 
-    Attributes:
-        student: The student; it is given points, or for each point several places around it.
-        teacher: The teacher.
-        x: The points.
-        side: As in `Location`.
+    The student is given points, or for each point several places around it.
     """
 
     student: Function

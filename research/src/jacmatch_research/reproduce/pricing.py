@@ -1,6 +1,7 @@
 """Options learned from single paths: values alone against values and derivatives, at equal numbers of paths."""
 
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,8 +14,9 @@ from jacmatch.jacobian import jacobian
 from jacmatch.report import Table
 from jacmatch.report.figures import Line, line_figure
 from jacmatch.report.tables import NOTHING, Spread
+from jacmatch.surrogates import DataWarning
 from jacmatch.surrogates.modules import fit_surrogate, new_student
-from jacmatch_research.reproduce.equal_error import crossing, made
+from jacmatch_research.reproduce.equal_error import crossing, made, surrogate
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.systems.pricing import OPTIONS, Basket, WorstOf
 from jacmatch_research.tables import Document, grid, names, seeds_of, spreads
@@ -35,6 +37,9 @@ CHOSEN = {f"{VALUES}, length held out": RIVALS, f"{DERIVATIVES}, length held out
 EARLY = f"{LONGEST}, stopped early"
 HINDSIGHT = "best length in hindsight"
 
+SECOND_ORDER = f"{DERIVATIVES}, L-BFGS"
+_EVALUATIONS = {"smoke": (512, 20), "cpu": (4096, 300)}
+"""Paths at which the second-order solver is compared, and evaluations of its last fit."""
 PATHS = {"smoke": (512,), "cpu": (1024, 4096, 12_288, 16_384, 65_536)}
 """12,288 paths are less than a fifth of 65,536."""
 _SHARED = {"hidden": (20, 20, 20, 20), "activation": "softplus", "batch_size": 1024, "lr": 0.02, "weight": 20.0}
@@ -49,6 +54,20 @@ _SCALES = {"price": 1e4, "delta": 100.0}
 
 def _cells(request: Request) -> list[Cell]:
     size = "smoke" if request.smoke else "cpu"
+    paths, evaluations = _EVALUATIONS[size]
+    second: dict[str, Any] = {name: _SHARED[name] for name in ("hidden", "activation")}
+    second |= {"paths": paths, "partials": True, "evaluations": evaluations}
+    return [
+        *_cells_of_adam(request, size),
+        *(
+            Cell(f"{option}: {SECOND_ORDER}", str(paths), seed, {**second, "option": option})
+            for option in OPTIONS
+            for seed in request.seed_numbers(5)
+        ),
+    ]
+
+
+def _cells_of_adam(request: Request, size: str) -> list[Cell]:
     return [
         Cell(
             f"{option}: {method}",
@@ -79,6 +98,12 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     options = cell.settings
     option = OPTIONS[options["option"]]
     x, y, gradients = _labeled(option, options["paths"], cell.seed)
+    test = options["option"], _TEST["smoke" if request.smoke else "cpu"]
+    if "evaluations" in options:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)  # that values are noisy, which they are
+            student, training = surrogate((x, y), gradients, options, cell.seed)
+        return {**_errors(*test, student), "train_seconds": training["cpu_seconds"]}
     each = float((gradients * x.std(0) / y.std(0)).square().sum((1, 2)).mean())
     weight = options["weight"] / each
     with torch.random.fork_rng([]):
@@ -109,7 +134,6 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
         on_step=look,
     )
     results: Measures = {"train_seconds": time.perf_counter() - start, "held_out": loss(student)}
-    test = options["option"], _TEST["smoke" if request.smoke else "cpu"]
     results |= _errors(*test, student)
     student.load_state_dict(early)
     stopped = _errors(*test, student)

@@ -44,12 +44,10 @@ class Shallow:
 
 @dataclass(frozen=True)
 class Kinks:
-    """Kinks that noise reaches.
+    """Kinks that noise reaches: a point on each, and the unit vector across it.
 
-    Attributes:
-        points: A point on each; of an average over a line, where the line crosses it.
-        normals: The unit vector across it.
-        density: Of the points over which is averaged, there, per unit of distance from the kink.
+    Of an average over a line the point is where the line crosses it, and `density` that of the points there, per unit
+    of distance from the kink.
     """
 
     points: Float[Tensor, "kink 2"]
@@ -59,15 +57,9 @@ class Kinks:
 
 @dataclass(frozen=True)
 class Location:
-    """Where a pair is looked at: points with weights, and the kinks around them.
+    """Where a pair is looked at: points with weights, whose sum is 1, and the kinks around them that noise reaches.
 
-    Attributes:
-        student: The student.
-        teacher: The teacher.
-        x: The points.
-        weights: What each counts for; the sum is 1.
-        kinks: None where noise reaches none.
-        side: From a point on a kink a little across it; None elsewhere. There derivatives are means of both sides.
+    `side` goes from a point on a kink a little across it; there derivatives are means of both sides.
     """
 
     student: Shallow

@@ -43,13 +43,7 @@ _NOISE = 0.2  # standard deviation, in units of normalized inputs
 
 @dataclass(frozen=True)
 class Scale:
-    """Networks and teacher training of a size.
-
-    Attributes:
-        teacher: Model name.
-        student: Model name.
-        training: Settings of the teacher's training.
-    """
+    """The networks of a size, by name, and the settings of the teacher's training."""
 
     teacher: str
     student: str
@@ -82,15 +76,7 @@ def data_of(spec: str, seed: int, smoke: bool) -> Data:
 
 @dataclass(frozen=True)
 class World:
-    """What all students of a run share.
-
-    Attributes:
-        data: The data set.
-        pool: The training images that subsets are drawn from.
-        validation: Images held out from training.
-        description: How a student is built.
-        teacher: The trained teacher.
-    """
+    """What all students of a run share: images to draw from and held out, how a student is built, the teacher."""
 
     data: Data
     pool: Split

@@ -26,15 +26,7 @@ _NODES, _COMMON = 64, 40  # of the quadratures over strike and common factor
 class Basket:
     """A call on a weighted sum of assets in the model of Bachelier: S(T₂) = x + σ√τ·Lz, LLᵀ = ρ, τ = T₂ − T₁.
 
-    Attributes:
-        weights: Of the assets, they add up to 1.
-        volatilities: Of each asset.
-        correlation: Of their noise.
-        strike: Of the call.
-        start: T₁, where the state is.
-        maturity: T₂.
-        spread: The states spread this many times as wide as the model would spread them.
-        spot: Of every asset at time 0.
+    Weights add up to 1. States are at T₁, `start`, and spread `spread` times as wide as the model would spread them.
     """
 
     weights: Float[Tensor, "asset"]
@@ -109,16 +101,9 @@ class Basket:
 class WorstOf:
     """A put on the worst of several assets in the model of Black and Scholes, whose noise has one common factor.
 
-    Sᵢ(T₂) = xᵢ exp(−½σᵢ²τ + σᵢ√τ(√ρ z₀ + √(1−ρ) zᵢ)) with τ = T₂ − T₁ and independent normal z.
-
-    Attributes:
-        volatilities: Of each asset.
-        correlation: ρ of the noise of any two assets, in [0, 1).
-        strike: Of the put.
-        start: T₁, where the state is.
-        maturity: T₂.
-        spread: Factor of the volatilities by which the states are drawn.
-        spot: Of every asset at time 0.
+    Sᵢ(T₂) = xᵢ exp(−½σᵢ²τ + σᵢ√τ(√ρ z₀ + √(1−ρ) zᵢ)) with τ = T₂ − T₁ and independent normal z; ρ, in [0, 1),
+    correlates the noise of any two. States are at T₁, `start`, drawn with volatilities that are `spread` times as
+    large.
     """
 
     volatilities: Float[Tensor, "asset"]

@@ -19,21 +19,11 @@ Loss = Callable[[Int[Tensor, "sample"]], Tensor]
 def minimize_by_lbfgs(
     network: nn.Module, loss: Loss, samples: int, *, evaluations: int, seed: int, decays: Sequence[float] = DECAYS
 ) -> dict[str, float]:
-    """Train a network in float64 over all samples, as `JacobianRegressor` does.
+    """Train a network in float64 over all samples, as `JacobianRegressor`; return evaluations and weight decay.
 
     The weight decay, toward the parameters that the network has, is selected on a fifth of the samples by the loss
-    itself: each decay goes on from the parameters of the stronger one. The last fit is to all samples.
-
-    Args:
-        network: In float64; its parameters are changed in place.
-        loss: Of the network.
-        samples: Number of samples.
-        evaluations: Of loss and gradient, in the last fit and in all others together.
-        seed: Of the samples that are held out.
-        decays: From strong to weak.
-
-    Returns:
-        Evaluations and the weight decay that was selected.
+    itself: each decay goes on from the parameters of the stronger one. The last fit is to all samples. `evaluations` of
+    loss and gradient are those of the last fit, and as many are for all others together.
     """
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
     held_out, others = order[: samples // 5], order[samples // 5 :]

@@ -26,11 +26,9 @@ _NOSE, _MOUTH = slice(23, 27), slice(27, 31)
 
 @dataclass(frozen=True)
 class Faces:
-    """Images and their landmarks.
+    """Images (face, SIDE, SIDE), values about [0, 1], and their landmarks (face, LANDMARKS, 2).
 
-    Attributes:
-        images: (face, SIDE, SIDE), values about [0, 1].
-        landmarks: (face, LANDMARKS, 2), x to the right and y down, in pixels; pixel centres are whole numbers.
+    Landmarks are in pixels, x to the right and y down; pixel centres are whole numbers.
     """
 
     images: Array

@@ -14,12 +14,7 @@ _DISPLACED = (-1.0, -0.5, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class Fit:
-    """Parameters of fits and what they took.
-
-    Attributes:
-        p: (face, parameter).
-        evaluations: (face,): how often the image was sampled.
-    """
+    """Parameters of fits (face, parameter), and how often the image was sampled for each (face,)."""
 
     p: Array
     evaluations: Array
@@ -85,11 +80,7 @@ def by_fixed_jacobian(model: Model, update: Array, shown: Array, *, iterations: 
 def by_newuoa(model: Model, shown: Array, *, most: int = 1000, tolerance: float = 1e-3) -> Fit:
     """The minimum of the cost for each window, by NEWUOA (Powell 2006) from p = 0 with first steps of one unit.
 
-    Args:
-        model: The model.
-        shown: Windows.
-        most: Evaluations for each, at most.
-        tolerance: Of the parameters, in their units.
+    At most `most` evaluations for each; the tolerance is that of the parameters, in their units.
 
     Raises:
         UnsupportedError: nlopt is not installed.

@@ -44,14 +44,10 @@ class Glance(nn.Module):
     texture: Tensor
 
     def __init__(self, model: Model, *, looks: int = 3, dropout: float = 0.0, update: Array | None = None) -> None:
-        """Builds the network for a model of appearance.
+        """Build the network for a model of appearance; `dropout` is the share of the texture that is left out.
 
-        Args:
-            model: Its shapes say where the texture is sampled.
-            looks: How often a window is sampled.
-            dropout: Share of the texture that is left out in training.
-            update: R (parameter, pixel) of a fixed Jacobian, whose steps p ← p − R r(p) the maps then begin with; with
-                None they begin with the answer 0.
+        With R, the update of a fixed Jacobian (parameter, pixel), the maps begin as its steps p ← p − R r(p), else with
+        0.
         """
         super().__init__()
         self.register_buffer("mean", torch.from_numpy(model.weights @ model.mean).float())
@@ -103,14 +99,9 @@ class Glance(nn.Module):
 
 @dataclass(frozen=True)
 class Lesson:
-    """Results of the fitter.
+    """Windows (window, pixel), the fitter's parameters for them, and how often it was called, failed fits included.
 
-    Attributes:
-        x: Windows (window, pixel).
-        y: Parameters.
-        directions: (direction, window, pixel), none without derivatives.
-        derivatives: (direction, window, parameter): the differences along them.
-        fits: Number of calls of the fitter, failed fits included.
+    Directions (direction, window, pixel) and the differences along them are empty without derivatives.
     """
 
     x: Float[Tensor, "window pixel"]
@@ -123,17 +114,11 @@ class Lesson:
 def lesson(
     model: Model, shown: Faces, *, directions: int, seed: int, known: dict[bytes, Array] | None = None
 ) -> Lesson:
-    """Asks the fitter about windows that lie about each face, and about an antithetic pair along each direction.
+    """Ask the fitter about windows that lie about each face, and about `directions` antithetic pairs for each.
 
     Fits that cost more than 1.5 times the median are left out, and derivatives longer than 4 times the median are zero
-    with their directions: there the fitter has lost the face or has jumped.
-
-    Args:
-        model: The model of appearance.
-        shown: Faces with landmarks.
-        directions: Antithetic pairs for each face.
-        seed: Of the windows' places and of the directions; a face's window does not depend on the number of faces.
-        known: Answers of the fitter, which are added to.
+    with their directions: there the fitter has lost the face or has jumped. A face's window does not depend on the
+    number of faces. What is `known` of the fitter is not computed again, and is added to.
     """
     random = np.random.default_rng(seed)
     poses = displaced(model, shown, random.normal(0, SPREAD, (len(shown), 4)))
@@ -222,13 +207,7 @@ class AlongDirections(nn.Module):
     """Values and derivatives along known directions u, after each look: means of Σₖ(ŷₖ − yₖ)² + w Σₖ((Ĵu)ₖ − sₖ)²."""
 
     def __init__(self, student: Glance, examples: Lesson, share: float) -> None:
-        """Takes the directions and derivatives of a lesson; the ids of a batch say which.
-
-        Args:
-            student: The network to train.
-            examples: Directions and derivatives.
-            share: Of the derivatives in the gradient norm.
-        """
+        """Take the directions and derivatives of a lesson, and their share of the gradient norm."""
         super().__init__()
         self.student, self.calls = student, 0
         self.known = (examples.directions, examples.derivatives)

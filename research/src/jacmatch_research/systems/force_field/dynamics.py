@@ -16,12 +16,7 @@ Forces = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class State:
-    """Positions and velocities of clusters.
-
-    Attributes:
-        x: Positions.
-        v: Velocities.
-    """
+    """Positions and velocities of clusters."""
 
     x: Float[Tensor, "cluster atom 3"]
     v: Float[Tensor, "cluster atom 3"]
@@ -35,15 +30,9 @@ class State:
 def verlet(
     forces: Forces, state: State, *, steps: int, step: float, watch: Callable[[State], None], every: int = 1
 ) -> State:
-    """The state after `steps` of velocity Verlet: v += hF/2, x += hv, v += hF/2.
+    """The state after `steps` of velocity Verlet: v += hF/2, x += hv, v += hF/2, h being `step`.
 
-    Args:
-        forces: Of the potential.
-        state: At the beginning.
-        steps: How many.
-        step: h.
-        watch: Is shown the state at the beginning and after every `every` steps.
-        every: Steps between two looks.
+    `watch` is shown the state at the beginning and after every `every` steps.
 
     Raises:
         InputError: A number is not positive.

@@ -21,13 +21,7 @@ ATOMIC_MASS = 1.66053906892e-27
 
 @dataclass(frozen=True)
 class Atom:
-    """What makes SI units of the potential's own.
-
-    Attributes:
-        depth: ε, in joule.
-        size: σ, in metre.
-        mass: In kilogram.
-    """
+    """What makes SI units of the potential's own: ε in joule, σ in metre, the mass in kilogram."""
 
     depth: float
     size: float

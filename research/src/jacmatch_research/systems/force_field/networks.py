@@ -26,17 +26,10 @@ class EnergyNetwork(nn.Module):
     def __init__(
         self, atoms: int, *, radial: int, hidden: Sequence[int], scale: float = 1.0, shift: float = 0.0
     ) -> None:
-        """Builds the network with torch's initialization.
-
-        Args:
-            atoms: In a cluster, at least 2.
-            radial: Radial functions, at least 2.
-            hidden: Widths of the hidden layers.
-            scale: Standard deviation of the energies to be learned.
-            shift: Their mean.
+        """Build the network with torch's initialization; scale and shift are those of the energies to be learned.
 
         Raises:
-            InputError: There are too few atoms or radial functions.
+            InputError: There are fewer than two atoms or radial functions.
         """
         super().__init__()
         if atoms < 2 or radial < 2:
@@ -72,13 +65,7 @@ class ForceField(nn.Module):
     """
 
     def __init__(self, network: nn.Module, *, energy_unit: float | int = 1.0, force_unit: float | int = 1.0) -> None:
-        """Keeps the network as `network`.
-
-        Args:
-            network: Clusters (cluster, coordinate) to energies (cluster, 1).
-            energy_unit: By which energies are divided.
-            force_unit: By which forces are divided.
-        """
+        """Keep the network, coordinates to energies (cluster, 1), and what energies and forces are divided by."""
         super().__init__()
         self.network, self.units = network, (float(energy_unit), float(force_unit))
 

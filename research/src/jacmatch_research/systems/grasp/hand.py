@@ -20,12 +20,7 @@ FINGERS = 3
 
 @dataclass(frozen=True)
 class ObjectPose:
-    """Places and rotations of the object.
-
-    Attributes:
-        p: Of its center.
-        r: Its rotation, from its own axes to those of the palm.
-    """
+    """Centers of the object, and its rotations from its own axes to those of the palm."""
 
     p: Float[Tensor, "grasp 3"]
     r: Float[Tensor, "grasp 3 3"]
@@ -33,14 +28,10 @@ class ObjectPose:
 
 @dataclass(frozen=True)
 class Points:
-    """The points of the fingers, and the axes that they turn about.
+    """Knuckles, knees and tips of the fingers, and the axes that they turn about.
 
-    Attributes:
-        base: Knuckles.
-        knee: Knees.
-        tip: Fingertips.
-        aside: First axis of each knuckle, along the palm's radius.
-        bend: Axis of flexion, of the knuckle and of the knee: normal to the plane of the finger.
+    The first axis of a knuckle, `aside`, is along the palm's radius; `bend`, of knuckle and knee, is normal to the
+    finger's plane.
     """
 
     base: Float[Tensor, "grasp 3 3"]
@@ -55,14 +46,8 @@ class Hand:
     """Three fingers at equal angles on a round palm (z points away from it), and a ring of contacts on an object.
 
     The phalanges are as long as those of the Barrett hand (BH8 series: 70 mm and 58 mm); two axes in each knuckle are
-    as in the Salisbury hand (Mason & Salisbury 1985). Radii and height of the grasp are ours.
-
-    Attributes:
-        proximal: Length of the phalanx from knuckle to knee.
-        distal: Length from knee to tip.
-        palm: Radius on which the knuckles stand.
-        grip: Radius of the circle of contacts on the object.
-        height: Of the object's center above the palm where the grasp is at rest.
+    as in the Salisbury hand (Mason & Salisbury 1985). The radii on which knuckles (`palm`) and contacts (`grip`) stand,
+    and the height of the object's center above the palm at rest are ours.
     """
 
     proximal: float = 0.070

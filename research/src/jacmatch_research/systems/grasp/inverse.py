@@ -10,14 +10,10 @@ _PATH, _NEWTON, _LAST, _LONGEST = 8, 3, 6, 0.3  # targets on the way, steps for 
 
 
 class Inverse(nn.Module):
-    """q ↦ y with f(y) = q for a network f, by Newton's method; its Jacobian is that of f, inverted.
+    """q ↦ y with f(y) = q for a network f, by Newton's method from `start`; its Jacobian is that of f, inverted.
 
     The targets go from f(start) to q on a straight line, each solved from the one before. The last step is
     y + J⁻¹(q − f(y)) with y and J constant, so that automatic differentiation gives J⁻¹ and nothing of the iteration.
-
-    Args:
-        network: f, from coordinates of the pose to joints.
-        start: Coordinates at which the iteration begins.
     """
 
     def __init__(self, network: nn.Module, start: Float[Tensor, "coordinate"]) -> None:

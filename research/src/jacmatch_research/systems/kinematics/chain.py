@@ -19,12 +19,7 @@ _NAMES = ("a", "d", "alpha", "lower", "upper")
 class Chain:
     """Turning joints in a row, in the standard convention: Tᵢ = Rot_z(qᵢ) Trans_z(dᵢ) Trans_x(aᵢ) Rot_x(αᵢ).
 
-    Attributes:
-        a: Length of each link.
-        d: Offset of each link along its joint's axis.
-        alpha: Twist of each link.
-        lower: Lower limit of each joint.
-        upper: Upper limit of each joint.
+    For each joint: length, offset and twist of its link, and its limits.
     """
 
     a: tuple[float, ...]

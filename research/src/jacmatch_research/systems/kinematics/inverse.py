@@ -23,13 +23,7 @@ _SHORTEST, _LONGEST = 1e-3, 0.3  # damping where the error is 0, and the largest
 
 @dataclass(frozen=True)
 class Solved:
-    """Where an inverse kinematics ended.
-
-    Attributes:
-        q: Joint angles, within the limits.
-        iterations: Steps taken.
-        reached: Whether the driving poses are as near as `NEAR` asks.
-    """
+    """Where an inverse kinematics ended, after how many steps, and whether it is as near as `NEAR` asks."""
 
     q: Float[Tensor, "pose joint"]
     iterations: Int[Tensor, "pose"]
@@ -109,14 +103,9 @@ def solve(
     *,
     iterations: int = 60,
 ) -> Solved:
-    """Joint angles at which the driving poses are at the target, from a start, within limits.
+    """Joint angles at which the driving poses are at the target, from a start, in at most `iterations` steps.
 
-    Args:
-        known: What drives the steps.
-        target: Places and rotations to reach.
-        start: Joint angles to begin with.
-        limits: Lower and upper; what a step does beyond them is cut off.
-        iterations: At most so many steps.
+    What a step does beyond the limits is cut off.
     """
     q = start.clone()
     count = torch.zeros(len(q), dtype=torch.int64)
@@ -149,17 +138,9 @@ def animate(
 ) -> dict[str, Float[Tensor, "animation"]]:
     """Move from key 0 to key 1 by joints, on to the pose of key 2 by inverse kinematics, and to key 3 by joints.
 
-    Each frame of the second part is solved from the one before, and the third begins wherever the joints are. The path
-    between the poses of keys 1 and 2 is that of the hand when its joints move between them: within reach.
-
-    Args:
-        chain: The arm.
-        known: Poses and Jacobians that drive the inverse part.
-        keys: Joint angles of four moments, for each animation.
-        cold: Where each frame of the inverse part is solved from; the frame before it if None.
-        share: Of the joint ranges that may be used.
-        frames: Of each of the three parts.
-        iterations: Of inverse kinematics for a frame, at most.
+    Each frame of the second part is solved from the one before (or from `cold`), and the third begins wherever the
+    joints are. The path between the poses of keys 1 and 2 is that of the hand when its joints move between them: within
+    reach.
 
     Returns:
         For each animation the largest joint step in radians where inverse kinematics takes over (`into`), where forward

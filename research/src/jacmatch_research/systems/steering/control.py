@@ -31,12 +31,7 @@ SPEEDS = (8.0, 40.0)
 
 @dataclass(frozen=True)
 class Lqr:
-    """The controller u = −K(V) z of a car.
-
-    Attributes:
-        vehicle: The car.
-        wheels: 4, or 2 where only the front steers: the second row of K is then 0.
-    """
+    """The controller u = −K(V) z of a car with 4 wheels that steer, or 2: the second row of K is then 0."""
 
     vehicle: Vehicle = field(default_factory=Vehicle)
     wheels: int = 4
@@ -95,11 +90,7 @@ def _gains(lqr: Lqr, speeds: tuple[float, ...]) -> Array:
 
 @dataclass(frozen=True)
 class Linear:
-    """The controller u = −K z, whatever the speed and however large.
-
-    Attributes:
-        gain: K (2, 4).
-    """
+    """The controller u = −K z, K (2, 4), whatever the speed and however large."""
 
     gain: Array
 
@@ -132,14 +123,9 @@ class Scheduled:
 
 @dataclass(frozen=True)
 class Drive:
-    """What a drive looked like.
+    """Times (step,) in s, states (step, car, 4), inputs (step, car, 2) and offsets y − y* (step, car) in m of a drive.
 
-    Attributes:
-        time: (step,) in s.
-        states: (step, car, 4).
-        inputs: (step, car, 2).
-        offset: (step, car), y − y*, in m.
-        cost: (car,), the integral of zᵀQz + uᵀRu with y − y* for y.
+    Costs (car,) are the integral of zᵀQz + uᵀRu with y − y* for y.
     """
 
     time: Array
@@ -173,17 +159,10 @@ def drive(
     wanted: Wanted = lambda time: (0.0, 0.0),
     weights: tuple[Array, Array] | None = None,
 ) -> Drive:
-    """Drives cars from start states (car, 4) at speeds (car,), by the method of Runge and Kutta of fourth order.
+    """Drive cars from start states (car, 4) at speeds (car,), by the method of Runge and Kutta of fourth order.
 
-    Args:
-        vehicle: The car.
-        controller: Sees (y − y*, ψ − ẏ*/V, v_y, r).
-        start: States at time 0.
-        speed: Of each car.
-        seconds: How long.
-        step: Of the integration; inputs are held within a step.
-        wanted: y* and ẏ* at a time.
-        weights: Q and R; those of `Lqr` if None.
+    The controller sees (y − y*, ψ − ẏ*/V, v_y, r), y* and ẏ* being `wanted` at a time; inputs are held within a step. Q
+    and R are `weights`, or those of `Lqr`.
     """
     q, r = weights or Lqr().weights
     pairs = [vehicle.matrices(each) for each in speed]

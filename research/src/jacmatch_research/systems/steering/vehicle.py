@@ -21,17 +21,10 @@ Array = Any
 
 @dataclass(frozen=True)
 class Vehicle:
-    """A car; the numbers are those of the BMW 320i of CommonRoad (vehicle 2).
+    """A car; the numbers are those of the BMW 320i of CommonRoad (vehicle 2), in SI units.
 
-    Cornering stiffness of an axle is friction × coefficient × load: C_f = μ C_S m g b/(a + b).
-
-    Attributes:
-        mass: m in kg.
-        inertia: I about the vertical, in kg m².
-        front: a, from the center of mass to the front axle, in m.
-        rear: b, to the rear axle.
-        coefficient: C_S, by which stiffness follows from the load, in 1/rad, the same for both axles.
-        friction: μ.
+    `front` and `rear` are the distances a and b of the axles from the center of mass, I is about the vertical. The
+    cornering stiffness of an axle is friction × coefficient × load: C_f = μ C_S m g b/(a + b).
 
     References:
         Althoff, Koschi & Manzinger 2017, "CommonRoad: Composable benchmarks for motion planning on roads", IEEE IV, and
