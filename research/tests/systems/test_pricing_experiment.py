@@ -107,7 +107,7 @@ def test_smoke_run(as_users_run, tmp_path):
     assert [len(table["rows"]) for table in result["tables"]] == [18, 18, 12, 12]
     stored = json.loads((tmp_path / "run" / "results.json").read_text())
     measured = {cell["row"]: cell["measures"] for cell in stored["cells"]}
-    assert len(stored["cells"]) == len(measured) == 10
+    assert len(stored["cells"]) == len(measured) == 12
     for option in OPTIONS:
         few, many = (measured[f"{option}: {method}"]["price_rmse"] for method in (VALUES, LONGER))
         assert many < few
