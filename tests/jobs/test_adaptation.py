@@ -47,7 +47,7 @@ def test_a_probe_is_a_logistic_regression_on_the_features(classes, monkeypatch):
 
 
 def test_a_class_without_an_image():
-    with pytest.raises(InputError, match=r"labelled images of the target must be of every class\. Got a class without"):
+    with pytest.raises(InputError, match=r"labeled images of the target must be of every class\. Got a class without"):
         adaptation.probed(pretrained(), split(3), 4, seed=0)
 
 

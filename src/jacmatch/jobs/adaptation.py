@@ -32,12 +32,7 @@ class ReadoutNetwork(nn.Module):
     """
 
     def __init__(self, network: nn.Module, readout: Readout) -> None:
-        """Wraps the network.
-
-        Args:
-            network: The network.
-            readout: One that needs no labels.
-        """
+        """Wraps the network; the readout needs no labels."""
         super().__init__()
         self.network, self.readout = network, readout
 
@@ -168,7 +163,7 @@ def probed(teacher: Pretrained, train: Split, classes: int, seed: int) -> nn.Mod
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
     network = teacher.with_outputs(classes).to(next(teacher.network.parameters()).device).eval()
     head, _ = head_of(network, train)
@@ -178,18 +173,14 @@ def probed(teacher: Pretrained, train: Split, classes: int, seed: int) -> nn.Mod
     smallest = int(torch.bincount(train.y.cpu(), minlength=classes).min())
     if smallest < 1:
         raise InputError("The labeled images of the target must be of every class.", got="a class without one")
-    chosen = 1e-2
-
-    def model(c: float) -> Any:
-        return LogisticRegression(C=c, max_iter=1000, fit_intercept=head.bias is not None)
-
+    model: Any = LogisticRegression(C=1e-2, max_iter=1000, fit_intercept=head.bias is not None)
+    if smallest > 1:
+        folds = StratifiedKFold(min(5, smallest), shuffle=True, random_state=seed % 2**32)
+        model = GridSearchCV(model, {"C": PENALTIES}, scoring="neg_log_loss", cv=folds)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        if smallest > 1:
-            folds = StratifiedKFold(min(5, smallest), shuffle=True, random_state=seed % 2**32)
-            scores = {c: cross_val_score(model(c), rows, y, cv=folds, scoring="neg_log_loss").mean() for c in PENALTIES}
-            chosen = max(scores, key=lambda c: scores[c])
-        fitted = model(chosen).fit(rows, y)
+        fitted = model.fit(rows, y)
+    fitted = getattr(fitted, "best_estimator_", fitted)
     weight, bias = (torch.as_tensor(each, dtype=torch.float64) for each in (fitted.coef_, fitted.intercept_))
     if classes == 2:  # scikit-learn has one row for two classes
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
@@ -222,12 +213,12 @@ def last_block(network: nn.Module, head: nn.Linear) -> nn.Module:
     def size(module: nn.Module) -> int:
         return sum(p.numel() for p in module.parameters() if p is not head.weight and p is not head.bias)
 
-    block, whole = network, size(network)
-    while True:
-        parts = [child for child in block.children() if size(child)]
-        if not parts or (block is not network and 2 * size(block) <= whole):
-            return block
+    block = network
+    while block is network or 2 * size(block) > size(network):
+        if not (parts := [child for child in block.children() if size(child)]):
+            break
         block = parts[-1]
+    return block
 
 
 def basis_of(teacher: Pretrained, images: Split, layer: str | None, k: int, whiten: bool) -> ReadoutNetwork:
