@@ -13,6 +13,7 @@ FORMULAS = {
     "gelu": lambda z: z * 0.5 * (1 + torch.erf(z / math.sqrt(2))),
     "tanh": lambda z: (torch.exp(z) - torch.exp(-z)) / (torch.exp(z) + torch.exp(-z)),
     "relu": lambda z: torch.where(z > 0, z, torch.zeros_like(z)),
+    "sine": lambda z: torch.exp(1j * z).imag,
 }
 
 

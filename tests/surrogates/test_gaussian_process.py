@@ -20,11 +20,11 @@ def samples(count=12, seed=0):
     return x, y, j
 
 
-def kernel(a, b, lengths):
-    return float(np.exp(-0.5 * (((a - b) / lengths) ** 2).sum()))
+def kernel(a, b, lengths, constants):
+    return float(((np.exp(-0.5 * ((a - b) / lengths) ** 2) + constants) / (1 + constants)).prod())
 
 
-def covariance(a, i, b, j, lengths, h=1e-4):
+def covariance(a, i, b, j, lengths, constants, h=1e-4):
     """Of two values or scaled partials, by differences of the kernel."""
 
     def shifted(point, axis, sign):
@@ -34,21 +34,24 @@ def covariance(a, i, b, j, lengths, h=1e-4):
         return point + step
 
     if i and j:
-        terms = [s * t * kernel(shifted(a, i, s), shifted(b, j, t), lengths) for s in (1, -1) for t in (1, -1)]
+        terms = [
+            s * t * kernel(shifted(a, i, s), shifted(b, j, t), lengths, constants) for s in (1, -1) for t in (1, -1)
+        ]
         return sum(terms) / (4 * h * h)
     if i or j:
-        terms = [s * kernel(shifted(a, i, s), shifted(b, j, s), lengths) for s in (1, -1)]
+        terms = [s * kernel(shifted(a, i, s), shifted(b, j, s), lengths, constants) for s in (1, -1)]
         return sum(terms) / (2 * h)
-    return kernel(a, b, lengths)
+    return kernel(a, b, lengths, constants)
 
 
-def test_covariances_are_derivatives_of_the_kernel():
+@pytest.mark.parametrize("constants", [(0.0, 0.0), (0.3, 0.0), (0.5, 40.0)])
+def test_covariances_are_derivatives_of_the_kernel(constants):
     rng = np.random.default_rng(0)
     a, b, lengths = rng.normal(size=(2, 2)), rng.normal(size=(3, 2)), np.array([0.7, 1.6])
-    full, _, _ = gaussian_process._blocks(a, b, lengths, partials=(True, True))
-    full = full.reshape(3, 2, 3, 3)
+    constants = np.array(constants)
+    full = gaussian_process._factors(a, b, lengths, constants).covariance(partials=(True, True)).reshape(3, 2, 3, 3)
     for i, n, j, m in np.ndindex(full.shape):
-        assert full[i, n, j, m] == pytest.approx(covariance(a[n], i, b[m], j, lengths), abs=1e-6)
+        assert full[i, n, j, m] == pytest.approx(covariance(a[n], i, b[m], j, lengths, constants), abs=1e-6)
 
 
 @pytest.mark.parametrize("known", ["all", "some", "values"])
@@ -58,9 +61,10 @@ def test_the_likelihood_by_its_definition_and_its_gradient_by_differences(known)
         j[2, :, 0] = j[4, :, 1] = np.nan
     data, _ = standardize(x, y, None if known == "values" else j)
     observed = gaussian_process._observed(data, np.arange(2))
-    parameters = np.log([0.8, 1.3, 1e-2, 3e-2])
+    parameters = np.log([0.8, 1.3, 0.2, 1.5, 1e-2, 3e-2])
     value, gradient = gaussian_process._likelihood(parameters, observed)
-    full, _, _ = gaussian_process._blocks(data.x, data.x, np.exp(parameters[:2]), partials=(True, True))
+    factors = gaussian_process._factors(data.x, data.x, *np.exp(parameters[:4]).reshape(2, 2))
+    full = factors.covariance(partials=(True, True))
     part = full[np.ix_(observed.index, observed.index)]
     part += np.diag(np.where(observed.axis > 0, 3e-2, 1e-2))
     scale = np.array([1.0, 0.8, 1.3])[observed.axis]
@@ -72,8 +76,8 @@ def test_the_likelihood_by_its_definition_and_its_gradient_by_differences(known)
         variance = (z - mean * h) @ np.linalg.solve(part, z - mean * h) / len(z)
         expected += 0.5 * (len(z) * np.log(variance) + np.linalg.slogdet(part)[1]) - np.log(scale).sum()
     assert value == pytest.approx(expected, rel=1e-9)
-    for i in range(4):
-        step = np.zeros(4)
+    for i in range(6):
+        step = np.zeros(6)
         step[i] = 1e-5
         ahead, behind = (gaussian_process._likelihood(parameters + sign * step, observed)[0] for sign in (1, -1))
         assert gradient[i] == pytest.approx((ahead - behind) / 2e-5, abs=1e-5)
@@ -92,10 +96,12 @@ def test_it_goes_through_what_is_known():
     assert np.all(std < 1e-2)
 
 
-def test_its_jacobian_is_that_of_its_mean():
+@pytest.mark.parametrize("constants", [(0.0, 0.0), (0.3, 0.0), (0.5, 40.0)])
+def test_its_jacobian_is_that_of_its_mean(constants):
     x, y, j = samples()
     data, _ = standardize(x, y, j)
-    process = fit_gaussian_process(data)
+    parameters = np.array([np.log(0.8), np.log(1.5), *(np.log(c) if c else -np.inf for c in constants), -9, -9])
+    process = fit_gaussian_process(data, parameters=(parameters,))
     points = np.random.default_rng(3).normal(size=(5, 2))
     _, partials, _ = process(points)
     for i in range(2):

@@ -7,6 +7,13 @@ import torch
 from jacmatch.errors import InputError
 from jacmatch.surrogates.perceptron import ACTIVATIONS, Perceptron
 
+FUNCTIONS = {
+    "silu": torch.nn.functional.silu,
+    "tanh": torch.tanh,
+    "softplus": torch.nn.functional.softplus,
+    "sine": torch.sin,
+}
+
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_derivatives_of_an_activation(activation):
@@ -15,14 +22,14 @@ def test_derivatives_of_an_activation(activation):
     plus, minus = ACTIVATIONS[activation](z + h), ACTIVATIONS[activation](z - h)
     np.testing.assert_allclose(first, (plus[0] - minus[0]) / (2 * h), atol=1e-9)
     np.testing.assert_allclose(second, (plus[1] - minus[1]) / (2 * h), atol=1e-9)
-    torch_name = {"silu": "SiLU", "tanh": "Tanh", "softplus": "Softplus"}[activation]
-    np.testing.assert_allclose(value, getattr(torch.nn, torch_name)()(torch.from_numpy(z)).numpy(), atol=1e-12)
+    np.testing.assert_allclose(value, FUNCTIONS[activation](torch.from_numpy(z)).numpy(), atol=1e-12)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("hidden", [(), (5,), (5, 4), (3, 4, 3)])
-def test_values_and_jacobian_are_those_of_a_torch_network(activation, hidden):
-    net = Perceptron((3, *hidden, 2), activation)
+@pytest.mark.parametrize(("hidden", "outputs"), [((), 2), ((5,), 5), ((5, 4), 2), ((5, 4), 4), ((3, 4, 3), 1)])
+def test_values_and_jacobian_are_those_of_a_torch_network(activation, hidden, outputs):
+    """With fewer outputs than inputs the Jacobian is taken row by row, with more tangent by tangent."""
+    net = Perceptron((3, *hidden, outputs), activation)
     theta = net.initial(seed=1)
     x = np.random.default_rng(0).normal(size=(6, 3))
 
@@ -30,12 +37,7 @@ def test_values_and_jacobian_are_those_of_a_torch_network(activation, hidden):
         for number, (weight, bias) in enumerate(net.layers(theta)):
             row = torch.from_numpy(weight) @ row + torch.from_numpy(bias)
             if number < len(hidden):
-                functions = {
-                    "silu": torch.nn.functional.silu,
-                    "tanh": torch.tanh,
-                    "softplus": torch.nn.functional.softplus,
-                }
-                row = functions[activation](row)
+                row = FUNCTIONS[activation](row)
         return row
 
     y, j = net(theta, x)

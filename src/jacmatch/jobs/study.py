@@ -7,7 +7,7 @@ if its `result.json` exists. A job that was stopped skips finished cells and res
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ class Cell:
     # what decides the cell besides the settings of the run, the seed and the method
     settings: Mapping[str, Any] = field(default_factory=dict)
     size: str = ""  # folder between those of seed and method, where there are several sizes
+    others: tuple[str, ...] = ()  # other layouts that may be selected instead of the network's
 
     def folder(self, run: Run) -> Run:
         """Return the run folder of the cell: new, unfinished or finished."""
@@ -51,7 +52,9 @@ class Cell:
     def load(self, run: Run) -> nn.Module:
         """Return the trained network of the cell."""
         assert self.network is not None
-        return networks.load_own(self.folder(run).path, self.network.spec)
+        folder = self.folder(run).path
+        saved = networks.describe(folder).spec if self.others else ""
+        return networks.load_own(folder, saved if saved in self.others else self.network.spec)
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,10 @@ def _train(cell: Cell, child: Run, task: Task, device: str, progress: Progress) 
     if not fitted.finished or child.follows:
         return None if fitted.finished else fitted.steps
     network, fields = task.finish()
+    fields = dict(fields)
+    spec = fields.pop("spec", None)
     if cell.network is not None:
-        networks.save(child, network, cell.network)
+        networks.save(child, network, cell.network if spec is None else replace(cell.network, spec=spec))
     child.write_result(
         {
             **head(child, cell.seed),
@@ -174,8 +179,7 @@ def quality(network: Mapping[str, Any]) -> str:
 def save_main(run: Run, cell: Cell) -> nn.Module:
     """Save the network of a cell as the network of the run, and return it."""
     network = cell.load(run)
-    assert cell.network is not None
-    networks.save(run, network, cell.network)
+    networks.save(run, network, networks.describe(cell.folder(run).path))
     return network
 
 

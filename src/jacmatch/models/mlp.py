@@ -10,12 +10,22 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.models.inputs import RawInputs, Shape, Statistics, one_for_each
 
+
+class Sine(nn.Module):
+    """The sine of each entry."""
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return sin x."""
+        return x.sin()
+
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "softplus": nn.Softplus,
     "gelu": nn.GELU,
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
+    "sine": Sine,
 }
 
 

@@ -9,11 +9,15 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError
 from jacmatch.models.inputs import Shape, Statistics, check_sizes
 
+NO_CONSTANT = -1000.0
+"""The logarithm of 0."""
+
 
 class ProcessMean(nn.Module):
-    """The mean y = m + t Σₙ k(uₙ) (aₙ + uₙ · bₙ), uₙ = (z − zₙ)/ℓ, k = exp(−½ |u|²), in raw units and float64 inside.
+    """The mean y = m + t Σₙ k(uₙ) (aₙ + Σᵢ uₙᵢ ρ(uₙᵢ) bₙᵢ), uₙ = (z − zₙ)/ℓ, in raw units and float64 inside.
 
-    All its numbers are buffers. Outputs whose partials are known at the same samples share their length scales ℓ.
+    k = Π (exp(−½ uᵢ²) + wᵢ)/(1 + wᵢ), and ρ is the share of the first term. All its numbers are buffers, w as its
+    logarithm. Outputs whose partials are known at the same samples share their length scales ℓ and constants w.
 
     References:
         Rasmussen & Williams 2006, section 9.4.
@@ -21,6 +25,7 @@ class ProcessMean(nn.Module):
 
     points: Tensor
     lengths: Tensor
+    constants: Tensor
     groups: Tensor
     values: Tensor
     partials: Tensor
@@ -40,16 +45,19 @@ class ProcessMean(nn.Module):
             self.register_buffer(name, torch.zeros(size, dtype=torch.float64))
         for name, size in {"lengths": (groups, d), "x_scale": (d,), "y_scale": (outputs,)}.items():
             self.register_buffer(name, torch.ones(size, dtype=torch.float64))
+        self.register_buffer("constants", torch.full((groups, d), NO_CONSTANT, dtype=torch.float64))
         self.register_buffer("groups", torch.zeros(outputs, dtype=torch.int64))
 
     def forward(self, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch out"]:
         """Return the mean for raw inputs."""
         z = (x.flatten(1).double() - self.x_mean) / self.x_scale
         y = torch.zeros(1, dtype=torch.float64, device=x.device)
-        for group, lengths in enumerate(self.lengths):
+        for group, (lengths, logarithm) in enumerate(zip(self.lengths, self.constants, strict=True)):
             u = (z[:, None] - self.points) / lengths
-            k = torch.exp(-0.5 * u.square().sum(2))
-            mean = k @ self.values + (k[:, :, None] * u).flatten(1) @ self.partials.flatten(0, 1)
+            half, w = 0.5 * u.square(), logarithm.exp()
+            k = ((torch.exp(-half) + w) / (1 + w)).prod(2)
+            shares = u * torch.sigmoid(-(half + logarithm))
+            mean = k @ self.values + (k[:, :, None] * shares).flatten(1) @ self.partials.flatten(0, 1)
             y = y + mean * (self.groups == group)
         return (self.y_mean + self.y_scale * y).to(x.dtype)
 

@@ -1,15 +1,16 @@
 """A Gaussian process conditioned on values and partials: a model for few samples, and a teacher of networks.
 
-The prior is a constant plus a process with the squared exponential kernel k = exp(−½ Σ uᵢ²), uᵢ = (xᵢ − xᵢ′)/ℓᵢ. Its
-derivatives have closed covariances: cov(f, ℓᵢ ∂ᵢ′f) = k uᵢ and cov(ℓᵢ ∂ᵢf, ℓⱼ ∂ⱼ′f) = k (δᵢⱼ − uᵢ uⱼ). Length scales
-and noise maximize the marginal likelihood, whose gradient is explicit; the constant and the variance of each output are
-profiled.
+The prior is a constant plus a process with the kernel k = Π gᵢ(uᵢ), g(u) = (exp(−½ u²) + w)/(1 + w) and
+uᵢ = (xᵢ − xᵢ′)/ℓᵢ. With constants wᵢ = 0 it is the squared exponential; large ones make a sum of functions of few
+inputs. Its derivatives have closed covariances: cov(f, ℓᵢ ∂ᵢ′f) = −k aᵢ, cov(ℓᵢ ∂ᵢf, ℓⱼ ∂ⱼ′f) = −k aᵢ aⱼ for
+i ≠ j and k bᵢ for i = j, where a = g′/g and b = −g″/g. Length scales, constants and noise maximize the marginal
+likelihood, whose gradient is explicit; the mean and the variance of each output are profiled.
 
 It is implemented here because GPyTorch's kernel with gradients supports neither missing partials nor several outputs,
 and SMT needs minutes to predict the derivatives at 1,000 points.
 
 References:
-    Rasmussen & Williams 2006, sections 2.7, 5.4.1 and 9.4.
+    Rasmussen & Williams 2006, sections 2.7, 5.4.1 and 9.4; Duvenaud, Nickisch & Rasmussen 2011, arXiv 1112.4394 (sums).
 """
 
 from dataclasses import dataclass
@@ -29,8 +30,9 @@ LARGEST = 6000
 QUANTILE_95 = 1.6449
 """Of a standard normal variable: half of a 90 % interval in standard deviations."""
 _LEFT_OUT = 600  # entries of the samples that are left out to calibrate standard deviations
-_SEARCHED = 500  # most values and partials in the search for length scales
-_EVALUATIONS = 60
+_STAGES = ((400, 60), (1000, 12))  # values and partials, and evaluations, of the stages of the search
+_CONSTANTS = (1e-4, 1e2)  # the lowest stands for 0
+_CACHED = 2**16  # entries of a matrix that stays in the cache
 _NOISE = (1e-10, 1.0)  # variance of the noise, as a share of that of the process and of its scaled partials
 _LENGTHS = (1e-2, 1e3)
 _CHUNK = 2**22  # entries of a covariance with new points
@@ -77,41 +79,73 @@ def patterns(data: Standardized) -> list[ndarray]:
     return [np.array(group) for group in groups.values()]
 
 
-def _blocks(
-    a: ndarray, b: ndarray, lengths: ndarray, *, partials: tuple[bool, bool]
-) -> tuple[ndarray, ndarray, ndarray]:
-    """Return the covariance of values and scaled partials at a with those at b, and u and k."""
-    d = len(lengths)
+@dataclass(frozen=True, eq=False)
+class _Factors:
+    """The kernel between points, k = Π gᵢ(uᵢ), and what its derivatives need.
+
+    Attributes:
+        u: Scaled differences (xᵢ − xᵢ′)/ℓᵢ, input first.
+        share: Share ρᵢ of the squared exponential in gᵢ.
+        k: The kernel.
+        first: gᵢ′/gᵢ = −uᵢ ρᵢ.
+        second: −gᵢ″/gᵢ = (1 − uᵢ²) ρᵢ.
+    """
+
+    u: ndarray
+    share: ndarray
+    k: ndarray
+    first: ndarray
+    second: ndarray
+
+    def covariance(self, *, partials: tuple[bool, bool]) -> ndarray:
+        """Return the covariance of values and, where wanted, scaled partials of rows and columns."""
+        d, n, m = self.u.shape
+        rows, columns = (1 + d if each else 1 for each in partials)
+        full = np.empty((rows, n, columns, m))
+        full[0, :, 0] = self.k
+        first = self.k * self.first
+        if partials[1]:
+            full[0, :, 1:] = -first.transpose(1, 0, 2)
+        if partials[0]:
+            full[1:, :, 0] = first
+        if all(partials):
+            for i in range(d):
+                for j in range(i):
+                    full[1 + i, :, 1 + j] = full[1 + j, :, 1 + i] = -first[i] * self.first[j]
+                full[1 + i, :, 1 + i] = self.k * self.second[i]
+        return full.reshape(rows * n, columns * m)
+
+
+def _factors(a: ndarray, b: ndarray, lengths: ndarray, constants: ndarray) -> _Factors:
+    """Return the kernel between the points a and b."""
     u = ((a[:, None] - b[None]) / lengths).transpose(2, 0, 1)
-    k = np.exp(-0.5 * (u * u).sum(0))
-    rows, columns = (1 + d if each else 1 for each in partials)
-    full = np.empty((rows, len(a), columns, len(b)))
-    full[0, :, 0] = k
-    ku = k * u
-    if partials[1]:
-        full[0, :, 1:] = ku.transpose(1, 0, 2)
-    if partials[0]:
-        full[1:, :, 0] = -ku
-    if all(partials):
-        for i in range(d):
-            for j in range(i, d):
-                full[1 + i, :, 1 + j] = full[1 + j, :, 1 + i] = -ku[i] * u[j]
-            full[1 + i, :, 1 + i] += k
-    return full.reshape(rows * len(a), columns * len(b)), u, k
+    w = constants[:, None, None]
+    e = np.exp(-0.5 * u * u)
+    share = np.divide(e, e + w, out=np.ones_like(e), where=w > 0)
+    k = ((e + w) / (1 + w)).prod(0)
+    return _Factors(u, share, k, -u * share, (1 - u * u) * share)
+
+
+def _unpacked(parameters: ndarray) -> tuple[ndarray, ndarray, ndarray]:
+    """Return length scales, constants and noise: their logarithms are the parameters."""
+    d = (len(parameters) - 2) // 2
+    whole = np.exp(parameters)
+    return whole[:d], whole[d : 2 * d], whole[2 * d :]
 
 
 def _likelihood(parameters: ndarray, observed: _Observed) -> tuple[float, ndarray]:
     """Return the negative logarithm of the marginal likelihood, and its gradient.
 
     Args:
-        parameters: Logarithms of D length scales, then of the noise of values and of scaled partials.
+        parameters: Logarithms of D length scales and D constants, then of the noise of values and of scaled partials.
         observed: What is known.
     """
-    d = observed.x.shape[1]
-    lengths, noise = np.exp(parameters[:d]), np.exp(parameters[d:])
+    d, n = observed.x.shape[1], len(observed.x)
+    lengths, constants, noise = _unpacked(parameters)
     index, axis = observed.index, observed.axis
     with_partials = bool((axis > 0).any())
-    full, u, k = _blocks(observed.x, observed.x, lengths, partials=(with_partials, with_partials))
+    factors = _factors(observed.x, observed.x, lengths, constants)
+    full = factors.covariance(partials=(with_partials, with_partials))
     covariance = full[np.ix_(index, index)]
     covariance[np.diag_indices(len(index))] += np.where(axis > 0, noise[1], noise[0])
     z = observed.z * np.concatenate([[1.0], lengths])[axis][:, None]
@@ -135,38 +169,101 @@ def _likelihood(parameters: ndarray, observed: _Observed) -> tuple[float, ndarra
     share = m / quadratic
     weights = outputs * inverse - (alpha * share) @ alpha.T
     gradient = np.empty_like(parameters)
-    flat = np.zeros((full.shape[0], full.shape[1]))
+    flat = np.zeros(full.shape)
     flat[np.ix_(index, index)] = weights
     rows = 1 + d if with_partials else 1
-    n = len(observed.x)
-    spread = flat.reshape(rows, n, rows, n)
-    total = (spread * full.reshape(rows, n, rows, n)).sum((0, 2))
+    spread, full = flat.reshape(rows, n, rows, n), full.reshape(rows, n, rows, n)
+    total = np.einsum("pnqm,pnqm->nm", spread, full)
     for i in range(d):
-        change = float((total * u[i] ** 2).sum())
+        u, rho, g = factors.u[i], factors.share[i], factors.first[i]
+        rest, square = rho * (1 - rho), factors.u[i] ** 2
+        # of the logarithm of the factor and of its first and second derivative: by the length scale, by the constant
+        changes = (
+            (square * rho, u * (rho - rest * square), 2 * square * rho + (1 - square) * rest * square),
+            (1 - rho - constants[i] / (1 + constants[i]), u * rest, (square - 1) * rest),
+        )
         if with_partials:
-            own = full.reshape(rows, n, rows, n)
-            # the factor uᵢ of each entry of row or column i changes by −uᵢ; δᵢᵢ k does not
-            change -= float((spread[1 + i] * own[1 + i]).sum()) + float((spread[:, :, 1 + i] * own[:, :, 1 + i]).sum())
-            change += 2 * float((spread[1 + i, :, 1 + i] * k).sum())
-        added = (share * (z * alpha)[axis == 1 + i]).sum()
-        gradient[i] = 0.5 * change + float(added) - outputs * counts[i]
+            own = spread[1 + i]
+            mixed = own[:, 0] - np.einsum("jnm,njm->nm", factors.first, own[:, 1:]) + g * own[:, 1 + i]
+        for which, (log, first, second) in enumerate(changes):
+            change = float((total * log).sum())
+            if with_partials:
+                change += float((factors.k * (2 * first * mixed + second * own[:, 1 + i])).sum())
+            gradient[which * d + i] = 0.5 * change
+        gradient[i] += float((share * (z * alpha)[axis == 1 + i]).sum()) - outputs * counts[i]
     diagonal = np.diag(weights)
-    gradient[d] = 0.5 * noise[0] * diagonal[axis == 0].sum()
-    gradient[d + 1] = 0.5 * noise[1] * diagonal[axis > 0].sum()
+    gradient[2 * d] = 0.5 * noise[0] * diagonal[axis == 0].sum()
+    gradient[2 * d + 1] = 0.5 * noise[1] * diagonal[axis > 0].sum()
     return value, gradient
 
 
 @dataclass(frozen=True, eq=False)
 class _Conditioned:
-    """Outputs with the same pattern, conditioned on what is known of them."""
+    """Outputs with the same pattern, conditioned on what is known of them.
+
+    Attributes:
+        weights: Of the covariance with each value and scaled partial, (1 + D, N, K); 0 where it is not known.
+    """
 
     outputs: ndarray
     observed: _Observed
     lengths: ndarray
+    constants: ndarray
     factor: ndarray
-    alpha: ndarray
+    weights: ndarray
     mean: ndarray
     variance: ndarray
+
+    def __call__(self, x: Inputs, *, jacobian: bool) -> tuple[Values, Float[ndarray, "sample out input"] | None]:
+        """Return means of the values and, if wanted, of the Jacobian."""
+        (n, d), k = x.shape, len(self.outputs)
+        y, j = np.empty((n, k)), np.empty((n, k, d)) if jacobian else None
+        evaluate = self._mixed if self.constants.any() else self._exponential
+        rows = max(16, _CACHED // len(self.observed.x))
+        for start in range(0, n, rows):
+            part = slice(start, start + rows)
+            evaluate(x[part], y[part], None if j is None else j[part])
+        return y + self.mean, None if j is None else j / self.lengths
+
+    def _exponential(self, x: Inputs, y: Values, j: ndarray | None) -> None:
+        """Write Σₙ k (aₙ + u bₙ) and its derivative by matrix products; the constants are 0."""
+        a, b = x / self.lengths, self.observed.x / self.lengths
+        k = a @ b.T
+        k -= 0.5 * (a * a).sum(1)[:, None]
+        k -= 0.5 * (b * b).sum(1)
+        np.exp(k, out=k)
+        for output in range(y.shape[1]):
+            of_values, of_partials = self.weights[0, :, output], self.weights[1:, :, output]
+            each = a @ of_partials
+            each += of_values - (of_partials * b.T).sum(0)
+            each *= k
+            y[:, output] = each.sum(1)
+            if j is not None:
+                j[:, output] = each @ b - y[:, output, None] * a + k @ of_partials.T
+
+    def _mixed(self, x: Inputs, y: Values, j: ndarray | None) -> None:
+        """Write the same for any constants, factor by factor."""
+        factors = _factors(x, self.observed.x, self.lengths, self.constants)
+        curved = factors.k * (factors.second + factors.first**2)
+        for output in range(y.shape[1]):
+            weights = self.weights[:, :, output]
+            each = factors.k * (weights[0] - np.einsum("dnm,dm->nm", factors.first, weights[1:]))
+            y[:, output] = each.sum(1)
+            if j is not None:
+                j[:, output] = np.einsum("dnm,nm->nd", factors.first, each)
+                j[:, output] += np.einsum("dnm,dm->nd", curved, weights[1:])
+
+    def deviation(self, x: Inputs) -> Values:
+        """Return standard deviations of the values."""
+        axis = self.observed.axis
+        factors = _factors(x, self.observed.x, self.lengths, self.constants)
+        cross = factors.covariance(partials=(False, bool((axis > 0).any())))[:, self.observed.index]
+        solved, of_h = (
+            linalg.solve_triangular(self.factor, each, lower=True, check_finite=False)
+            for each in (cross.T, (axis == 0).astype(np.float64))
+        )
+        left = np.maximum(1 - (solved**2).sum(0), 0) + (1 - of_h @ solved) ** 2 / (of_h @ of_h)
+        return np.asarray(np.sqrt(left[:, None] * self.variance))
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,74 +292,73 @@ class GaussianProcess:
         j = np.empty((n, outputs, d)) if jacobian else None
         deviation = np.empty((n, outputs)) if std else None
         for group in self.groups:
-            rows = max(1, _CHUNK // ((1 + d) * len(group.observed.index) * (1 + d)))
-            for start in range(0, n, rows):
+            y[:, group.outputs], partials = group(x, jacobian=jacobian)
+            if j is not None:
+                j[:, group.outputs] = partials
+            rows = max(1, _CHUNK // len(group.observed.index))
+            for start in range(0, n if deviation is not None else 0, rows):
                 part = slice(start, start + rows)
-                views = (None if each is None else each[part] for each in (j, deviation))
-                self._predict(group, x[part], y[part], *views)
+                deviation[part, group.outputs] = group.deviation(x[part])  # type: ignore[index]
         return y, j, deviation
 
-    def _predict(
-        self, group: _Conditioned, x: Inputs, y: ndarray, j: ndarray | None, deviation: ndarray | None
-    ) -> None:
-        observed, outputs = group.observed, group.outputs
-        with_partials = bool((observed.axis > 0).any())
-        full, _, _ = _blocks(x, observed.x, group.lengths, partials=(j is not None, with_partials))
-        cross = full[:, observed.index]
-        means = cross @ group.alpha
-        n, d = x.shape
-        y[:, outputs] = means[:n] + group.mean
-        if j is not None:
-            partials = means[n:].reshape(d, n, len(outputs)) / group.lengths[:, None, None]
-            j[:, outputs] = partials.transpose(1, 2, 0)
-        if deviation is not None:
-            h = (observed.axis == 0).astype(np.float64)
-            solved = linalg.solve_triangular(group.factor, cross[:n].T, lower=True, check_finite=False)
-            of_h = linalg.solve_triangular(group.factor, h, lower=True, check_finite=False)
-            left = np.maximum(1 - (solved**2).sum(0), 0) + (1 - of_h @ solved) ** 2 / (of_h @ of_h)
-            deviation[:, outputs] = np.sqrt(left[:, None] * group.variance)
 
+def fit_gaussian_process(
+    data: Standardized, *, seed: int = 0, parameters: tuple[ndarray, ...] = (), calibrated: bool = True
+) -> GaussianProcess:
+    """Return the process with the most likely length scales, constants and noise.
 
-def fit_gaussian_process(data: Standardized, *, seed: int = 0, parameters: tuple[ndarray, ...] = ()) -> GaussianProcess:
-    """Return the process with the most likely length scales and noise.
-
-    They are searched on at most `_SEARCHED` values and partials, drawn at random, of all outputs of a pattern together.
+    They are searched on some values and partials, drawn at random, of all outputs of a pattern together: from several
+    starts on few, from the best result on more.
 
     Args:
         data: The samples, in standardized units.
         seed: Of the draw.
         parameters: Those of a process before; they are not searched then.
+        calibrated: Whether standard deviations are calibrated on samples that are left out.
     """
-    groups, searched = [], []
-    d = data.x.shape[1]
-    for number, outputs in enumerate(patterns(data)):
-        if parameters:
-            best = parameters[number]
-        else:
-            observed = _observed(data, outputs)
-            count = max(8, int(len(data) * _SEARCHED / max(len(observed.index), 1)))
+    searched = list(parameters)
+    for outputs in () if parameters else patterns(data):
+        observed = _observed(data, outputs)
+        best = [_start(data.x.shape[1], length, constant) for length in (1.0, 4.0) for constant in (1e-3, 1.0)]
+        for entries, evaluations in _STAGES:
+            count = max(8, int(len(data) * entries / max(len(observed.index), 1)))
             if count < len(data):
-                observed = _observed(data.rows(np.random.default_rng(seed).permutation(len(data))[:count]), outputs)
-            bounds = [tuple(np.log(_LENGTHS))] * d + [tuple(np.log(_NOISE))] * 2
-            results = []
-            for length in (1.0, 4.0):
-                start = np.r_[np.full(d, np.log(length * np.sqrt(d) / 2 + 0.5)), np.log(1e-6), np.log(1e-6)]
-                options = {"maxfun": _EVALUATIONS, "maxiter": _EVALUATIONS}
-                results.append(
-                    minimize(_likelihood, start, (observed,), "L-BFGS-B", jac=True, bounds=bounds, options=options)
-                )
-            best = min(results, key=lambda result: float(result.fun)).x
-        searched.append(best)
-        groups.append(_condition(_observed(data, outputs), outputs, best))
+                chosen = np.random.default_rng(seed).permutation(len(data))[:count]
+                some = _observed(data.rows(chosen), outputs)
+            else:
+                some = observed
+            best = [min((_search(start, some, evaluations) for start in best), key=lambda each: each[1])[0]]
+            if count >= len(data):
+                break
+        d = data.x.shape[1]
+        best[0][d : 2 * d][best[0][d : 2 * d] < np.log(1.01 * _CONSTANTS[0])] = -np.inf
+        searched.append(best[0])
+    groups = [
+        _condition(_observed(data, outputs), outputs, each, calibrated)
+        for outputs, each in zip(patterns(data), searched, strict=True)
+    ]
     return GaussianProcess(tuple(groups), tuple(searched))
 
 
-def _condition(observed: _Observed, outputs: ndarray, parameters: ndarray) -> _Conditioned:
+def _start(d: int, length: float, constant: float) -> ndarray:
+    """Return parameters from which a search starts."""
+    return np.asarray(np.log(np.r_[np.full(d, length * np.sqrt(d) / 2 + 0.5), np.full(d, constant), 1e-6, 1e-6]))
+
+
+def _search(start: ndarray, observed: _Observed, evaluations: int) -> tuple[ndarray, float]:
+    """Return the parameters that a search ends at, and their loss."""
     d = observed.x.shape[1]
-    lengths, noise = np.exp(parameters[:d]), np.exp(parameters[d:])
+    bounds = [tuple(np.log(each)) for each in [_LENGTHS] * d + [_CONSTANTS] * d + [_NOISE] * 2]
+    options = {"maxfun": evaluations, "maxiter": evaluations}
+    result = minimize(_likelihood, start, (observed,), "L-BFGS-B", jac=True, bounds=bounds, options=options)
+    return result.x, float(result.fun)
+
+
+def _condition(observed: _Observed, outputs: ndarray, parameters: ndarray, calibrated: bool) -> _Conditioned:
+    lengths, constants, noise = _unpacked(parameters)
     with_partials = bool((observed.axis > 0).any())
-    full, _, _ = _blocks(observed.x, observed.x, lengths, partials=(with_partials, with_partials))
-    covariance = full[np.ix_(observed.index, observed.index)]
+    factors = _factors(observed.x, observed.x, lengths, constants)
+    covariance = factors.covariance(partials=(with_partials, with_partials))[np.ix_(observed.index, observed.index)]
     while True:
         covariance[np.diag_indices(len(covariance))] += np.where(observed.axis > 0, noise[1], noise[0])
         try:
@@ -277,8 +373,12 @@ def _condition(observed: _Observed, outputs: ndarray, parameters: ndarray) -> _C
     r = z - h[:, None] * mean
     alpha = linalg.cho_solve((factor, True), r, check_finite=False)
     variance = (r * alpha).sum(0) / len(z)
-    variance *= _calibration(observed, factor, alpha, variance) ** 2
-    return _Conditioned(outputs, observed, lengths, factor, alpha, mean, variance)
+    if calibrated:
+        variance *= _calibration(observed, factor, alpha, variance) ** 2
+    (n, d), k = observed.x.shape, len(outputs)
+    weights = np.zeros(((1 + d) * n, k))
+    weights[observed.index] = alpha
+    return _Conditioned(outputs, observed, lengths, constants, factor, weights.reshape(1 + d, n, k), mean, variance)
 
 
 def _calibration(observed: _Observed, factor: ndarray, alpha: ndarray, variance: ndarray) -> ndarray:
@@ -305,12 +405,17 @@ def conditions_on(data: Standardized) -> int:
     return len(data) + (0 if known is None else int(known.sum((0, 1)).max()))
 
 
-def held_out_loss(data: Standardized, seed: int) -> float | None:
-    """Return the loss on the samples that `Standardized.split` holds out; None if there are too few or too many."""
+def held_out_loss(data: Standardized, seed: int, process: GaussianProcess | None = None) -> float | None:
+    """Return the loss on the samples that `Standardized.split` holds out; None if there are too few or too many.
+
+    The parameters are those of the process, which are searched if there is none.
+    """
     parts = data.split(seed)
     if parts is None or conditions_on(data) > LARGEST:
         return None
-    y, j, _ = fit_gaussian_process(parts[1], seed=seed)(parts[0].x, jacobian=data.t is not None)
+    parameters = () if process is None else process.parameters
+    fitted = fit_gaussian_process(parts[1], seed=seed, parameters=parameters, calibrated=False)
+    y, j, _ = fitted(parts[0].x, jacobian=data.t is not None)
     return parts[0].loss_of(y, None if j is None else j.transpose(2, 0, 1))
 
 

@@ -151,19 +151,19 @@ def to_process_module(process: GaussianProcess, scaler: Scaler, shape: tuple[int
         scaler: Means and scales of the samples.
         shape: Shape of an input.
     """
-    n, d = process.groups[0].observed.x.shape
+    n = len(process.groups[0].observed.x)
     module = ProcessMean(len(scaler.y_mean), shape, n, len(process.groups))
     arrays = {"x_mean": scaler.x_mean, "x_scale": scaler.x_scale, "y_mean": scaler.y_mean, "y_scale": scaler.y_scale}
     for name, array in (arrays | {"points": process.groups[0].observed.x}).items():
         getattr(module, name).copy_(torch.as_tensor(array))
     for number, group in enumerate(process.groups):
         outputs = torch.from_numpy(group.outputs)
-        alpha = np.zeros(((1 + d) * n, len(outputs)))
-        alpha[group.observed.index] = group.alpha
-        entries = torch.from_numpy(alpha).view(1 + d, n, -1)
+        entries = torch.from_numpy(group.weights)
         module.values[:, outputs] = entries[0]
         module.partials[:, :, outputs] = entries[1:].transpose(0, 1)
         module.lengths[number] = torch.from_numpy(group.lengths)
+        used = group.constants > 0
+        module.constants[number, used] = torch.from_numpy(np.log(group.constants[used]))
         module.groups[outputs] = number
         module.y_mean[outputs] += module.y_scale[outputs] * torch.from_numpy(group.mean)
     return module.eval()

@@ -16,6 +16,8 @@ from numpy import ndarray
 
 from jacmatch.errors import InputError, unknown_name
 
+_ROWS = 256  # samples whose activations stay in the cache
+
 Parameters: TypeAlias = Float[ndarray, "parameter"]
 Inputs: TypeAlias = Float[ndarray, "sample input"]
 Values: TypeAlias = Float[ndarray, "sample out"]
@@ -44,10 +46,16 @@ def _softplus(z: ndarray) -> tuple[ndarray, ndarray, ndarray]:
     return np.logaddexp(0, z), s, s * (1 - s)
 
 
+def _sine(z: ndarray) -> tuple[ndarray, ndarray, ndarray]:
+    s = np.sin(z)
+    return s, np.cos(z), -s
+
+
 ACTIVATIONS: dict[str, Callable[[ndarray], tuple[ndarray, ndarray, ndarray]]] = {
     "silu": _silu,
     "tanh": _tanh,
     "softplus": _softplus,
+    "sine": _sine,
 }
 """Activations with two derivatives: each returns its value, its first and its second derivative."""
 
@@ -132,8 +140,22 @@ class Perceptron:
         self, theta: Parameters, x: Inputs, *, jacobian: bool = True
     ) -> tuple[Values, Float[ndarray, "sample out input"] | None]:
         """Return values and, unless `jacobian` is False, the Jacobian with respect to the inputs."""
-        y, t, _ = self.forward(theta, x, jacobian=jacobian)
-        return y, None if t is None else t.transpose(1, 2, 0)
+        forward = jacobian and self.widths[0] < self.widths[-1]
+        parts = [self.forward(theta, x[i : i + _ROWS], jacobian=forward) for i in range(0, max(len(x), 1), _ROWS)]
+        y = np.concatenate([part[0] for part in parts])
+        if not jacobian:
+            return y, None
+        rows = [self._backward(theta, steps) if t is None else t.transpose(1, 2, 0) for _, t, steps in parts]
+        return y, np.concatenate(rows)
+
+    def _backward(self, theta: Parameters, steps: list[_Activation]) -> Float[ndarray, "sample out input"]:
+        """Return the Jacobian row by row, which is cheaper than tangents where outputs are not more than inputs."""
+        (*layers, (last, _)) = self.layers(theta)
+        rows = np.broadcast_to(last, (len(steps[0].values), *last.shape))
+        for (weight, _), step in zip(reversed(layers), reversed(steps), strict=False):
+            assert step.first is not None
+            rows = ((rows * step.first[:, None]).reshape(-1, len(weight)) @ weight).reshape(*rows.shape[:2], -1)
+        return rows
 
     def forward(
         self, theta: Parameters, x: Inputs, *, jacobian: bool

@@ -21,9 +21,20 @@ from jacmatch.surrogates.gaussian_process import (
     fit_gaussian_process,
     held_out_loss,
 )
-from jacmatch.surrogates.perceptron import ACTIVATIONS, Inputs, Perceptron, Values
-from jacmatch.surrogates.solver import DECAYS, Fit, OnProgress, Selection, Standardized, select_network, too_large
+from jacmatch.surrogates.perceptron import Inputs, Perceptron, Values
+from jacmatch.surrogates.solver import (
+    DECAYS,
+    Fit,
+    OnProgress,
+    Selection,
+    Standardized,
+    layouts,
+    select_network,
+    too_large,
+)
 
+EXACT = 1e-8
+"""Held-out loss, about 0.01 % of the standard deviation, below which "auto" tries no network beside the process."""
 MODELS = ("auto", "network", "gp")
 SOLVERS = ("auto", "lbfgs", "adam")
 
@@ -42,7 +53,8 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         steps: Steps of Adam.
         device: Device for solver "adam".
         hidden: Widths of the hidden layers.
-        activation: "silu", "tanh", "softplus", or "auto", which selects one on held-out samples.
+        activation: "silu", "tanh", "softplus" or "sine"; or selected on held-out samples: "auto", from a network with
+            SiLU and one layer of as many sines; "all", from tanh and softplus as well.
         starts: Number of random initializations for each activation; the best on held-out samples is fitted to all
             samples.
         weight_decay: A number, or "auto", which selects it on held-out samples.
@@ -85,8 +97,8 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         model: str = "auto",
         solver: str = "auto",
         hidden: tuple[int, ...] = (32, 32),
-        activation: str = "silu",
-        starts: int = 2,
+        activation: str = "auto",
+        starts: int = 1,
         weight_decay: float | str = "auto",
         jacobian_weight: float | str = "auto",
         output_weights: Any = None,
@@ -166,6 +178,8 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         self.model_ = self.model
         if self.model != "network" and not (weighted and self.model == "auto"):
             self._fit_process(data, seed, weighted)
+        if self.model_ == "auto" and self.held_out_.get("gp", 1.0) < EXACT:
+            self.model_ = "gp"
         selections = self._select_networks(data, seed) if self.model_ != "gp" else []
         if self.model_ == "auto":
             held_out = selections[0].held_out
@@ -188,20 +202,20 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
             return "lbfgs", "a Gaussian process, or weights"
         if self.device != "cpu":
             return "adam", f"on {self.device}"
-        if too_large(len(x), 0 if data.t is None else len(data.t), self._layout(data, "silu")):
+        if too_large(len(x), 0 if data.t is None else len(data.t), self._layout(data, self.activation)):
             return "adam", "too many samples for whole passes over them"
         if samples.is_noisy(x, y, j):
             return "adam", "noisy values"
         return "lbfgs", "deterministic, and small enough"
 
     def _layout(self, data: Standardized, activation: str) -> Perceptron:
-        return Perceptron((data.x.shape[1], *self.hidden, data.y.shape[1]), activation)
+        return layouts(data.x.shape[1], tuple(self.hidden), data.y.shape[1], activation)[0]
 
     def _fit_minibatches(self, data: Standardized, seed: int) -> Fit:
         """Return a network trained by Adam."""
         from jacmatch.surrogates.modules import fit_minibatches
 
-        net = self._layout(data, "silu" if self.activation == "auto" else self.activation)
+        net = self._layout(data, self.activation)
         weight = 0.0 if data.t_weights is None else float(data.t_weights.sum()) / len(data.t_weights)
         theta = fit_minibatches(data, net, steps=self.steps, seed=seed, device=self.device, jacobian_weight=weight)
         return Fit(net, theta, 0.0, data.loss(net, theta), None, self.steps, [])
@@ -212,22 +226,22 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         if self.model == "gp" and (count > LARGEST or weighted):
             rule = f'`model="gp"` of `JacobianRegressor` takes up to {LARGEST} values and partials and no weights.'
             raise InputError(rule, got="weights" if weighted else f"{count}", do='Use model="network".')
-        if self.model == "auto":
-            loss = held_out_loss(data, seed)
-            if loss is None:
-                return
-            self.held_out_["gp"] = loss
+        if self.model == "auto" and (count > LARGEST or data.split(seed) is None):
+            return
         self.process_ = fit_gaussian_process(data, seed=seed)
+        loss = held_out_loss(data, seed, self.process_) if self.model == "auto" else None
+        if loss is not None:
+            self.held_out_["gp"] = loss
 
     def _select_networks(self, data: Standardized, seed: int) -> list[Selection]:
         """Return the networks of the ensemble, before their last fit."""
         before = getattr(self, "fits_", []) if self.warm_start else []
-        before = before if len(before) == self.ensemble else []
+        nets = layouts(data.x.shape[1], tuple(self.hidden), data.y.shape[1], self.activation)
+        before = before if len(before) == self.ensemble and all(fit.net in nets for fit in before) else []
         return [
             select_network(
                 data,
-                tuple(self.hidden),
-                activations=list(ACTIVATIONS) if self.activation == "auto" else [self.activation],
+                [before[number].net] if before else nets,
                 starts=1 if before else self.starts,
                 decays=DECAYS if self.weight_decay == "auto" else (float(self.weight_decay),),
                 seed=seed if number == 0 else seed + 1000 * number,

@@ -7,7 +7,6 @@ selected network is then fitted to all samples.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -259,11 +258,22 @@ class Selection:
         return Fit(self.net, theta, self.decay, loss, self.held_out, self.evaluations + used, self.candidates)
 
 
+def layouts(inputs: int, hidden: tuple[int, ...], outputs: int, activation: str) -> list[Perceptron]:
+    """Return the network of an activation, or those that "auto" and "all" try.
+
+    Sines are in one hidden layer: with two, samples determine them less. A layer of sines represents products of waves.
+    """
+    if activation not in ("auto", "all"):
+        return [Perceptron((inputs, *hidden, outputs), activation)]
+    nets = [Perceptron((inputs, *hidden, outputs), "silu"), Perceptron((inputs, sum(hidden), outputs), "sine")]
+    others = ("tanh", "softplus") if activation == "all" else ()
+    return nets + [Perceptron((inputs, *hidden, outputs), name) for name in others]
+
+
 def select_network(
     data: Standardized,
-    hidden: tuple[int, ...],
+    nets: Sequence[Perceptron],
     *,
-    activations: Sequence[str],
     starts: int,
     decays: Sequence[float] = DECAYS,
     seed: int = 0,
@@ -271,21 +281,18 @@ def select_network(
     initial: Parameters | None = None,
     on_progress: OnProgress | None = None,
 ) -> Selection:
-    """Select start, activation and weight decay of a network on a fifth of the samples, which is held out.
+    """Select layout, start and weight decay of a network on a fifth of the samples, which is held out.
 
     Args:
         data: The samples, in standardized units.
-        hidden: Widths of the hidden layers.
-        activations: Names in `perceptron.ACTIVATIONS`.
-        starts: Random starts for each activation.
+        nets: The layouts.
+        starts: Random starts for each layout.
         decays: Weight decays, from strong to weak.
         seed: Of the starts and of the samples that are held out.
         evaluations: Of the last fit, and of all candidates together; by the work of one evaluation if None.
         initial: Parameters to go on from, instead of random starts.
         on_progress: Called after each evaluation.
     """
-    widths = (data.x.shape[1], *hidden, data.y.shape[1])
-    nets = [Perceptron(widths, name) for name in activations]
     last = planned_evaluations(data, nets[0]) if evaluations is None else evaluations
     visited = min(len(decays), _VISITED)
     if last < _FEW * visited * starts * len(nets):
@@ -308,11 +315,6 @@ def select_network(
         {"activation": one.net.activation, "weight_decay": one.decay, "held_out": one.held_out} for one in results
     ]
     return Selection(best.net, best.theta, best.decay, best.held_out, total, candidates, last, counter)
-
-
-def fit_network(data: Standardized, hidden: tuple[int, ...], **settings: Any) -> Fit:
-    """Select a network on held-out samples and fit it to all; the settings are those of `select_network`."""
-    return select_network(data, hidden, **settings).fit(data)
 
 
 class _Counter:

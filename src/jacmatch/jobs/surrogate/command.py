@@ -37,9 +37,9 @@ from jacmatch.surrogates.gaussian_process import (
     with_free_samples,
 )
 from jacmatch.surrogates.modules import fit_surrogate, new_student, regression, to_module, to_process_module
-from jacmatch.surrogates.perceptron import ACTIVATIONS, Perceptron
+from jacmatch.surrogates.perceptron import ACTIVATIONS
 from jacmatch.surrogates.samples import Scaler, is_noisy, standardize
-from jacmatch.surrogates.solver import DECAYS, Fit, OnProgress, Standardized, select_network, too_large
+from jacmatch.surrogates.solver import DECAYS, Fit, OnProgress, Standardized, layouts, select_network, too_large
 from jacmatch.training import Fitted, find_device
 from jacmatch.training.loop import OnStep, peak_memory
 
@@ -92,7 +92,18 @@ class Surrogate(SurrogateFields):
                         network=self._description(source, samples, method),
                         settings={"size": size},
                         size=f"n{size}",
+                        others=self._others(),
                     )
+
+    def _others(self) -> tuple[str, ...]:
+        """Layouts that `--activation auto` may select instead of the first."""
+        return tuple(
+            _layout(net.widths[1:-1], net.activation) for net in layouts(1, self.hidden, 1, self.activation)[1:]
+        )
+
+    @property
+    def _first_activation(self) -> str:
+        return "silu" if self.activation == "auto" else self.activation
 
     def _learned(self, source: Source) -> tuple[str, ...]:
         """What is learned: values alone, where no partials are known."""
@@ -113,7 +124,7 @@ class Surrogate(SurrogateFields):
                 probes=self.probes,
                 weight=self.weight,
                 hidden=self.hidden,
-                activation=self.activation,
+                activation=self._first_activation,
                 x_scale=source.units.float(),
                 y_scale=output_units(self, samples.y).float(),
                 steps=max(1, self.training().steps // 2),
@@ -130,7 +141,7 @@ class Surrogate(SurrogateFields):
         x, y, _ = _floats(samples)
         train, validated = self._parts(y, cell.seed)
         torch.manual_seed(cell.seed)
-        student = new_student(x, y, self.hidden, self.activation, output_units(self, samples.y).float())
+        student = new_student(x, y, self.hidden, self._first_activation, output_units(self, samples.y).float())
         if self.model == "gp":
             self._check_process(self._standardized(source, samples, cell.method)[0])
             student = self._description(source, samples, cell.method).build()
@@ -141,22 +152,23 @@ class Surrogate(SurrogateFields):
         if self.model == "gp":
             solve = partial(self._condition, source, samples, cell, student, solution)
         elif solver == "lbfgs":
-            solve = partial(self._solve, source, samples, cell, student, solution)
+            solve = partial(self._solve, source, samples, cell, solution)
         else:
             objective = self._objective(source, samples, train, student, cell.method, cell.seed)
 
         def finish() -> tuple[nn.Module, dict[str, Any]]:
-            student.cpu().eval()
-            measured = errors(student, test, source.units, output_units(self, test.y))
+            network = solution.pop("module", student).cpu().eval()
+            measured = errors(network, test, source.units, output_units(self, test.y))
             process, scaler = solution.pop("process", None), solution.pop("scaler", None)
             if process is not None:
                 mean, _, std = process(scaler.inputs(test.x.flatten(1).numpy()), jacobian=False, std=True)
                 off = np.abs(scaler.outputs(mean) - test.y.numpy())
                 solution["coverage_90"] = float((off <= QUANTILE_95 * std * scaler.y_scale).mean())
-            return student, {
+            return network, {
+                "spec": solution.pop("spec", None),
                 "samples": len(samples),
                 "teacher": None,
-                "student": {"rmse": measured["rmse"], "parameters": count_parameters(student)},
+                "student": {"rmse": measured["rmse"], "parameters": count_parameters(network)},
                 "agreement": {key: measured.get(key) for key in NO_AGREEMENT},
                 "errors": measured,
                 "solver": solution,
@@ -173,7 +185,7 @@ class Surrogate(SurrogateFields):
         """
         tangents = 0 if samples.j is None else samples.x[0].numel()
         needs = {
-            f"--activation {self.activation}": self.activation not in ACTIVATIONS,
+            f"--activation {self.activation}": self.activation not in (*ACTIVATIONS, "auto"),
             f"--slopes {self.slopes}": self.slopes != "jacobian",
             "--jacobian-share": self.jacobian_share is not None,
             "--validation": bool(self.validation),
@@ -193,7 +205,7 @@ class Surrogate(SurrogateFields):
         if self.solver != "auto":
             return self.solver, "as set"
         if reason is None:
-            net = Perceptron((samples.x[0].numel(), *self.hidden, samples.y.shape[1]), self.activation)
+            net = layouts(samples.x[0].numel(), self.hidden, samples.y.shape[1], self.activation)[0]
             if too_large(len(samples), tangents, net):
                 reason = "too many points for whole passes over them"
             elif samples.j is not None and is_noisy(
@@ -214,7 +226,6 @@ class Surrogate(SurrogateFields):
         source: Source,
         samples: Samples,
         cell: Cell,
-        student: nn.Module,
         solution: dict[str, Any],
         on_step: OnStep,
     ) -> Fitted:
@@ -225,7 +236,7 @@ class Surrogate(SurrogateFields):
             on_step(cell.training.steps * done // planned, {})
 
         module, fitted, free = self._fit_all(source, samples, cell.method, cell.seed, on_progress)
-        student.load_state_dict(module.state_dict())
+        solution |= {"module": module, "spec": _layout(fitted.net.widths[1:-1], fitted.net.activation)}
         solution["model"] = "distilled" if free["free_points"] else "network"
         solution |= {"weight_decay": fitted.decay, "held_out_loss": fitted.held_out, "loss": fitted.loss, **free}
         seconds = time.perf_counter() - start
@@ -269,9 +280,8 @@ class Surrogate(SurrogateFields):
         data, scaler = self._standardized(source, samples, method)
         selection = select_network(
             data,
-            self.hidden,
-            activations=[self.activation],
-            starts=1 if self.smoke else 2,
+            layouts(data.x.shape[1], self.hidden, data.y.shape[1], self.activation),
+            starts=1,
             decays=(self.weight_decay,) if self.weight_decay else DECAYS,
             seed=seed,
             evaluations=self.training().steps if self.smoke else None,
@@ -279,11 +289,12 @@ class Surrogate(SurrogateFields):
         )
         free: dict[str, Any] = {"gp_held_out_loss": None, "free_points": 0}
         if self.model != "network":
-            of_process = held_out_loss(data, seed)
+            process = fit_gaussian_process(data, seed=seed) if conditions_on(data) <= LARGEST else None
+            of_process = None if process is None else held_out_loss(data, seed, process)
             free["gp_held_out_loss"] = of_process
             better = of_process is not None and selection.held_out is not None and of_process < selection.held_out
-            if better or (self.model == "distilled" and conditions_on(data) <= LARGEST):
-                whole = with_free_samples(data, fit_gaussian_process(data, seed=seed), seed)
+            if process is not None and (better or self.model == "distilled"):
+                whole = with_free_samples(data, process, seed)
                 free["free_points"] = len(whole) - len(data)
                 data = whole
         fitted = selection.fit(data)
@@ -291,7 +302,7 @@ class Surrogate(SurrogateFields):
 
     def _description(self, source: Source, samples: Samples, method: str) -> networks.Description:
         """How the student is built again; what scales its outputs is in its weights."""
-        layout = f"scaled-mlp:{'-'.join([*map(str, self.hidden), self.activation])}"
+        layout = _layout(self.hidden, self._first_activation)
         if self.model == "gp":
             groups = patterns(self._standardized(source, samples, method)[0])
             layout = f"gaussian-process:{len(samples)}-{len(groups)}"
@@ -384,6 +395,11 @@ class Surrogate(SurrogateFields):
             "safetensors": {"file": file, "largest_difference": off},
             "onnx": to_onnx(student, run.path, x, t, self.onnx),
         }
+
+
+def _layout(hidden: Sequence[int], activation: str) -> str:
+    """The catalogue name of a network."""
+    return f"scaled-mlp:{'-'.join([*map(str, hidden), activation])}"
 
 
 def _floats(samples: Samples) -> tuple[Tensor, Tensor, Tensor | None]:

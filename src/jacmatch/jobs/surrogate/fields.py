@@ -73,8 +73,9 @@ class SurrogateFields(TrainingFields):
     adam: --steps minibatches. auto: lbfgs if possible; otherwise the result names the reason."""
     hidden: tuple[int, ...] = (32, 32)
     """Widths of the hidden layers."""
-    activation: Literal["softplus", "silu", "tanh", "gelu", "relu"] = "silu"
-    """Activation function; all except relu are smooth."""
+    activation: Literal["auto", "softplus", "silu", "tanh", "sine", "gelu", "relu"] = "auto"
+    """Activation function; all except relu are smooth. auto uses silu, or one layer of sines where held-out points prefer
+    it."""
     seeds: int = 3
     """Number of seeds. Points, initial weights and batches differ between seeds; they are the same for all methods of a
     seed."""
