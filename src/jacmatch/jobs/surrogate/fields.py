@@ -74,8 +74,8 @@ class SurrogateFields(TrainingFields):
     hidden: tuple[int, ...] = (32, 32)
     """Widths of the hidden layers."""
     activation: Literal["auto", "softplus", "silu", "tanh", "sine", "gelu", "relu"] = "auto"
-    """Activation function; all except relu are smooth. auto uses silu, or one layer of sines where held-out points prefer
-    it."""
+    """Activation function; all except relu are smooth. auto uses silu, or one layer of sines where held-out points
+    prefer it."""
     seeds: int = 3
     """Number of seeds. Points, initial weights and batches differ between seeds; they are the same for all methods of a
     seed."""
