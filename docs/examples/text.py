@@ -1,81 +1,112 @@
-"""A small transformer student of a larger one with other embeddings: which package is a docstring of?
+"""A small transformer student of a sentence encoder, all-MiniLM-L6-v2 with a linear probe, on newsgroups.
 
-The texts are docstrings of four installed packages, without the packages' names; the teacher is a transformer that this
-script trains on 2,000 of them, the student has 20 texts per class. Methods at equal cost, as in `segmentation.py`.
+Both share a tokenizer; the student's table of embeddings is 64 wide, not 384. Methods at equal cost: each training has
+the same seconds of processor time, and the teacher's first answer about a text counts.
+`python text.py OUT.json MINILM TEXTS` stores each finished cell; a second run goes on. MINILM is the folder of the
+model (config.json, model.safetensors, tokenizer.json), TEXTS has 20newsgroups-train.tab and 20newsgroups-test.tab.
 """
 
-import ast
+import csv
 import json
+import math
 import platform
-import re
 import statistics
 import sys
 import time
 from collections import Counter
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
+from transformers import AutoModel
 
-from jacmatch import Distillation, GradientShare
+from jacmatch import Distillation, GradientShare, MemoizedTeacher, ModuleTeacher
 from jacmatch.jacobian import TokenSubstitutions
 
-PACKAGES, LENGTH, WORDS, STEPS, FEW = ("scipy", "sklearn", "matplotlib", "torch"), 24, 2000, 150, 20
-NAMES = {"scipy", "sklearn", "scikit", "learn", "matplotlib", "mpl", "pyplot", "plt", "torch", "pytorch", "np", "numpy"}
+GROUPS = (
+    *("comp.graphics", "misc.forsale", "rec.autos", "rec.sport.hockey"),
+    *("sci.crypt", "sci.med", "sci.space", "talk.politics.guns"),
+)
+LENGTH, WIDTH, SECONDS, BATCH, SEEDS, COUNTS = 32, 64, 60.0, 16, 3, (10, 100)
+SPECIAL = (0, 100, 101, 102, 103)  # padding, unknown, start, separation, mask
 
 
-def texts():
-    """Token ids (N, LENGTH), 0 for padding and 1 for rare words, and the class of each, in an order of their own."""
-    words, labels = [], []
-    for label, package in enumerate(PACKAGES):
-        collected = []
-        for path in sorted(Path(find_spec(package).submodule_search_locations[0]).rglob("*.py")):
-            if "test" in str(path) or len(collected) > 1500:
-                continue
-            tree = ast.parse(path.read_text(errors="ignore"))
-            kinds = (ast.FunctionDef, ast.ClassDef)
-            for text in (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)):
-                some = [word for word in re.findall("[a-z]+", (text or "").lower()) if word not in NAMES][:LENGTH]
-                collected += [some] if len(some) >= 8 else []
-        words += collected[:1000]
-        labels += [label] * len(collected[:1000])
-    number = {word: n + 2 for n, (word, _) in enumerate(Counter(w for t in words for w in t).most_common(WORDS - 2))}
-    ids = torch.tensor([[number.get(w, 1) for w in t] + [0] * (LENGTH - len(t)) for t in words])
+def texts(path, tokenizer):
+    """Token ids (N, LENGTH) and groups (N,), in an order of their own."""
+    csv.field_size_limit(10**9)
+    with open(path, encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file, delimiter="\t") if row and row[0] in GROUPS]
+    tokenizer.enable_truncation(LENGTH)
+    tokenizer.enable_padding(length=LENGTH)
+    ids = torch.tensor([each.ids for each in tokenizer.encode_batch([text for _, text in rows])])
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))
-    return ids[order], torch.tensor(labels)[order]
+    return ids[order], torch.tensor([GROUPS.index(group) for group, _ in rows])[order]
 
 
-class Classifier(nn.Module):
-    """Embeddings, transformer layers, a mean over the words."""
+class Teacher(nn.Module):
+    """The mean of the encoder's tokens, and a linear probe that is trained on it."""
 
-    def __init__(self, width, layers):
+    def __init__(self, folder):
         super().__init__()
-        self.words, self.positions = nn.Embedding(WORDS, width), nn.Parameter(0.1 * torch.randn(LENGTH, width))
-        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, 0.0, "gelu", batch_first=True)
-        self.layers, self.last = nn.TransformerEncoder(layer, layers), nn.Linear(width, len(PACKAGES))
+        self.encoder, self.last = AutoModel.from_pretrained(folder), nn.Linear(384, len(GROUPS))
+
+    def forward(self, input_ids, attention_mask, probe=True):
+        h, mask = self.encoder(input_ids, attention_mask).last_hidden_state, attention_mask[..., None]
+        mean = (h * mask).sum(1) / mask.sum(1)
+        return self.last(mean) if probe else mean
+
+    def get_input_embeddings(self):
+        return self.encoder.get_input_embeddings()
+
+
+class Student(nn.Module):
+    """Two transformer layers; the embeddings start from the principal components of the teacher's."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.words, self.positions = nn.Embedding.from_pretrained(table, freeze=False), nn.Embedding(LENGTH, WIDTH)
+        layer = nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, 0.1, "gelu", batch_first=True)
+        self.layers, self.last = nn.TransformerEncoder(layer, 2), nn.Linear(WIDTH, len(GROUPS))
 
     def forward(self, input_ids, attention_mask):
-        h = self.layers(self.words(input_ids) + self.positions, src_key_padding_mask=attention_mask == 0)
+        h = self.layers(self.words(input_ids) + self.positions.weight, src_key_padding_mask=attention_mask == 0)
         mask = attention_mask[..., None]
         return self.last((h * mask).sum(1) / mask.sum(1))
 
+    def get_input_embeddings(self):
+        return self.words
 
-def fit(objective, ids, y, steps, seed, batch=40):
-    optimizer = torch.optim.AdamW(objective.student.parameters(), 2e-3)
-    plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
-    generator = torch.Generator().manual_seed(seed)
-    for step in range(steps):
-        rows = torch.randperm(len(ids), generator=generator)[:batch]
+
+def mask_of(ids):
+    return {"attention_mask": (ids > 0).long()}
+
+
+def in_batches(network, ids, **how):
+    """What a network returns for all texts, in evaluation mode."""
+    with torch.no_grad():
+        return torch.cat([network.eval()(some, **mask_of(some), **how) for some in ids.split(50)])
+
+
+def fit(objective, ids, y, seed):
+    """Train for SECONDS of processor time; return the number of steps."""
+    optimizer = torch.optim.AdamW(objective.student.parameters(), 1e-3, weight_decay=0.05)
+    generator, steps, start = torch.Generator().manual_seed(seed), 0, time.process_time()
+    while (progress := (time.process_time() - start) / SECONDS) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1, progress / 0.1) * 0.5 * (1 + math.cos(math.pi * progress))
+        rows = torch.randperm(len(ids), generator=generator)[:BATCH]
         optimizer.zero_grad()
-        context = {"attention_mask": (ids[rows] > 0).long()}
-        objective(ids[rows], y[rows], ids=rows, progress=step / steps, context=context).loss.backward()
+        context = mask_of(ids[rows])
+        objective(ids[rows], y[rows], ids=rows, draw=0, progress=progress, context=context).loss.backward()
         optimizer.step()
-        plan.step()
+        steps += 1
+    return steps
 
 
-PROBE = TokenSubstitutions(4, special=(0, 1))
+# The same eight substitutions of a text each time, so that the teacher is queried once about it.
+PROBE = TokenSubstitutions(8, candidates="random", special=SPECIAL)
 METHODS = {
     "labels": lambda student, teacher: Distillation(student),
     "outputs": lambda student, teacher: Distillation(student, teacher, jacobians=0),
@@ -83,59 +114,58 @@ METHODS = {
 }
 
 
-def seconds_of(ids, y, teacher):
-    """Median seconds of a step, the methods taking turns."""
-    made = {name: make(Classifier(16, 1), teacher) for name, make in METHODS.items()}
-    times, context = {name: [] for name in made}, {"attention_mask": (ids > 0).long()}
-    for _ in range(20):
-        for name, objective in made.items():
-            start = time.perf_counter()
-            objective(ids, y, context=context).loss.backward()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(each[5:]) for name, each in times.items()}
-
-
-def main(out):
+def main(out, folder, data):
     torch.set_num_threads(1)
-    path = Path(out)
+    path, tokenizer = Path(out), Tokenizer.from_file(f"{folder}/tokenizer.json")
     result = json.loads(path.read_text()) if path.exists() else {"cells": {}}
-    ids, y = texts()
-    train, test = slice(0, 2000), slice(-1000, None)
-    result["texts"] = {
-        "number": len(ids),
-        **{name: version(name.replace("sklearn", "scikit-learn")) for name in PACKAGES},
-    }
+    ids, y = texts(f"{data}/20newsgroups-train.tab", tokenizer)
+    test, labels = (each[:1000] for each in texts(f"{data}/20newsgroups-test.tab", tokenizer))
+    torch.manual_seed(0)
+    teacher = Teacher(folder)
+    features, targets = in_batches(teacher, ids[:2000], probe=False), y[:2000]
+    optimizer = torch.optim.LBFGS(teacher.last.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        total = nn.functional.cross_entropy(teacher.last(features), targets)
+        (total := total + 1e-3 * teacher.last.weight.square().sum()).backward()
+        return total
+
+    optimizer.step(loss)
+    table = teacher.get_input_embeddings().weight.detach()
+    table = table @ torch.pca_lowrank(table, WIDTH, niter=4)[2]
+    table /= table.std()
 
     def accuracy(network):
-        with torch.no_grad():
-            return float((network.eval()(ids[test], (ids[test] > 0).long()).argmax(1) == y[test]).float().mean())
+        return float((in_batches(network, test).argmax(1) == labels).float().mean())
 
-    for seed in range(3):
-        if all(f"{name}/{seed}" in result["cells"] for name in METHODS):
-            continue
-        torch.manual_seed(seed)
-        teacher = Classifier(32, 2)
-        fit(Distillation(teacher), ids[train], y[train], 400, seed)
-        result["cells"][f"teacher/{seed}"] = {"accuracy": accuracy(teacher)}
-        order = torch.randperm(2000, generator=torch.Generator().manual_seed(seed))
-        rows = torch.cat([order[y[order] == label][:FEW] for label in range(len(PACKAGES))])
-        result.setdefault("seconds", seconds_of(ids[rows[::2]], y[rows[::2]], teacher))
-        most = max(result["seconds"].values())
+    result["teacher"] = {"accuracy": accuracy(teacher), "texts": len(features)}
+    result["machine"] = {
+        **{"python": platform.python_version(), "processor": platform.machine(), "threads": 1},
+        **{name: version(name) for name in ("torch", "transformers")},
+    }
+    for count, seed in ((count, seed) for seed in range(SEEDS) for count in COUNTS):
+        order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
+        rows = torch.cat([order[y[order] == label][:count] for label in range(len(GROUPS))])
         for name, make in METHODS.items():
+            if (key := f"{name}/{count}/{seed}") in result["cells"]:
+                continue
             torch.manual_seed(seed)
-            student = Classifier(16, 1)
-            steps = round(STEPS * most / result["seconds"][name])
-            fit(make(student, teacher), ids[rows], y[rows], steps, seed)
-            result["cells"][f"{name}/{seed}"] = {"accuracy": accuracy(student), "steps": steps}
-            print(name, seed, result["cells"][f"{name}/{seed}"], flush=True)
-            result["machine"] = {"python": platform.python_version(), "torch": torch.__version__, "threads": 1}
+            student = Student(table.clone())
+            objective = make(student, MemoizedTeacher(ModuleTeacher(teacher), draws=True))
+            steps = fit(objective, ids[rows], y[rows], seed)
+            result["cells"][key] = {"accuracy": accuracy(student), "steps": steps}
+            print(key, result["cells"][key], flush=True)
             path.write_text(json.dumps(result, indent=1))
+    done = Counter(key.rpartition("/")[0] for key in result["cells"])
     result["summary"] = {}
-    for name in ("teacher", *METHODS):
-        values = [result["cells"][f"{name}/{seed}"]["accuracy"] for seed in range(3)]
-        result["summary"][name] = [round(f(values), 4) for f in (statistics.mean, statistics.stdev)]
+    for method in (method for method in done if done[method] == SEEDS):
+        cells = [result["cells"][f"{method}/{seed}"] for seed in range(SEEDS)]
+        values, steps = ([cell[kind] for cell in cells] for kind in ("accuracy", "steps"))
+        spread = [round(f(values), 4) for f in (statistics.mean, statistics.stdev)]
+        result["summary"][method] = {"accuracy": spread, "steps": round(statistics.mean(steps))}
     path.write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

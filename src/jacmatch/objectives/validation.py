@@ -293,9 +293,9 @@ def tokens(caller: str, x: object, point: Point) -> None:
 
 def vocabulary(caller: str, networks: list[object]) -> int:
     """Return the number of tokens in the vocabularies of all networks."""
+    networks = [network.teacher if isinstance(network, MemoizedTeacher) else network for network in networks]
     modules = [network.module if isinstance(network, ModuleTeacher) else network for network in networks]
-    if any(isinstance(network, Teacher) and not isinstance(network, ModuleTeacher) for network in networks):
-        others = [type(network).__name__ for network in networks if isinstance(network, Teacher)]
+    if others := [type(module).__name__ for module in modules if isinstance(module, Teacher)]:
         rule = f"`teacher` of `{caller}(probe=TokenSubstitutions(...))` must be a network with embeddings."
         raise InputError(rule, got=", ".join(others), do="Pass the nn.Module.")
     return min(embedding_of(module).num_embeddings for module in modules if module is not None)
