@@ -74,7 +74,7 @@ def test_unclear_outputs_are_refused_by_every_engine(engine):
         jvp(lambda x: {"loss": None, "scores": 1}, x, x, engine=engine)
     with pytest.raises(
         InputError,
-        match=r"output=lambda out: out\['a'\] of an objective .* lambda x: module\(x\)\['a'\]",
+        match=r"output=lambda out: out\['a'\]; for doctor .* lambda x: module\(x\)\['a'\]",
     ):
         vjp(lambda x: {"a": x, "b": x}, x, x)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from operator import attrgetter, itemgetter
 from typing import Any, cast
 
 import numpy
@@ -40,17 +41,22 @@ def tensors_of(function: Any) -> list[Tensor]:
     return list(tensors.values())
 
 
-def key_of(function: Any, depth: int = _DEPTH) -> Hashable:
-    """Return a key that is equal for functions with the same code and networks, and other contents of the same kind."""
+def key_of(function: Any, depth: int = _DEPTH, *, numbers: bool = False) -> Hashable:
+    """Return a key that is equal for functions with the same code and networks, and other contents of the same kind.
+
+    With `numbers`, equal functions contain equal numbers, too: `lambda out: out[n]` selects an output by one.
+    """
     if isinstance(function, nn.Module):
         return "module", id(function)
     if isinstance(function, Tensor):
         return "tensor", tuple(function.shape), function.dtype, function.device, function.requires_grad
     if function is None or isinstance(function, str | bool | bytes | torch.dtype | torch.device | type):
         return cast(Hashable, function)
+    if isinstance(function, attrgetter | itemgetter):
+        return repr(function)
     if depth == 0 or isinstance(function, int | float | complex):  # a count or a temperature may change in each step
-        return str(type(function))
-    contents = tuple(key_of(each, depth - 1) for each in _contents(function))
+        return repr(function) if numbers and depth else str(type(function))
+    contents = tuple(key_of(each, depth - 1, numbers=numbers) for each in _contents(function))
     if isinstance(function, types.FunctionType):
         return function.__code__, contents
     if isinstance(function, partial | types.MethodType):

@@ -1,17 +1,19 @@
 """What a network returns: its outputs, and features of layers by their dotted path."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
 from jacmatch.jacobian.arguments import Arguments
-from jacmatch.jacobian.callables import preserved_generators, replaced_buffers
+from jacmatch.jacobian.callables import key_of, preserved_generators, replaced_buffers
 from jacmatch.jacobian.modules import Module, call, preserved_buffers
 
 Select = Callable[[Any], Tensor]
@@ -53,8 +55,7 @@ def _tensor_in(output: Any) -> Tensor:
     raise InputError(
         "A network must return one tensor, or a dictionary or object with `logits`.",
         got=_described(output, parts),
-        do=f"Select one: output=lambda out: out{first} of an objective or ModuleTeacher; for jvp, vjp, jacobian and "
-        f"doctor a function such as lambda x: module(x){first}.",
+        do=f"Select one: output=lambda out: out{first}; for doctor a function such as lambda x: module(x){first}.",
     )
 
 
@@ -88,25 +89,113 @@ def _described(output: Any, parts: Mapping[str, Tensor]) -> str:
     return f"{kind} of {len(parts)} tensors, {', '.join(shapes)}{more}"
 
 
-@contextmanager
-def selecting(module: Module, output: Select | None) -> Iterator[None]:
-    """Context in which the module returns what `output` selects from its outputs."""
-    if output is None or not isinstance(module, nn.Module):
-        yield
-        return
+@dataclass
+class Structure:
+    """A tuple or dictionary of tensors (B, …), also nested, as one tensor (B, N).
 
-    def select(module: nn.Module, inputs: Any, returned: Any) -> Tensor:
+    Attributes:
+        spec: The tuple or dictionary without its tensors; None for a tensor, which stays as it is.
+        shapes: Shape of a sample in each tensor.
+    """
+
+    spec: TreeSpec | None = None
+    shapes: tuple[torch.Size, ...] = ()
+
+    def read(self, name: str, tree: Any) -> Tensor:
+        """Return the tensors of a batch as one, and store their structure.
+
+        Raises:
+            InputError: something in it is no tensor (B, …) of real floating-point numbers.
+        """
+        leaves, self.spec = tree_flatten(tree)
+        if tree is (leaves[0] if leaves else None):
+            self.spec = None
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or not leaf.dim():
+                got = f"{leaf.dtype} {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
+                do = "Leave out what cannot be differentiated, and take an object apart: {'depth': out.depth}."
+                raise InputError(f"{name} must be one or several floating-point tensors (B, …).", got=got, do=do)
+        if len({len(leaf) for leaf in leaves}) != 1:
+            got = ", ".join(str(tuple(leaf.shape)) for leaf in leaves) or "none"
+            raise InputError(f"All tensors of {name} must have one number of samples.", got=got)
+        self.shapes = tuple(leaf.shape[1:] for leaf in leaves)
+        return leaves[0] if self.spec is None else torch.cat([leaf.reshape(len(leaf), -1) for leaf in leaves], 1)
+
+    def pack(self, name: str, tree: Any) -> Tensor:
+        """Return directions of this structure as one tensor (B, N), or (P, B, N).
+
+        Raises:
+            InputError: they have another structure, or other shapes.
+        """
+        if self.spec is None:
+            if not isinstance(tree, Tensor):
+                raise InputError(f"{name} must be one tensor.", got=type(tree).__name__)
+            return tree
+        leaves, spec = tree_flatten(tree)
+        pairs = [
+            (leaf.shape[: leaf.dim() - len(of)], leaf.shape[leaf.dim() - len(of) :])
+            for leaf, of in zip(leaves, self.shapes, strict=False)
+            if isinstance(leaf, Tensor)
+        ]
+        if spec != self.spec or tuple(of for _, of in pairs) != self.shapes or len({lead for lead, _ in pairs}) != 1:
+            wanted = tree_unflatten([tuple(shape) for shape in self.shapes], self.spec)
+            got = tree_map(lambda leaf: tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__, tree)
+            raise InputError(f"{name} must have the structure and shapes (probes, batch, …) of {wanted}.", got=got)
+        return torch.cat([leaf.reshape(*lead, -1) for leaf, (lead, _) in zip(leaves, pairs, strict=True)], -1)
+
+    def unpack(self, packed: Tensor, axis: int = -1) -> Any:
+        """Return the structure of the tensors that this dimension contains."""
+        if self.spec is None:
+            return packed
+        parts: Any = torch.split(packed, [shape.numel() for shape in self.shapes], axis)
+        pairs = zip(parts, self.shapes, strict=True)
+        parts = [torch.unflatten(part, axis, shape) if shape else part.squeeze(axis) for part, shape in pairs]
+        return tree_unflatten(parts, self.spec)
+
+
+class Selection:
+    """A forward hook, or a function around a function, that selects the outputs and packs several as one tensor.
+
+    Args:
+        output: What selects them.
+        module: The function to call, where it is not a hook.
+        several: Whether several tensors may be selected.
+    """
+
+    def __init__(self, output: Callable[[Any], Any], module: Module | None = None, *, several: bool = False) -> None:
+        self.output, self.module, self.structure = output, module, Structure() if several else None
+
+    @property
+    def key(self) -> Hashable:
+        """A key that differs from that of other selections."""
+        return key_of(self.output, numbers=True)
+
+    def __deepcopy__(self, memo: Any) -> "Selection":
+        return self
+
+    def __call__(self, *given: Any, **named: Any) -> Tensor:
+        """Return the selected outputs, of the module at these arguments or of what a hook got."""
+        returned = given[2] if self.module is None else self.module(*given, **named)
         try:
-            selected = output(returned)
+            selected = self.output(returned)
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             got = f"{type(error).__name__} ({error}) for {_described(returned, _parts(returned))}"
             raise InputError("`output` must select a tensor from what the network returns.", got=got) from error
+        if self.structure is not None:
+            return self.structure.read("What `output` selects", selected)
         if not isinstance(selected, Tensor):
             got = _described(selected, _parts(selected))
             raise InputError("`output` must select one tensor from what the network returns.", got=got)
         return selected
 
-    handle = module.register_forward_hook(select)
+
+@contextmanager
+def selecting(module: Module, output: Select | Selection | None) -> Iterator[None]:
+    """Context in which the module returns what `output` selects from its outputs."""
+    if output is None or not isinstance(module, nn.Module):
+        yield
+        return
+    handle = module.register_forward_hook(output if isinstance(output, Selection) else Selection(output))
     try:
         yield
     finally:

@@ -5,8 +5,8 @@ are switched off. `jvp`, `vjp` and `jacobian` differentiate the outputs; `vjp_pr
 readout and return everything that the pass has computed.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.utils._pytree import tree_map
 
 from jacmatch.errors import InputError, UnsupportedError
-from jacmatch.jacobian.arguments import Arguments
+from jacmatch.jacobian.arguments import Arguments, Inputs
 from jacmatch.jacobian.callables import buffers_in_training, copies_of, write_buffers
 from jacmatch.jacobian.engines import (
     difference_jvp,
@@ -28,6 +29,7 @@ from jacmatch.jacobian.engines import (
     reverse_vjp,
     undifferentiable,
 )
+from jacmatch.jacobian.features import Selection, Structure, selecting
 from jacmatch.jacobian.function import Cotangents, Function, Products, check_direction, check_input
 from jacmatch.jacobian.modules import BatchNormPolicy, Module
 from jacmatch.jacobian.readouts import Context, Logits, Readout
@@ -36,65 +38,81 @@ from jacmatch.jacobian.verification import JVP_ENGINES, check_vjp, engines_for_j
 Engine = Literal["auto", "forward", "reverse", "differences"]
 
 
+Several = Inputs | Mapping[str, Tensor] | tuple[Tensor, ...]
+"""Several inputs: by position in a tuple, or by name. Derivatives by them have the same structure, in their units."""
+
+
 def jvp(
     module: Module,
-    x: Float[Tensor, "batch *input"],
-    tangents: Float[Tensor, "batch *input"] | Float[Tensor, "probe batch *input"],
+    x: Float[Tensor, "batch *input"] | Several,
+    tangents: Float[Tensor, "batch *input"] | Float[Tensor, "probe batch *input"] | Several,
     *,
     engine: Engine = "auto",
     batch_norm: BatchNormPolicy = "batch",
     context: Mapping[str, Any] | None = None,
-) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, "batch *out"] | Float[Tensor, "probe batch *out"]]:
+    output: Callable[[Any], Any] | None = None,
+) -> tuple[Float[Tensor, "batch *out"] | Any, Float[Tensor, "batch *out"] | Float[Tensor, "probe batch *out"] | Any]:
     """Return outputs y (B, K) and the product Jv (B, K), or (P, B, K) for P directions at once.
 
-    (Jv)ₙₖ = Σᵢ ∂yₙₖ/∂xₙᵢ vₙᵢ.
+    (Jv)ₙₖ = Σᵢ ∂yₙₖ/∂xₙᵢ vₙᵢ, over all inputs.
 
     Args:
         module: The network.
-        x: Its input, of a floating-point type.
-        tangents: v, one direction per sample, shaped like x, or P of them.
+        x: Its input, of a floating-point type; several inputs as a tuple, a dictionary or `Inputs`.
+        tangents: v, one direction per sample, shaped like x, or P of them; a tuple or dictionary where x is.
         engine: `forward`, `reverse`, `differences`, or `auto`: the first of these that supports the module.
         batch_norm: Policy for BatchNorm in training mode.
         context: Other arguments of the network, by name, passed unchanged. Tensors whose first dimension is the batch
             belong to the samples; wrap others in `Shared` where they happen to have as many rows.
+        output: Selects the outputs where the network returns more than one tensor: a tensor, or a tuple or dictionary
+            of tensors, which y and the products then are.
 
     Raises:
-        InputError: x or v has the wrong type or shape.
+        InputError: x or v has the wrong type, structure or shape.
         UnsupportedError: the engine does not support this module; the message names one that does.
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0]])
         >>> jvp(lambda x: x**2, x, torch.tensor([[1.0, 0.0]]))
         (tensor([[1., 4.]]), tensor([[2., 0.]]))
+        >>> jvp(lambda x, t: x * t, (x, torch.tensor([[3.0]])), (torch.zeros(1, 2), torch.ones(1, 1)))[1]
+        tensor([[1., 2.]])
     """
-    single = tangents.dim() == x.dim()
-    settings: dict[str, Any] = {"batch_norm": batch_norm, "context": _context("jvp", x, context)}
-    result = jvp_products(module, x, tangents[None] if single else tangents, engine=engine, **settings)
-    return result.outputs, result.products[0] if single else result.products
+    call = _Call("jvp", module, x, context, output)
+    v = call.inputs.pack("`tangents` of `jvp`", tangents.parts if isinstance(tangents, Inputs) else tangents)
+    single = v.dim() == call.x.dim()
+    settings: dict[str, Any] = {"batch_norm": batch_norm, "context": call.context, "engine": engine}
+    with call.selecting():
+        result = jvp_products(call.module, call.x, v[None] if single else v, **settings)
+    return call.outputs.unpack(result.outputs), call.outputs.unpack(result.products[0] if single else result.products)
 
 
 def vjp(
     module: Module,
-    x: Float[Tensor, "batch *input"],
-    cotangents: Float[Tensor, "..."],
+    x: Float[Tensor, "batch *input"] | Several,
+    cotangents: Float[Tensor, "..."] | Any,
     *,
     batch_norm: BatchNormPolicy = "batch",
     context: Mapping[str, Any] | None = None,
-) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, "batch *input"] | Float[Tensor, "probe batch *input"]]:
+    output: Callable[[Any], Any] | None = None,
+) -> tuple[
+    Float[Tensor, "batch *out"] | Any, Float[Tensor, "batch *input"] | Float[Tensor, "probe batch *input"] | Any
+]:
     """Return outputs y (B, K) and the product vᵀJ (B, *input), or (P, B, *input) for P cotangents at once.
 
-    (vᵀJ)ₙᵢ = Σₖ vₙₖ ∂yₙₖ/∂xₙᵢ, always by the reverse engine.
+    (vᵀJ)ₙᵢ = Σₖ vₙₖ ∂yₙₖ/∂xₙᵢ, over all outputs, always by the reverse engine.
 
     Args:
         module: The network.
-        x: Its input, of a floating-point type.
-        cotangents: v, one per sample, shaped like the outputs, or P of them.
+        x: Its input, of a floating-point type; several inputs as a tuple, a dictionary or `Inputs`.
+        cotangents: v, one per sample, shaped like the outputs, or P of them; a tuple or dictionary where `output`
+            selects one.
         batch_norm: Policy for BatchNorm in training mode.
-        context: Other arguments of the network, by name, passed unchanged. Tensors whose first dimension is the batch
-            belong to the samples; wrap others in `Shared` where they happen to have as many rows.
+        context: As in `jvp`.
+        output: As in `jvp`.
 
     Raises:
-        InputError: x or v has the wrong type or shape.
+        InputError: x or v has the wrong type, structure or shape.
         UnsupportedError: the outputs are not differentiable in reverse mode.
 
     Example:
@@ -103,21 +121,27 @@ def vjp(
         ...     vjp(lambda x: x**2, x, torch.tensor([[1.0, 1.0]]))
         (tensor([[1., 4.]]), tensor([[2., 4.]]))
     """
-    settings: dict[str, Any] = {"batch_norm": batch_norm, "context": _context("vjp", x, context)}
-    result = vjp_products(
-        module, x, lambda y: cotangents[None] if cotangents.dim() == y.dim() else cotangents, **settings
-    )
-    single = cotangents.dim() == result.outputs.dim()
-    return result.outputs, result.products[0] if single else result.products
+    call, single = _Call("vjp", module, x, context, output), False
+
+    def directions(y: Tensor) -> Tensor:
+        nonlocal single
+        v = call.outputs.pack("`cotangents` of `vjp`", cotangents)
+        single = v.dim() == y.dim()
+        return v[None] if single else v
+
+    with call.selecting():
+        result = vjp_products(call.module, call.x, directions, batch_norm=batch_norm, context=call.context)
+    return call.outputs.unpack(result.outputs), call.inputs.unpack(result.products[0] if single else result.products)
 
 
 def jacobian(
     module: Module,
-    x: Float[Tensor, "batch *input"],
+    x: Float[Tensor, "batch *input"] | Several,
     *,
     chunk_size: int | None = None,
     context: Mapping[str, Any] | None = None,
-) -> tuple[Float[Tensor, "batch out"], Float[Tensor, "batch out *input"]]:
+    output: Callable[[Any], Any] | None = None,
+) -> tuple[Float[Tensor, "batch out"] | Any, Float[Tensor, "batch out *input"] | Any]:
     """Return outputs y (B, K) and the full Jacobian J (B, K, *input), Jₙₖᵢ = ∂yₙₖ/∂xₙᵢ.
 
     In evaluation mode, `chunk_size` rows are computed at once: the batch is repeated, and one backward pass gives a
@@ -133,11 +157,12 @@ def jacobian(
 
     Args:
         module: The network.
-        x: Its input, of a floating-point type.
+        x: Its input, of a floating-point type; several inputs as a tuple, a dictionary or `Inputs`.
         chunk_size: Rows at once, at least 1. None takes as many as make 512 samples; on the CPU 64, or, with
             convolutions, 16 and at most 8 rows. The result does not depend on it.
-        context: Other arguments of the network, by name, passed unchanged. Tensors whose first dimension is the batch
-            belong to the samples; wrap others in `Shared` where they happen to have as many rows.
+        context: As in `jvp`.
+        output: As in `jvp`. J has the structure of the outputs, and within it that of the inputs: for outputs (B, *out)
+            and inputs (B, *input) in a tuple or dictionary the blocks are (B, *out, *input).
 
     Raises:
         InputError: x has the wrong type, or `chunk_size` is below 1.
@@ -148,10 +173,17 @@ def jacobian(
         tensor([[[2., 0.],
                  [0., 4.]]])
     """
-    check_input(x, "jacobian")
+    call = _Call("jacobian", module, x, context, output)
     if chunk_size is not None and chunk_size < 1:
         raise InputError("`chunk_size` of `jacobian` must be at least 1.", got=chunk_size)
-    function = Function(module, Logits(), _context("jacobian", x, context), (), "batch")
+    with call.selecting():
+        outputs, rows = _rows(Function(call.module, Logits(), call.context, (), "batch"), call.x, chunk_size)
+    blocks = call.outputs.unpack(rows, 1)
+    return call.outputs.unpack(outputs), tree_map(call.inputs.unpack, blocks)
+
+
+def _rows(function: Function, x: Tensor, chunk_size: int | None) -> tuple[Tensor, Tensor]:
+    """Return outputs and Jacobian, see `jacobian`."""
     reason = check_vjp(function, x)
     coupled = samples_couple(function, x)
     if coupled and len(x) > 1:
@@ -162,7 +194,7 @@ def jacobian(
     arguments = function.context.arguments
     if arguments is not None:
         function = replace(function, context=Context(arguments=arguments.repeated(copies)))
-    with features_of_last_layer(module) as readout:
+    with features_of_last_layer(function.module) as readout:
         result = reverse_vjp(replace(function, readout=readout), repeated, partial(_basis, len(x), copies))
     result = undifferentiable(result, reason)
     rows = result.products.view(-1, *x.shape)[: result.values.shape[1]]
@@ -171,10 +203,29 @@ def jacobian(
     return result.outputs[: len(x)], rows.transpose(0, 1)
 
 
-def _context(caller: str, x: Tensor, given: Mapping[str, Any] | None) -> Context:
-    """Return the other arguments as a context; reject an x that is not a tensor."""
-    check_input(x, caller)
-    return Context(arguments=Arguments.of(caller, x, given)[1])
+class _Call:
+    """A call of `jvp`, `vjp` or `jacobian`: its inputs as one tensor x, and what structure inputs and outputs have."""
+
+    def __init__(self, caller: str, module: Module, x: Any, context: Any, output: Callable[[Any], Any] | None) -> None:
+        self.inputs, self.outputs = Structure(), Structure()
+        self.selection: Selection | None = None
+        x = Inputs(x) if isinstance(x, Mapping | tuple) else x
+        if isinstance(x, Inputs):
+            self.inputs.read(f"`x` of `{caller}`", dict(x.parts) if isinstance(x.parts, Mapping) else tuple(x.parts))
+        else:
+            check_input(x, caller)
+        self.x, arguments = Arguments.of(caller, x, context)
+        check_input(self.x, caller)
+        self.module, self.context = module, Context(arguments=arguments)
+        if output is not None:
+            function = None if isinstance(module, nn.Module) else module
+            self.selection = Selection(output, function, several=True)
+            self.outputs = self.selection.structure or self.outputs
+            self.module = module if function is None else self.selection
+
+    def selecting(self) -> AbstractContextManager[None]:
+        """Context in which the module returns the selected outputs as one tensor."""
+        return selecting(self.module, self.selection)
 
 
 def _basis(batch: int, copies: int, values: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from jacmatch.jacobian.arguments import Arguments
 from jacmatch.jacobian.callables import key_of, modules_of, preserved_generators
 from jacmatch.jacobian.engine_checks import is_small, judge, not_finite_at
 from jacmatch.jacobian.engines import difference_jvp, forward_jvp, reverse_jvp, reverse_vjp
+from jacmatch.jacobian.features import Selection
 from jacmatch.jacobian.findings import UNKNOWN, Verdict, refused
 from jacmatch.jacobian.finite_differences import (
     EngineRun,
@@ -367,7 +368,8 @@ def _signature(function: Function, x: Tensor, count: int) -> Hashable:
         seen.add(id(layer))
         trained = [p is not None and p.requires_grad for p in layer._parameters.values()]
         hooks = len(layer._forward_hooks) + len(layer._forward_pre_hooks)
-        layers += (id(layer), layer.training, hooks, *trained)
+        selected = [each.key for each in layer._forward_hooks.values() if isinstance(each, Selection)]
+        layers += (id(layer), layer.training, hooks, *selected, *trained)
         waiting += layer._modules.values()
     kind = x.device.type
     return (
