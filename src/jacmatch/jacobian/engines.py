@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import finite_differences
 from jacmatch.jacobian.callables import buffers_in_training, copies_of, write_buffers
+from jacmatch.jacobian.features import selecting, selection_of
 from jacmatch.jacobian.findings import first_line
 from jacmatch.jacobian.function import Cotangents, Function, Products, check_direction, replayed, replaying
 from jacmatch.jacobian.modules import is_trainable, twice_differentiable
@@ -134,6 +135,7 @@ def rebuilt_vjp(function: Function, x: Tensor, cotangents: Cotangents, chunk_siz
     # first, since the pass at x advances the generator and writes the buffers
     again, start = replaying(x), copies_of(buffers_in_training(function.module))
     made: list[Tensor] = []
+    selection = selection_of(function.module)
 
     def chosen(values: Tensor) -> Tensor:
         made.append(cotangents(values) if callable(cotangents) else cotangents)
@@ -142,7 +144,8 @@ def rebuilt_vjp(function: Function, x: Tensor, cotangents: Cotangents, chunk_siz
 
     def passed(number: int, differentiable: bool) -> Products:
         v = made[0][number * chunk_size : (number + 1) * chunk_size]
-        return again(lambda: _vjp(function, leaf, v, differentiable, copies_of(start), by_leaf=True)[0])
+        with selecting(function.module, selection):
+            return again(lambda: _vjp(function, leaf, v, differentiable, copies_of(start), by_leaf=True)[0])
 
     first = _rebuilt(_vjp(function, leaf, chosen, False)[0], partial(passed, 0, True), leaf, x.requires_grad)
     rows = [first.products]

@@ -89,7 +89,7 @@ def _described(output: Any, parts: Mapping[str, Tensor]) -> str:
     return f"{kind} of {len(parts)} tensors, {', '.join(shapes)}{more}"
 
 
-@dataclass
+@dataclass(slots=True)  # so that `key_of` does not look into it: it changes in each call
 class Structure:
     """A tuple or dictionary of tensors (B, …), also nested, as one tensor (B, N).
 
@@ -192,7 +192,7 @@ class Selection:
 @contextmanager
 def selecting(module: Module, output: Select | Selection | None) -> Iterator[None]:
     """Context in which the module returns what `output` selects from its outputs."""
-    if output is None or not isinstance(module, nn.Module):
+    if output is None or not isinstance(module, nn.Module) or output in module._forward_hooks.values():
         yield
         return
     handle = module.register_forward_hook(output if isinstance(output, Selection) else Selection(output))
@@ -200,6 +200,12 @@ def selecting(module: Module, output: Select | Selection | None) -> Iterator[Non
         yield
     finally:
         handle.remove()
+
+
+def selection_of(module: Module) -> Selection | None:
+    """Return the selection that is active; for passes that run after its context, in the backward pass."""
+    hooks = module._forward_hooks.values() if isinstance(module, nn.Module) else ()
+    return next((hook for hook in hooks if isinstance(hook, Selection)), None)
 
 
 def class_dimension(module: Module, x: Tensor, arguments: Arguments | None = None) -> int | None:

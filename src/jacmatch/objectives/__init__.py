@@ -11,6 +11,7 @@ from jacmatch.objectives.base import Objective
 from jacmatch.objectives.compiled import CompiledSteps
 from jacmatch.objectives.differentiation import Differentiation
 from jacmatch.objectives.distillation import Distillation
+from jacmatch.objectives.heads import Heads
 from jacmatch.objectives.points import POINTS, AtData, AtMixedPairs, AtNoise, Point
 from jacmatch.objectives.regression import Regression
 from jacmatch.objectives.robustness import Robustness, jacobian_norm_penalty
@@ -27,6 +28,7 @@ __all__ = [
     "Differentiation",
     "Distillation",
     "GradientShare",
+    "Heads",
     "LossWeights",
     "Objective",
     "Point",

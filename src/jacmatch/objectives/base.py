@@ -24,7 +24,7 @@ from jacmatch.objectives.differentiation import Differentiation
 from jacmatch.objectives.points import AtData, Batch
 from jacmatch.objectives.terms import TeacherNorm, Terms
 from jacmatch.objectives.weights import GradientShare, LossWeights, WeightSchedule
-from jacmatch.teachers import Teacher, as_teacher
+from jacmatch.teachers import Answer, Teacher, as_teacher
 
 Output = Select | tuple[Select | None, Select | None] | None
 """What selects the outputs of student and teacher, or a pair of such."""
@@ -120,6 +120,7 @@ class Objective(nn.Module):
 
     teacher: Teacher | None
     derivative_term: ClassVar[str] = "jacobians"
+    labels_by_name: ClassVar[bool] = False
     jacobian_loss: JacobianLoss = "squared"
     ignore_index: int = IGNORED
     _called = False
@@ -179,9 +180,14 @@ class Objective(nn.Module):
         return self.loss_weights
 
     @property
+    def derivative_terms(self) -> tuple[str, ...]:
+        """The terms with derivatives with respect to the input."""
+        return (self.derivative_term,)
+
+    @property
     def takes_derivatives(self) -> bool:
         """Whether the loss has a term with derivatives with respect to the input."""
-        return bool(self.loss_weights.weights[self.derivative_term])
+        return any(self.loss_weights.weights[name] for name in self.derivative_terms)
 
     def resolved_engine(self) -> Engine | None:
         """Return the engine of the student's derivatives; None where none are taken.
@@ -257,7 +263,8 @@ class Objective(nn.Module):
         if tokens or isinstance(x, Inputs | Nodes | Mapping) or given.get("context"):
             given = self._with_arguments(caller, given)
             x = given["x"]
-        given["x"] = x = validation.batch_of_tensors(caller, x, y, floating=self._differentiable)
+        labels = None if self.labels_by_name else y
+        given["x"] = x = validation.batch_of_tensors(caller, x, labels, floating=self._differentiable)
         before = copies_of(buffers_in_training(self.student)) if not self._called else {}
         try:
             return self._selected_terms(*args[2:], **given)
@@ -268,18 +275,13 @@ class Objective(nn.Module):
 
     def _selected_terms(self, *args: Any, **given: Any) -> Terms:
         caller, y = type(self).__name__, given.get("y")
-        ignored = self.ignore_index
-        if isinstance(self.output, _Column) and isinstance(y, Tensor) and y.is_floating_point() and y.dim() == 1:
+        if self.labels_by_name:
+            y = None
+        elif isinstance(self.output, _Column) and isinstance(y, Tensor) and y.is_floating_point() and y.dim() == 1:
             given["y"] = y[:, None]
-        for name in ("y", "partner_labels"):
-            labels = given.get(name)
-            if (
-                ignored != IGNORED
-                and isinstance(labels, Tensor)
-                and labels.dim() > 1
-                and not labels.is_floating_point()
-            ):
-                given[name] = labels.masked_fill(labels == ignored, IGNORED)
+        for name in () if self.labels_by_name else ("y", "partner_labels"):
+            if isinstance(given.get(name), Tensor):
+                given[name] = validation.without_ignored(given[name], self.ignore_index)
         with self.selected_outputs(), validation.explained(caller, given["x"], y, self.student):
             terms: Terms = super().__call__(*args, **given)
             self._called = True
@@ -329,23 +331,22 @@ class Objective(nn.Module):
 
     def _call(self, progress: float | int) -> Call:
         """Return what this call has to compute; the state does not change yet."""
-        name, weights = self.derivative_term, self.loss_weights.weights
-        if weights[name] and isinstance(self.student, nn.parallel.DistributedDataParallel):
+        derived = self.takes_derivatives
+        if derived and isinstance(self.student, nn.parallel.DistributedDataParallel):
             raise UnsupportedError(
                 f"`student` of `{type(self).__name__}` must not be wrapped in DistributedDataParallel: a derivative of "
                 "its derivatives is not reduced over the processes. Wrap the objective: "
                 "DistributedDataParallel(objective)."
             )
-        due = bool(weights[name]) and not (self.training and self.calls % self.every)
+        due = derived and not (self.training and self.calls % self.every)
         factor = self.schedule(progress) if due else 0.0
         measured = False
         if torch.is_grad_enabled():
             last = self.measured_at
             again = self.training and (last is None or self.calls - last >= self.measure_every)
-            measured = again and (due or not weights[name])
-            measured = measured or bool(self.loss_weights.unmeasured - ({name} if factor == 0 else set()))
-        if self.training and not isinstance(weights[name], GradientShare):
-            factor *= self.every
+            measured = again and (due or not derived)
+            excused = self.derivative_terms if factor == 0 else ()
+            measured = measured or bool(self.loss_weights.unmeasured.difference(excused))
         return Call(self.calls, factor, measured)
 
     @contextmanager
@@ -384,7 +385,12 @@ class Objective(nn.Module):
             products: The teacher's products, whose norm divides a `relative` term.
             firsts: See `Terms`.
         """
-        times, firsts, finite = {self.derivative_term: call.factor}, firsts or {}, True
+        firsts, finite, weights = firsts or {}, True, self.loss_weights.weights
+        repeated = self.every if self.training else 1  # a share is that of a call with derivatives
+        times = {
+            name: call.factor * (1 if isinstance(weights[name], GradientShare) else repeated)
+            for name in self.derivative_terms
+        }
         norm, name = self.teacher_norm, self.derivative_term
         if self.jacobian_loss == "relative" and name in unweighted:
             norm = norm.measured(products, outputs, self.loss_weights.part, counts=call.measured)
@@ -421,7 +427,7 @@ class Objective(nn.Module):
         context: CallContext = None,
     ) -> Batch:
         """Return the batch, moved to the points at which student and teacher are compared."""
-        if self.loss_weights.weights["labels"] and y is None:
+        if self.loss_weights.weights.get("labels") and y is None:
             raise InputError("`y` must be given where `labels` has a weight.", do="Set labels=0 to train without.")
         validation.one_for_each(x, y=y, ids=ids, partners=partners, partner_labels=other)
         ids = torch.arange(len(x), device=x.device) if ids is None else ids
@@ -444,7 +450,17 @@ class Objective(nn.Module):
             return 0, {}
         fraction = self.differentiation.fraction
         first = math.ceil(fraction * self.loss_weights.whole(samples))
-        return self.loss_weights.own(first), {self.derivative_term: first} if fraction < 1 else {}
+        return self.loss_weights.own(first), dict.fromkeys(self.derivative_terms, first) if fraction < 1 else {}
+
+    @staticmethod
+    def _answers(batch: Batch, count: int, ask: Callable[..., Answer | None]) -> tuple[Answer | None, Tensor | None]:
+        """Return the teacher's answer with products about the first `count` samples, and its outputs of all samples."""
+        answer = ask(batch.part(slice(count)), products=True) if count else None
+        answers = [answer] if count else []
+        if count < len(batch.x):
+            answers.append(ask(batch.part(slice(count, None)), products=False))
+        outputs_of = [each.outputs for each in answers if each is not None]
+        return answer, torch.cat(outputs_of) if len(outputs_of) == len(answers) else None
 
     @staticmethod
     def _in_parts(

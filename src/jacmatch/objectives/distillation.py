@@ -4,7 +4,6 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Final
 
-import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
@@ -316,18 +315,11 @@ class Distillation(Objective):
         self, batch: Batch, count: int, *, measured: bool
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor], Tensor | None]:
         """Return outputs of student and teacher, the terms, and the teacher's products of the first `count` samples."""
-        first, rest = batch.part(slice(count)), batch.part(slice(count, None))
-        answer = self._query(first, products=True) if count else None
-        answers = [answer] if count else []
-        if count < len(batch.x):
-            answers.append(self._query(rest, products=False))
-        outputs_of = [each.outputs for each in answers if each is not None]
-        teacher_outputs = torch.cat(outputs_of) if len(outputs_of) == len(answers) else None
-
+        answer, teacher_outputs = self._answers(batch, count, self._query)
         step, how = self._step(batch, answer, teacher_outputs), self.differentiation
 
         def eager() -> Compared:
-            first_or_all = first if count else batch
+            first_or_all = batch.part(slice(count)) if count else batch
             outputs, products = self._in_parts(
                 self.network,
                 batch,

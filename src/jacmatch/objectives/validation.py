@@ -29,7 +29,7 @@ from jacmatch.jacobian import (
 )
 from jacmatch.jacobian.arguments import embedding_of
 from jacmatch.jacobian.features import Select
-from jacmatch.losses import JACOBIAN_LOSSES, OUTPUT_LOSSES, Positions, Task
+from jacmatch.losses import IGNORED, JACOBIAN_LOSSES, OUTPUT_LOSSES, Positions, Task
 from jacmatch.objectives.points import AtData, AtMixedPairs, Point
 from jacmatch.teachers import EnsembleTeacher, MemoizedTeacher, ModuleTeacher, Teacher
 
@@ -350,6 +350,13 @@ def one_for_each(x: Tensor, **given: Tensor | None) -> None:
                 f"`{name}` of `Distillation` must have one entry for each of the {len(x)} samples, of shape {wanted}.",
                 got=f"shape {tuple(tensor.shape)}",
             )
+
+
+def without_ignored(labels: Tensor, ignored: int) -> Tensor:
+    """Return labels of positions with IGNORED in place of the user's `ignore_index`."""
+    if ignored == IGNORED or labels.dim() < 2 or labels.is_floating_point():
+        return labels
+    return labels.masked_fill(labels == ignored, IGNORED)
 
 
 def selections(
