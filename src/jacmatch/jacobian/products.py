@@ -78,7 +78,7 @@ def jvp(
         >>> jvp(lambda x, t: x * t, (x, torch.tensor([[3.0]])), (torch.zeros(1, 2), torch.ones(1, 1)))[1]
         tensor([[1., 2.]])
     """
-    call = _Call("jvp", module, x, context, output)
+    call = _Packed("jvp", module, x, context, output)
     v = call.inputs.pack("`tangents` of `jvp`", tangents.parts if isinstance(tangents, Inputs) else tangents)
     single = v.dim() == call.x.dim()
     settings: dict[str, Any] = {"batch_norm": batch_norm, "context": call.context, "engine": engine}
@@ -121,7 +121,7 @@ def vjp(
         ...     vjp(lambda x: x**2, x, torch.tensor([[1.0, 1.0]]))
         (tensor([[1., 4.]]), tensor([[2., 4.]]))
     """
-    call, single = _Call("vjp", module, x, context, output), False
+    call, single = _Packed("vjp", module, x, context, output), False
 
     def directions(y: Tensor) -> Tensor:
         nonlocal single
@@ -173,7 +173,7 @@ def jacobian(
         tensor([[[2., 0.],
                  [0., 4.]]])
     """
-    call = _Call("jacobian", module, x, context, output)
+    call = _Packed("jacobian", module, x, context, output)
     if chunk_size is not None and chunk_size < 1:
         raise InputError("`chunk_size` of `jacobian` must be at least 1.", got=chunk_size)
     with call.selecting():
@@ -203,7 +203,7 @@ def _rows(function: Function, x: Tensor, chunk_size: int | None) -> tuple[Tensor
     return result.outputs[: len(x)], rows.transpose(0, 1)
 
 
-class _Call:
+class _Packed:
     """A call of `jvp`, `vjp` or `jacobian`: its inputs as one tensor x, and what structure inputs and outputs have."""
 
     def __init__(self, caller: str, module: Module, x: Any, context: Any, output: Callable[[Any], Any] | None) -> None:
