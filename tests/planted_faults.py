@@ -178,8 +178,8 @@ FAULTS = {
     ),
     "every is not rescaled": Fault(
         "objectives/base.py",
-        "            factor *= self.every",
-        "            pass",
+        "        repeated = self.every if self.training else 1",
+        "        repeated = 1",
         "tests/objectives",
     ),
     "terms do not add up": Fault(

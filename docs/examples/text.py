@@ -161,9 +161,9 @@ def main(out, folder, data):
             torch.manual_seed(seed)
             student = Student(table.clone())
             objective = METHODS[name](student, memory)
-            asked = ask(objective, ids, y, known)
+            before = ask(objective, ids, y, known)
             steps = fit(objective, ids, y, known, seed)
-            result["cells"][key] = {"accuracy": accuracy(student), "steps": steps, "seconds_of_a_text_before": asked}
+            result["cells"][key] = {"accuracy": accuracy(student), "steps": steps, "seconds_of_a_text_before": before}
             print(key, result["cells"][key], flush=True)
             path.write_text(json.dumps(result, indent=1))
     done = Counter(key.rpartition("/")[0] for key in result["cells"])

@@ -20,7 +20,7 @@ VX, VT = torch.randn(2, B, 2, 2, dtype=D), torch.randn(2, B, dtype=D)
 
 
 @dataclass
-class Found:
+class Detected:
     scores: Tensor
     mask: Tensor
 
@@ -137,14 +137,14 @@ REFUSED = {
     "integers": ({"output": lambda out: out["top"]}, r"floating-point tensors.*int64"),
     "nothing": ({"output": lambda out: (out["scores"], out["none"])}, r"floating-point tensors.*NoneType"),
     "an object": ({"output": lambda out: SimpleNamespace(**out)}, r"floating-point tensors.*SimpleNamespace"),
-    "a data class": ({"output": lambda out: Found(out["scores"], out["inner"]["mask"])}, r"tensors.*Found"),
+    "a data class": ({"output": lambda out: Detected(out["scores"], out["inner"]["mask"])}, r"tensors.*Detected"),
     "a missing name": ({"output": lambda out: out["boxes"]}, r"must select a tensor.*KeyError"),
     "samples": ({"output": lambda out: (out["scores"], out["inner"]["mask"][1:])}, r"one number of samples"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_selected_is_said_in_one_line(name):
+def test_what_cannot_be_selected_is_refused_in_one_line(name):
     settings, message = REFUSED[name]
     with pytest.raises(InputError, match=message):
         jacmatch.jvp(Network(), (X, T), (VX, VT), **settings)

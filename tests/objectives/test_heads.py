@@ -168,7 +168,7 @@ def test_a_teacher_may_lack_a_head_that_learns_labels_alone():
 
 
 @dataclass
-class Found:
+class Detected:
     scores: Tensor
     boxes: tuple[Tensor, ...]
 
@@ -176,7 +176,7 @@ class Found:
 class Objects(Several):
     def forward(self, x):
         out = super().forward(x)
-        return Found(out["class"], (out["depth"], out["size"]))
+        return Detected(out["class"], (out["depth"], out["size"]))
 
 
 def test_heads_of_an_object_and_inside_of_tuples():

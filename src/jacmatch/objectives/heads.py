@@ -4,7 +4,7 @@ The heads' outputs are packed as one tensor, whose rows vᵀJ, with v = 0 outsid
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Final
 
@@ -417,5 +417,5 @@ class _Probes:
 
     def passes(self, outputs: int) -> Cost:
         """Return the sum of the heads' passes, each for so many outputs."""
-        each = [probe.passes(outputs) for probe in self.each.values()]
-        return Cost(sum(cost.forward for cost in each), sum(cost.backward for cost in each))
+        each = [astuple(probe.passes(outputs)) for probe in self.each.values()]
+        return Cost(*map(sum, zip(*each, strict=True)))
