@@ -199,7 +199,8 @@ def _aim(document: Document) -> Table:
     results = [spreads(document, name) for name in measures]
     rows = []
     for row in names(document, "row"):
-        if row not in (GUESS, NEWUOA) and (NEWUOA, "all") in results[0]:
+        rival, mine = (results[0].get((name, "all")) for name in (NEWUOA, row))
+        if row not in (GUESS, NEWUOA) and rival and mine and rival.get("seeds") == mine.get("seeds"):
             shares = [100 * each[row, "all"]["mean"] / each[NEWUOA, "all"]["mean"] for each in results]
             holds = shares[0] <= 110 and shares[2] <= 1
             texts = [f"{share:.{digits}f}" for share, digits in zip(shares, (0, 0, 2, 2), strict=True)]
