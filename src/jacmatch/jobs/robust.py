@@ -84,7 +84,7 @@ class Robust(TrainingFields):
     """Number of seeds. Subset, initial weights and batches differ between seeds; they are the same for all variants of
     a seed."""
     penalty_weight: tuple[float, ...] = (0.0, 0.01, 0.1)
-    """Weights λ of the penalty; one network is trained for each. The run folder stands for the last one."""
+    """Weights λ of the penalty; one network is trained for each. The last one is saved as the network of the run."""
     penalty: Form = "hoffman"
     """Form of the penalty. hoffman: ½‖J‖²; squared-norm: ‖J‖²; the other two are derived for the cross-entropy."""
     probe: Literal["random-outputs", "random-inputs", "every-row", "label-class", "top-class"] = "random-outputs"

@@ -18,7 +18,7 @@ Cotangents = Tensor | Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Question:
-    """A query to a teacher: what it shall return besides its outputs.
+    """A query to a teacher: the outputs, and optionally Jacobian products and features.
 
     Attributes:
         readout: What is differentiated.

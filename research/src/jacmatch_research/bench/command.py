@@ -1,4 +1,4 @@
-"""`jacmatch bench`: ratios of costs on this machine, beside what is claimed about them."""
+"""`jacmatch bench`: ratios of costs on this machine, compared with the claims of the documentation."""
 
 import contextlib
 import importlib.metadata
@@ -30,23 +30,24 @@ _NO_GPU = "no GPU at hand"
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure ratios of time and memory on this machine, and write them beside what is claimed.
+    """Measure ratios of time and memory on this machine, and compare them with the claims.
 
-    Contestants take turns in one process of one thread; memory is that of fresh processes. Each benchmark writes
-    OUT/NAME.json when it is done. A row that cannot be measured here stays empty and says why.
+    The compared methods alternate in one process with one thread; memory is measured in fresh processes. Each finished
+    benchmark writes OUT/NAME.json. A row that cannot be measured is empty and has a reason.
     """
 
     keeps: ClassVar[tuple[str, ...]] = ("*.json",)
     """Files of an interrupted job that make its folder worth keeping."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """The benchmarks (see `jacmatch list`); all of them if left out."""
+    """The benchmarks to run (see `jacmatch list`); by default all."""
     out: Path | None = None
-    """Folder of the results. Without it, runs/bench-NUMBER with the next free number."""
+    """Folder of the results. By default runs/bench-NUMBER with the next free number."""
     seed: int = 0
-    """Seed of everything random."""
+    """Random seed."""
     device: Literal["cpu", "cuda"] | None = None
-    """Only the rows of this device; if left out, those of the CPU, and those of a GPU, empty if there is none."""
+    """Measure only the rows of this device. By default the rows of the CPU, and those of the GPU, which are empty if
+    there is none."""
     smoke: bool = False
     """A few rounds on tiny networks, to see that it runs; its numbers mean nothing."""
     quick: bool = False

@@ -1,4 +1,4 @@
-"""`jacmatch reproduce NAME`: one table of the paper, or one claim of this project."""
+"""`jacmatch reproduce NAME`: measure a table of the paper or of the documentation."""
 
 import time
 from collections.abc import Mapping
@@ -27,10 +27,10 @@ _MADE = ("jacmatch", "torch", "platform", "cuda", "commit")  # what a cell says 
 
 @dataclass(frozen=True)
 class Reproduce(Request):
-    """Measure one table of the paper or one claim of this project, and write it beside the published numbers.
+    """Measure a table of the paper or of the documentation, and write it next to the published numbers.
 
-    A run that was stopped goes on with the next cell, and a finished one with cells that are requested in addition
-    (`--seeds`, `--per-class`, `--rows`). The tables are made of all cells that the run has.
+    Run the command again to resume a run, or to add cells to a finished one (`--seeds`, `--per-class`, `--rows`). The
+    tables contain all cells of the run.
     """
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:

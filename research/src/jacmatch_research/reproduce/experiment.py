@@ -40,11 +40,11 @@ class Request(JobFields):
     """cpu: narrow networks and short schedules, at most 30 minutes on two cores. paper: the published sizes, for a
     GPU."""
     seeds: int | None = None
-    """How many seeds; the experiment's own number if left out. More of them can be added to a run later."""
+    """Number of seeds; by default that of the experiment. Seeds can be added to a finished run."""
     per_class: tuple[int, ...] = ()
-    """Only these columns of a table over images per class, 0 for all images."""
+    """Numbers of images per class (columns of the table) to measure, 0 for all images."""
     rows: tuple[str, ...] = ()
-    """Only these rows of the table."""
+    """Rows of the table to measure."""
     teacher: str = ""
     """Teacher: a model name, or the folder of a run that trained one; the experiment's own if left out."""
     teacher_weights: Path | None = None
@@ -52,7 +52,7 @@ class Request(JobFields):
     student: str = ""
     """Student: a model name; the experiment's own if left out."""
     workers: int = 1
-    """Processes that measure cells side by side, each with one thread."""
+    """Number of processes that measure cells in parallel, each with one thread."""
 
     @property
     def scale(self) -> Literal["smoke", "cpu", "paper"]:

@@ -48,8 +48,8 @@ class SurrogateFields(TrainingFields):
     test_samples: int = 1000
     """Number of held-out points, drawn uniformly in the box. With --points, a fifth of the points is held out."""
     methods: tuple[Literal["values", "slopes"], ...] = ("values", "slopes")
-    """What is learned. values: only values; slopes: values and partials. The run folder stands for the last method with
-    the most points."""
+    """What is learned. values: only values; slopes: values and partials. The network of the last method with the most
+    points is saved as that of the run."""
     slopes: Literal["jacobian", "jv", "rows"] = "jacobian"
     """Partials that are compared in a step of --solver adam. jacobian: all; jv: --probes random products; rows:
     --probes random rows."""
