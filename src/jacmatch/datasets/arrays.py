@@ -66,7 +66,7 @@ def from_splits(name: str, train: Split, test: Split) -> Data:
 
 
 def check_keys(name: str, keys: Mapping[str, object] | list[str], needed: tuple[str, ...] = REQUIRED) -> None:
-    """Refuse arrays unless all needed keys and no unknown one are there."""
+    """Refuse arrays with a missing or an unknown key."""
     for key in keys:
         if key not in REQUIRED + OPTIONAL:
             raise unknown_name(f"Each array of {name}", str(key), REQUIRED + OPTIONAL)

@@ -26,7 +26,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class ImageGrids:
-    """Files of the classes beside PNG image grids, training and test part."""
+    """Files with the classes of PNG image grids, of the training and test splits."""
 
     labels: tuple[str, str]  # the files
     sha256: tuple[str, str]  # SHA-256 of the classes as bytes

@@ -327,7 +327,7 @@ def of_classes(data: Data, classes: Sequence[int]) -> Data:
         classes: At least two different class numbers of it.
 
     Raises:
-        InputError: It has no classes, or not these.
+        InputError: The data set has no classes, or not all of these.
 
     Example:
         >>> from jacmatch.datasets import load

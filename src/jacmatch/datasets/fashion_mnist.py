@@ -72,7 +72,7 @@ def candidate_folders(argument: str, named: str) -> list[Path]:
 
 
 def read(folders: list[Path], files: dict[str, IdxFile] = OFFICIAL) -> Data:
-    """Return the data set from the first of these folders that has one of its files."""
+    """Return the data set from the first of these folders that has any of its files."""
     for folder in folders:
         paths = {key: _find(folder, file.name) for key, file in files.items()}
         missing = [files[key].name + ".gz" for key, path in paths.items() if path is None]

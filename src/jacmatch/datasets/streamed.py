@@ -177,8 +177,8 @@ class Streamed:
     def digest(self) -> str:
         """Return the SHA-256 of shape, names and sizes of all images in order, and of their content.
 
-        Above 128 MiB the content of 1,024 images counts: reading all would take too long. Not detected is an image
-        among the others that was replaced by one of the same name and size.
+        Above 128 MiB the content of 1,024 images counts: reading all would take too long. If any other image is
+        replaced by one of the same name and size, this is not detected.
         """
         digest = hashlib.sha256(f"streamed {self.shape} {self.resized}\n".encode())
         whole = 0

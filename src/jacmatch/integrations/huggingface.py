@@ -76,7 +76,7 @@ def inputs_and_labels(
 
     Args:
         batch: One input, by any name, `labels` or none, and other arguments of the networks, such as `attention_mask`.
-        student: Whose `main_input_name` the input has where `input_name` is None and there are several.
+        student: The student; its `main_input_name` is used if `input_name` is None and there are several inputs.
         input_name: The key of the input.
 
     Raises:
@@ -241,7 +241,7 @@ class JacmatchTrainer(Trainer):  # type: ignore[misc]
 
     @contextmanager
     def _student_as_model(self) -> Iterator[None]:
-        """Within the context `model` is the student: for what the Trainer stores, restores and looks up."""
+        """Make `model` the student inside the block, for what the Trainer saves, loads and inspects."""
         self.model = saved_part(self.objective.student)
         try:
             yield

@@ -78,7 +78,7 @@ class HeadTeacher:
     def of_last_layer(
         cls, network: nn.Module, memory: MemoizedTeacher, split: Split
     ) -> "HeadTeacher | MemoizedTeacher":
-        """Return the teacher whose head is the last layer; with a memory of its own where no layer returns its input.
+        """Return a teacher whose head is the last layer; if no layer returns its input, it has its own memory.
 
         `network` is the memoized network, or that with another last layer.
         """
@@ -227,7 +227,7 @@ def basis_of(teacher: Pretrained, images: Split, layer: str | None, k: int, whit
     Without `layer` they are the input of the last one. Names of wrappers may be left out.
 
     Raises:
-        InputError: There is no such layer, or it cannot have k components.
+        InputError: There is no such layer, or it has fewer than k components.
     """
     network = teacher.network
     x = images.inputs().to(next(network.parameters()).device)

@@ -60,10 +60,9 @@ def mixed(split: Split, count: int | None = None) -> Split:
 
 
 def data_for(verb: str, models: tuple[str, ...], data: str | None, *, seed: int, smoke: bool, allow_code: bool) -> Data:
-    """Return the named data, or those of the run folders among the models, or the digits.
+    """Return the named data set, or that of a run folder among the models, or the digits.
 
-    Data of a run have the split of that run, whatever the seed: otherwise its network may have been trained on the test
-    part.
+    Data of a run keep the split of that run for any seed, because its network may have been trained on other samples.
     """
     runs = [Path(spec) for spec in models if networks.is_run(spec)]
     if data is not None:

@@ -453,7 +453,7 @@ IMAGES = 8  # of the figure of Jacobians
 def write_jacobian_figure(
     run: Run, data: Data, teacher: nn.Module, students: Mapping[str, nn.Module], labels: Mapping[str, str]
 ) -> None:
-    """Write `jacobian_figure.npz` for the first test image of each class; nothing unless the data are images."""
+    """Write `jacobian_figure.npz` for the first test image of each class, if the data are images."""
     if len(data.shape) != 3 or data.classes is None or isinstance(teacher, ValuesOnly):
         return
     of_class = [(data.test.y == number).nonzero() for number in range(data.classes)]

@@ -55,7 +55,7 @@ class Doctor(JobFields):
 
 
 def _diagnosis(network: nn.Module, x: torch.Tensor, seed: int) -> Diagnosis:
-    """What the doctor says; of a network of values alone only the differences are checked."""
+    """Return the diagnosis; for a network with values only, only the differences are checked."""
     if not isinstance(network, ValuesOnly):
         return doctor(network, x, seed=seed)
     diagnosis = doctor(network, x, seed=seed, engines=("differences",))

@@ -1,4 +1,4 @@
-"""`jacmatch export`: a trained network as files that need nothing of this package, each compared with the network."""
+"""`jacmatch export`: write a trained network to files that do not need this package, and compare them with it."""
 
 import io
 import json
@@ -98,7 +98,7 @@ class Export(JobFields):
 
 
 def _compared(name: str, mine: nn.Module, network: nn.Module, split: Split, *, strict: bool) -> dict[str, Any]:
-    """How far a file is from the network: errors of values and Jacobians, relative to the network's, and agreement.
+    """Differences of a file from the network: relative errors of values and Jacobians, and agreement.
 
     A file of values is compared in differences of one step on both sides; one that is quantized with the true Jacobian.
     """
@@ -236,7 +236,7 @@ if __name__ == "__main__":
 def model_card(
     folder: Path, description: networks.Description, data: Data, files: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    """The text of `README.md`: what the network is, how it was made, how good it is, and what is to be filled in."""
+    """Return the text of `README.md`: the network, its training, its accuracy, and fields to fill in."""
     run = Run.open(folder, finished=False)
     result: Mapping[str, Any] = run.result if run.finished else {}
     settings = {key: value for key, value in run.settings.items() if value not in (None, (), [], False)}

@@ -133,7 +133,7 @@ def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -
 
 
 def load_own(folder: Path, spec: str) -> nn.Module:
-    """Load the network in the folder of the job itself, where only the network of its settings may be built."""
+    """Load the network in the job's own folder; only the network that its settings name may be built."""
     saved = describe(folder).spec
     if saved != spec:
         rule = f"The network in {folder} must be {spec!r}, which this job makes."
@@ -284,7 +284,7 @@ def network(spec: str, data: Data, weights: Weights | None = None, *, allow_code
 
 
 def _of_a_file(spec: str) -> InputError:
-    """What to write for a file that stands for a network."""
+    """Remedy for a file that is given in place of a network."""
     if not Path(spec).exists():
         return InputError(f"`{spec}` must be an existing file.", got="no such file", do="Check the path.")
     do = f"Write onnx:{spec}." if spec.endswith(".onnx") else f"Write MODEL --weights {spec}; see `jacmatch list`."
@@ -330,7 +330,7 @@ def matches(run: Run, part: str, here: Mapping[str, Fingerprint]) -> None:
 
 
 def same_teacher(run: Run, data: Data, teacher: nn.Module) -> None:
-    """Call `same_inputs` for the teacher alone, in a job that loads its data first."""
+    """Call `same_inputs` only for the teacher, in a job that loads its data first."""
     matches(run, "teacher", of_teacher(teacher, data))
 
 

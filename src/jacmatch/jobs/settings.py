@@ -115,7 +115,7 @@ class TrainingFields(JobFields, Training):
         return Training(**chosen)
 
     def checked(self, seed: int, last: bool) -> bool:
-        """Return whether the pre-flight check runs for a cell: for those of the first seed, whose objectives differ."""
+        """Return whether the pre-flight check runs for a cell. It runs for the first seed, once per method."""
         return self.doctor and seed == self.seed and (last or not self.smoke)
 
     def parts(self, data: Data, per_class: int, seed: int) -> tuple[Split, Split | None]:

@@ -159,7 +159,7 @@ def head(run: Run, seed: int) -> Result:
 
 
 def write_measurement(job: JobFields, run: Run, data: Data, start: float, **fields: Any) -> Result:
-    """Write the result of a job that measures and trains nothing, and return it with its folder."""
+    """Write the result of a job that only measures, and return it with its folder."""
     result = {**head(run, job.seed), **fields, "data": data.name}
     result |= {"seconds": time.perf_counter() - start, "settings": job.settings()}
     run.write_result(result)

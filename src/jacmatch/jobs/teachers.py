@@ -49,7 +49,7 @@ class Prepared:
 
     @property
     def answers(self) -> Teacher:
-        """The network as a teacher; of values alone, if that is all it has."""
+        """The network as a teacher, with values only if it has no derivatives."""
         return as_teacher(self.network)
 
 
@@ -66,7 +66,7 @@ def cached_folder(recipe: Train, data: Data) -> Path:
 def prepare(
     spec: str, data: Data, weights: networks.Weights | None, recipe: Train, progress: Progress, *, allow_code: bool
 ) -> Prepared:
-    """Return the teacher: from a run folder or a weights file, or trained by the recipe unless it is stored already."""
+    """Return the teacher: from a run folder, a weights file or the cache, or trained first."""
     trained = networks.brings_weights(spec) or weights is not None
     if trained or (catalog.is_code(spec) and catalog.function_of_batch(spec) is not None):
         return Prepared(networks.network(spec, data, weights, allow_code=allow_code), spec)

@@ -321,7 +321,7 @@ class Transfer(TrainingFields):
         return result
 
     def _distances(self, ready: Ready, subset: Split) -> dict[str, Any]:
-        """How far unseen images of the target, and those of the source where it is known, are from the training set."""
+        """Return distances of unseen target images, and of source images if known, from the training set."""
         teacher, layer = ready.teacher, ready.pairs[-1][1] if ready.pairs else None
         near, far = self.images(ready, subset)
         others = {"unseen": far}
@@ -364,7 +364,7 @@ class Transfer(TrainingFields):
 
     @property
     def at(self) -> str:
-        """Where student and teacher are compared."""
+        """Point at which student and teacher are compared."""
         return RECIPES[self.recipe].point if self.point == "auto" else self.point
 
     @property
@@ -612,7 +612,7 @@ class Transfer(TrainingFields):
         return result
 
     def _notes(self, ready: Ready) -> list[str]:
-        """What a reader of the result must know about the networks."""
+        """Return notes about the networks, for the report."""
         sizes = count_parameters(self.network_of("mixup", ready)), count_parameters(ready.teacher.network)
         if sizes[0] <= sizes[1]:
             return []

@@ -169,7 +169,7 @@ def hf_folder(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What published weights expect of raw images."""
+    """Preprocessing of raw images that published weights expect."""
 
     mean: tuple[float, ...]  # subtracted, per channel
     std: tuple[float, ...]  # divides the difference
@@ -178,7 +178,7 @@ class Preprocessing:
 
 
 def preprocessing(spec: str) -> Preprocessing | None:
-    """Return what the published weights of a model expect; None where nobody says.
+    """Return the preprocessing of the published weights of a model; None if it is unknown.
 
     It is in `pretrained_cfg` of timm, the transforms of torchvision, and `preprocessor_config.json` of Hugging Face.
     """
@@ -246,7 +246,7 @@ def _no_such_model(library: str, name: str, known: Iterable[str]) -> InputError:
 
 
 def _from_callable(spec: str, outputs: int, shape: Shape, mean: Statistics, std: Statistics) -> nn.Module:
-    """What the user's own function builds; exceptions of that code keep their traceback."""
+    """Return the network that the user's function builds; exceptions of that code keep their traceback."""
     function = _imported(spec)
     rule = f"`{spec}` must be a function or class that returns a new torch.nn.Module"
     if not callable(function) or isinstance(function, nn.Module):
@@ -267,7 +267,7 @@ def _from_callable(spec: str, outputs: int, shape: Shape, mean: Statistics, std:
 
 
 def _imported(spec: str) -> Any:
-    """What a PACKAGE.MODULE:CALLABLE names; its code runs only because the user named it."""
+    """Import the object that a PACKAGE.MODULE:CALLABLE names; its code runs because the user named it."""
     path, _, attribute = spec.partition(":")
     form = f"A model `PACKAGE.MODULE:CALLABLE` must be importable; other forms: {', '.join(FORMS[:-1])}."
     if not is_code(spec):
@@ -296,7 +296,7 @@ def _parameters(function: Any) -> tuple[set[str], set[str]]:
 def function_of_batch(spec: str) -> nn.Module | None:
     """The trained function that a PACKAGE.MODULE:CALLABLE names, for a teacher; None if it builds new networks.
 
-    A module is returned as it is, any other function that requires one argument, a batch, as `ValuesOnly`.
+    A module is returned unchanged. Any other function that requires one argument, a batch, is wrapped in `ValuesOnly`.
     """
     function = _imported(spec)
     if isinstance(function, nn.Module):

@@ -62,12 +62,12 @@ class Normalized(RawInputs):
         self.network = network
 
     def forward(self, x: Float[Tensor, "batch *input"]) -> Any:
-        """What the network returns for the normalized inputs."""
+        """Return the network's outputs for the normalized inputs."""
         return self.network(self.standardized(x))
 
 
 def check_sizes(caller: str, outputs: int, shape: Shape) -> None:
-    """Nothing, if a model can have these outputs and this sample shape."""
+    """Check that a model can have these outputs and this sample shape."""
     if outputs < 1:
         raise InputError(f"`outputs` of `{caller}` must be at least 1.", got=outputs)
     if not shape or any(side < 1 for side in shape):
@@ -100,10 +100,10 @@ def one_for_each(count: int, of: str, name: str, values: Statistics, *, scale: b
 
 
 def check_image(caller: str, shape: Shape, halvings: int) -> None:
-    """Nothing, if a convolutional network that halves the image this often before a 3×3 convolution can take it.
+    """Check that an image is large enough for a convolutional network with this many halvings.
 
     The rule: every 3×3 convolution sees at least two pixels a side, n > 2^halvings with sizes rounded up. On a single
-    pixel eight of its nine weights would only ever meet the padding: counted as parameters, never trained.
+    pixel, eight of its nine weights would only see the padding: they would be parameters, but never trained.
     """
     if len(shape) != 3:
         raise InputError(
@@ -137,7 +137,7 @@ class Resized(nn.Module):
         self.network = network
 
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Any:
-        """What the network returns for the resized images."""
+        """Return the network's outputs for the resized images."""
         if tuple(x.shape[1:]) != self.shape:
             raise InputError(
                 f"The input of `Resized` must have samples of the shape it was built for, {self.shape}.",

@@ -65,7 +65,7 @@ class ProcessMean(nn.Module):
 def process_mean_from_layout(
     layout: str, outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None
 ) -> ProcessMean:
-    """The process of a layout, POINTS or POINTS-GROUPS; what scales its inputs is in its weights.
+    """Build the process of a layout, POINTS or POINTS-GROUPS; its weights contain the scaling.
 
     Example:
         >>> process_mean_from_layout("10-2", 1, (3,)).points.shape

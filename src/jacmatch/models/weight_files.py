@@ -103,7 +103,7 @@ def _check_size(source: Path, size: int, largest: int) -> None:
 
 
 def _kind(source: Path, head: bytes, size: int) -> str:
-    """How the file is written, by its first bytes; a name that promises safetensors is believed."""
+    """Return the format of the file by its first bytes, or safetensors by its name."""
     for start, (what, do) in _OTHERS.items():
         if head.startswith(start):
             raise InputError(f"`{source}` must be a file of weights: {_MODES}.", got=what, do=do)
@@ -346,7 +346,7 @@ def _collect(content: object, path: tuple[str, ...], sets: Sets, visited: set[in
 
 
 def _attributes(value: object) -> Mapping[str, Any]:
-    """What a file stores as the attributes of an object of a class that was not imported."""
+    """Stored attributes of an object whose class was not imported."""
     if isinstance(value, _Inert):
         return value.state if isinstance(value.state, Mapping) else {}
     return vars(value) if isinstance(value, OrderedDict) else {}

@@ -56,7 +56,7 @@ class Names:
         self.tensors = {name: tensors[raw] for name, raw in self.raw.items()}
 
     def without(self, prefix: str) -> "Names":
-        """Those below a prefix, without it."""
+        """Return the names below a prefix, without the prefix."""
         part = Names({})
         part.raw = {name.removeprefix(prefix): raw for name, raw in self.raw.items() if name.startswith(prefix)}
         part.tensors = {name: self.tensors[prefix + name] for name in part.raw}
@@ -95,8 +95,8 @@ def prefixes(own: Names, given: Names) -> list[str]:
 def by_name(own: Names, tied: Mapping[str, str], given: Names, key: str) -> list[Fit]:
     """Return all prefixes for which the module's names name tensors of the same shapes in the set.
 
-    A set that has further tensors below that prefix is one of another architecture, unless they are the same names
-    once more below a longer prefix, or averages as mmcv names them.
+    If the set has further tensors below that prefix, it has another architecture, unless these are the same names below
+    a longer prefix, or averages as named by mmcv.
     """
     complete = {}
     for prefix in prefixes(own, given):
@@ -128,11 +128,11 @@ def by_name(own: Names, tied: Mapping[str, str], given: Names, key: str) -> list
 def by_structure(own: Names, tied: Mapping[str, str], given: Names, key: str) -> list[Fit]:
     """Return the only way to match the layers of a set to those of the module; None if it is not unique.
 
-    A layer is what owns tensors, and its signature their names and shapes (`weight`, `bias`, `running_mean` …). There
-    must be as many layers of each signature on both sides. Those of one signature correspond if their names have one
-    pattern on each side (`block#.layer#.conv#`), in the order of its numbers; where there are several, patterns that
-    both sides have go together, and at most one may remain. The numbers must correspond level by level and in order.
-    So `query, key, value` are never taken for `q, k, v`, although shapes and number agree.
+    A layer is a module that owns tensors. Its signature consists of their names and shapes (`weight`, `bias`,
+    `running_mean` …). There must be as many layers of each signature on both sides. Layers of one signature are matched
+    if their names have one pattern on each side (`block#.layer#.conv#`), in the order of the numbers. If there are
+    several patterns, equal ones are matched, and at most one may remain. The numbers must correspond level by level and
+    in order. `query, key, value` are therefore never matched with `q, k, v`, although shapes and number agree.
     """
     prefix = given.common_prefix()
     part = given.without(prefix)
@@ -388,7 +388,7 @@ def _fit(
     *,
     scaled: bool,
 ) -> Fit:
-    """How the file fits the module: with `mean` and `std` or without them, by names before structure."""
+    """Return how the file fits the module, with or without `mean` and `std`, first by names, then by structure."""
     tied = tied_names(module)
     names = [Names(own)]
     if scaled:
@@ -532,7 +532,7 @@ def _differences(module: nn.Module, names: list[Names], sets: weight_files.Sets,
 
 
 def _remedy(source: Path, own: Names, part: Names, names: list[str], other: list[str]) -> str:
-    """What to do about weights that do not fit."""
+    """Return the remedy for weights that do not fit."""
     if weight_files.shard_of_several(source):
         return "The name says that it is one file of several: name their index, or the folder."
     heads = {(part.tensors[name].shape[:1], own.tensors[name].shape[:1]) for name in other}

@@ -226,8 +226,8 @@ def line_figure(
 ) -> bytes:
     """Return an SVG file with a panel for each title and its lines; bands and bars are ± one standard deviation.
 
-    Up to three lines of a panel have bands, more have error bars. With more than five lines, the names are beside the
-    ends of the lines; if there is only one panel, it becomes one panel for each line with the others in grey.
+    Up to three lines of a panel have bands, more have error bars. With more than five lines, the names are at the ends
+    of the lines. A single panel then becomes one panel per line, with the other lines in gray.
     """
     from matplotlib.figure import Figure
 

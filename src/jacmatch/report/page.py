@@ -84,7 +84,7 @@ dt { color: var(--soft); } dd { margin: 0; text-align: right; font-variant-numer
 
 
 def write_report(run_dir: str | Path, result: Mapping[str, Any] | None = None) -> Path:
-    """Write `report.html` in a run folder from what the folder holds, and return its path.
+    """Write `report.html` in a run folder from the files in the folder, and return its path.
 
     For a run of `distill`, `table.md` and `table.csv` are written beside it.
 

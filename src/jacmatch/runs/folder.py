@@ -265,7 +265,7 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def mend(folder: Path) -> None:
     """Remove a truncated last line, to which the next row would be appended.
 
-    A file with hard links, as in some copies of folders, is copied first: new rows belong to this folder alone.
+    A file with hard links, as in some copies of folders, is copied first, so that new rows appear only in this folder.
     """
     file = folder / METRICS
     with disk(folder):
@@ -280,7 +280,7 @@ _SETTINGS, _ENVIRONMENT = "settings.json", "environment.json"
 RESULT = "result.json"
 """The file that a job writes last: a run is finished if and only if it exists."""
 CHECKPOINT = "checkpoint.pt"
-"""What a job needs to go on; it goes when the result is written."""
+"""File from which a job resumes; removed when the result is written."""
 _OWN = (_SETTINGS, _ENVIRONMENT, INPUTS, METRICS, RESULT, CHECKPOINT, LOCK)
 
 
@@ -297,7 +297,7 @@ class Run:
     follows: bool = False
     """Whether this is one of several processes of the job, and another one writes: then all writing is left out."""
     identity: str | None = None
-    """Of a run inside a run: a digest of the inputs of that one."""
+    """For a run inside a run: a digest of the inputs of the outer run."""
     observer: Callable[[Mapping[str, Any]], None] | None = field(default=None, compare=False, repr=False)
     """Called with each row that is logged."""
 

@@ -52,7 +52,7 @@ def try_lock(file: Path) -> Lock | None:
 def hold(folder: Path, *, wait: Callable[[], None] | None = None) -> Lock:
     """Acquire the lock of an existing folder. Within one process it is the same object at every call.
 
-    `wait` is called once, before waiting, if another process has the lock; without it that is an error.
+    If another process has the lock, `wait` is called once, and this process waits. Without `wait`, this is an error.
 
     Example:
         >>> import tempfile

@@ -313,8 +313,8 @@ def fit_gaussian_process(
     Args:
         data: The samples, in standardized units.
         seed: Of the draw.
-        parameters: Those of a process before; they are not searched then.
-        calibrated: Whether standard deviations are calibrated on samples that are left out.
+        parameters: Parameters of an earlier process; they are then used without a search.
+        calibrated: Whether standard deviations are calibrated on held-out samples.
     """
     searched = list(parameters)
     for outputs in () if parameters else patterns(data):
@@ -422,7 +422,7 @@ def held_out_loss(data: Standardized, seed: int, process: GaussianProcess | None
 def with_free_samples(
     data: Standardized, process: GaussianProcess, seed: int, count: int | None = None
 ) -> Standardized:
-    """Return the samples and, beside them, points of a Sobol sequence in their box where the process is the teacher.
+    """Return the samples together with Sobol points in their box, at which the process is the teacher.
 
     Args:
         data: The samples.

@@ -184,7 +184,7 @@ def fit_minibatches(
     """Return the parameters of a network trained by Adam in minibatches, in float32.
 
     Args:
-        data: The samples, in standardized units; their weights are not used, but for what is unknown.
+        data: The samples, in standardized units; their weights only mark unknown entries.
         net: The layout.
         steps: Steps of Adam.
         seed: Of initial weights and batches.
@@ -221,7 +221,7 @@ def new_student(
     activation: str,
     y_scale: Float[Tensor, "out"] | None = None,
 ) -> nn.Module:
-    """A new perceptron whose scalers are the means and the standard deviations of these points.
+    """Build a perceptron that is scaled by the means and standard deviations of these points.
 
     An output that never varies is scaled by its unit, `y_scale`.
     """
@@ -244,7 +244,7 @@ def regression(
     y_scale: Float[Tensor, "out"] | None = None,
     seed: int = 0,
 ) -> Regression:
-    """The objective of `fit_surrogate`, for a loop of one's own; the arguments are the same.
+    """Return the objective of `fit_surrogate`, for your own loop; the arguments are the same.
 
     Raises:
         InputError: a setting is unknown, or there are neither partials nor a teacher.

@@ -178,7 +178,7 @@ def suspicious(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
 
 
 def is_noisy(x: Inputs, y: Values, jacobian: Jacobian | None) -> bool:
-    """Return whether many samples have partials that miss most of what changes between neighbors: sampled values."""
+    """Return whether the partials of many samples miss most of the change between neighbors, as for noisy values."""
     errors = None if jacobian is None or len(x) < _MANY else unexplained(x, y, jacobian)
     return errors is not None and bool((errors[0] > _DISAGREES).any())
 

@@ -54,7 +54,7 @@ class Standardized:
         return len(self.x)
 
     def rows(self, which: Int[ndarray, "chosen"]) -> "Standardized":
-        """Return some of the samples, their weights scaled up by what is left out."""
+        """Return some of the samples, with weights scaled up by the fraction that is left out."""
         part = self.y_weights[which]
         scale = 1 / max(float(part.sum()), 1e-300)
         t, weights = self.t, self.t_weights
@@ -83,7 +83,7 @@ class Standardized:
         return self.rows(order[:count]), self.rows(order[count:])
 
     def joined(self, x: Inputs, y: Values, t: Tangents) -> "Standardized":
-        """Return these samples and others, which weigh as much each; where no partials are known, λ is 1."""
+        """Return these samples together with others of the same weight; if no partials are known, λ is 1."""
         n, k = len(self) + len(x), y.shape[1]
         share = len(self) / n
         of_partials = 1.0 if self.t_weights is None else float(self.t_weights.sum()) / len(t)
@@ -205,8 +205,8 @@ def select(
 ) -> tuple[Selected, int]:
     """Follow a path of weight decays, and return the parameters with the lowest held-out loss.
 
-    The path begins at a medium decay and goes on from there in both directions, each decay from the parameters of the
-    one before, until the held-out loss is clearly worse than the best. Without noise a stronger decay must be clearly
+    The path starts at a medium decay and continues in both directions. Each decay starts from the parameters of the
+    previous one, until the held-out loss is clearly worse than the best. Without noise a stronger decay must be clearly
     better, and a weaker one not clearly worse: the last fit converges further, and is then off by the decay.
     """
     middle = min(decays, key=lambda decay: abs(np.log(max(decay, 1e-30) / _BEGINS)))

@@ -101,7 +101,7 @@ class Own:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Those of the readout."""
+        """Layers of the readout."""
         return self.readout.layers
 
     def __call__(self, outputs: Tensor, features: Mapping[str, Tensor], context: Context) -> Tensor:
@@ -133,7 +133,7 @@ def query(teacher: Teacher, x: Tensor, question: Question) -> Answer:
 
 @contextmanager
 def frozen_pass(x: Tensor) -> Iterator[None]:
-    """Within the context nothing is recorded, and autocast does not lower the precision of what a teacher says."""
+    """Run the block without recording gradients and without autocast."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         yield
 
@@ -156,12 +156,12 @@ def fitting_tangents(question: Question, x: Tensor) -> Tensor:
 
 
 def called(question: Question, function: Callable[..., object], x: Tensor) -> object:
-    """What a function returns at x with the arguments of the query."""
+    """Call a function at x with the arguments of the query."""
     return function(x) if question.arguments is None else question.arguments(function, x)
 
 
 def checked_outputs(teacher: str, given: object, x: Tensor, do: str) -> Tensor:
-    """What a teacher's function returned, with the type and on the device of x.
+    """Return the result of a teacher's function, with the dtype and on the device of x.
 
     Raises:
         InputError: it is no tensor (B, K).
@@ -176,7 +176,7 @@ def checked_outputs(teacher: str, given: object, x: Tensor, do: str) -> Tensor:
 
 
 def recorded(cotangents: Cotangents, used: list[Tensor]) -> Callable[[Tensor], Tensor]:
-    """The cotangents as a function that also puts into `used` what it returned."""
+    """Return the cotangents as a function that also appends its result to `used`."""
 
     def make(values: Tensor) -> Tensor:
         used.append((cotangents(values) if callable(cotangents) else cotangents).detach())
@@ -204,7 +204,7 @@ def readout_jvp(question: Question, outputs: Tensor, tangents: Tensor) -> tuple[
 
 
 def values_of(question: Question, outputs: Tensor) -> Tensor:
-    """The readout's values for outputs alone."""
+    """Return the readout's values for given outputs."""
     return Own(question.readout)(outputs, {}, Context(labels=question.labels))
 
 

@@ -188,12 +188,12 @@ def _restore(state: State, saved: Mapping[str, Any], path: Path) -> None:
 
 
 def _environment() -> dict[str, Any]:
-    """What a checkpoint says of where it was made: on this the bits of the next step depend."""
+    """The environment of a checkpoint, on which the rounding of the next step depends."""
     return {"torch": str(torch.__version__), "threads": torch.get_num_threads()}
 
 
 def _student(state: State) -> dict[str, Any]:
-    """What the student is, with its weights; of a part of it nobody could say."""
+    """Return fingerprints of the student with its weights, if the whole student is in this process."""
     return student_identity(state.student, state.shown, probed=not state.settings.shard)
 
 

@@ -2,8 +2,8 @@
 
 A term or gradient that is not finite is detected on the device and reported with the rows of metrics, so no step waits
 for it. Only then the batch of that step, which is a function of its number, is checked again, sample by sample: the
-data, the teacher's answer, the terms, the gradient. This is done in evaluation mode with the current weights if they
-are finite (where such steps are skipped they always are), else with those of the last checkpoint.
+data, the teacher's answer, the terms, the gradient. This check runs in evaluation mode, with the current weights if
+they are finite, and otherwise with those of the last checkpoint.
 """
 
 import warnings
@@ -107,7 +107,7 @@ def before(state: State) -> Snapshot | None:
 
 
 def monitored(state: State, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what is logged of a step besides its terms, between backward and the step of the optimizer.
+    """Return what is logged of a step besides its terms; called between backward and the optimizer step.
 
     These are the gradient norm and, if steps are skipped, whether this one is. In fp16 a gradient may overflow because
     of the loss scale: the scaler skips that step and lowers the scale.

@@ -1,7 +1,7 @@
 """Batches of a training: the order of the samples, reading ahead, and augmentation of images.
 
-All of it is a pure function of (seed, row number, epoch): a sample looks the same whichever others are in its batch,
-and a resumed run goes on with the batches that the interrupted one would have drawn.
+Everything is a pure function of (seed, row number, epoch). A sample does not depend on the other samples of its batch,
+and a resumed run continues with the batches that the interrupted run would have had.
 """
 
 from collections import deque
@@ -170,7 +170,7 @@ def _flip(
 
 
 AUGMENTATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"crop": _crop, "flip": _flip}
-"""What `augment` can do, by name; each function maps images and uniform numbers (batch, 3) to images."""
+"""Augmentations of `augment` by name; each maps images and uniform numbers (batch, 3) to images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,13 +186,13 @@ class Batch:
     partner_labels: Shaped[Tensor, "batch *row"] | None = None  # their classes or targets
 
     def keywords(self) -> dict[str, Any]:
-        """What an objective takes besides x and y, by the names that it has there."""
+        """Arguments of an objective besides x and y, by name."""
         return {"ids": self.ids, "draw": self.view, "partners": self.partners, "partner_labels": self.partner_labels}
 
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """Which rows make a batch."""
+    """The rows of a batch."""
 
     rows: Int64[Tensor, "batch"]
     view: int
@@ -272,7 +272,7 @@ class Batches:
         return self._orders[epoch]
 
     def of(self, rows: Int64[Tensor, "batch"], view: int) -> Batch:
-        """The batch of these rows as a view shows them."""
+        """Return the batch of these rows in a view."""
         plan = self._planned(rows, view)
         return self._finished(plan, self._read(plan))
 

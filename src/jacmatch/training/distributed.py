@@ -175,7 +175,7 @@ def distribute(objective: nn.Module, ranks: ProcessGroup, device: torch.device) 
 
 
 def unsynced(model: nn.Module | None, last: bool) -> AbstractContextManager[object]:
-    """Within the context gradients stay in this process, unless it is the last part of a step."""
+    """Keep gradients in this process inside the block, unless this is the last part of a step."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
 
 

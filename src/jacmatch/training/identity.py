@@ -69,7 +69,7 @@ def set_host_state(state: Float64[Tensor, "numbers"]) -> None:
 
 
 SAMPLES = 4
-"""At how many samples, the first ones of the training split, teacher and student are probed."""
+"""Number of samples, the first of the training split, at which teacher and student are probed."""
 _LETTERS = 16  # of a digest
 _MEMORY = {"training", "student", "teacher", "compiled", "calls", "measured_at", "teacher_norm"}
 """Attributes of an objective that are no settings."""
@@ -103,7 +103,7 @@ def identity(objective: nn.Module, train: Split, seed: int) -> dict[str, Any]:
 
 
 def student_identity(student: nn.Module, x: Tensor, *, probed: bool = True) -> dict[str, Fingerprint]:
-    """The architecture of a student, with the code of its classes, and what it says at x with the weights it has."""
+    """Return fingerprints of a student: its architecture, the code of its classes, and its current outputs at x."""
     return {"student": architecture_of(student), "student outputs": outputs_of(student, x) if probed else "not probed"}
 
 
@@ -118,7 +118,7 @@ def named(teacher: Teacher | nn.Module) -> str:
 
 
 def _parts_of(teacher: Any) -> tuple[str, Any]:
-    """What a teacher is called, and what can be seen of it."""
+    """The name of a teacher, and its visible state."""
     kind = type(teacher).__name__
     if isinstance(teacher, MemoizedTeacher):
         return _parts_of(teacher.teacher)
@@ -157,7 +157,7 @@ def outputs_of(given: Teacher | nn.Module, x: Tensor) -> Fingerprint:
 
 
 def _tolerance(given: Any, x: Tensor) -> float:
-    """How far two answers may be apart that say the same."""
+    """Tolerance between two equal answers."""
     module = given if isinstance(given, nn.Module) else getattr(given, "module", None)
     parameters = module.parameters() if isinstance(module, nn.Module) else ()
     short = any(each.is_floating_point() and each.element_size() < 4 for each in parameters)

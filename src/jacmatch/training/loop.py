@@ -1,7 +1,7 @@
 """The only training loop of the library: batches, optimizer steps, metrics and checkpoints.
 
-Read `_loop` first, then `_train_step`. Nothing in them waits for a GPU but validation and checkpoints (and the loss
-scaling of fp16, which decides on the host whether to skip a step): metrics are logged when they have arrived.
+Read `_loop` first, then `_train_step`. Only validation, checkpoints and the loss scaling of fp16 (which decides on the
+host whether to skip a step) wait for the GPU: metrics are logged when they arrive.
 """
 
 import contextlib
@@ -38,9 +38,9 @@ _USUAL = {signal.SIGINT: (signal.default_int_handler,), signal.SIGTERM: (signal.
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """A function that says whether Ctrl-C was pressed, or SIGTERM was sent, inside the block.
 
-    An interrupt in the middle of a step would leave a state that no checkpoint may hold: some weights new, some old.
-    So the first one is only noted; the second interrupts at once.
-    Outside the main thread nothing is changed, nor is a signal for which the program has a handler of its own.
+    An interrupt in the middle of a step would leave a state that no checkpoint may hold: some weights new, some old. So
+    the first one is only noted; the second interrupts at once. Outside of the main thread nothing is changed. A signal
+    that already has a handler keeps it.
     """
     noted: list[int] = []
 
@@ -64,7 +64,7 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
 
 
 def compile_steps(objective: nn.Module, settings: Training) -> CompiledSteps | None:
-    """Return what compiles the steps of this objective, None unless the settings require it.
+    """Return the compiler of this objective's steps; None if the settings do not request it.
 
     An objective that cannot be compiled says so in a warning, and in the report. In a compiled training the student's
     convolutions are laid out channels-last on a GPU, where they are faster so.
@@ -100,7 +100,7 @@ class Fitted:
         samples_per_second: Throughput of the training, without validation and checkpoints.
         peak_memory_bytes: Peak GPU memory allocated during the call; on the CPU, the peak memory of the whole process.
         finished: Whether all `steps` of the settings were made; if not, the run can be resumed.
-        compiled: What `CompiledSteps.report` returns if steps are compiled; of this call alone.
+        compiled: Report of `CompiledSteps` for this call, if steps are compiled.
     """
 
     steps: int

@@ -149,7 +149,7 @@ def _sent(table: Tensor) -> tuple[Tensor, _Arrival]:
 
 
 FOLDER: Final = "logs"
-"""Where the files of a logger lie in a run folder."""
+"""Subfolder of a run for the files of a logger."""
 
 _PROJECT = "jacmatch"
 _Write = Callable[[Mapping[str, float], int], None]

@@ -1,7 +1,7 @@
 """Shifts of the input that are not used in training, and the quality of a network under them.
 
-A shift is a pure function of the sample: its inputs, its number and the seed decide how it is changed, whichever others
-are in its batch. `severity` is what each shift says it is, and one value of it leaves the input as it is.
+A shift is a pure function of the sample's input, its index and the seed; it does not depend on the other samples of the
+batch. Each shift defines the meaning of `severity`; one value leaves the input unchanged.
 """
 
 import math
@@ -121,7 +121,7 @@ SHIFTS: dict[str, Callable[..., Tensor]] = {
 """The shifts by name; each is called as f(x, severity, ids=, seed=, scale=)."""
 
 RANDOM = ("gaussian-noise", "salt-and-pepper")
-"""Those that depend on the seed."""
+"""Shifts that depend on the seed."""
 
 
 def shifted(
@@ -164,7 +164,7 @@ def evaluate_under_shifts(
     scale: Scale = 1.0,
     device: str | torch.device,
 ) -> dict[tuple[str, float | int], list[float]]:
-    """What `evaluate` finds under each shift: accuracies (in a regression rmse), one for each draw of a random shift.
+    """Return accuracies (RMSE in a regression) under each shift, one for each draw of a random shift.
 
     Args:
         module: The network, as for `evaluate`.

@@ -106,7 +106,7 @@ class Surrogate(SurrogateFields):
         return "silu" if self.activation == "auto" else self.activation
 
     def _learned(self, source: Source) -> tuple[str, ...]:
-        """What is learned: values alone, where no partials are known."""
+        """Methods to train; only values if no partials are known."""
         return self.methods if source.has_partials else ("values",)
 
     def _learner(self, source: Source, seed: int) -> Callable[[Samples], nn.Module]:
@@ -301,7 +301,7 @@ class Surrogate(SurrogateFields):
         return to_module(fitted.net, fitted.theta, scaler, shape), fitted, free
 
     def _description(self, source: Source, samples: Samples, method: str) -> networks.Description:
-        """How the student is built again; what scales its outputs is in its weights."""
+        """Return the description of the student; its weights contain the scaling of the outputs."""
         layout = _layout(self.hidden, self._first_activation)
         if self.model == "gp":
             groups = patterns(self._standardized(source, samples, method)[0])
@@ -416,7 +416,7 @@ def _curve(size: int, method: str, results: list[dict[str, Any]]) -> dict[str, A
 
 
 def _notes(source: Source) -> list[str]:
-    """What a reader must know about the function."""
+    """Return notes about the function, for the report."""
     function, check = source.function, source.check
     if function is None or check is None:
         return [*_known_share(source.data), *(f"Samples: {line}" for line in source.warnings)]
@@ -442,7 +442,7 @@ def _notes(source: Source) -> list[str]:
 
 
 def _known_share(data: Data | None) -> list[str]:
-    """How much of the derivatives in a file is known, where not all are."""
+    """Return a note about the share of known derivatives in a file, if some are unknown."""
     if data is None:
         return []
     if data.train.jacobians is None:

@@ -60,7 +60,7 @@ def to_onnx(
         when: Whether to write it; `auto`: if the extra `onnx` is installed.
 
     Returns:
-        `file`, `largest_difference` and `checked_by`, or why there is none.
+        `file`, `largest_difference` and `checked_by`, or the reason why there is no file.
 
     Raises:
         InputError: The extra is missing with `always`, or the file differs from the network by more than `CLOSE`.
@@ -98,7 +98,7 @@ def onnx_bytes(module: nn.Module, x: Float[Tensor, "sample *input"]) -> bytes:
 
 
 def _reader(data: bytes, path: Path) -> tuple[Callable[[Any], Any], str]:
-    """What runs the file: onnxruntime, or the reference of onnx itself."""
+    """Return what runs the file: onnxruntime, or the reference implementation of onnx."""
     if importlib.util.find_spec("onnxruntime") is not None:
         runtime = optional_package("onnxruntime", str(path), "pip install 'jacmatch[onnx]'")
         session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])

@@ -327,7 +327,7 @@ def _of_arrays(call: Callable[[Any], Any], own: Callable[[Any], Any] | None, x: 
 def _taken(
     name: str, call: Callable[[Any], Any], own: Callable[[Any], Any] | None, x: Tensor
 ) -> tuple[Literal["torch", "numpy"], torch.dtype, bool]:
-    """What the function takes: tensors or arrays, in which type, and whether autograd can differentiate it."""
+    """Return whether the function takes tensors or arrays, their dtype, and whether autograd works."""
     if _of_arrays(call, own, x):
         return "numpy", torch.float64, False
     failures = []
@@ -384,7 +384,7 @@ class FunctionCheck:
     jacobians: Float[Tensor, "sample out input"] | None = None
 
     def plain(self) -> dict[str, Any]:
-        """As it stands in a result."""
+        """Return the check as plain values, for a result."""
         names = {"non_smooth": "bent", "point": "place"}  # names in results of version 0.1
         plain = {names.get(name, name): value for name, value in vars(self).items()}
         return {name: value for name, value in plain.items() if name not in ("values", "jacobians")}

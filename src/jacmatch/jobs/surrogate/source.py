@@ -79,7 +79,7 @@ class Source:
 
     @property
     def inputs(self) -> dict[str, Fingerprints]:
-        """What the run is made of besides its settings: the arrays of the file, or points, code and values."""
+        """Inputs of the run besides its settings: the arrays of the file, or points, code and values."""
         if self.data is not None:
             return {"data": dict(self.data.digests)}
         assert self.check is not None
@@ -268,7 +268,7 @@ def _warnings(job: SurrogateFields, data: Data) -> list[str]:
 
 
 def arrays_of(job: SurrogateFields) -> tuple[Data, list[str]]:
-    """The arrays of the file, and what looks wrong; a fifth of its points is held out where it has no test points."""
+    """Return the arrays of the file and its problems; without test points, a fifth of the points is held out."""
     if job.teacher.startswith("npz:"):
         arrays = npz_arrays(job.teacher.removeprefix("npz:"), ("x_train", "y_train"))
     else:

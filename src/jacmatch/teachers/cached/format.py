@@ -77,7 +77,7 @@ class Field:
 
     @property
     def size(self) -> int:
-        """Of one sample."""
+        """Bytes of one sample."""
         return TYPES[self.dtype].itemsize * math.prod(self.shape)
 
 
@@ -111,12 +111,12 @@ class Head:
 
     @property
     def shards(self) -> int:
-        """In a view."""
+        """Number of shards in a view."""
         return -(-self.samples // self.shard)
 
     @property
     def size(self) -> int:
-        """Of all views, without the files that describe them."""
+        """Bytes of all views, without metadata."""
         return self.views * self.samples * (8 + sum(field.size for field in self.fields))
 
     def rows(self, shard: int) -> range:
@@ -203,7 +203,7 @@ def _checked(raw: Mapping[str, Any]) -> Head:
 
 
 def write_whole(folder: Path, name: str, data: bytes) -> None:
-    """Write a file of a cache as `jacmatch.files.replace` does: readers see all of it or nothing.
+    """Write a file of a cache atomically, with `jacmatch.files.replace`.
 
     Raises:
         InputError: The disk refuses, or a link leads out of the folder.

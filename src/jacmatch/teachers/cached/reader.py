@@ -155,7 +155,7 @@ class Shards:
         self._opened(path).fill(memory, self._fields[name].size, runs)
 
     def _positions(self, view: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the samples stand: usually one behind the other, as they were written."""
+        """Return the positions of the samples, usually consecutive, as they were written."""
         count = len(ids)
         start = int(self._looked_up(view, ids[:1])[0]) if count else 0
         if 0 <= start <= self.head.samples - count:

@@ -299,7 +299,7 @@ def resolve_head(folder: Path, head: Head) -> Head:
 
 
 def _compared(head: Head) -> dict[str, str]:
-    """What may not differ between the cache in the folder and the requested one."""
+    """Return what must be equal in the cache of the folder and the requested one."""
     stored = {f"stored {field.name}": f"{field.dtype} {list(field.shape)}" for field in head.fields}
     query = {f"query {name}": value for name, value in head.question.items()}
     return {**head.fingerprint, **query, **stored, "samples in a shard": str(head.shard)}
