@@ -156,7 +156,7 @@ def not_zero(name: str) -> Verdict:
 
 def wrong_differences(what: str, error: float) -> Verdict:
     """Return the verdict on differences that are inaccurate because of the module, not because of an error in it."""
-    what = f"{what}: the module is too curved or too noisy."
+    what = f"{what}: the module is too nonlinear or too noisy for their step."
     finding = Finding("differences-inaccurate", "note", what, "Use an engine that is right.")
     return Verdict("wrong", f"off by {error:.0%}", (finding,))
 
@@ -335,7 +335,7 @@ CODES: Final[dict[str, str]] = {
     "forward-zero": "Forward mode returns zero although the outputs change.",
     "forward-incomplete": "A part of Jv in forward mode is missing.",
     "differences-zero": "Differences return zero although the outputs change.",
-    "differences-inaccurate": "Differences are inaccurate: the module is too curved or too noisy.",
+    "differences-inaccurate": "Differences are inaccurate: the module is too nonlinear or too noisy for their step.",
     "reverse-wrong-for-jvp": "Reverse mode is right for vᵀJ and wrong for Jv.",
     "reverse-unsupported": "Reverse mode cannot differentiate the module.",
     "forward-unsupported": "Forward mode cannot differentiate the module.",
