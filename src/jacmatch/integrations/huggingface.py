@@ -163,11 +163,11 @@ class TrainerModel(TrainingUnit):
         return getattr(saved_part(self.student), "config", None)
 
     def gradient_checkpointing_enable(self, *args: Any, **settings: Any) -> None:
-        """Compute the activations of the student's layers again in the backward pass."""
+        """Recompute the activations of the student's layers in the backward pass."""
         saved_part(self.student).gradient_checkpointing_enable(*args, **settings)  # type: ignore[operator]
 
     def activation_checkpointing_enable(self, *args: Any, **settings: Any) -> None:
-        """Compute the activations of the student's layers again in the backward pass; its name from version 6."""
+        """Same as `gradient_checkpointing_enable`, under the name that transformers uses from version 6 on."""
         saved_part(self.student).activation_checkpointing_enable(*args, **settings)  # type: ignore[operator]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

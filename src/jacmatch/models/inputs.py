@@ -176,7 +176,7 @@ class FirstOutputs(nn.Module):
             x: A few inputs on which the two are compared.
 
         Raises:
-            InputError: The outputs are not a linear last layer's, so they cannot be cut off.
+            InputError: The outputs do not come from a linear last layer, so none can be removed.
         """
         whole = self.network.state_dict()
         wanted = empty.state_dict()

@@ -322,7 +322,7 @@ def build(
         cache: Folder that contains all of them.
         rank: Rank of this process.
         size: Number of processes.
-        on_shard: Called with the number of shards that are done.
+        on_shard: Called with the number of finished shards.
     """
     counts, number = Counts(), 0
     for source, head in sources:
