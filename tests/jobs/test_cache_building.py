@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from jacmatch.errors import InputError
-from jacmatch.jobs import cache as cache_job
 from jacmatch.jobs.cache import Comparison, check
 from jacmatch.teachers import CachedTeacher
 from jacmatch.teachers.cached.writer import Counts
+from jacmatch.training.distributed import rank_and_size
 
 from .cache_jobs import built, contents, job, network, source
 
@@ -94,7 +94,7 @@ def test_a_rank_that_is_none_is_refused(rank, world, monkeypatch):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", world)
     with pytest.raises(InputError, match=r"RANK must be a whole number below WORLD_SIZE\. Got"):
-        cache_job._process()
+        rank_and_size()
 
 
 # Whether it is true -----------------------------------------------------------------------------------------------

@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 import time
 
 import pytest
@@ -8,6 +10,7 @@ from torch import nn
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.objectives import Distillation, Terms
+from jacmatch.runs import CHECKPOINT, Run
 from jacmatch.training import Training, checkpoints, evaluate, fit
 
 from . import cases, reference
@@ -232,3 +235,28 @@ def test_a_split_without_samples_is_refused():
     empty = Split(torch.zeros(0, 4), torch.zeros(0, 2))
     with pytest.raises(InputError, match="`train` of `fit` must have samples"):
         fit(cases.Plain(), empty, Training(steps=1), seed=0)
+
+
+@pytest.mark.ci
+def test_fabric_is_imported_without_torchmetrics():
+    """It asks for the version alone; the empty module that stands for the package is gone afterwards."""
+    script = (
+        "import sys\n"
+        "from jacmatch.training.state import lightning_fabric\n"
+        "lightning_fabric()\n"
+        "print('torchmetrics' in sys.modules, 'scipy' in sys.modules)\n"
+        "from lightning_fabric.utilities import imports\n"
+        "import torchmetrics\n"
+        "print(imports._TORCHMETRICS_GREATER_EQUAL_1_0_0, bool(torchmetrics.__version__))\n"
+    )
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert process.stdout.split() == ["False", "False", "True", "True"], process.stderr
+
+
+@pytest.mark.parametrize(("smoke", "max_steps", "kept"), [(True, None, False), (True, 1, True), (False, None, True)])
+def test_a_smoke_run_saves_a_checkpoint_only_where_it_stops_early(smoke, max_steps, kept, tmp_path):
+    run = Run.create(tmp_path / "run", "train", {"smoke": smoke}, "0")
+    split = Split(torch.rand(6, 3), torch.arange(6) % 2)
+    settings = Training(steps=2, batch_size=3, max_steps=max_steps, doctor=False)
+    fit(Distillation(nn.Linear(3, 2)), split, settings, seed=0, run=run)
+    assert (run.path / CHECKPOINT).is_file() == kept

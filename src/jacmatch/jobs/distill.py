@@ -339,8 +339,9 @@ class Distill(TeachingFields):
         data = load(self.data, self.seed, self.smoke)
         description = networks.Description.of(self.student, data)
         subset, _ = self.parts(data, self.samples_per_class(data), self.seed)
+        student = description.build()
         for method in self.methods:  # settings that do not go together are refused before anything is trained
-            self.objective(method, description.build(), nn.Linear(1, 1), subset, data, self.seed)
+            self.objective(method, student, nn.Linear(1, 1), subset, data, self.seed)
         start = time.perf_counter()
         with progress or Progress() as shown:
             run = self.begin("distill")
@@ -402,8 +403,8 @@ class Distill(TeachingFields):
         rows = [_row(of_method(done, method)) for method in self.methods]
         main = of_method(done, self.methods[-1])
         first = {cell.method: cell for cell, _ in done if cell.seed == self.seed}
-        save_main(run, first[self.methods[-1]])
         students = {method: cell.load(run) for method, cell in first.items()}
+        save_main(run, first[self.methods[-1]], students[self.methods[-1]])
         write_jacobian_figure(run, data, teacher.network, students, METHODS)
         return {
             **head(run, self.seed),

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from jacmatch.datasets import Data
 from jacmatch.errors import InputError, UnsupportedError, in_one_line
@@ -153,6 +154,14 @@ def described(folder: Path, *, allow_code: bool) -> Description:
     return description
 
 
+class _WithoutValues(TorchFunctionMode):
+    """Within the block tensors are not filled: on a device without memory torch does that in slow Python."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        filled = func in (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_)
+        return args[0] if filled else func(*args, **(kwargs or {}))
+
+
 def _check_size(description: Description, file: Path) -> None:
     """Refuses a description of a network that is far larger than its weights, before it takes any memory."""
     family = description.spec.partition(":")[0]
@@ -161,7 +170,7 @@ def _check_size(description: Description, file: Path) -> None:
     ):
         return  # another library may not build on a device without memory
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutValues():
             empty = catalog.build(description.spec, description.outputs, description.shape)
     except InputError:
         raise

@@ -114,8 +114,9 @@ class Robust(TrainingFields):
         description = networks.Description.of(self.model, data)
         subset, _ = self.parts(data, self.per_class, self.seed)
         variants = self.variants(data)
+        student = description.build()
         for variant in variants:  # settings that cannot go together speak before anything is trained
-            self.objective(variant, description.build(), data, self.seed)
+            self.objective(variant, student, data, self.seed)
         start = time.perf_counter()
         run = self.begin("robust")
         same_inputs(run, data, networks=(description,))

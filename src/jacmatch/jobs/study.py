@@ -176,9 +176,9 @@ def quality(network: Mapping[str, Any]) -> str:
     return "accuracy" if "accuracy" in network else "rmse"
 
 
-def save_main(run: Run, cell: Cell) -> nn.Module:
-    """Save the network of a cell as the network of the run, and return it."""
-    network = cell.load(run)
+def save_main(run: Run, cell: Cell, loaded: nn.Module | None = None) -> nn.Module:
+    """Save the network of a cell, which may be loaded already, as the network of the run, and return it."""
+    network = cell.load(run) if loaded is None else loaded
     networks.save(run, network, networks.describe(cell.folder(run).path))
     return network
 

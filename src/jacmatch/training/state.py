@@ -1,8 +1,10 @@
 """The state of a training: the objective on its device, the optimizer, and everything that a step changes."""
 
 import copy
+import sys
 import time
 from dataclasses import asdict, dataclass, field
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -50,22 +52,38 @@ def scale_derivatives(objective: nn.Module, scale: Tensor | None) -> None:
         objective.scale_derivatives(scale.clamp(max=_LARGEST))
 
 
+def lightning_fabric() -> Any:
+    """Import Lightning Fabric, which takes two seconds, so not before something is trained.
+
+    It imports torchmetrics for its version alone, which takes one second more: an empty module stands for it meanwhile,
+    and the version is then read from the metadata of the package.
+    """
+    absent = "torchmetrics" not in sys.modules
+    if absent:
+        sys.modules["torchmetrics"] = ModuleType("torchmetrics")
+    try:
+        import lightning_fabric
+    finally:
+        if absent:
+            del sys.modules["torchmetrics"]
+    return lightning_fabric
+
+
 def precision(settings: Training, device: torch.device) -> Any:
     """Return Fabric's plugin for the precision in the settings.
 
     The loop runs the objective under autocast and passes the batch unchanged: raw inputs and regression targets are not
     rounded to 16 bits. Jacobian terms have the dtype of the input, so they are computed in float32.
     """
-    from lightning_fabric.plugins.precision import MixedPrecision, Precision  # takes a second
-
+    plugins = lightning_fabric().plugins.precision
     if settings.precision == "32":
-        return Precision()
+        return plugins.Precision()
     if settings.precision == "bf16":
-        return MixedPrecision("bf16-mixed", device.type)
+        return plugins.MixedPrecision("bf16-mixed", device.type)
     if device.type != "cuda":
         rule = "`precision='fp16'` of `Training` needs a GPU."
         raise InputError(rule, got=f"device {str(device)!r}", do="Use precision='bf16' or '32'.")
-    return MixedPrecision("16-mixed", device.type)
+    return plugins.MixedPrecision("16-mixed", device.type)
 
 
 _FREE = (
@@ -157,8 +175,6 @@ def begin(
     ranks: ProcessGroup,
 ) -> State:
     """The objective on its device, distributed where there are several processes, and a fresh optimizer for it."""
-    from lightning_fabric import Fabric  # takes a second, so not before something is trained
-
     student, _ = networks_of(objective)
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     if not isinstance(student, nn.Module) or not trained:
@@ -168,7 +184,7 @@ def begin(
         channels_last(objective)
     plugin = precision(settings, device)
     devices: list[int] | int = 1 if device.index is None else [device.index]
-    fabric = Fabric(accelerator=device.type, devices=devices, plugins=[plugin])
+    fabric = lightning_fabric().Fabric(accelerator=device.type, devices=devices, plugins=[plugin])
     unit: nn.Module | None = None
     if settings.shard:
         check_shardable(settings)
