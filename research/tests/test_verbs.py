@@ -24,6 +24,21 @@ def test_help_of_a_verb(verb, capsys):
 
 
 @pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_the_options_that_matter_and_ends_with_two_examples(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    out, job = capsys.readouterr().out, plugins.verbs()[verb].load()
+    assert all(f"--{name}" in out for name in job.main.split())
+    assert len(job.main.split()) <= 10
+    assert "--help-all" in out
+    examples = out.partition("examples:\n")[2].splitlines()
+    assert len(examples) == 2
+    for example in examples:
+        program, name, *words = example.split()
+        assert (program, name) == ("jacmatch", verb)
+        flags.read(f"jacmatch {verb}", job, words, {})
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_the_options_are_read_without_an_import(verb):
     declared, job = declarations.stand_in(plugins.verbs()[verb].job), plugins.verbs()[verb].load()
     assert flags.flags(declared, verb) == flags.flags(job, verb)

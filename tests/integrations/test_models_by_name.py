@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from jacmatch import datasets
+from jacmatch.cli import main
 from jacmatch.jobs import networks
 from jacmatch.models.catalog import preprocessing
+from jacmatch.runs import Run
 
 
 def test_a_folder_of_transformers_is_a_teacher_with_its_own_preprocessing(tmp_path):
@@ -21,6 +23,22 @@ def test_a_folder_of_transformers_is_a_teacher_with_its_own_preprocessing(tmp_pa
     teacher = networks.network(f"hf:{tmp_path}", datasets.load("digits"))
     x = torch.rand(3, 1, 8, 8)
     torch.testing.assert_close(teacher(x), net((x - 0.5) / 0.25).logits)
+
+
+@pytest.mark.ci
+def test_a_folder_of_transformers_teaches_other_classes(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setenv("JACMATCH_CACHE", str(tmp_path / "cache"))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=6, **sizes)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    own = {"do_normalize": True, "image_mean": [0.5], "image_std": [0.25], "size": {"height": 8, "width": 8}}
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(own))
+    words = ["transfer", "--teacher", f"hf:{tmp_path / 'vit'}", "--student", "cnn3", "--data", "digits", "--smoke"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    result = Run.open(tmp_path / "run").result
+    assert result["settings"]["teacher"] == words[2]
+    assert 0 <= result["student"]["accuracy"] <= 1
 
 
 def test_the_preprocessing_of_timm_is_that_of_its_published_weights():

@@ -1,5 +1,7 @@
 """Networks of which only values are known: ONNX files in each input type and layout, and functions of the user."""
 
+import textwrap
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.teachers import check_teacher
 from jacmatch.models import ValuesOnly, build
 from jacmatch.models.catalog import function_of_batch
+from jacmatch.runs import Run
 from jacmatch.teachers import BlackBoxTeacher, Question, as_teacher
 
 from . import onnx_files
@@ -199,6 +202,42 @@ def test_a_teacher_that_fits_is_not_reported():
     progress = Recorded()
     assert set(check_teacher(ValuesOnly(nearest_mean(data)), data, progress)) == {"accuracy"}
     assert not progress.lines
+
+
+def test_a_teacher_of_other_classes_under_other_preprocessing_is_reported():
+    """Its outputs tell the classes apart for inputs up to 255, and are all zero for inputs up to 1."""
+    data, progress = datasets.load("digits"), Recorded()
+    mixing = torch.randn(64, 7, generator=torch.Generator().manual_seed(0))
+    wrong = ValuesOnly(lambda z: (z.flatten(1) > 127).float() @ mixing)
+    result = check_teacher(wrong, data, progress, other_classes=True)
+    assert result["better"].startswith("mean 0, std 1/255")
+    assert result["accuracy"] < 0.2 < 0.4 < result["better_accuracy"]
+    assert progress.lines[0].startswith("The teacher tells the classes apart on")
+    right = ValuesOnly(lambda z: (z.flatten(1) > 0.5).float() @ mixing)
+    assert set(check_teacher(right, data, progress, other_classes=True)) == {"accuracy"}
+    assert len(progress.lines) == 1
+
+
+@pytest.mark.ci
+def test_evaluate_and_compare_report_another_preprocessing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    code = """
+        from jacmatch import datasets
+        data = datasets.load("digits")
+        x, y = data.train.inputs().flatten(1), data.train.y
+        means = __import__("torch").stack([x[y == number].mean(0) for number in range(10)])
+        def values(z):
+            return 2 * z.flatten(1) / 255 @ means.T - means.square().sum(1)
+    """
+    (tmp_path / "elsewhere.py").write_text(textwrap.dedent(code))
+    assert main(["evaluate", "elsewhere:values", "--data", "digits", "--out", "one"]) == 0
+    message = " ".join(capsys.readouterr().err.split())
+    assert "The network elsewhere:values is right on" in message
+    assert "Give these as --mean and --std." in message
+    assert Run.open("one").result["network_check"]["better"].startswith("mean 0, std 1/255")
+    assert main(["compare", *["elsewhere:values"] * 2, "--data", "digits", "--samples", "2", "--out", "two"]) == 0
+    assert "jacmatch train --weights, with --mean and --std." in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.ci

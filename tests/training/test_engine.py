@@ -253,10 +253,10 @@ def test_fabric_is_imported_without_torchmetrics():
     assert process.stdout.split() == ["False", "False", "True", "True"], process.stderr
 
 
-@pytest.mark.parametrize(("smoke", "max_steps", "kept"), [(True, None, False), (True, 1, True), (False, None, True)])
-def test_a_smoke_run_saves_a_checkpoint_only_where_it_stops_early(smoke, max_steps, kept, tmp_path):
+@pytest.mark.parametrize(("smoke", "max_steps", "saved"), [(True, None, False), (True, 1, True), (False, None, True)])
+def test_a_smoke_run_saves_a_checkpoint_only_where_it_stops_early(smoke, max_steps, saved, tmp_path):
     run = Run.create(tmp_path / "run", "train", {"smoke": smoke}, "0")
     split = Split(torch.rand(6, 3), torch.arange(6) % 2)
     settings = Training(steps=2, batch_size=3, max_steps=max_steps, doctor=False)
     fit(Distillation(nn.Linear(3, 2)), split, settings, seed=0, run=run)
-    assert (run.path / CHECKPOINT).is_file() == kept
+    assert (run.path / CHECKPOINT).is_file() == saved

@@ -20,6 +20,7 @@ from jacmatch.jobs.data import data_for
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import SMOKE_JACOBIANS, JobFields
 from jacmatch.jobs.study import measured, write_measurement
+from jacmatch.jobs.teachers import check_teacher
 from jacmatch.report.figures import picture_row
 from jacmatch.runs import Run
 from jacmatch.teachers import as_teacher
@@ -57,7 +58,16 @@ class Evaluate(JobFields):
         with progress or Progress() as shown:
             shown.stage(f"Testing on {len(data.test)} samples")
             student = measured(network, data.test, self.device)
-        return write_measurement(self, run, data, start, student=student, test_samples=len(data.test))
+            checked = self._checked(network, data, shown)
+        return write_measurement(self, run, data, start, student=student, test_samples=len(data.test), **checked)
+
+    def _checked(self, network: nn.Module, data: Data, progress: Progress) -> dict[str, Any]:
+        """Report another preprocessing with which weights from elsewhere would be better."""
+        if networks.is_run(self.model):
+            return {}
+        remedy = "Give these as --mean and --std"
+        who = f"The network {self.model}"
+        return {"network_check": check_teacher(network, data, progress, who=who, remedy=remedy, smoke=self.smoke)}
 
 
 _CPU = torch.device("cpu")
@@ -113,6 +123,10 @@ class Compare(JobFields):
             shown.stage(f"Comparing outputs and {samples} Jacobians")
             values = [measured(each, data.test, self.device) for each in (reference, other)]
             agrees = agreement(other, as_teacher(reference), data.test, samples=samples)
+            for spec, each in ((self.first, reference), (self.second, other)):
+                if not networks.is_run(spec):
+                    remedy = "Save them in a run first: jacmatch train --weights, with --mean and --std"
+                    check_teacher(each, data, shown, who=f"The network {spec}", remedy=remedy, smoke=self.smoke)
             details = audit(run, reference, other, data, samples)
         agrees |= details.pop("values")
         unmet = [text for flag, each in limits.items() for text in _unmet(flag, each, agrees)]

@@ -348,7 +348,7 @@ class Distill(TeachingFields):
             same_inputs(run, data, networks=(description,))
             teacher = self.taught_by(data, shown)
             same_teacher(run, data, teacher.network)
-            checked = check_teacher(teacher.network, data, shown) if self.foreign_teacher else {}
+            checked = check_teacher(teacher.network, data, shown, smoke=self.smoke) if self.foreign_teacher else {}
             if self.cache is not None:
                 from jacmatch.jobs.cache import cached_teachers  # which extends the settings above
 

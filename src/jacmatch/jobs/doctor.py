@@ -22,6 +22,7 @@ from jacmatch.models import ValuesOnly
 class Doctor(JobFields):
     """Check which derivative engines are correct for a model, and report what is wrong with the others."""
 
+    main: ClassVar[str] = "data samples seed device out smoke allow_code json"
     examples: ClassVar[tuple[str, ...]] = ("vit-tiny --data cifar10:DIR", "runs/teacher --samples 16")
 
     model: Annotated[str, tyro.conf.Positional] = ""

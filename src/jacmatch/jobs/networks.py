@@ -234,6 +234,8 @@ def with_weights(
         try:
             load_weights(inner, weights.path, mean=description.mean or None, std=description.std or None, **options)
         except InputError:
+            if spec.startswith("hf:") and description.mean and catalog.load_hf(inner, weights.path):
+                break
             if count == counts[-1]:
                 raise
         else:

@@ -22,7 +22,7 @@ from jacmatch.jobs.networks import Description, same_inputs
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import SMOKE_JACOBIANS, SMOKE_STEPS, TrainingFields, positive
 from jacmatch.jobs.study import Cell, Result, Task, over_seeds
-from jacmatch.jobs.teachers import Pretrained
+from jacmatch.jobs.teachers import Pretrained, check_teacher
 from jacmatch.jobs.train import Train
 from jacmatch.losses import JacobianLoss, OutputLoss
 from jacmatch.models import FirstOutputs, ValuesOnly, count_parameters
@@ -245,6 +245,8 @@ class Transfer(TrainingFields):
         start = time.perf_counter()
         with progress or Progress() as shown:
             ready = self.ready(shown)
+            if self.teacher_weights is not None or self.teacher.startswith(("hf:", "onnx:")):
+                check_teacher(ready.teacher.network, ready.data, shown, smoke=self.smoke, other_classes=True)
             for method in self.chosen:  # settings that do not go together are refused before anything is trained
                 self.objective(method, self.network_of(method, ready), ready)
             subset, _ = self.parts(ready.data, self.per_class, self.seed)

@@ -153,6 +153,22 @@ class _Logits(nn.Module):
         return self.network(x).logits  # type: ignore[no-any-return]
 
 
+def load_hf(network: Any, folder: Path) -> bool:
+    """Load the safetensors of a folder into a network of transformers by its own rules; return whether all were there.
+
+    Since its version 5, layers of some classifiers have other names in memory than in files.
+    """
+    transformers = optional_package("transformers", "`hf:`", "pip install 'jacmatch[hf]'")
+    kind = transformers.AutoModelForImageClassification
+    options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+    try:
+        loaded, report = kind.from_pretrained(folder, output_loading_info=True, **options)
+        network.network.network.load_state_dict(loaded.state_dict())
+    except Exception:  # transformers raises many types; the message of `load_weights` says what does not fit
+        return False
+    return not report["missing_keys"]
+
+
 def hf_folder(name: str) -> Path:
     """The folder of `hf:NAME`: one that exists, or the snapshot in the local cache. Nothing is downloaded."""
     folder = Path(name).expanduser()

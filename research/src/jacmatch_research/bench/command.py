@@ -36,6 +36,8 @@ class Bench:
     benchmark writes OUT/NAME.json. A row that cannot be measured is empty and has a reason.
     """
 
+    main: ClassVar[str] = "out seed device smoke json"
+    examples: ClassVar[tuple[str, ...]] = ("--smoke", "products --device cpu --out bench")
     keeps: ClassVar[tuple[str, ...]] = ("*.json",)
     """Files of an interrupted job that make its folder worth keeping."""
 

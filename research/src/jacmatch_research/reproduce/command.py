@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.files import inside
@@ -32,6 +32,9 @@ class Reproduce(Request):
     Run the command again to resume a run, or to add cells to a finished one (`--seeds`, `--per-class`, `--rows`). The
     tables contain all cells of the run.
     """
+
+    main: ClassVar[str] = "data size seeds rows teacher student workers device out smoke"
+    examples: ClassVar[tuple[str, ...]] = ("grasp --smoke", "distillation --data cifar10:DIR --seeds 3 --workers 2")
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
         """Measures the cells that are missing; returns the tables that are written to the run folder."""
