@@ -310,7 +310,7 @@ def _parameters(function: Any) -> tuple[set[str], set[str]]:
 
 
 def function_of_batch(spec: str) -> nn.Module | None:
-    """The trained function that a PACKAGE.MODULE:CALLABLE names, for a teacher; None if it builds new networks.
+    """Return the trained function that a PACKAGE.MODULE:CALLABLE names; None if it builds networks.
 
     A module is returned unchanged. Any other function that requires one argument, a batch, is wrapped in `ValuesOnly`.
     """

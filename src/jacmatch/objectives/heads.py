@@ -1,6 +1,7 @@
 """Distillation of networks with several heads: a dictionary of terms, and one pass of each network for all of them.
 
-The heads' outputs are packed as one tensor, whose rows vᵀJ, with v = 0 outside of a head, are those of the head.
+The outputs of all heads are packed into one tensor. A row vᵀJ of this tensor with v = 0 outside of a head is a row of
+that head.
 """
 
 from collections.abc import Mapping
@@ -45,33 +46,34 @@ _SEED: Final = 7919  # between the seeds of two heads, so that their directions 
 
 
 class Heads(Objective):
-    """Distillation of networks that return several outputs: for each head its own labels, losses, weights and rows.
+    """Distillation of networks with several outputs; each head has its own labels, losses, weights and probe.
 
     The terms are named `head/labels`, `head/outputs` and `head/jacobians`. For each batch the teacher is queried once
-    and the student run once; a head with derivatives adds its backward passes. A `GradientShare` of a head is one
-    of the gradient of all terms.
+    and the student runs once; a head with derivatives adds its backward passes. The `GradientShare` of a head is a
+    share of the gradient of all terms.
 
     Args:
         student: The network to train, whose outputs are a dictionary, an object or a tuple.
-        teacher: The teacher, an nn.Module; it needs only heads whose `outputs` or `jacobians` have a weight.
+        teacher: The teacher, an nn.Module. It needs only the heads whose `outputs` or `jacobians` have a weight.
         heads: Settings of `Distillation` by head: weights (`jacobians` is 0 where it is not given), `task`, losses,
             `probe`, `readout`, `class_dim`, … `output` selects the head, or a pair (student's, teacher's); without it
             that is the entry or attribute of this name. Probes on the input side must be the same in all heads.
         point: The inputs at which student and teacher are compared.
-        every: As in `Distillation`, and so are the following, for all heads.
-        fraction: Share of a batch whose derivatives are compared.
-        engine: How Jv is taken.
-        chunk_size: Rows of all heads whose graphs are in memory at once.
+        every: Compute derivatives in every n-th call; this and the following arguments are as in `Distillation`, for
+            all heads.
+        fraction: Fraction of a batch whose derivatives are compared.
+        engine: Engine of Jv.
+        chunk_size: Number of rows, over all heads, whose graphs are in memory at the same time.
         schedule: Factor of the Jacobian weights.
         batch_norm: Policy for BatchNorm of the student in training mode.
-        seed: Seeds all directions.
-        measure_every: Calls between two measurements of the shares.
+        seed: Seed of all directions.
+        measure_every: Number of calls between two measurements of the gradient shares.
 
     Attributes:
         heads: An objective with the settings of each head.
 
     Raises:
-        InputError: a setting is invalid, belongs to all heads, or is not one for several heads.
+        InputError: A setting is invalid, or must be the same for all heads, or is not supported for several heads.
 
     Example:
         >>> class Two(nn.Module):

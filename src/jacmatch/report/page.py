@@ -93,7 +93,7 @@ def write_report(run_dir: str | Path, result: Mapping[str, Any] | None = None) -
         result: The result that the run will have; None for a finished run.
 
     Raises:
-        InputError: The folder holds no finished run, or one of a job without a page.
+        InputError: The folder has no finished run, or its job has no report.
     """
     run = Run.open(run_dir, finished=result is None)
     result = run.result if result is None else plain(result, "result")

@@ -1,4 +1,4 @@
-"""The folder of a run, in the order of writing.
+"""The files of a run folder, in the order in which they are written.
 
 - `settings.json`: job, version and resolved settings. Written first, so a folder is a run if and only if it has one.
 - `environment.json`: versions, machine, commit, start; one more entry under `resumed` each time the run is resumed.

@@ -290,7 +290,7 @@ def select_network(
         decays: Weight decays, from strong to weak.
         seed: Of the starts and of the samples that are held out.
         evaluations: Of the last fit, and of all candidates together; by the work of one evaluation if None.
-        initial: Parameters to go on from, instead of random starts.
+        initial: Initial parameters, instead of random ones.
         on_progress: Called after each evaluation.
     """
     last = planned_evaluations(data, nets[0]) if evaluations is None else evaluations

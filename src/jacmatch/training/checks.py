@@ -151,7 +151,7 @@ def _changed(state: State) -> list[Tensor]:
 
 @contextmanager
 def reported(state: State, batches: Batches, run: Run | None) -> Iterator[None]:
-    """Add the samples that cause it to an error about a value that is not finite."""
+    """Add the responsible samples to an error about a value that is not finite."""
     try:
         yield
         account(state, batches, run)

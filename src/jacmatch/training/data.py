@@ -117,7 +117,7 @@ def augment(
       at 32 pixels; what comes in from outside is 0 (black).
     - `flip`: mirrored left to right with probability ½.
 
-    The numbers of a sample do not depend on which augmentations are chosen.
+    The random numbers of a sample do not depend on the selected augmentations.
 
     Args:
         x: Raw images (B, C, H, W).

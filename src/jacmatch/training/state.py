@@ -174,7 +174,7 @@ def begin(
     shown: Tensor,
     ranks: ProcessGroup,
 ) -> State:
-    """The objective on its device, distributed where there are several processes, and a fresh optimizer for it."""
+    """Move the objective to its device, distribute it over the processes, and create its optimizer."""
     student, _ = networks_of(objective)
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     if not isinstance(student, nn.Module) or not trained:
