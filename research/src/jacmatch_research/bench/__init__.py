@@ -3,7 +3,7 @@
 from jacmatch_research.bench.cache import CACHE
 from jacmatch_research.bench.claims import Benchmark
 from jacmatch_research.bench.loop import LOOP
-from jacmatch_research.bench.memory import MEMORY
+from jacmatch_research.bench.memory import CHUNKED, MEMORY
 from jacmatch_research.bench.peers import PEERS
 from jacmatch_research.bench.products import ATTENTION, DIRECTIONS, PRODUCTS
 from jacmatch_research.bench.scale import SCALE
@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "cache": CACHE,
     "loop": LOOP,
     "memory": MEMORY,
+    "chunks": CHUNKED,
     "scale": SCALE,
     "peers": PEERS,
     "surrogates": SURROGATES,

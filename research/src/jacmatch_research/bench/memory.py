@@ -1,6 +1,6 @@
 """`jacmatch bench memory`: peak memory in fresh processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from jacmatch_research.bench.method import Conditions, compare_memory
 
 ROW = Claim("peak memory of one row ÷ plain distillation", must=2.0, aim=1.6)
 CHUNKS = Claim("peak memory of k = 8 rows in chunks of 1 ÷ k = 1", must=1.05)
+RETURNED = Claim(f"{CHUNKS.text}, freed memory returned to the system at once", must=1.05)
 FULL = Claim("peak memory of a full Jacobian of 100 outputs ÷ the same with chunk_size=1")
 
 FUNC = Claim("peak memory of a full Jacobian of 100 outputs ÷ `vmap(jacrev(...))` of torch.func", must=0.8)
@@ -64,10 +65,10 @@ def one_row(conditions: Conditions, pair: str) -> Measured:
     return Measured(compare_memory(conditions, mine, plain), details={"batch": PAIRS[pair][3]})
 
 
-def chunks(conditions: Conditions, pair: str) -> Measured:
+def chunks(conditions: Conditions, pair: str, environment: Mapping[str, str] | None = None) -> Measured:
     """Eight rows, one after the other ÷ one row."""
     eight, one = (steps(conditions, pair, 1.0, rows, chunk) for rows, chunk in ((8, 1), (1, None)))
-    return Measured(compare_memory(conditions, eight, one), details={"batch": PAIRS[pair][3]})
+    return Measured(compare_memory(conditions, eight, one, environment=environment), details={"batch": PAIRS[pair][3]})
 
 
 def full_jacobian(conditions: Conditions, chunk: int) -> Measured:
@@ -96,5 +97,15 @@ MEMORY = Benchmark(
         ),
         Case(FUNC, "ResNet-20, 32×32, batch 8", partial(beside_peer, peer=rivals.torch_func_jacobian)),
         Case(TORCHJD, "ResNet-20, 32×32, batch 8", partial(beside_peer, peer=rivals.torchjd_jacobian)),
+    ),
+)
+
+# glibc retains freed blocks in its heap, in pieces; blocks from this size on are mapped and returned to the system
+EAGER = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+CHUNKED = Benchmark(
+    "peak memory of rows in chunks, without what the allocator retains",
+    tuple(
+        Case(RETURNED, pair, partial(chunks, pair=pair, environment=EAGER), devices=("cpu",))
+        for pair in reversed(PAIRS)
     ),
 )

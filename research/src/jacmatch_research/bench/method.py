@@ -6,10 +6,11 @@ hits both. Reported are the median over the rounds and the quartiles.
 
 import contextlib
 import io
+import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,11 +104,12 @@ def timed(conditions: Conditions, run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def peak_memory(conditions: Conditions, script: str) -> int:
+def peak_memory(conditions: Conditions, script: str, environment: Mapping[str, str] | None = None) -> int:
     """Largest memory in bytes that this Python text needs in a fresh process.
 
     On the CPU the largest resident memory (Linux), on a GPU the largest that torch had allocated. The text finds the
-    device under the name `device`. Quick, it runs in this process: the number then means nothing.
+    device under the name `device`. Quick, it runs in this process: the number then means nothing. `environment` holds
+    variables of the process besides those of this one.
     """
     text = f"import torch\ntorch.set_num_threads(1)\ndevice = {conditions.kind!r}\n{script}\n"
     if conditions.kind == "cuda":
@@ -118,11 +120,20 @@ def peak_memory(conditions: Conditions, script: str) -> int:
         with contextlib.redirect_stdout(io.StringIO()) as output:
             exec(text, {"__name__": "__main__"})
         return int(output.getvalue().split()[-1]) * 1024
-    printed = subprocess.run(python(text, "-W", "ignore"), capture_output=True, text=True, check=True).stdout
+    variables = {**os.environ, **(environment or {})}
+    command = python(text, "-W", "ignore")
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=variables).stdout
     return int(printed.split()[-1]) * 1024
 
 
-def compare_memory(conditions: Conditions, contestant: str, baseline: str, rounds: int = 3) -> Spread:
+def compare_memory(
+    conditions: Conditions,
+    contestant: str,
+    baseline: str,
+    rounds: int = 3,
+    environment: Mapping[str, str] | None = None,
+) -> Spread:
     """Peak memory of one Python text ÷ that of another, each time in fresh processes."""
     turns = range(1 if conditions.quick else rounds)
-    return Spread.of([peak_memory(conditions, contestant) / peak_memory(conditions, baseline) for _ in turns])
+    pairs = [[peak_memory(conditions, script, environment) for script in (contestant, baseline)] for _ in turns]
+    return Spread.of([mine / other for mine, other in pairs])
