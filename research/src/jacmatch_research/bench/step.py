@@ -192,7 +192,7 @@ def profiled(conditions: Conditions, way: Literal["plain", "row", "rival"]) -> M
         step = chosen.steps("row" if way == "row" else None, "batch")
     step()
     rounds: list[dict[str, float]] = []
-    for _ in range(conditions.rounds(15)):
+    for _ in range(conditions.rounds(5)):
         with torch.profiler.profile() as profiler:
             step()
             conditions.wait()
