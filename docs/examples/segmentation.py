@@ -1,4 +1,4 @@
-"""A small U-Net student of a larger one on scenes of handwritten digits, 20 of them labelled.
+"""A small U-Net student of a larger one on scenes of handwritten digits, 20 of them labeled.
 
 Methods at equal cost: those without derivatives get as many more steps as a step with derivatives takes longer, as
 measured before the first training. `python segmentation.py OUT.json` stores each finished cell; a second run goes on.

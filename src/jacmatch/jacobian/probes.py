@@ -125,7 +125,7 @@ def directions(
         draw: Index of the independent draw.
         count: Number of directions for each sample, at least 1.
         shape: Shape of one direction: that of one input, or (outputs,).
-        dtype: Type of the result. Drawn in float32; normalised in float64 if this is float64, else in float32.
+        dtype: Type of the result. Drawn in float32; normalized in float64 if this is float64, else in float32.
 
     Raises:
         InputError: the law is unknown, `shape` has no elements, `dtype` is not floating, or as in `bits`.

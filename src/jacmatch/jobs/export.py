@@ -280,6 +280,6 @@ def model_card(
             "| --- | ---: | ---: | ---: | ---: |",
             *checks,
             "\n`python load.py` loads `student.pt2`; it needs torch alone.",
-            "\n## Licence\n\n- of this network: TO FILL IN\n- of the data: TO FILL IN\n- of the teacher: TO FILL IN\n",
+            "\n## License\n\n- of this network: TO FILL IN\n- of the data: TO FILL IN\n- of the teacher: TO FILL IN\n",
         ]
     )

@@ -455,14 +455,14 @@ class Transfer(TrainingFields):
             rest[per_class(whole.y, count, seed) if count else slice(None)] = False
             split = whole.subset(rest.nonzero()[:, 0])
         if not len(split):
-            rule = "`--unlabelled` of `transfer` must leave images that are not labelled."
+            rule = "`--unlabelled` of `transfer` must leave images that are not labeled."
             raise InputError(rule, got="none", do="Give a smaller --per-class, or other data.")
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
         return split.subset(order[: self.unlabelled_count or len(split)])
 
     @staticmethod
     def training_images(method: str, labelled: Split, images: Split | None) -> Split:
-        """Return what a method is trained on: the labelled images, and the others where it has a use for them."""
+        """Return the training images of a method: the labeled ones, and the others if it uses them."""
         if images is None or method in ("labels", "mixup", "oracle"):
             return labelled
         y = torch.cat([labelled.y, torch.full((len(images),), _NO_LABEL)])
@@ -697,7 +697,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     unlabelled = result.get("unlabelled_samples", 0)
     probe = teacher.get("probe_accuracy")
     notes = (
-        f"{settings['data']}, {result['train_samples']} labelled and {unlabelled} unlabelled training images, "
+        f"{settings['data']}, {result['train_samples']} labeled and {unlabelled} unlabeled training images, "
         f"{rows[0]['seeds']} seed(s). Agreement: share of unseen images on which student and teacher have the same "
         "largest output; cosines: of attention maps, and of the derivatives that are compared.",
         f"The nearest class mean of the teacher's outputs has {100 * teacher['accuracy']:.1f} % accuracy"

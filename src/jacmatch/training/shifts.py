@@ -69,7 +69,7 @@ def salt_and_pepper(
     _within("salt-and-pepper", severity, 0 <= severity <= 1, "in [0, 1]")
     sides = tuple(x.shape[2:]) if x.dim() == 4 else tuple(x.shape[1:])
     u = probes.uniform(seed + _SEED, ids, 0, math.prod(sides)).view(len(x), *([1] if x.dim() == 4 else []), *sides)
-    # Which colour is decided by the last bits, so that a larger severity keeps the changed pixels as they are.
+    # Which color is decided by the last bits, so that a larger severity keeps the changed pixels as they are.
     white = (u * 2**23) % 1 >= 0.5
     return torch.where(u < severity, white.to(x.dtype), x)
 
