@@ -396,7 +396,7 @@ CASES = {
     ),
     "unlabelled images where all are labelled": (
         TRANSFER + " --unlabelled npz:{good}/target.npz",
-        r"`--unlabelled` of `transfer` must leave images that are not labelled\. Got none\.",
+        r"`--unlabelled` of `transfer` must leave images that are not labeled\. Got none\.",
     ),
     "features of no layer": (
         TRANSFER.replace("lwf", "features") + " --feature-layer features.conv9",

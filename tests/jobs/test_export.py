@@ -56,7 +56,7 @@ def test_onnx_and_int8_agree_in_value_and_derivative(run, tmp_path):
     audit = Compare(first=str(run), second=second, samples=8, at_least=("top1=1",), out=tmp_path / "audit").run()
     assert audit["agreement"]["value_relative_error"] < 1e-5
     card = (tmp_path / "out/README.md").read_text()
-    for part in ("license: TO FILL IN", "## Data", "## Teacher", "## Recipe", "## Accuracy", "## Cost", "## Licence"):
+    for part in ("license: TO FILL IN", "## Data", "## Teacher", "## Recipe", "## Accuracy", "## Cost", "## License"):
         assert part in card
     assert "| student.int8.onnx |" in card
 

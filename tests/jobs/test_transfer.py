@@ -356,7 +356,7 @@ def test_unlabelled_images_are_those_of_the_target_that_are_left(ready):
     assert train.y[: len(labelled)].tolist() == labelled.y.tolist()
     assert len(job.training_images("mixup", labelled, images)) == len(labelled)
     assert len(job.training_images("adapt", labelled, images)) == len(labelled) + len(images)
-    with pytest.raises(InputError, match=r"`--unlabelled` of `transfer` must leave images that are not labelled"):
+    with pytest.raises(InputError, match=r"`--unlabelled` of `transfer` must leave images that are not labeled"):
         Transfer(smoke=True, unlabelled="digits", per_class=0).unlabelled_images(ready, labelled, 0)
 
 

@@ -104,7 +104,7 @@ _WHOLE = 2**27  # bytes of a set of which all are hashed
 
 @runtime_checkable
 class Source(Protocol):
-    """Encoded images by number. Several threads may read at once."""
+    """Protocol of encoded images that are accessed by number. Several threads may read at once."""
 
     def name(self, number: int) -> str:
         """Return the name of an image, for messages and the fingerprint."""

@@ -208,7 +208,7 @@ def finetuned(
 
 
 def last_block(network: nn.Module, head: nn.Linear) -> nn.Module:
-    """Return the last block before the last layer: at most half of all parameters, where there are smaller parts."""
+    """Return the last block before the last layer, with at most half of all parameters if it can be divided."""
 
     def size(module: nn.Module) -> int:
         return sum(p.numel() for p in module.parameters() if p is not head.weight and p is not head.bias)

@@ -164,7 +164,7 @@ def _weights(name: str, given: Any, shape: tuple[int, ...]) -> ndarray:
 
 
 def suspicious(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
-    """Return one line for each thing about the samples that looks wrong.
+    """Return one line for each problem of the samples.
 
     Constant inputs or outputs, samples that contradict each other, partials that disagree with the values.
     """
