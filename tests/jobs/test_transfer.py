@@ -392,6 +392,10 @@ def test_a_student_larger_than_its_teacher_is_a_note(ready):
         ({"unlabelled_count": 3}, r"`--unlabelled-count` of `transfer` must come with --unlabelled"),
         ({"unlabelled": "digits", "unlabelled_count": -1}, r"`--unlabelled-count` of `transfer` must be at least 0"),
         ({"adapt_steps": -1}, r"`--adapt-steps` of `transfer` must be at least 0"),
+        (
+            {"probe": "data-pairs", "methods": ("adapt", "adapt+attention+jacobians")},
+            r"`--probe` of `transfer` must come with a method .*Got --probe data-pairs and adapt adapt\+attention\+jac",
+        ),
         ({"feature_components": 0}, r"`--feature-components` of `transfer` must be at least 1"),
     ],
 )

@@ -354,6 +354,10 @@ class Transfer(TrainingFields):
         if named and self.teacher_weights is None and not self.teacher.startswith(("onnx:", "hf:")):
             flags = ", ".join(f"`--{name.replace('_', '-')}`" for name in named)
             raise InputError(f"{flags} of `transfer` must come with --teacher-weights.")
+        if self.probe != Transfer.probe and not {"adapt+jacobians", "features+jacobians"} & set(self.chosen):
+            rule = "`--probe` of `transfer` must come with a method that compares such derivatives."
+            do = "Add --methods adapt+jacobians: with attention, gradients of the largest pixels are compared."
+            raise InputError(rule, got=f"--probe {self.probe} and {' '.join(self.chosen)}", do=do)
         if self.teacher.startswith("onnx:") and (rest := set(self.chosen) - {"labels", "mixup", "lwf"}):
             rule = "`--methods` of `transfer` must be labels, mixup or lwf for a teacher of values alone."
             do = "Add for example --methods labels lwf: an ONNX file has no features that a probe could use."
