@@ -169,6 +169,14 @@ CASES = {
         "distill --per-clas 3",
         r"jacmatch distill: unknown flag --per-clas\. Nearest: --per-class.* See jacmatch distill --help\.",
     ),
+    "a positional as a flag": (
+        "evaluate --model cnn3",
+        r"jacmatch evaluate: --model is no flag: MODEL is given by its position\. Write jacmatch evaluate MODEL\. .*",
+    ),
+    "a file of weights as a teacher": (
+        "distill --teacher w.pth",
+        r"jacmatch distill: `w\.pth` must be an existing file\. Got no such file\. Check the path\.",
+    ),
     "flag of another verb": ("list --out x", r"jacmatch list: unknown flag --out\..* See jacmatch list --help\."),
     "no value": ("train --steps", r"`--steps` must be a whole number\. Got nothing\."),
     "a fraction of a step": ("train --steps 3.5", r"`--steps` must be a whole number\. Got '3\.5'\."),

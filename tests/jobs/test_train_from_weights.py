@@ -89,6 +89,7 @@ def test_messages_name_flags(weights, tmp_path, capsys, monkeypatch):
     assert "`nothere.pt` must be an existing file. Got no such file." in error_of(capsys, "evaluate nothere.pt")
     assert "`a/b.pt` must be an existing file." in error_of(capsys, "evaluate a/b.pt")
     assert "Write MODEL --weights w.pth" in error_of(capsys, "evaluate w.pth")
+    assert "for a teacher --teacher-weights." in error_of(capsys, "distill --teacher w.pth")
 
 
 def test_a_folder_as_data_is_answered_with_how_to_write_it(tmp_path, capsys, monkeypatch):

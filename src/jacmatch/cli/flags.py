@@ -285,6 +285,7 @@ def refuse(program: str, known: Sequence[Flag], words: Sequence[str], otherwise:
     named = {word: flag for flag in known if not flag.positional for word in flag.words}
     positional = [flag for flag in known if flag.positional]
     see = f"See {program} --help."
+    usage = " ".join([program, *(flag.words[0] for flag in positional)])
     given: dict[str, list[str]] = {}
     loose: list[str] = []
     last = ""
@@ -293,6 +294,8 @@ def refuse(program: str, known: Sequence[Flag], words: Sequence[str], otherwise:
         if word.startswith("-") and not readable(float, [word]):
             last = "--" + name.lstrip("-").replace("_", "-") if name.startswith("--") else name
             if last not in named:
+                if (word := name.lstrip("-").replace("_", "-").upper()) in {flag.words[0] for flag in positional}:
+                    raise InputError(f"{name} is no flag: {word} is given by its position.", do=f"Write {usage}. {see}")
                 raise unknown_flag(name, named, see)
             given[last] = [value] if equals else []
         elif last and (many(named[last].kind) or not (given[last] or named[last].kind is bool)):
@@ -313,7 +316,6 @@ def refuse(program: str, known: Sequence[Flag], words: Sequence[str], otherwise:
             raise InputError(rule, got=repr(word), do=_nearest(flag.kind, [word]))
     missing = [flag.words[0] for flag in positional if flag.default is dataclasses.MISSING][len(loose) :]
     if missing:
-        usage = " ".join([program, *(flag.words[0] for flag in positional)])
         choices = [
             f"{each.words[0]} is {described(each.kind)}. " for each in positional if get_origin(each.kind) is Literal
         ]

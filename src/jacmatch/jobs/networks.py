@@ -48,6 +48,8 @@ class Description:
 
     def build(self) -> nn.Module:
         """The network with new weights, tried on one sample."""
+        if ":" not in self.spec and Path(self.spec).suffix in _FILES:
+            raise _of_a_file(self.spec)
         if self.spec.startswith("onnx:"):
             do = "Name a model that can be trained, or give the file as a teacher."
             raise InputError("An ONNX file has values and no gradient, so it cannot be trained.", got=self.spec, do=do)
@@ -287,8 +289,6 @@ def network(spec: str, data: Data, weights: Weights | None = None, *, allow_code
     if catalog.is_code(spec) and weights is None and (function := catalog.function_of_batch(spec)) is not None:
         return function
     if weights is None and not spec.startswith("hf:"):
-        if Path(spec).suffix in _FILES:
-            raise _of_a_file(spec)
         Description.of(spec, data).build()  # an unknown name has a message of its own
     weights = weights or Weights(None)
     return with_weights(spec, data.outputs, tuple(data.shape), weights)[0]
@@ -298,7 +298,11 @@ def _of_a_file(spec: str) -> InputError:
     """Remedy for a file that is given in place of a network."""
     if not Path(spec).exists():
         return InputError(f"`{spec}` must be an existing file.", got="no such file", do="Check the path.")
-    do = f"Write onnx:{spec}." if spec.endswith(".onnx") else f"Write MODEL --weights {spec}; see `jacmatch list`."
+    do = (
+        f"Write onnx:{spec}."
+        if spec.endswith(".onnx")
+        else f"Write MODEL --weights {spec}, for a teacher --teacher-weights."
+    )
     return InputError("A network must be named by its model, not by its file of weights.", got=f"'{spec}'", do=do)
 
 
