@@ -11,7 +11,7 @@ from jacmatch.cli import flags, main
 from jacmatch.cli.verbs import verbs
 
 ROOT = Path(__file__).resolve().parents[1]
-MATRIX = (ROOT / "docs/how-to/frameworks.md").read_text("utf-8").partition("The test behind each cell")[2]
+MATRIX = (ROOT / "docs/how-to/frameworks.md").read_text("utf-8").partition("The test of each cell")[2]
 REASONS = re.findall(
     r"^\| (\d+)\. .* \| `jacmatch ([^`]+)` \|$", (ROOT / "docs/how-to/reasons.md").read_text("utf-8"), re.M
 )

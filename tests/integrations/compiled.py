@@ -27,6 +27,15 @@ def lightning(objective):
     fit(objective, X[:20], Y[:20])
 
 
+def accelerate(objective):
+    from jacmatch.objectives import CompiledSteps
+
+    from .test_accelerate import train
+
+    objective.compiled = CompiledSteps(backend="aot_eager")
+    train(objective, samples=20)
+
+
 def main(framework):
     student, teacher = networks()
     plain, trained = copy.deepcopy(student), objective(student, teacher)

@@ -1,7 +1,11 @@
 """accelerate needs no adapter: what it prepares is the objective, or the unit around it for several processes."""
 
 import copy
+import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,6 +70,24 @@ def test_bf16_is_autocast_around_the_objective():
     train(objective(student, teacher), mixed_precision="bf16")
     plain_loop(objective(plain, teacher), steps(24, 4), cast=torch.bfloat16)
     assert difference(student, plain) < 1e-6
+
+
+def test_activation_checkpointing_changes_nothing():
+    student, teacher = networks()
+    plain, student.checkpointed = copy.deepcopy(student), True
+    train(objective(student, teacher))
+    plain_loop(objective(plain, teacher), steps(24, 4))
+    assert difference(student, plain) < 1e-6
+
+
+def test_compiled_steps_train_as_eager_ones():
+    """In a process without the type checks of this suite, which a compiler cannot follow."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.integrations.compiled", "accelerate"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["fallback"] is None
+    assert result["steps"] > 0
+    assert result["difference"] < 1e-6
 
 
 def test_a_saved_state_goes_on_as_a_run_without_a_break(tmp_path):

@@ -51,6 +51,14 @@ def test_bf16_is_autocast_around_the_objective():
     assert difference(student, plain) < 1e-6
 
 
+def test_activation_checkpointing_changes_nothing():
+    student, teacher = networks()
+    plain, student.checkpointed = copy.deepcopy(student), True
+    fit(objective(student, teacher), X[:20], Y[:20])
+    plain_loop(objective(plain, teacher), steps(20, 4))
+    assert difference(student, plain) < 1e-6
+
+
 def test_compiled_steps_train_as_eager_ones():
     """In a process without the type checks of this suite, which a compiler cannot follow."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.integrations.compiled", "lightning"]

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from jacmatch import datasets
+from jacmatch import datasets, load_student
 from jacmatch.cli import main
-from jacmatch.jobs import networks
+from jacmatch.jobs import Export, Train, networks
 from jacmatch.models.catalog import preprocessing
 from jacmatch.runs import Run
 
@@ -39,6 +39,21 @@ def test_a_folder_of_transformers_teaches_other_classes(tmp_path, monkeypatch):
     result = Run.open(tmp_path / "run").result
     assert result["settings"]["teacher"] == words[2]
     assert 0 <= result["student"]["accuracy"] <= 1
+
+
+@pytest.mark.ci
+def test_a_student_of_transformers_is_exported_in_its_own_form(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
+    config = transformers.ResNetConfig(num_channels=1, num_labels=10, **sizes)
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path / "model")
+    own = {"do_normalize": True, "image_mean": [0.5], "image_std": [0.25], "size": {"height": 8, "width": 8}}
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(own))
+    Train(model=f"hf:{tmp_path / 'model'}", smoke=True, doctor=False, out=tmp_path / "run").run()
+    Export(trained=str(tmp_path / "run"), to=("hf",), smoke=True, out=tmp_path / "out").run()
+    net = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    x = torch.rand(3, 1, 8, 8)
+    torch.testing.assert_close(net((x - 0.5) / 0.25).logits, load_student(tmp_path / "run")(x))
 
 
 def test_the_preprocessing_of_timm_is_that_of_its_published_weights():

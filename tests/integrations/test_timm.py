@@ -7,6 +7,7 @@ import pytest
 import torch
 from tests.training.processes import both
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from jacmatch import AtData, Distillation, GradientShare, RandomOutputs
 
@@ -31,9 +32,10 @@ class Model(nn.Module):
         super().__init__()
         self.pretrained_cfg = {"mean": mean, "std": (0.5, 0.25, 0.2)}
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16, width), nn.Tanh(), nn.Linear(width, 4))
+        self.checkpointed = False
 
     def forward(self, x):
-        return self.layers(x)
+        return checkpoint(self.layers, x, use_reentrant=False) if self.checkpointed else self.layers(x)
 
 
 def networks():
@@ -61,11 +63,14 @@ def gradients(student, loss):
     return torch.autograd.grad(loss, list(student.parameters()))
 
 
-def test_the_loss_is_that_of_a_plain_loop():
+@pytest.mark.parametrize("way", ["float32", "bf16", "checkpointed"])
+def test_the_loss_is_that_of_a_plain_loop(way):
     """The teacher sees the image by its own mean and standard deviation; its derivative is by the student's input."""
     student, teacher = networks()
     x, y = batch()
-    returned = task(student, teacher).train()(x, y)
+    student.checkpointed = way == "checkpointed"
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "bf16"):
+        returned = task(student, teacher).train()(x, y)
 
     def of_teacher(x):
         mean, std = (torch.tensor(student.pretrained_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
@@ -79,12 +84,14 @@ def test_the_loss_is_that_of_a_plain_loop():
     plain = Distillation(
         student, Teacher(), labels=0, outputs=0.6, output_loss="kl", temperature=2.0, jacobians=0.7, point=AtData()
     )
-    terms = plain(x, y)
-    loss = terms.loss + 0.4 * nn.functional.cross_entropy(student(x), y, label_smoothing=0.1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "bf16"):
+        terms = plain(x, y)
+        outputs = terms.student_outputs
+        loss = terms.loss + 0.4 * nn.functional.cross_entropy(outputs, y, label_smoothing=0.1)
     result = gradients(student, returned["loss"])
     for one, other in zip(result, gradients(student, loss), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-    parts = {"kd_loss": terms["outputs"], "jacobian_loss": terms["jacobians"], "output": student(x)}
+    parts = {"kd_loss": terms["outputs"], "jacobian_loss": terms["jacobians"], "output": outputs.detach()}
     for name, value in parts.items():
         torch.testing.assert_close(returned[name], value.detach(), rtol=1e-5, atol=1e-6)
 

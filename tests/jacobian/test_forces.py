@@ -4,11 +4,14 @@ atomistic-machine-learning/schnetpack #279, mir-group/nequip #174, and ACEsuit/m
 in training only.
 """
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from jacmatch import Distillation, InputError, ModuleTeacher, RandomInputs, UnsupportedError, doctor, jvp
+from jacmatch import Distillation, InputError, ModuleTeacher, RandomInputs, UnsupportedError, doctor, jvp, vjp
 from jacmatch.datasets import Split
 from jacmatch.teachers import Question
 from jacmatch.training import evaluate
@@ -55,6 +58,40 @@ def test_derivatives_of_forces_are_the_second_ones_of_the_energy():
     for graph in ("always", "training"):
         answer = ModuleTeacher(Potential(graph).double()).answer(x, Question(tangents=v[None]))
         torch.testing.assert_close(answer.products[0], expected, atol=1e-7, rtol=1e-5)
+
+
+def test_the_guide_compares_rows_and_columns_of_the_hessian():
+    """In float64: the products of the guide's networks, and its Jacobian term, against differences of their forces."""
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "force-fields.md"
+    code = re.search("```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL).group(1)
+    guide, before = {}, torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.manual_seed(0)
+        exec(code, guide)
+        student, teacher, context = guide["objective"].student, guide["teacher"], guide["context"]
+        x, h = guide["x"][:3], 1e-5
+        context = {"types": context["types"][:3]}
+        v = torch.randn(3, 4, 3)
+
+        def hessian_times(network, v):
+            moved = [network(x + t * v, **context).detach() for t in (h, -h)]
+            return (moved[0] - moved[1]) / (2 * h)
+
+        for network in (student, teacher):
+            product = jvp(network, x, v, context=context)[1].detach()
+            torch.testing.assert_close(product, hessian_times(network, v), rtol=1e-6, atol=1e-7)
+            row = vjp(network, x, v.flatten(1), context=context)[1].detach()  # the Hessian is symmetric
+            torch.testing.assert_close(row.flatten(1), product, rtol=1e-6, atol=1e-7)
+        probe = RandomInputs(1)
+        ids = torch.arange(3)
+        settings = {"task": "regression", "labels": 0, "jacobians": 1.0, "jacobian_loss": "squared", "probe": probe}
+        terms = Distillation(student, teacher, **settings)(x, ids=ids, draw=0, context=context)
+        v = probe.directions(x=x, ids=ids, seed=0, draw=0)[0]
+        wanted = (hessian_times(student, v) - hessian_times(teacher, v)).square().sum(1).mean()
+        torch.testing.assert_close(terms["jacobians"].detach(), wanted, rtol=1e-6, atol=1e-9)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_forces_without_a_graph_in_evaluation_have_no_rows():

@@ -8,7 +8,7 @@ import jacmatch
 from jacmatch.errors import InputError
 from jacmatch.jacobian import EveryRow, MaskedNeighbours, RandomInputs, RandomOutputs, TokenSubstitutions
 from jacmatch.objectives import AtNoise, Distillation, Robustness
-from jacmatch.teachers import BlackBoxTeacher
+from jacmatch.teachers import BlackBoxTeacher, MemoizedTeacher, ModuleTeacher
 
 D, B, T, V, K = torch.float64, 5, 6, 12, 3
 
@@ -177,6 +177,21 @@ class Shifted(nn.Module):
 
     def forward(self, ids):
         return self.last(self.one(ids + 1).mean(1))
+
+
+def test_a_memory_answers_for_a_network_about_the_same_substitutions():
+    student, teacher, context = Text(4, 1), Text(8, 2), {"attention_mask": MASK}
+    memory = MemoizedTeacher(ModuleTeacher(teacher), draws=True)
+    probe = TokenSubstitutions(4, candidates="random", special=(0, 1))
+    with_memory, without = (Distillation(student, each, jacobians=1.0, probe=probe) for each in (memory, teacher))
+    for rows in (slice(None), [3, 0, 4]):
+        about = {"ids": NUMBERS[rows], "draw": 0, "context": {"attention_mask": MASK[rows]}}
+        torch.testing.assert_close(
+            with_memory(IDS[rows], Y[rows], **about).loss, without(IDS[rows], Y[rows], **about).loss
+        )
+    assert (memory.queried, memory.memoized) == (B, 3)
+    with_memory(IDS, Y, ids=NUMBERS, draw=1, context=context)
+    assert memory.queried == 2 * B
 
 
 def call(student=Text, x=IDS, teacher=None, **settings):
