@@ -35,3 +35,14 @@ def test_differences_replay_every_global_generator(draw):
         _, product = jvp(lambda z: net(z) + 100 * draw(), x, x, engine="differences")
     torch.testing.assert_close(product, x @ net.weight.mT, rtol=1e-6, atol=1e-6)
     assert draw() == second or draw is random.random  # beartype draws from Python's too
+
+
+def test_another_generator_of_numpy_is_replayed():
+    before = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(3))
+    try:
+        net, x = nn.Linear(3, 2).double(), torch.randn(4, 3, dtype=torch.float64)
+        _, product = jvp(lambda z: net(z) + 100 * np.random.rand(), x, x, engine="differences")
+    finally:
+        np.random.set_bit_generator(before)
+    torch.testing.assert_close(product, x @ net.weight.mT, rtol=1e-6, atol=1e-6)

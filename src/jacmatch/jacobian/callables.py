@@ -9,7 +9,7 @@ import copy
 import random
 import types
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from operator import attrgetter, itemgetter
@@ -251,7 +251,7 @@ GeneratorStates = tuple[Any, Any, list[Tensor]]
 def generator_states(device: torch.device) -> GeneratorStates:
     """Return the states of the global generators: of Python, of NumPy, of torch on the CPU and on a GPU."""
     of_torch = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-    return random.getstate(), numpy.random.get_state(), of_torch
+    return random.getstate(), numpy.random.get_state(legacy=False), of_torch
 
 
 def set_generator_states(states: GeneratorStates, device: torch.device) -> None:
@@ -281,7 +281,8 @@ def seed_generators(seed: int, device: torch.device, *, of_torch: bool = False) 
     """
     if not of_torch:
         random.seed(seed)
-        numpy.random.seed(seed)
+        with suppress(TypeError):  # only NumPy's first generator can be seeded, and a user may have set another
+            numpy.random.seed(seed)
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)
     else:
