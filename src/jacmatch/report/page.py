@@ -20,6 +20,8 @@ from jacmatch.runs.files import plain
 
 FIGURE, SMALL_FIGURE = "figure.svg", "figure-small.svg"
 """Files of the figure of a run; the second, which need not exist, is for a page of 400 pixels."""
+PICTURES, SMALL_PICTURES = "pictures.svg", "pictures-small.svg"
+"""Files of the pictures of a surrogate: predictions, sensitivities and slices."""
 JACOBIANS = ("jacobian_figure.npz", "sheet.npz")
 """File of the arrays of the figure of Jacobians; runs of version 0.1 have the second name."""
 _LARGEST_FIGURE, _LARGEST_ARRAYS = 2**24, 2**26  # bytes
@@ -190,18 +192,20 @@ def _tables_page(run: Run, result: Mapping[str, Any]) -> str:
         parts += [f"<p class=note>{_text(note)}</p>" for note in given["notes"]]
     if run.job == "transfer" and result.get("rows"):
         parts += _curves(run, result, styles([row["method"] for row in result["rows"]]))
-    return _page(run, result, f"{settings.get('name', run.job)}{subject}", [*parts, *_drawn(run)])
+    parts += [*_drawn(run), *_drawn(run, PICTURES, SMALL_PICTURES)]
+    return _page(run, result, f"{settings.get('name', run.job)}{subject}", parts)
 
 
-def _drawn(run: Run) -> list[str]:
+def _drawn(run: Run, name: str = FIGURE, small_name: str = SMALL_FIGURE) -> list[str]:
     """The figure as HTML. Without a small version it scrolls in a box on a small page."""
-    if not (run.path / FIGURE).is_file():
+    if not (run.path / name).is_file():
         return []
-    wide = f'src="{_svg_address(run, FIGURE)}" alt="The first table, drawn"'
-    if not (run.path / SMALL_FIGURE).is_file():
-        return ["<h2>Figure</h2>", f"<figure class='drawn wide'><img class=whole {wide}></figure>"]
-    small = f'<source media="(max-width: 40rem)" srcset="{_svg_address(run, SMALL_FIGURE)}">'
-    return ["<h2>Figure</h2>", f"<figure class=drawn><picture>{small}<img {wide}></picture></figure>"]
+    title, about = ("Figure", "The first table, drawn") if name == FIGURE else ("The first output", "As in its titles")
+    wide = f'src="{_svg_address(run, name)}" alt="{about}"'
+    if not (run.path / small_name).is_file():
+        return [f"<h2>{title}</h2>", f"<figure class='drawn wide'><img class=whole {wide}></figure>"]
+    small = f'<source media="(max-width: 40rem)" srcset="{_svg_address(run, small_name)}">'
+    return [f"<h2>{title}</h2>", f"<figure class=drawn><picture>{small}<img {wide}></picture></figure>"]
 
 
 def _svg_address(run: Run, name: str) -> str:

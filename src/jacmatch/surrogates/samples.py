@@ -179,7 +179,10 @@ def suspicious(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
 
 def is_noisy(x: Inputs, y: Values, jacobian: Jacobian | None) -> bool:
     """Return whether the partials of many samples miss most of the change between neighbors, as for noisy values."""
-    errors = None if jacobian is None or len(x) < _MANY else unexplained(x, y, jacobian)
+    if jacobian is None:
+        return False
+    rows = ~np.isnan(jacobian).any((1, 2))
+    errors = unexplained(x[rows], y[rows], jacobian[rows]) if rows.sum() >= _MANY else None
     return errors is not None and bool((errors[0] > _DISAGREES).any())
 
 
@@ -211,36 +214,35 @@ def unexplained(x: Inputs, y: Values, jacobian: Jacobian) -> tuple[ndarray, ndar
 
     Returns:
         The median over the samples, (K,), and for each sample the least over its nearest neighbors, (N, K). None for
-        too few or too many samples, or partials that are missing.
+        too few or too many samples.
     """
-    pairs = _pairs(x, y, jacobian, _NEIGHBORS)
-    if pairs is None:
-        return None
-    j, near, step, change = pairs
+    pairs = _pairs(x, y, jacobian)
+    return None if pairs is None else _missed(*pairs)
+
+
+def _missed(j: Jacobian, near: ndarray, step: ndarray, change: ndarray) -> tuple[ndarray, ndarray]:
+    near, step, change = near[:, :_NEIGHBORS], step[:, :_NEIGHBORS], change[:, :_NEIGHBORS]
     off = np.abs(change - np.einsum("nmkd,nmd->nmk", 0.5 * (j[near] + j[:, None]), step))
     typical = np.maximum(np.median(np.abs(change), (0, 1)), 1e-9)
     return np.median(off, (0, 1)) / typical, off.min(1) / typical
 
 
 def _pairs(
-    x: Inputs, y: Values, jacobian: Jacobian, neighbors: int
+    x: Inputs, y: Values, jacobian: Jacobian
 ) -> tuple[Jacobian, Int[ndarray, "sample neighbor"], ndarray, ndarray] | None:
     """Return standardized partials, the nearest neighbors, and the steps and changes of the values to them."""
-    if not _ENOUGH <= len(x) <= 5000 or np.isnan(jacobian).any():
+    if not _ENOUGH <= len(x) <= 5000:
         return None
     from sklearn.neighbors import NearestNeighbors
 
     z, values = x / _deviation(x), y / _deviation(y)
-    near = NearestNeighbors(n_neighbors=neighbors + 1).fit(z).kneighbors(z, return_distance=False)[:, 1:]
+    near = NearestNeighbors(n_neighbors=_AROUND + 1).fit(z).kneighbors(z, return_distance=False)[:, 1:]
     scaled = jacobian * _deviation(x) / _deviation(y)[:, None]
     return scaled, near, z[near] - z[:, None], values[near] - values[:, None]
 
 
-def _outlying(x: Inputs, y: Values, jacobian: Jacobian) -> Float[ndarray, "sample out"]:
+def _outlying(j: Jacobian, near: ndarray, step: ndarray, change: ndarray) -> Float[ndarray, "sample out"]:
     """Return how much worse a sample's partials explain the changes to its neighbors than their median partials do."""
-    pairs = _pairs(x, y, jacobian, _AROUND)
-    assert pairs is not None
-    j, near, step, change = pairs
 
     def error(own: Jacobian) -> Float[ndarray, "sample out"]:
         off = change - np.einsum("nmkd,nmd->nmk", 0.5 * (j[near] + own[:, None]), step)
@@ -251,26 +253,32 @@ def _outlying(x: Inputs, y: Values, jacobian: Jacobian) -> Float[ndarray, "sampl
 
 
 def _disagreement(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
-    """Return a line about partials that do not explain how the values change between neighbors."""
-    errors = None if jacobian is None else unexplained(x, y, jacobian)
-    if jacobian is None or errors is None:
+    """Return a line about partials that do not explain how the values change between neighbors.
+
+    Samples with partials that are not known are left out.
+    """
+    if jacobian is None:
         return []
-    usual, share = errors
+    rows = np.flatnonzero(~np.isnan(jacobian).any((1, 2)))
+    pairs = _pairs(x[rows], y[rows], jacobian[rows])
+    if pairs is None:
+        return []
+    usual, share = _missed(*pairs)
     if (usual > _DISAGREES).any():
         output = int(usual.argmax())
         return [
-            f"the partials of output {output} do not explain how it changes between neighboring samples, the least in "
-            f"row {int(share[:, output].argmax())}: check their units, signs and order (samples, outputs, inputs), "
+            f"the partials of output {output} do not explain how it changes between neighboring samples, the least "
+            f"in row {int(rows[share[:, output].argmax()])}: check their units, signs and order (samples, outputs, inputs), "
             "unless the values are noisy."
         ]
-    if len(x) < _CLOSE:
+    if len(rows) < _CLOSE:
         ratios, limit = share / np.maximum(np.median(share, 0), 0.3), _OUTLIER_OF_FEW
     else:
-        ratios, limit = _outlying(x, y, jacobian), _OUTLIER
+        ratios, limit = _outlying(*pairs), _OUTLIER
     row, output = divmod(int(ratios.argmax()), ratios.shape[1])
     if ratios[row, output] > limit:
         return [
-            f"the partials of output {output} in row {row} disagree with the values of its neighbors "
+            f"the partials of output {output} in row {int(rows[row])} disagree with the values of its neighbors "
             f"{ratios[row, output]:.1f} times as much as is usual: the largest disagreement of all."
         ]
     return []

@@ -20,12 +20,14 @@ from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.study import NO_AGREEMENT, Cell, Result, Task, head, run_cells, save_main
 from jacmatch.jobs.surrogate.exporting import difference, to_onnx
 from jacmatch.jobs.surrogate.fields import SurrogateFields
+from jacmatch.jobs.surrogate.pictures import Pictures
 from jacmatch.jobs.surrogate.points import Samples, errors
 from jacmatch.jobs.surrogate.source import Source, open_source, output_units
 from jacmatch.jobs.surrogate.tables import LABELS, figure, tables
 from jacmatch.models import count_parameters
 from jacmatch.objectives import Regression
-from jacmatch.report.page import FIGURE, SMALL_FIGURE
+from jacmatch.report import Table
+from jacmatch.report.page import FIGURE, PICTURES, SMALL_FIGURE, SMALL_PICTURES
 from jacmatch.runs import Run, spread
 from jacmatch.surrogates.gaussian_process import (
     LARGEST,
@@ -382,10 +384,20 @@ class Surrogate(SurrogateFields):
             "seconds": time.perf_counter() - start,
             "settings": self.settings(),
         }
-        result["tables"] = [table.plain() for table in tables(result)]
+        drawn = [] if self.smoke else [self._pictures(run, source, student, test, result)]
+        result["tables"] = [table.plain() for table in (*tables(result), *drawn)]
         run.write_bytes(FIGURE, figure(result))
         run.write_bytes(SMALL_FIGURE, figure(result, small=True))
         return result
+
+    def _pictures(self, run: Run, source: Source, student: nn.Module, test: Samples, result: Result) -> Table:
+        """Draw the network at the held-out points and along slices; the calls for these are counted."""
+        before = 0 if source.function is None else source.function.points
+        shown = Pictures(student, test, source.region, source.function)
+        result["costs"]["slice_calls"] = 0 if source.function is None else source.function.points - before
+        run.write_bytes(PICTURES, shown.draw())
+        run.write_bytes(SMALL_PICTURES, shown.draw(small=True))
+        return shown.table()
 
     def _export(self, run: Run, student: nn.Module, test: Samples) -> dict[str, Any]:
         """The files of the network, each compared with it."""

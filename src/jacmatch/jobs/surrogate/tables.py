@@ -83,6 +83,7 @@ def _costs(result: Result) -> Table:
         ("evaluations for training, a seed", f"{costs['training_calls']:,}"),
         ("seconds spent in the function for that", f"{costs['training_seconds']:.3g}"),
         ("evaluations for the held-out points", f"{costs['test_calls']:,}"),
+        *([("evaluations for the slices", f"{costs['slice_calls']:,}")] if costs.get("slice_calls") else []),
         ("seconds of a training", f"{costs['fit_seconds']:.3g}"),
     ]
     for name, what in (("batch", "a batch of the held-out points"), ("single", "a single point")):

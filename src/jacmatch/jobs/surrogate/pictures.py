@@ -1,0 +1,124 @@
+"""Pictures of a surrogate: predictions, residuals, sensitivities, and slices through the middle of the box."""
+
+import contextlib
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jacmatch.errors import InputError
+from jacmatch.jobs.surrogate.functions import Function
+from jacmatch.jobs.surrogate.points import Samples, predictions
+from jacmatch.report import Table
+from jacmatch.report.figures import PALETTE, svg
+from jacmatch.report.tables import NOTHING
+
+_SLICES, _BARS, _LISTED = 3, 8, 20  # most slices, bars of inputs, outputs in the table
+_DENSE, _KNOWN, _TANGENT = 60, 5, 0.06  # points of a curve, known points, half a tangent as a share of the range
+_DOTS = 500  # most points drawn
+_BLUE, _ORANGE, _GREY = (PALETTE[name][0] for name in ("blue", "orange", "grey"))
+
+
+class Pictures:
+    """What is drawn of a network at held-out points.
+
+    Attributes:
+        r2: Coefficient of determination of each output; None where it never varies.
+        size: Mean |∂yₖ/∂xᵢ| times the range of xᵢ, (K, D).
+        signs: Mean ∂yₖ/∂xᵢ, (K, D).
+        slices: Of the first output along the inputs with the largest bars: number, curve, known points and tangents.
+    """
+
+    def __init__(
+        self, student: nn.Module, test: Samples, region: Float[Tensor, "corner *input"], function: Function | None
+    ) -> None:
+        """Evaluate the network, and the function, if there is one, along the slices; its calls are counted."""
+        y, j = predictions(student, test.x, jacobians=True)
+        assert j is not None
+        self.true, self.predicted = test.y, y
+        total = (test.y - test.y.mean(0)).square().sum(0)
+        shares = zip((test.y - y).square().sum(0).tolist(), total.tolist(), strict=True)
+        self.r2 = [1 - left / all_ if all_ > 0 else None for left, all_ in shares]
+        low, high = region.amin(0).flatten().double(), region.amax(0).flatten().double()
+        self.size, self.signs = j.flatten(2).abs().mean(0) * (high - low), j.flatten(2).mean(0)
+        self.slices = []
+        for number in self.size[0].argsort(descending=True)[:_SLICES].tolist():
+            dense, some = (_line(low, high, number, count) for count in (_DENSE, _KNOWN))
+            curve, _ = predictions(student, dense.reshape(-1, *test.x.shape[1:]), jacobians=False)
+            known = None
+            with contextlib.suppress(InputError):  # where the function is not defined
+                if function is not None:
+                    known = some[:, number], function.values(some)[:, 0], function.jacobian(some)[:, 0, number]
+            self.slices.append((number, dense[:, number], curve[:, 0], known))
+
+    def draw(self, *, small: bool = False) -> bytes:
+        """Return the pictures of the first output as an SVG file, wide or for a page of 400 pixels."""
+        from matplotlib.figure import Figure
+
+        count, across = 3 + len(self.slices), 1 if small else 3
+        down = -(-count // across)
+        figure = Figure(figsize=((4.2 if small else 3.5) * across, 3.0 * down), layout="constrained")
+        panels: list[Any] = list(figure.subplots(down, across, squeeze=False).flat)
+        true, predicted = self.true[:_DOTS, 0].tolist(), self.predicted[:_DOTS, 0].tolist()
+        ends = [min(true + predicted), max(true + predicted)]
+        dots: dict[str, Any] = {"s": 9, "color": _BLUE, "alpha": 0.6, "linewidth": 0}
+        panels[0].plot(ends, ends, color=_GREY, linewidth=1)
+        panels[0].scatter(true, predicted, **dots)
+        r2 = NOTHING if self.r2[0] is None else _share(self.r2[0])
+        panels[0].set(title=f"Held-out points, R² = {r2}", xlabel="true value", ylabel="prediction")
+        panels[1].axhline(0, color=_GREY, linewidth=1)
+        panels[1].scatter(predicted, [p - t for p, t in zip(predicted, true, strict=True)], **dots)
+        panels[1].set(title="Residuals", xlabel="prediction", ylabel="prediction − true value")
+        self._bars(panels[2])
+        reach = [*ends, *(bound(each[2]).item() for each in self.slices for bound in (torch.min, torch.max))]
+        margin = 0.05 * (max(reach) - min(reach)) or 1.0
+        for axes, (number, x, y, known) in zip(panels[3:], self.slices, strict=False):
+            axes.plot(x.tolist(), y.tolist(), color=_BLUE, linewidth=1.8, label="prediction")
+            if known is not None:
+                at, values, partials = known
+                half = _TANGENT * float(x[-1] - x[0])
+                axes.scatter(at.tolist(), values.tolist(), s=18, color=_ORANGE, zorder=3, label="true, with tangent")
+                for a, v, p in zip(at.tolist(), values.tolist(), partials.tolist(), strict=True):
+                    axes.plot([a - half, a + half], [v - half * p, v + half * p], color=_ORANGE)
+                axes.legend(fontsize=8, framealpha=0.8, edgecolor="none")
+            axes.set(title=f"Slice along input {number}", xlabel=f"input {number}", ylabel="output 0")
+            axes.set_ylim(min(reach) - margin, max(reach) + margin)  # the same, so that slices compare
+        for axes in panels:
+            axes.title.set_fontsize(11)
+            axes.grid(alpha=0.25, linewidth=0.7)
+            axes.spines[["top", "right"]].set_visible(False)
+        for axes in panels[count:]:
+            axes.set_visible(False)
+        return svg(figure)
+
+    def _bars(self, axes: Any) -> None:
+        """A bar for each of the inputs with the largest sensitivity, and the sign of its mean derivative."""
+        order = self.size[0].argsort(descending=True)[:_BARS].tolist()
+        bars = axes.barh([str(i) for i in order], self.size[0][order].tolist(), color=_BLUE)
+        axes.bar_label(bars, ["+" if self.signs[0, i] > 0 else "−" for i in order], padding=3)
+        axes.margins(x=0.12)
+        axes.invert_yaxis()
+        axes.set(title="Sensitivity and sign", xlabel="mean |∂y/∂x| × range of the input", ylabel="input")
+
+    def table(self) -> Table:
+        """Return R² and the most sensitive input of each output."""
+        rows = []
+        for k, r2 in enumerate(self.r2[:_LISTED]):
+            best = int(self.size[k].argmax())
+            rows.append((str(k), NOTHING if r2 is None else _share(r2), str(best), f"{float(self.size[k, best]):.3g}"))
+        head = ("output", "R²", "most sensitive input", "mean |∂y/∂x| × its range")
+        return Table("outputs", "Each output at the held-out points", head, tuple(rows))
+
+
+def _line(low: Tensor, high: Tensor, number: int, count: int) -> Float[Tensor, "point input"]:
+    """Return points along one input, the others in the middle."""
+    x = (0.5 * (low + high)).repeat(count, 1)
+    margin = 0.0 if count == _DENSE else 0.1
+    x[:, number] = low[number] + (high - low)[number] * torch.linspace(margin, 1 - margin, count, dtype=torch.float64)
+    return x
+
+
+def _share(r2: float) -> str:
+    """Return R² with as many digits as tell it from 1."""
+    return f"{r2:.4f}" if r2 < 0.9999 else f"1 − {1 - r2:.1g}"
