@@ -268,8 +268,8 @@ def _disagreement(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
         output = int(usual.argmax())
         return [
             f"the partials of output {output} do not explain how it changes between neighboring samples, the least "
-            f"in row {int(rows[share[:, output].argmax()])}: check their units, signs and order (samples, outputs, inputs), "
-            "unless the values are noisy."
+            f"in row {int(rows[share[:, output].argmax()])}: check their units, signs and order (samples, outputs, "
+            "inputs), unless the values are noisy."
         ]
     if len(rows) < _CLOSE:
         ratios, limit = share / np.maximum(np.median(share, 0), 0.3), _OUTLIER_OF_FEW
