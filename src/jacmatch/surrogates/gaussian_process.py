@@ -32,7 +32,8 @@ QUANTILE_95 = 1.6449
 _LEFT_OUT = 600  # entries of the samples that are left out to calibrate standard deviations
 _STAGES = ((400, 60), (1000, 12))  # values and partials, and evaluations, of the stages of the search
 _CONSTANTS = (1e-4, 1e2)  # the lowest stands for 0
-_CACHED = 2**16  # entries of a matrix that stays in the cache
+_CACHED = 2**13  # entries of a matrix that stays in the cache
+_TINY = 1e-300
 _NOISE = (1e-10, 1.0)  # variance of the noise, as a share of that of the process and of its scaled partials
 _LENGTHS = (1e-2, 1e3)
 _CHUNK = 2**22  # entries of a covariance with new points
@@ -242,16 +243,32 @@ class _Conditioned:
                 j[:, output] = each @ b - y[:, output, None] * a + k @ of_partials.T
 
     def _mixed(self, x: Inputs, y: Values, j: ndarray | None) -> None:
-        """Write the same for any constants, factor by factor."""
-        factors = _factors(x, self.observed.x, self.lengths, self.constants)
-        curved = factors.k * (factors.second + factors.first**2)
+        """Write the same for any constants, factor by factor, in arrays that stay in the cache."""
+        (n, d), m = x.shape, len(self.observed.x)
+        u, shares, firsts = np.empty((3, d, n, m))
+        k, some = np.full((n, m), 1 / (1 + self.constants).prod()), np.empty((n, m))
+        a, b = x / self.lengths, self.observed.x / self.lengths
+        for i, (w, share) in enumerate(zip(self.constants, shares, strict=True)):
+            np.subtract(a[:, i, None], b[:, i], out=u[i])
+            np.multiply(u[i], -0.5 * u[i], out=some)
+            np.exp(some, out=share)
+            np.add(share, w, out=some)
+            k *= some
+            share /= np.maximum(some, _TINY, out=some)
+            np.multiply(u[i], share, out=firsts[i])  # −g′/g
         for output in range(y.shape[1]):
             weights = self.weights[:, :, output]
-            each = factors.k * (weights[0] - np.einsum("dnm,dm->nm", factors.first, weights[1:]))
+            each = weights[0] + np.zeros((n, 1))
+            for i in range(d):
+                each += np.multiply(firsts[i], weights[1 + i], out=some)
+            each *= k
             y[:, output] = each.sum(1)
-            if j is not None:
-                j[:, output] = np.einsum("dnm,nm->nd", factors.first, each)
-                j[:, output] += np.einsum("dnm,dm->nd", curved, weights[1:])
+            for i in range(0 if j is None else d):
+                np.subtract(firsts[i], u[i], out=some)
+                some *= firsts[i]
+                some += shares[i]  # (g′² − g g″)/g²
+                some *= k
+                j[:, output, i] = some @ weights[1 + i] - np.einsum("nm,nm->n", firsts[i], each)  # type: ignore[index]
 
     def deviation(self, x: Inputs) -> Values:
         """Return standard deviations of the values."""
