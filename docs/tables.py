@@ -43,6 +43,8 @@ def _table(path: Path) -> str:
         return _sweep(path)
     if path.name == "surrogate-peers.json":
         return _surrogates(path)
+    if path.name == "surrogate-coverage.json":
+        return _coverage(path)
     if path.name == "profile.json":
         return _profile(path)
     return _cases(path) if path.suffix == ".json" else path.read_text(encoding="utf-8")
@@ -105,24 +107,64 @@ def _summary(rows: list[Row]) -> str:
 
 
 def _surrogates(path: Path) -> str:
-    """Errors of values / partials of each surrogate, means over seeds; rows with the default, `auto`, only."""
+    """Errors of values / partials of each surrogate, means over the seeds of the default, `auto`; and how often it wins."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    names = ("auto", "network", "gp", "distilled", "gekpls", "kriging", "genn", "jenn")
-    lines = [f"| function | points | seeds | {' | '.join(names)} |", f"| --- | ---: | ---: |{' ---: |' * len(names)}"]
+    names = ("auto", "gekpls", "kriging", "genn", "jenn")
+    heads = (*names, "fit, s", "partials, µs", "Kriging's ÷")
+    lines = [f"| function | points | seeds | {' | '.join(heads)} |", f"| --- | ---: | ---: |{' ---: |' * len(heads)}"]
+    counted: dict[str, list[list[bool]]] = {}
     rows = dict.fromkeys(tuple(key.split("/")[:2]) for key in cells if key.endswith("/auto"))
     for problem, size in sorted(rows, key=lambda row: (int(row[1]), row[0])):
-        entries, counts = [], []
+        seeds = [seed for seed in range(9) if "values" in cells.get(f"{problem}/{size}/{seed}/auto", {})]
+        means: dict[str, dict[str, float]] = {}
+        failed: dict[str, str] = {}
         for name in names:
-            parts = {key: key.split("/") for key in cells}
-            mine = [cell for key, cell in cells.items() if parts[key][:2] == [problem, size] and parts[key][3] == name]
+            mine = [cells[key] for seed in seeds if (key := f"{problem}/{size}/{seed}/{name}") in cells]
             known = [cell for cell in mine if "values" in cell]
-            means = [sum(cell[what] for cell in known) / max(len(known), 1) for what in ("values", "partials")]
-            failed = mine[0]["failed"].partition(": ")[2] if mine and not known else "–"
-            entries.append(
-                " / ".join(format(mean, ".0f" if mean >= 10 else ".2g") for mean in means) if known else failed
+            if known:
+                means[name] = {what: sum(cell[what] for cell in known) / len(known) for what in known[0]}
+            elif mine:
+                failed[name] = mine[0]["failed"].partition(": ")[2]
+        peers = [means[name] for name in names[1:] if name in means]
+        if len(means) + len(failed) < len(names):
+            continue
+        auto, best = means["auto"], min(peers, key=lambda peer: peer["values"])
+        speed = means["kriging"]["partials_seconds"] / auto["partials_seconds"] if "kriging" in means else None
+        values, partials = (auto[what] <= min(peer[what] for peer in peers) for what in ("values", "partials"))
+        jenn = all(auto[what] <= means["jenn"][what] for what in ("values", "partials"))
+        fast = auto["fit_seconds"] <= max(10, best["fit_seconds"])
+        counted.setdefault(size, []).append([values, partials, jenn, fast, speed is not None and speed >= 1000])
+        entries = [
+            " / ".join(
+                format(means[name][what], ".0f" if means[name][what] >= 10 else ".2g")
+                for what in ("values", "partials")
             )
-            counts.append(len(known))
-        lines.append(f"| {problem} | {size} | {max(counts)} | {' | '.join(entries)} |")
+            if name in means
+            else failed[name]
+            for name in names
+        ]
+        seconds = f"{auto['fit_seconds']:.1f} | {1e6 * auto['partials_seconds']:.2g} | "
+        entries.append(seconds + ("–" if speed is None else f"{speed:,.0f}"))
+        lines.append(f"| {problem} | {size} | {len(seeds)} | {' | '.join(entries)} |")
+    claims = ("values", "partials", "both not above JENN", "fit", "partials 1,000 times faster than Kriging")
+    lines += ["", f"| points | problems | {' | '.join(claims)} |", f"| ---: | ---: |{' ---: |' * len(claims)}"]
+    for size, each in counted.items():
+        lines.append(f"| {size} | {len(each)} | {' | '.join(str(sum(column)) for column in zip(*each, strict=True))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _coverage(path: Path) -> str:
+    """Coverage of the 90 % interval, mean and range over the seeds, and the error in % of the standard deviation."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    lines = ["| function | points | model | seeds | coverage, % | lowest–highest | error, % |"]
+    lines.append("| --- | ---: | --- | ---: | ---: | ---: | ---: |")
+    keys = [key.split("/") for key in cells]
+    for function, size, method in dict.fromkeys((key[0], key[1], key[3]) for key in keys):
+        mine = [cells["/".join(key)] for key in keys if (key[0], key[1], key[3]) == (function, size, method)]
+        coverage = [100 * cell["coverage"] for cell in mine]
+        error = sum(cell["error"] for cell in mine) / len(mine)
+        shown = f"{sum(coverage) / len(mine):.0f} | {min(coverage):.0f}–{max(coverage):.0f} | {error:.2g}"
+        lines.append(f"| {function} | {size} | {method} | {len(mine)} | {shown} |")
     return "\n".join(lines) + "\n"
 
 
