@@ -1,7 +1,7 @@
 """The Gaussian process of `jacmatch.surrogates` beside GPyTorch's kernel with gradients: error, seconds.
 
-Both get 50 points with partials (Latin hypercube), and predict 500 new points with partials. GPyTorch: RBFKernelGrad with
-a length scale for each input, float64, 100 steps of Adam with rate 0.1. pip install gpytorch
+Both get 50 points with partials (Latin hypercube), and predict 500 new points with partials. GPyTorch: RBFKernelGrad
+with a length scale for each input, float64, 100 steps of Adam with rate 0.1. pip install gpytorch
 
     python benchmarks/surrogate_gpytorch.py docs/results/surrogate-gpytorch.json
 """

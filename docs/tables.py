@@ -107,7 +107,7 @@ def _summary(rows: list[Row]) -> str:
 
 
 def _surrogates(path: Path) -> str:
-    """Errors of values / partials of each surrogate, means over the seeds of the default, `auto`; and how often it wins."""
+    """Errors of values / partials of each surrogate, means over the seeds of `auto`; and how often that is best."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     names = ("auto", "gekpls", "kriging", "genn", "jenn")
     heads = (*names, "fit, s", "partials, µs", "Kriging's ÷")
