@@ -156,7 +156,7 @@ class _Logits(nn.Module):
 def load_hf(network: Any, folder: Path) -> bool:
     """Load the safetensors of a folder into a network of transformers by its own rules; return whether all were there.
 
-    Since its version 5, layers of some classifiers have other names in memory than in files.
+    From transformers 5 on, layers of some classifiers have different names in memory and in files.
     """
     transformers = optional_package("transformers", "`hf:`", "pip install 'jacmatch[hf]'")
     kind = transformers.AutoModelForImageClassification

@@ -55,8 +55,8 @@ def scale_derivatives(objective: nn.Module, scale: Tensor | None) -> None:
 def lightning_fabric() -> Any:
     """Import Lightning Fabric, which takes two seconds, so not before something is trained.
 
-    It imports torchmetrics for its version alone, which takes one second more: an empty module stands for it meanwhile,
-    and the version is then read from the metadata of the package.
+    Fabric imports torchmetrics only to read its version, which takes another second. An empty module replaces it during
+    the import, and the version is then read from the package metadata.
     """
     absent = "torchmetrics" not in sys.modules
     if absent:
