@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jacmatch_research.bench import peers
-from jacmatch_research.bench.method import Conditions, NotMeasured
+from jacmatch_research.bench.claims import Conditions, NotMeasured
 
 ROOT = Path(__file__).parents[3]
 

@@ -9,9 +9,18 @@ import torch
 
 from jacmatch.cli import main
 from jacmatch_research.bench import BENCHMARKS
-from jacmatch_research.bench.claims import Case, Claim, Measured
+from jacmatch_research.bench.claims import (
+    Case,
+    Claim,
+    Conditions,
+    Measured,
+    NotMeasured,
+    Spread,
+    compare,
+    peak_memory,
+    timed,
+)
 from jacmatch_research.bench.command import Bench
-from jacmatch_research.bench.method import Conditions, NotMeasured, Spread, compare, peak_memory, timed
 from jacmatch_research.processes import one_thread
 
 BENCHES = Path(__file__).parents[3] / "benchmarks"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jacmatch_research.bench import surrogates
-from jacmatch_research.bench.method import Conditions, NotMeasured
+from jacmatch_research.bench.claims import Conditions, NotMeasured
 
 
 @pytest.mark.ci

@@ -12,12 +12,27 @@ from jacmatch import losses
 from jacmatch.errors import InputError
 from jacmatch_research.reproduce import EXPERIMENTS, noise_statements, propositions
 from jacmatch_research.reproduce.command import Reproduce
-from jacmatch_research.reproduce.expansion_errors import expansion_error, leading, limit, order_of, size_of_term
 from jacmatch_research.reproduce.experiment import Cell
-from jacmatch_research.reproduce.noise_quadrature import Nodes, hermite, kinked
-from jacmatch_research.reproduce.noise_statements import Setting
+from jacmatch_research.reproduce.noise_statements import (
+    Setting,
+    expansion_error,
+    leading,
+    limit,
+    order_of,
+    size_of_term,
+)
 from jacmatch_research.reproduce.propositions import STATEMENTS
-from jacmatch_research.reproduce.shallow_pairs import AVERAGE, INSIDE, LINEAR, ON_A_KINK, SMOOTH, location
+from jacmatch_research.reproduce.shallow_pairs import (
+    AVERAGE,
+    INSIDE,
+    LINEAR,
+    ON_A_KINK,
+    SMOOTH,
+    Nodes,
+    hermite,
+    kinked,
+    location,
+)
 
 SIGMAS = (0.02, 0.01, 0.005)
 EXACT = None

@@ -13,7 +13,8 @@ from jacmatch.report import Table
 from jacmatch.runs import folder as run_folders
 from jacmatch_research.reproduce import EXPERIMENTS, command
 from jacmatch_research.reproduce.command import Reproduce
-from jacmatch_research.reproduce.experiment import STUDENTS, Cell, Experiment, Request
+from jacmatch_research.reproduce.experiment import Cell, Experiment, Request
+from jacmatch_research.reproduce.students import STUDENTS
 from jacmatch_research.tables import grid, origin
 
 

@@ -7,7 +7,7 @@ from scipy.spatial import Delaunay, procrustes
 
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian import jvp
-from jacmatch_research.systems.appearance import fitting, learning, model
+from jacmatch_research.systems.appearance import learning, model
 from jacmatch_research.systems.appearance.faces import LANDMARKS, SIDE, Faces, faces
 from jacmatch_research.systems.appearance.learning import AlongDirections, Glance, Lesson
 
@@ -89,7 +89,7 @@ def test_poses_compose_and_shape_numbers_invert_shapes(train, built):
     own = np.concatenate((0 * p[:, :4], p[:, 4:]), 1)
     again = model.in_image(built.shape(own), model.composed(p, poses))
     assert again == pytest.approx(here)
-    numbers = fitting.shape_numbers(built, model.in_image(built.shape(own), poses), poses)
+    numbers = model.shape_numbers(built, model.in_image(built.shape(own), poses), poses)
     assert numbers == pytest.approx(own, abs=1e-9)
     assert model.pose_of(built, model.in_image(built.mean[None], poses)) == pytest.approx(poses)
 
@@ -113,7 +113,7 @@ def test_the_fixed_jacobian_lowers_error_and_cost(train, built):
     shown = faces(12, seed=1)
     poses = learning.displaced(built, shown, np.array([[0.0, 0, 0.8, -0.6]] * 12))
     window = model.windows(shown.images, poses)
-    fit = fitting.by_fixed_jacobian(built, fitting.fixed_jacobian(built, train), window)
+    fit = model.by_fixed_jacobian(built, model.fixed_jacobian(built, train), window)
     nothing = np.zeros_like(fit.p)
     assert (built.cost(window, fit.p) <= built.cost(window, nothing)).all()
     before, after = (np.median(errors(built, shown, poses, p)) for p in (nothing, fit.p))
@@ -126,17 +126,17 @@ def test_newuoa_finds_a_lower_cost_than_the_fixed_jacobian_and_repeats_itself(tr
     shown = faces(3, seed=1)
     poses = learning.displaced(built, shown, np.array([[0.0, 0, 0.4, -0.3]] * 3))
     window = model.windows(shown.images, poses)
-    fixed = fitting.by_fixed_jacobian(built, fitting.fixed_jacobian(built, train), window)
-    fit = fitting.by_newuoa(built, window)
+    fixed = model.by_fixed_jacobian(built, model.fixed_jacobian(built, train), window)
+    fit = model.by_newuoa(built, window)
     assert built.cost(window, fit.p).mean() < built.cost(window, fixed.p).mean()
-    assert np.array_equal(fitting.by_newuoa(built, window[1:2]).p[0], fit.p[1])
+    assert np.array_equal(model.by_newuoa(built, window[1:2]).p[0], fit.p[1])
     assert (fit.evaluations <= 1000).all()
 
 
 def test_a_missing_package_is_named(built, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "nlopt", None)
     with pytest.raises(UnsupportedError, match=r"the package nlopt is not installed\. Run: pip install 'jacmatch-res"):
-        fitting.by_newuoa(built, np.zeros((1, model.WINDOW, model.WINDOW)))
+        model.by_newuoa(built, np.zeros((1, model.WINDOW, model.WINDOW)))
 
 
 def affine(built, x):
@@ -160,7 +160,7 @@ def test_the_fitter_is_not_called_twice_for_a_window(train, built, monkeypatch):
 
     def newuoa(m, shown):
         fitted.append(len(shown))
-        return fitting.Fit(affine(m, shown.reshape(len(shown), -1)), np.ones(len(shown), int))
+        return model.Fit(affine(m, shown.reshape(len(shown), -1)), np.ones(len(shown), int))
 
     monkeypatch.setattr(learning, "by_newuoa", newuoa)
     few, known = Faces(train.images[:4], train.landmarks[:4]), {}
@@ -216,7 +216,7 @@ def test_each_look_is_where_the_one_before_says(train, built):
 
 def test_a_student_begins_with_the_steps_of_the_fixed_jacobian(train, built):
     shown = model.windows(train.images[:3], poses_of(built, train)[:3] * 1.02)
-    update = fitting.fixed_jacobian(built, train)
+    update = model.fixed_jacobian(built, train)
     p = np.zeros((3, built.parameters))
     for _ in range(2):
         p = p - built.residual(shown, p) @ update.T

@@ -9,8 +9,8 @@ from scipy.optimize import minimize
 from jacmatch import jacobian
 from jacmatch.errors import InputError
 from jacmatch_research.systems.force_field.dynamics import State, at_rest, thermal, verlet
+from jacmatch_research.systems.force_field.learning import EnergyNetwork, ForceField
 from jacmatch_research.systems.force_field.lennard_jones import ARGON, bipyramid, energy, forces, hessian
-from jacmatch_research.systems.force_field.networks import EnergyNetwork, ForceField
 
 
 def clusters(count=3, atoms=5, seed=0):

@@ -7,8 +7,8 @@ from scipy.spatial.transform import Rotation
 from jacmatch import jacobian
 from jacmatch.errors import InputError
 from jacmatch_research.systems.grasp.hand import Hand, ObjectPose, by_hand, torques_by_hand
-from jacmatch_research.systems.grasp.inverse import Inverse
 from jacmatch_research.systems.grasp.manipulator import (
+    Inverse,
     by_manipulator,
     constraints,
     coordinates,

@@ -12,12 +12,12 @@ from jacmatch_research.systems.steering.control import (
     Linear,
     Lqr,
     Scheduled,
+    Vehicle,
     drive,
     lane_change,
     largest_real_part,
 )
 from jacmatch_research.systems.steering.learning import GRID, below_limits, gain_error, loops, regret, samples, taught
-from jacmatch_research.systems.steering.vehicle import Vehicle
 
 CAR = Vehicle()
 

@@ -21,8 +21,7 @@ from jacmatch.teachers import CachedTeacher, ModuleTeacher, Question
 from jacmatch.teachers.cached.fingerprint import described, of_teacher
 from jacmatch.teachers.cached.format import Head, fields_of, positions_name, rows_of, shard_name, write_whole
 from jacmatch.teachers.cached.writer import write_shard
-from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
-from jacmatch_research.bench.method import Conditions, compare
+from jacmatch_research.bench.claims import Benchmark, Case, Claim, Conditions, Measured, compare
 
 PROBES: dict[str, Estimator | None] = {"vᵀJ": RandomOutputs(1), "Jv": RandomInputs(1), "outputs": None}
 _QUERY = 4096  # at once
@@ -100,10 +99,7 @@ class Answers:
 ENTRY = Claim("answer from disk ÷ answer of the live teacher")
 WRITING = Claim("asking a teacher and writing its answers ÷ asking it")
 
-TEACHERS = {
-    "VGG-9, 32×32": ("vgg9", 64),
-    "ResNet-20, 32×32": ("resnet20", 32),
-}
+TEACHERS = {"VGG-9, 32×32": ("vgg9", 64), "ResNet-20, 32×32": ("resnet20", 32)}
 
 
 def _answers_of(conditions: Conditions, folder: str, teacher: str, products: str) -> tuple[Answers, int]:

@@ -1,11 +1,145 @@
-"""What a benchmark claims, and the rows that say whether it holds. Data only."""
+"""What a benchmark claims, the rows that say whether it holds, and how they are measured.
 
+Contestants take turns in one process of one thread, and ratios are reported. A ratio is taken in each round between two
+runs that stand side by side in time, so that what else the machine does hits both. Reported are the median over the
+rounds and the quartiles.
+"""
+
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import io
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from jacmatch_research.bench.method import Conditions, NotMeasured, Spread
+import torch
+
+from jacmatch.cli.launch import python
+
+
+class NotMeasured(Exception):
+    """Why a row has no numbers."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Where (cpu or cuda) and how thoroughly a case is measured.
+
+    `quick` is a few rounds on small networks, whose numbers mean nothing; `missing` says why nothing can be measured
+    here. A long benchmark stores in `folder` what is done so far.
+    """
+
+    kind: str = "cpu"
+    quick: bool = False
+    seed: int = 0
+    missing: str = ""
+    folder: Path = Path()
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors and networks have to be."""
+        return torch.device(self.kind)
+
+    def rounds(self, full: int) -> int:
+        """How often the contestants take turns."""
+        return 3 if self.quick else full
+
+    def wait(self) -> None:
+        """Returns when the device has done all that it was given."""
+        if self.kind == "cuda":
+            torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of `n` ratios."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, ratios: Sequence[float]) -> "Spread":
+        """The spread of these ratios; one alone is its own median and quartiles."""
+        values = list(ratios) if len(ratios) > 1 else [*ratios] * 2
+        low, median, high = (float(f"{each:.4g}") for each in statistics.quantiles(values, n=4, method="inclusive"))
+        return cls(median, low, high, len(ratios))
+
+
+@dataclass(frozen=True)
+class Times:
+    """What a comparison gave: the ratios of the rounds, and the seconds of the baseline."""
+
+    spread: Spread
+    baseline_seconds: float
+
+
+def compare(
+    conditions: Conditions, contestant: Callable[[], object], baseline: Callable[[], object], rounds: int
+) -> Times:
+    """Time of the contestant ÷ time of the baseline, after a warm-up; they take turns in going first.
+
+    Each runs `rounds` times, if it is not quick.
+    """
+    ratios, seconds = [], []
+    for run in (contestant, baseline):
+        timed(conditions, run)
+    for number in range(conditions.rounds(rounds)):
+        order = (contestant, baseline) if number % 2 else (baseline, contestant)
+        times = {run: timed(conditions, run) for run in order}
+        ratios.append(times[contestant] / times[baseline])
+        seconds.append(times[baseline])
+    return Times(Spread.of(ratios), float(f"{statistics.median(seconds):.4g}"))
+
+
+def timed(conditions: Conditions, run: Callable[[], object]) -> float:
+    """Seconds that a run takes, with the device idle before and after."""
+    conditions.wait()
+    start = time.perf_counter()
+    run()
+    conditions.wait()
+    return time.perf_counter() - start
+
+
+def peak_memory(conditions: Conditions, script: str, environment: Mapping[str, str] | None = None) -> int:
+    """Largest memory in bytes that this Python text needs in a fresh process.
+
+    On the CPU the largest resident memory (Linux), on a GPU the largest that torch had allocated. The text finds the
+    device under the name `device`. Quick, it runs in this process: the number then means nothing. `environment` holds
+    variables of the process besides those of this one.
+    """
+    text = f"import torch\ntorch.set_num_threads(1)\ndevice = {conditions.kind!r}\n{script}\n"
+    if conditions.kind == "cuda":
+        text += "print(torch.cuda.max_memory_allocated() // 1024)"
+    else:  # Not getrusage: its maximum is inherited from the process that started this one.
+        text += "import pathlib\nprint(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
+    if conditions.quick:
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            exec(text, {"__name__": "__main__"})
+        return int(output.getvalue().split()[-1]) * 1024
+    variables = {**os.environ, **(environment or {})}
+    command = python(text, "-W", "ignore")
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=variables).stdout
+    return int(printed.split()[-1]) * 1024
+
+
+def compare_memory(
+    conditions: Conditions,
+    contestant: str,
+    baseline: str,
+    rounds: int = 3,
+    environment: Mapping[str, str] | None = None,
+) -> Spread:
+    """Peak memory of one Python text ÷ that of another, each time in fresh processes."""
+    turns = range(1 if conditions.quick else rounds)
+    pairs = [[peak_memory(conditions, script, environment) for script in (contestant, baseline)] for _ in turns]
+    return Spread.of([mine / other for mine, other in pairs])
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ from jacmatch.runs import environment
 from jacmatch.runs.files import encoded, write_whole
 from jacmatch.version import __version__
 from jacmatch_research.bench import BENCHMARKS
-from jacmatch_research.bench.claims import Benchmark
-from jacmatch_research.bench.method import Conditions
+from jacmatch_research.bench.claims import Benchmark, Conditions
 from jacmatch_research.processes import one_thread
 
 _NO_GPU = "no GPU at hand"

@@ -24,8 +24,7 @@ from jacmatch.training import Training, fit
 from jacmatch.training.data import Batch, Batches
 from jacmatch.version import __version__
 from jacmatch_research.bench import rivals
-from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
-from jacmatch_research.bench.method import Conditions, NotMeasured, Spread, timed
+from jacmatch_research.bench.claims import Benchmark, Case, Claim, Conditions, Measured, NotMeasured, Spread, timed
 
 OVERHEAD = Claim("step of the training loop ÷ the same objective in a bare loop, batches made before")
 LOGGING = Claim("step of a loop that logs to a run folder ÷ of one without")

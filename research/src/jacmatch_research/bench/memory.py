@@ -6,8 +6,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from jacmatch_research.bench import rivals
-from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
-from jacmatch_research.bench.method import Conditions, compare_memory
+from jacmatch_research.bench.claims import Benchmark, Case, Claim, Conditions, Measured, compare_memory
 
 ROW = Claim("peak memory of one row ÷ plain distillation", must=2.0, aim=1.6)
 CHUNKS = Claim("peak memory of k = 8 rows in chunks of 1 ÷ k = 1", must=1.05)

@@ -22,8 +22,7 @@ from jacmatch.objectives import Distillation
 from jacmatch.training import Training, fit
 from jacmatch.training.state import channels_last
 from jacmatch_research.bench import rivals
-from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
-from jacmatch_research.bench.method import Conditions, NotMeasured, compare
+from jacmatch_research.bench.claims import Benchmark, Case, Claim, Conditions, Measured, NotMeasured, compare
 
 TORCHDISTILL = Claim("plain distillation, samples/s ÷ torchdistill", must=1.0, aim=1.5, better="higher")
 TIMM = Claim("plain distillation, samples/s ÷ distillation task of timm", must=1.0, aim=1.5, better="higher")

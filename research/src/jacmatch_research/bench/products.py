@@ -11,8 +11,7 @@ from jacmatch.jacobian import BatchNormPolicy, jacobian, jvp_products
 from jacmatch.models import build
 from jacmatch.objectives import jacobian_norm_penalty
 from jacmatch_research.bench import rivals
-from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
-from jacmatch_research.bench.method import Conditions, Spread, compare
+from jacmatch_research.bench.claims import Benchmark, Case, Claim, Conditions, Measured, Spread, compare
 
 FULL = Claim("full Jacobian, 100 outputs ÷ loop of backward passes", must=0.7, aim=0.4)
 FUNC = Claim("full Jacobian, 100 outputs ÷ `vmap(jacrev(...))` of torch.func", must=0.8)

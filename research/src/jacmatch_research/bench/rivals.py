@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from jacmatch_research.bench.method import NotMeasured
+from jacmatch_research.bench.claims import NotMeasured
 
 
 def add_gradient(loss: Tensor) -> None:

@@ -18,9 +18,18 @@ from torch import nn
 from jacmatch.cli.launch import python
 from jacmatch.training.distributed import STORE
 from jacmatch_research.bench.cache import Answers
-from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
+from jacmatch_research.bench.claims import (
+    Benchmark,
+    Case,
+    Claim,
+    Conditions,
+    Measured,
+    NotMeasured,
+    Spread,
+    compare,
+    compare_memory,
+)
 from jacmatch_research.bench.loop import add_member
-from jacmatch_research.bench.method import Conditions, NotMeasured, Spread, compare, compare_memory
 
 COST = Claim("cost per sample of a cache of 10⁶ entries ÷ one of 10³", must=1.2, aim=1.05)
 RESIDENT = Claim("resident memory with a cache of 10⁶ entries ÷ one of 10³", must=1.2, aim=1.05)
@@ -55,7 +64,7 @@ torch.set_num_threads(1)
 from jacmatch.datasets import Split
 from jacmatch.training import Training, fit
 from jacmatch.training.distributed import joined
-from jacmatch_research.bench.method import Conditions
+from jacmatch_research.bench.claims import Conditions
 from jacmatch_research.bench.step import Pair
 pair = Pair.of(Conditions(quick={quick}), {pair!r})
 objective = pair.objective("row", "frozen", cached={cached})

@@ -18,8 +18,7 @@ from jacmatch.models import build
 from jacmatch.objectives import Distillation, GradientShare
 from jacmatch.teachers import Answer, ModuleTeacher, Question, Teacher
 from jacmatch_research.bench import rivals
-from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
-from jacmatch_research.bench.method import Conditions, NotMeasured, Spread, compare
+from jacmatch_research.bench.claims import Benchmark, Case, Claim, Conditions, Measured, NotMeasured, Spread, compare
 
 ROW = Claim("step with one random row, live teacher ÷ plain distillation, live teacher", must=2.1, aim=1.9)
 CACHED = Claim(

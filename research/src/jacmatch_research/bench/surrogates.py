@@ -34,8 +34,7 @@ from jacmatch.jacobian.products import jacobian
 from jacmatch.jobs.surrogate.examples import HIGH, LOW, flow, ishigami
 from jacmatch.runs.files import write_whole
 from jacmatch.surrogates import JacobianRegressor
-from jacmatch_research.bench.claims import Benchmark, Case, Claim, Measured
-from jacmatch_research.bench.method import Conditions, NotMeasured, Spread
+from jacmatch_research.bench.claims import Benchmark, Case, Claim, Conditions, Measured, NotMeasured, Spread
 from jacmatch_research.processes import one_thread
 
 TEST, TEST_PARTIALS = 1000, 100

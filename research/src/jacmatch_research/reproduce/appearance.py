@@ -13,9 +13,16 @@ from jacmatch.report.tables import NOTHING, Spread, entry
 from jacmatch_research.reproduce.equal_error import made
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.systems.appearance.faces import Array, Faces, faces
-from jacmatch_research.systems.appearance.fitting import by_fixed_jacobian, by_newuoa, fixed_jacobian
 from jacmatch_research.systems.appearance.learning import Glance, displaced, distilled, jumps, lesson, seen
-from jacmatch_research.systems.appearance.model import Model, build, in_image, windows
+from jacmatch_research.systems.appearance.model import (
+    Model,
+    build,
+    by_fixed_jacobian,
+    by_newuoa,
+    fixed_jacobian,
+    in_image,
+    windows,
+)
 from jacmatch_research.tables import Document, names, seeds_of, spreads
 
 GUESS, FIXED, NEWUOA = "first guess", "fixed Jacobian", "NEWUOA"

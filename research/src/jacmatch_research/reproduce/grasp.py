@@ -24,8 +24,8 @@ from jacmatch_research.reproduce.equal_error import (
 )
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.systems.grasp.hand import Hand, ObjectPose, by_hand, torques_by_hand
-from jacmatch_research.systems.grasp.inverse import Inverse
 from jacmatch_research.systems.grasp.manipulator import (
+    Inverse,
     by_manipulator,
     coordinates,
     drawn,

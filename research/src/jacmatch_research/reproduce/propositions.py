@@ -7,10 +7,16 @@ from typing import Any
 from jacmatch.report import Table
 from jacmatch.report.tables import NOTHING
 from jacmatch_research.reproduce import noise_statements as say
-from jacmatch_research.reproduce.expansion_errors import expansion_error, leading, limit, order_of, size_of_term
 from jacmatch_research.reproduce.expansion_figure import Expansion, expansion_figure
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
-from jacmatch_research.reproduce.noise_statements import Statement
+from jacmatch_research.reproduce.noise_statements import (
+    Statement,
+    expansion_error,
+    leading,
+    limit,
+    order_of,
+    size_of_term,
+)
 from jacmatch_research.reproduce.shallow_pairs import AVERAGE, COLUMNS, INSIDE, ON_A_KINK, SMOOTH, location
 from jacmatch_research.tables import Document, names, seeds_of
 

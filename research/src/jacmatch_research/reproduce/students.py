@@ -176,6 +176,18 @@ def settings_of(request: Request, per_class: int, **named: Any) -> dict[str, Any
     return {**own, **recipe.resolved(number), **named, "per_class": per_class}
 
 
+def cells_of(
+    request: Request, rows: Mapping[str, Mapping[str, Any]], per_class: Sequence[int], seeds: int, **shared: Any
+) -> list[Cell]:
+    """A cell for each number of images per class, row and seed, with the settings of all rows and of its own."""
+    return [
+        Cell(row, column_of(n), seed, settings_of(request, n, **{**shared, **settings}))
+        for n in per_class_of(request, per_class)
+        for row, settings in rows.items()
+        for seed in request.seed_numbers(seeds)
+    ]
+
+
 def still(settings: Mapping[str, Any]) -> bool:
     """Whether the query about an image is the same in every step, so that one query is enough."""
     if settings["point"] != "data" or settings.get("augment"):

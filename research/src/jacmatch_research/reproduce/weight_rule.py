@@ -29,12 +29,7 @@ _STEPS = {"smoke": 20, "cpu": 300, "paper": 4000}
 
 def _cells(request: Request) -> list[Cell]:
     shared = {"batch_size": 64, "steps": _STEPS[request.scale], "lr": 2e-3}
-    return [
-        Cell(row, students.column_of(n), seed, students.settings_of(request, n, **settings, **shared))
-        for n in students.per_class_of(request, _PER_CLASS[request.scale])
-        for row, settings in ROWS.items()
-        for seed in request.seed_numbers(5)
-    ]
+    return students.cells_of(request, ROWS, _PER_CLASS[request.scale], 5, **shared)
 
 
 def _tables(document: Document) -> list[Table]:

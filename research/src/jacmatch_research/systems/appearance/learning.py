@@ -20,8 +20,7 @@ from jacmatch.objectives.terms import jacobian_term, output_term
 from jacmatch.teachers import BlackBoxTeacher, Question
 from jacmatch.training import Training, fit
 from jacmatch_research.systems.appearance.faces import Array, Faces
-from jacmatch_research.systems.appearance.fitting import by_newuoa
-from jacmatch_research.systems.appearance.model import REACH, UNIT, WINDOW, Model, composed, pose_of, windows
+from jacmatch_research.systems.appearance.model import REACH, UNIT, WINDOW, Model, by_newuoa, composed, pose_of, windows
 from jacmatch_research.systems.second_order import minimize_by_lbfgs
 
 SPREAD = (0.5, 0.5, 1.0, 1.0)

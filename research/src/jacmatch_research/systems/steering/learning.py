@@ -15,13 +15,13 @@ from jacmatch_research.systems.steering.control import (
     ACCEPTED,
     LARGEST,
     SPEEDS,
+    Array,
     Controller,
     Lqr,
     Scheduled,
     drive,
     largest_real_part,
 )
-from jacmatch_research.systems.steering.vehicle import Array
 
 Learn = Callable[[tuple[Tensor, Tensor], Tensor], tuple[nn.Module, dict[str, float]]]
 """Inputs and values, and partials, to a network and measures of its training."""
