@@ -304,8 +304,8 @@ def test_the_jacobian_holds_derivatives_by_the_own_sample(name):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        ((X, X), "must be one tensor. Got tuple"),
-        ({"x": X}, "must be one tensor. Got dict"),
+        ([X, X], "must be one tensor. Got list"),
+        (X.numpy(), "must be one tensor. Got ndarray"),
         (X[:0], r"at least one sample. Got shape \(0, 5\). Leave empty batches out"),
         (torch.tensor(1.0), r"a dimension of samples"),
     ],
@@ -314,6 +314,12 @@ def test_what_is_no_tensor_of_samples_is_refused(as_users_run, x, message):
     for call in (lambda: doctor(linear(), x), lambda: vjp(linear(), x, X), lambda: jacobian(linear(), x)):
         with pytest.raises(jacmatch.InputError, match=message):
             call()
+
+
+@pytest.mark.parametrize("x", [(X, X), {"x": X}])
+def test_the_doctor_takes_one_tensor(as_users_run, x):
+    with pytest.raises(jacmatch.InputError, match=f"must be one tensor. Got {type(x).__name__}"):
+        doctor(linear(), x)
 
 
 def test_complex_outputs_are_refused():
