@@ -365,6 +365,21 @@ def test_a_gaussian_process_is_a_model_of_its_own(folder, undrawn, monkeypatch, 
     assert "`--model gp` of `surrogate` takes up to 10 values and partials" in capsys.readouterr().err
 
 
+@pytest.mark.ci
+def test_a_gaussian_process_is_evaluated_and_exported(folder, undrawn):
+    does(f"--teacher simulator:smooth {BOX} --smoke --samples 12 --onnx never --model gp --methods slopes --out run")
+    test = np.load("run/points-test.npz")
+    np.savez("new.npz", x_train=test["x"], y_train=test["y"], x_test=test["x"], y_test=test["y"])
+    for verb in ("evaluate run --out judged", "export run --to pt2 --out files"):
+        assert main(shlex.split(f"{verb} --data npz:new.npz")) == 0
+    off = (jacmatch.load_student("run")(torch.from_numpy(test["x"])).numpy() - test["y"]).ravel()
+    measured = json.loads(Path("judged/result.json").read_text())
+    # samples and outputs of order 1 are rounded to float32 there
+    assert measured["student"]["rmse"] == pytest.approx(np.sqrt(np.mean(off**2)), abs=np.finfo(np.float32).eps)
+    program = torch.export.load("files/student.pt2").module()
+    assert np.abs(program(torch.from_numpy(test["x"]).float()).numpy() - test["y"]).max() < 0.05
+
+
 def test_samples_of_a_file_that_look_wrong_are_named_by_their_rows(folder, undrawn):
     x = np.random.default_rng(0).uniform((0, 1), (3, 2), (60, 2))
     x[40] = x[7]
