@@ -375,7 +375,7 @@ def test_a_gaussian_process_is_evaluated_and_exported(folder, undrawn):
     off = (jacmatch.load_student("run")(torch.from_numpy(test["x"])).numpy() - test["y"]).ravel()
     measured = json.loads(Path("judged/result.json").read_text())
     # samples and outputs of order 1 are rounded to float32 there
-    assert measured["student"]["rmse"] == pytest.approx(np.sqrt(np.mean(off**2)), abs=np.finfo(np.float32).eps)
+    assert measured["student"]["rmse"] == pytest.approx(np.sqrt(np.mean(off**2)), abs=float(np.finfo(np.float32).eps))
     program = torch.export.load("files/student.pt2").module()
     assert np.abs(program(torch.from_numpy(test["x"]).float()).numpy() - test["y"]).max() < 0.05
 
