@@ -184,6 +184,8 @@ def _tables_page(run: Run, result: Mapping[str, Any]) -> str:
     settings = run.settings
     networks = " → ".join(str(settings[key]) for key in ("teacher", "student") if key in settings)
     subject = f" of {settings.get('teacher')}" if run.job == "surrogate" else f" on {settings.get('data')}"
+    if run.job == "reproduce" and "data" not in result:
+        subject = ""
     if run.job in {"robust", "transfer"}:
         subject = f": {settings.get('model') or networks}{subject}"
     parts = []

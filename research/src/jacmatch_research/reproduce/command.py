@@ -61,6 +61,7 @@ class Reproduce(Request):
             "threads": threads(),
             "seed": self.seed,
             "about": experiment.about,
+            **({"data": self.data} if "data" in experiment.takes else {}),
             "seconds": time.perf_counter() - start,
             "tables": [table.plain() for table in tables],
             "settings": self.settings(),
