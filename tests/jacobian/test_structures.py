@@ -1,8 +1,10 @@
 """Tuples and dictionaries of inputs and outputs in `jvp`, `vjp` and `jacobian`, against torch.autograd.functional."""
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from operator import itemgetter
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -105,12 +107,13 @@ def test_one_of_several_outputs_and_one_direction():
 class TwoSides(nn.Module):
     """One output has a derivative, the other a wrong one, from a function whose backward is not its derivative."""
 
-    def __init__(self):
+    def __init__(self, named=False):
         super().__init__()
-        self.w = nn.Parameter(torch.ones(2, dtype=D))
+        self.w, self.named = nn.Parameter(torch.ones(2, dtype=D)), named
 
     def forward(self, x):
-        return [x * self.w, Wrong.apply(x * self.w)]
+        right, wrong = x * self.w, Wrong.apply(x * self.w)
+        return {"right": right, "wrong": wrong} if self.named else [right, wrong]
 
 
 class Wrong(torch.autograd.Function):
@@ -130,6 +133,46 @@ def test_a_verdict_on_one_output_is_not_that_on_another(select):
     jacmatch.vjp(network, x, torch.ones_like(x), output=select(0))
     with pytest.raises(UnsupportedError, match="is wrong"):
         jacmatch.vjp(network, x, torch.ones_like(x), output=select(1))
+
+
+SIDE = 0
+
+
+@pytest.mark.parametrize("sides", [(0, 1), ("right", "wrong")])
+def test_a_verdict_is_for_one_global_name_or_number(monkeypatch, sides):
+    """A loop at the top of a script selects by a global; a function without `output` may, too, by a name."""
+    network, x = TwoSides(named=isinstance(sides[0], str)), torch.rand(B, 2, dtype=D)
+    calls = [lambda: jacmatch.vjp(network, x, torch.ones_like(x), output=lambda out: out[SIDE])]
+    if network.named:
+        calls.append(lambda: jacmatch.vjp(lambda x: network(x)[SIDE], x, torch.ones_like(x)))
+    for call in calls:
+        monkeypatch.setitem(globals(), "SIDE", sides[0])
+        call()
+        monkeypatch.setitem(globals(), "SIDE", sides[1])
+        with pytest.raises(UnsupportedError, match="is wrong"):
+            call()
+
+
+class Pair(NamedTuple):
+    x: Tensor
+    t: Tensor
+
+
+def test_directions_match_by_key_in_any_order_and_named_tuples_by_position():
+    network, settings = Network(), {"output": lambda out: OrderedDict(both(out))}
+    u = {
+        "inner": {"sum": torch.rand(B, dtype=D), "mask": torch.rand(B, 2, 2, dtype=D)},
+        "scores": torch.rand(B, 3, dtype=D),
+    }
+    same = {"scores": u["scores"], "inner": {"mask": u["inner"]["mask"], "sum": u["inner"]["sum"]}}
+    _, rows = jacmatch.vjp(network, Pair(X, T), u, **settings)
+    wanted = jacmatch.vjp(network, (X, T), same, output=both)[1]
+    assert type(rows) is Pair
+    torch.testing.assert_close(tuple(rows), wanted, rtol=0, atol=0)
+    wanted = jacmatch.jvp(network, (X, T), (VX, VT), output=itemgetter("scores"))[1]
+    for x, v in (({"x": X, "t": T}, {"t": VT, "x": VX}), (Pair(X, T), Pair(VX, VT)), (Pair(X, T), (VX, VT))):
+        found = jacmatch.jvp(network, x, v, output=itemgetter("scores"))[1]
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 
 REFUSED = {

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
-from operator import attrgetter, itemgetter
+from operator import attrgetter, itemgetter, methodcaller
 from typing import Any, cast
 
 import numpy
@@ -52,13 +52,15 @@ def key_of(function: Any, depth: int = _DEPTH, *, numbers: bool = False) -> Hash
         return "tensor", tuple(function.shape), function.dtype, function.device, function.requires_grad
     if function is None or isinstance(function, str | bool | bytes | torch.dtype | torch.device | type):
         return cast(Hashable, function)
-    if isinstance(function, attrgetter | itemgetter):
+    if isinstance(function, attrgetter | itemgetter | methodcaller):
         return repr(function)
     if depth == 0 or isinstance(function, int | float | complex):  # a count or a temperature may change in each step
         return repr(function) if numbers and depth else str(type(function))
     contents = tuple(key_of(each, depth - 1, numbers=numbers) for each in _contents(function))
     if isinstance(function, types.FunctionType):
-        return function.__code__, contents
+        space = function.__globals__
+        named = [space[name] for name in function.__code__.co_names if isinstance(space.get(name), str | int | float)]
+        return function.__code__, contents, tuple(key_of(each, depth - 1, numbers=numbers) for each in named)
     if isinstance(function, partial | types.MethodType):
         return type(function), contents
     return function if isinstance(function, types.BuiltinFunctionType) else (type(function), contents)

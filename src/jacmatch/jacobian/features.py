@@ -117,7 +117,7 @@ class Structure:
                 raise InputError(f"{name} must be one or several floating-point tensors (B, …).", got=got, do=do)
         if len({len(leaf) for leaf in leaves}) != 1:
             got = ", ".join(str(tuple(leaf.shape)) for leaf in leaves) or "none"
-            raise InputError(f"All tensors of {name} must have one number of samples.", got=got)
+            raise InputError(f"{name} must be tensors of one number of samples.", got=got)
         self.shapes = tuple(leaf.shape[1:] for leaf in leaves)
         return leaves[0] if self.spec is None else torch.cat([leaf.reshape(len(leaf), -1) for leaf in leaves], 1)
 
@@ -131,13 +131,14 @@ class Structure:
             if not isinstance(tree, Tensor):
                 raise InputError(f"{name} must be one tensor.", got=type(tree).__name__)
             return tree
-        leaves, spec = tree_flatten(tree)
+        leaves = _leaves_like(tree_unflatten(range(len(self.shapes)), self.spec), tree)
         pairs = [
             (leaf.shape[: leaf.dim() - len(of)], leaf.shape[leaf.dim() - len(of) :])
             for leaf, of in zip(leaves, self.shapes, strict=False)
             if isinstance(leaf, Tensor)
         ]
-        if spec != self.spec or tuple(of for _, of in pairs) != self.shapes or len({lead for lead, _ in pairs}) != 1:
+        fits = len(leaves) == len(self.shapes) and tuple(of for _, of in pairs) == self.shapes
+        if not fits or len({lead for lead, _ in pairs}) != 1:
             wanted = tree_unflatten([tuple(shape) for shape in self.shapes], self.spec)
             got = tree_map(lambda leaf: tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__, tree)
             raise InputError(f"{name} must have the structure and shapes (probes, batch, …) of {wanted}.", got=got)
@@ -151,6 +152,20 @@ class Structure:
         pairs = zip(parts, self.shapes, strict=True)
         parts = [torch.unflatten(part, axis, shape) if shape else part.squeeze(axis) for part, shape in pairs]
         return tree_unflatten(parts, self.spec)
+
+
+def _leaves_like(like: Any, tree: Any) -> list[Any]:
+    """Return the leaves of a tree in the order of another, whatever the order of its keys; [] for another structure."""
+    if isinstance(like, Mapping) and isinstance(tree, Mapping):
+        keys = list(like) if like.keys() == tree.keys() else []
+        pairs = [(like[key], tree[key]) for key in keys]
+    elif isinstance(like, _NESTED) and isinstance(tree, _NESTED) and not isinstance(tree, Mapping):
+        pairs = list(zip(like, tree, strict=True)) if len(like) == len(tree) else []
+    else:
+        leaves, spec = tree_flatten(tree)
+        return leaves if spec == tree_flatten(like)[1] else []
+    parts = [_leaves_like(*pair) for pair in pairs]
+    return [leaf for part in parts for leaf in part]
 
 
 class Selection:

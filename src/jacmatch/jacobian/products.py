@@ -211,7 +211,7 @@ class _Packed:
         self.selection: Selection | None = None
         x = Inputs(x) if isinstance(x, Mapping | tuple) else x
         if isinstance(x, Inputs):
-            self.inputs.read(f"`x` of `{caller}`", dict(x.parts) if isinstance(x.parts, Mapping) else tuple(x.parts))
+            self.inputs.read(f"`x` of `{caller}`", dict(x.parts) if isinstance(x.parts, Mapping) else x.parts)
         else:
             check_input(x, caller)
         self.x, arguments = Arguments.of(caller, x, context)
