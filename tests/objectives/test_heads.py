@@ -1,5 +1,6 @@
 """Several heads in one objective, against separate objectives of the heads, summed by hand."""
 
+import copy
 from dataclasses import dataclass
 
 import pytest
@@ -163,7 +164,7 @@ def test_a_teacher_may_lack_a_head_that_learns_labels_alone():
     torch.testing.assert_close(terms["size/labels"], (student(X)["size"] - Y["size"]).square().mean())
     labels = Heads(student, None, heads)(X, Y)
     assert labels.keys() == ["loss", "size/labels", "class/labels", "depth/labels"]
-    with pytest.raises(InputError, match=r"KeyError \('size'\)"):
+    with pytest.raises(InputError, match=r"teacher of `Heads` must return head 'size'.*alone: outputs=0"):
         Heads(student, teacher, HEADS)(X, Y)
 
 
@@ -219,6 +220,13 @@ def test_training_lowers_all_terms_and_its_state_goes_on():
     torch.testing.assert_close(again(X).loss, unit.objective(X).loss)
 
 
+def test_a_copy_that_was_never_called_has_the_structure_of_its_networks():
+    objective = Heads(Several(), Several(7, 1), HEADS)
+    wanted = objective(X, Y, ids=IDS, draw=0)
+    again = copy.deepcopy(Heads(Several(), Several(7, 1), HEADS))(X, Y, ids=IDS, draw=0)
+    torch.testing.assert_close(again.loss, wanted.loss, rtol=0, atol=0)
+
+
 class Words(nn.Module):
     """Two heads of token ids."""
 
@@ -263,7 +271,12 @@ REFUSED = {
     "sides": (heads_of(size={"jacobians": 1.0, "probe": RandomInputs(1)}), Y, r"same in all heads.*size: RandomInputs"),
     "integers": (heads_of(top={"labels": 0}), Y, r"Head 'top' of the teacher of `Heads` must be a floating-.*int64"),
     "nothing": (heads_of(none={"outputs": 0}), {**Y, "none": Y["class"]}, r"Head 'none' of the student.*NoneType"),
-    "a missing head": (heads_of(boxes={"labels": 0}), Y, r"`output` must select.*KeyError \('boxes'\)"),
+    "a missing head": (
+        heads_of(boxes={"labels": 0}),
+        Y,
+        r"teacher of `Heads` must return head 'boxes'.*Got 'class', 'depth'",
+    ),
+    "classes out of range": (HEADS, {**Y, "class": Y["class"] + 1}, r"`y\['class'\]` of `Heads` must be classes"),
     "no labels": (HEADS, {"depth": Y["depth"]}, r"with the labels of 'class', 'size'\. Got a dictionary with 'depth'"),
     "none": (HEADS, None, r"labels of 'class', 'depth', 'size'\. Got NoneType"),
     "too few labels": (HEADS, {**Y, "size": Y["size"][1:]}, r"one label of 'size' for each sample\. Got 5 for 6"),
@@ -276,6 +289,12 @@ def test_what_several_heads_cannot_have_is_refused_in_one_line(name):
     heads, y, message = REFUSED[name]
     with pytest.raises(InputError, match=message):
         Heads(Several(), Several(7, 1), heads)(X, y)
+
+
+@pytest.mark.parametrize("heads", [["class"], {"class": None}])
+def test_settings_that_are_no_dictionary_are_refused(as_users_run, heads):
+    with pytest.raises(InputError, match="`heads` of `Heads` must be a dictionary with a dictionary of settings"):
+        Heads(Several(), Several(7, 1), heads)
 
 
 @pytest.mark.parametrize("jacobians", [0.0, 0.3])

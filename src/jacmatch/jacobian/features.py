@@ -101,6 +101,9 @@ class Structure:
     spec: TreeSpec | None = None
     shapes: tuple[torch.Size, ...] = ()
 
+    def __deepcopy__(self, memo: Any) -> "Structure":
+        return self  # as the `Selection` that writes it
+
     def read(self, name: str, tree: Any) -> Tensor:
         """Return the tensors of a batch as one, and store their structure.
 

@@ -107,6 +107,10 @@ class Heads(Objective):
         measure_every: int = 100,
     ) -> None:
         point = AtData() if point is None else point
+        if not (isinstance(heads, Mapping) and all(isinstance(each, Mapping) for each in heads.values())):
+            rule = "`heads` of `Heads` must be a dictionary with a dictionary of settings for each head."
+            do = "For example {'kind': {'jacobians': 0.1}, 'size': {'task': 'regression'}}."
+            raise InputError(rule, got=type(heads).__name__, do=do)
         made = {name: _head(name, student, teacher, settings, point) for name, settings in heads.items()}
         if not made:
             raise InputError("`heads` of `Heads` must have at least one head.", got="none")
@@ -207,7 +211,8 @@ class Heads(Objective):
             step, of_head = steps[name], _column(of_head)
             step.rows = wanted.get(name)
             self._check_head(name, of_head, step)
-            terms = self.heads[name]._comparison(of_head, of_head, own_rows.get(name), step)
+            with validation.explained("Heads", batch.x, step.labels, self.student, f"y[{name!r}]"):
+                terms = self.heads[name]._comparison(of_head, of_head, own_rows.get(name), step)
             unweighted |= {f"{name}/{term}": value for term, value in terms.items()}
         for term in self.derivative_terms if call.factor > 0 else ():  # other processes have all of the first samples
             unweighted.setdefault(term, (outputs * 0).sum())
@@ -313,7 +318,12 @@ def _selected(selects: Mapping[str, Select | None], network: str, returned: Any)
         if select is not None:
             part = select(returned)
         else:
-            part = returned[name] if isinstance(returned, Mapping) else getattr(returned, name)
+            part = returned.get(name, returned) if isinstance(returned, Mapping) else getattr(returned, name, returned)
+        if part is returned and select is None:
+            rule = f"The {network} of `Heads` must return head {name!r} as an entry or attribute of this name."
+            got = ", ".join(map(repr, returned)) if isinstance(returned, Mapping) else type(returned).__name__
+            of_labels = "" if network == "student" else ", or learn from labels alone: outputs=0, jacobians=0"
+            raise InputError(rule, got=got, do=f"Select it by output= in the settings of the head{of_labels}.")
         if not isinstance(part, Tensor) or not part.is_floating_point():
             rule = f"Head {name!r} of the {network} of `Heads` must be a floating-point tensor."
             got = str(part.dtype) if isinstance(part, Tensor) else type(part).__name__

@@ -249,7 +249,7 @@ def batch_of_tensors(caller: str, x: object, y: object, *, floating: bool) -> Te
 
 
 @contextmanager
-def explained(caller: str, x: Tensor, y: Tensor | None, student: nn.Module) -> Iterator[None]:
+def explained(caller: str, x: Tensor, y: Tensor | None, student: nn.Module, name: str = "y") -> Iterator[None]:
     """Context in which torch's errors about input types and label ranges are raised with the name of the argument."""
     try:
         yield
@@ -262,7 +262,7 @@ def explained(caller: str, x: Tensor, y: Tensor | None, student: nn.Module) -> I
             raise InputError(rule, got=f"{x.dtype} and {kind}", do=do) from error
         if y is not None and not y.is_floating_point() and "out of bounds" in str(error):
             raise InputError(
-                f"`y` of `{caller}` must be classes from 0 to K − 1, for K outputs.",
+                f"`{name}` of `{caller}` must be classes from 0 to K − 1, for K outputs.",
                 got="labels out of this range",
                 do="Number the classes from 0, and give the student an output for each.",
             ) from error
