@@ -171,8 +171,8 @@ def test_directions_match_by_key_in_any_order_and_named_tuples_by_position():
     torch.testing.assert_close(tuple(rows), wanted, rtol=0, atol=0)
     wanted = jacmatch.jvp(network, (X, T), (VX, VT), output=itemgetter("scores"))[1]
     for x, v in (({"x": X, "t": T}, {"t": VT, "x": VX}), (Pair(X, T), Pair(VX, VT)), (Pair(X, T), (VX, VT))):
-        found = jacmatch.jvp(network, x, v, output=itemgetter("scores"))[1]
-        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+        jv = jacmatch.jvp(network, x, v, output=itemgetter("scores"))[1]
+        torch.testing.assert_close(jv, wanted, rtol=0, atol=0)
 
 
 REFUSED = {
