@@ -138,6 +138,7 @@ def test_a_verdict_on_one_output_is_not_that_on_another(select):
 SIDE = 0
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("sides", [(0, 1), ("right", "wrong")])
 def test_a_verdict_is_for_one_global_name_or_number(monkeypatch, sides):
     """A loop at the top of a script selects by a global; a function without `output` may, too, by a name."""

@@ -183,8 +183,13 @@ def test_it_works_with_the_rest_of_scikit_learn():
         ({"model": "kriging"}, None, "`model` of `JacobianRegressor`"),
         ({"model": "gp", "output_weights": 2.0}, None, 'model="gp"` of `JacobianRegressor` takes up to 6000 values'),
         ({"solver": "newton"}, None, "`solver` of `JacobianRegressor`"),
-        ({"starts": 0}, None, "`starts` of `JacobianRegressor` must be at least 1"),
-        ({"ensemble": 0}, None, "`ensemble` of `JacobianRegressor` must be at least 1"),
+        ({"starts": 0}, None, "`starts` of `JacobianRegressor` must be a whole number of at least 1"),
+        ({"ensemble": 0}, None, "`ensemble` of `JacobianRegressor` must be a whole number"),
+        ({"ensemble": "a"}, None, "`ensemble` of `JacobianRegressor` must be a whole number"),
+        ({"starts": 1.5}, None, "`starts` of `JacobianRegressor` must be a whole number"),
+        ({"max_evaluations": 0}, None, "`max_evaluations` of `JacobianRegressor` must be a whole number"),
+        ({"hidden": 8}, None, "`hidden` of `JacobianRegressor` must be the widths"),
+        ({"hidden": (8, 0)}, None, "`hidden` of `JacobianRegressor` must be the widths"),
         ({"weight_decay": -1.0}, None, "`weight_decay` of `JacobianRegressor` must be"),
         ({"jacobian_weight": "much"}, None, "`jacobian_weight` of `JacobianRegressor` must be"),
         ({"activation": "relu"}, None, "`activation` of `JacobianRegressor`"),
@@ -192,7 +197,7 @@ def test_it_works_with_the_rest_of_scikit_learn():
         ({"output_weights": -1.0}, None, "`output_weights` of `JacobianRegressor` must be finite, at least 0"),
     ],
 )
-def test_what_it_refuses(settings, jacobian, message):
+def test_what_it_refuses(settings, jacobian, message, as_users_run):
     x, y, _ = wave(20)
     with pytest.raises(InputError, match=message):
         JacobianRegressor(**{**FAST, **settings}).fit(x, y, jacobian=jacobian)

@@ -39,6 +39,10 @@ MODELS = ("auto", "network", "gp")
 SOLVERS = ("auto", "lbfgs", "adam")
 
 
+def _count(given: object) -> bool:
+    return isinstance(given, int | np.integer) and not isinstance(given, bool) and bool(given >= 1)
+
+
 class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Regressor fitted to values and, where known, partials of a smooth function.
 
@@ -359,10 +363,13 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
             raise unknown_name("`solver` of `JacobianRegressor`", self.solver, SOLVERS)
         if self.model not in MODELS:
             raise unknown_name("`model` of `JacobianRegressor`", self.model, MODELS)
-        for name in ("starts", "ensemble", "steps"):
-            if getattr(self, name) < 1:
-                rule = f"`{name}` of `JacobianRegressor` must be at least 1."
-                raise InputError(rule, got=getattr(self, name))
+        for name in ("starts", "ensemble", "steps", "max_evaluations"):
+            if not _count(getattr(self, name)) and (name, getattr(self, name)) != ("max_evaluations", None):
+                rule = f"`{name}` of `JacobianRegressor` must be a whole number of at least 1."
+                raise InputError(rule, got=repr(getattr(self, name)))
+        if np.ndim(self.hidden) != 1 or not all(map(_count, self.hidden)):
+            rule = "`hidden` of `JacobianRegressor` must be the widths of hidden layers, whole numbers from 1."
+            raise InputError(rule, got=repr(self.hidden), do="One layer of 8 units is hidden=(8,).")
         for name in ("weight_decay", "jacobian_weight"):
             given = getattr(self, name)
             if given != "auto" and (isinstance(given, str) or not 0 <= given < np.inf):
