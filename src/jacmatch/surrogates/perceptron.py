@@ -21,8 +21,10 @@ _ROWS = 256  # samples whose activations stay in the cache
 Parameters: TypeAlias = Float[ndarray, "parameter"]
 Inputs: TypeAlias = Float[ndarray, "sample input"]
 Values: TypeAlias = Float[ndarray, "sample out"]
-Tangents: TypeAlias = Float[ndarray, "input sample out"]
-"""Partials with the input first, as they are propagated: entry (i, n, k) is ∂yₖ/∂xᵢ at sample n."""
+Tangents: TypeAlias = Float[ndarray, "input sample row"]
+"""Partials with the input first, as they are propagated: entry (i, n, k) is ∂yₖ/∂xᵢ at sample n, or uₖᵀ ∂y/∂xᵢ."""
+Cotangents: TypeAlias = Float[ndarray, "sample row out"]
+"""Vectors u in output space for the projections uᵀ ∂y/∂x."""
 
 
 def _tanh(z: ndarray) -> tuple[ndarray, ndarray, ndarray]:
@@ -158,9 +160,13 @@ class Perceptron:
         return rows
 
     def forward(
-        self, theta: Parameters, x: Inputs, *, jacobian: bool
+        self, theta: Parameters, x: Inputs, *, jacobian: bool, cotangents: Cotangents | None = None
     ) -> tuple[Values, Tangents | None, list[_Activation]]:
-        """Return values, tangents and what `parameter_gradient` needs."""
+        """Return values, tangents and what `parameter_gradient` needs.
+
+        With cotangents the tangents are projected, (D, N, P): cotangents and last weight are multiplied first, so the
+        Jacobian of the outputs is never formed.
+        """
         activate = ACTIVATIONS[self.activation]
         layers = self.layers(theta)
         steps = [_Activation(x, None)]
@@ -168,7 +174,10 @@ class Perceptron:
             a, t = steps[-1].values, steps[-1].tangents
             z = a @ weight.T + bias
             before = None
-            if jacobian:
+            if jacobian and cotangents is not None and number == len(layers) - 1:
+                rows = cotangents @ weight
+                before = (rows if t is None else rows @ t.transpose(1, 2, 0)).transpose(2, 0, 1)
+            elif jacobian:
                 if number == 0:  # the tangents of the inputs are the unit vectors
                     before = np.broadcast_to(weight.T[:, None, :], (x.shape[1], len(x), len(bias)))
                 else:
@@ -180,16 +189,26 @@ class Perceptron:
         raise AssertionError
 
     def parameter_gradient(
-        self, theta: Parameters, steps: list[_Activation], dy: Values, dt: Tangents | None
+        self,
+        theta: Parameters,
+        steps: list[_Activation],
+        dy: Values,
+        dt: Tangents | None,
+        cotangents: Cotangents | None = None,
     ) -> Parameters:
-        """Return the parameter gradient of ⟨dy, y⟩ + ⟨dt, t⟩."""
+        """Return the parameter gradient of ⟨dy, y⟩ + ⟨dt, t⟩; t is projected if cotangents are given."""
         gradient = np.empty_like(theta)
         layers, gradients = self.layers(theta), self.layers(gradient)
         for number in reversed(range(len(layers))):
             step, (weight_gradient, bias_gradient) = steps[number], gradients[number]
+            projected = cotangents if number == len(layers) - 1 else None
             weight_gradient[:] = dy.T @ step.values
             bias_gradient[:] = dy.sum(0)
-            if dt is not None:
+            if dt is not None and projected is not None:
+                rows = dt.transpose(1, 2, 0)
+                rows = rows if step.tangents is None else rows @ step.tangents.transpose(1, 0, 2)
+                weight_gradient += projected.reshape(-1, len(weight_gradient)).T @ rows.reshape(-1, rows.shape[2])
+            elif dt is not None:
                 if number == 0:
                     weight_gradient += dt.sum(1).T
                 else:
@@ -202,7 +221,11 @@ class Perceptron:
             weight = layers[number][0]
             dy = step.first * (dy @ weight)
             if dt is not None and step.before is not None:
-                da = dt @ weight
+                da = (
+                    dt @ weight
+                    if projected is None
+                    else (dt.transpose(1, 0, 2) @ (projected @ weight)).transpose(1, 0, 2)
+                )
                 dy = dy + step.second * np.einsum("inh,inh->nh", step.before, da)
                 dt = step.first * da
         return gradient

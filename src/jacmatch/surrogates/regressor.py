@@ -8,6 +8,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy.stats import qmc
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, clone
+from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -21,7 +22,7 @@ from jacmatch.surrogates.gaussian_process import (
     fit_gaussian_process,
     held_out_loss,
 )
-from jacmatch.surrogates.perceptron import Inputs, Perceptron, Values
+from jacmatch.surrogates.perceptron import Cotangents, Inputs, Perceptron, Values
 from jacmatch.surrogates.solver import (
     DECAYS,
     Fit,
@@ -133,27 +134,38 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         self.random_state = random_state
         self.on_progress = on_progress
 
-    def fit(self, X: Any, y: Any, jacobian: Any = None, sample_weight: Any = None) -> "JacobianRegressor":
+    def fit(
+        self, X: Any, y: Any, jacobian: Any = None, sample_weight: Any = None, cotangents: Any = None
+    ) -> "JacobianRegressor":
         """Fit the model to values and partials.
+
+        The entries of a field share one scale, or one for each k of (N, K, H, W).
 
         Args:
             X: Inputs, (N, D).
-            y: Values, (N,) or (N, K).
-            jacobian: Partials ∂yₖ/∂xᵢ, (N, K, D), or (N, D) for one output; NaN if unknown. None: learn only values.
+            y: Values, (N,) or (N, K); or fields, (N, H, W), (N, K, H, W) or with more axes.
+            jacobian: Partials ∂yₖ/∂xᵢ, (N, K, D), or (N, D) for one output; (N, *output, D) for fields; NaN if unknown.
+                None: learn only values. With cotangents: projections uᵀ ∂y/∂x, (N, P, D).
             sample_weight: Weight of each sample, (N,).
+            cotangents: Vectors u in output space, (N, P, *output), for example random signs. The memory for P
+                projections of a sample is O(P (D + outputs)); its Jacobian is never formed.
 
         Raises:
             InputError: The samples or a parameter are invalid.
         """
+        given = np.asarray(y)
+        output = given.shape[1:] if given.ndim > 2 else None
+        y = y if output is None else given.reshape(len(given), int(np.prod(output)))
         x, values = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
         values = values.astype(np.float64)
-        self._flat = values.ndim == 1
+        self._output: tuple[int, ...] = values.shape[1:] if output is None else output
         named = getattr(y, "columns", None)
         self._outputs = [getattr(y, "name", None) or "y"] if named is None else [str(name) for name in named]
         values = values.reshape(len(x), -1)
-        j = None if jacobian is None else samples.check_jacobian(jacobian, len(x), values.shape[1], x.shape[1])
         self._check()
-        self.warnings_ = samples.suspicious(x, values, j)
+        j, u = self._derivatives(jacobian, cotangents, x)
+        partials = j if u is None else None
+        self.warnings_ = samples.suspicious(x, values, partials, field=output is not None)
         for line in self.warnings_:
             warnings.warn(f"`fit` of `JacobianRegressor`: {line}", samples.DataWarning, stacklevel=2)
         data, self.scaler_ = samples.standardize(
@@ -164,6 +176,8 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
             output_weights=self.output_weights,
             partial_weights=self.partial_weights,
             jacobian_weight=self.jacobian_weight,
+            y_scale=None if output is None else samples.shared_scale(values, output),
+            cotangents=u,
         )
         self._box = x.min(0), x.max(0)
         seed = self.random_state
@@ -173,14 +187,14 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         weighted = any(each is not None for each in (sample_weight, self.output_weights, self.partial_weights))
         self.held_out_: dict[str, float] = {}
         self.process_: GaussianProcess | None = None
-        self.solver_ = self._solver(data, x, values, j, weighted)
+        self.solver_ = self._solver(data, x, values, partials, weighted)
         if self.solver_[0] == "adam":
             self.model_ = "network"
             self.fits_ = [self._fit_minibatches(data, seed + 1000 * number) for number in range(self.ensemble)]
             self._calibration = 1.0
             return self
         self.model_ = self.model
-        if self.model != "network" and not (weighted and self.model == "auto"):
+        if self.model != "network" and not ((weighted or u is not None) and self.model == "auto"):
             self._fit_process(data, seed, weighted)
         if self.model_ == "auto" and self.held_out_.get("gp", 1.0) < EXACT:
             self.model_ = "gp"
@@ -202,8 +216,8 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         """Return the solver and why it is taken."""
         if self.solver != "auto":
             return self.solver, "as set"
-        if self.model == "gp" or weighted:
-            return "lbfgs", "a Gaussian process, or weights"
+        if self.model == "gp" or weighted or data.u is not None:
+            return "lbfgs", "a Gaussian process, weights or cotangents"
         if self.device != "cpu":
             return "adam", f"on {self.device}"
         if too_large(len(x), 0 if data.t is None else len(data.t), self._layout(data, self.activation)):
@@ -304,15 +318,22 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
             InputError: `return_std` needs a Gaussian process or an ensemble.
         """
         y, std, _ = self._evaluate(X, jacobian=False, std=return_std)
-        if self._flat:
-            y, std = y[:, 0], None if std is None else std[:, 0]
-        return (y, std) if return_std else y
+        y = y.reshape(len(y), *self._output)
+        return (y, std.reshape(y.shape)) if std is not None else y
 
     def predict_jacobian(self, X: Any) -> Float[ndarray, "sample *out input"]:
-        """Return partials, (N, K, D), or (N, D) if y of `fit` was (N,)."""
+        """Return partials, (N, *output, D), or (N, D) if y of `fit` was (N,): D times the memory of the values."""
         *_, j = self._evaluate(X, jacobian=True, std=False)
         assert j is not None
-        return np.asarray(j[:, 0] if self._flat else j)
+        return np.asarray(j.reshape(len(j), *self._output, j.shape[2]))
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return R² of `predict`: the mean over outputs, or weighted by the variance of each entry of a field."""
+        predicted, field = self.predict(X), len(self._output) > 1
+        if field:
+            y, predicted = (np.reshape(each, (len(predicted), -1)) for each in (y, predicted))
+        average = "variance_weighted" if field else "uniform_average"
+        return float(r2_score(y, predicted, sample_weight=sample_weight, multioutput=average))
 
     def predict_frame(self, X: Any, *, jacobian: bool = False, return_std: bool = False) -> Any:
         """Return predictions as a pandas frame with the index of X.
@@ -356,6 +377,27 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
             None if spread is None else spread * self.scaler_.y_scale,
             None if j is None else self.scaler_.jacobian(j),
         )
+
+    def _derivatives(
+        self, jacobian: Any, cotangents: Any, x: Inputs
+    ) -> tuple[Float[ndarray, "sample row input"] | None, Cotangents | None]:
+        """Return checked partials, or projections and their cotangents."""
+        if cotangents is None:
+            shape = (len(x), *(self._output or (1,)), x.shape[1])
+            return (None if jacobian is None else samples.check_jacobian(jacobian, shape)), None
+        u, rule = samples.check_cotangents(cotangents, len(x), self._output), "`cotangents` of `fit`"
+        if jacobian is None:
+            do = "Pass jacobian=G, with G[n, p] = uᵀ ∂y/∂x of sample n."
+            raise InputError(f"{rule} need the projections, `jacobian` of shape (N, P, D).", got="jacobian=None", do=do)
+        if self.model == "gp":
+            raise InputError(f"{rule} cannot be used by a Gaussian process.", got='model="gp"', do='Use "network".')
+        if self.solver == "adam" or self.device != "cpu":
+            got = f'solver="{self.solver}", device="{self.device}"'
+            raise InputError(f"{rule} need L-BFGS on the CPU.", got=got, do='Use solver="lbfgs" and device="cpu".')
+        if self.output_weights is not None or self.partial_weights is not None:
+            do = "Leave these weights out, or pass the Jacobian."
+            raise InputError(f"{rule} cannot have weights of outputs or partials.", got="weights", do=do)
+        return samples.check_jacobian(jacobian, (len(x), u.shape[1], x.shape[1]), "cotangents"), u
 
     def _check(self) -> None:
         """Refuse settings that are out of range."""

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from jacmatch.errors import InputError
-from jacmatch.surrogates.perceptron import Inputs, Values
+from jacmatch.surrogates.perceptron import Cotangents, Inputs, Values
 from jacmatch.surrogates.solver import Standardized
 
 _NEIGHBORS = 3
@@ -56,14 +56,13 @@ class Scaler:
         return np.asarray(j * self.y_scale[:, None] / self.x_scale)
 
 
-def check_jacobian(jacobian: Any, samples: int, outputs: int, inputs: int) -> Jacobian:
+def check_jacobian(jacobian: Any, shape: tuple[int, ...], of: str = "outputs") -> Jacobian:
     """Return partials as an array (N, K, D), NaN where they are not known.
 
     Args:
-        jacobian: (N, K, D); (N, D) for one output; or (N, K·D), all partials of the first output first, as in a table.
-        samples: N.
-        outputs: K.
-        inputs: D.
+        jacobian: Of the shape; or (N, K·D), all partials of the first output first, as in a table.
+        shape: N, the axes of the output, D; (N, P, D) for projections.
+        of: What the middle axes are.
 
     Raises:
         InputError: Its shape is another one, or it has infinite or no known entries.
@@ -73,11 +72,11 @@ def check_jacobian(jacobian: Any, samples: int, outputs: int, inputs: int) -> Ja
     except (TypeError, ValueError) as error:
         rule = "`jacobian` of `fit` must be an array of floats."
         raise InputError(rule, got=type(jacobian).__name__, do="NaN stands for a partial that is not known.") from error
-    shape = (samples, outputs, inputs)
-    if given.shape not in (shape, (samples, outputs * inputs)):
-        rule = f"`jacobian` of `fit` must have the shape {shape}: samples, outputs, inputs."
+    samples, inputs = shape[0], shape[-1]
+    if given.shape not in (shape, (samples, int(np.prod(shape[1:])))):
+        rule = f"`jacobian` of `fit` must have the shape {shape}: samples, {of}, inputs."
         raise InputError(rule, got=f"shape {given.shape}", do="A table (N, K·D) has the partials of output 0 first.")
-    given = given.reshape(shape)
+    given = given.reshape(samples, int(np.prod(shape[1:-1])), inputs)
     bad = np.isinf(given).any((1, 2))
     if bad.any():
         rule = "`jacobian` of `fit` must be finite, or NaN where a partial is not known."
@@ -85,10 +84,38 @@ def check_jacobian(jacobian: Any, samples: int, outputs: int, inputs: int) -> Ja
     return given
 
 
+def check_cotangents(cotangents: Any, samples: int, output: tuple[int, ...]) -> Cotangents:
+    """Return cotangents (N, P, *output) as an array (N, P, K).
+
+    Raises:
+        InputError: They have another shape, or an entry that is not finite.
+    """
+    try:
+        given = np.asarray(cotangents, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError("`cotangents` must be an array of floats.", got=type(cotangents).__name__) from error
+    if given.ndim != 2 + len(output) or given.shape[0] != samples or given.shape[2:] != output or not given.shape[1]:
+        axes = ", ".join(map(str, (samples, "P", *output)))
+        rule = f"`cotangents` must have the shape ({axes}): samples, projections, axes of the output."
+        raise InputError(rule, got=f"shape {given.shape}")
+    if not np.isfinite(given).all():
+        do = "Where a projection is not known, set it to NaN in `jacobian`."
+        raise InputError("`cotangents` must be finite.", got="NaN or infinity", do=do)
+    return given.reshape(samples, given.shape[1], -1)
+
+
+def shared_scale(values: Values, output: tuple[int, ...]) -> Float[ndarray, "out"]:
+    """Return one scale for all entries of a field, or for those of each k of (K, H, W): the RMS standard deviation."""
+    parts = values.reshape(len(values), output[0] if len(output) > 2 else 1, -1)
+    scale = np.sqrt(parts.var(0).mean(1))
+    scale[scale <= 1e-14 * np.abs(parts).max((0, 2), initial=0.0)] = 1.0
+    return np.repeat(scale, parts.shape[2])
+
+
 def standardize(
     x: Inputs,
     y: Values,
-    jacobian: Jacobian | None = None,
+    jacobian: Float[ndarray, "sample row input"] | None = None,
     *,
     sample_weight: Any = None,
     output_weights: Any = None,
@@ -96,13 +123,17 @@ def standardize(
     jacobian_weight: float | str = "auto",
     x_scale: Float[ndarray, "input"] | None = None,
     y_scale: Float[ndarray, "out"] | None = None,
+    cotangents: Cotangents | None = None,
 ) -> tuple[Standardized, Scaler]:
     """Return samples in standardized units, and the scaler.
+
+    The error of a projection is divided by its unit ‖u t‖/‖u‖, for units t of the outputs. Its expectation over u with
+    E[uuᵀ] = I is the error of the Jacobian if all outputs have one unit; and K unit vectors give it for any units.
 
     Args:
         x: Inputs.
         y: Values.
-        jacobian: Partials, NaN where not known.
+        jacobian: Partials, or projections if cotangents are given; NaN where not known.
         sample_weight: Weight of each sample.
         output_weights: Weight of each output's squared error; it applies to its partials as well.
         partial_weights: Weight of each partial's squared error, broadcast to (N, K, D).
@@ -110,6 +141,7 @@ def standardize(
             values.
         x_scale: Units of the inputs; their standard deviation if None.
         y_scale: Units of the outputs; their standard deviation if None.
+        cotangents: Directions u of the projections uᵀ ∂y/∂x.
 
     Raises:
         InputError: A weight is negative or not finite, or all are 0.
@@ -127,21 +159,31 @@ def standardize(
     of_output = _weights("output_weights", 1.0 if output_weights is None else output_weights, (k,))
     y_weights = weight[:, None] * of_output
     scaled = (y - scaler.y_mean) / scaler.y_scale
-    t = t_weights = None
+    t = t_weights = u = None
     if jacobian is not None:
         known = ~np.isnan(jacobian)
-        of_partial = _weights("partial_weights", 1.0 if partial_weights is None else partial_weights, (n, k, d))
-        w = y_weights[:, :, None] * of_partial * known
+        unit, squares = scaler.y_scale[:, None], np.ones(())
+        if cotangents is None:
+            of_partial = _weights("partial_weights", 1.0 if partial_weights is None else partial_weights, (n, k, d))
+            w = y_weights[:, :, None] * of_partial * known
+        else:
+            squares = np.einsum("npk,npk->np", cotangents, cotangents)[:, :, None]
+            u = cotangents * scaler.y_scale
+            unit = np.sqrt(np.einsum("npk,npk->np", u, u)[:, :, None] / np.where(squares > 0, squares, 1.0))
+            unit[squares == 0] = 1.0
+            u /= unit
+            w = weight[:, None, None] * (known & (squares > 0))
         if w.any():
-            w = w * d / w.sum()
-            j = np.where(known, jacobian, 0.0) * scaler.x_scale / scaler.y_scale[:, None]
+            w = w * d / (w * squares).sum()
+            j = np.where(known, jacobian, 0.0) * scaler.x_scale / unit
             size = float((w * j * j).sum())
             factor = 1 / size if jacobian_weight == "auto" and size > 0 else jacobian_weight
             factor = 1.0 if factor == "auto" else float(factor)
             t, t_weights = j.transpose(2, 0, 1).copy(), factor * w.transpose(2, 0, 1)
             if not factor:
                 t = t_weights = None
-    return Standardized(scaler.inputs(x), scaled, t, y_weights / y_weights.sum(), t_weights), scaler
+    u = None if t is None else u
+    return Standardized(scaler.inputs(x), scaled, t, y_weights / y_weights.sum(), t_weights, u), scaler
 
 
 def _deviation(columns: Float[ndarray, "sample column"]) -> Float[ndarray, "column"]:
@@ -163,13 +205,14 @@ def _weights(name: str, given: Any, shape: tuple[int, ...]) -> ndarray:
     return weights
 
 
-def suspicious(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
+def suspicious(x: Inputs, y: Values, jacobian: Jacobian | None, *, field: bool = False) -> list[str]:
     """Return one line for each problem of the samples.
 
-    Constant inputs or outputs, samples that contradict each other, partials that disagree with the values.
+    Constant inputs or outputs (in a field they are usual), samples that contradict each other, partials that disagree
+    with the values.
     """
     lines = []
-    for name, columns in (("input", x), ("output", y)):
+    for name, columns in (("input", x), ("output", y))[: 1 if field else 2]:
         still = np.flatnonzero(np.ptp(columns, axis=0) == 0)
         if len(still) and len(x) > 1:
             numbers = ", ".join(map(str, still[:8]))

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from numpy import ndarray
 from scipy.optimize import minimize
 
-from jacmatch.surrogates.perceptron import Inputs, Parameters, Perceptron, Tangents, Values
+from jacmatch.surrogates.perceptron import Cotangents, Inputs, Parameters, Perceptron, Tangents, Values
 
 DECAYS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 """Weight decays that are tried."""
@@ -41,6 +41,7 @@ class Standardized:
         t: Partials, 0 where unknown; None where none are known.
         y_weights: Weights of the squared errors of the values, which sum to 1.
         t_weights: Weights of the squared errors of the partials, 0 where unknown.
+        u: Cotangents, if t has projections uᵀ ∂y/∂x instead of partials of each output.
     """
 
     x: Inputs
@@ -48,6 +49,7 @@ class Standardized:
     t: Tangents | None
     y_weights: Values
     t_weights: Tangents | None
+    u: Cotangents | None = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -60,11 +62,12 @@ class Standardized:
         t, weights = self.t, self.t_weights
         if t is not None and weights is not None:
             t, weights = t[:, which], weights[:, which] * scale
-        return Standardized(self.x[which], self.y[which], t, part * scale, weights)
+        u = None if self.u is None else self.u[which]
+        return Standardized(self.x[which], self.y[which], t, part * scale, weights, u)
 
     def loss(self, net: Perceptron, theta: Parameters) -> float:
         """Return the loss without weight decay."""
-        y, t, _ = net.forward(theta, self.x, jacobian=self.t is not None)
+        y, t, _ = net.forward(theta, self.x, jacobian=self.t is not None, cotangents=self.u)
         return self.loss_of(y, t)
 
     def loss_of(self, y: Values, t: Tangents | None) -> float:
@@ -99,7 +102,7 @@ class Standardized:
 
     def loss_and_gradient(self, net: Perceptron, theta: Parameters) -> tuple[float, Parameters]:
         """Return the loss without weight decay, and its gradient."""
-        y, t, steps = net.forward(theta, self.x, jacobian=self.t is not None)
+        y, t, steps = net.forward(theta, self.x, jacobian=self.t is not None, cotangents=self.u)
         off = y - self.y
         dy, dt = self.y_weights * off, None
         value = 0.5 * float((dy * off).sum())
@@ -107,7 +110,7 @@ class Standardized:
             off = t - self.t
             dt = self.t_weights * off
             value += 0.5 * float((dt * off).sum())
-        return value, net.parameter_gradient(theta, steps, dy, dt)
+        return value, net.parameter_gradient(theta, steps, dy, dt, self.u)
 
 
 def minimize_loss(
