@@ -46,10 +46,10 @@ def test_gains_are_taken_seed_by_seed():
     assert made.gains(DOCUMENT, "a", "b")[1] == "-15.0 ± 7.1"
 
 
-def test_rows_with_other_seeds_have_no_difference():
-    assert (
-        made.paired(made.spreads(DOCUMENT, "accuracy")["a", "10"], made.spreads(DOCUMENT, "accuracy")["a", "1"]) is None
-    )
+def test_a_difference_is_of_the_seeds_of_the_first_and_none_where_the_second_lacks_one():
+    result = made.spreads(DOCUMENT, "accuracy")
+    assert made.paired(result["a", "1"], result["a", "10"]) is None
+    assert made.paired(result["a", "10"], result["a", "1"])["values"] == [pytest.approx(0.8 - 0.5)]
 
 
 def test_as_many_seeds_are_not_the_same_seeds():

@@ -6,15 +6,22 @@ from jacmatch.runs import Run
 from .test_report import EVIL, read
 
 
-def reproduced(folder):
+def reproduced(folder, data=True):
     settings = {"name": "low-data", "data": EVIL}
     run = Run.create(folder, "reproduce", settings, "1")
     table = Table(
         "t", f"Accuracy {EVIL}", ("row", "n = 1"), (("labels", "5.0"), (EVIL, "7.0 ± 1.2")), (f"Note {EVIL}.",)
     )
     result = {"job": "reproduce", "version": "1", "seed": 0, "seconds": 1.0, "settings": settings}
+    result |= {"data": EVIL} if data else {}
     run.write_result({**result, "about": "what helps", "tables": [table.plain()]})
     return run
+
+
+def test_a_study_without_data_names_none(tmp_path):
+    text = read(write_report(reproduced(tmp_path / "run", data=False).path)).text
+    assert text.startswith("low-data\n")
+    assert "low-data on" not in text
 
 
 def test_the_page_has_title_rows_and_notes_escaped(tmp_path):

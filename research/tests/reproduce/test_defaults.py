@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jacmatch.cli import main
-from jacmatch_research.reproduce import defaults, two_pairs
+from jacmatch_research.reproduce import defaults, students, two_pairs
 from jacmatch_research.reproduce.defaults import CROSS_ENTROPY, DEFAULT, PLAIN_KL
 from jacmatch_research.reproduce.experiment import Cell, Request
 
@@ -47,7 +47,7 @@ def test_the_criterion_is_two_standard_errors(default, holds):
 def test_every_two_levels_of_two_factors_meet(monkeypatch):
     """Over the three data sets; digits have no 1,000 images per class."""
     monkeypatch.setattr(
-        defaults,
+        students,
         "per_class_of",
         lambda request, sizes: [n for n in sizes if n <= 100 or not request.data.startswith("digits")],
     )
