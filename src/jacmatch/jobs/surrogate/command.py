@@ -18,7 +18,7 @@ from jacmatch.jobs import networks
 from jacmatch.jobs.networks import matches
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.study import NO_AGREEMENT, Cell, Result, Task, head, run_cells, save_main
-from jacmatch.jobs.surrogate.exporting import difference, to_onnx
+from jacmatch.jobs.surrogate.exporting import difference, require_onnx, to_onnx
 from jacmatch.jobs.surrogate.fields import SurrogateFields
 from jacmatch.jobs.surrogate.pictures import Pictures
 from jacmatch.jobs.surrogate.points import Samples, errors
@@ -62,6 +62,8 @@ class Surrogate(SurrogateFields):
     def run(self, progress: Progress | None = None) -> Result:
         """Query, train and measure, and return the result that is written to the run folder."""
         self.check()
+        if self.onnx == "always":
+            require_onnx()
         start = time.perf_counter()
         source = open_source(self)
         run = self.begin("surrogate")

@@ -43,6 +43,12 @@ def difference(
     return off
 
 
+def require_onnx() -> None:
+    """Raise `InputError` if a package that the export needs is missing."""
+    for name in _NEEDED:
+        optional_package(name, "`--onnx always` of `surrogate`", "pip install 'jacmatch[onnx]'")
+
+
 def to_onnx(
     module: nn.Module,
     folder: Path,
@@ -69,8 +75,7 @@ def to_onnx(
     if when == "never" or (when == "auto" and missing):
         why = f"the extra onnx is not installed ({', '.join(missing)})" if missing else "not wanted"
         return {"file": None, "why": why}
-    for name in _NEEDED:
-        optional_package(name, "`--onnx always` of `surrogate`", "pip install 'jacmatch[onnx]'")
+    require_onnx()
     module, x = module.eval().cpu(), x.float().cpu()
     path = folder / ONNX
     data = onnx_bytes(module, x)
