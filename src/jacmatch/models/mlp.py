@@ -174,6 +174,7 @@ def scaled_mlp(
         y_scale: Scale by which the outputs are multiplied, above 0.
 
     Example:
+        >>> import torch
         >>> scaled_mlp(2, 1, y_mean=[5.0], y_scale=[0.1])(torch.zeros(3, 2)).shape
         torch.Size([3, 1])
     """

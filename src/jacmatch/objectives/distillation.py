@@ -134,6 +134,7 @@ class Distillation(Objective):
         Srinivas & Fleuret 2018, arXiv:1803.00443; the total loss is that of the precursor (section 3).
 
     Example:
+        >>> import torch
         >>> student, teacher = nn.Linear(3, 2), nn.Linear(3, 2)
         >>> objective = Distillation(student, teacher, samples_per_class=10)
         >>> terms = objective(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
@@ -235,6 +236,7 @@ class Distillation(Objective):
             InputError: neither a data set nor `samples_per_class` is given, or the labels are ambiguous.
 
         Example:
+            >>> import torch
             >>> labels = torch.arange(10).repeat(20)
             >>> objective = Distillation.for_dataset(nn.Linear(4, 10), nn.Linear(4, 10), labels)
             >>> objective.schedule.samples_per_class, objective.output_loss
