@@ -152,6 +152,12 @@ def optional_package(module: str, caller: str, install: str) -> Any:
         raise InputError(f"{caller} needs the package {package}.", got=f"{error}", do=f"Run: {install}.") from error
 
 
+def at_least_one(what: str, given: int) -> None:
+    """Raise `InputError` unless a setting is a whole number of at least 1."""
+    if not isinstance(given, int) or given < 1:
+        raise InputError(f"{what} must be a whole number of at least 1.", got=given)
+
+
 def unknown_name(what: str, got: str, known: Iterable[str]) -> InputError:
     """Return an error for a name that is not in a list, with the nearest known names.
 

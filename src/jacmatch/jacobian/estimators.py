@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from jacmatch.errors import InputError, UnsupportedError, class_axis, one_row_of_classes, unknown_name
+from jacmatch.errors import InputError, UnsupportedError, at_least_one, class_axis, one_row_of_classes, unknown_name
 from jacmatch.jacobian import probes
 
 Side = Literal["output", "input"]
@@ -108,8 +108,7 @@ def ids_of(ids: Tensor | None, values: Tensor, caller: str) -> Tensor:
 
 def check_count(caller: str, count: int, law: str = "gaussian") -> None:
     """Reject a number of directions below 1, and unknown distributions."""
-    if not isinstance(count, int) or count < 1:
-        raise InputError(f"`count` of `{caller}` must be a whole number of at least 1.", got=count)
+    at_least_one(f"`count` of `{caller}`", count)
     if law not in probes.LAWS:
         raise unknown_name(f"`law` of `{caller}`", law, probes.LAWS)
 
@@ -430,8 +429,7 @@ class SubspaceInputs(_Products):
         check_count("SubspaceInputs", self.count, self.law)
         if self.basis not in BASES:
             raise unknown_name("`basis` of `SubspaceInputs`", self.basis, BASES)
-        if not isinstance(self.k, int) or self.k < 1:
-            raise InputError("`k` of `SubspaceInputs` must be a whole number of at least 1.", got=self.k)
+        at_least_one("`k` of `SubspaceInputs`", self.k)
 
     def fitted(self, x: Float[Tensor, "sample *input"], seed: int = 0) -> "SubspaceInputs":
         """Return the probe with the basis of these inputs.

@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from jacmatch.errors import InputError, UnsupportedError, unknown_name
+from jacmatch.errors import InputError, UnsupportedError, at_least_one, unknown_name
 from jacmatch.jacobian import (
     Arguments,
     AttentionPixel,
@@ -53,8 +53,7 @@ def known_names(caller: str, **settings: str) -> None:
 def positive_settings(caller: str, *, temperature: float | int | None = None, **counts: int) -> None:
     """Check that counts of calls are whole numbers from 1, and that a temperature is positive and finite."""
     for name, given in counts.items():
-        if not isinstance(given, int) or given < 1:
-            raise InputError(f"`{name}` of `{caller}` must be a whole number of at least 1.", got=given)
+        at_least_one(f"`{name}` of `{caller}`", given)
     if temperature is not None and not 0 < temperature < math.inf:
         raise InputError(f"`temperature` of `{caller}` must be positive and finite.", got=temperature)
 
