@@ -11,6 +11,6 @@ REPRODUCE = Verb(
 BENCH = Verb(
     job="jacmatch_research.bench.command:Bench",
     show="jacmatch_research.bench.summary:benchmarks",
-    help="measure ratios of time and memory on this machine, and compare them with the claims",
+    help="measure ratios of time and memory on this machine, and compare them with the claimed ones",
     names={"benchmarks": "jacmatch_research.bench:BENCHMARKS"},
 )

@@ -148,9 +148,9 @@ class Options:
     """Options of every verb besides the fields of its job."""
 
     config: Path | None = None
-    """JSON or YAML file with settings, or the folder of an earlier run; options override it."""
+    """JSON or YAML file with settings, or the folder of an earlier run. Options of the command override it."""
     resume: Path | None = None
-    """Resume the unfinished run in this folder, with its settings; a different option is refused."""
+    """Resume the unfinished run in this folder, with its settings. An option with another value is an error."""
     json: bool = False
     """Print only the result, as JSON on stdout."""
     traceback: bool = False

@@ -89,30 +89,30 @@ class DistillationFields(TrainingFields):
     jacobian_schedule: Literal["by-data", "constant"] = "by-data"
     """by-data: the share or weight decreases with the number of training samples per class. constant: it does not."""
     jacobian_fades_from: float = 1.0
-    """Progress of the training, from 0 to 1, after which the Jacobian term decreases to 0. 1: it does not decrease."""
+    """Fraction of the steps after which the weight of the Jacobian term decreases to 0. With 1 it does not decrease."""
     output_loss: Literal["auto", OutputLoss] = "auto"
     """Loss of the output term. auto: kl in classification, squared in regression."""
     temperature: float | None = None
-    """Temperature of kl: by default 4 with --output-loss auto and 1 with --output-loss kl. Also of log-probabilities
-    and fisher-rows: by default 1."""
+    """Temperature of the output loss kl, of the readout log-probabilities and of the probe fisher-rows. By default 4
+    for --output-loss auto, and 1 for the others."""
     jacobian_loss: JacobianLoss = "bounded"
     """Loss of the Jacobian term."""
     probe: str = "random-outputs"
-    """Which derivative products are compared (see `jacmatch list`)."""
+    """Jacobian products that are compared (see `jacmatch list`)."""
     probes: int = 1
     """Number of products per sample; for noise-averaged, the number of noisy inputs whose rows are averaged."""
     probe_chunk: int | None = None
-    """Number of rows whose graphs are in memory at the same time. 1 needs the least memory and the most time. By
-    default all."""
+    """Number of Jacobian rows whose autograd graphs are in memory at the same time. 1 needs the least memory and the
+    most time. By default all rows."""
     probe_law: Law = "gaussian"
     """Distribution of the directions of random-outputs, random-inputs and subspace-inputs."""
     probe_dimensions: int = 48
     """With --probe subspace-inputs: number of low-frequency cosines that span the directions."""
     readout: str = "logits"
-    """What is differentiated (see `jacmatch list`)."""
+    """Function of the network that is differentiated (see `jacmatch list`)."""
     point: Literal["auto", "data", "noise", "mixed-pairs"] = "auto"
     """Inputs at which student and teacher are compared. auto: mixed-pairs in classification with at most 30 training
-    samples per class, if no option needs the label of a single image; otherwise data."""
+    samples per class, unless an option needs the label of a single sample; otherwise data."""
     noise: float = 0.1
     """Standard deviation of --point noise and of the probes antithetic-noise and noise-averaged, in units of the raw
     input."""
@@ -121,10 +121,10 @@ class DistillationFields(TrainingFields):
     fraction: float = 1.0
     """Fraction of each batch for which Jacobians are compared."""
     engine: Engine = "auto"
-    """Engine of Jacobian–vector products (input directions). auto: the faster one in a benchmark on the first batch."""
+    """Engine of Jacobian–vector products (input directions). auto: the fastest one on the first batch."""
     batch_norm: BatchNormPolicy = "frozen"
-    """Statistics of BatchNorm in derivatives. frozen: constants, so that samples are independent. batch:
-    differentiated."""
+    """How derivatives treat the statistics of BatchNorm. frozen: as constants, so that samples are independent. batch:
+    as functions of the batch."""
 
     def check_objective(self) -> None:
         """Refuse settings that are wrong for any data."""
@@ -244,7 +244,7 @@ class TeachingFields(DistillationFields):
     PACKAGE.MODULE:CALLABLE. Read from disk during training: stream:DIR (a folder), wds:DIR (tar shards)."""
     teacher: str = "cnn5"
     """Teacher: a model name, a run folder, hf:DIR, onnx:FILE, or a PACKAGE.MODULE:CALLABLE that returns the outputs of
-    a batch. The last two give values only, without derivatives."""
+    a batch. An ONNX file and a callable have outputs only, no derivatives."""
     student: str = "cnn3"
     """Student: a model name."""
     teacher_weights: Path | None = None
@@ -323,14 +323,14 @@ ENGINE = "engine.json"
 
 @dataclass(frozen=True)
 class Distill(TeachingFields):
-    """Distill a teacher into students: with labels, + outputs, + outputs and Jacobians, for equally many steps."""
+    """Compare students that learn from labels, from labels and a teacher's outputs, and also from its Jacobians."""
 
     main: ClassVar[str] = "data teacher student per_class methods seeds steps device out smoke"
     examples: ClassVar[tuple[str, ...]] = ("", "--data npz:my.npz --teacher runs/teacher --student mlp:16")
 
     cache: Path | None = None
-    """Read the teacher's outputs and products from this folder, which `jacmatch cache build` wrote with the same
-    options."""
+    """Read the teacher's outputs and Jacobian products from this folder, which `jacmatch cache build` wrote with the
+    same options."""
 
     def run(self, progress: Progress | None = None) -> Result:
         """Train and measure, and return the result that is written to the run folder."""

@@ -38,7 +38,7 @@ _CALIBRATED = 128  # training samples that the ranges of int8 are taken from
 
 @dataclass(frozen=True)
 class Export(JobFields):
-    """Export a trained network, and compare outputs and Jacobians of each file with it on test samples."""
+    """Export a trained network, and compare each file's outputs and Jacobians with the network's on test samples."""
 
     main: ClassVar[str] = "to int8 data samples out seed allow_code smoke json"
     examples: ClassVar[tuple[str, ...]] = ("runs/student --to onnx --int8", "runs/student --to hf safetensors")
@@ -46,8 +46,8 @@ class Export(JobFields):
     trained: Annotated[str, tyro.conf.Positional] = ""
     """The folder of a run of train, distill, robust, transfer or surrogate."""
     to: tuple[Target, ...] = ("onnx",)
-    """Formats: onnx; pt2 (a program of torch.export, which is always written); safetensors; hf (a folder for the
-    Hugging Face Hub)."""
+    """Formats: onnx; pt2 (a program of torch.export); safetensors; hf (a folder for the Hugging Face Hub). pt2 is
+    always written."""
     int8: bool = False
     """Also write the ONNX file quantized to int8, calibrated with training samples."""
     data: str | None = None

@@ -86,7 +86,8 @@ class Robust(TrainingFields):
     penalty_weight: tuple[float, ...] = (0.0, 0.01, 0.1)
     """Weights λ of the penalty; one network is trained for each. The last one is saved as the network of the run."""
     penalty: Form = "hoffman"
-    """Form of the penalty. hoffman: ½‖J‖²; squared-norm: ‖J‖²; the other two are derived for the cross-entropy."""
+    """Form of the penalty. hoffman: ½‖J‖² (arXiv:1908.02729); squared-norm: ‖J‖²; the other two are derived from the
+    cross-entropy at noisy inputs."""
     probe: Literal["random-outputs", "random-inputs", "every-row", "label-class", "top-class"] = "random-outputs"
     """Jacobian products from which the norm is estimated."""
     probes: int = 1
@@ -94,8 +95,8 @@ class Robust(TrainingFields):
     noise_augment: tuple[float, ...] = (0.2,)
     """Standard deviations of Gaussian noise on the training inputs; one network without penalty is trained for each."""
     equal_cost: bool = True
-    """Train networks without penalty for more steps, so that all networks need the same number of passes: with one
-    product, twice the steps."""
+    """Train the networks without penalty for more steps, so that all networks need the same number of forward and
+    backward passes. With one product per sample, that is twice the steps."""
     unit: Literal["normalized", "raw"] = "normalized"
     """Unit of penalty and noise. normalized: standard deviations of the training data. raw: input units."""
     noise_levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4)
@@ -103,8 +104,8 @@ class Robust(TrainingFields):
     draws: int = 3
     """Number of draws of the test noise."""
     batch_norm: BatchNormPolicy = "frozen"
-    """Statistics of BatchNorm in derivatives. frozen: constants, so that samples are independent. batch:
-    differentiated."""
+    """How derivatives treat the statistics of BatchNorm. frozen: as constants, so that samples are independent. batch:
+    as functions of the batch."""
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
         """Train and measure, and return the result that is written to the run folder."""

@@ -99,8 +99,8 @@ class TrainingFields(JobFields, Training):
 
     devices: int = 1
     """Number of processes on this machine that train together. Each takes a part of every batch, and its own GPU if
-    there are GPUs. Results are equal up to rounding. Omit this option under torchrun, which starts the processes
-    itself."""
+    there are GPUs. Results do not depend on this number, up to rounding. Omit this option under torchrun, which starts
+    the processes itself."""
     checkpoint_every: int = 500
     validation: float = 0.1
     """Training samples that are held out for the learning curves: a fraction (below 1) or a number."""

@@ -22,7 +22,7 @@ from jacmatch.training import fit
 
 @dataclass(frozen=True)
 class Train(TrainingFields):
-    """Train one network with labels, as a teacher or a baseline; from random or given weights."""
+    """Train one network with labels, for use as a teacher or a baseline, from random or pretrained weights."""
 
     main: ClassVar[str] = "data model weights tune per_class steps lr device out smoke"
     examples: ClassVar[tuple[str, ...]] = (
@@ -41,8 +41,8 @@ class Train(TrainingFields):
     tune: Literal["all", "head"] = "all"
     """With --weights: layers to train. head: only the last layer (a linear probe)."""
     mean: tuple[float, ...] | None = None
-    """With --weights: mean of the input normalization of these weights. timm:, torchvision: and hf: models know
-    theirs."""
+    """With --weights: mean of the input normalization of these weights. Not needed for timm:, torchvision: and hf:
+    models."""
     std: tuple[float, ...] | None = None
     """With --weights: standard deviation of the input normalization of these weights."""
     size: int | None = None

@@ -151,7 +151,7 @@ class Transfer(TrainingFields):
     """With --teacher-weights: side length in pixels to which images are resized for the teacher. By default they are
     not resized."""
     teacher_mean: tuple[float, ...] | None = None
-    """Mean of the teacher's input normalization; timm: and torchvision: models know theirs."""
+    """Mean of the teacher's input normalization. Not needed for timm: and torchvision: models."""
     teacher_std: tuple[float, ...] | None = None
     """Standard deviation of the teacher's input normalization."""
     steps: int = 200
@@ -177,11 +177,12 @@ class Transfer(TrainingFields):
     unlabelled_count: int = 0
     """Number of images without labels, selected by the seed; 0 for all."""
     adapt_steps: int | None = None
-    """Number of optimizer steps that fine-tune the last block of the teacher with the probe, at a tenth of
-    --oracle-lr. By default the teacher with the probe is compared with the whole network, fine-tuned in 200 steps, and
-    the better one on the held-out images is used; without --validation the probe."""
+    """Number of steps that fine-tune the teacher's last block and linear probe, at a tenth of --oracle-lr. By default,
+    two teachers are compared on the held-out images, and the better one is used: with a linear probe only, and with all
+    layers fine-tuned for 200 steps. Without --validation, the first one."""
     feature_layer: str | None = None
-    """Layer of the teacher whose pooled features are learned; by default the input of its last layer."""
+    """Layer of the teacher whose pooled features the student learns; by default the input of the teacher's last
+    layer."""
     feature_components: int = 32
     """Number of principal components of the features; at most one less than the number of images."""
     whiten: bool = False
@@ -191,8 +192,8 @@ class Transfer(TrainingFields):
     probe: Literal["random-outputs", "random-inputs", "data-pairs", "subspace-inputs", "noise-averaged"] = (
         "random-outputs"
     )
-    """Which derivatives adapt and features compare: rows, products with directions at the input, or rows that are
-    averaged over four noisy inputs."""
+    """Derivatives that the methods adapt and features compare: rows of the Jacobian, its products with input
+    directions, or rows that are averaged over four noisy inputs."""
     probe_basis: Literal["dct", "pca", "data"] = "dct"
     """Directions of subspace-inputs: low frequencies, principal components of the images, or their differences."""
     probe_dimensions: int = 48
@@ -200,8 +201,8 @@ class Transfer(TrainingFields):
     noise: float = 0.1
     """Standard deviation of the noise of --probe noise-averaged, in units of the raw input."""
     pairs: tuple[str, ...] = ()
-    """Pairs of layers whose attention maps are compared, STUDENT_LAYER:TEACHER_LAYER; by default chosen by
-    resolution."""
+    """Pairs of layers whose attention maps are compared, STUDENT_LAYER:TEACHER_LAYER; by default the last layer of each
+    resolution, matched by relative depth."""
     depths: int = 2
     """Number of pairs of layers; the deepest ones are used."""
     pool: int | None = None
@@ -236,8 +237,8 @@ class Transfer(TrainingFields):
     oracle_steps: int | None = None
     """Number of steps that fine-tune the teacher; by default as many as the students have."""
     batch_norm: BatchNormPolicy = "frozen"
-    """Statistics of BatchNorm in derivatives. frozen: constants, so that images are independent. batch:
-    differentiated."""
+    """How derivatives treat the statistics of BatchNorm. frozen: as constants, so that samples are independent. batch:
+    as functions of the batch."""
 
     def run(self, progress: Progress | None = None) -> Result:
         """Train and measure, and return the result that is written to the run folder."""

@@ -58,7 +58,7 @@ class Training:
     """Decay of a moving average of the weights, in (0, 1). The average is validated and saved. By default there is
     none."""
     precision: Literal["32", "bf16", "fp16"] = "32"
-    """Autocast type of the networks. fp16 scales the loss and needs a GPU. Jacobian terms are summed in float32."""
+    """Autocast type of the networks. fp16 needs a GPU, and the loss is scaled. Jacobian terms are summed in float32."""
     on_not_finite: Literal["stop", "skip"] = "stop"
     """What to do if the loss or the gradient is NaN or infinite. stop: end the run and keep the last checkpoint. skip:
     undo that step and continue."""
@@ -67,8 +67,8 @@ class Training:
     augment: tuple[Literal["crop", "flip"], ...] = ()
     """Augmentation of the training images."""
     views: int = 0
-    """Number of versions of each sample (augmentation, mixing partner, point, directions); they repeat after that many
-    epochs. 0: new ones in each epoch. The order of the samples is always new in each epoch."""
+    """Number of epochs after which the random choices for a sample (augmentation, mixing partner, noise, directions)
+    repeat. 0: they never repeat. The order of the samples differs in every epoch."""
     validate_every: int = 100
     """Number of steps between two points of the learning curve."""
     checkpoint_every: int = 200

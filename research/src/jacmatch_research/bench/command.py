@@ -29,10 +29,10 @@ _NO_GPU = "no GPU at hand"
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure ratios of time and memory on this machine, and compare them with the claims.
+    """Measure ratios of time and memory on this machine, and compare them with the claimed ones.
 
     The compared methods alternate in one process with one thread; memory is measured in fresh processes. Each finished
-    benchmark writes OUT/NAME.json. A row that cannot be measured is empty and has a reason.
+    benchmark writes OUT/NAME.json. For a row that cannot be measured, the reason is given.
     """
 
     main: ClassVar[str] = "out seed device smoke json"
@@ -47,10 +47,10 @@ class Bench:
     seed: int = 0
     """Random seed."""
     device: Literal["cpu", "cuda"] | None = None
-    """Measure only the rows of this device. By default the rows of the CPU, and those of the GPU, which are empty if
-    there is none."""
+    """Measure only the rows of this device. By default the rows of CPU and GPU; without a GPU, those of the GPU are
+    empty."""
     smoke: bool = False
-    """A few rounds on tiny networks, to see that it runs; its numbers mean nothing."""
+    """Run a few rounds on tiny networks in seconds, to test that it works. Its numbers mean nothing."""
     quick: bool = False
     """Deprecated name of --smoke."""
 

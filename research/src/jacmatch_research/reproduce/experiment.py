@@ -42,15 +42,15 @@ class Request(JobFields):
     seeds: int | None = None
     """Number of seeds; by default that of the experiment. Seeds can be added to a finished run."""
     per_class: tuple[int, ...] = ()
-    """Numbers of images per class (columns of the table) to measure, 0 for all images."""
+    """Numbers of images per class (the columns of the table) that are measured, 0 for all images."""
     rows: tuple[str, ...] = ()
-    """Rows of the table to measure."""
+    """Rows of the table that are measured; by default all."""
     teacher: str = ""
-    """Teacher: a model name, or the folder of a run that trained one; the experiment's own if left out."""
+    """Teacher: a model name, or the folder of a run that trained one. By default that of the experiment."""
     teacher_weights: Path | None = None
-    """Weights of the teacher: safetensors, a checkpoint of torch (.pth), or a folder of either."""
+    """Weights of the teacher: safetensors, a torch checkpoint (.pth), or a folder of either."""
     student: str = ""
-    """Student: a model name; the experiment's own if left out."""
+    """Student: a model name. By default that of the experiment."""
     workers: int = 1
     """Number of processes that measure cells in parallel, each with one thread."""
 

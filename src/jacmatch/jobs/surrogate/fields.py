@@ -36,10 +36,10 @@ class SurrogateFields(TrainingFields):
     inputs: int | None = None
     """Number of inputs, if one bound is given for all."""
     sampling: Literal["box", "sobol", "latin-hypercube", "given", "active"] = "sobol"
-    """Points at which the function is evaluated. box: uniform; sobol; latin-hypercube; given: --points; active: where
-    the error of the current network is largest."""
+    """Points at which the function is evaluated. box: independent and uniform; sobol: a scrambled Sobol sequence;
+    latin-hypercube; given: the points of --points; active: where the error of the current network is largest."""
     points: Path | None = None
-    """File of given points: an .npy file with an array (N, D)."""
+    """File of the points of --sampling given: an .npy file with an array (N, D)."""
     rounds: int = 3
     """Number of rounds of --sampling active."""
     samples: tuple[int, ...] = ()
@@ -56,26 +56,26 @@ class SurrogateFields(TrainingFields):
     probes: int = 1
     """Number of products or rows of --slopes jv or rows."""
     jacobian_weight: float | None = None
-    """Weight of the term of the partials, in units, beside weight 1 of the values. By default such that both terms are
-    equal for a constant network."""
+    """Weight of the term of the partials; the values have weight 1. Both are measured in --input-units and
+    --output-units. By default both terms are equal for a constant network."""
     jacobian_share: float | None = None
     """Share of the term of the partials in the gradient norm, instead of a weight."""
     input_units: tuple[float, ...] = ()
-    """Typical change of each input; by default from the box or the points."""
+    """Typical change of each input; by default the standard deviation of the points."""
     output_units: tuple[float, ...] = ()
     """Typical change of each output; by default the standard deviation of the training values."""
     model: Literal["auto", "network", "gp", "distilled"] = "auto"
     """network: fitted to the points. gp: a Gaussian process conditioned on values and partials. distilled: a network
-    that also learns from this process at additional points. auto: network or distilled, whichever is better on held-out
-    points; the result names the choice."""
+    that also learns the values and partials of this process at additional points. auto: network or distilled, whichever
+    is better on held-out points; the result names the choice."""
     solver: Literal["auto", "lbfgs", "adam"] = "auto"
     """Solver that fits the network. lbfgs: in float64 over all points, with a weight decay selected on held-out points.
-    adam: --steps minibatches. auto: lbfgs if possible; otherwise the result names the reason."""
+    adam: --steps minibatches. auto: lbfgs if possible, otherwise adam; the result names the reason."""
     hidden: tuple[int, ...] = (32, 32)
     """Widths of the hidden layers."""
     activation: Literal["auto", "softplus", "silu", "tanh", "sine", "gelu", "relu"] = "auto"
-    """Activation function; all except relu are smooth. auto uses silu, or one layer of sines where held-out points
-    prefer it."""
+    """Activation function; all except relu are smooth. auto: silu, or one layer of sines if its error on held-out
+    points is smaller."""
     seeds: int = 3
     """Number of seeds. Points, initial weights and batches differ between seeds; they are the same for all methods of a
     seed."""
