@@ -46,10 +46,6 @@ def class_axis(caller: str, shape: Sequence[int], class_dim: int | None) -> int:
         shape: Shape of the logits.
         class_dim: The user's setting.
 
-    Raises:
-        ClassDimensionError: There are more than two dimensions, and `class_dim` is None.
-        InputError: There is no such dimension, or it is the batch.
-
     Example:
         >>> class_axis("hinton_kl", (8, 10), None), class_axis("hinton_kl", (8, 5, 10), -1)
         (1, 2)
@@ -67,11 +63,7 @@ def class_axis(caller: str, shape: Sequence[int], class_dim: int | None) -> int:
 
 
 def one_row_of_classes(caller: str, shape: Sequence[int]) -> None:
-    """Refuse dense outputs where one row of classes per sample is needed.
-
-    Raises:
-        InputError: the shape is not (B, K).
-    """
+    """Refuse dense outputs where one row of classes per sample is needed."""
     if len(shape) != 2:
         rule = f"`{caller}` must have outputs (batch, out)."
         do = "For dense outputs use RandomOutputs(k) or RandomInputs(k), or select one position by output=."
@@ -127,9 +119,6 @@ def renamed(module: str, name: str, names: Mapping[str, str]) -> Any:
         module: Its dotted name.
         name: The name that it does not have.
         names: Present names by former ones; a dotted name is one of another module.
-
-    Raises:
-        AttributeError: It is no former name.
     """
     if name not in names:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
@@ -140,11 +129,7 @@ def renamed(module: str, name: str, names: Mapping[str, str]) -> Any:
 
 
 def optional_package(module: str, caller: str, install: str) -> Any:
-    """The module of an optional package.
-
-    Raises:
-        InputError: it is not installed, or does not go with what is; the message says how to install it.
-    """
+    """The module of an optional package."""
     try:
         return importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:  # a torchvision built for another torch raises RuntimeError

@@ -25,11 +25,7 @@ _KINDS = {
 
 
 def inside(folder: Path, file: Path, largest: int | None = None) -> Path:
-    """Return the file, after checking that it lies in the folder, links followed, and has at most `largest` bytes.
-
-    Raises:
-        InputError: A link leads out of the folder, or the file is larger.
-    """
+    """Return the file, after checking that it lies in the folder, links followed, and has at most `largest` bytes."""
     top, real = os.path.realpath(folder), os.path.realpath(file)
     if os.path.commonpath([top, real]) != top:
         do = "Copy what it points to into the folder, if you trust it."
@@ -43,10 +39,6 @@ def open_regular(path: str | os.PathLike[str], flags: int, *, single: bool = Fal
     """Return a descriptor of a regular file, following no link; `single` also refuses a file with a hard link.
 
     The flags are those of `os.open`, without truncation, which would happen before the check.
-
-    Raises:
-        InputError: It is a link, a folder, a pipe, a device or a socket.
-        OSError: The operating system refuses.
     """
     with contextlib.suppress(FileNotFoundError):  # first by name: to open a pipe or a device can have effects
         _check_regular(path, os.lstat(path), single)
@@ -71,45 +63,27 @@ def _check_regular(path: str | os.PathLike[str], status: os.stat_result, single:
 
 
 def check_single(file: Path) -> None:
-    """Refuse anything of this name except a regular file without other names.
-
-    Raises:
-        InputError: It is a link (hard links included), a folder, a pipe, a device or a socket.
-    """
+    """Refuse anything of this name except a regular file without other names."""
     with contextlib.suppress(FileNotFoundError):
         _check_regular(file, os.lstat(file), single=True)
 
 
 def check_entry(folder: Path, file: Path) -> None:
-    """Refuse anything of this name except a regular file or a link to one in the same folder.
-
-    Raises:
-        InputError: It is something else; a link that leads nowhere too.
-    """
+    """Refuse anything of this name except a regular file or a link to one in the same folder."""
     if os.path.lexists(file):
         real = os.path.realpath(inside(folder, file))
         _check_regular(file, os.lstat(real if os.path.lexists(real) else file), single=False)
 
 
 def read(folder: Path, file: Path, largest: int | None = None) -> bytes:
-    """Return the content of a file in a folder; a link is followed if it stays in the folder.
-
-    Raises:
-        InputError: A link leads out of the folder, or the file is not regular or has more than `largest` bytes.
-        OSError: The operating system refuses.
-    """
+    """Return the content of a file in a folder; a link is followed if it stays in the folder."""
     real = os.path.realpath(inside(folder, file, largest))
     with os.fdopen(open_regular(real, os.O_RDONLY), "rb") as stream:
         return stream.read()
 
 
 def append(file: Path, data: bytes) -> None:
-    """Append data to a file, which is created if it is missing.
-
-    Raises:
-        InputError: It is a link or no regular file.
-        OSError: The operating system refuses.
-    """
+    """Append data to a file, which is created if it is missing."""
     with os.fdopen(open_regular(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, single=True), "ab") as stream:
         stream.write(data)
 
@@ -123,9 +97,6 @@ def replace(target: Path, data: bytes | memoryview) -> None:
     """Write a file atomically: to a temporary name, synced to disk, then renamed; readers see the old or the new file.
 
     A link of that name is replaced, not followed. On failure nothing is left behind.
-
-    Raises:
-        OSError: The operating system refuses.
     """
     unfinished = target.with_name(unfinished_name(target.name))
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CAREFUL, 0o666)

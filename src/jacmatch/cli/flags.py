@@ -29,12 +29,7 @@ _SCALARS = {
 
 
 def fitted(kind: Any, value: object) -> Any:
-    """Return the value converted to the type `kind`: list to tuple, int to float, text to path.
-
-    Example:
-        >>> fitted(tuple[float, ...] | None, [1, 0.5])
-        (1.0, 0.5)
-    """
+    """Return the value converted to the type `kind`: list to tuple, int to float, text to path."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         for each in inner:
@@ -68,12 +63,7 @@ def fits(kind: Any, value: object) -> bool:
 
 
 def readable(kind: Any, words: list[str]) -> bool:
-    """Return whether the words after a flag can be parsed as the type `kind`.
-
-    Example:
-        >>> readable(int | None, ["3"]), readable(int, ["3.5"]), readable(tuple[int, ...], ["1", "2"])
-        (True, False, True)
-    """
+    """Return whether the words after a flag can be parsed as the type `kind`."""
     for each in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
         if get_origin(each) is tuple:
             kinds = _elements(get_args(each), words)
@@ -90,12 +80,7 @@ def many(kind: Any) -> bool:
 
 
 def described(kind: Any) -> str:
-    """Return the type in words, without None.
-
-    Example:
-        >>> described(int | None), described(Literal["adam", "sgd"]), described(tuple[float, ...])
-        ('a whole number', 'one of adam, sgd', 'a list, each a number')
-    """
+    """Return the type in words, without None."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return " or ".join(described(each) for each in inner if each is not NoneType)

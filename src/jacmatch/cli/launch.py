@@ -129,10 +129,5 @@ def python(program: str, *options: str) -> list[str]:
 
     `python -m` and `python -c` import from the working folder first: a `yaml.py` there would be run. Here the path is
     set before anything is imported but `sys`, which is built in. (Python 3.11 has the option -P for it.)
-
-    Example:
-        >>> import subprocess
-        >>> subprocess.run(python("print('ran')"), capture_output=True, text=True).stdout.strip()
-        'ran'
     """
     return [sys.executable, *options, "-c", f"import sys; sys.path[:] = {list(map(str, sys.path))!r}\n{program}"]

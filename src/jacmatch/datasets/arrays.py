@@ -231,11 +231,7 @@ def _with_jacobians(split: Split, value: object, what: str, outputs: int) -> Spl
 
 
 def load_npz(argument: str, seed: int) -> Data:
-    """Return your own arrays: `npz:FILE`, a numpy archive with the arrays that `from_arrays` names.
-
-    Raises:
-        InputError: The file is missing, broken, pickled or larger than the memory, or `from_arrays` refuses it.
-    """
+    """Return your own arrays: `npz:FILE`, a numpy archive with the arrays that `from_arrays` names."""
     return from_arrays(f"npz:{argument}", npz_arrays(argument))
 
 

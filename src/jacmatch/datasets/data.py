@@ -131,10 +131,6 @@ def statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
     μ_c = Σ_n x_nc / N and s_c = √(Σ_n (x_nc − μ_c)² / N) with n over samples and pixels, in float64; s_c = 0 becomes 1.
     For a streamed split the sums are over at most 2,048 evenly spaced samples.
-
-    Example:
-        >>> statistics(Split(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), torch.tensor([0, 1])))
-        ((2.0, 5.0), (1.0, 1.0))
     """
     if isinstance(split.x, Streamed):
         pairs = _of_bytes(split.x[rows] for rows in torch.split(split.x.spread(_COUNTED), 64))
@@ -196,10 +192,6 @@ def splitmix64(state: int, count: int) -> UInt64[np.ndarray, "sample"]:
 
     References:
         Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
-
-    Example:
-        >>> splitmix64(1234567, 2).tolist()
-        [6457827717110365317, 3203168211198807973]
     """
     steps = np.arange(1, count + 1, dtype=np.uint64)
     z: UInt64[np.ndarray, "sample"] = np.array([state % _WORD], dtype=np.uint64) + steps * np.uint64(_GOLDEN)

@@ -30,32 +30,17 @@ def pairwise(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"])
 
 
 def hausdorff(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> float:
-    """Return the directed Hausdorff distance H_a(A, B) = max_a min_b ‖a − b‖. Raises as `pairwise`.
-
-    Example:
-        >>> hausdorff(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [5.0]]))
-        1.0
-    """
+    """Return the directed Hausdorff distance H_a(A, B) = max_a min_b ‖a − b‖. Raises as `pairwise`."""
     return float(pairwise(a, b).min(1).values.max())
 
 
 def mean_nearest(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> float:
-    """Return the mean distance of a point of A to the nearest of B. Raises as `pairwise`.
-
-    Example:
-        >>> mean_nearest(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [5.0]]))
-        0.5
-    """
+    """Return the mean distance of a point of A to the nearest of B. Raises as `pairwise`."""
     return float(pairwise(a, b).min(1).values.mean())
 
 
 def wasserstein(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> float:
-    """Return the exact 1-Wasserstein distance W₁(A, B) of uniform distributions on A and B. Raises as `pairwise`.
-
-    Example:
-        >>> wasserstein(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [5.0]]))
-        2.0
-    """
+    """Return the exact 1-Wasserstein distance W₁(A, B) of uniform distributions on A and B. Raises as `pairwise`."""
     return _transport(pairwise(a, b).cpu().numpy())
 
 

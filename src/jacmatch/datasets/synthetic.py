@@ -40,10 +40,6 @@ def values(x: Float[Tensor, "batch input"], outputs: int) -> Float[Tensor, "batc
     """Return f_k(x) = sin(2 Σ_i a_ki x_i) + ½ (Σ_i b_ki x_i)² for rows k = 1 … K, with fixed a and b.
 
     a_ki = √(2/D) cos(k i) and b_ki = √(2/D) sin((k + 1) i) for inputs i = 1 … D; no derivative vanishes identically.
-
-    Example:
-        >>> values(torch.zeros(1, 4), 2).tolist()
-        [[0.0, 0.0]]
     """
     a, b = _coefficients(x, outputs)
     return torch.sin(2 * x @ a.T) + (x @ b.T).square() / 2

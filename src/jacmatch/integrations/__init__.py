@@ -47,11 +47,7 @@ def __dir__() -> list[str]:
 
 
 def require(package: str, extra: str) -> None:
-    """Import the package of a framework.
-
-    Raises:
-        UnsupportedError: it is not installed.
-    """
+    """Import the package of a framework."""
     try:
         importlib.import_module(package)
     except ModuleNotFoundError as error:

@@ -78,9 +78,6 @@ def inputs_and_labels(
         batch: One input, by any name, `labels` or none, and other arguments of the networks, such as `attention_mask`.
         student: The student; its `main_input_name` is used if `input_name` is None and there are several inputs.
         input_name: The key of the input.
-
-    Raises:
-        InputError: the input is missing.
     """
     given = {name: value for name, value in batch.items() if value is not None}
     labels = next((given.pop(name) for name in _LABELS if name in given), None)

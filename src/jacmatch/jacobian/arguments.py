@@ -181,17 +181,11 @@ class _Ragged:
 
 @dataclass(frozen=True)
 class Substituted:
-    """Substitutions of tokens, whose coefficients are x (B, k); see `substitutions`.
+    """Substitutions of tokens, whose coefficients are x (B, k); see `substitutions`."""
 
-    Attributes:
-        tokens: Token ids.
-        positions: Positions of the tokens that are replaced.
-        new: The ids that replace them.
-    """
-
-    tokens: Int[Tensor, "batch token"]
-    positions: Int[Tensor, "batch one"]
-    new: Int[Tensor, "batch one"]
+    tokens: Int[Tensor, "batch token"]  # token ids
+    positions: Int[Tensor, "batch one"]  # positions of the tokens that are replaced
+    new: Int[Tensor, "batch one"]  # the ids that replace them
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Substituted":
         """Return a copy with the function applied to each tensor."""

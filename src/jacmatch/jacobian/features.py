@@ -91,25 +91,16 @@ def _described(output: Any, parts: Mapping[str, Tensor]) -> str:
 
 @dataclass(slots=True)  # so that `key_of` does not look into it: it changes in each call
 class Structure:
-    """A tuple or dictionary of tensors (B, …), also nested, as one tensor (B, N).
+    """A tuple or dictionary of tensors (B, …), also nested, as one tensor (B, N)."""
 
-    Attributes:
-        spec: The tuple or dictionary without its tensors; None for a tensor, which stays as it is.
-        shapes: Shape of a sample in each tensor.
-    """
-
-    spec: TreeSpec | None = None
-    shapes: tuple[torch.Size, ...] = ()
+    spec: TreeSpec | None = None  # the tuple or dictionary without its tensors; None for a tensor, which stays as it is
+    shapes: tuple[torch.Size, ...] = ()  # shape of a sample in each tensor
 
     def __deepcopy__(self, memo: Any) -> "Structure":
         return self  # as the `Selection` that writes it
 
     def read(self, name: str, tree: Any) -> Tensor:
-        """Return the tensors of a batch as one, and store their structure.
-
-        Raises:
-            InputError: something in it is no tensor (B, …) of real floating-point numbers.
-        """
+        """Return the tensors of a batch as one, and store their structure."""
         leaves, self.spec = tree_flatten(tree)
         if tree is (leaves[0] if leaves else None):
             self.spec = None
@@ -125,11 +116,7 @@ class Structure:
         return leaves[0] if self.spec is None else torch.cat([leaf.reshape(len(leaf), -1) for leaf in leaves], 1)
 
     def pack(self, name: str, tree: Any) -> Tensor:
-        """Return directions of this structure as one tensor (B, N), or (P, B, N).
-
-        Raises:
-            InputError: they have another structure, or other shapes.
-        """
+        """Return directions of this structure as one tensor (B, N), or (P, B, N)."""
         if self.spec is None:
             if not isinstance(tree, Tensor):
                 raise InputError(f"{name} must be one tensor.", got=type(tree).__name__)

@@ -57,10 +57,6 @@ def step_sizes(
 
     ε^⅓ balances truncation h² against rounding ε/h. It is 5·10⁻³ in float32 (relative error at least about 10⁻⁵)
     and 6·10⁻⁶ in float64. A sample of zeros is assumed to have scale 1.
-
-    Example:
-        >>> step_sizes(torch.ones(2, 3), torch.ones(1, 2, 3)).round(decimals=4)
-        tensor([[0.0049, 0.0049]])
     """
     scale = x.reshape(len(x), -1).square().mean(1).sqrt()
     length = tangents.reshape(*tangents.shape[:2], -1).square().mean(2).sqrt()
@@ -86,17 +82,9 @@ def central(
         tangents: The directions v.
         step: h > 0; None takes `step_sizes`.
 
-    Raises:
-        InputError: the step is not positive.
-
     References:
         Bishop 1995, "Training with noise is equivalent to Tikhonov regularization"; Srinivas & Fleuret 2018,
         arXiv:1803.00443, proposition 1, in its corrected (antithetic) form.
-
-    Example:
-        >>> x = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
-        >>> central(lambda x: x**2, x, torch.ones(1, 1, 2, dtype=torch.float64)).round(decimals=6)
-        tensor([[[2., 4.]]], dtype=torch.float64)
     """
     if isinstance(step, float | int):
         if step <= 0 or not math.isfinite(step):

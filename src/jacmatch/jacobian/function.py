@@ -53,21 +53,13 @@ class Products:
 
 @dataclass(frozen=True)
 class Function:
-    """The differentiated function x ↦ values, with outputs and features as by-products.
+    """The differentiated function x ↦ values, with outputs and features as by-products."""
 
-    Attributes:
-        module: The network.
-        readout: What is differentiated.
-        context: Other arguments of the network, and data such as labels for readouts that need them.
-        layers: Dotted paths of further features to return.
-        batch_norm: Policy for BatchNorm in training mode.
-    """
-
-    module: Module
-    readout: Readout
-    context: Context
-    layers: tuple[str, ...]
-    batch_norm: BatchNormPolicy
+    module: Module  # the network
+    readout: Readout  # what is differentiated
+    context: Context  # other arguments of the network, and data such as labels for readouts that need them
+    layers: tuple[str, ...]  # dotted paths of further features to return
+    batch_norm: BatchNormPolicy  # policy for BatchNorm in training mode
 
     def __call__(self, x: Tensor, buffers: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return values, outputs and features; `buffers` replace the module's own."""

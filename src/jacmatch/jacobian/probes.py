@@ -46,13 +46,6 @@ def bits(seed: int, ids: Int[Tensor, "batch"], draw: int, count: int) -> Int[Ten
         ids: Number of each sample in its data set, int64; its device is the device of the result.
         draw: Index of the independent draw, for example the number of the step; any 64-bit integer.
         count: Number of random numbers for each sample, at least 1.
-
-    Raises:
-        InputError: `ids` is not a row of int64, `count` is below 1, or `seed` or `draw` has more than 64 bits.
-
-    Example:
-        >>> torch.equal(bits(0, torch.tensor([3, 4]), draw=0, count=2)[1:], bits(0, torch.tensor([4]), draw=0, count=2))
-        True
     """
     if count < 1:
         raise InputError("`count` of `bits` must be at least 1.", got=count)
@@ -60,15 +53,7 @@ def bits(seed: int, ids: Int[Tensor, "batch"], draw: int, count: int) -> Int[Ten
 
 
 def uniform(seed: int, ids: Int[Tensor, "batch"], draw: int, count: int) -> Float[Tensor, "batch count"]:
-    """Numbers uniform on the multiples of 2⁻²⁴ in [0, 1), float32; the arguments are those of `bits`.
-
-    Raises:
-        InputError: as in `bits`.
-
-    Example:
-        >>> bool((uniform(0, torch.arange(1000), draw=0, count=1) < 1).all())
-        True
-    """
+    """Numbers uniform on the multiples of 2⁻²⁴ in [0, 1), float32; the arguments are those of `bits`."""
     if count < 1:
         raise InputError("`count` of `uniform` must be at least 1.", got=count)
     words = _stream(_keys("uniform", _UNIFORM, seed, ids, draw), count)
@@ -80,14 +65,6 @@ def gaussian(seed: int, ids: Int[Tensor, "batch"], draw: int, count: int) -> Flo
 
     g₂ᵢ = √(−2 ln u)·cos 2πw and g₂ᵢ₊₁ = √(−2 ln u)·sin 2πw (Box and Muller), u and w from the two ends of one 64-bit
     number. Both are odd multiples of 2⁻²⁴ below 1: there is no logarithm of 0 and no g = 0. The largest |g| is 5.77.
-
-    Raises:
-        InputError: as in `bits`.
-
-    Example:
-        >>> g = gaussian(0, torch.arange(100), draw=0, count=1000)
-        >>> bool(g.mean().abs() < 0.02 and (g.std() - 1).abs() < 0.02)
-        True
     """
     if count < 1:
         raise InputError("`count` of `gaussian` must be at least 1.", got=count)
@@ -126,14 +103,6 @@ def directions(
         count: Number of directions for each sample, at least 1.
         shape: Shape of one direction: that of one input, or (outputs,).
         dtype: Type of the result. Drawn in float32; normalized in float64 if this is float64, else in float32.
-
-    Raises:
-        InputError: the law is unknown, `shape` has no elements, `dtype` is not floating, or as in `bits`.
-
-    Example:
-        >>> v = directions("orthogonal", seed=0, ids=torch.tensor([7, 8]), draw=0, count=3, shape=(3,))
-        >>> torch.allclose(v[:, 0] @ v[:, 0].T, 3 * torch.eye(3), atol=1e-5)
-        True
     """
     if law not in LAWS:
         raise unknown_name("`law` of `directions`", law, LAWS)
@@ -151,15 +120,7 @@ def directions(
 
 
 def permutation(seed: int, ids: Int[Tensor, "batch"], draw: int, count: int) -> Int[Tensor, "batch count"]:
-    """A random order of 0 … count − 1 for each sample, all orders equally likely; the arguments are those of `bits`.
-
-    Raises:
-        InputError: as in `bits`.
-
-    Example:
-        >>> permutation(0, torch.tensor([7, 8]), draw=0, count=5).sort(dim=1).values.tolist()
-        [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
-    """
+    """A random order of 0 … count − 1 for each sample, all orders equally likely; the arguments are those of `bits`."""
     if count < 1:
         raise InputError("`count` of `permutation` must be at least 1.", got=count)
     words = _stream(_keys("permutation", _PERMUTATION, seed, ids, draw), count)
@@ -170,14 +131,6 @@ def partners(seed: int, ids: Int[Tensor, "batch"], draw: int, population: int) -
     """The row number of a random partner for each sample, uniform on the `population` rows except the sample's own.
 
     A sample whose id is not a row (id ≥ population) gets any row. `seed`, `ids` and `draw` are those of `bits`.
-
-    Raises:
-        InputError: `population` is below 2, or as in `bits`.
-
-    Example:
-        >>> rows = torch.arange(100)
-        >>> bool((partners(0, rows, draw=0, population=100) != rows).all())
-        True
     """
     if population < 2:
         raise InputError("`population` of `partners` must be at least 2: a partner is another row.", got=population)
@@ -193,13 +146,6 @@ def data_pairs(
     """Return the directions from each sample to its partner, scaled to the norm of the random directions.
 
     vₙ = √D·(x′ₙ − xₙ)/‖x′ₙ − xₙ‖ for samples x and partners x′ of D elements each; 0 where the two are equal.
-
-    Raises:
-        InputError: the two shapes differ.
-
-    Example:
-        >>> data_pairs(torch.zeros(1, 4), torch.tensor([[0.0, 3.0, 0.0, 0.0]]))
-        tensor([[0., 2., 0., 0.]])
     """
     if x.shape != partners_x.shape:
         got = f"{tuple(x.shape)} and {tuple(partners_x.shape)}"

@@ -173,9 +173,6 @@ def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -
     """Return the engines to try for Jv in turn, and why their product cannot be differentiated ("" where it can).
 
     It is one engine where one was requested or is known to be right.
-
-    Raises:
-        UnsupportedError: The requested engine, or each engine, is known to be wrong or not to be differentiable.
     """
     wanted = JVP_ENGINES if requested == "auto" else (requested,)
     verdicts = _verdicts(function, x, wanted, count)
@@ -218,11 +215,7 @@ def revoked(function: Function, x: Tensor, name: str, count: int, failure: Unsup
 
 
 def check_vjp(function: Function, x: Tensor) -> str:
-    """Return why the product vᵀJ cannot be differentiated; "" where it can, or where that is not known.
-
-    Raises:
-        UnsupportedError: vᵀJ is known to be wrong, or not to be differentiable where gradients are enabled.
-    """
+    """Return why the product vᵀJ cannot be differentiated; "" where it can, or where that is not known."""
     verdict = _verdicts(function, x, ("vjp",), 1)["vjp"]
     # An engine that fails for directions that require gradients may still return a product, without a gradient.
     if verdict.certain or (verdict.label == "cannot" and torch.is_grad_enabled()):

@@ -107,11 +107,7 @@ class HeadTeacher:
 
 
 def head_of(network: nn.Module, split: Split) -> tuple[nn.Linear, str]:
-    """Return the last linear layer, and the last layer whose output, averaged over all pixels, is its input.
-
-    Raises:
-        InputError: The outputs do not come from a linear layer.
-    """
+    """Return the last linear layer, and the last layer whose output, averaged over all pixels, is its input."""
     x = split.inputs(torch.arange(min(2, len(split)))).to(next(network.parameters()).device)
     calls: list[tuple[str, nn.Module, Any, Any]] = []
 
@@ -157,9 +153,6 @@ def probed(teacher: Pretrained, train: Split, classes: int, seed: int) -> nn.Mod
 
     Features are standardized; the penalty is chosen by cross-validation on the training samples (5 parts, or as many as
     the smallest class has samples; C = 0.01 where a class has one).
-
-    Raises:
-        InputError: The outputs are not those of a last linear layer, or a class has no sample.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -225,9 +218,6 @@ def basis_of(teacher: Pretrained, images: Split, layer: str | None, k: int, whit
     """Return the teacher's pooled features in the basis of their first k principal components on these images.
 
     Without `layer` they are the input of the last one. Names of wrappers may be left out.
-
-    Raises:
-        InputError: There is no such layer, or it has fewer than k components.
     """
     network = teacher.network
     x = images.inputs().to(next(network.parameters()).device)

@@ -12,13 +12,7 @@ from jacmatch.objectives.transfer import Pair
 
 
 def layers_by_resolution(network: nn.Module, shape: tuple[int, ...]) -> list[str]:
-    """Return the last layer of each resolution of the feature maps, from large to small, without single pixels.
-
-    Example:
-        >>> from jacmatch.models import build
-        >>> layers_by_resolution(build("vgg4", outputs=10, shape=(3, 32, 32)), (3, 32, 32))
-        ['features.conv1', 'features.conv2', 'features.conv3', 'features']
-    """
+    """Return the last layer of each resolution of the feature maps, from large to small, without single pixels."""
     last: dict[tuple[int, ...], str] = {}
 
     def watch(name: str) -> Any:

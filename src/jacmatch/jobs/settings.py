@@ -178,10 +178,6 @@ def names_code(job: str, field: str, value: object) -> bool:
 
     A prefix of data sets (`npz`) is not a prefix of models, and vice versa, so this depends on the field; a field that
     is not listed may always name code. The command line is trusted; a settings file, a run folder and a cache are not.
-
-    Example:
-        >>> names_code("train", "data", "npz:data.npz"), names_code("train", "model", "npz:data")
-        (False, True)
     """
     if field in _NEVER:
         return False

@@ -47,12 +47,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def is_code(spec: str) -> bool:
-    """Return whether `build` treats the text as a PACKAGE.MODULE:CALLABLE, which it imports and calls.
-
-    Example:
-        >>> is_code("mlp:64-64"), is_code("npz:network")
-        (False, True)
-    """
+    """Return whether `build` treats the text as a PACKAGE.MODULE:CALLABLE, which it imports and calls."""
     family, colon, rest = spec.partition(":")
     drive = len(family) == 1 and rest[:1] in ("\\", "/")  # the path of a run folder on Windows
     return bool(colon) and not drive and family not in FAMILIES and all(map(str.isidentifier, family.split(".")))

@@ -84,24 +84,12 @@ def mlp(
     hidden: Sequence[int] = (128, 128),
     activation: str = "silu",
 ) -> MLP:
-    """Build a fully connected network with a smooth activation, by default two hidden layers of 128; see `MLP`.
-
-    Example:
-        >>> import torch
-        >>> net = mlp(3, (2,), hidden=(5,))
-        >>> net(torch.zeros(4, 2)).shape, sum(p.numel() for p in net.parameters())
-        (torch.Size([4, 3]), 33)
-    """
+    """Build a fully connected network with a smooth activation, by default two hidden layers of 128; see `MLP`."""
     return MLP(outputs, shape, mean, std, hidden=hidden, activation=activation)
 
 
 def mlp_from_layout(layout: str, outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> MLP:
-    """The network of a layout: widths of the hidden layers joined by hyphens, then an activation if not "silu".
-
-    Example:
-        >>> [type(layer).__name__ for layer in mlp_from_layout("8-4-tanh", 1, (2,)).layers]
-        ['Linear', 'Tanh', 'Linear', 'Tanh', 'Linear']
-    """
+    """The network of a layout: widths of the hidden layers joined by hyphens, then an activation if not "silu"."""
     *items, last = layout.split("-")
     activation = "silu"
     if last.isdigit():

@@ -67,12 +67,7 @@ class VGG(RawInputs):
 
 
 def parse_layout(layout: str) -> list[str]:
-    """The items of a layout.
-
-    Example:
-        >>> parse_layout("64-M-128-M")
-        ['64', 'M', '128', 'M']
-    """
+    """The items of a layout."""
     items = layout.split("-")
     widths = [item for item in items if item != "M"]
     if not widths or not all(item.isascii() and item.isdigit() and int(item) > 0 for item in widths):
@@ -93,12 +88,7 @@ def _convolution(fan_in: int, fan_out: int) -> nn.Sequential:
 
 
 def vgg9(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> VGG:
-    """VGG-9, the paper's teacher: 64-M-128-M-256-256-M-512-512-M-512-512-M, 9.2 million parameters; from 17 pixels.
-
-    Example:
-        >>> sum(p.numel() for p in vgg9(100, (3, 32, 32)).parameters())
-        9274532
-    """
+    """VGG-9, the paper's teacher: 64-M-128-M-256-256-M-512-512-M-512-512-M, 9.2 million parameters; from 17 pixels."""
     return VGG(VGG9, outputs, shape, mean, std)
 
 

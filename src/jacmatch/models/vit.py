@@ -135,10 +135,6 @@ def default_patch(height: int, width: int) -> int:
 
     max {p : p | height, p | width, p ≤ max(2, ⌊min(height, width)/7⌋)}: 2 for 8 pixels, 4 for 28 and 32, 8 for 64, 32
     for 224.
-
-    Example:
-        >>> default_patch(8, 8), default_patch(28, 28), default_patch(32, 32)
-        (2, 4, 4)
     """
     limit = max(2, min(height, width) // 7)
     patch = max(side for side in range(1, limit + 1) if height % side == 0 and width % side == 0)
@@ -153,10 +149,5 @@ def default_patch(height: int, width: int) -> int:
 
 
 def vit_tiny(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> VisionTransformer:
-    """ViT-Ti: tokens of 192, 12 blocks, 3 heads; 5.4 million parameters, the patch side chosen by `default_patch`.
-
-    Example:
-        >>> vit_tiny(10, (1, 8, 8))(torch.zeros(2, 1, 8, 8)).shape
-        torch.Size([2, 10])
-    """
+    """ViT-Ti: tokens of 192, 12 blocks, 3 heads; 5.4 million parameters, the patch side chosen by `default_patch`."""
     return VisionTransformer(outputs, shape, mean, std)

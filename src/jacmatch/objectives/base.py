@@ -38,17 +38,11 @@ Same = TypeVar("Same", bound="Objective")
 
 @dataclass(frozen=True)
 class Call:
-    """What one call of an objective computes.
+    """What one call of an objective computes."""
 
-    Attributes:
-        number: Number of earlier calls.
-        factor: Factor of the derivative term, from the schedule and `every`; 0 where the term is not computed.
-        measured: Whether this call measures the shares of the gradient norm.
-    """
-
-    number: int
-    factor: float
-    measured: bool
+    number: int  # number of earlier calls
+    factor: float  # factor of the derivative term, from the schedule and `every`; 0 where the term is not computed
+    measured: bool  # whether this call measures the shares of the gradient norm
 
 
 _NOT_COMPILED = (
@@ -482,11 +476,7 @@ class Objective(nn.Module):
         return torch.cat([head, run(network, rest.x, arguments=rest.arguments)[0]]), derived
 
     def _read_class_dim(self, batch: Batch) -> None:
-        """Infer the dimension of the classes from the student's last layer.
-
-        Raises:
-            ClassDimensionError: the layer does not determine it.
-        """
+        """Infer the dimension of the classes from the student's last layer."""
         self.class_dim = class_dimension(self.network, batch.x, batch.arguments)
         if self.class_dim is None:
             raise ClassDimensionError(

@@ -356,21 +356,13 @@ def _is_shared(probe: Estimator) -> bool:
 
 @dataclass
 class _Readouts:
-    """The readouts of the heads, whose values are packed as one row for each sample.
+    """The readouts of the heads, whose values are packed as one row for each sample."""
 
-    Attributes:
-        each: Readout of each head with derivatives.
-        structure: Structure of the network's outputs.
-        teachers: Structure of the teacher's outputs.
-        expected: The readouts of the teacher, whose values must have the same shapes.
-        values: Structure of the values.
-    """
-
-    each: Mapping[str, Readout]
-    structure: Structure
-    teachers: Structure
-    expected: "_Readouts | None" = None
-    values: Structure = field(default_factory=Structure)
+    each: Mapping[str, Readout]  # readout of each head with derivatives
+    structure: Structure  # structure of the network's outputs
+    teachers: Structure  # structure of the teacher's outputs
+    expected: "_Readouts | None" = None  # the readouts of the teacher, whose values must have the same shapes
+    values: Structure = field(default_factory=Structure)  # structure of the values
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -394,20 +386,13 @@ class _Readouts:
 
 @dataclass
 class _Probes:
-    """The probes of the heads on the output side: their directions, with zeros outside of each head.
-
-    Attributes:
-        each: Probe of each head with derivatives.
-        values: Structure of the teacher's values.
-        labels: Labels of the heads that have them.
-        counts: Number of directions of each head, as of the last call.
-    """
+    """The probes of the heads on the output side: their directions, with zeros outside of each head."""
 
     side: ClassVar[Side] = "output"
-    each: Mapping[str, Estimator]
-    values: Structure
-    labels: Mapping[str, Tensor] = field(default_factory=dict)
-    counts: list[int] = field(default_factory=list)
+    each: Mapping[str, Estimator]  # probe of each head with derivatives
+    values: Structure  # structure of the teacher's values
+    labels: Mapping[str, Tensor] = field(default_factory=dict)  # labels of the heads that have them
+    counts: list[int] = field(default_factory=list)  # number of directions of each head, as of the last call
 
     def directions(self, *, outputs: Tensor, labels: object, seed: int, **about: Any) -> Tensor:
         """Return the directions (P, B, R)."""

@@ -37,21 +37,13 @@ images."""
 
 @dataclass(frozen=True)
 class Recipe:
-    """The resolved settings: which losses, and the points at which they are evaluated.
+    """The resolved settings: which losses, and the points at which they are evaluated."""
 
-    Attributes:
-        output_loss: Loss of the output term.
-        temperature: τ of `kl`.
-        point: The inputs at which student and teacher are compared.
-        jacobians: Weight of the Jacobian term; 0 if no derivative is computed.
-        schedule: Factor of that weight.
-    """
-
-    output_loss: OutputLoss
-    temperature: float | int
-    point: Point
-    jacobians: float | int
-    schedule: WeightSchedule
+    output_loss: OutputLoss  # loss of the output term
+    temperature: float | int  # τ of `kl`
+    point: Point  # the inputs at which student and teacher are compared
+    jacobians: float | int  # weight of the Jacobian term; 0 if no derivative is computed
+    schedule: WeightSchedule  # factor of that weight
 
 
 def recipe(
@@ -88,14 +80,6 @@ def recipe(
         point: The given value, or None.
         jacobians: The given value, or None; if given, the schedule is constant unless it is given too.
         schedule: The given value, or None.
-
-    Raises:
-        InputError: `samples_per_class` is not positive.
-
-    Example:
-        >>> few, many = recipe("classification", 10), recipe("classification", 5000)
-        >>> few.output_loss, few.temperature, few.point, few.jacobians, many.jacobians
-        ('kl', 4.0, AtMixedPairs(), GradientShare(0.3), 0.0)
     """
     if samples_per_class is not None and not samples_per_class > 0:
         raise InputError("`samples_per_class` of `Distillation` must be positive.", got=samples_per_class)
@@ -128,13 +112,6 @@ def labels_of(data: object) -> Tensor:
     Args:
         data: The labels themselves (tensor, array or list), or a data set with `targets`, `labels`, `y` or `tensors`,
             a column `label` or `labels` (Hugging Face), a `Subset` or `ConcatDataset` of these, or a `DataLoader`.
-
-    Raises:
-        InputError: the labels cannot be read without loading the inputs.
-
-    Example:
-        >>> labels_of(torch.utils.data.TensorDataset(torch.rand(3, 2), torch.tensor([0, 1, 1])))
-        tensor([0, 1, 1])
     """
     if isinstance(data, Tensor):
         return data.detach()
@@ -187,13 +164,6 @@ def describe_labels(labels: Tensor, task: Task | None = None) -> tuple[Task, flo
     Args:
         labels: All labels of the training set.
         task: The task, if it is already known.
-
-    Raises:
-        InputError: the labels could be either classes or numbers, or they are neither.
-
-    Example:
-        >>> describe_labels(torch.tensor([0, 0, 1, 1])), describe_labels(torch.tensor([0.5, 1.7]))
-        (('classification', 2.0), ('regression', None))
     """
     if task == "regression":
         return task, None

@@ -287,11 +287,7 @@ class Regression(Objective):
 
 
 def _as_scale(name: str, given: Tensor | float | int | None) -> Tensor:
-    """Return the scale as a detached tensor; 1 if None.
-
-    Raises:
-        InputError: a number is not positive and finite.
-    """
+    """Return the scale as a detached tensor; 1 if None."""
     scale = torch.as_tensor(1.0 if given is None else given).detach().clone()
     scale = scale if scale.is_floating_point() else scale.float()
     if not bool(((scale > 0) & scale.isfinite()).all()):

@@ -45,12 +45,9 @@ class RootProbabilities:
     """The readout rᵢ = 2√qᵢ, q = softmax of the outputs: ‖J_r‖²_F = Σᵢ qᵢ ‖∇log qᵢ‖², without a 1/q.
 
     Its squared norm is twice `losses.piecewise_linear_cross_entropy`, and a random row estimates it without bias.
-
-    Attributes:
-        class_dim: The dimension of the classes; needed for outputs of more than two dimensions.
     """
 
-    class_dim: int | None = None
+    class_dim: int | None = None  # the dimension of the classes; needed for outputs of more than two dimensions
     layers: tuple[str, ...] = ()
 
     def __call__(

@@ -75,14 +75,10 @@ class TeacherNorm:
     The ratio of two squared products along one random direction is heavy-tailed: if the teacher's product happens to be
     small, the ratio is unbounded, and its mean is not the relative error. The mean squared norm does not depend on the
     directions of a sample, so the mean over directions is exactly E‖J_S − J_T‖² ÷ E‖J_T‖².
-
-    Attributes:
-        mean: Mean over the samples of all calls that measured it; None before the first.
-        calls: Number of those calls.
     """
 
-    mean: float | None = None
-    calls: int = 0
+    mean: float | None = None  # mean over the samples of all calls that measured it; None before the first
+    calls: int = 0  # number of those calls
 
     def measured(self, products: Tensor | None, like: Tensor, part: Part | None, *, counts: bool) -> "TeacherNorm":
         """Return the norm updated with the products of one more call; over all processes if the call counts.

@@ -88,22 +88,16 @@ class WeightSchedule:
 class Part:
     """The samples rank, rank + ranks, rank + 2 ranks, … of a batch: for any n the first n are spread evenly.
 
-    Attributes:
-        rank: Rank of this process, from 0.
-        ranks: Number of processes.
-        samples: Number of samples of the whole batch.
-        measured: Whether the shares of the gradient norm can be measured; not if parameters are sharded.
-
     Example:
         >>> part = Part(rank=1, ranks=2, samples=7)
         >>> part.own(7), part.own(3), part.scale(7)  # samples 1, 3 and 5; of the first three sample 1
         (3, 1, 0.8571428571428571)
     """
 
-    rank: int
-    ranks: int
-    samples: int
-    measured: bool = True
+    rank: int  # rank of this process, from 0
+    ranks: int  # number of processes
+    samples: int  # number of samples of the whole batch
+    measured: bool = True  # whether the shares of the gradient norm can be measured; not if parameters are sharded
 
     def own(self, first: int) -> int:
         """Return how many of the first `first` samples of the whole batch this process has."""

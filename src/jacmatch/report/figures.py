@@ -60,12 +60,7 @@ class Style:
 
 
 def styles(names: Sequence[str]) -> list[Style]:
-    """Return the styles of methods that are shown together.
-
-    Example:
-        >>> [style.color for style in styles(["values", "values, 4 × steps", "something else"])]
-        ['orange', 'orange', 'grey']
-    """
+    """Return the styles of methods that are shown together."""
     known = {name: color for color, methods in METHODS.items() for name in methods}
     colors = [known.get(name) or known.get(name.partition(", ")[0]) for name in names]
     free = [color for color in PALETTE if color not in colors] or list(PALETTE)

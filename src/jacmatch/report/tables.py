@@ -57,14 +57,7 @@ class Table:
 
 
 def entry(value: Spread | None, scale: float | int = 100, digits: int | None = 1) -> str:
-    """Return mean ± standard deviation as text, or a dash if nothing was measured.
-
-    Example:
-        >>> entry({"mean": 0.51, "std": 0.014}), entry({"mean": 0.5, "std": None}, 1, 3)
-        ('51.0 ± 1.4', '0.500')
-        >>> entry({"mean": 0.00042, "std": 0.00003}, 1, None)
-        '0.00042 ± 3e-05'
-    """
+    """Return mean ± standard deviation as text, or a dash if nothing was measured."""
     if value is None:
         return NOTHING
     mean = _number(scale * value["mean"], digits)
@@ -76,12 +69,7 @@ def _number(value: float, digits: int | None, sign: str = "") -> str:
 
 
 def speed(ratio: float) -> tuple[str, str]:
-    """Return how a ratio of times is called, and its number: below 1 it is a slow-down.
-
-    Example:
-        >>> speed(12.5), speed(0.5)
-        (('speed-up', '12.5 ×'), ('slow-down', '2 ×'))
-    """
+    """Return how a ratio of times is called, and its number: below 1 it is a slow-down."""
     return ("speed-up", f"{ratio:.3g} ×") if ratio >= 1 else ("slow-down", f"{1 / ratio:.3g} ×")
 
 
@@ -130,14 +118,7 @@ def measure(result: Mapping[str, Any]) -> str:
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table.
-
-    Example:
-        >>> print(markdown(["a", "b"], [["1", "2"]]))
-        | a | b |
-        | --- | --- |
-        | 1 | 2 |
-    """
+    """Return a Markdown table."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join("| " + " | ".join(_literal(cell) for cell in line) + " |" for line in lines)
 

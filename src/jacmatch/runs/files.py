@@ -56,15 +56,7 @@ def write_whole(folder: Path, name: str, data: bytes | memoryview) -> Path:
 
 
 def plain(value: object, where: str) -> Any:
-    """Convert a value to the types of JSON: dict, list, str, int, float, bool, None.
-
-    Example:
-        >>> plain({"shape": (1, 8, 8)}, "settings")
-        {'shape': [1, 8, 8]}
-        >>> plain({"weights": [0.5, float("nan")]}, "settings")
-        Traceback (most recent call last):
-        jacmatch.errors.InputError: `settings.weights[1]` must be a finite number to be written as JSON. Got nan. ...
-    """
+    """Convert a value to the types of JSON: dict, list, str, int, float, bool, None."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):

@@ -39,26 +39,14 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def probe(values: Sequence[float], tolerance: float = SINGLE) -> Fingerprint:
-    """Return a fingerprint of numbers, which must agree up to `tolerance` times the largest of them.
-
-    Example:
-        >>> probe([1.0, 2.0])
-        {'values': [1.0, 2.0], 'tolerance': 0.0001}
-        >>> probe([float("nan")])
-        'not finite'
-    """
+    """Return a fingerprint of numbers, which must agree up to `tolerance` times the largest of them."""
     if not all(map(math.isfinite, values)):
         return "not finite"
     return {"values": [float(value) for value in values[:_LARGEST]], "tolerance": tolerance}
 
 
 def changed(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Return the names whose values differ, with both values in short form; empty if there are none.
-
-    Example:
-        >>> changed({"x_train": "a", "outputs": probe([2.0])}, {"x_train": "b", "outputs": probe([2.00001])})
-        "x_train ('a' there, 'b' here)"
-    """
+    """Return the names whose values differ, with both values in short form; empty if there are none."""
     pairs = {name: (there.get(name, _ABSENT), here.get(name, _ABSENT)) for name in dict.fromkeys((*there, *here))}
     shown = [f"{name} {_difference(*pair)}" for name, pair in pairs.items() if not _agree(*pair)]
     return ", ".join(shown[:_SHOWN] + ([f"and {len(shown) - _SHOWN} more"] if len(shown) > _SHOWN else []))
@@ -103,10 +91,6 @@ def code_of(module: str) -> Fingerprints:
 
     The standard library, installed packages and this package are left out: a run stores their versions. Comments and
     layout do not count. Nothing is imported.
-
-    Example:
-        >>> code_of("json")
-        {}
     """
     fingerprints: Fingerprints = {}
     waiting = [module]
@@ -173,11 +157,6 @@ def source_of(given: object, depth: int = 3) -> str:
 
     For a function it includes default values and the numbers, texts and functions in its closure, `depth` levels deep;
     for a class the user's base classes. Without source, as at a prompt, the compiled code is used.
-
-    Example:
-        >>> one, two, again = (eval(f"lambda x: {text}", {}) for text in ("2 * x", "3 * x", "2 * x"))
-        >>> source_of(one) == source_of(again), source_of(one) == source_of(two)
-        (True, False)
     """
     if isinstance(given, type):
         return "\n".join(_of_class(each) for each in given.__mro__ if _is_users(each))

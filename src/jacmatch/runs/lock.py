@@ -53,16 +53,6 @@ def hold(folder: Path, *, wait: Callable[[], None] | None = None) -> Lock:
     """Acquire the lock of an existing folder. Within one process it is the same object at every call.
 
     If another process has the lock, `wait` is called once, and this process waits. Without `wait`, this is an error.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> lock = hold(folder)
-        >>> hold(folder) is lock
-        True
-        >>> _ = lock.release()
-        >>> list(folder.iterdir())
-        []
     """
     name = os.path.realpath(folder), os.getpid()
     before = _locks.get(name)

@@ -42,19 +42,12 @@ _FREE = 2400  # values and partials of one output at the points where a network 
 
 @dataclass(frozen=True, eq=False)
 class _Observed:
-    """The values and partials that are known of outputs with the same pattern.
+    """The values and partials that are known of outputs with the same pattern."""
 
-    Attributes:
-        x: Inputs.
-        index: Which of the (1 + D) N entries, values first, are known.
-        z: Known entries of each output, (M, K); partials not yet scaled.
-        axis: Of each entry, 0 for a value and 1 + i for a partial by input i.
-    """
-
-    x: Inputs
-    index: ndarray
-    z: ndarray
-    axis: ndarray
+    x: Inputs  # inputs
+    index: ndarray  # which of the (1 + D) N entries, values first, are known
+    z: ndarray  # known entries of each output, (M, K); partials not yet scaled
+    axis: ndarray  # of each entry, 0 for a value and 1 + i for a partial by input i
 
 
 def _observed(data: Standardized, outputs: ndarray) -> _Observed:
@@ -82,21 +75,13 @@ def patterns(data: Standardized) -> list[ndarray]:
 
 @dataclass(frozen=True, eq=False)
 class _Factors:
-    """The kernel between points, k = Π gᵢ(uᵢ), and what its derivatives need.
+    """The kernel between points, k = Π gᵢ(uᵢ), and what its derivatives need."""
 
-    Attributes:
-        u: Scaled differences (xᵢ − xᵢ′)/ℓᵢ, input first.
-        share: Share ρᵢ of the squared exponential in gᵢ.
-        k: The kernel.
-        first: gᵢ′/gᵢ = −uᵢ ρᵢ.
-        second: −gᵢ″/gᵢ = (1 − uᵢ²) ρᵢ.
-    """
-
-    u: ndarray
-    share: ndarray
-    k: ndarray
-    first: ndarray
-    second: ndarray
+    u: ndarray  # scaled differences (xᵢ − xᵢ′)/ℓᵢ, input first
+    share: ndarray  # share ρᵢ of the squared exponential in gᵢ
+    k: ndarray  # the kernel
+    first: ndarray  # gᵢ′/gᵢ = −uᵢ ρᵢ
+    second: ndarray  # −gᵢ″/gᵢ = (1 − uᵢ²) ρᵢ
 
     def covariance(self, *, partials: tuple[bool, bool]) -> ndarray:
         """Return the covariance of values and, where wanted, scaled partials of rows and columns."""
@@ -200,18 +185,14 @@ def _likelihood(parameters: ndarray, observed: _Observed) -> tuple[float, ndarra
 
 @dataclass(frozen=True, eq=False)
 class _Conditioned:
-    """Outputs with the same pattern, conditioned on what is known of them.
-
-    Attributes:
-        weights: Of the covariance with each value and scaled partial, (1 + D, N, K); 0 where it is not known.
-    """
+    """Outputs with the same pattern, conditioned on what is known of them."""
 
     outputs: ndarray
     observed: _Observed
     lengths: ndarray
     constants: ndarray
     factor: ndarray
-    weights: ndarray
+    weights: ndarray  # of the covariance with each value and scaled partial, (1 + D, N, K); 0 where it is not known
     mean: ndarray
     variance: ndarray
 

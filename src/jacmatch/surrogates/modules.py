@@ -244,12 +244,7 @@ def regression(
     y_scale: Float[Tensor, "out"] | None = None,
     seed: int = 0,
 ) -> Regression:
-    """Return the objective of `fit_surrogate`, for your own loop; the arguments are the same.
-
-    Raises:
-        InputError: a setting is unknown, or there are neither partials nor a teacher.
-        UnsupportedError: the teacher cannot answer the query.
-    """
+    """Return the objective of `fit_surrogate`, for your own loop; the arguments are the same."""
     if partials not in PARTIALS:
         raise unknown_name("`partials` of `fit_surrogate`", partials, PARTIALS)
     if partials != "none" and jacobian is None and teacher is None:

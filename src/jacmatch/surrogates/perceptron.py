@@ -77,13 +77,6 @@ class _Activation:
 class Perceptron:
     """The layout of a network; its parameters are one vector.
 
-    Attributes:
-        widths: Inputs, hidden layers, outputs.
-        activation: A name in `ACTIVATIONS`.
-
-    Raises:
-        InputError: The activation is unknown or a width is not positive.
-
     Example:
         >>> net = Perceptron((2, 8, 1), "tanh")
         >>> y, j = net(net.initial(seed=0), np.zeros((5, 2)))
@@ -91,8 +84,8 @@ class Perceptron:
         ((5, 1), (5, 1, 2))
     """
 
-    widths: tuple[int, ...]
-    activation: str
+    widths: tuple[int, ...]  # inputs, hidden layers, outputs
+    activation: str  # A name in `ACTIVATIONS`
 
     def __post_init__(self) -> None:
         """Check the layout."""

@@ -29,19 +29,12 @@ class DataWarning(UserWarning):
 
 @dataclass(frozen=True, eq=False)
 class Scaler:
-    """Means and scales of inputs and outputs: standardized = (raw − mean) / scale.
+    """Means and scales of inputs and outputs: standardized = (raw − mean) / scale."""
 
-    Attributes:
-        x_mean: Of each input.
-        x_scale: Standard deviation of each input, 1 where it never varies.
-        y_mean: Of each output.
-        y_scale: Standard deviation of each output, 1 where it never varies.
-    """
-
-    x_mean: Float[ndarray, "input"]
-    x_scale: Float[ndarray, "input"]
-    y_mean: Float[ndarray, "out"]
-    y_scale: Float[ndarray, "out"]
+    x_mean: Float[ndarray, "input"]  # of each input
+    x_scale: Float[ndarray, "input"]  # standard deviation of each input, 1 where it never varies
+    y_mean: Float[ndarray, "out"]  # of each output
+    y_scale: Float[ndarray, "out"]  # standard deviation of each output, 1 where it never varies
 
     def inputs(self, x: Inputs) -> Inputs:
         """Return standardized inputs."""
@@ -63,9 +56,6 @@ def check_jacobian(jacobian: Any, shape: tuple[int, ...], of: str = "outputs") -
         jacobian: Of the shape; or (N, K·D), all partials of the first output first, as in a table.
         shape: N, the axes of the output, D; (N, P, D) for projections.
         of: What the middle axes are.
-
-    Raises:
-        InputError: Its shape is another one, or it has infinite or no known entries.
     """
     try:
         given = np.asarray(jacobian, dtype=np.float64)
@@ -85,11 +75,7 @@ def check_jacobian(jacobian: Any, shape: tuple[int, ...], of: str = "outputs") -
 
 
 def check_cotangents(cotangents: Any, samples: int, output: tuple[int, ...]) -> Cotangents:
-    """Return cotangents (N, P, *output) as an array (N, P, K).
-
-    Raises:
-        InputError: They have another shape, or an entry that is not finite.
-    """
+    """Return cotangents (N, P, *output) as an array (N, P, K)."""
     try:
         given = np.asarray(cotangents, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -142,9 +128,6 @@ def standardize(
         x_scale: Units of the inputs; their standard deviation if None.
         y_scale: Units of the outputs; their standard deviation if None.
         cotangents: Directions u of the projections uᵀ ∂y/∂x.
-
-    Raises:
-        InputError: A weight is negative or not finite, or all are 0.
     """
     n, k, d = len(x), y.shape[1], x.shape[1]
     weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)

@@ -33,23 +33,14 @@ OnProgress = Callable[[int, int, float], None]
 
 @dataclass(frozen=True, eq=False)
 class Standardized:
-    """Samples in standardized units, with a weight for each value and partial.
+    """Samples in standardized units, with a weight for each value and partial."""
 
-    Attributes:
-        x: Inputs.
-        y: Values.
-        t: Partials, 0 where unknown; None where none are known.
-        y_weights: Weights of the squared errors of the values, which sum to 1.
-        t_weights: Weights of the squared errors of the partials, 0 where unknown.
-        u: Cotangents, if t has projections uᵀ ∂y/∂x instead of partials of each output.
-    """
-
-    x: Inputs
-    y: Values
-    t: Tangents | None
-    y_weights: Values
-    t_weights: Tangents | None
-    u: Cotangents | None = None
+    x: Inputs  # inputs
+    y: Values  # values
+    t: Tangents | None  # partials, 0 where unknown; None where none are known
+    y_weights: Values  # weights of the squared errors of the values, which sum to 1
+    t_weights: Tangents | None  # weights of the squared errors of the partials, 0 where unknown
+    u: Cotangents | None = None  # cotangents, if t has projections uᵀ ∂y/∂x instead of partials of each output
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -161,25 +152,15 @@ class Selected:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A fitted network.
+    """A fitted network."""
 
-    Attributes:
-        net: Its layout.
-        theta: Its parameters.
-        decay: The weight decay that was selected.
-        loss: Loss over all samples, decay included.
-        held_out: The loss on held-out samples by which it was selected; None where nothing was held out.
-        evaluations: Evaluations of loss and gradient in all.
-        candidates: Held-out loss of each start and activation.
-    """
-
-    net: Perceptron
-    theta: Parameters
-    decay: float
-    loss: float
-    held_out: float | None
-    evaluations: int
-    candidates: list[dict[str, object]]
+    net: Perceptron  # its layout
+    theta: Parameters  # its parameters
+    decay: float  # the weight decay that was selected
+    loss: float  # loss over all samples, decay included
+    held_out: float | None  # the loss on held-out samples by which it was selected; None where nothing was held out
+    evaluations: int  # evaluations of loss and gradient in all
+    candidates: list[dict[str, object]]  # held-out loss of each start and activation
 
 
 def planned_evaluations(data: Standardized, net: Perceptron) -> int:
@@ -233,27 +214,16 @@ def select(
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """A network that was selected on held-out samples, before it is fitted to all.
+    """A network that was selected on held-out samples, before it is fitted to all."""
 
-    Attributes:
-        net: Its layout.
-        theta: Its parameters.
-        decay: Its weight decay.
-        held_out: Its loss on the held-out samples; None where there were too few to hold any out.
-        evaluations: Evaluations so far.
-        candidates: Weight decay and held-out loss of each start and activation.
-        last: Evaluations of the last fit.
-        counter: Counts them.
-    """
-
-    net: Perceptron
-    theta: Parameters
-    decay: float
-    held_out: float | None
-    evaluations: int
-    candidates: list[dict[str, object]]
-    last: int
-    counter: "_Counter"
+    net: Perceptron  # its layout
+    theta: Parameters  # its parameters
+    decay: float  # its weight decay
+    held_out: float | None  # its loss on the held-out samples; None where there were too few to hold any out
+    evaluations: int  # evaluations so far
+    candidates: list[dict[str, object]]  # weight decay and held-out loss of each start and activation
+    last: int  # evaluations of the last fit
+    counter: "_Counter"  # counts them
 
     def fit(self, data: Standardized) -> Fit:
         """Return the network after the last fit, to all samples."""

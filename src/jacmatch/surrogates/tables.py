@@ -53,9 +53,6 @@ def load_table(spec: str, inputs: Sequence[str] = (), outputs: Sequence[str] = (
     """Return `x_train`, `y_train` and perhaps `j_train` of `csv:FILE` or `parquet:FILE`.
 
     Columns as in `split_frame`. Empty cells are NaN.
-
-    Raises:
-        InputError: The file cannot be read, or `split_frame` would refuse it.
     """
     kind, _, argument = spec.partition(":")
     path = existing_file(argument, kind)

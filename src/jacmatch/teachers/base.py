@@ -110,11 +110,7 @@ class Own:
 
 
 def query(teacher: Teacher, x: Tensor, question: Question) -> Answer:
-    """Return a teacher's answer for training; outputs of shape (B,) become (B, 1).
-
-    Raises:
-        UnsupportedError: The products are known to be wrong; a teacher itself only warns of that.
-    """
+    """Return a teacher's answer for training; outputs of shape (B,) become (B, 1)."""
     cotangents = question.cotangents
 
     def of_columns(values: Tensor) -> Tensor:
@@ -139,11 +135,7 @@ def frozen_pass(x: Tensor) -> Iterator[None]:
 
 
 def fitting_tangents(question: Question, x: Tensor) -> Tensor:
-    """The directions of a question, in the type of x.
-
-    Raises:
-        InputError: they are not shaped (P, B, *input); torch would broadcast them.
-    """
+    """The directions of a question, in the type of x."""
     assert question.tangents is not None
     tangents = question.tangents
     if tangents.shape[1:] != x.shape:
@@ -161,11 +153,7 @@ def called(question: Question, function: Callable[..., object], x: Tensor) -> ob
 
 
 def checked_outputs(teacher: str, given: object, x: Tensor, do: str) -> Tensor:
-    """Return the result of a teacher's function, with the dtype and on the device of x.
-
-    Raises:
-        InputError: it is no tensor (B, K).
-    """
+    """Return the result of a teacher's function, with the dtype and on the device of x."""
     if not isinstance(given, Tensor) or given.dim() != 2 or len(given) != len(x):
         raise InputError(
             f"`function` of `{teacher}` must return outputs ({len(x)}, K) for {len(x)} samples.",

@@ -42,15 +42,7 @@ _PARTS = (
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state to a file atomically.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "checkpoint.pt"
-        >>> save(file, {"step": 3})
-        >>> load(file)
-        {'step': 3}
-    """
+    """Write the state to a file atomically."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     buffer.write(_MARK + hashlib.sha256(buffer.getbuffer()).hexdigest().encode())

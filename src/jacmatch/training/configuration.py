@@ -165,10 +165,6 @@ def ema_decay(step: int, decay: float) -> float:
     """Return the decay of the moving average after step number `step`: min(decay, (1 + step)/(10 + step)).
 
     Without the second bound, the average of a short run would consist mostly of the initial weights.
-
-    Example:
-        >>> ema_decay(0, 0.999), ema_decay(100_000, 0.999)
-        (0.1, 0.999)
     """
     return min(decay, (1 + step) / (10 + step))
 

@@ -80,15 +80,7 @@ _DEPTH = 4  # how far settings inside settings are followed
 
 
 def identity(objective: nn.Module, train: Split, seed: int) -> dict[str, Any]:
-    """Return fingerprints of seed, data, teacher and settings of the objective; see also `student_identity`.
-
-    Example:
-        >>> from jacmatch.objectives import Distillation
-        >>> split = Split(torch.rand(20, 3), torch.arange(20) % 2)
-        >>> found = identity(Distillation(nn.Linear(3, 2)), split, 0)
-        >>> found["seed"], found["samples"], found["teacher"], found["objective.temperature"]
-        (0, 20, 'none', '4.0')
-    """
+    """Return fingerprints of seed, data, teacher and settings of the objective; see also `student_identity`."""
     _, teacher = networks_of(objective)
     parts: dict[str, Any] = {
         "seed": seed,

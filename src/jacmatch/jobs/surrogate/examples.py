@@ -36,10 +36,6 @@ def ishigami(x: Float[Tensor, "sample 3"]) -> Float[Tensor, "sample 1"]:
 
     References:
         Ishigami & Homma 1990 (the form); Crestaux, Le Maître & Martinez 2009 (the factors 7 and 0.1).
-
-    Example:
-        >>> ishigami(torch.tensor([[math.pi / 2, math.pi / 2, 1.0]], dtype=torch.float64))
-        tensor([[8.1000]], dtype=torch.float64)
     """
     first, second, third = x.unbind(1)
     return (torch.sin(first) * (1 + 0.1 * third**4) + 7 * torch.sin(second).square())[:, None]

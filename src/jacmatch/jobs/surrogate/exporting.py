@@ -29,11 +29,7 @@ def difference(
     t: Float[Tensor, "out"],
     what: str,
 ) -> float:
-    """Return the largest difference of a saved network from the module, relative to t + |y|, with t the units.
-
-    Raises:
-        InputError: The difference is above `CLOSE`.
-    """
+    """Return the largest difference of a saved network from the module, relative to t + |y|, with t the units."""
     with torch.no_grad():
         y = module(x)
         off = float(((mine(x) - y).abs().double() / (t + y.abs())).max())
@@ -67,9 +63,6 @@ def to_onnx(
 
     Returns:
         `file`, `largest_difference` and `checked_by`, or the reason why there is no file.
-
-    Raises:
-        InputError: The extra is missing with `always`, or the file differs from the network by more than `CLOSE`.
     """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if when == "never" or (when == "auto" and missing):

@@ -89,11 +89,7 @@ class SurrogateFields(TrainingFields):
     """Training points that are held out for the learning curves: a fraction (below 1) or a number."""
 
     def check(self) -> None:
-        """Refuse settings that are wrong for any function.
-
-        Raises:
-            InputError: settings are out of range or do not go together.
-        """
+        """Refuse settings that are wrong for any function."""
         positive("surrogate", probes=self.probes, seeds=self.seeds, rounds=self.rounds)
         if self.test_samples < 2:
             raise InputError("`--test-samples` of `surrogate` must be at least 2.", got=self.test_samples)

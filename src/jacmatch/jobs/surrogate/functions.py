@@ -28,9 +28,6 @@ def checked(rule: str, given: Any, x: Float[Tensor, "sample input"]) -> Float[Te
         rule: What must hold; the beginning of the error message.
         given: What was returned.
         x: The points.
-
-    Raises:
-        InputError: The result is something else.
     """
     if isinstance(given, np.ndarray) or np.isscalar(given) or isinstance(given, list | tuple):
         try:
@@ -82,44 +79,24 @@ NON_SMOOTH = 0.1  # change of a derivative within one step, as a share of the la
 
 @dataclass
 class Function:
-    """A function of a batch (N, D) with values (N, K), evaluated in float64; see `open_function`.
+    """A function of a batch (N, D) with values (N, K), evaluated in float64; see `open_function`."""
 
-    Attributes:
-        name: Name, as the user wrote it.
-        call: The function itself.
-        arrays: Whether it takes and returns tensors or arrays.
-        own: Its own Jacobian, (N, K, D) for the same batch; None if it has none.
-        way: How the Jacobian is computed.
-        units: Typical change of each input; steps of differences are relative to it.
-        step: Relative step; None: ε^⅓, where ε is the precision of the returned values.
-        dtype: Dtype of the arguments of a torch function.
-        points: Number of evaluations so far, including those for differences.
-        seconds: Seconds spent in the function.
-        differenced: Number of points where the Jacobian was computed by differences.
-        non_smooth: Number of these points where the function is not smooth within the step.
-        precision: ε of the dtype of the returned values.
-    """
-
-    name: str
-    call: Callable[[Any], Any]
-    arrays: Literal["torch", "numpy"]
-    own: Callable[[Any], Any] | None
-    way: Way
-    units: Float[Tensor, "input"]
-    step: float | None = None
-    dtype: torch.dtype = torch.float64
-    points: int = 0
-    seconds: float = 0.0
-    differenced: int = 0
-    non_smooth: int = 0
-    precision: float = field(default=float(torch.finfo(torch.float64).eps))
+    name: str  # name, as the user wrote it
+    call: Callable[[Any], Any]  # the function itself
+    arrays: Literal["torch", "numpy"]  # whether it takes and returns tensors or arrays
+    own: Callable[[Any], Any] | None  # its own Jacobian, (N, K, D) for the same batch; None if it has none
+    way: Way  # how the Jacobian is computed
+    units: Float[Tensor, "input"]  # typical change of each input; steps of differences are relative to it
+    step: float | None = None  # relative step; None: ε^⅓, where ε is the precision of the returned values
+    dtype: torch.dtype = torch.float64  # dtype of the arguments of a torch function
+    points: int = 0  # number of evaluations so far, including those for differences
+    seconds: float = 0.0  # seconds spent in the function
+    differenced: int = 0  # number of points where the Jacobian was computed by differences
+    non_smooth: int = 0  # number of these points where the function is not smooth within the step
+    precision: float = field(default=float(torch.finfo(torch.float64).eps))  # ε of the dtype of the returned values
 
     def values(self, x: Float[Tensor, "sample input"]) -> Float[Tensor, "sample out"]:
-        """Return the values at x.
-
-        Raises:
-            InputError: The result is not a batch of finite numbers on the device of x.
-        """
+        """Return the values at x."""
         given = self._timed(self.call, x)
         y = checked(self.name, given, x)
         if y.dim() != 2 or not y.shape[1]:
@@ -214,12 +191,7 @@ class Function:
 
 
 def is_code(spec: str) -> bool:
-    """Return whether a function is one of a PACKAGE.MODULE:CALLABLE, which is imported and called.
-
-    Example:
-        >>> is_code("npz:answers.npz"), is_code("physics.flow:pressure")
-        (False, True)
-    """
+    """Return whether a function is one of a PACKAGE.MODULE:CALLABLE, which is imported and called."""
     module_name, _, attribute = spec.partition(":")
     return (
         bool(attribute)
@@ -229,11 +201,7 @@ def is_code(spec: str) -> bool:
 
 
 def import_callable(spec: str, flag: str = "--teacher") -> Any:
-    """Import the object that `PACKAGE.MODULE:CALLABLE` names; its code runs because the user named it.
-
-    Raises:
-        InputError: There is no such module, or no such callable in it.
-    """
+    """Import the object that `PACKAGE.MODULE:CALLABLE` names; its code runs because the user named it."""
     module_name, _, attribute = spec.partition(":")
     if module_name == "onnx":
         return onnx_function(attribute)
@@ -294,9 +262,6 @@ def open_function(
         own: Its own Jacobian; None: its attribute `jacobian`, if it has one.
         way: How the Jacobian is computed; `auto`: the first available of own, autograd and differences.
         step: Step of differences, relative to the units.
-
-    Raises:
-        InputError: It accepts neither tensors nor arrays, or its Jacobian cannot be computed as `way` says.
     """
     own = getattr(call, "jacobian", None) if own is None else own
     if isinstance(call, nn.Module):
@@ -398,9 +363,6 @@ def check_function(function: Function, x: Float[Tensor, "sample input"], *, deri
         function: The function.
         x: The points.
         derivatives: Whether derivatives are checked, too.
-
-    Raises:
-        InputError: A second call or another batch gives different values, or its Jacobian disagrees with differences.
     """
     y = function.values(x)
     largest = y.abs().amax(0).clamp_min(torch.finfo(torch.float64).tiny)

@@ -37,16 +37,8 @@ def cube(kind: str, count: int, inputs: int, seed: int) -> Points:
         inputs: Number of dimensions.
         seed: Random seed.
 
-    Raises:
-        InputError: the kind is unknown, or the numbers are not positive.
-
     References:
         Sobol 1967; Owen 1998 (scrambling); McKay, Beckman & Conover 1979 (Latin hypercube).
-
-    Example:
-        >>> x = cube("latin-hypercube", 4, 2, seed=0)
-        >>> (4 * x).floor().sort(0).values[:, 0].tolist()
-        [0.0, 1.0, 2.0, 3.0]
     """
     if count < 1 or inputs < 1:
         raise InputError("`count` and `inputs` of a sample must be at least 1.", got=f"{count} and {inputs}")
@@ -67,11 +59,7 @@ def cube(kind: str, count: int, inputs: int, seed: int) -> Points:
 
 
 def box(low: tuple[float, ...], high: tuple[float, ...], inputs: int | None) -> Float[Tensor, "2 input"]:
-    """Return the corners of the box, with one bound for each input or one for all.
-
-    Raises:
-        InputError: Bounds are missing, not finite or not in order, or their number differs from that of the inputs.
-    """
+    """Return the corners of the box, with one bound for each input or one for all."""
     size = inputs or max(len(low), len(high))
     for name, given in (("low", low), ("high", high)):
         if len(given) not in (1, size) or not size:
@@ -107,10 +95,6 @@ def shares(count: int, rounds: int) -> list[int]:
     """Return the number of points at the start and after each round of active sampling; the last is `count`.
 
     A third of the points is there at the start; the rounds add equal parts of the others.
-
-    Example:
-        >>> shares(90, 3)
-        [30, 50, 70, 90]
     """
     first = max(2, count // 3)
     return [first + (count - first) * number // rounds for number in range(rounds + 1)]
@@ -122,21 +106,13 @@ _CHUNK = 256  # points whose Jacobians are taken at once
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Points with their values, known Jacobians, and cost.
+    """Points with their values, known Jacobians, and cost."""
 
-    Attributes:
-        x: Inputs, float64.
-        y: Values.
-        j: Partials ∂yₖ/∂xᵢ, None where unknown.
-        calls: Number of evaluations of the function, including rejected candidates and differences.
-        seconds: Seconds spent in the function.
-    """
-
-    x: Float[Tensor, "sample *input"]
-    y: Float[Tensor, "sample out"]
-    j: Float[Tensor, "sample out *input"] | None
-    calls: int = 0
-    seconds: float = 0.0
+    x: Float[Tensor, "sample *input"]  # inputs, float64
+    y: Float[Tensor, "sample out"]  # values
+    j: Float[Tensor, "sample out *input"] | None  # partials ∂yₖ/∂xᵢ, None where unknown
+    calls: int = 0  # number of evaluations of the function, including rejected candidates and differences
+    seconds: float = 0.0  # seconds spent in the function
 
     def __len__(self) -> int:
         """The number of points."""
@@ -177,9 +153,6 @@ def cached(run: Run, name: str, make: Callable[[], Samples], function: Function 
         name: Of the file, without its ending.
         make: Called to compute the samples if they are missing.
         function: Evaluated again at some of the points in the file; these calls are not counted.
-
-    Raises:
-        InputError: The file is damaged, or the function returns different values now.
     """
     file = run.path / f"{name}.npz"
     if not file.is_file():

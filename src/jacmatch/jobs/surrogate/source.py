@@ -40,25 +40,15 @@ _SIZES = (32, 64, 128, 256)
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A function or a file to learn from.
+    """A function or a file to learn from."""
 
-    Attributes:
-        job: The settings.
-        function: The function, None for a file.
-        check: The result of the check of the function.
-        data: The file's arrays.
-        region: The box, or all given points.
-        units: Units of the inputs.
-        warnings: Problems of the samples of a file, one line each.
-    """
-
-    job: SurrogateFields
-    function: Function | None
-    check: FunctionCheck | None
-    data: Data | None
-    region: Float[Tensor, "corner *input"]
-    units: Float[Tensor, "*input"]
-    warnings: tuple[str, ...] = ()
+    job: SurrogateFields  # the settings
+    function: Function | None  # the function, None for a file
+    check: FunctionCheck | None  # the result of the check of the function
+    data: Data | None  # the file's arrays
+    region: Float[Tensor, "corner *input"]  # the box, or all given points
+    units: Float[Tensor, "*input"]  # units of the inputs
+    warnings: tuple[str, ...] = ()  # problems of the samples of a file, one line each
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -152,11 +142,7 @@ class Source:
 
 
 def open_source(job: SurrogateFields) -> Source:
-    """Return the source that the settings name, checked at some points.
-
-    Raises:
-        InputError: The source cannot be used; the message gives the reason.
-    """
+    """Return the source that the settings name, checked at some points."""
     if job.teacher.startswith(FILES):
         return _file(job)
     for name in ("x_columns", "y_columns"):
@@ -192,11 +178,7 @@ def code_behind(spec: str) -> Fingerprints:
 
 
 def output_units(job: SurrogateFields, y: Float[Tensor, "sample out"]) -> Float[Tensor, "out"]:
-    """Return the units of the outputs: as given, or the standard deviation of these values.
-
-    Raises:
-        InputError: An output is constant, so its unit is unknown.
-    """
+    """Return the units of the outputs: as given, or the standard deviation of these values."""
     units = _units("output", job.output_units, y.std(0, unbiased=False))
     assert units is not None
     return units

@@ -18,12 +18,7 @@ _LETTERS = 12  # of a digest in a message
 
 
 def digest(*tensors: tuple[str, Tensor | None]) -> str:
-    """SHA-256 over the names, types, shapes and bytes of tensors.
-
-    Example:
-        >>> digest(("a", torch.zeros(2))) == digest(("a", torch.zeros(2, 1)))
-        False
-    """
+    """SHA-256 over the names, types, shapes and bytes of tensors."""
     total = hashlib.sha256()
     for name, tensor in tensors:
         shape = "none" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
@@ -35,15 +30,7 @@ def digest(*tensors: tuple[str, Tensor | None]) -> str:
 
 
 def of_teacher(teacher: Teacher) -> dict[str, str]:
-    """Return the parts of a fingerprint that depend on the teacher: weights, architecture, preprocessing, type.
-
-    Raises:
-        UnsupportedError: The teacher cannot be identified: a function has no weights to compare.
-
-    Example:
-        >>> sorted(of_teacher(ModuleTeacher(nn.Linear(3, 2))))
-        ['teacher', 'teacher architecture', 'teacher preprocessing', 'teacher type', 'teacher weights']
-    """
+    """Return the parts of a fingerprint that depend on the teacher: weights, architecture, preprocessing, type."""
     if isinstance(teacher, MemoizedTeacher):
         return of_teacher(teacher.teacher)
     if isinstance(teacher, EnsembleTeacher):
@@ -116,11 +103,7 @@ def described(question: Question) -> dict[str, str]:
 
 
 def words(given: object, what: str) -> str:
-    """Return the `repr` of a setting, which must contain everything that determines it.
-
-    Raises:
-        InputError: It contains the address of an object.
-    """
+    """Return the `repr` of a setting, which must contain everything that determines it."""
     text = repr(given)
     if " at 0x" in text:
         rule = f"`{what}` of a cache must have a `repr` with all its settings."
@@ -129,12 +112,7 @@ def words(given: object, what: str) -> str:
 
 
 def differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:
-    """Return the parts in which two fingerprints differ, with both values; empty if there are none.
-
-    Example:
-        >>> differences({"seed": "0", "point": "AtData()"}, {"seed": "1", "point": "AtData()"})
-        'seed (0 there, 1 here)'
-    """
+    """Return the parts in which two fingerprints differ, with both values; empty if there are none."""
     names = [name for name in dict.fromkeys((*there, *here)) if there.get(name) != here.get(name)]
     shown = [f"{name} ({_short(there.get(name))} there, {_short(here.get(name))} here)" for name in names[:_SHOWN]]
     more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []

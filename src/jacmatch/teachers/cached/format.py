@@ -63,17 +63,11 @@ def disk(folder: Path, deed: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Field:
-    """A field that is stored for each sample.
+    """A field that is stored for each sample."""
 
-    Attributes:
-        name: One of `FIELDS`.
-        dtype: One of `TYPES`.
-        shape: Shape for one sample.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
+    name: str  # one of `FIELDS`
+    dtype: str  # one of `TYPES`
+    shape: tuple[int, ...]  # shape for one sample
 
     @property
     def size(self) -> int:
@@ -83,31 +77,18 @@ class Field:
 
 @dataclass(frozen=True)
 class Head:
-    """The content of `cache.json`.
+    """The content of `cache.json`."""
 
-    Attributes:
-        fingerprint: Everything that determines the answers, by name, in readable form.
-        question: The query, as `described` returns it.
-        fields: Fields that are stored for each sample.
-        samples: Number of samples in the training split.
-        views: Number of views: 0 … views − 1.
-        constant: Whether nothing is random, so that view 0 is used for all views.
-        batch: Number of samples in a query, in the order of training.
-        shard: Number of samples in a shard, a multiple of `batch`.
-        settings: Settings of the job that wrote the cache.
-        made: Versions, device and first outputs of the teacher.
-    """
-
-    fingerprint: dict[str, str]
-    question: dict[str, str]
-    fields: tuple[Field, ...]
-    samples: int
-    views: int
-    constant: bool
-    batch: int
-    shard: int
-    settings: dict[str, Any]
-    made: dict[str, Any]
+    fingerprint: dict[str, str]  # everything that determines the answers, by name, in readable form
+    question: dict[str, str]  # the query, as `described` returns it
+    fields: tuple[Field, ...]  # fields that are stored for each sample
+    samples: int  # number of samples in the training split
+    views: int  # number of views: 0 … views − 1
+    constant: bool  # whether nothing is random, so that view 0 is used for all views
+    batch: int  # number of samples in a query, in the order of training
+    shard: int  # number of samples in a shard, a multiple of `batch`
+    settings: dict[str, Any]  # settings of the job that wrote the cache
+    made: dict[str, Any]  # versions, device and first outputs of the teacher
 
     @property
     def shards(self) -> int:
@@ -148,11 +129,7 @@ def positions_name(view: int) -> str:
 
 
 def read_head(folder: Path) -> Head:
-    """Read the head of a cache.
-
-    Raises:
-        InputError: It is missing, damaged, or has another format.
-    """
+    """Read the head of a cache."""
     file = folder / HEAD
     if not os.path.isfile(file):  # false also for impossible names
         got = f"a folder without {HEAD}" if os.path.isdir(folder) else "no folder of that name"
@@ -203,11 +180,7 @@ def _checked(raw: Mapping[str, Any]) -> Head:
 
 
 def write_whole(folder: Path, name: str, data: bytes) -> None:
-    """Write a file of a cache atomically, with `jacmatch.files.replace`.
-
-    Raises:
-        InputError: The disk refuses, or a link leads out of the folder.
-    """
+    """Write a file of a cache atomically, with `jacmatch.files.replace`."""
     target = folder / name
     with disk(folder, "written to"):
         inside(folder, target.parent)
@@ -228,10 +201,6 @@ def fields_of(
         storage: Dtype of the fields that may be rounded.
         alone: The answer for the same inputs without products, if that is queried too. A network uses other kernels
             when it computes derivatives, so the rounding of its outputs can differ.
-
-    Raises:
-        UnsupportedError: The answer has features, which are not stored.
-        InputError: `storage` is unknown.
     """
     if storage not in get_args(Storage):
         raise unknown_name("`storage` of a cache (`--store`)", storage, get_args(Storage))
@@ -264,9 +233,6 @@ def rows_of(
         question: The query.
         fields: Fields that are stored.
         alone: The answer without products, if that is stored too.
-
-    Raises:
-        InputError: The answer lacks a field, or is not finite in the dtype of a field.
     """
     assert question.ids is not None
     given: dict[str, Tensor | None] = {"ids": question.ids, "outputs": answer.outputs, "input_sums": sums(x)}

@@ -40,9 +40,6 @@ class Shards:
 
     Args:
         folder: Folder of the cache.
-
-    Raises:
-        InputError: The folder is not a cache, or it is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,11 +52,7 @@ class Shards:
         return Shards, (self.folder,)  # a copy, also in another process, opens the files anew
 
     def missing(self) -> list[str]:
-        """Return the names of missing shards and position files; compares sizes, not contents.
-
-        Raises:
-            InputError: A file has another size than the head says.
-        """
+        """Return the names of missing shards and position files; compares sizes, not contents."""
         absent = []
         for view in range(self.head.views):
             if not self._has_size(positions_name(view), 8 * self.head.samples):
@@ -86,11 +79,7 @@ class Shards:
         return True
 
     def verify(self, view: int, shard: int, *, strong: bool = False) -> None:
-        """Compare a shard with the checksums beside it: CRC-32, or with `strong` SHA-256.
-
-        Raises:
-            InputError: The checksums differ, or a file is missing.
-        """
+        """Compare a shard with the checksums beside it: CRC-32, or with `strong` SHA-256."""
         folder, rows = self.folder / shard_name(view, shard), len(self.head.rows(shard))
         with disk(self.folder, "read"):
             if not (folder / SUMS).is_file():
@@ -107,11 +96,7 @@ class Shards:
         self._sound.add((view, shard))
 
     def read(self, view: int, ids: Tensor) -> dict[str, Tensor]:
-        """The entries of samples, a row each, in the order of the ids.
-
-        Raises:
-            InputError: A shard is missing, damaged, or has another sample at that position.
-        """
+        """The entries of samples, a row each, in the order of the ids."""
         wanted = ids.detach().to("cpu", torch.int64)
         numbers = wanted.numpy()
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.head.samples:

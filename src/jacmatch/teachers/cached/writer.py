@@ -99,10 +99,6 @@ def write_shard(folder: Path, name: str, entries: Mapping[str, Tensor]) -> None:
         folder: Of the cache.
         name: Name of the shard.
         entries: Its fields, on the CPU, with one row per sample.
-
-    Raises:
-        UnsupportedError: tensordict is not installed.
-        InputError: The disk refuses.
     """
     try:
         from tensordict import TensorDict
@@ -240,11 +236,7 @@ class Answers:
 
 
 def head_of(source: Queries, storage: Storage, megabytes: float, settings: dict[str, Any]) -> Head:
-    """Return the head of this cache; the teacher is queried twice for the first batch.
-
-    Raises:
-        InputError: The two answers differ.
-    """
+    """Return the head of this cache; the teacher is queried twice for the first batch."""
     first, again = (source.answers(source.first_rows(), 0) for _ in range(2))
     device = first.x.device
     if not agree(first.answer, again.answer, _ON_GPU if device.type == "cuda" else 0.0):
@@ -276,9 +268,6 @@ def resolve_head(folder: Path, head: Head) -> Head:
     """Return the head of the cache in a folder: this one or one with more views; a shorter one is extended.
 
     Call it from one process at a time.
-
-    Raises:
-        InputError: The folder has a different cache.
     """
     _remove_orphans(folder / HEAD)
     if (folder / HEAD).is_file():
