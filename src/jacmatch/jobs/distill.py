@@ -57,6 +57,7 @@ from jacmatch.runs.files import load as load_json
 from jacmatch.teachers import Teacher
 from jacmatch.training import Batches, agreement, find_device
 from jacmatch.training.distributed import ProcessGroup
+from jacmatch.training.loggers import first_of_classes
 from jacmatch.training.state import channels_last
 
 METHODS = {"labels": "labels only", "outputs": "labels + outputs", "jacobians": "labels + outputs + Jacobians"}
@@ -448,17 +449,13 @@ def _row(results: Sequence[Result]) -> Result:
     return row(METHODS[results[0]["method"]], results, agreement=agreement)
 
 
-IMAGES = 8  # of the figure of Jacobians
-
-
 def write_jacobian_figure(
     run: Run, data: Data, teacher: nn.Module, students: Mapping[str, nn.Module], labels: Mapping[str, str]
 ) -> None:
     """Write `jacobian_figure.npz` for the first test image of each class, if the data are images."""
     if len(data.shape) != 3 or data.classes is None or isinstance(teacher, ValuesOnly):
         return
-    of_class = [(data.test.y == number).nonzero() for number in range(data.classes)]
-    chosen = torch.tensor([int(rows[0]) for rows in of_class if len(rows)][:IMAGES])
+    chosen = first_of_classes(data.test)
     x = data.test.inputs(chosen).cpu()
     top = _outputs(teacher, x).argmax(1)
     wanted = _jacobian_rows(teacher, x, top)

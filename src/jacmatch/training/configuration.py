@@ -86,8 +86,8 @@ class Training:
     """Run the pre-flight check before the first step. It compares gradients with finite differences, and checks the
     teacher and all loss terms. Does not change results."""
     logger: Logger | None = None
-    """Also log the metrics with this tool. csv and tensorboard write to RUN/logs; wandb and mlflow use their own
-    settings. Does not change results."""
+    """Also log the metrics with this tool and, except csv, images of Jacobians. csv and tensorboard write to RUN/logs;
+    wandb and mlflow use their own settings. Does not change results."""
     compile: bool = False
     """Compile the objective: student, Jacobian products and losses as one graph. If this fails, a warning gives the
     reason."""

@@ -27,7 +27,7 @@ from jacmatch.training.data import Batches, resident
 from jacmatch.training.distributed import ProcessGroup, unsynced
 from jacmatch.training.evaluation import find_device
 from jacmatch.training.identity import SAMPLES, identity
-from jacmatch.training.metrics import logged
+from jacmatch.training.loggers import logged
 from jacmatch.training.state import State, begin, channels_last, make_batches, scale_derivatives
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -168,9 +168,10 @@ def fit(
         if run is not None:
             resume(state, run)
         held_out = None if validation is None else resident(validation, device, settings.resident_mib * 2**20)
-        with logged(settings.logger, run) as run, closing(batches), checks.reported(state, batches, run):
+        shown_in = logged(settings.logger, run, state, train if held_out is None else held_out)
+        with shown_in as (run, show), closing(batches), checks.reported(state, batches, run):
             checks.check_before_training(state, batches, run)
-            _loop(state, batches, held_out, run, on_step, interrupted)
+            _loop(state, batches, held_out, run, on_step, interrupted, show)
         state.gather()
         check_finite(objective, checkpoints.remedy(state))
         state.finish()
@@ -193,6 +194,7 @@ def _loop(
     run: Run | None,
     on_step: OnStep | None,
     interrupted: Callable[[], bool],
+    show: Callable[[], None],
 ) -> None:
     settings = state.settings
     stop = min(settings.steps, settings.max_steps or settings.steps)
@@ -208,6 +210,8 @@ def _loop(
                 known |= checkpoints.validate(state, validation)
             state.metrics.send(state.step, known)
         row = checkpoints.log_rows(state, run, wait=checkpoint) or row
+        if validate and (validation is not None or not settings.shard):  # then this process has the whole student
+            show()
         checks.account(state, batches, run)
         if checkpoint and run is not None:
             checkpoints.save_checked(state, run)

@@ -1,24 +1,18 @@
-"""Rows of metrics that are copied to the host asynchronously, and the loggers that receive them.
+"""Rows of metrics that are copied to the host asynchronously.
 
 The terms of each step stay on the device. When a row is due, its copy to the host is queued, and the loop continues;
 the row is written when it has arrived. On the CPU this is immediate.
 """
 
-import hashlib
 import math
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from jacmatch.errors import InputError, UnsupportedError
-from jacmatch.runs import Run
-from jacmatch.training.configuration import Logger
+from jacmatch.errors import InputError
 from jacmatch.training.distributed import ProcessGroup
 
 GRADIENT, SKIPPED = "_gradient", "_skipped"
@@ -146,84 +140,3 @@ def _sent(table: Tensor) -> tuple[Tensor, _Arrival]:
     arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrival.record(torch.cuda.current_stream(table.device))
     return target, arrival
-
-
-FOLDER: Final = "logs"
-"""Subfolder of a run for the files of a logger."""
-
-_PROJECT = "jacmatch"
-_Write = Callable[[Mapping[str, float], int], None]
-_Close = Callable[[], None]
-
-
-@contextmanager
-def logged(name: Logger | None, run: Run | None) -> Iterator[Run | None]:
-    """Also send the metrics of the run to a logger inside the block; without one, leave the run unchanged."""
-    if name is None or run is None or run.follows:
-        yield run
-        return
-    try:
-        write, close = _OPENED[name](run)
-    except ModuleNotFoundError as error:
-        package = name if name in ("wandb", "mlflow") else "tensorboard"
-        raise UnsupportedError(
-            f"The logger {name} needs the package {package}, which is not installed. Run: pip install {package}."
-        ) from error
-
-    def observe(row: Mapping[str, Any]) -> None:
-        write({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
-
-    try:
-        yield replace(run, observer=observe)
-    finally:
-        close()
-
-
-def _csv(run: Run) -> tuple[_Write, _Close]:
-    from lightning_fabric.loggers import CSVLogger
-
-    logger = CSVLogger(run.path / FOLDER, name="csv", flush_logs_every_n_steps=1)
-    return logger.log_metrics, lambda: logger.finalize("success")
-
-
-def _tensorboard(run: Run) -> tuple[_Write, _Close]:
-    from lightning_fabric.loggers import TensorBoardLogger
-
-    logger = TensorBoardLogger(run.path / FOLDER, name="tensorboard", version="")
-    return logger.log_metrics, lambda: logger.finalize("success")
-
-
-def _wandb(run: Run) -> tuple[_Write, _Close]:
-    import wandb
-
-    folder = run.path / FOLDER
-    folder.mkdir(exist_ok=True)
-    number = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:12]
-    settings = {"name": str(run.path), "id": number, "resume": "allow", "dir": str(folder)}
-    tracked = wandb.init(project=_PROJECT, config=dict(run.settings), **settings)
-    return lambda row, step: tracked.log(dict(row), step=step), tracked.finish
-
-
-def _mlflow(run: Run) -> tuple[_Write, _Close]:
-    import mlflow
-
-    client = mlflow.MlflowClient()
-    experiment = mlflow.set_experiment(_PROJECT).experiment_id
-    tracked = client.create_run(experiment, run_name=str(run.path)).info.run_id
-    for key, value in run.settings.items():
-        client.log_param(tracked, key, value)
-
-    def write(row: Mapping[str, float], step: int) -> None:
-        now = time.time_ns() // 1_000_000
-        metrics = [mlflow.entities.Metric(key, value, now, step) for key, value in row.items()]
-        client.log_batch(tracked, metrics=metrics)
-
-    return write, lambda: client.set_terminated(tracked)
-
-
-_OPENED: Final[dict[str, Callable[[Run], tuple[_Write, _Close]]]] = {
-    "csv": _csv,
-    "tensorboard": _tensorboard,
-    "wandb": _wandb,
-    "mlflow": _mlflow,
-}
