@@ -386,3 +386,14 @@ def test_a_last_layer_of_zeros_is_right():
     assert not row.any()
     row.sum().backward()
     assert module[2].weight.grad.any()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_rows_are_compared_in_any_memory_layout(layout):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 2)).to(memory_format=layout)
+    x = torch.randn(3, 3, 4, 4).contiguous(memory_format=layout)
+    _, rows = vjp(module, x, torch.ones(1, 3, 2))
+    expected = torch.func.vmap(torch.func.grad(lambda one: module(one[None]).sum()))(x)
+    torch.testing.assert_close(rows[0], expected, rtol=1e-4, atol=1e-5)
+    assert rows.requires_grad

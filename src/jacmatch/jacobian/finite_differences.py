@@ -270,8 +270,8 @@ class Reference:
         products = products.detach().to(self.tangents.dtype)
         if not of_rows:
             return relative_difference(products, self.products)
-        parts = (self.products[:1] * self.rows).flatten(1).view(1, len(self.rows[0]), -1)
-        difference = (products * self.tangents[:1]).view(1, len(self.x), -1).sum(2) - parts.sum(2)
+        parts = (self.products[:1] * self.rows).reshape(1, len(self.rows[0]), -1)
+        difference = (products * self.tangents[:1]).reshape(1, len(self.x), -1).sum(2) - parts.sum(2)
         error = float(difference.norm()) / max(float(parts.sum(2).norm()), float(parts.norm()), 1e-30)
         if error > self.tolerance and (self.single or self.coupled):
             error = float(difference.sum().abs()) / size_of_sum(parts)

@@ -38,14 +38,18 @@ PUBLISHED: dict[str, tuple[float, ...]] = {
 _TWICE = "twice the steps"
 ROWS: dict[str, Mapping[str, Any]] = {
     "λ = 0": {},
+    "λ = 0.001": {"penalty": 0.001},
     "λ = 0.01": {"penalty": 0.01},
     "λ = 0.1": {"penalty": 0.1},
     "λ = 0.5": {"penalty": 0.5},
     "λ = 1": {"penalty": 1.0},
     "cross-entropy form, λ = 1": {"penalty": 1.0, "form": "piecewise-linear-cross-entropy"},
     f"λ = 0, {_TWICE}": {"times": 2},
+    f"noise 0.1, {_TWICE}": {"noise": 0.1, "times": 2},
     f"noise 0.2, {_TWICE}": {"noise": 0.2, "times": 2},
     f"noise 0.4, {_TWICE}": {"noise": 0.4, "times": 2},
+    "λ = 0.001, noise 0.1": {"penalty": 0.001, "noise": 0.1},
+    "λ = 0.001, noise 0.2": {"penalty": 0.001, "noise": 0.2},
     "λ = 0.01, noise 0.2": {"penalty": 0.01, "noise": 0.2},
     "λ = 0.01, noise 0.4": {"penalty": 0.01, "noise": 0.4},
     "λ = 0.1, noise 0.2": {"penalty": 0.1, "noise": 0.2},
@@ -61,6 +65,7 @@ KINDS = {
 
 _COLUMN = "all"
 _STEPS = {"smoke": 8, "cpu": 200}
+_SMALL = {"fashion-mnist": "vgg:8-M-16-M-32", "cifar10": "vgg:16-M-32-M-64-M-128"}  # trained for twice the steps
 _BATCH, _EPOCHS = 128, 500
 _JUDGED = 1000  # test images, and validation images, in the small sizes
 
@@ -70,7 +75,7 @@ def _model(request: Request) -> str:
         return request.student
     if request.data.partition(":")[0] in {"digits", "synthetic"}:
         return "cnn3"
-    return "vgg9" if request.scale == "paper" else students.QUARTER_VGG9
+    return "vgg9" if request.scale == "paper" else _SMALL.get(request.data.partition(":")[0], students.QUARTER_VGG9)
 
 
 def _training(request: Request) -> dict[str, Any]:
@@ -80,8 +85,8 @@ def _training(request: Request) -> dict[str, Any]:
         samples = round(len(students.data_of(request.data, request.seed, False).train) * (1 - students.VALIDATION))
         schedule = {"lr": 1e-3, "schedule": "step", "milestones": (0.8,)}
         return {**shared, **schedule, "steps": _EPOCHS * max(1, samples // _BATCH)}
-    precision = "32" if _model(request) == "cnn3" else "bf16"
-    return {**shared, "lr": 2e-3, "precision": precision, "steps": _STEPS[request.scale]}
+    steps = _STEPS[request.scale] * (1 if _model(request) == "cnn3" else 2)
+    return {**shared, "lr": 2e-3, "steps": steps}
 
 
 def _cells(request: Request) -> list[Cell]:
