@@ -188,8 +188,8 @@ def bound_table(bounds: Mapping[str, Any], loss: str, title: str = "Why: the bou
     ]
     what = "‖T(x) − S(x)‖ of the outputs" if loss == "squared" else "the divergence of the outputs"
     note = (
-        f"ρ: {what}. K is estimated, the largest gradient of ρ and ratio |ρ(x) − ρ(x′)| / ‖x − x′‖ seen on these "
-        "images: a lower bound of the true constant. A right side far above the left says that the guarantee is empty, "
-        "and which term makes it so."
+        f"ρ: {what}. K is estimated by the largest gradient of ρ and the largest ratio |ρ(x) − ρ(x′)| / ‖x − x′‖ on "
+        "these images, which is a lower bound of the true constant. If the right-hand side of a bound is far above "
+        "the mean ρ on unseen images, the bound guarantees nothing; its terms show the reason."
     )
     return Table("bound", title, ("method", *_TERMS.values()), tuple(rows), (note,))

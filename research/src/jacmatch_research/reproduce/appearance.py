@@ -183,9 +183,9 @@ def _tables(document: Document) -> list[Table]:
         (
             f"Mean ± standard deviation over seeds: {seeds_of(document)}. Landmark error: mean distance in per cent of "
             f"that of the eyes; converged: below {CONVERGED} %. Evaluations: how often an image is sampled for a face.",
-            "Cutting the window is not counted.",
-            "Calls: of the fitter, for what the student learns from; used: those that did not fail; jumps: partials "
-            "that half the step changes by more than half their length.",
+            "Cutting out the window of the face is not counted.",
+            "Calls: of the fitter, for the training set; used: results that did not fail; jumps: partials that "
+            "change by more than half of their length if the step is halved.",
             made(document, "CPU, one thread beside other work"),
         ),
     )

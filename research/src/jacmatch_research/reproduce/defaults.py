@@ -366,11 +366,11 @@ def _tables(document: Document) -> list[Table]:
     data, facts = document["settings"]["data"], document["facts"]
     teachers = ", ".join(f"{name} {100 * value:.1f} %" for name, value in facts["teachers"].items())
     notes = (
-        "Accuracies: mean ± standard deviation over seeds. Gains: mean ± standard error of the difference to the "
-        "better of the two rivals on test images, seed by seed. Equal time: the rivals take more steps, as many as fit "
-        "into the time of the default.",
-        f"Teachers on {data}: {teachers}. Steps of cross-entropy that take as long as one step of plain KL and one "
-        f"step of the default with few data, as set and as measured again in this run: {_step_times(document)}.",
+        "Accuracies: mean ± standard deviation over seeds. Gains: difference to cross-entropy or plain KL, whichever "
+        "has the higher mean test accuracy; mean ± standard error over seeds. Equal time: these two baselines take "
+        "as many steps as fit into the time of the default.",
+        f"Teachers on {data}: {teachers}. Time of a step, in steps of cross-entropy, of plain KL and of the default "
+        f"with few data, as measured before the run and again in the run: {_step_times(document)}.",
         origin(document),
     )
     body = []

@@ -84,11 +84,12 @@ def _differences(document: Document) -> str:
     if document["size"] != "paper":
         steps = f"{first['measures']['steps']:.0f} steps in every column (paper: 500 epochs)"
     return (
-        f"Teacher {teacher['model']}, student {student['model']} with {student['parameters']:,} parameters. Adam, "
-        f"10⁻³, the last fifth at 10⁻⁴, {steps}, batches of {first['settings']['batch_size']}, no augmentation of the "
-        "student's images. A tenth of the training images is held out, so `all` is 90 % of them; all seeds share one "
-        "teacher. Not known of the paper: batch size, augmentation, subsets, seeds, whether terms are sums or means "
-        "over the outputs (here sums), and whose class the row is (here that of the teacher's largest output)."
+        f"Teacher {teacher['model']}, student {student['model']} with {student['parameters']:,} parameters. Adam with "
+        f"learning rate 10⁻³, in the last fifth of the steps 10⁻⁴; {steps}, batches of "
+        f"{first['settings']['batch_size']}, no augmentation of the student's images. A tenth of the training images "
+        "is held out, so `all` is 90 % of them; all seeds share one teacher. The paper does not give: batch size, "
+        "augmentation, subsets, seeds, whether terms are sums or means over the outputs (here sums), and to which "
+        "class the Jacobian row belongs (here the class of the teacher's largest output)."
     )
 
 

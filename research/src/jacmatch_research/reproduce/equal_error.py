@@ -128,7 +128,7 @@ def reached(
     return rows
 
 
-REACHED_HEAD = ("error and samples without partials", "error", "reached with", "share", "between columns")
+REACHED_HEAD = ("error and samples without partials", "error", "reached with", "share", "by interpolation")
 
 
 def saved(document: Document, what: str, measures: Sequence[Measure], compared: Mapping[str, tuple[str, str]]) -> Table:

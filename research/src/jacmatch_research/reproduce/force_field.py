@@ -109,8 +109,7 @@ def _tables(document: Document) -> list[Table]:
         f"deviation of {own['force_std']:.2f} meV/Å.",
         f"Drift: root mean square of H(t) − H(0), H with the potential's energy, over {options['simulated']:,} steps "
         f"of {time_step:.1f} fs in {options['clusters']} clusters; own energy: the same with the network's. Lost: "
-        f"seeds in which H left by more than {LOST} meV, atoms having fallen into each other; they are not in "
-        "the mean.",
+        f"seeds in which H changed by more than {LOST} meV because atoms collided; the mean leaves them out.",
         made(document, "CPU, one thread beside other work"),
     )
     head = ("configurations and what is matched", *(heading for heading, _ in MEASURES.values()))
@@ -127,7 +126,7 @@ def _tables(document: Document) -> list[Table]:
     )
     gains = Table(
         "gain",
-        "What rows of the Hessian take away, seed by seed, at equal processor time",
+        "Change of the error by rows of the Hessian, seed by seed, at equal processor time",
         ("difference", *(MEASURES[name][0] for name in ("force", "hessian", "drift"))),
         differences,
         ("Negative: the rows lower the error.",),

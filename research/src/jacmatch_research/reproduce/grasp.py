@@ -196,7 +196,9 @@ def _tables(document: Document) -> list[Table]:
     )
     head = "error of torques, %, by smallest singular value of A"
     bins = tuple((f"torque_{low:g}", f"{low:g} to {high:g}", 100, 1) for low, high in BINS)
-    learned = f"Grasps to learn from have at least {_REGULAR}, those of the last three rows of each number {_LEAST}."
+    learned = (
+        f"Training grasps have at least {_REGULAR}; in the last three rows of each number of grasps, at least {_LEAST}."
+    )
     compared = {"{}": METHODS, "inverse: {}": (INVERSE[VALUES], INVERSE[DERIVATIVES])}
     return [
         measured(document, "grasp", "Networks for the pose of the object", MEASURES, ROWS, notes, first="grasps"),

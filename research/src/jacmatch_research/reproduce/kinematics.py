@@ -224,9 +224,9 @@ def _notes(options: Mapping[str, Any], own: Mapping[str, float]) -> tuple[str, s
     inverse = (
         f"{options['targets']} targets, starts up to {_AWAY} rad from a solution in each joint, at most "
         f"{options['iterations']} damped steps within the learned range. Reached: 1 mm and 2 mrad; iterations are of "
-        f"reached targets only. First four columns: poses of the arm, Jacobians of the network; wrists are straight "
-        f"within {_STRAIGHT} rad. Alone: poses are the "
-        "network's too, and what is given is the median error of the arm."
+        "reached targets only. First four columns: poses of the arm, Jacobians of the network; wrists are straight "
+        f"within {_STRAIGHT} rad. Alone: the poses are the network's too, and the table gives the median error of the "
+        "arm."
     )
     switch = (
         f"{options['animations']} animations of three parts with {options['frames']} frames, the largest joint step of "

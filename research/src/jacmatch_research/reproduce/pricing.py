@@ -222,8 +222,9 @@ def _tables(document: Document) -> list[Table]:
     )
     notes = (
         f"Errors at {_TEST[document['size']]} fresh states against exact prices, mean ± standard deviation over seeds "
-        f"(of paths, weights and batches): {seeds_of(document)}. A spot is 1. Length held out: of the lengths above, "
-        "for each seed, the one with the lowest loss on a quarter as many other paths.",
+        f"(of paths, weights and batches): {seeds_of(document)}. Unit: the spot price. Length held out: for each "
+        "seed, the length of training with the lowest loss on validation paths, a quarter as many as the training "
+        "paths.",
         f"Standard deviation of the exact prices (10⁻⁴) and of the deltas (10⁻²): {scales}.",
         made(document),
     )
@@ -234,13 +235,13 @@ def _tables(document: Document) -> list[Table]:
         Table(
             "paths",
             "Paths with partials that reach the error of values alone at the largest number of paths",
-            ("option and error", "values alone", "error", "reached with", "share", "between columns"),
+            ("option and error", "values alone", "error", "reached with", "share", "by interpolation"),
             tuple(
                 line for option in OPTIONS for error in ("price", "delta") for line in _reached(whole, option, error)
             ),
             (
                 "With partials the length is always the held-out one. Hindsight: the length with the lowest mean "
-                "error, which nobody knows without exact prices. Between columns: by a straight line through the "
+                "error, which cannot be known without exact prices. By interpolation: on a straight line through the "
                 "logarithms.",
             ),
         ),

@@ -234,14 +234,17 @@ def _tables(document: Document) -> list[Table]:
             "Accuracy against robustness: mean over the seeds, in %",
             ("row", "without noise", "mean over the noise", "on the front"),
             front(document),
-            ("On the front: no row is better in both columns. Mean of the columns 0.1 to 0.4.", *notes),
+            (
+                "On the front: no other row is better in both columns. Mean over the noise: of the columns 0.1 to 0.4.",
+                *notes,
+            ),
         ),
     ]
 
 
 _SCORE = (
     "Score: validation accuracy averaged over the five columns of noise. Equal cost is in passes through the "
-    "network: a step with penalty takes two, and two to three times the seconds of a plain one."
+    "network: a step with a penalty takes two passes, and two to three times as long as a plain step."
 )
 
 
@@ -250,15 +253,15 @@ def _images(document: Document) -> str:
     results = document["facts"].get("images")
     if results is None and document["size"] != "paper" and document["settings"]["data"] != "digits":
         return (
-            f"Test and validation images: without noise or shift all, under noise and shifts the first {_JUDGED:,}; "
-            "differences between the two kinds of column are also differences of the images."
+            "The column without noise or shift is measured on all images, the other columns on the first "
+            f"{_JUDGED:,}. These two kinds of column therefore also differ in their images."
         )
     if results is None or all(judged == every for judged, every in results.values()):
-        return "All columns: all test images, all validation images."
+        return "All columns are measured on all test and validation images."
     (tested, tests), (validation_points, validation) = results["test"], results["validation"]
     return (
-        f"All columns: the same {tested:,} of {tests:,} test images and {validation_points:,} of {validation:,} "
-        "validation images, drawn at random."
+        f"All columns are measured on the same {tested:,} of {tests:,} test images and {validation_points:,} of "
+        f"{validation:,} validation images, drawn at random."
     )
 
 
@@ -267,11 +270,11 @@ def _differences(document: Document) -> str:
     facts, settings = document["facts"], document["cells"][0]["settings"]
     return (
         f"Network {facts['model']} with {facts['parameters']:,} parameters on {document['settings']['data']}, in the "
-        "paper VGG-9 on CIFAR-100. Penalty λ‖J‖²_F of the logits by normalized inputs, estimated by one random row; "
-        f"{settings['steps']} steps of {settings['batch_size']} images with Adam in {settings.get('precision', '32')} "
-        f"precision; those with '{_TWICE}' cost as many passes. Not known of the paper: form of the penalty, one class "
-        "or all, augmentation, batch size, seeds, and whether the noise is Gaussian; here it is, without clipping. "
-        "With noise: mean over three draws."
+        "paper VGG-9 on CIFAR-100. Penalty λ‖J‖²_F, with J the Jacobian of the logits with respect to normalized "
+        f"inputs, estimated by one random row; {settings['steps']} steps of {settings['batch_size']} images with Adam "
+        f"in {settings.get('precision', '32')} precision; rows with '{_TWICE}' take as many passes as rows with a "
+        "penalty. The paper does not give: form of the penalty, one class or all, augmentation, batch size, seeds, "
+        "and whether the noise is Gaussian; here it is, without clipping. With noise: mean over three draws."
     )
 
 

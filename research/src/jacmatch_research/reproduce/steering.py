@@ -141,11 +141,11 @@ def _tables(document: Document) -> list[Table]:
     document = _capped(document)
     size = document["size"]
     notes = (
-        f"Mean ± standard deviation over seeds (of states and weights): {seeds_of(document)}. Angles at {TESTED[size]} "
-        "fresh states, cut off at the limits. Gain: ‖J + K‖/‖K‖ at z = 0, in units of what is acceptable. Loops: the "
-        "eigenvalues of "
-        f"A + BJ at {len(GRID)} speeds from {GRID[0]:.0f} to {GRID[-1]:.0f} m/s. Regret: cost of {CARS} drives of 6 s "
-        f"above that of the teacher, which is cut off at the same angles; more than {100 * CAP:,.0f} % counts as that.",
+        f"Mean ± standard deviation over seeds (of states and weights): {seeds_of(document)}. Angles at "
+        f"{TESTED[size]} fresh states, clipped at the limits. Gain: ‖J + K‖/‖K‖ at z = 0, with each entry of z in "
+        f"units of its acceptable value. Loops: the eigenvalues of A + BJ at {len(GRID)} speeds from {GRID[0]:.0f} to "
+        f"{GRID[-1]:.0f} m/s. Regret: cost of {CARS} drives of 6 s above that of the teacher, which is clipped at the "
+        f"same angles; a regret above {100 * CAP:,.0f} % counts as {100 * CAP:,.0f} %.",
         made(document),
     )
     compared = {"{}": METHODS, "{}, below the limits": (FREE[VALUES], FREE[DERIVATIVES])}

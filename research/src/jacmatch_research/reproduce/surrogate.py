@@ -201,8 +201,8 @@ def _tables(document: Document) -> list[Table]:
             REACHED_HEAD,
             tuple(_saved(document)),
             (
-                "The error of what stands before ←, and how many points what stands behind it needs for that. A step "
-                "with partials takes two to three times the time.",
+                "Error: that of the method before ←. Reached with: the smallest number of points with which the "
+                "method after ← has at most this error. A step with partials takes two to three times the time.",
             ),
         ),
         _beside(document, "activation", "Activations", (STANDARD, *ACTIVATIONS), notes[:1]),

@@ -359,12 +359,12 @@ def _difference(document: Document) -> str:
     return (
         f"Teacher {teacher['model']} with {teacher['outputs']} outputs at {teacher['size']} pixels, student "
         f"{student['model']} with {student['parameters']:,} parameters, {facts['steps']} steps with batches of 50, no "
-        f"augmentation, judged on {facts['judged']} test images. Nearest class mean of the teacher's outputs, in %: "
-        f"{known}. Layers (student : teacher): {pairs}. Oracle: the teacher itself with a new "
-        f"last layer, fine-tuned in {facts['oracle_steps']} steps (the paper's is a pretrained student). The paper: "
-        "ImageNet → MIT Indoor Scenes (67 classes), ResNet teacher → VGG-9 of full width; other data, so its numbers "
-        "are no target. Its layers, pooling, weights, schedule and seeds are not known, nor confirmed values "
-        "at 5 and 10."
+        f"augmentation, evaluated on {facts['judged']} test images. Nearest class mean of the teacher's outputs, in "
+        f"%: {known}. Layers (student : teacher): {pairs}. Oracle: the teacher itself with a new last layer, "
+        f"fine-tuned in {facts['oracle_steps']} steps (the paper's is a pretrained student). The paper: ImageNet → "
+        "MIT Indoor Scenes (67 classes), ResNet teacher → VGG-9 of full width; other data, so its numbers cannot be "
+        "compared with these. It does not give layers, pooling, weights, schedule and seeds, and its values at 5 and "
+        "10 images per class are not confirmed."
     )
 
 
@@ -381,7 +381,7 @@ def _changes(
     measures = {"accuracy": (100, 1), "top1": (100, 1), "attention_cosine": (1, 2), "jacobian_cosine": (1, 2)}
     values = {measure: spreads(document, measure) for measure in measures}
     body = [(row, *(entry(values[key].get((row, column)), *measures[key]) for key in measures)) for row in rows]
-    note = f"One change each; cosines are of the maps that a row compares. {_few(document)}"
+    note = f"Each row changes one setting. Cosines are those of the maps that the row compares. {_few(document)}"
     head = ("row", "accuracy %", "agreement %", "cosine of maps", "cosine of gradients")
     return [Table(name, f"{title}, {column} images per class", head, tuple(body), (note,))]
 
@@ -410,9 +410,10 @@ def _recipes(document: Document) -> list[Table]:
     teacher, student = facts["teacher"], facts["student"]["model"]
     note = (
         f"Teacher {teacher['model']} at {teacher['size']} pixels, student {student}, {facts['steps']} steps with "
-        f"batches of 64, judged on {facts['judged']} test images, {' and '.join(columns)} labelled images per class; "
-        f"the teacher sees each image in {_VIEWS} views. Gain: over labels at mixed pairs, same seeds. Cosine and "
-        f"relative error, on new images: of the products that a row compares, or of one random row. {_few(document)}"
+        f"batches of 64, evaluated on {facts['judged']} test images, {' and '.join(columns)} labelled images per "
+        f"class; the teacher sees each image in {_VIEWS} views. Gain: over labels at mixed pairs with the same seeds. "
+        "Cosine and relative error: on new images, of the products that the row compares; if it compares none, of "
+        f"one random row. {_few(document)}"
     )
     return [Table("recipes", "Recipes with unlabelled images", head, tuple(body), (note, origin(document)))]
 
@@ -435,7 +436,7 @@ def _teacher_distance(document: Document, rows: list[str]) -> Table:
 def _few(document: Document) -> str:
     """How many images agreement and cosines are of."""
     count = min(16 if document["settings"]["smoke"] else _SHOWN, document["facts"]["judged"])
-    return f"Agreement and cosines are of {count} unseen images: one image is {100 / count:.3g} points of agreement."
+    return f"Agreement and cosines: on {count} unseen images, so one image is {100 / count:.3g} points of agreement."
 
 
 def _bounds(document: Document, rows: list[str]) -> Table:
