@@ -24,6 +24,25 @@ def test_the_product_belongs_to_the_mask_of_the_value(engine):
         torch.testing.assert_close(product, y, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_mask_of_a_transposed_tensor_is_that_of_an_ordinary_pass(engine):
+    network = nn.Sequential(Transposed(), nn.Dropout(0.5), Transposed()).double()
+    x = torch.randn(4, 6, 2, dtype=torch.float64)
+    torch.manual_seed(3)
+    expected = network(x)
+    torch.manual_seed(3)
+    y, product = jvp(network, x, torch.stack([x, -x]), engine=engine)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(product, torch.stack([expected, -expected]), rtol=1e-6, atol=1e-8)
+
+
+class Transposed(nn.Module):
+    """A view with the strides of another shape, as attention returns it."""
+
+    def forward(self, x):
+        return x.transpose(0, 1)
+
+
 @pytest.mark.parametrize("draw", [np.random.rand, random.random, lambda: float(torch.rand(()))])
 def test_differences_replay_every_global_generator(draw):
     """Both ends of a difference get the same noise, and the user's own numbers advance by one call."""

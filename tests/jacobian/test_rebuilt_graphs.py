@@ -176,8 +176,17 @@ def test_what_is_computed_again_is_computed_as_it_was(layer, way):
         torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-8)  # `auto` may take another engine
 
 
+@pytest.mark.parametrize("way", ["rows", "reverse"])
+def test_what_is_computed_again_does_not_count_as_another_pass_in_training(way):
+    x = torch.randn(5, 4).double()
+    module = CheckpointedMiddle(nn.BatchNorm1d(6), True).double()
+    products = vjp(module, x, torch.ones(5, 3).double())[1] if way == "rows" else jvp(module, x, x, engine=way)[1]
+    products.square().sum().backward()
+    assert module.middle[1].num_batches_tracked == 1
+
+
 def test_checkpoints_that_are_turned_on_later():
-    """Forward mode was results to be right before; the pass that it then refuses counts once all the same."""
+    """Forward mode was right before; the pass that it then refuses counts once all the same."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.BatchNorm1d(4), CheckpointedMiddle(nn.Tanh(), False)).double()
     x = torch.randn(5, 4).double()

@@ -281,3 +281,10 @@ def test_replicas_in_threads_are_refused():
     module.device_ids = [0, 1]
     with pytest.raises(UnsupportedError, match=r"DataParallel.*DistributedDataParallel around the objective"):
         vjp(module, X, V)
+
+
+def test_an_operation_without_any_rule_in_forward_mode_is_refused():
+    """torch.cond raises a KeyError there."""
+    with pytest.raises(UnsupportedError, match=r"Engine 'forward' cannot differentiate this module.*'reverse'"):
+        with unverified():
+            jvp(lambda x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,)), X, V, engine="forward")

@@ -54,3 +54,24 @@ def test_what_nothing_is_trained_in_has_no_graph(name):
     net = Unregistered()
     net.tensors["weight"].requires_grad_(False)
     assert not any(each.requires_grad for each in PRODUCTS[name](net))
+
+
+class Looked(nn.Module):
+    """Its table of embeddings has a sparse gradient."""
+
+    def __init__(self, sparse):
+        super().__init__()
+        torch.manual_seed(1)
+        self.table, self.layer = nn.Embedding(5, 3, sparse=sparse, dtype=D), nn.Linear(4, 3, dtype=D)
+
+    def forward(self, x):
+        return self.layer(x).tanh() * self.table(torch.tensor([1, 3])).sum(0)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_sparse_gradient_is_that_of_the_dense_table(name):
+    gradients = []
+    for net in (Looked(True), Looked(False)):
+        gradients.append(torch.autograd.grad(PRODUCTS[name](net)[1].square().sum(), net.table.weight)[0])
+    assert gradients[0].is_sparse
+    torch.testing.assert_close(gradients[0].to_dense(), gradients[1])

@@ -263,7 +263,7 @@ def forward_jvp(function: Function, x: Tensor, tangents: Tensor) -> Products:
                 values, products, (outputs, features, written) = batched(tangents)
         except InputError:
             raise
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, KeyError) as error:  # KeyError: torch.cond has no rule
             raise _cannot("forward", error, "'reverse' or 'differences'") from error
     write_buffers(function.module, written)
     result = Products(outputs, values, products, features, "forward")
@@ -301,10 +301,12 @@ def difference_jvp(function: Function, x: Tensor, tangents: Tensor, step: float 
 
 
 def parameter_gradients(loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool = True) -> list[Tensor | None]:
-    """Return ∂loss/∂θ for each parameter, None where the loss does not depend on it; the graph is retained."""
+    """Return ∂loss/∂θ for each parameter, dense, None where the loss does not depend on it; the graph is retained."""
     if not loss.requires_grad:
         return [None] * len(parameters)
-    return list(torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True))
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
+    # that of `nn.Embedding(sparse=True)` is sparse, and most operations refuse it
+    return [each if each is None or each.layout == torch.strided else each.to_dense() for each in gradients]
 
 
 class _Connected(torch.autograd.Function):

@@ -86,7 +86,7 @@ def twice_differentiable(
             "DistributedDataParallel around the objective, one process for each device."
         )
     plain = once and bool(layers) and not any(layer.training for layer in layers)
-    again = partial(twice_differentiable, module, batch_norm, statistics=statistics, forward=forward, once=once)
+    again = partial(_recomputed, module, batch_norm, statistics=statistics, forward=forward, once=once)
     with ExitStack() as stack:
         frozen = Statistics() if batch_norm == "frozen" else None
         stack.enter_context(recomputed_in(again, forward=forward))
@@ -106,6 +106,16 @@ def twice_differentiable(
         if any(isinstance(layer, nn.RNNBase | nn.RNNCellBase) for layer in layers):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield frozen
+
+
+@contextmanager
+def _recomputed(module: Module, *settings: Any, **named: Any) -> Iterator[None]:
+    """`twice_differentiable` for a part that is computed again, which leaves the buffers as they are."""
+    with ExitStack() as stack:
+        if buffers_in_training(module):
+            stack.enter_context(preserved_buffers(module))
+        stack.enter_context(twice_differentiable(module, *settings, **named))
+        yield
 
 
 @contextmanager

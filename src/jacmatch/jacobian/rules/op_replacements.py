@@ -65,6 +65,13 @@ def compiled(*, frozen: bool) -> Replacements:
     return Replacements({**_COMPILED, functional.batch_norm: partial(traced_batch_norm, frozen)})
 
 
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """`torch.nn.functional.dropout`; under `torch.func`, PyTorch fills the mask of a transposed x in another order."""
+    if not training or inplace or not 0 < p < 1 or x.device.type != "cpu" or x.is_contiguous():
+        return functional.dropout(x, p, training, inplace)
+    return x * torch.empty_like(x).bernoulli_(1 - p).div_(1 - p)
+
+
 def _multiplied_in_place(x: Tensor, other: Any) -> Tensor:
     """`x *= other`; where both are one tensor, forward mode would take its new value for the old one."""
     return x.mul_(x.clone() if other is x else other)
@@ -116,6 +123,7 @@ _RULES: dict[Callable[..., Any], Rule] = {
 _FORWARD_RULES: dict[Callable[..., Any], Rule] = {
     functional.linear: linear,
     functional.gelu: gelu,
+    functional.dropout: _dropout,
     functional.scaled_dot_product_attention: attention,
 }
 _ONCE: dict[Callable[..., Any], Rule] = {functional.batch_norm: partial(batch_norm, True, None)}
