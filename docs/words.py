@@ -103,10 +103,9 @@ EXCEPTIONS: dict[str, tuple[str, ...]] = {
     "src/jacmatch/jobs/surrogate/*.py": ("slopes", "trial", "bent"),  # flags, and fields of results
     "src/jacmatch/jobs/transfer.py": ("depths", "slope"),  # a flag, and a field of result.json
     "src/jacmatch/jobs/teacher_distance.py": ("slope",),  # a field of result.json
-    "src/jacmatch/former_modules.py": ("gate", "trial", "examine", "examined"),  # names of version 0.1
+    "src/jacmatch/former_names.py": ("gate", "trial", "examine", "examined", "pull"),  # names of version 0.1
     "src/jacmatch/teachers/cached/writer.py": ("found",),  # a field of result.json
     "src/jacmatch/teachers/memoized.py": ("asked", "remembered"),  # names of version 0.1
-    "src/jacmatch/training/__init__.py": ("trial",),
     "src/jacmatch/training/identity.py": ("slopes",),
     "src/jacmatch/diagnostics/preflight.py": ("way out",),
     "src/jacmatch/jacobian/findings.py": ("way out",),
@@ -115,7 +114,7 @@ EXCEPTIONS: dict[str, tuple[str, ...]] = {
     "tests/diagnostics/test_findings.py": ("pull", "way out"),  # former names
     "tests/training/test_identity.py": ("slopes",),  # settings in checkpoints of version 0.1
     "tests/jobs/test_transfer.py": ("slope",),  # a field of result.json
-    "tests/test_former_modules.py": ("trial",),  # names of version 0.1
+    "tests/test_former_names.py": ("trial",),  # names of version 0.1
     "tests/jobs/test_cache_building.py": ("found",),  # a field of result.json
     "tests/jobs/surrogate/test_command.py": ("slopes", "trial"),  # flags, and fields of results
     "tests/surrogates/test_modules.py": ("slopes",),  # the former name of an argument

@@ -28,8 +28,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from jacmatch import former_modules
-from jacmatch.errors import InputError, UnsupportedError, renamed
+from jacmatch import former_names
+from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.version import __version__
 
 if TYPE_CHECKING:
@@ -139,9 +139,8 @@ __all__ = [
     "vjp",
 ]
 
-former_modules.install()
+former_names.install()
 _PACKAGES = ("jacobian", "objectives", "teachers", "diagnostics")  # which export the names above
-_RENAMED = {"Share": "GradientShare", "RememberedTeacher": "MemoizedTeacher"}  # they go with the next release
 
 
 def __getattr__(name: str) -> Any:
@@ -151,11 +150,9 @@ def __getattr__(name: str) -> Any:
             module = importlib.import_module(f"{__name__}.{package}")
             if name in module.__all__:
                 return globals().setdefault(name, getattr(module, name))
-    elif name in _RENAMED:
-        return renamed(__name__, name, _RENAMED)
     elif not name.startswith("_") and find_spec(f"{__name__}.{name}"):
         return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return former_names.lookup(__name__)(name)
 
 
 def __dir__() -> list[str]:

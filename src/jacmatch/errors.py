@@ -6,8 +6,7 @@ exception is a bug and keeps its traceback.
 
 import difflib
 import importlib
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -40,11 +39,6 @@ class ClassDimensionError(InputError):
 
 def class_axis(caller: str, shape: Sequence[int], class_dim: int | None) -> int:
     """Return the class dimension of outputs of this shape: 1 for (B, K); otherwise `class_dim` must be given.
-
-    Args:
-        caller: The function that needs it, for the message.
-        shape: Shape of the logits.
-        class_dim: The user's setting.
 
     Example:
         >>> class_axis("hinton_kl", (8, 10), None), class_axis("hinton_kl", (8, 5, 10), -1)
@@ -110,22 +104,6 @@ class ElsewhereError(RuntimeError):
     def __init__(self, code: int, says: str = "") -> None:
         super().__init__(says or "Another process of this job has failed.")
         self.code, self.says = code, says
-
-
-def renamed(module: str, name: str, names: Mapping[str, str]) -> Any:
-    """Return what a former name of a module stands for, and warn; for the `__getattr__` of the module.
-
-    Args:
-        module: Its dotted name.
-        name: The name that it does not have.
-        names: Present names by former ones; a dotted name is one of another module.
-    """
-    if name not in names:
-        raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    elsewhere, _, new = names[name].rpartition(".")
-    message = f"`{module}.{name}` is now `{names[name]}`; the old name will be removed in the next release."
-    warnings.warn(message, DeprecationWarning, stacklevel=3)
-    return getattr(importlib.import_module(elsewhere or module), new)
 
 
 def optional_package(module: str, caller: str, install: str) -> Any:

@@ -30,7 +30,7 @@ class Size(NamedTuple):
 
 
 AIM = Size(20_000, 140, 350_000)
-CEILING = Size(37_400, 168, 615_000)
+CEILING = Size(36_350, 168, 605_000)
 """What the wheel must not exceed; lower it when the wheel has become smaller, until it is `AIM`."""
 
 

@@ -17,8 +17,8 @@ IMPORTS_BY_NAME = {
     "src/jacmatch/cli/declarations.py": "what a job's source imports for its settings",
     "src/jacmatch/plugins.py": "verbs of this package and of installed distributions",
     "src/jacmatch/models/catalog.py": "--model PACKAGE.MODULE:CALLABLE, optional packages by names in the code",
-    "src/jacmatch/errors.py": "former names, for one release",
-    "src/jacmatch/former_modules.py": "former names, for one release",
+    "src/jacmatch/errors.py": "optional packages by names in the code",
+    "src/jacmatch/former_names.py": "former names, for one release",
     "src/jacmatch/jobs/surrogate/functions.py": "surrogate --teacher PACKAGE.MODULE:CALLABLE",
 }
 """Where text becomes code, and what it is for."""

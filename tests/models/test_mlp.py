@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from jacmatch.errors import InputError
-from jacmatch.models import Normalized, count_parameters
-from jacmatch.models.mlp import ACTIVATIONS, mlp, mlp_from_layout
+from jacmatch.models import MLP, Normalized, count_parameters
+from jacmatch.models.mlp import ACTIVATIONS, mlp_from_layout
 
 FORMULAS = {
     "silu": lambda z: z / (1 + torch.exp(-z)),
@@ -23,7 +23,7 @@ def test_every_activation_has_a_formula_here():
 
 @pytest.mark.parametrize("activation", FORMULAS)
 def test_outputs_equal_the_formula(activation):
-    net = mlp(2, (3, 2), (0.1, 0.2, 0.3), (1.0, 2.0, 4.0), hidden=(5, 4), activation=activation).double()
+    net = MLP(2, (3, 2), (0.1, 0.2, 0.3), (1.0, 2.0, 4.0), hidden=(5, 4), activation=activation).double()
     x = torch.randn(6, 3, 2, dtype=torch.float64)
     z = ((x - torch.tensor([0.1, 0.2, 0.3])[None, :, None]) / torch.tensor([1.0, 2.0, 4.0])[None, :, None]).reshape(
         6, 6
@@ -37,27 +37,27 @@ def test_outputs_equal_the_formula(activation):
 @pytest.mark.parametrize("shape", [(7,), (2, 3), (3, 4, 5), (2, 2, 2, 2)])
 def test_any_shape_is_flattened_and_counted(shape):
     size = math.prod(shape)
-    net = mlp(3, shape, (0.5,), (2.0,), hidden=(6, 5))
+    net = MLP(3, shape, (0.5,), (2.0,), hidden=(6, 5))
     assert count_parameters(net) == (size * 6 + 6) + (6 * 5 + 5) + (5 * 3 + 3)
     assert net(torch.randn(2, *shape)).shape == (2, 3)
     assert net.mean.shape == (1, shape[0], *[1] * (len(shape) - 1))
 
 
 def test_the_default_is_smooth_and_has_two_layers_of_128():
-    net = mlp(10, (16,))
+    net = MLP(10, (16,))
     assert count_parameters(net) == 16 * 128 + 128 + 128 * 128 + 128 + 128 * 10 + 10
     assert [type(module).__name__ for module in net.layers] == ["Linear", "SiLU", "Linear", "SiLU", "Linear"]
 
 
 def test_no_hidden_layer_is_an_affine_map():
-    net = mlp(2, (3,), hidden=()).double()
+    net = MLP(2, (3,), hidden=()).double()
     x = torch.randn(4, 3, dtype=torch.float64)
     torch.testing.assert_close(net(x) - net(torch.zeros_like(x)), x @ net.layers[0].weight.T)
 
 
 @pytest.mark.parametrize(("activation", "gain"), [("silu", math.sqrt(2)), ("relu", math.sqrt(2)), ("tanh", 5 / 3)])
 def test_weights_start_with_hes_variance_and_zero_biases(activation, gain):
-    net = mlp(1, (400,), hidden=(500,), activation=activation)
+    net = MLP(1, (400,), hidden=(500,), activation=activation)
     weight = net.layers[0].weight
     # Standard deviation of a sample standard deviation: σ/√(2n); five of them.
     assert weight.std().item() == pytest.approx(gain / math.sqrt(400), rel=5 / math.sqrt(2 * weight.numel()))
@@ -89,7 +89,7 @@ def test_a_width_of_zero_is_refused():
 
 def test_an_unknown_activation_names_the_nearest():
     with pytest.raises(InputError, match=r"`activation` of `mlp` must be a known name. Got 'silo'. Nearest: silu"):
-        mlp(1, (3,), activation="silo")
+        MLP(1, (3,), activation="silo")
 
 
 def test_normalized_hands_the_scaled_input_to_the_network():

@@ -5,7 +5,7 @@ import torch
 
 from jacmatch.errors import InputError
 from jacmatch.models import VisionTransformer, count_parameters
-from jacmatch.models.vit import default_patch, vit_tiny
+from jacmatch.models.vit import default_patch
 
 
 def counted(patch, patches, width, depth, channels, outputs):
@@ -25,7 +25,7 @@ def test_the_published_size_of_vit_tiny():
     ("shape", "patch", "patches"), [((3, 32, 32), 4, 64), ((1, 28, 28), 4, 49), ((1, 8, 8), 2, 16)]
 )
 def test_vit_tiny_on_small_images(shape, patch, patches):
-    assert count_parameters(vit_tiny(10, shape)) == counted(patch, patches, 192, 12, shape[0], 10)
+    assert count_parameters(VisionTransformer(10, shape)) == counted(patch, patches, 192, 12, shape[0], 10)
 
 
 def layer_norm(x, state, name):
@@ -95,7 +95,7 @@ def test_the_patch_rule(height, width, patch):
 @pytest.mark.parametrize(("height", "width"), [(29, 29), (31, 31), (32, 45)])
 def test_images_without_a_common_divisor_are_refused(height, width):
     with pytest.raises(InputError, match=r"leaves at most 256 patches. Got .* patches of side 1. Pad or resize"):
-        vit_tiny(10, (3, height, width))
+        VisionTransformer(10, (3, height, width))
 
 
 @pytest.mark.parametrize("patch", [0, -1, 5, 64])
@@ -111,7 +111,7 @@ def test_sizes_that_make_no_transformer_are_refused(sizes):
 
 
 def test_weights_start_as_published():
-    net = vit_tiny(10, (3, 32, 32))
+    net = VisionTransformer(10, (3, 32, 32))
     weight = net.blocks[0].attn.qkv.weight
     assert weight.std().item() == pytest.approx(0.02, rel=5 / math.sqrt(2 * weight.numel()))
     assert net.blocks[0].attn.qkv.bias.abs().sum() == 0

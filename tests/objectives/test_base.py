@@ -153,9 +153,9 @@ def test_the_state_of_other_terms_is_refused():
 
 def test_old_names_stand_for_the_new_ones():
     for module in (jacmatch, objectives):
-        with pytest.warns(DeprecationWarning, match=r"Share` is now `GradientShare`"):
+        with pytest.warns(DeprecationWarning, match=r"Share` is now `jacmatch.objectives.GradientShare`"):
             assert module.Share is GradientShare
-    with pytest.warns(DeprecationWarning, match=r"Balance` is now `LossWeights`"):
+    with pytest.warns(DeprecationWarning, match=r"Balance` is now `jacmatch.objectives.LossWeights`"):
         assert objectives.Balance is objectives.LossWeights
     objective = Robustness(nn.Linear(2, 2))
     with pytest.warns(DeprecationWarning, match=r"`objective.balance` is now `objective.loss_weights`"):

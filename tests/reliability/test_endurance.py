@@ -18,7 +18,7 @@ from jacmatch.cli import main
 from jacmatch.datasets import Split
 from jacmatch.datasets.folders import load
 from jacmatch.errors import InputError
-from jacmatch.models.mlp import mlp
+from jacmatch.models import MLP
 from jacmatch.objectives import AtMixedPairs, Distillation
 from jacmatch.runs import Run
 from jacmatch.training import Training, fit
@@ -35,7 +35,7 @@ def images(count=256):
 
 def objective():
     torch.manual_seed(0)
-    student, teacher = (mlp(10, (1, 8, 8), hidden=(width,)) for width in (16, 32))
+    student, teacher = (MLP(10, (1, 8, 8), hidden=(width,)) for width in (16, 32))
     return Distillation(student, teacher.eval(), point=AtMixedPairs(), seed=1)
 
 

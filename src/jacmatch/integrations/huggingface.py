@@ -74,10 +74,7 @@ def inputs_and_labels(
 ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
     """Return the inputs, the labels and all other arguments of a batch, which is a dictionary.
 
-    Args:
-        batch: One input, by any name, `labels` or none, and other arguments of the networks, such as `attention_mask`.
-        student: The student; its `main_input_name` is used if `input_name` is None and there are several inputs.
-        input_name: The key of the input.
+    Without `input_name`, one of several inputs is that of the student's `main_input_name`.
     """
     given = {name: value for name, value in batch.items() if value is not None}
     labels = next((given.pop(name) for name in _LABELS if name in given), None)

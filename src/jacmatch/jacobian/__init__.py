@@ -5,9 +5,7 @@ directions from `probes`), *how* they are computed (`products`, three engines), 
 given module (`verification`; `jacmatch.diagnostics` has the checks of whole networks and objectives).
 """
 
-from typing import Any
-
-from jacmatch.errors import renamed
+from jacmatch.former_names import lookup
 from jacmatch.jacobian.arguments import Arguments, Edges, Inputs, Nodes, Shared
 from jacmatch.jacobian.engines import gradient_norms
 from jacmatch.jacobian.estimators import (
@@ -103,13 +101,4 @@ __all__ = [
     "vjp_products",
 ]
 
-_MOVED = {
-    **{name: f"jacmatch.diagnostics.{name}" for name in ("Diagnosis", "Finding", "doctor")},
-    "pull": "jacmatch.jacobian.vjp_products",
-    "push": "jacmatch.jacobian.jvp_products",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Return an object by its former name, with a warning that names the new one."""
-    return renamed(__name__, name, _MOVED)
+__getattr__ = lookup(__name__)

@@ -28,9 +28,7 @@ from jacmatch.jacobian.rules.base import applied, toward_input
 def graph_nodes(*results: Tensor, before: Tensor | None = None) -> Iterator[Any]:
     """Yield each node of the graph of these results once.
 
-    Args:
-        results: Tensors; those without a graph have no nodes.
-        before: A tensor whose node is left out, and with it all nodes that are reached only through it.
+    The node of `before` is left out, and with it all nodes that are reached only through it.
     """
     seen, waiting = {None if before is None else before.grad_fn}, [each.grad_fn for each in results]
     while waiting:

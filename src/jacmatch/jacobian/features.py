@@ -159,13 +159,7 @@ def _leaves_like(like: Any, tree: Any) -> list[Any]:
 
 
 class Selection:
-    """A forward hook, or a function around a function, that selects the outputs and packs several as one tensor.
-
-    Args:
-        output: What selects them.
-        module: The function to call, where it is not a hook.
-        several: Whether several tensors may be selected.
-    """
+    """A forward hook, or a function around a function, that selects the outputs and packs several as one tensor."""
 
     def __init__(self, output: Callable[[Any], Any], module: Module | None = None, *, several: bool = False) -> None:
         self.output, self.module, self.structure = output, module, Structure() if several else None

@@ -76,12 +76,6 @@ def central(
 
     With Gaussian v and a given h = σ this is the antithetic noise pair, whose mean square is ‖J‖²_F + O(σ²).
 
-    Args:
-        function: f, called twice for each direction on a batch like x.
-        x: The point at which the derivative is taken.
-        tangents: The directions v.
-        step: h > 0; None takes `step_sizes`.
-
     References:
         Bishop 1995, "Training with noise is equivalent to Tikhonov regularization"; Srinivas & Fleuret 2018,
         arXiv:1803.00443, proposition 1, in its corrected (antithetic) form.
@@ -113,14 +107,8 @@ def derivative_along(
 
     Two steps are compared: first the smallest, which rarely span a kink, then larger ones if rounding errors dominate.
 
-    Args:
-        values_at: The values as a function of t.
-        fine: Whether the values are computed in float64 throughout.
-        dtype: The type of the values.
-        expected: The first derivative that agrees with this number is returned without further steps.
-        steps: The steps in float64.
-        here: The values at t = 0. With these, one more evaluation shows whether `expected` is right.
-        close: The relative difference up to which a derivative agrees with `expected`.
+    A derivative that agrees with `expected` up to `close` is returned without further steps; with `here`, the values at
+    t = 0, one more evaluation can show that.
     """
 
     def agrees(difference: Tensor) -> bool:

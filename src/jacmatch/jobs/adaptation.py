@@ -60,12 +60,6 @@ class HeadTeacher:
     """A teacher whose outputs are computed from pooled features of a pretrained network.
 
     Teachers that share a memory of the features query the network once for each point. Other queries go to the network.
-
-    Args:
-        network: Features and head as one network.
-        memory: The pretrained network, memoized.
-        layer: The layer of the features.
-        head: Computes the outputs from the pooled features.
     """
 
     answers_vjp = True

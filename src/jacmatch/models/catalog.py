@@ -14,33 +14,34 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError, optional_package, unknown_name
-from jacmatch.models import resnet
 from jacmatch.models.inputs import Normalized, Shape, Statistics, check_sizes
-from jacmatch.models.mlp import mlp, mlp_from_layout, scaled_mlp_from_layout
+from jacmatch.models.mlp import MLP, mlp_from_layout, scaled_mlp_from_layout
 from jacmatch.models.process_mean import process_mean_from_layout
+from jacmatch.models.resnet import FOURFOLD, ResNet, WideResNet
 from jacmatch.models.values import ValuesOnly, onnx
-from jacmatch.models.vgg import VGG, cnn3, cnn5, vgg4, vgg9
-from jacmatch.models.vit import vit_tiny
+from jacmatch.models.vgg import CNN3, CNN5, VGG, VGG4, VGG9
+from jacmatch.models.vit import VisionTransformer
 
 Builder = Callable[[int, Shape, Statistics, Statistics], nn.Module]
 
+# Sizes are those for ten outputs of RGB images.
 CATALOG: dict[str, Builder] = {
-    "mlp": mlp,
-    "cnn3": cnn3,
-    "cnn5": cnn5,
-    "vgg4": vgg4,
-    "vgg9": vgg9,
-    "resnet8": resnet.resnet8,
-    "resnet20": resnet.resnet20,
-    "resnet32": resnet.resnet32,
-    "resnet56": resnet.resnet56,
-    "resnet110": resnet.resnet110,
-    "resnet8x4": resnet.resnet8x4,
-    "resnet32x4": resnet.resnet32x4,
-    "wrn-16-2": resnet.wrn_16_2,
-    "wrn-40-1": resnet.wrn_40_1,
-    "wrn-40-2": resnet.wrn_40_2,
-    "vit-tiny": vit_tiny,
+    "mlp": MLP,
+    "cnn3": partial(VGG, CNN3),
+    "cnn5": partial(VGG, CNN5),
+    "vgg4": partial(VGG, VGG4),
+    "vgg9": partial(VGG, VGG9),
+    "resnet8": partial(ResNet, 8),  # 78,042 parameters
+    "resnet20": partial(ResNet, 20),  # 272,474
+    "resnet32": partial(ResNet, 32),  # 466,906
+    "resnet56": partial(ResNet, 56),  # 855,770
+    "resnet110": partial(ResNet, 110),  # 1,730,714
+    "resnet8x4": partial(ResNet, 8, widths=FOURFOLD),  # 1.2 million
+    "resnet32x4": partial(ResNet, 32, widths=FOURFOLD),  # 7.4 million
+    "wrn-16-2": partial(WideResNet, 16, 2),  # 0.7 million
+    "wrn-40-1": partial(WideResNet, 40, 1),  # 0.6 million
+    "wrn-40-2": partial(WideResNet, 40, 2),  # 2.2 million
+    "vit-tiny": VisionTransformer,  # ViT-Ti: tokens of 192, 12 blocks, 3 heads; 5.4 million
 }
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -206,9 +207,17 @@ def preprocessing(spec: str) -> Preprocessing | None:
             return None
         own = models.get_model_weights(name).DEFAULT.transforms()
         return Preprocessing(tuple(own.mean), tuple(own.std), own.crop_size[0], "vit" in name)
-    if family == "hf":
-        return _hf_preprocessing(hf_folder(name))
-    return None
+    if family != "hf":
+        return None
+    own, config = (_json(hf_folder(name) / file) for file in ("preprocessor_config.json", "config.json"))
+    try:
+        sizes = own.get("crop_size") or own.get("size") or config["image_size"]
+        size = int(next(iter(sizes.values())) if isinstance(sizes, dict) else sizes)
+        if own.get("do_normalize", "image_mean" in own):
+            return Preprocessing(tuple(own["image_mean"]), tuple(own["image_std"]), size, "image_size" in config)
+        return Preprocessing((0.0,), (1.0,), size, "image_size" in config) if own else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -218,19 +227,6 @@ def _json(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError, OSError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _hf_preprocessing(folder: Path) -> Preprocessing | None:
-    """From the two files of a folder; None where they do not say."""
-    own, config = (_json(folder / name) for name in ("preprocessor_config.json", "config.json"))
-    try:
-        sizes = own.get("crop_size") or own.get("size") or config["image_size"]
-        size = int(next(iter(sizes.values())) if isinstance(sizes, dict) else sizes)
-        if own.get("do_normalize", "image_mean" in own):
-            return Preprocessing(tuple(own["image_mean"]), tuple(own["image_std"]), size, "image_size" in config)
-        return Preprocessing((0.0,), (1.0,), size, "image_size" in config) if own else None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def _wrapped(
@@ -331,19 +327,8 @@ FAMILIES: dict[str, Callable[[str, int, Shape, Statistics, Statistics], nn.Modul
     "hf": _hf,
     "onnx": onnx,
 }
-FORMS = (
-    *(
-        "mlp:WIDTHS",
-        "scaled-mlp:WIDTHS",
-        "gaussian-process:POINTS",
-        "vgg:LAYOUT",
-        "timm:NAME",
-        "torchvision:NAME",
-        "hf:DIR_OR_NAME",
-        "onnx:FILE",
-    ),
-    "PACKAGE.MODULE:CALLABLE",
-)
+_ARGUMENTS = ("WIDTHS", "WIDTHS", "POINTS", "LAYOUT", "NAME", "NAME", "DIR_OR_NAME", "FILE")
+FORMS = (*map(":".join, zip(FAMILIES, _ARGUMENTS, strict=True)), "PACKAGE.MODULE:CALLABLE")
 
 
 def count_parameters(module: nn.Module) -> int:

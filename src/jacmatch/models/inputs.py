@@ -23,15 +23,7 @@ Statistics = Sequence[float] | None
 
 
 class RawInputs(nn.Module):
-    """A model on raw inputs: it scales them by its buffers `mean` and `std`.
-
-    Args:
-        caller: Name of the model in messages.
-        outputs: Number of outputs, at least 1.
-        shape: Shape of one sample.
-        mean: Mean that is subtracted from the raw input, per channel (first axis of `shape`) or one for all.
-        std: Standard deviation by which the difference is divided, above 0.
-    """
+    """A model on raw inputs: it scales them by its buffers `mean` and `std`."""
 
     mean: Tensor
     std: Tensor

@@ -75,34 +75,17 @@ class MLP(RawInputs):
         return self.layers(self.standardized(x).flatten(1))  # type: ignore[no-any-return]
 
 
-def mlp(
-    outputs: int,
-    shape: Shape,
-    mean: Statistics = None,
-    std: Statistics = None,
-    *,
-    hidden: Sequence[int] = (128, 128),
-    activation: str = "silu",
-) -> MLP:
-    """Build a fully connected network with a smooth activation, by default two hidden layers of 128; see `MLP`."""
-    return MLP(outputs, shape, mean, std, hidden=hidden, activation=activation)
-
-
 def mlp_from_layout(layout: str, outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> MLP:
     """The network of a layout: widths of the hidden layers joined by hyphens, then an activation if not "silu"."""
-    *items, last = layout.split("-")
-    activation = "silu"
-    if last.isdigit():
-        items.append(last)
-    else:
-        activation = last
+    items = layout.split("-")
+    activation = "silu" if items[-1].isdigit() else items.pop()
     if not items or not all(item.isascii() and item.isdigit() for item in items):
         raise InputError(
             "`mlp:LAYOUT` must be widths joined by hyphens, then an activation or none.",
             got=repr(layout),
             do="Two layers of 64 are 64-64, with tanh 64-64-tanh.",
         )
-    return mlp(outputs, shape, mean, std, hidden=tuple(int(item) for item in items), activation=activation)
+    return MLP(outputs, shape, mean, std, hidden=tuple(int(item) for item in items), activation=activation)
 
 
 class ScaledMLP(nn.Module):
@@ -174,12 +157,7 @@ def scaled_mlp(
 def scaled_mlp_from_layout(
     layout: str, outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None
 ) -> ScaledMLP:
-    """The network of a layout such as "64-64-softplus" as in `mlp_from_layout`; its outputs are not scaled yet.
-
-    Example:
-        >>> scaled_mlp_from_layout("8-softplus", 1, (2,)).y_scale
-        tensor([1.])
-    """
+    """The network of a layout such as "64-64-softplus" as in `mlp_from_layout`; its outputs are not scaled yet."""
     return ScaledMLP(mlp_from_layout(layout, outputs, shape, mean, std))
 
 

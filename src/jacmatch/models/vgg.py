@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError
 from jacmatch.models.inputs import RawInputs, Shape, Statistics, check_image
 
-VGG9 = "64-M-128-M-256-256-M-512-512-M-512-512-M"
-VGG4 = "64-M-128-M-512-M"
-CNN5 = "32-32-M-64-64-M"
-CNN3 = "16-M-32-M"
+VGG9 = "64-M-128-M-256-256-M-512-512-M-512-512-M"  # the paper's teacher: 9.2 million parameters, from 17 pixels
+VGG4 = "64-M-128-M-512-M"  # the paper's student: 0.7 million parameters, from 5 pixels
+CNN5, CNN3 = "32-32-M-64-64-M", "16-M-32-M"  # for small gray images such as digits; not from a paper
 
 
 class VGG(RawInputs):
@@ -54,9 +53,13 @@ class VGG(RawInputs):
                 pools += 1
                 features[f"pool{pools}"] = nn.MaxPool2d(2, stride=2, ceil_mode=True)
             else:
-                convolutions += 1
-                features[f"conv{convolutions}"] = _convolution(channels, int(item))
-                channels = int(item)
+                width, convolutions = int(item), convolutions + 1
+                convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+                nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+                # Not in place: an in-place ReLU as the first operation on the input breaks forward mode.
+                layers = OrderedDict(conv=convolution, bn=nn.BatchNorm2d(width), relu=nn.ReLU())
+                features[f"conv{convolutions}"] = nn.Sequential(layers)
+                channels = width
         self.features = nn.Sequential(features)
         self.classifier = nn.Linear(channels, outputs)
 
@@ -77,31 +80,3 @@ def parse_layout(layout: str) -> list[str]:
             do=f"VGG-4 is {VGG4}.",
         )
     return items
-
-
-def _convolution(fan_in: int, fan_out: int) -> nn.Sequential:
-    """3×3 convolution, BatchNorm, ReLU."""
-    convolution = nn.Conv2d(fan_in, fan_out, 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    # Not in place: an in-place ReLU as the first operation on the input breaks forward mode.
-    return nn.Sequential(OrderedDict(conv=convolution, bn=nn.BatchNorm2d(fan_out), relu=nn.ReLU()))
-
-
-def vgg9(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> VGG:
-    """VGG-9, the paper's teacher: 64-M-128-M-256-256-M-512-512-M-512-512-M, 9.2 million parameters; from 17 pixels."""
-    return VGG(VGG9, outputs, shape, mean, std)
-
-
-def vgg4(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> VGG:
-    """VGG-4, the paper's student: 64-M-128-M-512-M, 0.7 million parameters; from 5 pixels."""
-    return VGG(VGG4, outputs, shape, mean, std)
-
-
-def cnn5(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> VGG:
-    """A teacher for small gray images such as 8×8 digits: 32-32-M-64-64-M, 66 thousand parameters; not from a paper."""
-    return VGG(CNN5, outputs, shape, mean, std)
-
-
-def cnn3(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> VGG:
-    """A student for small gray images such as 8×8 digits: 16-M-32-M, 5 thousand parameters; not from a paper."""
-    return VGG(CNN3, outputs, shape, mean, std)

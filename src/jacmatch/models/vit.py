@@ -146,8 +146,3 @@ def default_patch(height: int, width: int) -> int:
             do="Pad or resize the images, or give `patch`.",
         )
     return patch
-
-
-def vit_tiny(outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None) -> VisionTransformer:
-    """ViT-Ti: tokens of 192, 12 blocks, 3 heads; 5.4 million parameters, the patch side chosen by `default_patch`."""
-    return VisionTransformer(outputs, shape, mean, std)

@@ -4,9 +4,9 @@ An objective is an nn.Module, so it is the unit that is compiled and distributed
 queries the teacher once, runs the student once, and passes both results to the losses.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jacmatch.errors import renamed
+from jacmatch.former_names import lookup
 from jacmatch.objectives.base import Objective
 from jacmatch.objectives.compiled import CompiledSteps
 from jacmatch.objectives.differentiation import Differentiation
@@ -40,10 +40,5 @@ __all__ = [
     "jacobian_norm_penalty",
 ]
 
-_RENAMED = {"Share": "GradientShare", "Balance": "LossWeights"}
-
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        """Return the object that had this name in the last release, with a DeprecationWarning."""
-        return renamed(__name__, name, _RENAMED)
+    __getattr__ = lookup(__name__)

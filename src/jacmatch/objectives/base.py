@@ -210,13 +210,7 @@ class Objective(nn.Module):
     ) -> Compared:
         """Return outputs and terms of a step, from the compiled graph where the step can be compiled.
 
-        Args:
-            step: The tensors of the step.
-            comparison: The losses.
-            readout: What is differentiated.
-            eager: The same step without a compiler.
-            derived: Whether the step has derivatives.
-            measured: Whether the step measures the shares; such a step runs eagerly.
+        A step that measures the shares runs eagerly.
         """
         if self.compiled is None or measured or not (self.training and torch.is_grad_enabled()):
             return eager()
@@ -369,16 +363,7 @@ class Objective(nn.Module):
         products: Tensor | None = None,
         firsts: dict[str, int] | None = None,
     ) -> Terms:
-        """Return the weighted terms, and update the state: the call has succeeded.
-
-        Args:
-            call: What this call computes.
-            unweighted: The terms before weighting.
-            outputs: The student's outputs.
-            teacher_outputs: The teacher's outputs.
-            products: The teacher's products, whose norm divides a `relative` term.
-            firsts: See `Terms`.
-        """
+        """Return the weighted terms, and update the state: the call has succeeded."""
         firsts, finite, weights = firsts or {}, True, self.loss_weights.weights
         repeated = self.every if self.training else 1  # a share is that of a call with derivatives
         times = {
@@ -434,12 +419,7 @@ class Objective(nn.Module):
         return Batch(moved, y, partners, other, share, ids, draw, arguments)
 
     def _first(self, call: Call, samples: int) -> tuple[int, dict[str, int]]:
-        """Return how many samples of this process have derivatives, and how many of the whole batch the term averages.
-
-        Args:
-            call: What this call computes.
-            samples: Number of samples in this process.
-        """
+        """Return how many samples of this process have derivatives, and how many of the batch the term averages."""
         if not call.factor > 0:
             return 0, {}
         fraction = self.differentiation.fraction

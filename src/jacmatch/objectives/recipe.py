@@ -160,10 +160,6 @@ def describe_labels(labels: Tensor, task: Task | None = None) -> tuple[Task, flo
     """Return the task, and the samples per class (None in a regression).
 
     Integers (N,) are classes, floats numbers. Rows of zeros with a single 1 are one-hot classes, with a warning.
-
-    Args:
-        labels: All labels of the training set.
-        task: The task, if it is already known.
     """
     if task == "regression":
         return task, None

@@ -222,14 +222,7 @@ class Regression(Objective):
         return replace(self.differentiation, probe=probe, readout=readout, teacher_readout=readout)
 
     def _step(self, batch: Batch, answer: Answer | None, target: Tensor, *, given: bool) -> Step:
-        """Return the tensors needed by the terms that have a weight.
-
-        Args:
-            batch: The batch.
-            answer: The products to compare with, and their directions.
-            target: The values to compare with.
-            given: Whether the Jacobians are given, and can have unknown entries.
-        """
+        """Return the tensors needed by the terms that have a weight."""
         step = Step(batch.x, arguments=batch.arguments)
         if self.loss_weights.weights["values"]:
             step.targets = target / self.output_scale.to(target)

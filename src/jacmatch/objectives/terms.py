@@ -83,11 +83,7 @@ class TeacherNorm:
     def measured(self, products: Tensor | None, like: Tensor, part: Part | None, *, counts: bool) -> "TeacherNorm":
         """Return the norm updated with the products of one more call; over all processes if the call counts.
 
-        Args:
-            products: The teacher's, (P, B, …); None if this process has none of their samples.
-            like: A tensor on the device of the batch.
-            part: The part of the batch in this process.
-            counts: Whether the call counts as a measurement; otherwise it is used only if there is no mean yet.
+        A call that does not count is used only if there is no mean yet.
         """
         if not counts and self.mean is not None:
             return self

@@ -67,11 +67,7 @@ def fraction_of_a_batch(caller: str, fraction: float | int) -> None:
 def engine(caller: str, probe: Estimator | None, given: Engine, only: str | None) -> None:
     """Validate the name of an engine, and that the probe can use this engine.
 
-    Args:
-        caller: The objective.
-        probe: Its probe.
-        given: The engine.
-        only: The only engine that the probe supports; None if any engine can be chosen.
+    `only` is the only engine that the probe supports; None if any can be chosen.
     """
     if given not in get_args(Engine):
         raise unknown_name(f"`engine` of `{caller}`", str(given), get_args(Engine))
@@ -217,14 +213,7 @@ def same_outputs(student: Tensor, teacher: Tensor, readout: Readout | None = Non
 
 
 def batch_of_tensors(caller: str, x: object, y: object, *, floating: bool) -> Tensor:
-    """Return x; reject a batch that is not a tensor, is empty, or cannot be differentiated.
-
-    Args:
-        caller: The objective.
-        x: The inputs.
-        y: The labels.
-        floating: Whether the inputs must be of a floating-point type.
-    """
+    """Return x; reject a batch that is not a tensor, is empty, or cannot be differentiated."""
     for name, given in (("x", x), ("y", y)):
         if isinstance(given, Mapping):
             got = f"a dictionary with {', '.join(map(repr, given))}"
@@ -303,11 +292,7 @@ def vocabulary(caller: str, networks: list[object]) -> int:
 def unambiguous(caller: str, arguments: Arguments, x: Tensor, known: dict[str, int]) -> None:
     """Reject a tensor that was shared in a batch of another size, and now has as many rows as the batch.
 
-    Args:
-        caller: The objective.
-        arguments: The arguments of this call.
-        x: The inputs of this call.
-        known: Numbers of rows of shared tensors, by name; those of this call are added.
+    `known` has the numbers of rows of shared tensors by name; those of this call are added.
     """
     for name, value in arguments.values.items():
         if isinstance(value, Tensor) and known.get(name) == len(x):

@@ -110,10 +110,7 @@ class Part:
     def whole(self, gradients: Sequence[Tensor | None], like: Sequence[Tensor], first: int) -> list[Tensor | None]:
         """Return the gradients of the mean over the first samples of the whole batch. Every process must call this.
 
-        Args:
-            gradients: Gradients of the mean over own samples; None where there is none.
-            like: Tensors of the same shapes: the parameters.
-            first: Number of samples of the whole batch in the mean.
+        The gradients are those of the mean over own samples; None where there is none.
         """
         share = self.own(first) / first
         pieces = [

@@ -122,9 +122,7 @@ def _unpacked(parameters: ndarray) -> tuple[ndarray, ndarray, ndarray]:
 def _likelihood(parameters: ndarray, observed: _Observed) -> tuple[float, ndarray]:
     """Return the negative logarithm of the marginal likelihood, and its gradient.
 
-    Args:
-        parameters: Logarithms of D length scales and D constants, then of the noise of values and of scaled partials.
-        observed: What is known.
+    The parameters are logarithms of D length scales and D constants, then of the noise of values and scaled partials.
     """
     d, n = observed.x.shape[1], len(observed.x)
     lengths, constants, noise = _unpacked(parameters)
@@ -308,11 +306,7 @@ def fit_gaussian_process(
     They are searched on some values and partials, drawn at random, of all outputs of a pattern together: from several
     starts on few, from the best result on more.
 
-    Args:
-        data: The samples, in standardized units.
-        seed: Of the draw.
-        parameters: Parameters of an earlier process; they are then used without a search.
-        calibrated: Whether standard deviations are calibrated on held-out samples.
+    `parameters` of an earlier process are used without a search.
     """
     searched = list(parameters)
     for outputs in () if parameters else patterns(data):
@@ -420,14 +414,7 @@ def held_out_loss(data: Standardized, seed: int, process: GaussianProcess | None
 def with_free_samples(
     data: Standardized, process: GaussianProcess, seed: int, count: int | None = None
 ) -> Standardized:
-    """Return the samples together with Sobol points in their box, at which the process is the teacher.
-
-    Args:
-        data: The samples.
-        process: The process, conditioned on them.
-        seed: Of the sequence.
-        count: How many points; as many as take `_FREE` values and partials if None.
-    """
+    """Return the samples together with Sobol points in their box, at which the process is the teacher."""
     d = data.x.shape[1]
     count = max(1, _FREE // (1 + d)) if count is None else count
     low, high = data.x.min(0), data.x.max(0)

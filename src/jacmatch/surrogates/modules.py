@@ -119,12 +119,7 @@ def fit_surrogate(
 def to_module(net: Perceptron, theta: Parameters, scaler: Scaler, shape: tuple[int, ...] | None = None) -> ScaledMLP:
     """Return a fitted network as a module in float32, raw units in and out.
 
-    Args:
-        net: The layout.
-        theta: The parameters.
-        scaler: Means and scales of the samples.
-        shape: Shape of an input; (D,) if None. The scales of an input with more than one axis are folded into the first
-            layer.
+    The scales of an input with more than one axis are folded into the first layer.
     """
     shape = (net.widths[0],) if shape is None else shape
     layers = [(weight.copy(), bias.copy()) for weight, bias in net.layers(theta)]
@@ -144,13 +139,7 @@ def to_module(net: Perceptron, theta: Parameters, scaler: Scaler, shape: tuple[i
 
 
 def to_process_module(process: GaussianProcess, scaler: Scaler, shape: tuple[int, ...]) -> ProcessMean:
-    """Return the mean of a Gaussian process as a module, raw units in and out.
-
-    Args:
-        process: The process, in standardized units.
-        scaler: Means and scales of the samples.
-        shape: Shape of an input.
-    """
+    """Return the mean of a Gaussian process as a module, raw units in and out."""
     n = len(process.groups[0].observed.x)
     module = ProcessMean(len(scaler.y_mean), shape, n, len(process.groups))
     arrays = {"x_mean": scaler.x_mean, "x_scale": scaler.x_scale, "y_mean": scaler.y_mean, "y_scale": scaler.y_scale}
@@ -181,16 +170,7 @@ def to_parameters(module: ScaledMLP, net: Perceptron) -> Parameters:
 def fit_minibatches(
     data: Standardized, net: Perceptron, *, steps: int, seed: int, device: str = "cpu", jacobian_weight: float = 1.0
 ) -> Parameters:
-    """Return the parameters of a network trained by Adam in minibatches, in float32.
-
-    Args:
-        data: The samples, in standardized units; their weights only mark unknown entries.
-        net: The layout.
-        steps: Steps of Adam.
-        seed: Of initial weights and batches.
-        device: Where to train.
-        jacobian_weight: λ.
-    """
+    """Return the parameters of a network trained by Adam in minibatches, in float32."""
     shape = (net.widths[0],)
     student = scaled_mlp(shape, net.widths[-1], net.widths[1:-1], net.activation)
     x, y = torch.from_numpy(data.x).float(), torch.from_numpy(data.y).float()

@@ -254,18 +254,7 @@ def select_network(
     initial: Parameters | None = None,
     on_progress: OnProgress | None = None,
 ) -> Selection:
-    """Select layout, start and weight decay of a network on a fifth of the samples, which is held out.
-
-    Args:
-        data: The samples, in standardized units.
-        nets: The layouts.
-        starts: Random starts for each layout.
-        decays: Weight decays, from strong to weak.
-        seed: Of the starts and of the samples that are held out.
-        evaluations: Of the last fit, and of all candidates together; by the work of one evaluation if None.
-        initial: Initial parameters, instead of random ones.
-        on_progress: Called after each evaluation.
-    """
+    """Select layout, start and weight decay of a network on a fifth of the samples, which is held out."""
     last = planned_evaluations(data, nets[0]) if evaluations is None else evaluations
     visited = min(len(decays), _VISITED)
     if last < _FEW * visited * starts * len(nets):

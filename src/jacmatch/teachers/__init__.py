@@ -5,11 +5,12 @@ objective needs. A network can compute all products; an analytic function uses i
 values only.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from jacmatch.errors import InputError, renamed
+from jacmatch.errors import InputError
+from jacmatch.former_names import lookup
 from jacmatch.jacobian.features import Select
 from jacmatch.models.values import ValuesOnly
 from jacmatch.teachers.base import Answer, Question, Teacher
@@ -66,10 +67,5 @@ __all__ = [
     "as_teacher",
 ]
 
-_RENAMED = {"RememberedTeacher": "MemoizedTeacher"}
-
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        """Return what a name of the last release stands for, with a DeprecationWarning."""
-        return renamed(__name__, name, _RENAMED)
+    __getattr__ = lookup(__name__)

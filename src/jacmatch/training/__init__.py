@@ -13,9 +13,7 @@ Example:
     ['accuracy']
 """
 
-from typing import Any
-
-from jacmatch.errors import renamed
+from jacmatch.former_names import lookup
 from jacmatch.runs import CHECKPOINT
 from jacmatch.training.configuration import OPTIMIZERS, PRECISIONS, SCHEDULES, Training, factor
 from jacmatch.training.data import AUGMENTATIONS, Batches, augment
@@ -44,8 +42,4 @@ __all__ = [
     "shifted",
 ]
 
-_MOVED = {"Trial": "jacmatch.diagnostics.EngineBenchmark", "engine_trial": "jacmatch.diagnostics.benchmark_engines"}
-
-
-def __getattr__(name: str) -> Any:
-    return renamed(__name__, name, _MOVED)
+__getattr__ = lookup(__name__)

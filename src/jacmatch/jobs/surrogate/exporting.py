@@ -54,13 +54,6 @@ def to_onnx(
 ) -> dict[str, Any]:
     """Write the network as `student.onnx` (input `x`, output `y`, any batch size), read it back and compare it.
 
-    Args:
-        module: The network, which takes and returns raw units.
-        folder: Folder of the file.
-        x: Points at which both are compared.
-        t: Units of the outputs.
-        when: Whether to write it; `auto`: if the extra `onnx` is installed.
-
     Returns:
         `file`, `largest_difference` and `checked_by`, or the reason why there is no file.
     """

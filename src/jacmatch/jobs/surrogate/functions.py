@@ -22,13 +22,7 @@ OURS = "It is called with float64 tensors or arrays on the CPU, and returns the 
 
 
 def checked(rule: str, given: Any, x: Float[Tensor, "sample input"]) -> Float[Tensor, "sample *out"]:
-    """Return the result of a call as a tensor of finite numbers with one row per point.
-
-    Args:
-        rule: What must hold; the beginning of the error message.
-        given: What was returned.
-        x: The points.
-    """
+    """Return the result of a call as a tensor of finite numbers with one row per point."""
     if isinstance(given, np.ndarray) or np.isscalar(given) or isinstance(given, list | tuple):
         try:
             array = np.asarray(given)
@@ -131,10 +125,6 @@ class Function:
 
         A function is not smooth at a point if the one-sided derivatives (f(x + h) − f(x))/h and (f(x) − f(x − h))/h
         differ by more than `NON_SMOOTH` of the largest derivative of that output, because of a jump, a kink or noise.
-
-        Args:
-            x: The points.
-            step: Step relative to the units; None: that of the function.
         """
         y = self.values(x)
         step = self.step if step is None else step
@@ -254,14 +244,7 @@ def open_function(
     if it refuses these, with arrays. If it and its own Jacobian take arrays, only arrays are used. A module is put into
     evaluation mode.
 
-    Args:
-        name: Name, as the user wrote it.
-        call: The function.
-        x: Some points.
-        units: Typical change of each input.
-        own: Its own Jacobian; None: its attribute `jacobian`, if it has one.
-        way: How the Jacobian is computed; `auto`: the first available of own, autograd and differences.
-        step: Step of differences, relative to the units.
+    `own` is by default its attribute `jacobian`, and `way` the first available of own, autograd and differences.
     """
     own = getattr(call, "jacobian", None) if own is None else own
     if isinstance(call, nn.Module):
@@ -357,13 +340,7 @@ class FunctionCheck:
 
 
 def check_function(function: Function, x: Float[Tensor, "sample input"], *, derivatives: bool = True) -> FunctionCheck:
-    """Check a function at some points, before training.
-
-    Args:
-        function: The function.
-        x: The points.
-        derivatives: Whether derivatives are checked, too.
-    """
+    """Check a function at some points, before training."""
     y = function.values(x)
     largest = y.abs().amax(0).clamp_min(torch.finfo(torch.float64).tiny)
     again = ((function.values(x) - y).abs() / largest).max()

@@ -31,12 +31,6 @@ def cube(kind: str, count: int, inputs: int, seed: int) -> Points:
     `box` draws them independently and uniformly. `sobol` returns a scrambled Sobol sequence, whose first n points are
     evenly spread for any n. In a `latin-hypercube` of n points, each of n slices along each axis has one point.
 
-    Args:
-        kind: One of these three.
-        count: Number of points.
-        inputs: Number of dimensions.
-        seed: Random seed.
-
     References:
         Sobol 1967; Owen 1998 (scrambling); McKay, Beckman & Conover 1979 (Latin hypercube).
     """
@@ -80,11 +74,6 @@ def worst(disagreement: Float[Tensor, "sample"], count: int, seed: int) -> Int[T
     """Select `count` candidates at random, with probabilities proportional to their disagreement.
 
     The largest disagreements are not simply selected, because they are close to each other.
-
-    Args:
-        disagreement: Squared error of the student at each candidate.
-        count: Number of candidates to select.
-        seed: Random seed.
     """
     weights = disagreement.double().clamp_min(0)
     weights = weights + 1e-12 * weights.sum() + 1e-300
@@ -148,11 +137,7 @@ def query(function: Function, x: Float[Tensor, "sample input"], *, jacobians: bo
 def cached(run: Run, name: str, make: Callable[[], Samples], function: Function | None = None) -> Samples:
     """Return the samples in a file of the run folder; if it is missing, make and write it.
 
-    Args:
-        run: The run.
-        name: Of the file, without its ending.
-        make: Called to compute the samples if they are missing.
-        function: Evaluated again at some of the points in the file; these calls are not counted.
+    `function` is evaluated again at some of the points in the file; these calls are not counted.
     """
     file = run.path / f"{name}.npz"
     if not file.is_file():
@@ -213,16 +198,7 @@ def sample_actively(
 ) -> Samples:
     """Add points to `first` in rounds, where a student of the points so far disagrees with the teacher.
 
-    Args:
-        first: Candidates; the first ones are the initial points.
-        pool: Returns a given number of candidates for a seed.
-        answer: Evaluates the teacher.
-        learn: Trains a student.
-        units: Units of inputs and outputs; None: the standard deviation of the values.
-        count: Total number of points.
-        rounds: Number of rounds.
-        seed: Random seed.
-        more: Number of candidates per added point; the teacher is evaluated at all of them.
+    The teacher is evaluated at `more` candidates for each point that is added.
     """
     sizes = shares(count, rounds)
     known = answer(first[: sizes[0]])

@@ -195,12 +195,8 @@ def fields_of(
     If the cotangents are computed from the values, outputs and values keep their dtype, because directions computed
     from rounded values would differ from those of the products. They are small compared with the products.
 
-    Args:
-        answer: A teacher's answer.
-        question: The query.
-        storage: Dtype of the fields that may be rounded.
-        alone: The answer for the same inputs without products, if that is queried too. A network uses other kernels
-            when it computes derivatives, so the rounding of its outputs can differ.
+    `alone` is the answer without products: a network uses other kernels when it computes derivatives, so its
+    outputs may be rounded in another way.
     """
     if storage not in get_args(Storage):
         raise unknown_name("`storage` of a cache (`--store`)", storage, get_args(Storage))
@@ -225,15 +221,7 @@ def fields_of(
 def rows_of(
     answer: Answer, x: Tensor, question: Question, fields: Sequence[Field], alone: Answer | None = None
 ) -> dict[str, Tensor]:
-    """Return the rows of an answer, one for each sample, on the CPU.
-
-    Args:
-        answer: The answer.
-        x: The inputs.
-        question: The query.
-        fields: Fields that are stored.
-        alone: The answer without products, if that is stored too.
-    """
+    """Return the rows of an answer, one for each sample, on the CPU."""
     assert question.ids is not None
     given: dict[str, Tensor | None] = {"ids": question.ids, "outputs": answer.outputs, "input_sums": sums(x)}
     given |= {"values": answer.values, "outputs_alone": None if alone is None else alone.outputs}

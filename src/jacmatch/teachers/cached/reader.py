@@ -37,9 +37,6 @@ class Shards:
     Rows are read at their positions in the files instead of through a memory map. The memory in use therefore does not
     grow with the number of rows read, and a truncated file is an error instead of a signal. The checksums of a shard
     are compared when it is first read.
-
-    Args:
-        folder: Folder of the cache.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -120,12 +117,7 @@ class Shards:
         return rows
 
     def stored(self, view: int, count: int) -> Tensor:
-        """The ids of the first `count` entries of a view, in the order in which they stand.
-
-        Args:
-            view: Of which view.
-            count: At most the number of samples.
-        """
+        """The ids of the first `count` entries of a view, in the order in which they stand."""
         parts: list[Tensor] = []
         for shard in range(-(-count // self.head.shard)):
             rows = self.head.rows(shard)

@@ -50,11 +50,7 @@ _ON_GPU = 1e-4  # sums on a GPU have no fixed order
 
 
 class Claims:
-    """Locks on numbers in a folder, with one file for each number that is locked.
-
-    Args:
-        folder: Folder of the cache; it is created.
-    """
+    """Locks on numbers in a folder, with one file for each number that is locked."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -63,11 +59,7 @@ class Claims:
 
     @contextmanager
     def on(self, number: int) -> Iterator[bool]:
-        """Lock the number for the block; False if another process has it.
-
-        Args:
-            number: At least 0.
-        """
+        """Lock the number for the block; False if another process has it."""
         lock = self._try(f"{_NAME}-{number:05d}")
         try:
             yield lock is not None
@@ -94,11 +86,6 @@ def write_shard(folder: Path, name: str, entries: Mapping[str, Tensor]) -> None:
     """Write a shard as a memory-mapped tensordict: to a folder beside the final one, then to the disk, then renamed.
 
     If another process has written the shard first, that one is kept.
-
-    Args:
-        folder: Of the cache.
-        name: Name of the shard.
-        entries: Its fields, on the CPU, with one row per sample.
     """
     try:
         from tensordict import TensorDict

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
-from jacmatch import former_modules
+from jacmatch import former_names
 
 
-@pytest.mark.parametrize("former", former_modules.MOVED)
+@pytest.mark.parametrize("former", former_names.MODULES)
 def test_a_former_name_warns_and_gives_the_module_of_today(former, monkeypatch):
     monkeypatch.delitem(sys.modules, former, raising=False)
-    present = importlib.import_module(former_modules.MOVED[former])
+    present = importlib.import_module(former_names.MODULES[former])
     with pytest.warns(DeprecationWarning, match=rf"`{former}` is `{present.__name__}` now"):
         module = importlib.import_module(former)
     defined = {name for name, value in vars(present).items() if getattr(value, "__module__", "") == present.__name__}
@@ -33,11 +33,9 @@ def test_what_moved_to_diagnostics_warns(name):
         _ = training.other
 
 
-def test_renamed_functions_are_available():
-    former_names = {former for former in former_modules.RENAMED for name in former_modules.MOVED if _has(name, former)}
-    assert former_names == set(former_modules.RENAMED)
-
-
-def _has(module, name):
-    present = importlib.import_module(former_modules.MOVED[module])
-    return hasattr(present, former_modules.RENAMED[name])
+@pytest.mark.parametrize(("module", "name"), [(m, n) for m, names in former_names.NAMES.items() for n in names])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_each_former_name_gives_the_present_object(module, name):
+    owner, _, present = former_names.NAMES[module][name].rpartition(".")
+    expected = getattr(importlib.import_module(f"jacmatch.{owner}"), present)
+    assert getattr(importlib.import_module(module), name) is expected
