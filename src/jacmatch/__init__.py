@@ -1,8 +1,8 @@
 """First-order knowledge transfer for PyTorch: a student network learns its teacher's values and derivatives.
 
 A method answers four questions, and each has its package: *what* is differentiated and *which* derivatives are taken
-(`jacmatch.jacobian`), *how* they are compared (`jacmatch.losses`), and *where* (`jacmatch.objectives`). What most
-training loops need is here.
+(`jacmatch.jacobian`), *how* they are compared (`jacmatch.losses`), and *where* (`jacmatch.objectives`). This module
+exports the names that most training loops need.
 
 Example:
     A step of one's own loop. The teacher is queried once and the student run once; the default weighs the Jacobian term

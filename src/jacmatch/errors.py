@@ -1,7 +1,7 @@
 """Errors a user can act on: what is wrong, which rule it breaks, what was given, what to do.
 
-Every package may raise them. The command line prints exactly these two as one line with exit code 2; any other
-exception is a bug and keeps its traceback.
+Every package may raise them. The command line prints an `InputError` and an `UnsupportedError` as one line and exits
+with code 2. Any other exception is a bug and keeps its traceback.
 """
 
 import difflib

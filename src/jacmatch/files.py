@@ -63,7 +63,7 @@ def _check_regular(path: str | os.PathLike[str], status: os.stat_result, single:
 
 
 def check_single(file: Path) -> None:
-    """Refuse anything of this name except a regular file without other names."""
+    """Refuse anything of this name except a regular file without further hard links."""
     with contextlib.suppress(FileNotFoundError):
         _check_regular(file, os.lstat(file), single=True)
 
@@ -89,7 +89,7 @@ def append(file: Path, data: bytes) -> None:
 
 
 def unfinished_name(name: str) -> str:
-    """Return an unpredictable temporary name beside `name`, where no link can be prepared."""
+    """Return an unpredictable temporary name beside `name`, so that nobody can create a link of that name before."""
     return f".{name}.{secrets.token_hex(8)}{UNFINISHED}"
 
 

@@ -1,7 +1,7 @@
 """Verbs of other installed distributions: entry points of the group `jacmatch.verbs`, each of which is a `Verb`.
 
-`jacmatch-research` adds `reproduce` and `bench` in this way. Nothing is imported before its verb, a list of names or
-the help asks for it, and a verb of this package cannot be replaced.
+`jacmatch-research` adds `reproduce` and `bench` in this way. A module is imported only when its verb is called, or for
+`jacmatch list` and the help. A verb of this package cannot be replaced.
 """
 
 import functools
@@ -25,7 +25,7 @@ class Verb:
         job: Where its job is, as MODULE:CLASS; a frozen dataclass like those of `jacmatch.jobs`.
         show: Where the function is that prints a result on a console of rich, as MODULE:FUNCTION.
         help: One line for `jacmatch --help`.
-        names: What `jacmatch list` shows besides: by heading, a mapping of names as MODULE:MAPPING.
+        names: Further sections of `jacmatch list`: for each heading, a mapping of names as MODULE:MAPPING.
     """
 
     job: str

@@ -79,8 +79,8 @@ _EXTRA = ("tyro", "rich", "yaml", "lightning_fabric", "safetensors", "matplotlib
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `jacmatch` with these words and return the exit code.
 
-    A mistake of the user is one line on stderr and 2; Ctrl-C and SIGTERM are one line and 130; any other exception is
-    a bug: its traceback, and 1.
+    For a mistake of the user, print one line on stderr and return 2; for Ctrl-C and SIGTERM, print one line and return
+    130. Any other exception is a bug: print its traceback and return 1.
 
     Args:
         argv: The words after the program's name; those of this process if None.

@@ -3,7 +3,8 @@
 A stand-in of a job is a dataclass with the same name, docstrings, bases, fields, types and defaults, and without
 methods. The expressions of the source (`Literal["kl", "squared"]`, `JacobianLoss`, `Path()`) are evaluated; a name that
 a module of the same distribution defines or imports is looked up in the source of that module, and any other module is
-imported. Only assignments and class headers are evaluated, so this suits modules that name each setting once.
+imported. Only assignments and class headers are evaluated, so the defaults and types in such a module must not depend
+on other code.
 """
 
 import ast

@@ -155,7 +155,7 @@ class Flag:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """How it is written; of a switch that is on by default also its opposite."""
+        """The spellings of the flag; for a switch that is on by default, also its negation."""
         if self.positional:
             return (self.name.upper(),)
         word = self.name.replace("_", "-")

@@ -107,7 +107,7 @@ def pair(console: Console, result: Mapping[str, Any]) -> None:
 
 
 def exported(console: Console, result: Mapping[str, Any]) -> None:
-    """Print the files of an export, and how far they are from the network."""
+    """Print the files of an export, and how much they differ from the network."""
     for name, check in result["files"].items():
         values = f"value error {check['value_relative_error']:.1e}, " if "value_relative_error" in check else ""
         cosine = f"cosine of J {check['jacobian_cosine']:.4f}, " if "jacobian_cosine" in check else ""
@@ -142,7 +142,7 @@ def tables(console: Console, result: Mapping[str, Any]) -> None:
 
 
 def cache(console: Console, result: Mapping[str, Any]) -> None:
-    """Print what a cache holds, or how far it is from the teacher's outputs now."""
+    """Print what a cache contains, or how much it differs from the teacher's present outputs."""
     if result["action"] == "check":
         console.print(f"{result['entries']:,} entries queried again, all within rounding ({result['seconds']:.1f} s).")
         for name, largest in result["absolute"].items():

@@ -37,8 +37,8 @@ def from_arrays(name: str, arrays: Mapping[str, object]) -> Data:
             `j_train` and `j_test`: true Jacobians (N, K, *input) with respect to the float inputs, NaN where unknown.
 
     Raises:
-        InputError: A key is missing or unknown; a type, shape, range or length is wrong; class numbers leave a gap or
-            have no training rows; or numbers are not finite.
+        InputError: A key is missing or unknown; a type, shape, range or length is wrong; a class number below the
+            largest does not occur, or has no training rows; or numbers are not finite.
 
     Example:
         >>> x, y = np.array([[0.0, 1.0], [2.0, 3.0]]), np.array([0, 1])

@@ -255,7 +255,7 @@ def split_validation(
         seed: Any integer.
 
     Raises:
-        InputError: `amount` is not possible for so many rows.
+        InputError: `amount` is too large or too small for this number of rows.
 
     Example:
         >>> labels = torch.tensor([0, 1, 0, 1, 1, 0])

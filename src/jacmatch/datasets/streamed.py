@@ -41,8 +41,8 @@ def decode(
 ) -> UInt8[np.ndarray, "row column channel"]:
     """Return the pixels of an image file: one channel if the file is gray, otherwise red, green and blue.
 
-    The orientation from the file's EXIF data is applied. Transparency is dropped. Of a JPEG with several pictures (MPO)
-    the first is taken.
+    The orientation from the file's EXIF data is applied. Transparency is dropped. Of a JPEG file with several pictures
+    (MPO), the first is used.
     """
     return _decoded(path, str(path), caller, max_pixels, size)
 
@@ -177,8 +177,8 @@ class Streamed:
     def digest(self) -> str:
         """Return the SHA-256 of shape, names and sizes of all images in order, and of their content.
 
-        Above 128 MiB the content of 1,024 images counts: reading all would take too long. If any other image is
-        replaced by one of the same name and size, this is not detected.
+        Above 128 MiB, only the content of 1,024 images is read, because reading all images would take too long. If any
+        other image is replaced by one of the same name and size, this is not detected.
         """
         digest = hashlib.sha256(f"streamed {self.shape} {self.resized}\n".encode())
         whole = 0

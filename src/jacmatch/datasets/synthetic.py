@@ -22,7 +22,7 @@ def load(argument: str, seed: int) -> Data:
     is `values`, always the same, and the Jacobians of both parts are exact.
 
     Raises:
-        InputError: `argument` is not some of the four numbers.
+        InputError: `argument` does not consist of some of the four settings.
     """
     sizes = _parse(argument)
     inputs, outputs = sizes["D"], sizes["K"]

@@ -1,8 +1,8 @@
 """Checks of networks, objectives and teachers, each against differences of its own values.
 
-`doctor` checks the derivative engines of one network; `preflight_check` the objective of a training before its first
-step; `benchmark_engines` measures which engine is the fastest. A `Finding` has a code that is stable across versions;
-`report` gives the JSON document of a result.
+`doctor` checks the derivative engines of one network; `preflight_check` checks the objective of a training before its
+first step; `benchmark_engines` measures which engine is the fastest. A `Finding` has a code that is stable across
+versions; `report` gives the JSON document of a result.
 
 The engines check themselves at their first use in `jacmatch.jacobian.verification`.
 """

@@ -25,7 +25,7 @@ class EngineBenchmark:
     Attributes:
         engine: The fastest engine that can differentiate the student; `differences` if no other can.
         seconds: Median time of a step by each of these engines.
-        refused: Why the others cannot.
+        refused: For each other engine, the reason why it cannot.
     """
 
     engine: Engine
@@ -36,11 +36,11 @@ class EngineBenchmark:
 def benchmark_engines(objective: Distillation, batch: Batch, *, rounds: int = 5) -> EngineBenchmark:
     """Measure the fastest engine for directions on the input side, by the time of a step: terms and gradient.
 
-    The engines alternate, each after one step that is not timed. Differences are not measured: they are as fast, but
-    not exact. The objective, its student and torch's random numbers are left unchanged.
+    The engines alternate, each after one step that is not timed. The engine `differences` is not measured: it takes
+    about as long, but is not exact. The objective, its student and torch's random numbers are left unchanged.
 
     Args:
-        objective: With a probe on the input side; on the device of the batch.
+        objective: The objective, on the device of the batch; its probe must draw input directions.
         batch: A batch of the training.
         rounds: Timed steps by each engine.
     """

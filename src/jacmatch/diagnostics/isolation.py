@@ -182,7 +182,7 @@ def _numbers(terms: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def float64_copy(objective: nn.Module, batch: Batch, progress: float) -> IsolatedObjective | None:
-    """Return a copy in float64, its weights moved off the kinks that zeros lie on; None where there can be none."""
+    """Return a copy in float64 whose zero weights are moved off kinks; None if no copy is possible."""
     teacher = networks_of(objective)[1]
     compiled = objective.compiled if isinstance(objective, Objective) else None
     try:
@@ -242,7 +242,7 @@ def keeps_results(student: nn.Module, x: Tensor) -> bool:
 def gradient_errors(
     isolated: IsolatedObjective, gradients: dict[str, list[Tensor | None]]
 ) -> dict[str, tuple[float | None, bool]]:
-    """Return of each term the largest relative error of its gradient, and whether that is a fault.
+    """Return the largest relative error of the gradient of each term, and whether it is a fault.
 
     The error is None where no difference is exact enough to tell.
     """

@@ -1,9 +1,10 @@
 """The pre-flight check: before its first step, an objective is compared with its own definition.
 
 The gradient that the optimizer will get is compared, term by term, with central differences of the objective in random
-directions of the parameters, on a few samples and in float64 where a copy can be made. Besides: whether the same batch
-gives the same terms twice, whether they are means over the batch that add up, whether the teacher is constant and its
-derivatives are right, and whether all that is trained is registered. Nothing of the training changes, bit for bit.
+directions of the parameters, on a few samples and in float64 where a copy can be made. It also checks that the same
+batch gives the same terms twice, that the terms are means over the batch and add up to the loss, that the teacher is
+constant and its derivatives are right, and that all trained tensors are registered parameters. The check does not
+change the training: its results are the same bit for bit.
 """
 
 import math
@@ -87,7 +88,7 @@ def preflight_check(objective: nn.Module, batch: Batch, *, progress: float = 0.0
     Args:
         objective: As for `jacmatch.training.fit`.
         batch: Its first samples are used.
-        progress: Part of the training that is done, 0 to 1.
+        progress: Fraction of the training that is done, from 0 to 1.
 
     Raises:
         UnsupportedError: The objective itself raises it.
@@ -138,7 +139,7 @@ def _cheap_calls(objective: nn.Module) -> AbstractContextManager[None]:
 
 
 def raise_for_faults(report: PreflightReport, objective: nn.Module, batch: Batch) -> None:
-    """Raise an error with the faults; where a gradient is wrong, those that `doctor` finds in the student come too.
+    """Raise an error with the faults; if a gradient is wrong, also with the faults that `doctor` finds in the student.
 
     Raises:
         UnsupportedError: There is a fault.

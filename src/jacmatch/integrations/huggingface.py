@@ -59,7 +59,7 @@ class EmbeddingInputs(nn.Module):
         token_type_ids: Tensor | None = None,
         **others: Any,
     ) -> Any:
-        """Return what the model returns; other arguments are passed on. A Trainer keeps the columns that are named."""
+        """Return what the model returns. A Trainer removes columns of a data set that `forward` does not name."""
         others |= {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
         return self.model(inputs_embeds=inputs_embeds, **{k: v for k, v in others.items() if v is not None})
 
@@ -179,9 +179,9 @@ class TrainerModel(TrainingUnit):
 class JacmatchTrainer(Trainer):  # type: ignore[misc]
     """A Hugging Face Trainer that trains the student of an objective.
 
-    - What accelerate prepares and DistributedDataParallel wraps is the objective, not the student.
-    - The gradient of a step is that of the mean over all its samples: of all accumulated batches and of all processes,
-      however many samples each has.
+    - accelerate prepares the objective, not the student, and DistributedDataParallel wraps it.
+    - The gradient of a step is that of the mean over all samples of all accumulated batches and processes, even if
+      these have different numbers of samples.
     - The log has the mean of each weighted term, and the share of each in the gradient norm as `share_NAME`.
     - A checkpoint has the student as `save_pretrained` stores it (of a peft model the adapter), and the state of the
       objective in `objective.safetensors`. The teacher is not stored. `train(resume_from_checkpoint=...)` reads both.

@@ -66,7 +66,8 @@ class DistillationModule(LightningModule):  # type: ignore[misc]
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         """Log the terms of a batch.
 
-        Lightning evaluates in inference mode, whose tensors have no derivatives: the batch is copied out of it.
+        Lightning evaluates in inference mode, whose tensors cannot be differentiated. The batch is therefore copied to
+        ordinary tensors.
         """
         with torch.inference_mode(False), torch.no_grad():
             self._logged("val", tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, batch))

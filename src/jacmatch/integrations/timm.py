@@ -130,7 +130,7 @@ class JacobianDistillationTask(LogitDistillationTask):  # type: ignore[misc]
             self.trainable_module_ema.update(self.objective.student, step=step)
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
-        """Return the student, without what is wrapped around it for training."""
+        """Return the student without the wrappers that the training added."""
         model = super().get_eval_model(module=module, ema=ema)
         inner = None if model is None else unwrap_model(model)
         return inner.student if isinstance(inner, TrainingUnit) else model

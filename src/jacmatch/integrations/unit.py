@@ -18,10 +18,10 @@ class TrainingUnit(nn.Module):
 
     In one process it returns the same as the objective. In several processes, each with its own part of a batch:
 
-    - gradient shares are measured on the mean gradient of all processes, so that all of them weigh the terms alike;
+    - gradient shares are measured on the mean gradient of all processes, so that all processes use the same weights;
     - sample i of process r of n has the id r + n i where no `ids` are given, so that directions differ;
-    - the loss reaches all trained parameters: a bias gets no gradient from a Jacobian term, and
-      DistributedDataParallel would wait for one.
+    - the loss depends on all trained parameters, because a bias gets no gradient from a Jacobian term, and
+      DistributedDataParallel would wait for this gradient.
 
     All processes must have the same number of samples, as with samplers that drop or repeat the last ones.
 
@@ -70,7 +70,8 @@ class TrainingUnit(nn.Module):
         Args:
             x: Raw inputs (B, …), the same for student and teacher.
             y: Labels.
-            with_outputs: Additional loss of the student's outputs, returned as `of_outputs`.
+            with_outputs: A function of the student's outputs that returns an additional loss; its value is returned as
+                `of_outputs`.
             **settings: Other arguments of the objective's `forward`, such as `ids` and `progress`.
 
         Raises:

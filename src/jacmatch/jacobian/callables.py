@@ -1,8 +1,8 @@
 """The contents of a network or function: the modules, tensors and buffers that it uses; a key that outlives it; a copy.
 
 A user's training step often creates a new function each time, `lambda x: network(x, mask)`. Two such functions count as
-equal if their code and modules are the same, and everything else in them is of the same kind. Buffers are identified by
-object and not by name: a BatchNorm layer registered under two names has one running mean.
+equal if their code and modules are the same, and all other objects in them have the same types. Buffers are identified
+by object and not by name: a BatchNorm layer registered under two names has one running mean.
 """
 
 import copy
@@ -42,7 +42,7 @@ def tensors_of(function: Any) -> list[Tensor]:
 
 
 def key_of(function: Any, depth: int = _DEPTH, *, numbers: bool = False) -> Hashable:
-    """Return a key that is equal for functions with the same code and networks, and other contents of the same kind.
+    """Return a key, equal for functions with the same code and networks whose other contents have equal types.
 
     With `numbers`, equal functions contain equal numbers, too: `lambda out: out[n]` selects an output by one.
     """

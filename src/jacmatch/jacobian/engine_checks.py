@@ -1,7 +1,8 @@
 """The check of one engine: its product, and the gradient of a penalty on that product.
 
 Training uses the gradient, which can be silently wrong even if the product is right. A penalty on derivatives jumps
-where a ReLU switches, so its finite differences need the small steps of a float64 reference.
+where the input of a ReLU changes its sign, so its finite differences need the small steps that only a float64 reference
+allows.
 """
 
 from collections.abc import Callable, Iterator

@@ -72,7 +72,7 @@ class Verdict:
 
     @property
     def is_right(self) -> bool:
-        """Whether there is nothing against the engine."""
+        """Whether the engine has no fault."""
         return self.state in ("right", "unknown")
 
 
@@ -193,7 +193,7 @@ def first_line(failure: Exception) -> str:
 
 
 def untrainable(reason: str) -> Verdict:
-    """The product is right, and the network cannot be trained, with or without derivatives."""
+    """Return the verdict on a network with correct products that cannot be trained, even without derivatives."""
     what = f"The parameter gradient of the network's own outputs fails: {reason}."
     remedy = "Change no tensor in place that a backward pass needs."
     return Verdict("unknown", "right", (Finding("untrainable", "fault", what, remedy),))

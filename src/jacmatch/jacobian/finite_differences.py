@@ -182,7 +182,8 @@ class Reference:
     moves: bool
     """Whether the values depend on the input, beyond rounding."""
     single: bool = False
-    """Whether it is one difference by the smallest step, which can show that an engine is right and nothing else."""
+    """Whether it is a single difference with the smallest step. It can show that an engine is right, but not that one
+    is wrong."""
 
     @staticmethod
     def of(

@@ -70,8 +70,9 @@ def twice_differentiable(
         statistics: Also compute normalization explicitly from its statistics, which a derivative of a forward-mode
             product needs; reverse mode does not, and is faster without.
         forward: Reject operations whose forward-mode rule is silently missing, or wrong when differentiated.
-        once: One derivative in reverse mode is enough. Of the above, an `nn.Module` in evaluation mode then needs only
-            BatchNorm as an affine map and recurrent layers without cuDNN; all else uses PyTorch's fastest kernels.
+        once: Whether one derivative in reverse mode is enough. An `nn.Module` in evaluation mode then needs only
+            BatchNorm as an affine map and recurrent layers without cuDNN; everything else uses PyTorch's fastest
+            kernels.
 
     Raises:
         InputError: there is no such policy.

@@ -64,8 +64,8 @@ def jvp(
         batch_norm: Policy for BatchNorm in training mode.
         context: Other arguments of the network, by name, passed unchanged. Tensors whose first dimension is the batch
             belong to the samples; wrap others in `Shared` where they happen to have as many rows.
-        output: Selects the outputs where the network returns more than one tensor: a tensor, or a tuple or dictionary
-            of tensors, which y and the products then are.
+        output: Selects the outputs if the network returns more than one tensor. It returns a tensor, or a tuple or
+            dictionary of tensors; y and the products then have the same structure.
 
     Raises:
         InputError: x or v has the wrong type, structure or shape.
@@ -145,10 +145,10 @@ def jacobian(
     """Return outputs y (B, K) and the full Jacobian J (B, K, *input), Jₙₖᵢ = ∂yₙₖ/∂xₙᵢ.
 
     In evaluation mode, `chunk_size` rows are computed at once: the batch is repeated, and one backward pass gives a
-    different row for each copy. Memory beyond the result grows with `chunk_size`; time decreases until the
-    processor is saturated. If a module draws random numbers in training mode, or stores a tensor with an entry for each
-    sample, the batch is not repeated: each row takes one pass. If the last layer is linear with F < K features, the F
-    rows of the features are computed and multiplied by its weight.
+    different row for each copy. Memory beyond the result grows with `chunk_size`; time decreases until the processor is
+    saturated. If a module draws random numbers in training mode, or stores a tensor with an entry for each sample, the
+    batch is not repeated, and each row takes one pass. If the last layer is linear with F < K features, the F rows of
+    the features are computed and multiplied by its weight.
 
     Where samples depend on each other (BatchNorm in training mode or without running statistics, centering over the
     batch), J still contains only the derivatives with respect to each sample's own input: the diagonal blocks of the
@@ -158,8 +158,8 @@ def jacobian(
     Args:
         module: The network.
         x: Its input, of a floating-point type; several inputs as a tuple, a dictionary or `Inputs`.
-        chunk_size: Rows at once, at least 1. None takes as many as make 512 samples; on the CPU 64, or, with
-            convolutions, 16 and at most 8 rows. The result does not depend on it.
+        chunk_size: Rows at once, at least 1. By default, the repeated batch has up to 512 samples on a GPU and 64 on
+            the CPU; with convolutions on the CPU 16, and at most 8 rows. The result does not depend on it.
         context: As in `jvp`.
         output: As in `jvp`. J has the structure of the outputs, and within it that of the inputs: for outputs (B, *out)
             and inputs (B, *input) in a tuple or dictionary the blocks are (B, *out, *input).

@@ -209,7 +209,7 @@ class AttentionMaps:
 
     References:
         Srinivas & Fleuret 2018, arXiv:1803.00443, section 5 (one layer), as re-implementations and notes report it; the
-        ICML text was not at hand. Zagoruyko & Komodakis 2017, arXiv:1612.03928.
+        ICML text was not available. Zagoruyko & Komodakis 2017, arXiv:1612.03928.
     """
 
     layers: tuple[str, ...] = ()

@@ -1,7 +1,8 @@
 """Derivatives for text: along the replacement of one token by another, in each network's own embeddings.
 
 Token ids have no derivative. The direction "token j instead of token i at position p" is E[j] − E[i] in the table E of
-a network: student and teacher must share a tokenizer, not an embedding size. With coefficients z of k directions,
+a network. Student and teacher must share a tokenizer; their embedding sizes may differ. With coefficients z of k
+directions,
 
     f(z) = network(E[ids] + Σₘ zₘ (E[jₘ] − E[iₘ]) at position pₘ),   J = ∂f/∂z at z = 0, (B, R, k),
 

@@ -1,9 +1,9 @@
 """Which engine may be used for a function: decided once for each kind of call, by a comparison with differences.
 
-The product of an engine may be wrong, and a right product may have no derivative or a wrong one, which at best shows in
-the backward pass of a user's loss. So an engine is checked on a few samples before its first use: its product
-against differences of the values, and the parameter gradient of a penalty on it against differences of the penalty
-(`engine_checks`). The verdict is stored for as long as the network lives.
+The product of an engine may be wrong. A correct product may have no derivative or a wrong one; a missing derivative
+raises an error only in the backward pass of a user's loss, and a wrong one raises none. So an engine is checked on a
+few samples before its first use: its product against differences of the values, and the parameter gradient of a penalty
+on it against differences of the penalty (`engine_checks`). The verdict is stored for as long as the network lives.
 
 A verdict holds for one signature: the networks that the function uses with all their layers and modes, trained tensors,
 readout, BatchNorm policy, shape of a sample, type, device, and whether gradients are on.
@@ -70,7 +70,8 @@ class Comparison:
         """Return the verdict on `vjp`, or on an engine for Jv; `rounding` checks the function's own type too.
 
         An engine that agrees with a single difference is right; only others are compared with the slower `reference`.
-        Nothing is known of one that does not where no two calls agree: differences are then those of the noise.
+        If no two calls return the same values, an engine that does not agree gets the verdict `unknown`, because the
+        differences contain the noise.
         """
         if self.single.x.dtype == torch.float64 and self.single.moves:
             verdict = self._verdict(name, self.single, rounding)
@@ -172,7 +173,7 @@ def errors(raised: bool) -> Iterator[None]:
 def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -> tuple[tuple[str, ...], str]:
     """Return the engines to try for Jv in turn, and why their product cannot be differentiated ("" where it can).
 
-    It is one engine where one was requested or is known to be right.
+    It is a single engine if one was requested or is known to be right.
     """
     wanted = JVP_ENGINES if requested == "auto" else (requested,)
     verdicts = _verdicts(function, x, wanted, count)

@@ -85,7 +85,7 @@ class HeadTeacher:
         return cls(network, memory, layer, head)
 
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
-        """Return outputs by the memory of features; everything else is computed by the network."""
+        """Return outputs computed from the stored features; the network computes everything else."""
         requested = question or Question()
         products = requested.cotangents is not None or requested.tangents is not None
         if products or requested.layers or not isinstance(requested.readout, Logits):
@@ -183,8 +183,8 @@ def finetuned(
 ) -> nn.Module:
     """Fine-tune the last block and the last layer of a teacher with a probe, on the labels.
 
-    The last block is the last child with parameters before the last layer; of one with more than half of all
-    parameters, its own last child.
+    The last block is the last child with parameters before the last layer. If it has more than half of all parameters,
+    its own last child is used instead.
     """
     head, _ = head_of(network, train)
     network.requires_grad_(whole)

@@ -162,8 +162,8 @@ class Source:
     def entries_at(self, view: int, positions: range, fields: Sequence[Field]) -> dict[str, Tensor]:
         """Return the entries at these positions in the order of a view, queried in the batches of the training.
 
-        Rows after the last full batch are queried together with those before them: on a CPU the last digits of an
-        answer depend on the size of the batch.
+        Rows after the last full batch are queried together with rows before them, because on a CPU the last digits of
+        an answer depend on the size of the batch.
         """
         order, size = self.batches.order(view), self.batches.size
         parts = []

@@ -369,7 +369,7 @@ def code_of_model(spec: str) -> Fingerprints:
 
 
 def of_network(description: Description) -> Fingerprints:
-    """Return the fingerprints of a new network; for user code also its outputs, because it may read files."""
+    """Return the fingerprints of a new network; for user code also of its outputs, because it may read files."""
     fingerprints = code_of_model(description.spec)
     if not fingerprints or description.spec.partition(":")[0] in _PACKAGES:
         return fingerprints

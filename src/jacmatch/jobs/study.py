@@ -172,7 +172,7 @@ def measured(network: nn.Module, test: Split, device: str | torch.device) -> Res
 
 
 def quality(network: Mapping[str, Any]) -> str:
-    """Return the name of a network's quality: `accuracy`, or `rmse` in a regression."""
+    """Return the name of the metric of a network: `accuracy`, or `rmse` in a regression."""
     return "accuracy" if "accuracy" in network else "rmse"
 
 
@@ -209,7 +209,7 @@ def row(label: str, results: Sequence[Result], **fields: Any) -> Result:
 
 
 def main_fields(results: Sequence[Result], main: Mapping[str, Any]) -> Result:
-    """Return the fields of a run's result that come from one method, for which the run folder stands."""
+    """Return the fields of a run's result that come from the one method whose network is saved in the run folder."""
     measure = quality(results[0]["student"])
     agreement = main.get("agreement", {})
     return {

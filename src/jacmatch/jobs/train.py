@@ -61,7 +61,7 @@ class Train(TrainingFields):
         """Return the network to train: new, or with the given weights and a new last layer.
 
         Raises:
-            InputError: Flags do not go together, or the weights do not fit the model.
+            InputError: Two flags cannot be combined, or the weights do not fit the model.
         """
         if self.weights is None and not self.model.startswith("hf:"):
             named = [name for name in ("mean", "std", "size") if getattr(self, name) is not None]

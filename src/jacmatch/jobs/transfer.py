@@ -65,7 +65,7 @@ PAPER = tuple(METHODS)[:6]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe compares, where, and by which loss of the outputs, where none are given."""
+    """Defaults of a recipe: the methods, the point, and the loss of the outputs."""
 
     methods: tuple[str, ...]
     point: Literal["data", "mixed-pairs"]
@@ -476,7 +476,7 @@ class Transfer(TrainingFields):
     def taught(
         self, method: str, ready: Ready, labelled: Split, images: Split | None, seed: int, held_out: Split | None = None
     ) -> Ready:
-        """Return what a method is taught by: the teacher itself, the adapted one, or its features in a small basis.
+        """Return the teacher of a method: the teacher itself, the adapted one, or its features in a small basis.
 
         Methods of a seed share the memory of the pretrained network, and the adapted teacher.
         """
@@ -640,7 +640,8 @@ def _measured_probe(ready: Ready, device: str) -> dict[str, Any]:
 def loss_falls(rows: Sequence[Mapping[str, Any]], steps: int) -> tuple[float, float] | None:
     """Return the fall of a loss as shares: from 50 to 70 % of the steps to the last 20 %, and from the first row to it.
 
-    Of the metrics of a training the terms of labels and outputs count, whose weights hardly change. None if not known.
+    Only the terms of labels and outputs in the metrics are used, because their weights hardly change. None if not
+    known.
     """
     sums = [(row["step"], sum(row.get(term, 0.0) for term in ("labels", "outputs"))) for row in rows if "loss" in row]
     before, after = ([loss for step, loss in sums if a < step / steps <= b] for a, b in _PARTS)

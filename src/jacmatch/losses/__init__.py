@@ -1,9 +1,9 @@
 """Losses: tensors in, one number per sample out.
 
 A loss answers the third of the four questions that any method of first-order knowledge transfer has to answer: *how*
-are student and teacher compared? What is compared (outputs, rows of Jacobians, attention maps, responses to noise) is
-computed beforehand; a loss never sees a network and never differentiates one. So every function here works in any
-training loop, and all of them follow four rules:
+are student and teacher compared? The compared tensors (outputs, rows of Jacobians, attention maps, responses to noise)
+are computed beforehand; a loss never receives a network and never differentiates one. So every function here works in
+any training loop, and all of them follow four rules:
 
 * **Student first.** The order of arguments is (student, teacher), and the shapes must be equal: nothing is broadcast.
 * **Sum inside a sample, nothing across samples.** Outputs, rows and inputs are summed, because a mean over the pixels

@@ -91,7 +91,7 @@ def attention_transfer(
     Args:
         student_map: The student's attention map.
         teacher_map: The teacher's, of the same size; see `match_sizes`.
-        eps: The square of a norm that is small for a map.
+        eps: Added to the squared norm of each map; a map whose squared norm is much smaller has almost no effect.
 
     Raises:
         InputError: The maps are not of equal shape (batch, height, width), or eps is not above 0.

@@ -57,15 +57,15 @@ def relative_error(
 ) -> Float[Tensor, "batch"]:
     """Return the squared error over the teacher's squared norm, Σ_r‖S_r − T_r‖² / (Σ_r‖T_r‖² + eps), per sample.
 
-    It is dimensionless: a student with zero derivatives gets 1. So a weight carries over from one network, input scale
-    or readout to the next, and unlike with `normalized_error` the size of the derivatives is still learned. The rows of
-    a sample share one denominator, so a small row has little weight.
+    It is dimensionless: a student with zero derivatives gets 1. So the same weight suits different networks, input
+    scales and readouts. Unlike with `normalized_error`, the student also learns the size of the derivatives. The rows
+    of a sample share one denominator, so a small row has little weight.
 
     Args:
         student: Rows of the student's Jacobian.
         teacher: The same rows of the teacher's.
-        eps: Added to the teacher's squared norm, in its unit. Where the teacher is flat, it sets the cost of the
-            student's derivatives.
+        eps: Added to the teacher's squared norm, in its unit. Where the teacher's derivatives are zero, it determines
+            the loss of the student's.
 
     Raises:
         InputError: The shapes differ, or eps is not above 0.
@@ -85,10 +85,10 @@ def bounded_error(
 ) -> Float[Tensor, "batch"]:
     """Return the bounded relative error r / (1 + r) = d / (d + t) per sample, in [0, 1).
 
-    r is `relative_error`, d = Σ_r‖S_r − T_r‖² and t = Σ_r‖T_r‖² + eps. Near the teacher it is the relative error; a
-    student with zero derivatives gets ½; and no sample costs more than 1, however small the teacher's derivatives or
-    large the student's, as in a small last batch under BatchNorm. The gradient of r is multiplied by 1 / (1 + r)², so
-    such samples contribute almost no gradient.
+    r is `relative_error`, d = Σ_r‖S_r − T_r‖² and t = Σ_r‖T_r‖² + eps. Near the teacher it equals the relative error,
+    and a student with zero derivatives gets ½. The loss of a sample is at most 1, even if the teacher's derivatives are
+    tiny or the student's are huge, as in a small last batch under BatchNorm. The gradient of r is multiplied by 1 / (1
+    + r)², so such samples contribute almost no gradient.
 
     The ratio is not linear in d and t. So its mean over random products is not the loss of the full Jacobian: it is a
     biased estimate, whose bias falls with the number of products. `relative`, in `Distillation`, is always unbiased.

@@ -65,8 +65,8 @@ def centered_variance(
 
     Corrected form: its mean is σ² Σ_i ‖∇δ_i‖² + O(σ⁴) for any smooth pair of networks, without bias from N. The
     remainder is σ⁴ Σ_i (½‖H_i‖²_F + ∇δ_i·∇Δδ_i), H the second derivatives of δ. Near a kink of a ReLU network the even
-    part of the kink remains; `antithetic` cancels that too. Unlike the other two it does not see δ itself at all: a
-    constant difference costs nothing.
+    part of the kink remains; `antithetic` cancels that too. Unlike the other two it does not depend on δ itself: a
+    constant difference gives a loss of 0.
 
     Args:
         student: The student's outputs for each of N ≥ 2 draws of noise.

@@ -43,8 +43,8 @@ def hoffman(rows: Float[Tensor, "batch row *input"], outputs: int) -> Float[Tens
     """Return Hoffman's regularizer, ½ K · mean_r ‖v̂_rᵀJ‖², an unbiased estimate of ½‖J‖²_F.
 
     The directions v̂ have norm **one** here, hence the factor K; uniform on the sphere, signs over √K, or all K basis
-    vectors, which give ½‖J‖²_F exactly. Directions with E[vvᵀ] = I (norm √K) have it inside already: for those,
-    half of `squared_norm` over the number of directions is the same.
+    vectors, which give ½‖J‖²_F exactly. Directions with E[vvᵀ] = I (norm √K) contain this factor already: for them,
+    half of `squared_norm`, divided by the number of directions, is the same.
 
     Args:
         rows: Products v̂ᵀJ with directions v̂ of norm 1 in output space.
@@ -74,8 +74,8 @@ def paper_label_squared(rows: Float[Tensor, "batch row *input"], sigma: float) -
         E_ξ Σ_i (y_i − S_i(x+ξ))²  ≈  Σ_i (y_i − S_i)² + σ² Σ_i ‖∇S_i‖²,   ξ ~ N(0, σ²I)
 
     Paper's form. It is exact for outputs that are linear in the input. In general the remainder is not O(σ⁴) as
-    printed: −σ² Σ_i (y_i − S_i) ΔS_i is missing, which vanishes where the labels are fitted. No form with first
-    derivatives alone has it; for cross-entropy there is one, `piecewise_linear_cross_entropy`.
+    printed: −σ² Σ_i (y_i − S_i) ΔS_i is missing, which vanishes where the labels are fitted. No penalty with first
+    derivatives alone contains this term. For cross-entropy there is such a penalty, `piecewise_linear_cross_entropy`.
 
     Args:
         rows: All rows ∇S_i of the student's Jacobian, or products whose squared norm estimates ‖J‖²_F.
@@ -144,8 +144,9 @@ def label_cross_entropy(
 
         E_ξ [−Σ_i y_i log q_i(x+ξ)]  =  −Σ_i y_i log q_i + this + O(σ⁴),   ξ ~ N(0, σ²I)
 
-    Corrected form of `paper_label_cross_entropy` for any smooth network. It needs second derivatives by the input and
-    may be below 0, so it is for study; `piecewise_linear_cross_entropy` is what it becomes for locally linear logits.
+    Corrected form of `paper_label_cross_entropy` for any smooth network. It needs second derivatives with respect to
+    the input and may be negative, so it is meant for studies. For locally linear logits it equals
+    `piecewise_linear_cross_entropy`.
 
     Args:
         probability_rows: Rows ∇q_i of the student's probabilities.

@@ -80,7 +80,7 @@ def statistics(
 
 
 def one_for_each(count: int, of: str, name: str, values: Statistics, *, scale: bool, varies: str) -> Tensor:
-    """Return `count` numbers, given so many or one for all, or neutral ones for None; a scale must be above 0."""
+    """Return `count` numbers: as given, one number repeated, or neutral values for None; a scale must be above 0."""
     entries = [1.0 if scale else 0.0] if values is None else [float(value) for value in values]
     if len(entries) not in {1, count}:
         rule = f"{name} must have one number, or one for each of the {count} {of}."

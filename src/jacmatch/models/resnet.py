@@ -19,7 +19,7 @@ class ResNet(RawInputs):
     """A CIFAR ResNet of depth 6n+2: a stem, then three stages of n basic blocks.
 
     Where the resolution or the width changes, the shortcut is a 1×1 convolution with BatchNorm (He's option B, which
-    the distillation literature uses). Option A of the original CIFAR networks, zero padding, has 2,752 parameters less
+    the distillation literature uses). Option A of the original CIFAR networks, zero padding, has 2,752 fewer parameters
     at widths 16, 32, 64: 269,722 instead of 272,474 for ResNet-20 with ten outputs.
 
     References:

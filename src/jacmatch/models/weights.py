@@ -93,7 +93,7 @@ def prefixes(own: Names, given: Names) -> list[str]:
 
 
 def by_name(own: Names, tied: Mapping[str, str], given: Names, key: str) -> list[Fit]:
-    """Return all prefixes for which the module's names name tensors of the same shapes in the set.
+    """Return all prefixes with which the module's names exist in the set, with the same shapes.
 
     If the set has further tensors below that prefix, it has another architecture, unless these are the same names below
     a longer prefix, or averages as named by mmcv.

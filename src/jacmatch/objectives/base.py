@@ -95,7 +95,7 @@ class Objective(nn.Module):
         weights: Weight of each term.
         differentiation: Which derivatives are taken, and how.
         output: Selects the outputs where a network returns more than one tensor; a pair (student's, teacher's).
-        class_dim: The dimension of the classes of dense outputs; None reads it off the student's last layer.
+        class_dim: The dimension of the classes of dense outputs; None infers it from the student's last layer.
         every: The derivative term is computed on each n-th call in training, with n times its weight; a
             `GradientShare` is that of such a call.
         schedule: Factor of that weight, as a function of data size and progress.
@@ -186,7 +186,7 @@ class Objective(nn.Module):
     def resolved_engine(self) -> Engine | None:
         """Return the engine of the student's derivatives; None where none are taken.
 
-        It is `auto` as long as `jacmatch.jvp` has still to choose the engine, at the first call.
+        It is `auto` until the first call, in which `jacmatch.jvp` chooses the engine.
 
         Example:
             >>> from jacmatch.objectives import Robustness

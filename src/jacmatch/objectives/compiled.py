@@ -59,7 +59,7 @@ class Step:
         v: Directions on the output side.
         rows: The products to compare with.
         unit: Factor of the student's products; None means 1.
-        unknown: Mask of the products that are unknown, and 0 in `rows`; None if all are known.
+        unknown: Mask of the unknown products, whose entries in `rows` are 0; None if all are known.
         label: Labels that a readout may use.
         teacher_outputs: Teacher outputs that a readout may use.
         scale: Factor of v before the backward pass, by which the product is divided afterwards; for fp16.
@@ -90,10 +90,11 @@ class Step:
 class CompiledSteps:
     """Compile the ordinary steps of an objective: one graph from the inputs to the terms.
 
-    The teacher's answer and the directions are inputs of the graph, and the weights of the terms are applied outside:
-    none of them needs another graph. Steps that measure the shares of the gradient norm, and evaluation, run eagerly.
-    The gradient and the running statistics of the first compiled step of each graph are compared with the eager ones.
-    If compilation fails, or a result is wrong, all further steps run eagerly, and a warning gives the reason.
+    The teacher's answer and the directions are inputs of the graph, and the weights of the terms are applied outside,
+    so a change of these needs no new graph. Steps that measure the shares of the gradient norm, and evaluation, run
+    eagerly. The gradient and the running statistics of the first compiled step of each graph are compared with the
+    eager ones. If compilation fails, or a result is wrong, all further steps run eagerly, and a warning gives the
+    reason.
 
     Args:
         backend: `inductor`, or another backend of `torch.compile`.

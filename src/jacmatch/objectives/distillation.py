@@ -88,7 +88,7 @@ class Distillation(Objective):
         outputs: Weight of the output term.
         jacobians: Weight of the Jacobian term. A `GradientShare` is the share of the gradient norm; 0 computes no
             derivative.
-        probe: Which derivative products are compared; None is RandomOutputs(1).
+        probe: The derivative products that are compared; None means RandomOutputs(1).
         readout: What is differentiated; a pair (student's, teacher's) where they differ.
         output_loss: `squared` logit differences (the paper's choice), or Hinton's `kl` with τ². None is `kl` at τ = 4
             in classification, `squared` in regression.

@@ -54,7 +54,8 @@ class Heads(Objective):
 
     Args:
         student: The network to train, whose outputs are a dictionary, an object or a tuple.
-        teacher: The teacher, an nn.Module. It needs only the heads whose `outputs` or `jacobians` have a weight.
+        teacher: The teacher, an nn.Module. Only heads for which `outputs` or `jacobians` is not 0 must exist in the
+            teacher.
         heads: Settings of `Distillation` by head: weights (`jacobians` is 0 where it is not given), `task`, losses,
             `probe`, `readout`, `class_dim`, … `output` selects the head, or a pair (student's, teacher's); without it
             that is the entry or attribute of this name. Probes on the input side must be the same in all heads.

@@ -113,7 +113,7 @@ class Robustness(Objective):
         penalty: λ, or a `GradientShare` of the gradient norm; 0 trains on the labels alone, at no extra cost.
         form: The form of the penalty, see above.
         probe: Which products estimate ‖J‖²_F; a random row of norm √K if None, which is unbiased. `EveryRow()` is
-            exact, `LabelClass()` and `TopClass()` (the network's own largest output) are the paper's single row.
+            exact. `LabelClass()` and `TopClass()` (the network's own largest output) give the paper's single row.
         noise: Standard deviation σ ≥ 0 of the noise, in units of `scale`, drawn for each sample and call. No clipping.
         scale: The unit of the input, one number or one for each channel. 1 means the raw input; the standard deviation
             of the data means the normalized input: the penalty is then that of J·scale, and the noise σ·scale.

@@ -30,11 +30,12 @@ Pair = tuple[str, str]
 class Transfer(Objective):
     """Labels of the target task, the teacher's outputs, its attention maps and their gradients: ℓ = Σⱼ wⱼ ℓⱼ.
 
-    The last layer of the student has the K outputs of the target task, followed by as many as the teacher has. On its
-    images the former learn the labels, and the latter the outputs of the pretrained teacher (learning without
-    forgetting). For each pair of layers both attention maps A = Σ_c |Z_c|^p are pooled to one size and compared up to
-    scale, ‖A_S/‖A_S‖ − A_T/‖A_T‖‖². So are the gradients, with respect to the raw image, of the pixel at which the
-    teacher's pooled map is largest (`jacobian_loss`). Both terms are means over the pairs and over the batch.
+    The last layer of the student has the K outputs of the target task, followed by as many as the teacher has. On
+    images of the target task, the first outputs learn the labels, and the others learn the outputs of the pretrained
+    teacher (learning without forgetting). For each pair of layers both attention maps A = Σ_c |Z_c|^p are pooled to one
+    size and compared up to scale, ‖A_S/‖A_S‖ − A_T/‖A_T‖‖². The gradients of one pixel of the maps with respect to the
+    raw image are compared as well (`jacobian_loss`): the pixel at which the teacher's pooled map is largest. Both terms
+    are means over the pairs and over the batch.
 
     The teacher is queried once and the student run once for each batch, with one vᵀJ for each pair in both networks.
     Nothing is random, so a `MemoizedTeacher` computes each image only once. The attribute `student` is the network with
@@ -74,7 +75,7 @@ class Transfer(Objective):
 
     References:
         Srinivas & Fleuret 2018, arXiv:1803.00443, section 5 and equation 10, as re-implementations and notes report it;
-        the ICML text was not at hand. Li & Hoiem 2016, arXiv:1606.09282 (LwF). Zagoruyko & Komodakis 2017,
+        the ICML text was not available. Li & Hoiem 2016, arXiv:1606.09282 (LwF). Zagoruyko & Komodakis 2017,
         arXiv:1612.03928 (attention maps).
 
     Example:

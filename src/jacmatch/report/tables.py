@@ -69,7 +69,7 @@ def _number(value: float, digits: int | None, sign: str = "") -> str:
 
 
 def speed(ratio: float) -> tuple[str, str]:
-    """Return how a ratio of times is called, and its number: below 1 it is a slow-down."""
+    """Return the word for a ratio of times (speed-up, or slow-down below 1), and its value."""
     return ("speed-up", f"{ratio:.3g} ×") if ratio >= 1 else ("slow-down", f"{1 / ratio:.3g} ×")
 
 

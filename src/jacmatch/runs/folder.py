@@ -295,7 +295,7 @@ class Run:
     resumed: bool = False
     lock: Lock | None = field(default=None, compare=False, repr=False)
     follows: bool = False
-    """Whether this is one of several processes of the job, and another one writes: then all writing is left out."""
+    """Whether another process of the job writes the files; this process then writes nothing."""
     identity: str | None = None
     """For a run inside a run: a digest of the inputs of the outer run."""
     observer: Callable[[Mapping[str, Any]], None] | None = field(default=None, compare=False, repr=False)
@@ -325,8 +325,8 @@ class Run:
             again: Whether a finished run is accepted. Its result remains until `write_result` replaces it.
 
         Raises:
-            InputError: The folder holds something else, a finished run or another run; another process uses it; a
-                setting is not JSON; or the disk refuses.
+            InputError: The folder contains other files, a finished run or another run; another process uses it; a
+                setting cannot be written as JSON; or writing fails.
 
         Example:
             >>> import tempfile
@@ -451,7 +451,7 @@ class Run:
         """Append one line to the metrics.
 
         Raises:
-            InputError: A value is not JSON (NaN, for instance), or the disk refuses.
+            InputError: A value cannot be written as JSON (NaN, for instance), or writing fails.
         """
         line = json.dumps(plain(row, "metrics")) + "\n"
         with disk(self.path):
@@ -472,7 +472,8 @@ class Run:
         """Write the artifact `name` atomically as JSON, and return its path.
 
         Raises:
-            InputError: The name belongs to the run itself or leads out of it, a value is not JSON, or the disk refuses.
+            InputError: The name is that of a file of the run itself or leads out of the folder, a value cannot be
+                written as JSON, or writing fails.
         """
         return self.write_bytes(name, encoded(value, name))
 
@@ -480,7 +481,7 @@ class Run:
         """Write the artifact `name` atomically, and return its path.
 
         Raises:
-            InputError: The name belongs to the run itself or leads out of it, or the disk refuses.
+            InputError: The name is that of a file of the run itself or leads out of the folder, or writing fails.
         """
         _check_name(name)
         return self.path / name if self.follows else write_whole(self.path, name, data)
@@ -494,7 +495,7 @@ class Run:
         `peak_memory_bytes`. Other keys are stored as they are. With `again`, the result of a finished run is replaced.
 
         Raises:
-            InputError: The run is finished (without `again`), a key is missing or out of range, or the disk refuses.
+            InputError: The run is finished (without `again`), a key is missing or out of range, or writing fails.
         """
         if self.follows:
             return self.path / RESULT

@@ -1,9 +1,9 @@
 """A Gaussian process conditioned on values and partials: a model for few samples, and a teacher of networks.
 
-The prior is a constant plus a process with the kernel k = Π gᵢ(uᵢ), g(u) = (exp(−½ u²) + w)/(1 + w) and
-uᵢ = (xᵢ − xᵢ′)/ℓᵢ. With constants wᵢ = 0 it is the squared exponential; large ones make a sum of functions of few
-inputs. Its derivatives have closed covariances: cov(f, ℓᵢ ∂ᵢ′f) = −k aᵢ, cov(ℓᵢ ∂ᵢf, ℓⱼ ∂ⱼ′f) = −k aᵢ aⱼ for
-i ≠ j and k bᵢ for i = j, where a = g′/g and b = −g″/g. Length scales, constants and noise maximize the marginal
+The prior is a constant plus a process with the kernel k = Π gᵢ(uᵢ), g(u) = (exp(−½ u²) + w)/(1 + w) and uᵢ = (xᵢ −
+xᵢ′)/ℓᵢ. With constants wᵢ = 0 it is the squared exponential kernel; with large constants, the process is a sum of
+functions of few inputs. Its derivatives have closed covariances: cov(f, ℓᵢ ∂ᵢ′f) = −k aᵢ, cov(ℓᵢ ∂ᵢf, ℓⱼ ∂ⱼ′f) = −k aᵢ
+aⱼ for i ≠ j and k bᵢ for i = j, where a = g′/g and b = −g″/g. Length scales, constants and noise maximize the marginal
 likelihood, whose gradient is explicit; the mean and the variance of each output are profiled.
 
 It is implemented here because GPyTorch's kernel with gradients supports neither missing partials nor several outputs,
@@ -303,8 +303,8 @@ def fit_gaussian_process(
 ) -> GaussianProcess:
     """Return the process with the most likely length scales, constants and noise.
 
-    They are searched on some values and partials, drawn at random, of all outputs of a pattern together: from several
-    starts on few, from the best result on more.
+    They are searched on randomly drawn values and partials, together for all outputs with one pattern of known
+    partials: first with several starts on few of them, then from the best result on more.
 
     `parameters` of an earlier process are used without a search.
     """

@@ -119,11 +119,11 @@ def minimize_loss(
         net: The network's layout.
         theta: Where to start.
         decay: Weight decay α.
-        evaluations: At most so many evaluations of loss and gradient, up to one line search more.
+        evaluations: Maximum number of evaluations of loss and gradient; the last line search may exceed it.
         on_evaluation: Called with the loss of each evaluation.
 
     Returns:
-        Parameters, loss with its decay, and evaluations.
+        The parameters, the loss with weight decay, and the number of evaluations.
     """
     decays = decay * net.is_weight
 
@@ -141,7 +141,7 @@ def minimize_loss(
 
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """A network on its path of weight decays: the parameters with the lowest held-out loss."""
+    """A network and its path of weight decays, with the parameters of the lowest held-out loss."""
 
     net: Perceptron
     theta: Parameters
@@ -190,8 +190,9 @@ def select(
     """Follow a path of weight decays, and return the parameters with the lowest held-out loss.
 
     The path starts at a medium decay and continues in both directions. Each decay starts from the parameters of the
-    previous one, until the held-out loss is clearly worse than the best. Without noise a stronger decay must be clearly
-    better, and a weaker one not clearly worse: the last fit converges further, and is then off by the decay.
+    previous one, until the held-out loss is clearly worse than the best. Without noise, a stronger decay is preferred
+    only if it is clearly better, and a weaker one unless it is clearly worse: the last fit converges further, and its
+    error is then dominated by the decay.
     """
     middle = min(decays, key=lambda decay: abs(np.log(max(decay, 1e-30) / _BEGINS)))
     theta, loss, total = minimize_loss(data, net, theta, middle, evaluations, on_evaluation)
@@ -234,7 +235,8 @@ class Selection:
 def layouts(inputs: int, hidden: tuple[int, ...], outputs: int, activation: str) -> list[Perceptron]:
     """Return the network of an activation, or those that "auto" and "all" try.
 
-    Sines are in one hidden layer: with two, samples determine them less. A layer of sines represents products of waves.
+    Sines are used in one hidden layer only: with two, the samples do not determine them well. One layer of sines
+        represents products of sines and cosines.
     """
     if activation not in ("auto", "all"):
         return [Perceptron((inputs, *hidden, outputs), activation)]

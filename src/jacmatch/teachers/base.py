@@ -24,7 +24,7 @@ class Question:
         readout: What is differentiated.
         cotangents: v of vᵀJ, (P, B, R), or a function that computes them from the readout's values (B, R).
         tangents: v of Jv, (P, B, *input). At most one of `cotangents` and `tangents` is given.
-        step: Step h if Jv is to be an antithetic difference.
+        step: Step h; if given, Jv is computed as a central difference.
         layers: Dotted paths of the layers whose features are returned.
         labels: Labels, for readouts that need them.
         arguments: How the network is called at x; None if x is its only argument.
@@ -95,7 +95,7 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True)
 class Own:
-    """A readout whose class index or pixel comes from the network's own outputs: the teacher's side of the readout."""
+    """The readout of a teacher: its class index or pixel comes from the network's own outputs."""
 
     readout: Readout
 

@@ -29,15 +29,15 @@ class _Entry:
 class MemoizedTeacher:
     """A teacher that stores the answers of another teacher in memory.
 
-    A query is memoized if it has `ids` and is not `random`: without input directions, and with cotangents only if there
-    is a `rule`. Its readout and rule must be hashable. With `draws`, random queries are memoized too, by id and draw,
-    as are input directions with a rule; use this for a training with `views`, whose points and directions repeat. A
-    stored answer is returned only if readout, rule and layers are equal, and x, its context and the label are equal to
-    the stored ones bit for bit. Otherwise the teacher is queried for the whole batch.
+    A query is memoized if it has `ids`, is not `random` and has no tangents; if it has cotangents, it needs a `rule`.
+    Readout and rule must be hashable. With `draws`, queries that are `random` or have tangents with a `rule` are
+    memoized too, by id and draw; use this for a training with `views`, whose points and directions repeat. A stored
+    answer is returned only if readout, rule and layers are equal, and x, its context and the label are equal to the
+    stored ones bit for bit. Otherwise the teacher is queried for the whole batch.
 
     The teacher must be frozen and must process samples independently, as all teachers of this package do. Answers for
-    the same sample in different batches may differ by rounding. The first time that a batch can be answered from
-    memory, and then the 16th, the 256th, … time, the teacher is queried as well, and the two answers are compared.
+    the same sample in different batches may differ by rounding. When a batch is answered from memory for the 1st, 16th,
+    256th, … time, the teacher is queried as well, and both answers are compared.
 
     Args:
         teacher: The teacher to query.

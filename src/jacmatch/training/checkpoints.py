@@ -1,4 +1,4 @@
-"""What a training writes while it runs: checkpoints, rows of metrics, and validation metrics.
+"""The files that a training writes while it runs: checkpoints, rows of metrics, and validation metrics.
 
 A checkpoint is one file with everything that a run needs to continue exactly. It ends with the SHA-256 of its content,
 because torch writes checksums but does not compare them when reading.

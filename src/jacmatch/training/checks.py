@@ -1,9 +1,9 @@
 """The checks of a run: the pre-flight check, processes and teacher compared later, and values that are not finite.
 
 A term or gradient that is not finite is detected on the device and reported with the rows of metrics, so no step waits
-for it. Only then the batch of that step, which is a function of its number, is checked again, sample by sample: the
-data, the teacher's answer, the terms, the gradient. This check runs in evaluation mode, with the current weights if
-they are finite, and otherwise with those of the last checkpoint.
+for it. The batch of that step is a function of the step number. It is then computed again, and the data, the teacher's
+answer, the terms and the gradient are checked sample by sample. This check runs in evaluation mode, with the current
+weights if they are finite, and otherwise with those of the last checkpoint.
 """
 
 import warnings
@@ -91,7 +91,7 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state that a step changes, before it."""
+    """A copy of the state that a step changes, made before the step."""
 
     tensors: list[tuple[Tensor, Tensor]]
     known: set[int]
@@ -109,8 +109,8 @@ def before(state: State) -> Snapshot | None:
 def monitored(state: State, terms: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return what is logged of a step besides its terms; called between backward and the optimizer step.
 
-    These are the gradient norm and, if steps are skipped, whether this one is. In fp16 a gradient may overflow because
-    of the loss scale: the scaler skips that step and lowers the scale.
+    These are the gradient norm and, if steps may be skipped, whether this step is skipped. In fp16 a gradient may
+    overflow because of the loss scale: the scaler skips that step and lowers the scale.
     """
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     norm: Any = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

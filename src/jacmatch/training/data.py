@@ -114,7 +114,7 @@ def augment(
     """Augment each image at random with the augmentations `which`, in the order of `AUGMENTATIONS`.
 
     - `crop`: shifted by whole pixels, uniform in −p … p along each axis, p = max(1, ⌊size/8 + ½⌋), which is the usual 4
-      at 32 pixels; what comes in from outside is 0 (black).
+      at 32 pixels; pixels from outside the image are 0 (black).
     - `flip`: mirrored left to right with probability ½.
 
     The random numbers of a sample do not depend on the selected augmentations.

@@ -180,7 +180,7 @@ def unsynced(model: nn.Module | None, last: bool) -> AbstractContextManager[obje
 
 
 def without_synchronized_statistics(objective: nn.Module) -> None:
-    """Refuse SyncBatchNorm under derivatives by the input."""
+    """Refuse SyncBatchNorm if derivatives with respect to the input are computed."""
     names = [name for name, layer in objective.named_modules() if isinstance(layer, nn.SyncBatchNorm)]
     engine = objective.resolved_engine() if isinstance(objective, Objective) else None
     if names and engine not in (None, "differences"):
@@ -229,7 +229,7 @@ def sharded(objective: nn.Module, ranks: ProcessGroup, device: torch.device) -> 
 
 
 def check_shardable(settings: Training) -> None:
-    """Refuses settings that FSDP2 does not go with."""
+    """Refuse settings that cannot be combined with FSDP2."""
     for name, wrong in {
         "ema": settings.ema,
         "compile": settings.compile,

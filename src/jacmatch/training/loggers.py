@@ -148,9 +148,9 @@ def first_of_classes(split: Split, count: int = _SAMPLES) -> Int64[Tensor, "chos
 def jacobian_image(state: State, split: Split) -> _Image | None:
     """Draw input, teacher's row and student's row of the Jacobian, one column for each sample; None without images.
 
-    The row is that of the top output, the teacher's where both have the same outputs. Derivatives are summed over
-    channels: zero is white, the largest magnitude of a row full red if positive and full blue if negative. Without a
-    teacher of vᵀJ the second line is left out. The training is not changed.
+    The row is that of the largest output: the teacher's, if both networks have the same outputs. Derivatives are summed
+    over channels: zero is white, the largest magnitude of a row full red if positive and full blue if negative. If the
+    teacher cannot compute vᵀJ, the second line is left out. The training is not changed.
     """
     if len(split.x.shape) != 4 or split.y.dim() > 1 + split.y.is_floating_point():
         return None

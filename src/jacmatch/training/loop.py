@@ -39,8 +39,8 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """A function that says whether Ctrl-C was pressed, or SIGTERM was sent, inside the block.
 
     An interrupt in the middle of a step would leave a state that no checkpoint may hold: some weights new, some old. So
-    the first one is only noted; the second interrupts at once. Outside of the main thread nothing is changed. A signal
-    that already has a handler keeps it.
+    the first interrupt only sets a flag; the second interrupts at once. Outside of the main thread nothing is changed.
+    A signal that already has a handler keeps it.
     """
     noted: list[int] = []
 
@@ -66,8 +66,8 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
 def compile_steps(objective: nn.Module, settings: Training) -> CompiledSteps | None:
     """Return the compiler of this objective's steps; None if the settings do not request it.
 
-    An objective that cannot be compiled says so in a warning, and in the report. In a compiled training the student's
-    convolutions are laid out channels-last on a GPU, where they are faster so.
+    If the objective cannot be compiled, a warning and the report give the reason. In a compiled training the student's
+    convolutions are laid out channels-last on a GPU, where this layout is faster.
     """
     if isinstance(objective, Objective):
         objective.compiled = None
@@ -132,7 +132,7 @@ def fit(
         objective: Has a `student`, is called as `objective(x, y, ids=, draw=, partners=, partner_labels=, progress=)`
             and returns `objectives.Terms`. Its parameters that require gradients are trained.
         train: The training split.
-        settings: All other settings that affect the result.
+        settings: All settings of the training loop that affect the result.
         seed: Seed of the batches, the augmentation and torch's own random numbers (dropout).
         device: Device to train on; see `find_device`.
         run: Run to which metrics and checkpoints are written; None writes none.

@@ -53,7 +53,7 @@ def scale_derivatives(objective: nn.Module, scale: Tensor | None) -> None:
 
 
 def lightning_fabric() -> Any:
-    """Import Lightning Fabric, which takes two seconds, so not before something is trained.
+    """Import Lightning Fabric. The import takes two seconds, so it is delayed until a network is trained.
 
     Fabric imports torchmetrics only to read its version, which takes another second. An empty module replaces it during
     the import, and the version is then read from the package metadata.
@@ -101,7 +101,7 @@ _FREE = (
 
 @dataclass
 class State:
-    """The state of a training: what is set up once, and what changes in each step."""
+    """The state of a training: objects that are created once, and values that change in each step."""
 
     settings: Training  # settings of the loop
     device: torch.device  # the device
@@ -161,7 +161,7 @@ class State:
             contiguous(self.student)
 
     def described(self) -> dict[str, Any]:
-        """Return the settings that decide the weights, as a checkpoint stores them."""
+        """Return the settings that affect the weights, as a checkpoint stores them."""
         settings = {name: value for name, value in asdict(self.settings).items() if name not in _FREE}
         return settings | self.identity | {"processes": self.ranks.size}
 

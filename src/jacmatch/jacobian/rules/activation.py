@@ -1,4 +1,4 @@
-"""ReLU and GELU with derivative rules that compute nothing that is zero, and each thing once."""
+"""ReLU and GELU with derivative rules that compute no zeros and no value twice."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from jacmatch.jacobian.rules.base import Pair, Rule, applied, in_dual_pass, join
 
 
 def relu(x: Tensor, inplace: bool = False) -> Tensor:
-    """max(x, 0). PyTorch's own derivatives of its derivative are zeros as large as x, added to what is there."""
+    """max(x, 0). In PyTorch, its second derivatives are tensors of zeros, which are added to other gradients."""
     if inplace or not x.is_floating_point() or torch.compiler.is_compiling():
         return functional.relu(x, inplace)
     y: Tensor = applied(_Rectified, x)

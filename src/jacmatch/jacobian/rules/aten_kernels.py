@@ -1,9 +1,10 @@
 """Operators whose derivative is missing or wrong in PyTorch, as compositions of operators whose derivatives are right.
 
 The compositions are registered with ATen's dispatcher, under the key at which autograd records an operator, for as long
-as a pass with derivatives lasts. So they are found however an operator is called: as `torch.nn.functional.layer_norm`,
-`torch.native_layer_norm`, `torch.ops.aten.native_layer_norm`, in a TorchScript interpreter or in an exported graph.
-What Python code calls most is replaced before it gets there, by the faster rules of `op_replacements`.
+as a pass with derivatives lasts. They therefore apply however an operator is called: as
+`torch.nn.functional.layer_norm`, `torch.native_layer_norm`, `torch.ops.aten.native_layer_norm`, in a TorchScript
+interpreter or in an exported graph. The operators that Python code calls most often are replaced earlier, by the faster
+rules of `op_replacements`.
 """
 
 import math

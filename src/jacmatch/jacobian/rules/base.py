@@ -1,6 +1,6 @@
 """What the rules share: backward passes by the input only, maps over directions, and dual passes.
 
-A product vᵀJ is a backward pass by the input. Our rules then leave out what only parameters would get, and treat frozen
+A product vᵀJ is a backward pass by the input. Our rules then omit the gradients of parameters, and treat frozen
 statistics as constants. `torch.autograd.Function` does not pass on which gradients are needed, so a flag does.
 
 `torch.func` passes each rule with a `jvp` method through several layers of Python, about a millisecond for a call. In a
@@ -31,7 +31,7 @@ class Toward:
 
 @contextmanager
 def toward_input() -> Iterator[None]:
-    """Make backward passes in this context ones by the input: rules give parameters no gradient."""
+    """Context in which backward passes compute gradients of the input only: rules return none for parameters."""
     before, Toward.input = Toward.input, True
     try:
         yield
@@ -47,7 +47,7 @@ def applied(function: type[torch.autograd.Function], *arguments: Any) -> Any:
 
 
 def may_depend_on_input(*tensors: Tensor | None) -> bool:
-    """Return whether any of these is computed, perhaps from the input: no leaf, or wrapped by `torch.func`."""
+    """Return whether any of these tensors may depend on the input: it is not a leaf, or is wrapped by `torch.func`."""
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
     return any(each is not None and (wrapped(each) or not each.is_leaf) for each in tensors)
 
@@ -124,6 +124,6 @@ def joined(function: Callable[..., Pair], *arguments: Any) -> Tensor:
 
 
 def below(x: Tensor) -> Tensor:
-    """Return the tensor outside of the one transform of `torch.func`: of its graph, what is by parameters."""
+    """Return the tensor outside of the one transform of `torch.func`, with the graph of its parameters only."""
     outside: Tensor = functorch._unwrap_for_grad(x, 1)
     return outside

@@ -1,8 +1,8 @@
-"""Convolution with derivative rules that compute nothing twice and nothing that is zero.
+"""Convolution with derivative rules that compute no zeros and no value twice.
 
-PyTorch's forward-mode rule of a convolution makes a second one with the tangent of the weight, which is zero here. Its
-double backward takes the gradient by the weight as a convolution of transposed tensors, whose kernel is as large as an
-image. Below, every derivative is one call of the three kernels that ordinary training uses.
+PyTorch's forward-mode rule of a convolution computes a second convolution with the tangent of the weight, which is zero
+here. Its double backward takes the gradient by the weight as a convolution of transposed tensors, whose kernel is as
+large as an image. Below, every derivative is one call of the three kernels that ordinary training uses.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Gradient checkpointing in passes with derivatives: what is computed again is computed as it was.
+"""Gradient checkpointing in passes with derivatives: a part is recomputed with the operators of the forward pass.
 
 `torch.utils.checkpoint` runs a part of a network again in a backward pass, which may come after the context of the
 forward pass has ended. Without that context other operators would run the second time, with other saved tensors.

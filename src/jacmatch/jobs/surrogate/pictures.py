@@ -21,13 +21,14 @@ _BLUE, _ORANGE, _GREY = (PALETTE[name][0] for name in ("blue", "orange", "grey")
 
 
 class Pictures:
-    """What is drawn of a network at held-out points.
+    """Data of the pictures of a network at held-out points.
 
     Attributes:
         r2: Coefficient of determination of each output; None where it never varies.
         size: Mean |∂yₖ/∂xᵢ| times the range of xᵢ, (K, D).
         signs: Mean ∂yₖ/∂xᵢ, (K, D).
-        slices: Of the first output along the inputs with the largest bars: number, curve, known points and tangents.
+        slices: For the first output and the inputs with the largest bars: number of the input, curve, known points and
+            tangents.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ def of_teacher(teacher: Teacher) -> dict[str, str]:
 
 
 def architecture_of(module: nn.Module) -> str:
-    """SHA-256 of the classes of all submodules with their settings, as far as they print them, and the user's code."""
+    """Return the SHA-256 of the classes of all submodules, of the settings in their `repr`, and of the user's code."""
     lines = [f"{name}: {_name_of(type(each))}({each.extra_repr()})" for name, each in module.named_modules()]
     own = {type(each) for each in module.modules()}
     lines += sorted(filter(None, map(source_of, own)))

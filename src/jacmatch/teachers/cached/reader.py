@@ -32,7 +32,7 @@ def memory_of(tensor: Tensor) -> memoryview:
 
 
 class Shards:
-    """A cache of one seed on disk, open for reading. Only its head is kept in memory.
+    """A cache of one seed on disk, open for reading. Only the content of `cache.json` is in memory.
 
     Rows are read at their positions in the files instead of through a memory map. The memory in use therefore does not
     grow with the number of rows read, and a truncated file is an error instead of a signal. The checksums of a shard
@@ -117,7 +117,7 @@ class Shards:
         return rows
 
     def stored(self, view: int, count: int) -> Tensor:
-        """The ids of the first `count` entries of a view, in the order in which they stand."""
+        """Return the ids of the first `count` entries of a view, in their order on disk."""
         parts: list[Tensor] = []
         for shard in range(-(-count // self.head.shard)):
             rows = self.head.rows(shard)

@@ -252,7 +252,7 @@ def head_of(source: Queries, storage: Storage, megabytes: float, settings: dict[
 
 
 def resolve_head(folder: Path, head: Head) -> Head:
-    """Return the head of the cache in a folder: this one or one with more views; a shorter one is extended.
+    """Return the head of the cache in a folder, after extending it if it has fewer views than this head.
 
     Call it from one process at a time.
     """
