@@ -1,6 +1,7 @@
 """`jacmatch transfer`: what they write, what can be loaded again."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -397,6 +398,22 @@ def test_a_student_larger_than_its_teacher_is_a_note(ready):
             r"`--probe` of `transfer` must come with a method .*Got --probe data-pairs and adapt adapt\+attention\+jac",
         ),
         ({"feature_components": 0}, r"`--feature-components` of `transfer` must be at least 1"),
+        ({"unlabelled": "digits", "methods": ("mixup",)}, r"`--unlabelled` of `transfer` must come with a method that"),
+        ({"teacher_weights": Path("w.pth"), "teacher_steps": 9}, r"`--teacher-steps` of `transfer` must come with a t"),
+        ({"teacher": "hf:m", "source_classes": 3}, r"`--source-classes` of `transfer` must come with a teacher that i"),
+        ({"teacher_outputs": 5}, r"`--teacher-outputs` of `transfer` must come with --teacher-weights"),
+        ({"recipe": "lwf", "adapt_steps": 0}, r"`--adapt-steps` of `transfer` must come with --methods adapt"),
+        ({"oracle_steps": 9}, r"`--oracle-steps` of `transfer` must come with --methods oracle\. Got --oracle-steps 9"),
+        ({"whiten": True}, r"`--whiten` of `transfer` must come with --methods features\. Got --whiten True and mixup"),
+        ({"outputs_share": 0.5}, r"`--outputs-share` of `transfer` must come with lwf or features: adapt has --output"),
+        ({"methods": ("labels",), "labels_weight": 2.0}, r"`--labels-weight` of `transfer` must come with a method th"),
+        ({"recipe": "paper", "temperature": 3.0}, r"`--temperature` of `transfer` must come with an output term of kl"),
+        ({"attention_share": 0.5}, r"`--attention-share` of `transfer` must come with a method that compares attentio"),
+        ({"pool": 2}, r"`--pool` of `transfer` must come with a method that compares attention maps"),
+        ({"methods": ("adapt",), "every": 2}, r"`--every` of `transfer` must come with a method with Jacobians"),
+        ({"noise": 0.2}, r"`--noise` of `transfer` must come with --probe noise-averaged"),
+        ({"probe_basis": "pca"}, r"`--probe-basis` of `transfer` must come with --probe subspace-inputs.*Leave out --"),
+        ({"recipe": "paper", "oracle_steps": 4, "warmup": 9}, r"`warmup` of `Training` must not be longer than `steps"),
     ],
 )
 def test_settings_of_recipes_that_are_wrong(settings, message):
@@ -433,3 +450,50 @@ def test_a_run_that_has_not_converged_says_so(tmp_path):
         "labels, mixed pairs has not converged: its loss fell by 50% in the end. Give more --steps.",
         "LwF: labels + outputs has not converged: its loss fell by only 20% in all. Give more --steps.",
     ]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"recipe": "paper", "oracle_steps": 3, "pool": 2, "attention_weight": 1.0, "every": 2, "source_classes": 4},
+        {"recipe": "features", "whiten": True, "outputs_share": 0.5, "probe": "noise-averaged", "noise": 0.2},
+        {"probe": "subspace-inputs", "probe_basis": "pca", "temperature": 2.0, "adapt_steps": 0, "labels_weight": 0.1},
+        {"methods": ("lwf+jacobians",), "p": 3.0, "outputs_weight": 0.5, "unlabelled": "digits"},
+    ],
+)
+def test_settings_of_recipes_that_are_used(settings):
+    Transfer(**settings).check()
+
+
+@pytest.mark.ci
+def test_the_target_under_another_name_has_no_image_that_is_held_out(shared, monkeypatch):
+    monkeypatch.setitem(datasets.catalog.LOADERS, "other", datasets.catalog.LOADERS["digits"])
+    job = Transfer(smoke=True, unlabelled="other", per_class=4)
+    assert job.ready(Progress(quiet=True)).unlabelled is None
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("basis", ["pca", "data"])
+def test_directions_are_those_of_the_images_that_are_learned_from(ready, basis):
+    """Neither held-out images nor those beyond --unlabelled-count are seen."""
+    settings = {"per_class": 2, "unlabelled": "digits", "unlabelled_count": 6, "probe": "subspace-inputs"}
+    job = Transfer(smoke=True, **settings, probe_basis=basis)
+    labelled, _ = job.parts(ready.data, 2, 0)
+    images = job.unlabelled_images(ready, labelled, 0)
+    fresh = jacmatch.jobs.transfer.replace(ready, memories={}, adapted={})
+    taught = job.taught("adapt+jacobians", fresh, labelled, images, 0)
+    probe = job.objective("adapt+jacobians", job.network_of("adapt+jacobians", taught), taught).differentiation.probe
+    x = torch.cat([labelled.inputs(), images.inputs()]).flatten(1)
+    assert len(x) == 16
+    assert probe.k == 15
+    span = torch.linalg.qr((x - x.mean(0)).mT.double())[0][:, :15]
+    torch.testing.assert_close((probe.vectors.double() @ span).norm(dim=1), torch.ones(15, dtype=torch.float64))
+
+
+@pytest.mark.ci
+def test_a_warm_up_may_be_longer_than_the_fine_tuning_of_a_teacher(ready):
+    job = Transfer(smoke=True, per_class=4, steps=400, warmup=300)
+    labelled, held_out = job.parts(ready.data, 4, 0)
+    job = jacmatch.jobs.transfer.replace(job, smoke=False, adapt_steps=2)
+    fresh = jacmatch.jobs.transfer.replace(ready, memories={}, adapted={})
+    assert job.taught("adapt", fresh, labelled, None, 0, held_out).teacher.network(X).shape == (6, 5)

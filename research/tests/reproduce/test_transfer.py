@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from jacmatch.errors import InputError
+from jacmatch.jobs import transfer as jobs
 from jacmatch_research.reproduce import EXPERIMENTS
 from jacmatch_research.reproduce import transfer as table
 from jacmatch_research.reproduce.command import Reproduce
@@ -115,3 +116,28 @@ def test_a_mean_teacher_is_the_moving_average_of_the_student():
         student.weight.fill_(5.0)
     assert float(teacher.answer(x).outputs) == pytest.approx(0.75 * 1 + 0.25 * 5)
     assert not teacher.answer(x).outputs.requires_grad
+
+
+@pytest.mark.ci
+def test_a_teacher_is_adapted_again_for_other_numbers_of_images(run_folder, monkeypatch):
+    """Columns of a table in one process: neither the probe nor the memory is that of another column."""
+    row = "probe on the teacher, then its outputs; 900 unlabelled"
+    request = Reproduce(name="transfer", smoke=True, per_class=(3, 5), rows=(row,))
+    cells = [cell for cell in table.TRANSFER_TABLE.cells(request) if cell.row == row]
+    seen = []
+
+    class Stop(Exception):
+        pass
+
+    def taught(self, method, ready, labelled, images, seed, held_out=None):
+        seen.append((ready.memories, ready.adapted))
+        raise Stop
+
+    monkeypatch.setattr(jobs.Transfer, "taught", taught)
+    for cell in (*cells, cells[-1]):
+        with pytest.raises(Stop):
+            table.TRANSFER_TABLE.measure(request, cell, {})
+    assert [cell.column for cell in cells] == ["3", "5"]
+    for first, second, again in zip(*seen, strict=True):
+        assert first is not second
+        assert second is again

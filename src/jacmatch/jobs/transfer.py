@@ -88,6 +88,7 @@ _FALL, _LEARNED = 0.2, 0.3  # a loss that falls by more in the end, or by less i
 _OF_BASIS = 1000  # training images that principal components are of
 _JUDGED = 2000  # test images that the teacher's own outputs are judged by
 _FINE_TUNED = 200  # steps of fine-tuning that is compared with a probe
+_LABELS_ALONE = ("labels", "mixup", "oracle")  # methods that neither query a teacher nor use images without labels
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class Ready:
         description: How a student is built for the target.
         pairs: Layers that are compared.
         unlabelled: Images without labels of another data set; None where there are none, or they are the target's own.
+        learned_from: Training images of a method, once it is taught.
         memories: The teacher with its memory, by seed.
         adapted: The teacher of the target's classes and the network that answers, by seed.
     """
@@ -111,6 +113,7 @@ class Ready:
     description: Description
     pairs: tuple[Pair, ...]
     unlabelled: Split | None = None
+    learned_from: Split | None = None
     memories: dict[int, MemoizedTeacher] = field(default_factory=dict)
     adapted: dict[int, tuple[nn.Module, Teacher]] = field(default_factory=dict)
 
@@ -197,7 +200,7 @@ class Transfer(TrainingFields):
     probe_basis: Literal["dct", "pca", "data"] = "dct"
     """Directions of subspace-inputs: low frequencies, principal components of the images, or their differences."""
     probe_dimensions: int = 48
-    """Dimensions of subspace-inputs."""
+    """Dimensions of subspace-inputs; of pca and data at most one less than the number of training images."""
     noise: float = 0.1
     """Standard deviation of the noise of --probe noise-averaged, in units of the raw input."""
     pairs: tuple[str, ...] = ()
@@ -342,27 +345,57 @@ class Transfer(TrainingFields):
         numbers = {name: getattr(self, name) for name in (*names, "probe_dimensions", "pool")}
         positive("transfer", **{name: number for name, number in numbers.items() if number is not None})
         self.training()
-        self.training(lr=self.oracle_lr)
+        self.training(lr=self.oracle_lr, **({"steps": self.oracle_steps} if self.oracle_steps else {}))
         for name in ("unlabelled_count", "adapt_steps"):
             if (getattr(self, name) or 0) < 0:
                 flag = name.replace("_", "-")
                 raise InputError(f"`--{flag}` of `transfer` must be at least 0.", got=getattr(self, name))
-        if self.unlabelled_count and self.unlabelled is None:
-            raise InputError("`--unlabelled-count` of `transfer` must come with --unlabelled.")
         if len(set(self.methods)) < len(self.methods):
             raise InputError("`--methods` of `transfer` must differ.", got=" ".join(self.methods))
         named = [name for name in ("teacher_size", "teacher_mean", "teacher_std") if getattr(self, name) is not None]
         if named and self.teacher_weights is None and not self.teacher.startswith(("onnx:", "hf:")):
             flags = ", ".join(f"`--{name.replace('_', '-')}`" for name in named)
             raise InputError(f"{flags} of `transfer` must come with --teacher-weights.")
-        if self.probe != Transfer.probe and not {"adapt+jacobians", "features+jacobians"} & set(self.chosen):
-            rule = "`--probe` of `transfer` must come with a method that compares such derivatives."
-            do = "Add --methods adapt+jacobians: with attention, gradients of the largest pixels are compared."
-            raise InputError(rule, got=f"--probe {self.probe} and {' '.join(self.chosen)}", do=do)
+        for settings, used, needed in self._uses():
+            given = [name for name in settings.split() if getattr(self, name) != getattr(Transfer, name)]
+            if given and not used:
+                flag = f"--{given[0].replace('_', '-')}"
+                got = f"{flag} {getattr(self, given[0])} and {' '.join(self.chosen)}"
+                raise InputError(f"`{flag}` of `transfer` must come with {needed}.", got=got, do=f"Leave out {flag}.")
         if self.teacher.startswith("onnx:") and (rest := set(self.chosen) - {"labels", "mixup", "lwf"}):
             rule = "`--methods` of `transfer` must be labels, mixup or lwf for a teacher of values alone."
             do = "Add for example --methods labels lwf: an ONNX file has no features that a probe could use."
             raise InputError(rule, got=f"{', '.join(sorted(rest))}", do=do)
+
+    def _uses(self) -> tuple[tuple[str, bool, str], ...]:
+        """Settings that only some jobs use, whether this one does, and what it would need."""
+        there = self.teacher_weights is not None or self.teacher.startswith(("hf:", "onnx:"))
+        trained = there or networks.is_run(self.teacher)
+        taught, kl = any(each not in _LABELS_ALONE for each in self.chosen), self.compared[0] == "kl"
+        rows = bool({"adapt+jacobians", "features+jacobians"} & set(self.chosen))
+        kinds = {each.partition("+")[0] for each in self.chosen}
+        attention, jacobians = (any(term in each for each in self.chosen) for term in ("attention", "jacobians"))
+        pixels = attention or "lwf+jacobians" in self.chosen
+        derivatives = "a method that compares such derivatives: adapt+jacobians or features+jacobians"
+        maps = "a method that compares attention maps, for example lwf+attention"
+        return (
+            ("unlabelled", taught, "a method that has a teacher, for example adapt"),
+            ("unlabelled_count", self.unlabelled is not None, "--unlabelled"),
+            ("source_classes teacher_steps", not trained, "a teacher that is trained first"),
+            ("teacher_outputs", self.teacher_weights is not None, "--teacher-weights"),
+            ("adapt_steps", "adapt" in kinds, "--methods adapt"),
+            ("oracle_steps", "oracle" in kinds, "--methods oracle"),
+            ("feature_layer feature_components whiten", "features" in kinds, "--methods features"),
+            ("outputs_share", bool(kinds & {"lwf", "features"}), "lwf or features: adapt has --outputs-weight"),
+            ("outputs_weight output_loss labels_weight", taught, "a method that has a teacher, for example adapt"),
+            ("temperature", taught and kl, "an output term of kl: --output-loss kl"),
+            ("attention_share attention_weight", attention, maps),
+            ("pairs depths pool p", pixels, maps),
+            ("jacobian_share jacobian_weight jacobian_loss every", jacobians, "a method with Jacobians"),
+            ("probe", rows, derivatives),
+            ("noise", rows and self.probe == "noise-averaged", "--probe noise-averaged"),
+            ("probe_basis probe_dimensions", rows and self.probe == "subspace-inputs", "--probe subspace-inputs"),
+        )
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -388,6 +421,7 @@ class Transfer(TrainingFields):
             raise InputError("`--data` of `transfer` must have classes.", got="a regression")
         if len(data.shape) != 3:
             raise InputError("`--data` of `transfer` must be images.", got=f"samples of shape {data.shape}")
+        whole = data.train
         teacher, data = self._teacher(data, progress)
         if self.channels_last:
             channels_last(teacher.network)
@@ -399,7 +433,8 @@ class Transfer(TrainingFields):
             if loaded.shape != data.shape:
                 rule = f"`--unlabelled` of `transfer` must be images of shape {data.shape}, as --data has."
                 raise InputError(rule, got=loaded.shape, do="Resize them, for example folder:DIR@SIZE.")
-            others = loaded.train
+            same = len(loaded.train) == len(whole) and loaded.train.digests["x"] == whole.digests["x"]
+            others = None if same else loaded.train  # the target under another name has images that are held out
         ready = Ready(data, teacher, as_teacher(teacher.network), description, (), others)
         if not any("attention" in method or method == "lwf+jacobians" for method in self.chosen):
             return ready
@@ -468,7 +503,7 @@ class Transfer(TrainingFields):
     @staticmethod
     def training_images(method: str, labelled: Split, images: Split | None) -> Split:
         """Return the training images of a method: the labeled ones, and the others if it uses them."""
-        if images is None or method in ("labels", "mixup", "oracle"):
+        if images is None or method in _LABELS_ALONE:
             return labelled
         y = torch.cat([labelled.y, torch.full((len(images),), _NO_LABEL)])
         return Split(torch.cat([labelled.stored(), images.stored()]), y)
@@ -498,7 +533,8 @@ class Transfer(TrainingFields):
             answers = HeadTeacher(network, memory, network.readout.layers[0], network.readout)
         elif method == "lwf" and not isinstance(network, ValuesOnly):
             answers = HeadTeacher.of_last_layer(network, memory, labelled)
-        return replace(ready, teacher=replace(teacher, network=network), answers=answers)
+        images = self.training_images(method, labelled, images)
+        return replace(ready, teacher=replace(teacher, network=network), answers=answers, learned_from=images)
 
     def _adapted(
         self, ready: Ready, memory: MemoizedTeacher, labelled: Split, held_out: Split | None, seed: int
@@ -510,7 +546,9 @@ class Transfer(TrainingFields):
             return network, teacher
         steps, whole = self.adapt_steps or _FINE_TUNED, self.adapt_steps is None
         other = probed(ready.teacher, labelled, ready.classes, seed)
-        settings = self.training(steps=SMOKE_STEPS if self.smoke else steps, batch_size=32, doctor=False, views=0)
+        steps = SMOKE_STEPS if self.smoke else steps
+        short = {"steps": steps, "warmup": min(self.warmup, steps // 2)}  # --warmup is for --steps
+        settings = self.training(**short, batch_size=32, doctor=False, views=0)
         settings = replace(settings, lr=self.oracle_lr if whole else self.oracle_lr / 10)
         finetuned(other, labelled, settings, seed, self.device, whole=whole)
         if whole and held_out is not None:
@@ -571,13 +609,14 @@ class Transfer(TrainingFields):
         return GradientShare(getattr(self, f"{term}_share")) if given is None else given
 
     def _probe(self, ready: Ready) -> Estimator:
-        """Return the probe of adapt and features; principal components are those of some training images."""
+        """Return the probe of adapt and features; principal components are those of the method's training images."""
         if self.probe == "noise-averaged":
             return NoiseAveraged(sigma=self.noise)  # type: ignore[return-value]  # its side is that of another probe
         if self.probe != "subspace-inputs":
             return ESTIMATORS[self.probe]()
-        probe = SubspaceInputs(self.probe_dimensions, self.probe_basis)
-        return probe.fitted(mixed(ready.data.train, _OF_BASIS).inputs())
+        images = mixed(ready.learned_from or ready.data.train, _OF_BASIS).inputs()
+        count = self.probe_dimensions if self.probe_basis == "dct" else min(self.probe_dimensions, len(images) - 1)
+        return SubspaceInputs(count, self.probe_basis).fitted(images)
 
     def training_of(self, method: str, seed: int) -> Training:
         """Return the settings of the training loop; the first seed alone runs the pre-flight check."""

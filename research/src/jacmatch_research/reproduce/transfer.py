@@ -175,7 +175,7 @@ def _recipe(request: Request, settings: Settings) -> Transfer:
     )
 
 
-_MEMORIES: dict[object, dict[int, MemoizedTeacher]] = {}  # the same images are queried by several rows
+_KNOWN: dict[object, dict[str, Any]] = {}  # memories and adapted teachers: several rows query the same images
 _READY: dict[object, Ready] = {}  # the last one: a process works on one request
 
 
@@ -183,7 +183,7 @@ def _ready(request: Request, recipe: Transfer, progress: Progress | None = None)
     """Target, teacher and the pairs of a cell; data and teacher are loaded once in a process."""
     key = (request.data, request.seed, request.scale, request.teacher, request.teacher_weights, request.device)
     if key not in _READY:
-        _READY.clear()
+        forget()
         _READY[key] = recipe.ready(progress or Progress(quiet=True))
         if request.scale == "cpu":
             data = _READY[key].data
@@ -196,7 +196,7 @@ def _ready(request: Request, recipe: Transfer, progress: Progress | None = None)
 def forget() -> None:
     """Forgets what this process has loaded: there may be other contents under the same names by now."""
     _READY.clear()
-    _MEMORIES.clear()
+    _KNOWN.clear()
 
 
 def _cells(request: Request) -> list[Cell]:
@@ -272,9 +272,9 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     if method in WITHOUT_TEACHER:
         return _without_teacher(request, recipe, ready, cell, labelled, images)
     group = (column, recipe.unlabelled_count, recipe.views)  # cells of one group and seed see the same images
-    ready = replace(ready, memories=_MEMORIES.setdefault(group, {}))
-    for other in set(_MEMORIES) - {group}:
-        del _MEMORIES[other]
+    ready = replace(ready, **_KNOWN.setdefault(group, {"memories": {}, "adapted": {}}))
+    for other in set(_KNOWN) - {group}:
+        del _KNOWN[other]
     ready = recipe.taught(method, ready, labelled, images, cell.seed)
     network, objective = recipe.network_and_objective(method, cell.seed, ready)
     train, settings = recipe.training_images(method, labelled, images), recipe.training_of(method, cell.seed)
