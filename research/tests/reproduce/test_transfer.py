@@ -86,6 +86,11 @@ def test_recipes_have_a_table_of_their_own(run_folder):
         "1",
         f"{100 * cells[adapt]['probe_accuracy']:.1f}",
     ]
+    assert rows[adapt][-1] == "–"  # two steps have no curve
+    for late, whole, converged in ((0.1, 0.5, "yes"), (0.3, 0.5, "no"), (0.1, 0.2, "no")):
+        for cell in document["cells"]:
+            cell["measures"] |= {"late_fall": late, "whole_fall": whole}
+        assert {row[-1] for row in EXPERIMENTS["transfer"].tables(document)[0].rows} == {converged}
     assert (recipes.name, cosines.name, apart.name) == ("recipes", "cosines", "distances")
     names = ("random rows", "low frequencies", "data pairs")
     assert cosines.rows == ((adapt, "5", *(f"{cells[adapt][f'cosine {name}']:.3f}" for name in names)),)

@@ -84,7 +84,8 @@ _NO_LABEL = -100
 FAR = 300
 """Unseen images that distances and the bound are about."""
 _PARTS = ((0.5, 0.7), (0.8, 1.0))  # parts of the steps whose mean losses are compared
-_FALL, _LEARNED = 0.2, 0.3  # a loss that falls by more in the end, or by less in all, has not converged
+FALL, LEARNED = 0.2, 0.3
+"""A loss that falls by more than the first share in the end, or by less than the second in all, has not converged."""
 _OF_BASIS = 1000  # training images that principal components are of
 _JUDGED = 2000  # test images that the teacher's own outputs are judged by
 _FINE_TUNED = 200  # steps of fine-tuning that is compared with a probe
@@ -711,8 +712,8 @@ def _not_converged(run: Run, done: Sequence[tuple[Cell, Result]]) -> list[str]:
         if not (known := [fall for fall in falls if fall is not None]):
             continue
         late, whole = (sum(each) / len(known) for each in zip(*known, strict=True))
-        if late > _FALL or whole < _LEARNED:
-            how = f"{late:.0%} in the end" if late > _FALL else f"only {whole:.0%} in all"
+        if late > FALL or whole < LEARNED:
+            how = f"{late:.0%} in the end" if late > FALL else f"only {whole:.0%} in all"
             notes.append(f"{METHODS[method]} has not converged: its loss fell by {how}. Give more --steps.")
     return notes
 

@@ -15,7 +15,7 @@ from jacmatch.jacobian import DataPairs, RandomOutputs, SubspaceInputs
 from jacmatch.jobs.data import mixed
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.teacher_distance import bound_table, distance_table, distances, matched_rows, nearest_mean_accuracy
-from jacmatch.jobs.transfer import METHODS, PAPER, Ready, Transfer
+from jacmatch.jobs.transfer import FALL, LEARNED, METHODS, PAPER, Ready, Transfer, loss_falls
 from jacmatch.models import count_parameters
 from jacmatch.objectives import AtMixedPairs, Distillation
 from jacmatch.report import Table
@@ -278,7 +278,12 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     ready = recipe.taught(method, ready, labelled, images, cell.seed)
     network, objective = recipe.network_and_objective(method, cell.seed, ready)
     train, settings = recipe.training_images(method, labelled, images), recipe.training_of(method, cell.seed)
-    fitted = fit(objective, train, settings, seed=cell.seed, device=request.device)
+    curve: list[dict[str, float]] = []
+    fitted = fit(
+        objective, train, settings, seed=cell.seed, device=request.device,
+        on_step=lambda step, row: curve.append({**row, "step": step}),
+    )  # fmt: skip
+    late, whole = loss_falls(curve, fitted.steps) or (None, None)
     accuracy = evaluate(objective.student, ready.data.test, device=request.device)["accuracy"]
     judged = recipe.judged(method, network, ready, labelled, objective, some=_SHOWN, far=_FAR)
     some = ready.data.test.subset(torch.arange(min(_PROBED, len(ready.data.test))))
@@ -292,6 +297,8 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
         **{f"cosine {name}": each["jacobian_cosine"] for name, each in same.items()},
         **judged["agreement"],
         **(judged["bound"] or {}),
+        "late_fall": late,
+        "whole_fall": whole,
         "steps": fitted.steps,
         "train_seconds": fitted.seconds,
     }
@@ -391,6 +398,7 @@ def _recipes(document: Document) -> list[Table]:
     forms = {"accuracy": (100, 1), "probe_accuracy": (100, 1), "top1": (100, 1)}
     forms |= {"jacobian_cosine": (1, 3), "jacobian_relative_error": (1, 2)}
     values = {name: spreads(document, name) for name in forms}
+    falls: list[Any] = [spreads(document, name) for name in ("late_fall", "whole_fall")]
     keys = [key for key in values["accuracy"] if key[0] in RECIPE_ROWS]
     columns = [column for column in names(document, "column") if column in {key[1] for key in keys}]
     if not keys:
@@ -404,8 +412,11 @@ def _recipes(document: Document) -> list[Table]:
             accuracy, *others = (entry(values[name].get((row, column)), *form) for name, form in forms.items())
             label = row if len(columns) == 1 else f"n = {column}: {row}"
             gain = signed(paired(own, alone)) if row != METHODS["mixup"] else NOTHING
-            body.append((label, accuracy, gain, str(len(own["seeds"])), *others))
-    head = ("row", "accuracy %", "gain", "seeds", "probed teacher %", "agreement %", "cosine", "relative error")
+            fell = [each.get((row, column), {}).get("mean") for each in falls]
+            converged = NOTHING if None in fell else "yes" if fell[0] <= FALL and fell[1] >= LEARNED else "no"
+            body.append((label, accuracy, gain, str(len(own["seeds"])), *others, converged))
+    shown = ("probed teacher %", "agreement %", "cosine", "relative error", "converged")
+    head = ("row", "accuracy %", "gain", "seeds", *shown)
     facts = document["facts"]
     teacher, student = facts["teacher"], facts["student"]["model"]
     note = (
@@ -413,7 +424,8 @@ def _recipes(document: Document) -> list[Table]:
         f"batches of 64, evaluated on {facts['judged']} test images, {' and '.join(columns)} labelled images per "
         f"class; the teacher sees each image in {_VIEWS} views. Gain: over labels at mixed pairs with the same seeds. "
         "Cosine and relative error: on new images, of the products that the row compares; if it compares none, of "
-        f"one random row. {_few(document)}"
+        f"one random row. {_few(document)} Converged: in the last fifth of the steps the loss of labels and outputs is "
+        f"at most {FALL:.0%} below that of 50 to 70 %, and at least {LEARNED:.0%} below the first."
     )
     return [Table("recipes", "Recipes with unlabelled images", head, tuple(body), (note, origin(document)))]
 
