@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from jacmatch.jacobian import jvp_products, vjp_products
 from jacmatch.jacobian.rules.activation import gelu, relu
-from jacmatch.jacobian.rules.batch_norm import _moved, affine, batch_norm, dot_by_channel, moments
+from jacmatch.jacobian.rules.batch_norm import Statistics, _moved, affine, batch_norm, dot_by_channel, moments
 from jacmatch.jacobian.rules.convolution import convolution
 from jacmatch.jacobian.rules.layer_norm import layer_norm
 from jacmatch.jacobian.rules.linear import linear
@@ -133,6 +133,79 @@ def test_layer_norm_over_all_dimensions_in_a_dual_pass():
         return torch.func.jvp(lambda z: layer_norm(z, (2, 3), weight, bias, 1e-3), (x,), (t,))
 
     assert gradcheck(ours, (x, t, weight, bias))
+
+
+def in_a_dual_pass(rule):
+    """Value and tangent of the rule as a function of x, the tangent and the other arguments."""
+
+    def both(x: Tensor, t: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        return torch.func.jvp(lambda z: rule(z, *others), (x,), (t,))
+
+    return both
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution_in_a_dual_pass(name):
+    func, shape, kernel, settings = CONVOLUTIONS[name]
+    inputs = (randn(*shape), randn(*shape, seed=1), randn(*kernel, seed=2), randn(kernel[0], seed=3))
+    ours = in_a_dual_pass(lambda *given: convolution(func, *given, **settings))
+    expected = func(inputs[0], *inputs[2:], **settings), func(*inputs[1:3], **settings)
+    assert all(map(torch.equal, ours(*inputs), expected))
+    assert "_DualConvolution" in type(ours(*inputs)[1].grad_fn).__name__
+    assert gradcheck(ours, inputs, fast_mode=True)
+    assert gradgradcheck(ours, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (3, 2, 4), (2, 2, 2, 3)])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+def test_batch_norm_of_a_batch_in_a_dual_pass(shape, frozen, affine):
+    """The tangent is the difference of values, with all statistics or with those of x; then gradients of both."""
+    inputs = (randn(*shape), randn(*shape, seed=1), *([randn(2, seed=2), randn(2, seed=3)] if affine else []))
+
+    def rule(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        return batch_norm(False, Statistics() if frozen else None, x, None, None, weight, bias, True, 0.1, 1e-3)
+
+    ours = in_a_dual_pass(rule)
+    x, t, *others = (each.detach() for each in inputs)
+    var, mean = (each.view(1, -1, *[1] * (len(shape) - 2)) for each in moments(x))
+
+    def values(z: Tensor) -> Tensor:
+        if not frozen:
+            return functional.batch_norm(z, None, None, *others, training=True, eps=1e-3)
+        weight, bias = (each.view_as(mean) for each in others) if others else (1.0, 0.0)
+        return (z - mean) / (var + 1e-3).sqrt() * weight + bias
+
+    value, tangent = ours(*inputs)
+    torch.testing.assert_close(value, values(x), rtol=1e-12, atol=1e-12)
+    difference = (values(x + 1e-6 * t) - values(x - 1e-6 * t)) / 2e-6
+    torch.testing.assert_close(tangent, difference, rtol=1e-6, atol=1e-7)
+    assert gradcheck(ours, inputs, fast_mode=True)
+    assert gradgradcheck(ours, inputs, fast_mode=True)
+
+
+def test_running_statistics_in_a_dual_pass_are_those_of_training():
+    x, t = randn(5, 2, 3), randn(5, 2, 3, seed=1)
+    mine, right = ([torch.zeros(2).double(), torch.ones(2).double()] for _ in range(2))
+    torch.func.jvp(lambda z: batch_norm(False, None, z, *mine, training=True), (x,), (t,))
+    functional.batch_norm(x, *right, training=True)
+    torch.testing.assert_close(mine, right, rtol=1e-12, atol=1e-12)
+
+
+def test_constant_batch_norm_and_relu_in_a_dual_pass():
+    mean, var = torch.tensor([0.3, -0.2]).double(), torch.tensor([0.5, 2.0]).double()
+    inputs = (randn(3, 2, 4), randn(3, 2, 4, seed=1), randn(2, seed=2), randn(2, seed=3))
+    constant = in_a_dual_pass(lambda x, *rest: batch_norm(False, None, x, mean, var, *rest, eps=1e-3))
+    value, tangent = constant(*inputs)
+    right = torch.func.jvp(
+        lambda x: functional.batch_norm(x, mean, var, *inputs[2:], eps=1e-3), inputs[:1], inputs[1:2]
+    )
+    torch.testing.assert_close((value, tangent), right, rtol=1e-12, atol=1e-12)
+    for function, given in ((constant, inputs), (in_a_dual_pass(relu), inputs[:2])):
+        assert gradcheck(function, given, fast_mode=True)
+        assert gradgradcheck(function, given, fast_mode=True)
+    pair, expected = (torch.func.jvp(each, inputs[:1], inputs[1:2]) for each in (relu, functional.relu))
+    assert all(map(torch.equal, pair, expected))
 
 
 def test_derivative_of_layer_norm():

@@ -1,6 +1,7 @@
 """ReLU and GELU with derivative rules that compute no zeros and no value twice."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,10 @@ def relu(x: Tensor, inplace: bool = False) -> Tensor:
     """max(x, 0). In PyTorch, its second derivatives are tensors of zeros, which are added to other gradients."""
     if inplace or not x.is_floating_point() or torch.compiler.is_compiling():
         return functional.relu(x, inplace)
+    if in_dual_pass():
+        value, tangent = parts_of(x)
+        if tangent is not None:
+            return joined(_DualRectified.apply, value, tangent)
     y: Tensor = applied(_Rectified, x)
     return y
 
@@ -43,12 +48,34 @@ class _Rectified(torch.autograd.Function):
         return applied(_Rectified, x), dims[0]
 
 
+class _DualRectified(torch.autograd.Function):
+    """y = max(x, 0), and ẏ = ẋ where y > 0, else 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, x_t: Tensor) -> Pair:
+        y = torch.relu(x)
+        ctx.save_for_backward(y)
+        ctx.set_materialize_grads(False)
+        return y, _passed(x_t, y)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        (y,) = ctx.saved_tensors
+        passed = partial(applied, _Passed) if torch.is_grad_enabled() else _passed
+        needed = zip(gradients, ctx.needs_input_grad, strict=True)
+        return tuple(passed(g, y) if need and g is not None else None for g, need in needed)
+
+
+def _passed(t: Tensor, y: Tensor) -> Tensor:
+    return torch.ops.aten.threshold_backward(t, y, 0)  # type: ignore[no-any-return]
+
+
 class _Passed(torch.autograd.Function):
     """t where y > 0, else 0: linear in t, and constant in y almost everywhere."""
 
     @staticmethod
     def forward(t: Tensor, y: Tensor) -> Tensor:
-        return torch.ops.aten.threshold_backward(t, y, 0)  # type: ignore[no-any-return]
+        return _passed(t, y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -9,7 +9,18 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian.rules.base import Rule, SampleRule, Toward, applied, below, may_depend_on_input
+from jacmatch.jacobian.rules.base import (
+    Pair,
+    Rule,
+    SampleRule,
+    Toward,
+    applied,
+    below,
+    in_dual_pass,
+    joined,
+    may_depend_on_input,
+    parts_of,
+)
 
 
 class _Constant(torch.autograd.Function):
@@ -81,9 +92,13 @@ def batch_norm(
         if torch.compiler.is_compiling():
             return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         _check_count(x)
-        y: Tensor = applied(_Normalised, x, weight, bias, running_mean, running_var, momentum, eps, frozen is not None)[
-            0
-        ]
+        settings = (running_mean, running_var, momentum, eps, frozen is not None)
+        if in_dual_pass(weight, bias):
+            value, tangent = parts_of(x)
+            if tangent is not None:
+                buffers = (None if each is None else below(each) for each in settings[:2])
+                return joined(_DualNormalised.apply, value, tangent, weight, bias, *buffers, *settings[2:])
+        y: Tensor = applied(_Normalised, x, weight, bias, *settings)[0]
         return y
     if training:
         var, mean = moments(x) if frozen is None else frozen.of(x)
@@ -93,12 +108,22 @@ def batch_norm(
     else:
         assert running_mean is not None
         assert running_var is not None
+        if not adapted and not composed and in_dual_pass(running_mean, running_var, weight, bias):
+            value, tangent = parts_of(x)
+            if tangent is not None:
+                return joined(_dual_affine, value, tangent, running_mean, running_var, weight, bias, eps)
         # clones, since the buffers may be written before the backward pass
         var, mean = running_var.clone(), running_mean.clone()
     scale, shift = scale_and_shift((var + eps).rsqrt(), mean, weight, bias)
-    if composed or adapted or torch.compiler.is_compiling():
+    if adapted or torch.compiler.is_compiling():
         return torch.addcmul(by_channel(shift, x), x, by_channel(scale, x))
-    return affine(x, scale, shift)
+    return mapped(x, scale, shift) if composed else affine(x, scale, shift)
+
+
+def mapped(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    """Scale · x + shift by channel; `addcmul` does not vectorize two operands that are repeated along a row."""
+    y = x * by_channel(scale, x)
+    return y if shift is None else y.add_(by_channel(shift, x))
 
 
 class _Normalised(Rule):
@@ -331,9 +356,7 @@ class _Affine(SampleRule):
 
     @staticmethod
     def forward(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
-        if shift is None:
-            return x * by_channel(scale, x)
-        return torch.addcmul(by_channel(shift, x), x, by_channel(scale, x))
+        return mapped(x, scale, shift)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -362,3 +385,97 @@ class _Affine(SampleRule):
         x, scale = ctx.saved_tensors
         y = affine(torch.zeros_like(x) if x_t is None else x_t, scale, shift_t)
         return y if scale_t is None else y + x * by_channel(scale_t, x)
+
+
+class _DualNormalised(torch.autograd.Function):
+    """Value and tangent of `_Normalised`: y = γ z + β, and ẏ is `_Scaled` or `_Projected` of ẋ."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        x_t: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+        frozen: bool,
+    ) -> Pair:
+        y, mean, rstd = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
+        gamma, sums = torch.ones_like(rstd) if weight is None else weight, list[Tensor]()
+        if frozen:
+            y_t = x_t * by_channel(rstd * gamma, x_t)
+        else:
+            y_t, *sums = _projected(x_t, x, gamma, mean, rstd, eps)
+        ctx.eps, ctx.frozen = eps, frozen
+        ctx.save_for_backward(x, x_t, gamma, mean, rstd, *sums)
+        ctx.set_materialize_grads(False)
+        return y, y_t
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, x_t, gamma, mean, rstd, *sums = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated once more: the statistics as functions of x
+            var, mean = moments(x)
+            rstd = (var + ctx.eps).rsqrt()
+            sums = [] if ctx.frozen else _projected(x_t, x, gamma, mean, rstd, ctx.eps)[1:]
+        (g, h), (by_x, _, by_weight, by_bias, *_) = gradients, ctx.needs_input_grad
+        result = found = by_x_t = shifts = None
+        if g is not None:
+            result, found, shifts = _projected(g, x, gamma, mean, rstd, ctx.eps)
+        if h is not None:
+            scale, n = -gamma * rstd.square(), x.numel() / x.shape[1]
+            form = dot_by_channel(h, x_t).to(rstd.dtype)
+            if ctx.frozen:
+                by_x_t, a, b, constant = h * by_channel(rstd * gamma, h), None, None, 0.0
+            else:
+                by_x_t, h_zh, h_sum = _projected(h, x, gamma, mean, rstd, ctx.eps)
+                a, b, t_sum = sums[0] / n, h_zh / n, sums[1]
+                form = form - t_sum * h_sum / n - n * a * b
+                constant = -scale * (a * h_sum + b * t_sum) / n
+            if by_x:
+                factor = scale * rstd * (form / n if a is None else form / n - 2 * a * b)
+                result = torch.zeros_like(x) if result is None else result
+                result.addcmul_(x, by_channel(factor, x)).add_(by_channel(constant - mean * factor, x))
+                if a is not None:
+                    result.addcmul_(h, by_channel(scale * a, h)).addcmul_(x_t, by_channel(scale * b, x_t))
+            found = form * rstd if found is None else found + form * rstd
+        weights = found.to(gamma.dtype) if by_weight and found is not None else None
+        return result if by_x else None, by_x_t, weights, shifts if by_bias else None, *[None] * 5
+
+
+def _dual_affine(
+    x: Tensor, x_t: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Pair:
+    """Value and tangent with the running statistics."""
+    scale, shift = scale_and_shift((var + eps).rsqrt(), mean, weight, bias)
+    pair: Pair = _DualAffine.apply(x, x_t, scale, shift)  # type: ignore[no-untyped-call]
+    return pair
+
+
+class _DualAffine(torch.autograd.Function):
+    """y = s x + t and ẏ = s ẋ by channel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, x_t: Tensor, scale: Tensor, shift: Tensor) -> Pair:
+        trained = scale.requires_grad
+        ctx.save_for_backward(x if trained else None, x_t if trained else None, scale)
+        ctx.shift = shift.dtype
+        ctx.set_materialize_grads(False)
+        return mapped(x, scale, shift), mapped(x_t, scale, None)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, x_t, scale = ctx.saved_tensors
+        by_x, by_x_t, by_scale, by_shift = ctx.needs_input_grad
+        moved = [
+            g * by_channel(scale, g) if g is not None and by else None
+            for g, by in zip(gradients, (by_x, by_x_t), strict=True)
+        ]
+        given = zip(gradients, (x, x_t), strict=True)
+        dots = [dot_by_channel(g, z).to(scale.dtype) for g, z in given if g is not None] if by_scale else []
+        total = sum(dots[1:], start=dots[0]) if dots else None
+        first = gradients[0]
+        return *moved, total, sum_by_channel(first).to(ctx.shift) if by_shift and first is not None else None

@@ -11,7 +11,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jacmatch.jacobian.rules.base import Rule, SampleRule, Toward, applied, as_autocast, may_depend_on_input
+from jacmatch.jacobian.rules.base import (
+    Pair,
+    Rule,
+    SampleRule,
+    Toward,
+    applied,
+    as_autocast,
+    in_dual_pass,
+    joined,
+    may_depend_on_input,
+    parts_of,
+)
 from jacmatch.jacobian.rules.batch_norm import sum_by_channel
 
 
@@ -43,8 +54,12 @@ def convolution(
     dense = x.is_floating_point() and x.dim() == weight.dim() == space + 2 and x.numel() and x.layout == torch.strided
     if isinstance(padding, str) or not dense or torch.compiler.is_compiling():
         return func(x, weight, bias, stride, padding, dilation, groups)
-    x, weight, bias = as_autocast(x, weight, bias)
     settings = _Settings(_each(stride, space), _each(padding, space), _each(dilation, space), groups)
+    if in_dual_pass(weight, bias):
+        value, tangent = parts_of(x)
+        if tangent is not None:
+            return joined(_dual_convolution, value, tangent, weight, bias, settings)
+    x, weight, bias = as_autocast(x, weight, bias)
     y: Tensor = applied(_Convolution, x, weight, bias, settings)
     return y
 
@@ -73,6 +88,26 @@ def _backward(
     return result
 
 
+def _gradients(
+    g: Tensor, x: Tensor, weight: Tensor, settings: _Settings, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients by input, weight and bias that are wanted, by rules of their own if they are differentiated."""
+    if not torch.is_grad_enabled():
+        result = _backward(g, x, weight, settings, wanted)
+        by_x, by_weight, by_bias = (each if want else None for each, want in zip(result, wanted, strict=True))
+        return by_x, by_weight, by_bias
+    return (
+        applied(_Transposed, g, weight, x, settings) if wanted[0] else None,
+        _by_weight(g, x, weight, settings) if wanted[1] else None,
+        sum_by_channel(g) if wanted[2] else None,
+    )
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, settings: _Settings) -> Tensor:
+    stride, padding, dilation, groups = settings
+    return torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
+
+
 def _sum(*parts: Tensor | None) -> Tensor | None:
     given = [part for part in parts if part is not None]
     return sum(given[1:], start=given[0]) if given else None
@@ -89,12 +124,10 @@ class _Convolution(SampleRule):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, settings: _Settings) -> Tensor:
-        stride, padding, dilation, groups = settings
-        rest = (stride, padding, dilation, False, [0] * len(stride), groups)
         if torch.is_autocast_enabled(x.device.type):  # the arguments have their types already
             with torch.autocast(x.device.type, enabled=False):
-                return torch.convolution(x, weight, bias, *rest)
-        return torch.convolution(x, weight, bias, *rest)
+                return _convolved(x, weight, bias, settings)
+        return _convolved(x, weight, bias, settings)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -110,17 +143,8 @@ class _Convolution(SampleRule):
         if g is None:
             return None, None, None, None
         x, weight = ctx.saved_tensors
-        wanted = by_x, by_weight, by_bias = _wanted(ctx)
         x = g.new_empty(ctx.shape) if x is None else x  # frozen: only its shape is needed
-        if not torch.is_grad_enabled():
-            result = _backward(g, x, weight, ctx.settings, wanted)
-            return (*(each if want else None for each, want in zip(result, wanted, strict=True)), None)
-        return (
-            applied(_Transposed, g, weight, x, ctx.settings) if by_x else None,
-            _by_weight(g, x, weight, ctx.settings) if by_weight else None,
-            sum_by_channel(g) if by_bias else None,
-            None,
-        )
+        return *_gradients(g, x, weight, ctx.settings, _wanted(ctx)), None
 
     @staticmethod
     def jvp(ctx: Any, x_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, _: None) -> Tensor | None:
@@ -179,3 +203,36 @@ class _Transposed(Rule):
         like = like[:1].expand(info.batch_size * len(like), *like.shape[1:])
         y = applied(_Transposed, g.movedim(dims[0], 0).flatten(0, 1), weight, like, settings)
         return y.unflatten(0, (info.batch_size, -1)), 0
+
+
+def _dual_convolution(x: Tensor, x_t: Tensor, weight: Tensor, bias: Tensor | None, settings: _Settings) -> Pair:
+    """Value and tangent in the type of autocast."""
+    x, weight, bias = as_autocast(x, weight, bias)
+    with torch.autocast(x.device.type, enabled=False):
+        pair: Pair = _DualConvolution.apply(x, x_t.to(x.dtype), weight, bias, settings)  # type: ignore[no-untyped-call]
+        return pair
+
+
+class _DualConvolution(torch.autograd.Function):
+    """y = W ∗ x + b and ẏ = W ∗ ẋ."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, x_t: Tensor, weight: Tensor, bias: Tensor | None, settings: _Settings) -> Pair:
+        ctx.settings, ctx.shape, trained = settings, x.shape, weight.requires_grad
+        ctx.save_for_backward(x if trained else None, x_t if trained else None, weight)
+        ctx.set_materialize_grads(False)
+        return _convolved(x, weight, bias, settings), _convolved(x_t, weight, None, settings)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, x_t, weight = ctx.saved_tensors
+        by_x, by_x_t, by_weight, by_bias, _ = ctx.needs_input_grad
+        results: list[Tensor | None] = [None, None, None, None, None]
+        for number, (g, z, by) in enumerate(zip(gradients, (x, x_t), (by_x, by_x_t), strict=True)):
+            if g is not None:
+                z = g.new_empty(ctx.shape) if z is None else z  # frozen: only its shape is needed
+                wanted = (by, by_weight, by_bias and number == 0)
+                results[number], of_weight, of_bias = _gradients(g, z, weight, ctx.settings, wanted)
+                results[2] = _sum(results[2], of_weight)
+                results[3] = _sum(results[3], of_bias)
+        return tuple(results)
