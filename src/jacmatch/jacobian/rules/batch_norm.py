@@ -422,9 +422,9 @@ class _DualNormalised(torch.autograd.Function):
             rstd = (var + ctx.eps).rsqrt()
             sums = [] if ctx.frozen else _projected(x_t, x, gamma, mean, rstd, ctx.eps)[1:]
         (g, h), (by_x, _, by_weight, by_bias, *_) = gradients, ctx.needs_input_grad
-        result = found = by_x_t = shifts = None
+        result = of_weight = by_x_t = shifts = None
         if g is not None:
-            result, found, shifts = _projected(g, x, gamma, mean, rstd, ctx.eps)
+            result, of_weight, shifts = _projected(g, x, gamma, mean, rstd, ctx.eps)
         if h is not None:
             scale, n = -gamma * rstd.square(), x.numel() / x.shape[1]
             form = dot_by_channel(h, x_t).to(rstd.dtype)
@@ -441,8 +441,8 @@ class _DualNormalised(torch.autograd.Function):
                 result.addcmul_(x, by_channel(factor, x)).add_(by_channel(constant - mean * factor, x))
                 if a is not None:
                     result.addcmul_(h, by_channel(scale * a, h)).addcmul_(x_t, by_channel(scale * b, x_t))
-            found = form * rstd if found is None else found + form * rstd
-        weights = found.to(gamma.dtype) if by_weight and found is not None else None
+            of_weight = form * rstd if of_weight is None else of_weight + form * rstd
+        weights = of_weight.to(gamma.dtype) if by_weight and of_weight is not None else None
         return result if by_x else None, by_x_t, weights, shifts if by_bias else None, *[None] * 5
 
 
