@@ -65,7 +65,7 @@ KINDS = {
 
 _COLUMN = "all"
 _STEPS = {"smoke": 8, "cpu": 200}
-_SMALL = {"fashion-mnist": "vgg:8-M-16-M-32", "cifar10": "vgg:16-M-32-M-64-M-128"}  # trained for twice the steps
+_SMALL = {"fashion-mnist": "vgg:8-M-16-M-32", "cifar10": "vgg:16-M-32-M-64-M-128"}
 _BATCH, _EPOCHS = 128, 500
 _JUDGED = 1000  # test images, and validation images, in the small sizes
 
@@ -85,8 +85,7 @@ def _training(request: Request) -> dict[str, Any]:
         samples = round(len(students.data_of(request.data, request.seed, False).train) * (1 - students.VALIDATION))
         schedule = {"lr": 1e-3, "schedule": "step", "milestones": (0.8,)}
         return {**shared, **schedule, "steps": _EPOCHS * max(1, samples // _BATCH)}
-    steps = _STEPS[request.scale] * (1 if _model(request) == "cnn3" else 2)
-    return {**shared, "lr": 2e-3, "steps": steps}
+    return {**shared, "lr": 2e-3, "precision": "32", "steps": _STEPS[request.scale]}
 
 
 def _cells(request: Request) -> list[Cell]:
