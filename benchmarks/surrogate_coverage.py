@@ -74,8 +74,8 @@ def main(path):
     about = {"platform": platform.platform(), "versions": {n: version(n) for n in ("jacmatch", "numpy", "scipy")}}
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    for method in METHODS:
-        for size in SIZES:
+    for size in SIZES:
+        for method in METHODS:
             for seed in range(SEEDS):
                 for name in FUNCTIONS:
                     key = f"{name}/{size}/{seed}/{method}"

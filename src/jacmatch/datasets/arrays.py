@@ -65,11 +65,16 @@ def from_splits(name: str, train: Split, test: Split) -> Data:
     return Data(name, train, test, classes, outputs, tuple(train.x.shape[1:]), mean, std)
 
 
-def check_keys(name: str, keys: Mapping[str, object] | list[str], needed: tuple[str, ...] = REQUIRED) -> None:
+def check_keys(
+    name: str,
+    keys: Mapping[str, object] | list[str],
+    needed: tuple[str, ...] = REQUIRED,
+    optional: tuple[str, ...] = OPTIONAL,
+) -> None:
     """Refuse arrays with a missing or an unknown key."""
     for key in keys:
-        if key not in REQUIRED + OPTIONAL:
-            raise unknown_name(f"Each array of {name}", str(key), REQUIRED + OPTIONAL)
+        if key not in REQUIRED + optional:
+            raise unknown_name(f"Each array of {name}", str(key), REQUIRED + optional)
     missing = [key for key in needed if key not in keys]
     if missing:
         got = f"{', '.join(keys) or 'none'} (missing: {', '.join(missing)})"
@@ -235,13 +240,15 @@ def load_npz(argument: str, seed: int) -> Data:
     return from_arrays(f"npz:{argument}", npz_arrays(argument))
 
 
-def npz_arrays(argument: str, needed: tuple[str, ...] = REQUIRED) -> dict[str, object]:
+def npz_arrays(
+    argument: str, needed: tuple[str, ...] = REQUIRED, optional: tuple[str, ...] = OPTIONAL
+) -> dict[str, object]:
     """Return the arrays of a file; only their names are checked."""
     path = existing_file(argument, "npz")
     with reading(path, "a numpy .npz archive of plain arrays", "Write it with np.savez, numbers only."):
         check_npz_sizes(path, str(path))
         with np.load(path, allow_pickle=False) as archive:
-            check_keys(f"npz:{argument}", list(archive.files), needed)
+            check_keys(f"npz:{argument}", list(archive.files), needed, optional)
             return {key: archive[key] for key in archive.files}
 
 

@@ -112,7 +112,7 @@ def _candidates(run: Run, spec: str) -> list[Data]:
         if not spec.startswith(FILES):
             return [_points(run)]
         x_columns, y_columns = (tuple(run.settings.get(name) or ()) for name in ("x_columns", "y_columns"))
-        return [arrays_of(SurrogateFields(teacher=spec, seed=seed, x_columns=x_columns, y_columns=y_columns))[0]]
+        return [arrays_of(SurrogateFields(teacher=spec, seed=seed, x_columns=x_columns, y_columns=y_columns)).data]
     data = load(spec, _number(run, "seed"), bool(run.settings.get("smoke")))
     if run.job != "transfer" or data.classes is None:
         return [data]

@@ -49,44 +49,47 @@ class Scaler:
         return np.asarray(j * self.y_scale[:, None] / self.x_scale)
 
 
-def check_jacobian(jacobian: Any, shape: tuple[int, ...], of: str = "outputs") -> Jacobian:
+def check_jacobian(
+    jacobian: Any, shape: tuple[int, ...], of: str = "outputs", name: str = "`jacobian` of `fit`"
+) -> Jacobian:
     """Return partials as an array (N, K, D), NaN where they are not known.
 
     Args:
         jacobian: Of the shape; or (N, K·D), all partials of the first output first, as in a table.
         shape: N, the axes of the output, D; (N, P, D) for projections.
         of: What the middle axes are.
+        name: What messages call the partials.
     """
     try:
         given = np.asarray(jacobian, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        rule = "`jacobian` of `fit` must be an array of floats."
+        rule = f"{name} must be an array of floats."
         raise InputError(rule, got=type(jacobian).__name__, do="NaN stands for a partial that is not known.") from error
     samples, inputs = shape[0], shape[-1]
     if given.shape not in (shape, (samples, int(np.prod(shape[1:])))):
-        rule = f"`jacobian` of `fit` must have the shape {shape}: samples, {of}, inputs."
+        rule = f"{name} must have the shape {shape}: samples, {of}, inputs."
         raise InputError(rule, got=f"shape {given.shape}", do="A table (N, K·D) has the partials of output 0 first.")
     given = given.reshape(samples, int(np.prod(shape[1:-1])), inputs)
     bad = np.isinf(given).any((1, 2))
     if bad.any():
-        rule = "`jacobian` of `fit` must be finite, or NaN where a partial is not known."
+        rule = f"{name} must be finite, or NaN where a partial is not known."
         raise InputError(rule, got=f"infinity in {int(bad.sum())} of {samples} rows, first in row {int(bad.argmax())}")
     return given
 
 
-def check_cotangents(cotangents: Any, samples: int, output: tuple[int, ...]) -> Cotangents:
+def check_cotangents(cotangents: Any, samples: int, output: tuple[int, ...], name: str = "`cotangents`") -> Cotangents:
     """Return cotangents (N, P, *output) as an array (N, P, K)."""
     try:
         given = np.asarray(cotangents, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError("`cotangents` must be an array of floats.", got=type(cotangents).__name__) from error
+        raise InputError(f"{name} must be an array of floats.", got=type(cotangents).__name__) from error
     if given.ndim != 2 + len(output) or given.shape[0] != samples or given.shape[2:] != output or not given.shape[1]:
         axes = ", ".join(map(str, (samples, "P", *output)))
-        rule = f"`cotangents` must have the shape ({axes}): samples, projections, axes of the output."
+        rule = f"{name} must have the shape ({axes}): samples, projections, axes of the output."
         raise InputError(rule, got=f"shape {given.shape}")
     if not np.isfinite(given).all():
-        do = "Where a projection is not known, set it to NaN in `jacobian`."
-        raise InputError("`cotangents` must be finite.", got="NaN or infinity", do=do)
+        do = "Where a projection is not known, set it to NaN in `jacobian` (in a file: `j_train`)."
+        raise InputError(f"{name} must be finite.", got="NaN or infinity", do=do)
     return given.reshape(samples, given.shape[1], -1)
 
 

@@ -264,6 +264,60 @@ def test_points_in_a_damaged_file_are_refused(tmp_path):
             cached(run, name, lambda: samples)
 
 
+def field_arrays():
+    """Fields (10, 2, 3) of two inputs, their Jacobians, and these as projections on the six unit vectors."""
+    x = np.random.default_rng(0).random((10, 2))
+    waves = np.arange(1, 7).reshape(2, 3)
+    z = waves * x[:, 0, None, None] + x[:, 1, None, None]
+    j = np.cos(z)[..., None] * np.stack([waves, np.ones((2, 3))], -1)
+    units = np.broadcast_to(np.eye(6).reshape(6, 2, 3), (10, 6, 2, 3))
+    return {"x_train": x, "y_train": np.sin(z), "j_train": j}, {"u_train": units, "j_train": j.reshape(10, 6, 2)}
+
+
+def test_projections_on_unit_vectors_say_what_the_jacobian_of_a_field_says(folder, undrawn):
+    arrays, projections = field_arrays()
+    np.savez("whole.npz", **arrays)
+    np.savez("projected.npz", **{**arrays, **projections})
+    for name in ("whole", "projected"):
+        does(f"--teacher npz:{name}.npz {SMALL} --methods slopes --model network --steps 20 --out {name}")
+    whole, projected = (result(folder / name) for name in ("whole", "projected"))
+    assert whole["output_shape"] == projected["output_shape"] == [2, 3]
+    for measure in ("values", "slopes", "jacobian_cosine"):
+        means = [each["curves"][0]["errors"][measure]["mean"] for each in (whole, projected)]
+        assert means[1] == pytest.approx(means[0], rel=1e-3)
+    assert jacmatch.load_student(folder / "projected")(torch.zeros(4, 2)).shape == (4, 6)
+    assert main(shlex.split("evaluate projected")) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "message"),
+    [
+        ({"y_train": np.ones((10, 6))}, "", "`u_train` of npz:f.npz is for fields"),
+        ({"u_train": np.ones((10, 6, 5))}, "", "must have the shape (10, P, 2, 3): samples, projections, axes"),
+        ({"u_train": np.full((10, 6, 2, 3), np.nan)}, "", "`u_train` of npz:f.npz must be finite"),
+        ({"j_train": np.ones((10, 5, 2))}, "", "`j_train` of npz:f.npz must have the shape (10, 6, 2)"),
+        ({"j_train": None}, "", "`u_train` of npz:f.npz needs `j_train`, the projections"),
+        ({"u_train": None}, "", "`j_train` of npz:f.npz must be the Jacobians of the fields, (N, *output, *input)"),
+        (
+            {"x_test": np.ones((3, 2)), "y_test": np.ones((3, 2, 2))},
+            "",
+            "`y_test` of npz:f.npz must have the shape (N, 2",
+        ),
+        ({}, "--model gp", "cannot be used by a Gaussian process. Got --model gp"),
+        ({}, "--solver adam", "need L-BFGS on the CPU. Got --solver adam"),
+        ({}, "--jacobian-share 0.3", "need L-BFGS on the CPU. Got --jacobian-share"),
+    ],
+)
+def test_wrong_projections_are_refused_in_one_line(folder, undrawn, capsys, changes, flags, message):
+    arrays, projections = field_arrays()
+    arrays = {**arrays, **projections, **changes}
+    np.savez("f.npz", **{name: array for name, array in arrays.items() if array is not None})
+    does(f"--teacher npz:f.npz {SMALL} {flags} --out run", code=2)
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
 def test_what_partials_save_is_read_off_the_curves():
     def row(method, samples, mean):
         return {"method": method, "samples": samples, "errors": {"values": {"mean": mean}}}

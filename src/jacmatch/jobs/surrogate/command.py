@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacmatch.datasets import Data, Split, split_validation
+from jacmatch.datasets import Split, split_validation
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks
 from jacmatch.jobs.networks import matches
@@ -22,7 +22,7 @@ from jacmatch.jobs.surrogate.exporting import difference, require_onnx, to_onnx
 from jacmatch.jobs.surrogate.fields import SurrogateFields
 from jacmatch.jobs.surrogate.pictures import Pictures
 from jacmatch.jobs.surrogate.points import Samples, errors
-from jacmatch.jobs.surrogate.source import Source, open_source, output_units
+from jacmatch.jobs.surrogate.source import Arrays, Source, open_source
 from jacmatch.jobs.surrogate.tables import LABELS, figure, tables
 from jacmatch.models import count_parameters
 from jacmatch.objectives import Regression
@@ -32,6 +32,7 @@ from jacmatch.runs import Run, spread
 from jacmatch.surrogates.gaussian_process import (
     LARGEST,
     QUANTILE_95,
+    GaussianProcess,
     conditions_on,
     fit_gaussian_process,
     held_out_loss,
@@ -41,7 +42,16 @@ from jacmatch.surrogates.gaussian_process import (
 from jacmatch.surrogates.modules import fit_surrogate, new_student, regression, to_module, to_process_module
 from jacmatch.surrogates.perceptron import ACTIVATIONS
 from jacmatch.surrogates.samples import Scaler, is_noisy, standardize
-from jacmatch.surrogates.solver import DECAYS, Fit, OnProgress, Standardized, layouts, select_network, too_large
+from jacmatch.surrogates.solver import (
+    DECAYS,
+    Fit,
+    OnProgress,
+    Standardized,
+    layouts,
+    planned_evaluations,
+    select_network,
+    too_large,
+)
 from jacmatch.training import Fitted, find_device
 from jacmatch.training.loop import OnStep, peak_memory
 
@@ -70,7 +80,7 @@ class Surrogate(SurrogateFields):
         for part, here in source.inputs.items():
             matches(run, part, here)
         test = source.test(run)
-        output_units(self, test.y)  # refuses wrong units before anything is trained
+        source.output_units(test.y)  # refuses wrong units before anything is trained
         points: dict[int, dict[int, Samples]] = {}
         with progress or Progress() as shown:
             return run_cells(
@@ -119,7 +129,7 @@ class Surrogate(SurrogateFields):
         def learn(samples: Samples) -> nn.Module:
             x, y, j = _floats(samples)
             if self.solver_for(samples)[0] == "lbfgs":
-                return self._fit_all(source, samples, "values" if j is None else "slopes", seed)[0]
+                return self.network_of(source, samples, "values" if j is None else "slopes", seed)[0]
             return fit_surrogate(
                 x,
                 y,
@@ -130,7 +140,7 @@ class Surrogate(SurrogateFields):
                 hidden=self.hidden,
                 activation=self._first_activation,
                 x_scale=source.units.float(),
-                y_scale=output_units(self, samples.y).float(),
+                y_scale=source.output_units(samples.y).float(),
                 steps=max(1, self.training().steps // 2),
                 batch_size=self.batch_size,
                 lr=self.lr,
@@ -145,9 +155,9 @@ class Surrogate(SurrogateFields):
         x, y, _ = _floats(samples)
         train, validated = self._parts(y, cell.seed)
         torch.manual_seed(cell.seed)
-        student = new_student(x, y, self.hidden, self._first_activation, output_units(self, samples.y).float())
+        student = new_student(x, y, self.hidden, self._first_activation, source.output_units(samples.y).float())
         if self.model == "gp":
-            self._check_process(self._standardized(source, samples, cell.method)[0])
+            self._check_process(self.standardized(source, samples, cell.method)[0])
             student = self._description(source, samples, cell.method).build()
         solver, reason = self.solver_for(samples)
         objective: nn.Module = student
@@ -162,7 +172,7 @@ class Surrogate(SurrogateFields):
 
         def finish() -> tuple[nn.Module, dict[str, Any]]:
             network = solution.pop("module", student).cpu().eval()
-            measured = errors(network, test, source.units, output_units(self, test.y))
+            measured = errors(network, test, source.units, source.output_units(test.y))
             process, scaler = solution.pop("process", None), solution.pop("scaler", None)
             if process is not None:
                 mean, _, std = process(scaler.inputs(test.x.flatten(1).numpy()), jacobian=False, std=True)
@@ -188,6 +198,9 @@ class Surrogate(SurrogateFields):
             InputError: `--solver lbfgs` is set together with something that only the training loop has.
         """
         tangents = 0 if samples.j is None else samples.x[0].numel()
+        if samples.u is not None and self.model in ("gp", "distilled"):
+            rule = "Cotangents, `u_train` of a file, cannot be used by a Gaussian process."
+            raise InputError(rule, got=f"--model {self.model}", do="Use --model network, or leave it out.")
         needs = {
             f"--activation {self.activation}": self.activation not in (*ACTIVATIONS, "auto"),
             f"--slopes {self.slopes}": self.slopes != "jacobian",
@@ -203,6 +216,9 @@ class Surrogate(SurrogateFields):
                 rule = "`--model gp` of `surrogate` has no network and no solver of one."
                 raise InputError(rule, got=reason or f"--solver {self.solver}", do="Leave it out.")
             return "gp", "as set"
+        if samples.u is not None and (reason or self.solver == "adam"):
+            rule = "Cotangents, `u_train` of a file, need L-BFGS on the CPU."
+            raise InputError(rule, got=reason or "--solver adam", do="Leave it out.")
         if self.solver == "lbfgs" and reason is not None:
             rule = "`--solver lbfgs` of `surrogate` fits on the CPU with all points and partials in each evaluation."
             raise InputError(rule, got=reason, do="Leave it out, or use --solver adam.")
@@ -212,11 +228,13 @@ class Surrogate(SurrogateFields):
             net = layouts(samples.x[0].numel(), self.hidden, samples.y.shape[1], self.activation)[0]
             if too_large(len(samples), tangents, net):
                 reason = "too many points for whole passes over them"
-            elif samples.j is not None and is_noisy(
-                samples.x.flatten(1).numpy(), samples.y.numpy(), samples.j.flatten(2).numpy()
+            elif (
+                samples.j is not None
+                and samples.u is None
+                and is_noisy(samples.x.flatten(1).numpy(), samples.y.numpy(), samples.j.flatten(2).numpy())
             ):
                 reason = "noisy values"
-        return ("adam", reason) if reason else ("lbfgs", "deterministic, and small enough")
+        return ("adam", reason) if reason and samples.u is None else ("lbfgs", "deterministic, and small enough")
 
     def _check_process(self, data: Standardized) -> None:
         """Refuse more than a Gaussian process can be conditioned on."""
@@ -239,7 +257,7 @@ class Surrogate(SurrogateFields):
         def on_progress(done: int, planned: int, loss: float) -> None:
             on_step(cell.training.steps * done // planned, {})
 
-        module, fitted, free = self._fit_all(source, samples, cell.method, cell.seed, on_progress)
+        module, fitted, free = self.network_of(source, samples, cell.method, cell.seed, on_progress)
         solution |= {"module": module, "spec": _layout(fitted.net.widths[1:-1], fitted.net.activation)}
         solution["model"] = "distilled" if free["free_points"] else "network"
         solution |= {"weight_decay": fitted.decay, "held_out_loss": fitted.held_out, "loss": fitted.loss, **free}
@@ -252,7 +270,7 @@ class Surrogate(SurrogateFields):
             finished=True,
         )
 
-    def _standardized(self, source: Source, samples: Samples, method: str) -> tuple[Standardized, Scaler]:
+    def standardized(self, source: Source, samples: Samples, method: str) -> tuple[Standardized, Scaler]:
         """Return values and, if the method has them, partials in units, and the scaler."""
         partials = None if samples.j is None or method == "values" else samples.j.flatten(2).numpy()
         return standardize(
@@ -261,7 +279,8 @@ class Surrogate(SurrogateFields):
             partials,
             jacobian_weight="auto" if self.jacobian_weight is None else self.jacobian_weight,
             x_scale=source.units.flatten().numpy(),
-            y_scale=output_units(self, samples.y).numpy(),
+            y_scale=source.output_units(samples.y).numpy(),
+            cotangents=None if samples.u is None or partials is None else samples.u.numpy(),
         )
 
     def _condition(
@@ -269,19 +288,26 @@ class Surrogate(SurrogateFields):
     ) -> Fitted:
         """Condition the Gaussian process of a cell."""
         start = time.perf_counter()
-        data, scaler = self._standardized(source, samples, cell.method)
-        process = fit_gaussian_process(data, seed=cell.seed)
-        student.load_state_dict(to_process_module(process, scaler, tuple(samples.x.shape[1:])).state_dict())
+        module, process, scaler = self.process_of(source, samples, cell.method, cell.seed)
+        student.load_state_dict(module.state_dict())
         solution |= {"process": process, "scaler": scaler}
         seconds = time.perf_counter() - start
         return Fitted(1, seconds, len(samples) / seconds, peak_memory(torch.device("cpu")), finished=True)
 
-    def _fit_all(
+    def process_of(
+        self, source: Source, samples: Samples, method: str, seed: int
+    ) -> tuple[nn.Module, GaussianProcess, Scaler]:
+        """Return the Gaussian process of all points as a module and as it is, and the scaler."""
+        data, scaler = self.standardized(source, samples, method)
+        process = fit_gaussian_process(data, seed=seed)
+        return to_process_module(process, scaler, tuple(samples.x.shape[1:])), process, scaler
+
+    def network_of(
         self, source: Source, samples: Samples, method: str, seed: int, on_progress: OnProgress | None = None
     ) -> tuple[nn.Module, Fit, dict[str, Any]]:
         """Return the network fitted to all points, how it was selected, and what a Gaussian process added."""
         shape = tuple(samples.x.shape[1:])
-        data, scaler = self._standardized(source, samples, method)
+        data, scaler = self.standardized(source, samples, method)
         selection = select_network(
             data,
             layouts(data.x.shape[1], self.hidden, data.y.shape[1], self.activation),
@@ -292,7 +318,7 @@ class Surrogate(SurrogateFields):
             on_progress=on_progress,
         )
         free: dict[str, Any] = {"gp_held_out_loss": None, "free_points": 0}
-        if self.model != "network":
+        if self.model != "network" and data.u is None:
             process = fit_gaussian_process(data, seed=seed) if conditions_on(data) <= LARGEST else None
             of_process = None if process is None else held_out_loss(data, seed, process)
             free["gp_held_out_loss"] = of_process
@@ -300,7 +326,8 @@ class Surrogate(SurrogateFields):
             if process is not None and (better or self.model == "distilled"):
                 whole = with_free_samples(data, process, seed)
                 free["free_points"] = len(whole) - len(data)
-                data = whole
+                most = 2 * planned_evaluations(whole, selection.net)
+                data, selection = whole, replace(selection, last=min(selection.last, most))
         fitted = selection.fit(data)
         return to_module(fitted.net, fitted.theta, scaler, shape), fitted, free
 
@@ -308,7 +335,7 @@ class Surrogate(SurrogateFields):
         """Return the description of the student; its weights contain the scaling of the outputs."""
         layout = _layout(self.hidden, self._first_activation)
         if self.model == "gp":
-            groups = patterns(self._standardized(source, samples, method)[0])
+            groups = patterns(self.standardized(source, samples, method)[0])
             layout = f"gaussian-process:{len(samples)}-{len(groups)}"
         shape = tuple(samples.x.shape[1:])
         mean, std = (0.0,) * shape[0], (1.0,) * shape[0]
@@ -327,7 +354,7 @@ class Surrogate(SurrogateFields):
             probes=self.probes,
             weight=self.weight,
             x_scale=source.units.float(),
-            y_scale=output_units(self, samples.y).float(),
+            y_scale=source.output_units(samples.y).float(),
             seed=seed,
         )
 
@@ -372,9 +399,10 @@ class Surrogate(SurrogateFields):
             "solver": best["solver"],
             "curves": curves,
             "test_points": len(test),
+            **({} if source.file is None or source.file.output is None else {"output_shape": source.file.output}),
             "function": None if source.check is None else source.check.plain(),
             "notes": _notes(source),
-            "export": self._export(run, student, test),
+            "export": self._export(run, source, student, test),
             "costs": {
                 "trial_calls": 0 if source.check is None else source.check.calls,
                 "training_calls": most.calls,
@@ -401,9 +429,9 @@ class Surrogate(SurrogateFields):
         run.write_bytes(SMALL_PICTURES, shown.draw(small=True))
         return shown.table()
 
-    def _export(self, run: Run, student: nn.Module, test: Samples) -> dict[str, Any]:
+    def _export(self, run: Run, source: Source, student: nn.Module, test: Samples) -> dict[str, Any]:
         """The files of the network, each compared with it."""
-        x, t, file = test.x.float(), output_units(self, test.y), networks.WEIGHTS
+        x, t, file = test.x.float(), source.output_units(test.y), networks.WEIGHTS
         off = difference(networks.load_student(run.path), student, x, t, str(run.path / file))
         return {
             "safetensors": {"file": file, "largest_difference": off},
@@ -432,8 +460,12 @@ def _curve(size: int, method: str, results: list[dict[str, Any]]) -> dict[str, A
 def _notes(source: Source) -> list[str]:
     """Return notes about the function, for the report."""
     function, check = source.function, source.check
-    if function is None or check is None:
-        return [*_known_share(source.data), *(f"Samples: {line}" for line in source.warnings)]
+    if source.file is not None or function is None or check is None:
+        return (
+            []
+            if source.file is None
+            else [*_known_share(source.file), *(f"Samples: {line}" for line in source.file.warnings)]
+        )
     non_smooth = function.non_smooth
     way = _WAYS[function.way]
     if function.way != "differences":
@@ -455,13 +487,11 @@ def _notes(source: Source) -> list[str]:
     return notes
 
 
-def _known_share(data: Data | None) -> list[str]:
+def _known_share(file: Arrays) -> list[str]:
     """Return a note about the share of known derivatives in a file, if some are unknown."""
-    if data is None:
-        return []
-    if data.train.jacobians is None:
+    if file.train.j is None:
         return ["No partials are known: values alone were learned."]
-    known = ~data.train.jacobians.isnan()
+    known = ~file.train.j.isnan()
     if bool(known.all()):
         return []
     return [f"Derivatives are known at {int(known.sum()):,} of {known.numel():,} entries; the others are left out."]

@@ -16,9 +16,9 @@ class SurrogateFields(TrainingFields):
 
     teacher: str = "borehole"
     """Function to learn: PACKAGE.MODULE:CALLABLE, which maps a batch (N, D), a tensor or an array, to values (N, K);
-    the examples borehole and ishigami; npz:FILE with x_train, y_train and optionally j_train (N, K, *input), x_test,
-    y_test, j_test; csv:FILE or parquet:FILE with columns x…, y… and dy/dx…. Without test points, a fifth of the points
-    is held out."""
+    the examples borehole and ishigami; npz:FILE with x_train, y_train and optionally j_train (N, K, *input), u_train
+    (cotangents of fields, whose projections are j_train), x_test, y_test, j_test, u_test; csv:FILE or parquet:FILE with
+    columns x…, y… and dy/dx…. Without test points, a fifth of the points is held out."""
     x_columns: tuple[str, ...] = ()
     """Input columns of a csv or parquet file; by default those that begin with x."""
     y_columns: tuple[str, ...] = ()

@@ -96,7 +96,7 @@ class Function:
         if y.dim() != 2 or not y.shape[1]:
             rule = f"{self.name} must return values ({len(x)}, K) for a batch ({len(x)}, {x.shape[1]})."
             do = "Add the axis of outputs: y[:, None]." if y.dim() == 1 else "One row for each point."
-            do = "Use jacmatch.surrogates.JacobianRegressor, which learns fields." if y.dim() > 2 else do
+            do = "Fields are learned from npz:FILE, or flat: y.reshape(len(y), -1)." if y.dim() > 2 else do
             raise InputError(rule, got=f"shape {tuple(y.shape)}", do=do)
         single = isinstance(given, np.ndarray) and given.dtype == np.float32
         self.precision = float(torch.finfo(torch.float32 if single else y.dtype).eps)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from jacmatch.datasets.arrays import check_npz_sizes
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.files import read
-from jacmatch.jacobian import jacobian
+from jacmatch.jacobian import jacobian, vjp
 from jacmatch.jobs.surrogate.functions import Function
 from jacmatch.runs import Run
 from jacmatch.runs.identity import DOUBLE
@@ -99,9 +99,10 @@ class Samples:
 
     x: Float[Tensor, "sample *input"]  # inputs, float64
     y: Float[Tensor, "sample out"]  # values
-    j: Float[Tensor, "sample out *input"] | None  # partials ∂yₖ/∂xᵢ, None where unknown
+    j: Float[Tensor, "sample row *input"] | None  # partials ∂yₖ/∂xᵢ, None where unknown
     calls: int = 0  # number of evaluations of the function, including rejected candidates and differences
     seconds: float = 0.0  # seconds spent in the function
+    u: Float[Tensor, "sample row out"] | None = None  # cotangents, if j has projections uᵀ ∂y/∂x instead
 
     def __len__(self) -> int:
         """The number of points."""
@@ -111,8 +112,8 @@ class Samples:
         """Some of the points, at a proportionate cost."""
         x = self.x[which]
         part = len(x) / max(len(self), 1)
-        partials = None if self.j is None else self.j[which]
-        return Samples(x, self.y[which], partials, round(self.calls * part), self.seconds * part)
+        partials, cotangents = (None if each is None else each[which] for each in (self.j, self.u))
+        return Samples(x, self.y[which], partials, round(self.calls * part), self.seconds * part, cotangents)
 
     def joined(self, more: "Samples") -> "Samples":
         """Both."""
@@ -231,16 +232,25 @@ def disagreement(
 
 
 def predictions(
-    student: nn.Module, x: Float[Tensor, "sample *input"], *, jacobians: bool
-) -> tuple[Float[Tensor, "sample out"], Float[Tensor, "sample out *input"] | None]:
-    """Return values and Jacobians of a student in float64, for any dtype and device of the student."""
+    student: nn.Module,
+    x: Float[Tensor, "sample *input"],
+    *,
+    jacobians: bool,
+    u: Float[Tensor, "sample row out"] | None = None,
+) -> tuple[Float[Tensor, "sample out"], Float[Tensor, "sample row *input"] | None]:
+    """Return values, and Jacobians or their projections on u, in float64 for any dtype and device of the student."""
     like = next(student.parameters(), torch.empty(0))  # a Gaussian process has none
     values, rows = [], []
     with torch.no_grad():
-        for part in torch.split(x, _CHUNK):
-            inputs = part.to(like)
+        for start in range(0, len(x), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            inputs = x[part].to(like)
             if jacobians:
-                y, j = jacobian(student, inputs)
+                if u is None:
+                    y, j = jacobian(student, inputs)
+                else:
+                    each = [vjp(student, inputs, row.to(like)) for row in u[part].unbind(1)]
+                    y, j = each[0][0], torch.stack([product for _, product in each], 1)
                 rows.append(j.detach().double().cpu())
             else:
                 y = student(inputs)
@@ -254,9 +264,10 @@ def errors(
     """Return the errors of a student at held-out points.
 
     `rmse` is over all outputs, in raw units. `values` and `slopes` are the RMSE of values and partials in units t and
-    t/s. `jacobian_relative_error` and `jacobian_cosine` are those of the Jacobian in these units.
+    t/s; projections uᵀ ∂y/∂x are divided by ‖u t‖. `jacobian_relative_error` and `jacobian_cosine` are those of the
+    Jacobian, or of the projections, in these units.
     """
-    values, partials = predictions(student, test.x, jacobians=test.j is not None)
+    values, partials = predictions(student, test.x, jacobians=test.j is not None, u=test.u)
     off = values - test.y
     measured: dict[str, float | None] = {
         "rmse": _rms(off),
@@ -267,7 +278,8 @@ def errors(
     }
     if test.j is not None and partials is not None and not bool(test.j.isnan().all()):
         unknown = test.j.isnan()
-        true, mine = (_in_units(each.masked_fill(unknown, 0.0), s, t) for each in (test.j, partials))
+        of_rows = t if test.u is None else (test.u * t).norm(dim=2).clamp_min(1e-300)
+        true, mine = (_in_units(each.masked_fill(unknown, 0.0), s, of_rows) for each in (test.j, partials))
         size = float(true.norm())
         measured["slopes"] = _rms((mine - true)[~unknown.flatten(2)])
         measured["jacobian_relative_error"] = float((mine - true).norm()) / size if size else None
@@ -278,8 +290,8 @@ def errors(
 
 
 def _in_units(j: Tensor, s: Tensor, t: Tensor) -> Tensor:
-    """Partials (N, K, D) in units t/s, whatever the shape of the inputs."""
-    return (j * s).flatten(2) / t[:, None]
+    """Partials (N, K, D) in units t/s, whatever the shape of the inputs; t is (K,) or (N, K)."""
+    return (j * s).flatten(2) / t[..., None]
 
 
 def _rms(off: Tensor) -> float:

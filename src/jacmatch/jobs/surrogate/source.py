@@ -1,7 +1,7 @@
 """The source of a surrogate's samples: a function that can be evaluated, or a file."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.datasets import Data, from_arrays, split_validation
-from jacmatch.datasets.arrays import npz_arrays
+from jacmatch.datasets.arrays import OPTIONAL, npz_arrays
 from jacmatch.datasets.files import is_file
 from jacmatch.errors import InputError
 from jacmatch.jobs.surrogate import points as sampling
@@ -28,7 +28,7 @@ from jacmatch.jobs.surrogate.functions import (
 from jacmatch.jobs.surrogate.points import Samples, cached, query, sample_actively
 from jacmatch.runs import Run
 from jacmatch.runs.identity import DOUBLE, Fingerprints, code_of, digest_of, probe, source_of
-from jacmatch.surrogates.samples import DataWarning, suspicious
+from jacmatch.surrogates.samples import DataWarning, check_cotangents, check_jacobian, shared_scale, suspicious
 from jacmatch.surrogates.tables import load_table
 from jacmatch.teachers.cached.fingerprint import digest
 
@@ -39,16 +39,26 @@ _SIZES = (32, 64, 128, 256)
 
 
 @dataclass(frozen=True, eq=False)
+class Arrays:
+    """The samples of a file."""
+
+    data: Data  # fields are flat
+    train: Samples
+    test: Samples
+    output: tuple[int, ...] | None = None  # axes of a field
+    warnings: tuple[str, ...] = ()  # problems of the samples, one line each
+
+
+@dataclass(frozen=True, eq=False)
 class Source:
     """A function or a file to learn from."""
 
     job: SurrogateFields  # the settings
     function: Function | None  # the function, None for a file
     check: FunctionCheck | None  # the result of the check of the function
-    data: Data | None  # the file's arrays
+    file: Arrays | None  # the samples of a file
     region: Float[Tensor, "corner *input"]  # the box, or all given points
     units: Float[Tensor, "*input"]  # units of the inputs
-    warnings: tuple[str, ...] = ()  # problems of the samples of a file, one line each
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -59,19 +69,23 @@ class Source:
             return (8, 16)
         if self.function is not None and self.job.sampling != "given":
             return _SIZES
-        total = len(self.data.train) if self.data is not None else len(self.region) - len(self.region) // 5
+        total = len(self.file.train) if self.file is not None else len(self.region) - len(self.region) // 5
         return tuple(sorted({max(4, total // part) for part in (8, 4, 2, 1)} - {n for n in (4,) if n > total}))
 
     @property
     def has_partials(self) -> bool:
         """Whether partials are known."""
-        return self.function is not None or (self.data is not None and self.data.train.jacobians is not None)
+        return self.function is not None or (self.file is not None and self.file.train.j is not None)
 
     @property
     def inputs(self) -> dict[str, Fingerprints]:
         """Inputs of the run besides its settings: the arrays of the file, or points, code and values."""
-        if self.data is not None:
-            return {"data": dict(self.data.digests)}
+        if self.file is not None:
+            train = self.file.train
+            data: dict[str, Fingerprints] = {"data": dict(self.file.data.digests)}
+            if train.u is None or train.j is None:
+                return data
+            return data | {"projections": {"u": digest(("u", train.u)), "j": digest(("j", train.j))}}
         assert self.check is not None
         function: Fingerprints = {**code_behind(self.job.teacher), **code_behind(self.job.jacobian)}
         function |= {"call": digest_of(source_of(self._function.call)), "slopes by": self._function.way}
@@ -86,10 +100,9 @@ class Source:
     def training(self, run: Run, seed: int, learn: Callable[[Samples], nn.Module]) -> dict[int, Samples]:
         """Training points of a seed for each size, cached in the run. `learn` trains a student, for active sampling."""
         most = self.sizes[-1]
-        if self.data is not None:
-            order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(seed))
-            whole = _of(self.data, train=True)
-            return {size: whole.rows(order[:size]) for size in self.sizes}
+        if self.file is not None:
+            order = torch.randperm(len(self.file.train), generator=torch.Generator().manual_seed(seed))
+            return {size: self.file.train.rows(order[:size]) for size in self.sizes}
         if self.job.sampling in ("latin-hypercube", "active"):  # of these a part is no such set
             return {size: self._cached(run, f"points-seed{seed}-n{size}", size, seed, learn) for size in self.sizes}
         samples = self._cached(run, f"points-seed{seed}", most, seed, learn)
@@ -97,8 +110,8 @@ class Source:
 
     def test(self, run: Run) -> Samples:
         """Held-out points, the same for all seeds."""
-        if self.data is not None:
-            return _of(self.data, train=False)
+        if self.file is not None:
+            return self.file.test
         count = 50 if self.job.smoke else self.job.test_samples
         if self.job.sampling == "given":
             x = self._given(self.job.seed)[1][:count]
@@ -134,6 +147,15 @@ class Source:
         order = torch.randperm(len(self.region), generator=torch.Generator().manual_seed(seed))
         held_out = len(self.region) // 5
         return self.region[order[held_out:]], self.region[order[:held_out]]
+
+    def output_units(self, y: Float[Tensor, "sample out"]) -> Float[Tensor, "out"]:
+        """Return the units of the outputs: as given, or the standard deviation of these values; a field shares it."""
+        spread = y.std(0, unbiased=False)
+        if self.file is not None and self.file.output is not None:
+            spread = torch.from_numpy(shared_scale(y.numpy(), self.file.output))
+        units = _units("output", self.job.output_units, spread)
+        assert units is not None
+        return units
 
     @property
     def _function(self) -> Function:
@@ -177,13 +199,6 @@ def code_behind(spec: str) -> Fingerprints:
     return code_of(module) if colon else {}
 
 
-def output_units(job: SurrogateFields, y: Float[Tensor, "sample out"]) -> Float[Tensor, "out"]:
-    """Return the units of the outputs: as given, or the standard deviation of these values."""
-    units = _units("output", job.output_units, y.std(0, unbiased=False))
-    assert units is not None
-    return units
-
-
 def _units(kind: str, given: tuple[float, ...], spread: Tensor | None) -> Tensor | None:
     """The units that are given, one for all or one for each; the spread if none are."""
     flag = f"`--{kind}-units` of `surrogate`"
@@ -225,50 +240,99 @@ def _file(job: SurrogateFields) -> Source:
     if job.sampling != "sobol" or job.jacobian != "auto":
         rule = "`--sampling` and `--jacobian` of `surrogate` are for a function that can be evaluated."
         raise InputError(rule, got=job.teacher, do="Leave them out: the file has its points, and j_train its partials.")
-    data, lines = arrays_of(job)
+    file = arrays_of(job)
+    data = file.data
     if data.classes is not None:
         raise InputError(f"{job.teacher} must have targets (N, K) of a float type.", got="classes")
-    if data.train.jacobians is None and job.methods == ("slopes",):
+    if file.train.j is None and job.methods == ("slopes",):
         rule = f"{job.teacher} must have `j_train` (N, K, D) for `--methods slopes`."
         raise InputError(rule, got="values alone", do="Add the partials, or use --methods values.")
     units = _units("input", job.input_units, data.train.inputs().double().std(0, unbiased=False))
     assert units is not None
     _resolved(data.train.inputs().double(), units)
-    output_units(job, data.train.y.double())
-    _enough(job, len(data.train))
-    return Source(job, None, None, data, data.train.inputs().double(), units, tuple(lines))
+    source = Source(job, None, None, file, data.train.inputs().double(), units)
+    source.output_units(file.train.y)
+    _enough(job, len(file.train))
+    return source
 
 
-def _warnings(job: SurrogateFields, data: Data) -> list[str]:
+def _warnings(job: SurrogateFields, whole: Samples, *, field: bool) -> list[str]:
     """Return, and issue as a `DataWarning`, one line for each thing about the samples of a file that looks wrong."""
-    whole = _of(data, train=True)
-    partials = None if whole.j is None else whole.j.flatten(2).numpy()
-    lines = suspicious(whole.x.flatten(1).numpy(), whole.y.numpy(), partials)
+    partials = None if whole.j is None or whole.u is not None else whole.j.flatten(2).numpy()
+    lines = suspicious(whole.x.flatten(1).numpy(), whole.y.numpy(), partials, field=field)
     for line in lines:
         warnings.warn_explicit(f"{job.teacher}: {line}", DataWarning, "jacmatch", 0, registry={})
     return lines
 
 
-def arrays_of(job: SurrogateFields) -> tuple[Data, list[str]]:
-    """Return the arrays of the file and its problems; without test points, a fifth of the points is held out."""
+def arrays_of(job: SurrogateFields) -> Arrays:
+    """Return the samples of the file; without test points, a fifth of them is held out."""
     if job.teacher.startswith("npz:"):
-        arrays = npz_arrays(job.teacher.removeprefix("npz:"), ("x_train", "y_train"))
+        optional = (*OPTIONAL, "u_train", "u_test")
+        arrays = npz_arrays(job.teacher.removeprefix("npz:"), ("x_train", "y_train"), optional)
     else:
         arrays = load_table(job.teacher, job.x_columns, job.y_columns)
-    if "x_test" in arrays or "y_test" in arrays:
-        data = from_arrays(job.teacher, arrays)
-        return data, [] if data.classes is not None else _warnings(job, data)
-    same = {key.replace("train", "test"): array for key, array in arrays.items()}
-    data = from_arrays(job.teacher, {**arrays, **same})
-    train, test = split_validation(data.train.y, 0.2, job.seed)
-    lines = [] if data.classes is not None else _warnings(job, data)
-    return replace(data, train=data.train.subset(train), test=data.train.subset(test)), lines
+    tested = "x_test" in arrays or "y_test" in arrays
+    if not tested:
+        arrays |= {key.replace("train", "test"): array for key, array in arrays.items()}
+    output = _flat_fields(job.teacher, arrays)
+    projected = {
+        key: arrays.pop(key, None)
+        for part in ("train", "test")
+        if f"u_{part}" in arrays
+        for key in (f"u_{part}", f"j_{part}")
+    }
+    data = from_arrays(job.teacher, arrays)
+    train, test = (_samples(job.teacher, data, part, projected, output) for part in ("train", "test"))
+    lines = () if data.classes is not None else _warnings(job, train, field=output is not None)
+    if not tested:
+        rows, held_out = split_validation(data.train.y, 0.2, job.seed)
+        data = replace(data, train=data.train.subset(rows), test=data.train.subset(held_out))
+        train, test = train.rows(rows), train.rows(held_out)
+    return Arrays(data, train, test, output, tuple(lines))
 
 
-def _of(data: Data, *, train: bool) -> Samples:
-    split = data.train if train else data.test
-    partials = None if split.jacobians is None else split.jacobians.double()
-    return Samples(split.inputs().double(), split.y.double(), partials)
+def _flat_fields(name: str, arrays: dict[str, object]) -> tuple[int, ...] | None:
+    """Flatten fields (N, *output) and their Jacobians, but not projections; return the axes of the output."""
+    shape: tuple[int, ...] = np.asarray(arrays["y_train"]).shape
+    if len(shape) < 3:
+        if "u_train" in arrays:
+            rule = f"`u_train` of {name} is for fields: `y_train` of shape (N, H, W), (N, K, H, W) or with more axes."
+            raise InputError(rule, got=f"`y_train` of shape {shape}", do="Give `j_train` (N, K, *input) alone.")
+        return None
+    output = shape[1:]
+    for part in ("train", "test"):
+        y = np.asarray(arrays.get(f"y_{part}"))
+        if y.shape[1:] != output:
+            raise InputError(f"`y_{part}` of {name} must have the shape (N, {str(output)[1:]}.", got=f"shape {y.shape}")
+        arrays[f"y_{part}"] = y.reshape(len(y), -1)
+        j = np.asarray(arrays.get(f"j_{part}", ()))
+        if f"u_{part}" not in arrays and j.size:
+            if j.shape[1 : 1 + len(output)] != output:
+                rule = f"`j_{part}` of {name} must be the Jacobians of the fields, (N, *output, *input)."
+                do = f"Give cotangents, `u_{part}` (N, P, *output), where they are projections (N, P, *input)."
+                raise InputError(rule, got=f"shape {j.shape}", do=do)
+            arrays[f"j_{part}"] = j.reshape(len(y), -1, *j.shape[1 + len(output) :])
+    return output
+
+
+def _samples(
+    name: str, data: Data, part: str, projected: Mapping[str, object], output: tuple[int, ...] | None
+) -> Samples:
+    """Return the samples of a part of a file, in float64."""
+    split = data.train if part == "train" else data.test
+    x, partials = split.inputs().double(), None if split.jacobians is None else split.jacobians.double()
+    if f"u_{part}" not in projected or output is None:
+        return Samples(x, split.y.double(), partials)
+    if projected[f"j_{part}"] is None:
+        rule = f"`u_{part}` of {name} needs `j_{part}`, the projections uᵀ ∂y/∂x (N, P, *input)."
+        raise InputError(rule, got="no such array", do="Without it, leave the cotangents out.")
+    u = check_cotangents(projected[f"u_{part}"], len(x), output, f"`u_{part}` of {name}")
+    what, given = f"`j_{part}` of {name}", np.asarray(projected[f"j_{part}"])
+    if given.shape == (len(x), u.shape[1], *x.shape[1:]):
+        given = given.reshape(*given.shape[:2], -1)
+    j = check_jacobian(given, (len(x), u.shape[1], x[0].numel()), "projections", what)
+    return Samples(x, split.y.double(), torch.from_numpy(j).reshape(*j.shape[:2], *x.shape[1:]), u=torch.from_numpy(u))
 
 
 def _enough(job: SurrogateFields, there: int | None) -> None:
