@@ -109,7 +109,7 @@ CASES = {
     ),
     "a shard that leaves": (
         "train --data wds:{bad}/shards/leaves",
-        r"names that stay inside\. Got a path that leads out",
+        r"names inside the archive only\. Got a path that leads out",
     ),
     "a packed shard": ("train --data wds:{bad}/shards/packed", r"must be an uncompressed tar file\. Got ReadError"),
     "a shard without classes": (

@@ -264,7 +264,7 @@ CASES = {
         "train --data npz:{bad}/jacobians.npz",
         r"`j_train` .*\(30, 3, 1, 4, 4\)\. Got \(30, 2",
     ),
-    "too few of a class": (TRAIN + " --per-class 11", r"class.* Got .*: 10.* Ask for at most 10\."),
+    "too few of a class": (TRAIN + " --per-class 11", r"class.* Got .*: 10.* Use at most 10\."),
     "too much held out": (TRAIN + " --validation 30", r"must be smaller than .*, 30\. Got 30\. Hold out fewer\."),
     "less than nothing held out": (
         TRAIN + " --validation -1",
@@ -286,7 +286,7 @@ CASES = {
         "train --data users_own:raises",
         r"`--data users_own:raises` must .* Got RuntimeError: the disk is on fire\. Call it in Python.*",
     ),
-    "callable gives no data": ("train --data users_own:wrong_thing", r"must give a Data, .* Got list\."),
+    "callable gives no data": ("train --data users_own:wrong_thing", r"must return a Data, .* Got list\."),
     "unknown model": (TRAIN + " --model vgg-4", r"must be a known name\. Got 'vgg-4'\. Nearest: vgg4.*"),
     "unknown student": (DISTILL + " --student resnet2", r"Got 'resnet2'\. Nearest: resnet.*"),
     "layout of nothing": (TRAIN + " --model mlp:big", r"`mlp:LAYOUT` must be widths.* Got 'big'\. Two layers .*"),
@@ -325,7 +325,7 @@ CASES = {
     "no methods": (DISTILL + " --methods", r"`--methods` of `distill` must name at least one\. Known: labels, .*"),
     "a method twice": (
         DISTILL + " --methods labels labels",
-        r"`--methods` of `distill` must differ\. Got labels labels",
+        r"`--methods` of `distill` must name each method once\. Got labels labels",
     ),
     "unknown probe": (
         DISTILL + " --probe random-output",
@@ -366,7 +366,7 @@ CASES = {
     ),
     "a weight twice": (
         ROBUST + " --penalty-weight 0.1 0.1",
-        r"`--penalty-weight` of `robust` must differ\. Got 0\.1 0",
+        r"values of `--penalty-weight` of `robust` must all be different\. Got 0\.1 0",
     ),
     "a negative weight of the penalty": (
         ROBUST + " --penalty-weight -0.1",
@@ -414,14 +414,17 @@ CASES = {
         TRANSFER + "+gradients",
         r"`--methods` must be a list, each one of labels, oracle, lwf, .*\. Got 'lwf\+gradients'",
     ),
-    "a method of transfer twice": (TRANSFER + " lwf", r"`--methods` of `transfer` must differ\. Got lwf lwf"),
+    "a method of transfer twice": (
+        TRANSFER + " lwf",
+        r"`--methods` of `transfer` must name each method once\. Got lwf lwf",
+    ),
     "the size of no weights": (
         TRANSFER + " --teacher-size 8",
         r"`--teacher-size` of `transfer` must come with --teacher-weights",
     ),
     "a run and weights": (
         TRANSFER + " --teacher-weights {good}/run/student.safetensors",
-        r"A run folder brings its own weights\. Got .*student\.safetensors",
+        r"A run folder already contains its weights\. Got .*student\.safetensors",
     ),
     "weights of a transfer nowhere": (
         TRANSFER + " --teacher cnn3 --teacher-weights none.safetensors",
@@ -473,7 +476,7 @@ CASES = {
     ),
     "half the weights": (
         DISTILL + " --teacher mlp:4 --teacher-weights {bad}/torn.safetensors",
-        r"must be a whole safeten",
+        r"must be a complete safeten",
     ),
     "weights of another model": (
         DISTILL + " --teacher mlp:5 --teacher-weights {good}/run/student.safetensors",
@@ -481,18 +484,18 @@ CASES = {
     ),
     "weights for a run": (
         DISTILL + " --teacher-weights {good}/run/student.safetensors",
-        r"A run folder brings its own weights\. Got .*\. Leave them out\.",
+        r"A run folder already contains its weights\. Got .*\. Leave them out\.",
     ),
     "no weights": (
         "evaluate mlp:4 --data npz:{good}/data.npz",
-        r"'mlp:4' must have weights.* Give a run folder, or .*",
+        r"'mlp:4' must have trained weights.* Give a run folder, or .*",
     ),
     # run folders
     "a file for a folder": (TRAIN + " --out {good}/data.npz", r"\(`--out`\) must be new.* Got a file\. Choose another"),
     "a folder in a file": (TRAIN + " --out {good}/data.npz/run", r"\(`--out`\) must be .*\. Choose another --out\."),
     "no run": (
         TRAIN + " --out {bad}",
-        r"\(`--out`\) must be new.* Got a folder that is no run and holds '.*'\. Choose",
+        r"\(`--out`\) must be new.* Got a folder that is not a run and contains '.*'\. Choose",
     ),
     "a finished run": (
         TRAIN + " --out {good}/run",
@@ -565,7 +568,7 @@ CASES = {
     "empty config": ("train --config {bad}/empty.yaml", r"must hold settings by name\. Got nothing\."),
     "broken YAML": ("train --config {bad}/broken.yaml", r"Got a file that cannot be parsed \(.*line 1.*\)"),
     "broken JSON": ("train --config {bad}/broken.json", r"Got a file that cannot be parsed \(.*line 1.*\)"),
-    "a key twice": ("train --config {bad}/twice.yaml", r"`per_class` must be once in .*"),
+    "a key twice": ("train --config {bad}/twice.yaml", r"`per_class` must be given once in .*"),
     **bad_settings.CASES,
     "settings of another job": ("distill --config {good}/run", r"must be for `distill`\. Got the settings of `train`"),
 }

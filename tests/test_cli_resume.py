@@ -85,5 +85,5 @@ def test_a_run_goes_on_with_the_same_data_only(capsys, here):
     np.savez(here / "data.npz", **arrays)
     code, err = run(f"{TRAIN} --out run", capsys)
     assert code == 2
-    assert "The run in run must go on with the data that it was begun with. Got changes in x_train (" in err
+    assert "The run in run must be resumed with the data that it was started with. Got changes in x_train (" in err
     assert "result.json" not in json.dumps([path.name for path in Path("run").iterdir()])

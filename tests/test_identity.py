@@ -107,8 +107,8 @@ def test_a_run_goes_on_with_what_it_was_begun_with(tmp_path):
     run.check_inputs("teacher", {"outputs": probe([1.0])})
     assert run.inputs_digest == digest_of({"teacher": {"outputs": probe([1.0])}, "data": {"x_train": "a"}})
     message = (
-        r"run must go on with the data that it was begun with\. Got changes in x_train \('a' there, 'b' here\)\. "
-        r"Bring back what it was begun with, or choose another --out"
+        r"must be resumed with the data that it was started with\. Got changes in x_train \('a' there, 'b' here\)\. "
+        r"Restore the former inputs, or choose another --out"
     )
     with pytest.raises(InputError, match=message):
         run.check_inputs("data", {"x_train": "b"})

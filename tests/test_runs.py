@@ -86,7 +86,7 @@ def test_folders_that_are_refused(tmp_path):
     (tmp_path / "torn" / "settings.json").write_text('{"job": "tra')
     for name, message in {
         "file": "Got a file",
-        "full": "holds 'thesis.txt'",
+        "full": "contains 'thesis.txt'",
         "done": "a finished run of `train`",
         "torn": "torn",
     }.items():
@@ -271,14 +271,14 @@ def test_another_number_of_threads_or_version_is_recorded_and_warned_of(tmp_path
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         begun(tmp_path)
-    before = (
-        rf"made with threads {torch.get_num_threads()}; it goes on with threads 7\. The result is that of a run with"
-    )
+    before = rf"started with threads {torch.get_num_threads()}, and is resumed with threads 7\. The result is that of a"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     with pytest.warns(UserWarning, match=before):
         run = begun(tmp_path)
     assert run.environment["resumed"][-1]["threads"] == 7
-    with pytest.warns(UserWarning, match=r"made with torch 1\.0, cuda None; it goes on with torch 2\.0, cuda a GPU\."):
+    with pytest.warns(
+        UserWarning, match=r"started with torch 1\.0, cuda None, and is resumed with torch 2\.0, cuda a GPU\."
+    ):
         warn_of_changes({"torch": "1.0", "cuda": None}, {"torch": "2.0", "cuda": "a GPU", "threads": 3})
 
 

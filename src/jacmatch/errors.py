@@ -22,8 +22,8 @@ class InputError(ValueError):
             do: The remedy; omitted if empty.
 
         Example:
-            >>> print(InputError("`batch_size` of `Training` must be at least 1.", got=0, do="Leave it out for 128."))
-            `batch_size` of `Training` must be at least 1. Got 0. Leave it out for 128.
+            >>> print(InputError("`batch_size` of `Training` must be at least 1.", got=0, do="Omit it to use 128."))
+            `batch_size` of `Training` must be at least 1. Got 0. Omit it to use 128.
         """
         parts = [rule]
         if got is not None:

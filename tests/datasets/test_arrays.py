@@ -200,7 +200,7 @@ def test_entries_of_a_jacobian_may_be_unknown(vectors):
 def test_one_hot_rows_of_floats_are_classes_with_a_warning(images):
     rows = {key: np.eye(3, dtype=np.float32)[images[key]] for key in ("y_train", "y_test")}
     expected = from_arrays("mine", images)
-    with pytest.warns(UserWarning, match=r"`y_train` of mine has one-hot rows of floats: they are taken as classes"):
+    with pytest.warns(UserWarning, match=r"`y_train` of mine has one-hot rows of floats: they are read as classes"):
         data = from_arrays("mine", images | rows)
     assert (data.classes, data.fingerprint) == (expected.classes, expected.fingerprint)
     with pytest.raises(InputError, match=r"`y_test` of mine must have one-hot rows, as `y_train` has"):
@@ -210,8 +210,8 @@ def test_one_hot_rows_of_floats_are_classes_with_a_warning(images):
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (lambda y: np.eye(3)[y] * 0.9 + 0.1 / 3, "has rows that sum to 1: they are taken as numbers; give y.argmax"),
-        (lambda y: y[:, None].astype(float), r"has whole numbers: they are taken as numbers; give y\[:, 0\]"),
+        (lambda y: np.eye(3)[y] * 0.9 + 0.1 / 3, "has rows that sum to 1: they are read as numbers; give y.argmax"),
+        (lambda y: y[:, None].astype(float), r"has whole numbers: they are read as numbers; give y\[:, 0\]"),
     ],
 )
 def test_targets_that_may_be_classes_are_numbers_with_a_warning(images, targets, message):

@@ -104,11 +104,11 @@ CALLABLES = {
     "none:load": r"must name a module that can be imported\. Got ModuleNotFoundError: No module named 'my_p",
     "broken:load": r"must name a module that can be imported\. Got ZeroDivisionError.*on PYTHONPATH",
     "syntax:load": r"must name a module that can be imported\. Got SyntaxError",
-    "sets:three": r"must give a Data, a dictionary or a tuple of arrays: x_train, .*Got a tuple of 3",
-    "sets:nothing": r"must give a Data, a dictionary or a tuple of arrays.*Got NoneType",
+    "sets:three": r"must return a Data, a dictionary or a tuple of arrays: x_train, .*Got a tuple of 3",
+    "sets:nothing": r"must return a Data, a dictionary or a tuple of arrays.*Got NoneType",
     "sets:keys": r"Each array of my_pictures\.sets:keys must be a known name\. Got 'X_train'\. Nearest: .*x_train",
-    "sets:fails": r"must be callable without arguments and give a data set\. Got RuntimeError: no such column\. Call",
-    "sets:needs": r"must be callable without arguments and give a data set\. Got TypeError",
+    "sets:fails": r"must be callable without arguments and return a data set\. Got RuntimeError: no such column\. Call",
+    "sets:needs": r"must be callable without arguments and return a data set\. Got TypeError",
     "sets:refuses": "^Mine must be so.$",
 }
 

@@ -107,7 +107,10 @@ def test_the_observed_lipschitz_leaves_out_equal_points():
     [
         (lambda: hausdorff(torch.ones(0, 2), torch.ones(1, 2)), r"`a` of a distance .* must have points"),
         (lambda: wasserstein(torch.ones(1, 2), torch.ones(0, 2)), r"`b` of a distance .* must have points"),
-        (lambda: mean_nearest(torch.ones(1, 2), torch.ones(1, 3)), r"points of one shape .* Got \(2,\) and \(3,\)"),
+        (
+            lambda: mean_nearest(torch.ones(1, 2), torch.ones(1, 3)),
+            r"must have the same shape .* Got \(2,\) and \(3,\)",
+        ),
         (
             lambda: Bound.of(torch.ones(1, 2), torch.ones(1, 2), torch.ones(1), torch.ones(1), -1.0),
             r"`lipschitz` of `Bound` must be at least 0\. Got -1",

@@ -180,9 +180,9 @@ WRONG_MEMBERS = {
     "an empty image": ([("a.png", b""), ("a.cls", b"1")], r"'a\.png' must have at least 1 byte"),
     "a path that leads out": (
         [("../a.png", b"x")],
-        r"names that stay inside\. Got a path that leads out .*, at '\.\./a\.png'",
+        r"names inside the archive only\. Got a path that leads out .*, at '\.\./a\.png'",
     ),
-    "a root": ([("/a.png", b"x")], r"names that stay inside"),
+    "a root": ([("/a.png", b"x")], r"names inside the archive only"),
     "a symbolic link": (
         [link("a.png", "/etc/passwd", tarfile.SYMTYPE)],
         r"ordinary files only\. Got a link, a device or a sparse file, at 'a\.png'",
@@ -217,10 +217,10 @@ def test_files_that_are_no_whole_tar_files_are_refused(folder):
     with tarfile.open(path) as tar:
         offset = tar.getmembers()[3].offset
     cases = {
-        whole[: offset + 100]: rf"must be a whole tar file\. Got a damaged header at byte {offset:,}",
+        whole[: offset + 100]: rf"must be a complete tar file\. Got a damaged header at byte {offset:,}",
         whole[:offset]
         + b"x"
-        + whole[offset + 1 :]: rf"must be a whole tar file\. Got a damaged header at byte {offset:,}",
+        + whole[offset + 1 :]: rf"must be a complete tar file\. Got a damaged header at byte {offset:,}",
         whole[: offset - 1100]: r"must be an uncompressed tar file\. Got ReadError: unexpected end of data",
         b"no tar" * 1000: r"train-0\.tar must be an uncompressed tar file\. Got ReadError",
         b"": r"train-0\.tar must be an uncompressed tar file\. Got ReadError: empty file",

@@ -183,7 +183,7 @@ def test_pictures_that_change_or_vanish_while_a_job_runs_are_named(folder):
     data = datasets.load(f"stream:{folder}")
     with (folder / "train" / "cat" / "0.png").open("ab") as file:
         file.write(b"more")
-    with pytest.raises(InputError, match=r"0\.png must stay as it was .* Got .* Leave the data alone"):
+    with pytest.raises(InputError, match=r"0\.png must stay as it was .* Got .* Do not change the data"):
         data.train.inputs(torch.tensor([0]))
     (folder / "train" / "cat" / "1.png").unlink()
     with pytest.raises(InputError, match=r"1\.png must be a readable file\. Got FileNotFoundError.*still there"):

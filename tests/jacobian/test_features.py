@@ -155,7 +155,7 @@ def test_a_layer_that_never_ran_is_refused():
 
 def test_layers_of_a_plain_function_are_refused():
     with pytest.raises(
-        UnsupportedError, match=r"Features of layers \['0'\] can be had from an nn\.Module only; got func"
+        UnsupportedError, match=r"Features of layers \['0'\] can be computed only for an nn\.Module; got func"
     ):
         run(lambda x: x, IMAGES, ("0",))
     with pytest.raises(UnsupportedError, match=r"nn\.Module only; got function"):

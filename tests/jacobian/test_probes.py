@@ -272,8 +272,14 @@ def as_users_run():
         ({"count": 0}, "`count` of `directions` must be at least 1. Got 0."),
         ({"shape": (3, 0)}, "`shape` of `directions` must have at least one element. Got (3, 0)."),
         ({"dtype": torch.int64}, "`dtype` of `directions` must be a floating type. Got torch.int64. Use torch.float"),
-        ({"ids": torch.arange(2.0)}, "`ids` of `directions` must be a row of int64. Got torch.float32 of shape (2,)."),
-        ({"ids": torch.ones(2, 2).long()}, "must be a row of int64. Got torch.int64 of shape (2, 2). Use torch.arange"),
+        (
+            {"ids": torch.arange(2.0)},
+            "`ids` of `directions` must be a 1-D tensor of int64. Got torch.float32 of shape (2,).",
+        ),
+        (
+            {"ids": torch.ones(2, 2).long()},
+            "must be a 1-D tensor of int64. Got torch.int64 of shape (2, 2). Use torch.arange",
+        ),
         ({"seed": 2**63}, "`seed` of `directions` must be a signed 64-bit integer. Got 9223372036854775808."),
         ({"draw": -(2**63) - 1}, "`draw` of `directions` must be a signed 64-bit integer. Got -9223372036854775809."),
     ],
@@ -288,7 +294,7 @@ def test_bad_arguments_are_refused(name):
     function = getattr(probes, name)
     with pytest.raises(InputError, match=f"`count` of `{name}` must be at least 1. Got -1."):
         function(0, torch.arange(2), 0, -1)
-    with pytest.raises(InputError, match=f"`ids` of `{name}` must be a row of int64. Got torch.int32 of shape"):
+    with pytest.raises(InputError, match=f"`ids` of `{name}` must be a 1-D tensor of int64. Got torch.int32 of shape"):
         function(0, torch.arange(2, dtype=torch.int32), 0, 1)
 
 

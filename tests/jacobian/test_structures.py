@@ -183,7 +183,7 @@ REFUSED = {
     "an object": ({"output": lambda out: SimpleNamespace(**out)}, r"floating-point tensors.*SimpleNamespace"),
     "a data class": ({"output": lambda out: Detected(out["scores"], out["inner"]["mask"])}, r"tensors.*Detected"),
     "a missing name": ({"output": lambda out: out["boxes"]}, r"must select a tensor.*KeyError"),
-    "samples": ({"output": lambda out: (out["scores"], out["inner"]["mask"][1:])}, r"one number of samples"),
+    "samples": ({"output": lambda out: (out["scores"], out["inner"]["mask"][1:])}, r"the same number of samples"),
 }  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def test_data_that_have_changed_or_gone_are_named():
     arrays()
     train()
     arrays(seed=1)
-    message = r"must be those that it was begun with\. Got changes in x_train \(.*, x_test \(.* --data npz:d\.npz\."
+    message = r"must be those that it was started with\. Got changes in x_train \(.*, x_test \(.* --data npz:d\.npz\."
     with pytest.raises(InputError, match=message):
         Evaluate(model="run", out=Path("evaluated")).run()
     assert Evaluate(model="run", data="npz:d.npz", out=Path("named")).run()["test_samples"] == 10
@@ -118,7 +118,7 @@ def test_a_folder_that_names_no_data_says_so():
     head["settings"]["data"] = 3
     Path("run/settings.json").write_text(json.dumps(head))
     with pytest.raises(
-        InputError, match=r"the data of the run in run cannot be had\. Got a run of `train` that names no"
+        InputError, match=r"the data of the run in run cannot be loaded\. Got a run of `train` that names no"
     ):
         Evaluate(model="run", out=Path("evaluated")).run()
 

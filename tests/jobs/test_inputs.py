@@ -99,7 +99,7 @@ def test_a_job_does_not_go_on_with_other_code(job, write, capsys):
     write("Tanh")
     assert main(command) == 2
     message = capsys.readouterr().err
-    assert "run must go on with the network usersnet:net that it was begun with. Got changes in" in message
+    assert "run must be resumed with the network usersnet:net that it was started with. Got changes in" in message
     assert "code usersnet (" in message
     write("ReLU")
     assert main(command) == 0
@@ -182,5 +182,5 @@ def test_a_half_trained_cached_teacher_with_a_damaged_checkpoint_begins_anew(wri
     (folder / "result.json").unlink()
     (folder / "checkpoint.pt").write_bytes(b"no checkpoint")
     _, healed, messages = _teacher(data(), "mlp:6")
-    assert "must be a whole checkpoint" in messages[0]
+    assert "must be a complete checkpoint" in messages[0]
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), healed.parameters(), strict=True))

@@ -143,7 +143,9 @@ def test_images_of_other_channels(shared):
     save_weights(network, shared / "colour.safetensors")
     with pytest.raises(InputError, match=r"must hold the weights of this VGG\. Got of another shape"):
         pretrained.from_weights("cnn3", 3, (1, 8, 8), 12, Weights(shared / "colour.safetensors"))
-    with pytest.raises(InputError, match=r"must take images that can be resized from \(1, 6, 6\)\. Got .*\(1, 8, 9\)"):
+    with pytest.raises(
+        InputError, match=r"must take images to whose shape \(1, 6, 6\) can be resized\. Got .*\(1, 8, 9\)"
+    ):
         pretrained._fitted(network, (1, 8, 9), (1, 6, 6))
 
 

@@ -255,9 +255,9 @@ def test_the_users_function_gets_what_it_names_and_nothing_else(own):
         ("needs_more", "called with `outputs` or `classes`, `shape`, `mean`, `std`. Got required parameters depth"),
         ("positional", "called with `outputs` or `classes`.*Got required parameters outputs"),
         ("not_a_module", "returns a new torch.nn.Module. Got an object of type function"),
-        ("instance", "returns a new torch.nn.Module, for each run another. Got an object of type Linear"),
-        ("number", "for each run another. Got an object of type int"),
-        ("none", "for each run another. Got an object of type NoneType"),
+        ("instance", "returns a new torch.nn.Module, at each call. Got an object of type Linear"),
+        ("number", "at each call. Got an object of type int"),
+        ("none", "at each call. Got an object of type NoneType"),
     ],
 )
 def test_what_is_no_builder_is_refused(own, name, message):
@@ -291,6 +291,6 @@ def test_failures_of_the_users_own_code_keep_their_traceback(own):
 def test_a_callable_without_a_signature_is_refused():
     with pytest.raises(
         InputError,
-        match=r"`builtins:dict` must be a function or class .* and shows its parameters. Got no signature",
+        match=r"`builtins:dict` must be a function or class .* and whose parameters can be read. Got no signature",
     ):
         build("builtins:dict", 4, (3,))

@@ -155,7 +155,7 @@ def test_a_surrogate_of_an_onnx_file(tmp_path):
 
 
 def test_an_onnx_file_is_no_student(digits, tmp_path):
-    with pytest.raises(InputError, match="has values and no gradient, so it cannot be trained"):
+    with pytest.raises(InputError, match="has no gradients, so it cannot be trained"):
         Train(model=digits, smoke=True, out=tmp_path / "run").run()
 
 

@@ -77,7 +77,7 @@ def test_loading_converts_to_the_modules_precision(saved):
 @pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.bin", "w.ckpt", "w.pkl", "weights", "w.pth.tar"])
 def test_pickles_are_read_only_on_request_and_the_message_says_how(tmp_path, name):
     torch.save(small().state_dict(), tmp_path / name)
-    refused(tmp_path / name, r"must be no pickle.*Pass allow_pickle=True.*or convert it once: python -c")
+    refused(tmp_path / name, r"must not be a pickle file.*Pass allow_pickle=True.*or convert it once: python -c")
     model = small(seed=1)
     load_weights(model, tmp_path / name, allow_pickle=True)
     assert same(state(model), state(small()))
@@ -92,12 +92,12 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
 def test_a_damaged_file_is_refused(saved, keep):
     saved.write_bytes(saved.read_bytes()[:keep])
-    refused(saved, "`.*w.safetensors` must be a whole safetensors file. Got ")
+    refused(saved, "`.*w.safetensors` must be a complete safetensors file. Got ")
 
 
 def test_something_else_under_that_name_is_refused(saved):
     saved.write_bytes(b"PK\x03\x04 not tensors at all")
-    refused(saved, "must be a whole safetensors file")
+    refused(saved, "must be a complete safetensors file")
 
 
 def test_weights_of_another_model_list_what_differs(saved):
@@ -151,7 +151,10 @@ def test_half_a_normalization_is_a_missing_tensor(saved):
 
 def test_a_normalization_beside_the_files_own_is_refused(saved):
     refused(
-        saved, "`mean` and `std` of `load_weights` are for files without them. Leave them out", mean=(0.0,), std=(1.0,)
+        saved,
+        "`mean` and `std` of `load_weights` must not be given for a file that contains them. Leave them out",
+        mean=(0.0,),
+        std=(1.0,),
     )
 
 

@@ -194,7 +194,7 @@ def test_damaged_checkpoints_are_refused(tmp_path):
     content = path.read_bytes()
     for keep in (0, 1, 30, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:keep])
-        refused(path, "must be (a whole checkpoint of torch|a file of weights)")
+        refused(path, "must be (a complete torch checkpoint|a file of weights)")
     offset = content.index(trained().conv.weight.detach().numpy().tobytes())
     path.write_bytes(content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :])
     refused(path, "Got a part with another checksum than it was written with. Copy it again")
@@ -219,7 +219,7 @@ def test_what_is_there_once_is_visited_once(tmp_path, monkeypatch):
     for _ in range(20):
         module = nn.ModuleList([module, module])
     monkeypatch.setattr(weight_files, "_MODULES", 100)
-    refused(saved(tmp_path, module), "must be a whole checkpoint of torch. Got ValueError: more than 100 modules")
+    refused(saved(tmp_path, module), "must be a complete torch checkpoint. Got ValueError: more than 100 modules")
 
 
 def test_tensors_that_are_none_are_refused(tmp_path):
@@ -342,7 +342,7 @@ def test_several_files_of_torch_are_read_on_request(tmp_path):
         saved(tmp_path, {name: state[name] for name in parts if parts[name] == file}, file)
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": parts}))
     loads(net, tmp_path)
-    refused(tmp_path, "must be no pickle", allow_pickle=False)
+    refused(tmp_path, "must not be a pickle file", allow_pickle=False)
 
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b"])
@@ -394,7 +394,7 @@ def test_arrays_of_numpy_are_read(tmp_path):
     np.savez(tmp_path / "w.npz", **{name: value.numpy() for name, value in net.state_dict().items()})
     loads(net, tmp_path / "w.npz")
     np.savez(tmp_path / "w.npz", a=np.array([{}], dtype=object), allow_pickle=True)
-    refused(tmp_path / "w.npz", "must be a whole numpy archive of plain arrays. Got ValueError: Object arrays")
+    refused(tmp_path / "w.npz", "must be a complete numpy archive of plain arrays. Got ValueError: Object arrays")
 
 
 @pytest.mark.parametrize(

@@ -316,7 +316,7 @@ def test_a_table_with_as_many_rows_as_the_batch_is_shared_where_it_says_so():
     objective = Distillation(Tabled(), Tabled(), jacobians=1.0, fraction=0.5)
     assert objective(x, Y, context={"table": Shared(table)}).loss.isfinite()
     assert objective(x[:4], Y[:4], context={"table": table}).loss.isfinite(), "six rows are no four samples"
-    with pytest.raises(InputError, match=r"`table` in `context` of `Distil.* must say .* Pass jacmatch\.Shared"):
+    with pytest.raises(InputError, match=r"`table` in `context` of `Distil.* is ambiguous.* Pass jacmatch\.Shared"):
         objective(x, Y, context={"table": table})
 
 
@@ -339,7 +339,10 @@ REFUSED = {
     "no dictionary": (lambda: objective()(x2, Y, context=[1]), r"`context` of `Distillation` must be a dict.*Got list"),
     "arrays": (lambda: objective()(x2, Y, context={"m": np.ones(3)}), r"Arrays in `context` .* must be tensors"),
     "mixed": (lambda: objective(**PAIRS)(x2, Y, context={"m": x2}), r"at mixed pairs\. Got m\. Use point=AtData"),
-    "edges": (lambda: objective()(x2, Y, context={"e": Edges(torch.zeros(2, 1).long())}), r"`Edges` .* must go with x"),
+    "edges": (
+        lambda: objective()(x2, Y, context={"e": Edges(torch.zeros(2, 1).long())}),
+        r"`Edges` .* must be used with x",
+    ),
     "crossing": (
         lambda: Arguments.of("f", Nodes(POSITIONS, INDEX), {"e": Edges(torch.tensor([[0], [13]]))}),
         r"Both ends of each of `Edges` in `context` of `f` must be in one graph",
@@ -347,10 +350,10 @@ REFUSED = {
     "unsorted": (lambda: Nodes(POSITIONS, INDEX.flip(0)), r"`index` of `Nodes` must be .* Sort the nodes by graph"),
     "pairs of graphs": (
         lambda: objective(probe=DataPairs())(Nodes(POSITIONS, INDEX), torch.arange(5) % K),
-        r"`probe` of `Distillation` must not be DataPairs where x is Nodes",
+        r"`probe` of `Distillation` must not be DataPairs if x is Nodes",
     ),
     "no tensor": (lambda: Inputs({"x": x2, "t": 1.0}), r"Part 't' of the inputs must be .* Got float"),
-    "two types": (lambda: Inputs((x2, x2.float())), r"All parts of the inputs must have one type"),
+    "two types": (lambda: Inputs((x2, x2.float())), r"All parts of the inputs must have the same dtype"),
     "unit": (lambda: Inputs((x2,), units={1: 2.0}), r"`units` of `Inputs` must be .* Got 1: 2\.0\. Parts are 0"),
 }
 

@@ -139,13 +139,13 @@ def test_a_refused_student_stays_trainable():
 @pytest.mark.parametrize(
     ("change", "settings", "match"),
     [
-        ({"y": None}, {}, r"`y` must be given where `labels` has a weight\. Set labels=0 to train without"),
+        ({"y": None}, {}, r"`y` must be given if the weight `labels` is not 0\. Set labels=0 to train without"),
         ({"y": None}, {"labels": 0, "probe": LabelClass()}, r"`labels` of `LabelClass\.directions` must be given"),
         ({"y": None}, {"labels": 0, "readout": LabelLogit()}, r"`LabelLogit` needs `labels` in its context"),
         ({"partner_labels": None}, {"point": AtMixedPairs()}, r"`partner_labels` must be given with `partners`"),
         ({"y": torch.tensor([0, 1])}, {}, r"`y` of `Distillation` must have one entry for each of the 3 samples"),
         ({"ids": torch.tensor([5])}, {"point": AtNoise(0.1)}, r"`ids` of `Distillation` must have one entry for each"),
-        ({"ids": torch.arange(3.0)}, {}, r"`ids` of `directions` must be a row of int64\. Got torch\.float32"),
+        ({"ids": torch.arange(3.0)}, {}, r"`ids` of `directions` must be a 1-D tensor of int64\. Got torch\.float32"),
         ({"partners": torch.zeros(1, 2, 3).double()}, {"point": AtMixedPairs()}, r"`partners` .* of shape \(3, 2, 3\)"),
         ({"partner_labels": torch.tensor([1])}, {"point": AtMixedPairs()}, r"`partner_labels` of `Distillation` must"),
         ({"y": torch.zeros(3, 1).double()}, {}, r"`labels` of `cross_entropy` must be integers"),

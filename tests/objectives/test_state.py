@@ -126,7 +126,9 @@ def test_a_share_that_was_never_measured_is_no_weight(kind):
     assert name not in terms
     assert name in terms.unweighted
     torch.testing.assert_close(terms.loss, sum(term for each, term in terms.items() if each != "loss"))
-    with pytest.raises(KeyError, match=f"no term '{name}' in this call, .*; its share is not measured yet"):
+    with pytest.raises(
+        KeyError, match=f"no term '{name}' in this call, .*; it is not part of the loss until its share is measured"
+    ):
         terms[name]
 
 

@@ -263,7 +263,7 @@ def test_the_teacher_is_no_part_of_the_module():
 REFUSED = {
     "no pairs": ({"pairs": ()}, r"`pairs` of `Transfer` must name layers.* Got none\. Give for example"),
     "no term": ({"labels": 0, "outputs": 0, "attention": 0, "jacobians": 0}, r"`Transfer` must have a term"),
-    "p": ({"p": 1.0}, r"`p` of `Transfer` must be above 1 .*Got 1\.0\. Leave it out for 2"),
+    "p": ({"p": 1.0}, r"`p` of `Transfer` must be above 1 .*Got 1\.0\. Omit it for the default, 2"),
     "size": ({"size": 0}, r"`size` of `Transfer` must be at least 1\. Got 0"),
     "loss": ({"output_loss": "kll"}, r"`output_loss` of `Transfer` must be a known name\. Got 'kll'\. Nearest: kl"),
     "rows": ({"jacobian_loss": "l2"}, r"`jacobian_loss` of `Transfer` must be a known name"),
@@ -288,7 +288,7 @@ def test_settings_that_are_wrong(name):
 @pytest.mark.usefixtures("as_users_run")
 def test_batches_and_networks_that_do_not_fit():
     x, y = batch()
-    with pytest.raises(InputError, match=r"`y` must be given where `labels` has a weight\. Set labels=0"):
+    with pytest.raises(InputError, match=r"`y` must be given if the weight `labels` is not 0\. Set labels=0"):
         objective()(x)
     with pytest.raises(InputError, match=r"must have outputs for the target and for the teacher's\. Got 5 outputs"):
         objective(classes=1)(x, y.clamp_max(0))

@@ -56,7 +56,7 @@ def test_checkpoints(made, tmp_path, cut):
     file = tmp_path / "checkpoint.pt"
     for _ in range(TIMES):
         file.write_bytes(damaged(content, choose, cut))
-        with pytest.raises(InputError, match="must be a whole checkpoint"):
+        with pytest.raises(InputError, match="must be a complete checkpoint"):
             load(file)
 
 

@@ -92,7 +92,7 @@ def test_cotangents_are_made_of_the_stored_values(rows):
         ({"cotangents": None, "tangents": directions("tangents", 1)[:, IDS]}, r"products \(vᵀJ there, Jv here\)"),
         ({"ids": None}, r"must have `ids` and `draw`.* Got ids missing"),
         ({"draw": None}, r"must have `ids` and `draw`.* Got ids given"),
-        ({"draw": VIEWS}, r"`draw` of a question .* must be below 2, the views it has\. Got 2"),
+        ({"draw": VIEWS}, r"`draw` of a query .* must be below 2, its number of views\. Got 2"),
         ({"ids": torch.tensor([0, 1, 2, 10])}, r"ids of samples must be 0 to 9.* Got 0 to 10"),
         ({"ids": torch.tensor([0, 1, -1, 2])}, r"Got -1 to 2"),
         ({"ids": IDS[:3]}, r"one input for each of the 3 ids\. Got 4"),
@@ -252,7 +252,7 @@ def test_teachers_of_teachers_show_their_members():
 
 def test_functions_have_no_fingerprint():
     for teacher in (BlackBoxTeacher(lambda x: x), AnalyticTeacher(lambda x: x, lambda x: x)):
-        with pytest.raises(UnsupportedError, match=r"has no weights that identify it\. Use a network"):
+        with pytest.raises(UnsupportedError, match=r"by the weights, and a \w+ has none\. Use a network"):
             of_teacher(teacher)
 
 

@@ -196,7 +196,7 @@ def test_cotangents_of_another_shape_are_refused(case, shape):
 
 def test_a_query_has_one_side():
     with pytest.raises(
-        InputError, match=r"`Question` must have `cotangents` .* or `tangents` .*, not both\. Ask twice"
+        InputError, match=r"`Question` must have `cotangents` .* or `tangents` .*, not both\. Make two queries"
     ):
         Question(cotangents=torch.ones(1, 3, 4), tangents=torch.ones(1, 3, 2, 3))
 

@@ -46,7 +46,7 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path):
     whole = file.read_bytes()
     for offset in range(0, len(whole), 7):
         file.write_bytes(whole[:offset] + bytes([whole[offset] ^ 1 << offset % 8]) + whole[offset + 1 :])
-        with pytest.raises(InputError, match=r"c\.pt must be a whole checkpoint"):
+        with pytest.raises(InputError, match=r"c\.pt must be a complete checkpoint"):
             load(file)
 
 
@@ -55,15 +55,17 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, length):
     file = tmp_path / "c.pt"
     save(file, {"x": torch.rand(100)})
     file.write_bytes(file.read_bytes()[:length])
-    with pytest.raises(InputError, match=r"c\.pt must be a whole checkpoint of jacmatch\. .*Remove it to begin anew\."):
+    with pytest.raises(
+        InputError, match=r"c\.pt must be a complete checkpoint of jacmatch\. .*Remove it to start again\."
+    ):
         load(file)
 
 
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "text.pt").write_text("not a checkpoint at all")
-    with pytest.raises(InputError, match=r"text\.pt must be a whole checkpoint"):
+    with pytest.raises(InputError, match=r"text\.pt must be a complete checkpoint"):
         load(tmp_path / "text.pt")
-    with pytest.raises(InputError, match=r"none\.pt must be a whole checkpoint .* Got FileNotFoundError"):
+    with pytest.raises(InputError, match=r"none\.pt must be a complete checkpoint .* Got FileNotFoundError"):
         load(tmp_path / "none.pt")
     torch.save(torch.ones(3), tmp_path / "tensor.pt")
     with pytest.raises(InputError, match="without the checksum that it was written with"):
@@ -80,7 +82,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
 
     torch.save({"step": Harmful()}, tmp_path / "c.pt")
     seal(tmp_path / "c.pt")
-    with pytest.raises(InputError, match=r"must be a whole checkpoint.*Weights only load failed"):
+    with pytest.raises(InputError, match=r"must be a complete checkpoint.*Weights only load failed"):
         load(tmp_path / "c.pt")
     assert not (tmp_path / "ran").exists()
 

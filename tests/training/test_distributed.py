@@ -229,9 +229,9 @@ def test_two_processes_train_what_one_does(tmp_path):
     agree({**JOBS, **ONE_SHARDED}, first[0], second[0])
     assert first[1] == second[1] == {"dropout": 0.0}
     for name, pattern in {
-        "reverse": "cannot go with derivatives by the reverse engine: FSDP2 frees the weights",
-        "share": "cannot go with a weight that is a `GradientShare`",
-        "average": "cannot go with `ema`=0.9",
+        "reverse": "cannot be combined with derivatives by the reverse engine: FSDP2 frees the weights",
+        "share": "cannot be combined with a weight that is a `GradientShare`",
+        "average": "cannot be combined with `ema`=0.9",
         "synchronized": "must not have SyncBatchNorm .'student.1'. where its derivatives are compared",
         "few": "A batch must have a sample for each of the 2 processes",
         "data": "All 2 processes of a job must have the same data",

@@ -271,7 +271,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     _fit("labels", tmp_path, max_steps=9)
     file = tmp_path / "checkpoint.pt"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"must be a whole checkpoint .* Remove it to begin anew"):
+    with pytest.raises(InputError, match=r"must be a complete checkpoint .* Remove it to start again"):
         _fit("labels", tmp_path)
     save(file, {"step": 3})
     with pytest.raises(InputError, match=r"of a training run\. Got one without \['run', 'student', 'seconds'"):

@@ -88,7 +88,7 @@ def test_a_checkpoint_has_no_parts_larger_than_itself(tmp_path):
             others.writestr(part.filename, parts.read(part))
     body = packed.getvalue()
     file.write_bytes(body + checkpoints._MARK + checkpoints.hashlib.sha256(body).hexdigest().encode())
-    with pytest.raises(InputError, match=r"must be a whole checkpoint.* Got parts that are larger than the file"):
+    with pytest.raises(InputError, match=r"must be a complete checkpoint.* Got parts that are larger than the file"):
         checkpoints.load(file)
 
 

@@ -88,7 +88,7 @@ def test_a_job_builds_only_its_own_network(trained, tmp_path):
     file = tmp_path / "here" / "run" / "network.json"
     assert isinstance(networks.load_own(file.parent, "mlp:3"), nn.Module)
     file.write_text(json.dumps(json.loads(file.read_text()) | {"spec": "somebodys:network"}))
-    with pytest.raises(InputError, match=r"must be 'mlp:3', which this job makes\. Got 'somebodys:network'"):
+    with pytest.raises(InputError, match=r"must be 'mlp:3', which this job builds\. Got 'somebodys:network'"):
         networks.load_own(file.parent, "mlp:3")
     assert not (tmp_path / "here" / "ran").exists()
 

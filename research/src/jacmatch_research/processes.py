@@ -91,7 +91,7 @@ def side_by_side(
             process.kill()  # a training would finish its step before it obeyed SIGTERM
         pool.shutdown(cancel_futures=True)
     if failures and isinstance(failures[0], BrokenProcessPool):
-        rule = "Each process of `--workers` must live until its task is done."
+        rule = "Each process of `--workers` must run until its task is done."
         do = "Use fewer --workers if memory is short. What is done is kept: the same command goes on."
         raise InputError(rule, got="one that was killed from outside", do=do) from failures[0]
     if failures:

@@ -191,7 +191,7 @@ def test_each_cell_says_where_it_was_measured(counted, monkeypatch, tmp_path):
     gpu = {"torch": "99.0", "cuda": "a GPU", "commit": "abc"}
     monkeypatch.setattr(run_folders, "environment", lambda cuda: {**real(cuda), **gpu})
     with pytest.warns(
-        UserWarning, match=r"made with torch .*; it goes on with torch 99\.0, cuda a GPU, commit abc\. The"
+        UserWarning, match=r"started with torch .*, and is resumed with torch 99\.0, cuda a GPU, commit abc\. The"
     ):
         Reproduce(name="counted", out=run).run()
     document = json.loads((run / "results.json").read_text())

@@ -104,7 +104,7 @@ def read(path: str, verb: str, known: Sequence[Flag], flag: str = "--config") ->
                 f"`{flag} {path}` must have settings of `{verb}` only.", got=f"the key {_SHORT.repr(key)}", do=do
             )
         if name in chosen:
-            raise InputError(f"`{name}` must be once in `{flag} {path}`.", got="two spellings of it")
+            raise InputError(f"`{name}` must be given once in `{flag} {path}`.", got="two spellings")
         kind = fields[name].kind
         if not fits(kind, value):
             rule = f"`{key}` in `{flag} {path}` must be {described(kind)}."

@@ -101,17 +101,17 @@ def _as_classes(name: str, train: Split, test: Split) -> tuple[Split, Split]:
             do = "Give class numbers in both: y.argmax(axis=1)."
             raise InputError(f"`y_test` of {name} must have one-hot rows, as `y_train` has.", got="others", do=do)
         warnings.warn(
-            f"{what} has one-hot rows of floats: they are taken as classes, y.argmax(axis=1). For a regression on "
+            f"{what} has one-hot rows of floats: they are read as classes, y.argmax(axis=1). For a regression on "
             "such numbers scale them, for example by 2.",
             stacklevel=4,
         )
         return Split(train.x, y.argmax(1)), Split(test.x, test.y.argmax(1))
     if y.shape[1] > 1 and bool((y >= 0).all()) and bool(((y.sum(1) - 1).abs() < 1e-3).all()):
         do = "give y.argmax(axis=1) if they are probabilities of classes"
-        warnings.warn(f"{what} has rows that sum to 1: they are taken as numbers; {do}.", stacklevel=4)
+        warnings.warn(f"{what} has rows that sum to 1: they are read as numbers; {do}.", stacklevel=4)
     elif y.shape[1] == 1 and bool((y == y.round()).all()) and len(torch.unique(y)) <= len(y) / 2:
         do = "give y[:, 0].astype(np.int64) if they are classes"
-        warnings.warn(f"{what} has whole numbers: they are taken as numbers; {do}.", stacklevel=4)
+        warnings.warn(f"{what} has whole numbers: they are read as numbers; {do}.", stacklevel=4)
     return train, test
 
 

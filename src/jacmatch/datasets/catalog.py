@@ -88,7 +88,7 @@ def _call(spec: str, module_name: str, attribute: str) -> Data:
     except (InputError, UnsupportedError):
         raise
     except Exception as error:
-        rule = f"`--data {spec}` must be callable without arguments and give a data set."
+        rule = f"`--data {spec}` must be callable without arguments and return a data set."
         raise InputError(rule, got=in_one_line(error), do="Call it in Python to see where.") from error
     if isinstance(given, Data) and isinstance(given.train.x, Streamed):
         return from_splits(spec, given.train, given.test)
@@ -107,6 +107,6 @@ def _arrays(spec: str, given: object) -> Mapping[str, object]:
         return given
     if isinstance(given, tuple) and len(REQUIRED) <= len(given) <= len(REQUIRED + OPTIONAL):
         return dict(zip(REQUIRED + OPTIONAL, given, strict=False))
-    rule = f"`--data {spec}` must give a Data, a dictionary or a tuple of arrays: {', '.join(REQUIRED)}."
+    rule = f"`--data {spec}` must return a Data, a dictionary or a tuple of arrays: {', '.join(REQUIRED)}."
     got = f"a tuple of {len(given)}" if isinstance(given, tuple) else type(given).__name__
     raise InputError(rule, got=got)

@@ -235,7 +235,7 @@ def per_class(labels: Shaped[Tensor, "sample *row"], count: int, seed: int) -> I
     if short:
         got = ", ".join(short[:5]) + (f" and {len(short) - 5} more classes" if len(short) > 5 else "")
         rule = f"`count` of `per_class` (samples per class) is {count}; every class must have as many."
-        raise InputError(rule, got=got, do=f"Ask for at most {sizes.min()}.")
+        raise InputError(rule, got=got, do=f"Use at most {sizes.min()}.")
     order = np.argsort(keys(seed, len(classes)), kind="stable")
     chosen = [order[classes[order] == number][:count] for number in range(len(sizes))]
     return torch.from_numpy(np.sort(np.concatenate(chosen)).astype(np.int64))

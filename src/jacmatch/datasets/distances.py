@@ -24,7 +24,7 @@ def pairwise(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"])
             raise InputError(f"`{name}` of a distance between sets must have points.", got="none")
     if a.shape[1:] != b.shape[1:]:
         got = f"{tuple(a.shape[1:])} and {tuple(b.shape[1:])}"
-        raise InputError("Two sets must have points of one shape to have a distance.", got=got)
+        raise InputError("The points of two sets must have the same shape to compute a distance.", got=got)
     mode = "donot_use_mm_for_euclid_dist"  # a difference of large squares has no digits left for near points
     return torch.cdist(a.flatten(1).double(), b.flatten(1).double(), compute_mode=mode)
 

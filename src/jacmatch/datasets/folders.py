@@ -173,7 +173,7 @@ class Files:
             content = file.read(MAX_BYTES + 1)
         if len(content) != self.size(number):
             rule = f"{path} must stay as it was when the folder was listed, with {self.size(number):,} bytes."
-            raise InputError(rule, got=f"{len(content):,}", do="Leave the data alone while a job runs.")
+            raise InputError(rule, got=f"{len(content):,}", do="Do not change the data while a job runs.")
         return content
 
 

@@ -111,7 +111,7 @@ def _check_member(path: Path, member: tarfile.TarInfo) -> None:
     if not member.isreg() or member.issparse():
         raise _wrong(path, member.name, "ordinary files only", "a link, a device or a sparse file")
     if member.name.startswith("/") or ".." in member.name.split("/"):
-        raise _wrong(path, member.name, "names that stay inside", "a path that leads out of the archive")
+        raise _wrong(path, member.name, "names inside the archive only", "a path that leads out of the archive")
 
 
 def _take(path: Path, sample: _Sample, member: tarfile.TarInfo, extension: str, raw: BinaryIO) -> None:
@@ -160,7 +160,7 @@ def _check_end(path: Path, raw: BinaryIO, end: int) -> None:
     raw.seek(end)
     block = raw.read(tarfile.BLOCKSIZE)
     if block.strip(b"\0"):
-        raise InputError(f"{path} must be a whole tar file.", got=f"a damaged header at byte {end:,}", do=_REMEDY)
+        raise InputError(f"{path} must be a complete tar file.", got=f"a damaged header at byte {end:,}", do=_REMEDY)
 
 
 def _index(path: Path, samples: dict[str, _Sample]) -> TarIndex:
@@ -250,7 +250,7 @@ class Shards:
             content = file.read(size)
         if len(content) != size:
             rule = f"{path} must stay as it was when its index was made."
-            raise InputError(rule, got="a shorter file", do="Leave the data alone while a job runs.")
+            raise InputError(rule, got="a shorter file", do="Do not change the data while a job runs.")
         return content
 
     def _position(self, number: int) -> tuple[int, int]:

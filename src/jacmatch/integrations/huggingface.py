@@ -213,7 +213,7 @@ class JacmatchTrainer(Trainer):  # type: ignore[misc]
         if args is not None and args.label_smoothing_factor:
             replaced.append("label_smoothing_factor")
         if replaced:
-            rule = "`JacmatchTrainer` must not have arguments whose part the objective takes."
+            rule = "`JacmatchTrainer` must not have arguments that the objective replaces."
             raise InputError(rule, got=", ".join(replaced), do="Leave them out; the objective has student and losses.")
         unit = TrainerModel(objective, input_name=input_name)
         if args is not None and args.ddp_find_unused_parameters is None:

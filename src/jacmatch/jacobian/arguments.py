@@ -79,7 +79,9 @@ class Inputs:
         kinds = {(part.dtype, part.device, len(part)) for part in named.values()}
         if len(kinds) != 1:
             got = ", ".join(f"{name} {part.dtype} {tuple(part.shape)}" for name, part in named.items()) or "none"
-            raise InputError("All parts of the inputs must have one type and number of samples.", got=got)
+            raise InputError(
+                "All parts of the inputs must have the same dtype and the same number of samples.", got=got
+            )
         for name, unit in self.units.items():
             if name not in named or not 0 < unit < float("inf"):
                 rule = "`units` of `Inputs` must be positive and finite, by the names or numbers of parts."
@@ -125,7 +127,7 @@ class Nodes:
     def __post_init__(self) -> None:
         steps = self.index.diff(prepend=self.index.new_zeros(1)) if self.index.dim() == 1 else self.index
         if self.index.shape != self.positions.shape[:1] or not len(steps) or bool(((steps != 0) & (steps != 1)).any()):
-            rule = "`index` of `Nodes` must be the graph of each node, 0 to B − 1 in this order, none without nodes."
+            rule = "`index` of `Nodes` must be ascending graph numbers from 0, and each graph must have a node."
             got = f"shape {tuple(self.index.shape)} for positions {tuple(self.positions.shape)}"
             raise InputError(rule, got=got, do="Sort the nodes by graph, and number the graphs from 0.")
 
@@ -389,7 +391,7 @@ class Arguments:
 
         def sorted_out(leaf: Any) -> Any:
             if isinstance(leaf, np.ndarray):
-                rule = f"Arrays in `context` of `{caller}` must be tensors, so that they can be taken apart by samples."
+                rule = f"Arrays in `context` of `{caller}` must be tensors, so that they can be split into samples."
                 raise InputError(rule, got="a NumPy array", do="Use torch.as_tensor.")
             if isinstance(leaf, Edges):
                 return _edges(leaf.index, layout, caller)
@@ -405,7 +407,7 @@ class Arguments:
 def _edges(index: Tensor, layout: Any, caller: str) -> _OfEdges:
     """Return the edges grouped by graph."""
     if not isinstance(layout, _Ragged):
-        rule = f"`Edges` in `context` of `{caller}` must go with x=Nodes(positions, index)."
+        rule = f"`Edges` in `context` of `{caller}` must be used with x=Nodes(positions, index)."
         raise InputError(rule, got="x without an index", do="Pass a plain tensor for other networks.")
     of, counts = layout.numbers // layout.mask.shape[1], layout.mask.sum(1)
     graph = of[index[0]]

@@ -111,7 +111,7 @@ class Structure:
                 raise InputError(f"{name} must be one or several floating-point tensors (B, …).", got=got, do=do)
         if len({len(leaf) for leaf in leaves}) != 1:
             got = ", ".join(str(tuple(leaf.shape)) for leaf in leaves) or "none"
-            raise InputError(f"{name} must be tensors of one number of samples.", got=got)
+            raise InputError(f"{name} must be tensors with the same number of samples.", got=got)
         self.shapes = tuple(leaf.shape[1:] for leaf in leaves)
         return leaves[0] if self.spec is None else torch.cat([leaf.reshape(len(leaf), -1) for leaf in leaves], 1)
 
@@ -290,7 +290,7 @@ def _caught(module: Module, layers: tuple[str, ...], features: dict[str, Tensor]
         return
     if not isinstance(module, nn.Module):
         raise UnsupportedError(
-            f"Features of layers {list(layers)} can be had from an nn.Module only; got {type(module).__name__}. "
+            f"Features of layers {list(layers)} can be computed only for an nn.Module; got {type(module).__name__}. "
             "Use a readout of the outputs."
         )
     known = dict(module.named_modules())

@@ -88,7 +88,7 @@ TREATED_AS_CONSTANT = Verdict(
             "held-constant",
             "note",
             "The ordinary parameter gradient treats something as constant (detach, no_grad, spectral norm).",
-            "Nothing to do if that is intended: a gradient of derivatives treats it as constant too.",
+            "If this is intended, do nothing: gradients of derivatives treat it as a constant too.",
         ),
     ),
 )
@@ -136,7 +136,7 @@ def wrong(name: str, products: Tensor, error: float, *, certain: bool) -> Verdic
     """Return the verdict on products that differ from the reference."""
     if not products.any():
         what = f"Engine '{name}' returns zero although the outputs change: an operation has no {name}-mode rule."
-        remedy = "Use an engine that is right, or write the operation in torch operations."
+        remedy = "Use an engine that is correct for this network, or write the operation in torch operations."
         return Verdict("wrong", "silently zero", (Finding(f"{name}-zero", "fault", what, remedy),), certain)
     if name == "differences":
         return wrong_differences(f"Differences in {products.dtype} are off by {error:.0%}", error)
@@ -157,7 +157,7 @@ def not_zero(name: str) -> Verdict:
 def wrong_differences(what: str, error: float) -> Verdict:
     """Return the verdict on differences that are inaccurate because of the module, not because of an error in it."""
     what = f"{what}: the module is too nonlinear or too noisy for their step."
-    finding = Finding("differences-inaccurate", "note", what, "Use an engine that is right.")
+    finding = Finding("differences-inaccurate", "note", what, "Use an engine that is correct for this network.")
     return Verdict("wrong", f"off by {error:.0%}", (finding,))
 
 
@@ -181,7 +181,7 @@ def refused(name: str, failure: UnsupportedError, *, moves: bool) -> Verdict:
         what = "The outputs change with the input, but something detaches them from it."
         remedy = "Remove .detach(), .data, numpy or no_grad from the module, or engine='differences'."
         return Verdict("refused", "detached", (Finding("detached", "fault", what, remedy),))
-    remedy = "Use an engine that is right, or write the operation in torch operations."
+    remedy = "Use an engine that is correct for this network, or write the operation in torch operations."
     severity: Literal["fault", "note"] = "fault" if name == "reverse" else "note"
     return Verdict("refused", "cannot", (Finding(f"{name}-unsupported", severity, reason[:300], remedy),))
 

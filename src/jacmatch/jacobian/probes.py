@@ -160,7 +160,7 @@ def _keys(caller: str, purpose: int, seed: int, ids: Int[Tensor, "batch"], draw:
     """s(s(s(seed, purpose), draw), idₙ): the state of each sample's own generator."""
     if ids.dtype != torch.int64 or ids.ndim != 1:
         got = f"{ids.dtype} of shape {tuple(ids.shape)}"
-        raise InputError(f"`ids` of `{caller}` must be a row of int64.", got=got, do="Use torch.arange(len(x)).")
+        raise InputError(f"`ids` of `{caller}` must be a 1-D tensor of int64.", got=got, do="Use torch.arange(len(x)).")
     for name, value in (("seed", seed), ("draw", draw)):
         if not -(1 << 63) <= value < 1 << 63:
             raise InputError(f"`{name}` of `{caller}` must be a signed 64-bit integer.", got=value)

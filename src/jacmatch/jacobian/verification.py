@@ -297,7 +297,7 @@ def _verdicts(function: Function, x: Tensor, names: tuple[str, ...], count: int)
 def comparison_of(function: Function, x: Tensor, *, seed: int = 0, count: int = 1) -> Comparison:
     """Return the comparison on a few samples, or on all if the module has a tensor for each sample of the batch."""
     if _is_distributed(function):
-        raise UnsupportedError("Other processes would have to take part.")
+        raise UnsupportedError("This needs all processes of the job.")
     try:
         return Comparison(function, x, seed=seed, count=count)
     except Exception:  # whatever a function raises for a batch of another size

@@ -329,7 +329,9 @@ class Cache(TeachingFields):
             raise InputError(rule, do=f"jacmatch cache {self.action} --cache DIR, and for build the flags of distill.")
         if self.devices != 1:
             rule = "`--devices` of `cache` must be left out: its processes work independently."
-            raise InputError(rule, got=self.devices, do="Start torchrun, or several of the same command.")
+            raise InputError(
+                rule, got=self.devices, do="Start it with torchrun, or start the same command several times."
+            )
         if self.out not in (None, self.cache):
             raise InputError("`--out` of `cache` must be left out: it writes to --cache.", got=str(self.out))
         object.__setattr__(self, "out", self.cache)

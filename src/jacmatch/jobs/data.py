@@ -43,7 +43,7 @@ def parts(data: Data, validation: float, per_class: int, seed: int) -> tuple[Spl
     if per_class < 0:
         raise InputError("`--per-class` must be at least 0, where 0 takes all.", got=per_class)
     if not (0 <= validation < 1 or (validation > 0 and float(validation).is_integer())):
-        raise InputError("`--validation` must be a share below 1 or a whole number.", got=validation)
+        raise InputError("`--validation` must be a fraction below 1, or a whole number.", got=validation)
     split, validation_part = data.train, None
     if validation:
         amount = validation if validation < 1 else int(validation)
@@ -82,7 +82,7 @@ def data_of_run(folder: Path, *, allow_code: bool = False) -> Data:
     """Return the data of a run, or of a network inside a run, as they were when it was started."""
     run = _whole(folder)
     spec = run.settings.get("teacher" if run.job == "surrogate" else "data")
-    rule = f"`--data` must be given: the data of the run in {folder} cannot be had."
+    rule = f"`--data` must be given: the data of the run in {folder} cannot be loaded."
     if not isinstance(spec, str):
         raise InputError(rule, got=f"a run of `{run.job}` that names none", do=_DO)
     if run.job != "surrogate" and datasets.catalog.is_code(spec) and not allow_code:
@@ -97,7 +97,7 @@ def data_of_run(folder: Path, *, allow_code: bool = False) -> Data:
     for data, difference in zip(candidates, differences, strict=True):
         if not difference:
             return data
-    rule = f"The data of the run in {folder} must be those that it was begun with."
+    rule = f"The data of the run in {folder} must be those that it was started with."
     do = f"To use them as they are now, name them: --data {spec}."
     raise InputError(rule, got=f"changes in {differences[0]}", do=do)
 
@@ -140,7 +140,7 @@ def _points(run: Run) -> Data:
 
 
 def _missing() -> NoReturn:
-    raise InputError("The points of a run must be there.")
+    raise InputError("The file of the points of a run must exist.")
 
 
 def _of_test(data: Data) -> dict[str, str]:

@@ -274,7 +274,7 @@ class TeachingFields(DistillationFields):
         if not self.methods:
             raise InputError("`--methods` of `distill` must name at least one.", do=f"Known: {', '.join(METHODS)}.")
         if len(set(self.methods)) < len(self.methods):
-            raise InputError("`--methods` of `distill` must differ.", got=" ".join(self.methods))
+            raise InputError("`--methods` of `distill` must name each method once.", got=" ".join(self.methods))
 
     @property
     def foreign_teacher(self) -> bool:

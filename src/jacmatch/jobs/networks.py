@@ -52,7 +52,7 @@ class Description:
             raise _of_a_file(self.spec)
         if self.spec.startswith("onnx:"):
             do = "Name a model that can be trained, or give the file as a teacher."
-            raise InputError("An ONNX file has values and no gradient, so it cannot be trained.", got=self.spec, do=do)
+            raise InputError("An ONNX network has no gradients, so it cannot be trained.", got=self.spec, do=do)
         shape = self.shape if self.size is None else (self.shape[0], self.size, self.size)
         try:
             network = catalog.build(self.spec, self.outputs, shape, self.mean or None, self.std or None)
@@ -86,10 +86,12 @@ def check_saved(folder: Path) -> None:
     """Refuse weights that differ from the saved ones, even by one bit."""
     checksum = load(folder / DESCRIPTION).get("sha256")
     if not (folder / WEIGHTS).is_file():
-        raise InputError(f"{folder} must hold the weights of its network.", got=f"no {WEIGHTS}", do="Run the job anew.")
+        raise InputError(
+            f"{folder} must hold the weights of its network.", got=f"no {WEIGHTS}", do="Run the job again."
+        )
     if checksum is not None and checksum != _digest(folder / WEIGHTS):
         rule = f"{folder / WEIGHTS} must have the checksum that it was written with."
-        raise InputError(rule, got="another", do="It is damaged: copy it again, or run the job anew.")
+        raise InputError(rule, got="another", do="It is damaged: copy it again, or run the job again.")
 
 
 def describe(folder: Path) -> Description:
@@ -139,7 +141,7 @@ def load_own(folder: Path, spec: str) -> nn.Module:
     """Load the network in the job's own folder; only the network that its settings name may be built."""
     saved = describe(folder).spec
     if saved != spec:
-        rule = f"The network in {folder} must be {spec!r}, which this job makes."
+        rule = f"The network in {folder} must be {spec!r}, which this job builds."
         raise InputError(rule, got=repr(saved), do="Somebody has changed it: remove the folder.")
     return load_student(folder, allow_code=True)
 
@@ -222,7 +224,7 @@ def with_weights(
     if weights.path is None and spec.startswith("hf:"):
         weights = replace(weights, path=catalog.hf_folder(spec.removeprefix("hf:")))
     if weights.path is None:
-        raise InputError(f"The network {spec!r} must have weights here.", do="Give a run folder, or a weights file.")
+        raise InputError(f"The network {spec!r} must have trained weights.", do="Give a run folder, or a weights file.")
     description = weights.describe(spec, outputs or 2, shape)
     options: dict[str, Any] = {"allow_pickle": True}
     if outputs is None:
@@ -274,7 +276,7 @@ def network(spec: str, data: Data, weights: Weights | None = None, *, allow_code
     """Load the trained network that a flag names: a run folder, `hf:`, `onnx:`, or a model with a weights file."""
     if weights is not None and (is_run(spec) or (spec.startswith("onnx:") and weights.path is not None)):
         what = "A run folder" if is_run(spec) else "An ONNX file"
-        raise InputError(f"{what} brings its own weights.", got=str(weights.path), do="Leave them out.")
+        raise InputError(f"{what} already contains its weights.", got=str(weights.path), do="Leave them out.")
     if is_run(spec):
         description = describe(Path(spec))
         if description.outputs != data.outputs or description.shape != tuple(data.shape):

@@ -198,7 +198,7 @@ class Robust(TrainingFields):
         for name in ("penalty_weight", "noise_augment", "noise_levels"):
             given, flag = getattr(self, name), f"`--{name.replace('_', '-')}` of `robust`"
             if len(set(given)) < len(given):
-                raise InputError(f"{flag} must differ.", got=" ".join(map(str, given)))
+                raise InputError(f"The values of {flag} must all be different.", got=" ".join(map(str, given)))
             least = 0 if name == "penalty_weight" else 1e-12
             if not all(least <= value < float("inf") for value in given):
                 rule = f"{flag} must be {'at least 0' if not least else 'positive'} and finite."

@@ -109,7 +109,7 @@ def _damage(folder: Path, model: str, inputs: Mapping[str, Fingerprints]) -> str
 def _put_aside(folder: Path) -> Path:
     """Move everything in a folder, except the lock of this process, to a folder beside it: nothing is deleted."""
     if folder.is_symlink():
-        raise InputError(f"The kept teacher {folder} must be a folder.", got="a symbolic link", do="Remove the link.")
+        raise InputError(f"The cached teacher {folder} must be a folder.", got="a symbolic link", do="Remove the link.")
     with disk(folder):
         aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}-damaged-", dir=folder.parent))
         for entry in [entry for entry in folder.iterdir() if entry.name != LOCK]:
@@ -177,7 +177,7 @@ def _fitted(network: nn.Module, own: tuple[int, ...], shape: tuple[int, ...]) ->
     if tuple(own) == tuple(shape):
         return network
     if len(own) != 3 or len(shape) != 3 or own[0] != shape[0] or own[1] != own[2]:
-        rule = f"The teacher must take images that can be resized from {shape}."
+        rule = f"The teacher must take images to whose shape {shape} can be resized."
         raise InputError(rule, got=f"samples of shape {own}", do="Give images with as many channels.")
     return Resized(network, shape, own[1])
 

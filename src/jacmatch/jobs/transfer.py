@@ -352,7 +352,7 @@ class Transfer(TrainingFields):
                 flag = name.replace("_", "-")
                 raise InputError(f"`--{flag}` of `transfer` must be at least 0.", got=getattr(self, name))
         if len(set(self.methods)) < len(self.methods):
-            raise InputError("`--methods` of `transfer` must differ.", got=" ".join(self.methods))
+            raise InputError("`--methods` of `transfer` must name each method once.", got=" ".join(self.methods))
         named = [name for name in ("teacher_size", "teacher_mean", "teacher_std") if getattr(self, name) is not None]
         if named and self.teacher_weights is None and not self.teacher.startswith(("onnx:", "hf:")):
             flags = ", ".join(f"`--{name.replace('_', '-')}`" for name in named)
@@ -451,7 +451,7 @@ class Transfer(TrainingFields):
     def _teacher(self, data: Data, progress: Progress) -> tuple[Pretrained, Data]:
         if networks.is_run(self.teacher):
             if self.teacher_weights is not None:
-                raise InputError("A run folder brings its own weights.", got=str(self.teacher_weights))
+                raise InputError("A run folder already contains its weights.", got=str(self.teacher_weights))
             teacher = pretrained.from_run(self.teacher, data.shape, allow_code=self.allow_code)
             of_run = Run.open(self.teacher, finished=False).settings.get("data")
             if of_run == self.data and teacher.description.outputs == data.outputs:

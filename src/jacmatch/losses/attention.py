@@ -36,7 +36,7 @@ def attention_map(
         rule = "`features` of `attention_map` must have shape (batch, channel, height, width)."
         raise InputError(rule, got=tuple(features.shape), do="Choose a layer before the spatial pooling.")
     if not p >= 1:
-        raise InputError("`p` of `attention_map` must be at least 1.", got=p, do="Leave it out for 2.")
+        raise InputError("`p` of `attention_map` must be at least 1.", got=p, do="Omit it for the default, 2.")
     # An even power needs no |·|, for which autograd's second derivative at 0 is 0 (correct for p = 2: 2).
     magnitudes = features if p % 2 == 0 else features.abs()
     return magnitudes.pow(p).sum(1)

@@ -37,7 +37,7 @@ def positive_eps(caller: str, eps: float) -> None:
     """Reject an eps that does not prevent 0/0 for a row of zeros."""
     if not eps > 0:
         rule = f"`eps` of `{caller}` must be above 0, else a row of zeros has no gradient."
-        raise InputError(rule, got=eps, do="Leave it out for the default.")
+        raise InputError(rule, got=eps, do="Omit it for the default.")
 
 
 def units_and_norms(

@@ -257,12 +257,12 @@ def _from_callable(spec: str, outputs: int, shape: Shape, mean: Statistics, std:
     function = _imported(spec)
     rule = f"`{spec}` must be a function or class that returns a new torch.nn.Module"
     if not callable(function) or isinstance(function, nn.Module):
-        raise InputError(f"{rule}, for each run another.", got=f"an object of type {type(function).__name__}")
+        raise InputError(f"{rule} at each call.", got=f"an object of type {type(function).__name__}")
     offered = {"outputs": outputs, "classes": outputs, "shape": tuple(shape), "mean": mean, "std": std}
     try:
         accepted, others = _parameters(function)
     except ValueError as error:  # some callables written in C
-        raise InputError(f"{rule} and shows its parameters.", got=f"{error}") from error
+        raise InputError(f"{rule}, and whose parameters can be read.", got=f"{error}") from error
     if others:
         got = f"required parameters {', '.join(sorted(others))}"
         do = "A function of a batch can only be a teacher."

@@ -58,7 +58,7 @@ def read(source: Path, largest: int, *, allow_pickle: bool = False) -> Sets:
         _check_size(source, size, largest)
         return {"": _safetensors(source) if kind == "safetensors" else _npz(source, size)}
     if not allow_pickle:
-        rule = "`path` of `load_weights` must be no pickle (a checkpoint of torch) unless `allow_pickle` is set."
+        rule = "`path` of `load_weights` must not be a pickle file (a torch checkpoint) unless `allow_pickle` is set."
         do = "Pass allow_pickle=True (tensors are read, no code is run), or convert it once: " + conversion(source)
         raise InputError(rule, got=f"`{source}`", do=do)
     _check_size(source, size, 4 * largest)
@@ -188,14 +188,14 @@ def _safetensors(source: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = safetensors.load(source.read_bytes())
     except Exception as error:  # safetensors' own type is not documented
         raise InputError(
-            f"`{source}` must be a whole safetensors file.", got=f"{error}", do="Copy it again."
+            f"`{source}` must be a complete safetensors file.", got=f"{error}", do="Copy it again."
         ) from error
     return tensors
 
 
 def _npz(source: Path, size: int) -> dict[str, Tensor]:
     """The arrays of a numpy archive."""
-    rule = f"`{source}` must be a whole numpy archive of plain arrays."
+    rule = f"`{source}` must be a complete numpy archive of plain arrays."
     try:
         with zipfile.ZipFile(source) as parts:
             unpacked = sum(part.file_size for part in parts.infolist())
@@ -254,7 +254,7 @@ def _checkpoint(source: Path, head: bytes, size: int) -> Sets:
     except Exception as error:  # torch raises a different type for each way in which a file can be damaged
         if "Unsupported " in str(error) or "is blocked" in str(error):
             raise _needs_code(source, "one that needs classes from elsewhere") from error
-        rule = f"`{source}` must be a whole checkpoint of torch."
+        rule = f"`{source}` must be a complete torch checkpoint."
         raise InputError(rule, got=in_one_line(error), do="Copy it again.") from error
 
 
@@ -266,7 +266,7 @@ def _unpickled(source: Path, stands: Mapping[str, type]) -> object:
 
 def _check_archive(source: Path, size: int) -> None:
     """Refuses archives of code, parts larger than the file, and damage: torch itself compares no checksums."""
-    rule = f"`{source}` must be a whole checkpoint of torch."
+    rule = f"`{source}` must be a complete torch checkpoint."
     try:
         with zipfile.ZipFile(source) as parts:
             names = parts.namelist()

@@ -287,7 +287,9 @@ def convert_weights(source: str | os.PathLike[str], target: str | os.PathLike[st
         large = [Fit({}, each) for each, tensors in sets.items() if 2 * len(tensors) >= most]
         chosen = _one_of(path, large, "convert_weights").key
     if chosen not in sets:
-        raise InputError(f"`key` of `convert_weights` must be a set in `{path}`.", got=repr(key), do=_known(sets))
+        raise InputError(
+            f"`key` of `convert_weights` must name a set of weights in `{path}`.", got=repr(key), do=_known(sets)
+        )
     _check_plain(path, sets[chosen])
     _write(goal, sets[chosen], safetensors)
 
@@ -336,7 +338,9 @@ def load_weights(
     if scaled and not any(Names({name: own[name]}).raw.keys() & {"mean", "std"} for name in fit.names):
         scaling = _scaling(module, own, source, mean, std)
     elif mean is not None or std is not None:
-        raise InputError("`mean` and `std` of `load_weights` are for files without them.", do="Leave them out.")
+        raise InputError(
+            "`mean` and `std` of `load_weights` must not be given for a file that contains them.", do="Leave them out."
+        )
     tensors = _tensors(fit, sets)
     weights = {name: _converted(source, name, tensors[given], own[name]) for name, given in fit.names.items()}
     _check_tied(module, source, weights)
@@ -403,7 +407,7 @@ def _fit(
                 return _one_of(source, fits, "load_weights")
     if key is not None and key not in sets:
         known = _known(sets) if sets else ""
-        raise InputError(f"`key` of `load_weights` must be a set of weights in `{source}`.", got=repr(key), do=known)
+        raise InputError(f"`key` of `load_weights` must name a set of weights in `{source}`.", got=repr(key), do=known)
     chosen = {key: sets[key]} if key is not None else sets
     raise _differences(module, names, chosen, source)
 

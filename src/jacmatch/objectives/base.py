@@ -407,7 +407,9 @@ class Objective(nn.Module):
     ) -> Batch:
         """Return the batch, moved to the points at which student and teacher are compared."""
         if self.loss_weights.weights.get("labels") and y is None:
-            raise InputError("`y` must be given where `labels` has a weight.", do="Set labels=0 to train without.")
+            raise InputError(
+                "`y` must be given if the weight `labels` is not 0.", do="Set labels=0 to train without labels."
+            )
         validation.one_for_each(x, y=y, ids=ids, partners=partners, partner_labels=other)
         ids = torch.arange(len(x), device=x.device) if ids is None else ids
         if partners is None:
@@ -501,7 +503,9 @@ class Objective(nn.Module):
             rule = (
                 f"The state of `{type(self).__name__}` must have {5 + 2 * len(names)} numbers, for {len(names)} terms."
             )
-            raise InputError(rule, got=f"shape {tuple(state.shape)}", do="Load the checkpoint of the same objective.")
+            raise InputError(
+                rule, got=f"shape {tuple(state.shape)}", do="Load a checkpoint of an objective with the same terms."
+            )
         numbers = [None if number == _NONE else number for number in state.tolist()]
         _, calls, measured_at, mean, norm_calls = numbers[:5]
         return {

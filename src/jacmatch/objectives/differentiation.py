@@ -289,8 +289,8 @@ class Differentiation:
             return vjp_products(student, x, directions, chunk_size=self.chunk_size, scale=self.scale, **settings)
         except UnsupportedError as error:
             raise UnsupportedError(
-                f"`student` of `{self.caller}` cannot be differentiated as `probe` needs: {error} Here that is "
-                "probe=AntitheticNoise(sigma=...), with values only; jacmatch.doctor(student, x) names the cause."
+                f"`student` of `{self.caller}` cannot be differentiated as `probe` needs: {error} To use "
+                "values only, pass probe=AntitheticNoise(sigma=...); jacmatch.doctor(student, x) names the cause."
             ) from error
 
     def _check_one_row(

@@ -139,7 +139,7 @@ class Heads(Objective):
         super().__init__(student, teacher, weights, Differentiation(*how), output=output, **calls)
         if self.teacher is not None and not isinstance(self.teacher, ModuleTeacher):
             rule = "`teacher` of `Heads` must be a network that returns several outputs."
-            raise InputError(rule, got=type(teacher).__name__, do="Distill the heads of others one by one.")
+            raise InputError(rule, got=type(teacher).__name__, do="Distill each head with its own Distillation.")
         self.heads = made
 
     @property
@@ -303,7 +303,7 @@ def _head(
         "jacobian_loss='relative'": head.jacobian_loss == "relative",
     }
     for setting in (setting for setting, used in refused.items() if used and head.takes_derivatives):
-        rule = f"Head {name!r} of `Heads` must have settings that several heads can have."
+        rule = f"Head {name!r} of `Heads` must have settings that are supported for several heads."
         raise InputError(rule, got=setting, do="Distill this head by `Distillation(output=...)`.")
     return head
 

@@ -242,7 +242,7 @@ class Regression(Objective):
             return given, None
         if self.jacobian_loss == "normalized":
             rule = "`jacobian_loss` of `Regression` must be 'squared' or 'relative' where Jacobians have NaN."
-            raise InputError(rule, got="'normalized'", do="A row that is known in part has no known direction.")
+            raise InputError(rule, got="'normalized'", do="The direction of a row with unknown entries is unknown.")
         if bool(unknown.all()) and not isinstance(self.differentiation.probe, EveryRow | SampledRows):
             rule = "`probe` of `Regression` must compare entries that are known where Jacobians have NaN."
             got = f"{type(self.differentiation.probe).__name__}(), all products of which have unknown entries"
@@ -287,7 +287,7 @@ def _as_scale(name: str, given: Tensor | float | int | None) -> Tensor:
         raise InputError(
             f"`{name}` of `Regression` must be positive and finite.",
             got=scale.tolist(),
-            do="Give 1 for what never varies.",
+            do="Give 1 for an entry that never varies.",
         )
     return scale
 

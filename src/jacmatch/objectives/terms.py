@@ -41,7 +41,11 @@ class Terms:
         """Return the term of this name; terms with weight 0 are absent."""
         if name not in self.values:
             message = f"no term {name!r} in this call, which has {', '.join(self.values)}"
-            raise KeyError(f"{message}; its share is not measured yet" if name in self.unweighted else message)
+            raise KeyError(
+                f"{message}; it is not part of the loss until its share is measured"
+                if name in self.unweighted
+                else message
+            )
         return self.values[name]
 
     def __repr__(self) -> str:

@@ -147,7 +147,7 @@ class Transfer(Objective):
             raise InputError("`size` of `Transfer` must be at least 1.", got=self.size)
         if not (self.p > 1 or (self.p == 1 and not jacobians)):
             rule = "`p` of `Transfer` must be above 1 (1 without derivatives), else the maps have no derivative at 0."
-            raise InputError(rule, got=self.p, do="Leave it out for 2.")
+            raise InputError(rule, got=self.p, do="Omit it for the default, 2.")
         if jacobians and self.teacher is not None and not self.teacher.answers_vjp:
             raise UnsupportedError(
                 f"`teacher` of `Transfer` must answer vᵀJ; {type(self.teacher).__name__} cannot. Use jacobians=0."

@@ -230,8 +230,8 @@ def batch_of_tensors(caller: str, x: object, y: object, *, floating: bool) -> Te
         raise InputError(
             f"`x` of `{caller}` must be of a floating-point type where derivatives, noise or mixtures are taken.",
             got=str(x.dtype),
-            do="For images x.float() / 255, with the networks trained so; for tokens differentiate with respect to "
-            "embeddings (`jacmatch.jacobian.from_embeddings`), or leave that term out.",
+            do="For images, pass x.float() / 255 to networks that were trained with it. For tokens, differentiate "
+            "with respect to embeddings (`jacmatch.jacobian.from_embeddings`), or omit that term.",
         )
     return x
 
@@ -264,7 +264,7 @@ def arguments_of_pairs(caller: str, arguments: Arguments, point: Point) -> None:
         do = "Use point=AtData(): a mixture of two samples has no mask, type or size of its own."
         raise InputError(rule, got=", ".join(arguments.values) or "nodes of graphs", do=do)
     if arguments.is_ragged:
-        rule = f"`probe` of `{caller}` must not be DataPairs where x is Nodes: graphs have unlike nodes."
+        rule = f"`probe` of `{caller}` must not be DataPairs if x is Nodes: two graphs have different nodes."
         raise InputError(rule, do="Use RandomInputs(k).")
 
 
@@ -297,8 +297,8 @@ def unambiguous(caller: str, arguments: Arguments, x: Tensor, known: dict[str, i
     for name, value in arguments.values.items():
         if isinstance(value, Tensor) and known.get(name) == len(x):
             raise InputError(
-                f"`{name}` in `context` of `{caller}` must say whether its rows are samples: it had as many in a batch "
-                "of another size.",
+                f"`{name}` in `context` of `{caller}` is ambiguous: its rows may be samples or not, because it had as "
+                "many rows in a batch of another size.",
                 got=f"{len(x)} rows for {len(x)} samples",
                 do=f"Pass jacmatch.Shared({name}) if it is a table.",
             )

@@ -115,7 +115,7 @@ def write_report(run_dir: str | Path, result: Mapping[str, Any] | None = None) -
         raise
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         rule = f"{run.path}/result.json must have the rows or tables of its job."
-        raise InputError(rule, got=f"{type(error).__name__}: {error}", do="Run the job anew.") from error
+        raise InputError(rule, got=f"{type(error).__name__}: {error}", do="Run the job again.") from error
     return run.write_bytes("report.html", page.encode("utf-8", "replace"))
 
 
@@ -299,7 +299,7 @@ def _jacobians(run: Run) -> list[str]:
     except (ValueError, KeyError, IndexError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         rule = f"{file} must hold the arrays of the figure of Jacobians."
         got = f"a damaged file ({error})"
-        raise InputError(rule, got=got, do="Remove it, or run the job anew.") from error
+        raise InputError(rule, got=got, do="Remove it, or run the job again.") from error
     caption = (
         "Test images; beside each the row of the teacher's top class in the teacher's Jacobian, and the same row of "
         "each student of the first seed, with its cosine to the teacher's. Red raises the logit, blue lowers it; "

@@ -120,5 +120,5 @@ def _int(text: str) -> int:
 
 def _damaged(where: str, got: str) -> InputError:
     return InputError(
-        f"{where} must be one JSON object.", got=got, do="It is damaged: copy it again or run the job anew."
+        f"{where} must be one JSON object.", got=got, do="It is damaged: copy it again or run the job again."
     )

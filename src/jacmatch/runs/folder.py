@@ -72,7 +72,7 @@ def warn_of_changes(before: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     names = [name for name in _DECIDING if name in before and before[name] != here.get(name)]
     if names:
         there, now = (", ".join(f"{name} {given.get(name)}" for name in names) for given in (before, here))
-        message = f"What is done so far was made with {there}; it goes on with {now}."
+        message = f"The run was started with {there}, and is resumed with {now}."
         message = f"{message} The result is that of a run without a stop up to rounding, not bit for bit."
         warnings.warn_explicit(
             message, UserWarning, "jacmatch", 0, registry=_WARNED
@@ -402,8 +402,8 @@ class Run:
         if part not in there:
             write_whole(self.path, INPUTS, encoded({**there, part: dict(here)}, INPUTS))
         elif changes := changed(there[part], here):
-            rule = f"The run in {self.path} must go on with the {part} that it was begun with."
-            do = "Bring back what it was begun with, or choose another --out."
+            rule = f"The run in {self.path} must be resumed with the {part} that it was started with."
+            do = "Restore the former inputs, or choose another --out."
             raise InputError(rule, got=f"changes in {changes}", do=do)
 
     @property
@@ -431,14 +431,14 @@ class Run:
             InputError: The run is unfinished, or the file is damaged.
         """
         if not self.finished:
-            do = "Run its command again with the same --out: it goes on where it stopped."
+            do = "Run its command again with the same --out to resume it."
             raise InputError(f"{self.path} must hold a finished run.", got=f"a run without {RESULT}", do=do)
         result = load(self.path / RESULT)
         try:
             check(result, self.job, self.version, self.settings)
         except InputError as error:
-            rule = f"{self.path / RESULT} must be what its job has written. {error}"
-            raise InputError(rule, do="It is damaged, or somebody has changed it: run the job anew.") from error
+            rule = f"{self.path / RESULT} must be unchanged since its job wrote it. {error}"
+            raise InputError(rule, do="It is damaged, or somebody has changed it: run the job again.") from error
         return result
 
     @property
@@ -566,7 +566,7 @@ def _entries(folder: Path) -> list[str]:
 def _existing_run(folder: Path, names: Sequence[str]) -> Run:
     """Return the run in a folder with these names, none of which leads elsewhere."""
     if _SETTINGS not in names:
-        raise _taken(folder, f"a folder that is no run and holds {names[0]!r}")
+        raise _taken(folder, f"a folder that is not a run and contains {names[0]!r}")
     with disk(folder, "read"):
         for name in _OWN:
             check_entry(folder, folder / name)
@@ -584,7 +584,7 @@ def _stored_run(folder: Path) -> Run:
 
 
 def _taken(folder: Path, got: str) -> InputError:
-    rule = f"The run folder {folder} (`--out`) must be new, empty, or hold this very run, unfinished."
+    rule = f"The run folder {folder} (`--out`) must be new, empty, or contain this run, unfinished."
     return InputError(rule, got=got, do="Choose another --out, or remove that one.")
 
 

@@ -137,7 +137,7 @@ def _arrays(
     j = np.full((len(x), len(outputs), len(inputs)), np.nan)
     for name in partials:
         if name not in entries:
-            rule = f"The column {name!r} of {source} must be dOUTPUT/dINPUT of columns that are there."
+            rule = f"The column {name!r} of {source} must be dOUTPUT/dINPUT of two existing columns."
             raise InputError(rule, got=f"outputs {', '.join(outputs[:8])}; inputs {', '.join(inputs[:8])}")
         k, i = entries[name]
         j[:, k, i] = _matrix(source, columns, [name], missing=True)[:, 0]

@@ -53,7 +53,7 @@ class Question:
     def __post_init__(self) -> None:
         if self.cotangents is not None and self.tangents is not None:
             raise InputError(
-                "`Question` must have `cotangents` (for vᵀJ) or `tangents` (for Jv), not both.", do="Ask twice."
+                "`Question` must have `cotangents` (for vᵀJ) or `tangents` (for Jv), not both.", do="Make two queries."
             )
 
 

@@ -31,8 +31,8 @@ from jacmatch.training.identity import as_before, host_state, set_host_state, st
 from jacmatch.training.state import State
 
 _STATE = "_extra_state"  # of an objective, on the CPU: no weight
-_ANEW = "Remove it to begin anew."
-_OTHER = "Bring back what it was begun with, or give the run another folder."
+_ANEW = "Remove it to start again."
+_OTHER = "Restore the former inputs, or give the run another folder."
 _MARK = b"\njacmatch sha256 "
 _END = len(_MARK) + 64  # letters of the digest
 _PARTS = (
@@ -51,7 +51,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
 def load(path: Path) -> dict[str, Any]:
     """Read the state that `save` wrote, to the CPU. No code in the file is run."""
-    rule = f"{path} must be a whole checkpoint of jacmatch."
+    rule = f"{path} must be a complete checkpoint of jacmatch."
     try:
         content = memoryview(read(path.parent, path))
         body, end = content[:-_END], bytes(content[-_END:])

@@ -116,7 +116,7 @@ class Training:
             _within("ema", self.ema, "in (0, 1)", 0 < self.ema < 1, do="Use None for no average.")
         if self.warmup > self.steps:
             rule = f"`warmup` of `Training` must not be longer than `steps`, {self.steps}."
-            raise InputError(rule, got=self.warmup, do="A tenth of the steps is plenty.")
+            raise InputError(rule, got=self.warmup, do="A tenth of the steps is usually enough.")
         if list(self.milestones) != sorted(set(self.milestones)) or not all(0 < m < 1 for m in self.milestones):
             rule = "`milestones` of `Training` must be ascending shares of the steps, each in (0, 1)."
             raise InputError(rule, got=self.milestones, do="Use for example (0.5, 0.75).")

@@ -197,22 +197,22 @@ def sharded(objective: nn.Module, ranks: ProcessGroup, device: torch.device) -> 
     from torch.distributed.fsdp import fully_shard  # slow to import
 
     if ranks.size == 1:
-        rule = "`shard` of `Training` must have several processes to share the weights between."
+        rule = "`shard` of `Training` needs several processes, over which the weights are sharded."
         raise InputError(rule, got="one", do="Start more (--devices N, or torchrun).")
     without_synchronized_statistics(objective)
     known = objective if isinstance(objective, Objective) else None
     engine = None if known is None else known.resolved_engine()
     if engine == "reverse":
         raise UnsupportedError(
-            "`shard` of `Training` cannot go with derivatives by the reverse engine: FSDP2 frees the weights of a "
-            "layer after its backward pass, and the second derivative needs them again. Use --probe random-inputs, "
-            "whose engine is then forward (or --engine differences), or leave `shard` out."
+            "`shard` of `Training` cannot be combined with derivatives by the reverse engine: FSDP2 frees the weights "
+            "of a layer after its backward pass, and the second derivative needs them again. Use --probe "
+            "random-inputs, whose engine is then forward (or --engine differences), or leave `shard` out."
         )
     weights = {} if known is None else known.loss_weights.weights
     if any(isinstance(weight, GradientShare) and weight for weight in weights.values()):
         raise UnsupportedError(
-            "`shard` of `Training` cannot go with a weight that is a `GradientShare`: to measure it, the gradient of "
-            "each term is needed whole. Give the weight itself (--jacobian-weight)."
+            "`shard` of `Training` cannot be combined with a weight that is a `GradientShare`: to measure a share, the "
+            "unsharded gradient of each term is needed. Use a fixed weight (--jacobian-weight)."
         )
     _, teacher = networks_of(objective)
     trained: Any = copy.deepcopy(objective, {id(teacher): teacher})
@@ -237,7 +237,9 @@ def check_shardable(settings: Training) -> None:
         "on_not_finite": settings.on_not_finite == "skip",
     }.items():
         if wrong:
-            raise UnsupportedError(f"`shard` of `Training` cannot go with `{name}`={getattr(settings, name)!r}.")
+            raise UnsupportedError(
+                f"`shard` of `Training` cannot be combined with `{name}`={getattr(settings, name)!r}."
+            )
 
 
 def gather(unit: Shared, objective: nn.Module) -> None:
@@ -306,7 +308,9 @@ def rank_and_size() -> tuple[int, int]:
     given = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (all(each.isdecimal() for each in given) and int(given[0]) < int(given[1])):
         rule = "The environment's RANK must be a whole number below WORLD_SIZE."
-        raise InputError(rule, got=f"{given[0]!r} and {given[1]!r}", do="torchrun sets both; else unset them.")
+        raise InputError(
+            rule, got=f"{given[0]!r} and {given[1]!r}", do="torchrun sets both. Without torchrun, unset both."
+        )
     return int(given[0]), int(given[1])
 
 
@@ -373,7 +377,7 @@ def _store(rank: int, size: int) -> distributed.Store:
         store = distributed.TCPStore(host, int(port), size, is_master=ours)  # type: ignore[attr-defined]
         return distributed.PrefixStore(f"jacmatch-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # type: ignore[attr-defined]
     except (KeyError, ValueError, RuntimeError) as error:
-        rule = "MASTER_ADDR and MASTER_PORT of the environment must say where the processes of this job meet."
+        rule = "MASTER_ADDR and MASTER_PORT must be the address at which the processes of this job meet."
         raise InputError(rule, got=f"{error}", do="Start them with torchrun.") from error
 
 

@@ -198,7 +198,7 @@ def test_a_fifth_of_a_file_without_a_test_part_is_held_out_and_inputs_may_have_a
         ("--teacher simulator:smooth --low 0 --high 1", "must take a batch"),
         (
             "--teacher simulator:still --low 0 0 --high 1 1",
-            "must be given where an output never varies",
+            "must be given if an output never varies",
         ),
         (f"--teacher simulator:smooth {BOX} --input-units 1 2 3", "must be one for each of the 2 inputs"),
         (f"--teacher simulator:smooth {BOX} --input-units -1", "--input-units` of `surrogate` must be positive"),
@@ -212,7 +212,7 @@ def test_a_fifth_of_a_file_without_a_test_part_is_held_out_and_inputs_may_have_a
         ),
         (f"--teacher simulator:smooth {BOX} --jacobian autograd", "must be differentiable by autograd"),
         (f"--teacher simulator:smoth {BOX}", "Nearest: smooth"),
-        (f"--teacher simulator:smooth {BOX} --sampling given", "must come together"),
+        (f"--teacher simulator:smooth {BOX} --sampling given", "must be given together"),
         ("--teacher simulator:smooth --sampling given --points none.npy", "must be an .npy file"),
         ("--teacher simulator:smooth --sampling given --points huge.npy", "must be an .npy file"),
         ("--teacher simulator:smooth --sampling given --points grid.npy --low 0", "must be left out with `--points`"),
@@ -384,7 +384,7 @@ def test_a_stopped_run_does_not_go_on_with_other_points(changing, undrawn, capsy
     does(f"{command} --max-steps 1")
     np.save("grid.npy", GRID[::-1])
     does(command, code=2)
-    assert "must go on with the points that it was begun with. Got changes in x (" in capsys.readouterr().err
+    assert "must be resumed with the points that it was started with. Got changes in x (" in capsys.readouterr().err
 
 
 def test_points_of_another_function_are_not_taken(folder, tmp_path):
@@ -413,7 +413,7 @@ def test_a_gaussian_process_is_a_model_of_its_own(folder, undrawn, monkeypatch, 
     x = torch.from_numpy(test["x"])
     assert student(x).numpy() == pytest.approx(test["y"], abs=0.02)
     does(f"{command} --solver adam --out other", code=2)
-    assert "`--model gp` of `surrogate` has no network" in capsys.readouterr().err
+    assert "`--model gp` of `surrogate` takes no options of a network" in capsys.readouterr().err
     monkeypatch.setattr(command_module, "LARGEST", 10)
     does(f"{command} --out other", code=2)
     assert "`--model gp` of `surrogate` takes up to 10 values and partials" in capsys.readouterr().err

@@ -171,7 +171,7 @@ def _stored(run: Run, order: list[Cell]) -> list[dict[str, Any]]:
     for file in run.path.glob("cells/*/*/*/result.json"):
         cell = Run.open(inside(run.path, file.parent))
         if cell.identity != run.inputs_digest:
-            rule = f"The cells of {run.path} must all be of the data, the code and the teacher that it was begun with."
+            rule = f"The cells of {run.path} must have the data, code and teacher that the run was started with."
             raise InputError(rule, got=f"others in {file.parent}", do="Remove that cell, or choose another --out.")
         result = cell.result
         entry = {key: result[key] for key in ("row", "column", "seed")}

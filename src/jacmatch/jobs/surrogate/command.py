@@ -213,7 +213,7 @@ class Surrogate(SurrogateFields):
         reason = next((f"{name} is of the training loop" for name, needed in needs.items() if needed), None)
         if self.model == "gp":
             if reason or self.solver != "auto":
-                rule = "`--model gp` of `surrogate` has no network and no solver of one."
+                rule = "`--model gp` of `surrogate` takes no options of a network or its solver."
                 raise InputError(rule, got=reason or f"--solver {self.solver}", do="Leave it out.")
             return "gp", "as set"
         if samples.u is not None and (reason or self.solver == "adam"):
@@ -361,7 +361,7 @@ class Surrogate(SurrogateFields):
     def _parts(self, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Rows for training, and those held out for the curves over the steps."""
         if not (0 <= self.validation < 1 or float(self.validation).is_integer()):
-            raise InputError("`--validation` must be a share below 1 or a whole number.", got=self.validation)
+            raise InputError("`--validation` must be a fraction below 1, or a whole number.", got=self.validation)
         if not self.validation:
             return torch.arange(len(y)), torch.arange(0)
         return split_validation(y, self.validation if self.validation < 1 else int(self.validation), seed)

@@ -101,7 +101,7 @@ class SurrogateFields(TrainingFields):
             rule = "`--samples` of `surrogate` must be ascending numbers of at least 4."
             raise InputError(rule, got=" ".join(map(str, self.samples)))
         if (self.sampling == "given") != (self.points is not None):
-            rule = "`--sampling given` and `--points FILE.npy` of `surrogate` must come together."
+            rule = "`--sampling given` and `--points FILE.npy` of `surrogate` must be given together."
             raise InputError(rule, got=f"--sampling {self.sampling}, --points {self.points}")
         if self.points is not None and (self.low or self.high or self.inputs):
             rule = "`--low`, `--high` and `--inputs` of `surrogate` must be left out with `--points`."

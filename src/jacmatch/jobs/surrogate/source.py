@@ -213,7 +213,7 @@ def _units(kind: str, given: tuple[float, ...], spread: Tensor | None) -> Tensor
         return None
     if not bool((spread > 0).all()):
         still = ", ".join(str(number) for number in torch.nonzero(spread.flatten() <= 0)[:8, 0].tolist())
-        rule = f"{flag} must be given where an {kind} never varies: its unit cannot be seen."
+        rule = f"{flag} must be given if an {kind} never varies: its unit is then unknown."
         raise InputError(
             rule, got=f"{kind} {still}", do=f"Give a typical change of each {kind}, or leave that one out."
         )
@@ -225,7 +225,7 @@ def _resolved(x: Tensor, units: Tensor) -> None:
     lost = x.abs().amax(0) * torch.finfo(torch.float32).eps >= 1e-3 * units
     if bool(lost.any()):
         number = int(lost.flatten().int().argmax())
-        rule = "Inputs of `surrogate` must change by more than float32 can tell."
+        rule = "Inputs of `surrogate` must vary by more than the rounding errors of float32."
         got = f"input {number}: up to {float(x.abs().amax(0).flatten()[number]):.9g}, in units of "
         do = "Give the function an input that begins near 0, and add the rest inside it."
         raise InputError(rule, got=f"{got}{float(units.flatten()[number]):.3g}", do=do)
@@ -338,7 +338,7 @@ def _samples(
 def _enough(job: SurrogateFields, there: int | None) -> None:
     most = max(job.samples, default=16 if job.smoke else 4)
     if there is not None and most > there:
-        rule = f"`--samples` of `surrogate` must be at most the {there} training points there are."
+        rule = f"`--samples` of `surrogate` must be at most {there}, the number of training points."
         raise InputError(rule, got=most)
 
 

@@ -40,8 +40,8 @@ def of_teacher(teacher: Teacher) -> dict[str, str]:
         return parts
     if not isinstance(teacher, ModuleTeacher):
         raise UnsupportedError(
-            f"A cache must know whose answers it has, and a {type(teacher).__name__} has no weights that identify it. "
-            "Use a network, as ModuleTeacher."
+            f"A cache identifies its teacher by the weights, and a {type(teacher).__name__} has none. "
+            "Use a network, in a ModuleTeacher."
         )
     module, state = teacher.module, teacher.module.state_dict()
     scaling = [name for name in state if name.rpartition(".")[2] in ("mean", "std")]

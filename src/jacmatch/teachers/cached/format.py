@@ -45,7 +45,7 @@ TYPES: Final = {
     "int64": torch.int64,
 }
 FIELDS: Final = ("ids", "outputs", "values", "products", "outputs_alone", "input_sums", "direction_sums")
-_FULL: Final = "Free some space and run the same command again: it goes on."
+_FULL: Final = "Free some space and run the same command again to resume."
 _REMEDIES: Final = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL}
 
 
@@ -144,7 +144,7 @@ def read_head(folder: Path) -> Head:
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        do = "It is damaged: copy it again, or build the cache anew."
+        do = "It is damaged: copy it again, or build the cache again."
         raise InputError(f"{file} must describe a cache.", got=f"{type(error).__name__}: {error}", do=do) from error
 
 

@@ -249,7 +249,7 @@ class CachedTeacher:
             raise InputError(
                 f"The cache {folder} must be finished.",
                 got=f"{', '.join(missing[:_LISTED])}{more} missing",
-                do="Run its `jacmatch cache build` again: it goes on.",
+                do="Run its `jacmatch cache build` again to finish it.",
             )
 
     def _is_of(self, expected: Mapping[str, str]) -> None:
@@ -276,7 +276,7 @@ class CachedTeacher:
         view = 0 if self.head.constant else int(question.draw or 0)
         if not 0 <= view < self.head.views:
             do = f"Train with --views {self.head.views}, or build a longer cache."
-            rule = f"`draw` of a question to {self.shards.folder} must be below {self.head.views}, the views it has."
+            rule = f"`draw` of a query to {self.shards.folder} must be below {self.head.views}, its number of views."
             raise InputError(rule, got=view, do=do)
         rows = self.shards.read(view, question.ids)
         self._same("input", x, rows["input_sums"], question, view)
@@ -298,7 +298,7 @@ class CachedTeacher:
         if question.layers or question.readout.layers:
             raise UnsupportedError("CachedTeacher has outputs only. Use a readout of the outputs, or a live teacher.")
         if question.ids is None or (question.draw is None and not self.head.constant):
-            rule = "A question to `CachedTeacher` must have `ids` and `draw`, which identify its entries."
+            rule = "A query to `CachedTeacher` must have `ids` and `draw`, which identify its entries."
             do = "Call the objective with ids= (rows of the training split) and draw= (the view)."
             raise InputError(rule, got=f"ids {'missing' if question.ids is None else 'given'}", do=do)
         if question.arguments is not None:
@@ -312,12 +312,12 @@ class CachedTeacher:
         apart = differences(there, here)
         if apart:
             do = "Build a cache for this query, or pass the query that the cache was built for."
-            raise InputError(f"A question to {self.shards.folder} must be the stored one.", got=apart, do=do)
+            raise InputError(f"A query to the cache {self.shards.folder} must be the stored one.", got=apart, do=do)
 
     def _same(self, what: str, given: Tensor, stored: Tensor, question: Question, view: int) -> None:
         """Refuse inputs or directions other than the stored ones."""
         if len(given) != len(stored):
-            rule = f"A question to `CachedTeacher` must have one {what} for each of the {len(stored)} ids."
+            rule = f"A query to `CachedTeacher` must have one {what} for each of the {len(stored)} ids."
             raise InputError(rule, got=len(given))
         wrong = unlike(given, stored)
         if bool(wrong.any()):
