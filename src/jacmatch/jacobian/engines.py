@@ -4,6 +4,7 @@
 in one dual pass, without double backward. *differences* needs values only.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,8 @@ from jacmatch.jacobian.modules import is_trainable, twice_differentiable
 from jacmatch.jacobian.readouts import parts_of
 from jacmatch.jacobian.rules import op_replacements
 from jacmatch.jacobian.rules.base import applied, toward_input
+
+_levels = threading.RLock()
 
 
 def graph_nodes(*results: Tensor, before: Tensor | None = None) -> Iterator[Any]:
@@ -251,7 +254,8 @@ def forward_jvp(function: Function, x: Tensor, tangents: Tensor) -> Products:
     def one(v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
         return torch.func.jvp(on_copies, (x,), (v.to(x.dtype),), has_aux=True, strict=True)  # type: ignore[return-value]
 
-    with twice_differentiable(function.module, function.batch_norm, statistics=True, forward=True):
+    # PyTorch has the levels of forward mode once for the process: another thread's would end with this one
+    with _levels, twice_differentiable(function.module, function.batch_norm, statistics=True, forward=True):
         try:
             if len(tangents) == 1:
                 values, single, (outputs, features, written) = one(tangents[0])

@@ -23,6 +23,7 @@ from jacmatch.jacobian.arguments import Arguments
 from jacmatch.jacobian.callables import buffers_in_training, preserved_buffers
 from jacmatch.jacobian.rules import op_replacements
 from jacmatch.jacobian.rules.aten_kernels import right_derivatives
+from jacmatch.jacobian.rules.base import shared
 from jacmatch.jacobian.rules.batch_norm import Statistics
 from jacmatch.jacobian.rules.recomputation import recomputed_in
 
@@ -91,9 +92,9 @@ def twice_differentiable(
     with ExitStack() as stack:
         frozen = Statistics() if batch_norm == "frozen" else None
         stack.enter_context(recomputed_in(again, forward=forward))
-        stack.enter_context(_no_fused_encoder())
+        stack.enter_context(shared("encoder", _no_fused_encoder))
         if not plain:
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(shared("attention", partial(sdpa_kernel, SDPBackend.MATH)))
         stack.enter_context(right_derivatives(frozen, first_order=plain))
         stack.enter_context(
             op_replacements.once()
@@ -103,9 +104,9 @@ def twice_differentiable(
         # The optimizing executor of TorchScript differentiates fused operations by its own formulas.
         stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
         # Compiled code has no second derivative.
-        stack.enter_context(_uncompiled())
+        stack.enter_context(uncompiled())
         if any(isinstance(layer, nn.RNNBase | nn.RNNCellBase) for layer in layers):
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            stack.enter_context(shared("cudnn", partial(torch.backends.cudnn.flags, enabled=False)))
         yield frozen
 
 
@@ -120,10 +121,10 @@ def _recomputed(module: Module, *settings: Any, **named: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _uncompiled() -> Iterator[None]:
+def uncompiled() -> Iterator[None]:
     """Run compiled parts eagerly."""
     if not torch.compiler.is_compiling() and "torch._dynamo" in sys.modules:
-        with torch.compiler.set_stance("force_eager"):
+        with shared("compiler", partial(torch.compiler.set_stance, "force_eager")):
             yield
     else:
         yield

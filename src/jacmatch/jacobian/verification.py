@@ -9,7 +9,7 @@ A verdict holds for one signature: the networks that the function uses with all 
 readout, BatchNorm policy, shape of a sample, type, device, and whether gradients are on.
 """
 
-import sys
+import threading
 import warnings
 import weakref
 from collections import OrderedDict
@@ -40,6 +40,7 @@ from jacmatch.jacobian.finite_differences import (
     replayed_values,
 )
 from jacmatch.jacobian.function import Function
+from jacmatch.jacobian.modules import uncompiled
 from jacmatch.jacobian.readouts import Context
 
 JVP_ENGINES = ("forward", "reverse", "differences")
@@ -132,7 +133,7 @@ class _Memory:
         return entry[1].setdefault(signature, {})
 
 
-_memory = _Memory()
+_memory, _verifying = _Memory(), threading.RLock()
 
 
 @contextmanager
@@ -283,11 +284,16 @@ def _verdicts(function: Function, x: Tensor, names: tuple[str, ...], count: int)
     verdicts: dict[str, Verdict] = {}
     comparison: Comparison | None = None
     for name in names:
-        if name not in known:
-            known[name] = UNKNOWN
-            with isolated(x), suppress(Exception):  # a function may raise anything on inputs that are not the user's
-                comparison = comparison or comparison_of(function, x, count=count)
-                known[name] = comparison.verdict(name)
+        with _verifying:  # another thread waits for the verdict
+            if name not in known:
+                verdict = UNKNOWN
+                with (
+                    isolated(x),
+                    suppress(Exception),
+                ):  # a function may raise anything on inputs that are not the user's
+                    comparison = comparison or comparison_of(function, x, count=count)
+                    verdict = comparison.verdict(name)
+                known[name] = verdict
         verdicts[name] = known[name]
         if known[name].state == "right":
             break
@@ -309,11 +315,13 @@ def _stored(function: Function, x: Tensor, name: Any, find: Callable[[], bool]) 
     if not _enabled.get() or not _can_be_verified(function, x):
         return None
     known = _memory.of(function, _signature(function, x, 1))
-    if name not in known:
-        known[name] = None
-        if not _is_distributed(function):
-            with isolated(x), suppress(Exception):  # as above
-                known[name] = find()
+    with _verifying:
+        if name not in known:
+            found = None
+            if not _is_distributed(function):
+                with isolated(x), suppress(Exception):  # as above
+                    found = find()
+            known[name] = found
     value: bool | None = known[name]
     return value
 
@@ -326,8 +334,7 @@ def isolated(x: Tensor) -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings())
         stack.enter_context(unverified())
         stack.enter_context(torch.autocast(x.device.type, enabled=False))
-        if "torch._dynamo" in sys.modules:  # compiled parts run eagerly
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(uncompiled())
         warnings.simplefilter("ignore")
         yield
 

@@ -8,8 +8,9 @@ dual pass (`in_dual_pass`, `parts_of`, `joined`) the dual numbers are taken apar
 tangent from ordinary tensors below `torch.func`, and its two results are one dual number again.
 """
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -23,20 +24,53 @@ from torch.autograd import forward_ad
 Pair = tuple[Tensor, Tensor]
 
 
-class Toward:
-    """Whether the backward pass that runs is one by the input."""
+_TOWARD = "jacmatch-toward-input"
 
-    input = False
+
+class _Toward:
+    """Whether the backward pass that runs is one by the input: in this thread, or in the thread of a GPU for it."""
+
+    @property
+    def input(self) -> bool:
+        """Read the flag; autograd hands these objects on to its own threads."""
+        return torch._C._is_key_in_tls(_TOWARD) and bool(torch._C._get_obj_in_tls(_TOWARD))  # type: ignore[attr-defined]
+
+
+Toward = _Toward()
 
 
 @contextmanager
 def toward_input() -> Iterator[None]:
     """Context in which backward passes compute gradients of the input only: rules return none for parameters."""
-    before, Toward.input = Toward.input, True
+    before = Toward.input
+    torch._C._stash_obj_in_tls(_TOWARD, True)
     try:
         yield
     finally:
-        Toward.input = before
+        torch._C._stash_obj_in_tls(_TOWARD, before)
+
+
+_lock = threading.RLock()
+_running: dict[str, tuple[int, ExitStack]] = {}
+
+
+@contextmanager
+def shared(name: str, make: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Enter `make()`, which sets a switch of the whole process, with the first thread, and leave it with the last."""
+    with _lock:
+        count, stack = _running.get(name) or (0, ExitStack())
+        if not count:
+            stack.enter_context(make())
+        _running[name] = count + 1, stack
+    try:
+        yield
+    finally:
+        with _lock:
+            count, stack = _running.pop(name)
+            if count > 1:
+                _running[name] = count - 1, stack
+            else:
+                stack.close()
 
 
 def applied(function: type[torch.autograd.Function], *arguments: Any) -> Any:

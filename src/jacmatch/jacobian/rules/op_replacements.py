@@ -18,6 +18,7 @@ from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian.rules import aten_kernels
 from jacmatch.jacobian.rules.activation import gelu, relu
 from jacmatch.jacobian.rules.attention import attention, traced_attention
+from jacmatch.jacobian.rules.base import shared
 from jacmatch.jacobian.rules.batch_norm import Statistics, batch_norm, traced_batch_norm
 from jacmatch.jacobian.rules.convolution import convolution
 from jacmatch.jacobian.rules.layer_norm import layer_norm
@@ -96,7 +97,7 @@ def _unfused(func: Rule) -> Rule:
     """The recurrent layer without oneDNN, whose LSTM has no forward-mode derivative."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        with _no_onednn():
+        with shared("onednn", _no_onednn):
             return func(*args, **kwargs)
 
     return call
