@@ -33,7 +33,7 @@ class _Toward:
     @property
     def input(self) -> bool:
         """Read the flag; autograd hands these objects on to its own threads."""
-        return torch._C._is_key_in_tls(_TOWARD) and bool(torch._C._get_obj_in_tls(_TOWARD))  # type: ignore[attr-defined]
+        return torch._C._is_key_in_tls(_TOWARD) and bool(torch._C._get_obj_in_tls(_TOWARD))
 
 
 Toward = _Toward()
