@@ -1,5 +1,6 @@
-"""Passes in several threads at once: each is right, and leaves the switches of the process as they were."""
+"""Passes in several threads at once, and with another default device: each is right, and leaves all switches alone."""
 
+import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +9,7 @@ import torch
 import torch._dynamo
 from torch import nn
 
-from jacmatch import UnsupportedError, jvp, vjp
+from jacmatch import Distillation, UnsupportedError, jvp, vjp
 from jacmatch.jacobian.modules import twice_differentiable
 from jacmatch.jacobian.rules.base import Toward, toward_input
 
@@ -77,8 +78,8 @@ def test_threads_at_once_get_the_products_of_one(way):
     modules = [Meeting(barrier).double() for _ in range(2)]
     expected = results(Meeting(threading.Barrier(1)).double())
     with ThreadPoolExecutor(2) as threads:
-        for found in threads.map(results, modules):
-            for each, right in zip(found, expected, strict=True):
+        for result in threads.map(results, modules):
+            for each, right in zip(result, expected, strict=True):
                 torch.testing.assert_close(each, right)
 
 
@@ -119,3 +120,16 @@ def test_a_thread_waits_for_the_verdict_of_another():
         for each in (first, second):
             with pytest.raises(UnsupportedError, match="Jv by engine 'forward' of this module is wrong"):
                 each.result()
+
+
+def test_another_default_device_switches_no_check_off():
+    """On it, random numbers of a generator on the CPU cannot be drawn."""
+    module, x = nn.Linear(3, 3).double(), torch.randn(4, 3, dtype=torch.float64)
+    torch.set_default_device("meta")
+    try:
+        with pytest.raises(UnsupportedError, match="Jv by engine 'forward' of this module is wrong"):
+            jvp(lambda z: Truncated.apply(module(z)), x, x, engine="forward")
+        terms = Distillation(module, copy.deepcopy(module), labels=0, jacobians=1.0)(x)
+    finally:
+        torch.set_default_device(None)
+    assert terms["loss"] == 0

@@ -334,4 +334,4 @@ def _move_randomly(*networks: nn.Module) -> None:
 def _random_move(parameter: Tensor, generator: torch.Generator) -> Tensor:
     """Return a random direction of the size of the parameter, and a little more for those that are zero."""
     size = parameter.detach().square().mean().sqrt() + 1e-3
-    return torch.randn(parameter.shape, generator=generator).to(parameter) * size
+    return torch.randn(parameter.shape, generator=generator, device="cpu").to(parameter) * size

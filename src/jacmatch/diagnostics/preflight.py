@@ -268,14 +268,14 @@ def _of_teacher(teacher: Any, batch: Batch, *, by_output: bool) -> list[Finding]
 def _error_of_products(teacher: Teacher, x: Tensor, *, by_output: bool) -> float | None:
     """Return the relative error of a teacher's own products; None where differences of its outputs are too rough."""
     generator = torch.Generator().manual_seed(0)
-    v = torch.randn(x.shape, generator=generator).to(x)
+    v = torch.randn(x.shape, generator=generator, device="cpu").to(x)
     jv, error = derivative_along(lambda t: teacher.answer(x + t * v, Question()).outputs, False, x.dtype)
     if error > _SURE:
         return None
     if not by_output:
         products = teacher.answer(x, Question(tangents=v[None])).products
         return None if products is None else relative_difference(products[0], jv)
-    u = torch.randn(jv.shape, generator=generator).to(jv)
+    u = torch.randn(jv.shape, generator=generator, device="cpu").to(jv)
     products = teacher.answer(x, Question(cotangents=u[None])).products
     if products is None:
         return None

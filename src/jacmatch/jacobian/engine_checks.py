@@ -226,7 +226,7 @@ def _judge_gradient(
     # a missing part may happen to be small along one direction; for a large network two take too long
     several = not reference.single and sum(q.numel() for q in parameters) <= MANY_PARAMETERS
     for _ in range(1 + several):
-        moves = [torch.randn(q.shape, generator=generator).to(q) * _step(q) for q in parameters]
+        moves = [torch.randn(q.shape, generator=generator, device="cpu").to(q) * _step(q) for q in parameters]
         expected, size = _derivative(gradients, moves)
         penalty_at = _penalties(engine, parameters, moves, reference)
         if reference.single:
@@ -268,8 +268,8 @@ def _judge_gradient_of_zero(
     if not parameters:
         return None
     generator = torch.Generator().manual_seed(1)
-    weights = torch.randn(exact.products.shape, generator=generator).to(exact.products)
-    moves = [torch.randn(q.shape, generator=generator).to(q) * _step(q) for q in parameters]
+    weights = torch.randn(exact.products.shape, generator=generator, device="cpu").to(exact.products)
+    moves = [torch.randn(q.shape, generator=generator, device="cpu").to(q) * _step(q) for q in parameters]
     expected, _ = _derivative(parameter_gradients((exact.products * weights).sum(), parameters), moves)
     if not reference.fine or abs(expected) <= _STILL * _scale(exact):
         return None

@@ -195,7 +195,7 @@ class Reference:
         """
         generator = generator.clone_state()
         scale = float(x.double().square().mean().sqrt()) or 1.0
-        direction = torch.randn(x.shape, generator=generator).to(x.device, torch.float64) * scale
+        direction = torch.randn(x.shape, generator=generator, device="cpu").to(x.device, torch.float64) * scale
         with torch.no_grad():
             exact, z, values_at, values = evaluated(function, x)
             fine = single or _is_fine(values_at, z, values, direction)
@@ -206,7 +206,7 @@ class Reference:
                 products, error = (values_at(z + SMALLEST_STEP * direction) - values) / SMALLEST_STEP, 0.0
             else:
                 products, error = derivative_along(lambda t: values_at(z + t * direction), fine, z.dtype)
-        rows = torch.randn((1, *values.shape), generator=generator).to(z)
+        rows = torch.randn((1, *values.shape), generator=generator, device="cpu").to(z)
         factors = torch.tensor([1.0, -0.5], dtype=z.dtype, device=z.device)[: min(count, 2)]
         tangents, several = (factors.view(-1, *[1] * y.dim()) * y for y in (direction, products))
         least = 1e-8 if fine else 10 * torch.finfo(z.dtype).eps

@@ -165,7 +165,9 @@ def _keys(caller: str, purpose: int, seed: int, ids: Int[Tensor, "batch"], draw:
         if not -(1 << 63) <= value < 1 << 63:
             raise InputError(f"`{name}` of `{caller}` must be a signed 64-bit integer.", got=value)
     # 0-d tensors on the CPU, not Python integers: under torch.compile a new draw then needs no new graph.
-    of_run, of_purpose, of_draw = (torch.full((), value, dtype=torch.int64) for value in (seed, purpose, draw))
+    of_run, of_purpose, of_draw = (
+        torch.full((), value, dtype=torch.int64, device="cpu") for value in (seed, purpose, draw)
+    )
     return _output(_output(_output(of_run, of_purpose), of_draw), ids)
 
 

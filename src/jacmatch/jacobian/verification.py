@@ -58,7 +58,7 @@ class Comparison:
         generator = torch.Generator().manual_seed(seed)
         # Equal pixels tie in max pooling and lie on kinks of ReLU, where no derivative exists: move away from them.
         size = self.x.square().mean().sqrt()
-        self.x = self.x + 1e-3 * size * torch.randn(self.x.shape, generator=generator).to(self.x)
+        self.x = self.x + 1e-3 * size * torch.randn(self.x.shape, generator=generator, device="cpu").to(self.x)
         self.generator, self.count = generator, count
         self.single = Reference.of(self.function, self.x, generator, count=count, single=True)
 
@@ -317,11 +317,11 @@ def _stored(function: Function, x: Tensor, name: Any, find: Callable[[], bool]) 
     known = _memory.of(function, _signature(function, x, 1))
     with _verifying:
         if name not in known:
-            found = None
+            result = None
             if not _is_distributed(function):
                 with isolated(x), suppress(Exception):  # as above
-                    found = find()
-            known[name] = found
+                    result = find()
+            known[name] = result
     value: bool | None = known[name]
     return value
 
