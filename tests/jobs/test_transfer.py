@@ -19,7 +19,8 @@ from jacmatch.jobs.layer_pairs import chosen_pairs, layers_by_resolution, named_
 from jacmatch.jobs.networks import Weights
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.study import Cell
-from jacmatch.jobs.transfer import METHODS, PAPER, RECIPES, _not_converged, _useless_probe, loss_falls
+from jacmatch.jobs.transfer import METHODS, PAPER, RECIPES
+from jacmatch.jobs.transfer_results import loss_falls, not_converged, useless_probe
 from jacmatch.losses import hinton_kl
 from jacmatch.models import Resized, build, save_weights
 from jacmatch.runs import Run
@@ -435,20 +436,20 @@ def test_the_fall_of_a_loss_compares_the_end_with_the_middle_and_the_start():
 
 def test_a_probe_that_is_no_better_than_labels_is_a_note():
     rows = {"mixup": {"accuracy": {"mean": 0.8}}}
-    (note,) = _useless_probe(rows, [0.7, 0.8])
+    (note,) = useless_probe(rows, [0.7, 0.8])
     assert note.startswith("The probed teacher has 75.0% accuracy, no more than a student from labels alone (80.0%)")
-    assert _useless_probe(rows, [0.7, 0.95]) == _useless_probe(rows, []) == _useless_probe({}, [0.1]) == []
+    assert useless_probe(rows, [0.7, 0.95]) == useless_probe(rows, []) == useless_probe({}, [0.1]) == []
 
 
 def test_a_run_that_has_not_converged_says_so(tmp_path):
     run = Run.create(tmp_path / "run", "transfer", {}, "0.1.0")
     curves = {"mixup": (1.0, 1.0, 0.5), "adapt": (1.0, 0.5, 0.45), "lwf": (1.0, 0.85, 0.8)}
-    cells = [Cell(0, method, method, Training(), None) for method in curves]
+    cells = [Cell(0, method, METHODS[method], Training(), None) for method in curves]
     for cell, losses in zip(cells, curves.values(), strict=True):
         child = cell.folder(run)
         for step in range(1, 101):
             child.log({"step": step, "loss": 1.0, "labels": losses[(step > 25) + (step > 75)]})
-    assert _not_converged(run, [(cell, {"steps": 100}) for cell in cells]) == [
+    assert not_converged(run, [(cell, {"steps": 100}) for cell in cells]) == [
         "labels, mixed pairs has not converged: its loss fell by 50% in the end. Give more --steps.",
         "LwF: labels + outputs has not converged: its loss fell by only 20% in all. Give more --steps.",
     ]

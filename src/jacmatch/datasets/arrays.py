@@ -58,7 +58,12 @@ def from_arrays(name: str, arrays: Mapping[str, object]) -> Data:
 
 def from_splits(name: str, train: Split, test: Split) -> Data:
     """Return the data set of two splits, each of which has been checked."""
-    _check_alike(name, train, test)
+    for key, a, b in (("x", train.x, test.x), ("y", train.y, test.y)):
+        if (a.dtype, a.shape[1:]) != (b.dtype, b.shape[1:]):
+            got = f"{_described(a)} and {_described(b)}"
+            raise InputError(
+                f"`{key}_train` and `{key}_test` of {name} must have one type and one shape per row.", got=got
+            )
     classes = None if train.y.is_floating_point() else _count_classes(name, train.y, test.y)
     outputs = train.y.shape[1] if classes is None else classes
     mean, std = statistics(train)
@@ -137,18 +142,7 @@ def _inputs(value: object, what: str) -> _Inputs:
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         do = "Convert images 0–255 with .astype(np.uint8), other numbers with .astype(np.float32)."
         raise InputError(f"{what} must have the type uint8 or a float type.", got=array.dtype, do=do)
-    _check_layout(array, what)
-    if array.dtype == np.uint8:
-        return torch.from_numpy(np.require(array, requirements=("C", "W")))
-    x = _floats(array, what)
-    if x.ndim == 4 and 1 < float(x.max()) <= 255 and float(x.min()) >= 0 and bool((x == x.round()).all()):
-        do = "Convert with .astype(np.uint8), or divide by 255."
-        raise InputError(f"{what}: float images must have pixels in [0, 1].", got="whole numbers up to 255", do=do)
-    return x
-
-
-def _check_layout(array: _Array, what: str) -> None:
-    """Refuse all but images (N, C, H, W) and vectors (N, D), and name the layout of other libraries."""
+    # Refuse all but images (N, C, H, W) and vectors (N, D), and name the layout of other libraries.
     rule, shape = f"{what} must be images (N, C, H, W) or vectors (N, D).", array.shape
     if array.ndim == 3:
         raise InputError(rule, got=f"shape {shape}", do="Give gray images a channel: x[:, None].")
@@ -157,6 +151,13 @@ def _check_layout(array: _Array, what: str) -> None:
     if array.ndim == 4 and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4) and min(shape[1:3]) > 4:
         got = f"shape {shape}, which looks like (N, H, W, C)"
         raise InputError(rule, got=got, do="Put the channels first: x.transpose(0, 3, 1, 2).")
+    if array.dtype == np.uint8:
+        return torch.from_numpy(np.require(array, requirements=("C", "W")))
+    x = _floats(array, what)
+    if x.ndim == 4 and 1 < float(x.max()) <= 255 and float(x.min()) >= 0 and bool((x == x.round()).all()):
+        do = "Convert with .astype(np.uint8), or divide by 255."
+        raise InputError(f"{what}: float images must have pixels in [0, 1].", got="whole numbers up to 255", do=do)
+    return x
 
 
 def _floats(array: _Array, what: str, *, gaps: bool = False) -> Float32[Tensor, "..."]:
@@ -195,15 +196,6 @@ def _targets(value: object, what: str) -> _Targets:
     elif array.ndim == 2:
         do = "Use y[:, 0]." if array.shape[1] == 1 else "Convert one-hot rows with y.argmax(axis=1)."
     raise InputError(rule, got=got, do=do)
-
-
-def _check_alike(name: str, train: Split, test: Split) -> None:
-    for key, a, b in (("x", train.x, test.x), ("y", train.y, test.y)):
-        if (a.dtype, a.shape[1:]) != (b.dtype, b.shape[1:]):
-            got = f"{_described(a)} and {_described(b)}"
-            raise InputError(
-                f"`{key}_train` and `{key}_test` of {name} must have one type and one shape per row.", got=got
-            )
 
 
 def _described(tensor: Tensor | Streamed) -> str:

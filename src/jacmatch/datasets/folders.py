@@ -58,7 +58,15 @@ def listed(folder: Path) -> tuple[list[str], list[tuple[Path, str]], list[tuple[
     """Return the classes, and the (file, class) pairs of the training and of the test part, which may be empty."""
     classes, train_files = _list(folder / "train")
     if not is_dir(folder / "test"):
-        _check_no_other_split(folder)
+        # Refuse a held-out part under another name.
+        others = [
+            path.name
+            for path in _visible(folder)
+            if is_dir(path) and path.name.lower() in ("val", "valid", "validation")
+        ]
+        if others:
+            rule = f"The held-out part of {folder} must be called `test`."
+            raise InputError(rule, got=others[0], do="Rename it, or move it away to have a fifth of `train` held out.")
         return classes, train_files, []
     test_classes, test_files = _list(folder / "test")
     for name in test_classes:
@@ -109,16 +117,6 @@ def is_hidden(name: str) -> bool:
 def _some_names(folder: Path) -> str:
     names = [path.name for path in _visible(folder)]
     return ", ".join(names[:5]) + (" …" if len(names) > 5 else "") if names else "an empty folder"
-
-
-def _check_no_other_split(folder: Path) -> None:
-    """Refuse a held-out part under another name."""
-    others = [
-        path.name for path in _visible(folder) if is_dir(path) and path.name.lower() in ("val", "valid", "validation")
-    ]
-    if others:
-        rule = f"The held-out part of {folder} must be called `test`."
-        raise InputError(rule, got=others[0], do="Rename it, or move it away to have a fifth of `train` held out.")
 
 
 def _read(paths: list[Path], size: int | None, name: str) -> UInt8[np.ndarray, "sample channel row column"]:

@@ -16,7 +16,7 @@ from jacmatch.jobs import networks
 from jacmatch.jobs.data import load
 from jacmatch.jobs.networks import same_inputs
 from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.settings import TrainingFields, positive
+from jacmatch.jobs.settings import TrainingFields, flag, positive
 from jacmatch.jobs.study import (
     NO_AGREEMENT,
     Cell,
@@ -196,12 +196,12 @@ class Robust(TrainingFields):
         if self.probes > 1 and self.probe in {"every-row", *_ONE_PASS}:
             raise InputError(f"`--probes` of `robust` must be 1 with --probe {self.probe}.", got=self.probes)
         for name in ("penalty_weight", "noise_augment", "noise_levels"):
-            given, flag = getattr(self, name), f"`--{name.replace('_', '-')}` of `robust`"
+            given, what = getattr(self, name), f"`{flag(name)}` of `robust`"
             if len(set(given)) < len(given):
-                raise InputError(f"The values of {flag} must all be different.", got=" ".join(map(str, given)))
+                raise InputError(f"The values of {what} must all be different.", got=" ".join(map(str, given)))
             least = 0 if name == "penalty_weight" else 1e-12
             if not all(least <= value < float("inf") for value in given):
-                rule = f"{flag} must be {'at least 0' if not least else 'positive'} and finite."
+                rule = f"{what} must be {'at least 0' if not least else 'positive'} and finite."
                 raise InputError(rule, got=" ".join(map(str, given)))
 
     def variants(self, data: Data) -> list[Variant]:

@@ -144,11 +144,16 @@ def claimed_folder(job: str) -> Path:
                 return path
 
 
-def positive(job: str, **numbers: int) -> None:
-    """Refuse numbers below 1, with the name of the flag."""
+def flag(name: str) -> str:
+    """Return the flag of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+def positive(job: str, **numbers: int | None) -> None:
+    """Refuse numbers below 1, with the name of the flag; None is a number that is not given."""
     for name, number in numbers.items():
-        if number < 1:
-            raise InputError(f"`--{name.replace('_', '-')}` of `{job}` must be at least 1.", got=number)
+        if number is not None and number < 1:
+            raise InputError(f"`{flag(name)}` of `{job}` must be at least 1.", got=number)
 
 
 _NEVER = (

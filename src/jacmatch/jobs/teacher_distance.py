@@ -1,6 +1,5 @@
 """The distance of a student from a pretrained teacher, and bounds of it on unseen images."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,22 +14,9 @@ from jacmatch.losses import hinton_kl
 from jacmatch.objectives import AtData, Distillation
 from jacmatch.objectives.points import Batch
 from jacmatch.objectives.transfer import Pair, Transfer
-from jacmatch.report import Table
-from jacmatch.report.tables import NOTHING
 from jacmatch.teachers import ModuleTeacher, Question
 
 _BATCH = 50
-_SETS = {"unseen": "unseen images of the target", "source": "images of the source"}
-_SPACES = {"pixels": "pixels", "features": "the teacher's pooled features"}
-_TERMS = {
-    "rho_unseen": "mean ρ, unseen",
-    "rho_average": "mean ρ, training",
-    "rho_largest": "max ρ, training",
-    "slope": "K",
-    "by_hausdorff": "max ρ + K·H",
-    "by_nearest": "mean ρ + K·nearest",
-    "by_transport": "mean ρ + K·W₁",
-}
 
 
 def head_agreement(
@@ -164,32 +150,3 @@ def _outputs(teacher: nn.Module, split: Split) -> Tensor:
 def _needed(outputs: Tensor | None) -> Tensor:
     assert outputs is not None
     return outputs
-
-
-def distance_table(measured: Mapping[str, Any], title: str = "How far from the training images") -> Table:
-    """Return Hausdorff distance, mean nearest distance and W₁, in pixels and in features."""
-    rows = [
-        (
-            f"{_SETS[name]}, {_SPACES[space]}",
-            *(f"{each[key]:.3g}" for key in ("hausdorff", "mean_nearest", "wasserstein")),
-        )
-        for name, spaces in measured.items()
-        for space, each in spaces.items()
-    ]
-    head = ("from the training images", "Hausdorff", "mean nearest", "W₁")
-    return Table("distances", title, head, tuple(rows), ("Euclidean, at most 300 images a set.",))
-
-
-def bound_table(bounds: Mapping[str, Any], loss: str, title: str = "Why: the bound and its terms, in pixels") -> Table:
-    """Return the terms of the bound by method, means over the seeds."""
-    rows = [
-        (label, *(NOTHING if bound is None else f"{bound[key]['mean']:.2f}" for key in _TERMS))
-        for label, bound in bounds.items()
-    ]
-    what = "‖T(x) − S(x)‖ of the outputs" if loss == "squared" else "the divergence of the outputs"
-    note = (
-        f"ρ: {what}. K is estimated by the largest gradient of ρ and the largest ratio |ρ(x) − ρ(x′)| / ‖x − x′‖ on "
-        "these images, which is a lower bound of the true constant. If the right-hand side of a bound is far above "
-        "the mean ρ on unseen images, the bound guarantees nothing; its terms show the reason."
-    )
-    return Table("bound", title, ("method", *_TERMS.values()), tuple(rows), (note,))

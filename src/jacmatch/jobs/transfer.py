@@ -1,7 +1,8 @@
 """`jacmatch transfer`: a pretrained teacher → a student of another architecture, on a small target set."""
 
+import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,19 +21,18 @@ from jacmatch.jobs.data import SMOKE_TRAIN, load, mixed
 from jacmatch.jobs.layer_pairs import chosen_pairs, named_pairs
 from jacmatch.jobs.networks import Description, same_inputs
 from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.settings import SMOKE_JACOBIANS, SMOKE_STEPS, TrainingFields, positive
+from jacmatch.jobs.settings import SMOKE_JACOBIANS, SMOKE_STEPS, TrainingFields, flag, positive
 from jacmatch.jobs.study import Cell, Result, Task, over_seeds
 from jacmatch.jobs.teachers import Pretrained, check_teacher
 from jacmatch.jobs.train import Train
+from jacmatch.jobs.transfer_results import not_converged, row, tables, useless_probe
 from jacmatch.losses import JacobianLoss, OutputLoss
 from jacmatch.models import FirstOutputs, ValuesOnly, count_parameters
 from jacmatch.models.values import onnx
 from jacmatch.objectives import AtMixedPairs, Distillation, GradientShare
 from jacmatch.objectives.transfer import Pair
 from jacmatch.objectives.transfer import Transfer as Objective
-from jacmatch.report import Table
-from jacmatch.report.tables import entry
-from jacmatch.runs import Run, read_metrics, spread
+from jacmatch.runs import Run
 from jacmatch.teachers import MemoizedTeacher, ModuleTeacher, Teacher, as_teacher
 from jacmatch.training import Training, evaluate
 from jacmatch.training.state import channels_last
@@ -83,9 +83,6 @@ RECIPES = {
 _NO_LABEL = -100
 FAR = 300
 """Unseen images that distances and the bound are about."""
-_PARTS = ((0.5, 0.7), (0.8, 1.0))  # parts of the steps whose mean losses are compared
-FALL, LEARNED = 0.2, 0.3
-"""A loss that falls by more than the first share in the end, or by less than the second in all, has not converged."""
 _OF_BASIS = 1000  # training images that principal components are of
 _JUDGED = 2000  # test images that the teacher's own outputs are judged by
 _FINE_TUNED = 200  # steps of fine-tuning that is compared with a probe
@@ -122,6 +119,11 @@ class Ready:
     def classes(self) -> int:
         """Number of classes of the target."""
         return self.data.outputs
+
+    @property
+    def some_test(self) -> Split:
+        """The test images that a teacher is judged by."""
+        return self.data.test.subset(torch.arange(min(_JUDGED, len(self.data.test))))
 
     def student(self, second: int | None = None) -> nn.Module:
         """Return a new student with the target's outputs and, after them, `second` others: the teacher's if None."""
@@ -277,8 +279,12 @@ class Transfer(TrainingFields):
         def finish() -> tuple[nn.Module, dict[str, Any]]:
             student: Any = objective.student
             validation = evaluate(student, held_out, device=self.device)["accuracy"] if held_out else None
+            teacher = None
+            if cell.method.startswith("adapt"):
+                teacher = study.measured(ready.teacher.network, ready.some_test, self.device)
+                teacher["accuracy_of"] = "the probed teacher"
             fields = {
-                "teacher": _measured_probe(ready, self.device) if cell.method.startswith("adapt") else None,
+                "teacher": teacher,
                 "student": study.measured(student, ready.data.test, self.device)
                 | {"parameters": count_parameters(network), "validation_accuracy": validation},
                 **self.judged(cell.method, network, ready, labelled, objective),
@@ -294,19 +300,24 @@ class Transfer(TrainingFields):
         self, run: Run, ready: Ready, subset: Split, start: float, done: Sequence[tuple[Cell, Result]]
     ) -> Result:
         """The result; the best student on held-out images represents the run, or the last one where there are none."""
-        rows = {method: _row(method, study.of_method(done, method)) for method in self.chosen}
+        rows = {method: row(METHODS[method], study.of_method(done, method)) for method in self.chosen}
         students = [method for method in self.chosen if method != "oracle"] or list(self.chosen)
         held_out = {method: rows[method]["validation_accuracy"] for method in students}
         main = max(students, key=lambda each: held_out[each]["mean"]) if all(held_out.values()) else students[-1]
-        teacher, test = ready.teacher, ready.data.test
-        some = test.subset(torch.arange(min(_JUDGED, len(test))))
+        teacher, test = ready.teacher, ready.some_test
         if main != "oracle":
             study.save_main(run, next(cell for cell, _ in done if cell.method == main))
         probes = [result["teacher"]["accuracy"] for _, result in done if result["teacher"] is not None]
+        near, far = self.images(ready, subset)
+        others = {"unseen": far}
+        if teacher.source is not None:
+            others["source"] = mixed(teacher.source.train, len(far)).inputs()
+        layer = ready.pairs[-1][1] if ready.pairs else None
+        distances = {name: teacher_distance.distances(teacher.network, layer, near, x) for name, x in others.items()}
         result = {
             **study.head(run, self.seed),
             "teacher": {
-                "accuracy": teacher_distance.nearest_mean_accuracy(teacher.network, subset, some, ready.classes),
+                "accuracy": teacher_distance.nearest_mean_accuracy(teacher.network, subset, test, ready.classes),
                 "accuracy_of": "nearest class mean of its outputs",
                 "probe_accuracy": over_seeds(probes),
                 "parameters": count_parameters(teacher.network),
@@ -315,26 +326,17 @@ class Transfer(TrainingFields):
             "method": main,
             "rows": list(rows.values()),
             "pairs": [list(pair) for pair in ready.pairs],
-            "distances": self._distances(ready, subset),
+            "distances": distances,
             "train_samples": len(subset),
             "unlabelled_samples": len(self.unlabelled_images(ready, subset, self.seed) or ()),
-            "test_samples": len(test),
+            "test_samples": len(ready.data.test),
             "resolved": {"point": self.at, "output_loss": self.compared[0], "temperature": self.compared[1]},
-            "notes": [*self._notes(ready), *_useless_probe(rows, probes), *_not_converged(run, done)],
+            "notes": [*self._notes(ready), *useless_probe(rows, probes), *not_converged(run, done)],
             "seconds": time.perf_counter() - start,
             "settings": self.settings(),
         }
         result["tables"] = [table.plain() for table in tables(result)]
         return result
-
-    def _distances(self, ready: Ready, subset: Split) -> dict[str, Any]:
-        """Return distances of unseen target images, and of source images if known, from the training set."""
-        teacher, layer = ready.teacher, ready.pairs[-1][1] if ready.pairs else None
-        near, far = self.images(ready, subset)
-        others = {"unseen": far}
-        if teacher.source is not None:
-            others["source"] = mixed(teacher.source.train, len(far)).inputs()
-        return {name: teacher_distance.distances(teacher.network, layer, near, x) for name, x in others.items()}
 
     def check(self) -> None:
         """Check the settings that need no data.
@@ -343,26 +345,24 @@ class Transfer(TrainingFields):
             InputError: A setting is out of range, or settings do not go together.
         """
         names = ("seeds", "every", "depths", "teacher_steps", "teacher_outputs", "oracle_steps", "feature_components")
-        numbers = {name: getattr(self, name) for name in (*names, "probe_dimensions", "pool")}
-        positive("transfer", **{name: number for name, number in numbers.items() if number is not None})
+        positive("transfer", **{name: getattr(self, name) for name in (*names, "probe_dimensions", "pool")})
         self.training()
         self.training(lr=self.oracle_lr, **({"steps": self.oracle_steps} if self.oracle_steps else {}))
         for name in ("unlabelled_count", "adapt_steps"):
             if (getattr(self, name) or 0) < 0:
-                flag = name.replace("_", "-")
-                raise InputError(f"`--{flag}` of `transfer` must be at least 0.", got=getattr(self, name))
+                raise InputError(f"`{flag(name)}` of `transfer` must be at least 0.", got=getattr(self, name))
         if len(set(self.methods)) < len(self.methods):
             raise InputError("`--methods` of `transfer` must name each method once.", got=" ".join(self.methods))
         named = [name for name in ("teacher_size", "teacher_mean", "teacher_std") if getattr(self, name) is not None]
         if named and self.teacher_weights is None and not self.teacher.startswith(("onnx:", "hf:")):
-            flags = ", ".join(f"`--{name.replace('_', '-')}`" for name in named)
+            flags = ", ".join(f"`{flag(name)}`" for name in named)
             raise InputError(f"{flags} of `transfer` must come with --teacher-weights.")
         for settings, used, needed in self._uses():
             given = [name for name in settings.split() if getattr(self, name) != getattr(Transfer, name)]
             if given and not used:
-                flag = f"--{given[0].replace('_', '-')}"
-                got = f"{flag} {getattr(self, given[0])} and {' '.join(self.chosen)}"
-                raise InputError(f"`{flag}` of `transfer` must come with {needed}.", got=got, do=f"Leave out {flag}.")
+                name = flag(given[0])
+                got = f"{name} {getattr(self, given[0])} and {' '.join(self.chosen)}"
+                raise InputError(f"`{name}` of `transfer` must come with {needed}.", got=got, do=f"Leave out {name}.")
         if self.teacher.startswith("onnx:") and (rest := set(self.chosen) - {"labels", "mixup", "lwf"}):
             rule = "`--methods` of `transfer` must be labels, mixup or lwf for a teacher of values alone."
             do = "Add for example --methods labels lwf: an ONNX file has no features that a probe could use."
@@ -546,7 +546,7 @@ class Transfer(TrainingFields):
         if self.adapt_steps == 0 or (self.adapt_steps is None and held_out is None):
             return network, teacher
         steps, whole = self.adapt_steps or _FINE_TUNED, self.adapt_steps is None
-        other = probed(ready.teacher, labelled, ready.classes, seed)
+        other = copy.deepcopy(network)
         steps = SMOKE_STEPS if self.smoke else steps
         short = {"steps": steps, "warmup": min(self.warmup, steps // 2)}  # --warmup is for --steps
         settings = self.training(**short, batch_size=32, doctor=False, views=0)
@@ -562,13 +562,12 @@ class Transfer(TrainingFields):
         """Return a new student of a method with all its outputs."""
         if method == "oracle":
             return ready.teacher.with_outputs(ready.classes)
-        one_head = method == "mixup" or method.startswith("adapt")
-        return ready.student(0 if one_head else self._features(ready) if method.startswith("features") else None)
-
-    def _features(self, ready: Ready) -> int:
-        """Return the number of features; that of the setting before they are computed."""
-        readout = getattr(ready.teacher.network, "readout", None)
-        return readout.k if isinstance(readout, PCAFeatures) else self.feature_components
+        if method == "mixup" or method.startswith("adapt"):
+            return ready.student(0)
+        if not method.startswith("features"):
+            return ready.student()
+        readout = getattr(ready.teacher.network, "readout", None)  # there is none before the features are computed
+        return ready.student(readout.k if isinstance(readout, PCAFeatures) else self.feature_components)
 
     def objective(self, method: str, student: nn.Module, ready: Ready) -> Distillation | Objective:
         """Return the objective of one method; `student` is the fine-tuned teacher for the oracle."""
@@ -669,92 +668,3 @@ class Transfer(TrainingFields):
         """Return training images and unseen images of the target, at most `count` of each, of mixed classes."""
         count = 10 if self.smoke else count
         return mixed(train, count).inputs(), ready.data.test.inputs(torch.arange(min(count, len(ready.data.test))))
-
-
-def _measured_probe(ready: Ready, device: str) -> dict[str, Any]:
-    """Accuracy of the probed teacher on test images."""
-    test = ready.data.test.subset(torch.arange(min(_JUDGED, len(ready.data.test))))
-    return {**study.measured(ready.teacher.network, test, device), "accuracy_of": "the probed teacher"}
-
-
-def loss_falls(rows: Sequence[Mapping[str, Any]], steps: int) -> tuple[float, float] | None:
-    """Return the fall of a loss as shares: from 50 to 70 % of the steps to the last 20 %, and from the first row to it.
-
-    Only the terms of labels and outputs in the metrics are used, because their weights hardly change. None if not
-    known.
-    """
-    sums = [(row["step"], sum(row.get(term, 0.0) for term in ("labels", "outputs"))) for row in rows if "loss" in row]
-    before, after = ([loss for step, loss in sums if a < step / steps <= b] for a, b in _PARTS)
-    if not after or len(sums) == len(after):
-        return None
-    middle, end = (sum(losses) / len(losses) for losses in (before or after, after))
-    return (1 - end / middle, 1 - end / sums[0][1]) if min(middle, sums[0][1]) > 0 else (0.0, 1.0)
-
-
-def _useless_probe(rows: Mapping[str, Result], probes: Sequence[float]) -> list[str]:
-    """Return a sentence where the probed teacher is no better than a student that learns from labels alone."""
-    alone = [rows[method]["accuracy"]["mean"] for method in ("labels", "mixup") if method in rows]
-    if not (alone and probes) or sum(probes) / len(probes) > max(alone):
-        return []
-    mean, best = sum(probes) / len(probes), max(alone)
-    return [
-        f"The probed teacher has {mean:.1%} accuracy, no more than a student from labels alone ({best:.1%}): its "
-        "features do not tell these classes apart. Take another teacher, or fine-tune it: --adapt-steps."
-    ]
-
-
-def _not_converged(run: Run, done: Sequence[tuple[Cell, Result]]) -> list[str]:
-    """Return a sentence for each method whose loss was still falling in the end, or has hardly fallen at all."""
-    notes = []
-    for method in dict.fromkeys(cell.method for cell, _ in done):
-        cells = [(cell, result) for cell, result in done if cell.method == method]
-        falls = [loss_falls(read_metrics(cell.folder(run).path), result["steps"]) for cell, result in cells]
-        if not (known := [fall for fall in falls if fall is not None]):
-            continue
-        late, whole = (sum(each) / len(known) for each in zip(*known, strict=True))
-        if late > FALL or whole < LEARNED:
-            how = f"{late:.0%} in the end" if late > FALL else f"only {whole:.0%} in all"
-            notes.append(f"{METHODS[method]} has not converged: its loss fell by {how}. Give more --steps.")
-    return notes
-
-
-def _row(method: str, results: Sequence[Result]) -> Result:
-    """The row of a method; numbers that it does not have are None."""
-    bounds = [result["bound"] for result in results if result["bound"] is not None]
-    agreement = {key: over_seeds([each["agreement"][key] for each in results]) for key in results[0]["agreement"]}
-    return study.row(
-        METHODS[method],
-        results,
-        validation_accuracy=over_seeds([each["student"].get("validation_accuracy") for each in results]),
-        agreement=agreement,
-        bound={key: spread([each[key] for each in bounds]) for key in bounds[0]} if bounds else None,
-    )
-
-
-def tables(result: Mapping[str, Any]) -> list[Table]:
-    """Return the tables of a result of `jacmatch transfer`."""
-    rows = result["rows"]
-    measures = (("top1", 100, 1), ("attention_cosine", 1, 2), ("jacobian_cosine", 1, 2))
-    accuracy = [
-        (row["label"], entry(row["accuracy"]), *(entry(row["agreement"][key], *form) for key, *form in measures))
-        for row in rows
-    ]
-    teacher, settings = result["teacher"], result["settings"]
-    unlabelled = result.get("unlabelled_samples", 0)
-    probe = teacher.get("probe_accuracy")
-    notes = (
-        f"{settings['data']}, {result['train_samples']} labeled and {unlabelled} unlabeled training images, "
-        f"{rows[0]['seeds']} seed(s). Agreement: share of unseen images on which student and teacher have the same "
-        "largest output; cosines: of attention maps, and of the derivatives that are compared.",
-        f"The nearest class mean of the teacher's outputs has {100 * teacher['accuracy']:.1f} % accuracy"
-        f"{f', the probed teacher {entry(probe)} %' if probe else ''}.",
-        f"Layers: {', '.join(' : '.join(pair) for pair in result['pairs']) or 'none'}.",
-        *result.get("notes", ()),
-    )
-    head = ("test split", "accuracy %", "agreement %", "cosine of maps", "cosine of gradients")
-    bounds = {row["label"]: row["bound"] for row in rows if row["bound"] is not None}
-    return [
-        Table("accuracy", "Transfer", head, tuple(accuracy), notes),
-        teacher_distance.distance_table(result["distances"]),
-        teacher_distance.bound_table(bounds, result.get("resolved", settings)["output_loss"]),
-    ]

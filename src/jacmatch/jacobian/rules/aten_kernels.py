@@ -300,13 +300,9 @@ KERNELS: dict[str, Kernel] = {
 """All operators whose derivatives, up to the third, are missing or wrong (torch 2.13)."""
 
 
-def _operator(name: str) -> Any:
-    packet, _, overload = name.partition(".")
-    return getattr(getattr(torch.ops.aten, packet), overload or "default")
-
-
 def _kernel(name: str, composition: Kernel) -> Kernel:
-    operator = _operator(name)
+    packet, _, overload = name.partition(".")
+    operator = getattr(getattr(torch.ops.aten, packet), overload or "default")
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         # Neither derivative is recorded: the forward pass of a rule of our own, say. PyTorch's own kernel is faster.

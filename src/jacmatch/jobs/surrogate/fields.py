@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from jacmatch.errors import InputError
-from jacmatch.jobs.settings import TrainingFields, positive
+from jacmatch.jobs.settings import TrainingFields, flag, positive
 from jacmatch.objectives import GradientShare
 from jacmatch.surrogates.modules import Weight
 
@@ -110,7 +110,7 @@ class SurrogateFields(TrainingFields):
             raise InputError("`--jacobian-weight` and `--jacobian-share` of `surrogate` must not both be given.")
         for name in ("input_units", "output_units"):
             if not all(0 < unit < float("inf") for unit in getattr(self, name)):
-                rule = f"`--{name.replace('_', '-')}` of `surrogate` must be positive and finite."
+                rule = f"`{flag(name)}` of `surrogate` must be positive and finite."
                 raise InputError(rule, got=" ".join(map(str, getattr(self, name))))
 
     @property

@@ -14,6 +14,7 @@ from jacmatch.datasets import Data, from_arrays, split_validation
 from jacmatch.datasets.arrays import OPTIONAL, npz_arrays
 from jacmatch.datasets.files import is_file
 from jacmatch.errors import InputError
+from jacmatch.jobs.settings import flag
 from jacmatch.jobs.surrogate import points as sampling
 from jacmatch.jobs.surrogate.examples import EXAMPLES
 from jacmatch.jobs.surrogate.fields import SurrogateFields
@@ -169,7 +170,7 @@ def open_source(job: SurrogateFields) -> Source:
         return _file(job)
     for name in ("x_columns", "y_columns"):
         if getattr(job, name):
-            rule = f"`--{name.replace('_', '-')}` of `surrogate` is for a table."
+            rule = f"`{flag(name)}` of `surrogate` is for a table."
             raise InputError(rule, got=job.teacher, do="Name csv:FILE or parquet:FILE, or leave it out.")
     call = EXAMPLES[job.teacher] if job.teacher in EXAMPLES else import_callable(job.teacher)
     if job.points is not None:

@@ -202,7 +202,7 @@ def fields_of(
         raise unknown_name("`storage` of a cache (`--store`)", storage, get_args(Storage))
     if answer.features or question.layers or question.readout.layers:
         raise UnsupportedError("A cache stores outputs and products, no features. Use a readout of the outputs.")
-    exact = _type_name(answer.outputs)
+    exact = str(answer.outputs.dtype).removeprefix("torch.")
     rounded = exact if storage == "float32" else storage
     of_outputs = exact if question.cotangents is not None else rounded
     fields = [Field("ids", "int64", ()), Field("outputs", of_outputs, tuple(answer.outputs.shape[1:]))]
@@ -260,10 +260,6 @@ def unlike(x: Tensor, stored: Tensor) -> Tensor:
     tolerance = _NEAR * x.detach().flatten(1).float().norm(dim=1, keepdim=True)
     apart: Tensor = (sums(x) - stored.to(x.device)).abs() > tolerance
     return apart.any(1)
-
-
-def _type_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

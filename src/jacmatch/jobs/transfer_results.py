@@ -1,0 +1,137 @@
+"""The results of `jacmatch transfer`: rows of methods, notes and tables."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jacmatch.jobs import study
+from jacmatch.jobs.study import Cell, Result, over_seeds
+from jacmatch.report import Table
+from jacmatch.report.tables import NOTHING, entry
+from jacmatch.runs import Run, read_metrics, spread
+
+_PARTS = ((0.5, 0.7), (0.8, 1.0))  # parts of the steps whose mean losses are compared
+FALL, LEARNED = 0.2, 0.3
+"""A loss that falls by more than the first share in the end, or by less than the second in all, has not converged."""
+_SETS = {"unseen": "unseen images of the target", "source": "images of the source"}
+_SPACES = {"pixels": "pixels", "features": "the teacher's pooled features"}
+_TERMS = {
+    "rho_unseen": "mean ρ, unseen",
+    "rho_average": "mean ρ, training",
+    "rho_largest": "max ρ, training",
+    "slope": "K",
+    "by_hausdorff": "max ρ + K·H",
+    "by_nearest": "mean ρ + K·nearest",
+    "by_transport": "mean ρ + K·W₁",
+}
+
+
+def row(label: str, results: Sequence[Result]) -> Result:
+    """Return the row of a method; numbers that it does not have are None."""
+    bounds = [result["bound"] for result in results if result["bound"] is not None]
+    agreement = {key: over_seeds([each["agreement"][key] for each in results]) for key in results[0]["agreement"]}
+    return study.row(
+        label,
+        results,
+        validation_accuracy=over_seeds([each["student"].get("validation_accuracy") for each in results]),
+        agreement=agreement,
+        bound={key: spread([each[key] for each in bounds]) for key in bounds[0]} if bounds else None,
+    )
+
+
+def loss_falls(rows: Sequence[Mapping[str, Any]], steps: int) -> tuple[float, float] | None:
+    """Return the fall of a loss as shares: from 50 to 70 % of the steps to the last 20 %, and from the first row to it.
+
+    Only the terms of labels and outputs in the metrics are used, because their weights hardly change. None if not
+    known.
+    """
+    sums = [(row["step"], sum(row.get(term, 0.0) for term in ("labels", "outputs"))) for row in rows if "loss" in row]
+    before, after = ([loss for step, loss in sums if a < step / steps <= b] for a, b in _PARTS)
+    if not after or len(sums) == len(after):
+        return None
+    middle, end = (sum(losses) / len(losses) for losses in (before or after, after))
+    return (1 - end / middle, 1 - end / sums[0][1]) if min(middle, sums[0][1]) > 0 else (0.0, 1.0)
+
+
+def useless_probe(rows: Mapping[str, Result], probes: Sequence[float]) -> list[str]:
+    """Return a sentence where the probed teacher is no better than a student that learns from labels alone."""
+    alone = [rows[method]["accuracy"]["mean"] for method in ("labels", "mixup") if method in rows]
+    if not (alone and probes) or sum(probes) / len(probes) > max(alone):
+        return []
+    mean, best = sum(probes) / len(probes), max(alone)
+    return [
+        f"The probed teacher has {mean:.1%} accuracy, no more than a student from labels alone ({best:.1%}): its "
+        "features do not tell these classes apart. Take another teacher, or fine-tune it: --adapt-steps."
+    ]
+
+
+def not_converged(run: Run, done: Sequence[tuple[Cell, Result]]) -> list[str]:
+    """Return a sentence for each method whose loss was still falling in the end, or has hardly fallen at all."""
+    notes = []
+    for method in dict.fromkeys(cell.method for cell, _ in done):
+        cells = [(cell, result) for cell, result in done if cell.method == method]
+        falls = [loss_falls(read_metrics(cell.folder(run).path), result["steps"]) for cell, result in cells]
+        if not (known := [fall for fall in falls if fall is not None]):
+            continue
+        late, whole = (sum(each) / len(known) for each in zip(*known, strict=True))
+        if late > FALL or whole < LEARNED:
+            how = f"{late:.0%} in the end" if late > FALL else f"only {whole:.0%} in all"
+            notes.append(f"{cells[0][0].label} has not converged: its loss fell by {how}. Give more --steps.")
+    return notes
+
+
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    """Return the tables of a result of `jacmatch transfer`."""
+    rows = result["rows"]
+    measures = (("top1", 100, 1), ("attention_cosine", 1, 2), ("jacobian_cosine", 1, 2))
+    accuracy = [
+        (row["label"], entry(row["accuracy"]), *(entry(row["agreement"][key], *form) for key, *form in measures))
+        for row in rows
+    ]
+    teacher, settings = result["teacher"], result["settings"]
+    unlabelled = result.get("unlabelled_samples", 0)
+    probe = teacher.get("probe_accuracy")
+    notes = (
+        f"{settings['data']}, {result['train_samples']} labeled and {unlabelled} unlabeled training images, "
+        f"{rows[0]['seeds']} seed(s). Agreement: share of unseen images on which student and teacher have the same "
+        "largest output; cosines: of attention maps, and of the derivatives that are compared.",
+        f"The nearest class mean of the teacher's outputs has {100 * teacher['accuracy']:.1f} % accuracy"
+        f"{f', the probed teacher {entry(probe)} %' if probe else ''}.",
+        f"Layers: {', '.join(' : '.join(pair) for pair in result['pairs']) or 'none'}.",
+        *result.get("notes", ()),
+    )
+    head = ("test split", "accuracy %", "agreement %", "cosine of maps", "cosine of gradients")
+    bounds = {row["label"]: row["bound"] for row in rows if row["bound"] is not None}
+    return [
+        Table("accuracy", "Transfer", head, tuple(accuracy), notes),
+        distance_table(result["distances"]),
+        bound_table(bounds, result.get("resolved", settings)["output_loss"]),
+    ]
+
+
+def distance_table(measured: Mapping[str, Any], title: str = "How far from the training images") -> Table:
+    """Return Hausdorff distance, mean nearest distance and W₁, in pixels and in features."""
+    rows = [
+        (
+            f"{_SETS[name]}, {_SPACES[space]}",
+            *(f"{each[key]:.3g}" for key in ("hausdorff", "mean_nearest", "wasserstein")),
+        )
+        for name, spaces in measured.items()
+        for space, each in spaces.items()
+    ]
+    head = ("from the training images", "Hausdorff", "mean nearest", "W₁")
+    return Table("distances", title, head, tuple(rows), ("Euclidean, at most 300 images a set.",))
+
+
+def bound_table(bounds: Mapping[str, Any], loss: str, title: str = "Why: the bound and its terms, in pixels") -> Table:
+    """Return the terms of the bound by method, means over the seeds."""
+    rows = [
+        (label, *(NOTHING if bound is None else f"{bound[key]['mean']:.2f}" for key in _TERMS))
+        for label, bound in bounds.items()
+    ]
+    what = "‖T(x) − S(x)‖ of the outputs" if loss == "squared" else "the divergence of the outputs"
+    note = (
+        f"ρ: {what}. K is estimated by the largest gradient of ρ and the largest ratio |ρ(x) − ρ(x′)| / ‖x − x′‖ on "
+        "these images, which is a lower bound of the true constant. If the right-hand side of a bound is far above "
+        "the mean ρ on unseen images, the bound guarantees nothing; its terms show the reason."
+    )
+    return Table("bound", title, ("method", *_TERMS.values()), tuple(rows), (note,))
