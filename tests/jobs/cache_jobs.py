@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from jacmatch.datasets import Data, Split
 from jacmatch.jobs import Cache
-from jacmatch.jobs.cache import Source, folder_of, opened
+from jacmatch.jobs.cache import folder_of, opened, queries_of
 from jacmatch.jobs.data import parts
-from jacmatch.teachers.cached.writer import build, head_of, resolve_head
+from jacmatch.teachers.cached.writer import Queries, build, head_of, resolve_head
 from jacmatch.training import fit
 
 SETTINGS = {"steps": 5, "batch_size": 8, "per_class": 10, "validation": 0.0, "seeds": 1, "probe_law": "gaussian"}
@@ -47,8 +47,8 @@ def job(cache: Path, **changes) -> Cache:
     return Cache(action="build", cache=cache, **{**SETTINGS, **changes})
 
 
-def source(cache_job: Cache, given: Data | None = None, teacher: nn.Module | None = None, seed: int = 0) -> Source:
-    return Source.of(cache_job, data() if given is None else given, network() if teacher is None else teacher, seed)
+def source(cache_job: Cache, given: Data | None = None, teacher: nn.Module | None = None, seed: int = 0) -> Queries:
+    return queries_of(cache_job, data() if given is None else given, network() if teacher is None else teacher, seed)
 
 
 def built(cache_job: Cache, teacher: nn.Module | None = None, rank: int = 0, size: int = 1):

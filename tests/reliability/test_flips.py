@@ -13,7 +13,7 @@ import torch
 from jacmatch.cli import VERBS, main
 from jacmatch.cli.flags import read
 from jacmatch.errors import InputError
-from jacmatch.jobs.cache import Source, opened
+from jacmatch.jobs.cache import opened, queries_of
 from jacmatch.jobs.data import load as load_data
 from jacmatch.jobs.networks import load_student
 from jacmatch.teachers.cached.reader import bits_of
@@ -74,9 +74,9 @@ def answers_of(source, cache):
     """Return all that a training reads from the cache, as bits."""
     teacher, answers = opened(cache, source), []
     for view in range(source.views):
-        for rows in torch.split(source.batches.order(view), source.batches.size):
-            x, question = source.question(rows, view)
-            answers += bits_of(teacher.answer(x, question))
+        for rows in torch.split(source.order(view), source.batch_size):
+            given = source.answers(rows, view)
+            answers += bits_of(teacher.answer(given.x, given.question))
     return answers
 
 
@@ -85,7 +85,7 @@ def test_caches(made, tmp_path, cut, monkeypatch):
     monkeypatch.chdir(made)
     job, _ = read("jacmatch distill", VERBS["distill"].load(), shlex.split(TAUGHT), {})
     data = load_data(job.data, job.seed, job.smoke)
-    source = Source.of(job, data, load_student("taught"), 0)
+    source = queries_of(job, data, load_student("taught"), 0)
     cache = tmp_path / "answers"
     shutil.copytree(made / "answers", cache)
     whole = answers_of(source, cache)

@@ -6,9 +6,8 @@ The format, its reader and its writer are in `jacmatch.teachers.cached`; here ar
 import hashlib
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,15 +22,13 @@ from jacmatch.jobs.data import load
 from jacmatch.jobs.distill import TeachingFields
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import check_no_code, positive
-from jacmatch.objectives import Distillation
-from jacmatch.teachers import CachedTeacher, ModuleTeacher, Question, Teacher
+from jacmatch.teachers import CachedTeacher, ModuleTeacher, Question
 from jacmatch.teachers.base import query
 from jacmatch.teachers.cached.fingerprint import digest, of_teacher, words
-from jacmatch.teachers.cached.format import HEAD, TYPES, Field, Head, folder_of, read_head
-from jacmatch.teachers.cached.format import rows_of as entries_of
+from jacmatch.teachers.cached.format import HEAD, TYPES, Head, folder_of, read_head
 from jacmatch.teachers.cached.reader import Shards
-from jacmatch.teachers.cached.writer import Answers, Claims, build, head_of, resolve_head
-from jacmatch.training import Batches, Training, find_device
+from jacmatch.teachers.cached.writer import Answers, Claims, Queries, build, head_of, resolve_head
+from jacmatch.training import Batches, find_device
 from jacmatch.training.distributed import rank_and_size
 
 ROUNDING = 1e-4
@@ -44,141 +41,49 @@ _BATCH = 128
 _FREE = {*TeachingFields.no_settings, "action", "cache", "samples", "seed", "device"}  # of a check: no part of a cache
 
 
-@dataclass(frozen=True, eq=False)
-class Source:
-    """The queries of one run, and the teacher that answers them; see `jacmatch.teachers.cached.writer.Queries`."""
+def queries_of(job: TeachingFields, data: Data, teacher: nn.Module, seed: int) -> Queries:
+    """Return the queries of the run with this seed; the student of its objective is a placeholder."""
+    methods = [method for method in job.methods if method != "labels"]
+    if not methods:
+        raise InputError("`--cache` needs a method that queries the teacher.", got="--methods labels")
+    products = "jacobians" in methods
+    alone = products and ("outputs" in methods or job.every > 1)  # whether outputs without products are queried too
+    train, _ = job.parts(data, job.samples_per_class(data), seed)
+    source, training = ModuleTeacher(teacher), job.training()
+    objective = job.objective("jacobians" if products else "outputs", nn.Linear(1, 1), source, train, data, seed)
+    partners, device = objective.needs_partners, find_device(job.device)
+    size, augment = training.batch_size, training.augment
+    batches = Batches(train, size, seed=seed, augment=augment, partners=partners, device=device)
 
-    seed: int  # seed of the run
-    objective: Distillation  # makes the queries; its student is a placeholder
-    batches: Batches  # the samples in the order of the training
-    training: Training  # the settings of the training
-    products: bool  # whether Jacobian products are queried
-    alone: bool  # whether outputs without products are queried too
+    def question(rows: Tensor, view: int) -> tuple[Tensor, Question]:
+        batch = batches.of(rows, view)
+        others = {"partners": batch.partners, "partner_labels": batch.partner_labels}
+        return objective.question(batch.x, batch.y, ids=batch.ids, draw=view, products=products, **others)
 
-    @classmethod
-    def of(cls, job: TeachingFields, data: Data, teacher: nn.Module, seed: int) -> "Source":
-        """Return the queries of the run with this seed."""
-        methods = [method for method in job.methods if method != "labels"]
-        if not methods:
-            raise InputError("`--cache` needs a method that queries the teacher.", got="--methods labels")
-        products = "jacobians" in methods
-        train, _ = job.parts(data, job.samples_per_class(data), seed)
-        method = "jacobians" if products else "outputs"
-        objective = job.objective(method, nn.Linear(1, 1), ModuleTeacher(teacher), train, data, seed)
-        training = job.training()
-        batches = Batches(
-            train,
-            training.batch_size,
-            seed=seed,
-            augment=training.augment,
-            partners=objective.needs_partners,
-            device=find_device(job.device),
-        )
-        return cls(seed, objective, batches, training, products, products and ("outputs" in methods or job.every > 1))
+    def answers(rows: Tensor, view: int) -> Answers:
+        x, whole = question(rows, view)
+        answer = query(source, x, whole)
+        if not alone:
+            return Answers(x, whole, answer)
+        less = replace(whole, cotangents=None, tangents=None, step=None, rule=None)
+        return Answers(x, whole, answer, query(source, x, less))
 
-    @property
-    def teacher(self) -> Teacher:
-        """The teacher that is queried."""
-        assert self.objective.teacher is not None
-        return self.objective.teacher
-
-    @property
-    def train(self) -> Split:
-        """The training split."""
-        return self.batches.split
-
-    def question(self, rows: Tensor, view: int) -> tuple[Tensor, Question]:
-        """Return the points and the query for these rows."""
-        batch = self.batches.of(rows, view)
-        return self.objective.question(
-            batch.x,
-            batch.y,
-            ids=batch.ids,
-            draw=view,
-            partners=batch.partners,
-            partner_labels=batch.partner_labels,
-            products=self.products,
-        )
-
-    def answers(self, rows: Tensor, view: int) -> "Answers":
-        """Return the query for these rows with the teacher's answer."""
-        x, question = self.question(rows, view)
-        answer = query(self.teacher, x, question)
-        if not self.alone:
-            return Answers(x, question, answer)
-        less = replace(question, cotangents=None, tangents=None, step=None, rule=None)
-        return Answers(x, question, answer, query(self.teacher, x, less))
-
-    def entries(self, rows: Tensor, view: int, fields: Sequence[Field]) -> dict[str, Tensor]:
-        """Return the answers as entries of a shard."""
-        answers = self.answers(rows, view)
-        return entries_of(answers.answer, answers.x, answers.question, fields, answers.alone)
-
-    @cached_property
-    def constant(self) -> bool:
-        """Whether the query is the same in every view, because nothing is random."""
-        _, question = self.question(self.batches.order(0)[:1], 0)
-        return not question.random and not self.training.augment
-
-    @property
-    def views(self) -> int:
-        """How many views the training uses."""
-        if self.constant:
-            return 1
-        number = self.training.steps * self.training.accumulate
-        epochs = -(-number // (len(self.train) // self.batches.size))
-        return min(self.training.views or epochs, epochs)
-
-    @cached_property
-    def fingerprint(self) -> dict[str, str]:
-        """Everything that determines the answers, by name."""
-        settings = self.objective.differentiation
-        return {
-            **of_teacher(self.teacher),
-            "data": _of_split(self.train),
-            "samples": str(len(self.train)),
-            "augmentation": ", ".join(self.training.augment) or "none",
-            "batch size": str(self.batches.size),
-            "seed": str(self.seed),
-            "point": words(settings.point, "point"),
-            "readout": words(settings.teacher_readout, "readout"),
-            "probe": f"{words(settings.probe, 'probe')} on the {settings.side} side" if self.products else "none",
-        }
-
-    @property
-    def samples(self) -> int:
-        """Samples in the training split."""
-        return len(self.train)
-
-    @property
-    def batch_size(self) -> int:
-        """Samples in a query."""
-        return self.batches.size
-
-    def first_rows(self) -> Tensor:
-        """Return the rows of the first batch."""
-        return self.batches.order(0)[: self.batches.size]
-
-    def entries_at(self, view: int, positions: range, fields: Sequence[Field]) -> dict[str, Tensor]:
-        """Return the entries at these positions in the order of a view, queried in the batches of the training.
-
-        Rows after the last full batch are queried together with rows before them, because on a CPU the last digits of
-        an answer depend on the size of the batch.
-        """
-        order, size = self.batches.order(view), self.batches.size
-        parts = []
-        for start in range(positions.start, positions.stop, size):
-            first = min(start, len(order) - size)
-            entries = self.entries(order[first : first + size], view, fields)
-            parts.append({name: tensor[start - first :] for name, tensor in entries.items()})
-        return {field.name: torch.cat([part[field.name] for part in parts]) for field in fields}
-
-    def positions_of(self, view: int) -> Tensor:
-        """Return the position of each row in the order of a view."""
-        order = self.batches.order(view).cpu()
-        positions = torch.empty_like(order)
-        positions[order] = torch.arange(len(order))
-        return positions
+    constant = not augment and not question(batches.order(0)[:1], 0)[1].random
+    epochs = -(-training.steps * training.accumulate // (len(train) // batches.size))
+    views = 1 if constant else min(training.views or epochs, epochs)
+    settings = objective.differentiation
+    fingerprint = {
+        **of_teacher(source),
+        "data": _of_split(train),
+        "samples": str(len(train)),
+        "augmentation": ", ".join(augment) or "none",
+        "batch size": str(batches.size),
+        "seed": str(seed),
+        "point": words(settings.point, "point"),
+        "readout": words(settings.teacher_readout, "readout"),
+        "probe": f"{words(settings.probe, 'probe')} on the {settings.side} side" if products else "none",
+    }
+    return Queries(seed, len(train), batches.size, views, constant, fingerprint, batches.order, answers)
 
 
 def _of_split(split: Split) -> str:
@@ -210,7 +115,7 @@ class Comparison:
 
 
 def check(
-    source: Source, cache: Path, samples: int, comparison: Comparison, *, seed: int = 0, strong: bool = True
+    source: Queries, cache: Path, samples: int, comparison: Comparison, *, seed: int = 0, strong: bool = True
 ) -> None:
     """Query the teacher for random entries of a run, and add the differences to a comparison.
 
@@ -230,10 +135,12 @@ def check(
             _compare(source, shards, view, rows, positions[view], comparison)
 
 
-def _compare(source: Source, shards: Shards, view: int, ids: Tensor, positions: Tensor, comparison: Comparison) -> None:
+def _compare(
+    source: Queries, shards: Shards, view: int, ids: Tensor, positions: Tensor, comparison: Comparison
+) -> None:
     """Compare the stored entries of one batch."""
     stored = shards.read(view, ids)
-    current = source.entries(ids.to(source.train.x.device), view, shards.head.fields)
+    current = source.entries(ids.to(source.order(view).device), view, shards.head.fields)
     comparison.entries += len(ids)
     for name in stored:
         if name == "ids":
@@ -265,7 +172,7 @@ def _gaps(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return (first - second).abs().amax(1), torch.maximum(first.abs(), second.abs()).amax(1)
 
 
-def _in_its_batch(source: Source, shards: Shards, view: int, position: int) -> dict[str, Tensor]:
+def _in_its_batch(source: Queries, shards: Shards, view: int, position: int) -> dict[str, Tensor]:
     """Return the entry at a position, queried in the batch in which it was built."""
     start = position - position % shards.head.batch
     positions = range(start, min(start + shards.head.batch, shards.head.samples))
@@ -273,7 +180,7 @@ def _in_its_batch(source: Source, shards: Shards, view: int, position: int) -> d
     return {name: tensor[position - start : position - start + 1] for name, tensor in entries.items()}
 
 
-def opened(cache: Path, source: Source) -> CachedTeacher:
+def opened(cache: Path, source: Queries) -> CachedTeacher:
     """Return the teacher of a run from its cache."""
     return CachedTeacher(folder_of(cache, source.seed), expected=source.fingerprint, views=source.views)
 
@@ -282,7 +189,7 @@ def cached_teachers(job: TeachingFields, cache: Path, data: Data, teacher: nn.Mo
     """Return the cached teacher of each run of a job, by seed; a few entries are compared with the live teacher."""
     teachers, comparison = {}, Comparison()
     for seed in job.runs:
-        source = Source.of(job, data, teacher, seed)
+        source = queries_of(job, data, teacher, seed)
         teachers[seed] = opened(cache, source)
         check(source, cache, _TRIED, comparison, strong=False)
     comparison.refuse(cache)
@@ -385,9 +292,9 @@ class Cache(TeachingFields):
         seconds = time.perf_counter() - start
         return {"shards": {**counts.__dict__, "own": own, "all": whole}, "writing": seconds, **self._info(progress)}
 
-    def _sources(self, data: Data, progress: Progress) -> list[Source]:
+    def _sources(self, data: Data, progress: Progress) -> list[Queries]:
         teacher = self.taught_by(data, progress).network
-        return [Source.of(self, data, teacher, seed) for seed in self.runs]
+        return [queries_of(self, data, teacher, seed) for seed in self.runs]
 
     def _check(self, progress: Progress) -> dict[str, Any]:
         positive("cache", samples=self.samples)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ from jacmatch.teachers.cached.format import (
     folder_of,
     positions_name,
     read_head,
+    rows_of,
     shard_name,
     write_whole,
 )
@@ -161,57 +162,6 @@ class Counts:
     left: int = 0
 
 
-@runtime_checkable
-class Queries(Protocol):
-    """The queries of one run to its teacher, in the order of its training."""
-
-    @property
-    def seed(self) -> int:
-        """Seed of the run."""
-        ...
-
-    @property
-    def fingerprint(self) -> dict[str, str]:
-        """Everything that determines the answers, by name."""
-        ...
-
-    @property
-    def samples(self) -> int:
-        """Samples in the training split."""
-        ...
-
-    @property
-    def batch_size(self) -> int:
-        """Samples in a query."""
-        ...
-
-    @property
-    def views(self) -> int:
-        """Views of each sample."""
-        ...
-
-    @property
-    def constant(self) -> bool:
-        """Whether the query is the same in every view."""
-        ...
-
-    def answers(self, rows: Tensor, view: int) -> "Answers":
-        """Return the answers about these rows."""
-        ...
-
-    def first_rows(self) -> Tensor:
-        """Return the rows of the first batch."""
-        ...
-
-    def entries_at(self, view: int, positions: range, fields: Sequence[Field]) -> dict[str, Tensor]:
-        """Return the entries at these positions in the order of a view."""
-        ...
-
-    def positions_of(self, view: int) -> Tensor:
-        """Return the position of each row in the order of a view."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class Answers:
     """A query for a batch, its answer, and the answer to the same query without products."""
@@ -222,9 +172,46 @@ class Answers:
     alone: Answer | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """The queries of one run to its teacher, in the order of its training."""
+
+    seed: int  # seed of the run
+    samples: int  # samples in the training split
+    batch_size: int  # samples in a query
+    views: int  # views of each sample
+    constant: bool  # whether the query is the same in every view
+    fingerprint: dict[str, str]  # everything that determines the answers, by name
+    order: Callable[[int], Tensor]  # the rows in the order of a view
+    answers: Callable[[Tensor, int], Answers]  # the answers about some rows in a view
+
+    def entries(self, rows: Tensor, view: int, fields: Sequence[Field]) -> dict[str, Tensor]:
+        """Return the answers as entries of a shard."""
+        answers = self.answers(rows, view)
+        return rows_of(answers.answer, answers.x, answers.question, fields, answers.alone)
+
+    def entries_at(self, view: int, positions: range, fields: Sequence[Field]) -> dict[str, Tensor]:
+        """Return the entries at these positions in the order of a view, queried in the batches of the training.
+
+        Rows after the last full batch are queried together with those before them: on a CPU the last digits of an
+        answer depend on the size of the batch.
+        """
+        order, size = self.order(view), self.batch_size
+        parts = []
+        for start in range(positions.start, positions.stop, size):
+            first = min(start, len(order) - size)
+            entries = self.entries(order[first : first + size], view, fields)
+            parts.append({name: tensor[start - first :] for name, tensor in entries.items()})
+        return {field.name: torch.cat([part[field.name] for part in parts]) for field in fields}
+
+    def positions_of(self, view: int) -> Tensor:
+        """Return the position of each row in the order of a view."""
+        return self.order(view).cpu().argsort()
+
+
 def head_of(source: Queries, storage: Storage, megabytes: float, settings: dict[str, Any]) -> Head:
     """Return the head of this cache; the teacher is queried twice for the first batch."""
-    first, again = (source.answers(source.first_rows(), 0) for _ in range(2))
+    first, again = (source.answers(source.order(0)[: source.batch_size], 0) for _ in range(2))
     device = first.x.device
     if not agree(first.answer, again.answer, _ON_GPU if device.type == "cuda" else 0.0):
         rule = "The teacher of a cache must give the same answer twice."
