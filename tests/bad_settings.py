@@ -91,7 +91,7 @@ CASES = {
         "cache build --cache c --shard-megabytes nan",
         r"`--shard-megabytes` .* above 0\. Got nan\.",
     ),
-    "a file for a cache": ("cache build --cache {good}/data.npz", r"must be a folder that can be .* 'File exists'"),
+    "a file for a cache": ("cache build --cache {good}/data.npz", r"must be one that can be .* 'File exists'"),
     "data of no cache": ("cache build --cache c --data npz:none.npz", r"must name an existing file\. Got 'none\.npz'"),
     "a cache that is not there": (DISTILL + " --cache none", r"none/seed0 must be a teacher's cache for one seed\."),
     # streams and shards

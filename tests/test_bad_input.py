@@ -304,7 +304,7 @@ CASES = {
     "model wants more": (TRAIN + " --model users_own:network_demands", r"Got required parameters depth"),
     "model of two outputs": (TRAIN + " --model users_own:two_outputs", r"outputs.*2.*"),
     # settings
-    "no steps": (TRAIN + " --steps 0", r"`steps` of `Training` must be a whole number, at least 1\. Got 0\."),
+    "no steps": (TRAIN + " --steps 0", r"`steps` of `Training` must be a whole number of at least 1\. Got 0\."),
     "negative batch": (TRAIN + " --batch-size -8", r"`batch_size` of `Training` .* at least 1\. Got -8\."),
     "negative rate": (TRAIN + " --lr -0.1", r"`lr` of `Training` must be finite and positive\. Got -0\.1\."),
     "rate is NaN": (TRAIN + " --lr nan", r"`lr` of `Training` must be finite and positive\. Got nan\."),

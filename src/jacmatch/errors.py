@@ -6,6 +6,7 @@ with code 2. Any other exception is a bug and keeps its traceback.
 
 import difflib
 import importlib
+import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -115,10 +116,10 @@ def optional_package(module: str, caller: str, install: str) -> Any:
         raise InputError(f"{caller} needs the package {package}.", got=f"{error}", do=f"Run: {install}.") from error
 
 
-def at_least_one(what: str, given: int) -> None:
-    """Raise `InputError` unless a setting is a whole number of at least 1."""
-    if not isinstance(given, int) or given < 1:
-        raise InputError(f"{what} must be a whole number of at least 1.", got=given)
+def whole_number(what: str, given: object, least: int = 1, other: str = "") -> None:
+    """Raise `InputError` unless a setting is a whole number of at least `least`; `other` is what else it may be."""
+    if isinstance(given, bool) or not isinstance(given, numbers.Integral) or given < least:
+        raise InputError(f"{what} must be a whole number of at least {least}{other}.", got=repr(given))
 
 
 def unknown_name(what: str, got: str, known: Iterable[str]) -> InputError:

@@ -189,7 +189,11 @@ def test_it_works_with_the_rest_of_scikit_learn():
         ({"starts": 1.5}, None, "`starts` of `JacobianRegressor` must be a whole number"),
         ({"max_evaluations": 0}, None, "`max_evaluations` of `JacobianRegressor` must be a whole number"),
         ({"hidden": 8}, None, "`hidden` of `JacobianRegressor` must be the widths"),
-        ({"hidden": (8, 0)}, None, "`hidden` of `JacobianRegressor` must be the widths"),
+        (
+            {"hidden": (8, 0)},
+            None,
+            "Each width in `hidden` of `JacobianRegressor` must be a whole number of at least 1",
+        ),
         ({"weight_decay": -1.0}, None, "`weight_decay` of `JacobianRegressor` must be"),
         ({"jacobian_weight": "much"}, None, "`jacobian_weight` of `JacobianRegressor` must be"),
         ({"activation": "relu"}, None, "`activation` of `JacobianRegressor`"),

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from jacmatch.errors import InputError, UnsupportedError, at_least_one, class_axis, one_row_of_classes, unknown_name
+from jacmatch.errors import InputError, UnsupportedError, class_axis, one_row_of_classes, unknown_name, whole_number
 from jacmatch.jacobian import probes
 
 Side = Literal["output", "input"]
@@ -108,7 +108,7 @@ def ids_of(ids: Tensor | None, values: Tensor, caller: str) -> Tensor:
 
 def check_count(caller: str, count: int, law: str = "gaussian") -> None:
     """Reject a number of directions below 1, and unknown distributions."""
-    at_least_one(f"`count` of `{caller}`", count)
+    whole_number(f"`count` of `{caller}`", count)
     if law not in probes.LAWS:
         raise unknown_name(f"`law` of `{caller}`", law, probes.LAWS)
 
@@ -429,7 +429,7 @@ class SubspaceInputs(_Products):
         check_count("SubspaceInputs", self.count, self.law)
         if self.basis not in BASES:
             raise unknown_name("`basis` of `SubspaceInputs`", self.basis, BASES)
-        at_least_one("`k` of `SubspaceInputs`", self.k)
+        whole_number("`k` of `SubspaceInputs`", self.k)
 
     def fitted(self, x: Float[Tensor, "sample *input"], seed: int = 0) -> "SubspaceInputs":
         """Return the probe with the basis of these inputs.

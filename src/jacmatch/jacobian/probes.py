@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jacmatch.errors import InputError, unknown_name
+from jacmatch.errors import InputError, unknown_name, whole_number
 
 _Keys: TypeAlias = Int[Tensor, "batch"]
 _Rows: TypeAlias = Float[Tensor, "batch probe dim"]
@@ -47,16 +47,12 @@ def bits(seed: int, ids: Int[Tensor, "batch"], draw: int, count: int) -> Int[Ten
         draw: Index of the independent draw, for example the number of the step; any 64-bit integer.
         count: Number of random numbers for each sample, at least 1.
     """
-    if count < 1:
-        raise InputError("`count` of `bits` must be at least 1.", got=count)
-    return _stream(_keys("bits", _BITS, seed, ids, draw), count)
+    return _stream(_keys("bits", _BITS, seed, ids, draw, count), count)
 
 
 def uniform(seed: int, ids: Int[Tensor, "batch"], draw: int, count: int) -> Float[Tensor, "batch count"]:
     """Numbers uniform on the multiples of 2⁻²⁴ in [0, 1), float32; the arguments are those of `bits`."""
-    if count < 1:
-        raise InputError("`count` of `uniform` must be at least 1.", got=count)
-    words = _stream(_keys("uniform", _UNIFORM, seed, ids, draw), count)
+    words = _stream(_keys("uniform", _UNIFORM, seed, ids, draw, count), count)
     return _shifted(words, 40).to(torch.float32) * 2.0**-24
 
 
@@ -66,9 +62,7 @@ def gaussian(seed: int, ids: Int[Tensor, "batch"], draw: int, count: int) -> Flo
     g₂ᵢ = √(−2 ln u)·cos 2πw and g₂ᵢ₊₁ = √(−2 ln u)·sin 2πw (Box and Muller), u and w from the two ends of one 64-bit
     number. Both are odd multiples of 2⁻²⁴ below 1: there is no logarithm of 0 and no g = 0. The largest |g| is 5.77.
     """
-    if count < 1:
-        raise InputError("`count` of `gaussian` must be at least 1.", got=count)
-    return _box_muller(_keys("gaussian", _GAUSSIAN, seed, ids, draw), count)
+    return _box_muller(_keys("gaussian", _GAUSSIAN, seed, ids, draw, count), count)
 
 
 def directions(
@@ -111,9 +105,7 @@ def directions(
         raise InputError("`shape` of `directions` must have at least one element.", got=shape)
     if not dtype.is_floating_point:
         raise InputError("`dtype` of `directions` must be a floating type.", got=dtype, do="Use torch.float32.")
-    if count < 1:
-        raise InputError("`count` of `directions` must be at least 1.", got=count)
-    keys = _keys("directions", _DIRECTIONS, seed, ids, draw)
+    keys = _keys("directions", _DIRECTIONS, seed, ids, draw, count)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     rows = LAWS[law](keys, count, dim, exact)
     return rows.transpose(0, 1).contiguous().reshape(count, ids.shape[0], *shape).to(dtype)
@@ -121,9 +113,7 @@ def directions(
 
 def permutation(seed: int, ids: Int[Tensor, "batch"], draw: int, count: int) -> Int[Tensor, "batch count"]:
     """A random order of 0 … count − 1 for each sample, all orders equally likely; the arguments are those of `bits`."""
-    if count < 1:
-        raise InputError("`count` of `permutation` must be at least 1.", got=count)
-    words = _stream(_keys("permutation", _PERMUTATION, seed, ids, draw), count)
+    words = _stream(_keys("permutation", _PERMUTATION, seed, ids, draw, count), count)
     return words.argsort(dim=1, stable=True)
 
 
@@ -134,7 +124,7 @@ def partners(seed: int, ids: Int[Tensor, "batch"], draw: int, population: int) -
     """
     if population < 2:
         raise InputError("`population` of `partners` must be at least 2: a partner is another row.", got=population)
-    words = _stream(_keys("partners", _PARTNERS, seed, ids, draw), 1)[:, 0]
+    words = _stream(_keys("partners", _PARTNERS, seed, ids, draw, 1), 1)[:, 0]
     others = torch.where(ids < population, population - 1, population)
     rank = _shifted(words, 1) % others
     return rank + (rank >= ids)
@@ -156,8 +146,9 @@ def data_pairs(
     return (difference * scale).reshape(x.shape)
 
 
-def _keys(caller: str, purpose: int, seed: int, ids: Int[Tensor, "batch"], draw: int) -> _Keys:
-    """s(s(s(seed, purpose), draw), idₙ): the state of each sample's own generator."""
+def _keys(caller: str, purpose: int, seed: int, ids: Int[Tensor, "batch"], draw: int, count: int) -> _Keys:
+    """s(s(s(seed, purpose), draw), idₙ): the state of each sample's own generator, for `count` numbers."""
+    whole_number(f"`count` of `{caller}`", count)
     if ids.dtype != torch.int64 or ids.ndim != 1:
         got = f"{ids.dtype} of shape {tuple(ids.shape)}"
         raise InputError(f"`ids` of `{caller}` must be a 1-D tensor of int64.", got=got, do="Use torch.arange(len(x)).")

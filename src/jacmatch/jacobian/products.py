@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_map
 
-from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.errors import InputError, UnsupportedError, whole_number
 from jacmatch.jacobian.arguments import Arguments, Inputs
 from jacmatch.jacobian.callables import buffers_in_training, copies_of, write_buffers
 from jacmatch.jacobian.engines import (
@@ -174,8 +174,8 @@ def jacobian(
                  [0., 4.]]])
     """
     call = _Packed("jacobian", module, x, context, output)
-    if chunk_size is not None and chunk_size < 1:
-        raise InputError("`chunk_size` of `jacobian` must be at least 1.", got=chunk_size)
+    if chunk_size is not None:
+        whole_number("`chunk_size` of `jacobian`", chunk_size)
     with call.selecting():
         outputs, rows = _rows(Function(call.module, Logits(), call.context, (), "batch"), call.x, chunk_size)
     blocks = call.outputs.unpack(rows, 1)
@@ -292,8 +292,8 @@ def vjp_products(
         UnsupportedError: the values are not differentiable in reverse mode; the message names a remedy.
     """
     check_input(x, "vjp")
-    if chunk_size is not None and chunk_size < 1:
-        raise InputError("`chunk_size` of `vjp_products` must be at least 1.", got=chunk_size)
+    if chunk_size is not None:
+        whole_number("`chunk_size` of `vjp_products`", chunk_size)
     function = Function(module, readout or Logits(), context or Context(), layers, batch_norm)
     reason = check_vjp(function, x)
 

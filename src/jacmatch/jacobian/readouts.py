@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jacmatch.errors import InputError, class_axis, one_row_of_classes
+from jacmatch.errors import InputError, class_axis, one_row_of_classes, whole_number
 from jacmatch.jacobian.arguments import Arguments
 from jacmatch.jacobian.features import run
 
@@ -274,8 +274,7 @@ class OutputsFrom:
     layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.first < 1:
-            raise InputError("`first` of `OutputsFrom` must be at least 1.", got=self.first)
+        whole_number("`first` of `OutputsFrom`", self.first)
 
     def __call__(self, outputs: Outputs, features: Features, context: Context) -> Float[Tensor, "batch *row"]:
         """Returns the outputs after the first head."""
@@ -311,8 +310,7 @@ class PCAFeatures(_OfLayer):
     components: Float[Tensor, "channel k"] | None = None
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise InputError("`k` of `PCAFeatures` must be at least 1.", got=self.k)
+        whole_number("`k` of `PCAFeatures`", self.k)
 
     def fitted(self, module: nn.Module, x: Float[Tensor, "sample *input"], batch: int = 100) -> "PCAFeatures":
         """Return the readout with the statistics of the features of x.

@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from jacmatch.errors import InputError, UnsupportedError, at_least_one, unknown_name
+from jacmatch.errors import InputError, UnsupportedError, unknown_name, whole_number
 from jacmatch.jacobian import (
     Arguments,
     AttentionPixel,
@@ -53,7 +53,7 @@ def known_names(caller: str, **settings: str) -> None:
 def positive_settings(caller: str, *, temperature: float | int | None = None, **counts: int) -> None:
     """Check that counts of calls are whole numbers from 1, and that a temperature is positive and finite."""
     for name, given in counts.items():
-        at_least_one(f"`{name}` of `{caller}`", given)
+        whole_number(f"`{name}` of `{caller}`", given)
     if temperature is not None and not 0 < temperature < math.inf:
         raise InputError(f"`temperature` of `{caller}` must be positive and finite.", got=temperature)
 
@@ -81,8 +81,7 @@ def chunk_size(caller: str, probe: Estimator | None, side: str, given: int | Non
     """Check the number of rows in a chunk, and that the probe takes rows."""
     if given is None:
         return
-    if not isinstance(given, int) or given < 1:
-        raise InputError(f"`chunk_size` of `{caller}` must be a whole number of at least 1, or None.", got=given)
+    whole_number(f"`chunk_size` of `{caller}`", given, other=", or None")
     if side == "input":
         rule = f"`chunk_size` of `{caller}` is for probes on the output side, whose products are rows."
         raise InputError(rule, got=f"probe={type(probe).__name__}()", do="Leave it out.")

@@ -11,20 +11,20 @@ from typing import Any
 from jacmatch.errors import InputError
 from jacmatch.files import inside, read, replace
 
-_FULL = "Free some space and run the same command again, or choose another --out."
-_CLOSED = "Choose another --out, or make that one writable."
+_FULL = "Free some space and run the same command again, or choose another {flag}."
+_CLOSED = "Choose another {flag}, or make that one writable."
 _LARGEST = 2**28  # of a JSON file that is read
 _REMEDY = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EACCES: _CLOSED, errno.EPERM: _CLOSED, errno.EROFS: _CLOSED}
 
 
 @contextlib.contextmanager
-def disk(folder: Path, deed: str = "written to") -> Iterator[None]:
+def disk(folder: Path, deed: str = "written to", *, what: str = "run folder", flag: str = "--out") -> Iterator[None]:
     """Turn an `OSError` inside the block into an `InputError` that names the remedy."""
     try:
         yield
     except OSError as error:
-        rule = f"The run folder {folder} (`--out`) must be one that can be {deed}."
-        do = _REMEDY.get(error.errno or 0, "Choose another --out.")
+        rule = f"The {what} {folder} (`{flag}`) must be one that can be {deed}."
+        do = _REMEDY.get(error.errno or 0, "Choose another {flag}.").format(flag=flag)
         raise InputError(rule, got=f"'{error.strerror or error}'", do=do) from error
 
 
@@ -46,10 +46,10 @@ def undone_on_failure(folder: Path, names: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def write_whole(folder: Path, name: str, data: bytes | memoryview) -> Path:
-    """Write a file atomically with `jacmatch.files.replace`, and return its path."""
+def write_whole(folder: Path, name: str, data: bytes | memoryview, **where: str) -> Path:
+    """Write a file atomically with `jacmatch.files.replace`, and return its path; `where` is for `disk`."""
     target = folder / name
-    with disk(folder):
+    with disk(folder, **where):
         inside(folder, target.parent)
         replace(target, data)
     return target

@@ -12,7 +12,7 @@ from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from jacmatch.errors import InputError, optional_package, unknown_name
+from jacmatch.errors import InputError, optional_package, unknown_name, whole_number
 from jacmatch.surrogates import samples
 from jacmatch.surrogates.gaussian_process import (
     LARGEST,
@@ -38,10 +38,6 @@ EXACT = 1e-8
 """Held-out loss, about 0.01 % of the standard deviation, below which "auto" tries no network beside the process."""
 MODELS = ("auto", "network", "gp")
 SOLVERS = ("auto", "lbfgs", "adam")
-
-
-def _count(given: object) -> bool:
-    return isinstance(given, int | np.integer) and not isinstance(given, bool) and bool(given >= 1)
 
 
 class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -406,12 +402,13 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         if self.model not in MODELS:
             raise unknown_name("`model` of `JacobianRegressor`", self.model, MODELS)
         for name in ("starts", "ensemble", "steps", "max_evaluations"):
-            if not _count(getattr(self, name)) and (name, getattr(self, name)) != ("max_evaluations", None):
-                rule = f"`{name}` of `JacobianRegressor` must be a whole number of at least 1."
-                raise InputError(rule, got=repr(getattr(self, name)))
-        if np.ndim(self.hidden) != 1 or not all(map(_count, self.hidden)):
-            rule = "`hidden` of `JacobianRegressor` must be the widths of hidden layers, whole numbers from 1."
+            if (name, given := getattr(self, name)) != ("max_evaluations", None):
+                whole_number(f"`{name}` of `JacobianRegressor`", given)
+        if np.ndim(self.hidden) != 1:
+            rule = "`hidden` of `JacobianRegressor` must be the widths of hidden layers."
             raise InputError(rule, got=repr(self.hidden), do="One layer of 8 units is hidden=(8,).")
+        for width in self.hidden:
+            whole_number("Each width in `hidden` of `JacobianRegressor`", width)
         for name in ("weight_decay", "jacobian_weight"):
             given = getattr(self, name)
             if given != "auto" and (isinstance(given, str) or not 0 <= given < np.inf):

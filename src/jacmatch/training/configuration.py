@@ -1,11 +1,10 @@
 """Settings of the training loop, and the learning rate and EMA decay of each step."""
 
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
-from jacmatch.errors import InputError, unknown_name
+from jacmatch.errors import InputError, unknown_name, whole_number
 from jacmatch.training.data import AUGMENTATIONS
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -102,11 +101,11 @@ class Training:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "validate_every", "checkpoint_every"):
-            _whole(name, getattr(self, name), 1)
+            whole_number(f"`{name}` of `Training`", getattr(self, name))
         for name in ("warmup", "views", "skip_at_most", "workers", "prefetch", "resident_mib"):
-            _whole(name, getattr(self, name), 0)
+            whole_number(f"`{name}` of `Training`", getattr(self, name), 0)
         if self.max_steps is not None:
-            _whole("max_steps", self.max_steps, 1)
+            whole_number("`max_steps` of `Training`", self.max_steps)
         _within("lr", self.lr, "positive", self.lr > 0)
         _within("weight_decay", self.weight_decay, "at least 0", self.weight_decay >= 0)
         _within("momentum", self.momentum, "in [0, 1)", 0 <= self.momentum < 1)
@@ -122,14 +121,12 @@ class Training:
             raise InputError(rule, got=self.milestones, do="Use for example (0.5, 0.75).")
         if self.cuda_graphs and not self.compile:
             raise InputError("`cuda_graphs` of `Training` must come with `compile`.", do="Set compile=True as well.")
-        _known("optimizer", self.optimizer, OPTIMIZERS)
-        _known("schedule", self.schedule, SCHEDULES)
-        _known("precision", self.precision, PRECISIONS)
-        _known("on_not_finite", self.on_not_finite, ("stop", "skip"))
-        if self.logger is not None:
-            _known("logger", self.logger, LOGGERS)
-        for name in self.augment:
-            _known("augment", name, AUGMENTATIONS)
+        names = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS, "augment": AUGMENTATIONS}
+        for setting, known in {**names, "on_not_finite": ("stop", "skip"), "logger": LOGGERS}.items():
+            given = getattr(self, setting)
+            for name in given if setting == "augment" else () if given is None else (given,):
+                if name not in known:
+                    raise unknown_name(f"`{setting}` of `Training`", name, known)
 
 
 def factor(step: int, settings: Training) -> float:
@@ -169,16 +166,6 @@ def ema_decay(step: int, decay: float) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-def _whole(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"`{name}` of `Training` must be a whole number, at least {least}.", got=repr(value))
-
-
 def _within(name: str, value: float, rule: str, holds: bool, do: str = "") -> None:
     if not (holds and math.isfinite(value)):
         raise InputError(f"`{name}` of `Training` must be finite and {rule}.", got=value, do=do)
-
-
-def _known(name: str, value: str, known: Collection[str]) -> None:
-    if value not in known:
-        raise unknown_name(f"`{name}` of `Training`", value, known)

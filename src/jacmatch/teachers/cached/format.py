@@ -9,13 +9,11 @@
 Names, types and sizes come from fixed lists: nothing that a file says becomes a path or is run.
 """
 
-import contextlib
-import errno
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -23,8 +21,9 @@ import torch
 from torch import Tensor
 
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
-from jacmatch.files import inside, read, replace
+from jacmatch.files import read
 from jacmatch.jacobian import probes
+from jacmatch.runs import files
 from jacmatch.runs.files import decoded, encoded
 from jacmatch.teachers.base import Answer, Question
 
@@ -45,20 +44,8 @@ TYPES: Final = {
     "int64": torch.int64,
 }
 FIELDS: Final = ("ids", "outputs", "values", "products", "outputs_alone", "input_sums", "direction_sums")
-_FULL: Final = "Free some space and run the same command again to resume."
-_REMEDIES: Final = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL}
-
-
-@contextlib.contextmanager
-def disk(folder: Path, deed: str) -> Iterator[None]:
-    """Convert errors of the operating system inside the block to an `InputError` that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        rule = f"The cache {folder} (`--cache`) must be a folder that can be {deed}."
-        raise InputError(
-            rule, got=f"'{error.strerror or error}'", do=_REMEDIES.get(error.errno or 0, "Choose another.")
-        ) from error
+disk = partial(files.disk, what="cache", flag="--cache")
+write_whole = partial(files.write_whole, what="cache", flag="--cache")
 
 
 @dataclass(frozen=True)
@@ -177,14 +164,6 @@ def _checked(raw: Mapping[str, Any]) -> Head:
         dict(raw["settings"]),
         dict(raw["made"]),
     )
-
-
-def write_whole(folder: Path, name: str, data: bytes) -> None:
-    """Write a file of a cache atomically, with `jacmatch.files.replace`."""
-    target = folder / name
-    with disk(folder, "written to"):
-        inside(folder, target.parent)
-        replace(target, data)
 
 
 def fields_of(
