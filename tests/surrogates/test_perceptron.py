@@ -47,6 +47,16 @@ def test_values_and_jacobian_are_those_of_a_torch_network(activation, hidden, ou
         np.testing.assert_allclose(j[n], expected.numpy(), atol=1e-12)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_float32_differs_from_float64_by_its_rounding(activation):
+    net = Perceptron((3, 32, 32, 1), activation)
+    theta, x = net.initial(seed=0), np.random.default_rng(0).normal(size=(700, 3))  # more rows than a block
+    (y, j), (y32, j32) = net(theta, x), net(theta, x.astype(np.float32))
+    assert 0 < np.abs(j32 - j).max() < 2e-6 * np.abs(j).max()
+    assert 0 < np.abs(y32 - y).max() < 2e-6 * np.abs(y).max()
+    np.testing.assert_array_equal(net(theta, x, jacobian=False)[0], y)
+
+
 @pytest.mark.parametrize("jacobian", [True, False])
 def test_the_parameter_gradient_is_that_of_differences(jacobian):
     rng = np.random.default_rng(2)

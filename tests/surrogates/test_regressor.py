@@ -45,6 +45,19 @@ def test_partials_say_more_than_values():
     np.testing.assert_allclose(predicted[:, 0], differences, atol=1e-6)
 
 
+def test_what_is_predicted_does_not_depend_on_the_container_of_the_inputs():
+    """Plain arrays take a shorter check than lists and arrays of other types."""
+    x, y, j = wave(20)
+    model = JacobianRegressor(**FAST).fit(x, y, jacobian=j)
+    points = wave(30, seed=4)[0]
+    for predict in (model.predict, model.predict_jacobian):
+        np.testing.assert_array_equal(predict(points), predict(points.tolist()))
+        np.testing.assert_allclose(predict(points.astype(np.float32)), predict(points), atol=1e-5)
+        for wrong in (np.full((3, 2), np.nan), np.ones((3, 3)), np.ones(3), np.ones((0, 2))):
+            with pytest.raises(ValueError, match=r"NaN|features|2D|0 sample"):
+                predict(wrong)
+
+
 def test_units_do_not_matter():
     """Units that are powers of two change no rounding, so the same network is fitted."""
     x, y, j = wave(20)
