@@ -1,4 +1,4 @@
-"""Processes that measure: their threads and search paths, and tasks in several of them."""
+"""Processes for measurements: threads, search paths, and tasks in several processes."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ Made = TypeVar("Made")
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """One torch thread for the block: the same numbers on any number of cores, and no two processes on one core."""
+    """Use one torch thread in the block, so that results do not depend on the number of cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -50,11 +50,11 @@ def safe_path() -> Iterator[None]:
 def side_by_side(
     work: Callable[[Task], Made], tasks: Iterable[Task], workers: int, done: Callable[[Task, Made], None]
 ) -> None:
-    """Call `done` in this process with each task and what `work` made of it in one of `workers` others, once finished.
+    """Run `work` on each task in one of `workers` processes, and call `done` in this one with task and result.
 
-    If a task fails, no other is begun; those under way are finished and handed over, then its error is raised. Ctrl-C
-    is for this process alone: what is finished is handed over, and the workers end at once. If a worker is killed, the
-    others end too: nobody knows what it took with it. A new process must be able to import `work`.
+    If a task fails, no other task is started; running tasks are finished and passed to `done`, and then the error is
+    raised. After Ctrl-C, finished tasks are passed to `done`, and the workers end at once. If a worker is killed, the
+    others end too, because the state of its task is unknown. A new process must be able to import `work`.
 
     Raises:
         InputError: A worker was killed.
@@ -100,7 +100,7 @@ def side_by_side(
 
 @cache
 def end_with_parent() -> None:
-    """From now on a worker ends when the process that began it has ended, however; nothing anywhere else."""
+    """Let a worker end when its parent process has ended for any reason; no effect in other processes."""
     parent = parent_process()
     if parent is None:
         return

@@ -41,7 +41,7 @@ def grid(
 ) -> list[tuple[str, ...]]:
     """The rows of a table: the name of each row, and a mean ± standard deviation for each column.
 
-    Rows and columns are all in their order if left out; the factor 100 gives per cent.
+    By default all rows and columns, in their order; the factor 100 gives per cent.
     """
     results = spreads(document, measure)
     across = names(document, "column") if columns is None else columns
@@ -55,7 +55,7 @@ def published_row(row: str, values: Mapping[str, float], columns: Sequence[str])
 
 
 def gains(document: Document, row: str, than: str, measure: str = "accuracy") -> tuple[str, ...]:
-    """A row of the table: what one row has more than another, seed by seed, mean ± standard deviation in points."""
+    """A row of the table: the difference of two rows, seed by seed, mean ± standard deviation in points."""
     results = spreads(document, measure)
     pairs = [(results.get((row, column)), results.get((than, column))) for column in names(document, "column")]
     return (f"gain: {row} − {than}", *(signed(paired(*pair)) for pair in pairs))

@@ -1,4 +1,4 @@
-"""`jacmatch bench`: what is claimed about speed and memory, measured; one file for each benchmark."""
+"""`jacmatch bench`: measurements of the claims about speed and memory; one file for each benchmark."""
 
 from jacmatch_research.bench.cache import CACHE
 from jacmatch_research.bench.claims import Benchmark

@@ -1,6 +1,6 @@
 """`jacmatch bench cache`: a teacher that answers from disk; and caches of any size for the benchmarks.
 
-Their inputs are random numbers that nobody stores, with one view and an order that needs no table.
+Their inputs are random numbers that are generated on access, with one view and an order that is a formula.
 """
 
 import math
@@ -30,7 +30,7 @@ _TURNS = 4  # after so many calls a reader begins again: all of its questions ar
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """A teacher, inputs of a shape and questions for them (a name in `PROBES`); and the cache, once it is written."""
+    """A teacher, the shape of its inputs, the queries (a name in `PROBES`), and the cache, once it is written."""
 
     folder: Path
     network: nn.Module
@@ -39,7 +39,7 @@ class Answers:
     products: str = "vᵀJ"
 
     def ids(self, positions: Tensor) -> Tensor:
-        """The samples at these places of the order of training, which is as good as random for the disk."""
+        """Return the samples at these positions in the order of training, which reads the disk as if it were random."""
         step = next(n for n in range(max(1, int(0.618 * self.samples)), 2 * self.samples) if self._coprime(n))
         return positions * step % self.samples
 
@@ -47,7 +47,7 @@ class Answers:
         return math.gcd(number, self.samples) == 1
 
     def question(self, ids: Tensor) -> tuple[Tensor, Question]:
-        """Inputs of samples, and what a training asks about them."""
+        """Return the inputs of samples, and the query of a training about them."""
         probe = PROBES[self.products]
         x = probes.uniform(7, ids, 0, math.prod(self.shape)).view(-1, *self.shape)
         jacobians = 0.0 if probe is None else 1.0
@@ -55,7 +55,7 @@ class Answers:
         return objective.question(x, ids=ids, draw=0, products=probe is not None)
 
     def write(self, batch: int = _QUERY, megabytes: float = 8.0) -> None:
-        """Write the cache, so many samples in a query, into shards of so many megabytes."""
+        """Write the cache with this number of samples in a query, into shards of this size in MB."""
         teacher = ModuleTeacher(self.network)
         x, question = self.question(self.ids(torch.arange(min(batch, self.samples))))
         fields = fields_of(teacher.answer(x, question), question)
@@ -77,13 +77,13 @@ class Answers:
             write_shard(self.folder, shard_name(0, number), entries)
 
     def query_of(self, batch: int, number: int, *, mixed: bool = False) -> tuple[Tensor, Question]:
-        """Inputs and question of a batch, in the order of training over and over, or `mixed`: from anywhere."""
+        """Return inputs and query of a batch, in the order of training, or `mixed`: from random positions."""
         if mixed:
             return self.question(probes.bits(number, torch.arange(batch), 0, 1)[:, 0] % self.samples)
         return self.question(self.ids((torch.arange(batch) + number * batch) % self.samples))
 
     def reader(self, batch: int, batches: int, *, mixed: bool = False) -> Callable[[], None]:
-        """A function that reads `batches` batches of `query_of`, each call the next; the questions are there before."""
+        """Return a function that reads the next `batches` batches of `query_of`, prepared before, at each call."""
         teacher, turn = CachedTeacher(self.folder), 0
         queries = [self.query_of(batch, number, mixed=mixed) for number in range(_TURNS * batches)]
 
@@ -109,7 +109,7 @@ def _answers_of(conditions: Conditions, folder: str, teacher: str, products: str
 
 
 def reading(conditions: Conditions, teacher: str, products: str) -> Measured:
-    """A batch of answers from disk ÷ the same of the live teacher; the files are in the memory of the system."""
+    """Time of a batch of answers from disk ÷ time of the live teacher; the files are in the page cache."""
     with tempfile.TemporaryDirectory() as folder:
         answers, batch = _answers_of(conditions, folder, teacher, products)
         answers.write(batch)
@@ -121,7 +121,7 @@ def reading(conditions: Conditions, teacher: str, products: str) -> Measured:
 
 
 def writing(conditions: Conditions, teacher: str, products: str) -> Measured:
-    """A new cache ÷ the answers that it is made of; the disk has all of it at the end."""
+    """Time to write a new cache ÷ time to compute its answers; all data are on the disk at the end."""
     with tempfile.TemporaryDirectory() as folder:
         answers, batch = _answers_of(conditions, folder, teacher, products)
         live, turns = ModuleTeacher(answers.network), count()

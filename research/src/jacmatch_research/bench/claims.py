@@ -1,8 +1,8 @@
-"""What a benchmark claims, the rows that say whether it holds, and how they are measured.
+"""The claims of a benchmark, the rows that test them, and the measurement.
 
-Contestants take turns in one process of one thread, and ratios are reported. A ratio is taken in each round between two
-runs that stand side by side in time, so that what else the machine does hits both. Reported are the median over the
-rounds and the quartiles.
+The compared methods alternate in one process with one thread, and ratios are reported. Each round gives the ratio of
+two consecutive runs, so that other load on the machine affects both. Reported are the median over the rounds and the
+quartiles.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ class NotMeasured(Exception):
 class Conditions:
     """Where (cpu or cuda) and how thoroughly a case is measured.
 
-    `quick` is a few rounds on small networks, whose numbers mean nothing; `missing` says why nothing can be measured
-    here. A long benchmark stores in `folder` what is done so far.
+    `quick` means a few rounds on small networks, whose numbers mean nothing; `missing` is the reason if nothing can be
+    measured. A long benchmark stores finished measurements in `folder`.
     """
 
     kind: str = "cpu"
@@ -42,15 +42,15 @@ class Conditions:
 
     @property
     def device(self) -> torch.device:
-        """Where tensors and networks have to be."""
+        """The device of tensors and networks."""
         return torch.device(self.kind)
 
     def rounds(self, full: int) -> int:
-        """How often the contestants take turns."""
+        """The number of rounds."""
         return 3 if self.quick else full
 
     def wait(self) -> None:
-        """Returns when the device has done all that it was given."""
+        """Wait until the device has finished its queue."""
         if self.kind == "cuda":
             torch.cuda.synchronize()
 
@@ -66,7 +66,7 @@ class Spread:
 
     @classmethod
     def of(cls, ratios: Sequence[float]) -> "Spread":
-        """The spread of these ratios; one alone is its own median and quartiles."""
+        """The spread of these ratios; a single ratio is its own median and quartiles."""
         values = list(ratios) if len(ratios) > 1 else [*ratios] * 2
         low, median, high = (float(f"{each:.4g}") for each in statistics.quantiles(values, n=4, method="inclusive"))
         return cls(median, low, high, len(ratios))
@@ -74,7 +74,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Times:
-    """What a comparison gave: the ratios of the rounds, and the seconds of the baseline."""
+    """The result of a comparison: the ratios of the rounds, and the seconds of the baseline."""
 
     spread: Spread
     baseline_seconds: float
@@ -83,9 +83,9 @@ class Times:
 def compare(
     conditions: Conditions, contestant: Callable[[], object], baseline: Callable[[], object], rounds: int
 ) -> Times:
-    """Time of the contestant ÷ time of the baseline, after a warm-up; they take turns in going first.
+    """Time of the method ÷ time of the baseline, after a warm-up; each goes first in every other round.
 
-    Each runs `rounds` times, if it is not quick.
+    Each runs `rounds` times, except in a quick run.
     """
     ratios, seconds = [], []
     for run in (contestant, baseline):
@@ -99,7 +99,7 @@ def compare(
 
 
 def timed(conditions: Conditions, run: Callable[[], object]) -> float:
-    """Seconds that a run takes, with the device idle before and after."""
+    """Seconds of a run; the device is synchronized before and after it."""
     conditions.wait()
     start = time.perf_counter()
     run()
@@ -111,8 +111,8 @@ def peak_memory(conditions: Conditions, script: str, environment: Mapping[str, s
     """Largest memory in bytes that this Python text needs in a fresh process.
 
     On the CPU the largest resident memory (Linux), on a GPU the largest that torch had allocated. The text finds the
-    device under the name `device`. Quick, it runs in this process: the number then means nothing. `environment` holds
-    variables of the process besides those of this one.
+    device under the name `device`. In a quick run, the text runs in this process, and the number means nothing.
+    `environment` holds variables of the process besides those of this one.
     """
     text = f"import torch\ntorch.set_num_threads(1)\ndevice = {conditions.kind!r}\n{script}\n"
     if conditions.kind == "cuda":
@@ -146,8 +146,8 @@ def compare_memory(
 class Claim:
     """A ratio of two costs (`text`: what ÷ what) and its bounds.
 
-    `must` is the largest ratio allowed (smallest, where higher is better), None where none is claimed; `aim` is hoped
-    for. With `of_floor`, they are multiples of the floor that the row states.
+    `must` is the largest ratio that the project claims (the smallest, where higher is better), or None; `aim` is its
+    goal. With `of_floor`, they are multiples of the floor that the row states.
     """
 
     text: str
@@ -159,7 +159,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one case gave: median and quartiles, what the arithmetic allows at best, and numbers that belong to it."""
+    """The result of one case: median, quartiles, the lower limit by number of operations, and further numbers."""
 
     spread: Spread
     floor: float | None = None
@@ -170,7 +170,7 @@ class Measured:
 class Case:
     """One row of a benchmark: networks, sizes and modes as its name, and the function that gives its numbers.
 
-    It is measured on those of its devices that the machine has, and empty on the others, or where `NotMeasured` is
+    It is measured on those of its devices that the machine has. It is empty on other devices, and if `NotMeasured` is
     raised.
     """
 
@@ -180,7 +180,7 @@ class Case:
     devices: tuple[str, ...] = ("cpu", "cuda")
 
     def row(self, conditions: Conditions) -> dict[str, Any]:
-        """The row of the result file; without numbers, and with the reason, where nothing could be measured."""
+        """The row of the result file; without numbers, but with the reason, if nothing could be measured."""
         try:
             if conditions.missing:
                 raise NotMeasured(conditions.missing)

@@ -1,4 +1,4 @@
-"""`jacmatch bench loop`: what the training loop adds to the arithmetic of its steps, and what data on disk cost."""
+"""`jacmatch bench loop`: the overhead of the training loop and of data on disk, relative to a bare step."""
 
 import io
 import tarfile
@@ -54,7 +54,7 @@ def overhead(conditions: Conditions, pair: str, jacobians: float) -> Measured:
 
 
 def logging(conditions: Conditions, pair: str) -> Measured:
-    """A step that has its share of rows in `metrics.jsonl` ÷ one that has none."""
+    """Time of a step of a loop that writes `metrics.jsonl` ÷ time without it."""
     objective, split, batch, steps = _job(conditions, pair, 0.0)
     steps = steps if conditions.quick else max(steps, 20)  # a row is logged each 20 steps
 
@@ -67,7 +67,7 @@ def logging(conditions: Conditions, pair: str) -> Measured:
 
 
 def streaming(conditions: Conditions, student: str, source: str, workers: int) -> Measured:
-    """Steps from labels on JPEG files, or on the same files in a tar, decoded by so many threads ÷ in memory."""
+    """Time of steps on JPEG files, in a folder or a tar file, decoded by threads ÷ time on images in memory."""
     name, size, steps = STUDENTS[student]
     if conditions.quick:
         name, size, steps = "cnn3", 4, 2

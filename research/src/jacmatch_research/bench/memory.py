@@ -59,19 +59,19 @@ def steps(conditions: Conditions, pair: str, weight: float, rows: int, chunk: in
 
 
 def one_row(conditions: Conditions, pair: str) -> Measured:
-    """Three steps with one row each ÷ three plain ones; Python, torch and the networks are on both sides."""
+    """Peak memory of three steps with one row each ÷ three plain steps; both include Python, torch and the networks."""
     mine, plain = (steps(conditions, pair, weight, 1, None) for weight in (1.0, 0.0))
     return Measured(compare_memory(conditions, mine, plain), details={"batch": PAIRS[pair][3]})
 
 
 def chunks(conditions: Conditions, pair: str, environment: Mapping[str, str] | None = None) -> Measured:
-    """Eight rows, one after the other ÷ one row."""
+    """Peak memory of eight rows in chunks of one ÷ that of one row."""
     eight, one = (steps(conditions, pair, 1.0, rows, chunk) for rows, chunk in ((8, 1), (1, None)))
     return Measured(compare_memory(conditions, eight, one, environment=environment), details={"batch": PAIRS[pair][3]})
 
 
 def full_jacobian(conditions: Conditions, chunk: int) -> Measured:
-    """How the memory of an exact Jacobian grows with the rows that are taken at once."""
+    """The memory of an exact Jacobian, by the number of rows that are computed at once."""
     network = "mlp" if conditions.quick else "resnet20"
     these, one = (FULL_JACOBIAN.format(network, 2, size) for size in (chunk, 1))
     return Measured(compare_memory(conditions, these, one), details={"batch": 2})

@@ -1,9 +1,9 @@
 """`jacmatch bench peers`: plain distillation beside other libraries, on the same networks, data, batch and loss.
 
-Each library is used as its own documentation shows: the box of torchdistill with its loss and its loader, the
-distillation task of timm in a bare loop with torch's loader (timm's own reads image files). The loss is everywhere half
-the cross-entropy and half Hinton's KL at temperature 4, the optimizer Adam. Before the clock runs, the losses of a
-batch are compared.
+Each library is used as its documentation shows: the training box of torchdistill with its loss and loader, and the
+distillation task of timm in a bare loop with torch's loader, because timm's loader reads image files. In each library,
+the loss is half the cross-entropy plus half Hinton's KL at temperature 4, and the optimizer is Adam. The losses of a
+batch are compared before the measurement.
 """
 
 import logging
@@ -38,7 +38,7 @@ Library = Literal["torchdistill", "timm"]
 
 @dataclass(frozen=True)
 class Task:
-    """What every library is given: networks of one seed by catalogue name, samples in memory, and a number of steps.
+    """The task of every library: networks of one seed by catalog name, samples in memory, and a number of steps.
 
     A step has `batch` samples; the samples are those of one epoch.
     """
@@ -137,12 +137,12 @@ def torchdistill_box(task: Task) -> Any:
 
 
 def agree(first: Tensor, second: Tensor) -> None:
-    """Demands that two libraries compute the same loss."""
+    """Check that two libraries compute the same loss."""
     torch.testing.assert_close(first.detach(), second.detach(), rtol=1e-4, atol=1e-5)
 
 
 def stepped(task: Task, library: Library) -> tuple[Callable[[Tensor, Tensor], None], Iterable[Any], nn.Module]:
-    """One step of another library on a batch, whose loss is that of this library; its loader; its student."""
+    """The step of another library, whose loss is that of this library, its loader, and its student."""
     first = task.batches()[0]
     if library == "timm":
         their_loss, student = theirs_timm(task)
@@ -159,13 +159,13 @@ def stepped(task: Task, library: Library) -> tuple[Callable[[Tensor, Tensor], No
 
 
 def over(step: Callable[[Tensor, Tensor], None], batches: Iterable[Any]) -> None:
-    """An epoch of steps; what a loader gives besides samples and labels is not needed."""
+    """An epoch of steps; only samples and labels of the loader are used."""
     for x, y, *_ in batches:
         step(x, y)
 
 
 def given_batches(conditions: Conditions, pair: str, library: Library) -> Measured:
-    """Steps on batches that are there already: loss, gradient and optimizer, without loader and log."""
+    """Time of steps on prepared batches: loss, gradient and optimizer, without loader and log."""
     task = Task.of(conditions, pair)
     their_step, *_ = stepped(task, library)
     objective, batches = ours(task), task.batches()
@@ -174,7 +174,7 @@ def given_batches(conditions: Conditions, pair: str, library: Library) -> Measur
 
 
 def whole_loop(conditions: Conditions, pair: str, library: Library, *, apart: bool = True) -> Measured:
-    """An epoch with a shuffling loader; ours is `fit` with all that it does around a step, and its start."""
+    """Time of an epoch with a shuffling loader; for this library, `fit` with its start and everything around a step."""
     task = Task.of(conditions, pair)
     their_step, loader, _ = stepped(task, library)
     settings = Training(steps=task.steps, batch_size=task.batch, lr=RATE, schedule="constant", channels_last=not apart)

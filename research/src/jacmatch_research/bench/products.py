@@ -80,7 +80,7 @@ def beside_peer(conditions: Conditions, name: str, batch: int, peer: Callable[[n
 
 
 def jv_pass(conditions: Conditions, name: str, shape: tuple[int, ...], batch: int, training: bool) -> Measured:
-    """A pass with one Jv, and back ÷ a plain pass over a doubled batch, and back."""
+    """Time of a pass with one Jv and its backward pass ÷ a plain pass over a doubled batch and its backward pass."""
     name, batch = ("cnn3", 2) if conditions.quick else (name, batch)
     network = build(name, 10, shape).train(training).to(conditions.device)
     x = torch.rand(batch, *shape, device=conditions.device)
@@ -124,8 +124,8 @@ def penalty(
 ) -> Measured:
     """A step of cross-entropy with the penalty along one random direction, by the library ÷ by a loop of PyTorch.
 
-    In the loop, the row goes through the statistics of the batch: the same quantity is that of the policy `batch`. The
-    default, `frozen`, has less to compute.
+    In the loop, the row is differentiated through the statistics of the batch, as with the policy `batch`. The default,
+    `frozen`, needs fewer operations.
     """
     name, batch = ("cnn3", 2) if conditions.quick else (name, batch)
     x = torch.rand(batch, *shape, device=conditions.device)

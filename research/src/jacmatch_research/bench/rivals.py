@@ -1,6 +1,6 @@
-"""The straightforward code that the library is compared with, and the bare training step around each contestant.
+"""The straightforward code that the library is compared with, and the bare training step around each method.
 
-Nothing outside the benchmarks uses it: it is the only other file that differentiates and steps an optimizer.
+Only the benchmarks use it. It is the only other file that differentiates and steps an optimizer.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def stepper(network: nn.Module, loss: Callable[..., Tensor]) -> Callable[..., No
 def loop_jacobian(
     network: nn.Module, x: Float[Tensor, "batch *input"], *, create_graph: bool = False
 ) -> Float[Tensor, "batch output *input"]:
-    """The full Jacobian by a loop of backward passes over the outputs, which is what one writes first."""
+    """The full Jacobian by a loop of backward passes over the outputs, as a user would write it."""
     leaf = x.clone().requires_grad_()
     y = network(leaf)
     rows = [

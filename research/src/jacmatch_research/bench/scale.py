@@ -79,7 +79,7 @@ os._exit(0)  # threads of gloo can abort a process in which the interpreter shut
 
 
 def answers(folder: Path, samples: int) -> Answers:
-    """A small teacher and so many inputs, requested Jv: an entry is 128 bytes."""
+    """A small teacher, `samples` inputs, and queries for Jv; an entry has 128 bytes."""
     torch.manual_seed(0)
     return Answers(folder / str(samples), nn.Sequential(nn.Flatten(), nn.Linear(16, _OUTPUTS)), _SHAPE, samples, "Jv")
 

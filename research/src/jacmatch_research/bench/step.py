@@ -1,7 +1,8 @@
-"""`jacmatch bench step`: what a training step with derivatives costs, in steps of plain distillation of the same pair.
+"""`jacmatch bench step`: the cost of a training step with derivatives, in steps of plain distillation.
 
-r is the teacher's forward pass ÷ the student's. In units of the latter a plain step costs r + 3 and one with
-derivatives 2r + 6: a pass costs 1, the gradient of it 2, and both are taken of the row as well, a backward pass.
+r is the teacher's forward pass ÷ the student's. In forward passes of the student, a plain step costs r + 3: a forward
+pass costs 1 and its gradient 2. A step with derivatives costs 2r + 6, because the row is one more pass of each network,
+and that of the student is differentiated.
 """
 
 import statistics
@@ -42,14 +43,14 @@ BatchNorm = Literal["batch", "frozen"]
 
 @dataclass(frozen=True)
 class Stored:
-    """A teacher whose answers, with products or without, lie in memory, as those of a cache once they are read."""
+    """A teacher whose answers are in memory, like those of a cache after they are read."""
 
     teacher: ModuleTeacher
     known: dict[bool, Answer] = field(default_factory=dict)
     answers_vjp: bool = True
 
     def answer(self, x: Tensor, question: Question) -> Answer:
-        """The same answer each time."""
+        """Return the stored answer."""
         with_products = question.cotangents is not None or question.tangents is not None
         if with_products not in self.known:
             self.known[with_products] = self.teacher.answer(x, question)
@@ -67,7 +68,7 @@ class Pair:
 
     @classmethod
     def of(cls, conditions: Conditions, name: str) -> "Pair":
-        """The pair of this name; quick, the smallest networks."""
+        """The pair of this name; in a quick run, the smallest networks."""
         teacher, student, shape, batch = CACHED_PAIRS[name]
         if conditions.quick:
             teacher, student, batch = "cnn5", "cnn3", 4
@@ -110,7 +111,7 @@ class Pair:
         cached: bool = False,
         count: int = 1,
     ) -> Callable[[], None]:
-        """So many steps, with or without derivatives."""
+        """Run this number of steps, with or without derivatives."""
         objective = self.objective(products, batch_norm, every=every, cached=cached)
         step = rivals.stepper(objective.student, lambda: objective(self.x, self.y)["loss"])
 
@@ -140,7 +141,7 @@ def every_step(
 
 
 def every_fourth(conditions: Conditions, pair: str, cached: bool) -> Measured:
-    """Derivatives in every fourth step; of four, a plain step has the floor 1, or 3 ÷ (r + 3) with stored answers."""
+    """Derivatives in every fourth step; the floor of the three plain steps is 1, or 3 ÷ (r + 3) with stored answers."""
     chosen = Pair.of(conditions, pair)
     r = chosen.ratio(conditions)
     mine, plain = chosen.steps("row", "frozen", every=4, cached=cached, count=4), chosen.steps(None, "frozen", count=4)
@@ -180,7 +181,7 @@ STEP = Benchmark(
 
 
 def profiled(conditions: Conditions, way: Literal["plain", "row", "rival"]) -> Measured:
-    """Milliseconds of a step by operator, the ten longest, medians; their part of the whole is the ratio."""
+    """Milliseconds of the ten longest operators of a step, medians; the ratio is their part of the total."""
     chosen = Pair.of(conditions, "ResNet-56 → ResNet-20, 32×32")
     if way == "rival":
         teacher, student = chosen.network(chosen.teacher).eval().requires_grad_(False), chosen.network(chosen.student)

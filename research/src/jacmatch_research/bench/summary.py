@@ -1,4 +1,4 @@
-"""The results of `jacmatch bench`, as a person reads them."""
+"""The results of `jacmatch bench` as tables for the terminal."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby

@@ -1,10 +1,10 @@
-"""`jacmatch bench surrogates`: beside SMT and JENN, with the same points and partials: errors and seconds.
+"""`jacmatch bench surrogates`: errors and seconds compared with SMT and JENN, with the same points and partials.
 
     jacmatch bench surrogates --out DIR                                    # DIR/surrogates-cells.json is continued
     python -m jacmatch_research.bench.surrogates CELLS.json [METHOD ...]   # some methods only
 
-Cell by cell (problem, size, seed, method), seed by seed, so that what is measured when it is stopped has all sizes.
-SMT and JENN are not installed with the package: pip install smt jenn.
+Cell by cell (problem, size, seed, method), seed by seed, so that an interrupted run has results for all sizes. SMT and
+JENN are not installed with the package: pip install smt jenn.
 """
 
 import contextlib
@@ -98,7 +98,7 @@ def torsion_vibration(x: Tensor) -> Tensor:
 
 
 def ten_outputs(x: Tensor) -> Tensor:
-    """Ten waves of six inputs along random directions."""
+    """Ten sine waves of six inputs along random directions."""
     directions = torch.from_numpy(np.random.default_rng(5).normal(size=(10, 6)))
     z = x @ directions.T
     return z.sin() + 0.3 * z * z * (0.5 * x[:, :1]).cos()
@@ -294,7 +294,7 @@ _measured = functools.cache(measure)
 
 
 def ratio(conditions: Conditions, name: str, size: int, what: str) -> Measured:
-    """Return, over the seeds, the best of ours that a user gets by default ÷ the best of the peers."""
+    """Return the error of the default of this library ÷ that of the best other method, over the seeds."""
     cells = _cells(conditions)
     ratios, numbers = [], {method: [] for method in METHODS}  # type: ignore[var-annotated]
     for seed in range(SEEDS):

@@ -1,4 +1,4 @@
-"""Fitting an appearance model three ways: one fixed Jacobian, no derivatives, and a student of the latter."""
+"""Fitting an appearance model: with a fixed Jacobian, without derivatives, and by a student of the latter."""
 
 import time
 from collections.abc import Callable, Mapping

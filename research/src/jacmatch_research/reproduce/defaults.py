@@ -1,4 +1,4 @@
-"""Is the default of `Distillation` at least as good as a loop without it? The two lines of the README, as printed.
+"""Is the default of `Distillation`, used as in the README, at least as good as a loop without it?
 
 The plan, the settings and the criterion are in docs/results/default-recipe.md; they were written before the first cell.
 Networks, optimizer and loop are a user's own: plain torch, no argument of `Distillation` but the size of the data.
@@ -83,7 +83,7 @@ class Setting:
 
 
 def settings_of(request: Request) -> list[Setting]:
-    """The first pair at every size, the second where its sizes are, with the other optimizer; in turn Adam and SGD."""
+    """The first pair at every size, with Adam and SGD in turn; the second at its sizes, with the other optimizer."""
     family = request.data.partition(":")[0]
     offset = _ORDER.index(family) if family in _ORDER else 0
     sizes = students.per_class_of(request, (5,) if request.smoke else PER_CLASS)
@@ -113,7 +113,7 @@ class Pair:
 
 @lru_cache(maxsize=2)
 def pair_of(data: str, seed: int, device: str, smoke: bool, pair: str) -> Pair:
-    """Data and networks; the teacher is trained on all training images but those held out, and kept."""
+    """Data and networks; the teacher is trained on all training images except the held-out ones, and cached."""
     loaded = students.data_of(data, seed, smoke)
     pool, validation = parts(loaded, students.VALIDATION, 0, seed)
     assert validation is not None
@@ -157,7 +157,7 @@ def prepare(request: Request, progress: Progress) -> dict[str, Any]:
 
 
 def step_times(request: Request, pair: Pair, rounds: int) -> list[float]:
-    """A step of plain KL and one of the default with few data, in steps of cross-entropy: medians, taken in turn.
+    """Time of a step of plain KL and of the default with few data, in steps of cross-entropy (medians).
 
     On the CPU in processor time, which other processes of a shared machine change little.
     """
@@ -185,7 +185,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def loss_of(row: str, student: nn.Module, teacher: nn.Module, labels: Tensor, seed: int) -> Loss:
-    """What the loop calls instead of cross-entropy; `labels` are those of the training set."""
+    """The objective that the loop calls instead of cross-entropy; `labels` are those of the training set."""
     if row in (CROSS_ENTROPY, EQUAL_TIME[CROSS_ENTROPY]):
         return lambda x, y: nn.functional.cross_entropy(student(x), y)
     if row == DEFAULT:
@@ -327,7 +327,7 @@ def _measure_validation(request: Request, cell: Cell, facts: Mapping[str, Any]) 
 
 @dataclass(frozen=True)
 class Margin:
-    """The gain of the default, seed by seed, over the rival whose mean on test images is the higher one."""
+    """The gain of the default for each seed over the baseline with the higher mean test accuracy."""
 
     rival: str
     gain: Spread

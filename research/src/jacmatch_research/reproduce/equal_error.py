@@ -1,4 +1,4 @@
-"""Surrogates over numbers of samples: the methods that the systems share, and how many samples an error takes."""
+"""Surrogates over numbers of samples: the methods that the systems share, and the samples that an error needs."""
 
 import itertools
 import math
@@ -44,7 +44,7 @@ def surrogate(
         jacobian: Partials at these points.
         settings: Those of a cell: `partials`, whether these are learned from; `evaluations` of the second-order solver,
             or `steps` of Adam with `lr`, `weight`, `probes` and `batch_size`; `hidden` and `activation`.
-        seed: Of the weights, of what is held out, and of batches and rows.
+        seed: Seed of the weights, the held-out samples, the batches and the rows.
         weights: Of the samples, for the second-order solver.
         device: Where Adam trains.
     """
@@ -81,7 +81,7 @@ def columns_of(document: Document, row: str) -> list[str]:
 
 
 def crossing(curve: list[tuple[int, float]], bound: float) -> float | None:
-    """Where a falling curve crosses a bound, on straight lines through logarithms; None if it is never above or below.
+    """Where a falling curve crosses a bound, by linear interpolation of logarithms; None if it does not cross.
 
     Example:
         >>> round(crossing([(100, 0.1), (10_000, 0.01)], 0.05))
@@ -97,10 +97,9 @@ def crossing(curve: list[tuple[int, float]], bound: float) -> float | None:
 def reached(
     document: Document, measures: Sequence[Measure], values: str = VALUES, derivatives: str = DERIVATIVES
 ) -> list[tuple[str, ...]]:
-    """For each measure and sample count without derivatives: the error, and the samples with derivatives that reach it.
+    """For each measure and sample count without derivatives: the error, and the count with derivatives for it.
 
-    Between two columns the number is that of a straight line through logarithms. `values` is the row without
-    derivatives.
+    Between two columns the number is interpolated linearly in logarithms. `values` is the row without derivatives.
     """
     rows: list[tuple[str, ...]] = []
     for name, heading, scale, *_ in measures:

@@ -1,7 +1,7 @@
-"""What an experiment is: cells that are measured one by one, and tables made of what was stored.
+"""The definition of an experiment: cells that are measured one by one, and tables of the stored results.
 
-A cell is one trained network, or one number where nothing is trained. Each is stored when it is done, so that a run
-that was stopped goes on with the next one. Tables and figures are pure functions of the stored document.
+A cell is one trained network, or one number where nothing is trained. Each is stored when it is finished, so that a
+stopped run continues with the next one. Tables and figures are pure functions of the stored document.
 """
 
 import re
@@ -23,14 +23,14 @@ from jacmatch_research.tables import Document
 class Request(JobFields):
     """The settings of `jacmatch reproduce`.
 
-    Those in `no_settings` choose which cells are measured and how many at once, not what a cell measures.
+    Those in `no_settings` select the cells that are measured and how many run in parallel; they do not change a cell.
     """
 
     no_settings: ClassVar[tuple[str, ...]] = (*JobFields.no_settings, "seeds", "per_class", "rows", "workers")
     everywhere: ClassVar[frozenset[str]] = frozenset(
         {"name", "size", "smoke", "seed", "seeds", "rows", "workers", "device", "out", "allow_code"}
     )
-    """Fields that mean something in every experiment. Of the others, each experiment says which it `takes`."""
+    """Fields that every experiment uses. Each experiment names the other fields that it uses in `takes`."""
 
     name: Annotated[str, tyro.conf.Positional] = ""
     """The experiment: a name from `jacmatch list`."""
@@ -64,14 +64,14 @@ class Request(JobFields):
         return range(self.seed, self.seed + (self.seeds or (1 if self.smoke else own)))
 
     def given(self, taken: frozenset[str]) -> list[str]:
-        """The fields that are not at their default and are neither in `taken` nor for every experiment."""
+        """The fields that differ from their defaults, and are neither in `taken` nor used by every experiment."""
         others = [field for field in fields(self) if field.name not in self.everywhere | taken]
         return [field.name for field in others if getattr(self, field.name) != field.default]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement: the method, what columns run over, the seed, and all else that decides it, as plain values."""
+    """One measurement: its row (the method), its column, the seed, and all settings that affect it, as plain values."""
 
     row: str
     column: str
@@ -94,11 +94,11 @@ class Experiment:
 
     Attributes:
         about: A line for lists and for the help.
-        cells: All cells that a request asks for.
+        cells: All cells of a request.
         measure: Measures one cell, on one thread. `facts` are what `prepare` returned.
         tables: The tables of a document, the main one first.
         figure: The figure of a document, an SVG file.
-        prepare: What all cells share, as plain values without paths: trains a teacher that is kept, for instance.
+        prepare: Return what all cells share, as plain values without paths; may train a teacher, which is cached.
         teacher: The teacher that `prepare` has loaded or trained, where students learn from one.
         takes: The fields of a request that it reads besides those of `Request.everywhere`; others are refused.
     """

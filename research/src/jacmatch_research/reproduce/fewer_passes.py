@@ -1,4 +1,4 @@
-"""What cheaper derivatives cost in accuracy: fewer steps, a part of the batch, views that return, more rows at once."""
+"""The accuracy with cheaper derivatives: fewer steps, a part of the batch, repeated views, or more rows at once."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Small networks for the energy of a cluster: what forces and Hessian rows of a larger one add at equal cost."""
+"""Small networks for the energy of a cluster: the gain from forces and Hessian rows of a larger one."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""A hand as a hand and as a parallel manipulator, and networks for the pose of what it holds."""
+"""A robot hand and its description as a parallel manipulator, and networks for the pose of the object."""
 
 from collections.abc import Mapping
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""An arm of six joints: how many samples its kinematics take, and inverse kinematics driven by a network's Jacobian."""
+"""An arm of six joints: the samples that its kinematics need, and inverse kinematics by a network's Jacobian."""
 
 from collections.abc import Mapping
 from functools import lru_cache

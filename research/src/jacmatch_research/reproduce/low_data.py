@@ -122,7 +122,7 @@ def best_free(document: Document, column: str) -> str | None:
 
 
 def margins(document: Document, recipe: str = "mixed: KL + row") -> list[tuple[str, ...]]:
-    """For each column: the best recipe without derivatives, and what the recipe has more than it.
+    """For each column: the best recipe without derivatives, and the gain of the recipe over it.
 
     The difference is taken seed by seed; its standard error is the standard deviation over √seeds.
     """

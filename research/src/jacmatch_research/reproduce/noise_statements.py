@@ -1,4 +1,4 @@
-"""The statements about noise and Jacobians: what grows under noise, and the term that is stated to be its second order.
+"""The statements about noise and Jacobians: a mean under noise, and the second-order term of the statement.
 
 Each says that a mean over noise ξ ~ N(0, σ²I) is a value without noise, plus σ² times a term of derivatives, plus
 an expansion error. The losses are those of `jacmatch.losses`, the derivatives those of `jacmatch.jacobian`; second
@@ -54,7 +54,7 @@ class Setting:
         return self._of_sides(lambda x: jacobian(function, x)[1])
 
     def laplacians(self, function: Function) -> Float[Tensor, "point row"]:
-        """Traces of the second derivatives, which do not see kinks; on a kink the mean of both sides."""
+        """Traces of the second derivatives, without the contribution of kinks; on a kink the mean of both sides."""
         return self._of_sides(laplacian_of(function))
 
     def _of_sides(self, derivative: Function) -> Tensor:
@@ -96,7 +96,7 @@ class Statement:
         name: As the table has it.
         family: What the student learns from.
         printed: The order of the expansion error in print.
-        increase: What noise adds, from the setting, the noise and its weights.
+        increase: The increase under noise, from the setting, the noise and its weights.
         term: The alleged the coefficient of σ².
         loss: What is averaged, None where it is not a mean of one loss.
         agreeing: Whether the student has the teacher's values at each point.
@@ -121,7 +121,8 @@ class Statement:
 def rows_of(function: Function) -> Function:
     """The rows of the function's Jacobian as a function, (batch, 2) → (batch, row · 2).
 
-    Zero times a power joins what the derivatives of a linear function lack: a way back to the input.
+    A zero times a power of the input is added, so that the derivatives of a linear function still depend on the input
+    in autograd.
     """
     return lambda x: jacobian(function, x)[1].flatten(1) + 0 * x.pow(4).sum(1, keepdim=True)
 
@@ -294,7 +295,7 @@ class Leading:
 
 
 def expansion_error(statement: Statement, location: Location, sigma: float, *, fine: bool = False) -> float:
-    """Mean over the points of what noise adds, less σ² times the term."""
+    """Mean over the points of the increase under noise, minus σ² times the term."""
     total = 0.0
     for rows in torch.split(torch.arange(len(location.x)), _CHUNK):
         at = _setting(statement, location, location.x[rows])

@@ -189,10 +189,7 @@ def _errors(option: str, count: int, student: nn.Module) -> dict[str, float]:
 
 
 def with_chosen(document: Document) -> Document:
-    """The document with further rows: lengths of training that held-out paths have chosen, and stopping early.
-
-    Neither sees an exact price.
-    """
+    """The document with further rows: lengths of training selected on held-out paths, and early stopping."""
     by = {(cell["row"], cell["column"], cell["seed"]): cell for cell in document["cells"]}
     more = []
     for option in OPTIONS:

@@ -1,4 +1,4 @@
-"""Section 2.2 of the paper: weights of the Jacobian-norm penalty against noise on the input, and an honest rival."""
+"""Section 2.2 of the paper: the Jacobian-norm penalty under input noise, and noise in training."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -148,7 +148,7 @@ def _name(shift: str, severity: float) -> str:
 
 
 def _some(split: Split, request: Request) -> Split:
-    """The images that networks are judged on: all in the paper's size, else the same random ones for each network."""
+    """The images on which networks are evaluated: all in the paper's size, else the same random ones."""
     if request.scale == "paper" or len(split) <= _JUDGED:
         return split
     drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
@@ -160,7 +160,7 @@ _VALIDATION = ("validation_accuracy", *(f"validation {name}" for name in _NOISES
 
 
 def scores(document: Document) -> dict[str, Spread]:
-    """Of each row the validation accuracy, averaged over no noise and the noise of each level, by seed."""
+    """The validation accuracy of each row by seed, averaged over all noise levels and no noise."""
     results: dict[str, list[float]] = {}
     for cell in sorted(document["cells"], key=lambda cell: cell["seed"]):
         results.setdefault(cell["row"], []).append(statistics.fmean(cell["measures"][name] for name in _VALIDATION))
@@ -168,14 +168,14 @@ def scores(document: Document) -> dict[str, Spread]:
 
 
 def chosen(document: Document) -> dict[str, str]:
-    """Of each kind the row with the best mean score on validation images; kinds that were not measured are left out."""
+    """For each measured kind of method, the row with the best mean score on validation images."""
     results = scores(document)
     measured = {kind: [row for row in rows if row in results] for kind, rows in KINDS.items()}
     return {kind: max(rows, key=lambda row: results[row]["mean"]) for kind, rows in measured.items() if rows}
 
 
 def front(document: Document) -> tuple[tuple[str, ...], ...]:
-    """Of each row accuracy without noise, its mean over the levels of noise, and whether no row is better in both."""
+    """For each row: accuracy without noise, mean over the noise levels, and whether no other row is better in both."""
     results = [spreads(document, name) for name in _NOISES]
     means = {row: [each[row, _COLUMN]["mean"] for each in results] for row in names(document, "row")}
     both = {row: (values[0], statistics.fmean(values[1:])) for row, values in means.items()}

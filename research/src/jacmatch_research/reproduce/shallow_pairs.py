@@ -124,8 +124,8 @@ class Shallow:
 class Kinks:
     """Kinks that noise reaches: a point on each, and the unit vector across it.
 
-    Of an average over a line the point is where the line crosses it, and `density` that of the points there, per unit
-    of distance from the kink.
+    For an average over a line, the point is where the line crosses the kink, and `density` is that of the points there,
+    per unit of distance from the kink.
     """
 
     points: Float[Tensor, "kink 2"]
@@ -135,9 +135,9 @@ class Kinks:
 
 @dataclass(frozen=True)
 class Location:
-    """Where a pair is looked at: points with weights, whose sum is 1, and the kinks around them that noise reaches.
+    """The points at which a pair is evaluated, with weights whose sum is 1, and the kinks within reach of the noise.
 
-    `side` goes from a point on a kink a little across it; there derivatives are means of both sides.
+    `side` is a small step from a point on a kink across it; there, derivatives are means of both sides.
     """
 
     student: Shallow

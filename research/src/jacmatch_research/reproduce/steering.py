@@ -1,4 +1,4 @@
-"""Four wheels against two, and networks instead of the controller: from one state, and over numbers of samples."""
+"""Four-wheel and two-wheel steering, and networks in place of the controller."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""What the experiments on distillation share: networks of each size, the teacher, a student and how it is judged."""
+"""Parts shared by the experiments on distillation: networks of each size, the teacher, a student and its evaluation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields, replace
@@ -76,7 +76,7 @@ def data_of(spec: str, seed: int, smoke: bool) -> Data:
 
 @dataclass(frozen=True)
 class World:
-    """What all students of a run share: images to draw from and held out, how a student is built, the teacher."""
+    """What all students of a run share: training and held-out images, how a student is built, and the teacher."""
 
     data: Data
     pool: Split
@@ -85,7 +85,7 @@ class World:
     teacher: nn.Module
 
     def subset(self, per_class: int, seed: int) -> Split:
-        """So many training images of each class, 0 for all."""
+        """Return this number of training images of each class, 0 for all."""
         return self.pool.subset(datasets.per_class(self.pool.y, per_class, seed)) if per_class else self.pool
 
 
@@ -93,7 +93,7 @@ _WORLD: dict[object, World] = {}  # the last one that was requested
 
 
 def world_of(request: Request, progress: Progress | None = None) -> World:
-    """Data, teacher and student of a request; a teacher without weights is trained first and kept."""
+    """Data, teacher and student of a request; a teacher without weights is trained first and cached."""
     scale = scale_of(request)
     made = (scale.teacher, request.teacher_weights, scale.student)
     key = (request.data, request.seed, request.scale, request.device, *made)
@@ -166,7 +166,7 @@ def operations(network: nn.Module, data: Data) -> int:
 def settings_of(request: Request, per_class: int, **named: Any) -> dict[str, Any]:
     """The settings of a cell: what is named, and every other field of `DistillationFields` with what it means here.
 
-    So a cell says all that decides it, whatever the defaults of `jacmatch distill` become.
+    A cell therefore contains all settings that affect it, even if the defaults of `jacmatch distill` change later.
     """
     data = data_of(request.data, request.seed, request.smoke)
     recipe = Distill(**{name: value for name, value in named.items() if name != "method"})
@@ -224,7 +224,7 @@ def recipe_of(request: Request, world: World, seed: int, settings: Mapping[str, 
 
 
 def measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
-    """Trains the student of a cell and judges it; the settings are those of `jacmatch distill` with one method."""
+    """Train and evaluate the student of a cell; the settings are those of `jacmatch distill` with one method."""
     world = world_of(request)
     recipe, method = recipe_of(request, world, cell.seed, cell.settings)
     train = world.subset(cell.settings["per_class"], cell.seed)
@@ -242,8 +242,8 @@ def measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
 def judged(student: nn.Module, world: World, device: str) -> Measures:
     """Accuracy, agreement with the teacher in values and derivatives, calibration, and accuracy under noise.
 
-    Accuracy is that on all images of the part. The others are taken of 1,000 test images (Jacobians of 64), the same
-    for every student. Noise is Gaussian, with a standard deviation of 0.2 of that of the data.
+    The accuracy is measured on all images of the split. The other measures use 1,000 test images (Jacobians 64), the
+    same for every student. Noise is Gaussian, with a standard deviation of 0.2 of that of the data.
     """
     some = sample(world.data.test)
     noisy = shifted(some, "gaussian-noise", _NOISE, scale=world.data.std)
@@ -264,10 +264,10 @@ def sample(split: Split) -> Split:
 
 
 def per_class_of(request: Request, default: Sequence[int]) -> tuple[int, ...]:
-    """Images per class, 0 for all: those that were requested, or of the default those that the data can fill.
+    """Numbers of images per class, 0 for all: as requested, or the default ones that the data can fill.
 
     Raises:
-        InputError: The data are no classes, or have not so many images of each.
+        InputError: The data have no classes, or too few images of a class.
     """
     data = data_of(request.data, request.seed, request.smoke)
     if data.classes is None:

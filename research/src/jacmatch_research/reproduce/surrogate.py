@@ -1,4 +1,4 @@
-"""What the settings of the job `surrogate` do: activation, weight and points, with and without derivatives."""
+"""The effect of settings of the job `surrogate`: activation, weight and points, with and without derivatives."""
 
 import time
 from collections.abc import Mapping

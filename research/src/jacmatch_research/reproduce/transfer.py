@@ -90,7 +90,7 @@ RECIPE_ROWS: dict[str, Settings] = {
 """Rows at mixed pairs of augmented images: with a number of images of the target that have no label."""
 
 WITHOUT_TEACHER = ("mean-teacher", "self-training")
-"""Semi-supervised methods: what unlabelled images give without a pretrained teacher."""
+"""Semi-supervised methods: the gain from unlabeled images without a pretrained teacher."""
 
 _COLUMNS = {"smoke": (5,), "cpu": (5, 10, 25, 50), "paper": (5, 10, 25, 50)}
 _ABLATED, _LONGER, _RECIPES = 10, 25, 10  # images per class of ablations, of longer training, and of the recipes
@@ -308,7 +308,7 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
 def _without_teacher(
     request: Request, recipe: Transfer, ready: Ready, cell: Cell, labelled: Split, images: Split | None
 ) -> Measures:
-    """Trains a student with unlabelled images by a semi-supervised method, and judges it."""
+    """Train a student with unlabeled images by a semi-supervised method, and evaluate it."""
     train, seed = recipe.training_images("adapt", labelled, images), cell.seed
     settings = replace(recipe.training_of("mixup", seed), doctor=False)  # a mean teacher moves with each query
     network, objective = recipe.network_and_objective("mixup", seed, ready)

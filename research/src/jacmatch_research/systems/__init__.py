@@ -1,1 +1,1 @@
-"""Systems whose values and derivatives are known: the teachers of `jacmatch reproduce` that are no networks."""
+"""Systems whose values and derivatives are known: teachers of `jacmatch reproduce` that are not networks."""

@@ -1,4 +1,4 @@
-"""L-BFGS in float64 for networks with a structure of their own, which `JacobianRegressor` cannot take."""
+"""L-BFGS in float64 for networks with a structure that `JacobianRegressor` does not support."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,9 +21,9 @@ def minimize_by_lbfgs(
 ) -> dict[str, float]:
     """Train a network in float64 over all samples, as `JacobianRegressor`; return evaluations and weight decay.
 
-    The weight decay, toward the parameters that the network has, is selected on a fifth of the samples by the loss
-    itself: each decay goes on from the parameters of the stronger one. The last fit is to all samples. `evaluations` of
-    loss and gradient are those of the last fit, and as many are for all others together.
+    The weight decay, toward the initial parameters of the network, is selected by the loss on a fifth of the samples.
+    Each decay starts from the parameters of the next stronger one. The last fit is to all samples. The last fit takes
+    `evaluations` evaluations of loss and gradient, and all other fits together take as many.
     """
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
     held_out, others = order[: samples // 5], order[samples // 5 :]

@@ -1,4 +1,4 @@
-"""Drawn faces with 31 landmarks, instead of photographs: no package was found with more than five of those.
+"""Drawn faces with 31 landmarks, instead of photographs: no package has more than five photographs with landmarks.
 
 A face is a set of points in space: an elliptic jaw, brows, eyes, nose and mouth, whose sizes vary between faces
 (identity) and whose brows, lids and mouth move (expression). It is turned (yaw, pitch), projected, and drawn with soft

@@ -1,8 +1,8 @@
-"""A network that predicts in one pass what the derivative-free fitter finds; the fitter is a black box.
+"""A network that predicts the result of the derivative-free fitter, which is a black box, in one pass.
 
-Derivatives are antithetic differences along directions in which windows do vary: what a small change of the pose does
-to a window. An arg min jumps where it changes its basin: a difference at half the step is compared with that at
-the whole step.
+Derivatives are antithetic differences along directions in which windows vary: the change of a window under a small
+change of the pose. The fitter's result jumps where it reaches another minimum, so the difference with half the step is
+compared with that of the whole step.
 """
 
 from dataclasses import dataclass
@@ -32,10 +32,10 @@ _DECAYS = (1e3, 1e2, 1e1, 1.0)  # of the second-order solver, toward the fixed J
 
 
 class Glance(nn.Module):
-    """Parameters of a fit after a few looks at a window: p₀ = 0 and pₖ₊₁ = pₖ + Aₖ g(pₖ), affine maps A.
+    """Parameters of a fit after a few steps on a window: p₀ = 0 and pₖ₊₁ = pₖ + Aₖ g(pₖ), with affine maps A.
 
-    g(p) is the texture at p less the mean texture. Later looks are where earlier ones say that the face is, so that the
-    whole is far from affine; it can be differentiated by the window.
+    g(p) is the texture at p less the mean texture. Each step samples the window at the parameters of the previous step,
+    so the function is far from affine. It can be differentiated with respect to the window.
     """
 
     mean: Tensor
@@ -69,7 +69,7 @@ class Glance(nn.Module):
         return self.after_each(x)[:, -self.parameters_of_fit :]
 
     def after_each(self, x: Float[Tensor, "window pixel"]) -> Float[Tensor, "window answer"]:
-        """The parameters after each look, side by side."""
+        """The parameters after each step, concatenated."""
         p = x.new_zeros(len(x), self.parameters_of_fit)
         answers = []
         for each in self.maps:
@@ -113,11 +113,11 @@ class Lesson:
 def lesson(
     model: Model, shown: Faces, *, directions: int, seed: int, known: dict[bytes, Array] | None = None
 ) -> Lesson:
-    """Ask the fitter about windows that lie about each face, and about `directions` antithetic pairs for each.
+    """Run the fitter on windows around each face, and on `directions` antithetic pairs for each window.
 
     Fits that cost more than 1.5 times the median are left out, and derivatives longer than 4 times the median are zero
-    with their directions: there the fitter has lost the face or has jumped. A face's window does not depend on the
-    number of faces. What is `known` of the fitter is not computed again, and is added to.
+    with their directions: there the fitter has failed or jumped. A face's window does not depend on the number of
+    faces. Results in `known` are not computed again, and new results are added to it.
     """
     random = np.random.default_rng(seed)
     poses = displaced(model, shown, random.normal(0, SPREAD, (len(shown), 4)))
@@ -243,7 +243,7 @@ class AlongDirections(nn.Module):
 
 
 def seen(student: nn.Module, images: Array, poses: Array) -> Array:
-    """What a student says of images: parameters relative to the poses of the windows that it is shown."""
+    """The student's prediction for images: parameters relative to the poses of the windows."""
     with torch.no_grad():
         results: Array = student(_flat(windows(images, poses))).double().numpy()
     return results

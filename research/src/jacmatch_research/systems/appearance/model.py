@@ -45,7 +45,7 @@ class Model:
 
     @property
     def parameters(self) -> int:
-        """How many a fit has."""
+        """The number of parameters of a fit."""
         return 4 + len(self.modes)
 
     def shape(self, p: Array) -> Array:
@@ -54,7 +54,7 @@ class Model:
         return _moved(plain, UNIT * p[..., :4] + (1.0, 0, 0, 0))
 
     def residual(self, windows: Array, p: Array) -> Array:
-        """What the texture modes cannot explain of the texture (face, pixel) at parameters (face, parameter)."""
+        """The part of the texture (face, pixel) at these parameters that the texture modes cannot represent."""
         g = self.sampled(windows, p) - self.texture
         return g - (g @ self.textures.T) @ self.textures
 

@@ -1,1 +1,1 @@
-"""A cluster of argon atoms: its potential, networks for its energy, and simulations that either of them drives."""
+"""A cluster of argon atoms: its potential, networks for its energy, and simulations with either of them."""

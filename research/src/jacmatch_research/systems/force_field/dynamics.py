@@ -32,7 +32,7 @@ def verlet(
 ) -> State:
     """The state after `steps` of velocity Verlet: v += hF/2, x += hv, v += hF/2, h being `step`.
 
-    `watch` is shown the state at the beginning and after every `every` steps.
+    `watch` is called with the state at the beginning and after every `every` steps.
 
     Raises:
         InputError: A number is not positive.
@@ -67,7 +67,7 @@ def thermal(
     """Clusters at a temperature (kT in ε, one or one for each), by Langevin dynamics from x, at rest as a whole.
 
     Each step is a half kick, a half drift, friction with its noise exactly, a half drift and a half kick (BAOAB:
-    Leimkuhler & Matthews, 2013). Momentum and angular momentum are taken away at the end.
+    Leimkuhler & Matthews, 2013). Momentum and angular momentum are removed at the end.
     """
     generator = torch.Generator().manual_seed(seed)
     heat = torch.as_tensor(temperature, dtype=x.dtype).reshape(-1, 1, 1)

@@ -142,9 +142,9 @@ def trained(
         x: Configurations.
         teacher: The other network.
         forces: Whether forces are matched besides energies.
-        rows: Rows of the Jacobian of energy and forces that are matched at each configuration, always the same ones;
-            22 for all, 0 for none. They weigh as much as makes both terms equal for a constant network.
-        seed: Of weights, batches, rows and of what is held out.
+        rows: Rows of the Jacobian of energy and forces that are matched at each configuration, always the same ones; 22
+            for all, 0 for none. Their weight makes both terms equal for a constant network.
+        seed: Seed of weights, batches, rows and held-out samples.
         evaluations: Of the second-order solver.
         steps: Of Adam instead, in batches of 16 and in float32.
     """
@@ -206,9 +206,9 @@ def simulated(field: ForceField, *, clusters: int, steps: int, seed: int) -> dic
     """What simulations at constant energy do to the energy, in meV for a cluster of seven atoms.
 
     `drift` is the root mean square over time and clusters of H(t) − H(0), H being kinetic energy and the *potential's*
-    energy: it is how far the motion leaves the surface that it should stay on. `end` is the mean of |H − H(0)| at the
-    end, `own` the same as `drift` with the network's energy instead of the potential's, which any gradient conserves
-    up to the square of the step.
+    energy: it measures how far the motion leaves the surface of constant energy. `end` is the mean of |H − H(0)| at the
+    end, `own` the same as `drift` with the network's energy instead of the potential's, which any gradient conserves up
+    to the square of the step.
     """
     start = _started(clusters, seed)
     field = field.double()

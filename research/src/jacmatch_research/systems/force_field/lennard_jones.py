@@ -21,7 +21,7 @@ ATOMIC_MASS = 1.66053906892e-27
 
 @dataclass(frozen=True)
 class Atom:
-    """What makes SI units of the potential's own: ε in joule, σ in metre, the mass in kilogram."""
+    """Factors from the units of the potential to SI units: ε in joules, σ in meters, the mass in kilograms."""
 
     depth: float
     size: float
@@ -76,8 +76,8 @@ def forces(x: Float[Tensor, "cluster atom 3"]) -> Float[Tensor, "cluster atom 3"
 def hessian(x: Float[Tensor, "cluster atom 3"]) -> Float[Tensor, "cluster coordinate coordinate"]:
     """∂²E/∂x², coordinates atom by atom.
 
-    With u = (xᵢ − xⱼ)/r the block of two atoms is −[(V″ − V′/r) uuᵀ + V′/r I], and each diagonal block takes away the
-    sum of the others of its row.
+    With u = (xᵢ − xⱼ)/r the block of two atoms is −[(V″ − V′/r) uuᵀ + V′/r I], and each diagonal block is minus the sum
+    of the other blocks of its row.
     """
     count, atoms, _ = x.shape
     apart, inverse, square = _pairs(x)

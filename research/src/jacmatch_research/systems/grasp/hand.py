@@ -123,7 +123,7 @@ class Hand:
 
 
 def by_hand(hand: Hand, object_pose: ObjectPose, q: Float[Tensor, "grasp 3 3"]) -> Float[Tensor, "grasp 6 6"]:
-    """Twists by the velocities of the six knuckle joints, from Gᵀẋ = J_h q̇: nine equations, the knees solved along.
+    """Twists by the velocities of the six knuckle joints, from Gᵀẋ = J_h q̇: with the knees eliminated.
 
     Raises:
         torch.linalg.LinAlgError: a grasp is exactly singular.

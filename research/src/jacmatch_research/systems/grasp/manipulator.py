@@ -1,7 +1,7 @@
 """The same as a parallel manipulator: two equations for each leg without its knee, A ẋ = B q̇, and the implicit pose.
 
-Of leg i, with contact c, knuckle b, knee k and the normal n of its plane: n·(c − b) = 0, and |c − k|² = l². They say
-nothing of tips, forces or the knee's angle, and share with `hand` only the places of the joints.
+Of leg i, with contact c, knuckle b, knee k and the normal n of its plane: n·(c − b) = 0, and |c − k|² = l². They
+contain no tips, no forces and no knee angle, and share only the positions of the joints with `hand`.
 """
 
 import math
@@ -70,7 +70,7 @@ def regularity(hand: Hand, object_pose: ObjectPose, driven: Float[Tensor, "grasp
 def pose(hand: Hand, driven: Float[Tensor, "grasp 6"]) -> tuple[ObjectPose, Bool[Tensor, "grasp"]]:
     """Where the object goes when the joints move from rest in a straight line, by Newton, and whether it gets there.
 
-    The equations have several solutions (assembly modes). The one that is followed from rest is lost where A becomes
+    The equations have several solutions (assembly modes). The solution that is followed from rest is lost if A becomes
     singular on the way: its determinant then changes sign, or the legs no longer close.
     """
     rest = hand.rest()
@@ -124,7 +124,7 @@ def rotation(vector: Float[Tensor, "grasp 3"]) -> Float[Tensor, "grasp 3 3"]:
 
 
 def drawn(hand: Hand, count: int, seed: int, reach: float | int, least: float | int = 0.0) -> Float[Tensor, "grasp 6"]:
-    """Driven joints within ±reach radians of rest, uniform, that close the legs, `regularity` at least so."""
+    """Driven joints, uniform within ±reach radians of rest, whose legs close with at least this `regularity`."""
     generator = torch.Generator().manual_seed(seed)
     rest = hand.joints(hand.rest())[..., :2].flatten(1)
     results: list[Tensor] = []
@@ -195,8 +195,8 @@ _PATH, _STEPS, _LAST, _LONGEST = 8, 3, 6, 0.3  # targets on the way, steps for e
 class Inverse(nn.Module):
     """q ↦ y with f(y) = q for a network f, by Newton's method from `start`; its Jacobian is that of f, inverted.
 
-    The targets go from f(start) to q on a straight line, each solved from the one before. The last step is
-    y + J⁻¹(q − f(y)) with y and J constant, so that automatic differentiation gives J⁻¹ and nothing of the iteration.
+    The targets go from f(start) to q on a straight line, each solved from the one before. The last step is y + J⁻¹(q −
+    f(y)) with y and J constant, so that automatic differentiation gives J⁻¹ and does not differentiate the iteration.
     """
 
     def __init__(self, network: nn.Module, start: Float[Tensor, "coordinate"]) -> None:

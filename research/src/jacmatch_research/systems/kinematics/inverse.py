@@ -1,4 +1,4 @@
-"""Inverse kinematics by damped least squares, driven by whichever poses and Jacobians it is given; animated arms."""
+"""Inverse kinematics by damped least squares, with given poses and Jacobians; and animations of arms."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _SHORTEST, _LONGEST = 1e-3, 0.3  # damping where the error is 0, and the largest
 
 @dataclass(frozen=True)
 class Solved:
-    """Where an inverse kinematics ended, after how many steps, and whether it is as near as `NEAR` asks."""
+    """The last joint angles of an inverse kinematics, its steps, and whether the errors are at most `NEAR`."""
 
     q: Float[Tensor, "pose joint"]
     iterations: Int[Tensor, "pose"]
@@ -53,7 +53,7 @@ def of_student(student: nn.Module) -> Known:
 
 
 def exact_poses(chain: Chain, driving: Known) -> Known:
-    """The chain's poses, as a sensor would tell them, with another's Jacobians."""
+    """The chain's poses, as a sensor would measure them, with other Jacobians."""
     return lambda q: (*chain.pose(q), driving(q)[2])
 
 
@@ -71,7 +71,7 @@ def errors(pose: Pose, target: Pose) -> Float[Tensor, "pose 6"]:
 
 
 def is_near(missing: Float[Tensor, "pose 6"]) -> Bool[Tensor, "pose"]:
-    """Whether errors are as small as `NEAR` asks."""
+    """Whether the errors are at most `NEAR`."""
     near: Tensor = (missing[:, :3].norm(dim=1) <= NEAR[0]) & (missing[:, 3:].norm(dim=1) <= NEAR[1])
     return near
 
@@ -81,7 +81,7 @@ def damped_step(
 ) -> Float[Tensor, "pose joint"]:
     """The step Jᵀ(JJᵀ + λ²)⁻¹ e in units of `LENGTH` and radians, no joint by more than 0.3.
 
-    λ² = 10⁻³·½eᵀe + 10⁻⁶: little near the target, more where the Jacobian at hand says less.
+    λ² = 10⁻³·½eᵀe + 10⁻⁶: small near the target, and larger where the error is large.
 
     References:
         Sugihara 2011, IEEE Trans. Robotics 27(5), 984-991 (damping by the error).
@@ -105,7 +105,7 @@ def solve(
 ) -> Solved:
     """Joint angles at which the driving poses are at the target, from a start, in at most `iterations` steps.
 
-    What a step does beyond the limits is cut off.
+    Steps are clipped at the limits.
     """
     q = start.clone()
     count = torch.zeros(len(q), dtype=torch.int64)

@@ -1,1 +1,1 @@
-"""A car that steers with two or with four wheels, its best linear controller, and networks that stand in for it."""
+"""A car that steers with two or with four wheels, its best linear controller, and networks that replace it."""

@@ -7,7 +7,8 @@ the steering angles of the axles. With forces F = C (δ − slip angle) at the a
     ẏ = v_y + V ψ,   ψ̇ = r,   m (v̇_y + V r) = F_f + F_r,   I ṙ = a F_f − b F_r,
     F_f = C_f (δ_f − (v_y + a r)/V),   F_r = C_r (δ_r − (v_y − b r)/V).
 
-Costs are ∫ zᵀQz + uᵀRu dt with Q and R by Bryson's rule, one over the square of what is acceptable. Arrays are numpy's.
+Costs are ∫ zᵀQz + uᵀRu dt with Q and R by Bryson's rule, one over the square of the acceptable value. Arrays are
+numpy's.
 """
 
 from collections.abc import Callable
@@ -158,7 +159,7 @@ def _gains(lqr: Lqr, speeds: tuple[float, ...]) -> Array:
 
 @dataclass(frozen=True)
 class Linear:
-    """The controller u = −K z, K (2, 4), whatever the speed and however large."""
+    """The controller u = −K z, K (2, 4), for any speed and without limits."""
 
     gain: Array
 
@@ -169,7 +170,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Scheduled:
-    """The teacher: u = −K(V) z, cut off where the steering ends, with its derivatives by z and by V."""
+    """The teacher: u = −K(V) z, clipped at the steering limits, with its derivatives with respect to z and V."""
 
     lqr: Lqr = field(default_factory=Lqr)
 
@@ -178,7 +179,7 @@ class Scheduled:
         return np.clip(self._wanted(z, speed), -LARGEST, LARGEST)
 
     def jacobian(self, z: Array, speed: Array) -> Array:
-        """∂u/∂(z, V) (car, 2, 5): −K(V) and −K′(V) z, and 0 for a wheel at its end."""
+        """∂u/∂(z, V) (car, 2, 5): −K(V) and −K′(V) z, and 0 for a wheel at its limit."""
         by_state = -np.stack([self.lqr.solution(each)[0] for each in speed])
         changed = -np.stack([self.lqr.gain_by_speed(each) for each in speed])
         whole = np.concatenate((by_state, np.einsum("nij,nj->ni", changed, z)[..., None]), 2)

@@ -1,4 +1,4 @@
-"""Networks instead of the controller: what they learn from, and how a car drives with them."""
+"""Networks in place of the controller: their training data, and drives with them."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -54,7 +54,7 @@ def answers(count: int, seed: int) -> tuple[Float[Tensor, "sample 5"], Float[Ten
 def gain_error(speed: float | int, states: int, *, partials: bool, steps: int, seed: int) -> float:
     """The largest error of a gain that a linear network u = W z + c learned from so many states, relative to max |K|.
 
-    The teacher is u = −K z at one speed, without an end of the steering.
+    The teacher is u = −K z at one speed, without limits of the steering angle.
     """
     gain, _ = Lqr().solution(speed)
     z, _ = samples(states, seed)
@@ -95,8 +95,8 @@ def below_limits(
 ) -> tuple[nn.Module, dict[str, float]]:
     """Train a network for each angle, on the states in which the angle is below its limit, and add up their measures.
 
-    A controller is cut off at the limits anyway, so its networks need not learn the kink. Where fewer than two states
-    are below a limit, all are used.
+    The angles of a controller are clipped at the limits, so its networks need not learn the kink. Where fewer than two
+    states are below a limit, all are used.
     """
     networks, measures = [], Counter[str]()
     for k, limit in enumerate(LARGEST):
@@ -109,7 +109,7 @@ def below_limits(
 
 
 def as_controller(student: nn.Module) -> Controller:
-    """A network of (z, V) as a controller of a car, whose steering ends where the teacher's does."""
+    """A network of (z, V) as a controller of a car with the same steering limits as the teacher."""
 
     def steered(z: Array, speed: Array) -> Array:
         x = torch.from_numpy(np.concatenate((z, speed[:, None]), 1)).float()
