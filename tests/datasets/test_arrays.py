@@ -116,7 +116,8 @@ IMAGE_CASES = {
     "labels in a column": (lambda a: {"y_train": a["y_train"][:, None]}, r"Use y\[:, 0\]"),
     "boolean labels": (lambda a: {"y_train": a["y_train"] > 0}, r"Got bool.*Convert with \.astype\(np\.int64\)"),
     "labels as text": (lambda a: {"y_train": a["y_train"].astype(str)}, "must be class numbers .*Got <U21"),
-    "labels of three axes": (lambda a: {"y_test": a["x_test"][:, 0]}, "must be class numbers"),
+    "numbers of three axes": (lambda a: {"y_test": a["x_test"][:, 0] / 255}, "must be class numbers"),
+    "labels of positions in one part": (lambda a: {"y_test": a["x_test"][:, 0]}, "one shape per row"),
     "negative label": (
         lambda a: {"y_train": a["y_train"] - 1},
         r"`y_train` of mine: class numbers must count from 0\. Got -1 … 1",

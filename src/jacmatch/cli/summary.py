@@ -15,6 +15,7 @@ from jacmatch.cli.verbs import verbs
 SMOKE = "Smoke run: the numbers mean nothing."
 _HEADINGS = {
     "accuracy": "accuracy %",
+    "miou": "mIoU %",
     "rmse": "rmse",
     "top1": "agreement %",
     "jacobian_cosine": "cosine of J",
@@ -23,7 +24,7 @@ _HEADINGS = {
     "value_relative_error": "relative error of outputs",
 }
 _POINTS = {"data": "at the samples", "noise": "at noisy samples", "mixed-pairs": "at mixed pairs of samples"}
-_FORMATS = {"accuracy": ".1%", "top1": ".1%", "jacobian_cosine": ".2f", "jacobian_relative_error": ".2f"}
+_FORMATS = {"accuracy": ".1%", "miou": ".1%", "top1": ".1%", "jacobian_cosine": ".2f", "jacobian_relative_error": ".2f"}
 _GAP = 2  # characters between two columns
 
 
@@ -73,11 +74,12 @@ def print_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[s
 
 def students(console: Console, result: Mapping[str, Any]) -> None:
     """Print one row for the teacher and one for each method, mean ± standard deviation over the seeds."""
-    measure = _measure(result["teacher"])
-    keys = [measure, *(key for key in _HEADINGS if key in result["rows"][0]["agreement"])]
-    rows = [["teacher", _number(measure, result["teacher"][measure]), *[""] * (len(keys) - 1)]]
+    measures = _measures(result["teacher"])
+    keys = [*measures, *(key for key in _HEADINGS if key in result["rows"][0]["agreement"])]
+    own = [_number(name, result["teacher"][name]) for name in measures]
+    rows = [["teacher", *own, *[""] * (len(keys) - len(own))]]
     for row in result["rows"]:
-        spreads = {measure: row[measure], **row["agreement"]}
+        spreads = {**{name: row[name] for name in measures}, **row["agreement"]}
         rows.append([row["label"], *(_spread(key, spreads[key]) for key in keys)])
     print_table(console, ["test split", *(_HEADINGS[key] for key in keys)], rows)
     point = _POINTS[result["resolved"]["point"]]
@@ -87,16 +89,18 @@ def students(console: Console, result: Mapping[str, Any]) -> None:
 
 def network(console: Console, result: Mapping[str, Any]) -> None:
     """Print the accuracy, or the error, of one network."""
-    measure = _measure(result["student"])
     size = f"{result['student']['parameters']:,} parameters, {result['seconds']:.1f} s"
-    console.print(f"Test {_HEADINGS[measure]}: {_number(measure, result['student'][measure])} ({size})")
+    values = ", ".join(
+        f"{_HEADINGS[name]}: {_number(name, value)}" for name, value in _measures(result["student"]).items()
+    )
+    console.print(f"Test {values} ({size})")
 
 
 def pair(console: Console, result: Mapping[str, Any]) -> None:
     """Print how well two networks do, and how far they agree."""
-    measure = _measure(result["teacher"])
     networks = (("first", "teacher"), ("second", "student"))
-    lines = {f"test {_HEADINGS[measure]}, {name}": _number(measure, result[key][measure]) for name, key in networks}
+    measured = ((name, measure, value) for name, key in networks for measure, value in _measures(result[key]).items())
+    lines = {f"test {_HEADINGS[measure]}, {name}": _number(measure, value) for name, measure, value in measured}
     agreement = {key: value for key, value in result["agreement"].items() if value is not None}
     lines |= {_HEADINGS[key]: _number(key, value) for key, value in agreement.items()}
     width = max(map(len, lines))
@@ -182,8 +186,8 @@ def nothing(console: Console, result: Mapping[str, Any]) -> None:
     """Print nothing: `show` prints the path of the report."""
 
 
-def _measure(network: Mapping[str, Any]) -> str:
-    return "accuracy" if "accuracy" in network else "rmse"
+def _measures(network: Mapping[str, Any]) -> dict[str, float]:
+    return {name: network[name] for name in ("accuracy", "miou", "rmse") if name in network}
 
 
 def _number(key: str, value: float) -> str:

@@ -18,11 +18,12 @@ from jacmatch.datasets.streamed import Streamed
 from jacmatch.errors import InputError, unknown_name
 
 REQUIRED = ("x_train", "y_train", "x_test", "y_test")
-OPTIONAL = ("j_train", "j_test")
+OPTIONAL = ("j_train", "j_test", "ignore_index")
+IGNORED = -100  # label of positions without a label, as in torch.nn.CrossEntropyLoss
 
 _Array = Shaped[np.ndarray, "..."]
 _Inputs = UInt8[Tensor, "sample *input"] | Float32[Tensor, "sample *input"]
-_Targets = Int64[Tensor, "sample"] | Float32[Tensor, "sample row"]
+_Targets = Int64[Tensor, "sample *position"] | Float32[Tensor, "sample row"]
 
 
 def from_arrays(name: str, arrays: Mapping[str, object]) -> Data:
@@ -33,8 +34,10 @@ def from_arrays(name: str, arrays: Mapping[str, object]) -> Data:
     Args:
         name: The name in messages and in `Data.name`.
         arrays: `x_train` and `x_test`: images (N, C, H, W) or vectors (N, D), bytes (read as x/255) or floats;
-            `y_train` and `y_test`: class numbers (N,) from 0, or the float targets (N, K) of a regression; optional
-            `j_train` and `j_test`: true Jacobians (N, K, *input) with respect to the float inputs, NaN where unknown.
+            `y_train` and `y_test`: class numbers (N,) or, of each position, (N, H, W), from 0, or the float targets
+            (N, K) of a regression; optional `ignore_index`: a number, the label of positions without a label (−100 is
+            one in any case); optional `j_train` and `j_test`: true Jacobians (N, K, *input) with respect to the float
+            inputs, NaN where unknown.
 
     Raises:
         InputError: A key is missing or unknown; a type, shape, range or length is wrong; a class number below the
@@ -48,6 +51,8 @@ def from_arrays(name: str, arrays: Mapping[str, object]) -> Data:
     check_keys(name, arrays)
     train, test = _as_classes(name, _split(name, "train", arrays), _split(name, "test", arrays))
     data = from_splits(name, train, test)
+    if data.positions and ("j_train" in arrays or "j_test" in arrays):
+        raise InputError(f"{name} must have no `j_train` and `j_test` with labels of positions.", do="Leave them out.")
     if "j_train" in arrays:
         what = f"`j_train` of {name}"
         data = replace(data, train=_with_jacobians(train, arrays["j_train"], what, data.outputs))
@@ -88,7 +93,7 @@ def check_keys(
 
 def _split(name: str, part: str, arrays: Mapping[str, object]) -> Split:
     x = _inputs(arrays[f"x_{part}"], f"`x_{part}` of {name}")
-    y = _targets(arrays[f"y_{part}"], f"`y_{part}` of {name}")
+    y = _targets(arrays[f"y_{part}"], f"`y_{part}` of {name}", _ignored(name, arrays))
     if len(x) != len(y):
         rule = f"`x_{part}` and `y_{part}` of {name} must have equal lengths."
         raise InputError(rule, got=f"{len(x)} inputs and {len(y)} labels or targets")
@@ -176,15 +181,29 @@ def _floats(array: _Array, what: str, *, gaps: bool = False) -> Float32[Tensor, 
     return tensor
 
 
-def _targets(value: object, what: str) -> _Targets:
+def _ignored(name: str, arrays: Mapping[str, object]) -> int:
+    """The label of positions without a label."""
+    array = _array(arrays.get("ignore_index", np.array(IGNORED)), f"`ignore_index` of {name}")
+    if array.size != 1 or array.dtype.kind not in "iu":
+        got = f"{array.dtype} of shape {array.shape}"
+        raise InputError(f"`ignore_index` of {name} must be one whole number.", got=got)
+    return int(array.reshape(()))
+
+
+def _targets(value: object, what: str, ignored: int = IGNORED) -> _Targets:
     array = _array(value, what)
-    rule = f"{what} must be class numbers (N,) of an integer type, or regression targets (N, K) of a float type."
+    rule = (
+        f"{what} must be class numbers (N,), or (N, H, W) of positions, of an integer type, or regression targets "
+        "(N, K) of a float type."
+    )
     got = f"{array.dtype} of shape {array.shape}"
     if array.ndim == 2 and array.dtype.kind == "f":
         return _floats(array, what)
-    if array.ndim == 1 and array.dtype.kind in "iu":
+    if array.ndim in (1, 3) and array.dtype.kind in "iu":
         labels = torch.from_numpy(array.astype(np.int64))
-        if int(labels.min()) < 0:
+        if array.ndim == 3:
+            labels[labels == ignored] = IGNORED
+        if bool((labels[labels != IGNORED] if array.ndim == 3 else labels).lt(0).any()):
             rule = f"{what}: class numbers must count from 0."
             raise InputError(rule, got=f"{array.min()} … {array.max()}", do="Renumber the classes.")
         return labels
@@ -202,7 +221,11 @@ def _described(tensor: Tensor | Streamed) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape[1:])}"
 
 
-def _count_classes(name: str, train: Int64[Tensor, "sample"], test: Int64[Tensor, "other"]) -> int:
+def _count_classes(name: str, train: Int64[Tensor, "sample *position"], test: Int64[Tensor, "other *position"]) -> int:
+    if train.dim() > 1:
+        train, test = train[train != IGNORED], test[test != IGNORED]
+        if not len(train) or not len(test):
+            raise InputError(f"`y_train` and `y_test` of {name} must have positions with a label.", got="none")
     present = torch.unique(train)
     classes, largest = len(present), int(present[-1])
     if largest != classes - 1:

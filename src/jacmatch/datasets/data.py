@@ -23,7 +23,7 @@ class Split:
     Attributes:
         x: Raw inputs: bytes (images, 0–255) or floats, or images on disk that are decoded on access. Models normalize
             their own inputs.
-        y: Class numbers from 0, or regression targets.
+        y: Class numbers from 0, of samples or of their positions (−100: no label), or regression targets.
         jacobians: ∂y_k/∂x_i of the true function with respect to what `inputs` returns; NaN where an entry is unknown,
             None if all are.
 
@@ -110,6 +110,11 @@ class Data:
     shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Shape of the labels of a sample that has one for each position, (H, W); empty for one label per sample."""
+        return () if self.classes is None else tuple(self.train.y.shape[1:])
 
     @property
     def digests(self) -> dict[str, str]:
@@ -226,9 +231,10 @@ def per_class(labels: Shaped[Tensor, "sample *row"], count: int, seed: int) -> I
     """
     if isinstance(count, bool) or count < 1:
         raise InputError("`count` of `per_class` (samples per class) must be at least 1.", got=count)
-    if labels.is_floating_point():
-        rule = "`labels` of `per_class` must be class numbers."
-        raise InputError(rule, got="the targets of a regression", do="Leave the number per class out.")
+    if labels.is_floating_point() or labels.dim() > 1:
+        rule = "`labels` of `per_class` must be class numbers, one for each sample."
+        got = "the targets of a regression" if labels.is_floating_point() else "labels of positions"
+        raise InputError(rule, got=got, do="Leave the number per class out.")
     classes = labels.cpu().numpy()
     sizes = np.bincount(classes)
     short = [f"class {number}: {size}" for number, size in enumerate(sizes) if size < count]
@@ -247,7 +253,8 @@ def split_validation(
     """Split rows into training and validation; return the row numbers of each, ascending.
 
     Class numbers (integers) are stratified: class c with n_c of N rows gives amount·n_c/N of them, rounded so that the
-    total is exact, and keeps at least one training row. Targets of a regression (floats) are split at random.
+    total is exact, and keeps at least one training row. Targets of a regression (floats) and labels of positions are
+    split at random.
 
     Args:
         labels: The class or the targets of each row.
@@ -267,7 +274,7 @@ def split_validation(
     count = _validation_count(amount, total)
     rank = keys(seed, total, stream=1)
     order = np.argsort(rank, kind="stable")
-    if labels.is_floating_point():
+    if labels.is_floating_point() or labels.dim() > 1:
         chosen = order[:count]
     else:
         classes = labels.cpu().numpy()

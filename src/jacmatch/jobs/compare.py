@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import torch
 import tyro
-from torch import nn
+from torch import Tensor, nn
 
 from jacmatch.datasets import Data
 from jacmatch.errors import InputError
@@ -191,7 +191,7 @@ def audit(run: Run, reference: nn.Module, other: nn.Module, data: Data, samples:
             "jacobian_cosine": float(cosines[index]),
             "jacobian_relative_error": float(errors[index]),
             "output_difference": float(apart[rows[index]]),
-            "outputs": [int(each[rows[index]].flatten().argmax()) for each in (wanted, got)],
+            **_tops(wanted[rows[index]], got[rows[index]]),
         }
         for index in order
     ]
@@ -207,6 +207,15 @@ def audit(run: Run, reference: nn.Module, other: nn.Module, data: Data, samples:
     return {"values": values, "worst": worst}
 
 
+def _tops(wanted: Tensor, got: Tensor) -> dict[str, Any]:
+    """The top output of both networks, or the share of positions at which it is the same."""
+    tops = [each.argmax(0) for each in (wanted, got)]
+    if wanted.dim() > 1:
+        return {"equal_positions": float((tops[0] == tops[1]).double().mean())}
+    return {"outputs": [int(top) for top in tops]}
+
+
 def _caption(sample: Mapping[str, Any]) -> str:
-    first, second = sample["outputs"]
-    return f"test {sample['sample']}\ncos {sample['jacobian_cosine']:.2f}\n{first} → {second}"
+    tops = sample.get("outputs")
+    top = f"{tops[0]} → {tops[1]}" if tops else f"{sample['equal_positions']:.0%} equal"
+    return f"test {sample['sample']}\ncos {sample['jacobian_cosine']:.2f}\n{top}"

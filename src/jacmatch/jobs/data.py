@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -19,17 +19,26 @@ _LEVELS = 4  # a network of surrogate lies three folders below its run
 _DO = "Name the data: --data."
 
 
-def load(spec: str, seed: int, smoke: bool) -> Data:
-    """Load a data set; in a smoke run with few test samples."""
+def load(spec: str, seed: int, smoke: bool, *, positions: bool = False) -> Data:
+    """Load a data set; in a smoke run with few test samples. Labels of positions need a job that allows them."""
     if not 0 <= seed < 2**63:
         raise InputError("`--seed` must be at least 0 and below 2⁶³.", got=seed)
     data = datasets.load(spec, seed)
+    if data.positions and not positions:
+        rule = "`--data` of this job must have one label for each sample."
+        do = "Labels of positions are for train, distill, evaluate, compare, doctor and export."
+        raise InputError(rule, got=f"labels (N, {', '.join(map(str, data.positions))})", do=do)
     return replace(data, test=some(data, data.test, SMOKE_TEST)) if smoke else data
 
 
+def dense_settings(data: Data) -> dict[str, Any]:
+    """Return the settings of an objective for labels of positions: outputs (B, K, H, W), means over positions."""
+    return {"class_dim": 1, "positions": "mean"} if data.positions else {}
+
+
 def some(data: Data, split: Split, count: int) -> Split:
-    """Return the first `count` samples of each class; in a regression the first 100 samples."""
-    if data.classes is None:
+    """Return the first `count` samples of each class; of numbers or labels of positions the first 100 samples."""
+    if data.classes is None or data.positions:
         return split.subset(torch.arange(min(100, len(split))))
     rank = torch.zeros_like(split.y)
     for label in range(data.classes):
@@ -67,7 +76,7 @@ def data_for(verb: str, models: tuple[str, ...], data: str | None, *, seed: int,
     runs = [Path(spec) for spec in models if networks.is_run(spec)]
     if data is not None:
         own = [run for run in map(_whole, runs) if run.settings.get("data") == data]
-        return load(data, _number(own[0], "seed") if own else seed, smoke)
+        return load(data, _number(own[0], "seed") if own else seed, smoke, positions=True)
     candidates = [data_of_run(folder, allow_code=allow_code) for folder in runs]
     if not candidates:
         return load("digits", seed, smoke)
@@ -113,7 +122,7 @@ def _candidates(run: Run, spec: str) -> list[Data]:
             return [_points(run)]
         x_columns, y_columns = (tuple(run.settings.get(name) or ()) for name in ("x_columns", "y_columns"))
         return [arrays_of(SurrogateFields(teacher=spec, seed=seed, x_columns=x_columns, y_columns=y_columns)).data]
-    data = load(spec, _number(run, "seed"), bool(run.settings.get("smoke")))
+    data = load(spec, _number(run, "seed"), bool(run.settings.get("smoke")), positions=True)
     if run.job != "transfer" or data.classes is None:
         return [data]
     source = _number(run, "source_classes") or data.outputs // 2  # a teacher that was trained first has had these

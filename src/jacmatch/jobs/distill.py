@@ -32,7 +32,7 @@ from jacmatch.jacobian import (
 )
 from jacmatch.jacobian.probes import Law
 from jacmatch.jobs import networks
-from jacmatch.jobs.data import load
+from jacmatch.jobs.data import dense_settings, load
 from jacmatch.jobs.networks import same_inputs, same_teacher
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import SMOKE_JACOBIANS, TrainingFields, positive
@@ -66,6 +66,7 @@ METHODS = {"labels": "labels only", "outputs": "labels + outputs", "jacobians": 
 _LAWFUL = ("random-outputs", "random-inputs", "subspace-inputs")  # probes whose directions can have one law or another
 _SINGLE = ("every-row", "top-class", "label-class", "data-pairs")  # probes whose number is given by what they are
 _OF_LABELS = ("label-class", "label-logit", "loss")  # probes and readouts that need the label of one sample
+_OF_ROWS = ("every-row", "top-class", "label-class", "sampled-rows")  # probes that need outputs (B, K)
 _DERIVATIVES = (  # settings that ask for a Jacobian term at any amount of data
     *("probe", "probes", "probe_chunk", "probe_law", "probe_dimensions", "readout", "jacobian_loss", "every"),
     *("fraction", "engine", "jacobian_schedule", "jacobian_fades_from"),
@@ -148,8 +149,11 @@ class DistillationFields(TrainingFields):
         """Return the objective of one method: `labels`, `outputs` or `jacobians`."""
         if self.probe == "sampled-rows" and self.probes > data.outputs:
             raise InputError(f"`--probes` of sampled-rows must be at most {data.outputs}, all rows.", got=self.probes)
-        per_class = len(train) / data.classes if data.classes else None
-        chosen = self.recipe(per_class)
+        if data.positions and (self.probe in _OF_ROWS or self.readout not in ("logits", "log-probabilities")):
+            rule = "`--probe` and `--readout` of `distill` must fit outputs of positions, which have no row of a class."
+            do = "Use random-outputs, random-inputs or fisher-rows, and logits or log-probabilities."
+            raise InputError(rule, got=f"{self.probe} and {self.readout}", do=do)
+        chosen = self.recipe(*_of_a_class(data, len(train)))
         return Distillation(
             student,
             None if method == "labels" else teacher,
@@ -170,6 +174,7 @@ class DistillationFields(TrainingFields):
             batch_norm=self.batch_norm,
             task="classification" if data.classes else "regression",
             seed=seed,
+            **dense_settings(data),
         )
 
     def _probe(self, teacher: nn.Module | Teacher) -> Estimator:
@@ -197,7 +202,7 @@ class DistillationFields(TrainingFields):
             raise InputError(rule, do="Use the Python class Distillation.")
         return READOUTS[self.readout]()
 
-    def recipe(self, per_class: float | int | None) -> Recipe:
+    def recipe(self, per_class: float | int | None, dense: bool = False) -> Recipe:
         """Return the settings that depend on the training samples per class (None in a regression)."""
         point: Point | None = None if self.point == "auto" else AtData()
         if self.point in ("noise", "mixed-pairs"):
@@ -209,7 +214,7 @@ class DistillationFields(TrainingFields):
         return recipe(
             "regression" if per_class is None else "classification",
             per_class,
-            single_label=self.probe in _OF_LABELS or self.readout in _OF_LABELS,
+            single_label=dense or self.probe in _OF_LABELS or self.readout in _OF_LABELS,
             derivatives=any(getattr(self, name) != getattr(DistillationFields, name) for name in _DERIVATIVES),
             output_loss=None if self.output_loss == "auto" else self.output_loss,
             temperature=self.temperature,
@@ -218,9 +223,9 @@ class DistillationFields(TrainingFields):
             schedule=WeightSchedule(by_data, fades_from=self.jacobian_fades_from),
         )
 
-    def resolved(self, per_class: float | int | None) -> dict[str, Any]:
+    def resolved(self, per_class: float | int | None, dense: bool = False) -> dict[str, Any]:
         """Return the settings that depend on the training samples per class (None in a regression), for a result."""
-        chosen = self.recipe(per_class)
+        chosen = self.recipe(per_class, dense)
         share = (
             chosen.jacobians
             if isinstance(chosen.jacobians, GradientShare) or not chosen.jacobians
@@ -232,6 +237,13 @@ class DistillationFields(TrainingFields):
             "temperature": chosen.temperature,
             "jacobian_share": None if share is None else float(share),
         }
+
+
+def _of_a_class(data: Data, samples: int) -> tuple[float | None, bool]:
+    """Return the training samples per class, and whether labels are of positions: then each sample has every class."""
+    if data.classes is None:
+        return None, False
+    return (float(samples), True) if data.positions else (samples / data.classes, False)
 
 
 @dataclass(frozen=True)
@@ -315,7 +327,7 @@ class TeachingFields(DistillationFields):
 
     def samples_per_class(self, data: Data) -> int:
         """How many training samples of each class are used, 0 for all."""
-        return (10 if data.classes else 0) if self.per_class is None else self.per_class
+        return (10 if data.classes and not data.positions else 0) if self.per_class is None else self.per_class
 
 
 ENGINE = "engine.json"
@@ -337,7 +349,7 @@ class Distill(TeachingFields):
         """Train and measure, and return the result that is written to the run folder."""
         self.check_teaching()
         self.training()  # refuses wrong settings before anything is trained
-        data = load(self.data, self.seed, self.smoke)
+        data = load(self.data, self.seed, self.smoke, positions=True)
         description = networks.Description.of(self.student, data)
         subset, _ = self.parts(data, self.samples_per_class(data), self.seed)
         student = description.build()
@@ -416,7 +428,7 @@ class Distill(TeachingFields):
             "train_samples": train_samples,
             "test_samples": len(data.test),
             "jacobian_samples": self._samples(data),
-            "resolved": self.resolved(train_samples / data.classes if data.classes else None),
+            "resolved": self.resolved(*_of_a_class(data, train_samples)),
             "teacher_source": teacher.source,
             "teacher_check": checked,
             "settings": self.settings(),
@@ -453,7 +465,7 @@ def write_jacobian_figure(
     run: Run, data: Data, teacher: nn.Module, students: Mapping[str, nn.Module], labels: Mapping[str, str]
 ) -> None:
     """Write `jacobian_figure.npz` for the first test image of each class, if the data are images."""
-    if len(data.shape) != 3 or data.classes is None or isinstance(teacher, ValuesOnly):
+    if len(data.shape) != 3 or data.classes is None or data.positions or isinstance(teacher, ValuesOnly):
         return
     chosen = first_of_classes(data.test)
     x = data.test.inputs(chosen).cpu()

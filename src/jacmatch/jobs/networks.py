@@ -40,11 +40,13 @@ class Description:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     size: int | None = None
+    positions: tuple[int, ...] = ()  # of outputs (B, K, H, W)
 
     @classmethod
     def of(cls, spec: str, data: Data) -> "Description":
         """The network `spec` for this data set."""
-        return cls(spec, data.outputs, tuple(data.shape), tuple(data.mean), tuple(data.std))
+        shape, mean, std = tuple(data.shape), tuple(data.mean), tuple(data.std)
+        return cls(spec, data.outputs, shape, mean, std, positions=data.positions)
 
     def build(self) -> nn.Module:
         """The network with new weights, tried on one sample."""
@@ -64,10 +66,14 @@ class Description:
         except Exception as error:  # the user's own code may raise anything
             rule = f"The network {self.spec!r} must run on inputs {self.shape}."
             raise InputError(rule, got=in_one_line(error)) from error
-        if outputs.shape != (2, self.outputs):
+        if outputs.shape != (2, self.outputs, *self.positions):
+            each = "position of their labels" if self.positions else "sample of these data"
+            wanted = ", ".join(map(str, ("B", self.outputs, *self.positions)))
+            do = "Give a PACKAGE.MODULE:CALLABLE whose network does." if self.positions else ""
             raise InputError(
-                f"The network {self.spec!r} must return {self.outputs} outputs for each sample of these data.",
+                f"The network {self.spec!r} must return {self.outputs} outputs for each {each}, ({wanted}).",
                 got=f"shape {tuple(outputs.shape)} for 2 samples",
+                do=do,
             )
         return network.train()
 
@@ -109,6 +115,7 @@ def describe(folder: Path) -> Description:
             tuple(float(value) for value in raw["mean"]),
             tuple(float(value) for value in raw["std"]),
             None if raw.get("size") is None else int(raw["size"]),
+            tuple(int(size) for size in raw.get("positions") or ()),
         )
     except InputError:
         raise
@@ -196,12 +203,14 @@ class Weights:
         std: Standard deviation of the input normalization; None: that of the published weights of the model.
         size: Side length in pixels to which images are resized; 0: they are not. None: only if the model has a fixed
             size.
+        positions: Those of the outputs, see `Description`.
     """
 
     path: Path | None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     size: int | None = None
+    positions: tuple[int, ...] = ()
 
     def describe(self, spec: str, outputs: int, shape: tuple[int, ...]) -> Description:
         """Describe the network of these weights for samples of this shape; `mean` and `std` are empty if unknown."""
@@ -214,7 +223,7 @@ class Weights:
         size = size if size and tuple(shape[1:]) != (size, size) else None
         if size is not None and len(shape) != 3:
             raise InputError("`--size` must come with images.", got=f"samples of shape {tuple(shape)}")
-        return Description(spec, outputs, tuple(shape), tuple(mean or ()), tuple(std or ()), size)
+        return Description(spec, outputs, tuple(shape), tuple(mean or ()), tuple(std or ()), size, self.positions)
 
 
 def with_weights(
@@ -279,11 +288,9 @@ def network(spec: str, data: Data, weights: Weights | None = None, *, allow_code
         raise InputError(f"{what} already contains its weights.", got=str(weights.path), do="Leave them out.")
     if is_run(spec):
         description = describe(Path(spec))
-        if description.outputs != data.outputs or description.shape != tuple(data.shape):
-            raise InputError(
-                f"The network in {spec} must fit the data: inputs {tuple(data.shape)}, {data.outputs} outputs.",
-                got=f"inputs {description.shape}, {description.outputs} outputs",
-            )
+        here, wanted = (_sizes(each) for each in (description, Description.of(spec, data)))
+        if here != wanted:
+            raise InputError(f"The network in {spec} must fit the data: {wanted}.", got=here)
         return load_student(spec, allow_code=allow_code)
     if spec.startswith("onnx:"):
         given = weights or Weights(None)
@@ -292,8 +299,13 @@ def network(spec: str, data: Data, weights: Weights | None = None, *, allow_code
         return function
     if weights is None and not spec.startswith("hf:"):
         Description.of(spec, data).build()  # an unknown name has a message of its own
-    weights = weights or Weights(None)
+    weights = replace(weights or Weights(None), positions=data.positions)
     return with_weights(spec, data.outputs, tuple(data.shape), weights)[0]
+
+
+def _sizes(network: Description) -> str:
+    each = f" for each of {network.positions} positions" if network.positions else ""
+    return f"inputs {network.shape}, {network.outputs} outputs{each}"
 
 
 def _of_a_file(spec: str) -> InputError:

@@ -120,6 +120,9 @@ class TrainingFields(JobFields, Training):
 
     def parts(self, data: Data, per_class: int, seed: int) -> tuple[Split, Split | None]:
         """Return the training and the validation samples; see `jacmatch.jobs.data.parts`."""
+        if data.positions and self.augment:
+            rule = "`--augment` must not be given with labels of positions, which it does not move."
+            raise InputError(rule, got=" ".join(self.augment), do="Leave it out, or augment the data.")
         validation: float = self.validation
         if self.smoke:
             data, per_class = replace(data, train=some(data, data.train, SMOKE_TRAIN)), min(per_class, SMOKE_TRAIN - 2)

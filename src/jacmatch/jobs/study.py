@@ -196,13 +196,13 @@ def over_seeds(values: Sequence[float | None]) -> Result | None:
 
 def row(label: str, results: Sequence[Result], **fields: Any) -> Result:
     """Return the row of one method: means and standard deviations over the seeds."""
-    measure = quality(results[0]["student"])
+    measures = [name for name in ("accuracy", "miou", "rmse") if name in results[0]["student"]]
     return {
         "method": results[0]["method"],
         "label": label,
         "seeds": len(results),
         "steps": results[0]["steps"],
-        measure: spread([result["student"][measure] for result in results]),
+        **{name: spread([result["student"][name] for result in results]) for name in measures},
         **fields,
         "seconds": spread([result["seconds"] for result in results]),
     }
@@ -210,10 +210,10 @@ def row(label: str, results: Sequence[Result], **fields: Any) -> Result:
 
 def main_fields(results: Sequence[Result], main: Mapping[str, Any]) -> Result:
     """Return the fields of a run's result that come from the one method whose network is saved in the run folder."""
-    measure = quality(results[0]["student"])
+    measures = [name for name in ("accuracy", "miou", "rmse") if name in results[0]["student"]]
     agreement = main.get("agreement", {})
     return {
-        "student": {**results[0]["student"], measure: main[measure]["mean"]},
+        "student": {**results[0]["student"], **{name: main[name]["mean"] for name in measures}},
         "agreement": {key: (agreement.get(key) or {"mean": None})["mean"] for key in results[0]["agreement"]},
         "samples_per_second": sum(result["samples_per_second"] for result in results) / len(results),
         "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results),

@@ -10,7 +10,7 @@ from torch import nn
 from jacmatch.datasets import Data
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks
-from jacmatch.jobs.data import load
+from jacmatch.jobs.data import dense_settings, load
 from jacmatch.jobs.networks import same_inputs
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import TrainingFields
@@ -53,7 +53,7 @@ class Train(TrainingFields):
 
     def run(self, progress: Progress | None = None) -> Result:
         """Train, and return the result that is written to the run folder."""
-        data = load(self.data, self.seed, self.smoke)
+        data = load(self.data, self.seed, self.smoke, positions=True)
         with progress or Progress() as shown:
             return self.train(data, shown)
 
@@ -71,7 +71,7 @@ class Train(TrainingFields):
             description = networks.Description.of(self.model, data)
             torch.manual_seed(self.seed)
             return description.build(), description
-        given = networks.Weights(self.weights, self.mean, self.std, self.size)
+        given = networks.Weights(self.weights, self.mean, self.std, self.size, data.positions)
         trained, description = networks.with_weights(self.model, None, tuple(data.shape), given)
         torch.manual_seed(self.seed)
         student, head = networks.adapted(trained, description, data.outputs)
@@ -89,7 +89,7 @@ class Train(TrainingFields):
         same_inputs(run, data, networks=(description,))
         task: Task = "classification" if data.classes else "regression"
         fitted = fit(
-            Distillation(student, labels=1.0, task=task, seed=self.seed),
+            Distillation(student, labels=1.0, task=task, seed=self.seed, **dense_settings(data)),
             train,
             training,
             seed=self.seed,

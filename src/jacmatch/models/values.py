@@ -25,7 +25,7 @@ class ValuesOnly(nn.Module):
     """A module without parameters that calls a function; its outputs have no gradient.
 
     Attributes:
-        function: Takes a batch (B, *input) and returns outputs (B, K).
+        function: Takes a batch (B, *input) and returns outputs (B, K), or dense outputs (B, K, H, W).
         step: Step of differences relative to the root mean square of the input; None: by the dtype of x.
 
     Example:
@@ -46,7 +46,7 @@ class ValuesOnly(nn.Module):
         self.function, self.name, self.step = function, name, step
         self.arrays: bool | None = None
 
-    def forward(self, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch out"]:
+    def forward(self, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch out *position"]:
         """The outputs, in the type and on the device of x.
 
         Raises:
@@ -55,7 +55,7 @@ class ValuesOnly(nn.Module):
         with torch.no_grad():
             given = self._called(x.detach())
         outputs = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given, np.float32, order="C"))
-        if outputs.dim() != 2 or len(outputs) != len(x):
+        if outputs.dim() < 2 or len(outputs) != len(x):
             rule = f"`{self.name}` must return outputs ({len(x)}, K) for {len(x)} samples."
             raise InputError(rule, got=f"shape {tuple(outputs.shape)}", do="Return one row for each sample.")
         return outputs.to(x)

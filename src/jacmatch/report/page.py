@@ -226,8 +226,10 @@ def _comparison_page(run: Run, result: Mapping[str, Any]) -> str:
 def _result(result: Mapping[str, Any], marks: Sequence[Style]) -> list[str]:
     headings, rows = tables.cells(result)
     teacher = result["teacher"]
-    quality = f"{100 * teacher['accuracy']:.1f}" if "accuracy" in teacher else f"{teacher['rmse']:.4g}"
-    whole = [*rows, ["the teacher itself", quality, *[tables.NOTHING] * (len(headings) - 2)]]
+    own = [f"{100 * teacher[name]:.1f}" for name in ("accuracy", "miou") if name in teacher] or [
+        f"{teacher['rmse']:.4g}"
+    ]
+    whole = [*rows, ["the teacher itself", *own, *[tables.NOTHING] * (len(headings) - 1 - len(own))]]
     parts = ["<h2>Result</h2>", _table(headings, whole, marks), f"<p class=note>{_text(_legend(result))}</p>"]
     if result["rows"][0]["seeds"] > 1:
         parts += ["<h3>Each seed</h3>", _table(*tables.seeds(result), marks)]

@@ -81,12 +81,13 @@ def cells(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = result["rows"]
     accuracy = measure(result) == "accuracy"
     headings = ["student learns from", "test accuracy %" if accuracy else "test RMSE"]
-    headings += ["agreement %"] if accuracy else []
+    headings += ["mIoU %"] * ("miou" in rows[0]) + ["agreement %"] * accuracy
     headings += ["Jacobian cosine", "Jacobian error", "steps", "seconds"]
     body = []
     for row in rows:
         agreement = row["agreement"]
         line = [str(row["label"]), entry(row["accuracy"]) if accuracy else entry(row["rmse"], 1, None)]
+        line += [entry(row["miou"])] if "miou" in row else []
         line += [entry(agreement.get("top1"))] if accuracy else []
         line += [entry(agreement.get(key), 1, 3) for key in _JACOBIAN]
         body.append([*line, str(row["steps"]), f"{row['seconds']['mean']:.1f}"])

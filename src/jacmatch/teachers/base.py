@@ -152,9 +152,9 @@ def called(question: Question, function: Callable[..., object], x: Tensor) -> ob
     return function(x) if question.arguments is None else question.arguments(function, x)
 
 
-def checked_outputs(teacher: str, given: object, x: Tensor, do: str) -> Tensor:
-    """Return the result of a teacher's function, with the dtype and on the device of x."""
-    if not isinstance(given, Tensor) or given.dim() != 2 or len(given) != len(x):
+def checked_outputs(teacher: str, given: object, x: Tensor, do: str, *, dense: bool = False) -> Tensor:
+    """Return the result of a teacher's function, (B, K) or dense, with the dtype and on the device of x."""
+    if not isinstance(given, Tensor) or given.dim() < 2 or (given.dim() > 2 and not dense) or len(given) != len(x):
         raise InputError(
             f"`function` of `{teacher}` must return outputs ({len(x)}, K) for {len(x)} samples.",
             got=f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__,

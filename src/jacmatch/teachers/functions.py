@@ -116,7 +116,7 @@ class BlackBoxTeacher:
     """A black box: returns outputs, and Jv by finite differences; it cannot return vᵀJ.
 
     Args:
-        function: Takes a batch (B, *input) and returns outputs (B, K).
+        function: Takes a batch (B, *input) and returns outputs (B, K), or dense outputs (B, K, H, W).
         batch_size: Largest batch with which the function is called; None for any.
         arrays: Whether the function takes and returns `torch` tensors or `numpy` arrays.
         relative_step: Step of the differences relative to the root mean square of x, if a query gives no step. None:
@@ -196,7 +196,8 @@ class BlackBoxTeacher:
         if self.arrays == "numpy":
             array = np.array(given, order="C")
             given = torch.from_numpy(array) if array.dtype.kind in "fiub" else array
-        return checked_outputs("BlackBoxTeacher", given, x, "Add the axis of outputs; arrays='numpy' is for NumPy.")
+        do = "Add the axis of outputs; arrays='numpy' is for NumPy."
+        return checked_outputs("BlackBoxTeacher", given, x, do, dense=True)
 
     def _given_copies(self, *args: Any, **named: Any) -> object:
         def copied(each: Any) -> Any:

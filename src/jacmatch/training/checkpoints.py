@@ -236,7 +236,8 @@ def validate(state: State, split: Split) -> dict[str, float]:
     student, ranks = state.student if state.average is None else state.average, state.ranks
     known = state.objective if isinstance(state.objective, Objective) else None
     selected = nullcontext() if known is None else known.selected_outputs(student)
-    if ranks.size > 1 and len(split) >= ranks.size:  # each a part; means of unequal parts are weighted
+    together = split.y.dim() > 1 and not split.y.is_floating_point()  # mIoU is no mean over samples
+    if ranks.size > 1 and len(split) >= ranks.size and not together:  # each a part; means of unequal parts are weighted
         rows = torch.arange(ranks.rank, len(split), ranks.size)
         with selected:
             figures = evaluate(student, split.subset(rows), device=state.device)

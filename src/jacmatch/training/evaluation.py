@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jacmatch.datasets import Split
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, optional_package
 from jacmatch.jacobian import jacobian, output_tensor, probes
 from jacmatch.jacobian.features import Select, selecting
 from jacmatch.jacobian.modules import call, in_mode
 from jacmatch.losses import IGNORED
 from jacmatch.models.values import ValuesOnly
-from jacmatch.teachers import BlackBoxTeacher, Question, Teacher
+from jacmatch.teachers import Question, Teacher, as_teacher
 from jacmatch.teachers.base import query
 from jacmatch.training.data import in_order
 
@@ -109,14 +109,16 @@ def evaluate(
 
 def _confusion(outputs: Float[Tensor, "batch out *position"], y: Tensor, ignore_index: int) -> Tensor:
     """Return how many positions of each class (row) are predicted as each class (column)."""
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
-
+    do = "pip install 'jacmatch[train]'"
+    torchmetrics = optional_package("torchmetrics.functional.classification", "`evaluate` with labels of positions", do)
     positions = (len(outputs), *outputs.shape[2:])
     if y.shape != positions:
         rule = f"Labels of positions must have the shape {positions} of the outputs without classes."
         raise InputError(rule, got=f"shape {tuple(y.shape)}", do="Pass class_dim=-1 for outputs (B, T, K).")
     classes = outputs.shape[1]
-    return multiclass_confusion_matrix(outputs.argmax(1), y, num_classes=classes, ignore_index=ignore_index)
+    predicted, settings = outputs.argmax(1), {"num_classes": classes, "ignore_index": ignore_index}
+    table: Tensor = torchmetrics.multiclass_confusion_matrix(predicted, y, **settings)
+    return table
 
 
 def _of_positions(table: Float[Tensor, "out out"]) -> dict[str, float]:
@@ -179,12 +181,13 @@ def agreement(
 ) -> dict[str, float | None]:
     """Return how well a student agrees with its teacher: `top1`, `jacobian_cosine`, `jacobian_relative_error`.
 
-    - `top1`: share of all samples with the same largest output; None in a regression.
+    - `top1`: share of all samples (or of their positions) with the same largest output; None in a regression.
     - `jacobian_cosine`: mean over `samples` of the cosine of the two rows of the teacher's top class; in a regression
       the mean over all rows. A row that is zero counts as cosine 0.
     - `jacobian_relative_error`: √(Σ‖J_S − J_T‖²_F / Σ‖J_T‖²_F), both sums over `samples`; None where J_T is zero.
 
-    If the teacher cannot return vᵀJ, or the student has values only (`models.ValuesOnly`), both Jacobians are compared
+    If the teacher cannot return vᵀJ, the student has values only (`models.ValuesOnly`), or the outputs are dense,
+    (B, K, H, W), where the cosine is the mean over positions of that of the top class, both Jacobians are compared
     along min(64, input elements) random orthogonal directions. This is exact (up to finite differences) if there are as
     many directions as input elements, and otherwise an estimate.
 
@@ -227,7 +230,7 @@ def _top1(student: nn.Module, teacher: Teacher, split: Split, batch_size: int, d
             outputs = output_tensor(call(student, x))
         wanted = query(teacher, x, Question()).outputs
         _check_outputs(outputs, tuple(wanted.shape), "the teacher's")
-        same.append((outputs.argmax(1) == wanted.argmax(1)).sum())
+        same.append((outputs.argmax(1) == wanted.argmax(1)).double().reshape(len(x), -1).mean(1).sum())
     return torch.stack(same).sum().item() / len(split)
 
 
@@ -240,15 +243,17 @@ def jacobian_differences(
     """
     regression = split.y.is_floating_point()
     device = next((p.device for p in student.parameters()), split.x.device)
-    outputs = len(query(teacher, split.inputs(chosen[:1]).to(device), Question()).outputs[0])
-    along = isinstance(student, ValuesOnly) or not teacher.answers_vjp
+    sample = query(teacher, split.inputs(chosen[:1]).to(device), Question()).outputs[0]
+    outputs, dense = sample.numel(), sample.dim() > 1
+    along = dense or isinstance(student, ValuesOnly) or not teacher.answers_vjp
     size = max(1, _NUMBERS // (outputs * math.prod(split.x.shape[1:])))
     cosines, differences, norms = [], [], []
     for rows in torch.split(chosen, size):
         x = split.inputs(rows).to(device)
         wanted, top, directions = _jacobian_of(teacher, x, rows.to(device), outputs, most if along else 0)
-        if isinstance(student, ValuesOnly):
-            got = _jacobian_of(BlackBoxTeacher(student, relative_step=student.step), x, rows, outputs, most)[0]
+        if dense or isinstance(student, ValuesOnly):
+            got = _jacobian_of(as_teacher(student), x, rows, outputs, most)[0]
+            _check_outputs(got, tuple(wanted.shape), "the teacher's, for some directions")
         else:
             with torch.no_grad():
                 y, own = jacobian(student, x)
@@ -259,14 +264,17 @@ def jacobian_differences(
         differences.append((got - wanted).square().sum((1, 2)))
         norms.append(wanted.square().sum((1, 2)))
         similar = functional.cosine_similarity(got, wanted, dim=2)
-        cosines.append(similar.mean(1) if regression else similar.gather(1, top[:, None])[:, 0])
+        of_top = similar.view(len(rows), -1, top[0].numel()).gather(1, top.reshape(len(rows), 1, -1))
+        cosines.append(similar.mean(1) if regression else of_top.mean((1, 2)))
     whole, apart, norm = (torch.cat(parts).cpu() for parts in (cosines, differences, norms))
     return whole, apart, norm
 
 
 def _jacobian_of(
     teacher: Teacher, x: Float[Tensor, "batch *input"], ids: Int64[Tensor, "batch"], outputs: int, most: int
-) -> tuple[Float[Tensor, "batch row column"], Int64[Tensor, "batch"], Float[Tensor, "probe batch element"] | None]:
+) -> tuple[
+    Float[Tensor, "batch row column"], Int64[Tensor, "batch *position"], Float[Tensor, "probe batch element"] | None
+]:
     """J_T (B, K, D), or its products with `most` directions (B, K, P); its top class; the directions if any."""
     if not most:
         rows = torch.eye(outputs, dtype=x.dtype, device=x.device)[:, None].expand(-1, len(x), -1)
