@@ -183,6 +183,7 @@ def test_what_cannot_be_read_from_the_source_is_imported():
         ("train", "--arch", "model"),
         ("distill", "--arch", "student"),
         ("robust", "--lambda", "penalty-weight"),
+        ("surrogate", "--data", "teacher. It is a function, or a table: npz:FILE, csv:FILE or parquet:FILE"),
     ],
 )
 def test_a_flag_of_other_programs_is_answered_by_ours(verb, flag, use, capsys):

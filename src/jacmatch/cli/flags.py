@@ -323,7 +323,7 @@ SYNONYMS = {
     "schedule": "scheduler lr-scheduler",
     "student": "model arch network student-model",
     "model": "arch network student",
-    "teacher": "teacher-model",
+    "teacher": "teacher-model data",  # `surrogate` alone has no --data
     "teacher-weights": "weights checkpoint ckpt pretrained teacher-checkpoint",
     "weights": "checkpoint ckpt pretrained load",
     "data": "dataset data-dir data-path",
@@ -341,7 +341,10 @@ SYNONYMS = {
     "penalty-weight": "lambda jacobian-weight gradient-penalty",
 }
 """What other programs call a flag."""
-_NOTES = {"steps": "Training is counted in optimizer steps; an epoch has one step for each --batch-size samples. "}
+_NOTES = {
+    "steps": "Training is counted in optimizer steps; an epoch has one step for each --batch-size samples. ",
+    "data": "It is a function, or a table: npz:FILE, csv:FILE or parquet:FILE. ",
+}
 
 
 def unknown_flag(name: str, known: Sequence[str] | Mapping[str, Any], see: str) -> InputError:
@@ -349,7 +352,8 @@ def unknown_flag(name: str, known: Sequence[str] | Mapping[str, Any], see: str) 
     word = name.lstrip("-").replace("_", "-").lower()
     for flag, others in SYNONYMS.items():
         if f"--{flag}" in known and word in others.split():
-            return InputError(f"unknown flag {name}.", do=f"Use --{flag}. {_NOTES.get(flag, '')}{see}")
+            note = _NOTES.get(flag) or _NOTES.get(word, "")
+            return InputError(f"unknown flag {name}.", do=f"Use --{flag}. {note}{see}")
     near = difflib.get_close_matches(name.replace("_", "-"), list(known), n=3, cutoff=0.6)
     return InputError(f"unknown flag {name}.", do=f"Nearest: {', '.join(near)}. {see}" if near else see)
 
