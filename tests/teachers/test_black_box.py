@@ -105,3 +105,29 @@ def test_answers_of_another_shape_are_refused(function, arrays, got):
 def test_settings_that_are_refused(as_users_run, settings, match):
     with pytest.raises(InputError, match=match):
         BlackBoxTeacher(**settings)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2"])
+def test_the_step_fits_the_precision_of_the_results(dtype):
+    """A function of float64 that computes in less: the step of float64 would give the rounding of its results."""
+    x, v = torch.rand(5, 3, dtype=torch.float64), torch.ones(1, 5, 3, dtype=torch.float64)
+    teacher = BlackBoxTeacher(lambda z: np.sin(z).astype(dtype), arrays="numpy")
+    products = teacher.answer(x, Question(tangents=v)).products[0]
+    assert float((products - x.cos()).abs().max()) < {"f4": 1e-3, "f2": 3e-2}[dtype]
+
+
+def test_classes_have_no_differences():
+    x, classes = torch.rand(5, 3), BlackBoxTeacher(lambda z: (z > 0.5).astype(int), arrays="numpy")
+    assert classes.answer(x).outputs.shape == (5, 3)
+    with pytest.raises(
+        InputError, match=r"floating-point values for finite differences. Got torch.int64. Return scores"
+    ):
+        classes.answer(x, Question(tangents=torch.ones(1, 5, 3)))
+
+
+def test_arrays_of_another_byte_order_and_ragged_rows():
+    x = torch.rand(2, 3)
+    teacher = BlackBoxTeacher(lambda z: np.sin(z).astype(">f4"), arrays="numpy")
+    torch.testing.assert_close(teacher.answer(x).outputs, x.sin())
+    with pytest.raises(InputError, match=r"must return outputs \(2, K\) for 2 samples. Got ndarray"):
+        BlackBoxTeacher(lambda z: [[1.0], [1.0, 2.0]], arrays="numpy").answer(x)

@@ -8,7 +8,7 @@ import torch
 from jacmatch.errors import InputError
 from jacmatch.jacobian import LabelClass, RandomOutputs, TopClass, TopLogit
 from jacmatch.objectives import AtMixedPairs, Distillation
-from jacmatch.teachers import MemoizedTeacher, ModuleTeacher, Question
+from jacmatch.teachers import EnsembleTeacher, MemoizedTeacher, ModuleTeacher, Question
 
 from .cases import directions, inputs, network
 
@@ -260,3 +260,14 @@ def test_a_jump_at_one_of_many_samples_is_rounding():
     memoized = MemoizedTeacher(Changing(0.0, torch.tensor([[1.0], [0.0], [0.0]], dtype=torch.float64)))
     for _ in range(2):
         memoized.answer(x, question())
+
+
+@pytest.mark.parametrize("wrap", [lambda teacher: teacher, lambda teacher: EnsembleTeacher([teacher])])
+def test_answers_of_former_weights_are_dropped(wrap):
+    module, x = network(1), inputs()
+    memoized = MemoizedTeacher(wrap(ModuleTeacher(module)))
+    for _ in range(4):
+        memoized.answer(x, question())
+    module.load_state_dict(network(2).state_dict())
+    assert torch.equal(memoized.answer(x, question()).outputs, ModuleTeacher(network(2)).answer(x).outputs)
+    assert memoized.queried == 6

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import AttentionPixel, PooledFeatures, unverified
+from jacmatch.jacobian import Arguments, AttentionPixel, PooledFeatures, unverified
 from jacmatch.objectives import Distillation
 from jacmatch.teachers import (
     ModuleTeacher,
@@ -136,3 +136,15 @@ def test_what_it_refuses(as_users_run):
         ModuleTeacher(lambda x: x)
     with pytest.raises(InputError, match=r"`dtype` of `ModuleTeacher` must be a floating-point type\. Got torch\.int8"):
         ModuleTeacher(nn.Linear(2, 2), torch.int8)
+
+
+def test_outputs_are_the_same_with_and_without_products():
+    """The fused path of PyTorch's encoder, for values alone, would set padded positions to 0."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 6, batch_first=True), 1)
+    padding = torch.tensor([[False, False, True], [False, True, True]])
+    arguments = Arguments({"src_key_padding_mask": padding})
+    teacher, x = ModuleTeacher(encoder), torch.randn(2, 3, 4)
+    alone = teacher.answer(x, Question(arguments=arguments)).outputs
+    with_products = teacher.answer(x, Question(tangents=torch.ones(1, 2, 3, 4), arguments=arguments)).outputs
+    torch.testing.assert_close(alone, with_products)

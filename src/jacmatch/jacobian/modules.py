@@ -8,7 +8,7 @@ buffers. Everything here is undone when the pass ends; the module is never chang
 import gc
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -92,7 +92,7 @@ def twice_differentiable(
     with ExitStack() as stack:
         frozen = Statistics() if batch_norm == "frozen" else None
         stack.enter_context(recomputed_in(again, forward=forward))
-        stack.enter_context(shared("encoder", _no_fused_encoder))
+        stack.enter_context(unfused_encoder())
         if not plain:
             stack.enter_context(shared("attention", partial(sdpa_kernel, SDPBackend.MATH)))
         stack.enter_context(right_derivatives(frozen, first_order=plain))
@@ -130,9 +130,13 @@ def uncompiled() -> Iterator[None]:
         yield
 
 
+def unfused_encoder() -> AbstractContextManager[None]:
+    """Turn off the fused path of `TransformerEncoder` in evaluation mode: no derivatives, and 0 where it is padded."""
+    return shared("encoder", _no_fused_encoder)
+
+
 @contextmanager
 def _no_fused_encoder() -> Iterator[None]:
-    """Turn off the fused path of `TransformerEncoderLayer` in evaluation mode, which has no derivatives."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

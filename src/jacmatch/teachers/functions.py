@@ -154,6 +154,7 @@ class BlackBoxTeacher:
         self.relative_step = relative_step
         self.batch_size = batch_size
         self.arrays = arrays
+        self._dtype = torch.float64  # of the last results
 
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
         """Return the outputs at x, and Jv if the query has tangents.
@@ -176,13 +177,21 @@ class BlackBoxTeacher:
             if question.tangents is not None:
                 tangents = fitting_tangents(question, x)
                 step: float | Tensor | None = question.step
-                if step is None and self.relative_step is not None:
-                    share = self.relative_step / finite_differences.relative_step(x.dtype)
+                if step is None:
+                    own = finite_differences.relative_step(x.dtype)
+                    share = (self.relative_step or max(own, self._step_of_results())) / own
                     step = share * finite_differences.step_sizes(x, tangents)
                 products = finite_differences.central(
                     lambda z: values_of(question, self._outputs(z, question)), x, tangents, step=step
                 )
             return Answer(outputs, values_of(question, outputs), products)
+
+    def _step_of_results(self) -> float:
+        """Return the relative step for the precision of the function's results, which may be coarser than x."""
+        if not self._dtype.is_floating_point:
+            rule = "`function` of `BlackBoxTeacher` must return floating-point values for finite differences."
+            raise InputError(rule, got=self._dtype, do="Return scores instead of classes, or set relative_step.")
+        return finite_differences.relative_step(self._dtype)
 
     def _outputs(self, x: Tensor, question: Question) -> Tensor:
         size, arguments = self.batch_size or len(x), question.arguments
@@ -194,8 +203,13 @@ class BlackBoxTeacher:
         # Copies on both sides: the function may write into its argument, and torch cannot wrap every array.
         given = called(question, self._given_copies, x)
         if self.arrays == "numpy":
-            array = np.array(given, order="C")
-            given = torch.from_numpy(array) if array.dtype.kind in "fiub" else array
+            try:
+                array = np.array(given, order="C")
+            except ValueError:  # rows of different lengths
+                array = np.array(None)
+            native = array.dtype.newbyteorder("=")
+            given = torch.from_numpy(array.astype(native)) if array.dtype.kind in "fiub" else array
+        self._dtype = given.dtype if isinstance(given, Tensor) else x.dtype
         do = "Add the axis of outputs; arrays='numpy' is for NumPy."
         return checked_outputs("BlackBoxTeacher", given, x, do, dense=True)
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from jacmatch.errors import InputError
 from jacmatch.jacobian import Arguments
 from jacmatch.teachers.base import Answer, Question, Teacher
+from jacmatch.teachers.ensemble import EnsembleTeacher
+from jacmatch.teachers.module import ModuleTeacher
 
 _ROUNDING = (1e-3, 1e-2)  # of the largest output, on a CPU and on a GPU: sums in another order, shorter products
 _BATCH_SECOND = ("products", "cotangents")  # (P, B, …); all else in an answer is (B, …)
@@ -37,7 +39,8 @@ class MemoizedTeacher:
 
     The teacher must be frozen and must process samples independently, as all teachers of this package do. Answers for
     the same sample in different batches may differ by rounding. When a batch is answered from memory for the 1st, 16th,
-    256th, … time, the teacher is queried as well, and both answers are compared.
+    256th, … time, the teacher is queried as well, and both answers are compared. If the weights of a network have been
+    changed in place, all stored answers are dropped.
 
     Args:
         teacher: The teacher to query.
@@ -71,6 +74,7 @@ class MemoizedTeacher:
         self.queried, self.memoized, self.bytes = 0, 0, 0
         self._repeats, self._next_check = 0, 1
         self._memory: dict[Hashable, dict[int, _Entry]] = {}
+        self._versions: list[int] = []
 
     @property
     def asked(self) -> int:
@@ -102,6 +106,8 @@ class MemoizedTeacher:
         if question.ids is None or random or not self._is_repeatable(question) or not _is_hashable(key):
             self.queried += len(x)
             return self.teacher.answer(x, question)
+        if self._versions != (versions := [weight._version for weight in _weights(self.teacher)]):
+            self._memory, self.bytes, self._versions = {}, 0, versions
         memory = self._memory.setdefault(key, {})
         ids = question.ids.tolist()
         if all(_same(memory.get(number), x, question, row) for row, number in enumerate(ids)):
@@ -148,6 +154,14 @@ class MemoizedTeacher:
                 return
             memory[number] = entry
             self.bytes += size
+
+
+def _weights(teacher: Teacher) -> list[Tensor]:
+    """Return parameters and buffers of the networks of a teacher."""
+    if isinstance(teacher, EnsembleTeacher):
+        return [weight for each in teacher.teachers for weight in _weights(each)]
+    module = teacher.module if isinstance(teacher, ModuleTeacher) else None
+    return [] if module is None else [*module.parameters(), *module.buffers()]
 
 
 def _is_hashable(key: Hashable) -> bool:

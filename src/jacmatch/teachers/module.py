@@ -8,7 +8,7 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian import Context, jvp_products, vjp_products
 from jacmatch.jacobian.features import Select, selecting
 from jacmatch.jacobian.function import Function
-from jacmatch.jacobian.modules import check_evaluates, set_mode
+from jacmatch.jacobian.modules import check_evaluates, set_mode, unfused_encoder
 from jacmatch.jacobian.verification import errors
 from jacmatch.teachers.base import Answer, Own, Question, fitting_tangents, frozen_pass, recorded
 
@@ -81,7 +81,8 @@ class ModuleTeacher:
                 )
             else:
                 function = Function(module, readout, context, question.layers, "frozen")
-                values, outputs, features = function(z.clone())
+                with unfused_encoder():
+                    values, outputs, features = function(z.clone())
                 return Answer(
                     outputs.to(kind),
                     values.to(kind),
