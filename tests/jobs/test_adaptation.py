@@ -91,6 +91,22 @@ def test_fine_tuning_moves_the_last_block_alone():
     assert not any(value.requires_grad for value in network.parameters())
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_statistics_of_blocks_that_are_not_trained_do_not_move(whole):
+    network = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)),
+        nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        nn.Linear(4, 3),
+    )
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    adaptation.finetuned(network, split(3), Training(steps=2, lr=0.1, doctor=False), seed=0, device="cpu", whole=whole)
+    moved = {name for name, value in network.state_dict().items() if not torch.equal(before[name], value)}
+    assert {"1.1.running_mean", "1.1.weight"} <= moved
+    assert any(name.startswith("0.") for name in moved) == whole
+    network.train()
+    assert all(module.training for module in network.modules())
+
+
 def test_features_in_the_basis_of_their_principal_components():
     teacher, images = pretrained(), split(3)
     network = adaptation.basis_of(teacher, images, None, 2, whiten=True)

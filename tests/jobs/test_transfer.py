@@ -284,6 +284,11 @@ def test_recipes_share_one_result(adapted):
     rows = {row["method"]: row for row in result["rows"]}
     assert result["unlabelled_samples"] == 20
     assert 0.2 < result["teacher"]["probe_accuracy"]["mean"] <= 1
+    assert len(result["teacher"]["probe_accuracy"]["values"]) == 1, "one teacher for a seed, not one for a method"
+    data = Transfer(smoke=True, per_class=4).ready(Progress(quiet=True)).data
+    held_out = Transfer(smoke=True, per_class=4).parts(data, 4, 0)[1]
+    assert result["validation_samples"] == len(held_out) > 0
+    assert f"{len(held_out)} labeled images held out" in result["tables"][0]["notes"][0]
     assert result["resolved"] == {"point": "mixed-pairs", "output_loss": "kl", "temperature": 1.0}
     assert rows["mixup"]["bound"] is None
     assert rows["mixup"]["agreement"]["top1"] is None

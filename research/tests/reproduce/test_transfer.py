@@ -146,3 +146,15 @@ def test_a_teacher_is_adapted_again_for_other_numbers_of_images(run_folder, monk
     for first, second, again in zip(*seen, strict=True):
         assert first is not second
         assert second is again
+
+
+@pytest.mark.ci
+def test_the_objective_of_every_row_can_be_built(run_folder):
+    """Settings of a row that do not go together would be found after the hours of the rows before it."""
+    request = Reproduce(name="transfer", smoke=True)
+    for cell in table.TRANSFER_TABLE.cells(request):
+        if (method := cell.settings["method"]) not in table.WITHOUT_TEACHER:
+            recipe = table._recipe(request, cell.settings)
+            ready = table._ready(request, recipe)
+            recipe.network_and_objective(method, 0, ready)
+            recipe.training_of(method, 0)

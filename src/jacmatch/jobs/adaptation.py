@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -187,11 +188,24 @@ def finetuned(
     its own last child is used instead.
     """
     head, _ = head_of(network, train)
-    network.requires_grad_(whole)
-    for part in () if whole else (head, last_block(network, head)):
-        part.requires_grad_(True)
-    fit(Distillation(network, labels=1.0, point=AtMixedPairs()), train, settings, seed=seed, device=device)
+    network.requires_grad_(False)
+    parts = (network,) if whole else (head, last_block(network, head))
+    trained = {module for part in parts for module in part.requires_grad_(True).modules()}
+    others: list[Any] = [module for module in network.modules() if module not in trained]
+    frozen = [module for module in others if getattr(module, "running_mean", None) is not None]
+    for module in frozen:  # the statistics stay as they are, like the weights
+        module.eval().train = partial(_unchanged, module)
+    try:
+        fit(Distillation(network, labels=1.0, point=AtMixedPairs()), train, settings, seed=seed, device=device)
+    finally:
+        for module in frozen:
+            del module.train
     return network.eval().requires_grad_(False)
+
+
+def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:
+    """Return the module in the mode that it has, in place of `train`."""
+    return module
 
 
 def last_block(network: nn.Module, head: nn.Linear) -> nn.Module:

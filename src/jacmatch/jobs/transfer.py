@@ -307,7 +307,8 @@ class Transfer(TrainingFields):
         teacher, test = ready.teacher, ready.some_test
         if main != "oracle":
             study.save_main(run, next(cell for cell, _ in done if cell.method == main))
-        probes = [result["teacher"]["accuracy"] for _, result in done if result["teacher"] is not None]
+        adapted = {cell.seed: result["teacher"] for cell, result in done if result["teacher"] is not None}
+        probes = [each["accuracy"] for each in adapted.values()]  # one for all methods of a seed
         near, far = self.images(ready, subset)
         others = {"unseen": far}
         if teacher.source is not None:
@@ -328,6 +329,7 @@ class Transfer(TrainingFields):
             "pairs": [list(pair) for pair in ready.pairs],
             "distances": distances,
             "train_samples": len(subset),
+            "validation_samples": len(self.parts(ready.data, self.per_class, self.seed)[1] or ()),
             "unlabelled_samples": len(self.unlabelled_images(ready, subset, self.seed) or ()),
             "test_samples": len(ready.data.test),
             "resolved": {"point": self.at, "output_loss": self.compared[0], "temperature": self.compared[1]},

@@ -92,8 +92,9 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     probe = teacher.get("probe_accuracy")
     notes = (
         f"{settings['data']}, {result['train_samples']} labeled and {unlabelled} unlabeled training images, "
-        f"{rows[0]['seeds']} seed(s). Agreement: share of unseen images on which student and teacher have the same "
-        "largest output; cosines: of attention maps, and of the derivatives that are compared.",
+        f"{result.get('validation_samples', '')} labeled images held out for selection, {rows[0]['seeds']} seed(s). "
+        "Agreement: share of unseen images on which student and teacher have the same largest output; cosines: of "
+        "attention maps, and of the derivatives that are compared.",
         f"The nearest class mean of the teacher's outputs has {100 * teacher['accuracy']:.1f} % accuracy"
         f"{f', the probed teacher {entry(probe)} %' if probe else ''}.",
         f"Layers: {', '.join(' : '.join(pair) for pair in result['pairs']) or 'none'}.",

@@ -55,7 +55,7 @@ _KINDS: dict[str, Settings] = {
     "LwF, KL": {"method": "lwf", "recipe": "lwf"},
     "LwF, KL, Jacobians": {"method": "lwf+jacobians", "recipe": "lwf"},
     "LwF, KL, attention": {"method": "lwf+attention", "recipe": "lwf"},
-    "LwF, KL, attention + Jacobians": {"method": "lwf+attention+jacobians", "recipe": "lwf"},
+    "LwF, KL, attention + Jacobians": {"method": "lwf+attention+jacobians", "recipe": "lwf", "jacobian_share": 0.1},
     METHODS["features"]: {"method": "features", "recipe": "features"},
     METHODS["features+jacobians"]: {"method": "features+jacobians", "recipe": "features"},
     METHODS["adapt"]: {"method": "adapt"},
