@@ -171,8 +171,7 @@ def _recipe(request: Request, settings: Settings) -> Transfer:
         device=request.device,
         smoke=request.smoke,
         validation=0.0,
-        **own,
-        **chosen,
+        **own | chosen,
     )
 
 
