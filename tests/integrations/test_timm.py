@@ -2,6 +2,10 @@
 
 import copy
 import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,6 +169,17 @@ def test_two_processes_train_as_one_with_all_samples():
     for trained, shares in both(train_in_two, settings):
         assert difference(trained, student) < 1e-6
         assert shares == pytest.approx(plain.objective.loss_weights.shares)
+
+
+def test_compiled_steps_train_as_eager_ones():
+    """In a process without the type checks of this suite, which a compiler cannot follow."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.integrations.compiled", "timm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["fallback"] is None
+    assert result["steps"] >= 4  # and those that measure the shares
+    assert result["moved"] > 0.01
+    assert max(result["difference"], result["evaluation"]) < 1e-6
 
 
 def test_compile_compiles_the_steps_and_the_student_for_evaluation():
