@@ -36,56 +36,9 @@ if TYPE_CHECKING:
     import torch
 
     from jacmatch.diagnostics import doctor
-    from jacmatch.jacobian import (
-        AntitheticNoise,
-        AttentionPixel,
-        DataPairs,
-        Edges,
-        EveryRow,
-        FisherRows,
-        Inputs,
-        LabelClass,
-        LabelLogit,
-        Logits,
-        LogProbabilities,
-        Nodes,
-        NoiseAveraged,
-        PooledFeatures,
-        RandomInputs,
-        RandomOutputs,
-        SampledRows,
-        Shared,
-        SubspaceInputs,
-        TopClass,
-        TopLogit,
-        jacobian,
-        jvp,
-        unverified,
-        vjp,
-    )
-    from jacmatch.objectives import (
-        AtData,
-        AtMixedPairs,
-        AtNoise,
-        Distillation,
-        GradientShare,
-        Heads,
-        Regression,
-        Robustness,
-        Transfer,
-        WeightSchedule,
-        jacobian_norm_penalty,
-    )
-    from jacmatch.teachers import (
-        AnalyticTeacher,
-        Answer,
-        BlackBoxTeacher,
-        CachedTeacher,
-        EnsembleTeacher,
-        MemoizedTeacher,
-        ModuleTeacher,
-        Question,
-    )
+    from jacmatch.jacobian import *
+    from jacmatch.objectives import *
+    from jacmatch.teachers import *
 
 __all__ = [
     "AnalyticTeacher",

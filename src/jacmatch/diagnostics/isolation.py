@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,14 @@ class ReplayedTeacher:
             self.faults.append("teacher-couples")
 
 
+class First(NamedTuple):
+    """The terms of a first call."""
+
+    terms: dict[str, Tensor]  # before weighting, with their graph
+    numbers: dict[str, float]  # the same as numbers
+    weighted: dict[str, float]  # with their weights, as numbers
+
+
 class IsolatedObjective:
     """An objective and a batch; each call starts from the state in which this was made.
 
@@ -120,26 +128,12 @@ class IsolatedObjective:
         self.draws, self._weighted = False, dict[str, Tensor]()
         self._state = _extra_state(objective)
 
-    @property
-    def first(self) -> dict[str, Tensor]:
-        """The terms of the first call, before weighting, with their graph."""
-        return self._first[0]
-
-    @property
-    def first_numbers(self) -> dict[str, float]:
-        """The terms of the first call as numbers."""
-        return self._first[1]
-
-    @property
-    def first_weighted(self) -> dict[str, float]:
-        """The terms of the first call with their weights, as numbers."""
-        return self._first[2]
-
     @cached_property
-    def _first(self) -> tuple[dict[str, Tensor], dict[str, float], dict[str, float]]:
+    def first(self) -> First:
+        """The terms of the first call."""
         with preserved_buffers(self.objective):
             terms = self.terms()
-        return terms, _numbers(terms), _numbers(self._weighted)
+        return First(terms, _numbers(terms), _numbers(self._weighted))
 
     def terms(self, batch: Batch | None = None, *, calls: int | None = None) -> dict[str, Tensor]:
         """Return the terms before weighting, with their graph; `calls` replaces the number of calls before."""
@@ -195,7 +189,7 @@ def float64_copy(objective: nn.Module, batch: Batch, progress: float) -> Isolate
         exact = _changed(batch, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
         isolated = IsolatedObjective(copied, exact, progress, exact=True)
         _move_randomly(copied)
-        return isolated if isolated.first else None
+        return isolated if isolated.first.terms else None
     except (RuntimeError, TypeError, NotImplementedError, AttributeError):
         return None  # it cannot be copied, or contains float32, or is wrong: the objective itself will show that
 
@@ -261,7 +255,7 @@ class _Line:
     def __init__(self, isolated: IsolatedObjective, generator: torch.Generator) -> None:
         self.isolated = isolated
         self.moves = [_random_move(p, generator) for p in isolated.parameters]
-        self.known = {0.0: isolated.first_numbers}
+        self.known = {0.0: isolated.first.numbers}
 
     def error(self, name: str, gradients: list[Tensor | None]) -> tuple[float, bool] | None:
         """Return the relative error of the gradient of a term, and whether that is a fault; None if unknown."""

@@ -122,7 +122,7 @@ def preflight_check(objective: nn.Module, batch: Batch, *, progress: float = 0.0
             copied = float64_copy(objective, few, progress)
             exact = copied is not None
             with isolated_in_place(objective, few, progress) if copied is None else nullcontext(copied) as isolated:
-                for name, value in isolated.first_numbers.items():
+                for name, value in isolated.first.numbers.items():
                     if not math.isfinite(value):  # NaN differs from itself: what draws numbers is not the question
                         return PreflightReport((), {}, exact, elapsed(), (name, value))
                 findings, errors = _of_terms(isolated)
@@ -299,7 +299,7 @@ def _of_compilation(objective: nn.Module, batch: Batch, progress: float) -> list
 
 def _of_terms(isolated: IsolatedObjective) -> tuple[list[Finding], dict[str, float | None]]:
     """Return the faults, and the error of the gradient of each term."""
-    terms, weighted = isolated.first, dict(isolated.first_weighted)
+    terms, weighted = isolated.first.terms, dict(isolated.first.weighted)
     teacher = networks_of(isolated.objective)[1]
     codes = list(teacher.faults) if isinstance(teacher, ReplayedTeacher) else []
     changes = _change_when_repeated(isolated)
@@ -327,7 +327,7 @@ def _change_when_repeated(isolated: IsolatedObjective) -> str:
 
     One call with each sample twice shows both, unless random numbers are drawn for each sample.
     """
-    first = isolated.first_numbers
+    first = isolated.first.numbers
     objective = isolated.objective
     parts = isinstance(objective, Objective) and objective.differentiation.fraction < 1
     if not isolated.draws and not parts:

@@ -12,25 +12,12 @@ from torch import nn
 from jacmatch.datasets import Data, Split
 from jacmatch.errors import InputError
 from jacmatch.jacobian import ESTIMATORS, BatchNormPolicy, Estimator, Loss
-from jacmatch.jobs import networks
+from jacmatch.jobs import networks, study
 from jacmatch.jobs.data import load
 from jacmatch.jobs.networks import same_inputs
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import TrainingFields, flag, positive
-from jacmatch.jobs.study import (
-    NO_AGREEMENT,
-    Cell,
-    Result,
-    Task,
-    head,
-    main_fields,
-    measured,
-    of_method,
-    quality,
-    row,
-    run_cells,
-    save_main,
-)
+from jacmatch.jobs.study import NO_AGREEMENT, Cell, Result, Task
 from jacmatch.objectives import Robustness
 from jacmatch.objectives.robustness import FORMS, Form
 from jacmatch.report import Table
@@ -136,7 +123,7 @@ class Robust(TrainingFields):
             for variant in variants
         ]
         with progress or Progress() as shown:
-            return run_cells(
+            return study.run_cells(
                 run,
                 cells,
                 partial(self._prepare, data, description, {variant.method: variant for variant in variants}),
@@ -156,7 +143,7 @@ class Robust(TrainingFields):
         def finish() -> tuple[nn.Module, dict[str, Any]]:
             return student, {
                 "teacher": None,
-                "student": measured(student, data.test, self.device),
+                "student": study.measured(student, data.test, self.device),
                 "agreement": NO_AGREEMENT,
                 "under": self.measured(student, data.test, data),
             }
@@ -172,12 +159,12 @@ class Robust(TrainingFields):
         start: float,
         done: Sequence[tuple[Cell, Result]],
     ) -> Result:
-        rows = {variant.method: _row(variant, of_method(done, variant.method)) for variant in variants}
+        rows = {variant.method: _row(variant, study.of_method(done, variant.method)) for variant in variants}
         main = variants[max(len(self.penalty_weight), 1) - 1].method
         result = {
-            **head(run, self.seed),
+            **study.head(run, self.seed),
             "teacher": None,
-            **main_fields(of_method(done, main), rows[main]),
+            **study.main_fields(study.of_method(done, main), rows[main]),
             "variants": list(rows.values()),
             "seconds": time.perf_counter() - start,
             "train_samples": train_samples,
@@ -186,7 +173,7 @@ class Robust(TrainingFields):
             "settings": self.settings(),
         }
         result["tables"] = [table.plain() for table in tables(result)]
-        save_main(run, next(cell for cell, _ in done if cell.method == main))
+        study.save_main(run, next(cell for cell, _ in done if cell.method == main))
         return result
 
     def _check(self) -> None:
@@ -250,13 +237,13 @@ class Robust(TrainingFields):
 def _row(variant: Variant, results: Sequence[Result]) -> Result:
     """Return the row of a variant; a random shift counts with the mean over the draws of each seed."""
     under = {name: spread([result["under"][name]["mean"] for result in results]) for name in results[0]["under"]}
-    return row(variant.label, results, under=under)
+    return study.row(variant.label, results, under=under)
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
     """Return the table of a result of `jacmatch robust`: a row for each variant, a column for each shift."""
     variants, settings = result["variants"], result["settings"]
-    measure = quality(result["student"])
+    measure = study.quality(result["student"])
     form = (100, 1) if measure == "accuracy" else (1, 4)
     rows = [
         (row["label"], str(row["steps"]), *(entry(each, *form) for each in (row[measure], *row["under"].values())))
