@@ -38,7 +38,6 @@ class Split:
     jacobians: Float32[Tensor, "sample row *input"] | None = None
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return len(self.x)
 
     def inputs(self, rows: Int64[Tensor, "batch"] | None = None) -> Float32[Tensor, "batch *input"]:

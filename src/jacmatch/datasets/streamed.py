@@ -152,11 +152,9 @@ class Streamed:
         return int(np.prod(self.shape, dtype=np.int64))
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.rows)
 
     def __getitem__(self, rows: Int64[Tensor, "batch"]) -> UInt8[Tensor, "batch channel height width"]:
-        """Return the decoded images of some rows."""
         pixels = np.empty((len(rows), *self.image), dtype=np.uint8)
         for position, row in enumerate(rows.tolist()):
             pixels[position] = self._decoded(int(self.rows[row]))
@@ -262,10 +260,8 @@ class Names:
         return cls(b"".join(parts), np.cumsum([len(part) for part in parts], dtype=np.int64))
 
     def __len__(self) -> int:
-        """Return the number of names."""
         return len(self.ends)
 
     def __getitem__(self, number: int) -> str:
-        """Return name `number`."""
         start = int(self.ends[number - 1]) if number else 0
         return self.blob[start : int(self.ends[number])].decode("utf-8", "surrogateescape")

@@ -208,11 +208,8 @@ class Substituted:
             index = self.positions[..., None].expand_as(directions)
             return embedded.scatter_add(1, index, (x[..., None] * directions).to(embedded.dtype))
 
-        handle = layer.register_forward_hook(move)
-        try:
+        with layer.register_forward_hook(move):
             returned = module(self.tokens, **named)
-        finally:
-            handle.remove()
         if not met:
             rule = "The embedding of a network of tokens must be looked up with the token ids themselves."
             raise InputError(rule, got=type(module).__name__, do="TokenSubstitutions needs a table of single tokens.")

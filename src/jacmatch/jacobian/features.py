@@ -1,7 +1,7 @@
 """What a network returns: its outputs, and features of layers by their dotted path."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,11 +194,8 @@ def selecting(module: Module, output: Select | Selection | None) -> Iterator[Non
     if output is None or not isinstance(module, nn.Module) or output in module._forward_hooks.values():
         yield
         return
-    handle = module.register_forward_hook(output if isinstance(output, Selection) else Selection(output))
-    try:
+    with module.register_forward_hook(output if isinstance(output, Selection) else Selection(output)):
         yield
-    finally:
-        handle.remove()
 
 
 def selection_of(module: Module) -> Selection | None:
@@ -225,18 +222,13 @@ def class_dimension(module: Module, x: Tensor, arguments: Arguments | None = Non
 
         return catch
 
-    handles = []
-    for layer in module.modules():
-        forward = type(layer).forward
-        dimension = -1 if forward is nn.Linear.forward else 1 if forward in _CONVOLUTIONS else None
-        if dimension is not None and not layer._forward_hooks:
-            handles.append(layer.register_forward_hook(note(dimension)))
-    try:
-        with torch.no_grad(), preserved_generators(x.device), preserved_buffers(module):
-            outputs = output_tensor(call(module, x, arguments))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad(), preserved_generators(x.device), preserved_buffers(module):
+        for layer in module.modules():
+            forward = type(layer).forward
+            dimension = -1 if forward is nn.Linear.forward else 1 if forward in _CONVOLUTIONS else None
+            if dimension is not None and not layer._forward_hooks:
+                hooks.enter_context(layer.register_forward_hook(note(dimension)))
+        outputs = output_tensor(call(module, x, arguments))
     dimensions = {dimension for tensor, version, dimension in made if tensor is outputs and version == outputs._version}
     return dimensions.pop() if len(dimensions) == 1 else None
 
@@ -294,16 +286,12 @@ def _caught(module: Module, layers: tuple[str, ...], features: dict[str, Tensor]
             "Use a readout of the outputs."
         )
     known = dict(module.named_modules())
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for layer in layers:
             if layer not in known:
                 raise unknown_name("The layer of a readout", layer, [name for name in known if name])
-            handles.append(known[layer].register_forward_hook(_catcher(layer, features)))
+            hooks.enter_context(known[layer].register_forward_hook(_catcher(layer, features)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _catcher(layer: str, features: dict[str, Tensor]) -> Callable[[nn.Module, Any, Any], None]:
@@ -345,10 +333,7 @@ def from_embeddings(
         embeddings = output_tensor(embedding(tokens))
 
     def function(x: Tensor) -> Any:
-        handle = embedding.register_forward_hook(lambda *_: x)
-        try:
+        with embedding.register_forward_hook(lambda *_: x):
             return module(tokens)
-        finally:
-            handle.remove()
 
     return embeddings, function

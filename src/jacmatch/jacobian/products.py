@@ -6,7 +6,7 @@ readout and return everything that the pass has computed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -424,13 +424,11 @@ class LastLayer:
 def features_of_last_layer(module: Module) -> Iterator[LastLayer]:
     """Yield the readout for calls of the module within the context."""
     readout = LastLayer()
-    layers = module.modules() if isinstance(module, nn.Module) else ()
-    handles = [layer.register_forward_hook(readout.note) for layer in layers if _is_factorizable(layer)]
-    try:
+    with ExitStack() as hooks:
+        for layer in module.modules() if isinstance(module, nn.Module) else ():
+            if _is_factorizable(layer):
+                hooks.enter_context(layer.register_forward_hook(readout.note))
         yield readout
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _is_factorizable(layer: nn.Module) -> bool:

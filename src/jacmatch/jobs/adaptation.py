@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -109,13 +110,10 @@ def head_of(network: nn.Module, split: Split) -> tuple[nn.Linear, str]:
     def note(name: str) -> Any:
         return lambda module, given, output: calls.append((name, module, given[0] if given else None, output))
 
-    handles = [module.register_forward_hook(note(name)) for name, module in network.named_modules() if name]
-    try:
-        with evaluating(network):
-            outputs = network(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluating(network):
+        for name, module in list(network.named_modules())[1:]:
+            hooks.enter_context(module.register_forward_hook(note(name)))
+        outputs = network(x)
     heads = [(module, given) for _, module, given, output in calls if output is outputs and type(module) is nn.Linear]
     if not heads or heads[-1][1].dim() != 2:
         raise InputError("A teacher must have its outputs in a last linear layer to be adapted.", got="another")
@@ -133,13 +131,9 @@ def head_of(network: nn.Module, split: Split) -> tuple[nn.Linear, str]:
 def features_of(network: nn.Module, head: nn.Linear, split: Split) -> Float[Tensor, "sample feature"]:
     """Return the input of the last layer for all samples."""
     rows: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, given: rows.append(given[0].cpu()))
-    try:
-        with evaluating(network):
-            for part in torch.split(torch.arange(len(split)), _BATCH):
-                network(split.inputs(part).to(head.weight.device))
-    finally:
-        handle.remove()
+    with head.register_forward_pre_hook(lambda _, given: rows.append(given[0].cpu())), evaluating(network):
+        for part in torch.split(torch.arange(len(split)), _BATCH):
+            network(split.inputs(part).to(head.weight.device))
     return torch.cat(rows)
 
 

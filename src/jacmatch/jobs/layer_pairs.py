@@ -1,6 +1,7 @@
 """Pairs of layers of two networks that differ in architecture."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -22,14 +23,11 @@ def layers_by_resolution(network: nn.Module, shape: tuple[int, ...]) -> list[str
 
         return hook
 
-    handles = [module.register_forward_hook(watch(name)) for name, module in network.named_modules() if name]
     like = next(network.parameters())
-    try:
-        with in_mode(network, training=False), torch.no_grad():
-            network(torch.zeros(2, *shape, device=like.device, dtype=like.dtype))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, in_mode(network, training=False), torch.no_grad():
+        for name, module in list(network.named_modules())[1:]:
+            hooks.enter_context(module.register_forward_hook(watch(name)))
+        network(torch.zeros(2, *shape, device=like.device, dtype=like.dtype))
     return [last[size] for size in sorted(last, key=lambda size: -size[0] * size[1])]
 
 

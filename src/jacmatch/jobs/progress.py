@@ -43,7 +43,6 @@ class Progress:
         self._watch = threading.Thread(target=self._repeat, daemon=True)
 
     def __enter__(self) -> "Progress":
-        """Start drawing."""
         self._bars.start()
         if self._in_log:
             self._watch.start()
@@ -52,7 +51,6 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop drawing."""
         self._bars.stop()
         self._end.set()
         if self._watch.is_alive():

@@ -43,7 +43,6 @@ class Standardized:
     u: Cotangents | None = None  # cotangents, if t has projections uᵀ ∂y/∂x instead of partials of each output
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return len(self.x)
 
     def rows(self, which: Int[ndarray, "chosen"]) -> "Standardized":

@@ -105,7 +105,6 @@ class Samples:
     u: Float[Tensor, "sample row out"] | None = None  # cotangents, if j has projections uᵀ ∂y/∂x instead
 
     def __len__(self) -> int:
-        """The number of points."""
         return len(self.x)
 
     def rows(self, which: slice | Int[Tensor, "chosen"]) -> "Samples":
