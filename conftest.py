@@ -1,5 +1,6 @@
 """One torch thread and fixed seeds for every test; type checks where they are wanted."""
 
+import gc
 import importlib.util
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+gc.disable()  # modules are never garbage: while they are imported, each search for it is in vain
 
 _FRAMEWORKS = {"huggingface": "transformers", "lightning": "lightning", "timm": "timm"}
 collect_ignore = [  # modules whose doctests need a framework that is not installed
@@ -15,6 +17,13 @@ collect_ignore = [  # modules whose doctests need a framework that is not instal
     for module, framework in _FRAMEWORKS.items()
     if importlib.util.find_spec(framework) is None
 ]
+
+
+def pytest_collection_finish() -> None:
+    """Search for garbage again, but no more among what has been imported."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
