@@ -2,6 +2,8 @@
 
 import gc
 import importlib.util
+import operator
+import sys
 from collections.abc import Iterator
 
 import jaxtyping
@@ -19,8 +21,15 @@ collect_ignore = [  # modules whose doctests need a framework that is not instal
 ]
 
 
+_HOT = (("rules.op_replacements", "Replacements.__torch_function__"), ("callables", "_walk"))
+"""Internal functions that run for each operator and each attribute of a network: half of all checks of types."""
+
+
 def pytest_collection_finish() -> None:
-    """Search for garbage again, but no more among what has been imported."""
+    """Check no types of the hottest functions; search for garbage again, but no more among what has been imported."""
+    for name, function in _HOT:
+        if module := sys.modules.get(f"jacmatch.jacobian.{name}"):
+            operator.attrgetter(function)(module).__no_type_check__ = True  # of `typing`; jaxtyping reads it
     gc.collect()
     gc.freeze()
     gc.enable()

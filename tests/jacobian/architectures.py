@@ -20,8 +20,6 @@ class Architecture:
         training: Whether it is differentiated in training mode.
         batch_norm: Policy for its BatchNorm layers.
         engines: The exact engines that can jvp_products through it.
-        own_mask: Whether the forward engine's dropout mask is not that of a plain pass with the same seed: the tensor
-            lies in memory in another order, and PyTorch fills masks in that order.
         seed: Of weights and inputs; chosen so that no sample lies near a kink.
     """
 
@@ -30,7 +28,6 @@ class Architecture:
     training: bool = False
     batch_norm: str = "batch"
     engines: tuple[str, ...] = EXACT
-    own_mask: bool = False
     seed: int = 0
 
 
@@ -185,7 +182,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "attention-causal": Architecture(CausalAttention, SEQUENCE),
     "encoder-layer": Architecture(encoder_layer, SEQUENCE),
     "encoder-layer-norm-first": Architecture(lambda: encoder_layer(norm_first=True), SEQUENCE),
-    "encoder-layer-train": Architecture(lambda: encoder_layer(dropout=0.2), SEQUENCE, training=True, own_mask=True),
+    "encoder-layer-train": Architecture(lambda: encoder_layer(dropout=0.2), SEQUENCE, training=True),
     # stretched, so that what comes in lies on the flat, the curved and the straight part
     "hardsigmoid": Architecture(lambda: mlp(Applied(lambda x: 4 * x - 3), nn.Hardsigmoid()), VECTOR),
     "hardsigmoid-function": Architecture(lambda: mlp(Applied(lambda x: functional.hardsigmoid(4 * x - 3))), VECTOR),
@@ -262,16 +259,9 @@ class ConstantStatistics(nn.Module):
                 layer.train()
 
 
-def plain(name: str, own_mask: bool = False) -> tuple[nn.Module, Tensor]:
-    """What an engine differentiates, for the reference: the same module, with statistics held if they are frozen.
-
-    With `own_mask`, it is the values of a dual pass whose tangents are zero.
-    """
+def plain(name: str) -> tuple[nn.Module, Tensor]:
+    """What an engine differentiates, for the reference: the same module, with statistics held if they are frozen."""
     module, x = made(name)
     if ARCHITECTURES[name].batch_norm == "frozen":
         return ConstantStatistics(module, x), x
-    if own_mask:
-        dual = Applied(lambda z: torch.func.jvp(module, (z,), (torch.zeros_like(z),))[0])
-        dual.inside = module
-        return dual, x
     return module, x

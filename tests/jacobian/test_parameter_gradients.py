@@ -41,7 +41,7 @@ def losses(rows: Tensor, table) -> Tensor:
 @cache
 def derivatives(name: str, way: str) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The losses, the directions of the parameters, and how the losses change along them."""
-    module, x = plain(name, own_mask=way == "own mask")
+    module, x = plain(name)
     v = directions(reference.values(module, x).shape if way == "vjp" else x.shape)
     products = reference.rows_by_backward if way == "vjp" else reference.jvp
 
@@ -50,8 +50,7 @@ def derivatives(name: str, way: str) -> tuple[Tensor, list[Tensor], list[Tensor]
 
     parameters = list(module.parameters())
     generator = torch.Generator().manual_seed(3)
-    count = 1 if way == "own mask" else 2  # a dual pass is slow
-    moves = [reference.sketch(parameter, count, generator) for parameter in parameters]
+    moves = [reference.sketch(parameter, 2, generator) for parameter in parameters]
     return value(), moves, reference.parameter_derivatives(value, parameters, moves)
 
 
@@ -86,7 +85,7 @@ def test_gradients_of_jacobian_losses(name, way):
         key = way
     else:
         rows = jvp_products(module, x, directions(x.shape), engine=way, batch_norm=architecture.batch_norm).products
-        key = "own mask" if architecture.own_mask and way == "forward" else "jvp"
+        key = "jvp"
     mine = losses(rows, JACOBIAN_LOSSES)
     value, moves, expected = derivatives(name, key)
     torch.testing.assert_close(mine.detach(), value, rtol=1e-6, atol=0)

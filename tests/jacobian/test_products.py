@@ -21,9 +21,9 @@ WITH_ROWS = [
 
 
 @cache
-def truth(name: str, own_mask: bool = False) -> tuple[Tensor, Tensor]:
+def truth(name: str) -> tuple[Tensor, Tensor]:
     """Outputs and the batch's Jacobian of the plain module."""
-    module, x = plain(name, own_mask)
+    module, x = plain(name)
     return reference.values(module, x), reference.batch_jacobian(module, x)
 
 
@@ -46,7 +46,7 @@ def test_the_two_references_agree(name):
 
 @each_with_engine
 def test_jvp(name, engine):
-    y, full = truth(name, ARCHITECTURES[name].own_mask and engine == "forward")
+    y, full = truth(name)
     module, x = made(name)
     v = torch.randn(2, *x.shape, dtype=x.dtype)
     expected = reference.forward_product(full, v)
@@ -76,7 +76,7 @@ def test_jvp_by_differences(name):
 
 @each
 def test_jvp_of_the_automatic_engine(name):
-    y, full = truth(name, ARCHITECTURES[name].own_mask)
+    y, full = truth(name)
     module, x = made(name)
     v = torch.randn(2, *x.shape, dtype=x.dtype)
     torch.manual_seed(0)
