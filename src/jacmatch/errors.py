@@ -12,7 +12,7 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """What the caller gave cannot be used."""
+    """An argument of the caller is invalid."""
 
     def __init__(self, rule: str, *, got: object = None, do: str = "") -> None:
         """Compose one sentence each: the rule, what was given, what to do.
@@ -66,7 +66,7 @@ def one_row_of_classes(caller: str, shape: Sequence[int]) -> None:
 
 
 class Stopped(InputError):
-    """A job was interrupted by something the user can fix; its progress is kept."""
+    """A job was interrupted by a problem that the user can solve; its progress is saved."""
 
 
 def printable(text: str) -> str:

@@ -25,7 +25,7 @@ _KINDS = {
 
 
 def inside(folder: Path, file: Path, largest: int | None = None) -> Path:
-    """Return the file, after checking that it lies in the folder, links followed, and has at most `largest` bytes."""
+    """Return the file, after resolving links and checking that it is in the folder and has at most `largest` bytes."""
     top, real = os.path.realpath(folder), os.path.realpath(file)
     if os.path.commonpath([top, real]) != top:
         do = "Copy what it points to into the folder, if you trust it."

@@ -1,4 +1,4 @@
-"""Names of the last release: each warns, and gives what is in its place now."""
+"""Names of the last release: each warns, and returns the object that replaced it."""
 
 import importlib
 import sys

@@ -88,7 +88,7 @@ FIDELITY = {
 
 
 def fidelity(document: Document) -> Table:
-    """What is transferred besides accuracy: every measure of every row and column, in one table."""
+    """The table of agreement, calibration and robustness: every measure of every row and column."""
     measures = [name for name in FIDELITY if any(name in cell["measures"] for cell in document["cells"])]
     results = {name: spreads(document, name) for name in measures}
     rows = [

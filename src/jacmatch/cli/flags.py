@@ -205,7 +205,7 @@ def given(job: type[Any], words: Sequence[str]) -> set[str]:
 
 
 def read(program: str, job: type[Any], words: Sequence[str], config: Mapping[str, Any]) -> tuple[Any, Options]:
-    """Return the job that a command line describes, and the options around it. Arguments are those of `parse`."""
+    """Return the job that a command line describes, and the options around it; arguments as in `parse`."""
     fields, options = parse(program, job, words, config)
     return job(**fields), options
 

@@ -27,7 +27,7 @@ _TENSORS = ("outputs", "values", "products", "cotangents")
 
 @runtime_checkable
 class Batch(Protocol):
-    """What a check needs of a batch: a dataclass of tensors with one entry for each sample."""
+    """The batch of a check: a dataclass of tensors with one entry for each sample."""
 
     @property
     def x(self) -> Tensor:
@@ -42,7 +42,7 @@ class Batch(Protocol):
         """Row numbers in the training split."""
 
     def keywords(self) -> dict[str, Any]:
-        """What an objective takes besides x and y."""
+        """Further arguments of the objective, by name."""
 
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)

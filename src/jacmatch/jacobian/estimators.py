@@ -129,7 +129,7 @@ def random_directions(
 
 
 def law_variance(law: str, count: int, matrix: Float[Tensor, "probed other"]) -> float:
-    """Variance of the mean of ‖vᵀM‖² over `count` directions, v of the law on the side of the rows of M."""
+    """Variance of the mean of ‖vᵀM‖² over `count` directions v, drawn by this law in the space of the rows of M."""
     m = matrix.double()
     n = m.shape[0]
     # ‖MMᵀ‖ = ‖MᵀM‖: the smaller of the two, as one side may have as many elements as an image.
@@ -477,7 +477,7 @@ class SubspaceInputs(_Products):
         return vectors
 
     def variance(self, matrix: Matrix, **unused: object) -> float:
-        """The formula of the law for MU, of a fitted probe."""
+        """The formula of the law, applied to MU; the probe must be fitted."""
         vectors = self._basis(None if self.vectors is None else (matrix.shape[1],))
         return law_variance(self.law, self.count, vectors.to(matrix).double() @ matrix.double().mT)
 

@@ -1,4 +1,4 @@
-"""What a network returns: its outputs, and features of layers by their dotted path."""
+"""The results of a network: its outputs, and features of layers by their dotted path."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager

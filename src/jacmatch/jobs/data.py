@@ -64,7 +64,7 @@ def parts(data: Data, validation: float, per_class: int, seed: int) -> tuple[Spl
 
 
 def mixed(split: Split, count: int | None = None) -> Split:
-    """Return at most `count` samples, or all, in one fixed random order: files of a folder are sorted by class."""
+    """Return at most `count` samples in a fixed random order, because files of a folder are sorted by class."""
     return split.subset(torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:count])
 
 

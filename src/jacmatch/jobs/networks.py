@@ -1,4 +1,4 @@
-"""Networks of a job: built by name, kept in run folders, loaded from there; and the fingerprints of its inputs."""
+"""Networks of a job, built by name, saved in run folders and loaded from them; and the fingerprints of its inputs."""
 
 import hashlib
 import importlib.metadata
@@ -32,7 +32,7 @@ _FILES = (".pt", ".pth", ".safetensors", ".bin", ".onnx", ".ckpt", ".npz", ".tar
 
 @dataclass(frozen=True)
 class Description:
-    """What is needed to build a network again; with a `size`, images are resized to that side length in pixels."""
+    """The data needed to build a network again; with a `size`, images are resized to that side length in pixels."""
 
     spec: str
     outputs: int

@@ -59,7 +59,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Task:
-    """What a cell trains, and what is done after the training.
+    """The objective and student of a cell, and the functions that are called after the training.
 
     Attributes:
         objective: The objective; its `student` is trained.
@@ -144,7 +144,7 @@ def _train(cell: Cell, child: Run, task: Task, device: str, progress: Progress) 
 
 
 def cost(fitted: Fitted) -> Result:
-    """Return the fields of a result that say how long a training took, and with how much memory."""
+    """Return the time, throughput and memory of a training, as fields of a result."""
     return {name: value for name, value in vars(fitted).items() if name != "finished"}
 
 

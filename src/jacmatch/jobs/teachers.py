@@ -133,7 +133,7 @@ def _locked(folder: Path, progress: Progress) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A frozen teacher, and what is needed to build its architecture again with other outputs."""
+    """A frozen teacher, and the data needed to build its architecture again with other outputs."""
 
     network: nn.Module  # the network on images as the target has them
     description: Description  # how it is built, at its own image size

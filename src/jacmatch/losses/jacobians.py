@@ -121,8 +121,8 @@ def normalized_error(
     """Return the paper's normalized loss, ‖a/‖a‖ − b/‖b‖‖² = 2(1 − cos(a, b)), as the mean over rows a = S_r, b = T_r.
 
     It lies in [0, 4] and compares directions only: it is heuristic (not derived from noise), ignores the size of the
-    derivatives, and so transfers no robustness. Use it where the scale is arbitrary, as with attention maps.
-    `direction_and_magnitude` includes the norms.
+    derivatives, and therefore does not transfer robustness. Use it where the scale is arbitrary, as with attention
+    maps. `direction_and_magnitude` includes the norms.
 
     A row of zeros has no direction. Therefore one more entry, √eps, is appended to both a and b: every formula is
     exact for the extended rows, the gradient is at most 2/√eps, and two rows of zeros are equal.

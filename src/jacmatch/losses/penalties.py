@@ -9,7 +9,7 @@ from jacmatch.losses.outputs import equal_shapes, expected_under
 
 
 def noise_scale(caller: str, sigma: float) -> None:
-    """Reject an invalid standard deviation."""
+    """Reject a standard deviation that is negative or not finite."""
     if not sigma >= 0:
         rule = f"`sigma` of `{caller}` must be at least 0, the noise's standard deviation in units of the input."
         raise InputError(rule, got=sigma)

@@ -476,7 +476,7 @@ def _converted(source: Path, name: str, given: Tensor, own: Tensor) -> Tensor:
         value = wide.to(own.dtype)
     except (NotImplementedError, RuntimeError) as error:  # types of 4 bits, which torch only stores
         got = f"{str(given.dtype).removeprefix('torch.')} in {name}"
-        raise InputError(f"`{source}` must hold weights that can be converted.", got=got) from error
+        raise InputError(f"`{source}` must hold weights whose dtype can be converted.", got=got) from error
     exact = value.isfinite().all() if floats else torch.equal(value.to(wide.dtype), wide)
     if not exact:
         rule = f"`{source}` must hold values that {str(own.dtype).removeprefix('torch.')} can hold."

@@ -38,7 +38,7 @@ Same = TypeVar("Same", bound="Objective")
 
 @dataclass(frozen=True)
 class Call:
-    """What one call of an objective computes."""
+    """The quantities that one call of an objective computes."""
 
     number: int  # number of earlier calls
     factor: float  # factor of the derivative term, from the schedule and `every`; 0 where the term is not computed

@@ -93,9 +93,10 @@ class Distillation(Objective):
         output_loss: `squared` logit differences (the paper's choice), or Hinton's `kl` with τ². None is `kl` at τ = 4
             in classification, `squared` in regression.
         temperature: τ of `kl`; None is 1 where `output_loss` is given.
-        jacobian_loss: `bounded` (None), the error of each sample over the sum of it and the teacher's squared norm;
-            `relative`, the squared error over the mean squared norm of the teacher's products, so that a student
-            without derivatives gets 1; `squared`; or `normalized`, which compares only the direction of each row.
+        jacobian_loss: `bounded` (None), d / (d + t) with d the squared error of a sample and t the squared norm of the
+            teacher's products; `relative`, the squared error over the mean squared norm of the teacher's products, so
+            that a student without derivatives gets 1; `squared`; or `normalized`, which compares only the direction of
+            each row.
         point: The inputs at which student and teacher are compared.
         every: The Jacobian term is computed on each n-th call in training, with n times its weight; a
             `GradientShare` is that of such a call.
@@ -221,8 +222,8 @@ class Distillation(Objective):
     ) -> "Distillation":
         """Return the objective with the defaults for a training set, whose labels determine task and samples per class.
 
-        Integer labels are classes and float labels numbers; one-hot rows are taken as classes, with a warning. No input
-        is loaded.
+        Integer labels are classes, and float labels are numbers; one-hot rows are read as classes, with a warning. No
+        input is loaded.
 
         Args:
             student: The network to train.

@@ -16,7 +16,7 @@ class Table:
 
     Attributes:
         name: Stem of its files.
-        title: What it shows, in one line.
+        title: Title of the table, in one line.
         head: Headings; the first is that of the rows.
         rows: As many entries as there are headings.
         notes: Notes below the table, a sentence or two each.

@@ -33,7 +33,7 @@ def try_lock(file: Path) -> Lock | None:
     """Lock a file, creating it if needed; return None if another process has the lock.
 
     `filelock` opens an existing file, so it is checked first: symbolic links, hard links and non-files are refused. On
-    a file system without locks, the lock excludes nobody.
+    a file system without locks, the lock has no effect.
     """
     from filelock import FileLock, Timeout  # torch brings it
 

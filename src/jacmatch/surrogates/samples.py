@@ -57,8 +57,8 @@ def check_jacobian(
     Args:
         jacobian: Of the shape; or (N, K·D), all partials of the first output first, as in a table.
         shape: N, the axes of the output, D; (N, P, D) for projections.
-        of: What the middle axes are.
-        name: What messages call the partials.
+        of: Names of the middle axes, for messages.
+        name: Name of the partials, for messages.
     """
     try:
         given = np.asarray(jacobian, dtype=np.float64)

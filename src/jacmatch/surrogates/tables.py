@@ -102,7 +102,7 @@ def _roles(source: str, names: list[str], inputs: Sequence[str], outputs: Sequen
     _distinct(source, names)
     for name in (*inputs, *outputs):
         if name not in names:
-            raise InputError(f"{source} must have the column {name!r} that is named.", got=", ".join(names[:20]))
+            raise InputError(f"{source} must have the column {name!r}.", got=", ".join(names[:20]))
     plain = [name for name in names if not _PARTIAL.fullmatch(name)]
     features, targets = list(inputs), list(outputs)
     if not features:

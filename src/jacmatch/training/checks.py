@@ -107,7 +107,7 @@ def before(state: State) -> Snapshot | None:
 
 
 def monitored(state: State, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what is logged of a step besides its terms; called between backward and the optimizer step.
+    """Return the metrics of a step besides its terms; called between backward and the optimizer step.
 
     These are the gradient norm and, if steps may be skipped, whether this step is skipped. In fp16 a gradient may
     overflow because of the loss scale: the scaler skips that step and lowers the scale.

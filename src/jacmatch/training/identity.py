@@ -102,8 +102,8 @@ def student_identity(student: nn.Module, x: Tensor, *, probed: bool = True) -> d
 def named(teacher: Teacher | nn.Module) -> str:
     """Return the teacher in a line: its type, and a digest of everything that can be read from it without a query.
 
-    Of a network these are weights, architecture, preprocessing and the code of its classes, of a function its source. A
-    cached teacher has the same line as the live one.
+    For a network, the digest contains weights, architecture, preprocessing and the code of its classes; for a function,
+    its source. A cached teacher has the same line as the live one.
     """
     kind, parts = _parts_of(teacher)
     return f"{kind} {hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:_LETTERS]}"

@@ -36,7 +36,7 @@ _USUAL = {signal.SIGINT: (signal.default_int_handler,), signal.SIGTERM: (signal.
 
 @contextlib.contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """A function that says whether Ctrl-C was pressed, or SIGTERM was sent, inside the block.
+    """Yield a function that returns whether Ctrl-C was pressed or SIGTERM was sent inside the block.
 
     An interrupt in the middle of a step would leave a state that no checkpoint may hold: some weights new, some old. So
     the first interrupt only sets a flag; the second interrupts at once. Outside of the main thread nothing is changed.

@@ -138,7 +138,7 @@ class State:
         return None if scaler is None else scaler.scale(torch.ones((), device=self.device))
 
     def losses(self, batch: Batch, samples: int) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The loss and its terms for the part of a batch of so many samples that is here; shares of the gradient."""
+        """Return the loss and terms for this process's part of a batch of `samples`, and the gradient shares."""
         progress = self.step / self.settings.steps
         if self.shared is None:
             terms = self.objective(batch.x, batch.y, **batch.keywords(), progress=progress)

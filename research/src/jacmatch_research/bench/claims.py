@@ -28,7 +28,7 @@ class NotMeasured(Exception):
 
 @dataclass(frozen=True)
 class Conditions:
-    """Where (cpu or cuda) and how thoroughly a case is measured.
+    """The device (cpu or cuda) and the size of a measurement.
 
     `quick` means a few rounds on small networks, whose numbers mean nothing; `missing` is the reason if nothing can be
     measured. A long benchmark stores finished measurements in `folder`.
@@ -216,7 +216,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A file of claims: what is measured, in a line, and the rows in the order in which they are measured and shown."""
+    """A benchmark: its description in a line, and the rows in the order in which they are measured and shown."""
 
     about: str
     cases: tuple[Case, ...]

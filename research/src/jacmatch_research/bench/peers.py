@@ -52,7 +52,7 @@ class Task:
 
     @classmethod
     def of(cls, conditions: Conditions, pair: str) -> "Task":
-        """The task of a pair; quick, two steps of the smallest networks."""
+        """The task of a pair; in a quick run, two steps of the smallest networks."""
         teacher, student, shape, batch, steps = PAIRS[pair]
         if conditions.quick:
             teacher, student, batch, steps = "cnn5", "cnn3", 4, 2
@@ -76,7 +76,7 @@ class Task:
 
 
 def ours(task: Task, *, apart: bool = True) -> Distillation:
-    """This library's objective, half the cross-entropy, half the KL; `apart`: channels are laid out one by one."""
+    """The objective of this library: half the cross-entropy plus half the KL; `apart`: contiguous memory layout."""
     teacher, student = task.networks()
     if not apart:
         channels_last(teacher)
@@ -109,7 +109,7 @@ def theirs_timm(task: Task) -> tuple[Callable[[Tensor, Tensor], Tensor], nn.Modu
 
 
 def torchdistill_box(task: Task) -> Any:
-    """Torchdistill's box for the task, as its configuration files describe one."""
+    """The training box of torchdistill for the task, built as from one of its configuration files."""
     try:
         from torchdistill.common.constant import def_logger
         from torchdistill.core.distillation import get_distillation_box

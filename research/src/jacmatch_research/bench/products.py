@@ -51,7 +51,7 @@ def _network(conditions: Conditions, name: str, batch: int) -> tuple[nn.Module, 
 
 
 def full_jacobian(conditions: Conditions, name: str, batch: int, training: bool) -> Measured:
-    """The library's Jacobian ÷ a loop: values alone, or with the gradient by the parameters, as in training."""
+    """Time of the library's Jacobian ÷ time of a loop, alone or with the gradient of the parameters, as in training."""
     network, x = _network(conditions, name, batch)
     network.requires_grad_(training)
 
@@ -72,7 +72,7 @@ def full_jacobian(conditions: Conditions, name: str, batch: int, training: bool)
 
 
 def beside_peer(conditions: Conditions, name: str, batch: int, peer: Callable[[nn.Module, Tensor], Tensor]) -> Measured:
-    """The library's Jacobian ÷ that of another library, values alone; before the clock runs, the two are compared."""
+    """Time of the library's Jacobian ÷ time of another library's; the two results are compared first."""
     network, x = _network(conditions, name, batch)
     torch.testing.assert_close(jacobian(network, x)[1], peer(network, x), rtol=1e-3, atol=1e-5)
     times = compare(conditions, lambda: jacobian(network, x), lambda: peer(network, x), 15)

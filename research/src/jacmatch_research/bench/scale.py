@@ -95,7 +95,7 @@ def _two_sizes(conditions: Conditions) -> Iterator[tuple[Path, int, int]]:
 
 
 def cost(conditions: Conditions, mixed: bool) -> Measured:
-    """Time to read batches of a large cache ÷ of a small one; the files are in the memory of the system."""
+    """Time to read batches of a large cache ÷ time of a small one; the files are in the page cache."""
     batches = 2 if conditions.quick else 40
     with _two_sizes(conditions) as (folder, many, few):
         large, small = (answers(folder, samples).reader(_BATCH, batches, mixed=mixed) for samples in (many, few))
@@ -105,7 +105,7 @@ def cost(conditions: Conditions, mixed: bool) -> Measured:
 
 
 def resident(conditions: Conditions) -> Measured:
-    """Peak resident memory of a process that reads a million entries, of a large cache ÷ of a small one."""
+    """Peak resident memory of a process that reads a million entries of a large cache ÷ that of a small cache."""
     batches = 2 if conditions.quick else 2000
     with _two_sizes(conditions) as (folder, many, few):
         large, small = (_READ.format(folder=str(folder), samples=size, batches=batches) for size in (many, few))
@@ -113,7 +113,7 @@ def resident(conditions: Conditions) -> Measured:
 
 
 def streamed(conditions: Conditions) -> Measured:
-    """Peak resident memory of 200 steps on many images in a tar file, read when they are used ÷ on few."""
+    """Peak resident memory of 200 steps on many streamed images in a tar file ÷ that on few images."""
     many, few, steps = (300, 100, 1) if conditions.quick else (10**5, 10**3, 200)
     with tempfile.TemporaryDirectory() as folder:
         for count in (many, few):
@@ -142,7 +142,7 @@ def _write_tar(folder: Path, count: int) -> None:
 
 
 def processes(conditions: Conditions, pair: str, cached: bool) -> Measured:
-    """Samples per second of two processes that train one student (gloo) ÷ twice those of one; a batch for each."""
+    """Samples per second of two processes that train one student (gloo) ÷ twice those of one process."""
     steps, rounds = (1, 1) if conditions.quick else (10, 7)
     given = {"quick": conditions.quick, "pair": pair, "cached": cached, "steps": steps}
     seconds = [[_seconds(_STEPS.format(world=world, **given), world) for world in (1, 2)] for _ in range(rounds)]

@@ -102,7 +102,7 @@ def settings_of(request: Request) -> list[Setting]:
 
 @dataclass(frozen=True)
 class Pair:
-    """What all students of a pair share."""
+    """Data and networks that all students of a pair share."""
 
     data: Data
     pool: Split
@@ -290,7 +290,7 @@ def _cells(request: Request) -> list[Cell]:
 
 
 def jacobians_pay(per_class: int) -> bool:
-    """Whether the default takes derivatives with so many images of each class."""
+    """Whether the default computes derivatives with this number of images per class."""
     net = nn.Linear(1, 1)
     return bool(Distillation(net, nn.Linear(1, 1), samples_per_class=per_class).loss_weights.weights["jacobians"])
 
@@ -343,7 +343,7 @@ class Margin:
         return bool(self.gain["mean"] >= -2 * self.error)
 
     def text(self) -> str:
-        """Gain ± standard error in points, and a mark where the criterion is missed."""
+        """Gain ± standard error in points, with a mark if the criterion is missed."""
         return f"{100 * self.gain['mean']:+.1f} ± {100 * self.error:.1f}{'' if self.holds else ' (missed)'}"
 
 

@@ -40,12 +40,12 @@ def surrogate(
     """Train a network; return it with the processor seconds that it took.
 
     Args:
-        points: To learn from.
+        points: Training samples.
         jacobian: Partials at these points.
         settings: Those of a cell: `partials`, whether these are learned from; `evaluations` of the second-order solver,
             or `steps` of Adam with `lr`, `weight`, `probes` and `batch_size`; `hidden` and `activation`.
         seed: Seed of the weights, the held-out samples, the batches and the rows.
-        weights: Of the samples, for the second-order solver.
+        weights: Weight of each sample, for the second-order solver.
         device: Where Adam trains.
     """
     x, y = points
@@ -131,7 +131,7 @@ REACHED_HEAD = ("error and samples without partials", "error", "reached with", "
 
 
 def saved(document: Document, what: str, measures: Sequence[Measure], compared: Mapping[str, tuple[str, str]]) -> Table:
-    """The table of `reached`: for each way to call a measure, the rows without and with derivatives."""
+    """The table of `reached`; `compared` has the rows without and with derivatives for each label."""
     lines: list[tuple[str, ...]] = []
     for called, rows in compared.items():
         lines += reached(document, [(name, called.format(head), scale, n) for name, head, scale, n in measures], *rows)

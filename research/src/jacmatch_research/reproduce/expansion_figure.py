@@ -15,9 +15,9 @@ _SPACE = 0.72  # decades between two labels
 
 @dataclass(frozen=True)
 class Expansion:
-    """A panel, by the titles of its row and column: points (σ, size) of each label, σ descending.
+    """A panel with the titles of its row and column, and the points (σ, error) of each label in descending order of σ.
 
-    There are no points where there is no expansion error.
+    A label without an expansion error has no points.
     """
 
     row: str

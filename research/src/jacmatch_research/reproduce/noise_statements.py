@@ -95,7 +95,7 @@ class Statement:
     Attributes:
         name: As the table has it.
         family: What the student learns from.
-        printed: The order of the expansion error in print.
+        printed: The order of the expansion error as printed in the paper.
         increase: The increase under noise, from the setting, the noise and its weights.
         term: The alleged the coefficient of σ².
         loss: What is averaged, None where it is not a mean of one loss.
@@ -103,7 +103,7 @@ class Statement:
         at_kinks: Where the loss itself has no kink, what a kink leaves, as multiples of ‖κ‖², κ the jump of the logits'
             derivatives: of σ³ times the density of kinks in an average over points, and of σ² on the kink itself.
         metric: ‖κ‖², as the loss measures it.
-        fourth: The coefficient of σ⁴, where there is no loss.
+        fourth: The coefficient of σ⁴, for a statement without a loss.
     """
 
     name: str
@@ -195,7 +195,7 @@ def of_loss(loss: Loss) -> Callable[[Setting, Nodes, float], Tensor]:
 def variance(at: Setting, nodes: Nodes, sigma: float) -> Float[Tensor, "point"]:
     """The mean of `centered_variance` over all pairs of draws.
 
-    Of two independent draws the mean is twice that of a draw and the mean of all draws.
+    For two independent draws, it is twice the mean for one draw and the mean of all draws.
     """
     y = _around(at, nodes, sigma)
     pairs = []

@@ -164,7 +164,7 @@ def operations(network: nn.Module, data: Data) -> int:
 
 
 def settings_of(request: Request, per_class: int, **named: Any) -> dict[str, Any]:
-    """The settings of a cell: what is named, and every other field of `DistillationFields` with what it means here.
+    """The settings of a cell: the given ones, and every other field of `DistillationFields` with its resolved default.
 
     A cell therefore contains all settings that affect it, even if the defaults of `jacmatch distill` change later.
     """
@@ -198,10 +198,10 @@ def still(settings: Mapping[str, Any]) -> bool:
 def cost(settings: Mapping[str, Any], outputs: int, forward_ratio: float) -> float:
     """Cost of a step in forward passes of the student, for each sample of the batch.
 
-    A backward pass by the parameters counts as two forward passes, one by the input as one. Labels cost 3; the
+    A backward pass to the parameters counts as two forward passes, and one to the input as one. Labels cost 3; the
     teacher's outputs r more, r the teacher's forward pass over the student's; each product (a vᵀJ, a Jv, or two values
-    of a pair) passes through both once more and is differentiated: 3 + r again for each pass. A teacher that is
-    queried once only costs nothing.
+    of a pair) passes through both once more and is differentiated: 3 + r again for each pass. A teacher that is queried
+    once only costs nothing.
     """
     if settings["method"] == "labels":
         return 3.0
@@ -217,7 +217,7 @@ def cost(settings: Mapping[str, Any], outputs: int, forward_ratio: float) -> flo
 
 
 def recipe_of(request: Request, world: World, seed: int, settings: Mapping[str, Any]) -> tuple[Distill, str]:
-    """The job of `jacmatch distill` that the settings of a cell mean, and its method."""
+    """Return the job of `jacmatch distill` with the settings of a cell, and its method."""
     named = {name: value for name, value in settings.items() if name not in {"method", "per_class"}}
     spec = world.description.spec
     return Distill(data=request.data, student=spec, smoke=request.smoke, seed=seed, **named), settings["method"]

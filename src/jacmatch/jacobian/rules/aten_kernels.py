@@ -22,7 +22,7 @@ Kernel = Callable[..., Any]
 
 
 class Policy(threading.local):
-    """What holds for the batch statistics in this thread: None, or the statistics that are constants for the input."""
+    """The batch statistics that are constants for the input, in this thread; None if there are none."""
 
     frozen: Statistics | None = None
 

@@ -1,6 +1,6 @@
-"""What the rules share: backward passes by the input only, maps over directions, and dual passes.
+"""Parts shared by the rules: backward passes to the input only, maps over directions, and dual passes.
 
-A product vᵀJ is a backward pass by the input. Our rules then omit the gradients of parameters, and treat frozen
+A product vᵀJ is a backward pass to the input. Our rules then omit the gradients of parameters, and treat frozen
 statistics as constants. `torch.autograd.Function` does not pass on which gradients are needed, so a flag does.
 
 `torch.func` passes each rule with a `jvp` method through several layers of Python, about a millisecond for a call. In a
@@ -56,7 +56,7 @@ _running: dict[str, tuple[int, ExitStack]] = {}
 
 @contextmanager
 def shared(name: str, make: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
-    """Enter `make()`, which sets a switch of the whole process, with the first thread, and leave it with the last."""
+    """Enter `make()`, which sets a switch of the process, in the first thread; exit it in the last."""
     with _lock:
         count, stack = _running.get(name) or (0, ExitStack())
         if not count:

@@ -51,7 +51,7 @@ class Statistics(list[tuple[Tensor, Tensor]]):
     replaying: Iterator[tuple[Tensor, Tensor]] | None = None
 
     def of(self, x: Tensor, *, in_kernel: bool = False) -> tuple[Tensor, Tensor]:
-        """Variance and mean by channel: of x, or of the pass that is replayed."""
+        """Return variance and mean per channel: those of x, or those of the recorded pass if it is replayed."""
         if self.replaying is not None:
             return next(self.replaying)
         if in_kernel and torch._C._are_functorch_transforms_active():

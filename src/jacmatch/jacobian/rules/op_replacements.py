@@ -1,7 +1,7 @@
 """Which operations are replaced in a pass with derivatives, and by what: the one mechanism.
 
-Calls from Python are looked up in a table of faster rules, or of forms that `torch.compile` can trace. What is wrong or
-missing in PyTorch is replaced below that, in ATen's dispatcher (`aten_kernels`), however it is called.
+Calls from Python are looked up in a table of faster rules, or of forms that `torch.compile` can trace. Operators whose
+derivative is wrong or missing in PyTorch are replaced in ATen's dispatcher (`aten_kernels`), however they are called.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

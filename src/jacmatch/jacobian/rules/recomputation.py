@@ -30,7 +30,7 @@ _passes = Passes()
 
 @contextmanager
 def recomputed_in(context: Contexts, *, forward: bool) -> Iterator[None]:
-    """What is checkpointed within this context is computed again within `context()`; in forward mode it is refused."""
+    """Parts that are checkpointed within this context are recomputed within `context()`; refused in forward mode."""
     _install()
     _passes.running.append((context, forward))
     try:

@@ -6,7 +6,7 @@
         outputs.memmap, …           one file for each field, rows of equal size; a memory-mapped tensordict
         shard.json                  size and sums of each file
 
-Names, types and sizes come from fixed lists: nothing that a file says becomes a path or is run.
+Names, types and sizes come from fixed lists: no content of a file is used as a path or run.
 """
 
 import math

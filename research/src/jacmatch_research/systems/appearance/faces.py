@@ -45,7 +45,7 @@ class Faces:
 
 
 def faces(count: int, seed: int) -> Faces:
-    """So many faces; each depends on the seed and its number only.
+    """Return `count` faces; each depends only on the seed and its number.
 
     Example:
         >>> faces(2, seed=0).landmarks.shape

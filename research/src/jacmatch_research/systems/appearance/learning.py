@@ -145,7 +145,7 @@ def lesson(
 
 
 def fitter(model: Model, known: dict[bytes, Array] | None = None) -> Any:
-    """NEWUOA as a function of windows (window, pixel), batch in, batch out; what is `known` is not computed again."""
+    """NEWUOA as a function of a batch of windows (window, pixel); results in `known` are not computed again."""
     known = {} if known is None else known
 
     def answer(x: Array) -> Array:
@@ -203,7 +203,7 @@ def distilled(
 
 
 class AlongDirections(nn.Module):
-    """Values and derivatives along known directions u, after each look: means of Σₖ(ŷₖ − yₖ)² + w Σₖ((Ĵu)ₖ − sₖ)²."""
+    """Loss of values and derivatives along directions u after each step: means of Σₖ(ŷₖ − yₖ)² + w Σₖ((Ĵu)ₖ − sₖ)²."""
 
     def __init__(self, student: Glance, examples: Lesson, share: float) -> None:
         """Take the directions and derivatives of a lesson, and their share of the gradient norm."""

@@ -156,7 +156,7 @@ def composed(p: Array, poses: Array) -> Array:
 
 
 def bilinear(images: Array, positions: Array) -> Array:
-    """Values (image, place) at places (image, place, 2) by bilinear interpolation; edges go on outside."""
+    """Values (image, point) at points (image, point, 2) by bilinear interpolation; clamped outside."""
     height, width = images.shape[1:]
     x, y = np.clip(positions[..., 0], 0, width - 1.000001), np.clip(positions[..., 1], 0, height - 1.000001)
     left, top = x.astype(int), y.astype(int)

@@ -20,7 +20,7 @@ _NEAREST, _FARTHEST = 0.85, 3.4  # where the radial functions lie, in σ
 
 
 class EnergyNetwork(nn.Module):
-    """E = Σᵢ net(gᵢ), the surroundings of atom i being gᵢₖ = Σⱼ exp(−½((rᵢⱼ⁻¹ − cₖ)/w)²)·rᵢⱼ⁻² and a triplet sum.
+    """E = Σᵢ net(gᵢ) over atoms i, with gᵢₖ = Σⱼ exp(−½((rᵢⱼ⁻¹ − cₖ)/w)²)·rᵢⱼ⁻² and a triplet sum.
 
     The radial functions are even in 1/r, where a short-ranged potential is smoothest. The triplet part is Σₖ-wise the
     squared length of Σⱼ exp(…)·uᵢⱼ, with uᵢⱼ the direction from i to j: it tells angles apart. One network serves all
@@ -145,8 +145,8 @@ def trained(
         rows: Rows of the Jacobian of energy and forces that are matched at each configuration, always the same ones; 22
             for all, 0 for none. Their weight makes both terms equal for a constant network.
         seed: Seed of weights, batches, rows and held-out samples.
-        evaluations: Of the second-order solver.
-        steps: Of Adam instead, in batches of 16 and in float32.
+        evaluations: Evaluations of the second-order solver.
+        steps: Steps of Adam instead, in batches of 16 and in float32.
     """
     dtype = torch.float32 if steps else torch.float64
     points, teacher = x.to(dtype), teacher.to(dtype)
@@ -203,7 +203,7 @@ def errors(field: ForceField, count: int) -> dict[str, float]:
 
 
 def simulated(field: ForceField, *, clusters: int, steps: int, seed: int) -> dict[str, float]:
-    """What simulations at constant energy do to the energy, in meV for a cluster of seven atoms.
+    """The change of the energy in simulations at constant energy, in meV for a cluster of seven atoms.
 
     `drift` is the root mean square over time and clusters of H(t) − H(0), H being kinetic energy and the *potential's*
     energy: it measures how far the motion leaves the surface of constant energy. `end` is the mean of |H − H(0)| at the

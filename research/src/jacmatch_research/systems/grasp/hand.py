@@ -46,8 +46,8 @@ class Hand:
     """Three fingers at equal angles on a round palm (z points away from it), and a ring of contacts on an object.
 
     The phalanges are as long as those of the Barrett hand (BH8 series: 70 mm and 58 mm); two axes in each knuckle are
-    as in the Salisbury hand (Mason & Salisbury 1985). The radii on which knuckles (`palm`) and contacts (`grip`) stand,
-    and the height of the object's center above the palm at rest are ours.
+    as in the Salisbury hand (Mason & Salisbury 1985). The radii on which knuckles (`palm`) and contacts (`grip`) lie,
+    and the height of the object's center above the palm at rest, are our choice.
     """
 
     proximal: float = 0.070

@@ -31,7 +31,7 @@ def constraints(hand: Hand, object_pose: ObjectPose, driven: Float[Tensor, "gras
 def matrices(
     hand: Hand, object_pose: ObjectPose, driven: Float[Tensor, "grasp 6"]
 ) -> tuple[Float[Tensor, "grasp 6 6"], Float[Tensor, "grasp 6 6"]]:
-    """A and B of A ẋ = B q̇: the derivatives of F by the object's twist, and those by the joints with a minus."""
+    """Return A and B of A ẋ = B q̇, the derivatives of F: by the object's twist, and minus those by the joints."""
     base, knee, aside, normal = _legs(hand, driven)
     contact = hand.contacts(object_pose)
     arm, leg = contact - object_pose.p[:, None], (contact - knee) / hand.distal

@@ -80,7 +80,7 @@ class Chain:
         return torch.cat((torch.linalg.cross(axes, arms), axes), 2).mT
 
     def outputs(self, q: Float[Tensor, "pose joint"]) -> Float[Tensor, "pose 12"]:
-        """What a student learns: p, and R row by row; smooth, without the jumps of three angles."""
+        """The outputs that a student learns: p, and R row by row. They are continuous, unlike three angles."""
         position, rotation = self.pose(q)
         return torch.cat((position, rotation.flatten(1)), 1)
 

@@ -66,7 +66,7 @@ def nearest_rotation(matrix: Float[Tensor, "pose 3 3"]) -> Float[Tensor, "pose 3
 
 
 def errors(pose: Pose, target: Pose) -> Float[Tensor, "pose 6"]:
-    """What is missing to the target: p* − p, and the rotation vector of R* Rᵀ."""
+    """The error with respect to the target: p* − p, and the rotation vector of R* Rᵀ."""
     return torch.cat((target[0] - pose[0], rotation_vector(target[1] @ pose[1].mT)), 1)
 
 

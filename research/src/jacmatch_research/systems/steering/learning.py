@@ -52,7 +52,7 @@ def answers(count: int, seed: int) -> tuple[Float[Tensor, "sample 5"], Float[Ten
 
 
 def gain_error(speed: float | int, states: int, *, partials: bool, steps: int, seed: int) -> float:
-    """The largest error of a gain that a linear network u = W z + c learned from so many states, relative to max |K|.
+    """The largest error, relative to max |K|, of a gain learned by a linear network u = W z + c.
 
     The teacher is u = −K z at one speed, without limits of the steering angle.
     """
