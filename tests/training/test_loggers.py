@@ -189,7 +189,7 @@ def test_images_show_inputs_and_rows_of_the_top_outputs(tmp_path, monkeypatch, c
     (_, _, _, _), (name, step, pixels, form) = images_of(
         tmp_path / "run", monkeypatch, Distillation(student, teacher, **settings)
     )
-    assert (name, step, form, pixels.dtype, pixels.ndim) == ("jacobians", 10, "HWC", np.uint8, 3)
+    assert (name, step, form, pixels.dtype, pixels.ndim) == ("jacobian_images", 10, "HWC", np.uint8, 3)
     times, gap = -(-64 // 5), 2
     height, width = 4 * times + gap, 5 * times + gap
     assert pixels.shape == (3 * height - gap, 3 * width - gap, 3)  # input, teacher, student of three classes
@@ -231,7 +231,7 @@ def of_wandb():
     tool.init = tool.recorded("init", types.SimpleNamespace(log=tool.recorded("log"), finish=tool.recorded("finish")))
     tool.Image = lambda pixels, caption: (pixels.shape, caption)
     return tool, lambda: [
-        (args[0].get("jacobians"), kwargs["step"]) for name, args, kwargs in tool.calls if name == "log"
+        (args[0].get("jacobian_images"), kwargs["step"]) for name, args, kwargs in tool.calls if name == "log"
     ]
 
 
@@ -249,10 +249,11 @@ def of_mlflow():
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize(("make", "name"), [(of_wandb, "input, teacher, student"), (of_mlflow, "jacobians")])
+@pytest.mark.parametrize(("make", "name"), [(of_wandb, "input, teacher, student"), (of_mlflow, "jacobian_images")])
 def test_wandb_and_mlflow_get_images_with_their_step(tmp_path, monkeypatch, make, name):
     tool, images = make()
     monkeypatch.setitem(sys.modules, tool.__name__, tool)
     images_of(tmp_path / "run", monkeypatch, Distillation(linear()), logger=tool.__name__)
     size = (2 * 54 - 2, 3 * 67 - 2, 3)
     assert [each for each in images() if each[0] is not None] == [((size, name), 5), ((size, name), 10)]
+    assert "jacobian_images" not in {key for row in Run.open(tmp_path / "run", finished=False).metrics() for key in row}

@@ -27,8 +27,8 @@ from jacmatch.training.state import State
 
 FOLDER: Final = "logs"
 """Subfolder of a run for the files of a logger."""
-IMAGES: Final = "jacobians"
-"""Name of the images of Jacobians in a logger."""
+IMAGES: Final = "jacobian_images"
+"""Name of the images of Jacobians in a logger; `jacobians` is that of a term of the loss."""
 
 _PROJECT = "jacmatch"
 _SAMPLES, _SIDE, _GAP = 8, 64, 2  # images of Jacobians: samples, least pixels of a side, pixels between two
