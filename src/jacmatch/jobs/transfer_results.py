@@ -38,13 +38,14 @@ def row(label: str, results: Sequence[Result]) -> Result:
     )
 
 
-def loss_falls(rows: Sequence[Mapping[str, Any]], steps: int) -> tuple[float, float] | None:
+def loss_falls(
+    rows: Sequence[Mapping[str, Any]], steps: int, terms: Sequence[str] = ("labels", "outputs")
+) -> tuple[float, float] | None:
     """Return the fall of a loss as shares: from 50 to 70 % of the steps to the last 20 %, and from the first row to it.
 
-    Only the terms of labels and outputs in the metrics are used, because their weights hardly change. None if not
-    known.
+    The loss is the sum of `terms`, whose weights must not change. None if not known.
     """
-    sums = [(row["step"], sum(row.get(term, 0.0) for term in ("labels", "outputs"))) for row in rows if "loss" in row]
+    sums = [(row["step"], sum(row.get(term, 0.0) for term in terms)) for row in rows if "loss" in row]
     before, after = ([loss for step, loss in sums if a < step / steps <= b] for a, b in _PARTS)
     if not after or len(sums) == len(after):
         return None
@@ -69,7 +70,9 @@ def not_converged(run: Run, done: Sequence[tuple[Cell, Result]]) -> list[str]:
     notes = []
     for method in dict.fromkeys(cell.method for cell, _ in done):
         cells = [(cell, result) for cell, result in done if cell.method == method]
-        falls = [loss_falls(read_metrics(cell.folder(run).path), result["steps"]) for cell, result in cells]
+        by_share = method.partition("+")[0] in ("lwf", "features") and run.settings.get("outputs_weight") is None
+        terms = ("labels",) if by_share else ("labels", "outputs")  # the weight that a share stands for changes
+        falls = [loss_falls(read_metrics(cell.folder(run).path), result["steps"], terms) for cell, result in cells]
         if not (known := [fall for fall in falls if fall is not None]):
             continue
         late, whole = (sum(each) / len(known) for each in zip(*known, strict=True))

@@ -279,10 +279,14 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     network, objective = recipe.network_and_objective(method, cell.seed, ready)
     train, settings = recipe.training_images(method, labelled, images), recipe.training_of(method, cell.seed)
     curve: list[dict[str, float]] = []
-    fitted = fit(
-        objective, train, settings, seed=cell.seed, device=request.device,
-        on_step=lambda step, row: curve.append({**row, "step": step}),
-    )  # fmt: skip
+
+    def note(step: int, row: dict[str, float]) -> None:
+        factors = objective.loss_weights.factors  # that of a share changes: terms are compared without it
+        known = [term for term in ("labels", "outputs") if row.get(term) and factors.get(term)]
+        terms = {term: row[term] / factors[term] for term in known}
+        curve.append({**row, **terms, "step": step})
+
+    fitted = fit(objective, train, settings, seed=cell.seed, device=request.device, on_step=note)
     late, whole = loss_falls(curve, fitted.steps) or (None, None)
     accuracy = evaluate(objective.student, ready.data.test, device=request.device)["accuracy"]
     judged = recipe.judged(method, network, ready, labelled, objective, some=_SHOWN, far=_FAR)
@@ -424,8 +428,8 @@ def _recipes(document: Document) -> list[Table]:
         f"batches of 64, evaluated on {facts['judged']} test images, {' and '.join(columns)} labelled images per "
         f"class; the teacher sees each image in {_VIEWS} views. Gain: over labels at mixed pairs with the same seeds. "
         "Cosine and relative error: on new images, of the products that the row compares; if it compares none, of "
-        f"one random row. {_few(document)} Converged: in the last fifth of the steps the loss of labels and outputs is "
-        f"at most {FALL:.0%} below that of 50 to 70 %, and at least {LEARNED:.0%} below the first."
+        f"one random row. {_few(document)} Converged: in the last fifth of the steps the sum of labels and outputs, "
+        f"without weights, is at most {FALL:.0%} below that of 50 to 70 %, and at least {LEARNED:.0%} below the first."
     )
     return [Table("recipes", "Recipes with unlabelled images", head, tuple(body), (note, origin(document)))]
 
