@@ -38,7 +38,7 @@ def inside(folder: Path, file: Path, largest: int | None = None) -> Path:
 def open_regular(path: str | os.PathLike[str], flags: int, *, single: bool = False) -> int:
     """Return a descriptor of a regular file, following no link; `single` also refuses a file with a hard link.
 
-    The flags are those of `os.open`, without truncation, which would happen before the check.
+    `flags` are those of `os.open`, except O_TRUNC, which would truncate the file before the check.
     """
     with contextlib.suppress(FileNotFoundError):  # first by name: to open a pipe or a device can have effects
         _check_regular(path, os.lstat(path), single)

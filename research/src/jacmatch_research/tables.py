@@ -12,7 +12,7 @@ Document = Mapping[str, Any]
 
 
 def spreads(document: Document, measure: str) -> dict[tuple[str, str], Spread]:
-    """Mean, standard deviation, values and their `seeds` of a measure, by (row, column); in the order of the cells."""
+    """Mean, standard deviation, values and `seeds` of a measure for each (row, column), in the order of the cells."""
     values: dict[tuple[str, str], dict[int, float]] = {}
     for cell in sorted(document["cells"], key=lambda cell: cell["seed"]):
         value = cell["measures"].get(measure)

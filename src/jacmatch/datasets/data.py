@@ -98,7 +98,7 @@ class Data:
         outputs: Number of outputs of a model: the number of classes, or of regression targets.
         shape: Shape of one input.
         mean: Mean of the training inputs as `Split.inputs` returns them, per channel (images) or per feature.
-        std: Standard deviation of the training inputs, likewise; 1 if it is zero.
+        std: Standard deviation of the training inputs, per channel or per feature; 1 if it is zero.
     """
 
     name: str

@@ -29,7 +29,7 @@ _levels = threading.RLock()
 
 
 def graph_nodes(*results: Tensor, before: Tensor | None = None) -> Iterator[Any]:
-    """Yield each node of the graph of these results once.
+    """Yield each node of the autograd graph of these results once.
 
     The node of `before` is left out, and with it all nodes that are reached only through it.
     """

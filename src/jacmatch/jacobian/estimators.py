@@ -552,7 +552,7 @@ class NoiseAveraged:
     Attributes:
         probe: Chooses the directions.
         sigma: σ, in units of the input.
-        count: m, noisy inputs for each sample; each costs what the probe costs.
+        count: m, noisy inputs for each sample; each costs as much as the probe.
     """
 
     probe: Estimator = field(default_factory=RandomOutputs)

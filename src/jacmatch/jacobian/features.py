@@ -199,7 +199,7 @@ def selecting(module: Module, output: Select | Selection | None) -> Iterator[Non
 
 
 def selection_of(module: Module) -> Selection | None:
-    """Return the selection that is active; for passes that run after its context, in the backward pass."""
+    """Return the active selection, so that passes in the backward pass can use it after its context has ended."""
     hooks = module._forward_hooks.values() if isinstance(module, nn.Module) else ()
     return next((hook for hook in hooks if isinstance(hook, Selection)), None)
 

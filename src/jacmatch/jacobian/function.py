@@ -79,7 +79,7 @@ class Function:
 
 
 def replaying(x: Tensor) -> Callable[[Callable[[], Result]], Result]:
-    """Return a caller that runs a function with the same next random numbers each time; no generator advances."""
+    """Return a function that calls another with the same random numbers each time; no generator advances."""
     start = generator_states(x.device)
 
     def call(function: Callable[[], Result]) -> Result:

@@ -159,7 +159,8 @@ def _no_labels(got: str) -> InputError:
 def describe_labels(labels: Tensor, task: Task | None = None) -> tuple[Task, float | None]:
     """Return the task, and the samples per class (None in a regression).
 
-    Integers (N,) are classes, floats numbers. Rows of zeros with a single 1 are one-hot classes, with a warning.
+    Integers (N,) are classes, and floats are numbers. Rows of zeros with a single 1 are one-hot classes, with a
+    warning.
     """
     if task == "regression":
         return task, None

@@ -26,7 +26,7 @@ LABEL = 0
 class Setting:
     """Two networks at points x, and their derivatives there; `side` as in `Location`.
 
-    The student is given points, or for each point several places around it.
+    The student takes points, or several positions around each point.
     """
 
     student: Function
@@ -36,11 +36,11 @@ class Setting:
 
     @staticmethod
     def at(location: Location, x: Float[Tensor, "point 2"]) -> "Setting":
-        """The pair of a place, at some of its points."""
+        """The pair at some points of a location."""
         return Setting(location.student, location.teacher, x, location.side)
 
     def agreeing(self) -> "Setting":
-        """The student moved by a constant at each point, onto the teacher's values there."""
+        """The student shifted by a constant at each point, so that its values equal the teacher's there."""
         shift = (self.teacher(self.x) - self.student(self.x)).detach()
         student = self.student
 
@@ -93,15 +93,16 @@ class Statement:
     """A statement.
 
     Attributes:
-        name: As the table has it.
+        name: Name in the table.
         family: What the student learns from.
         printed: The order of the expansion error as printed in the paper.
         increase: The increase under noise, from the setting, the noise and its weights.
         term: The alleged the coefficient of σ².
         loss: What is averaged, None where it is not a mean of one loss.
         agreeing: Whether the student has the teacher's values at each point.
-        at_kinks: Where the loss itself has no kink, what a kink leaves, as multiples of ‖κ‖², κ the jump of the logits'
-            derivatives: of σ³ times the density of kinks in an average over points, and of σ² on the kink itself.
+        at_kinks: If the loss itself has no kink, the contribution of a kink of the logits, as factors of ‖κ‖², with κ
+            the jump of their derivatives: the factor of σ³ times the density of kinks in an average over points, and of
+            σ² on the kink.
         metric: ‖κ‖², as the loss measures it.
         fourth: The coefficient of σ⁴, for a statement without a loss.
     """
@@ -313,7 +314,7 @@ def leading(statement: Statement, location: Location) -> Leading:
     """The order and the coefficient of the expansion error's first term that is not zero.
 
     With g the loss, E g(x+ξ) = g + σ²/2 Δg + σ⁴/8 ΔΔg + …; a kink adds σ²/2 times the jump of g's derivative across it
-    times the density of points, and to a point that lies on it σ/√(2π) times the jump.
+    times the density of points. At a point on the kink, it adds σ/√(2π) times the jump.
     """
     at = _setting(statement, location, location.x)
     scale = size_of_term(statement, location)
@@ -386,8 +387,8 @@ def _jumps(statement: Statement, location: Location) -> tuple[Float[Tensor, "kin
 def order_of(sigmas: Sequence[float], errors: Sequence[float], term: float) -> float | None:
     """The order of convergence, d log |error| / d log σ at the three smallest σ; None if the statement is exact.
 
-    `sigmas` descend. An expansion error of less than `ROUNDING` of the term, the coefficient of σ², is the
-    quadrature's.
+    `sigmas` descend. An expansion error below `ROUNDING` times the term (the coefficient of σ²) is regarded as the
+    error of the quadrature.
     """
     points = [(s, r) for s, r in zip(sigmas, errors, strict=True) if abs(r) > ROUNDING * term * s**2][-3:]
     if len(points) < 2:

@@ -33,7 +33,7 @@ def hermite(count: int) -> Nodes:
 def kinked(offsets: Float[Tensor, "point kink"], normals: Float[Tensor, "kink 2"], count: int) -> Nodes:
     """Nodes for functions of z and of −z that have a kink where offset + normal · z = 0 and are smooth elsewhere.
 
-    z = s n + t n', n the normal of the nearest kink. The outer integral, over s, is cut at that kink and where two
+    z = s n + t n', n the normal of the nearest kink. The outer integral, over s, is divided at that kink and where two
     other kinks meet; the inner one, over t, at the other kinks. Offsets are signed, in standard deviations of the
     noise, and unit normals point to where they grow. Each piece has `count` nodes, and at most 2.5 standard deviations.
     """
@@ -159,7 +159,7 @@ class Location:
 
 
 def location(column: str, seed: int, sigma: float) -> Location:
-    """The pair and the points of a column; only an average over points depends on σ, through where its points lie."""
+    """The pair and the points of a column; only the points of an average depend on σ."""
     if column not in COLUMNS:
         raise unknown_name("A column of `reproduce propositions`", column, COLUMNS)
     return COLUMNS[column](torch.Generator().manual_seed(1000 + seed), sigma)

@@ -121,13 +121,13 @@ def teacher_of(request: Request) -> nn.Module:
 
 
 def forget() -> None:
-    """Forgets what this process has loaded: there may be other contents under the same names by now."""
+    """Clear what this process has loaded, because files of the same names may have changed."""
     data_of.cache_clear()
     _WORLD.clear()
 
 
 def prepare(request: Request, progress: Progress) -> dict[str, Any]:
-    """The teacher, trained if need be: accuracy, and the size of both networks."""
+    """Accuracy of the teacher, which is trained if necessary, and the size of both networks."""
     world = world_of(request, progress)
     accuracy = evaluate(world.teacher, world.data.test, device=request.device)
     validation_points = evaluate(world.teacher, world.validation, device=request.device)["accuracy"]
@@ -146,7 +146,7 @@ def prepare(request: Request, progress: Progress) -> dict[str, Any]:
 
 
 def forward_ratio(request: Request) -> float:
-    """The teacher's forward pass over the student's, in operations; no weights are needed for that."""
+    """Operations of the teacher's forward pass ÷ those of the student's; weights are not needed."""
     data = data_of(request.data, request.seed, request.smoke)
     teacher, student = scale_of(request).teacher, scale_of(request).student
     if networks.is_run(teacher):
@@ -198,10 +198,10 @@ def still(settings: Mapping[str, Any]) -> bool:
 def cost(settings: Mapping[str, Any], outputs: int, forward_ratio: float) -> float:
     """Cost of a step in forward passes of the student, for each sample of the batch.
 
-    A backward pass to the parameters counts as two forward passes, and one to the input as one. Labels cost 3; the
-    teacher's outputs r more, r the teacher's forward pass over the student's; each product (a vᵀJ, a Jv, or two values
-    of a pair) passes through both once more and is differentiated: 3 + r again for each pass. A teacher that is queried
-    once only costs nothing.
+    A backward pass to the parameters counts as two forward passes, and one to the input as one. Labels cost 3. The
+    teacher's outputs cost r more, where r is the cost of the teacher's forward pass. Each product (a vᵀJ, a Jv, or two
+    values of a pair) takes another differentiated pass through both networks, which costs 3 + r. A teacher that is
+    queried only once costs 0.
     """
     if settings["method"] == "labels":
         return 3.0

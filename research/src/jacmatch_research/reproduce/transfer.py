@@ -103,7 +103,7 @@ _COSINES: dict[str, Any] = {
     "low frequencies": SubspaceInputs(48),
     "data pairs": DataPairs(),
 }
-"""Probes by which every student of a probed teacher is judged on new images, whatever it was trained with."""
+"""Probes with which every student of a probed teacher is evaluated on new images, independent of its training."""
 _SECOND_VIEW = 1  # seed of the views of a mean teacher
 SMALL_VGG = "vgg:16-M-32-M-64-M-128"
 
@@ -194,7 +194,7 @@ def _ready(request: Request, recipe: Transfer, progress: Progress | None = None)
 
 
 def forget() -> None:
-    """Forgets what this process has loaded: there may be other contents under the same names by now."""
+    """Clear what this process has loaded, because files of the same names may have changed."""
     _READY.clear()
     _KNOWN.clear()
 

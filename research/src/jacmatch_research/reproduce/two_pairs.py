@@ -42,7 +42,7 @@ class Block(nn.Module):
 
 
 def residual(outputs: int, shape: Shape, widths: Sequence[int]) -> nn.Sequential:
-    """A convolution of stride 2, a residual block for each width, each but the first of stride 2, mean, linear."""
+    """A convolution of stride 2, one residual block per width (stride 2 from the second on), mean, linear layer."""
     channels = widths[0]
     layers: list[nn.Module] = [
         nn.Conv2d(shape[0], channels, 3, stride=2, padding=1, bias=False),

@@ -1,8 +1,8 @@
 """Two options on several assets: paths with their derivatives, and prices and deltas that are exact.
 
-A path from the state x at time T₁ to maturity T₂ gives a payoff, whose mean is the price at x, and the derivative of
-this payoff by x along the path, whose mean is the delta: both payoffs are continuous, so mean and derivative may be
-exchanged. One path for each state is a noisy label and a noisy gradient (Huge & Savine, arXiv 2005.02347).
+A path from the state x at time T₁ to maturity T₂ gives a payoff, whose mean is the price at x. The mean of its
+derivative with respect to x along the path is the delta, because both payoffs are continuous. One path for each state
+is a noisy label and a noisy gradient (Huge & Savine, arXiv 2005.02347).
 
 Units: currency; times in years, volatilities per √year. Interest is zero.
 """

@@ -28,7 +28,7 @@ _NOSE, _MOUTH = slice(23, 27), slice(27, 31)
 class Faces:
     """Images (face, SIDE, SIDE), values about [0, 1], and their landmarks (face, LANDMARKS, 2).
 
-    Landmarks are in pixels, x to the right and y down; pixel centres are whole numbers.
+    Landmarks are in pixels, x to the right and y down; pixel centers are whole numbers.
     """
 
     images: Array
@@ -39,7 +39,7 @@ class Faces:
 
     @property
     def eye_distance(self) -> Array:
-        """Distance of the centres of the eyes of each face, in pixels."""
+        """Distance between the centers of the eyes of each face, in pixels."""
         left, right = (self.landmarks[:, eye].mean(1) for eye in (LEFT_EYE, RIGHT_EYE))
         return np.linalg.norm(right - left, axis=1)
 

@@ -26,12 +26,12 @@ _PRIOR = 0.02  # of the squared shape numbers in units of their standard deviati
 class Model:
     """A model in the frame of its mean shape: centered, and of half a face's width about 1.
 
-    The parameters of a fit are p = (a, b, t, s) with a, b and the shift t in tenths: its landmarks are
-    (1 + a, b)·(mean + Σ modeₖ sₖ) + t, where (1 + a, b) multiplies as a complex number and so scales and turns.
+    The parameters of a fit are p = (a, b, t, s) with a, b and the shift t in tenths: its landmarks are (1 + a, b)·(mean
+    + Σ modeₖ sₖ) + t, where (1 + a, b) is a complex factor, which scales and rotates.
 
     Attributes:
         mean: (landmark, 2).
-        modes: (shape mode, landmark, 2), each as long as one standard deviation.
+        modes: (shape mode, landmark, 2), each with the length of one standard deviation.
         weights: (pixel, landmark): where the texture's pixels are, as averages of three landmarks.
         texture: (pixel,), the mean of normalized textures.
         textures: (texture mode, pixel), orthonormal.
@@ -210,7 +210,7 @@ class Fit:
 def fixed_jacobian(model: Model, train: Faces) -> Array:
     """R (parameter, pixel) = (JᵀJ)⁻¹Jᵀ with J the residual's derivative, the mean over all training images.
 
-    J is measured: each parameter is displaced from where it is right, to either side (Cootes, Edwards & Taylor 2001).
+    J is measured by displacing each parameter from its true value to both sides (Cootes, Edwards & Taylor 2001).
     """
     poses = pose_of(model, train.landmarks)
     shown = windows(train.images, poses)
@@ -227,7 +227,7 @@ def fixed_jacobian(model: Model, train: Faces) -> Array:
 
 
 def shape_numbers(model: Model, landmarks: Array, poses: Array) -> Array:
-    """The parameters (face, parameter) of landmarks in windows at `poses` that are their own: pose 0, and the shape."""
+    """The true parameters (face, parameter) of landmarks in windows at the true `poses`."""
     real, turned = poses[:, 0], poses[:, 1]
     size = real**2 + turned**2
     away = landmarks - poses[:, None, 2:]
@@ -240,7 +240,7 @@ def shape_numbers(model: Model, landmarks: Array, poses: Array) -> Array:
 
 
 def by_fixed_jacobian(model: Model, update: Array, shown: Array, *, iterations: int = 30) -> Fit:
-    """Iterates p ← p − k R r(p), k the first of 1, ½ and ¼ that lowers the cost; a face that no step helps is done."""
+    """Iterates p ← p − k R r(p), k the first of 1, ½ and ¼ that lowers the cost; a face ends if no step lowers it."""
     p = np.zeros((len(shown), model.parameters))
     cost = model.cost(shown, p)
     evaluations = np.ones(len(shown), int)
@@ -267,7 +267,7 @@ def by_fixed_jacobian(model: Model, update: Array, shown: Array, *, iterations: 
 def by_newuoa(model: Model, shown: Array, *, most: int = 1000, tolerance: float = 1e-3) -> Fit:
     """The minimum of the cost for each window, by NEWUOA (Powell 2006) from p = 0 with first steps of one unit.
 
-    At most `most` evaluations for each; the tolerance is that of the parameters, in their units.
+    Each window gets at most `most` evaluations; the tolerance refers to the parameters, in their units.
 
     Raises:
         UnsupportedError: nlopt is not installed.

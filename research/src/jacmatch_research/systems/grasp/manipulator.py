@@ -1,4 +1,4 @@
-"""The same as a parallel manipulator: two equations for each leg without its knee, A ẋ = B q̇, and the implicit pose.
+"""The hand as a parallel manipulator: two equations for each leg, A ẋ = B q̇, and the pose as an implicit function.
 
 Of leg i, with contact c, knuckle b, knee k and the normal n of its plane: n·(c − b) = 0, and |c − k|² = l². They
 contain no tips, no forces and no knee angle, and share only the positions of the joints with `hand`.
@@ -68,7 +68,7 @@ def regularity(hand: Hand, object_pose: ObjectPose, driven: Float[Tensor, "grasp
 
 
 def pose(hand: Hand, driven: Float[Tensor, "grasp 6"]) -> tuple[ObjectPose, Bool[Tensor, "grasp"]]:
-    """Where the object goes when the joints move from rest in a straight line, by Newton, and whether it gets there.
+    """Follow the object by Newton's method while the joints move from rest in a straight line; return pose and success.
 
     The equations have several solutions (assembly modes). The solution that is followed from rest is lost if A becomes
     singular on the way: its determinant then changes sign, or the legs no longer close.
@@ -91,7 +91,7 @@ def pose(hand: Hand, driven: Float[Tensor, "grasp 6"]) -> tuple[ObjectPose, Bool
 
 
 def coordinates(hand: Hand, object_pose: ObjectPose) -> Float[Tensor, "grasp 6"]:
-    """What a student learns: the center relative to rest in metres, and the rotation vector φ of the object."""
+    """The outputs of a student: the object's center relative to rest in meters, and its rotation vector φ."""
     return torch.cat((object_pose.p - hand.rest().p, rotation_vector(object_pose.r)), 1)
 
 
@@ -118,7 +118,7 @@ def pose_jacobian(hand: Hand, object_pose: ObjectPose, driven: Float[Tensor, "gr
 
 
 def rotation(vector: Float[Tensor, "grasp 3"]) -> Float[Tensor, "grasp 3 3"]:
-    """The rotation about each vector, by its length (Rodrigues)."""
+    """The rotation about each vector by an angle equal to its length (Rodrigues)."""
     matrices: Tensor = torch.linalg.matrix_exp(skew(vector))
     return matrices
 
@@ -195,8 +195,9 @@ _PATH, _STEPS, _LAST, _LONGEST = 8, 3, 6, 0.3  # targets on the way, steps for e
 class Inverse(nn.Module):
     """q ↦ y with f(y) = q for a network f, by Newton's method from `start`; its Jacobian is that of f, inverted.
 
-    The targets go from f(start) to q on a straight line, each solved from the one before. The last step is y + J⁻¹(q −
-    f(y)) with y and J constant, so that automatic differentiation gives J⁻¹ and does not differentiate the iteration.
+    Intermediate targets lie on a straight line from f(start) to q; each is solved from the solution of the previous
+    one. The last step is y + J⁻¹(q − f(y)) with y and J constant, so that automatic differentiation gives J⁻¹ and does
+    not differentiate the iteration.
     """
 
     def __init__(self, network: nn.Module, start: Float[Tensor, "coordinate"]) -> None:

@@ -138,14 +138,14 @@ def animate(
 ) -> dict[str, Float[Tensor, "animation"]]:
     """Move from key 0 to key 1 by joints, on to the pose of key 2 by inverse kinematics, and to key 3 by joints.
 
-    Each frame of the second part is solved from the one before (or from `cold`), and the third begins wherever the
-    joints are. The path between the poses of keys 1 and 2 is that of the hand when its joints move between them: within
-    reach.
+    Each frame of the second part is solved from the one before (or from `cold`), and the third part begins at the last
+    joint angles of the second. The path between the poses of keys 1 and 2 is that of the hand when its joints move
+    between them, so it is within reach.
 
     Returns:
-        For each animation the largest joint step in radians where inverse kinematics takes over (`into`), where forward
-        kinematics does again (`back`), in the forward parts (`usual`) and `inside` the inverse one; how far the hand
-        was `off` its path, in metres; and `fold`, the smallest singular value of the exact Jacobian in the inverse
+        For each animation, the largest joint step in radians at the switch to inverse kinematics (`into`), at the
+        switch back (`back`), in the forward parts (`usual`), and `inside` the inverse part. `off` is the distance of
+        the hand from its path in meters. `fold` is the smallest singular value of the exact Jacobian in the inverse
         part, in units of `LENGTH` and radians.
     """
     first = eased(keys[0], keys[1], frames)

@@ -204,7 +204,7 @@ class Drive:
     cost: Array
 
     def summary(self, speed: float | int) -> dict[str, float]:
-        """Of the first car: offset (largest, rms, when it stays below 5 cm), largest side slip v_y/V, and ∫|u|² dt."""
+        """Offset (maximum, rms, time until below 5 cm), maximum side slip v_y/V, and ∫|u|² dt of the first car."""
         step = self.time[1] - self.time[0]
         offset = self.offset[:, 0]
         outside = np.flatnonzero(np.abs(offset) > _TOLERANCE)
@@ -230,8 +230,8 @@ def drive(
 ) -> Drive:
     """Drive cars from start states (car, 4) at speeds (car,), by the method of Runge and Kutta of fourth order.
 
-    The controller sees (y − y*, ψ − ẏ*/V, v_y, r), y* and ẏ* being `wanted` at a time; inputs are held within a step. Q
-    and R are `weights`, or those of `Lqr`.
+    The input of the controller is (y − y*, ψ − ẏ*/V, v_y, r), where `wanted` returns y* and ẏ* at a time; steering
+    angles are constant within a step. Q and R are `weights`, or those of `Lqr`.
     """
     q, r = weights or Lqr().weights
     pairs = [vehicle.matrices(each) for each in speed]
