@@ -196,7 +196,7 @@ def float64_copy(objective: nn.Module, batch: Batch, progress: float) -> Isolate
 
 @contextmanager
 def isolated_in_place(objective: Any, batch: Batch, progress: float) -> Iterator[IsolatedObjective]:
-    """Within the context the objective itself is evaluated; afterwards all is as before."""
+    """Evaluate the objective itself within the context, and restore its state afterwards."""
     state, teacher, compiled = _extra_state(objective), networks_of(objective)[1], None
     if teacher is not None:
         object.__setattr__(objective, "teacher", ReplayedTeacher(teacher, batch.x.dtype))

@@ -174,7 +174,7 @@ def _unmet(flag: str, limits: list[tuple[str, float]], measured: Mapping[str, fl
 
 
 def audit(run: Run, reference: nn.Module, other: nn.Module, data: Data, samples: int) -> dict[str, Any]:
-    """Compare two networks sample by sample, and write `worst.npz` and, of images, `worst.png` into the run."""
+    """Compare two networks sample by sample, and write `worst.npz` and, for images, `worst.png` into the run."""
     rows = torch.linspace(0, len(data.test) - 1, samples).round().long()
     with torch.no_grad():
         parts = [

@@ -65,7 +65,7 @@ def relative_error(
         student: Rows of the student's Jacobian.
         teacher: The same rows of the teacher's.
         eps: Added to the teacher's squared norm, in its unit. Where the teacher's derivatives are zero, it determines
-            the loss of the student's.
+            the loss of the student's derivatives.
 
     Raises:
         InputError: The shapes differ, or eps is not above 0.

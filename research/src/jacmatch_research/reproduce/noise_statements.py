@@ -103,7 +103,7 @@ class Statement:
         at_kinks: If the loss itself has no kink, the contribution of a kink of the logits, as factors of ‖κ‖², with κ
             the jump of their derivatives: the factor of σ³ times the density of kinks in an average over points, and of
             σ² on the kink.
-        metric: ‖κ‖², as the loss measures it.
+        metric: ‖κ‖² in the norm of the loss.
         fourth: The coefficient of σ⁴, for a statement without a loss.
     """
 

@@ -35,7 +35,8 @@ def kinked(offsets: Float[Tensor, "point kink"], normals: Float[Tensor, "kink 2"
 
     z = s n + t n', n the normal of the nearest kink. The outer integral, over s, is divided at that kink and where two
     other kinks meet; the inner one, over t, at the other kinks. Offsets are signed, in standard deviations of the
-    noise, and unit normals point to where they grow. Each piece has `count` nodes, and at most 2.5 standard deviations.
+    noise, and unit normals point in the direction in which they increase. Each piece has `count` nodes, and at most 2.5
+    standard deviations.
     """
     order = offsets.abs().argsort(1)
     near = int((offsets.abs() < REACH).sum(1).max())
@@ -148,7 +149,7 @@ class Location:
     side: Float[Tensor, "point 2"] | None = None
 
     def nodes(self, x: Float[Tensor, "point 2"], sigma: float, *, fine: bool = False) -> Nodes:
-        """The noise, in standard deviations, for some of the points; `fine` takes more nodes."""
+        """The quadrature nodes of the noise, in standard deviations, for some of the points; `fine` uses more nodes."""
         if self.kinks is None:
             return hermite(40 if fine else 32)
         w = torch.cat((self.student.w, self.teacher.w))

@@ -1,4 +1,4 @@
-"""Does the default hurt? The weight of the Jacobian term by data size and by progress, against values alone."""
+"""Does the default lower the accuracy? The Jacobian weight by data size and progress, against values alone."""
 
 from collections.abc import Mapping
 from typing import Any

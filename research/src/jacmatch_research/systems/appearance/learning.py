@@ -250,7 +250,7 @@ def seen(student: nn.Module, images: Array, poses: Array) -> Array:
 
 
 def displaced(model: Model, shown: Faces, change: Array) -> Array:
-    """Poses of faces, wrong by `change` (face, 4) in tenths of the frame of the right ones."""
+    """Poses of faces that differ from the true ones by `change` (face, 4), in tenths of the unit of their frame."""
     return _changed(pose_of(model, shown.landmarks), change)
 
 

@@ -94,7 +94,7 @@ class Hand:
         return torch.stack((first, torch.atan2(inward, along) - turned, knee), -1)
 
     def hand_jacobian(self, q: Float[Tensor, "grasp 3 3"]) -> Float[Tensor, "grasp 9 9"]:
-        """J_h, block by finger: velocities of the tips by those of all nine joints."""
+        """J_h, one block per finger: it maps the velocities of all nine joints to the velocities of the tips."""
         at = self.points(q)
         columns = (
             torch.linalg.cross(at.aside, at.tip - at.base),

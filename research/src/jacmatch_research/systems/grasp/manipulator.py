@@ -49,7 +49,7 @@ def matrices(
 
 
 def by_manipulator(hand: Hand, object_pose: ObjectPose, driven: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6 6"]:
-    """A⁻¹B: twists of the object by the velocities of the driven joints; τ = (A⁻¹B)ᵀw by duality.
+    """A⁻¹B, from velocities of the driven joints to twists of the object; τ = (A⁻¹B)ᵀw by duality.
 
     Raises:
         torch.linalg.LinAlgError: a grasp is exactly singular.
@@ -110,7 +110,7 @@ def twist_of(y: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6 6"]:
 
 
 def pose_jacobian(hand: Hand, object_pose: ObjectPose, driven: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6 6"]:
-    """The derivatives of `coordinates` by the driven joints: T⁻¹ A⁻¹ B, without differentiating Newton's iteration."""
+    """The Jacobian of `coordinates` by the driven joints, T⁻¹ A⁻¹ B, without differentiating Newton's iteration."""
     results: Tensor = torch.linalg.solve(
         twist_of(coordinates(hand, object_pose)), by_manipulator(hand, object_pose, driven)
     )
