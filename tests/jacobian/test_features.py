@@ -158,7 +158,7 @@ def test_layers_of_a_plain_function_are_refused():
         UnsupportedError, match=r"Features of layers \['0'\] can be computed only for an nn\.Module; got func"
     ):
         run(lambda x: x, IMAGES, ("0",))
-    with pytest.raises(UnsupportedError, match=r"nn\.Module only; got function"):
+    with pytest.raises(UnsupportedError, match=r"only for an nn\.Module; got function"):
         vjp_products(lambda x: x, IMAGES, IMAGES[None], layers=("0",))
 
 
