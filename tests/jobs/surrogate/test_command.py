@@ -264,6 +264,35 @@ def test_points_in_a_damaged_file_are_refused(tmp_path):
             cached(run, name, lambda: samples)
 
 
+def test_one_output_may_be_a_vector_with_partials_like_the_inputs_and_counts_are_numbers(folder, undrawn):
+    x = np.random.default_rng(0).random((20, 2))
+    np.savez("whole.npz", x_train=x, y_train=x.sum(1, keepdims=True), j_train=np.ones((20, 1, 2)))
+    np.savez("short.npz", x_train=x, y_train=x.sum(1), j_train=np.ones((20, 2)))
+    np.savez("counts.npz", x_train=x, y_train=(9 * x).astype(int))
+    for name in ("whole", "short", "counts"):
+        does(f"--teacher npz:{name}.npz {SMALL} --model network --methods values --out {name}")
+    assert result(folder / "short")["curves"][0]["errors"] == result(folder / "whole")["curves"][0]["errors"]
+    assert result(folder / "short")["curves"][0]["errors"]["slopes"] is not None
+    assert result(folder / "counts")["student"]["rmse"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arrays", "flags", "message"),
+    [
+        ({"x_train": np.ones((4, 2)), "y_train": np.ones(4)}, "", "npz:f.npz must have at least 5 samples"),
+        ({"x_train": GRID * [0, 1], "y_train": GRID}, "", "`--input-units` of `surrogate` must be given"),
+        ({"x_train": GRID, "y_train": GRID * [0, 1]}, "", "`--output-units` of `surrogate` must be given"),
+        ({"x_train": GRID, "y_train": GRID}, "--data npz:f.npz", "unknown flag --data. Use --teacher."),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line(folder, undrawn, capsys, arrays, flags, message):
+    np.savez("f.npz", **arrays)
+    does(f"{flags or '--teacher npz:f.npz'} {SMALL} --out run", code=2)
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
 def field_arrays():
     """Fields (10, 2, 3) of two inputs, their Jacobians, and these as projections on the six unit vectors."""
     x = np.random.default_rng(0).random((10, 2))

@@ -254,16 +254,15 @@ def _file(job: SurrogateFields) -> Source:
     source = Source(job, None, None, file, data.train.inputs().double(), units)
     source.output_units(file.train.y)
     _enough(job, len(file.train))
+    for line in file.warnings:
+        warnings.warn_explicit(f"{job.teacher}: {line}", DataWarning, "jacmatch", 0, registry={})
     return source
 
 
-def _warnings(job: SurrogateFields, whole: Samples, *, field: bool) -> list[str]:
-    """Return, and issue as a `DataWarning`, one line for each thing about the samples of a file that looks wrong."""
+def _warnings(whole: Samples, *, field: bool) -> list[str]:
+    """Return one line for each thing about the samples of a file that looks wrong."""
     partials = None if whole.j is None or whole.u is not None else whole.j.flatten(2).numpy()
-    lines = suspicious(whole.x.flatten(1).numpy(), whole.y.numpy(), partials, field=field)
-    for line in lines:
-        warnings.warn_explicit(f"{job.teacher}: {line}", DataWarning, "jacmatch", 0, registry={})
-    return lines
+    return suspicious(whole.x.flatten(1).numpy(), whole.y.numpy(), partials, field=field)
 
 
 def arrays_of(job: SurrogateFields) -> Arrays:
@@ -275,6 +274,10 @@ def arrays_of(job: SurrogateFields) -> Arrays:
         arrays = load_table(job.teacher, job.x_columns, job.y_columns)
     tested = "x_test" in arrays or "y_test" in arrays
     if not tested:
+        count = len(np.atleast_1d(np.asarray(arrays["y_train"])))
+        if 0 < count < 5:
+            rule = f"{job.teacher} must have at least 5 samples, of which one is held out, or test points."
+            raise InputError(rule, got=count)
         arrays |= {key.replace("train", "test"): array for key, array in arrays.items()}
     output = _flat_fields(job.teacher, arrays)
     projected = {
@@ -285,7 +288,7 @@ def arrays_of(job: SurrogateFields) -> Arrays:
     }
     data = from_arrays(job.teacher, arrays)
     train, test = (_samples(job.teacher, data, part, projected, output) for part in ("train", "test"))
-    lines = () if data.classes is not None else _warnings(job, train, field=output is not None)
+    lines = () if data.classes is not None else _warnings(train, field=output is not None)
     if not tested:
         rows, held_out = split_validation(data.train.y, 0.2, job.seed)
         data = replace(data, train=data.train.subset(rows), test=data.train.subset(held_out))
@@ -294,12 +297,23 @@ def arrays_of(job: SurrogateFields) -> Arrays:
 
 
 def _flat_fields(name: str, arrays: dict[str, object]) -> tuple[int, ...] | None:
-    """Flatten fields (N, *output) and their Jacobians, but not projections; return the axes of the output."""
+    """Flatten fields (N, *output) and their Jacobians, but not projections; return the axes of the output.
+
+    The values of one output may be (N,) with partials (N, *input), and whole numbers.
+    """
     shape: tuple[int, ...] = np.asarray(arrays["y_train"]).shape
     if len(shape) < 3:
         if "u_train" in arrays:
             rule = f"`u_train` of {name} is for fields: `y_train` of shape (N, H, W), (N, K, H, W) or with more axes."
             raise InputError(rule, got=f"`y_train` of shape {shape}", do="Give `j_train` (N, K, *input) alone.")
+        for part in ("train", "test"):
+            y, j = np.asarray(arrays.get(f"y_{part}")), np.asarray(arrays.get(f"j_{part}"))
+            if y.ndim == 1 and y.dtype.kind == "f":
+                arrays[f"y_{part}"] = y[:, None]
+            elif y.ndim == 2 and y.dtype.kind in "iu":
+                arrays[f"y_{part}"] = y.astype(np.float64)
+            if y.shape[1:] in ((), (1,)) and j.ndim and j.shape == np.asarray(arrays.get(f"x_{part}")).shape:
+                arrays[f"j_{part}"] = j[:, None]
         return None
     output = shape[1:]
     for part in ("train", "test"):
