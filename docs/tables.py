@@ -45,6 +45,10 @@ def _table(path: Path) -> str:
         return _surrogates(path)
     if path.name == "surrogate-coverage.json":
         return _coverage(path)
+    if path.name == "surrogate-speed.json":
+        return _speed(path)
+    if path.name == "surrogate-functions.json":
+        return _functions(path)
     if path.name == "profile.json":
         return _profile(path)
     return _cases(path) if path.suffix == ".json" else path.read_text(encoding="utf-8")
@@ -150,6 +154,35 @@ def _surrogates(path: Path) -> str:
     lines += ["", f"| points | problems | {' | '.join(claims)} |", f"| ---: | ---: |{' ---: |' * len(claims)}"]
     for size, each in counted.items():
         lines.append(f"| {size} | {len(each)} | {' | '.join(str(sum(column)) for column in zip(*each, strict=True))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _speed(path: Path) -> str:
+    """Microseconds of all partials of a point, their error, and how many times longer Kriging takes."""
+    lines = ["| function | model | partials, µs | Kriging's ÷ | error, % |", "| --- | --- | ---: | ---: | ---: |"]
+    for problem, models in json.loads(path.read_text(encoding="utf-8"))["cells"].items():
+        for name, cell in models.items():
+            ratio = models["kriging"]["microseconds"] / cell["microseconds"]
+            time = format(cell["microseconds"], ".2f" if cell["microseconds"] < 10 else ",.0f")
+            lines.append(f"| {problem} | {name} | {time} | {ratio:,.0f} | {cell['partials']:.2g} |")
+    return "\n".join(lines) + "\n"
+
+
+def _functions(path: Path) -> str:
+    """Errors of values / partials, in %, means over the seeds, with and without partials."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    methods = ("estimator/values", "estimator/values + partials", "job/values", "job/values + partials")
+    names = dict.fromkeys(key.split("/")[0] for key in cells)
+    lines = [f"| function | seeds | {' | '.join(each.replace('/', ': ') for each in methods)} |"]
+    lines.append(f"| --- | ---: |{' ---: |' * len(methods)}")
+    for name in names:
+        seeds = [n for n in range(9) if all(f"{name}/{n}/{method}" in cells for method in methods)]
+        means = [
+            [sum(cells[f"{name}/{n}/{method}"][what] for n in seeds) / len(seeds) for what in ("values", "partials")]
+            for method in methods
+        ]
+        entries = [" / ".join(format(each, ".0f" if each >= 10 else ".2g") for each in pair) for pair in means]
+        lines.append(f"| {name} | {len(seeds)} | {' | '.join(entries)} |")
     return "\n".join(lines) + "\n"
 
 

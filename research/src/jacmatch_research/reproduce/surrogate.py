@@ -1,54 +1,56 @@
-"""The effect of settings of the job `surrogate`: activation, weight and points, with and without derivatives."""
+"""What the settings of the job `surrogate` do: model, activation, weight and points, with and without derivatives."""
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from jacmatch.jobs import Surrogate
 from jacmatch.jobs.surrogate import points as sampling
 from jacmatch.jobs.surrogate.examples import EXAMPLES
-from jacmatch.jobs.surrogate.functions import Function, open_function
 from jacmatch.jobs.surrogate.points import Samples, errors, query, sample_actively
-from jacmatch.objectives import GradientShare
+from jacmatch.jobs.surrogate.source import Source, open_source
 from jacmatch.report import Table
 from jacmatch.report.figures import line_figure
 from jacmatch.report.tables import entry
-from jacmatch.surrogates.modules import Weight, fit_surrogate, new_student, regression
+from jacmatch.surrogates.modules import fit_surrogate
 from jacmatch_research.reproduce.equal_error import DERIVATIVES, REACHED_HEAD, VALUES, curves, made, reached
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.tables import Document, grid, names, seeds_of, spreads
 
-LONGER, DERIVATIVES_LONGER = "values, 4 × steps", "values + partials, 4 × steps"
-METHODS: dict[str, Mapping[str, Any]] = {
-    VALUES: {"slopes": "none", "longer": 1},
-    LONGER: {"slopes": "none", "longer": 4},
-    DERIVATIVES: {"slopes": "jacobian", "longer": 1},
-    DERIVATIVES_LONGER: {"slopes": "jacobian", "longer": 4},
+METHODS = (VALUES, DERIVATIVES)
+STANDARD = "default"
+MODELS = {
+    "model network": {"model": "network"},
+    "model gp": {"model": "gp"},
+    "Adam, 1,000 steps": {"model": "network", "solver": "adam", "activation": "softplus"},
 }
-STANDARD = "softplus, Sobol, weight by scale"
-_DEFAULT = {"activation": "softplus", "sampling": "sobol", "weight": 1.0, "share": None}
-ACTIVATIONS = ("silu", "tanh", "gelu", "relu")
-WEIGHTS = {f"{factor:g} × the scale": {"weight": factor} for factor in (0.01, 0.1, 10.0, 100.0)}
-SHARES = {f"share {share:g}": {"share": share} for share in (0.1, 0.3, 0.5, 0.7, 0.9)}
-SAMPLINGS = ("box", "latin-hypercube", "active")
+ACTIVATIONS = {
+    f"network, {name}": {"model": "network", "activation": name} for name in ("silu", "tanh", "softplus", "sine")
+}
+NETWORK = "model network"
+WEIGHTS = {
+    f"network, {factor:g} × the weight": {"model": "network", "weight": factor} for factor in (0.01, 0.1, 10.0, 100.0)
+}
+SAMPLINGS = {name: {"sampling": name} for name in ("box", "latin-hypercube", "active")}
+_DEFAULT = {"model": "auto", "solver": "lbfgs", "activation": "auto", "sampling": "sobol", "weight": 1.0}
 SAMPLES = {"smoke": (12,), "cpu": (32, 64, 128, 256)}
-BESIDE = {"smoke": (12,), "cpu": (64, 256)}
-"""Numbers of points at which other settings than the standard ones are measured."""
-_SHARED = {"hidden": (64, 64), "batch_size": 128, "lr": 3e-3, "rounds": 3}
+BESIDE = {"smoke": (12,), "cpu": (64,)}
+"""Numbers of points at which other settings than the default are measured."""
 _STEPS = {"smoke": 5, "cpu": 1000}
 _TEST, _TEST_SEED = 1000, 2**20
 
 
 def _settings(size: str) -> list[tuple[str, dict[str, Any], tuple[str, ...], tuple[int, ...]]]:
     """Name, settings, methods and numbers of points of each line; in smoke size one of each kind."""
-    both, beside, some = (VALUES, DERIVATIVES), BESIDE[size], slice(1) if size == "smoke" else slice(None)
+    beside, some = BESIDE[size], slice(1) if size == "smoke" else slice(None)
+    last = list(SAMPLINGS.items())[2 if size == "smoke" else 0 :]
     return [
-        (STANDARD, {}, tuple(METHODS), SAMPLES[size]),
-        *((name, {"activation": name}, both, beside) for name in ACTIVATIONS[some]),
-        *((name, how, (DERIVATIVES,), beside) for name, how in list(WEIGHTS.items())[some]),
-        *((name, how, (DERIVATIVES,), beside) for name, how in list(SHARES.items())[some]),
-        *((name, {"sampling": name}, both, beside) for name in SAMPLINGS[2 if size == "smoke" else 0 :]),
+        (STANDARD, {}, METHODS, SAMPLES[size]),
+        *((name, how, METHODS, beside) for name, how in list(MODELS.items())[some]),
+        *((name, how, (DERIVATIVES,), beside) for name, how in [*list((ACTIVATIONS | WEIGHTS).items())[some], *last]),
     ]
 
 
@@ -60,37 +62,37 @@ def _cells(request: Request) -> list[Cell]:
             str(samples),
             seed,
             {
-                **_SHARED,
                 **_DEFAULT,
                 **how,
                 "function": function,
                 "samples": samples,
-                "slopes": METHODS[method]["slopes"],
-                "steps": METHODS[method]["longer"] * _STEPS[size],
+                "partials": method == DERIVATIVES,
+                "steps": _STEPS[size],
+                "smoke": request.smoke,
             },
         )
+        for seed in request.seed_numbers(3)
         for function in list(EXAMPLES)[: 1 if request.smoke else None]
         for name, how, methods, numbers in _settings(size)
         for samples in numbers
         for method in methods
-        for seed in request.seed_numbers(5)
     ]
 
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
-    """Errors of values and derivatives at fresh points, in units; evaluations, and the seconds of the training."""
+    """Errors of values and derivatives at fresh points, in units; evaluations, and processor seconds of the fit."""
     options = cell.settings
-    call = EXAMPLES[options["function"]]
-    corners = sampling.box(call.low, call.high, None)  # type: ignore[attr-defined]
-    units = (corners[1] - corners[0]) / 12**0.5
-    test_x = sampling.inside(sampling.cube("box", _TEST, len(units), _TEST_SEED), corners)
-    function = open_function(options["function"], call, test_x[:4], units)
-    data = _points(cell, function, corners)
-    start = time.perf_counter()
-    student = _trained(options, data, units, cell.seed, options["steps"], request.device)
-    seconds = time.perf_counter() - start
-    test = query(function, test_x, jacobians=True)
-    results = errors(student, test, units, test.y.std(0))
+    taken = {name: options[name] for name in ("model", "solver", "activation", "sampling", "steps", "smoke")}
+    job = Surrogate(teacher=options["function"], samples=(options["samples"],), **taken)
+    source = open_source(job)
+    assert source.function is not None
+    test_x = sampling.inside(sampling.cube("box", _TEST, source.region.shape[1], _TEST_SEED), source.region)
+    data = _points(cell, job, source)
+    start = time.process_time()
+    student = _fitted(job, source, data, cell)
+    seconds = time.process_time() - start
+    test = query(source.function, test_x, jacobians=True)
+    results = errors(student, test, source.units, test.y.std(0))
     return {
         "values": results["values"],
         "slopes": results["slopes"],
@@ -99,55 +101,44 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     }
 
 
-def _points(cell: Cell, function: Function, corners: Tensor) -> Samples:
-    """The training points of a cell and what the function says there."""
-    options, units = cell.settings, function.units
+def _points(cell: Cell, job: Surrogate, source: Source) -> Samples:
+    """The training points of a cell, with partials if it learns them."""
+    options = cell.settings
 
     def draw(number: int, seed: int) -> Tensor:
-        return sampling.inside(sampling.cube(options["sampling"], number, len(units), seed), corners)
+        return sampling.inside(sampling.cube(job.sampling, number, source.region.shape[1], seed), source.region)
 
     def answer(x: Tensor) -> Samples:
-        return query(function, x, jacobians=options["slopes"] != "none")
+        assert source.function is not None
+        return query(source.function, x, jacobians=options["partials"])
 
     def learn(data: Samples) -> nn.Module:
-        return _trained(options, data, units, cell.seed, max(1, options["steps"] // 2), "cpu")
+        return _fitted(job, source, data, cell)
 
     first = draw(options["samples"], cell.seed)
-    if options["sampling"] != "active":
+    if job.sampling != "active":
         return answer(first)
-    return sample_actively(
-        first,
-        draw,
-        answer,
-        learn,
-        (units, None),
-        options["samples"],
-        rounds=options["rounds"],
-        seed=2**16 * (cell.seed + 1),
-    )
+    seed = 2**16 * (cell.seed + 1)
+    units = (source.units, None)
+    return sample_actively(first, draw, answer, learn, units, options["samples"], rounds=job.rounds, seed=seed)
 
 
-def _trained(options: Mapping[str, Any], data: Samples, units: Tensor, seed: int, steps: int, device: str) -> nn.Module:
-    """A student of these points."""
-    x, y = data.x.float(), data.y.float()
-    j = None if data.j is None else data.j.float()
-    known: dict[str, Any] = {"jacobian": j, "partials": options["slopes"], "x_scale": units.float(), "seed": seed}
-    weight: Weight = "scale" if options["share"] is None else GradientShare(options["share"])
+def _fitted(job: Surrogate, source: Source, data: Samples, cell: Cell) -> nn.Module:
+    """What the job fits to these points."""
+    options = cell.settings
+    method = "slopes" if options["partials"] else "values"
+    if job.solver == "adam":
+        x, y, j = data.x.float(), data.y.float(), None if data.j is None else data.j.float()
+        how: dict[str, Any] = {"jacobian": j, "partials": "none" if j is None else "jacobian"}
+        how |= {"x_scale": source.units.float(), "activation": job.activation, "hidden": job.hidden}
+        return fit_surrogate(x, y, **how, steps=job.steps, batch_size=job.batch_size, lr=job.lr, seed=cell.seed).cpu()
+    if job.model == "gp":
+        return job.process_of(source, data, method, cell.seed)[0].eval()
     if options["weight"] != 1:
-        mean = regression(new_student(x, y, (1,), "tanh"), x, y, **known)
-        weight = options["weight"] * mean.loss_weights.weights["jacobians"]
-    return fit_surrogate(
-        x,
-        y,
-        **known,
-        weight=weight,
-        hidden=tuple(options["hidden"]),
-        activation=options["activation"],
-        steps=steps,
-        batch_size=options["batch_size"],
-        lr=options["lr"],
-        device=device,
-    ).cpu()
+        weights = job.standardized(source, data, method)[0].t_weights
+        assert weights is not None
+        job = replace(job, jacobian_weight=options["weight"] * float(weights.sum()) / len(weights))
+    return job.network_of(source, data, method, cell.seed)[0].cpu().eval()
 
 
 def _lines_of(document: Document, function: str) -> Document:
@@ -158,24 +149,13 @@ def _lines_of(document: Document, function: str) -> Document:
 
 
 def _saved(document: Document) -> list[tuple[str, ...]]:
-    """How many points with derivatives are as good as values alone at the most points, by lengths of training."""
+    """How many points with derivatives are as good as values alone."""
     both = [("values", "values, %", 100, 1), ("slopes", "partials, %", 100, 1)]
-    most = f"n = {max(map(int, names(document, 'column'))):,}"
-    rows = []
-    for function in _functions(document):
-        for rival, tried in ((VALUES, DERIVATIVES), (LONGER, DERIVATIVES), (LONGER, DERIVATIVES_LONGER)):
-            called = {rival: VALUES, tried: DERIVATIVES}
-            cells = [
-                {**cell, "row": called[cell["row"]]}
-                for cell in _lines_of(document, function)["cells"]
-                if cell["row"] in called
-            ]
-            rows += [
-                (f"{function}: {first}; {rival} ← {tried}", *rest)
-                for first, *rest in reached({**document, "cells": cells}, both)
-                if first.endswith(most)
-            ]
-    return rows
+    return [
+        (f"{function}: {first}", *rest)
+        for function in _functions(document)
+        for first, *rest in reached(_lines_of(document, function), both)
+    ]
 
 
 def _functions(document: Document) -> list[str]:
@@ -185,28 +165,33 @@ def _functions(document: Document) -> list[str]:
 def _tables(document: Document) -> list[Table]:
     notes = (
         f"RMSE at {_TEST} fresh points of the box, in % of the unit: of the standard deviation of the values, and for "
-        "partials of that over the standard deviation of the input. Mean ± standard deviation over seeds (of points, "
-        f"weights and batches): {seeds_of(document)}.",
+        "partials of that over the standard deviation of the input. Mean ± standard deviation over seeds (of points "
+        f"and weights): {seeds_of(document)}.",
         made(document),
     )
     standard = [f"{function}: {STANDARD}: {method}" for function in _functions(document) for method in METHODS]
     columns = sorted(names(document, "column"), key=int)
     head = ("points", *columns)
+    of_saved = "An error without partials, and the number of points with partials that reach it."
     return [
-        Table("values", "Error of the values", head, tuple(grid(document, "values", rows=standard)), notes),
-        Table("partials", "Error of the partials", head, tuple(grid(document, "slopes", rows=standard)), notes[:1]),
+        Table("values", "Error of the values", head, tuple(grid(document, "values", rows=standard, digits=2)), notes),
+        Table(
+            "partials",
+            "Error of the partials",
+            head,
+            tuple(grid(document, "slopes", rows=standard, digits=2)),
+            notes[:1],
+        ),
         Table(
             "samples",
             "Points with partials that are as good as values alone",
             REACHED_HEAD,
             tuple(_saved(document)),
-            (
-                "Error: that of the method before ←. Reached with: the smallest number of points with which the "
-                "method after ← has at most this error. A step with partials takes two to three times the time.",
-            ),
+            (of_saved,),
         ),
-        _beside(document, "activation", "Activations", (STANDARD, *ACTIVATIONS), notes[:1]),
-        _beside(document, "weight", "Weight of the partials", (STANDARD, *WEIGHTS, *SHARES), notes[:1]),
+        _beside(document, "model", "Models", (STANDARD, *MODELS), notes[:1]),
+        _beside(document, "activation", "Activations of a network", (NETWORK, *ACTIVATIONS), notes[:1]),
+        _beside(document, "weight", "Weight of the partials, for a network", (NETWORK, *WEIGHTS), notes[:1]),
         _beside(document, "sampling", "Where the function is evaluated", (STANDARD, *SAMPLINGS), notes[:1]),
     ]
 
@@ -225,11 +210,15 @@ def _beside(document: Document, name: str, title: str, settings: tuple[str, ...]
                 row = f"{function}: {setting}: {method}"
                 if (row, columns[0]) in results["values"]:
                     cells = (results[m].get((row, column)) for column in columns for m in ("values", "slopes"))
-                    rows.append((row, *(entry(cell) for cell in cells)))
+                    rows.append((row, *(entry(cell, digits=2) for cell in cells)))
     if name == "sampling":
         options = spreads(document, "points_asked")
         rows = [(row, *rest, *(_count(options.get((row, column))) for column in columns)) for row, *rest in rows]
         head += [f"evaluations, n = {column}" for column in columns]
+    if name == "model":
+        seconds = spreads(document, "train_seconds")
+        rows = [(row, *rest, *(entry(seconds.get((row, column)), 1) for column in columns)) for row, *rest in rows]
+        head += [f"processor s, n = {column}" for column in columns]
     return Table(name, title, ("function and setting", *head), tuple(rows), notes)
 
 
@@ -247,5 +236,5 @@ def _figure(document: Document) -> bytes:
     return line_figure(panels, x_label="points", y_label="RMSE, % of the unit", log_x=True, log_y=True)
 
 
-_ABOUT = "what activation, weight and choice of points do to a surrogate, with and without partials"
+_ABOUT = "what model, activation, weight and choice of points do to a surrogate, with and without partials"
 SURROGATE_TABLE = Experiment(_ABOUT, _cells, _measure, _tables, _figure)
