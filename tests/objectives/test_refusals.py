@@ -35,7 +35,7 @@ SETTINGS = [
         {"outputs": GradientShare(0.5), "jacobians": GradientShare(0.5)},
         r"The shares of all terms must add up to less than 1\. Got",
     ),
-    ({"labels": 0, "outputs": 0, "jacobians": 0}, r"`Distillation` must have a term with a weight\. Got"),
+    ({"labels": 0, "outputs": 0, "jacobians": 0}, r"`Distillation` must have at least one term with a weight\. Got"),
     ({"output_loss": "l2"}, r"`output_loss` of `Distillation` must be a known name\. Got 'l2'\. .*Known: kl, squared"),
     ({"jacobian_loss": "relativ"}, r"`jacobian_loss` of `Distillation` .* Got 'relativ'\. Nearest: relative\."),
     ({"task": "ranking"}, r"`task` of `Distillation` .* Got 'ranking'.* Known: classification, regression"),

@@ -177,7 +177,7 @@ class FirstOutputs(nn.Module):
             whole[name].shape[1:] != value.shape[1:] or len(whole[name].flatten()) < len(value.flatten())
             for name, value in wanted.items()
         ):
-            raise InputError(rule, got="weights of unlike shapes")
+            raise InputError(rule, got="weights of different shapes")
         empty.load_state_dict(
             {name: whole[name][: len(value)] if value.dim() else whole[name] for name, value in wanted.items()}
         )

@@ -113,7 +113,7 @@ def are_objects(caller: str, probe: object, readouts: tuple[object, ...], point:
 def has_a_term(caller: str, weights: dict[str, float | int]) -> None:
     """Reject an objective without any term."""
     if not any(weights.values()):
-        raise InputError(f"`{caller}` must have a term with a weight.", got=weights)
+        raise InputError(f"`{caller}` must have at least one term with a weight other than 0.", got=weights)
 
 
 def fitting_task(

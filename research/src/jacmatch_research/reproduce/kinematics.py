@@ -194,8 +194,8 @@ def _tables(document: Document) -> list[Table]:
     options, own = document["cells"][0]["settings"], document["facts"]["exact"]
     notes = (
         f"PUMA 560, the middle {100 * SHARE:.0f} % of each joint's range; errors at {_TEST} fresh points, mean ± "
-        f"standard deviation over seeds (of points and weights): {seeds_of(document)}. Evaluations: of loss and "
-        "gradient over all samples, weight decay selected on a fifth of them; of Adam, steps.",
+        f"standard deviation over seeds (of points and weights): {seeds_of(document)}. Evaluations: evaluations of "
+        "loss and gradient over all samples; for Adam, steps. The weight decay is selected on a fifth of the samples.",
         made(document),
     )
     inverse_note, switch_note = _notes(options, own)
