@@ -7,6 +7,8 @@ PIP := $(RUN) -m pip --disable-pip-version-check install -qq --constraint constr
 
 # One thread for each process: on two busy cores the demo took 80 s with one thread, and over ten minutes with two.
 export OMP_NUM_THREADS ?= 1
+# Empty means that bytecode is stored: tests start many processes, and each would compile all modules again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test faults docs lint size format ci clean
