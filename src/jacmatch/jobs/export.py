@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -169,7 +170,12 @@ def _int8(run: Run, network: nn.Module, split: Split, data: Data) -> dict[str, A
 
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "q.onnx"
-        quantization.quantize_static(str(run.path / "student.onnx"), str(target), Reader(), per_channel=True)
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # it advises a preprocessing that the exporter of torch has done
+        try:
+            quantization.quantize_static(str(run.path / "student.onnx"), str(target), Reader(), per_channel=True)
+        finally:
+            logging.disable(before)
         content = target.read_bytes()
     path = write_whole(run.path, "student.int8.onnx", content)
     return {**_compared(path.name, _session(path, split), network, split, strict=False), "bytes": len(content)}
