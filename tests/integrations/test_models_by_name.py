@@ -7,6 +7,7 @@ import torch
 
 from jacmatch import datasets, load_student
 from jacmatch.cli import main
+from jacmatch.errors import InputError
 from jacmatch.jobs import Export, Train, networks
 from jacmatch.models.catalog import preprocessing
 from jacmatch.runs import Run
@@ -21,6 +22,22 @@ def test_a_folder_of_transformers_is_a_teacher_with_its_own_preprocessing(tmp_pa
     own = {"do_normalize": True, "image_mean": [0.5], "image_std": [0.25], "size": {"height": 8, "width": 8}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(own))
     teacher = networks.network(f"hf:{tmp_path}", datasets.load("digits"))
+    x = torch.rand(3, 1, 8, 8)
+    torch.testing.assert_close(teacher(x), net((x - 0.5) / 0.25).logits)
+
+
+@pytest.mark.ci
+def test_a_folder_without_preprocessing_needs_mean_and_std(tmp_path):
+    """Also where transformers has other names for the layers in memory than in files."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=10, **sizes)
+    net = transformers.ViTForImageClassification(config).eval()
+    net.save_pretrained(tmp_path)
+    spec, data = f"hf:{tmp_path}", datasets.load("digits")
+    with pytest.raises(InputError, match=r"has no preprocessor_config\.json\. Give --mean and --std, for a teacher"):
+        networks.network(spec, data)
+    teacher = networks.network(spec, data, networks.Weights(None, (0.5,), (0.25,)))
     x = torch.rand(3, 1, 8, 8)
     torch.testing.assert_close(teacher(x), net((x - 0.5) / 0.25).logits)
 

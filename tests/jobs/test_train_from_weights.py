@@ -85,7 +85,7 @@ def test_messages_name_flags(weights, tmp_path, capsys, monkeypatch):
     assert "Give both: --mean 0 --std 1" in error_of(capsys, train)
     other = error_of(capsys, "evaluate cnn3 --weights w.pth --mean 0 --std 1 --smoke")
     assert "37 outputs and the model 10. To fine-tune them for other classes: jacmatch train --weights w.pth" in other
-    assert "jacmatch transfer --teacher-weights w.pth" in other
+    assert "jacmatch transfer --teacher-weights w.pth --teacher-outputs 37." in other
     assert "`nothere.pt` must be an existing file. Got no such file." in error_of(capsys, "evaluate nothere.pt")
     assert "`a/b.pt` must be an existing file." in error_of(capsys, "evaluate a/b.pt")
     assert "Write MODEL --weights w.pth" in error_of(capsys, "evaluate w.pth")

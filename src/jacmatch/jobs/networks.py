@@ -247,8 +247,14 @@ def with_weights(
         try:
             load_weights(inner, weights.path, mean=description.mean or None, std=description.std or None, **options)
         except InputError:
-            if spec.startswith("hf:") and description.mean and catalog.load_hf(inner, weights.path):
-                break
+            if spec.startswith("hf:") and catalog.load_hf(inner, weights.path):
+                if description.mean:
+                    break
+                rule = f"`{spec}` must say how its images are normalized: it has no preprocessor_config.json."
+                do = (
+                    "Give --mean and --std, for a teacher --teacher-mean and --teacher-std: 0 and 1 if it takes [0, 1]."
+                )
+                raise InputError(rule, do=do) from None
             if count == counts[-1]:
                 raise
         else:

@@ -545,7 +545,8 @@ def _remedy(source: Path, own: Names, part: Names, names: list[str], other: list
         theirs, ours = (int(shape[0]) for shape in next(iter(heads)) if shape)
         return (
             f"These weights have {theirs} outputs and the model {ours}. To fine-tune them for other classes: jacmatch "
-            f"train --weights {source}; as a teacher of other classes: jacmatch transfer --teacher-weights {source}."
+            f"train --weights {source}; as a teacher of other classes: jacmatch transfer --teacher-weights {source} "
+            f"--teacher-outputs {theirs}."
         )
     if names and not other and _alike(own, part):
         return (
