@@ -65,7 +65,7 @@ KINDS = {
 
 _COLUMN = "all"
 _STEPS = {"smoke": 8, "cpu": 200}
-_SMALL = {"fashion-mnist": "vgg:8-M-16-M-32", "cifar10": "vgg:16-M-32-M-64-M-128"}
+_SMALL = {"digits": "cnn3", "synthetic": "cnn3", "fashion-mnist": "vgg:8-M-16-M-32"}
 _BATCH, _EPOCHS = 128, 500
 _JUDGED = 1000  # test images, and validation images, in the small sizes
 
@@ -73,9 +73,8 @@ _JUDGED = 1000  # test images, and validation images, in the small sizes
 def _model(request: Request) -> str:
     if request.student:
         return request.student
-    if request.data.partition(":")[0] in {"digits", "synthetic"}:
-        return "cnn3"
-    return "vgg9" if request.scale == "paper" else _SMALL.get(request.data.partition(":")[0], students.QUARTER_VGG9)
+    small, paper = _SMALL.get(request.data.partition(":")[0], students.QUARTER_VGG9), request.scale == "paper"
+    return "vgg9" if paper and small != "cnn3" else small
 
 
 def _training(request: Request) -> dict[str, Any]:
@@ -85,7 +84,8 @@ def _training(request: Request) -> dict[str, Any]:
         samples = round(len(students.data_of(request.data, request.seed, False).train) * (1 - students.VALIDATION))
         schedule = {"lr": 1e-3, "schedule": "step", "milestones": (0.8,)}
         return {**shared, **schedule, "steps": _EPOCHS * max(1, samples // _BATCH)}
-    return {**shared, "lr": 2e-3, "precision": "32", "steps": _STEPS[request.scale]}
+    precision = "32" if _model(request) in _SMALL.values() else "bf16"
+    return {**shared, "lr": 2e-3, "precision": precision, "steps": _STEPS[request.scale]}
 
 
 def _cells(request: Request) -> list[Cell]:
