@@ -202,7 +202,7 @@ def _drawn(run: Run, name: str = FIGURE, small_name: str = SMALL_FIGURE) -> list
     """The figure as HTML. Without a small version it scrolls in a box on a small page."""
     if not (run.path / name).is_file():
         return []
-    title, about = ("Figure", "The first table, drawn") if name == FIGURE else ("The first output", "As in its titles")
+    title, about = ("Figure", "The first table, drawn") if name == FIGURE else ("Predictions", "As in its titles")
     wide = f'src="{_svg_address(run, name)}" alt="{about}"'
     if not (run.path / small_name).is_file():
         return [f"<h2>{title}</h2>", f"<figure class='drawn wide'><img class=whole {wide}></figure>"]

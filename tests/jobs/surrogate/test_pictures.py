@@ -47,6 +47,11 @@ def test_a_constant_output_and_a_function_that_is_not_defined_along_a_slice():
     assert any(known is None for *_, known in shown.slices)
 
 
+def test_of_many_outputs_those_that_vary_most_are_shown():
+    shown, *_ = of(lambda x: x[:, :1] * torch.arange(30), nn.Linear(2, 30).double())
+    assert [row[0] for row in shown.table().rows] == [str(k) for k in range(29, 9, -1)]
+
+
 @pytest.mark.usefixtures("as_users_run")
 @pytest.mark.ci
 def test_a_picture_is_drawn():

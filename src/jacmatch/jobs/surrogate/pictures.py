@@ -27,8 +27,8 @@ class Pictures:
         r2: Coefficient of determination of each output; None where it never varies.
         size: Mean |∂yₖ/∂xᵢ| times the range of xᵢ, (K, D).
         signs: Mean ∂yₖ/∂xᵢ, (K, D).
-        slices: For the first output and the inputs with the largest bars: number of the input, curve, known points and
-            tangents.
+        slices: Of the first listed output along the inputs with the largest bars: number of the input, curve, known
+            points and tangents.
     """
 
     def __init__(
@@ -39,35 +39,41 @@ class Pictures:
         assert j is not None
         self.true, self.predicted = test.y, y
         total = (test.y - test.y.mean(0)).square().sum(0)
+        order = total.argsort(descending=True) if len(total) > _LISTED else torch.arange(len(total))
+        self.listed: list[int] = order[:_LISTED].tolist()  # of a field, the entries that vary most
+        k = self.listed[0]
         shares = zip((test.y - y).square().sum(0).tolist(), total.tolist(), strict=True)
         self.r2 = [1 - left / all_ if all_ > 0 else None for left, all_ in shares]
         low, high = region.amin(0).flatten().double(), region.amax(0).flatten().double()
         self.size, self.signs = j.flatten(2).abs().mean(0) * (high - low), j.flatten(2).mean(0)
         self.slices = []
-        for number in self.size[0].argsort(descending=True)[:_SLICES].tolist():
+        for number in self.size[k].argsort(descending=True)[:_SLICES].tolist():
             dense, some = (_line(low, high, number, count) for count in (_DENSE, _KNOWN))
             curve, _ = predictions(student, dense.reshape(-1, *test.x.shape[1:]), jacobians=False)
             known = None
             with contextlib.suppress(InputError):  # where the function is not defined
                 if function is not None:
-                    known = some[:, number], function.values(some)[:, 0], function.jacobian(some)[:, 0, number]
-            self.slices.append((number, dense[:, number], curve[:, 0], known))
+                    known = some[:, number], function.values(some)[:, k], function.jacobian(some)[:, k, number]
+            self.slices.append((number, dense[:, number], curve[:, k], known))
 
     def draw(self, *, small: bool = False) -> bytes:
-        """Return the pictures of the first output as an SVG file, wide or for a page of 400 pixels."""
+        """Return the pictures of the first listed output as an SVG file, wide or for a page of 400 pixels."""
         from matplotlib.figure import Figure
 
         count, across = 3 + len(self.slices), 1 if small else 3
         down = -(-count // across)
         figure = Figure(figsize=((4.2 if small else 3.5) * across, 3.0 * down), layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.12)  # type: ignore[union-attr, call-arg]
         panels: list[Any] = list(figure.subplots(down, across, squeeze=False).flat)
-        true, predicted = self.true[:_DOTS, 0].tolist(), self.predicted[:_DOTS, 0].tolist()
+        k = self.listed[0]
+        true, predicted = self.true[:_DOTS, k].tolist(), self.predicted[:_DOTS, k].tolist()
         ends = [min(true + predicted), max(true + predicted)]
         dots: dict[str, Any] = {"s": 9, "color": _BLUE, "alpha": 0.6, "linewidth": 0}
         panels[0].plot(ends, ends, color=_GREY, linewidth=1)
         panels[0].scatter(true, predicted, **dots)
-        r2 = NOTHING if self.r2[0] is None else _share(self.r2[0])
-        panels[0].set(title=f"Held-out points, R² = {r2}", xlabel="true value", ylabel="prediction")
+        share = self.r2[k]
+        r2 = NOTHING if share is None else _share(share)
+        panels[0].set(title=f"Output {k}, held out, R² = {r2}", xlabel="true value", ylabel="prediction")
         panels[1].axhline(0, color=_GREY, linewidth=1)
         panels[1].scatter(predicted, [p - t for p, t in zip(predicted, true, strict=True)], **dots)
         panels[1].set(title="Residuals", xlabel="prediction", ylabel="prediction − true value")
@@ -83,7 +89,8 @@ class Pictures:
                 for a, v, p in zip(at.tolist(), values.tolist(), partials.tolist(), strict=True):
                     axes.plot([a - half, a + half], [v - half * p, v + half * p], color=_ORANGE)
                 axes.legend(fontsize=8, framealpha=0.8, edgecolor="none")
-            axes.set(title=f"Slice along input {number}", xlabel=f"input {number}", ylabel="output 0")
+            axes.set(title=f"Slice along input {number}", xlabel=f"input {number}", ylabel=f"output {k}")
+            axes.locator_params(axis="x", nbins=4)
             axes.set_ylim(min(reach) - margin, max(reach) + margin)  # the same, so that slices compare
         for axes in panels:
             axes.title.set_fontsize(11)
@@ -95,9 +102,10 @@ class Pictures:
 
     def _bars(self, axes: Any) -> None:
         """A bar for each of the inputs with the largest sensitivity, and the sign of its mean derivative."""
-        order = self.size[0].argsort(descending=True)[:_BARS].tolist()
-        bars = axes.barh([str(i) for i in order], self.size[0][order].tolist(), color=_BLUE)
-        axes.bar_label(bars, ["+" if self.signs[0, i] > 0 else "−" for i in order], padding=3)
+        k = self.listed[0]
+        order = self.size[k].argsort(descending=True)[:_BARS].tolist()
+        bars = axes.barh([str(i) for i in order], self.size[k][order].tolist(), color=_BLUE)
+        axes.bar_label(bars, ["+" if self.signs[k, i] > 0 else "−" for i in order], padding=3)
         axes.margins(x=0.12)
         axes.invert_yaxis()
         axes.set(title="Sensitivity and sign", xlabel="mean |∂y/∂x| × range of the input", ylabel="input")
@@ -105,7 +113,8 @@ class Pictures:
     def table(self) -> Table:
         """Return R² and the most sensitive input of each output."""
         rows = []
-        for k, r2 in enumerate(self.r2[:_LISTED]):
+        for k in self.listed:
+            r2 = self.r2[k]
             best = int(self.size[k].argmax())
             rows.append((str(k), NOTHING if r2 is None else _share(r2), str(best), f"{float(self.size[k, best]):.3g}"))
         head = ("output", "R²", "most sensitive input", "mean |∂y/∂x| × its range")
