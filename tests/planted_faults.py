@@ -148,7 +148,7 @@ FAULTS = {
     ),
     "teacher in training mode": Fault(
         "teachers/module.py",
-        "if any(part.training for part in module.modules()):",
+        "if any(map(trains, module.modules())):",
         "if False:",
         "tests/teachers",
     ),

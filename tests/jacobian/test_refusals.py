@@ -32,7 +32,13 @@ BAD = {
         lambda: jacobian(linear(), X.byte()),
         r"floating-point type\. Got torch.uint8\. Scale images",
     ),
-    "tangents-shape": (lambda: jvp(linear(), X, V[:, :2]), r"`tangents` must have the shape .*2, 3\)\)\. Got shape"),
+    "tangents-shape": (lambda: jvp(linear(), X, V[:, :2]), r"`tangents` must have the shape .*2, 3\)\), with at least"),
+    "no-tangents": (lambda: jvp(linear(), X, V[None][:0]), r"at least one probe. Got shape \(0, 2, 3\)"),
+    "no-cotangents": (lambda: vjp(linear(), X, V[None][:0]), r"at least one probe. Got shape \(0, 2, 3\)"),
+    "no-outputs": (
+        lambda: jacobian(lambda x: linear()(x)[:, :0], X),
+        r"\(batch, out\), at least one. Got shape \(2, 0\)",
+    ),
     "tangents-of-one": (lambda: jvp(linear(), X, V[0]), r"`tangents` must have the shape .* Got shape \(3,\)"),
     "tangents-batch": (
         lambda: jvp_products(linear(), X, V),

@@ -397,3 +397,52 @@ def test_rows_are_compared_in_any_memory_layout(layout):
     expected = torch.func.vmap(torch.func.grad(lambda one: module(one[None]).sum()))(x)
     torch.testing.assert_close(rows[0], expected, rtol=1e-4, atol=1e-5)
     assert rows.requires_grad
+
+
+class Switched(nn.Module):
+    """A network with a switch, by which it may hide a part of its derivative."""
+
+    def __init__(self, cut):
+        super().__init__()
+        self.layer, self.cut = nn.Linear(3, 3).double(), cut
+
+    def forward(self, x, cut=False):
+        h = self.layer(x)
+        return h.detach() * h if cut or (self.cut() if callable(self.cut) else self.cut) else h.tanh()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(False, True), (0, 1), ("", "cut"), (lambda: False, lambda: 1 + 1 == 2)], ids=str
+)
+def test_a_network_that_is_switched_is_verified_again(before, after):
+    module, x = Switched(before), torch.randn(4, 3, dtype=torch.float64)
+    jvp(module, x, x)
+    vjp(module, x, x)
+    module.cut = after
+    for call in (jvp, vjp):
+        with pytest.raises(UnsupportedError, match="of this module is wrong"):
+            call(module, x, x)
+
+
+def test_a_flag_of_a_context_may_be_a_number():
+    module, x = Switched(False), torch.randn(4, 3, dtype=torch.float64)
+    jvp(module, x, x, context={"cut": 0})
+    with pytest.raises(UnsupportedError, match="of this module is wrong"):
+        jvp(module, x, x, context={"cut": 1})
+
+
+def test_rows_within_a_transform_of_the_parameters():
+    """There no tensor can require a gradient of its own."""
+    module, x = (
+        nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 2)).double(),
+        torch.randn(5, 3).double(),
+    )
+    parameters = {name: each.detach() for name, each in module.named_parameters()}
+    u = torch.randn(5, 2).double()
+
+    def penalty(given, product):
+        return product(lambda z: torch.func.functional_call(module, given, (z,))).square().sum()
+
+    result = torch.func.grad(penalty)(parameters, lambda f: vjp(f, x, u)[1])
+    expected = torch.func.grad(penalty)(parameters, lambda f: torch.func.vjp(f, x)[1](u)[0])
+    torch.testing.assert_close(result, expected)

@@ -67,3 +67,23 @@ def test_other_students_are_trained_by_their_own_train():
 
 def test_the_doctor_takes_a_graph_of_one_batch_size():
     assert doctor(exported(), X).ok
+
+
+SCRIPTED = {
+    "script": torch.jit.script,
+    "trace": lambda module: torch.jit.trace(module.eval(), X),
+    "frozen": lambda module: torch.jit.freeze(torch.jit.script(module.eval())),
+    "frozen-within": lambda module: within(torch.jit.freeze(torch.jit.script(module.eval()))),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", SCRIPTED)
+def test_a_scripted_teacher_answers_as_the_network_it_is_of(name):
+    """It does not support `requires_grad_`, and a frozen one has neither a mode nor parameters."""
+    module = SCRIPTED[name](network())
+    question = Question(cotangents=torch.ones(1, 6, 3))
+    answer, expected = ModuleTeacher(module).answer(X, question), ModuleTeacher(network()).answer(X, question)
+    torch.testing.assert_close(answer.outputs, expected.outputs)
+    torch.testing.assert_close(answer.products, expected.products)
+    Distillation(network(), module, labels=0, jacobians=1.0)(X)["loss"].backward()

@@ -348,7 +348,8 @@ class Arguments:
             leaf = leaf.padded if isinstance(leaf, _OfNodes | _OfEdges) else leaf
             if isinstance(leaf, Tensor):
                 return tuple(leaf.shape[1:]), leaf.dtype
-            return leaf if isinstance(leaf, str | bool | None) else str(type(leaf))
+            flag = isinstance(leaf, str | bool | None) or (type(leaf) is int and leaf in (0, 1))
+            return leaf if flag else str(type(leaf))
 
         leaves, spec = tree_flatten(dict(self.values))
         parts = self.layout.parts if isinstance(self.layout, _Several) else type(self.layout)

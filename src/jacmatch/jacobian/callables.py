@@ -180,7 +180,12 @@ def all_buffers(module: Callable[..., Any]) -> dict[str, Tensor]:
 def buffers_in_training(module: Callable[..., Any]) -> dict[str, Tensor]:
     """Return the buffers that a forward pass may write: all if any submodule is in training mode, else none."""
     networks = [module] if isinstance(module, nn.Module) else modules_of(module)
-    return all_buffers(module) if any(layer.training for each in networks for layer in each.modules()) else {}
+    return all_buffers(module) if any(trains(layer) for each in networks for layer in each.modules()) else {}
+
+
+def trains(layer: nn.Module) -> bool:
+    """Return whether a layer is in training mode; a frozen module of TorchScript has no mode."""
+    return bool(getattr(layer, "training", False))
 
 
 def copies_of(buffers: dict[str, Tensor]) -> dict[str, Tensor]:

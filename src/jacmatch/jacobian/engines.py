@@ -79,6 +79,9 @@ def undifferentiable(result: Products, reason: str) -> Products:
 
 def reverse_vjp(function: Function, x: Tensor, cotangents: Cotangents) -> Products:
     """Return vᵀJ for each cotangent: one forward pass, one backward pass per v."""
+    if torch._C._are_functorch_transforms_active():  # within torch.func.grad and the like no tensor can become a leaf
+        with twice_differentiable(function.module, function.batch_norm):
+            return traced_vjp(function, x, cotangents)[0]
     leaf = x if x.requires_grad else x.detach().requires_grad_()
     result, differentiable = _vjp(function, leaf, cotangents, torch.is_grad_enabled(), by_leaf=leaf is x)
     return result if differentiable else _detached(result)
@@ -183,7 +186,7 @@ class _Rebuilt(torch.autograd.Function):
         return None, None, *torch.autograd.grad(values, ctx.roots, directions, allow_unused=True)
 
 
-def traced_vjp(function: Function, x: Tensor, cotangents: Tensor) -> tuple[Products, dict[str, Tensor]]:
+def traced_vjp(function: Function, x: Tensor, cotangents: Cotangents) -> tuple[Products, dict[str, Tensor]]:
     """Return `reverse_vjp` in a form that `torch.compile` can trace, and the buffers after this pass."""
 
     def on_copies(z: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
@@ -193,7 +196,9 @@ def traced_vjp(function: Function, x: Tensor, cotangents: Tensor) -> tuple[Produ
         return values, (outputs, features, copies)
 
     values, vjp, (outputs, features, written) = torch.func.vjp(on_copies, x, has_aux=True)  # type: ignore[misc]
-    rows = torch.stack([vjp(v.to(values.dtype))[0] for v in cotangents.unbind(0)])
+    v = cotangents(values.detach()) if callable(cotangents) else cotangents
+    check_direction("cotangents", v, values.shape)
+    rows = torch.stack([vjp(each.to(values.dtype))[0] for each in v.unbind(0)])
     return Products(outputs, values, rows, features), written
 
 

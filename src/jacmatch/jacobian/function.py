@@ -101,8 +101,8 @@ def replayed(function: Function, x: Tensor) -> Callable[[Tensor], Tensor]:
 
 def check_direction(name: str, v: Tensor, shape: torch.Size) -> None:
     """Reject directions whose shape is not (probes, *shape)."""
-    if v.dim() < 1 or v.shape[1:] != shape:
-        rule = f"`{name}` must have the shape (probes, *{tuple(shape)})."
+    if v.dim() < 1 or not len(v) or v.shape[1:] != shape:
+        rule = f"`{name}` must have the shape (probes, *{tuple(shape)}), with at least one probe."
         raise InputError(rule, got=f"shape {tuple(v.shape)}", do="One direction for each sample.")
 
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian.arguments import Arguments
-from jacmatch.jacobian.callables import buffers_in_training, preserved_buffers
+from jacmatch.jacobian.callables import buffers_in_training, preserved_buffers, trains
 from jacmatch.jacobian.rules import op_replacements
 from jacmatch.jacobian.rules.aten_kernels import right_derivatives
 from jacmatch.jacobian.rules.base import shared
@@ -87,7 +87,7 @@ def twice_differentiable(
             "No engine can differentiate `torch.nn.DataParallel`: its replicas run in threads of their own. Use "
             "DistributedDataParallel around the objective, one process for each device."
         )
-    plain = once and bool(layers) and not any(layer.training for layer in layers)
+    plain = once and bool(layers) and not any(map(trains, layers))
     again = partial(_recomputed, module, batch_norm, statistics=statistics, forward=forward, once=once)
     with ExitStack() as stack:
         frozen = Statistics() if batch_norm == "frozen" else None
@@ -155,12 +155,14 @@ def is_trainable(module: Module) -> bool:
 def set_mode(module: nn.Module, training: bool) -> nn.Module:
     """Return the module, put into training or evaluation mode.
 
-    An exported module (`torch.export`) does not support `train()` and `eval()`: its graph has the mode of the export.
-    For such modules, and those that contain one, only the `training` flag is set.
+    An exported module (`torch.export`) does not support `train()` and `eval()`: its graph has the mode of the export. A
+    frozen module of TorchScript has no mode. For such modules, and those that contain one, only the `training` flag is
+    set, where there is one.
     """
-    if not any(_is_exported(part) for part in module.modules()):
+    if not any(_is_exported(part) or not hasattr(part, "training") for part in module.modules()):
         return module.train(training)
-    module.training = training
+    if hasattr(module, "training"):
+        module.training = training
     for child in module.children():
         set_mode(child, training)
     return module
@@ -169,7 +171,7 @@ def set_mode(module: nn.Module, training: bool) -> nn.Module:
 @contextmanager
 def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
     """Context with the module in training or evaluation mode; on exit each submodule gets its previous mode back."""
-    before = [(part, part.training) for part in module.modules()]
+    before = [(part, part.training) for part in module.modules() if hasattr(part, "training")]
     try:
         set_mode(module, training)
         yield

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from jacmatch.errors import InputError, UnsupportedError, whole_number
 from jacmatch.jacobian.arguments import Arguments, Inputs
-from jacmatch.jacobian.callables import buffers_in_training, copies_of, write_buffers
+from jacmatch.jacobian.callables import buffers_in_training, copies_of, trains, write_buffers
 from jacmatch.jacobian.engines import (
     difference_jvp,
     forward_jvp,
@@ -237,8 +237,8 @@ def _basis(batch: int, copies: int, values: Tensor) -> Tensor:
 
 
 def _check_matrix(values: Tensor) -> None:
-    if values.dim() != 2:
-        rule = "The network given to `jacobian` must return outputs (batch, out)."
+    if values.dim() != 2 or not values.shape[1]:
+        rule = "The network given to `jacobian` must return outputs (batch, out), at least one."
         raise InputError(rule, got=f"shape {tuple(values.shape)}", do="Flatten them in a function around the network.")
 
 
@@ -248,7 +248,7 @@ def _copies(function: Function, x: Tensor, chunk_size: int | None) -> int:
         return 1
     layers = list(function.module.modules())
     # even without verification, BatchNorm without running statistics is known to couple the samples
-    if any(layer.training for layer in layers) or any(map(_is_untracked, layers)) or chunk_size == 1:
+    if any(map(trains, layers)) or any(map(_is_untracked, layers)) or chunk_size == 1:
         return 1
     convolutions = any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
     samples, most = (512, 512) if x.device.type != "cpu" else (16, 8) if convolutions else (64, 64)

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import cached_property
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian.arguments import Arguments
-from jacmatch.jacobian.callables import key_of, modules_of, preserved_generators
+from jacmatch.jacobian.callables import key_of, modules_of, preserved_generators, trains
 from jacmatch.jacobian.engine_checks import is_small, judge, not_finite_at
 from jacmatch.jacobian.engines import difference_jvp, forward_jvp, reverse_jvp, reverse_vjp
 from jacmatch.jacobian.features import Selection
@@ -370,7 +371,7 @@ def _signature(function: Function, x: Tensor, count: int) -> Hashable:
         trained = [p is not None and p.requires_grad for p in layer._parameters.values()]
         hooks = len(layer._forward_hooks) + len(layer._forward_pre_hooks)
         selected = [each.key for each in layer._forward_hooks.values() if isinstance(each, Selection)]
-        layers += (id(layer), layer.training, hooks, *selected, *trained)
+        layers += (id(layer), trains(layer), hooks, *selected, *trained, *_switches(layer))
         waiting += layer._modules.values()
     kind = x.device.type
     return (
@@ -382,6 +383,22 @@ def _signature(function: Function, x: Tensor, count: int) -> Hashable:
         (x.shape[1:], x.dtype, x.device, len(x) > 1, count),
         (torch.is_grad_enabled(), torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)),
     )
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _switches(layer: nn.Module) -> list[Hashable]:
+    """Return the attributes that may select what a layer computes: flags, names, functions, but no counters."""
+    switches: list[Hashable] = []
+    for name, value in vars(layer).items():
+        if name in _OF_EVERY_MODULE:
+            continue
+        if isinstance(value, bool | str) or (type(value) is int and value in (0, 1)):
+            switches += (name, value)
+        elif isinstance(value, FunctionType | MethodType):
+            switches += (name, id(value.__code__))
+    return switches
 
 
 def _remedy(function: Function, x: Tensor, failed: str, count: int) -> str:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError
 from jacmatch.jacobian import Context, jvp_products, vjp_products
+from jacmatch.jacobian.callables import trains
 from jacmatch.jacobian.features import Select, selecting
 from jacmatch.jacobian.function import Function
 from jacmatch.jacobian.modules import check_evaluates, set_mode, unfused_encoder
@@ -50,7 +51,9 @@ class ModuleTeacher:
             do = "For example output=lambda out: out[0]."
             raise InputError("`output` of `ModuleTeacher` must be callable.", got=type(output).__name__, do=do)
         check_evaluates(module, "ModuleTeacher")
-        self.module, self.output = set_mode(module.requires_grad_(False), training=False), output
+        for parameter in module.parameters():  # not module.requires_grad_, which TorchScript does not support
+            parameter.requires_grad_(False)
+        self.module, self.output = set_mode(module, training=False), output
         if dtype is not None:
             self.module.to(dtype)
 
@@ -58,7 +61,7 @@ class ModuleTeacher:
         """Return the outputs at x, and the products and features of the query, in the dtype of x."""
         question = question or Question()
         module = self.module
-        if any(part.training for part in module.modules()):  # somebody may have called train() on a parent
+        if any(map(trains, module.modules())):  # somebody may have called train() on a parent
             set_mode(module, training=False)
         like = next((p for p in module.parameters() if p.is_floating_point()), x)
         if like.device != x.device:
