@@ -268,10 +268,10 @@ CASES = {
     "too much held out": (TRAIN + " --validation 30", r"must be smaller than .*, 30\. Got 30\. Hold out fewer\."),
     "less than nothing held out": (
         TRAIN + " --validation -1",
-        r"`--validation` must be a share below 1 or a.* Got -1\.0\.",
+        r"`--validation` must be a fraction below 1, or a.* Got -1\.0\.",
     ),
     "one and a half samples held out": (TRAIN + " --validation 1.5", r"`--validation` must be .*whole.* Got 1\.5\."),
-    "no number held out": (TRAIN + " --validation nan", r"`--validation` must be a share below 1 .* Got nan\."),
+    "no number held out": (TRAIN + " --validation nan", r"`--validation` must be a fraction below 1.* Got nan\."),
     # data and models of the user's own
     "unknown data": (
         "train --data digit",

@@ -238,7 +238,9 @@ def test_of_weights_and_their_average_the_weights_are_taken_with_a_warning(tmp_p
     with pytest.warns(UserWarning, match="has several sets of weights: 'model' is taken, not 'model_ema'"):
         loads(net, path)
     loads(average.float(), path, key="model_ema")
-    refused(path, "`key` of `load_weights` must be a set of weights.*Got 'ema'. Known: 'model', 'model_ema'", key="ema")
+    refused(
+        path, "`key` of `load_weights` must name a set of weights.*Got 'ema'. Known: 'model', 'model_ema'", key="ema"
+    )
     with pytest.warns(UserWarning, match="`key` of `convert_weights` chooses another"):
         convert_weights(path, tmp_path / "w.safetensors")
     loads(net, tmp_path / "w.safetensors")
@@ -431,7 +433,7 @@ def test_a_conversion_needs_the_suffix_and_tensors(tmp_path):
         convert_weights(path, tmp_path / "w.pth")
     with pytest.raises(InputError, match=r"must hold named tensors\. Got none"):
         convert_weights(path, tmp_path / "w.safetensors")
-    with pytest.raises(InputError, match=r"`key` of `convert_weights` must be a set .*Got 'ema'. Known: 'model'"):
+    with pytest.raises(InputError, match=r"`key` of `convert_weights` must name a set .*Got 'ema'. Known: 'model'"):
         convert_weights(saved(tmp_path, {"model": Net().state_dict()}), tmp_path / "w.safetensors", key="ema")
 
 

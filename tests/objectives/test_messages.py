@@ -31,7 +31,9 @@ OUT_OF_RANGE = r"`y` of `Distillation` must be classes from 0 to K − 1, for K 
 TYPES = (
     r"`x` of `Distillation` must have the type of the student's parameters\. Got torch\.float64 and torch\.float32\."
 )
-FLOATING = r"`x` of `Distillation` must be of a floating-point type .* Got torch\.uint8\. For images x\.float\(\) / 255"
+FLOATING = (
+    r"`x` of `Distillation` must be of a floating-point .* Got torch\.uint8\. For images, pass x\.float\(\) / 255"
+)
 
 MISTAKES = {
     "a dictionary": (lambda: made()({"image": X, "label": Y}), r"Part 'label' .* floating-point.*Pass labels as `y`"),

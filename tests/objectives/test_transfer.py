@@ -262,7 +262,7 @@ def test_the_teacher_is_no_part_of_the_module():
 
 REFUSED = {
     "no pairs": ({"pairs": ()}, r"`pairs` of `Transfer` must name layers.* Got none\. Give for example"),
-    "no term": ({"labels": 0, "outputs": 0, "attention": 0, "jacobians": 0}, r"`Transfer` must have a term"),
+    "no term": ({"labels": 0, "outputs": 0, "attention": 0, "jacobians": 0}, r"`Transfer` must have at least one term"),
     "p": ({"p": 1.0}, r"`p` of `Transfer` must be above 1 .*Got 1\.0\. Omit it for the default, 2"),
     "size": ({"size": 0}, r"`size` of `Transfer` must be at least 1\. Got 0"),
     "loss": ({"output_loss": "kll"}, r"`output_loss` of `Transfer` must be a known name\. Got 'kll'\. Nearest: kl"),

@@ -240,7 +240,7 @@ def test_two_processes_train_what_one_does(tmp_path):
     assert apart(first[3], second[3]) == 0.0  # BatchNorm: each normalizes its part, and all end with one network
     with pytest.raises(InputError, match=re.escape("processes (2 there, 1 here)")):
         fit(Distillation(cases.network(), seed=3), SPLIT, FIVE, seed=2, run=cases.begin(tmp_path / "dropout"))
-    with pytest.raises(InputError, match="`shard` of `Training` must have several processes"):
+    with pytest.raises(InputError, match="`shard` of `Training` needs several processes"):
         fit(JOBS["labels"][0], SPLIT, replace(FIVE, shard=True), seed=2)
 
 
