@@ -35,6 +35,19 @@ def test_a_feature_without_a_test_has_a_dash():
     assert not [cell for cell in cells if cell != "—" and not cell.startswith("`")]
 
 
+GUIDES = """accelerate audit data export force-fields hugging-face inputs-and-outputs lightning models peft photos
+text timm training-loop weights"""
+
+
+@pytest.mark.parametrize("guide", GUIDES.split())
+def test_a_guide_needs_at_most_40_lines_of_code(guide):
+    """The lines of Python and of commands in each section of a page."""
+    for section in (ROOT / f"docs/how-to/{guide}.md").read_text("utf-8").split("\n## "):
+        blocks = re.findall(r"^```(?:python|sh)\n(.*?)^```", section, re.M | re.S)
+        lines = [line for block in blocks for line in block.splitlines() if line.strip()]
+        assert len(lines) <= 40, section.partition("\n")[0]
+
+
 def test_there_are_fifteen_reasons():
     assert [int(number) for number, _ in REASONS] == list(range(1, 16))
 
