@@ -177,9 +177,9 @@ def test_every_column_is_of_the_sample(monkeypatch):
 @pytest.mark.parametrize(
     ("data", "images", "note"),
     [
-        ("cifar10", None, "without noise or shift all, under noise and shifts the first 1,000"),
-        ("digits", None, "All columns: all test images, all validation images."),
-        ("digits", {"test": [360, 360], "validation": [144, 144]}, "All columns: all test images"),
+        ("cifar10", None, "without noise or shift is measured on all images, the other columns on the first 1,000"),
+        ("digits", None, "All columns are measured on all test and validation images"),
+        ("digits", {"test": [360, 360], "validation": [144, 144]}, "are measured on all test and validation images"),
         (
             "cifar10",
             {"test": [1000, 10000], "validation": [1000, 5000]},
