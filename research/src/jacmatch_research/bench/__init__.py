@@ -5,7 +5,7 @@ from jacmatch_research.bench.claims import Benchmark
 from jacmatch_research.bench.loop import LOOP
 from jacmatch_research.bench.memory import CHUNKED, MEMORY
 from jacmatch_research.bench.peers import PEERS
-from jacmatch_research.bench.products import ATTENTION, DIRECTIONS, PRODUCTS
+from jacmatch_research.bench.products import ATTENTION, DIRECTIONS, DUAL, PRODUCTS
 from jacmatch_research.bench.scale import SCALE
 from jacmatch_research.bench.step import PROFILE, STEP
 from jacmatch_research.bench.surrogates import SURROGATES
@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "attention": ATTENTION,
     "directions": DIRECTIONS,
     "step": STEP,
+    "dual": DUAL,
     "profile": PROFILE,
     "cache": CACHE,
     "loop": LOOP,

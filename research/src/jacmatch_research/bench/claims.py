@@ -39,6 +39,7 @@ class Conditions:
     seed: int = 0
     missing: str = ""
     folder: Path = Path()
+    clock: Callable[[], float] = time.perf_counter
 
     @property
     def device(self) -> torch.device:
@@ -101,10 +102,20 @@ def compare(
 def timed(conditions: Conditions, run: Callable[[], object]) -> float:
     """Seconds of a run; the device is synchronized before and after it."""
     conditions.wait()
-    start = time.perf_counter()
+    start = conditions.clock()
     run()
     conditions.wait()
-    return time.perf_counter() - start
+    return conditions.clock() - start
+
+
+def in_cpu_time(measure: Callable[[Conditions], "Measured"]) -> Callable[[Conditions], "Measured"]:
+    """The same measurement without the time that the process waits for the processor; a GPU keeps the wall clock."""
+
+    def measured(conditions: Conditions) -> Measured:
+        clock = time.process_time if conditions.kind == "cpu" else conditions.clock
+        return measure(dataclasses.replace(conditions, clock=clock))
+
+    return measured
 
 
 def peak_memory(conditions: Conditions, script: str, environment: Mapping[str, str] | None = None) -> int:

@@ -7,7 +7,7 @@ and that of the student is differentiated.
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -19,7 +19,17 @@ from jacmatch.models import build
 from jacmatch.objectives import Distillation, GradientShare
 from jacmatch.teachers import Answer, ModuleTeacher, Question, Teacher
 from jacmatch_research.bench import rivals
-from jacmatch_research.bench.claims import Benchmark, Case, Claim, Conditions, Measured, NotMeasured, Spread, compare
+from jacmatch_research.bench.claims import (
+    Benchmark,
+    Case,
+    Claim,
+    Conditions,
+    Measured,
+    NotMeasured,
+    Spread,
+    compare,
+    in_cpu_time,
+)
 
 ROW = Claim("step with one random row, live teacher ÷ plain distillation, live teacher", must=2.1, aim=1.9)
 CACHED = Claim(
@@ -178,6 +188,13 @@ STEP = Benchmark(
         Case(COMPILED, "batch 128 and 1024", later, devices=("cuda",)),
     ),
 )
+
+CPU_STEP = tuple(
+    replace(case, measure=in_cpu_time(case.measure))
+    for case in STEP.cases
+    if "frozen" in case.name or "Jv" in case.name
+)
+"""Those steps that a busy machine measures in CPU time."""
 
 
 def profiled(conditions: Conditions, way: Literal["plain", "row", "rival"]) -> Measured:
