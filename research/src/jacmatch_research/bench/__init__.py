@@ -7,7 +7,7 @@ from jacmatch_research.bench.memory import CHUNKED, MEMORY
 from jacmatch_research.bench.peers import PEERS
 from jacmatch_research.bench.products import ATTENTION, DIRECTIONS, DUAL, PRODUCTS
 from jacmatch_research.bench.scale import SCALE
-from jacmatch_research.bench.step import PROFILE, STEP
+from jacmatch_research.bench.step import OPTIMIZER, PROFILE, STEP
 from jacmatch_research.bench.surrogates import SURROGATES
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "directions": DIRECTIONS,
     "step": STEP,
     "dual": DUAL,
+    "optimizer": OPTIMIZER,
     "profile": PROFILE,
     "cache": CACHE,
     "loop": LOOP,

@@ -33,6 +33,13 @@ def stepper(network: nn.Module, loss: Callable[..., Tensor]) -> Callable[..., No
     return step
 
 
+def adam_step(network: nn.Module, *, fused: bool) -> Callable[[], object]:
+    """A step of Adam with constant gradients, fused or as PyTorch selects it."""
+    for parameter in network.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    return torch.optim.Adam(network.parameters(), fused=fused or None).step
+
+
 def loop_jacobian(
     network: nn.Module, x: Float[Tensor, "batch *input"], *, create_graph: bool = False
 ) -> Float[Tensor, "batch output *input"]:

@@ -41,6 +41,8 @@ CACHED_SELDOM = Claim(
 )
 TOP = Claim("self time of the ten longest operators ÷ that of all, one training step")
 COMPILED = Claim("compiled ÷ eager step (bf16)", must=0.8, aim=0.5)
+FUSED = Claim("step of fused Adam ÷ step of Adam as PyTorch selects it")
+ADAM = Claim("step of Adam ÷ training step with one row, cached teacher")
 
 PAIRS = {
     "VGG-9 → VGG-4, 28×28": ("vgg9", "vgg4", (1, 28, 28), 64),
@@ -161,6 +163,22 @@ def every_fourth(conditions: Conditions, pair: str, cached: bool) -> Measured:
     return Measured(times.spread, (derivative_step + 3 * without) / (4 * (r + 3)), details)
 
 
+def fused_adam(conditions: Conditions, pair: str) -> Measured:
+    """A step of fused Adam ÷ one of PyTorch's default, on the parameters of the student."""
+    chosen = Pair.of(conditions, pair)
+    fused, default = (rivals.adam_step(chosen.network(chosen.student), fused=each) for each in (True, False))
+    times = compare(conditions, fused, default, 15)
+    return Measured(times.spread, details={"baseline_seconds": times.baseline_seconds})
+
+
+def adam_in_step(conditions: Conditions, pair: str) -> Measured:
+    """A step of Adam alone ÷ a training step with one row and a cached teacher."""
+    chosen = Pair.of(conditions, pair)
+    adam = rivals.adam_step(chosen.network(chosen.student), fused=False)
+    times = compare(conditions, adam, chosen.steps("row", "frozen", cached=True), 15)
+    return Measured(times.spread, details={"batch": len(chosen.x), "baseline_seconds": times.baseline_seconds})
+
+
 def later(conditions: Conditions) -> Measured:
     """Not measured yet."""
     raise NotMeasured("not measured yet")
@@ -195,6 +213,14 @@ CPU_STEP = tuple(
     if "frozen" in case.name or "Jv" in case.name
 )
 """Those steps that a busy machine measures in CPU time."""
+OPTIMIZER = Benchmark(
+    "the optimizer's part of a training step, in CPU time",
+    tuple(
+        Case(claim, pair, in_cpu_time(partial(measure, pair=pair)), devices=("cpu",))
+        for claim, measure in ((FUSED, fused_adam), (ADAM, adam_in_step))
+        for pair in PAIRS
+    ),
+)
 
 
 def profiled(conditions: Conditions, way: Literal["plain", "row", "rival"]) -> Measured:
