@@ -82,7 +82,9 @@ def error_of(capsys, words):
 def test_messages_name_flags(weights, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train = "train --model cnn3 --weights w.pth --smoke"
-    assert "Give both: --mean 0 --std 1" in error_of(capsys, train)
+    unknown = error_of(capsys, train)
+    assert "Give both: --mean 0 --std 1" in unknown
+    assert "for `compare` save a run by train --weights" in unknown
     other = error_of(capsys, "evaluate cnn3 --weights w.pth --mean 0 --std 1 --smoke")
     assert "37 outputs and the model 10. To fine-tune them for other classes: jacmatch train --weights w.pth" in other
     assert "jacmatch transfer --teacher-weights w.pth --teacher-outputs 37." in other

@@ -441,7 +441,7 @@ def _scaling(
         raise InputError(
             f"`{source}` must say how its weights expect the input normalized: it has neither `mean` nor `std`.",
             do="Give both: --mean 0 --std 1 (in Python `mean=(0.0,), std=(1.0,)`) if they were trained on inputs in "
-            "[0, 1]; for a teacher --teacher-mean and --teacher-std.",
+            "[0, 1]; for a teacher --teacher-mean and --teacher-std; for `compare` save a run by train --weights.",
         )
     raw = Names(own).raw
     buffers = statistics("load_weights", tuple(own[raw["mean"]].shape[1:]), mean, std)
