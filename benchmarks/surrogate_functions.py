@@ -1,7 +1,7 @@
 """The default surrogate on fifteen smooth functions of two to ten inputs, 200 points, with and without partials.
 
 `estimator` is `JacobianRegressor()`, `job` what `jacmatch surrogate` saves: always a network. Each seed draws a Latin
-hypercube of training points and 1,000 test points. Defaults were chosen with seeds from 100; the table has 0 to 4.
+hypercube of training points and 1,000 test points. No default was chosen with these points.
 
     python benchmarks/surrogate_functions.py docs/results/surrogate-functions.json [SEEDS]
 """

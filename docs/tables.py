@@ -176,13 +176,13 @@ def _functions(path: Path) -> str:
     lines = [f"| function | seeds | {' | '.join(each.replace('/', ': ') for each in methods)} |"]
     lines.append(f"| --- | ---: |{' ---: |' * len(methods)}")
     for name in names:
-        seeds = [n for n in range(9) if all(f"{name}/{n}/{method}" in cells for method in methods)]
-        means = [
-            [sum(cells[f"{name}/{n}/{method}"][what] for n in seeds) / len(seeds) for what in ("values", "partials")]
-            for method in methods
-        ]
-        entries = [" / ".join(format(each, ".0f" if each >= 10 else ".2g") for each in pair) for pair in means]
-        lines.append(f"| {name} | {len(seeds)} | {' | '.join(entries)} |")
+        entries, counts = [], []
+        for method in methods:
+            mine = [cells[key] for n in range(9) if (key := f"{name}/{n}/{method}") in cells]
+            means = [sum(cell[what] for cell in mine) / len(mine) for what in ("values", "partials") if mine]
+            entries.append(" / ".join(format(each, ".0f" if each >= 10 else ".2g") for each in means) or "–")
+            counts += [len(mine)] if mine else []
+        lines.append(f"| {name} | {min(counts)} | {' | '.join(entries)} |")
     return "\n".join(lines) + "\n"
 
 
