@@ -58,6 +58,12 @@ def test_differences_are_near_the_derivative(tmp_path, layout):
     assert error < {"float16": 0.02, "uint8": 0.05}.get(layout.get("dtype", "float"), 2e-3)
 
 
+def test_bytes_are_not_clipped_silently(tmp_path):
+    network = build(f"onnx:{onnx_files.write(tmp_path / 'a.onnx', dtype='uint8')}", 3, SHAPE)
+    with pytest.raises(InputError, match=r"for inputs outside \[0, 1\]\. Got uint8 inputs\. Divide the inputs by 255"):
+        network(torch.full((2, *SHAPE), 128.0))
+
+
 def test_mean_and_deviation_that_a_file_does_not_hold(tmp_path):
     path = f"onnx:{onnx_files.write(tmp_path / 'a.onnx')}"
     x = torch.rand(3, *SHAPE)

@@ -91,6 +91,9 @@ def onnx(path: str, outputs: int | None, shape: Shape, mean: object = None, std:
         if mean is not None and std is not None:
             scale = [torch.tensor(each).float().view(1, -1, *[1] * (len(shape) - 1)) for each in (mean, std)]
             x = (x - scale[0]) / scale[1]
+        if dtype == "uint8" and (float(x.min()) < -1 or float(x.max()) > 2):  # noise and differences go a little beyond
+            do = "Divide the inputs by 255, leave mean and std out, or export the network with float32 inputs."
+            raise InputError(f"{rule} with float inputs for inputs outside [0, 1].", got="uint8 inputs", do=do)
         array = x.permute(*order).numpy()
         array = (255 * array).round().clip(0, 255) if dtype == "uint8" else array
         array = np.ascontiguousarray(array, dtype=_TYPES[dtype])
