@@ -20,7 +20,7 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 MARKED = re.compile(r"(<!-- table (?P<file>\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-ORDER = ("step", "products", "attention", "directions", "memory", "chunks", "cache", "scale", "loop", "peers")
+ORDER = ("step", "dual", "products", "attention", "directions", "memory", "chunks", "cache", "scale", "loop", "peers")
 Row = dict[str, Any]
 
 
