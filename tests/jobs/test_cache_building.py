@@ -104,7 +104,8 @@ def test_check_finds_no_difference_beyond_rounding(cache):
     comparison = Comparison()
     check(source(job(cache)), cache, 40, comparison)
     assert comparison.entries == 40
-    assert set(comparison.relative) == {"outputs", "products", "input_sums", "direction_sums"}
+    rounded = {"outputs_alone"}  # stored if outputs without products have other digits, which depends on the machine
+    assert set(comparison.relative) - rounded == {"outputs", "products", "input_sums", "direction_sums"}
     assert max(comparison.relative.values()) < 1e-5
     comparison.refuse(cache)
 
