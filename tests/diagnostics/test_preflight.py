@@ -198,7 +198,7 @@ WRONGS = {
             side_by_side(lambda x, a, b: a(x) + WithoutTangent.apply(b(x))), probe=RandomInputs(1), engine="forward"
         ),
         "forward-incomplete",
-        "an engine that is right",
+        "an engine that is correct",
     ),
     "custom_op without a jvp": Wrong(
         distilled(of_layers(lambda x, a, b: b(square(a(x)))), probe=RandomInputs(1), engine="forward"),

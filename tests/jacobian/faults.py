@@ -183,15 +183,15 @@ WITHOUT_RULE = {
         layered(lambda x, a, b: b(square(a(x))), 2), "forward-unsupported", "in torch operations", "reverse"
     ),
     "custom_op without jvp, on one branch": Fault(
-        side_by_side(lambda x, a, b: a(x) + square(b(x))), "forward-unsupported", "an engine that is right", "reverse"
+        side_by_side(lambda x, a, b: a(x) + square(b(x))), "forward-unsupported", "engine that is correct", "reverse"
     ),
     "a jvp of zero": Fault(
-        layered(lambda x, a, b: b(WithoutTangent.apply(a(x))), 2), "forward-zero", "an engine that is right", "reverse"
+        layered(lambda x, a, b: b(WithoutTangent.apply(a(x))), 2), "forward-zero", "engine that is correct", "reverse"
     ),
     "a jvp of zero, on one branch": Fault(
         side_by_side(lambda x, a, b: a(x) + WithoutTangent.apply(b(x))),
         "forward-incomplete",
-        "Remove what cuts the graph, or use an engine that is right",
+        "Remove what cuts the graph, or use an engine that is correct",
         "reverse",
     ),
     "custom_op without backward": Fault(

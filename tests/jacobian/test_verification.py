@@ -446,3 +446,19 @@ def test_rows_within_a_transform_of_the_parameters():
     result = torch.func.grad(penalty)(parameters, lambda f: vjp(f, x, u)[1])
     expected = torch.func.grad(penalty)(parameters, lambda f: torch.func.vjp(f, x)[1](u)[0])
     torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("levels", [1e3, 1e4, 1e5])
+def test_differences_of_rounded_values_are_refused_where_no_other_engine_exists(levels):
+    def rounded(x):  # as a quantized layer, outside of autograd
+        return torch.from_numpy(np.round(x.numpy(force=True) * levels) / levels).tanh()
+
+    with pytest.raises(UnsupportedError, match=r"Jv by differences of this module is wrong.*rounds its values"):
+        jvp(rounded, X, X)
+    with unverified():
+        assert jvp(rounded, X, X)[1].shape == X.shape
+
+
+def test_differences_of_smooth_values_outside_of_autograd_are_returned():
+    smooth = jvp(lambda x: torch.from_numpy(np.tanh(x.numpy(force=True))), X, X)[1]
+    torch.testing.assert_close(smooth, X * (1 - X.tanh().square()), rtol=1e-3, atol=1e-4)

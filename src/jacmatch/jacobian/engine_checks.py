@@ -5,6 +5,7 @@ where the input of a ReLU changes its sign, so its finite differences need the s
 allows.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -171,10 +172,14 @@ def _judge_product(name: str, own: Products, exact: Products, reference: Referen
     if not torch.isfinite(judged.products).all():
         return findings.not_finite(f"Engine '{name}' returns NaN or Inf although the outputs are finite.")
     if not reference.moves and reference.fine and float(judged.products.detach().abs().max()) > _STILL * _scale(own):
-        return findings.not_zero(name)
+        steps = "Differences with smaller steps are zero"
+        return findings.wrong_differences(steps, 1.0) if name == "differences" else findings.not_zero(name)
     error = reference.error(judged.products, of_rows=of_rows)
     if reference.single and not error <= reference.tolerance:
         return findings.UNKNOWN
+    if name == "differences" and reference.moves and math.isinf(reference.tolerance) and reference.repeats:
+        what = f"Differences with two steps disagree by {reference.uncertainty:.0%}"
+        return findings.wrong_differences(what, reference.uncertainty)
     tolerance = max(reference.tolerance, TOLERANCE) if name == "differences" else reference.tolerance
     if reference.moves and (not error <= tolerance or not judged.products.any()):
         return findings.wrong(name, judged.products, error, certain=_is_certain(reference, error))

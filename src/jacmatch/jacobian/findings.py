@@ -143,7 +143,7 @@ def wrong(name: str, products: Tensor, error: float, *, certain: bool) -> Verdic
     cause = "detach, .data, numpy, no_grad" + (", or an operation without forward mode" if name == "forward" else "")
     what = f"Engine '{name}' is off by {error:.0%}: a part of the derivative is missing ({cause})."
     code = "partly-detached" if name == "reverse" else "forward-incomplete"
-    remedy = "Remove what cuts the graph, or use an engine that is right."
+    remedy = "Remove what cuts the graph, or use an engine that is correct."
     return Verdict("wrong", f"off by {error:.0%}", (Finding(code, "fault", what, remedy),), certain)
 
 
@@ -156,7 +156,7 @@ def not_zero(name: str) -> Verdict:
 
 def wrong_differences(what: str, error: float) -> Verdict:
     """Return the verdict on differences that are inaccurate because of the module, not because of an error in it."""
-    what = f"{what}: the module is too nonlinear or too noisy for their step."
+    what = f"{what}: the module is too nonlinear or too noisy for their step, or rounds its values."
     finding = Finding("differences-inaccurate", "note", what, "Use an engine that is correct for this network.")
     return Verdict("wrong", f"off by {error:.0%}", (finding,))
 
@@ -166,7 +166,7 @@ def wrong_gradient(name: str, error: float, *, certain: bool) -> Verdict:
     if name == "differences" and error <= 0.5 and not certain:
         return wrong_differences(f"The parameter gradient of a penalty on differences is off by {error:.0%}", error)
     what = f"The parameter gradient of a penalty by engine '{name}' is off by {error:.0%}."
-    remedy = "Look for a derivative that is cut off inside a custom backward; use an engine that is right."
+    remedy = "Look for a derivative that is cut off inside a custom backward; use an engine that is correct."
     return Verdict(
         "wrong", f"gradient off by {error:.0%}", (Finding("wrong-gradient", "fault", what, remedy),), certain
     )

@@ -107,6 +107,7 @@ class Comparison:
         return not_finite_at("reverse" if name == "vjp" else name, products[name], function, x)
 
 
+_BY_VALUES = "Estimate it with larger steps, by the probe AntitheticNoise and a BlackBoxTeacher."
 _enabled: ContextVar[bool] = ContextVar("jacmatch_verification", default=True)
 _raises: ContextVar[bool | None] = ContextVar("jacmatch_errors", default=None)
 
@@ -195,6 +196,9 @@ def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -
         first = next((each for each in verdicts.values() if each.state == "wrong"), verdicts["forward"])
         _raise_or_warn(_wrong("Jv, by each engine,", first, ""))
         return wanted, ""
+    others = {verdicts[name].state for name in wanted[:-1]}
+    if others == {"refused"} and verdicts["differences"].state == "wrong":
+        _raise_or_warn(_wrong("Jv by differences", verdicts["differences"], _BY_VALUES))
     return tuple(possible), _untrainable(verdicts[possible[0]])
 
 
