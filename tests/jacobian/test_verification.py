@@ -412,7 +412,9 @@ class Switched(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [(False, True), (0, 1), ("", "cut"), (lambda: False, lambda: 1 + 1 == 2)], ids=str
+    ("before", "after"),
+    [(False, True), (0, 1), ("", "cut"), (lambda: False, lambda: 1 + 1 == 2)],
+    ids=["flags", "numbers", "names", "functions"],
 )
 def test_a_network_that_is_switched_is_verified_again(before, after):
     module, x = Switched(before), torch.randn(4, 3, dtype=torch.float64)
