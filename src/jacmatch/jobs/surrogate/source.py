@@ -66,11 +66,11 @@ class Source:
         """Numbers of training points."""
         if self.job.samples:
             return self.job.samples
-        if self.job.smoke:
-            return (8, 16)
         if self.function is not None and self.job.sampling != "given":
-            return _SIZES
+            return (8, 16) if self.job.smoke else _SIZES
         total = len(self.file.train) if self.file is not None else len(self.region) - len(self.region) // 5
+        if self.job.smoke:
+            return tuple(sorted({min(8, total), min(16, total)}))
         return tuple(sorted({max(4, total // part) for part in (8, 4, 2, 1)} - {n for n in (4,) if n > total}))
 
     @property
@@ -351,7 +351,7 @@ def _samples(
 
 
 def _enough(job: SurrogateFields, there: int | None) -> None:
-    most = max(job.samples, default=16 if job.smoke else 4)
+    most = max(job.samples, default=4)
     if there is not None and most > there:
         rule = f"`--samples` of `surrogate` must be at most {there}, the number of training points."
         raise InputError(rule, got=most)
