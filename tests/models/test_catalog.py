@@ -255,7 +255,7 @@ def test_the_users_function_gets_what_it_names_and_nothing_else(own):
         ("needs_more", "called with `outputs` or `classes`, `shape`, `mean`, `std`. Got required parameters depth"),
         ("positional", "called with `outputs` or `classes`.*Got required parameters outputs"),
         ("not_a_module", "returns a new torch.nn.Module. Got an object of type function"),
-        ("instance", "returns a new torch.nn.Module, at each call. Got an object of type Linear"),
+        ("instance", "returns a new torch.nn.Module at each call. Got an object of type Linear"),
         ("number", "at each call. Got an object of type int"),
         ("none", "at each call. Got an object of type NoneType"),
     ],

@@ -190,7 +190,10 @@ def test_directions_of_another_shape_are_refused(case, shape):
 @each_with_vjp
 @pytest.mark.parametrize("shape", [(2, 1, OUTPUTS), (2, BATCH, OUTPUTS + 1), (BATCH, OUTPUTS)])
 def test_cotangents_of_another_shape_are_refused(case, shape):
-    with pytest.raises(InputError, match=r"`cotangents` must have the shape \(probes, \*\(3, 4\)\)\. Got shape"):
+    with pytest.raises(
+        InputError,
+        match=r"`cotangents` must have the shape \(probes, \*\(3, 4\)\), with at least one probe\. Got shape",
+    ):
         case.build().answer(inputs(), Question(cotangents=directions(*shape)))
 
 

@@ -193,7 +193,7 @@ def test_contestants_take_turns_in_going_first():
     assert times.spread.n == 4
 
 
-def test_the_ratio_is_that_of_the_times(monkeypatch):
+def test_the_ratio_is_that_of_the_times():
     """A contestant that takes three ticks against one of two, on a clock that only they move."""
     now = [0.0]
 
@@ -203,11 +203,11 @@ def test_the_ratio_is_that_of_the_times(monkeypatch):
 
         return run
 
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    times = compare(Conditions(), takes(3), takes(2), 5)
+    conditions = Conditions(clock=lambda: now[0])
+    times = compare(conditions, takes(3), takes(2), 5)
     assert times.spread == Spread(1.5, 1.5, 1.5, 5)
     assert times.baseline_seconds == 2.0
-    assert timed(Conditions(), takes(4)) == 4.0
+    assert timed(conditions, takes(4)) == 4.0
 
 
 def test_one_thread_for_the_block_only():

@@ -196,9 +196,10 @@ def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -
         first = next((each for each in verdicts.values() if each.state == "wrong"), verdicts["forward"])
         _raise_or_warn(_wrong("Jv, by each engine,", first, ""))
         return wanted, ""
-    others = {verdicts[name].state for name in wanted[:-1]}
-    if others == {"refused"} and verdicts["differences"].state == "wrong":
-        _raise_or_warn(_wrong("Jv by differences", verdicts["differences"], _BY_VALUES))
+    last = verdicts[wanted[-1]]
+    inaccurate = any(each.code == "differences-inaccurate" for each in last.findings)
+    if inaccurate and all(verdicts[name].state == "refused" for name in wanted[:-1]):
+        _raise_or_warn(_wrong("Jv by differences", last, _BY_VALUES))
     return tuple(possible), _untrainable(verdicts[possible[0]])
 
 
