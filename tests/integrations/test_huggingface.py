@@ -290,7 +290,7 @@ def test_a_lora_student(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model": nn.Linear(1, 1)}, "whose part the objective takes. Got model"),
+        ({"model": nn.Linear(1, 1)}, "that the objective replaces. Got model"),
         ({"compute_loss_func": max}, "Got compute_loss_func"),
         ({"smoothing": 0.1}, "Got label_smoothing_factor"),
     ],
