@@ -222,7 +222,8 @@ def _described(tensor: Tensor | Streamed) -> str:
 
 
 def _count_classes(name: str, train: Int64[Tensor, "sample *position"], test: Int64[Tensor, "other *position"]) -> int:
-    if train.dim() > 1:
+    positions = train.dim()
+    if positions > 1:
         train, test = train[train != IGNORED], test[test != IGNORED]
         if not len(train) or not len(test):
             raise InputError(f"`y_train` and `y_test` of {name} must have positions with a label.", got="none")
@@ -231,7 +232,10 @@ def _count_classes(name: str, train: Int64[Tensor, "sample *position"], test: In
     if largest != classes - 1:
         rule = f"`y_train` of {name}: class numbers must be 0 … K−1 and each must occur."
         got = f"{classes} different ones from {int(present[0])} to {largest}"
-        raise InputError(rule, got=got, do="Renumber with np.unique(y, return_inverse=True)[1].")
+        do = "Renumber with np.unique(y, return_inverse=True)[1]."
+        if positions > 1:
+            do += " Store the number of positions without a label as `ignore_index`."
+        raise InputError(rule, got=got, do=do)
     if classes < 2:
         raise InputError(f"`y_train` of {name} must have at least two classes.", got=classes)
     if int(test.max()) >= classes:

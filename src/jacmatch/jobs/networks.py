@@ -67,7 +67,7 @@ class Description:
             rule = f"The network {self.spec!r} must run on inputs {self.shape}."
             raise InputError(rule, got=in_one_line(error)) from error
         if outputs.shape != (2, self.outputs, *self.positions):
-            each = "position of their labels" if self.positions else "sample of these data"
+            each = "position of the labels" if self.positions else "sample of these data"
             wanted = ", ".join(map(str, ("B", self.outputs, *self.positions)))
             do = "Give a PACKAGE.MODULE:CALLABLE whose network does." if self.positions else ""
             raise InputError(
