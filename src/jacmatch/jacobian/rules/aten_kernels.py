@@ -10,12 +10,14 @@ rules of `op_replacements`.
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from jacmatch.jacobian.rules.base import shared
 from jacmatch.jacobian.rules.batch_norm import Statistics, moments, move_running_statistics, scale_and_shift
 
 Kernel = Callable[..., Any]
@@ -315,9 +317,6 @@ def _kernel(name: str, composition: Kernel) -> Kernel:
 
 
 _WRAPPED = {name: _kernel(name, composition) for name, composition in KERNELS.items()}
-_lock = threading.RLock()
-_registered: dict[tuple[str, bool], tuple[int, Any]] = {}
-"""How many passes use a group of kernels under a dispatch key now, and their registration."""
 
 
 @contextmanager
@@ -331,32 +330,23 @@ def right_derivatives(frozen: Statistics | None, *, first_order: bool = False) -
         ),
     ]
     groups = [(key, first) for key in keys for first in ((True,) if first_order else (True, False))]
-    for group in groups:
-        _register(group)
     try:
-        yield
+        with ExitStack() as stack:
+            for group in groups:
+                stack.enter_context(shared(("kernels", *group), partial(_registered, *group)))
+            yield
     finally:
-        for group in groups:
-            _release(group)
         _policy.frozen = before
 
 
-def _register(group: tuple[str, bool]) -> None:
-    key, first = group
-    with _lock:
-        count, library = _registered.get(group, (0, None))
-        if library is None:
-            library = torch._C._dispatch_library("IMPL", "aten", "")
-            for name, kernel in _WRAPPED.items():
-                if (name in FIRST_ORDER) == first:
-                    library.impl(name, key, kernel, False)  # type: ignore[call-arg]
-        _registered[group] = count + 1, library
-
-
-def _release(group: tuple[str, bool]) -> None:
-    with _lock:
-        count, library = _registered.pop(group)
-        if count > 1:
-            _registered[group] = count - 1, library
-        else:
-            library.reset()
+@contextmanager
+def _registered(key: str, first: bool) -> Iterator[None]:
+    """Context in which the kernels of `FIRST_ORDER`, or all others, are registered under a dispatch key."""
+    library = torch._C._dispatch_library("IMPL", "aten", "")
+    for name, kernel in _WRAPPED.items():
+        if (name in FIRST_ORDER) == first:
+            library.impl(name, key, kernel, False)  # type: ignore[call-arg]
+    try:
+        yield
+    finally:
+        library.reset()

@@ -9,7 +9,7 @@ tangent from ordinary tensors below `torch.func`, and its two results are one du
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -51,11 +51,11 @@ def toward_input() -> Iterator[None]:
 
 
 _lock = threading.RLock()
-_running: dict[str, tuple[int, ExitStack]] = {}
+_running: dict[Hashable, tuple[int, ExitStack]] = {}
 
 
 @contextmanager
-def shared(name: str, make: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+def shared(name: Hashable, make: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
     """Enter `make()`, which sets a switch of the process, in the first thread; exit it in the last."""
     with _lock:
         count, stack = _running.get(name) or (0, ExitStack())
