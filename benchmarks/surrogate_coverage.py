@@ -5,11 +5,11 @@ Each seed draws a Latin hypercube of training points, with partials, and 1,000 t
     python benchmarks/surrogate_coverage.py docs/results/surrogate-coverage.json
 """
 
-import json
 import math
 import platform
 import sys
 import warnings
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from scipy.stats import qmc
 
 from jacmatch.jacobian.products import jacobian
 from jacmatch.surrogates import JacobianRegressor
+from jacmatch_research.bench.surrogates import fill
 
 SIZES, SEEDS = (50,), 5
 
@@ -70,19 +71,17 @@ def measure(name, size, seed, method):
 
 def main(path):
     """Measure the cells that are missing."""
-    cells = json.loads(path.read_text())["cells"] if path.is_file() else {}
     about = {"platform": platform.platform(), "versions": {n: version(n) for n in ("jacmatch", "numpy", "scipy")}}
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    for size in SIZES:
-        for method in METHODS:
-            for seed in range(SEEDS):
-                for name in FUNCTIONS:
-                    key = f"{name}/{size}/{seed}/{method}"
-                    if key not in cells:
-                        cells[key] = measure(name, size, seed, method)
-                        path.write_text(json.dumps({**about, "cells": cells}, indent=1) + "\n")
-                        print(key, cells[key], flush=True)
+    cells = {
+        f"{name}/{size}/{seed}/{method}": partial(measure, name, size, seed, method)
+        for size in SIZES
+        for method in METHODS
+        for seed in range(SEEDS)
+        for name in FUNCTIONS
+    }
+    fill(path, about, cells)
 
 
 if __name__ == "__main__":

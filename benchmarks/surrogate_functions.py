@@ -6,12 +6,12 @@ hypercube of training points and 1,000 test points. No default was chosen with t
     python benchmarks/surrogate_functions.py docs/results/surrogate-functions.json [SEEDS]
 """
 
-import json
 import math
 import platform
 import sys
 import time
 import warnings
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from jacmatch.jobs import Surrogate
 from jacmatch.jobs.surrogate.points import Samples, predictions
 from jacmatch.jobs.surrogate.source import Source
 from jacmatch.surrogates import JacobianRegressor
+from jacmatch_research.bench.surrogates import fill
 
 POINTS, TEST, SEEDS = 200, 1000, 5
 
@@ -203,19 +204,18 @@ def measure(name, seed, method, partials, **settings):
 
 def main(path, seeds):
     """Measure the cells that are missing."""
-    cells = json.loads(path.read_text())["cells"] if path.is_file() else {}
     about = {"platform": platform.platform(), "versions": {n: version(n) for n in ("jacmatch", "numpy", "scipy")}}
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    for seed in range(seeds):
-        for name in FUNCTIONS:
-            for method in METHODS:
-                for partials in (True, False):
-                    key = f"{name}/{seed}/{method}/{'values + partials' if partials else 'values'}"
-                    if key not in cells:
-                        cells[key] = measure(name, seed, method, partials)
-                        path.write_text(json.dumps({**about, "cells": cells}, indent=1) + "\n")
-                        print(key, cells[key], flush=True)
+    given = {True: "values + partials", False: "values"}
+    cells = {
+        f"{name}/{seed}/{method}/{label}": partial(measure, name, seed, method, partials)
+        for seed in range(seeds)
+        for name in FUNCTIONS
+        for method in METHODS
+        for partials, label in given.items()
+    }
+    fill(path, about, cells)
 
 
 if __name__ == "__main__":

@@ -257,25 +257,37 @@ def measure(
     path: Path, methods: tuple[str, ...] = tuple(METHODS), *, sizes: tuple[int, ...] = SIZES, seeds: int = SEEDS
 ) -> dict[str, Any]:
     """Measure the cells that are missing in the file, write it after each, and return all."""
-    cells: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else {}
-    order = [
-        (seed, size, name, method) for seed in range(seeds) for size in sizes for method in methods for name in PROBLEMS
-    ]
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "scipy", "smt", "jenn")}
     about = {"seconds": "processor seconds, one thread", "platform": platform.platform(), "versions": versions}
+    cells = {
+        f"{name}/{size}/{seed}/{method}": partial(_tried, name, size, seed, method)
+        for seed in range(seeds)
+        for size in sizes
+        for method in methods
+        for name in PROBLEMS
+    }
     with one_thread():
-        for seed, size, name, method in order:
-            key = f"{name}/{size}/{seed}/{method}"
-            if key in cells:
-                continue
-            try:
-                with _limited(LIMIT):
-                    cells[key] = cell(name, size, seed, method)
-            except Exception as error:  # a peer may fail on a problem: that is a result
-                cells[key] = {"failed": f"{type(error).__name__}: {error}"[:200]}
+        return fill(path, about, cells)
+
+
+def fill(path: Path, about: Mapping[str, Any], measurements: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Make the measurements whose cells the file lacks, write it after each, and return all cells."""
+    cells: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else {}
+    for key, measurement in measurements.items():
+        if key not in cells:
+            cells[key] = measurement()
             write_whole(path.parent, path.name, json.dumps({**about, "cells": cells}, indent=1).encode() + b"\n")
             print(key, cells[key], file=sys.stderr, flush=True)
     return cells
+
+
+def _tried(name: str, size: int, seed: int, method: str) -> dict[str, Any]:
+    """Measure a cell; a peer may fail on a problem, which is a result."""
+    try:
+        with _limited(LIMIT):
+            return cell(name, size, seed, method)
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}"[:200]}
 
 
 def _cells(conditions: Conditions) -> Mapping[str, Any]:
