@@ -13,6 +13,7 @@ from jacmatch.datasets import Split, per_class
 from jacmatch.errors import InputError
 from jacmatch.jacobian import DataPairs, RandomOutputs, SubspaceInputs
 from jacmatch.jobs.data import mixed
+from jacmatch.jobs.networks import Description
 from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.teacher_distance import distances, matched_rows, nearest_mean_accuracy
 from jacmatch.jobs.transfer import METHODS, PAPER, Ready, Transfer
@@ -47,6 +48,9 @@ LONGER: dict[str, Settings] = {
 }
 """Whether the steps suffice."""
 
+SMALL_VGG, LARGER_VGG = "vgg:16-M-32-M-64-M-128", "vgg:32-M-64-M-128-M-256"
+_LARGER = ", larger student"
+_TWICE = f"{METHODS['adapt']}, twice the steps"
 _KINDS: dict[str, Settings] = {
     METHODS["mixup"]: {"method": "mixup"},
     "oracle, augmented": {"method": "oracle"},
@@ -69,24 +73,32 @@ _KINDS: dict[str, Settings] = {
         "method": "adapt+jacobians", "probe": "subspace-inputs", "probe_basis": "pca"
     },
     "probe, outputs + data pairs": {"method": "adapt+jacobians", "probe": "data-pairs"},
-    f"{METHODS['adapt']}, twice the steps": {"method": "adapt", "longer": 2},
+    _TWICE: {"method": "adapt", "longer": 2},
+    f"{METHODS['mixup']}{_LARGER}": {"method": "mixup", "student": LARGER_VGG},
+    f"{METHODS['adapt']}{_LARGER}": {"method": "adapt", "student": LARGER_VGG},
+    f"probe, outputs + one row{_LARGER}": {"method": "adapt+jacobians", "student": LARGER_VGG},
+    f"{_TWICE}{_LARGER}": {"method": "adapt", "longer": 2, "student": LARGER_VGG},
 }  # fmt: skip
-UNLABELLED = (0, 900)
 _LABELS_ALONE = ("mixup", "oracle")
-_WITHOUT = (
-    METHODS["mixup"],
-    "oracle, augmented",
-    "LwF, KL",
-    *(METHODS[method] for method in ("features", "adapt")),
-    "probe, outputs + one row",
-)
+_WITHOUT = {"LwF, KL", METHODS["features"], METHODS["adapt"], "probe, outputs + one row"}
+_MANY = {METHODS["adapt"], _TWICE, "probe, outputs + one row", "probe, outputs + data pairs", "mean teacher"}
+_MANY |= {f"{METHODS['adapt']}{_LARGER}", f"{_TWICE}{_LARGER}", f"probe, outputs + one row{_LARGER}"}
+UNLABELLED: dict[int, tuple[set[str], Settings]] = {
+    0: ({*_WITHOUT, *(row for row, own in _KINDS.items() if own["method"] in _LABELS_ALONE)}, {}),
+    900: ({row for row, own in _KINDS.items() if own["method"] not in _LABELS_ALONE}, {}),
+    5000: (_MANY, {"views": 2}),
+}
+"""The rows with a number of unlabeled images, and what they change; 5,000 images in 2 views take as many queries as
+1,475 in 8."""
 _PAPER_ROWS = tuple(METHODS[method] for method in PAPER)
 RECIPE_ROWS: dict[str, Settings] = {
-    (row if alone else f"{row}; {count} unlabelled"): {"recipe": "adapt", "unlabelled_count": count, **settings}
-    for count in UNLABELLED
+    (row if settings["method"] in _LABELS_ALONE else f"{row}; {count} unlabelled"): {
+        "recipe": "adapt", "unlabelled_count": count, **changes, **settings
+    }
+    for count, (rows, changes) in UNLABELLED.items()
     for row, settings in _KINDS.items()
-    if (alone := settings["method"] in _LABELS_ALONE) <= (not count) and (count or row in _WITHOUT)
-}
+    if row in rows
+}  # fmt: skip
 """Rows at mixed pairs of augmented images: with a number of images of the target that have no label."""
 
 WITHOUT_TEACHER = ("mean-teacher", "self-training")
@@ -105,7 +117,6 @@ _COSINES: dict[str, Any] = {
 }
 """Probes with which every student of a probed teacher is evaluated on new images, independent of its training."""
 _SECOND_VIEW = 1  # seed of the views of a mean teacher
-SMALL_VGG = "vgg:16-M-32-M-64-M-128"
 
 
 class MeanTeacher:
@@ -189,7 +200,7 @@ def _ready(request: Request, recipe: Transfer, progress: Progress | None = None)
             data = _READY[key].data
             some = data.test.subset(torch.arange(min(_JUDGED, len(data.test))))
             _READY[key] = replace(_READY[key], data=replace(data, test=some))
-    ready = _READY[key]
+    ready = replace(_READY[key], description=Description.of(recipe.student, _READY[key].data))
     return replace(ready, pairs=recipe.layers(ready))
 
 
@@ -211,7 +222,8 @@ def _cells(request: Request) -> list[Cell]:
         for column in columns:
             rows = {**main, **(ABLATIONS if column == ablated else {}), **(LONGER if column == _LONGER else {})}
             recipes = request.rows or column == (_RECIPES if _RECIPES in columns else columns[0])
-            rows |= RECIPE_ROWS if recipes else {}
+            without = {"views", "student"} if request.data == "digits" else set()  # few images of 8 × 8 pixels
+            rows |= {row: each for row, each in RECIPE_ROWS.items() if recipes and not without & set(each)}
             cells += [
                 Cell(row, str(column) if column else "all", seed, {**settings, "per_class": column})
                 for row, settings in rows.items()
@@ -412,10 +424,11 @@ def _recipes(document: Document) -> list[Table]:
         for row in names(document, "row"):
             if (row, column) not in keys:
                 continue
-            own, alone = values["accuracy"][row, column], values["accuracy"].get((METHODS["mixup"], column))
+            labels = METHODS["mixup"] + _LARGER * (_LARGER in row)
+            own, alone = values["accuracy"][row, column], values["accuracy"].get((labels, column))
             accuracy, *others = (entry(values[name].get((row, column)), *form) for name, form in forms.items())
             label = row if len(columns) == 1 else f"n = {column}: {row}"
-            gain = signed(paired(own, alone)) if row != METHODS["mixup"] else NOTHING
+            gain = signed(paired(own, alone)) if row != labels else NOTHING
             fell = [each.get((row, column), {}).get("mean") for each in falls]
             converged = NOTHING if None in fell else "yes" if fell[0] <= FALL and fell[1] >= LEARNED else "no"
             body.append((label, accuracy, gain, str(len(own["seeds"])), *others, converged))
@@ -423,13 +436,17 @@ def _recipes(document: Document) -> list[Table]:
     head = ("row", "accuracy %", "gain", "seeds", *shown)
     facts = document["facts"]
     teacher, student = facts["teacher"], facts["student"]["model"]
+    shown_rows = " ".join(row for row, _ in keys)
+    many = ", 2 with 5000 unlabelled images" if "5000" in shown_rows else ""
+    larger = f"Larger student: {LARGER_VGG}. " if _LARGER in shown_rows else ""
     note = (
         f"Teacher {teacher['model']} at {teacher['size']} pixels, student {student}, {facts['steps']} steps with "
         f"batches of 64, evaluated on {facts['judged']} test images, {' and '.join(columns)} labelled images per "
-        f"class; the teacher sees each image in {_VIEWS} views. Gain: over labels at mixed pairs with the same seeds. "
-        "Cosine and relative error: on new images, of the products that the row compares; if it compares none, of "
-        f"one random row. {_few(document)} Converged: in the last fifth of the steps the sum of labels and outputs, "
-        f"without weights, is at most {FALL:.0%} below that of 50 to 70 %, and at least {LEARNED:.0%} below the first."
+        f"class; the teacher sees each image in {_VIEWS} views{many}. {larger}Gain: over labels at mixed pairs "
+        "with the same seeds and student. Cosine and relative error: on new images, of the products that the row "
+        f"compares; if it compares none, of one random row. {_few(document)} Converged: in the last fifth of the "
+        f"steps the sum of labels and outputs, without weights, is at most {FALL:.0%} below that of 50 to 70 %, and "
+        f"at least {LEARNED:.0%} below the first."
     )
     return [Table("recipes", "Recipes with unlabelled images", head, tuple(body), (note, origin(document)))]
 
