@@ -2,6 +2,7 @@
 
 from jacmatch_research.bench.cache import CACHE
 from jacmatch_research.bench.claims import Benchmark
+from jacmatch_research.bench.compiled import COMPILED_STEP
 from jacmatch_research.bench.loop import LOOP
 from jacmatch_research.bench.memory import CHUNKED, MEMORY
 from jacmatch_research.bench.peers import PEERS
@@ -18,6 +19,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "dual": DUAL,
     "optimizer": OPTIMIZER,
     "profile": PROFILE,
+    "compiled": COMPILED_STEP,
     "cache": CACHE,
     "loop": LOOP,
     "memory": MEMORY,

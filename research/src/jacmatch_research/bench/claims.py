@@ -1,8 +1,8 @@
 """The claims of a benchmark, the rows that test them, and the measurement.
 
-The compared methods alternate in one process with one thread, and ratios are reported. Each round gives the ratio of
-two consecutive runs, so that other load on the machine affects both. Reported are the median over the rounds and the
-quartiles.
+The compared methods alternate in one process with one thread, and ratios are reported. On the CPU, the time is that of
+the processor, without the time in which the process waits for it. Each round gives the ratio of two consecutive runs,
+so that other load on the machine affects both. Reported are the median over the rounds and the quartiles.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ class Conditions:
     """The device (cpu or cuda) and the size of a measurement.
 
     `quick` means a few rounds on small networks, whose numbers mean nothing; `missing` is the reason if nothing can be
-    measured. A long benchmark stores finished measurements in `folder`.
+    measured. A long benchmark stores finished measurements in `folder`. `clock` replaces the clock of a test.
     """
 
     kind: str = "cpu"
@@ -39,7 +39,11 @@ class Conditions:
     seed: int = 0
     missing: str = ""
     folder: Path = Path()
-    clock: Callable[[], float] = time.perf_counter
+    clock: Callable[[], float] | None = None
+
+    def now(self) -> float:
+        """Seconds of the process on the CPU, where other processes may have the processor; of the wall on a GPU."""
+        return (self.clock or (time.process_time if self.kind == "cpu" else time.perf_counter))()
 
     @property
     def device(self) -> torch.device:
@@ -102,20 +106,10 @@ def compare(
 def timed(conditions: Conditions, run: Callable[[], object]) -> float:
     """Seconds of a run; the device is synchronized before and after it."""
     conditions.wait()
-    start = conditions.clock()
+    start = conditions.now()
     run()
     conditions.wait()
-    return conditions.clock() - start
-
-
-def in_cpu_time(measure: Callable[[Conditions], "Measured"]) -> Callable[[Conditions], "Measured"]:
-    """The same measurement without the time that the process waits for the processor; a GPU keeps the wall clock."""
-
-    def measured(conditions: Conditions) -> Measured:
-        clock = time.process_time if conditions.kind == "cpu" else conditions.clock
-        return measure(dataclasses.replace(conditions, clock=clock))
-
-    return measured
+    return conditions.now() - start
 
 
 def peak_memory(conditions: Conditions, script: str, environment: Mapping[str, str] | None = None) -> int:
@@ -125,19 +119,23 @@ def peak_memory(conditions: Conditions, script: str, environment: Mapping[str, s
     device under the name `device`. In a quick run, the text runs in this process, and the number means nothing.
     `environment` holds variables of the process besides those of this one.
     """
-    text = f"import torch\ntorch.set_num_threads(1)\ndevice = {conditions.kind!r}\n{script}\n"
     if conditions.kind == "cuda":
-        text += "print(torch.cuda.max_memory_allocated() // 1024)"
+        script += "\nprint(torch.cuda.max_memory_allocated() // 1024)"
     else:  # Not getrusage: its maximum is inherited from the process that started this one.
-        text += "import pathlib\nprint(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
+        script += "\nimport pathlib\nprint(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
+    return int(output(conditions, script, environment)) * 1024
+
+
+def output(conditions: Conditions, script: str, environment: Mapping[str, str] | None = None) -> str:
+    """The last word that this Python text prints in a fresh process; in a quick run, in this process."""
+    text = f"import torch\ntorch.set_num_threads(1)\ndevice = {conditions.kind!r}\n{script}\n"
     if conditions.quick:
-        with contextlib.redirect_stdout(io.StringIO()) as output:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(text, {"__name__": "__main__"})
-        return int(output.getvalue().split()[-1]) * 1024
+        return printed.getvalue().split()[-1]
     variables = {**os.environ, **(environment or {})}
     command = python(text, "-W", "ignore")
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=variables).stdout
-    return int(printed.split()[-1]) * 1024
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=variables).stdout.split()[-1]
 
 
 def compare_memory(

@@ -87,14 +87,14 @@ class Bench:
 
     def _measure(self, name: str, folder: Path, advance: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
         """The document of one benchmark."""
-        benchmark, start, rows = BENCHMARKS[name], time.perf_counter(), []
+        benchmark, start, rows, load = BENCHMARKS[name], time.perf_counter(), [], [_load()]
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() and self.device != "cpu" else None
         for case, kind in self._plan(benchmark):
             torch.manual_seed(self.seed)
             missing = _NO_GPU if kind == "cuda" and gpu is None else ""
             rows.append(case.row(Conditions(kind, self.smoke, self.seed, missing, folder)))
             advance(len(rows), {})
-        where = environment(gpu)
+        where, load = environment(gpu), [*load, _load()]
         return {
             "name": name,
             "about": benchmark.about,
@@ -104,7 +104,7 @@ class Bench:
             "seconds": round(time.perf_counter() - start, 1),
             "date": where["started"][:10],
             "commit": where["commit"],
-            "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": 1, "gpu": gpu},
+            "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": 1, "gpu": gpu, "load": load},
             "versions": {
                 "jacmatch": __version__,
                 **{key: where[key] for key in ("python", "torch", "numpy")},
@@ -125,6 +125,11 @@ def _peers() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             results[name] = importlib.metadata.version(name)
     return results
+
+
+def _load() -> float | None:
+    """The mean number of processes that ran or waited for a processor in the last minute, where the system counts."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 
 
 def _processor() -> str:

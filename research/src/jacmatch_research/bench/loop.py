@@ -85,7 +85,8 @@ def streaming(conditions: Conditions, student: str, source: str, workers: int) -
             with closing(reading) as batches:
                 step(batches(0))  # threads have begun
                 spent: list[float] = []
-                whole = timed(conditions, partial(_timed_steps, step, batches, steps, spent))
+                waiting = replace(conditions, clock=time.perf_counter)  # for threads, which take processor time as well
+                whole = timed(waiting, partial(_timed_steps, step, batches, steps, spent))
             if waited is not None:
                 waited.append(sum(spent) / whole)
             return whole / steps
@@ -132,7 +133,7 @@ def _loop_seconds(
     def on_step(step: int, _: dict[str, float]) -> None:
         if step in (first, last):
             conditions.wait()
-            stamps.append(time.perf_counter())
+            stamps.append(conditions.now())
 
     settings = Training(steps=last + 1, batch_size=batch, validate_every=10**9, checkpoint_every=10**9)
     fit(objective, split, settings, seed=0, device=conditions.device, run=run, on_step=on_step)

@@ -1,16 +1,20 @@
 """`jacmatch bench memory`: peak memory in fresh processes."""
 
+import textwrap
 from collections.abc import Callable, Mapping
 from functools import partial
 
 from torch import Tensor, nn
 
 from jacmatch_research.bench import rivals
-from jacmatch_research.bench.claims import Benchmark, Case, Claim, Conditions, Measured, compare_memory
+from jacmatch_research.bench.claims import Benchmark, Case, Claim, Conditions, Measured, Spread, compare_memory, output
 
 ROW = Claim("peak memory of one row ÷ plain distillation", must=2.0, aim=1.6)
 CHUNKS = Claim("peak memory of k = 8 rows in chunks of 1 ÷ k = 1", must=1.05)
 RETURNED = Claim(f"{CHUNKS.text}, freed memory returned to the system at once", must=1.05)
+ARENA = Claim(f"{CHUNKS.text}, one arena of the allocator")
+TRIMMED = Claim(f"{CHUNKS.text}, the heap trimmed at 64 KiB")
+TENSORS = Claim("largest sum of tensors, k = 8 rows in chunks of 1 ÷ k = 1", must=1.05)
 FULL = Claim("peak memory of a full Jacobian of 100 outputs ÷ the same with chunk_size=1")
 
 FUNC = Claim("peak memory of a full Jacobian of 100 outputs ÷ `vmap(jacrev(...))` of torch.func", must=0.8)
@@ -99,12 +103,44 @@ MEMORY = Benchmark(
     ),
 )
 
+# counts what torch allocates and frees, in its order
+COUNTED = """
+import json, tempfile
+with torch.profiler.profile(profile_memory=True) as profiler:
+{program}
+with tempfile.NamedTemporaryFile(suffix=".json") as file:
+    profiler.export_chrome_trace(file.name)
+    events = [e for e in json.load(open(file.name))["traceEvents"] if e["name"] == "[memory]"]
+held = peak = 0
+for event in sorted(events, key=lambda e: e["ts"]):
+    held += event["args"]["Bytes"]
+    peak = max(peak, held)
+print(peak)
+"""
+
+
+def tensors(conditions: Conditions, pair: str) -> Measured:
+    """Largest sum of all tensors at once, with eight rows in chunks of one ÷ with one row; the same in each round."""
+    programs = (steps(conditions, pair, 1.0, rows, chunk) for rows, chunk in ((8, 1), (1, None)))
+    texts = (COUNTED.format(program=textwrap.indent(each.replace("range(3)", "range(2)"), "    ")) for each in programs)
+    eight, one = (int(output(conditions, text)) for text in texts)
+    return Measured(Spread.of([eight / one]), details={"batch": PAIRS[pair][3], "mib_of_one": one >> 20})
+
+
 # glibc retains freed blocks in its heap, in pieces; blocks from this size on are mapped and returned to the system
-EAGER = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+ALLOCATORS = {
+    RETURNED: {"MALLOC_MMAP_THRESHOLD_": "65536"},
+    ARENA: {"MALLOC_ARENA_MAX": "1"},
+    TRIMMED: {"MALLOC_TRIM_THRESHOLD_": "65536"},
+}
 CHUNKED = Benchmark(
-    "peak memory of rows in chunks, without what the allocator retains",
-    tuple(
-        Case(RETURNED, pair, partial(chunks, pair=pair, environment=EAGER), devices=("cpu",))
-        for pair in reversed(PAIRS)
+    "memory of rows in chunks: tensors alone, and the process by the settings of its allocator",
+    (
+        *(Case(TENSORS, pair, partial(tensors, pair=pair), devices=("cpu",)) for pair in PAIRS),
+        *(
+            Case(claim, pair, partial(chunks, pair=pair, environment=variables), devices=("cpu",))
+            for claim, variables in ALLOCATORS.items()
+            for pair in PAIRS
+        ),
     ),
 )
