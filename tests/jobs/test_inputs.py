@@ -1,5 +1,6 @@
 """A job goes on with the data, the code and the teacher that it was begun with."""
 
+import json
 import re
 import sys
 
@@ -186,3 +187,14 @@ def test_a_half_trained_cached_teacher_with_a_damaged_checkpoint_begins_anew(wri
     _, healed, messages = _teacher(data(), "mlp:6")
     assert "must be a complete checkpoint" in messages[0]
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), healed.parameters(), strict=True))
+
+
+def test_a_half_trained_cached_teacher_of_the_same_data_under_another_name_begins_anew(write):
+    folder, network, _ = _teacher(data(), "mlp:6")
+    (folder / "result.json").unlink()
+    settings = json.loads((folder / "settings.json").read_text())
+    settings["settings"]["data"] = "folder:elsewhere"
+    (folder / "settings.json").write_text(json.dumps(settings))
+    _, trained, messages = _teacher(data(), "mlp:6")
+    assert "it was begun with --data folder:elsewhere." in messages[0]
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), trained.parameters(), strict=True))

@@ -73,9 +73,9 @@ def prepare(
     folder, ranks = cached_folder(recipe, data), ProcessGroup.current()
     inputs = inputs_of(data, networks=(networks.Description.of(recipe.model, data),))
     ready = ranks.first and (folder / RESULT).is_file() and not (folder / LOCK).exists()
-    if not ranks.broadcast(ready and not _damage(folder, recipe.model, inputs)):
+    if not ranks.broadcast(ready and not _damage(folder, recipe, inputs)):
         with _locked(folder, progress) if ranks.first else nullcontext():
-            if ranks.first and (damage := _damage(folder, recipe.model, inputs)):
+            if ranks.first and (damage := _damage(folder, recipe, inputs)):
                 aside = _put_aside(folder)
                 progress.message(
                     f"The teacher in {folder} is trained again; what was there is in {aside.name}: {damage}"
@@ -88,7 +88,7 @@ def prepare(
     return Prepared(networks.load_own(folder, recipe.model), str(folder.name))
 
 
-def _damage(folder: Path, model: str, inputs: Mapping[str, Fingerprints]) -> str:
+def _damage(folder: Path, recipe: Train, inputs: Mapping[str, Fingerprints]) -> str:
     """Return what is wrong with a stored or half-trained teacher; empty if it can be used or resumed."""
     if all(entry.name == LOCK for entry in folder.iterdir()):
         return ""
@@ -98,7 +98,9 @@ def _damage(folder: Path, model: str, inputs: Mapping[str, Fingerprints]) -> str
             if difference := changed(run.inputs.get(part, {}), here):
                 return f"its {part} has changed: {difference}."
         if run.finished:
-            networks.load_own(folder, model)
+            networks.load_own(folder, recipe.model)
+        elif run.settings.get("data") != recipe.data:
+            return f"it was begun with --data {run.settings.get('data')}."  # the same data under another name
         elif (folder / CHECKPOINT).is_file():
             load(folder / CHECKPOINT)
     except InputError as error:
