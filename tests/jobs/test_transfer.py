@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import jacmatch
@@ -14,7 +15,7 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian import PooledFeatures, run
 from jacmatch.jobs import Train, Transfer, teacher_distance
 from jacmatch.jobs import teachers as pretrained
-from jacmatch.jobs.data import mixed
+from jacmatch.jobs.data import mixed, without_labels
 from jacmatch.jobs.layer_pairs import chosen_pairs, layers_by_resolution, named_pairs
 from jacmatch.jobs.networks import Weights
 from jacmatch.jobs.progress import Progress
@@ -367,6 +368,25 @@ def test_unlabelled_images_are_those_of_the_target_that_are_left(ready):
     assert len(job.training_images("adapt", labelled, images)) == len(labelled) + len(images)
     with pytest.raises(InputError, match=r"`--unlabelled` of `transfer` must leave images that are not labeled"):
         Transfer(smoke=True, unlabelled="digits", per_class=0).unlabelled_images(ready, labelled, 0)
+
+
+def test_unlabelled_images_need_no_labels(tmp_path):
+    x = np.random.default_rng(0).integers(0, 255, (3, 1, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", x_train=x)
+    for row, image in enumerate(x):
+        Image.fromarray(image[0]).save(tmp_path / f"{row}.png")
+    for spec in (f"npz:{tmp_path}/images.npz", f"folder:{tmp_path}"):
+        assert (without_labels(spec, 0).train.stored().numpy() == x).all()
+    assert without_labels(f"folder:{tmp_path}@4", 0).shape == (1, 4, 4)
+    assert without_labels("digits", 0).classes == 10
+
+
+@pytest.mark.ci
+def test_unlabelled_images_of_another_scale(shared):
+    np.savez(shared / "bytes.npz", x_train=255 * np.random.default_rng(0).random((9, 1, 8, 8), dtype=np.float32))
+    job = Transfer(smoke=True, unlabelled=f"npz:{shared}/bytes.npz")
+    with pytest.raises(InputError, match=r"must be on the scale of --data.* times its standard deviation\. Rescale"):
+        job.ready(Progress(quiet=True))
 
 
 @pytest.mark.ci

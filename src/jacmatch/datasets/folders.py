@@ -43,6 +43,13 @@ def load(argument: str, seed: int) -> Data:
     return from_arrays(name, parts)
 
 
+def images(argument: str) -> UInt8[np.ndarray, "sample channel row column"] | None:
+    """Return the images that lie in DIR itself; None if it has a folder `train`."""
+    folder, size = parse(argument, "folder")
+    files = [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES]
+    return _read(files, size, f"folder:{argument}") if files and not is_dir(folder / "train") else None
+
+
 def parse(argument: str, source: str) -> tuple[Path, int | None]:
     """Return folder and size of DIR@SIZE, unless a folder has that very name; `source` names the data set."""
     path, at, size = argument.rpartition("@")

@@ -81,10 +81,10 @@ class HeadTeacher:
         try:
             head, layer = head_of(network, split)
         except InputError:
-            head, layer = nn.Linear(1, 1), ""
-        if not layer:
-            return MemoizedTeacher(ModuleTeacher(network), draws=memory.draws)
-        return cls(network, memory, layer, head)
+            layer = ""
+        return (
+            cls(network, memory, layer, head) if layer else MemoizedTeacher(ModuleTeacher(network), draws=memory.draws)
+        )
 
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
         """Return outputs computed from the stored features; the network computes everything else."""

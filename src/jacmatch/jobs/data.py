@@ -4,10 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 
 from jacmatch import datasets
-from jacmatch.datasets import Data, Split, from_arrays, of_classes
+from jacmatch.datasets import Data, Split, folders, from_arrays, of_classes
+from jacmatch.datasets.arrays import OPTIONAL, REQUIRED, npz_arrays
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jobs import networks
 from jacmatch.runs import Run
@@ -29,6 +31,17 @@ def load(spec: str, seed: int, smoke: bool, *, positions: bool = False) -> Data:
         do = "Labels of positions are for train, distill, evaluate, compare, doctor and export."
         raise InputError(rule, got=f"labels (N, {', '.join(map(str, data.positions))})", do=do)
     return replace(data, test=some(data, data.test, SMOKE_TEST)) if smoke else data
+
+
+def without_labels(spec: str, seed: int) -> Data:
+    """Load data whose labels are not used: images may lie in DIR itself, and an archive may have `x_train` alone."""
+    name, _, argument = spec.partition(":")
+    if name == "npz":
+        x: Any = npz_arrays(argument, ("x_train",), REQUIRED + OPTIONAL)["x_train"]
+    elif name != "folder" or (x := folders.images(argument)) is None:
+        return load(spec, seed, False)
+    parts = {"x_train": x, "x_test": (x := np.atleast_1d(x))[:1]}
+    return from_arrays(spec, parts | {"y_train": np.full((len(x), 1), 0.5), "y_test": np.full((len(x[:1]), 1), 0.5)})
 
 
 def dense_settings(data: Data) -> dict[str, Any]:

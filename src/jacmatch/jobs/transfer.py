@@ -17,7 +17,7 @@ from jacmatch.jacobian import ESTIMATORS, BatchNormPolicy, Estimator, NoiseAvera
 from jacmatch.jobs import networks, study, teacher_distance
 from jacmatch.jobs import teachers as pretrained
 from jacmatch.jobs.adaptation import HeadTeacher, basis_of, finetuned, probed
-from jacmatch.jobs.data import SMOKE_TRAIN, load, mixed
+from jacmatch.jobs.data import SMOKE_TRAIN, load, mixed, without_labels
 from jacmatch.jobs.layer_pairs import chosen_pairs, named_pairs
 from jacmatch.jobs.networks import Description, same_inputs
 from jacmatch.jobs.progress import Progress
@@ -178,8 +178,8 @@ class Transfer(TrainingFields):
     methods: tuple[Method, ...] = ()
     """Methods to compare; by default those of the recipe. oracle is the teacher itself, fine-tuned."""
     unlabelled: str | None = None
-    """Data set whose images are used without labels. If it is the same as --data, these are the training images of the
-    target that are neither labeled nor held out."""
+    """Data set whose images are used without labels; it may be an npz with `x_train` alone, or a folder of image files.
+    If it is the same as --data, these are the training images of the target that are neither labeled nor held out."""
     unlabelled_count: int = 0
     """Number of images without labels, selected by the seed; 0 for all."""
     adapt_steps: int | None = None
@@ -432,10 +432,14 @@ class Transfer(TrainingFields):
         description = Description.of(self.student, data)
         others = None
         if self.unlabelled not in (None, self.data):
-            loaded = load(str(self.unlabelled), self.seed, False)
+            loaded = without_labels(str(self.unlabelled), self.seed)
             if loaded.shape != data.shape:
                 rule = f"`--unlabelled` of `transfer` must be images of shape {data.shape}, as --data has."
                 raise InputError(rule, got=loaded.shape, do="Resize them, for example folder:DIR@SIZE.")
+            ratio = max(loaded.std) / max(data.std)
+            if not 0.1 < ratio < 10:
+                rule = "`--unlabelled` of `transfer` must be on the scale of --data, for example pixels in [0, 1]."
+                raise InputError(rule, got=f"{ratio:.3g} times its standard deviation", do="Rescale them.")
             same = len(loaded.train) == len(whole) and loaded.train.digests["x"] == whole.digests["x"]
             others = None if same else loaded.train  # the target under another name has images that are held out
         ready = Ready(data, teacher, as_teacher(teacher.network), description, (), others)
@@ -577,31 +581,22 @@ class Transfer(TrainingFields):
         point = AtMixedPairs() if self.at == "mixed-pairs" and kind != "labels" else None
         if method in ("oracle", "mixup"):
             return Distillation(student, labels=1.0, point=None if method == "oracle" else AtMixedPairs())
+        loss: JacobianLoss
         labels = 1.0 if kind != "adapt" else 0.3 if self.unlabelled is None else 0.0
         shared: dict[str, Any] = {
             "labels": labels if self.labels_weight is None or kind == "labels" else self.labels_weight,
             "outputs": 1.0 if kind == "adapt" and self.outputs_weight is None else self._weight("outputs"),
             "jacobians": self._weight("jacobian") if "jacobians" in method else 0.0,
-            "output_loss": self.compared[0],
-            "temperature": self.compared[1],
-            "every": self.every,
-            "batch_norm": self.batch_norm,
-            "point": point,
         }
+        shared |= {"every": self.every, "batch_norm": self.batch_norm, "point": point}
+        shared["output_loss"], shared["temperature"] = self.compared
         if kind in ("labels", "lwf") or "attention" in method:
-            return Objective(
-                student,
-                None if method == "labels" else ready.answers,
-                classes=ready.classes,
-                pairs=ready.pairs,
-                attention=self._weight("attention") if "attention" in method else 0.0,
-                size=self.pool,
-                p=self.p,
-                jacobian_loss="normalized" if self.jacobian_loss == "auto" else self.jacobian_loss,
-                shared=kind == "adapt",
-                **shared,
-            )
-        loss: JacobianLoss = "bounded" if self.jacobian_loss == "auto" else self.jacobian_loss
+            loss = "normalized" if self.jacobian_loss == "auto" else self.jacobian_loss
+            attention = self._weight("attention") if "attention" in method else 0.0
+            shared |= {"attention": attention, "size": self.pool, "p": self.p, "jacobian_loss": loss}
+            shared |= {"classes": ready.classes, "pairs": ready.pairs, "shared": kind == "adapt"}
+            return Objective(student, None if method == "labels" else ready.answers, **shared)
+        loss = "bounded" if self.jacobian_loss == "auto" else self.jacobian_loss
         shared["classes"] = None if kind == "adapt" else ready.classes
         return Distillation(student, ready.answers, probe=self._probe(ready), jacobian_loss=loss, **shared)
 
@@ -662,9 +657,8 @@ class Transfer(TrainingFields):
     def _notes(self, ready: Ready) -> list[str]:
         """Return notes about the networks, for the report."""
         sizes = count_parameters(self.network_of("mixup", ready)), count_parameters(ready.teacher.network)
-        if sizes[0] <= sizes[1]:
-            return []
-        return [f"The student has more parameters than its teacher, {sizes[0]:,} against {sizes[1]:,}."]
+        note = f"The student has more parameters than its teacher, {sizes[0]:,} against {sizes[1]:,}."
+        return [note] if sizes[0] > sizes[1] else []
 
     def images(self, ready: Ready, train: Split, count: int = FAR) -> tuple[torch.Tensor, torch.Tensor]:
         """Return training images and unseen images of the target, at most `count` of each, of mixed classes."""

@@ -29,13 +29,9 @@ def row(label: str, results: Sequence[Result]) -> Result:
     """Return the row of a method; numbers that it does not have are None."""
     bounds = [result["bound"] for result in results if result["bound"] is not None]
     agreement = {key: over_seeds([each["agreement"][key] for each in results]) for key in results[0]["agreement"]}
-    return study.row(
-        label,
-        results,
-        validation_accuracy=over_seeds([each["student"].get("validation_accuracy") for each in results]),
-        agreement=agreement,
-        bound={key: spread([each[key] for each in bounds]) for key in bounds[0]} if bounds else None,
-    )
+    accuracy = over_seeds([each["student"].get("validation_accuracy") for each in results])
+    bound = {key: spread([each[key] for each in bounds]) for key in bounds[0]} if bounds else None
+    return study.row(label, results, validation_accuracy=accuracy, agreement=agreement, bound=bound)
 
 
 def loss_falls(
@@ -56,9 +52,8 @@ def loss_falls(
 def useless_probe(rows: Mapping[str, Result], probes: Sequence[float]) -> list[str]:
     """Return a sentence where the probed teacher is no better than a student that learns from labels alone."""
     alone = [rows[method]["accuracy"]["mean"] for method in ("labels", "mixup") if method in rows]
-    if not (alone and probes) or sum(probes) / len(probes) > max(alone):
+    if not (alone and probes) or (mean := sum(probes) / len(probes)) > (best := max(alone)):
         return []
-    mean, best = sum(probes) / len(probes), max(alone)
     return [
         f"The probed teacher has {mean:.1%} accuracy, no more than a student from labels alone ({best:.1%}): its "
         "features do not tell these classes apart. Take another teacher, or fine-tune it: --adapt-steps."
@@ -114,11 +109,9 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 
 def distance_table(measured: Mapping[str, Any], title: str = "How far from the training images") -> Table:
     """Return Hausdorff distance, mean nearest distance and W₁, in pixels and in features."""
+    keys = ("hausdorff", "mean_nearest", "wasserstein")
     rows = [
-        (
-            f"{_SETS[name]}, {_SPACES[space]}",
-            *(f"{each[key]:.3g}" for key in ("hausdorff", "mean_nearest", "wasserstein")),
-        )
+        (f"{_SETS[name]}, {_SPACES[space]}", *(f"{each[key]:.3g}" for key in keys))
         for name, spaces in measured.items()
         for space, each in spaces.items()
     ]
