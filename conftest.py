@@ -1,10 +1,15 @@
 """One torch thread and fixed seeds for every test; type checks where they are wanted."""
 
+import dataclasses
+import functools
 import gc
 import importlib.util
+import inspect
 import operator
+import re
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -19,6 +24,38 @@ collect_ignore = [  # modules whose doctests need a framework that is not instal
     for module, framework in _FRAMEWORKS.items()
     if importlib.util.find_spec(framework) is None
 ]
+
+
+_with_shapes = jaxtyping.jaxtyped
+_SHAPE = re.compile(r"\b(Float|Float32|Float64|Int|Int64|Integer|Bool|Num|Shaped|UInt8)\[")
+
+
+def _checked(function: Any = None, *, typechecker: Any) -> Any:
+    """Check types with as little as each function needs; jaxtyping would check all of them in its own way.
+
+    Binding the arguments to the names of shapes takes ten times as long as a check of types, and most functions have no
+    shapes. A function within another would be compiled again, in milliseconds, at each call of the other.
+    """
+    if function is None:
+        return functools.partial(_checked, typechecker=typechecker)
+    if inspect.isclass(function):
+        if dataclasses.is_dataclass(function) and "__init__" in vars(function):
+            function.__init__ = _checked(function.__init__, typechecker=typechecker)
+        return function
+    if not inspect.isfunction(function) or _SHAPE.search(str(function.__annotations__)):
+        return _with_shapes(function, typechecker=typechecker)
+    if "<locals>" in function.__qualname__ or not function.__annotations__:
+        return function
+    typed = typechecker(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (function if jaxtyping.config.jaxtyping_disable else typed)(*args, **kwargs)
+
+    return call
+
+
+jaxtyping.jaxtyped = _checked  # the name that every function of the library is decorated with
 
 
 _HOT = (("rules.op_replacements", "Replacements.__torch_function__"), ("callables", "_walk"))
