@@ -179,9 +179,9 @@ def test_settings_are_refused(settings, message):
 def test_batches_are_refused():
     network, given = student(), batch()
     objective = Robustness(network)
-    with pytest.raises(InputError, match=r"one entry for each sample\. Got 3 inputs, 2 labels and 3 ids"):
+    with pytest.raises(InputError, match=r"`y` of `Robustness` must have one entry for each of the 3 samples"):
         objective(given["x"], given["y"][:2])
-    with pytest.raises(InputError, match=r"one entry for each sample\. Got 3 inputs, 3 labels and 1 ids"):
+    with pytest.raises(InputError, match=r"`ids` of `Robustness` must have one entry for each of the 3 samples"):
         objective(given["x"], given["y"], ids=given["ids"][:1])
     with pytest.raises(InputError, match=r"one for each of the 2 channels\. Got 3 numbers"):
         Robustness(network, scale=(1.0, 2.0, 3.0))(given["x"], given["y"])

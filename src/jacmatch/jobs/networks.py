@@ -195,22 +195,13 @@ def _check_size(description: Description, file: Path) -> None:
 
 @dataclass(frozen=True)
 class Weights:
-    """A weights file, with the preprocessing of its network if the file does not contain it.
+    """A weights file, with the preprocessing of its network if the file does not contain it."""
 
-    Attributes:
-        path: The file or folder; None for a name that includes its weights (`brings_weights`).
-        mean: Mean of the input normalization; None: that of the published weights of the model.
-        std: Standard deviation of the input normalization; None: that of the published weights of the model.
-        size: Side length in pixels to which images are resized; 0: they are not. None: only if the model has a fixed
-            size.
-        positions: Those of the outputs, see `Description`.
-    """
-
-    path: Path | None
-    mean: tuple[float, ...] | None = None
+    path: Path | None  # None for a name that includes its weights (`brings_weights`)
+    mean: tuple[float, ...] | None = None  # of the input normalization; None: that of the published weights
     std: tuple[float, ...] | None = None
-    size: int | None = None
-    positions: tuple[int, ...] = ()
+    size: int | None = None  # pixels to which images are resized; 0: not at all, None: only to a model's fixed size
+    positions: tuple[int, ...] = ()  # those of the outputs, see `Description`
 
     def describe(self, spec: str, outputs: int, shape: tuple[int, ...]) -> Description:
         """Describe the network of these weights for samples of this shape; `mean` and `std` are empty if unknown."""

@@ -91,29 +91,17 @@ _LABELS_ALONE = ("labels", "mixup", "oracle")  # methods that neither query a te
 
 @dataclass(frozen=True)
 class Ready:
-    """Data, teacher and layers of a job, which all students share.
+    """Data, teacher and layers of a job, which all students share."""
 
-    Attributes:
-        data: The target; its test images are in a fixed random order, so that the first of them are of mixed classes.
-        teacher: The pretrained teacher.
-        answers: The network as a teacher; a memoized one is made for each set of training images.
-        description: How a student is built for the target.
-        pairs: Layers that are compared.
-        unlabelled: Images without labels of another data set; None where there are none, or they are the target's own.
-        learned_from: Training images of a method, once it is taught.
-        memories: The teacher with its memory, by seed.
-        adapted: The teacher of the target's classes and the network that answers, by seed.
-    """
-
-    data: Data
+    data: Data  # the target; its test images are in a fixed random order, so that the first are of mixed classes
     teacher: Pretrained
-    answers: Teacher
-    description: Description
-    pairs: tuple[Pair, ...]
-    unlabelled: Split | None = None
-    learned_from: Split | None = None
-    memories: dict[int, MemoizedTeacher] = field(default_factory=dict)
-    adapted: dict[int, tuple[nn.Module, Teacher]] = field(default_factory=dict)
+    answers: Teacher  # the network as a teacher; a memoized one is made for each set of training images
+    description: Description  # how a student is built for the target
+    pairs: tuple[Pair, ...]  # layers that are compared
+    unlabelled: Split | None = None  # images without labels of another data set, not of the target's own
+    learned_from: Split | None = None  # training images of a method, once it is taught
+    memories: dict[int, MemoizedTeacher] = field(default_factory=dict)  # the teacher with its memory, by seed
+    adapted: dict[int, tuple[nn.Module, Teacher]] = field(default_factory=dict)  # the adapted network, by seed
 
     @property
     def classes(self) -> int:

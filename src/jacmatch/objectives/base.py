@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from jacmatch.errors import ClassDimensionError, InputError, UnsupportedError
@@ -30,6 +31,8 @@ Output = Select | tuple[Select | None, Select | None] | None
 """What selects the outputs of student and teacher, or a pair of such."""
 CallContext = Mapping[str, Any] | Arguments | None
 """Other arguments of both networks."""
+Computed = tuple[Tensor, Tensor | None, dict[str, Tensor], Tensor | None]
+"""Outputs of student and teacher, the terms before weighting, and the teacher's products."""
 _FLAT = 1e-6  # divisor of a relative term where the teacher is flat, in the unit of its squared products
 _NONE = -1.0  # encodes None in the state, whose other numbers are all at least 0
 _STATE_VERSION = 2.0
@@ -118,6 +121,8 @@ class Objective(nn.Module):
     jacobian_loss: JacobianLoss = "squared"
     ignore_index: int = IGNORED
     _called = False
+    _terms: Callable[..., Computed]
+    """`_terms(batch, count, measured=, **given)` of a subclass, with derivatives of the first `count` samples."""
 
     def __init__(
         self,
@@ -317,6 +322,54 @@ class Objective(nn.Module):
         chosen = self.student if student is None else student
         return selecting(chosen.network if isinstance(chosen, FirstOutputs) else chosen, self.output)
 
+    def forward(
+        self,
+        x: Float[Tensor, "batch *input"],
+        y: Shaped[Tensor, "batch *out"] | None = None,
+        *,
+        ids: Int[Tensor, "batch"] | None = None,
+        draw: int | None = None,
+        partners: Float[Tensor, "batch *input"] | None = None,
+        partner_labels: Shaped[Tensor, "batch *out"] | None = None,
+        progress: float | int = 0.0,
+        context: CallContext = None,
+        **given: Any,
+    ) -> Terms:
+        """Compute the terms for a batch.
+
+        Args:
+            x: Raw inputs, the same for student and teacher.
+            y: Labels: classes, probabilities, or numbers in regression. None where the label term has no weight.
+            ids: A number for each sample, the same in each epoch; seeds its directions, noise and mixtures, and
+                identifies it for a teacher that stores its answers. Row numbers if None.
+            draw: Index of the independent draw of a sample's point and directions; None uses the number of calls.
+            partners: Another data point for each sample, where `needs_partners`; the next in the batch if None.
+            partner_labels: The labels of the partners.
+            progress: Fraction of the training that is done, for the schedule.
+            context: Other arguments of both networks, by name, passed unchanged: attention masks, token types, atom
+                types, parameters. See `jacmatch.jacobian.arguments`.
+            **given: Arguments that only this objective has.
+
+        Raises:
+            InputError: labels are missing, a shape is wrong, or student and teacher are incompatible.
+            UnsupportedError: the student does not support the derivatives that are compared.
+        """
+        call = self._call(progress)
+        draw = call.number if draw is None else draw
+        others: dict[str, Any] = {
+            "ids": ids,
+            "partners": partners,
+            "partner_labels": partner_labels,
+            "context": context,
+        }
+        batch = self._moved(x, y, draw=draw, **others)
+        count, firsts = self._first(call, len(batch.x))
+        outputs, targets, terms, products = self._terms(batch, count, measured=call.measured, **given)
+        for name in self.derivative_terms if call.factor > 0 else ():  # other processes have all of the first samples
+            terms.setdefault(name, (outputs * 0).sum())
+        unweighted = {name: terms[name] for name in self.loss_weights.weights if name in terms}
+        return self._result(call, unweighted, outputs, targets, products, firsts)
+
     def _call(self, progress: float | int) -> Call:
         """Return what this call has to compute; the state does not change yet."""
         derived = self.takes_derivatives
@@ -399,26 +452,27 @@ class Objective(nn.Module):
         self,
         x: Tensor,
         y: Tensor | None,
-        ids: Tensor | None,
-        partners: Tensor | None,
-        other: Tensor | None,
+        *,
         draw: int,
+        ids: Tensor | None = None,
+        partners: Tensor | None = None,
+        partner_labels: Tensor | None = None,
         context: CallContext = None,
     ) -> Batch:
         """Return the batch, moved to the points at which student and teacher are compared."""
         if self.loss_weights.weights.get("labels") and y is None:
-            raise InputError(
-                "`y` must be given if the weight `labels` is not 0.", do="Set labels=0 to train without labels."
-            )
-        validation.one_for_each(x, y=y, ids=ids, partners=partners, partner_labels=other)
+            rule = "`y` must be given if the weight `labels` is not 0."
+            raise InputError(rule, do="Set labels=0 to train without labels.")
+        given = {"y": y, "ids": ids, "partners": partners, "partner_labels": partner_labels}
+        validation.one_for_each(type(self).__name__, x, **given)
         ids = torch.arange(len(x), device=x.device) if ids is None else ids
         if partners is None:
-            partners, other = x.roll(1, 0), None if y is None else y.roll(1, 0)
+            partners, partner_labels = x.roll(1, 0), None if y is None else y.roll(1, 0)
         moved, share = self.differentiation.point.move(x, partners, ids=ids, seed=self.differentiation.seed, draw=draw)
         arguments = Arguments.of(type(self).__name__, x, context)[1]
         if self.needs_partners and arguments is not None:
             validation.arguments_of_pairs(type(self).__name__, arguments, self.differentiation.point)
-        return Batch(moved, y, partners, other, share, ids, draw, arguments)
+        return Batch(moved, y, partners, partner_labels, share, ids, draw, arguments)
 
     def _first(self, call: Call, samples: int) -> tuple[int, dict[str, int]]:
         """Return how many samples of this process have derivatives, and how many of the batch the term averages."""

@@ -26,14 +26,7 @@ class Comparison(Protocol):
     """The losses of an objective, as a frozen dataclass: each distinct value has its own graph."""
 
     def __call__(self, outputs: Tensor, values: Tensor, rows: Tensor | None, step: "Step") -> dict[str, Tensor]:
-        """Return the terms before weighting.
-
-        Args:
-            outputs: The student's outputs.
-            values: The student's readout values; the outputs where nothing is differentiated.
-            rows: The student's products; None where nothing is differentiated.
-            step: The tensors they are compared with.
-        """
+        """Return the terms before weighting, of the student's outputs, readout values and products (None: none)."""
         ...
 
 
@@ -48,37 +41,21 @@ class Kinds:
 
 @dataclass
 class Step:
-    """The tensors of a step; a term whose tensor is None is not computed.
+    """The tensors of a step; a term whose tensor is None is not computed."""
 
-    Attributes:
-        x: The inputs.
-        labels: The labels, where the label term has a weight.
-        partner_labels: The labels of the partners, at mixed pairs.
-        share: Share λ of x, at mixed pairs.
-        targets: The outputs to compare with, where the output term has a weight.
-        v: Directions on the output side.
-        rows: The products to compare with.
-        unit: Factor of the student's products; None means 1.
-        unknown: Mask of the unknown products, whose entries in `rows` are 0; None if all are known.
-        label: Labels that a readout may use.
-        teacher_outputs: Teacher outputs that a readout may use.
-        scale: Factor of v before the backward pass, by which the product is divided afterwards; for fp16.
-        arguments: Other arguments of the student.
-    """
-
-    x: Tensor
-    labels: Tensor | None = None
-    partner_labels: Tensor | None = None
-    share: Tensor | None = None
-    targets: Tensor | None = None
-    v: Tensor | None = None
-    rows: Tensor | None = None
-    unit: Tensor | None = None
-    unknown: Tensor | None = None
-    label: Tensor | None = None
-    teacher_outputs: Tensor | None = None
-    scale: Tensor | None = None
-    arguments: Arguments | None = None
+    x: Tensor  # the inputs
+    labels: Tensor | None = None  # the labels, where the label term has a weight
+    partner_labels: Tensor | None = None  # the labels of the partners, at mixed pairs
+    share: Tensor | None = None  # share λ of x, at mixed pairs
+    targets: Tensor | None = None  # the outputs to compare with, where the output term has a weight
+    v: Tensor | None = None  # directions on the output side
+    rows: Tensor | None = None  # the products to compare with
+    unit: Tensor | None = None  # factor of the student's products; None means 1
+    unknown: Tensor | None = None  # mask of the unknown products, whose entries in `rows` are 0
+    label: Tensor | None = None  # labels that a readout may use
+    teacher_outputs: Tensor | None = None  # teacher outputs that a readout may use
+    scale: Tensor | None = None  # factor of v before the backward pass, divided out afterwards; for fp16
+    arguments: Arguments | None = None  # other arguments of the student
 
     def mark(self) -> None:
         """Mark the batch dimension of each tensor."""
@@ -133,14 +110,7 @@ class CompiledSteps:
             warnings.warn(f"The steps are not compiled but run eagerly: {reason}", stacklevel=2)
 
     def __call__(self, student: nn.Module, kinds: Kinds, step: Step, eager: Callable[[], Compared]) -> Compared | None:
-        """Return the outputs and terms of a step; None if the caller must run it eagerly.
-
-        Args:
-            student: The network.
-            kinds: The parts of the step that are not tensors.
-            step: The tensors.
-            eager: The same step as it runs without a compiler.
-        """
+        """Return the outputs and terms of a step; None if the caller must run it by `eager`, without a compiler."""
         if self.fallback is not None:
             return None
         step.mark()

@@ -21,12 +21,12 @@ from jacmatch.jacobian import (
 from jacmatch.losses import IGNORED, JacobianLoss, OutputLoss, Positions, Task
 from jacmatch.models import FirstOutputs
 from jacmatch.objectives import validation
-from jacmatch.objectives.base import CallContext, Objective, Output
+from jacmatch.objectives.base import Computed, Objective, Output
 from jacmatch.objectives.compiled import Compared, Step
 from jacmatch.objectives.differentiation import Differentiation
 from jacmatch.objectives.points import AtData, Batch, Point
 from jacmatch.objectives.recipe import describe_labels, labels_of, needs_single_label, recipe
-from jacmatch.objectives.terms import Terms, jacobian_term, label_term, output_term, positions_of
+from jacmatch.objectives.terms import jacobian_term, label_term, output_term, positions_of
 from jacmatch.objectives.weights import WeightSchedule
 from jacmatch.teachers import Answer, Question, Teacher
 
@@ -251,44 +251,6 @@ class Distillation(Objective):
             raise InputError(rule, do="Pass the training set, its labels, or samples_per_class=...")
         return cls(student, teacher, samples_per_class=samples_per_class, task=task or "classification", **settings)
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch *input"],
-        y: Shaped[Tensor, "batch *out"] | None = None,
-        *,
-        ids: Int[Tensor, "batch"] | None = None,
-        draw: int | None = None,
-        partners: Float[Tensor, "batch *input"] | None = None,
-        partner_labels: Shaped[Tensor, "batch *out"] | None = None,
-        progress: float | int = 0.0,
-        context: CallContext = None,
-    ) -> Terms:
-        """Compute the terms for a batch.
-
-        Args:
-            x: Raw inputs, the same for student and teacher.
-            y: Labels: classes, probabilities, or numbers in regression. None where the label term has no weight.
-            ids: A number for each sample, the same in each epoch; seeds its directions. Row numbers if None.
-            draw: Index of the independent draw of a sample's point and directions; None uses the number of calls.
-            partners: Another data point for each sample, where `needs_partners`; the next in the batch if None.
-            partner_labels: The labels of the partners.
-            progress: Fraction of the training that is done, for the schedule.
-            context: Other arguments of both networks, by name, passed unchanged: attention masks, token types, atom
-                types, parameters. See `jacmatch.jacobian.arguments`.
-
-        Raises:
-            InputError: labels are missing, a shape is wrong, or student and teacher are incompatible.
-            UnsupportedError: the student does not support the derivatives of the Jacobian term.
-        """
-        call = self._call(progress)
-        batch = self._moved(x, y, ids, partners, partner_labels, call.number if draw is None else draw, context)
-        count, firsts = self._first(call, len(batch.x))
-        outputs, answer, unweighted, products = self._compared(batch, count, measured=call.measured)
-        if call.factor > 0 and "jacobians" not in unweighted:  # other processes have all of the first samples
-            unweighted["jacobians"] = (outputs * 0).sum()
-        first_head = outputs[:, : self.classes] if self.classes else outputs
-        return self._result(call, unweighted, first_head, answer, products, firsts)
-
     def question(
         self,
         x: Float[Tensor, "batch *input"],
@@ -311,13 +273,10 @@ class Distillation(Objective):
             partner_labels: The labels of the partners.
             products: Whether the query is for the products of the Jacobian term too.
         """
-        batch = self._moved(x, y, ids, partners, partner_labels, draw)
+        batch = self._moved(x, y, draw=draw, ids=ids, partners=partners, partner_labels=partner_labels)
         return batch.x, self.differentiation.question(batch, products=products)
 
-    def _compared(
-        self, batch: Batch, count: int, *, measured: bool
-    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor], Tensor | None]:
-        """Return outputs of student and teacher, the terms, and the teacher's products of the first `count` samples."""
+    def _terms(self, batch: Batch, count: int, *, measured: bool) -> Computed:
         answer, teacher_outputs = self._answers(batch, count, self._query)
         step, how = self._step(batch, answer, teacher_outputs), self.differentiation
 
@@ -337,7 +296,8 @@ class Distillation(Objective):
             return outputs, self._comparison(outputs, outputs, products, step)
 
         outputs, terms = self._compiled_step(step, self._comparison, how.readout, eager, count > 0, measured)
-        return outputs, teacher_outputs, terms, step.rows
+        first_head = outputs[:, : self.classes] if self.classes else outputs
+        return first_head, teacher_outputs, terms, step.rows
 
     def _step(self, batch: Batch, answer: Answer | None, teacher_outputs: Tensor | None) -> Step:
         """Return the tensors needed by the terms that have a weight."""

@@ -7,10 +7,11 @@ that head.
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
@@ -28,7 +29,7 @@ from jacmatch.jacobian import (
 from jacmatch.jacobian.estimators import Cost, Side
 from jacmatch.jacobian.features import Select, Selection, Structure
 from jacmatch.objectives import validation
-from jacmatch.objectives.base import CallContext, Objective
+from jacmatch.objectives.base import Computed, Objective
 from jacmatch.objectives.compiled import Step
 from jacmatch.objectives.differentiation import Differentiation
 from jacmatch.objectives.distillation import Distillation
@@ -156,41 +157,42 @@ class Heads(Objective):
         parts: dict[str, Tensor] = self.structures[0].unpack(outputs)
         return parts
 
-    def forward(
+    def forward(  # type: ignore[override]  # labels by head
         self,
         x: Float[Tensor, "batch *input"],
         y: Mapping[str, Tensor] | None = None,
         *,
-        ids: Int[Tensor, "batch"] | None = None,
-        draw: int | None = None,
-        partners: Float[Tensor, "batch *input"] | None = None,
         partner_labels: Mapping[str, Tensor] | None = None,
-        progress: float | int = 0.0,
-        context: CallContext = None,
+        **others: Any,
     ) -> Terms:
-        """Compute the terms for a batch; arguments as in `Distillation.forward`.
+        """Compute the terms for a batch; see `Objective.forward`.
 
         Args:
             x: Raw inputs, the same for student and teacher.
             y: Labels by head, for heads whose label term has a weight.
-            ids: A number for each sample.
-            draw: Index of the draw.
-            partners: Another data point for each sample.
-            partner_labels: Their labels by head.
-            progress: Fraction of the training that is done.
-            context: Other arguments of both networks.
+            partner_labels: The labels of the partners by head.
+            **others: Other arguments of `Objective.forward`.
 
         Raises:
             InputError: labels of a head are missing, a shape is wrong, or a head of student and teacher differs.
         """
-        call = self._call(progress)
+        labels = self._labels(y, len(x))
+        of_partners = {name: each.roll(1, 0) for name, each in labels.items()} if others.get("partners") is None else {}
+        if partner_labels is not None:
+            of_partners = self._labels(partner_labels, len(x))
+        return super().forward(x, None, labels=labels, of_partners=of_partners, **others)
+
+    def _terms(
+        self,
+        batch: Batch,
+        count: int,
+        *,
+        measured: bool,
+        labels: Mapping[str, Tensor] = MappingProxyType({}),
+        of_partners: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Computed:
         if self.compiled is not None:
             self.compiled.give_up(self.not_compiled() or "")
-        batch = self._moved(x, None, ids, partners, None, call.number if draw is None else draw, context)
-        labels = self._labels(y, len(batch.x))
-        rolled = {name: each.roll(1, 0) for name, each in labels.items()} if partners is None else {}
-        others = rolled if partner_labels is None else self._labels(partner_labels, len(batch.x))
-        count, firsts = self._first(call, len(batch.x))
         first, how = batch.part(slice(count)) if count else batch, self.differentiation
         if how.side == "output":
             known = labels if batch.share is None else {}
@@ -201,10 +203,10 @@ class Heads(Objective):
             self.network,
             batch,
             len(first.x),
-            lambda: how.of_student(self.network, first, answer, traced=call.measured),
+            lambda: how.of_student(self.network, first, answer, traced=measured),
         )
         validation.one_output_for_each("Heads", outputs, batch.x)
-        steps = self._steps(batch, labels, others, targets)
+        steps = self._steps(batch, labels, of_partners, targets)
         wanted = {} if answer is None or answer.products is None else self._rows(answer.products)
         own_rows = {} if rows is None else self._rows(rows)
         unweighted: dict[str, Tensor] = {}
@@ -215,10 +217,7 @@ class Heads(Objective):
             with validation.explained("Heads", batch.x, step.labels, self.student, f"y[{name!r}]"):
                 terms = self.heads[name]._comparison(of_head, of_head, own_rows.get(name), step)
             unweighted |= {f"{name}/{term}": value for term, value in terms.items()}
-        for term in self.derivative_terms if call.factor > 0 else ():  # other processes have all of the first samples
-            unweighted.setdefault(term, (outputs * 0).sum())
-        unweighted = {name: unweighted[name] for name in self.loss_weights.weights if name in unweighted}
-        return self._result(call, unweighted, outputs, targets, None, firsts)
+        return outputs, targets, unweighted, None
 
     def _labels(self, y: Mapping[str, Tensor] | None, samples: int) -> dict[str, Tensor]:
         """Return the labels of the heads that learn them."""
@@ -243,7 +242,7 @@ class Heads(Objective):
         return how.ask(self.teacher, batch, products=products)
 
     def _steps(
-        self, batch: Batch, labels: dict[str, Tensor], others: dict[str, Tensor], targets: Tensor | None
+        self, batch: Batch, labels: Mapping[str, Tensor], others: Mapping[str, Tensor], targets: Tensor | None
     ) -> dict[str, Step]:
         """Return the tensors that each head is compared with, besides products."""
         taught = {} if targets is None else self.structures[1].unpack(targets)

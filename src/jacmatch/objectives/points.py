@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch import Tensor
 from jacmatch.errors import InputError
 from jacmatch.jacobian import Arguments, probes
 
+Inputs: TypeAlias = Float[Tensor, "batch *input"]
+Ids: TypeAlias = Int[Tensor, "batch"]
+Moved: TypeAlias = tuple[Float[Tensor, "batch *input"], Float[Tensor, "batch"] | None]
 _NOISE, _MIX = 1_000_003, 1_000_033
 """Offsets of the seed, so that noise and mixing are independent of the probes at the same sample and draw."""
 
@@ -18,15 +21,7 @@ _NOISE, _MIX = 1_000_003, 1_000_033
 class Point(Protocol):
     """Moves the inputs of a batch; student and teacher both get the moved batch."""
 
-    def move(
-        self,
-        x: Float[Tensor, "batch *input"],
-        partners: Float[Tensor, "batch *input"],
-        *,
-        ids: Int[Tensor, "batch"],
-        seed: int,
-        draw: int,
-    ) -> tuple[Float[Tensor, "batch *input"], Float[Tensor, "batch"] | None]:
+    def move(self, x: Inputs, partners: Inputs, *, ids: Ids, seed: int, draw: int) -> Moved:
         """Return the moved inputs, and the share of x in a mixture (None if nothing is mixed)."""
         ...
 
@@ -62,15 +57,7 @@ class Batch:
 class AtData:
     """At the data points themselves."""
 
-    def move(
-        self,
-        x: Float[Tensor, "batch *input"],
-        partners: Float[Tensor, "batch *input"],
-        *,
-        ids: Int[Tensor, "batch"],
-        seed: int,
-        draw: int,
-    ) -> tuple[Float[Tensor, "batch *input"], Float[Tensor, "batch"] | None]:
+    def move(self, x: Inputs, partners: Inputs, *, ids: Ids, seed: int, draw: int) -> Moved:
         """Return x."""
         return x, None
 
@@ -89,15 +76,7 @@ class AtNoise:
         if not 0 < self.sigma < math.inf:
             raise InputError("`sigma` of `AtNoise` must be positive and finite.", got=self.sigma)
 
-    def move(
-        self,
-        x: Float[Tensor, "batch *input"],
-        partners: Float[Tensor, "batch *input"],
-        *,
-        ids: Int[Tensor, "batch"],
-        seed: int,
-        draw: int,
-    ) -> tuple[Float[Tensor, "batch *input"], Float[Tensor, "batch"] | None]:
+    def move(self, x: Inputs, partners: Inputs, *, ids: Ids, seed: int, draw: int) -> Moved:
         """Return x + ξ."""
         noise = probes.directions(
             "gaussian", seed=seed + _NOISE, ids=ids, draw=draw, count=1, shape=tuple(x.shape[1:]), dtype=x.dtype
@@ -112,15 +91,7 @@ class AtMixedPairs:
     A teacher can be evaluated at any input, so mixing adds points of comparison; labels are mixed with the same λ.
     """
 
-    def move(
-        self,
-        x: Float[Tensor, "batch *input"],
-        partners: Float[Tensor, "batch *input"],
-        *,
-        ids: Int[Tensor, "batch"],
-        seed: int,
-        draw: int,
-    ) -> tuple[Float[Tensor, "batch *input"], Float[Tensor, "batch"] | None]:
+    def move(self, x: Inputs, partners: Inputs, *, ids: Ids, seed: int, draw: int) -> Moved:
         """Return the mixture and λ."""
         share = probes.uniform(seed + _MIX, ids, draw, 1)[:, 0].to(x.dtype)
         weight = share.view(-1, *[1] * (x.dim() - 1))

@@ -75,11 +75,8 @@ def recipe(
         samples_per_class: Training samples for each class; None if unknown, and in regression.
         single_label: Whether probe or readouts need the label of a single sample, which a mixed pair does not have.
         derivatives: Whether a setting of the Jacobian term was given, which requests that term for any amount of data.
-        output_loss: The given value, or None.
-        temperature: The given value, or None.
-        point: The given value, or None.
-        jacobians: The given value, or None; if given, the schedule is constant unless it is given too.
-        schedule: The given value, or None.
+        output_loss, temperature, point, jacobians, schedule: The given values, or None. With given `jacobians` the
+            schedule is constant unless it is given too.
     """
     if samples_per_class is not None and not samples_per_class > 0:
         raise InputError("`samples_per_class` of `Distillation` must be positive.", got=samples_per_class)

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import Arguments, BatchNormPolicy, Context, Cost, Engine, Estimator, EveryRow, SampledRows
+from jacmatch.jacobian import BatchNormPolicy, Context, Cost, Engine, Estimator, EveryRow, SampledRows
 from jacmatch.losses import JacobianLoss
 from jacmatch.objectives import validation
-from jacmatch.objectives.base import CallContext, Objective, Output
+from jacmatch.objectives.base import Computed, Objective, Output
 from jacmatch.objectives.compiled import Compared, Step
 from jacmatch.objectives.differentiation import Differentiation
 from jacmatch.objectives.points import Batch
@@ -144,48 +144,24 @@ class Regression(Objective):
         y: Float[Tensor, "batch *out"] | None = None,
         *,
         j: Float[Tensor, "batch row *entry"] | None = None,
-        ids: Int[Tensor, "batch"] | None = None,
-        draw: int | None = None,
-        partners: Float[Tensor, "batch *input"] | None = None,
-        partner_labels: Float[Tensor, "batch out"] | None = None,
-        progress: float | int = 0.0,
-        context: CallContext = None,
+        **others: Any,
     ) -> Terms:
-        """Compute the terms for a batch.
+        """Compute the terms for a batch; see `Objective.forward`.
 
         Args:
             x: Raw inputs.
             y: Target values; None queries the teacher.
             j: Jacobians ∂yₖ/∂xᵢ, NaN where an entry is unknown; None takes those of the `table`, or the teacher's.
-            ids: A number for each sample, the same in each epoch; row numbers if None.
-            draw: Index of the independent draw of directions; None uses the number of calls.
-            partners: Another data point for each sample, where `needs_partners`; the next in the batch if None.
-            partner_labels: Not used.
-            progress: Fraction of the training that is done, for the schedule.
-            context: Other arguments of both networks, by name, passed unchanged: attention masks, token types, atom
-                types, parameters. See `jacmatch.jacobian.arguments`.
+            **others: Other arguments of `Objective.forward`.
 
         Raises:
             InputError: there is neither a target nor a teacher, a shape is wrong, or none of the products
                 that the probe needs is known.
-            UnsupportedError: the student does not support the derivatives that the probe needs.
         """
-        call = self._call(progress)
-        validation.one_for_each(x, y=y, j=j, ids=ids, partners=partners)
-        ids = torch.arange(len(x), device=x.device) if ids is None else ids
-        partners = x.roll(1, 0) if partners is None else partners
-        arguments = Arguments.of("Regression", x, context)[1]
-        batch = Batch(x, y, partners, None, None, ids, call.number if draw is None else draw, arguments)
-        count, firsts = self._first(call, len(x))
-        outputs, targets, unweighted, rows = self._compared(batch, j, count, measured=call.measured)
-        if call.factor > 0 and "jacobians" not in unweighted:  # other processes have all of the first samples
-            unweighted["jacobians"] = (outputs * 0).sum()
-        return self._result(call, unweighted, outputs, targets, rows, firsts)
+        validation.one_for_each("Regression", x, j=j)
+        return super().forward(x, y, j=j, **others)
 
-    def _compared(
-        self, batch: Batch, j: Tensor | None, count: int, *, measured: bool
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor | None]:
-        """Return the student's outputs, their targets, the terms, and the products of the first `count` samples."""
+    def _terms(self, batch: Batch, count: int, *, measured: bool, j: Tensor | None = None) -> Computed:
         how, first = self._in_units(), batch.part(slice(count)) if count else batch
         answer = self._query(how, first, None if j is None else j[: len(first.x)], products=count > 0)
         target = batch.labels

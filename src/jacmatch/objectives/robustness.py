@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from jacmatch.errors import InputError, class_axis, unknown_name
 from jacmatch.jacobian import (
-    Arguments,
     BatchNormPolicy,
     Context,
     DataPairs,
@@ -33,11 +32,11 @@ from jacmatch.jacobian import (
 from jacmatch.jacobian.features import class_dimension
 from jacmatch.losses import IGNORED, Positions, Task, hoffman, squared_norm
 from jacmatch.objectives import validation
-from jacmatch.objectives.base import CallContext, Objective, Output
+from jacmatch.objectives.base import Computed, Objective, Output
 from jacmatch.objectives.compiled import Compared, Step
 from jacmatch.objectives.differentiation import Differentiation
 from jacmatch.objectives.points import AtNoise, Batch
-from jacmatch.objectives.terms import Terms, label_term, positions_of, precise
+from jacmatch.objectives.terms import label_term, positions_of, precise
 
 
 @dataclass(frozen=True)
@@ -195,51 +194,14 @@ class Robustness(Objective):
         self.register_buffer("scale", torch.tensor(values), persistent=False)
         self._values_like: Tensor | None = None
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch *input"],
-        y: Shaped[Tensor, "batch *out"],
-        *,
-        ids: Int[Tensor, "batch"] | None = None,
-        draw: int | None = None,
-        partners: Float[Tensor, "batch *input"] | None = None,
-        partner_labels: Shaped[Tensor, "batch *out"] | None = None,
-        progress: float | int = 0.0,
-        context: CallContext = None,
-    ) -> Terms:
-        """Compute the terms for a batch.
-
-        Args:
-            x: Raw inputs.
-            y: Labels: classes, probabilities, or numbers in regression.
-            ids: A number for each sample, the same in each epoch; seeds directions and noise. Row numbers if None.
-            draw: Index of the independent draw of directions and noise; None uses the number of calls.
-            partners: Not used.
-            partner_labels: Not used.
-            progress: Not used.
-            context: Other arguments of the network, by name, passed unchanged: attention masks, token types, atom
-                types, parameters. See `jacmatch.jacobian.arguments`.
-
-        Raises:
-            InputError: a shape is wrong.
-            UnsupportedError: the student cannot be differentiated twice.
-        """
-        call = self._call(progress)
-        draw = call.number if draw is None else draw
-        ids = torch.arange(len(x), device=x.device) if ids is None else ids
-        if not len(y) == len(ids) == len(x):
-            got = f"{len(x)} inputs, {len(y)} labels and {len(ids)} ids"
-            raise InputError("`x`, `y` and `ids` of `Robustness` must have one entry for each sample.", got=got)
-        if self.noise and self.training:
-            seed = self.differentiation.seed
-            noise, _ = AtNoise(self.noise).move(torch.zeros_like(x), x, ids=ids, seed=seed, draw=draw)
-            x = x + self._unit(x) * noise
-        count, firsts = self._first(call, len(x))
-        batch = Batch(x, y, x, None, None, ids, draw, Arguments.of("Robustness", x, context)[1])
-        outputs, unweighted = self._compared(batch, count, measured=call.measured)
-        if call.factor > 0 and "penalty" not in unweighted:  # other processes have all of the first samples
-            unweighted["penalty"] = (outputs * 0).sum()
-        return self._result(call, unweighted, outputs, None, firsts=firsts)
+    def _moved(self, x: Tensor, y: Tensor | None, *, draw: int, **others: Any) -> Batch:
+        """Return the batch, with noise on its inputs in training."""
+        batch = super()._moved(x, y, draw=draw, **others)
+        if not (self.noise and self.training):
+            return batch
+        seed = self.differentiation.seed
+        noise, _ = AtNoise(self.noise).move(torch.zeros_like(x), x, ids=batch.ids, seed=seed, draw=draw)
+        return replace(batch, x=x + self._unit(x) * noise)
 
     @property
     def _differentiable(self) -> bool:
@@ -259,8 +221,7 @@ class Robustness(Objective):
             raise InputError(rule, got=f"{len(self.scale)} numbers")
         return self.scale.to(x).view(-1, *[1] * (x.dim() - 2))
 
-    def _compared(self, batch: Batch, count: int, *, measured: bool) -> Compared:
-        """Return the outputs and the terms, with the penalty over the first `count` samples."""
+    def _terms(self, batch: Batch, count: int, *, measured: bool) -> Computed:
         how, first = self.differentiation, batch.part(slice(count)) if count else batch
         assert batch.labels is not None
         if count and isinstance(FORMS[self.form][0], Loss) and batch.labels.is_floating_point():
@@ -296,10 +257,12 @@ class Robustness(Objective):
 
         if count and self.compiled is not None and self.not_compiled() is None:
             if self._values_like is None:  # the number of outputs is not known yet
-                return eager()
+                outputs, terms = eager()
+                return outputs, None, terms, None
             like = torch.zeros_like(self._values_like).expand(len(first.x), *self._values_like.shape[1:])
             step.v = directions(like)
-        return self._compiled_step(step, self._comparison, how.readout, eager, count > 0, measured)
+        outputs, terms = self._compiled_step(step, self._comparison, how.readout, eager, count > 0, measured)
+        return outputs, None, terms, None
 
     @property
     def _comparison(self) -> _Comparison:

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
@@ -15,10 +15,10 @@ from jacmatch.jacobian.modules import in_mode
 from jacmatch.losses import JacobianLoss, OutputLoss, attention_map, attention_transfer, match_sizes
 from jacmatch.models import FirstOutputs
 from jacmatch.objectives import validation
-from jacmatch.objectives.base import CallContext, Objective, Output
+from jacmatch.objectives.base import Computed, Objective, Output
 from jacmatch.objectives.differentiation import Differentiation
 from jacmatch.objectives.points import AtData, Batch, Point
-from jacmatch.objectives.terms import Terms, jacobian_term, label_term, output_term, precise
+from jacmatch.objectives.terms import jacobian_term, label_term, output_term, precise
 from jacmatch.objectives.weights import GradientShare, WeightSchedule
 from jacmatch.teachers import Answer, Question, Teacher
 from jacmatch.teachers.base import query
@@ -153,48 +153,15 @@ class Transfer(Objective):
                 f"`teacher` of `Transfer` must answer vᵀJ; {type(self.teacher).__name__} cannot. Use jacobians=0."
             )
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch *input"],
-        y: Int[Tensor, "batch"] | None = None,
-        *,
-        ids: Int[Tensor, "batch"] | None = None,
-        draw: int | None = None,
-        partners: Float[Tensor, "batch *input"] | None = None,
-        partner_labels: Shaped[Tensor, "batch *out"] | None = None,
-        progress: float | int = 0.0,
-        context: CallContext = None,
-    ) -> Terms:
-        """Compute the terms for a batch; `student_outputs` are those of the target task.
-
-        Args:
-            x: Raw images, the same for student and teacher.
-            y: Classes of the target task; None if the label term has no weight.
-            ids: A number for each image, by which a `MemoizedTeacher` recognizes it.
-            draw: Index of the draw of a mixture; None uses the number of calls.
-            partners: Another image for each, at mixed pairs; the next in the batch if None.
-            partner_labels: Their classes.
-            progress: Fraction of the training that is done, for the schedule.
-            context: Other arguments of both networks, by name, passed unchanged: attention masks, token types, atom
-                types, parameters. See `jacmatch.jacobian.arguments`.
-
-        Raises:
-            InputError: labels are missing, a shape is wrong, or student and teacher are incompatible.
-            UnsupportedError: the student cannot be differentiated twice.
-        """
-        call = self._call(progress)
-        batch = self._moved(x, y, ids, partners, partner_labels, call.number if draw is None else draw, context)
-        count, firsts = self._first(call, len(batch.x))
+    def _terms(self, batch: Batch, count: int, *, measured: bool) -> Computed:
         answer, answers = self._query(batch, count)
-        outputs, maps, products = self._student(batch, answer, count, traced=call.measured)
-        unweighted = self._terms(batch, answers, outputs, maps)
+        outputs, maps, products = self._student(batch, answer, count, traced=measured)
+        terms = self._of_whole_batch(batch, answers, outputs, maps)
         rows = None if answer is None else answer.products
         if rows is not None and products is not None:
-            unweighted["jacobians"] = jacobian_term(self.jacobian_loss, products, rows)
-        elif call.factor > 0:  # other processes have all of the first samples
-            unweighted["jacobians"] = (outputs * 0).sum()
+            terms["jacobians"] = jacobian_term(self.jacobian_loss, products, rows)
         teacher_outputs = None if answers is None else answers.outputs
-        return self._result(call, unweighted, outputs[:, : self.student.outputs], teacher_outputs, rows, firsts)
+        return outputs[:, : self.student.outputs], teacher_outputs, terms, rows
 
     def not_compiled(self) -> str | None:
         """Return why the steps of this objective are not compiled."""
@@ -286,7 +253,10 @@ class Transfer(Objective):
         maps = None if maps is None else torch.cat([head.values, maps])
         return torch.cat([head.outputs, outputs]), maps, head.products
 
-    def _terms(self, batch: Batch, answer: Answer | None, outputs: Tensor, maps: Tensor | None) -> dict[str, Tensor]:
+    def _of_whole_batch(
+        self, batch: Batch, answer: Answer | None, outputs: Tensor, maps: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Return the terms without derivatives."""
         weights, terms = self.loss_weights.weights, {}
         classes = self.student.outputs
         if weights["labels"]:

@@ -324,15 +324,13 @@ def one_output_for_each(caller: str, outputs: Tensor, x: Tensor) -> None:
         raise InputError(rule, got=f"shape {tuple(outputs.shape)}", do="A row of outputs for each sample.")
 
 
-def one_for_each(x: Tensor, **given: Tensor | None) -> None:
+def one_for_each(caller: str, x: Tensor, **given: Tensor | None) -> None:
     """Reject tensors without one entry for each sample: torch would broadcast them."""
     for name, tensor in given.items():
         wanted = tuple(x.shape) if name == "partners" else (len(x),)
         if tensor is not None and tuple(tensor.shape[: len(wanted)]) != wanted:
-            raise InputError(
-                f"`{name}` of `Distillation` must have one entry for each of the {len(x)} samples, of shape {wanted}.",
-                got=f"shape {tuple(tensor.shape)}",
-            )
+            rule = f"`{name}` of `{caller}` must have one entry for each of the {len(x)} samples, of shape {wanted}."
+            raise InputError(rule, got=f"shape {tuple(tensor.shape)}")
 
 
 def without_ignored(labels: Tensor, ignored: int) -> Tensor:

@@ -68,10 +68,7 @@ class WeightSchedule:
             raise InputError("`fades_from` of `WeightSchedule` must lie in [0, 1].", got=self.fades_from)
 
     def __call__(self, progress: float | int) -> float:
-        """The factor at this progress.
-
-        Args:
-            progress: Fraction of the training that is done, from 0 to 1; larger values count as 1.
+        """The factor at this progress, the fraction of the training that is done; values above 1 count as 1.
 
         Example:
             >>> WeightSchedule(samples_per_class=300)(0.0)

@@ -25,8 +25,50 @@ from jacmatch.teachers.base import (
 )
 
 
-class AnalyticTeacher:
-    """A function with a known Jacobian: returns outputs, Jv and vᵀJ exactly.
+class _FunctionTeacher:
+    """What teachers that call a function have in common; the outputs, and the Jacobian where it is known, differ."""
+
+    _outputs: Callable[[Tensor, Question], Tensor]
+    _matrix: Callable[[Tensor, Tensor, Question], Tensor]
+
+    def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
+        """Return the outputs at x and the products of the query.
+
+        Raises:
+            InputError: outputs, Jacobian or directions have a wrong shape.
+            UnsupportedError: the query has features, or products that this teacher cannot compute.
+        """
+        question, name = question or Question(), type(self).__name__
+        if question.layers or question.readout.layers:
+            raise UnsupportedError(
+                f"The teacher must answer features; {name} has outputs only. Use a readout of the outputs."
+            )
+        x = x.detach()
+        with frozen_pass(x):
+            outputs = self._outputs(x, question)
+            if question.cotangents is not None:
+                values, w, v = readout_vjp(question, outputs)
+                rows = _product("pbk,bki->pbi", w, self._matrix(x, outputs, question))
+                return Answer(outputs, values, rows.view(len(w), *x.shape), cotangents=v)
+            if question.tangents is None:
+                return Answer(outputs, values_of(question, outputs))
+            tangents = fitting_tangents(question, x)
+            if (step := self._step(x, tangents, question)) is not None:
+                pairs = finite_differences.central(
+                    lambda z: values_of(question, self._outputs(z, question)), x, tangents, step=step
+                )
+                return Answer(outputs, values_of(question, outputs), pairs)
+            jv = _product("pbi,bki->pbk", tangents.flatten(2), self._matrix(x, outputs, question))
+            values, products = readout_jvp(question, outputs, jv)
+            return Answer(outputs, values, products)
+
+    def _step(self, x: Tensor, tangents: Tensor, question: Question) -> float | Tensor | None:
+        """Return the step of the differences; None where the Jacobian is known."""
+        return question.step
+
+
+class AnalyticTeacher(_FunctionTeacher):
+    """A function with a known Jacobian: returns outputs, Jv and vᵀJ exactly; differences if the query gives a step.
 
     Args:
         function: Takes a batch (B, *input) and returns outputs (B, K).
@@ -50,34 +92,6 @@ class AnalyticTeacher:
         self.function = function
         self.jacobian = jacobian
 
-    def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
-        """Return the outputs at x and the products of the query; antithetic differences if it gives a step.
-
-        Raises:
-            InputError: outputs, Jacobian or directions have a wrong shape.
-            UnsupportedError: the query has features.
-        """
-        question = question or Question()
-        _check_no_features(question, "AnalyticTeacher")
-        x = x.detach()
-        with frozen_pass(x):
-            outputs = self._outputs(x, question)
-            if question.cotangents is not None:
-                values, w, v = readout_vjp(question, outputs)
-                rows = _product("pbk,bki->pbi", w, self._matrix(x, outputs, question))
-                return Answer(outputs, values, rows.view(len(w), *x.shape), cotangents=v)
-            if question.tangents is None:
-                return Answer(outputs, values_of(question, outputs))
-            tangents = fitting_tangents(question, x)
-            if question.step is not None:
-                pairs = finite_differences.central(
-                    lambda z: values_of(question, self._outputs(z, question)), x, tangents, step=question.step
-                )
-                return Answer(outputs, values_of(question, outputs), pairs)
-            jv = _product("pbi,bki->pbk", tangents.flatten(2), self._matrix(x, outputs, question))
-            values, products = readout_jvp(question, outputs, jv)
-            return Answer(outputs, values, products)
-
     def _outputs(self, x: Tensor, question: Question) -> Tensor:
         given = called(question, self.function, x.clone())
         return checked_outputs("AnalyticTeacher", given, x, "Add the axis of outputs.")
@@ -94,14 +108,6 @@ class AnalyticTeacher:
         return j.detach().to(x).flatten(2)
 
 
-def _check_no_features(question: Question, name: str) -> None:
-    """Raise an error if the query has features, which a function does not have."""
-    if question.layers or question.readout.layers:
-        raise UnsupportedError(
-            f"The teacher must answer features; {name} has outputs only. Use a readout of the outputs."
-        )
-
-
 def _product(equation: str, directions: Tensor, matrix: Float[Tensor, "batch out entry"]) -> Tensor:
     """The products of a Jacobian of which entries may be unknown (NaN): NaN where such an entry has a weight."""
     unknown = matrix.isnan()
@@ -112,7 +118,7 @@ def _product(equation: str, directions: Tensor, matrix: Float[Tensor, "batch out
     return products.masked_fill(weights > 0, float("nan"))
 
 
-class BlackBoxTeacher:
+class BlackBoxTeacher(_FunctionTeacher):
     """A black box: returns outputs, and Jv by finite differences; it cannot return vᵀJ.
 
     Args:
@@ -157,34 +163,20 @@ class BlackBoxTeacher:
         self._dtype = torch.float64  # of the last results
 
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
-        """Return the outputs at x, and Jv if the query has tangents.
-
-        Raises:
-            InputError: outputs or directions have a wrong shape.
-            UnsupportedError: the query has cotangents or features.
-        """
-        question = question or Question()
-        if question.cotangents is not None:
+        """Return the outputs at x, and Jv if the query has tangents; queries with cotangents are refused."""
+        if question is not None and question.cotangents is not None:
             raise UnsupportedError(
                 "The teacher must answer vᵀJ for directions on the output side; BlackBoxTeacher has values only. "
                 "Use probe=RandomInputs(k), or AnalyticTeacher if the Jacobian is known."
             )
-        _check_no_features(question, "BlackBoxTeacher")
-        x = x.detach()
-        with frozen_pass(x):
-            outputs = self._outputs(x, question)
-            products = None
-            if question.tangents is not None:
-                tangents = fitting_tangents(question, x)
-                step: float | Tensor | None = question.step
-                if step is None:
-                    own = finite_differences.relative_step(x.dtype)
-                    share = (self.relative_step or max(own, self._step_of_results())) / own
-                    step = share * finite_differences.step_sizes(x, tangents)
-                products = finite_differences.central(
-                    lambda z: values_of(question, self._outputs(z, question)), x, tangents, step=step
-                )
-            return Answer(outputs, values_of(question, outputs), products)
+        return super().answer(x, question)
+
+    def _step(self, x: Tensor, tangents: Tensor, question: Question) -> float | Tensor:
+        if question.step is not None:
+            return question.step
+        own = finite_differences.relative_step(x.dtype)
+        share = (self.relative_step or max(own, self._step_of_results())) / own
+        return share * finite_differences.step_sizes(x, tangents)
 
     def _step_of_results(self) -> float:
         """Return the relative step for the precision of the function's results, which may be coarser than x."""
