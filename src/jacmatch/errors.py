@@ -7,7 +7,8 @@ with code 2. Any other exception is a bug and keeps its traceback.
 import difflib
 import importlib
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -88,6 +89,19 @@ def in_one_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+@contextmanager
+def converted_errors(
+    rule: str, do: str = "", *, of: type[Exception] | tuple[type[Exception], ...] = Exception
+) -> Iterator[None]:
+    """Turn the exceptions that other code raises within the block into an `InputError`; those of jacmatch stay."""
+    try:
+        yield
+    except (InputError, UnsupportedError):
+        raise
+    except of as error:
+        raise InputError(rule, got=in_one_line(error), do=do) from error
 
 
 class UnsupportedError(RuntimeError):

@@ -10,7 +10,7 @@ from jacmatch.datasets.arrays import OPTIONAL, REQUIRED, from_arrays, from_split
 from jacmatch.datasets.data import Data
 from jacmatch.datasets.files import is_dir, user_path
 from jacmatch.datasets.streamed import Streamed
-from jacmatch.errors import InputError, UnsupportedError, in_one_line, unknown_name
+from jacmatch.errors import InputError, converted_errors, unknown_name
 
 # The first sentence of each docstring says what it is and how it is written.
 LOADERS: dict[str, Callable[[str, int], Data]] = {
@@ -73,23 +73,16 @@ def _exists(module_name: str) -> bool:
 
 def _call(spec: str, module_name: str, attribute: str) -> Data:
     """Return the data set of the user's function, which runs only because the user named it."""
-    try:
+    rule = f"`--data {spec}` must name a module that can be imported."
+    with converted_errors(rule, "Check the name, and that the module's folder is on PYTHONPATH."):
         module = importlib.import_module(module_name)
-    except Exception as error:  # the module is the user's: it may fail in any way
-        rule = f"`--data {spec}` must name a module that can be imported."
-        do = "Check the name, and that the module's folder is on PYTHONPATH."
-        raise InputError(rule, got=in_one_line(error), do=do) from error
     function = getattr(module, attribute, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise unknown_name(f"`--data {spec}`: the callable of module {module_name}", attribute, known)
-    try:
+    rule = f"`--data {spec}` must be callable without arguments and return a data set."
+    with converted_errors(rule, "Call it in Python to see where."):
         given = function()
-    except (InputError, UnsupportedError):
-        raise
-    except Exception as error:
-        rule = f"`--data {spec}` must be callable without arguments and return a data set."
-        raise InputError(rule, got=in_one_line(error), do="Call it in Python to see where.") from error
     if isinstance(given, Data) and isinstance(given.train.x, Streamed):
         return from_splits(spec, given.train, given.test)
     return from_arrays(spec, _arrays(spec, given))

@@ -7,11 +7,11 @@ import tarfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from jacmatch.errors import InputError, UnsupportedError, in_one_line
+from jacmatch.errors import InputError, converted_errors
 
 # What gzip, zip, tar, numpy (whose headers are Python), json and Pillow raise on broken files.
 _BROKEN = (
@@ -77,15 +77,9 @@ def _what_is(path: Path) -> str:
     return "is a file" if is_file(path) else "does not exist"
 
 
-@contextmanager
-def reading(path: Path | str, kind: str, do: str) -> Iterator[None]:
+def reading(path: Path | str, kind: str, do: str) -> AbstractContextManager[None]:
     """Turn any error of the block, which reads one file, into an `InputError` that names the file."""
-    try:
-        yield
-    except (InputError, UnsupportedError):
-        raise
-    except _BROKEN as error:
-        raise InputError(f"{path} must be {kind}.", got=in_one_line(error), do=do) from error
+    return converted_errors(f"{path} must be {kind}.", do, of=_BROKEN)
 
 
 def entries(folder: Path) -> list[Path]:

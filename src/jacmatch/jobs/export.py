@@ -15,7 +15,7 @@ import tyro
 from torch import Tensor, nn
 
 from jacmatch.datasets import Data, Split
-from jacmatch.errors import InputError, optional_package
+from jacmatch.errors import InputError, converted_errors, optional_package
 from jacmatch.jobs import networks
 from jacmatch.jobs.data import data_for
 from jacmatch.jobs.progress import Progress
@@ -131,11 +131,8 @@ def _compared(name: str, mine: nn.Module, network: nn.Module, split: Split, *, s
 
 def _program(run: Run, network: nn.Module, split: Split) -> dict[str, Any]:
     x = split.inputs(torch.zeros(2, dtype=torch.int64)).cpu()
-    try:
+    with converted_errors("The network must be one that torch.export can trace."):
         program = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    except Exception as error:  # torch.export has many
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
-        raise InputError("The network must be one that torch.export can trace.", got=reason) from error
     file = io.BytesIO()
     torch.export.save(program, file)
     write_whole(run.path, PROGRAM, file.getvalue())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from jacmatch.datasets import Data
-from jacmatch.errors import InputError, UnsupportedError, in_one_line
+from jacmatch.errors import InputError, converted_errors
 from jacmatch.files import inside, read
 from jacmatch.jacobian import output_tensor
 from jacmatch.jacobian.modules import call
@@ -56,16 +56,11 @@ class Description:
             do = "Name a model that can be trained, or give the file as a teacher."
             raise InputError("An ONNX network has no gradients, so it cannot be trained.", got=self.spec, do=do)
         shape = self.shape if self.size is None else (self.shape[0], self.size, self.size)
-        try:
+        with converted_errors(f"The network {self.spec!r} must run on inputs {self.shape}."):  # the user's code
             network = catalog.build(self.spec, self.outputs, shape, self.mean or None, self.std or None)
             network = network if self.size is None else Resized(network, self.shape, self.size)
             with torch.no_grad():
                 outputs = output_tensor(call(network.eval(), torch.zeros(2, *self.shape)))
-        except (InputError, UnsupportedError):
-            raise
-        except Exception as error:  # the user's own code may raise anything
-            rule = f"The network {self.spec!r} must run on inputs {self.shape}."
-            raise InputError(rule, got=in_one_line(error)) from error
         if outputs.shape != (2, self.outputs, *self.positions):
             each = "position of the labels" if self.positions else "sample of these data"
             wanted = ", ".join(map(str, ("B", self.outputs, *self.positions)))
@@ -106,7 +101,7 @@ def describe(folder: Path) -> Description:
     file = folder / DESCRIPTION
     if not file.is_file():
         raise InputError(f"{folder} must hold a trained network.", got=f"a run without {DESCRIPTION}")
-    try:
+    with converted_errors(f"{file} must describe a network.", "It is damaged: copy it again."):
         raw: dict[str, Any] = load(file)
         return Description(
             str(raw["spec"]),
@@ -117,10 +112,6 @@ def describe(folder: Path) -> Description:
             None if raw.get("size") is None else int(raw["size"]),
             tuple(int(size) for size in raw.get("positions") or ()),
         )
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise InputError(f"{file} must describe a network.", got=f"a damaged file ({error})") from error
 
 
 def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -> nn.Module:
@@ -180,13 +171,9 @@ def _check_size(description: Description, file: Path) -> None:
         family in ("mlp", "scaled-mlp", "gaussian-process", "vgg") or family in catalog.CATALOG
     ):
         return  # another library may not build on a device without memory
-    try:
-        with torch.device("meta"), _WithoutValues():
-            empty = catalog.build(description.spec, description.outputs, description.shape)
-    except InputError:
-        raise
-    except Exception as error:  # of numbers that torch cannot take
-        raise InputError(f"{file.parent / DESCRIPTION} must describe a network.", got=type(error).__name__) from error
+    rule = f"{file.parent / DESCRIPTION} must describe a network."
+    with converted_errors(rule), torch.device("meta"), _WithoutValues():  # torch cannot take some numbers
+        empty = catalog.build(description.spec, description.outputs, description.shape)
     needed = sum(value.numel() * value.element_size() for value in empty.state_dict().values())
     if needed > 8 * file.stat().st_size:
         rule = f"{file} must hold the {needed:,} bytes of weights of {description.spec!r}."

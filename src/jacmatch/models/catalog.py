@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jacmatch.errors import InputError, optional_package, unknown_name
+from jacmatch.errors import InputError, converted_errors, optional_package, unknown_name
 from jacmatch.models.inputs import Normalized, Shape, Statistics, check_sizes
 from jacmatch.models.mlp import MLP, mlp_from_layout, scaled_mlp_from_layout
 from jacmatch.models.process_mean import process_mean_from_layout
@@ -122,17 +122,14 @@ def _hf(name: str, outputs: int, shape: Shape, mean: Statistics, std: Statistics
     if own.get("library_name") == "jacmatch" and not is_code(f"{own.get('spec')}"):  # by `jacmatch export --to hf`
         return build(str(own["spec"]), outputs, shape, mean, std)
     transformers = optional_package("transformers", f"`hf:{name}`", "pip install 'jacmatch[hf]'")
-    try:
+    rule = f"`hf:{name}` must be an image classifier of transformers."
+    with converted_errors(rule, "Name the folder of an image classifier with config.json."):
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         config.num_labels = outputs
         if hasattr(config, "num_channels"):
             config.num_channels = shape[0]
         create = partial(transformers.AutoModelForImageClassification.from_config, config, trust_remote_code=False)
         network = create()
-    except Exception as error:  # transformers raises many types
-        reason = (str(error).strip().splitlines() or [""])[0][:160]
-        do = "Name the folder of an image classifier with config.json."
-        raise InputError(f"`hf:{name}` must be an image classifier of transformers.", got=reason, do=do) from error
     if mean is None and std is None and (known := preprocessing(f"hf:{name}")) and len(known.mean) in (1, shape[0]):
         mean, std = known.mean, known.std
     return _wrapped(f"hf:{name}", partial(_Logits, network), outputs, shape, mean, std)
@@ -170,12 +167,9 @@ def hf_folder(name: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         hub = optional_package("huggingface_hub", f"`hf:{name}`", "pip install 'jacmatch[hf]'")
-        try:
+        rule = f"`hf:{name}` must be a folder, or a repository in the local cache of Hugging Face."
+        with converted_errors(rule, f"Nothing is downloaded; to have it in the cache, run: hf download {name}."):
             folder = Path(hub.snapshot_download(name, local_files_only=True))
-        except Exception as error:  # huggingface_hub has types of its own
-            rule = f"`hf:{name}` must be a folder, or a repository in the local cache of Hugging Face."
-            do = f"Nothing is downloaded; to have it in the cache, run: hf download {name}."
-            raise InputError(rule, got=f"{name!r}, which is neither", do=do) from error
     return folder
 
 
@@ -233,14 +227,9 @@ def _wrapped(
     spec: str, create: Callable[[], nn.Module], outputs: int, shape: Shape, mean: Statistics, std: Statistics
 ) -> nn.Module:
     """A network of another library that normalizes inside and is known to take one such sample."""
-    try:
+    with converted_errors(f"`{spec}` must take samples of shape {tuple(shape)}."), torch.no_grad():
         model = Normalized(create(), shape, mean, std)
-        with torch.no_grad():
-            answer = model.eval()(torch.zeros(1, *shape))
-    except InputError:
-        raise
-    except Exception as error:  # any library, any type of exception
-        raise InputError(f"`{spec}` must take samples of shape {tuple(shape)}.", got=f"{error}") from error
+        answer = model.eval()(torch.zeros(1, *shape))
     if not isinstance(answer, Tensor) or answer.shape != (1, outputs):
         raise InputError(f"`{spec}` must return {outputs} outputs a sample.", got=f"{getattr(answer, 'shape', answer)}")
     return model.train()

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacmatch.errors import InputError, optional_package
+from jacmatch.errors import InputError, converted_errors, optional_package
 from jacmatch.models.inputs import Shape
 
 _TYPES = {"float": np.float32, "float16": np.float16, "double": np.float64, "uint8": np.uint8}
@@ -106,13 +106,8 @@ def onnx(path: str, outputs: int | None, shape: Shape, mean: object = None, std:
 
     network = ValuesOnly(run, name=f"onnx:{path}", step=_step(file, dtype))
     network.arrays = False
-    try:
+    with converted_errors(f"{rule} that takes samples of shape {tuple(shape)}."):
         result = network(torch.zeros(2, *shape))
-    except InputError:
-        raise
-    except Exception as error:  # onnxruntime has types of its own
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise InputError(f"{rule} that takes samples of shape {tuple(shape)}.", got=reason) from error
     if outputs is not None and result.shape[1] != outputs:
         do = "Its classes must be those of the data, in the same order."
         raise InputError(f"{rule} with {outputs} outputs for these data.", got=f"{result.shape[1]}", do=do)
@@ -124,11 +119,8 @@ def _session(file: Path, rule: str) -> tuple[Any, Any]:
     runtime = optional_package("onnxruntime", "`onnx:FILE`", "pip install 'jacmatch[onnx]'")
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
-    try:
+    with converted_errors(f"{rule} that onnxruntime can read.", "Export it again."):
         session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has types of its own
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise InputError(f"{rule} that onnxruntime can read.", got=reason, do="Export it again.") from error
     entries = session.get_inputs()
     if len(entries) != 1:
         got = f"{len(entries)}: {', '.join(entry.name for entry in entries)}"

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jacmatch.errors import InputError, in_one_line, optional_package
+from jacmatch.errors import InputError, converted_errors, in_one_line, optional_package
 
 Sets = dict[str, dict[str, Tensor]]
 
@@ -172,10 +172,8 @@ def _shards(index: Path, largest: int, allow_pickle: bool) -> dict[str, Tensor]:
 def _weight_map(index: Path) -> dict[str, str]:
     rule = f"`{index}` must be an index of weights, with a `weight_map` of names and files."
     _check_size(index, _size(index), _INDEX_BYTES)
-    try:
+    with converted_errors(rule, "Copy it again."):
         parts = json.loads(index.read_bytes())["weight_map"]
-    except Exception as error:  # json, unicode, recursion, lookup
-        raise InputError(rule, got=type(error).__name__, do="Copy it again.") from error
     if not isinstance(parts, dict) or not parts or not all(isinstance(name, str) for name in parts.values()):
         raise InputError(rule, got="another content", do="Copy it again.")
     return parts
@@ -184,29 +182,21 @@ def _weight_map(index: Path) -> dict[str, str]:
 def _safetensors(source: Path) -> dict[str, Tensor]:
     """A safetensors file; its header cannot claim more than the file has."""
     safetensors = optional_package("safetensors.torch", "`load_weights`", "pip install 'jacmatch[train]'")
-    try:
+    with converted_errors(f"`{source}` must be a complete safetensors file.", "Copy it again."):
         tensors: dict[str, Tensor] = safetensors.load(source.read_bytes())
-    except Exception as error:  # safetensors' own type is not documented
-        raise InputError(
-            f"`{source}` must be a complete safetensors file.", got=f"{error}", do="Copy it again."
-        ) from error
     return tensors
 
 
 def _npz(source: Path, size: int) -> dict[str, Tensor]:
     """The arrays of a numpy archive."""
     rule = f"`{source}` must be a complete numpy archive of plain arrays."
-    try:
+    with converted_errors(rule, "Write it with np.savez."):
         with zipfile.ZipFile(source) as parts:
             unpacked = sum(part.file_size for part in parts.infolist())
         if unpacked > 4 * size + 2**20:
             raise InputError(rule, got="parts far larger than the file", do="Write it with np.savez.")
         with np.load(source, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(np.require(arrays[name], requirements=("C", "W"))) for name in arrays.files}
-    except InputError:
-        raise
-    except Exception as error:  # numpy and zipfile have many, torch one for types it does not have
-        raise InputError(rule, got=in_one_line(error), do="Write it with np.savez.") from error
 
 
 class _Inert:
@@ -267,13 +257,10 @@ def _unpickled(source: Path, stands: Mapping[str, type]) -> object:
 def _check_archive(source: Path, size: int) -> None:
     """Refuses archives of code, parts larger than the file, and damage: torch itself compares no checksums."""
     rule = f"`{source}` must be a complete torch checkpoint."
-    try:
-        with zipfile.ZipFile(source) as parts:
-            names = parts.namelist()
-            large = sum(part.file_size for part in parts.infolist()) > size
-            damaged = None if large else parts.testzip()
-    except Exception as error:  # zipfile has many
-        raise InputError(rule, got=in_one_line(error), do="Copy it again.") from error
+    with converted_errors(rule, "Copy it again."), zipfile.ZipFile(source) as parts:
+        names = parts.namelist()
+        large = sum(part.file_size for part in parts.infolist()) > size
+        damaged = None if large else parts.testzip()
     if damaged is not None:
         raise InputError(rule, got="a part with another checksum than it was written with", do="Copy it again.")
     programs = {

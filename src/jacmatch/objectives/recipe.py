@@ -70,13 +70,9 @@ def recipe(
     With `samples_per_class=None` the data of a classification are assumed not to be scarce: there is no Jacobian term
     unless `derivatives` requests it.
 
-    Args:
-        task: Whether labels are classes or numbers.
-        samples_per_class: Training samples for each class; None if unknown, and in regression.
-        single_label: Whether probe or readouts need the label of a single sample, which a mixed pair does not have.
-        derivatives: Whether a setting of the Jacobian term was given, which requests that term for any amount of data.
-        output_loss, temperature, point, jacobians, schedule: The given values, or None. With given `jacobians` the
-            schedule is constant unless it is given too.
+    `single_label` says that probe or readouts need the label of a single sample, which a mixed pair does not have, and
+    `derivatives` that a setting of the Jacobian term was given, which requests that term for any amount of data. With
+    given `jacobians` the schedule is constant unless it is given too.
     """
     if samples_per_class is not None and not samples_per_class > 0:
         raise InputError("`samples_per_class` of `Distillation` must be positive.", got=samples_per_class)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, converted_errors
 from jacmatch.files import inside, read
 from jacmatch.report import figures, tables
 from jacmatch.report.figures import PALETTE, Style, styles
@@ -99,7 +99,9 @@ def write_report(run_dir: str | Path, result: Mapping[str, Any] | None = None) -
     """
     run = Run.open(run_dir, finished=result is None)
     result = run.result if result is None else plain(result, "result")
-    try:
+    unreadable = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
+    rule = f"{run.path}/result.json must have the rows or tables of its job."
+    with converted_errors(rule, "Run the job again.", of=unreadable):
         if result.get("tables"):
             page = _tables_page(run, result)
         elif result.get("rows"):
@@ -111,11 +113,6 @@ def write_report(run_dir: str | Path, result: Mapping[str, Any] | None = None) -
             rule = f"{run.path} must hold a comparison or tables."
             do = "Give a run of distill, robust, transfer, surrogate or reproduce."
             raise InputError(rule, got=f"a run of `{run.job}`", do=do)
-    except InputError:
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        rule = f"{run.path}/result.json must have the rows or tables of its job."
-        raise InputError(rule, got=f"{type(error).__name__}: {error}", do="Run the job again.") from error
     return run.write_bytes("report.html", page.encode("utf-8", "replace"))
 
 
@@ -291,17 +288,14 @@ def _jacobians(run: Run) -> list[str]:
     file = next((run.path / name for name in JACOBIANS if (run.path / name).is_file()), None)
     if file is None:
         return []
-    try:
+    rule = f"{file} must hold the arrays of the figure of Jacobians."
+    with converted_errors(rule, "It is damaged. Remove it, or run the job again."):
         content = io.BytesIO(read(run.path, file, _LARGEST_ARRAYS))
         with zipfile.ZipFile(content) as members:
             if sum(member.file_size for member in members.infolist()) > _LARGEST_ARRAYS:
                 raise ValueError("more than 64 MiB of arrays")
         with np.load(content, allow_pickle=False) as arrays:
             rows, headings = _images({name: arrays[name] for name in arrays.files})
-    except (ValueError, KeyError, IndexError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        rule = f"{file} must hold the arrays of the figure of Jacobians."
-        got = f"a damaged file ({error})"
-        raise InputError(rule, got=got, do="Remove it, or run the job again.") from error
     caption = (
         "Test images; beside each the row of the teacher's top class in the teacher's Jacobian, and the same row of "
         "each student of the first seed, with its cosine to the teacher's. Red raises the logit, blue lowers it; "

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.datasets import Split
-from jacmatch.errors import InputError, in_one_line
+from jacmatch.errors import InputError, converted_errors
 from jacmatch.files import read
 from jacmatch.objectives import Objective
 from jacmatch.runs import CHECKPOINT, Run
@@ -52,7 +52,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Read the state that `save` wrote, to the CPU. No code in the file is run."""
     rule = f"{path} must be a complete checkpoint of jacmatch."
-    try:
+    with converted_errors(rule, _ANEW):  # torch raises a different type for each way in which a file can be damaged
         content = memoryview(read(path.parent, path))
         body, end = content[:-_END], bytes(content[-_END:])
         if end != _MARK + hashlib.sha256(body).hexdigest().encode():
@@ -61,10 +61,6 @@ def load(path: Path) -> dict[str, Any]:
             if sum(part.file_size for part in parts.infolist()) > len(body):
                 raise InputError(rule, got="parts that are larger than the file", do=_ANEW)
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except InputError:
-        raise
-    except Exception as error:  # torch raises a different type for each way in which a file can be damaged
-        raise InputError(rule, got=in_one_line(error), do=_ANEW) from error
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise InputError(f"{path} must be a checkpoint of jacmatch.", got=f"a {type(state).__name__}", do=_ANEW)
     return state
@@ -139,12 +135,8 @@ def resume(state: State, run: Run) -> None:
         missing = [part for part in _PARTS if part not in saved]
         if missing:
             raise InputError(f"{path} must be a checkpoint of a training run.", got=f"one without {missing}", do=_ANEW)
-        try:
+        with converted_errors(f"{path} must be a checkpoint of this run.", _ANEW):  # right checksum, wrong contents
             _restore(state, saved, path)
-        except InputError:
-            raise
-        except Exception as error:  # a file with the right checksum and wrong contents: torch raises what it likes
-            raise InputError(f"{path} must be a checkpoint of this run.", got=in_one_line(error), do=_ANEW) from error
     state.ranks.same("checkpoint", state.step)
     if state.ranks.first and run.metrics():
         run.rewind(state.step)

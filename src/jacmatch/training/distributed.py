@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jacmatch.errors import ElsewhereError, InputError, UnsupportedError
+from jacmatch.errors import ElsewhereError, InputError, UnsupportedError, converted_errors
 from jacmatch.objectives import GradientShare, Objective, Terms
 from jacmatch.objectives.base import networks_of
 from jacmatch.objectives.weights import Part
@@ -369,16 +369,14 @@ def _own_gpu(device: str) -> bool:
 
 def _store(rank: int, size: int) -> distributed.Store:
     """Open the store of the job: that of the command line, of torchrun's agent, or of the first process."""
-    try:
+    rule = "MASTER_ADDR and MASTER_PORT must be the address at which the processes of this job meet."
+    with converted_errors(rule, "Start them with torchrun.", of=(KeyError, ValueError, RuntimeError)):
         if STORE in os.environ:
             return distributed.FileStore(os.environ[STORE], -1)  # type: ignore[attr-defined]
         host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
         ours = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         store = distributed.TCPStore(host, int(port), size, is_master=ours)  # type: ignore[attr-defined]
         return distributed.PrefixStore(f"jacmatch-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # type: ignore[attr-defined]
-    except (KeyError, ValueError, RuntimeError) as error:
-        rule = "MASTER_ADDR and MASTER_PORT must be the address at which the processes of this job meet."
-        raise InputError(rule, got=f"{error}", do="Start them with torchrun.") from error
 
 
 def _first(store: distributed.Store, rank: int, error: BaseException) -> BaseException:

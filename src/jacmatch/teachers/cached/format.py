@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, get_args
 import torch
 from torch import Tensor
 
-from jacmatch.errors import InputError, UnsupportedError, unknown_name
+from jacmatch.errors import InputError, UnsupportedError, converted_errors, unknown_name
 from jacmatch.files import read
 from jacmatch.jacobian import probes
 from jacmatch.runs import files
@@ -126,13 +126,9 @@ def read_head(folder: Path) -> Head:
     if raw.pop("format", None) != FORMAT:
         rule = f"{file} must be of format {FORMAT}, the one that this version reads."
         raise InputError(rule, do="Build the cache again with this version.")
-    try:
+    do = "It is damaged: copy it again, or build the cache again."
+    with converted_errors(f"{file} must describe a cache.", do, of=(KeyError, TypeError, ValueError, OverflowError)):
         return _checked(raw)
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        do = "It is damaged: copy it again, or build the cache again."
-        raise InputError(f"{file} must describe a cache.", got=f"{type(error).__name__}: {error}", do=do) from error
 
 
 def _checked(raw: Mapping[str, Any]) -> Head:
