@@ -160,7 +160,7 @@ FAULTS = {
     ),
     "a cache of another teacher is believed": Fault(
         "teachers/cached/reader.py",
-        "        apart = differences(there, expected)\n",
+        "        apart = changed(there, expected)\n",
         "        apart = None\n",
         "tests/teachers/test_cached.py tests/jobs/test_cache.py",
     ),

@@ -61,7 +61,7 @@ def test_the_same_job_goes_on_and_another_is_refused(tmp_path):
     cases = {
         r"of `train`, not of `distill`": lambda: begun(tmp_path, job="distill"),
         r"other settings: lr \(0.1 there, 0.2 here\)": lambda: begun(tmp_path, {**SETTINGS, "lr": 0.2}),
-        r"nested.a \(1 there, absent here\)": lambda: begun(tmp_path, {**SETTINGS, "nested": {}}),
+        r"nested.a \(1 there, nothing here\)": lambda: begun(tmp_path, {**SETTINGS, "nested": {}}),
         r"of version 0.0.1, not 9": lambda: begun(tmp_path, version="9"),
     }
     before = (tmp_path / "settings.json").read_bytes()

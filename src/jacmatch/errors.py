@@ -104,6 +104,12 @@ def converted_errors(
         raise InputError(rule, got=in_one_line(error), do=do) from error
 
 
+def few(names: Sequence[object], shown: int = 3) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(map(str, names[:shown])) + more
+
+
 class UnsupportedError(RuntimeError):
     """The request is valid, but this engine, teacher or module does not support it; the message names one that does."""
 

@@ -9,9 +9,16 @@ from jaxtyping import UInt8
 
 from jacmatch.datasets.arrays import from_arrays
 from jacmatch.datasets.data import Data
-from jacmatch.datasets.files import check_digest, check_file_size, entries, existing_folder, is_file, reading
+from jacmatch.datasets.files import (
+    check_digest,
+    check_file_size,
+    entries,
+    existing_folder,
+    is_file,
+    reading,
+)
 from jacmatch.datasets.streamed import decode
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, few
 
 
 @dataclass(frozen=True)
@@ -148,8 +155,7 @@ def _find(folder: Path, edition: Edition) -> tuple[Path, ImageGrids | None]:
     if any(name in edition.pickles for name in names):
         got = "the Python version, whose pickles could run any code and are never opened"
         raise InputError(rule, got=got, do=edition.remedy)
-    got = ", ".join(names[:5]) + (" …" if len(names) > 5 else "") if names else "an empty folder"
-    raise InputError(rule, got=got, do=edition.remedy)
+    raise InputError(rule, got=few(names, 5) or "an empty folder", do=edition.remedy)
 
 
 def _present(path: Path, edition: Edition) -> Path:

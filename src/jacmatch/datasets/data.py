@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int64, Shaped, UInt8, UInt64
 from torch import Tensor
 
 from jacmatch.datasets.streamed import Streamed
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, few
 
 _COUNTED = 2048  # images of a streamed split that its statistics are of
 
@@ -238,9 +238,8 @@ def per_class(labels: Shaped[Tensor, "sample *row"], count: int, seed: int) -> I
     sizes = np.bincount(classes)
     short = [f"class {number}: {size}" for number, size in enumerate(sizes) if size < count]
     if short:
-        got = ", ".join(short[:5]) + (f" and {len(short) - 5} more classes" if len(short) > 5 else "")
         rule = f"`count` of `per_class` (samples per class) is {count}; every class must have as many."
-        raise InputError(rule, got=got, do=f"Use at most {sizes.min()}.")
+        raise InputError(rule, got=few(short, 5), do=f"Use at most {sizes.min()}.")
     order = np.argsort(keys(seed, len(classes)), kind="stable")
     chosen = [order[classes[order] == number][:count] for number in range(len(sizes))]
     return torch.from_numpy(np.sort(np.concatenate(chosen)).astype(np.int64))

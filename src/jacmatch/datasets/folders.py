@@ -6,12 +6,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
+from torch import Tensor
 
 from jacmatch.datasets.arrays import from_arrays, from_splits
 from jacmatch.datasets.data import Data, Split, split_validation
-from jacmatch.datasets.files import check_memory, entries, existing_folder, is_dir, is_file, reading, user_path
-from jacmatch.datasets.streamed import MAX_BYTES, Names, check_size, decode, streamed
-from jacmatch.errors import InputError, unknown_name
+from jacmatch.datasets.files import (
+    check_memory,
+    entries,
+    existing_folder,
+    is_dir,
+    is_file,
+    reading,
+    user_path,
+)
+from jacmatch.datasets.streamed import MAX_BYTES, Names, Source, check_size, decode, streamed
+from jacmatch.errors import InputError, few, unknown_name
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TEST_SHARE = 0.2
@@ -85,9 +94,8 @@ def listed(folder: Path) -> tuple[list[str], list[tuple[Path, str]], list[tuple[
 def _list(folder: Path) -> tuple[list[str], list[tuple[Path, str]]]:
     """Return the classes and the (file, class) pairs of one part, both sorted by name."""
     if not is_dir(folder):
-        raise InputError(
-            f"{folder.parent} must have a folder `{folder.name}`.", got=_some_names(folder.parent), do=_LAYOUT
-        )
+        got = few([path.name for path in _visible(folder.parent)], 5) or "an empty folder"
+        raise InputError(f"{folder.parent} must have a folder `{folder.name}`.", got=got, do=_LAYOUT)
     pairs = []
     classes = _visible(folder)
     for entry in classes:
@@ -119,11 +127,6 @@ def is_hidden(name: str) -> bool:
         (True, True, False)
     """
     return name.startswith(".") or name.lower() in _NOT_DATA
-
-
-def _some_names(folder: Path) -> str:
-    names = [path.name for path in _visible(folder)]
-    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "") if names else "an empty folder"
 
 
 def _read(paths: list[Path], size: int | None, name: str) -> UInt8[np.ndarray, "sample channel row column"]:
@@ -199,11 +202,19 @@ def load_streamed(argument: str, seed: int) -> Data:
         Names.of([path.relative_to(folder).as_posix() for path, _ in pairs]),
         np.array([_size(path) for path, _ in pairs], dtype=np.int64),
     )
-    rows = torch.arange(len(pairs))
-    train_rows, test_rows = rows[: len(train)], rows[len(train) :]
+    return split_source(name, files, labels, len(train), size, seed)
+
+
+def split_source(name: str, source: Source, labels: Tensor, train: int, size: int | None, seed: int) -> Data:
+    """Return the data set of images on disk, of which the first `train` are for training; all are if there are no more.
+
+    Then a fifth of each class, chosen by `seed`, is the test part.
+    """
+    rows = torch.arange(len(labels))
+    train_rows, test_rows = rows[:train], rows[train:]
     if not len(test_rows):
         train_rows, test_rows = split_validation(labels, TEST_SHARE, seed)
-    x = streamed(files, train_rows.numpy(), size, name)
+    x = streamed(source, train_rows.numpy(), size, name)
     whole = Split(x.of(rows.numpy()), labels)
     return from_splits(name, whole.subset(train_rows), whole.subset(test_rows))
 

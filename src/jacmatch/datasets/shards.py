@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from jacmatch.datasets.arrays import from_splits
-from jacmatch.datasets.data import Data, Split, split_validation
+from jacmatch.datasets.data import Data
 from jacmatch.datasets.files import cache_folder, entries, is_dir, reading
-from jacmatch.datasets.folders import TEST_SHARE, is_hidden, parse
-from jacmatch.datasets.streamed import MAX_BYTES, Names, check_size, streamed
-from jacmatch.errors import InputError
+from jacmatch.datasets.folders import is_hidden, parse, split_source
+from jacmatch.datasets.streamed import MAX_BYTES, Names, check_size
+from jacmatch.errors import InputError, few
 from jacmatch.files import UNFINISHED, read, replace
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -275,13 +274,7 @@ def load(argument: str, seed: int) -> Data:
     counts = [len(index.labels) for index in indices]
     labels = torch.from_numpy(np.concatenate([index.labels for index in indices]))
     shards = Shards(folder, paths, indices, np.cumsum([0, *counts[:-1]], dtype=np.int64))
-    rows = torch.arange(len(labels))
-    train_rows, test_rows = rows[: sum(counts[: len(train)])], rows[sum(counts[: len(train)]) :]
-    if not len(test_rows):
-        train_rows, test_rows = split_validation(labels, TEST_SHARE, seed)
-    x = streamed(shards, train_rows.numpy(), size, name)
-    whole = Split(x.of(rows.numpy()), labels)
-    return from_splits(name, whole.subset(train_rows), whole.subset(test_rows))
+    return split_source(name, shards, labels, sum(counts[: len(train)]), size, seed)
 
 
 def _shards_of(folder: Path, part: str) -> list[Path]:
@@ -294,8 +287,7 @@ def _shards_of(folder: Path, part: str) -> list[Path]:
 def _check_test_folder(folder: Path, train: list[Path], test: list[Path]) -> None:
     names = [path.name for path in entries(folder)]
     if not train:
-        got = ", ".join(names[:5]) or "an empty folder"
-        raise InputError(f"{folder} must have training shards.", got=got, do=_LAYOUT)
+        raise InputError(f"{folder} must have training shards.", got=few(names, 5) or "an empty folder", do=_LAYOUT)
     others = [name for name in names if name.startswith(_OTHERS)]
     if others and not test:
         rule = f"The held-out shards of {folder} must be called `test`."

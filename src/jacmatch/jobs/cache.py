@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from jacmatch.datasets import Data, Split
 from jacmatch.datasets.streamed import Streamed
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, few
 from jacmatch.jobs.data import load
 from jacmatch.jobs.distill import TeachingFields
 from jacmatch.jobs.progress import Progress
@@ -33,7 +33,6 @@ from jacmatch.training.distributed import rank_and_size
 
 ROUNDING = 1e-4
 """Relative differences up to this come from another order of summation."""
-_LISTED = 5
 _TRIED = 4
 """Entries of each run that are compared when a cache is opened: changed code may show in no fingerprint."""
 _READ = 2048  # entries read to measure the speed
@@ -107,10 +106,9 @@ class Comparison:
     def refuse(self, cache: Path) -> None:
         """Raise an `InputError` that lists the wrong entries, if there are any."""
         if self.wrong:
-            more = f" and {len(self.wrong) - _LISTED} more" if len(self.wrong) > _LISTED else ""
             rule = f"The entries of {cache} must equal the teacher's present answers."
-            named = [f"{entry} ({', '.join(fields)})" for entry, fields in list(self.wrong.items())[:_LISTED]]
-            got = f"{len(self.wrong)} of {self.entries} beyond rounding: {', '.join(named)}{more}"
+            named = [f"{entry} ({', '.join(fields)})" for entry, fields in self.wrong.items()]
+            got = f"{len(self.wrong)} of {self.entries} beyond rounding: {few(named, 5)}"
             raise InputError(rule, got=got, do="Remove the folder and build it again.")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jacmatch.errors import InputError, optional_package
+from jacmatch.errors import InputError, few, optional_package
 from jacmatch.files import replace
 from jacmatch.models import weight_files
 from jacmatch.models.inputs import Statistics, statistics
@@ -413,7 +413,7 @@ def _fit(
 
 
 def _known(sets: Mapping[str, object]) -> str:
-    return f"Known: {_few([repr(key) for key in sets], 8)}."
+    return f"Known: {few([repr(key) for key in sets], 8)}."
 
 
 def _one_of(source: Path, fits: list[Fit], caller: str) -> Fit:
@@ -422,11 +422,11 @@ def _one_of(source: Path, fits: list[Fit], caller: str) -> Fit:
     if len(plain) != 1:
         rule = f"`{source}` must hold one set of weights, or `key` of `{caller}` say which."
         names = [repr(fit.key) for fit in fits]
-        raise InputError(rule, got=_few(names, 8), do=f"Give for example key={names[0]}.")
+        raise InputError(rule, got=few(names, 8), do=f"Give for example key={names[0]}.")
     others = [repr(fit.key) for fit in fits if fit is not plain[0]]
     if others:
         warnings.warn(
-            f"`{source}` has several sets of weights: {plain[0].key!r} is taken, not {_few(others)}. "
+            f"`{source}` has several sets of weights: {plain[0].key!r} is taken, not {few(others)}. "
             f"`key` of `{caller}` chooses another.",
             stacklevel=4,
         )
@@ -458,7 +458,7 @@ def _check_plain(source: Path, tensors: Mapping[str, Tensor]) -> None:
     ]
     if odd:
         rule = f"`{source}` must hold ordinary tensors."
-        raise InputError(rule, got=f"sparse, quantized or empty ones: {_few(odd)}", do="Convert it to floats first.")
+        raise InputError(rule, got=f"sparse, quantized or empty ones: {few(odd)}", do="Convert it to floats first.")
 
 
 def _converted(source: Path, name: str, given: Tensor, own: Tensor) -> Tensor:
@@ -502,12 +502,12 @@ def _warn(source: Path, fit: Fit, types: list[torch.dtype]) -> None:
     if fit.renamed:
         pairs = [f"{theirs} → {ours}" for ours, theirs in fit.renamed.items()]
         warnings.warn(
-            f"`{source}` names its layers otherwise; they were matched by structure: {_few(pairs)}. Measure the "
+            f"`{source}` names its layers otherwise; they were matched by structure: {few(pairs)}. Measure the "
             "accuracy (`jacmatch evaluate`) before you rely on it.",
             stacklevel=3,
         )
     if fit.unused:
-        warnings.warn(f"`{source}` has tensors that are not used: {_few(list(fit.unused))}.", stacklevel=3)
+        warnings.warn(f"`{source}` has tensors that are not used: {few(list(fit.unused))}.", stacklevel=3)
 
 
 def _differences(module: nn.Module, names: list[Names], sets: weight_files.Sets, source: Path) -> InputError:
@@ -531,7 +531,7 @@ def _differences(module: nn.Module, names: list[Names], sets: weight_files.Sets,
     other = [name for name in own.raw if name in part.raw and part.tensors[name].shape != own.tensors[name].shape]
     shapes = [f"{name} {tuple(part.tensors[name].shape)}, must be {tuple(own.tensors[name].shape)}" for name in other]
     lists = (("missing", missing), ("not in the model", unknown), ("of another shape", shapes))
-    got = "; ".join(f"{what}: {_few(each)}" for what, each in lists if each) or "tensors that fit in several ways"
+    got = "; ".join(f"{what}: {few(each)}" for what, each in lists if each) or "tensors that fit in several ways"
     return InputError(rule, got=got, do=_remedy(source, own, part, missing + unknown, other))
 
 
@@ -563,9 +563,3 @@ def _alike(own: Names, part: Names) -> bool:
         for each in (own, part)
     )
     return ours == theirs
-
-
-def _few(names: list[str], shown: int = 3) -> str:
-    """The first names and how many more there are."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more

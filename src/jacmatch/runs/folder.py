@@ -221,28 +221,11 @@ def _in_range(values: Mapping[str, Any], key: str, where: str, *, whole: bool = 
         raise InputError(f"`{where}.{key}` must be {kind}{span}{' or null' if null else ''}.", got=repr(value)[:_SHOWN])
 
 
-_LISTED = 8
-_ABSENT = object()
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Return the differing settings by dotted name, at most eight."""
-    old, new = _flat(there), _flat(here)
-    names = [name for name in sorted(old.keys() | new.keys()) if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
-    shown = [f"{name} ({_shown(old, name)} there, {_shown(new, name)} here)" for name in names[:_LISTED]]
-    more = [f"and {len(names) - _LISTED} more"] if len(names) > _LISTED else []
-    return ", ".join(shown + more)
-
-
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value})
     return flat
-
-
-def _shown(settings: Mapping[str, Any], name: str) -> str:
-    return repr(settings[name]) if name in settings else "absent"
 
 
 METRICS = "metrics.jsonl"
@@ -535,7 +518,8 @@ class Run:
         if run.job != job:
             raise _taken(folder, f"a run of `{run.job}`, not of `{job}`")
         if run.settings != chosen:
-            raise _taken(folder, f"a run with other settings: {differences(run.settings, chosen)}")
+            pair = (dict(sorted(_flat(each).items())) for each in (run.settings, chosen))
+            raise _taken(folder, f"a run with other settings: {changed(*pair)}")
         if run.version != version:
             raise _taken(folder, f"a run of version {run.version}, not {version}")
         mend(folder)

@@ -78,7 +78,9 @@ def _short(value: Any) -> str:
         return "nothing"
     if isinstance(value, Mapping) and "values" in value:
         return "values"
-    return value[:_LETTERS] if isinstance(value, str) and _DIGEST.fullmatch(value) else repr(value)
+    if isinstance(value, str):
+        return value[:_LETTERS] if _DIGEST.fullmatch(value) else value
+    return repr(value)
 
 
 def digest_of(value: object) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 from jacmatch.diagnostics import report
 from jacmatch.diagnostics.isolation import rows_of
 from jacmatch.diagnostics.preflight import FILE, preflight_check, raise_for_faults, teacher_outputs
-from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.errors import InputError, UnsupportedError, few
 from jacmatch.jacobian.engines import parameter_gradients
 from jacmatch.jacobian.findings import PREFLIGHT
 from jacmatch.jacobian.modules import in_mode
@@ -81,7 +81,6 @@ def _check_teacher_again(state: State) -> None:
         raise UnsupportedError(f"After {state.step} steps: {PREFLIGHT['teacher-changes']}")
 
 
-_SHOWN = 10  # samples that a message names
 _TEACHER, _DATA = "the teacher's answer", "the data"
 _REMEDIES = {
     _DATA: "Clean the data, or leave these samples out.",
@@ -187,8 +186,8 @@ def blame(state: State, batches: Batches, run: Run | None, bad: Bad) -> str:
         run.write_json("not_finite.json", state.bad)
     parts = []
     for what, ids in samples.items():
-        listed = ", ".join(map(str, ids[:_SHOWN])) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
-        parts.append(f"Not finite: {what} of sample{'s' * (len(ids) > 1)} {listed}. {_REMEDIES.get(what, '')}".strip())
+        samples_of = f"sample{'s' * (len(ids) > 1)} {few(ids, 10)}"
+        parts.append(f"Not finite: {what} of {samples_of}. {_REMEDIES.get(what, '')}".strip())
     if weights is None and not parts:
         return "There are no finite weights with which its samples could be checked."
     return " ".join(parts) or f"With {weights} each of its samples is finite by itself."

@@ -1,7 +1,6 @@
 """The fingerprint of a cache: everything that determines a teacher's answers, by name and in readable form."""
 
 import hashlib
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,7 @@ from jacmatch.teachers.ensemble import EnsembleTeacher
 from jacmatch.teachers.memoized import MemoizedTeacher
 from jacmatch.teachers.module import ModuleTeacher
 
-_SHOWN = 8  # differing parts in a message
-_LETTERS = 12  # of a digest in a message
+_SHOWN = 8  # numbers of a tensor in a fingerprint
 
 
 def digest(*tensors: tuple[str, Tensor | None]) -> str:
@@ -109,17 +107,3 @@ def words(given: object, what: str) -> str:
         rule = f"`{what}` of a cache must have a `repr` with all its settings."
         raise InputError(rule, got=text.partition(" at 0x")[0] + " at an address>", do="Make it a dataclass.")
     return text
-
-
-def differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:
-    """Return the parts in which two fingerprints differ, with both values; empty if there are none."""
-    names = [name for name in dict.fromkeys((*there, *here)) if there.get(name) != here.get(name)]
-    shown = [f"{name} ({_short(there.get(name))} there, {_short(here.get(name))} here)" for name in names[:_SHOWN]]
-    more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
-    return ", ".join(shown + more)
-
-
-def _short(value: str | None) -> str:
-    if value is None:
-        return "nothing"
-    return value[:_LETTERS] if len(value) == 64 and value.isalnum() else value

@@ -13,11 +13,12 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.errors import InputError, UnsupportedError, few
 from jacmatch.files import inside, open_regular, read
 from jacmatch.runs.files import decoded
+from jacmatch.runs.identity import changed
 from jacmatch.teachers.base import Answer, Question
-from jacmatch.teachers.cached.fingerprint import described, differences
+from jacmatch.teachers.cached.fingerprint import described
 from jacmatch.teachers.cached.format import TYPES, disk, positions_name, read_head, shard_name, unlike
 
 SUMS = "shard.json"
@@ -208,7 +209,7 @@ def _wrong(path: Path, got: str) -> InputError:
     return InputError(f"{path} must have the size and the sums that it was written with.", got=got, do=_AGAIN)
 
 
-_LISTED = 3  # missing shards, and samples, in a message
+_LISTED = 3  # samples in a message
 
 
 class CachedTeacher:
@@ -245,18 +246,14 @@ class CachedTeacher:
             raise InputError(f"The cache {folder} must have {views} views.", got=available, do=do)
         missing = self.shards.missing()
         if missing:
-            more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
-            raise InputError(
-                f"The cache {folder} must be finished.",
-                got=f"{', '.join(missing[:_LISTED])}{more} missing",
-                do="Run its `jacmatch cache build` again to finish it.",
-            )
+            do = "Run its `jacmatch cache build` again to finish it."
+            raise InputError(f"The cache {folder} must be finished.", got=f"{few(missing)} missing", do=do)
 
     def _is_of(self, expected: Mapping[str, str]) -> None:
         there = dict(self.head.fingerprint)
         if expected.get("probe") == "none":  # outputs do not depend on the products of the query
             there["probe"] = "none"
-        apart = differences(there, expected)
+        apart = changed(there, expected)
         if apart:
             do = "Build one for this job: jacmatch cache build --cache OTHER, with the flags of this command."
             raise InputError(f"The cache {self.shards.folder} must be of this job.", got=apart, do=do)
@@ -309,7 +306,7 @@ class CachedTeacher:
         here, there = described(question), dict(self.head.question)
         if not with_products:
             here, there = {"readout": here["readout"]}, {"readout": there["readout"]}
-        apart = differences(there, here)
+        apart = changed(there, here)
         if apart:
             do = "Build a cache for this query, or pass the query that the cache was built for."
             raise InputError(f"A query to the cache {self.shards.folder} must be the stored one.", got=apart, do=do)

@@ -26,7 +26,7 @@ from jacmatch.runs.files import encoded
 from jacmatch.runs.identity import COARSE, SINGLE, changed, probe
 from jacmatch.runs.lock import Lock, try_lock
 from jacmatch.teachers.base import Answer, Question
-from jacmatch.teachers.cached.fingerprint import described, differences
+from jacmatch.teachers.cached.fingerprint import described
 from jacmatch.teachers.cached.format import (
     HEAD,
     Field,
@@ -246,7 +246,7 @@ def resolve_head(folder: Path, head: Head) -> Head:
     _remove_orphans(folder / HEAD)
     if (folder / HEAD).is_file():
         there = read_head(folder)
-        apart = differences(_compared(there), _compared(head))
+        apart = changed(_compared(there), _compared(head))
         if not apart and "outputs" in there.made:  # what leaves no trace in a fingerprint, a hook for instance
             apart = changed({"teacher outputs": there.made["outputs"]}, {"teacher outputs": head.made["outputs"]})
         if apart:
