@@ -51,7 +51,7 @@ FAULTS = {
         "tests/training/test_prefetch.py",
     ),
     "each row of metrics is waited for": Fault(
-        "training/metrics.py",
+        "training/state.py",
         "if not (wait or first.arrival.query()):",
         "if False:",
         "tests/training/test_no_waiting.py",
@@ -219,13 +219,13 @@ FAULTS = {
         "tests/objectives/test_transfer.py",
     ),
     "an answer about another image is remembered": Fault(
-        "teachers/memoized.py",
+        "teachers/ensemble.py",
         "or not torch.equal(entry.x, x[row]):",
         "or entry.x.shape != x[row].shape:",
         "tests/teachers/test_memoized.py",
     ),
     "an answer to another question is remembered": Fault(
-        "teachers/memoized.py",
+        "teachers/ensemble.py",
         "key = (question.readout, question.rule, *kinds,",
         "key = (question.readout, *kinds,",
         "tests/teachers/test_memoized.py",
@@ -243,7 +243,7 @@ FAULTS = {
         "tests/training/test_resume.py",
     ),
     "two processes have one run folder": Fault(
-        "runs/lock.py",
+        "runs/files.py",
         "lock.acquire(timeout=_RETRY, poll_interval=_RETRY / 5)",
         "pass",
         "tests/test_run_lock.py",

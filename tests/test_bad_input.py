@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from jacmatch.cli import main
-from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.study import Progress
 
 from . import bad_settings
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from jacmatch.cli import main, summary
 from jacmatch.datasets import load
 from jacmatch.jobs import Train, data, settings
-from jacmatch.jobs import progress as module
-from jacmatch.jobs.progress import Progress
+from jacmatch.jobs import study as module
+from jacmatch.jobs.study import Progress
 
 HEAD = ("method", "accuracy on the test part %", "cosine of Jacobians", "noise 0.1", "noise 0.2", "salt-and-pepper")
 ROWS = (("labels + outputs + Jacobians", *["97.12 ± 0.34"] * 5), ("labels", *["8.0"] * 5))

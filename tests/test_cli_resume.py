@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jacmatch.cli import main
-from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.study import Progress
 
 TRAIN = "train --data npz:data.npz --model mlp:4 --steps 20 --batch-size 8 --validation 0.2"
 MESSAGES = {

@@ -27,7 +27,7 @@ def test_what_moved_to_diagnostics_warns(name):
 
     with pytest.warns(DeprecationWarning, match=f"{name}` is now `jacmatch.diagnostics"):
         moved = getattr(training, name)
-    assert moved.__module__ == "jacmatch.diagnostics.engine_benchmark"
+    assert moved.__module__ == "jacmatch.diagnostics.doctor"
     assert moved in vars(diagnostics).values()
     with pytest.raises(AttributeError, match="no attribute 'other'"):
         _ = training.other

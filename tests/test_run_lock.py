@@ -13,7 +13,8 @@ import pytest
 
 from jacmatch.cli import main
 from jacmatch.errors import InputError
-from jacmatch.runs import Run, lock
+from jacmatch.runs import Run
+from jacmatch.runs import files as lock
 
 HOLDER = """
 import fcntl, os, sys

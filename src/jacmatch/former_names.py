@@ -19,7 +19,7 @@ MODULES = {
     "jacmatch.training.augmentation": "jacmatch.training.data",
     "jacmatch.training.gate": "jacmatch.diagnostics.preflight",
     "jacmatch.training.engine": "jacmatch.training.loop",
-    "jacmatch.training.trial": "jacmatch.diagnostics.engine_benchmark",
+    "jacmatch.training.trial": "jacmatch.diagnostics.doctor",
 }
 """Present names of modules by their former ones."""
 

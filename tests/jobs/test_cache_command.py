@@ -13,7 +13,7 @@ import pytest
 from jacmatch.cli import main
 from jacmatch.errors import InputError
 from jacmatch.jobs import Cache, Distill
-from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.study import Progress
 from jacmatch.teachers import CachedTeacher
 
 from .cache_jobs import SETTINGS, contents, job

@@ -13,7 +13,7 @@ from jacmatch.datasets import from_arrays
 from jacmatch.errors import InputError
 from jacmatch.jobs import Train
 from jacmatch.jobs.networks import Description, inputs_of, same_inputs
-from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.study import Progress
 from jacmatch.jobs.teachers import cached_folder, prepare
 from jacmatch.runs import Run
 

@@ -10,8 +10,8 @@ from jacmatch import datasets
 from jacmatch.errors import InputError
 from jacmatch.jacobian import EveryRow
 from jacmatch.jobs import Robust, load_student
-from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.robust import UNSEEN, Variant
+from jacmatch.jobs.study import Progress
 from jacmatch.training import evaluate, evaluate_under_shifts
 
 SMALL = {"model": "mlp:8", "steps": 6, "seeds": 2, "draws": 2, "noise_levels": (0.2,), "batch_size": 32}

@@ -10,7 +10,7 @@ from torch import nn
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks, study
-from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.study import Progress
 from jacmatch.objectives import Distillation
 from jacmatch.runs import Run
 from jacmatch.training import Training

@@ -13,13 +13,12 @@ import jacmatch
 from jacmatch import datasets
 from jacmatch.errors import InputError
 from jacmatch.jacobian import PooledFeatures, run
-from jacmatch.jobs import Train, Transfer, teacher_distance
+from jacmatch.jobs import Train, Transfer, transfer_results
 from jacmatch.jobs import teachers as pretrained
 from jacmatch.jobs.data import mixed, without_labels
 from jacmatch.jobs.layer_pairs import chosen_pairs, layers_by_resolution, named_pairs
 from jacmatch.jobs.networks import Weights
-from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.study import Cell
+from jacmatch.jobs.study import Cell, Progress
 from jacmatch.jobs.transfer import METHODS, PAPER, RECIPES
 from jacmatch.jobs.transfer_results import loss_falls, not_converged, useless_probe
 from jacmatch.losses import hinton_kl
@@ -214,7 +213,7 @@ def test_layers_are_the_last_of_each_resolution():
 @pytest.mark.ci
 def test_features_are_the_pooled_means():
     teacher = build("cnn3", outputs=3, shape=(1, 8, 8)).eval()
-    pooled = teacher_distance.features(teacher, "features.conv1", X)
+    pooled = transfer_results.features(teacher, "features.conv1", X)
     _, features = run(teacher, X, ("features.conv1",))
     torch.testing.assert_close(pooled, features["features.conv1"].mean((2, 3)).detach())
     assert PooledFeatures("features.conv1").size == 1
@@ -225,7 +224,7 @@ def test_features_are_the_pooled_means():
 def test_the_terms_of_the_bound_are_those_of_the_networks(loss):
     student, teacher = (build("mlp:5-tanh", outputs=count, shape=(1, 8, 8)).eval() for count in (2 + 3, 3))
     near, far = X[:2], X[2:]
-    bound = teacher_distance.bound(student, teacher, 2, loss, 2.0, near, far)
+    bound = transfer_results.bound(student, teacher, 2, loss, 2.0, near, far)
     with torch.no_grad():
         pairs = [(student(x)[:, 2:], teacher(x)) for x in (far, near)]
         rho = [hinton_kl(s, t, 2.0) if loss == "kl" else (s - t).norm(dim=1) for s, t in pairs]
@@ -268,7 +267,7 @@ def test_unseen_images_are_of_mixed_classes_where_the_files_are_sorted(shared):
 def test_nearest_means():
     train = datasets.Split(torch.tensor([[0.0], [2.0], [10.0], [12.0]]), torch.tensor([0, 0, 1, 1]))
     test = datasets.Split(torch.tensor([[5.0], [7.0], [6.5]]), torch.tensor([0, 1, 0]))
-    assert teacher_distance.nearest_mean_accuracy(nn.Identity(), train, test, 2) == pytest.approx(2 / 3)
+    assert transfer_results.nearest_mean_accuracy(nn.Identity(), train, test, 2) == pytest.approx(2 / 3)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from jacmatch import datasets
 from jacmatch.cli import main
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jobs import Compare, Distill, Doctor, Surrogate, Train, Transfer
-from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.study import Progress
 from jacmatch.jobs.teachers import check_teacher
 from jacmatch.models import ValuesOnly, build
 from jacmatch.models.catalog import function_of_batch

@@ -14,7 +14,7 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian import AntitheticNoise, LabelLogit, RandomInputs, TopClass
 from jacmatch.jobs.distill import DistillationFields
 from jacmatch.objectives import AtData, AtMixedPairs, AtNoise, Distillation, GradientShare, WeightSchedule
-from jacmatch.objectives.recipe import SCARCE, WORTHWHILE, describe_labels, labels_of, recipe
+from jacmatch.objectives.weights import SCARCE, WORTHWHILE, describe_labels, labels_of, recipe
 from jacmatch.teachers import ModuleTeacher
 
 

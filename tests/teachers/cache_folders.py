@@ -7,8 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from jacmatch.teachers import Answer, ModuleTeacher, Question
-from jacmatch.teachers.cached.fingerprint import described, of_teacher
-from jacmatch.teachers.cached.format import Head, fields_of, positions_name, rows_of, shard_name, write_whole
+from jacmatch.teachers.cached.format import (
+    Head,
+    described,
+    fields_of,
+    of_teacher,
+    positions_name,
+    rows_of,
+    shard_name,
+    write_whole,
+)
 from jacmatch.teachers.cached.writer import write_shard
 
 SAMPLES, SHAPE, OUTPUTS, VIEWS, BATCH = 10, (2, 3), 4, 2, 2

@@ -10,8 +10,7 @@ from torch import nn
 from jacmatch import CachedTeacher, InputError, LogProbabilities, PooledFeatures, Question, UnsupportedError
 from jacmatch.models import FirstOutputs
 from jacmatch.teachers import AnalyticTeacher, BlackBoxTeacher, EnsembleTeacher, MemoizedTeacher, ModuleTeacher
-from jacmatch.teachers.cached.fingerprint import architecture_of, of_teacher, words
-from jacmatch.teachers.cached.format import fields_of, rows_of, sums, unlike
+from jacmatch.teachers.cached.format import architecture_of, fields_of, of_teacher, rows_of, sums, unlike, words
 
 from .cache_folders import OUTPUTS, SAMPLES, SHAPE, VIEWS, directions, inputs, make
 

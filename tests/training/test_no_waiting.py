@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from jacmatch.errors import InputError
 from jacmatch.objectives import Distillation, Terms
 from jacmatch.training import Training, calibration, evaluate, fit
-from jacmatch.training import metrics as metrics_module
-from jacmatch.training.metrics import Metrics
+from jacmatch.training import state as metrics_module
+from jacmatch.training.state import Metrics
 
 from . import cases
 

@@ -9,7 +9,7 @@ from torch import nn
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.jacobian import probes
-from jacmatch.training import SHIFTS, evaluate, evaluate_under_shifts, shifted, shifts
+from jacmatch.training import SHIFTS, evaluate, evaluate_under_shifts, evaluation, shifted
 
 IDS = torch.tensor([4, 9, 2])
 
@@ -35,7 +35,7 @@ def test_a_sample_is_shifted_by_what_it_is(name):
     order = torch.tensor([2, 0])
     torch.testing.assert_close(SHIFTS[name](x[order], severity_of(name), ids=IDS[order], seed=3), whole[order])
     other = SHIFTS[name](x, severity_of(name), ids=IDS, seed=4)
-    assert torch.equal(other, whole) == (name not in shifts.RANDOM)
+    assert torch.equal(other, whole) == (name not in evaluation.RANDOM)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_one_severity_changes_nothing(name, nothing):
 
 def test_noise_is_that_of_the_numbers_times_its_scale():
     x, scale = images(), (0.5, 2.0)
-    seed = 3 + shifts._SEED
+    seed = 3 + evaluation._SEED
     draws = probes.directions("gaussian", seed=seed, ids=IDS, draw=0, count=1, shape=(2, 5, 6), dtype=x.dtype)[0]
     got = SHIFTS["gaussian-noise"](x, 0.3, ids=IDS, seed=3, scale=scale)
     for n in range(3):

@@ -23,8 +23,7 @@ from jacmatch.jobs.surrogate import points as points_module
 from jacmatch.models import load_weights, save_weights
 from jacmatch.report import write_report
 from jacmatch.runs import Run
-from jacmatch.runs.files import load
-from jacmatch.runs.lock import hold, try_lock
+from jacmatch.runs.files import hold, load, try_lock
 from jacmatch.teachers import CachedTeacher
 from jacmatch.teachers.cached.format import write_whole as write_of_cache
 from jacmatch.teachers.cached.writer import Claims, build, resolve_head, write_shard

@@ -134,6 +134,6 @@ def test_the_experiments_run(tmp_path, monkeypatch, name):
 
 
 def test_networks_have_the_names_that_run_folders_of_version_0_1_know():
-    from jacmatch.teachers.cached import fingerprint
+    from jacmatch.teachers.cached import format as fingerprint
 
     assert fingerprint._name_of(two_pairs.Block) == "jacmatch.recipes.reproduce.two_pairs.Block"

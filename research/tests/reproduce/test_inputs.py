@@ -10,7 +10,7 @@ import pytest
 
 from jacmatch.errors import InputError
 from jacmatch.jobs import Train
-from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.study import Progress
 from jacmatch_research.reproduce.command import Reproduce
 
 MODULE = """

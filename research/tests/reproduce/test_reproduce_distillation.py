@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.study import Progress
 from jacmatch_research.reproduce import EXPERIMENTS
 from jacmatch_research.reproduce.command import Reproduce
 from jacmatch_research.tables import spreads

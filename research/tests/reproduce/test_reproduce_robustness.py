@@ -10,7 +10,7 @@ import torch
 from jacmatch import datasets
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
-from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.study import Progress
 from jacmatch_research.reproduce import robustness
 from jacmatch_research.reproduce.command import Reproduce
 from jacmatch_research.reproduce.robustness import KINDS, LEVELS, PUBLISHED, ROBUSTNESS, ROWS, UNSEEN

@@ -246,7 +246,7 @@ class _Job:
         if self.out is None or not self._has_progress():
             if self.out is not None and self.fresh:
                 # Another job may have a run beside this one (rmdir fails) or in this folder (it has the lock).
-                from jacmatch.runs.lock import hold
+                from jacmatch.runs.files import hold
 
                 with contextlib.suppress(OSError, InputError):
                     lock = hold(self.out)

@@ -1,15 +1,45 @@
-"""A smooth function with known values and Jacobian."""
+"""Data sets that need no file: the digits of scikit-learn, and a smooth function with known values and Jacobian."""
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from jacmatch.datasets.arrays import from_arrays
-from jacmatch.datasets.data import Data, keys
+from jacmatch.datasets.data import Data, keys, split_validation
 from jacmatch.datasets.files import check_memory
-from jacmatch.errors import InputError, unknown_name
+from jacmatch.errors import InputError, UnsupportedError, unknown_name
+
+TEST_ROWS = 500
+
+
+def load_digits(argument: str, seed: int) -> Data:
+    """Return `digits`, 1,797 gray images of 8 × 8 pixels in ten classes, values/16 in [0, 1].
+
+    There is no official split; 500 rows, stratified by class and chosen by `seed`, are the test part.
+
+    Raises:
+        InputError: `argument` is not empty.
+        UnsupportedError: scikit-learn is not installed.
+
+    References:
+        Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI 1998 (CC BY 4.0).
+    """
+    if argument:
+        raise InputError("`--data digits` takes no argument.", got=repr(argument), do="Write digits.")
+    try:
+        from sklearn import datasets as of_scikit_learn
+    except ImportError as error:
+        install = "Install it with: pip install 'jacmatch[train]'."
+        raise UnsupportedError(f"`--data digits` comes with scikit-learn, which is not installed. {install}") from error
+    pixels, labels = of_scikit_learn.load_digits(return_X_y=True)
+    x = (pixels.reshape(-1, 1, 8, 8) / 16).astype(np.float32)
+    y = labels.astype(np.int64)
+    train, test = (rows.numpy() for rows in split_validation(torch.from_numpy(y), TEST_ROWS, seed))
+    return from_arrays("digits", {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]})
+
 
 # Inputs, outputs, training rows, test rows.
 DEFAULTS = {"D": 6, "K": 3, "N": 200, "T": 1000}

@@ -7,8 +7,7 @@ versions; `report` gives the JSON document of a result.
 The engines check themselves at their first use in `jacmatch.jacobian.verification`.
 """
 
-from jacmatch.diagnostics.doctor import Diagnosis, doctor
-from jacmatch.diagnostics.engine_benchmark import EngineBenchmark, benchmark_engines
+from jacmatch.diagnostics.doctor import Diagnosis, EngineBenchmark, benchmark_engines, doctor
 from jacmatch.diagnostics.preflight import PreflightReport, preflight_check, raise_for_faults, report
 from jacmatch.jacobian.findings import CODES, FINDINGS, Finding
 

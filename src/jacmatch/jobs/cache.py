@@ -20,12 +20,11 @@ from jacmatch.datasets.streamed import Streamed
 from jacmatch.errors import InputError, few
 from jacmatch.jobs.data import load
 from jacmatch.jobs.distill import TeachingFields
-from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import check_no_code, positive
+from jacmatch.jobs.study import Progress
 from jacmatch.teachers import CachedTeacher, ModuleTeacher, Question
 from jacmatch.teachers.base import query
-from jacmatch.teachers.cached.fingerprint import digest, of_teacher, words
-from jacmatch.teachers.cached.format import HEAD, TYPES, Head, folder_of, read_head
+from jacmatch.teachers.cached.format import HEAD, TYPES, Head, digest, folder_of, of_teacher, read_head, words
 from jacmatch.teachers.cached.reader import Shards
 from jacmatch.teachers.cached.writer import Answers, Claims, Queries, build, head_of, resolve_head
 from jacmatch.training import Batches, find_device

@@ -17,9 +17,8 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian import output_tensor
 from jacmatch.jobs import networks
 from jacmatch.jobs.data import data_for
-from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import SMOKE_JACOBIANS, JobFields
-from jacmatch.jobs.study import measured, write_measurement
+from jacmatch.jobs.study import Progress, measured, write_measurement
 from jacmatch.jobs.teachers import check_teacher
 from jacmatch.report.figures import picture_row
 from jacmatch.runs import Run

@@ -34,9 +34,20 @@ from jacmatch.jacobian.probes import Law
 from jacmatch.jobs import networks
 from jacmatch.jobs.data import dense_settings, load
 from jacmatch.jobs.networks import same_inputs, same_teacher
-from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import SMOKE_JACOBIANS, TrainingFields, positive
-from jacmatch.jobs.study import Cell, Result, Task, head, main_fields, measured, of_method, row, run_cells, save_main
+from jacmatch.jobs.study import (
+    Cell,
+    Progress,
+    Result,
+    Task,
+    head,
+    main_fields,
+    measured,
+    of_method,
+    row,
+    run_cells,
+    save_main,
+)
 from jacmatch.jobs.teachers import Prepared, check_teacher, prepare
 from jacmatch.jobs.train import Train
 from jacmatch.losses import JacobianLoss, OutputLoss
@@ -51,7 +62,7 @@ from jacmatch.objectives import (
     Point,
     WeightSchedule,
 )
-from jacmatch.objectives.recipe import Recipe, recipe
+from jacmatch.objectives.weights import Recipe, recipe
 from jacmatch.runs import Run, spread
 from jacmatch.runs.files import load as load_json
 from jacmatch.teachers import Teacher

@@ -12,9 +12,8 @@ from jacmatch.diagnostics import Diagnosis, doctor, report
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks
 from jacmatch.jobs.data import data_for
-from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import JobFields
-from jacmatch.jobs.study import write_measurement
+from jacmatch.jobs.study import Progress, write_measurement
 from jacmatch.models import ValuesOnly
 
 

@@ -18,9 +18,8 @@ from jacmatch.datasets import Data, Split
 from jacmatch.errors import InputError, converted_errors, optional_package
 from jacmatch.jobs import networks
 from jacmatch.jobs.data import data_for
-from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import JobFields
-from jacmatch.jobs.study import write_measurement
+from jacmatch.jobs.study import Progress, write_measurement
 from jacmatch.jobs.surrogate.exporting import onnx_bytes
 from jacmatch.models import Normalized, Resized, ValuesOnly
 from jacmatch.models.values import onnx

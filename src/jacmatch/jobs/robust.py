@@ -15,9 +15,8 @@ from jacmatch.jacobian import ESTIMATORS, BatchNormPolicy, Estimator, Loss
 from jacmatch.jobs import networks, study
 from jacmatch.jobs.data import load
 from jacmatch.jobs.networks import same_inputs
-from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import TrainingFields, flag, positive
-from jacmatch.jobs.study import NO_AGREEMENT, Cell, Result, Task
+from jacmatch.jobs.study import NO_AGREEMENT, Cell, Progress, Result, Task
 from jacmatch.objectives import Robustness
 from jacmatch.objectives.robustness import FORMS, Form
 from jacmatch.report import Table

@@ -19,15 +19,14 @@ from jacmatch.jacobian.modules import call, in_mode
 from jacmatch.jobs import networks
 from jacmatch.jobs.data import mixed
 from jacmatch.jobs.networks import Description, code_of_model, inputs_of
-from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.study import Progress
 from jacmatch.jobs.train import Train
 from jacmatch.models import Resized, catalog
 from jacmatch.models.catalog import IMAGENET_MEAN, IMAGENET_STD
 from jacmatch.runs import CHECKPOINT, RESULT, Run
-from jacmatch.runs.files import disk
+from jacmatch.runs.files import LOCK, disk, hold
 from jacmatch.runs.folder import tidy
 from jacmatch.runs.identity import Fingerprints, changed, digest_of
-from jacmatch.runs.lock import LOCK, hold
 from jacmatch.teachers import Teacher, as_teacher
 from jacmatch.training.checkpoints import load
 from jacmatch.training.distributed import ProcessGroup

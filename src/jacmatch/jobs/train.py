@@ -12,9 +12,8 @@ from jacmatch.errors import InputError
 from jacmatch.jobs import networks
 from jacmatch.jobs.data import dense_settings, load
 from jacmatch.jobs.networks import same_inputs
-from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import TrainingFields
-from jacmatch.jobs.study import NO_AGREEMENT, Result, cost, head, measured, unfinished
+from jacmatch.jobs.study import NO_AGREEMENT, Progress, Result, cost, head, measured, unfinished
 from jacmatch.losses import Task
 from jacmatch.objectives import Distillation
 from jacmatch.training import fit

@@ -14,15 +14,14 @@ from torch import nn
 from jacmatch.datasets import Data, Split, of_classes, per_class
 from jacmatch.errors import InputError
 from jacmatch.jacobian import ESTIMATORS, BatchNormPolicy, Estimator, NoiseAveraged, PCAFeatures, SubspaceInputs
-from jacmatch.jobs import networks, study, teacher_distance
+from jacmatch.jobs import networks, study, transfer_results
 from jacmatch.jobs import teachers as pretrained
 from jacmatch.jobs.adaptation import HeadTeacher, basis_of, finetuned, probed
 from jacmatch.jobs.data import SMOKE_TRAIN, load, mixed, without_labels
 from jacmatch.jobs.layer_pairs import chosen_pairs, named_pairs
 from jacmatch.jobs.networks import Description, same_inputs
-from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import SMOKE_JACOBIANS, SMOKE_STEPS, TrainingFields, flag, positive
-from jacmatch.jobs.study import Cell, Result, Task, over_seeds
+from jacmatch.jobs.study import Cell, Progress, Result, Task, over_seeds
 from jacmatch.jobs.teachers import Pretrained, check_teacher
 from jacmatch.jobs.train import Train
 from jacmatch.jobs.transfer_results import not_converged, row, tables, useless_probe
@@ -302,11 +301,11 @@ class Transfer(TrainingFields):
         if teacher.source is not None:
             others["source"] = mixed(teacher.source.train, len(far)).inputs()
         layer = ready.pairs[-1][1] if ready.pairs else None
-        distances = {name: teacher_distance.distances(teacher.network, layer, near, x) for name, x in others.items()}
+        distances = {name: transfer_results.distances(teacher.network, layer, near, x) for name, x in others.items()}
         result = {
             **study.head(run, self.seed),
             "teacher": {
-                "accuracy": teacher_distance.nearest_mean_accuracy(teacher.network, subset, test, ready.classes),
+                "accuracy": transfer_results.nearest_mean_accuracy(teacher.network, subset, test, ready.classes),
                 "accuracy_of": "nearest class mean of its outputs",
                 "probe_accuracy": over_seeds(probes),
                 "parameters": count_parameters(teacher.network),
@@ -632,14 +631,14 @@ class Transfer(TrainingFields):
         first = 0 if method.startswith("adapt") else ready.classes
         if isinstance(objective, Objective):
             maps: dict[str, Any] = {"size": self.pool, "p": self.p, "shared": not first}
-            result["agreement"] = teacher_distance.head_agreement(
+            result["agreement"] = transfer_results.head_agreement(
                 network, teacher, ready.classes, ready.pairs, shown, **maps
             )
         else:
-            result["agreement"] |= teacher_distance.matched_rows(objective, shown)
+            result["agreement"] |= transfer_results.matched_rows(objective, shown)
         if method != "labels":
             near, unseen = (each.to(device) for each in self.images(ready, train, far))
-            result["bound"] = teacher_distance.bound(network, teacher.to(device), first, *self.compared, near, unseen)
+            result["bound"] = transfer_results.bound(network, teacher.to(device), first, *self.compared, near, unseen)
         return result
 
     def _notes(self, ready: Ready) -> list[str]:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError, converted_errors, optional_package, unknown_name
 from jacmatch.models.inputs import Normalized, Shape, Statistics, check_sizes
-from jacmatch.models.mlp import MLP, mlp_from_layout, scaled_mlp_from_layout
-from jacmatch.models.process_mean import process_mean_from_layout
+from jacmatch.models.mlp import MLP, mlp_from_layout, process_mean_from_layout, scaled_mlp_from_layout
 from jacmatch.models.resnet import FOURFOLD, ResNet, WideResNet
 from jacmatch.models.values import ValuesOnly, onnx
 from jacmatch.models.vgg import CNN3, CNN5, VGG, VGG4, VGG9

@@ -12,10 +12,9 @@ from jacmatch.objectives.compiled import CompiledSteps
 from jacmatch.objectives.differentiation import Differentiation
 from jacmatch.objectives.distillation import Distillation
 from jacmatch.objectives.heads import Heads
-from jacmatch.objectives.points import POINTS, AtData, AtMixedPairs, AtNoise, Point
 from jacmatch.objectives.regression import Regression
 from jacmatch.objectives.robustness import Robustness, jacobian_norm_penalty
-from jacmatch.objectives.terms import Terms
+from jacmatch.objectives.terms import POINTS, AtData, AtMixedPairs, AtNoise, Point, Terms
 from jacmatch.objectives.transfer import Transfer
 from jacmatch.objectives.weights import GradientShare, LossWeights, WeightSchedule
 

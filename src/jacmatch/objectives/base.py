@@ -22,8 +22,7 @@ from jacmatch.models import FirstOutputs
 from jacmatch.objectives import validation
 from jacmatch.objectives.compiled import Compared, Comparison, CompiledSteps, Kinds, Step
 from jacmatch.objectives.differentiation import Differentiation
-from jacmatch.objectives.points import AtData, Batch
-from jacmatch.objectives.terms import TeacherNorm, Terms
+from jacmatch.objectives.terms import AtData, Batch, TeacherNorm, Terms
 from jacmatch.objectives.weights import GradientShare, LossWeights, WeightSchedule
 from jacmatch.teachers import Answer, Teacher, as_teacher
 

@@ -31,8 +31,7 @@ from jacmatch.jacobian.callables import buffers_in_training, copies_of, replaced
 from jacmatch.jacobian.engines import meets_once_differentiable
 from jacmatch.jacobian.readouts import with_class_dim
 from jacmatch.objectives import validation
-from jacmatch.objectives.points import AtData, AtMixedPairs, Batch, Point
-from jacmatch.objectives.terms import exact_values
+from jacmatch.objectives.terms import AtData, AtMixedPairs, Batch, Point, exact_values
 from jacmatch.teachers import Answer, Question, Teacher
 from jacmatch.teachers.base import query
 

@@ -24,10 +24,8 @@ from jacmatch.objectives import validation
 from jacmatch.objectives.base import Computed, Objective, Output
 from jacmatch.objectives.compiled import Compared, Step
 from jacmatch.objectives.differentiation import Differentiation
-from jacmatch.objectives.points import AtData, Batch, Point
-from jacmatch.objectives.recipe import describe_labels, labels_of, needs_single_label, recipe
-from jacmatch.objectives.terms import jacobian_term, label_term, output_term, positions_of
-from jacmatch.objectives.weights import WeightSchedule
+from jacmatch.objectives.terms import AtData, Batch, Point, jacobian_term, label_term, output_term, positions_of
+from jacmatch.objectives.weights import WeightSchedule, describe_labels, labels_of, needs_single_label, recipe
 from jacmatch.teachers import Answer, Question, Teacher
 
 _NOT_KNOWN: Final = (

@@ -33,8 +33,7 @@ from jacmatch.objectives.base import Computed, Objective
 from jacmatch.objectives.compiled import Step
 from jacmatch.objectives.differentiation import Differentiation
 from jacmatch.objectives.distillation import Distillation
-from jacmatch.objectives.points import AtData, Batch, Point
-from jacmatch.objectives.terms import Terms
+from jacmatch.objectives.terms import AtData, Batch, Point, Terms
 from jacmatch.objectives.weights import WeightSchedule
 from jacmatch.teachers import Answer, ModuleTeacher, Teacher
 

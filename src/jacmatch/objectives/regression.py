@@ -20,8 +20,7 @@ from jacmatch.objectives import validation
 from jacmatch.objectives.base import Computed, Objective, Output
 from jacmatch.objectives.compiled import Compared, Step
 from jacmatch.objectives.differentiation import Differentiation
-from jacmatch.objectives.points import Batch
-from jacmatch.objectives.terms import Terms, jacobian_term, output_term
+from jacmatch.objectives.terms import Batch, Terms, jacobian_term, output_term
 from jacmatch.objectives.weights import GradientShare, WeightSchedule
 from jacmatch.teachers import AnalyticTeacher, Answer, Teacher
 from jacmatch.teachers.base import query

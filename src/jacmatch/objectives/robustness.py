@@ -35,8 +35,7 @@ from jacmatch.objectives import validation
 from jacmatch.objectives.base import Computed, Objective, Output
 from jacmatch.objectives.compiled import Compared, Step
 from jacmatch.objectives.differentiation import Differentiation
-from jacmatch.objectives.points import AtNoise, Batch
-from jacmatch.objectives.terms import label_term, positions_of, precise
+from jacmatch.objectives.terms import AtNoise, Batch, label_term, positions_of, precise
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from jacmatch.models import FirstOutputs
 from jacmatch.objectives import validation
 from jacmatch.objectives.base import Computed, Objective, Output
 from jacmatch.objectives.differentiation import Differentiation
-from jacmatch.objectives.points import AtData, Batch, Point
-from jacmatch.objectives.terms import jacobian_term, label_term, output_term, precise
+from jacmatch.objectives.terms import AtData, Batch, Point, jacobian_term, label_term, output_term, precise
 from jacmatch.objectives.weights import GradientShare, WeightSchedule
 from jacmatch.teachers import Answer, Question, Teacher
 from jacmatch.teachers.base import query

@@ -30,7 +30,7 @@ from jacmatch.jacobian import (
 from jacmatch.jacobian.arguments import embedding_of
 from jacmatch.jacobian.features import Select
 from jacmatch.losses import IGNORED, JACOBIAN_LOSSES, OUTPUT_LOSSES, Positions, Task
-from jacmatch.objectives.points import AtData, AtMixedPairs, Point
+from jacmatch.objectives.terms import AtData, AtMixedPairs, Point
 from jacmatch.teachers import EnsembleTeacher, MemoizedTeacher, ModuleTeacher, Teacher
 
 KNOWN: dict[str, Collection[str]] = {

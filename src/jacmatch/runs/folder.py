@@ -28,9 +28,8 @@ from typing import Any
 
 from jacmatch.errors import InputError
 from jacmatch.files import UNFINISHED, append, check_entry, inside, read
-from jacmatch.runs.files import decoded, disk, encoded, load, plain, undone_on_failure, write_whole
+from jacmatch.runs.files import LOCK, Lock, decoded, disk, encoded, hold, load, plain, undone_on_failure, write_whole
 from jacmatch.runs.identity import INPUTS, Fingerprint, changed, digest_of
-from jacmatch.runs.lock import LOCK, Lock, hold
 
 _DECIDING = ("jacmatch", "torch", "numpy", "threads", "cuda", "commit")
 """Parts of an environment on which the bits of a result depend."""

@@ -13,8 +13,7 @@ from jacmatch.datasets.data import statistics
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.jacobian import Estimator, EveryRow, RandomInputs, SampledRows
 from jacmatch.models import scaled_mlp
-from jacmatch.models.mlp import ScaledMLP
-from jacmatch.models.process_mean import ProcessMean
+from jacmatch.models.mlp import ProcessMean, ScaledMLP
 from jacmatch.objectives import Regression
 from jacmatch.surrogates.gaussian_process import GaussianProcess
 from jacmatch.surrogates.perceptron import Parameters, Perceptron

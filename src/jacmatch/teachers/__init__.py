@@ -15,9 +15,8 @@ from jacmatch.jacobian.features import Select
 from jacmatch.models.values import ValuesOnly
 from jacmatch.teachers.base import Answer, Question, Teacher
 from jacmatch.teachers.cached import CachedTeacher
-from jacmatch.teachers.ensemble import EnsembleTeacher
+from jacmatch.teachers.ensemble import EnsembleTeacher, MemoizedTeacher
 from jacmatch.teachers.functions import AnalyticTeacher, BlackBoxTeacher
-from jacmatch.teachers.memoized import MemoizedTeacher
 from jacmatch.teachers.module import ModuleTeacher
 
 TEACHERS = {

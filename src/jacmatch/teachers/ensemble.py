@@ -1,14 +1,15 @@
-"""Several teachers as one: the mean of their outputs and of their Jacobians."""
+"""Teachers made of other teachers: the mean of several, and one whose answers are stored in memory."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+import warnings
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from jacmatch.errors import InputError, UnsupportedError
-from jacmatch.jacobian import Logits, finite_differences
+from jacmatch.jacobian import Arguments, Logits, finite_differences
 from jacmatch.teachers.base import (
     Answer,
     Question,
@@ -19,6 +20,7 @@ from jacmatch.teachers.base import (
     readout_vjp,
     values_of,
 )
+from jacmatch.teachers.module import ModuleTeacher
 
 
 class EnsembleTeacher:
@@ -103,3 +105,193 @@ class EnsembleTeacher:
         products = [answer.products for answer in answers if answer.products is not None]
         mean = torch.stack(products).mean(0) if products else None
         return torch.stack([answer.outputs for answer in answers]).mean(0), mean
+
+
+_ROUNDING = (1e-3, 1e-2)  # of the largest output, on a CPU and on a GPU: sums in another order, shorter products
+_BATCH_SECOND = ("products", "cotangents")  # (P, B, …); all else in an answer is (B, …)
+
+
+@dataclass
+class _Entry:
+    """The query about one sample, and its answer."""
+
+    x: Tensor
+    labels: Tensor | None
+    arguments: Arguments | None = None
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class MemoizedTeacher:
+    """A teacher that stores the answers of another teacher in memory.
+
+    A query is memoized if it has `ids`, is not `random` and has no tangents; if it has cotangents, it needs a `rule`.
+    Readout and rule must be hashable. With `draws`, queries that are `random` or have tangents with a `rule` are
+    memoized too, by id and draw; use this for a training with `views`, whose points and directions repeat. A stored
+    answer is returned only if readout, rule and layers are equal, and x, its context and the label are equal to the
+    stored ones bit for bit. Otherwise the teacher is queried for the whole batch.
+
+    The teacher must be frozen and must process samples independently, as all teachers of this package do. Answers for
+    the same sample in different batches may differ by rounding. When a batch is answered from memory for the 1st, 16th,
+    256th, … time, the teacher is queried as well, and both answers are compared. If the weights of a network have been
+    changed in place, all stored answers are dropped.
+
+    Args:
+        teacher: The teacher to query.
+        limit: Maximum number of bytes in memory. When it is reached, further answers are not stored.
+        draws: Whether random queries are memoized by their draw.
+
+    Attributes:
+        queried: Number of samples for which the teacher was queried.
+        memoized: Number of samples that were answered from memory.
+        bytes: Number of bytes in memory.
+
+    Raises:
+        InputError: `teacher` is not a teacher, or `limit` is below 0.
+
+    Example:
+        >>> from jacmatch.teachers.module import ModuleTeacher
+        >>> teacher = MemoizedTeacher(ModuleTeacher(torch.nn.Linear(3, 2)))
+        >>> question = Question(ids=torch.arange(4))
+        >>> first, second = (teacher.answer(torch.ones(4, 3), question) for _ in range(2))
+        >>> torch.equal(first.outputs, second.outputs), teacher.queried, teacher.memoized
+        (True, 4, 4)
+    """
+
+    def __init__(self, teacher: Teacher, *, limit: int = 2**31, draws: bool = False) -> None:
+        if not isinstance(teacher, Teacher):
+            do = "Wrap a network into ModuleTeacher."
+            raise InputError("`teacher` of `MemoizedTeacher` must be a teacher.", got=type(teacher).__name__, do=do)
+        if limit < 0:
+            raise InputError("`limit` of `MemoizedTeacher` must be at least 0.", got=limit)
+        self.teacher, self.limit, self.draws = teacher, limit, draws
+        self.queried, self.memoized, self.bytes = 0, 0, 0
+        self._repeats, self._next_check = 0, 1
+        self._memory: dict[Hashable, dict[int, _Entry]] = {}
+        self._versions: list[int] = []
+
+    @property
+    def asked(self) -> int:
+        """Former name of `queried`."""
+        warnings.warn("`MemoizedTeacher.asked` is now `queried`.", DeprecationWarning, stacklevel=2)
+        return self.queried
+
+    @property
+    def remembered(self) -> int:
+        """Former name of `memoized`."""
+        warnings.warn("`MemoizedTeacher.remembered` is now `memoized`.", DeprecationWarning, stacklevel=2)
+        return self.memoized
+
+    @property
+    def answers_vjp(self) -> bool:
+        """Whether the teacher answers vᵀJ."""
+        return self.teacher.answers_vjp
+
+    def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
+        """Return the teacher's answer, from memory if it is stored.
+
+        Raises:
+            InputError: The teacher's answer to the same query has changed.
+        """
+        question = question or Question()
+        kinds = (question.cotangents is None, question.tangents is None, question.step)
+        key = (question.readout, question.rule, *kinds, question.layers, question.draw if question.random else None)
+        random = question.random and not (self.draws and question.draw is not None)
+        if question.ids is None or random or not self._is_repeatable(question) or not _is_hashable(key):
+            self.queried += len(x)
+            return self.teacher.answer(x, question)
+        if self._versions != (versions := [weight._version for weight in _weights(self.teacher)]):
+            self._memory, self.bytes, self._versions = {}, 0, versions
+        memory = self._memory.setdefault(key, {})
+        ids = question.ids.tolist()
+        if all(_same(memory.get(number), x, question, row) for row, number in enumerate(ids)):
+            self.memoized += len(ids)
+            known = _joined([memory[number].parts for number in ids])
+            self._repeats += 1
+            if self._repeats == self._next_check:
+                self._next_check *= 16
+                self._check(x, question, known)
+            return known
+        self.queried += len(ids)
+        answer = self.teacher.answer(x, question)  # of the whole batch: its cotangents are made for that
+        self._store(memory, ids, x, question, answer)
+        return answer
+
+    def _is_repeatable(self, question: Question) -> bool:
+        """Return whether the directions are none, or those of a rule; on the input side by their draw."""
+        if question.tangents is not None:
+            return self.draws and question.rule is not None
+        return question.cotangents is None or question.rule is not None
+
+    def _check(self, x: Tensor, question: Question, known: Answer) -> None:
+        """Refuse a teacher whose answer about most of these samples has changed: memory would hide it."""
+        now = self.teacher.answer(x, question).outputs
+        far = (now - known.outputs).abs().flatten(1).amax(1)
+        tolerance = _ROUNDING[x.device.type == "cuda"] * torch.maximum(now.abs().max(), known.outputs.abs().max())
+        changed = int((far > tolerance).sum())
+        if 2 * changed > len(x):
+            rule = "`teacher` of `MemoizedTeacher` must give the same answer to the same query each time."
+            do = "Freeze it (evaluation mode, fixed weights, no noise), or pass the teacher without a memory."
+            raise InputError(rule, got=f"another answer about {changed} of {len(x)} samples", do=do)
+
+    def _store(self, memory: dict[int, _Entry], ids: list[int], x: Tensor, question: Question, answer: Answer) -> None:
+        """Store the answers for new ids; an entry is never replaced."""
+        for row, number in enumerate(ids):
+            if number in memory:
+                continue
+            entry = _Entry(x[row].clone(), None if question.labels is None else question.labels[row].clone())
+            if question.arguments is not None:
+                entry.arguments = question.arguments.part(slice(row, row + 1)).clone()
+            entry.parts = {name: part.clone() for name, part in _parts(answer, row).items()}
+            size = sum(part.numel() * part.element_size() for part in (entry.x, *entry.parts.values()))
+            if self.bytes + size > self.limit:
+                return
+            memory[number] = entry
+            self.bytes += size
+
+
+def _weights(teacher: Teacher) -> list[Tensor]:
+    """Return parameters and buffers of the networks of a teacher."""
+    if isinstance(teacher, EnsembleTeacher):
+        return [weight for each in teacher.teachers for weight in _weights(each)]
+    module = teacher.module if isinstance(teacher, ModuleTeacher) else None
+    return [] if module is None else [*module.parameters(), *module.buffers()]
+
+
+def _is_hashable(key: Hashable) -> bool:
+    """Return whether this can be looked up; a readout that is a dataclass and not frozen cannot."""
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True
+
+
+def _same(entry: _Entry | None, x: Tensor, question: Question, row: int) -> bool:
+    """Return whether this sample is that of the entry."""
+    labels, arguments = question.labels, question.arguments
+    if entry is None or (entry.labels is None) != (labels is None):
+        return False
+    if entry.x.dtype != x.dtype or entry.x.device != x.device or not torch.equal(entry.x, x[row]):
+        return False
+    if (entry.arguments is None) != (arguments is None):
+        return False
+    if arguments is not None and not arguments.part(slice(row, row + 1)).same(entry.arguments):
+        return False
+    return labels is None or entry.labels is None or torch.equal(entry.labels, labels[row])
+
+
+def _parts(answer: Answer, row: int) -> dict[str, Tensor]:
+    """Return the parts of an answer about one sample, by name."""
+    parts = {"outputs": answer.outputs[row], "values": answer.values[row]}
+    for name in _BATCH_SECOND:
+        whole = getattr(answer, name)
+        if whole is not None:
+            parts[name] = whole[:, row]
+    return parts | {f"feature {name}": value[row] for name, value in answer.features.items()}
+
+
+def _joined(rows: list[dict[str, Tensor]]) -> Answer:
+    """Return one answer about several samples."""
+    parts = {name: torch.stack([row[name] for row in rows], int(name in _BATCH_SECOND)) for name in rows[0]}
+    features = {name.removeprefix("feature "): part for name, part in parts.items() if name.startswith("feature ")}
+    return Answer(parts["outputs"], parts["values"], parts.get("products"), features, parts.get("cotangents"))

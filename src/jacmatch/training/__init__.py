@@ -17,9 +17,16 @@ from jacmatch.former_names import lookup
 from jacmatch.runs import CHECKPOINT
 from jacmatch.training.configuration import OPTIMIZERS, PRECISIONS, SCHEDULES, Training, factor
 from jacmatch.training.data import AUGMENTATIONS, Batches, augment
-from jacmatch.training.evaluation import agreement, calibration, evaluate, find_device
+from jacmatch.training.evaluation import (
+    SHIFTS,
+    agreement,
+    calibration,
+    evaluate,
+    evaluate_under_shifts,
+    find_device,
+    shifted,
+)
 from jacmatch.training.loop import Fitted, fit
-from jacmatch.training.shifts import SHIFTS, evaluate_under_shifts, shifted
 
 __all__ = [
     "AUGMENTATIONS",

@@ -26,8 +26,7 @@ from jacmatch.objectives import Distillation
 from jacmatch.runs import CHECKPOINT, Run
 from jacmatch.training import checkpoints
 from jacmatch.training.data import Batch, Batches
-from jacmatch.training.metrics import GRADIENT, SKIPPED, Bad, NotFinite
-from jacmatch.training.state import State
+from jacmatch.training.state import GRADIENT, SKIPPED, Bad, NotFinite, State
 
 _LATER = 20
 """Step after which the teacher's outputs for the first samples are compared again."""

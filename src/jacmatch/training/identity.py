@@ -35,7 +35,7 @@ from jacmatch.teachers import (
     Question,
     Teacher,
 )
-from jacmatch.teachers.cached.fingerprint import architecture_of, digest, of_teacher
+from jacmatch.teachers.cached.format import architecture_of, digest, of_teacher
 
 _PYTHON, _NUMPY = 625, 624  # whole numbers below 2³², exact in float64
 _VERSION = 3

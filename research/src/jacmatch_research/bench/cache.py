@@ -18,8 +18,16 @@ from jacmatch.jacobian import Estimator, RandomInputs, RandomOutputs, probes
 from jacmatch.models import build
 from jacmatch.objectives import Distillation
 from jacmatch.teachers import CachedTeacher, ModuleTeacher, Question
-from jacmatch.teachers.cached.fingerprint import described, of_teacher
-from jacmatch.teachers.cached.format import Head, fields_of, positions_name, rows_of, shard_name, write_whole
+from jacmatch.teachers.cached.format import (
+    Head,
+    described,
+    fields_of,
+    of_teacher,
+    positions_name,
+    rows_of,
+    shard_name,
+    write_whole,
+)
 from jacmatch.teachers.cached.writer import write_shard
 from jacmatch_research.bench.claims import Benchmark, Case, Claim, Conditions, Measured, compare
 

@@ -15,8 +15,8 @@ import torch
 import tyro
 
 from jacmatch.errors import InputError, unknown_name
-from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import claimed_folder
+from jacmatch.jobs.study import Progress
 from jacmatch.runs import environment
 from jacmatch.runs.files import encoded, write_whole
 from jacmatch.version import __version__

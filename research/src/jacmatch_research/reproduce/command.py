@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.files import inside
 from jacmatch.jobs.networks import Description, same_inputs, same_teacher
-from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import positive
+from jacmatch.jobs.study import Progress
 from jacmatch.report import write_report
 from jacmatch.runs import Run, threads
 from jacmatch.runs.files import load

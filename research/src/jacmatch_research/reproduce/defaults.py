@@ -19,7 +19,7 @@ from jacmatch import datasets
 from jacmatch.datasets import Data, Split
 from jacmatch.jobs import networks
 from jacmatch.jobs.data import parts
-from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.study import Progress
 from jacmatch.jobs.teachers import prepare as prepare_teacher
 from jacmatch.jobs.train import Train
 from jacmatch.models import count_parameters

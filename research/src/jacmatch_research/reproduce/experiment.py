@@ -13,8 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 from torch import nn
 
-from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.settings import JobFields
+from jacmatch.jobs.study import Progress
 from jacmatch.report import Table
 from jacmatch_research.tables import Document
 

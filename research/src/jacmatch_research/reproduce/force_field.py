@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.study import Progress
 from jacmatch.report import Table
 from jacmatch.report.figures import Line, line_figure
 from jacmatch.report.tables import NOTHING, Spread, entry

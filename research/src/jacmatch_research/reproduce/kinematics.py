@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jacmatch.jacobian import jacobian
-from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.study import Progress
 from jacmatch.report import Table
 from jacmatch.report.figures import line_figure
 from jacmatch.report.tables import NOTHING, entry

@@ -10,8 +10,8 @@ from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks
 from jacmatch.jobs.data import parts
-from jacmatch.jobs.progress import Progress
 from jacmatch.jobs.robust import UNSEEN, Robust, Variant
+from jacmatch.jobs.study import Progress
 from jacmatch.models import count_parameters
 from jacmatch.report import Table
 from jacmatch.report.figures import Line, line_figure

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jacmatch.jobs.progress import Progress
+from jacmatch.jobs.study import Progress
 from jacmatch.report import Table
 from jacmatch.report.figures import line_figure
 from jacmatch_research.reproduce.equal_error import (

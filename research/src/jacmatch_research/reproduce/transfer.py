@@ -14,10 +14,18 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian import DataPairs, RandomOutputs, SubspaceInputs
 from jacmatch.jobs.data import mixed
 from jacmatch.jobs.networks import Description
-from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.teacher_distance import distances, matched_rows, nearest_mean_accuracy
+from jacmatch.jobs.study import Progress
 from jacmatch.jobs.transfer import METHODS, PAPER, Ready, Transfer
-from jacmatch.jobs.transfer_results import FALL, LEARNED, bound_table, distance_table, loss_falls
+from jacmatch.jobs.transfer_results import (
+    FALL,
+    LEARNED,
+    bound_table,
+    distance_table,
+    distances,
+    loss_falls,
+    matched_rows,
+    nearest_mean_accuracy,
+)
 from jacmatch.models import count_parameters
 from jacmatch.objectives import AtMixedPairs, Distillation
 from jacmatch.report import Table

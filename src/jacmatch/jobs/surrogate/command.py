@@ -16,8 +16,7 @@ from jacmatch.datasets import Split, split_validation
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks
 from jacmatch.jobs.networks import matches
-from jacmatch.jobs.progress import Progress
-from jacmatch.jobs.study import NO_AGREEMENT, Cell, Result, Task, head, run_cells, save_main
+from jacmatch.jobs.study import NO_AGREEMENT, Cell, Progress, Result, Task, head, run_cells, save_main
 from jacmatch.jobs.surrogate.exporting import difference, require_onnx, to_onnx
 from jacmatch.jobs.surrogate.fields import SurrogateFields
 from jacmatch.jobs.surrogate.pictures import Pictures

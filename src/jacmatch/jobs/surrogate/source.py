@@ -31,7 +31,7 @@ from jacmatch.runs import Run
 from jacmatch.runs.identity import DOUBLE, Fingerprints, code_of, digest_of, probe, source_of
 from jacmatch.surrogates.samples import DataWarning, check_cotangents, check_jacobian, shared_scale, suspicious
 from jacmatch.surrogates.tables import load_table
-from jacmatch.teachers.cached.fingerprint import digest
+from jacmatch.teachers.cached.format import digest
 
 FILES = ("npz:", "csv:", "parquet:")
 _CHECKED = 16  # points

@@ -18,8 +18,7 @@ from jacmatch.files import inside, open_regular, read
 from jacmatch.runs.files import decoded
 from jacmatch.runs.identity import changed
 from jacmatch.teachers.base import Answer, Question
-from jacmatch.teachers.cached.fingerprint import described
-from jacmatch.teachers.cached.format import TYPES, disk, positions_name, read_head, shard_name, unlike
+from jacmatch.teachers.cached.format import TYPES, described, disk, positions_name, read_head, shard_name, unlike
 
 SUMS = "shard.json"
 _BLOCK = 1 << 20

@@ -22,16 +22,15 @@ from torch import Tensor
 from jacmatch import files
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.files import UNFINISHED, inside, unfinished_name
-from jacmatch.runs.files import encoded
+from jacmatch.runs.files import Lock, encoded, try_lock
 from jacmatch.runs.identity import COARSE, SINGLE, changed, probe
-from jacmatch.runs.lock import Lock, try_lock
 from jacmatch.teachers.base import Answer, Question
-from jacmatch.teachers.cached.fingerprint import described
 from jacmatch.teachers.cached.format import (
     HEAD,
     Field,
     Head,
     Storage,
+    described,
     disk,
     fields_of,
     folder_of,
