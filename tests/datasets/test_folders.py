@@ -200,7 +200,7 @@ def huge_picture(folder):
 
 CASES = {
     no_train: r"must have a folder `train`\. Got test\. Lay it out as DIR/train/CLASS/\*\.png and DIR/test/CLASS",
-    no_train_but_others: r"must have a folder `train`\. Got a, b, c, d, e …",
+    no_train_but_others: r"must have a folder `train`\. Got a, b, c, d, e and \d more",
     no_classes: r"train must have one folder for each class\. Got an empty folder",
     empty_class: r"bird must have images\. Got an empty folder",
     file_beside_classes: r"train must have one folder for each class\. Got the file 0\.png",

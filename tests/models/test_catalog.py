@@ -176,9 +176,7 @@ def test_a_torchvision_model_takes_raw_inputs():
 def test_what_torchvision_cannot_build_is_refused():
     with pytest.raises(InputError, match=r"must be known to torchvision. Got 'resnet81'. Nearest: resnet18"):
         build("torchvision:resnet81", 4, (3, 8, 8))
-    with pytest.raises(
-        InputError, match=r"take samples of shape \(3, 8, 8\). Got \w+: Expected at least 224 pixels"
-    ):
+    with pytest.raises(InputError, match=r"take samples of shape \(3, 8, 8\). Got \w+: Expected at least 224 pixels"):
         build("torchvision:vit_b_16", 4, (3, 8, 8))
     with pytest.raises(InputError, match=r"must take samples of shape \(1, 8, 8\). Got .*to have 3 channels"):
         build("torchvision:resnet18", 4, (1, 8, 8))
