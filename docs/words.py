@@ -103,7 +103,6 @@ EXCEPTIONS: dict[str, tuple[str, ...]] = {
     "src/jacmatch/jobs/surrogate/*.py": ("slopes", "trial", "bent"),  # flags, and fields of results
     "src/jacmatch/jobs/transfer.py": ("depths", "slope"),  # a flag, and a field of result.json
     "src/jacmatch/jobs/transfer_results.py": ("slope",),  # a field of result.json
-    "src/jacmatch/jobs/transfer_results.py": ("slope",),  # a field of result.json
     "src/jacmatch/former_names.py": ("gate", "trial", "examine", "examined", "pull"),  # names of version 0.1
     "src/jacmatch/teachers/cached/writer.py": ("found",),  # a field of result.json
     "src/jacmatch/teachers/ensemble.py": ("asked", "remembered"),  # names of version 0.1

@@ -10,7 +10,7 @@ from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian.engines import connected
 from jacmatch.jacobian.modules import in_several_processes
 from jacmatch.objectives import Objective, Terms
-from jacmatch.objectives.weights import Part
+from jacmatch.objectives.terms import Part
 
 
 class TrainingUnit(nn.Module):

@@ -10,7 +10,7 @@ from about 500 on. So the defaults depend on the number of samples per class, wh
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import Estimator, LabelClass, LabelLogit, Loss, Readout, gradient_norms
 from jacmatch.jacobian.engines import meets_once_differentiable
 from jacmatch.losses import OutputLoss, Task
-from jacmatch.objectives.terms import AtData, AtMixedPairs, Point
+from jacmatch.objectives.terms import AtData, AtMixedPairs, Part, Point
 
 Whole = Callable[[str, list[Tensor | None]], list[Tensor | None]]
 
@@ -87,48 +87,6 @@ class WeightSchedule:
             return size
         done = min(1.0, (progress - self.fades_from) / (1 - self.fades_from))
         return size * 0.5 * (1 + math.cos(math.pi * done))
-
-
-@dataclass(frozen=True)
-class Part:
-    """The samples rank, rank + ranks, rank + 2 ranks, … of a batch: for any n the first n are spread evenly.
-
-    Example:
-        >>> part = Part(rank=1, ranks=2, samples=7)
-        >>> part.own(7), part.own(3), part.scale(7)  # samples 1, 3 and 5; of the first three sample 1
-        (3, 1, 0.8571428571428571)
-    """
-
-    rank: int  # rank of this process, from 0
-    ranks: int  # number of processes
-    samples: int  # number of samples of the whole batch
-    measured: bool = True  # whether the shares of the gradient norm can be measured; not if parameters are sharded
-
-    def own(self, first: int) -> int:
-        """Return how many of the first `first` samples of the whole batch this process has."""
-        return max(0, -(-(first - self.rank) // self.ranks))
-
-    def scale(self, first: int) -> float:
-        """Return the factor of the mean over own samples for which the mean over processes is that over `first`."""
-        return self.ranks * self.own(first) / first
-
-    def whole(self, gradients: Sequence[Tensor | None], like: Sequence[Tensor], first: int) -> list[Tensor | None]:
-        """Return the gradients of the mean over the first samples of the whole batch. Every process must call this.
-
-        The gradients are those of the mean over own samples; None where there is none.
-        """
-        share = self.own(first) / first
-        pieces = [
-            (torch.zeros_like(tensor) if gradient is None else gradient * share).flatten()
-            for gradient, tensor in zip(gradients, like, strict=True)
-        ]
-        table = torch.cat([*pieces, like[0].new_tensor([gradient is not None for gradient in gradients])])
-        torch.distributed.all_reduce(table)
-        *sums, counts = torch.split(table, [*map(torch.numel, like), len(like)])
-        return [
-            summed.view_as(tensor) if there else None
-            for summed, tensor, there in zip(sums, like, counts.tolist(), strict=True)
-        ]
 
 
 class LossWeights:

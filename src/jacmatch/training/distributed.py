@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from jacmatch.errors import ElsewhereError, InputError, UnsupportedError, converted_errors
 from jacmatch.objectives import GradientShare, Objective, Terms
 from jacmatch.objectives.base import networks_of
-from jacmatch.objectives.weights import Part
+from jacmatch.objectives.terms import Part
 from jacmatch.training.configuration import Training
 from jacmatch.training.data import Batch
 from jacmatch.training.evaluation import find_device
