@@ -222,8 +222,8 @@ def parse(
     except SystemExit:
         refuse(program, known, words, complaints.getvalue())
     given = {flag.name: getattr(getattr(parsed, flag.group) if flag.group else parsed, flag.name) for flag in known}
-    options = Options(*(given.pop(field.name) for field in dataclasses.fields(Options)))
-    return given, options
+    names = given.keys() & {field.name for field in dataclasses.fields(Options)}
+    return given, Options(**{name: given.pop(name) for name in names})
 
 
 def print_help(program: str, job: type[Any], *, everything: bool) -> None:
@@ -247,7 +247,14 @@ _SHOWN = 10
 
 
 def _all(program: str, job: type[Any]) -> list[Flag]:
-    return flags(job, program.rpartition(" ")[2]) + flags(Options)
+    """Return the flags of a verb; one without a run folder has no settings to read."""
+    own = flags(job, program.rpartition(" ")[2])
+    return own + [flag for flag in flags(Options) if has_run(own) or flag.name not in ("config", "resume")]
+
+
+def has_run(known: Sequence[Flag]) -> bool:
+    """Return whether a job with these flags writes a run folder."""
+    return any(flag.name == "out" for flag in known)
 
 
 def _shape(known: Sequence[Flag]) -> type[Any]:

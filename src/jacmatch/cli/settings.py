@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from jacmatch import files
-from jacmatch.cli.flags import Flag, described, fits, fitted
+from jacmatch.cli.flags import Flag, described, fits, fitted, has_run
 from jacmatch.errors import InputError
 from jacmatch.runs import Run
 
@@ -57,13 +57,13 @@ def chosen(words: Sequence[str], verb: str, known: Sequence[Flag]) -> dict[str, 
     """Return the settings that `--config` or `--resume` names, by field name."""
     flag = "--config"
     config, resume = named(words), named(words, "--resume")
-    if resume is not None:
+    if resume is not None and has_run(known):
         if config is not None:
             rule = "`--resume` takes the settings of its folder."
             raise InputError(rule, got=f"--config {config} too", do="Leave one of them out.")
         Run.open(Path(resume).expanduser(), finished=False)
         config, flag = resume, "--resume"
-    if config is None:
+    if config is None or not has_run(known):  # without a run folder the flag is unknown
         return {}
     settings = read(config, verb, known, flag)
     settings.pop("allow_code", None)  # only the command line allows it

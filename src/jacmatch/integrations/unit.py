@@ -78,21 +78,15 @@ class TrainingUnit(nn.Module):
             UnsupportedError: Derivatives are computed under fp16 autocast, in which small ones become 0.
         """
         self._check_precision(x)
-        part, weights = _part(len(x)), self.objective.loss_weights
+        part = _part(len(x))
         if part is not None and settings.get("ids") is None:
             settings["ids"] = part.rank + part.ranks * torch.arange(len(x), device=x.device)
-        weights.part = part
-        try:
+        with self.objective.loss_weights.in_part(part):
             terms: Terms = self.objective(x, y, **settings)
-        finally:
-            weights.part = None
         self.shares = terms.shares
-        values, loss = {name: value for name, value in terms.items() if name != "loss"}, terms.loss
+        values = dict(terms.items()) if part is None else terms.of_part(part)
+        loss = values.pop("loss")
         if part is not None:
-            if terms.firsts:  # of a term over the first samples of the batch, this process may have one more or less
-                scales = {name: part.scale(terms.firsts.get(name, part.samples)) for name in values}
-                values = {name: scales[name] * value for name, value in values.items()}
-                loss = torch.stack(list(values.values())).sum() if values else loss
             trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
             loss = connected(loss, trained) if loss.requires_grad else loss
         detached = {name: value.detach() for name, value in values.items()}

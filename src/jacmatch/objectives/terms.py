@@ -205,6 +205,14 @@ class Terms:
         """Return the names, `loss` first."""
         return list(self.values)
 
+    def of_part(self, part: Part) -> dict[str, Tensor]:
+        """Return loss and terms of a part of a batch, scaled: their means over the processes are those of the batch."""
+        scales = {name: part.scale(self.firsts.get(name, part.samples)) for name in self.values if name != "loss"}
+        values = {name: scale * self.values[name] for name, scale in scales.items()}
+        even = all(scale == part.scale(part.samples) for scale in scales.values())
+        loss = part.scale(part.samples) * self.loss if even else torch.stack(list(values.values())).sum()
+        return {"loss": loss, **values}
+
     def __contains__(self, name: object) -> bool:
         return name in self.values
 

@@ -10,7 +10,8 @@ from about 500 on. So the defaults depend on the number of samples per class, wh
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -115,6 +116,15 @@ class LossWeights:
         self.factors = {name: weight for name, weight in weights.items() if not isinstance(weight, GradientShare)}
         self.shares: dict[str, float] = {}
         self.part: Part | None = None
+
+    @contextmanager
+    def in_part(self, part: Part | None) -> Iterator[None]:
+        """Context in which this process has a part of each batch."""
+        self.part = part
+        try:
+            yield
+        finally:
+            self.part = None
 
     @property
     def unmeasured(self) -> set[str]:

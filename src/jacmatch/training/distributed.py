@@ -144,23 +144,12 @@ class Shared(nn.Module):
     def forward(self, batch: Batch, samples: int, progress: float) -> dict[str, Tensor]:
         """The terms: their mean over the processes is that over the batch, of `samples` samples."""
         part = Part(self.ranks.rank, self.ranks.size, samples, self.measured)
-        weights = self.objective.loss_weights if isinstance(self.objective, Objective) else None
-        if weights is not None:
-            weights.part = part
-        try:
+        known = self.objective if isinstance(self.objective, Objective) else None
+        with nullcontext() if known is None else known.loss_weights.in_part(part):
             terms: Terms = self.objective(batch.x, batch.y, **batch.keywords(), progress=progress)
-        finally:
-            if weights is not None:
-                weights.part = None
-        self.shares, firsts = terms.shares, terms.firsts
-        whole = part.scale(samples)
-        scales = {name: part.scale(firsts.get(name, samples)) for name in terms.values if name != "loss"}
-        if any(scale != whole for scale in scales.values()):
-            loss = torch.stack([scale * terms.values[name] for name, scale in scales.items()]).sum()
-        else:
-            loss = whole * terms.values["loss"]
-        values = {name: scale * terms.values[name].detach() for name, scale in scales.items()}
-        return {"loss": loss, **values}
+        self.shares = terms.shares
+        values = terms.of_part(part)
+        return {name: value if name == "loss" else value.detach() for name, value in values.items()}
 
 
 def distribute(objective: nn.Module, ranks: ProcessGroup, device: torch.device) -> DistributedDataParallel:
