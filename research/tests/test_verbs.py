@@ -6,7 +6,7 @@ import pytest
 
 import jacmatch
 from jacmatch import plugins
-from jacmatch.cli import declarations, flags, main
+from jacmatch.cli import flags, main
 
 VERBS = ("reproduce", "bench")
 
@@ -40,7 +40,7 @@ def test_help_shows_the_options_that_matter_and_ends_with_two_examples(verb, cap
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_options_are_read_without_an_import(verb):
-    declared, job = declarations.stand_in(plugins.verbs()[verb].job), plugins.verbs()[verb].load()
+    declared, job = flags.stand_in(plugins.verbs()[verb].job), plugins.verbs()[verb].load()
     assert flags.flags(declared, verb) == flags.flags(job, verb)
 
 

@@ -7,14 +7,14 @@ from . import source
 FORBIDDEN = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "urllib", "requests", "http")
 RUNS_TEXT = {
     "research/src/jacmatch_research/bench/claims.py": "a fresh process runs a text of our own",
-    "src/jacmatch/cli/declarations.py": "types and defaults in the source of this package, which an import would run",
+    "src/jacmatch/cli/flags.py": "types and defaults in the source of this package, which an import would run",
 }
 IMPORTS_BY_NAME = {
     "src/jacmatch/__init__.py": "the public names, when they are used",
     "src/jacmatch/datasets/catalog.py": "--data PACKAGE.MODULE:CALLABLE",
     "src/jacmatch/jobs/__init__.py": "the jobs, when they are used",
     "src/jacmatch/integrations/__init__.py": "adapters and their frameworks, when they are used",
-    "src/jacmatch/cli/declarations.py": "what a job's source imports for its settings",
+    "src/jacmatch/cli/flags.py": "what a job's source imports for its settings",
     "src/jacmatch/plugins.py": "verbs of this package and of installed distributions",
     "src/jacmatch/models/catalog.py": "--model PACKAGE.MODULE:CALLABLE, optional packages by names in the code",
     "src/jacmatch/errors.py": "optional packages by names in the code",

@@ -164,9 +164,9 @@ class _Job:
         if verb not in known:
             raise _unknown(verb, known)
         # Slow to import, so not before they are needed.
-        from jacmatch.cli import declarations, flags
+        from jacmatch.cli import flags
 
-        kind = declarations.of(known[verb].job)
+        kind = flags.declared(known[verb].job)
         if requested := {*words} & {*_HELP}:
             flags.print_help(self.program, kind, everything="--help-all" in requested)
             return 0
