@@ -33,7 +33,7 @@ def test_probes_agree_up_to_rounding_and_texts_exactly():
     assert changed({"b": probe([100.0, 0.0])}, {"b": probe([100.0, 0.02])}) == "b (off by 0.0% of the largest)"
     assert changed({"b": probe([1.0])}, {"b": probe([2.0])}) == "b (off by 50.0% of the largest)"
     assert changed({"b": probe([1.0])}, {"b": probe([1.0, 2.0])}) == "b (off by inf% of the largest)"
-    assert changed({"b": probe([float("inf")])}, {"b": probe([1.0])}) == "b ('not finite' there, values here)"
+    assert changed({"b": probe([float("inf")])}, {"b": probe([1.0])}) == "b (not finite there, values here)"
     assert (
         changed({"a": "0" * 64, "c": 1}, {"a": "1" * 64})
         == "a (000000000000 there, 111111111111 here), c (1 there, nothing here)"
@@ -107,7 +107,7 @@ def test_a_run_goes_on_with_what_it_was_begun_with(tmp_path):
     run.check_inputs("teacher", {"outputs": probe([1.0])})
     assert run.inputs_digest == digest_of({"teacher": {"outputs": probe([1.0])}, "data": {"x_train": "a"}})
     message = (
-        r"must be resumed with the data that it was started with\. Got changes in x_train \('a' there, 'b' here\)\. "
+        r"must be resumed with the data that it was started with\. Got changes in x_train \(a there, b here\)\. "
         r"Restore the former inputs, or choose another --out"
     )
     with pytest.raises(InputError, match=message):

@@ -446,9 +446,8 @@ def refuse(program: str, known: Sequence[Flag], words: Sequence[str], otherwise:
     for word, texts in given.items():
         kind = named[word].kind
         if kind is bool and texts:
-            raise InputError(
-                f"`{word}` takes no value.", got=repr(texts[0]), do=f"Write {' or '.join(named[word].words)}."
-            )
+            rule = f"`{word}` takes no value."
+            raise InputError(rule, got=repr(texts[0]), do=f"Write {' or '.join(named[word].words)}.")
         if kind is not bool and not readable(kind, texts):
             raise InputError(f"`{word}` must be {described(kind)}.", got=_quoted(texts), do=_nearest(kind, texts))
     for flag, word in zip(positional, loose, strict=False):

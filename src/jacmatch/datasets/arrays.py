@@ -66,9 +66,8 @@ def from_splits(name: str, train: Split, test: Split) -> Data:
     for key, a, b in (("x", train.x, test.x), ("y", train.y, test.y)):
         if (a.dtype, a.shape[1:]) != (b.dtype, b.shape[1:]):
             got = f"{_described(a)} and {_described(b)}"
-            raise InputError(
-                f"`{key}_train` and `{key}_test` of {name} must have one type and one shape per row.", got=got
-            )
+            rule = f"`{key}_train` and `{key}_test` of {name} must have one type and one shape per row."
+            raise InputError(rule, got=got)
     classes = None if train.y.is_floating_point() else _count_classes(name, train.y, test.y)
     outputs = train.y.shape[1] if classes is None else classes
     mean, std = statistics(train)

@@ -100,9 +100,8 @@ def read_idx(path: Path, file: IdxFile) -> UInt8[np.ndarray, "sample *pixel"]:
         content: bytes = stream.read(length + 1)
     if content[: len(header)] != header:
         rule = f"{path} must be an idx file of bytes of shape {file.shape}."
-        raise InputError(
-            rule, got=f"a file that begins with {content[: len(header)].hex(' ', 4) or 'nothing'}", do=_REMEDY
-        )
+        got = f"a file that begins with {content[: len(header)].hex(' ', 4) or 'nothing'}"
+        raise InputError(rule, got=got, do=_REMEDY)
     if len(content) != length:
         got = "more" if len(content) > length else f"{len(content):,}"
         raise InputError(f"{path} must hold {length:,} bytes once unpacked.", got=got, do=_REMEDY)

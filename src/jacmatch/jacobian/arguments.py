@@ -79,9 +79,8 @@ class Inputs:
         kinds = {(part.dtype, part.device, len(part)) for part in named.values()}
         if len(kinds) != 1:
             got = ", ".join(f"{name} {part.dtype} {tuple(part.shape)}" for name, part in named.items()) or "none"
-            raise InputError(
-                "All parts of the inputs must have the same dtype and the same number of samples.", got=got
-            )
+            rule = "All parts of the inputs must have the same dtype and the same number of samples."
+            raise InputError(rule, got=got)
         for name, unit in self.units.items():
             if name not in named or not 0 < unit < float("inf"):
                 rule = "`units` of `Inputs` must be positive and finite, by the names or numbers of parts."

@@ -34,9 +34,8 @@ def output_tensor(output: Any) -> Tensor:
     outputs = _tensor_in(output)
     if not outputs.is_floating_point():
         rule = "A network must return real floating-point outputs."
-        raise InputError(
-            rule, got=str(outputs.dtype).removeprefix("torch."), do="Return .real, .imag, .abs() or .float()."
-        )
+        do = "Return .real, .imag, .abs() or .float()."
+        raise InputError(rule, got=str(outputs.dtype).removeprefix("torch."), do=do)
     return outputs
 
 
@@ -52,11 +51,9 @@ def _tensor_in(output: Any) -> Tensor:
     if len(parts) == 1:
         return next(iter(parts.values()))
     first = next(iter(parts), "[0]")
-    raise InputError(
-        "A network must return one tensor, or a dictionary or object with `logits`.",
-        got=_described(output, parts),
-        do=f"Select one: output=lambda out: out{first}; for doctor a function such as lambda x: module(x){first}.",
-    )
+    rule = "A network must return one tensor, or a dictionary or object with `logits`."
+    do = f"Select one: output=lambda out: out{first}; for doctor a function such as lambda x: module(x){first}."
+    raise InputError(rule, got=_described(output, parts), do=do)
 
 
 def _parts(output: Any) -> dict[str, Tensor]:

@@ -233,9 +233,8 @@ class Cache(TeachingFields):
             raise InputError(rule, do=f"jacmatch cache {self.action} --cache DIR, and for build the flags of distill.")
         if self.devices != 1:
             rule = "`--devices` of `cache` must be left out: its processes work independently."
-            raise InputError(
-                rule, got=self.devices, do="Start it with torchrun, or start the same command several times."
-            )
+            do = "Start it with torchrun, or start the same command several times."
+            raise InputError(rule, got=self.devices, do=do)
         if self.out not in (None, self.cache):
             raise InputError("`--out` of `cache` must be left out: it writes to --cache.", got=str(self.out))
         object.__setattr__(self, "out", self.cache)

@@ -67,9 +67,8 @@ class Export(JobFields):
             raise InputError("`--int8` of `export` must come with --to onnx.", got=" ".join(self.to))
         if not networks.is_run(self.trained):
             rule = "`jacmatch export` must be given the folder of a run."
-            raise InputError(
-                rule, got=repr(self.trained), do="For weights of another program, run first: jacmatch train --weights."
-            )
+            do = "For weights of another program, run first: jacmatch train --weights."
+            raise InputError(rule, got=repr(self.trained), do=do)
         for name in ("onnx", "onnxscript", "onnxruntime") if "onnx" in self.to else ():
             optional_package(name, "`export --to onnx`", "pip install 'jacmatch[onnx]'")
         folder = Path(self.trained)

@@ -65,11 +65,8 @@ class Description:
             each = "position of the labels" if self.positions else "sample of these data"
             wanted = ", ".join(map(str, ("B", self.outputs, *self.positions)))
             do = "Give a PACKAGE.MODULE:CALLABLE whose network does." if self.positions else ""
-            raise InputError(
-                f"The network {self.spec!r} must return {self.outputs} outputs for each {each}, ({wanted}).",
-                got=f"shape {tuple(outputs.shape)} for 2 samples",
-                do=do,
-            )
+            rule = f"The network {self.spec!r} must return {self.outputs} outputs for each {each}, ({wanted})."
+            raise InputError(rule, got=f"shape {tuple(outputs.shape)} for 2 samples", do=do)
         return network.train()
 
 
@@ -87,9 +84,8 @@ def check_saved(folder: Path) -> None:
     """Refuse weights that differ from the saved ones, even by one bit."""
     checksum = load(folder / DESCRIPTION).get("sha256")
     if not (folder / WEIGHTS).is_file():
-        raise InputError(
-            f"{folder} must hold the weights of its network.", got=f"no {WEIGHTS}", do="Run the job again."
-        )
+        rule = f"{folder} must hold the weights of its network."
+        raise InputError(rule, got=f"no {WEIGHTS}", do="Run the job again.")
     if checksum is not None and checksum != _digest(folder / WEIGHTS):
         rule = f"{folder / WEIGHTS} must have the checksum that it was written with."
         raise InputError(rule, got="another", do="It is damaged: copy it again, or run the job again.")
@@ -148,11 +144,8 @@ def described(folder: Path, *, allow_code: bool) -> Description:
     """Return the description like `describe`, but refuse code outside the package unless it is allowed."""
     description = describe(folder)
     if catalog.is_code(description.spec) and not allow_code:
-        raise InputError(
-            f"The network in {folder} is built by code outside the package.",
-            got=description.spec,
-            do="If you trust it, pass allow_code=True (--allow-code).",
-        )
+        rule = f"The network in {folder} is built by code outside the package."
+        raise InputError(rule, got=description.spec, do="If you trust it, pass allow_code=True (--allow-code).")
     return description
 
 

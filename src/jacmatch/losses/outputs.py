@@ -147,9 +147,8 @@ def hinton_kl(
     """
     equal_shapes("hinton_kl", student=student, teacher=teacher)
     if not temperature > 0:
-        raise InputError(
-            "`temperature` of `hinton_kl` must be above 0.", got=temperature, do="Omit it for the default, 1."
-        )
+        rule = "`temperature` of `hinton_kl` must be above 0."
+        raise InputError(rule, got=temperature, do="Omit it for the default, 1.")
     axis = class_axis("hinton_kl", student.shape, class_dim)
     log_q = (student / temperature).log_softmax(axis)
     log_p = (teacher / temperature).log_softmax(axis)

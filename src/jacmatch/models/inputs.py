@@ -98,9 +98,8 @@ def check_image(caller: str, shape: Shape, halvings: int) -> None:
     pixel, eight of its nine weights would only see the padding: they would be parameters, but never trained.
     """
     if len(shape) != 3:
-        raise InputError(
-            f"`shape` of `{caller}` must be (channels, height, width).", got=shape, do="For vectors use `mlp`."
-        )
+        rule = f"`shape` of `{caller}` must be (channels, height, width)."
+        raise InputError(rule, got=shape, do="For vectors use `mlp`.")
     least = 2**halvings + 1
     if min(shape[1:]) < least:
         raise InputError(
@@ -131,11 +130,8 @@ class Resized(nn.Module):
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Any:
         """Return the network's outputs for the resized images."""
         if tuple(x.shape[1:]) != self.shape:
-            raise InputError(
-                f"The input of `Resized` must have samples of the shape it was built for, {self.shape}.",
-                got=tuple(x.shape[1:]),
-                do="Build it with the `shape` of this data.",
-            )
+            rule = f"The input of `Resized` must have samples of the shape it was built for, {self.shape}."
+            raise InputError(rule, got=tuple(x.shape[1:]), do="Build it with the `shape` of this data.")
         size = (self.size, self.size)
         return self.network(functional.interpolate(x, size, mode="bilinear", align_corners=False, antialias=False))
 

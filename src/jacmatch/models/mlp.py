@@ -81,11 +81,8 @@ def mlp_from_layout(layout: str, outputs: int, shape: Shape, mean: Statistics = 
     items = layout.split("-")
     activation = "silu" if items[-1].isdigit() else items.pop()
     if not items or not all(item.isascii() and item.isdigit() for item in items):
-        raise InputError(
-            "`mlp:LAYOUT` must be widths joined by hyphens, then an activation or none.",
-            got=repr(layout),
-            do="Two layers of 64 are 64-64, with tanh 64-64-tanh.",
-        )
+        rule = "`mlp:LAYOUT` must be widths joined by hyphens, then an activation or none."
+        raise InputError(rule, got=repr(layout), do="Two layers of 64 are 64-64, with tanh 64-64-tanh.")
     return MLP(outputs, shape, mean, std, hidden=tuple(int(item) for item in items), activation=activation)
 
 

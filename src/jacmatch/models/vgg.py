@@ -74,9 +74,6 @@ def parse_layout(layout: str) -> list[str]:
     items = layout.split("-")
     widths = [item for item in items if item != "M"]
     if not widths or not all(item.isascii() and item.isdigit() and int(item) > 0 for item in widths):
-        raise InputError(
-            "`layout` of `vgg` must be channel counts and M for max-pooling, joined by hyphens.",
-            got=repr(layout),
-            do=f"VGG-4 is {VGG4}.",
-        )
+        rule = "`layout` of `vgg` must be channel counts and M for max-pooling, joined by hyphens."
+        raise InputError(rule, got=repr(layout), do=f"VGG-4 is {VGG4}.")
     return items

@@ -53,10 +53,8 @@ class VisionTransformer(RawInputs):
         """
         super().__init__("vit", outputs, shape, mean, std)
         if min(width, depth, heads) < 1 or width % heads:
-            raise InputError(
-                "`width`, `depth` and `heads` of `vit` must be at least 1, and `width` a multiple of `heads`.",
-                got=f"width {width}, depth {depth}, heads {heads}",
-            )
+            rule = "`width`, `depth` and `heads` of `vit` must be at least 1, and `width` a multiple of `heads`."
+            raise InputError(rule, got=f"width {width}, depth {depth}, heads {heads}")
         patch, patches = _cut(shape, patch)
         self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(shape[0], width, patch, stride=patch)))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -124,9 +122,8 @@ def _cut(shape: Shape, patch: int | None) -> tuple[int, int]:
     _, height, width = shape
     side = default_patch(height, width) if patch is None else patch
     if side < 1 or height % side or width % side:
-        raise InputError(
-            "`patch` of `vit` must divide the height and the width of the image.", got=f"{side} for {shape}"
-        )
+        rule = "`patch` of `vit` must divide the height and the width of the image."
+        raise InputError(rule, got=f"{side} for {shape}")
     return side, (height // side) * (width // side)
 
 
@@ -140,9 +137,7 @@ def default_patch(height: int, width: int) -> int:
     patch = max(side for side in range(1, limit + 1) if height % side == 0 and width % side == 0)
     patches = (height // patch) * (width // patch)
     if patches > MOST_PATCHES:
-        raise InputError(
-            f"`shape` of `vit` must have sides with a common divisor that leaves at most {MOST_PATCHES} patches.",
-            got=f"{height}×{width} pixels, {patches} patches of side {patch}",
-            do="Pad or resize the images, or give `patch`.",
-        )
+        rule = f"`shape` of `vit` must have sides with a common divisor that leaves at most {MOST_PATCHES} patches."
+        do = "Pad or resize the images, or give `patch`."
+        raise InputError(rule, got=f"{height}×{width} pixels, {patches} patches of side {patch}", do=do)
     return patch

@@ -291,11 +291,8 @@ def _needs_code(source: Path, what: str) -> InputError:
     if what.startswith("a pickle"):
         load = "__import__('pickle').load(open(a, 'rb'))"
     command = _command(f"import sys, torch; a, b = sys.argv[1:]; torch.save({load}, b)", source, ".state.pth")
-    return InputError(
-        f"`{source}` must be a checkpoint that can be read without running code.",
-        got=what,
-        do=f"If you trust it, where its classes can be imported: {command}",
-    )
+    rule = f"`{source}` must be a checkpoint that can be read without running code."
+    return InputError(rule, got=what, do=f"If you trust it, where its classes can be imported: {command}")
 
 
 def tensor_sets(content: object) -> Sets:

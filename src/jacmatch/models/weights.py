@@ -248,10 +248,8 @@ def _write(target: Path, state: Mapping[str, Tensor], safetensors: Any) -> None:
     try:
         replace(target, safetensors.save(tensors, metadata={"format": "pt"}))
     except OSError as error:
-        raise InputError(
-            "`path` of `save_weights` must be a file in a folder that exists and can be written.",
-            got=f"`{target}` ({error.strerror})",
-        ) from error
+        rule = "`path` of `save_weights` must be a file in a folder that exists and can be written."
+        raise InputError(rule, got=f"`{target}` ({error.strerror})") from error
 
 
 def convert_weights(source: str | os.PathLike[str], target: str | os.PathLike[str], *, key: str | None = None) -> None:
@@ -287,9 +285,8 @@ def convert_weights(source: str | os.PathLike[str], target: str | os.PathLike[st
         large = [Fit({}, each) for each, tensors in sets.items() if 2 * len(tensors) >= most]
         chosen = _one_of(path, large, "convert_weights").key
     if chosen not in sets:
-        raise InputError(
-            f"`key` of `convert_weights` must name a set of weights in `{path}`.", got=repr(key), do=_known(sets)
-        )
+        rule = f"`key` of `convert_weights` must name a set of weights in `{path}`."
+        raise InputError(rule, got=repr(key), do=_known(sets))
     _check_plain(path, sets[chosen])
     _write(goal, sets[chosen], safetensors)
 
@@ -338,9 +335,8 @@ def load_weights(
     if scaled and not any(Names({name: own[name]}).raw.keys() & {"mean", "std"} for name in fit.names):
         scaling = _scaling(module, own, source, mean, std)
     elif mean is not None or std is not None:
-        raise InputError(
-            "`mean` and `std` of `load_weights` must not be given for a file that contains them.", do="Leave them out."
-        )
+        rule = "`mean` and `std` of `load_weights` must not be given for a file that contains them."
+        raise InputError(rule, do="Leave them out.")
     tensors = _tensors(fit, sets)
     weights = {name: _converted(source, name, tensors[given], own[name]) for name, given in fit.names.items()}
     _check_tied(module, source, weights)

@@ -482,14 +482,15 @@ class Objective(nn.Module):
         return self.loss_weights.own(first), dict.fromkeys(self.derivative_terms, first) if fraction < 1 else {}
 
     @staticmethod
-    def _answers(batch: Batch, count: int, ask: Callable[..., Answer | None]) -> tuple[Answer | None, Tensor | None]:
-        """Return the teacher's answer with products about the first `count` samples, and its outputs of all samples."""
-        answer = ask(batch.part(slice(count)), products=True) if count else None
-        answers = [answer] if count else []
-        if count < len(batch.x):
-            answers.append(ask(batch.part(slice(count, None)), products=False))
-        outputs_of = [each.outputs for each in answers if each is not None]
-        return answer, torch.cat(outputs_of) if len(outputs_of) == len(answers) else None
+    def _answers(batch: Batch, count: int, ask: Callable[..., Answer | None]) -> tuple[Answer | None, Answer | None]:
+        """Return the teacher's answer with products about the first `count` samples, and its answer about all."""
+        first = ask(batch.part(slice(count)), products=True) if count else None
+        if count == len(batch.x):
+            return first, first
+        rest = ask(batch.part(slice(count, None)), products=False)
+        if first is None or rest is None:
+            return first, rest if not count else None
+        return first, Answer(torch.cat([first.outputs, rest.outputs]), torch.cat([first.values, rest.values]))
 
     @staticmethod
     def _in_parts(
@@ -556,9 +557,8 @@ class Objective(nn.Module):
             rule = (
                 f"The state of `{type(self).__name__}` must have {5 + 2 * len(names)} numbers, for {len(names)} terms."
             )
-            raise InputError(
-                rule, got=f"shape {tuple(state.shape)}", do="Load a checkpoint of an objective with the same terms."
-            )
+            do = "Load a checkpoint of an objective with the same terms."
+            raise InputError(rule, got=f"shape {tuple(state.shape)}", do=do)
         numbers = [None if number == _NONE else number for number in state.tolist()]
         _, calls, measured_at, mean, norm_calls = numbers[:5]
         return {

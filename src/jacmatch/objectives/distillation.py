@@ -275,7 +275,8 @@ class Distillation(Objective):
         return batch.x, self.differentiation.question(batch, products=products)
 
     def _terms(self, batch: Batch, count: int, *, measured: bool) -> Computed:
-        answer, teacher_outputs = self._answers(batch, count, self._query)
+        answer, of_all = self._answers(batch, count, self._query)
+        teacher_outputs = None if of_all is None else of_all.outputs
         step, how = self._step(batch, answer, teacher_outputs), self.differentiation
 
         def eager() -> Compared:

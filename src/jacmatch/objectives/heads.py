@@ -197,7 +197,8 @@ class Heads(Objective):
             known = labels if batch.share is None else {}
             probe: Any = replace(self.probes, labels={name: each[:count] for name, each in known.items()})
             how = replace(how, probe=probe)
-        answer, targets = self._answers(batch, count, partial(self._query, how))
+        answer, of_all = self._answers(batch, count, partial(self._query, how))
+        targets = None if of_all is None else of_all.outputs
         outputs, rows = self._in_parts(
             self.network,
             batch,
@@ -285,9 +286,8 @@ def _head(
     """Return the objective with the settings of a head."""
     if shared := [each for each in settings if each in _SHARED]:
         do = f"Pass it to Heads: {shared[0]}=..." if shared[0] in _SHARED[:-2] else "Leave it out."
-        raise InputError(
-            f"A head of `Heads` must not have settings of the whole batch, in {name!r}.", got=shared[0], do=do
-        )
+        rule = f"A head of `Heads` must not have settings of the whole batch, in {name!r}."
+        raise InputError(rule, got=shared[0], do=do)
     rest = {key: value for key, value in settings.items() if key != "output"}
     try:
         head = Distillation(student, teacher, **{"jacobians": 0.0, **rest}, point=point)

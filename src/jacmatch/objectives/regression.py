@@ -247,10 +247,8 @@ class Regression(Objective):
 
     def _teacher(self, missing: str) -> Teacher:
         if self.teacher is None:
-            raise InputError(
-                f"`{missing}` of `Regression` must be given where there is no teacher.",
-                do="Give both y and j, a table of Jacobians, or a teacher; jacobians=0 needs no Jacobian.",
-            )
+            do = "Give both y and j, a table of Jacobians, or a teacher; jacobians=0 needs no Jacobian."
+            raise InputError(f"`{missing}` of `Regression` must be given where there is no teacher.", do=do)
         return self.teacher
 
 
@@ -259,11 +257,8 @@ def _as_scale(name: str, given: Tensor | float | int | None) -> Tensor:
     scale = torch.as_tensor(1.0 if given is None else given).detach().clone()
     scale = scale if scale.is_floating_point() else scale.float()
     if not bool(((scale > 0) & scale.isfinite()).all()):
-        raise InputError(
-            f"`{name}` of `Regression` must be positive and finite.",
-            got=scale.tolist(),
-            do="Give 1 for an entry that never varies.",
-        )
+        rule = f"`{name}` of `Regression` must be positive and finite."
+        raise InputError(rule, got=scale.tolist(), do="Give 1 for an entry that never varies.")
     return scale
 
 

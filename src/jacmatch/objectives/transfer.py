@@ -148,12 +148,12 @@ class Transfer(Objective):
             rule = "`p` of `Transfer` must be above 1 (1 without derivatives), else the maps have no derivative at 0."
             raise InputError(rule, got=self.p, do="Omit it for the default, 2.")
         if jacobians and self.teacher is not None and not self.teacher.answers_vjp:
-            raise UnsupportedError(
-                f"`teacher` of `Transfer` must answer vᵀJ; {type(self.teacher).__name__} cannot. Use jacobians=0."
-            )
+            rule = f"`teacher` of `Transfer` must answer vᵀJ; {type(self.teacher).__name__} cannot. Use jacobians=0."
+            raise UnsupportedError(rule)
 
     def _terms(self, batch: Batch, count: int, *, measured: bool) -> Computed:
-        answer, answers = self._query(batch, count)
+        mapped = bool(count or self.loss_weights.weights["attention"])
+        answer, answers = self._answers(batch, count, partial(self._query, mapped=mapped))
         outputs, maps, products = self._student(batch, answer, count, traced=measured)
         terms = self._of_whole_batch(batch, answers, outputs, maps)
         rows = None if answer is None else answer.products
@@ -166,34 +166,17 @@ class Transfer(Objective):
         """Return why the steps of this objective are not compiled."""
         return "Transfer is not compiled: it reads layers inside of the networks."
 
-    def _query(self, batch: Batch, count: int) -> tuple[Answer | None, Answer | None]:
-        """Return the teacher's answer for the first `count` samples, with products, and its answer for all samples.
-
-        The first is None if no products are needed; both are None if nothing of the teacher is needed.
-        """
+    def _query(self, batch: Batch, *, products: bool, mapped: bool) -> Answer | None:
+        """Return the teacher's answer, whose values are the attention maps if `mapped`; None if none is needed."""
         weights = self.loss_weights.weights
-        if self.teacher is None or not (count or weights["outputs"] or weights["attention"]):
-            return None, None
-        x, ids = batch.x, batch.ids
-        about: dict[str, Any] = {"draw": batch.draw, "random": batch.share is not None, "arguments": batch.arguments}
-        if not (count or weights["attention"]):
-            return None, query(self.teacher, x, Question(ids=ids, **about))
-        maps, parts = self._maps(batch, 1), [batch.part(slice(count)), batch.part(slice(count, None))]
-        first = None
-        if count:
-            about |= {"readout": maps, "rule": "largest pixels"}
-            about["arguments"] = parts[0].arguments
-            first = query(self.teacher, x[:count], Question(cotangents=maps.largest, ids=ids[:count], **about))
-        if first is not None and count == len(x):
-            return first, first
-        if not (weights["outputs"] or weights["attention"]):
-            return first, None
-        about |= {"readout": maps, "rule": None, "arguments": parts[1].arguments}
-        rest = query(self.teacher, x[count:], Question(**about, ids=ids[count:]))
-        if first is None:
-            return None, rest
-        both = (torch.cat([first.outputs, rest.outputs]), torch.cat([first.values, rest.values]))
-        return first, Answer(*both)
+        if self.teacher is None or not (products or weights["outputs"] or weights["attention"]):
+            return None
+        about: dict[str, Any] = {"ids": batch.ids, "draw": batch.draw, "arguments": batch.arguments}
+        if mapped:
+            about["readout"] = maps = self._maps(batch, 1)
+        if products:
+            about |= {"cotangents": maps.largest, "rule": "largest pixels"}
+        return query(self.teacher, batch.x, Question(random=batch.share is not None, **about))
 
     def maps(self, x: Float[Tensor, "batch *input"], side: Literal[0, 1]) -> AttentionMaps:
         """Return the readout of the student (0) or teacher (1) for inputs of this shape; map sizes are equal."""

@@ -140,11 +140,9 @@ def numeric(caller: str, probe: Estimator | None, readouts: tuple[Readout, ...],
         *(["kl"] if output_loss == "kl" else []),
     ]
     if classes:
-        raise InputError(
-            f"`{caller}` must not have settings that are for classes.",
-            got=", ".join(dict.fromkeys(classes)),
-            do="Use readout=Logits(), output_loss='squared' and a probe without labels.",
-        )
+        rule = f"`{caller}` must not have settings that are for classes."
+        do = "Use readout=Logits(), output_loss='squared' and a probe without labels."
+        raise InputError(rule, got=", ".join(dict.fromkeys(classes)), do=do)
 
 
 def mixable(probe: Estimator | None, readouts: tuple[Readout, ...], task: str, weights: dict[str, float | int]) -> None:
@@ -156,21 +154,16 @@ def mixable(probe: Estimator | None, readouts: tuple[Readout, ...], task: str, w
             got=weights["labels"],
         )
     if isinstance(probe, LabelClass) or any(isinstance(readout, LabelLogit | Loss) for readout in readouts):
-        raise InputError(
-            "A mixed pair has no single label, so `probe` and `readout` of `Distillation` must not need one.",
-            do="Use TopClass() or TopLogit(), whose class is the teacher's.",
-        )
+        rule = "A mixed pair has no single label, so `probe` and `readout` of `Distillation` must not need one."
+        raise InputError(rule, do="Use TopClass() or TopLogit(), whose class is the teacher's.")
 
 
 def one_pixel(readouts: tuple[Readout, ...]) -> None:
     """Reject attention maps of different `size`: their pixels do not correspond."""
     pair = [readout for readout in readouts if isinstance(readout, AttentionPixel)]
     if len(pair) == 2 and pair[0].size != pair[1].size:
-        raise InputError(
-            "Both `AttentionPixel` in `readout` of `Distillation` must have one `size`.",
-            got=f"{pair[0].size} and {pair[1].size}",
-            do="AttentionPixel(layer, size=4) for both.",
-        )
+        rule = "Both `AttentionPixel` in `readout` of `Distillation` must have one `size`."
+        raise InputError(rule, got=f"{pair[0].size} and {pair[1].size}", do="AttentionPixel(layer, size=4) for both.")
 
 
 @dataclass(frozen=True)
@@ -189,11 +182,9 @@ class SameMap:
         """Return the values of the readout."""
         size = features[self.readout.layer].shape[2:]
         if self.readout.size is None and size != self.size:
-            raise InputError(
-                "Without a `size` of `AttentionPixel`, student and teacher must have attention maps of one size.",
-                got=f"{tuple(size)} and {tuple(self.size)}",
-                do="AttentionPixel(layer, size=4) pools both.",
-            )
+            rule = "Without a `size` of `AttentionPixel`, student and teacher must have attention maps of one size."
+            do = "AttentionPixel(layer, size=4) pools both."
+            raise InputError(rule, got=f"{tuple(size)} and {tuple(self.size)}", do=do)
         return self.readout(outputs, features, context)
 
 
@@ -248,11 +239,9 @@ def explained(caller: str, x: Tensor, y: Tensor | None, student: nn.Module, name
             do = f"Convert one of them: x.to({kind}) (bytes of images: x.to({kind}) / 255), or student.to(x.dtype)."
             raise InputError(rule, got=f"{x.dtype} and {kind}", do=do) from error
         if y is not None and not y.is_floating_point() and "out of bounds" in str(error):
-            raise InputError(
-                f"`{name}` of `{caller}` must be classes from 0 to K − 1, for K outputs.",
-                got="labels out of this range",
-                do="Number the classes from 0, and give the student an output for each.",
-            ) from error
+            rule = f"`{name}` of `{caller}` must be classes from 0 to K − 1, for K outputs."
+            do = "Number the classes from 0, and give the student an output for each."
+            raise InputError(rule, got="labels out of this range", do=do) from error
         raise
 
 
@@ -367,10 +356,8 @@ def separate(student: nn.Module, teacher: object) -> None:
         return
     frozen = set(map(id, module.parameters()))
     if any(id(parameter) in frozen for parameter in student.parameters()):
-        raise InputError(
-            "`student` and `teacher` of `Distillation` must not share parameters: the teacher is frozen.",
-            do="Give the student a copy (copy.deepcopy).",
-        )
+        rule = "`student` and `teacher` of `Distillation` must not share parameters: the teacher is frozen."
+        raise InputError(rule, do="Give the student a copy (copy.deepcopy).")
 
 
 def repeatable(point: Point, probe: Estimator | None, products: bool) -> bool:

@@ -360,12 +360,11 @@ def _column(data: Any) -> Any:
 
 
 def _no_labels(got: str) -> InputError:
-    return InputError(
+    rule = (
         "`dataset` of `Distillation.for_dataset` must have its labels as `targets`, `labels`, `y` or the second of "
-        "`tensors`, or be the labels.",
-        got=got,
-        do=_REMEDY,
+        "`tensors`, or be the labels."
     )
+    return InputError(rule, got=got, do=_REMEDY)
 
 
 def describe_labels(labels: Tensor, task: Task | None = None) -> tuple[Task, float | None]:

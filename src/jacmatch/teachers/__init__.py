@@ -45,11 +45,8 @@ def as_teacher(given: object, output: Select | None = None) -> Teacher:
         return BlackBoxTeacher(given, relative_step=given.step)
     if isinstance(given, nn.Module):
         return ModuleTeacher(given, output=output)
-    raise InputError(
-        "`teacher` must be a Teacher or an nn.Module.",
-        got=type(given).__name__,
-        do="Wrap a function into BlackBoxTeacher, or into AnalyticTeacher if it knows its Jacobian.",
-    )
+    do = "Wrap a function into BlackBoxTeacher, or into AnalyticTeacher if it knows its Jacobian."
+    raise InputError("`teacher` must be a Teacher or an nn.Module.", got=type(given).__name__, do=do)
 
 
 __all__ = [

@@ -52,9 +52,8 @@ class Question:
 
     def __post_init__(self) -> None:
         if self.cotangents is not None and self.tangents is not None:
-            raise InputError(
-                "`Question` must have `cotangents` (for vᵀJ) or `tangents` (for Jv), not both.", do="Make two queries."
-            )
+            rule = "`Question` must have `cotangents` (for vᵀJ) or `tangents` (for Jv), not both."
+            raise InputError(rule, do="Make two queries.")
 
 
 @dataclass(frozen=True)
@@ -139,11 +138,8 @@ def fitting_tangents(question: Question, x: Tensor) -> Tensor:
     assert question.tangents is not None
     tangents = question.tangents
     if tangents.shape[1:] != x.shape:
-        raise InputError(
-            f"`tangents` of `Question` must have the shape (probes, *{tuple(x.shape)}).",
-            got=f"shape {tuple(tangents.shape)}",
-            do="One direction for each sample.",
-        )
+        rule = f"`tangents` of `Question` must have the shape (probes, *{tuple(x.shape)})."
+        raise InputError(rule, got=f"shape {tuple(tangents.shape)}", do="One direction for each sample.")
     return tangents.detach().to(x)
 
 
@@ -155,11 +151,9 @@ def called(question: Question, function: Callable[..., object], x: Tensor) -> ob
 def checked_outputs(teacher: str, given: object, x: Tensor, do: str, *, dense: bool = False) -> Tensor:
     """Return the result of a teacher's function, (B, K) or dense, with the dtype and on the device of x."""
     if not isinstance(given, Tensor) or given.dim() < 2 or (given.dim() > 2 and not dense) or len(given) != len(x):
-        raise InputError(
-            f"`function` of `{teacher}` must return outputs ({len(x)}, K) for {len(x)} samples.",
-            got=f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__,
-            do=do,
-        )
+        rule = f"`function` of `{teacher}` must return outputs ({len(x)}, K) for {len(x)} samples."
+        got = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        raise InputError(rule, got=got, do=do)
     return given.detach().to(x)
 
 

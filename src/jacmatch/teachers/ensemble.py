@@ -48,11 +48,8 @@ class EnsembleTeacher:
             raise InputError("`teachers` of `EnsembleTeacher` must not be empty.")
         for teacher in teachers:
             if not isinstance(teacher, Teacher):
-                raise InputError(
-                    "Each of `teachers` of `EnsembleTeacher` must be a teacher.",
-                    got=type(teacher).__name__,
-                    do="Wrap a network into ModuleTeacher.",
-                )
+                rule = "Each of `teachers` of `EnsembleTeacher` must be a teacher."
+                raise InputError(rule, got=type(teacher).__name__, do="Wrap a network into ModuleTeacher.")
         self.teachers = tuple(teachers)
 
     @property
@@ -69,9 +66,8 @@ class EnsembleTeacher:
         """
         question = question or Question()
         if question.layers or question.readout.layers:
-            raise UnsupportedError(
-                "Features are those of one network; EnsembleTeacher has outputs only. Use a readout of the outputs."
-            )
+            rule = "Features are those of one network; EnsembleTeacher has outputs only. Use a readout of the outputs."
+            raise UnsupportedError(rule)
         x = x.detach()
         with frozen_pass(x):
             if question.step is not None and question.tangents is not None:

@@ -40,9 +40,8 @@ class _FunctionTeacher:
         """
         question, name = question or Question(), type(self).__name__
         if question.layers or question.readout.layers:
-            raise UnsupportedError(
-                f"The teacher must answer features; {name} has outputs only. Use a readout of the outputs."
-            )
+            rule = f"The teacher must answer features; {name} has outputs only. Use a readout of the outputs."
+            raise UnsupportedError(rule)
         x = x.detach()
         with frozen_pass(x):
             outputs = self._outputs(x, question)
@@ -100,11 +99,9 @@ class AnalyticTeacher(_FunctionTeacher):
         j = called(question, self.jacobian, x.clone())
         wanted = (*outputs.shape, *x.shape[1:])
         if not isinstance(j, Tensor) or j.shape != wanted:
-            raise InputError(
-                f"`jacobian` of `AnalyticTeacher` must return the shape {wanted}.",
-                got=f"shape {tuple(j.shape)}" if isinstance(j, Tensor) else type(j).__name__,
-                do="The order is batch, outputs, input.",
-            )
+            rule = f"`jacobian` of `AnalyticTeacher` must return the shape {wanted}."
+            do = "The order is batch, outputs, input."
+            raise InputError(rule, got=f"shape {tuple(j.shape)}" if isinstance(j, Tensor) else type(j).__name__, do=do)
         return j.detach().to(x).flatten(2)
 
 

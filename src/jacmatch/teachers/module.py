@@ -40,11 +40,8 @@ class ModuleTeacher:
 
     def __init__(self, module: nn.Module, dtype: torch.dtype | None = None, *, output: Select | None = None) -> None:
         if not isinstance(module, nn.Module):
-            raise InputError(
-                "`module` of `ModuleTeacher` must be an nn.Module.",
-                got=type(module).__name__,
-                do="For any other function use BlackBoxTeacher, or AnalyticTeacher if it knows its Jacobian.",
-            )
+            do = "For any other function use BlackBoxTeacher, or AnalyticTeacher if it knows its Jacobian."
+            raise InputError("`module` of `ModuleTeacher` must be an nn.Module.", got=type(module).__name__, do=do)
         if dtype is not None and not dtype.is_floating_point:
             raise InputError("`dtype` of `ModuleTeacher` must be a floating-point type.", got=dtype)
         if output is not None and not callable(output):

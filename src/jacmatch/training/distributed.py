@@ -226,9 +226,8 @@ def check_shardable(settings: Training) -> None:
         "on_not_finite": settings.on_not_finite == "skip",
     }.items():
         if wrong:
-            raise UnsupportedError(
-                f"`shard` of `Training` cannot be combined with `{name}`={getattr(settings, name)!r}."
-            )
+            rule = f"`shard` of `Training` cannot be combined with `{name}`={getattr(settings, name)!r}."
+            raise UnsupportedError(rule)
 
 
 def gather(unit: Shared, objective: nn.Module) -> None:
@@ -297,9 +296,8 @@ def rank_and_size() -> tuple[int, int]:
     given = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (all(each.isdecimal() for each in given) and int(given[0]) < int(given[1])):
         rule = "The environment's RANK must be a whole number below WORLD_SIZE."
-        raise InputError(
-            rule, got=f"{given[0]!r} and {given[1]!r}", do="torchrun sets both. Without torchrun, unset both."
-        )
+        do = "torchrun sets both. Without torchrun, unset both."
+        raise InputError(rule, got=f"{given[0]!r} and {given[1]!r}", do=do)
     return int(given[0]), int(given[1])
 
 

@@ -57,9 +57,8 @@ def logged(name: Logger | None, run: Run | None, state: State, split: Split) -> 
         opened = _OPENED[name](run)
     except ModuleNotFoundError as error:
         package = name if name in ("wandb", "mlflow") else "tensorboard"
-        raise UnsupportedError(
-            f"The logger {name} needs the package {package}, which is not installed. Run: pip install {package}."
-        ) from error
+        rule = f"The logger {name} needs the package {package}, which is not installed. Run: pip install {package}."
+        raise UnsupportedError(rule) from error
 
     def observe(row: Mapping[str, Any]) -> None:
         opened.row({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
