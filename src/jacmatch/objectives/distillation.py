@@ -79,9 +79,9 @@ class Distillation(Objective):
         student: The network to train; any nn.Module with outputs (B, K).
         teacher: A teacher or an nn.Module; None to train on labels alone.
         samples_per_class: Training samples for each class. The defaults of `output_loss`, `temperature`, `point`,
-            `jacobians` and `schedule` follow from it and `task`, see `objectives.weights.recipe`; `for_dataset` counts it. With
-            None, data are assumed not to be scarce: classification has no Jacobian term unless `jacobians` or another
-            setting of that term is given.
+            `jacobians` and `schedule` follow from it and `task` (`objectives.weights.recipe`); `for_dataset` counts it.
+            With None, data are assumed not to be scarce: classification has no Jacobian term unless `jacobians` or
+            another setting of that term is given.
         labels: Weight of the label term: cross-entropy, or squared error in regression.
         outputs: Weight of the output term.
         jacobians: Weight of the Jacobian term. A `GradientShare` is the share of the gradient norm; 0 computes no
