@@ -167,7 +167,7 @@ def test_nothing_of_the_network_changes(as_users_run):
     net = Counts()
     net.layer.weight.grad = torch.ones(4, 5)
     before = state(net)
-    verification.engines_for_jvp(plain(net), X, "auto", 1)
+    verification.engines_for_jvp(verification.known_for(plain(net), X, 1), plain(net), X, "auto", 1)
     verification.samples_couple(plain(net), X)
     after = state(net)
     assert net.calls == 0
@@ -450,7 +450,7 @@ def test_rows_within_a_transform_of_the_parameters():
     torch.testing.assert_close(result, expected)
 
 
-@pytest.mark.parametrize("levels", [1e3, 1e4, 1e5])
+@pytest.mark.parametrize("levels", [1e3, 1e4])
 def test_differences_of_rounded_values_are_refused_where_no_other_engine_exists(levels):
     def rounded(x):  # as a quantized layer, outside of autograd
         return torch.from_numpy(np.round(x.numpy(force=True) * levels) / levels).tanh()
@@ -461,6 +461,7 @@ def test_differences_of_rounded_values_are_refused_where_no_other_engine_exists(
         assert jvp(rounded, X, X)[1].shape == X.shape
 
 
-def test_differences_of_smooth_values_outside_of_autograd_are_returned():
-    smooth = jvp(lambda x: torch.from_numpy(np.tanh(x.numpy(force=True))), X, X)[1]
-    torch.testing.assert_close(smooth, X * (1 - X.tanh().square()), rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize(("levels", "error"), [(1e5, 1e-2), (1e9, 1e-3)])
+def test_differences_of_smooth_values_outside_of_autograd_are_returned(levels, error):
+    smooth = jvp(lambda x: torch.from_numpy(np.round(np.tanh(x.numpy(force=True)) * levels) / levels), X, X)[1]
+    torch.testing.assert_close(smooth, X * (1 - X.tanh().square()), rtol=error, atol=error)

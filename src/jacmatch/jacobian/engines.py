@@ -49,6 +49,25 @@ def graph_leaves(*results: Tensor, before: Tensor | None = None) -> list[Tensor]
     return [leaf for leaf in leaves if leaf is not None and leaf is not before]
 
 
+def branch_of(*results: Tensor, x: Tensor) -> int | None:
+    """Return a number for the operations that computed the results: it differs if other data took another branch.
+
+    It covers each operation with the two before it, and not how often these occur, so that the length of a loop does
+    not count. None without a graph, and where a graph cannot be read.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return None
+    before = {node: [each for each, _ in node.next_functions] for node in graph_nodes(*results, before=x)}
+    names = {node: node.name() for node in before}
+
+    def near(nodes: list[Any], of: dict[Any, Any]) -> Any:
+        kinds = tuple(None if node is None else of.get(node, "x") for node in nodes)
+        return kinds if len(kinds) < 4 else frozenset(kinds)
+
+    two = {node: (names[node], near(nodes, names)) for node, nodes in before.items()}
+    return hash(frozenset((two[node], near(nodes, two)) for node, nodes in before.items())) if before else None
+
+
 def meets_once_differentiable(loss: Tensor) -> bool:
     """Return whether a backward marked `once_differentiable` is in the graph: autograd ignores it silently."""
     return any(node.name().endswith("autograd::Error") for node in graph_nodes(loss))
@@ -107,7 +126,7 @@ def _vjp(
         v = cotangents(values.detach()) if callable(cotangents) else cotangents
         check_direction("cotangents", v, values.shape)
         products = _rows(parts_of(function.readout, values, features), leaf, v, differentiable)
-    return Products(outputs, values, products, features), differentiable
+    return Products(outputs, values, products, features, branch=branch_of(values, outputs, x=leaf)), differentiable
 
 
 def own_rows(function: Function, x: Tensor, check: Callable[[Tensor], None]) -> Products:
@@ -124,6 +143,7 @@ def own_rows(function: Function, x: Tensor, check: Callable[[Tensor], None]) -> 
             for sample, y in enumerate(each.unbind(0))
         ]
     result = Products(outputs, values, torch.stack(rows).view(values.shape[1], *x.shape), features)
+    result.branch = branch_of(values, outputs, x=leaf)
     return result if differentiable else _detached(result)
 
 
@@ -273,7 +293,7 @@ def forward_jvp(function: Function, x: Tensor, tangents: Tensor) -> Products:
         except (RuntimeError, ValueError, KeyError) as error:  # KeyError: torch.cond has no rule
             raise _cannot("forward", error, "'reverse' or 'differences'") from error
     write_buffers(function.module, written)
-    result = Products(outputs, values, products, features, "forward")
+    result = Products(outputs, values, products, features, "forward", branch_of(values, outputs, x=x))
     # custom rules run with gradients enabled, whatever the mode outside torch.func.jvp
     return result if torch.is_grad_enabled() else _detached(result)
 
@@ -288,7 +308,7 @@ def reverse_jvp(function: Function, x: Tensor, tangents: Tensor) -> Products:
         u = torch.zeros_like(values, requires_grad=True)
         row = _gradient([(values, u)], leaf, create_graph=True, retain_graph=True)
         products = _rows((row,), u, tangents, differentiable)
-    result = Products(outputs, values, products, features, "reverse")
+    result = Products(outputs, values, products, features, "reverse", branch_of(values, outputs, x=leaf))
     return result if differentiable else _detached(result)
 
 
@@ -364,10 +384,4 @@ def _cannot(engine: str, error: Exception, others: str) -> UnsupportedError:
 
 
 def _detached(result: Products) -> Products:
-    return Products(
-        result.outputs.detach(),
-        result.values.detach(),
-        result.products.detach(),
-        {name: value.detach() for name, value in result.features.items()},
-        result.engine,
-    )
+    return result.with_tensors([each.detach() for each in result.tensors()])

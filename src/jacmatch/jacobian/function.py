@@ -33,6 +33,7 @@ class Products:
         products: vᵀJ (P, B, *input) of `vjp_products`, or Jv (P, B, R) of `jvp_products`.
         features: Features of the requested layers.
         engine: The engine that computed them.
+        branch: A number for the operations in the graph of values and outputs, if there is one.
     """
 
     outputs: Tensor
@@ -40,6 +41,7 @@ class Products:
     products: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
     engine: str = "reverse"
+    branch: int | None = None
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return all of them as a tuple."""
@@ -47,8 +49,8 @@ class Products:
 
     def with_tensors(self, given: Sequence[Tensor]) -> "Products":
         """Return a copy with these tensors, in the order of `tensors`."""
-        outputs, values, products = given[:3]
-        return Products(outputs, values, products, dict(zip(self.features, given[3:], strict=True)), self.engine)
+        features = dict(zip(self.features, given[3:], strict=True))
+        return Products(*given[:3], features, self.engine, self.branch)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,16 @@ from jacmatch.jacobian.features import Selection, Structure, selecting
 from jacmatch.jacobian.function import Cotangents, Function, Products, check_direction, check_input
 from jacmatch.jacobian.modules import BatchNormPolicy, Module
 from jacmatch.jacobian.readouts import Context, Logits, Readout
-from jacmatch.jacobian.verification import JVP_ENGINES, check_vjp, engines_for_jvp, repeats, revoked, samples_couple
+from jacmatch.jacobian.verification import (
+    JVP_ENGINES,
+    Known,
+    check_vjp,
+    engines_for_jvp,
+    known_for,
+    repeats,
+    revoked,
+    samples_couple,
+)
 
 Engine = Literal["auto", "forward", "reverse", "differences"]
 
@@ -184,23 +193,35 @@ def jacobian(
 
 def _rows(function: Function, x: Tensor, chunk_size: int | None) -> tuple[Tensor, Tensor]:
     """Return outputs and Jacobian, see `jacobian`."""
-    reason = check_vjp(function, x)
+    known = known_for(function, x, 0)
+    check = partial(check_vjp, known, function, x)
+    reason = known.check(check) if known else check()
     coupled = samples_couple(function, x)
     if coupled and len(x) > 1:
-        result = undifferentiable(own_rows(function, x, _check_matrix), reason)
+        result = _verified(known, function, x, own_rows(function, x, _check_matrix), reason)
         return result.outputs, result.products.transpose(0, 1)
     copies = 1 if coupled else _copies(function, x, chunk_size)
     repeated = x.repeat(copies, *[1] * (x.dim() - 1)) if copies > 1 else x
-    arguments = function.context.arguments
+    arguments, several = function.context.arguments, function
     if arguments is not None:
-        function = replace(function, context=Context(arguments=arguments.repeated(copies)))
+        several = replace(function, context=Context(arguments=arguments.repeated(copies)))
     with features_of_last_layer(function.module) as readout:
-        result = reverse_vjp(replace(function, readout=readout), repeated, partial(_basis, len(x), copies))
-    result = undifferentiable(result, reason)
+        result = reverse_vjp(replace(several, readout=readout), repeated, partial(_basis, len(x), copies))
+    branch = known and known.branch
+    result = _verified(known, function, x, result, reason)
+    if coupled is False and known and known.branch != branch is not None and samples_couple(function, x):
+        return _rows(function, x, chunk_size)
     rows = result.products.view(-1, *x.shape)[: result.values.shape[1]]
     if readout.weight is not None:
         rows = torch.tensordot(readout.weight.to(rows.dtype), rows, 1)
     return result.outputs[: len(x)], rows.transpose(0, 1)
+
+
+def _verified(known: Known | None, function: Function, x: Tensor, result: Products, reason: str) -> Products:
+    """Return vᵀJ after a check of the branch that this call took, if it is another one than before."""
+    if known and not known.holds(function, x, "vjp", 1, result):
+        reason = known.recheck(partial(check_vjp, known, function, x))
+    return undifferentiable(result, reason)
 
 
 class _Packed:
@@ -295,14 +316,16 @@ def vjp_products(
     if chunk_size is not None:
         whole_number("`chunk_size` of `vjp_products`", chunk_size)
     function = Function(module, readout or Logits(), context or Context(), layers, batch_norm)
-    reason = check_vjp(function, x)
+    known = known_for(function, x, 0)
+    check = partial(check_vjp, known, function, x)
+    reason = known.check(check) if known else check()
 
     def scaled(values: Tensor) -> Tensor:
         v = cotangents(values) if callable(cotangents) else cotangents
         return v if scale is None else v * scale.to(v.dtype)
 
     result = reverse_vjp(function, x, scaled) if chunk_size is None else rebuilt_vjp(function, x, scaled, chunk_size)
-    result = undifferentiable(result, reason)
+    result = _verified(known, function, x, result, reason)
     return result if scale is None else replace(result, products=result.products / scale.to(result.products.dtype))
 
 
@@ -344,26 +367,31 @@ def jvp_products(
         raise InputError("`engine` must be 'auto', 'forward', 'reverse' or 'differences'.", got=repr(engine))
     if step is not None:
         return difference_jvp(function, x, tangents, step)
-    if engine != "auto":
-        _, reason = engines_for_jvp(function, x, engine, len(tangents))
-        return undifferentiable(_jvp_by(engine, function, x, tangents), reason)
-    return _jvp_by_any(function, x, tangents)
+    return _verified_jvp(known_for(function, x, len(tangents)), engine, function, x, tangents)
 
 
-def _jvp_by_any(function: Function, x: Tensor, tangents: Tensor) -> Products:
-    """Return Jv by the first permitted engine that supports the function."""
+def _verified_jvp(known: Known | None, engine: Engine, function: Function, x: Tensor, tangents: Tensor) -> Products:
+    """Return Jv by the first permitted engine that supports the function, and is right in the branch of this call."""
     before = copies_of(buffers_in_training(function.module))
-    names, reason = engines_for_jvp(function, x, "auto", len(tangents))
+    choose = partial(engines_for_jvp, known, function, x, engine, len(tangents))
+    names, reason = known.check(choose) if known else choose()
     for name in names:
         try:
-            return undifferentiable(_jvp_by(name, function, x, tangents), reason)
+            result = _jvp_by(name, function, x, tangents)
         except UnsupportedError as failure:
             write_buffers(function.module, before)  # a failed attempt does not count as a training pass
-            if revoked(function, x, name, len(tangents), failure):
+            if engine == "auto" and revoked(known, function, name, failure):
                 break  # other engines must be verified first
             if name == names[-1]:
                 raise
-    return _jvp_by_any(function, x, tangents)
+            continue
+        if known and not known.holds(function, x, name, len(tangents), result):
+            names, reason = known.recheck(choose)
+            if name not in names:
+                write_buffers(function.module, before)
+                break
+        return undifferentiable(result, reason)
+    return _verified_jvp(known, engine, function, x, tangents)
 
 
 def _jvp_by(engine: str, function: Function, x: Tensor, tangents: Tensor) -> Products:

@@ -6,7 +6,9 @@ few samples before its first use: its product against differences of the values,
 on it against differences of the penalty (`engine_checks`). The verdict is stored for as long as the network lives.
 
 A verdict holds for one signature: the networks that the function uses with all their layers and modes, trained tensors,
-readout, BatchNorm policy, shape of a sample, type, device, and whether gradients are on.
+readout, BatchNorm policy, shape of a sample, type, device, and whether gradients are on. It also holds for one branch
+only: numbers, settings and data may change what the network computes. The graph of each call shows its branch, and an
+engine is checked again before the product of another branch is returned.
 """
 
 import threading
@@ -19,14 +21,15 @@ from contextvars import ContextVar
 from dataclasses import replace
 from functools import cached_property
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian.arguments import Arguments
-from jacmatch.jacobian.callables import key_of, modules_of, preserved_generators, trains
+from jacmatch.jacobian.callables import key_of, modules_of, preserved_generators, preserved_state, trains
 from jacmatch.jacobian.engine_checks import is_small, judge, not_finite_at
 from jacmatch.jacobian.engines import difference_jvp, forward_jvp, reverse_jvp, reverse_vjp
 from jacmatch.jacobian.features import Selection
@@ -40,26 +43,28 @@ from jacmatch.jacobian.finite_differences import (
     plain,
     replayed_values,
 )
-from jacmatch.jacobian.function import Function
+from jacmatch.jacobian.function import Function, Products
 from jacmatch.jacobian.modules import uncompiled
 from jacmatch.jacobian.readouts import Context
 
+Result = TypeVar("Result")
 JVP_ENGINES = ("forward", "reverse", "differences")
 """The engines for Jv in the order in which `auto` takes them."""
 
 _SAMPLES, _SIGNATURES = 4, 256
+_BRANCHES = 16
+"""Branches of a signature that are all checked; of later ones, as of a counter, each 2ᵏ-th is."""
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel", "SyncBatchNorm")
 
 
 class Comparison:
     """A function and a few samples on which its engines are compared with the same differences."""
 
-    def __init__(self, function: Function, x: Tensor, *, seed: int = 0, count: int = 1, few: bool = True) -> None:
-        self.function, self.x = sampled(function, x.detach()) if few else (function, x.detach())
+    def __init__(
+        self, function: Function, x: Tensor, *, seed: int = 0, count: int = 1, few: bool = True, moved: bool = True
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
-        # Equal pixels tie in max pooling and lie on kinks of ReLU, where no derivative exists: move away from them.
-        size = self.x.square().mean().sqrt()
-        self.x = self.x + 1e-3 * size * torch.randn(self.x.shape, generator=generator, device="cpu").to(self.x)
+        self.function, self.x = _samples(function, x, few, moved, generator)
         self.generator, self.count = generator, count
         self.single = Reference.of(self.function, self.x, generator, count=count, single=True)
 
@@ -107,6 +112,109 @@ class Comparison:
         return not_finite_at("reverse" if name == "vjp" else name, products[name], function, x)
 
 
+def _samples(
+    function: Function, x: Tensor, few: bool, moved: bool, generator: torch.Generator
+) -> tuple[Function, Tensor]:
+    """Return the function for the samples on which engines are compared, and these samples."""
+    function, x = sampled(function, x.detach()) if few else (function, x.detach())
+    # Equal pixels tie in max pooling and lie on kinks of ReLU, where no derivative exists: move away from them.
+    noise = torch.randn(x.shape, generator=generator, device="cpu").to(x)
+    return function, x + 1e-3 * moved * x.square().mean().sqrt() * noise
+
+
+class Known:
+    """The verdicts of one signature, for each branch that calls have taken, and the branch of the last call."""
+
+    def __init__(self) -> None:
+        self.verdicts: OrderedDict[Hashable, dict[Any, Any]] = OrderedDict()
+        self.samples: dict[Hashable, tuple[bool, bool]] = {}
+        self.branch: Hashable = None
+        self._previous: Hashable = None
+        self._seen = 0
+
+    def now(self, function: Function) -> dict[Any, Any]:
+        """Return the entries of the branch of the last call; before the first, of what numbers and settings select."""
+        return self.verdicts.setdefault(_numbers(function) if self.branch is None else self.branch, {})
+
+    def holds(self, function: Function, x: Tensor, name: str, count: int, result: Products) -> bool:
+        """Return whether the verdict on an engine holds for the branch of this call; if not, it is to be checked."""
+        if result.engine == "differences":
+            return True
+        with _verifying:
+            branch = _numbers(function) if result.branch is None else result.branch
+            if branch == self.branch:
+                return True
+            first, self._previous = self.branch is None, self.branch
+            if branch not in self.verdicts:
+                self._seen += 1
+                few = result.branch is None or _is_distributed(function)
+                samples = (True, True) if few else _samples_of(branch, function, x, name, count)
+                rare = self._seen > _BRANCHES and self._seen & (self._seen - 1)
+                if rare or (few and _is_distributed(function)) or (first and samples == (True, True)):
+                    self.verdicts[branch] = dict(self.now(function))
+                self.samples[branch] = samples
+                if len(self.verdicts) > _SIGNATURES:
+                    self.samples.pop(self.verdicts.popitem(last=False)[0], None)
+            self.branch = branch
+            known = self.now(function).get(name)
+            return known is not None and (known.state == "right" or first)
+
+    def check(self, check: Callable[[], Result]) -> Result:
+        """Return the result of the check before a call; a branch where it raises may not be that of the next call."""
+        try:
+            return check()
+        except UnsupportedError:
+            if self.branch is None:
+                raise
+            self.branch = None
+            return check()
+
+    def recheck(self, check: Callable[[], Result]) -> Result:
+        """Return the result of the check; if it raises, the next call is expected in the branch before this one."""
+        try:
+            return check()
+        except UnsupportedError:
+            self.branch = self._previous
+            raise
+
+
+def _samples_of(branch: Hashable, function: Function, x: Tensor, name: str, count: int) -> tuple[bool, bool]:
+    """Return which samples take this branch: `few` of them, or else all, `moved` a little, or else as they are."""
+    works_on_few = False
+    for few, moved in ((True, True), (False, True)):
+        with ExitStack() as stack:
+            for each in (suppress(Exception), warnings.catch_warnings(), preserved_generators(x.device), unverified()):
+                stack.enter_context(each)
+            warnings.simplefilter("ignore")
+            part, z = _samples(function, x, few, moved, torch.Generator().manual_seed(0))
+            z = z.requires_grad_(x.requires_grad)
+            z = z.clone() if x.grad_fn is not None else z
+            stack.enter_context(preserved_state(function.module))
+            tangents = torch.ones_like(z).expand(min(count, 2), *z.shape)
+            if name == "vjp":
+                result = reverse_vjp(part, z, lambda y: torch.ones_like(y)[None])
+            else:
+                result = (forward_jvp if name == "forward" else reverse_jvp)(part, z, tangents)
+            if result.branch == branch:
+                return few or not works_on_few, moved
+            works_on_few = True
+    return False, False
+
+
+def _numbers(function: Function) -> Hashable:
+    """Return the plain attributes of all layers, and the numbers in the context: what may select a branch."""
+    layers = {id(layer): layer for each in modules_of(function.module) for layer in each.modules()}
+    own = [
+        (name, key_of(value, 2, numbers=True))
+        for layer in layers.values()
+        for name, value in vars(layer).items()
+        if name not in _OF_EVERY_MODULE and not isinstance(value, Tensor)
+    ]
+    arguments = function.context.arguments
+    given = [] if arguments is None else tree_leaves(dict(arguments.values))
+    return tuple(own), key_of(function.module, numbers=True), key_of(given, 2, numbers=True)
+
+
 _BY_VALUES = "Estimate it with larger steps, by the probe AntitheticNoise and a BlackBoxTeacher."
 _enabled: ContextVar[bool] = ContextVar("jacmatch_verification", default=True)
 _raises: ContextVar[bool | None] = ContextVar("jacmatch_errors", default=None)
@@ -116,10 +224,10 @@ class _Memory:
     """The verdicts so far, by signature and by the object with whose lifetime they end."""
 
     def __init__(self) -> None:
-        self.entries: dict[int, tuple[weakref.ref[Any], OrderedDict[Hashable, dict[Any, Any]]]] = {}
+        self.entries: dict[int, tuple[weakref.ref[Any], OrderedDict[Hashable, Known]]] = {}
 
-    def of(self, function: Function, signature: Hashable) -> dict[Any, Any]:
-        """Return the entries of this signature; empty at first."""
+    def of(self, function: Function, signature: Hashable) -> Known:
+        """Return what is known for this signature; nothing at first."""
         networks = modules_of(function.module)
         owner = networks[0] if networks else getattr(function.module, "__code__", function.module)
         entry = self.entries.get(id(owner))
@@ -128,11 +236,11 @@ class _Memory:
             try:
                 reference = weakref.ref(owner, lambda _: entries.pop(number, None))
             except TypeError:  # an object without weak references
-                return {}
+                return Known()
             entry = entries[number] = (reference, OrderedDict())
         if signature not in entry[1] and len(entry[1]) >= _SIGNATURES:
             entry[1].popitem(last=False)
-        return entry[1].setdefault(signature, {})
+        return entry[1].setdefault(signature, Known())
 
 
 _memory, _verifying = _Memory(), threading.RLock()
@@ -173,20 +281,29 @@ def errors(raised: bool) -> Iterator[None]:
             _raises.reset(token)
 
 
-def engines_for_jvp(function: Function, x: Tensor, requested: str, count: int) -> tuple[tuple[str, ...], str]:
+def known_for(function: Function, x: Tensor, count: int) -> Known | None:
+    """Return what is known for calls with `count` tangents, 0 for vᵀJ; None where nothing is checked."""
+    if not _enabled.get() or not _can_be_verified(function, x):
+        return None
+    return _memory.of(function, _signature(function, x, min(count, 2)))
+
+
+def engines_for_jvp(
+    known: Known | None, function: Function, x: Tensor, requested: str, count: int
+) -> tuple[tuple[str, ...], str]:
     """Return the engines to try for Jv in turn, and why their product cannot be differentiated ("" where it can).
 
     It is a single engine if one was requested or is known to be right.
     """
     wanted = JVP_ENGINES if requested == "auto" else (requested,)
-    verdicts = _verdicts(function, x, wanted, count)
+    verdicts = _verdicts(known, function, x, wanted, count)
     right = [name for name, verdict in verdicts.items() if verdict.state == "right"]
     if right:
         return (right[0],), ""
     if requested != "auto":
         verdict = verdicts[requested]
         if verdict.certain or verdict.state == "not finite":
-            remedy = _remedy(function, x, requested, count)
+            remedy = _remedy(known, function, x, requested, count)
             if verdict.certain or remedy:  # a NaN that no engine avoids belongs to the function
                 raise _wrong(f"Jv by engine '{requested}'", verdict, remedy)
         return wanted, _untrainable(verdict)
@@ -207,27 +324,25 @@ def _untrainable(verdict: Verdict) -> str:
     return next((f"{each.what} {each.remedy}" for each in verdict.findings if each.code == "untrainable"), "")
 
 
-def revoked(function: Function, x: Tensor, name: str, count: int, failure: UnsupportedError) -> bool:
+def revoked(known: Known | None, function: Function, name: str, failure: UnsupportedError) -> bool:
     """Withdraw the verdict that an engine is right, since it refuses the function after all; False if there was none.
 
     The network has changed since, for example by a switch that turns on checkpointing, or the whole batch differs from
     the few samples that were checked.
     """
-    if not _enabled.get() or not _can_be_verified(function, x):
+    verdicts = {} if known is None else known.now(function)
+    if verdicts.get(name, UNKNOWN).state != "right":
         return False
-    known = _memory.of(function, _signature(function, x, min(count, 2)))
-    if known.get(name, UNKNOWN).state != "right":
-        return False
-    known[name] = refused(name, failure, moves=True)
+    verdicts[name] = refused(name, failure, moves=True)
     return True
 
 
-def check_vjp(function: Function, x: Tensor) -> str:
+def check_vjp(known: Known | None, function: Function, x: Tensor) -> str:
     """Return why the product vᵀJ cannot be differentiated; "" where it can, or where that is not known."""
-    verdict = _verdicts(function, x, ("vjp",), 1)["vjp"]
+    verdict = _verdicts(known, function, x, ("vjp",), 1)["vjp"]
     # An engine that fails for directions that require gradients may still return a product, without a gradient.
     if verdict.certain or (verdict.label == "cannot" and torch.is_grad_enabled()):
-        _raise_or_warn(_wrong("vᵀJ", verdict, _remedy(function, x, "vjp", 1)))
+        _raise_or_warn(_wrong("vᵀJ", verdict, _remedy(known, function, x, "vjp", 1)))
     return _untrainable(verdict)
 
 
@@ -282,45 +397,50 @@ def sampled(function: Function, x: Tensor) -> tuple[Function, Tensor]:
     return replace(function, context=function.context.part(rows, len(x))), x[rows]
 
 
-def _verdicts(function: Function, x: Tensor, names: tuple[str, ...], count: int) -> dict[str, Verdict]:
+def _verdicts(
+    known: Known | None, function: Function, x: Tensor, names: tuple[str, ...], count: int
+) -> dict[str, Verdict]:
     """Return verdicts in this order, up to the first that is right."""
-    if not _enabled.get() or not _can_be_verified(function, x):
+    if known is None:
         return dict.fromkeys(names, UNKNOWN)
-    known = _memory.of(function, _signature(function, x, min(count, 2)))
+    entries, samples = known.now(function), known.samples.get(known.branch, (True, True))
     verdicts: dict[str, Verdict] = {}
     comparison: Comparison | None = None
     for name in names:
         with _verifying:  # another thread waits for the verdict
-            if name not in known:
+            if name not in entries:
                 verdict = UNKNOWN
                 with (
                     isolated(x),
                     suppress(Exception),
                 ):  # a function may raise anything on inputs that are not the user's
-                    comparison = comparison or comparison_of(function, x, count=count)
+                    comparison = comparison or comparison_of(function, x, count=count, samples=samples)
                     verdict = comparison.verdict(name)
-                known[name] = verdict
-        verdicts[name] = known[name]
-        if known[name].state == "right":
+                entries[name] = verdict
+        verdicts[name] = entries[name]
+        if entries[name].state == "right":
             break
     return verdicts
 
 
-def comparison_of(function: Function, x: Tensor, *, seed: int = 0, count: int = 1) -> Comparison:
+def comparison_of(
+    function: Function, x: Tensor, *, seed: int = 0, count: int = 1, samples: tuple[bool, bool] = (True, True)
+) -> Comparison:
     """Return the comparison on a few samples, or on all if the module has a tensor for each sample of the batch."""
     if _is_distributed(function):
         raise UnsupportedError("This needs all processes of the job.")
     try:
-        return Comparison(function, x, seed=seed, count=count)
+        return Comparison(function, x, seed=seed, count=count, few=samples[0], moved=samples[1])
     except Exception:  # whatever a function raises for a batch of another size
-        return Comparison(function, x, seed=seed, count=count, few=False)
+        return Comparison(function, x, seed=seed, count=count, few=False, moved=samples[1])
 
 
 def _stored(function: Function, x: Tensor, name: Any, find: Callable[[], bool]) -> bool | None:
     """Return the entry of this name, computed by `find` if there is none; None where that is not possible."""
-    if not _enabled.get() or not _can_be_verified(function, x):
+    known_here = known_for(function, x, 0)
+    if known_here is None:
         return None
-    known = _memory.of(function, _signature(function, x, 1))
+    known = known_here.now(function)
     with _verifying:
         if name not in known:
             result = None
@@ -406,10 +526,10 @@ def _switches(layer: nn.Module) -> list[Hashable]:
     return switches
 
 
-def _remedy(function: Function, x: Tensor, failed: str, count: int) -> str:
+def _remedy(known: Known | None, function: Function, x: Tensor, failed: str, count: int) -> str:
     """Return a sentence that names an engine that is right; "" if there is none."""
     others = tuple(name for name in JVP_ENGINES if name != failed)
-    right = [name for name, each in _verdicts(function, x, others, count).items() if each.state == "right"]
+    right = [name for name, each in _verdicts(known, function, x, others, count).items() if each.state == "right"]
     if not right:
         return ""
     jv = "Jv is right by" if failed == "vjp" else "Use"
