@@ -50,7 +50,7 @@ class Products:
     def with_tensors(self, given: Sequence[Tensor]) -> "Products":
         """Return a copy with these tensors, in the order of `tensors`."""
         features = dict(zip(self.features, given[3:], strict=True))
-        return Products(*given[:3], features, self.engine, self.branch)
+        return Products(given[0], given[1], given[2], features, self.engine, self.branch)
 
 
 @dataclass(frozen=True)
