@@ -91,7 +91,7 @@ CASES = {
         "cache build --cache c --shard-megabytes nan",
         r"`--shard-megabytes` .* above 0\. Got nan\.",
     ),
-    "a file for a cache": ("cache build --cache {good}/data.npz", r"must be one that can be .* 'File exists'"),
+    "a file for a cache": ("cache build --cache {good}/data.npz", r"must be writable.* 'File exists'"),
     "data of no cache": ("cache build --cache c --data npz:none.npz", r"must name an existing file\. Got 'none\.npz'"),
     "a cache that is not there": (DISTILL + " --cache none", r"none/seed0 must be a teacher's cache for one seed\."),
     # streams and shards
@@ -129,7 +129,7 @@ CASES = {
         r"must fit into memory\. Got 53,\d{3}\.\d GiB on a",
     ),
     # paths and words
-    "no name of a folder": (f"{TRAIN} --out {TOO_LONG}", r"can be written to\. Got 'File name too long'\. Choose"),
+    "no name of a folder": (f"{TRAIN} --out {TOO_LONG}", r"must be writable\. Got 'File name too long'\. Choose"),
     "no name of a run": (f"evaluate {TOO_LONG}/run", r"must be a run folder\. Got no folder of that name\."),
     "no name of a teacher": (f"{DISTILL} --teacher {TOO_LONG}", r"must be a known name\. Got 'xxx"),
     "no name of a cache": (f"{DISTILL} --cache {TOO_LONG}", r"must be a teacher's cache for one seed\. Got no folder"),

@@ -5,6 +5,7 @@ a command runs in an empty folder.
 """
 
 import errno
+import io
 import json
 import os
 import re
@@ -87,6 +88,10 @@ CONFIGS = {
     "broken.yaml": "steps: [3",
     "broken.json": '{"steps": 3',
     "twice.yaml": "per-class: 3\nper_class: 4",
+    "same_key.yaml": "steps: 3\nsteps: 4",
+    "same_key.json": '{"steps": 3, "steps": 4}',
+    "octal.yaml": "steps: 012",
+    "minutes.yaml": "lr: 1:30",
 }
 
 
@@ -569,6 +574,14 @@ CASES = {
     "broken YAML": ("train --config {bad}/broken.yaml", r"Got a file that cannot be parsed \(.*line 1.*\)"),
     "broken JSON": ("train --config {bad}/broken.json", r"Got a file that cannot be parsed \(.*line 1.*\)"),
     "a key twice": ("train --config {bad}/twice.yaml", r"`per_class` must be given once in .*"),
+    "one key twice": ("train --config {bad}/same_key.yaml", r"cannot be parsed \(the key 'steps' occurs twice\)"),
+    "one key twice in JSON": ("train --config {bad}/same_key.json", r"\(the key 'steps' occurs twice\)"),
+    "an octal number": ("train --config {bad}/octal.yaml", r"must be a whole number\. Got '012' \(text\)"),
+    "a sexagesimal number": ("train --config {bad}/minutes.yaml", r"must be a number\. Got '1:30' \(text\)"),
+    "a device for a file": (
+        "train --data npz:/dev/null",
+        r"an existing file\. Got '/dev/null', which is no regular file",
+    ),
     **bad_settings.CASES,
     "settings of another job": ("distill --config {good}/run", r"must be for `distill`\. Got the settings of `train`"),
 }
@@ -603,8 +616,8 @@ def run(command, capsys, code, **names):
     return capsys.readouterr().err
 
 
-def full(*_):
-    raise OSError(errno.ENOSPC, "No space left on device")
+def full(error=None, *_):
+    raise error if isinstance(error, OSError) else OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("command", [TRAIN, DISTILL, "evaluate {good}/run --data npz:{good}/data.npz"])
@@ -612,10 +625,37 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(command, good, monkeypatch, 
     monkeypatch.setattr(os, "fsync", full)
     err = run(command + " --out new/run", capsys, 2, good=good)
     assert re.fullmatch(
-        r"jacmatch \w+: .*\(`--out`\) must be one that can be written to\. Got 'No space left on device'\. Free .*\n",
+        r"jacmatch \w+: .*\(`--out`\) must be writable\. Got 'No space left on device'\. Free .*\n",
         err,
     )
     assert not contents()
+
+
+def test_a_file_over_the_limit_of_the_shell(good, monkeypatch, capsys):
+    monkeypatch.setattr(os, "fsync", lambda _: full(OSError(errno.EFBIG, "File too large")))
+    assert "Got 'File too large'. Raise the limit of the file size" in run(TRAIN + " --out run", capsys, 2, good=good)
+    assert not contents()
+
+
+def test_a_cache_that_cannot_be_made_is_named(good, monkeypatch, capsys):
+    monkeypatch.setenv("JACMATCH_CACHE", "/dev/null/x")
+    err = run(DISTILL.replace("{good}/run", "mlp:3"), capsys, 2, good=good)
+    assert "The folder of cached teachers /dev/null/x/" in err
+    assert "(`JACMATCH_CACHE`) must be writable. Got 'Not a directory'. Choose another JACMATCH_CACHE." in err
+
+
+def test_closed_streams_and_an_encoding_without_the_letters(monkeypatch, good):
+    """As of a service, of `>&-`, and of LC_ALL=C."""
+    for name in ("stderr", "stdout"):
+        monkeypatch.setattr(sys, name, None)
+        assert main(["--version"]) == 0
+        getattr(sys, name).close()
+        monkeypatch.undo()
+    monkeypatch.chdir(good)
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(shlex.split("evaluate run --out é2")) == 0
+    assert b"Run folder: \\xe92" in out.buffer.getvalue()
 
 
 def test_a_disk_that_fills_up_in_training_keeps_the_checkpoint(good, monkeypatch, capsys):
@@ -642,7 +682,7 @@ def test_a_folder_that_may_not_be_written(good, monkeypatch, capsys):
 
     monkeypatch.setattr(Path, "mkdir", refused)
     err = run(TRAIN + " --out run", capsys, 2, good=good)
-    assert "must be one that can be written to. Got 'Permission denied'. Choose another --out, or make that one" in err
+    assert "must be writable. Got 'Permission denied'. Choose another --out, or make that one" in err
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])

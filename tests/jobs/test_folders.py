@@ -35,7 +35,7 @@ def test_no_two_of_many_threads_have_the_same_folder():
 
 def test_a_file_instead_of_the_folder_is_reported():
     Path("runs").write_text("mine")
-    with pytest.raises(InputError, match=r"The run folder runs \(`--out`\) must be one that can be written to"):
+    with pytest.raises(InputError, match=r"The run folder runs \(`--out`\) must be writable"):
         claimed_folder("train")
     assert Path("runs").read_text() == "mine"
 

@@ -6,6 +6,7 @@ A process is forked from this one, which has imported everything and never train
 import errno
 import gc
 import hashlib
+import importlib
 import io
 import json
 import mmap
@@ -13,8 +14,10 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 
 PHASES = ("elsewhere", "a step", "a checkpoint", "a shard of a cache", "the final write")
@@ -64,6 +67,8 @@ def begun(folder: Path, commands: list[list[str]], board: Board, moment: Moment,
         _watch_disk(board, moment)
         code = _all(commands)
         gc.collect()
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
@@ -93,12 +98,26 @@ def ended(process: int, *, kill_after: float | None = None) -> int:
         time.sleep(0.0005)
 
 
-def _watch_phases(board: Board) -> None:
-    from jacmatch.jobs import distill, networks
-    from jacmatch.runs import Run
-    from jacmatch.teachers.cached import writer as building
-    from jacmatch.training import checkpoints, loop
+WATCHED = (
+    ("jacmatch.training.loop", "_train_step", "a step"),
+    ("jacmatch.training.checkpoints", "keep", "a checkpoint"),
+    ("jacmatch.teachers.cached.writer", "write_shard", "a shard of a cache"),
+    ("jacmatch.teachers.cached.writer", "write_whole", "a shard of a cache"),
+    ("jacmatch.jobs.networks", "save", "the final write"),
+    ("jacmatch.jobs.study", "write_report", "the final write"),
+    ("jacmatch.runs", "Run.write_result", "the final write"),
+)
+"""Where a function is looked up, its name, and the phase in which it runs."""
 
+
+def watched() -> Iterator[tuple[object, str, str]]:
+    """The owner, the name and the phase of each function of `WATCHED`."""
+    for module, path, phase in WATCHED:
+        *owners, name = path.split(".")
+        yield reduce(getattr, owners, importlib.import_module(module)), name, phase
+
+
+def _watch_phases(board: Board) -> None:
     def announced(owner: object, name: str, phase: str) -> None:
         real = getattr(owner, name)
 
@@ -111,13 +130,8 @@ def _watch_phases(board: Board) -> None:
 
         setattr(owner, name, inside)
 
-    announced(loop, "_train_step", "a step")
-    announced(checkpoints, "keep", "a checkpoint")
-    announced(building, "write_shard", "a shard of a cache")
-    announced(building, "write_whole", "a shard of a cache")
-    announced(networks, "save", "the final write")
-    announced(distill, "write_report", "the final write")
-    announced(Run, "write_result", "the final write")
+    for owner, name, phase in watched():
+        announced(owner, name, phase)
 
 
 def _watch_disk(board: Board, moment: Moment) -> None:

@@ -222,7 +222,7 @@ def test_the_faster_of_two_processes_wins(tmp_path):
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(13, "Permission denied")))
-    with pytest.raises(InputError, match=r"must be one that can be written to\. Got 'Permission denied'\. Choose"):
+    with pytest.raises(InputError, match=r"must be writable\. Got 'Permission denied'\. Choose"):
         write_whole(tmp_path, "cache.json", b"{}")
     assert not list(tmp_path.iterdir())
 

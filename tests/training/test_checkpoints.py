@@ -32,7 +32,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match=r"must be one that can be written to\. Got 'No space left on device'"):
+    with pytest.raises(InputError, match=r"must be writable\. Got 'No space left on device'"):
         save(tmp_path / "c.pt", {"step": 2})
     monkeypatch.undo()
     assert load(tmp_path / "c.pt") == {"step": 1}

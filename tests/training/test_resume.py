@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import signal
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -223,6 +224,15 @@ def test_no_step_is_logged_twice(tmp_path):
     assert [row | {"seconds": 0} for row in straight.metrics()] == [row | {"seconds": 0} for row in rows]
 
 
+def test_a_row_in_which_the_run_was_interrupted_is_the_mean_of_all_its_steps(tmp_path):
+    for number, folder in enumerate(("straight", "cut", "cut")):
+        stopped = _raising(KeyboardInterrupt, 13) if number == 1 else None
+        with pytest.raises(KeyboardInterrupt) if stopped else nullcontext():
+            _fit("labels", tmp_path / folder, on_step=stopped, checkpoint_every=50)
+    straight, cut = (cases.begin(tmp_path / name).metrics() for name in ("straight", "cut"))
+    assert [row | {"seconds": 0} for row in straight] == [row | {"seconds": 0} for row in cut]
+
+
 def test_rows_before_the_first_checkpoint_are_dropped_with_it(tmp_path):
     with pytest.raises(ZeroDivisionError):
         _fit("labels", tmp_path, on_step=_raising(ZeroDivisionError, 9), checkpoint_every=20)
@@ -286,7 +296,7 @@ def test_a_full_disk_shows_at_the_first_checkpoint(tmp_path, monkeypatch, whole)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match=r"can be written to\. Got 'No space left on device'\. Free some space"):
+    with pytest.raises(InputError, match=r"must be writable\. Got 'No space left on device'\. Free some space"):
         fit(
             Distillation(cases.network()),
             cases.images(),

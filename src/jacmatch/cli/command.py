@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import errno
 import importlib.util
+import io
 import json
 import os
 import re
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
     verb = words[0] if words else "--help"
@@ -122,13 +124,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL:
-            return job.say(f"the disk is full ({error.filename}). Free some space. {job.clean_up()}", 2)
+            where = f" ({error.filename})" if error.filename else ""
+            return job.say(f"the disk is full{where}. Free some space. {job.clean_up()}", 2)
         if isinstance(error, OSError) and error.errno in _PATHS and error.filename:
             job.clean_up()
             return job.say(f"{error.filename} must be a path that can be used. Got '{error.strerror}'.", 2)
         traceback.print_exc()
         job.clean_up()
         return job.say("this is a defect of jacmatch. Please report it with the lines above.", 1)
+
+
+def _open_streams() -> None:
+    """Replace a closed stdout or stderr; write letters that the encoding of stdout lacks as escapes."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -6,9 +6,10 @@ import json
 import os
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -25,10 +26,19 @@ _SHORT.maxstring = _SHORT.maxother = 120
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's own types only, where 1e-3 is a number: PyYAML reads it as a text.
+    """YAML 1.2 numbers (PyYAML reads 012 as 10, 1:30 as 90 and 1e-3 as text); no dates, no key twice, no alias.
 
-    An alias is refused: a few lines of them can expand beyond the memory.
+    A few lines of aliases can expand beyond the memory.
     """
+
+    yaml_implicit_resolvers: ClassVar[Any] = {
+        first: [pair for pair in pairs if not pair[0].endswith((":int", ":float", ":timestamp"))]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping; refuse a key that occurs twice."""
+        return _unique(self.construct_pairs(node, deep=True))
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Return the next node; refuse an alias."""
@@ -37,9 +47,17 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+_FLOAT = r"[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|nan))$"
+for _kind, _rule in (("int", r"[-+]?(0|[1-9]\d*)$"), ("float", _FLOAT)):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_rule), list("-+.0123456789"))
+
+
+def _unique(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {key!r} occurs twice")
+    return mapping
 
 
 def named(words: Sequence[str], flag: str = "--config") -> str | None:
@@ -133,7 +151,7 @@ def _mapping(source: Path, named: str) -> dict[Any, Any]:
         raise InputError(rule, got=f"a file of more than {largest:,} bytes")
     try:
         text = content.decode()
-        settings = json.loads(text) if source.suffix == ".json" else yaml.load(text, _Loader)
+        settings = json.loads(text, object_pairs_hook=_unique) if source.suffix == ".json" else yaml.load(text, _Loader)
     except Exception as error:  # PyYAML raises whatever its conversions do
         raise InputError(rule, got=f"a file that cannot be parsed ({' '.join(str(error).split())})") from error
     if not isinstance(settings, dict):

@@ -74,7 +74,9 @@ def _existing(text: str, source: str, word: str, kind: str, example: str, is_kin
 def _what_is(path: Path) -> str:
     if is_dir(path):
         return "is a folder"
-    return "is a file" if is_file(path) else "does not exist"
+    if is_file(path):
+        return "is a file"
+    return "is no regular file" if os.path.lexists(path) else "does not exist"
 
 
 def reading(path: Path | str, kind: str, do: str) -> AbstractContextManager[None]:

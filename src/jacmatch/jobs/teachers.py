@@ -121,7 +121,7 @@ def _put_aside(folder: Path) -> Path:
 @contextmanager
 def _locked(folder: Path, progress: Progress) -> Iterator[None]:
     """Lock a folder for this job within the block."""
-    with disk(folder):
+    with disk(folder, what="folder of cached teachers", flag="JACMATCH_CACHE"):
         folder.mkdir(parents=True, exist_ok=True)
     lock = hold(
         folder, wait=partial(progress.message, f"Another process trains the teacher in {folder}: waiting for it.")

@@ -16,17 +16,19 @@ from jacmatch.files import check_single, inside, open_regular, read, replace
 
 _FULL = "Free some space and run the same command again, or choose another {flag}."
 _CLOSED = "Choose another {flag}, or make that one writable."
+_LIMIT = "Raise the limit of the file size (`ulimit -f`) and run the same command again."
 _LARGEST = 2**28  # of a JSON file that is read
-_REMEDY = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EACCES: _CLOSED, errno.EPERM: _CLOSED, errno.EROFS: _CLOSED}
+_REMEDY = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _LIMIT}
+_REMEDY |= {errno.EACCES: _CLOSED, errno.EPERM: _CLOSED, errno.EROFS: _CLOSED}
 
 
 @contextlib.contextmanager
-def disk(folder: Path, deed: str = "written to", *, what: str = "run folder", flag: str = "--out") -> Iterator[None]:
-    """Turn an `OSError` inside the block into an `InputError` that names the remedy."""
+def disk(folder: Path, be: str = "writable", *, what: str = "run folder", flag: str = "--out") -> Iterator[None]:
+    """Turn an `OSError` in the block into an `InputError` with the remedy."""
     try:
         yield
     except OSError as error:
-        rule = f"The {what} {folder} (`{flag}`) must be one that can be {deed}."
+        rule = f"The {what} {folder} (`{flag}`) must be {be}."
         do = _REMEDY.get(error.errno or 0, "Choose another {flag}.").format(flag=flag)
         raise InputError(rule, got=f"'{error.strerror or error}'", do=do) from error
 
@@ -100,7 +102,7 @@ def decoded(text: bytes, where: str) -> dict[str, Any]:
 
 def load(file: Path) -> dict[str, Any]:
     """Read the JSON object in a file."""
-    with disk(file.parent, "read"):
+    with disk(file.parent, "readable"):
         text = read(file.parent, file, _LARGEST)
     return decoded(text, str(file))
 

@@ -238,7 +238,7 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         InputError: Another line is damaged.
     """
     file = Path(folder) / METRICS
-    with disk(file.parent, "read"):
+    with disk(file.parent, "readable"):
         check_entry(file.parent, file)
         lines = read(file.parent, file, _LARGEST).split(b"\n")[:-1] if file.is_file() else []
     return [decoded(line, f"line {number} of {file}") for number, line in enumerate(lines, 1)]
@@ -550,7 +550,7 @@ def _existing_run(folder: Path, names: Sequence[str]) -> Run:
     """Return the run in a folder with these names, none of which leads elsewhere."""
     if _SETTINGS not in names:
         raise _taken(folder, f"a folder that is not a run and contains {names[0]!r}")
-    with disk(folder, "read"):
+    with disk(folder, "readable"):
         for name in _OWN:
             check_entry(folder, folder / name)
     return _stored_run(folder)

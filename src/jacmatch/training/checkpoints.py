@@ -105,6 +105,7 @@ def keep(state: State, run: Run) -> None:
     cuda = state.device.type == "cuda"
     random = state.ranks.all_gather(torch.get_rng_state())
     random_cuda = state.ranks.all_gather(torch.cuda.get_rng_state(state.device)) if cuda else None
+    names, table = state.metrics.table()
     parts = {
         "run": state.described(),
         "student": _student(state),
@@ -113,6 +114,7 @@ def keep(state: State, run: Run) -> None:
         "seconds": state.elapsed(),
         "aside": state.aside,
         "skipped": state.skipped + len(state.metrics.skipped),
+        "since_row": (names, table.cpu()),
         "objective": state.objective.state_dict(),
         "average": None if state.average is None else state.average.state_dict(),
         "optimizer": whole(state.optimizer.state_dict()) if state.settings.shard else state.optimizer.state_dict(),
@@ -169,6 +171,8 @@ def _restore(state: State, saved: Mapping[str, Any], path: Path) -> None:
     state.step = state.saved_step = int(saved["step"])
     state.seconds, state.aside = float(saved["seconds"]), float(saved["aside"])
     state.skipped = int(saved.get("skipped", 0))
+    names, table = saved.get("since_row", ((), torch.empty(0, 0)))
+    state.metrics.steps = [dict(zip(names, row, strict=True)) for row in table.to(state.device)]
 
 
 def _environment() -> dict[str, Any]:
@@ -247,8 +251,7 @@ def validate(state: State, split: Split) -> dict[str, float]:
 def save_checked(state: State, run: Run) -> None:
     """Save a checkpoint, unless the loss or a weight is not finite."""
     log_rows(state, run, wait=True)
-    state.metrics.send(state.step, {})  # steps since the last row: only to see whether they are finite
-    state.metrics.arrived(remedy(state), wait=True)
+    state.metrics.check(state.step, remedy(state))
     state.gather()
     check_finite(state.objective, remedy(state))
     if not (run.settings.get("smoke") and state.step == state.settings.steps):  # of seconds: to begin anew is faster

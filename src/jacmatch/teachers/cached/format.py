@@ -125,7 +125,7 @@ def read_head(folder: Path) -> Head:
     if not os.path.isfile(file):  # false also for impossible names
         got = f"a folder without {HEAD}" if os.path.isdir(folder) else "no folder of that name"
         raise InputError(f"{folder} must be a teacher's cache for one seed.", got=got, do="See jacmatch cache --help.")
-    with disk(folder, "read"):
+    with disk(folder, "readable"):
         raw = decoded(read(folder, file, _LARGEST), str(file))
     if raw.pop("format", None) != FORMAT:
         rule = f"{file} must be of format {FORMAT}, the one that this version reads."

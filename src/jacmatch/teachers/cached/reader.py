@@ -66,7 +66,7 @@ class Shards:
 
     def _has_size(self, name: str, size: int) -> bool:
         """Whether the file is there; it must have this size then."""
-        with disk(self.folder, "read"):
+        with disk(self.folder, "readable"):
             try:
                 actual = inside(self.folder, self.folder / name).stat().st_size
             except (FileNotFoundError, NotADirectoryError):
@@ -78,7 +78,7 @@ class Shards:
     def verify(self, view: int, shard: int, *, strong: bool = False) -> None:
         """Compare a shard with the checksums beside it: CRC-32, or with `strong` SHA-256."""
         folder, rows = self.folder / shard_name(view, shard), len(self.head.rows(shard))
-        with disk(self.folder, "read"):
+        with disk(self.folder, "readable"):
             if not (folder / SUMS).is_file():
                 raise _wrong(folder, f"no {SUMS}")
             sums = decoded(read(self.folder, folder / SUMS, _BLOCK), str(folder / SUMS)).get("fields")
@@ -99,7 +99,7 @@ class Shards:
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.head.samples:
             rule = f"The ids of samples must be 0 to {self.head.samples - 1}, the rows of the training split."
             raise InputError(rule, got=f"{numbers.min()} to {numbers.max()}")
-        with disk(self.folder, "read"):
+        with disk(self.folder, "readable"):
             shards = list(_runs(self._positions(view, numbers), self.head.shard))
             for shard, _ in shards:
                 if (view, shard) not in self._sound:
@@ -122,7 +122,7 @@ class Shards:
         for shard in range(-(-count // self.head.shard)):
             rows = self.head.rows(shard)
             part = torch.empty(min(len(rows), count - rows.start), dtype=torch.int64)
-            with disk(self.folder, "read"):
+            with disk(self.folder, "readable"):
                 self._fill(view, shard, "ids", memory_of(part), [(0, 0, len(part))])
             parts.append(part)
         return torch.cat(parts)

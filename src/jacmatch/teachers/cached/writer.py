@@ -54,7 +54,7 @@ class Claims:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with disk(folder, "written to"):
+        with disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
@@ -78,7 +78,7 @@ class Claims:
             lock.release()
 
     def _try(self, name: str) -> Lock | None:
-        with disk(self.folder, "written to"):
+        with disk(self.folder):
             return try_lock(self.folder / name)
 
 
@@ -95,7 +95,7 @@ def write_shard(folder: Path, name: str, entries: Mapping[str, Tensor]) -> None:
     part = target.with_name(unfinished_name(target.name))
     rows = len(entries["ids"])
     sums: dict[str, dict[str, Any]] = {}
-    with disk(folder, "written to"):
+    with disk(folder):
         inside(folder, target)
         try:
             part.mkdir(parents=True)
@@ -254,7 +254,7 @@ def resolve_head(folder: Path, head: Head) -> Head:
         if there.views >= head.views:
             return there
         head = replace(there, views=head.views, settings=head.settings)
-    with disk(folder, "written to"):
+    with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder, HEAD, head.text())
     return head
@@ -315,7 +315,7 @@ def _one(source: Queries, folder: Path, head: Head, view: int, shard: int, count
             Shards(folder).verify(view, shard)
             counts.found += 1
             return
-        with disk(folder, "written to"):
+        with disk(folder):
             shutil.rmtree(folder / name)
         counts.mended += 1
     else:
@@ -325,7 +325,7 @@ def _one(source: Queries, folder: Path, head: Head, view: int, shard: int, count
 
 def _remove_orphans(path: Path) -> None:
     """Remove what a killed process left of a file or a shard; call it where no other process writes that."""
-    with disk(path.parent, "written to"):
+    with disk(path.parent):
         for orphan in path.parent.glob(f".{path.name}.*{UNFINISHED}"):
             if orphan.is_dir() and not orphan.is_symlink():
                 shutil.rmtree(orphan)
@@ -337,7 +337,7 @@ def _write_positions(source: Queries, folder: Path, head: Head, view: int) -> No
     """Write where each sample stands in a view, once; one process at a time."""
     file = inside(folder, folder / positions_name(view))
     _remove_orphans(file)
-    with disk(folder, "written to"):
+    with disk(folder):
         if file.is_file() and file.stat().st_size == 8 * head.samples:
             return
         file.parent.mkdir(parents=True, exist_ok=True)
