@@ -5,14 +5,14 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import nn
 
 from jacmatch.datasets import Data, Split
 from jacmatch.errors import InputError, converted_errors, optional_package
@@ -134,13 +134,9 @@ def _program(run: Run, network: nn.Module, split: Split) -> dict[str, Any]:
     file = io.BytesIO()
     torch.export.save(program, file)
     write_whole(run.path, PROGRAM, file.getvalue())
-    mine: nn.Module = torch.export.load(io.BytesIO(file.getvalue())).module()
-    function: Callable[[Tensor], Tensor] = mine.__call__
-    step = 1e-3
-    return {
-        **_compared(PROGRAM, ValuesOnly(function, name=PROGRAM, step=step), network, split, strict=True),
-        "bytes": len(file.getvalue()),
-    }
+    mine: Any = torch.export.load(io.BytesIO(file.getvalue())).module()
+    values = ValuesOnly(mine.__call__, name=PROGRAM, step=1e-3)
+    return {**_compared(PROGRAM, values, network, split, strict=True), "bytes": len(file.getvalue())}
 
 
 def _onnx(run: Run, network: nn.Module, split: Split) -> dict[str, Any]:
@@ -190,12 +186,8 @@ def _hub(run: Run, folder: Path, network: Any, description: networks.Description
     if family == "hf" and isinstance(inner, Normalized):
         classifier: Any = inner.network.network
         classifier.save_pretrained(run.path)
-        own = {"do_normalize": True, "image_mean": description.mean, "image_std": description.std}
-        own |= {
-            "size": {"height": size, "width": size},
-            "do_rescale": True,
-            "image_processor_type": "ViTImageProcessor",
-        }
+        own = {"do_normalize": True, "image_mean": description.mean, "image_std": description.std, "do_rescale": True}
+        own |= {"size": {"height": size, "width": size}, "image_processor_type": "ViTImageProcessor"}
         write_whole(run.path, "preprocessor_config.json", json.dumps(own, indent=2).encode())
     elif family == "timm" and isinstance(inner, Normalized):
         safetensors = optional_package("safetensors.torch", "`export --to hf`", "pip install 'jacmatch[train]'")

@@ -54,10 +54,7 @@ class Progress:
             disable=not shown or not sys.stderr.isatty(),
         )
         self._in_log = shown and not sys.stderr.isatty()
-        self._now, self._last = (
-            "The job",
-            time.monotonic(),
-        )  # the line that describes the present state; time of the last line
+        self._now, self._last = "The job", time.monotonic()  # the present state; the time of the last line
         self._end = threading.Event()
         self._watch = threading.Thread(target=self._repeat, daemon=True)
 

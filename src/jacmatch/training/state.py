@@ -72,6 +72,7 @@ class Metrics:
     """The terms of the steps since the last row, and the rows that are being copied to the host.
 
     Attributes:
+        steps: The terms of the steps since the last row.
         skipped: Steps that were undone and not yet reported.
 
     Example:
@@ -85,28 +86,40 @@ class Metrics:
 
     def __init__(self, device: torch.device, ranks: ProcessGroup = ProcessGroup()) -> None:  # noqa: B008 - frozen
         self._device, self._ranks = device, ranks
-        self._steps: list[dict[str, Tensor]] = []
+        self.steps: list[dict[str, Tensor]] = []
         self._under_way: deque[_UnderWay] = deque()
         self.skipped: list[Bad] = []
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Add the terms of one step; they stay on the device."""
-        self._steps.append(terms)
+        self.steps.append(terms)
+
+    def table(self) -> tuple[list[str], Tensor]:
+        """Return names and values of the terms of `steps`, one row per step, as means over the processes."""
+        if not self.steps:
+            return [], torch.empty(0, 0)
+        names = list(dict.fromkeys(name for terms in self.steps for name in terms))
+        absent = next(iter(self.steps[0].values())).new_zeros(())  # a term that a step leaves out is 0 there
+        numbers = [terms.get(name, absent).float() for terms in self.steps for name in names]
+        table = torch.stack(numbers).view(len(self.steps), len(names))
+        return names, self._ranks.all_reduce(table) / self._ranks.size if self._ranks.size > 1 else table
 
     def send(self, step: int, known: dict[str, float]) -> None:
         """Queue the copy of a row to the host: the means of the terms since the last row."""
-        if not self._steps:
+        if not self.steps:
             return
-        names = list(dict.fromkeys(name for terms in self._steps for name in terms))
-        absent = next(iter(self._steps[0].values())).new_zeros(())  # a term that a step leaves out is 0 there
-        numbers = [terms.get(name, absent).float() for terms in self._steps for name in names]
-        table, arrival = torch.stack(numbers).view(len(self._steps), len(names)), None
-        if self._ranks.size > 1:
-            table = self._ranks.all_reduce(table) / self._ranks.size
+        (names, table), arrival = self.table(), None
         if self._device.type == "cuda":
             table, arrival = _sent(table)
         self._under_way.append(_UnderWay(step, names, table, arrival, known))
-        self._steps.clear()
+        self.steps.clear()
+
+    def check(self, step: int, do: str) -> None:
+        """Refuse numbers that are not finite in the steps since the last row, which remain for the next row."""
+        steps, skipped = [*self.steps], [*self.skipped]
+        self.send(step, {})
+        self.arrived(do, wait=True)
+        self.steps, self.skipped = steps, skipped
 
     def arrived(self, do: str, *, wait: bool = False) -> list[tuple[int, dict[str, float]]]:
         """Return the rows that have arrived since the last call, each with its step."""
