@@ -26,10 +26,7 @@ _SHORT.maxstring = _SHORT.maxother = 120
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers (PyYAML reads 012 as 10, 1:30 as 90 and 1e-3 as text); no dates, no key twice, no alias.
-
-    A few lines of aliases can expand beyond the memory.
-    """
+    """YAML 1.2 numbers (PyYAML reads 012 as 10, 1:30 as 90, 1e-3 as text); no dates, no key twice, no aliases."""
 
     yaml_implicit_resolvers: ClassVar[Any] = {
         first: [pair for pair in pairs if not pair[0].endswith((":int", ":float", ":timestamp"))]

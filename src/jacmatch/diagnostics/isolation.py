@@ -284,11 +284,7 @@ class _Line:
 
 
 def _steps_agree(at: Callable[[float], Tensor], gradient: float, least: float) -> bool:
-    """Return whether differences by very different steps, to either side, agree that the gradient is another one.
-
-    They do not where float32 inside loses small moves, at a kink, and where a network is so steep that each step is too
-    long: BatchNorm over four equal values multiplies by 300.
-    """
+    """Return whether differences by very different steps, on either side, agree on another gradient."""
     here = at(0.0)
     differences = [float((at(h) - here) / h) for step in (1e-11, 1e-10, 1e-9, 1e-8) for h in (step, -step)]
     distances = [difference - gradient for difference in differences]

@@ -323,10 +323,7 @@ def _of_terms(isolated: IsolatedObjective) -> tuple[list[Finding], dict[str, flo
 
 
 def _change_when_repeated(isolated: IsolatedObjective) -> str:
-    """Return the code of terms that differ in a second call, or where each sample comes twice; "" if neither.
-
-    One call with each sample twice shows both, unless random numbers are drawn for each sample.
-    """
+    """Return the code of terms that differ in a second call with each sample twice; "" if none does."""
     first = isolated.first.numbers
     objective = isolated.objective
     parts = isinstance(objective, Objective) and objective.differentiation.fraction < 1

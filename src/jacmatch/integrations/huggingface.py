@@ -310,11 +310,7 @@ class JacmatchTrainer(Trainer):  # type: ignore[misc]
         self._load_state(self.state.best_model_checkpoint)
 
     def _load_pretrained(self, folder: str) -> bool:
-        """Load the weights of a PreTrainedModel, and return whether the student is one.
-
-        `save_pretrained` may store weights under other names than those of the module. The Trainer does not translate
-        them back, and leaves such weights as they were.
-        """
+        """Load the weights of a PreTrainedModel, perhaps under other names; return whether the student is one."""
         student = saved_part(self.objective.student)
         if not isinstance(student, PreTrainedModel):
             return False

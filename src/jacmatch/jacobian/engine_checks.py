@@ -265,10 +265,7 @@ def _judge_gradient(
 def _judge_gradient_of_zero(
     name: str, engine: EngineRun, exact: Products, reference: Reference, x: Tensor
 ) -> Verdict | None:
-    """Return a verdict if the parameter gradient of products that are zero here differs from finite differences.
-
-    The gradient need not be zero: with a last layer of zeros the outputs are constant, until that layer is trained.
-    """
+    """Return a verdict if the parameter gradient of products that are zero here differs from differences."""
     parameters = _trained(reference.function, exact.values, x)
     if not parameters:
         return None
@@ -359,10 +356,7 @@ def _moved(parameters: list[Tensor], moves: list[Tensor], step: float) -> Iterat
 def _ordinary_gradient_is_right(
     exact: Products, parameters: list[Tensor], moves: list[Tensor], reference: Reference
 ) -> bool:
-    """Return whether the parameter gradient of the values themselves is that of their differences.
-
-    If not, the module treats something as constant, as spectral normalization does with its singular vectors.
-    """
+    """Return whether the parameter gradient of the values agrees with their finite differences."""
     loss = (exact.values * reference.rows[0]).sum()
     expected, size = _derivative(parameter_gradients(loss, parameters), moves)
     with torch.no_grad():
@@ -392,10 +386,7 @@ def _rows_are_right(reference: Reference) -> bool:
 def _steps_agree(
     penalty_at: Callable[[float], Tensor], truth: float, expected: float, steps: tuple[float, ...]
 ) -> bool:
-    """Return whether differences with very different steps agree that the derivative is not the expected one.
-
-    They disagree at a kink, and where a function is so steep that every step is too long.
-    """
+    """Return whether differences with very different steps agree that the derivative is not the expected one."""
     with torch.no_grad():
         differences = [float(penalty_at(h) - penalty_at(-h)) / (2 * h) for h in steps]
     return max(abs(each - truth) for each in differences) < abs(truth - expected) / 3

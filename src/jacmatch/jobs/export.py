@@ -99,10 +99,7 @@ class Export(JobFields):
 
 
 def _compared(name: str, mine: nn.Module, network: nn.Module, split: Split, *, strict: bool) -> dict[str, Any]:
-    """Differences of a file from the network: relative errors of values and Jacobians, and agreement.
-
-    A file of values is compared in differences of one step on both sides; one that is quantized with the true Jacobian.
-    """
+    """Return relative errors of values and Jacobians of a file, and its agreement with the network."""
     x = split.inputs().cpu()
     with torch.no_grad():
         wanted, got = network(x).double(), mine(x).double()

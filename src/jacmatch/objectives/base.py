@@ -212,10 +212,7 @@ class Objective(nn.Module):
         derived: bool,
         measured: bool,
     ) -> Compared:
-        """Return outputs and terms of a step, from the compiled graph where the step can be compiled.
-
-        A step that measures the shares runs eagerly.
-        """
+        """Return outputs and terms of a step, compiled if possible; a step that measures shares runs eagerly."""
         if self.compiled is None or measured or not (self.training and torch.is_grad_enabled()):
             return eager()
         if derived and (reason := self.not_compiled()) is not None:

@@ -120,10 +120,7 @@ def _unpacked(parameters: ndarray) -> tuple[ndarray, ndarray, ndarray]:
 
 
 def _likelihood(parameters: ndarray, observed: _Observed) -> tuple[float, ndarray]:
-    """Return the negative logarithm of the marginal likelihood, and its gradient.
-
-    The parameters are logarithms of D length scales and D constants, then of the noise of values and scaled partials.
-    """
+    """Return −log marginal likelihood and its gradient by log length scales, constants and noise levels."""
     d, n = observed.x.shape[1], len(observed.x)
     lengths, constants, noise = _unpacked(parameters)
     index, axis = observed.index, observed.axis

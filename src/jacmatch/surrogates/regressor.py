@@ -267,10 +267,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         ]
 
     def _calibrated(self, data: Standardized, selections: list[Selection], seed: int) -> Any:
-        """Return what makes standard deviations of the ensemble such that 90 % of the samples lie in their interval.
-
-        The members before their last fit are compared with the samples that each has not seen.
-        """
+        """Return the factor of the deviations for which 90 % of the held-out samples lie in their interval."""
         ratios = []
         for number in range(len(selections)):
             parts = data.split(seed + 1000 * number)

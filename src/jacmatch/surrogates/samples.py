@@ -282,10 +282,7 @@ def _outlying(j: Jacobian, near: ndarray, step: ndarray, change: ndarray) -> Flo
 
 
 def _disagreement(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
-    """Return a line about partials that do not explain how the values change between neighbors.
-
-    Samples with partials that are not known are left out.
-    """
+    """Return a line about known partials that do not explain how the values change between neighbors."""
     if jacobian is None:
         return []
     rows = np.flatnonzero(~np.isnan(jacobian).any((1, 2)))

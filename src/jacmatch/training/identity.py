@@ -177,10 +177,7 @@ def undisturbed(module: nn.Module | None = None, device: torch.device = _CPU) ->
 
 
 def _of_objective(objective: nn.Module) -> dict[str, str]:
-    """The settings of an objective and of the modules in it, and the user's code among them.
-
-    A setting is a public attribute; what begins with an underscore, and what a checkpoint brings back, is memory.
-    """
+    """Return the public attributes of an objective and its modules that no checkpoint restores, and its code."""
     networks = [network for network in networks_of(objective) if isinstance(network, nn.Module)]
     inner = {id(each) for network in networks for each in network.modules()}
     parts = {}

@@ -401,10 +401,7 @@ class _Compared:
 
 
 def _compared(function: Function, y: Tensor, j: Tensor, estimate: Tensor, non_smooth: Tensor) -> _Compared | None:
-    """How far both are apart where the function is smooth at the step; None if it is at less than half of the points.
-
-    What lies within the rounding of the values is not beyond.
-    """
+    """Return the difference where the function is smooth at the step; None for fewer than half of the points."""
     if float(non_smooth.double().mean()) > 0.5:
         return None
     largest = (estimate.abs() * function.units)[~non_smooth].amax((0, 2)).clamp_min(1e-300)[:, None]  # of each output

@@ -297,10 +297,7 @@ def arrays_of(job: SurrogateFields) -> Arrays:
 
 
 def _flat_fields(name: str, arrays: dict[str, object]) -> tuple[int, ...] | None:
-    """Flatten fields (N, *output) and their Jacobians, but not projections; return the axes of the output.
-
-    The values of one output may be (N,) with partials (N, *input), and whole numbers.
-    """
+    """Flatten fields (N, *output) and their Jacobians, but not projections; return the axes of the output."""
     shape: tuple[int, ...] = np.asarray(arrays["y_train"]).shape
     if len(shape) < 3:
         if "u_train" in arrays:

@@ -125,10 +125,7 @@ def _rename(part: Path, target: Path) -> None:
 
 
 def _reserve(file: Path, size: int) -> None:
-    """Take the space from the disk at once: a full disk is then an error here, and not a signal while copying.
-
-    Nor one of torch, which maps the file and says it in a way of its own.
-    """
+    """Allocate the space now: a full disk is then an error here, and not a signal while the file is mapped."""
     if hasattr(os, "posix_fallocate") and size:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
