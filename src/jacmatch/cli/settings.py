@@ -9,7 +9,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -28,7 +28,7 @@ _SHORT.maxstring = _SHORT.maxother = 120
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 numbers (PyYAML reads 012 as 10, 1:30 as 90, 1e-3 as text); no dates, no key twice, no aliases."""
 
-    yaml_implicit_resolvers: ClassVar[Any] = {
+    yaml_implicit_resolvers = {  # noqa: RUF012
         first: [pair for pair in pairs if not pair[0].endswith((":int", ":float", ":timestamp"))]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
