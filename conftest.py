@@ -52,6 +52,8 @@ def _checked(function: Any = None, *, typechecker: Any) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         return (function if jaxtyping.config.jaxtyping_disable else typed)(*args, **kwargs)
 
+    # the place of an error is the last file that no library has: this one belongs to those of jaxtyping
+    call.__code__ = call.__code__.replace(co_filename=jaxtyping.__file__)
     return call
 
 

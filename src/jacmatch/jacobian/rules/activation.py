@@ -153,8 +153,7 @@ class _GeluMoved(Rule):
         t, x = ctx.saved_tensors
         by_x = None
         if ctx.needs_input_grad[1]:
-            square = x.square()
-            by_x = (square * -0.5).exp() * (2 - square) * (h * t) / math.sqrt(2 * math.pi)
+            by_x = _curvature(x) * (h * t)
         return (applied(_GeluMoved, h, x) if ctx.needs_input_grad[0] else None), by_x
 
 
@@ -174,9 +173,14 @@ class _DualGelu(torch.autograd.Function):
         by_x = None if g is None else moved(g, x)
         if g_t is None:
             return by_x, None
-        square = x.square()
-        curved = (square * -0.5).exp() * (2 - square) * (g_t * x_t / math.sqrt(2 * math.pi))
-        return curved if by_x is None else by_x + curved, moved(g_t, x)
+        curvature, both = _curvature(x), g_t * x_t
+        return curvature * both if by_x is None else torch.addcmul(by_x, curvature, both), moved(g_t, x)
+
+
+def _curvature(x: Tensor) -> Tensor:
+    """φ(x) (2 − x²); on a CPU `exp2` takes a quarter of the time of `exp`."""
+    square = x.square()
+    return (square * (-0.5 / math.log(2))).exp2_() * ((2 - square) * (1 / math.sqrt(2 * math.pi)))
 
 
 def _moved_gelu(t: Tensor, x: Tensor) -> Tensor:

@@ -86,7 +86,8 @@ def attention_jvp(
         dropout_p,
         int(torch.randint(2**62, ())) if dropout_p else 0,
     )
-    wide = [None if z is None else z.to(kind) for z in (q, k, v, *moved)]
+    # each product of matrices would copy what is not contiguous
+    wide = [None if z is None else z.to(kind).contiguous() for z in (q, k, v, *moved)]
     output, tangent = _Attention.apply(scores, *wide)  # type: ignore[no-untyped-call]
     return output.to(query.dtype), (tangent if several else tangent[0]).to(query.dtype)
 
@@ -192,7 +193,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor, g_t: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, q_t, k_t, v_t, *stored = ctx.saved_tensors
-        scores = ctx.scores
+        scores, g, g_t = ctx.scores, g.contiguous(), g_t.contiguous()
         totals: list[Tensor | None] = [None] * 4
         rows_of: tuple[list[Any], list[Any]] = ([], [])
         for block in _blocks(q.shape[-2]):
@@ -275,13 +276,8 @@ def attention(
     if constant and not dropout_p and not torch.is_autocast_enabled(query.device.type) and in_dual_pass(mask):
         (q, q_t), (k, k_t), (v, v_t) = (parts_of(each) for each in (query, key, value))
         if not (q_t is None and k_t is None and v_t is None):
-            settings: dict[str, Any] = {
-                "attn_mask": mask,
-                "is_causal": is_causal,
-                "scale": scale,
-                "enable_gqa": enable_gqa,
-            }
-            return joined(partial(attention_jvp, **settings), q, k, v, (q_t, k_t, v_t))
+            rule = partial(attention_jvp, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
+            return joined(rule, q, k, v, (q_t, k_t, v_t))
     return functional.scaled_dot_product_attention(
         query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )

@@ -104,13 +104,13 @@ def _curvature(t: Tensor, h: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, eps:
     a, b = _dot(z, t), _dot(z, h)
     c = _dot(h, t) - h_mean * t_mean - a * b
     scale = -rstd.square()
-    result = torch.addcmul(-scale * (a * h_mean + b * t_mean), z, scale * (c - 2 * a * b))
+    result = z * (scale * (c - 2 * a * b)) - scale * (a * h_mean + b * t_mean)
     return torch.addcmul(torch.addcmul(result, h, scale * a), t, scale * b)
 
 
 def _dot(u: Tensor, v: Tensor) -> Tensor:
     """⟨u v⟩ of each row, (rows, 1)."""
-    return torch.bmm(u.unsqueeze(1), v.unsqueeze(2)).squeeze(2) / u.shape[1]
+    return (u * v).mean(1, keepdim=True)
 
 
 class _DualLayerNorm(torch.autograd.Function):
@@ -121,8 +121,8 @@ class _DualLayerNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, x_t: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> Pair:
         y, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
-        ctx.eps, ctx.shape, ctx.leading = eps, shape, x.dim() - len(shape)
-        rows = x.reshape(x.shape[: ctx.leading].numel(), -1)
+        ctx.eps, ctx.shape = eps, shape
+        rows = x.reshape(mean.numel(), -1)
         moved = _projected(x_t.reshape_as(rows), rows, mean.view(-1, 1), rstd.view(-1, 1)).view(x.shape)
         ctx.save_for_backward(x, x_t, weight, mean, rstd, moved)
         return y, moved if weight is None else moved * weight
@@ -130,25 +130,20 @@ class _DualLayerNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor, g_t: Tensor) -> tuple[Tensor | None, ...]:
         x, x_t, weight, mean, rstd, moved = ctx.saved_tensors
-        rows, tangents = (z.reshape(z.shape[: ctx.leading].numel(), -1) for z in (x, x_t))
-        mean, rstd, twice = mean.view(-1, 1), rstd.view(-1, 1), torch.is_grad_enabled()
-        h, h_t = ((z if weight is None else z * weight).reshape_as(rows) for z in (g, g_t))
-
-        def projected(t: Tensor) -> Tensor:
-            again: Tensor = (
-                applied(_Projected, t, rows, mean, rstd, ctx.eps) if twice else _projected(t, rows, mean, rstd)
-            )
-            return again
-
-        by_x = (projected(h) + _curvature(tangents, h_t, rows, mean, rstd, ctx.eps)).view(x.shape)
-        by_weight = by_bias = None
-        if ctx.needs_input_grad[3]:
-            if twice:
-                var, mu = torch.var_mean(rows, 1, unbiased=False, keepdim=True)
-                z, moved = (rows - mu) * (var + ctx.eps).rsqrt(), projected(tangents).view(x.shape)
-            else:
-                z = (rows - mean) * rstd
-            by_weight = torch.addcmul(g * z.view(x.shape), g_t, moved).sum_to_size(weight.shape)
-        if ctx.needs_input_grad[4]:
-            by_bias = g.sum_to_size(ctx.shape)  # not sum(dims): no dims are all dims
-        return by_x, projected(h_t).view(x.shape), None, by_weight, by_bias, None
+        rows, tangents, g, g_t, moved = (z.reshape(mean.numel(), -1) for z in (x, x_t, g, g_t, moved))
+        mean, rstd, gamma = mean.view(-1, 1), rstd.view(-1, 1), None if weight is None else weight.flatten()
+        wanted = [True, *ctx.needs_input_grad[3:5]]
+        h_t = g_t if gamma is None else g_t * gamma
+        by_x = _curvature(tangents, h_t, rows, mean, rstd, ctx.eps)
+        if torch.is_grad_enabled():  # to be differentiated once more
+            each = (g if gamma is None else g * gamma, h_t, tangents)
+            direct, by_x_t, moved = (applied(_Projected, t, rows, mean, rstd, ctx.eps) for t in each)
+            var, mu = torch.var_mean(rows, 1, unbiased=False, keepdim=True)
+            by_weight, by_bias = (g * ((rows - mu) * (var + ctx.eps).rsqrt())).sum(0), g.sum(0)
+        else:
+            backward, shape = torch.ops.aten.native_layer_norm_backward, rows.shape[1:]
+            direct, by_weight, by_bias = backward(g, rows, shape, mean, rstd, gamma, rows.new_empty(shape), wanted)
+            by_x_t = _projected(h_t, rows, mean, rstd)
+        of_weight = (by_weight + (g_t * moved).sum(0)).view_as(weight) if wanted[1] else None
+        of_bias = by_bias.view(ctx.shape) if wanted[2] else None
+        return (by_x + direct).view(x.shape), by_x_t.view(x.shape), None, of_weight, of_bias, None
