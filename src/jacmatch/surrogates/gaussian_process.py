@@ -13,7 +13,7 @@ References:
     Rasmussen & Williams 2006, sections 2.7, 5.4.1 and 9.4; Duvenaud, Nickisch & Rasmussen 2011, arXiv 1112.4394 (sums).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -23,7 +23,7 @@ from scipy.optimize import minimize
 from scipy.stats import qmc
 
 from jacmatch.surrogates.perceptron import Inputs, Values
-from jacmatch.surrogates.solver import Standardized
+from jacmatch.surrogates.solver import Fit, Standardized
 
 LARGEST = 6000
 """Most values and partials of one output that are conditioned on."""
@@ -420,3 +420,10 @@ def with_free_samples(
     y, j, _ = process(x, jacobian=True)
     assert j is not None
     return data.joined(x, y, j.transpose(2, 0, 1).copy())
+
+
+def distilled_loss(data: Standardized, process: GaussianProcess, fit: Fit, seed: int) -> float:
+    """Return the loss of a network against the process, at other points than it learned from."""
+    whole = with_free_samples(data, process, seed)
+    new = whole.rows(np.arange(len(data), len(whole)))
+    return (new if data.t is not None else replace(new, t=None, t_weights=None)).loss(fit.net, fit.theta)

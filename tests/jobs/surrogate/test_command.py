@@ -449,6 +449,35 @@ def test_a_gaussian_process_is_a_model_of_its_own(folder, undrawn, monkeypatch, 
 
 
 @pytest.mark.ci
+def test_auto_keeps_the_process_where_a_distilled_network_loses_accuracy(folder, undrawn):
+    command = f"--teacher simulator:smooth --jacobian simulator:partials {BOX} {SMALL} --samples 12 --methods slopes"
+    does(f"{command} --out run")
+    (folder / "run" / "result.json").unlink()
+    does(f"{command} --out run")  # loads the process of the finished cell
+    solver, notes = result(folder / "run")["solver"], result(folder / "run")["notes"]
+    assert solver["model"] == "gp"  # two steps of a network do not follow the process
+    assert solver["gp_held_out_loss"] < min(solver["held_out_loss"], 10 * solver["distilled_loss"])
+    assert any(line.startswith("Model: Gaussian process. Held-out loss of the process") for line in notes)
+    test = np.load(folder / "run" / "points-test.npz")
+    student = jacmatch.load_student(folder / "run")
+    assert student(torch.from_numpy(test["x"])).numpy() == pytest.approx(test["y"], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("model", "process", "named"),
+    [
+        ("network", 2.0, "Model: network. Held-out loss: 1; of a Gaussian process: 2."),
+        ("distilled", 0.5, "Model: network, distilled from a Gaussian process. Held-out loss of the process: 0.5;"),
+        ("network", None, None),
+    ],
+)
+def test_a_note_says_which_model_was_selected_and_why(model, process, named):
+    solver = {"model": model, "held_out_loss": 1.0, "gp_held_out_loss": process, "distilled_loss": 0.01}
+    lines = command_module._selected(solver)
+    assert [line[: len(named or "")] for line in lines] == ([] if named is None else [named])
+
+
+@pytest.mark.ci
 def test_a_gaussian_process_is_evaluated_and_exported(folder, undrawn):
     does(f"--teacher simulator:smooth {BOX} --smoke --samples 12 --onnx never --model gp --methods slopes --out run")
     test = np.load("run/points-test.npz")

@@ -33,6 +33,7 @@ from jacmatch.surrogates.gaussian_process import (
     QUANTILE_95,
     GaussianProcess,
     conditions_on,
+    distilled_loss,
     fit_gaussian_process,
     held_out_loss,
     patterns,
@@ -54,6 +55,7 @@ from jacmatch.surrogates.solver import (
 from jacmatch.training import Fitted, find_device
 from jacmatch.training.loop import OnStep, peak_memory
 
+_FAITHFUL = 0.1  # loss of a distilled network against its process, as a share of the held-out loss of the process
 _REPEATS = 5  # of a timing
 _AT_ONCE = 256  # points of a timing
 
@@ -105,14 +107,14 @@ class Surrogate(SurrogateFields):
                         network=self._description(source, samples, method),
                         settings={"size": size},
                         size=f"n{size}",
-                        others=self._others(),
+                        others=self._others(source, samples, method),
                     )
 
-    def _others(self) -> tuple[str, ...]:
-        """Layouts that `--activation auto` may select instead of the first."""
-        return tuple(
-            _layout(net.widths[1:-1], net.activation) for net in layouts(1, self.hidden, 1, self.activation)[1:]
-        )
+    def _others(self, source: Source, samples: Samples, method: str) -> tuple[str, ...]:
+        """Layouts that `--activation auto` and `--model auto` may select instead of the first."""
+        nets = layouts(1, self.hidden, 1, self.activation)[1:]
+        process = (self._process_layout(source, samples, method),) if self.model == "auto" else ()
+        return (*(_layout(net.widths[1:-1], net.activation) for net in nets), *process)
 
     @property
     def _first_activation(self) -> str:
@@ -257,8 +259,9 @@ class Surrogate(SurrogateFields):
             on_step(cell.training.steps * done // planned, {})
 
         module, fitted, free = self.network_of(source, samples, cell.method, cell.seed, on_progress)
-        solution |= {"module": module, "spec": _layout(fitted.net.widths[1:-1], fitted.net.activation)}
-        solution["model"] = "distilled" if free["free_points"] else "network"
+        spec = _layout(fitted.net.widths[1:-1], fitted.net.activation)
+        spec = self._process_layout(source, samples, cell.method) if free["model"] == "gp" else spec
+        solution |= {"module": module, "spec": spec}
         solution |= {"weight_decay": fitted.decay, "held_out_loss": fitted.held_out, "loss": fitted.loss, **free}
         seconds = time.perf_counter() - start
         return Fitted(
@@ -304,7 +307,10 @@ class Surrogate(SurrogateFields):
     def network_of(
         self, source: Source, samples: Samples, method: str, seed: int, on_progress: OnProgress | None = None
     ) -> tuple[nn.Module, Fit, dict[str, Any]]:
-        """Return the network fitted to all points, how it was selected, and what a Gaussian process added."""
+        """Return the model of all points, the fit of its network, and how it was selected.
+
+        "auto" takes the Gaussian process itself where a network distilled from it would lose accuracy.
+        """
         shape = tuple(samples.x.shape[1:])
         data, scaler = self.standardized(source, samples, method)
         selection = select_network(
@@ -316,7 +322,7 @@ class Surrogate(SurrogateFields):
             evaluations=self.training().steps if self.smoke else None,
             on_progress=on_progress,
         )
-        free: dict[str, Any] = {"gp_held_out_loss": None, "free_points": 0}
+        free: dict[str, Any] = {"model": "network", "gp_held_out_loss": None, "free_points": 0, "distilled_loss": None}
         if self.model != "network" and data.u is None:
             process = fit_gaussian_process(data, seed=seed) if conditions_on(data) <= LARGEST else None
             of_process = None if process is None else held_out_loss(data, seed, process)
@@ -324,21 +330,29 @@ class Surrogate(SurrogateFields):
             better = of_process is not None and selection.held_out is not None and of_process < selection.held_out
             if process is not None and (better or self.model == "distilled"):
                 whole = with_free_samples(data, process, seed)
-                free["free_points"] = len(whole) - len(data)
                 most = 2 * planned_evaluations(whole, selection.net)
-                data, selection = whole, replace(selection, last=min(selection.last, most))
+                fitted = replace(selection, last=min(selection.last, most)).fit(whole)
+                lost = distilled_loss(data, process, fitted, seed + 1)
+                free |= {"model": "distilled", "free_points": len(whole) - len(data), "distilled_loss": lost}
+                if self.model == "auto" and of_process is not None and lost > _FAITHFUL * of_process:
+                    free |= {"model": "gp", "process": process, "scaler": scaler}
+                    return to_process_module(process, scaler, shape), fitted, free
+                return to_module(fitted.net, fitted.theta, scaler, shape), fitted, free
         fitted = selection.fit(data)
         return to_module(fitted.net, fitted.theta, scaler, shape), fitted, free
 
     def _description(self, source: Source, samples: Samples, method: str) -> networks.Description:
         """Return the description of the student; its weights contain the scaling of the outputs."""
-        layout = _layout(self.hidden, self._first_activation)
-        if self.model == "gp":
-            groups = patterns(self.standardized(source, samples, method)[0])
-            layout = f"gaussian-process:{len(samples)}-{len(groups)}"
+        gp = self.model == "gp"
+        layout = self._process_layout(source, samples, method) if gp else _layout(self.hidden, self._first_activation)
         shape = tuple(samples.x.shape[1:])
         mean, std = (0.0,) * shape[0], (1.0,) * shape[0]
         return networks.Description(layout, samples.y.shape[1], shape, mean, std)
+
+    def _process_layout(self, source: Source, samples: Samples, method: str) -> str:
+        """Return the catalogue name of the Gaussian process."""
+        groups = patterns(self.standardized(source, samples, method)[0])
+        return f"gaussian-process:{len(samples)}-{len(groups)}"
 
     def _objective(
         self, source: Source, samples: Samples, train: Tensor, student: nn.Module, method: str, seed: int
@@ -400,7 +414,7 @@ class Surrogate(SurrogateFields):
             "test_points": len(test),
             **({} if source.file is None or source.file.output is None else {"output_shape": source.file.output}),
             "function": None if source.check is None else source.check.plain(),
-            "notes": _notes(source),
+            "notes": [*_notes(source), *_selected(best["solver"])],
             "export": self._export(run, source, student, test),
             "costs": {
                 "trial_calls": 0 if source.check is None else source.check.calls,
@@ -484,6 +498,18 @@ def _notes(source: Source) -> list[str]:
             "within it, and differences are unreliable there. Try another --step."
         )
     return notes
+
+
+def _selected(solver: Mapping[str, Any]) -> list[str]:
+    """Return a note about the model that `--model auto` selected, and why."""
+    network, process = solver.get("held_out_loss"), solver.get("gp_held_out_loss")
+    if network is None or process is None:
+        return []
+    if process >= network:
+        return [f"Model: network. Held-out loss: {network:.2g}; of a Gaussian process: {process:.2g}."]
+    name = {"gp": "Gaussian process", "distilled": "network, distilled from a Gaussian process"}[solver["model"]]
+    lost = f"loss of the distilled network against it: {solver['distilled_loss']:.2g}"
+    return [f"Model: {name}. Held-out loss of the process: {process:.2g}; of a network: {network:.2g}; {lost}."]
 
 
 def _known_share(file: Arrays) -> list[str]:

@@ -66,8 +66,8 @@ class SurrogateFields(TrainingFields):
     """Typical change of each output; by default the standard deviation of the training values."""
     model: Literal["auto", "network", "gp", "distilled"] = "auto"
     """network: fitted to the points. gp: a Gaussian process conditioned on values and partials. distilled: a network
-    that also learns the values and partials of this process at additional points. auto: network or distilled, whichever
-    is better on held-out points; the result names the choice."""
+    that also learns the values and partials of this process at additional points. auto: whichever is better on held-out
+    points, and distilled instead of gp if almost no accuracy is lost; the report names the choice and the reason."""
     solver: Literal["auto", "lbfgs", "adam"] = "auto"
     """Solver that fits the network. lbfgs: in float64 over all points, with a weight decay selected on held-out points.
     adam: --steps minibatches. auto: lbfgs if possible, otherwise adam; the result names the reason."""
