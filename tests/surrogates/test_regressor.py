@@ -1,6 +1,8 @@
 """The scikit-learn estimator: what it learns, what it refuses, and scikit-learn's own checks."""
 
 import pickle
+import re
+import warnings
 
 import numpy as np
 import pytest
@@ -227,13 +229,93 @@ def test_what_it_warns_of():
     twice = np.concatenate([x, x[3:5]])
     with pytest.warns(DataWarning, match=r"1 input\(s\) occur more than once .* is in rows 4, 21"):
         JacobianRegressor(**FAST).fit(twice, np.concatenate([y, y[3:4], y[4:5] + 1]))
+    twice, partials = np.concatenate([x, x[3:5]]), np.concatenate([j, j[3:4], j[4:5] + 1])
+    with pytest.warns(DataWarning, match=r"1 input\(s\) .* different outputs or partials; .* is in rows 4, 21"):
+        JacobianRegressor(**FAST).fit(twice, np.concatenate([y, y[3:5]]), jacobian=partials)
+    with pytest.warns(DataWarning, match="output 0 in row 3 is .* times as far from the median as is usual"):
+        JacobianRegressor(**FAST).fit(x, np.where(np.arange(20) == 3, 1e9, y))
+    with pytest.warns(DataWarning, match="a single sample: the prediction is constant"):
+        JacobianRegressor(**FAST).fit(x[:1], y[:1])
     x, y, j = wave(60)
-    j[17] *= -30
-    with pytest.warns(DataWarning, match="partials of output 0 in row 17 disagree"):
-        JacobianRegressor(**FAST).fit(x, y, jacobian=j)
     with pytest.warns(DataWarning, match="do not explain how it changes"):
         model = JacobianRegressor(**FAST).fit(x, y, jacobian=1000 * j)
     assert len(model.warnings_) == 1
+
+
+@pytest.mark.parametrize("wrong", [lambda j: -j, lambda j: j * [1000, 1], lambda j: j[::-1], lambda j: 0 * j])
+def test_one_row_of_wrong_partials_among_fifty_is_named(wrong):
+    x, y, j = wave(50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        JacobianRegressor(model="gp").fit(x, y, jacobian=j)
+    j[7] = wrong(j[7])
+    with pytest.warns(DataWarning, match="partials of output 0 in row 7 disagree with all other samples"):
+        JacobianRegressor(model="gp").fit(x, y, jacobian=j)
+
+
+@pytest.mark.parametrize(("factor", "named"), [(1e-3, r"if they were 1e\+03 times"), (-1.0, "if they were -1 times")])
+def test_wrong_units_or_signs_of_an_input_are_named(factor, named):
+    x = np.random.default_rng(0).uniform(-1, 1, (40, 3))
+    y = np.sin(x[:, 0]) + x[:, 1] + x[:, 2] ** 2
+    j = np.stack([np.cos(x[:, 0]), np.ones(40), 2 * x[:, 2]], 1)[:, None]
+    assert not suspicious(x, y[:, None], j)
+    (line,) = suspicious(x, y[:, None], j * np.array([1.0, factor, 1.0]))
+    assert re.search(f"the partials of output 0 by input 1 would agree best .* {named} as large", line)
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e-300])
+def test_numbers_whose_squares_overflow_are_refused(scale):
+    x, y, j = wave(20)
+    with pytest.raises(InputError, match="standard deviation of an input of a surrogate must be between 1e-100"):
+        JacobianRegressor(**FAST).fit(scale * x, y)
+    with pytest.raises(InputError, match="standard deviation of an output of a surrogate must be between 1e-100"):
+        JacobianRegressor(**FAST).fit(x, scale * y)
+    with pytest.raises(InputError, match="largest partial of an output in standardized units of a surrogate must be"):
+        JacobianRegressor(**FAST).fit(x, y, jacobian=scale * j)
+
+
+def test_columns_and_rows_without_numbers_are_named():
+    pandas = pytest.importorskip("pandas")
+    x, y, j = wave(20)
+    frame = pandas.DataFrame(x, columns=["a", "b"])
+    model = JacobianRegressor(**FAST).fit(frame, y)
+    dates = pandas.date_range("2020-01-01", periods=20)
+    for column, message in (
+        (dates, "'b' of `X` of `JacobianRegressor` must be numbers. Got datetime64.*Turn dates into numbers"),
+        (["u", "v"] * 10, "'b' of `X` of `JacobianRegressor` must be numbers. Got .* one column of 0 and 1"),
+        (pandas.Categorical([1, 2] * 10), "'b' of `X` of `JacobianRegressor` must be numbers"),
+        (np.where(np.arange(20) == 4, np.nan, 1.0), "must be finite. Got NaN or infinity in 1 rows, first in row 4"),
+    ):
+        for call in (lambda X: JacobianRegressor(**FAST).fit(X, y), model.predict):
+            with pytest.raises(InputError, match=message):
+                call(frame.assign(b=column))
+    with pytest.raises(
+        InputError, match=r"Each column of `X` of `JacobianRegressor` must have a name of its own. Got a"
+    ):
+        model.fit(frame[["a", "a"]], y)
+    with pytest.raises(InputError, match=r"`y` of `JacobianRegressor` must be finite. Got NaN .* first in row 2"):
+        model.fit(x, np.where(np.arange(20) == 2, np.nan, y))
+    with pytest.raises(InputError, match=r"column '0' of `X` .* must be numbers. Got datetime64"):
+        model.fit(dates.to_numpy()[:, None], y)
+    with pytest.raises(InputError, match="`X` of `JacobianRegressor` must be real numbers"):
+        model.fit(x + 1j, y)
+    with pytest.raises(InputError, match="`jacobian` of `fit` must be an array of floats"):
+        model.fit(x, y, jacobian=j + 1j)
+
+
+def test_partials_in_a_frame_are_taken_by_name():
+    pandas = pytest.importorskip("pandas")
+    x, y, j = wave(20)
+    frame, values = pandas.DataFrame(x, columns=["a", "b"]), pandas.Series(y, name="f")
+    first = JacobianRegressor(**FAST).fit(frame, values, jacobian=j)
+    swapped = pandas.DataFrame({"df/db": j[:, 1], "df/da": j[:, 0]})
+    second = JacobianRegressor(**FAST).fit(frame, values, jacobian=swapped)
+    assert (first.predict(frame) == second.predict(frame)).all()
+    model = JacobianRegressor(**FAST).fit(frame, values, jacobian=swapped[["df/db"]])  # the other one is not known
+    alone = JacobianRegressor(**FAST).fit(frame, values, jacobian=j * [np.nan, 1])
+    assert (model.predict(frame) == alone.predict(frame)).all()
+    with pytest.raises(InputError, match=r"Each column of `jacobian` of `fit` must be dOUTPUT/dINPUT .* Got df/dc"):
+        model.fit(frame, values, jacobian=swapped.rename(columns={"df/da": "df/dc"}))
 
 
 def test_a_row_of_partials_times_minus_9_is_named():

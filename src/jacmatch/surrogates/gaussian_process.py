@@ -27,6 +27,8 @@ from jacmatch.surrogates.solver import Fit, Standardized
 
 LARGEST = 6000
 """Most values and partials of one output that are conditioned on."""
+INVERTED = 2000
+"""Most values and partials of one output whose inverse covariance is computed to find wrong partials."""
 QUANTILE_95 = 1.6449
 """Of a standard normal variable: half of a 90 % interval in standard deviations."""
 _LEFT_OUT = 600  # entries of the samples that are left out to calibrate standard deviations
@@ -37,6 +39,9 @@ _TINY = 1e-300
 _NOISE = (1e-10, 1.0)  # variance of the noise, as a share of that of the process and of its scaled partials
 _LENGTHS = (1e-2, 1e3)
 _CHUNK = 2**22  # entries of a covariance with new points
+_FEWEST = 10  # samples among which wrong partials are looked for
+_WRONG = 10.0  # residual of a sample over the median: geometric mean of that as it is and in standard deviations
+_SMALL = 0.05  # residual over the root mean square of the partials below which it is no matter
 _FREE = 2400  # values and partials of one output at the points where a network learns from a process
 
 
@@ -386,6 +391,36 @@ def _calibration(observed: _Observed, factor: ndarray, alpha: ndarray, variance:
         covariance = linalg.pinvh(solved.T @ solved)
         ratios.append(np.abs(covariance[0] @ alpha[block]) / np.sqrt(np.maximum(covariance[0, 0] * variance, 1e-300)))
     return np.asarray(np.maximum(np.quantile(ratios, 0.9, axis=0) / QUANTILE_95, 1.0))
+
+
+def wrong_partials(process: GaussianProcess) -> list[str]:
+    """Return a line about the sample whose partials disagree most with all other samples, if they do so clearly.
+
+    The partials of a sample are predicted from everything else; residual and covariance follow from their block of the
+    inverse. A sample is named if its residual, as it is and in standard deviations, is far above the median.
+    """
+    lines = []
+    for group in process.groups:
+        axis, (n, d) = group.observed.axis, group.observed.x.shape
+        if len(axis) > INVERTED or n < _FEWEST or not (axis > 0).any():
+            continue
+        sample = group.observed.index % n
+        inverse = linalg.cho_solve((group.factor, True), np.eye(len(axis)), check_finite=False)
+        alpha = group.weights.reshape((1 + d) * n, -1)[group.observed.index]
+        far, sizes = np.full((2, n, alpha.shape[1]), np.nan)
+        for row in np.unique(sample[axis > 0]):
+            block = np.flatnonzero((sample == row) & (axis > 0))
+            residual = linalg.pinvh(inverse[np.ix_(block, block)]) @ alpha[block]
+            far[row] = np.sqrt((alpha[block] * residual).mean(0))
+            sizes[row] = np.sqrt(((residual / group.lengths[axis[block] - 1, None]) ** 2).sum(0))
+        typical = np.sqrt((group.observed.z[axis > 0] ** 2).sum(0) / np.isfinite(sizes[:, 0]).sum())
+        usual, times = (each / np.maximum(np.nanmedian(each, 0), _TINY) for each in (far, sizes))
+        found = np.where(sizes > _SMALL * typical, usual * times, 0.0)
+        row, k = divmod(int(found.argmax()), found.shape[1])
+        if found[row, k] > _WRONG**2:
+            which = f"the partials of output {group.outputs[k]} in row {row} disagree with all other samples"
+            lines.append(f"{which} {times[row, k]:.0f} times as much as is usual: the largest disagreement of all.")
+    return lines
 
 
 def conditions_on(data: Standardized) -> int:

@@ -21,6 +21,7 @@ from jacmatch.surrogates.gaussian_process import (
     conditions_on,
     fit_gaussian_process,
     held_out_loss,
+    wrong_partials,
 )
 from jacmatch.surrogates.perceptron import Cotangents, Inputs, Perceptron, Values
 from jacmatch.surrogates.solver import (
@@ -33,6 +34,7 @@ from jacmatch.surrogates.solver import (
     select_network,
     too_large,
 )
+from jacmatch.surrogates.tables import check_columns
 
 EXACT = 1e-8
 """Held-out loss, about 0.01 % of the standard deviation, below which "auto" tries no network beside the process."""
@@ -152,7 +154,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         given = np.asarray(y)
         output = given.shape[1:] if given.ndim > 2 else None
         y = y if output is None else given.reshape(len(given), int(np.prod(output)))
-        x, values = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
+        x, values = self._validated(X, y, multi_output=True, y_numeric=True, dtype=np.float64)
         values = values.astype(np.float64)
         self._output: tuple[int, ...] = values.shape[1:] if output is None else output
         named = getattr(y, "columns", None)
@@ -161,9 +163,6 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         self._check()
         j, u = self._derivatives(jacobian, cotangents, x)
         partials = j if u is None else None
-        self.warnings_ = samples.suspicious(x, values, partials, field=output is not None)
-        for line in self.warnings_:
-            warnings.warn(f"`fit` of `JacobianRegressor`: {line}", samples.DataWarning, stacklevel=2)
         data, self.scaler_ = samples.standardize(
             x,
             values,
@@ -175,6 +174,8 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
             y_scale=None if output is None else samples.shared_scale(values, output),
             cotangents=u,
         )
+        self.warnings_: list[str] = []
+        self._warn(samples.suspicious(x, values, partials, field=output is not None))
         self._box = x.min(0), x.max(0)
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
@@ -192,6 +193,8 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         self.model_ = self.model
         if self.model != "network" and not ((weighted or u is not None) and self.model == "auto"):
             self._fit_process(data, seed, weighted)
+            if self.process_ is not None and not any(" in row " in line for line in self.warnings_):
+                self._warn(wrong_partials(self.process_))
         if self.model_ == "auto" and self.held_out_.get("gp", 1.0) < EXACT:
             self.model_ = "gp"
         selections = self._select_networks(data, seed) if self.model_ != "gp" else []
@@ -205,6 +208,11 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         self.fits_ = [each.fit(data) for each in selections] if self.model_ == "network" else []
         self._calibration = self._calibrated(data, selections, seed) if len(self.fits_) > 1 else 1.0
         return self
+
+    def _warn(self, lines: list[str]) -> None:
+        self.warnings_ += lines
+        for line in lines:
+            warnings.warn(f"`fit` of `JacobianRegressor`: {line}", samples.DataWarning, stacklevel=3)
 
     def _solver(
         self, data: Standardized, x: Inputs, y: Values, j: samples.Jacobian | None, weighted: bool
@@ -384,7 +392,18 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         plain = type(X) is np.ndarray and X.dtype in (np.float64, np.float32) and not hasattr(self, "feature_names_in_")
         if plain and X.ndim == 2 and X.shape[1] == self.n_features_in_ and len(X) and np.isfinite(X).all():
             return np.asarray(X)
-        return np.asarray(validate_data(self, X, reset=False, dtype=[np.float64, np.float32]))
+        return np.asarray(self._validated(X, reset=False, dtype=[np.float64, np.float32]))
+
+    def _validated(self, X: Any, *y: Any, **rules: Any) -> Any:
+        """Call scikit-learn's check; where it fails, name the column or row."""
+        try:
+            if "category" in map(str, getattr(X, "dtypes", ())) or np.asarray(X).dtype.kind in "mM":
+                raise ValueError("X must be numbers.")
+            return validate_data(self, X, *y, **rules)
+        except (TypeError, ValueError, OverflowError):
+            for name, given in zip(("`X` of `JacobianRegressor`", "`y` of `JacobianRegressor`"), (X, *y), strict=False):
+                check_columns(name, given)
+            raise
 
     def _derivatives(
         self, jacobian: Any, cotangents: Any, x: Inputs
@@ -392,6 +411,14 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         """Return checked partials, or projections and their cotangents."""
         if cotangents is None:
             shape = (len(x), *(self._output or (1,)), x.shape[1])
+            names = [f"d{k}/d{i}" for k in self._outputs for i in getattr(self, "feature_names_in_", ())]
+            columns = list(getattr(jacobian, "columns", ()))
+            unknown = [str(name) for name in columns if name not in names]
+            if len(unknown) < len(columns):  # some are names of partials: by name, NaN where missing
+                if unknown:
+                    rule = "Each column of `jacobian` of `fit` must be dOUTPUT/dINPUT of columns of `y` and `X`."
+                    raise InputError(rule, got=", ".join(unknown[:8]))
+                jacobian = jacobian.reindex(columns=names)
             return (None if jacobian is None else samples.check_jacobian(jacobian, shape)), None
         u, rule = samples.check_cotangents(cotangents, len(x), self._output), "`cotangents` of `fit`"
         if jacobian is None:

@@ -15,9 +15,11 @@ _NEIGHBORS = 3
 _DISAGREES = 0.7  # median error of the change between neighbors, as a share of the median change
 _AROUND = 8  # neighbors that judge the partials of one sample
 _OUTLIER = 3.5  # error of a sample's partials over that of its neighbors' median; 2.8 was the most on nine functions
-_CLOSE = 100  # samples from which on eight neighbors are near enough; below, sound partials gave false alarms
-_OUTLIER_OF_FEW = 10.0  # below: error of a sample over the median of all, or over 0.3 of the median change
+_CLOSE = 100  # samples from which on eight neighbors are near enough
+_FACTORS = (-0.5, 3.0)  # of the partials of an input, beyond which they are called wrong: -0.4 to 1.6 were sound
+_FAR_AWAY = 1e6  # distance of a value from the median, over the median distance
 _ENOUGH = 20  # samples
+_RANGE = (1e-100, 1e100)  # of standard deviations and standardized partials
 _MANY = 500  # samples from which on noise makes minibatches the better choice
 
 Jacobian = Float[ndarray, "sample out input"]
@@ -61,6 +63,8 @@ def check_jacobian(
         name: Name of the partials, for messages.
     """
     try:
+        if np.iscomplexobj(jacobian):
+            raise TypeError("complex numbers")
         given = np.asarray(jacobian, dtype=np.float64)
     except (TypeError, ValueError) as error:
         rule = f"{name} must be an array of floats."
@@ -142,6 +146,8 @@ def standardize(
         np.average(y, axis=0, weights=weight),
         _deviation(y[some]) if y_scale is None else np.asarray(y_scale, np.float64),
     )
+    _check_range("standard deviation of an input", scaler.x_scale)
+    _check_range("standard deviation of an output", scaler.y_scale)
     of_output = _weights("output_weights", 1.0 if output_weights is None else output_weights, (k,))
     y_weights = weight[:, None] * of_output
     scaled = (y - scaler.y_mean) / scaler.y_scale
@@ -162,6 +168,7 @@ def standardize(
         if w.any():
             w = w * d / (w * squares).sum()
             j = np.where(known, jacobian, 0.0) * scaler.x_scale / unit
+            _check_range("largest partial of an output in standardized units", np.abs(j).max(initial=0.0) or 1.0)
             size = float((w * j * j).sum())
             factor = 1 / size if jacobian_weight == "auto" and size > 0 else jacobian_weight
             factor = 1.0 if factor == "auto" else float(factor)
@@ -172,10 +179,19 @@ def standardize(
     return Standardized(scaler.inputs(x), scaled, t, y_weights / y_weights.sum(), t_weights, u), scaler
 
 
+def _check_range(name: str, given: Any) -> None:
+    """Refuse numbers whose squares or quotients would be zeros or infinities."""
+    bad = ~((np.ravel(given) > _RANGE[0]) & (np.ravel(given) < _RANGE[1]))
+    if bad.any():
+        rule = f"The {name} of a surrogate must be between {_RANGE[0]:g} and {_RANGE[1]:g}."
+        raise InputError(rule, got=f"{np.ravel(given)[bad][0]:.2g}", do="Choose other units, and look for wrong rows.")
+
+
 def _deviation(columns: Float[ndarray, "sample column"]) -> Float[ndarray, "column"]:
     """Return standard deviations, 1 where a column never varies beyond rounding."""
-    std = columns.std(0)
-    return np.where(std > 1e-14 * np.abs(columns).max(0, initial=0.0), std, 1.0)
+    largest = np.abs(columns).max(0, initial=0.0)
+    share = (columns / np.where(largest > 0, largest, 1.0)).std(0)
+    return np.asarray(np.where(share > 1e-14, share * largest, 1.0))
 
 
 def _weights(name: str, given: Any, shape: tuple[int, ...]) -> ndarray:
@@ -197,13 +213,20 @@ def suspicious(x: Inputs, y: Values, jacobian: Jacobian | None, *, field: bool =
     Constant inputs or outputs (in a field they are usual), samples that contradict each other, partials that disagree
     with the values.
     """
-    lines = []
+    lines = ["a single sample: the prediction is constant, or linear if its partials are known."] if len(x) == 1 else []
     for name, columns in (("input", x), ("output", y))[: 1 if field else 2]:
         still = np.flatnonzero(np.ptp(columns, axis=0) == 0)
         if len(still) and len(x) > 1:
             numbers = ", ".join(map(str, still[:8]))
             lines.append(f"{name} {numbers} never varies in these {len(x)} samples: leave it out.")
-    return lines + _contradictions(x, y) + _disagreement(x, y, jacobian)
+    off = np.abs(y - np.median(y, 0))
+    row, output = divmod(int((off / np.maximum(np.median(off, 0), 1e-300)).argmax()), y.shape[1])
+    if off[row, output] > _FAR_AWAY * (usual := np.median(off[:, output])) > 0:
+        lines.append(
+            f"output {output} in row {row} is {off[row, output] / usual:.0e} times as far from the median as is usual."
+        )
+    known = None if jacobian is None or np.isnan(jacobian).any() else jacobian.reshape(len(x), -1)
+    return lines + _contradictions(x, y if known is None else np.hstack([y, known])) + _disagreement(x, y, jacobian)
 
 
 def is_noisy(x: Inputs, y: Values, jacobian: Jacobian | None) -> bool:
@@ -216,7 +239,7 @@ def is_noisy(x: Inputs, y: Values, jacobian: Jacobian | None) -> bool:
 
 
 def _contradictions(x: Inputs, y: Values) -> list[str]:
-    """Return a line about samples with equal inputs and different outputs."""
+    """Return a line about samples with equal inputs and different outputs or partials."""
     _, groups, counts = np.unique(x, axis=0, return_inverse=True, return_counts=True)
     if (counts < 2).all():
         return []
@@ -231,8 +254,8 @@ def _contradictions(x: Inputs, y: Values) -> list[str]:
     rows = ", ".join(map(str, np.flatnonzero(groups == worst)[:4]))
     number = int((far >= 1e-6).sum())
     return [
-        f"{number} input(s) occur more than once with different outputs; the largest difference, {far[worst]:.2g} "
-        f"standard deviations, is in rows {rows}. They are averaged."
+        f"{number} input(s) occur more than once with different outputs or partials; the largest difference, "
+        f"{far[worst]:.2g} standard deviations, is in rows {rows}. They are averaged."
     ]
 
 
@@ -281,6 +304,24 @@ def _outlying(j: Jacobian, near: ndarray, step: ndarray, change: ndarray) -> Flo
     return np.asarray(error(j) / (error(np.median(j[near], 1)) + least))
 
 
+def _wrong_units(j: Jacobian, near: ndarray, step: ndarray, change: ndarray) -> str | None:
+    """Return a line about the partials of an input whose multiple, by least squares, explains the changes better."""
+    parts = 0.5 * (j[near] + j[:, None]) * step[:, :, None]
+    for k in range(j.shape[1]):
+        columns, values = parts[:, :, k].reshape(-1, j.shape[2]), change[:, :, k].ravel()
+        inverse = np.linalg.pinv(columns.T @ columns)
+        factors = inverse @ columns.T @ values
+        errors = np.sqrt(np.maximum(np.diag(inverse), 0) * (values - columns @ factors).var())
+        beyond = np.maximum(factors - _FACTORS[1], _FACTORS[0] - factors) - 5 * errors
+        if (wrong := np.flatnonzero(beyond > 0)[:8]).size:
+            inputs, times = ", ".join(map(str, wrong)), ", ".join(f"{factors[i]:.2g}" for i in wrong)
+            return (
+                f"the partials of output {k} by input {inputs} would agree best with the changes between neighboring "
+                f"samples if they were {times} times as large: check their units, signs and order."
+            )
+    return None
+
+
 def _disagreement(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
     """Return a line about known partials that do not explain how the values change between neighbors."""
     if jacobian is None:
@@ -289,6 +330,8 @@ def _disagreement(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
     pairs = _pairs(x[rows], y[rows], jacobian[rows])
     if pairs is None:
         return []
+    if (wrong := _wrong_units(*pairs)) is not None:
+        return [wrong]
     usual, share = _missed(*pairs)
     if (usual > _DISAGREES).any():
         output = int(usual.argmax())
@@ -298,11 +341,10 @@ def _disagreement(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
             "inputs), unless the values are noisy."
         ]
     if len(rows) < _CLOSE:
-        ratios, limit = share / np.maximum(np.median(share, 0), 0.3), _OUTLIER_OF_FEW
-    else:
-        ratios, limit = _outlying(*pairs), _OUTLIER
+        return []
+    ratios = _outlying(*pairs)
     row, output = divmod(int(ratios.argmax()), ratios.shape[1])
-    if ratios[row, output] > limit:
+    if ratios[row, output] > _OUTLIER:
         return [
             f"the partials of output {output} in row {int(rows[row])} disagree with the values of its neighbors "
             f"{ratios[row, output]:.1f} times as much as is usual: the largest disagreement of all."

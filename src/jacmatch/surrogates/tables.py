@@ -13,6 +13,7 @@ from jacmatch.datasets.files import check_memory, existing_file, reading
 from jacmatch.errors import InputError, optional_package
 
 _PARTIAL = re.compile(r"d(.+)/d(.+)")
+_NUMBERS = "Turn dates into numbers, such as days since the first one."
 _ONE_HOT = "Turn text into one column of 0 and 1 for each value: pandas.get_dummies(frame, dtype=float)."
 
 
@@ -47,6 +48,26 @@ def split_frame(frame: Any, inputs: Sequence[str] = (), outputs: Sequence[str] =
     columns = dict(zip(names, (frame.iloc[:, i].to_numpy() for i in range(len(names))), strict=True))
     _, _, j = _arrays("the frame", columns, features, targets)
     return frame[features], frame[targets], j
+
+
+def check_columns(name: str, given: Any) -> None:
+    """Refuse columns of equal names or without numbers, and NaN or infinity, by column and row.
+
+    Of what is no frame, only dates, NaN and infinity are refused.
+    """
+    if hasattr(given, "iloc") and hasattr(given, "columns"):
+        _distinct(name, [str(each) for each in given.columns])
+        each = [given.iloc[:, i] for i in range(given.shape[1])]
+        each = [one.astype(object) if str(one.dtype) == "category" else one for one in each]
+        columns = {str(column): one.to_numpy() for column, one in zip(given.columns, each, strict=True)}
+    else:
+        array = np.asarray(given)
+        if array.dtype.kind == "c":
+            raise InputError(f"{name} must be real numbers. Complex data not supported.", got=str(array.dtype))
+        if not array.ndim or not len(array) or array.dtype.kind not in "fmM":
+            return
+        columns = {str(i): column for i, column in enumerate(array.reshape(len(array), -1).T)}
+    _matrix(name, columns, list(columns), missing=False)
 
 
 def load_table(spec: str, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> dict[str, object]:
@@ -151,7 +172,8 @@ def _matrix(source: str, columns: Mapping[str, ndarray], names: list[str], *, mi
     for name in names:
         if columns[name].dtype.kind not in "fiub":
             rule = f"The column {name!r} of {source} must be numbers."
-            raise InputError(rule, got=str(columns[name].dtype), do=_ONE_HOT)
+            do = _NUMBERS if columns[name].dtype.kind in "mM" else _ONE_HOT
+            raise InputError(rule, got=str(columns[name].dtype), do=do)
     matrix = np.stack([columns[name].astype(np.float64) for name in names], 1)
     bad = ~np.isfinite(matrix)
     if missing:

@@ -29,7 +29,15 @@ from jacmatch.jobs.surrogate.functions import (
 from jacmatch.jobs.surrogate.points import Samples, cached, query, sample_actively
 from jacmatch.runs import Run
 from jacmatch.runs.identity import DOUBLE, Fingerprints, code_of, digest_of, probe, source_of
-from jacmatch.surrogates.samples import DataWarning, check_cotangents, check_jacobian, shared_scale, suspicious
+from jacmatch.surrogates.gaussian_process import INVERTED, fit_gaussian_process, wrong_partials
+from jacmatch.surrogates.samples import (
+    DataWarning,
+    check_cotangents,
+    check_jacobian,
+    shared_scale,
+    standardize,
+    suspicious,
+)
 from jacmatch.surrogates.tables import load_table
 from jacmatch.teachers.cached.format import digest
 
@@ -259,10 +267,14 @@ def _file(job: SurrogateFields) -> Source:
     return source
 
 
-def _warnings(whole: Samples, *, field: bool) -> list[str]:
+def _warnings(whole: Samples, *, field: bool, smoke: bool) -> list[str]:
     """Return one line for each thing about the samples of a file that looks wrong."""
     partials = None if whole.j is None or whole.u is not None else whole.j.flatten(2).numpy()
-    return suspicious(whole.x.flatten(1).numpy(), whole.y.numpy(), partials, field=field)
+    x, y = whole.x.flatten(1).numpy(), whole.y.numpy()
+    lines = suspicious(x, y, partials, field=field)
+    if lines or field or smoke or partials is None or y.size * (1 + x.shape[1]) > INVERTED:
+        return lines
+    return wrong_partials(fit_gaussian_process(standardize(x, y, partials)[0], calibrated=False))
 
 
 def arrays_of(job: SurrogateFields) -> Arrays:
@@ -288,7 +300,7 @@ def arrays_of(job: SurrogateFields) -> Arrays:
     }
     data = from_arrays(job.teacher, arrays)
     train, test = (_samples(job.teacher, data, part, projected, output) for part in ("train", "test"))
-    lines = () if data.classes is not None else _warnings(train, field=output is not None)
+    lines = () if data.classes is not None else _warnings(train, field=output is not None, smoke=job.smoke)
     if not tested:
         rows, held_out = split_validation(data.train.y, 0.2, job.seed)
         data = replace(data, train=data.train.subset(rows), test=data.train.subset(held_out))
