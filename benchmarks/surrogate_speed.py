@@ -19,7 +19,7 @@ import torch
 from scipy.stats import qmc
 
 from jacmatch.jacobian.products import jacobian
-from jacmatch.jobs.surrogate.examples import HIGH, LOW, flow, ishigami
+from jacmatch.jobs.surrogate.functions import HIGH, LOW, flow, ishigami
 from jacmatch.surrogates import JacobianRegressor
 
 POINTS = 64

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from jacmatch import datasets, losses, models, objectives, plugins, teachers
 from jacmatch.jacobian import ESTIMATORS, READOUTS
-from jacmatch.jobs.surrogate.examples import EXAMPLES
+from jacmatch.jobs.surrogate.functions import EXAMPLES
 
 
 @dataclass(frozen=True)

@@ -299,17 +299,17 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         if self.process_ is None:
             rule = "`distill` of `JacobianRegressor` needs a Gaussian process."
             raise InputError(rule, got=f"model={self.model!r}", do='Use model="gp".')
-        names, process = getattr(self, "feature_names_in_", None), clone(self)
-        process.__dict__.update({**vars(self), "model_": "gp"})
         low, high = self._box
         unit = qmc.Sobol(self.n_features_in_, seed=0).random_base2(int(np.ceil(np.log2(max(count, 2)))))[:count]
         points = low + unit * (high - low)
-        if names is not None:
-            pandas = optional_package("pandas", "`distill`", "pip install pandas")
-            points = pandas.DataFrame(points, columns=names)
+        y, j, _ = self.process_(self.scaler_.inputs(points))
+        assert j is not None
+        values = self.scaler_.outputs(y).reshape(-1, *self._output)
         student: JacobianRegressor = clone(self).set_params(model="network")
-        student.fit(points, process.predict(points), jacobian=process.predict_jacobian(points))
+        student.fit(points, values, jacobian=self.scaler_.jacobian(j).reshape(*values.shape, -1))
         student._outputs = self._outputs
+        if hasattr(self, "feature_names_in_"):
+            student.feature_names_in_ = self.feature_names_in_
         return student
 
     def predict(self, X: Any, return_std: bool = False) -> Any:

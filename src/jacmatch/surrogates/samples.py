@@ -17,7 +17,7 @@ _AROUND = 8  # neighbors that judge the partials of one sample
 _OUTLIER = 3.5  # error of a sample's partials over that of its neighbors' median; 2.8 was the most on nine functions
 _CLOSE = 100  # samples from which on eight neighbors are near enough
 _FACTORS = (-0.5, 3.0)  # of the partials of an input, beyond which they are called wrong: -0.4 to 1.6 were sound
-_FAR_AWAY = 1e6  # distance of a value from the median, over the median distance
+_FAR_AWAY = 1e8  # distance of a value from the median, over the median distance
 _ENOUGH = 20  # samples
 _RANGE = (1e-100, 1e100)  # of standard deviations and standardized partials
 _MANY = 500  # samples from which on noise makes minibatches the better choice
@@ -54,14 +54,7 @@ class Scaler:
 def check_jacobian(
     jacobian: Any, shape: tuple[int, ...], of: str = "outputs", name: str = "`jacobian` of `fit`"
 ) -> Jacobian:
-    """Return partials as an array (N, K, D), NaN where they are not known.
-
-    Args:
-        jacobian: Of the shape; or (N, K·D), all partials of the first output first, as in a table.
-        shape: N, the axes of the output, D; (N, P, D) for projections.
-        of: Names of the middle axes, for messages.
-        name: Name of the partials, for messages.
-    """
+    """Return partials of the shape, or (N, K·D) with those of the first output first, as (N, K, D); NaN if unknown."""
     try:
         if np.iscomplexobj(jacobian):
             raise TypeError("complex numbers")
@@ -118,23 +111,10 @@ def standardize(
     y_scale: Float[ndarray, "out"] | None = None,
     cotangents: Cotangents | None = None,
 ) -> tuple[Standardized, Scaler]:
-    """Return samples in standardized units, and the scaler.
+    """Return samples in standardized units, and the scaler; the arguments are those of `JacobianRegressor`.
 
-    The error of a projection is divided by its unit ‖u t‖/‖u‖, for units t of the outputs. Its expectation over u with
-    E[uuᵀ] = I is the error of the Jacobian if all outputs have one unit; and K unit vectors give it for any units.
-
-    Args:
-        x: Inputs.
-        y: Values.
-        jacobian: Partials, or projections if cotangents are given; NaN where not known.
-        sample_weight: Weight of each sample.
-        output_weights: Weight of each output's squared error; it applies to its partials as well.
-        partial_weights: Weight of each partial's squared error, broadcast to (N, K, D).
-        jacobian_weight: λ; "auto" takes the weight at which a constant function loses as much by its partials as by its
-            values.
-        x_scale: Units of the inputs; their standard deviation if None.
-        y_scale: Units of the outputs; their standard deviation if None.
-        cotangents: Directions u of the projections uᵀ ∂y/∂x.
+    Units are standard deviations where not given. The error of a projection is divided by its unit ‖u t‖/‖u‖, for units
+    t of the outputs. Its expectation over u with E[uuᵀ] = I is the error of the Jacobian if all outputs have one unit.
     """
     n, k, d = len(x), y.shape[1], x.shape[1]
     weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
@@ -208,11 +188,7 @@ def _weights(name: str, given: Any, shape: tuple[int, ...]) -> ndarray:
 
 
 def suspicious(x: Inputs, y: Values, jacobian: Jacobian | None, *, field: bool = False) -> list[str]:
-    """Return one line for each problem of the samples.
-
-    Constant inputs or outputs (in a field they are usual), samples that contradict each other, partials that disagree
-    with the values.
-    """
+    """Return one line for each problem of the samples; constant outputs are usual in a field."""
     lines = ["a single sample: the prediction is constant, or linear if its partials are known."] if len(x) == 1 else []
     for name, columns in (("input", x), ("output", y))[: 1 if field else 2]:
         still = np.flatnonzero(np.ptp(columns, axis=0) == 0)
@@ -260,13 +236,10 @@ def _contradictions(x: Inputs, y: Values) -> list[str]:
 
 
 def unexplained(x: Inputs, y: Values, jacobian: Jacobian) -> tuple[ndarray, ndarray] | None:
-    """Return how much of the change of an output between neighbors its partials miss, as a share of the median change.
+    """Return how much of the change between neighbors the partials miss, as a share of the median change.
 
-    Between close samples the change of a value is the mean of both Jacobians times the step, up to third order.
-
-    Returns:
-        The median over the samples, (K,), and for each sample the least over its nearest neighbors, (N, K). None for
-        too few or too many samples.
+    The median (K,), and for each sample the least (N, K); None for too few or many samples. The change is the mean of
+    both Jacobians times the step, up to third order.
     """
     pairs = _pairs(x, y, jacobian)
     return None if pairs is None else _missed(*pairs)
@@ -323,7 +296,7 @@ def _wrong_units(j: Jacobian, near: ndarray, step: ndarray, change: ndarray) -> 
 
 
 def _disagreement(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
-    """Return a line about known partials that do not explain how the values change between neighbors."""
+    """Return a line about partials that do not explain how the values change between neighbors, where all are known."""
     if jacobian is None:
         return []
     rows = np.flatnonzero(~np.isnan(jacobian).any((1, 2)))

@@ -6,7 +6,7 @@ selected network is then fitted to all samples.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Int
@@ -111,19 +111,7 @@ def minimize_loss(
     evaluations: int,
     on_evaluation: Callable[[float], None] | None = None,
 ) -> tuple[Parameters, float, int]:
-    """Run L-BFGS.
-
-    Args:
-        data: The samples.
-        net: The network's layout.
-        theta: Where to start.
-        decay: Weight decay α.
-        evaluations: Maximum number of evaluations of loss and gradient; the last line search may exceed it.
-        on_evaluation: Called with the loss of each evaluation.
-
-    Returns:
-        The parameters, the loss with weight decay, and the number of evaluations.
-    """
+    """Return parameters, loss with weight decay and evaluations of L-BFGS; its last search may exceed the number."""
     decays = decay * net.is_weight
 
     def evaluate(parameters: Parameters) -> tuple[float, Parameters]:
@@ -139,17 +127,6 @@ def minimize_loss(
 
 
 @dataclass(frozen=True, eq=False)
-class Selected:
-    """A network and its path of weight decays, with the parameters of the lowest held-out loss."""
-
-    net: Perceptron
-    theta: Parameters
-    decay: float
-    loss: float
-    held_out: float
-
-
-@dataclass(frozen=True, eq=False)
 class Fit:
     """A fitted network."""
 
@@ -159,7 +136,7 @@ class Fit:
     loss: float  # loss over all samples, decay included
     held_out: float | None  # the loss on held-out samples by which it was selected; None where nothing was held out
     evaluations: int  # evaluations of loss and gradient in all
-    candidates: list[dict[str, object]]  # held-out loss of each start and activation
+    candidates: list[dict[str, object]] = field(default_factory=list)  # decay and held-out loss of all that were tried
 
 
 def planned_evaluations(data: Standardized, net: Perceptron) -> int:
@@ -185,17 +162,17 @@ def select(
     decays: Sequence[float],
     evaluations: int,
     on_evaluation: Callable[[float], None] | None = None,
-) -> tuple[Selected, int]:
+) -> Fit:
     """Follow a path of weight decays, and return the parameters with the lowest held-out loss.
 
-    The path starts at a medium decay and continues in both directions. Each decay starts from the parameters of the
-    previous one, until the held-out loss is clearly worse than the best. Without noise, a stronger decay is preferred
-    only if it is clearly better, and a weaker one unless it is clearly worse: the last fit converges further, and its
-    error is then dominated by the decay.
+    The path starts at a medium decay and goes both ways, each from the parameters of the previous one, until the
+    held-out loss is clearly worse. Without noise, a stronger decay must be clearly better and a weaker one may be
+    slightly worse: the last fit converges further, and its error is then dominated by the decay.
     """
     middle = min(decays, key=lambda decay: abs(np.log(max(decay, 1e-30) / _BEGINS)))
     theta, loss, total = minimize_loss(data, net, theta, middle, evaluations, on_evaluation)
-    first, best = theta, Selected(net, theta, middle, loss, validation.loss(net, theta))
+    first, lowest = theta, validation.loss(net, theta)
+    best = Fit(net, theta, middle, loss, lowest, total)
     weaker = [decay for decay in decays if decay < middle]
     stronger = [decay for decay in decays[::-1] if decay > middle]
     for path in (weaker, stronger):
@@ -204,26 +181,20 @@ def select(
             theta, loss, count = minimize_loss(data, net, theta, decay, evaluations, on_evaluation)
             total += count
             score = validation.loss(net, theta)
-            clearly = 1.0 if best.held_out > _NOISY else _CLEARLY if decay > middle else 1 / _CLEARLY
-            if score < clearly * best.held_out:
-                best = Selected(net, theta, decay, loss, score)
-            elif not score < _WORSE * best.held_out:
+            clearly = 1.0 if lowest > _NOISY else _CLEARLY if decay > middle else 1 / _CLEARLY
+            if score < clearly * lowest:
+                best, lowest = Fit(net, theta, decay, loss, score, total), score
+            elif not score < _WORSE * lowest:
                 break
-    return best, total
+    return replace(best, evaluations=total)
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
+class Selection(Fit):
     """A network that was selected on held-out samples, before it is fitted to all."""
 
-    net: Perceptron  # its layout
-    theta: Parameters  # its parameters
-    decay: float  # its weight decay
-    held_out: float | None  # its loss on the held-out samples; None where there were too few to hold any out
-    evaluations: int  # evaluations so far
-    candidates: list[dict[str, object]]  # weight decay and held-out loss of each start and activation
-    last: int  # evaluations of the last fit
-    counter: "_Counter"  # counts them
+    last: int = 0  # evaluations of the last fit
+    counter: "_Counter | None" = None  # counts them
 
     def fit(self, data: Standardized) -> Fit:
         """Return the network after the last fit, to all samples."""
@@ -267,17 +238,13 @@ def select_network(
     counter = _Counter(last + each * len(beginnings) * visited, on_progress)
     parts = data.split(seed)
     if parts is None:
-        return Selection(*beginnings[0], decays[len(decays) // 2], None, 0, [], last, counter)
-    results, total = [], 0
-    for net, theta in beginnings:
-        selected, used = select(parts[1], parts[0], net, theta, decays, each, counter)
-        results.append(selected)
-        total += used
-    best = min(results, key=lambda one: one.held_out)
+        return Selection(*beginnings[0], decays[len(decays) // 2], 0.0, None, 0, [], last, counter)
+    results = [select(parts[1], parts[0], net, theta, decays, each, counter) for net, theta in beginnings]
+    best, total = min(results, key=lambda one: one.held_out or 0.0), sum(one.evaluations for one in results)
     candidates: list[dict[str, object]] = [
         {"activation": one.net.activation, "weight_decay": one.decay, "held_out": one.held_out} for one in results
     ]
-    return Selection(best.net, best.theta, best.decay, best.held_out, total, candidates, last, counter)
+    return Selection(best.net, best.theta, best.decay, best.loss, best.held_out, total, candidates, last, counter)
 
 
 class _Counter:

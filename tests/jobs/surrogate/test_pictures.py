@@ -7,8 +7,8 @@ from sklearn.metrics import r2_score
 from torch import nn
 
 from jacmatch.jobs.surrogate.functions import open_function
-from jacmatch.jobs.surrogate.pictures import Pictures
 from jacmatch.jobs.surrogate.points import query
+from jacmatch.jobs.surrogate.report import Pictures
 
 LOW, HIGH = torch.tensor([0.0, -1.0]).double(), torch.tensor([2.0, 3.0]).double()
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from jacmatch.errors import optional_package
 from jacmatch.jacobian.products import jacobian
-from jacmatch.jobs.surrogate.examples import HIGH, LOW, flow, ishigami
+from jacmatch.jobs.surrogate.functions import HIGH, LOW, flow, ishigami
 from jacmatch.runs.files import write_whole
 from jacmatch.surrogates import JacobianRegressor
 from jacmatch_research.bench.claims import Benchmark, Case, Claim, Conditions, Measured, NotMeasured, Spread

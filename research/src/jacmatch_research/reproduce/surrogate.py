@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from jacmatch.jobs import Surrogate
 from jacmatch.jobs.surrogate import points as sampling
-from jacmatch.jobs.surrogate.examples import EXAMPLES
+from jacmatch.jobs.surrogate.functions import EXAMPLES
 from jacmatch.jobs.surrogate.points import Samples, errors, query, sample_actively
 from jacmatch.jobs.surrogate.source import Source, open_source
 from jacmatch.report import Table

@@ -19,10 +19,9 @@ from jacmatch.jobs.networks import matches
 from jacmatch.jobs.study import NO_AGREEMENT, Cell, Progress, Result, Task, head, run_cells, save_main
 from jacmatch.jobs.surrogate.exporting import difference, require_onnx, to_onnx
 from jacmatch.jobs.surrogate.fields import SurrogateFields
-from jacmatch.jobs.surrogate.pictures import Pictures
 from jacmatch.jobs.surrogate.points import Samples, errors
+from jacmatch.jobs.surrogate.report import LABELS, Pictures, figure, tables
 from jacmatch.jobs.surrogate.source import Arrays, Source, open_source
-from jacmatch.jobs.surrogate.tables import LABELS, figure, tables
 from jacmatch.models import count_parameters
 from jacmatch.objectives import Regression
 from jacmatch.report import Table
@@ -39,7 +38,7 @@ from jacmatch.surrogates.gaussian_process import (
     patterns,
     with_free_samples,
 )
-from jacmatch.surrogates.modules import fit_surrogate, new_student, regression, to_module, to_process_module
+from jacmatch.surrogates.modules import new_student, regression, to_module, to_process_module
 from jacmatch.surrogates.perceptron import ACTIVATIONS
 from jacmatch.surrogates.samples import Scaler, is_noisy, standardize
 from jacmatch.surrogates.solver import (
@@ -52,7 +51,7 @@ from jacmatch.surrogates.solver import (
     select_network,
     too_large,
 )
-from jacmatch.training import Fitted, find_device
+from jacmatch.training import Fitted, find_device, fit
 from jacmatch.training.loop import OnStep, peak_memory
 
 _FAITHFUL = 0.1  # loss of a distilled network against its process, as a share of the held-out loss of the process
@@ -131,23 +130,14 @@ class Surrogate(SurrogateFields):
             x, y, j = _floats(samples)
             if self.solver_for(samples)[0] == "lbfgs":
                 return self.network_of(source, samples, "values" if j is None else "slopes", seed)[0]
-            return fit_surrogate(
-                x,
-                y,
-                jacobian=j,
-                partials="none" if j is None else self.slopes,
-                probes=self.probes,
-                weight=self.weight,
-                hidden=self.hidden,
-                activation=self._first_activation,
-                x_scale=source.units.float(),
-                y_scale=source.output_units(samples.y).float(),
-                steps=max(1, self.training().steps // 2),
-                batch_size=self.batch_size,
-                lr=self.lr,
-                seed=seed,
-                device=self.device,
-            ).cpu()
+            torch.manual_seed(seed)
+            student = new_student(x, y, self.hidden, self._first_activation, source.output_units(samples.y).float())
+            objective = self._objective(
+                source, samples, torch.arange(len(x)), student, "values" if j is None else "slopes", seed
+            )
+            training = replace(self.training(), steps=max(1, self.training().steps // 2))
+            fit(objective, Split(x, y), training, seed=seed, device=self.device)
+            return student.cpu().eval()
 
         return learn
 
@@ -244,14 +234,7 @@ class Surrogate(SurrogateFields):
             rule = f"`--model gp` of `surrogate` takes up to {LARGEST} values and partials of an output."
             raise InputError(rule, got=count, do="Use --model network, or fewer --samples.")
 
-    def _solve(
-        self,
-        source: Source,
-        samples: Samples,
-        cell: Cell,
-        solution: dict[str, Any],
-        on_step: OnStep,
-    ) -> Fitted:
+    def _solve(self, source: Source, samples: Samples, cell: Cell, solution: dict[str, Any], on_step: OnStep) -> Fitted:
         """Fit the network of a cell with the second-order solver."""
         start = time.perf_counter()
 
@@ -473,26 +456,23 @@ def _curve(size: int, method: str, results: list[dict[str, Any]]) -> dict[str, A
 def _notes(source: Source) -> list[str]:
     """Return notes about the function, for the report."""
     function, check = source.function, source.check
-    if source.file is not None or function is None or check is None:
-        return (
-            []
-            if source.file is None
-            else [*_known_share(source.file), *(f"Samples: {line}" for line in source.file.warnings)]
-        )
-    non_smooth = function.non_smooth
-    way = _WAYS[function.way]
-    if function.way != "differences":
-        way += _UNCHECKED if check.disagreement is None else ", which agrees with differences"
+    if source.file is not None:
+        return [*_known_share(source.file), *(f"Samples: {line}" for line in source.file.warnings)]
+    if function is None or check is None:
+        return []
+    way = {"own": "its own Jacobian", "autograd": "by autograd"}.get(function.way)
+    if way is None:
+        way = "none known; antithetic differences of its values, which evaluate it at "
+        way += f"{2 * source.units.numel() + 1} more points for each"
+    elif check.disagreement is None:
+        way += ", which was not checked: the function is not smooth at the step of differences"
     else:
-        way += f", which evaluate it at {2 * source.units.numel() + 1} more points for each"
+        way += ", which agrees with differences"
     notes = [f"Partials of the function: {way}."]
-    if non_smooth or check.non_smooth:
+    if function.non_smooth or check.non_smooth:
         where = f", for instance at x = {check.point}" if check.point else ""
-        share = (
-            f"{non_smooth} of {function.differenced} points"
-            if function.differenced
-            else f"{check.non_smooth:.0%} of the points checked"
-        )
+        share = f"{function.non_smooth} of {function.differenced} points"
+        share = share if function.differenced else f"{check.non_smooth:.0%} of the points checked"
         notes.append(
             f"The function is not smooth at the step of differences at {share}{where}: a jump, a kink or noise lies "
             "within it, and differences are unreliable there. Try another --step."
@@ -501,15 +481,10 @@ def _notes(source: Source) -> list[str]:
 
 
 def _selected(solver: Mapping[str, Any]) -> list[str]:
-    """Return a note about the model that `--model auto` selected, and why."""
-    network, process = solver.get("held_out_loss"), solver.get("gp_held_out_loss")
-    if network is None or process is None:
-        return []
-    if process >= network:
-        return [f"Model: network. Held-out loss: {network:.2g}; of a Gaussian process: {process:.2g}."]
-    name = {"gp": "Gaussian process", "distilled": "network, distilled from a Gaussian process"}[solver["model"]]
-    lost = f"loss of the distilled network against it: {solver['distilled_loss']:.2g}"
-    return [f"Model: {name}. Held-out loss of the process: {process:.2g}; of a network: {network:.2g}; {lost}."]
+    """Return a note about the losses by which `--model auto` selected."""
+    keys = {"held_out_loss": "network", "gp_held_out_loss": "gp", "distilled_loss": "distilled, against gp"}
+    losses = [f"{name} {loss:.2g}" for key, name in keys.items() if (loss := solver.get(key)) is not None]
+    return [f"Selected model: {solver['model']}. Held-out losses: {'; '.join(losses)}."] if len(losses) > 1 else []
 
 
 def _known_share(file: Arrays) -> list[str]:
@@ -520,14 +495,6 @@ def _known_share(file: Arrays) -> list[str]:
     if bool(known.all()):
         return []
     return [f"Derivatives are known at {int(known.sum()):,} of {known.numel():,} entries; the others are left out."]
-
-
-_WAYS = {
-    "own": "its own Jacobian",
-    "autograd": "by autograd",
-    "differences": "none known; antithetic differences of its values",
-}
-_UNCHECKED = ", which was not checked: the function is not smooth at the step of differences"
 
 
 def _speed(source: Source, student: nn.Module, x: Float[Tensor, "sample *input"]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The function that a surrogate learns: how it is called and differentiated, and the checks before training."""
+"""The function that a surrogate learns: two examples, how it is called and differentiated, and its checks."""
 
 import importlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -309,28 +310,16 @@ _AGREES = 1e-3  # between a Jacobian and differences, as a share of the largest 
 
 @dataclass(frozen=True)
 class FunctionCheck:
-    """The result of `check_function`.
+    """The result of `check_function`."""
 
-    Attributes:
-        outputs: K.
-        way: How the Jacobian is computed.
-        disagreement: Largest difference of the Jacobian from finite differences, relative to the largest derivative.
-            None if the Jacobian is computed by differences, or the function is not smooth within their step.
-        non_smooth: Fraction of the points where the function is not smooth within the step.
-        point: One of these points.
-        calls: Number of evaluations in the check.
-        values: Values at the points.
-        jacobians: Its Jacobian at the points, unless it is computed by differences.
-    """
-
-    outputs: int
-    way: str
-    disagreement: float | None
-    non_smooth: float
-    point: str | None
-    calls: int = 0
-    values: Float[Tensor, "sample out"] | None = None
-    jacobians: Float[Tensor, "sample out input"] | None = None
+    outputs: int  # K
+    way: str  # how the Jacobian is computed
+    disagreement: float | None  # largest difference from finite differences over the largest derivative, if compared
+    non_smooth: float  # fraction of the points where the function is not smooth within the step
+    point: str | None  # one of these points
+    calls: int = 0  # evaluations in the check
+    values: Float[Tensor, "sample out"] | None = None  # at the points
+    jacobians: Float[Tensor, "sample out input"] | None = None  # at the points, unless computed by differences
 
     def plain(self) -> dict[str, Any]:
         """Return the check as plain values, for a result."""
@@ -410,3 +399,44 @@ def _compared(function: Function, y: Tensor, j: Tensor, estimate: Tensor, non_sm
     beyond = (off - rounding) / largest
     beyond[non_smooth] = 0.0  # there no difference means anything
     return _Compared(estimate, beyond, float((off / largest)[~non_smooth].max()))
+
+
+LOW = (0.05, 100.0, 63_070.0, 990.0, 63.1, 700.0, 1120.0, 9855.0)
+HIGH = (0.15, 50_000.0, 115_600.0, 1110.0, 116.0, 820.0, 1680.0, 12_045.0)
+
+
+def flow(x: Float[Tensor, "sample 8"]) -> Float[Tensor, "sample 1"]:
+    """Flow through a borehole in m³/a, for r_w, r (m), T_u (m²/a), H_u (m), T_l (m²/a), H_l, L (m) and K_w (m/a).
+
+    Q = 2π T_u (H_u − H_l) / (λ (1 + 2 L T_u/(λ r_w² K_w) + T_u/T_l)), λ = ln(r/r_w). Almost monotonic.
+
+    References:
+        Harper & Gupta 1983, BMI/ONWI-516; Morris, Mitchell & Ylvisaker 1993, Technometrics 35(3) (the ranges, and its
+        use as a problem where derivatives are known).
+
+    Example:
+        >>> middle = (torch.tensor(LOW, dtype=torch.float64) + torch.tensor(HIGH, dtype=torch.float64)) / 2
+        >>> round(float(flow(middle[None])), 2)
+        70.87
+    """
+    well, reach, upper, head, lower, below, length, conductivity = x.unbind(1)
+    depth = torch.log(reach / well)
+    resistance = 1 + 2 * length * upper / (depth * well**2 * conductivity) + upper / lower
+    return (2 * math.pi * upper * (head - below) / (depth * resistance))[:, None]
+
+
+def ishigami(x: Float[Tensor, "sample 3"]) -> Float[Tensor, "sample 1"]:
+    """The Ishigami function sin x₁ + 7 sin² x₂ + 0.1 x₃⁴ sin x₁, angles in [−π, π], without units.
+
+    References:
+        Ishigami & Homma 1990 (the form); Crestaux, Le Maître & Martinez 2009 (the factors 7 and 0.1).
+    """
+    first, second, third = x.unbind(1)
+    return (torch.sin(first) * (1 + 0.1 * third**4) + 7 * torch.sin(second).square())[:, None]
+
+
+flow.low, flow.high = LOW, HIGH  # type: ignore[attr-defined]
+ishigami.low, ishigami.high = (-math.pi,) * 3, (math.pi,) * 3  # type: ignore[attr-defined]
+
+EXAMPLES: dict[str, Callable[[Tensor], Tensor]] = {"borehole": flow, "ishigami": ishigami}
+"""The functions by name."""

@@ -117,13 +117,8 @@ class Samples:
     def joined(self, more: "Samples") -> "Samples":
         """Both."""
         partials = None if self.j is None or more.j is None else torch.cat([self.j, more.j])
-        return Samples(
-            torch.cat([self.x, more.x]),
-            torch.cat([self.y, more.y]),
-            partials,
-            self.calls + more.calls,
-            self.seconds + more.seconds,
-        )
+        x, y = torch.cat([self.x, more.x]), torch.cat([self.y, more.y])
+        return Samples(x, y, partials, self.calls + more.calls, self.seconds + more.seconds)
 
 
 def query(function: Function, x: Float[Tensor, "sample input"], *, jacobians: bool) -> Samples:

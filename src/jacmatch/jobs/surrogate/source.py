@@ -16,9 +16,9 @@ from jacmatch.datasets.files import is_file
 from jacmatch.errors import InputError
 from jacmatch.jobs.settings import flag
 from jacmatch.jobs.surrogate import points as sampling
-from jacmatch.jobs.surrogate.examples import EXAMPLES
 from jacmatch.jobs.surrogate.fields import SurrogateFields
 from jacmatch.jobs.surrogate.functions import (
+    EXAMPLES,
     WAYS,
     Function,
     FunctionCheck,
