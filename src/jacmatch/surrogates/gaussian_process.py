@@ -415,9 +415,9 @@ def wrong_partials(process: GaussianProcess) -> list[str]:
             sizes[row] = np.sqrt(((residual / group.lengths[axis[block] - 1, None]) ** 2).sum(0))
         typical = np.sqrt((group.observed.z[axis > 0] ** 2).sum(0) / np.isfinite(sizes[:, 0]).sum())
         usual, times = (each / np.maximum(np.nanmedian(each, 0), _TINY) for each in (far, sizes))
-        found = np.where(sizes > _SMALL * typical, usual * times, 0.0)
-        row, k = divmod(int(found.argmax()), found.shape[1])
-        if found[row, k] > _WRONG**2:
+        score = np.where(sizes > _SMALL * typical, usual * times, 0.0)
+        row, k = divmod(int(score.argmax()), score.shape[1])
+        if score[row, k] > _WRONG**2:
             which = f"the partials of output {group.outputs[k]} in row {row} disagree with all other samples"
             lines.append(f"{which} {times[row, k]:.0f} times as much as is usual: the largest disagreement of all.")
     return lines
