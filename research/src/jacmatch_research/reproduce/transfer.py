@@ -497,7 +497,8 @@ def _bounds(document: Document, rows: list[str]) -> Table:
 def _figure(document: Document) -> bytes:
     columns, data = names(document, "column"), document["settings"]["data"]
     if not (rows := [row for row in names(document, "row") if row in _PAPER_ROWS]):
-        return _cosine_figure(document, columns[0], data)
+        measured = [cell["column"] for cell in document["cells"]]
+        return _cosine_figure(document, max(columns, key=measured.count), data)
     lines = by_columns(spreads(document, "accuracy"), rows, columns)
     return line_figure([(data, lines)], x_label="images per class", y_label="test accuracy in %", columns=columns)
 
