@@ -465,3 +465,34 @@ def test_differences_of_rounded_values_are_refused_where_no_other_engine_exists(
 def test_differences_of_smooth_values_outside_of_autograd_are_returned(levels, error):
     smooth = jvp(lambda x: torch.from_numpy(np.round(np.tanh(x.numpy(force=True)) * levels) / levels), X, X)[1]
     torch.testing.assert_close(smooth, X * (1 - X.tanh().square()), rtol=error, atol=error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda z: z * z.float().sigmoid().detach(),
+        lambda z: z / z.detach().float().norm(dim=1, keepdim=True),
+        lambda z: z + torch.tensor([[float(each) for each in row] for row in z]),
+        lambda z: z + torch.from_numpy(z.numpy(force=True).astype("float32") ** 2),
+    ],
+)
+def test_a_missing_derivative_is_noticed_although_that_part_is_computed_in_float32(part, dtype):
+    def function(x):
+        return part(torch.tanh(x) * torch.arange(1.0, 6)).to(x.dtype)
+
+    x = X.to(dtype)
+    with pytest.raises(UnsupportedError, match="part of the derivative is missing"):
+        vjp(function, x, x)
+    with pytest.raises(UnsupportedError, match="part of the derivative is missing"):
+        jvp(function, x, x, engine="reverse")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normalization_computed_in_float32_is_right(dtype):
+    def normalized(x):
+        return (x.float() * x.float().square().mean(1, keepdim=True).rsqrt()).to(x.dtype)
+
+    x, u = X.to(dtype), torch.ones(6, 5, dtype=dtype)
+    one_by_one = torch.func.vmap(torch.func.jacrev(lambda row: normalized(row[None])[0].sum()))(x)
+    torch.testing.assert_close(vjp(normalized, x, u)[1], one_by_one)

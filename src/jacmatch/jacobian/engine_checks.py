@@ -49,8 +49,8 @@ _STEPS, _STEPS_OF_DIFFERENCES = (1e-9, 1e-8, 1e-7), (1e-6, 1e-5, 1e-4)
 _STILL = 1e-6
 """Size of a product, beside that of the values, from which it is not the rounding of zero."""
 
-_CERTAIN_IN_OWN_TYPE = 0.5
-"""Error from which an engine is wrong for certain where float64 cannot be had."""
+_CERTAIN_IN_OWN_TYPE = 0.1
+"""Error from which an engine is wrong for certain where float64 cannot be had, if its uncertainty is a tenth of it."""
 
 
 def is_small(*modules: nn.Module) -> bool:
@@ -202,7 +202,7 @@ def _right(reference: Reference) -> Verdict:
 def _is_certain(reference: Reference, error: float) -> bool:
     """Return whether a far larger step gives the same difference; not so if the function computes in float32."""
     if not reference.fine:
-        return error > _CERTAIN_IN_OWN_TYPE and reference.uncertainty < TOLERANCE
+        return error > max(_CERTAIN_IN_OWN_TYPE, 10 * reference.uncertainty)
     with torch.no_grad():
         seed_generators(SEED, reference.x.device)
         values_at, v, h = replayed_values(reference.function, reference.x), reference.tangents[0], 1e-5

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from jacmatch.errors import InputError
-from jacmatch.losses.outputs import equal_shapes
+from jacmatch.losses.outputs import equal_shapes, precise
 
 
 def squared_row_norms(rows: Float[Tensor, "batch row *input"]) -> Float[Tensor, "batch row"]:
@@ -20,8 +20,8 @@ def squared_row_norms(rows: Float[Tensor, "batch row *input"]) -> Float[Tensor, 
 
 
 def flat_rows(rows: Float[Tensor, "batch row *input"]) -> Float[Tensor, "batch row entry"]:
-    """Return each row as a vector."""
-    return rows.flatten(2) if rows.ndim > 2 else rows.unsqueeze(2)
+    """Return each row as a vector, in float32 or float64."""
+    return precise(rows.flatten(2) if rows.ndim > 2 else rows.unsqueeze(2))
 
 
 def one_per_row(caller: str, rows: Tensor, **numbers: Tensor) -> None:

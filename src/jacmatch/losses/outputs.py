@@ -10,6 +10,11 @@ IGNORED = -100
 """The label of a position or sample that the cross-entropy leaves out, as in torch."""
 
 
+def precise(x: Tensor) -> Tensor:
+    """Return the tensor in float32, or unchanged if it is float64: 16 bits have too few digits for differences."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def equal_shapes(caller: str, **tensors: Tensor) -> None:
     """Reject tensors whose shapes differ, or that have no row dimension after the batch; torch would broadcast them."""
     names = " and ".join(f"`{name}`" for name in tensors)
@@ -37,7 +42,7 @@ def expected_under(
     positions = costs.shape[:axis] + costs.shape[axis + 1 :]
     if labels.is_floating_point():
         if labels.shape == costs.shape:
-            return (labels * costs).flatten(1).sum(1)
+            return (labels * costs.masked_fill(labels == 0, 0.0)).flatten(1).sum(1)  # also of a class with logit −∞
     elif labels.dtype != torch.bool and not labels.is_complex() and labels.shape == positions:
         # gather, not one_hot times costs: an impossible other class (cost ∞) must not give 0·∞.
         ignored = labels == IGNORED
@@ -83,7 +88,7 @@ def cross_entropy(
     """
     equal_shapes("cross_entropy", logits=logits)
     axis = class_axis("cross_entropy", logits.shape, class_dim)
-    return expected_under("cross_entropy", labels, -logits.log_softmax(axis), axis)
+    return expected_under("cross_entropy", labels, -precise(logits).log_softmax(axis), axis)
 
 
 def squared_error(
@@ -113,7 +118,7 @@ def squared_error(
         tensor([5.])
     """
     equal_shapes("squared_error", student=student, teacher=teacher)
-    return (student - teacher).square().flatten(1).sum(1)
+    return (precise(student) - precise(teacher)).square().flatten(1).sum(1)
 
 
 def hinton_kl(
@@ -150,9 +155,10 @@ def hinton_kl(
         rule = "`temperature` of `hinton_kl` must be above 0."
         raise InputError(rule, got=temperature, do="Omit it for the default, 1.")
     axis = class_axis("hinton_kl", student.shape, class_dim)
-    log_q = (student / temperature).log_softmax(axis)
-    log_p = (teacher / temperature).log_softmax(axis)
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).flatten(1).sum(1)
+    log_q = (precise(student) / temperature).log_softmax(axis)
+    log_p = (precise(teacher) / temperature).log_softmax(axis)
+    differences = (log_p - log_q).masked_fill(log_p == -torch.inf, 0.0)  # a class that is excluded by its logit
+    return temperature**2 * (log_p.exp() * differences).flatten(1).sum(1)
 
 
 def agreement(

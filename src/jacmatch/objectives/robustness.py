@@ -31,11 +31,12 @@ from jacmatch.jacobian import (
 )
 from jacmatch.jacobian.features import class_dimension
 from jacmatch.losses import IGNORED, Positions, Task, hoffman, squared_norm
+from jacmatch.losses.outputs import precise
 from jacmatch.objectives import validation
 from jacmatch.objectives.base import Computed, Objective, Output
 from jacmatch.objectives.compiled import Compared, Step
 from jacmatch.objectives.differentiation import Differentiation
-from jacmatch.objectives.terms import AtNoise, Batch, label_term, positions_of, precise
+from jacmatch.objectives.terms import AtNoise, Batch, label_term, positions_of
 
 
 @dataclass(frozen=True)

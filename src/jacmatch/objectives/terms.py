@@ -19,6 +19,7 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian import Arguments, probes
 from jacmatch.losses import JACOBIAN_LOSSES
 from jacmatch.losses import outputs as output_losses
+from jacmatch.losses.outputs import precise
 
 Inputs: TypeAlias = Float[Tensor, "batch *input"]
 Ids: TypeAlias = Int[Tensor, "batch"]
@@ -301,8 +302,3 @@ def jacobian_term(name: str, student: Tensor, teacher: Tensor) -> Tensor:
 def exact_values(x: Tensor) -> AbstractContextManager[object]:
     """Context without autocast: a difference of nearby values has no significant digits left in 16 bits."""
     return torch.autocast(x.device.type, enabled=False)
-
-
-def precise(x: Tensor) -> Tensor:
-    """Return the tensor in float32, or unchanged if it is float64."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -13,11 +13,12 @@ from jacmatch.jacobian import AttentionMaps, BatchNormPolicy, Context, Engine, R
 from jacmatch.jacobian.callables import buffers_in_training, copies_of, replaced_buffers
 from jacmatch.jacobian.modules import in_mode
 from jacmatch.losses import JacobianLoss, OutputLoss, attention_map, attention_transfer, match_sizes
+from jacmatch.losses.outputs import precise
 from jacmatch.models import FirstOutputs
 from jacmatch.objectives import validation
 from jacmatch.objectives.base import Computed, Objective, Output
 from jacmatch.objectives.differentiation import Differentiation
-from jacmatch.objectives.terms import AtData, Batch, Point, jacobian_term, label_term, output_term, precise
+from jacmatch.objectives.terms import AtData, Batch, Point, jacobian_term, label_term, output_term
 from jacmatch.objectives.weights import GradientShare, WeightSchedule
 from jacmatch.teachers import Answer, Question, Teacher
 from jacmatch.teachers.base import query
