@@ -371,7 +371,7 @@ def _size(function: Function) -> int:
     return sum(each.numel() for each in (*own, *tensors_of(function.module)) if each is not None)
 
 
-class _LowerPrecision(TorchDispatchMode):
+class _LowerPrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees whether any operation has a floating-point tensor of less than 64 bits."""
 
     seen = False
@@ -389,7 +389,7 @@ def _is_resolved(values_at: Callable[[Tensor], Tensor], x: Tensor, direction: Te
 
     That part is constant within the tiny step, and an engine that leaves out its derivative would seem to be right.
     """
-    precision = _LowerPrecision()
+    precision = _LowerPrecision()  # type: ignore[no-untyped-call]
     with suppress(Exception), precision:  # some operations allow no such mode
         values_at(x)
         if not precision.seen:
