@@ -124,14 +124,14 @@ FAULTS = {
     ),
     "mean for sum": Fault(
         "losses/outputs.py",
-        "return (student - teacher).square().flatten(1).sum(1)",
-        "return (student - teacher).square().flatten(1).mean(1)",
+        "return (precise(student) - precise(teacher)).square().flatten(1).sum(1)",
+        "return (precise(student) - precise(teacher)).square().flatten(1).mean(1)",
         "tests/losses/test_contract.py",
     ),
     "norm for square": Fault(
         "losses/outputs.py",
-        "return (student - teacher).square().flatten(1).sum(1)",
-        "return (student - teacher).square().flatten(1).sum(1).sqrt()",
+        "return (precise(student) - precise(teacher)).square().flatten(1).sum(1)",
+        "return (precise(student) - precise(teacher)).square().flatten(1).sum(1).sqrt()",
         "tests/losses/test_contract.py",
     ),
     "temperature without its square": Fault(
