@@ -27,7 +27,7 @@ collect_ignore = [  # modules whose doctests need a framework that is not instal
 
 
 _with_shapes = jaxtyping.jaxtyped
-_SHAPE = re.compile(r"\b(Float|Float32|Float64|Int|Int64|Integer|Bool|Num|Shaped|UInt8)\[")
+_SHAPE = re.compile(rf"\b({'|'.join(name for name in dir(jaxtyping) if name[0].isupper())})\[")
 
 
 def _checked(function: Any = None, *, typechecker: Any) -> Any:
