@@ -8,7 +8,7 @@ from importlib import resources
 
 import jacmatch
 from jacmatch import cli, datasets, jobs, losses, models, objectives, teachers
-from jacmatch.datasets import arrays, cifar, fashion_mnist, folders, shards, synthetic
+from jacmatch.datasets import arrays, folders, official, shards, synthetic
 from jacmatch.losses import penalties
 from jacmatch.models.inputs import RawInputs
 
@@ -79,7 +79,7 @@ def test_every_model_has_a_name():
 
 
 def test_every_data_set_has_a_name():
-    modules = (arrays, cifar, fashion_mnist, folders, shards, synthetic)
+    modules = (arrays, official, folders, shards, synthetic)
     loaders = {f for f in public_functions(*modules) if [*inspect.signature(f).parameters] == ["argument", "seed"]}
     assert set(datasets.LOADERS.values()) == loaders
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jacmatch import datasets
-from jacmatch.datasets.cifar import CIFAR10, CIFAR100, Batch, read
+from jacmatch.datasets.official import CIFAR10, CIFAR100, Batch, read
 from jacmatch.errors import InputError
 
 

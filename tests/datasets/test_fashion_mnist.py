@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jacmatch import datasets
-from jacmatch.datasets.fashion_mnist import OFFICIAL, IdxFile, candidate_folders, read, read_idx
+from jacmatch.datasets.official import OFFICIAL, IdxFile, candidate_folders, read_fashion_mnist, read_idx
 from jacmatch.errors import InputError
 
 
@@ -48,7 +48,7 @@ def write(folder, arrays, packed=True):
 def test_four_files_become_images_and_labels(tmp_path, small, packed):
     arrays, files = small
     write(tmp_path, arrays, packed)
-    data = read([tmp_path / "none", tmp_path], files)
+    data = read_fashion_mnist([tmp_path / "none", tmp_path], files)
     assert (data.name, data.classes, data.shape, len(data.train), len(data.test)) == (
         "fashion-mnist", 10, (1, 28, 28), 20, 10,
     )  # fmt: skip
@@ -88,7 +88,7 @@ def test_missing_files_are_named_with_the_command_that_gets_them(tmp_path):
     ):
         datasets.load(f"fashion-mnist:{tmp_path}")
     with pytest.raises(InputError, match=r"apt-get download dataset-fashion-mnist && dpkg-deb -x"):
-        read([tmp_path])
+        read_fashion_mnist([tmp_path])
     with pytest.raises(InputError, match=r"`--data fashion-mnist:DIR` must name an existing folder\. Got '.*no'"):
         datasets.load(f"fashion-mnist:{tmp_path / 'no'}")
 
@@ -97,7 +97,7 @@ def test_an_incomplete_folder_is_refused(tmp_path, small):
     write(tmp_path, small[0])
     (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(InputError, match=r"all four files.*Got a folder without t10k-labels-idx1-ubyte\.gz"):
-        read([tmp_path], small[1])
+        read_fashion_mnist([tmp_path], small[1])
 
 
 def test_the_command_line_accepts_the_official_files_only(tmp_path, small):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jacmatch.datasets import cifar, fashion_mnist
-from jacmatch.datasets.cifar import Batch, Edition, ImageGrids
+from jacmatch.datasets import official
+from jacmatch.datasets.official import Batch, Edition, ImageGrids
 
 _WIDTH = 1 + 32 * 32 * 3
 
@@ -24,14 +24,14 @@ def read_binaries(data: bytes, folder: Path) -> None:
         rows = max(1, len(content) // _WIDTH)
         batch = Batch("data_batch_1", rows, _sum(content))
         (folder / "data_batch_1.bin").write_bytes(content)
-        cifar.read(folder, Edition("cifar10", "x", (), (batch,), (batch,), 1, None, "Get it again."))
+        official.read(folder, Edition("cifar10", "x", (), (batch,), (batch,), 1, None, "Get it again."))
     elif kind == b"l":
         (folder / "data_batch_1.png").write_bytes(content)
         (folder / "labels.json").write_bytes(content)
         batch = Batch("data_batch_1", 2, "", "")
         image_grids = ImageGrids(("labels.json", "labels.json"), ("", ""))
         edition = Edition("cifar10", "x", (), (batch,), (batch,), 1, image_grids, "Get it again.")
-        cifar._read_labels(folder / "labels.json", 3, _sum(bytes([0, 1, 2])), edition)
+        official._read_labels(folder / "labels.json", 3, _sum(bytes([0, 1, 2])), edition)
     else:
         unpacked = content
         if kind == b"z":
@@ -41,7 +41,7 @@ def read_binaries(data: bytes, folder: Path) -> None:
                 unpacked = b""
         name = "images.gz" if kind == b"z" else "images"
         (folder / name).write_bytes(content)
-        fashion_mnist.read_idx(folder / name, fashion_mnist.IdxFile("images", (2, 2, 2), _sum(unpacked)))
+        official.read_idx(folder / name, official.IdxFile("images", (2, 2, 2), _sum(unpacked)))
 
 
 def binary_seeds(folder: Path) -> list[bytes]:

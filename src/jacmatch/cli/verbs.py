@@ -44,7 +44,7 @@ VERBS = {
         "export a trained network to ONNX, torch.export, safetensors or the Hugging Face Hub, and check the files",
     ),
     "doctor": Verb(
-        f"{_JOBS}.doctor:Doctor", f"{_SHOW}:diagnosis", "check which derivative engines are correct for a model"
+        f"{_JOBS}.compare:Doctor", f"{_SHOW}:diagnosis", "check which derivative engines are correct for a model"
     ),
     "report": Verb(f"{_JOBS}.report:Report", f"{_SHOW}:nothing", "write the HTML report of a finished run again"),
     "list": Verb(f"{_JOBS}.list:List", f"{_SHOW}:names", "list every name that the command line accepts"),

@@ -5,7 +5,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 
-from jacmatch.datasets import cifar, fashion_mnist, folders, shards, synthetic
+from jacmatch.datasets import folders, official, shards, synthetic
 from jacmatch.datasets.arrays import OPTIONAL, REQUIRED, from_arrays, from_splits, load_npz
 from jacmatch.datasets.data import Data
 from jacmatch.datasets.files import is_dir, user_path
@@ -15,9 +15,9 @@ from jacmatch.errors import InputError, converted_errors, unknown_name
 # The first sentence of each docstring says what it is and how it is written.
 LOADERS: dict[str, Callable[[str, int], Data]] = {
     "digits": synthetic.load_digits,
-    "fashion-mnist": fashion_mnist.load,
-    "cifar10": cifar.load_cifar10,
-    "cifar100": cifar.load_cifar100,
+    "fashion-mnist": official.load_fashion_mnist,
+    "cifar10": official.load_cifar10,
+    "cifar100": official.load_cifar100,
     "npz": load_npz,
     "folder": folders.load,
     "stream": folders.load_streamed,

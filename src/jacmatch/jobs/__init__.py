@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jacmatch.jobs.cache import Cache
-    from jacmatch.jobs.compare import Compare, Evaluate
+    from jacmatch.jobs.compare import Compare, Doctor, Evaluate
     from jacmatch.jobs.distill import Distill
-    from jacmatch.jobs.doctor import Doctor
     from jacmatch.jobs.export import Export
     from jacmatch.jobs.list import List
     from jacmatch.jobs.networks import load_student
@@ -33,7 +32,7 @@ __all__ = [
     "load_student",
 ]
 
-_ELSEWHERE = {"Evaluate": "compare", "Surrogate": "surrogate.command", "load_student": "networks"}
+_ELSEWHERE = {"Doctor": "compare", "Evaluate": "compare", "Surrogate": "surrogate.command", "load_student": "networks"}
 """The modules that are not named like what they export."""
 
 

@@ -16,8 +16,7 @@ from jacmatch.models.values import ValuesOnly
 from jacmatch.teachers.base import Answer, Question, Teacher
 from jacmatch.teachers.cached import CachedTeacher
 from jacmatch.teachers.ensemble import EnsembleTeacher, MemoizedTeacher
-from jacmatch.teachers.functions import AnalyticTeacher, BlackBoxTeacher
-from jacmatch.teachers.module import ModuleTeacher
+from jacmatch.teachers.functions import AnalyticTeacher, BlackBoxTeacher, ModuleTeacher
 
 TEACHERS = {
     "module": ModuleTeacher,

@@ -20,7 +20,7 @@ from jacmatch.teachers.base import (
     readout_vjp,
     values_of,
 )
-from jacmatch.teachers.module import ModuleTeacher
+from jacmatch.teachers.functions import ModuleTeacher
 
 
 class EnsembleTeacher:
@@ -36,7 +36,7 @@ class EnsembleTeacher:
         InputError: The list is empty, or a member is not a teacher.
 
     Example:
-        >>> from jacmatch.teachers.module import ModuleTeacher
+        >>> from jacmatch.teachers.functions import ModuleTeacher
         >>> one, two = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
         >>> mean = EnsembleTeacher([ModuleTeacher(one), ModuleTeacher(two)]).answer(torch.ones(4, 3)).outputs
         >>> torch.allclose(mean, (one(torch.ones(4, 3)) + two(torch.ones(4, 3))) / 2)
@@ -145,7 +145,7 @@ class MemoizedTeacher:
         InputError: `teacher` is not a teacher, or `limit` is below 0.
 
     Example:
-        >>> from jacmatch.teachers.module import ModuleTeacher
+        >>> from jacmatch.teachers.functions import ModuleTeacher
         >>> teacher = MemoizedTeacher(ModuleTeacher(torch.nn.Linear(3, 2)))
         >>> question = Question(ids=torch.arange(4))
         >>> first, second = (teacher.answer(torch.ones(4, 3), question) for _ in range(2))

@@ -29,7 +29,7 @@ from jacmatch.runs.files import decoded, encoded
 from jacmatch.runs.identity import source_of
 from jacmatch.teachers.base import Answer, Question, Teacher
 from jacmatch.teachers.ensemble import EnsembleTeacher, MemoizedTeacher
-from jacmatch.teachers.module import ModuleTeacher
+from jacmatch.teachers.functions import ModuleTeacher
 
 Storage = Literal["float32", "float16", "bfloat16"]
 _SEED = 1_000_099  # of the weights of the sums
