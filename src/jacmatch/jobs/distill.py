@@ -312,22 +312,8 @@ class TeachingFields(DistillationFields):
 
     def taught_by(self, data: Data, progress: Progress) -> Prepared:
         """Return the teacher: loaded, or trained first."""
-        recipe = Train(
-            data=self.data,
-            model=self.teacher,
-            seed=self.seed,
-            device=self.device,
-            smoke=self.smoke,
-            steps=self.teacher_steps,
-            batch_size=128,
-            augment=self.augment,
-            precision=self.precision,
-            validation=self.validation,
-            workers=self.workers,
-            prefetch=self.prefetch,
-            resident_mib=self.resident_mib,
-            doctor=self.doctor and not self.smoke,
-        )
+        more: dict[str, Any] = {"batch_size": 128, "augment": self.augment, "precision": self.precision}
+        recipe = Train(**self.teacher_settings(), **more)
         weights = None
         if self.teacher_weights is not None or self.teacher_mean or self.teacher_std:
             weights = networks.Weights(self.teacher_weights, self.teacher_mean, self.teacher_std)

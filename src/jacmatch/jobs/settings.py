@@ -114,6 +114,13 @@ class TrainingFields(JobFields, Training):
             chosen |= smaller | {"warmup": 0, "accumulate": 1}
         return Training(**chosen)
 
+    def teacher_settings(self) -> dict[str, Any]:
+        """Return the settings of `train` for a teacher that this job trains first."""
+        names = ("data", "seed", "device", "smoke", "validation", "workers", "prefetch", "resident_mib")
+        own = {"model": "teacher", "steps": "teacher_steps", **dict(zip(names, names, strict=True))}
+        doctor = self.doctor and not self.smoke
+        return {name: getattr(self, field) for name, field in own.items()} | {"doctor": doctor}
+
     def checked(self, seed: int, last: bool) -> bool:
         """Return whether the pre-flight check runs for a cell. It runs for the first seed, once per method."""
         return self.doctor and seed == self.seed and (last or not self.smoke)

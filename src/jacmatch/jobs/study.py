@@ -129,7 +129,7 @@ class Cell:
     """One network of a study."""
 
     seed: int  # seed of subset, initial weights and batches
-    method: str  # name of the method in folders and results
+    method: str  # name of the method in folders and results; empty for a job of a single network
     label: str  # name of the method in tables and progress bars
     training: Training  # settings of the training loop
     network: networks.Description | None  # how the network is built; None if the cell saves no network
@@ -187,7 +187,7 @@ def run_cells(
         for cell in cells:
             child, steps = cell.folder(run), cell.training.steps
             if not child.finished:
-                reached = _train(cell, child, prepare(cell), device, progress)
+                reached = train_cell(cell, child, prepare(cell), device, progress)
                 if reached is not None:
                     return unfinished(run, reached)
             elif cell.network is not None:
@@ -202,9 +202,10 @@ def run_cells(
     return {**result, "out": str(run.path), "report": str(report)}
 
 
-def _train(cell: Cell, child: Run, task: Task, device: str, progress: Progress) -> int | None:
+def train_cell(cell: Cell, child: Run, task: Task, device: str, progress: Progress) -> int | None:
     """Train one cell and write its result; return the steps so far if it stopped before the last one."""
-    on_step = progress.training(f"{cell.label}, seed {cell.seed}", cell.training.steps)
+    seed = f", seed {cell.seed}" if cell.method else ""
+    on_step = progress.training(f"{cell.label}{seed}", cell.training.steps)
     if task.solve is not None:
         fitted = task.solve(on_step)
     else:
@@ -228,7 +229,7 @@ def _train(cell: Cell, child: Run, task: Task, device: str, progress: Progress) 
     child.write_result(
         {
             **head(child, cell.seed),
-            "method": cell.method,
+            **({"method": cell.method} if cell.method else {}),
             **fields,
             **cost(fitted),
             "settings": child.settings,

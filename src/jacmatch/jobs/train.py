@@ -13,10 +13,8 @@ from jacmatch.jobs import networks
 from jacmatch.jobs.data import dense_settings, load
 from jacmatch.jobs.networks import same_inputs
 from jacmatch.jobs.settings import TrainingFields
-from jacmatch.jobs.study import NO_AGREEMENT, Progress, Result, cost, head, measured, unfinished
-from jacmatch.losses import Task
+from jacmatch.jobs.study import NO_AGREEMENT, Cell, Progress, Result, Task, measured, train_cell, unfinished
 from jacmatch.objectives import Distillation
-from jacmatch.training import fit
 
 
 @dataclass(frozen=True)
@@ -86,27 +84,20 @@ class Train(TrainingFields):
         student, description = self.network(data)
         run = self.begin("train")
         same_inputs(run, data, networks=(description,))
-        task: Task = "classification" if data.classes else "regression"
-        fitted = fit(
-            Distillation(student, labels=1.0, task=task, seed=self.seed, **dense_settings(data)),
-            train,
-            training,
+        objective = Distillation(
+            student,
+            labels=1.0,
+            task="classification" if data.classes else "regression",
             seed=self.seed,
-            device=self.device,
-            run=run,
-            validation=validation,
-            on_step=progress.training(f"{self.model} from labels", training.steps),
+            **dense_settings(data),
         )
-        if not fitted.finished or run.follows:
-            return unfinished(run, fitted.steps)
-        networks.save(run, student, description)
-        result = {
-            **head(run, self.seed),
-            "teacher": None,
-            "student": measured(student, data.test, self.device),
-            "agreement": NO_AGREEMENT,
-            **cost(fitted),
-            "settings": self.settings(),
-        }
-        run.write_result(result)
-        return {**result, "out": str(run.path)}
+
+        def finish() -> tuple[nn.Module, Result]:
+            measures = measured(student, data.test, self.device)
+            return student, {"teacher": None, "student": measures, "agreement": NO_AGREEMENT}
+
+        cell = Cell(self.seed, "", f"{self.model} from labels", training, description)
+        reached = train_cell(cell, run, Task(objective, train, validation, finish), self.device, progress)
+        if reached is not None or run.follows:
+            return unfinished(run, training.steps if reached is None else reached)
+        return {**run.result, "out": str(run.path)}

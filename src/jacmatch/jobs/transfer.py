@@ -465,11 +465,7 @@ class Transfer(TrainingFields):
         if not 2 <= count <= classes - 2:
             rule = "`--source-classes` of `transfer` must leave two classes on either side."
             raise InputError(rule, got=f"{count} of {classes}", do="Give a teacher that is trained already.")
-        recipe = Train(
-            data=self.data, model=self.teacher, seed=self.seed, device=self.device, smoke=self.smoke,
-            steps=self.teacher_steps, validation=self.validation, workers=self.workers, prefetch=self.prefetch,
-            resident_mib=self.resident_mib, doctor=self.doctor and not self.smoke,
-        )  # fmt: skip
+        recipe = Train(**self.teacher_settings())
         source = of_classes(data, range(count))
         return pretrained.trained_first(self.teacher, source, recipe, progress), of_classes(data, range(count, classes))
 

@@ -63,16 +63,8 @@ class Regression(Objective):
         table: Known Jacobians (N, K, *input) of all samples, indexed by the `ids` of a batch.
         probe: Which products of the Jacobian are compared; None takes all rows.
         jacobian_loss: `squared`, `relative` or `normalized`.
-        engine: How Jv is taken for directions on the input side; see `jacmatch.jvp`.
-        chunk_size: Rows whose graphs are in memory at once; None for all rows.
-        fraction: Share of a batch, its first samples, whose derivatives are compared; the term is their mean.
-        batch_norm: Policy for BatchNorm of the student in training mode.
-        every: The derivatives are compared on each n-th call in training, with n times their weight; a
-            `GradientShare` is that of such a call.
-        schedule: Factor of the weight of the derivatives, as a function of progress.
-        seed: Seeds the directions.
-        measure_every: Calls between two measurements of the shares.
-        output: Selects the outputs where a network returns more than one tensor; a pair (student's, teacher's).
+        every, fraction, schedule, measure_every, engine, chunk_size, batch_norm, seed, output: As in `Distillation`, for
+            the derivatives.
 
     Raises:
         InputError: a setting is invalid, or two settings are incompatible.

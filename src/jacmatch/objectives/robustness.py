@@ -116,21 +116,10 @@ class Robustness(Objective):
         noise: Standard deviation σ ≥ 0 of the noise, in units of `scale`, drawn for each sample and call. No clipping.
         scale: The unit of the input, one number or one for each channel. 1 means the raw input; the standard deviation
             of the data means the normalized input: the penalty is then that of J·scale, and the noise σ·scale.
-        every: The penalty is computed on each n-th call in training, with n times its weight; a
-            `GradientShare` is that of such a call.
-        fraction: Share of a batch, its first samples, whose penalty is computed; the term is their mean.
-        engine: Engine of Jv, for directions on the input side; see `jacmatch.jvp`.
-        chunk_size: Rows whose graphs are in memory at the same time, for a probe of several output directions; None for
-            all rows.
-        batch_norm: Policy for BatchNorm in training mode.
         task: Whether labels are classes (cross-entropy) or numbers (squared error).
-        seed: Seeds directions and noise.
-        measure_every: Calls between two measurements of the shares of the gradient norm.
-        output: Selects the outputs where the network returns more than one tensor.
-        class_dim: The dimension of the classes of dense outputs, (B, K, H, W) or (B, T, K). None infers it from
-            the layer that computes the outputs, if the last operation is a linear layer or a convolution.
         positions: Whether both terms are the `sum` over the positions of dense outputs, or the `mean` over all of them.
-        ignore_index: The label of a position, in (B, H, W) or (B, T), that is left out.
+        every, fraction, measure_every, engine, chunk_size, batch_norm, seed, output, class_dim, ignore_index: As in
+            `Distillation`, for the penalty.
 
     Raises:
         InputError: a setting is invalid, or two settings are incompatible.

@@ -101,18 +101,13 @@ class ModuleTeacher:
                 function = Function(module, readout, context, question.layers, "frozen")
                 with unfused_encoder():
                     values, outputs, features = function(z.clone())
-                return Answer(
-                    outputs.to(kind),
-                    values.to(kind),
-                    features={name: value.to(kind) for name, value in features.items()},
-                )
-        return Answer(
-            result.outputs.to(kind),
-            result.values.to(kind),
-            result.products.to(kind),
-            {name: value.to(kind) for name, value in result.features.items()},
-            used[0] if used else None,
-        )
+                return Answer(outputs.to(kind), values.to(kind), features=_converted(features, kind))
+        features, products = _converted(result.features, kind), result.products.to(kind)
+        return Answer(result.outputs.to(kind), result.values.to(kind), products, features, used[0] if used else None)
+
+
+def _converted(features: dict[str, Tensor], kind: torch.dtype) -> dict[str, Tensor]:
+    return {name: value.to(kind) for name, value in features.items()}
 
 
 class _FunctionTeacher:
