@@ -63,8 +63,8 @@ class Regression(Objective):
         table: Known Jacobians (N, K, *input) of all samples, indexed by the `ids` of a batch.
         probe: Which products of the Jacobian are compared; None takes all rows.
         jacobian_loss: `squared`, `relative` or `normalized`.
-        every, fraction, schedule, measure_every, engine, chunk_size, batch_norm, seed, output: As in `Distillation`, for
-            the derivatives.
+        every, fraction, schedule, measure_every, engine, chunk_size, batch_norm, seed, output: As in `Distillation`,
+            for the derivatives.
 
     Raises:
         InputError: a setting is invalid, or two settings are incompatible.
