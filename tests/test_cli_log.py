@@ -9,7 +9,7 @@ from rich.console import Console
 
 from jacmatch.cli import main, summary
 from jacmatch.datasets import load
-from jacmatch.jobs import Train, data, settings
+from jacmatch.jobs import Train, settings
 from jacmatch.jobs import study as module
 from jacmatch.jobs.study import Progress
 
@@ -99,8 +99,10 @@ def test_a_smoke_run_is_small_whatever_the_settings():
     train, validation = job.parts(whole, 100, 0)
     assert train.y.bincount().tolist() == [settings.SMOKE_TRAIN - 2] * 10
     assert len(train) + len(validation) <= 10 * settings.SMOKE_TRAIN
-    assert data.load("digits", 0, smoke=True).test.y.bincount().tolist() == [data.SMOKE_TEST] * 10
-    assert torch.equal(data.load("digits", 0, smoke=True).train.y, whole.train.y), "its fingerprint must be that of all"
+    assert settings.load("digits", 0, smoke=True).test.y.bincount().tolist() == [settings.SMOKE_TEST] * 10
+    assert torch.equal(settings.load("digits", 0, smoke=True).train.y, whole.train.y), (
+        "its fingerprint must be that of all"
+    )
 
 
 @pytest.mark.ci

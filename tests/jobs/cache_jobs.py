@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from jacmatch.datasets import Data, Split
 from jacmatch.jobs import Cache
 from jacmatch.jobs.cache import folder_of, opened, queries_of
-from jacmatch.jobs.data import parts
+from jacmatch.jobs.settings import parts
 from jacmatch.teachers.cached.writer import Queries, build, head_of, resolve_head
 from jacmatch.training import fit
 

@@ -12,7 +12,7 @@ from jacmatch import datasets
 from jacmatch.cli import main
 from jacmatch.errors import InputError
 from jacmatch.jobs import Compare, Doctor, Evaluate, Surrogate, Train, Transfer
-from jacmatch.jobs.data import data_for, data_of_run
+from jacmatch.jobs.settings import data_for, data_of_run
 from jacmatch.jobs.study import Progress
 
 QUICK = {"steps": 2, "batch_size": 8, "validation": 0.0, "doctor": False}

@@ -13,7 +13,7 @@ from jacmatch.cli import main
 from jacmatch.datasets import Split, from_arrays, split_validation
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks
-from jacmatch.jobs.data import load
+from jacmatch.jobs.settings import load
 from jacmatch.runs import Run
 from jacmatch.teachers import as_teacher
 from jacmatch.training import agreement, evaluate

@@ -15,12 +15,18 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian import PooledFeatures, run
 from jacmatch.jobs import Train, Transfer, transfer_results
 from jacmatch.jobs import teachers as pretrained
-from jacmatch.jobs.data import mixed, without_labels
-from jacmatch.jobs.layer_pairs import chosen_pairs, layers_by_resolution, named_pairs
 from jacmatch.jobs.networks import Weights
+from jacmatch.jobs.settings import mixed, without_labels
 from jacmatch.jobs.study import Cell, Progress
 from jacmatch.jobs.transfer import METHODS, PAPER, RECIPES
-from jacmatch.jobs.transfer_results import loss_falls, not_converged, useless_probe
+from jacmatch.jobs.transfer_results import (
+    chosen_pairs,
+    layers_by_resolution,
+    loss_falls,
+    named_pairs,
+    not_converged,
+    useless_probe,
+)
 from jacmatch.losses import hinton_kl
 from jacmatch.models import Resized, build, save_weights
 from jacmatch.runs import Run

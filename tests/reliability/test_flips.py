@@ -14,8 +14,8 @@ from jacmatch.cli import VERBS, main
 from jacmatch.cli.flags import read
 from jacmatch.errors import InputError
 from jacmatch.jobs.cache import opened, queries_of
-from jacmatch.jobs.data import load as load_data
 from jacmatch.jobs.networks import load_student
+from jacmatch.jobs.settings import load as load_data
 from jacmatch.teachers.cached.reader import bits_of
 from jacmatch.training.checkpoints import load
 

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from jacmatch.datasets import Data, Split
 from jacmatch.datasets.streamed import Streamed
 from jacmatch.errors import InputError, few
-from jacmatch.jobs.data import load
 from jacmatch.jobs.distill import TeachingFields
-from jacmatch.jobs.settings import check_no_code, positive
+from jacmatch.jobs.settings import check_no_code, load, positive
 from jacmatch.jobs.study import Progress
 from jacmatch.teachers import CachedTeacher, ModuleTeacher, Question
 from jacmatch.teachers.base import query

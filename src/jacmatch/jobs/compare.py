@@ -17,8 +17,7 @@ from jacmatch.diagnostics import Diagnosis, doctor, report
 from jacmatch.errors import InputError
 from jacmatch.jacobian import output_tensor
 from jacmatch.jobs import networks
-from jacmatch.jobs.data import data_for
-from jacmatch.jobs.settings import SMOKE_JACOBIANS, JobFields
+from jacmatch.jobs.settings import SMOKE_JACOBIANS, JobFields, data_for
 from jacmatch.jobs.study import Progress, measured, write_measurement
 from jacmatch.jobs.teachers import check_teacher
 from jacmatch.models import ValuesOnly

@@ -32,9 +32,8 @@ from jacmatch.jacobian import (
 )
 from jacmatch.jacobian.probes import Law
 from jacmatch.jobs import networks
-from jacmatch.jobs.data import dense_settings, load
 from jacmatch.jobs.networks import same_inputs, same_teacher
-from jacmatch.jobs.settings import SMOKE_JACOBIANS, TrainingFields, positive
+from jacmatch.jobs.settings import SMOKE_JACOBIANS, TrainingFields, dense_settings, load, positive
 from jacmatch.jobs.study import (
     Cell,
     Progress,

@@ -17,8 +17,7 @@ from torch import nn
 from jacmatch.datasets import Data, Split
 from jacmatch.errors import InputError, converted_errors, optional_package
 from jacmatch.jobs import networks
-from jacmatch.jobs.data import data_for
-from jacmatch.jobs.settings import JobFields
+from jacmatch.jobs.settings import JobFields, data_for
 from jacmatch.jobs.study import Progress, write_measurement
 from jacmatch.jobs.surrogate.exporting import onnx_bytes
 from jacmatch.models import Normalized, Resized, ValuesOnly

@@ -13,9 +13,8 @@ from jacmatch.datasets import Data, Split
 from jacmatch.errors import InputError
 from jacmatch.jacobian import ESTIMATORS, BatchNormPolicy, Estimator, Loss
 from jacmatch.jobs import networks, study
-from jacmatch.jobs.data import load
 from jacmatch.jobs.networks import same_inputs
-from jacmatch.jobs.settings import TrainingFields, flag, positive
+from jacmatch.jobs.settings import TrainingFields, flag, load, positive
 from jacmatch.jobs.study import NO_AGREEMENT, Cell, Progress, Result, Task
 from jacmatch.objectives import Robustness
 from jacmatch.objectives.robustness import FORMS, Form

@@ -17,8 +17,8 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian import output_tensor
 from jacmatch.jacobian.modules import call, in_mode
 from jacmatch.jobs import networks
-from jacmatch.jobs.data import mixed
 from jacmatch.jobs.networks import Description, code_of_model, inputs_of
+from jacmatch.jobs.settings import mixed
 from jacmatch.jobs.study import Progress
 from jacmatch.jobs.train import Train
 from jacmatch.models import Resized, catalog

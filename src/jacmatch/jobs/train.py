@@ -10,9 +10,8 @@ from torch import nn
 from jacmatch.datasets import Data
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks
-from jacmatch.jobs.data import dense_settings, load
 from jacmatch.jobs.networks import same_inputs
-from jacmatch.jobs.settings import TrainingFields
+from jacmatch.jobs.settings import TrainingFields, dense_settings, load
 from jacmatch.jobs.study import NO_AGREEMENT, Cell, Progress, Result, Task, measured, train_cell, unfinished
 from jacmatch.objectives import Distillation
 

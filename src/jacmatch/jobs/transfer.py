@@ -17,14 +17,22 @@ from jacmatch.jacobian import ESTIMATORS, BatchNormPolicy, Estimator, NoiseAvera
 from jacmatch.jobs import networks, study, transfer_results
 from jacmatch.jobs import teachers as pretrained
 from jacmatch.jobs.adaptation import HeadTeacher, basis_of, finetuned, probed
-from jacmatch.jobs.data import SMOKE_TRAIN, load, mixed, without_labels
-from jacmatch.jobs.layer_pairs import chosen_pairs, named_pairs
 from jacmatch.jobs.networks import Description, same_inputs
-from jacmatch.jobs.settings import SMOKE_JACOBIANS, SMOKE_STEPS, TrainingFields, flag, positive
+from jacmatch.jobs.settings import (
+    SMOKE_JACOBIANS,
+    SMOKE_STEPS,
+    SMOKE_TRAIN,
+    TrainingFields,
+    flag,
+    load,
+    mixed,
+    positive,
+    without_labels,
+)
 from jacmatch.jobs.study import Cell, Progress, Result, Task, over_seeds
 from jacmatch.jobs.teachers import Pretrained, check_teacher
 from jacmatch.jobs.train import Train
-from jacmatch.jobs.transfer_results import not_converged, row, tables, useless_probe
+from jacmatch.jobs.transfer_results import chosen_pairs, named_pairs, not_converged, row, tables, useless_probe
 from jacmatch.losses import JacobianLoss, OutputLoss
 from jacmatch.models import FirstOutputs, ValuesOnly, count_parameters
 from jacmatch.models.values import onnx

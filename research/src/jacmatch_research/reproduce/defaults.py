@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from jacmatch import datasets
 from jacmatch.datasets import Data, Split
 from jacmatch.jobs import networks
-from jacmatch.jobs.data import parts
+from jacmatch.jobs.settings import parts
 from jacmatch.jobs.study import Progress
 from jacmatch.jobs.teachers import prepare as prepare_teacher
 from jacmatch.jobs.train import Train

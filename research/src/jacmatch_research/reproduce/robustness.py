@@ -9,8 +9,8 @@ import torch
 from jacmatch.datasets import Split
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks
-from jacmatch.jobs.data import parts
 from jacmatch.jobs.robust import UNSEEN, Robust, Variant
+from jacmatch.jobs.settings import parts
 from jacmatch.jobs.study import Progress
 from jacmatch.models import count_parameters
 from jacmatch.report import Table

@@ -15,9 +15,8 @@ from jacmatch.datasets import Data, Split
 from jacmatch.errors import InputError
 from jacmatch.jacobian import ESTIMATORS
 from jacmatch.jobs import networks
-from jacmatch.jobs.data import load, parts
 from jacmatch.jobs.distill import Distill, DistillationFields
-from jacmatch.jobs.settings import TrainingFields
+from jacmatch.jobs.settings import TrainingFields, load, parts
 from jacmatch.jobs.study import Progress
 from jacmatch.jobs.teachers import prepare as prepare_teacher
 from jacmatch.jobs.train import Train

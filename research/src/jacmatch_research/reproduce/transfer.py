@@ -12,8 +12,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from jacmatch.datasets import Split, per_class
 from jacmatch.errors import InputError
 from jacmatch.jacobian import DataPairs, RandomOutputs, SubspaceInputs
-from jacmatch.jobs.data import mixed
 from jacmatch.jobs.networks import Description
+from jacmatch.jobs.settings import mixed
 from jacmatch.jobs.study import Progress
 from jacmatch.jobs.transfer import METHODS, PAPER, Ready, Transfer
 from jacmatch.jobs.transfer_results import (
