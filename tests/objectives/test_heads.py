@@ -284,6 +284,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.usefixtures("as_users_run")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_several_heads_cannot_have_is_refused_in_one_line(name):
     heads, y, message = REFUSED[name]
