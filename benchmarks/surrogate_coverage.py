@@ -21,7 +21,7 @@ from jacmatch.jacobian.products import jacobian
 from jacmatch.surrogates import JacobianRegressor
 from jacmatch_research.bench.surrogates import fill
 
-SIZES, SEEDS = (50,), 5
+SIZES, SEEDS = (50, 200), 5
 
 
 def friedman(x):

@@ -47,6 +47,8 @@ def _table(path: Path) -> str:
         return _coverage(path)
     if path.name == "surrogate-speed.json":
         return _speed(path)
+    if path.name == "surrogate-solvers.json":
+        return _solvers(path)
     if path.name == "surrogate-functions.json":
         return _functions(path)
     if path.name == "profile.json":
@@ -183,6 +185,21 @@ def _functions(path: Path) -> str:
             entries.append(" / ".join(format(each, ".0f" if each >= 10 else ".2g") for each in means) or "–")
             counts += [len(mine)] if mine else []
         lines.append(f"| {name} | {min(counts)} | {' | '.join(entries)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _solvers(path: Path) -> str:
+    """Errors of the values in %, means over the seeds, of each solver in the same time; the lowest is bold."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    solvers = {"scipy": "SciPy L-BFGS-B", "torch": "torch L-BFGS", "levenberg-marquardt": "Levenberg–Marquardt"}
+    lines = [f"| function | width | seeds | seconds | {' | '.join(solvers.values())} |"]
+    lines.append(f"| --- | ---: | ---: | ---: |{' ---: |' * len(solvers)}")
+    for name, width in dict.fromkeys((cell["problem"], cell["width"]) for cell in cells):
+        mine = [cell for cell in cells if (cell["problem"], cell["width"]) == (name, width)]
+        means = [sum(cell["solvers"][solver]["values"] for cell in mine) / len(mine) for solver in solvers]
+        shown = [f"**{mean:.2g}**" if mean == min(means) else f"{mean:.2g}" for mean in means]
+        seconds = sum(cell["seconds"] for cell in mine) / len(mine)
+        lines.append(f"| {name} | {width} | {len(mine)} | {seconds:.1f} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
 
 

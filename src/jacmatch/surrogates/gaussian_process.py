@@ -29,6 +29,8 @@ LARGEST = 6000
 """Most values and partials of one output that are conditioned on."""
 INVERTED = 2000
 """Most values and partials of one output whose inverse covariance is computed to find wrong partials."""
+EXACT = 1e-8
+"""Held-out loss, about 0.01 % of the standard deviation, below which "auto" tries no network beside the process."""
 QUANTILE_95 = 1.6449
 """Of a standard normal variable: half of a 90 % interval in standard deviations."""
 _LEFT_OUT = 600  # entries of the samples that are left out to calibrate standard deviations
@@ -36,7 +38,7 @@ _STAGES = ((400, 60), (1000, 12))  # values and partials, and evaluations, of th
 _CONSTANTS = (1e-4, 1e2)  # the lowest stands for 0
 _CACHED = 2**13  # entries of a matrix that stays in the cache
 _TINY = 1e-300
-_NOISE = (1e-10, 1.0)  # variance of the noise, as a share of that of the process and of its scaled partials
+_NOISE = (1e-12, 1.0)  # variance of the noise, as a share of that of the process; below, rounding errors grow
 _LENGTHS = (1e-2, 1e3)
 _CHUNK = 2**22  # entries of a covariance with new points
 _FEWEST = 10  # samples among which wrong partials are looked for

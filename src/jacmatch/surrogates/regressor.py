@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from jacmatch.errors import InputError, optional_package, unknown_name, whole_number
 from jacmatch.surrogates import samples
 from jacmatch.surrogates.gaussian_process import (
+    EXACT,
     LARGEST,
     QUANTILE_95,
     GaussianProcess,
@@ -36,8 +37,6 @@ from jacmatch.surrogates.solver import (
 )
 from jacmatch.surrogates.tables import check_columns
 
-EXACT = 1e-8
-"""Held-out loss, about 0.01 % of the standard deviation, below which "auto" tries no network beside the process."""
 MODELS = ("auto", "network", "gp")
 SOLVERS = ("auto", "lbfgs", "adam")
 

@@ -28,6 +28,7 @@ from jacmatch.report import Table
 from jacmatch.report.page import FIGURE, PICTURES, SMALL_FIGURE, SMALL_PICTURES
 from jacmatch.runs import Run, spread
 from jacmatch.surrogates.gaussian_process import (
+    EXACT,
     LARGEST,
     QUANTILE_95,
     GaussianProcess,
@@ -296,32 +297,36 @@ class Surrogate(SurrogateFields):
         """
         shape = tuple(samples.x.shape[1:])
         data, scaler = self.standardized(source, samples, method)
+        nets = layouts(data.x.shape[1], self.hidden, data.y.shape[1], self.activation)
+        free: dict[str, Any] = {"model": "network", "gp_held_out_loss": None, "free_points": 0, "distilled_loss": None}
+        tried = self.model != "network" and data.u is None and conditions_on(data) <= LARGEST
+        process = fit_gaussian_process(data, seed=seed) if tried else None
+        of_process = None if process is None else held_out_loss(data, seed, process)
+        free["gp_held_out_loss"] = of_process
+        as_process = {"model": "gp", "process": process, "scaler": scaler}
+        if self.model == "auto" and process is not None and of_process is not None and of_process < EXACT:
+            exact = Fit(nets[0], nets[0].initial(seed), 0.0, of_process, None, 1)  # no network is tried
+            return to_process_module(process, scaler, shape), exact, free | as_process
         selection = select_network(
             data,
-            layouts(data.x.shape[1], self.hidden, data.y.shape[1], self.activation),
+            nets,
             starts=1,
             decays=(self.weight_decay,) if self.weight_decay else DECAYS,
             seed=seed,
             evaluations=self.training().steps if self.smoke else None,
             on_progress=on_progress,
         )
-        free: dict[str, Any] = {"model": "network", "gp_held_out_loss": None, "free_points": 0, "distilled_loss": None}
-        if self.model != "network" and data.u is None:
-            process = fit_gaussian_process(data, seed=seed) if conditions_on(data) <= LARGEST else None
-            of_process = None if process is None else held_out_loss(data, seed, process)
-            free["gp_held_out_loss"] = of_process
-            better = of_process is not None and selection.held_out is not None and of_process < selection.held_out
-            if process is not None and (better or self.model == "distilled"):
-                whole = with_free_samples(data, process, seed)
-                most = 2 * planned_evaluations(whole, selection.net)
-                fitted = replace(selection, last=min(selection.last, most)).fit(whole)
-                lost = distilled_loss(data, process, fitted, seed + 1)
-                free |= {"model": "distilled", "free_points": len(whole) - len(data), "distilled_loss": lost}
-                if self.model == "auto" and of_process is not None and lost > _FAITHFUL * of_process:
-                    free |= {"model": "gp", "process": process, "scaler": scaler}
-                    return to_process_module(process, scaler, shape), fitted, free
-                return to_module(fitted.net, fitted.theta, scaler, shape), fitted, free
-        fitted = selection.fit(data)
+        better = of_process is not None and selection.held_out is not None and of_process < selection.held_out
+        if process is None or not (better or self.model == "distilled"):
+            fitted = selection.fit(data)
+            return to_module(fitted.net, fitted.theta, scaler, shape), fitted, free
+        whole = with_free_samples(data, process, seed)
+        most = 2 * planned_evaluations(whole, selection.net)
+        fitted = replace(selection, last=min(selection.last, most)).fit(whole)
+        lost = distilled_loss(data, process, fitted, seed + 1)
+        free |= {"model": "distilled", "free_points": len(whole) - len(data), "distilled_loss": lost}
+        if self.model == "auto" and of_process is not None and lost > _FAITHFUL * of_process:
+            return to_process_module(process, scaler, shape), fitted, free | as_process
         return to_module(fitted.net, fitted.theta, scaler, shape), fitted, free
 
     def _description(self, source: Source, samples: Samples, method: str) -> networks.Description:
@@ -482,9 +487,11 @@ def _notes(source: Source) -> list[str]:
 
 def _selected(solver: Mapping[str, Any]) -> list[str]:
     """Return a note about the losses by which `--model auto` selected."""
+    if solver.get("gp_held_out_loss") is None:
+        return []
     keys = {"held_out_loss": "network", "gp_held_out_loss": "gp", "distilled_loss": "distilled, against gp"}
     losses = [f"{name} {loss:.2g}" for key, name in keys.items() if (loss := solver.get(key)) is not None]
-    return [f"Selected model: {solver['model']}. Held-out losses: {'; '.join(losses)}."] if len(losses) > 1 else []
+    return [f"Selected model: {solver['model']}. Held-out losses: {'; '.join(losses)}."]
 
 
 def _known_share(file: Arrays) -> list[str]:
