@@ -101,3 +101,20 @@ def test_each_branch_is_checked_once_and_of_very_many_a_few(monkeypatch):
     for t in range(32):
         row(net, t=t)
     assert len(made) <= 18
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("product", [jv, row, rows])
+def test_products_within_a_compiled_step_are_those_of_the_eager_step(product):
+    net = Switched(lambda net, x, t: False)
+
+    def step(x):
+        return product(net, x).square().sum()
+
+    loss = torch.compile(step, backend="aot_eager")(X)
+    expected = step(X)
+    torch.testing.assert_close(loss, expected)
+    given, wanted = (torch.autograd.grad(each, net.layer.weight)[0] for each in (loss, expected))
+    torch.testing.assert_close(given, wanted)
+    with pytest.raises(Exception, match="jacmatch checks its products eagerly"):
+        torch.compile(step, backend="aot_eager", fullgraph=True)(X)

@@ -5,11 +5,12 @@ are switched off. `jvp`, `vjp` and `jacobian` differentiate the outputs; `vjp_pr
 readout and return everything that the pass has computed.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from functools import partial, wraps
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -44,6 +45,7 @@ from jacmatch.jacobian.verification import (
     samples_couple,
 )
 
+Given, Result = ParamSpec("Given"), TypeVar("Result")
 Engine = Literal["auto", "forward", "reverse", "differences"]
 
 
@@ -51,6 +53,21 @@ Several = Inputs | Mapping[str, Tensor] | tuple[Tensor, ...]
 """Several inputs: by position in a tuple, or by name. Derivatives by them have the same structure, in their units."""
 
 
+def _eager(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Return the function so that a user's `torch.compile` leaves it out: its checks cannot be traced."""
+    disabled: list[Callable[Given, Result]] = []
+
+    @wraps(function)
+    def call(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        if not disabled and "torch._dynamo" in sys.modules:
+            disabled.append(torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+        return (disabled[0] if disabled else function)(*args, **kwargs)
+
+    vars(call).update(_torchdynamo_disable=True, _torchdynamo_disable_msg="jacmatch checks its products eagerly.")
+    return call
+
+
+@_eager
 def jvp(
     module: Module,
     x: Float[Tensor, "batch *input"] | Several,
@@ -96,6 +113,7 @@ def jvp(
     return call.outputs.unpack(result.outputs), call.outputs.unpack(result.products[0] if single else result.products)
 
 
+@_eager
 def vjp(
     module: Module,
     x: Float[Tensor, "batch *input"] | Several,
@@ -143,6 +161,7 @@ def vjp(
     return call.outputs.unpack(result.outputs), call.inputs.unpack(result.products[0] if single else result.products)
 
 
+@_eager
 def jacobian(
     module: Module,
     x: Float[Tensor, "batch *input"] | Several,
