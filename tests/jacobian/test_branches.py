@@ -104,12 +104,12 @@ def test_each_branch_is_checked_once_and_of_very_many_a_few(monkeypatch):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("product", [jv, row, rows])
-def test_products_within_a_compiled_step_are_those_of_the_eager_step(product):
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler reads it
+def test_products_within_a_compiled_step_are_those_of_the_eager_step():
     net = Switched(lambda net, x, t: False)
 
     def step(x):
-        return product(net, x).square().sum()
+        return (row(net, x) + jv(net, x)[:, :3]).square().sum()
 
     loss = torch.compile(step, backend="aot_eager")(X)
     expected = step(X)

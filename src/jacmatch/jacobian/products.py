@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial, wraps
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -45,7 +45,7 @@ from jacmatch.jacobian.verification import (
     samples_couple,
 )
 
-Given, Result = ParamSpec("Given"), TypeVar("Result")
+Public = TypeVar("Public", bound=Callable[..., Any])
 Engine = Literal["auto", "forward", "reverse", "differences"]
 
 
@@ -53,18 +53,18 @@ Several = Inputs | Mapping[str, Tensor] | tuple[Tensor, ...]
 """Several inputs: by position in a tuple, or by name. Derivatives by them have the same structure, in their units."""
 
 
-def _eager(function: Callable[Given, Result]) -> Callable[Given, Result]:
+def _eager(function: Public) -> Public:
     """Return the function so that a user's `torch.compile` leaves it out: its checks cannot be traced."""
-    disabled: list[Callable[Given, Result]] = []
+    disabled: list[Any] = []
 
     @wraps(function)
-    def call(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+    def call(*args: Any, **kwargs: Any) -> Any:
         if not disabled and "torch._dynamo" in sys.modules:
             disabled.append(torch.compiler.disable(function))  # type: ignore[no-untyped-call]
         return (disabled[0] if disabled else function)(*args, **kwargs)
 
     vars(call).update(_torchdynamo_disable=True, _torchdynamo_disable_msg="jacmatch checks its products eagerly.")
-    return call
+    return cast(Public, call)
 
 
 @_eager
