@@ -10,7 +10,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import check_estimator
+from sklearn.utils import estimator_checks
 
 from jacmatch.errors import InputError
 from jacmatch.surrogates import DataWarning, JacobianRegressor, regressor
@@ -336,9 +336,26 @@ def test_a_row_of_partials_times_minus_9_is_named():
 @pytest.mark.usefixtures("as_users_run")
 @pytest.mark.filterwarnings("default")  # scikit-learn's own samples are contradictory, constant or skipped
 def test_scikit_learn_s_own_checks():
-    model = JacobianRegressor(starts=1, max_evaluations=150)
-    results = check_estimator(model, on_fail=None, expected_failed_checks=EXPECTED_TO_FAIL)
+    results = estimator_checks.check_estimator(
+        JacobianRegressor(starts=1, **FAST), on_fail=None, expected_failed_checks=EXPECTED_TO_FAIL
+    )
     wrong = {result["check_name"]: result["status"] for result in results if result["status"] == "failed"}
     assert not wrong
     xfailed = {result["check_name"] for result in results if result["status"] == "xfail"}
     assert xfailed == set(EXPECTED_TO_FAIL)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("as_users_run")
+@pytest.mark.parametrize(
+    "check",
+    ["fit_idempotent", "estimators_pickle", "methods_sample_order_invariance", "dict_unchanged", "n_features_in"],
+)
+def test_scikit_learn_s_own_checks_of_what_a_process_stores(check):
+    """Those that depend on the model; the others see the estimator alone, or take 10 s with a process."""
+    getattr(estimator_checks, f"check_{check}")("JacobianRegressor", JacobianRegressor(starts=1, max_evaluations=150))
+
+
+def test_samples_without_inputs_are_refused():
+    with pytest.raises(ValueError, match=r"0 feature\(s\)"):
+        JacobianRegressor(starts=1, **FAST).fit(np.zeros((12, 0)), np.zeros(12))

@@ -64,7 +64,7 @@ def check_columns(name: str, given: Any) -> None:
         array = np.asarray(given)
         if array.dtype.kind == "c":
             raise InputError(f"{name} must be real numbers. Complex data not supported.", got=str(array.dtype))
-        if not array.ndim or not len(array) or array.dtype.kind not in "fmM":
+        if not array.size or not array.ndim or array.dtype.kind not in "fmM":
             return
         columns = {str(i): column for i, column in enumerate(array.reshape(len(array), -1).T)}
     _matrix(name, columns, list(columns), missing=False)
