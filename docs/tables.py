@@ -80,7 +80,7 @@ def _claims(rows: list[Row]) -> str:
     measured = {row["device"] for row in rows if row["why_empty"] is None}
     devices = [device for device in ("cpu", "cuda") if device == "cpu" or device in measured]
     heads = [f"measured ({'CPU' if device == 'cpu' else 'GPU'})" for device in devices]
-    lines = [f"| claim | must | aim | {' | '.join(heads)} |", f"| --- | ---: | ---: |{' ---: |' * len(heads)}"]
+    lines = [f"| claim | bound | aim | {' | '.join(heads)} |", f"| --- | ---: | ---: |{' ---: |' * len(heads)}"]
     for claim, each in groupby(rows, lambda row: row["claim"]):
         mine = list(each)
         if any(row["must"] is not None for row in mine):
@@ -234,7 +234,7 @@ def _profile(path: Path) -> str:
 def _cases(path: Path) -> str:
     """A line for each row that was measured, and one for the reasons why others are empty."""
     lines = [
-        "| ratio | median | quartiles | n | must | floor | met |",
+        "| ratio | median | quartiles | n | bound | lower limit | met |",
         "| --- | ---: | --- | ---: | ---: | ---: | --- |",
     ]
     empty = []
@@ -307,7 +307,10 @@ def _confusion(rows: list[dict[str, str]]) -> str:
     right = [row for row in rows if {row[name] for name in list(DERIVATIVES)[:6]} == {"right"}]
     codes = Counter(code for row in right for code in row["faults"].split())
     listed = ", ".join(f"`{code}` {count}" for code, count in codes.most_common()) or "none"
-    return "\n".join(lines) + f"\n\nFaults reported of the {len(right)} networks of which all is right: {listed}.\n"
+    return (
+        "\n".join(lines)
+        + f"\n\nFaults reported for the {len(right):,} networks whose derivatives are all correct: {listed}.\n"
+    )
 
 
 if __name__ == "__main__":

@@ -692,7 +692,10 @@ def test_no_memory(error, good, monkeypatch, capsys):
 
     monkeypatch.setattr(torch.optim.Adam, "step", refused)
     err = run(TRAIN + " --out run", capsys, 2, good=good)
-    assert err == "jacmatch train: the memory is full. Use a smaller --batch-size. No run folder was written.\n"
+    assert (
+        err
+        == "jacmatch train: the memory is full. Use a smaller --batch-size, or less data. No run folder was written.\n"
+    )
     assert not contents()
 
 
@@ -744,7 +747,7 @@ def test_ctrl_c_in_training_and_the_same_command_goes_on_bit_for_bit(good, monke
     assert main(shlex.split(f"{command} straight")) == 0
     interrupt_at(monkeypatch, 7)
     err = run(f"{command} cut", capsys, 130)
-    assert err == "jacmatch train: interrupted. What is done is kept in cut: the same command goes on.\n"
+    assert err == "jacmatch train: interrupted. Finished work is kept in cut: run the same command again to resume.\n"
     assert Path("cut/checkpoint.pt").is_file()
     assert not Path("cut/result.json").exists()
     assert run(f"{command} cut", capsys, 0) == ""
@@ -761,7 +764,10 @@ def test_ctrl_c_twice_in_a_comparison(good, monkeypatch, capsys):
         with monkeypatch.context() as patch:
             interrupt_at(patch, call)
             err = run(f"{command} cut", capsys, 130)
-        assert err == "jacmatch distill: interrupted. What is done is kept in cut: the same command goes on.\n"
+        assert (
+            err
+            == "jacmatch distill: interrupted. Finished work is kept in cut: run the same command again to resume.\n"
+        )
         assert not Path("cut/result.json").exists()
     assert Path("cut/seed0/labels/result.json").is_file()
     assert main(shlex.split(f"{command} cut")) == 0
@@ -774,7 +780,7 @@ def test_ctrl_c_twice_in_a_comparison(good, monkeypatch, capsys):
 def test_ctrl_c_without_out_names_the_folder(good, monkeypatch, capsys):
     interrupt_at(monkeypatch, 3)
     err = run(TRAIN, capsys, 130, good=good)
-    advice = "What is done is kept in runs/train-001: the same command with --out runs/train-001 goes on."
+    advice = "Finished work is kept in runs/train-001: run the same command with --out runs/train-001 again to resume."
     assert err == f"jacmatch train: interrupted. {advice}\n"
     assert run(TRAIN + " --out runs/train-001", capsys, 0, good=good) == ""
 

@@ -71,7 +71,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(capsys, monkeypatch):
     monkeypatch.setattr(Progress, "training", training)
     code, err = run(f"{TRAIN} --out run", capsys)
     assert code == 130
-    assert err == "jacmatch train: interrupted. What is done is kept in run: the same command goes on.\n"
+    assert err == "jacmatch train: interrupted. Finished work is kept in run: run the same command again to resume.\n"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert run(f"{TRAIN} --out run", capsys)[0] == 0
     assert steps == list(range(1, 21))

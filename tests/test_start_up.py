@@ -11,7 +11,7 @@ SLOW = {"torch", "numpy", "lightning_fabric", "matplotlib", "sklearn", "scipy", 
 
 
 def imported(statements):
-    """The modules that a fresh Python has imported after these statements."""
+    """The modules that a new Python has imported after these statements."""
     command = [sys.executable, "-c", f"import sys\n{statements}\nprint(*sys.modules)"]
     out = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     return set(out.splitlines()[-1].split())

@@ -29,7 +29,7 @@ class InputError(ValueError):
         """
         parts = [rule]
         if got is not None:
-            parts.append(f"Got {got}.")
+            parts.append(f"Got {got}".removesuffix(".") + ".")
         if do:
             parts.append(do)
         super().__init__(printable(" ".join(parts)))

@@ -6,7 +6,7 @@ from . import source
 
 FORBIDDEN = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "urllib", "requests", "http")
 RUNS_TEXT = {
-    "research/src/jacmatch_research/bench/claims.py": "a fresh process runs a text of our own",
+    "research/src/jacmatch_research/bench/claims.py": "a new process runs a text of our own",
     "src/jacmatch/cli/flags.py": "types and defaults in the source of this package, which an import would run",
 }
 IMPORTS_BY_NAME = {

@@ -64,7 +64,7 @@ def test_per_class_refuses_a_count_below_one(count):
 
 
 def test_per_class_names_the_classes_that_are_too_small():
-    with pytest.raises(InputError, match=r"is 4; every class must have as many\. Got class 1: 3\. Use at most 3"):
+    with pytest.raises(InputError, match=r"samples in each class\. Got 4, and class 1: 3\. Use at most 3"):
         per_class(labels_of([5, 3, 4]), 4, seed=0)
     with pytest.raises(InputError, match=r"class 0: 2, class 1: 0, .* and 3 more\. Use at most 0"):
         per_class(labels_of([2, 0, 1, 1, 1, 1, 1, 1]), 4, seed=0)

@@ -116,7 +116,7 @@ def test_a_killed_process_ends_the_other_and_the_same_command_goes_on(started, t
     assert time.monotonic() - before < 60
     assert error.count("\n") == 1
     assert f"process {rank} of 2 was ended by SIGKILL" in error
-    assert "What is done is kept in run: the same command goes on." in error
+    assert "Finished work is kept in run: run the same command again to resume." in error
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
     output_of(started(*TRAIN, "--out", "run", "--devices", "2"))
     assert (tmp_path / "run" / "result.json").is_file()
@@ -129,7 +129,7 @@ def test_sigterm_saves_once_and_another_number_of_processes_is_refused(started, 
     until((tmp_path / "run" / "checkpoint.pt").is_file)
     process.terminate()
     _, error = output_of(process, 130)
-    assert error == "jacmatch train: interrupted. What is done is kept in run: the same command goes on.\n"
+    assert error == "jacmatch train: interrupted. Finished work is kept in run: run the same command again to resume.\n"
     _, error = output_of(started(*TRAIN, "--out", "run"), 2)
     assert "processes (2 there, 1 here)" in error
     output_of(started("train", "--resume", "run", "--devices", "2"))

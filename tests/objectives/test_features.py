@@ -144,5 +144,5 @@ def test_readouts_of_different_length_are_refused(readout, got, probe):
 def test_a_black_box_has_no_features():
     x, y = images()
     objective = Distillation(student(), BlackBoxTeacher(teacher()), readout=PooledFeatures("0"), probe=RandomInputs(1))
-    with pytest.raises(UnsupportedError, match=r"must answer features; BlackBoxTeacher has outputs only"):
+    with pytest.raises(UnsupportedError, match=r"must return features; BlackBoxTeacher returns outputs only"):
         objective(x, y)

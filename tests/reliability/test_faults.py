@@ -49,7 +49,7 @@ def small_disk(folder, kibibytes, *options):
 
 @pytest.mark.parametrize("name", ["train", "cached"])
 def test_a_disk_that_is_full_sooner_or_later(name, tmp_path):
-    """Bytes are missing in the middle of a file, not only at its end; with space, the same command goes on."""
+    """Bytes are missing in the middle of a file, not only at its end; with space, the same command resumes."""
     job, refused, log = Job(name, few=True), 0, tmp_path.with_suffix(".log")
     with small_disk(tmp_path, 1500):
         for free in range(0, 180, 20):

@@ -71,9 +71,11 @@ def test_frames_in_and_out():
     ("text", "message"),
     [
         ("x,y\n", "must have a header and at least one row"),
-        ("x,y\n1,2\n1\n", r"must have 2 cells, as its header. Got 1 in line 3"),
+        ("x,y\n1,2\n1\n", r"must have 2 cells, like its header. Got 1 in line 3"),
         ("x,x,y\n1,2,3\n", "must have a name of its own. Got x"),
         ("a,b\n1,2\n", r"must have columns of inputs \(x…\) and of outputs"),
+        ("x;y\n1,5;2\n", "must be separated by commas. Got 'x;y'"),
+        ("x,y\n" + 200_000 * "1" + ",2\n", "must be a CSV file with a header. Got Error: field larger"),
         ("x,y\nred,2\n", r"'x' of .* must be numbers.*get_dummies"),
         ("x,y\n1,2\n,3\n", "must be finite. Got NaN or infinity in 1 rows, first in row 1, column 'x'"),
         ("x,y,dy/dx\n1,2,inf\n", "must be finite, or NaN"),
@@ -88,5 +90,5 @@ def test_tables_that_are_refused(text, message, tmp_path):
 def test_a_column_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="must have the column 'z'"):
         load_table(write(tmp_path, "x,y\n1,2\n"), inputs=["z"])
-    with pytest.raises(InputError, match="must name an existing file"):
+    with pytest.raises(InputError, match="`--teacher csv:FILE` must name an existing file"):
         load_table("csv:nowhere.csv")

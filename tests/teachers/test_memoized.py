@@ -241,7 +241,7 @@ def test_a_teacher_that_changes_is_noticed_at_the_first_repetition():
     x = inputs()
     memoized = MemoizedTeacher(Changing(0.0, 5.0))
     memoized.answer(x, question())
-    with pytest.raises(InputError, match=r"same answer to the same query each .* Got another answer about 3 of 3 samp"):
+    with pytest.raises(InputError, match=r"same answer to the same query each .* Got another answer for 3 of 3 samp"):
         memoized.answer(x, question())
 
 

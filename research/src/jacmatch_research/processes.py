@@ -92,7 +92,7 @@ def side_by_side(
         pool.shutdown(cancel_futures=True)
     if failures and isinstance(failures[0], BrokenProcessPool):
         rule = "Each process of `--workers` must run until its task is done."
-        do = "Use fewer --workers if memory is short. What is done is kept: the same command goes on."
+        do = "Use fewer --workers if memory is short. Finished work is kept: run the same command again to resume."
         raise InputError(rule, got="one that was killed from outside", do=do) from failures[0]
     if failures:
         raise failures[0]

@@ -27,7 +27,7 @@ def row(median, device="cpu", **changes):
     numbers = {"median": median, "low": median, "high": median, "n": 0 if empty else 3}
     met = None if empty else median <= 2
     made = {"claim": "a ÷ b", "case": "small", "device": device, "better": "lower", "must": 2.0, "aim": 1.5}
-    return made | numbers | {"floor": None, "met": met, "why_empty": "no GPU at hand" if empty else None} | changes
+    return made | numbers | {"floor": None, "met": met, "why_empty": "no GPU available" if empty else None} | changes
 
 
 def store(folder, name, *rows):
@@ -57,7 +57,7 @@ def test_a_case_is_a_line_and_empty_rows_are_counted(tables, tmp_path):
         "| **a ÷ b** | | | | | | |",
         "| small, cpu | 2.50 | 0.012–2.50 | 3 | 2.00 |  | no |",
         "",
-        "Empty rows: 2 (cuda: no GPU at hand).",
+        "Empty rows: 2 (cuda: no GPU available).",
         "<!-- end of table -->",
     ]
 
@@ -125,5 +125,5 @@ def test_the_sweep_is_counted_by_derivative_and_by_what_the_doctor_says(tables, 
         "| `vjp` | 1 | 1 | 0 | 0 |",
         "| `jvp`, `forward` | 1 | 0 | 1 | 1 |",
         "",
-        "Faults reported of the 1 networks of which all is right: none.",
+        "Faults reported for the 1 networks whose derivatives are all correct: none.",
     ]

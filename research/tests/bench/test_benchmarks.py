@@ -101,7 +101,7 @@ def test_every_benchmark_runs_and_keeps_the_schema(quick):
 def test_rows_of_a_gpu_stay_empty_without_one_and_say_so(quick):
     rows = [row for path in quick.iterdir() for row in json.loads(path.read_text())["rows"] if row["device"] == "cuda"]
     assert rows
-    assert {row["why_empty"] for row in rows} == {"no GPU at hand"}
+    assert {row["why_empty"] for row in rows} == {"no GPU available"}
 
 
 @pytest.mark.ci
@@ -118,7 +118,7 @@ def test_what_a_person_reads(tmp_path, monkeypatch, capsys):
         "Run folder: runs/bench-001",
     ):
         assert text in out
-    assert torch.cuda.is_available() or "cuda: 5 row(s) empty: no GPU at hand\n" in out
+    assert torch.cuda.is_available() or "cuda: 5 row(s) empty: no GPU available\n" in out
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,9 @@ def test_what_cannot_be_measured_says_why_and_keeps_its_bounds():
     result = Case(Claim("c", 2.0, 1.5), "case", absent).row(HERE)
     assert consistent(result)
     assert (result["why_empty"], result["must"], result["aim"]) == ("timm is not installed", 2.0, 1.5)
-    assert row(Claim("c", 2.0), Measured(Spread.of([1.0])), missing="no GPU at hand")["why_empty"] == "no GPU at hand"
+    assert (
+        row(Claim("c", 2.0), Measured(Spread.of([1.0])), missing="no GPU available")["why_empty"] == "no GPU available"
+    )
 
 
 def test_a_defect_of_a_benchmark_is_no_empty_row():

@@ -84,7 +84,7 @@ def test_ctrl_c_keeps_what_is_measured_and_the_same_command_goes_on(counted, tmp
     measure.stop = ("one", 1)
     command = ["reproduce", "counted", "--out", str(tmp_path / "run")]
     assert main(command) == 130
-    message = f"What is done is kept in {tmp_path / 'run'}: the same command goes on."
+    message = f"Finished work is kept in {tmp_path / 'run'}: run the same command again to resume."
     assert capsys.readouterr().err == f"jacmatch reproduce: interrupted. {message}\n"
     measure.stop = None
     assert main(command) == 0

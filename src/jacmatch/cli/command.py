@@ -42,7 +42,7 @@ def translated() -> Iterator[None]:
         raise Stopped(f"{who} called sys.exit({stop.code!r}): it must return. {_REMEDY}") from stop
     except BaseException as error:
         if _is_of_memory(error):
-            raise Stopped("the memory is full. Use a smaller --batch-size.") from error
+            raise Stopped("the memory is full. Use a smaller --batch-size, or less data.") from error
         from jacmatch.training.distributed import is_of_connections
 
         location = None if is_of_connections(error) else _location(error)
@@ -269,8 +269,8 @@ class _Job:
                     for parent in self.made[1:]:
                         parent.rmdir()
             return "No run folder was written."
-        again = f"the same command with --out {self.out}" if self.numbered else "the same command"
-        return f"What is done is kept in {self.out}: {again} goes on."
+        again = f"with --out {self.out} " if self.numbered else ""
+        return f"Finished work is kept in {self.out}: run the same command {again}again to resume."
 
     def _has_progress(self) -> bool:
         assert self.out is not None

@@ -466,7 +466,7 @@ def refuse(program: str, known: Sequence[Flag], words: Sequence[str], otherwise:
 
 
 SYNONYMS = {
-    "steps": "epochs num-epochs max-epochs iterations num-steps",
+    "steps": "epoch epochs num-epochs max-epochs iterations num-steps",
     "outputs-weight": "alpha kd-weight kd-alpha distill-weight distillation-weight soft-weight lambda-kd",
     "labels-weight": "ce-weight hard-weight label-weight",
     "jacobian-weight": "beta jac-weight jacobian-lambda sobolev-weight",

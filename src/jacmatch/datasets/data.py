@@ -238,8 +238,8 @@ def per_class(labels: Shaped[Tensor, "sample *row"], count: int, seed: int) -> I
     sizes = np.bincount(classes)
     short = [f"class {number}: {size}" for number, size in enumerate(sizes) if size < count]
     if short:
-        rule = f"`count` of `per_class` (samples per class) is {count}; every class must have as many."
-        raise InputError(rule, got=few(short, 5), do=f"Use at most {sizes.min()}.")
+        rule = "`count` of `per_class` (`--per-class`) must be at most the number of samples in each class."
+        raise InputError(rule, got=f"{count}, and {few(short, 5)}", do=f"Use at most {sizes.min()}.")
     order = np.argsort(keys(seed, len(classes)), kind="stable")
     chosen = [order[classes[order] == number][:count] for number in range(len(sizes))]
     return torch.from_numpy(np.sort(np.concatenate(chosen)).astype(np.int64))

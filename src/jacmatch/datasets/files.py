@@ -1,5 +1,6 @@
 """Read files that may be missing, damaged, huge or of another kind."""
 
+import csv
 import hashlib
 import os
 import struct
@@ -27,6 +28,7 @@ _BROKEN = (
     tokenize.TokenError,
     RuntimeError,
     MemoryError,
+    csv.Error,
 )
 
 
@@ -62,7 +64,9 @@ def existing_file(text: str, source: str) -> Path:
 
 
 def _existing(text: str, source: str, word: str, kind: str, example: str, is_kind: Callable[[Path], bool]) -> Path:
-    rule = f"`--data {source}:{word}` must name an existing {kind}."
+    rule = (
+        f"`{'--teacher' if source in ('csv', 'parquet') else '--data'} {source}:{word}` must name an existing {kind}."
+    )
     if not text:
         raise InputError(rule, got=f"no {kind}", do=f"Write for example {source}:{example}.")
     path = user_path(text)

@@ -72,7 +72,7 @@ def doctor(
         seed: Seeds the directions.
         engines: The engines to check.
         context: Other arguments of the network, by name, passed unchanged. Tensors whose first dimension is the batch
-            belong to the samples; wrap others in `Shared` where they happen to have as many rows.
+            belong to the samples; wrap a tensor in `Shared` if only its size is that of the batch.
 
     Raises:
         InputError: x is not a tensor of samples of a floating-point type, the outputs are no real tensor, or an engine

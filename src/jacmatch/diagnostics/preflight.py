@@ -151,7 +151,7 @@ def raise_for_faults(report: PreflightReport, objective: nn.Module, batch: Batch
     if isinstance(student, nn.Module) and any(each.code == "wrong-gradient" for each in findings):
         findings += [each for each in doctor(student, batch.x[:SAMPLES]).findings if each.severity == "fault"]
     lines = " ".join(map(str, dict.fromkeys(findings)))
-    raise UnsupportedError(f"Before the first step: {lines} To train all the same: doctor=False, or --no-doctor.")
+    raise UnsupportedError(f"Before the first step: {lines} To train anyway: doctor=False, or --no-doctor.")
 
 
 def report(result: Diagnosis | PreflightReport) -> dict[str, Any]:
@@ -262,7 +262,9 @@ def _of_teacher(teacher: Any, batch: Batch, *, by_output: bool) -> list[Finding]
     if error is None or error <= _LOOSE:
         return []
     what = f"the products that it returns are {error:.0%} away from differences of its own outputs."
-    return [fault("teacher-derivatives", what, "Compare its Jacobian with differences at a few points, and mend it.")]
+    return [
+        fault("teacher-derivatives", what, "Compare its Jacobian with differences at a few points, and correct it.")
+    ]
 
 
 def _error_of_products(teacher: Teacher, x: Tensor, *, by_output: bool) -> float | None:

@@ -105,7 +105,7 @@ class TrainingUnit(nn.Module):
 
 
 def _part(samples: int) -> Part | None:
-    """Return the part of a batch that this process has, where all have so many samples; None in one process."""
+    """Return the part of a batch that this process has, where all have this number of samples; None in one process."""
     if not in_several_processes():
         return None
     ranks = distributed.get_world_size()

@@ -104,7 +104,7 @@ class Structure:
         for leaf in leaves:
             if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or not leaf.dim():
                 got = f"{leaf.dtype} {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
-                do = "Leave out what cannot be differentiated, and take an object apart: {'depth': out.depth}."
+                do = "Leave out what has no derivative; return a dictionary instead of an object: {'depth': out.depth}."
                 raise InputError(f"{name} must be one or several floating-point tensors (B, …).", got=got, do=do)
         if len({len(leaf) for leaf in leaves}) != 1:
             got = ", ".join(str(tuple(leaf.shape)) for leaf in leaves) or "none"

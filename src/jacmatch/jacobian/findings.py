@@ -173,7 +173,7 @@ def wrong_gradient(name: str, error: float, *, certain: bool) -> Verdict:
 
 
 def refused(name: str, failure: UnsupportedError, *, moves: bool) -> Verdict:
-    """Return the verdict for an error of the engine; `moves` is whether the outputs depend on the input at all."""
+    """Return the verdict for an error of the engine; `moves`: whether the outputs depend on the input."""
     reason = str(failure).partition(" Use engine=")[0]
     if "detaches" in reason:
         if not moves:

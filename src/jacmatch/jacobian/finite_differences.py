@@ -333,7 +333,7 @@ def evaluated(
 
 
 def own_copy(function: Function) -> Function:
-    """Return a copy in its own type; the function itself if it cannot be copied or is very large."""
+    """Return a copy of the same dtype; the function itself if it is very large or cannot be copied."""
     if _size(function) > _LARGE:
         return function
     try:
@@ -362,7 +362,7 @@ def couples(values_at: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, toleran
             ]
             if torch.isfinite(torch.cat(changes)).all():
                 return bool(torch.cat(changes).abs().max() > tolerance * y.abs().max() + 1e-12)
-    raise UnsupportedError("The function is not defined near x: whether samples depend on each other is not known.")
+    raise UnsupportedError("The function is not defined near x, so it is unknown whether samples depend on each other.")
 
 
 def _size(function: Function) -> int:

@@ -89,7 +89,7 @@ def jvp(
         engine: `forward`, `reverse`, `differences`, or `auto`: the first of these that supports the module.
         batch_norm: Policy for BatchNorm in training mode.
         context: Other arguments of the network, by name, passed unchanged. Tensors whose first dimension is the batch
-            belong to the samples; wrap others in `Shared` where they happen to have as many rows.
+            belong to the samples; wrap a tensor in `Shared` if only its size is that of the batch.
         output: Selects the outputs if the network returns more than one tensor. It returns a tensor, or a tuple or
             dictionary of tensors; y and the products then have the same structure.
 

@@ -229,7 +229,10 @@ class Cache(TeachingFields):
         super().__post_init__()
         if self.cache is None:
             rule = "`--cache` of `cache` must be given."
-            raise InputError(rule, do=f"jacmatch cache {self.action} --cache DIR, and for build the flags of distill.")
+            raise InputError(
+                rule,
+                do=f"Write jacmatch cache {self.action} --cache DIR. `cache build` also takes the options of distill.",
+            )
         if self.devices != 1:
             rule = "`--devices` of `cache` must be left out: its processes work independently."
             do = "Start it with torchrun, or start the same command several times."
@@ -245,7 +248,7 @@ class Cache(TeachingFields):
         return self.cache
 
     def named(self, names: Iterable[str]) -> None:
-        """Set which fields were given; without this call, those that differ from their defaults."""
+        """Set the fields that the user gave; without this call, they are those that differ from their defaults."""
         object.__setattr__(self, "_given", frozenset(names))
 
     @property

@@ -27,7 +27,11 @@ class List:
             "jacobian losses": list(losses.JACOBIAN_LOSSES),
             "penalties": list(losses.PENALTIES),
             "teachers": list(teachers.TEACHERS),
-            "functions": [*EXAMPLES, "npz:FILE", "PACKAGE.MODULE:CALLABLE"],
+            "functions": [
+                *EXAMPLES,
+                *(f"{kind}:FILE" for kind in ("npz", "csv", "parquet", "onnx")),
+                "PACKAGE.MODULE:CALLABLE",
+            ],
         }
         for verb in plugins.verbs().values():
             axes |= {heading: list(plugins.load(name)) for heading, name in verb.names.items()}

@@ -303,7 +303,7 @@ class TrainingFields(JobFields, Training):
     def parts(self, data: Data, per_class: int, seed: int) -> tuple[Split, Split | None]:
         """Return the training and the validation samples; see `jacmatch.jobs.settings.parts`."""
         if data.positions and self.augment:
-            rule = "`--augment` must not be given with labels of positions, which it does not move."
+            rule = "`--augment` must not be given with labels of positions: it moves the pixels, but not the labels."
             raise InputError(rule, got=" ".join(self.augment), do="Leave it out, or augment the data.")
         validation: float = self.validation
         if self.smoke:

@@ -115,7 +115,7 @@ def paper_label_cross_entropy(
         sigma: σ ≥ 0, the noise's standard deviation in units of the input.
 
     Raises:
-        InputError: Shapes do not belong together, labels are of a wrong kind, or sigma is below 0.
+        InputError: The shapes do not match, the labels are no class numbers, or sigma is below 0.
 
     References:
         "Local Affine Approximators", NIPS 2017 LLD, Eq. 3.
@@ -156,7 +156,7 @@ def label_cross_entropy(
         sigma: σ ≥ 0, the noise's standard deviation in units of the input.
 
     Raises:
-        InputError: Shapes do not belong together, labels are of a wrong kind, or sigma is below 0.
+        InputError: The shapes do not match, the labels are no class numbers, or sigma is below 0.
 
     References:
         Corrected form of "Local Affine Approximators", NIPS 2017 LLD, Eq. 3.

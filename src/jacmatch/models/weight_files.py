@@ -151,7 +151,7 @@ def _shards(index: Path, largest: int, allow_pickle: bool) -> dict[str, Tensor]:
     for name, path in paths.items():
         if Path(name).name != name or name in ("", ".", "..") or "\\" in name:
             rule = f"`{index}` must name files of its own folder."
-            raise InputError(rule, got="a path", do="Load only an index that you trust, and mend its weight_map.")
+            raise InputError(rule, got="a path", do="Load only an index that you trust, and correct its weight_map.")
         _check_inside(path)
         if path.is_dir() or name.endswith(".json"):
             raise InputError(f"`{index}` must name files of weights.", got=repr(name))

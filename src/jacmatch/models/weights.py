@@ -498,7 +498,7 @@ def _warn(source: Path, fit: Fit, types: list[torch.dtype]) -> None:
     if fit.renamed:
         pairs = [f"{theirs} → {ours}" for ours, theirs in fit.renamed.items()]
         warnings.warn(
-            f"`{source}` names its layers otherwise; they were matched by structure: {few(pairs)}. Measure the "
+            f"`{source}` names its layers differently; they were matched by structure: {few(pairs)}. Measure the "
             "accuracy (`jacmatch evaluate`) before you rely on it.",
             stacklevel=3,
         )

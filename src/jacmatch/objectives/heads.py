@@ -412,6 +412,6 @@ class _Probes:
         return sum(self.each[name].variance(part.flatten(1).T, outputs=one[name]) for name, part in parts.items())
 
     def passes(self, outputs: int) -> Cost:
-        """Return the sum of the heads' passes, each for so many outputs."""
+        """Return the sum of the heads' passes, each for this number of outputs."""
         each = [astuple(probe.passes(outputs)) for probe in self.each.values()]
         return Cost(*map(sum, zip(*each, strict=True)))

@@ -290,8 +290,8 @@ def recipe(
     unless `derivatives` requests it.
 
     `single_label` says that probe or readouts need the label of a single sample, which a mixed pair does not have, and
-    `derivatives` that a setting of the Jacobian term was given, which requests that term for any amount of data. With
-    given `jacobians` the schedule is constant unless it is given too.
+    `derivatives` that a setting of the Jacobian term was given, which requests that term for any amount of data. If
+    `jacobians` is given and the schedule is not, the schedule is constant.
     """
     if samples_per_class is not None and not samples_per_class > 0:
         raise InputError("`samples_per_class` of `Distillation` must be positive.", got=samples_per_class)

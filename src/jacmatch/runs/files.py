@@ -183,7 +183,7 @@ def hold(folder: Path, *, wait: Callable[[], None] | None = None) -> Lock:
             wait = _nothing
             time.sleep(_BETWEEN)
         with contextlib.suppress(OSError):  # on a full disk, or on Windows, where a locked file cannot be written:
-            _sign(folder / LOCK)  # the owner is not recorded, and the lock is valid all the same
+            _sign(folder / LOCK)  # the owner is not recorded, and the lock is valid anyway
     _locks[name] = lock
     return lock
 

@@ -236,7 +236,7 @@ def _contradictions(x: Inputs, y: Values) -> list[str]:
 
 
 def unexplained(x: Inputs, y: Values, jacobian: Jacobian) -> tuple[ndarray, ndarray] | None:
-    """Return how much of the change between neighbors the partials miss, as a share of the median change.
+    """Return how much of the change between neighbors the partials do not explain, as a share of the median change.
 
     The median (K,), and for each sample the least (N, K); None for too few or many samples. The change is the mean of
     both Jacobians times the step, up to third order.

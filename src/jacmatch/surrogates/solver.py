@@ -76,7 +76,7 @@ class Standardized:
         return self.rows(order[:count]), self.rows(order[count:])
 
     def joined(self, x: Inputs, y: Values, t: Tangents) -> "Standardized":
-        """Return these samples together with others of the same weight; if no partials are known, λ is 1."""
+        """Return these samples joined with others of equal weight; λ is 1 if no partials are known."""
         n, k = len(self) + len(x), y.shape[1]
         share = len(self) / n
         of_partials = 1.0 if self.t_weights is None else float(self.t_weights.sum()) / len(t)

@@ -88,13 +88,15 @@ def _csv(path: Path) -> dict[str, ndarray]:
     how = "Write it with frame.to_csv(FILE, index=False)."
     with reading(path, "a CSV file with a header", how), path.open(newline="", encoding="utf-8-sig") as file:
         rows = [row for row in csv.reader(file) if row]
+    if rows and len(rows[0]) == 1 and {";", "\t"} & {*rows[0][0]}:
+        raise InputError(f"The columns of {path} must be separated by commas.", got=repr(rows[0][0][:80]), do=how)
     if len(rows) < 2:
         raise InputError(f"{path} must have a header and at least one row.", got=f"{len(rows)} line(s)")
     header = [name.strip() for name in rows[0]]
     _distinct(str(path), header)
     for number, row in enumerate(rows[1:], 2):
         if len(row) != len(header):
-            rule = f"Each line of {path} must have {len(header)} cells, as its header."
+            rule = f"Each line of {path} must have {len(header)} cells, like its header."
             raise InputError(rule, got=f"{len(row)} in line {number}")
     return {name: _numbers([row[i] for row in rows[1:]]) for i, name in enumerate(header)}
 

@@ -227,7 +227,7 @@ class MemoizedTeacher:
         if 2 * changed > len(x):
             rule = "`teacher` of `MemoizedTeacher` must give the same answer to the same query each time."
             do = "Freeze it (evaluation mode, fixed weights, no noise), or pass the teacher without a memory."
-            raise InputError(rule, got=f"another answer about {changed} of {len(x)} samples", do=do)
+            raise InputError(rule, got=f"another answer for {changed} of {len(x)} samples", do=do)
 
     def _store(self, memory: dict[int, _Entry], ids: list[int], x: Tensor, question: Question, answer: Answer) -> None:
         """Store the answers for new ids; an entry is never replaced."""

@@ -125,7 +125,7 @@ class _FunctionTeacher:
         """
         question, name = question or Question(), type(self).__name__
         if question.layers or question.readout.layers:
-            rule = f"The teacher must answer features; {name} has outputs only. Use a readout of the outputs."
+            rule = f"The teacher must return features; {name} returns outputs only. Use a readout of the outputs."
             raise UnsupportedError(rule)
         x = x.detach()
         with frozen_pass(x):

@@ -181,7 +181,7 @@ def test_a_kink_and_a_jump_at_the_step_are_reported(call):
 def test_names_that_lead_nowhere_are_refused():
     assert import_callable("numpy:sin") is np.sin
     for spec in ("numpy", "no-module:f", "nowhere.at.all:f", "torchvision:models", "digits:f"):
-        with pytest.raises(InputError, match=r"must be PACKAGE.MODULE:CALLABLE, onnx:FILE or npz:FILE"):
+        with pytest.raises(InputError, match=r"must be PACKAGE.MODULE:CALLABLE, onnx:FILE, or a table"):
             import_callable(spec)
     with pytest.raises(InputError, match="the callable of module numpy"):
         import_callable("numpy:sinn")

@@ -33,7 +33,7 @@ from jacmatch_research.bench.claims import Benchmark, Case, Claim, Conditions, M
 
 PROBES: dict[str, Estimator | None] = {"vᵀJ": RandomOutputs(1), "Jv": RandomInputs(1), "outputs": None}
 _QUERY = 4096  # at once
-_TURNS = 4  # after so many calls a reader begins again: all of its questions are kept
+_TURNS = 4  # after this number of calls a reader starts again: all of its questions are kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ class Answers:
 
 
 ENTRY = Claim("answer from disk ÷ answer of the live teacher")
-WRITING = Claim("asking a teacher and writing its answers ÷ asking it")
+WRITING = Claim("querying a teacher and storing its outputs ÷ querying it")
 
 TEACHERS = {"VGG-9, 32×32": ("vgg9", 64), "ResNet-20, 32×32": ("resnet20", 32)}
 

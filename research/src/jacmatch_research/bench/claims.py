@@ -113,10 +113,10 @@ def timed(conditions: Conditions, run: Callable[[], object]) -> float:
 
 
 def peak_memory(conditions: Conditions, script: str, environment: Mapping[str, str] | None = None) -> int:
-    """Largest memory in bytes that this Python text needs in a fresh process.
+    """Largest memory in bytes that this Python text needs in a new process.
 
     On the CPU the largest resident memory (Linux), on a GPU the largest that torch had allocated. The text finds the
-    device under the name `device`. In a quick run, the text runs in this process, and the number means nothing.
+    device under the name `device`. In a smoke run, the text runs in this process, and the number means nothing.
     `environment` holds variables of the process besides those of this one.
     """
     if conditions.kind == "cuda":
@@ -127,7 +127,7 @@ def peak_memory(conditions: Conditions, script: str, environment: Mapping[str, s
 
 
 def output(conditions: Conditions, script: str, environment: Mapping[str, str] | None = None) -> str:
-    """The last word that this Python text prints in a fresh process; in a quick run, in this process."""
+    """The last word that this Python text prints in a new process; in a quick run, in this process."""
     text = f"import torch\ntorch.set_num_threads(1)\ndevice = {conditions.kind!r}\n{script}\n"
     if conditions.quick:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -145,7 +145,7 @@ def compare_memory(
     rounds: int = 3,
     environment: Mapping[str, str] | None = None,
 ) -> Spread:
-    """Peak memory of one Python text ÷ that of another, each time in fresh processes."""
+    """Peak memory of one Python text ÷ that of another, each time in new processes."""
     turns = range(1 if conditions.quick else rounds)
     pairs = [[peak_memory(conditions, script, environment) for script in (contestant, baseline)] for _ in turns]
     return Spread.of([mine / other for mine, other in pairs])
@@ -156,7 +156,7 @@ class Claim:
     """A ratio of two costs (`text`: what ÷ what) and its bounds.
 
     `must` is the largest ratio that the project claims (the smallest, where higher is better), or None; `aim` is its
-    goal. With `of_floor`, they are multiples of the floor that the row states.
+    goal. With `of_floor`, they are multiples of the lower limit of the row.
     """
 
     text: str

@@ -24,14 +24,14 @@ from jacmatch_research.bench import BENCHMARKS
 from jacmatch_research.bench.claims import Benchmark, Conditions
 from jacmatch_research.processes import one_thread
 
-_NO_GPU = "no GPU at hand"
+_NO_GPU = "no GPU available"
 
 
 @dataclass(frozen=True)
 class Bench:
     """Measure ratios of time and memory on this machine, and compare them with the claimed ones.
 
-    The compared methods alternate in one process with one thread; memory is measured in fresh processes. Each finished
+    The compared methods alternate in one process with one thread; memory is measured in new processes. Each finished
     benchmark writes OUT/NAME.json. For a row that cannot be measured, the reason is given.
     """
 

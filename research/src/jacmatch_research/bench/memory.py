@@ -1,4 +1,4 @@
-"""`jacmatch bench memory`: peak memory in fresh processes."""
+"""`jacmatch bench memory`: peak memory in new processes."""
 
 import textwrap
 from collections.abc import Callable, Mapping
@@ -90,7 +90,7 @@ def beside_peer(conditions: Conditions, peer: Callable[[nn.Module, Tensor], Tens
 
 
 MEMORY = Benchmark(
-    "peak memory in fresh processes",
+    "peak memory in new processes",
     (
         *(Case(ROW, pair, partial(one_row, pair=pair)) for pair in PAIRS),
         *(Case(CHUNKS, pair, partial(chunks, pair=pair)) for pair in PAIRS),

@@ -96,7 +96,7 @@ def jv_pass(conditions: Conditions, name: str, shape: tuple[int, ...], batch: in
 
 
 def _dual_pass(network: nn.Module, x: Tensor, directions: int) -> Callable[[], None]:
-    """A pass with so many Jv by the forward engine, and back."""
+    """Forward and backward pass with this number of products Jv by the forward engine."""
     v = torch.randn(directions, *x.shape, device=x.device)
 
     def run() -> None:
@@ -108,7 +108,7 @@ def _dual_pass(network: nn.Module, x: Tensor, directions: int) -> Callable[[], N
 
 
 def directions(conditions: Conditions, name: str, shape: tuple[int, ...], batch: int, count: int) -> Measured:
-    """Passes in training mode. The floor counts the values as one more direction: (P + 1) ÷ 2P."""
+    """Passes in training mode. The lower limit counts the values as one more direction: (P + 1) ÷ 2P."""
     name, batch = ("cnn3", 2) if conditions.quick else (name, batch)
     network = build(name, 10, shape).train().to(conditions.device)
     x = torch.rand(batch, *shape, device=conditions.device)

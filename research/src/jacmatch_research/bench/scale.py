@@ -123,7 +123,7 @@ def streamed(conditions: Conditions) -> Measured:
 
 
 def _write_tar(folder: Path, count: int) -> None:
-    """Write so many small PNG files, and two for the test, as WebDataset has them; a hundred of them are distinct."""
+    """Write `count` small PNG files, a hundred of them distinct, and two for the test, in the layout of WebDataset."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -152,7 +152,7 @@ def processes(conditions: Conditions, pair: str, cached: bool) -> Measured:
 
 
 def _seconds(program: str, world: int) -> float:
-    """Seconds of a step of so many processes, as each prints them; the slowest counts."""
+    """Return the seconds of a step with this number of processes: those of the slowest."""
     with tempfile.TemporaryDirectory() as folder:
         shared = {
             **os.environ,

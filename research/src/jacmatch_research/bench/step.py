@@ -142,7 +142,7 @@ def every_step(
     products: Literal["row", "Jv"] = "row",
     cached: bool = False,
 ) -> Measured:
-    """Derivatives in every step; the floor is (2r + 6) ÷ (r + 3), or 6 ÷ (r + 3) with stored teacher outputs."""
+    """Derivatives in every step; the lower limit is (2r + 6) ÷ (r + 3), or 6 ÷ (r + 3) with stored teacher outputs."""
     chosen = Pair.of(conditions, pair)
     r = chosen.ratio(conditions)
     mine, plain = chosen.steps(products, batch_norm, cached=cached), chosen.steps(None, batch_norm)
@@ -152,7 +152,7 @@ def every_step(
 
 
 def every_fourth(conditions: Conditions, pair: str, cached: bool) -> Measured:
-    """Derivatives in every fourth step; the floor of the three plain steps is 1, or 3 ÷ (r + 3) with stored answers."""
+    """Derivatives in every fourth step; the lower limit of three plain steps is 1; 3 ÷ (r + 3) with stored outputs."""
     chosen = Pair.of(conditions, pair)
     r = chosen.ratio(conditions)
     mine, plain = chosen.steps("row", "frozen", every=4, cached=cached, count=4), chosen.steps(None, "frozen", count=4)

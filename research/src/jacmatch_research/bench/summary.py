@@ -22,7 +22,7 @@ def benchmarks(console: Console, result: Mapping[str, Any]) -> None:
 def _claim(console: Console, claim: str, rows: Sequence[Mapping[str, Any]]) -> None:
     measured = [row for row in rows if row["why_empty"] is None]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
-    for heading in ("", "median", "quartiles", "n", "must", "aim", "floor", ""):
+    for heading in ("", "median", "quartiles", "n", "bound", "aim", "lower limit", ""):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
     for row in measured:
         median, low, high, *bounds = (

@@ -204,7 +204,7 @@ METHODS = PEERS | OURS
 
 @contextlib.contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """Raise `TimeoutError` when this process has used so many processor seconds."""
+    """Raise `TimeoutError` when this process has used this number of processor seconds."""
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"over {seconds:g} s")

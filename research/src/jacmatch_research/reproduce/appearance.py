@@ -39,13 +39,13 @@ METHODS: dict[str, Mapping[str, Any]] = {
     DERIVATIVES: {"directions": 1, "times": 1},
     SECOND_ORDER: {"directions": 0, "times": 1, "evaluations": 300},
 }
-"""A derivative costs two calls of the fitter: three times the faces without derivatives are as many calls."""
+"""A derivative costs two calls of the fitter, so methods without derivatives get three times as many faces."""
 DISTANCES = (0.05, 0.1, 0.2, 0.3, 0.4)
 """Of the first guess from the face's true place, in half widths of a face."""
 NEAR = 0.1
 """The distance of the main column."""
 CONVERGED = 7.5
-"""A fit has converged if its mean landmark error is below so many per cent of the distance of the eyes."""
+"""A fit has converged if its mean landmark error is below this percentage of the distance of the eyes."""
 _SIZES = {
     "smoke": {"model": 40, "faces": 4, "tested": 3, "steps": 5, "most": 60},
     "cpu": {"model": 150, "faces": 800, "tested": 40, "steps": 400, "most": 1000},
@@ -143,13 +143,13 @@ def _student(model: Model, student: Glance) -> Fitted:
 
 @lru_cache(maxsize=1)
 def _known(count: int, seed: int) -> dict[bytes, Array]:
-    """Results of the fitter with the model of so many faces: lessons of the same seed have windows in common."""
+    """Results of the fitter with a model of this number of faces: lessons of the same seed have windows in common."""
     return {}
 
 
 @lru_cache(maxsize=1)
 def _model(count: int) -> tuple[Model, Array]:
-    """The model of so many faces with their true landmarks, and its fixed Jacobian."""
+    """The model of this number of faces with their true landmarks, and its fixed Jacobian."""
     shown = faces(count, seed=0)
     model = build(shown)
     return model, fixed_jacobian(model, shown)

@@ -139,7 +139,7 @@ class Reproduce(Request):
         return run.child(cell.folder, {**self.settings(), **own})
 
     def _document(self, run: Run, order: list[Cell], facts: dict[str, Any]) -> Document:
-        """All that the run has, with settings and machine; no path of this machine is in it."""
+        """Return the content of the run with settings and machine, without paths of this machine."""
         settings = {**self.settings(), "data": self.data.partition(":")[0], "teacher": Path(self.teacher).name}
         weights = settings.pop("teacher_weights")
         file = run.path / "results.json"

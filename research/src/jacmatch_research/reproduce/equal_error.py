@@ -42,7 +42,7 @@ def surrogate(
     Args:
         points: Training samples.
         jacobian: Partials at these points.
-        settings: Those of a cell: `partials`, whether these are learned from; `evaluations` of the second-order solver,
+        settings: Those of a cell: `partials` (whether to learn from them), `evaluations` of the second-order solver,
             or `steps` of Adam with `lr`, `weight`, `probes` and `batch_size`; `hidden` and `activation`.
         seed: Seed of the weights, the held-out samples, the batches and the rows.
         weights: Weight of each sample, for the second-order solver.

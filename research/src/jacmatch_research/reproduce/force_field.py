@@ -105,7 +105,7 @@ def _tables(document: Document) -> list[Table]:
     time_step = STEP * ARGON.time * 1e15
     notes = (
         f"Seven argon atoms, n configurations, mean ± standard deviation over seeds: {seeds_of(document)}. "
-        f"Errors against the potential at {options['tested']} fresh configurations, where the forces have a standard "
+        f"Errors against the potential at {options['tested']} new configurations, where the forces have a standard "
         f"deviation of {own['force_std']:.2f} meV/Å.",
         f"Drift: root mean square of H(t) − H(0), H with the potential's energy, over {options['simulated']:,} steps "
         f"of {time_step:.1f} fs in {options['clusters']} clusters; own energy: the same with the network's. Lost: "

@@ -54,7 +54,7 @@ _OF_ADAM = {"hidden": (64, 64), "activation": "silu", "probes": 2, "batch_size":
 _REACH, _REGULAR, _LEAST = 0.15, 0.2, 0.02
 TESTED, _TEST_SEED = {"smoke": 200, "cpu": 2000}, 2**20
 DIRECTIONS = {"smoke": 3, "cpu": 24}
-"""Grasps that errors are measured at, and ways to singular ones."""
+"""Grasps at which errors are measured, and paths to singular ones."""
 BINS = ((0.02, 0.1), (0.1, 0.2), (0.2, 0.4), (0.4, 2.0))
 SHARES = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999)
 """Of the ways to singular grasps."""
@@ -117,7 +117,7 @@ def _agreement(hand: Hand, object_pose: ObjectPose, driven: Tensor) -> dict[str,
 
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
-    """Errors of pose, derivatives and torques at fresh grasps, also by how near to singular these are."""
+    """Errors of pose, derivatives and torques at new grasps, also by how near to singular these are."""
     options, hand, size = cell.settings, Hand(), "smoke" if request.smoke else "cpu"
     q, object_pose = _grasps(hand, options["samples"], cell.seed, options["least"])
     points = q, coordinates(hand, object_pose)
@@ -188,7 +188,7 @@ def _grasps(hand: Hand, count: int, seed: int, least: float) -> tuple[Tensor, Ob
 def _tables(document: Document) -> list[Table]:
     size = document["size"]
     notes = (
-        f"At those of {TESTED[size]} fresh grasps whose smallest singular value of A is at least {_REGULAR}; mean ± "
+        f"At those of {TESTED[size]} new grasps whose smallest singular value of A is at least {_REGULAR}; mean ± "
         f"standard deviation over seeds (of grasps and weights): {seeds_of(document)}. Partials and torques relative "
         "to their root mean square; a radian counts as the radius of the grip. Torques: vᵀJ of the student for random "
         "wrenches. Power: largest |τ·q̇ − w·ẋ| of the student in float32, over the mean of |w·ẋ|.",

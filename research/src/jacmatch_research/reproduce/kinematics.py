@@ -38,7 +38,7 @@ from jacmatch_research.systems.kinematics.inverse import (
 from jacmatch_research.tables import Document, seeds_of
 
 SHARE = 0.5
-"""Of each joint's range about its middle: what is learned, and where inverse kinematics may go."""
+"""Of each joint's range about its middle: the part that is learned, and the part that inverse kinematics may use."""
 LONGER = "values + partials, longer"
 ROWS = (VALUES, DERIVATIVES, LONGER, ADAM)
 EVALUATIONS = {
@@ -61,7 +61,7 @@ _SIZES: dict[str, dict[str, int]] = {
 _HIDDEN = {"hidden": (96, 96, 96), "activation": "silu"}
 """The best of four networks that were tried with a seed that no table has."""
 _OF_ADAM = {"hidden": (128, 128), "activation": "silu", "probes": 2, "batch_size": 64, "lr": 0.02, "weight": 2.0}
-"""The better of what was tried with such a seed."""
+"""The better of the values that were tried with this seed."""
 _TEST, _TEST_SEED = 2000, 2**20
 _AWAY, _STRAIGHT = 0.6, 0.05  # radians: starts from their targets; wrists that count as nearly straight
 LEARNED = (
@@ -153,7 +153,7 @@ def _problems(targets: int, *, straight: bool) -> tuple[Tensor, Tensor]:
 def _inverse(measured: Known, alone: Known, size: Mapping[str, Any]) -> dict[str, float]:
     """Inverse kinematics with measured poses, and with poses and derivatives from the same source.
 
-    Measured: the share that is reached, and iterations of those. Alone: median errors of the arm's own pose.
+    Return the share of targets that are reached, and their iterations. Alone: median errors of the arm's own pose.
     """
     results, limits = {}, PUMA_560.limits(SHARE)
     for straight in (False, True):
@@ -193,7 +193,7 @@ def _switches(known: Known, size: Mapping[str, Any], *, cold: bool = False) -> d
 def _tables(document: Document) -> list[Table]:
     options, own = document["cells"][0]["settings"], document["facts"]["exact"]
     notes = (
-        f"PUMA 560, the middle {100 * SHARE:.0f} % of each joint's range; errors at {_TEST} fresh points, mean ± "
+        f"PUMA 560, the middle {100 * SHARE:.0f} % of each joint's range; errors at {_TEST} new points, mean ± "
         f"standard deviation over seeds (of points and weights): {seeds_of(document)}. Evaluations: evaluations of "
         "loss and gradient over all samples; for Adam, steps. The weight decay is selected on a fifth of the samples.",
         made(document),
@@ -232,7 +232,7 @@ def _notes(options: Mapping[str, Any], own: Mapping[str, float]) -> tuple[str, s
         f"{options['animations']} animations of three parts with {options['frames']} frames, the largest joint step of "
         "all: where inverse kinematics takes over from the joints' own motion, and between its frames. Poses are the "
         "arm's and Jacobians the network's; alone, both are the network's. The joints' own motion has steps up to "
-        f"{1e3 * own['usual']:.0f} mrad, and goes on from where inverse kinematics ended with a step of at most "
+        f"{1e3 * own['usual']:.0f} mrad, and continues where inverse kinematics ended, with a step of at most "
         f"{1e3 * own['back']:.0f} mrad. Cold: frames are solved from the middle of the ranges. Smallest singular value "
         f"on the way: {own['fold']:.2g}; with a straight wrist {own['straight_fold']:.1g}."
     )

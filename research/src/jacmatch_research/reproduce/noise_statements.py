@@ -74,7 +74,7 @@ class Setting:
 
 
 Loss = Callable[[Setting, Tensor], Tensor]
-"""A loss at places around each point, (point, place, 2) → (point, place)."""
+"""A loss at positions around each point, (point, position, 2) → (point, position)."""
 
 
 def euclidean(at: Setting, jump: Float[Tensor, "point out"]) -> Float[Tensor, "point"]:
@@ -147,7 +147,7 @@ def _flat(values: Float[Tensor, "point place out"]) -> Float[Tensor, "sample out
 
 
 def squared_outputs(at: Setting, y: Float[Tensor, "point place 2"]) -> Float[Tensor, "point place"]:
-    """The paper's loss at noisy inputs, one draw for each place."""
+    """The paper's loss at noisy inputs, one draw for each position."""
     student, teacher = (_flat(f(y))[None] for f in (at.student, at.teacher))
     return losses.noise_distillation(student, teacher).view(y.shape[:2])
 
@@ -159,12 +159,12 @@ def squared_labels(at: Setting, y: Float[Tensor, "point place 2"]) -> Float[Tens
 
 
 def soft_cross_entropy(at: Setting, y: Float[Tensor, "point place 2"]) -> Float[Tensor, "point place"]:
-    """Cross-entropy with the teacher's probabilities at the same place."""
+    """Cross-entropy with the teacher's probabilities at the same position."""
     return losses.cross_entropy(_flat(at.student(y)), _flat(at.p(y))).view(y.shape[:2])
 
 
 def kl(at: Setting, y: Float[Tensor, "point place 2"]) -> Float[Tensor, "point place"]:
-    """KL(p‖q) at the same place."""
+    """KL(p‖q) at the same position."""
     return losses.hinton_kl(_flat(at.student(y)), _flat(at.teacher(y))).view(y.shape[:2])
 
 

@@ -90,10 +90,10 @@ def _cells_of_adam(request: Request, size: str) -> list[Cell]:
 
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
-    """RMSE of price and deltas at fresh states, loss on held-out paths, and the seconds of the training.
+    """RMSE of price and deltas at new states, loss on held-out paths, and the seconds of the training.
 
-    A quarter as many paths as are learned from are held out. `early_` are the errors of the network as it was when its
-    loss on them was lowest.
+    One held-out path comes with four training paths. `early_` are the errors of the network as it was when its loss on
+    the held-out paths was lowest.
     """
     options = cell.settings
     option = OPTIONS[options["option"]]
@@ -218,7 +218,7 @@ def _tables(document: Document) -> list[Table]:
         if (row, columns[0]) in stds["price"]
     )
     notes = (
-        f"Errors at {_TEST[document['size']]} fresh states against exact prices, mean ± standard deviation over seeds "
+        f"Errors at {_TEST[document['size']]} new states against exact prices, mean ± standard deviation over seeds "
         f"(of paths, weights and batches): {seeds_of(document)}. Unit: the spot price. Length held out: for each "
         "seed, the length of training with the lowest loss on validation paths, a quarter as many as the training "
         "paths.",

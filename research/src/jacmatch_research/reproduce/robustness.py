@@ -54,7 +54,7 @@ ROWS: dict[str, Mapping[str, Any]] = {
     "λ = 0.01, noise 0.4": {"penalty": 0.01, "noise": 0.4},
     "λ = 0.1, noise 0.2": {"penalty": 0.1, "noise": 0.2},
 }
-"""The penalty by weight, and what the same number of passes buys without one."""
+"""The penalty by weight, and what the same number of passes gives without one."""
 KINDS = {
     "plain": (f"λ = 0, {_TWICE}",),
     "penalty": tuple(row for row, settings in ROWS.items() if "penalty" in settings and "noise" not in settings),
@@ -113,7 +113,7 @@ def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
 
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
-    """Trains the network of a cell and judges it on test and on validation images."""
+    """Train the network of a cell and evaluate it on test and validation images."""
     settings = dict(cell.settings)
     penalty, noise, times = (settings.pop(*each) for each in (("penalty", 0.0), ("noise", 0.0), ("times", 1)))
     form = settings.pop("form")

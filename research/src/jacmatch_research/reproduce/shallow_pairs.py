@@ -13,7 +13,7 @@ from torch.nn import functional
 from jacmatch.errors import unknown_name
 
 REACH = 7.5
-"""Noise beyond so many standard deviations has a probability of 10⁻¹² and is left out where there are kinks."""
+"""Noise beyond this number of standard deviations has a probability of 10⁻¹² and is left out where there are kinks."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _at_a_point(student: Shallow, teacher: Shallow, generator: torch.Generator) 
 
 
 def _moved(network: Shallow, x: Float[Tensor, "point 2"]) -> Shallow:
-    """The network with other biases, so that no kink is nearer to x than `FAR`; the constant is moved along."""
+    """The network with other biases, so that no kink is nearer to x than `FAR`; the constant changes accordingly."""
     pre, size = (x @ network.w.T + network.b)[0], network.w.norm(dim=1)
     moved = replace(network, b=network.b + pre.sign() * FAR * size)
     return replace(moved, c=moved.c + (network(x) - moved(x))[0])
@@ -221,7 +221,7 @@ def _average(generator: torch.Generator, sigma: float) -> Location:
 
 @lru_cache(maxsize=16)
 def _line(seed: int) -> tuple[Shallow, Shallow, Tensor, Tensor]:
-    """Student, teacher, start and direction of the line: the first that are clear."""
+    """Return student, teacher, start and direction of the line: the first for which all kinks are well separated."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         student, teacher = (Shallow.draw(units, torch.relu, generator) for units in (4, 5))

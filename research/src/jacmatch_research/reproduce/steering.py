@@ -142,7 +142,7 @@ def _tables(document: Document) -> list[Table]:
     size = document["size"]
     notes = (
         f"Mean ± standard deviation over seeds (of states and weights): {seeds_of(document)}. Angles at "
-        f"{TESTED[size]} fresh states, clipped at the limits. Gain: ‖J + K‖/‖K‖ at z = 0, with each entry of z in "
+        f"{TESTED[size]} new states, clipped at the limits. Gain: ‖J + K‖/‖K‖ at z = 0, with each entry of z in "
         f"units of its acceptable value. Loops: the eigenvalues of A + BJ at {len(GRID)} speeds from {GRID[0]:.0f} to "
         f"{GRID[-1]:.0f} m/s. Regret: cost of {CARS} drives of 6 s above that of the teacher, which is clipped at the "
         f"same angles; a regret above {100 * CAP:,.0f} % counts as {100 * CAP:,.0f} %.",

@@ -80,7 +80,7 @@ def _cells(request: Request) -> list[Cell]:
 
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
-    """Errors of values and derivatives at fresh points, in units; evaluations, and processor seconds of the fit."""
+    """Errors of values and derivatives at new points, in units; evaluations, and processor seconds of the fit."""
     options = cell.settings
     taken = {name: options[name] for name in ("model", "solver", "activation", "sampling", "steps", "smoke")}
     job = Surrogate(teacher=options["function"], samples=(options["samples"],), **taken)
@@ -164,7 +164,7 @@ def _functions(document: Document) -> list[str]:
 
 def _tables(document: Document) -> list[Table]:
     notes = (
-        f"RMSE at {_TEST} fresh points of the box, in % of the unit: of the standard deviation of the values, and for "
+        f"RMSE at {_TEST} new points of the box, in % of the unit: of the standard deviation of the values, and for "
         "partials of that over the standard deviation of the input. Mean ± standard deviation over seeds (of points "
         f"and weights): {seeds_of(document)}.",
         made(document),

@@ -282,7 +282,7 @@ def _subset(ready: Ready, column: int, seed: int) -> Any:
 
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
-    """Trains and judges one network."""
+    """Train and evaluate one network."""
     recipe = _recipe(request, cell.settings)
     ready = _ready(request, recipe)
     method = cell.settings["method"]
@@ -402,7 +402,7 @@ def _difference(document: Document) -> str:
 def _changes(
     document: Document, changes: Mapping[str, Settings], name: str, title: str, beside: tuple[str, ...]
 ) -> list[Table]:
-    """Rows in which one thing is changed, and those of the main table that they are to be compared with."""
+    """Rows in which one setting is changed, and the rows of the main table with which they are compared."""
     results = spreads(document, "accuracy")
     changed = [row for row in names(document, "row") if row in changes]
     if not changed:

@@ -1,4 +1,4 @@
-"""ReLU and GELU with derivative rules that compute no zeros and no value twice."""
+"""ReLU and GELU with derivative rules that skip zeros and compute each value once."""
 
 import math
 from functools import partial

@@ -1,4 +1,4 @@
-"""Convolution with derivative rules that compute no zeros and no value twice.
+"""Convolution with derivative rules that skip zeros and compute each value once.
 
 PyTorch's forward-mode rule of a convolution computes a second convolution with the tangent of the weight, which is zero
 here. Its double backward takes the gradient by the weight as a convolution of transposed tensors, whose kernel is as

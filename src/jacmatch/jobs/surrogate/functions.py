@@ -159,7 +159,7 @@ class Function:
             raise InputError(
                 f"{self.name} must be differentiable by autograd for `--jacobian autograd`.",
                 got=in_one_line(error),
-                do="Use --jacobian differences, or bring its own Jacobian.",
+                do="Use --jacobian differences, or provide its Jacobian.",
             ) from error
         self.seconds += time.perf_counter() - start
         self.points += len(x)
@@ -196,12 +196,12 @@ def import_callable(spec: str, flag: str = "--teacher") -> Any:
     module_name, _, attribute = spec.partition(":")
     if module_name == "onnx":
         return onnx_function(attribute)
-    rule = f"`{flag} {spec}` must be PACKAGE.MODULE:CALLABLE, onnx:FILE or npz:FILE."
+    rule = f"`{flag} {spec}` must be PACKAGE.MODULE:CALLABLE, onnx:FILE, or a table (npz:, csv: or parquet:FILE)."
     taken = (
         module_name in datasets.LOADERS or module_name in catalog.FAMILIES
     )  # names of other things, in a --config too
     if taken or not is_code(spec):
-        raise InputError(rule, got=repr(spec))
+        raise InputError(rule, got=repr(spec), do="`jacmatch list` has the names of built-in functions.")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # the module is the user's: it may fail in any way
@@ -262,7 +262,7 @@ def open_function(
         if way == "autograd" and not traced:
             rule = f"{name} must be differentiable by autograd for `--jacobian autograd`."
             got = "values without a gradient" if arrays == "torch" else "a NumPy function"
-            raise InputError(rule, got=got, do="Use --jacobian differences, or bring its own Jacobian.")
+            raise InputError(rule, got=got, do="Use --jacobian differences, or provide its Jacobian.")
     return Function(name, call, arrays, own, chosen, units, step, dtype)
 
 

@@ -175,7 +175,7 @@ def _check_unchanged(file: Path, samples: Samples, function: Function) -> None:
         off = float((stored - now).abs().max() / torch.maximum(stored.abs(), now.abs()).max().clamp_min(1e-300))
     if off > max(DOUBLE, 1e3 * function.precision):
         rule = f"{function.name} must return the values that {file} holds."
-        do = "Bring that function back, or choose another --out."
+        do = "Restore that function, or choose another --out."
         raise InputError(rule, got=f"values that are off by {off:.2g} of the largest", do=do)
 
 

@@ -26,8 +26,8 @@ from jacmatch_research.systems.second_order import minimize_by_lbfgs
 SPREAD = (0.5, 0.5, 1.0, 1.0)
 """Standard deviations of the first guess of scale, turn and place in tenths: the windows that a student learns from."""
 _STEP = 0.5  # of a difference: half of these
-_REFUSED = 1.5  # a fit that costs so many times the median has failed, and nobody learns from it
-_JUMPED = 4.0  # likewise a derivative so many times the median
+_REFUSED = 1.5  # a fit whose cost exceeds this multiple of the median has failed, and is not used for training
+_JUMPED = 4.0  # likewise a derivative above this multiple of the median
 _DECAYS = (1e3, 1e2, 1e1, 1.0)  # of the second-order solver, toward the fixed Jacobian
 
 
@@ -179,7 +179,7 @@ def distilled(
 ) -> Glance:
     """Train a student on the fitter's results; derivatives make up `share` of the gradient norm where there are any.
 
-    With `evaluations` it is the second-order solver that trains, on values alone and without dropout.
+    With `evaluations` the second-order solver trains, on values alone and without dropout.
     """
     if evaluations:
         student = Glance(model, update=update).double()

@@ -18,7 +18,7 @@ REACH = 1.9
 UNIT = 0.1
 """Of the four numbers of a pose: a tenth."""
 _EXPLAINED = 0.95  # of the variance, by shape modes and by texture modes
-_TEXTURE_SIDE = 22  # the texture's grid has so many points across a face
+_TEXTURE_SIDE = 22  # number of grid points of the texture across a face
 _PRIOR = 0.02  # of the squared shape numbers in units of their standard deviations
 
 

@@ -187,7 +187,7 @@ def units(y: Float[Tensor, "cluster value"]) -> Float[Tensor, "value"]:
 
 
 def errors(field: ForceField, count: int) -> dict[str, float]:
-    """Root mean squared errors against the potential at fresh configurations, in meV, meV/Å and meV/Å²."""
+    """Root mean squared errors against the potential at new configurations, in meV, meV/Å and meV/Å²."""
     x = configurations(count, seed=2**20 + 1)
     exact, field = targets(x), field.double()
     predicted, derivatives = (each.detach() for each in jacobian(field, x))

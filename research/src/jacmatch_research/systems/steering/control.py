@@ -228,7 +228,7 @@ def drive(
     wanted: Wanted = lambda time: (0.0, 0.0),
     weights: tuple[Array, Array] | None = None,
 ) -> Drive:
-    """Drive cars from start states (car, 4) at speeds (car,), by the method of Runge and Kutta of fourth order.
+    """Drive cars from start states (car, 4) at speeds (car,), by the fourth-order Runge–Kutta method.
 
     The input of the controller is (y − y*, ψ − ẏ*/V, v_y, r), where `wanted` returns y* and ẏ* at a time; steering
     angles are constant within a step. Q and R are `weights`, or those of `Lqr`.

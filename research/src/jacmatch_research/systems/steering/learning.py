@@ -26,7 +26,7 @@ from jacmatch_research.systems.steering.control import (
 Learn = Callable[[tuple[Tensor, Tensor], Tensor], tuple[nn.Module, dict[str, float]]]
 """Inputs and values, and partials, to a network and measures of its training."""
 WIDTH = 1.5
-"""States are uniform within so many times `ACCEPTED`."""
+"""States are uniform within this multiple of `ACCEPTED`."""
 CARS, _CAR_SEED = 64, 2**20
 GRID = np.linspace(*SPEEDS, 33)
 """Speeds at which the loops are looked at."""
