@@ -152,7 +152,7 @@ def test_what_other_code_measured_is_not_mixed_in(counted, monkeypatch, tmp_path
         return [replace(cell, settings={"double": False, "new": 1}) for cell in experiment.cells(request)]
 
     monkeypatch.setitem(EXPERIMENTS, "counted", replace(experiment, cells=other))
-    with pytest.raises(InputError, match=r"cell.new \(absent there, 1 here\)"):
+    with pytest.raises(InputError, match=r"cell.new \(nothing there, 1 here\)"):
         Reproduce(name="counted", out=tmp_path / "run", rows=("two + 2",)).run()
     assert len(measured) == 2
 
