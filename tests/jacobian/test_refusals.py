@@ -294,3 +294,12 @@ def test_an_operation_without_any_rule_in_forward_mode_is_refused():
     rule = r"Engine 'forward' cannot differentiate this module.*'reverse'"
     with unverified(), pytest.raises(UnsupportedError, match=rule):
         jvp(lambda x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,)), X, V, engine="forward")
+
+
+@pytest.mark.parametrize("product", [jvp, vjp, lambda net, x, _: jacobian(net, x)])
+def test_lazy_modules_are_refused_until_they_have_parameters(product):
+    net, x = torch.nn.LazyLinear(3), torch.ones(2, 3)
+    with pytest.raises(InputError, match="Call it once with a batch"):
+        product(net, x, x)
+    net(x)
+    product(net, x, x)

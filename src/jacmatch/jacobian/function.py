@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from jacmatch.errors import ClassDimensionError, InputError
 from jacmatch.jacobian.callables import (
@@ -62,6 +63,11 @@ class Function:
     context: Context  # other arguments of the network, and data such as labels for readouts that need them
     layers: tuple[str, ...]  # dotted paths of further features to return
     batch_norm: BatchNormPolicy  # policy for BatchNorm in training mode
+
+    def __post_init__(self) -> None:
+        if isinstance(self.module, nn.Module) and any(map(is_lazy, self.module.parameters())):
+            rule = "The network to be differentiated must have its parameters."
+            raise InputError(rule, got="a lazy module", do="Call it once with a batch, which gives them their shapes.")
 
     def __call__(self, x: Tensor, buffers: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return values, outputs and features; `buffers` replace the module's own."""
