@@ -96,8 +96,8 @@ UNLABELLED: dict[int, tuple[set[str], Settings]] = {
     900: ({row for row, own in _KINDS.items() if own["method"] not in _LABELS_ALONE}, {}),
     5000: (_MANY, {"views": 2}),
 }
-"""The rows with a number of unlabeled images, and what they change; 5,000 images in 2 views take as many queries as
-1,475 in 8."""
+"""The rows with a number of unlabeled images, and what they change. With 100 labeled images, 900 in 8 views are 8,000
+queries of the teacher, and 5,000 in 2 views are 10,200."""
 _PAPER_ROWS = tuple(METHODS[method] for method in PAPER)
 RECIPE_ROWS: dict[str, Settings] = {
     (row if settings["method"] in _LABELS_ALONE else f"{row}; {count} unlabelled"): {
