@@ -97,19 +97,8 @@ def fit_surrogate(
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         network = new_student(x, y, hidden, activation, y_scale) if student is None else student
-    objective = regression(
-        network,
-        x,
-        y,
-        jacobian=jacobian,
-        teacher=teacher,
-        partials=partials,
-        probes=probes,
-        weight=weight,
-        x_scale=x_scale,
-        y_scale=y_scale,
-        seed=seed,
-    )
+    known: dict[str, Any] = {"jacobian": jacobian, "teacher": teacher, "partials": partials, "probes": probes}
+    objective = regression(network, x, y, weight=weight, x_scale=x_scale, y_scale=y_scale, seed=seed, **known)
     settings = Training(steps=steps, batch_size=batch_size, lr=lr, **training)
     fit(objective, Split(x, y), settings, seed=seed, device=device, on_step=on_step)
     return network.eval()
@@ -177,19 +166,10 @@ def fit_minibatches(
     if data.t is not None and data.t_weights is not None:
         partials = np.where(data.t_weights > 0, data.t, np.nan).transpose(1, 2, 0)
         table = torch.from_numpy(partials.copy()).float()
-    fit_surrogate(
-        x,
-        y,
-        jacobian=table,
-        partials="none" if table is None else "jacobian",
-        weight=jacobian_weight,
-        student=student,
-        x_scale=torch.ones(shape),
-        y_scale=torch.ones(net.widths[-1]),
-        steps=steps,
-        seed=seed,
-        device=device,
-    )
+    partials = "none" if table is None else "jacobian"
+    units: dict[str, Any] = {"x_scale": torch.ones(shape), "y_scale": torch.ones(net.widths[-1])}
+    how: dict[str, Any] = {"student": student, "steps": steps, "seed": seed, "device": device}
+    fit_surrogate(x, y, jacobian=table, partials=partials, weight=jacobian_weight, **units, **how)
     return to_parameters(student, net)
 
 

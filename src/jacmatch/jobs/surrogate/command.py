@@ -307,15 +307,9 @@ class Surrogate(SurrogateFields):
         if self.model == "auto" and process is not None and of_process is not None and of_process < EXACT:
             exact = Fit(nets[0], nets[0].initial(seed), 0.0, of_process, None, 1)  # no network is tried
             return to_process_module(process, scaler, shape), exact, free | as_process
-        selection = select_network(
-            data,
-            nets,
-            starts=1,
-            decays=(self.weight_decay,) if self.weight_decay else DECAYS,
-            seed=seed,
-            evaluations=self.training().steps if self.smoke else None,
-            on_progress=on_progress,
-        )
+        how: dict[str, Any] = {"evaluations": self.training().steps if self.smoke else None, "on_progress": on_progress}
+        decays = (self.weight_decay,) if self.weight_decay else DECAYS
+        selection = select_network(data, nets, starts=1, decays=decays, seed=seed, **how)
         better = of_process is not None and selection.held_out is not None and of_process < selection.held_out
         if process is None or not (better or self.model == "distilled"):
             fitted = selection.fit(data)
