@@ -78,7 +78,7 @@ CASES = {
     ),
     "statistics of nothing": (DISTILL + " --teacher-mean 0.5", r"`--teacher-mean` and .* belong to --teacher-weights"),
     # caches
-    "no cache": ("cache info", r"`--cache` of `cache` must be given\. jacmatch cache info --cache DIR"),
+    "no cache": ("cache info", r"`--cache` of `cache` must be given\. Write jacmatch cache info --cache DIR"),
     "an action that is none": ("cache bild", r"ACTION must be one of build, check, info\. Got 'bild'\. Nearest: build"),
     "info of nothing": ("cache info --cache none", r"none \(`--cache`\) must be a teacher's cache\. Got no folder"),
     "check of no cache": ("cache check --cache {bad}", r"must be a teacher's cache\. Got a folder without seed0/cache"),

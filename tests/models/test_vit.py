@@ -116,3 +116,11 @@ def test_weights_start_as_published():
     assert weight.std().item() == pytest.approx(0.02, rel=5 / math.sqrt(2 * weight.numel()))
     assert net.blocks[0].attn.qkv.bias.abs().sum() == 0
     assert net.pos_embed.std().item() == pytest.approx(0.02, rel=5 / math.sqrt(2 * net.pos_embed.numel()))
+
+
+@pytest.mark.ci
+def test_it_is_exported_for_any_batch_size():
+    network = VisionTransformer(3, (3, 8, 8), depth=2).eval()
+    program = torch.export.export(network, (torch.rand(2, 3, 8, 8),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    x = torch.rand(7, 3, 8, 8)
+    torch.testing.assert_close(program.module()(x), network(x))

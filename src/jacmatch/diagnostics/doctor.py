@@ -32,7 +32,7 @@ class Diagnosis:
     """The result of `doctor`.
 
     Attributes:
-        engine: The first of reverse, forward, differences that is right; `none` where no engine is.
+        engine: The first of reverse, forward, differences that is correct; `none` if no engine is.
         findings: The findings.
         engines: For each engine `right`, or what is wrong with it.
     """

@@ -67,7 +67,7 @@ class VisionTransformer(RawInputs):
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch out"]:
         """Outputs for raw images."""
         patches = self.patch_embed(self.standardized(x)).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches], dim=1) + self.pos_embed
+        tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), patches], dim=1) + self.pos_embed
         return self.head(self.norm(self.blocks(tokens))[:, 0])  # type: ignore[no-any-return]
 
     def _initialize(self) -> None:

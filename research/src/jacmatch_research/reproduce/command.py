@@ -182,7 +182,7 @@ def _stored(run: Run, order: list[Cell]) -> list[dict[str, Any]]:
 
 
 def _joined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of now, with those of an earlier command about cells that were not requested again."""
+    """Return the present facts, and those of an earlier command for cells that were not requested again."""
     both = [key for key in before if isinstance(before[key], Mapping) and isinstance(now.get(key), Mapping)]
     return {**before, **now, **{key: _joined(before[key], now[key]) for key in both}}
 

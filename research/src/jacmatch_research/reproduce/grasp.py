@@ -144,7 +144,7 @@ def _errors(hand: Hand, student: nn.Module, count: int) -> dict[str, float]:
     """What a student gets wrong; derivatives and wrenches with the grip's radius for a radian.
 
     Torques are the student's vᵀJ with v = Tᵀw, for a random wrench w at each grasp. `power` is the largest difference
-    between τ·q̇ of the student and w·ẋ of its Jv, over |w·ẋ| on average: what duality promises to be 0.
+    between τ·q̇ of the student and w·ẋ of its Jv, over |w·ẋ| on average; by duality it should be 0.
     """
     q, object_pose = _grasps(hand, count, _TEST_SEED, _LEAST)
     y, near = coordinates(hand, object_pose), regularity(hand, object_pose, q)

@@ -97,7 +97,7 @@ class Statement:
         family: What the student learns from.
         printed: The order of the expansion error as printed in the paper.
         increase: The increase under noise, from the setting, the noise and its weights.
-        term: The alleged the coefficient of σ².
+        term: The alleged coefficient of σ².
         loss: What is averaged, None where it is not a mean of one loss.
         agreeing: Whether the student has the teacher's values at each point.
         at_kinks: If the loss itself has no kink, the contribution of a kink of the logits, as factors of ‖κ‖², with κ

@@ -185,7 +185,7 @@ def _dropped(document: Document, row: str) -> str:
 
 
 def _verdict(document: Document, row: str) -> str:
-    """What the orders on smooth networks and inside one linear region come to."""
+    """Return a summary of the orders on smooth networks and inside one linear region."""
     lowest = {}
     for column in (SMOOTH, INSIDE):
         orders = [math.inf if m["slope"] is None else m["slope"] for m in _all(document, row, column)]

@@ -250,7 +250,7 @@ def _is_clear(
 
 
 def _cuts(at: Float[Tensor, "crossing"], slant: Float[Tensor, "crossing"], sigma: float) -> Float[Tensor, "cut"]:
-    """Where to cut the line: at kinks, closely around them, and otherwise each quarter."""
+    """Return the cuts of the line: at kinks, close to them, and otherwise at each quarter."""
     steps = torch.tensor([0.0, 0.7, 1.5, 2.5, 4.0, 7.5], dtype=torch.float64)
     around = at[:, None] + torch.cat((-steps, steps)) * sigma / slant[:, None]
     even = torch.linspace(0, LENGTH, 13, dtype=torch.float64)
