@@ -115,9 +115,8 @@ def read(path: str, verb: str, known: Sequence[Flag], flag: str = "--config") ->
             near = difflib.get_close_matches(name, fields, n=3, cutoff=0.5)
             nearest = f"Nearest: {', '.join(near)}. " if near else ""
             do = f"{nearest}See jacmatch {verb} --help."
-            raise InputError(
-                f"`{flag} {path}` must have settings of `{verb}` only.", got=f"the key {_SHORT.repr(key)}", do=do
-            )
+            rule = f"`{flag} {path}` must have settings of `{verb}` only."
+            raise InputError(rule, got=f"the key {_SHORT.repr(key)}", do=do)
         if name in chosen:
             raise InputError(f"`{name}` must be given once in `{flag} {path}`.", got="two spellings")
         kind = fields[name].kind
@@ -141,9 +140,8 @@ def _mapping(source: Path, named: str) -> dict[Any, Any]:
             with source.open("rb") as file:
                 content = file.read(largest + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise InputError(
-            rule, got=f"{getattr(error, 'strerror', None) or error} ({source})", do="Check the path."
-        ) from error
+        do = "Check the path."
+        raise InputError(rule, got=f"{getattr(error, 'strerror', None) or error} ({source})", do=do) from error
     if len(content) > largest:
         raise InputError(rule, got=f"a file of more than {largest:,} bytes")
     try:

@@ -29,26 +29,11 @@ def pairwise(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"])
     return torch.cdist(a.flatten(1).double(), b.flatten(1).double(), compute_mode=mode)
 
 
-def hausdorff(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> float:
-    """Return the directed Hausdorff distance H_a(A, B) = max_a min_b ‖a − b‖. Raises as `pairwise`."""
-    return float(pairwise(a, b).min(1).values.max())
-
-
-def mean_nearest(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> float:
-    """Return the mean distance of a point of A to the nearest of B. Raises as `pairwise`."""
-    return float(pairwise(a, b).min(1).values.mean())
-
-
-def wasserstein(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> float:
-    """Return the exact 1-Wasserstein distance W₁(A, B) of uniform distributions on A and B. Raises as `pairwise`."""
-    return _transport(pairwise(a, b).cpu().numpy())
-
-
 def _transport(cost: Float64[np.ndarray, "one other"]) -> float:
     try:
         from scipy.optimize import linear_sum_assignment
     except ModuleNotFoundError as error:
-        raise UnsupportedError("`wasserstein` needs the package scipy. Run: pip install scipy.") from error
+        raise UnsupportedError("`Distances` needs the package scipy. Run: pip install scipy.") from error
     rows, columns = cost.shape
     size = lcm(rows, columns)
     if size > _LARGEST:
@@ -79,8 +64,11 @@ class Distances:
 
     @classmethod
     def between(cls, a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"]) -> "Distances":
-        """Return all three distances from one distance matrix."""
-        matrix = pairwise(a, b)
+        """Return all three distances from one distance matrix. Raises as `pairwise`."""
+        return cls._of(pairwise(a, b))
+
+    @classmethod
+    def _of(cls, matrix: _Matrix) -> "Distances":
         nearest = matrix.min(1).values
         return cls(float(nearest.max()), float(nearest.mean()), _transport(matrix.cpu().numpy()))
 
@@ -119,15 +107,15 @@ class Bound:
         if lipschitz is not None and not lipschitz >= 0:
             raise InputError("`lipschitz` of `Bound` must be at least 0.", got=lipschitz)
         matrix = pairwise(a, b)
-        nearest = matrix.min(1)
+        nearest = matrix.min(1).indices
         own, other = rho_a.double(), rho_b.double()
         return cls(
             float(own.mean()),
             float(other.max()),
-            float(other[nearest.indices].mean()),
+            float(other[nearest].mean()),
             float(other.mean()),
             observed_lipschitz(matrix, own, other) if lipschitz is None else lipschitz,
-            Distances(float(nearest.values.max()), float(nearest.values.mean()), _transport(matrix.cpu().numpy())),
+            Distances._of(matrix),
         )
 
     @property

@@ -10,15 +10,7 @@ from torch import Tensor
 
 from jacmatch.datasets.arrays import from_arrays, from_splits
 from jacmatch.datasets.data import Data, Split, split_validation
-from jacmatch.datasets.files import (
-    check_memory,
-    entries,
-    existing_folder,
-    is_dir,
-    is_file,
-    reading,
-    user_path,
-)
+from jacmatch.datasets.files import check_memory, entries, existing_folder, is_dir, is_file, reading, user_path
 from jacmatch.datasets.streamed import MAX_BYTES, Names, Source, check_size, decode, streamed
 from jacmatch.errors import InputError, few, unknown_name
 

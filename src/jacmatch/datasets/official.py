@@ -12,15 +12,7 @@ from jaxtyping import UInt8
 
 from jacmatch.datasets.arrays import from_arrays
 from jacmatch.datasets.data import Data
-from jacmatch.datasets.files import (
-    check_digest,
-    check_file_size,
-    entries,
-    existing_folder,
-    is_file,
-    reading,
-    user_path,
-)
+from jacmatch.datasets.files import check_digest, check_file_size, entries, existing_folder, is_file, reading, user_path
 from jacmatch.datasets.streamed import decode
 from jacmatch.errors import InputError, few
 

@@ -128,6 +128,5 @@ def check_input(x: Any, caller: str) -> None:
         rule = f"`x` of `{caller}` must have a dimension of samples, and at least one sample."
         raise InputError(rule, got=f"shape {tuple(x.shape)}", do="Leave empty batches out.")
     if torch.is_inference_mode_enabled() or x.is_inference():
-        raise InputError(
-            f"`{caller}` must not run under torch.inference_mode, which drops derivatives.", do="Use torch.no_grad()."
-        )
+        rule = f"`{caller}` must not run under torch.inference_mode, which drops derivatives."
+        raise InputError(rule, do="Use torch.no_grad().")

@@ -71,10 +71,7 @@ from jacmatch.losses.penalties import (
 OutputLoss: TypeAlias = Literal["squared", "kl"]
 """Names of the losses of outputs."""
 
-OUTPUT_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "squared": squared_error,
-    "kl": hinton_kl,
-}
+OUTPUT_LOSSES: dict[str, Callable[..., Tensor]] = {"squared": squared_error, "kl": hinton_kl}
 """Losses of outputs, called as (student, teacher)."""
 
 JacobianLoss: TypeAlias = Literal["bounded", "relative", "squared", "normalized"]

@@ -200,10 +200,7 @@ class Heads(Objective):
         answer, of_all = self._answers(batch, count, partial(self._query, how))
         targets = None if of_all is None else of_all.outputs
         outputs, rows = self._in_parts(
-            self.network,
-            batch,
-            len(first.x),
-            lambda: how.of_student(self.network, first, answer, traced=measured),
+            self.network, batch, len(first.x), lambda: how.of_student(self.network, first, answer, traced=measured)
         )
         validation.one_output_for_each("Heads", outputs, batch.x)
         steps = self._steps(batch, labels, of_partners, targets)

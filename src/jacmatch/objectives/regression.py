@@ -165,10 +165,7 @@ class Regression(Objective):
 
         def eager() -> Compared:
             outputs, rows = self._in_parts(
-                self.student,
-                batch,
-                len(first.x),
-                lambda: how.of_student(self.student, first, answer, traced=measured),
+                self.student, batch, len(first.x), lambda: how.of_student(self.student, first, answer, traced=measured)
             )
             validation.one_output_for_each("Regression", outputs, batch.x)
             validation.same_outputs(outputs, target)

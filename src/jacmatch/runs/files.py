@@ -124,9 +124,8 @@ def _int(text: str) -> int:
 
 
 def _damaged(where: str, got: str) -> InputError:
-    return InputError(
-        f"{where} must be one JSON object.", got=got, do="It is damaged: copy it again or run the job again."
-    )
+    rule = f"{where} must be one JSON object."
+    return InputError(rule, got=got, do="It is damaged: copy it again or run the job again.")
 
 
 LOCK = ".lock"

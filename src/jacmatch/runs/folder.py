@@ -200,9 +200,8 @@ def _network(network: object, where: str) -> None:
     assert isinstance(network, Mapping)
     measures = [key for key in ("accuracy", "rmse") if key in network]
     if not measures:
-        raise InputError(
-            f"`{where}` must have `accuracy` (classes) or `rmse` (regression).", got=repr(sorted(network))[:_SHOWN]
-        )
+        rule = f"`{where}` must have `accuracy` (classes) or `rmse` (regression)."
+        raise InputError(rule, got=repr(sorted(network))[:_SHOWN])
     for key in (*measures, "parameters"):
         _in_range(network, key, where)
 

@@ -136,9 +136,8 @@ def _roles(source: str, names: list[str], inputs: Sequence[str], outputs: Sequen
         targets = rest if inputs else [name for name in plain if name.lower().startswith("y")]
     if not features or not targets or set(features) & set(targets):
         rule = f"{source} must have columns of inputs (x…) and of outputs (y…), or they must be named."
-        raise InputError(
-            rule, got=", ".join(names[:20]), do="Name them: inputs= and outputs=, or --x-columns and --y-columns."
-        )
+        do = "Name them: inputs= and outputs=, or --x-columns and --y-columns."
+        raise InputError(rule, got=", ".join(names[:20]), do=do)
     return features, targets
 
 

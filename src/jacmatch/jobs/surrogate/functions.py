@@ -39,11 +39,9 @@ def checked(rule: str, given: Any, x: Float[Tensor, "sample input"]) -> Float[Te
     if given.device != x.device:
         raise InputError(f"{rule} must return a tensor on the {x.device}.", got=given.device, do=OURS)
     if given.dim() == 0 or len(given) != len(x):
-        raise InputError(
-            f"{rule} must return one row for each of the {len(x)} points.",
-            got=f"shape {tuple(given.shape)}",
-            do="If it takes one point at a time, wrap it: lambda x: np.stack([f(each) for each in x]).",
-        )
+        rule = f"{rule} must return one row for each of the {len(x)} points."
+        do = "If it takes one point at a time, wrap it: lambda x: np.stack([f(each) for each in x])."
+        raise InputError(rule, got=f"shape {tuple(given.shape)}", do=do)
     return finite(rule, given.detach(), x)
 
 
@@ -53,11 +51,9 @@ def finite(
     """Return the tensor if all numbers are finite; the `InputError` names a point where they are not."""
     bad = torch.nonzero(~given.reshape(len(x), -1).isfinite().all(1))
     if len(bad):
-        raise InputError(
-            f"{rule} must be finite.",
-            got=f"NaN or infinity at {len(bad)} of {len(x)} points, first at x = {format_point(x[int(bad[0])])}",
-            do="Sample where it is defined (--low, --high), or pass the points.",
-        )
+        rule = f"{rule} must be finite."
+        got = f"NaN or infinity at {len(bad)} of {len(x)} points, first at x = {format_point(x[int(bad[0])])}"
+        raise InputError(rule, got=got, do="Sample where it is defined (--low, --high), or pass the points.")
     return given
 
 
@@ -156,11 +152,9 @@ class Function:
         try:
             j = products.jacobian(self.call, x.to(self.dtype))[1]
         except (RuntimeError, UnsupportedError) as error:
-            raise InputError(
-                f"{self.name} must be differentiable by autograd for `--jacobian autograd`.",
-                got=in_one_line(error),
-                do="Use --jacobian differences, or provide its Jacobian.",
-            ) from error
+            rule = f"{self.name} must be differentiable by autograd for `--jacobian autograd`."
+            do = "Use --jacobian differences, or provide its Jacobian."
+            raise InputError(rule, got=in_one_line(error), do=do) from error
         self.seconds += time.perf_counter() - start
         self.points += len(x)
         return finite(f"The Jacobian of {self.name} by autograd", j.detach().double(), x)
@@ -334,18 +328,14 @@ def check_function(function: Function, x: Float[Tensor, "sample input"], *, deri
     largest = y.abs().amax(0).clamp_min(torch.finfo(torch.float64).tiny)
     again = ((function.values(x) - y).abs() / largest).max()
     if again > _REPEATS:
-        raise InputError(
-            f"{function.name} must return the same values for the same points.",
-            got=f"two calls that differ by {float(again):.2g} of the largest value",
-            do="Fix its random numbers (a seed set inside the function), or pass data as npz:FILE.",
-        )
+        rule = f"{function.name} must return the same values for the same points."
+        do = "Fix its random numbers (a seed set inside the function), or pass data as npz:FILE."
+        raise InputError(rule, got=f"two calls that differ by {float(again):.2g} of the largest value", do=do)
     alone = ((torch.cat([function.values(each[None]) for each in x[:4]]) - y[:4]).abs() / largest).max()
     if alone > _ALONE:
-        raise InputError(
-            f"{function.name} must return for each point of a batch what it returns for the point alone.",
-            got=f"a difference of {float(alone):.2g} of the largest value",
-            do="If it takes one point at a time, wrap it: lambda x: np.stack([f(each) for each in x]).",
-        )
+        rule = f"{function.name} must return for each point of a batch what it returns for the point alone."
+        do = "If it takes one point at a time, wrap it: lambda x: np.stack([f(each) for each in x])."
+        raise InputError(rule, got=f"a difference of {float(alone):.2g} of the largest value", do=do)
     if not derivatives:
         return FunctionCheck(y.shape[1], "none", None, 0.0, None, values=y)
     return _with_derivatives(function, x, y)

@@ -213,9 +213,8 @@ def _units(kind: str, given: tuple[float, ...], spread: Tensor | None) -> Tensor
     flag = f"`--{kind}-units` of `surrogate`"
     if given:
         if spread is not None and len(given) not in (1, spread.numel()):
-            raise InputError(
-                f"{flag} must be one for each of the {spread.numel()} {kind}s, or one for all.", got=len(given)
-            )
+            rule = f"{flag} must be one for each of the {spread.numel()} {kind}s, or one for all."
+            raise InputError(rule, got=len(given))
         units = torch.tensor(given, dtype=torch.float64)
         return units if spread is None else units.expand(spread.numel()).reshape(spread.shape)
     if spread is None:
@@ -223,9 +222,8 @@ def _units(kind: str, given: tuple[float, ...], spread: Tensor | None) -> Tensor
     if not bool((spread > 0).all()):
         still = ", ".join(str(number) for number in torch.nonzero(spread.flatten() <= 0)[:8, 0].tolist())
         rule = f"{flag} must be given if an {kind} never varies: its unit is then unknown."
-        raise InputError(
-            rule, got=f"{kind} {still}", do=f"Give a typical change of each {kind}, or leave that one out."
-        )
+        do = f"Give a typical change of each {kind}, or leave that one out."
+        raise InputError(rule, got=f"{kind} {still}", do=do)
     return spread
 
 

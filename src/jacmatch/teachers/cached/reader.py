@@ -319,11 +319,10 @@ class CachedTeacher:
         if bool(wrong.any()):
             assert question.ids is not None
             ids = question.ids[wrong.to(question.ids.device)].tolist()
-            raise InputError(
-                f"The {what}s of a question to {self.shards.folder} must be those that the cache was built for.",
-                got=f"others for {len(ids)} of {len(given)} samples (ids {ids[:_LISTED]}, view {view})",
-                do="Data, augmentation, partners, point, probe and seed must be those of the cache.",
-            )
+            rule = f"The {what}s of a question to {self.shards.folder} must be those that the cache was built for."
+            got = f"others for {len(ids)} of {len(given)} samples (ids {ids[:_LISTED]}, view {view})"
+            do = "Data, augmentation, partners, point, probe and seed must be those of the cache."
+            raise InputError(rule, got=got, do=do)
 
 
 def _as(x: Tensor, stored: Tensor) -> Tensor:
