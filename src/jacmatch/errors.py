@@ -115,12 +115,7 @@ class UnsupportedError(RuntimeError):
 
 
 class ElsewhereError(RuntimeError):
-    """Another process of the same job has failed.
-
-    Attributes:
-        code: Exit code of the job.
-        says: The message; empty if the other process prints it.
-    """
+    """Another process of the same job has failed: the exit code, and the message unless the other process prints it."""
 
     def __init__(self, code: int, says: str = "") -> None:
         super().__init__(says or "Another process of this job has failed.")

@@ -245,10 +245,6 @@ def load_fashion_mnist(argument: str, seed: int) -> Data:
     `usr/share/datasets/fashion-mnist` are searched, too. A file that is missing, damaged or not the official one is an
     `InputError`.
 
-    Args:
-        argument: DIR, or empty.
-        seed: Not used; the split is the official one.
-
     References:
         Xiao, Rasul & Vollgraf, "Fashion-MNIST", arXiv:1708.07747 (MIT license).
     """

@@ -20,10 +20,6 @@ def load_digits(argument: str, seed: int) -> Data:
 
     There is no official split; 500 rows, stratified by class and chosen by `seed`, are the test part.
 
-    Raises:
-        InputError: `argument` is not empty.
-        UnsupportedError: scikit-learn is not installed.
-
     References:
         Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI 1998 (CC BY 4.0).
     """
