@@ -15,21 +15,8 @@ from pathlib import Path
 from jacmatch.errors import InputError, converted_errors
 
 # What gzip, zip, tar, numpy (whose headers are Python), json and Pillow raise on broken files.
-_BROKEN = (
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    zlib.error,
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    struct.error,
-    SyntaxError,
-    tokenize.TokenError,
-    RuntimeError,
-    MemoryError,
-    csv.Error,
-)
+_OF_FORMATS = (zlib.error, zipfile.BadZipFile, tarfile.TarError, struct.error, SyntaxError, tokenize.TokenError)
+_BROKEN = (OSError, EOFError, ValueError, LookupError, RuntimeError, MemoryError, csv.Error, *_OF_FORMATS)
 
 
 def user_path(text: str) -> Path:

@@ -3,10 +3,11 @@
 The settings of objective, teacher, data and seeds are shared with `jacmatch cache`.
 """
 
+import inspect
 import io
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -73,14 +74,17 @@ from jacmatch.training.state import channels_last
 METHODS = {"labels": "labels only", "outputs": "labels + outputs", "jacobians": "labels + outputs + Jacobians"}
 """What each method of a comparison is called in tables."""
 
-_LAWFUL = ("random-outputs", "random-inputs", "subspace-inputs")  # probes whose directions can have one law or another
-_SINGLE = ("every-row", "top-class", "label-class", "data-pairs")  # probes whose number is given by what they are
 _OF_LABELS = ("label-class", "label-logit", "loss")  # probes and readouts that need the label of one sample
 _OF_ROWS = ("every-row", "top-class", "label-class", "sampled-rows")  # probes that need outputs (B, K)
 _DERIVATIVES = (  # settings that ask for a Jacobian term at any amount of data
     *("probe", "probes", "probe_chunk", "probe_law", "probe_dimensions", "readout", "jacobian_loss", "every"),
     *("fraction", "engine", "jacobian_schedule", "jacobian_fades_from"),
 )
+
+
+def _settings(probe: str) -> Set[str]:
+    """The names of what a probe can be given."""
+    return inspect.signature(ESTIMATORS[probe]).parameters.keys()
 
 
 @dataclass(frozen=True)
@@ -148,10 +152,11 @@ class DistillationFields(TrainingFields):
         for name, known, given in (("--probe", ESTIMATORS, self.probe), ("--readout", READOUTS, self.readout)):
             if given not in known:
                 raise unknown_name(f"`{name}` of `distill`", given, known)
-        if self.probes > 1 and self.probe in _SINGLE:
+        if self.probes > 1 and "count" not in _settings(self.probe):
             raise InputError(f"`--probes` of `distill` must be 1 with --probe {self.probe}.", got=self.probes)
-        if self.probe_law != "gaussian" and self.probe not in _LAWFUL:
-            raise InputError(f"`--probe-law` of `distill` belongs to --probe {' or '.join(_LAWFUL)}.", got=self.probe)
+        if self.probe_law != "gaussian" and "law" not in _settings(self.probe):
+            lawful = " or ".join(name for name in ESTIMATORS if "law" in _settings(name))
+            raise InputError(f"`--probe-law` of `distill` belongs to --probe {lawful}.", got=self.probe)
 
     def objective(
         self, method: str, student: nn.Module, teacher: nn.Module | Teacher, train: Split, data: Data, seed: int
@@ -191,18 +196,9 @@ class DistillationFields(TrainingFields):
         """The probe; of a teacher of values alone, directions on the input side in place of the default."""
         if isinstance(teacher, ValuesOnly) and self.probe == DistillationFields.probe:
             return RandomInputs(self.probes, law=self.probe_law)
-        settings: dict[str, Any] = {}
-        if self.probe not in _SINGLE:
-            settings["count"] = self.probes
-        if self.probe in _LAWFUL:
-            settings["law"] = self.probe_law
-        if self.probe == "subspace-inputs":
-            settings["k"] = self.probe_dimensions
-        if self.probe in ("antithetic-noise", "noise-averaged"):
-            settings["sigma"] = self.noise
-        if self.probe == "fisher-rows":
-            settings["temperature"] = 1.0 if self.temperature is None else self.temperature
-        return ESTIMATORS[self.probe](**settings)
+        given: dict[str, Any] = {"count": self.probes, "law": self.probe_law, "k": self.probe_dimensions}
+        given |= {"sigma": self.noise, "temperature": 1.0 if self.temperature is None else self.temperature}
+        return ESTIMATORS[self.probe](**{name: given[name] for name in _settings(self.probe) & given.keys()})
 
     def _readout(self) -> Readout:
         if self.readout == "log-probabilities":
