@@ -123,12 +123,8 @@ def _both_products(comparison: Comparison, x: Tensor, name: str, arguments: Argu
 
 
 _FOLLOW_FROM_DETACHING = (
-    "forward-zero",
-    "forward-incomplete",
-    "forward-unsupported",
-    "wrong-gradient",
-    "detached-parameters",
-    "differences-inaccurate",
+    *("forward-zero", "forward-incomplete", "forward-unsupported"),
+    *("wrong-gradient", "detached-parameters", "differences-inaccurate"),
 )
 
 

@@ -231,17 +231,10 @@ def precision(settings: Training, device: torch.device) -> Any:
     return plugins.MixedPrecision("16-mixed", device.type)
 
 
-_FREE = (
-    "max_steps",
-    "validate_every",
-    "checkpoint_every",
-    "workers",
-    "prefetch",
-    "resident_mib",
-    "skip_at_most",
-    "doctor",
-    "logger",
-)  # settings that change no weight
+_FREE = (  # settings that change no weight
+    *("max_steps", "validate_every", "checkpoint_every", "workers", "prefetch", "resident_mib", "skip_at_most"),
+    *("doctor", "logger"),
+)
 
 
 @dataclass
