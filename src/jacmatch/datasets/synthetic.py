@@ -26,11 +26,11 @@ def load_digits(argument: str, seed: int) -> Data:
     if argument:
         raise InputError("`--data digits` takes no argument.", got=repr(argument), do="Write digits.")
     try:
-        from sklearn import datasets as of_scikit_learn
+        from sklearn.datasets import load_digits as of_scikit_learn
     except ImportError as error:
         install = "Install it with: pip install 'jacmatch[train]'."
         raise UnsupportedError(f"`--data digits` comes with scikit-learn, which is not installed. {install}") from error
-    pixels, labels = of_scikit_learn.load_digits(return_X_y=True)
+    pixels, labels = of_scikit_learn(return_X_y=True)
     x = (pixels.reshape(-1, 1, 8, 8) / 16).astype(np.float32)
     y = labels.astype(np.int64)
     train, test = (rows.numpy() for rows in split_validation(torch.from_numpy(y), TEST_ROWS, seed))
