@@ -449,7 +449,8 @@ def refuse(program: str, known: Sequence[Flag], words: Sequence[str], otherwise:
             rule = f"`{word}` takes no value."
             raise InputError(rule, got=repr(texts[0]), do=f"Write {' or '.join(named[word].words)}.")
         if kind is not bool and not readable(kind, texts):
-            raise InputError(f"`{word}` must be {described(kind)}.", got=_quoted(texts), do=_nearest(kind, texts))
+            got = " ".join(map(repr, texts)) or "nothing"
+            raise InputError(f"`{word}` must be {described(kind)}.", got=got, do=_nearest(kind, texts))
     for flag, word in zip(positional, loose, strict=False):
         if not many(flag.kind) and not readable(flag.kind, [word]):
             rule = f"{flag.words[0]} must be {described(flag.kind)}."
@@ -514,10 +515,6 @@ def unknown_flag(name: str, known: Sequence[str] | Mapping[str, Any], see: str) 
 
 
 _BOX = str.maketrans(dict.fromkeys("╭╮╰╯│─", " "))
-
-
-def _quoted(texts: Sequence[str]) -> str:
-    return " ".join(map(repr, texts)) or "nothing"
 
 
 def _nearest(kind: Any, texts: Sequence[str]) -> str:

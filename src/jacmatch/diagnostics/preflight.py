@@ -164,15 +164,11 @@ def report(result: Diagnosis | PreflightReport) -> dict[str, Any]:
         >>> report(Diagnosis("reverse", (), {"reverse": "right"}))["ok"]
         True
     """
-    document = {"ok": result.ok, "findings": [_finding(each) for each in result.findings], "says": str(result)}
+    findings = [{**vars(each), "way_out": each.remedy} for each in result.findings]  # the former name of `remedy`
+    document = {"ok": result.ok, "findings": findings, "says": str(result)}
     if isinstance(result, Diagnosis):
         return {**document, "engine": result.engine, "engines": result.engines}
     return {**document, "errors": result.errors, "exact": result.exact}
-
-
-def _finding(finding: Finding) -> dict[str, str]:
-    """The fields of a finding; `way_out` is the former name of `remedy`."""
-    return {**vars(finding), "way_out": finding.remedy}
 
 
 def teacher_outputs(objective: nn.Module, batch: AnyBatch) -> tuple[AnyBatch, Tensor] | None:

@@ -339,15 +339,12 @@ def _unlike(name: str, student: torch.Size, teacher: torch.Size) -> InputError:
 
 def _common(probes: Mapping[str, Estimator]) -> Estimator | None:
     """Return the probe of all heads where they must share it: on the input side, and for token substitutions."""
-    first = next((each for each in probes.values() if _is_shared(each)), None)
+    shared = (each for each in probes.values() if isinstance(each, TokenSubstitutions) or each.side == "input")
+    first = next(shared, None)
     if first is not None and any(each != first for each in probes.values()):
         rule = "Probes on the input side, and TokenSubstitutions, must be the same in all heads of `Heads`."
         raise InputError(rule, got=", ".join(f"{name}: {type(each).__name__}" for name, each in probes.items()))
     return first
-
-
-def _is_shared(probe: Estimator) -> bool:
-    return isinstance(probe, TokenSubstitutions) or probe.side == "input"
 
 
 @dataclass
