@@ -229,10 +229,8 @@ class Cache(TeachingFields):
         super().__post_init__()
         if self.cache is None:
             rule = "`--cache` of `cache` must be given."
-            raise InputError(
-                rule,
-                do=f"Write jacmatch cache {self.action} --cache DIR. `cache build` also takes the options of distill.",
-            )
+            do = f"Write jacmatch cache {self.action} --cache DIR. `cache build` also takes the options of distill."
+            raise InputError(rule, do=do)
         if self.devices != 1:
             rule = "`--devices` of `cache` must be left out: its processes work independently."
             do = "Start it with torchrun, or start the same command several times."
