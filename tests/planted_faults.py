@@ -250,8 +250,8 @@ FAULTS = {
     ),
     "the distance goes the other way": Fault(
         "datasets/distances.py",
-        "return float(pairwise(a, b).min(1).values.max())",
-        "return float(pairwise(a, b).min(0).values.max())",
+        "nearest = matrix.min(1).values",
+        "nearest = matrix.min(0).values",
         "tests/datasets/test_distances.py",
     ),
 }
