@@ -64,6 +64,7 @@ def test_distill_takes_its_answers_from_there(command, tmp_path):
         assert (tmp_path / "live" / name).read_bytes() == (tmp_path / "cached" / name).read_bytes()
 
 
+@pytest.mark.usefixtures("as_users_run")
 def test_code_of_a_cache_runs_only_where_it_is_allowed(command, tmp_path):
     folder, _ = command
     shutil.copytree(folder / "answers", tmp_path / "answers")
