@@ -82,7 +82,7 @@ def test_code_of_a_cache_runs_only_where_it_is_allowed(command, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, r"`--cache` of `cache` must be given\. jacmatch cache build --cache DIR"),
+        ({}, r"`--cache` of `cache` must be given\. Write jacmatch cache build --cache DIR"),
         ({"cache": "x", "out": "y"}, r"`--out` of `cache` must be left out: it writes to --cache"),
     ],
 )
