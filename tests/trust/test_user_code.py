@@ -51,7 +51,7 @@ def own(tmp_path_factory):
         ("ends", None, r"^own\.py, line 3, in ends called sys\.exit\(None\)"),
         ("breaks", 0, r"^own\.py, line 4, in breaks raised RuntimeError: late second line\. Fix it there"),
         ("stops", 0, r"^own\.py, line 5, in stops raised BaseException\. "),
-        ("allocates", 0, r"^the memory is full\. Use a smaller --batch-size\.$"),
+        ("allocates", 0, r"^the memory is full\. Use a smaller --batch-size, or less data\.$"),
         ("mistakes", 0, r"^own\.py, line 8, in mistakes raised RuntimeError: .*size"),
     ],
 )
