@@ -176,7 +176,7 @@ CASES = {
     ),
     "a positional as a flag": (
         "evaluate --model cnn3",
-        r"jacmatch evaluate: --model is no flag: MODEL is given by its position\. Write jacmatch evaluate MODEL\. .*",
+        r"jacmatch evaluate: --model is not a flag; MODEL is positional\. Write jacmatch evaluate MODEL\. .*",
     ),
     "a file of weights as a teacher": (
         "distill --teacher w.pth",
@@ -217,7 +217,7 @@ CASES = {
     ),
     "unequal pictures": (
         "train --data folder:{bad}/unequal",
-        r"must have one size\. Got 4 × 4 in .* and 5 × 5 in .*\. Have them resized.*@64\.",
+        r"must have the same size\. Got 4 × 4 in .* and 5 × 5 in .*\. Resize them.*@64\.",
     ),
     "no picture": ("train --data folder:{bad}/one_broken", r"1\.png must be an image.*"),
     "stray file": (
@@ -252,14 +252,14 @@ CASES = {
     ),
     "label out of range": (
         "train --data npz:{bad}/gap.npz",
-        r"must be 0 … K−1.* Got 3 different ones from 0 to 4\. Renum",
+        r"must be 0 … K−1.* Got 3 distinct numbers from 0 to 4\. Renum",
     ),
     "label in test only": ("train --data npz:{bad}/new_class.npz", r"`y_test` .* 0 … 2\. Got 3\. Remove such rows.*"),
     "one class": ("train --data npz:{bad}/one_class.npz", r"at least two classes\. Got 1\."),
     "unequal lengths": ("train --data npz:{bad}/lengths.npz", r"equal lengths\. Got 30 inputs and 29 labels"),
     "unequal shapes": (
         "train --data npz:{bad}/test_shape.npz",
-        r"one shape per row\. Got .*\(1, 4, 4\) and .*\(1, 3, 4\)",
+        r"same type and shape per row\. Got .*\(1, 4, 4\) and .*\(1, 3, 4\)",
     ),
     "nothing to test on": (
         "train --data npz:{bad}/empty.npz",
@@ -313,7 +313,7 @@ CASES = {
     "negative batch": (TRAIN + " --batch-size -8", r"`batch_size` of `Training` .* at least 1\. Got -8\."),
     "negative rate": (TRAIN + " --lr -0.1", r"`lr` of `Training` must be finite and positive\. Got -0\.1\."),
     "rate is NaN": (TRAIN + " --lr nan", r"`lr` of `Training` must be finite and positive\. Got nan\."),
-    "negative count of a class": (TRAIN + " --per-class -1", r"`--per-class` must be at least 0, .* Got -1\."),
+    "negative count of a class": (TRAIN + " --per-class -1", r"`--per-class` must be at least 0; .* Got -1\."),
     "milestone past the end": (TRAIN + " --milestones 1.5", r"`milestones` of `Training` .* Got \(1\.5,\)\. Use"),
     "warmup without end": (TRAIN + " --warmup 13", r"`warmup` .* not be longer than `steps`, 12\. Got 13\."),
     "crops of vectors": (f"train {REGRESS} {SMALL} --augment crop", r"images.*"),
@@ -556,7 +556,7 @@ CASES = {
     "config of no run": ("train --config .", r"`--config \.` must name .* Got No such file.*"),
     "unknown key": (
         "train --config {bad}/unknown_key.json",
-        r"must have settings of `train` only\. Got the key 'per_clas'\. Nearest: per_class\. See jacmatch train --help",
+        r"must contain only settings of `train`\. Got the key 'per_clas'\. Nearest: per_class\. See jacmatch train",
     ),
     "wrong type": (
         "train --config {bad}/wrong_type.yaml",
@@ -569,8 +569,8 @@ CASES = {
     "truth for a number": ("train --config {bad}/bool_for_float.json", r"`lr` .* a number\. Got True \(boolean\)"),
     "choice in it": ("train --config {bad}/wrong_choice.yaml", r"`optimizer` .* one of adam, .* Got 'adaam' \(text\)"),
     "item in it": ("train --config {bad}/wrong_item.yaml", r"`augment` .* a list, each one of .* \(list\)"),
-    "no mapping": ("train --config {bad}/list.yaml", r"must hold settings by name\. Got a list\."),
-    "empty config": ("train --config {bad}/empty.yaml", r"must hold settings by name\. Got nothing\."),
+    "no mapping": ("train --config {bad}/list.yaml", r"must map settings to values\. Got a list\."),
+    "empty config": ("train --config {bad}/empty.yaml", r"must map settings to values\. Got nothing\."),
     "broken YAML": ("train --config {bad}/broken.yaml", r"Got a file that cannot be parsed \(.*line 1.*\)"),
     "broken JSON": ("train --config {bad}/broken.json", r"Got a file that cannot be parsed \(.*line 1.*\)"),
     "a key twice": ("train --config {bad}/twice.yaml", r"`per_class` must be given once in .*"),

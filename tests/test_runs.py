@@ -271,7 +271,9 @@ def test_another_number_of_threads_or_version_is_recorded_and_warned_of(tmp_path
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         begun(tmp_path)
-    before = rf"started with threads {torch.get_num_threads()}, and is resumed with threads 7\. The result is that of a"
+    before = (
+        rf"started with threads {torch.get_num_threads()}, and is resumed with threads 7\. The result equals that of a"
+    )
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     with pytest.warns(UserWarning, match=before):
         run = begun(tmp_path)

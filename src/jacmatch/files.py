@@ -28,7 +28,7 @@ def inside(folder: Path, file: Path, largest: int | None = None) -> Path:
     """Return the file, after resolving links and checking that it is in the folder and has at most `largest` bytes."""
     top, real = os.path.realpath(folder), os.path.realpath(file)
     if os.path.commonpath([top, real]) != top:
-        do = "Copy what it points to into the folder, if you trust it."
+        do = "Copy its target into the folder, if you trust it."
         raise InputError(f"{file} must lie in {folder}.", got="a link that leads out of it", do=do)
     if largest is not None and os.path.isfile(real) and os.path.getsize(real) > largest:
         raise InputError(f"{file} must have at most {largest:,} bytes.", got=f"{os.path.getsize(real):,}")
@@ -56,9 +56,9 @@ def _check_regular(path: str | os.PathLike[str], status: os.stat_result, single:
     if not stat.S_ISREG(status.st_mode):
         got = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
     elif single and status.st_nlink > 1:
-        got = "a file that has another name elsewhere (a hard link)"
+        got = "a file with a second name (a hard link)"
     if got is not None:
-        do = "Remove it; copy what it stands for into its place first, if you trust that."
+        do = "Replace it by a copy of its target if you trust that, or remove it."
         raise InputError(f"{path} must be a regular file.", got=got, do=do)
 
 

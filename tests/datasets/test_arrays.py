@@ -101,7 +101,7 @@ IMAGE_CASES = {
     "overflow": (lambda a: {"x_test": spoiled(a["x_test"] / 255, (0, 0, 0, 0), 1e39)}, "must be finite in float32"),
     "types differ": (
         lambda a: {"x_test": a["x_test"] / 255},
-        r"`x_train` and `x_test` of mine must have one type and one shape per row\. Got uint8 \(1, 6, 5\) and float32",
+        r"`x_train` and `x_test` of mine must have the same type and shape per row\. Got uint8 \(1, 6, 5\) and float32",
     ),
     "shapes differ": (lambda a: {"x_test": a["x_test"][:, :, :5]}, r"Got uint8 \(1, 6, 5\) and uint8 \(1, 5, 5\)"),
     "lengths differ": (
@@ -110,25 +110,25 @@ IMAGE_CASES = {
     ),
     "labels as floats": (
         lambda a: {"y_train": a["y_train"].astype(float)},
-        r"`y_train` of mine must be class numbers.*Got float64 of shape \(12,\)\. Convert class numbers with",
+        r"`y_train` of mine must be integer class numbers.*Got float64 of shape \(12,\)\. Convert class numbers with",
     ),
     "one-hot labels": (lambda a: {"y_train": np.eye(3, dtype=int)[a["y_train"]]}, r"one-hot rows with y\.argmax"),
     "labels in a column": (lambda a: {"y_train": a["y_train"][:, None]}, r"Use y\[:, 0\]"),
     "boolean labels": (lambda a: {"y_train": a["y_train"] > 0}, r"Got bool.*Convert with \.astype\(np\.int64\)"),
-    "labels as text": (lambda a: {"y_train": a["y_train"].astype(str)}, "must be class numbers .*Got <U21"),
-    "numbers of three axes": (lambda a: {"y_test": a["x_test"][:, 0] / 255}, "must be class numbers"),
-    "labels of positions in one part": (lambda a: {"y_test": a["x_test"][:, 0]}, "one shape per row"),
+    "labels as text": (lambda a: {"y_train": a["y_train"].astype(str)}, "must be integer class numbers .*Got <U21"),
+    "numbers of three axes": (lambda a: {"y_test": a["x_test"][:, 0] / 255}, "must be integer class numbers"),
+    "per-position labels in one part": (lambda a: {"y_test": a["x_test"][:, 0]}, "shape per row"),
     "negative label": (
         lambda a: {"y_train": a["y_train"] - 1},
         r"`y_train` of mine: class numbers must count from 0\. Got -1 … 1",
     ),
     "labels from one": (
         lambda a: {"y_train": a["y_train"] + 1},
-        r"must be 0 … K−1 and each must occur\. Got 3 different ones from 1 to 3\. Renumber with np\.unique",
+        r"must be 0 … K−1 and each must occur\. Got 3 distinct numbers from 1 to 3\. Renumber with np\.unique",
     ),
     "huge label": (
         lambda a: {"y_train": spoiled(a["y_train"], 0, 10**12)},
-        "Got 4 different ones from 0 to 1000000000000",
+        "Got 4 distinct numbers from 0 to 1000000000000",
     ),
     "one class": (lambda a: {"y_train": a["y_train"] * 0}, r"must have at least two classes\. Got 1"),
     "test label out of range": (
@@ -137,7 +137,7 @@ IMAGE_CASES = {
     ),
     "targets in one part only": (
         lambda a: {"y_test": np.zeros((6, 3))},
-        r"`y_train` and `y_test` of mine must have one type and one shape per row\. Got int64 \(\) and float32 \(3,\)",
+        r"`y_train` and `y_test` of mine must have the same type and shape per row\. Got int64 \(\) and float32 \(3,\)",
     ),
 }
 
@@ -160,7 +160,7 @@ VECTOR_CASES = {
     ),
     "Jacobian of which nothing is known": (
         lambda a: {"j_train": np.full_like(a["j_train"], np.nan)},
-        r"`j_train` of mine must have an entry that is known\. Got NaN alone\. Leave the array out",
+        r"`j_train` of mine must have a known entry\. Got NaN alone\. Leave the array out",
     ),
     "misspelt key": (
         lambda a: {"jtrain": a["j_train"]},
@@ -211,8 +211,11 @@ def test_one_hot_rows_of_floats_are_classes_with_a_warning(images):
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (lambda y: np.eye(3)[y] * 0.9 + 0.1 / 3, "has rows that sum to 1: they are read as numbers; give y.argmax"),
-        (lambda y: y[:, None].astype(float), r"has whole numbers: they are read as numbers; give y\[:, 0\]"),
+        (
+            lambda y: np.eye(3)[y] * 0.9 + 0.1 / 3,
+            "has rows that sum to 1: they are read as regression targets; give y.argmax",
+        ),
+        (lambda y: y[:, None].astype(float), r"has whole numbers: they are read as regression targets; give y\[:, 0\]"),
     ],
 )
 def test_targets_that_may_be_classes_are_numbers_with_a_warning(images, targets, message):

@@ -21,7 +21,7 @@ def test_they_are_renumbered_and_measured_anew():
 
 @pytest.mark.parametrize("classes", [[1], [1, 1], [3, 10], []])
 def test_classes_that_are_none(classes):
-    with pytest.raises(InputError, match=r"`classes` of `of_classes` must be at least two different ones of 0 … 9"):
+    with pytest.raises(InputError, match=r"`classes` of `of_classes` must be at least two distinct numbers of 0 … 9"):
         of_classes(datasets.load("digits"), classes)
 
 

@@ -109,8 +109,8 @@ def test_the_observed_lipschitz_leaves_out_equal_points():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: hausdorff(torch.ones(0, 2), torch.ones(1, 2)), r"`a` of a distance .* must have points"),
-        (lambda: wasserstein(torch.ones(1, 2), torch.ones(0, 2)), r"`b` of a distance .* must have points"),
+        (lambda: hausdorff(torch.ones(0, 2), torch.ones(1, 2)), r"`a` of a distance .* must not be empty"),
+        (lambda: wasserstein(torch.ones(1, 2), torch.ones(0, 2)), r"`b` of a distance .* must not be empty"),
         (
             lambda: mean_nearest(torch.ones(1, 2), torch.ones(1, 3)),
             r"must have the same shape .* Got \(2,\) and \(3,\)",

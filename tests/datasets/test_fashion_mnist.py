@@ -135,8 +135,11 @@ BROKEN = {
         r"must be an idx file of bytes of shape \(10,\)\. Got a file that begins with 00000801 0000000b",
     ),
     "empty": (lambda content: gzip.compress(b""), "Got a file that begins with nothing"),
-    "too short": (lambda content: gzip.compress(content[:-1]), r"must hold 18 bytes once unpacked\. Got 17"),
-    "too long": (lambda content: gzip.compress(content + bytes(10**7)), r"must hold 18 bytes once unpacked\. Got more"),
+    "too short": (lambda content: gzip.compress(content[:-1]), r"must hold 18 bytes after unpacking\. Got 17"),
+    "too long": (
+        lambda content: gzip.compress(content + bytes(10**7)),
+        r"must hold 18 bytes after unpacking\. Got more",
+    ),
     "other labels": (
         lambda content: gzip.compress(content[:-1] + b"\x01"),
         "must hold the data set's official content",

@@ -208,7 +208,7 @@ CASES = {
     folder_in_class: r"cat must have only .*Got more\.png",
     unknown_test_class: r"Each folder in .*test must be a known name\. Got 'dgo'\. Nearest: dog",
     validation_folder: r"The held-out part of .* must be called `test`\. Got val\. Rename it",
-    other_size: r"must have one size\. Got 5 × 6 in .*0\.png and 7 × 6 in .*3\.png\. Have them resized.*folder:.*@64",
+    other_size: r"must have the same size\. Got 5 × 6 in .*0\.png and 7 × 6 in .*3\.png\. Resize them.*folder:.*@64",
     one_class: r"must have at least two classes\. Got 1",
     broken_picture: r"0\.png must be an image\. Got",
     text_as_picture: r"0\.png must be an image\. Got UnidentifiedImageError",

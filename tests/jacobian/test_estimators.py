@@ -378,7 +378,7 @@ def as_users_run():
         (lambda: SampledRows(6).variance(matrix(5, 2)), "the number of outputs. Got 6 of 5. Use EveryRow()"),
         (lambda: FisherRows().variance(matrix(5, 2)), "`outputs` of `FisherRows.variance` must be given. Pass"),
         (lambda: ask(RandomInputs(), ids=ONE), "`ids` of `RandomInputs.directions` must be one for each sample."),
-        (lambda: ask(SampledRows(2), ids=ONE), "must be one for each sample. Got 1 for 6 samples. Pass the number"),
+        (lambda: ask(SampledRows(2), ids=ONE), "must be one for each sample. Got 1 for 6 samples. Pass an integer id"),
     ],
 )
 def test_bad_settings_are_refused(make, message):

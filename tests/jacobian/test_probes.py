@@ -302,5 +302,7 @@ def test_bad_arguments_are_refused(name):
 def test_bad_partners_are_refused():
     with pytest.raises(InputError, match=r"`population` of `partners` must be at least 2: .* Got 1\."):
         probes.partners(0, torch.arange(2), 0, 1)
-    with pytest.raises(InputError, match=r"`x` and `partners_x` of `data_pairs` must have one shape\. Got \(2, 3\)"):
+    with pytest.raises(
+        InputError, match=r"`x` and `partners_x` of `data_pairs` must have the same shape\. Got \(2, 3\)"
+    ):
         probes.data_pairs(torch.zeros(2, 3), torch.zeros(1, 3))

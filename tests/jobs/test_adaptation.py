@@ -47,7 +47,7 @@ def test_a_probe_is_a_logistic_regression_on_the_features(classes, monkeypatch):
 
 
 def test_a_class_without_an_image():
-    with pytest.raises(InputError, match=r"labeled images of the target must be of every class\. Got a class without"):
+    with pytest.raises(InputError, match=r"labeled images of the target must cover every class\. Got a class without"):
         adaptation.probed(pretrained(), split(3), 4, seed=0)
 
 
@@ -65,7 +65,7 @@ def test_the_head_and_the_layer_before_it():
     head, layer = adaptation.head_of(resized, split(2))
     assert head.out_features == 3
     assert layer.startswith("network.")
-    with pytest.raises(InputError, match=r"must have its outputs in a last linear layer to be adapted"):
+    with pytest.raises(InputError, match=r"must end in a linear layer to be adapted"):
         adaptation.head_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.ReLU()), split(2))
 
 

@@ -113,7 +113,7 @@ def test_another_setting_is_refused_by_name(name, cache):
     cache_job = job(cache, **changes)
     seed = changes.get("seed", 0)
     other = source(cache_job, seed=seed)
-    with pytest.raises(InputError, match=rf"must be of this job\. Got [^.]*\b{part} \(.* there, .* here\)"):
+    with pytest.raises(InputError, match=rf"must belong to this job\. Got [^.]*\b{part} \(.* there, .* here\)"):
         CachedTeacher(cache / "seed0", expected=other.fingerprint, views=other.views)
 
 
@@ -166,5 +166,5 @@ def test_code_that_changed_without_a_trace_shows_when_the_cache_is_opened(cache)
     cache_job, teacher = job(cache), network()
     cached_teachers(cache_job, cache, data(), network())
     teacher[2].register_forward_hook(lambda module, given, outputs: given[0].tanh())
-    with pytest.raises(InputError, match=r"must equal the teacher's present answers\. Got \d+ of \d+ beyond rounding"):
+    with pytest.raises(InputError, match=r"must equal the teacher's current answers\. Got \d+ of \d+ beyond rounding"):
         cached_teachers(cache_job, cache, data(), teacher)

@@ -158,7 +158,7 @@ def test_a_check_is_of_the_teacher_that_is_named(command, capsys, monkeypatch):
     assert main([*check, "--teacher", "mlp:6"]) == 0
     assert main([*check, "--teacher", "mlp:5", "--doctor"]) == 2
     err = capsys.readouterr().err
-    assert "answers/seed0 must be of this job. Got teacher weights (" in err
+    assert "answers/seed0 must belong to this job. Got teacher weights (" in err
     assert main([*check, "--probe", "every-row"]) == 2
     assert "Got probe (RandomOutputs(count=1, law='gaussian') on the output side there" in capsys.readouterr().err
     assert main([*check, "--teacher-steps", "600"]) == 2, "a default that is given counts"

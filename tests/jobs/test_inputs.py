@@ -1,4 +1,4 @@
-"""A job goes on with the data, the code and the teacher that it was begun with."""
+"""A job goes on with the data, the code and the teacher that it was started with."""
 
 import json
 import re
@@ -160,7 +160,7 @@ def test_a_damaged_cached_teacher_is_trained_again(file, damage, reason, write):
     _, healed, messages = _teacher(data(), "mlp:6")
     assert len(messages) == 1
     assert messages[0].startswith(
-        f"The teacher in {folder} is trained again; what was there is in {folder.name}-damaged-"
+        f"The teacher in {folder} is trained again; the old files are in {folder.name}-damaged-"
     )
     (aside,) = folder.parent.glob("*-damaged-*")
     assert len([*aside.iterdir()]) >= 5, "nothing is deleted"
@@ -196,5 +196,5 @@ def test_a_half_trained_cached_teacher_of_the_same_data_under_another_name_begin
     settings["settings"]["data"] = "folder:elsewhere"
     (folder / "settings.json").write_text(json.dumps(settings))
     _, trained, messages = _teacher(data(), "mlp:6")
-    assert "it was begun with --data folder:elsewhere." in messages[0]
+    assert "it was started with --data folder:elsewhere." in messages[0]
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), trained.parameters(), strict=True))

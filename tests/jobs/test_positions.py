@@ -1,4 +1,4 @@
-"""Labels of positions, (N, H, W): read from npz; trained, evaluated and compared by the commands; or refused."""
+"""Per-position labels, (N, H, W): read from npz; trained, evaluated and compared by the commands; or refused."""
 
 import sys
 from pathlib import Path
@@ -60,9 +60,9 @@ def test_ignored_labels_are_no_class(file):
         ({"ignore_index": np.array([1, 2])}, "`ignore_index` of mine must be one whole number. Got int64 of shape"),
         ({"ignore_index": np.array(0.5)}, "must be one whole number. Got float64"),
         ({"ignore_index": np.array(7)}, "Store the number of positions without a label as `ignore_index`"),
-        ({"y_train": np.full((12, *SIZE), 9)}, "must have positions with a label. Got none"),
+        ({"y_train": np.full((12, *SIZE), 9)}, "must have labeled positions. Got none"),
         ({"y_train": -np.ones((12, *SIZE), np.int64)}, "class numbers must count from 0"),
-        ({"j_train": np.zeros((12, 3, 1, *SIZE), np.float32)}, "must have no `j_train` and `j_test` with labels of"),
+        ({"j_train": np.zeros((12, 3, 1, *SIZE), np.float32)}, "must have no `j_train` and `j_test` with per-position"),
     ],
 )
 def test_unusable_labels_are_refused(changes, message):
@@ -102,7 +102,7 @@ def test_values_and_jacobians_agree_as_the_definitions_say():
 def test_a_missing_torchmetrics_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.classification", None)
     split = Split(torch.rand(2, 1, *SIZE), torch.zeros(2, *SIZE, dtype=torch.int64))
-    with pytest.raises(InputError, match=r"labels of positions needs the package torchmetrics.*jacmatch\[train\]"):
+    with pytest.raises(InputError, match=r"per-position labels needs the package torchmetrics.*jacmatch\[train\]"):
         evaluate(convolution(3, (1,)), split, device="cpu")
 
 
@@ -153,10 +153,10 @@ def test_the_commands_train_distill_and_compare(file, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--augment flip", "`--augment` must not be given with labels of positions"),
+        ("--augment flip", "`--augment` must not be given with per-position labels"),
         (
             "--per-class 2",
-            "`labels` of `per_class` must be class numbers, one for each sample. Got labels of positions",
+            "`labels` of `per_class` must be class numbers, one for each sample. Got per-position labels",
         ),
     ],
 )
@@ -170,4 +170,4 @@ def test_settings_of_samples_are_refused(file, capsys, flags, message):
 @pytest.mark.parametrize("flag", ["--probe every-row", "--readout top-logit"])
 def test_rows_of_classes_are_refused_before_a_training(file, capsys, flag):
     command(f"distill --data {file} --teacher {MODEL} --student {MODEL} {STEPS} {flag} --out student", code=2)
-    assert "must fit outputs of positions, which have no row of a class" in capsys.readouterr().err
+    assert "must fit per-position outputs, which have no row of a class" in capsys.readouterr().err

@@ -468,7 +468,9 @@ def test_the_fall_of_a_loss_compares_the_end_with_the_middle_and_the_start():
 def test_a_probe_that_is_no_better_than_labels_is_a_note():
     rows = {"mixup": {"accuracy": {"mean": 0.8}}}
     (note,) = useless_probe(rows, [0.7, 0.8])
-    assert note.startswith("The probed teacher has 75.0% accuracy, no more than a student from labels alone (80.0%)")
+    assert note.startswith(
+        "The probed teacher has 75.0% accuracy, no more than a student trained on labels alone (80.0%)"
+    )
     assert useless_probe(rows, [0.7, 0.95]) == useless_probe(rows, []) == useless_probe({}, [0.1]) == []
 
 

@@ -134,7 +134,7 @@ def test_an_unknown_timm_model_gives_the_nearest(timm):
 
 def test_a_network_that_does_not_answer_a_row_of_outputs_is_refused(timm):
     with pytest.raises(
-        InputError, match=r"`timm:segmenter` must return 4 outputs a sample. Got torch.Size\(\[1, 4, 8, 8"
+        InputError, match=r"`timm:segmenter` must return 4 outputs per sample. Got torch.Size\(\[1, 4, 8, 8"
     ):
         build("timm:segmenter", 4, (3, 8, 8))
 

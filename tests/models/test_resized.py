@@ -56,9 +56,9 @@ class Mixed(nn.Module):
 
 def test_what_cannot_be_cut_off_is_refused():
     x = torch.rand(2, 4)
-    with pytest.raises(InputError, match=r"outputs in a last linear layer.*Got other outputs without the second head"):
+    with pytest.raises(InputError, match=r"must end in a linear layer.*Got other outputs without the second head"):
         FirstOutputs(Mixed(7), 3).cut(Mixed(3), x)
-    with pytest.raises(InputError, match=r"outputs in a last linear layer.*Got weights of different shapes"):
+    with pytest.raises(InputError, match=r"must end in a linear layer.*Got weights of different shapes"):
         FirstOutputs(Mixed(7), 3).cut(nn.Linear(4, 3), x)
 
 

@@ -86,7 +86,7 @@ def test_tied_weights_may_be_there_once(tmp_path, owner):
 
 def test_tied_weights_are_not_two_values(tmp_path):
     state = {**Tied().state_dict(), "b.weight": torch.zeros(4, 4)}
-    refused(written(tmp_path, state), "must hold equal tensors a.weight and b.weight, which are one", Tied())
+    refused(written(tmp_path, state), "must hold equal tensors a.weight and b.weight, which this module ties", Tied())
 
 
 # IntelLabs/distiller #102, winycg/CLIP-KD #9, checkpoints of RepDistiller, timm, DeiT and Lightning.
@@ -250,19 +250,19 @@ def test_one_of_two_networks_must_be_chosen(tmp_path):
     net, other = trained(), Net().eval()
     two = {**prefixed("student.", net.state_dict()), **prefixed("teacher.", other.state_dict())}
     path = written(tmp_path, two)
-    refused(path, "must hold one set of weights, or `key` of `load_weights` say which. Got 'student', 'teacher'")
-    with pytest.warns(UserWarning, match="has tensors that are not used: student"):
+    refused(path, "must hold one set of weights, or `key` of `load_weights` must name one. Got 'student', 'teacher'")
+    with pytest.warns(UserWarning, match="has unused tensors: student"):
         loads(other, path, key="teacher")
     path = saved(tmp_path, {"a": net.state_dict(), "b": other.state_dict()})
     refused(path, "Got 'a', 'b'. Give for example key='a'")
-    with pytest.raises(InputError, match="or `key` of `convert_weights` say which"):
+    with pytest.raises(InputError, match="or `key` of `convert_weights` must name one"):
         convert_weights(path, tmp_path / "w.safetensors")
 
 
 def test_a_network_within_a_larger_one_is_taken_with_a_warning(tmp_path):
     net = trained()
     path = written(tmp_path, {**prefixed("model.", net.state_dict()), "criterion.weight": torch.ones(3)})
-    with pytest.warns(UserWarning, match="has tensors that are not used: criterion.weight"):
+    with pytest.warns(UserWarning, match="has unused tensors: criterion.weight"):
         loads(net, path)
 
 
@@ -270,7 +270,7 @@ def test_a_network_within_a_larger_one_is_taken_with_a_warning(tmp_path):
 def test_averages_beside_the_weights_as_mmcv_names_them(tmp_path):
     net = trained()
     averages = {f"ema_{name.replace('.', '_')}": value for name, value in net.state_dict().items()}
-    with pytest.warns(UserWarning, match="not used: ema_"):
+    with pytest.warns(UserWarning, match="unused tensors: ema_"):
         loads(net, written(tmp_path, {**net.state_dict(), **averages}))
 
 

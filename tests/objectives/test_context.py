@@ -345,7 +345,7 @@ REFUSED = {
     ),
     "crossing": (
         lambda: Arguments.of("f", Nodes(POSITIONS, INDEX), {"e": Edges(torch.tensor([[0], [13]]))}),
-        r"Both ends of each of `Edges` in `context` of `f` must be in one graph",
+        r"Both ends of each of `Edges` in `context` of `f` must be in the same graph",
     ),
     "unsorted": (lambda: Nodes(POSITIONS, INDEX.flip(0)), r"`index` of `Nodes` must be .* Sort the nodes by graph"),
     "pairs of graphs": (

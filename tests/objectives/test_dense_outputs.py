@@ -328,7 +328,7 @@ def test_a_teacher_object_selects_by_itself(as_users_run):
     student, teacher = Several(wrap, 1), ModuleTeacher(Several(wrap, 2), output=output)
     plain = Distillation(student.layer, teacher.module.layer, jacobians=1.0)(X, Y).loss
     torch.testing.assert_close(Distillation(student, teacher, jacobians=1.0, output=output)(X, Y).loss, plain)
-    with pytest.raises(InputError, match=r"select from what a teacher returns only .* Got ModuleTeacher\. Use Module"):
+    with pytest.raises(InputError, match=r"select from a teacher's outputs only .* Got ModuleTeacher\. Use Module"):
         Distillation(student, teacher, jacobians=1.0, output=(output, output))
     with pytest.raises(InputError, match=r"`output` of `ModuleTeacher` must be callable\. Got int"):
         ModuleTeacher(student, output=1)
@@ -482,7 +482,7 @@ def test_evaluation_of_positions():
     assert result == {"accuracy": pytest.approx(2 / 3), "miou": pytest.approx((1 / 2 + 1 / 2) / 2)}
     tokens_last = evaluate(nn.Identity(), Split(logits.mT, labels), device="cpu", ignore_index=255, class_dim=-1)
     assert tokens_last == result
-    with pytest.raises(InputError, match=r"Labels of positions must have the shape \(1, 3\).*class_dim=-1"):
+    with pytest.raises(InputError, match=r"Per-position labels must have the shape \(1, 3\).*class_dim=-1"):
         evaluate(nn.Identity(), Split(logits.mT, labels), device="cpu")
-    with pytest.raises(InputError, match="must have positions with a label"):
+    with pytest.raises(InputError, match="must have labeled positions"):
         evaluate(nn.Identity(), Split(logits, labels * 0 + 255), device="cpu", ignore_index=255)

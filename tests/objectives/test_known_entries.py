@@ -79,7 +79,7 @@ def test_directions_compare_the_products_that_are_known(given):
 def test_directions_of_which_no_product_is_known_are_refused(given, probe):
     x, y, j = given
     j[:, 0, 0] = j[:, 1, 1] = j[:, 0, 2] = NAN
-    message = r"`probe` of `Regression` must compare entries that are known.*Got Random.*Use EveryRow\(\), the default"
+    message = r"`probe` of `Regression` must compare only known entries.*Got Random.*Use EveryRow\(\), the default"
     with pytest.raises(InputError, match=message):
         Regression(student(), jacobians=1.0, probe=probe)(x, y, j=j)
 
@@ -87,7 +87,5 @@ def test_directions_of_which_no_product_is_known_are_refused(given, probe):
 def test_directions_of_rows_that_are_known_in_part_are_refused(given):
     x, y, j = given
     assert Regression(student(), jacobians=1.0, jacobian_loss="relative")(x, y, j=j)["loss"].isfinite()
-    with pytest.raises(
-        InputError, match=r"must be 'squared' or 'relative' where Jacobians have NaN\. Got 'normalized'"
-    ):
+    with pytest.raises(InputError, match=r"must be 'squared' or 'relative' if Jacobians have NaN\. Got 'normalized'"):
         Regression(student(), jacobians=1.0, jacobian_loss="normalized")(x, y, j=j)

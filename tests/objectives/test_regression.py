@@ -138,7 +138,7 @@ def test_shares_are_measured_in_steps_with_derivatives(points):
 
 def test_what_is_wrong_is_refused(points):
     y, j = function(points), true_jacobian(points)
-    with pytest.raises(InputError, match="`y` of `Regression` must be given where there is no teacher"):
+    with pytest.raises(InputError, match="`y` of `Regression` must be given without a teacher"):
         Regression(student(), jacobians=0.0)(points)
     with pytest.raises(InputError, match="`j` of `Regression` must be given"):
         Regression(student())(points, y)

@@ -207,7 +207,7 @@ REFUSED = {
     "floats": (call(x=torch.rand(B, T)), r"`x` of `Distillation\(probe=TokenSub.*must be token ids .*Pass input_ids"),
     "noise": (call(point=AtNoise(0.1)), r"`point` of .* must be AtData\(\).* Got AtNoise"),
     "two tables": (call(student=Two()), r"must have one nn\.Embedding.* Got 2 of them in Two"),
-    "shifted": (call(student=Shifted(), teacher=Shifted()), r"must be looked up with the token ids themselves"),
+    "shifted": (call(student=Shifted(), teacher=Shifted()), r"must be indexed by the token ids themselves"),
     "black box": (
         lambda: call(teacher=BlackBoxTeacher(lambda x: x))(),
         r"(must be a network with embeddings|must answer vᵀJ)",

@@ -290,7 +290,9 @@ def test_batches_and_networks_that_do_not_fit():
     x, y = batch()
     with pytest.raises(InputError, match=r"`y` must be given if the weight `labels` is not 0\. Set labels=0"):
         objective()(x)
-    with pytest.raises(InputError, match=r"must have outputs for the target and for the teacher's\. Got 5 outputs"):
+    with pytest.raises(
+        InputError, match=r"must have outputs for the classes of the target and of the teacher\. Got 5 outputs"
+    ):
         objective(classes=1)(x, y.clamp_max(0))
     with pytest.raises(InputError, match=r"The layer of a readout must be a known name\. Got 'first\.7'"):
         objective(pairs=[("first.7", "body.1")])(x, y)

@@ -165,7 +165,7 @@ def test_the_solver_and_why(monkeypatch):
     assert model.predict_jacobian(x).shape == (20, 2)
     monkeypatch.setattr(regressor, "too_large", lambda *_: True)
     model = JacobianRegressor(**FAST, steps=2).fit(x, y)
-    assert model.solver_ == ("adam", "too many samples for whole passes over them")
+    assert model.solver_ == ("adam", "too many samples for full-batch steps")
 
 
 def test_warm_start_goes_on():
@@ -232,7 +232,7 @@ def test_what_it_warns_of():
     twice, partials = np.concatenate([x, x[3:5]]), np.concatenate([j, j[3:4], j[4:5] + 1])
     with pytest.warns(DataWarning, match=r"1 input\(s\) .* different outputs or partials; .* is in rows 4, 21"):
         JacobianRegressor(**FAST).fit(twice, np.concatenate([y, y[3:5]]), jacobian=partials)
-    with pytest.warns(DataWarning, match="output 0 in row 3 is .* times as far from the median as is usual"):
+    with pytest.warns(DataWarning, match="output 0 in row 3 is .* times as far from the median as usual"):
         JacobianRegressor(**FAST).fit(x, np.where(np.arange(20) == 3, 1e9, y))
     with pytest.warns(DataWarning, match="a single sample: the prediction is constant"):
         JacobianRegressor(**FAST).fit(x[:1], y[:1])

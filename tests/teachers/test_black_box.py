@@ -86,7 +86,9 @@ def test_any_array_of_numbers_will_do(awkward):
     ],
 )
 def test_answers_of_another_shape_are_refused(function, arrays, got):
-    match = rf"`function` of `BlackBoxTeacher` must return outputs \(3, K\) for 3 samples\. Got {got}\. Add the axis"
+    match = (
+        rf"`function` of `BlackBoxTeacher` must return outputs \(3, K\) for 3 samples\. Got {got}\. Add an output axis"
+    )
     with pytest.raises(InputError, match=match):
         BlackBoxTeacher(function, arrays=arrays).answer(inputs())
 

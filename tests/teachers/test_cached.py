@@ -95,11 +95,11 @@ def test_cotangents_are_made_of_the_stored_values(rows):
         ({"ids": torch.tensor([0, 1, 2, 10])}, r"ids of samples must be 0 to 9.* Got 0 to 10"),
         ({"ids": torch.tensor([0, 1, -1, 2])}, r"Got -1 to 2"),
         ({"ids": IDS[:3]}, r"one input for each of the 3 ids\. Got 4"),
-        ({"cotangents": directions("cotangents", 0)[:, IDS]}, r"The directions of a question .* others for 4 of 4"),
+        ({"cotangents": directions("cotangents", 0)[:, IDS]}, r"The directions of a query .* others for 4 of 4"),
         ({"cotangents": directions("cotangents", 1)[:, IDS].flip(0)}, r"The directions .* others for 4 of 4"),
         ({"cotangents": directions("cotangents", 1)[:, IDS.flip(0)]}, r"The directions .* others for"),
-        ({"draw": 0}, r"The inputs of a question .* others for 4 of 4 samples \(ids \[7, 0, 3\], view 0\)"),
-        ({"ids": IDS.flip(0)}, r"The inputs of a question .* must be those that the cache was built for"),
+        ({"draw": 0}, r"The inputs of a query .* others for 4 of 4 samples \(ids \[7, 0, 3\], view 0\)"),
+        ({"ids": IDS.flip(0)}, r"The inputs of a query .* must be those that the cache was built for"),
     ],
 )
 def test_another_question_is_refused(rows, changes, message):
@@ -111,7 +111,7 @@ def test_another_question_is_refused(rows, changes, message):
     "change", [lambda x: x * 1.001, lambda x: x + 1e-3, lambda x: x.flip(2), lambda x: x.roll(1, 0)]
 )
 def test_another_input_is_refused(rows, change):
-    with pytest.raises(InputError, match="The inputs of a question"):
+    with pytest.raises(InputError, match="The inputs of a query"):
         ask(rows, x=change(inputs(1)[IDS]))
 
 
@@ -135,7 +135,7 @@ def test_the_answer_has_the_type_of_the_input(rows):
 @pytest.mark.parametrize(
     ("expected", "message"),
     [
-        ({"seed": "1"}, r"must be of this job\. Got seed \(0 there, 1 here\)\. Build one for this job"),
+        ({"seed": "1"}, r"must belong to this job\. Got seed \(0 there, 1 here\)\. Build one for this job"),
         ({"teacher weights": "0" * 64}, r"Got teacher weights \([0-9a-f]{12} there, 000000000000 here\)"),
         ({"point": "AtData()"}, r"point \(nothing there, AtData\(\) here\)"),
         ({"seed": "1", "probe": "none"}, r"Got seed \(0 there, 1 here\)\. Build"),

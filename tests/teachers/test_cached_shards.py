@@ -92,7 +92,7 @@ def test_a_single_bit_is_noticed_when_the_shard_is_used(made, name):
     teacher.answer(inputs(1)[first], made.question(1, first))  # another shard is as good as ever
     with pytest.raises(InputError, match=rf"{SHARD} must have the size .* Got another crc32 of {name}\.memmap"):
         teacher.answer(inputs(1), made.question(1, torch.arange(SAMPLES)))
-    with pytest.raises(InputError, match=rf"another sha256 of {name}\.memmap\. The same `jacmatch cache build` writes"):
+    with pytest.raises(InputError, match=rf"another sha256 of {name}\.memmap\. Run the same `jacmatch cache build`"):
         Shards(made.folder).verify(1, 1, strong=True)
 
 
@@ -145,7 +145,7 @@ def test_sums_that_are_missing_are_noticed(made, change):
     sums = json.loads(file.read_text())
     change(sums)
     file.write_text(json.dumps(sums))
-    with pytest.raises(InputError, match=r"Got another size or no sum of ids\.memmap"):
+    with pytest.raises(InputError, match=r"Got another size or no checksum of ids\.memmap"):
         read(made)
     file.unlink()
     with pytest.raises(InputError, match=r"Got no shard\.json"):

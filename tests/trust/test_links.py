@@ -16,7 +16,7 @@ from jacmatch.runs import Run
 from jacmatch.teachers import CachedTeacher
 
 pytestmark = pytest.mark.usefixtures("all_as_users_run")
-OUTSIDE = r"must lie in .*\. Got a link that leads out of it\. Copy what it points to"
+OUTSIDE = r"must lie in .*\. Got a link that leads out of it\. Copy its target"
 
 
 def swap(file, target):

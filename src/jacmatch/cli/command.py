@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return job.say(f"the disk is full{where}. Free some space. {job.clean_up()}", 2)
         if isinstance(error, OSError) and error.errno in _PATHS and error.filename:
             job.clean_up()
-            return job.say(f"{error.filename} must be a path that can be used. Got '{error.strerror}'.", 2)
+            return job.say(f"{error.filename} must be a usable path. Got '{error.strerror}'.", 2)
         traceback.print_exc()
         job.clean_up()
         return job.say("this is a defect of jacmatch. Please report it with the lines above.", 1)

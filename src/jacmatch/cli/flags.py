@@ -436,7 +436,7 @@ def refuse(program: str, known: Sequence[Flag], words: Sequence[str], otherwise:
             last = "--" + name.lstrip("-").replace("_", "-") if name.startswith("--") else name
             if last not in named:
                 if (word := name.lstrip("-").replace("_", "-").upper()) in {flag.words[0] for flag in positional}:
-                    raise InputError(f"{name} is no flag: {word} is given by its position.", do=f"Write {usage}. {see}")
+                    raise InputError(f"{name} is not a flag; {word} is positional.", do=f"Write {usage}. {see}")
                 raise unknown_flag(name, named, see)
             given[last] = [value] if equals else []
         elif last and (many(named[last].kind) or not (given[last] or named[last].kind is bool)):

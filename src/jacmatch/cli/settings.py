@@ -74,7 +74,7 @@ def chosen(words: Sequence[str], verb: str, known: Sequence[Flag]) -> dict[str, 
     config, resume = named(words), named(words, "--resume")
     if resume is not None and has_run(known):
         if config is not None:
-            rule = "`--resume` takes the settings of its folder."
+            rule = "`--resume` uses the settings of its folder."
             raise InputError(rule, got=f"--config {config} too", do="Leave one of them out.")
         Run.open(Path(resume).expanduser(), finished=False)
         config, flag = resume, "--resume"
@@ -115,7 +115,7 @@ def read(path: str, verb: str, known: Sequence[Flag], flag: str = "--config") ->
             near = difflib.get_close_matches(name, fields, n=3, cutoff=0.5)
             nearest = f"Nearest: {', '.join(near)}. " if near else ""
             do = f"{nearest}See jacmatch {verb} --help."
-            rule = f"`{flag} {path}` must have settings of `{verb}` only."
+            rule = f"`{flag} {path}` must contain only settings of `{verb}`."
             raise InputError(rule, got=f"the key {_SHORT.repr(key)}", do=do)
         if name in chosen:
             raise InputError(f"`{name}` must be given once in `{flag} {path}`.", got="two spellings")
@@ -151,5 +151,5 @@ def _mapping(source: Path, named: str) -> dict[Any, Any]:
         raise InputError(rule, got=f"a file that cannot be parsed ({' '.join(str(error).split())})") from error
     if not isinstance(settings, dict):
         what = "nothing" if settings is None else f"a {_JSON_NAMES.get(type(settings), type(settings).__name__)}"
-        raise InputError(f"{named} must hold settings by name.", got=what, do="Write lines like `seed: 1`.")
+        raise InputError(f"{named} must map settings to values.", got=what, do="Write lines like `seed: 1`.")
     return settings

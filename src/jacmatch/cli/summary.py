@@ -148,14 +148,14 @@ def tables(console: Console, result: Mapping[str, Any]) -> None:
 def cache(console: Console, result: Mapping[str, Any]) -> None:
     """Print what a cache contains, or how much it differs from the teacher's present outputs."""
     if result["action"] == "check":
-        console.print(f"{result['entries']:,} entries queried again, all within rounding ({result['seconds']:.1f} s).")
+        console.print(f"{result['entries']:,} entries recomputed, equal up to rounding ({result['seconds']:.1f} s).")
         for name, largest in result["absolute"].items():
             console.print(f"  {name}: largest difference {largest:.2g}, relative {result['relative'][name]:.2g}")
         return
     if result["action"] == "build":
         done = result["shards"]
         console.print(
-            f"{done['written']} shards written, {done['found']} complete already, {done['mended']} repaired, "
+            f"{done['written']} shards written, {done['found']} already complete, {done['mended']} repaired, "
             f"{done['left']} left to other processes ({result['seconds']:.1f} s)."
         )
     for part in result["parts"]:

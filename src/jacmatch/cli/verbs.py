@@ -46,7 +46,7 @@ VERBS = {
     "doctor": Verb(
         f"{_JOBS}.compare:Doctor", f"{_SHOW}:diagnosis", "check which derivative engines are correct for a model"
     ),
-    "report": Verb(f"{_JOBS}.report:Report", f"{_SHOW}:nothing", "write the HTML report of a finished run again"),
+    "report": Verb(f"{_JOBS}.report:Report", f"{_SHOW}:nothing", "rewrite the HTML report of a finished run"),
     "list": Verb(f"{_JOBS}.list:List", f"{_SHOW}:names", "list every name that the command line accepts"),
 }
 

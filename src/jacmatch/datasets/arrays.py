@@ -52,7 +52,7 @@ def from_arrays(name: str, arrays: Mapping[str, object]) -> Data:
     train, test = _as_classes(name, _split(name, "train", arrays), _split(name, "test", arrays))
     data = from_splits(name, train, test)
     if data.positions and ("j_train" in arrays or "j_test" in arrays):
-        raise InputError(f"{name} must have no `j_train` and `j_test` with labels of positions.", do="Leave them out.")
+        raise InputError(f"{name} must have no `j_train` and `j_test` with per-position labels.", do="Leave them out.")
     if "j_train" in arrays:
         what = f"`j_train` of {name}"
         data = replace(data, train=_with_jacobians(train, arrays["j_train"], what, data.outputs))
@@ -66,7 +66,7 @@ def from_splits(name: str, train: Split, test: Split) -> Data:
     for key, a, b in (("x", train.x, test.x), ("y", train.y, test.y)):
         if (a.dtype, a.shape[1:]) != (b.dtype, b.shape[1:]):
             got = f"{_described(a)} and {_described(b)}"
-            rule = f"`{key}_train` and `{key}_test` of {name} must have one type and one shape per row."
+            rule = f"`{key}_train` and `{key}_test` of {name} must have the same type and shape per row."
             raise InputError(rule, got=got)
     classes = None if train.y.is_floating_point() else _count_classes(name, train.y, test.y)
     outputs = train.y.shape[1] if classes is None else classes
@@ -117,10 +117,10 @@ def _as_classes(name: str, train: Split, test: Split) -> tuple[Split, Split]:
         return Split(train.x, y.argmax(1)), Split(test.x, test.y.argmax(1))
     if y.shape[1] > 1 and bool((y >= 0).all()) and bool(((y.sum(1) - 1).abs() < 1e-3).all()):
         do = "give y.argmax(axis=1) if they are probabilities of classes"
-        warnings.warn(f"{what} has rows that sum to 1: they are read as numbers; {do}.", stacklevel=4)
+        warnings.warn(f"{what} has rows that sum to 1: they are read as regression targets; {do}.", stacklevel=4)
     elif y.shape[1] == 1 and bool((y == y.round()).all()) and len(torch.unique(y)) <= len(y) / 2:
         do = "give y[:, 0].astype(np.int64) if they are classes"
-        warnings.warn(f"{what} has whole numbers: they are read as numbers; {do}.", stacklevel=4)
+        warnings.warn(f"{what} has whole numbers: they are read as regression targets; {do}.", stacklevel=4)
     return train, test
 
 
@@ -191,10 +191,7 @@ def _ignored(name: str, arrays: Mapping[str, object]) -> int:
 
 def _targets(value: object, what: str, ignored: int = IGNORED) -> _Targets:
     array = _array(value, what)
-    rule = (
-        f"{what} must be class numbers (N,), or (N, H, W) of positions, of an integer type, or regression targets "
-        "(N, K) of a float type."
-    )
+    rule = f"{what} must be integer class numbers (N,), or (N, H, W) per position, or float regression targets (N, K)."
     got = f"{array.dtype} of shape {array.shape}"
     if array.ndim == 2 and array.dtype.kind == "f":
         return _floats(array, what)
@@ -210,7 +207,7 @@ def _targets(value: object, what: str, ignored: int = IGNORED) -> _Targets:
     if array.dtype.kind == "b":
         do = "Convert with .astype(np.int64)."
     elif array.ndim == 1 and array.dtype.kind == "f":
-        do = "Convert class numbers with .astype(np.int64); give one target per sample a second axis: y[:, None]."
+        do = "Convert class numbers with .astype(np.int64); for one target per sample add an axis: y[:, None]."
     elif array.ndim == 2:
         do = "Use y[:, 0]." if array.shape[1] == 1 else "Convert one-hot rows with y.argmax(axis=1)."
     raise InputError(rule, got=got, do=do)
@@ -225,12 +222,12 @@ def _count_classes(name: str, train: Int64[Tensor, "sample *position"], test: In
     if positions > 1:
         train, test = train[train != IGNORED], test[test != IGNORED]
         if not len(train) or not len(test):
-            raise InputError(f"`y_train` and `y_test` of {name} must have positions with a label.", got="none")
+            raise InputError(f"`y_train` and `y_test` of {name} must have labeled positions.", got="none")
     present = torch.unique(train)
     classes, largest = len(present), int(present[-1])
     if largest != classes - 1:
         rule = f"`y_train` of {name}: class numbers must be 0 … K−1 and each must occur."
-        got = f"{classes} different ones from {int(present[0])} to {largest}"
+        got = f"{classes} distinct numbers from {int(present[0])} to {largest}"
         do = "Renumber with np.unique(y, return_inverse=True)[1]."
         if positions > 1:
             do += " Store the number of positions without a label as `ignore_index`."
@@ -239,14 +236,14 @@ def _count_classes(name: str, train: Int64[Tensor, "sample *position"], test: In
         raise InputError(f"`y_train` of {name} must have at least two classes.", got=classes)
     if int(test.max()) >= classes:
         rule = f"`y_test` of {name}: class numbers must be in the range of the training set, 0 … {classes - 1}."
-        raise InputError(rule, got=int(test.max()), do="Remove such rows, or give the class training rows.")
+        raise InputError(rule, got=int(test.max()), do="Remove such rows, or add training rows of that class.")
     return classes
 
 
 def _with_jacobians(split: Split, value: object, what: str, outputs: int) -> Split:
     jacobians = _floats(_array(value, what), what, gaps=True)
     if bool(jacobians.isnan().all()):
-        raise InputError(f"{what} must have an entry that is known.", got="NaN alone", do="Leave the array out.")
+        raise InputError(f"{what} must have a known entry.", got="NaN alone", do="Leave the array out.")
     expected = (len(split), outputs, *split.x.shape[1:])
     if tuple(jacobians.shape) != expected:
         raise InputError(f"{what} must have the shape (N, K, *input) = {expected}.", got=tuple(jacobians.shape))

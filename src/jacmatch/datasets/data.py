@@ -232,7 +232,7 @@ def per_class(labels: Shaped[Tensor, "sample *row"], count: int, seed: int) -> I
         raise InputError("`count` of `per_class` (samples per class) must be at least 1.", got=count)
     if labels.is_floating_point() or labels.dim() > 1:
         rule = "`labels` of `per_class` must be class numbers, one for each sample."
-        got = "the targets of a regression" if labels.is_floating_point() else "labels of positions"
+        got = "the targets of a regression" if labels.is_floating_point() else "per-position labels"
         raise InputError(rule, got=got, do="Leave the number per class out.")
     classes = labels.cpu().numpy()
     sizes = np.bincount(classes)
@@ -251,7 +251,7 @@ def split_validation(
     """Split rows into training and validation; return the row numbers of each, ascending.
 
     Class numbers (integers) are stratified: class c with n_c of N rows gives amount·n_c/N of them, rounded so that the
-    total is exact, and keeps at least one training row. Targets of a regression (floats) and labels of positions are
+    total is exact, and keeps at least one training row. Targets of a regression (floats) and per-position labels are
     split at random.
 
     Args:
@@ -336,7 +336,7 @@ def of_classes(data: Data, classes: Sequence[int]) -> Data:
     if data.classes is None:
         raise InputError("`data` of `of_classes` must have classes.", got="a regression")
     if len(set(chosen)) != len(chosen) or len(chosen) < 2 or not all(0 <= each < data.classes for each in chosen):
-        rule = f"`classes` of `of_classes` must be at least two different ones of 0 … {data.classes - 1}."
+        rule = f"`classes` of `of_classes` must be at least two distinct numbers of 0 … {data.classes - 1}."
         raise InputError(rule, got=chosen)
     number = torch.full((data.classes,), -1)
     number[chosen] = torch.arange(len(chosen))

@@ -21,7 +21,7 @@ def pairwise(a: Shaped[Tensor, "one *input"], b: Shaped[Tensor, "other *input"])
     """Return ‖aᵢ − bⱼ‖ for all pairs."""
     for name, points in (("a", a), ("b", b)):
         if not len(points):
-            raise InputError(f"`{name}` of a distance between sets must have points.", got="none")
+            raise InputError(f"`{name}` of a distance between sets must not be empty.", got="none")
     if a.shape[1:] != b.shape[1:]:
         got = f"{tuple(a.shape[1:])} and {tuple(b.shape[1:])}"
         raise InputError("The points of two sets must have the same shape to compute a distance.", got=got)

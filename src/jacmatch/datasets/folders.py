@@ -74,7 +74,7 @@ def listed(folder: Path) -> tuple[list[str], list[tuple[Path, str]], list[tuple[
         ]
         if others:
             rule = f"The held-out part of {folder} must be called `test`."
-            raise InputError(rule, got=others[0], do="Rename it, or move it away to have a fifth of `train` held out.")
+            raise InputError(rule, got=others[0], do="Rename it, or move it away: a fifth of `train` is then held out.")
         return classes, train_files, []
     test_classes, test_files = _list(folder / "test")
     for name in test_classes:
@@ -136,8 +136,8 @@ def _read(paths: list[Path], size: int | None, name: str) -> UInt8[np.ndarray, "
             )
         elif image.shape[:2] != images[0].shape[:2]:
             got = f"{_sides(images[0])} in {paths[0]} and {_sides(image)} in {path}"
-            do = f"Have them resized, for example to 64 × 64: {name}@64."
-            raise InputError(f"All images of {name} must have one size.", got=got, do=do)
+            do = f"Resize them, for example to 64 × 64: {name}@64."
+            raise InputError(f"All images of {name} must have the same size.", got=got, do=do)
         images.append(image)
     channels = max(image.shape[2] for image in images)
     result = np.empty((len(images), channels, *images[0].shape[:2]), dtype=np.uint8)
@@ -172,7 +172,7 @@ class Files:
         with reading(path, "a readable file", "Check that it is still there."), path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) != self.size(number):
-            rule = f"{path} must stay as it was when the folder was listed, with {self.size(number):,} bytes."
+            rule = f"{path} must not change after the folder was listed, with {self.size(number):,} bytes."
             raise InputError(rule, got=f"{len(content):,}", do="Do not change the data while a job runs.")
         return content
 

@@ -25,7 +25,7 @@ IMAGES = ("jpg", "jpeg", "png", "webp")
 LABEL = "cls"
 _LABEL_BYTES = 32
 _FORMAT = 2  # of the cached index
-_FIRST_DOT = "All after the first dot of a file's name is its extension: write names without other dots."
+_FIRST_DOT = "The extension begins at the first dot of a file name: use no other dots."
 _REMEDY = "Write it again, uncompressed, for example with webdataset.TarWriter."
 
 
@@ -71,7 +71,7 @@ def make_index(path: Path) -> TarIndex:
                 continue
             _check_member(path, member)
             if key != last and key in samples:
-                raise _wrong(path, member.name, "samples of different names", "a name that came before")
+                raise _wrong(path, member.name, "samples with distinct names", "a name that occurred before")
             last = key
             _take(path, samples.setdefault(key, _Sample()), member, extension, raw)
         _check_end(path, raw, tar.offset)
@@ -248,7 +248,7 @@ class Shards:
             file.seek(int(self.indices[shard].offsets[position]))
             content = file.read(size)
         if len(content) != size:
-            rule = f"{path} must stay as it was when its index was made."
+            rule = f"{path} must not change after its index was made."
             raise InputError(rule, got="a shorter file", do="Do not change the data while a job runs.")
         return content
 
@@ -291,5 +291,5 @@ def _check_test_folder(folder: Path, train: list[Path], test: list[Path]) -> Non
     others = [name for name in names if name.startswith(_OTHERS)]
     if others and not test:
         rule = f"The held-out shards of {folder} must be called `test`."
-        do = "Rename them, or move them away to have a fifth of the training shards held out."
+        do = "Rename them, or move them away: a fifth of the training shards is then held out."
         raise InputError(rule, got=others[0], do=do)

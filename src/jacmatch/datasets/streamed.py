@@ -87,10 +87,10 @@ def _check_header(what: str, mode: str, pixels: int, frames: int, max_pixels: in
     if pixels > max_pixels:
         raise InputError(f"{what} must have at most {max_pixels:,} pixels.", got=f"{pixels:,}", do="Scale it down.")
     if mode not in _GREY + _COLOR:
-        do = "Convert it, for example of 16 bits: Image.fromarray((np.asarray(image) // 257).astype(np.uint8))."
+        do = "Convert it, for example from 16 bits: Image.fromarray((np.asarray(image) // 257).astype(np.uint8))."
         raise InputError(f"{what} must have 8 bits a channel.", got=f"mode {mode}", do=do)
     if frames != 1:
-        raise InputError(f"{what} must have one frame.", got=f"{frames}", do="Save the frame you mean as a file.")
+        raise InputError(f"{what} must have one frame.", got=f"{frames}", do="Save one frame as a file.")
 
 
 MAX_BYTES = 2**26
@@ -193,10 +193,10 @@ class Streamed:
         name = self.source.name(number)
         if pixels.shape[:2] != (height, width):
             got = f"{pixels.shape[0]} × {pixels.shape[1]} in {name}"
-            do = f"Have them resized, for example to 64 × 64: {self.caller}@64."
+            do = f"Resize them, for example to 64 × 64: {self.caller}@64."
             raise InputError(f"All images of {self.caller} must be {height} × {width} like the first.", got=got, do=do)
         if pixels.shape[2] > channels:
-            rule = f"All images of {self.caller} must be gray: the first ones that were looked at are."
+            rule = f"All images of {self.caller} must be gray like the first ones."
             raise InputError(rule, got=f"a color image, {name}", do="Convert them to one mode.")
         upright: UInt8[np.ndarray, "channel height width"] = pixels.transpose(2, 0, 1)
         return upright  # a gray image fills all three channels of a color set

@@ -257,7 +257,7 @@ def _of_teacher(teacher: Any, batch: Batch, *, by_output: bool) -> list[Finding]
         return []  # a cached teacher, which knows the inputs of its data only
     if error is None or error <= _LOOSE:
         return []
-    what = f"the products that it returns are {error:.0%} away from differences of its own outputs."
+    what = f"its products differ by {error:.0%} from differences of its outputs."
     return [
         fault("teacher-derivatives", what, "Compare its Jacobian with differences at a few points, and correct it.")
     ]
@@ -315,7 +315,7 @@ def _of_terms(isolated: IsolatedObjective) -> tuple[list[Finding], dict[str, flo
         if wrong:
             missing = "has no gradient" if all(g is None for g in gradients[name]) else f"is off by {error:.0%}"
             what = f"The gradient of the term `{name}` {missing} from differences of the term itself."
-            remedy = "Look for what is detached, kept from an earlier call, or taken twice where once is allowed."
+            remedy = "Look for a tensor that is detached or from an earlier call, or a second derivative of a once-differentiable function."
             findings.append(fault("wrong-gradient", what, remedy))
     return findings, errors
 

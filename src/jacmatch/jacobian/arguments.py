@@ -74,7 +74,7 @@ class Inputs:
         for name, part in named.items():
             if not isinstance(part, Tensor) or not part.is_floating_point() or not part.dim():
                 got = f"{part.dtype} {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__
-                do = "Pass labels as `y`, and all that is not differentiated as context={...}."
+                do = "Pass labels as `y`, and inputs that are not differentiated as context={...}."
                 raise InputError(f"Part {name!r} of the inputs must be a floating-point tensor (B, …).", got=got, do=do)
         kinds = {(part.dtype, part.device, len(part)) for part in named.values()}
         if len(kinds) != 1:
@@ -83,7 +83,7 @@ class Inputs:
             raise InputError(rule, got=got)
         for name, unit in self.units.items():
             if name not in named or not 0 < unit < float("inf"):
-                rule = "`units` of `Inputs` must be positive and finite, by the names or numbers of parts."
+                rule = "`units` of `Inputs` must be positive and finite, keyed by part name or number."
                 raise InputError(rule, got=f"{name!r}: {unit}", do=f"Parts are {', '.join(map(repr, named))}.")
 
     @property
@@ -210,7 +210,7 @@ class Substituted:
         with layer.register_forward_hook(move):
             returned = module(self.tokens, **named)
         if not met:
-            rule = "The embedding of a network of tokens must be looked up with the token ids themselves."
+            rule = "The embedding of a token network must be indexed by the token ids themselves."
             raise InputError(rule, got=type(module).__name__, do="TokenSubstitutions needs a table of single tokens.")
         return returned
 
@@ -409,7 +409,7 @@ def _edges(index: Tensor, layout: Any, caller: str) -> _OfEdges:
     of, counts = layout.numbers // layout.mask.shape[1], layout.mask.sum(1)
     graph = of[index[0]]
     if not torch.equal(graph, of[index[1]]):
-        raise InputError(f"Both ends of each of `Edges` in `context` of `{caller}` must be in one graph.")
+        raise InputError(f"Both ends of each of `Edges` in `context` of `{caller}` must be in the same graph.")
     local = (index - (counts.cumsum(0) - counts)[graph]).T
     number = torch.bincount(graph, minlength=len(counts))
     order = graph.argsort(stable=True)

@@ -85,7 +85,7 @@ _REMEDIES: Final = {
     "x": "Pass the inputs.",
     "outputs": "Pass the teacher's readout values.",
     "labels": "Pass the labels, or use TopClass().",
-    "ids": "Pass the number of each sample, for example torch.arange(len(x)).",
+    "ids": "Pass an integer id per sample, for example torch.arange(len(x)).",
     "partners": "Pass the inputs of the rows that probes.partners chooses.",
 }
 

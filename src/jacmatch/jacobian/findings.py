@@ -112,16 +112,16 @@ def rounded(what: str, dtype: torch.dtype, error: float) -> Verdict:
     """Return the verdict on an engine that is right in float64, and off by `error` in the module's own type."""
     small = error <= 0.5
     label = "right" if small else f"off by {error:.0%} in {dtype}"
-    what = f"{what} in {dtype} is {error:.0%} away from float64."
-    remedy = "Use a larger batch where statistics of few values are divided by, or float64."
+    what = f"{what} in {dtype} differs from float64 by {error:.0%}."
+    remedy = "Use float64, or a larger batch if it divides by statistics of few values."
     finding = Finding("rounding", "note" if small else "fault", what, remedy)
     return Verdict("right" if small else "wrong", label, (finding,))
 
 
 def other_outputs(error: float) -> Verdict:
     """Return the verdict on outputs that change because derivatives are computed."""
-    what = f"The outputs of a pass with derivatives are {error:.0%} away from those of an ordinary call."
-    remedy = "Call the module without the derivative, and report the layer: its replacement by jacmatch is not equal."
+    what = f"The outputs of a pass with derivatives differ by {error:.0%} from those of an ordinary call."
+    remedy = "Do not differentiate the module, and report the layer: its replacement by jacmatch is wrong."
     return Verdict("wrong", "other outputs", (Finding("other-outputs", "fault", what, remedy),), certain=True)
 
 
@@ -195,7 +195,7 @@ def first_line(failure: Exception) -> str:
 def untrainable(reason: str) -> Verdict:
     """Return the verdict on a network with correct products that cannot be trained, even without derivatives."""
     what = f"The parameter gradient of the network's own outputs fails: {reason}."
-    remedy = "Change no tensor in place that a backward pass needs."
+    remedy = "Do not change in place a tensor that the backward pass needs."
     return Verdict("unknown", "right", (Finding("untrainable", "fault", what, remedy),))
 
 
@@ -247,7 +247,7 @@ PREFLIGHT: Final = _by_code(
     fault(
         "not-a-sum",
         "The terms do not add up to the loss.",
-        "Return in `values` the loss and the weighted terms that it is the sum of; everything else in `unweighted`.",
+        "Return in `values` the loss and the weighted terms that it sums, and all else in `unweighted`.",
     ),
     fault(
         "not-a-mean",
@@ -281,7 +281,7 @@ PREFLIGHT: Final = _by_code(
 DOCTOR: Final = _by_code(
     note(
         "unchecked",
-        "The values are too rough or too curved here for a difference, so the derivatives could not be checked by one.",
+        "The values are too rough or too curved here for finite differences, so the derivatives were not checked.",
         "Try the module in float64, or at another scale of the input.",
     ),
     fault(
@@ -291,7 +291,7 @@ DOCTOR: Final = _by_code(
     ),
     fault(
         "non-deterministic",
-        "Two calls at the same input give different outputs: value and derivative belong to two functions.",
+        "Two calls at the same input give different outputs: value and derivative belong to different functions.",
         "Remove the random numbers or the state.",
     ),
     note(
@@ -312,7 +312,7 @@ DOCTOR: Final = _by_code(
     note(
         "couples-samples",
         "The output of one sample depends on the others: a product vᵀJ or Jv belongs to the batch.",
-        "For derivatives of each sample by itself use `jacobian`, or remove statistics over the batch.",
+        "For per-sample derivatives use `jacobian`, or remove statistics over the batch.",
     ),
 )
 """Findings on a network as a whole."""
@@ -339,7 +339,7 @@ CODES: Final[dict[str, str]] = {
     "reverse-wrong-for-jvp": "Reverse mode is right for vᵀJ and wrong for Jv.",
     "reverse-unsupported": "Reverse mode cannot differentiate the module.",
     "forward-unsupported": "Forward mode cannot differentiate the module.",
-    "differences-unsupported": "Differences cannot be taken of the module.",
+    "differences-unsupported": "Finite differences of the module fail.",
     "untrainable": "The network cannot be trained, with or without derivatives.",
     "engine-fails": "An engine fails when its products are differentiated.",
     "not-zero": "An engine returns a derivative although the outputs do not change.",

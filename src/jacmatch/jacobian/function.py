@@ -66,8 +66,8 @@ class Function:
 
     def __post_init__(self) -> None:
         if isinstance(self.module, nn.Module) and any(map(is_lazy, self.module.parameters())):
-            rule = "The network to be differentiated must have its parameters."
-            raise InputError(rule, got="a lazy module", do="Call it once with a batch, which gives them their shapes.")
+            rule = "The network to be differentiated must have initialized parameters."
+            raise InputError(rule, got="a lazy module", do="Call it once with a batch to give them shapes.")
 
     def __call__(self, x: Tensor, buffers: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return values, outputs and features; `buffers` replace the module's own."""
@@ -118,14 +118,14 @@ def check_input(x: Any, caller: str) -> None:
     """Reject anything but a floating-point tensor with at least one sample."""
     if not isinstance(x, Tensor):
         rule = f"`x` of `{caller}` must be one tensor."
-        do = "Differentiate by one part: give a function of that tensor which holds the other parts."
+        do = "Differentiate by one part: pass a function of that tensor with the other parts fixed."
         raise InputError(rule, got=type(x).__name__, do=do)
     if not x.is_floating_point():
         rule = f"`x` of `{caller}` must be of a floating-point type."
         do = "Scale images to float; for text, differentiate with respect to embeddings (`from_embeddings`)."
         raise InputError(rule, got=str(x.dtype), do=do)
     if x.dim() == 0 or not len(x):
-        rule = f"`x` of `{caller}` must have a dimension of samples, and at least one sample."
+        rule = f"`x` of `{caller}` must have a batch dimension, and at least one sample."
         raise InputError(rule, got=f"shape {tuple(x.shape)}", do="Leave empty batches out.")
     if torch.is_inference_mode_enabled() or x.is_inference():
         rule = f"`{caller}` must not run under torch.inference_mode, which drops derivatives."

@@ -139,7 +139,7 @@ def data_pairs(
     """
     if x.shape != partners_x.shape:
         got = f"{tuple(x.shape)} and {tuple(partners_x.shape)}"
-        raise InputError("`x` and `partners_x` of `data_pairs` must have one shape.", got=got)
+        raise InputError("`x` and `partners_x` of `data_pairs` must have the same shape.", got=got)
     difference = (partners_x - x).reshape(x.shape[0], -1)
     norm = torch.linalg.vector_norm(difference, dim=1, keepdim=True)
     scale = math.sqrt(difference.shape[1]) / torch.where(norm > 0, norm, 1.0)

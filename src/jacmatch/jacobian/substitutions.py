@@ -110,7 +110,7 @@ class TokenSubstitutions:
             pool = torch.unique(tokens[free]) if self.candidates == "batch" else torch.arange(vocabulary).to(tokens)
             pool = pool[~torch.isin(pool, special)]
             if not len(pool):
-                raise InputError("`TokenSubstitutions` must have tokens to choose from.", do="Name fewer as `special`.")
+                raise InputError("`TokenSubstitutions` must have tokens to choose from.", do="Reduce `special`.")
             new = pool[(which * len(pool)).long()]
         old = tokens.gather(1, positions)
         keep = (number == 0) | torch.isin(new, special)

@@ -546,7 +546,7 @@ def _wrong(what: str, verdict: Verdict, remedy: str) -> UnsupportedError:
     reason = " ".join(each.what for each in verdict.findings[-1:])
     if verdict.state == "refused":
         what += " of this module cannot be differentiated again"
-        remedy += " Under torch.no_grad() the product itself can be had."
+        remedy += " Under torch.no_grad() the product itself works."
     else:
         what += " of this module is wrong"
     parts = [f"{what}:", reason, remedy.strip(), "`jacmatch.doctor(module, x)` has details; within"]

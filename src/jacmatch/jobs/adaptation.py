@@ -116,7 +116,7 @@ def head_of(network: nn.Module, split: Split) -> tuple[nn.Linear, str]:
         outputs = network(x)
     heads = [(module, given) for _, module, given, output in calls if output is outputs and type(module) is nn.Linear]
     if not heads or heads[-1][1].dim() != 2:
-        raise InputError("A teacher must have its outputs in a last linear layer to be adapted.", got="another")
+        raise InputError("A teacher must end in a linear layer to be adapted.", got="another")
     head, features = heads[-1]
     layer = ""
     for name, module, _, output in calls:
@@ -154,7 +154,7 @@ def probed(teacher: Pretrained, train: Split, classes: int, seed: int) -> nn.Mod
     rows = ((z - mean) / std).numpy()
     smallest = int(torch.bincount(train.y.cpu(), minlength=classes).min())
     if smallest < 1:
-        raise InputError("The labeled images of the target must be of every class.", got="a class without one")
+        raise InputError("The labeled images of the target must cover every class.", got="a class without one")
     model: Any = LogisticRegression(C=1e-2, max_iter=1000, fit_intercept=head.bias is not None)
     if smallest > 1:
         folds = StratifiedKFold(min(5, smallest), shuffle=True, random_state=seed % 2**32)

@@ -104,7 +104,7 @@ class Comparison:
     def refuse(self, cache: Path) -> None:
         """Raise an `InputError` that lists the wrong entries, if there are any."""
         if self.wrong:
-            rule = f"The entries of {cache} must equal the teacher's present answers."
+            rule = f"The entries of {cache} must equal the teacher's current answers."
             named = [f"{entry} ({', '.join(fields)})" for entry, fields in self.wrong.items()]
             got = f"{len(self.wrong)} of {self.entries} beyond rounding: {few(named, 5)}"
             raise InputError(rule, got=got, do="Remove the folder and build it again.")

@@ -165,7 +165,7 @@ class DistillationFields(TrainingFields):
         if self.probe == "sampled-rows" and self.probes > data.outputs:
             raise InputError(f"`--probes` of sampled-rows must be at most {data.outputs}, all rows.", got=self.probes)
         if data.positions and (self.probe in _OF_ROWS or self.readout not in ("logits", "log-probabilities")):
-            rule = "`--probe` and `--readout` of `distill` must fit outputs of positions, which have no row of a class."
+            rule = "`--probe` and `--readout` of `distill` must fit per-position outputs, which have no row of a class."
             do = "Use random-outputs, random-inputs or fisher-rows, and logits or log-probabilities."
             raise InputError(rule, got=f"{self.probe} and {self.readout}", do=do)
         chosen = self.recipe(*_of_a_class(data, len(train)))

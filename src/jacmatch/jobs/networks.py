@@ -247,7 +247,7 @@ def adapted(trained: nn.Module, description: Description, outputs: int) -> tuple
     same = {name: whole[name] for name, shape in shapes.items() if name not in head and whole[name].shape == shape}
     new = set(whole) - set(same)
     if not 1 <= len(new) <= 2 or not all(whole[name].shape[0] == description.outputs for name in new):
-        rule = "A network must have its outputs in a last linear layer to be fine-tuned for other classes."
+        rule = "A network must end in a linear layer to be fine-tuned for other classes."
         raise InputError(rule, got=f"{len(new)} tensors that depend on them")
     empty.load_state_dict(same, strict=False)
     return empty, tuple(sorted(new))

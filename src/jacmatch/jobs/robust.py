@@ -252,6 +252,6 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     unit = "standard deviations of the data" if settings["unit"] == "normalized" else "units of the raw input"
     notes = (
         f"{settings['data']}, {variants[0]['seeds']} seed(s), {result['seconds']:.0f} s.",
-        f"Noise in {unit}; nothing was chosen by looking at test data.",
+        f"Noise in {unit}; no setting was chosen on test data.",
     )
     return [Table("robust", "Under noise and shifts", head, tuple(rows), notes)]

@@ -32,13 +32,13 @@ _DO = "Name the data: --data."
 
 
 def load(spec: str, seed: int, smoke: bool, *, positions: bool = False) -> Data:
-    """Load a data set; in a smoke run with few test samples. Labels of positions need a job that allows them."""
+    """Load a data set; in a smoke run with few test samples. Per-position labels need a job that allows them."""
     if not 0 <= seed < 2**63:
         raise InputError("`--seed` must be at least 0 and below 2⁶³.", got=seed)
     data = datasets.load(spec, seed)
     if data.positions and not positions:
         rule = "`--data` of this job must have one label for each sample."
-        do = "Labels of positions are for train, distill, evaluate, compare, doctor and export."
+        do = "Per-position labels are for train, distill, evaluate, compare, doctor and export."
         raise InputError(rule, got=f"labels (N, {', '.join(map(str, data.positions))})", do=do)
     return replace(data, test=some(data, data.test, SMOKE_TEST)) if smoke else data
 
@@ -55,12 +55,12 @@ def without_labels(spec: str, seed: int) -> Data:
 
 
 def dense_settings(data: Data) -> dict[str, Any]:
-    """Return the settings of an objective for labels of positions: outputs (B, K, H, W), means over positions."""
+    """Return the settings of an objective for per-position labels: outputs (B, K, H, W), means over positions."""
     return {"class_dim": 1, "positions": "mean"} if data.positions else {}
 
 
 def some(data: Data, split: Split, count: int) -> Split:
-    """Return the first `count` samples of each class; of numbers or labels of positions the first 100 samples."""
+    """Return the first `count` samples of each class; of numbers or per-position labels the first 100 samples."""
     if data.classes is None or data.positions:
         return split.subset(torch.arange(min(100, len(split))))
     rank = torch.zeros_like(split.y)
@@ -73,7 +73,7 @@ def some(data: Data, split: Split, count: int) -> Split:
 def parts(data: Data, validation: float, per_class: int, seed: int) -> tuple[Split, Split | None]:
     """Return training samples, `per_class` of each class, and the validation samples held out before."""
     if per_class < 0:
-        raise InputError("`--per-class` must be at least 0, where 0 takes all.", got=per_class)
+        raise InputError("`--per-class` must be at least 0; 0 takes all.", got=per_class)
     if not (0 <= validation < 1 or (validation > 0 and float(validation).is_integer())):
         raise InputError("`--validation` must be a fraction below 1, or a whole number.", got=validation)
     split, validation_part = data.train, None
@@ -172,7 +172,7 @@ def _points(run: Run) -> Data:
 
 
 def _missing() -> NoReturn:
-    raise InputError("The file of the points of a run must exist.")
+    raise InputError("The points file of a run must exist.")
 
 
 def _of_test(data: Data) -> dict[str, str]:
@@ -303,7 +303,7 @@ class TrainingFields(JobFields, Training):
     def parts(self, data: Data, per_class: int, seed: int) -> tuple[Split, Split | None]:
         """Return the training and the validation samples; see `jacmatch.jobs.settings.parts`."""
         if data.positions and self.augment:
-            rule = "`--augment` must not be given with labels of positions: it moves the pixels, but not the labels."
+            rule = "`--augment` must not be given with per-position labels: it moves the pixels, but not the labels."
             raise InputError(rule, got=" ".join(self.augment), do="Leave it out, or augment the data.")
         validation: float = self.validation
         if self.smoke:

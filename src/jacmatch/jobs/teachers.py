@@ -77,7 +77,7 @@ def prepare(
             if ranks.first and (damage := _damage(folder, recipe, inputs)):
                 aside = _put_aside(folder)
                 progress.message(
-                    f"The teacher in {folder} is trained again; what was there is in {aside.name}: {damage}"
+                    f"The teacher in {folder} is trained again; the old files are in {aside.name}: {damage}"
                 )
             if not ranks.broadcast((folder / RESULT).is_file()):
                 replace(recipe, out=folder).train(data, progress)
@@ -99,7 +99,7 @@ def _damage(folder: Path, recipe: Train, inputs: Mapping[str, Fingerprints]) -> 
         if run.finished:
             networks.load_own(folder, recipe.model)
         elif run.settings.get("data") != recipe.data:
-            return f"it was begun with --data {run.settings.get('data')}."  # the same data under another name
+            return f"it was started with --data {run.settings.get('data')}."  # the same data under another name
         elif (folder / CHECKPOINT).is_file():
             load(folder / CHECKPOINT)
     except InputError as error:
@@ -179,7 +179,7 @@ def _fitted(network: nn.Module, own: tuple[int, ...], shape: tuple[int, ...]) ->
         return network
     if len(own) != 3 or len(shape) != 3 or own[0] != shape[0] or own[1] != own[2]:
         rule = f"The teacher must take images to whose shape {shape} can be resized."
-        raise InputError(rule, got=f"samples of shape {own}", do="Give images with as many channels.")
+        raise InputError(rule, got=f"samples of shape {own}", do="Give images with the same number of channels.")
     return Resized(network, shape, own[1])
 
 

@@ -361,7 +361,7 @@ class Transfer(TrainingFields):
                 got = f"{name} {getattr(self, given[0])} and {' '.join(self.chosen)}"
                 raise InputError(f"`{name}` of `transfer` must come with {needed}.", got=got, do=f"Leave out {name}.")
         if self.teacher.startswith("onnx:") and (rest := set(self.chosen) - {"labels", "mixup", "lwf"}):
-            rule = "`--methods` of `transfer` must be labels, mixup or lwf for a teacher of values alone."
+            rule = "`--methods` of `transfer` must be labels, mixup or lwf for a teacher without gradients."
             do = "Add for example --methods labels lwf: an ONNX file has no features that a probe could use."
             raise InputError(rule, got=f"{', '.join(sorted(rest))}", do=do)
 

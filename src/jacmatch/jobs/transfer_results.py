@@ -130,8 +130,8 @@ def useless_probe(rows: Mapping[str, Result], probes: Sequence[float]) -> list[s
     if not (alone and probes) or (mean := sum(probes) / len(probes)) > (best := max(alone)):
         return []
     return [
-        f"The probed teacher has {mean:.1%} accuracy, no more than a student from labels alone ({best:.1%}): its "
-        "features do not tell these classes apart. Take another teacher, or fine-tune it: --adapt-steps."
+        f"The probed teacher has {mean:.1%} accuracy, no more than a student trained on labels alone ({best:.1%}): its "
+        "features do not tell these classes apart. Use another teacher, or fine-tune it: --adapt-steps."
     ]
 
 

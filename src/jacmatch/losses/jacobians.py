@@ -29,7 +29,7 @@ def one_per_row(caller: str, rows: Tensor, **numbers: Tensor) -> None:
     for name, tensor in numbers.items():
         if tensor.shape != rows.shape[:2]:
             rule = f"`{name}` of `{caller}` must have one number for each row, shape {tuple(rows.shape[:2])}."
-            do = "Give those of the same classes in the same order as the rows."
+            do = "Give values of the same classes, in the order of the rows."
             raise InputError(rule, got=tuple(tensor.shape), do=do)
 
 

@@ -230,7 +230,9 @@ def _wrapped(
         model = Normalized(create(), shape, mean, std)
         answer = model.eval()(torch.zeros(1, *shape))
     if not isinstance(answer, Tensor) or answer.shape != (1, outputs):
-        raise InputError(f"`{spec}` must return {outputs} outputs a sample.", got=f"{getattr(answer, 'shape', answer)}")
+        raise InputError(
+            f"`{spec}` must return {outputs} outputs per sample.", got=f"{getattr(answer, 'shape', answer)}"
+        )
     return model.train()
 
 

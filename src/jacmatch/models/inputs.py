@@ -168,7 +168,7 @@ class FirstOutputs(nn.Module):
         """
         whole = self.network.state_dict()
         wanted = empty.state_dict()
-        rule = "A network with two heads must have its outputs in a last linear layer, so that one can be removed."
+        rule = "A network with two heads must end in a linear layer, so that one can be removed."
         if whole.keys() != wanted.keys() or any(
             whole[name].shape[1:] != value.shape[1:] or len(whole[name].flatten()) < len(value.flatten())
             for name, value in wanted.items()

@@ -51,7 +51,7 @@ class ResNet(RawInputs):
             InputError: If a number is out of range.
         """
         if depth < 8 or depth % 6 != 2:
-            raise InputError("`depth` of `ResNet` must be 6n+2 with n ≥ 1.", got=depth, do="8, 14, 20, 26, 32 … fit.")
+            raise InputError("`depth` of `ResNet` must be 6n+2 with n ≥ 1.", got=depth, do="Use 8, 14, 20, 26, 32, …")
         super().__init__(f"resnet{depth}", outputs, shape, mean, std)
         check_image(f"resnet{depth}", shape, halvings=2)
         stem, first, second, third = widths

@@ -124,7 +124,7 @@ def _session(file: Path, rule: str) -> tuple[Any, Any]:
     entries = session.get_inputs()
     if len(entries) != 1:
         got = f"{len(entries)}: {', '.join(entry.name for entry in entries)}"
-        raise InputError(f"{rule} with one input.", got=got, do="Export the network of one tensor.")
+        raise InputError(f"{rule} with one input.", got=got, do="Export a network of one input tensor.")
     return session, entries[0]
 
 

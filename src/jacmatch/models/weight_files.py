@@ -272,7 +272,7 @@ def _check_archive(source: Path, size: int) -> None:
             command = _command(
                 f"import sys, torch; a, b = sys.argv[1:]; torch.save(dict({load}), b)", source, ".state.pth"
             )
-            do = f"If you trust it, take its weights out: {command}"
+            do = f"If you trust it, extract its weights: {command}"
             raise InputError(f"`{source}` must be weights, not a program.", got=what, do=do)
     if large:  # of a program that is so, too: its text is compressed
         raise InputError(rule, got="parts that are larger than the file")

@@ -416,7 +416,7 @@ def _one_of(source: Path, fits: list[Fit], caller: str) -> Fit:
     """The only fit, or the only one that is no running average."""
     plain = [fit for fit in fits if not fit.average] if len(fits) > 1 else fits
     if len(plain) != 1:
-        rule = f"`{source}` must hold one set of weights, or `key` of `{caller}` say which."
+        rule = f"`{source}` must hold one set of weights, or `key` of `{caller}` must name one."
         names = [repr(fit.key) for fit in fits]
         raise InputError(rule, got=few(names, 8), do=f"Give for example key={names[0]}.")
     others = [repr(fit.key) for fit in fits if fit is not plain[0]]
@@ -484,7 +484,7 @@ def _check_tied(module: nn.Module, source: Path, weights: Mapping[str, Tensor]) 
     """Refuses two values for one tensor of the module."""
     for name, first in tied_names(module).items():
         if name != first and name in weights and not torch.equal(weights[name], weights[first]):
-            rule = f"`{source}` must hold equal tensors {first} and {name}, which are one in this module."
+            rule = f"`{source}` must hold equal tensors {first} and {name}, which this module ties."
             raise InputError(rule, got="different ones", do="Build the model without tied weights.")
 
 
@@ -503,7 +503,7 @@ def _warn(source: Path, fit: Fit, types: list[torch.dtype]) -> None:
             stacklevel=3,
         )
     if fit.unused:
-        warnings.warn(f"`{source}` has tensors that are not used: {few(list(fit.unused))}.", stacklevel=3)
+        warnings.warn(f"`{source}` has unused tensors: {few(list(fit.unused))}.", stacklevel=3)
 
 
 def _differences(module: nn.Module, names: list[Names], sets: weight_files.Sets, source: Path) -> InputError:

@@ -173,7 +173,7 @@ class Objective(nn.Module):
     @property
     def balance(self) -> LossWeights:
         """The former name of `loss_weights`."""
-        message = "`objective.balance` is now `objective.loss_weights`; the old name goes with the next release."
+        message = "`objective.balance` is now `objective.loss_weights`; it will be removed in the next release."
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         return self.loss_weights
 

@@ -29,7 +29,7 @@ from jacmatch.objectives.weights import WeightSchedule, describe_labels, labels_
 from jacmatch.teachers import Answer, Question, Teacher
 
 _NOT_KNOWN: Final = (
-    "`Distillation` compares outputs alone: whether Jacobians pay depends on the amount of data, and "
+    "`Distillation` compares outputs alone: whether Jacobians help depends on the amount of data, and "
     "`samples_per_class` is not given. Pass samples_per_class=..., use Distillation.for_dataset(student, teacher, "
     "training_set), or pass jacobians=0 to keep it so."
 )

@@ -205,10 +205,10 @@ class Regression(Objective):
         if not bool(unknown.any()):
             return given, None
         if self.jacobian_loss == "normalized":
-            rule = "`jacobian_loss` of `Regression` must be 'squared' or 'relative' where Jacobians have NaN."
+            rule = "`jacobian_loss` of `Regression` must be 'squared' or 'relative' if Jacobians have NaN."
             raise InputError(rule, got="'normalized'", do="The direction of a row with unknown entries is unknown.")
         if bool(unknown.all()) and not isinstance(self.differentiation.probe, EveryRow | SampledRows):
-            rule = "`probe` of `Regression` must compare entries that are known where Jacobians have NaN."
+            rule = "`probe` of `Regression` must compare only known entries if Jacobians have NaN."
             got = f"{type(self.differentiation.probe).__name__}(), all products of which have unknown entries"
             raise InputError(rule, got=got, do="Use EveryRow(), the default.")
         return given.masked_fill(unknown, 0.0), unknown
@@ -221,7 +221,7 @@ class Regression(Objective):
             if how.step is not None:
                 name = type(self.differentiation.probe).__name__
                 raise InputError(
-                    f"`probe` of `Regression` must not be {name}() where Jacobians are given: it compares values at "
+                    f"`probe` of `Regression` must not be {name}() if Jacobians are given: it compares values at "
                     "pairs of points.",
                     do="Use RandomInputs(k) or EveryRow().",
                 )
@@ -237,7 +237,7 @@ class Regression(Objective):
     def _teacher(self, missing: str) -> Teacher:
         if self.teacher is None:
             do = "Give both y and j, a table of Jacobians, or a teacher; jacobians=0 needs no Jacobian."
-            raise InputError(f"`{missing}` of `Regression` must be given where there is no teacher.", do=do)
+            raise InputError(f"`{missing}` of `Regression` must be given without a teacher.", do=do)
         return self.teacher
 
 

@@ -271,7 +271,7 @@ def label_term(
     if share is None:
         return each.mean()
     if partner_labels is None:
-        raise InputError("`partner_labels` must be given with `partners` where `labels` has a weight.")
+        raise InputError("`partner_labels` must be given with `partners` if `labels` has a weight.")
     return (share * each + (1 - share) * loss(outputs, partner_labels)).mean()
 
 

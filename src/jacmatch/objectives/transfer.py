@@ -142,7 +142,7 @@ class Transfer(Objective):
     def _check(self, attention: float | int, jacobians: float | int) -> None:
         if (attention or jacobians) and not self.pairs:
             do = 'Give for example pairs=[("features.conv4", "layer2")].'
-            raise InputError("`pairs` of `Transfer` must name layers where maps are compared.", got="none", do=do)
+            raise InputError("`pairs` of `Transfer` must name layers if maps are compared.", got="none", do=do)
         if self.size is not None and self.size < 1:
             raise InputError("`size` of `Transfer` must be at least 1.", got=self.size)
         if not (self.p > 1 or (self.p == 1 and not jacobians)):
@@ -165,7 +165,7 @@ class Transfer(Objective):
 
     def not_compiled(self) -> str | None:
         """Return why the steps of this objective are not compiled."""
-        return "Transfer is not compiled: it reads layers inside of the networks."
+        return "Transfer is not compiled: it reads inner layers of the networks."
 
     def _query(self, batch: Batch, *, products: bool, mapped: bool) -> Answer | None:
         """Return the teacher's answer, whose values are the attention maps if `mapped`; None if none is needed."""
@@ -252,7 +252,7 @@ class Transfer(Objective):
                 both = f"{classes} + {answer.outputs.shape[1]}"
                 do = f"Build it with {both} outputs: the classes of the target, then the teacher's."
                 do = "With `shared` the teacher has the classes of the target." if self.shared else do
-                rule = "`student` of `Transfer` must have outputs for the target and for the teacher's."
+                rule = "`student` of `Transfer` must have outputs for the classes of the target and of the teacher."
                 raise InputError(rule, got=f"{outputs.shape[1]} outputs", do=do)
             terms["outputs"] = output_term(self.output_loss, source, answer.outputs, self.temperature)
         if answer is not None and maps is not None and weights["attention"]:

@@ -140,7 +140,7 @@ def numeric(caller: str, probe: Estimator | None, readouts: tuple[Readout, ...],
         *(["kl"] if output_loss == "kl" else []),
     ]
     if classes:
-        rule = f"`{caller}` must not have settings that are for classes."
+        rule = f"`{caller}` must not have settings for classes."
         do = "Use readout=Logits(), output_loss='squared' and a probe without labels."
         raise InputError(rule, got=", ".join(dict.fromkeys(classes)), do=do)
 
@@ -218,7 +218,7 @@ def batch_of_tensors(caller: str, x: object, y: object, *, floating: bool) -> Te
         raise InputError(rule, got=f"shape {tuple(x.shape)}", do="Leave such batches out.")
     if floating and not x.is_floating_point():
         raise InputError(
-            f"`x` of `{caller}` must be of a floating-point type where derivatives, noise or mixtures are taken.",
+            f"`x` of `{caller}` must be of a floating-point type for derivatives, noise or mixtures.",
             got=str(x.dtype),
             do="For images, pass x.float() / 255 to networks that were trained with it. For tokens, differentiate "
             "with respect to embeddings (`jacmatch.jacobian.from_embeddings`), or omit that term.",
@@ -323,7 +323,7 @@ def one_for_each(caller: str, x: Tensor, **given: Tensor | None) -> None:
 
 
 def without_ignored(labels: Tensor, ignored: int) -> Tensor:
-    """Return labels of positions with IGNORED in place of the user's `ignore_index`."""
+    """Return per-position labels with IGNORED in place of the user's `ignore_index`."""
     if ignored == IGNORED or labels.dim() < 2 or labels.is_floating_point():
         return labels
     return labels.masked_fill(labels == ignored, IGNORED)
@@ -339,7 +339,7 @@ def selections(
             rule = f"`output` of `{caller}` must be callable, or a pair of such (student's, teacher's)."
             raise InputError(rule, got=type(each).__name__, do="For example output=lambda out: out[0].")
     if isinstance(output, tuple) and pair[1] is not None and not isinstance(teacher, nn.Module):
-        rule = f"`output` of `{caller}` can select from what a teacher returns only where that is an nn.Module."
+        rule = f"`output` of `{caller}` can select from a teacher's outputs only if the teacher is an nn.Module."
         raise InputError(rule, got=type(teacher).__name__, do="Use ModuleTeacher(network, output=...).")
     return pair
 

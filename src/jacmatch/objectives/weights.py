@@ -176,7 +176,7 @@ class LossWeights:
             if name not in measured and _counts(unweighted[name]) and self.weights[name] > 0:
                 raise UnsupportedError(
                     f"The term `{name}` has no gradient with respect to the student: something cuts it off (detach, "
-                    "no_grad). Ask jacmatch.doctor(student, x)."
+                    "no_grad). See jacmatch.doctor(student, x)."
                 )
         if not all(map(math.isfinite, norms.values())):  # a bad batch: earlier measurements are kept
             return False
@@ -234,7 +234,7 @@ def _norms(terms: dict[str, Tensor], parameters: list[nn.Parameter], whole: Whol
 def _cut_off(name: str, reason: str) -> UnsupportedError:
     return UnsupportedError(
         f"The gradient of the term `{name}` cannot be taken: {reason}. Write that backward in torch operations; "
-        "jacmatch.doctor(student, x) tells more."
+        "jacmatch.doctor(student, x) has details."
     )
 
 

@@ -72,7 +72,7 @@ def warn_of_changes(before: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     if names:
         there, now = (", ".join(f"{name} {given.get(name)}" for name in names) for given in (before, here))
         message = f"The run was started with {there}, and is resumed with {now}."
-        message = f"{message} The result is that of a run without a stop up to rounding, not bit for bit."
+        message = f"{message} The result equals that of an uninterrupted run up to rounding, not bit for bit."
         warnings.warn_explicit(
             message, UserWarning, "jacmatch", 0, registry=_WARNED
         )  # one line, once, and no source line
@@ -481,7 +481,7 @@ class Run:
         if self.follows:
             return self.path / RESULT
         if self.finished and not again:
-            raise InputError("`Run.write_result` must be called once a run.", got=f"a finished run in {self.path}")
+            raise InputError("`Run.write_result` must be called once per run.", got=f"a finished run in {self.path}")
         check(plain(result, "result"), self.job, self.version, self.settings)
         file = write_whole(self.path, RESULT, encoded(result, "result"))
         with disk(self.path):

@@ -421,7 +421,7 @@ def wrong_partials(process: GaussianProcess) -> list[str]:
         row, k = divmod(int(score.argmax()), score.shape[1])
         if score[row, k] > _WRONG**2:
             which = f"the partials of output {group.outputs[k]} in row {row} disagree with all other samples"
-            lines.append(f"{which} {times[row, k]:.0f} times as much as is usual: the largest disagreement of all.")
+            lines.append(f"{which} {times[row, k]:.0f} times as much as usual: the largest disagreement of all.")
     return lines
 
 

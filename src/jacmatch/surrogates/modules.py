@@ -91,7 +91,7 @@ def fit_surrogate(
         torch.Size([16, 1])
     """
     if slopes is not None:
-        message = "`slopes` of `fit_surrogate` has a new name, `partials`; the old one goes with the next release."
+        message = "`slopes` of `fit_surrogate` is now `partials`; the old name will be removed in the next release."
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         partials = slopes
     with torch.random.fork_rng([]):

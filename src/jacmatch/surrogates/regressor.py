@@ -224,7 +224,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         if self.device != "cpu":
             return "adam", f"on {self.device}"
         if too_large(len(x), 0 if data.t is None else len(data.t), self._layout(data, self.activation)):
-            return "adam", "too many samples for whole passes over them"
+            return "adam", "too many samples for full-batch steps"
         if samples.is_noisy(x, y, j):
             return "adam", "noisy values"
         return "lbfgs", "deterministic, and small enough"

@@ -61,7 +61,7 @@ def check_jacobian(
         given = np.asarray(jacobian, dtype=np.float64)
     except (TypeError, ValueError) as error:
         rule = f"{name} must be an array of floats."
-        raise InputError(rule, got=type(jacobian).__name__, do="NaN stands for a partial that is not known.") from error
+        raise InputError(rule, got=type(jacobian).__name__, do="Use NaN for unknown partials.") from error
     samples, inputs = shape[0], shape[-1]
     if given.shape not in (shape, (samples, int(np.prod(shape[1:])))):
         rule = f"{name} must have the shape {shape}: samples, {of}, inputs."
@@ -69,7 +69,7 @@ def check_jacobian(
     given = given.reshape(samples, int(np.prod(shape[1:-1])), inputs)
     bad = np.isinf(given).any((1, 2))
     if bad.any():
-        rule = f"{name} must be finite, or NaN where a partial is not known."
+        rule = f"{name} must be finite, or NaN for an unknown partial."
         raise InputError(rule, got=f"infinity in {int(bad.sum())} of {samples} rows, first in row {int(bad.argmax())}")
     return given
 
@@ -199,7 +199,7 @@ def suspicious(x: Inputs, y: Values, jacobian: Jacobian | None, *, field: bool =
     row, output = divmod(int((off / np.maximum(np.median(off, 0), 1e-300)).argmax()), y.shape[1])
     if off[row, output] > _FAR_AWAY * (usual := np.median(off[:, output])) > 0:
         lines.append(
-            f"output {output} in row {row} is {off[row, output] / usual:.0e} times as far from the median as is usual."
+            f"output {output} in row {row} is {off[row, output] / usual:.0e} times as far from the median as usual."
         )
     known = None if jacobian is None or np.isnan(jacobian).any() else jacobian.reshape(len(x), -1)
     return lines + _contradictions(x, y if known is None else np.hstack([y, known])) + _disagreement(x, y, jacobian)
@@ -320,6 +320,6 @@ def _disagreement(x: Inputs, y: Values, jacobian: Jacobian | None) -> list[str]:
     if ratios[row, output] > _OUTLIER:
         return [
             f"the partials of output {output} in row {int(rows[row])} disagree with the values of its neighbors "
-            f"{ratios[row, output]:.1f} times as much as is usual: the largest disagreement of all."
+            f"{ratios[row, output]:.1f} times as much as usual: the largest disagreement of all."
         ]
     return []

@@ -226,7 +226,7 @@ class MemoizedTeacher:
         changed = int((far > tolerance).sum())
         if 2 * changed > len(x):
             rule = "`teacher` of `MemoizedTeacher` must give the same answer to the same query each time."
-            do = "Freeze it (evaluation mode, fixed weights, no noise), or pass the teacher without a memory."
+            do = "Freeze it (evaluation mode, fixed weights, no noise), or do not memoize it."
             raise InputError(rule, got=f"another answer for {changed} of {len(x)} samples", do=do)
 
     def _store(self, memory: dict[int, _Entry], ids: list[int], x: Tensor, question: Question, answer: Answer) -> None:

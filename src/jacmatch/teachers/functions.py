@@ -178,7 +178,7 @@ class AnalyticTeacher(_FunctionTeacher):
 
     def _outputs(self, x: Tensor, question: Question) -> Tensor:
         given = called(question, self.function, x.clone())
-        return checked_outputs("AnalyticTeacher", given, x, "Add the axis of outputs.")
+        return checked_outputs("AnalyticTeacher", given, x, "Add an output axis.")
 
     def _matrix(self, x: Tensor, outputs: Tensor, question: Question) -> Float[Tensor, "batch out entry"]:
         j = called(question, self.jacobian, x.clone())
@@ -284,7 +284,7 @@ class BlackBoxTeacher(_FunctionTeacher):
             native = array.dtype.newbyteorder("=")
             given = torch.from_numpy(array.astype(native)) if array.dtype.kind in "fiub" else array
         self._dtype = given.dtype if isinstance(given, Tensor) else x.dtype
-        do = "Add the axis of outputs; arrays='numpy' is for NumPy."
+        do = "Add an output axis; arrays='numpy' is for NumPy."
         return checked_outputs("BlackBoxTeacher", given, x, do, dense=True)
 
     def _given_copies(self, *args: Any, **named: Any) -> object:

@@ -165,7 +165,7 @@ def account(state: State, batches: Batches, run: Run | None) -> None:
         bad = skipped.pop(0)
         state.skipped += 1
         if state.skipped > most:
-            do = f"More than `skip_at_most`, {most}, steps were skipped."
+            do = f"More than `skip_at_most` = {most} steps were skipped."
             raise NotFinite(
                 bad, f"{do} {'' if state.saved_step is None else f'The checkpoint of step {state.saved_step} is kept.'}"
             )

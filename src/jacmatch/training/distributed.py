@@ -346,7 +346,7 @@ def _own_gpu(device: str) -> bool:
         return False
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if ":" in device:
-        raise InputError("`device` must name no single GPU for several processes.", got=device, do="Use --device cuda.")
+        raise InputError("`device` must not name one GPU for several processes.", got=device, do="Use --device cuda.")
     if local >= gpus:
         rule = "There must be a GPU for each process of a machine."
         raise InputError(rule, got=f"{gpus} for {os.environ.get('LOCAL_WORLD_SIZE', local + 1)}", do="Start fewer.")

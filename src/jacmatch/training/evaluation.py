@@ -116,10 +116,10 @@ def evaluate(
 def _confusion(outputs: Float[Tensor, "batch out *position"], y: Tensor, ignore_index: int) -> Tensor:
     """Return how many positions of each class (row) are predicted as each class (column)."""
     do = "pip install 'jacmatch[train]'"
-    torchmetrics = optional_package("torchmetrics.functional.classification", "`evaluate` with labels of positions", do)
+    torchmetrics = optional_package("torchmetrics.functional.classification", "`evaluate` with per-position labels", do)
     positions = (len(outputs), *outputs.shape[2:])
     if y.shape != positions:
-        rule = f"Labels of positions must have the shape {positions} of the outputs without classes."
+        rule = f"Per-position labels must have the shape {positions} of the outputs without classes."
         raise InputError(rule, got=f"shape {tuple(y.shape)}", do="Pass class_dim=-1 for outputs (B, T, K).")
     classes = outputs.shape[1]
     predicted, settings = outputs.argmax(1), {"num_classes": classes, "ignore_index": ignore_index}
@@ -130,7 +130,7 @@ def _confusion(outputs: Float[Tensor, "batch out *position"], y: Tensor, ignore_
 def _of_positions(table: Float[Tensor, "out out"]) -> dict[str, float]:
     right, union = table.diagonal(), table.sum(0) + table.sum(1) - table.diagonal()
     if not float(table.sum()):
-        raise InputError("`split` of `evaluate` must have positions with a label.", got="none")
+        raise InputError("`split` of `evaluate` must have labeled positions.", got="none")
     return {"accuracy": float(right.sum() / table.sum()), "miou": float((right / union.clamp_min(1))[union > 0].mean())}
 
 

@@ -89,7 +89,7 @@ def test_a_black_box_becomes_a_network(folder):
     assert (
         "speed-up" if content["costs"]["speed"]["single"]["speed_up"] >= 1 else "slow-down"
     ) + ", a single point" in page
-    for text in ("evaluations for training, a seed", "safetensors: largest difference"):
+    for text in ("evaluations for training, per seed", "safetensors: largest difference"):
         assert text in page
     assert content["export"]["safetensors"]["largest_difference"] < 1e-5
     student = jacmatch.load_student(folder / "run")
@@ -165,7 +165,7 @@ def test_a_file_has_points_values_and_partials(folder, undrawn):
     does(f"--teacher npz:bare.npz {SMALL} --methods slopes --out bare", code=2)
     does(f"--teacher npz:bare.npz {SMALL} --out bare")
     assert result(folder / "bare")["methods"] == ["values"]
-    assert result(folder / "bare")["notes"] == ["No partials are known: values alone were learned."]
+    assert result(folder / "bare")["notes"] == ["No partials are known: only values were learned."]
     does(f"--teacher npz:mine.npz {SMALL} --low 0 --out third", code=2)
 
 
@@ -200,11 +200,11 @@ def test_a_fifth_of_a_file_without_a_test_part_is_held_out_and_inputs_may_have_a
             "--teacher simulator:still --low 0 0 --high 1 1",
             "must be given if an output never varies",
         ),
-        (f"--teacher simulator:smooth {BOX} --input-units 1 2 3", "must be one for each of the 2 inputs"),
+        (f"--teacher simulator:smooth {BOX} --input-units 1 2 3", "must give one number per input (2)"),
         (f"--teacher simulator:smooth {BOX} --input-units -1", "--input-units` of `surrogate` must be positive"),
         (
             f"--teacher simulator:smooth {BOX} --output-units 1 2 3",
-            "must be one for each of the 2 outputs",
+            "must give one number per output (2)",
         ),
         (
             "--teacher simulator:smooth --low 0 1e9 --high 1 1000000010",
@@ -354,7 +354,7 @@ def test_what_partials_save_is_read_off_the_curves():
     curves = [row("values", 8, 3.0), row("values", 64, 1.0), row("slopes", 8, 0.9), row("slopes", 64, 0.5)]
     assert "at 64 points with 8" in reached({"methods": ["values", "slopes"], "curves": curves})
     curves = [row("values", 8, 3.0), row("slopes", 8, 4.0)]
-    assert "nowhere" in reached({"methods": ["values", "slopes"], "curves": curves})
+    assert "never" in reached({"methods": ["values", "slopes"], "curves": curves})
     assert reached({"methods": ["values"], "curves": curves[:1]}) is None
 
 

@@ -160,7 +160,7 @@ def test_missing_derivatives_are_refused():
         look(arrays, way="autograd")
     with pytest.raises(InputError, match="`--step` of `surrogate` must be positive"):
         look(arrays, step=0.0)
-    with pytest.raises(InputError, match=r"must move each input of f in float64\. Got 1e-30"):
+    with pytest.raises(InputError, match=r"must change each input of f in float64\. Got 1e-30"):
         look(arrays, step=1e-30)
 
 

@@ -268,7 +268,7 @@ def _saved(ctx: Any) -> tuple[Tensor, ...]:
 
 def _check_count(x: Tensor) -> None:
     if x.numel() < 2 * x.shape[1]:
-        raise InputError("BatchNorm in training mode must see more than one value of a channel.", got=tuple(x.shape))
+        raise InputError("BatchNorm in training mode must see more than one value per channel.", got=tuple(x.shape))
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -219,7 +219,7 @@ class Surrogate(SurrogateFields):
         if reason is None:
             net = layouts(samples.x[0].numel(), self.hidden, samples.y.shape[1], self.activation)[0]
             if too_large(len(samples), tangents, net):
-                reason = "too many points for whole passes over them"
+                reason = "too many points for full-batch steps"
             elif (
                 samples.j is not None
                 and samples.u is None
@@ -383,7 +383,7 @@ class Surrogate(SurrogateFields):
         student = save_main(run, main)
         result = {
             **head(run, self.seed),
-            "about": f"a network that stands for {self.teacher}",
+            "about": f"a network that replaces {self.teacher}",
             "teacher": None if source.function is None else {"rmse": 0.0, "parameters": None},
             "student": best["student"],
             "agreement": best["agreement"],
@@ -491,7 +491,7 @@ def _selected(solver: Mapping[str, Any]) -> list[str]:
 def _known_share(file: Arrays) -> list[str]:
     """Return a note about the share of known derivatives in a file, if some are unknown."""
     if file.train.j is None:
-        return ["No partials are known: values alone were learned."]
+        return ["No partials are known: only values were learned."]
     known = ~file.train.j.isnan()
     if bool(known.all()):
         return []

@@ -92,8 +92,8 @@ class Function:
         y = checked(self.name, given, x)
         if y.dim() != 2 or not y.shape[1]:
             rule = f"{self.name} must return values ({len(x)}, K) for a batch ({len(x)}, {x.shape[1]})."
-            do = "Add the axis of outputs: y[:, None]." if y.dim() == 1 else "One row for each point."
-            do = "Fields are learned from npz:FILE, or flat: y.reshape(len(y), -1)." if y.dim() > 2 else do
+            do = "Add an output axis: y[:, None]." if y.dim() == 1 else "One row for each point."
+            do = "Pass fields as npz:FILE, or flattened: y.reshape(len(y), -1)." if y.dim() > 2 else do
             raise InputError(rule, got=f"shape {tuple(y.shape)}", do=do)
         single = isinstance(given, np.ndarray) and given.dtype == np.float32
         self.precision = float(torch.finfo(torch.float32 if single else y.dtype).eps)
@@ -128,7 +128,7 @@ class Function:
         h = self.precision ** (1 / 3) if step is None else step
         moved = (x + h * self.units).to(self.dtype) != (x - h * self.units).to(self.dtype)
         if not moved.all():
-            rule = f"`--step` of `surrogate` must move each input of {self.name} in {str(self.dtype)[6:]}."
+            rule = f"`--step` of `surrogate` must change each input of {self.name} in {str(self.dtype)[6:]}."
             raise InputError(rule, got=f"{h:g} of a unit", do="Give a larger one, or other --input-units.")
         evaluated: list[Tensor] = []
 

@@ -169,7 +169,7 @@ def reached(result: Result) -> str | None:
     for samples in sorted({samples for _, samples in means}):
         if means["slopes", samples] <= means["values", most]:
             return f"Values + partials reach the RMSE of values alone at {most} points with {samples}."
-    return f"Values + partials nowhere reach the RMSE of values alone at {most} points."
+    return f"Values + partials never reach the RMSE of values alone at {most} points."
 
 
 def _errors(result: Result) -> Table:
@@ -202,7 +202,7 @@ def _errors(result: Result) -> Table:
 def _costs(result: Result) -> Table:
     costs = result["costs"]
     rows = [
-        ("evaluations for training, a seed", f"{costs['training_calls']:,}"),
+        ("evaluations for training, per seed", f"{costs['training_calls']:,}"),
         ("seconds spent in the function for that", f"{costs['training_seconds']:.3g}"),
         ("evaluations for the held-out points", f"{costs['test_calls']:,}"),
         *([("evaluations for the slices", f"{costs['slice_calls']:,}")] if costs.get("slice_calls") else []),
@@ -213,8 +213,8 @@ def _costs(result: Result) -> Table:
         if timed is not None:
             duration = NOTHING if timed["teacher"] is None else f"{1e6 * timed['teacher']:.3g}"
             name, ratio = ("speed-up", NOTHING) if timed["speed_up"] is None else speed(timed["speed_up"])
-            rows.append((f"µs a point, {what}: function", duration))
-            rows.append((f"µs a point, {what}: student", f"{1e6 * timed['student']:.3g}"))
+            rows.append((f"µs per point,  {what}: function", duration))
+            rows.append((f"µs per point,  {what}: student", f"{1e6 * timed['student']:.3g}"))
             rows.append((f"{name}, {what}", ratio))
     exported = result["export"]
     rows.append(("safetensors: largest difference, in units", f"{exported['safetensors']['largest_difference']:.2g}"))

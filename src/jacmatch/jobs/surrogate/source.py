@@ -213,7 +213,7 @@ def _units(kind: str, given: tuple[float, ...], spread: Tensor | None) -> Tensor
     flag = f"`--{kind}-units` of `surrogate`"
     if given:
         if spread is not None and len(given) not in (1, spread.numel()):
-            rule = f"{flag} must be one for each of the {spread.numel()} {kind}s, or one for all."
+            rule = f"{flag} must give one number per {kind} ({spread.numel()}), or one for all."
             raise InputError(rule, got=len(given))
         units = torch.tensor(given, dtype=torch.float64)
         return units if spread is None else units.expand(spread.numel()).reshape(spread.shape)
@@ -234,7 +234,7 @@ def _resolved(x: Tensor, units: Tensor) -> None:
         number = int(lost.flatten().int().argmax())
         rule = "Inputs of `surrogate` must vary by more than the rounding errors of float32."
         got = f"input {number}: up to {float(x.abs().amax(0).flatten()[number]):.9g}, in units of "
-        do = "Give the function an input that begins near 0, and add the rest inside it."
+        do = "Shift the input to begin near 0, and add the offset inside the function."
         raise InputError(rule, got=f"{got}{float(units.flatten()[number]):.3g}", do=do)
 
 

@@ -23,7 +23,7 @@ from jacmatch.teachers.cached.format import TYPES, described, disk, positions_na
 SUMS = "shard.json"
 _BLOCK = 1 << 20
 _OPEN_FILES = 256  # at most; to open a file costs as much as ten reads of a row
-_AGAIN = "The same `jacmatch cache build` writes it again."
+_AGAIN = "Run the same `jacmatch cache build` to repair it."
 
 
 def memory_of(tensor: Tensor) -> memoryview:
@@ -86,7 +86,7 @@ class Shards:
                 stored = sums.get(field.name) if isinstance(sums, dict) else None
                 file = inside(self.folder, folder / f"{field.name}.memmap")
                 if not isinstance(stored, dict) or not file.is_file() or file.stat().st_size != rows * field.size:
-                    raise _wrong(folder, f"another size or no sum of {file.name}")
+                    raise _wrong(folder, f"another size or no checksum of {file.name}")
                 name = "sha256" if strong else "crc32"
                 if _of_file(file, strong) != stored.get(name):
                     raise _wrong(folder, f"another {name} of {file.name}")
@@ -205,7 +205,7 @@ def _of_file(file: Path, strong: bool) -> str | int:
 
 
 def _wrong(path: Path, got: str) -> InputError:
-    return InputError(f"{path} must have the size and the sums that it was written with.", got=got, do=_AGAIN)
+    return InputError(f"{path} must have the size and checksums that it was written with.", got=got, do=_AGAIN)
 
 
 _LISTED = 3  # samples in a message
@@ -255,7 +255,7 @@ class CachedTeacher:
         apart = changed(there, expected)
         if apart:
             do = "Build one for this job: jacmatch cache build --cache OTHER, with the flags of this command."
-            raise InputError(f"The cache {self.shards.folder} must be of this job.", got=apart, do=do)
+            raise InputError(f"The cache {self.shards.folder} must belong to this job.", got=apart, do=do)
 
     @property
     def answers_vjp(self) -> bool:
@@ -319,7 +319,7 @@ class CachedTeacher:
         if bool(wrong.any()):
             assert question.ids is not None
             ids = question.ids[wrong.to(question.ids.device)].tolist()
-            rule = f"The {what}s of a question to {self.shards.folder} must be those that the cache was built for."
+            rule = f"The {what}s of a query to {self.shards.folder} must be those that the cache was built for."
             got = f"others for {len(ids)} of {len(given)} samples (ids {ids[:_LISTED]}, view {view})"
             do = "Data, augmentation, partners, point, probe and seed must be those of the cache."
             raise InputError(rule, got=got, do=do)
