@@ -158,7 +158,7 @@ class Wrong:
     remedy: str
 
 
-GRADIENT = ("wrong-gradient", "that is detached")
+GRADIENT = ("wrong-gradient", "what is detached")
 WRONGS = {
     "student detached, labels alone": Wrong(
         distilled(of_layers(lambda x, a, b: b(a(x)).detach()), jacobians=0.0), "no gradient", "jacmatch.doctor"

@@ -315,7 +315,9 @@ def _of_terms(isolated: IsolatedObjective) -> tuple[list[Finding], dict[str, flo
         if wrong:
             missing = "has no gradient" if all(g is None for g in gradients[name]) else f"is off by {error:.0%}"
             what = f"The gradient of the term `{name}` {missing} from differences of the term itself."
-            remedy = "Look for a tensor that is detached or from an earlier call, or a second derivative of a once-differentiable function."
+            remedy = (
+                "Look for what is detached, from an earlier call, or differentiated twice but supports it only once."
+            )
             findings.append(fault("wrong-gradient", what, remedy))
     return findings, errors
 
