@@ -247,8 +247,14 @@ def test_the_bases_of_subspaces_are_those_of_their_definitions():
     [
         (lambda: SubspaceInputs(0), r"`k` of `SubspaceInputs` must be a whole number of at least 1\. Got 0"),
         (lambda: SubspaceInputs(2, "fourier"), r"`basis` of `SubspaceInputs`"),
-        (lambda: SubspaceInputs(5, "pca").fitted(torch.rand(5, 9)), r"must be below the number of inputs.*Got 5 for 5"),
-        (lambda: SubspaceInputs(5).fitted(torch.rand(5, 4)), r"`k` of `SubspaceInputs` must be at most 4"),
+        (
+            lambda: SubspaceInputs(5, "pca").fitted(torch.rand(5, 9)),
+            r"`--probe-dimensions`.* must be < the number of inputs.*Got 5 for 5",
+        ),
+        (
+            lambda: SubspaceInputs(5).fitted(torch.rand(5, 4)),
+            r"`k` of `SubspaceInputs` \(`--probe-dimensions`\) must be at most 4",
+        ),
         (
             lambda: ask(SubspaceInputs(2, "pca")),
             r"`vectors` of `SubspaceInputs` must be a basis of the inputs\. Got none",

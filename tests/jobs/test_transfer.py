@@ -289,6 +289,9 @@ def test_recipes_share_one_result(adapted):
     folder, result = adapted
     rows = {row["method"]: row for row in result["rows"]}
     assert result["unlabelled_samples"] == 20
+    more = result | {"settings": result["settings"] | {"unlabelled_count": 10**6}}
+    assert "20 unlabeled training images (all there are), " in transfer_results.tables(more)[0].notes[0]
+    assert "all there are" not in result["tables"][0]["notes"][0]
     assert 0.2 < result["teacher"]["probe_accuracy"]["mean"] <= 1
     assert len(result["teacher"]["probe_accuracy"]["values"]) == 1, "one teacher for a seed, not one for a method"
     data = Transfer(smoke=True, per_class=4).ready(Progress(quiet=True)).data

@@ -43,10 +43,9 @@ def show(result: Mapping[str, Any]) -> None:
 
 
 def print_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table whose headings and cells are whole at any width of the terminal.
+    """Print a table without truncating headings or cells, at any width of the terminal.
 
-    Headings are broken between words. Columns that do not fit beside the first one follow in a table of their own
-    below, as pandas prints a wide frame.
+    Headings wrap between words. Columns that do not fit follow in another table below, as in pandas.
     """
     columns = [[str(row[index]) for row in rows] for index in range(len(head))]
     label = max(map(cell_len, [*head[0].split(), *columns[0], ""]))

@@ -24,7 +24,7 @@ _NOT_DATA = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@
 def load(argument: str, seed: int) -> Data:
     """Load your own images: `folder:DIR` or `folder:DIR@SIZE`, with DIR/train/CLASS/*.png (jpg, webp), DIR/test/….
 
-    Classes are numbered in the order of their names. All pictures must have one size; with @SIZE each is resized to
+    Classes are numbered in the order of their names. All images must have the same size; with @SIZE each is resized to
     SIZE × SIZE (bilinear with antialiasing, the aspect ratio is not preserved). If all are gray there is one channel,
     otherwise three. Without DIR/test a fifth of each class in DIR/train, chosen by `seed`, is the test part.
 

@@ -240,10 +240,9 @@ OFFICIAL = {
 def load_fashion_mnist(argument: str, seed: int) -> Data:
     """Load Fashion-MNIST, 60,000 + 10,000 gray images of 28 × 28 pixels in ten classes: `fashion-mnist[:DIR]`.
 
-    The files are searched in DIR. Without DIR, they are searched in the folder of the environment variable
-    JACMATCH_DATA, and then where the Debian package installs them. The subfolders `fashion-mnist` and
-    `usr/share/datasets/fashion-mnist` are searched, too. A file that is missing, damaged or not the official one is an
-    `InputError`.
+    The files are searched in DIR; without DIR, in the folder of the environment variable JACMATCH_DATA, and then where
+    the Debian package installs them; and in their subfolders `fashion-mnist` and `usr/share/datasets/fashion-mnist`. A
+    file that is missing, damaged or not the official one is an `InputError`.
 
     References:
         Xiao, Rasul & Vollgraf, "Fashion-MNIST", arXiv:1708.07747 (MIT license).

@@ -450,7 +450,7 @@ class SubspaceInputs(_Products):
             order = probes.permutation(seed, torch.zeros(1, dtype=torch.int64), 0, len(flat))[0]
             vectors = torch.linalg.qr(flat[order].diff(dim=0)[: self.k].mT)[0].mT
         if self.basis != "dct" and min(len(flat) - 1, flat.shape[1]) < self.k:
-            rule = "`k` of `SubspaceInputs` must be below the number of inputs, and at most that of their elements."
+            rule = "`k` of `SubspaceInputs` (`--probe-dimensions`) must be < the number of inputs, ≤ their elements."
             raise InputError(rule, got=f"{self.k} for {len(flat)} inputs of {flat.shape[1]} elements")
         return replace(self, vectors=vectors.float())
 
@@ -490,7 +490,9 @@ def cosines(shape: tuple[int, ...], k: int) -> Float[Tensor, "k column"]:
     """
     channels, sides = (shape[0], shape[1:]) if len(shape) > 1 else (1, shape)
     if k > math.prod(shape):
-        raise InputError(f"`k` of `SubspaceInputs` must be at most {math.prod(shape)} for this shape.", got=k)
+        raise InputError(
+            f"`k` of `SubspaceInputs` (`--probe-dimensions`) must be at most {math.prod(shape)} here.", got=k
+        )
     waves = []
     for side in sides:
         n = torch.arange(side, dtype=torch.float64)

@@ -162,9 +162,10 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     ]
     teacher, settings = result["teacher"], result["settings"]
     unlabelled = result.get("unlabelled_samples", 0)
+    fewer = " (all there are)" * (settings.get("unlabelled_count", 0) > unlabelled)
     probe = teacher.get("probe_accuracy")
     notes = (
-        f"{settings['data']}, {result['train_samples']} labeled and {unlabelled} unlabeled training images, "
+        f"{settings['data']}, {result['train_samples']} labeled and {unlabelled} unlabeled training images{fewer}, "
         f"{result.get('validation_samples', '')} labeled images held out for selection, {rows[0]['seeds']} seed(s). "
         "Agreement: share of unseen images on which student and teacher have the same largest output; cosines: of "
         "attention maps, and of the derivatives that are compared.",
