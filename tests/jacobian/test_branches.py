@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from jacmatch import UnsupportedError, jacobian, jvp, vjp
-from jacmatch.jacobian import verification
+from jacmatch.jacobian import finite_differences, verification
 
 X, V, U = (torch.randn(12, width, generator=torch.Generator().manual_seed(width)) for width in (3, 3, 4))
 
@@ -116,3 +116,8 @@ def test_products_within_a_compiled_step_are_those_of_the_eager_step():
     torch.testing.assert_close(loss, expected)
     given, wanted = (torch.autograd.grad(each, net.layer.weight)[0] for each in (loss, expected))
     torch.testing.assert_close(given, wanted)
+
+
+def test_the_check_of_precision_does_not_import_the_compiler():
+    # torch wraps this method of a mode, and the wrapper imports torch._dynamo at its first call
+    assert not hasattr(finite_differences._LowerPrecision.__torch_dispatch__, "__wrapped__")

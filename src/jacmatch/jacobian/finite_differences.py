@@ -376,6 +376,10 @@ class _LowerPrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     seen = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # otherwise the first operation imports the compiler, which takes longer than the check
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the operation."""
         result = function(*args, **(kwargs or {}))
