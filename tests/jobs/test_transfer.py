@@ -151,7 +151,7 @@ def test_images_of_other_channels(shared):
     with pytest.raises(InputError, match=r"must hold the weights of this VGG\. Got of another shape"):
         pretrained.from_weights("cnn3", 3, (1, 8, 8), 12, Weights(shared / "colour.safetensors"))
     with pytest.raises(
-        InputError, match=r"must take images to whose shape \(1, 6, 6\) can be resized\. Got .*\(1, 8, 9\)"
+        InputError, match=r"input must be images to which \(1, 6, 6\) can be resized\. Got .*\(1, 8, 9\)"
     ):
         pretrained._fitted(network, (1, 8, 9), (1, 6, 6))
 

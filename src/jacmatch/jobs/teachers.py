@@ -178,7 +178,7 @@ def _fitted(network: nn.Module, own: tuple[int, ...], shape: tuple[int, ...]) ->
     if tuple(own) == tuple(shape):
         return network
     if len(own) != 3 or len(shape) != 3 or own[0] != shape[0] or own[1] != own[2]:
-        rule = f"The teacher must take images to whose shape {shape} can be resized."
+        rule = f"The teacher's input must be images to which {shape} can be resized."
         raise InputError(rule, got=f"samples of shape {own}", do="Give images with the same number of channels.")
     return Resized(network, shape, own[1])
 

@@ -207,7 +207,7 @@ def regression(
     if partials not in PARTIALS:
         raise unknown_name("`partials` of `fit_surrogate`", partials, PARTIALS)
     if partials != "none" and jacobian is None and teacher is None:
-        rule = "`jacobian` or `teacher` of `fit_surrogate` must be given where partials are compared."
+        rule = "`jacobian` or `teacher` of `fit_surrogate` must be given if partials are compared."
         raise InputError(rule, do='Set partials="none" for values alone.')
     units: dict[str, Any] = {
         "inputs": x.std(0, unbiased=False) if x_scale is None else x_scale,

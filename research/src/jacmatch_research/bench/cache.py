@@ -47,7 +47,7 @@ class Answers:
     products: str = "vᵀJ"
 
     def ids(self, positions: Tensor) -> Tensor:
-        """Return the samples at these positions in the order of training, which reads the disk as if it were random."""
+        """Return the samples at these positions in the order of training; disk reads are then as for a random order."""
         step = next(n for n in range(max(1, int(0.618 * self.samples)), 2 * self.samples) if self._coprime(n))
         return positions * step % self.samples
 
@@ -55,7 +55,7 @@ class Answers:
         return math.gcd(number, self.samples) == 1
 
     def question(self, ids: Tensor) -> tuple[Tensor, Question]:
-        """Return the inputs of samples, and the query of a training about them."""
+        """Return the inputs of samples, and a training query for them."""
         probe = PROBES[self.products]
         x = probes.uniform(7, ids, 0, math.prod(self.shape)).view(-1, *self.shape)
         jacobians = 0.0 if probe is None else 1.0

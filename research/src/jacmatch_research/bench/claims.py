@@ -2,7 +2,7 @@
 
 The compared methods alternate in one process with one thread, and ratios are reported. On the CPU, the time is that of
 the processor, without the time in which the process waits for it. Each round gives the ratio of two consecutive runs,
-so that other load on the machine affects both. Reported are the median over the rounds and the quartiles.
+so that other load on the machine affects both. The median over the rounds and the quartiles are reported.
 """
 
 import contextlib

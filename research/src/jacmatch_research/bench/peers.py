@@ -60,7 +60,7 @@ class Task:
         return cls(teacher, student, x, torch.randint(0, CLASSES, (len(x),), device=x.device), batch, steps)
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
-        """Teacher and student, the same weights each time."""
+        """New teacher and student, with the same weights in each call."""
         torch.manual_seed(0)
         shape = tuple(self.x.shape[1:])
         teacher, student = (build(name, CLASSES, shape).to(self.x.device) for name in (self.teacher, self.student))
@@ -86,7 +86,7 @@ def ours(task: Task, *, apart: bool = True) -> Distillation:
 
 
 def theirs_timm(task: Task) -> tuple[Callable[[Tensor, Tensor], Tensor], nn.Module]:
-    """The loss of a batch by timm's task, and the student."""
+    """A function that computes the loss of a batch by timm's task, and the student."""
     try:
         from timm.task import LogitDistillationTask
     except ImportError as missing:

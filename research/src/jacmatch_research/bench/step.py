@@ -233,7 +233,7 @@ def profiled(conditions: Conditions, way: Literal["plain", "row", "rival"]) -> M
 
 
 def longest_operators(conditions: Conditions, step: Callable[[], object], batch: int) -> Measured:
-    """Milliseconds of the ten longest operators of a step, medians; the ratio is their part of the total."""
+    """Median milliseconds of the ten longest operators of a step; the ratio is their share of the total."""
     rounds: list[dict[str, float]] = []
     for _ in range(conditions.rounds(5)):
         with torch.profiler.profile() as profiler:

@@ -133,7 +133,7 @@ def _ours(
 
 
 def _smt(problem: Problem, x: ndarray, y: ndarray, j: ndarray, seed: int, *, partials: bool) -> Fitted:
-    """A process for each output: gradient-enhanced with partial least squares, or of the values alone."""
+    """A Gaussian process for each output: gradient-enhanced with partial least squares, or fitted to values alone."""
     models = optional_package("smt.surrogate_models", "`bench surrogates`", "pip install smt")
     d, fitted = x.shape[1], []
     for k in range(y.shape[1]):

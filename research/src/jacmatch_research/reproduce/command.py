@@ -155,7 +155,7 @@ class Reproduce(Request):
 
 
 def _unique(cells: list[Cell]) -> list[Cell]:
-    """The cells without those that are requested a second time."""
+    """The cells without duplicates."""
     return list({(cell.row, cell.column, cell.seed): cell for cell in cells}.values())
 
 

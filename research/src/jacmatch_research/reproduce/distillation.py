@@ -77,7 +77,7 @@ def _tables(document: Document) -> list[Table]:
 
 
 def _differences(document: Document) -> str:
-    """What is not as in the paper, or not known of it."""
+    """What differs from the paper, and what the paper does not give."""
     facts, first = document["facts"], document["cells"][0]
     teacher, student = facts["teacher"], facts["student"]
     steps = "500 epochs"

@@ -176,7 +176,7 @@ def _all(document: Document, row: str, column: str) -> list[Mapping[str, Any]]:
 
 
 def _dropped(document: Document, row: str) -> str:
-    """What a expansion error of second order is of the term, on smooth networks."""
+    """The ratio of an expansion error of second order to the term, on smooth networks."""
     results = _all(document, row, SMOOTH)
     if not results or any(measures["order"] != 2 for measures in results):
         return NOTHING

@@ -265,7 +265,7 @@ def _images(document: Document) -> str:
 
 
 def _differences(document: Document) -> str:
-    """What is not as in the paper, or not known of it."""
+    """What differs from the paper, and what the paper does not give."""
     facts, settings = document["facts"], document["cells"][0]["settings"]
     return (
         f"Network {facts['model']} with {facts['parameters']:,} parameters on {document['settings']['data']}, in the "

@@ -1,4 +1,4 @@
-"""Two pairs of teacher and student in plain torch.nn, as a user writes them: none is in the catalogue of models.
+"""Two pairs of teacher and student in plain torch.nn, as a user writes them: none is in the catalog of models.
 
 Both halve the image three times, so they take 8 × 8 digits as well as images of 28 or 32 pixels.
 """

@@ -1,7 +1,7 @@
 """A hand of three fingers with two phalanges: where knuckles, knees and tips are, and the equations of a hand.
 
 Every finger has a knuckle with two axes (aside, then flexion) and a knee: q = (q₁, q₂, q₃) for each. Its tip holds a
-point of the object without slipping and may turn there (a point contact with friction). Metres and radians; a twist is
+point of the object without slipping and may turn there (a point contact with friction). Meters and radians; a twist is
 (v, ω) of the object's center, a wrench (f, m) there.
 """
 

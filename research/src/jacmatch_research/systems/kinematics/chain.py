@@ -1,6 +1,6 @@
 """Forward kinematics of a chain of turning joints by Denavit and Hartenberg, with closed-form derivatives.
 
-Lengths in metres, angles in radians. A pose is a place p and a rotation matrix R of the last frame in the base's.
+Lengths in meters, angles in radians. A pose is a place p and a rotation matrix R of the last frame in the base's.
 """
 
 import math

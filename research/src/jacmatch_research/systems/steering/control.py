@@ -1,6 +1,6 @@
 """A car with front and rear steering, the linear controller of least cost, and what driving with one costs.
 
-The car is the linear single-track model in metres, seconds, radians and newtons. Its state z = (y, ψ, v_y, r) is the
+The car is the linear single-track model in meters, seconds, radians and newtons. Its state z = (y, ψ, v_y, r) is the
 lateral offset from the lane, the heading against it, the lateral speed and the yaw rate. Its inputs u = (δ_f, δ_r) are
 the steering angles of the axles. With forces F = C (δ − slip angle) at the axles and speed V:
 
