@@ -248,7 +248,7 @@ class Batches:
         if not len(split):
             raise InputError("`train` of `fit` must have samples.", got="an empty split")
         if min(batch_size, len(split)) < ranks:
-            rule = f"A batch must have a sample for each of the {ranks} processes (`batch_size` is that of all)."
+            rule = f"A batch must have a sample for each of the {ranks} processes (`batch_size` is the total)."
             raise InputError(rule, got=f"{min(batch_size, len(split))} samples", do="Start fewer processes.")
         self.device = split.x.device if device is None else torch.device(device)
         self.split = resident(split, self.device, resident_bytes)
