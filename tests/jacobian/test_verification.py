@@ -307,7 +307,7 @@ def test_the_jacobian_holds_derivatives_by_the_own_sample(name):
         ([X, X], "must be one tensor. Got list"),
         (X.numpy(), "must be one tensor. Got ndarray"),
         (X[:0], r"at least one sample. Got shape \(0, 5\). Leave empty batches out"),
-        (torch.tensor(1.0), r"a dimension of samples"),
+        (torch.tensor(1.0), r"a batch dimension"),
     ],
 )
 def test_what_is_no_tensor_of_samples_is_refused(as_users_run, x, message):
