@@ -10,7 +10,7 @@ import torch
 from jacmatch import datasets, load_student
 from jacmatch.cli import main
 from jacmatch.errors import InputError
-from jacmatch.jobs import Compare, Export, Train, networks
+from jacmatch.jobs import Compare, Export, Train, export, networks
 
 X = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -77,3 +77,9 @@ def test_settings_that_do_not_go_together(changes, message, tmp_path):
 def test_a_folder_without_a_network_is_refused(tmp_path, capsys):
     assert main(["export", str(tmp_path), "--to", "pt2", "--out", str(tmp_path / "out")]) == 2
     assert "must be a run folder" in capsys.readouterr().err
+
+
+def test_names_in_a_model_card_are_no_markup():
+    name = "a\n---\n<script> [b](c) `d` 1_0"
+    assert export._plain(name) == r"a\\n---\\n\<script\> \[b\](c) \`d\` 1_0"
+    assert export._plain(1 / 3) == "0.3333"

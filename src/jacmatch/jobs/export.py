@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import tyro
 from torch import nn
 
 from jacmatch.datasets import Data, Split
-from jacmatch.errors import InputError, converted_errors, optional_package
+from jacmatch.errors import InputError, converted_errors, optional_package, printable
 from jacmatch.jobs import networks
 from jacmatch.jobs.settings import JobFields, data_for
 from jacmatch.jobs.study import Progress, write_measurement
@@ -224,6 +225,11 @@ if __name__ == "__main__":
 '''
 
 
+def _plain(value: object) -> str:
+    """Return the value as Markdown without markup: a name may come from others."""
+    return re.sub(r"([][<>&`*|\\])", r"\\\1", printable(f"{value:.4g}" if isinstance(value, float) else str(value)))
+
+
 def model_card(
     folder: Path, description: networks.Description, data: Data, files: Mapping[str, Mapping[str, Any]]
 ) -> str:
@@ -234,34 +240,28 @@ def model_card(
     student, teacher, agreement = (result.get(key) or {} for key in ("student", "teacher", "agreement"))
 
     def lines(values: Mapping[str, Any]) -> str:
-        known = {key: value for key, value in values.items() if isinstance(value, int | float | str)}
-        shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in known.items()}
-        return "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in shown.items()) or "- none"
+        shown = [f"- {k.replace('_', ' ')}: {_plain(v)}" for k, v in values.items() if isinstance(v, int | float | str)]
+        return "\n".join(shown) or "- none"
 
-    checks = [
-        f"| {name} | {check['bytes']:,} | "
-        + " | ".join(
-            f"{check[key]:.2g}" if key in check else "–" for key in ("value_relative_error", "jacobian_relative_error")
-        )
-        + f" | {format(check['jacobian_cosine'], '.4f') if 'jacobian_cosine' in check else '–'} |"
-        for name, check in files.items()
-    ]
+    forms = {"bytes": ",", "value_relative_error": ".2g", "jacobian_relative_error": ".2g", "jacobian_cosine": ".4f"}
+    checks = []
+    for name, check in files.items():
+        cells = [format(check[key], form) if key in check else "–" for key, form in forms.items()]
+        checks.append(f"| {' | '.join([name, *cells])} |")
     library = {"timm": "timm", "hf": "transformers"}.get(description.spec.partition(":")[0], "jacmatch")
     cost = {key: result[key] for key in ("seconds", "samples_per_second", "peak_memory_bytes") if key in result}
     return "\n".join(
         [
-            "---",
-            "license: TO FILL IN",
+            "---\nlicense: TO FILL IN",
             f"library_name: {library}",
-            "tags: [knowledge-distillation, jacobian-matching]",
-            "---",
-            f"# {description.spec}, {description.outputs} outputs",
+            "tags: [knowledge-distillation, jacobian-matching]\n---",
+            f"# {_plain(description.spec)}, {description.outputs} outputs",
             "",
             f"Made by `jacmatch {run.job}` {result.get('version', '')}. Input: {description.shape}, raw (images in "
             "[0, 1]); normalization is inside the network.",
             "",
-            f"## Data\n\n{data.name}: {len(data.train):,} training and {len(data.test):,} test samples.",
-            f"\n## Teacher\n\n- name: {settings.get('teacher', 'none')}\n{lines(teacher)}",
+            f"## Data\n\n{_plain(data.name)}: {len(data.train):,} training and {len(data.test):,} test samples.",
+            f"\n## Teacher\n\n- name: {_plain(settings.get('teacher', 'none'))}\n{lines(teacher)}",
             f"\n## Recipe\n\n{lines(settings)}",
             f"\n## Accuracy on the test split\n\n{lines(student)}",
             f"\n## Agreement with the teacher, in value and derivative\n\n{lines(agreement)}",
