@@ -226,14 +226,14 @@ if __name__ == "__main__":
 
 
 def _plain(value: object) -> str:
-    """Return the value as Markdown without markup: a name may come from others."""
+    """Return the value as Markdown without markup."""
     return re.sub(r"([][<>&`*|\\])", r"\\\1", printable(f"{value:.4g}" if isinstance(value, float) else str(value)))
 
 
 def model_card(
     folder: Path, description: networks.Description, data: Data, files: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    """Return the text of `README.md`: the network, its training, its accuracy, and fields to fill in."""
+    """Return `README.md`: the network, its training and accuracy, fields to fill in."""
     run = Run.open(folder, finished=False)
     result: Mapping[str, Any] = run.result if run.finished else {}
     settings = {key: value for key, value in run.settings.items() if value not in (None, (), [], False)}
