@@ -233,7 +233,7 @@ def _plain(value: object) -> str:
 def model_card(
     folder: Path, description: networks.Description, data: Data, files: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    """Return `README.md`: the network, its training and accuracy, fields to fill in."""
+    """Return `README.md`, with fields to fill in."""
     run = Run.open(folder, finished=False)
     result: Mapping[str, Any] = run.result if run.finished else {}
     settings = {key: value for key, value in run.settings.items() if value not in (None, (), [], False)}
