@@ -375,7 +375,7 @@ class _LowerPrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees whether any operation has a floating-point tensor of less than 64 bits."""
 
     seen = False
-    _should_skip_dynamo = classmethod(lambda _: False)  # True would import the compiler
+    _should_skip_dynamo = classmethod(lambda _: False)  # imports no compiler
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the operation."""

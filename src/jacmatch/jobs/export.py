@@ -246,7 +246,7 @@ def model_card(
     forms = {"bytes": ",", "value_relative_error": ".2g", "jacobian_relative_error": ".2g", "jacobian_cosine": ".4f"}
     checks = []
     for name, check in files.items():
-        cells = [format(check[key], form) if key in check else "–" for key, form in forms.items()]
+        cells = [format(check[k], f) if k in check else "–" for k, f in forms.items()]
         checks.append(f"| {' | '.join([name, *cells])} |")
     library = {"timm": "timm", "hf": "transformers"}.get(description.spec.partition(":")[0], "jacmatch")
     cost = {key: result[key] for key in ("seconds", "samples_per_second", "peak_memory_bytes") if key in result}
