@@ -245,9 +245,9 @@ def model_card(
 
     forms = {"bytes": ",", "value_relative_error": ".2g", "jacobian_relative_error": ".2g", "jacobian_cosine": ".4f"}
     checks = []
-    for name, check in files.items():
-        cells = [format(check[k], f) if k in check else "–" for k, f in forms.items()]
-        checks.append(f"| {' | '.join([name, *cells])} |")
+    for name, one in files.items():
+        row = [format(one[k], f) if k in one else "–" for k, f in forms.items()]
+        checks.append(f"| {' | '.join([name, *row])} |")
     library = {"timm": "timm", "hf": "transformers"}.get(description.spec.partition(":")[0], "jacmatch")
     cost = {key: result[key] for key in ("seconds", "samples_per_second", "peak_memory_bytes") if key in result}
     return "\n".join(
