@@ -243,11 +243,11 @@ def model_card(
         shown = [f"- {k.replace('_', ' ')}: {_plain(v)}" for k, v in values.items() if isinstance(v, int | float | str)]
         return "\n".join(shown) or "- none"
 
-    forms = {"bytes": ",", "value_relative_error": ".2g", "jacobian_relative_error": ".2g", "jacobian_cosine": ".4f"}
-    checks = []
+    form = {"bytes": ",", "value_relative_error": ".2g", "jacobian_relative_error": ".2g", "jacobian_cosine": ".4f"}
+    rows = []
     for name, one in files.items():
-        row = [format(one[k], f) if k in one else "–" for k, f in forms.items()]
-        checks.append(f"| {' | '.join([name, *row])} |")
+        row = [format(one[k], f) if k in one else "–" for k, f in form.items()]
+        rows.append(f"| {' | '.join([name, *row])} |")
     library = {"timm": "timm", "hf": "transformers"}.get(description.spec.partition(":")[0], "jacmatch")
     cost = {key: result[key] for key in ("seconds", "samples_per_second", "peak_memory_bytes") if key in result}
     return "\n".join(
@@ -269,7 +269,7 @@ def model_card(
             "\n## Files, compared with the network on test samples\n",
             "| file | bytes | error of values | error of Jacobians | cosine of Jacobians |",
             "| --- | ---: | ---: | ---: | ---: |",
-            *checks,
+            *rows,
             "\n`python load.py` loads `student.pt2`; it needs torch alone.",
             "\n## License\n\n- of this network: TO FILL IN\n- of the data: TO FILL IN\n- of the teacher: TO FILL IN\n",
         ]
