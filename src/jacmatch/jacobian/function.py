@@ -65,7 +65,9 @@ class Function:
     batch_norm: BatchNormPolicy  # policy for BatchNorm in training mode
 
     def __post_init__(self) -> None:
-        if isinstance(self.module, nn.Module) and any(map(is_lazy, self.module.parameters())):
+        if torch.compiler.is_compiling() or not isinstance(self.module, nn.Module):
+            return
+        if any(map(is_lazy, self.module.parameters())):
             rule = "The network to be differentiated must have initialized parameters."
             raise InputError(rule, got="a lazy module", do="Call it once with a batch to give them shapes.")
 
