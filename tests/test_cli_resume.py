@@ -43,8 +43,6 @@ def test_a_run_goes_on_with_the_settings_of_its_folder_and_with_no_others(capsys
         assert (code, message in err) == (2, True), err
     code, err = run("distill --resume run", capsys)
     assert (code, "`--resume run` must be for `distill`. Got the settings of `train`." in err) == (2, True), err
-    code, err = run("list --resume run", capsys)
-    assert (code, "`--resume run` must be for `list`." in err) == (2, True), err
     assert run("train --resume run", capsys)[0] == 0
     assert Path("run/student.safetensors").read_bytes() == Path("whole/student.safetensors").read_bytes()
     code, err = run("train --resume run", capsys)

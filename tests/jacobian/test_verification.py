@@ -215,7 +215,7 @@ STRANGE = {
 
 @pytest.mark.parametrize("name", STRANGE)
 @pytest.mark.ci
-def test_there_is_no_false_alarm(name):
+def test_there_is_no_false_alarm(name, as_users_run):  # beartype draws from the generator of `random`
     torch.manual_seed(1)
     net = STRANGE[name]()
     with warnings.catch_warnings():

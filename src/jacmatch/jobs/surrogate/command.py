@@ -113,7 +113,7 @@ class Surrogate(SurrogateFields):
     def _others(self, source: Source, samples: Samples, method: str) -> tuple[str, ...]:
         """Layouts that `--activation auto` and `--model auto` may select instead of the first."""
         nets = layouts(1, self.hidden, 1, self.activation)[1:]
-        process = (self._process_layout(source, samples, method),) if self.model == "auto" else ()
+        process = (self._process_layout(source, samples, method),) if self.model == "auto" and samples.u is None else ()
         return (*(_layout(net.widths[1:-1], net.activation) for net in nets), *process)
 
     @property
