@@ -396,7 +396,7 @@ def _is_resolved(values_at: Callable[[Tensor], Tensor], x: Tensor, direction: Te
         if not precision.seen:
             return True
     near, far = ((values_at(x + h * direction) - values_at(x - h * direction)) / (2 * h) for h in (1e-9, 1e-4))
-    return relative_difference(near, far) <= TOLERANCE
+    return not near.any() or relative_difference(near, far) <= TOLERANCE  # if nothing moves, `_is_fine` decides
 
 
 def _is_fine(values_at: Callable[[Tensor], Tensor], x: Tensor, here: Tensor, direction: Tensor) -> bool:
