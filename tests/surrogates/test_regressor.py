@@ -311,6 +311,9 @@ def test_partials_in_a_frame_are_taken_by_name():
     swapped = pandas.DataFrame({"df/db": j[:, 1], "df/da": j[:, 0]})
     second = JacobianRegressor(**FAST).fit(frame, values, jacobian=swapped)
     assert (first.predict(frame) == second.predict(frame)).all()
+    for names in (["b", "a"], [("f", "b"), ("f", "a")]):
+        other = JacobianRegressor(**FAST).fit(frame, values, jacobian=swapped.set_axis(names, axis=1))
+        assert (first.predict(frame) == other.predict(frame)).all()
     model = JacobianRegressor(**FAST).fit(frame, values, jacobian=swapped[["df/db"]])  # the other one is not known
     alone = JacobianRegressor(**FAST).fit(frame, values, jacobian=j * [np.nan, 1])
     assert (model.predict(frame) == alone.predict(frame)).all()

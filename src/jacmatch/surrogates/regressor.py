@@ -410,8 +410,15 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         """Return checked partials, or projections and their cotangents."""
         if cotangents is None:
             shape = (len(x), *(self._output or (1,)), x.shape[1])
-            names = [f"d{k}/d{i}" for k in self._outputs for i in getattr(self, "feature_names_in_", ())]
+            pairs = [(k, i) for k in self._outputs for i in getattr(self, "feature_names_in_", ())]
+            names = [f"d{k}/d{i}" for k, i in pairs]
             columns = list(getattr(jacobian, "columns", ()))
+            other: dict[Any, str] = dict(zip(pairs, names, strict=True))
+            if len(self._outputs) == 1:
+                other |= {i: name for (_, i), name in zip(pairs, names, strict=True)}
+            if columns and set(columns) <= set(other):  # pairs of names, or those of the inputs of a single output
+                columns = [other[each] for each in columns]
+                jacobian = jacobian.set_axis(columns, axis=1)
             unknown = [str(name) for name in columns if name not in names]
             if len(unknown) < len(columns):  # some are names of partials: by name, NaN where missing
                 if unknown:

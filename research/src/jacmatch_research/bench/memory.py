@@ -110,7 +110,7 @@ with torch.profiler.profile(profile_memory=True) as profiler:
 {program}
 with tempfile.NamedTemporaryFile(suffix=".json") as file:
     profiler.export_chrome_trace(file.name)
-    events = [e for e in json.load(open(file.name))["traceEvents"] if e["name"] == "[memory]"]
+    events = [e for e in json.load(file)["traceEvents"] if e["name"] == "[memory]"]
 held = peak = 0
 for event in sorted(events, key=lambda e: e["ts"]):
     held += event["args"]["Bytes"]
