@@ -45,6 +45,6 @@ def test_a_weight_by_scale_makes_both_terms_equal_for_the_mean():
 @pytest.mark.usefixtures("as_users_run")
 def test_the_former_name_of_partials():
     x = torch.rand(6, 1)
-    with pytest.warns(DeprecationWarning, match="`slopes` of `fit_surrogate` has a new name, `partials`"):
+    with pytest.warns(DeprecationWarning, match="`slopes` of `fit_surrogate` is now `partials`"):
         net = fit_surrogate(x, x, slopes="none", hidden=(2,), steps=1)
     assert net(x).shape == (6, 1)

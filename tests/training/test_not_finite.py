@@ -214,7 +214,7 @@ def test_more_skipped_steps_than_allowed_stop_the_run(tmp_path):
     with (
         pytest.warns(UserWarning, match="Step 1[34] is skipped"),
         pytest.raises(
-            InputError, match=r"in step 15\. .*More than `skip_at_most`, 2, .*The checkpoint of step 10 is kept"
+            InputError, match=r"in step 15\. .*More than `skip_at_most` = 2 .*The checkpoint of step 10 is kept"
         ),
     ):
         fit(Always(), cases.points(), settings, seed=0, run=cases.begin(tmp_path))

@@ -151,7 +151,7 @@ def test_the_message_says_what_it_is_and_what_to_do(kind, outside, tmp_path):
     folder = tmp_path / "run"
     Run.create(folder, "evaluate", {}, "1").lock.release()
     plant(kind, folder / ".lock", outside)
-    rule = r"\.lock must (lie in|be a regular file)\b.* (link|folder)\b.* (Copy|Remove) "
+    rule = r"\.lock must (lie in|be a regular file)\b.* (link|folder)\b.* (Copy|Remove|Replace) "
     with pytest.raises(InputError, match=rule):
         Run.create(folder, "evaluate", {}, "1")
 
