@@ -105,12 +105,13 @@ MEMORY = Benchmark(
 
 # counts what torch allocates and frees, in its order
 COUNTED = """
-import json, tempfile
+import json, pathlib, tempfile
 with torch.profiler.profile(profile_memory=True) as profiler:
 {program}
 with tempfile.NamedTemporaryFile(suffix=".json") as file:
     profiler.export_chrome_trace(file.name)
-    events = [e for e in json.load(file)["traceEvents"] if e["name"] == "[memory]"]
+    trace = json.loads(pathlib.Path(file.name).read_text())  # the profiler replaces the file
+events = [e for e in trace["traceEvents"] if e["name"] == "[memory]"]
 held = peak = 0
 for event in sorted(events, key=lambda e: e["ts"]):
     held += event["args"]["Bytes"]
