@@ -119,7 +119,7 @@ CASES = {
     "a shard without images": ("train --data wds:{bad}/shards/no_image", r"must have an image .* Got none, at 'a'\."),
     "a class in words": (
         "train --data wds:{bad}/shards/words",
-        r"'a\.cls' must be a class number.* Got 'cat'\. Number",
+        r"'a\.cls' must be a class index.* Got 'cat'\. Number",
     ),
     "half a shard": ("train --data wds:{bad}/shards/torn", r"must be an uncompressed tar file\. Got ReadError"),
     "a number of no name": ("train --data synthetic:Q=1", r"must be a known name\. Got 'Q'\. Known: D, K, N, T\."),
@@ -137,7 +137,7 @@ CASES = {
     "no name of a file": (f"train --data npz:{TOO_LONG}", r"must name an existing file\. Got 'xxx.* does not exist"),
     "settings without end": ("train --config /dev/zero", r"Got a file of more than 1,048,576 bytes\."),
     "settings of numbers": ("train --config {good}/data.npz", r"Got a file that cannot be parsed \('utf-8' codec"),
-    "an empty word": ("train --steps=", r"`--steps` must be a whole number\. Got ''\."),
+    "an empty word": ("train --steps=", r"`--steps` must be an integer\. Got ''\."),
     "a word too many": ("train --steps 3 4", r"unexpected word\. Got '4'\. See jacmatch train --help\."),
     "nothing to evaluate": ("evaluate", r"MODEL must be given\. Write jacmatch evaluate MODEL\."),
     "a list of nothing": ("list all", r"unexpected word\. Got 'all'\. See jacmatch list --help\."),

@@ -183,8 +183,8 @@ CASES = {
         r"jacmatch distill: `w\.pth` must be an existing file\. Got no such file\. Check the path\.",
     ),
     "flag of another verb": ("list --out x", r"jacmatch list: unknown flag --out\..* See jacmatch list --help\."),
-    "no value": ("train --steps", r"`--steps` must be a whole number\. Got nothing\."),
-    "a fraction of a step": ("train --steps 3.5", r"`--steps` must be a whole number\. Got '3\.5'\."),
+    "no value": ("train --steps", r"`--steps` must be an integer\. Got nothing\."),
+    "a fraction of a step": ("train --steps 3.5", r"`--steps` must be an integer\. Got '3\.5'\."),
     "a word for a number": ("train --lr=fast", r"`--lr` must be a number\. Got 'fast'\."),
     "unknown choice": (
         "train --optimizer adaam",
@@ -236,7 +236,7 @@ CASES = {
         "train --data npz:{bad}/channels_last.npz",
         r"looks like \(N, H, W, C\)\. Put the channels first.*",
     ),
-    "pixels above 1": ("train --data npz:{bad}/up_to_255.npz", r"pixels in \[0, 1\]\. Got whole numbers.* by 255\."),
+    "pixels above 1": ("train --data npz:{bad}/up_to_255.npz", r"pixels in \[0, 1\]\. Got integers.* by 255\."),
     "NaN pixels": (
         "train --data npz:{bad}/nan.npz",
         r"must be finite.*Got NaN or infinity in 1 of 30 rows, first in row 4",
@@ -248,7 +248,7 @@ CASES = {
     "labels one-hot": ("train --data npz:{bad}/one_hot.npz", r"Got int64 of shape \(30, 3\)\. Convert one-hot rows.*"),
     "label below 0": (
         "train --data npz:{bad}/negative.npz",
-        r"class numbers must count from 0\. Got -1 … 1\. Renumber",
+        r"class indices must count from 0\. Got -1 … 1\. Renumber",
     ),
     "label out of range": (
         "train --data npz:{bad}/gap.npz",
@@ -309,7 +309,7 @@ CASES = {
     "model wants more": (TRAIN + " --model users_own:network_demands", r"Got required parameters depth"),
     "model of two outputs": (TRAIN + " --model users_own:two_outputs", r"outputs.*2.*"),
     # settings
-    "no steps": (TRAIN + " --steps 0", r"`steps` of `Training` must be a whole number of at least 1\. Got 0\."),
+    "no steps": (TRAIN + " --steps 0", r"`steps` of `Training` must be an integer of at least 1\. Got 0\."),
     "negative batch": (TRAIN + " --batch-size -8", r"`batch_size` of `Training` .* at least 1\. Got -8\."),
     "negative rate": (TRAIN + " --lr -0.1", r"`lr` of `Training` must be finite and positive\. Got -0\.1\."),
     "rate is NaN": (TRAIN + " --lr nan", r"`lr` of `Training` must be finite and positive\. Got nan\."),
@@ -560,11 +560,11 @@ CASES = {
     ),
     "wrong type": (
         "train --config {bad}/wrong_type.yaml",
-        r"`steps` in `.*` must be a whole number\. Got 'many' \(text\)",
+        r"`steps` in `.*` must be an integer\. Got 'many' \(text\)",
     ),
     "fraction in it": (
         "train --config {bad}/float_for_int.yaml",
-        r"`steps` .* must be a whole number\. Got 3\.5 \(number\)",
+        r"`steps` .* must be an integer\. Got 3\.5 \(number\)",
     ),
     "truth for a number": ("train --config {bad}/bool_for_float.json", r"`lr` .* a number\. Got True \(boolean\)"),
     "choice in it": ("train --config {bad}/wrong_choice.yaml", r"`optimizer` .* one of adam, .* Got 'adaam' \(text\)"),
@@ -576,7 +576,7 @@ CASES = {
     "a key twice": ("train --config {bad}/twice.yaml", r"`per_class` must be given once in .*"),
     "one key twice": ("train --config {bad}/same_key.yaml", r"cannot be parsed \(the key 'steps' occurs twice\)"),
     "one key twice in JSON": ("train --config {bad}/same_key.json", r"\(the key 'steps' occurs twice\)"),
-    "an octal number": ("train --config {bad}/octal.yaml", r"must be a whole number\. Got '012' \(text\)"),
+    "an octal number": ("train --config {bad}/octal.yaml", r"must be an integer\. Got '012' \(text\)"),
     "a sexagesimal number": ("train --config {bad}/minutes.yaml", r"must be a number\. Got '1:30' \(text\)"),
     "a device for a file": (
         "train --data npz:/dev/null",

@@ -132,9 +132,9 @@ def optional_package(module: str, caller: str, install: str) -> Any:
 
 
 def whole_number(what: str, given: object, least: int = 1, other: str = "") -> None:
-    """Raise `InputError` unless a setting is a whole number of at least `least`; `other` is what else it may be."""
+    """Raise `InputError` unless a setting is an integer of at least `least`; `other` is what else it may be."""
     if isinstance(given, bool) or not isinstance(given, numbers.Integral) or given < least:
-        raise InputError(f"{what} must be a whole number of at least {least}{other}.", got=repr(given))
+        raise InputError(f"{what} must be an integer of at least {least}{other}.", got=repr(given))
 
 
 def unknown_name(what: str, got: str, known: Iterable[str]) -> InputError:

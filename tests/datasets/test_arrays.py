@@ -88,7 +88,7 @@ IMAGE_CASES = {
     ),
     "bytes as floats": (
         lambda a: {"x_train": a["x_train"].astype(np.float32)},
-        r"float images must have pixels in \[0, 1\]\. Got whole numbers up to 255\. Convert with \.astype\(np\.uint8\)",
+        r"float images must have pixels in \[0, 1\]\. Got integers up to 255\. Convert with \.astype\(np\.uint8\)",
     ),
     "NaN pixel": (
         lambda a: {"x_train": spoiled(a["x_train"] / 255, (4, 0, 1, 1), np.nan)},
@@ -110,17 +110,17 @@ IMAGE_CASES = {
     ),
     "labels as floats": (
         lambda a: {"y_train": a["y_train"].astype(float)},
-        r"`y_train` of mine must be integer class numbers.*Got float64 of shape \(12,\)\. Convert class numbers with",
+        r"`y_train` of mine must be integer class indices.*Got float64 of shape \(12,\)\. Convert class indices with",
     ),
     "one-hot labels": (lambda a: {"y_train": np.eye(3, dtype=int)[a["y_train"]]}, r"one-hot rows with y\.argmax"),
     "labels in a column": (lambda a: {"y_train": a["y_train"][:, None]}, r"Use y\[:, 0\]"),
     "boolean labels": (lambda a: {"y_train": a["y_train"] > 0}, r"Got bool.*Convert with \.astype\(np\.int64\)"),
-    "labels as text": (lambda a: {"y_train": a["y_train"].astype(str)}, "must be integer class numbers .*Got <U21"),
-    "numbers of three axes": (lambda a: {"y_test": a["x_test"][:, 0] / 255}, "must be integer class numbers"),
+    "labels as text": (lambda a: {"y_train": a["y_train"].astype(str)}, "must be integer class indices .*Got <U21"),
+    "numbers of three axes": (lambda a: {"y_test": a["x_test"][:, 0] / 255}, "must be integer class indices"),
     "per-position labels in one part": (lambda a: {"y_test": a["x_test"][:, 0]}, "shape per row"),
     "negative label": (
         lambda a: {"y_train": a["y_train"] - 1},
-        r"`y_train` of mine: class numbers must count from 0\. Got -1 … 1",
+        r"`y_train` of mine: class indices must count from 0\. Got -1 … 1",
     ),
     "labels from one": (
         lambda a: {"y_train": a["y_train"] + 1},
@@ -133,7 +133,7 @@ IMAGE_CASES = {
     "one class": (lambda a: {"y_train": a["y_train"] * 0}, r"must have at least two classes\. Got 1"),
     "test label out of range": (
         lambda a: {"y_test": a["y_test"] + 1},
-        r"`y_test` of mine: class numbers must be in the range of the training set, 0 … 2\. Got 3",
+        r"`y_test` of mine: class indices must be in the range of the training set, 0 … 2\. Got 3",
     ),
     "targets in one part only": (
         lambda a: {"y_test": np.zeros((6, 3))},
@@ -215,7 +215,7 @@ def test_one_hot_rows_of_floats_are_classes_with_a_warning(images):
             lambda y: np.eye(3)[y] * 0.9 + 0.1 / 3,
             "has rows that sum to 1: they are read as regression targets; give y.argmax",
         ),
-        (lambda y: y[:, None].astype(float), r"has whole numbers: they are read as regression targets; give y\[:, 0\]"),
+        (lambda y: y[:, None].astype(float), r"has integers: they are read as regression targets; give y\[:, 0\]"),
     ],
 )
 def test_targets_that_may_be_classes_are_numbers_with_a_warning(images, targets, message):

@@ -78,7 +78,7 @@ def test_a_function_may_give_a_dictionary_or_a_tuple(module, name):
 
 
 def test_a_function_may_give_jacobians_or_a_data_set(module):
-    with pytest.warns(UserWarning, match="whole numbers"):
+    with pytest.warns(UserWarning, match="integers"):
         five, data = datasets.load(f"{module}:five"), datasets.load(f"{module}:data")
     assert five.train.jacobians.shape == (6, 1, 4)
     assert five.fingerprint == data.fingerprint
@@ -86,7 +86,7 @@ def test_a_function_may_give_jacobians_or_a_data_set(module):
 
 
 def test_what_a_given_data_set_says_of_itself_is_not_believed(module):
-    with pytest.warns(UserWarning, match="whole numbers"):
+    with pytest.warns(UserWarning, match="integers"):
         data = datasets.load(f"{module}:unchecked")
     assert (data.outputs, data.classes, len(data.train)) == (1, None, 5)
 

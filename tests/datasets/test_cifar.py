@@ -224,7 +224,7 @@ def cut_grid(folder):
     path.write_bytes(path.read_bytes()[:20000])
 
 
-LIST = r"train_lables\.json must be a list of 30 class numbers in JSON\. Got "
+LIST = r"train_lables\.json must be a list of 30 class indices in JSON\. Got "
 BAD_GRIDS = {
     "grid missing": (lambda folder: (folder / "data_batch_2.png").unlink(), r"Got no file .*data_batch_2\.png"),
     "labels missing": (lambda folder: (folder / "train_lables.json").unlink(), r"Got no file .*train_lables\.json"),

@@ -174,9 +174,9 @@ WRONG_MEMBERS = {
         [*members(2), ("0000.png", b"x")],
         r"distinct names\. Got a name that occurred before, at '0000\.png'",
     ),
-    "a word for class": ([("a.png", b"x"), ("a.cls", b"cat")], r"'a\.cls' must be a class number.*Got 'cat'\. Number"),
-    "a negative class": ([("a.png", b"x"), ("a.cls", b"-1")], r"'a\.cls' must be a class number.*Got '-1'"),
-    "a long class": ([("a.png", b"x"), ("a.cls", b"1" * 33)], r"'a\.cls' must be a class number.*Got ''"),
+    "a word for class": ([("a.png", b"x"), ("a.cls", b"cat")], r"'a\.cls' must be a class index.*Got 'cat'\. Number"),
+    "a negative class": ([("a.png", b"x"), ("a.cls", b"-1")], r"'a\.cls' must be a class index.*Got '-1'"),
+    "a long class": ([("a.png", b"x"), ("a.cls", b"1" * 33)], r"'a\.cls' must be a class index.*Got ''"),
     "an empty image": ([("a.png", b""), ("a.cls", b"1")], r"'a\.png' must have at least 1 byte"),
     "a path that leads out": (
         [("../a.png", b"x")],

@@ -71,7 +71,7 @@ def test_per_class_names_the_classes_that_are_too_small():
 
 
 def test_per_class_refuses_the_targets_of_a_regression():
-    with pytest.raises(InputError, match=r"`labels` of `per_class` must be class numbers, one for .* Got the targets"):
+    with pytest.raises(InputError, match=r"`labels` of `per_class` must be class indices, one for .* Got the targets"):
         per_class(torch.zeros(4, 2), 1, seed=0)
     with pytest.raises(InputError, match=r"Got per-position labels\. Leave the number per class out"):
         per_class(torch.zeros(4, 2, 2, dtype=torch.int64), 1, seed=0)

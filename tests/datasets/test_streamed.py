@@ -175,7 +175,7 @@ def test_another_layout_is_refused_as_for_folders(folder):
         datasets.load(f"stream:{folder}")
     with pytest.raises(InputError, match=r"`--data stream:DIR` must name an existing folder"):
         datasets.load("stream:/nowhere")
-    with pytest.raises(InputError, match=r"SIZE of `--data stream:DIR@SIZE` must be a whole number"):
+    with pytest.raises(InputError, match=r"SIZE of `--data stream:DIR@SIZE` must be an integer"):
         datasets.load(f"stream:{folder}@0")
 
 

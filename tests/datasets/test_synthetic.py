@@ -66,11 +66,11 @@ def test_points_fill_the_cube():
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("D=0", r"D of `--data synthetic` must be a whole number, at least 1\. Got '0'"),
-        ("N=-5", "N of `--data synthetic` must be a whole number.*Got '-5'"),
+        ("D=0", r"D of `--data synthetic` must be an integer, at least 1\. Got '0'"),
+        ("N=-5", "N of `--data synthetic` must be an integer.*Got '-5'"),
         ("K=2.5", "Got '2.5'"),
         ("K", r"Got ''\. Write for example synthetic:K=3"),
-        ("D=" + "9" * 5000, "D of `--data synthetic` must be a whole number"),
+        ("D=" + "9" * 5000, "D of `--data synthetic` must be an integer"),
         ("d=3", r"Each number of `--data synthetic` must be a known name\. Got 'd'"),
         ("D=3,D=4", "D of `--data synthetic` must be given once"),
         ("D=3,", r"must be a known name\. Got ''"),

@@ -245,7 +245,7 @@ def test_the_bases_of_subspaces_are_those_of_their_definitions():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SubspaceInputs(0), r"`k` of `SubspaceInputs` must be a whole number of at least 1\. Got 0"),
+        (lambda: SubspaceInputs(0), r"`k` of `SubspaceInputs` must be an integer of at least 1\. Got 0"),
         (lambda: SubspaceInputs(2, "fourier"), r"`basis` of `SubspaceInputs`"),
         (
             lambda: SubspaceInputs(5, "pca").fitted(torch.rand(5, 9)),
@@ -369,11 +369,11 @@ def as_users_run():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RandomOutputs(0), "`count` of `RandomOutputs` must be a whole number of at least 1. Got 0."),
-        (lambda: RandomInputs(-2), "`count` of `RandomInputs` must be a whole number of at least 1. Got -2."),
-        (lambda: SampledRows(0), "`count` of `SampledRows` must be a whole number of at least 1. Got 0."),
-        (lambda: FisherRows(2.5), "`count` of `FisherRows` must be a whole number of at least 1. Got 2.5."),
-        (lambda: AntitheticNoise(0, sigma=1.0), "`count` of `AntitheticNoise` must be a whole number of at least 1."),
+        (lambda: RandomOutputs(0), "`count` of `RandomOutputs` must be an integer of at least 1. Got 0."),
+        (lambda: RandomInputs(-2), "`count` of `RandomInputs` must be an integer of at least 1. Got -2."),
+        (lambda: SampledRows(0), "`count` of `SampledRows` must be an integer of at least 1. Got 0."),
+        (lambda: FisherRows(2.5), "`count` of `FisherRows` must be an integer of at least 1. Got 2.5."),
+        (lambda: AntitheticNoise(0, sigma=1.0), "`count` of `AntitheticNoise` must be an integer of at least 1."),
         (lambda: RandomOutputs(1, "spere"), "`law` of `RandomOutputs` must be a known name. Got 'spere'. Nearest: sph"),
         (lambda: RandomInputs(1, "Basis"), "`law` of `RandomInputs` must be a known name. Got 'Basis'. Nearest: bas"),
         (lambda: AntitheticNoise(sigma=0.0), "`sigma` of `AntitheticNoise` must be positive and finite. Got 0.0."),

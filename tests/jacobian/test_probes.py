@@ -269,7 +269,7 @@ def as_users_run():
     ("settings", "message"),
     [
         ({"law": "gausian"}, "`law` of `directions` must be a known name. Got 'gausian'. Nearest: gaussian"),
-        ({"count": 0}, "`count` of `directions` must be a whole number of at least 1. Got 0."),
+        ({"count": 0}, "`count` of `directions` must be an integer of at least 1. Got 0."),
         ({"shape": (3, 0)}, "`shape` of `directions` must have at least one element. Got (3, 0)."),
         ({"dtype": torch.int64}, "`dtype` of `directions` must be a floating type. Got torch.int64. Use torch.float"),
         (
@@ -292,7 +292,7 @@ def test_bad_directions_are_refused(settings, message):
 @pytest.mark.parametrize("name", ["bits", "uniform", "gaussian", "permutation"])
 def test_bad_arguments_are_refused(name):
     function = getattr(probes, name)
-    with pytest.raises(InputError, match=f"`count` of `{name}` must be a whole number of at least 1. Got -1."):
+    with pytest.raises(InputError, match=f"`count` of `{name}` must be an integer of at least 1. Got -1."):
         function(0, torch.arange(2), 0, -1)
     with pytest.raises(InputError, match=f"`ids` of `{name}` must be a 1-D tensor of int64. Got torch.int32 of shape"):
         function(0, torch.arange(2, dtype=torch.int32), 0, 1)

@@ -288,8 +288,8 @@ def test_a_temperature_must_be_positive(temperature):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: OutputsFrom(0), r"`first` of `OutputsFrom` must be a whole number of at least 1\. Got 0"),
-        (lambda: PCAFeatures("2", 0), r"`k` of `PCAFeatures` must be a whole number of at least 1\. Got 0"),
+        (lambda: OutputsFrom(0), r"`first` of `OutputsFrom` must be an integer of at least 1\. Got 0"),
+        (lambda: PCAFeatures("2", 0), r"`k` of `PCAFeatures` must be an integer of at least 1\. Got 0"),
         (lambda: PCAFeatures("2", 3).fitted(network(), X), r"below the number of inputs.*Got 3 of 3 inputs and 4 chan"),
         (lambda: PCAFeatures("7", 1).fitted(network(), X), r"The layer of a readout must be a known name\. Got '7'"),
         (lambda: run_readout(PCAFeatures("2", 1)), r"must have the statistics of its layer\. Got none"),

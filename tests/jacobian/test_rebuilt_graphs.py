@@ -108,7 +108,7 @@ def test_eight_rows_in_chunks_of_one_need_the_memory_of_one():
 
 
 def test_chunks_below_one_are_refused():
-    with pytest.raises(InputError, match=r"`chunk_size` of `vjp_products` must be a whole number of at least 1\."):
+    with pytest.raises(InputError, match=r"`chunk_size` of `vjp_products` must be an integer of at least 1\."):
         vjp_products(network(), torch.rand(2, 2, 6, 6), torch.randn(1, 2, 4), chunk_size=0)
 
 

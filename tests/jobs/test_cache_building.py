@@ -93,7 +93,7 @@ def test_a_teacher_that_does_not_say_the_same_twice_is_refused(tmp_path):
 def test_a_rank_that_is_none_is_refused(rank, world, monkeypatch):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", world)
-    with pytest.raises(InputError, match=r"RANK must be a whole number below WORLD_SIZE\. Got"):
+    with pytest.raises(InputError, match=r"RANK must be an integer below WORLD_SIZE\. Got"):
         rank_and_size()
 
 

@@ -57,11 +57,11 @@ def test_ignored_labels_are_no_class(file):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ignore_index": np.array([1, 2])}, "`ignore_index` of mine must be one whole number. Got int64 of shape"),
-        ({"ignore_index": np.array(0.5)}, "must be one whole number. Got float64"),
+        ({"ignore_index": np.array([1, 2])}, "`ignore_index` of mine must be one integer. Got int64 of shape"),
+        ({"ignore_index": np.array(0.5)}, "must be one integer. Got float64"),
         ({"ignore_index": np.array(7)}, "Store the number of positions without a label as `ignore_index`"),
         ({"y_train": np.full((12, *SIZE), 9)}, "must have labeled positions. Got none"),
-        ({"y_train": -np.ones((12, *SIZE), np.int64)}, "class numbers must count from 0"),
+        ({"y_train": -np.ones((12, *SIZE), np.int64)}, "class indices must count from 0"),
         ({"j_train": np.zeros((12, 3, 1, *SIZE), np.float32)}, "must have no `j_train` and `j_test` with per-position"),
     ],
 )
@@ -156,7 +156,7 @@ def test_the_commands_train_distill_and_compare(file, capsys):
         ("--augment flip", "`--augment` must not be given with per-position labels"),
         (
             "--per-class 2",
-            "`labels` of `per_class` must be class numbers, one for each sample. Got per-position labels",
+            "`labels` of `per_class` must be class indices, one for each sample. Got per-position labels",
         ),
     ],
 )

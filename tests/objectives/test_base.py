@@ -115,7 +115,7 @@ def test_a_fraction_takes_the_derivatives_of_the_first_samples(kind, norm):
     [
         ({"engine": "fast"}, r"`engine` of `{}`.*fast"),
         ({"engine": "forward"}, r"`engine` of `{}.*must be 'auto' or 'reverse'\. Got 'forward'\. (Other|It compares)"),
-        ({"chunk_size": 0}, r"`chunk_size` of `{}` must be a whole number of at least 1, or None\. Got 0"),
+        ({"chunk_size": 0}, r"`chunk_size` of `{}` must be an integer of at least 1, or None\. Got 0"),
         ({"fraction": 2.0}, r"`fraction` of `{}` must be above 0 and at most 1\. Got 2\.0"),
         ({"batch_norm": "off"}, r"`batch_norm` of `{}` must be a known name\. Got 'off'"),
     ],

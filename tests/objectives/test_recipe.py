@@ -191,14 +191,14 @@ REFUSED = [
     (
         LABELS.float(),
         {},
-        r"whole numbers of a floating-point type\. Got float32 of shape \(12,\)\. Convert .*\.long\(\)",
+        r"integers of a floating-point type\. Got float32 of shape \(12,\)\. Convert .*\.long\(\)",
     ),
     (torch.zeros(2, 8, 8, dtype=torch.int64), {}, r"one class for each sample\. Got int64 of shape \(2, 8, 8\)"),
     (torch.zeros(0), {}, r"must be classes \(N,\), or numbers .* Got float32 of shape \(0,\)"),
     (
         torch.randn(5, 2),
         {"task": "classification"},
-        r"must be class numbers, or probabilities .* Convert class numbers",
+        r"must be class indices, or probabilities .* Convert class indices",
     ),
     (
         Images(),

@@ -43,9 +43,9 @@ SETTINGS = [
     ({"jacobian_loss": "relativ"}, r"`jacobian_loss` of `Distillation` .* Got 'relativ'\. Nearest: relative\."),
     ({"task": "ranking"}, r"`task` of `Distillation` .* Got 'ranking'.* Known: classification, regression"),
     ({"batch_norm": "freeze"}, r"`batch_norm` of `Distillation` .* Got 'freeze'\. .*Known: batch, frozen"),
-    ({"every": 0}, r"`every` of `Distillation` must be a whole number of at least 1\. Got 0"),
-    ({"every": 1.5}, r"`every` of `Distillation` must be a whole number of at least 1\. Got 1\.5"),
-    ({"measure_every": -1}, r"`measure_every` of `Distillation` must be a whole number of at least 1\. Got -1"),
+    ({"every": 0}, r"`every` of `Distillation` must be an integer of at least 1\. Got 0"),
+    ({"every": 1.5}, r"`every` of `Distillation` must be an integer of at least 1\. Got 1\.5"),
+    ({"measure_every": -1}, r"`measure_every` of `Distillation` must be an integer of at least 1\. Got -1"),
     ({"temperature": 0.0}, r"`temperature` of `Distillation` must be positive and finite\. Got 0\.0"),
     (
         {"probe": "every-row"},
@@ -62,7 +62,7 @@ SETTINGS = [
         {"task": "regression", "readout": (Logits(), TopLogit())},
         r"must not have .* Got TopLogit\. Use readout",
     ),
-    ({"chunk_size": 0}, r"`chunk_size` of `Distillation` must be a whole number of at least 1, or None\. Got 0"),
+    ({"chunk_size": 0}, r"`chunk_size` of `Distillation` must be an integer of at least 1, or None\. Got 0"),
     (
         {"chunk_size": 1, "probe": RandomInputs(2)},
         r"`chunk_size` of `Distillation` is for probes on the output side.* Got probe=RandomInputs\(\)",

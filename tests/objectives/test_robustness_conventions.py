@@ -148,8 +148,8 @@ def test_batch_norm_counts_a_batch_once():
         ({"form": "hofman"}, r"`form` of `Robustness` must be a known name\. Got 'hofman'\. Nearest: hoffman"),
         ({"task": "ranking"}, r"`task` of `Robustness` .* Known: classification, regression"),
         ({"batch_norm": "freeze"}, r"`batch_norm` of `Robustness` .* Known: batch, frozen"),
-        ({"every": 0}, r"`every` of `Robustness` must be a whole number of at least 1\. Got 0"),
-        ({"measure_every": 1.5}, r"`measure_every` of `Robustness` must be a whole number .* Got 1\.5"),
+        ({"every": 0}, r"`every` of `Robustness` must be an integer of at least 1\. Got 0"),
+        ({"measure_every": 1.5}, r"`measure_every` of `Robustness` must be an integer .* Got 1\.5"),
         ({"noise": -0.1}, r"`noise` of `Robustness` must be at least 0 and finite\. Got -0\.1"),
         ({"noise": math.nan}, r"`noise` of `Robustness` must be at least 0 and finite\. Got nan"),
         ({"scale": 0.0}, r"`scale` of `Robustness` must be positive and finite\. Got 0\.0"),
@@ -186,7 +186,7 @@ def test_batches_are_refused():
     with pytest.raises(InputError, match=r"one for each of the 2 channels\. Got 3 numbers"):
         Robustness(network, scale=(1.0, 2.0, 3.0))(given["x"], given["y"])
     soft = torch.full((3, OUTPUTS), 0.25, dtype=torch.float64)
-    with pytest.raises(InputError, match=r"must be class numbers\. Got torch\.float64"):
+    with pytest.raises(InputError, match=r"must be class indices\. Got torch\.float64"):
         Robustness(network, form="paper-label-cross-entropy")(given["x"], soft)
 
 

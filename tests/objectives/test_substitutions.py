@@ -202,7 +202,7 @@ def call(student=Text, x=IDS, teacher=None, **settings):
 
 
 REFUSED = {
-    "count": (lambda: TokenSubstitutions(0), r"`count` of `TokenSubstitutions` must be a whole number"),
+    "count": (lambda: TokenSubstitutions(0), r"`count` of `TokenSubstitutions` must be an integer"),
     "candidates": (lambda: TokenSubstitutions(1, candidates="near"), r"`candidates` of `TokenSub.*Got 'near'"),
     "floats": (call(x=torch.rand(B, T)), r"`x` of `Distillation\(probe=TokenSub.*must be token ids .*Pass input_ids"),
     "noise": (call(point=AtNoise(0.1)), r"`point` of .* must be AtData\(\).* Got AtNoise"),

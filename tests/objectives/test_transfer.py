@@ -267,7 +267,7 @@ REFUSED = {
     "size": ({"size": 0}, r"`size` of `Transfer` must be at least 1\. Got 0"),
     "loss": ({"output_loss": "kll"}, r"`output_loss` of `Transfer` must be a known name\. Got 'kll'\. Nearest: kl"),
     "rows": ({"jacobian_loss": "l2"}, r"`jacobian_loss` of `Transfer` must be a known name"),
-    "every": ({"every": 0}, r"`every` of `Transfer` must be a whole number of at least 1\. Got 0"),
+    "every": ({"every": 0}, r"`every` of `Transfer` must be an integer of at least 1\. Got 0"),
     "temperature": ({"temperature": 0}, r"`temperature` of `Transfer` must be positive"),
     "shares": (
         {"attention": GradientShare(0.6), "jacobians": GradientShare(0.5)},

@@ -95,7 +95,7 @@ def test_heads_that_do_not_fit():
     student, teacher = networks()
     with pytest.raises(InputError, match=r"Student and teacher must have the same outputs\. Got \(3,\) and \(4,\)"):
         Distillation(student, teacher, classes=3, jacobians=0.0)(given()["x"], given()["y"])
-    with pytest.raises(InputError, match=r"`first` of `OutputsFrom` must be a whole number of at least 1"):
+    with pytest.raises(InputError, match=r"`first` of `OutputsFrom` must be an integer of at least 1"):
         Distillation(student, teacher, classes=0, jacobians=0.0)
 
 

@@ -54,7 +54,7 @@ def test_decay_of_the_average():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"steps": 0}, r"`steps` of `Training` must be a whole number of at least 1\. Got 0"),
+        ({"steps": 0}, r"`steps` of `Training` must be an integer of at least 1\. Got 0"),
         ({"steps": -5}, r"`steps` .* Got -5"),
         ({"steps": True}, r"`steps` .* Got True"),
         ({"batch_size": 0}, r"`batch_size` of `Training`"),
@@ -62,7 +62,7 @@ def test_decay_of_the_average():
         ({"validate_every": 0}, r"`validate_every` of `Training`"),
         ({"checkpoint_every": 0}, r"`checkpoint_every` of `Training`"),
         ({"max_steps": 0}, r"`max_steps` of `Training`"),
-        ({"warmup": -1}, r"`warmup` of `Training` must be a whole number of at least 0"),
+        ({"warmup": -1}, r"`warmup` of `Training` must be an integer of at least 0"),
         ({"steps": 10, "warmup": 11}, r"`warmup` .* must not be longer than `steps`, 10\. Got 11"),
         ({"lr": 0.0}, r"`lr` of `Training` must be finite and positive\. Got 0\.0"),
         ({"lr": math.nan}, r"`lr` .* Got nan"),

@@ -45,7 +45,7 @@ def test_every_recipe_has_the_same_budget():
     assert set(spent) == {LABELS, "outputs, KL", "mixed: outputs, squared", MIXED, RECIPE}
     budget = 20 * (3 + ratio)
     for row, cost in spent.items():
-        assert cost == pytest.approx(budget, rel=0.03), row  # steps are whole numbers
+        assert cost == pytest.approx(budget, rel=0.03), row  # steps are integers
     assert spent[RECIPE] == pytest.approx(budget, rel=1e-12)
 
 

@@ -168,7 +168,7 @@ def _names_of(module: str) -> _Names | None:
 
 
 _SCALARS = {
-    int: ("a whole number", "INT"),
+    int: ("an integer", "INT"),
     float: ("a number", "FLOAT"),
     str: ("a string", "TEXT"),
     bool: ("true or false", "BOOL"),

@@ -18,7 +18,7 @@ from jacmatch.cli.flags import Flag, described, fits, fitted, has_run
 from jacmatch.errors import InputError
 from jacmatch.runs import Run
 
-_JSON_NAMES = {str: "text", int: "whole number", float: "number", bool: "boolean", list: "list", dict: "mapping"}
+_JSON_NAMES = {str: "text", int: "integer", float: "number", bool: "boolean", list: "list", dict: "mapping"}
 _LARGEST = {".json": 2**26}  # bytes; a result may have long tables
 _LARGEST_YAML = 2**20
 _SHORT = reprlib.Repr()

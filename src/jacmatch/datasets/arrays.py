@@ -34,13 +34,13 @@ def from_arrays(name: str, arrays: Mapping[str, object]) -> Data:
     Args:
         name: The name in messages and in `Data.name`.
         arrays: `x_train` and `x_test`: images (N, C, H, W) or vectors (N, D), bytes (read as x/255) or floats;
-            `y_train` and `y_test`: class numbers (N,) or, of each position, (N, H, W), from 0, or the float targets
+            `y_train` and `y_test`: class indices (N,) or, of each position, (N, H, W), from 0, or the float targets
             (N, K) of a regression; optional `ignore_index`: a number, the label of positions without a label (−100 is
             one in any case); optional `j_train` and `j_test`: true Jacobians (N, K, *input) with respect to the float
             inputs, NaN where unknown.
 
     Raises:
-        InputError: A key is missing or unknown; a type, shape, range or length is wrong; a class number below the
+        InputError: A key is missing or unknown; a type, shape, range or length is wrong; a class index below the
             largest does not occur, or has no training rows; or numbers are not finite.
 
     Example:
@@ -100,14 +100,14 @@ def _split(name: str, part: str, arrays: Mapping[str, object]) -> Split:
 
 
 def _as_classes(name: str, train: Split, test: Split) -> tuple[Split, Split]:
-    """Convert one-hot float targets of both parts to class numbers; warn where targets look like classes otherwise."""
+    """Convert one-hot float targets of both parts to class indices; warn where targets look like classes otherwise."""
     y = train.y
     if not y.is_floating_point():
         return train, test
     what = f"`y_train` of {name}"
     if _one_hot(y) and len(torch.unique(y.argmax(1))) > 1:
         if test.y.shape[1:] != y.shape[1:] or not _one_hot(test.y):
-            do = "Give class numbers in both: y.argmax(axis=1)."
+            do = "Give class indices in both: y.argmax(axis=1)."
             raise InputError(f"`y_test` of {name} must have one-hot rows, as `y_train` has.", got="others", do=do)
         warnings.warn(
             f"{what} has one-hot rows of floats: they are read as classes, y.argmax(axis=1). For a regression on "
@@ -120,7 +120,7 @@ def _as_classes(name: str, train: Split, test: Split) -> tuple[Split, Split]:
         warnings.warn(f"{what} has rows that sum to 1: they are read as regression targets; {do}.", stacklevel=4)
     elif y.shape[1] == 1 and bool((y == y.round()).all()) and len(torch.unique(y)) <= len(y) / 2:
         do = "give y[:, 0].astype(np.int64) if they are classes"
-        warnings.warn(f"{what} has whole numbers: they are read as regression targets; {do}.", stacklevel=4)
+        warnings.warn(f"{what} has integers: they are read as regression targets; {do}.", stacklevel=4)
     return train, test
 
 
@@ -160,7 +160,7 @@ def _inputs(value: object, what: str) -> _Inputs:
     x = _floats(array, what)
     if x.ndim == 4 and 1 < float(x.max()) <= 255 and float(x.min()) >= 0 and bool((x == x.round()).all()):
         do = "Convert with .astype(np.uint8), or divide by 255."
-        raise InputError(f"{what}: float images must have pixels in [0, 1].", got="whole numbers up to 255", do=do)
+        raise InputError(f"{what}: float images must have pixels in [0, 1].", got="integers up to 255", do=do)
     return x
 
 
@@ -185,13 +185,13 @@ def _ignored(name: str, arrays: Mapping[str, object]) -> int:
     array = _array(arrays.get("ignore_index", np.array(IGNORED)), f"`ignore_index` of {name}")
     if array.size != 1 or array.dtype.kind not in "iu":
         got = f"{array.dtype} of shape {array.shape}"
-        raise InputError(f"`ignore_index` of {name} must be one whole number.", got=got)
+        raise InputError(f"`ignore_index` of {name} must be one integer.", got=got)
     return int(array.reshape(()))
 
 
 def _targets(value: object, what: str, ignored: int = IGNORED) -> _Targets:
     array = _array(value, what)
-    rule = f"{what} must be integer class numbers (N,), or (N, H, W) per position, or float regression targets (N, K)."
+    rule = f"{what} must be integer class indices (N,), or (N, H, W) per position, or float regression targets (N, K)."
     got = f"{array.dtype} of shape {array.shape}"
     if array.ndim == 2 and array.dtype.kind == "f":
         return _floats(array, what)
@@ -200,14 +200,14 @@ def _targets(value: object, what: str, ignored: int = IGNORED) -> _Targets:
         if array.ndim == 3:
             labels[labels == ignored] = IGNORED
         if bool((labels[labels != IGNORED] if array.ndim == 3 else labels).lt(0).any()):
-            rule = f"{what}: class numbers must count from 0."
+            rule = f"{what}: class indices must count from 0."
             raise InputError(rule, got=f"{array.min()} … {array.max()}", do="Renumber the classes.")
         return labels
     do = ""
     if array.dtype.kind == "b":
         do = "Convert with .astype(np.int64)."
     elif array.ndim == 1 and array.dtype.kind == "f":
-        do = "Convert class numbers with .astype(np.int64); for one target per sample add an axis: y[:, None]."
+        do = "Convert class indices with .astype(np.int64); for one target per sample add an axis: y[:, None]."
     elif array.ndim == 2:
         do = "Use y[:, 0]." if array.shape[1] == 1 else "Convert one-hot rows with y.argmax(axis=1)."
     raise InputError(rule, got=got, do=do)
@@ -226,7 +226,7 @@ def _count_classes(name: str, train: Int64[Tensor, "sample *position"], test: In
     present = torch.unique(train)
     classes, largest = len(present), int(present[-1])
     if largest != classes - 1:
-        rule = f"`y_train` of {name}: class numbers must be 0 … K−1 and each must occur."
+        rule = f"`y_train` of {name}: class indices must be 0 … K−1 and each must occur."
         got = f"{classes} distinct numbers from {int(present[0])} to {largest}"
         do = "Renumber with np.unique(y, return_inverse=True)[1]."
         if positions > 1:
@@ -235,7 +235,7 @@ def _count_classes(name: str, train: Int64[Tensor, "sample *position"], test: In
     if classes < 2:
         raise InputError(f"`y_train` of {name} must have at least two classes.", got=classes)
     if int(test.max()) >= classes:
-        rule = f"`y_test` of {name}: class numbers must be in the range of the training set, 0 … {classes - 1}."
+        rule = f"`y_test` of {name}: class indices must be in the range of the training set, 0 … {classes - 1}."
         raise InputError(rule, got=int(test.max()), do="Remove such rows, or add training rows of that class.")
     return classes
 

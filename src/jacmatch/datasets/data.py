@@ -23,7 +23,7 @@ class Split:
     Attributes:
         x: Raw inputs: bytes (images, 0–255) or floats, or images on disk that are decoded on access. Models normalize
             their own inputs.
-        y: Class numbers from 0, of samples or of their positions (−100: no label), or regression targets.
+        y: Class indices from 0, of samples or of their positions (−100: no label), or regression targets.
         jacobians: ∂y_k/∂x_i of the true function with respect to what `inputs` returns; NaN where an entry is unknown,
             None if all are.
 
@@ -221,7 +221,7 @@ def per_class(labels: Shaped[Tensor, "sample *row"], count: int, seed: int) -> I
         seed: Any integer.
 
     Raises:
-        InputError: `count` is below 1, a class has fewer samples, or `labels` are not class numbers.
+        InputError: `count` is below 1, a class has fewer samples, or `labels` are not class indices.
 
     Example:
         >>> labels = torch.tensor([0, 1, 0, 1, 1])
@@ -231,7 +231,7 @@ def per_class(labels: Shaped[Tensor, "sample *row"], count: int, seed: int) -> I
     if isinstance(count, bool) or count < 1:
         raise InputError("`count` of `per_class` (samples per class) must be at least 1.", got=count)
     if labels.is_floating_point() or labels.dim() > 1:
-        rule = "`labels` of `per_class` must be class numbers, one for each sample."
+        rule = "`labels` of `per_class` must be class indices, one for each sample."
         got = "the targets of a regression" if labels.is_floating_point() else "per-position labels"
         raise InputError(rule, got=got, do="Leave the number per class out.")
     classes = labels.cpu().numpy()
@@ -250,7 +250,7 @@ def split_validation(
 ) -> tuple[Int64[Tensor, "train"], Int64[Tensor, "validation"]]:
     """Split rows into training and validation; return the row numbers of each, ascending.
 
-    Class numbers (integers) are stratified: class c with n_c of N rows gives amount·n_c/N of them, rounded so that the
+    Class indices (integers) are stratified: class c with n_c of N rows gives amount·n_c/N of them, rounded so that the
     total is exact, and keeps at least one training row. Targets of a regression (floats) and per-position labels are
     split at random.
 
@@ -321,7 +321,7 @@ def of_classes(data: Data, classes: Sequence[int]) -> Data:
 
     Args:
         data: A data set with classes.
-        classes: At least two different class numbers of it.
+        classes: At least two different class indices of it.
 
     Raises:
         InputError: The data set has no classes, or not all of these.

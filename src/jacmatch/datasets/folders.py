@@ -57,7 +57,7 @@ def parse(argument: str, source: str) -> tuple[Path, int | None]:
     if not at or is_dir(user_path(argument)):
         return existing_folder(argument, source), None
     if not (size.isascii() and size.isdigit() and 1 <= int(size[:9]) <= MAX_SIDE):
-        rule = f"SIZE of `--data {source}:DIR@SIZE` must be a whole number of pixels from 1 to {MAX_SIDE}."
+        rule = f"SIZE of `--data {source}:DIR@SIZE` must be an integer from 1 to {MAX_SIDE}."
         raise InputError(rule, got=repr(size), do=f"Write for example {source}:pictures@64.")
     return existing_folder(path, source), int(size)
 

@@ -191,8 +191,8 @@ def _read_image_grids(subfolder: Path, batches: tuple[Batch, ...], edition: Edit
 
 
 def _read_labels(path: Path, rows: int, sha256: str, edition: Edition) -> _Labels:
-    """Read class numbers from a JSON list."""
-    rule = f"a list of {rows:,} class numbers in JSON"
+    """Read class indices from a JSON list."""
+    rule = f"a list of {rows:,} class indices in JSON"
     with reading(_present(path, edition), rule, edition.remedy):
         with path.open("rb") as stream:
             listed = json.loads(stream.read(5 * rows + 2))

@@ -132,7 +132,7 @@ def _take(path: Path, sample: _Sample, member: tarfile.TarInfo, extension: str, 
             return
         text = _text(raw, member) if member.size <= _LABEL_BYTES else b""
         if not (text.isdigit() and len(text) < 10):
-            rule = f"{what} must be a class number, counted from 0, in digits."
+            rule = f"{what} must be a class index, counted from 0, in digits."
             raise InputError(rule, got=repr(text.decode("ascii", "replace")), do="Number the classes.")
         sample.label, sample.label_extension = int(text), extension
 
@@ -261,7 +261,7 @@ def load(argument: str, seed: int) -> Data:
     """Return WebDataset tar shards, left on disk: `wds:DIR` or `wds:DIR@SIZE`, with DIR/train/*.tar, DIR/test/….
 
     DIR/train*.tar and DIR/test*.tar are accepted as well. A sample is KEY.jpg, .jpeg, .png or .webp and KEY.cls, a
-    class number from 0; other files of a sample are ignored. Samples are numbered in the order of the shards' names and
+    class index from 0; other files of a sample are ignored. Samples are numbered in the order of the shards' names and
     of the files in them. Size, channels, mean, deviation and a missing test part are as in `stream:DIR`. Shards must
     not be compressed.
     """

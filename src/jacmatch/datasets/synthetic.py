@@ -100,7 +100,7 @@ def _parse(argument: str) -> dict[str, int]:
         if key in given:
             raise InputError(f"{key} of `--data synthetic` must be given once.", got=argument)
         if not (equals and text.isascii() and text.isdigit() and 1 <= int(text[:19]) < 2**40):
-            rule = f"{key} of `--data synthetic` must be a whole number, at least 1."
+            rule = f"{key} of `--data synthetic` must be an integer, at least 1."
             raise InputError(rule, got=repr(text), do=f"Write for example synthetic:{key}={DEFAULTS[key]}.")
         given.add(key)
         sizes[key] = int(text)

@@ -61,7 +61,7 @@ class Estimator(Protocol):
         Args:
             x: The inputs; needed on the input side.
             outputs: The teacher's readout values; needed on the output side.
-            labels: Class numbers, or the probabilities of mixed labels; only `LabelClass` uses them.
+            labels: Class indices, or the probabilities of mixed labels; only `LabelClass` uses them.
             ids: Number of each sample, int64; needed if anything is random.
             seed: Seed of the run.
             draw: Index of the independent draw, for example the number of the step.

@@ -75,7 +75,7 @@ def parts(data: Data, validation: float, per_class: int, seed: int) -> tuple[Spl
     if per_class < 0:
         raise InputError("`--per-class` must be at least 0; 0 takes all.", got=per_class)
     if not (0 <= validation < 1 or (validation > 0 and float(validation).is_integer())):
-        raise InputError("`--validation` must be a fraction below 1, or a whole number.", got=validation)
+        raise InputError("`--validation` must be a fraction below 1, or an integer.", got=validation)
     split, validation_part = data.train, None
     if validation:
         amount = validation if validation < 1 else int(validation)

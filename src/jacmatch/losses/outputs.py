@@ -69,7 +69,7 @@ def cross_entropy(
 
     Args:
         logits: z.
-        labels: Class numbers, or probabilities y such as those of mixed samples.
+        labels: Class indices, or probabilities y such as those of mixed samples.
         class_dim: The dimension of the K classes; needed for more than two.
 
     Raises:

@@ -111,11 +111,11 @@ def paper_label_cross_entropy(
     Args:
         probability_rows: Rows ∇q_i of the student's probabilities.
         probabilities: q.
-        labels: Class numbers, or probabilities y.
+        labels: Class indices, or probabilities y.
         sigma: σ ≥ 0, the noise's standard deviation in units of the input.
 
     Raises:
-        InputError: The shapes do not match, the labels are no class numbers, or sigma is below 0.
+        InputError: The shapes do not match, the labels are not class indices, or sigma is below 0.
 
     References:
         "Local Affine Approximators", NIPS 2017 LLD, Eq. 3.
@@ -152,11 +152,11 @@ def label_cross_entropy(
         probability_rows: Rows ∇q_i of the student's probabilities.
         probabilities: q.
         laplacians: Δq_i, the trace of the second derivatives of each probability.
-        labels: Class numbers, or probabilities y.
+        labels: Class indices, or probabilities y.
         sigma: σ ≥ 0, the noise's standard deviation in units of the input.
 
     Raises:
-        InputError: The shapes do not match, the labels are no class numbers, or sigma is below 0.
+        InputError: The shapes do not match, the labels are not class indices, or sigma is below 0.
 
     References:
         Corrected form of "Local Affine Approximators", NIPS 2017 LLD, Eq. 3.

@@ -215,7 +215,7 @@ class Robustness(Objective):
         assert batch.labels is not None
         if count and isinstance(FORMS[self.form][0], Loss) and batch.labels.is_floating_point():
             got = str(batch.labels.dtype)
-            raise InputError(f"`y` of `Robustness(form={self.form!r})` must be class numbers.", got=got)
+            raise InputError(f"`y` of `Robustness(form={self.form!r})` must be class indices.", got=got)
         if self.class_dim is None and isinstance(how.readout, RootProbabilities):
             self.class_dim = class_dimension(self.student, batch.x, batch.arguments)
             how.readout = replace(how.readout, class_dim=self.class_dim)

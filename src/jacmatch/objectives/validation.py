@@ -51,7 +51,7 @@ def known_names(caller: str, **settings: str) -> None:
 
 
 def positive_settings(caller: str, *, temperature: float | int | None = None, **counts: int) -> None:
-    """Check that counts of calls are whole numbers from 1, and that a temperature is positive and finite."""
+    """Check that counts of calls are integers from 1, and that a temperature is positive and finite."""
     for name, given in counts.items():
         whole_number(f"`{name}` of `{caller}`", given)
     if temperature is not None and not 0 < temperature < math.inf:

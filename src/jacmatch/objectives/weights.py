@@ -396,10 +396,10 @@ def describe_labels(labels: Tensor, task: Task | None = None) -> tuple[Task, flo
             )
         return "classification", len(labels) / _distinct(labels.argmax(1))
     if task == "classification":
-        raise _unusable("must be class numbers, or probabilities (N, K)", labels, "Convert class numbers by .long().")
+        raise _unusable("must be class indices, or probabilities (N, K)", labels, "Convert class indices by .long().")
     if labels.dim() == 1 and bool((labels == labels.round()).all()) and _distinct(labels) <= len(labels) / 2:
-        do = "Convert class numbers by .long(), or pass task='regression' for numbers."
-        raise _unusable("are whole numbers of a floating-point type", labels, do)
+        do = "Convert class indices by .long(), or pass task='regression' for numbers."
+        raise _unusable("are integers of a floating-point type", labels, do)
     return "regression", None
 
 

@@ -214,7 +214,7 @@ def _in_range(values: Mapping[str, Any], key: str, where: str, *, whole: bool = 
     whole = whole and key in _WHOLE
     number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not number or not low - _ROUNDING <= value <= high + _ROUNDING:
-        kind = "a whole number" if whole else "a number"
+        kind = "an integer" if whole else "a number"
         span = "" if low == -math.inf else f" of at least {low:g}" if high == math.inf else f" in [{low:g}, {high:g}]"
         raise InputError(f"`{where}.{key}` must be {kind}{span}{' or null' if null else ''}.", got=repr(value)[:_SHOWN])
 

@@ -295,7 +295,7 @@ def rank_and_size() -> tuple[int, int]:
     """Return rank and number of the processes from the environment that torchrun sets, (0, 1) without it."""
     given = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (all(each.isdecimal() for each in given) and int(given[0]) < int(given[1])):
-        rule = "The environment's RANK must be a whole number below WORLD_SIZE."
+        rule = "The environment's RANK must be an integer below WORLD_SIZE."
         do = "torchrun sets both. Without torchrun, unset both."
         raise InputError(rule, got=f"{given[0]!r} and {given[1]!r}", do=do)
     return int(given[0]), int(given[1])

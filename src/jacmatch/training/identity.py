@@ -37,7 +37,7 @@ from jacmatch.teachers import (
 )
 from jacmatch.teachers.cached.format import architecture_of, digest, of_teacher
 
-_PYTHON, _NUMPY = 625, 624  # whole numbers below 2³², exact in float64
+_PYTHON, _NUMPY = 625, 624  # integers below 2³², exact in float64
 _VERSION = 3
 
 

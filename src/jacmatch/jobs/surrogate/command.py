@@ -356,7 +356,7 @@ class Surrogate(SurrogateFields):
     def _parts(self, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Rows for training, and those held out for the curves over the steps."""
         if not (0 <= self.validation < 1 or float(self.validation).is_integer()):
-            raise InputError("`--validation` must be a fraction below 1, or a whole number.", got=self.validation)
+            raise InputError("`--validation` must be a fraction below 1, or an integer.", got=self.validation)
         if not self.validation:
             return torch.arange(len(y)), torch.arange(0)
         return split_validation(y, self.validation if self.validation < 1 else int(self.validation), seed)

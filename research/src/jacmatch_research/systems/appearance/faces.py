@@ -28,7 +28,7 @@ _NOSE, _MOUTH = slice(23, 27), slice(27, 31)
 class Faces:
     """Images (face, SIDE, SIDE), values about [0, 1], and their landmarks (face, LANDMARKS, 2).
 
-    Landmarks are in pixels, x to the right and y down; pixel centers are whole numbers.
+    Landmarks are in pixels, x to the right and y down; pixel centers have integer coordinates.
     """
 
     images: Array
