@@ -45,17 +45,17 @@ def attention_map(
 def match_sizes(
     student_map: Float[Tensor, "batch height width"], teacher_map: Float[Tensor, "batch height_t width_t"]
 ) -> tuple[Float[Tensor, "batch height_m width_m"], Float[Tensor, "batch height_m width_m"]]:
-    """Return student's and teacher's map, in this order, both of the smaller height and the smaller width of the two.
+    """Return the student's and the teacher's map, both pooled to the smaller height and the smaller width of the two.
 
-    The larger is pooled by adaptive averages: one pixel then stands for a window, and its Jacobian is the mean of the
-    window's. Maps of equal size come back unchanged.
+    The larger map is averaged over adaptive windows, so a pixel's Jacobian is the mean over its window. Maps of equal
+    size are returned unchanged.
 
     Args:
         student_map: The student's map.
         teacher_map: The teacher's map, of any size.
 
     Raises:
-        InputError: The maps are not (batch, height, width) of one batch size.
+        InputError: The maps are not (batch, height, width), or their batch sizes differ.
 
     Example:
         >>> import torch

@@ -25,7 +25,7 @@ def flat_rows(rows: Float[Tensor, "batch row *input"]) -> Float[Tensor, "batch r
 
 
 def one_per_row(caller: str, rows: Tensor, **numbers: Tensor) -> None:
-    """Reject numbers that are not one for each row."""
+    """Reject tensors without exactly one number for each row."""
     for name, tensor in numbers.items():
         if tensor.shape != rows.shape[:2]:
             rule = f"`{name}` of `{caller}` must have one number for each row, shape {tuple(rows.shape[:2])}."
@@ -130,7 +130,7 @@ def normalized_error(
     Args:
         student: Rows of the student's Jacobian.
         teacher: The same rows of the teacher's.
-        eps: The square of a norm that is small for a row; rows with much smaller norms have almost no effect.
+        eps: Square of a norm that counts as small; rows with much smaller norms have almost no effect.
 
     Raises:
         InputError: The shapes differ, or eps is not above 0.
@@ -164,7 +164,7 @@ def direction_and_magnitude(
     Args:
         student: Rows of the student's Jacobian.
         teacher: The same rows of the teacher's.
-        eps: The square of a norm that is small for a row.
+        eps: Square of a norm that counts as small.
 
     Returns:
         The direction part and the magnitude part, each (batch,) and at least 0.
@@ -173,7 +173,7 @@ def direction_and_magnitude(
         InputError: The shapes differ, or eps is not above 0.
 
     References:
-        Joins two losses of Srinivas & Fleuret 2018, arXiv:1803.00443: squared (Prop 1) and normalized (Eq. 10).
+        Combines two losses of Srinivas & Fleuret 2018, arXiv:1803.00443: squared (Prop 1) and normalized (Eq. 10).
 
     Example:
         >>> import torch
@@ -202,7 +202,7 @@ def fisher(
         E_ξ KL(p‖q)(x+ξ)  =  KL(p‖q) + σ²/2 · (F + R) + O(σ⁴),   ξ ~ N(0, σ²I)
 
     with R = Σ_i [Δp_i log(p_i/q_i) − (p_i/q_i) Δq_i], which is 0 where the values agree, q = p. F is at least 0, is 0
-    only where the scores agree, is invariant to constants added to all logits, and has no 1/q. With a temperature τ,
+    only where the rows agree, is invariant to constants added to all logits, and has no 1/q. With a temperature τ,
     both logits are divided by τ; the factor τ² of `hinton_kl` applies to this term as well.
 
     Args:
@@ -234,7 +234,7 @@ def paper_cross_entropy(
 ) -> Float[Tensor, "batch"]:
     """Return the paper's Jacobian term for soft targets, −Σ_i ∇p_i·∇q_i / q_i, i = 1…K; its weight there is σ².
 
-    Paper's form, kept for comparison: **use `fisher` instead.** The expansion behind it keeps log q to first order
+    Paper's form, for comparison only: **use `fisher` instead.** The expansion behind it keeps log q to first order
     only and so loses +½ Σ_i p_i‖∇q_i‖²/q_i², a term of the same order in σ and also in first derivatives. The rest is
     linear in ∇q: it is unbounded below as ∇q grows along ∇p, and 1/q makes it large where the student is confident.
     With the lost term, the sum is ½ `fisher` up to a constant that does not depend on the student.

@@ -36,7 +36,7 @@ def expected_under(
 ) -> Float[Tensor, "batch"]:
     """Return Σ_i y_i c_i per sample: the cost of the label's class, or its mean under probabilities.
 
-    For dense outputs it is summed over the positions. A label of −100 has cost 0: an ignored position, or an unlabelled
+    For dense outputs it is summed over the positions. A label of −100 has cost 0: an ignored position, or an unlabeled
     sample.
     """
     positions = costs.shape[:axis] + costs.shape[axis + 1 :]
@@ -65,7 +65,7 @@ def cross_entropy(
     """Return the cross-entropy with labels, −Σ_i y_i log q_i with q = softmax(z), i = 1…K.
 
     For dense outputs it is summed over the positions; a label of −100 is left out, as in `torch.nn.CrossEntropyLoss`:
-    the cost of an unlabelled sample is 0.
+    the cost of an unlabeled sample is 0.
 
     Args:
         logits: z.
@@ -170,7 +170,7 @@ def agreement(
 
     Args:
         student: Logits or probabilities.
-        teacher: The same of the teacher.
+        teacher: Those of the teacher.
         class_dim: The dimension of the classes; needed for more than two.
 
     Raises:

@@ -105,7 +105,7 @@ def paper_label_cross_entropy(
 ) -> Float[Tensor, "batch"]:
     """Return the paper's penalty for cross-entropy with labels, σ² Σ_i y_i ‖∇q_i‖² / q_i², i = 1…K.
 
-    Paper's form, kept for comparison: **use `piecewise_linear_cross_entropy` instead.** A factor ½ is missing, and the
+    Paper's form, for comparison only: **use `piecewise_linear_cross_entropy` instead.** A factor ½ is missing, and the
     Laplacian of q, which is of equal size even where the logits are linear, is left out; see `label_cross_entropy`.
 
     Args:
