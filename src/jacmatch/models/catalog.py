@@ -65,7 +65,7 @@ def build(spec: str, outputs: int, shape: Shape, mean: Statistics = None, std: S
             `timm:NAME`, `torchvision:NAME` or `hf:DIR_OR_NAME` (the `config.json` of a folder, or of a repository in
             the local cache of Hugging Face), wrapped in `Normalized`; `onnx:FILE`, which has values and no gradient; or
             `PACKAGE.MODULE:CALLABLE`, which is called with those of `outputs` (or `classes`), `shape`, `mean`, `std`
-            that it has as parameters, and must normalize the raw input itself.
+            that it accepts, and must normalize the raw input itself.
         outputs: Number of outputs, at least 1.
         shape: Shape of one sample.
         mean: Mean that is subtracted from the raw input: one number per channel, or one for all.
@@ -280,7 +280,7 @@ def _imported(spec: str) -> Any:
 
 
 def _parameters(function: Any) -> tuple[set[str], set[str]]:
-    """The parameters of a builder that a function has, and the other ones that it requires."""
+    """Return which of a builder's parameters a function accepts, and which others it requires."""
     keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = list(inspect.signature(function).parameters.values())

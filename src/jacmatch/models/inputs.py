@@ -157,7 +157,7 @@ class FirstOutputs(nn.Module):
         return self.network(x)[:, : self.outputs]  # type: ignore[no-any-return]
 
     def cut(self, empty: nn.Module, x: Float[Tensor, "batch *input"]) -> nn.Module:
-        """`empty` with the weights that give these outputs; of a tensor that has more rows, the first are taken.
+        """Copy the weights of these outputs into `empty` and return it; of a larger tensor, the first rows are copied.
 
         Args:
             empty: The same architecture, built with `outputs` outputs.

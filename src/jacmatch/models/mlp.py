@@ -43,7 +43,7 @@ class MLP(RawInputs):
         hidden: Sequence[int] = (128, 128),
         activation: str = "silu",
     ) -> None:
-        """Builds the network with He's initialization (gain 5/3 for tanh) and zero biases.
+        """Build the network with He's initialization (gain 5/3 for tanh) and zero biases.
 
         Args:
             outputs: Number of outputs, at least 1.
@@ -96,7 +96,7 @@ class ScaledMLP(nn.Module):
     y_scale: Tensor
 
     def __init__(self, network: MLP, y_mean: Statistics = None, y_scale: Statistics = None) -> None:
-        """Wraps a perceptron, which scales its inputs itself.
+        """Wrap a perceptron, which scales its inputs itself.
 
         Args:
             network: Gives outputs of order 1.
@@ -172,7 +172,7 @@ NO_CONSTANT = -1000.0
 class ProcessMean(nn.Module):
     """The mean y = m + t Σₙ k(uₙ) (aₙ + Σᵢ uₙᵢ ρ(uₙᵢ) bₙᵢ), uₙ = (z − zₙ)/ℓ, in raw units and float64 inside.
 
-    k = Π (exp(−½ uᵢ²) + wᵢ)/(1 + wᵢ), and ρ is the share of the first term. All its numbers are buffers, w as its
+    k = Π (exp(−½ uᵢ²) + wᵢ)/(1 + wᵢ), and ρ is the first term's fraction of the sum. All numbers are buffers, w as its
     logarithm. Outputs whose partials are known at the same samples share their length scales ℓ and constants w.
 
     References:
@@ -191,7 +191,7 @@ class ProcessMean(nn.Module):
     y_scale: Tensor
 
     def __init__(self, outputs: int, shape: Shape, points: int, groups: int = 1) -> None:
-        """Builds a process whose mean is 0 everywhere."""
+        """Build a process whose mean is 0 everywhere."""
         super().__init__()
         check_sizes("gaussian-process", outputs, shape)
         d = math.prod(shape)

@@ -37,7 +37,7 @@ class ResNet(RawInputs):
         *,
         widths: tuple[int, int, int, int] = STANDARD,
     ) -> None:
-        """Builds the network with He's initialization.
+        """Build the network with He's initialization.
 
         Args:
             depth: 6n+2, n ≥ 1.
@@ -75,7 +75,7 @@ class BasicBlock(nn.Module):
     """Two 3×3 convolutions, each with BatchNorm, plus the shortcut; ReLU after the first and after the sum."""
 
     def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
-        """Builds the block; the first convolution has the stride."""
+        """Build the block; the first convolution has the stride."""
         super().__init__()
         self.conv1 = _conv3x3(fan_in, fan_out, stride)
         self.bn1 = nn.BatchNorm2d(fan_out)
@@ -104,7 +104,7 @@ class WideResNet(RawInputs):
     def __init__(
         self, depth: int, factor: int, outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None
     ) -> None:
-        """Builds the network with He's initialization and no dropout.
+        """Build the network with He's initialization and no dropout.
 
         Args:
             depth: 6n+4, n ≥ 1.
@@ -140,10 +140,10 @@ class WideResNet(RawInputs):
 
 
 class PreactivationBlock(nn.Module):
-    """BatchNorm, ReLU, 3×3 convolution, twice, plus the shortcut; a shortcut that projects shares the first two."""
+    """BatchNorm, ReLU, 3×3 convolution, twice, plus the shortcut; a projection shares the first BatchNorm and ReLU."""
 
     def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
-        """Builds the block; the first convolution has the stride."""
+        """Build the block; the first convolution has the stride."""
         super().__init__()
         self.bn1 = nn.BatchNorm2d(fan_in)
         self.conv1 = _conv3x3(fan_in, fan_out, stride)

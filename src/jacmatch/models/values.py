@@ -15,9 +15,9 @@ from jacmatch.models.inputs import Shape
 
 _TYPES = {"float": np.float32, "float16": np.float16, "double": np.float64, "uint8": np.uint8}
 _STEPS = {"float": 1e-3, "double": 1e-3, "float16": 0.1, "uint8": 0.1}
-"""Steps of differences, as a share of the size of the input.
+"""Steps of finite differences, relative to the root mean square of the input.
 
-In float32 less than ε^⅓, which balances rounding and curvature: most networks are linear between kinks.
+In float32 below ε^⅓, which balances rounding and curvature: most networks are linear between kinks.
 """
 
 
@@ -35,7 +35,7 @@ class ValuesOnly(nn.Module):
     """
 
     def __init__(self, function: Callable[[Any], Any], *, name: str = "function", step: float | None = None) -> None:
-        """Wraps the function.
+        """Wrap the function.
 
         Args:
             function: Takes and returns tensors or arrays; tensors are tried first.
@@ -148,7 +148,7 @@ def _layout(rule: str, sizes: list[int | None], shape: Shape, dtype: str) -> tup
 
 
 def _step(file: Path, dtype: str) -> float:
-    """A larger step for coarse inputs, and for quantized networks, whose values are stairs."""
+    """Return a larger step for coarse inputs, and for quantized networks, which are piecewise constant."""
     with file.open("rb") as stream:
         quantized = any(word in stream.read(2**28) for word in (b"QuantizeLinear", b"DynamicQuantizeLinear"))
     return 0.2 if quantized else _STEPS[dtype]

@@ -31,7 +31,7 @@ class VGG(RawInputs):
     def __init__(
         self, layout: str, outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None
     ) -> None:
-        """Builds the network with He's initialization.
+        """Build the network with He's initialization.
 
         The convolutions have no bias: BatchNorm would subtract it again (the paper does not say).
 

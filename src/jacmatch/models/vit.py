@@ -36,7 +36,7 @@ class VisionTransformer(RawInputs):
         depth: int = 12,
         heads: int = 3,
     ) -> None:
-        """Builds the network; weights and positions start from a normal of standard deviation 0.02 cut at ±2, as DeiT.
+        """Build the network; weights and positions start from a normal of standard deviation 0.02 cut at ±2, as DeiT.
 
         Args:
             outputs: Number of outputs, at least 1.
@@ -83,7 +83,7 @@ class Block(nn.Module):
     """Attention and a two-layer perceptron of fourfold width, each on the normalized tokens and added to them."""
 
     def __init__(self, width: int, heads: int) -> None:
-        """Builds the block for tokens of length `width`."""
+        """Build the block for tokens of length `width`."""
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads)
@@ -101,7 +101,7 @@ class Attention(nn.Module):
     """Multi-head self-attention."""
 
     def __init__(self, width: int, heads: int) -> None:
-        """Builds the two linear maps."""
+        """Build the two linear maps."""
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)

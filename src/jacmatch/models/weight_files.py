@@ -135,7 +135,7 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _check_inside(path: Path) -> None:
-    """Refuses a link that leads out of the folder, but for those of the cache of Hugging Face to its own blobs."""
+    """Refuse a link that leads out of the folder, except those of the Hugging Face cache to its blobs."""
     folder = path.parent.resolve()
     allowed = [folder, folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [folder]
     if path.is_symlink() and not any(path.resolve().is_relative_to(each) for each in allowed):
@@ -200,7 +200,7 @@ def _npz(source: Path, size: int) -> dict[str, Tensor]:
 
 
 class _Inert:
-    """Stands for an object of a class that is not imported: it stores what the file has for it, and does nothing."""
+    """Inert substitute for an object whose class is not imported: it only stores the state in the file."""
 
     def __init__(self, *_: object) -> None:
         self.state: object = None
@@ -215,7 +215,7 @@ class _Inert:
 
 
 class _InertMapping:
-    """Stands for a subclass of `dict`: torch's unpickler fills no other type than these of its own."""
+    """Substitute for a subclass of `dict`: torch's unpickler fills only the mapping types that it knows."""
 
     def __new__(cls, *_: object) -> "OrderedDict[Any, Any]":  # type: ignore[misc]
         return OrderedDict()
@@ -249,13 +249,13 @@ def _checkpoint(source: Path, head: bytes, size: int) -> Sets:
 
 
 def _unpickled(source: Path, stands: Mapping[str, type]) -> object:
-    """The content, with these classes instead of those named."""
+    """Return the content, with each named class replaced."""
     with torch.serialization.safe_globals([(stand, name) for name, stand in stands.items()]):
         return torch.load(source, map_location="cpu", weights_only=True)
 
 
 def _check_archive(source: Path, size: int) -> None:
-    """Refuses archives of code, parts larger than the file, and damage: torch itself compares no checksums."""
+    """Refuse archives of code, parts larger than the file, and damage: torch itself compares no checksums."""
     rule = f"`{source}` must be a complete torch checkpoint."
     with converted_errors(rule, "Copy it again."), zipfile.ZipFile(source) as parts:
         names = parts.namelist()
@@ -274,7 +274,7 @@ def _check_archive(source: Path, size: int) -> None:
             )
             do = f"If you trust it, extract its weights: {command}"
             raise InputError(f"`{source}` must be weights, not a program.", got=what, do=do)
-    if large:  # of a program that is so, too: its text is compressed
+    if large:  # after the programs, whose text is compressed
         raise InputError(rule, got="parts that are larger than the file")
 
 

@@ -158,7 +158,7 @@ def _joined(*parts: str) -> str:
 
 
 def _with_twins(names: dict[str, str], own: Names, tied: Mapping[str, str]) -> dict[str, str]:
-    """The same, where a tensor that the module has under several names is in the set under one of them."""
+    """Return the names, also for tied tensors that the set contains under another of their names."""
     twins = {tied[raw]: name for raw, name in names.items()}
     return {
         raw: names.get(raw, twins.get(tied[raw], "")) for raw in own.raw.values() if raw in names or tied[raw] in twins
@@ -179,7 +179,7 @@ def _layers(names: Iterable[str], of: Names) -> dict[str, Signature]:
 
 
 def _corresponding(ours: Mapping[str, Signature], theirs: Mapping[str, Signature]) -> dict[str, str] | None:
-    """Layer of theirs by layer of ours; None if there is not exactly one way."""
+    """Map our layers to theirs; None if the match is not unique."""
     classes: list[tuple[list[str], list[str]]] = []
     for signature in {*ours.values(), *theirs.values()}:
         here, there = (_by_pattern(layers, signature) for layers in (ours, theirs))
@@ -445,7 +445,7 @@ def _scaling(
 
 
 def _check_plain(source: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuses what is not an ordinary tensor in memory."""
+    """Refuse what is not an ordinary tensor in memory."""
     odd = [
         name
         for name, value in tensors.items()
@@ -481,7 +481,7 @@ def _converted(source: Path, name: str, given: Tensor, own: Tensor) -> Tensor:
 
 
 def _check_tied(module: nn.Module, source: Path, weights: Mapping[str, Tensor]) -> None:
-    """Refuses two values for one tensor of the module."""
+    """Refuse two values for one tensor of the module."""
     for name, first in tied_names(module).items():
         if name != first and name in weights and not torch.equal(weights[name], weights[first]):
             rule = f"`{source}` must hold equal tensors {first} and {name}, which this module ties."
@@ -489,7 +489,7 @@ def _check_tied(module: nn.Module, source: Path, weights: Mapping[str, Tensor]) 
 
 
 def _warn(source: Path, fit: Fit, types: list[torch.dtype]) -> None:
-    """Says what was inferred, and what the file does not have."""
+    """Warn about what was inferred, and what the file does not have."""
     small = sorted(
         {str(each).removeprefix("torch.") for each in types if each.is_floating_point and each.itemsize == 1}
     )
@@ -507,7 +507,7 @@ def _warn(source: Path, fit: Fit, types: list[torch.dtype]) -> None:
 
 
 def _differences(module: nn.Module, names: list[Names], sets: weight_files.Sets, source: Path) -> InputError:
-    """An error that says what keeps the nearest set of weights from fitting."""
+    """Return an error that says why the nearest set of weights does not fit."""
     rule = f"`{source}` must hold the weights of this {type(module).__name__}."
     if not sets:
         return InputError(rule, got="no named tensors")
