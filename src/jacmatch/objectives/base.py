@@ -1,4 +1,4 @@
-"""The base class of the objectives: weights of the terms, derivatives, teacher, and the state kept between calls."""
+"""The base class of the objectives: weights of the terms, derivatives, teacher, and the state between calls."""
 
 import math
 import warnings
@@ -27,12 +27,12 @@ from jacmatch.objectives.weights import GradientShare, LossWeights, WeightSchedu
 from jacmatch.teachers import Answer, Teacher, as_teacher
 
 Output = Select | tuple[Select | None, Select | None] | None
-"""What selects the outputs of student and teacher, or a pair of such."""
+"""Selects the outputs of both networks; or a pair (student's, teacher's)."""
 CallContext = Mapping[str, Any] | Arguments | None
 """Other arguments of both networks."""
 Computed = tuple[Tensor, Tensor | None, dict[str, Tensor], Tensor | None]
 """Outputs of student and teacher, the terms before weighting, and the teacher's products."""
-_FLAT = 1e-6  # divisor of a relative term where the teacher is flat, in the unit of its squared products
+_FLAT = 1e-6  # divisor of a relative term if the teacher's products are 0, in the unit of their squares
 _NONE = -1.0  # encodes None in the state, whose other numbers are all at least 0
 _STATE_VERSION = 2.0
 Same = TypeVar("Same", bound="Objective")
@@ -85,11 +85,11 @@ class _Column:
 
 
 class Objective(nn.Module):
-    """Base class of all objectives: student, frozen teacher, weights, derivatives, and the state kept between calls.
+    """Base class of all objectives: student, frozen teacher, weights, derivatives, and the state between calls.
 
     The state (`calls`, factors, shares) changes only at the end of a successful call with gradients enabled: a failed
-    call, or one under `torch.no_grad()`, uses up neither a draw nor a measurement of shares. `parameters` are those of
-    the student, and `state_dict` adds this state to the student's; the teacher is not part of the module.
+    call, or one under `torch.no_grad()`, counts neither as a draw nor as a measurement of shares. `parameters` are
+    those of the student, and `state_dict` adds this state to the student's; the teacher is not part of the module.
 
     Args:
         student: The network to train.
@@ -228,7 +228,7 @@ class Objective(nn.Module):
         self.differentiation.scale = scale
 
     def __call__(self, *args: Any, **kwargs: Any) -> Terms:
-        """The terms for a batch, see `forward`; within `torch.compile` they are computed as without it."""
+        """Return the terms for a batch, see `forward`; `torch.compile` does not trace the call."""
         if torch.compiler.is_compiling():
             uncompiled: Callable[..., Terms] = torch.compiler.disable(self._terms_of_call)  # type: ignore[no-untyped-call]
             return uncompiled(*args, **kwargs)
@@ -471,7 +471,7 @@ class Objective(nn.Module):
         return Batch(moved, y, partners, partner_labels, share, ids, draw, arguments)
 
     def _first(self, call: Call, samples: int) -> tuple[int, dict[str, int]]:
-        """Return how many samples of this process have derivatives, and how many of the batch the term averages."""
+        """Return how many samples of this process have derivatives, and over how many of the batch a term averages."""
         if not call.factor > 0:
             return 0, {}
         fraction = self.differentiation.fraction

@@ -92,9 +92,9 @@ class Distillation(Objective):
             in classification, `squared` in regression.
         temperature: τ of `kl`; None is 1 where `output_loss` is given.
         jacobian_loss: `bounded` (None), d / (d + t) with d the squared error of a sample and t the squared norm of the
-            teacher's products; `relative`, the squared error over the mean squared norm of the teacher's products, so
-            that a student without derivatives gets 1; `squared`; or `normalized`, which compares only the direction of
-            each row.
+            teacher's products; `relative`, the squared error over the mean squared norm of the teacher's products, 1
+            for a student with zero derivatives; `squared`; or `normalized`, which compares only the direction of each
+            row.
         point: The inputs at which student and teacher are compared.
         every: The Jacobian term is computed on each n-th call in training, with n times its weight; a
             `GradientShare` is that of such a call.

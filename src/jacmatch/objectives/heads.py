@@ -57,7 +57,7 @@ class Heads(Objective):
         teacher: The teacher, an nn.Module. Only heads for which `outputs` or `jacobians` is not 0 must exist in the
             teacher.
         heads: Settings of `Distillation` by head: weights (`jacobians` is 0 where it is not given), `task`, losses,
-            `probe`, `readout`, `class_dim`, … `output` selects the head, or a pair (student's, teacher's); without it
+            `probe`, `readout`, `class_dim`, … `output` selects the head, or a pair (student's, teacher's); by default
             that is the entry or attribute of this name. Probes on the input side must be the same in all heads.
         point: The inputs at which student and teacher are compared.
         every: Compute derivatives in every n-th call; this and the following arguments are as in `Distillation`, for

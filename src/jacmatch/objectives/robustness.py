@@ -117,7 +117,7 @@ class Robustness(Objective):
         scale: The unit of the input, one number or one for each channel. 1 means the raw input; the standard deviation
             of the data means the normalized input: the penalty is then that of J·scale, and the noise σ·scale.
         task: Whether labels are classes (cross-entropy) or numbers (squared error).
-        positions: Whether both terms are the `sum` over the positions of dense outputs, or the `mean` over all of them.
+        positions: Reduction of both terms over the positions of dense outputs: `sum` or `mean`.
         every, fraction, measure_every, engine, chunk_size, batch_norm, seed, output, class_dim, ignore_index: As in
             `Distillation`, for the penalty.
 

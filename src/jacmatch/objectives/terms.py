@@ -30,7 +30,7 @@ _NOISE, _MIX = 1_000_003, 1_000_033
 
 @runtime_checkable
 class Point(Protocol):
-    """Moves the inputs of a batch; student and teacher both get the moved batch."""
+    """Map from the inputs of a batch to the points at which student and teacher are compared."""
 
     def move(self, x: Inputs, partners: Inputs, *, ids: Ids, seed: int, draw: int) -> Moved:
         """Return the moved inputs, and the share of x in a mixture (None if nothing is mixed)."""
@@ -84,7 +84,7 @@ class Part:
         return max(0, -(-(first - self.rank) // self.ranks))
 
     def scale(self, first: int) -> float:
-        """Return the factor of the mean over own samples for which the mean over processes is that over `first`."""
+        """Return own(first) · ranks / first: means over own samples, times it, average to the mean over `first`."""
         return self.ranks * self.own(first) / first
 
     def whole(self, gradients: Sequence[Tensor | None], like: Sequence[Tensor], first: int) -> list[Tensor | None]:
@@ -168,7 +168,7 @@ class Terms:
         teacher_outputs: (B, K); None if the teacher was not queried.
         unweighted: The terms before weighting.
         shares: Share of each term in the gradient norm at the last measurement; empty before the first.
-        firsts: For a term that is the mean over the first samples of the whole batch only, how many these are.
+        firsts: For a term that averages only the first samples of the whole batch, their number.
     """
 
     values: dict[str, Tensor]
@@ -207,7 +207,7 @@ class Terms:
         return list(self.values)
 
     def of_part(self, part: Part) -> dict[str, Tensor]:
-        """Return loss and terms of a part of a batch, scaled: their means over the processes are those of the batch."""
+        """Return loss and terms of a part of a batch, scaled so that their means over processes are the batch's."""
         scales = {name: part.scale(self.firsts.get(name, part.samples)) for name in self.values if name != "loss"}
         values = {name: scale * self.values[name] for name, scale in scales.items()}
         even = all(scale == part.scale(part.samples) for scale in scales.values())

@@ -40,7 +40,7 @@ KNOWN: dict[str, Collection[str]] = {
     "batch_norm": get_args(BatchNormPolicy),
     "positions": get_args(Positions),
 }
-"""The names that a setting takes."""
+"""The allowed names of each setting."""
 
 
 def known_names(caller: str, **settings: str) -> None:

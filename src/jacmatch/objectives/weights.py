@@ -91,7 +91,7 @@ class WeightSchedule:
 
 
 class LossWeights:
-    """Converts weights, some of them shares, into factors, and stores the measured shares.
+    """Convert weights, some of them shares, into factors, and store the measured shares.
 
     Args:
         weights: Weight of each term: a number ≥ 0, or a `GradientShare`.
@@ -245,13 +245,12 @@ SHARE: Final = 0.3
 SCARCE: Final = 30
 """Samples per class up to which networks are compared between data points (`AtMixedPairs`).
 
-At 100 per class mixing still helps networks without normalization and already costs those with BatchNorm accuracy, on
-validation images: docs/results/default-recipe.md."""
+At 100 per class, mixing helps networks without normalization, and lowers the validation accuracy of those with
+BatchNorm: docs/results/default-recipe.md."""
 WORTHWHILE: Final = 200
 """Samples per class up to which there is a Jacobian term.
 
-It gains up to 500 in as many steps; in the same time plain KL is as good at 300 and better at 500, on validation
-images."""
+In equal steps it raises the validation accuracy up to 500; in equal time plain KL is as good at 300, better at 500."""
 
 
 @dataclass(frozen=True)
@@ -277,7 +276,7 @@ def recipe(
     jacobians: float | int | None = None,
     schedule: WeightSchedule | None = None,
 ) -> Recipe:
-    """Return the settings of a distillation: given values are kept, and None is replaced by the default.
+    """Return the settings of a distillation: given values are used, and None is replaced by the default.
 
     | | classification | regression |
     |---|---|---|
