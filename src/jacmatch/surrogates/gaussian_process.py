@@ -26,13 +26,13 @@ from jacmatch.surrogates.perceptron import Inputs, Values
 from jacmatch.surrogates.solver import Fit, Standardized
 
 LARGEST = 6000
-"""Most values and partials of one output that are conditioned on."""
+"""Maximum number of values and partials of one output."""
 INVERTED = 2000
-"""Most values and partials of one output whose inverse covariance is computed to find wrong partials."""
+"""Maximum number of these for which the inverse covariance is computed, to find wrong partials."""
 EXACT = 1e-8
 """Held-out loss, about 0.01 % of the standard deviation, below which "auto" tries no network beside the process."""
 QUANTILE_95 = 1.6449
-"""Of a standard normal variable: half of a 90 % interval in standard deviations."""
+"""95 % quantile of the standard normal distribution: half the length of a 90 % interval."""
 _LEFT_OUT = 600  # entries of the samples that are left out to calibrate standard deviations
 _STAGES = ((400, 60), (1000, 12))  # values and partials, and evaluations, of the stages of the search
 _CONSTANTS = (1e-4, 1e2)  # the lowest stands for 0
@@ -43,13 +43,13 @@ _LENGTHS = (1e-2, 1e3)
 _CHUNK = 2**22  # entries of a covariance with new points
 _FEWEST = 10  # samples among which wrong partials are looked for
 _WRONG = 10.0  # residual of a sample over the median: geometric mean of that as it is and in standard deviations
-_SMALL = 0.05  # residual over the root mean square of the partials below which it is no matter
+_SMALL = 0.05  # residual over the root mean square of the partials below which it is ignored
 _FREE = 2400  # values and partials of one output at the points where a network learns from a process
 
 
 @dataclass(frozen=True, eq=False)
 class _Observed:
-    """The values and partials that are known of outputs with the same pattern."""
+    """Known values and partials of outputs with the same pattern."""
 
     x: Inputs  # inputs
     index: ndarray  # which of the (1 + D) N entries, values first, are known
@@ -127,7 +127,7 @@ def _unpacked(parameters: ndarray) -> tuple[ndarray, ndarray, ndarray]:
 
 
 def _likelihood(parameters: ndarray, observed: _Observed) -> tuple[float, ndarray]:
-    """Return −log marginal likelihood and its gradient by log length scales, constants and noise levels."""
+    """Return −log marginal likelihood and its gradient w.r.t. log length scales, constants and noise."""
     d, n = observed.x.shape[1], len(observed.x)
     lengths, constants, noise = _unpacked(parameters)
     index, axis = observed.index, observed.axis
@@ -187,7 +187,7 @@ def _likelihood(parameters: ndarray, observed: _Observed) -> tuple[float, ndarra
 
 @dataclass(frozen=True, eq=False)
 class _Conditioned:
-    """Outputs with the same pattern, conditioned on what is known of them."""
+    """Outputs with the same pattern, conditioned on their known values and partials."""
 
     outputs: ndarray
     observed: _Observed
@@ -378,10 +378,10 @@ def _condition(observed: _Observed, outputs: ndarray, parameters: ndarray, calib
 
 
 def _calibration(observed: _Observed, factor: ndarray, alpha: ndarray, variance: ndarray) -> ndarray:
-    """Return what makes standard deviations such that 90 % of the samples, each left out, lie in their 90 % interval.
+    """Return the factor of standard deviations with which 90 % of left-out samples lie in their 90 % interval.
 
     A sample is left out with all its partials. Its residual and variance follow from its block of the inverse. That
-    variance includes the noise, which a value at a new point has not, so the factor is at least 1.
+    variance includes the noise, which is absent at a new point, so the factor is at least 1.
     """
     n, d = observed.x.shape
     sample, ratios = observed.index % n, []
@@ -396,10 +396,10 @@ def _calibration(observed: _Observed, factor: ndarray, alpha: ndarray, variance:
 
 
 def wrong_partials(process: GaussianProcess) -> list[str]:
-    """Return a line about the sample whose partials disagree most with all other samples, if they do so clearly.
+    """Return a line about the sample whose partials disagree most with all other samples, if clearly.
 
     The partials of a sample are predicted from everything else; residual and covariance follow from their block of the
-    inverse. A sample is named if its residual, as it is and in standard deviations, is far above the median.
+    inverse. A sample is named if its residual, both absolute and in standard deviations, is far above the median.
     """
     lines = []
     for group in process.groups:

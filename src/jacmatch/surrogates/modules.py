@@ -25,7 +25,7 @@ from jacmatch.training.loop import OnStep
 
 PARTIALS = ("none", "jacobian", "jv", "rows")
 """Nothing; the whole Jacobian; products with random input directions; rows, sampled anew in each step."""
-_LOOKED_AT = 256  # samples that a weight by scale is taken from
+_LOOKED_AT = 256  # samples from which the weight `scale` is computed
 
 Weight = float | int | Literal["scale"]
 """A number; a `GradientShare`; or `scale`, where zero partials would cost as much as the mean value does."""

@@ -55,8 +55,8 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         steps: Steps of Adam.
         device: Device for solver "adam".
         hidden: Widths of the hidden layers.
-        activation: "silu", "tanh", "softplus" or "sine"; or selected on held-out samples: "auto", from a network with
-            SiLU and one layer of as many sines; "all", from tanh and softplus as well.
+        activation: "silu", "tanh", "softplus" or "sine". "auto" selects between SiLU and one layer of as many sines, on
+            held-out samples; "all" also tries tanh and softplus.
         starts: Number of random initializations for each activation; the best on held-out samples is fitted to all
             samples.
         weight_decay: A number, or "auto", which selects it on held-out samples.
@@ -216,7 +216,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
     def _solver(
         self, data: Standardized, x: Inputs, y: Values, j: samples.Jacobian | None, weighted: bool
     ) -> tuple[str, str]:
-        """Return the solver and why it is taken."""
+        """Return the solver and the reason for it."""
         if self.solver != "auto":
             return self.solver, "as set"
         if self.model == "gp" or weighted or data.u is not None:
@@ -242,7 +242,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         return Fit(net, theta, 0.0, data.loss(net, theta), None, self.steps, [])
 
     def _fit_process(self, data: Standardized, seed: int, weighted: bool) -> None:
-        """Fit a Gaussian process if one is wanted and can be."""
+        """Fit a Gaussian process if it is requested and possible."""
         count = conditions_on(data)
         if self.model == "gp" and (count > LARGEST or weighted):
             rule = f'`model="gp"` of `JacobianRegressor` takes up to {LARGEST} values and partials and no weights.'

@@ -248,7 +248,7 @@ def select_network(
 
 
 class _Counter:
-    """Counts evaluations for a progress bar."""
+    """Counter of evaluations for a progress bar."""
 
     def __init__(self, planned: int, on_progress: OnProgress | None) -> None:
         self.planned, self.done, self.on_progress = planned, 0, on_progress

@@ -53,7 +53,7 @@ def split_frame(frame: Any, inputs: Sequence[str] = (), outputs: Sequence[str] =
 def check_columns(name: str, given: Any) -> None:
     """Refuse columns of equal names or without numbers, and NaN or infinity, by column and row.
 
-    Of what is no frame, only dates, NaN and infinity are refused.
+    In other objects, only dates, NaN and infinity are refused.
     """
     if hasattr(given, "iloc") and hasattr(given, "columns"):
         _distinct(name, [str(each) for each in given.columns])
@@ -102,7 +102,7 @@ def _csv(path: Path) -> dict[str, ndarray]:
 
 
 def _numbers(cells: Iterable[str]) -> ndarray:
-    """Return floats, or the text where it is none."""
+    """Return floats, or the text if a cell is not a number."""
     cells = list(cells)
     try:
         return np.array([float(cell) if cell.strip() else np.nan for cell in cells])
