@@ -28,7 +28,7 @@ class Question:
         layers: Dotted paths of the layers whose features are returned.
         labels: Labels, for readouts that need them.
         arguments: How the network is called at x; None if x is its only argument.
-        ids: Index of each sample, by which stored answers are found; None if there are none.
+        ids: Index of each sample, for looking up stored answers; None if there is none.
         draw: Number of the independent draw of the samples' points and directions; None if draws are not counted.
         random: Whether x or the directions differ between draws. If not, a `MemoizedTeacher` looks up answers by `ids`
             alone.

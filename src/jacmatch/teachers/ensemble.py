@@ -83,7 +83,7 @@ class EnsembleTeacher:
             return Answer(outputs, values_of(question, outputs))
 
     def _differences(self, x: Tensor, question: Question) -> Answer:
-        """Antithetic differences of the readout of the mean; that of the members' differences is another number."""
+        """Antithetic differences of the readout of the mean, which are not the mean of the members' differences."""
         outputs, _ = self._mean(x, Question(arguments=question.arguments))
         products = finite_differences.central(
             lambda z: values_of(question, self._mean(z, Question(arguments=question.arguments))[0]),
@@ -219,7 +219,7 @@ class MemoizedTeacher:
         return question.cotangents is None or question.rule is not None
 
     def _check(self, x: Tensor, question: Question, known: Answer) -> None:
-        """Refuse a teacher whose answer about most of these samples has changed: memory would hide it."""
+        """Refuse a teacher whose answer about most of these samples has changed."""
         now = self.teacher.answer(x, question).outputs
         far = (now - known.outputs).abs().flatten(1).amax(1)
         tolerance = _ROUNDING[x.device.type == "cuda"] * torch.maximum(now.abs().max(), known.outputs.abs().max())

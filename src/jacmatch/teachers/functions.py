@@ -76,13 +76,13 @@ class ModuleTeacher:
         """Return the outputs at x, and the products and features of the query, in the dtype of x."""
         question = question or Question()
         module = self.module
-        if any(map(trains, module.modules())):  # somebody may have called train() on a parent
+        if any(map(trains, module.modules())):  # train() may have been called on a parent
             set_mode(module, training=False)
         like = next((p for p in module.parameters() if p.is_floating_point()), x)
         if like.device != x.device:
             module.to(x.device)
         kind = x.dtype if x.is_floating_point() else like.dtype
-        z = x.detach().to(like.dtype) if x.is_floating_point() else x.detach()  # tokens stay numbers
+        z = x.detach().to(like.dtype) if x.is_floating_point() else x.detach()  # tokens stay integers
         arguments = question.arguments
         if arguments is not None and z.dtype != x.dtype:
             arguments = arguments.to(z.dtype)
@@ -111,7 +111,7 @@ def _converted(features: dict[str, Tensor], kind: torch.dtype) -> dict[str, Tens
 
 
 class _FunctionTeacher:
-    """What teachers that call a function have in common; the outputs, and the Jacobian where it is known, differ."""
+    """Base class of teachers that call a function, with or without a known Jacobian."""
 
     _outputs: Callable[[Tensor, Question], Tensor]
     _matrix: Callable[[Tensor, Tensor, Question], Tensor]

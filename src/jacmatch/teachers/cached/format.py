@@ -1,7 +1,7 @@
 """The format of a cache: its files, how an answer becomes rows, and how teacher and query are identified.
 
-    cache.json                      whose answers, to which query, and how many; written first
-    view-00000/places.memmap        where each sample stands in this view, int64
+    cache.json                      the teacher, the query and sizes; written first
+    view-00000/places.memmap        position of each sample in this view, int64
     view-00000/shard-00000/         consecutive samples in the order of training
         outputs.memmap, …           one file for each field, rows of equal size; a memory-mapped tensordict
         shard.json                  size and sums of each file
@@ -304,7 +304,7 @@ _FORMER_MODULES = {
     "jacmatch.models.mlp.ScaledMLP": "jacmatch.models.scaled.ScaledMLP",
     "jacmatch.models.mlp.ProcessMean": "jacmatch.models.process_mean.ProcessMean",
 }
-"""Classes that have moved. Caches and checkpoints name them by the module that they were in."""
+"""Former modules of classes, which caches and checkpoints name."""
 _FORMER_PACKAGES = {"jacmatch_research.": "jacmatch.recipes.", "jacmatch.jobs.": "jacmatch.recipes."}
 
 

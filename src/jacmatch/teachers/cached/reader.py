@@ -22,7 +22,7 @@ from jacmatch.teachers.cached.format import TYPES, described, disk, positions_na
 
 SUMS = "shard.json"
 _BLOCK = 1 << 20
-_OPEN_FILES = 256  # at most; to open a file costs as much as ten reads of a row
+_OPEN_FILES = 256  # at most; opening a file takes as long as ten reads of a row
 _AGAIN = "Run the same `jacmatch cache build` to repair it."
 
 
@@ -65,7 +65,7 @@ class Shards:
         return absent
 
     def _has_size(self, name: str, size: int) -> bool:
-        """Whether the file is there; it must have this size then."""
+        """Return whether the file exists; raise if it has another size."""
         with disk(self.folder, "readable"):
             try:
                 actual = inside(self.folder, self.folder / name).stat().st_size
@@ -104,7 +104,7 @@ class Shards:
             for shard, _ in shards:
                 if (view, shard) not in self._sound:
                     self.verify(view, shard)
-            rows = {  # only now: what the head says of their sizes is true of the files
+            rows = {  # only now have the sizes in the head been compared with the files
                 name: torch.empty(len(numbers), *field.shape, dtype=TYPES[field.dtype])
                 for name, field in self._fields.items()
             }
@@ -154,7 +154,7 @@ class Shards:
 
 
 class _File:
-    """A file that stays open for reading as long as somebody uses it."""
+    """A file that stays open for reading while it is in use."""
 
     def __init__(self, path: str) -> None:
         self.path, self.descriptor = path, open_regular(os.path.realpath(path), os.O_RDONLY)
@@ -228,7 +228,7 @@ class CachedTeacher:
         InputError: The folder is not a finished cache, was built with other settings, or has too few views.
 
     Example:
-        A job that was run as `jacmatch cache build --cache answers` is taught by
+        After `jacmatch cache build --cache answers`, use
         `Distillation(student, CachedTeacher("answers/seed0"))`.
     """
 

@@ -44,7 +44,7 @@ from jacmatch.teachers.cached.reader import SUMS, Shards, agree, memory_of
 from jacmatch.version import __version__
 
 _NAME = ".claim"
-_BETWEEN = 0.02  # seconds between two attempts to be alone
+_BETWEEN = 0.02  # seconds between two attempts to lock
 _MEGABYTE = 1 << 20
 _ON_GPU = 1e-4  # sums on a GPU have no fixed order
 
@@ -85,7 +85,7 @@ class Claims:
 def write_shard(folder: Path, name: str, entries: Mapping[str, Tensor]) -> None:
     """Write a shard as a memory-mapped tensordict: to a folder beside the final one, then to the disk, then renamed.
 
-    If another process has written the shard first, that one is kept.
+    A shard that another process has written first is not replaced.
     """
     try:
         from tensordict import TensorDict
@@ -116,7 +116,7 @@ def write_shard(folder: Path, name: str, entries: Mapping[str, Tensor]) -> None:
 
 
 def _rename(part: Path, target: Path) -> None:
-    """Give the folder its name, unless another process has been faster since it was looked for."""
+    """Rename the folder, unless another process has created the target meanwhile."""
     try:
         part.rename(target)
     except OSError as error:
@@ -301,7 +301,7 @@ def build(
 
 
 def _one(source: Queries, folder: Path, head: Head, view: int, shard: int, counts: Counts | None) -> None:
-    """One shard: found whole, or written."""
+    """Write a shard, unless it is complete."""
     if counts is None:
         return
     name = shard_name(view, shard)
@@ -331,7 +331,7 @@ def _remove_orphans(path: Path) -> None:
 
 
 def _write_positions(source: Queries, folder: Path, head: Head, view: int) -> None:
-    """Write where each sample stands in a view, once; one process at a time."""
+    """Write the position of each sample in a view, once; one process at a time."""
     file = inside(folder, folder / positions_name(view))
     _remove_orphans(file)
     with disk(folder):
