@@ -34,7 +34,7 @@ _STATE = "_extra_state"  # of an objective, on the CPU: no weight
 _ANEW = "Remove it to start again."
 _OTHER = "Restore the former inputs, or give the run another folder."
 _MARK = b"\njacmatch sha256 "
-_END = len(_MARK) + 64  # letters of the digest
+_END = len(_MARK) + 64  # characters of the digest
 _PARTS = (
     *("run", "student", "step", "seconds", "aside"),
     *("objective", "average", "optimizer", "precision", "random", "random_cuda", "random_host"),
@@ -186,7 +186,7 @@ def _student(state: State) -> dict[str, Any]:
 
 
 def _check_memory(state: State, known: list[set[str]]) -> None:
-    """Refuses settings and averages that this optimizer, whose settings have the `known` names, would not have."""
+    """Refuse optimizer settings, other than the `known` ones, and averages that this optimizer does not have."""
     if [set(group) for group in state.optimizer.param_groups] != known:
         raise ValueError("settings of another optimizer")
     names = {"momentum_buffer"} if state.settings.optimizer == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
@@ -232,7 +232,7 @@ def validate(state: State, split: Split) -> dict[str, float]:
     student, ranks = state.student if state.average is None else state.average, state.ranks
     known = state.objective if isinstance(state.objective, Objective) else None
     selected = nullcontext() if known is None else known.selected_outputs(student)
-    together = split.y.dim() > 1 and not split.y.is_floating_point()  # mIoU is no mean over samples
+    together = split.y.dim() > 1 and not split.y.is_floating_point()  # mIoU is not a mean over samples
     if ranks.size > 1 and len(split) >= ranks.size and not together:  # each a part; means of unequal parts are weighted
         rows = torch.arange(ranks.rank, len(split), ranks.size)
         with selected:
@@ -254,7 +254,7 @@ def save_checked(state: State, run: Run) -> None:
     state.metrics.check(state.step, remedy(state))
     state.gather()
     check_finite(state.objective, remedy(state))
-    if not (run.settings.get("smoke") and state.step == state.settings.steps):  # of seconds: to begin anew is faster
+    if not (run.settings.get("smoke") and state.step == state.settings.steps):  # restarting is faster
         keep(state, run)
 
 

@@ -33,7 +33,7 @@ _LATER = 20
 
 
 def check_before_training(state: State, batches: Batches, run: Run | None) -> None:
-    """Run the pre-flight check if the settings ask for it; its report goes to `doctor.json` of the run."""
+    """Run the pre-flight check if the settings request it; its report goes to `doctor.json` of the run."""
     if not state.settings.doctor or state.step:
         return
     batch = batches(0)
@@ -193,7 +193,7 @@ def blame(state: State, batches: Batches, run: Run | None, bad: Bad) -> str:
 
 
 def _samples_of(state: State, batches: Batches, run: Run | None, step: int) -> tuple[dict[str, list[int]], str | None]:
-    """Ids of the samples by what of them is not finite first, and which weights were used."""
+    """Return sample ids by their first quantity that is not finite, and which weights were used."""
     count, objective = state.settings.accumulate, state.objective
     weights = _sound_weights(state, run)
     samples: dict[str, list[int]] = {}
@@ -221,7 +221,7 @@ def _sound_weights(state: State, run: Run | None) -> str | None:
 
 
 def _wrong(state: State, batch: Batch, progress: float, weighted: bool) -> str | None:
-    """Return what of one sample is not finite first; the student runs only if its weights are finite."""
+    """Return the first quantity of a sample that is not finite; the student runs only if its weights are finite."""
     objective: Any = state.objective
     if not _finite(batch.x, batch.y, batch.partners, batch.partner_labels):
         return _DATA

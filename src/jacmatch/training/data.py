@@ -127,7 +127,7 @@ def augment(
         which: Names of augmentations; if empty, x is returned unchanged, whatever its shape.
 
     Raises:
-        InputError: A name is unknown, or x are no images.
+        InputError: A name is unknown, or x does not contain images.
 
     Example:
         >>> x = torch.rand(3, 1, 8, 8)
@@ -180,7 +180,7 @@ class Batch:
     x: Float[Tensor, "batch *input"]  # inputs, augmented
     y: Shaped[Tensor, "batch *row"]  # classes or targets
     ids: Int64[Tensor, "batch"]  # row numbers in the training split
-    view: int  # which of the ways to see a sample this is; augmentation and partners go by it
+    view: int  # number of the view, which determines augmentation and partners
     # the inputs of other rows, augmented, if the objective needs them
     partners: Float[Tensor, "batch *input"] | None = None
     partner_labels: Shaped[Tensor, "batch *row"] | None = None  # their classes or targets
@@ -298,7 +298,7 @@ class Batches:
         return _Plan(rows, view, probes.partners(self.seed, rows, view, len(self.split)) if self.partners else None)
 
     def _read(self, plan: _Plan) -> list[Shaped[Tensor, "..."]]:
-        """The stored inputs of the rows, and of their partners; in memory from which a GPU can fetch them by itself."""
+        """Return the stored inputs of the rows and of their partners, in pinned memory for a GPU."""
         pinned = self.device.type == "cuda" and self.split.x.device.type == "cpu"
         parts = [self.split.stored(rows) for rows in (plan.rows, plan.others) if rows is not None]
         return [part.pin_memory() for part in parts] if pinned else parts
@@ -313,7 +313,7 @@ class Batches:
     def _on_device(
         self, stored: Shaped[Tensor, "batch *input"], rows: Int64[Tensor, "batch"], view: int
     ) -> tuple[Float[Tensor, "batch *input"], Shaped[Tensor, "batch *row"], Int64[Tensor, "batch"]]:
-        """Inputs, augmented where the device is; labels and row numbers."""
+        """Return inputs, augmented on the device, labels and row numbers."""
         x = as_floats(stored.to(self.device, non_blocking=True))
         y = self.split.y[rows].to(self.device, non_blocking=True)
         ids = rows.to(self.device, non_blocking=True)

@@ -276,8 +276,8 @@ STORE = "JACMATCH_STORE"
 ERROR = "jacmatch-error"
 """Key of the first error of the job in the store."""
 _PATIENCE = timedelta(minutes=10)  # of a step with the other processes: one of them may still compile
-_BETWEEN, _FORCE = 1.0, 30.0  # seconds between two looks at the launcher, and until an end without saving
-_ERROR_WITHIN = 5.0  # seconds in which the error of another process is in the store, if it is to come
+_BETWEEN, _FORCE = 1.0, 30.0  # seconds between two checks of the launcher, and until an end without saving
+_ERROR_WITHIN = 5.0  # seconds to wait for the error of another process in the store
 _OF_CONNECTIONS = re.compile(r"gloo|nccl|connection|broken pipe|tim(ed|e) ?out|store", re.IGNORECASE)
 _GONE = (
     "a process of this job has ended, or cannot be reached any more ({reason}). See its last message; the "
@@ -322,12 +322,12 @@ def joined(device: str) -> Iterator[ProcessGroup]:
     except BaseException as error:
         raise _first(store, rank, error) from error
     finally:
-        with contextlib.suppress(Exception):  # what is broken cannot be taken down in order
+        with contextlib.suppress(Exception):  # a broken group may fail to shut down
             distributed.destroy_process_group()
 
 
 def _end_with_launcher() -> None:
-    """End this process as SIGTERM does, with a checkpoint, once the launcher has gone."""
+    """End this process as SIGTERM does, with a checkpoint, when the launcher has ended."""
     launcher = os.getppid()
 
     def watch() -> None:

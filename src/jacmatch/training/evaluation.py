@@ -66,7 +66,7 @@ def evaluate(
     class_dim: int = 1,
     ignore_index: int = IGNORED,
 ) -> dict[str, float]:
-    """{"accuracy": share of samples whose largest output is their class}, or {"rmse": …} in a regression.
+    """Return {"accuracy": fraction of samples whose largest output is their class}; {"rmse": …} in a regression.
 
     Labels per position, (N, H, W) or (N, T), give the accuracy over all labeled positions, and "miou": intersection ÷
     union over the whole split, averaged over the classes that occur in labels or predictions.
@@ -187,7 +187,7 @@ def agreement(
 ) -> dict[str, float | None]:
     """Return how well a student agrees with its teacher: `top1`, `jacobian_cosine`, `jacobian_relative_error`.
 
-    - `top1`: share of all samples (or of their positions) with the same largest output; None in a regression.
+    - `top1`: fraction of all samples (or of their positions) with the same largest output; None in a regression.
     - `jacobian_cosine`: mean over `samples` of the cosine of the two rows of the teacher's top class; in a regression
       the mean over all rows. A row that is zero counts as cosine 0.
     - `jacobian_relative_error`: √(Σ‖J_S − J_T‖²_F / Σ‖J_T‖²_F), both sums over `samples`; None where J_T is zero.
@@ -243,7 +243,7 @@ def _top1(student: nn.Module, teacher: Teacher, split: Split, batch_size: int, d
 def jacobian_differences(
     student: nn.Module, teacher: Teacher, split: Split, chosen: Int64[Tensor, "sample"], most: int = _DIRECTIONS
 ) -> tuple[Float64[Tensor, "sample"], Float64[Tensor, "sample"], Float64[Tensor, "sample"]]:
-    """For each sample the cosine of `agreement`, ‖J_S − J_T‖²_F and ‖J_T‖²_F.
+    """Return, for each sample, the cosine of `agreement`, ‖J_S − J_T‖²_F and ‖J_T‖²_F.
 
     They are summed in float64: one batch may hold most of the norm.
     """
@@ -304,7 +304,7 @@ def _check_outputs(outputs: Tensor, shape: tuple[int, ...], whose: str) -> None:
 
 
 _SEED = 1_000_099
-"""Offset of the seed: these are not the numbers that a training with the same seed has drawn."""
+"""Offset of the seed, so that a training with the same seed draws other numbers."""
 
 Scale: TypeAlias = float | int | Sequence[float | int]
 
@@ -342,7 +342,7 @@ def gaussian_noise(
 def salt_and_pepper(
     x: Float[Tensor, "batch *input"], severity: float | int, *, ids: Int64[Tensor, "batch"], seed: int = 0, **_: Any
 ) -> Float[Tensor, "batch *input"]:
-    """Returns x with each pixel black (0) with probability p/2 and white (1) with p/2, p = `severity` in [0, 1].
+    """Return x with each pixel black (0) with probability p/2 and white (1) with p/2, p = `severity` in [0, 1].
 
     A pixel of an image is changed in all channels; of a vector each element is a pixel.
 

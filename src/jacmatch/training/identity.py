@@ -72,11 +72,11 @@ SAMPLES = 4
 """Number of samples, the first of the training split, at which teacher and student are probed."""
 _LETTERS = 16  # of a digest
 _MEMORY = {"training", "student", "teacher", "compiled", "calls", "measured_at", "teacher_norm"}
-"""Attributes of an objective that are no settings."""
+"""Attributes of an objective that are not settings."""
 _DERIVATIVES = (*("probe", "readout", "teacher_readout", "point"), *("batch_norm", "engine", "seed", "chunk_size"))
 """Settings of `Differentiation` that objectives of version 0.1 had themselves, or as `Slopes`."""
 _CPU = torch.device("cpu")
-_DEPTH = 4  # how far settings inside settings are followed
+_DEPTH = 4  # levels of nested settings
 
 
 def identity(objective: nn.Module, train: Split, seed: int) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def outputs_of(given: Teacher | nn.Module, x: Tensor) -> Fingerprint:
     with undisturbed(module, x.device):
         try:
             first, second = (_outputs(given, x).double().flatten().cpu() for _ in range(2))
-        except Exception:  # the user's code may raise anything; the training itself will, and says what
+        except Exception:  # the user's code may raise anything; the training itself reports it
             return "not probed"
     same = first.shape == second.shape and torch.allclose(first, second, 1e-2, 1e-5, equal_nan=True)
     return probe(first.tolist(), _tolerance(given, x)) if same else "another at each call"
@@ -199,7 +199,7 @@ def _of_objective(objective: nn.Module) -> dict[str, str]:
 
 
 _SINCE = {"objective.classes": "None", "objective.positions": "'sum'", "objective.ignore_index": "-100"}
-"""Settings that objectives of version 0.1 did not have, and the values that stand for what they did."""
+"""Settings that objectives of version 0.1 did not have, and the values with the same effect."""
 
 
 def as_before(parts: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def as_before(parts: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, A
 
 
 def _extra_state(module: nn.Module) -> set[str]:
-    """The names under which a module itself keeps what it remembers."""
+    """Return the names in the extra state of a module."""
     if type(module).get_extra_state is nn.Module.get_extra_state:
         return set()
     state = module.get_extra_state()
@@ -223,7 +223,7 @@ def _extra_state(module: nn.Module) -> set[str]:
 
 
 def _described(value: Any, depth: int = _DEPTH) -> str:
-    """A setting in words that are the same in another process."""
+    """Return a description of a setting, the same in every process."""
     if value is None or isinstance(value, bool | int | float | complex | str):
         return repr(value)
     if isinstance(value, Tensor):

@@ -165,7 +165,7 @@ def jacobian_image(state: State, split: Split) -> _Image | None:
     lines = [_pixels(x)]
     with undisturbed(student, state.device), nullcontext() if known is None else known.selected_outputs(student):
         if teacher is not None and as_teacher(teacher).answers_vjp:
-            with suppress(InputError, UnsupportedError):  # a cache on disk knows its own samples only
+            with suppress(InputError, UnsupportedError):  # a cache on disk has only its own samples
                 products = query(as_teacher(teacher), x, Question(cotangents=top_row)).products
                 lines += [] if products is None else [_signed(products[0])]
         try:

@@ -142,7 +142,7 @@ def fit(
 
     Raises:
         InputError: The device or precision is not available, the checkpoint belongs to another run, writing fails, or
-            the loss or a weight is not finite; the last good checkpoint is kept.
+            the loss or a weight is not finite; the last good checkpoint remains.
         UnsupportedError: The pre-flight check found a fault.
         KeyboardInterrupt: On Ctrl-C or SIGTERM, after the step is finished and a checkpoint is saved; immediately on
             the second.
@@ -228,7 +228,7 @@ def _loop(
 
 
 def _train_step(state: State, batches: Batches) -> dict[str, Tensor]:
-    """One step of the optimizer. Returns the terms of the loss, still on the device."""
+    """Make one step of the optimizer, and return the terms of the loss, still on the device."""
     settings = state.settings
     for group in state.optimizer.param_groups:
         group["lr"] = settings.lr * factor(state.step, settings)
@@ -238,7 +238,7 @@ def _train_step(state: State, batches: Batches) -> dict[str, Tensor]:
     for part in range(settings.accumulate):
         batch = batches(state.step * settings.accumulate + part)
         with unsynced(state.shared, last=part == settings.accumulate - 1):
-            # Not through Fabric's wrapper, which looks at every tensor that comes out: 0.2 ms a step.
+            # Not through Fabric's wrapper, which inspects every returned tensor: 0.2 ms a step.
             with state.fabric.autocast():
                 values, state.shares = state.losses(batch, batches.size)
             loss = values["loss"]
@@ -260,7 +260,7 @@ def _train_step(state: State, batches: Batches) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _update_average(average: nn.Module, student: nn.Module, decay: float) -> None:
-    """Moves the average towards the student; buffers (BatchNorm's statistics are averages already) are copied."""
+    """Move the average towards the student; buffers (BatchNorm's statistics are averages already) are copied."""
     for mean, parameter in zip(average.parameters(), student.parameters(), strict=True):
         mean.lerp_(parameter, 1 - decay)
     for copied, buffer in zip(average.buffers(), student.buffers(), strict=True):
@@ -274,4 +274,4 @@ def peak_memory(device: torch.device) -> int:
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # everybody else counts in KiB
+    return peak if sys.platform == "darwin" else peak * 1024  # other systems count in KiB

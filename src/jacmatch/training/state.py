@@ -25,7 +25,7 @@ from jacmatch.training.data import Batch, Batches
 from jacmatch.training.distributed import ProcessGroup, Shared, check_shardable, distribute, gather, sharded
 
 GRADIENT, SKIPPED = "_gradient", "_skipped"
-"""Columns of the table that no row shows: the norm of the gradient, and whether the step was made undone."""
+"""Columns of the table that no row shows: the norm of the gradient, and whether the step was undone."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class NotFinite(InputError):
     """A term or the gradient of a step is not finite."""
 
     def __init__(self, bad: Bad, do: str) -> None:
-        """Composes the message."""
+        """Compose the message."""
         self.bad, self.do = bad, do
         self.rule = f"{bad.what[0].upper()}{bad.what[1:]} must be finite in every step."
         self.got = f"{bad.value} in step {bad.step}"
@@ -135,7 +135,7 @@ class Metrics:
         return rows
 
     def _row(self, sent: _UnderWay, do: str) -> dict[str, float]:
-        """The means over the steps that were not made undone."""
+        """Return the means over the steps that were not undone."""
         table, good = sent.table.double(), []
         for number, values in enumerate(table.tolist(), sent.step - len(table) + 1):
             step = dict(zip(sent.names, values, strict=True))
@@ -156,7 +156,7 @@ class Metrics:
 
 
 def _sent(table: Tensor) -> tuple[Tensor, _Arrival]:
-    """The table in memory that the GPU can write to by itself, and the event that says that it has."""
+    """Return the table, being copied to pinned memory, and the event that ends the copy."""
     target = torch.empty(table.shape, dtype=table.dtype, pin_memory=True)
     target.copy_(table, non_blocking=True)
     arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -181,7 +181,7 @@ def contiguous(network: Network) -> Network:
 
 
 _LARGEST = 1024.0
-"""A direction is about 1 for each sample, not 1 ÷ batch as a loss is, and float16 ends at 65504."""
+"""Products are of order 1 for each sample, not 1 ÷ batch as a loss is, and float16 ends at 65504."""
 
 
 def scale_derivatives(objective: nn.Module, scale: Tensor | None) -> None:
@@ -376,6 +376,6 @@ def _optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.opti
         decay, momentum = settings.weight_decay, settings.momentum
         return torch.optim.SGD(parameters, settings.lr, momentum=momentum, weight_decay=decay)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    # Where a step may be made undone, all that it changes must be on the GPU: fused, the number of steps is.
+    # Where a step may be undone, all that it changes must be on the GPU: fused, the number of steps is.
     fused = True if settings.on_not_finite == "skip" and parameters[0].is_cuda else None
     return kind(parameters, settings.lr, weight_decay=settings.weight_decay, fused=fused)
