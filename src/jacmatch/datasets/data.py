@@ -13,7 +13,7 @@ from torch import Tensor
 from jacmatch.datasets.streamed import Streamed
 from jacmatch.errors import InputError, few
 
-_COUNTED = 2048  # images of a streamed split that its statistics are of
+_COUNTED = 2048  # images from which the statistics of a streamed split are computed
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Split:
         return len(self.x)
 
     def inputs(self, rows: Int64[Tensor, "batch"] | None = None) -> Float32[Tensor, "batch *input"]:
-        """Return the inputs of some rows (None: all) as new floats: bytes become x/255 in [0, 1], floats stay."""
+        """Return the inputs of some rows (None: all) as new floats: bytes become x/255 in [0, 1]."""
         return as_floats(self.stored(rows))
 
     def stored(
@@ -146,7 +146,7 @@ def statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def as_floats(x: UInt8[Tensor, "batch *input"] | Float32[Tensor, "batch *input"]) -> Float32[Tensor, "batch *input"]:
-    """Convert stored inputs to the inputs of a network: bytes become x/255, floats stay."""
+    """Convert stored inputs to the inputs of a network: bytes become x/255, floats are unchanged."""
     return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x
 
 

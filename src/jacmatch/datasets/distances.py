@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jacmatch.errors import InputError, UnsupportedError
 
-_LARGEST = 4096  # points a side of an assignment; unequal sizes beyond are a linear programme
+_LARGEST = 4096  # points a side of an assignment; for larger unequal sizes a linear program is solved
 _Matrix = Float64[Tensor, "one other"]
 
 

@@ -29,7 +29,7 @@ def load(argument: str, seed: int) -> Data:
     otherwise three. Without DIR/test a fifth of each class in DIR/train, chosen by `seed`, is the test part.
 
     Raises:
-        InputError: The layout is another one, a file is no usable image, or sizes differ.
+        InputError: The layout is wrong, a file is not a usable image, or sizes differ.
     """
     folder, size = parse(argument, "folder")
     name = f"folder:{argument}"
@@ -198,9 +198,9 @@ def load_streamed(argument: str, seed: int) -> Data:
 
 
 def split_source(name: str, source: Source, labels: Tensor, train: int, size: int | None, seed: int) -> Data:
-    """Return the data set of images on disk, of which the first `train` are for training; all are if there are no more.
+    """Return the data set of images on disk, of which the first `train` are the training part.
 
-    Then a fifth of each class, chosen by `seed`, is the test part.
+    If there are no others, a fifth of each class, chosen by `seed`, is the test part.
     """
     rows = torch.arange(len(labels))
     train_rows, test_rows = rows[:train], rows[train:]
