@@ -59,8 +59,8 @@ class OneGraph:
         from torch._inductor.compile_fx import compile_fx
         from torch._inductor.decomposition import select_decomp_table
 
-        # Written as a scatter, the backward of max-pooling is read before it is done, where two rows need it (torch
-        # 2.13, CPU, silent): Inductor's own kernel is right.
+        # Decomposed into a scatter, the backward of max pooling is silently read before it is complete, if two rows
+        # use it (torch 2.13 on CPU). Inductor's own kernel is right.
         table = dict(select_decomp_table())
         table.pop(torch.ops.aten.max_pool2d_with_indices_backward.default, None)
         options = {"joint_custom_pre_pass": _pass_for_any_batch(), "triton.cudagraphs": self.cuda_graphs}
@@ -98,7 +98,7 @@ def _pass_for_any_batch() -> Any:
     from torch._inductor.custom_graph_pass import CustomGraphPass
 
     class AnyBatch(CustomGraphPass):
-        """Rewrites the second derivative by the weight as the gradient of a convolution with respect to its weight.
+        """Rewrite the second derivative w.r.t. the weight as the gradient of a convolution w.r.t. its weight.
 
         Autograd expresses it as a convolution whose kernel is a batch of gradients; Inductor fixes kernel sizes.
         """

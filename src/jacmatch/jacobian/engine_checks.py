@@ -41,16 +41,16 @@ from jacmatch.jacobian.finite_differences import (
 from jacmatch.jacobian.function import Function, Products, replayed
 
 MANY_PARAMETERS = 2_000_000
-"""Above this, a network is large, and its engines are compared on fewer samples and directions."""
+"""Number of parameters above which engines are compared on fewer samples and directions."""
 
 _STEPS, _STEPS_OF_DIFFERENCES = (1e-9, 1e-8, 1e-7), (1e-6, 1e-5, 1e-4)
 """Steps of the parameters, in float64; products by differences are rounded to 10⁻¹⁰, which shorter steps would show."""
 
 _STILL = 1e-6
-"""Size of a product, beside that of the values, from which it is not the rounding of zero."""
+"""Size of a product, relative to the values, above which it is not a rounded zero."""
 
 _CERTAIN_IN_OWN_TYPE = 0.1
-"""Error from which an engine is wrong for certain where float64 cannot be had, if its uncertainty is a tenth of it."""
+"""Error above which an engine is certainly wrong without a float64 copy, if the uncertainty is a tenth of it."""
 
 
 def is_small(*modules: nn.Module) -> bool:

@@ -117,8 +117,8 @@ def _vjp(
 ) -> tuple[Products, bool]:
     """Return the result of `reverse_vjp` with respect to `leaf`, and whether the rows have a graph.
 
-    They have one if `differentiable` is set and there is something to differentiate by: the leaf, or other leaves of
-    the values' graph, registered parameters or not. `buffers` replace those of the module.
+    They have one if `differentiable` is set and anything requires a gradient: the leaf, or other leaves of the values'
+    graph, registered parameters or not. `buffers` replace those of the module.
     """
     with torch.enable_grad(), twice_differentiable(function.module, function.batch_norm, once=not differentiable):
         values, outputs, features = function(leaf.clone(), buffers)  # a clone: the first operation may be in-place
@@ -279,7 +279,7 @@ def forward_jvp(function: Function, x: Tensor, tangents: Tensor) -> Products:
     def one(v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
         return torch.func.jvp(on_copies, (x,), (v.to(x.dtype),), has_aux=True, strict=True)  # type: ignore[return-value]
 
-    # PyTorch has the levels of forward mode once for the process: another thread's would end with this one
+    # forward-mode levels are global to the process: ending one would also end that of another thread
     with _levels, twice_differentiable(function.module, function.batch_norm, statistics=True, forward=True):
         try:
             if len(tangents) == 1:

@@ -547,9 +547,9 @@ class AntitheticNoise(_OfLaw):
 class NoiseAveraged:
     """The products of another probe, averaged over `count` noisy inputs x + σz: rows of a smoothed Jacobian.
 
-    Student and teacher are differentiated at the same noisy inputs, σ = `sigma`, z ~ N(0, I). With m = `count`, M the
-    difference of two Jacobians the mean is ‖E M(x + σz)‖² + E‖M(x + σz) − E M‖²/m in the norm that `probe` estimates:
-    the Jacobian of the smoothed function E f(x + σz), plus 1/m of the fluctuations.
+    Student and teacher are differentiated at the same noisy inputs, σ = `sigma`, z ~ N(0, I). With m = `count` and M
+    the difference of two Jacobians, the mean is ‖E M(x + σz)‖² + E‖M(x + σz) − E M‖²/m, in the norm that `probe`
+    estimates: the Jacobian of the smoothed function E f(x + σz), plus 1/m of the fluctuations.
 
     Attributes:
         probe: Chooses the directions.

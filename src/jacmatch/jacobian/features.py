@@ -17,7 +17,7 @@ from jacmatch.jacobian.callables import key_of, preserved_generators, replaced_b
 from jacmatch.jacobian.modules import Module, call, preserved_buffers
 
 Select = Callable[[Any], Tensor]
-"""What picks the outputs out of what a network returned, for example `lambda out: out.logits`."""
+"""Selects the outputs from what a network returned, for example `lambda out: out.logits`."""
 
 
 def output_tensor(output: Any) -> Tensor:
@@ -88,9 +88,9 @@ def _described(output: Any, parts: Mapping[str, Tensor]) -> str:
 
 @dataclass(slots=True)  # so that `key_of` does not look into it: it changes in each call
 class Structure:
-    """A tuple or dictionary of tensors (B, …), also nested, as one tensor (B, N)."""
+    """A tuple or dictionary of tensors (B, …), possibly nested, as one tensor (B, N)."""
 
-    spec: TreeSpec | None = None  # the tuple or dictionary without its tensors; None for a tensor, which stays as it is
+    spec: TreeSpec | None = None  # the tuple or dictionary without its tensors; None for a tensor, which is unchanged
     shapes: tuple[torch.Size, ...] = ()  # shape of a sample in each tensor
 
     def __deepcopy__(self, memo: Any) -> "Structure":

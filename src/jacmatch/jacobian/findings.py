@@ -78,7 +78,7 @@ class Verdict:
 
 RIGHT = Verdict("right", "right")
 UNKNOWN = Verdict("unknown", "right")
-"""There is nothing against it, and nothing could be compared."""
+"""No fault is known, but nothing could be compared."""
 
 TREATED_AS_CONSTANT = Verdict(
     "unknown",

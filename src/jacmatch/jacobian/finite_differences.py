@@ -41,10 +41,10 @@ STRICT = 1e-4
 """Relative error up to which an engine is right beyond doubt, compared with one difference in float64."""
 
 SMALLEST_STEP = 1e-9
-"""The smallest step in float64, relative to the size of what moves: hardly a kink lies within it."""
+"""The smallest step in float64, relative to the size of what moves: it spans very few kinks."""
 
 _UNCERTAIN = 0.2
-"""Relative error above which a difference is no reference."""
+"""Relative error above which a difference is not a reference."""
 
 
 def relative_step(dtype: torch.dtype) -> float:
@@ -372,7 +372,7 @@ def _size(function: Function) -> int:
 
 
 class _LowerPrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees whether any operation has a floating-point tensor of less than 64 bits."""
+    """Detects whether any operation has a floating-point tensor of less than 64 bits."""
 
     seen = False
     _should_skip_dynamo = classmethod(lambda _: False)  # imports no compiler

@@ -40,10 +40,10 @@ BatchNormPolicy = Literal["batch", "frozen"]
 """What BatchNorm layers in training mode do during a pass with derivatives.
 
 Both normalize with the statistics of the batch, as in ordinary training, and update the running statistics once.
-`batch`: the derivative by the input includes the path through these statistics, so a product belongs to the batch: it
-adds what each sample does to all others.
-`frozen`: the statistics are constants for the derivative by the input, so that every product is per sample. They still
-depend on the parameters, and the gradient of a penalty takes that into account.
+`batch`: the derivative with respect to the input includes the path through these statistics, so a product also includes
+the effect of each sample on all others.
+`frozen`: the statistics are constant with respect to the input, so that every product is per sample. They still depend
+on the parameters, and the gradient of a penalty takes that into account.
 """
 
 Module = Callable[..., Any]

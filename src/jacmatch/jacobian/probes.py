@@ -220,7 +220,7 @@ def _orthogonal(keys: _Keys, count: int, dim: int, dtype: torch.dtype) -> _Rows:
     size = min(count, dim)
     blocks = -(-count // size)
     g = _gaussian(keys, blocks * size, dim, dtype).reshape(-1, blocks, size, dim)
-    # LAPACK's last digits depend on where a matrix starts in memory, hence on its position in the batch. _Rows of zeros
+    # LAPACK's last digits depend on where a matrix starts in memory, hence on its position in the batch. Rows of zeros
     # change neither Q nor R; with a multiple of 16 rows every matrix starts at 64 bytes, as torch's memory does.
     q, r = torch.linalg.qr(torch.nn.functional.pad(g, (0, -dim % 16)).mT)
     # QR leaves the sign of each column to the algorithm; with diag R > 0 it is unique and Q is uniform (Haar).

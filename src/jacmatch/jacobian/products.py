@@ -50,11 +50,11 @@ Engine = Literal["auto", "forward", "reverse", "differences"]
 
 
 Several = Inputs | Mapping[str, Tensor] | tuple[Tensor, ...]
-"""Several inputs: by position in a tuple, or by name. Derivatives by them have the same structure, in their units."""
+"""Several inputs: by position in a tuple, or by name. Their derivatives have the same structure, in their units."""
 
 
 def _eager(function: Public) -> Public:
-    """Return the function so that a user's `torch.compile` leaves it out: its checks cannot be traced."""
+    """Exclude the function from a user's `torch.compile`, which cannot trace its checks."""
     disabled: list[Any] = []
 
     @wraps(function)

@@ -81,7 +81,7 @@ class Logits:
     layers: tuple[str, ...] = ()
 
     def __call__(self, outputs: Outputs, features: Features, context: Context) -> Outputs:
-        """Returns the outputs."""
+        """Return the outputs."""
         return outputs
 
 
@@ -104,7 +104,7 @@ class LogProbabilities:
             raise InputError("`temperature` of `LogProbabilities` must be positive.", got=self.temperature)
 
     def __call__(self, outputs: Outputs, features: Features, context: Context) -> Outputs:
-        """Returns log softmax(y / τ)."""
+        """Return log softmax(y / τ)."""
         axis = class_axis("LogProbabilities", outputs.shape, self.class_dim)
         return functional.log_softmax(outputs / self.temperature, dim=axis)
 
@@ -116,7 +116,7 @@ class LabelLogit:
     layers: tuple[str, ...] = ()
 
     def __call__(self, outputs: Outputs, features: Features, context: Context) -> Float[Tensor, "batch 1"]:
-        """Returns y at the label; for mixed labels, the mixture of the logits."""
+        """Return y at the label; for mixed labels, the mixture of the logits."""
         labels = _needed(context.labels, "labels", "LabelLogit")
         one_row_of_classes("LabelLogit", outputs.shape)
         if labels.is_floating_point():
@@ -131,7 +131,7 @@ class TopLogit:
     layers: tuple[str, ...] = ()
 
     def __call__(self, outputs: Outputs, features: Features, context: Context) -> Float[Tensor, "batch 1"]:
-        """Returns y at the teacher's argmax."""
+        """Return y at the teacher's argmax."""
         teacher = _needed(context.teacher_outputs, "teacher_outputs", "TopLogit")
         one_row_of_classes("TopLogit", outputs.shape)
         return outputs.gather(1, teacher.argmax(1, keepdim=True))
@@ -144,7 +144,7 @@ class Loss:
     layers: tuple[str, ...] = ()
 
     def __call__(self, outputs: Outputs, features: Features, context: Context) -> Float[Tensor, "batch 1"]:
-        """Returns −log softmax(y) at the label."""
+        """Return −log softmax(y) at the label."""
         labels = _needed(context.labels, "labels", "Loss")
         one_row_of_classes("Loss", outputs.shape)
         return functional.cross_entropy(outputs, labels, reduction="none")[:, None]
@@ -186,7 +186,7 @@ class AttentionPixel(_OfLayer):
         return self._map(features).argmax(1)
 
     def __call__(self, outputs: Outputs, features: Features, context: Context) -> Float[Tensor, "batch 1"]:
-        """Returns A at the teacher's pixel, or at its own largest where no teacher's pixel is given."""
+        """Return A at the teacher's pixel, or at its own largest where no teacher's pixel is given."""
         pixels = self.largest(features) if context.pixels is None else context.pixels
         return self._map(features).gather(1, pixels[:, None])
 
@@ -222,7 +222,7 @@ class AttentionMaps:
             raise InputError(rule, got=f"{len(self.layers)} layers and {len(self.sizes)} sizes")
 
     def __call__(self, outputs: Outputs, features: Features, context: Context) -> Float[Tensor, "batch row"]:
-        """Returns the maps, flattened and one after the other."""
+        """Return the maps, flattened and one after the other."""
         return torch.cat(self.parts(features), 1)
 
     def parts(self, features: Features) -> tuple[Float[Tensor, "batch pixel"], ...]:
@@ -258,7 +258,7 @@ class PooledFeatures(_OfLayer):
     size: int = 1
 
     def __call__(self, outputs: Outputs, features: Features, context: Context) -> Float[Tensor, "batch row"]:
-        """Returns the pooled features, flattened."""
+        """Return the pooled features, flattened."""
         return functional.adaptive_avg_pool2d(_image_features(features, self.layer), self.size).flatten(1)
 
 
@@ -277,7 +277,7 @@ class OutputsFrom:
         whole_number("`first` of `OutputsFrom`", self.first)
 
     def __call__(self, outputs: Outputs, features: Features, context: Context) -> Float[Tensor, "batch *row"]:
-        """Returns the outputs after the first head."""
+        """Return the outputs after the first head."""
         return outputs[:, self.first :]
 
 
@@ -340,7 +340,7 @@ class PCAFeatures(_OfLayer):
         return z if z.dim() == 2 else _image_features(features, self.layer).mean((2, 3))
 
     def __call__(self, outputs: Outputs, features: Features, context: Context) -> Float[Tensor, "batch k"]:
-        """Returns the components.
+        """Return the components.
 
         Raises:
             InputError: The readout has no statistics yet, or its statistics have another number of channels.

@@ -49,11 +49,11 @@ from jacmatch.jacobian.readouts import Context
 
 Result = TypeVar("Result")
 JVP_ENGINES = ("forward", "reverse", "differences")
-"""The engines for Jv in the order in which `auto` takes them."""
+"""The engines for Jv in the order in which `auto` tries them."""
 
 _SAMPLES, _SIGNATURES = 4, 256
 _BRANCHES = 16
-"""Branches of a signature that are all checked; of later ones, as of a counter, each 2ᵏ-th is."""
+"""Number of branches of a signature that are all checked; of later ones, only each 2ᵏ-th is."""
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel", "SyncBatchNorm")
 
 
@@ -381,7 +381,7 @@ def repeats(function: Function, x: Tensor) -> bool:
             try:
                 both = torch.cat([x, x])
                 twice, again = replayed_values(copied, both)(both), values.repeat(2, *[1] * (values.dim() - 1))
-            except Exception:  # whatever a function raises for a batch that is too large
+            except Exception:  # a function may raise anything for a batch that is too large
                 return False
             return twice.shape == again.shape and torch.allclose(twice, again, rtol=1e-3, atol=1e-5)
 
@@ -431,7 +431,7 @@ def comparison_of(
         raise UnsupportedError("This needs all processes of the job.")
     try:
         return Comparison(function, x, seed=seed, count=count, few=samples[0], moved=samples[1])
-    except Exception:  # whatever a function raises for a batch of another size
+    except Exception:  # a function may raise anything for a batch of another size
         return Comparison(function, x, seed=seed, count=count, few=False, moved=samples[1])
 
 

@@ -101,7 +101,7 @@ class _Passed(torch.autograd.Function):
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
-    """X Φ(x), Φ the distribution function of the standard normal."""
+    """Return x Φ(x), Φ the distribution function of the standard normal."""
     if approximate != "none" or not x.is_floating_point():
         return functional.gelu(x, approximate=approximate)
     if in_dual_pass():

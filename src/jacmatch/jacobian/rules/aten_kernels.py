@@ -90,7 +90,7 @@ def instance_norm(
 ) -> Tensor:
     """`torch.instance_norm`: each channel of each sample by its own statistics, which no policy holds constant.
 
-    `by` is a layer normalization that takes the place of the composition.
+    `by` is a layer normalization to use instead of the composition.
     """
     if not use_input_stats:
         return native_batch_norm(x, weight, bias, running_mean, running_var, False, momentum, eps)[0]
@@ -143,7 +143,7 @@ def _scan(x: Tensor, dim: int, combine: Callable[[Tensor, Tensor], Tensor]) -> T
 
 
 def _log_sum(a: Tensor, b: Tensor) -> Tensor:
-    """Log(eᵃ + eᵇ) with finite derivatives of every order, also where the two are far apart or −∞."""
+    """Return log(eᵃ + eᵇ) with finite derivatives of every order, also where the two are far apart or −∞."""
     empty = b == -math.inf
     known = torch.where(empty, torch.zeros_like(b), b)
     return torch.where(empty, a, known - torch.nn.functional.logsigmoid(known - a))
@@ -247,7 +247,7 @@ def householder_product(vectors: Tensor, tau: Tensor) -> Tensor:
 
 
 def _in_place(composition: Kernel) -> Kernel:
-    return lambda x, *rest: x.copy_(composition(x.clone(), *rest))  # its derivative needs what x was
+    return lambda x, *rest: x.copy_(composition(x.clone(), *rest))  # its derivative needs the previous x
 
 
 def _legit(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -272,7 +272,7 @@ def _cudnn(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any) -
 
 
 FIRST_ORDER: dict[str, Kernel] = {"cholesky_inverse": cholesky_inverse, "cholesky_solve": cholesky_solve}
-"""Operators whose first derivative is wrong already."""
+"""Operators whose first derivative is already wrong."""
 
 KERNELS: dict[str, Kernel] = {
     **FIRST_ORDER,
@@ -307,7 +307,7 @@ def _kernel(name: str, composition: Kernel) -> Kernel:
     operator = getattr(getattr(torch.ops.aten, packet), overload or "default")
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        # Neither derivative is recorded: the forward pass of a rule of our own, say. PyTorch's own kernel is faster.
+        # No derivative is recorded, as in the forward pass of one of our rules. PyTorch's own kernel is faster.
         if not torch.is_grad_enabled() and not torch._C._is_fwd_grad_enabled():
             with torch._C._AutoDispatchBelowAutograd():
                 return operator(*args, **kwargs)

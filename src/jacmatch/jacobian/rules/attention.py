@@ -39,8 +39,8 @@ def attention_jvp(
     """Return scaled-dot-product attention and its Jacobian-vector product, computed in one pass.
 
     The function is that of `torch.nn.functional.scaled_dot_product_attention`, softmax(s Q Kᵀ + mask) V. Both results
-    are differentiable, twice and more, by query, key, value and their tangents. Memory is linear in the number of
-    queries; only derivatives of the backward pass need matrices of queries by keys.
+    are differentiable, twice and more, with respect to query, key, value and their tangents. Memory is linear in the
+    number of queries; only derivatives of the backward pass need matrices of queries by keys.
 
     Args:
         query: Q.
@@ -224,10 +224,10 @@ def _gradients(
     tangents: tuple[Tensor | None, Tensor | None, Tensor | None],
     gradients: Pair,
 ) -> tuple[Any, ...]:
-    """Return the gradients of a block by (q, q̇), k, k̇, v and v̇.
+    """Return the gradients of a block w.r.t. (q, q̇), k, k̇, v and v̇.
 
-    With A = Ḡ Vᵀ and B = G Vᵀ + Σ Ḡ V̇ᵀ (Ḡ the gradients by the tangents, sums over directions): the gradient by Ṡ is
-    E = P ∘ (A − ⟨P, A⟩), and with W = P ∘ B + Σ E ∘ D that by S is W − P ⟨1, W⟩.
+    With A = Ḡ Vᵀ and B = G Vᵀ + Σ Ḡ V̇ᵀ (Ḡ the gradients w.r.t. the tangents, sums over directions), the gradient w.r.t.
+    Ṡ is E = P ∘ (A − ⟨P, A⟩), and with W = P ∘ B + Σ E ∘ D that w.r.t. S is W − P ⟨1, W⟩.
     """
     (q, k, v), (q_t, k_t, v_t), (g, g_t) = arguments, tangents, gradients
     by_p = g @ v.mT

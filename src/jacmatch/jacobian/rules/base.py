@@ -28,7 +28,7 @@ _TOWARD = "jacmatch-toward-input"
 
 
 class _Toward:
-    """Whether the backward pass that runs is one by the input: in this thread, or in the thread of a GPU for it."""
+    """Whether the running backward pass is only w.r.t. the input: in this thread, or in its GPU thread."""
 
     @property
     def input(self) -> bool:

@@ -24,7 +24,7 @@ from jacmatch.jacobian.rules.base import (
 
 
 class _Constant(torch.autograd.Function):
-    """The identity, but a constant for derivatives by the input: no tangent, and no gradient towards it."""
+    """The identity, but constant with respect to the input: no tangent, and no gradient to it."""
 
     generate_vmap_rule = True
 
@@ -121,7 +121,7 @@ def batch_norm(
 
 
 def mapped(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
-    """Scale · x + shift by channel; `addcmul` does not vectorize two operands that are repeated along a row."""
+    """Return scale · x + shift by channel; `addcmul` does not vectorize two operands that are repeated along a row."""
     y = x * by_channel(scale, x)
     return y if shift is None else y.add_(by_channel(shift, x))
 
@@ -172,7 +172,7 @@ class _Normalised(Rule):
 
 
 def _moved(t: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, eps: float, frozen: bool) -> Tensor:
-    """The derivative by x applied to t. It is symmetric, so it serves tangents and gradients alike."""
+    """Apply ∂y/∂x to t. It is symmetric, so it serves tangents and gradients alike."""
     weight = torch.ones_like(rstd) if weight is None else weight
     moved: Tensor = (
         applied(_Scaled, t, x, weight, mean, rstd, eps)
@@ -183,7 +183,7 @@ def _moved(t: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tens
 
 
 class _Scaled(SampleRule):
-    """γ r t with r = 1/√(σ² + ε), the derivative with constant statistics; its own one knows that σ depends on x."""
+    """γ r t with r = 1/√(σ² + ε), the derivative with constant statistics; its own derivative includes ∂σ/∂x."""
 
     @staticmethod
     def forward(t: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, eps: float) -> Tensor:
@@ -336,7 +336,7 @@ def dot_by_channel(a: Tensor, b: Tensor) -> Tensor:
     """Σ a b over batch and space, for each channel."""
     if torch.is_grad_enabled() or a.device.type != "cpu" or a.dtype not in (torch.float32, torch.float64):
         return sum_by_channel(a * b)
-    # The gradient by the weight of a normalization with mean 0 and deviation 1: one fused pass, no product in memory.
+    # The weight gradient of a normalization with mean 0 and deviation 1: one fused pass, no product in memory.
     ones = a.new_ones(a.shape[1])
     result = torch.ops.aten.native_batch_norm_backward(
         a, b, ones, None, None, torch.zeros_like(ones), ones, True, 0.0, [False, True, False]
@@ -346,7 +346,7 @@ def dot_by_channel(a: Tensor, b: Tensor) -> Tensor:
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
-    """Scale · x + shift by channel, with rules that compute only the products that are needed."""
+    """Return scale · x + shift by channel, with rules that compute only the products that are needed."""
     y: Tensor = applied(_Affine, x, scale, shift)
     return y
 

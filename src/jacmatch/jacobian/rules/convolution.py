@@ -1,7 +1,7 @@
 """Convolution with derivative rules that skip zeros and compute each value once.
 
 PyTorch's forward-mode rule of a convolution computes a second convolution with the tangent of the weight, which is zero
-here. Its double backward takes the gradient by the weight as a convolution of transposed tensors, whose kernel is as
+here. Its double backward takes the weight gradient as a convolution of transposed tensors, whose kernel is as
 large as an image. Below, every derivative is one call of the three kernels that ordinary training uses.
 """
 
@@ -70,7 +70,7 @@ def _each(value: int | Sequence[int], space: int) -> list[int]:
 
 
 def _by_weight(g: Tensor, x: Tensor, weight: Tensor, settings: _Settings) -> Tensor:
-    """The gradient by the weight, which has its shape."""
+    """Return the gradient with respect to the weight."""
     by_weight: Tensor = _backward(g, x, weight, settings, (False, True, False))[1]
     return by_weight
 
@@ -78,7 +78,7 @@ def _by_weight(g: Tensor, x: Tensor, weight: Tensor, settings: _Settings) -> Ten
 def _backward(
     g: Tensor, x: Tensor, weight: Tensor, settings: _Settings, wanted: tuple[bool, ...]
 ) -> tuple[Any, Any, Any]:
-    """The gradients by input, weight and bias, those that are wanted."""
+    """Return the requested gradients with respect to input, weight and bias."""
     stride, padding, dilation, groups = settings
     outputs = [0] * len(stride)
     sizes = [weight.shape[0]] if wanted[2] else None
@@ -91,7 +91,7 @@ def _backward(
 def _gradients(
     g: Tensor, x: Tensor, weight: Tensor, settings: _Settings, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients by input, weight and bias that are wanted, by rules of their own if they are differentiated."""
+    """Return the requested gradients w.r.t. input, weight and bias, by differentiable rules where needed."""
     if not torch.is_grad_enabled():
         result = _backward(g, x, weight, settings, wanted)
         by_x, by_weight, by_bias = (each if want else None for each, want in zip(result, wanted, strict=True))
@@ -158,7 +158,7 @@ class _Convolution(SampleRule):
 
 
 class _Transposed(Rule):
-    """The gradient of a convolution by its input, Wᵀ ∗ g: linear in g and in W; of x it needs the shape alone."""
+    """The gradient of a convolution w.r.t. its input, Wᵀ ∗ g: linear in g and in W; of x it needs only the shape."""
 
     @staticmethod
     def forward(g: Tensor, weight: Tensor, x: Tensor, settings: _Settings) -> Tensor:

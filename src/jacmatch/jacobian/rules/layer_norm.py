@@ -1,7 +1,7 @@
 """Layer normalization with derivative rules by PyTorch's fused kernels.
 
-Its own derivative of a forward-mode product holds the statistics constant (pytorch #196699), and the definition written
-out takes eight times as long as the rules below.
+PyTorch's derivative of a forward-mode product treats the statistics as constants (pytorch #196699), and a composition
+of elementary operations takes eight times as long as the rules below.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def layer_norm(
 
 
 class _Normalised(Rule):
-    """Z of each row, its mean, and r."""
+    """The normalized z of each row, its mean, and r."""
 
     @staticmethod
     def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -47,7 +47,7 @@ class Replacements(TorchFunctionMode):
 
 
 def differentiated(*, composed: bool, frozen: Statistics | None, forward: bool) -> Replacements:
-    """Return the replacements for a pass whose products are differentiated; `composed` is about BatchNorm."""
+    """Return the replacements for a pass whose products are differentiated; `composed` applies to BatchNorm."""
     table: dict[Callable[..., Any], Rule] = {
         **_RULES,
         functional.batch_norm: partial(batch_norm, composed and not forward, frozen),
@@ -137,5 +137,5 @@ _COMPILED: dict[Callable[..., Any], Rule] = {
 
 def _is_foreign(func: Callable[..., Any]) -> bool:
     """Whether this operator is registered outside torch."""
-    # The profiler's mark a span of time, and have no value; the hooks of FSDP2 call them.
+    # Those of the profiler mark a span of time and return no value; the hooks of FSDP2 call them.
     return isinstance(func, torch._ops.OpOverload) and func.namespace not in ("aten", "prims", "prim", "profiler")
