@@ -218,7 +218,7 @@ def test_a_teacher_of_other_classes_under_other_preprocessing_is_reported():
     result = check_teacher(wrong, data, progress, other_classes=True)
     assert result["better"].startswith("mean 0, std 1/255")
     assert result["accuracy"] < 0.2 < 0.4 < result["better_accuracy"]
-    assert progress.lines[0].startswith("The teacher tells the classes apart on")
+    assert progress.lines[0].startswith("The teacher separates the classes of")
     right = ValuesOnly(lambda z: (z.flatten(1) > 0.5).float() @ mixing)
     assert set(check_teacher(right, data, progress, other_classes=True)) == {"accuracy"}
     assert len(progress.lines) == 1

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _ELSEWHERE = {"Doctor": "compare", "Evaluate": "compare", "Surrogate": "surrogate.command", "load_student": "networks"}
-"""The modules that are not named like what they export."""
+"""Modules whose names differ from what they export."""
 
 
 def __getattr__(name: str) -> Any:

@@ -34,7 +34,7 @@ class ReadoutNetwork(nn.Module):
     """
 
     def __init__(self, network: nn.Module, readout: Readout) -> None:
-        """Wraps the network; the readout needs no labels."""
+        """Wrap the network; the readout needs no labels."""
         super().__init__()
         self.network, self.readout = network, readout
 
@@ -198,7 +198,7 @@ def finetuned(
 
 
 def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:
-    """Return the module in the mode that it has, in place of `train`."""
+    """Replacement of `train` that leaves the mode unchanged."""
     return module
 
 

@@ -32,7 +32,7 @@ from jacmatch.training.distributed import rank_and_size
 ROUNDING = 1e-4
 """Relative differences up to this come from another order of summation."""
 _TRIED = 4
-"""Entries of each run that are compared when a cache is opened: changed code may show in no fingerprint."""
+"""Entries of each run that are compared when a cache is opened: fingerprints may miss changed code."""
 _READ = 2048  # entries read to measure the speed
 _BATCH = 128
 _FREE = {*TeachingFields.no_settings, "action", "cache", "samples", "seed", "device"}  # of a check: no part of a cache
@@ -209,7 +209,7 @@ class Cache(TeachingFields):
 
     together: ClassVar[bool] = False
     keeps: ClassVar[tuple[str, ...]] = (HEAD,)
-    """Files of an interrupted job that make its folder worth keeping."""
+    """Files of an interrupted job for which its folder is not removed."""
     no_settings: ClassVar[tuple[str, ...]] = (*TeachingFields.no_settings, "action", "cache", "samples")
 
     action: Annotated[Literal["build", "check", "info"], tyro.conf.Positional] = "info"
@@ -225,7 +225,7 @@ class Cache(TeachingFields):
     """Number of entries of each run that `check` compares."""
 
     def __post_init__(self) -> None:
-        """The folder of the cache is the one that the job writes to."""
+        """Use the folder of the cache as `out`."""
         super().__post_init__()
         if self.cache is None:
             rule = "`--cache` of `cache` must be given."

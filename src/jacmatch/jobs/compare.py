@@ -62,7 +62,7 @@ class Evaluate(JobFields):
         return write_measurement(self, run, data, start, student=student, test_samples=len(data.test), **checked)
 
     def _checked(self, network: nn.Module, data: Data, progress: Progress) -> dict[str, Any]:
-        """Report another preprocessing with which weights from elsewhere would be better."""
+        """Report another preprocessing with which imported weights would be more accurate."""
         if networks.is_run(self.model):
             return {}
         remedy = "Give these as --mean and --std"
@@ -162,7 +162,7 @@ def _limit(flag: str, text: str) -> tuple[str, float]:
 
 
 def _unmet(flag: str, limits: list[tuple[str, float]], measured: Mapping[str, float | None]) -> list[str]:
-    """The requirements that are not met; what was not measured meets none."""
+    """Return the requirements that are not met; a quantity that was not measured meets none."""
     unmet = []
     for name, limit in limits:
         value = measured[_NAMES[name]]

@@ -72,18 +72,18 @@ from jacmatch.training.loggers import first_of_classes
 from jacmatch.training.state import channels_last
 
 METHODS = {"labels": "labels only", "outputs": "labels + outputs", "jacobians": "labels + outputs + Jacobians"}
-"""What each method of a comparison is called in tables."""
+"""Names of the methods in tables."""
 
 _OF_LABELS = ("label-class", "label-logit", "loss")  # probes and readouts that need the label of one sample
 _OF_ROWS = ("every-row", "top-class", "label-class", "sampled-rows")  # probes that need outputs (B, K)
-_DERIVATIVES = (  # settings that ask for a Jacobian term at any amount of data
+_DERIVATIVES = (  # settings that request a Jacobian term for any amount of data
     *("probe", "probes", "probe_chunk", "probe_law", "probe_dimensions", "readout", "jacobian_loss", "every"),
     *("fraction", "engine", "jacobian_schedule", "jacobian_fades_from"),
 )
 
 
 def _settings(probe: str) -> Set[str]:
-    """The names of what a probe can be given."""
+    """Return the names of a probe's settings."""
     return inspect.signature(ESTIMATORS[probe]).parameters.keys()
 
 
@@ -193,7 +193,7 @@ class DistillationFields(TrainingFields):
         )
 
     def _probe(self, teacher: nn.Module | Teacher) -> Estimator:
-        """The probe; of a teacher of values alone, directions on the input side in place of the default."""
+        """Return the probe; for a teacher with values only, input directions instead of the default."""
         if isinstance(teacher, ValuesOnly) and self.probe == DistillationFields.probe:
             return RandomInputs(self.probes, law=self.probe_law)
         given: dict[str, Any] = {"count": self.probes, "law": self.probe_law, "k": self.probe_dimensions}
@@ -345,7 +345,7 @@ class Distill(TeachingFields):
         description = networks.Description.of(self.student, data)
         subset, _ = self.parts(data, self.samples_per_class(data), self.seed)
         student = description.build()
-        for method in self.methods:  # settings that do not go together are refused before anything is trained
+        for method in self.methods:  # incompatible settings are refused before anything is trained
             self.objective(method, student, nn.Linear(1, 1), subset, data, self.seed)
         start = time.perf_counter()
         with progress or Progress() as shown:

@@ -33,7 +33,7 @@ PROGRAM = "student.pt2"
 _VALUES, _JACOBIANS = 1e-3, 0.05
 """Largest relative errors of values and of Jacobian products of a file that is not quantized."""
 _DIRECTIONS = 8  # in which Jacobians are compared
-_CALIBRATED = 128  # training samples that the ranges of int8 are taken from
+_CALIBRATED = 128  # training samples from which the ranges of int8 are computed
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _copied(run: Run, folder: Path, name: str, target: str = "") -> int:
 
 
 def _hub(run: Run, folder: Path, network: Any, description: networks.Description) -> dict[str, Any]:
-    """A `config.json` and `model.safetensors` in the form of the library that the network comes from."""
+    """Write `config.json` and `model.safetensors` in the format of the library that the network comes from."""
     inner = network.network if isinstance(network, Resized) else network
     family, _, name = description.spec.partition(":")
     size = description.size or description.shape[-1]

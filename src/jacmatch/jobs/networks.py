@@ -49,7 +49,7 @@ class Description:
         return cls(spec, data.outputs, shape, mean, std, positions=data.positions)
 
     def build(self) -> nn.Module:
-        """The network with new weights, tried on one sample."""
+        """Build the network with new weights, and run it on one sample."""
         if ":" not in self.spec and Path(self.spec).suffix in _FILES:
             raise _of_a_file(self.spec)
         if self.spec.startswith("onnx:"):
@@ -158,7 +158,7 @@ class _WithoutValues(TorchFunctionMode):
 
 
 def _check_size(description: Description, file: Path) -> None:
-    """Refuses a description of a network that is far larger than its weights, before it takes any memory."""
+    """Refuse a description of a network that is far larger than its weights, before it takes any memory."""
     family = description.spec.partition(":")[0]
     if not file.is_file() or not (
         family in ("mlp", "scaled-mlp", "gaussian-process", "vgg") or family in catalog.CATALOG
@@ -239,7 +239,7 @@ def with_weights(
 def adapted(trained: nn.Module, description: Description, outputs: int) -> tuple[nn.Module, tuple[str, ...]]:
     """Return a copy of a network with a new last layer, and the names of its tensors."""
     empty = replace(description, outputs=outputs).build()
-    with torch.random.fork_rng(devices=[]):  # the second network is only measured, and moves no random number
+    with torch.random.fork_rng(devices=[]):  # the second network must not advance the generator
         wider = replace(description, outputs=outputs + 1).build().state_dict()
     whole = trained.state_dict()
     shapes = {name: value.shape for name, value in empty.state_dict().items()}
@@ -286,7 +286,7 @@ def _sizes(network: Description) -> str:
 
 
 def _of_a_file(spec: str) -> InputError:
-    """Remedy for a file that is given in place of a network."""
+    """Return an error for a file that is given instead of a network."""
     if not Path(spec).exists():
         return InputError(f"`{spec}` must be an existing file.", got="no such file", do="Check the path.")
     do = (

@@ -101,7 +101,7 @@ class Robust(TrainingFields):
         subset, _ = self.parts(data, self.per_class, self.seed)
         variants = self.variants(data)
         student = description.build()
-        for variant in variants:  # settings that cannot go together speak before anything is trained
+        for variant in variants:  # incompatible settings are refused before anything is trained
             self.objective(variant, student, data, self.seed)
         start = time.perf_counter()
         run = self.begin("robust")

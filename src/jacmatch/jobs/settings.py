@@ -1,4 +1,4 @@
-"""What jobs share: settings, as dataclasses that they extend, and data, which are loaded, reduced and split.
+"""Shared parts of jobs: settings, as dataclasses that they extend, and data, which are loaded, reduced and split.
 
 Also: which settings name code.
 """

@@ -168,7 +168,7 @@ def from_weights(
     own = shape if size is None else (shape[0], size, size)
     if (known := catalog.preprocessing(spec)) is not None and known.fixed and size is None:
         own = (shape[0], known.size, known.size)
-    known_outputs = None if spec.startswith("hf:") else outputs  # the files of such a folder say how many
+    known_outputs = None if spec.startswith("hf:") else outputs  # such a folder contains the number
     network, description = networks.with_weights(spec, known_outputs, own, replace(weights, size=0))
     return Pretrained(_fitted(network, own, shape), description, shape)
 
@@ -184,7 +184,7 @@ def _fitted(network: nn.Module, own: tuple[int, ...], shape: tuple[int, ...]) ->
 
 
 def _inner(network: nn.Module, description: Description, shape: tuple[int, ...]) -> nn.Module:
-    """The network without what resizes its images."""
+    """Return the network without its resizing."""
     return network.network if isinstance(network, Resized) and tuple(description.shape) != tuple(shape) else network
 
 
@@ -210,7 +210,7 @@ def check_teacher(
     smoke: bool = False,
     other_classes: bool = False,
 ) -> dict[str, Any]:
-    """Measure a network from elsewhere on training samples as it is and under other preprocessing; report a better one.
+    """Measure an imported network on training samples, also with other preprocessing, and report a better one.
 
     Nothing is changed: the message says which flags to set. The accuracy of a network of `other_classes` is that of the
     nearest class mean among its outputs, where a difference must also exceed two standard errors.
@@ -241,7 +241,7 @@ def check_teacher(
     error = (2 * here * (1 - here) / len(y)) ** 0.5 if other_classes else 0.0
     least = here + max(POINTS, 2 * error)
     order, ordered = ([], 0.0) if other_classes else _best_order(top, y, data.outputs)
-    kind = "tells the classes apart on" if other_classes else "is right on"
+    kind = "separates the classes of" if other_classes else "is right on"
     begins = f"{who} {kind} {here:.1%} of {len(y)} training samples as it is, and"
     if measured[best] > least and measured[best] >= ordered:
         progress.message(f"{begins} with {best}: {measured[best]:.1%}. {remedy}.")

@@ -66,7 +66,7 @@ METHODS: dict[str, str] = {
     "features": "labels + PCA features",
     "features+jacobians": "labels + PCA features + Jacobians",
 }
-"""What each method is called in tables; the first six are the rows of the paper."""
+"""Names of the methods in tables; the first six are the rows of the paper."""
 PAPER = tuple(METHODS)[:6]
 
 
@@ -89,9 +89,9 @@ RECIPES = {
 """The recipes of `--recipe`; the first is the default."""
 _NO_LABEL = -100
 FAR = 300
-"""Unseen images that distances and the bound are about."""
-_OF_BASIS = 1000  # training images that principal components are of
-_JUDGED = 2000  # test images that the teacher's own outputs are judged by
+"""Number of unseen images for distances and the bound."""
+_OF_BASIS = 1000  # training images from which principal components are computed
+_JUDGED = 2000  # test images on which the teacher's own outputs are evaluated
 _FINE_TUNED = 200  # steps of fine-tuning that is compared with a probe
 _LABELS_ALONE = ("labels", "mixup", "oracle")  # methods that neither query a teacher nor use images without labels
 
@@ -117,7 +117,7 @@ class Ready:
 
     @property
     def some_test(self) -> Split:
-        """The test images that a teacher is judged by."""
+        """The test images on which a teacher is evaluated."""
         return self.data.test.subset(torch.arange(min(_JUDGED, len(self.data.test))))
 
     def student(self, second: int | None = None) -> nn.Module:
@@ -249,7 +249,7 @@ class Transfer(TrainingFields):
             ready = self.ready(shown)
             if self.teacher_weights is not None or self.teacher.startswith(("hf:", "onnx:")):
                 check_teacher(ready.teacher.network, ready.data, shown, smoke=self.smoke, other_classes=True)
-            for method in self.chosen:  # settings that do not go together are refused before anything is trained
+            for method in self.chosen:  # incompatible settings are refused before anything is trained
                 self.objective(method, self.network_of(method, ready), ready)
             subset, _ = self.parts(ready.data, self.per_class, self.seed)
             run = self.begin("transfer")
@@ -339,7 +339,7 @@ class Transfer(TrainingFields):
         """Check the settings that need no data.
 
         Raises:
-            InputError: A setting is out of range, or settings do not go together.
+            InputError: A setting is out of range, or settings are incompatible.
         """
         names = ("seeds", "every", "depths", "teacher_steps", "teacher_outputs", "oracle_steps", "feature_components")
         positive("transfer", **{name: getattr(self, name) for name in (*names, "probe_dimensions", "pool")})
@@ -366,7 +366,7 @@ class Transfer(TrainingFields):
             raise InputError(rule, got=f"{', '.join(sorted(rest))}", do=do)
 
     def _uses(self) -> tuple[tuple[str, bool, str], ...]:
-        """Settings that only some jobs use, whether this one does, and what it would need."""
+        """Return the settings that only some jobs use, whether this one does, and what they need."""
         there = self.teacher_weights is not None or self.teacher.startswith(("hf:", "onnx:"))
         trained = there or networks.is_run(self.teacher)
         taught, kl = any(each not in _LABELS_ALONE for each in self.chosen), self.compared[0] == "kl"

@@ -86,7 +86,7 @@ def _path(who: str, network: nn.Module, layer: str) -> str:
 
 _PARTS = ((0.5, 0.7), (0.8, 1.0))  # parts of the steps whose mean losses are compared
 FALL, LEARNED = 0.2, 0.3
-"""A loss that falls by more than the first share in the end, or by less than the second in all, has not converged."""
+"""A loss that falls by more than the first share at the end, or by less than the second in total, has not converged."""
 _SETS = {"unseen": "unseen images of the target", "source": "images of the source"}
 _SPACES = {"pixels": "pixels", "features": "the teacher's pooled features"}
 _TERMS = {
@@ -141,7 +141,7 @@ def not_converged(run: Run, done: Sequence[tuple[Cell, Result]]) -> list[str]:
     for method in dict.fromkeys(cell.method for cell, _ in done):
         cells = [(cell, result) for cell, result in done if cell.method == method]
         by_share = method.partition("+")[0] in ("lwf", "features") and run.settings.get("outputs_weight") is None
-        terms = ("labels",) if by_share else ("labels", "outputs")  # the weight that a share stands for changes
+        terms = ("labels",) if by_share else ("labels", "outputs")  # the weight of a share changes
         falls = [loss_falls(read_metrics(cell.folder(run).path), result["steps"], terms) for cell, result in cells]
         if not (known := [fall for fall in falls if fall is not None]):
             continue

@@ -94,7 +94,7 @@ class Surrogate(SurrogateFields):
             )
 
     def _cells(self, run: Run, source: Source, points: dict[int, dict[int, Samples]]) -> Iterator[Cell]:
-        """The cells, seed by seed; the training points of a seed are added to `points` before its first cell."""
+        """Yield the cells, seed by seed; the training points of a seed are added to `points` before its first cell."""
         for seed in range(self.seed, self.seed + (1 if self.smoke else self.seeds)):
             points[seed] = source.training(run, seed, self._learner(source, seed))
             for size, samples in points[seed].items():
@@ -125,7 +125,7 @@ class Surrogate(SurrogateFields):
         return self.methods if source.has_partials else ("values",)
 
     def _learner(self, source: Source, seed: int) -> Callable[[Samples], nn.Module]:
-        """Trains a student on the points so far, for active sampling: half the steps."""
+        """Train a student on the points so far, for active sampling: half the steps."""
 
         def learn(samples: Samples) -> nn.Module:
             x, y, j = _floats(samples)
@@ -229,7 +229,7 @@ class Surrogate(SurrogateFields):
         return ("adam", reason) if reason and samples.u is None else ("lbfgs", "deterministic, and small enough")
 
     def _check_process(self, data: Standardized) -> None:
-        """Refuse more than a Gaussian process can be conditioned on."""
+        """Refuse more values and partials than a Gaussian process can be conditioned on."""
         count = conditions_on(data)
         if count > LARGEST:
             rule = f"`--model gp` of `surrogate` takes up to {LARGEST} values and partials of an output."
@@ -283,7 +283,7 @@ class Surrogate(SurrogateFields):
     def process_of(
         self, source: Source, samples: Samples, method: str, seed: int
     ) -> tuple[nn.Module, GaussianProcess, Scaler]:
-        """Return the Gaussian process of all points as a module and as it is, and the scaler."""
+        """Return the Gaussian process of all points as a module, the process itself, and the scaler."""
         data, scaler = self.standardized(source, samples, method)
         process = fit_gaussian_process(data, seed=seed)
         return to_process_module(process, scaler, tuple(samples.x.shape[1:])), process, scaler
@@ -354,7 +354,7 @@ class Surrogate(SurrogateFields):
         )
 
     def _parts(self, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Rows for training, and those held out for the curves over the steps."""
+        """Return the rows for training, and those held out for the learning curves."""
         if not (0 <= self.validation < 1 or float(self.validation).is_integer()):
             raise InputError("`--validation` must be a fraction below 1, or an integer.", got=self.validation)
         if not self.validation:
@@ -425,7 +425,7 @@ class Surrogate(SurrogateFields):
         return shown.table()
 
     def _export(self, run: Run, source: Source, student: nn.Module, test: Samples) -> dict[str, Any]:
-        """The files of the network, each compared with it."""
+        """Write the files of the network, and compare each with it."""
         x, t, file = test.x.float(), source.output_units(test.y), networks.WEIGHTS
         off = difference(networks.load_student(run.path), student, x, t, str(run.path / file))
         return {

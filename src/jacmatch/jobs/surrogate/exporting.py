@@ -101,7 +101,7 @@ def _reader(data: bytes, path: Path) -> tuple[Callable[[Any], Any], str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells of its own parts on every channel there is."""
+    """Suppress the exporter's logs, warnings and prints."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -342,7 +342,7 @@ def check_function(function: Function, x: Float[Tensor, "sample input"], *, deri
 
 
 def _with_derivatives(function: Function, x: Tensor, y: Tensor) -> FunctionCheck:
-    """Whether the Jacobian is that of the function, and whether the function has one."""
+    """Check that the function is smooth and that the Jacobian is its derivative."""
     estimate, non_smooth = function.by_differences(x)
     share = float(non_smooth.double().mean())
     worst = format_point(x[int(non_smooth.int().argmax())]) if share else None
@@ -353,7 +353,7 @@ def _with_derivatives(function: Function, x: Tensor, y: Tensor) -> FunctionCheck
         rule = f"The Jacobian of {function.name} must have the shape {tuple(estimate.shape)}."
         raise InputError(rule, got=f"shape {tuple(j.shape)}", do="The order is batch, outputs, inputs.")
     comparisons = [_compared(function, y, j, estimate, non_smooth)]
-    if function.step is not None:  # a long step is off where the function curves, a short one where it is noisy
+    if function.step is not None:  # a long step is inexact where the function curves, a short one where it is noisy
         comparisons.append(_compared(function, y, j, *function.by_differences(x, function.precision ** (1 / 3))))
     known = [each for each in comparisons if each is not None]
     if not known:
@@ -387,7 +387,7 @@ def _compared(function: Function, y: Tensor, j: Tensor, estimate: Tensor, non_sm
     rounding = 8 * function.precision ** (2 / 3) * y.abs().amax(0)[:, None]
     off = (j - estimate).abs() * function.units
     beyond = (off - rounding) / largest
-    beyond[non_smooth] = 0.0  # there no difference means anything
+    beyond[non_smooth] = 0.0  # differences are meaningless there
     return _Compared(estimate, beyond, float((off / largest)[~non_smooth].max()))
 
 

@@ -83,7 +83,7 @@ def worst(disagreement: Float[Tensor, "sample"], count: int, seed: int) -> Int[T
 def shares(count: int, rounds: int) -> list[int]:
     """Return the number of points at the start and after each round of active sampling; the last is `count`.
 
-    A third of the points is there at the start; the rounds add equal parts of the others.
+    The first third of the points is drawn at the start; the rounds add equal parts of the others.
     """
     first = max(2, count // 3)
     return [first + (count - first) * number // rounds for number in range(rounds + 1)]
@@ -115,14 +115,14 @@ class Samples:
         return Samples(x, self.y[which], partials, round(self.calls * part), self.seconds * part, cotangents)
 
     def joined(self, more: "Samples") -> "Samples":
-        """Both."""
+        """Return the points of both."""
         partials = None if self.j is None or more.j is None else torch.cat([self.j, more.j])
         x, y = torch.cat([self.x, more.x]), torch.cat([self.y, more.y])
         return Samples(x, y, partials, self.calls + more.calls, self.seconds + more.seconds)
 
 
 def query(function: Function, x: Float[Tensor, "sample input"], *, jacobians: bool) -> Samples:
-    """Return values and, if wanted, Jacobians of the function at x."""
+    """Return values and, if requested, Jacobians of the function at x."""
     calls, seconds = function.points, function.seconds
     y = function.values(x)
     j = torch.cat([function.jacobian(part) for part in torch.split(x, _CHUNK)]) if jacobians else None

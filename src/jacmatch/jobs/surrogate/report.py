@@ -1,4 +1,4 @@
-"""What the report shows of a surrogate: errors and costs, predictions, residuals, sensitivities, and slices."""
+"""The report of a surrogate: errors and costs, predictions, residuals, sensitivities, and slices."""
 
 import contextlib
 from collections.abc import Mapping
@@ -130,7 +130,7 @@ def _line(low: Tensor, high: Tensor, number: int, count: int) -> Float[Tensor, "
 
 
 def _share(r2: float) -> str:
-    """Return R² with as many digits as tell it from 1."""
+    """Return R² with enough digits to distinguish it from 1."""
     return f"{r2:.4f}" if r2 < 0.9999 else f"1 − {1 - r2:.1g}"
 
 

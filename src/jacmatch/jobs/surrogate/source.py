@@ -112,7 +112,7 @@ class Source:
         if self.file is not None:
             order = torch.randperm(len(self.file.train), generator=torch.Generator().manual_seed(seed))
             return {size: self.file.train.rows(order[:size]) for size in self.sizes}
-        if self.job.sampling in ("latin-hypercube", "active"):  # of these a part is no such set
+        if self.job.sampling in ("latin-hypercube", "active"):  # a subset of these is not such a set
             return {size: self._cached(run, f"points-seed{seed}-n{size}", size, seed, learn) for size in self.sizes}
         samples = self._cached(run, f"points-seed{seed}", most, seed, learn)
         return {size: samples.rows(slice(size)) for size in self.sizes}
@@ -203,7 +203,7 @@ def open_source(job: SurrogateFields) -> Source:
 
 
 def code_behind(spec: str) -> Fingerprints:
-    """The source of the module in a PACKAGE.MODULE:CALLABLE and of those that it imports; nothing for other names."""
+    """Fingerprints of the module in a PACKAGE.MODULE:CALLABLE and of its imports; empty for other names."""
     module, colon, _ = spec.partition(":")
     return code_of(module) if colon else {}
 
@@ -228,7 +228,7 @@ def _units(kind: str, given: tuple[float, ...], spread: Tensor | None) -> Tensor
 
 
 def _resolved(x: Tensor, units: Tensor) -> None:
-    """Refuses inputs whose change is lost in float32, in which networks are trained."""
+    """Refuse inputs whose change is lost in float32, in which networks are trained."""
     lost = x.abs().amax(0) * torch.finfo(torch.float32).eps >= 1e-3 * units
     if bool(lost.any()):
         number = int(lost.flatten().int().argmax())
@@ -266,7 +266,7 @@ def _file(job: SurrogateFields) -> Source:
 
 
 def _warnings(whole: Samples, *, field: bool, smoke: bool) -> list[str]:
-    """Return one line for each thing about the samples of a file that looks wrong."""
+    """Return one line for each problem of the samples of a file."""
     partials = None if whole.j is None or whole.u is not None else whole.j.flatten(2).numpy()
     x, y = whole.x.flatten(1).numpy(), whole.y.numpy()
     lines = suspicious(x, y, partials, field=field)
